@@ -1,0 +1,35 @@
+"""What every test runs under: strict promotion, checked shapes, warnings as errors, 8 devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Decompositions in a loop can make OpenBLAS's threads spin.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+for variable in ("JNO_LORA_PLUGINS", "JNO_LORA_BLOCK", "JNO_LORA_STRICT"):
+    os.environ.pop(variable, None)
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["jno.lora", "jno_lora_zoo"], "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def getkey():
+    """A function that returns another key at each call, the same ones in every run."""
+    state = jax.random.key(5678)
+
+    def get():
+        nonlocal state
+        state, key = jax.random.split(state)
+        return key
+
+    return get

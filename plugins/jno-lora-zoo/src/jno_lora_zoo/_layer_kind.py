@@ -1,0 +1,94 @@
+"""What a method may ask of the layer it adapts, whatever kind of layer that is."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jno.lora import LoRAWrapper
+
+
+class LayerKind(LoRAWrapper):
+    """One kind of layer: its `(out, in)` matrix, and its linear map in pieces. No parameters.
+
+    A method needs `matrix` and `with_matrix` for its law, and the other operations for its fast
+    path. Those are only called if `is_known(base)`: on every other layer, whose `__call__` may do
+    more than this file knows of, the law's matrix is put into the base and the base is called.
+
+    Feature arrays have whatever shape suits the kind: `h` has the rank axis, `y` the output axis.
+    The operations cast the adapter's arrays to the dtype of the features.
+    """
+
+    # Whether `kronecker` is cheaper than a product with the whole matrix.
+    has_kronecker: ClassVar[bool] = False
+
+    @classmethod
+    @abc.abstractmethod
+    def is_known(cls, base: eqx.Module) -> bool:
+        """Whether `base`'s exact type is one whose `__call__` the operations below reproduce."""
+
+    @classmethod
+    @abc.abstractmethod
+    def matrix(cls, base: eqx.Module) -> Float[Array, "out in"]:
+        """The weight as an `(out, in)` matrix, in float32 at least."""
+
+    @classmethod
+    @abc.abstractmethod
+    def with_matrix(cls, base: eqx.Module, matrix: Float[Array, "out in"]) -> eqx.Module:
+        """`base` with that matrix as its weight, cast to the weight's own dtype."""
+
+    @abc.abstractmethod
+    def product(self, x: Array) -> Array:
+        """`y = W x`, without the bias."""
+
+    @abc.abstractmethod
+    def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
+        """`h = A x`: the first half of a low-rank product."""
+
+    @abc.abstractmethod
+    def up(self, h: Array, B: Float[Array, "out r"]) -> Array:
+        """`y = B h`: the second half of a low-rank product."""
+
+    @abc.abstractmethod
+    def mix(self, h: Array, R: Float[Array, "r r"]) -> Array:
+        """`R h`: a matrix on the rank axis."""
+
+    @abc.abstractmethod
+    def scale_rank(self, h: Array, d: Float[Array, " r"]) -> Array:
+        """`diag(d) h`: a factor for each component of the rank axis."""
+
+    @abc.abstractmethod
+    def scale_output(self, y: Array, v: Float[Array, " out"]) -> Array:
+        """`diag(v) y`: a factor for each output."""
+
+    @abc.abstractmethod
+    def rotate_output(self, y: Array, R: Float[Array, "blocks r r"]) -> Array:
+        """`blockdiag(R_1, R_2, ...) y`, cut to the outputs there are."""
+
+    @abc.abstractmethod
+    def rotates_output(self, block: int) -> bool:
+        """Whether rotating outputs in blocks of this size is the same as rotating the matrix."""
+
+    @abc.abstractmethod
+    def finish(self, y: Array) -> Array:
+        """Add the bias, and give the result the shape that the layer returns."""
+
+    def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+        """`y = (A ⊗ B) x`, cut to the inputs and outputs there are, without forming `A ⊗ B`."""
+        raise NotImplementedError
+
+
+def is_float_array(weight: Any) -> bool:
+    """Whether `weight` is a real floating array. (`Shared` puts placeholders in its place.)"""
+    return isinstance(weight, jax.Array | np.ndarray) and bool(
+        jnp.issubdtype(weight.dtype, jnp.floating)
+    )
+
+
+def at_least_float32(weight: Any) -> Array:
+    """`weight` in its own precision, or in float32 if that is more."""
+    return jnp.asarray(weight, jnp.promote_types(weight.dtype, jnp.float32))

@@ -1,0 +1,55 @@
+"""What the methods have in common: the law, and when the fast path may stand for it."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._layer_kind import LayerKind
+
+
+class Method(LayerKind):
+    """One paper: its arrays, its law `W -> W'`, and the fast way to compute `W' x`.
+
+    The law is the definition. `forward` must equal it, and is used where the layer's own
+    `__call__` is known to be `W x + b`; every other layer is called with the law's weight in it.
+    """
+
+    # arXiv number of the paper, and the number of trained parameters as a formula.
+    paper: ClassVar[str]
+    formula: ClassVar[str]
+
+    @abc.abstractmethod
+    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        """The adapted matrix `W'`, for the matrix `W` of `base`."""
+
+    @abc.abstractmethod
+    def forward(self, x: Array) -> Array:
+        """`W' x` by the operations of the layer kind."""
+
+    def has_fast_path(self) -> bool:
+        """Whether `forward` computes the law for this layer. Decided by static facts only."""
+        return True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """The adapted layer's output, for the arguments that the layer itself takes."""
+        only_input = len(args) == 1 and kwargs.keys() <= {"key"}
+        if only_input and self.is_known(self.base) and self.has_fast_path():
+            return self.finish(self.forward(args[0]))
+        return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def merge(self) -> eqx.Module:
+        """The base layer with the law's weight, computed in float32 at least."""
+        return self.with_matrix(self.base, self.law(self.matrix(self.base)))
+
+
+def clamped_rank(rank: int, *sizes: int) -> int:
+    """The effective rank: no larger than the matrix allows."""
+    return min(rank, *sizes)
+
+
+def in_dtype(W: Array, adapter_dtype: Any) -> Any:
+    """The dtype of an adapter's arrays: the matrix's (float32 at least) unless told otherwise."""
+    return W.dtype if adapter_dtype is None else jnp.dtype(adapter_dtype)

@@ -1,0 +1,41 @@
+"""Random matrices that are cheap enough to draw anew at every use."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Shaped
+
+
+def uniform_matrix(
+    seed: Shaped[Array, "4"], stream: int, shape: tuple[int, int], variance: float, dtype: Any
+) -> Float[Array, "rows columns"]:
+    """A matrix of independent uniform numbers with mean 0, the same for the same seed and stream.
+
+    A counter goes through two rounds of an integer hash (the finaliser of MurmurHash3), which XLA
+    fuses into its consumer. Not for cryptography; `jax.random` costs several times as much.
+
+    **Arguments:**
+
+    - `seed`: four numbers from 0 to 255, of any dtype.
+    - `stream`: tells the matrices of one seed apart.
+    """
+    digits = jnp.round(seed).astype(jnp.uint32) if _is_float(seed) else seed.astype(jnp.uint32)
+    word = digits[0] | (digits[1] << 8) | (digits[2] << 16) | (digits[3] << 24)
+    word = _hash(word ^ jnp.uint32((0x9E3779B9 * (stream + 1)) % 2**32))
+    rows, columns = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
+    bits = _hash(_hash(rows * jnp.uint32(shape[1]) + columns + word) ^ word)
+    # 24 bits are what a float32 holds; the half step makes the mean exactly 0.
+    unit = ((bits >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23) - 1.0
+    return (unit * jnp.float32(math.sqrt(3 * variance))).astype(dtype)
+
+
+def _hash(x: Array) -> Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _is_float(x: Array) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))

@@ -1,0 +1,97 @@
+"""Linear layers: `eqx.nn.Linear`, and everything that looks like it."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jno.lora import LinearLike, LoRAWrapper
+
+from .._layer_kind import LayerKind, at_least_float32, is_float_array
+
+
+class LinearLayer(LayerKind):
+    """`eqx.nn.Linear`, with `"scalar"` features too, and duck types with the same attributes.
+
+    The weight must be `(out_features, in_features)`, after any axes of a stack. A layer whose
+    weight contradicts its feature counts keeps it in another layout, and is not claimed.
+    """
+
+    has_kronecker: ClassVar[bool] = True
+
+    @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        """Whether `leaf` is a linear layer whose weight is laid out `(out, in)`."""
+        if not isinstance(leaf, eqx.Module) or isinstance(leaf, LoRAWrapper):
+            return False
+        # The nominal type first: a protocol costs microseconds per node.
+        if not isinstance(leaf, eqx.nn.Linear | LinearLike):
+            return False
+        sizes = (_size(leaf.out_features), _size(leaf.in_features))
+        return is_float_array(leaf.weight) and leaf.weight.shape[-2:] == sizes and 0 not in sizes
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        """The axes of the weight before `(out, in)`."""
+        return leaf.weight.ndim - 2
+
+    @classmethod
+    def is_known(cls, base: eqx.Module) -> bool:
+        return type(base) is eqx.nn.Linear
+
+    @classmethod
+    def matrix(cls, base: Any) -> Float[Array, "out in"]:
+        return at_least_float32(base.weight)
+
+    @classmethod
+    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+        return eqx.tree_at(lambda m: m.weight, base, matrix.astype(base.weight.dtype))
+
+    def product(self, x: Array) -> Array:
+        return self.base.weight @ self._vector(x)
+
+    def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
+        # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
+        return self._vector(x) @ A.T.astype(x.dtype)
+
+    def up(self, h: Array, B: Float[Array, "out r"]) -> Array:
+        return h @ B.T.astype(h.dtype)
+
+    def mix(self, h: Array, R: Float[Array, "r r"]) -> Array:
+        return h @ R.T.astype(h.dtype)
+
+    def scale_rank(self, h: Array, d: Float[Array, " r"]) -> Array:
+        return h * d.astype(h.dtype)
+
+    def scale_output(self, y: Array, v: Float[Array, " out"]) -> Array:
+        return y * v.astype(y.dtype)
+
+    def rotate_output(self, y: Array, R: Float[Array, "blocks r r"]) -> Array:
+        blocks, r, _ = R.shape
+        padded = jnp.pad(y, (0, blocks * r - y.size)).reshape(blocks, r)
+        return jnp.einsum("kij,kj->ki", R.astype(y.dtype), padded).reshape(-1)[: y.size]
+
+    def rotates_output(self, block: int) -> bool:
+        return True
+
+    def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+        # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.
+        x = self._vector(x)
+        r, (_, q) = A.shape[0], B.shape
+        X = jnp.pad(x, (0, r * q - x.size)).reshape(r, q)
+        Y = A.astype(x.dtype) @ (X @ B.T.astype(x.dtype))
+        return Y.reshape(-1)[: _size(self.base.out_features)]
+
+    def finish(self, y: Array) -> Array:
+        if self.base.bias is not None:
+            y = y + self.base.bias
+        return jnp.squeeze(y) if self.base.out_features == "scalar" else y
+
+    def _vector(self, x: Array) -> Array:
+        """The input as a vector; a layer with a `"scalar"` input takes a number."""
+        return jnp.reshape(x, (1,)) if self.base.in_features == "scalar" else x
+
+
+def _size(features: Any) -> Any:
+    return 1 if features == "scalar" else features

@@ -1,0 +1,111 @@
+"""LoRA, and two that change one thing about it: rsLoRA the scale, LoRA-FA what trains."""
+
+import abc
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._method import Method, clamped_rank, in_dtype
+
+
+class LowRank(Method):
+    """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; the subclasses say what `s` is."""
+
+    base: eqx.Module
+    lora_A: Float[Array, "r in"]
+    lora_B: Float[Array, "out r"]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        W = self.matrix(base)
+        outputs, inputs = W.shape
+        self.base = base
+        self.rank = r = clamped_rank(rank, outputs, inputs)
+        self.alpha = alpha
+        dtype = in_dtype(W, adapter_dtype)
+        self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(inputs)
+        self.lora_B = jnp.zeros((outputs, r), dtype)
+
+    @property
+    @abc.abstractmethod
+    def scaling(self) -> float:
+        """The factor `s` of the update."""
+
+    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        B, A = self.lora_B.astype(W.dtype), self.lora_A.astype(W.dtype)
+        return W + self.scaling * (B @ A)
+
+    def forward(self, x: Array) -> Array:
+        return self.product(x) + self.scaling * self.up(self.down(x, self.lora_A), self.lora_B)
+
+
+class LoRA(LowRank):
+    """LoRA: a low-rank update beside the frozen weight.
+
+    Law: `W' = W + (alpha / r) B A`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out)` parameters train.
+    `r = min(rank, in, out)`.
+
+    Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. No
+    dropout on the input: put an `eqx.nn.Dropout` before the layer.
+    """
+
+    adapter_fields = ("lora_A", "lora_B")
+    variant = "lora"
+    paper = "2106.09685"
+    formula = "r (in + out)"
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+
+class rsLoRA(LowRank):
+    """rsLoRA: LoRA whose scale keeps the size of the update stable as the rank grows.
+
+    Law: `W' = W + (alpha / sqrt(r)) B A`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out)` parameters
+    train.
+
+    Paper: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
+    arXiv:2312.03732.
+    """
+
+    adapter_fields = ("lora_A", "lora_B")
+    variant = "rslora"
+    paper = "2312.03732"
+    formula = "r (in + out)"
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / math.sqrt(self.rank)
+
+
+class LoRAFA(LowRank):
+    """LoRA-FA: LoRA with `A` frozen, so that the layer's input need not be kept for its gradient.
+
+    Law: `W' = W + (alpha / r) B A`, `A ~ N(0, 1/in)` and frozen, `B = 0`. `r out` parameters train.
+
+    Paper: Zhang et al., "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models
+    Fine-tuning", arXiv:2308.03303.
+    """
+
+    adapter_fields = ("lora_B",)
+    variant = "lora-fa"
+    paper = "2308.03303"
+    formula = "r out"
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank

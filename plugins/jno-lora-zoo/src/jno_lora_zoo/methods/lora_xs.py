@@ -1,0 +1,67 @@
+"""LoRA-XS: a tiny trained matrix between frozen singular factors."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._linalg import svd
+from .._method import Method, clamped_rank, in_dtype
+
+
+class LoRAXS(Method):
+    """LoRA-XS: only an `(r, r)` matrix trains, between the weight's own principal directions.
+
+    Law: `W' = W + (alpha / r) B R A`, `A = V_r^T` and `B = U_r S_r` from the `r` largest singular
+    triplets of `W` and frozen, `R = 0`. `r^2` parameters train.
+
+    Paper: Bałazy et al., "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters",
+    arXiv:2405.17604. The paper starts `R` from a narrow normal distribution; here it starts at 0,
+    so that the adapted model equals the original exactly.
+    """
+
+    adapter_fields = ("R",)
+    variant = "lora-xs"
+    paper = "2405.17604"
+    formula = "r^2"
+
+    base: eqx.Module
+    lora_A: Float[Array, "r in"]
+    lora_B: Float[Array, "out r"]
+    R: Float[Array, "r r"]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        del key  # the weight decides
+        W = self.matrix(base)
+        self.base = base
+        self.rank = r = clamped_rank(rank, *W.shape)
+        self.alpha = alpha
+        dtype = in_dtype(W, adapter_dtype)
+        U, S, Vt = svd(W)
+        self.lora_A = Vt[:r].astype(dtype)
+        self.lora_B = (U[:, :r] * S[None, :r]).astype(dtype)
+        self.R = jnp.zeros((r, r), dtype)
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the update."""
+        return self.alpha / self.rank
+
+    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        B, R, A = (array.astype(W.dtype) for array in (self.lora_B, self.R, self.lora_A))
+        return W + self.scaling * (B @ R @ A)
+
+    def forward(self, x: Array) -> Array:
+        h = self.mix(self.down(x, self.lora_A), self.R)
+        return self.product(x) + self.scaling * self.up(h, self.lora_B)

@@ -1,0 +1,73 @@
+"""OFT: rotate the outputs, in blocks."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._linalg import cayley
+from .._method import Method, clamped_rank, in_dtype
+
+
+class OFT(Method):
+    """OFT: orthogonal fine-tuning, which keeps the angles between neurons.
+
+    Law: `W' = blockdiag(R_1, ..., R_n) W` with `R = (I - Q~)(I + Q~)^-1`, `Q~ = (Q - Q^T) / 2`,
+    `Q = 0`. The blocks are `r x r` with `r = min(rank, out)`; where `r` does not divide `out`, the
+    last block's surplus rows and columns of `Q~` are masked *before* the Cayley map, so that the
+    block that is left is orthogonal too. `ceil(out / r) r^2` parameters train, of which the
+    antisymmetric part acts. `alpha` is ignored.
+
+    Paper: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
+    arXiv:2306.07280. No constraint on the distance from the identity (the paper's COFT).
+    """
+
+    adapter_fields = ("Q_blocks",)
+    variant = "oft"
+    paper = "2306.07280"
+    formula = "ceil(out / r) r^2"
+
+    base: eqx.Module
+    Q_blocks: Float[Array, "blocks r r"]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        del key  # nothing is random
+        W = self.matrix(base)
+        self.base = base
+        self.rank = r = clamped_rank(rank, W.shape[0])
+        self.alpha = alpha
+        blocks = math.ceil(W.shape[0] / r)
+        self.Q_blocks = jnp.zeros((blocks, r, r), in_dtype(W, adapter_dtype))
+
+    def rotations(self, W: Array) -> Float[Array, "blocks r r"]:
+        """The blocks `R`, each orthogonal, in the dtype of `W`."""
+        blocks, r, _ = self.Q_blocks.shape
+        Q = self.Q_blocks.astype(W.dtype)
+        exists = (jnp.arange(blocks * r) < W.shape[0]).reshape(blocks, r).astype(W.dtype)
+        skew = (Q - Q.mT) / 2 * exists[:, :, None] * exists[:, None, :]
+        return cayley(skew)
+
+    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        outputs, inputs = W.shape
+        R = self.rotations(W)
+        blocks, r, _ = R.shape
+        rows = jnp.pad(W, ((0, blocks * r - outputs), (0, 0))).reshape(blocks, r, inputs)
+        return (R @ rows).reshape(blocks * r, inputs)[:outputs]
+
+    def has_fast_path(self) -> bool:
+        return self.rotates_output(self.rank)
+
+    def forward(self, x: Array) -> Array:
+        return self.rotate_output(self.product(x), self.rotations(self.matrix(self.base)))

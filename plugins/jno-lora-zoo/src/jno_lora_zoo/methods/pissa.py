@@ -1,0 +1,135 @@
+"""PiSSA and MiLoRA: the weight's own singular triplets, taken out of it and trained."""
+
+import abc
+from collections.abc import Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._linalg import svd
+from .._method import Method, clamped_rank, in_dtype
+
+
+class SingularSplit(Method):
+    """`W = (W - s B0 A0) + s B0 A0`: the first part is frozen as `base`, the second trains.
+
+    The initial factors are kept, so that `unwrap` gives the original weight back (to rounding) and
+    a checkpoint can be restored without another decomposition.
+    """
+
+    adapter_fields = ("lora_A", "lora_B")
+    formula = "r (in + out)"
+
+    base: eqx.Module
+    lora_A: Float[Array, "r in"]
+    lora_B: Float[Array, "out r"]
+    initial_A: Float[Array, "r in"]
+    initial_B: Float[Array, "out r"]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        del key  # the weight decides
+        if alpha <= 0:
+            raise ValueError(
+                f"{type(self).__name__} divides by its scale, so alpha must be greater than 0, "
+                f"but is {alpha}"
+            )
+        W = self.matrix(base)
+        outputs, inputs = W.shape
+        self.rank = r = clamped_rank(rank, outputs, inputs)
+        self.alpha = alpha
+        dtype = in_dtype(W, adapter_dtype)
+        U, S, Vt = svd(W)
+        chosen = self.triplets(r, min(outputs, inputs))
+        root = jnp.sqrt(S[chosen] / self.scaling)
+        self.lora_A = (root[:, None] * Vt[chosen, :]).astype(dtype)
+        self.lora_B = (U[:, chosen] * root[None, :]).astype(dtype)
+        # Copies: one buffer in two leaves could not be donated to a compiled step.
+        self.initial_A, self.initial_B = jnp.copy(self.lora_A), jnp.copy(self.lora_B)
+        self.base = self.with_matrix(base, W - self.update(self.initial_B, self.initial_A, W))
+
+    @staticmethod
+    @abc.abstractmethod
+    def triplets(r: int, n: int) -> slice:
+        """Which `r` of the `n` singular triplets, sorted from the largest, are trained."""
+
+    @property
+    def scaling(self) -> float:
+        """The factor `s` of the low-rank part."""
+        return self.alpha / self.rank
+
+    def update(self, B: Array, A: Array, W: Array) -> Float[Array, "out in"]:
+        """`s B A` in the precision of `W`."""
+        return self.scaling * (B.astype(W.dtype) @ A.astype(W.dtype))
+
+    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        return W + self.update(self.lora_B, self.lora_A, W)
+
+    def forward(self, x: Array) -> Array:
+        return self.product(x) + self.scaling * self.up(self.down(x, self.lora_A), self.lora_B)
+
+    def unwrap(self) -> eqx.Module:
+        """The original layer: the residual plus the initial factors' product, to rounding."""
+        W = self.matrix(self.base)
+        return self.with_matrix(self.base, W + self.update(self.initial_B, self.initial_A, W))
+
+    @classmethod
+    def from_state(
+        cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
+    ) -> Self:
+        """Restore from the saved factors; the residual follows from the initial ones."""
+        self = super().from_state(base, state, rank, alpha)
+        W = cls.matrix(base)
+        residual = W - self.update(self.initial_B, self.initial_A, W)
+        return eqx.tree_at(lambda w: w.base, self, cls.with_matrix(base, residual))
+
+
+class PiSSA(SingularSplit):
+    """PiSSA: train the principal singular triplets of the weight, freeze the rest.
+
+    Law: `W' = base + (alpha / r) B A`. With `U S V^T` the `r` largest triplets of `W` and `s` the
+    scale, `B = U sqrt(S / s)` and `A = sqrt(S / s) V^T` at first, and `base` holds `W - s B A`.
+    `r(in + out)` parameters train. The decomposition runs in float32 at least.
+
+    Paper: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large
+    Language Models", arXiv:2404.02948. The paper has no scale; `alpha = r` gives its `s = 1`.
+
+    **Raises:** `ValueError` if `alpha` is not positive.
+    """
+
+    variant = "pissa"
+    paper = "2404.02948"
+
+    @staticmethod
+    def triplets(r: int, n: int) -> slice:
+        return slice(0, r)
+
+
+class MiLoRA(SingularSplit):
+    """MiLoRA: train the *minor* singular triplets of the weight, freeze the principal ones.
+
+    Law: that of PiSSA, with the `r` smallest triplets. `r(in + out)` parameters train.
+
+    Paper: Wang et al., "MiLoRA: Harnessing Minor Singular Components for Parameter-Efficient LLM
+    Finetuning", arXiv:2406.09044.
+
+    **Raises:** `ValueError` if `alpha` is not positive.
+    """
+
+    variant = "milora"
+    paper = "2406.09044"
+
+    @staticmethod
+    def triplets(r: int, n: int) -> slice:
+        return slice(n - r, n)

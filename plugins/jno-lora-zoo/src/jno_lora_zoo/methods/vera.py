@@ -1,0 +1,77 @@
+"""VeRA: two trained vectors around random matrices that are never stored."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from .._method import Method, in_dtype
+from .._random import uniform_matrix
+
+
+class VeRA(Method):
+    """VeRA: vector-based random matrix adaptation.
+
+    Law: `W' = W + (alpha / r) diag(b) B diag(d) A`. `A` `(r, in)` and `B` `(out, r)` are uniform
+    with mean 0 and variances `1/in` and 1; they are drawn from `seed` at every use and are part of
+    no tree and no checkpoint. `b = 0` and `d = 1` train: `out + r` parameters. The rank is not
+    clamped.
+
+    Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
+    paper shares one pair of matrices among all layers and starts `d` at 0.1; here each layer has a
+    seed of its own, and `d` starts at 1.
+    """
+
+    adapter_fields = ("b", "d")
+    variant = "vera"
+    paper = "2310.11454"
+    formula = "out + r"
+
+    base: eqx.Module
+    b: Float[Array, " out"]
+    d: Float[Array, " r"]
+    # Four numbers from 0 to 255: small enough to survive a cast of the whole model to any floating
+    # dtype. An array, not static, so that layers can be stacked and seeds differ without retracing.
+    seed: Shaped[Array, "4"]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        W = self.matrix(base)
+        self.base, self.rank, self.alpha = base, rank, alpha
+        dtype = in_dtype(W, adapter_dtype)
+        self.b = jnp.zeros(W.shape[0], dtype)
+        self.d = jnp.ones(rank, dtype)
+        self.seed = jax.random.bits(key, (4,), jnp.uint8)
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the update."""
+        return self.alpha / self.rank
+
+    def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
+        """The random matrices `A` and `B`, in the dtype of `W`."""
+        outputs, inputs = W.shape
+        A = uniform_matrix(self.seed, 0, (self.rank, inputs), 1 / inputs, W.dtype)
+        B = uniform_matrix(self.seed, 1, (outputs, self.rank), 1.0, W.dtype)
+        return A, B
+
+    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        A, B = self.projections(W)
+        b, d = self.b.astype(W.dtype), self.d.astype(W.dtype)
+        return W + self.scaling * (b[:, None] * (B @ (d[:, None] * A)))
+
+    def forward(self, x: Array) -> Array:
+        A, B = self.projections(self.matrix(self.base))
+        h = self.scale_rank(self.down(x, A), self.d)
+        return self.product(x) + self.scale_output(self.scaling * self.up(h, B), self.b)

@@ -1,0 +1,290 @@
+"""The contract of an adapter: `LoRAWrapper`, and the shapes of layer it may find."""
+
+import abc
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PRNGKeyArray
+
+from ._errors import WrapperError
+from ._paths import bullets, path_str
+from ._stacking import over_stack
+
+if TYPE_CHECKING:
+    from typing import Annotated, ClassVar as AbstractClassVar, TypeAlias, TypeVar
+
+    _T = TypeVar("_T")
+    AbstractVar: TypeAlias = Annotated[_T, "AbstractVar"]
+else:
+    from equinox import AbstractClassVar, AbstractVar
+
+
+@runtime_checkable
+class LinearLike(Protocol):
+    """A layer that looks like `eqx.nn.Linear`: `weight` is `(out_features, in_features)`.
+
+    A feature count may be `"scalar"`, as in Equinox. The layer may accept leading batch axes.
+    """
+
+    weight: Any
+    in_features: Any
+    out_features: Any
+
+    def __call__(self, x: Any) -> Any:
+        """Apply the layer."""
+        ...
+
+
+@runtime_checkable
+class ConvLike(Protocol):
+    """A layer that looks like `eqx.nn.Conv`: `weight` is `(out, in / groups, *kernel_size)`."""
+
+    weight: Any
+    in_channels: Any
+    out_channels: Any
+
+    def __call__(self, x: Any) -> Any:
+        """Apply the layer."""
+        ...
+
+
+class LoRAWrapper(eqx.Module):
+    """Base class of every adapter: an `eqx.Module` that stands in the place of one layer.
+
+    A subclass says which fields are trained (`adapter_fields`), which layers it can wrap
+    (`applies_to`), how it starts (`__init__(base, rank, alpha, *, key)`), what it computes
+    (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional.
+
+    A wrapper reads like the layer it wraps: an attribute it lacks comes from `base` if it holds
+    no array (`in_features`, `kernel_size`), and from the merged layer if it does (`weight`), so
+    that models which read the weights of their layers see the adapter.
+
+    !!! example
+
+        ```python
+        class Scale(LoRAWrapper):
+            adapter_fields = ("gain",)
+            base: eqx.nn.Linear
+            gain: jax.Array
+            rank: int = eqx.field(static=True)
+            alpha: float = eqx.field(static=True)
+
+            @classmethod
+            def applies_to(cls, leaf):
+                return type(leaf) is eqx.nn.Linear
+
+            def __init__(self, base, rank, alpha, *, key):
+                self.base, self.rank, self.alpha = base, rank, alpha
+                self.gain = jnp.ones(())
+
+            def __call__(self, x):
+                return self.merge()(x)
+
+            def merge(self):
+                return eqx.tree_at(lambda l: l.weight, self.base, self.gain * self.base.weight)
+        ```
+    """
+
+    # Names of the trainable fields. Everything else in the wrapper is frozen.
+    adapter_fields: AbstractClassVar[tuple[str, ...]]
+    # The layer that is adapted, the effective rank and the numerator of the scale.
+    base: AbstractVar[Any]
+    rank: AbstractVar[int]
+    alpha: AbstractVar[float]
+
+    # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
+    variant: ClassVar[str | None] = None
+    # Whether the adapter takes part in `wrapper="auto"`.
+    auto: ClassVar[bool] = False
+
+    if TYPE_CHECKING:  # how the dispatcher calls the class; each adapter writes its own
+
+        def __init__(self, base: Any, rank: int, alpha: float, *, key: PRNGKeyArray): ...
+
+    @classmethod
+    @abc.abstractmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        """Whether this adapter can wrap `leaf`, any node of a model. Must never raise."""
+
+    @abc.abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer computes with the adapter. `key=` is dropped if a subclass lacks it."""
+
+    @abc.abstractmethod
+    def merge(self) -> eqx.Module:
+        """One plain layer of the base's structure, shapes and dtypes, adapter folded in.
+
+        Pure and differentiable. Of a stacked layer it sees one slice.
+        """
+
+    def unwrap(self) -> eqx.Module:
+        """The layer as it was before adapting. Of a stacked layer it sees one slice."""
+        return self.base
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        """How many leading axes of `leaf`'s arrays come before one layer's own. Default 0.
+
+        If it is not 0, the dispatcher maps `__init__`, `merge`, `unwrap` and `from_state` over
+        those axes, so that each of them only ever sees one layer.
+        """
+        return 0
+
+    def state(self) -> dict[str, Array]:
+        """What a checkpoint holds: by default every array outside `base`, by its path."""
+        arrays = jtu.tree_flatten_with_path(_without_base(self))[0]
+        return {path_str(path): leaf for path, leaf in arrays if eqx.is_array(leaf)}
+
+    @classmethod
+    def from_state(
+        cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
+    ) -> Self:
+        """The adapter around `base` that `state()` described, without running the initialiser.
+
+        `base` is the layer as it was before adapting. By default `__init__` is only traced for
+        the shapes of its arrays (`eqx.filter_eval_shape`), which are then filled from `state`.
+
+        **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
+        another shape.
+        """
+        template = eqx.filter_eval_shape(
+            lambda base, key: cls(base, rank, alpha, key=key), base, jax.random.key(0)
+        )
+        leaves, treedef = jtu.tree_flatten_with_path(_without_base(template))
+        names = [path_str(path) for path, _ in leaves]
+        expected = {n: x for n, (_, x) in zip(names, leaves, strict=True) if hasattr(x, "shape")}
+        wrong = [f"{n}: expected, missing" for n in expected if n not in state]
+        wrong += [f"{n}: not a field of {cls.__name__}" for n in state if n not in expected]
+        wrong += [
+            f"{n}: expected shape {expected[n].shape}, got {jnp.shape(state[n])}"
+            for n in expected
+            if n in state and jnp.shape(state[n]) != expected[n].shape
+        ]
+        if wrong:
+            raise WrapperError(f"The saved state does not fit {cls.__name__}:\n{bullets(wrong)}")
+        filled = [state.get(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
+        empty = jtu.tree_unflatten(treedef, filled)
+        return eqx.tree_at(lambda w: w.base, empty, base, is_leaf=lambda x: x is None)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        call = cls.__dict__.get("__call__")
+        if call is not None and not _accepts_key(call):
+            # Equinox passes `key=` to every layer of a `Sequential`; an author need not care.
+            setattr(cls, "__call__", _dropping_key(call))  # noqa: B010
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only if normal lookup failed. A declared field that is not set yet (inside
+        # `__init__`) must stay an error, else the base's attribute of that name would pass for it.
+        if (
+            (name.startswith("__") and name.endswith("__"))
+            or "base" not in self.__dict__
+            or name in {f.name for f in dataclasses.fields(self)}
+        ):
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        base = self.__dict__["base"]
+        try:
+            value = getattr(base, name)
+        except AttributeError:
+            raise AttributeError(
+                f"Neither the adapter {type(self).__name__!r} nor the {type(base).__name__!r} "
+                f"that it wraps has an attribute {name!r}"
+            ) from None
+        # A bound method of an Equinox module is a pytree that holds the module, so methods are
+        # seen here as well. What holds no array (static fields, `Shared`'s placeholder) is handed
+        # through as it is.
+        if any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
+            return getattr(merged_layer(self), name)
+        return value
+
+
+def merged_layer(wrapper: LoRAWrapper) -> eqx.Module:
+    """`wrapper.merge()`, mapped over the axes of a stacked layer."""
+    return over_stack(lambda w: w.merge(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
+
+
+def unwrapped_layer(wrapper: LoRAWrapper) -> eqx.Module:
+    """`wrapper.unwrap()`, mapped over the axes of a stacked layer."""
+    return over_stack(lambda w: w.unwrap(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
+
+
+def is_wrapper(node: Any) -> bool:
+    """Whether `node` is an adapted layer."""
+    return isinstance(node, LoRAWrapper)
+
+
+@functools.lru_cache(maxsize=4096)
+def contract_problems(cls: Any) -> tuple[str, ...]:
+    """What keeps `cls` from being a usable adapter class; empty if nothing does."""
+    if not (isinstance(cls, type) and issubclass(cls, LoRAWrapper)):
+        return (f"{cls!r} is not a subclass of jno.lora.LoRAWrapper",)
+    missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
+    if missing:
+        return tuple(f"`{name}` is not defined" for name in missing)
+    problems: list[str] = []
+    names = cls.adapter_fields
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if not isinstance(names, tuple) or not names or not all(isinstance(n, str) for n in names):
+        problems.append(
+            "`adapter_fields` must be a non-empty tuple of field names, such as "
+            f'`("lora_A",)` (mind the comma), but is {names!r}'
+        )
+        names = ()
+    for name in names:
+        if name not in fields:
+            others = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
+            problems.append(
+                f"`adapter_fields` names {name!r}, which is not a field (fields: {others or '-'})"
+            )
+        elif fields[name].metadata.get("static", False):
+            problems.append(f"`adapter_fields` names {name!r}, which is static: it cannot train")
+    if "base" in names:
+        problems.append("`adapter_fields` names 'base', which must stay frozen")
+    if "base" not in fields:
+        problems.append("`base` must be a field (`base: eqx.Module`)")
+    try:
+        inspect.signature(cls.__init__).bind(None, None, 4, 1.0, key=None)
+    except TypeError as err:
+        problems.append(f"`__init__` must accept `(self, base, rank, alpha, *, key)`: {err}")
+    for name in ("applies_to", "stack_ndim", "from_state"):
+        if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
+            problems.append(f"`{name}` must be a classmethod")
+    if not (cls.variant is None or isinstance(cls.variant, str)):
+        problems.append(f"`variant` must be a string or None, but is {cls.variant!r}")
+    return tuple(problems)
+
+
+def check_contract(cls: Any) -> None:
+    """**Raises:** `WrapperError` that lists everything in which `cls` breaks the contract."""
+    problems = contract_problems(cls)
+    if problems:
+        name = getattr(cls, "__qualname__", repr(cls))
+        raise WrapperError(
+            f"{name} is not a usable adapter class:\n{bullets(problems)}\n"
+            "See `jno.lora.LoRAWrapper` for the form of an adapter."
+        )
+
+
+def _without_base(wrapper: LoRAWrapper) -> Any:
+    return eqx.tree_at(lambda w: w.base, wrapper, None)
+
+
+def _accepts_key(call: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(call).parameters
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or "key" in parameters
+
+
+def _dropping_key(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def wrapped(self: LoRAWrapper, *args: Any, key: Any = None, **kwargs: Any) -> Any:
+        del key
+        return call(self, *args, **kwargs)
+
+    return wrapped

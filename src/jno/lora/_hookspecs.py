@@ -1,0 +1,40 @@
+"""The two hooks a plugin may implement (pluggy project `jno_lora`)."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from ._contract import LoRAWrapper
+
+PROJECT = "jno_lora"
+ENTRY_POINT_GROUP = "jno.lora"
+
+# The version of the hooks and of the wrapper contract. A plugin module may say which one it was
+# written for (`jno_lora_api = 1`); one that asks for a higher number is not loaded.
+API_VERSION = 1
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper]]":  # pyright: ignore[reportReturnType]
+    """Return the adapter classes that this plugin provides.
+
+    Called once, when the plugin is loaded. Import the adapters inside this function, so that
+    finding the plugin costs nothing.
+    """
+
+
+@hookspec(firstresult=True)
+def jno_lora_select(  # pyright: ignore[reportReturnType]
+    path: str, leaf: Any, candidates: "Sequence[type[LoRAWrapper]]"
+) -> "type[LoRAWrapper] | None":
+    """Choose among two or more adapters of equal priority that claim the same layer.
+
+    Asked only in that case (`wrapper="auto"`, or a variant that several plugins provide). Return
+    one of `candidates`, or `None` to leave the choice to the next plugin; if no plugin chooses,
+    the user gets an error that names the candidates.
+    """

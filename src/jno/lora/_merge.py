@@ -1,0 +1,76 @@
+"""Taking adapters out again: folded into their layers, or dropped."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
+from ._errors import JnoLoraError, WrapperError
+from ._paths import KeyPath, path_str, show_path
+
+M = TypeVar("M")
+
+
+def merge_lora(model: M) -> M:
+    """`model` with every adapter folded into its layer.
+
+    Pure and differentiable: it may run inside a loss, for models that read their layers' weights
+    in ways that no wrapper can see (see the documentation on training).
+
+    **Arguments:**
+
+    - `model`: any pytree. What carries no adapter is returned as it is.
+
+    **Returns:** a tree of the structure, classes, shapes and dtypes of the model before adapting.
+
+    **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged or merges into
+    something else than it wrapped.
+    """
+    return _replace_wrappers(model, merged_layer, "merge")
+
+
+def unwrap_lora(model: M) -> M:
+    """`model` with every adapter dropped: the layers as they were before adapting.
+
+    **Arguments:**
+
+    - `model`: any pytree. What carries no adapter is returned as it is.
+
+    **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails.
+    """
+    return _replace_wrappers(model, unwrapped_layer, "unwrap")
+
+
+def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
+    def replace(keys: KeyPath, node: Any) -> Any:
+        if not is_wrapper(node):
+            return node
+        where = f"the {type(node).__name__} at {show_path(path_str(keys))!r}"
+        try:
+            layer = plain(node)
+        except JnoLoraError as err:
+            raise type(err)(f"Could not {verb} {where}: {err}") from err
+        except Exception as err:
+            raise WrapperError(f"Could not {verb} {where}: {type(err).__name__}: {err}") from err
+        _check_same_form(node.base, layer, f"`{verb}()` of {where}")
+        return layer
+
+    return jtu.tree_map_with_path(replace, model, is_leaf=is_wrapper)
+
+
+def _check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
+    if jtu.tree_structure(base) != jtu.tree_structure(layer):
+        raise WrapperError(
+            f"{what} must return a layer of the structure that was wrapped, expected\n{base}\n"
+            f"but got\n{layer}"
+        )
+    before, after = jtu.tree_leaves_with_path(base), jtu.tree_leaves(layer)
+    for (keys, old), new in zip(before, after, strict=True):
+        if eqx.is_array(old) and (jnp.shape(old), old.dtype) != (jnp.shape(new), new.dtype):
+            raise WrapperError(
+                f"{what} changes {path_str(keys)!r} from {old.dtype}{list(old.shape)} to "
+                f"{new.dtype}{list(new.shape)}: keep the shape, and cast back to the base's dtype."
+            )

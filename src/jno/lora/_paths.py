@@ -1,0 +1,43 @@
+"""Paths of pytree nodes: how they are written, hashed and compared."""
+
+import difflib
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax.tree_util as jtu
+
+KeyPath = tuple[Any, ...]
+
+
+def path_str(keys: KeyPath) -> str:
+    """A JAX key path, slash-joined: `encoder/layers/0/query_proj`. The root is `""`."""
+    return jtu.keystr(keys, simple=True, separator="/")
+
+
+def show_path(path: str) -> str:
+    """A path as it is written in messages and tables."""
+    return path or "<root>"
+
+
+def stable_hash(path: str) -> int:
+    """A 32-bit hash of `path`, the same in every process (`hash` is salted, this is not)."""
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=4).digest(), "little")
+
+
+def nearest(name: str, options: Iterable[str], n: int = 5) -> list[str]:
+    """The options most like `name`, best first. At least one, if there are any options."""
+    unique = list(dict.fromkeys(options))
+    # For a regex the literal part decides: ".*enc.*" should still find "encoder/0".
+    return difflib.get_close_matches(name, unique, n=n, cutoff=0.4) or difflib.get_close_matches(
+        name, unique, n=1, cutoff=0.0
+    )
+
+
+def bullets(lines: Iterable[str], limit: int = 12) -> str:
+    """The lines as an indented list, cut after `limit` with a count of the rest."""
+    lines = list(lines)
+    shown = [f"  - {line}" for line in lines[:limit]]
+    if len(lines) > limit:
+        shown.append(f"  - ... and {len(lines) - limit} more")
+    return "\n".join(shown)

@@ -1,0 +1,100 @@
+"""What an application of adapters would do, layer by layer: the result of the dispatcher's walk."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._contract import LoRAWrapper
+from ._paths import KeyPath, show_path
+from ._tables import as_text, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PlanStatus = Literal[
+    "wrapped",
+    "target does not match",
+    "mask does not select",
+    "no wrapper applies",
+    "already adapted",
+    "inside WeightNorm",
+    "inside SpectralNorm",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRow:
+    """One candidate: a layer that holds arrays of its own, or that some adapter claims.
+
+    - `path`: where it is; `layer`: its class.
+    - `status`: `"wrapped"`, or the reason why not.
+    - `wrapper`, `distribution`, `rank`, `alpha`: what wraps it (or wraps it already). The rank is
+        the requested one; a small layer clamps it.
+    """
+
+    path: str
+    layer: str
+    status: PlanStatus
+    wrapper: type[LoRAWrapper] | None = None
+    distribution: str | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    # How the dispatcher finds the node again, and which spec chose it.
+    keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
+    spec: int | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def explanation(self) -> str:
+        """The status as a phrase: "wrapped by DoRALinear", "target does not match", ..."""
+        if self.status == "wrapped" and self.wrapper is not None:
+            return f"wrapped by {self.wrapper.__name__}"
+        if self.status == "already adapted" and self.wrapper is not None:
+            return f"already adapted by {self.wrapper.__name__}"
+        return self.status
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every candidate of a model and what becomes of it. Prints as a table."""
+
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def wrapped(self) -> tuple[PlanRow, ...]:
+        """The rows of the layers that would be wrapped."""
+        return self.having("wrapped")
+
+    def having(self, *statuses: PlanStatus) -> tuple[PlanRow, ...]:
+        """The rows with one of these statuses."""
+        return tuple(row for row in self.rows if row.status in statuses)
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __rich__(self) -> "Table":
+        columns = [("path", "left"), ("layer", "left"), ("plan", "left"), ("from", "left")]
+        return table(
+            f"{len(self.wrapped)} of {len(self.rows)} candidate layers would be wrapped",
+            [*columns, ("rank", "right"), ("alpha", "right")],
+            (
+                (
+                    show_path(row.path),
+                    row.layer,
+                    row.explanation,
+                    row.distribution or "",
+                    _number(row.rank),
+                    _number(row.alpha),
+                )
+                for row in self.rows
+            ),
+        )
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:g}"

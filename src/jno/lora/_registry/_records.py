@@ -1,0 +1,67 @@
+"""What the registry knows: typed, frozen records."""
+
+import dataclasses
+from typing import Literal
+
+from .._contract import LoRAWrapper
+
+PluginStatus = Literal["loaded", "blocked", "failed", "incompatible", "conflict"]
+
+# The "distribution" of adapters that were registered by `jno.lora.register`.
+IN_PROCESS = "(in-process)"
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisteredWrapper:
+    """One adapter class and the plugin that provides it."""
+
+    cls: type[LoRAWrapper]
+    distribution: str
+    version: str
+
+    @property
+    def name(self) -> str:
+        """The name to use in `wrapper=`."""
+        return self.cls.__name__
+
+    @property
+    def qualified_name(self) -> str:
+        """The name to use in `wrapper=` where `name` is ambiguous: `"distribution:Name"`."""
+        return f"{self.distribution}:{self.name}"
+
+    def describe(self) -> str:
+        """For messages: the qualified name and the version."""
+        version = f" {self.version}" if self.version else ""
+        return f"{self.qualified_name} (from {self.distribution}{version})"
+
+
+@dataclasses.dataclass(frozen=True)
+class PluginRecord:
+    """One plugin that was found: what it is, what became of it, and what it provides.
+
+    - `name`: the entry point's name; `value`: the module it names.
+    - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_PLUGINS` or `JNO_LORA_BLOCK`), `"failed"`,
+        `"incompatible"` (asks for a newer `jno_lora_api`) or `"conflict"` (loaded, but some of its
+        names are taken by another plugin, so that they need the `"distribution:Name"` form).
+    - `error`: the exception, or the reason, if the status is not `"loaded"`.
+    - `seconds`: how long loading took.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    value: str
+    status: PluginStatus
+    error: Exception | None = None
+    seconds: float = 0.0
+    wrappers: tuple[RegisteredWrapper, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether its adapters can be used."""
+        return self.status in ("loaded", "conflict")
+
+    def describe(self) -> str:
+        """For messages: distribution, version and entry point."""
+        version = f" {self.version}" if self.version else ""
+        return f"{self.distribution}{version} (entry point {self.name!r} = {self.value!r})"

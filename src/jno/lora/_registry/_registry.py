@@ -1,0 +1,245 @@
+"""The registry: lazy, isolated, deterministic."""
+
+import dataclasses
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pluggy
+
+from .. import _hookspecs
+from .._contract import LoRAWrapper, check_contract
+from .._errors import JnoLoraWarning, PluginError
+from .._hookspecs import PROJECT
+from .._zoo_names import DEFAULT_NAMES, FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_NAMES
+from ._discovery import Found, Policy, find_plugins, find_plugins_of
+from ._loading import collect, load
+from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
+from ._snapshot import Snapshot, missing_zoo
+
+
+class Registry:
+    """Finds, loads and names adapters.
+
+    Plugins load lazily: the defaults and the zoo's own names import only the zoo, explicit
+    classes import nothing, and everything else (other names, variants, `"auto"`, listing) loads
+    all installed plugins once. Every method is thread-safe.
+
+    **Arguments:**
+
+    - `discover`: whether to look for installed plugins. With `False` the registry holds only what
+        is given to `register`, for applications that must not import what happens to be installed.
+    """
+
+    def __init__(self, *, discover: bool = True):
+        self._discover = discover
+        self._lock = threading.RLock()
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(_hookspecs)
+        self._loaded: dict[tuple[str, str, str], PluginRecord] = {}
+        self._in_process: list[PluginRecord] = []
+        self._zoo_sought = self._all_loaded = False
+        self._snapshot = Snapshot()
+
+    def records(self) -> tuple[PluginRecord, ...]:
+        """One record per plugin found, loading all of them if that has not happened yet."""
+        return self._load_all().records
+
+    def defaults(self) -> tuple[type[LoRAWrapper], ...]:
+        """The adapters of `wrapper=None`: `LoRALinear` and `LoRAConv`. Imports only the zoo."""
+        return tuple(self.zoo_class(name) for name in DEFAULT_NAMES)
+
+    def zoo_class(self, name: str) -> type[LoRAWrapper]:
+        """One class of the zoo, by its name. Imports only the zoo.
+
+        **Raises:** `PluginError` if the zoo is missing, blocked or broken.
+        """
+        snapshot = self._load_zoo()
+        for wrapper in snapshot.by_name.get(name, ()):
+            return wrapper.cls
+        snapshot.raise_if_unusable(ZOO_DISTRIBUTION, wanted=name)
+        raise missing_zoo(name)
+
+    def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
+        """The classes that a name or variant stands for. See `Snapshot.resolve`."""
+        if name in ZOO_NAMES:
+            return (self.zoo_class(name),)
+        return self._load_all().resolve(name)
+
+    def auto(self) -> tuple[type[LoRAWrapper], ...]:
+        """Every registered adapter with `auto = True`."""
+        return self._load_all().auto()
+
+    def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
+        """Which plugin provides `cls`, as far as is known without loading anything."""
+        return self._snapshot.provider(cls)
+
+    def select(
+        self, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
+    ) -> type[LoRAWrapper] | None:
+        """What the plugins' `jno_lora_select` hooks choose, or `None` if none of them does.
+
+        **Raises:** `PluginError` if a hook chooses something that is not a candidate.
+        """
+        chosen = self._manager.hook.jno_lora_select(path=path, leaf=leaf, candidates=candidates)
+        if chosen is not None and chosen not in candidates:
+            raise PluginError(
+                f"A `jno_lora_select` hook chose {chosen!r} for {path!r}, which is not among the "
+                f"candidates {[c.__name__ for c in candidates]}. Return one of them, or None."
+            )
+        return chosen
+
+    def register(self, item: Any) -> Any:
+        """Register an adapter class, or an object with hook implementations, in this process.
+
+        **Arguments:**
+
+        - `item`: a `LoRAWrapper` subclass, or any object (a module, an instance) whose functions
+            are marked with `jno.lora.hookimpl`. A class that is defined again under the same
+            module and name (a notebook cell that ran twice) replaces the former one.
+
+        **Returns:** `item`, so that this can be used as a class decorator.
+
+        **Raises:** `WrapperError` if a class breaks the contract; `PluginError` if an object has
+        no hook implementation.
+        """
+        with self._lock:
+            if isinstance(item, type):
+                check_contract(item)
+                wrappers = (RegisteredWrapper(item, IN_PROCESS, ""),)
+                self._forget_former(item)
+            else:
+                self._manager.register(item)
+                if not self._manager.get_hookcallers(item):
+                    self._manager.unregister(item)
+                    raise PluginError(
+                        f"{item!r} implements none of the hooks. Mark its functions "
+                        "`jno_lora_wrappers` or `jno_lora_select` with `@jno.lora.hookimpl`."
+                    )
+                try:
+                    wrappers = collect(item, self._manager, IN_PROCESS, "")
+                except Exception:
+                    self._manager.unregister(item)
+                    raise
+            value = getattr(item, "__name__", repr(item))
+            self._in_process.append(
+                PluginRecord(value, IN_PROCESS, "", value, "loaded", wrappers=wrappers)
+            )
+            self._publish()
+        return item
+
+    def refresh(self) -> None:
+        """Forget every plugin that was found, so that the next question looks again.
+
+        What was registered in this process stays.
+        Modules that Python has imported stay imported.
+        """
+        with self._lock:
+            in_process, former = self._in_process, self._manager
+            self._start_afresh()
+            self._in_process = in_process
+            known = {id(p) for p in self._manager.get_plugins()}
+            for name, plugin in former.list_name_plugin():
+                if plugin is not None and id(plugin) not in known and "/" not in name:
+                    self._manager.register(plugin, name=name)
+            self._publish()
+
+    def _load_zoo(self) -> Snapshot:
+        if self._discover and not self._zoo_sought and not self._all_loaded:
+            with self._lock:
+                self._load(find_plugins_of(ZOO_DISTRIBUTION))
+                self._zoo_sought = True
+        return self._snapshot
+
+    def _load_all(self) -> Snapshot:
+        if self._discover and not self._all_loaded:
+            with self._lock:
+                if not self._all_loaded:
+                    self._load(find_plugins())
+                    self._all_loaded = True
+        return self._snapshot
+
+    def _load(self, found: tuple[Found, ...]) -> None:
+        policy = Policy.from_environment()
+        broken: list[PluginRecord] = []
+        for plugin in found:
+            if plugin.identity in self._loaded:
+                continue
+            record = load(plugin, self._manager, policy)
+            if record.status in ("failed", "incompatible"):
+                if policy.strict:  # not remembered: the next question meets the same error
+                    raise PluginError(_left_out(record)) from record.error
+                broken.append(record)
+            self._loaded[plugin.identity] = record
+        self._publish()
+        # Last, because a warning may be turned into an error.
+        for record in broken:
+            warnings.warn(_left_out(record), JnoLoraWarning, stacklevel=2)
+
+    def _forget_former(self, cls: type) -> None:
+        def is_former(record: PluginRecord) -> bool:
+            return len(record.wrappers) == 1 and all(
+                (w.cls.__module__, w.cls.__qualname__) == (cls.__module__, cls.__qualname__)
+                for w in record.wrappers
+            )
+
+        self._in_process = [r for r in self._in_process if not is_former(r)]
+
+    def _publish(self) -> None:
+        """Replace the snapshot, in an order that does not depend on what was asked first."""
+        order = sorted(
+            self._loaded.values(),
+            key=lambda r: (r.distribution not in FIRST_PARTY, r.distribution, r.name),
+        )
+        snapshot = Snapshot((*order, *self._in_process))
+        self._snapshot = Snapshot(tuple(_with_conflicts(r, snapshot) for r in snapshot.records))
+
+
+def _left_out(record: PluginRecord) -> str:
+    return (
+        f"The plugin {record.describe()} could not be loaded and is left out: "
+        f"{type(record.error).__name__}: {record.error}"
+    )
+
+
+def _with_conflicts(record: PluginRecord, snapshot: Snapshot) -> PluginRecord:
+    """Mark a plugin whose names also belong to another."""
+    names = [
+        w.name
+        for w in record.wrappers
+        if any(other.cls is not w.cls for other in snapshot.by_name.get(w.name, ()))
+    ]
+    if record.status != "loaded" or not names or record.distribution in FIRST_PARTY:
+        return record
+    reason = PluginError(
+        f"another plugin provides {', '.join(names)} too; use the form "
+        f'"{record.distribution}:{names[0]}"'
+    )
+    return dataclasses.replace(record, status="conflict", error=reason)
+
+
+_DEFAULT = Registry()
+
+
+def default_registry() -> Registry:
+    """The registry that every function uses unless it is told otherwise."""
+    return _DEFAULT
+
+
+def registered() -> tuple[PluginRecord, ...]:
+    """One record per plugin, loading all installed plugins if that has not happened yet."""
+    return _DEFAULT.records()
+
+
+def register(item: Any) -> Any:
+    """Register an adapter class or a plugin object in this process. See `Registry.register`."""
+    return _DEFAULT.register(item)
+
+
+def refresh() -> None:
+    """Look for plugins again at the next question. See `Registry.refresh`."""
+    _DEFAULT.refresh()

@@ -1,0 +1,130 @@
+"""An immutable view of what is registered, and the rules by which a name is resolved."""
+
+import dataclasses
+import functools
+import re
+
+from .._contract import LoRAWrapper
+from .._errors import PluginError, SelectionError
+from .._paths import bullets, nearest
+from .._zoo_names import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_NAMES
+from ._discovery import normalise
+from ._records import PluginRecord, RegisteredWrapper
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """The records of the plugins loaded so far, in the order in which they were loaded."""
+
+    records: tuple[PluginRecord, ...] = ()
+
+    @functools.cached_property
+    def wrappers(self) -> tuple[RegisteredWrapper, ...]:
+        """Every usable adapter. One class provided twice counts once, for its first provider."""
+        unique: dict[type[LoRAWrapper], RegisteredWrapper] = {}
+        for record in self.records:
+            for wrapper in record.wrappers if record.usable else ():
+                unique.setdefault(wrapper.cls, wrapper)
+        return tuple(unique.values())
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, tuple[RegisteredWrapper, ...]]:
+        """The adapters of each bare name. A reserved name belongs to the first party alone."""
+        groups: dict[str, list[RegisteredWrapper]] = {}
+        for wrapper in self.wrappers:
+            groups.setdefault(wrapper.name, []).append(wrapper)
+        for name, group in groups.items():
+            first_party = [w for w in group if w.distribution in FIRST_PARTY]
+            if first_party or name in ZOO_NAMES:
+                groups[name] = first_party
+        return {name: tuple(group) for name, group in groups.items() if group}
+
+    def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
+        """The registered adapter of class `cls`, if there is one."""
+        return next((w for w in self.wrappers if w.cls is cls), None)
+
+    def auto(self) -> tuple[type[LoRAWrapper], ...]:
+        """The adapters that take part in `wrapper="auto"`."""
+        return tuple(w.cls for w in self.wrappers if w.cls.auto)
+
+    def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
+        """The classes that `name` stands for: one for a name, several for a variant.
+
+        **Raises:** `PluginError` if the name is ambiguous, or belongs to a plugin that could not
+        be loaded; `SelectionError` if nothing is called so.
+        """
+        if ":" in name:
+            return (self._resolve_qualified(name).cls,)
+        named = self.by_name.get(name, ())
+        if len(named) > 1:
+            raise PluginError(
+                f"The adapter name {name!r} is ambiguous. Say which one is meant:\n"
+                + bullets(f'wrapper="{w.qualified_name}"  ({w.version})' for w in named)
+            )
+        if named:
+            return (named[0].cls,)
+        family = tuple(w.cls for w in self.wrappers if _is_variant(w.cls, name))
+        if family:
+            return family
+        raise self._unknown(name)
+
+    def _resolve_qualified(self, name: str) -> RegisteredWrapper:
+        distribution, _, bare = name.partition(":")
+        distribution = normalise(distribution)
+        for wrapper in (w for record in self.records for w in record.wrappers):
+            if normalise(wrapper.distribution) == distribution and wrapper.name == bare:
+                return wrapper
+        self.raise_if_unusable(distribution, wanted=name)
+        raise self._unknown(name)
+
+    def raise_if_unusable(self, distribution: str, wanted: str) -> None:
+        """Re-raise what kept the plugins of `distribution` from loading, if anything did."""
+        for record in self.records:
+            if record.distribution == distribution and not record.usable:
+                raise PluginError(
+                    f"{wanted} is not available: the plugin {record.describe()} is "
+                    f"{record.status}: {_one_line(record.error)}"
+                ) from record.error
+
+    def _unknown(self, name: str) -> Exception:
+        if name in ZOO_NAMES:
+            return missing_zoo(name)
+        variants = {w.cls.variant for w in self.wrappers if w.cls.variant}
+        options = [*self.by_name, *sorted(variants), *(w.qualified_name for w in self.wrappers)]
+        near = ", ".join(repr(option) for option in nearest(name, options))
+        lines = [f"No adapter or variant is called {name!r}."]
+        if near:
+            lines.append(f"The nearest names are {near}.")
+        broken = [r for r in self.records if not r.usable]
+        if broken:
+            lines.append("It may belong to a plugin that could not be used:")
+            lines.append(
+                bullets(f"{r.describe()}: {r.status}: {_one_line(r.error)}" for r in broken)
+            )
+        lines.append("`jno.lora.registered()` lists what is installed.")
+        error = SelectionError("\n".join(lines))
+        if broken:
+            error.__cause__ = broken[0].error
+        return error
+
+
+def missing_zoo(name: str) -> PluginError:
+    """The error for a zoo name when the zoo is not installed."""
+    return PluginError(
+        f"{name} is part of the adapter zoo, which is not installed. Install it with\n"
+        f'    pip install "jno-lora[zoo]"\n'
+        f"(or `pip install {ZOO_DISTRIBUTION}`), or pass adapter classes of your own as `wrapper=`."
+    )
+
+
+def _is_variant(cls: type[LoRAWrapper], name: str) -> bool:
+    return cls.variant is not None and _squash(cls.variant) == _squash(name)
+
+
+def _squash(variant: str) -> str:
+    """Variants are compared without case, dashes and underscores: "LoRA-FA" is "lora_fa"."""
+    return re.sub(r"[-_ ]", "", variant).lower()
+
+
+def _one_line(error: Exception | None) -> str:
+    return f"{type(error).__name__}: {error}" if error is not None else "unknown reason"

@@ -1,0 +1,142 @@
+"""What a model's adapters are and what they cost."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from ._contract import LoRAWrapper, is_wrapper
+from ._paths import path_str, show_path
+from ._registry import default_registry
+from ._tables import as_text, table
+from ._trainability import lora_trainable_filter, may_train
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportRow:
+    """One adapted layer.
+
+    - `rank`: the effective rank (a small layer clamps the requested one).
+    - `trainable`: how many parameters of the adapter are trained.
+    - `total`: the parameters of the layer and its adapter together. Constants that an adapter
+        keeps beside them (PiSSA's initial factors) are not counted.
+    """
+
+    path: str
+    layer: str
+    wrapper: type[LoRAWrapper]
+    distribution: str | None
+    rank: int
+    alpha: float
+    trainable: int
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraReport:
+    """The adapted layers of a model, and totals over the whole model. Prints as a table.
+
+    - `trainable`: parameters that train; `total`: parameters of the whole model with adapters.
+    """
+
+    rows: tuple[ReportRow, ...]
+    trainable: int
+    total: int
+
+    @property
+    def percentage(self) -> float:
+        """`trainable` as a percentage of `total`."""
+        return 100 * self.trainable / self.total if self.total else 0.0
+
+    def __iter__(self) -> Iterator[ReportRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __rich__(self) -> "Table":
+        columns = [("path", "left"), ("layer", "left"), ("adapter", "left"), ("from", "left")]
+        numbers = [
+            ("rank", "right"),
+            ("alpha", "right"),
+            ("trainable", "right"),
+            ("total", "right"),
+        ]
+        return table(
+            f"{len(self.rows)} adapted layers",
+            [*columns, *numbers],
+            (
+                (
+                    show_path(row.path),
+                    row.layer,
+                    row.wrapper.__name__,
+                    row.distribution or "",
+                    f"{row.rank}",
+                    f"{row.alpha:g}",
+                    f"{row.trainable:,}",
+                    f"{row.total:,}",
+                )
+                for row in self.rows
+            ),
+            caption=(
+                f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def lora_report(model: PyTree) -> LoraReport:
+    """The adapters in `model`, with their parameter counts.
+
+    **Arguments:**
+
+    - `model`: any pytree, adapted or not.
+
+    **Returns:** a `LoraReport`. Its `trainable` counts the adapters' parameters only, as
+    `lora_trainable_filter` marks them (`Net.summary` counts what its own state says).
+    """
+    return report_on(model, lora_trainable_filter(model))
+
+
+def report_on(model: PyTree, trainable: PyTree[bool]) -> LoraReport:
+    """`lora_report`, with `trainable` deciding what is counted as trained in the whole model."""
+    registry = default_registry()
+    adapters = lora_trainable_filter(model)
+    counted = may_train(model)
+    rows: list[ReportRow] = []
+    nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
+    treedef = jtu.tree_structure(model, is_leaf=is_wrapper)
+    masks = (treedef.flatten_up_to(mask) for mask in (adapters, counted))
+    for (keys, node), adapter_mask, counted_mask in zip(nodes, *masks, strict=True):
+        if is_wrapper(node):
+            cls = type(node)
+            provider = registry.provider(cls)
+            row = ReportRow(
+                path=path_str(keys),
+                layer=type(node.base).__name__,
+                wrapper=cls,
+                distribution=None if provider is None else provider.distribution,
+                rank=node.rank,
+                alpha=node.alpha,
+                trainable=count(node, adapter_mask),
+                total=count(node, counted_mask),
+            )
+            rows.append(row)
+    return LoraReport(tuple(rows), count(model, trainable), count(model, counted))
+
+
+def count(model: PyTree, mask: PyTree[bool]) -> int:
+    """How many numbers the selected arrays of `model` hold."""
+
+    def size(leaf: Any, selected: bool) -> int:
+        return leaf.size if selected else 0
+
+    return sum(jax.tree.leaves(jax.tree.map(size, model, mask)))

@@ -1,0 +1,33 @@
+"""The names of the built-in zoo, known without importing it.
+
+They are reserved (no third party can take one over), and asking for one without the zoo is an
+`ImportError` that says what to install.
+"""
+
+ZOO_DISTRIBUTION = "jno-lora-zoo"
+ZOO_METHODS = (
+    "LoRA",
+    "rsLoRA",
+    "LoRAFA",
+    "DoRA",
+    "PiSSA",
+    "LoRAXS",
+    "VeRA",
+    "MiLoRA",
+    "IA3",
+    "LoKr",
+    "OFT",
+)
+ZOO_NAMES = tuple(f"{method}{layer}" for layer in ("Linear", "Conv") for method in ZOO_METHODS)
+
+# What `net.lora(rank=4)` uses, in this order. Installing a plugin never changes it.
+DEFAULT_NAMES = ("LoRALinear", "LoRAConv")
+
+# Distributions of this project. They load first, and only they may use the names above.
+FIRST_PARTY = (
+    ZOO_DISTRIBUTION,
+    "jno-lora-embedding",
+    "jno-lora-attention",
+    "jno-lora-recurrent",
+    "jno-lora-foundax",
+)
