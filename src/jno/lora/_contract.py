@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -145,7 +145,7 @@ class LoRAWrapper(eqx.Module):
     @classmethod
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
-    ) -> Self:
+    ) -> "LoRAWrapper":
         """The adapter around `base` that `state()` described, without running the initialiser.
 
         `base` is the layer as it was before adapting. By default `__init__` is only traced for

@@ -1,7 +1,7 @@
 """`Net`: a mutable handle on an immutable model, with the state of what trains."""
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -78,7 +78,7 @@ class Net:
             f"{trains:,} of {total:,} parameters train)"
         )
 
-    def mask(self, mask: MaskLike) -> Self:
+    def mask(self, mask: MaskLike) -> "Net":
         """Narrow the next control to the selected leaves. A second `mask` replaces the first.
 
         **Arguments:**
@@ -101,7 +101,7 @@ class Net:
         wrapper: WrapperLike = None,
         specs: Iterable[SpecLike] | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> Self:
+    ) -> "Net":
         """Put adapters around the selected layers.
 
         Afterwards the new adapters train, the layers they wrap do not, and everything else is as
@@ -151,11 +151,11 @@ class Net:
         self._mask = None
         return plan
 
-    def freeze(self) -> Self:
+    def freeze(self) -> "Net":
         """Train nothing; with a mask, stop training what it selects."""
         return self._set_trainable(selected=False)
 
-    def unfreeze(self) -> Self:
+    def unfreeze(self) -> "Net":
         """Train everything but wrapped layers; with a mask, also train what it selects.
 
         A mask may select the arrays of a wrapped layer. It cannot select what an adapter keeps
@@ -173,7 +173,7 @@ class Net:
         """
         return eqx.partition(self._module, self._trainable)
 
-    def update(self, trainable: PyTree) -> Self:
+    def update(self, trainable: PyTree) -> "Net":
         """Take in trained arrays.
 
         **Arguments:**
@@ -188,11 +188,11 @@ class Net:
         self._module = eqx.combine(trainable, frozen)
         return self
 
-    def merge(self) -> Self:
+    def merge(self) -> "Net":
         """Fold every adapter into its layer. What was frozen stays frozen (see `unfreeze`)."""
         return self._become_plain(merge_lora(self._module))
 
-    def unwrap(self) -> Self:
+    def unwrap(self) -> "Net":
         """Drop every adapter, trained or not, and restore the layers as they were."""
         return self._become_plain(unwrap_lora(self._module))
 
@@ -223,7 +223,7 @@ class Net:
             param_mask=self._mask,
         )
 
-    def _set_trainable(self, *, selected: bool) -> Self:
+    def _set_trainable(self, *, selected: bool) -> "Net":
         mask = True if self._mask is None else self._mask
         chosen = parse_mask(self._module, mask)
 
@@ -234,7 +234,7 @@ class Net:
         self._mask = None
         return self
 
-    def _become_plain(self, plain: PyTree) -> Self:
+    def _become_plain(self, plain: PyTree) -> "Net":
         self._trainable = carry_to_plain(self._trainable, self._module, plain)
         self._module = plain
         return self

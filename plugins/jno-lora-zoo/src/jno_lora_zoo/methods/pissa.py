@@ -2,11 +2,13 @@
 
 import abc
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno.lora import LoRAWrapper
 
 from .._linalg import svd
 from .._method import Method, clamped_rank, in_dtype
@@ -87,12 +89,12 @@ class SingularSplit(Method):
     @classmethod
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
-    ) -> Self:
+    ) -> LoRAWrapper:
         """Restore from the saved factors; the residual follows from the initial ones."""
-        self = super().from_state(base, state, rank, alpha)
+        restored: Any = super().from_state(base, state, rank, alpha)
         W = cls.matrix(base)
-        residual = W - self.update(self.initial_B, self.initial_A, W)
-        return eqx.tree_at(lambda w: w.base, self, cls.with_matrix(base, residual))
+        residual = W - restored.update(restored.initial_B, restored.initial_A, W)
+        return eqx.tree_at(lambda w: w.base, restored, cls.with_matrix(base, residual))
 
 
 class PiSSA(SingularSplit):
