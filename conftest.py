@@ -13,7 +13,11 @@ for variable in ("JNO_LORA_PLUGINS", "JNO_LORA_BLOCK", "JNO_LORA_STRICT"):
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["jno.lora", "jno_lora_zoo"], "beartype.beartype")
+# The numeric tower of PEP 484: an `int` may stand where a `float` is annotated.
+install_import_hook(
+    ["jno.lora", "jno_lora_zoo"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 import jax
 import pytest

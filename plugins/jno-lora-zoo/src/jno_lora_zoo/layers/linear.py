@@ -53,7 +53,8 @@ class LinearLayer(LayerKind):
 
     def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
         # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
-        return self._vector(x) @ A.T.astype(x.dtype)
+        x = self._vector(x)
+        return x @ A.T.astype(x.dtype)
 
     def up(self, h: Array, B: Float[Array, "out r"]) -> Array:
         return h @ B.T.astype(h.dtype)

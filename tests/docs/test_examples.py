@@ -1,0 +1,25 @@
+"""Every Python block of the README and the documentation runs, page by page, as it stands."""
+
+import pathlib
+import re
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_blocks_run(page):
+    blocks = BLOCK.findall(page.read_text())
+    # The blocks of a page build on each other, and are written for JAX's own defaults.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        namespace = {"__name__": f"docs.{page.stem}"}
+        for number, block in enumerate(blocks):
+            exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+
+
+def test_the_pages_have_code():
+    assert sum(len(BLOCK.findall(page.read_text())) for page in PAGES) > 8
