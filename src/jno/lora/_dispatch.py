@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -44,6 +44,7 @@ def apply_lora(
     specs: Iterable[SpecLike] | None = None,
     wrappers: WrapperLike = None,
     param_mask: MaskLike | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> M:
     """`model` with adapters around the selected layers.
 
@@ -56,12 +57,14 @@ def apply_lora(
     - `key`: a typed key or a raw `PRNGKey`. Each adapter's own key is derived from it and from the
         layer's path, so that adapting one layer more never changes another's initial values.
     - `target`: a regex, searched in the slash-joined path of each layer.
-    - `specs`: dicts with the keys `target`, `rank`, `alpha` and `wrapper`; what one lacks comes
+    - `specs`: dicts with the keys `target`, `rank`, `alpha`, `wrapper`, `options`; what one lacks comes
         from the call. The first spec whose target matches and whose wrapper applies wins.
     - `wrappers`: an adapter class, a registered name or variant, a list of those in order of
         priority, `"auto"`, or `None` for `LoRALinear` and `LoRAConv`.
     - `param_mask`: bools in the structure of `model`, or a regex on paths: only layers with a
         selected leaf are wrapped.
+    - `options`: further keyword arguments for the adapters' constructors, such as
+        `{"adapter_dtype": jnp.bfloat16}`; a spec may have `options` of its own.
 
     **Returns:** the adapted model. Layers that carry an adapter already stay as they are; if
     nothing else is selected, that is a warning.
@@ -83,6 +86,7 @@ def apply_lora(
         specs=specs,
         wrappers=wrappers,
         param_mask=param_mask,
+        options=options,
     )
     return carry_out(model, plan, key=key)
 
@@ -96,6 +100,7 @@ def plan_lora(
     specs: Iterable[SpecLike] | None = None,
     wrappers: WrapperLike = None,
     param_mask: MaskLike | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """What `apply_lora` would do with the same arguments, and why not for every other candidate.
 
@@ -108,7 +113,13 @@ def plan_lora(
         return Plan(())
     registry = default_registry()
     rules = parse_specs(
-        registry, rank=rank, alpha=alpha, target=target, wrapper=wrappers, specs=specs
+        registry,
+        rank=rank,
+        alpha=alpha,
+        target=target,
+        wrapper=wrappers,
+        specs=specs,
+        options=options,
     )
     mask = Mask.of(None if param_mask is None else parse_mask(model, param_mask))
     walk = _Walk(registry, rules, mask)
@@ -205,6 +216,7 @@ class _Walk:
             self.distribution(cls),
             spec.rank,
             spec.alpha,
+            spec.options,
             keys=keys,
             spec=spec_index,
         )
@@ -305,7 +317,7 @@ def _construct(row: PlanRow, layer: Any, key: PRNGKeyArray) -> LoRAWrapper:
     assert cls is not None and rank is not None and alpha is not None
     try:
         ndim = cls.stack_ndim(layer)
-        make = over_stack(lambda base, key: cls(base, rank, alpha, key=key), ndim)
+        make = over_stack(lambda base, key: cls(base, rank, alpha, key=key, **row.options), ndim)
         wrapper = make(layer, keys_for_stack(key, layer, ndim))
     except JnoLoraError:
         raise

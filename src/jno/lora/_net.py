@@ -1,6 +1,6 @@
 """`Net`: a mutable handle on an immutable model, with the state of what trains."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -100,6 +100,7 @@ class Net:
         target: str | None = None,
         wrapper: WrapperLike = None,
         specs: Iterable[SpecLike] | None = None,
+        options: Mapping[str, Any] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> "Net":
         """Put adapters around the selected layers.
@@ -114,8 +115,11 @@ class Net:
         - `wrapper`: an adapter class, a registered name (`"DoRALinear"`) or variant (`"dora"`), a
             list of those in order of priority, `"auto"`, or `None` for LoRA on linear and
             convolution layers.
-        - `specs`: dicts with the keys `target`, `rank`, `alpha`, `wrapper`; the first spec whose
-            target matches and whose wrapper applies wins. What a spec lacks comes from the call.
+        - `specs`: dicts with the keys `target`, `rank`, `alpha`, `wrapper`, `options`; the first
+            spec whose target matches and whose wrapper applies wins. What a spec lacks comes from
+            the call.
+        - `options`: further keyword arguments for the adapters' constructors, such as
+            `{"adapter_dtype": jnp.bfloat16}`.
         - `key`: overrides the key of the `Net`.
 
         **Returns:** this `Net`.
@@ -124,7 +128,7 @@ class Net:
         adapter already) or an argument makes no sense; `PluginError` if a named plugin cannot be
         used; `WrapperError` if an adapter cannot be built. A mask that selects nothing warns.
         """
-        plan = self._plan(rank, alpha, target, wrapper, specs)
+        plan = self._plan(rank, alpha, target, wrapper, specs, options)
         self._refuse_if_only_adapted(plan)
         adapted = carry_out(self._module, plan, key=self._key if key is None else key)
         self._trainable = carry_to_adapted(self._trainable, adapted)
@@ -140,6 +144,7 @@ class Net:
         target: str | None = None,
         wrapper: WrapperLike = None,
         specs: Iterable[SpecLike] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Plan:
         """What `lora` would do with the same arguments (and mask), and why not elsewhere.
 
@@ -147,7 +152,7 @@ class Net:
 
         **Raises:** as `lora`, but for what only happens when an adapter is built.
         """
-        plan = self._plan(rank, alpha, target, wrapper, specs)
+        plan = self._plan(rank, alpha, target, wrapper, specs, options)
         self._mask = None
         return plan
 
@@ -207,6 +212,7 @@ class Net:
         target: str | None,
         wrapper: WrapperLike,
         specs: Iterable[SpecLike] | None,
+        options: Mapping[str, Any] | None,
     ) -> Plan:
         if rank == 0:
             raise SelectionError(
@@ -221,6 +227,7 @@ class Net:
             wrappers=wrapper,
             specs=specs,
             param_mask=self._mask,
+            options=options,
         )
 
     def _set_trainable(self, *, selected: bool) -> "Net":

@@ -1,7 +1,7 @@
 """What an application of adapters would do, layer by layer: the result of the dispatcher's walk."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._contract import LoRAWrapper
@@ -30,6 +30,7 @@ class PlanRow:
     - `status`: `"wrapped"`, or the reason why not.
     - `wrapper`, `distribution`, `rank`, `alpha`: what wraps it (or wraps it already). The rank is
         the requested one; a small layer clamps it.
+    - `options`: further arguments of the wrapper's constructor.
     """
 
     path: str
@@ -39,6 +40,7 @@ class PlanRow:
     distribution: str | None = None
     rank: int | None = None
     alpha: float | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # How the dispatcher finds the node again, and which spec chose it.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)

@@ -24,7 +24,7 @@ MaskLike: TypeAlias = PyTree[bool] | str
 # Adapters in order of priority. Those of one tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
 
-_SPEC_KEYS = ("target", "rank", "alpha", "wrapper")
+_SPEC_KEYS = ("target", "rank", "alpha", "wrapper", "options")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Spec:
     rank: int
     alpha: float
     tiers: Tiers
+    options: Mapping[str, Any]  # further keyword arguments of the adapter's constructor
     label: str  # how messages refer to it
 
     def matches(self, path: str) -> bool:
@@ -56,6 +57,7 @@ def parse_specs(
     target: str | None,
     wrapper: WrapperLike,
     specs: Iterable[SpecLike] | None,
+    options: Mapping[str, Any] | None,
 ) -> tuple[Spec, ...]:
     """The rules that the arguments of a call amount to, in order of priority.
 
@@ -72,7 +74,9 @@ def parse_specs(
         return tiers_of[key]
 
     if specs is None:
-        rule = Spec(_regex(target, "target"), rank, float(alpha), tiers(wrapper), "the call")
+        rule = Spec(
+            _regex(target, "target"), rank, float(alpha), tiers(wrapper), options or {}, "the call"
+        )
         return (_checked(rule),)
     if target is not None:
         raise SelectionError(
@@ -100,6 +104,7 @@ def parse_specs(
             spec.get("rank", rank),
             float(spec.get("alpha", alpha)),
             tiers(spec.get("wrapper", wrapper)),
+            spec.get("options", options) or {},
             label,
         )
         parsed.append(_checked(rule))
