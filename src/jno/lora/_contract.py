@@ -103,6 +103,9 @@ class LoRAWrapper(eqx.Module):
     variant: ClassVar[str | None] = None
     # Whether the adapter takes part in `wrapper="auto"`.
     auto: ClassVar[bool] = False
+    # For listings: the arXiv number of the paper, and how many parameters train, as a formula.
+    paper: ClassVar[str | None] = None
+    formula: ClassVar[str | None] = None
 
     if TYPE_CHECKING:  # how the dispatcher calls the class; each adapter writes its own
 

@@ -57,8 +57,8 @@ def apply_lora(
     - `key`: a typed key or a raw `PRNGKey`. Each adapter's own key is derived from it and from the
         layer's path, so that adapting one layer more never changes another's initial values.
     - `target`: a regex, searched in the slash-joined path of each layer.
-    - `specs`: dicts with the keys `target`, `rank`, `alpha`, `wrapper`, `options`; what one lacks comes
-        from the call. The first spec whose target matches and whose wrapper applies wins.
+    - `specs`: dicts with the keys `target`, `rank`, `alpha`, `wrapper`, `options`; what one lacks
+        comes from the call. The first spec whose target matches and whose wrapper applies wins.
     - `wrappers`: an adapter class, a registered name or variant, a list of those in order of
         priority, `"auto"`, or `None` for `LoRALinear` and `LoRAConv`.
     - `param_mask`: bools in the structure of `model`, or a regex on paths: only layers with a

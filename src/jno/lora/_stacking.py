@@ -9,7 +9,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 
 def over_stack(function: Callable[..., Any], ndim: int) -> Callable[..., Any]:
@@ -19,7 +19,7 @@ def over_stack(function: Callable[..., Any], ndim: int) -> Callable[..., Any]:
     return function
 
 
-def keys_for_stack(key: PRNGKeyArray, layer: Any, ndim: int) -> PRNGKeyArray:
+def keys_for_stack(key: PRNGKeyArray, layer: Any, ndim: int) -> Array:
     """One key for each slice of a layer stacked along `ndim` leading axes."""
     if ndim == 0:
         return key

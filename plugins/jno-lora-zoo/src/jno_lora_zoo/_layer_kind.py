@@ -91,4 +91,4 @@ def is_float_array(weight: Any) -> bool:
 
 def at_least_float32(weight: Any) -> Array:
     """`weight` in its own precision, or in float32 if that is more."""
-    return jnp.asarray(weight, jnp.promote_types(weight.dtype, jnp.float32))
+    return jnp.asarray(weight, jnp.float32 if weight.dtype.itemsize < 4 else weight.dtype)

@@ -1,7 +1,7 @@
 """What the methods have in common: the law, and when the fast path may stand for it."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,10 +16,6 @@ class Method(LayerKind):
     The law is the definition. `forward` must equal it, and is used where the layer's own
     `__call__` is known to be `W x + b`; every other layer is called with the law's weight in it.
     """
-
-    # arXiv number of the paper, and the number of trained parameters as a formula.
-    paper: ClassVar[str]
-    formula: ClassVar[str]
 
     @abc.abstractmethod
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:

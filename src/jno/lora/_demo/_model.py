@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 class Classifier(eqx.Module):
-    """Two convolutions, a pooling, two linear layers: 85,130 parameters."""
+    """Two convolutions, a pooling between them, two linear layers: 85,066 parameters."""
 
     edges: eqx.nn.Conv2d
     shapes: eqx.nn.Conv2d
@@ -24,6 +24,7 @@ class Classifier(eqx.Module):
 
     def __call__(self, image: Float[Array, "1 8 8"]) -> Float[Array, "10"]:
         """The logits of the ten digits, for one scan."""
-        features = jax.nn.relu(self.shapes(jax.nn.relu(self.edges(image))))
-        hidden = jax.nn.relu(self.hidden(self.pool(features).reshape(-1)))
-        return self.output(hidden)
+        # Pooled before the larger convolution, which would else take most of the time.
+        edges = self.pool(jax.nn.relu(self.edges(image)))
+        shapes = jax.nn.relu(self.shapes(edges))
+        return self.output(jax.nn.relu(self.hidden(shapes.reshape(-1))))

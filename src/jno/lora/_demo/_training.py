@@ -1,4 +1,4 @@
-"""Training and measuring: one compiled step for whatever part of a model trains."""
+"""One compiled training step, for whatever part of a model trains."""
 
 import dataclasses
 import time
@@ -15,7 +15,7 @@ from ._data import Scans
 
 BATCH = 50
 
-# The learning rate is an argument of the step, so that all rates share one compiled step.
+# The learning rate is an argument of the step, so that all rates share one compilation.
 _ADAM = optax.scale_by_adam()
 
 
@@ -32,20 +32,14 @@ def _step(
         logits = jax.vmap(eqx.combine(trainable, frozen))(images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    # Only what trains is differentiated: the frozen part costs no gradient.
+    # Only what trains is differentiated: the frozen part gets no gradient, not even of zeros.
     updates, state = _ADAM.update(jax.grad(loss)(trainable), state)
     return jax.tree.map(lambda p, u: p - rate * u, trainable, updates), state
 
 
-@eqx.filter_jit
-def logits_of(model: PyTree, images: Float[Array, "scans 1 8 8"]) -> Float[Array, "scans 10"]:
-    """The logits of all scans."""
-    return jax.vmap(model)(images)
-
-
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The trained part of a model after training, and how long each step but the first took."""
+    """The trained part of a model, and how long each step took but the first, which compiles."""
 
     trainable: PyTree
     seconds: tuple[float, ...]
@@ -61,7 +55,7 @@ def fit(
     seed: int,
     on_epoch: Callable[[], None],
 ) -> Fit:
-    """Train by Adam on batches of `BATCH` scans, in an order that `seed` decides."""
+    """Train by Adam on whole batches of `BATCH` scans, in an order that depends on `seed` alone."""
     rng = np.random.default_rng(seed)
     state = _ADAM.init(trainable)
     step_size = jnp.asarray(rate, jnp.float32)

@@ -1,0 +1,145 @@
+"""A case: one adapter around one kind of layer, with inputs. And how checks build things of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .._contract import LoRAWrapper, merged_layer
+from .._trainability import lora_trainable_filter
+
+
+def _call(layer: Any, *inputs: Any) -> Any:
+    return layer(*inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class WrapperCase:
+    """What the checks need to know of an adapter.
+
+    **Arguments:**
+
+    - `wrapper`: the adapter class.
+    - `base`: makes a float32 layer from a key. Small is good; nothing should be symmetric (`in`
+        unlike `out`), so that a transposed matrix is noticed.
+    - `inputs`: makes the tuple of positional inputs of one call from a key.
+    - `rank`, `alpha`, `options`: what the adapter is built with.
+    - `call`: how a layer is called with the inputs, `layer(*inputs)` by default.
+    - `parameters`: the number of trained parameters that the documentation promises for this base
+        and rank; `None` leaves that unchecked.
+    - `name`: the name in test ids, by default the classes' names.
+    """
+
+    wrapper: type[LoRAWrapper]
+    base: Callable[[PRNGKeyArray], eqx.Module]
+    inputs: Callable[[PRNGKeyArray], tuple[Any, ...]]
+    rank: int = 2
+    alpha: float = 4.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    call: Callable[..., Any] = _call
+    parameters: int | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or self.wrapper.__name__
+
+    def make_base(self, dtype: Any = None, seed: int = 1) -> Any:
+        """The layer, its floating arrays cast to `dtype`."""
+        return _cast(self.base(jax.random.key(seed)), dtype)
+
+    def make_inputs(self, dtype: Any = None, seed: int = 2) -> tuple[Any, ...]:
+        """The inputs, their floating arrays cast to `dtype`."""
+        return _cast(self.inputs(jax.random.key(seed)), dtype)
+
+    def build(self, base: Any, key: Any = None) -> Any:
+        """The adapter around `base`, which is one layer (not a stack)."""
+        key = jax.random.key(3) if key is None else key
+        return self.wrapper(base, self.rank, self.alpha, key=key, **self.options)
+
+    def make(self, dtype: Any = None) -> Any:
+        """The adapter around `make_base(dtype)`, as initialised."""
+        return self.build(self.make_base(dtype))
+
+    def make_trained(self, dtype: Any = None) -> Any:
+        """The adapter after its trainable arrays moved at random."""
+        return perturbed(self.make(dtype))
+
+    def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
+        """The layer's output."""
+        return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
+
+
+def perturbed(wrapper: Any, size: float = 0.3, seed: int = 4) -> Any:
+    """`wrapper` with random numbers added to its trainable arrays."""
+    trainable, frozen = split(wrapper)
+    leaves, treedef = jtu.tree_flatten(trainable)
+    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
+    moved = [
+        leaf + size * jax.random.normal(key, leaf.shape, leaf.dtype)
+        for leaf, key in zip(leaves, keys, strict=False)
+    ]
+    return eqx.combine(jtu.tree_unflatten(treedef, moved), frozen)
+
+
+def split(wrapper: Any) -> tuple[PyTree, PyTree]:
+    """The wrapper's trainable arrays, and the rest."""
+    return eqx.partition(wrapper, lora_trainable_filter(wrapper))
+
+
+def merged(wrapper: Any) -> Any:
+    """The merged layer."""
+    return merged_layer(wrapper)
+
+
+def standard_cases(wrapper: type[LoRAWrapper]) -> list[WrapperCase]:
+    """A case for each of the common Equinox layers that `wrapper` claims."""
+    cases: list[WrapperCase] = []
+    for base, inputs in _STANDARD_LAYERS.values():
+        layer = base(jax.random.key(0))
+        if wrapper.applies_to(layer):
+            name = f"{wrapper.__name__}-{type(layer).__name__}"
+            cases.append(WrapperCase(wrapper, base, inputs, name=name))
+    return cases
+
+
+def _normal(*shape: int) -> Callable[[PRNGKeyArray], tuple[Any, ...]]:
+    return lambda key: (jax.random.normal(key, shape),)
+
+
+def _attention(key: PRNGKeyArray) -> tuple[Any, ...]:
+    tokens = jax.random.normal(key, (5, 8))
+    return (tokens, tokens, tokens)
+
+
+_STANDARD_LAYERS: dict[
+    str, tuple[Callable[[Any], eqx.Module], Callable[[Any], tuple[Any, ...]]]
+] = {
+    "Linear": (lambda key: eqx.nn.Linear(7, 5, key=key), _normal(7)),
+    "Conv1d": (lambda key: eqx.nn.Conv1d(4, 5, 3, padding=1, key=key), _normal(4, 7)),
+    "Conv2d": (
+        lambda key: eqx.nn.Conv2d(4, 6, (3, 2), stride=2, groups=2, key=key),
+        _normal(4, 7, 6),
+    ),
+    "ConvTranspose1d": (lambda key: eqx.nn.ConvTranspose1d(4, 5, 3, key=key), _normal(4, 7)),
+    "Embedding": (
+        lambda key: eqx.nn.Embedding(9, 5, key=key),
+        lambda key: (jax.random.randint(key, (), 0, 9),),
+    ),
+    "MultiheadAttention": (lambda key: eqx.nn.MultiheadAttention(2, 8, key=key), _attention),
+    "GRUCell": (
+        lambda key: eqx.nn.GRUCell(4, 5, key=key),
+        lambda key: (jax.random.normal(key, (4,)), jnp.ones(5)),
+    ),
+    "LayerNorm": (lambda key: eqx.nn.LayerNorm(6), _normal(6)),
+}
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)

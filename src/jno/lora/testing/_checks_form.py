@@ -1,0 +1,217 @@
+"""Checks of what an adapter is: its class, its claims, its leaves."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._contract import contract_problems
+from .._paths import bullets
+from .._report import count
+from .._trainability import lora_trainable_filter
+from ._case import WrapperCase, merged, split
+from ._conformance import relative_error, require, same_bits
+
+
+def check_contract(case: WrapperCase) -> None:
+    """The class has everything that `LoRAWrapper` asks for."""
+    problems = contract_problems(case.wrapper)
+    require(
+        not problems,
+        f"{case.wrapper.__name__} breaks the contract:\n{bullets(problems)}",
+        "see the docstring of `jno.lora.LoRAWrapper` for the form of an adapter.",
+    )
+
+
+def check_applies_to_total(case: WrapperCase) -> None:
+    """`applies_to` answers `True` to its layer, and `False` (no exception) to anything else."""
+    cls, base = case.wrapper, case.make_base()
+    require(
+        cls.applies_to(base) is True,
+        f"`applies_to` answers {cls.applies_to(base)!r} to the case's own layer.",
+        "answer `True` to the layers the adapter is for (a bool, not a truthy object).",
+    )
+    odd: dict[str, Any] = {
+        "None": None,
+        "an int": 3,
+        "a string": "weight",
+        "a JAX array": jnp.ones((3, 3)),
+        "a NumPy array": np.ones((3, 3)),
+        "a tuple": (base,),
+        "a function": jnp.tanh,
+        "a class": type(base),
+        "a module without arrays": eqx.nn.Identity(),
+        "the layer with its arrays taken out": jax.tree.map(lambda _: None, base),
+        "the layer with bools for arrays": jax.tree.map(lambda _: True, base),
+        "an adapted layer": case.make(),
+    }
+    for what, thing in odd.items():
+        try:
+            answer = cls.applies_to(thing)
+        except Exception as err:
+            answer = f"{type(err).__name__}: {err}"
+        require(
+            answer is False,
+            f"`applies_to` answers {answer!r} to {what}.",
+            "test the type first (`isinstance(leaf, ...)`), and that the weight is an array; "
+            "answer `False` to everything unknown.",
+        )
+
+
+class _Unrelated(eqx.Module):
+    """A layer that no adapter knows, with attributes that many layers have."""
+
+    weight: Any
+    bias: Any
+
+    def __call__(self, x: Any) -> Any:
+        return x * self.weight + self.bias
+
+
+def check_applies_to_not_greedy(case: WrapperCase) -> None:
+    """`applies_to` does not claim layers and containers of other kinds."""
+    key = jax.random.key(0)
+    linear = eqx.nn.Linear(3, 3, key=key)
+    others = [
+        _Unrelated(jnp.ones((3, 3)), jnp.ones(3)),
+        eqx.nn.Sequential([linear]),
+        eqx.nn.MLP(2, 2, 3, 1, key=key),
+        eqx.nn.LayerNorm(3),
+        eqx.nn.Dropout(0.5),
+        eqx.nn.WeightNorm(linear),
+    ]
+    base = case.make_base()
+    for other in others:
+        if not isinstance(base, type(other)):
+            require(
+                not case.wrapper.applies_to(other),
+                f"`applies_to` claims a {type(other).__name__}, which is not what it is for.",
+                "claim by the type, or by every attribute that the adapter relies on, with its "
+                "shape. What is claimed too much is hidden from the adapters that fit.",
+            )
+
+
+def check_key_forms(case: WrapperCase) -> None:
+    """The constructor takes typed and raw keys, keeps neither, and gives the same for the same."""
+    base = case.make_base()
+    for key in (jax.random.key(5), jax.random.PRNGKey(5)):
+        first, second = case.build(base, key), case.build(base, key)
+        arrays = [leaf for leaf in jax.tree.leaves(first) if eqx.is_array(leaf)]
+        require(
+            not any(jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in arrays),
+            "The adapter holds a typed PRNG key as a leaf.",
+            "draw what you need in `__init__`; keep an integer array as a seed if you must.",
+        )
+        again = [leaf for leaf in jax.tree.leaves(second) if eqx.is_array(leaf)]
+        require(
+            all(same_bits(a, b) for a, b in zip(arrays, again, strict=True)),
+            "Two adapters built with the same key differ.",
+            "take all randomness from `key`.",
+        )
+
+
+def check_trainable_fields(case: WrapperCase) -> None:
+    """Every field in `adapter_fields` holds floating arrays, and only those train."""
+    wrapper = case.make()
+    for name in case.wrapper.adapter_fields:
+        held = jax.tree.leaves(lora_trainable_filter(wrapper))
+        field = jax.tree.leaves(getattr(wrapper, name))
+        require(
+            any(held) and field and all(eqx.is_inexact_array(leaf) for leaf in field),
+            f"The adapter field {name!r} holds {[_brief(leaf) for leaf in field]}.",
+            "name only fields of floating arrays in `adapter_fields`; integers cannot train.",
+        )
+
+
+def check_parameter_count(case: WrapperCase) -> None:
+    """The number of trained parameters is the documented one."""
+    if case.parameters is None:
+        return
+    wrapper = case.make()
+    found = count(wrapper, lora_trainable_filter(wrapper))
+    require(
+        found == case.parameters,
+        f"{found} parameters train, {case.parameters} were promised.",
+        "correct the formula, or the shapes, or `adapter_fields`.",
+    )
+
+
+def check_no_shared_buffers(case: WrapperCase) -> None:
+    """No two arrays of the adapter are one buffer, so that all can be donated."""
+    wrapper = case.make()
+    arrays = [x for x in jax.tree.leaves(wrapper) if isinstance(x, jax.Array) and x.size]
+    pointers = [array.unsafe_buffer_pointer() for array in arrays]
+    require(
+        len(set(pointers)) == len(pointers),
+        "Two leaves of the adapter share one buffer; donating the adapter to a compiled step "
+        "(`eqx.filter_jit(donate=...)`) would fail.",
+        "copy the array for the second field: `jnp.copy(...)`.",
+    )
+
+
+def check_reads_like_the_layer(case: WrapperCase) -> None:
+    """What a model reads of its layer, it can read of the adapted one, with the adapter in it."""
+    base, wrapper = case.make_base(), case.make_trained()
+    plain = merged(wrapper)
+    own = {f.name for f in dataclasses.fields(wrapper)}
+    for field in dataclasses.fields(base):
+        if field.name in own or hasattr(case.wrapper, field.name):
+            continue
+        expected, got = getattr(plain, field.name), getattr(wrapper, field.name, None)
+        same = _equal(got, expected)
+        require(
+            same,
+            f"`wrapper.{field.name}` is {_brief(got)}, but the merged layer's is "
+            f"{_brief(expected)}.",
+            "do not override `__getattr__`; leave out attributes that the base has.",
+        )
+
+
+def _equal(got: Any, expected: Any) -> bool:
+    if not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(expected)):
+        return got is expected or bool(got == expected)
+    return relative_error(got, expected) <= 1e-5
+
+
+def _brief(value: Any) -> str:
+    return eqx.tree_pformat(value)
+
+
+def check_state_round_trip(case: WrapperCase) -> None:
+    """`state()` and `from_state` restore the adapter exactly, from bytes and the original base."""
+    trained = case.make_trained()
+    stored = {
+        name: (np.asarray(array).tobytes(), array.dtype, array.shape)
+        for name, array in trained.state().items()
+    }
+    require(
+        all(isinstance(name, str) for name in stored) and len(stored) > 0,
+        f"`state()` holds {list(stored)}.",
+        "return a dict from names to arrays with everything that `from_state` needs.",
+    )
+    loaded = {
+        name: jnp.asarray(np.frombuffer(data, dtype).reshape(shape))
+        for name, (data, dtype, shape) in stored.items()
+    }
+    base = case.make_base()
+    restored: Any = case.wrapper.from_state(base, loaded, trained.rank, trained.alpha)
+    before, after = case.run(trained), case.run(restored)
+    require(
+        all(
+            same_bits(a, b)
+            for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        ),
+        "The adapter that `from_state` restored computes something else than the one saved "
+        f"(relative error {relative_error(after, before):.1e}).",
+        "let `state()` hold every array outside `base` that matters, and let `from_state` start "
+        "from the base as it was before adapting (a method that changes it must do so again).",
+    )
+    trainable = jax.tree.structure(split(restored)[0])
+    require(
+        trainable == jax.tree.structure(split(trained)[0]),
+        "The restored adapter trains other fields than the saved one.",
+        "restore static fields as well.",
+    )

@@ -1,0 +1,151 @@
+"""Checks of what an adapter computes: at the start, merged, and in every precision."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._errors import JnoLoraError
+from .._merge import merge_lora, unwrap_lora
+from ._case import WrapperCase, merged, split
+from ._conformance import ConformanceError, relative_error, require
+
+# Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
+# output's own dtype; a weight that was changed and cast back (PiSSA) adds one per weight.
+_FLOAT32 = 1e-5
+_FLOAT64 = 1e-11
+_HALF_ROUNDINGS = 16
+_HALVES = (jnp.bfloat16, jnp.float16)
+
+
+def check_identity_at_init(case: WrapperCase) -> None:
+    """A fresh adapter changes nothing."""
+    base, wrapper = case.make_base(), case.make()
+    error = relative_error(case.run(wrapper), case.run(base))
+    require(
+        error <= _FLOAT32,
+        f"The fresh adapter's output differs from the layer's: relative error {error:.1e}.",
+        "initialise so that the update is zero (one factor zero), or take out of the base what "
+        "the factors put in.",
+    )
+
+
+def check_identity_in_half_precision(case: WrapperCase) -> None:
+    """A fresh adapter of a half-precision layer changes nothing but roundings."""
+    for dtype in _HALVES:
+        inputs, base = case.make_inputs(dtype), case.make_base(dtype)
+        error = relative_error(case.run(case.build(base), inputs), case.run(base, inputs))
+        bound = _HALF_ROUNDINGS * float(jnp.finfo(dtype).eps)
+        require(
+            error <= bound,
+            f"With {jnp.dtype(dtype).name}, the fresh adapter's output differs from the layer's: "
+            f"relative error {error:.1e}, at most {bound:.1e} allowed.",
+            "compute decompositions and differences in float32, and cast the result back.",
+        )
+
+
+def check_adapter_acts(case: WrapperCase) -> None:
+    """An adapter whose arrays have moved computes something else than the layer."""
+    error = relative_error(case.run(case.make_trained()), case.run(case.make_base()))
+    require(
+        error > 1e-4,
+        "After every trainable array moved, the output is still the layer's.",
+        "use the adapter's arrays in `__call__`.",
+    )
+
+
+def check_merge_equals_call(case: WrapperCase) -> None:
+    """The merged layer computes what the adapter computes, for several inputs."""
+    trained = case.make_trained()
+    plain = merged(trained)
+    for seed in (11, 12):
+        inputs = case.make_inputs(seed=seed)
+        error = relative_error(case.run(plain, inputs), case.run(trained, inputs))
+        require(
+            error <= 4 * _FLOAT32,
+            f"`merge()(x)` and `wrapper(x)` differ: relative error {error:.1e}.",
+            "let both follow one law; mind the scale, the bias, groups, strides and padding.",
+        )
+
+
+def check_merge_restores_form(case: WrapperCase) -> None:
+    """`merge()` gives a layer of the base's class, structure, shapes and dtypes."""
+    for dtype in (None, jnp.bfloat16):
+        trained = case.make_trained(dtype)
+        try:
+            plain: Any = merge_lora(trained)
+        except JnoLoraError as err:
+            raise ConformanceError(
+                f"{err}\nWhat to do: put the new weight into `base` with "
+                "`eqx.tree_at`, cast to the old weight's dtype."
+            ) from err
+        require(
+            type(plain) is type(case.make_base()),
+            f"`merge()` gives a {type(plain).__name__}.",
+            "return the base with another weight, not the wrapper and not a new kind of layer.",
+        )
+
+
+def check_unwrap_restores(case: WrapperCase) -> None:
+    """`unwrap()` gives the original layer, to rounding, even after training."""
+    base: Any = case.make_base()
+    plain = unwrap_lora(case.make_trained())
+    require(
+        jax.tree.structure(plain) == jax.tree.structure(base)
+        and all(
+            relative_error(a, b) <= 1e-6
+            for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(base), strict=True)
+            if eqx.is_array(b)
+        ),
+        "`unwrap()` does not give the original layer back.",
+        "leave `base` as it came, or define `unwrap` to undo what `__init__` did to it.",
+    )
+
+
+def check_output_dtype(case: WrapperCase) -> None:
+    """The output has the dtype that the layer gives, in every precision."""
+    for dtype in (jnp.float32, *_HALVES):
+        inputs, base = case.make_inputs(dtype), case.make_base(dtype)
+        trained = case.make_trained(dtype)
+        expected, got = (
+            [leaf.dtype for leaf in jax.tree.leaves(case.run(layer, inputs))]
+            for layer in (base, trained)
+        )
+        require(
+            got == expected,
+            f"With {jnp.dtype(dtype).name}, the output is {got}, the layer's is {expected}.",
+            "cast the adapter's arrays to the dtype of the features when they are used.",
+        )
+
+
+def check_adapter_dtype(case: WrapperCase) -> None:
+    """The trainable arrays of a half-precision layer's adapter are float32."""
+    for dtype in _HALVES:
+        found = {str(leaf.dtype) for leaf in jax.tree.leaves(split(case.make(dtype))[0])}
+        require(
+            found == {"float32"},
+            f"With {jnp.dtype(dtype).name}, the trainable arrays are {sorted(found)}.",
+            "create them as float32 (small updates vanish in half precision); cast on use.",
+        )
+
+
+def check_double_precision(case: WrapperCase) -> None:
+    """With x64 enabled, everything happens in float64."""
+    with jax.enable_x64(True):
+        inputs, base = case.make_inputs(jnp.float64), case.make_base(jnp.float64)
+        wrapper = case.build(base)
+        trained = case.make_trained(jnp.float64)
+        expected = case.run(base, inputs)
+        start = relative_error(case.run(wrapper, inputs), expected)
+        output = case.run(trained, inputs)
+        merge = relative_error(case.run(merged(trained), inputs), output)
+        got = [leaf.dtype for leaf in jax.tree.leaves(output)]
+        wanted = [leaf.dtype for leaf in jax.tree.leaves(expected)]
+    require(
+        got == wanted and max(start, merge) <= _FLOAT64,
+        f"With float64, the output has dtype {got}; at the start it differs by {start:.1e}, merged "
+        f"by {merge:.1e} (relative).",
+        "create arrays in the dtype of the base's weight where that is more than float32, and "
+        "write no `jnp.float32` into the computation.",
+    )

@@ -1,0 +1,38 @@
+"""The error of a check, and the comparisons that checks share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+
+class ConformanceError(AssertionError):
+    """A wrapper breaks a promise. The message says which, what came, and what to do."""
+
+
+def require(condition: Any, problem: str, advice: str) -> None:
+    """**Raises:** `ConformanceError` unless `condition` holds."""
+    if not condition:
+        raise ConformanceError(f"{problem}\nWhat to do: {advice}")
+
+
+def relative_error(actual: PyTree, expected: PyTree) -> float:
+    """The largest difference between two outputs, relative to the largest expected number."""
+    actual_leaves, expected_leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    if [jnp.shape(a) for a in actual_leaves] != [jnp.shape(e) for e in expected_leaves]:
+        return float("inf")
+    worst = 0.0
+    for a, e in zip(actual_leaves, expected_leaves, strict=True):
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        if a.size:
+            error = np.max(np.abs(a - e)) / max(float(np.max(np.abs(e))), 1e-3)
+            worst = max(worst, float(error)) if np.isfinite(error) else float("inf")
+    return worst
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays have the same shape, dtype and bytes."""
+    x, y = np.asarray(a), np.asarray(b)
+    return x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes()
