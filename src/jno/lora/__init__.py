@@ -24,7 +24,7 @@ from ._hookspecs import hookimpl
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
 from ._plan import Plan, PlanRow
-from ._registry import PluginRecord, RegisteredWrapper, refresh, register, registered
+from ._registry import PluginRecord, RegisteredWrapper, Registry, refresh, register, registered
 from ._report import LoraReport, ReportRow, lora_report
 from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
 from ._zoo_names import ZOO_NAMES as _ZOO_NAMES
@@ -69,6 +69,7 @@ __all__ = [
     "PluginError",
     "PluginRecord",
     "RegisteredWrapper",
+    "Registry",
     "ReportRow",
     "SelectionError",
     "WrapperError",

@@ -45,6 +45,7 @@ def apply_lora(
     wrappers: WrapperLike = None,
     param_mask: MaskLike | None = None,
     options: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
 ) -> M:
     """`model` with adapters around the selected layers.
 
@@ -65,6 +66,7 @@ def apply_lora(
         selected leaf are wrapped.
     - `options`: further keyword arguments for the adapters' constructors, such as
         `{"adapter_dtype": jnp.bfloat16}`; a spec may have `options` of its own.
+    - `registry`: where names are looked up, instead of among the installed plugins.
 
     **Returns:** the adapted model. Layers that carry an adapter already stay as they are; if
     nothing else is selected, that is a warning.
@@ -87,6 +89,7 @@ def apply_lora(
         wrappers=wrappers,
         param_mask=param_mask,
         options=options,
+        registry=registry,
     )
     return carry_out(model, plan, key=key)
 
@@ -101,6 +104,7 @@ def plan_lora(
     wrappers: WrapperLike = None,
     param_mask: MaskLike | None = None,
     options: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
 ) -> Plan:
     """What `apply_lora` would do with the same arguments, and why not for every other candidate.
 
@@ -111,7 +115,7 @@ def plan_lora(
     _check_rank(rank)
     if rank == 0 and specs is None:
         return Plan(())
-    registry = default_registry()
+    registry = default_registry() if registry is None else registry
     rules = parse_specs(
         registry,
         rank=rank,

@@ -15,6 +15,7 @@ from ._errors import SelectionError
 from ._merge import merge_lora, unwrap_lora
 from ._paths import bullets, path_str, show_path
 from ._plan import Plan
+from ._registry import Registry, default_registry
 from ._report import LoraReport, count, report_on
 from ._selection import MaskLike, SpecLike, WrapperLike, parse_mask
 from ._trainability import (
@@ -48,10 +49,14 @@ class Net:
     - `key`: a key for the adapters' initial values, typed or raw. Without it, and without a `key`
         in a call, the seed is 0. A layer's values depend on the key and on its path alone, so a
         layer that is merged and adapted again needs another key to start from other values.
+    - `registry`: where adapters are looked up by name, instead of among the installed plugins.
     """
 
-    def __init__(self, model: PyTree, *, key: PRNGKeyArray | None = None):
+    def __init__(
+        self, model: PyTree, *, key: PRNGKeyArray | None = None, registry: Registry | None = None
+    ):
         self._module = model
+        self._registry = default_registry() if registry is None else registry
         self._key = jax.random.key(0) if key is None else key
         self._trainable = partial_lora_trainable_filter(model)
         self._mask: MaskLike | None = None
@@ -203,7 +208,7 @@ class Net:
 
     def summary(self) -> LoraReport:
         """The adapted layers, and how many parameters train. Prints as a table."""
-        return report_on(self._module, self._trainable)
+        return report_on(self._module, self._trainable, self._registry)
 
     def _plan(
         self,
@@ -228,6 +233,7 @@ class Net:
             specs=specs,
             param_mask=self._mask,
             options=options,
+            registry=self._registry,
         )
 
     def _set_trainable(self, *, selected: bool) -> "Net":

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
 from ._paths import path_str, show_path
-from ._registry import default_registry
+from ._registry import Registry, default_registry
 from ._tables import as_text, table
 from ._trainability import lora_trainable_filter, may_train
 
@@ -103,12 +103,11 @@ def lora_report(model: PyTree) -> LoraReport:
     **Returns:** a `LoraReport`. Its `trainable` counts the adapters' parameters only, as
     `lora_trainable_filter` marks them (`Net.summary` counts what its own state says).
     """
-    return report_on(model, lora_trainable_filter(model))
+    return report_on(model, lora_trainable_filter(model), default_registry())
 
 
-def report_on(model: PyTree, trainable: PyTree[bool]) -> LoraReport:
+def report_on(model: PyTree, trainable: PyTree[bool], registry: Registry) -> LoraReport:
     """`lora_report`, with `trainable` deciding what is counted as trained in the whole model."""
-    registry = default_registry()
     adapters = lora_trainable_filter(model)
     counted = may_train(model)
     rows: list[ReportRow] = []

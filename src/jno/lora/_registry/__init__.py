@@ -1,5 +1,6 @@
 """The registry: which adapters there are, and where they come from."""
 
+from ._discovery import normalise
 from ._records import PluginRecord, RegisteredWrapper
 from ._registry import Registry, default_registry, refresh, register, registered
 
@@ -8,6 +9,7 @@ __all__ = [
     "RegisteredWrapper",
     "Registry",
     "default_registry",
+    "normalise",
     "refresh",
     "register",
     "registered",

@@ -20,7 +20,7 @@ def test_conformance(check):
 Without pytest: `check_wrapper(case)`, or `jno-lora check my_package:MyAdapter`.
 """
 
-from ._case import WrapperCase, standard_cases
+from ._case import WrapperCase, standard_cases, standard_layers
 from ._conformance import ConformanceError
 from ._pytest import parametrize_with_checks
 from ._run import CHECKS, CheckResult, check_wrapper, run_checks, wrapper_checks
@@ -34,5 +34,6 @@ __all__ = [
     "parametrize_with_checks",
     "run_checks",
     "standard_cases",
+    "standard_layers",
     "wrapper_checks",
 ]

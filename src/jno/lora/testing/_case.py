@@ -99,7 +99,7 @@ def merged(wrapper: Any) -> Any:
 def standard_cases(wrapper: type[LoRAWrapper]) -> list[WrapperCase]:
     """A case for each of the common Equinox layers that `wrapper` claims."""
     cases: list[WrapperCase] = []
-    for base, inputs in _STANDARD_LAYERS.values():
+    for base, inputs in standard_layers().values():
         layer = base(jax.random.key(0))
         if wrapper.applies_to(layer):
             name = f"{wrapper.__name__}-{type(layer).__name__}"
@@ -116,27 +116,27 @@ def _attention(key: PRNGKeyArray) -> tuple[Any, ...]:
     return (tokens, tokens, tokens)
 
 
-_STANDARD_LAYERS: dict[
-    str, tuple[Callable[[Any], eqx.Module], Callable[[Any], tuple[Any, ...]]]
-] = {
-    "Linear": (lambda key: eqx.nn.Linear(7, 5, key=key), _normal(7)),
-    "Conv1d": (lambda key: eqx.nn.Conv1d(4, 5, 3, padding=1, key=key), _normal(4, 7)),
-    "Conv2d": (
-        lambda key: eqx.nn.Conv2d(4, 6, (3, 2), stride=2, groups=2, key=key),
-        _normal(4, 7, 6),
-    ),
-    "ConvTranspose1d": (lambda key: eqx.nn.ConvTranspose1d(4, 5, 3, key=key), _normal(4, 7)),
-    "Embedding": (
-        lambda key: eqx.nn.Embedding(9, 5, key=key),
-        lambda key: (jax.random.randint(key, (), 0, 9),),
-    ),
-    "MultiheadAttention": (lambda key: eqx.nn.MultiheadAttention(2, 8, key=key), _attention),
-    "GRUCell": (
-        lambda key: eqx.nn.GRUCell(4, 5, key=key),
-        lambda key: (jax.random.normal(key, (4,)), jnp.ones(5)),
-    ),
-    "LayerNorm": (lambda key: eqx.nn.LayerNorm(6), _normal(6)),
-}
+def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
+    """How to make each of the common Equinox layers, and inputs for it, from a key."""
+    return {
+        "Linear": (lambda key: eqx.nn.Linear(7, 5, key=key), _normal(7)),
+        "Conv1d": (lambda key: eqx.nn.Conv1d(4, 5, 3, padding=1, key=key), _normal(4, 7)),
+        "Conv2d": (
+            lambda key: eqx.nn.Conv2d(4, 6, (3, 2), stride=2, groups=2, key=key),
+            _normal(4, 7, 6),
+        ),
+        "ConvTranspose1d": (lambda key: eqx.nn.ConvTranspose1d(4, 5, 3, key=key), _normal(4, 7)),
+        "Embedding": (
+            lambda key: eqx.nn.Embedding(9, 5, key=key),
+            lambda key: (jax.random.randint(key, (), 0, 9),),
+        ),
+        "MultiheadAttention": (lambda key: eqx.nn.MultiheadAttention(2, 8, key=key), _attention),
+        "GRUCell": (
+            lambda key: eqx.nn.GRUCell(4, 5, key=key),
+            lambda key: (jax.random.normal(key, (4,)), jnp.ones(5)),
+        ),
+        "LayerNorm": (lambda key: eqx.nn.LayerNorm(6), _normal(6)),
+    }
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 
 class ConformanceError(AssertionError):
@@ -32,7 +33,16 @@ def relative_error(actual: PyTree, expected: PyTree) -> float:
     return worst
 
 
-def same_bits(a: Array, b: Array) -> bool:
-    """Whether two arrays have the same shape, dtype and bytes."""
-    x, y = np.asarray(a), np.asarray(b)
-    return x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes()
+def same_bits(a: PyTree, b: PyTree) -> bool:
+    """Whether the arrays of two trees agree in shape, dtype and every bit."""
+
+    def content(tree: PyTree) -> list[Any]:
+        arrays = (leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf))
+        arrays = (jax.random.key_data(x) if _is_key(x) else x for x in arrays)
+        return [(x.shape, x.dtype, np.asarray(x).tobytes()) for x in arrays]
+
+    return content(a) == content(b)
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))

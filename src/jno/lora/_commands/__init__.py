@@ -1,0 +1,1 @@
+"""The subcommands of `jno-lora`, one idea per module. `_cli` gives them names and options."""

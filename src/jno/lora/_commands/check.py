@@ -1,0 +1,83 @@
+"""`jno-lora check`: the conformance kit without pytest."""
+
+import importlib
+
+from rich.table import Table
+
+from .._contract import LoRAWrapper
+from .._errors import PluginError, WrapperError
+from .._registry import PluginRecord, normalise
+from .._tables import table
+from ..testing import CheckResult, run_checks, standard_cases
+
+
+def find_wrappers(what: str, records: tuple[PluginRecord, ...]) -> list[type[LoRAWrapper]]:
+    """The classes that `MODULE:CLASS` or the name of a distribution means.
+
+    **Raises:** `PluginError` if there is no such class or plugin.
+    """
+    module_name, colon, class_name = what.partition(":")
+    if not colon:
+        return _wrappers_of_distribution(what, records)
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as err:
+        raise PluginError(
+            f"{what!r} cannot be imported: {err}. Give the module's import path and the class, "
+            "such as my_package.adapters:MyAdapter, and run this where the module can be imported."
+        ) from err
+    if not (isinstance(found, type) and issubclass(found, LoRAWrapper)):
+        raise PluginError(f"{what!r} is {found!r}, not a subclass of jno.lora.LoRAWrapper.")
+    return [found]
+
+
+def run(wrappers: list[type[LoRAWrapper]]) -> list[CheckResult]:
+    """Every check on every common Equinox layer that the classes claim.
+
+    **Raises:** `WrapperError` if a class claims none of them.
+    """
+    results: list[CheckResult] = []
+    for wrapper in wrappers:
+        cases = standard_cases(wrapper)
+        if not cases:
+            raise WrapperError(
+                f"{wrapper.__name__} claims none of the layers that this command knows. Write the "
+                "case yourself: `jno.lora.testing.WrapperCase` and `parametrize_with_checks`."
+            )
+        for case in cases:
+            results.extend(run_checks(case))
+    return results
+
+
+def as_table(results: list[CheckResult]) -> Table:
+    """One line per case."""
+    cases = list(dict.fromkeys(result.case for result in results))
+    by_case = {case: [result for result in results if result.case == case] for case in cases}
+    failed = {case: [r.check for r in own if r.error is not None] for case, own in by_case.items()}
+    return table(
+        f"{sum(map(len, failed.values()))} of {len(results)} checks fail",
+        [("case", "left"), ("passed", "right"), ("failed", "left")],
+        (
+            (case, f"{len(own) - len(failed[case])}/{len(own)}", ", ".join(failed[case]) or "-")
+            for case, own in by_case.items()
+        ),
+    )
+
+
+def _wrappers_of_distribution(
+    distribution: str, records: tuple[PluginRecord, ...]
+) -> list[type[LoRAWrapper]]:
+    own = [record for record in records if record.distribution == normalise(distribution)]
+    for record in own:
+        if not record.usable:
+            raise PluginError(
+                f"The plugin {record.describe()} is {record.status}: {record.error}"
+            ) from record.error
+    wrappers = [wrapper.cls for record in own for wrapper in record.wrappers]
+    if not wrappers:
+        known = ", ".join(dict.fromkeys(record.distribution for record in records)) or "none"
+        raise PluginError(
+            f"No installed plugin belongs to a distribution {distribution!r} (installed: {known}). "
+            "To check a class, give MODULE:CLASS."
+        )
+    return wrappers

@@ -1,0 +1,79 @@
+"""`jno-lora doctor`: whether this installation is in order."""
+
+import dataclasses
+import pathlib
+import platform
+import sys
+
+from .. import __path__ as _package_path
+from .._registry import PluginRecord
+from .._zoo_names import ZOO_DISTRIBUTION
+from .listing import error_traceback
+
+# A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
+SLOW_SECONDS = 1.0
+
+_DISTRIBUTIONS = ("jno-lora", "jax", "jaxlib", "equinox", "pluggy", "importlib-metadata")
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What was found: facts, in the order of printing, and troubles with what to do."""
+
+    facts: tuple[tuple[str, str], ...]
+    troubles: tuple[str, ...]
+
+
+def diagnose(records: tuple[PluginRecord, ...]) -> Diagnosis:
+    """Look at versions, at who owns the package `jno`, and at every plugin."""
+    import importlib_metadata
+
+    versions: list[tuple[str, str]] = [("Python", platform.python_version())]
+    for name in _DISTRIBUTIONS:
+        try:
+            versions.append((name, importlib_metadata.version(name)))
+        except importlib_metadata.PackageNotFoundError:
+            versions.append((name, "not installed as a distribution"))
+    facts = [
+        *versions,
+        ("jno.lora imported from", str(next(iter(_package_path)))),
+        *((f"{r.distribution} {r.version}", f"{r.status}, {r.seconds:.2f} s") for r in records),
+    ]
+    troubles = [*_rivals_for_jno(), *_without_zoo(records)]
+    for record in records:
+        if record.status in ("failed", "incompatible"):
+            troubles.append(
+                f"The plugin {record.describe()} is {record.status}. Upgrade or uninstall it, or "
+                f"block it with JNO_LORA_BLOCK={record.distribution}.\n{error_traceback(record)}"
+            )
+        elif record.status == "conflict":
+            troubles.append(f"The plugin {record.describe()} is in conflict: {record.error}")
+        if record.seconds > SLOW_SECONDS:
+            troubles.append(
+                f"The plugin {record.describe()} took {record.seconds:.1f} s to load; more than "
+                f"{SLOW_SECONDS:g} s is slow. Its entry point should import nothing heavy."
+            )
+    return Diagnosis(tuple(facts), tuple(troubles))
+
+
+def _rivals_for_jno() -> list[str]:
+    """A regular package `jno` on the path hides `jno.lora`, or will after a change of order."""
+    rivals = [
+        str(pathlib.Path(entry) / "jno")
+        for entry in dict.fromkeys(sys.path)
+        if (pathlib.Path(entry) / "jno" / "__init__.py").is_file()
+    ]
+    return [
+        f"Another distribution owns a regular package `jno` at {rival}. It and jno-lora cannot be "
+        "used in one environment (jax-neural-operators is one): use separate environments."
+        for rival in rivals
+    ]
+
+
+def _without_zoo(records: tuple[PluginRecord, ...]) -> list[str]:
+    if any(record.distribution == ZOO_DISTRIBUTION for record in records):
+        return []
+    return [
+        "The adapter zoo is not installed, so that `net.lora()` has no adapters to use. "
+        'Install it: pip install "jno-lora[zoo]"'
+    ]

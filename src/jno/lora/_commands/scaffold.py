@@ -1,0 +1,76 @@
+"""`jno-lora new`: a plugin to start from, as six files that work."""
+
+import keyword
+import pathlib
+import re
+import string
+from importlib import resources
+
+from .._errors import JnoLoraError
+from .._hookspecs import API_VERSION
+
+# What the adapter wraps, how its test makes one, and what it is called with.
+_LAYERS = {
+    "linear": ("Linear", "eqx.nn.Linear(6, 4, key=key)", "jax.random.normal(key, (6,))"),
+    "embedding": (
+        "Embedding",
+        "eqx.nn.Embedding(6, 4, key=key)",
+        "jax.random.randint(key, (), 0, 6)",
+    ),
+}
+
+
+def create(name: str, layer: str | None, directory: pathlib.Path, version: str) -> pathlib.Path:
+    """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
+
+    **Arguments:**
+
+    - `name`: what the adapter is called, such as `embedding-bias`.
+    - `layer`: `"linear"` or `"embedding"`; by default what the name says, else `"linear"`.
+    - `version`: of jno-lora, for the plugin's dependency on it.
+
+    **Raises:** `JnoLoraError` if the name makes no package name, or the folder exists. Nothing is
+    written then.
+    """
+    short = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
+    package = f"jno_lora_{short.replace('-', '_')}"
+    if not short or not package.isidentifier() or keyword.iskeyword(package):
+        raise JnoLoraError(
+            f"{name!r} makes no package name. Use letters, digits and dashes, such as "
+            "embedding-bias."
+        )
+    if layer is None:
+        layer = "embedding" if "embedding" in short else "linear"
+    target = directory / f"jno-lora-{short}"
+    if target.exists():
+        raise JnoLoraError(f"{target} exists already; nothing was written. Choose another name.")
+    class_name, make, sample = _LAYERS[layer]
+    major, minor, *_ = version.split(".")
+    names = {
+        "distribution": f"jno-lora-{short}",
+        "package": package,
+        "adapter": "".join(part.capitalize() for part in short.split("-")),
+        "variant": short,
+        "layer": class_name,
+        "make": make,
+        "sample": sample,
+        "api": str(API_VERSION),
+        "requires": f"jno-lora>={major}.{minor},<{major}.{int(minor) + 1}",
+    }
+    files = {
+        target / "pyproject.toml": "pyproject.toml",
+        target / "README.md": "README.md",
+        target / "LICENSE": "LICENSE",
+        target / "src" / package / "__init__.py": "adapter.py",
+        target / "src" / package / "plugin.py": "plugin.py",
+        target / "tests" / "test_conformance.py": "test_conformance.py",
+    }
+    templates = resources.files("jno.lora._commands") / "templates"
+    texts = {
+        path: string.Template((templates / f"{template}.txt").read_text()).substitute(names)
+        for path, template in files.items()
+    }
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return target
