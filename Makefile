@@ -10,7 +10,7 @@ demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
 
 test: $(VENV)/.ready
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

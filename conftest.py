@@ -15,7 +15,7 @@ from jaxtyping import install_import_hook
 
 # The numeric tower of PEP 484: an `int` may stand where a `float` is annotated.
 install_import_hook(
-    ["jno.lora", "jno_lora_zoo"],
+    ["jno.lora", "jno_lora_zoo", "jno_lora_embedding", "jno_lora_attention"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 

@@ -434,7 +434,7 @@ def test_standard_cases_are_the_layers_a_wrapper_claims():
 
 
 def test_ids_are_stable():
-    assert list(CHECKS)[0] == "contract"
+    assert next(iter(CHECKS)) == "contract"
     assert all(name == name.lower() and "_" not in name for name in CHECKS)
 
 

@@ -178,8 +178,9 @@ class LoRAWrapper(eqx.Module):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        call = cls.__dict__.get("__call__")
-        if call is not None and not _accepts_key(call):
+        # Looked up as an instance would: it may come from a mixin that is no wrapper.
+        call = inspect.getattr_static(cls, "__call__")
+        if not getattr(call, "__isabstractmethod__", False) and not _accepts_key(call):
             # Equinox passes `key=` to every layer of a `Sequential`; an author need not care.
             setattr(cls, "__call__", _dropping_key(call))  # noqa: B010
 
@@ -223,11 +224,15 @@ def is_wrapper(node: Any) -> bool:
     return isinstance(node, LoRAWrapper)
 
 
-@functools.lru_cache(maxsize=4096)
 def contract_problems(cls: Any) -> tuple[str, ...]:
     """What keeps `cls` from being a usable adapter class; empty if nothing does."""
     if not (isinstance(cls, type) and issubclass(cls, LoRAWrapper)):
         return (f"{cls!r} is not a subclass of jno.lora.LoRAWrapper",)
+    return _class_problems(cls)
+
+
+@functools.lru_cache(maxsize=4096)
+def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
     if missing:
         return tuple(f"`{name}` is not defined" for name in missing)
@@ -280,6 +285,8 @@ def _without_base(wrapper: LoRAWrapper) -> Any:
 
 
 def _accepts_key(call: Callable[..., Any]) -> bool:
+    if hasattr(call, "_drops_key"):
+        return True
     parameters = inspect.signature(call).parameters
     return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or "key" in parameters
 
@@ -290,4 +297,5 @@ def _dropping_key(call: Callable[..., Any]) -> Callable[..., Any]:
         del key
         return call(self, *args, **kwargs)
 
+    wrapped._drops_key = True  # pyright: ignore[reportAttributeAccessIssue]
     return wrapped

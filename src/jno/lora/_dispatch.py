@@ -173,6 +173,7 @@ class _Walk:
         self.all_tiers = tuple(dict.fromkeys(spec.tiers for spec in specs))
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()  # specs that won a layer, whatever the mask says
+        self.claimed_nodes: dict[str, tuple[KeyPath, eqx.Module]] = {}
 
     def over(self, model: PyTree) -> list[PlanRow]:
         """The rows of every candidate in `model`."""
@@ -207,11 +208,15 @@ class _Walk:
             if _owns_arrays(node):
                 return PlanRow(path, layer, "no wrapper applies", keys=keys)
             return None
-        if _holds_adapters(node):
-            return PlanRow(path, layer, "already adapted", keys=keys, spec=spec_index)
         self.matched.add(spec_index)
+        if _holds_adapters(node):
+            selected = spec_index if self.mask.selects(keys) else None
+            return PlanRow(path, layer, "already adapted", keys=keys, spec=selected)
+        if self.earlier_spec_wins_inside(spec_index, keys, node):
+            return None  # go on to the layers inside
         spec = self.specs[spec_index]
         status: PlanStatus = "wrapped" if self.mask.selects(keys) else "mask does not select"
+        self.claimed_nodes[path] = (keys, node)
         return PlanRow(
             path,
             layer,
@@ -228,6 +233,9 @@ class _Walk:
     def row_of_wrapper(self, path: str, keys: KeyPath, node: LoRAWrapper) -> PlanRow:
         cls = type(node)
         index, _ = self.first_match(path, node.base)
+        if index is not None:
+            self.matched.add(index)
+            index = index if self.mask.selects(keys) else None
         return PlanRow(
             path,
             type(node.base).__name__,
@@ -243,18 +251,40 @@ class _Walk:
     def refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> list[PlanRow]:
         """Rows for the layers below a normalised container, none of which is wrapped."""
         rows: list[PlanRow] = []
-
-        def look(inner: KeyPath, child: Any) -> bool:
-            path = path_str((*keys, *inner))
-            if inner and isinstance(child, eqx.Module):
-                spec, cls = self.first_match(path, child)
-                if cls is not None:
-                    row = PlanRow(path, type(child).__name__, reason, keys=inner, spec=spec)
-                    rows.append(row)
-            return False
-
-        jtu.tree_flatten_with_path(node, is_leaf=look, is_leaf_takes_path=True)
+        for inner, child in _modules_inside(keys, node):
+            path = path_str(inner)
+            spec, cls = self.first_match(path, child)
+            if cls is not None:
+                selected = self.mask.selects(inner)
+                status = reason if selected else "mask does not select"
+                rows.append(PlanRow(path, type(child).__name__, status, keys=inner, spec=spec))
         return rows
+
+    def earlier_spec_wins_inside(self, spec: int, keys: KeyPath, node: eqx.Module) -> bool:
+        """Whether a layer inside `node` belongs to a spec that comes before `spec`."""
+        if spec == 0:
+            return False
+        for inner, child in _modules_inside(keys, node):
+            index, _ = self.first_match(path_str(inner), child)
+            if index is not None and index < spec and self.mask.selects(inner):
+                return True
+        return False
+
+    def taken_before(self, spec: int) -> list[str]:
+        """What `spec` would match, had an earlier one not taken it or what contains it."""
+        rule = self.specs[spec]
+        lines: list[str] = []
+        for row in self.rows:
+            if row.spec is None or row.spec >= spec or row.path not in self.claimed_nodes:
+                continue
+            keys, node = self.claimed_nodes[row.path]
+            for inner, child in ((keys, node), *_modules_inside(keys, node)):
+                path = path_str(inner)
+                if rule.matches(path) and self.claim(rule.tiers, path, child) is not None:
+                    within = "" if inner == keys else f", inside {show_path(row.path)}"
+                    label = self.specs[row.spec].label
+                    lines.append(f"{show_path(path)}: {label}{within}")
+        return lines
 
     def first_match(self, path: str, node: Any) -> tuple[int | None, type[LoRAWrapper] | None]:
         """The first spec whose target matches and one of whose wrappers applies."""
@@ -323,17 +353,30 @@ def _construct(row: PlanRow, layer: Any, key: PRNGKeyArray) -> LoRAWrapper:
         ndim = cls.stack_ndim(layer)
         make = over_stack(lambda base, key: cls(base, rank, alpha, key=key, **row.options), ndim)
         wrapper = make(layer, keys_for_stack(key, layer, ndim))
-    except JnoLoraError:
-        raise
     except Exception as err:
-        raise WrapperError(
-            f"{cls.__name__} could not be built around the {row.layer} at "
-            f"{show_path(row.path)!r}: {type(err).__name__}: {err}"
-        ) from err
+        what = (
+            f"{cls.__name__} could not be built around the {row.layer} at {show_path(row.path)!r}"
+        )
+        if isinstance(err, JnoLoraError):
+            raise type(err)(f"{what}: {err}") from err
+        raise WrapperError(f"{what}: {type(err).__name__}: {err}") from err
     if not isinstance(wrapper, cls):
         check_contract(cls)
         raise WrapperError(f"{cls.__name__}(...) made a {type(wrapper).__name__} at {row.path!r}")
     return wrapper
+
+
+def _modules_inside(keys: KeyPath, node: eqx.Module) -> list[tuple[KeyPath, eqx.Module]]:
+    """The modules below `node`, which is at `keys`, with their paths from the root."""
+    found: list[tuple[KeyPath, eqx.Module]] = []
+
+    def look(inner: KeyPath, child: Any) -> bool:
+        if inner and isinstance(child, eqx.Module):
+            found.append(((*keys, *inner), child))
+        return is_wrapper(child)
+
+    jtu.tree_flatten_with_path(node, is_leaf=look, is_leaf_takes_path=True)
+    return found
 
 
 def _owns_arrays(node: eqx.Module) -> bool:
@@ -363,14 +406,10 @@ def _check_every_spec_matched(specs: tuple[Spec, ...], walk: _Walk, rows: list[P
         if inside:
             lines.append(f"{_WHY_REFUSED} It matches only:")
             lines.append(bullets(f"{show_path(r.path)}: {r.status}" for r in inside))
-        taken = [
-            row
-            for row in rows
-            if row.spec is not None and row.spec < index and spec.matches(row.path)
-        ]
+        taken = walk.taken_before(index)
         if taken:
             lines.append("Earlier specs, which win, have taken what it matches:")
-            lines.append(bullets(f"{show_path(r.path)}: {specs[r.spec or 0].label}" for r in taken))
+            lines.append(bullets(taken))
         if spec.target is not None and not any(spec.matches(row.path) for row in rows):
             near = nearest(spec.target.pattern, [row.path for row in rows])
             if near:
@@ -394,7 +433,7 @@ def _check_every_spec_matched(specs: tuple[Spec, ...], walk: _Walk, rows: list[P
 def _warn_of_what_was_left_out(plan: Plan) -> None:
     def warn(message: str, rows: tuple[PlanRow, ...]) -> None:
         listed = bullets(show_path(row.path) for row in rows)
-        warnings.warn(f"{message}\n{listed}", JnoLoraWarning, stacklevel=4)
+        warnings.warn(f"{message}\n{listed}", JnoLoraWarning, stacklevel=5)
 
     refused = plan.having("inside WeightNorm", "inside SpectralNorm")
     if refused:
@@ -403,11 +442,11 @@ def _warn_of_what_was_left_out(plan: Plan) -> None:
         return
     masked = plan.having("mask does not select")
     adapted = tuple(row for row in plan.having("already adapted") if row.spec is not None)
-    if masked:
-        warn("The mask selects none of these layers, so nothing was adapted:", masked)
-    elif adapted:
+    if adapted:
         warn(
             "Every selected layer carries an adapter already, so nothing was adapted. Merge or "
             "unwrap first to adapt them anew:",
             adapted,
         )
+    elif masked:
+        warn("The mask selects none of these layers, so nothing was adapted:", masked)

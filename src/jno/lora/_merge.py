@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import equinox as eqx
-import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
@@ -69,7 +68,14 @@ def _check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
         )
     before, after = jtu.tree_leaves_with_path(base), jtu.tree_leaves(layer)
     for (keys, old), new in zip(before, after, strict=True):
-        if eqx.is_array(old) and (jnp.shape(old), old.dtype) != (jnp.shape(new), new.dtype):
+        if not hasattr(old, "dtype"):
+            continue
+        if not hasattr(new, "dtype"):
+            raise WrapperError(
+                f"{what} puts {new!r} at {path_str(keys)!r}, where the layer has an array "
+                f"{old.dtype}{list(old.shape)}: keep its shape and dtype."
+            )
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise WrapperError(
                 f"{what} changes {path_str(keys)!r} from {old.dtype}{list(old.shape)} to "
                 f"{new.dtype}{list(new.shape)}: keep the shape, and cast back to the base's dtype."

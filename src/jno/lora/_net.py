@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -250,19 +249,23 @@ class Net:
     def _become_plain(self, plain: PyTree) -> "Net":
         self._trainable = carry_to_plain(self._trainable, self._module, plain)
         self._module = plain
+        # A tree that was masked for the adapted model fits no longer; a regex does.
+        self._mask = self._mask if isinstance(self._mask, str) else None
         return self
 
     def _counted(self) -> PyTree[bool]:
         return may_train(self._module)
 
     def _refuse_if_only_adapted(self, plan: Plan) -> None:
-        if plan.having("wrapped", "mask does not select"):
+        if plan.wrapped:
             return
         adapted = [
             f"{show_path(row.path)} ({row.explanation})"
             for row in plan.having("already adapted")
             if row.spec is not None
         ]
+        if not adapted:
+            return
         raise SelectionError(
             "Every selected layer carries an adapter already, and a layer is never wrapped twice:\n"
             f"{bullets(adapted)}\n"
@@ -278,7 +281,8 @@ class Net:
         wrong += [f"{show_path(p)}: not a trainable leaf of this net" for p in got.keys() - want]
         for path in want.keys() & got.keys():
             old, new = want[path], got[path]
-            before, after = (old.dtype, old.shape), (jnp.result_type(new), jnp.shape(new))
+            before = f"{old.dtype}{list(old.shape)}"
+            after = f"{new.dtype}{list(new.shape)}" if eqx.is_array(new) else repr(new)
             if before != after:
                 wrong.append(f"{show_path(path)}: expected {before}, got {after}")
         if wrong:

@@ -19,7 +19,7 @@ WrapperLike: TypeAlias = (
     type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 )  # what `wrapper=` accepts
 SpecLike: TypeAlias = Mapping[str, Any]
-MaskLike: TypeAlias = PyTree[bool] | str
+MaskLike: TypeAlias = PyTree | str
 
 # Adapters in order of priority. Those of one tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
@@ -65,19 +65,17 @@ def parse_specs(
     empty wrapper; `PluginError` if a plugin that is asked for cannot be used; `WrapperError` if a
     class breaks the contract.
     """
-    tiers_of: dict[Any, Tiers] = {}
-
-    def tiers(value: WrapperLike) -> Tiers:
-        key = tuple(value) if isinstance(value, list) else value
-        if key not in tiers_of:
-            tiers_of[key] = parse_wrapper(registry, value)
-        return tiers_of[key]
-
     if specs is None:
-        rule = Spec(
-            _regex(target, "target"), rank, float(alpha), tiers(wrapper), options or {}, "the call"
+        return (
+            Spec(
+                target=_regex(target, "target"),
+                rank=_checked_rank(rank, "the call"),
+                alpha=float(alpha),
+                tiers=parse_wrapper(registry, wrapper),
+                options=options or {},
+                label="the call",
+            ),
         )
-        return (_checked(rule),)
     if target is not None:
         raise SelectionError(
             "`target` and `specs` were both given. Put the target into each spec: "
@@ -100,14 +98,14 @@ def parse_specs(
                     f"A spec has the keys {', '.join(_SPEC_KEYS)}."
                 )
         rule = Spec(
-            _regex(spec.get("target"), f"{label}['target']"),
-            spec.get("rank", rank),
-            float(spec.get("alpha", alpha)),
-            tiers(spec.get("wrapper", wrapper)),
-            spec.get("options", options) or {},
-            label,
+            target=_regex(spec.get("target"), f"{label}['target']"),
+            rank=_checked_rank(spec.get("rank", rank), label),
+            alpha=float(spec.get("alpha", alpha)),
+            tiers=parse_wrapper(registry, spec.get("wrapper", wrapper)),
+            options=spec.get("options", options) or {},
+            label=label,
         )
-        parsed.append(_checked(rule))
+        parsed.append(rule)
     if not parsed:
         raise SelectionError("`specs` is empty. Give at least one spec, or leave it out.")
     return tuple(parsed)
@@ -217,13 +215,13 @@ def _mismatch(model: PyTree, mask: PyTree) -> str:
     )
 
 
-def _checked(spec: Spec) -> Spec:
-    whole = isinstance(spec.rank, numbers.Integral) and not isinstance(spec.rank, bool)
-    if not whole or spec.rank < 1:
+def _checked_rank(rank: Any, label: str) -> int:
+    whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
+    if not whole or rank < 1:
         raise SelectionError(
-            f"The rank of {spec.label} must be an integer of at least 1, but is {spec.rank!r}."
+            f"The rank of {label} must be an integer of at least 1, but is {rank!r}."
         )
-    return dataclasses.replace(spec, rank=int(spec.rank))
+    return int(rank)
 
 
 def _regex(pattern: Any, what: str) -> re.Pattern[str] | None:

@@ -31,7 +31,7 @@ from .adapters import (
     rsLoRAConv,
     rsLoRALinear,
 )
-from .layers import ConvLayer, LinearLayer
+from .layers import ConvLayer, LinearLayer, VectorLayer
 from .methods import IA3, OFT, DoRA, LoKr, LoRA, LoRAFA, LoRAXS, MiLoRA, PiSSA, VeRA, rsLoRA
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "VeRA",
     "VeRAConv",
     "VeRALinear",
+    "VectorLayer",
     "rsLoRA",
     "rsLoRAConv",
     "rsLoRALinear",

@@ -19,7 +19,8 @@ class LayerKind(LoRAWrapper):
     path. Those are only called if `is_known(base)`: on every other layer, whose `__call__` may do
     more than this file knows of, the law's matrix is put into the base and the base is called.
 
-    Feature arrays have whatever shape suits the kind: `h` has the rank axis, `y` the output axis.
+    The input `x` is what the layer takes (features, or the index of a lookup). Feature arrays have
+    whatever shape suits the kind: `h` has the rank axis, `y` the output axis.
     The operations cast the adapter's arrays to the dtype of the features.
     """
 
@@ -41,12 +42,17 @@ class LayerKind(LoRAWrapper):
     def with_matrix(cls, base: eqx.Module, matrix: Float[Array, "out in"]) -> eqx.Module:
         """`base` with that matrix as its weight, cast to the weight's own dtype."""
 
+    @classmethod
+    def fan_in(cls, W: Float[Array, "out in"]) -> int:
+        """How many inputs one output sums over, which sets the variance of random factors."""
+        return W.shape[1]
+
     @abc.abstractmethod
-    def product(self, x: Array) -> Array:
+    def product(self, x: Any) -> Array:
         """`y = W x`, without the bias."""
 
     @abc.abstractmethod
-    def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
+    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
         """`h = A x`: the first half of a low-rank product."""
 
     @abc.abstractmethod
@@ -77,7 +83,7 @@ class LayerKind(LoRAWrapper):
     def finish(self, y: Array) -> Array:
         """Add the bias, and give the result the shape that the layer returns."""
 
-    def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+    def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
         """`y = (A ⊗ B) x`, cut to the inputs and outputs there are, without forming `A ⊗ B`."""
         raise NotImplementedError
 

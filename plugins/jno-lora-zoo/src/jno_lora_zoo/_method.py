@@ -22,7 +22,7 @@ class Method(LayerKind):
         """The adapted matrix `W'`, for the matrix `W` of `base`."""
 
     @abc.abstractmethod
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Array:
         """`W' x` by the operations of the layer kind."""
 
     def has_fast_path(self) -> bool:

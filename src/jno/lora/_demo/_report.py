@@ -1,1 +1,98 @@
-"""What the demo prints."""
+"""What the demo prints: the set-up, the table, and where the files are."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from .._tables import table
+from ._candidates import ALPHA, RANK, Outcome
+from ._data import NOISE, ROTATION, Digits
+from ._measuring import Score
+from ._merging import Merged
+
+
+def print_data(console: Console, digits: Digits) -> None:
+    """What is learned from, and what is tested on."""
+    _print(
+        console,
+        f"Source domain: {len(digits.pretraining)} scans of handwritten digits to pretrain on.",
+        f"Target domain: rotated by {ROTATION:g} degrees, noise of {NOISE:g}; "
+        f"{len(digits.training)} labelled scans to adapt on,",
+        f"  {len(digits.validation)} to choose the learning rate and the best adapter.",
+        f"Tested on {len(digits.test_target)} other scans, in both domains.",
+        "",
+    )
+
+
+def print_pretrained(console: Console, score: Score, parameters: int) -> None:
+    """What all candidates start from."""
+    _print(
+        console,
+        f"Pretrained {parameters:,} parameters: {score.source:.1%} right on the source domain, "
+        f"{score.target:.1%} on the target domain.",
+        "",
+    )
+
+
+def print_table(
+    console: Console, outcomes: Sequence[Outcome], *, rates: Sequence[float], tested: int
+) -> None:
+    """One row per candidate; below, what the numbers are worth (`tested` scans) and rest on."""
+    # A pipe may have an encoding that lacks the arrow.
+    arrow = "->" if console.options.ascii_only else "→"
+    columns = [
+        ("adapter", "left"),
+        ("trainable\nparameters", "right"),
+        ("% of\nmodel", "right"),
+        (f"target %\nbefore {arrow} after", "right"),
+        ("source %\nkept", "right"),
+        ("rate", "right"),
+        ("ms per\nstep", "right"),
+    ]
+    rows = (
+        (
+            row.name,
+            f"{row.trainable:,}",
+            f"{100 * row.share:.2f}",
+            f"{100 * row.before.target:.1f} {arrow} {100 * row.after.target:.1f}",
+            f"{100 * row.after.source:.1f}",
+            "-" if row.rate is None else f"{row.rate:g}",
+            "-" if row.milliseconds is None else f"{row.milliseconds:.2f}",
+        )
+        for row in outcomes
+    )
+    # Of a proportion near a half, the widest there is.
+    error = 100 * math.sqrt(0.25 / tested)
+    made = table(
+        "Accuracy on held-out scans of both domains, after adapting to the target",
+        columns,
+        rows,
+        caption=f"{tested} test scans: standard error up to {error:.1f} points. "
+        f"Adapters: rank {RANK}, alpha {ALPHA:g}.\n"
+        f"Rate: the best of {', '.join(f'{rate:g}' for rate in rates)} on the validation scans.",
+    )
+    made.pad_edge, made.collapse_padding = False, True  # 80 columns are enough
+    console.print(made)
+    console.print()
+
+
+def print_files(console: Console, plot: Path, best: Outcome, merged: Merged) -> None:
+    """Where the plot and the model are, and that the merged model is the adapted one."""
+    _print(
+        console,
+        f"Best adapter on the validation scans: {best.name} ({best.after.validation:.0%} right).",
+        f"Its merged model, read back: logits differ by at most {merged.difference:.1e} (the "
+        f"largest is {merged.scale:.1f}),",
+        f"  predictions agree on {merged.same} of {merged.total} scans.",
+        "",
+        f"Plot:         {plot}",
+        f"Merged model: {merged.path}",
+    )
+
+
+def _print(console: Console, *lines: str) -> None:
+    for line in lines:
+        # As it is: no markup, no colours for numbers, and a path is never broken.
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

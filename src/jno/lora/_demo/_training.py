@@ -33,7 +33,10 @@ def _step(
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     # Only what trains is differentiated: the frozen part gets no gradient, not even of zeros.
-    updates, state = _ADAM.update(jax.grad(loss)(trainable), state)
+    gradient = jax.grad(loss)(trainable)
+    # Optax raises a float to the power of an integer; the model itself needs no promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, state = _ADAM.update(gradient, state)
     return jax.tree.map(lambda p, u: p - rate * u, trainable, updates), state
 
 

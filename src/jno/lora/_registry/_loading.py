@@ -53,9 +53,11 @@ def load(found: Found, manager: pluggy.PluginManager, policy: Policy) -> PluginR
             return record("incompatible", error)
         manager.register(plugin, name="/".join(found.identity))
         wrappers = collect(plugin, manager, found.distribution, found.version)
-    except Exception as err:
+    except (Exception, SystemExit) as err:
         if plugin is not None and manager.is_registered(plugin):
             manager.unregister(plugin)
+        if isinstance(err, SystemExit):
+            err = PluginError(f"it tried to end the program: SystemExit: {err}")
         return record("failed", err)
     return record("loaded", wrappers=wrappers)
 

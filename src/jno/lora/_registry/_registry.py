@@ -35,6 +35,8 @@ class Registry:
     def __init__(self, *, discover: bool = True):
         self._discover = discover
         self._lock = threading.RLock()
+        self._zoo_lock = threading.RLock()
+        self._publishing = threading.RLock()
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -42,6 +44,7 @@ class Registry:
         self._manager.add_hookspecs(_hookspecs)
         self._loaded: dict[tuple[str, str, str], PluginRecord] = {}
         self._in_process: list[PluginRecord] = []
+        self._loading: set[tuple[str, str, str]] = set()
         self._zoo_sought = self._all_loaded = False
         self._snapshot = Snapshot()
 
@@ -83,9 +86,15 @@ class Registry:
     ) -> type[LoRAWrapper] | None:
         """What the plugins' `jno_lora_select` hooks choose, or `None` if none of them does.
 
-        **Raises:** `PluginError` if a hook chooses something that is not a candidate.
+        **Raises:** `PluginError` if a hook fails, or chooses something that is not a candidate.
         """
-        chosen = self._manager.hook.jno_lora_select(path=path, leaf=leaf, candidates=candidates)
+        try:
+            chosen = self._manager.hook.jno_lora_select(path=path, leaf=leaf, candidates=candidates)
+        except Exception as err:
+            raise PluginError(
+                f"A `jno_lora_select` hook failed on the layer at {path!r}: "
+                f"{type(err).__name__}: {err}"
+            ) from err
         if chosen is not None and chosen not in candidates:
             raise PluginError(
                 f"A `jno_lora_select` hook chose {chosen!r} for {path!r}, which is not among the "
@@ -107,11 +116,13 @@ class Registry:
         **Raises:** `WrapperError` if a class breaks the contract; `PluginError` if an object has
         no hook implementation.
         """
-        with self._lock:
+        with self._lock, self._publishing:
             if isinstance(item, type):
                 check_contract(item)
                 wrappers = (RegisteredWrapper(item, IN_PROCESS, ""),)
                 self._forget_former(item)
+            elif self._manager.is_registered(item):
+                return item
             else:
                 self._manager.register(item)
                 if not self._manager.get_hookcallers(item):
@@ -138,7 +149,7 @@ class Registry:
         What was registered in this process stays.
         Modules that Python has imported stay imported.
         """
-        with self._lock:
+        with self._lock, self._zoo_lock, self._publishing:
             in_process, former = self._in_process, self._manager
             self._start_afresh()
             self._in_process = in_process
@@ -149,14 +160,18 @@ class Registry:
             self._publish()
 
     def _load_zoo(self) -> Snapshot:
-        if self._discover and not self._zoo_sought and not self._all_loaded:
-            with self._lock:
-                self._load(find_plugins_of(ZOO_DISTRIBUTION))
-                self._zoo_sought = True
+        if self._discover and not self._zoo_sought:
+            with self._zoo_lock:
+                if not self._zoo_sought:
+                    self._load(find_plugins_of(ZOO_DISTRIBUTION))
+                    self._zoo_sought = True
         return self._snapshot
 
     def _load_all(self) -> Snapshot:
         if self._discover and not self._all_loaded:
+            # The zoo first, under its own lock. A thread that imports a plugin by itself, and in it
+            # asks for `LoRALinear`, must not wait for one that waits for that import.
+            self._load_zoo()
             with self._lock:
                 if not self._all_loaded:
                     self._load(find_plugins())
@@ -167,15 +182,21 @@ class Registry:
         policy = Policy.from_environment()
         broken: list[PluginRecord] = []
         for plugin in found:
-            if plugin.identity in self._loaded:
+            # A plugin may ask for the registry while it is loaded: it gets the others.
+            if plugin.identity in self._loaded or plugin.identity in self._loading:
                 continue
-            record = load(plugin, self._manager, policy)
+            self._loading.add(plugin.identity)
+            try:
+                record = load(plugin, self._manager, policy)
+            finally:
+                self._loading.discard(plugin.identity)
             if record.status in ("failed", "incompatible"):
                 if policy.strict:  # not remembered: the next question meets the same error
                     raise PluginError(_left_out(record)) from record.error
                 broken.append(record)
-            self._loaded[plugin.identity] = record
-        self._publish()
+            with self._publishing:
+                self._loaded[plugin.identity] = record
+                self._publish()
         # Last, because a warning may be turned into an error.
         for record in broken:
             warnings.warn(_left_out(record), JnoLoraWarning, stacklevel=2)
@@ -211,12 +232,13 @@ def _with_conflicts(record: PluginRecord, snapshot: Snapshot) -> PluginRecord:
     names = [
         w.name
         for w in record.wrappers
-        if any(other.cls is not w.cls for other in snapshot.by_name.get(w.name, ()))
+        if w.name in ZOO_NAMES
+        or any(other.cls is not w.cls for other in snapshot.by_name.get(w.name, ()))
     ]
     if record.status != "loaded" or not names or record.distribution in FIRST_PARTY:
         return record
     reason = PluginError(
-        f"another plugin provides {', '.join(names)} too; use the form "
+        f"the names {', '.join(names)} belong to another plugin too, or are reserved; use the form "
         f'"{record.distribution}:{names[0]}"'
     )
     return dataclasses.replace(record, status="conflict", error=reason)

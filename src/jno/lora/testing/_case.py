@@ -32,6 +32,8 @@ class WrapperCase:
     - `call`: how a layer is called with the inputs, `layer(*inputs)` by default.
     - `parameters`: the number of trained parameters that the documentation promises for this base
         and rank; `None` leaves that unchecked.
+    - `mergeable`: `False` for an adapter that is no weight of its layer, such as a prefix. Its
+        `merge()` must refuse with a `WrapperError`; what needs a merged layer is not checked.
     - `name`: the name in test ids, by default the classes' names.
     """
 
@@ -43,6 +45,7 @@ class WrapperCase:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     call: Callable[..., Any] = _call
     parameters: int | None = None
+    mergeable: bool = True
     name: str = ""
 
     def __str__(self) -> str:

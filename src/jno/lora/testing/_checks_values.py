@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._errors import JnoLoraError
+from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import WrapperCase, merged, split
 from ._conformance import ConformanceError, relative_error, require
@@ -57,6 +57,8 @@ def check_adapter_acts(case: WrapperCase) -> None:
 
 def check_merge_equals_call(case: WrapperCase) -> None:
     """The merged layer computes what the adapter computes, for several inputs."""
+    if not case.mergeable:
+        return
     trained = case.make_trained()
     plain = merged(trained)
     for seed in (11, 12):
@@ -71,6 +73,9 @@ def check_merge_equals_call(case: WrapperCase) -> None:
 
 def check_merge_restores_form(case: WrapperCase) -> None:
     """`merge()` gives a layer of the base's class, structure, shapes and dtypes."""
+    if not case.mergeable:
+        _check_refuses_to_merge(case)
+        return
     for dtype in (None, jnp.bfloat16):
         trained = case.make_trained(dtype)
         try:
@@ -85,6 +90,17 @@ def check_merge_restores_form(case: WrapperCase) -> None:
             f"`merge()` gives a {type(plain).__name__}.",
             "return the base with another weight, not the wrapper and not a new kind of layer.",
         )
+
+
+def _check_refuses_to_merge(case: WrapperCase) -> None:
+    try:
+        merged(case.make_trained())
+    except WrapperError:
+        return
+    raise ConformanceError(
+        "`merge()` of an adapter that cannot be merged does not refuse.\n"
+        "What to do: raise a `WrapperError` that says why, and what to do instead."
+    )
 
 
 def check_unwrap_restores(case: WrapperCase) -> None:
@@ -139,7 +155,8 @@ def check_double_precision(case: WrapperCase) -> None:
         expected = case.run(base, inputs)
         start = relative_error(case.run(wrapper, inputs), expected)
         output = case.run(trained, inputs)
-        merge = relative_error(case.run(merged(trained), inputs), output)
+        plain = merged(trained) if case.mergeable else trained
+        merge = relative_error(case.run(plain, inputs), output)
         got = [leaf.dtype for leaf in jax.tree.leaves(output)]
         wanted = [leaf.dtype for leaf in jax.tree.leaves(expected)]
     require(

@@ -2,5 +2,6 @@
 
 from .conv import ConvLayer
 from .linear import LinearLayer
+from .vector import VectorLayer
 
-__all__ = ["ConvLayer", "LinearLayer"]
+__all__ = ["ConvLayer", "LinearLayer", "VectorLayer"]

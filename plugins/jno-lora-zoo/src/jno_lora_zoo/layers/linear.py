@@ -8,10 +8,11 @@ from jaxtyping import Array, Float
 
 from jno.lora import LinearLike, LoRAWrapper
 
-from .._layer_kind import LayerKind, at_least_float32, is_float_array
+from .._layer_kind import at_least_float32, is_float_array
+from .vector import VectorLayer
 
 
-class LinearLayer(LayerKind):
+class LinearLayer(VectorLayer):
     """`eqx.nn.Linear`, with `"scalar"` features too, and duck types with the same attributes.
 
     The weight must be `(out_features, in_features)`, after any axes of a stack. A layer whose
@@ -55,26 +56,6 @@ class LinearLayer(LayerKind):
         # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
         x = self._vector(x)
         return x @ A.T.astype(x.dtype)
-
-    def up(self, h: Array, B: Float[Array, "out r"]) -> Array:
-        return h @ B.T.astype(h.dtype)
-
-    def mix(self, h: Array, R: Float[Array, "r r"]) -> Array:
-        return h @ R.T.astype(h.dtype)
-
-    def scale_rank(self, h: Array, d: Float[Array, " r"]) -> Array:
-        return h * d.astype(h.dtype)
-
-    def scale_output(self, y: Array, v: Float[Array, " out"]) -> Array:
-        return y * v.astype(y.dtype)
-
-    def rotate_output(self, y: Array, R: Float[Array, "blocks r r"]) -> Array:
-        blocks, r, _ = R.shape
-        padded = jnp.pad(y, (0, blocks * r - y.size)).reshape(blocks, r)
-        return jnp.einsum("kij,kj->ki", R.astype(y.dtype), padded).reshape(-1)[: y.size]
-
-    def rotates_output(self, block: int) -> bool:
-        return True
 
     def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
         # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.

@@ -53,7 +53,7 @@ class DoRA(Method):
         self.alpha = alpha
         dtype = in_dtype(W, adapter_dtype)
         self.magnitude = jnp.sqrt(jnp.sum(W * W, axis=1)).astype(dtype)
-        self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(inputs)
+        self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(self.fan_in(W))
         self.lora_B = jnp.zeros((outputs, r), dtype)
 
     @property
@@ -79,6 +79,6 @@ class DoRA(Method):
         B, A = self.lora_B.astype(W.dtype), self.lora_A.astype(W.dtype)
         return self.row_factor(W)[:, None] * (W + self.scaling * (B @ A))
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Array:
         y = self.product(x) + self.scaling * self.up(self.down(x, self.lora_A), self.lora_B)
         return self.scale_output(y, self.row_factor(self.matrix(self.base)))

@@ -47,5 +47,5 @@ class IA3(Method):
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         return self.scale.astype(W.dtype)[:, None] * W
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Array:
         return self.scale_output(self.product(x), self.scale)

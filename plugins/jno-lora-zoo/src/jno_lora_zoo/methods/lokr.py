@@ -65,5 +65,5 @@ class LoKr(Method):
     def has_fast_path(self) -> bool:
         return self.has_kronecker
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Array:
         return self.product(x) + self.scaling * self.kronecker(x, self.kron_A, self.kron_B)

@@ -36,7 +36,7 @@ class LowRank(Method):
         self.rank = r = clamped_rank(rank, outputs, inputs)
         self.alpha = alpha
         dtype = in_dtype(W, adapter_dtype)
-        self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(inputs)
+        self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(self.fan_in(W))
         self.lora_B = jnp.zeros((outputs, r), dtype)
 
     @property
@@ -48,7 +48,7 @@ class LowRank(Method):
         B, A = self.lora_B.astype(W.dtype), self.lora_A.astype(W.dtype)
         return W + self.scaling * (B @ A)
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Array:
         return self.product(x) + self.scaling * self.up(self.down(x, self.lora_A), self.lora_B)
 
 

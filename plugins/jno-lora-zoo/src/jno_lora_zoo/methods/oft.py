@@ -69,5 +69,5 @@ class OFT(Method):
     def has_fast_path(self) -> bool:
         return self.rotates_output(self.rank)
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Array:
         return self.rotate_output(self.product(x), self.rotations(self.matrix(self.base)))

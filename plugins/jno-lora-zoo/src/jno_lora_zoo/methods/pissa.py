@@ -78,7 +78,7 @@ class SingularSplit(Method):
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         return W + self.update(self.lora_B, self.lora_A, W)
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Array:
         return self.product(x) + self.scaling * self.up(self.down(x, self.lora_A), self.lora_B)
 
     def unwrap(self) -> eqx.Module:

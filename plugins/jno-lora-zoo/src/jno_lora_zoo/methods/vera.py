@@ -62,7 +62,7 @@ class VeRA(Method):
     def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
         """The random matrices `A` and `B`, in the dtype of `W`."""
         outputs, inputs = W.shape
-        A = uniform_matrix(self.seed, 0, (self.rank, inputs), 1 / inputs, W.dtype)
+        A = uniform_matrix(self.seed, 0, (self.rank, inputs), 1 / self.fan_in(W), W.dtype)
         B = uniform_matrix(self.seed, 1, (outputs, self.rank), 1.0, W.dtype)
         return A, B
 
@@ -71,7 +71,7 @@ class VeRA(Method):
         b, d = self.b.astype(W.dtype), self.d.astype(W.dtype)
         return W + self.scaling * (b[:, None] * (B @ (d[:, None] * A)))
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Array:
         A, B = self.projections(self.matrix(self.base))
         h = self.scale_rank(self.down(x, A), self.d)
         return self.product(x) + self.scale_output(self.scaling * self.up(h, B), self.b)

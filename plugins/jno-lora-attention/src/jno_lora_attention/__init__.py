@@ -1,0 +1,14 @@
+"""Adapters for `eqx.nn.MultiheadAttention` as one unit: LoRA, IA3 and prefixes.
+
+They are found by name (`net.lora(wrapper="lora-attention")`) or passed as classes. None takes part
+in `wrapper="auto"`: an adapter around the whole unit would hide the linear layers inside from the
+default adapters.
+"""
+
+from .ia3 import IA3Attention
+from .lora import LoRAAttention
+from .prefix import PrefixAttention
+
+__all__ = ["IA3Attention", "LoRAAttention", "PrefixAttention"]
+
+__version__ = "0.1.0"

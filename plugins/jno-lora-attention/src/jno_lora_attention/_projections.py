@@ -1,0 +1,33 @@
+"""Stand-ins for a projection while the attention layer runs. They are part of no model."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+
+class LowRankProjection(eqx.Module):
+    """`linear(x) + s B A x`."""
+
+    linear: eqx.nn.Linear
+    A: Float[Array, "r in"]
+    B: Float[Array, "out r"]
+    scaling: float
+
+    def __call__(self, x: Float[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
+        """Project one vector."""
+        # `x @ A.T`, not `A @ x`: under the layer's `vmap` this is one plain matrix product.
+        h = x @ self.A.T.astype(x.dtype)
+        return self.linear(x) + self.scaling * (h @ self.B.T.astype(x.dtype))
+
+
+class ScaledProjection(eqx.Module):
+    """`scale * linear(x)`, the bias included."""
+
+    linear: eqx.nn.Linear
+    scale: Float[Array, " out"]
+
+    def __call__(self, x: Float[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
+        """Project one vector."""
+        y = self.linear(x)
+        return y * self.scale.astype(y.dtype)

@@ -1,0 +1,59 @@
+"""What the three adapters share: which attention layers they take, and in what precision."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from jno.lora import LoRAWrapper
+
+# The letters of `projections=`, in the order of the layer's fields.
+FIELDS = {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "output_proj"}
+
+
+class AttentionUnit(LoRAWrapper):
+    """An adapter around a whole `eqx.nn.MultiheadAttention`, or a subclass of it. No fields.
+
+    The four projections must be plain `eqx.nn.Linear` layers. One that carries an adapter already,
+    or shares its weight with another layer, is somebody else's.
+    """
+
+    @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        """Whether `leaf` is multi-head attention with four plain linear projections."""
+        if not isinstance(leaf, eqx.nn.MultiheadAttention):
+            return False
+        projections: list[Any] = [getattr(leaf, field, None) for field in FIELDS.values()]
+        if not all(_is_plain(projection) for projection in projections):
+            return False
+        return len({projection.weight.ndim for projection in projections}) == 1
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        """The axes of the query projection's weight before `(out, in)`."""
+        return leaf.query_proj.weight.ndim - 2
+
+
+def adapter_dtype_for(base: Any, adapter_dtype: Any) -> Any:
+    """The dtype of an adapter's arrays: the base's (float32 at least) unless told otherwise."""
+    if adapter_dtype is not None:
+        return jnp.dtype(adapter_dtype)
+    return at_least_float32(base.query_proj.weight.dtype)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """`dtype`, or float32 if that is more precise."""
+    return jnp.dtype(jnp.float32 if dtype.itemsize < 4 else dtype)
+
+
+def _is_plain(projection: Any) -> bool:
+    if type(projection) is not eqx.nn.Linear or not _is_float_array(projection.weight):
+        return False
+    if not (projection.bias is None or _is_float_array(projection.bias)):
+        return False
+    sizes = (projection.out_features, projection.in_features)
+    return projection.weight.shape[-2:] == sizes and 0 not in sizes
+
+
+def _is_float_array(array: Any) -> bool:
+    return eqx.is_inexact_array(array) and bool(jnp.issubdtype(array.dtype, jnp.floating))

@@ -1,0 +1,88 @@
+"""IA3 on the keys and values of an attention layer."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._projections import ScaledProjection
+from ._unit import AttentionUnit, adapter_dtype_for, at_least_float32
+
+
+class IA3Attention(AttentionUnit):
+    """IA³: one trained factor for each channel of the keys and of the values.
+
+    Law: `K' = l_k * (W_k x + b_k)` and `V' = l_v * (W_v x + b_v)`, `l_k` and `l_v` at first 1. As
+    in the paper the *activations* are scaled, so the bias is too, if there is one (the zoo's
+    `IA3Linear` scales the weight alone); `process_heads` sees the scaled heads. `merge` scales the
+    rows of the weights, and the biases. `heads (qk_size + vo_size)` parameters train.
+
+    **Arguments:**
+
+    - `base`: the attention layer.
+    - `rank`, `alpha`: ignored.
+    - `key`: ignored, nothing is random.
+    - `adapter_dtype`: the dtype of the factors; by default the base's, float32 at least.
+
+    Paper: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
+    In-Context Learning", arXiv:2205.05638. Its third vector scales the inner activations of the
+    feed-forward block, which is another layer: adapt that with `IA3Linear`.
+    """
+
+    adapter_fields = ("key_scale", "value_scale")
+    variant = "ia3-attention"
+    paper = "2205.05638"
+    formula = "heads (qk_size + vo_size)"
+
+    base: eqx.nn.MultiheadAttention
+    key_scale: Float[Array, " heads*qk"]
+    value_scale: Float[Array, " heads*vo"]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.nn.MultiheadAttention,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        del key  # nothing is random
+        dtype = adapter_dtype_for(base, adapter_dtype)
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.key_scale = jnp.ones(base.key_proj.weight.shape[0], dtype)
+        self.value_scale = jnp.ones(base.value_proj.weight.shape[0], dtype)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """What `base` computes with its keys and values scaled, for the arguments it takes."""
+        if type(self.base) is not eqx.nn.MultiheadAttention:
+            # A subclass may read the weights in ways of its own.
+            return self.merge()(*args, **kwargs)
+        # Scaling the weights instead would compute the whole gradient of a weight in training.
+        key = ScaledProjection(self.base.key_proj, self.key_scale)
+        value = ScaledProjection(self.base.value_proj, self.value_scale)
+        return eqx.tree_at(_key_and_value, self.base, (key, value))(*args, **kwargs)
+
+    def merge(self) -> eqx.nn.MultiheadAttention:
+        """The attention layer with scaled weights and biases, computed in float32 at least."""
+        key = _scaled(self.base.key_proj, self.key_scale)
+        value = _scaled(self.base.value_proj, self.value_scale)
+        return eqx.tree_at(_key_and_value, self.base, (key, value))
+
+
+def _key_and_value(attention: Any) -> tuple[Any, Any]:
+    return attention.key_proj, attention.value_proj
+
+
+def _scaled(linear: Any, scale: Array) -> Any:
+    dtype = at_least_float32(linear.weight.dtype)
+    scale = scale.astype(dtype)
+    weight = (scale[:, None] * jnp.asarray(linear.weight, dtype)).astype(linear.weight.dtype)
+    linear = eqx.tree_at(lambda m: m.weight, linear, weight)
+    if linear.bias is None:
+        return linear
+    bias = (scale * jnp.asarray(linear.bias, dtype)).astype(linear.bias.dtype)
+    return eqx.tree_at(lambda m: m.bias, linear, bias)

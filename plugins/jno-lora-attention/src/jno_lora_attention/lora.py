@@ -1,0 +1,156 @@
+"""LoRA on the projections of an attention layer."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno.lora import LoRAWrapper, WrapperError
+
+from ._projections import LowRankProjection
+from ._unit import FIELDS, AttentionUnit, adapter_dtype_for, at_least_float32
+
+
+class LoRAAttention(AttentionUnit):
+    """LoRA on some of the four projections of `eqx.nn.MultiheadAttention`.
+
+    Law: `W_p' = W_p + (alpha / r) B_p A_p` for each chosen projection `p`, with
+    `A_p ~ N(0, 1/in_p)` and `B_p = 0`. `r` is the rank that the smallest chosen projection allows,
+    `r sum_p (in_p + out_p)` parameters train.
+
+    **Arguments:**
+
+    - `base`: the attention layer.
+    - `rank`, `alpha`: of every chosen projection.
+    - `key`: for `A`. Each projection has a key of its own: to choose one more changes no other's.
+    - `projections`: letters out of `"qkvo"` (query, key, value, output). By default the query and
+        value projections, as in the paper. Through the core:
+        `net.lora(wrapper="lora-attention", options={"projections": "qkvo"})`.
+    - `adapter_dtype`: the dtype of `A` and `B`; by default the base's, float32 at least.
+
+    **Raises:** `ValueError` if `projections` is empty, repeats a letter or has another one.
+
+    Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. No
+    dropout on the input of the update.
+    """
+
+    adapter_fields = ("lora_A", "lora_B")
+    variant = "lora-attention"
+    paper = "2106.09685"
+    formula = "r sum(in + out) over the projections"
+
+    base: eqx.nn.MultiheadAttention
+    # By the letter of the projection: (r, in) and (out, r).
+    lora_A: dict[str, Float[Array, "r _"]]
+    lora_B: dict[str, Float[Array, "_ r"]]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.nn.MultiheadAttention,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        projections: str = "qv",
+        adapter_dtype: Any = None,
+    ):
+        _check_projections(projections)
+        shapes = {p: getattr(base, FIELDS[p]).weight.shape for p in FIELDS if p in projections}
+        dtype = adapter_dtype_for(base, adapter_dtype)
+        keys = dict(zip(FIELDS, jax.random.split(key, len(FIELDS)), strict=True))
+        self.base = base
+        self.rank = r = min(rank, *(size for shape in shapes.values() for size in shape))
+        self.alpha = alpha
+        self.lora_A = {
+            p: jax.random.normal(keys[p], (r, inputs), dtype) / math.sqrt(inputs)
+            for p, (_, inputs) in shapes.items()
+        }
+        self.lora_B = {p: jnp.zeros((out, r), dtype) for p, (out, _) in shapes.items()}
+
+    @property
+    def projections(self) -> str:
+        """The letters of the adapted projections."""
+        return "".join(p for p in FIELDS if p in self.lora_A)
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the updates."""
+        return self.alpha / self.rank
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """What `base` computes with its projections adapted, for the arguments it takes itself."""
+        if type(self.base) is not eqx.nn.MultiheadAttention:
+            # A subclass may read the weights in ways of its own.
+            return self.merge()(*args, **kwargs)
+        adapted = [
+            LowRankProjection(linear, self.lora_A[p], self.lora_B[p], self.scaling)
+            for p, linear in zip(self.projections, self._chosen(self.base), strict=True)
+        ]
+        return eqx.tree_at(self._chosen, self.base, adapted)(*args, **kwargs)
+
+    def merge(self) -> eqx.nn.MultiheadAttention:
+        """The attention layer with the updates in its weights, computed in float32 at least."""
+        merged = [
+            _with_update(linear, self.lora_A[p], self.lora_B[p], self.scaling)
+            for p, linear in zip(self.projections, self._chosen(self.base), strict=True)
+        ]
+        return eqx.tree_at(self._chosen, self.base, merged)
+
+    @classmethod
+    def from_state(
+        cls, base: Any, state: Mapping[str, Array], rank: int, alpha: float
+    ) -> LoRAWrapper:
+        """Restore the adapter; the projections are those that `state` holds.
+
+        **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
+        another shape.
+        """
+        letters = "".join(p for p in FIELDS if f"lora_A/{p}" in state or f"lora_B/{p}" in state)
+        if not letters:
+            raise WrapperError(
+                f"The saved state of a {cls.__name__} holds `lora_A/q` and so on, one for each "
+                f"projection, but this one holds {sorted(state) or 'nothing'}."
+            )
+
+        def build(base: Any, key: Any) -> LoRAWrapper:
+            return cls(base, rank, alpha, key=key, projections=letters)
+
+        template: Any = eqx.filter_eval_shape(build, base, jax.random.key(0))
+        expected = {
+            f"{field}/{p}": array.shape
+            for field in cls.adapter_fields
+            for p, array in getattr(template, field).items()
+        }
+        got = {name: jnp.shape(array) for name, array in state.items()}
+        if got != expected:
+            raise WrapperError(
+                f"The saved state does not fit {cls.__name__}: expected arrays of the shapes "
+                f"{expected}, got {got}."
+            )
+        A, B = ({p: state[f"{field}/{p}"] for p in letters} for field in cls.adapter_fields)
+        return eqx.tree_at(lambda w: (w.base, w.lora_A, w.lora_B), template, (base, A, B))
+
+    def _chosen(self, attention: Any) -> list[Any]:
+        return [getattr(attention, FIELDS[p]) for p in self.projections]
+
+
+def _with_update(linear: Any, A: Array, B: Array, scaling: float) -> Any:
+    dtype = at_least_float32(linear.weight.dtype)
+    update = scaling * (B.astype(dtype) @ A.astype(dtype))
+    weight = (jnp.asarray(linear.weight, dtype) + update).astype(linear.weight.dtype)
+    return eqx.tree_at(lambda m: m.weight, linear, weight)
+
+
+def _check_projections(projections: str) -> None:
+    unknown = set(projections) - set(FIELDS)
+    if unknown or not projections or len(set(projections)) < len(projections):
+        raise ValueError(
+            '`projections` must be distinct letters out of "qkvo" (query, key, value, output), '
+            f'such as "qv", but is {projections!r}'
+        )

@@ -1,0 +1,156 @@
+"""Prefix tuning: trained keys and values that every query may attend to."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno.lora import WrapperError
+
+from ._unit import AttentionUnit, adapter_dtype_for, at_least_float32
+
+_NO_MERGE = (
+    "A prefix is no weight of the layer: it adds keys and values that no projection produces, so "
+    "no plain MultiheadAttention computes the same. Keep the layer wrapped (save it with its "
+    "adapters), or drop the prefix with `unwrap` (`jno.lora.unwrap_lora(model)`)."
+)
+
+
+class PrefixAttention(AttentionUnit):
+    """Trained key and value prefixes, behind a gate per head that starts at 0.
+
+    Law: for each head, `heads' = softmax(Q K^T / sqrt(d)) V + g softmax(Q P_k^T / sqrt(d)) P_v`,
+    before the output projection. `P_k` and `P_v` hold `rank` tokens; `g = 0` at first, so that
+    nothing changes until it is trained. `rank heads (qk_size + vo_size) + heads` parameters train.
+    The rank is not clamped, and `alpha` is ignored.
+
+    Queries are taken after `process_heads`; the prefix, which has no position, does not go through
+    it. Masks and dropout apply to the real tokens only.
+
+    A prefix cannot be merged: `merge` raises. The projections read as the base's own, which the
+    prefix leaves as they are.
+
+    **Arguments:**
+
+    - `base`: the attention layer.
+    - `rank`: the number of prefix tokens.
+    - `alpha`: ignored.
+    - `key`: for the prefix. It starts as what the layer's own projections make of random tokens,
+        so that it has the size of the keys and values that the queries know.
+    - `adapter_dtype`: the dtype of the prefix and the gate; by default the base's, float32 at
+        least.
+
+    Papers: Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+    arXiv:2101.00190, whose prefix shares one softmax with the real tokens and so changes the model
+    from the start; the separate softmax and the gate are those of Zhang et al., "LLaMA-Adapter",
+    arXiv:2303.16199. Keys and values are trained themselves, not through an MLP or the projections.
+    """
+
+    adapter_fields = ("prefix_keys", "prefix_values", "gate")
+    variant = "prefix-attention"
+    paper = "2101.00190"
+    formula = "rank heads (qk_size + vo_size) + heads"
+
+    base: eqx.nn.MultiheadAttention
+    prefix_keys: Float[Array, "rank heads qk"]
+    prefix_values: Float[Array, "rank heads vo"]
+    gate: Float[Array, " heads"]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        """Whether `leaf` is multi-head attention that computes what Equinox's own does."""
+        # The law speaks of heads, which a subclass may arrange in another way.
+        plain = eqx.nn.MultiheadAttention
+        return super().applies_to(leaf) and type(leaf).__call__ is plain.__call__
+
+    def __init__(
+        self,
+        base: eqx.nn.MultiheadAttention,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        dtype = adapter_dtype_for(base, adapter_dtype)
+        key_key, value_key = jax.random.split(key)
+        heads = base.num_heads
+        self.base, self.rank, self.alpha = base, rank, alpha
+        keys = _of_random_tokens(base.key_proj, rank, key_key)
+        values = _of_random_tokens(base.value_proj, rank, value_key)
+        self.prefix_keys = keys.reshape(rank, heads, -1).astype(dtype)
+        self.prefix_values = values.reshape(rank, heads, -1).astype(dtype)
+        self.gate = jnp.zeros(heads, dtype)
+
+    def __call__(self, *args: Any, process_heads: Any = None, **kwargs: Any) -> Array:
+        """What `base` computes with the prefix, for the arguments that it takes itself."""
+        queries: list[Array] = []
+
+        def keep_queries(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
+            if process_heads is not None:
+                query, key, value = process_heads(query, key, value)
+            queries.append(query)
+            return query, key, value
+
+        # The base computes its heads, to which the prefix is added before the output projection.
+        heads_only = eqx.tree_at(lambda m: m.output_proj, self.base, eqx.nn.Identity())
+        heads = heads_only(*args, process_heads=keep_queries, **kwargs)
+        prefix = self._attend(queries[0]).reshape(heads.shape).astype(heads.dtype)
+        return jax.vmap(self.base.output_proj)(heads + prefix)
+
+    def merge(self) -> eqx.Module:
+        """A prefix cannot be merged.
+
+        **Raises:** `WrapperError`, always.
+        """
+        raise WrapperError(_NO_MERGE)
+
+    # Explicit, because what holds arrays is otherwise read from the merged layer.
+
+    @property
+    def query_proj(self) -> eqx.nn.Linear:
+        """The base's query projection, as it is."""
+        return self.base.query_proj
+
+    @property
+    def key_proj(self) -> eqx.nn.Linear:
+        """The base's key projection, as it is."""
+        return self.base.key_proj
+
+    @property
+    def value_proj(self) -> eqx.nn.Linear:
+        """The base's value projection, as it is."""
+        return self.base.value_proj
+
+    @property
+    def output_proj(self) -> eqx.nn.Linear:
+        """The base's output projection, as it is."""
+        return self.base.output_proj
+
+    def _attend(self, queries: Float[Array, "q_seq heads qk"]) -> Float[Array, "q_seq heads vo"]:
+        """What the queries find in the prefix, times the gate."""
+        dtype = queries.dtype
+        keys, values, gate = (
+            array.astype(dtype) for array in (self.prefix_keys, self.prefix_values, self.gate)
+        )
+        queries = queries / math.sqrt(queries.shape[-1])
+        logits = jnp.einsum("shd,phd->hsp", queries, keys)
+        weights = jax.nn.softmax(logits.astype(at_least_float32(dtype))).astype(dtype)
+        return gate[None, :, None] * jnp.einsum("hsp,phd->shd", weights, values)
+
+
+def _of_random_tokens(
+    linear: eqx.nn.Linear, count: int, key: PRNGKeyArray
+) -> Float[Array, "tokens out"]:
+    """What `linear` makes of standard normal tokens, in float32 at least."""
+    dtype = at_least_float32(linear.weight.dtype)
+    weight = jnp.asarray(linear.weight, dtype)
+    projected = jax.random.normal(key, (count, weight.shape[1]), dtype) @ weight.T
+    if linear.bias is None:
+        return projected
+    return projected + jnp.asarray(linear.bias, dtype)[None, :]

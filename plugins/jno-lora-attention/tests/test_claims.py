@@ -1,0 +1,116 @@
+"""Which layers are claimed, and how the adapters are found and put in place."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jno.lora import (
+    LoRALinear,
+    Net,
+    SelectionError,
+    lora_report,
+    lora_trainable_filter,
+    plan_lora,
+    refresh,
+    registered,
+)
+from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
+
+ADAPTERS = [LoRAAttention, IA3Attention, PrefixAttention]
+every_adapter = pytest.mark.parametrize("cls", ADAPTERS, ids=lambda cls: cls.__name__)
+
+
+class Encoder(eqx.Module):
+    attention: eqx.nn.MultiheadAttention
+    mlp: eqx.nn.MLP
+
+    def __init__(self, key):
+        one, two = jax.random.split(key)
+        self.attention = eqx.nn.MultiheadAttention(2, 8, key=one)
+        self.mlp = eqx.nn.MLP(8, 8, 16, 1, key=two)
+
+    def __call__(self, x):
+        return jax.vmap(self.mlp)(x + self.attention(x, x, x))
+
+
+class Scaled(eqx.nn.Linear):
+    def __call__(self, x, *, key=None):
+        return 2 * super().__call__(x, key=key)
+
+
+@every_adapter
+def test_claims_attention_over_plain_linear_layers_only(cls, small, getkey):
+    def replaced(where, value):
+        return eqx.tree_at(where, small, value)
+
+    key = getkey()
+    shared = eqx.nn.Shared(small, lambda m: m.key_proj.weight, lambda m: m.query_proj.weight).pytree
+    refused = [
+        replaced(lambda m: m.query_proj, LoRALinear(small.query_proj, 2, 1.0, key=key)),
+        replaced(lambda m: m.output_proj, Scaled(8, 8, key=key)),
+        replaced(lambda m: m.value_proj, None),
+        replaced(lambda m: m.key_proj.weight, jnp.ones((8, 8), jnp.complex64)),
+        replaced(lambda m: m.key_proj.weight, jnp.ones((8, 8), int)),
+        replaced(lambda m: m.key_proj.weight, jnp.ones((3, 8, 8))),
+        shared,
+        cls(small, 2, 1.0, key=key),
+        eqx.nn.Linear(8, 8, key=key),
+        Encoder(key),
+        *(jnp.ones(3), key, None, 3, "x", jnp.ones, object()),
+    ]
+    assert [leaf for leaf in refused if cls.applies_to(leaf)] == []
+    assert cls.applies_to(small) and cls.stack_ndim(small) == 0
+
+
+def test_found_by_name_through_the_registry():
+    refresh()
+    record = next(r for r in registered() if r.distribution == "jno-lora-attention")
+    assert record.status == "loaded" and [w.cls for w in record.wrappers] == ADAPTERS
+    assert not any(cls.auto for cls in ADAPTERS)
+    assert [(bool(cls.paper), bool(cls.formula)) for cls in ADAPTERS] == [(True, True)] * 3
+
+
+@pytest.mark.parametrize("name", ["lora-attention", "LoRAAttention", LoRAAttention])
+def test_options_choose_the_projections(name, getkey):
+    net = Net(Encoder(getkey()))
+    net.freeze().lora(rank=2, wrapper=name, options={"projections": "qkvo"})
+    attention = net.module.attention
+    assert type(attention) is LoRAAttention and attention.projections == "qkvo"
+    assert lora_report(net.module).trainable == 4 * 2 * (8 + 8)
+    selected = lora_trainable_filter(net.module)
+    assert sum(jax.tree.leaves(selected)) == 8
+    assert net(jnp.ones((3, 8))).shape == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"), [("ia3-attention", IA3Attention), ("prefix-attention", PrefixAttention)]
+)
+def test_the_others_by_their_variants(name, cls, getkey):
+    net = Net(Encoder(getkey())).lora(rank=2, wrapper=name)
+    assert type(net.module.attention) is cls
+    assert net(jnp.ones((3, 8))).shape == (3, 8)
+
+
+def test_neither_the_default_nor_auto_takes_the_unit(getkey):
+    for wrapper in (None, "auto"):
+        module = Net(Encoder(getkey())).lora(rank=2, wrapper=wrapper).module
+        assert type(module.attention) is eqx.nn.MultiheadAttention
+        assert type(module.attention.query_proj) is LoRALinear
+
+
+def test_the_layers_inside_a_wrapped_unit_are_hidden(getkey):
+    net = Net(Encoder(getkey())).lora(rank=2, wrapper=["lora-attention", "LoRALinear"])
+    paths = {row.path for row in plan_lora(Encoder(getkey()), 2, wrappers=LoRALinear).wrapped}
+    assert "attention/query_proj" in paths
+    assert type(net.module.attention) is LoRAAttention
+    assert type(net.module.attention.base.key_proj) is eqx.nn.Linear
+    assert type(net.module.mlp.layers[0]) is LoRALinear
+    with pytest.raises(SelectionError):
+        net.lora(rank=2, wrapper=LoRALinear, target="attention")
+
+
+def test_a_unit_that_holds_an_adapter_is_not_claimed(getkey):
+    net = Net(Encoder(getkey())).lora(rank=2, wrapper=LoRALinear, target="query_proj")
+    with pytest.raises(SelectionError):
+        net.lora(rank=2, wrapper=LoRAAttention)

@@ -1,0 +1,51 @@
+"""Every attention adapter keeps every promise, as the kit checks it."""
+
+import equinox as eqx
+import jax
+
+from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
+
+HEADS, SIZE, QK, VO = 2, 6, 4, 3
+
+
+def base(key):
+    return eqx.nn.MultiheadAttention(
+        HEADS, SIZE, qk_size=QK, vo_size=VO, use_key_bias=True, use_output_bias=True, key=key
+    )
+
+
+def inputs(key):
+    q, k, v = jax.random.split(key, 3)
+    return (
+        jax.random.normal(q, (3, SIZE)),
+        jax.random.normal(k, (5, SIZE)),
+        jax.random.normal(v, (5, SIZE)),
+    )
+
+
+@parametrize_with_checks(
+    [
+        WrapperCase(
+            LoRAAttention, base, inputs, parameters=2 * (SIZE + HEADS * QK + SIZE + HEADS * VO)
+        ),
+        WrapperCase(
+            LoRAAttention,
+            base,
+            inputs,
+            options={"projections": "qkvo"},
+            parameters=2 * (4 * SIZE + 2 * HEADS * QK + 2 * HEADS * VO),
+            name="LoRAAttention-qkvo",
+        ),
+        WrapperCase(IA3Attention, base, inputs, parameters=HEADS * (QK + VO)),
+        WrapperCase(
+            PrefixAttention,
+            base,
+            inputs,
+            parameters=2 * HEADS * (QK + VO) + HEADS,
+            mergeable=False,
+        ),
+    ]
+)
+def test_conformance(check):
+    check()

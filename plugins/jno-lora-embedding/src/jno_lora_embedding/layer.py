@@ -1,0 +1,99 @@
+"""Embedding tables: `eqx.nn.Embedding`, its subclasses, and what looks like it."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jno.lora import LoRAWrapper
+from jno_lora_zoo import VectorLayer
+
+
+class EmbeddingLayer(VectorLayer):
+    """A table `weight` of shape `(num_embeddings, embedding_size)`, read one row at a time.
+
+    The matrix is the transposed table: a lookup is `W e_i`, so that `in` counts the embeddings and
+    `out` is their size. `lora_A` is `(r, num_embeddings)` and `lora_B` is `(embedding_size, r)`.
+    "Per output" (the scale of IA3, the magnitude of DoRA, the rotation of OFT) therefore means per
+    dimension of the embedding, the same for every token.
+
+    `A e_i` is a column of `A`, never a product with a one-hot vector. Features are float32 at
+    least and are rounded once, at the end, as `merge` does; a row is too small for that to cost.
+
+    Duck types must declare `num_embeddings` and `embedding_size`, and their weight must have that
+    shape (after the axes of a stack). Their own `__call__` may do more than a lookup, and so may a
+    subclass's: they are called as they are, with the adapted table in them.
+    """
+
+    has_kronecker: ClassVar[bool] = True
+
+    @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        """Whether `leaf` is an embedding whose table is laid out as it says."""
+        if not isinstance(leaf, eqx.Module) or isinstance(leaf, LoRAWrapper):
+            return False
+        shape = (getattr(leaf, "num_embeddings", None), getattr(leaf, "embedding_size", None))
+        sizes = [size for size in shape if isinstance(size, int | np.integer) and size > 0]
+        if not callable(leaf) or len(sizes) < 2:
+            return False
+        weight: Any = getattr(leaf, "weight", None)
+        # `Shared` puts a placeholder where the weight was: the other side carries the adapter.
+        return _is_float_array(weight) and weight.shape[-2:] == shape
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        """The axes of the weight before `(num_embeddings, embedding_size)`."""
+        return leaf.weight.ndim - 2
+
+    @classmethod
+    def is_known(cls, base: eqx.Module) -> bool:
+        return type(base) is eqx.nn.Embedding
+
+    @classmethod
+    def matrix(cls, base: Any) -> Float[Array, "out in"]:
+        return jnp.asarray(base.weight, _feature_dtype(base.weight)).T
+
+    @classmethod
+    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+        return eqx.tree_at(lambda m: m.weight, base, matrix.T.astype(base.weight.dtype))
+
+    @classmethod
+    def fan_in(cls, W: Float[Array, "out in"]) -> int:
+        # A lookup reads one column. Variance 1/num would make the first updates of a large table
+        # vanish.
+        return 1
+
+    def product(self, x: Any) -> Array:
+        # The base itself, so that what it refuses (a vector of ids) is refused here as well.
+        return jnp.asarray(self.base(x), _feature_dtype(self.base.weight))
+
+    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
+        # The same indexing as the base's: negative ids count from the end, others are clamped.
+        return A[:, x].astype(_feature_dtype(self.base.weight))
+
+    def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+        # Column i of A ⊗ B is A[:, i // q] ⊗ B[:, i % q].
+        column, q = self._column(x), B.shape[1]
+        dtype = _feature_dtype(self.base.weight)
+        outer, inner = A[:, column // q].astype(dtype), B[:, column % q].astype(dtype)
+        return jnp.outer(outer, inner).reshape(-1)[: self.base.embedding_size]
+
+    def finish(self, y: Array) -> Array:
+        return y.astype(self.base.weight.dtype)
+
+    def _column(self, x: Any) -> Array:
+        """The row that `weight[x]` reads, as a number that can be divided."""
+        count = self.base.num_embeddings
+        # JAX's own integer type: an `uint8` id cannot hold the count.
+        index = jnp.asarray(x).astype(int)
+        return jnp.clip(jnp.where(index < 0, index + count, index), 0, count - 1)
+
+
+def _is_float_array(weight: Any) -> bool:
+    return eqx.is_inexact_array(weight) and bool(jnp.issubdtype(weight.dtype, jnp.floating))
+
+
+def _feature_dtype(weight: Any) -> Any:
+    return jnp.float32 if weight.dtype.itemsize < 4 else weight.dtype

@@ -1,0 +1,113 @@
+"""Which layers are embeddings, and how the adapters are found."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jno_lora_embedding as package
+from jno.lora import (
+    JnoLoraWarning,
+    Net,
+    SelectionError,
+    WrapperError,
+    refresh,
+    registered,
+)
+from jno_lora_embedding import EmbeddingLayer, LoRAEmbedding, PiSSAEmbedding
+
+NUM, DIM, RANK = 11, 6, 4
+ADAPTERS = {getattr(package, name) for name in package.__all__ if name != "EmbeddingLayer"}
+
+
+def table(key):
+    return eqx.nn.Embedding(NUM, DIM, key=key)
+
+
+def with_update(wrapper, key):
+    B = jax.random.normal(key, wrapper.lora_B.shape)
+    return eqx.tree_at(lambda w: w.lora_B, wrapper, B)
+
+
+class DuckEmbedding(eqx.Module):
+    """Somebody's own: a whole sequence at once, scaled."""
+
+    weight: jax.Array
+    num_embeddings: int = eqx.field(static=True)
+    embedding_size: int = eqx.field(static=True)
+
+    def __call__(self, ids):
+        return 2 * self.weight[ids]
+
+
+class ScaledEmbedding(eqx.nn.Embedding):
+    def __call__(self, x, *, key=None):
+        return self.embedding_size**0.5 * super().__call__(x, key=key)
+
+
+def test_layers_that_do_more_than_a_lookup_are_called_as_they_are(getkey):
+    weight, ids = jax.random.normal(getkey(), (NUM, DIM)), jnp.array([0, 3, 3])
+    duck = DuckEmbedding(weight, NUM, DIM)
+    assert LoRAEmbedding.applies_to(duck)
+    wrapper = with_update(LoRAEmbedding(duck, RANK, 1.0, key=getkey()), getkey())
+    np.testing.assert_allclose(wrapper(ids), 2 * wrapper.merge().weight[ids], rtol=1e-6)
+    scaled = ScaledEmbedding(weight=weight)
+    wrapper = with_update(LoRAEmbedding(scaled, RANK, 1.0, key=getkey()), getkey())
+    expected = DIM**0.5 * wrapper.merge().weight[5]
+    np.testing.assert_allclose(wrapper(jnp.array(5)), expected, rtol=1e-5)
+
+
+def test_claims_embeddings_only(getkey):
+    key, w = getkey(), jnp.ones((NUM, DIM))
+    refused = [
+        DuckEmbedding(w.T, NUM, DIM),  # stored the other way round
+        DuckEmbedding(w.astype(int), NUM, DIM),
+        DuckEmbedding(w.astype(complex), NUM, DIM),
+        DuckEmbedding(w, None, None),
+        eqx.nn.Linear(4, 4, key=key),
+        eqx.nn.RotaryPositionalEmbedding(4),
+        eqx.nn.LayerNorm(4),
+        eqx.nn.Embedding(0, 4, key=key),
+        LoRAEmbedding(table(key), 2, 1.0, key=key),
+        *(w, key, None, 3, "x", jnp.ones, object()),
+    ]
+    assert not any(EmbeddingLayer.applies_to(leaf) for leaf in refused)
+    assert EmbeddingLayer.applies_to(table(key))
+
+
+class Tagger(eqx.Module):
+    embedding: eqx.nn.Embedding
+    linear: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, two = jax.random.split(key)
+        self.embedding = table(one)
+        self.linear = eqx.nn.Linear(DIM, 3, key=two)
+
+    def __call__(self, ids):
+        return jax.vmap(self.linear)(jax.vmap(self.embedding)(ids))
+
+
+def test_by_name_by_variant_and_in_auto_but_not_by_default(getkey):
+    refresh()
+    record = next(r for r in registered() if r.distribution == "jno-lora-embedding")
+    assert record.status == "loaded" and {w.cls for w in record.wrappers} == ADAPTERS
+
+    def wrapped(**kwargs):
+        module = Net(Tagger(getkey())).lora(rank=2, **kwargs).module
+        return type(module.embedding).__name__, type(module.linear).__name__
+
+    assert wrapped() == ("Embedding", "LoRALinear")
+    assert wrapped(wrapper="LoRAEmbedding") == ("LoRAEmbedding", "Linear")
+    assert wrapped(wrapper="auto") == ("LoRAEmbedding", "LoRALinear")
+    assert wrapped(wrapper="dora") == ("DoRAEmbedding", "DoRALinear")
+
+
+def test_what_the_methods_refuse_names_the_path(getkey):
+    with pytest.raises(WrapperError, match=r"embedding.*alpha must be greater than 0"):
+        Net(Tagger(getkey())).lora(rank=2, alpha=0.0, wrapper=PiSSAEmbedding)
+    with pytest.raises(SelectionError):
+        Net(Tagger(getkey())).lora(rank=2, wrapper=LoRAEmbedding, target="linear")
+    with pytest.warns(JnoLoraWarning, match="embedding: 50 -> 6"):
+        Net(Tagger(getkey())).lora(rank=50, wrapper=LoRAEmbedding)

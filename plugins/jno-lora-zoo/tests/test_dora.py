@@ -1,0 +1,89 @@
+"""DoRA: zero rows, a norm that is a constant for differentiation, and that is never stored."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo_cases import adapters, assert_close, build, cast_floats, fields_of, perturb
+from zoo_cases.layers import matrix_of, with_matrix
+
+from jno.lora import lora_trainable_filter
+
+
+def with_zero_rows(base):
+    W = base.matrix()
+    W[:3] = 0
+    return with_matrix(base.layer, W)
+
+
+def gradients_of(wrapper, loss):
+    trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
+    return jax.grad(lambda t: loss(eqx.combine(t, frozen)))(trainable)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["at_init", "trained"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@adapters("DoRA")
+def test_rows_of_zeros_give_finite_values_and_gradients(adapter, base, dtype, moved):
+    layer = cast_floats(with_zero_rows(base), dtype)
+    wrapper = build(adapter, layer, rank=2)
+    wrapper = perturb(wrapper) if moved else wrapper
+    inputs = base.arguments(dtype)
+    values = [wrapper(*inputs), wrapper.merge().weight]
+    for loss in (
+        lambda w: jnp.sum(w(*inputs).astype(jnp.float32)),
+        lambda w: jnp.sum(w.merge().weight.astype(jnp.float32)),
+    ):
+        values += jax.tree.leaves(gradients_of(wrapper, loss))
+    for value in values:
+        assert np.isfinite(np.asarray(value).astype(np.float64)).all()
+    if not moved:
+        assert not np.any(matrix_of(wrapper.merge())[:3])
+
+
+@adapters("DoRA")
+def test_the_norm_is_a_constant_for_differentiation(adapter, base):
+    wrapper = perturb(build(adapter, base))
+    (x,) = base.arguments()
+    loss = {
+        "wrapped": lambda w: jnp.sum(w(x) ** 2),
+        "merged": lambda w: jnp.sum(w.merge()(x) ** 2),
+    }
+    # dL/dW' from the plain layer; from there on by hand, with n a constant.
+    law = with_matrix(base.layer, matrix_of(wrapper.merge()))
+    G = matrix_of(jax.grad(lambda layer: jnp.sum(layer(x) ** 2))(law))
+    f, W, s = fields_of(wrapper), base.matrix(), wrapper.alpha / wrapper.rank
+    V = W + s * f.lora_B @ f.lora_A
+    n = np.linalg.norm(V, axis=1)
+    through = (f.magnitude / n)[:, None] * G
+    expected = {
+        "magnitude": np.sum(G * V, axis=1) / n,
+        "lora_A": s * f.lora_B.T @ through,
+        "lora_B": s * through @ f.lora_A.T,
+    }
+    # With the norm differentiated, the gradient of B would be another by far.
+    radial = np.sum(through * V, axis=1) / n**2
+    other = s * (through - radial[:, None] * V) @ f.lora_A.T
+    assert np.max(np.abs(other - expected["lora_B"])) > 0.05 * np.max(np.abs(other))
+    for way in loss.values():
+        gradients = gradients_of(wrapper, way)
+        for name, value in expected.items():
+            assert_close(getattr(gradients, name), value, 5e-5)
+
+
+@adapters("DoRA", linear=("plain", "duck"), conv=("plain", "groups", "duck"))
+def test_a_base_that_changes_changes_the_norm(adapter, base):
+    wrapper = build(adapter, base)
+    # Twice the weight has the same directions, and the magnitudes are what they were.
+    scaled = eqx.tree_at(lambda w: w.base.weight, wrapper, 2 * wrapper.base.weight)
+    assert_close(matrix_of(scaled.merge()), base.matrix(), 1e-6)
+    inputs = base.arguments()
+    assert_close(scaled(*inputs), base.layer(*inputs), 1e-5)
+
+
+@adapters("DoRA")
+def test_the_trained_rows_have_the_trained_magnitudes(adapter, base):
+    wrapper = perturb(build(adapter, base))
+    norms = np.linalg.norm(matrix_of(wrapper.merge()), axis=1)
+    assert_close(norms, np.abs(np.asarray(wrapper.magnitude)), 1e-5)

@@ -1,0 +1,42 @@
+"""LoKr: the product is never formed in the forward pass, and is padded and cut where it must be."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo_cases import adapters, assert_close, build, perturb, shapes_in_jaxpr
+from zoo_cases.layers import matrix_of
+
+sizes = pytest.mark.parametrize(
+    ("out", "inputs", "rank"), [(8, 6, 2), (8, 7, 3), (7, 9, 4), (6, 5, 5), (5, 12, 1)]
+)
+
+
+@sizes
+@adapters("LoKr", conv=())
+def test_the_forward_pass_forms_nothing_as_large_as_the_weight(adapter, base, out, inputs, rank):
+    layer = eqx.nn.Linear(inputs, out, key=jax.random.key(0))
+    wrapper = perturb(build(adapter, layer, rank=rank))
+    shapes = shapes_in_jaxpr(lambda w, x: w(x), wrapper, jnp.ones(inputs))
+    if rank == 1:  # B itself is as large as the weight, and is transposed
+        shapes -= {wrapper.kron_B.shape, wrapper.kron_B.T.shape}
+    assert shapes
+    assert max(np.prod(shape, dtype=int) for shape in shapes) < out * inputs
+
+
+@sizes
+@adapters("LoKr")
+def test_the_update_is_the_product_cut_to_the_weight(adapter, base, out, inputs, rank):
+    if adapter.kind == "Linear":
+        layer = eqx.nn.Linear(inputs, out, key=jax.random.key(0))
+        x = jnp.linspace(-1, 1, inputs)
+    else:
+        layer = eqx.nn.Conv1d(inputs, out, 1, key=jax.random.key(0))
+        x = jnp.linspace(-1, 1, 3 * inputs).reshape(inputs, 3)
+    wrapper = perturb(build(adapter, layer, rank=rank))
+    A, B = (np.asarray(a).astype(np.float64) for a in (wrapper.kron_A, wrapper.kron_B))
+    update = 3.0 / rank * np.kron(A, B)[:out, :inputs]
+    merged = wrapper.merge()
+    assert_close(matrix_of(merged) - matrix_of(layer), update, 1e-5)
+    assert_close(wrapper(x), merged(x), 1e-5)

@@ -1,0 +1,40 @@
+"""How much trains, and what happens to a rank that a layer is too small for."""
+
+import jax
+import pytest
+from zoo_cases import ADAPTERS, EFFECTIVE_RANK, PARAMETER_COUNT, build, case, everywhere
+
+from jno.lora import JnoLoraWarning, apply_lora, lora_trainable_filter
+
+
+def trained_parameters(model):
+    sizes = jax.tree.map(
+        lambda leaf, trains: leaf.size if trains else 0, model, lora_trainable_filter(model)
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+@everywhere()
+def test_the_number_of_trained_parameters_is_the_formula(adapter, base):
+    wrapper = build(adapter, base)
+    rank = EFFECTIVE_RANK[adapter.method](base.rank, *base.matrix().shape)
+    assert wrapper.rank == rank
+    expected = PARAMETER_COUNT[adapter.method](rank, *base.matrix().shape)
+    assert trained_parameters(wrapper) == expected
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
+def test_a_rank_above_the_matrix_is_clamped_with_a_warning_that_names_the_layer(adapter):
+    base = case(adapter.kind, "plain")  # a (5, 6) matrix
+    model = {"encoder": base.layer}
+
+    def adapt():
+        return apply_lora(model, rank=40, alpha=2.0, key=jax.random.key(0), wrappers=adapter.cls)
+
+    if adapter.method in ("VeRA", "IA3"):
+        adapted = adapt()  # any warning is an error
+    else:
+        with pytest.warns(JnoLoraWarning, match="encoder: 40 -> 5"):
+            adapted = adapt()
+    rank = EFFECTIVE_RANK[adapter.method](40, 5, 6)
+    assert trained_parameters(adapted) == PARAMETER_COUNT[adapter.method](rank, 5, 6)

@@ -1,0 +1,102 @@
+"""The zoo is a plugin like any other, and says what each adapter is."""
+
+import importlib
+import inspect
+import re
+from importlib import metadata
+
+import pytest
+from zoo_cases import ADAPTERS, METHODS
+
+import jno.lora
+import jno_lora_zoo
+from jno_lora_zoo import plugin
+
+VARIANTS = {
+    "LoRA": ("lora", "2106.09685"),
+    "rsLoRA": ("rslora", "2312.03732"),
+    "LoRAFA": ("lora-fa", "2308.03303"),
+    "DoRA": ("dora", "2402.09353"),
+    "PiSSA": ("pissa", "2404.02948"),
+    "LoRAXS": ("lora-xs", "2405.17604"),
+    "VeRA": ("vera", "2310.11454"),
+    "MiLoRA": ("milora", "2406.09044"),
+    "IA3": ("ia3", "2205.05638"),
+    "LoKr": ("lokr", "2309.14859"),
+    "OFT": ("oft", "2306.07280"),
+}
+FIELDS = {
+    "LoRA": {"lora_A", "lora_B"},
+    "rsLoRA": {"lora_A", "lora_B"},
+    "LoRAFA": {"lora_B"},
+    "DoRA": {"magnitude", "lora_A", "lora_B"},
+    "PiSSA": {"lora_A", "lora_B"},
+    "LoRAXS": {"R"},
+    "VeRA": {"b", "d"},
+    "MiLoRA": {"lora_A", "lora_B"},
+    "IA3": {"scale"},
+    "LoKr": {"kron_A", "kron_B"},
+    "OFT": {"Q_blocks"},
+}
+every_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
+
+
+def test_the_entry_point_provides_the_22_adapters():
+    (entry,) = (
+        e
+        for e in metadata.distribution("jno-lora-zoo").entry_points
+        if e.group == "jno.lora" and e.name == "zoo"
+    )
+    module = entry.load()
+    assert module is plugin
+    names = [cls.__name__ for cls in module.jno_lora_wrappers()]
+    assert sorted(names) == sorted(a.name for a in ADAPTERS)
+    assert len(names) == 22
+
+
+def test_the_registry_finds_them_there():
+    (record,) = (r for r in jno.lora.registered() if r.distribution == "jno-lora-zoo")
+    assert (record.status, record.error) == ("loaded", None)
+    assert {w.name: w.cls for w in record.wrappers} == {a.name: a.cls for a in ADAPTERS}
+
+
+@every_adapter
+def test_each_is_found_by_its_name_in_the_core(adapter):
+    assert getattr(jno.lora, adapter.name) is adapter.cls
+
+
+@every_adapter
+def test_each_keeps_the_contract(adapter):
+    contract = importlib.import_module("jno.lora._contract")
+    assert contract.contract_problems(adapter.cls) == ()
+
+
+@every_adapter
+def test_each_says_what_it_is(adapter):
+    cls = adapter.cls
+    assert (cls.variant, cls.paper) == VARIANTS[adapter.method]
+    assert set(cls.adapter_fields) == FIELDS[adapter.method]
+    assert set(re.findall("[a-z]+", cls.formula)) <= {"r", "in", "out", "ceil"}
+    assert cls.formula
+    assert cls.auto is False
+
+
+@every_adapter
+def test_each_is_documented_with_its_law_its_cost_and_its_paper(adapter):
+    doc = inspect.getdoc(adapter.cls)
+    assert doc
+    assert f"arXiv:{adapter.cls.paper}" in doc
+    assert "Law:" in doc
+    assert re.search(r"parameters\s+train", doc)
+
+
+def test_methods_and_layer_kinds_are_exported_for_other_plugins():
+    for name in (*METHODS, "LinearLayer", "ConvLayer", "LayerKind", "Method"):
+        assert name in jno_lora_zoo.__all__
+        assert inspect.getdoc(getattr(jno_lora_zoo, name))
+    for adapter in ADAPTERS:
+        bases = (
+            getattr(jno_lora_zoo, adapter.method),
+            getattr(jno_lora_zoo, adapter.kind + "Layer"),
+        )
+        assert adapter.cls.__bases__ == bases

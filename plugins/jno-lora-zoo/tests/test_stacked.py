@@ -1,0 +1,71 @@
+"""Layers stacked by `filter_vmap` and run by `lax.scan`."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo_cases import ADAPTERS, assert_close, equal_leaves, perturb
+
+from jno.lora import apply_lora, merge_lora, unwrap_lora
+
+DEPTH = 3
+MAKE = {
+    "Linear": lambda key: eqx.nn.Linear(5, 5, key=key),
+    "Conv": lambda key: eqx.nn.Conv1d(4, 4, 3, padding=1, groups=2, key=key),
+}
+SHAPES = {"Linear": (5,), "Conv": (4, 7)}
+
+every_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name, scope="module")
+
+
+def stacked_layer(kind):
+    return eqx.filter_vmap(MAKE[kind])(jax.random.split(jax.random.key(1), DEPTH))
+
+
+def adapt(adapter):
+    layer = stacked_layer(adapter.kind)
+    return layer, apply_lora(layer, 2, 3.0, key=jax.random.key(2), wrappers=adapter.cls)
+
+
+def nth(tree, k):
+    return jax.tree.map(lambda leaf: leaf[k], tree)
+
+
+@every_adapter
+def test_a_stack_is_adapted_layer_by_layer(adapter):
+    layer, stack = adapt(adapter)
+    assert type(stack) is adapter.cls
+    names = [n for n in ("lora_A", "kron_A", "seed") if n in vars(stack)]
+    for name in names:  # each layer has its own
+        values = np.asarray(getattr(stack, name)).reshape(DEPTH, -1)
+        assert len({row.tobytes() for row in values}) == DEPTH
+    fresh = adapter.cls(nth(layer, 0), 2, 3.0, key=jax.random.key(0))
+    assert jax.tree.structure(nth(stack, 0)) == jax.tree.structure(fresh)
+    for one, other in zip(jax.tree.leaves(nth(stack, 0)), jax.tree.leaves(fresh), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+@every_adapter
+def test_a_scan_over_a_stack_is_its_merged_layers_in_turn(adapter):
+    _, stack = adapt(adapter)
+    stack = perturb(stack)
+    arrays, static = eqx.partition(stack, eqx.is_array)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=SHAPES[adapter.kind]), jnp.float32)
+    scanned, _ = jax.lax.scan(lambda h, a: (eqx.combine(a, static)(h), None), x, arrays)
+    merged = merge_lora(stack)
+    expected = x
+    for k in range(DEPTH):
+        assert_close(nth(merged, k).weight, nth(stack, k).merge().weight, 1e-5)
+        expected = nth(merged, k)(expected)
+    assert_close(scanned, expected, 2e-5)
+
+
+@every_adapter
+def test_a_stack_can_be_unwrapped(adapter):
+    layer, stack = adapt(adapter)
+    unwrapped = unwrap_lora(perturb(stack))
+    if adapter.method in ("PiSSA", "MiLoRA"):
+        assert_close(unwrapped.weight, layer.weight, 1e-6)
+    else:
+        assert equal_leaves(unwrapped, layer)

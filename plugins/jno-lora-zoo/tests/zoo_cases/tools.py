@@ -1,0 +1,57 @@
+"""Small tools: comparisons with a stated bound, casts, and a look into a jaxpr."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.experimental
+import jax.numpy as jnp
+import numpy as np
+
+# The context manager moved in JAX 0.8.
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float, scale: float | None = None) -> None:
+    """The largest error is at most `tolerance` times the largest expected number (or `scale`)."""
+    actual, expected = (np.asarray(x).astype(np.float64) for x in (actual, expected))
+    assert actual.shape == expected.shape
+    assert np.isfinite(actual).all()
+    error = np.max(np.abs(actual - expected), initial=0.0)
+    bound = tolerance * (np.max(np.abs(expected), initial=0.0) if scale is None else scale)
+    assert error <= bound, f"error {error:.3g} > bound {bound:.3g}"
+
+
+def equal_leaves(one: Any, other: Any) -> bool:
+    """Whether two trees have one structure and the same bits in every array."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(
+        a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs
+    )
+
+
+def cast_floats(tree: Any, dtype: Any) -> Any:
+    """The tree with every floating array in that dtype."""
+
+    def cast(leaf: Any) -> Any:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def shapes_in_jaxpr(function: Any, *args: Any) -> set[tuple[int, ...]]:
+    """The shapes of everything that `function` computes on the way, its arguments left out."""
+    return set(_shapes(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+def _shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    for equation in jaxpr.eqns:
+        yield from (tuple(getattr(var.aval, "shape", ())) for var in equation.outvars)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _shapes(inner)

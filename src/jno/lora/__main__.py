@@ -1,0 +1,12 @@
+"""Where `jno-lora` and `python -m jno.lora` begin."""
+
+from ._cli import cli
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="jno-lora")
+
+
+if __name__ == "__main__":
+    main()

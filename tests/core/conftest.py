@@ -1,0 +1,144 @@
+"""Fixtures of the core's tests: models, registries of their own, and installed fake plugins."""
+
+import itertools
+import os
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import importlib_metadata
+import jaxtyping
+import pytest
+
+import jno.lora._registry._registry as registry_module
+from jno.lora import Registry
+
+from .toys import Model
+
+_numbers = itertools.count()
+
+# What the fake plugins' modules start with: one function that makes usable adapter classes.
+PREAMBLE = """
+import equinox as eqx
+from jno.lora import LoRAWrapper, hookimpl
+
+def adapter(name, variant=None, auto=False, layer=eqx.nn.Linear, module=__name__):
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha, self.delta = base, rank, alpha, 0 * base.weight
+    def merge(self):
+        return eqx.tree_at(lambda l: l.weight, self.base, self.base.weight + self.delta)
+    body = dict(
+        __module__=module,
+        __qualname__=name,
+        __annotations__=dict(base=eqx.Module, delta=object, rank=int, alpha=float),
+        adapter_fields=("delta",),
+        rank=eqx.field(static=True),
+        alpha=eqx.field(static=True),
+        variant=variant,
+        auto=auto,
+        applies_to=classmethod(lambda cls, leaf: isinstance(leaf, layer)),
+        __init__=__init__,
+        __call__=lambda self, x: self.merge()(x),
+        merge=merge,
+    )
+    return type(LoRAWrapper)(name, (LoRAWrapper,), body)
+"""
+
+
+@pytest.fixture
+def model(getkey) -> Model:
+    """A small model with an embedding, three linear layers and a scalar."""
+    return Model(getkey())
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Runs the rest of a test without the type checks of the suite, as a user runs it."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def registry(monkeypatch) -> Registry:
+    """An empty registry without discovery, used by every function during the test."""
+    fresh = Registry(discover=False)
+    monkeypatch.setattr(registry_module, "_DEFAULT", fresh)
+    return fresh
+
+
+class Site:
+    """A place to install fake distributions; no other plugin can be found."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
+        self.root = root
+        self.monkeypatch = monkeypatch
+
+    def install(
+        self,
+        distribution: str,
+        code: str,
+        *,
+        entry: str = "main",
+        version: str = "1.0",
+        entries: dict[str, str] | None = None,
+    ) -> str:
+        """Write a distribution whose plugin module holds `code`, and return that module's name.
+
+        `entries` are further entry points: name -> code of a module of its own.
+        """
+        where = self.root / f"{distribution}-{next(_numbers)}"
+        info = where / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+        )
+        modules = {}
+        for name, source in {entry: code, **(entries or {})}.items():
+            modules[name] = f"fake_plugin_{next(_numbers)}"
+            text = PREAMBLE + textwrap.dedent(source)
+            (where / f"{modules[name]}.py").write_text(text)
+        lines = [f"{name} = {module}" for name, module in modules.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[jno.lora]", *lines, ""]))
+        self.monkeypatch.syspath_prepend(where)
+        return modules[entry]
+
+    def install_zoo(self, extra: str = "") -> str:
+        """A fake zoo with the two defaults and a third name."""
+        code = """
+            Linear = adapter("LoRALinear", variant="lora", auto=True)
+            Conv = adapter("LoRAConv", variant="lora", auto=True, layer=eqx.nn.Conv)
+            DoRA = adapter("DoRALinear", variant="dora", auto=True)
+
+            @hookimpl
+            def jno_lora_wrappers():
+                return [Linear, Conv, DoRA]
+        """
+        return self.install("jno-lora-zoo", textwrap.dedent(code) + textwrap.dedent(extra))
+
+    def plugin(self, distribution: str, *adapters: str, **options: str) -> str:
+        """Install a plugin that provides adapters: `'"Name", variant="v"'` for each."""
+        made = "".join(f"adapter({arguments})," for arguments in adapters)
+        code = f"CLASSES = [{made}]\n@hookimpl\ndef jno_lora_wrappers():\n    return CLASSES\n"
+        return self.install(distribution, code, **options)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch) -> Site:
+    """A `sys.path` on which no plugin is installed but those that the test installs.
+
+    The default registry is one that knows nothing yet.
+    """
+
+    def holds_plugins(entry: str) -> bool:
+        return any(
+            dist.entry_points.select(group="jno.lora")
+            for dist in importlib_metadata.distributions(path=[entry or os.getcwd()])
+        )
+
+    monkeypatch.syspath_prepend(tmp_path)  # saves the path, to be restored after the test
+    sys.path[:] = [entry for entry in sys.path if not holds_plugins(entry)]
+    monkeypatch.setattr(registry_module, "_DEFAULT", Registry())
+    return Site(tmp_path, monkeypatch)

@@ -1,0 +1,162 @@
+"""Names, variants and ties: what `wrapper=` resolves to in the registry of this process."""
+
+import pytest
+
+from jno.lora import (
+    JnoLoraError,
+    Net,
+    PluginError,
+    Registry,
+    SelectionError,
+    apply_lora,
+    hookimpl,
+    plan_lora,
+    register,
+)
+
+from .toys import MODEL_LINEARS, ToyConv, ToyLinear, ToyScale, UserEmbedding, adapters_in
+
+
+class FamilyOne(ToyLinear):
+    variant = "twins"
+
+
+class FamilyTwo(ToyLinear):
+    variant = "twins"
+
+
+class Chooser:
+    """A plugin object that chooses, and remembers what it was asked."""
+
+    def __init__(self, choice):
+        self.choice = choice
+        self.asked = []
+
+    @hookimpl
+    def jno_lora_select(self, path, leaf, candidates):
+        self.asked.append((path, type(leaf).__name__, tuple(candidates)))
+        return self.choice
+
+
+def classes(model, **kwargs):
+    return {row.path: row.wrapper for row in plan_lora(model, 1, **kwargs).wrapped}
+
+
+def test_a_registered_class_is_found_by_its_name_and_its_origin_is_shown(model, registry):
+    register(ToyScale)
+    plan = plan_lora(model, 1, wrappers="ToyScale")
+    assert {row.wrapper for row in plan.wrapped} == {ToyScale}
+    assert {row.distribution for row in plan.wrapped} == {"(in-process)"}
+    assert "(in-process)" in str(plan)
+
+
+def test_a_variant_selects_every_wrapper_of_the_family_for_its_layers(model, registry):
+    class Other(UserEmbedding):
+        variant = "twins"
+
+    register(FamilyOne)
+    register(Other)
+    found = classes(model, wrappers="twins")
+    assert found == {"embedding": Other, **dict.fromkeys(MODEL_LINEARS, FamilyOne)}
+
+
+@pytest.mark.parametrize("spelling", ["twins", "Twins", "t-wins", "TW_INS"])
+def test_a_variant_is_compared_without_case_and_dashes(model, registry, spelling):
+    register(FamilyOne)
+    assert set(classes(model, wrappers=spelling).values()) == {FamilyOne}
+
+
+def test_names_and_classes_mix_in_a_list_in_order_of_priority(model, registry):
+    register(ToyScale)
+    register(FamilyOne)
+    assert set(classes(model, wrappers=["ToyScale", FamilyOne]).values()) == {ToyScale}
+    assert set(classes(model, wrappers=["twins", ToyScale]).values()) == {FamilyOne}
+
+
+def test_a_tie_is_an_error_naming_the_layer_and_both_with_their_origins(model, registry):
+    register(FamilyOne)
+    register(FamilyTwo)
+    with pytest.raises(SelectionError) as caught:
+        classes(model, wrappers="twins")
+    message = str(caught.value)
+    assert "claim 'encoder/0', a Linear" in message
+    assert "FamilyOne (from (in-process))" in message
+    assert "FamilyTwo (from (in-process))" in message
+    assert "`wrapper=`" in message and "`jno_lora_select`" in message
+
+
+def test_a_select_hook_breaks_the_tie(model, registry, getkey):
+    chooser = Chooser(FamilyTwo)
+    for item in (FamilyOne, FamilyTwo, chooser):
+        register(item)
+    adapted = apply_lora(model, 1, key=getkey(), wrappers="twins", target="head")
+    assert type(adapted.head) is FamilyTwo
+    assert ("head", "Linear", (FamilyOne, FamilyTwo)) in chooser.asked
+
+
+def test_a_select_hook_is_not_asked_where_one_wrapper_claims(model, registry):
+    chooser = Chooser(FamilyTwo)
+    for item in (FamilyOne, chooser):
+        register(item)
+    classes(model, wrappers=["twins", FamilyTwo])
+    assert chooser.asked == []
+
+
+def test_a_hook_that_passes_leaves_the_choice_to_the_next_and_in_the_end_to_the_user(
+    model, registry
+):
+    for item in (FamilyOne, FamilyTwo, Chooser(None)):
+        register(item)
+    with pytest.raises(SelectionError, match="Several adapters of equal priority"):
+        classes(model, wrappers="twins")
+    register(Chooser(FamilyOne))
+    assert set(classes(model, wrappers="twins").values()) == {FamilyOne}
+
+
+def test_a_hook_that_chooses_no_candidate_is_an_error_saying_what_it_chose(model, registry):
+    for item in (FamilyOne, FamilyTwo, Chooser(ToyConv)):
+        register(item)
+    with pytest.raises(PluginError) as caught:
+        classes(model, wrappers="twins")
+    message = str(caught.value)
+    assert "ToyConv" in message and "'encoder/0'" in message
+    assert "['FamilyOne', 'FamilyTwo']" in message and "or None" in message
+
+
+def test_a_hook_that_raises_is_an_error_of_ours_naming_the_layer(model, registry):
+    class Raising:
+        @hookimpl
+        def jno_lora_select(self, path, leaf, candidates):
+            raise RuntimeError("no idea")
+
+    for item in (FamilyOne, FamilyTwo, Raising()):
+        register(item)
+    with pytest.raises(JnoLoraError, match=r"(?s)'encoder/0'.*no idea"):
+        classes(model, wrappers="twins")
+
+
+def test_an_unknown_name_lists_the_nearest(model, registry):
+    register(ToyScale)
+    with pytest.raises(SelectionError) as caught:
+        plan_lora(model, 1, wrappers="ToyScail")
+    message = str(caught.value)
+    assert "No adapter or variant is called 'ToyScail'" in message
+    assert "'ToyScale'" in message and "registered()" in message
+
+
+def test_a_registry_of_ones_own_takes_the_place_of_the_installed_plugins(model, registry, getkey):
+    own = Registry(discover=False)
+    own.register(ToyScale)
+    plan = plan_lora(model, 1, wrappers="ToyScale", registry=own)
+    assert {row.distribution for row in plan.wrapped} == {"(in-process)"}
+    adapted = apply_lora(model, 1, key=getkey(), wrappers="ToyScale", registry=own)
+    net = Net(model, registry=own).lora(1, wrapper="ToyScale")
+    assert adapters_in(adapted).keys() == adapters_in(net.module).keys() == set(MODEL_LINEARS)
+    assert {row.distribution for row in net.summary()} == {"(in-process)"}
+    with pytest.raises(SelectionError, match="No adapter or variant is called 'ToyScale'"):
+        Net(model).lora(1, wrapper="ToyScale")
+
+
+def test_explicit_classes_ask_no_registry(model, registry):
+    assert set(classes(model, wrappers=ToyLinear).values()) == {ToyLinear}
+    assert registry.records() == ()

@@ -1,0 +1,214 @@
+"""The command line's plugins, adapters, doctor, new and check, with plugins whole and broken."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import jno.lora._registry._registry as registry_module
+from jno.lora._cli import cli
+from jno.lora._registry import Registry
+
+GOOD = """
+class Shift(LoRAWrapper):
+    adapter_fields = ("delta",)
+    variant = "shift"
+    paper = "0000.00000"
+    formula = "out"
+    base: eqx.nn.Linear
+    delta: object
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf):
+        exact = type(leaf) is eqx.nn.Linear and eqx.is_inexact_array(leaf.weight)
+        return exact and leaf.weight.ndim == 2
+
+    def __init__(self, base, rank, alpha, *, key):
+        import jax.numpy as jnp
+        self.base, self.rank, self.alpha = base, rank, alpha
+        dtype = jnp.float64 if base.weight.dtype == jnp.float64 else jnp.float32
+        self.delta = jnp.zeros((base.weight.shape[0], 1), dtype)
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+    def merge(self):
+        weight = self.base.weight.astype(self.delta.dtype) + self.delta + 0 * self.base.weight
+        return eqx.tree_at(lambda l: l.weight, self.base, weight.astype(self.base.weight.dtype))
+
+@hookimpl
+def jno_lora_wrappers():
+    return [Shift]
+"""
+GOOD = GOOD.replace(" + self.delta + 0 * self.base.weight", " + _wide(self.delta, self.base)")
+GOOD = (
+    "import jax.numpy as jnp\n"
+    "def _wide(delta, base):\n"
+    "    return jnp.broadcast_to(delta, base.weight.shape)\n" + GOOD
+)
+
+
+@pytest.fixture
+def discovering(site, monkeypatch):
+    """The default registry, seeing the fake distributions only."""
+    monkeypatch.setattr(registry_module, "_DEFAULT", Registry())
+    return site
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli, list(arguments))
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def test_plugins_lists_whole_and_broken_ones(discovering):
+    discovering.install("whole", GOOD, version="1.2")
+    discovering.install("broken", "raise RuntimeError('no such thing')", version="0.3")
+    text = run("plugins")
+    assert "whole" in text
+    assert "failed: RuntimeError: no such thing" in text
+    found = {record["distribution"]: record for record in json.loads(run("plugins", "--json"))}
+    assert found["whole"]["status"] == "loaded"
+    assert found["whole"]["wrappers"] == ["Shift"]
+    assert found["broken"]["status"] == "failed"
+    assert found["broken"]["version"] == "0.3"
+    assert found["broken"]["error"] == "RuntimeError: no such thing"
+    assert list(found["whole"]) == [
+        "name",
+        "distribution",
+        "version",
+        "value",
+        "status",
+        "error",
+        "seconds",
+        "wrappers",
+    ]
+
+
+def test_plugins_and_adapters_work_with_every_plugin_broken(discovering):
+    discovering.install("broken", "import nothing_of_this_name")
+    discovering.install("rubbish", "@hookimpl\ndef jno_lora_wrappers():\n    return 3")
+    assert {r["status"] for r in json.loads(run("plugins", "--json"))} == {"failed"}
+    assert json.loads(run("adapters", "--json")) == []
+    assert "0 adapters" in run("adapters")
+
+
+def test_adapters_say_what_they_are_for(discovering):
+    discovering.install("whole", GOOD, version="1.2")
+    (adapter,) = json.loads(run("adapters", "--json"))
+    assert adapter == {
+        "name": "Shift",
+        "qualified_name": "whole:Shift",
+        "distribution": "whole",
+        "version": "1.2",
+        "variant": "shift",
+        "auto": False,
+        "layers": ["Linear"],
+        "formula": "out",
+        "paper": "0000.00000",
+    }
+    assert "Shift" in run("adapters")
+
+
+def test_doctor_is_content_with_a_whole_installation(discovering):
+    discovering.install_zoo()
+    text = run("doctor")
+    assert "0 troubles found" in text
+    assert "jno.lora imported from" in text
+
+
+def test_doctor_reports_failures_with_tracebacks(discovering):
+    discovering.install_zoo()
+    discovering.install("broken", "def f():\n    raise RuntimeError('no such thing')\nf()")
+    text = run("doctor", code=1)
+    assert "in f" in text
+    assert "RuntimeError: no such thing" in text
+    assert "JNO_LORA_BLOCK=broken" in text
+
+
+def test_doctor_misses_the_zoo(discovering):
+    assert 'pip install "jno-lora[zoo]"' in run("doctor", code=1)
+
+
+def test_doctor_notices_slow_plugins(discovering):
+    discovering.install_zoo()
+    discovering.install("sleepy", "import time\ntime.sleep(1.1)\n" + GOOD)
+    assert "sleepy 1.0" in run("doctor", code=1)
+
+
+def test_doctor_notices_another_owner_of_jno(discovering, tmp_path, monkeypatch):
+    discovering.install_zoo()
+    (tmp_path / "other" / "jno").mkdir(parents=True)
+    (tmp_path / "other" / "jno" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    text = run("doctor", code=1)
+    assert "owns a regular package `jno`" in text
+    assert str(tmp_path / "other" / "jno") in text
+
+
+def test_new_writes_six_files_and_never_overwrites(tmp_path):
+    run("new", "my-adapter", "--output", str(tmp_path))
+    files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert files == [
+        "jno-lora-my-adapter/LICENSE",
+        "jno-lora-my-adapter/README.md",
+        "jno-lora-my-adapter/pyproject.toml",
+        "jno-lora-my-adapter/src/jno_lora_my_adapter/__init__.py",
+        "jno-lora-my-adapter/src/jno_lora_my_adapter/plugin.py",
+        "jno-lora-my-adapter/tests/test_conformance.py",
+    ]
+    assert "exists already" in run("new", "my-adapter", "--output", str(tmp_path), code=1)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "-", "a/b", "ünï!"])
+def test_new_refuses_names_that_make_no_package(name, tmp_path):
+    assert "makes no package name" in run("new", "--output", str(tmp_path), "--", name, code=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "layer"), [("gain", "Linear"), ("embedding-gain", "Embedding")])
+def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
+    run("new", name, "--output", str(tmp_path))
+    (code,) = tmp_path.rglob("src/*/__init__.py")
+    assert f"base: eqx.nn.{layer}" in code.read_text()
+
+
+def test_check_runs_the_kit_on_a_class(site, monkeypatch):
+    module = site.install("whole", GOOD)
+    text = run("check", f"{module}:Shift")
+    assert "0 of" in text
+    assert "Shift-Linear" in text
+
+
+def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(discovering):
+    merged_wrongly = GOOD.replace(
+        "return self.merge()(x)", "return self.merge()(x) + 1 * self.delta[:, 0].astype(x.dtype)"
+    )
+    discovering.install("wrong", merged_wrongly)
+    text = run("check", "wrong", code=1)
+    assert "merge-equals-call" in text
+    assert "What to do" in text
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nowhere_at_all:Class", "cannot be imported"),
+        ("json:loads", "not a subclass"),
+        ("not-installed", "No installed plugin"),
+    ],
+)
+def test_check_says_what_it_cannot_find(what, message, discovering):
+    assert message in run("check", what, code=1)
+
+
+def test_it_is_a_module_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "jno.lora", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "0.1" in done.stdout

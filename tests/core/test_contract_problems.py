@@ -1,0 +1,141 @@
+"""Each way to break the contract of an adapter class has a message of its own."""
+
+import equinox as eqx
+import jax
+import pytest
+
+from jno.lora import LoRAWrapper, WrapperError, apply_lora
+from jno.lora._contract import check_contract, contract_problems
+
+from .toys import ToyBlock, ToyConv, ToyLinear, ToyScale, ToyStacked, UserEmbedding
+
+
+@pytest.mark.parametrize("cls", [ToyLinear, ToyScale, ToyConv, UserEmbedding, ToyBlock, ToyStacked])
+def test_a_class_in_the_documented_form_has_no_problem(cls):
+    assert contract_problems(cls) == ()
+    check_contract(cls)
+
+
+# A class body without the member that the test is about.
+def without(*names):
+    body = {
+        "adapter_fields": ("delta",),
+        "applies_to": classmethod(lambda cls, leaf: False),
+        "__call__": lambda self, x: x,
+        "merge": lambda self: self.base,
+        "__init__": lambda self, base, rank, alpha, *, key: None,
+        "rank": eqx.field(static=True),
+        "alpha": eqx.field(static=True),
+        "__annotations__": {"base": eqx.Module, "delta": jax.Array, "rank": int, "alpha": float},
+    }
+    for name in names:
+        body.pop(name, None)
+        body["__annotations__"].pop(name, None)
+    return body
+
+
+def define(body=None, **members):
+    return type(LoRAWrapper)("Broken", (LoRAWrapper,), {**(body or without()), **members})
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_fields", "base", "rank", "alpha", "applies_to", "__call__", "merge"]
+)
+def test_a_required_member_that_is_missing_is_named(name):
+    assert contract_problems(define(without(name))) == (f"`{name}` is not defined",)
+
+
+def test_several_missing_members_are_all_named():
+    problems = contract_problems(define(without("merge", "base", "adapter_fields")))
+    assert problems == tuple(f"`{n}` is not defined" for n in ("adapter_fields", "base", "merge"))
+
+
+@pytest.mark.parametrize("value", ["delta", (), ["delta"], (1,)])
+def test_adapter_fields_must_be_a_tuple_of_names(value):
+    (problem,) = contract_problems(define(adapter_fields=value))
+    assert "must be a non-empty tuple of field names" in problem
+    assert repr(value) in problem and '("lora_A",)' in problem
+
+
+def test_adapter_fields_must_name_fields_and_the_message_lists_them():
+    (problem,) = contract_problems(define(adapter_fields=("detla",)))
+    assert problem == "`adapter_fields` names 'detla', which is not a field (fields: delta)"
+
+
+def test_a_static_field_cannot_train():
+    body = without()
+    body["delta"] = eqx.field(static=True)
+    (problem,) = contract_problems(define(body))
+    assert "'delta', which is static" in problem
+
+
+def test_the_base_cannot_train():
+    (problem,) = contract_problems(define(adapter_fields=("base",)))
+    assert "'base', which must stay frozen" in problem
+
+
+def test_the_base_must_be_a_field():
+    (problem,) = contract_problems(define(without("base"), base=property(lambda self: None)))
+    assert problem.startswith("`base` must be a field")
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        lambda self, base: None,
+        lambda self, base, rank, alpha: None,
+        lambda self, base, rank, alpha, extra, *, key: None,
+        lambda self, base, *, rank, alpha, key: None,
+    ],
+)
+def test_the_constructor_must_accept_base_rank_alpha_and_key(init):
+    (problem,) = contract_problems(define(__init__=init))
+    assert problem.startswith("`__init__` must accept `(self, base, rank, alpha, *, key)`: ")
+
+
+def test_the_constructor_may_accept_more():
+    def init(self, base, rank, alpha, *, key, adapter_dtype=None):
+        self.base = base
+
+    assert contract_problems(define(__init__=init)) == ()
+
+
+@pytest.mark.parametrize("name", ["applies_to", "stack_ndim", "from_state"])
+def test_what_is_asked_of_the_class_must_be_a_classmethod(name):
+    (problem,) = contract_problems(define(**{name: lambda leaf: False}))
+    assert problem == f"`{name}` must be a classmethod"
+
+
+def test_a_variant_must_be_a_string():
+    (problem,) = contract_problems(define(variant=("dora",)))
+    assert problem == "`variant` must be a string or None, but is ('dora',)"
+
+
+@pytest.mark.parametrize("thing", [eqx.nn.Linear, 3, "LoRALinear", None, [1], {"a": 1}])
+def test_what_is_no_adapter_class_is_said_to_be_none(thing):
+    (problem,) = contract_problems(thing)
+    assert problem == f"{thing!r} is not a subclass of jno.lora.LoRAWrapper"
+
+
+def test_an_instance_is_said_to_be_no_class(getkey):
+    instance = ToyLinear(eqx.nn.Linear(1, 1, key=getkey()), 1, 1.0, key=getkey())
+    (problem,) = contract_problems(instance)
+    assert "is not a subclass of jno.lora.LoRAWrapper" in problem
+
+
+def test_the_error_names_the_class_and_lists_every_problem_and_where_to_look():
+    def instance_method(self, leaf):
+        return False
+
+    cls = define(adapter_fields="delta", applies_to=instance_method)
+    with pytest.raises(WrapperError) as caught:
+        check_contract(cls)
+    message = str(caught.value)
+    assert message.startswith("Broken is not a usable adapter class:")
+    assert "mind the comma" in message and "`applies_to` must be a classmethod" in message
+    assert "jno.lora.LoRAWrapper" in message
+
+
+def test_a_broken_class_is_refused_before_the_model_is_looked_at(model, getkey):
+    with pytest.raises(WrapperError, match="`merge` is not defined"):
+        apply_lora(model, 1, key=getkey(), wrappers=define(without("merge")))

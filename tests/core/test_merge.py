@@ -1,0 +1,181 @@
+"""Merging restores the tree's form, is differentiable, and names the path of what fails."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jno.lora import (
+    PluginError,
+    SelectionError,
+    WrapperError,
+    apply_lora,
+    lora_trainable_filter,
+    merge_lora,
+    unwrap_lora,
+)
+
+from .toys import (
+    Block,
+    ToyBlock,
+    ToyConv,
+    ToyLinear,
+    ToyScale,
+    UserEmbedding,
+    adapters_in,
+    same,
+    shaken,
+)
+
+EVERYTHING = [ToyLinear, ToyConv, UserEmbedding, ToyBlock]
+
+
+@pytest.fixture
+def mixed(model, getkey):
+    return {
+        "model": model,
+        "blocks": (Block(2, key=getkey()), None),
+        "conv": [eqx.nn.Conv2d(1, 2, (3, 2), key=getkey())],
+        "other": [jnp.arange(3), "text", jax.nn.relu, jax.random.key(0)],
+    }
+
+
+def form(tree):
+    arrays = [(x.shape, x.dtype) if eqx.is_array(x) else x for x in jax.tree.leaves(tree)]
+    return jax.tree.structure(tree), arrays
+
+
+def test_merging_restores_structure_classes_shapes_and_dtypes(mixed, getkey):
+    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrappers=EVERYTHING))
+    assert len(adapters_in(adapted)) == 6
+    merged = merge_lora(adapted)
+    assert form(merged) == form(mixed)
+    assert not same(merged, mixed)
+
+
+def test_the_merged_model_computes_what_the_adapted_one_does(mixed, getkey):
+    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrappers=EVERYTHING))
+    merged = merge_lora(adapted)
+    x, image = jnp.arange(2.0), jnp.linspace(-1, 1, 30).reshape(1, 6, 5)
+    assert jnp.allclose(merged["model"](3), adapted["model"](3), rtol=1e-5, atol=1e-6)
+    assert jnp.allclose(merged["blocks"][0](x), adapted["blocks"][0](x), rtol=1e-5)
+    assert jnp.allclose(merged["conv"][0](image), adapted["conv"][0](image), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_half_precision_layer_stays_one(getkey, dtype):
+    layer = eqx.nn.Linear(3, 2, dtype=dtype, key=getkey())
+    merged = merge_lora(shaken(apply_lora(layer, 1, key=getkey(), wrappers=ToyLinear)))
+    assert merged.weight.dtype == merged.bias.dtype == dtype
+
+
+def test_unwrapping_drops_what_was_trained(mixed, getkey):
+    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrappers=EVERYTHING))
+    assert same(unwrap_lora(adapted), mixed)
+
+
+@pytest.mark.parametrize("function", [merge_lora, unwrap_lora])
+def test_what_carries_no_adapter_is_returned_as_it_is(mixed, function):
+    assert same(function(mixed), mixed)
+    assert function(3) == 3 and function(None) is None
+
+
+def test_a_model_that_is_one_adapter_merges_to_one_layer(getkey):
+    layer = eqx.nn.Linear(2, 2, key=getkey())
+    adapted = shaken(apply_lora(layer, 1, key=getkey(), wrappers=ToyScale))
+    assert type(merge_lora(adapted)) is eqx.nn.Linear
+    assert jnp.allclose(merge_lora(adapted).weight, 1.25 * layer.weight)
+
+
+def test_merging_inside_a_jitted_loss_trains_the_adapters(model, getkey):
+    adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=ToyScale)
+    trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+
+    def loss(trainable, merge):
+        model = eqx.combine(trainable, frozen)
+        return jnp.sum((merge_lora(model) if merge else model)(1) ** 2)
+
+    merged = eqx.filter_jit(eqx.filter_grad(loss))(trainable, True)
+    direct = eqx.filter_grad(loss)(trainable, False)
+    assert jnp.any(merged.head.gain != 0)
+    assert jnp.allclose(merged.head.gain, direct.head.gain, rtol=1e-5)
+
+
+def test_merging_can_be_evaluated_for_shapes(mixed, getkey):
+    adapted = apply_lora(mixed, 1, key=getkey(), wrappers=EVERYTHING)
+    shapes = eqx.filter_eval_shape(merge_lora, adapted)
+    assert jax.tree.structure(shapes) == jax.tree.structure(mixed)
+
+
+# --- errors
+
+
+def replaced(layer, value):
+    return eqx.tree_at(lambda m: m.weight, layer, value)
+
+
+BAD_MERGES = {
+    "structure": (
+        lambda base: eqx.tree_at(lambda m: m.bias, base, None),
+        ["must return a layer of the structure that was wrapped", "bias=None"],
+    ),
+    "class": (
+        lambda base: eqx.nn.Identity(),
+        ["must return a layer of the structure that was wrapped", "Identity"],
+    ),
+    "shape": (
+        lambda base: replaced(base, jnp.ones((1, 1))),
+        ["changes 'weight' from float32[3, 3] to float32[1, 1]", "keep the shape"],
+    ),
+    "dtype": (
+        lambda base: replaced(base, base.weight.astype(jnp.float16)),
+        ["changes 'weight' from float32[3, 3] to float16[3, 3]", "cast back"],
+    ),
+    "a number for an array": (lambda base: replaced(base, 1.0), ["'weight'", "float32[3, 3]"]),
+    "raising": (lambda base: 1 / 0, ["ZeroDivisionError: division by zero"]),
+    "not a module": (lambda base: base.weight, ["encoder/1"]),
+    "nothing": (lambda base: None, ["encoder/1"]),
+}
+
+
+@pytest.mark.parametrize(("result", "parts"), BAD_MERGES.values(), ids=BAD_MERGES.keys())
+@pytest.mark.parametrize("function", [merge_lora, unwrap_lora])
+def test_a_bad_merge_or_unwrap_is_an_error_naming_adapter_and_path(
+    model, getkey, result, parts, function
+):
+    class Bad(ToyLinear):
+        def merge(self):
+            return result(self.base)
+
+        def unwrap(self):
+            return result(self.base)
+
+    adapted = apply_lora(model, 1, key=getkey(), target="encoder/1", wrappers=Bad)
+    with pytest.raises(WrapperError) as caught:
+        function(adapted)
+    message = str(caught.value)
+    for part in ["Bad at 'encoder/1'", *parts]:
+        assert part in message
+    assert ("merge" if function is merge_lora else "unwrap") in message
+
+
+def test_the_cause_of_a_failing_merge_is_kept(getkey):
+    class Bad(ToyLinear):
+        def merge(self):
+            raise KeyError("cause")
+
+    adapted = Bad(eqx.nn.Linear(2, 2, key=getkey()), 1, 1.0, key=getkey())
+    with pytest.raises(WrapperError, match="Bad at '<root>'") as caught:
+        merge_lora(adapted)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("error", [SelectionError, PluginError, WrapperError])
+def test_an_error_of_ours_keeps_its_class_and_gets_the_path(getkey, error):
+    class Bad(ToyLinear):
+        def merge(self):
+            raise error("reason")
+
+    adapted = [Bad(eqx.nn.Linear(2, 2, key=getkey()), 1, 1.0, key=getkey())]
+    with pytest.raises(error, match="Could not merge the Bad at '0': reason"):
+        merge_lora(adapted)

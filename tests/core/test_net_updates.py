@@ -1,0 +1,209 @@
+"""A `Net` through training: partition, update, merge, unwrap; nothing is dropped silently."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jno.lora import Net, SelectionError, WrapperError
+
+from .toys import Model, ToyLinear, ToyScale, adapters_in, array_paths, same, selected
+
+
+@pytest.fixture
+def net(model):
+    return Net(model).freeze().lora(1, wrapper=ToyScale)
+
+
+def moved(tree):
+    return jax.tree.map(lambda x: x + 1, tree)
+
+
+# --- partition and update
+
+
+def test_partition_splits_by_the_state_and_combines_to_the_model(net):
+    trainable, frozen = net.partition()
+    assert array_paths(trainable) == selected(net.trainable)
+    assert same(eqx.combine(trainable, frozen), net.module)
+
+
+def test_an_update_with_the_same_values_changes_nothing(net):
+    before = net.module
+    assert net.update(net.partition()[0]) is net
+    assert same(net.module, before)
+
+
+def test_an_update_takes_the_trained_values_and_nothing_else(net, model):
+    trainable, frozen = net.partition()
+    net.update(moved(trainable))
+    assert jnp.array_equal(net.module.head.gain, jnp.full(2, 2.0))
+    assert same(net.partition()[1], frozen)
+    assert same(net.module.head.base, model.head)
+
+
+def test_an_update_can_be_jitted_and_donated(net):
+    step = eqx.filter_jit(moved)
+    trainable, _ = net.partition()
+    net.update(step(trainable)).update(step(net.partition()[0]))
+    assert jnp.array_equal(net.module.head.gain, jnp.full(2, 3.0))
+
+
+BAD_UPDATES = {
+    "missing": (
+        lambda t: eqx.tree_at(lambda m: m.head.gain, t, None),
+        "head/gain: trained here, missing in the update",
+    ),
+    "unexpected": (
+        lambda t: eqx.tree_at(
+            lambda m: m.temperature, t, jnp.ones(()), is_leaf=lambda x: x is None
+        ),
+        "temperature: not a trainable leaf of this net",
+    ),
+    "shape": (
+        lambda t: eqx.tree_at(lambda m: m.head.gain, t, jnp.ones(3)),
+        "head/gain: expected float32[2], got float32[3]",
+    ),
+    "dtype": (
+        lambda t: eqx.tree_at(lambda m: m.head.gain, t, jnp.ones(2, jnp.float16)),
+        "head/gain: expected float32[2], got float16[2]",
+    ),
+    "no array": (
+        lambda t: eqx.tree_at(lambda m: m.head.gain, t, jax.nn.relu),
+        "head/gain: expected",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_UPDATES.values(), ids=BAD_UPDATES.keys())
+def test_a_bad_update_is_an_error_naming_the_leaf_and_changes_nothing(net, spoil, message):
+    module = net.module
+    with pytest.raises(SelectionError) as caught:
+        net.update(spoil(net.partition()[0]))
+    assert message in str(caught.value)
+    assert "net.partition()" in str(caught.value)
+    assert net.module is module
+
+
+def test_every_wrong_leaf_of_an_update_is_named(net):
+    spoiled = jax.tree.map(lambda x: jnp.ones(7), net.partition()[0])
+    with pytest.raises(SelectionError) as caught:
+        net.update(spoiled)
+    for path in ("encoder/0/gain", "encoder/1/gain", "head/gain"):
+        assert path in str(caught.value)
+
+
+def test_an_update_from_a_model_of_other_static_fields_is_an_error(model, net):
+    other = Net(model).freeze().lora(1, alpha=2.0, wrapper=ToyScale)
+    with pytest.raises(SelectionError, match="other classes or static fields"):
+        net.update(other.partition()[0])
+
+
+def test_the_partition_from_before_a_control_does_not_fit_afterwards(net):
+    before = net.partition()[0]
+    net.unfreeze()
+    with pytest.raises(SelectionError, match="temperature: trained here, missing in the update"):
+        net.update(before)
+
+
+# --- merge and unwrap
+
+
+def test_merge_keeps_what_was_trained_and_restores_the_structure(net, model):
+    net.update(moved(net.partition()[0]))
+    output = net(1)
+    assert net.merge() is net
+    assert jax.tree.structure(net.module) == jax.tree.structure(model)
+    assert jnp.allclose(net(1), output, rtol=1e-6)
+    assert not same(net.module, model)
+
+
+def test_unwrap_restores_the_model_exactly(net, model):
+    net.update(moved(net.partition()[0]))
+    assert net.unwrap() is net
+    assert same(net.module, model)
+
+
+@pytest.mark.parametrize("leave", ["merge", "unwrap"])
+def test_afterwards_what_was_frozen_stays_frozen(model, leave):
+    net = Net(model).lora(1, wrapper=ToyScale, target="head")
+    net.mask("temperature").freeze()
+    getattr(net, leave)()
+    expected = array_paths(model) - {"head/weight", "head/bias", "temperature"}
+    assert selected(net.trainable) == expected
+    assert jax.tree.structure(net.trainable) == jax.tree.structure(model)
+    assert selected(net.unfreeze().trainable) == array_paths(model)
+
+
+@pytest.mark.parametrize("leave", ["merge", "unwrap"])
+def test_a_base_that_was_unfrozen_stays_unfrozen(model, leave):
+    net = Net(model).freeze().lora(1, wrapper=ToyScale, target="head")
+    net.mask("head/base/weight").unfreeze()
+    assert selected(getattr(net, leave)().trainable) == {"head/weight"}
+
+
+@pytest.mark.parametrize("leave", ["merge", "unwrap"])
+def test_a_model_without_adapters_stays_as_it_is(model, leave):
+    net = Net(model).mask("encoder").freeze()
+    before = selected(net.trainable)
+    getattr(net, leave)()
+    assert same(net.module, model)
+    assert selected(net.trainable) == before
+
+
+def test_after_merging_layers_can_be_adapted_anew(net, model):
+    net.update(moved(net.partition()[0])).merge()
+    merged = net.module
+    net.lora(2, wrapper=ToyLinear)
+    assert {type(a) for a in adapters_in(net.module).values()} == {ToyLinear}
+    assert same(net.module.head.base, merged.head)
+    assert selected(net.trainable) == {
+        f"{path}/{field}"
+        for path in ("encoder/0", "encoder/1", "head")
+        for field in ("lora_A", "lora_B")
+    }
+
+
+def test_a_merge_that_fails_changes_nothing(model):
+    class Stubborn(ToyLinear):
+        def merge(self):
+            raise RuntimeError("not today")
+
+    net = Net(model).lora(1, wrapper=Stubborn, target="head")
+    module, trainable = net.module, net.trainable
+    with pytest.raises(WrapperError, match=r"'head'.*not today"):
+        net.merge()
+    assert net.module is module and net.trainable is trainable
+
+
+def test_adapting_further_layers_keeps_what_was_trained(model):
+    net = Net(model).lora(1, wrapper=ToyScale, target="encoder")
+    net.update(moved(net.partition()[0]))
+    trained = net.module
+    net.lora(1, wrapper=ToyScale, target="head")
+    assert same(net.module.encoder, trained.encoder)
+    assert same(net.module.head.base, trained.head)
+    assert same(net.module.embedding, trained.embedding)
+
+
+def test_only_what_trains_moves_under_gradient_descent(net, model):
+    trainable, frozen = net.partition()
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradients(trainable):
+        return jnp.sum(eqx.combine(trainable, frozen)(1) ** 2)
+
+    found = gradients(trainable)
+    assert array_paths(found) == selected(net.trainable)
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(found))
+    net.update(jax.tree.map(lambda x, g: x - 0.1 * g, trainable, found))
+    assert same(net.unwrap().module, model)
+
+
+def test_the_model_that_was_given_is_never_changed(getkey):
+    model = Model(getkey())
+    before = jax.tree.map(lambda x: x, model)
+    net = Net(model).lora(1, wrapper=ToyScale)
+    net.update(moved(net.partition()[0])).merge()
+    assert same(model, before)

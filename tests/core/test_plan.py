@@ -1,0 +1,220 @@
+"""`plan_lora`: a row for every candidate, and errors for what selects nothing."""
+
+import equinox as eqx
+import jax
+import pytest
+
+from jno.lora import JnoLoraWarning, Net, SelectionError, apply_lora, plan_lora
+
+from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale, UserEmbedding, adapters_in, same
+
+
+def rows_of(plan):
+    return {row.path: row for row in plan}
+
+
+# --- every status
+
+
+def test_wrapped_says_by_what_and_with_which_rank_and_alpha(model):
+    row = rows_of(plan_lora(model, 2, 4.0, wrappers=ToyLinear))["head"]
+    assert (row.status, row.layer, row.wrapper) == ("wrapped", "Linear", ToyLinear)
+    assert (row.rank, row.alpha, row.distribution) == (2, 4.0, None)
+    assert row.explanation == "wrapped by ToyLinear"
+
+
+def test_target_does_not_match(model):
+    row = rows_of(plan_lora(model, 2, target="encoder", wrappers=ToyLinear))["head"]
+    assert row.status == row.explanation == "target does not match"
+    assert row.wrapper is None and row.rank is None
+
+
+def test_mask_does_not_select(model):
+    plan = plan_lora(model, 2, param_mask="encoder", wrappers=ToyLinear)
+    assert rows_of(plan)["head"].status == "mask does not select"
+    assert [row.path for row in plan.wrapped] == ["encoder/0", "encoder/1"]
+
+
+def test_no_wrapper_applies(model):
+    rows = rows_of(plan_lora(model, 2, wrappers=ToyLinear))
+    assert rows["embedding"].status == "no wrapper applies"
+    assert rows["embedding"].layer == "Embedding"
+    assert rows[""].status == "no wrapper applies"  # the model has a scalar of its own
+
+
+def test_already_adapted_says_by_what(model, getkey):
+    adapted = apply_lora(model, 1, 5.0, key=getkey(), target="head", wrappers=ToyScale)
+    row = rows_of(plan_lora(adapted, 2, wrappers=ToyLinear))["head"]
+    assert (row.status, row.layer, row.wrapper) == ("already adapted", "Linear", ToyScale)
+    assert (row.rank, row.alpha) == (1, 5.0)
+    assert row.explanation == "already adapted by ToyScale"
+
+
+def normalised(getkey):
+    make = eqx.nn.make_with_state(eqx.nn.SpectralNorm)
+    spectral, _ = make(eqx.nn.Linear(2, 2, key=getkey()), "weight", key=getkey())
+    weight = eqx.nn.WeightNorm(eqx.nn.Linear(2, 2, key=getkey()))
+    return {"spectral": spectral, "weight": weight, "head": eqx.nn.Linear(2, 2, key=getkey())}
+
+
+def test_inside_normalised_containers(getkey):
+    rows = rows_of(plan_lora(normalised(getkey), 1, wrappers=ToyLinear))
+    assert rows["spectral/layer"].status == "inside SpectralNorm"
+    assert rows["weight/layer"].status == "inside WeightNorm"
+    assert rows["head"].status == "wrapped"
+
+
+def test_every_candidate_has_one_row_and_what_holds_no_layer_has_none(model):
+    plan = plan_lora({"model": model, "other": [1, "x", jax.nn.relu]}, 1, wrappers=ToyLinear)
+    assert [row.path for row in plan] == [
+        "model",
+        "model/embedding",
+        "model/encoder/0",
+        "model/encoder/1",
+        "model/head",
+    ]
+
+
+def test_a_plan_prints_as_a_table(model, getkey):
+    adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=ToyScale)
+    text = str(plan_lora(adapted, 2, 4.0, wrappers=ToyLinear))
+    assert "2 of 5 candidate layers would be wrapped" in text
+    for part in ("encoder/0", "wrapped by ToyLinear", "already adapted by ToyScale", "<root>"):
+        assert part in text
+
+
+def test_a_plan_is_a_sequence_of_rows_and_changes_nothing(model):
+    plan = plan_lora(model, 1, wrappers=ToyLinear)
+    assert len(plan) == len(list(plan)) == len(plan.rows)
+    assert plan.having("wrapped", "no wrapper applies") == plan.rows
+
+
+# --- what selects nothing
+
+
+def test_a_target_that_selects_nothing_lists_the_nearest_paths_and_the_adaptable_layers(model):
+    with pytest.raises(SelectionError) as caught:
+        plan_lora(model, 1, target="encodr/0", wrappers=ToyLinear)
+    message = str(caught.value)
+    assert message.startswith("the call (target 'encodr/0', wrapper ToyLinear) selects no layer.")
+    nearest = message.split("The nearest paths are:\n")[1]
+    assert nearest.startswith("  - encoder/0\n")
+    adaptable = message.split("can adapt are:\n")[1]
+    for path in ("encoder/0", "encoder/1", "head"):
+        assert f"  - {path}\n" in adaptable
+    assert "embedding" not in adaptable
+    assert "plan_lora" in adaptable
+
+
+def test_a_target_of_layers_that_the_wrapper_cannot_adapt_lists_those_it_can(model):
+    with pytest.raises(SelectionError) as caught:
+        plan_lora(model, 1, target="embedding", wrappers=ToyLinear)
+    message = str(caught.value)
+    assert "nearest paths" not in message
+    assert "can adapt are:\n  - encoder/0\n  - encoder/1\n  - head\n" in message
+
+
+def test_a_wrapper_that_applies_nowhere_lists_the_layers_there_are(model):
+    with pytest.raises(SelectionError, match="can adapt none") as caught:
+        plan_lora(model, 1, wrappers=ToyConv)
+    assert "head: Linear" in str(caught.value) and "embedding: Embedding" in str(caught.value)
+
+
+@pytest.mark.parametrize("nothing", [{}, None, 3, [jax.nn.relu]])
+def test_a_model_without_layers_is_said_to_have_none(nothing):
+    with pytest.raises(SelectionError, match="holds no Equinox module with arrays"):
+        plan_lora(nothing, 1, wrappers=ToyLinear)
+
+
+def test_a_spec_that_earlier_ones_leave_nothing_is_told_who_took_it(model):
+    specs = [{"target": "encoder"}, {"wrapper": UserEmbedding}, {"target": "encoder/1"}]
+    with pytest.raises(SelectionError) as caught:
+        plan_lora(model, 1, wrappers=ToyLinear, specs=specs)
+    message = str(caught.value)
+    assert message.startswith("specs[2] (target 'encoder/1', wrapper ToyLinear) selects no layer.")
+    taken = message.split("Earlier specs, which win, have taken what it matches:\n")[1]
+    assert taken.startswith("  - encoder/1: specs[0]\n")
+
+
+def test_a_spec_that_only_finds_adapted_layers_is_no_error(model, getkey):
+    adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=ToyLinear)
+    specs = [{"target": "head"}, {"target": "encoder"}]
+    plan = plan_lora(adapted, 1, wrappers=ToyLinear, specs=specs)
+    assert [row.path for row in plan.wrapped] == ["encoder/0", "encoder/1"]
+
+
+def test_a_mask_that_selects_nothing_warns_and_names_the_layers(model, getkey):
+    with pytest.warns(JnoLoraWarning) as caught:
+        result = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear, param_mask="embedding")
+    assert result is model
+    assert len(caught) == 1
+    assert "The mask selects none of these layers" in str(caught[0].message)
+    assert "encoder/0" in str(caught[0].message)
+
+
+def test_a_mask_that_selects_only_adapted_layers_says_that_they_are_adapted(model, getkey):
+    adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=ToyLinear)
+    with pytest.warns(JnoLoraWarning, match="carries an adapter already") as caught:
+        apply_lora(adapted, 1, key=getkey(), wrappers=ToyLinear, param_mask="head")
+    assert "head" in str(caught[0].message) and "encoder" not in str(caught[0].message)
+
+
+def test_a_net_whose_mask_selects_only_adapted_layers_refuses(model):
+    net = Net(model).lora(1, wrapper=ToyLinear, target="head")
+    with pytest.raises(SelectionError, match=r"(?s)already.*head \(already adapted by ToyLinear\)"):
+        net.mask("head").lora(1, wrapper=ToyLinear)
+
+
+# --- WeightNorm and SpectralNorm
+
+
+def test_normalised_layers_are_left_out_with_a_warning_that_says_why(getkey):
+    model = normalised(getkey)
+    with pytest.warns(JnoLoraWarning) as caught:
+        adapted = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear)
+    assert set(adapters_in(adapted)) == {"head"}
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert "spectral/layer" in message and "weight/layer" in message and "rewrite" in message
+
+
+def test_a_target_that_finds_only_normalised_layers_is_an_error_with_the_reason(getkey):
+    with pytest.raises(SelectionError) as caught:
+        plan_lora(normalised(getkey), 1, wrappers=ToyLinear, target="weight/")
+    message = str(caught.value)
+    assert "the adapter would be rescaled or bypassed" in message
+    assert "It matches only:\n  - weight/layer: inside WeightNorm" in message
+    assert "spectral" not in message.split("It matches only:")[1].split("can adapt")[0]
+
+
+def test_a_target_elsewhere_is_silent_about_normalised_layers(getkey):
+    adapted = apply_lora(normalised(getkey), 1, key=getkey(), wrappers=ToyLinear, target="head")
+    assert set(adapters_in(adapted)) == {"head"}
+
+
+def test_a_mask_elsewhere_is_silent_about_normalised_layers(getkey):
+    model = normalised(getkey)
+    adapted = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear, param_mask="head")
+    assert set(adapters_in(adapted)) == {"head"}
+
+
+def test_a_wrapper_that_claims_the_normalised_container_itself_may_have_it(getkey):
+    class AroundNorm(ToyBlock):
+        @classmethod
+        def applies_to(cls, leaf):
+            return isinstance(leaf, eqx.nn.WeightNorm)
+
+        def __init__(self, base, rank, alpha, *, key):
+            self.base, self.rank, self.alpha = base, rank, alpha
+            self.shift = jax.numpy.zeros(base.layer.out_features)
+
+    model = normalised(getkey)
+    adapted = apply_lora(model, 1, key=getkey(), wrappers=AroundNorm)
+    assert set(adapters_in(adapted)) == {"weight"}
+    assert same(adapted["weight"].base, model["weight"])
+
+
+def test_layers_beside_a_container_of_containers_are_all_found(getkey):
+    model = [{"a": (Block(2, key=getkey()), eqx.nn.Identity())}]
+    plan = plan_lora(model, 1, wrappers=ToyLinear)
+    assert [row.path for row in plan.wrapped] == ["0/a/0/up", "0/a/0/down"]

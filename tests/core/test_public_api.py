@@ -1,0 +1,174 @@
+"""What `jno.lora` exports, what it imports, and what it says about names it lacks."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import jno
+import jno.lora
+from jno.lora import PluginError
+
+# The documented names; more may come, none may go.
+FUNCTIONAL = {
+    "apply_lora",
+    "plan_lora",
+    "merge_lora",
+    "unwrap_lora",
+    "lora_trainable_filter",
+    "partial_lora_trainable_filter",
+    "lora_report",
+}
+REGISTRY = {"hookimpl", "registered", "register", "refresh"}
+TYPES = {"LoRAWrapper", "LinearLike", "ConvLike", "Net"}
+ERRORS = {"JnoLoraError", "SelectionError", "WrapperError", "PluginError", "JnoLoraWarning"}
+METHODS = ["LoRA", "rsLoRA", "LoRAFA", "DoRA", "PiSSA", "LoRAXS", "VeRA", "MiLoRA", "IA3", "LoKr"]
+ZOO = {f"{method}{layer}" for method in [*METHODS, "OFT"] for layer in ("Linear", "Conv")}
+
+
+def test_the_documented_names_are_exported():
+    assert set(jno.lora.__all__) >= FUNCTIONAL | REGISTRY | TYPES | ERRORS
+
+
+def test_every_exported_name_exists_is_documented_and_listed_once():
+    assert len(set(jno.lora.__all__)) == len(jno.lora.__all__)
+    for name in jno.lora.__all__:
+        assert getattr(jno.lora, name).__doc__, name
+
+
+def test_the_version_is_that_of_the_installed_distribution():
+    import importlib.metadata
+
+    assert jno.lora.__version__ == importlib.metadata.version("jno-lora")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"module 'jno.lora' has no attribute 'DoRALiner'"):
+        _ = jno.lora.DoRALiner
+    with pytest.raises(ImportError):
+        exec("from jno.lora import DoRALiner")
+
+
+def test_dir_lists_the_zoo_without_importing_it(site):
+    module = site.install_zoo()
+    assert set(dir(jno.lora)) >= ZOO | set(jno.lora.__all__)
+    assert module not in sys.modules
+
+
+def test_a_zoo_name_without_the_zoo_is_an_import_error_that_says_what_to_install(site):
+    assert len(ZOO) == 22
+    for name in ZOO:
+        with pytest.raises(ImportError) as caught:
+            exec(f"from jno.lora import {name}")
+        assert isinstance(caught.value, PluginError)
+        message = str(caught.value)
+        assert message.startswith(f"{name} is part of the adapter zoo, which is not installed")
+        assert 'pip install "jno-lora[zoo]"' in message
+
+
+def test_a_zoo_name_comes_from_whichever_distribution_is_the_zoo(site):
+    module = site.install_zoo()
+    from jno.lora import DoRALinear
+
+    assert DoRALinear is sys.modules[module].DoRA
+
+
+def test_a_zoo_that_lacks_a_name_is_an_import_error(site):
+    site.install_zoo()
+    with pytest.raises(ImportError, match="OFTConv"):
+        exec("from jno.lora import OFTConv")
+
+
+def test_jno_is_a_namespace_that_others_may_share(tmp_path, monkeypatch):
+    assert jno.__spec__.origin is None
+    (tmp_path / "jno").mkdir()
+    (tmp_path / "jno" / "somebody_elses.py").write_text("VALUE = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from jno.somebody_elses import VALUE
+
+    assert VALUE == 1
+    monkeypatch.delitem(sys.modules, "jno.somebody_elses")
+
+
+# --- in an interpreter of its own, without the checks of this suite
+
+SCRIPT = """
+    import json, sys, warnings
+    import jno.lora
+    heavy = {"importlib_metadata", "rich", "click", "safetensors", "matplotlib", "logging.config"}
+    modules = set(sys.modules)
+    plugins = [m for m in modules if m.startswith("jno_lora")]
+
+    import equinox as eqx, jax, jax.numpy as jnp
+    from jno.lora import LoRAWrapper, Net, apply_lora
+
+    class Mine(LoRAWrapper):
+        adapter_fields = ("delta",)
+        base: eqx.Module
+        delta: jax.Array
+        rank: int = eqx.field(static=True)
+        alpha: float = eqx.field(static=True)
+        @classmethod
+        def applies_to(cls, leaf): return isinstance(leaf, eqx.nn.Linear)
+        def __init__(self, base, rank, alpha, *, key):
+            self.base, self.rank, self.alpha = base, min(rank, 2), alpha
+            self.delta = jnp.zeros(base.weight.shape)
+        def __call__(self, x): return self.merge()(x)
+        def merge(self):
+            return eqx.tree_at(lambda l: l.weight, self.base, self.base.weight + self.delta)
+
+    key = jax.random.key(0)
+    model = [eqx.nn.Linear(2, 2, key=key)]
+    adapted = Net(model).lora(2, wrapper=Mine).module
+    calls = {
+        "clamped, apply_lora": lambda: apply_lora(model, 9, key=key, wrappers=Mine),
+        "clamped, Net": lambda: Net(model).lora(9, wrapper=Mine),
+        "masked, apply_lora": lambda: apply_lora(model, 1, key=key, wrappers=Mine, param_mask="x"),
+        "masked, Net": lambda: Net(model).mask("x").lora(1, wrapper=Mine),
+        "adapted, apply_lora": lambda: apply_lora(adapted, 1, key=key, wrappers=Mine),
+    }
+    origins = {}
+    for name, call in calls.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        origins[name] = [w.filename for w in caught]
+    later = [m for m in sys.modules if m.startswith("jno_lora")]
+    print(json.dumps([sorted(heavy & modules), plugins, later, origins]))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    script = tmp_path_factory.mktemp("fresh") / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return str(script), *json.loads(done.stdout)
+
+
+def test_importing_the_core_imports_no_plugin_and_nothing_heavy(fresh):
+    _, heavy, plugins, *_ = fresh
+    assert (heavy, plugins) == ([], [])
+
+
+def test_a_wrapper_of_ones_own_needs_no_plugin(fresh):
+    *_, later, _ = fresh
+    assert later == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "clamped, apply_lora",
+        "clamped, Net",
+        "masked, apply_lora",
+        "masked, Net",
+        "adapted, apply_lora",
+    ],
+)
+def test_a_warning_points_at_the_line_of_the_user(fresh, call):
+    script, *_, origins = fresh
+    assert origins[call] == [script]

@@ -1,0 +1,287 @@
+"""What targets, specs and wrappers select, and what is refused."""
+
+import re
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from jno.lora import JnoLoraError, SelectionError, WrapperError, plan_lora
+
+from .toys import (
+    MODEL_LAYERS,
+    MODEL_LINEARS,
+    Block,
+    Model,
+    ToyBlock,
+    ToyConv,
+    ToyLinear,
+    ToyScale,
+    UserEmbedding,
+)
+
+
+def wrapped(model, *args, **kwargs):
+    return {row.path: row.wrapper for row in plan_lora(model, *args, **kwargs).wrapped}
+
+
+# --- target
+
+
+@pytest.mark.parametrize(
+    ("target", "paths"),
+    [
+        (None, MODEL_LINEARS),
+        ("encoder", ("encoder/0", "encoder/1")),
+        ("^encoder/1$", ("encoder/1",)),
+        ("er/0|head", ("encoder/0", "head")),
+        ("", MODEL_LINEARS),
+        (r"/\d+$", ("encoder/0", "encoder/1")),
+    ],
+)
+def test_a_target_is_searched_in_the_slash_joined_path(model, target, paths):
+    assert tuple(wrapped(model, 2, target=target, wrappers=ToyLinear)) == paths
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"target": "encoder/("}, "`target`"),
+        ({"specs": [{"target": "head"}, {"target": "*"}]}, r"`specs\[1\]\['target'\]`"),
+    ],
+)
+def test_an_invalid_regex_is_an_error_that_shows_it(model, arguments, name):
+    with pytest.raises(SelectionError, match=rf"{name} is not a valid regex: '.*'.*backslash"):
+        plan_lora(model, 1, wrappers=ToyLinear, **arguments)
+
+
+def test_a_target_in_a_spec_that_is_no_string_is_an_error(model):
+    with pytest.raises(SelectionError, match=r"`specs\[0\]\['target'\]` must be a regex.*is 3"):
+        plan_lora(model, 1, wrappers=ToyLinear, specs=[{"target": 3}])
+
+
+def test_a_compiled_target_is_taken_in_a_spec(model):
+    specs = [{"target": re.compile("HEAD", re.IGNORECASE)}]
+    assert set(wrapped(model, 1, wrappers=ToyLinear, specs=specs)) == {"head"}
+
+
+# --- rank
+
+
+@pytest.mark.parametrize("rank", [-1, -7])
+def test_a_negative_rank_is_an_error_anywhere(model, rank):
+    with pytest.raises(SelectionError, match=f"`rank` must not be negative, but is {rank}"):
+        plan_lora(model, rank, wrappers=ToyLinear)
+    with pytest.raises(SelectionError, match=rf"rank of specs\[0\] must be .*1, but is {rank}"):
+        plan_lora(model, 1, wrappers=ToyLinear, specs=[{"rank": rank}])
+
+
+@pytest.mark.parametrize("rank", [0, 1.5, "4", True, None])
+def test_the_rank_of_a_spec_is_an_integer_of_at_least_one(model, rank, unchecked):
+    with pytest.raises(SelectionError, match=r"specs\[0\] must be an integer of at least 1") as e:
+        plan_lora(model, 1, wrappers=ToyLinear, specs=[{"rank": rank}])
+    assert repr(rank) in str(e.value)
+
+
+def test_a_spec_without_rank_needs_one_from_the_call(model):
+    with pytest.raises(SelectionError, match=r"rank of specs\[0\] must be .* but is 0"):
+        plan_lora(model, specs=[{"wrapper": ToyLinear}])
+
+
+@pytest.mark.parametrize("rank", [1.5, "4", True])
+def test_the_rank_of_a_call_is_an_integer_of_at_least_one(model, rank, unchecked):
+    with pytest.raises(SelectionError, match=f"rank of the call .* integer.* but is {rank!r}"):
+        plan_lora(model, rank, wrappers=ToyLinear)
+
+
+def test_an_integer_of_numpy_is_a_rank(model, unchecked):
+    (row,) = plan_lora(model, np.int64(2), target="head", wrappers=ToyLinear).wrapped
+    assert type(row.rank) is int and row.rank == 2
+
+
+# --- specs: their form
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("tagret", "target"), ("ranks", "rank"), ("wrappers", "wrapper"), ("Alpha", "alpha")],
+)
+def test_an_unknown_spec_key_is_an_error_with_the_nearest_name(model, key, nearest):
+    specs = [{"target": "head"}, {key: 1}]
+    with pytest.raises(SelectionError) as caught:
+        plan_lora(model, 1, wrappers=ToyLinear, specs=specs)
+    message = str(caught.value)
+    assert f"specs[1] has an unknown key {key!r}; did you mean {nearest!r}?" in message
+    assert "target, rank, alpha, wrapper, options" in message
+
+
+def test_specs_must_not_be_empty(model):
+    with pytest.raises(SelectionError, match=r"`specs` is empty. Give at least one"):
+        plan_lora(model, 1, wrappers=ToyLinear, specs=[])
+
+
+def test_one_dict_is_not_a_list_of_dicts(model, unchecked):
+    with pytest.raises(SelectionError, match=r"must be a list of dicts.*specs=\[\{\.\.\.\}\]"):
+        plan_lora(model, 1, wrappers=ToyLinear, specs={"target": "head"})
+
+
+def test_a_spec_must_be_a_dict(model, unchecked):
+    with pytest.raises(SelectionError, match=r"specs\[1\] must be a dict, but is 'head'"):
+        plan_lora(model, 1, wrappers=ToyLinear, specs=[{}, "head"])
+
+
+def test_target_beside_specs_is_an_error_that_says_where_it_belongs(model):
+    with pytest.raises(SelectionError, match=r"both given.*\"target\": 'head'"):
+        plan_lora(model, 1, target="head", wrappers=ToyLinear, specs=[{}])
+
+
+def test_specs_may_be_any_iterable_and_what_one_lacks_comes_from_the_call(model):
+    specs = ({"target": name, **more} for name, more in [("head", {"alpha": 2}), ("enc", {})])
+    rows = plan_lora(model, 3, 5.0, wrappers=ToyLinear, specs=specs).wrapped
+    assert [(r.path, r.rank, r.alpha) for r in rows] == [
+        ("encoder/0", 3, 5.0),
+        ("encoder/1", 3, 5.0),
+        ("head", 3, 2.0),
+    ]
+
+
+# --- wrapper
+
+
+def test_an_empty_list_of_wrappers_is_an_error(model):
+    with pytest.raises(SelectionError, match=r"`wrapper` is an empty list. Name at least one"):
+        plan_lora(model, 1, wrappers=[])
+
+
+def test_a_list_of_wrappers_is_in_order_of_priority(model):
+    assert set(wrapped(model, 1, wrappers=[ToyScale, ToyLinear]).values()) == {ToyScale}
+    assert set(wrapped(model, 1, wrappers=[ToyLinear, ToyScale]).values()) == {ToyLinear}
+    both = wrapped(model, 1, wrappers=(UserEmbedding, ToyLinear))
+    assert tuple(both) == MODEL_LAYERS and both["embedding"] is UserEmbedding
+
+
+def test_an_instance_instead_of_a_class_is_an_error(model, getkey, unchecked):
+    instance = ToyLinear(model.head, 1, 1.0, key=getkey())
+    for wrapper in (instance, [instance]):
+        with pytest.raises(WrapperError, match="Pass the class itself, not an instance"):
+            plan_lora(model, 1, wrappers=wrapper)
+
+
+@pytest.mark.parametrize("wrapper", [3, {"a": 1}, object()])
+def test_what_is_no_wrapper_is_an_error_that_shows_it(model, wrapper, unchecked):
+    with pytest.raises(JnoLoraError) as caught:
+        plan_lora(model, 1, wrappers=wrapper)
+    assert repr(wrapper) in str(caught.value) or "'a'" in str(caught.value)
+
+
+def test_a_class_that_is_no_wrapper_is_an_error(model, unchecked):
+    with pytest.raises(WrapperError, match=r"Linear'> is not a subclass of jno.lora.LoRAWrapper"):
+        plan_lora(model, 1, wrappers=eqx.nn.Linear)
+
+
+# --- specs: their order
+
+
+def test_the_first_spec_that_matches_wins(model):
+    specs = [{"target": "encoder/0", "wrapper": ToyScale}, {"wrapper": ToyLinear}]
+    rows = wrapped(model, 1, specs=specs)
+    assert rows == {"encoder/0": ToyScale, "encoder/1": ToyLinear, "head": ToyLinear}
+
+
+def test_a_spec_whose_wrapper_does_not_apply_does_not_match(model):
+    specs = [{"wrapper": UserEmbedding}, {"target": "encoder", "wrapper": ToyLinear}]
+    rows = wrapped(model, 1, specs=specs)
+    assert tuple(rows) == ("embedding", "encoder/0", "encoder/1")
+
+
+FRAGMENTS = ["", "embedding", "encoder", "encoder/0", "^head$", "e", r"\d", "nothing"]
+WRAPPERS = [ToyLinear, ToyScale, UserEmbedding, ToyConv]
+SPECS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "target": st.sampled_from(FRAGMENTS),
+            "wrapper": st.lists(st.sampled_from(WRAPPERS), min_size=1, max_size=2, unique=True),
+            "rank": st.integers(1, 3),
+        }
+    ),
+    min_size=1,
+    max_size=4,
+)
+FIXED = Model(jax.random.key(1))
+LAYERS = dict(zip(MODEL_LAYERS, [FIXED.embedding, *FIXED.encoder, FIXED.head], strict=True))
+
+
+def reference(specs):
+    """For each layer, try each spec in turn, and in it each wrapper in turn."""
+    chosen = {}
+    for path, layer in LAYERS.items():
+        for index, spec in enumerate(specs):
+            if re.search(spec["target"], path):
+                classes = [cls for cls in spec["wrapper"] if cls.applies_to(layer)]
+                if classes:
+                    chosen[path] = (index, classes[0], spec["rank"])
+                    break
+    return chosen
+
+
+@settings(max_examples=60, deadline=None)
+@given(specs=SPECS)
+def test_specs_mean_what_a_naive_reference_says(specs):
+    expected = reference(specs)
+    if {index for index, *_ in expected.values()} != set(range(len(specs))):
+        with pytest.raises(SelectionError, match=r"specs\[\d\] .* selects no layer"):
+            plan_lora(FIXED, specs=specs)
+        return
+    rows = plan_lora(FIXED, specs=specs).wrapped
+    assert {r.path: (r.wrapper, r.rank) for r in rows} == {
+        path: (cls, rank) for path, (_, cls, rank) in expected.items()
+    }
+
+
+# --- containers
+
+
+@pytest.fixture
+def blocks(getkey):
+    return {"blocks": [Block(2, key=getkey()), Block(2, key=getkey())]}
+
+
+def test_a_claimed_container_hides_nothing_where_its_target_does_not_match(blocks):
+    specs = [{"target": "blocks/0$", "wrapper": ToyBlock}, {"wrapper": ToyLinear}]
+    assert wrapped(blocks, 1, specs=specs) == {
+        "blocks/0": ToyBlock,
+        "blocks/1/up": ToyLinear,
+        "blocks/1/down": ToyLinear,
+    }
+
+
+def test_a_claimed_container_hides_nothing_where_the_mask_does_not_select_it(blocks):
+    mask = jax.tree.map(lambda _: False, blocks)
+    mask = eqx.tree_at(lambda m: m["blocks"][1].up.weight, mask, True)
+    specs = [{"target": "blocks/0$", "wrapper": ToyBlock}, {"wrapper": ToyLinear}]
+    plan = plan_lora(blocks, 1, specs=specs, param_mask=mask)
+    assert [row.path for row in plan.wrapped] == ["blocks/1/up"]
+    assert "blocks/0" in [row.path for row in plan.having("mask does not select")]
+
+
+def test_an_earlier_spec_for_a_layer_wins_over_a_later_one_for_its_container(blocks):
+    specs = [{"target": "blocks/0/up", "wrapper": ToyLinear}, {"wrapper": ToyBlock}]
+    rows = wrapped(blocks, 1, specs=specs)
+    assert rows == {"blocks/0/up": ToyLinear, "blocks/1": ToyBlock}
+
+
+def test_an_earlier_spec_for_a_container_wins_over_a_later_one_for_its_layers(blocks):
+    specs = [{"target": "blocks/1$", "wrapper": ToyBlock}, {"target": "up|^blocks/1$"}]
+    rows = wrapped(blocks, 1, wrappers=ToyLinear, specs=specs)
+    assert rows == {"blocks/0/up": ToyLinear, "blocks/1": ToyBlock}
+
+
+def test_a_spec_whose_layers_all_lie_in_a_wrapped_container_is_told_so(blocks):
+    specs = [{"wrapper": ToyBlock}, {"target": "blocks/0/up", "wrapper": ToyLinear}]
+    with pytest.raises(SelectionError) as caught:
+        plan_lora(blocks, 1, specs=specs)
+    message = str(caught.value)
+    assert "specs[1] (target 'blocks/0/up', wrapper ToyLinear) selects no layer" in message
+    assert "Earlier specs" in message and "blocks/0/up: specs[0], inside blocks/0" in message

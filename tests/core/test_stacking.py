@@ -1,0 +1,91 @@
+"""Layers stacked along leading axes are adapted, run, merged and unwrapped one by one."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jno.lora import apply_lora, merge_lora, unwrap_lora
+
+from .toys import ToyStacked, same, shaken
+
+SIZE = 3
+
+
+def stacked(axes, key):
+    make = lambda key: eqx.nn.Linear(SIZE, SIZE, key=key)  # noqa: E731
+    for _ in axes:
+        make = eqx.filter_vmap(make)
+    return make(jax.random.split(key, axes))
+
+
+@pytest.fixture(scope="module", params=[(2,), (2, 4)], ids=["one axis", "two axes"])
+def axes(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def plain(axes):
+    return stacked(axes, jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def adapted(plain):
+    return apply_lora(plain, 2, key=jax.random.key(2), wrappers=ToyStacked)
+
+
+def slice_of(tree, index):
+    return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, tree)
+
+
+def test_the_constructor_is_mapped_over_the_leading_axes(adapted, axes):
+    assert adapted.lora_A.shape == (*axes, 2, SIZE)
+    assert adapted.lora_B.shape == (*axes, SIZE, 2)
+    assert adapted.rank == 2
+
+
+def test_every_slice_starts_from_values_of_its_own(adapted, axes):
+    flat = adapted.lora_A.reshape(-1, 2 * SIZE)
+    assert len({tuple(row) for row in flat.tolist()}) == flat.shape[0]
+
+
+def test_merge_is_mapped(adapted, axes):
+    adapted = shaken(adapted)
+    merged = merge_lora(adapted)
+    assert jax.tree.structure(merged) == jax.tree.structure(adapted.base)
+    index = tuple(n - 1 for n in axes)
+    one_by_one = slice_of(adapted, index).merge()
+    assert jnp.allclose(slice_of(merged, index).weight, one_by_one.weight, rtol=1e-6)
+    assert not jnp.array_equal(merged.weight, adapted.base.weight)
+
+
+def test_unwrap_is_mapped_and_exact(adapted, plain):
+    assert same(unwrap_lora(shaken(adapted)), plain)
+
+
+def test_reading_the_weight_gives_the_merged_stack(adapted):
+    adapted = shaken(adapted)
+    assert jnp.array_equal(adapted.weight, merge_lora(adapted).weight)
+
+
+def test_scan_over_the_stack_is_the_loop_over_its_layers(getkey):
+    plain = stacked((3,), getkey())
+    adapted = shaken(apply_lora(plain, 1, key=getkey(), wrappers=ToyStacked))
+
+    def run(layers, x):
+        arrays, rest = eqx.partition(layers, eqx.is_array)
+        step = lambda x, layer: (eqx.combine(layer, rest)(x), None)  # noqa: E731
+        return jax.lax.scan(step, x, arrays)[0]
+
+    x = jnp.arange(3.0)
+    by_hand = x
+    for index in range(3):
+        by_hand = slice_of(adapted, index)(by_hand)
+    assert jnp.allclose(run(adapted, x), by_hand, rtol=1e-5)
+    assert jnp.allclose(run(merge_lora(adapted), x), by_hand, rtol=1e-5)
+
+
+def test_a_layer_that_is_not_stacked_is_wrapped_as_it_is(getkey):
+    layer = eqx.nn.Linear(SIZE, SIZE, key=getkey())
+    adapted = apply_lora(layer, 1, key=getkey(), wrappers=ToyStacked)
+    assert adapted.lora_A.shape == (1, SIZE)

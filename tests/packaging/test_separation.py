@@ -1,0 +1,124 @@
+"""The distributions stand apart: wheels, installed step by step into one empty environment."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import venv
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+
+# One environment, filled in the order of the tests.
+pytestmark = pytest.mark.xdist_group("separation")
+
+
+class Environment:
+    """An empty virtual environment, and the wheels of this repository."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.bin = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+        self.wheels = folder / "wheels"
+        venv.create(folder / "venv", with_pip=True)
+        for project in (ROOT, *PLUGINS):
+            self.build(project)
+
+    def build(self, project):
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+        done = subprocess.run(
+            [*command, "--outdir", self.wheels, project], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def install(self, *requirements):
+        self.run("python", "-m", "pip", "install", "--quiet", *requirements)
+
+    def wheel(self, distribution):
+        (wheel,) = self.wheels.glob(f"{distribution.replace('-', '_')}-[0-9]*.whl")
+        return str(wheel)
+
+    def run(self, program, *arguments, check=True, cwd=None):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "JNO_LORA"))}
+        done = subprocess.run(
+            [self.bin / program, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=cwd or self.folder,
+            env=clean,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def python(self, code, **kwargs):
+        return self.run("python", "-c", code, **kwargs)
+
+    def plugins(self):
+        return json.loads(self.run("jno-lora", "plugins", "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return Environment(tmp_path_factory.mktemp("separation"))
+
+
+def test_the_core_alone(environment):
+    environment.install(
+        environment.wheel("jno-lora"), "pytest", "pytest-xdist", "hypothesis", "beartype"
+    )
+    environment.run("pytest", "-q", "-n", "2", "tests/core", "-p", "no:cacheprovider", cwd=ROOT)
+    hint = environment.python("from jno.lora import DoRALinear", check=False)
+    assert hint.returncode == 1
+    assert 'pip install "jno-lora[zoo]"' in hint.stderr
+    assert environment.plugins() == []
+    assert environment.run("jno-lora", "doctor", check=False).returncode == 1
+
+
+def test_the_core_and_the_zoo(environment):
+    environment.install("--no-deps", environment.wheel("jno-lora-zoo"))
+    environment.python(
+        "import equinox as eqx, jax\n"
+        "from jno.lora import DoRALinear, Net\n"
+        "model = eqx.nn.MLP(6, 6, 6, 1, key=jax.random.key(0))\n"
+        "x = jax.numpy.ones(6)\n"
+        "for wrapper in (None, DoRALinear, 'auto', 'vera'):\n"
+        "    net = Net(model).lora(rank=2, wrapper=wrapper)\n"
+        "    assert jax.numpy.allclose(net(x), model(x), atol=1e-6)\n"
+        "    assert jax.numpy.allclose(net.merge()(x), model(x), atol=1e-6)\n"
+    )
+    (zoo,) = environment.plugins()
+    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 22)
+    assert environment.run("jno-lora", "doctor").returncode == 0
+
+
+def test_everything(environment):
+    environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
+    plugins = environment.plugins()
+    assert [p["distribution"] for p in plugins] == sorted(p.name for p in PLUGINS)
+    assert {p["status"] for p in plugins} == {"loaded"}
+    environment.run("jno-lora", "adapters")
+
+
+def test_a_scaffolded_plugin(environment):
+    folder = environment.folder / "new"
+    environment.run("jno-lora", "new", "embedding-bias", "--output", str(folder))
+    project = folder / "jno-lora-embedding-bias"
+    files = [path for path in project.rglob("*") if path.is_file()]
+    assert len(files) <= 6
+    environment.build(project)
+    environment.install("--no-deps", environment.wheel("jno-lora-embedding-bias"))
+    tests = environment.run("pytest", "-q", "-W", "error", "tests", cwd=project)
+    assert " passed" in tests.stdout
+    assert "failed" not in tests.stdout
+    assert "jno-lora-embedding-bias" in {p["distribution"] for p in environment.plugins()}
+    environment.run("jno-lora", "check", "jno-lora-embedding-bias")
+    environment.python(
+        "import equinox as eqx, jax\n"
+        "from jno.lora import Net\n"
+        "model = {'tokens': eqx.nn.Embedding(6, 4, key=jax.random.key(0))}\n"
+        "net = Net(model).lora(rank=2, wrapper='EmbeddingBias')\n"
+        "assert type(net.module['tokens']).__name__ == 'EmbeddingBias'\n"
+    )

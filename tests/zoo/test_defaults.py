@@ -1,0 +1,136 @@
+"""The zoo as the core's default: what it selects, and when it is imported."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import equinox as eqx
+import jax
+import pytest
+
+import jno.lora
+import jno_lora_zoo
+from jno.lora import Net, Registry, plan_lora
+from jno.lora._zoo_names import DEFAULT_NAMES, ZOO_NAMES
+
+
+def layers(key):
+    return {
+        "linear": eqx.nn.Linear(3, 2, key=key),
+        "scalar": eqx.nn.Linear("scalar", 2, key=key),
+        "conv1d": eqx.nn.Conv1d(2, 3, 3, key=key),
+        "conv2d": eqx.nn.Conv2d(2, 2, 3, groups=2, key=key),
+        "conv3d": eqx.nn.Conv3d(2, 3, 1, key=key),
+        "transposed": [
+            eqx.nn.ConvTranspose1d(2, 3, 3, key=key),
+            eqx.nn.ConvTranspose2d(2, 3, 3, key=key),
+            eqx.nn.ConvTranspose3d(2, 3, 3, key=key),
+        ],
+        "embedding": eqx.nn.Embedding(4, 3, key=key),
+        "norm": eqx.nn.LayerNorm(3),
+        "other": [jax.numpy.ones(3), jax.nn.relu, None, 1.0],
+    }
+
+
+def chosen(model, **kwargs):
+    return {row.path: row.wrapper for row in plan_lora(model, 1, **kwargs).wrapped}
+
+
+def test_the_defaults_are_lora_on_linear_and_convolution_layers_and_no_more(getkey):
+    assert chosen(layers(getkey())) == {
+        "linear": jno_lora_zoo.LoRALinear,
+        "scalar": jno_lora_zoo.LoRALinear,
+        "conv1d": jno_lora_zoo.LoRAConv,
+        "conv2d": jno_lora_zoo.LoRAConv,
+        "conv3d": jno_lora_zoo.LoRAConv,
+    }
+
+
+def test_the_plan_names_the_zoo_as_the_origin(getkey):
+    assert {row.distribution for row in plan_lora(layers(getkey()), 1).wrapped} == {"jno-lora-zoo"}
+    assert {row.distribution for row in Net(layers(getkey())).lora(1).summary()} == {"jno-lora-zoo"}
+
+
+def test_a_transposed_convolution_alone_is_an_error_that_lists_it(getkey):
+    model = [eqx.nn.ConvTranspose1d(2, 3, 3, key=getkey())]
+    with pytest.raises(jno.lora.SelectionError, match=r"(?s)can adapt none.*0: ConvTranspose1d"):
+        Net(model).lora(1)
+
+
+def test_auto_begins_with_the_defaults(getkey):
+    found = chosen(layers(getkey()), wrappers="auto")
+    assert found.items() >= chosen(layers(getkey())).items()
+
+
+@pytest.mark.parametrize("name", ZOO_NAMES)
+def test_every_zoo_name_is_the_class_of_the_zoo(name, getkey):
+    namespace = {}
+    exec(f"from jno.lora import {name}", namespace)
+    assert namespace[name] is getattr(jno_lora_zoo, name)
+    assert Registry().resolve(name) == (namespace[name],)
+    assert Registry().resolve(f"jno-lora-zoo:{name}") == (namespace[name],)
+
+
+def test_the_names_that_the_core_knows_are_those_that_the_zoo_provides():
+    (record,) = (r for r in Registry().records() if r.distribution == "jno-lora-zoo")
+    assert record.status == "loaded" and record.name == "zoo"
+    assert sorted(w.name for w in record.wrappers) == sorted(ZOO_NAMES)
+    assert len(ZOO_NAMES) == 22 and set(DEFAULT_NAMES) <= set(ZOO_NAMES)
+
+
+def test_type_checkers_are_told_of_every_zoo_name():
+    source = pathlib.Path(jno.lora.__file__).read_text()
+    assert [name for name in ZOO_NAMES if f"    {name} as {name},\n" not in source] == []
+
+
+def test_every_method_is_a_variant_of_its_two_layers():
+    registry = Registry()
+    for name in ZOO_NAMES:
+        cls = registry.zoo_class(name)
+        family = registry.resolve(cls.variant)
+        method = name.removesuffix("Linear").removesuffix("Conv")
+        assert {f"{method}Linear", f"{method}Conv"} <= {c.__name__ for c in family}
+        assert registry.resolve(method) == family
+
+
+SCRIPT = """
+    import json, sys
+    def loaded():
+        names = {m.split(".")[0] for m in sys.modules}
+        return sorted(n for n in names if n.startswith(("jno_lora", "importlib_metadata")))
+    import jno.lora
+    steps = {"import": loaded()}
+    dir(jno.lora)
+    jno.lora.Net, jno.lora.LoRAWrapper
+    steps["dir"] = loaded()
+    import equinox as eqx, jax
+    net = jno.lora.Net([eqx.nn.Linear(2, 2, key=jax.random.key(0))])
+    net.freeze()
+    steps["Net"] = loaded()
+    net.lora(1)
+    steps["lora"] = loaded()
+    from jno.lora import DoRALinear
+    steps["name"] = loaded()
+    print(json.dumps(steps))
+"""
+
+
+@pytest.fixture(scope="module")
+def steps():
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("step", ["import", "dir", "Net"])
+def test_nothing_is_discovered_before_an_adapter_is_asked_for(steps, step):
+    assert steps[step] == []
+
+
+@pytest.mark.parametrize("step", ["lora", "name"])
+def test_the_defaults_and_the_zoo_names_import_the_zoo_alone(steps, step):
+    assert steps[step] == ["importlib_metadata", "jno_lora_zoo"]
