@@ -178,6 +178,10 @@ class LoRAWrapper(eqx.Module):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        if cls.__doc__ is None:
+            # An adapter that only joins two classes is documented by them; a dataclass would put
+            # its signature here.
+            cls.__doc__ = inspect.getdoc(cls)
         # Looked up as an instance would: it may come from a mixin that is no wrapper.
         call = inspect.getattr_static(cls, "__call__")
         if not getattr(call, "__isabstractmethod__", False) and not _accepts_key(call):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jno.lora import LoRAWrapper
 from jno_lora_zoo import VectorLayer
 
 
@@ -30,10 +29,7 @@ class EmbeddingLayer(VectorLayer):
     has_kronecker: ClassVar[bool] = True
 
     @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
-        """Whether `leaf` is an embedding whose table is laid out as it says."""
-        if not isinstance(leaf, eqx.Module) or isinstance(leaf, LoRAWrapper):
-            return False
+    def fits(cls, leaf: Any) -> bool:
         shape = (getattr(leaf, "num_embeddings", None), getattr(leaf, "embedding_size", None))
         sizes = [size for size in shape if isinstance(size, int | np.integer) and size > 0]
         if not callable(leaf) or len(sizes) < 2:

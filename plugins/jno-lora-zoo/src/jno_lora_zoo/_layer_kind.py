@@ -28,6 +28,23 @@ class LayerKind(LoRAWrapper):
     has_kronecker: ClassVar[bool] = False
 
     @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        """Whether `leaf` is a layer of this kind, by `fits`. Never raises."""
+        if not isinstance(leaf, eqx.Module) or isinstance(leaf, LoRAWrapper):
+            return False
+        try:
+            return bool(cls.fits(leaf))
+        except Exception:
+            # A look-alike whose attributes mean something else (arrays for sizes, a property that
+            # raises) is not of this kind, and no reason to refuse the rest of the model.
+            return False
+
+    @classmethod
+    @abc.abstractmethod
+    def fits(cls, leaf: Any) -> bool:
+        """Whether the module `leaf`, not adapted yet, is a layer of this kind."""
+
+    @classmethod
     @abc.abstractmethod
     def is_known(cls, base: eqx.Module) -> bool:
         """Whether `base`'s exact type is one whose `__call__` the operations below reproduce."""

@@ -18,24 +18,37 @@ def svd(
 
 @jax.custom_jvp
 def cayley(skew: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
-    """`R = (I - Q)(I + Q)^-1` of antisymmetric matrices `Q`: a rotation.
+    """`R = (I - Q)(I + Q)^-1` of antisymmetric matrices `Q`: a rotation, however large `Q` is.
 
-    Gauss-Jordan elimination without pivoting: the symmetric part of `I + Q` is the identity, so
-    every pivot is at least 1.
+    Gauss-Jordan elimination with partial pivoting, and two Newton-Schulz steps, each of which takes
+    what rounding leaves of `R^T R - I` to its square.
     """
     n = skew.shape[-1]
     eye = jnp.broadcast_to(jnp.eye(n, dtype=skew.dtype), skew.shape)
+    row = jax.lax.broadcasted_iota(jnp.int32, (n, 1), 0)
     # `I - Q` and `(I + Q)^-1` commute, so R solves (I + Q) R = I - Q.
     augmented = jnp.concatenate([eye + skew, eye - skew], axis=-1)
 
     def eliminate(k: Array, rows: Array) -> Array:
-        pivot = jax.lax.dynamic_slice_in_dim(rows, k, 1, axis=-2)
-        pivot = pivot / jax.lax.dynamic_slice_in_dim(pivot, k, 1, axis=-1)
         column = jax.lax.dynamic_slice_in_dim(rows, k, 1, axis=-1)
-        reduced = rows - column * pivot
-        return jax.lax.dynamic_update_slice_in_dim(reduced, pivot, k, axis=-2)
+        size = jnp.where(_like(row, column) < k, -1, jnp.abs(column))
+        is_pivot = _like(row, column) == jnp.argmax(size, axis=-2, keepdims=True)
+        is_k = _like(row, column) == k
+        pivot = jnp.sum(jnp.where(is_pivot, rows, 0), axis=-2, keepdims=True)
+        former = jax.lax.dynamic_slice_in_dim(rows, k, 1, axis=-2)
+        swapped = jnp.where(is_pivot, former, rows)
+        pivot = pivot / jax.lax.dynamic_slice_in_dim(pivot, k, 1, axis=-1)
+        column = jax.lax.dynamic_slice_in_dim(swapped, k, 1, axis=-1)
+        return jnp.where(is_k, pivot, swapped - column * pivot)
 
-    return jax.lax.fori_loop(0, n, eliminate, augmented)[..., n:]
+    R = jax.lax.fori_loop(0, n, eliminate, augmented)[..., n:]
+    for _ in range(2):
+        R = R @ (1.5 * eye - 0.5 * (R.mT @ R))
+    return R
+
+
+def _like(row: Array, column: Array) -> Array:
+    return jnp.broadcast_to(row, column.shape)
 
 
 @cayley.defjvp

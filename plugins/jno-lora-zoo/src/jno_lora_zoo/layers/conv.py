@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import ConvLike, LoRAWrapper
+from jno.lora import ConvLike
 
 from .._layer_kind import LayerKind, at_least_float32, is_float_array
 
@@ -25,10 +25,7 @@ class ConvLayer(LayerKind):
     """
 
     @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
-        """Whether `leaf` is a convolution whose kernel is laid out `(out, in / groups, *k)`."""
-        if not isinstance(leaf, eqx.Module) or isinstance(leaf, LoRAWrapper):
-            return False
+    def fits(cls, leaf: Any) -> bool:
         if not isinstance(leaf, eqx.nn.Conv):
             if isinstance(leaf, eqx.nn.ConvTranspose) or not isinstance(leaf, ConvLike):
                 return False
@@ -108,9 +105,7 @@ class ConvLayer(LayerKind):
 
 def _kernel_shape(leaf: Any) -> tuple[Any, ...]:
     """The shape that the kernel of one layer must have, from what the layer says of itself."""
-    sizes, channels = leaf.kernel_size, leaf.in_channels
+    sizes = leaf.kernel_size
     if isinstance(sizes, int):
         sizes = (sizes,) * getattr(leaf, "num_spatial_dims", leaf.weight.ndim - 2)
-    groups = getattr(leaf, "groups", 1)
-    per_group = channels // groups if isinstance(channels, int) and groups else channels
-    return (leaf.out_channels, per_group, *(sizes if isinstance(sizes, tuple | list) else (sizes,)))
+    return (leaf.out_channels, leaf.in_channels // getattr(leaf, "groups", 1), *sizes)

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import LinearLike, LoRAWrapper
+from jno.lora import LinearLike
 
 from .._layer_kind import at_least_float32, is_float_array
 from .vector import VectorLayer
@@ -22,10 +22,7 @@ class LinearLayer(VectorLayer):
     has_kronecker: ClassVar[bool] = True
 
     @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
-        """Whether `leaf` is a linear layer whose weight is laid out `(out, in)`."""
-        if not isinstance(leaf, eqx.Module) or isinstance(leaf, LoRAWrapper):
-            return False
+    def fits(cls, leaf: Any) -> bool:
         # The nominal type first: a protocol costs microseconds per node.
         if not isinstance(leaf, eqx.nn.Linear | LinearLike):
             return False

@@ -16,8 +16,8 @@ class VeRA(Method):
 
     Law: `W' = W + (alpha / r) diag(b) B diag(d) A`. `A` `(r, in)` and `B` `(out, r)` are uniform
     with mean 0 and variances `1/in` and 1; they are drawn from `seed` at every use and are part of
-    no tree and no checkpoint. `b = 0` and `d = 1` train: `out + r` parameters. The rank is not
-    clamped.
+    no tree and no checkpoint. `b` starts at 0 and `d` at 1; `out + r` parameters train. The rank is
+    not clamped.
 
     Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
     paper shares one pair of matrices among all layers and starts `d` at 0.1; here each layer has a
