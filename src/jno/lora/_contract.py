@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
 from ._errors import WrapperError
@@ -139,6 +140,14 @@ class LoRAWrapper(eqx.Module):
         those axes, so that each of them only ever sees one layer.
         """
         return 0
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """How the arrays lie on the mesh of a sharded base: a spec by field, or by path in a field.
+
+        Asked once, when the base's arrays have a `NamedSharding`. What is not named is replicated,
+        which is the default for all. Of a stacked layer it sees the whole stack.
+        """
+        return {}
 
     def state(self) -> dict[str, Array]:
         """What a checkpoint holds: by default every array outside `base`, by its path."""

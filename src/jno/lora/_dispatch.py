@@ -17,6 +17,7 @@ from ._paths import KeyPath, bullets, nearest, path_str, show_path, stable_hash
 from ._plan import Plan, PlanRow, PlanStatus
 from ._registry import Registry, default_registry
 from ._selection import Mask, MaskLike, Spec, SpecLike, Tiers, WrapperLike, parse_mask, parse_specs
+from ._sharding import place_like_base
 from ._stacking import keys_for_stack, over_stack
 
 M = TypeVar("M")
@@ -363,7 +364,7 @@ def _construct(row: PlanRow, layer: Any, key: PRNGKeyArray) -> LoRAWrapper:
     if not isinstance(wrapper, cls):
         check_contract(cls)
         raise WrapperError(f"{cls.__name__}(...) made a {type(wrapper).__name__} at {row.path!r}")
-    return wrapper
+    return place_like_base(wrapper, layer)
 
 
 def _modules_inside(keys: KeyPath, node: eqx.Module) -> list[tuple[KeyPath, eqx.Module]]:

@@ -7,9 +7,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, WrapperError
+from jno_lora_zoo import sharded_over
 
 from ._projections import LowRankProjection
 from ._unit import FIELDS, AttentionUnit, adapter_dtype_for, at_least_float32
@@ -72,6 +74,15 @@ class LoRAAttention(AttentionUnit):
             for p, (_, inputs) in shapes.items()
         }
         self.lora_B = {p: jnp.zeros((out, r), dtype) for p, (out, _) in shapes.items()}
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """`A` lies as the inputs of its projection's weight do, `B` as the outputs."""
+        specs: dict[str, PartitionSpec] = {}
+        for p, linear in zip(self.projections, self._chosen(self.base), strict=True):
+            *stack, outputs, inputs = sharded_over(linear.weight)
+            specs[f"lora_A/{p}"] = PartitionSpec(*stack, None, inputs)
+            specs[f"lora_B/{p}"] = PartitionSpec(*stack, outputs, None)
+        return specs
 
     @property
     def projections(self) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jno_lora_zoo import VectorLayer
+from jno_lora_zoo import MeshAxes, VectorLayer, sharded_over
 
 
 class EmbeddingLayer(VectorLayer):
@@ -54,6 +54,11 @@ class EmbeddingLayer(VectorLayer):
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
         return eqx.tree_at(lambda m: m.weight, base, matrix.T.astype(base.weight.dtype))
+
+    @classmethod
+    def mesh_axes(cls, base: Any) -> MeshAxes:
+        *stack, rows, columns = sharded_over(base.weight)
+        return MeshAxes(tuple(stack), outputs=columns, inputs=rows)
 
     @classmethod
     def fan_in(cls, W: Float[Array, "out in"]) -> int:

@@ -5,7 +5,7 @@ DoRALinear`). What is exported here beside them, the methods and the layer kinds
 that add a method for every kind of layer, or a kind of layer for every method.
 """
 
-from ._layer_kind import LayerKind
+from ._layer_kind import LayerKind, MeshAxes, sharded_over
 from ._method import Method
 from .adapters import (
     DoRAConv,
@@ -57,6 +57,7 @@ __all__ = [
     "LoRAXS",
     "LoRAXSConv",
     "LoRAXSLinear",
+    "MeshAxes",
     "Method",
     "MiLoRA",
     "MiLoRAConv",
@@ -73,4 +74,5 @@ __all__ = [
     "rsLoRA",
     "rsLoRAConv",
     "rsLoRALinear",
+    "sharded_over",
 ]

@@ -1,15 +1,24 @@
 """What a method may ask of the layer it adapts, whatever kind of layer that is."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
+
+
+class MeshAxes(NamedTuple):
+    """The mesh axes of a sharded weight: those of a stack, of its outputs and of its inputs."""
+
+    stack: tuple[Any, ...]
+    outputs: Any
+    inputs: Any
 
 
 class LayerKind(LoRAWrapper):
@@ -60,6 +69,11 @@ class LayerKind(LoRAWrapper):
         """`base` with that matrix as its weight, cast to the weight's own dtype."""
 
     @classmethod
+    @abc.abstractmethod
+    def mesh_axes(cls, base: eqx.Module) -> MeshAxes:
+        """Over which axes of its mesh the weight is sharded."""
+
+    @classmethod
     def fan_in(cls, W: Float[Array, "out in"]) -> int:
         """How many inputs one output sums over, which sets the variance of random factors."""
         return W.shape[1]
@@ -103,6 +117,13 @@ class LayerKind(LoRAWrapper):
     def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
         """`y = (A ⊗ B) x`, cut to the inputs and outputs there are, without forming `A ⊗ B`."""
         raise NotImplementedError
+
+
+def sharded_over(weight: Any) -> tuple[Any, ...]:
+    """The mesh axes of each axis of `weight`, `None` where it is not sharded."""
+    sharding = getattr(weight, "sharding", None)
+    spec = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else ()
+    return spec + (None,) * (weight.ndim - len(spec))
 
 
 def is_float_array(weight: Any) -> bool:

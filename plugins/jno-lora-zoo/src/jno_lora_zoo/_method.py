@@ -1,11 +1,13 @@
 """What the methods have in common: the law, and when the fast path may stand for it."""
 
 import abc
+import dataclasses
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.sharding import PartitionSpec
+from jaxtyping import AbstractArray, Array, Float
 
 from ._layer_kind import LayerKind
 
@@ -35,6 +37,16 @@ class Method(LayerKind):
         if only_input and self.is_known(self.base) and self.has_fast_path():
             return self.finish(self.forward(args[0]))
         return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """The axes called `out` and `in` in a field's annotation lie as the weight's do."""
+        axes = self.mesh_axes(self.base)
+        by_name = {"out": axes.outputs, "in": axes.inputs}
+        return {
+            field.name: PartitionSpec(*axes.stack, *map(by_name.get, field.type.dim_str.split()))
+            for field in dataclasses.fields(self)
+            if isinstance(field.type, type) and issubclass(field.type, AbstractArray)
+        }
 
     def merge(self) -> eqx.Module:
         """The base layer with the law's weight, computed in float32 at least."""

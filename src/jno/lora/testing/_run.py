@@ -27,6 +27,7 @@ from ._checks_transforms import (
     check_jit,
     check_merge_gradients,
     check_no_lapack_in_step,
+    check_sharding,
     check_stacked_layers,
     check_vmap,
 )
@@ -71,6 +72,7 @@ _ALL: tuple[Callable[[WrapperCase], None], ...] = (
     check_eval_shape,
     check_checkpoint,
     check_no_lapack_in_step,
+    check_sharding,
 )
 
 # Every check by its id. Ids are stable: they are what `expected_failures` names.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jno.lora import ConvLike
 
-from .._layer_kind import LayerKind, at_least_float32, is_float_array
+from .._layer_kind import LayerKind, MeshAxes, at_least_float32, is_float_array, sharded_over
 
 _KNOWN = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
 
@@ -53,6 +53,15 @@ class ConvLayer(LayerKind):
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
         kernel = matrix.astype(base.weight.dtype).reshape(base.weight.shape)
         return eqx.tree_at(lambda m: m.weight, base, kernel)
+
+    @classmethod
+    def mesh_axes(cls, base: Any) -> MeshAxes:
+        stack = cls.stack_ndim(base)
+        axes = sharded_over(base.weight)
+        # The kernel's inputs come first in a row of the matrix, so that a row is cut as they are,
+        # unless the spatial axes are cut as well.
+        inputs = axes[stack + 1] if not any(axes[stack + 2 :]) else None
+        return MeshAxes(axes[:stack], axes[stack], inputs)
 
     def product(self, x: Array) -> Array:
         return self._convolve(x, self.base.weight)

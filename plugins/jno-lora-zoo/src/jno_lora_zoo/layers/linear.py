@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jno.lora import LinearLike
 
-from .._layer_kind import at_least_float32, is_float_array
+from .._layer_kind import MeshAxes, at_least_float32, is_float_array, sharded_over
 from .vector import VectorLayer
 
 
@@ -45,6 +45,11 @@ class LinearLayer(VectorLayer):
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
         return eqx.tree_at(lambda m: m.weight, base, matrix.astype(base.weight.dtype))
+
+    @classmethod
+    def mesh_axes(cls, base: Any) -> MeshAxes:
+        *stack, outputs, inputs = sharded_over(base.weight)
+        return MeshAxes(tuple(stack), outputs, inputs)
 
     def product(self, x: Array) -> Array:
         return self.base.weight @ self._vector(x)
