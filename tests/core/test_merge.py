@@ -27,7 +27,7 @@ from .toys import (
     shaken,
 )
 
-EVERYTHING = [ToyLinear, ToyConv, UserEmbedding, ToyBlock]
+EVERYTHING = [ToyBlock, ToyLinear, ToyConv, UserEmbedding]
 
 
 @pytest.fixture

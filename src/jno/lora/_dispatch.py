@@ -164,6 +164,20 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
     return adapted
 
 
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """The spec and the tier by which an adapter claims a layer."""
+
+    spec: int
+    tier: int
+    cls: type[LoRAWrapper]
+
+    @property
+    def priority(self) -> tuple[int, int]:
+        """Smaller wins."""
+        return (self.spec, self.tier)
+
+
 class _Walk:
     """One walk over a model: decides per node, after target and mask, whether it is a leaf."""
 
@@ -187,10 +201,10 @@ class _Walk:
                 self.rows.append(row)
                 if row.status in ("wrapped", "already adapted"):
                     return True
-            reason = _NORMALISED.get(type(node))
-            if reason is not None:
-                self.rows.extend(self.refuse_inside(keys, node, reason))
-                return True
+            for container, reason in _NORMALISED.items():
+                if isinstance(node, container):
+                    self.rows.extend(self.refuse_inside(keys, node, reason))
+                    return True
             return False
 
         jtu.tree_flatten_with_path(model, is_leaf=is_leaf, is_leaf_takes_path=True)
@@ -202,19 +216,20 @@ class _Walk:
         layer = type(node).__name__
         if isinstance(node, LoRAWrapper):
             return self.row_of_wrapper(path, keys, node)
-        spec_index, cls = self.first_match(path, node)
-        if cls is None or spec_index is None:
+        match = self.first_match(path, node)
+        if match is None:
             if self.claimed_by_any(path, node):
                 return PlanRow(path, layer, "target does not match", keys=keys)
             if _owns_arrays(node):
                 return PlanRow(path, layer, "no wrapper applies", keys=keys)
             return None
+        if self.stronger_match_inside(match, keys, node):
+            return None  # go on to the layers inside
+        spec_index, cls = match.spec, match.cls
         self.matched.add(spec_index)
         if _holds_adapters(node):
             selected = spec_index if self.mask.selects(keys) else None
             return PlanRow(path, layer, "already adapted", keys=keys, spec=selected)
-        if self.earlier_spec_wins_inside(spec_index, keys, node):
-            return None  # go on to the layers inside
         spec = self.specs[spec_index]
         status: PlanStatus = "wrapped" if self.mask.selects(keys) else "mask does not select"
         self.claimed_nodes[path] = (keys, node)
@@ -233,10 +248,11 @@ class _Walk:
 
     def row_of_wrapper(self, path: str, keys: KeyPath, node: LoRAWrapper) -> PlanRow:
         cls = type(node)
-        index, _ = self.first_match(path, node.base)
-        if index is not None:
-            self.matched.add(index)
-            index = index if self.mask.selects(keys) else None
+        match = self.first_match(path, node.base)
+        index = None
+        if match is not None:
+            self.matched.add(match.spec)
+            index = match.spec if self.mask.selects(keys) else None
         return PlanRow(
             path,
             type(node.base).__name__,
@@ -254,20 +270,20 @@ class _Walk:
         rows: list[PlanRow] = []
         for inner, child in _modules_inside(keys, node):
             path = path_str(inner)
-            spec, cls = self.first_match(path, child)
-            if cls is not None:
-                selected = self.mask.selects(inner)
-                status = reason if selected else "mask does not select"
-                rows.append(PlanRow(path, type(child).__name__, status, keys=inner, spec=spec))
+            match = self.first_match(path, child)
+            if match is not None:
+                status: PlanStatus = reason if self.mask.selects(inner) else "mask does not select"
+                row = PlanRow(path, type(child).__name__, status, keys=inner, spec=match.spec)
+                rows.append(row)
         return rows
 
-    def earlier_spec_wins_inside(self, spec: int, keys: KeyPath, node: eqx.Module) -> bool:
-        """Whether a layer inside `node` belongs to a spec that comes before `spec`."""
-        if spec == 0:
+    def stronger_match_inside(self, match: "_Match", keys: KeyPath, node: eqx.Module) -> bool:
+        """Whether a layer inside `node` is claimed by an earlier spec, or by an earlier tier."""
+        if match.priority == (0, 0):
             return False
         for inner, child in _modules_inside(keys, node):
-            index, _ = self.first_match(path_str(inner), child)
-            if index is not None and index < spec and self.mask.selects(inner):
+            other = self.first_match(path_str(inner), child)
+            if other is not None and other.priority < match.priority and self.mask.selects(inner):
                 return True
         return False
 
@@ -287,26 +303,26 @@ class _Walk:
                     lines.append(f"{show_path(path)}: {label}{within}")
         return lines
 
-    def first_match(self, path: str, node: Any) -> tuple[int | None, type[LoRAWrapper] | None]:
+    def first_match(self, path: str, node: Any) -> "_Match | None":
         """The first spec whose target matches and one of whose wrappers applies."""
-        claims: dict[Tiers, type[LoRAWrapper] | None] = {}
+        claims: dict[Tiers, tuple[int, type[LoRAWrapper]] | None] = {}
         for index, spec in enumerate(self.specs):
             if spec.matches(path):
                 if spec.tiers not in claims:
                     claims[spec.tiers] = self.claim(spec.tiers, path, node)
-                cls = claims[spec.tiers]
-                if cls is not None:
-                    return index, cls
-        return None, None
+                claim = claims[spec.tiers]
+                if claim is not None:
+                    return _Match(index, *claim)
+        return None
 
-    def claim(self, tiers: Tiers, path: str, node: Any) -> type[LoRAWrapper] | None:
-        """The adapter of the first tier that claims `node`; plugins break a tie in a tier."""
-        for tier in tiers:
+    def claim(self, tiers: Tiers, path: str, node: Any) -> tuple[int, type[LoRAWrapper]] | None:
+        """The first tier that claims `node`, and its adapter; plugins break a tie in a tier."""
+        for index, tier in enumerate(tiers):
             claimants = [cls for cls in tier if _applies(cls, path, node)]
             if len(claimants) == 1:
-                return claimants[0]
+                return index, claimants[0]
             if claimants:
-                return self.select(path, node, claimants)
+                return index, self.select(path, node, claimants)
         return None
 
     def select(self, path: str, node: Any, claimants: list[type[LoRAWrapper]]) -> type[LoRAWrapper]:
@@ -401,7 +417,8 @@ def _check_every_spec_matched(specs: tuple[Spec, ...], walk: _Walk, rows: list[P
     for index, spec in enumerate(specs):
         if index in accounted:
             continue
-        adaptable = [row.path for row in rows if row.status != "no wrapper applies"]
+        open_to = ("wrapped", "target does not match", "mask does not select")
+        adaptable = [row.path for row in rows if row.status in open_to]
         lines = [f"{spec.describe()} selects no layer."]
         inside = [row for row in refused if row.spec == index]
         if inside:

@@ -1,5 +1,8 @@
 """`Net`: a mutable handle on an immutable model, with the state of what trains."""
 
+import operator
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +13,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from ._contract import is_wrapper
 from ._dispatch import carry_out, plan_lora
-from ._errors import SelectionError
+from ._errors import JnoLoraWarning, SelectionError
 from ._merge import merge_lora, unwrap_lora
 from ._paths import bullets, path_str, show_path
 from ._plan import Plan
@@ -39,7 +42,7 @@ class Net:
     ```
 
     `mask(...)` narrows the next control (`lora`, `freeze`, `unfreeze`, `plan`) and is then gone. A
-    control that raises has changed nothing.
+    control that raises has changed nothing: the mask is still set.
 
     **Arguments:**
 
@@ -198,11 +201,20 @@ class Net:
         return self
 
     def merge(self) -> "Net":
-        """Fold every adapter into its layer. What was frozen stays frozen (see `unfreeze`)."""
+        """Fold every adapter into its layer. What was frozen stays frozen (see `unfreeze`).
+
+        **Raises:** `SelectionError` if a mask is pending, which `merge` cannot take into account;
+        `WrapperError` if an adapter cannot be merged, naming its path.
+        """
+        self._refuse_mask("merge")
         return self._become_plain(merge_lora(self._module))
 
     def unwrap(self) -> "Net":
-        """Drop every adapter, trained or not, and restore the layers as they were."""
+        """Drop every adapter, trained or not, and restore the layers as they were.
+
+        **Raises:** `SelectionError` if a mask is pending, which `unwrap` cannot take into account.
+        """
+        self._refuse_mask("unwrap")
         return self._become_plain(unwrap_lora(self._module))
 
     def summary(self) -> LoraReport:
@@ -242,16 +254,28 @@ class Net:
         def state(before: bool, chosen: bool, possible: bool) -> bool:
             return (possible and selected) if chosen else before
 
-        self._trainable = jax.tree.map(state, self._trainable, chosen, may_train(self._module))
+        possible = may_train(self._module)
+        if not any(jax.tree.leaves(jax.tree.map(operator.and_, chosen, possible))):
+            warnings.warn(
+                f"The mask {_brief(mask)} selects nothing that could train; nothing was changed.",
+                JnoLoraWarning,
+                stacklevel=3,
+            )
+        self._trainable = jax.tree.map(state, self._trainable, chosen, possible)
         self._mask = None
         return self
 
     def _become_plain(self, plain: PyTree) -> "Net":
         self._trainable = carry_to_plain(self._trainable, self._module, plain)
         self._module = plain
-        # A tree that was masked for the adapted model fits no longer; a regex does.
-        self._mask = self._mask if isinstance(self._mask, str) else None
         return self
+
+    def _refuse_mask(self, verb: str) -> None:
+        if self._mask is not None:
+            raise SelectionError(
+                f"A mask is pending, but {verb} acts on every adapter. Use the mask up first (it "
+                f"is for the next lora, plan, freeze or unfreeze), then call net.{verb}()."
+            )
 
     def _counted(self) -> PyTree[bool]:
         return may_train(self._module)
@@ -291,3 +315,7 @@ class Net:
             )
         if jtu.tree_structure(expected) != jtu.tree_structure(given):
             raise SelectionError(f"The update has other classes or static fields. {advice}")
+
+
+def _brief(mask: MaskLike) -> str:
+    return repr(mask) if isinstance(mask, str | re.Pattern) else "given"

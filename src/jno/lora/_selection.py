@@ -1,11 +1,13 @@
 """What the arguments of `lora` select: wrappers, targets, specs and masks, parsed and checked."""
 
 import dataclasses
+import math
 import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import equinox as eqx
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
@@ -19,7 +21,7 @@ WrapperLike: TypeAlias = (
     type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 )  # what `wrapper=` accepts
 SpecLike: TypeAlias = Mapping[str, Any]
-MaskLike: TypeAlias = PyTree | str
+MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
 
 # Adapters in order of priority. Those of one tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
@@ -70,9 +72,9 @@ def parse_specs(
             Spec(
                 target=_regex(target, "target"),
                 rank=_checked_rank(rank, "the call"),
-                alpha=float(alpha),
+                alpha=_checked_alpha(alpha, "the call"),
                 tiers=parse_wrapper(registry, wrapper),
-                options=options or {},
+                options=_checked_options(options, "the call"),
                 label="the call",
             ),
         )
@@ -99,10 +101,10 @@ def parse_specs(
                 )
         rule = Spec(
             target=_regex(spec.get("target"), f"{label}['target']"),
-            rank=_checked_rank(spec.get("rank", rank), label),
-            alpha=float(spec.get("alpha", alpha)),
+            rank=_checked_rank(_given(spec, "rank", rank), label),
+            alpha=_checked_alpha(_given(spec, "alpha", alpha), label),
             tiers=parse_wrapper(registry, spec.get("wrapper", wrapper)),
-            options=spec.get("options", options) or {},
+            options=_checked_options(_given(spec, "options", options), label),
             label=label,
         )
         parsed.append(rule)
@@ -166,33 +168,32 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     **Raises:** `SelectionError` that names the path at which the structures part, or the leaf that
     is not a bool.
     """
-    if isinstance(mask, str):
+    if isinstance(mask, str | re.Pattern):
         pattern = _regex(mask, "mask")
         assert pattern is not None
         return jtu.tree_map_with_path(
             lambda keys, _: pattern.search(path_str(keys)) is not None, model
         )
-    leaves, treedef = jtu.tree_flatten_with_path(mask)
+    # `None` stands where `eqx.filter` took out what is no array: it selects nothing.
+    leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
     for keys, leaf in leaves:
-        if not (isinstance(leaf, bool | np.bool_) or _is_scalar_bool(leaf)):
+        if leaf is not None and not (isinstance(leaf, bool | np.bool_) or _is_scalar_bool(leaf)):
             raise SelectionError(
                 f"A mask holds one bool per leaf (or subtree), but has {_brief(leaf)} at "
                 f"{show_path(path_str(keys))!r}. To select whole layers by name, give a regex: "
                 '.mask("encoder")'
             )
     try:
-        return jtu.tree_unflatten(
-            jtu.tree_structure(model),
-            [
-                bool(value)
-                for value, subtree in zip(
-                    (leaf for _, leaf in leaves), treedef.flatten_up_to(model), strict=True
-                )
-                for _ in jtu.tree_leaves(subtree)
-            ],
-        )
+        subtrees = treedef.flatten_up_to(model)
     except ValueError as err:
         raise SelectionError(_mismatch(model, mask)) from err
+    bools: list[bool] = []
+    for (_, value), subtree in zip(leaves, subtrees, strict=True):
+        covered = jtu.tree_leaves(subtree)
+        if value is None and any(map(eqx.is_array, covered)):
+            raise SelectionError(_mismatch(model, mask))
+        bools += [bool(value)] * len(covered)
+    return jtu.tree_unflatten(jtu.tree_structure(model), bools)
 
 
 def _mismatch(model: PyTree, mask: PyTree) -> str:
@@ -219,9 +220,33 @@ def _checked_rank(rank: Any, label: str) -> int:
     whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
     if not whole or rank < 1:
         raise SelectionError(
-            f"The rank of {label} must be an integer of at least 1, but is {rank!r}."
+            f"The rank of {label} must be an integer of at least 1, but is {rank!r}. Give `rank` "
+            "in the call, or in the spec."
         )
     return int(rank)
+
+
+def _checked_alpha(alpha: Any, label: str) -> float:
+    if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha):
+        raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
+    return float(alpha)
+
+
+def _checked_options(options: Any, label: str) -> Mapping[str, Any]:
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise SelectionError(
+            f"The options of {label} must be a dict of keyword arguments for the adapter's "
+            f"constructor, such as {{'adapter_dtype': jnp.bfloat16}}, but are {options!r}."
+        )
+    return options
+
+
+def _given(spec: SpecLike, key: str, otherwise: Any) -> Any:
+    """What the spec says, or what the call says if the spec says nothing (or `None`)."""
+    value = spec.get(key)
+    return otherwise if value is None else value
 
 
 def _regex(pattern: Any, what: str) -> re.Pattern[str] | None:

@@ -3,7 +3,8 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 
 class LowRankProjection(eqx.Module):
@@ -14,8 +15,10 @@ class LowRankProjection(eqx.Module):
     B: Float[Array, "out r"]
     scaling: float
 
-    def __call__(self, x: Float[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
+    def __call__(self, x: Shaped[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
         """Project one vector."""
+        # As the product with the weight does it: integers would cut the adapter's arrays.
+        x = x.astype(jnp.result_type(x.dtype, self.linear.weight.dtype))
         # `x @ A.T`, not `A @ x`: under the layer's `vmap` this is one plain matrix product.
         h = x @ self.A.T.astype(x.dtype)
         return self.linear(x) + self.scaling * (h @ self.B.T.astype(x.dtype))
@@ -27,7 +30,7 @@ class ScaledProjection(eqx.Module):
     linear: eqx.nn.Linear
     scale: Float[Array, " out"]
 
-    def __call__(self, x: Float[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
+    def __call__(self, x: Shaped[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
         """Project one vector."""
         y = self.linear(x)
         return y * self.scale.astype(y.dtype)

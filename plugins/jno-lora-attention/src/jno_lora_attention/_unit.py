@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from jno.lora import LoRAWrapper
+from jno_lora_zoo import is_float_array
 
 # The letters of `projections=`, in the order of the layer's fields.
 FIELDS = {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "output_proj"}
@@ -47,13 +48,9 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 def _is_plain(projection: Any) -> bool:
-    if type(projection) is not eqx.nn.Linear or not _is_float_array(projection.weight):
+    if type(projection) is not eqx.nn.Linear or not is_float_array(projection.weight):
         return False
-    if not (projection.bias is None or _is_float_array(projection.bias)):
+    if not (projection.bias is None or is_float_array(projection.bias)):
         return False
     sizes = (projection.out_features, projection.in_features)
     return projection.weight.shape[-2:] == sizes and 0 not in sizes
-
-
-def _is_float_array(array: Any) -> bool:
-    return eqx.is_inexact_array(array) and bool(jnp.issubdtype(array.dtype, jnp.floating))

@@ -4,7 +4,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno_lora_zoo import sharded_over
 
 from ._projections import ScaledProjection
 from ._unit import AttentionUnit, adapter_dtype_for, at_least_float32
@@ -55,6 +58,12 @@ class IA3Attention(AttentionUnit):
         self.base, self.rank, self.alpha = base, rank, alpha
         self.key_scale = jnp.ones(base.key_proj.weight.shape[0], dtype)
         self.value_scale = jnp.ones(base.value_proj.weight.shape[0], dtype)
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """Each scale lies as the outputs of its projection's weight do."""
+        *keys, _ = sharded_over(self.base.key_proj.weight)
+        *values, _ = sharded_over(self.base.value_proj.weight)
+        return {"key_scale": PartitionSpec(*keys), "value_scale": PartitionSpec(*values)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         """What `base` computes with its keys and values scaled, for the arguments it takes."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jno_lora_zoo import MeshAxes, VectorLayer, sharded_over
+from jno_lora_zoo import MeshAxes, VectorLayer, is_float_array, sharded_over
 
 
 class EmbeddingLayer(VectorLayer):
@@ -36,7 +36,7 @@ class EmbeddingLayer(VectorLayer):
             return False
         weight: Any = getattr(leaf, "weight", None)
         # `Shared` puts a placeholder where the weight was: the other side carries the adapter.
-        return _is_float_array(weight) and weight.shape[-2:] == shape
+        return is_float_array(weight) and weight.shape[-2:] == shape
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
@@ -90,10 +90,6 @@ class EmbeddingLayer(VectorLayer):
         # JAX's own integer type: an `uint8` id cannot hold the count.
         index = jnp.asarray(x).astype(int)
         return jnp.clip(jnp.where(index < 0, index + count, index), 0, count - 1)
-
-
-def _is_float_array(weight: Any) -> bool:
-    return eqx.is_inexact_array(weight) and bool(jnp.issubdtype(weight.dtype, jnp.floating))
 
 
 def _feature_dtype(weight: Any) -> Any:

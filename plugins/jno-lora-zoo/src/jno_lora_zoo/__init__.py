@@ -5,7 +5,7 @@ DoRALinear`). What is exported here beside them, the methods and the layer kinds
 that add a method for every kind of layer, or a kind of layer for every method.
 """
 
-from ._layer_kind import LayerKind, MeshAxes, sharded_over
+from ._layer_kind import LayerKind, MeshAxes, at_least_float32, is_float_array, sharded_over
 from ._method import Method
 from .adapters import (
     DoRAConv,
@@ -71,6 +71,8 @@ __all__ = [
     "VeRAConv",
     "VeRALinear",
     "VectorLayer",
+    "at_least_float32",
+    "is_float_array",
     "rsLoRA",
     "rsLoRAConv",
     "rsLoRALinear",

@@ -78,6 +78,10 @@ class LayerKind(LoRAWrapper):
         """How many inputs one output sums over, which sets the variance of random factors."""
         return W.shape[1]
 
+    def accepts(self, x: Any) -> bool:
+        """Whether `x` has the shape that the operations below are written for."""
+        return True
+
     @abc.abstractmethod
     def product(self, x: Any) -> Array:
         """`y = W x`, without the bias."""

@@ -33,7 +33,7 @@ class Method(LayerKind):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         """The adapted layer's output, for the arguments that the layer itself takes."""
-        only_input = len(args) == 1 and kwargs.keys() <= {"key"}
+        only_input = len(args) == 1 and kwargs.keys() <= {"key"} and self.accepts(args[0])
         if only_input and self.is_known(self.base) and self.has_fast_path():
             return self.finish(self.forward(args[0]))
         return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]

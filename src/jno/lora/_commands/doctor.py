@@ -71,8 +71,13 @@ def _rivals_for_jno() -> list[str]:
 
 
 def _without_zoo(records: tuple[PluginRecord, ...]) -> list[str]:
-    if any(record.distribution == ZOO_DISTRIBUTION for record in records):
+    zoo = [record for record in records if record.distribution == ZOO_DISTRIBUTION]
+    if any(record.usable for record in zoo):
         return []
+    if any(record.status == "blocked" for record in zoo):
+        return [f"`net.lora()` has no adapters to use: {zoo[0].error}"]
+    if zoo:
+        return []  # it failed, which is reported as such
     return [
         "The adapter zoo is not installed, so that `net.lora()` has no adapters to use. "
         'Install it: pip install "jno-lora[zoo]"'

@@ -8,6 +8,7 @@ from importlib import resources
 
 from .._errors import JnoLoraError
 from .._hookspecs import API_VERSION
+from .._zoo_names import FIRST_PARTY
 
 # What the adapter wraps, how its test makes one, and what it is called with.
 _LAYERS = {
@@ -34,10 +35,15 @@ def create(name: str, layer: str | None, directory: pathlib.Path, version: str) 
     """
     short = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
     package = f"jno_lora_{short.replace('-', '_')}"
-    if not short or not package.isidentifier() or keyword.iskeyword(package):
+    adapter = "".join(part.capitalize() for part in short.split("-"))
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", short) or keyword.iskeyword(adapter):
         raise JnoLoraError(
-            f"{name!r} makes no package name. Use letters, digits and dashes, such as "
-            "embedding-bias."
+            f"{name!r} makes no package name. Use letters, digits and dashes, beginning with a "
+            "letter, such as embedding-bias."
+        )
+    if f"jno-lora-{short}" in FIRST_PARTY:
+        raise JnoLoraError(
+            f"jno-lora-{short} is a distribution of jno-lora itself. Choose another name."
         )
     if layer is None:
         layer = "embedding" if "embedding" in short else "linear"
@@ -49,7 +55,7 @@ def create(name: str, layer: str | None, directory: pathlib.Path, version: str) 
     names = {
         "distribution": f"jno-lora-{short}",
         "package": package,
-        "adapter": "".join(part.capitalize() for part in short.split("-")),
+        "adapter": adapter,
         "variant": short,
         "layer": class_name,
         "make": make,
@@ -67,10 +73,10 @@ def create(name: str, layer: str | None, directory: pathlib.Path, version: str) 
     }
     templates = resources.files("jno.lora._commands") / "templates"
     texts = {
-        path: string.Template((templates / f"{template}.txt").read_text()).substitute(names)
+        path: string.Template((templates / f"{template}.txt").read_text("utf-8")).substitute(names)
         for path, template in files.items()
     }
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, "utf-8")
     return target

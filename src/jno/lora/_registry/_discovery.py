@@ -7,7 +7,8 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .._hookspecs import ENTRY_POINT_GROUP
 from .._zoo_names import FIRST_PARTY
@@ -66,12 +67,8 @@ def find_plugins() -> tuple[Found, ...]:
     """Every plugin installed, first-party ones first, then by distribution and entry name."""
     import importlib_metadata
 
-    found = (
-        Found(normalise(entry.dist.name), entry.dist.version, entry)
-        for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)
-        if entry.dist is not None
-    )
-    return _sorted(found)
+    entries = importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)
+    return _sorted(_found(entry) for entry in entries if entry.dist is not None)
 
 
 def find_plugins_of(distribution: str) -> tuple[Found, ...]:
@@ -83,12 +80,22 @@ def find_plugins_of(distribution: str) -> tuple[Found, ...]:
     except importlib_metadata.PackageNotFoundError:
         return ()
     entries = dist.entry_points.select(group=ENTRY_POINT_GROUP)
-    return _sorted(Found(normalise(dist.name), dist.version, entry) for entry in entries)
+    return _sorted(_found(entry) for entry in entries)
 
 
 def normalise(name: str) -> str:
     """A distribution name in its one normal form (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _found(entry: "EntryPoint") -> Found:
+    dist: Any = entry.dist
+    try:
+        return Found(normalise(dist.name), dist.version, entry)
+    except Exception:
+        # Metadata that is damaged (a half-removed installation): what the folder is called must do.
+        name, _, _ = Path(str(getattr(dist, "_path", "unknown"))).name.partition("-")
+        return Found(normalise(name), "", entry)
 
 
 def _sorted(found: Iterable[Found]) -> tuple[Found, ...]:

@@ -48,9 +48,13 @@ class Registry:
         self._zoo_sought = self._all_loaded = False
         self._snapshot = Snapshot()
 
-    def records(self) -> tuple[PluginRecord, ...]:
-        """One record per plugin found, loading all of them if that has not happened yet."""
-        return self._load_all().records
+    def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
+        """One record per plugin found, loading all of them if that has not happened yet.
+
+        `strict=False` never raises, whatever `JNO_LORA_STRICT` says: for tools that show what is
+        broken.
+        """
+        return self._load_all(strict).records
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
         """The adapters of `wrapper=None`: `LoRALinear` and `LoRAConv`. Imports only the zoo."""
@@ -159,27 +163,28 @@ class Registry:
                     self._manager.register(plugin, name=name)
             self._publish()
 
-    def _load_zoo(self) -> Snapshot:
+    def _load_zoo(self, strict: bool | None = None) -> Snapshot:
         if self._discover and not self._zoo_sought:
             with self._zoo_lock:
                 if not self._zoo_sought:
-                    self._load(find_plugins_of(ZOO_DISTRIBUTION))
+                    self._load(find_plugins_of(ZOO_DISTRIBUTION), strict)
                     self._zoo_sought = True
         return self._snapshot
 
-    def _load_all(self) -> Snapshot:
+    def _load_all(self, strict: bool | None = None) -> Snapshot:
         if self._discover and not self._all_loaded:
             # The zoo first, under its own lock. A thread that imports a plugin by itself, and in it
             # asks for `LoRALinear`, must not wait for one that waits for that import.
-            self._load_zoo()
+            self._load_zoo(strict)
             with self._lock:
                 if not self._all_loaded:
-                    self._load(find_plugins())
+                    self._load(find_plugins(), strict)
                     self._all_loaded = True
         return self._snapshot
 
-    def _load(self, found: tuple[Found, ...]) -> None:
+    def _load(self, found: tuple[Found, ...], strict: bool | None) -> None:
         policy = Policy.from_environment()
+        strict = policy.strict if strict is None else strict
         broken: list[PluginRecord] = []
         for plugin in found:
             # A plugin may ask for the registry while it is loaded: it gets the others.
@@ -191,7 +196,7 @@ class Registry:
             finally:
                 self._loading.discard(plugin.identity)
             if record.status in ("failed", "incompatible"):
-                if policy.strict:  # not remembered: the next question meets the same error
+                if strict:  # not remembered: the next question meets the same error
                     raise PluginError(_left_out(record)) from record.error
                 broken.append(record)
             with self._publishing:
@@ -232,8 +237,8 @@ def _with_conflicts(record: PluginRecord, snapshot: Snapshot) -> PluginRecord:
     names = [
         w.name
         for w in record.wrappers
-        if w.name in ZOO_NAMES
-        or any(other.cls is not w.cls for other in snapshot.by_name.get(w.name, ()))
+        if not any(other.cls is w.cls for other in snapshot.by_name.get(w.name, ()))
+        or len(snapshot.by_name[w.name]) > 1
     ]
     if record.status != "loaded" or not names or record.distribution in FIRST_PARTY:
         return record

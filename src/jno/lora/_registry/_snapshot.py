@@ -59,7 +59,10 @@ class Snapshot:
         if len(named) > 1:
             raise PluginError(
                 f"The adapter name {name!r} is ambiguous. Say which one is meant:\n"
-                + bullets(f'wrapper="{w.qualified_name}"  ({w.version})' for w in named)
+                + bullets(
+                    f'wrapper="{w.qualified_name}"  ({w.version or w.cls.__module__})'
+                    for w in named
+                )
             )
         if named:
             return (named[0].cls,)
@@ -71,9 +74,19 @@ class Snapshot:
     def _resolve_qualified(self, name: str) -> RegisteredWrapper:
         distribution, _, bare = name.partition(":")
         distribution = normalise(distribution)
-        for wrapper in (w for record in self.records for w in record.wrappers):
-            if normalise(wrapper.distribution) == distribution and wrapper.name == bare:
-                return wrapper
+        found = {
+            wrapper.cls: wrapper
+            for record in self.records
+            for wrapper in record.wrappers
+            if normalise(wrapper.distribution) == distribution and wrapper.name == bare
+        }
+        if len(found) > 1:
+            raise PluginError(
+                f"{name!r} is ambiguous; pass the class itself. It may be\n"
+                + bullets(f"{cls.__module__}.{cls.__qualname__}" for cls in found)
+            )
+        for wrapper in found.values():
+            return wrapper
         self.raise_if_unusable(distribution, wanted=name)
         raise self._unknown(name)
 

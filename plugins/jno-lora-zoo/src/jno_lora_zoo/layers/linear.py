@@ -51,6 +51,10 @@ class LinearLayer(VectorLayer):
         *stack, outputs, inputs = sharded_over(base.weight)
         return MeshAxes(tuple(stack), outputs, inputs)
 
+    def accepts(self, x: Any) -> bool:
+        # A layer without a bias takes a matrix as well, whose columns are the inputs.
+        return jnp.ndim(x) == (0 if self.base.in_features == "scalar" else 1)
+
     def product(self, x: Array) -> Array:
         return self.base.weight @ self._vector(x)
 
@@ -72,8 +76,13 @@ class LinearLayer(VectorLayer):
             y = y + self.base.bias
         return jnp.squeeze(y) if self.base.out_features == "scalar" else y
 
-    def _vector(self, x: Array) -> Array:
-        """The input as a vector; a layer with a `"scalar"` input takes a number."""
+    def _vector(self, x: Any) -> Array:
+        """The input as a vector, in the dtype of the product with the weight.
+
+        Else an adapter's arrays would be cast to integers for the features that are.
+        """
+        x = jnp.asarray(x)
+        x = x.astype(jnp.result_type(x.dtype, self.base.weight.dtype))
         return jnp.reshape(x, (1,)) if self.base.in_features == "scalar" else x
 
 
