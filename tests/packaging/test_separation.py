@@ -7,13 +7,8 @@ import subprocess
 import sys
 import venv
 
-import pytest
-
 ROOT = pathlib.Path(__file__).parents[2]
 PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
-
-# One environment, filled in the order of the tests.
-pytestmark = pytest.mark.xdist_group("separation")
 
 
 class Environment:
@@ -60,12 +55,16 @@ class Environment:
         return json.loads(self.run("jno-lora", "plugins", "--json").stdout)
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return Environment(tmp_path_factory.mktemp("separation"))
+def test_the_distributions_stand_apart(tmp_path):
+    # One test, because the environment is filled step by step.
+    environment = Environment(tmp_path)
+    the_core_alone(environment)
+    the_core_and_the_zoo(environment)
+    everything(environment)
+    a_scaffolded_plugin(environment)
 
 
-def test_the_core_alone(environment):
+def the_core_alone(environment):
     environment.install(
         environment.wheel("jno-lora"), "pytest", "pytest-xdist", "hypothesis", "beartype"
     )
@@ -77,7 +76,7 @@ def test_the_core_alone(environment):
     assert environment.run("jno-lora", "doctor", check=False).returncode == 1
 
 
-def test_the_core_and_the_zoo(environment):
+def the_core_and_the_zoo(environment):
     environment.install("--no-deps", environment.wheel("jno-lora-zoo"))
     environment.python(
         "import equinox as eqx, jax\n"
@@ -94,7 +93,7 @@ def test_the_core_and_the_zoo(environment):
     assert environment.run("jno-lora", "doctor").returncode == 0
 
 
-def test_everything(environment):
+def everything(environment):
     environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
     plugins = environment.plugins()
     assert [p["distribution"] for p in plugins] == sorted(p.name for p in PLUGINS)
@@ -102,7 +101,7 @@ def test_everything(environment):
     environment.run("jno-lora", "adapters")
 
 
-def test_a_scaffolded_plugin(environment):
+def a_scaffolded_plugin(environment):
     folder = environment.folder / "new"
     environment.run("jno-lora", "new", "embedding-bias", "--output", str(folder))
     project = folder / "jno-lora-embedding-bias"

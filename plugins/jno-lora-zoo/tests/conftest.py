@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 _HERE = str(Path(__file__).parent)
@@ -10,3 +11,10 @@ if _HERE not in sys.path:
     sys.path.append(_HERE)
 
 pytest.register_assert_rewrite("zoo_cases")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_dropped():
+    """Thousands of small programs are compiled here, and each stays in memory until dropped."""
+    yield
+    jax.clear_caches()
