@@ -25,7 +25,8 @@ def cayley(skew: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
     """
     n = skew.shape[-1]
     eye = jnp.broadcast_to(jnp.eye(n, dtype=skew.dtype), skew.shape)
-    row = jax.lax.broadcasted_iota(jnp.int32, (n, 1), 0)
+    # The integer type of the loop index, whatever the configuration makes of it.
+    row = jnp.arange(n).reshape(n, 1)
     # `I - Q` and `(I + Q)^-1` commute, so R solves (I + Q) R = I - Q.
     augmented = jnp.concatenate([eye + skew, eye - skew], axis=-1)
 
