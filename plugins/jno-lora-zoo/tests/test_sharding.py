@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 import jno_lora_zoo
-from jno.lora import apply_lora, merge_lora
+from jno.lora import apply_lora, merge_lora, unwrap_lora
 
 MESH = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("x", "y"))
 EXPECTED = {
@@ -70,3 +70,11 @@ def test_kernels_cut_in_space_have_uncut_inputs(getkey):
 def test_a_layer_on_one_device_is_left_there(getkey):
     wrapper = apply_lora(eqx.nn.Linear(6, 8, key=getkey()), 2, key=getkey())
     assert len(wrapper.lora_A.sharding.device_set) == 1
+
+
+@pytest.mark.parametrize("operation", [merge_lora, unwrap_lora])
+@pytest.mark.parametrize("method", ["OFT", "LoKr", "PiSSA"])
+def test_blocks_that_do_not_divide_an_axis_keep_the_sharding(method, operation, getkey):
+    base = sharded(eqx.nn.Linear(6, 8, key=getkey()), P("y", "x"))
+    wrapper = apply_lora(base, 3, 2.0, key=getkey(), wrappers=f"{method}Linear")
+    assert_lies(operation(wrapper).weight, P("y", "x"))

@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
 from ._paths import KeyPath, path_str, show_path
+from ._sharding import sharded_like
 
 M = TypeVar("M")
 
@@ -55,7 +56,7 @@ def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) 
         except Exception as err:
             raise WrapperError(f"Could not {verb} {where}: {type(err).__name__}: {err}") from err
         _check_same_form(node.base, layer, f"`{verb}()` of {where}")
-        return layer
+        return sharded_like(layer, node.base)
 
     return jtu.tree_map_with_path(replace, model, is_leaf=is_wrapper)
 

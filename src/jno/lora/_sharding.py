@@ -1,4 +1,4 @@
-"""Placing an adapter's arrays on the mesh of a sharded layer."""
+"""Placing adapters on the mesh of a sharded layer, and merged layers where the layer was."""
 
 from typing import Any
 
@@ -31,21 +31,26 @@ def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
         spec = specs.get(path_str(path), specs.get(path[0].name, PartitionSpec()))
         return jax.device_put(leaf, NamedSharding(mesh, spec))
 
-    def restore(new: Any, old: Any) -> Any:
-        sharding = _named_sharding(old)
-        return new if sharding is None or new is old else jax.device_put(new, sharding)
-
     placed = jtu.tree_map_with_path(place, wrapper)
-    return eqx.tree_at(
-        lambda w: w.base, placed, jax.tree.map(restore, wrapper.base, layer), is_leaf=_is_none
-    )
+    return eqx.tree_at(lambda w: w.base, placed, sharded_like(wrapper.base, layer))
+
+
+def sharded_like(layer: Any, model: Any) -> Any:
+    """`layer`, with the shardings of `model`, a layer of the same structure.
+
+    What a compiler made of the arithmetic may lie elsewhere (blocks that do not divide an axis).
+    """
+
+    def place(new: Any, old: Any) -> Any:
+        sharding = _named_sharding(old)
+        if sharding is None or new is old or isinstance(new, Tracer):
+            return new
+        return jax.device_put(new, sharding)
+
+    return jax.tree.map(place, layer, model)
 
 
 def _named_sharding(leaf: Any) -> NamedSharding | None:
     if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
         return None
     return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
-
-
-def _is_none(node: Any) -> bool:
-    return node is None

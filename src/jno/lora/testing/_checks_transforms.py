@@ -221,7 +221,7 @@ def check_sharding(case: WrapperCase) -> None:
         require(
             all(kept),
             "The merged layer is sharded in another way than the layer was.",
-            "merge by arithmetic on the weight itself; do not move it.",
+            "merge into arrays of the base's own shapes; `merge_lora` then places them as it was.",
         )
 
 

@@ -19,7 +19,9 @@ class DoRA(Method):
 
     The norm is a constant for differentiation (section 4.3 of the paper), in `merge` as well. It is
     computed from `W` at every call: a stored norm would be silently wrong once the base changes.
-    A row of `W` that is zero has magnitude zero, and stays zero.
+    A row of `W` that is zero has magnitude zero, and stays zero. Rows below 1e-19 (their squares
+    vanish in float32) and updates that all but cancel `W` (`B A` beyond 0.99 of `-W`) lose
+    precision in the norm, alike in the forward pass and in `merge`.
 
     Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353. The paper
     norms columns of `(in, out)` matrices; these are the rows here.

@@ -1,0 +1,244 @@
+"""One walk over a model: who claims each layer, and why not every other candidate."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from ._contract import LoRAWrapper, is_wrapper
+from ._errors import SelectionError, WrapperError
+from ._paths import KeyPath, bullets, path_str, show_path
+from ._plan import PlanRow, PlanStatus
+from ._registry import Registry
+from ._selection import Mask, Spec, Tiers
+
+# Containers that read and rewrite the weight of the layer inside, so that an adapter in there
+# would be normalised away or bypassed.
+NORMALISED: dict[type, PlanStatus] = {
+    eqx.nn.WeightNorm: "inside WeightNorm",
+    eqx.nn.SpectralNorm: "inside SpectralNorm",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """The spec and the tier by which an adapter claims a layer."""
+
+    spec: int
+    tier: int
+    cls: type[LoRAWrapper]
+
+    @property
+    def priority(self) -> tuple[int, int]:
+        """Smaller wins."""
+        return (self.spec, self.tier)
+
+
+class Walk:
+    """One walk over a model: decides per node, after target and mask, whether it is a leaf."""
+
+    def __init__(self, registry: Registry, specs: tuple[Spec, ...], mask: Mask):
+        self.registry = registry
+        self.specs = specs
+        self.mask = mask
+        self.all_tiers = tuple(dict.fromkeys(spec.tiers for spec in specs))
+        self.rows: list[PlanRow] = []
+        self.matched: set[int] = set()  # specs that won a layer, whatever the mask says
+        self.claimed_nodes: dict[str, tuple[KeyPath, eqx.Module]] = {}
+
+    def over(self, model: PyTree) -> list[PlanRow]:
+        """The rows of every candidate in `model`."""
+
+        def is_leaf(keys: KeyPath, node: Any) -> bool:
+            if not isinstance(node, eqx.Module):
+                return False
+            row = self.decide(keys, node)
+            if row is not None:
+                self.rows.append(row)
+                if row.status in ("wrapped", "already adapted"):
+                    return True
+            for container, reason in NORMALISED.items():
+                if isinstance(node, container):
+                    self.rows.extend(self.refuse_inside(keys, node, reason))
+                    return True
+            return False
+
+        jtu.tree_flatten_with_path(model, is_leaf=is_leaf, is_leaf_takes_path=True)
+        return self.rows
+
+    def decide(self, keys: KeyPath, node: eqx.Module) -> PlanRow | None:
+        """The row of `node`, or `None` if it is no candidate."""
+        path = path_str(keys)
+        layer = type(node).__name__
+        if isinstance(node, LoRAWrapper):
+            return self.row_of_wrapper(path, keys, node)
+        match = self.first_match(path, node)
+        if match is None:
+            if self.claimed_by_any(path, node):
+                return PlanRow(path, layer, "target does not match", keys=keys)
+            if _owns_arrays(node):
+                return PlanRow(path, layer, "no wrapper applies", keys=keys)
+            return None
+        if self.stronger_match_inside(match, keys, node):
+            return None  # go on to the layers inside
+        spec_index, cls = match.spec, match.cls
+        self.matched.add(spec_index)
+        if _holds_adapters(node):
+            selected = spec_index if self.mask.selects(keys) else None
+            return PlanRow(path, layer, "already adapted", keys=keys, spec=selected)
+        spec = self.specs[spec_index]
+        status: PlanStatus = "wrapped" if self.mask.selects(keys) else "mask does not select"
+        self.claimed_nodes[path] = (keys, node)
+        return PlanRow(
+            path,
+            layer,
+            status,
+            cls,
+            self.distribution(cls),
+            spec.rank,
+            spec.alpha,
+            spec.options,
+            keys=keys,
+            spec=spec_index,
+        )
+
+    def row_of_wrapper(self, path: str, keys: KeyPath, node: LoRAWrapper) -> PlanRow:
+        cls = type(node)
+        match = self.first_match(path, node.base)
+        index = None
+        if match is not None:
+            self.matched.add(match.spec)
+            index = match.spec if self.mask.selects(keys) else None
+        return PlanRow(
+            path,
+            type(node.base).__name__,
+            "already adapted",
+            cls,
+            self.distribution(cls),
+            node.rank,
+            node.alpha,
+            keys=keys,
+            spec=index,
+        )
+
+    def refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> list[PlanRow]:
+        """Rows for the layers below a normalised container, none of which is wrapped."""
+        rows: list[PlanRow] = []
+        for inner, child in _modules_inside(keys, node):
+            path = path_str(inner)
+            match = self.first_match(path, child)
+            if match is not None:
+                status: PlanStatus = reason if self.mask.selects(inner) else "mask does not select"
+                row = PlanRow(path, type(child).__name__, status, keys=inner, spec=match.spec)
+                rows.append(row)
+        return rows
+
+    def stronger_match_inside(self, match: "_Match", keys: KeyPath, node: eqx.Module) -> bool:
+        """Whether a layer inside `node` is claimed by an earlier spec, or by an earlier tier."""
+        if match.priority == (0, 0):
+            return False
+        for inner, child in _modules_inside(keys, node):
+            other = self.first_match(path_str(inner), child)
+            if other is not None and other.priority < match.priority and self.mask.selects(inner):
+                return True
+        return False
+
+    def taken_before(self, spec: int) -> list[str]:
+        """What `spec` would match, had an earlier one not taken it or what contains it."""
+        rule = self.specs[spec]
+        lines: list[str] = []
+        for row in self.rows:
+            if row.spec is None or row.spec >= spec or row.path not in self.claimed_nodes:
+                continue
+            keys, node = self.claimed_nodes[row.path]
+            for inner, child in ((keys, node), *_modules_inside(keys, node)):
+                path = path_str(inner)
+                if rule.matches(path) and self.claim(rule.tiers, path, child) is not None:
+                    within = "" if inner == keys else f", inside {show_path(row.path)}"
+                    label = self.specs[row.spec].label
+                    lines.append(f"{show_path(path)}: {label}{within}")
+        return lines
+
+    def first_match(self, path: str, node: Any) -> "_Match | None":
+        """The first spec whose target matches and one of whose wrappers applies."""
+        claims: dict[Tiers, tuple[int, type[LoRAWrapper]] | None] = {}
+        for index, spec in enumerate(self.specs):
+            if spec.matches(path):
+                if spec.tiers not in claims:
+                    claims[spec.tiers] = self.claim(spec.tiers, path, node)
+                claim = claims[spec.tiers]
+                if claim is not None:
+                    return _Match(index, *claim)
+        return None
+
+    def claim(self, tiers: Tiers, path: str, node: Any) -> tuple[int, type[LoRAWrapper]] | None:
+        """The first tier that claims `node`, and its adapter; plugins break a tie in a tier."""
+        for index, tier in enumerate(tiers):
+            claimants = [cls for cls in tier if _applies(cls, path, node)]
+            if len(claimants) == 1:
+                return index, claimants[0]
+            if claimants:
+                return index, self.select(path, node, claimants)
+        return None
+
+    def select(self, path: str, node: Any, claimants: list[type[LoRAWrapper]]) -> type[LoRAWrapper]:
+        chosen = self.registry.select(path, node, claimants)
+        if chosen is None:
+            names = (
+                f"{cls.__name__} (from {self.distribution(cls) or cls.__module__})"
+                for cls in claimants
+            )
+            raise SelectionError(
+                f"Several adapters of equal priority claim {show_path(path)!r}, a "
+                f"{type(node).__name__}:\n{bullets(names)}\n"
+                "Name the one you want with `wrapper=` (a list is in order of priority), or "
+                "register a `jno_lora_select` hook that chooses."
+            )
+        return chosen
+
+    def claimed_by_any(self, path: str, node: Any) -> bool:
+        """Whether some wrapper in play would take `node` if its target matched."""
+        return any(
+            _applies(cls, path, node) for tiers in self.all_tiers for tier in tiers for cls in tier
+        )
+
+    def distribution(self, cls: type[LoRAWrapper]) -> str | None:
+        provider = self.registry.provider(cls)
+        return None if provider is None else provider.distribution
+
+
+def _applies(cls: type[LoRAWrapper], path: str, node: Any) -> bool:
+    try:
+        return bool(cls.applies_to(node))
+    except Exception as err:
+        raise WrapperError(
+            f"{cls.__name__}.applies_to raised {type(err).__name__} on the "
+            f"{type(node).__name__} at {show_path(path)!r}: {err}\n"
+            "It is asked about every module of a model, and must answer False to what it does "
+            "not know."
+        ) from err
+
+
+def _modules_inside(keys: KeyPath, node: eqx.Module) -> list[tuple[KeyPath, eqx.Module]]:
+    """The modules below `node`, which is at `keys`, with their paths from the root."""
+    found: list[tuple[KeyPath, eqx.Module]] = []
+
+    def look(inner: KeyPath, child: Any) -> bool:
+        if inner and isinstance(child, eqx.Module):
+            found.append(((*keys, *inner), child))
+        return is_wrapper(child)
+
+    jtu.tree_flatten_with_path(node, is_leaf=look, is_leaf_takes_path=True)
+    return found
+
+
+def _owns_arrays(node: eqx.Module) -> bool:
+    """Whether an array is a direct field of `node`, which makes it a layer of its own."""
+    return any(eqx.is_inexact_array(getattr(node, f.name, None)) for f in dataclasses.fields(node))
+
+
+def _holds_adapters(node: eqx.Module) -> bool:
+    return any(is_wrapper(leaf) for leaf in jax.tree.leaves(node, is_leaf=is_wrapper))
