@@ -2,18 +2,20 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
 
 import jno.lora
 import jno_lora_zoo
 from jno.lora import Net, Registry, plan_lora
-from jno.lora._zoo_names import DEFAULT_NAMES, ZOO_NAMES
+from jno.lora._zoo_names import DEFAULT_NAMES, ZOO_METHODS, ZOO_NAMES
 
 
 def layers(key):
@@ -77,7 +79,7 @@ def test_the_names_that_the_core_knows_are_those_that_the_zoo_provides():
     (record,) = (r for r in Registry().records() if r.distribution == "jno-lora-zoo")
     assert record.status == "loaded" and record.name == "zoo"
     assert sorted(w.name for w in record.wrappers) == sorted(ZOO_NAMES)
-    assert len(ZOO_NAMES) == 22 and set(DEFAULT_NAMES) <= set(ZOO_NAMES)
+    assert len(ZOO_NAMES) == 11 * 4 and set(DEFAULT_NAMES) <= set(ZOO_NAMES)
 
 
 def test_type_checkers_are_told_of_every_zoo_name():
@@ -85,14 +87,21 @@ def test_type_checkers_are_told_of_every_zoo_name():
     assert [name for name in ZOO_NAMES if f"    {name} as {name},\n" not in source] == []
 
 
-def test_every_method_is_a_variant_of_its_two_layers():
+def test_every_method_is_a_variant_of_its_layers_and_another_one_inside_a_norm():
     registry = Registry()
-    for name in ZOO_NAMES:
-        cls = registry.zoo_class(name)
-        family = registry.resolve(cls.variant)
-        method = name.removesuffix("Linear").removesuffix("Conv")
-        assert {f"{method}Linear", f"{method}Conv"} <= {c.__name__ for c in family}
+    for method in ZOO_METHODS:
+        inside = registry.zoo_class(f"{method}InNorm")
+        variant = registry.zoo_class(f"{method}Linear").variant
+        family = registry.resolve(variant)
+        assert {f"{method}{k}" for k in ("Linear", "Conv", "ConvTranspose")} <= names(family)
         assert registry.resolve(method) == family
+        assert inside.variant == f"{variant}-in-norm" and registry.resolve(inside.variant) == (
+            inside,
+        )
+
+
+def names(classes):
+    return {cls.__name__ for cls in classes}
 
 
 SCRIPT = """
@@ -134,3 +143,44 @@ def test_nothing_is_discovered_before_an_adapter_is_asked_for(steps, step):
 @pytest.mark.parametrize("step", ["lora", "name"])
 def test_the_defaults_and_the_zoo_names_import_the_zoo_alone(steps, step):
     assert steps[step] == ["importlib_metadata", "jno_lora_zoo"]
+
+
+class Undeclared(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        return x
+
+
+class Declared(Undeclared):
+    in_channels: int = 3
+    out_channels: int = 8
+    kernel_size: tuple[int, ...] = (5, 5)
+
+
+class InOut(Undeclared):
+    in_features: int = 3
+    out_features: int = 8
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (Undeclared(jnp.ones((5, 5, 3, 8))), "(5, 5, 3, 8), and without in_channels, out_channels"),
+        (Declared(jnp.ones((5, 5, 3, 8))), "(5, 5, 3, 8), not (out_channels, in_channels / groups"),
+        (Declared(jnp.ones((8, 3, 5, 5), complex)), "its kernel is complex64 (8, 3, 5, 5), not"),
+        (InOut(jnp.ones((3, 8))), "(3, 8), not (out_features, in_features) = (8, 3)"),
+        (Undeclared(jnp.ones(3)), None),
+    ],
+)
+def test_a_plan_says_what_keeps_a_layer_from_being_adapted(layer, reason, getkey):
+    model = {"odd": layer, "even": eqx.nn.Linear(2, 2, key=getkey())}
+    plan = plan_lora(model, 1)
+    (row,) = plan.having("no wrapper applies")
+    assert (row.path, row.layer) == ("odd", type(layer).__name__)
+    if reason is None:
+        assert row.reason is None and row.explanation == "no wrapper applies"
+    else:
+        assert reason in row.reason and row.explanation == f"no wrapper applies: {row.reason}"
+        with pytest.raises(jno.lora.SelectionError, match=re.escape(reason)):
+            plan_lora(layer, 1)

@@ -56,7 +56,7 @@ class ConvLike(Protocol):
         ...
 
 
-class LoRAWrapper(eqx.Module):
+class LoRAWrapper(eqx.nn.StatefulLayer):
     """Base class of every adapter: an `eqx.Module` that stands in the place of one layer.
 
     A subclass says which fields are trained (`adapter_fields`), which layers it can wrap
@@ -133,6 +133,14 @@ class LoRAWrapper(eqx.Module):
         return self.base
 
     @classmethod
+    def why_not(cls, leaf: Any) -> str | None:
+        """For plans: why `leaf`, which looks like a layer for this adapter, is not claimed.
+
+        Asked only about what no adapter in play claims. Default: nothing to say.
+        """
+        return None
+
+    @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
         """How many leading axes of `leaf`'s arrays come before one layer's own. Default 0.
 
@@ -140,6 +148,10 @@ class LoRAWrapper(eqx.Module):
         those axes, so that each of them only ever sees one layer.
         """
         return 0
+
+    def is_stateful(self) -> bool:
+        """Whether `eqx.nn.Sequential` is to pass its state: if it would to the wrapped layer."""
+        return isinstance(self.base, eqx.nn.StatefulLayer) and self.base.is_stateful()
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         """How the arrays lie on the mesh of a sharded base: a spec by field, or by path in a field.
@@ -274,7 +286,7 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
         inspect.signature(cls.__init__).bind(None, None, 4, 1.0, key=None)
     except TypeError as err:
         problems.append(f"`__init__` must accept `(self, base, rank, alpha, *, key)`: {err}")
-    for name in ("applies_to", "stack_ndim", "from_state"):
+    for name in ("applies_to", "why_not", "stack_ndim", "from_state"):
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             problems.append(f"`{name}` must be a classmethod")
     if not (cls.variant is None or isinstance(cls.variant, str)):

@@ -23,7 +23,9 @@ M = TypeVar("M")
 
 _WHY_REFUSED = (
     "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted: those rewrite the very "
-    "weight that an adapter would add to, so that the adapter would be rescaled or bypassed."
+    "weight that an adapter would add to, so that the adapter would be rescaled or bypassed. To "
+    "adapt norm and layer as one, the update inside the norm, ask for it: "
+    'wrapper=["lora", "lora-in-norm"].'
 )
 
 
@@ -211,12 +213,16 @@ def _check_every_spec_matched(specs: tuple[Spec, ...], walk: Walk, rows: list[Pl
         elif rows:
             lines.append(
                 "The wrappers of this call can adapt none of the model's layers:\n"
-                + bullets(f"{show_path(row.path)}: {row.layer}" for row in rows)
+                + bullets(f"{show_path(row.path)}: {row.layer}{_because(row)}" for row in rows)
             )
         else:
             lines.append("The model holds no Equinox module with arrays.")
         lines.append("`plan_lora(...)` (or `net.plan(...)`) explains every candidate.")
         raise SelectionError("\n".join(lines))
+
+
+def _because(row: PlanRow) -> str:
+    return "" if row.reason is None else f" ({row.reason})"
 
 
 def _warn_of_what_was_left_out(plan: Plan) -> None:

@@ -30,6 +30,7 @@ class PlanRow:
     - `status`: `"wrapped"`, or the reason why not.
     - `wrapper`, `distribution`, `rank`, `alpha`: what wraps it (or wraps it already). The rank is
         the requested one; a small layer clamps it.
+    - `reason`: for `"no wrapper applies"`, what an adapter that nearly does has to say.
     - `options`: further arguments of the wrapper's constructor.
     """
 
@@ -40,6 +41,7 @@ class PlanRow:
     distribution: str | None = None
     rank: int | None = None
     alpha: float | None = None
+    reason: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # How the dispatcher finds the node again, and which spec chose it.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
@@ -47,7 +49,9 @@ class PlanRow:
 
     @property
     def explanation(self) -> str:
-        """The status as a phrase: "wrapped by DoRALinear", "target does not match", ..."""
+        """The status as a phrase: "wrapped by DoRALinear", "no wrapper applies: its weight ..."."""
+        if self.reason is not None:
+            return f"{self.status}: {self.reason}"
         if self.status == "wrapped" and self.wrapper is not None:
             return f"wrapped by {self.wrapper.__name__}"
         if self.status == "already adapted" and self.wrapper is not None:

@@ -45,6 +45,9 @@ class Walk:
         self.specs = specs
         self.mask = mask
         self.all_tiers = tuple(dict.fromkeys(spec.tiers for spec in specs))
+        self.in_play = tuple(
+            dict.fromkeys(cls for tiers in self.all_tiers for tier in tiers for cls in tier)
+        )
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()  # specs that won a layer, whatever the mask says
         self.claimed_nodes: dict[str, tuple[KeyPath, eqx.Module]] = {}
@@ -80,7 +83,8 @@ class Walk:
             if self.claimed_by_any(path, node):
                 return PlanRow(path, layer, "target does not match", keys=keys)
             if _owns_arrays(node):
-                return PlanRow(path, layer, "no wrapper applies", keys=keys)
+                reason = self.why_not(path, node)
+                return PlanRow(path, layer, "no wrapper applies", reason=reason, keys=keys)
             return None
         if self.stronger_match_inside(match, keys, node):
             return None  # go on to the layers inside
@@ -100,7 +104,7 @@ class Walk:
             self.distribution(cls),
             spec.rank,
             spec.alpha,
-            spec.options,
+            options=spec.options,
             keys=keys,
             spec=spec_index,
         )
@@ -138,7 +142,7 @@ class Walk:
 
     def stronger_match_inside(self, match: "_Match", keys: KeyPath, node: eqx.Module) -> bool:
         """Whether a layer inside `node` is claimed by an earlier spec, or by an earlier tier."""
-        if match.priority == (0, 0):
+        if match.priority == (0, 0) or isinstance(node, tuple(NORMALISED)):
             return False
         for inner, child in _modules_inside(keys, node):
             other = self.first_match(path_str(inner), child)
@@ -177,7 +181,7 @@ class Walk:
     def claim(self, tiers: Tiers, path: str, node: Any) -> tuple[int, type[LoRAWrapper]] | None:
         """The first tier that claims `node`, and its adapter; plugins break a tie in a tier."""
         for index, tier in enumerate(tiers):
-            claimants = [cls for cls in tier if _applies(cls, path, node)]
+            claimants = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
             if len(claimants) == 1:
                 return index, claimants[0]
             if claimants:
@@ -201,35 +205,41 @@ class Walk:
 
     def claimed_by_any(self, path: str, node: Any) -> bool:
         """Whether some wrapper in play would take `node` if its target matched."""
-        return any(
-            _applies(cls, path, node) for tiers in self.all_tiers for tier in tiers for cls in tier
-        )
+        return any(_ask(cls, "applies_to", path, node) for cls in self.in_play)
+
+    def why_not(self, path: str, node: Any) -> str | None:
+        """What the wrappers in play have to say about not claiming `node`."""
+        answers = (_ask(cls, "why_not", path, node) for cls in self.in_play)
+        return next((str(answer) for answer in answers if answer is not None), None)
 
     def distribution(self, cls: type[LoRAWrapper]) -> str | None:
         provider = self.registry.provider(cls)
         return None if provider is None else provider.distribution
 
 
-def _applies(cls: type[LoRAWrapper], path: str, node: Any) -> bool:
+def _ask(cls: type[LoRAWrapper], question: str, path: str, node: Any) -> Any:
     try:
-        return bool(cls.applies_to(node))
+        return getattr(cls, question)(node)
     except Exception as err:
         raise WrapperError(
-            f"{cls.__name__}.applies_to raised {type(err).__name__} on the "
+            f"{cls.__name__}.{question} raised {type(err).__name__} on the "
             f"{type(node).__name__} at {show_path(path)!r}: {err}\n"
-            "It is asked about every module of a model, and must answer False to what it does "
-            "not know."
+            "It is asked about every module of a model, and must answer False (or None) to what "
+            "it does not know."
         ) from err
 
 
 def _modules_inside(keys: KeyPath, node: eqx.Module) -> list[tuple[KeyPath, eqx.Module]]:
-    """The modules below `node`, which is at `keys`, with their paths from the root."""
+    """The modules below `node`, which is at `keys`, with their paths from the root.
+
+    Not those inside an adapter, nor those inside a norm that is itself inside `node`.
+    """
     found: list[tuple[KeyPath, eqx.Module]] = []
 
     def look(inner: KeyPath, child: Any) -> bool:
         if inner and isinstance(child, eqx.Module):
             found.append(((*keys, *inner), child))
-        return is_wrapper(child)
+        return is_wrapper(child) or (bool(inner) and isinstance(child, tuple(NORMALISED)))
 
     jtu.tree_flatten_with_path(node, is_leaf=look, is_leaf_takes_path=True)
     return found

@@ -18,7 +18,8 @@ ZOO_METHODS = (
     "LoKr",
     "OFT",
 )
-ZOO_NAMES = tuple(f"{method}{layer}" for layer in ("Linear", "Conv") for method in ZOO_METHODS)
+ZOO_LAYERS = ("Linear", "Conv", "ConvTranspose", "InNorm")
+ZOO_NAMES = tuple(f"{method}{layer}" for layer in ZOO_LAYERS for method in ZOO_METHODS)
 
 # What `net.lora(rank=4)` uses, in this order. Installing a plugin never changes it.
 DEFAULT_NAMES = ("LoRALinear", "LoRAConv")

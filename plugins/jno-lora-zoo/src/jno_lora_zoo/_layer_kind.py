@@ -24,9 +24,10 @@ class MeshAxes(NamedTuple):
 class LayerKind(LoRAWrapper):
     """One kind of layer: its `(out, in)` matrix, and its linear map in pieces. No parameters.
 
-    A method needs `matrix` and `with_matrix` for its law, and the other operations for its fast
-    path. Those are only called if `is_known(base)`: on every other layer, whose `__call__` may do
-    more than this file knows of, the law's matrix is put into the base and the base is called.
+    A method needs `matrix` and `with_matrix` for its law. The other operations are for its fast
+    path, and only called if `is_known(base)`: on every other layer, whose `__call__` may do more
+    than the kind knows of, the law's matrix is put into the base and the base is called. A kind
+    that knows no layer needs none of them.
 
     The input `x` is what the layer takes (features, or the index of a lookup). Feature arrays have
     whatever shape suits the kind: `h` has the rank axis, `y` the output axis.
@@ -54,9 +55,17 @@ class LayerKind(LoRAWrapper):
         """Whether the module `leaf`, not adapted yet, is a layer of this kind."""
 
     @classmethod
-    @abc.abstractmethod
-    def is_known(cls, base: eqx.Module) -> bool:
-        """Whether `base`'s exact type is one whose `__call__` the operations below reproduce."""
+    def why_not(cls, leaf: Any) -> str | None:
+        """What keeps `leaf` from being a layer of this kind, if it looks like one. Never raises."""
+        try:
+            return cls.misfit(leaf)
+        except Exception:
+            return None
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        """For a module that does not fit: what is wrong with it, or `None` if it is far off."""
+        return None
 
     @classmethod
     @abc.abstractmethod
@@ -78,45 +87,50 @@ class LayerKind(LoRAWrapper):
         """How many inputs one output sums over, which sets the variance of random factors."""
         return W.shape[1]
 
+    @classmethod
+    def is_known(cls, base: eqx.Module) -> bool:
+        """Whether `base`'s exact type is one whose `__call__` the operations below reproduce."""
+        return False
+
     def accepts(self, x: Any) -> bool:
         """Whether `x` has the shape that the operations below are written for."""
         return True
 
-    @abc.abstractmethod
     def product(self, x: Any) -> Array:
         """`y = W x`, without the bias."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
         """`h = A x`: the first half of a low-rank product."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def up(self, h: Array, B: Float[Array, "out r"]) -> Array:
         """`y = B h`: the second half of a low-rank product."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def mix(self, h: Array, R: Float[Array, "r r"]) -> Array:
         """`R h`: a matrix on the rank axis."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def scale_rank(self, h: Array, d: Float[Array, " r"]) -> Array:
         """`diag(d) h`: a factor for each component of the rank axis."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def scale_output(self, y: Array, v: Float[Array, " out"]) -> Array:
         """`diag(v) y`: a factor for each output."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def rotate_output(self, y: Array, R: Float[Array, "blocks r r"]) -> Array:
         """`blockdiag(R_1, R_2, ...) y`, cut to the outputs there are."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def rotates_output(self, block: int) -> bool:
         """Whether rotating outputs in blocks of this size is the same as rotating the matrix."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def finish(self, y: Array) -> Array:
         """Add the bias, and give the result the shape that the layer returns."""
+        raise NotImplementedError
 
     def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
         """`y = (A ⊗ B) x`, cut to the inputs and outputs there are, without forming `A ⊗ B`."""
@@ -135,6 +149,13 @@ def is_float_array(weight: Any) -> bool:
     return isinstance(weight, jax.Array | np.ndarray) and bool(
         jnp.issubdtype(weight.dtype, jnp.floating)
     )
+
+
+def describe(weight: Any) -> str:
+    """A weight in a message: its shape, and its dtype if that is what is wrong."""
+    if not isinstance(weight, jax.Array | np.ndarray):
+        return f"a {type(weight).__name__}"
+    return f"{weight.shape}" if is_float_array(weight) else f"{weight.dtype} {weight.shape}"
 
 
 def at_least_float32(weight: Any) -> Array:

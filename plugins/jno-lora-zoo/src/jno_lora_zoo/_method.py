@@ -31,7 +31,7 @@ class Method(LayerKind):
         """Whether `forward` computes the law for this layer. Decided by static facts only."""
         return True
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted layer's output, for the arguments that the layer itself takes."""
         only_input = len(args) == 1 and kwargs.keys() <= {"key"} and self.accepts(args[0])
         if only_input and self.is_known(self.base) and self.has_fast_path():

@@ -1,7 +1,17 @@
 """The layer kinds of the zoo."""
 
 from .conv import ConvLayer
+from .conv_transpose import ConvTransposeLayer
+from .in_norm import InNormLayer
+from .kernel import KernelLayer
 from .linear import LinearLayer
 from .vector import VectorLayer
 
-__all__ = ["ConvLayer", "LinearLayer", "VectorLayer"]
+__all__ = [
+    "ConvLayer",
+    "ConvTransposeLayer",
+    "InNormLayer",
+    "KernelLayer",
+    "LinearLayer",
+    "VectorLayer",
+]

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jno.lora import LinearLike
 
-from .._layer_kind import MeshAxes, at_least_float32, is_float_array, sharded_over
+from .._layer_kind import MeshAxes, at_least_float32, describe, is_float_array, sharded_over
 from .vector import VectorLayer
 
 
@@ -28,6 +28,11 @@ class LinearLayer(VectorLayer):
             return False
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         return is_float_array(leaf.weight) and leaf.weight.shape[-2:] == sizes and 0 not in sizes
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        sizes = (_size(leaf.out_features), _size(leaf.in_features))
+        return f"its weight is {describe(leaf.weight)}, not (out_features, in_features) = {sizes}"
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:

@@ -1,0 +1,52 @@
+"""Layers inside `eqx.nn.WeightNorm` and `eqx.nn.SpectralNorm`."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from .._layer_kind import LayerKind, MeshAxes
+from .conv import ConvLayer
+from .conv_transpose import ConvTransposeLayer
+from .linear import LinearLayer
+
+_INSIDE: tuple[type[LayerKind], ...] = (LinearLayer, ConvLayer, ConvTransposeLayer)
+
+
+class InNormLayer(LayerKind):
+    """A `WeightNorm` or `SpectralNorm` around a linear or convolution layer, adapted as one.
+
+    The matrix is that of the layer inside, so that the norm acts on the adapted weight: `g W' /
+    ||W'||` for `WeightNorm`, `W' / sigma(W')` for `SpectralNorm`. An adapter that sat on the inner
+    layer would be rescaled or bypassed, which is why layers in there are refused otherwise.
+    """
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        return (
+            isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm)
+            and leaf.weight_name == "weight"
+            and any(kind.applies_to(leaf.layer) for kind in _INSIDE)
+        )
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        """The axes of the inner layer's stack."""
+        return _kind(leaf).stack_ndim(leaf.layer)
+
+    @classmethod
+    def matrix(cls, base: Any) -> Float[Array, "out in"]:
+        return _kind(base).matrix(base.layer)
+
+    @classmethod
+    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+        layer = _kind(base).with_matrix(base.layer, matrix)
+        return eqx.tree_at(lambda norm: norm.layer, base, layer)
+
+    @classmethod
+    def mesh_axes(cls, base: Any) -> MeshAxes:
+        return _kind(base).mesh_axes(base.layer)
+
+
+def _kind(norm: Any) -> type[LayerKind]:
+    return next(kind for kind in _INSIDE if kind.applies_to(norm.layer))
