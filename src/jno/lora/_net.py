@@ -217,9 +217,14 @@ class Net:
         self._refuse_mask("unwrap")
         return self._become_plain(unwrap_lora(self._module))
 
-    def summary(self) -> LoraReport:
-        """The adapted layers, and how many parameters train. Prints as a table."""
-        return report_on(self._module, self._trainable, self._registry)
+    def summary(self, *, merge_error: bool = False) -> LoraReport:
+        """The adapted layers, and how many parameters train. Prints as a table.
+
+        **Arguments:**
+
+        - `merge_error`: whether to measure what merging would cost each layer, see `ReportRow`.
+        """
+        return report_on(self._module, self._trainable, self._registry, measure=merge_error)
 
     def _plan(
         self,

@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
+from ._merge_error import merge_error as measured_merge_error
 from ._paths import path_str, show_path
 from ._registry import Registry, default_registry
 from ._tables import as_text, table
@@ -26,6 +27,9 @@ class ReportRow:
     - `trainable`: how many parameters of the adapter are trained.
     - `total`: the parameters of the layer and its adapter together. Constants that an adapter
         keeps beside them (PiSSA's initial factors) are not counted.
+    - `merge_error`: the part of the adapter's update that a merge into the layer's own dtype would
+        round away, relative to the update. `None` if that was not asked for, if the adapter cannot
+        be merged, or if it has not changed anything yet.
     """
 
     path: str
@@ -36,6 +40,7 @@ class ReportRow:
     alpha: float
     trainable: int
     total: int
+    merge_error: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +73,8 @@ class LoraReport:
             ("trainable", "right"),
             ("total", "right"),
         ]
+        if any(row.merge_error is not None for row in self.rows):
+            numbers.append(("merge error", "right"))
         return table(
             f"{len(self.rows)} adapted layers",
             [*columns, *numbers],
@@ -81,7 +88,8 @@ class LoraReport:
                     f"{row.alpha:g}",
                     f"{row.trainable:,}",
                     f"{row.total:,}",
-                )
+                    "" if row.merge_error is None else f"{row.merge_error:.1e}",
+                )[: len(columns) + len(numbers)]
                 for row in self.rows
             ),
             caption=(
@@ -93,20 +101,25 @@ class LoraReport:
         return as_text(self.__rich__())
 
 
-def lora_report(model: PyTree) -> LoraReport:
+def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     """The adapters in `model`, with their parameter counts.
 
     **Arguments:**
 
     - `model`: any pytree, adapted or not.
+    - `merge_error`: whether to measure what merging would cost each layer (see `ReportRow`). Each
+        layer is merged twice for that.
 
     **Returns:** a `LoraReport`. Its `trainable` counts the adapters' parameters only, as
     `lora_trainable_filter` marks them (`Net.summary` counts what its own state says).
     """
-    return report_on(model, lora_trainable_filter(model), default_registry())
+    trainable = lora_trainable_filter(model)
+    return report_on(model, trainable, default_registry(), measure=merge_error)
 
 
-def report_on(model: PyTree, trainable: PyTree[bool], registry: Registry) -> LoraReport:
+def report_on(
+    model: PyTree, trainable: PyTree[bool], registry: Registry, *, measure: bool
+) -> LoraReport:
     """`lora_report`, with `trainable` deciding what is counted as trained in the whole model."""
     adapters = lora_trainable_filter(model)
     counted = may_train(model)
@@ -127,6 +140,7 @@ def report_on(model: PyTree, trainable: PyTree[bool], registry: Registry) -> Lor
                 alpha=node.alpha,
                 trainable=count(node, adapter_mask),
                 total=count(node, counted_mask),
+                merge_error=measured_merge_error(node) if measure else None,
             )
             rows.append(row)
     return LoraReport(tuple(rows), count(model, trainable), count(model, counted))

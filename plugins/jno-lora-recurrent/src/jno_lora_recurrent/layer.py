@@ -1,0 +1,60 @@
+"""Recurrent cells: `eqx.nn.GRUCell`, `eqx.nn.LSTMCell` and their subclasses."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jno_lora_zoo import LayerKind, MeshAxes, at_least_float32, is_float_array, sharded_over
+
+
+class RecurrentLayer(LayerKind):
+    """A cell with the raw weights `weight_ih` `(gates h, in)` and `weight_hh` `(gates h, h)`.
+
+    What the gates see of the input `x` and the hidden state `h` is `weight_ih x + weight_hh h`,
+    that is `[weight_ih | weight_hh] [x; h]`: the matrix is the two side by side, `(gates h, in +
+    h)`, with 3 gates in a GRU and 4 in an LSTM. So `lora_A` reads input and state, `lora_B` writes
+    to the gates, and "per output" means per gate and unit. Biases are untouched.
+
+    The cell itself is called, with the law's weights in it, at every step. In a `lax.scan` that
+    merges anew for each step; `merge_lora` before the scan does it once.
+    """
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        if not isinstance(leaf, eqx.nn.GRUCell | eqx.nn.LSTMCell):
+            return False
+        ih, hh = leaf.weight_ih, leaf.weight_hh
+        outputs = hh.shape[-2] if is_float_array(hh) else None
+        return (
+            is_float_array(ih)
+            and ih.shape[-2:] == (outputs, leaf.input_size)
+            and hh.shape[-1] == leaf.hidden_size
+            and 0 not in ih.shape
+        )
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        """The axes of the weights before `(gates h, in)`."""
+        return leaf.weight_ih.ndim - 2
+
+    @classmethod
+    def matrix(cls, base: Any) -> Float[Array, "out in"]:
+        return at_least_float32(jnp.concatenate([base.weight_ih, base.weight_hh], axis=1))
+
+    @classmethod
+    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+        split = base.weight_ih.shape[1]
+        weights = (
+            matrix[:, :split].astype(base.weight_ih.dtype),
+            matrix[:, split:].astype(base.weight_hh.dtype),
+        )
+        return eqx.tree_at(lambda cell: (cell.weight_ih, cell.weight_hh), base, weights)
+
+    @classmethod
+    def mesh_axes(cls, base: Any) -> MeshAxes:
+        # The inputs of the two are joined into one axis, which can be cut as neither of them was.
+        *stack, outputs, _ = sharded_over(base.weight_ih)
+        same = sharded_over(base.weight_hh)[-2] == outputs
+        return MeshAxes(tuple(stack), outputs if same else None, None)

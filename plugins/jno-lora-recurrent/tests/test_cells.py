@@ -1,0 +1,137 @@
+"""Cells in real models: scanned, stacked, claimed or not, and merged outside the scan."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+
+import jno_lora_recurrent
+from jno.lora import apply_lora, lora_trainable_filter, merge_lora, plan_lora
+from jno_lora_recurrent import LoRARecurrent, RecurrentLayer
+
+METHODS = ("LoRA", "DoRA", "PiSSA", "LoKr")
+
+
+class Reader(eqx.Module):
+    """A sequence in, one vector out."""
+
+    cell: eqx.nn.GRUCell
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        first, second = jax.random.split(key)
+        self.cell = eqx.nn.GRUCell(3, 5, key=first)
+        self.head = eqx.nn.Linear(5, 2, key=second)
+
+    def __call__(self, xs):
+        def step(hidden, x):
+            return self.cell(x, hidden), None
+
+        return self.head(jax.lax.scan(step, jnp.zeros(self.cell.hidden_size), xs)[0])
+
+
+def moved(model, key):
+    def move(leaf, trains):
+        return leaf + 0.3 * jax.random.normal(key, leaf.shape) if trains else leaf
+
+    return jax.tree.map(move, model, lora_trainable_filter(model))
+
+
+@pytest.fixture(scope="module")
+def xs():
+    return jax.random.normal(jax.random.key(1), (6, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merging_before_the_scan_gives_the_same_values_and_gradients(method, xs, getkey):
+    wrappers = getattr(jno_lora_recurrent, f"{method}Recurrent")
+    model = moved(apply_lora(Reader(getkey()), 2, 3.0, key=getkey(), wrappers=wrappers), getkey())
+    trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
+
+    def loss(trainable, prepare):
+        return jnp.sum(jnp.sin(prepare(eqx.combine(trainable, frozen))(xs)))
+
+    inside, outside = (
+        jax.value_and_grad(loss)(trainable, prepare) for prepare in (lambda m: m, merge_lora)
+    )
+    for one, other in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
+
+
+def test_the_merge_then_is_no_part_of_the_scan(xs, getkey):
+    model = apply_lora(Reader(getkey()), 2, 3.0, key=getkey(), wrappers=LoRARecurrent)
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def merges_in_scan(prepare):
+        jaxpr = jax.make_jaxpr(lambda a: prepare(eqx.combine(a, static))(xs))(arrays)
+        (scan,) = (eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan")
+        text = str(scan.params["jaxpr"])
+        return "15,8" in text  # the two weights side by side
+
+    assert merges_in_scan(lambda m: m) and not merges_in_scan(merge_lora)
+
+
+def test_the_law_is_that_of_the_two_weights_side_by_side(getkey):
+    cell = eqx.nn.LSTMCell(3, 2, key=getkey())
+    wrapper = moved(LoRARecurrent(cell, 2, 4.0, key=getkey()), getkey())
+    update = 2.0 * np.asarray(wrapper.lora_B) @ np.asarray(wrapper.lora_A)
+    merged = wrapper.merge()
+    np.testing.assert_allclose(merged.weight_ih - cell.weight_ih, update[:, :3], atol=1e-6)
+    np.testing.assert_allclose(merged.weight_hh - cell.weight_hh, update[:, 3:], atol=1e-6)
+    assert merged.bias is cell.bias
+
+
+def test_cells_are_adapted_by_name_by_variant_and_by_auto_only(getkey):
+    model = Reader(getkey())
+    chosen = {
+        str(wrappers): [row.path for row in plan_lora(model, 2, wrappers=wrappers).wrapped]
+        for wrappers in (None, "LoRARecurrent", "dora", "auto")
+    }
+    assert chosen == {
+        "None": ["head"],
+        "LoRARecurrent": ["cell"],
+        "dora": ["cell", "head"],
+        "auto": ["cell", "head"],
+    }
+
+
+def test_a_stack_of_stacks_is_adapted_cell_by_cell(getkey):
+    keys = jax.random.split(getkey(), (2, 3))
+    make = eqx.filter_vmap(eqx.filter_vmap(lambda key: eqx.nn.GRUCell(3, 2, key=key)))
+    stack = make(keys)
+    assert RecurrentLayer.stack_ndim(stack) == 2
+    adapted = apply_lora(stack, 2, 3.0, key=getkey(), wrappers=LoRARecurrent)
+    assert adapted.lora_A.shape == (2, 3, 2, 5)
+    assert eqx.tree_equal(merge_lora(adapted), stack)
+    one, other = adapted.lora_A[0, 0], adapted.lora_A[1, 2]
+    assert not jnp.allclose(one, other)
+
+
+class Odd(eqx.nn.GRUCell):
+    def __call__(self, input, hidden, *, key=None):
+        return 2.0 * super().__call__(input, hidden, key=key)
+
+
+def test_a_subclass_is_called_as_it_is(getkey):
+    cell = Odd(3, 2, key=getkey())
+    x, hidden = jax.random.normal(getkey(), (3,)), jnp.ones(2)
+    wrapper = LoRARecurrent(cell, 1, 1.0, key=getkey())
+    np.testing.assert_allclose(wrapper(x, hidden), cell(x, hidden), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        None,
+        jnp.ones((6, 2)),
+        eqx.nn.Linear(3, 2, key=jax.random.key(0)),
+        eqx.tree_at(
+            lambda c: c.weight_hh, eqx.nn.GRUCell(3, 2, key=jax.random.key(0)), jnp.ones((4, 2))
+        ),
+        jtu.tree_map(lambda x: x.astype(jnp.int32), eqx.nn.GRUCell(3, 2, key=jax.random.key(0))),
+    ],
+)
+def test_other_things_are_not_claimed(leaf):
+    assert not LoRARecurrent.applies_to(leaf)

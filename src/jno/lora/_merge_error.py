@@ -1,0 +1,54 @@
+"""How much of what an adapter learned a merge into the base's own dtype would lose."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.experimental
+import jax.numpy as jnp
+
+from ._contract import LoRAWrapper, merged_layer, unwrapped_layer
+from ._errors import WrapperError
+
+# The context manager moved in JAX 0.8.
+_enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+
+
+def merge_error(wrapper: LoRAWrapper) -> float | None:
+    """`||merge(W) - W'|| / ||W' - W||`: the part of the update that rounding takes away.
+
+    `W'` is what the law gives in a wider dtype (float32 for half precision, float64 for float32;
+    nothing is wider than float64, whose error is 0), and `merge(W)` is that in the dtype of the
+    base, over all arrays of the layer.
+
+    **Returns:** `None` if the adapter cannot be merged, or has not changed anything yet.
+    """
+    with _enable_x64(True):
+        wide = jax.tree.map(_widened, wrapper)
+        try:
+            merged, exact = merged_layer(wrapper), merged_layer(wide)
+        except WrapperError:
+            return None
+        update = _distance(exact, unwrapped_layer(wide))
+        return float(_distance(merged, exact) / update) if update > 0 else None
+
+
+def _distance(one: Any, other: Any) -> float:
+    """The Frobenius norm of the difference, where the arrays lie (nothing is gathered)."""
+
+    def squared(x: Any, y: Any) -> Any:
+        difference = jnp.abs(x.astype(y.dtype) - y)
+        return jnp.sum(difference * difference, dtype=jnp.float64)
+
+    pairs = jax.tree.map(
+        squared, *(eqx.filter(tree, eqx.is_inexact_array) for tree in (one, other))
+    )
+    return float(sum(jax.tree.leaves(pairs))) ** 0.5
+
+
+def _widened(leaf: Any) -> Any:
+    if not eqx.is_inexact_array(leaf):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return jnp.asarray(leaf, jnp.complex128)
+    return jnp.asarray(leaf, jnp.float32 if leaf.dtype.itemsize < 4 else jnp.float64)

@@ -1,0 +1,79 @@
+"""What a merge into the base's dtype costs, as `lora_report` measures it."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jno_lora_zoo
+from jno.lora import Net, apply_lora, lora_report, lora_trainable_filter
+
+LAYERS = ("LoRALinear", "DoRALinear", "PiSSALinear", "IA3Linear", "VeRALinear", "OFTLinear")
+
+
+def moved(model, size, key):
+    def move(leaf, trains):
+        return leaf + size * jax.random.normal(key, leaf.shape, leaf.dtype) if trains else leaf
+
+    return jax.tree.map(move, model, lora_trainable_filter(model))
+
+
+def adapted(name, dtype, size, getkey):
+    layer = eqx.nn.Linear(24, 16, key=getkey(), dtype=dtype)
+    return moved(apply_lora([layer], 4, 4.0, key=getkey(), wrappers=name), size, getkey())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_is_what_rounding_the_merged_weight_takes_of_the_update(name, getkey):
+    model = adapted(name, jnp.bfloat16, 1e-2, getkey)
+    (row,) = lora_report(model, merge_error=True)
+    (wrapper,) = model
+    # By hand, in NumPy: the law on the weight that the base holds.
+    wide = eqx.tree_at(lambda w: w.base.weight, wrapper, wrapper.base.weight.astype(jnp.float32))
+    exact, before = (np.asarray(x.weight, np.float64) for x in (wide.merge(), wide.unwrap()))
+    merged = np.asarray(wrapper.merge().weight.astype(jnp.float32), np.float64)
+    expected = np.linalg.norm(merged - exact) / np.linalg.norm(exact - before)
+    assert row.merge_error == pytest.approx(expected, rel=1e-3)
+    assert 0 < row.merge_error < 10
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_smaller_update_loses_more_and_float32_next_to_nothing(name, getkey):
+    small, large, full = (
+        lora_report(adapted(name, dtype, size, getkey), merge_error=True).rows[0].merge_error
+        for dtype, size in ((jnp.bfloat16, 1e-3), (jnp.bfloat16, 0.3), (jnp.float32, 0.3))
+    )
+    assert small > 2 * large > 1000 * full > 0
+
+
+def test_an_update_below_the_resolution_of_the_dtype_is_lost_whole(getkey):
+    layer = eqx.nn.Linear(8, 8, key=getkey(), dtype=jnp.bfloat16)
+    layer = eqx.tree_at(lambda m: m.weight, layer, jnp.ones_like(layer.weight))
+    wrapper = jno_lora_zoo.IA3Linear(layer, 1, 1.0, key=getkey())
+    wrapper = eqx.tree_at(lambda w: w.scale, wrapper, jnp.full(8, 1 + 1e-4))
+    (row,) = lora_report(wrapper, merge_error=True)
+    assert row.merge_error == pytest.approx(1.0)
+
+
+def test_it_is_only_measured_on_request_and_shown_then(getkey):
+    model = adapted("LoRALinear", jnp.float16, 0.1, getkey)
+    assert lora_report(model).rows[0].merge_error is None
+    assert "merge error" not in str(lora_report(model))
+    assert "merge error" in str(lora_report(model, merge_error=True))
+    net = Net(model)
+    assert net.summary().rows[0].merge_error is None
+    assert net.summary(merge_error=True).rows[0].merge_error > 0
+
+
+def test_a_layer_that_nothing_changed_has_none(getkey):
+    layer = eqx.nn.Linear(4, 4, key=getkey(), dtype=jnp.bfloat16)
+    report = lora_report(apply_lora([layer], 2, key=getkey()), merge_error=True)
+    assert report.rows[0].merge_error is None and "merge error" not in str(report)
+
+
+def test_a_stack_counts_as_one_layer(getkey):
+    keys = jax.random.split(getkey(), 3)
+    stack = eqx.filter_vmap(lambda k: eqx.nn.Linear(6, 5, key=k, dtype=jnp.bfloat16))(keys)
+    model = moved(apply_lora(stack, 2, key=getkey()), 0.1, getkey())
+    assert 0 < lora_report(model, merge_error=True).rows[0].merge_error < 1

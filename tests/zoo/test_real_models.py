@@ -1,0 +1,296 @@
+"""What models in the wild do: state, scans over stacks, typed keys, direct reads of weights."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jno.lora import Net, apply_lora, lora_trainable_filter, merge_lora, unwrap_lora
+
+
+class Block(eqx.Module):
+    attention: eqx.nn.MultiheadAttention
+    up: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __init__(self, key):
+        first, second = jax.random.split(key)
+        self.attention = eqx.nn.MultiheadAttention(2, 6, key=first)
+        self.up = eqx.nn.Linear(6, 6, key=second)
+        self.dropout = eqx.nn.Dropout(0.5)
+
+    def __call__(self, xs, key):
+        xs = xs + self.attention(xs, xs, xs)
+        return xs + self.dropout(jax.vmap(self.up)(xs), key=key)
+
+
+class Encoder(eqx.Module):
+    """Two stages of three blocks, a stack of stacks, run by two scans; the head is tied."""
+
+    tokens: eqx.nn.Embedding
+    blocks: Block  # every array has the leading axes (2, 3)
+    activation: Callable
+    noise: jax.Array  # a typed key, as a leaf
+    name: str = "encoder"
+
+    def __init__(self, key):
+        first, second = jax.random.split(key)
+        self.tokens = eqx.nn.Embedding(7, 6, key=first)
+        self.blocks = eqx.filter_vmap(eqx.filter_vmap(Block))(jax.random.split(second, (2, 3)))
+        self.activation = jax.nn.gelu
+        self.noise = jax.random.key(3)
+
+    def __call__(self, ids):
+        xs = self.tokens.weight[ids]  # not `vmap(self.tokens)(ids)`
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+
+        def block(xs, arrays):
+            run = eqx.filter_checkpoint(eqx.combine(arrays, static))
+            return self.activation(run(xs, self.noise)), None
+
+        def stage(xs, arrays):
+            return jax.lax.scan(block, xs, arrays)
+
+        xs, _ = jax.lax.scan(stage, xs, arrays)
+        return xs @ self.tokens.weight.T
+
+
+IDS = np.array([1, 4, 2, 2, 6])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return eqx.nn.inference_mode(Encoder(jax.random.key(0)))
+
+
+def moved(model, seed=9, size=0.2):
+    keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(model))))
+
+    def move(leaf, trains):
+        key = next(keys)
+        return leaf + size * jax.random.normal(key, leaf.shape, leaf.dtype) if trains else leaf
+
+    return jax.tree.map(move, model, lora_trainable_filter(model))
+
+
+def close(one, other, tolerance=2e-5):
+    scale = max(float(jnp.max(jnp.abs(other))), 1e-3)
+    np.testing.assert_allclose(one, other, atol=tolerance * scale, rtol=0)
+
+
+# The kit has every adapter stacked; what a whole model adds is seen with a few.
+ADAPTERS: list[Any] = [
+    "auto",
+    ["LoRAAttention", "vera", "OFTEmbedding"],
+    "dora",
+    "pissa",
+]
+
+
+@pytest.mark.parametrize("wrapper", ADAPTERS, ids=str)
+def test_a_scanned_stack_of_stacks_with_a_tied_head(wrapper, encoder):
+    run = eqx.filter_jit(lambda model: model(IDS))
+    adapted = apply_lora(encoder, 2, 4.0, key=jax.random.key(1), wrappers=wrapper)
+    paths = {row.path for row in Net(adapted).summary()}
+    assert "tokens" in paths and any(path.startswith("blocks/attention") for path in paths)
+    close(run(adapted), run(encoder))
+    trained = moved(adapted)
+    plain = merge_lora(trained)
+    assert jax.tree.structure(plain) == jax.tree.structure(encoder)
+    close(run(plain), run(trained), 1e-4)
+    assert not np.allclose(run(trained), run(encoder), rtol=1e-3)
+    assert unwrap_lora(trained).noise is encoder.noise
+
+    def loss(trainable, frozen, prepare):
+        return jnp.sum(jnp.sin(prepare(eqx.combine(trainable, frozen))(IDS)))
+
+    parts = eqx.partition(trained, lora_trainable_filter(trained))
+    grads = [
+        eqx.filter_jit(eqx.filter_grad(loss))(*parts, prepare)
+        for prepare in (lambda model: model, merge_lora)
+    ]
+    # Merging inside the loss is the way for models that hide their weights: the same gradients.
+    scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(grads[0]))
+    for one, other in zip(*map(jax.tree.leaves, grads), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * scale, rtol=0)
+
+
+def test_the_slices_of_a_stack_start_from_different_values(encoder):
+    adapted = apply_lora(encoder, 2, key=jax.random.key(1), target="up")
+    factors = np.asarray(adapted.blocks.up.lora_A)
+    assert factors.shape == (2, 3, 2, 6)
+    assert len({factor.tobytes() for factor in factors.reshape(6, -1)}) == 6
+
+
+def test_training_with_typed_keys_functions_and_donated_buffers():
+    model = Encoder(jax.random.key(0))
+    net = Net(model).freeze().lora(2, 4.0, wrapper="auto")
+    trainable, frozen = net.partition()
+    optimiser = optax.adam(1e-2)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes weak and strong types
+        state = optimiser.init(trainable)
+
+        # The frozen model comes first, so that it is the one thing that survives a step.
+        @eqx.filter_jit(donate="all-except-first")
+        def step(frozen, trainable, state):
+            def loss(trainable):
+                logits = eqx.combine(trainable, frozen)(IDS)
+                return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(IDS)), IDS])
+
+            value, grads = eqx.filter_value_and_grad(loss)(trainable)
+            updates, state = optimiser.update(grads, state)
+            return eqx.apply_updates(trainable, updates), state, value
+
+        losses = []
+        for _ in range(8):
+            trainable, state, value = step(frozen, trainable, state)
+            losses.append(float(value))
+    assert losses[-1] < losses[0]
+    net.update(trainable)
+    before, after = (
+        jax.tree.leaves(eqx.filter(m, eqx.is_inexact_array)) for m in (model, net.unwrap().module)
+    )
+    assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+class Normed(eqx.Module):
+    """A batch-normalised convolution net, made with `make_with_state`."""
+
+    conv: eqx.nn.Conv1d
+    norm: eqx.nn.BatchNorm
+    layers: eqx.nn.Sequential
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 3)
+        self.conv = eqx.nn.Conv1d(2, 4, 3, padding=1, key=keys[0])
+        self.norm = eqx.nn.BatchNorm(4, "batch", mode="batch")
+        self.layers = eqx.nn.Sequential(
+            [
+                eqx.nn.Lambda(lambda x: jnp.mean(x, axis=-1)),
+                eqx.nn.Linear(4, 5, key=keys[1]),
+                eqx.nn.BatchNorm(5, "batch", mode="batch"),
+                eqx.nn.Linear(5, 2, key=keys[2]),
+            ]
+        )
+
+    def __call__(self, x, state):
+        x, state = self.norm(self.conv(x), state)
+        return self.layers(jax.nn.relu(x), state)
+
+
+@pytest.mark.parametrize("wrapper", ["lora", "dora"])
+def test_a_model_with_batch_norm_trains_and_keeps_its_statistics(wrapper):
+    model, state = eqx.nn.make_with_state(Normed)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (16, 2, 6))
+    y = x[:, :, 0]
+    net = Net(model).freeze().lora(2, 8.0, wrapper=wrapper)
+    trainable, frozen = net.partition()
+
+    def loss(trainable, frozen, state):
+        model = eqx.combine(trainable, frozen)
+        run = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+        out, state = run(x, state)
+        return jnp.mean((out - y) ** 2), state
+
+    step = eqx.filter_jit(eqx.filter_value_and_grad(loss, has_aux=True))
+    losses = []
+    for _ in range(10):
+        (value, state), grads = step(trainable, frozen, state)
+        trainable = jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads)
+        losses.append(float(value))
+    assert losses[-1] < losses[0]
+    # The running statistics moved, and the merged model takes the same state.
+    trained = eqx.nn.inference_mode(net.update(trainable).module)
+    plain = eqx.nn.inference_mode(merge_lora(net.module))
+    assert not any(x.inference is False for x in (trained.norm, plain.norm, plain.layers[2]))
+    run = eqx.filter_jit(lambda model, state: model(x[0], state))
+    (one, kept), (other, _) = run(trained, state), run(plain, state)
+    close(one, other)
+    assert eqx.tree_equal(kept, state)
+
+
+class Doubling(eqx.nn.StatefulLayer):
+    """A stateful layer of somebody's own, which counts its calls."""
+
+    linear: eqx.nn.Linear
+    calls: eqx.nn.StateIndex
+
+    def __init__(self, key):
+        self.linear = eqx.nn.Linear(3, 3, key=key)
+        self.calls = eqx.nn.StateIndex(jnp.array(0))
+
+    def __call__(self, x, state, *, key=None):
+        return 2.0 * self.linear(x), state.set(self.calls, state.get(self.calls) + 1)
+
+
+class StatefulLinear(eqx.nn.Linear, eqx.nn.StatefulLayer):
+    """A subclass of `Linear` that `Sequential` calls with the state."""
+
+    def __call__(self, x, state, *, key=None):
+        return super().__call__(x), state
+
+
+def test_stateful_layers_inside_a_sequential(getkey):
+    def make(key):
+        keys = jax.random.split(key, 3)
+        linear = eqx.nn.Linear(3, 3, key=keys[0])
+        return eqx.nn.Sequential([linear, Doubling(keys[1]), StatefulLinear(3, 2, key=keys[2])])
+
+    model, state = eqx.nn.make_with_state(make)(getkey())
+    x = jax.random.normal(getkey(), (3,))
+    adapted = apply_lora(model, 2, key=getkey())
+    assert [row.path for row in Net(adapted).summary()] == [
+        "layers/0",
+        "layers/1/linear",
+        "layers/2",
+    ]
+    assert not adapted[0].is_stateful() and adapted[2].is_stateful()
+    run = eqx.filter_jit(lambda model, state: model(x, state))
+    (one, after), (other, expected) = run(adapted, state), run(model, state)
+    close(one, other)
+    assert eqx.tree_equal(after, expected)
+
+
+def test_a_base_inside_an_adapter_can_be_edited_and_a_merged_weight_cannot(encoder):
+    adapted = apply_lora(encoder, 2, key=jax.random.key(1), target="tokens", wrappers="dora")
+    weight = adapted.tokens.base.weight
+    edited = eqx.tree_at(lambda m: m.tokens.base.weight, adapted, 2 * weight)
+    close(edited.tokens.base.weight, 2 * weight)
+    # What `tokens.weight` reads is computed, not a leaf of the tree.
+    with pytest.raises(ValueError, match="where"):
+        eqx.tree_at(lambda m: m.tokens.weight, adapted, weight)
+
+
+def test_a_template_of_shapes_takes_what_was_serialised(encoder):
+    adapted = moved(apply_lora(encoder, 2, key=jax.random.key(1), wrappers="auto"))
+    arrays = eqx.filter(adapted, eqx.is_inexact_array)
+    file = io.BytesIO()
+    eqx.tree_serialise_leaves(file, arrays)
+    file.seek(0)
+
+    def make(key):
+        model = apply_lora(Encoder(key), 2, key=key, wrappers="auto")
+        return eqx.filter(model, eqx.is_inexact_array)
+
+    template = eqx.filter_eval_shape(make, jax.random.key(5))
+    restored = eqx.tree_deserialise_leaves(file, template)
+    model = eqx.combine(restored, adapted)
+    close(model(IDS), adapted(IDS))
+
+
+def test_inference_mode_reaches_what_adapters_wrap(encoder):
+    noisy = eqx.nn.inference_mode(apply_lora(encoder, 2, key=jax.random.key(1)), value=False)
+    assert noisy.blocks.dropout.inference is False
+    assert eqx.nn.inference_mode(noisy).blocks.dropout.inference is True
+    adapted = apply_lora(encoder, 2, key=jax.random.key(1), wrappers="LoRAAttention")
+    flags = [
+        m.blocks.attention.dropout.inference
+        for m in (adapted, eqx.nn.inference_mode(adapted, value=False))
+    ]
+    assert flags == [True, False]
