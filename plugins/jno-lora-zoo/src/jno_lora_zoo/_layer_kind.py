@@ -108,6 +108,12 @@ class LayerKind(LoRAWrapper):
         """`y = B h`: the second half of a low-rank product."""
         raise NotImplementedError
 
+    def low_rank(
+        self, x: Any, A: Float[Array, "r in"], B: Float[Array, "out r"], scaling: float
+    ) -> Array:
+        """`y = (W + s B A) x`: the layer's own product and a low-rank one."""
+        return self.product(x) + scaling * self.up(self.down(x, A), B)
+
     def mix(self, h: Array, R: Float[Array, "r r"]) -> Array:
         """`R h`: a matrix on the rank axis."""
         raise NotImplementedError

@@ -82,5 +82,5 @@ class DoRA(Method):
         return self.row_factor(W)[:, None] * (W + self.scaling * (B @ A))
 
     def forward(self, x: Any) -> Array:
-        y = self.product(x) + self.scaling * self.up(self.down(x, self.lora_A), self.lora_B)
+        y = self.low_rank(x, self.lora_A, self.lora_B, self.scaling)
         return self.scale_output(y, self.row_factor(self.matrix(self.base)))

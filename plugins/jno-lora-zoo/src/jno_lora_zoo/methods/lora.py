@@ -49,7 +49,7 @@ class LowRank(Method):
         return W + self.scaling * (B @ A)
 
     def forward(self, x: Any) -> Array:
-        return self.product(x) + self.scaling * self.up(self.down(x, self.lora_A), self.lora_B)
+        return self.low_rank(x, self.lora_A, self.lora_B, self.scaling)
 
 
 class LoRA(LowRank):

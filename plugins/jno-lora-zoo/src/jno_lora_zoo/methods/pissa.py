@@ -79,7 +79,7 @@ class SingularSplit(Method):
         return W + self.update(self.lora_B, self.lora_A, W)
 
     def forward(self, x: Any) -> Array:
-        return self.product(x) + self.scaling * self.up(self.down(x, self.lora_A), self.lora_B)
+        return self.low_rank(x, self.lora_A, self.lora_B, self.scaling)
 
     def unwrap(self) -> eqx.Module:
         """The original layer: the residual plus the initial factors' product, to rounding."""
