@@ -1,8 +1,8 @@
 """Which arrays train: boolean pytrees of a model, built by path and field, never by identity."""
 
+import functools
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -21,9 +21,7 @@ def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     **Returns:** Python bools in the structure of `model`, for `eqx.partition` and for optax masks.
     """
-    return jtu.tree_map(
-        lambda node: _adapter_mask(node) if is_wrapper(node) else False, model, is_leaf=is_wrapper
-    )
+    return _select(model, _ADAPTER)
 
 
 def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
@@ -37,11 +35,7 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     **Returns:** Python bools in the structure of `model`.
     """
-    return jtu.tree_map(
-        lambda node: _adapter_mask(node) if is_wrapper(node) else _is_inexact(node),
-        model,
-        is_leaf=is_wrapper,
-    )
+    return _select(model, _ADAPTER | _OUTSIDE)
 
 
 def may_train(model: PyTree) -> PyTree[bool]:
@@ -50,13 +44,7 @@ def may_train(model: PyTree) -> PyTree[bool]:
     A wrapped `base` may be trained if the user insists; an adapter's own constants may not.
     """
 
-    def mark(node: Any) -> Any:
-        if not is_wrapper(node):
-            return _is_inexact(node)
-        adapters = _adapter_mask(node)
-        return eqx.tree_at(lambda w: w.base, adapters, jax.tree.map(_is_inexact, node.base))
-
-    return jtu.tree_map(mark, model, is_leaf=is_wrapper)
+    return _select(model, _ADAPTER | _OUTSIDE | _BASE)
 
 
 def carry_to_adapted(trainable: PyTree[bool], adapted: PyTree) -> PyTree[bool]:
@@ -66,7 +54,9 @@ def carry_to_adapted(trainable: PyTree[bool], adapted: PyTree) -> PyTree[bool]:
     """
 
     def carry(node: Any, before: Any) -> Any:
-        return _adapter_mask(node) if is_wrapper(node) and not is_wrapper(before) else before
+        return (
+            lora_trainable_filter(node) if is_wrapper(node) and not is_wrapper(before) else before
+        )
 
     return jtu.tree_map(carry, adapted, trainable, is_leaf=is_wrapper)
 
@@ -85,23 +75,56 @@ def carry_to_plain(trainable: PyTree[bool], adapted: PyTree, plain: PyTree) -> P
     return jtu.tree_unflatten(jtu.tree_structure(plain), jtu.tree_leaves(carried))
 
 
-def _adapter_mask(wrapper: LoRAWrapper) -> Any:
-    """`True` for the arrays in the wrapper's `adapter_fields`, in the wrapper's structure."""
+# What a leaf of a model is. What is none of these is a constant that an adapter keeps.
+_OUTSIDE, _BASE, _ADAPTER = 1, 2, 4
+
+
+def _select(model: PyTree, roles: int) -> PyTree[bool]:
+    """`True` for the inexact arrays of `model` that have one of these roles."""
+    leaves, treedef = jtu.tree_flatten(model)
+    try:
+        found = _roles(treedef)
+    except TypeError:  # a static field that cannot be hashed
+        found = _roles.__wrapped__(treedef)
+    chosen = (bool(role & roles) and _is_inexact(x) for role, x in zip(found, leaves, strict=True))
+    return jtu.tree_unflatten(treedef, chosen)
+
+
+# Filters are asked for again and again for models of one structure.
+@functools.lru_cache(maxsize=32)
+def _roles(treedef: Any) -> tuple[int, ...]:
+    """The role of each leaf in a tree of this structure."""
+    model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
+    marked = jtu.tree_map(
+        lambda node: _inside(node) if is_wrapper(node) else _OUTSIDE, model, is_leaf=is_wrapper
+    )
+    return tuple(jtu.tree_leaves(marked))
+
+
+def _inside(wrapper: LoRAWrapper) -> Any:
+    """The role of each leaf of a wrapper, in its structure."""
 
     def mark(path: tuple[Any, ...], node: Any) -> Any:
+        if path[0].name == "base":
+            return jax.tree.map(lambda _: _BASE, node)
         trains = path[0].name in type(wrapper).adapter_fields
         if is_wrapper(node):  # an adapter may be built of adapters
-            inner = _adapter_mask(node)
-            return inner if trains else jax.tree.map(lambda _: False, inner)
-        return trains and _is_inexact(node)
+            return jax.tree.map(lambda role: role & _ADAPTER if trains else 0, _inside(node))
+        return _ADAPTER if trains else 0
 
-    return jtu.tree_map_with_path(
-        mark, wrapper, is_leaf=lambda node: is_wrapper(node) and node is not wrapper
-    )
+    def is_leaf(node: Any) -> bool:
+        return node is wrapper.base or (is_wrapper(node) and node is not wrapper)
+
+    return jtu.tree_map_with_path(mark, wrapper, is_leaf=is_leaf)
 
 
 def _is_inexact(leaf: Any) -> bool:
     """Whether `leaf` is a floating or complex array (or stands for one, as in `eval_shape`)."""
-    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and bool(
-        jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and _holds_reals(
+        leaf.dtype
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _holds_reals(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.inexact))
