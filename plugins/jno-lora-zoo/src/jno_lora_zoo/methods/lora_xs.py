@@ -6,8 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._linalg import svd
 from .._method import Method, clamped_rank, in_dtype
+from .._svd import largest
 
 
 class LoRAXS(Method):
@@ -19,6 +19,9 @@ class LoRAXS(Method):
     Paper: Bałazy et al., "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters",
     arXiv:2405.17604. The paper starts `R` from a narrow normal distribution; here it starts at 0,
     so that the adapted model equals the original exactly.
+
+    `svd="exact"` or `"randomized"` says how the triplets are found; `"auto"`, the default, takes a
+    random subspace for matrices that are large beside the rank.
     """
 
     adapter_fields = ("R",)
@@ -41,16 +44,16 @@ class LoRAXS(Method):
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
+        svd: str = "auto",
     ):
-        del key  # the weight decides
         W = self.matrix(base)
         self.base = base
         self.rank = r = clamped_rank(rank, *W.shape)
         self.alpha = alpha
         dtype = in_dtype(W, adapter_dtype)
-        U, S, Vt = svd(W)
-        self.lora_A = Vt[:r].astype(dtype)
-        self.lora_B = (U[:, :r] * S[None, :r]).astype(dtype)
+        U, S, Vt = largest(W, r, svd, key)
+        self.lora_A = Vt.astype(dtype)
+        self.lora_B = (U * S[None, :]).astype(dtype)
         self.R = jnp.zeros((r, r), dtype)
 
     @property

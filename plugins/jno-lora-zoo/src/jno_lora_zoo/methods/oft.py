@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._linalg import cayley
+from .._cayley import cayley
 from .._method import Method, clamped_rank, in_dtype
 
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
 
-from .._linalg import svd
 from .._method import Method, clamped_rank, in_dtype
+from .._svd import Triplets, largest, smallest
 
 
 class SingularSplit(Method):
@@ -40,8 +40,8 @@ class SingularSplit(Method):
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
+        svd: str = "auto",
     ):
-        del key  # the weight decides
         if alpha <= 0:
             raise ValueError(
                 f"{type(self).__name__} divides by its scale, so alpha must be greater than 0, "
@@ -52,19 +52,18 @@ class SingularSplit(Method):
         self.rank = r = clamped_rank(rank, outputs, inputs)
         self.alpha = alpha
         dtype = in_dtype(W, adapter_dtype)
-        U, S, Vt = svd(W)
-        chosen = self.triplets(r, min(outputs, inputs))
-        root = jnp.sqrt(S[chosen] / self.scaling)
-        self.lora_A = (root[:, None] * Vt[chosen, :]).astype(dtype)
-        self.lora_B = (U[:, chosen] * root[None, :]).astype(dtype)
+        U, S, Vt = self.triplets(W, r, svd, key)
+        root = jnp.sqrt(S / self.scaling)
+        self.lora_A = (root[:, None] * Vt).astype(dtype)
+        self.lora_B = (U * root[None, :]).astype(dtype)
         # Copies: one buffer in two leaves could not be donated to a compiled step.
         self.initial_A, self.initial_B = jnp.copy(self.lora_A), jnp.copy(self.lora_B)
         self.base = self.with_matrix(base, W - self.update(self.initial_B, self.initial_A, W))
 
     @staticmethod
     @abc.abstractmethod
-    def triplets(r: int, n: int) -> slice:
-        """Which `r` of the `n` singular triplets, sorted from the largest, are trained."""
+    def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
+        """The `r` singular triplets of `W` that are trained."""
 
     @property
     def scaling(self) -> float:
@@ -107,6 +106,10 @@ class PiSSA(SingularSplit):
     Paper: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large
     Language Models", arXiv:2404.02948. The paper has no scale; `alpha = r` gives its `s = 1`.
 
+    `svd="exact"` or `"randomized"` says how the triplets are found; `"auto"`, the default, takes a
+    random subspace for matrices that are large beside the rank. The start is exact either way: the
+    base keeps what the factors leave.
+
     **Raises:** `ValueError` if `alpha` is not positive.
     """
 
@@ -114,8 +117,8 @@ class PiSSA(SingularSplit):
     paper = "2404.02948"
 
     @staticmethod
-    def triplets(r: int, n: int) -> slice:
-        return slice(0, r)
+    def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
+        return largest(W, r, svd, key)
 
 
 class MiLoRA(SingularSplit):
@@ -126,6 +129,9 @@ class MiLoRA(SingularSplit):
     Paper: Wang et al., "MiLoRA: Harnessing Minor Singular Components for Parameter-Efficient LLM
     Finetuning", arXiv:2406.09044.
 
+    `svd="gram"` finds the triplets by eigenvectors, in half the time and approximately (their
+    product is off by 1e-3 to 4e-2 of its norm in float32). The start is exact all the same.
+
     **Raises:** `ValueError` if `alpha` is not positive.
     """
 
@@ -133,5 +139,6 @@ class MiLoRA(SingularSplit):
     paper = "2406.09044"
 
     @staticmethod
-    def triplets(r: int, n: int) -> slice:
-        return slice(n - r, n)
+    def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
+        del key  # the weight decides
+        return smallest(W, r, svd)

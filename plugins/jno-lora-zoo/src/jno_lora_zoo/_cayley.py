@@ -1,19 +1,12 @@
-"""Linear algebra: a decomposition for initialisers, and a Cayley map that may run in a step.
+"""A Cayley map that may run in a compiled step.
 
-LAPACK is called in initialisers only. Several LAPACK calls in one compiled step can wait for each
-other's threads forever on a CPU with few cores, so what runs in a step is plain HLO.
+Several LAPACK calls in one step can wait for each other's threads forever on a CPU with few cores,
+so what runs in a step is plain HLO.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-
-def svd(
-    W: Float[Array, "out in"],
-) -> tuple[Float[Array, "out k"], Float[Array, " k"], Float[Array, "k in"]]:
-    """The singular value decomposition, largest values first."""
-    return jnp.linalg.svd(W, full_matrices=False)  # pyright: ignore[reportReturnType]
 
 
 @jax.custom_jvp

@@ -1,0 +1,98 @@
+"""`call_compiled`: one program per form, and what is handed through stays the object it was."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora._compiling import call_compiled
+
+
+class Traces:
+    """A function that counts how often it is traced."""
+
+    def __init__(self, function):
+        self.function = function
+        self.count = 0
+
+    def __call__(self, *args):
+        self.count += 1
+        return self.function(*args)
+
+
+def doubled(layer, factor):
+    return eqx.tree_at(lambda m: m.weight, layer, factor * layer.weight)
+
+
+def test_layers_of_one_form_share_a_program(getkey):
+    function = Traces(doubled)
+    layers = [eqx.nn.Linear(3, 2, key=getkey()) for _ in range(5)]
+    for layer in layers:
+        result = call_compiled(function, layer, 2.0)
+        np.testing.assert_array_equal(result.weight, 2 * layer.weight)
+        assert result.bias is layer.bias
+    after_one_form = function.count
+    assert after_one_form <= 2  # for the shapes, and for the program
+    call_compiled(function, eqx.nn.Linear(4, 2, key=getkey()), 2.0)
+    call_compiled(function, layers[0], 3.0)
+    assert function.count == 3 * after_one_form
+
+
+def test_static_values_that_are_equal_but_of_another_type_are_kept_apart(getkey):
+    def tagged(x, tag):
+        return {"x": x + 1, "tag": tag}
+
+    tags = [call_compiled(tagged, jnp.ones(2), tag)["tag"] for tag in (1, 1.0, True)]
+    assert [type(tag) for tag in tags] == [int, float, bool]
+
+
+def test_what_changes_nothing_runs_nothing(getkey):
+    layer = eqx.nn.Linear(3, 2, key=getkey())
+    assert all(
+        x is y
+        for x, y in zip(
+            jax.tree.leaves(call_compiled(lambda m: m, layer)), jax.tree.leaves(layer), strict=True
+        )
+    )
+
+
+def test_a_function_that_needs_values_is_called_as_it_is():
+    result = call_compiled(lambda x: float(x) + x, jnp.array(2.0))
+    assert result == 4.0
+
+
+def test_a_failing_function_fails_with_its_own_error():
+    def fails(x):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        call_compiled(fails, jnp.ones(2))
+
+
+def test_unhashable_values_and_traced_arrays_are_no_obstacle():
+    def total(x, options):
+        return x * len(options)
+
+    assert call_compiled(total, jnp.ones(()), {"a": [1, 2]}) == 1
+    traced = jax.jit(lambda x: call_compiled(total, x, {"a": 1, "b": 2}))(jnp.ones(()))
+    assert traced == 2
+
+
+def test_numpy_arrays_and_both_kinds_of_keys_are_arguments_like_others():
+    def draw(key, x):
+        return jax.random.normal(key, x.shape) + x
+
+    x = np.zeros(3, np.float32)
+    typed = call_compiled(draw, jax.random.key(1), x)
+    raw = call_compiled(draw, jax.random.PRNGKey(1), x)
+    np.testing.assert_array_equal(typed, raw)
+
+
+def test_other_settings_make_another_program():
+    def ones(x):
+        return x + jnp.zeros(2)
+
+    assert call_compiled(ones, jnp.ones(2)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert call_compiled(ones, jnp.ones(2)).dtype == jnp.float64
