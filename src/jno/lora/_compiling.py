@@ -82,7 +82,7 @@ class _Program:
         jax.eval_shape(self._compute, list(form.avals))
         self.compiled = jax.jit(self._compute)
 
-    def __call__(self, arrays: list[Array]) -> Any:
+    def __call__(self, arrays: list[Any]) -> Any:
         computed = iter(self.compiled(arrays) if _ARRAY in self.leaves else ())
         leaves = (
             arrays[leaf.index]

@@ -15,7 +15,7 @@ from ._paths import KeyPath, bullets, nearest, show_path, stable_hash
 from ._plan import Plan, PlanRow
 from ._registry import Registry, default_registry
 from ._selection import Mask, MaskLike, Spec, SpecLike, WrapperLike, parse_mask, parse_specs
-from ._sharding import place_like_base
+from ._sharding import on_the_mesh, place_like_base
 from ._stacking import keys_for_stack, over_stack
 from ._walk import NORMALISED, Walk
 
@@ -139,8 +139,7 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
         row = chosen.get(path)
         if row is None:
             return node
-        own_key = jax.random.fold_in(key, np.uint32(stable_hash(row.path)))
-        wrapper = _construct(row, node, own_key)
+        wrapper = _construct(row, node, key)
         assert row.rank is not None
         if wrapper.rank < row.rank:
             clamped.append(f"{show_path(row.path)}: {row.rank} -> {wrapper.rank}")
@@ -162,9 +161,9 @@ def _construct(row: PlanRow, layer: Any, key: PRNGKeyArray) -> LoRAWrapper:
     cls, rank, alpha = row.wrapper, row.rank, row.alpha
     assert cls is not None and rank is not None and alpha is not None
     try:
-        ndim = cls.stack_ndim(layer)
-        make = over_stack(lambda base, key: cls(base, rank, alpha, key=key, **row.options), ndim)
-        wrapper = make(layer, keys_for_stack(key, layer, ndim))
+        settings = (cls, rank, alpha, dict(row.options), cls.stack_ndim(layer))
+        number = np.asarray(stable_hash(row.path), np.uint32)
+        wrapper = on_the_mesh(_make, *settings, layer, key, number)
     except Exception as err:
         what = (
             f"{cls.__name__} could not be built around the {row.layer} at {show_path(row.path)!r}"
@@ -176,6 +175,18 @@ def _construct(row: PlanRow, layer: Any, key: PRNGKeyArray) -> LoRAWrapper:
         check_contract(cls)
         raise WrapperError(f"{cls.__name__}(...) made a {type(wrapper).__name__} at {row.path!r}")
     return place_like_base(wrapper, layer)
+
+
+def _make(
+    cls: Any, rank: int, alpha: float, options: Any, ndim: int, layer: Any, key: Any, number: Any
+) -> LoRAWrapper:
+    """The adapter around `layer`, by a key that `number` tells apart from those of other layers."""
+
+    def one(base: Any, key: Any) -> Any:
+        return cls(base, rank, alpha, key=key, **options)
+
+    own_key = jax.random.fold_in(key, number)
+    return over_stack(one, ndim)(layer, keys_for_stack(own_key, layer, ndim))
 
 
 def _check_rank(rank: Any) -> None:

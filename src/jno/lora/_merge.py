@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
 from ._paths import KeyPath, path_str, show_path
-from ._sharding import sharded_like
+from ._sharding import on_the_mesh, sharded_like
 
 M = TypeVar("M")
 
@@ -50,7 +50,7 @@ def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) 
             return node
         where = f"the {type(node).__name__} at {show_path(path_str(keys))!r}"
         try:
-            layer = plain(node)
+            layer = on_the_mesh(plain, node)
         except JnoLoraError as err:
             raise type(err)(f"Could not {verb} {where}: {err}") from err
         except Exception as err:

@@ -11,7 +11,9 @@ from ._contract import LoRAWrapper, merged_layer, unwrapped_layer
 from ._errors import WrapperError
 
 # The context manager moved in JAX 0.8.
-_enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+_enable_x64: Any = getattr(jax, "enable_x64", None)
+if _enable_x64 is None:
+    _enable_x64 = jax.experimental.enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def merge_error(wrapper: LoRAWrapper) -> float | None:

@@ -1,15 +1,36 @@
-"""Placing adapters on the mesh of a sharded layer, and merged layers where the layer was."""
+"""Sharded layers: adapters go onto the mesh of the layer, merged layers where the layer was."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
+import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ._compiling import call_compiled
 from ._contract import LoRAWrapper
 from ._paths import KeyPath, path_str
+from ._stacking import over_stack
+
+T = TypeVar("T")
+
+
+def on_the_mesh(function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)` by a program (see `call_compiled`), on the mesh of the arrays in `args`.
+
+    Run operation by operation, some intermediate results (an update made of replicated factors)
+    would lie whole on every device, and processes would have to agree on arrays that each of them
+    made. A program is split over the mesh by the compiler.
+    """
+    mesh = _mesh(args)
+    if mesh is None:
+        return call_compiled(function, *args)
+    joined = jax.tree.map(lambda leaf: _joined(leaf, mesh), args)
+    given = dict(zip(map(id, jax.tree.leaves(joined)), jax.tree.leaves(args), strict=True))
+    return jax.tree.map(lambda x: given.get(id(x), x), call_compiled(function, *joined))
 
 
 def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
@@ -19,17 +40,16 @@ def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
     one; an array of the base that the constructor changed takes the sharding it had. A layer
     that is not sharded (or is traced) leaves everything as it is.
     """
-    shardings = [_named_sharding(leaf) for leaf in jax.tree.leaves(layer)]
-    mesh = next((s.mesh for s in shardings if s is not None), None)
+    mesh = _mesh(layer)
     if mesh is None:
         return wrapper
     specs = wrapper.partition_specs()
 
     def place(path: KeyPath, leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or path[0].name == "base":
+        if not eqx.is_array(leaf) or path[0].name == "base":
             return leaf
         spec = specs.get(path_str(path), specs.get(path[0].name, PartitionSpec()))
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
+        return _put(leaf, NamedSharding(mesh, spec))
 
     placed = jtu.tree_map_with_path(place, wrapper)
     return eqx.tree_at(lambda w: w.base, placed, sharded_like(wrapper.base, layer))
@@ -45,9 +65,62 @@ def sharded_like(layer: Any, model: Any) -> Any:
         sharding = _named_sharding(old)
         if sharding is None or new is old or isinstance(new, Tracer):
             return new
-        return jax.device_put(new, sharding)
+        return _put(new, sharding)
 
     return jax.tree.map(place, layer, model)
+
+
+def restored_layer(
+    cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: int, alpha: float
+) -> LoRAWrapper:
+    """`cls.from_state(...)`, mapped over the axes of a stacked layer, on the mesh of `base`."""
+    restored = on_the_mesh(_restore, cls, rank, alpha, base, dict(state))
+    return place_like_base(restored, base)
+
+
+def _restore(cls: Any, rank: int, alpha: float, base: Any, state: Any) -> Any:
+    def one(base: Any, state: Any) -> Any:
+        return cls.from_state(base, state, rank, alpha)
+
+    return over_stack(one, cls.stack_ndim(base))(base, state)
+
+
+def _joined(leaf: Any, mesh: Mesh) -> Any:
+    """`leaf` as a program on `mesh` takes it. Arrays that lie there already are not copied."""
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    if leaf.sharding.device_set != set(mesh.devices.flat):
+        # A key, say, that was committed to one device. Another process's devices are out of reach.
+        replicated = NamedSharding(_automatic(mesh), PartitionSpec())
+        return jax.device_put(leaf, replicated) if replicated.is_fully_addressable else leaf
+    sharding = _named_sharding(leaf)
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+        return leaf
+    # With explicit axes the arithmetic of an adapter would have to name every sharding in it.
+    automatic = NamedSharding(
+        _automatic(sharding.mesh), sharding.spec, memory_kind=sharding.memory_kind
+    )
+    return jax.device_put(leaf, automatic)
+
+
+def _automatic(mesh: Any) -> Mesh:
+    axis_types = (AxisType.Auto,) * len(mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=axis_types)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable or isinstance(leaf, Tracer):
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    # Every process holds the same values, and cannot reach the devices of the others.
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def _mesh(tree: Any) -> Any:
+    shardings = map(_named_sharding, jax.tree.leaves(tree))
+    return next((sharding.mesh for sharding in shardings if sharding is not None), None)
 
 
 def _named_sharding(leaf: Any) -> NamedSharding | None:

@@ -6,9 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
+from jno_lora_zoo import sharded_over
 
 from ._unit import AttentionUnit, adapter_dtype_for, at_least_float32
 
@@ -87,6 +89,16 @@ class PrefixAttention(AttentionUnit):
         self.prefix_values = values.reshape(rank, heads, -1).astype(dtype)
         self.gate = jnp.zeros(heads, dtype)
 
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """The heads lie as the outputs of their projections do, if no head is cut there."""
+        *stack, keys = _axes_of_heads(self.base.key_proj, self.base.num_heads)
+        *_, values = _axes_of_heads(self.base.value_proj, self.base.num_heads)
+        return {
+            "prefix_keys": PartitionSpec(*stack, None, keys, None),
+            "prefix_values": PartitionSpec(*stack, None, values, None),
+            "gate": PartitionSpec(*stack, values),
+        }
+
     def __call__(self, *args: Any, process_heads: Any = None, **kwargs: Any) -> Array:
         """What `base` computes with the prefix, for the arguments that it takes itself."""
         queries: list[Array] = []
@@ -142,6 +154,17 @@ class PrefixAttention(AttentionUnit):
         logits = jnp.einsum("shd,phd->hsp", queries, keys)
         weights = jax.nn.softmax(logits.astype(at_least_float32(dtype))).astype(dtype)
         return gate[None, :, None] * jnp.einsum("hsp,phd->shd", weights, values)
+
+
+def _axes_of_heads(linear: Any, heads: int) -> tuple[Any, ...]:
+    """The mesh axes of a projection's stack, and those that its heads can lie over."""
+    weight = linear.weight
+    *stack, outputs, _ = sharded_over(weight)
+    if outputs is None:
+        return (*stack, None)
+    on_one_device = weight.sharding.shard_shape(weight.shape)[-2]
+    whole = on_one_device % (weight.shape[-2] // heads) == 0
+    return (*stack, outputs if whole else None)
 
 
 def _of_random_tokens(
