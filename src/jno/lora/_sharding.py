@@ -1,5 +1,6 @@
 """Sharded layers: adapters go onto the mesh of the layer, merged layers where the layer was."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ from ._stacking import over_stack
 
 T = TypeVar("T")
 
+# By its name before JAX 0.8.
+_set_mesh: Any = getattr(jax, "set_mesh", None) or getattr(jax.sharding, "use_mesh", None)
+
 
 def on_the_mesh(function: Callable[..., T], *args: Any) -> T:
     """`function(*args)` by a program (see `call_compiled`), on the mesh of the arrays in `args`.
@@ -26,11 +30,15 @@ def on_the_mesh(function: Callable[..., T], *args: Any) -> T:
     made. A program is split over the mesh by the compiler.
     """
     mesh = _mesh(args)
-    if mesh is None:
+    # In a program that is being traced, its own compiler decides.
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
+    if mesh is None or traced:
         return call_compiled(function, *args)
     joined = jax.tree.map(lambda leaf: _joined(leaf, mesh), args)
     given = dict(zip(map(id, jax.tree.leaves(joined)), jax.tree.leaves(args), strict=True))
-    return jax.tree.map(lambda x: given.get(id(x), x), call_compiled(function, *joined))
+    with _automatic_context(mesh):
+        result = call_compiled(function, *joined)
+    return jax.tree.map(lambda x: given.get(id(x), x), result)
 
 
 def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
@@ -101,6 +109,13 @@ def _joined(leaf: Any, mesh: Mesh) -> Any:
         _automatic(sharding.mesh), sharding.spec, memory_kind=sharding.memory_kind
     )
     return jax.device_put(leaf, automatic)
+
+
+def _automatic_context(mesh: Any) -> contextlib.AbstractContextManager[Any]:
+    """Takes the place of a mesh with explicit axes, if `jax.set_mesh` has set one."""
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return contextlib.nullcontext()
+    return _set_mesh(_automatic(mesh))
 
 
 def _automatic(mesh: Any) -> Mesh:

@@ -1,0 +1,196 @@
+"""What is compared: every case as a plain dict, with the targets it is measured against.
+
+A case has a `name`, the `group` of its table, a `label` (its row), what the worker needs to build
+it, the `sides` (each with the environment it runs in and what differs for it), the `measures` to
+time, and `targets`: `(measure, over, most)`, the largest ratio of ours to `over` that was aimed at;
+with `over` `None`, the largest value of ours.
+
+Saving and loading checkpoints is to be a measure of the training cases once the library can.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+Case = dict[str, Any]
+
+OURS, JNO, PEFT = {"env": "ours"}, {"env": "jno"}, {"env": "peft"}
+FLOOR = {"env": "ours", "adapter": "bias"}
+FULL = {"env": "ours", "adapter": "all"}
+
+METHODS = {
+    "LoRA": "LoRA",
+    "rsLoRA": "rsLoRA",
+    "LoRAFA": "LoRA-FA",
+    "PiSSA": "PiSSA",
+    "MiLoRA": "MiLoRA",
+    "LoRAXS": "LoRA-XS",
+    "DoRA": "DoRA",
+    "LoKr": "LoKr",
+    "VeRA": "VeRA",
+    "OFT": "OFT",
+    "IA3": "IA3",
+}
+
+# step and forward and temporary memory over jNO, step over the floor, step over PEFT
+LOW_RANK = (1.02, 1.02, 1.0, 1.15, 0.85)
+TARGETS = {
+    **dict.fromkeys(("LoRA", "rsLoRA", "LoRAFA", "PiSSA", "MiLoRA", "LoRAXS"), LOW_RANK),
+    "DoRA": (0.48, 0.97, 0.18, 1.30, 0.45),
+    "LoKr": (0.38, 0.56, 0.25, 1.30, 0.40),
+    "VeRA": (0.82, 0.75, 0.90, 1.60, 0.90),
+    "OFT": (0.15, 0.22, 0.45, 1.30, 0.90),
+    "IA3": (1.05, 1.05, 1.0, 1.05, 0.95),
+}
+
+STAND_IN = "PEFT has no such method: its LoRA stands in."
+ALL_MEASURES = ("step", "forward", "compile", "apply", "init", "merge", "merge jitted")
+
+
+def cases() -> list[Case]:
+    """All cases, in the order of the tables."""
+    return [*linear(), *batches(), *deep_oft(), *convs(), *dispatch(), *inits()]
+
+
+def mlp(adapter: str, *, batch: int = 256, layers: int = 4) -> Case:
+    """The MLP of `layers` times `Linear(1024, 1024)` that all linear cases train."""
+    return {
+        "name": f"mlp/{adapter}/{layers}-layers/batch-{batch}",
+        "label": METHODS[adapter],
+        "kind": "train",
+        "model": {"kind": "mlp", "width": 1024, "layers": layers},
+        "adapter": f"{adapter}Linear",
+        "rank": 256 if adapter == "VeRA" else 16,
+        "batch": batch,
+        "sides": {"ours": OURS, "jno": JNO, "peft": PEFT, "floor": FLOOR, "full": FULL},
+    }
+
+
+def linear() -> Iterator[Case]:
+    """Each method on the MLP. The peer's OFT has one layer: with more it may never finish."""
+    for adapter, (step, forward, temp, floor, peft) in TARGETS.items():
+        case = mlp(adapter, layers=1 if adapter == "OFT" else 4)
+        targets = [
+            ("step", "jno", step),
+            ("forward", "jno", forward),
+            ("temp", "jno", temp),
+            ("step", "floor", floor),
+            ("step", "peft", peft),
+        ]
+        if adapter == "VeRA":
+            targets.append(("traces", None, 1))
+        case |= {"group": "linear", "measures": ALL_MEASURES, "targets": targets}
+        if adapter == "OFT":
+            case["label"] = "OFT (1 layer)"
+        yield case | ({"note": STAND_IN} if adapter in ("MiLoRA", "LoRAXS") else {})
+
+
+def batches() -> Iterator[Case]:
+    """Smaller batches: what does not grow with the batch weighs more."""
+    aims = {("DoRA", 32): 0.30, ("DoRA", 1): 0.25, ("LoKr", 32): 0.20}
+    for adapter in ("LoRA", "DoRA", "LoKr", "VeRA"):
+        for batch in (32, 1):
+            case = mlp(adapter, batch=batch)
+            case["label"] = f"{METHODS[adapter]}, batch {batch}"
+            aim = aims.get((adapter, batch))
+            targets = [] if aim is None else [("step", "jno", aim)]
+            yield case | {"group": "batch", "measures": ("step", "forward"), "targets": targets}
+
+
+def deep_oft() -> Iterator[Case]:
+    """OFT in several layers, which must finish on two cores."""
+    for layers in (4, 8):
+        case = mlp("OFT", layers=layers)
+        case |= {"label": f"OFT, {layers} layers", "timeout": 60}
+        yield case | {"group": "deep", "measures": ("step", "forward"), "targets": []}
+
+
+def conv(label: str, adapter: str, step: float, batch: int, **model: Any) -> Case:
+    """A stack of `Conv2d` with 3x3 kernels."""
+    rank = 16 if model["channels"] > 64 else 8
+    size = model["channels"]
+    return {
+        "name": f"conv/{adapter}/{label}",
+        "group": "conv",
+        "label": f"{METHODS[adapter]}, {label}",
+        "kind": "train",
+        "model": {"kind": "conv", "image": (32, 32), "layers": 2, **model},
+        "adapter": f"{adapter}Conv",
+        "rank": 4 * size if adapter == "VeRA" else rank,
+        "batch": batch,
+        "sides": {"ours": OURS, "jno": JNO, "floor": FLOOR, "full": FULL},
+        "measures": ("step", "forward", "compile", "merge"),
+        "targets": [("step", "jno", step), ("forward", "jno", 1.03), ("temp", "jno", 1.10)],
+    }
+
+
+def convs() -> Iterator[Case]:
+    """LoRA on convolutions of several forms, and every method on the first of them."""
+    yield conv("64 channels", "LoRA", 0.95, 16, channels=64)
+    yield conv("256 channels", "LoRA", 0.75, 4, channels=256)
+    yield conv("64 channels, 4 groups", "LoRA", 1.05, 16, channels=64, groups=4)
+    yield conv("64 channels, stride 2", "LoRA", 1.05, 16, channels=64, stride=2)
+    yield conv("64 channels, dilation 2", "LoRA", 1.05, 16, channels=64, dilation=2)
+    for adapter in TARGETS:
+        if adapter != "LoRA":
+            yield conv("64 channels", adapter, 1.05, 16, channels=64)
+
+
+def small_layers(label: str, layers: int, measures: tuple[str, ...], **more: Any) -> Case:
+    """`layers` times `Linear(8, 8)` under the default adapter."""
+    return {
+        "name": f"dispatch/{label}",
+        "group": "dispatch",
+        "label": label,
+        "kind": "dispatch",
+        "layers": layers,
+        "width": 8,
+        "rank": 4,
+        "sides": {"ours": OURS, "jno": JNO},
+        "measures": measures,
+        "targets": [],
+        **more,
+    }
+
+
+def dispatch() -> Iterator[Case]:
+    """What the dispatcher costs with many layers, and how that grows."""
+    warm = [("apply", "jno", 0.2), ("filter", "jno", 0.5), ("merge", "jno", 1.0)]
+    for layers in (2_000, 10_000):
+        yield small_layers(f"{layers:,} layers", layers, ("apply", "filter", "merge"), targets=warm)
+    yield small_layers("200 layers", 200, ("merge jitted",), targets=[("merge jitted", "jno", 1.0)])
+    yield small_layers(
+        "2,000 layers, first call",
+        2_000,
+        ("apply",),
+        targets=[("apply", "jno", 0.85)],
+        fresh=True,
+    )
+    # Five times as many layers: at most a tenth more for each of them.
+    yield small_layers(
+        "10,000 layers over 2,000",
+        10_000,
+        ("apply",),
+        sides={"ours": OURS, "small": {"env": "ours", "layers": 2_000}},
+        targets=[("apply", "small", 5.5)],
+    )
+
+
+def inits() -> Iterator[Case]:
+    """Initialisers that need singular vectors, against the full decomposition."""
+    for adapter in ("PiSSA", "LoRAXS"):
+        for size, most in ((1024, 1 / 30), (2048, 1 / 50)):
+            for spectrum in ("decaying", "gaussian"):
+                label = f"{METHODS[adapter]}, {size}x{size}, {spectrum}"
+                yield {
+                    "name": f"init/{adapter}/{size}/{spectrum}",
+                    "group": "init",
+                    "label": label,
+                    "kind": "init",
+                    "adapter": f"{adapter}Linear",
+                    "size": size,
+                    "rank": 16,
+                    "spectrum": spectrum,
+                    "sides": {"ours": OURS, "jno": JNO, "svd": {"env": "ours", "adapter": "svd"}},
+                    "measures": ("init",),
+                    "targets": [("init", "svd", round(most, 4))],
+                }

@@ -1,0 +1,174 @@
+"""From records to tables: columns, cells, and what to say of a target."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Record = dict[str, Any]
+
+SIDES = {
+    "jno": "jNO",
+    "peft": "PEFT",
+    "floor": "floor",
+    "full": "full fine-tuning",
+    "svd": "full SVD",
+    "small": "ours, 2,000 layers",
+}
+MEASURES = {"temp": "temporary memory"}
+
+MAIN = (("step", "jno"), ("forward", "jno"), ("temp", "jno"), ("step", "floor"), ("step", "peft"))
+
+
+@dataclass(frozen=True)
+class Group:
+    """One family of cases. A column is `(measure, over)`; over `None` stands a plain number."""
+
+    title: str
+    text: str
+    tables: tuple[tuple[tuple[str, str | None], ...], ...]
+
+
+GROUPS = {
+    "linear": Group(
+        "Adapters of linear layers",
+        "Four `Linear(1024, 1024)` with ReLU between them, batch 256, rank 16 (VeRA: 256). OFT has "
+        "one layer here, because jNO's can hang with several.",
+        (
+            MAIN,
+            (("step", "full"), ("forward", "floor"), ("forward", "peft"), ("flops", "jno")),
+            tuple((m, "jno") for m in ("compile", "apply", "init", "merge", "merge jitted")),
+            (("trainable", None), ("trainable", "jno"), ("trainable", "peft"), ("traces", None)),
+        ),
+    ),
+    "batch": Group("Smaller batches", "The same model.", (MAIN,)),
+    "deep": Group(
+        "OFT in several layers",
+        "A linear solve by LAPACK in each of several layers can wait for itself forever on a "
+        "machine with few cores. `timed out` means that a side was ended after 60 seconds.",
+        (MAIN,),
+    ),
+    "conv": Group(
+        "Adapters of convolutions",
+        "Two `Conv2d` with 3x3 kernels and a ReLU between them on 32x32 images. 64 channels: batch "
+        "16, rank 8; 256 channels: batch 4, rank 16; VeRA: four times as many as channels.",
+        (
+            (("step", "jno"), ("forward", "jno"), ("temp", "jno")),
+            (
+                *(("step", "floor"), ("step", "full")),
+                *((m, "jno") for m in ("flops", "compile", "merge")),
+            ),
+        ),
+    ),
+    "dispatch": Group(
+        "Finding and wrapping layers",
+        "Models of many `Linear(8, 8)` under the default adapter, rank 4. Calls are warm, but for "
+        "those of the row that says so: those are the first of a process. The last row shows how "
+        "the cost grows: five times as many layers.",
+        (
+            (
+                *((m, "jno") for m in ("apply", "filter", "merge", "merge jitted")),
+                ("apply", "small"),
+            ),
+        ),
+    ),
+    "init": Group(
+        "Initialisation by singular vectors",
+        "The constructor around one layer, rank 16, against `jnp.linalg.svd` of its matrix. "
+        "Energy: the part of that of the 16 largest singular values that the adapter's space "
+        "holds, for ours. Decaying: singular values 1, 1/2, 1/3, …",
+        ((("init", "svd"), ("init", "jno"), ("energy", None)),),
+    ),
+}
+
+
+def heading(measure: str, over: str | None) -> str:
+    """The title of a column."""
+    name = MEASURES.get(measure, measure)
+    return f"{name} (ours)" if over is None else f"{name} / {SIDES[over]}"
+
+
+def number(value: float) -> str:
+    """Three significant digits, or a whole number as it is."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{float(f'{value:.3g}'):g}" if value < 1e3 else f"{value:,.0f}"
+
+
+def spread(ratio: Record) -> str:
+    """A ratio: median and quartiles, or the value of what does not vary."""
+    median = number(ratio["median"])
+    if ratio["rounds"] == 1:
+        return median
+    return f"{median} [{number(ratio['q1'])}, {number(ratio['q3'])}]"
+
+
+def aim_of(record: Record, measure: str, over: str | None) -> float | None:
+    """The target of a cell."""
+    for aimed, other, most in record["targets"]:
+        if (aimed, other) == (measure, over):
+            return most
+    return None
+
+
+def is_missed(record: Record, measure: str, over: str | None) -> bool:
+    """Whether the median, to the digits that are shown, lies above the target."""
+    most, value = aim_of(record, measure, over), value_of(record, measure, over)
+    return most is not None and value is not None and float(f"{value:.3g}") > most
+
+
+def value_of(record: Record, measure: str, over: str | None) -> float | None:
+    """The number of a cell, if it was measured."""
+    if over is None:
+        return record["sides"]["ours"].get(measure)
+    ratio = record["ratios"].get(measure, {}).get(over)
+    return None if ratio is None else ratio["median"]
+
+
+def cell(record: Record, measure: str, over: str | None) -> str:
+    """What was measured, and the target; bold if that is missed; a peer's failure in words."""
+    value = value_of(record, measure, over)
+    if value is None:
+        side = record["sides"].get(over or "ours", {"status": "ok"})
+        status = side["status"].split(":")[0]
+        is_timed = measure in record["measures"]
+        return status if status != "ok" and (is_timed or over is None) else ""
+    text = number(value) if over is None else spread(record["ratios"][measure][over])
+    most = aim_of(record, measure, over)
+    if most is None:
+        return text
+    return f"{f'**{text}**' if is_missed(record, measure, over) else text} (≤ {number(most)})"
+
+
+def table(records: list[Record], columns: tuple[tuple[str, str | None], ...]) -> str:
+    """A Markdown table without the columns that nobody fills."""
+    cells = {column: [cell(record, *column) for record in records] for column in columns}
+    used = [column for column in columns if any(cells[column])]
+    if not used:
+        return ""
+    lines = ["| | " + " | ".join(heading(*column) for column in used) + " |"]
+    lines.append("|---" * (len(used) + 1) + "|")
+    for row, record in enumerate(records):
+        label = record["label"] + ("*" if "note" in record else "")
+        lines.append(f"| {label} | " + " | ".join(cells[c][row] for c in used) + " |")
+    return "\n".join(lines)
+
+
+def verdicts(records: list[Record]) -> list[str]:
+    """A plain sentence for every target that is missed or was not measured."""
+    said = []
+    for record in records:
+        label, ours = record["label"], record["sides"]["ours"]["status"]
+        if ours != "ok":
+            said.append(f"{label}: our side did not finish ({ours}).")
+            continue
+        for measure, over, most in record["targets"]:
+            value, name = value_of(record, measure, over), heading(measure, over)
+            if value is None:
+                status = record["sides"][over]["status"] if over else "no value"
+                said.append(f"{label}, {name}: not measured ({status}).")
+            elif is_missed(record, measure, over):
+                ratio = record["ratios"].get(measure, {}).get(over)
+                shown = number(value) if ratio is None else spread(ratio)
+                near = ratio is not None and ratio["rounds"] > 1 and ratio["q1"] <= most
+                close = " The target lies above the lower quartile." if near else ""
+                said.append(f"{label}, {name}: {shown}, the target is {number(most)}.{close}")
+    return said

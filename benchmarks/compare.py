@@ -1,0 +1,147 @@
+"""Run the benchmarks: every case against its peers, one process per side, rounds interleaved.
+
+    python -m benchmarks.compare [--quick] [--only REGEX] [--device cpu|gpu] [--out FOLDER]
+
+Writes `FOLDER/DEVICE.json` after each case; cases that are not run keep their records if machine,
+versions and settings are the same. `python -m benchmarks.report` makes tables and plots of it.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import random
+import re
+import shutil
+import sys
+from typing import Any
+
+from ._cases import cases
+from ._comparison import QUICK, Comparison, Settings
+from ._workers import ROOT, RequestFailedError, Worker, WorkerLostError, command, variables
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few short rounds: does all run?")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases by name")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, metavar="FOLDER")
+    for name in ("ours", "jno", "peft"):
+        parser.add_argument(f"--{name}", metavar="PYTHON", default=default_python(name))
+    return parser.parse_args()
+
+
+def default_python(environment: str) -> str:
+    """The interpreter that `make bench` installs, or this one for our own side."""
+    python = ROOT / ".bench" / environment / "bin" / "python"
+    return sys.executable if environment == "ours" and not python.exists() else str(python)
+
+
+def machine(device_names: dict[str, str]) -> dict[str, Any]:
+    """What the numbers depend on, and nothing that tells whose machine it is."""
+    return {
+        "system": platform.system(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "devices": device_names,
+    }
+
+
+def processor() -> str:
+    """The name of the processor's model."""
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Greet every environment, then run the cases."""
+    options = parse()
+    chosen = [case for case in cases() if re.search(options.only, case["name"])]
+    if options.list or not chosen:
+        print("\n".join(case["name"] for case in (chosen if options.list else cases())))
+        sys.exit(0 if options.list else f"--only {options.only!r} matches none of these cases.")
+    settings = QUICK if options.quick else Settings()
+    pythons = {name: getattr(options, name) for name in ("ours", "jno", "peft")}
+    installed = {name: python for name, python in pythons.items() if shutil.which(python)}
+
+    def start(environment: str) -> Worker | None:
+        if environment not in installed:
+            return None
+        line = command(installed[environment], environment, options.device)
+        return Worker(line, variables(options.device))
+
+    head = {
+        "device": options.device,
+        "quick": options.quick,
+        "settings": dataclasses.asdict(settings),
+        **greet(start, installed),
+    }
+    path = options.out / f"{options.device}.json"
+    records = earlier(path, head)
+    order = [case["name"] for case in cases()]
+    options.out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    for number, case in enumerate(chosen, 1):
+        record = Comparison(case, start, settings, rng).run()
+        records[case["name"]] = record | {"date": str(datetime.date.today())}
+        ordered = [records[name] for name in order if name in records]
+        path.write_text(json.dumps(head | {"cases": ordered}, indent=1, ensure_ascii=False) + "\n")
+        print(f"[{number}/{len(chosen)}] {summary(record)}", flush=True)
+
+
+def greet(start: Any, installed: dict[str, str]) -> dict[str, Any]:
+    """Machine and versions. An environment that does not work counts as not installed."""
+    versions, devices = {}, {}
+    for name in list(installed):
+        worker = start(name)
+        try:
+            answer = worker.ask(120, do="hello")
+            versions[name], devices[name] = answer["versions"], answer["device"]
+        except (RequestFailedError, WorkerLostError) as error:
+            if name == "ours":
+                sys.exit(f"Our own worker does not start: {error}")
+            print(f"{name}: left out, {error}", file=sys.stderr)
+            del installed[name]
+        finally:
+            worker.close()
+    for package in ("jax", "jaxlib", "equinox"):
+        found = {v[package] for v in versions.values() if package in v}
+        if len(found) > 1:
+            print(f"{package} differs between the environments: {found}", file=sys.stderr)
+    return {"machine": machine(devices), "versions": versions}
+
+
+def earlier(path: pathlib.Path, head: dict[str, Any]) -> dict[str, Any]:
+    """The records of an earlier run that can stand beside new ones."""
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text())
+    kept = before.pop("cases")
+    return {record["name"]: record for record in kept} if before == head else {}
+
+
+def summary(record: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    parts = [
+        f"{measure}/{other} {ratio['median']:.2f}"
+        for measure in record["measures"]
+        for other, ratio in record["ratios"].get(measure, {}).items()
+    ]
+    lost = [f"{n} {s['status']}" for n, s in record["sides"].items() if s["status"] != "ok"]
+    return f"{record['name']}: {', '.join(parts + lost)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Write `docs/benchmarks.md` and its plots from the results of `benchmarks.compare`.
+
+python -m benchmarks.report [--results FOLDER] [--docs FOLDER]
+"""
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+from ._plots import plot
+from ._tables import GROUPS, table, verdicts
+from ._workers import ROOT
+
+HEAD = """\
+# Benchmarks
+
+Ratios of ours to others on one machine, not times: times differ between machines, and on one
+machine from minute to minute. Less than 1 means that ours takes less.
+
+* **jNO** is `jax-neural-operators`, whose adapters have the same names and do the same. **PEFT** is
+  `peft` on PyTorch, run eagerly. **Floor**: only the biases of the plain model train, which costs
+  the forward pass and the gradients of the layers' inputs. **Full fine-tuning**: everything trains.
+* Each side runs in a process of its own, started for each row, in an environment of its own; floor
+  and full fine-tuning run in ours. All sides have the same shapes, the same loss and Adam. JAX's
+  steps are compiled, with donated state; their arguments are flat lists of arrays, so that the
+  flattening of modules is not counted.
+* In each round every side has its turn, in random order, for about the same time. A ratio is formed
+  within a round; the tables show the median over the rounds and the quartiles in brackets. Rounds
+  to warm up are discarded. Memory and flops are what XLA says of the compiled step; *compile*
+  includes tracing.
+* Threads sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, `KMP_BLOCKTIME=0`), lest an idle side
+  take the processor from another, and OpenBLAS has one thread (`OPENBLAS_NUM_THREADS=1`).
+* PEFT's forms: LoRA-FA is its LoRA with `lora_A` frozen; LoKr has the same two dense factors as
+  ours; OFT is its default, which rotates inputs and approximates the inverse by five terms of a
+  series, where ours is exact.
+* In parentheses: the target. **Bold**: it is missed.
+* Saving and loading checkpoints is not measured yet.
+
+```sh
+make bench                              # everything, on the CPU
+make bench BENCH="--quick --only mlp"   # some of it: does it run?
+make bench DEVICE=gpu                   # the same on a CUDA GPU
+```
+"""
+
+
+def main() -> None:
+    """Render every device's results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    results = ROOT / "benchmarks" / "results"
+    parser.add_argument("--results", type=pathlib.Path, default=results, metavar="FOLDER")
+    parser.add_argument("--docs", type=pathlib.Path, default=ROOT / "docs", metavar="FOLDER")
+    options = parser.parse_args()
+    parts = [HEAD]
+    for path in sorted(options.results.glob("*.json")):
+        parts.append(section(json.loads(path.read_text()), options.docs))
+    page = options.docs / "benchmarks.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(parts).rstrip() + "\n")
+    print(f"wrote {page}")
+
+
+def section(results: dict[str, Any], docs: pathlib.Path) -> str:
+    """One device: machine, versions, what is missed, tables and plots."""
+    device = results["device"]
+    parts = [f"## On the {device.upper()}", "", describe(results), ""]
+    missed = verdicts(results["cases"])
+    if missed:
+        parts += ["Targets that are missed or could not be checked:", ""]
+        parts += [f"* {sentence}" for sentence in missed] + [""]
+    else:
+        parts += ["No target is missed.", ""]
+    for name, group in GROUPS.items():
+        records = [record for record in results["cases"] if record["group"] == name]
+        if not records:
+            continue
+        parts += [f"### {group.title}", "", group.text, ""]
+        for columns in group.tables:
+            text = table(records, columns)
+            parts += [text, ""] if text else []
+        parts += [f"\\* {note}\n" for note in sorted({r["note"] for r in records if "note" in r})]
+        image = f"images/benchmarks-{device}-{name}.svg"
+        if plot(records, group, docs / image):
+            parts += [f"![{group.title}]({image})", ""]
+    return "\n".join(parts)
+
+
+def describe(results: dict[str, Any]) -> str:
+    """Machine, versions and settings in a few lines."""
+    machine, settings = results["machine"], results["settings"]
+    dates = sorted({record["date"] for record in results["cases"]})
+    devices = ", ".join(sorted(set(machine["devices"].values()) - {"cpu"}))
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"
+        + (f"; {devices}" if devices else "")
+        + f"; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}.",
+    ]
+    for side, versions in results["versions"].items():
+        packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+        lines.append(f"{side}: {packages}.")
+    lines.append(f"At most {settings['rounds']} rounds, at least {settings['least_rounds']}.")
+    if results["quick"]:
+        lines.append("**A quick run, to see that everything works: draw no conclusions.**")
+    return "  \n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

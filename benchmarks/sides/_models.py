@@ -1,0 +1,84 @@
+"""The models of the JAX sides, from the plain dicts of the cases."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Convolutions(eqx.Module):
+    """Convolutions with a ReLU between two of them.
+
+    Not an `eqx.nn.Sequential`, which passes `key=`: not every adapter of jNO takes it.
+    """
+
+    layers: list[eqx.nn.Conv2d]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The features of one image, `(channels, height, width)`."""
+        *before, last = self.layers
+        for layer in before:
+            x = jax.nn.relu(layer(x))
+        return last(x)
+
+
+def model_of(case: dict[str, Any]) -> Any:
+    """The plain model of a training case."""
+    spec, key = case["model"], jax.random.key(0)
+    if spec["kind"] == "mlp":
+        width, layers = spec["width"], spec["layers"]
+        return eqx.nn.MLP(width, width, width, layers - 1, activation=jax.nn.relu, key=key)
+    channels, dilation = spec["channels"], spec.get("dilation", 1)
+    return Convolutions(
+        [
+            eqx.nn.Conv2d(
+                channels,
+                channels,
+                kernel_size=3,
+                padding=dilation,
+                stride=spec.get("stride", 1),
+                dilation=dilation,
+                groups=spec.get("groups", 1),
+                key=own_key,
+            )
+            for own_key in jax.random.split(key, spec["layers"])
+        ]
+    )
+
+
+def data_of(case: dict[str, Any], model: Any) -> tuple[jax.Array, jax.Array]:
+    """A batch of inputs, and targets of the shape of the outputs."""
+    spec = case["model"]
+    one = (spec["width"],) if spec["kind"] == "mlp" else (spec["channels"], *spec["image"])
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((case["batch"], *one)), jnp.float32)
+    shape = eqx.filter_eval_shape(jax.vmap(model), x).shape
+    return x, jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+def many_layers(number: int, width: int) -> eqx.nn.Sequential:
+    """`number` small `Linear` layers with arrays of their own."""
+    one = jax.tree.structure(eqx.nn.Linear(width, width, key=jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((number, width, width)).astype(np.float32)
+    biases = rng.standard_normal((number, width)).astype(np.float32)
+    pairs = zip(weights, biases, strict=True)
+    return eqx.nn.Sequential(
+        [jax.tree.unflatten(one, [jnp.asarray(W), jnp.asarray(b)]) for W, b in pairs]
+    )
+
+
+def first_layer(model: Any) -> Any:
+    """The first layer that an adapter can wrap."""
+    return model.layers[0]
+
+
+def matrix_with_spectrum(spectrum: str, size: int) -> np.ndarray:
+    """A square float32 matrix: `gaussian`, or `decaying` with the singular values 1, 1/2, 1/3, …"""
+    rng = np.random.default_rng(0)
+    if spectrum == "gaussian":
+        return rng.standard_normal((size, size)).astype(np.float32) / np.float32(size**0.5)
+    left, right = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
+    return ((left / np.arange(1, size + 1)) @ right.T).astype(np.float32)

@@ -1,0 +1,53 @@
+"""Initialisers that decompose the weight, and how much of it they catch. Serves ours and jNO."""
+
+import importlib
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._models import matrix_with_spectrum
+from ._timing import Subject, timed
+
+
+def build(case: dict[str, Any], device: str) -> Subject:
+    """The constructor of one adapter around one layer; the adapter `"svd"` is the full SVD."""
+    size, rank = case["size"], case["rank"]
+    W = matrix_with_spectrum(case["spectrum"], size)
+    array, key = jnp.asarray(W), jax.random.key(1)
+    queue = device == "gpu"
+    if case["adapter"] == "svd":
+
+        def decompose() -> Any:
+            return jnp.linalg.svd(array, full_matrices=False)
+
+        return Subject({}, {"init": timed(decompose, jax.block_until_ready, queue=queue)})
+    cls = getattr(importlib.import_module("jno.lora"), case["adapter"])
+    layer = eqx.nn.Linear(size, size, key=key)
+    layer = eqx.tree_at(lambda layer: layer.weight, layer, array)
+
+    def init() -> Any:
+        return eqx.filter(cls(layer, rank, float(rank), key=key), eqx.is_array)
+
+    subject = Subject({}, {"init": timed(init, jax.block_until_ready, queue=queue)})
+    subject.facts["energy"] = captured_energy(W, np.asarray(init().lora_B))
+    return subject
+
+
+def captured_energy(W: np.ndarray, B: np.ndarray) -> float:
+    """The part of the energy of the `r` largest singular values that the columns of `B` span.
+
+    **Arguments:**
+
+    - `W`: the matrix, `(out, in)`.
+    - `B`: `(out, r)`; only the space of its columns matters.
+
+    **Returns:** `|| Q^T W ||^2 / (s_1^2 + … + s_r^2)` with `Q` an orthonormal basis of `B`: 1 for
+    the singular vectors themselves.
+    """
+    W = W.astype(np.float64)
+    basis = np.linalg.qr(B.astype(np.float64))[0]
+    largest = np.linalg.eigvalsh(W @ W.T)[-basis.shape[1] :]
+    return float(np.sum((basis.T @ W) ** 2) / np.sum(largest))

@@ -1,0 +1,166 @@
+"""Training an adapted model: the compiled step and what surrounds it. Serves ours and jNO.
+
+Both distributions are imported as `jno.lora` and called alike, each in an environment of its own.
+The adapter `"bias"` trains the biases of the plain model (the floor: forward pass and gradients of
+the inputs, which no adapter can avoid), `"all"` fine-tunes everything.
+"""
+
+import importlib
+import time
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._models import data_of, first_layer, model_of
+from ._timing import Subject, timed
+
+BASELINES = ("bias", "all")
+
+
+def build(case: dict[str, Any], device: str) -> Subject:
+    """Everything that can be said of one adapter on one model."""
+    queue = device == "gpu"
+    plain = model_of(case)
+    x, y = data_of(case, plain)
+    if case["adapter"] in BASELINES:
+        model, trains = plain, _baseline_mask(plain, case["adapter"])
+        subject = Subject()
+    else:
+        lora = importlib.import_module("jno.lora")
+        cls = getattr(lora, case["adapter"])
+        rank, alpha, key = case["rank"], float(case["rank"]), jax.random.key(1)
+
+        def apply() -> Any:
+            return eqx.filter(
+                lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls), eqx.is_array
+            )
+
+        def init() -> Any:
+            return eqx.filter(cls(first_layer(plain), rank, alpha, key=key), eqx.is_array)
+
+        start = time.perf_counter()
+        jax.block_until_ready(apply())
+        first_apply = time.perf_counter() - start
+        model = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls)
+        trains = lora.lora_trainable_filter(model)
+        subject = Subject({"apply_seconds": first_apply, "traces": _traces(lora, cls, plain)})
+        subject.measures |= {
+            "apply": timed(apply, jax.block_until_ready, queue=queue),
+            "init": timed(init, jax.block_until_ready, queue=queue),
+            **_merges(lora, model, queue),
+        }
+    subject = _add_training(subject, model, trains, x, y, queue)
+    if case["adapter"] in BASELINES:
+        del subject.measures["compile"]
+    return subject
+
+
+def _add_training(
+    subject: Subject, model: Any, trains: Any, x: jax.Array, y: jax.Array, queue: bool
+) -> Subject:
+    arrays, static = eqx.partition(model, eqx.is_array)
+    trainable, frozen = eqx.partition(arrays, trains)
+    subject.facts["trainable"] = sum(leaf.size for leaf in jax.tree.leaves(trainable))
+    optimiser = optax.adam(1e-3)
+    # Flat lists of arrays of their own: what is timed is the compiled program and not the
+    # flattening of modules, and no donated buffer is needed elsewhere.
+    state, state_form = jax.tree.flatten(_own((trainable, optimiser.init(trainable))))
+    weights, weights_form = jax.tree.flatten(_own(trainable))
+    constants, constants_form = jax.tree.flatten(_own((frozen, x, y)))
+
+    def step(state: list[jax.Array], constants: list[jax.Array]) -> tuple[Any, jax.Array]:
+        trainable, opt_state = jax.tree.unflatten(state_form, state)
+        frozen, x, y = jax.tree.unflatten(constants_form, constants)
+
+        def loss(trainable: Any) -> jax.Array:
+            model = eqx.combine(trainable, frozen, static)
+            return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+        value, grads = jax.value_and_grad(loss)(trainable)
+        updates, opt_state = optimiser.update(grads, opt_state)
+        trainable = optax.apply_updates(trainable, updates)
+        return jax.tree.leaves((trainable, opt_state)), value
+
+    def forward(weights: list[jax.Array], constants: list[jax.Array]) -> jax.Array:
+        trainable = jax.tree.unflatten(weights_form, weights)
+        frozen, x, _ = jax.tree.unflatten(constants_form, constants)
+        return jax.vmap(eqx.combine(trainable, frozen, static))(x)
+
+    def compile_step() -> Any:
+        # A new function object: nothing of an earlier trace is reused.
+        return jax.jit(lambda s, c: step(s, c), donate_argnums=0).lower(state, constants).compile()
+
+    start = time.perf_counter()
+    compiled = compile_step()
+    subject.facts["compile_seconds"] = time.perf_counter() - start
+    subject.facts |= _costs(compiled)
+    compiled_forward = jax.jit(forward).lower(weights, constants).compile()
+    current = [state]
+
+    def one_step() -> jax.Array:
+        current[0], value = compiled(current[0], constants)
+        return value
+
+    # Steps wait for each other, so that they can be queued on every device.
+    subject.measures |= {
+        "step": timed(one_step, lambda _: jax.block_until_ready(current), queue=True),
+        "forward": timed(
+            lambda: compiled_forward(weights, constants), jax.block_until_ready, queue=queue
+        ),
+        "compile": timed(compile_step, lambda _: None, queue=False),
+    }
+    return subject
+
+
+def _merges(lora: Any, model: Any, queue: bool) -> dict[str, Any]:
+    arrays, static = eqx.partition(model, eqx.is_array)
+    leaves, form = jax.tree.flatten(arrays)
+
+    def merge(leaves: list[jax.Array]) -> list[jax.Array]:
+        merged = lora.merge_lora(eqx.combine(jax.tree.unflatten(form, leaves), static))
+        return jax.tree.leaves(eqx.filter(merged, eqx.is_array))
+
+    jitted = jax.jit(merge)
+    return {
+        "merge": timed(lambda: merge(leaves), jax.block_until_ready, queue=queue),
+        "merge jitted": timed(lambda: jitted(leaves), jax.block_until_ready, queue=queue),
+    }
+
+
+def _traces(lora: Any, cls: Any, plain: Any) -> int:
+    """How often a jitted function is traced for three models that differ by their key only."""
+    count = 0
+
+    @eqx.filter_jit
+    def touch(model: Any) -> Any:
+        nonlocal count
+        count += 1
+        return jax.tree.leaves(eqx.filter(model, eqx.is_array))
+
+    layer = eqx.nn.Sequential([first_layer(plain)])
+    for seed in range(3):
+        touch(lora.apply_lora(layer, 2, 2.0, key=jax.random.key(seed), wrappers=cls))
+    return count
+
+
+def _baseline_mask(model: Any, kind: str) -> Any:
+    def trains(path: Any, leaf: Any) -> bool:
+        is_chosen = kind == "all" or getattr(path[-1], "name", None) == "bias"
+        return is_chosen and eqx.is_inexact_array(leaf)
+
+    return jax.tree_util.tree_map_with_path(trains, model)
+
+
+def _own(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), tree)
+
+
+def _costs(compiled: Any) -> dict[str, Any]:
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    return {
+        "temp": None if memory is None else memory.temp_size_in_bytes,
+        "flops": None if cost is None else cost.get("flops"),
+    }

@@ -1,0 +1,88 @@
+"""Training an adapted MLP with PEFT on PyTorch, eager as its users run it."""
+
+from collections import OrderedDict
+from typing import Any
+
+import peft
+import torch
+
+from ._timing import Subject, timed
+
+NAMES = "layer"
+
+
+def build(case: dict[str, Any], device: str) -> Subject:
+    """The MLP of the JAX sides: the same shapes, data, loss and optimiser."""
+    torch.manual_seed(0)
+    # What XLA does to float32 products on a GPU by default, too.
+    torch.set_float32_matmul_precision("high" if device == "gpu" else "highest")
+    where = torch.device("cuda" if device == "gpu" else "cpu")
+    spec = case["model"]
+    width, layers = spec["width"], spec["layers"]
+    parts: OrderedDict[str, torch.nn.Module] = OrderedDict()
+    for index in range(layers):
+        if index:
+            parts[f"relu{index}"] = torch.nn.ReLU()
+        parts[f"{NAMES}{index}"] = torch.nn.Linear(width, width)
+    plain = torch.nn.Sequential(parts)
+    targets = [name for name in parts if name.startswith(NAMES)]
+    model = peft.get_peft_model(plain, config_of(case["adapter"], case["rank"], targets))
+    if case["adapter"] == "LoRAFALinear":
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                parameter.requires_grad_(False)
+    model = model.to(where)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(trainable, lr=1e-3)
+    x = torch.randn(case["batch"], width, device=where)
+    y = torch.randn(case["batch"], width, device=where)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimiser.step()
+
+    def forward() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(x)
+
+    def wait(_: Any) -> None:
+        if device == "gpu":
+            torch.cuda.synchronize()
+
+    return Subject(
+        {"trainable": sum(p.numel() for p in trainable)},
+        {
+            "step": timed(step, wait, queue=True),
+            "forward": timed(forward, wait, queue=True),
+        },
+    )
+
+
+def config_of(adapter: str, rank: int, targets: list[str]) -> Any:
+    """PEFT's nearest relative of an adapter, with as many parameters where it has such a form."""
+
+    def lora(**more: Any) -> Any:
+        return peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, **more)
+
+    match adapter:
+        case "rsLoRALinear":
+            return lora(use_rslora=True)
+        case "DoRALinear":
+            return lora(use_dora=True)
+        case "PiSSALinear":
+            return lora(init_lora_weights="pissa")
+        case "LoKrLinear":
+            # A dense second factor: `(r, r)` times `(out/r, in/r)`, as ours.
+            return peft.LoKrConfig(
+                r=1 << 16, alpha=1 << 16, decompose_factor=rank, target_modules=targets
+            )
+        case "VeRALinear":
+            return peft.VeraConfig(r=rank, target_modules=targets)
+        case "OFTLinear":
+            return peft.OFTConfig(r=0, oft_block_size=rank, target_modules=targets)
+        case "IA3Linear":
+            return peft.IA3Config(target_modules=targets, feedforward_modules=[])
+        case _:
+            # LoRA and LoRA-FA; MiLoRA and LoRA-XS, of which PEFT has no form.
+            return lora()

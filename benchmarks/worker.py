@@ -1,0 +1,116 @@
+"""A worker process: builds cases and times them, on request. JSON lines in and out.
+
+    python -m benchmarks.worker ours|jno|peft cpu|gpu
+
+| request | answer |
+|---|---|
+| `{"do": "hello"}` | `versions`, `device` |
+| `{"do": "build", "as": NAME, "case": {...}}` | `facts`, `measures` (their names) |
+| `{"do": "run", "as": NAME, "measure": M, "calls": N}` | `seconds` per call |
+| `{"do": "free", "as": NAME}` | |
+
+An error is answered with `{"error": "..."}`. The process ends with its standard input. It runs in
+any of the environments, so it imports nothing but the standard library before it is asked to.
+"""
+
+import gc
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from typing import Any
+
+DISTRIBUTIONS = {
+    "ours": ["jno-lora", "jno-lora-zoo", "jax", "jaxlib", "equinox", "optax", "numpy"],
+    "jno": ["jax-neural-operators", "jax", "jaxlib", "equinox", "optax", "numpy"],
+    "peft": ["peft", "torch", "numpy"],
+}
+
+
+def versions(environment: str) -> dict[str, str]:
+    """The Python and the distributions that matter."""
+    found = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS[environment]:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def device_name(environment: str, device: str) -> str:
+    """What the computations run on. A GPU that is asked for and missing is an error."""
+    if environment == "peft":
+        import torch
+
+        return torch.cuda.get_device_name() if device == "gpu" else "cpu"
+    import jax
+
+    # No import of ours or jNO's has been needed so far: that they work is part of the answer.
+    importlib.import_module("jno.lora")
+    return jax.devices("cuda" if device == "gpu" else "cpu")[0].device_kind
+
+
+def builder(environment: str, device: str) -> Callable[[dict[str, Any]], Any]:
+    """What makes a subject of a case in this environment."""
+
+    def build(case: dict[str, Any]) -> Any:
+        library = "torch" if environment == "peft" else "jax"
+        module = importlib.import_module(f"benchmarks.sides.{library}_{case['kind']}")
+        return module.build(case, device)
+
+    return build
+
+
+def serve(hello: Callable[[], dict[str, Any]], build: Callable[[dict[str, Any]], Any]) -> None:
+    """Answer requests until the standard input ends.
+
+    **Arguments:**
+
+    - `hello`: what to answer to the greeting.
+    - `build`: makes an object with `facts` and `measures` (see `benchmarks.sides`) of a case.
+    """
+    # Libraries may print: their output goes to the error stream, the answers to the real one.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    subjects: dict[str, Any] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = _answer(request, subjects, hello, build)
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            answer = {"error": f"{type(error).__name__}: {first}"[:200]}
+        answers.write(json.dumps(answer) + "\n")
+
+
+def _answer(request: dict[str, Any], subjects: dict[str, Any], hello: Any, build: Any) -> Any:
+    match request:
+        case {"do": "hello"}:
+            return hello()
+        case {"do": "build", "as": name, "case": spec}:
+            subject = subjects[name] = build(spec)
+            return {"facts": subject.facts, "measures": list(subject.measures)}
+        case {"do": "run", "as": name, "measure": measure, "calls": calls}:
+            return {"seconds": subjects[name].measures[measure](calls)}
+        case {"do": "free", "as": name}:
+            subjects.pop(name, None)
+            gc.collect()
+            return {}
+    raise ValueError(f"no such request: {request}")
+
+
+def main() -> None:
+    """Serve the environment and device of the command line."""
+    environment, device = sys.argv[1:]
+    serve(
+        lambda: {
+            "versions": versions(environment),
+            "device": device_name(environment, device),
+        },
+        builder(environment, device),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Adapters for the models of foundax: channel-last convolutions, MPP's linear layers, FNOs.
+
+They are found by name (`net.lora(wrapper="LoRASpectral")`), by variant (`wrapper="lora"`) and by
+`wrapper="auto"`. Kernels whose layout nobody declares are refused; `ChannelLastKernelLayer` and
+`SpectralLowRank.mode_weights` are where another library's are declared.
+"""
+
+from ._mode_weights import ModeWeights
+from .adapters import (
+    DoRAChannelLastConv,
+    DoRAChannelLastConvTranspose,
+    DoRASubsampledLinear,
+    IA3ChannelLastConv,
+    IA3ChannelLastConvTranspose,
+    IA3SubsampledLinear,
+    LoKrChannelLastConv,
+    LoKrChannelLastConvTranspose,
+    LoKrSubsampledLinear,
+    LoRAChannelLastConv,
+    LoRAChannelLastConvTranspose,
+    LoRAFAChannelLastConv,
+    LoRAFAChannelLastConvTranspose,
+    LoRAFASubsampledLinear,
+    LoRASubsampledLinear,
+    LoRAXSChannelLastConv,
+    LoRAXSChannelLastConvTranspose,
+    LoRAXSSubsampledLinear,
+    MiLoRAChannelLastConv,
+    MiLoRAChannelLastConvTranspose,
+    MiLoRASubsampledLinear,
+    OFTChannelLastConv,
+    OFTChannelLastConvTranspose,
+    OFTSubsampledLinear,
+    PiSSAChannelLastConv,
+    PiSSAChannelLastConvTranspose,
+    PiSSASubsampledLinear,
+    VeRAChannelLastConv,
+    VeRAChannelLastConvTranspose,
+    VeRASubsampledLinear,
+    rsLoRAChannelLastConv,
+    rsLoRAChannelLastConvTranspose,
+    rsLoRASubsampledLinear,
+)
+from .layers import (
+    ChannelLastConvLayer,
+    ChannelLastConvTransposeLayer,
+    ChannelLastKernelLayer,
+    SubsampledLinearLayer,
+)
+from .spectral import LoRASpectral, SpectralLowRank, rsLoRASpectral
+
+__all__ = [
+    "ChannelLastConvLayer",
+    "ChannelLastConvTransposeLayer",
+    "ChannelLastKernelLayer",
+    "DoRAChannelLastConv",
+    "DoRAChannelLastConvTranspose",
+    "DoRASubsampledLinear",
+    "IA3ChannelLastConv",
+    "IA3ChannelLastConvTranspose",
+    "IA3SubsampledLinear",
+    "LoKrChannelLastConv",
+    "LoKrChannelLastConvTranspose",
+    "LoKrSubsampledLinear",
+    "LoRAChannelLastConv",
+    "LoRAChannelLastConvTranspose",
+    "LoRAFAChannelLastConv",
+    "LoRAFAChannelLastConvTranspose",
+    "LoRAFASubsampledLinear",
+    "LoRASpectral",
+    "LoRASubsampledLinear",
+    "LoRAXSChannelLastConv",
+    "LoRAXSChannelLastConvTranspose",
+    "LoRAXSSubsampledLinear",
+    "MiLoRAChannelLastConv",
+    "MiLoRAChannelLastConvTranspose",
+    "MiLoRASubsampledLinear",
+    "ModeWeights",
+    "OFTChannelLastConv",
+    "OFTChannelLastConvTranspose",
+    "OFTSubsampledLinear",
+    "PiSSAChannelLastConv",
+    "PiSSAChannelLastConvTranspose",
+    "PiSSASubsampledLinear",
+    "SpectralLowRank",
+    "SubsampledLinearLayer",
+    "VeRAChannelLastConv",
+    "VeRAChannelLastConvTranspose",
+    "VeRASubsampledLinear",
+    "rsLoRAChannelLastConv",
+    "rsLoRAChannelLastConvTranspose",
+    "rsLoRASpectral",
+    "rsLoRASubsampledLinear",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,21 @@
+"""Recognising foundax's layers without importing foundax."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def value_for(leaf: Any, table: Mapping[tuple[str, str], T]) -> T | None:
+    """The value of the first class in `table`, by module and name, that `leaf` is an instance of.
+
+    A plugin is loaded for every model, and foundax is heavy. But a model that holds one of its
+    layers has imported the layer's module already: as long as that is missing, nothing can be an
+    instance of its classes.
+    """
+    for (module, name), value in table.items():
+        cls = getattr(sys.modules.get(module), name, None)
+        if isinstance(cls, type) and isinstance(leaf, cls):
+            return value
+    return None

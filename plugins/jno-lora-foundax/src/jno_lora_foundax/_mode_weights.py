@@ -1,0 +1,110 @@
+"""Which layers hold one matrix for each mode, and how their arrays are laid out."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from jno_lora_zoo import at_least_float32, is_float_array, sharded_over
+
+from ._classes import value_for
+
+
+class ModeWeights(NamedTuple):
+    """A family of matrices, one for each mode, complex as a rule, in real arrays.
+
+    **Arguments:**
+
+    - `fields`: the layer's fields that hold them: real part, then imaginary part. One field is
+        enough for real matrices, or if it has an axis for the two parts.
+    - `axes`: what the axes of each of those arrays are, one letter each: `i` for the inputs, `o`
+        for the outputs, `p` for the parts, any other letter for modes.
+    """
+
+    fields: tuple[str, ...]
+    axes: str
+
+    def fits(self, layer: Any) -> bool:
+        """Whether the layer's arrays can be these: floating, of one shape, with all the axes."""
+        arrays = [getattr(layer, field) for field in self.fields]
+        if not all(is_float_array(array) for array in arrays):
+            return False
+        shapes, dtypes = {array.shape for array in arrays}, {array.dtype for array in arrays}
+        if len(shapes) > 1 or len(dtypes) > 1 or 0 in arrays[0].shape:
+            return False
+        parts = arrays[0].shape[self._axis("p")] if "p" in self.axes else len(arrays)
+        return arrays[0].ndim >= len(self.axes) and parts in (1, 2)
+
+    def stack_ndim(self, layer: Any) -> int:
+        """The axes of a stack, before those of one layer."""
+        return getattr(layer, self.fields[0]).ndim - len(self.axes)
+
+    def read(self, layer: Any) -> Float[Array, "parts *modes out in"]:
+        """The matrices, in float32 at least. The first axis has the real and imaginary parts."""
+        arrays = [at_least_float32(getattr(layer, field)) for field in self.fields]
+        stacked = arrays[0] if "p" in self.axes else jnp.stack(arrays)
+        return jnp.einsum(f"{self._stored()}->{self._canonical()}", stacked)
+
+    def written(
+        self, layer: Any, matrices: Float[Array, "parts *modes out in"]
+    ) -> dict[str, Shaped[Array, "..."]]:
+        """The layer's arrays, by field, in its own layout and dtype, that hold these matrices."""
+        stacked = jnp.einsum(f"{self._canonical()}->{self._stored()}", matrices)
+        stacked = stacked.astype(getattr(layer, self.fields[0]).dtype)
+        arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
+        return dict(zip(self.fields, arrays, strict=True))
+
+    def mesh_axes(self, layer: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The mesh axes that a stack lies on, and those of each letter of `axes`."""
+        axes = sharded_over(getattr(layer, self.fields[0]))
+        stack = self.stack_ndim(layer)
+        return axes[:stack], dict(zip(self.axes, axes[stack:], strict=True))
+
+    @property
+    def modes(self) -> str:
+        """The letters of the modes' axes."""
+        return "".join(letter for letter in self.axes if letter not in "iop")
+
+    def _stored(self) -> str:
+        return self.axes if "p" in self.axes else f"p{self.axes}"
+
+    def _canonical(self) -> str:
+        return f"p{self.modes}oi"
+
+    def _axis(self, letter: str) -> int:
+        return self.axes.index(letter) - len(self.axes)
+
+
+def _pairs(axes: str, *names: str) -> dict[str, ModeWeights]:
+    return {name: ModeWeights((f"{name}_real", f"{name}_imag"), axes) for name in names}
+
+
+def _geometric(axes: str) -> dict[str, ModeWeights]:
+    # The cosine's weight is the real part and the sine's the imaginary one, by how the layers
+    # multiply with them. The constant mode has a real weight.
+    return {
+        "weights": ModeWeights(("weights_c", "weights_s"), axes),
+        "weights_0": ModeWeights(("weights_0",), axes),
+    }
+
+
+_FNO = "foundax.architectures.fno"
+_FAMILIES: dict[tuple[str, str], dict[str, ModeWeights]] = {
+    (_FNO, "SpectralConv1d"): _pairs("iox", "weight"),
+    # One weight for each corner of the spectrum that is kept.
+    (_FNO, "SpectralConv2d"): _pairs("ioxy", "weight_1", "weight_2"),
+    (_FNO, "SpectralConv3d"): _pairs("ioxyz", "weight_1", "weight_2", "weight_3", "weight_4"),
+    ("foundax.architectures.geofno", "SpectralConvGeo"): _geometric("iox"),
+    ("foundax.architectures.pcno", "SpectralConv"): _geometric("ioxm"),
+    # DPOT: the same matrix for all modes, one for each block of channels.
+    ("jax_dpot.model_eqx", "AFNO2D"): {
+        "w1": ModeWeights(("w1",), "pbio"),
+        "w2": ModeWeights(("w2",), "pbio"),
+    },
+}
+
+
+def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
+    """The families of matrices that a layer of foundax holds, by name; `None` if it holds none."""
+    return value_for(leaf, _FAMILIES)

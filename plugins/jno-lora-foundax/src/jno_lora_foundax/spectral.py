@@ -1,0 +1,196 @@
+"""LoRA for the spectral weights of Fourier neural operators: a low-rank update for each mode."""
+
+import abc
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno.lora import LoRAWrapper
+
+from ._mode_weights import ModeWeights, mode_weights_of
+
+
+class SpectralLowRank(LoRAWrapper):
+    """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is.
+
+    The arrays are real: the first axis has the real and the imaginary part (a layer's real
+    matrices have one part only), so that optimisers, casts and checkpoints need not know of
+    complex numbers. The layer's own `__call__` runs with the updated weights in it.
+    """
+
+    base: eqx.Module
+    # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r).
+    lora_A: dict[str, Float[Array, "_ ... r _"]]
+    lora_B: dict[str, Float[Array, "_ ... r"]]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        matrices = {name: family.read(base) for name, family in self._families(base).items()}
+        self.base = base
+        self.rank = r = min(rank, *(size for W in matrices.values() for size in W.shape[-2:]))
+        self.alpha = alpha
+        keys = jax.random.split(key, len(matrices))
+        self.lora_A, self.lora_B = {}, {}
+        for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
+            *batch, outputs, inputs = W.shape
+            dtype = W.dtype if adapter_dtype is None else jnp.dtype(adapter_dtype)
+            # The parts share the variance: E|a|^2 = 1/in.
+            A = jax.random.normal(family_key, (*batch, r, inputs), dtype)
+            self.lora_A[name] = A / math.sqrt(batch[0] * inputs)
+            self.lora_B[name] = jnp.zeros((*batch, outputs, r), dtype)
+
+    @property
+    @abc.abstractmethod
+    def scaling(self) -> float:
+        """The factor `s` of the updates."""
+
+    @classmethod
+    def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
+        """The families of matrices that `leaf` holds, by name; `None` if it is no such layer.
+
+        A subclass declares another library's layers here.
+        """
+        return mode_weights_of(leaf)
+
+    @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        """Whether `leaf` is a layer with declared spectral weights. Never raises."""
+        try:
+            families = (cls.mode_weights(leaf) or {}).values()
+            return (
+                all(family.fits(leaf) for family in families)
+                and len({family.stack_ndim(leaf) for family in families}) == 1
+            )
+        except Exception:
+            # A subclass without those fields is not laid out as declared.
+            return False
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        """The axes of the weights before those of one layer."""
+        return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer computes with the updated weights, for the arguments it takes itself.
+
+        The weights are updated once for a whole batch, which costs little beside the transforms.
+        """
+        return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def merge(self) -> eqx.Module:
+        """The layer with the updates in its weights, computed in float32 at least."""
+        new: dict[str, Array] = {}
+        for name, family in self._families(self.base).items():
+            W = family.read(self.base)
+            B, A = self.lora_B[name].astype(W.dtype), self.lora_A[name].astype(W.dtype)
+            new |= family.written(self.base, W + self.scaling * _complex_product(B, A))
+        return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """`A` lies as the modes and inputs of its family's weight do, `B` as modes and outputs."""
+        specs: dict[str, PartitionSpec] = {}
+        for name, family in self._families(self.base).items():
+            stack, axes = family.mesh_axes(self.base)
+            modes = [axes[letter] for letter in family.modes]
+            batch = (*stack, axes.get("p"), *modes)
+            specs[f"lora_A/{name}"] = PartitionSpec(*batch, None, axes["i"])
+            specs[f"lora_B/{name}"] = PartitionSpec(*batch, axes["o"], None)
+        return specs
+
+    @classmethod
+    def _families(cls, layer: Any) -> Mapping[str, ModeWeights]:
+        families = cls.mode_weights(layer)
+        if families is None:
+            raise TypeError(
+                f"{cls.__name__} is for layers with declared spectral weights, but was given a "
+                f"{type(layer).__name__}"
+            )
+        return families
+
+
+class LoRASpectral(SpectralLowRank):
+    """LoRA for spectral weights: a complex low-rank update of each mode's own matrix.
+
+    An FNO layer multiplies each kept mode `k` of its input's Fourier transform with a complex
+    matrix `W_k` `(out, in)` of its own.
+
+    Law: `W_k' = W_k + (alpha / r) B_k A_k`, with `A_k` `(r, in)` complex normal, `E|a|^2 = 1/in`,
+    and `B_k` `(out, r)` `= 0`. `r = min(rank, in, out)`. `2 r (in + out)` real parameters train for
+    each mode: of a layer in d dimensions, `2^d r (in + out) prod(n_modes)`, since `2^(d-1)` corners
+    of the spectrum are kept. That is less than the layer has if `r < in out / (in + out)`.
+
+    Per mode, since the modes are what such a layer keeps apart: the matrices act on different
+    frequencies and are never added up, so there is no one matrix whose rank could be low. (Sharing
+    `A` or `B` among modes would tie the frequencies together.) Every mode keeps its place in the
+    spectrum, and a merged model still runs at any resolution.
+
+    Claims foundax's `SpectralConv1d/2d/3d`, and by the same law the layers of GeoFNO and PCNO
+    (complex pairs of cosine and sine weights; the constant mode's matrix is real, and so are its
+    `r (in + out)` parameters) and the `AFNO2D` of DPOT, where `k` counts blocks of channels.
+
+    **Arguments:**
+
+    - `base`: the layer, its weights real arrays of any floating dtype.
+    - `rank`, `alpha`: of every mode.
+    - `key`: for the `A_k`.
+    - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
+
+    Papers: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685; Li
+    et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
+    arXiv:2010.08895. The update of complex matrices is ours.
+    """
+
+    adapter_fields = ("lora_A", "lora_B")
+    variant = "lora"
+    auto = True
+    paper = "2106.09685"
+    formula = "2 r (in + out) per mode"
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+
+class rsLoRASpectral(SpectralLowRank):
+    """rsLoRA for spectral weights: that of `LoRASpectral`, with a scale stable in the rank.
+
+    Law: `W_k' = W_k + (alpha / sqrt(r)) B_k A_k` for each mode. `2 r (in + out)` real parameters
+    train for each.
+
+    Paper: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
+    arXiv:2312.03732.
+    """
+
+    adapter_fields = ("lora_A", "lora_B")
+    variant = "rslora"
+    paper = "2312.03732"
+    formula = "2 r (in + out) per mode"
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / math.sqrt(self.rank)
+
+
+def _complex_product(
+    B: Float[Array, "parts *modes out r"], A: Float[Array, "parts *modes r in"]
+) -> Float[Array, "parts *modes out in"]:
+    """`B A` for each mode, of numbers whose parts lie on the first axis."""
+    if B.shape[0] == 1:
+        return B @ A
+    real = B[0] @ A[0] - B[1] @ A[1]
+    return jnp.stack([real, B[0] @ A[1] + B[1] @ A[0]])

@@ -1,0 +1,195 @@
+"""Which layers are claimed and which refused, and how the adapters are found."""
+
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from foundax.architectures import common, fno, unet
+from foundax.architectures.linear import Linear
+from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, filled, perturbed, run
+
+import jno_lora_foundax as package
+from jno.lora import SelectionError, apply_lora, refresh, registered
+from jno_lora_foundax import (
+    ChannelLastConvLayer,
+    ChannelLastConvTransposeLayer,
+    ChannelLastKernelLayer,
+    LoRAChannelLastConv,
+    LoRASpectral,
+    SubsampledLinearLayer,
+)
+from jno_lora_zoo import LoRA
+
+KINDS = {
+    ChannelLastConvLayer: CONVS,
+    ChannelLastConvTransposeLayer: CONV_TRANSPOSES,
+    SubsampledLinearLayer: SUBSAMPLED,
+    LoRASpectral: SPECTRAL,
+}
+NOT_ADAPTERS = {
+    "ChannelLastConvLayer",
+    "ChannelLastConvTransposeLayer",
+    "ChannelLastKernelLayer",
+    "ModeWeights",
+    "SpectralLowRank",
+    "SubsampledLinearLayer",
+}
+
+
+class Undeclared(eqx.Module):
+    """Somebody's channel-last convolution: its kernel could be `(out, in, *k)` just as well."""
+
+    weight: jax.Array
+    bias: jax.Array | None = None
+    strides: tuple[int, ...] = eqx.field(static=True, default=(1, 1))
+    padding: str = eqx.field(static=True, default="SAME")
+
+    def __call__(self, x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            x[None], self.weight, self.strides, self.padding, dimension_numbers=dims
+        )
+        return y[0]
+
+
+class Scaled(unet.Conv1dNHWC):
+    def __call__(self, x, **kwargs):
+        return 2 * super().__call__(x, **kwargs)
+
+
+def test_each_kind_claims_its_layers_and_no_other(getkey):
+    for kind, own in KINDS.items():
+        for layers in KINDS.values():
+            for name, layer in layers.items():
+                assert kind.applies_to(filled(layer.make, getkey())) is (layers is own), (
+                    kind,
+                    name,
+                )
+
+
+def made(cls, *args):
+    return filled(lambda key: cls(*args, key=key), jax.random.key(0))
+
+
+def test_refuses_everything_else(getkey):
+    key, kernel = getkey(), np.ones((3, 3, 2, 4), np.float32)
+    conv, spectral = made(common.Conv2d, 2, 4, 3), made(fno.SpectralConv1d, 3, 4, 2)
+    subsampled = filled(SUBSAMPLED["subsample_in"].make, key)
+    part = spectral.weight_real.shape
+
+    def replaced(layer, value, where=lambda m: m.weight):
+        return eqx.tree_at(where, layer, value)
+
+    refused = [
+        Undeclared(kernel),
+        made(Linear, 3, 4),  # the zoo's
+        made(eqx.nn.Conv2d, 2, 4, 3),
+        made(eqx.nn.ConvTranspose2d, 2, 4, 3),
+        common.BatchNorm(4),
+        # A transposed convolution of foundax cannot run with other outputs than inputs.
+        made(unet.ConvTranspose1d, 3, 4, 2),
+        replaced(conv, kernel[0]),  # too few axes
+        replaced(conv, kernel.astype(int)),
+        replaced(conv, kernel.astype(complex)),
+        replaced(conv, kernel[:, :, :0]),
+        replaced(spectral, np.ones((3, 4, 3)), lambda m: m.weight_real),  # unlike its other part
+        replaced(spectral, np.ones(part, complex), lambda m: m.weight_imag),
+        replaced(spectral, np.ones((3, 4)), lambda m: m.weight_real),
+        replaced(subsampled, np.ones((7, 5))),  # the other way round
+        LoRAChannelLastConv(conv, 2, 1.0, key=key),
+        LoRASpectral(spectral, 2, 1.0, key=key),
+        *(kernel, np.ones((3, 3, 2, 4)), key, None, 3, "x", unet.Conv1dNHWC, object()),
+    ]
+    for kind in KINDS:
+        for thing in refused:
+            assert kind.applies_to(thing) is False, (kind, thing)
+
+
+def test_a_kernel_whose_layout_nobody_declares_is_refused_with_the_reason(getkey):
+    model = {"conv": Undeclared(jnp.ones((3, 3, 2, 4)))}
+    with pytest.raises(SelectionError, match=r"conv: Undeclared.*\(3, 3, 2, 4\).*which axes"):
+        apply_lora(model, 2, 4.0, key=getkey(), wrappers="auto")
+
+
+class DeclaredLayer(ChannelLastKernelLayer):
+    @classmethod
+    def num_spatial_dims(cls, leaf):
+        return 2 if isinstance(leaf, Undeclared) else None
+
+
+class LoRADeclared(LoRA, DeclaredLayer):
+    pass
+
+
+def test_a_plugin_declares_another_kernel_in_one_line(getkey):
+    base = Undeclared(jax.random.normal(getkey(), (3, 2, 2, 4)))
+    wrapper = perturbed(LoRADeclared(base, 2, 4.0, key=getkey()))
+    A, B = wrapper.lora_A.reshape(2, 2, 3, 2), wrapper.lora_B
+    expected = base.weight + 2.0 * jnp.einsum("or,rihw->hwio", B, A)
+    np.testing.assert_allclose(wrapper.merge().weight, expected, rtol=1e-5, atol=1e-6)
+    assert wrapper(jnp.ones((4, 5, 2))).shape == (4, 5, 4)
+
+
+def test_subclasses_are_called_as_they_are(getkey):
+    base = Scaled(3, 5, 3, key=getkey())
+    wrapper = perturbed(LoRAChannelLastConv(base, 2, 2.0, key=getkey()))
+    merged = wrapper.merge()
+    assert type(merged) is Scaled
+    x = jax.random.normal(getkey(), (6, 3))
+    plain = unet.Conv1dNHWC(3, 5, 3, key=getkey())
+    plain = eqx.tree_at(lambda m: (m.weight, m.bias), plain, (merged.weight, merged.bias))
+    np.testing.assert_allclose(run(wrapper, x), 2 * run(plain, x), rtol=1e-5)
+
+
+class Model(eqx.Module):
+    up: eqx.Module
+    conv: eqx.Module
+    spectral: eqx.Module
+    lift: eqx.Module
+
+
+@pytest.fixture
+def model(getkey):
+    return Model(
+        up=unet.ConvTranspose1d(4, 4, 2, key=getkey()),
+        conv=unet.Conv1dNHWC(4, 5, 3, key=getkey()),
+        spectral=fno.SpectralConv1d(4, 5, 2, key=getkey()),
+        lift=Linear(3, 4, key=getkey()),
+    )
+
+
+def test_found_by_name_by_variant_and_in_auto_but_not_by_default(model, getkey):
+    refresh()
+    record = next(r for r in registered() if r.distribution == "jno-lora-foundax")
+    names = set(package.__all__) - NOT_ADAPTERS
+    assert record.status == "loaded" and {w.name for w in record.wrappers} == names
+    assert len(names) == 3 * 11 + 2
+
+    def wrapped(**kwargs):
+        adapted = apply_lora(model, 2, 4.0, key=getkey(), **kwargs)
+        kept = (type(x).__name__ for x in (model.up, model.conv, model.spectral, model.lift))
+        got = (type(x).__name__ for x in (adapted.up, adapted.conv, adapted.spectral, adapted.lift))
+        return [new if new != old else "-" for new, old in zip(got, kept, strict=True)]
+
+    assert wrapped() == ["-", "-", "-", "LoRALinear"]
+    assert wrapped(wrappers="LoRASpectral") == ["-", "-", "LoRASpectral", "-"]
+    every = ["LoRAChannelLastConvTranspose", "LoRAChannelLastConv", "LoRASpectral", "LoRALinear"]
+    assert wrapped(wrappers="auto") == wrapped(wrappers="lora") == every
+    dora = ["DoRAChannelLastConvTranspose", "DoRAChannelLastConv", "-", "DoRALinear"]
+    assert wrapped(wrappers="dora") == dora
+
+
+def test_the_plugin_does_not_import_foundax():
+    code = (
+        "import sys; from jno.lora import registered; import equinox as eqx, jax;"
+        "record = next(r for r in registered() if r.distribution == 'jno-lora-foundax');"
+        "assert record.status == 'loaded', record;"
+        "layer = eqx.nn.Linear(2, 2, key=jax.random.key(0));"
+        "assert not any(w.cls.applies_to(layer) for w in record.wrappers);"
+        "assert not {m for m in sys.modules if m.split('.')[0] in ('foundax', 'jax_mpp')}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

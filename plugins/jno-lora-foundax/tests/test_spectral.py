@@ -1,0 +1,165 @@
+"""The law of spectral weights: one complex low-rank update for each mode."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from foundax.architectures import fno
+from foundax_cases import SPECTRAL, check_everything, filled, perturbed, run, same_form
+
+from jno_lora_foundax import LoRASpectral, ModeWeights, rsLoRASpectral
+from jno_lora_foundax._mode_weights import mode_weights_of
+
+CORNERS = {
+    "SpectralConv1d": ["weight"],
+    "SpectralConv2d": ["weight_1", "weight_2"],
+    "SpectralConv3d": ["weight_1", "weight_2", "weight_3", "weight_4"],
+}
+
+
+def complex_weight(layer, corner):
+    """The corner's matrices as NumPy's complex numbers, `(modes, out, in)`."""
+    real, imag = (np.asarray(getattr(layer, f"{corner}_{part}")) for part in ("real", "imag"))
+    weight = (real + 1j * imag).reshape(*real.shape[:2], -1)
+    return weight.transpose(2, 1, 0)
+
+
+def as_complex(array):
+    """An adapter's array as complex matrices, `(modes, rows, columns)`."""
+    real, imag = np.asarray(array)
+    return (real + 1j * imag).reshape(-1, *array.shape[-2:])
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "scale"),
+    [
+        *((name, LoRASpectral, 6 / 2) for name in CORNERS),
+        ("SpectralConv1d", rsLoRASpectral, 18**0.5),
+    ],
+)
+def test_each_mode_of_each_corner_gets_a_complex_product(name, cls, scale, getkey):
+    base = filled(SPECTRAL[name].make, getkey())
+    wrapper = perturbed(cls(base, 2, 6.0, key=getkey()))
+    assert list(wrapper.lora_A) == CORNERS[name]
+    merged = wrapper.merge()
+    for corner in CORNERS[name]:
+        A, B = as_complex(wrapper.lora_A[corner]), as_complex(wrapper.lora_B[corner])
+        update = complex_weight(merged, corner) - complex_weight(base, corner)
+        for k in range(len(update)):
+            np.testing.assert_allclose(update[k], scale * B[k] @ A[k], rtol=1e-4, atol=1e-5)
+            singular = np.linalg.svd(update[k], compute_uv=False)
+            assert singular[1] > 1e-3 and np.all(singular[2:] < 1e-5)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_every_layer(name, getkey):
+    layer = SPECTRAL[name]
+    result = check_everything(
+        layer.make, layer.data, lambda base, key: LoRASpectral(base, 3, 3.0, key=key), getkey()
+    )
+    gradient = jax.tree.leaves(result.gradient)
+    assert all(np.any(g != 0) for g in gradient)
+    assert sum(g.size for g in gradient) == 3 * (layer.outputs + layer.inputs) * layer.modes
+
+
+def test_the_real_and_complex_matrices_of_geometric_layers(getkey):
+    base = filled(SPECTRAL["SpectralConvGeo"].make, getkey())
+    wrapper = perturbed(LoRASpectral(base, 2, 2.0, key=getkey()))
+    merged = wrapper.merge()
+    A, B = as_complex(wrapper.lora_A["weights"]), as_complex(wrapper.lora_B["weights"])
+    real = np.asarray(merged.weights_c - base.weights_c)
+    update = real + 1j * np.asarray(merged.weights_s - base.weights_s)
+    np.testing.assert_allclose(update, np.einsum("kor,kri->iok", B, A), rtol=1e-4, atol=1e-5)
+    (A,), (B,) = wrapper.lora_A["weights_0"], wrapper.lora_B["weights_0"]
+    update = np.asarray(merged.weights_0 - base.weights_0)[:, :, 0]
+    np.testing.assert_allclose(update, np.asarray(B[0] @ A[0]).T, rtol=1e-4, atol=1e-5)
+
+
+def test_a_change_at_one_mode_stays_there(getkey):
+    base = filled(SPECTRAL["SpectralConv2d"].make, getkey())
+    wrapper = LoRASpectral(base, 2, 2.0, key=getkey())
+    B = wrapper.lora_B["weight_2"].at[0, 1, 0].set(1.0)
+    changed = eqx.tree_at(lambda w: w.lora_B["weight_2"], wrapper, B).merge()
+    np.testing.assert_array_equal(changed.weight_1_real, base.weight_1_real)
+    moved = np.any(np.asarray(changed.weight_2_real != base.weight_2_real), axis=(0, 1))
+    assert np.argwhere(moved).tolist() == [[1, 0]]
+
+
+def test_initial_factors_have_the_documented_variance(getkey):
+    base = fno.SpectralConv1d(32, 6, 40, key=getkey())
+    A = LoRASpectral(base, 4, 1.0, key=getkey()).lora_A["weight"]
+    assert A.shape == (2, 40, 4, 32) and A.dtype == jnp.float32
+    size = np.mean(np.sum(np.asarray(A) ** 2, axis=0))
+    np.testing.assert_allclose(size, 1 / 32, rtol=0.05)
+    correlation = np.mean(np.asarray(A[0] * A[1])) * 64
+    assert abs(correlation) < 0.05
+
+
+def test_corners_and_parts_do_not_repeat_random_numbers(getkey):
+    wrapper = LoRASpectral(filled(SPECTRAL["SpectralConv3d"].make, getkey()), 2, 1.0, key=getkey())
+    numbers = np.concatenate([np.ravel(a) for a in wrapper.lora_A.values()])
+    assert len(np.unique(numbers)) == len(numbers)
+
+
+def test_the_rank_is_at_most_the_smaller_side(getkey):
+    base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
+    wrapper = LoRASpectral(base, 50, 8.0, key=getkey())
+    assert wrapper.rank == 4 and wrapper.scaling == 2.0
+    assert wrapper.lora_B["weight"].shape == (2, 3, 5, 4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_weights_keep_their_dtype_and_run(dtype, getkey):
+    base = jax.tree.map(
+        lambda x: x.astype(dtype), filled(SPECTRAL["SpectralConv1d"].make, getkey())
+    )
+    wrapper = LoRASpectral(base, 2, 2.0, key=getkey())
+    assert {leaf.dtype for leaf in jax.tree.leaves(wrapper.lora_A)} == {jnp.dtype("float32")}
+    merged = perturbed(wrapper).merge()
+    assert same_form(merged, base) and merged.weight_real.dtype == dtype
+    x = SPECTRAL["SpectralConv1d"].data(getkey())[0]
+    assert run(wrapper, x).dtype == run(base, x).dtype == jnp.float32
+    small = LoRASpectral(base, 2, 2.0, key=getkey(), adapter_dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(small.lora_B)} == {jnp.dtype(dtype)}
+
+
+def test_a_merged_layer_runs_at_another_resolution(getkey):
+    base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
+    wrapper = perturbed(LoRASpectral(base, 2, 2.0, key=getkey()))
+    for points in (2, 5, 13):  # fewer points than modes as well
+        x = jax.random.normal(getkey(), (points, 4))
+        np.testing.assert_allclose(run(wrapper, x), run(wrapper.merge(), x), rtol=1e-5, atol=1e-6)
+
+
+class OtherSpectral(eqx.Module):
+    """Somebody's own layer, whose real arrays hold both parts at the end."""
+
+    kernel: jax.Array  # (modes, out, in, 2)
+
+    def __call__(self, x):
+        weight = self.kernel[..., 0] + 1j * self.kernel[..., 1]
+        y = jnp.einsum("koi,ki->ko", weight, jnp.fft.rfft(x, axis=0)[: len(weight)])
+        return jnp.fft.irfft(y, n=len(x), axis=0)
+
+
+class LoRAOtherSpectral(LoRASpectral):
+    auto = False
+
+    @classmethod
+    def mode_weights(cls, leaf):
+        is_other = isinstance(leaf, OtherSpectral)
+        return {"kernel": ModeWeights(("kernel",), "koip")} if is_other else None
+
+
+def test_a_subclass_declares_another_library(getkey):
+    base = OtherSpectral(jax.random.normal(getkey(), (3, 4, 5, 2)))
+    assert mode_weights_of(base) is None and not LoRASpectral.applies_to(base)
+    assert LoRAOtherSpectral.applies_to(base)
+    wrapper = perturbed(LoRAOtherSpectral(base, 2, 2.0, key=getkey()))
+    A, B = as_complex(wrapper.lora_A["kernel"]), as_complex(wrapper.lora_B["kernel"])
+    update = np.asarray(wrapper.merge().kernel - base.kernel)
+    np.testing.assert_allclose(update[..., 0] + 1j * update[..., 1], B @ A, rtol=1e-4, atol=1e-5)
+    assert run(wrapper, jnp.ones((8, 5))).shape == (8, 4)
+    with pytest.raises(TypeError, match="declared spectral weights"):
+        LoRAOtherSpectral(filled(SPECTRAL["SpectralConv1d"].make, getkey()), 2, 2.0, key=getkey())

@@ -1,0 +1,240 @@
+"""The benchmark harness: its statistics, its worker protocol, comparisons and tables. No peers."""
+
+import json
+import random
+import sys
+
+import jax
+import numpy as np
+import pytest
+from benchmarks import _cases, _tables, compare, report
+from benchmarks._comparison import Comparison, Settings
+from benchmarks._ratios import Ratio, of_facts, per_round
+from benchmarks._workers import RequestFailedError, Worker, WorkerLostError, command, variables
+from benchmarks.sides import jax_dispatch, jax_init, jax_train
+from benchmarks.sides._timing import timed
+
+from jno.lora import _zoo_names
+
+SETTINGS = Settings(
+    rounds=4, least_rounds=3, warmups=1, round_seconds=0.0, build_timeout=20, round_timeout=20
+)
+
+# A worker whose times are made up: each case says how long a call takes, or that it never ends.
+FAKE = """
+import time
+from types import SimpleNamespace
+from benchmarks.worker import serve
+
+def build(case):
+    print("libraries may print")
+    if case["adapter"] == "broken":
+        raise ValueError("cannot be built\\nmore")
+    def run(calls):
+        if case["adapter"] == "hangs":
+            time.sleep(60)
+        if case["adapter"] == "dies":
+            raise SystemExit(3)
+        return case["seconds"]
+    return SimpleNamespace(facts={"temp": case["seconds"] * 8}, measures={"step": run})
+
+serve(lambda: {"versions": {}, "device": "none"}, build)
+"""
+
+
+def start(environment="any"):
+    return Worker([sys.executable, "-c", FAKE], variables("cpu"))
+
+
+def case(seconds=2.0, adapter="works", **sides):
+    shared = {"name": "c", "group": "linear", "label": "C", "adapter": adapter, "seconds": seconds}
+    targets = [("step", "jno", 1.0), ("temp", "jno", 0.25)]
+    sides = {"ours": {"env": "ours"}, **sides}
+    return {**shared, "sides": sides, "measures": ("step",), "targets": targets}
+
+
+def compared(spec, start=start, settings=SETTINGS):
+    return Comparison(spec, start, settings, random.Random(0)).run()
+
+
+def test_median_and_quartiles():
+    ratio = Ratio.of([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert (ratio.median, ratio.q1, ratio.q3, ratio.rounds) == (3.0, 2.0, 4.0, 5)
+    assert Ratio.of([0.5]).record() == {"median": 0.5, "q1": 0.5, "q3": 0.5, "rounds": 1}
+    with pytest.raises(ValueError, match="no round"):
+        Ratio.of([])
+
+
+def test_ratios_are_formed_within_rounds():
+    # The machine gets ten times slower; the ratio stays, which a ratio of medians would not show.
+    drifting = [{"ours": 1.0, "jno": 2.0}, {"ours": 10.0, "jno": 20.0}, {"ours": 10.0, "peft": 5.0}]
+    found = per_round(drifting)
+    assert found["jno"] == {"median": 0.5, "q1": 0.5, "q3": 0.5, "rounds": 2}
+    assert found["peft"]["median"] == 2.0
+    assert per_round([{"jno": 1.0}]) == {}
+
+
+def test_facts_that_a_side_lacks_are_not_compared():
+    facts = {"ours": {"temp": 2, "flops": None}, "jno": {"temp": 8, "flops": 3}, "peft": {}}
+    assert {k: list(v) for k, v in of_facts(facts).items()} == {"temp": ["jno"]}
+
+
+def test_a_worker_answers_with_values_and_errors():
+    worker = start()
+    try:
+        request = {"do": "build", "as": "a", "case": {"adapter": "works", "seconds": 3}}
+        assert worker.ask(20, **request) == {"facts": {"temp": 24}, "measures": ["step"]}
+        timing = {"do": "run", "as": "a", "measure": "step", "calls": 2}
+        assert worker.ask(20, **timing) == {"seconds": 3}
+        with pytest.raises(RequestFailedError, match=r"^ValueError: cannot be built$"):
+            worker.ask(20, **{**request, "case": {"adapter": "broken"}})
+        with pytest.raises(RequestFailedError, match="no such request"):
+            worker.ask(20, do="nonsense")
+        assert worker.ask(20, **{"do": "free", "as": "a"}) == {}
+        with pytest.raises(RequestFailedError, match="KeyError"):
+            worker.ask(20, **timing)
+    finally:
+        worker.close()
+    assert worker.process.returncode == 0
+
+
+@pytest.mark.parametrize(("adapter", "why"), [("hangs", "timed out"), ("dies", r"ended \(3\)")])
+def test_a_lost_worker_is_an_error_and_no_process(adapter, why):
+    worker = start()
+    worker.ask(20, **{"do": "build", "as": "a", "case": {"adapter": adapter, "seconds": 1}})
+    with pytest.raises(WorkerLostError, match=why):
+        worker.ask(
+            0.2 if adapter == "hangs" else 20, do="run", measure="step", calls=1, **{"as": "a"}
+        )
+    assert worker.process.poll() is not None
+    worker.close()
+
+
+def test_a_comparison_holds_ratios_and_no_times():
+    record = compared(
+        case(jno={"env": "jno", "seconds": 4.0}, floor={"env": "ours", "seconds": 1.0})
+    )
+    assert record["ratios"]["step"]["jno"] == {"median": 0.5, "q1": 0.5, "q3": 0.5, "rounds": 4}
+    assert record["ratios"]["step"]["floor"]["median"] == 2.0
+    assert record["ratios"]["temp"]["jno"]["median"] == 0.5
+    assert record["sides"] == {
+        "ours": {"status": "ok", "temp": 16.0},
+        "jno": {"status": "ok", "temp": 32.0},
+        "floor": {"status": "ok", "temp": 8.0},
+    }
+    assert _tables.cell(record, "step", "jno") == "0.5 [0.5, 0.5] (≤ 1)"
+    assert _tables.cell(record, "temp", "jno") == "**0.5** (≤ 0.25)"
+    assert _tables.verdicts([record]) == ["C, temporary memory / jNO: 0.5, the target is 0.25."]
+
+
+def test_a_side_that_hangs_fails_or_is_missing_does_not_stop_the_others():
+    spec = case(
+        jno={"env": "jno", "adapter": "hangs"},
+        peft={"env": "peft"},
+        full={"env": "ours", "adapter": "broken"},
+        floor={"env": "ours"},
+    )
+    spec["timeout"] = 1
+    record = compared(spec, lambda env: None if env == "peft" else start(env))
+    assert {name: side["status"] for name, side in record["sides"].items()} == {
+        "ours": "ok",
+        "jno": "timed out",
+        "peft": "not installed",
+        "full": "failed: ValueError: cannot be built",
+        "floor": "ok",
+    }
+    assert list(record["ratios"]["step"]) == ["floor"]
+    assert _tables.cell(record, "step", "jno") == "timed out"
+    assert _tables.verdicts([record])[0] == "C, step / jNO: not measured (timed out)."
+
+
+def test_a_fresh_case_has_new_processes_in_each_round():
+    started = []
+
+    def count(environment):
+        started.append(environment)
+        return start(environment)
+
+    spec = case(jno={"env": "jno", "seconds": 4.0}) | {"fresh": True}
+    settings = Settings(least_rounds=2, build_timeout=20, round_timeout=20)
+    assert compared(spec, count, settings)["ratios"]["step"]["jno"]["rounds"] == 2
+    assert sorted(started) == ["jno", "jno", "ours", "ours"]
+
+
+def test_cases_can_be_sent_and_their_targets_measured():
+    cases = _cases.cases()
+    assert len({spec["name"] for spec in cases}) == len(cases)
+    for spec in cases:
+        json.dumps(spec)
+        assert spec["group"] in _tables.GROUPS
+        assert spec.get("adapter", "svd") in {*_zoo_names.ZOO_NAMES, "svd"}
+        columns = {column for columns in _tables.GROUPS[spec["group"]].tables for column in columns}
+        for measure, over, _ in spec["targets"]:
+            assert measure in {*spec["measures"], "temp", "traces"}
+            assert over is None or over in spec["sides"]
+            assert (measure, over) in columns
+
+
+def test_the_report_says_what_is_missed(tmp_path):
+    record = compared(case(jno={"env": "jno", "seconds": 1.0})) | {"date": "2000-01-01"}
+    results = {
+        "device": "cpu",
+        "quick": True,
+        "settings": {"rounds": 4, "least_rounds": 3},
+        "machine": compare.machine({"ours": "cpu"}),
+        "versions": {"ours": {"jax": "1"}},
+        "cases": [record],
+    }
+    text = report.section(results, tmp_path)
+    assert "* C, step / jNO: 2 [2, 2], the target is 1." in text
+    assert "draw no conclusions" in text
+    image = tmp_path / "images" / "benchmarks-cpu-linear.svg"
+    first = image.read_bytes()
+    report.section(results, tmp_path)
+    assert image.read_bytes() == first
+
+
+def test_results_of_another_setting_are_not_kept(tmp_path):
+    path = tmp_path / "cpu.json"
+    assert compare.earlier(path, {"quick": True}) == {}
+    path.write_text(json.dumps({"quick": True, "cases": [{"name": "a"}]}))
+    assert compare.earlier(path, {"quick": True}) == {"a": {"name": "a"}}
+    assert compare.earlier(path, {"quick": False}) == {}
+
+
+def test_workers_do_not_see_what_would_change_the_measurement(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "src")
+    monkeypatch.setenv("JNO_LORA_BLOCK", "everything")
+    seen = variables("cpu")
+    assert "PYTHONPATH" not in seen and "JNO_LORA_BLOCK" not in seen and "XLA_FLAGS" not in seen
+    assert seen["JAX_PLATFORMS"] == "cpu" and variables("gpu")["JAX_PLATFORMS"] == "cuda,cpu"
+    assert command("py", "jno", "gpu") == ["py", "-m", "benchmarks.worker", "jno", "gpu"]
+
+
+@pytest.mark.parametrize("queue", [True, False])
+def test_time_is_taken_after_the_device_is_done(queue):
+    waited = []
+    measure = timed(lambda: 7, waited.append, queue=queue)
+    assert measure(2) >= 0
+    assert waited == ([[], [7, 7]] if queue else [[], [7], [7]])
+
+
+def test_our_sides_measure_all_they_promise():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        spec = _cases.mlp("LoRA", batch=2, layers=1)
+        spec = spec | {"rank": 2, "model": {"kind": "mlp", "width": 4, "layers": 1}}
+        subject = jax_train.build(spec, "cpu")
+        assert set(_cases.ALL_MEASURES) == set(subject.measures)
+        assert subject.facts["trainable"] == 16 and subject.facts["traces"] == 1
+        assert all(measure(1) > 0 for measure in subject.measures.values())
+        layers = {"layers": 2, "width": 3, "rank": 2}
+        for measure in jax_dispatch.build(layers, "cpu").measures.values():
+            assert measure(1) > 0
+        spec = {"size": 12, "rank": 2, "spectrum": "decaying", "adapter": "PiSSALinear"}
+        assert jax_init.build(spec, "cpu").facts["energy"] == pytest.approx(1, abs=1e-3)
+
+
+def test_captured_energy():
+    W = np.diag([3.0, 2.0, 1.0])
+    assert jax_init.captured_energy(W, np.eye(3)[:, :2]) == pytest.approx(1)
+    assert jax_init.captured_energy(W, np.eye(3)[:, 1:]) == pytest.approx(5 / 13)

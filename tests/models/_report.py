@@ -1,0 +1,156 @@
+"""The table of the matrix, model x variant: printed after a run, and written as a page."""
+
+import collections
+import json
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .zoo_of_models import PACKAGES
+
+_HEAD = """\
+# Models nobody here wrote
+
+<!-- Written by the tests: do not edit. -->
+
+Every variant, with whatever plugins of this repository are installed, on models from other people's
+packages. A number is how many layers were adapted, with every check passed; *none* means that the
+variant says that it can adapt no layer of the model, and why.
+
+Checked of every cell, with `rank=2` and the adapters alone trained: the adapted model gives what
+the model gives; with the adapters at random values it gives something else, and merging them into
+the weights gives the same; the merged and the unwrapped tree have the structure, shapes and dtypes
+of the model, and the unwrapped one its weights; gradients are finite, agree with those of the
+merged weights by the chain rule, and are not zero where those are not. Of `default` (no `wrapper=`)
+and `auto` in addition: running without `jit` gives the same; ten steps of Adam lower a loss and
+touch no frozen leaf; the leaves, saved and loaded into a copy that was adapted with another key,
+give the same.
+
+"The same" is 1e-5 of the largest output, or ten times what the model itself makes of a last-place
+change of its weights, if that is more.
+
+To run it, and to write this page again (Python 3.12 or newer):
+
+```
+make test-models
+JNO_LORA_TEST_MODELS=1 .venv-models/bin/pytest tests/models -n 2 --dist loadgroup \\
+    --models-report docs/models.md
+```
+"""
+
+
+class Table:
+    """A pytest plugin that gathers the cells, prints the table, and writes it to `path`."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.cells: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        cell = dict(report.user_properties).get("cell")
+        if report.when != "call" or cell is None:
+            return
+        cell = json.loads(cell)
+        if report.failed and not cell.get("problems"):
+            cell["problems"] = [report.longreprtext.splitlines()[-1]]
+        self.cells.setdefault(cell["model"], {})[cell["variant"]] = cell
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if not self.cells:
+            return
+        terminalreporter.section("model x variant: layers adapted")
+        rows = [[_plain(text) for text in row] for row in self.rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            line = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+            terminalreporter.write_line("  ".join(line).rstrip())
+        if self.path is not None:
+            self.path.write_text(self.page())
+            terminalreporter.write_line(f"written to {self.path}")
+
+    def variants(self) -> list[str]:
+        """The variants, in the order in which the first model had them."""
+        return list(dict.fromkeys(v for cells in self.cells.values() for v in cells))
+
+    def rows(self) -> list[list[str]]:
+        """The table, its first row the head."""
+        rows = [["model", *self.variants()]]
+        for model in sorted(self.cells):
+            cells = self.cells[model]
+            rows.append([model, *(_cell(cells.get(v)) for v in self.variants())])
+        return rows
+
+    def page(self) -> str:
+        """The page as Markdown."""
+        head, *body = self.rows()
+        lines = [_HEAD, *_table(head, body)]
+        failures = list(self.failures())
+        lines += ["", "## Failures", "", *(failures or ["None."])]
+        lines += ["", "## Layers that no adapter takes", "", *self.left_out()]
+        lines += ["", "## Notes", "", *self.notes(), "", "## Versions", "", _versions()]
+        return "\n".join(lines) + "\n"
+
+    def failures(self) -> Iterator[str]:
+        """A line for everything that went wrong."""
+        for model in sorted(self.cells):
+            for variant, cell in self.cells[model].items():
+                for problem in cell.get("problems", ()):
+                    yield f"* `{model}`, {variant}: {problem}"
+
+    def left_out(self) -> Iterator[str]:
+        """What `auto` leaves as it is: first where an adapter says why, then the other classes."""
+        yield "With `auto`, these come close to what an adapter takes:"
+        yield ""
+        others: set[str] = set()
+        body: list[list[str]] = []
+        for model in sorted(self.cells):
+            cell = self.cells[model].get("auto", {})
+            reasons = collections.Counter(map(tuple, cell.get("left out", ())))
+            for (layer, explanation), count in reasons.items():
+                _, _, reason = explanation.partition(": ")
+                if reason:
+                    body.append([f"`{model}`", f"{count} `{layer}`", reason])
+                else:
+                    others.add(f"`{layer}`")
+            for refused in cell.get("refused", ()):
+                layer, _, reason = refused.removesuffix(")").partition(" (")
+                body.append([f"`{model}`", f"`{layer}`", reason])
+        yield from _table(["model", "layers", "why not"], body)
+        yield ""
+        yield (
+            "These hold arrays of their own (scales of norms, spectral weights, positions, bare "
+            f"matrices) that no adapter is written for: {', '.join(sorted(others))}."
+        )
+
+    def notes(self) -> Iterator[str]:
+        """What is particular about some models, and where a variant can do nothing."""
+        for model in sorted(self.cells):
+            note = next(iter(self.cells[model].values()))["note"]
+            if note:
+                yield f"* `{model}`: {note}."
+        yield "* OFT does nothing to a layer with a single output: a rotation in one dimension."
+
+
+def _cell(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    if cell.get("problems"):
+        return "**fails**"
+    return "*none*" if "refused" in cell else str(cell["layers"])
+
+
+def _plain(text: str) -> str:
+    return text.replace("*", "")
+
+
+def _table(head: list[str], body: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *body]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _versions() -> str:
+    names = ["jax", "equinox", *PACKAGES]
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"Python {platform.python_version()}, {packages}."

@@ -1,0 +1,40 @@
+"""The environment of the matrix, and its table: printed, and written by `--models-report`."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from ._report import Table
+
+# What the models' own code does, and this project's suite does not allow itself.
+_THEIR_WARNINGS = ()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--models-report", metavar="PATH", type=Path, help="write the table of tests/models there"
+    )
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the process that xdist's workers report to
+        config.pluginmanager.register(Table(config.getoption("--models-report", default=None)))
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            for warning in _THEIR_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+@pytest.fixture(autouse=True)
+def _as_their_authors_run_them():
+    """JAX's own defaults: these models add integers to floats, and vectors to matrices.
+
+    That the adapters work under strict rules is what the tests of the plugins show.
+    """
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -1,0 +1,89 @@
+"""Every variant on every model: the laws of an adapter, on models that nobody here wrote.
+
+The default and `"auto"` are checked in full. For the other variants, what takes no further
+compilation is checked: see `_checks.every_check` and `_checks.further_checks`.
+"""
+
+import functools
+import json
+import re
+
+import jax
+import pytest
+from jaxtyping import PyTree
+
+from jno.lora import PlanRow, SelectionError, plan_lora
+
+from ._checks import ALPHA, RANK, adapt, every_check, further_checks
+from ._model import Model
+from ._trial import Trial
+from .zoo_of_models import every_model
+
+VARIANTS = (
+    "default",
+    "auto",
+    "lora",
+    "rslora",
+    "lora-fa",
+    "dora",
+    "pissa",
+    "milora",
+    "lora-xs",
+    "vera",
+    "ia3",
+    "lokr",
+    "oft",
+)
+_IN_FULL = ("default", "auto")
+
+
+@functools.lru_cache(maxsize=1)
+def trial_of(model: Model) -> Trial:
+    # The cases of one model follow each other; what was compiled for another is of no use.
+    jax.clear_caches()
+    return Trial(model)
+
+
+def planned(model: PyTree, wrappers: str | None) -> tuple[tuple[PlanRow, ...], str]:
+    """The rows of the plan, or what is said if no layer can be adapted."""
+    try:
+        return plan_lora(model, RANK, ALPHA, wrappers=wrappers).rows, ""
+    except SelectionError as err:
+        return (), str(err)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "model",
+    # `--dist loadgroup` leaves a model to one worker, which then compiles it once.
+    [pytest.param(m, id=m.name, marks=pytest.mark.xdist_group(m.name)) for m in every_model()],
+)
+def test_matrix(model, variant, record_property):
+    wrappers = None if variant == "default" else variant
+    cell = {"model": model.name, "note": model.note, "variant": variant}
+    record_property("cell", json.dumps(cell))  # for the report, should the rest fail
+    trial = trial_of(model)
+    rows, refusal = planned(trial.model, wrappers)
+    if refusal:
+        # It says of each layer why not: "path: Layer (reason)".
+        cell["refused"] = sorted(set(re.findall(r": (\w+ \(.*\))$", refusal, re.MULTILINE)))
+        record_property("cell", json.dumps(cell))
+        assert not model.adaptable or (variant == "default" and model.layers == 0), refusal
+        assert cell["refused"], f"no layer is refused with a reason:\n{refusal}"
+        return
+    wrapped = [row for row in rows if row.status == "wrapped"]
+    cell["layers"] = len(wrapped)
+    cell["left out"] = sorted((r.layer, r.explanation) for r in rows if r.status != "wrapped")
+    problems = []
+    if variant == "default" and len(wrapped) != model.layers:
+        problems.append(f"{len(wrapped)} layers are wrapped, expected {model.layers}")
+    if len(wrapped) < max(model.layers, 1):
+        problems.append(f"fewer layers ({len(wrapped)}) are wrapped than by default")
+    case = adapt(trial, wrappers)
+    problems += every_check(trial, wrappers, case)
+    if variant in _IN_FULL:
+        problems += further_checks(trial, wrappers, case)
+    cell["problems"] = problems
+    record_property("cell", json.dumps(cell))
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)

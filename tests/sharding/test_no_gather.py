@@ -1,0 +1,167 @@
+"""Adapting, merging and unwrapping never gather the base. (For training see there.)
+
+Two witnesses: every program that the core compiles is read after partitioning, for collectives and
+memory, and run; and while Python runs in between, all arrays that exist on any device are listed.
+"""
+
+import sys
+from contextlib import contextmanager
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from jno.lora import _compiling, _sharding, apply_lora, merge_lora, unwrap_lora
+
+from .layouts import (
+    BY_SVD,
+    CUT,
+    LAYOUTS,
+    METHODS,
+    Small,
+    adapt,
+    assert_same_sharding,
+    gathered,
+    mesh_of,
+    shard,
+    wrappers_of,
+)
+
+WIDE = {"width": 32, "hidden": 64}
+
+
+class Programs:
+    """What the core compiles and runs: the programs' texts, and the memory they take."""
+
+    def __init__(self):
+        self.texts = []
+        self.temporary = []  # bytes on each device, beside inputs and outputs
+
+    def run(self, program, arrays):
+        """Run a program of the core, the very executable that is read here."""
+        jitted = program.compiled
+
+        def compiled(arrays):
+            executable = jitted.lower(arrays).compile()
+            self.texts.append(executable.as_text())
+            self.temporary.append(executable.memory_analysis().temp_size_in_bytes)
+            return executable(arrays)
+
+        program.compiled = compiled
+        try:
+            return _RUN(program, arrays)
+        finally:
+            program.compiled = jitted
+
+
+_RUN = _compiling._Program.__call__
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    recorder = Programs()
+    monkeypatch.setattr(_compiling._Program, "__call__", lambda p, arrays: recorder.run(p, arrays))
+    return recorder
+
+
+@contextmanager
+def watching():
+    """The elements that any new array holds on one device, at any call in our packages."""
+    before = {id(array): array for array in jax.live_arrays()}
+    sizes: set[int] = set()
+
+    def look(frame, event, arg):
+        if event in ("call", "return") and "jno" in frame.f_code.co_filename:
+            for array in jax.live_arrays():
+                if id(array) not in before:
+                    sizes.add(int(np.prod(array.sharding.shard_shape(array.shape))))
+
+    sys.setprofile(look)
+    try:
+        yield sizes
+    finally:
+        sys.setprofile(None)
+
+
+def one_layer(method, layout):
+    """A linear layer of 128 * 64 elements in half precision, alone."""
+    model = shard(Small(jax.random.key(0), **WIDE), LAYOUTS[layout], mesh_of(layout))
+    return jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.up)
+
+
+@pytest.mark.parametrize("layout", CUT)
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in BY_SVD])
+def test_adapting_and_merging_gather_nothing(method, layout, programs):
+    layer = one_layer(method, layout)
+    whole = layer.weight.size
+    with watching() as sizes:
+        adapted = adapt(layer, wrappers_of(method))
+        merged, unwrapped = merge_lora(adapted), unwrap_lora(adapted)
+    assert_same_sharding([merged, unwrapped], [layer, layer])
+    assert len(programs.texts) == 2  # to unwrap, nothing is computed
+    assert not any(map(gathered, programs.texts))
+    # Whole in float32, the weight would be 4 * whole bytes. Its piece on one device is an eighth.
+    assert max(programs.temporary) < 4 * whole / 2
+    assert max(sizes) <= whole / 8
+
+
+@pytest.mark.parametrize("layout", CUT)
+@pytest.mark.parametrize("method", sorted(BY_SVD))
+def test_exact_decompositions_need_the_whole_weight_on_every_device(method, layout, programs):
+    """The exception, as documented: inside the program, for one layer at a time."""
+    layer = one_layer(method, layout)
+    whole = layer.weight.size
+    with watching() as sizes:
+        adapted = adapt(layer, wrappers_of(method))
+        merged, unwrapped = merge_lora(adapted), unwrap_lora(adapted)
+    assert_same_sharding([merged, unwrapped], [layer, layer])
+    construct, *others = programs.texts
+    assert max(gathered(construct)) == whole
+    assert not any(map(gathered, others))
+    assert 4 * whole <= programs.temporary[0] <= 4 * 4 * whole
+    # Nothing of that size is left, or is ever an array.
+    assert max(sizes) <= whole / 8
+
+
+@pytest.mark.parametrize("layout", CUT)
+@pytest.mark.parametrize("method", ["PiSSA", "LoRAXS"])
+def test_large_weights_are_decomposed_where_they_lie(method, layout, programs):
+    model = shard(Small(jax.random.key(0), hidden=512), LAYOUTS[layout], mesh_of(layout))
+    layer, whole = model.up, model.up.weight.size
+    with watching() as sizes:
+        adapt(layer, wrappers_of(method))
+    # The random subspace is gathered to be made orthogonal: 4 + 24 vectors, not the weight.
+    assert max(gathered(programs.texts[0])) <= 28 * max(layer.weight.shape) < whole / 16
+    assert programs.temporary[0] < 4 * whole / 4
+    assert max(sizes) <= whole / 8
+
+
+def test_decompositions_of_a_stack_cut_along_itself_gather_nothing(programs):
+    def make(key):
+        return eqx.nn.Linear(16, 32, key=key)
+
+    stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 8))
+    place = NamedSharding(mesh_of("tensor"), P("model"))
+    stack = jax.tree.map(lambda a: jax.device_put(a, place), stack)
+    adapted = apply_lora(stack, 4, 4.0, key=jax.random.key(1), wrappers="pissa")
+    assert gathered(programs.texts[0]) == []
+    assert adapted.lora_A.sharding.is_equivalent_to(place, 3)
+
+
+def test_the_witnesses_see_a_gathered_weight(programs):
+    layer = one_layer("LoRA", "2d")
+    everywhere = NamedSharding(mesh_of("2d"), P())
+
+    def gather(layer):
+        return jax.lax.with_sharding_constraint(layer.weight, everywhere)
+
+    with watching() as sizes:
+        _sharding.on_the_mesh(gather, layer)
+    assert max(gathered(programs.texts[0])) == layer.weight.size
+    with watching() as sizes:
+        weight = jax.device_put(layer.weight, everywhere)
+        merge_lora(layer)
+    assert max(sizes) == weight.size

@@ -1,0 +1,192 @@
+"""Where the arrays of an adapter lie: when it is made, loaded, merged and dropped."""
+
+import contextlib
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import jno_lora_zoo
+from jno.lora import WrapperError, apply_lora, merge_lora, unwrap_lora
+from jno.lora._sharding import restored_layer
+from jno_lora_zoo import sharded_over
+
+from .layouts import (
+    FIELDS,
+    LAYOUTS,
+    METHODS,
+    Small,
+    Transformer,
+    adapted,
+    adapted_transformer,
+    adapters_in,
+    assert_close,
+    assert_same_sharding,
+    base,
+    mesh_of,
+    perturbed,
+    shard,
+    wrappers_of,
+)
+
+# By its name before JAX 0.8.
+set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh
+
+
+def expected_spec(wrapper, field):
+    """The matching axes of the base's weight: `in` of a kernel is the axis of its inputs."""
+    ndim = type(wrapper).stack_ndim(wrapper.base)
+    axes = sharded_over(wrapper.base.weight)
+    outputs, inputs = axes[ndim : ndim + 2]
+    if isinstance(wrapper.base, eqx.nn.Embedding):
+        outputs, inputs = inputs, outputs
+    kinds = {"out": outputs, "in": inputs, None: None}
+    return P(*axes[:ndim], *(kinds[axis] for axis in FIELDS.get(field, ())))
+
+
+def assert_lies_as_its_base(wrapper, mesh):
+    for field, array in wrapper.state().items():
+        spec = expected_spec(wrapper, field)
+        lies = array.sharding.is_equivalent_to(NamedSharding(mesh, spec), array.ndim)
+        assert lies, f"{field}: {array.sharding}, expected {spec}"
+
+
+@pytest.mark.parametrize(
+    ("method", "layout"),
+    [*itertools.product(METHODS, ["tensor", "2d"]), ("LoRA", "data"), ("DoRA", "fsdp")],
+)
+def test_arrays_take_the_matching_axes(method, layout):
+    plain, model = base(Small, layout), adapted(method, layout)
+    adapters = adapters_in(model)
+    assert list(adapters) == ["conv", "up", "down"]
+    for wrapper in adapters.values():
+        assert_lies_as_its_base(wrapper, mesh_of(layout))
+    assert_same_sharding([w.base for w in adapters.values()], [plain.conv, plain.up, plain.down])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_so_do_those_of_embeddings_attention_and_stacks(layout):
+    adapters = adapters_in(adapted_transformer(layout))
+    assert {"embedding", "attention/output_proj", "blocks/up", "blocks/down"} <= adapters.keys()
+    for wrapper in adapters.values():
+        assert_lies_as_its_base(wrapper, mesh_of(layout))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_values_are_those_of_one_device(method):
+    assert_close(adapted(method, "2d"), adapted(method, None), rtol=1e-6, atol=1e-6)
+
+
+def test_frozen_arrays_are_the_same_objects():
+    plain, model = base(Small, "2d"), adapted("DoRA", "2d")
+    assert model.up.base.weight is plain.up.weight
+    assert model.conv.base.bias is plain.conv.bias
+    assert unwrap_lora(model).up.weight is plain.up.weight
+    assert adapted("PiSSA", "2d").up.base.bias is plain.up.bias
+
+
+# That merged layers lie where they were on the other meshes is tested with the gathers.
+@pytest.mark.parametrize(("method", "layout"), [*((m, "2d") for m in METHODS), ("LoRA", "data")])
+def test_merged_and_unwrapped_layers_lie_where_the_layers_were(method, layout):
+    plain, model = base(Small, layout), perturbed(adapted(method, layout))
+    merged, unwrapped = merge_lora(model), unwrap_lora(model)
+    assert_same_sharding(merged, plain)
+    assert_same_sharding(unwrapped, plain)
+    expected = eqx.filter_jit(merge_lora)(perturbed(adapted(method, None)))
+    assert_close(merged, expected, rtol=1e-5, atol=1e-5)
+    assert_close(unwrapped, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_so_do_those_of_embeddings_attention_and_merged_stacks(layout):
+    plain, model = base(Transformer, layout), adapted_transformer(layout)
+    assert_same_sharding(merge_lora(model), plain)
+    assert_same_sharding(unwrap_lora(model), plain)
+
+
+def load(wrapper, plain):
+    state = {name: np.asarray(array) for name, array in wrapper.state().items()}
+    return restored_layer(type(wrapper), plain, state, wrapper.rank, wrapper.alpha)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loaded_arrays_take_the_matching_axes(method):
+    plain = base(Small, "2d")
+    for path, wrapper in adapters_in(perturbed(adapted(method, "2d"))).items():
+        restored = load(wrapper, getattr(plain, path))
+        assert_same_sharding(restored, wrapper, f"{path}: ")
+        assert_close(restored.state(), wrapper.state(), rtol=0)
+        assert_close(restored.base, wrapper.base, rtol=1e-6, atol=1e-6)
+
+
+def test_so_do_those_of_embeddings_and_stacks():
+    plain, adapters = base(Transformer, "2d"), adapters_in(adapted_transformer("2d"))
+    for path, layer in [("embedding", plain.embedding), ("blocks/up", plain.blocks.up)]:
+        restored = load(adapters[path], layer)
+        assert_same_sharding(restored, adapters[path], f"{path}: ")
+        assert_close(restored, adapters[path], rtol=0)
+
+
+def test_loading_onto_one_device_leaves_the_arrays_there():
+    wrapper = adapted("LoRA", "2d").up
+    plain = base(Small, None).up
+    state = jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), wrapper.state())
+    restored = restored_layer(type(wrapper), plain, state, wrapper.rank, wrapper.alpha)
+    assert restored.lora_A is state["lora_A"]
+    assert restored.base.weight is plain.weight
+
+
+def test_what_the_state_lacks_is_named():
+    wrapper = adapted("LoRA", "2d").up
+    with pytest.raises(WrapperError, match="lora_B: expected, missing"):
+        restored_layer(type(wrapper), base(Small, "2d").up, {"lora_A": wrapper.lora_A}, 4, 8.0)
+
+
+def test_a_half_precision_base_has_float32_adapters_on_the_mesh():
+    half = jax.tree.map(
+        lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, base(Small, "2d")
+    )
+    model = apply_lora(half, 4, 8.0, key=jax.random.key(1), wrappers="dora")
+    for path in ("up", "down"):
+        wrapper = getattr(model, path)
+        assert {str(array.dtype) for array in wrapper.state().values()} == {"float32"}
+        assert_lies_as_its_base(wrapper, mesh_of("2d"))
+    merged = merge_lora(model)
+    assert_same_sharding(merged, half)
+    assert merged.up.weight.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("is_set", [False, True], ids=["", "set"])
+@pytest.mark.parametrize("method", ["LoRA", "DoRA", "PiSSA", "OFT", "LoKr"])
+def test_meshes_with_explicit_axes(method, is_set):
+    # What `jax.make_mesh` gives by default in newer versions of JAX.
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    plain = shard(base(Small, None), LAYOUTS["2d"], mesh)
+    with set_mesh(mesh) if is_set else contextlib.nullcontext():
+        model = apply_lora(plain, 4, 8.0, key=jax.random.key(1), wrappers=wrappers_of(method))
+        layers = [merge_lora(model), unwrap_lora(model)]
+        loaded = load(model.up, plain.up)
+    for wrapper in [*adapters_in(model).values(), loaded]:
+        assert_lies_as_its_base(wrapper, mesh)
+        assert {array.sharding.mesh for array in wrapper.state().values()} == {mesh}
+    if method != "PiSSA":  # whose base is another
+        assert model.up.base.weight is plain.up.weight
+    for layer in layers:
+        assert_same_sharding(layer, plain)
+        assert layer.up.weight.sharding.mesh == mesh
+
+
+def test_arrays_that_lie_elsewhere_do_not_matter():
+    """A bias, and a key, that were committed to one device."""
+    layer = base(Small, "2d").up
+    one = jax.devices()[3]
+    layer = eqx.tree_at(lambda m: m.bias, layer, jax.device_put(jnp.zeros(64), one))
+    key = jax.device_put(jax.random.key(1), one)
+    wrapper = apply_lora(layer, 4, 8.0, key=key, wrappers=jno_lora_zoo.DoRALinear)
+    assert_lies_as_its_base(wrapper, mesh_of("2d"))
+    assert wrapper.base.bias is layer.bias
+    assert merge_lora(wrapper).bias is layer.bias

@@ -1,0 +1,87 @@
+"""Two processes with `jax.distributed` on loopback train as one process does."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from .layouts import step_and_merge
+
+WORKER = pathlib.Path(__file__).with_name("worker.py")
+SECONDS = 240
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(rank: int, port: int, folder: pathlib.Path) -> subprocess.Popen:
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
+    arguments = [str(rank), "2", str(port), str(folder / f"{rank}.npz")]
+    with (folder / f"{rank}.log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, str(WORKER), *arguments],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def run_both(folder: pathlib.Path) -> None:
+    """Run both workers. Neither outlives a failure of the other, or the time there is."""
+    port = free_port()
+    processes = [start(rank, port, folder) for rank in range(2)]
+    try:
+        end = time.monotonic() + SECONDS
+        while any(process.poll() is None for process in processes):
+            failed = any(process.poll() for process in processes)
+            if failed or time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    logs = [(folder / f"{rank}.log").read_text() for rank in range(2)]
+    assert codes == [0, 0], f"Exit codes {codes} (None: killed):\n" + "\n---\n".join(logs)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of the processes saw."""
+    folder = tmp_path_factory.mktemp("processes")
+    run_both(folder)
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process on one device sees."""
+    return step_and_merge(Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model")))
+
+
+def test_both_processes_see_the_same(results):
+    first, second = results
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("part", ["loss", "trained", "merged", "loaded"])
+def test_they_see_what_one_process_sees(part, results, alone):
+    names = [name for name in alone if name.split("/")[0] == part]
+    assert names
+    for name in names:
+        np.testing.assert_allclose(results[0][name], alone[name], 1e-5, 1e-6, err_msg=name)
