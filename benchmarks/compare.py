@@ -2,8 +2,10 @@
 
     python -m benchmarks.compare [--quick] [--only REGEX] [--device cpu|gpu] [--out FOLDER]
 
-Writes `FOLDER/DEVICE.json` after each case; cases that are not run keep their records if machine,
-versions and settings are the same. `python -m benchmarks.report` makes tables and plots of it.
+Writes `FOLDER/DEVICE.json` after each case, and at the end tables and plots of it (as
+`python -m benchmarks.report` does). The folder is `benchmarks/results`, whose page is
+`docs/benchmarks.md`, or `.bench/quick` for quick runs, whose page lies beside the results. With
+`--only`, the other cases keep their records: those must be of the same machine and versions.
 """
 
 import argparse
@@ -22,8 +24,7 @@ from typing import Any
 from ._cases import cases
 from ._comparison import QUICK, Comparison, Settings
 from ._workers import ROOT, RequestFailedError, Worker, WorkerLostError, command, variables
-
-RESULTS = ROOT / "benchmarks" / "results"
+from .report import RESULTS, page_folder, write_page
 
 
 def parse() -> argparse.Namespace:
@@ -33,10 +34,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="REGEX", help="cases by name")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, metavar="FOLDER")
+    parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER")
     for name in ("ours", "jno", "peft"):
         parser.add_argument(f"--{name}", metavar="PYTHON", default=default_python(name))
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.out = options.out or (ROOT / ".bench" / "quick" if options.quick else RESULTS)
+    return options
 
 
 def default_python(environment: str) -> str:
@@ -89,7 +92,7 @@ def main() -> None:
         **greet(start, installed),
     }
     path = options.out / f"{options.device}.json"
-    records = earlier(path, head)
+    records = earlier(path, head) if options.only else {}
     order = [case["name"] for case in cases()]
     options.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
@@ -99,6 +102,7 @@ def main() -> None:
         ordered = [records[name] for name in order if name in records]
         path.write_text(json.dumps(head | {"cases": ordered}, indent=1, ensure_ascii=False) + "\n")
         print(f"[{number}/{len(chosen)}] {summary(record)}", flush=True)
+    print(f"wrote {write_page(options.out, page_folder(options.out))}")
 
 
 def greet(start: Any, installed: dict[str, str]) -> dict[str, Any]:
@@ -124,12 +128,17 @@ def greet(start: Any, installed: dict[str, str]) -> dict[str, Any]:
 
 
 def earlier(path: pathlib.Path, head: dict[str, Any]) -> dict[str, Any]:
-    """The records of an earlier run that can stand beside new ones."""
+    """The records that new ones can stand beside. Exits if there are others, rather than mix."""
     if not path.exists():
         return {}
     before = json.loads(path.read_text())
     kept = before.pop("cases")
-    return {record["name"]: record for record in kept} if before == head else {}
+    if before != head:
+        sys.exit(
+            f"The results in {path} are of another machine, other versions or other settings: run "
+            "all cases, or write to another folder (--out)."
+        )
+    return {record["name"]: record for record in kept}
 
 
 def summary(record: dict[str, Any]) -> str:

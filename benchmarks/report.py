@@ -12,6 +12,8 @@ from ._plots import plot
 from ._tables import GROUPS, table, verdicts
 from ._workers import ROOT
 
+RESULTS = ROOT / "benchmarks" / "results"
+
 HEAD = """\
 # Benchmarks
 
@@ -48,17 +50,26 @@ make bench DEVICE=gpu                   # the same on a CUDA GPU
 def main() -> None:
     """Render every device's results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    results = ROOT / "benchmarks" / "results"
-    parser.add_argument("--results", type=pathlib.Path, default=results, metavar="FOLDER")
-    parser.add_argument("--docs", type=pathlib.Path, default=ROOT / "docs", metavar="FOLDER")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, metavar="FOLDER")
+    parser.add_argument("--docs", type=pathlib.Path, metavar="FOLDER")
     options = parser.parse_args()
+    print(f"wrote {write_page(options.results, options.docs or page_folder(options.results))}")
+
+
+def page_folder(results: pathlib.Path) -> pathlib.Path:
+    """Where the page of a folder of results goes: the documentation, or the folder itself."""
+    return ROOT / "docs" if results.resolve() == RESULTS else results
+
+
+def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
+    """Write `benchmarks.md` and `images/` of all devices' results, and return the page's path."""
     parts = [HEAD]
-    for path in sorted(options.results.glob("*.json")):
-        parts.append(section(json.loads(path.read_text()), options.docs))
-    page = options.docs / "benchmarks.md"
+    for path in sorted(results.glob("*.json")):
+        parts.append(section(json.loads(path.read_text()), docs))
+    page = docs / "benchmarks.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts).rstrip() + "\n")
-    print(f"wrote {page}")
+    return page
 
 
 def section(results: dict[str, Any], docs: pathlib.Path) -> str:

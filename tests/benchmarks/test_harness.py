@@ -194,12 +194,33 @@ def test_the_report_says_what_is_missed(tmp_path):
     assert image.read_bytes() == first
 
 
-def test_results_of_another_setting_are_not_kept(tmp_path):
+def test_results_of_another_setting_are_not_mixed(tmp_path):
     path = tmp_path / "cpu.json"
     assert compare.earlier(path, {"quick": True}) == {}
     path.write_text(json.dumps({"quick": True, "cases": [{"name": "a"}]}))
     assert compare.earlier(path, {"quick": True}) == {"a": {"name": "a"}}
-    assert compare.earlier(path, {"quick": False}) == {}
+    with pytest.raises(SystemExit, match="another machine"):
+        compare.earlier(path, {"quick": False})
+
+
+def test_only_the_full_results_reach_the_documentation(tmp_path):
+    assert report.page_folder(report.RESULTS).name == "docs"
+    assert report.page_folder(tmp_path) == tmp_path
+    assert report.write_page(tmp_path, tmp_path).read_text().startswith("# Benchmarks\n")
+
+
+def test_the_command_line_writes_results_and_page(tmp_path, monkeypatch, capsys):
+    spec = case(jno={"env": "jno", "seconds": 4.0}, peft={"env": "peft"})
+    monkeypatch.setattr(compare, "cases", lambda: [spec])
+    monkeypatch.setattr(compare, "command", lambda *_: [sys.executable, "-c", FAKE])
+    line = ["compare", "--quick", "--out", str(tmp_path), "--peft", "no-such-python"]
+    monkeypatch.setattr(sys, "argv", [*line, "--ours", sys.executable, "--jno", sys.executable])
+    compare.main()
+    assert "[1/1] c: step/jno 0.50, peft not installed" in capsys.readouterr().out
+    written = (tmp_path / "cpu.json").read_text()
+    assert str(tmp_path) not in written and sys.executable not in written
+    assert json.loads(written)["cases"][0]["ratios"]["step"]["jno"]["median"] == 0.5
+    assert "| C | 0.5 [0.5, 0.5] (≤ 1) |" in (tmp_path / "benchmarks.md").read_text()
 
 
 def test_workers_do_not_see_what_would_change_the_measurement(monkeypatch):

@@ -66,7 +66,7 @@ MODELS = (
                 (8, 16, 3, 1, False, "relu"),
                 (12, 24, 5, 2, True, "hard_swish"),
             ],
-            last_channels=16,
+            last_channels=64,
             num_classes=5,
             key=key,
         ),

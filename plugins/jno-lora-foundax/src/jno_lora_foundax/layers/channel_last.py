@@ -21,8 +21,9 @@ class ChannelLastKernelLayer(LayerKind):
     for the classes it knows. Every other kernel is refused. A subclass declares another library's.
 
     No layer is "known": all are called with the law's kernel in them, whatever padding, stride and
-    batch axes they handle. Batches share that kernel, which costs little beside the convolution
-    (convolving with `A` apart was no faster on a CPU, and up to twice as slow).
+    batch axes they handle. A batch shares that kernel. Convolving with `A` apart would save the
+    gradient of the whole kernel, for one more thin convolution: for UNets on a CPU that was now
+    faster, more often slower.
     """
 
     @classmethod
