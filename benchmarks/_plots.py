@@ -17,6 +17,7 @@ def plot(records: list[Record], group: Group, path: pathlib.Path) -> bool:
     # The same data give the same file.
     matplotlib.rcParams["svg.hashsalt"] = "jno-lora"
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     columns = [column for column in group.tables[0] if column[1] is not None]
     series = {column: _points(records, column) for column in columns}
@@ -46,6 +47,9 @@ def plot(records: list[Record], group: Group, path: pathlib.Path) -> bool:
             axes.plot(*zip(*aims, strict=True), "|", color=colour, markersize=11, mew=2, alpha=0.6)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_yticks(range(len(records)), [record["label"] for record in records])
     axes.set_ylim(len(records) - 0.5, -0.5)
     axes.set_xlabel("ours / other: median and quartiles (left of 1: ours takes less); |: target")

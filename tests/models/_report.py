@@ -15,9 +15,9 @@ _HEAD = """\
 
 <!-- Written by the tests: do not edit. -->
 
-Every variant, with whatever plugins of this repository are installed, on models from other people's
-packages. A number is how many layers were adapted, with every check passed; *none* means that the
-variant says that it can adapt no layer of the model, and why.
+Every variant of every plugin of this repository, on models from other people's packages. A number
+is how many layers were adapted, with every check passed; *none* means that the call is an error,
+which says of each layer why it cannot be adapted.
 
 Checked of every cell, with `rank=2` and the adapters alone trained: the adapted model gives what
 the model gives; with the adapters at random values it gives something else, and merging them into
@@ -29,7 +29,7 @@ touch no frozen leaf; the leaves, saved and loaded into a copy that was adapted 
 give the same.
 
 "The same" is 1e-5 of the largest output, or ten times what the model itself makes of a last-place
-change of its weights, if that is more.
+change of its weights, if that is more (see the notes).
 
 To run it, and to write this page again (Python 3.12 or newer):
 
@@ -101,6 +101,19 @@ class Table:
 
     def left_out(self) -> Iterator[str]:
         """What `auto` leaves as it is: first where an adapter says why, then the other classes."""
+        only_auto = [
+            f"`{model}`"
+            for model in sorted(self.cells)
+            if "refused" in self.cells[model].get("default", {})
+            and "refused" not in self.cells[model].get("auto", {})
+        ]
+        if only_auto:
+            yield (
+                "By default only linear layers and convolutions whose weight is laid out as their "
+                "own sizes say are adapted. The kernels of these models are channel-last without "
+                f"saying so, which a plugin knows: {', '.join(only_auto)}."
+            )
+            yield ""
         yield "With `auto`, these come close to what an adapter takes:"
         yield ""
         others: set[str] = set()
@@ -127,9 +140,13 @@ class Table:
     def notes(self) -> Iterator[str]:
         """What is particular about some models, and where a variant can do nothing."""
         for model in sorted(self.cells):
-            note = next(iter(self.cells[model].values()))["note"]
-            if note:
-                yield f"* `{model}`: {note}."
+            cells = self.cells[model].values()
+            notes = [next(iter(cells))["note"]]
+            allowed = max(cell.get("tolerance", 0.0) for cell in cells)
+            if allowed > 1.01e-5:
+                notes.append(f"amplifies rounding, so that outputs may differ by {allowed:.0e}")
+            if any(notes):
+                yield f"* `{model}`: {'; '.join(filter(None, notes))}."
         yield "* OFT does nothing to a layer with a single output: a rotation in one dimension."
 
 

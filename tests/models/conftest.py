@@ -7,9 +7,6 @@ import pytest
 
 from ._report import Table
 
-# What the models' own code does, and this project's suite does not allow itself.
-_THEIR_WARNINGS = ()
-
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -22,19 +19,12 @@ def pytest_configure(config):
         config.pluginmanager.register(Table(config.getoption("--models-report", default=None)))
 
 
-def pytest_collection_modifyitems(items):
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            for warning in _THEIR_WARNINGS:
-                item.add_marker(pytest.mark.filterwarnings(warning))
-
-
 @pytest.fixture(autouse=True)
 def _as_their_authors_run_them():
     """JAX's own defaults: these models add integers to floats, and vectors to matrices.
 
-    That the adapters work under strict rules is what the tests of the plugins show.
+    That the adapters work under strict rules is what the tests of the plugins show. Warnings stay
+    errors, as in the whole suite: no model gives one.
     """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -16,7 +16,7 @@ from jno.lora import PlanRow, SelectionError, plan_lora
 
 from ._checks import ALPHA, RANK, adapt, every_check, further_checks
 from ._model import Model
-from ._trial import Trial
+from ._trial import Trial, relative
 from .zoo_of_models import every_model
 
 VARIANTS = (
@@ -84,6 +84,7 @@ def test_matrix(model, variant, record_property):
     if variant in _IN_FULL:
         problems += further_checks(trial, wrappers, case)
     cell["problems"] = problems
+    cell["tolerance"] = relative(case.tolerance, case.merged_outputs)
     record_property("cell", json.dumps(cell))
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)

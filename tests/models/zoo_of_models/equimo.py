@@ -66,6 +66,7 @@ MODELS = (
                 (8, 16, 3, 1, False, "relu"),
                 (12, 24, 5, 2, True, "hard_swish"),
             ],
+            # 64: with fewer, the last norm has a group per channel, whose mean is a constant.
             last_channels=64,
             num_classes=5,
             key=key,
