@@ -70,6 +70,18 @@ def test_a_failing_function_fails_with_its_own_error():
         call_compiled(fails, jnp.ones(2))
 
 
+def test_an_exhausted_machine_is_not_asked_for_more():
+    calls = []
+
+    def exhausts(x):
+        calls.append(x)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        call_compiled(exhausts, jnp.ones(2))
+    assert len(calls) == 1
+
+
 def test_unhashable_values_and_traced_arrays_are_no_obstacle():
     def total(x, options):
         return x * len(options)

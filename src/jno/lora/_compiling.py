@@ -37,6 +37,8 @@ def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
     avals = tuple(map(jax.typeof, arrays))
     try:
         return _program(_Form(function, treedef, statics, avals))(arrays)
+    except jax.errors.JaxRuntimeError:
+        raise  # out of memory, say: run operation by operation, it would need more
     except Exception:
         # If it is the function that fails, it fails again, and with a traceback of its own.
         return function(*args)

@@ -63,6 +63,9 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     (`applies_to`), how it starts (`__init__(base, rank, alpha, *, key)`), what it computes
     (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional.
 
+    `__init__`, `merge` and `unwrap` must be pure, with `key` as the only source of randomness: they
+    are compiled once for all layers of one form (class, static fields, shapes, dtypes).
+
     A wrapper reads like the layer it wraps: an attribute it lacks comes from `base` if it holds
     no array (`in_features`, `kernel_size`), and from the merged layer if it does (`weight`), so
     that models which read the weights of their layers see the adapter.

@@ -16,7 +16,7 @@ if _enable_x64 is None:
     _enable_x64 = jax.experimental.enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def merge_error(wrapper: LoRAWrapper) -> float | None:
+def error_of_merging(wrapper: LoRAWrapper) -> float | None:
     """`||merge(W) - W'|| / ||W' - W||`: the part of the update that rounding takes away.
 
     `W'` is what the law gives in a wider dtype (float32 for half precision, float64 for float32;

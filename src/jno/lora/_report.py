@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
-from ._merge_error import merge_error as measured_merge_error
+from ._merge_error import error_of_merging
 from ._paths import path_str, show_path
 from ._registry import Registry, default_registry
 from ._tables import as_text, table
@@ -140,7 +140,7 @@ def report_on(
                 alpha=node.alpha,
                 trainable=count(node, adapter_mask),
                 total=count(node, counted_mask),
-                merge_error=measured_merge_error(node) if measure else None,
+                merge_error=error_of_merging(node) if measure else None,
             )
             rows.append(row)
     return LoraReport(tuple(rows), count(model, trainable), count(model, counted))
