@@ -19,6 +19,7 @@ test-models: .venv-models/.ready
 		--models-report docs/models.md
 
 .venv-models/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	@test -n "$(MODELS_PYTHON)" || { echo "No Python 3.12 or 3.13 found: make $@ MODELS_PYTHON=/path/to/python"; exit 1; }
 	test -x .venv-models/bin/python || $(MODELS_PYTHON) -m venv .venv-models
 	.venv-models/bin/python -m pip install --quiet --upgrade pip
 	.venv-models/bin/python -m pip install --quiet -e ".[models]" $(foreach plugin,$(PLUGINS),-e $(plugin))

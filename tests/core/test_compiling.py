@@ -1,5 +1,7 @@
 """`call_compiled`: one program per form, and what is handed through stays the object it was."""
 
+import enum
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,26 @@ def test_static_values_that_are_equal_but_of_another_type_are_kept_apart(getkey)
 
     tags = [call_compiled(tagged, jnp.ones(2), tag)["tag"] for tag in (1, 1.0, True)]
     assert [type(tag) for tag in tags] == [int, float, bool]
+
+
+class Mode(enum.IntEnum):
+    B = 1
+
+
+class Tagged(eqx.Module):
+    weight: jax.Array
+    tag: object = eqx.field(static=True)
+
+
+@pytest.mark.parametrize(
+    "tags", [(1, 1.0, True, Mode.B), (0.0, -0.0), ((1, 2), (1.0, 2), (True, 2))]
+)
+def test_static_fields_that_are_equal_but_not_the_same_are_kept_apart(tags):
+    def doubled(module):
+        return eqx.tree_at(lambda m: m.weight, module, 2 * module.weight)
+
+    for tag in tags:
+        assert repr(call_compiled(doubled, Tagged(jnp.ones(2), tag)).tag) == repr(tag)
 
 
 def test_what_changes_nothing_runs_nothing(getkey):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import jno_lora_zoo
 from jno.lora import WrapperError, apply_lora, merge_lora, unwrap_lora
@@ -190,3 +190,26 @@ def test_arrays_that_lie_elsewhere_do_not_matter():
     assert_lies_as_its_base(wrapper, mesh_of("2d"))
     assert wrapper.base.bias is layer.bias
     assert merge_lora(wrapper).bias is layer.bias
+
+
+def test_a_replicated_key_leaves_a_layer_of_one_device_where_it_is(getkey):
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    key = jax.device_put(getkey(), NamedSharding(mesh, P()))
+    one = jax.devices()[1]
+    layer = jax.device_put(eqx.nn.Linear(4, 3, key=getkey()), one)
+    adapted = apply_lora(layer, 2, key=key)
+    assert {x.sharding.device_set == {one} for x in jax.tree.leaves(adapted)} == {True}
+    assert adapted(jnp.ones(4)).shape == (3,)
+
+
+class Misplaced(jno_lora_zoo.LoRALinear):
+    def partition_specs(self):
+        return {"lora_A": P("nope")}
+
+
+def test_a_bad_spec_is_an_error_that_names_the_layer(getkey):
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    layer = eqx.nn.Linear(8, 8, key=getkey())
+    layer = jax.device_put(layer, NamedSharding(mesh, P()))
+    with pytest.raises(WrapperError, match=r"(?s)Misplaced.*'head'.*nope"):
+        apply_lora({"head": layer}, 2, key=getkey(), wrappers=Misplaced)

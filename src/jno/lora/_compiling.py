@@ -35,13 +35,17 @@ def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     statics = tuple((_Array, _ARRAY) if eqx.is_array(x) else (type(x), x) for x in leaves)
     avals = tuple(map(jax.typeof, arrays))
+    floating = jax.dtypes.canonicalize_dtype(float)
     try:
-        return _program(_Form(function, treedef, statics, avals))(arrays)
-    except jax.errors.JaxRuntimeError:
-        raise  # out of memory, say: run operation by operation, it would need more
+        form = _Form(function, treedef, _exactly(treedef), statics, avals, floating)
+        return _program(form)(arrays)
+    except jax.errors.JaxRuntimeError as err:
+        if "RESOURCE_EXHAUSTED" in str(err):
+            raise  # run operation by operation, it would need more memory still
     except Exception:
-        # If it is the function that fails, it fails again, and with a traceback of its own.
-        return function(*args)
+        pass
+    # If it is the function that fails, it fails again, and with a traceback of its own.
+    return function(*args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +54,26 @@ class _Form:
 
     function: Callable[..., Any]
     treedef: Any
+    exactly: Any
     # The leaves that are no arrays, with their types (1 equals 1.0), and `_ARRAY` in their place.
     statics: tuple[tuple[type, Any], ...]
     avals: tuple[Any, ...]
+    floating: Any  # the widest type: whether 64 bits are enabled
+
+
+def _exactly(treedef: Any) -> Any:
+    """What tells static fields apart that are equal: 1, 1.0, True and a member of an `IntEnum`.
+
+    The result of a program has the static fields of the call that made it.
+    """
+    data = treedef.node_data()
+    return (_typed(None if data is None else data[1]), *map(_exactly, treedef.children()))
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return (type(value), *map(_typed, value))
+    return (type(value), repr(value)) if isinstance(value, float) else type(value)
 
 
 class _Array:

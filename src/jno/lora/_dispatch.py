@@ -163,7 +163,9 @@ def _construct(row: PlanRow, layer: Any, key: PRNGKeyArray) -> LoRAWrapper:
     try:
         settings = (cls, rank, alpha, dict(row.options), cls.stack_ndim(layer))
         number = np.asarray(stable_hash(row.path), np.uint32)
-        wrapper = on_the_mesh(_make, *settings, layer, key, number)
+        wrapper = on_the_mesh(layer, _make, *settings, layer, key, number)
+        if isinstance(wrapper, cls):
+            return place_like_base(wrapper, layer)
     except Exception as err:
         what = (
             f"{cls.__name__} could not be built around the {row.layer} at {show_path(row.path)!r}"
@@ -171,10 +173,8 @@ def _construct(row: PlanRow, layer: Any, key: PRNGKeyArray) -> LoRAWrapper:
         if isinstance(err, JnoLoraError):
             raise type(err)(f"{what}: {err}") from err
         raise WrapperError(f"{what}: {type(err).__name__}: {err}") from err
-    if not isinstance(wrapper, cls):
-        check_contract(cls)
-        raise WrapperError(f"{cls.__name__}(...) made a {type(wrapper).__name__} at {row.path!r}")
-    return place_like_base(wrapper, layer)
+    check_contract(cls)
+    raise WrapperError(f"{cls.__name__}(...) made a {type(wrapper).__name__} at {row.path!r}")
 
 
 def _make(

@@ -50,7 +50,7 @@ def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) 
             return node
         where = f"the {type(node).__name__} at {show_path(path_str(keys))!r}"
         try:
-            layer = on_the_mesh(plain, node)
+            layer = on_the_mesh(node, plain, node)
         except JnoLoraError as err:
             raise type(err)(f"Could not {verb} {where}: {err}") from err
         except Exception as err:

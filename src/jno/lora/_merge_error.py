@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ._contract import LoRAWrapper, merged_layer, unwrapped_layer
 from ._errors import WrapperError
+from ._sharding import on_the_mesh
 
 # The context manager moved in JAX 0.8.
 _enable_x64: Any = getattr(jax, "enable_x64", None)
@@ -28,10 +29,11 @@ def error_of_merging(wrapper: LoRAWrapper) -> float | None:
     with _enable_x64(True):
         wide = jax.tree.map(_widened, wrapper)
         try:
-            merged, exact = merged_layer(wrapper), merged_layer(wide)
+            merged = on_the_mesh(wrapper, merged_layer, wrapper)
+            exact = on_the_mesh(wide, merged_layer, wide)
         except WrapperError:
             return None
-        update = _distance(exact, unwrapped_layer(wide))
+        update = _distance(exact, on_the_mesh(wide, unwrapped_layer, wide))
         return float(_distance(merged, exact) / update) if update > 0 else None
 
 

@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
+from ._errors import WrapperError
 from ._merge_error import error_of_merging
 from ._paths import path_str, show_path
 from ._registry import Registry, default_registry
@@ -48,11 +49,13 @@ class LoraReport:
     """The adapted layers of a model, and totals over the whole model. Prints as a table.
 
     - `trainable`: parameters that train; `total`: parameters of the whole model with adapters.
+    - `merge_errors`: whether they were asked for, which gives the table a column.
     """
 
     rows: tuple[ReportRow, ...]
     trainable: int
     total: int
+    merge_errors: bool = False
 
     @property
     def percentage(self) -> float:
@@ -73,7 +76,7 @@ class LoraReport:
             ("trainable", "right"),
             ("total", "right"),
         ]
-        if any(row.merge_error is not None for row in self.rows):
+        if self.merge_errors:
             numbers.append(("merge error", "right"))
         return table(
             f"{len(self.rows)} adapted layers",
@@ -88,7 +91,7 @@ class LoraReport:
                     f"{row.alpha:g}",
                     f"{row.trainable:,}",
                     f"{row.total:,}",
-                    "" if row.merge_error is None else f"{row.merge_error:.1e}",
+                    "-" if row.merge_error is None else f"{row.merge_error:.1e}",
                 )[: len(columns) + len(numbers)]
                 for row in self.rows
             ),
@@ -140,10 +143,21 @@ def report_on(
                 alpha=node.alpha,
                 trainable=count(node, adapter_mask),
                 total=count(node, counted_mask),
-                merge_error=error_of_merging(node) if measure else None,
+                merge_error=_measured(node, path_str(keys)) if measure else None,
             )
             rows.append(row)
-    return LoraReport(tuple(rows), count(model, trainable), count(model, counted))
+    total = count(model, counted)
+    return LoraReport(tuple(rows), count(model, trainable), total, merge_errors=measure)
+
+
+def _measured(wrapper: LoRAWrapper, path: str) -> float | None:
+    try:
+        return error_of_merging(wrapper)
+    except Exception as err:
+        raise WrapperError(
+            f"Could not measure what merging the {type(wrapper).__name__} at {show_path(path)!r} "
+            f"would cost: {type(err).__name__}: {err}"
+        ) from err
 
 
 def count(model: PyTree, mask: PyTree[bool]) -> int:

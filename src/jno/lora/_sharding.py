@@ -22,18 +22,20 @@ T = TypeVar("T")
 _set_mesh: Any = getattr(jax, "set_mesh", None) or getattr(jax.sharding, "use_mesh", None)
 
 
-def on_the_mesh(function: Callable[..., T], *args: Any) -> T:
-    """`function(*args)` by a program (see `call_compiled`), on the mesh of the arrays in `args`.
+def on_the_mesh(layer: Any, function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)` by a program (see `call_compiled`), on the mesh or device of `layer`.
 
     Run operation by operation, some intermediate results (an update made of replicated factors)
     would lie whole on every device, and processes would have to agree on arrays that each of them
     made. A program is split over the mesh by the compiler.
     """
-    mesh = _mesh(args)
     # In a program that is being traced, its own compiler decides.
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
-    if mesh is None or traced:
-        return call_compiled(function, *args)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+        return function(*args)
+    mesh = _mesh(layer)
+    if mesh is None:
+        home = next((x.sharding for x in jax.tree.leaves(layer) if isinstance(x, jax.Array)), None)
+        return call_compiled(function, *jax.tree.map(lambda leaf: _at(leaf, home), args))
     joined = jax.tree.map(lambda leaf: _joined(leaf, mesh), args)
     given = dict(zip(map(id, jax.tree.leaves(joined)), jax.tree.leaves(args), strict=True))
     with _automatic_context(mesh):
@@ -82,7 +84,7 @@ def restored_layer(
     cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: int, alpha: float
 ) -> LoRAWrapper:
     """`cls.from_state(...)`, mapped over the axes of a stacked layer, on the mesh of `base`."""
-    restored = on_the_mesh(_restore, cls, rank, alpha, base, dict(state))
+    restored = on_the_mesh(base, _restore, cls, rank, alpha, base, dict(state))
     return place_like_base(restored, base)
 
 
@@ -91,6 +93,13 @@ def _restore(cls: Any, rank: int, alpha: float, base: Any, state: Any) -> Any:
         return cls.from_state(base, state, rank, alpha)
 
     return over_stack(one, cls.stack_ndim(base))(base, state)
+
+
+def _at(leaf: Any, home: Any) -> Any:
+    """`leaf`, which must not lie on several devices (a key that was replicated), beside a layer."""
+    if home is None or not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
+        return leaf
+    return jax.device_put(leaf, home)
 
 
 def _joined(leaf: Any, mesh: Mesh) -> Any:

@@ -112,10 +112,11 @@ def _inside(wrapper: LoRAWrapper) -> Any:
             return jax.tree.map(lambda role: role & _ADAPTER if trains else 0, _inside(node))
         return _ADAPTER if trains else 0
 
-    def is_leaf(node: Any) -> bool:
-        return node is wrapper.base or (is_wrapper(node) and node is not wrapper)
+    def is_leaf(path: tuple[Any, ...], node: Any) -> bool:
+        at_base = len(path) == 1 and path[0].name == "base"
+        return at_base or (is_wrapper(node) and node is not wrapper)
 
-    return jtu.tree_map_with_path(mark, wrapper, is_leaf=is_leaf)
+    return jtu.tree_map_with_path(mark, wrapper, is_leaf=is_leaf, is_leaf_takes_path=True)
 
 
 def _is_inexact(leaf: Any) -> bool:

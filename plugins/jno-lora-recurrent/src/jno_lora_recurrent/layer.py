@@ -41,7 +41,8 @@ class RecurrentLayer(LayerKind):
 
     @classmethod
     def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return at_least_float32(jnp.concatenate([base.weight_ih, base.weight_hh], axis=1))
+        parts = [at_least_float32(weight) for weight in (base.weight_ih, base.weight_hh)]
+        return jnp.concatenate([part.astype(jnp.result_type(*parts)) for part in parts], axis=1)
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:

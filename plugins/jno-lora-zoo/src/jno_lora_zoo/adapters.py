@@ -1,7 +1,9 @@
 """The zoo's adapters: every method on every kind of layer, one line each."""
 
 # ruff: noqa: D101, E701
-from .layers import ConvLayer, ConvTransposeLayer, InNormLayer, LinearLayer
+from typing import Any
+
+from .layers import ConvLayer, ConvTransposeLayer, InNormLayer, LinearLayer, norms_rows
 from .methods import IA3, OFT, DoRA, LoKr, LoRA, LoRAFA, LoRAXS, MiLoRA, PiSSA, VeRA, rsLoRA
 
 
@@ -52,6 +54,19 @@ class PiSSAInNorm(PiSSA, InNormLayer): variant = "pissa-in-norm"
 class LoRAXSInNorm(LoRAXS, InNormLayer): variant = "lora-xs-in-norm"
 class VeRAInNorm(VeRA, InNormLayer): variant = "vera-in-norm"
 class MiLoRAInNorm(MiLoRA, InNormLayer): variant = "milora-in-norm"
-class IA3InNorm(IA3, InNormLayer): variant = "ia3-in-norm"
 class LoKrInNorm(LoKr, InNormLayer): variant = "lokr-in-norm"
 class OFTInNorm(OFT, InNormLayer): variant = "oft-in-norm"
+# fmt: on
+class IA3InNorm(IA3, InNormLayer):
+    variant = "ia3-in-norm"
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        # A factor for each row is what such a norm takes out: nothing would ever be learnt.
+        return not norms_rows(leaf) and super().fits(leaf)
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        if norms_rows(leaf):
+            return "WeightNorm takes the scale of each row out again, which is all that IA3 trains"
+        return super().misfit(leaf)

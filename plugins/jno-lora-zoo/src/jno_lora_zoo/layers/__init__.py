@@ -2,7 +2,7 @@
 
 from .conv import ConvLayer
 from .conv_transpose import ConvTransposeLayer
-from .in_norm import InNormLayer
+from .in_norm import InNormLayer, norms_rows
 from .kernel import KernelLayer
 from .linear import LinearLayer
 from .vector import VectorLayer
@@ -14,4 +14,5 @@ __all__ = [
     "KernelLayer",
     "LinearLayer",
     "VectorLayer",
+    "norms_rows",
 ]

@@ -33,6 +33,11 @@ class ConvLayer(KernelLayer):
     def misfit(cls, leaf: Any) -> str | None:
         if isinstance(leaf, eqx.nn.ConvTranspose):
             return 'a transposed convolution, adapted on request: `wrapper="LoRAConvTranspose"`'
+        if hasattr(leaf, "output_padding"):
+            return (
+                "it looks like a transposed convolution but is no eqx.nn.ConvTranspose, and other "
+                "libraries swap the first two axes of the kernel"
+            )
         if leaf.weight.ndim < 3:
             return None
         undeclared = [

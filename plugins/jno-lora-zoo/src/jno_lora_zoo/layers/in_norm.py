@@ -19,6 +19,9 @@ class InNormLayer(LayerKind):
     The matrix is that of the layer inside, so that the norm acts on the adapted weight: `g W' /
     ||W'||` for `WeightNorm`, `W' / sigma(W')` for `SpectralNorm`. An adapter that sat on the inner
     layer would be rescaled or bypassed, which is why layers in there are refused otherwise.
+
+    `WeightNorm` takes the scale of each row out again: IA³, which is nothing else, is refused
+    there, and the magnitude of DoRA does not act.
     """
 
     @classmethod
@@ -27,6 +30,15 @@ class InNormLayer(LayerKind):
             isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm)
             and leaf.weight_name == "weight"
             and any(kind.applies_to(leaf.layer) for kind in _INSIDE)
+        )
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        if not isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm):
+            return None
+        return (
+            f"it norms {leaf.weight_name!r} of a {type(leaf.layer).__name__}, not the weight of a "
+            "linear or convolution layer"
         )
 
     @classmethod
@@ -46,6 +58,11 @@ class InNormLayer(LayerKind):
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:
         return _kind(base).mesh_axes(base.layer)
+
+
+def norms_rows(leaf: Any) -> bool:
+    """Whether `leaf` is a norm that takes the scale of each output's row out again."""
+    return isinstance(leaf, eqx.nn.WeightNorm) and leaf.axis == 0
 
 
 def _kind(norm: Any) -> type[LayerKind]:
