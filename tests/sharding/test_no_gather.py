@@ -159,7 +159,7 @@ def test_the_witnesses_see_a_gathered_weight(programs):
         return jax.lax.with_sharding_constraint(layer.weight, everywhere)
 
     with watching() as sizes:
-        _sharding.on_the_mesh(gather, layer)
+        _sharding.on_the_mesh(layer, gather, layer)
     assert max(gathered(programs.texts[0])) == layer.weight.size
     with watching() as sizes:
         weight = jax.device_put(layer.weight, everywhere)
