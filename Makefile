@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*)
-MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do command -v python$$v; ls -d $$HOME/.pyenv/versions/$$v.*/bin/python 2>/dev/null; done | head -1)
+# The first that runs: a shim of pyenv may be on the path for a version that is not active.
+MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do $$p -c '' 2>/dev/null && echo $$p; done; done | head -1)
 
 .PHONY: demo test test-models lint typecheck docs clean
 
