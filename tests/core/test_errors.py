@@ -4,8 +4,10 @@ import pytest
 
 import jno.lora as lora
 
+NAMES = ["SelectionError", "WrapperError", "PluginError", "CheckpointError", "PeftFormatError"]
 
-@pytest.mark.parametrize("name", ["SelectionError", "WrapperError", "PluginError"])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_error_is_caught_by_the_one_base_class(name):
     error = getattr(lora, name)
     assert issubclass(error, lora.JnoLoraError)
@@ -19,7 +21,7 @@ def test_a_selection_error_is_a_value_error_and_a_plugin_error_an_import_error()
 
 
 def test_no_error_is_another():
-    errors = [lora.SelectionError, lora.WrapperError, lora.PluginError]
+    errors = [getattr(lora, name) for name in NAMES]
     for one in errors:
         for other in errors:
             assert issubclass(one, other) == (one is other)

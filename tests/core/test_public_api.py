@@ -20,10 +20,20 @@ FUNCTIONAL = {
     "lora_trainable_filter",
     "partial_lora_trainable_filter",
     "lora_report",
+    "extract_adapters",
+    "swap_adapters",
 }
 REGISTRY = {"hookimpl", "registered", "register", "refresh"}
-TYPES = {"LoRAWrapper", "LinearLike", "ConvLike", "Net"}
-ERRORS = {"JnoLoraError", "SelectionError", "WrapperError", "PluginError", "JnoLoraWarning"}
+TYPES = {"LoRAWrapper", "LinearLike", "ConvLike", "Net", "AdapterSet", "LooseAdapter", "LayerForm"}
+ERRORS = {
+    "JnoLoraError",
+    "SelectionError",
+    "WrapperError",
+    "PluginError",
+    "CheckpointError",
+    "PeftFormatError",
+    "JnoLoraWarning",
+}
 METHODS = ["LoRA", "rsLoRA", "LoRAFA", "DoRA", "PiSSA", "LoRAXS", "VeRA", "MiLoRA", "IA3", "LoKr"]
 ZOO = {f"{method}{layer}" for method in [*METHODS, "OFT"] for layer in ("Linear", "Conv")}
 

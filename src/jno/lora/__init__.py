@@ -11,11 +11,14 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 
 from typing import TYPE_CHECKING, Any
 
+from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, extract_adapters, swap_adapters
 from ._contract import ConvLike, LinearLike, LoRAWrapper
 from ._dispatch import apply_lora, plan_lora
 from ._errors import (
+    CheckpointError,
     JnoLoraError,
     JnoLoraWarning,
+    PeftFormatError,
     PluginError,
     SelectionError,
     WrapperError,
@@ -79,13 +82,18 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AdapterSet",
+    "CheckpointError",
     "ConvLike",
     "JnoLoraError",
     "JnoLoraWarning",
+    "LayerForm",
     "LinearLike",
     "LoRAWrapper",
+    "LooseAdapter",
     "LoraReport",
     "Net",
+    "PeftFormatError",
     "Plan",
     "PlanRow",
     "PluginError",
@@ -96,6 +104,7 @@ __all__ = [
     "SelectionError",
     "WrapperError",
     "apply_lora",
+    "extract_adapters",
     "hookimpl",
     "lora_report",
     "lora_trainable_filter",
@@ -105,6 +114,7 @@ __all__ = [
     "refresh",
     "register",
     "registered",
+    "swap_adapters",
     "unwrap_lora",
 ]
 

@@ -152,6 +152,35 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         """
         return 0
 
+    @classmethod
+    def matrix(cls, layer: Any) -> Array | None:
+        """The `(out, in)` matrix of one plain `layer` to which an update of this kind is added.
+
+        For tools that compare or convert updates. Default `None`: there is no such matrix.
+        """
+        return None
+
+    @classmethod
+    def low_rank_scale(cls, rank: int, alpha: float) -> float | None:
+        """The `s` of an adapter that is no more than an update `s B A` of the matrix.
+
+        Its `state()` then holds `lora_A` `(r, in)` and `lora_B` `(out, r)`, so that its update is
+        known without the layer. Default `None`: the adapter is not of this form.
+
+        **Arguments:**
+
+        - `rank`: the effective one, `r`.
+        """
+        return None
+
+    def low_rank_update(self) -> tuple[Array, Array] | None:
+        """`(A, B)`, `(k, in)` and `(out, k)`, if the update of the matrix is exactly `B A`.
+
+        For export as plain LoRA; `k` may be larger than `rank`. Of a stacked layer it sees one
+        slice. Default `None`: the update is not known as a product.
+        """
+        return None
+
     def is_stateful(self) -> bool:
         """Whether `eqx.nn.Sequential` is to pass its state: if it would to the wrapped layer."""
         return isinstance(self.base, eqx.nn.StatefulLayer) and self.base.is_stateful()
@@ -289,7 +318,8 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
         inspect.signature(cls.__init__).bind(None, None, 4, 1.0, key=None)
     except TypeError as err:
         problems.append(f"`__init__` must accept `(self, base, rank, alpha, *, key)`: {err}")
-    for name in ("applies_to", "why_not", "stack_ndim", "from_state"):
+    classmethods = ("applies_to", "why_not", "stack_ndim", "from_state", "matrix", "low_rank_scale")
+    for name in classmethods:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             problems.append(f"`{name}` must be a classmethod")
     if not (cls.variant is None or isinstance(cls.variant, str)):

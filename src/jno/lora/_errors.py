@@ -28,5 +28,13 @@ class PluginError(JnoLoraError, ImportError):
     """
 
 
+class CheckpointError(JnoLoraError):
+    """A file of adapters is damaged, of an unknown format, or does not fit the model."""
+
+
+class PeftFormatError(JnoLoraError):
+    """A PEFT adapter directory is damaged, does not fit, or is of a type that has no exact form."""
+
+
 class JnoLoraWarning(UserWarning):
     """The category of every warning that `jno.lora` emits."""

@@ -39,10 +39,18 @@ class LowRank(Method):
         self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(self.fan_in(W))
         self.lora_B = jnp.zeros((outputs, r), dtype)
 
-    @property
+    @classmethod
     @abc.abstractmethod
+    def low_rank_scale(cls, rank: int, alpha: float) -> float:
+        """The factor `s` of the update."""
+
+    @property
     def scaling(self) -> float:
         """The factor `s` of the update."""
+        return self.low_rank_scale(self.rank, self.alpha)
+
+    def low_rank_update(self) -> tuple[Array, Array]:
+        return self.lora_A, self.scaling * self.lora_B
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         B, A = self.lora_B.astype(W.dtype), self.lora_A.astype(W.dtype)
@@ -67,9 +75,9 @@ class LoRA(LowRank):
     paper = "2106.09685"
     formula = "r (in + out)"
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
+    @classmethod
+    def low_rank_scale(cls, rank: int, alpha: float) -> float:
+        return alpha / rank
 
 
 class rsLoRA(LowRank):
@@ -87,9 +95,9 @@ class rsLoRA(LowRank):
     paper = "2312.03732"
     formula = "r (in + out)"
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / math.sqrt(self.rank)
+    @classmethod
+    def low_rank_scale(cls, rank: int, alpha: float) -> float:
+        return alpha / math.sqrt(rank)
 
 
 class LoRAFA(LowRank):
@@ -106,6 +114,6 @@ class LoRAFA(LowRank):
     paper = "2308.03303"
     formula = "r out"
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
+    @classmethod
+    def low_rank_scale(cls, rank: int, alpha: float) -> float:
+        return alpha / rank

@@ -65,6 +65,9 @@ class LoRAXS(Method):
         B, R, A = (array.astype(W.dtype) for array in (self.lora_B, self.R, self.lora_A))
         return W + self.scaling * (B @ R @ A)
 
+    def low_rank_update(self) -> tuple[Array, Array]:
+        return self.lora_A, self.scaling * (self.lora_B @ self.R)
+
     def forward(self, x: Any) -> Array:
         h = self.mix(self.down(x, self.lora_A), self.R)
         return self.product(x) + self.scaling * self.up(h, self.lora_B)

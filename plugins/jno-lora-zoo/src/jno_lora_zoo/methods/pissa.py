@@ -80,6 +80,12 @@ class SingularSplit(Method):
     def forward(self, x: Any) -> Array:
         return self.low_rank(x, self.lora_A, self.lora_B, self.scaling)
 
+    def low_rank_update(self) -> tuple[Array, Array]:
+        # What was taken out of the weight at first is added with the other sign.
+        A = jnp.concatenate([self.lora_A, self.initial_A])
+        B = jnp.concatenate([self.lora_B, -self.initial_B], axis=1)
+        return A, self.scaling * B
+
     def unwrap(self) -> eqx.Module:
         """The original layer: the residual plus the initial factors' product, to rounding."""
         W = self.matrix(self.base)

@@ -71,6 +71,11 @@ class VeRA(Method):
         b, d = self.b.astype(W.dtype), self.d.astype(W.dtype)
         return W + self.scaling * (b[:, None] * (B @ (d[:, None] * A)))
 
+    def low_rank_update(self) -> tuple[Array, Array]:
+        A, B = self.projections(self.matrix(self.base))
+        b, d = self.b.astype(A.dtype), self.d.astype(A.dtype)
+        return d[:, None] * A, self.scaling * b[:, None] * B
+
     def forward(self, x: Any) -> Array:
         A, B = self.projections(self.matrix(self.base))
         h = self.scale_rank(self.down(x, A), self.d)

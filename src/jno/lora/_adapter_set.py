@@ -1,0 +1,212 @@
+"""Adapters without their model: taken out of one, and put around the layers of another."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree
+
+from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
+from ._errors import SelectionError
+from ._paths import KeyPath, bullets, nearest, path_str, show_path
+from ._sharding import on_the_mesh, restored_layer
+from ._stacking import over_stack
+
+M = TypeVar("M")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerForm:
+    """What a layer must look like for an adapter to fit.
+
+    - `layer`: the name of its class.
+    - `arrays`: path, shape and dtype of each of its arrays, those of a stack with all their axes.
+    - `stack_ndim`: how many leading axes come before one layer's own.
+    """
+
+    layer: str
+    arrays: tuple[tuple[str, tuple[int, ...], str], ...]
+    stack_ndim: int = 0
+
+    @classmethod
+    def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
+        """The form of `layer`."""
+        found = (
+            (path_str(keys), tuple(leaf.shape), str(leaf.dtype))
+            for keys, leaf in jtu.tree_leaves_with_path(layer)
+            if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+        )
+        return cls(type(layer).__name__, tuple(found), stack_ndim)
+
+    def problems(self, layer: Any) -> list[str]:
+        """What keeps `layer` from having this form, apart from the name of its class."""
+        # A subclass, or a class of the same arrays, computes with the same weights.
+        here = {path: (shape, dtype) for path, shape, dtype in LayerForm.of(layer, 0).arrays}
+        wanted = {path: (shape, dtype) for path, shape, dtype in self.arrays}
+        return [
+            f"{path}: the adapter was made for {_array(wanted.get(path))}, the "
+            f"{type(layer).__name__} has {_array(here.get(path))}"
+            for path in dict.fromkeys([*wanted, *here])
+            if wanted.get(path) != here.get(path)
+        ]
+
+
+class LooseAdapter(eqx.Module):
+    """One adapter without its layer.
+
+    - `state`: its arrays, as `LoRAWrapper.state()` gives them; those of a stack are stacked.
+    - `wrapper`, `rank`, `alpha`: how it is built again. The rank is the effective one.
+    - `layer`: the form of the layer that it was made for.
+    """
+
+    state: dict[str, Array]
+    wrapper: type[LoRAWrapper] = eqx.field(static=True)
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+    layer: LayerForm = eqx.field(static=True)
+
+
+class AdapterSet(eqx.Module):
+    """The adapters of a model by the paths of their layers, without the model. A pytree.
+
+    Made by `extract_adapters`, put around the layers of a model by `swap_adapters`.
+    """
+
+    adapters: dict[str, LooseAdapter]
+
+    def __len__(self) -> int:
+        return len(self.adapters)
+
+    def __iter__(self) -> Iterator[str]:
+        """The paths."""
+        return iter(self.adapters)
+
+    def __getitem__(self, path: str) -> LooseAdapter:
+        return self.adapters[path]
+
+
+def extract_adapters(model: PyTree) -> AdapterSet:
+    """The adapters of `model`, without their layers.
+
+    **Arguments:**
+
+    - `model`: an adapted model.
+
+    **Returns:** an `AdapterSet`; empty for a model without adapters.
+
+    **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
+    that holds a slash), which no file and no set could tell apart.
+    """
+    found: dict[str, LooseAdapter] = {}
+    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
+        if not is_wrapper(node):
+            continue
+        path = path_str(keys)
+        if path in found:
+            raise SelectionError(
+                f"Two adapted layers have the path {show_path(path)!r}: a dict key in it holds a "
+                "slash. Rename the key."
+            )
+        cls = type(node)
+        ndim = cls.stack_ndim(node.base)
+        state = over_stack(lambda w: dict(w.state()), ndim)(node)
+        form = LayerForm.of(node.base, ndim)
+        found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
+    return AdapterSet(found)
+
+
+def swap_adapters(model: M, adapters: AdapterSet) -> M:
+    """`model` with exactly the adapters of a set: those it carries now are dropped.
+
+    The initialisers do not run (no decomposition, no random numbers). If model and set have
+    adapters of the same form at the same paths, the result has the structure of `model`, so a
+    function compiled for the one runs the other without compiling again. May run inside `jit`.
+
+    **Arguments:**
+
+    - `model`: a plain model, or an adapted one.
+    - `adapters`: a set that `extract_adapters`, `load_adapters` or a function of sets made.
+
+    **Raises:** `SelectionError` that lists every path that is missing and every layer of another
+    form.
+    """
+    problems = misfits(model, adapters)
+    if problems:
+        raise SelectionError(
+            f"These adapters do not fit the model:\n{bullets(problems)}\n"
+            "Swap them into the model that they were made for, or into one of the same form."
+        )
+    return put_around(model, adapters, drop_others=True)
+
+
+def misfits(model: PyTree, adapters: AdapterSet) -> list[str]:
+    """What keeps `adapters` from fitting `model`: a line for each missing path and wrong array."""
+    layers = dict(_places(model, adapters))
+    lines: list[str] = []
+    for path, adapter in adapters.adapters.items():
+        layer = layers.get(path)
+        if layer is None:
+            near = nearest(path, _module_paths(model), n=1)
+            hint = f" (the nearest is {show_path(near[0])!r})" if near else ""
+            lines.append(f"{show_path(path)}: the model has no layer there{hint}")
+            continue
+        layer = layer.base if is_wrapper(layer) else layer
+        lines += [f"{show_path(path)}/{problem}" for problem in adapter.layer.problems(layer)]
+    return lines
+
+
+def put_around(model: M, adapters: AdapterSet, *, drop_others: bool) -> M:
+    """`model` with `adapters`, which fit it, around its layers.
+
+    - `drop_others`: whether the adapters at other paths are dropped, or stay.
+    """
+
+    def replace(keys: KeyPath, node: Any) -> Any:
+        adapter = adapters.adapters.get(path_str(keys))
+        if adapter is None and not (is_wrapper(node) and drop_others):
+            return node
+        layer = on_the_mesh(node, unwrapped_layer, node) if is_wrapper(node) else node
+        if adapter is None:
+            return layer
+        return restored_layer(adapter.wrapper, layer, adapter.state, adapter.rank, adapter.alpha)
+
+    return jtu.tree_map_with_path(
+        replace, model, is_leaf=_place_of(adapters), is_leaf_takes_path=True
+    )
+
+
+def _place_of(adapters: AdapterSet) -> Any:
+    def is_place(keys: KeyPath, node: Any) -> bool:
+        if not isinstance(node, eqx.Module):
+            return False
+        return is_wrapper(node) or path_str(keys) in adapters.adapters
+
+    return is_place
+
+
+def _places(model: PyTree, adapters: AdapterSet) -> Iterator[tuple[str, Any]]:
+    """The modules of `model` at the paths of `adapters`."""
+    is_place = _place_of(adapters)
+    nodes = jtu.tree_flatten_with_path(model, is_leaf=is_place, is_leaf_takes_path=True)[0]
+    for keys, node in nodes:
+        if isinstance(node, eqx.Module) and path_str(keys) in adapters.adapters:
+            yield path_str(keys), node
+
+
+def _module_paths(model: PyTree) -> list[str]:
+    paths: list[str] = []
+
+    def look(keys: KeyPath, node: Any) -> bool:
+        if isinstance(node, eqx.Module):
+            paths.append(path_str(keys))
+        return is_wrapper(node)
+
+    jtu.tree_flatten_with_path(model, is_leaf=look, is_leaf_takes_path=True)
+    return paths
+
+
+def _array(form: tuple[tuple[int, ...], str] | None) -> str:
+    return "no such array" if form is None else f"{form[1]}{list(form[0])}"

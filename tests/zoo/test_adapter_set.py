@@ -1,0 +1,134 @@
+"""Adapters taken out of a model, and put into another of the same form."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jno.lora import (
+    AdapterSet,
+    SelectionError,
+    apply_lora,
+    extract_adapters,
+    lora_trainable_filter,
+    swap_adapters,
+)
+
+
+class TwoKinds(eqx.Module):
+    convolution: eqx.nn.Conv1d
+    layers: list[eqx.nn.Linear]
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 3)
+        self.convolution = eqx.nn.Conv1d(2, 3, 3, padding=1, key=keys[0])
+        self.layers = [eqx.nn.Linear(6, 6, key=keys[1]), eqx.nn.Linear(6, 5, key=keys[2])]
+
+    def __call__(self, x):
+        x = jax.vmap(self.layers[0])(self.convolution(x))
+        return jax.vmap(self.layers[1])(jnp.tanh(x))
+
+
+def trained(model, wrapper, seed, **options):
+    """The adapted model, its adapters moved away from their start."""
+    key, noise = jax.random.split(jax.random.key(seed))
+    model = apply_lora(model, 2, 3.0, key=key, wrappers=wrapper, **options)
+    trains, rest = eqx.partition(model, lora_trainable_filter(model))
+    moved = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(noise, a.shape, a.dtype), trains)
+    return eqx.combine(moved, rest)
+
+
+VARIANTS = ["lora", "rslora", "lora-fa", "dora", "pissa", "milora", "lora-xs", "vera", "ia3"]
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "lokr", "oft"])
+def test_what_is_taken_out_and_put_in_again_computes_the_same(variant, getkey):
+    plain, x = TwoKinds(getkey()), jax.random.normal(getkey(), (2, 6))
+    wrapper = [f"{variant}"]
+    model = trained(plain, wrapper, 1)
+    adapters = extract_adapters(model)
+    assert list(adapters) == ["convolution", "layers/0", "layers/1"]
+    assert not any(leaf is plain.layers[0].weight for leaf in jax.tree.leaves(adapters))
+    again = swap_adapters(plain, adapters)
+    assert eqx.tree_equal(jax.tree.structure(again), jax.tree.structure(model))
+    assert jnp.array_equal(again(x), model(x))
+
+
+def test_swapping_compiles_nothing_anew_and_works_inside_jit(getkey):
+    plain, x = TwoKinds(getkey()), jax.random.normal(getkey(), (2, 6))
+    one, other = (trained(plain, "lora", seed) for seed in (1, 2))
+    traces = 0
+
+    @eqx.filter_jit
+    def run(model, x):
+        nonlocal traces
+        traces += 1
+        return model(x)
+
+    @eqx.filter_jit
+    def run_with(model, adapters, x):
+        return swap_adapters(model, adapters)(x)
+
+    run(one, x)
+    swapped = swap_adapters(one, extract_adapters(other))
+    assert jnp.array_equal(run(swapped, x), run(other, x))
+    assert traces == 1
+    assert jnp.allclose(run_with(plain, extract_adapters(other), x), other(x), rtol=1e-5)
+
+
+def test_the_adapters_of_a_set_replace_all_others(getkey):
+    plain = TwoKinds(getkey())
+    some = trained(plain, "dora", 1, target="layers/0")
+    every = trained(plain, "lora", 2)
+    swapped = swap_adapters(every, extract_adapters(some))
+    assert jax.tree.structure(swapped) == jax.tree.structure(some)
+    empty = swap_adapters(every, extract_adapters(plain))
+    assert eqx.tree_equal(empty, plain)
+
+
+def test_a_stack_is_taken_out_and_put_in_whole(getkey):
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(jax.random.split(getkey(), 2))
+    model = trained([stack], "pissa", 1)
+    adapters = extract_adapters(model)
+    assert adapters["0"].state["lora_A"].shape == (2, 2, 4)
+    assert adapters["0"].layer.stack_ndim == 1
+    assert eqx.tree_equal(swap_adapters([stack], adapters), model)
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(getkey):
+    adapters = extract_adapters(trained(TwoKinds(getkey()), "lora", 1))
+    other = TwoKinds(getkey())
+    other = eqx.tree_at(lambda m: m.layers, other, [eqx.nn.Linear(6, 7, key=getkey())])
+    other = eqx.tree_at(
+        lambda m: m.convolution.bias, other, replace_fn=lambda b: b.astype("bfloat16")
+    )
+    with pytest.raises(SelectionError) as error:
+        swap_adapters(other, adapters)
+    message = str(error.value)
+    assert "layers/1: the model has no layer there (the nearest is 'layers/0')" in message
+    assert (
+        "layers/0/weight: the adapter was made for float32[6, 6], the Linear has float32[7, 6]"
+        in message
+    )
+    assert (
+        "convolution/bias: the adapter was made for float32[3, 1], the Conv1d has bfloat16[3, 1]"
+        in message
+    )
+
+
+def test_layers_of_one_path_are_not_confused(getkey):
+    layers = {
+        "a/b": eqx.nn.Linear(2, 2, key=getkey()),
+        "a": {"b": eqx.nn.Linear(2, 2, key=getkey())},
+    }
+    with pytest.raises(SelectionError, match="Two adapted layers have the path 'a/b'"):
+        extract_adapters(apply_lora(layers, 1, key=getkey()))
+
+
+def test_a_set_is_a_pytree_of_the_adapters_arrays(getkey):
+    adapters = extract_adapters(trained(TwoKinds(getkey()), "lora", 1, target="layers/0"))
+    doubled = jax.tree.map(lambda a: 2 * a, adapters)
+    assert isinstance(doubled, AdapterSet)
+    assert jnp.array_equal(
+        doubled["layers/0"].state["lora_A"], 2 * adapters["layers/0"].state["lora_A"]
+    )
