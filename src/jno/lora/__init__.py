@@ -12,7 +12,9 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 from typing import TYPE_CHECKING, Any
 
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, extract_adapters, swap_adapters
+from ._combine import combine, scale_adapters
 from ._contract import ConvLike, LinearLike, LoRAWrapper
+from ._convert import to_lora
 from ._dispatch import apply_lora, plan_lora
 from ._errors import (
     CheckpointError,
@@ -29,7 +31,9 @@ from ._net import Net
 from ._plan import Plan, PlanRow
 from ._registry import PluginRecord, RegisteredWrapper, Registry, refresh, register, registered
 from ._report import LoraReport, ReportRow, lora_report
+from ._stack_adapters import stack_adapters
 from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
+from ._update_report import UpdateReport, UpdateRow
 from ._zoo_names import ZOO_NAMES as _ZOO_NAMES
 
 if TYPE_CHECKING:
@@ -102,8 +106,11 @@ __all__ = [
     "Registry",
     "ReportRow",
     "SelectionError",
+    "UpdateReport",
+    "UpdateRow",
     "WrapperError",
     "apply_lora",
+    "combine",
     "extract_adapters",
     "hookimpl",
     "lora_report",
@@ -114,7 +121,10 @@ __all__ = [
     "refresh",
     "register",
     "registered",
+    "scale_adapters",
+    "stack_adapters",
     "swap_adapters",
+    "to_lora",
     "unwrap_lora",
 ]
 

@@ -41,6 +41,10 @@ class LayerForm:
         )
         return cls(type(layer).__name__, tuple(found), stack_ndim)
 
+    def __str__(self) -> str:
+        arrays = ", ".join(f"{path} {_array((shape, dtype))}" for path, shape, dtype in self.arrays)
+        return f"{self.layer}({arrays})"
+
     def problems(self, layer: Any) -> list[str]:
         """What keeps `layer` from having this form, apart from the name of its class."""
         # A subclass, or a class of the same arrays, computes with the same weights.

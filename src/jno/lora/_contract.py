@@ -273,6 +273,8 @@ def merged_layer(wrapper: LoRAWrapper) -> eqx.Module:
 
 def unwrapped_layer(wrapper: LoRAWrapper) -> eqx.Module:
     """`wrapper.unwrap()`, mapped over the axes of a stacked layer."""
+    if type(wrapper).unwrap is LoRAWrapper.unwrap:
+        return wrapper.base  # mapping would copy the arrays of a stack
     return over_stack(lambda w: w.unwrap(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
 
 

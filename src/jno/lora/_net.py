@@ -1,9 +1,10 @@
 """`Net`: a mutable handle on an immutable model, with the state of what trains."""
 
+import contextlib
 import operator
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -11,10 +12,13 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
+from ._adapter_set import AdapterSet
 from ._contract import is_wrapper
 from ._dispatch import carry_out, plan_lora
 from ._errors import JnoLoraWarning, SelectionError
-from ._merge import merge_lora, unwrap_lora
+from ._merge import merge_lora
+from ._named import NamedAdapters, NetState
+from ._originals import Original, originals_of
 from ._paths import bullets, path_str, show_path
 from ._plan import Plan
 from ._registry import Registry, default_registry
@@ -44,6 +48,12 @@ class Net:
     `mask(...)` narrows the next control (`lora`, `freeze`, `unfreeze`, `plan`) and is then gone. A
     control that raises has changed nothing: the mask is still set.
 
+    A net may hold several sets of adapters by name, of which one is in the model (`add_adapter`,
+    `activate`, `deactivate`, `delete_adapter`).
+
+    PiSSA and MiLoRA keep a layer in another form. So that it comes back bit for bit, the net holds
+    on to the layer itself as well, which is a second copy of its weight if nothing else does.
+
     **Arguments:**
 
     - `model`: any pytree that holds Equinox modules. It is never changed; `net.module` is the
@@ -62,6 +72,11 @@ class Net:
         self._key = jax.random.key(0) if key is None else key
         self._trainable = partial_lora_trainable_filter(model)
         self._mask: MaskLike | None = None
+        # Layers that adapters keep in another form.
+        self._originals: Mapping[str, Original] = {}
+        self._named = NamedAdapters()
+        # With its adapters, while `disabled` shows it without.
+        self._disabled: NetState | None = None
 
     @property
     def module(self) -> Any:
@@ -95,6 +110,7 @@ class Net:
 
         **Raises:** `SelectionError` if the structure differs (naming where) or the regex is bad.
         """
+        self._refuse_disabled("mask")
         parse_mask(self._module, mask)
         self._mask = mask
         return self
@@ -135,13 +151,15 @@ class Net:
         adapter already) or an argument makes no sense; `PluginError` if a named plugin cannot be
         used; `WrapperError` if an adapter cannot be built. A mask that selects nothing warns.
         """
+        self._refuse_disabled("lora")
         plan = self._plan(rank, alpha, target, wrapper, specs, options)
         self._refuse_if_only_adapted(plan)
         adapted = carry_out(self._module, plan, key=self._key if key is None else key)
-        self._trainable = carry_to_adapted(self._trainable, adapted)
-        self._module = adapted
+        originals = {**self._originals, **originals_of(self._module, adapted)}
         self._mask = None
-        return self
+        return self._become(
+            NetState(adapted, carry_to_adapted(self._trainable, adapted), originals)
+        )
 
     def plan(
         self,
@@ -165,6 +183,7 @@ class Net:
 
     def freeze(self) -> "Net":
         """Train nothing; with a mask, stop training what it selects."""
+        self._refuse_disabled("freeze")
         return self._set_trainable(selected=False)
 
     def unfreeze(self) -> "Net":
@@ -173,6 +192,7 @@ class Net:
         A mask may select the arrays of a wrapped layer. It cannot select what an adapter keeps
         frozen by its definition (LoRA-FA's `lora_A`).
         """
+        self._refuse_disabled("unfreeze")
         if self._mask is None:
             self._trainable = partial_lora_trainable_filter(self._module)
             return self
@@ -195,6 +215,7 @@ class Net:
         **Raises:** `SelectionError` that names the first leaf that is missing, unexpected, or of
         another shape or dtype.
         """
+        self._refuse_disabled("update")
         expected, frozen = self.partition()
         self._check_update(expected, trainable)
         self._module = eqx.combine(trainable, frozen)
@@ -207,15 +228,110 @@ class Net:
         `WrapperError` if an adapter cannot be merged, naming its path.
         """
         self._refuse_mask("merge")
-        return self._become_plain(merge_lora(self._module))
+        merged = merge_lora(self._module)
+        trainable = carry_to_plain(self._trainable, self._module, merged)
+        self._named.forget_active()
+        return self._become(NetState(merged, trainable))
 
     def unwrap(self) -> "Net":
-        """Drop every adapter, trained or not, and restore the layers as they were.
+        """Drop every adapter that the model carries, trained or not, and restore the layers.
+
+        If they have a name, that is dropped with them; `deactivate` keeps them.
 
         **Raises:** `SelectionError` if a mask is pending, which `unwrap` cannot take into account.
         """
         self._refuse_mask("unwrap")
-        return self._become_plain(unwrap_lora(self._module))
+        plain = self._state().plain()
+        self._named.forget_active()
+        return self._become(plain)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters, in the order in which they were added."""
+        return self._named.names
+
+    @property
+    def active(self) -> str | None:
+        """The name of the adapters that the model carries; `None` if they have none, or it none."""
+        return self._named.active
+
+    def adapter(self, name: str) -> AdapterSet:
+        """The adapters of that name with their current values, to save, scale or combine them.
+
+        **Raises:** `SelectionError` if there is no such name.
+        """
+        return self._named.get(name, self._disabled or self._state())
+
+    def add_adapter(self, name: str, adapters: AdapterSet | None = None) -> "Net":
+        """Give a name to adapters: to those that the model carries, or to a set, which is kept.
+
+        **Arguments:**
+
+        - `name`: a new one.
+        - `adapters`: a set (`extract_adapters`, `combine`). It becomes active by `activate` only.
+            Without it, the adapters that `lora` made get the name, and are active.
+
+        **Raises:** `SelectionError` if the name is taken, if the model's adapters have a name or
+        there are none, or if the set does not fit the model (listing every misfit).
+        """
+        self._refuse_disabled("add_adapter")
+        self._named.add(name, adapters, self._state())
+        return self
+
+    def activate(self, name: str) -> "Net":
+        """Put the adapters of that name in the place of those that the model carries.
+
+        Those are kept under their name with their current values, and with what of them trained.
+        What was active before trains as it did then; what is active for the first time trains as
+        after `lora`. A `lora` call adds to the active adapters.
+
+        **Raises:** `SelectionError` if there is no such name, if the model carries adapters without
+        a name (which would be lost), or if a mask is pending.
+        """
+        self._refuse_mask("activate")
+        return self._become(self._named.activate(name, self._state()))
+
+    def deactivate(self) -> "Net":
+        """Take the adapters out of the model, and keep them under their name.
+
+        **Raises:** `SelectionError` if the model carries adapters without a name (which would be
+        lost), or if a mask is pending.
+        """
+        self._refuse_mask("deactivate")
+        return self._become(self._named.deactivate(self._state()))
+
+    def delete_adapter(self, name: str) -> "Net":
+        """Drop the adapters of that name, out of the model too if they are active.
+
+        **Raises:** `SelectionError` if there is no such name, or if a mask is pending.
+        """
+        self._refuse_mask("delete_adapter")
+        return self._become(self._named.delete(name, self._state()))
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator["Net"]:
+        """A block in which the net is the model without adapters, and cannot be changed.
+
+        ```python
+        with net.disabled():
+            reference = net(x)
+        ```
+
+        At its end, or when it raises, everything is as it was before. Layers are those that the
+        adapters were put around, bit for bit, unless they were trained themselves.
+        """
+        if self._disabled is not None:
+            yield self
+            return
+        state, mask = self._state(), self._mask
+        plain = state.plain()
+        self._disabled, self._mask = state, None
+        self._become(plain)
+        try:
+            yield self
+        finally:
+            self._disabled, self._mask = None, mask
+            self._become(state)
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, and how many parameters train. Prints as a table.
@@ -270,16 +386,27 @@ class Net:
         self._mask = None
         return self
 
-    def _become_plain(self, plain: PyTree) -> "Net":
-        self._trainable = carry_to_plain(self._trainable, self._module, plain)
-        self._module = plain
+    def _state(self) -> NetState:
+        return NetState(self._module, self._trainable, self._originals)
+
+    def _become(self, state: NetState) -> "Net":
+        self._module, self._trainable = state.module, state.trainable
+        self._originals = state.originals
         return self
 
     def _refuse_mask(self, verb: str) -> None:
+        self._refuse_disabled(verb)
         if self._mask is not None:
             raise SelectionError(
                 f"A mask is pending, but {verb} acts on every adapter. Use the mask up first (it "
-                f"is for the next lora, plan, freeze or unfreeze), then call net.{verb}()."
+                f"is for the next lora, plan, freeze or unfreeze), then call net.{verb}(...)."
+            )
+
+    def _refuse_disabled(self, verb: str) -> None:
+        if self._disabled is not None:
+            raise SelectionError(
+                f"net.{verb}(...) was called in a `with net.disabled()` block, at whose end the "
+                "net becomes what it was before. Call it after the block."
             )
 
     def _counted(self) -> PyTree[bool]:

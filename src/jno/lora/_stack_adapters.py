@@ -1,0 +1,66 @@
+"""Many sets of adapters as one, with an axis that counts them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._adapter_set import AdapterSet, LooseAdapter
+from ._errors import SelectionError
+from ._paths import bullets, show_path
+
+
+def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
+    """The sets as one, whose arrays have a leading axis of length `len(sets)`.
+
+    It is for programs in which examples of one batch use different adapters of one base: inside
+    `vmap`, each example takes its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it
+    in (see the documentation on combining). `swap_adapters` does not take the stack itself.
+
+    **Arguments:**
+
+    - `sets`: with adapters of the same classes, ranks, alphas, shapes and dtypes at the same paths.
+        `combine([one], [1.0], "svd", rank=8)` brings a set of products to another rank.
+
+    **Raises:** `SelectionError` that lists every difference; or if there is no set.
+    """
+    if not sets:
+        raise SelectionError("There are no sets to stack. Give at least one.")
+    first, *others = sets
+    problems = [line for i, other in enumerate(others, 1) for line in _differences(first, other, i)]
+    if problems:
+        raise SelectionError(
+            f"Only sets of one form can be stacked, but\n{bullets(problems)}\n"
+            "to_lora(model, rank=...) makes products of other adapters, and "
+            'combine([one], [1.0], "svd", rank=...) brings products to one rank.'
+        )
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), first, *others)
+
+
+def _differences(first: AdapterSet, other: AdapterSet, index: int) -> list[str]:
+    lines: list[str] = []
+    for path in dict.fromkeys([*first, *other]):
+        if path not in first.adapters or path not in other.adapters:
+            without = index if path in first.adapters else 0
+            lines.append(f"{show_path(path)}: set {without} has no adapter there")
+            continue
+        here, there = _described(first[path]), _described(other[path])
+        lines += [
+            f"{show_path(path)}, {name}: {here.get(name, 'none')} in set 0, "
+            f"{there.get(name, 'none')} in set {index}"
+            for name in dict.fromkeys([*here, *there])
+            if here.get(name) != there.get(name)
+        ]
+    return lines
+
+
+def _described(adapter: LooseAdapter) -> dict[str, Any]:
+    """What must be the same in every set."""
+    return {
+        "class": f"{adapter.wrapper.__module__}.{adapter.wrapper.__qualname__}",
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "made for": str(adapter.layer),
+        **{name: f"{array.dtype}{list(array.shape)}" for name, array in adapter.state.items()},
+    }

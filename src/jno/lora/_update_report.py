@@ -1,0 +1,73 @@
+"""What was lost of the updates that were brought to another form."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._contract import LoRAWrapper
+from ._paths import show_path
+from ._tables import as_text, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class UpdateRow(eqx.Module):
+    """One adapter in its new form.
+
+    - `wrapper`, `former`: its class, and that of the adapter (or the first of those) it is made of.
+    - `rank`: of the new one.
+    - `error`: `||new update - update|| / ||update||` in the Frobenius norm, over all of a stack.
+    """
+
+    path: str = eqx.field(static=True)
+    former: type[LoRAWrapper] = eqx.field(static=True)
+    wrapper: type[LoRAWrapper] = eqx.field(static=True)
+    rank: int = eqx.field(static=True)
+    error: Float[Array, ""]
+
+
+class UpdateReport(eqx.Module):
+    """The rank and the error of each adapter that was made. A pytree; prints as a table."""
+
+    rows: tuple[UpdateRow, ...]
+
+    @property
+    def error(self) -> Float[Array, ""]:
+        """The largest error."""
+        return jnp.max(jnp.stack([jnp.zeros(()), *(row.error for row in self.rows)]))
+
+    def __iter__(self) -> Iterator[UpdateRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __rich__(self) -> "Table":
+        return table(
+            f"{len(self.rows)} adapters",
+            [
+                ("path", "left"),
+                ("from", "left"),
+                ("to", "left"),
+                ("rank", "right"),
+                ("error", "right"),
+            ],
+            (
+                (
+                    show_path(row.path),
+                    row.former.__name__,
+                    row.wrapper.__name__,
+                    f"{row.rank}",
+                    f"{float(row.error):.1e}",
+                )
+                for row in self.rows
+            ),
+            caption="error: what the new form lacks of the update, relative to the update",
+        )
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
