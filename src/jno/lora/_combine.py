@@ -1,7 +1,6 @@
 """Arithmetic of adapters: sets of them scaled, and made into one."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, overload
 
@@ -20,6 +19,7 @@ from ._low_rank import (
     lost_by_cutting,
     triplets_of,
     triplets_of_product,
+    widest,
 )
 from ._paths import bullets, nearest, show_path, stable_hash
 from ._sharding import on_the_mesh
@@ -66,12 +66,12 @@ def combine(
 def combine(
     sets: Sequence[AdapterSet],
     weights: Any,
-    method: Method = "linear",
+    method: str = "linear",
     *,
     density: float | None = None,
     rank: int | None = None,
     key: PRNGKeyArray | None = None,
-    majority_sign: MajoritySign = "total",
+    majority_sign: str = "total",
     report: bool = False,
 ) -> Any:
     r"""One set of adapters whose updates are made of those of several sets.
@@ -179,7 +179,7 @@ class _Recipe:
     method: str
     density: float | None
     rank: int | None
-    majority_sign: MajoritySign
+    majority_sign: str
 
     def check(self, *, has_key: bool) -> None:
         """**Raises:** `SelectionError` for an argument that is missing or makes no sense."""
@@ -219,10 +219,10 @@ class _Recipe:
 def _combined(
     recipe: _Recipe,
     cls: Any,
-    states: list[Mapping[str, Array]],
+    states: list[Mapping[str, Any]],
     factors: list[Array],
     key: PRNGKeyArray | None,
-    numbers: list[Array],
+    numbers: list[Any],
 ) -> tuple[dict[str, Array], Array]:
     """The state of the adapter that the recipe makes of those at one path, and what cutting loses.
 
@@ -230,9 +230,9 @@ def _combined(
     - `numbers`: what tells the key of each from all others, two numbers each.
     """
     dtypes = [state[name].dtype for state in states for name in ("lora_A", "lora_B")]
-    dtype = functools.reduce(jnp.promote_types, dtypes)
+    dtype = widest(dtypes)
     # Sums and decompositions of half precision in float32.
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = widest([dtype, jnp.dtype(jnp.float32)])
     updates = [
         _weighted(state, factor.astype(wide), wide)
         for state, factor in zip(states, factors, strict=True)
@@ -268,14 +268,14 @@ def _sparse_sum(recipe: _Recipe, updates: Array, keys: list[PRNGKeyArray] | None
     return jnp.sum(sparse, axis=0)
 
 
-def _weighted(state: Mapping[str, Array], factor: Array, dtype: Any) -> Factors:
+def _weighted(state: Mapping[str, Any], factor: Array, dtype: Any) -> Factors:
     A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
     if "multiplier" in state:  # one for each slice of a stack
         B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
     return Factors(A, factor * B)
 
 
-def _folded(key: PRNGKeyArray, numbers: Array) -> PRNGKeyArray:
+def _folded(key: PRNGKeyArray, numbers: Any) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.fold_in(key, numbers[0]), numbers[1])
 
 

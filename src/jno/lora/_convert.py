@@ -20,6 +20,7 @@ from ._low_rank import (
     rank_for,
     triplets_of,
     triplets_of_product,
+    widest,
 )
 from ._paths import bullets, path_str, show_path
 from ._registry import Registry, default_registry
@@ -103,7 +104,7 @@ def _converted(
         raise WrapperError(f"no plain LoRA with one matrix is for a {type(layer).__name__}")
     known = on_the_mesh(wrapper, _product, wrapper)
     if known is not None:
-        k, dtype = known.A.shape[-2], jnp.promote_types(known.A.dtype, known.B.dtype)
+        k, dtype = known.A.shape[-2], widest([known.A.dtype, known.B.dtype])
         if rank is None and energy is None:
             rank = min(k, known.smaller_side)
         if rank is not None and k <= min(rank, known.smaller_side):
@@ -158,7 +159,11 @@ def _triplets(cls: type[LoRAWrapper], wrapper: LoRAWrapper) -> tuple[Triplets, B
         held = cls.from_state(layer, *as_adapter(cls, whole, update.dtype)).merge()
         trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (layer, merged, held)]
         flags = jax.tree.map(lambda w, m, h: jnp.any(m != w) & ~jnp.any(h != w), *trees)
-        return triplets_of(update), jnp.stack(jax.tree.leaves(flags))
+        U, sizes, Vt = triplets_of(update)
+        # What the rounding of the two matrices can have made is no update.
+        noise = jnp.finfo(sizes.dtype).eps * jnp.linalg.norm(before)
+        sizes = jnp.where(sizes > noise, sizes, 0)
+        return Triplets(U, sizes, Vt), jnp.stack(jax.tree.leaves(flags))
 
     return over_stack(one, type(wrapper).stack_ndim(wrapper.base))(wrapper)
 

@@ -1,5 +1,6 @@
 """Updates of low rank: their factors, the nearest of a smaller rank, and what that loses."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -83,3 +84,8 @@ def as_adapter(
     assert scale is not None
     state = {"lora_A": update.A.astype(dtype), "lora_B": (update.B / scale).astype(dtype)}
     return state, rank, float(rank)
+
+
+def widest(dtypes: Iterable[Any]) -> Any:
+    """The first dtype of the largest size. (Under strict promotion JAX finds none for mixtures.)"""
+    return max(dtypes, key=lambda dtype: dtype.itemsize)

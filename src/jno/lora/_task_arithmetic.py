@@ -39,7 +39,7 @@ def dropped_at_random(
 
 
 def agreed_mean(
-    updates: Float[Array, "n *stack out in"], majority_sign: MajoritySign
+    updates: Float[Array, "n *stack out in"], majority_sign: str
 ) -> Float[Array, "*stack out in"]:
     """For each entry the mean of the updates that have its elected sign. Zeros have no sign.
 

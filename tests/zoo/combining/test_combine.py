@@ -1,0 +1,300 @@
+"""Sets of adapters combined by every method, against arithmetic on their updates in NumPy."""
+
+import dataclasses
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import (
+    AdapterSet,
+    SelectionError,
+    combine,
+    extract_adapters,
+    scale_adapters,
+    swap_adapters,
+)
+
+from ._tools import layers, relative, trained, update, updates
+
+WEIGHTS = [0.7, -1.3, 2.0]
+DENSITY = 0.4
+LARGE = 100  # a rank that no matrix here allows: nothing is cut
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """Of two classes and three ranks; the last one lacks the convolution and the stack."""
+    model = layers()
+    return [
+        extract_adapters(trained(model, "lora", 1)),
+        extract_adapters(trained(model, "rslora", 2, rank=1, alpha=2.0)),
+        extract_adapters(trained(model, "lora-fa", 3, target="linear", alpha=1.0)),
+    ]
+
+
+def weighted(sets, path):
+    """`w_i U_i` of the sets that have an adapter at `path`."""
+    return [w * update(s[path]) for w, s in zip(WEIGHTS, sets, strict=True) if path in s]
+
+
+def trim(matrix):
+    """The largest entries, one by one; of a stack for each slice."""
+    if matrix.ndim == 3:
+        return np.stack([trim(one) for one in matrix])
+    order = sorted(np.ndindex(matrix.shape), key=lambda at: -abs(matrix[at]))
+    kept = np.zeros_like(matrix)
+    for at in order[: round(DENSITY * matrix.size)]:
+        kept[at] = matrix[at]
+    return kept
+
+
+def agreed(matrices, majority_sign):
+    """Elect a sign and take the mean of those that have it, entry by entry."""
+    out = np.zeros_like(matrices[0])
+    for at in np.ndindex(out.shape):
+        values = [m[at] for m in matrices]
+        votes = values if majority_sign == "total" else np.sign(values)
+        sign = 1.0 if sum(votes) >= 0 else -1.0
+        agreeing = [v for v in values if np.sign(v) == sign]
+        out[at] = sum(agreeing) / len(agreeing) if agreeing else 0.0
+    return out
+
+
+NAIVE = {
+    "linear": sum,
+    "cat": sum,
+    "svd": sum,
+    "magnitude_prune": lambda parts: sum(map(trim, parts)),
+    "ties": lambda parts: agreed([trim(part) for part in parts], "total"),
+}
+
+
+@pytest.mark.parametrize("method", NAIVE)
+def test_a_method_does_to_the_updates_what_it_says(sets, method):
+    arguments = {} if method in ("linear", "cat") else {"rank": LARGE}
+    if method in ("magnitude_prune", "ties"):
+        arguments["density"] = DENSITY
+    combined, report = combine(sets, WEIGHTS, method, report=True, **arguments)
+    assert list(combined) == ["convolution", "linear", "stack"]
+    for path, found in updates(combined).items():
+        expected = NAIVE[method](weighted(sets, path))
+        assert relative(found, expected) < 3e-6
+    assert report.error == 0
+
+
+def test_the_sign_of_most_updates_may_be_elected(sets):
+    combined = combine(
+        sets, WEIGHTS, "ties", density=DENSITY, rank=LARGE, majority_sign="frequency"
+    )
+    parts = [trim(part) for part in weighted(sets, "linear")]
+    by_number, by_size = (agreed(parts, how) for how in ("frequency", "total"))
+    assert relative(update(combined["linear"]), by_number) < 3e-6
+    assert relative(by_size, by_number) > 0.1
+
+
+def test_ties_with_equal_weights_is_that_of_the_paper_times_the_weight(sets):
+    one, two = (
+        combine(sets, [w] * 3, "ties", density=DENSITY, rank=LARGE)["linear"] for w in (1.0, -2.0)
+    )
+    assert relative(update(two), -2 * update(one)) < 3e-6
+
+
+def test_exact_methods_add_up_ranks_as_far_as_the_matrix_allows(sets):
+    combined = combine(sets[:2], [1.0, 1.0], "cat")
+    assert {path: combined[path].rank for path in combined} == {
+        "convolution": 3,
+        "linear": 3,
+        "stack": 3,
+    }
+    # Nothing is decomposed: the factors are those that came.
+    assert jnp.array_equal(
+        combined["linear"].state["lora_A"][:2], sets[0]["linear"].state["lora_A"]
+    )
+    four = combine([sets[0]] * 4, [1.0] * 4, "cat")["linear"]
+    assert four.rank == 4 and four.state["lora_A"].shape == (4, 5)
+    assert relative(update(four), 4 * update(sets[0]["linear"])) < 3e-6
+
+
+def test_a_cut_is_the_nearest_update_of_that_rank_and_its_error_is_told(sets):
+    combined, report = combine(sets, WEIGHTS, "svd", rank=1, report=True)
+    for row in report:
+        exact, found = sum(weighted(sets, row.path)), update(combined[row.path])
+        assert np.linalg.matrix_rank(found, tol=1e-4).max() == row.rank == 1
+        singular = np.linalg.svd(exact, compute_uv=False)
+        best = np.linalg.norm(singular[..., 1:]) / np.linalg.norm(singular)
+        assert float(row.error) == pytest.approx(best, rel=1e-4)
+        assert relative(found, exact) == pytest.approx(best, rel=1e-4)
+    assert f"{float(report.error):.1e}" in str(report) and "convolution" in str(report)
+
+
+def test_without_a_rank_a_cut_keeps_the_largest_and_a_larger_one_is_filled_up(sets):
+    assert combine(sets, WEIGHTS, "svd")["linear"].rank == 2
+    wider = combine(sets[1:2], [1.0], "svd", rank=3)
+    assert wider["linear"].state["lora_A"].shape == (3, 5)
+    assert wider["stack"].state["lora_B"].shape == (2, 3, 3)
+    assert relative(update(wider["linear"]), update(sets[1]["linear"])) < 3e-6
+
+
+def test_the_combined_set_goes_into_a_model(sets):
+    model, x = layers(), jnp.arange(5.0)
+    combined = swap_adapters(model, combine(sets, WEIGHTS))
+    weight = np.asarray(model["linear"].weight) + sum(weighted(sets, "linear"))
+    expected = weight @ np.asarray(x) + np.asarray(model["linear"].bias)
+    assert np.allclose(combined["linear"](x), expected, rtol=1e-5, atol=1e-5)
+    assert type(combined["linear"]).__name__ == "LoRALinear"
+
+
+def test_weights_and_adapters_may_be_traced(sets):
+    @jax.jit
+    def run(sets, weights):
+        combined, report = combine(sets, weights, "svd", rank=2, report=True)
+        return scale_adapters(combined, weights[0]), report
+
+    scaled, report = run(sets, jnp.asarray(WEIGHTS))
+    expected, told = combine(sets, WEIGHTS, "svd", rank=2, report=True)
+    for path in scaled:
+        assert relative(update(scaled[path]), 0.7 * update(expected[path])) < 1e-5
+    assert jnp.allclose(report.error, told.error, rtol=1e-4)
+
+
+def test_half_precision_is_added_up_in_float32(sets):
+    half = [
+        jax.tree.map(lambda a: a.astype(jnp.bfloat16), one)
+        for one in (sets[0], combine(sets[:1], [-1.0]))
+    ]
+    off = combine([*half, half[0]], [1.0, 1.0, 1.0], "svd", rank=2)["linear"]
+    assert off.state["lora_A"].dtype == jnp.bfloat16
+    assert relative(update(off), update(half[0]["linear"])) < 0.02
+
+
+def test_a_frozen_multiplier_counts(sets):
+    plain = sets[0]["stack"]
+    state = {**plain.state, "multiplier": jnp.asarray([2.0, -1.0])}
+    adapters = AdapterSet({"stack": dataclasses.replace(plain, state=state)})
+    combined = combine([adapters], [0.5])["stack"]
+    factors = np.asarray([2.0, -1.0])[:, None, None]
+    assert combined.state.keys() == {"lora_A", "lora_B"}
+    assert relative(update(combined), 0.5 * factors * update(plain)) < 3e-6
+
+
+# --- DARE
+
+
+def test_dare_keeps_entries_at_random_and_is_right_on_average(sets):
+    # One layer of one set, so that every entry is known: 0 or U / density.
+    (one,) = (AdapterSet({"linear": s["linear"]}) for s in sets[:1])
+    exact = update(one["linear"])
+
+    @jax.jit
+    @jax.vmap
+    def sample(key):
+        state = combine([one], [1.0], "dare_linear", density=DENSITY, rank=LARGE, key=key)
+        state = state["linear"].state
+        return state["lora_B"] @ state["lora_A"]  # alpha is the rank, so the scale is 1
+
+    draws = 4000
+    found = np.asarray(sample(jax.random.split(jax.random.key(0), draws)), np.float64)
+    scaled = found / exact * DENSITY
+    assert np.allclose(scaled, np.round(scaled), atol=1e-3) and set(
+        np.unique(np.round(scaled))
+    ) == {
+        0.0,
+        1.0,
+    }
+    deviation = np.abs(exact) * np.sqrt((1 / DENSITY - 1) / draws)
+    assert np.all(np.abs(found.mean(axis=0) - exact) < 5 * deviation)
+
+
+@pytest.mark.parametrize(("method", "merge"), [("dare_linear", sum), ("dare_ties", agreed)])
+def test_dare_of_several_sets_is_the_method_on_what_was_kept(sets, method, merge):
+    pair = sets[:2]
+    combined = combine(
+        pair, WEIGHTS[:2], method, density=DENSITY, rank=LARGE, key=jax.random.key(4)
+    )
+    merge = sum if merge is sum else (lambda parts: agreed(parts, "total"))
+    for path, found in updates(combined).items():
+        parts = [w * update(s[path]) for w, s in zip(WEIGHTS, pair, strict=False)]
+        masks = itertools.product([0, 1 / DENSITY], repeat=2)
+        possible = np.stack(
+            [merge([np.asarray(p * m) for p, m in zip(parts, mask, strict=True)]) for mask in masks]
+        )
+        distance = np.abs(possible - found).min(axis=0)
+        assert distance.max() < 1e-5 * np.abs(possible).max()
+    flat = [update(combined[path]).ravel() for path in combined]
+    assert any((np.abs(part) < 1e-6).any() for part in flat)
+
+
+def test_what_dare_drops_depends_on_the_key_and_the_path_alone(sets):
+    def dare(key, *some):
+        return combine(some, [1.0] * len(some), "dare_linear", density=DENSITY, rank=LARGE, key=key)
+
+    one, two = jax.random.key(1), jax.random.key(2)
+    alone = dare(one, AdapterSet({"linear": sets[0]["linear"]}))
+    assert relative(update(dare(one, sets[0])["linear"]), update(alone["linear"])) < 1e-5
+    assert relative(update(dare(two, sets[0])["linear"]), update(alone["linear"])) > 0.1
+
+
+# --- scaling
+
+
+def test_scaling_multiplies_every_update_and_nothing_else(sets):
+    for one in sets[:2]:
+        scaled = scale_adapters(one, -2.0)
+        assert jax.tree.structure(scaled) == jax.tree.structure(one)
+        for path in one:
+            assert np.array_equal(update(scaled[path]), -2 * update(one[path]))
+
+
+# --- errors
+
+
+def test_adapters_that_are_no_products_are_listed_with_what_to_do():
+    dora = extract_adapters(trained(layers(), "dora", 1))
+    lora = extract_adapters(trained(layers(), "lora", 1, target="linear"))
+    for call in (lambda: combine([lora, dora], [1.0, 1.0]), lambda: scale_adapters(dora, 2.0)):
+        with pytest.raises(SelectionError) as error:
+            call()
+        message = str(error.value)
+        assert "convolution: a DoRAConv" in message and "stack: a DoRALinear" in message
+        assert "extract_adapters(to_lora(model, rank=...)[0])" in message
+
+
+def test_layers_of_other_forms_are_listed():
+    keys = jax.random.split(jax.random.key(1), 2)
+    models = [
+        {"a": eqx.nn.Linear(3, 2, key=keys[0]), "b": eqx.nn.Linear(2, 2, key=keys[0])},
+        {"a": eqx.nn.Linear(3, 4, key=keys[1]), "b": eqx.nn.Linear(2, 2, False, key=keys[1])},
+    ]
+    sets = [extract_adapters(trained(model, "lora", 1, rank=1)) for model in models]
+    with pytest.raises(SelectionError) as error:
+        combine(sets, [1.0, 1.0])
+    assert (
+        "a: set 0 is for Linear(weight float32[2, 3], bias float32[2]), set 1 for "
+        "Linear(weight float32[4, 3], bias float32[4])"
+    ) in str(error.value)
+    assert "b: set 0 is for" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": [1.0]}, "expected 2 weights, got 1"),
+        ({"method": "tie"}, "no method 'tie'; did you mean 'ties'"),
+        ({"method": "ties"}, "'ties' needs a `density`"),
+        ({"density": 0.5}, "'linear' keeps every entry"),
+        ({"method": "ties", "density": 0.0}, r"must be in \(0, 1\], but is 0.0"),
+        ({"method": "dare_ties", "density": 0.5}, "needs a `key`"),
+        ({"method": "svd", "key": jax.random.key(0)}, "'svd' is not random"),
+        ({"method": "cat", "rank": 2}, "For a smaller rank, use method='svd'"),
+        ({"method": "svd", "rank": 0}, "at least 1, but is 0"),
+        ({"sets": [], "weights": []}, "no sets to combine"),
+    ],
+)
+def test_arguments_that_make_no_sense(sets, arguments, message):
+    arguments = {"sets": sets[:2], "weights": [1.0, 1.0], **arguments}
+    with pytest.raises(SelectionError, match=message):
+        combine(**arguments)

@@ -1,0 +1,246 @@
+"""Several adapters of one `Net` by name: nothing is lost, and the base comes back bit for bit."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jno.lora import (
+    Net,
+    SelectionError,
+    combine,
+    extract_adapters,
+    lora_trainable_filter,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keys = jax.random.split(jax.random.key(3), 2)
+    return eqx.nn.Sequential([eqx.nn.Linear(5, 4, key=keys[0]), eqx.nn.Linear(4, 3, key=keys[1])])
+
+
+X = jnp.linspace(-1.0, 1.0, 5)
+
+
+def train(net, by=0.1):
+    """As if a step had moved everything that trains."""
+    trainable, _ = net.partition()
+    return net.update(jax.tree.map(lambda a: a + by, trainable))
+
+
+def trains(net):
+    """The paths of what trains."""
+    found = jax.tree_util.tree_leaves_with_path(net.trainable)
+    return {jax.tree_util.keystr(k, simple=True, separator="/") for k, leaf in found if leaf}
+
+
+def with_two(model, one="lora", two="lora"):
+    """A net with the trained adapters "one" (inactive) and "two" (active), and their outputs."""
+    net = Net(model).freeze()
+    train(net.lora(2, wrapper=one).add_adapter("one"))
+    first = net(X)
+    train(net.deactivate().lora(1, wrapper=two, target="layers/1"), 0.2).add_adapter("two")
+    return net, first, net(X)
+
+
+@pytest.mark.parametrize("other", ["lora", "dora", "pissa"])
+def test_adapters_take_turns_and_keep_what_they_learnt(model, other):
+    net, first, second = with_two(model, two=other)
+    assert net.adapters == ("one", "two") and net.active == "two"
+    assert jnp.array_equal(net.activate("one")(X), first) and net.active == "one"
+    train(net)
+    third = net(X)
+    assert not jnp.array_equal(third, first)
+    assert jnp.array_equal(net.activate("two")(X), second)
+    assert jnp.array_equal(net.activate("one")(X), third)
+    assert net.activate("one") is net
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "pissa", "milora"])
+def test_without_adapters_the_net_is_the_base_bit_for_bit(model, variant):
+    net = train(Net(model).freeze().lora(2, wrapper=variant).add_adapter("one"))
+    module, trainable, adapted = net.module, net.trainable, net(X)
+    with net.disabled() as inside:
+        assert inside is net
+        assert all(map(lambda a, b: a is b, *map(jax.tree.leaves, (net.module, model))))
+        assert trains(net) == set() and net.partition()[1] is not None
+        assert jnp.array_equal(net(X), model(X))
+        assert len(net.adapter("one")) == 2
+        with net.disabled():
+            assert jnp.array_equal(net(X), model(X))
+        assert jnp.array_equal(net(X), model(X))
+    assert net.module is module and net.trainable is trainable
+    for _ in range(3):  # no drift either
+        assert jnp.array_equal(net.deactivate()(X), model(X))
+        assert jnp.array_equal(net.activate("one")(X), adapted)
+    assert jnp.array_equal(net.unwrap()(X), model(X))
+
+
+def test_everything_is_restored_when_the_block_raises(model):
+    net = train(Net(model).freeze().lora(1)).mask("layers/0")
+    module, trainable = net.module, net.trainable
+    with pytest.raises(KeyError), net.disabled():
+        raise KeyError
+    assert net.module is module and net.trainable is trainable
+    net.freeze()  # by the mask that was pending
+    assert trains(net) == {"layers/1/lora_A", "layers/1/lora_B"}
+
+
+def test_a_base_that_was_trained_is_not_set_back(model):
+    net = Net(model).freeze().lora(1, wrapper="pissa", target="layers/0")
+    train(net.mask("layers/0/base").unfreeze(), 0.5)
+    moved = net.module.layers[0].base.weight
+    with net.disabled():
+        expected = model.layers[0].weight + 0.5
+        assert jnp.allclose(net.module.layers[0].weight, expected, atol=1e-6)
+    assert net.module.layers[0].base.weight is moved
+
+
+def test_the_weights_of_a_stack_are_not_copied():
+    keys = jax.random.split(jax.random.key(0), 3)
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(keys)
+    net = Net([stack]).freeze().lora(1)
+    held = net.module[0].base.weight
+    with net.disabled():
+        assert net.module[0].weight is held
+        assert jnp.array_equal(held, stack.weight)
+
+
+# --- what trains
+
+
+def test_each_adapter_trains_as_it_did_when_it_was_put_away(model):
+    net, *_ = with_two(model)
+    assert trains(net) == {"layers/1/lora_A", "layers/1/lora_B"}
+    net.mask("layers/1/lora_A").freeze().activate("one")
+    assert trains(net) == {f"layers/{i}/lora_{m}" for i in (0, 1) for m in "AB"}
+    net.freeze().activate("two")
+    assert trains(net) == {"layers/1/lora_B"}
+    assert trains(net.activate("one")) == set()
+    assert trains(net.deactivate()) == set()
+
+
+def test_a_set_that_is_new_trains_as_after_lora_and_what_is_outside_stays(model):
+    other = extract_adapters(Net(model).lora(1, target="layers/0").module)
+    net = Net(model).add_adapter("one", other)
+    assert net.active is None and trains(net) == {
+        f"layers/{i}/{m}" for i in (0, 1) for m in ("weight", "bias")
+    }
+    outside = {"layers/1/weight", "layers/1/bias"}
+    assert trains(net.activate("one")) == {"layers/0/lora_A", "layers/0/lora_B"} | outside
+    train(net)
+    bias = net.module.layers[1].bias
+    assert trains(net.deactivate()) == outside
+    assert net.module.layers[1].bias is bias
+    assert jax.tree.structure(net.trainable) == jax.tree.structure(net.module)
+
+
+def test_the_state_has_the_structure_of_the_module(model):
+    net, *_ = with_two(model, one="pissa", two="dora")
+    for name in ("one", "two"):
+        net.activate(name)
+        assert jax.tree.structure(net.trainable) == jax.tree.structure(net.module)
+        assert eqx.tree_equal(net.trainable, lora_trainable_filter(net.module))
+
+
+# --- names
+
+
+def test_a_combination_is_added_and_activated(model):
+    net, first, _ = with_two(model)
+    both = combine([net.adapter("one"), net.adapter("two")], [0.5, 0.5])
+    net.add_adapter("both", both).activate("both")
+    assert net.adapters == ("one", "two", "both")
+    assert net.module.layers[1].rank == 3
+    assert jnp.array_equal(net.activate("one")(X), first)
+
+
+def test_lora_adds_to_the_active_adapters(model):
+    net = Net(model).freeze().lora(1, target="layers/0").add_adapter("one")
+    net.lora(1, target="layers/1").deactivate()
+    assert list(net.adapter("one")) == ["layers/0", "layers/1"]
+
+
+def test_deleting_drops_and_merging_and_unwrapping_use_the_name_up(model):
+    net, _, second = with_two(model)
+    assert jnp.array_equal(net.delete_adapter("one")(X), second) and net.adapters == ("two",)
+    assert jnp.array_equal(net.delete_adapter("two")(X), model(X)) and net.adapters == ()
+    net, _, second = with_two(model)
+    assert jnp.allclose(net.merge()(X), second, atol=1e-5) and net.adapters == ("one",)
+    net, *_ = with_two(model)
+    assert jnp.array_equal(net.unwrap()(X), model(X)) and net.adapters == ("one",)
+
+
+def test_an_empty_set_may_be_active(model):
+    net = Net(model).add_adapter("none", extract_adapters(model)).activate("none")
+    assert net.active == "none" and net.deactivate().active is None
+    assert net.deactivate() is net
+
+
+# --- an operation that raises has changed nothing
+
+
+def refused(net, call, message):
+    module, trainable, names, active = net.module, net.trainable, net.adapters, net.active
+    with pytest.raises(SelectionError, match=message):
+        call()
+    assert net.module is module and net.trainable is trainable
+    assert (net.adapters, net.active) == (names, active)
+
+
+def test_adapters_without_a_name_are_never_lost(model):
+    one = extract_adapters(Net(model).lora(1).module)
+    net = Net(model).add_adapter("one", one).lora(2)
+    for call in (lambda: net.activate("one"), net.deactivate):
+        refused(net, call, r"adapters without a name.*net.add_adapter\(name\)")
+
+
+def test_names_that_are_wrong_taken_or_for_nothing(model):
+    net, *_ = with_two(model)
+    for call in (net.activate, net.delete_adapter, net.adapter):
+        refused(net, lambda call=call: call("tow"), "No adapters are called 'tow'; .*'two'")
+    refused(net, lambda: net.add_adapter("one"), "called 'one' already")
+    refused(net, lambda: net.add_adapter("three"), r"called 'two' already.*net.adapter\('two'\)")
+    bare = Net(model)
+    refused(bare, lambda: bare.add_adapter("one"), "carries no adapters")
+    refused(bare, lambda: bare.activate("one"), "none has a name")
+
+
+def test_a_set_that_does_not_fit(model):
+    other = eqx.nn.Sequential([eqx.nn.Linear(5, 4, key=jax.random.key(0))] * 3)
+    adapters = extract_adapters(Net(other).lora(1).module)
+    net = Net(model)
+    refused(net, lambda: net.add_adapter("one", adapters), r"(?s)layers/1/weight.*layers/2: ")
+
+
+def test_a_pending_mask_is_not_used_up(model):
+    net, *_ = with_two(model)
+    net.mask("layers")
+    for verb, call in {
+        "activate": lambda: net.activate("one"),
+        "deactivate": net.deactivate,
+        "delete_adapter": lambda: net.delete_adapter("one"),
+    }.items():
+        refused(net, call, f"A mask is pending, but {verb}")
+
+
+def test_a_disabled_net_cannot_be_changed(model):
+    net, *_ = with_two(model)
+    trainable, _ = net.partition()
+    calls = {
+        "mask": lambda: net.mask("layers"),
+        "lora": lambda: net.lora(1),
+        "freeze": net.freeze,
+        "unfreeze": net.unfreeze,
+        "update": lambda: net.update(trainable),
+        "merge": net.merge,
+        "unwrap": net.unwrap,
+        "add_adapter": lambda: net.add_adapter("three"),
+        "activate": lambda: net.activate("one"),
+        "deactivate": net.deactivate,
+        "delete_adapter": lambda: net.delete_adapter("one"),
+    }
+    with net.disabled():
+        for verb, call in calls.items():
+            refused(net, call, rf"net.{verb}\(...\) was called in a `with net.disabled\(\)` block")

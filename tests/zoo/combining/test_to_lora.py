@@ -1,0 +1,201 @@
+"""Every kind of adapter made into plain LoRA: what it computes, what is lost, what is refused."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import (
+    LoRAWrapper,
+    SelectionError,
+    WrapperError,
+    apply_lora,
+    extract_adapters,
+    merge_lora,
+    to_lora,
+)
+
+from ._tools import layers, relative, trained, update
+
+PRODUCTS = {"rslora": 2, "lora-fa": 2, "lora-xs": 2, "vera": 2, "pissa": 4, "milora": 4}
+OTHERS = ["dora", "ia3", "lokr", "oft"]
+
+
+def weights(model):
+    """The weights of a plain model, in float64."""
+    return {name: np.asarray(layer.weight, np.float64) for name, layer in model.items()}
+
+
+@pytest.mark.parametrize("variant", [*PRODUCTS, *OTHERS])
+def test_an_adapter_becomes_lora_that_computes_the_same(variant):
+    plain = layers()
+    plain.pop("stack")
+    model = trained(plain, variant, 1)
+    arguments = {"energy": 1.0} if variant in OTHERS else {}
+    converted, report = to_lora(model, **arguments)
+    assert [type(layer).__name__ for layer in converted.values()] == ["LoRAConv", "LoRALinear"]
+    if variant in PRODUCTS:
+        # As many as the matrices allow: they are 3 x 6 and 4 x 5.
+        assert [row.rank for row in report] == [min(PRODUCTS[variant], 3), PRODUCTS[variant]]
+    assert report.error < 1e-6
+    expected, found = weights(merge_lora(model)), weights(merge_lora(converted))
+    for name in expected:
+        assert relative(found[name], expected[name]) < 2e-6
+    for name, layer in plain.items():
+        assert np.allclose(converted[name].base.weight, layer.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["dora", "pissa"])
+def test_a_rank_keeps_the_best_and_the_report_says_what_is_lost(variant):
+    plain, model = layers(), trained(layers(), variant, 1)
+    converted, report = to_lora(model, rank=1)
+    before, after, found = weights(plain), weights(merge_lora(model)), extract_adapters(converted)
+    for row in report:
+        exact = after[row.path] - before[row.path]
+        if row.path == "convolution":
+            exact = exact.reshape(3, -1)
+        singular = np.linalg.svd(exact, compute_uv=False)
+        best = np.linalg.norm(singular[..., 1:]) / np.linalg.norm(singular)
+        assert row.rank == found[row.path].rank == 1
+        assert float(row.error) == pytest.approx(best, rel=1e-3)
+        assert relative(update(found[row.path]), exact) == pytest.approx(best, rel=1e-3)
+        assert (row.former, row.wrapper) == (type(model[row.path]), type(converted[row.path]))
+
+
+def test_energy_chooses_the_smallest_rank_of_each_layer_and_one_for_a_stack():
+    plain, model = layers(), trained(layers(), "dora", 1)
+    _, report = to_lora(model, energy=0.9)
+    before, after = weights(plain), weights(merge_lora(model))
+    for row in report:
+        exact = after[row.path] - before[row.path]
+        singular = np.linalg.svd(
+            exact.reshape(*exact.shape[:-2], -1) if row.path == "convolution" else exact,
+            compute_uv=False,
+        )
+        kept = np.cumsum(singular**2, axis=-1) / np.sum(singular**2, axis=-1, keepdims=True)
+        assert row.rank == np.max(1 + np.argmax(kept >= 0.9, axis=-1))
+        assert float(row.error) <= np.sqrt(0.1)
+
+
+def test_plain_lora_stays_as_it_is_unless_its_rank_is_too_large():
+    model = trained(layers(), "lora", 1)
+    converted, report = to_lora(model)
+    assert all(converted[name] is model[name] for name in model) and report.error == 0
+    smaller, report = to_lora(model, rank=1)
+    assert {row.rank for row in report} == {1} and report.error > 0
+    assert smaller["linear"].base.weight is model["linear"].base.weight
+
+
+def test_an_adapter_that_has_learnt_nothing_becomes_one_that_changes_nothing():
+    # What DoRA makes of the weight at first is off by rounding, which is not taken for an update.
+    plain = {"linear": layers()["linear"]}
+    model = apply_lora(plain, 2, 1.0, key=jax.random.key(0), wrappers="dora")
+    converted, report = to_lora(model, energy=0.99)
+    assert [row.rank for row in report] == [1] and report.error == 0
+    assert jnp.array_equal(merge_lora(converted)["linear"].weight, plain["linear"].weight)
+
+
+def test_the_update_of_a_half_precision_layer_is_found_in_float32():
+    plain = {"linear": layers(jnp.bfloat16)["linear"]}
+    model = trained(plain, "dora", 1)
+    converted, _ = to_lora(model, energy=1.0)
+    assert converted["linear"].base.weight is plain["linear"].weight
+    assert converted["linear"].lora_A.dtype == jnp.float32
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a, model)
+    before, after, rounded = (
+        weights(m)["linear"] for m in (plain, *map(merge_lora, (wide, model)))
+    )
+    assert relative(update(extract_adapters(converted)["linear"]), after - before) < 1e-5
+    assert relative(rounded - before, after - before) > 1e-3
+
+
+def test_a_layer_in_a_norm_becomes_lora_in_a_norm(getkey):
+    model = [eqx.nn.WeightNorm(eqx.nn.Linear(4, 3, key=getkey()))]
+    model = trained(model, "dora-in-norm", 1)
+    converted, _ = to_lora(model, energy=1.0)
+    assert type(converted[0]).__name__ == "LoRAInNorm"
+    x = jax.random.normal(getkey(), (4,))
+    assert jnp.allclose(converted[0](x), model[0](x), atol=1e-5)
+
+
+def test_a_model_without_adapters_is_returned_as_it_is():
+    model = layers()
+    assert to_lora(model)[0] is model
+
+
+# --- what is refused
+
+
+class ScalesBias(LoRAWrapper):
+    adapter_fields = ("gain",)
+    base: eqx.nn.Linear
+    gain: jax.Array
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, eqx.nn.Linear)
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha, self.gain = base, rank, alpha, jnp.ones(())
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+    def merge(self):
+        arrays = (self.gain * self.base.weight, self.gain * self.base.bias)
+        return eqx.tree_at(lambda m: (m.weight, m.bias), self.base, arrays)
+
+
+class NeverMerges(ScalesBias):
+    def merge(self):
+        raise WrapperError("it has no weight to put the update into")
+
+
+def test_all_that_cannot_be_converted_is_listed_with_its_path(getkey):
+    model = {name: eqx.nn.Linear(2, 2, key=getkey()) for name in ("bias", "never", "fine")}
+    for target, wrapper in [("bias", ScalesBias), ("never", NeverMerges), ("fine", "lora")]:
+        model = trained(model, wrapper, 1, rank=1, target=target)
+    with pytest.raises(WrapperError) as error:
+        to_lora(model, rank=1)
+    message = str(error.value)
+    assert "bias (ScalesBias): it also changes bias, which LoRA leaves as it is" in message
+    assert "never (NeverMerges): it has no weight to put the update into" in message
+    assert "fine" not in message
+
+
+def test_a_layer_that_no_plain_lora_is_for(getkey):
+    class Opaque(eqx.Module):
+        table: jax.Array
+
+    class OnOpaque(ScalesBias):
+        base: Opaque
+
+        @classmethod
+        def applies_to(cls, leaf):
+            return isinstance(leaf, Opaque)
+
+    model = apply_lora([Opaque(jnp.ones(3))], 1, key=getkey(), wrappers=OnOpaque)
+    with pytest.raises(WrapperError, match=r"0 \(OnOpaque\): no plain LoRA .* is for a Opaque"):
+        to_lora(model, rank=1)
+
+
+def test_an_update_of_full_rank_needs_to_know_how_much_to_keep():
+    model = trained(layers(), ["dora"], 1, target="linear")
+    with pytest.raises(WrapperError, match=r"linear \(DoRALinear\): .* by `rank=` or by `energy"):
+        to_lora(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rank": 1, "energy": 0.5}, "both given"),
+        ({"rank": 0}, "at least 1, but is 0"),
+        ({"energy": 1.5}, r"in \(0, 1\], but is 1.5"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, message):
+    with pytest.raises(SelectionError, match=message):
+        to_lora(layers(), **arguments)
