@@ -22,9 +22,23 @@ FUNCTIONAL = {
     "lora_report",
     "extract_adapters",
     "swap_adapters",
+    "combine",
+    "scale_adapters",
+    "stack_adapters",
+    "to_lora",
 }
 REGISTRY = {"hookimpl", "registered", "register", "refresh"}
-TYPES = {"LoRAWrapper", "LinearLike", "ConvLike", "Net", "AdapterSet", "LooseAdapter", "LayerForm"}
+TYPES = {
+    "LoRAWrapper",
+    "LinearLike",
+    "ConvLike",
+    "Net",
+    "AdapterSet",
+    "LooseAdapter",
+    "LayerForm",
+    "UpdateReport",
+    "UpdateRow",
+}
 ERRORS = {
     "JnoLoraError",
     "SelectionError",

@@ -12,7 +12,7 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 from typing import TYPE_CHECKING, Any
 
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, extract_adapters, swap_adapters
-from ._combine import combine, scale_adapters
+from ._combine import combine
 from ._contract import ConvLike, LinearLike, LoRAWrapper
 from ._convert import to_lora
 from ._dispatch import apply_lora, plan_lora
@@ -29,6 +29,7 @@ from ._hookspecs import hookimpl
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
 from ._plan import Plan, PlanRow
+from ._products import scale_adapters
 from ._registry import PluginRecord, RegisteredWrapper, Registry, refresh, register, registered
 from ._report import LoraReport, ReportRow, lora_report
 from ._stack_adapters import stack_adapters

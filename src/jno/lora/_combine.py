@@ -1,8 +1,8 @@
-"""Arithmetic of adapters: sets of them scaled, and made into one."""
+"""Sets of adapters made into one, by arithmetic on their updates."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from ._adapter_set import AdapterSet, LooseAdapter
-from ._contract import LoRAWrapper
 from ._errors import SelectionError
 from ._low_rank import (
     Factors,
@@ -21,18 +20,12 @@ from ._low_rank import (
     triplets_of_product,
     widest,
 )
-from ._paths import bullets, nearest, show_path, stable_hash
+from ._paths import stable_hash
+from ._products import check_products, check_same_matrices, factors_of, scale_times
+from ._recipe import EXACT, Method, Recipe
 from ._sharding import on_the_mesh
 from ._task_arithmetic import MajoritySign, agreed_mean, dropped_at_random, trimmed
 from ._update_report import UpdateReport, UpdateRow
-
-Method = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
-
-_EXACT = ("linear", "cat")
-_SPARSE = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
-_RANDOM = ("dare_linear", "dare_ties")
-# `multiplier` is a frozen factor of the scale.
-_STATE = {"lora_A", "lora_B", "multiplier"}
 
 
 @overload
@@ -127,9 +120,16 @@ def combine(
     Homologous Models as a Free Lunch" (DARE), arXiv:2311.03099.
     """
     sets, weights = list(sets), list(weights)
-    recipe = _Recipe(method, density, rank, majority_sign)
+    recipe = Recipe(method, density, rank, majority_sign)
     recipe.check(has_key=key is not None)
-    _check_sets(sets, weights)
+    if not sets:
+        raise SelectionError("There are no sets to combine. Give at least one.")
+    if len(weights) != len(sets):
+        raise SelectionError(
+            f"Each set needs a weight: expected {len(sets)} weights, got {len(weights)}."
+        )
+    check_products(sets)
+    check_same_matrices(sets)
     made: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in dict.fromkeys(path for one in sets for path in one):
@@ -142,7 +142,7 @@ def combine(
             recipe,
             first.wrapper,
             [adapter.state for adapter in adapters],
-            [_factor(sets[i][path], weights[i]) for i in present],
+            [scale_times(sets[i][path], weights[i]) for i in present],
             key,
             [np.asarray([stable_hash(path), i], np.uint32) for i in present],
         )
@@ -152,81 +152,17 @@ def combine(
     return (AdapterSet(made), UpdateReport(tuple(rows))) if report else AdapterSet(made)
 
 
-def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
-    """`adapters` with every update multiplied by `factor`: their `lora_B` is.
-
-    **Arguments:**
-
-    - `adapters`: a set of adapters that are no more than a product (LoRA, rsLoRA, LoRA-FA).
-    - `factor`: a number, which may be traced. 0 gives the base's outputs.
-
-    **Raises:** `SelectionError` that lists every adapter that is no product.
-    """
-    _raise_if(_not_products([adapters]))
-
-    def scaled(adapter: LooseAdapter) -> LooseAdapter:
-        B = jnp.asarray(adapter.state["lora_B"])
-        state = {**adapter.state, "lora_B": B * jnp.asarray(factor, B.dtype)}
-        return dataclasses.replace(adapter, state=state)
-
-    return AdapterSet({path: scaled(adapter) for path, adapter in adapters.adapters.items()})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Recipe:
-    """What `combine` was asked for, as static data of a program."""
-
-    method: str
-    density: float | None
-    rank: int | None
-    majority_sign: str
-
-    def check(self, *, has_key: bool) -> None:
-        """**Raises:** `SelectionError` for an argument that is missing or makes no sense."""
-        method, methods = self.method, get_args(Method)
-        if method not in methods:
-            near = nearest(str(method), methods, n=1)[0]
-            raise SelectionError(
-                f"There is no method {method!r}; did you mean {near!r}? "
-                f"The methods are {', '.join(methods)}."
-            )
-        if (self.density is not None) != (method in _SPARSE):
-            raise SelectionError(
-                f"{method!r} needs a `density`, the part of the entries to keep, such as 0.5."
-                if method in _SPARSE
-                else f"`density` is for {', '.join(_SPARSE)}; {method!r} keeps every entry."
-            )
-        if self.density is not None and not 0 < self.density <= 1:
-            raise SelectionError(f"`density` must be in (0, 1], but is {self.density}.")
-        if has_key != (method in _RANDOM):
-            raise SelectionError(
-                f"{method!r} drops entries at random, and needs a `key`."
-                if method in _RANDOM
-                else f"`key` is for {' and '.join(_RANDOM)}; {method!r} is not random."
-            )
-        if self.rank is not None and method in _EXACT:
-            raise SelectionError(
-                f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
-            )
-        if self.rank is not None and self.rank < 1:
-            raise SelectionError(f"`rank` must be at least 1, but is {self.rank}.")
-        if self.majority_sign not in get_args(MajoritySign):
-            raise SelectionError(
-                f"`majority_sign` must be 'total' or 'frequency', but is {self.majority_sign!r}."
-            )
-
-
 def _combined(
-    recipe: _Recipe,
+    recipe: Recipe,
     cls: Any,
     states: list[Mapping[str, Any]],
-    factors: list[Array],
+    scales: list[Array],
     key: PRNGKeyArray | None,
     numbers: list[Any],
 ) -> tuple[dict[str, Array], Array]:
     """The state of the adapter that the recipe makes of those at one path, and what cutting loses.
 
-    - `factors`: scale times weight of each.
+    - `scales`: those of the adapters, times their weights.
     - `numbers`: what tells the key of each from all others, two numbers each.
     """
     dtypes = [state[name].dtype for state in states for name in ("lora_A", "lora_B")]
@@ -234,29 +170,29 @@ def _combined(
     # Sums and decompositions of half precision in float32.
     wide = widest([dtype, jnp.dtype(jnp.float32)])
     updates = [
-        _weighted(state, factor.astype(wide), wide)
-        for state, factor in zip(states, factors, strict=True)
+        factors_of(state, scale.astype(wide), wide)
+        for state, scale in zip(states, scales, strict=True)
     ]
     ranks = [update.A.shape[-2] for update in updates]
     largest = updates[0].smaller_side
-    if recipe.method in (*_EXACT, "svd"):
+    if recipe.method in (*EXACT, "svd"):
         together = Factors(
             jnp.concatenate([update.A for update in updates], axis=-2),
             jnp.concatenate([update.B for update in updates], axis=-1),
         )
-        if recipe.method in _EXACT and sum(ranks) <= largest:
+        if recipe.method in EXACT and sum(ranks) <= largest:
             return as_adapter(cls, together, dtype)[0], jnp.zeros((), wide)
         triplets = triplets_of_product(together)
     else:
         products = jnp.stack([update.B @ update.A for update in updates])
         keys = None if key is None else [_folded(key, number) for number in numbers]
         triplets = triplets_of(_sparse_sum(recipe, products, keys))
-    rank = sum(ranks) if recipe.method in _EXACT else recipe.rank or max(ranks)
+    rank = sum(ranks) if recipe.method in EXACT else recipe.rank or max(ranks)
     rank = min(rank, largest)
     return as_adapter(cls, cut_to(triplets, rank), dtype)[0], lost_by_cutting(triplets.S, rank)
 
 
-def _sparse_sum(recipe: _Recipe, updates: Array, keys: list[PRNGKeyArray] | None) -> Array:
+def _sparse_sum(recipe: Recipe, updates: Array, keys: list[PRNGKeyArray] | None) -> Array:
     """The recipe for `(n, *stack, out, in)` updates, as one dense matrix."""
     assert recipe.density is not None
     if keys is None:
@@ -268,82 +204,5 @@ def _sparse_sum(recipe: _Recipe, updates: Array, keys: list[PRNGKeyArray] | None
     return jnp.sum(sparse, axis=0)
 
 
-def _weighted(state: Mapping[str, Any], factor: Array, dtype: Any) -> Factors:
-    A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
-    if "multiplier" in state:  # one for each slice of a stack
-        B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
-    return Factors(A, factor * B)
-
-
 def _folded(key: PRNGKeyArray, numbers: Any) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.fold_in(key, numbers[0]), numbers[1])
-
-
-def _factor(adapter: LooseAdapter, weight: Any) -> Array:
-    scale = _scale(adapter)
-    assert scale is not None
-    return scale * jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float))
-
-
-def _scale(adapter: LooseAdapter) -> float | None:
-    return adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha)
-
-
-def _check_sets(sets: list[AdapterSet], weights: list[Any]) -> None:
-    if not sets:
-        raise SelectionError("There are no sets to combine. Give at least one.")
-    if len(weights) != len(sets):
-        raise SelectionError(
-            f"Each set needs a weight: expected {len(sets)} weights, got {len(weights)}."
-        )
-    _raise_if(_not_products(sets))
-    _raise_if(_of_other_forms(sets), "Only adapters for layers of one form can be combined")
-
-
-def _not_products(sets: list[AdapterSet]) -> list[str]:
-    return [
-        f"{show_path(path)}: a {adapter.wrapper.__name__}"
-        + (f" in set {index}" if len(sets) > 1 else "")
-        for index, one in enumerate(sets)
-        for path, adapter in one.adapters.items()
-        if _scale(adapter) is None or not adapter.state.keys() <= _STATE
-    ]
-
-
-def _of_other_forms(sets: list[AdapterSet]) -> list[str]:
-    lines: list[str] = []
-    seen: dict[str, tuple[int, LooseAdapter]] = {}
-    for index, one in enumerate(sets):
-        for path, adapter in one.adapters.items():
-            former, first = seen.setdefault(path, (index, adapter))
-            if first.layer.arrays != adapter.layer.arrays:
-                lines.append(
-                    f"{show_path(path)}: set {former} is for {first.layer}, set {index} for "
-                    f"{adapter.layer}"
-                )
-            elif not _update_the_same(first, adapter):
-                lines.append(
-                    f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
-                    f"a {adapter.wrapper.__name__}, which may lay out the matrix in another way"
-                )
-    return lines
-
-
-def _update_the_same(one: LooseAdapter, other: LooseAdapter) -> bool:
-    """Whether the updates of two adapters are updates of the same matrix of a layer."""
-    if one.wrapper is other.wrapper:
-        return one.layer.stack_ndim == other.layer.stack_ndim
-    # Methods of one family read the matrix by one function, inherited from the kind of layer.
-    views = [getattr(cls.matrix, "__func__", None) for cls in (one.wrapper, other.wrapper)]
-    return views[0] is views[1] is not getattr(LoRAWrapper.matrix, "__func__", None)
-
-
-def _raise_if(problems: list[str], what: str | None = None) -> None:
-    if problems and what is not None:
-        raise SelectionError(f"{what}:\n{bullets(problems)}")
-    if problems:
-        raise SelectionError(
-            "Only adapters that are no more than a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
-            f"added up and scaled, but there are others:\n{bullets(problems)}\n"
-            "Bring them to that form first: extract_adapters(to_lora(model, rank=...)[0])."
-        )

@@ -38,7 +38,8 @@ class UpdateReport(eqx.Module):
     @property
     def error(self) -> Float[Array, ""]:
         """The largest error."""
-        return jnp.max(jnp.stack([jnp.zeros(()), *(row.error for row in self.rows)]))
+        errors = [jnp.asarray(row.error, jnp.float32) for row in self.rows]
+        return jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *errors]))
 
     def __iter__(self) -> Iterator[UpdateRow]:
         return iter(self.rows)

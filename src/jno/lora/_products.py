@@ -1,0 +1,106 @@
+"""Adapters that are no more than an update `s B A` of a matrix: what may be added up and scaled."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._adapter_set import AdapterSet, LooseAdapter
+from ._contract import LoRAWrapper
+from ._errors import SelectionError
+from ._low_rank import Factors
+from ._paths import bullets, show_path
+
+# `multiplier` is a frozen factor of the scale.
+_STATE = {"lora_A", "lora_B", "multiplier"}
+
+
+def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
+    """`adapters` with every update multiplied by `factor`: their `lora_B` is.
+
+    **Arguments:**
+
+    - `adapters`: a set of adapters that are no more than a product (LoRA, rsLoRA, LoRA-FA).
+    - `factor`: a number, which may be traced. 0 gives the base's outputs.
+
+    **Raises:** `SelectionError` that lists every adapter that is no product.
+    """
+    check_products([adapters])
+
+    def scaled(adapter: LooseAdapter) -> LooseAdapter:
+        B = jnp.asarray(adapter.state["lora_B"])
+        state = {**adapter.state, "lora_B": B * jnp.asarray(factor, B.dtype)}
+        return dataclasses.replace(adapter, state=state)
+
+    return AdapterSet({path: scaled(adapter) for path, adapter in adapters.adapters.items()})
+
+
+def scale_times(adapter: LooseAdapter, weight: Any) -> Array:
+    """The `s` of an adapter, times a weight that may be traced."""
+    scale = _scale(adapter)
+    assert scale is not None
+    return scale * jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float))
+
+
+def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:
+    """The update of the adapter with that state, the scale in `B`."""
+    A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
+    if "multiplier" in state:  # one for each slice of a stack
+        B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
+    return Factors(A, scale * B)
+
+
+def check_products(sets: Sequence[AdapterSet]) -> None:
+    """**Raises:** `SelectionError` that lists every adapter that is no product."""
+    others = [
+        f"{show_path(path)}: a {adapter.wrapper.__name__}"
+        + (f" in set {index}" if len(sets) > 1 else "")
+        for index, one in enumerate(sets)
+        for path, adapter in one.adapters.items()
+        if _scale(adapter) is None or not adapter.state.keys() <= _STATE
+    ]
+    if others:
+        raise SelectionError(
+            "Only adapters that are no more than a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
+            f"added up and scaled, but there are others:\n{bullets(others)}\n"
+            "Bring them to that form first: extract_adapters(to_lora(model, rank=...)[0])."
+        )
+
+
+def check_same_matrices(sets: Sequence[AdapterSet]) -> None:
+    """**Raises:** `SelectionError` that lists the adapters at one path for different matrices."""
+    lines: list[str] = []
+    seen: dict[str, tuple[int, LooseAdapter]] = {}
+    for index, one in enumerate(sets):
+        for path, adapter in one.adapters.items():
+            former, first = seen.setdefault(path, (index, adapter))
+            if first.layer.arrays != adapter.layer.arrays:
+                lines.append(
+                    f"{show_path(path)}: set {former} is for {first.layer}, set {index} for "
+                    f"{adapter.layer}"
+                )
+            elif not _update_the_same(first, adapter):
+                lines.append(
+                    f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
+                    f"a {adapter.wrapper.__name__}, which may lay out the matrix in another way"
+                )
+    if lines:
+        raise SelectionError(
+            f"Only adapters for layers of one form can be combined:\n{bullets(lines)}"
+        )
+
+
+def _scale(adapter: LooseAdapter) -> float | None:
+    return adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha)
+
+
+def _update_the_same(one: LooseAdapter, other: LooseAdapter) -> bool:
+    """Whether the updates of two adapters are updates of the same matrix of a layer."""
+    if one.wrapper is other.wrapper:
+        return one.layer.stack_ndim == other.layer.stack_ndim
+    # Methods of one family read the matrix by one function, inherited from the kind of layer.
+    views = [getattr(cls.matrix, "__func__", None) for cls in (one.wrapper, other.wrapper)]
+    return views[0] is views[1] is not getattr(LoRAWrapper.matrix, "__func__", None)
