@@ -30,6 +30,7 @@ from ._plan import Plan, PlanRow
 from ._registry import PluginRecord, RegisteredWrapper, Registry, refresh, register, registered
 from ._report import LoraReport, ReportRow, lora_report
 from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
+from ._version import __version__ as __version__
 from ._zoo_names import ZOO_NAMES as _ZOO_NAMES
 
 if TYPE_CHECKING:
@@ -117,9 +118,6 @@ __all__ = [
     "swap_adapters",
     "unwrap_lora",
 ]
-
-__version__ = "0.1.0"
-
 
 def __getattr__(name: str) -> Any:
     if name in _ZOO_NAMES:
