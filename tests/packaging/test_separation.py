@@ -7,6 +7,8 @@ import subprocess
 import sys
 import venv
 
+from jno.lora import __version__
+
 ROOT = pathlib.Path(__file__).parents[2]
 PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 
@@ -23,7 +25,8 @@ class Environment:
             self.build(project)
 
     def build(self, project):
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+        # The wheel is built from the sdist, so that both are whole.
+        command = [sys.executable, "-m", "build", "--no-isolation"]
         done = subprocess.run(
             [*command, "--outdir", self.wheels, project], capture_output=True, text=True
         )
@@ -58,10 +61,22 @@ class Environment:
 def test_the_distributions_stand_apart(tmp_path):
     # One test, because the environment is filled step by step.
     environment = Environment(tmp_path)
+    the_metadata(environment)
     the_core_alone(environment)
     the_core_and_the_zoo(environment)
     everything(environment)
     a_scaffolded_plugin(environment)
+
+
+def the_metadata(environment):
+    files = sorted(environment.wheels.iterdir())
+    assert len(files) == 2 * (1 + len(PLUGINS))
+    assert {path.name.split("-")[1].removesuffix(".tar.gz") for path in files} == {__version__}
+    command = [sys.executable, "-m", "twine", "check", "--strict", *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\n" in citation
 
 
 def the_core_alone(environment):

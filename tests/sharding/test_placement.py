@@ -33,9 +33,6 @@ from .layouts import (
     wrappers_of,
 )
 
-# By its name before JAX 0.8.
-set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh
-
 
 def expected_spec(wrapper, field):
     """The matching axes of the base's weight: `in` of a kernel is the axis of its inputs."""
@@ -166,7 +163,7 @@ def test_meshes_with_explicit_axes(method, is_set):
     # What `jax.make_mesh` gives by default in newer versions of JAX.
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     plain = shard(base(Small, None), LAYOUTS["2d"], mesh)
-    with set_mesh(mesh) if is_set else contextlib.nullcontext():
+    with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():
         model = apply_lora(plain, 4, 8.0, key=jax.random.key(1), wrappers=wrappers_of(method))
         layers = [merge_lora(model), unwrap_lora(model)]
         loaded = load(model.up, plain.up)

@@ -35,6 +35,7 @@ from ._report import LoraReport, ReportRow, lora_report
 from ._stack_adapters import stack_adapters
 from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
 from ._update_report import UpdateReport, UpdateRow
+from ._version import __version__ as __version__
 from ._zoo_names import ZOO_NAMES as _ZOO_NAMES
 
 if TYPE_CHECKING:
@@ -128,8 +129,6 @@ __all__ = [
     "to_lora",
     "unwrap_lora",
 ]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

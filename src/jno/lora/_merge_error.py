@@ -4,17 +4,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.experimental
 import jax.numpy as jnp
 
 from ._contract import LoRAWrapper, merged_layer, unwrapped_layer
 from ._errors import WrapperError
 from ._sharding import on_the_mesh
-
-# The context manager moved in JAX 0.8.
-_enable_x64: Any = getattr(jax, "enable_x64", None)
-if _enable_x64 is None:
-    _enable_x64 = jax.experimental.enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def error_of_merging(wrapper: LoRAWrapper) -> float | None:
@@ -26,7 +20,7 @@ def error_of_merging(wrapper: LoRAWrapper) -> float | None:
 
     **Returns:** `None` if the adapter cannot be merged, or has not changed anything yet.
     """
-    with _enable_x64(True):
+    with jax.enable_x64(True):
         wide = jax.tree.map(_widened, wrapper)
         try:
             merged = on_the_mesh(wrapper, merged_layer, wrapper)

@@ -18,9 +18,6 @@ from ._stacking import over_stack
 
 T = TypeVar("T")
 
-# By its name before JAX 0.8.
-_set_mesh: Any = getattr(jax, "set_mesh", None) or getattr(jax.sharding, "use_mesh", None)
-
 
 def on_the_mesh(layer: Any, function: Callable[..., T], *args: Any) -> T:
     """`function(*args)` by a program (see `call_compiled`), on the mesh or device of `layer`.
@@ -124,7 +121,7 @@ def _automatic_context(mesh: Any) -> contextlib.AbstractContextManager[Any]:
     """Takes the place of a mesh with explicit axes, if `jax.set_mesh` has set one."""
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return contextlib.nullcontext()
-    return _set_mesh(_automatic(mesh))
+    return jax.set_mesh(_automatic(mesh))
 
 
 def _automatic(mesh: Any) -> Mesh:
