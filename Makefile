@@ -53,7 +53,7 @@ typecheck: $(VENV)/.ready
 
 docs: $(VENV)/.ready
 	$(BIN)/pip install --quiet -e ".[docs]"
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .venv-models .venv-matrix dist build demo-output site
