@@ -6,7 +6,13 @@ PLUGINS := $(wildcard plugins/*)
 # The first that runs: a shim of pyenv may be on the path for a version that is not active.
 MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do $$p -c '' 2>/dev/null && echo $$p; done; done | head -1)
 
-.PHONY: demo test test-models test-matrix lint typecheck docs clean
+# What `make bench` hands to `python -m benchmarks.compare`, and where that computes: cpu or gpu.
+BENCH ?=
+DEVICE ?= cpu
+BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)
+BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
+
+.PHONY: demo test test-models test-matrix bench lint typecheck docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -44,6 +50,28 @@ test-matrix-%: .venv-matrix/%/.ready
 		$(if $(filter oldest,$*),-c tests/oldest-versions.txt) $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
+# Ours and its peers, in environments of their own: jNO's package is called `jno`, as ours is.
+bench: $(BENCH_SIDES)
+	.bench/ours/bin/python -m benchmarks.compare --device $(DEVICE) $(BENCH)
+
+.bench/%/bin/python:
+	$(PYTHON) -m venv .bench/$*
+	$@ -m pip install --quiet --upgrade pip
+
+.bench/ours/.ready-$(DEVICE): .bench/ours/bin/python pyproject.toml plugins/jno-lora-zoo/pyproject.toml
+	$< -m pip install --quiet -e ".[bench]" -e plugins/jno-lora-zoo "$(BENCH_JAX)"
+	$< -m pip list --format=freeze | grep -E '^(jax|jaxlib|equinox|optax|numpy)=' > .bench/versions.txt
+	touch $@
+
+# What both have in common, in the versions of our own side.
+.bench/jno/.ready-$(DEVICE): .bench/jno/bin/python .bench/ours/.ready-$(DEVICE)
+	$< -m pip install --quiet --constraint .bench/versions.txt jax-neural-operators==0.2.3 optax "$(BENCH_JAX)"
+	touch $@
+
+.bench/peft/.ready-$(DEVICE): .bench/peft/bin/python
+	$< -m pip install --quiet peft "torch<=2.13"
+	touch $@
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,7 +84,7 @@ docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .venv-models .venv-matrix dist build demo-output site
+	rm -rf $(VENV) .venv-models .venv-matrix .bench dist build demo-output site
 
 # One command, so that pip takes our own packages from here and not from an index.
 $(VENV)/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)

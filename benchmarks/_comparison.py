@@ -20,8 +20,8 @@ class Settings:
     rounds: int = 15
     least_rounds: int = 5
     warmups: int = 2
-    round_seconds: float = 0.25
-    measure_seconds: float = 60.0
+    round_seconds: float = 0.12  # for one side's turn
+    measure_seconds: float = 7.0
     build_timeout: float = 300.0
     round_timeout: float = 120.0
 

@@ -43,8 +43,18 @@ GROUPS = {
     "deep": Group(
         "OFT in several layers",
         "A linear solve by LAPACK in each of several layers can wait for itself forever on a "
-        "machine with few cores. `timed out` means that a side was ended after 60 seconds.",
+        "machine with few cores. `timed out` means that a side was ended after 30 seconds.",
         (MAIN,),
+    ),
+    "large": Group(
+        "Layers of a large model",
+        "Two linear layers in bfloat16 with a ReLU between them, 4096 to 4096 to 4096 and 4096 to "
+        "11008 to 4096; 4096 tokens, rank 16 (VeRA: 256). Adapters are float32; full fine-tuning "
+        "is of the bfloat16 weights. On a GPU only.",
+        (
+            (("step", "floor"), ("step", "full"), ("step", "peft"), ("forward", "peft")),
+            (("forward", "floor"), ("temp", "floor"), ("temp", "full"), ("flops", "full")),
+        ),
     ),
     "conv": Group(
         "Adapters of convolutions",

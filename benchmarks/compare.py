@@ -71,9 +71,10 @@ def processor() -> str:
 def main() -> None:
     """Greet every environment, then run the cases."""
     options = parse()
-    chosen = [case for case in cases() if re.search(options.only, case["name"])]
+    every = cases(options.device)
+    chosen = [case for case in every if re.search(options.only, case["name"])]
     if options.list or not chosen:
-        print("\n".join(case["name"] for case in (chosen if options.list else cases())))
+        print("\n".join(case["name"] for case in (chosen if options.list else every)))
         sys.exit(0 if options.list else f"--only {options.only!r} matches none of these cases.")
     settings = QUICK if options.quick else Settings()
     pythons = {name: getattr(options, name) for name in ("ours", "jno", "peft")}
@@ -93,7 +94,7 @@ def main() -> None:
     }
     path = options.out / f"{options.device}.json"
     records = earlier(path, head) if options.only else {}
-    order = [case["name"] for case in cases()]
+    order = [case["name"] for case in every]
     options.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     for number, case in enumerate(chosen, 1):

@@ -40,11 +40,17 @@ machine from minute to minute. Less than 1 means that ours takes less.
 * Saving and loading checkpoints is not measured yet.
 
 ```sh
-make bench                              # everything, on the CPU
+make bench                              # everything, on the CPU: half an hour on two cores
 make bench BENCH="--quick --only mlp"   # some of it: does it run?
-make bench DEVICE=gpu                   # the same on a CUDA GPU
+make bench DEVICE=gpu                   # the same on a CUDA GPU, and layers of a large model
 ```
+
+On a GPU the calls of a turn are queued, and the clock stops when the device has finished the last
+of them (`jax.block_until_ready`, `torch.cuda.synchronize`); float32 products may use TF32 on every
+side, which is JAX's default there.
 """
+
+NO_GPU = "No GPU has run this yet: the code for it was reviewed only.\n"
 
 
 def main() -> None:
@@ -64,6 +70,8 @@ def page_folder(results: pathlib.Path) -> pathlib.Path:
 def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
     """Write `benchmarks.md` and `images/` of all devices' results, and return the page's path."""
     parts = [HEAD]
+    if not (results / "gpu.json").exists():
+        parts.append(NO_GPU)
     for path in sorted(results.glob("*.json")):
         parts.append(section(json.loads(path.read_text()), docs))
     page = docs / "benchmarks.md"

@@ -28,8 +28,9 @@ def model_of(case: dict[str, Any]) -> Any:
     """The plain model of a training case."""
     spec, key = case["model"], jax.random.key(0)
     if spec["kind"] == "mlp":
-        width, layers = spec["width"], spec["layers"]
-        return eqx.nn.MLP(width, width, width, layers - 1, activation=jax.nn.relu, key=key)
+        width, hidden = spec["width"], spec["layers"] - 1
+        inner, dtype = spec.get("inner", width), dtype_of(case)
+        return eqx.nn.MLP(width, width, inner, hidden, activation=jax.nn.relu, dtype=dtype, key=key)
     channels, dilation = spec["channels"], spec.get("dilation", 1)
     return Convolutions(
         [
@@ -48,14 +49,19 @@ def model_of(case: dict[str, Any]) -> Any:
     )
 
 
+def dtype_of(case: dict[str, Any]) -> Any:
+    """The dtype of a training case's model and data."""
+    return jnp.dtype(case["model"].get("dtype", "float32"))
+
+
 def data_of(case: dict[str, Any], model: Any) -> tuple[jax.Array, jax.Array]:
     """A batch of inputs, and targets of the shape of the outputs."""
     spec = case["model"]
     one = (spec["width"],) if spec["kind"] == "mlp" else (spec["channels"], *spec["image"])
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((case["batch"], *one)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((case["batch"], *one)), dtype_of(case))
     shape = eqx.filter_eval_shape(jax.vmap(model), x).shape
-    return x, jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    return x, jnp.asarray(rng.standard_normal(shape), dtype_of(case))
 
 
 def many_layers(number: int, width: int) -> eqx.nn.Sequential:

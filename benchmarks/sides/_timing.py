@@ -25,20 +25,22 @@ def timed(
     **Arguments:**
 
     - `call`: what is timed.
-    - `wait`: given a list of results, returns once the device has computed them.
-    - `queue`: whether to wait once for all calls (a GPU runs them in order, and to wait for each
-        would time the round trip) or for each of them (a CPU could run independent calls at once,
-        and each would seem shorter than it is).
+    - `wait`: given a result, returns once the device has computed it.
+    - `queue`: whether to wait for the last call only (a GPU runs them in order, and to wait for
+        each would time the round trip) or for each of them (a CPU could run independent calls at
+        once, and each would seem shorter than it is). Only the last result is kept: hundreds of
+        large ones would fill a GPU.
     """
 
     def measure(calls: int) -> float:
-        wait([])
+        wait(None)
         start = time.perf_counter()
-        if queue:
-            wait([call() for _ in range(calls)])
-        else:
-            for _ in range(calls):
-                wait([call()])
+        result = None
+        for _ in range(calls):
+            result = call()
+            if not queue:
+                wait(result)
+        wait(result)
         return (time.perf_counter() - start) / calls
 
     return measure

@@ -1,6 +1,7 @@
 """Training an adapted MLP with PEFT on PyTorch, eager as its users run it."""
 
 from collections import OrderedDict
+from itertools import pairwise
 from typing import Any
 
 import peft
@@ -19,11 +20,13 @@ def build(case: dict[str, Any], device: str) -> Subject:
     where = torch.device("cuda" if device == "gpu" else "cpu")
     spec = case["model"]
     width, layers = spec["width"], spec["layers"]
+    dtype = getattr(torch, spec.get("dtype", "float32"))
+    sizes = [width, *[spec.get("inner", width)] * (layers - 1), width]
     parts: OrderedDict[str, torch.nn.Module] = OrderedDict()
-    for index in range(layers):
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
         if index:
             parts[f"relu{index}"] = torch.nn.ReLU()
-        parts[f"{NAMES}{index}"] = torch.nn.Linear(width, width)
+        parts[f"{NAMES}{index}"] = torch.nn.Linear(inputs, outputs, dtype=dtype)
     plain = torch.nn.Sequential(parts)
     targets = [name for name in parts if name.startswith(NAMES)]
     model = peft.get_peft_model(plain, config_of(case["adapter"], case["rank"], targets))
@@ -34,8 +37,8 @@ def build(case: dict[str, Any], device: str) -> Subject:
     model = model.to(where)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(trainable, lr=1e-3)
-    x = torch.randn(case["batch"], width, device=where)
-    y = torch.randn(case["batch"], width, device=where)
+    x = torch.randn(case["batch"], width, device=where, dtype=dtype)
+    y = torch.randn(case["batch"], width, device=where, dtype=dtype)
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)

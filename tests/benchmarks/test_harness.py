@@ -17,7 +17,13 @@ from benchmarks.sides._timing import timed
 from jno.lora import _zoo_names
 
 SETTINGS = Settings(
-    rounds=4, least_rounds=3, warmups=1, round_seconds=0.0, build_timeout=20, round_timeout=20
+    rounds=4,
+    least_rounds=3,
+    warmups=1,
+    round_seconds=0.0,
+    measure_seconds=60.0,
+    build_timeout=20,
+    round_timeout=20,
 )
 
 # A worker whose times are made up: each case says how long a call takes, or that it never ends.
@@ -162,7 +168,8 @@ def test_a_fresh_case_has_new_processes_in_each_round():
 
 
 def test_cases_can_be_sent_and_their_targets_measured():
-    cases = _cases.cases()
+    cases = _cases.cases("gpu")
+    assert {case["name"] for case in cases} > {case["name"] for case in _cases.cases()}
     assert len({spec["name"] for spec in cases}) == len(cases)
     for spec in cases:
         json.dumps(spec)
@@ -211,7 +218,7 @@ def test_only_the_full_results_reach_the_documentation(tmp_path):
 
 def test_the_command_line_writes_results_and_page(tmp_path, monkeypatch, capsys):
     spec = case(jno={"env": "jno", "seconds": 4.0}, peft={"env": "peft"})
-    monkeypatch.setattr(compare, "cases", lambda: [spec])
+    monkeypatch.setattr(compare, "cases", lambda device: [spec])
     monkeypatch.setattr(compare, "command", lambda *_: [sys.executable, "-c", FAKE])
     line = ["compare", "--quick", "--out", str(tmp_path), "--peft", "no-such-python"]
     monkeypatch.setattr(sys, "argv", [*line, "--ours", sys.executable, "--jno", sys.executable])
@@ -237,16 +244,17 @@ def test_time_is_taken_after_the_device_is_done(queue):
     waited = []
     measure = timed(lambda: 7, waited.append, queue=queue)
     assert measure(2) >= 0
-    assert waited == ([[], [7, 7]] if queue else [[], [7], [7]])
+    assert waited == ([None, 7] if queue else [None, 7, 7, 7])
 
 
 def test_our_sides_measure_all_they_promise():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         spec = _cases.mlp("LoRA", batch=2, layers=1)
-        spec = spec | {"rank": 2, "model": {"kind": "mlp", "width": 4, "layers": 1}}
+        model = {"kind": "mlp", "width": 4, "inner": 6, "layers": 2, "dtype": "bfloat16"}
+        spec = spec | {"rank": 2, "model": model}
         subject = jax_train.build(spec, "cpu")
         assert set(_cases.ALL_MEASURES) == set(subject.measures)
-        assert subject.facts["trainable"] == 16 and subject.facts["traces"] == 1
+        assert subject.facts["trainable"] == 2 * 2 * (4 + 6) and subject.facts["traces"] == 1
         assert all(measure(1) > 0 for measure in subject.measures.values())
         layers = {"layers": 2, "width": 3, "rank": 2}
         for measure in jax_dispatch.build(layers, "cpu").measures.values():

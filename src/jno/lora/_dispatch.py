@@ -227,7 +227,10 @@ def _check_every_spec_matched(specs: tuple[Spec, ...], walk: Walk, rows: list[Pl
                 + bullets(f"{show_path(row.path)}: {row.layer}{_because(row)}" for row in rows)
             )
         else:
-            lines.append("The model holds no Equinox module with arrays.")
+            lines.append(
+                "The model holds no Equinox module with arrays. (To adapt a skeleton of shapes: "
+                "eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton).)"
+            )
         lines.append("`plan_lora(...)` (or `net.plan(...)`) explains every candidate.")
         raise SelectionError("\n".join(lines))
 

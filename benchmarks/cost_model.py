@@ -1,0 +1,242 @@
+"""What a training step of a large model costs with each adapter, from shapes alone.
+
+    python -m benchmarks.cost_model [--formulas]
+
+Prints the tables of `docs/cost-model.md`: what the formulas say of each base, and (which takes some
+minutes) how that compares with what XLA says of the same blocks, compiled and never allocated.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from ._abstract import STACK, compiled_step
+from ._adapter_costs import TERMS, Layer
+
+BATCH = {"devices": 8, "sequences": 64, "length": 512}
+# Not `moved`: the formula is a lower bound.
+COMPARED = ("trained", "arguments", "flops", "gathered", "summed", "temporary")
+NAMES = {
+    "full": "full fine-tuning",
+    "lora": "LoRA",
+    "lora-fa": "LoRA-FA",
+    "dora": "DoRA",
+    "lora-xs": "LoRA-XS",
+    "lokr": "LoKr",
+    "oft": "OFT",
+    "vera": "VeRA",
+    "ia3": "IA³",
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A Llama-like model: its width, the inner one, that of keys and values, heads and blocks."""
+
+    width: int
+    inner: int
+    keys: int
+    heads: int
+    blocks: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """What makes one block."""
+        return self.width, self.inner, self.keys, self.heads
+
+    def layers(self, devices: int, *, tensor: bool) -> Iterator[Layer]:
+        """A block's linear layers in their order, with one device's part of each.
+
+        FSDP cuts outputs. So does tensor parallelism, but of the layers that lead back to the
+        width of the model it cuts the inputs.
+        """
+        width, inner, keys = self.width, self.inner, self.keys
+        attention = (width, width), (keys, width), (keys, width)
+        for out, inputs in (*attention, (inner, width), (inner, width)):
+            yield Layer(out, inputs, out // devices, inputs)
+        # The last one is `down`.
+        for inputs in (width, inner):
+            part = (width, inputs // devices) if tensor else (width // devices, inputs)
+            yield Layer(width, inputs, *part)
+
+
+BASES = {
+    "1B": Base(2048, 8192, 512, 32, 16),
+    "7B": Base(4096, 11008, 4096, 32, 32),
+    "13B": Base(5120, 13824, 5120, 40, 40),
+    "70B": Base(8192, 28672, 1024, 64, 80),
+}
+
+
+class Cost(NamedTuple):
+    """What one block takes of one device in a step; `trained` are all its parameters that train."""
+
+    trained: int
+    flops: float
+    state: int  # bytes: weights, adapters, moments
+    moved: int  # bytes of weights, and of what the optimiser reads and writes
+    gathered: int  # numbers that come from other devices
+    reduced: int  # numbers that are summed over the devices
+
+
+def cost(
+    base: Base, method: str, rank: int, *, devices: int, tensor: bool, sequences: int, length: int
+) -> Cost:
+    """The cost of a step by formula.
+
+    **Arguments:**
+
+    - `method`: a name of `TERMS`.
+    - `devices`, `tensor`: FSDP cuts weights and batch over the devices, tensor parallelism the
+        weights and what is between two layers.
+    - `sequences`, `length`: the batch.
+    """
+    terms, is_full = TERMS[method], method == "full"
+    tokens = sequences * length if tensor else sequences * length // devices
+    # Norms lie whole on every device.
+    norms = 2 * base.width
+    trained = trained_here = norms if is_full else 0
+    state = 0 if is_full else 2 * norms
+    flops, moved, gathered, reduced = 0.0, 0, 0, 0
+    stored = list(base.layers(devices, tensor=tensor))
+    for layer in stored:
+        is_last, cuts_inputs = layer is stored[-1], layer.i < layer.inputs
+        whole = layer._replace(o=layer.out, i=layer.inputs)
+        here, everywhere = terms(layer, rank), terms(whole, rank)
+        # FSDP multiplies by the gathered weight.
+        at, t = (layer, here) if tensor else (whole, everywhere)
+        trained += everywhere.trains
+        trained_here += here.trains
+        if not is_full:
+            state += 2 * layer.weight + 4 * here.holds
+        # Recomputing the last layer leaves out what no gradient needs.
+        spared = t.unused + (0 if t.needs_product else at.weight) if is_last else 0
+        flops += 2 * tokens * (2 * (at.weight + t.forward) - spared + at.weight + t.backward)
+        moved += 2 * 3 * at.weight
+        if not tensor:
+            gathered += 2 * whole.weight + t.gathers
+        elif cuts_inputs:
+            products = 1 + (t.needs_product or not is_last)
+            between = 1 + (t.needs_between or not is_last)
+            reduced += tokens * (products * layer.out + between * t.between)
+        else:
+            reduced += tokens * (layer.inputs + t.between)
+    # Scores and what they weigh: forward, recomputed, and twice backward.
+    flops += 4 * 4 * tokens * length * base.width // (devices if tensor else 1)
+    # In float32: the parameter and two moments, which with the gradient are read and written.
+    state += 12 * trained_here
+    moved += 32 * trained_here
+    return Cost(trained, flops, state, moved, gathered, reduced if tensor else trained)
+
+
+def agreement(base: Base, method: str, rank: int, **settings: Any) -> dict[str, float]:
+    """What XLA says of a compiled step, over what the formulas say; and its temporary bytes.
+
+    **Arguments:** those of `cost`.
+    """
+    formula = cost(base, method, rank, **settings)
+    adapter = None if method == "full" else method
+    compiled = compiled_step(base.sizes, adapter, rank, **settings)
+    # Beside the parameters: the optimiser's counter, the input, and the gradient of the output.
+    here = 1 if settings["tensor"] else settings["devices"]
+    batch = settings["sequences"] * settings["length"] * base.width // here
+    ratios = {
+        "trained": compiled.trained / (STACK * formula.trained),
+        "arguments": compiled.arguments / (STACK * formula.state + 4 + 2 * 2 * batch),
+        "flops": compiled.flops / formula.flops,
+        "moved": compiled.accessed / formula.moved,
+        "summed": compiled.reduced / formula.reduced,
+        "temporary": compiled.temporary,
+    }
+    if formula.gathered:
+        ratios["gathered"] = compiled.gathered / formula.gathered
+    return ratios
+
+
+def rank_of(method: str) -> int:
+    """The rank that the tables are for."""
+    return 256 if method == "vera" else 16
+
+
+def formulas(name: str) -> str:
+    """The table of one base: all blocks, one step, one of the devices."""
+    base = BASES[name]
+
+    def both(method: str) -> list[Cost]:
+        return [cost(base, method, rank_of(method), tensor=t, **BATCH) for t in (False, True)]
+
+    def row(method: str) -> Iterator[str]:
+        fsdp, tensor = costs = both(method)
+        yield NAMES[method]
+        yield f"{fsdp.trained * base.blocks / 1e6:,.2f}"
+        for mine, everything in zip(costs, both("full"), strict=True):
+            yield f"{mine.flops / everything.flops:.3f}"
+        for size in (*(c.state for c in costs), *(c.moved for c in costs), 2 * fsdp.gathered):
+            yield f"{size * base.blocks / 1e9:.2f}"
+        # Gradients are float32, activations bfloat16.
+        yield f"{4 * fsdp.reduced * base.blocks / 1e9:.3f}"
+        yield f"{2 * tensor.reduced * base.blocks / 1e9:.1f}"
+
+    heading = [
+        name,
+        "trains",
+        *("flops, F", "flops, T", "state, F", "state, T", "moved, F", "moved, T"),
+        *("gathered, F", "summed, F", "summed, T"),
+    ]
+    return markdown(heading, map(row, NAMES))
+
+
+def comparison() -> str:
+    """The table of what XLA says of the blocks of all bases."""
+    rows = []
+    everything: dict[Any, float] = {}
+    for method, label in NAMES.items():
+        cells = [label]
+        for tensor in (False, True):
+            found = []
+            for name, base in BASES.items():
+                print(f"compiling {label}, {name}", file=sys.stderr)
+                ratios = agreement(base, method, rank_of(method), tensor=tensor, **BATCH)
+                full = everything.setdefault((name, tensor), ratios["temporary"])
+                found.append(ratios | {"temporary": ratios["temporary"] / full})
+            cells += [spread([ratios[n] for ratios in found]) for n in COMPARED if n in found[0]]
+        rows.append(cells)
+    heading = [
+        "",
+        *(f"{n}, F" for n in COMPARED),
+        *(f"{n}, T" for n in COMPARED if n != "gathered"),
+    ]
+    return markdown(heading, rows)
+
+
+def spread(values: list[float]) -> str:
+    """The smallest and the largest, or both in one."""
+    low, high = (f"{f(values):.4f}".rstrip("0").rstrip(".") for f in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def markdown(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table."""
+    heading = list(heading)
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--formulas", action="store_true", help="compile nothing")
+    options = parser.parse_args()
+    print("\n\n".join(map(formulas, BASES)))
+    if not options.formulas:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", BATCH["devices"])
+        print(f"\n{comparison()}")
+
+
+if __name__ == "__main__":
+    main()
