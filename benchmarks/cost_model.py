@@ -113,16 +113,17 @@ def cost(
         trained_here += here.trains
         if not is_full:
             state += 2 * layer.weight + 4 * here.holds
-        # Recomputing the last layer leaves out what no gradient needs.
-        spared = t.unused + (0 if t.needs_product else at.weight) if is_last else 0
-        flops += 2 * tokens * (2 * (at.weight + t.forward) - spared + at.weight + t.backward)
-        moved += 2 * 3 * at.weight
+        # Forward, recomputed, and for the gradient of the input. Of the last layer only that is
+        # recomputed that a gradient needs.
+        products = 2 if is_last and not t.needs_product else 3
+        spared = t.unused if is_last else 0
+        flops += 2 * tokens * (products * at.weight + 2 * t.forward + t.backward - spared)
+        moved += 2 * products * at.weight
         if not tensor:
             gathered += 2 * whole.weight + t.gathers
         elif cuts_inputs:
-            products = 1 + (t.needs_product or not is_last)
             between = 1 + (t.needs_between or not is_last)
-            reduced += tokens * (products * layer.out + between * t.between)
+            reduced += tokens * ((products - 1) * layer.out + between * t.between)
         else:
             reduced += tokens * (layer.inputs + t.between)
     # Scores and what they weigh: forward, recomputed, and twice backward.
