@@ -9,7 +9,8 @@ MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do for p in python$$v $$HOME/.pyenv
 # What `make bench` hands to `python -m benchmarks.compare`, and where that computes: cpu or gpu.
 BENCH ?=
 DEVICE ?= cpu
-BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)
+# All of JAX's sides have one version of it, which must be one that jNO takes.
+BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
 .PHONY: demo test test-models test-matrix bench lint typecheck docs clean
