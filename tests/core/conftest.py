@@ -11,6 +11,10 @@ import importlib_metadata
 import jaxtyping
 import pytest
 
+# Printing imports them, when `site` has taken the folder away in which they are installed.
+import rich.console
+import rich.table  # noqa: F401
+
 import jno.lora._registry._registry as registry_module
 from jno.lora import Registry
 

@@ -123,3 +123,107 @@ def test_a_seed_must_be_one_that_numpy_takes(run, seed):
     code, text = run("demo", "--seed", seed)
     assert code == 2
     assert "--seed" in text
+
+
+# --- compare
+
+TASK = """
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jno.lora
+
+def task():
+    return {
+        "model": eqx.nn.Linear(3, 2, key=jax.random.key(0)),
+        "loss": lambda model, x: jnp.mean(jax.vmap(model)(x) ** 2),
+        "batches": [jax.random.normal(jax.random.key(1), (4, 3))],
+        "wrappers": ["lora", "none"],
+        "steps": 2,
+        "key": jax.random.key(2),
+        "rank": 2,
+    }
+
+def with_a_failure():
+    return {**task(), "wrappers": ["none", "nobody"], "steps": 1}
+
+class Interrupting(jno.lora.LoRALinear):
+    def __init__(self, base, rank, alpha, *, key):
+        raise KeyboardInterrupt
+
+def interrupted():
+    return {**task(), "wrappers": ["none", Interrupting, "lora"], "steps": 1}
+
+def misspelt():
+    return {**task(), "wrapers": []}
+
+def no_dict():
+    return ["lora"]
+
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    (tmp_path / "my_tasks.py").write_text(TASK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_tasks"
+    sys.modules.pop("my_tasks", None)
+
+
+def test_compare_prints_a_table_and_writes_files(run, task, tmp_path):
+    pytest.importorskip("optax")
+    code, text = run("compare", f"{task}:task", "--csv", "made.csv", "--plot", "made.svg")
+    assert code == 0, text
+    assert text.startswith("2 candidates, 2 steps each")
+    assert len((tmp_path / "made.csv").read_text().splitlines()) == 3
+    assert "<svg" in (tmp_path / "made.svg").read_text()
+
+
+def test_compare_exits_with_1_if_a_candidate_failed_and_shows_the_others(run, task):
+    pytest.importorskip("optax")
+    code, text = run("compare", f"{task}:with_a_failure")
+    assert code == 1
+    assert "none" in text and "nobody: SelectionError" in text
+
+
+def test_compare_that_is_interrupted_shows_what_is_finished(run, task):
+    pytest.importorskip("optax")
+    code, text = run("compare", f"{task}:interrupted")
+    assert code == 130
+    assert text.startswith("1 candidates, 1 steps each") and "Interrupted" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("misspelt", "does not fit `jno.lora.compare`: got an unexpected keyword argument"),
+        ("no_dict", "as a dict, but returned a list"),
+        ("NUMBER", "is 3, but must be a function"),
+        ("nothing", "cannot be imported: module 'my_tasks' has no attribute 'nothing'"),
+    ],
+)
+def test_compare_says_what_a_factory_must_return(run, task, name, message):
+    code, text = run("compare", f"{task}:{name}")
+    assert code == 1
+    assert message in text
+    assert '"batches": [batch, ...]' in text or "my_package.tasks:digits" in text
+
+
+@pytest.mark.parametrize(
+    ("library", "option"), [("optax", []), ("matplotlib", ["--plot", "a.png"])]
+)
+def test_compare_says_which_extra_is_missing_before_it_trains(
+    run, task, monkeypatch, library, option
+):
+    for name in [n for n in sys.modules if n == library or n.startswith(f"{library}.")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, library, None)
+    code, text = run("compare", f"{task}:task", *option)
+    extra = {"optax": "compare", "matplotlib": "plot"}[library]
+    assert code == 1
+    assert f"needs {library}, which is not installed" in text
+    assert f'pip install "jno-lora[{extra}]"' in text
+    assert "candidates" not in text

@@ -12,14 +12,19 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 from typing import TYPE_CHECKING, Any
 
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, extract_adapters, swap_adapters
+from ._citation import citation
 from ._combine import combine
+from ._compare import compare
+from ._comparison import Comparison, ComparisonRow
 from ._contract import ConvLike, LinearLike, LoRAWrapper
 from ._convert import to_lora
 from ._dispatch import apply_lora, plan_lora
+from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
 from ._errors import (
     CheckpointError,
     JnoLoraError,
     JnoLoraWarning,
+    MissingLibraryError,
     PeftFormatError,
     PluginError,
     SelectionError,
@@ -88,8 +93,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AdapterEffect",
+    "AdapterEffects",
     "AdapterSet",
     "CheckpointError",
+    "Comparison",
+    "ComparisonRow",
     "ConvLike",
     "JnoLoraError",
     "JnoLoraWarning",
@@ -98,6 +107,7 @@ __all__ = [
     "LoRAWrapper",
     "LooseAdapter",
     "LoraReport",
+    "MissingLibraryError",
     "Net",
     "PeftFormatError",
     "Plan",
@@ -111,8 +121,11 @@ __all__ = [
     "UpdateReport",
     "UpdateRow",
     "WrapperError",
+    "adapter_effects",
     "apply_lora",
+    "citation",
     "combine",
+    "compare",
     "extract_adapters",
     "hookimpl",
     "lora_report",
@@ -120,6 +133,7 @@ __all__ = [
     "merge_lora",
     "partial_lora_trainable_filter",
     "plan_lora",
+    "plot_adapters",
     "refresh",
     "register",
     "registered",
@@ -140,4 +154,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ZOO_NAMES])
+    own = (name for name in globals() if name.startswith("__"))
+    return sorted([*own, *__all__, *_ZOO_NAMES])

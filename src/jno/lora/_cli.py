@@ -8,9 +8,7 @@ from typing import Any
 import click
 
 from ._errors import JnoLoraError
-
-# What the extra `demo` installs, by the names that are imported.
-_DEMO_LIBRARIES = ("matplotlib", "optax", "scipy", "sklearn")
+from ._extras import imported_for
 
 
 class _Group(click.Group):
@@ -57,17 +55,8 @@ def demo(output: Path, seed: int, quick: bool) -> None:
     adaptation. Prints one table, saves a plot and the merged best model, and shows that merged and
     adapted agree. Takes about a minute on two cores.
     """
-    try:
-        # Here, because it needs libraries that only the demo needs.
+    with imported_for("The demo", "demo", "matplotlib", "optax", "scipy", "sklearn"):
         from ._demo import run_demo
-    except ModuleNotFoundError as err:
-        library = (err.name or "").partition(".")[0]
-        if library not in _DEMO_LIBRARIES:
-            raise
-        raise click.ClickException(
-            f"The demo needs {library}, which is not installed. Install what it needs with\n"
-            '    pip install "jno-lora[demo]"'
-        ) from err
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -167,16 +156,54 @@ def check(ctx: click.Context, what: str) -> None:
     ctx.exit(1 if failed else 0)
 
 
+@cli.command()
+@click.argument("what", metavar="MODULE:FACTORY")
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the table to this file, too.",
+)
+@click.option(
+    "--plot",
+    "plot_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw losses and parameters into this file (.png, .svg, .pdf).",
+)
+@click.pass_context
+def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Path | None) -> None:
+    """Train adapters side by side on a model of yours.
+
+    FACTORY is a function without arguments that returns a dict: the arguments of
+    jno.lora.compare. Each candidate is trained from the same start, on the same batches, for as
+    many steps. Ctrl-C keeps what is finished. Exits with 1 if a candidate could not be trained.
+    """
+    from ._commands import compare as compare_
+
+    if plot_file is not None:  # said now, and not after training
+        with imported_for("--plot", "plot", "matplotlib"):
+            import matplotlib  # noqa: F401
+    # The module may lie where the command is run, as for `python -m pytest`.
+    sys.path.insert(0, "")
+    comparison = compare_.run(what)
+    _print(comparison)
+    if csv_file is not None:
+        comparison.to_csv(csv_file)
+    if plot_file is not None:
+        comparison.plot(plot_file)
+    if comparison.interrupted:
+        ctx.exit(130)
+    ctx.exit(1 if any(row.error is not None for row in comparison) else 0)
+
+
 def _print(table: Any) -> None:
     """A table: with colours and lines in a terminal, as plain text of full width when piped."""
-    from rich.console import Console
-
-    from ._tables import as_text
-
     if sys.stdout.isatty():
+        from rich.console import Console
+
         Console().print(table)
     else:
-        click.echo(as_text(table))
+        click.echo(str(table))
 
 
 def _print_json(value: Any) -> None:

@@ -109,6 +109,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     auto: ClassVar[bool] = False
     # For listings: the arXiv number of the paper, and how many parameters train, as a formula.
     paper: ClassVar[str | None] = None
+    # For `citation`: one or more BibTeX entries.
+    bibtex: ClassVar[str | None] = None
     formula: ClassVar[str | None] = None
 
     if TYPE_CHECKING:  # how the dispatcher calls the class; each adapter writes its own
@@ -237,9 +239,12 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             cls.__doc__ = inspect.getdoc(cls)
         # Looked up as an instance would: it may come from a mixin that is no wrapper.
         call = inspect.getattr_static(cls, "__call__")
-        if not getattr(call, "__isabstractmethod__", False) and not _accepts_key(call):
-            # Equinox passes `key=` to every layer of a `Sequential`; an author need not care.
-            setattr(cls, "__call__", _dropping_key(call))  # noqa: B010
+        if not getattr(call, "__isabstractmethod__", False) and not hasattr(call, "_has_scope"):
+            setattr(cls, "__call__", _in_scope(call))  # noqa: B010
+
+    def __dir__(self) -> list[str]:
+        # What `__getattr__` finds in the layer, for completion.
+        return sorted({*super().__dir__(), *dir(self.__dict__.get("base"))})
 
     def __getattr__(self, name: str) -> Any:
         # Reached only if normal lookup failed. A declared field that is not set yet (inside
@@ -324,8 +329,10 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     for name in classmethods:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             problems.append(f"`{name}` must be a classmethod")
-    if not (cls.variant is None or isinstance(cls.variant, str)):
-        problems.append(f"`variant` must be a string or None, but is {cls.variant!r}")
+    for name in ("variant", "bibtex"):
+        value = getattr(cls, name)
+        if not (value is None or isinstance(value, str)):
+            problems.append(f"`{name}` must be a string or None, but is {value!r}")
     return tuple(problems)
 
 
@@ -344,18 +351,21 @@ def _without_base(wrapper: LoRAWrapper) -> Any:
     return eqx.tree_at(lambda w: w.base, wrapper, None)
 
 
-def _accepts_key(call: Callable[..., Any]) -> bool:
-    if hasattr(call, "_drops_key"):
-        return True
+def _in_scope(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, with the adapter's name in what it computes, and without a `key=` it does not take.
+
+    Profiles and compiled programs then show `LoRALinear` as a scope. Equinox passes `key=` to every
+    layer of a `Sequential`; an author need not care.
+    """
     parameters = inspect.signature(call).parameters
-    return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or "key" in parameters
+    takes_key = "key" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
-
-def _dropping_key(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
-    def wrapped(self: LoRAWrapper, *args: Any, key: Any = None, **kwargs: Any) -> Any:
-        del key
-        return call(self, *args, **kwargs)
+    def wrapped(self: LoRAWrapper, *args: Any, **kwargs: Any) -> Any:
+        if not takes_key:
+            kwargs.pop("key", None)
+        with jax.named_scope(type(self).__name__):
+            return call(self, *args, **kwargs)
 
-    wrapped._drops_key = True  # pyright: ignore[reportAttributeAccessIssue]
+    wrapped._has_scope = True  # pyright: ignore[reportAttributeAccessIssue]
     return wrapped

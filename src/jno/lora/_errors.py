@@ -36,5 +36,12 @@ class PeftFormatError(JnoLoraError):
     """A PEFT adapter directory is damaged, does not fit, or is of a type that has no exact form."""
 
 
+class MissingLibraryError(JnoLoraError, ImportError):
+    """A library that only some functions need (matplotlib, optax) is not installed.
+
+    The message says which extra of `jno-lora` installs it.
+    """
+
+
 class JnoLoraWarning(UserWarning):
     """The category of every warning that `jno.lora` emits."""

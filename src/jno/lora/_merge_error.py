@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ._contract import LoRAWrapper, merged_layer, unwrapped_layer
 from ._errors import WrapperError
 from ._sharding import on_the_mesh
+from ._widening import widened
 
 
 def error_of_merging(wrapper: LoRAWrapper) -> float | None:
@@ -21,7 +22,7 @@ def error_of_merging(wrapper: LoRAWrapper) -> float | None:
     **Returns:** `None` if the adapter cannot be merged, or has not changed anything yet.
     """
     with jax.enable_x64(True):
-        wide = jax.tree.map(_widened, wrapper)
+        wide = widened(wrapper)
         try:
             merged = on_the_mesh(wrapper, merged_layer, wrapper)
             exact = on_the_mesh(wide, merged_layer, wide)
@@ -42,11 +43,3 @@ def _distance(one: Any, other: Any) -> float:
         squared, *(eqx.filter(tree, eqx.is_inexact_array) for tree in (one, other))
     )
     return float(sum(jax.tree.leaves(pairs))) ** 0.5
-
-
-def _widened(leaf: Any) -> Any:
-    if not eqx.is_inexact_array(leaf):
-        return leaf
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return jnp.asarray(leaf, jnp.complex128)
-    return jnp.asarray(leaf, jnp.float32 if leaf.dtype.itemsize < 4 else jnp.float64)

@@ -2,14 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ._contract import LoRAWrapper
 from ._paths import KeyPath, show_path
-from ._tables import as_text, table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from ._tables import Printed, Table, table_by_path
 
 PlanStatus = Literal[
     "wrapped",
@@ -59,9 +56,13 @@ class PlanRow:
         return self.status
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Every candidate of a model and what becomes of it. Prints as a table."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class Plan(Printed):
+    """Every candidate of a model and what becomes of it.
+
+    Prints as a table, and shows as one in a notebook: rows that differ in nothing but the indices
+    of their paths are one row there (`layers/[0-11]/query`). `rows` has each of them.
+    """
 
     rows: tuple[PlanRow, ...]
 
@@ -80,10 +81,16 @@ class Plan:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __rich__(self) -> "Table":
+    def __repr__(self) -> str:
+        return f"Plan({self._title()})"
+
+    def _title(self) -> str:
+        return f"{len(self.wrapped)} of {len(self.rows)} candidate layers would be wrapped"
+
+    def _table(self) -> Table:
         columns = [("path", "left"), ("layer", "left"), ("plan", "left"), ("from", "left")]
-        return table(
-            f"{len(self.wrapped)} of {len(self.rows)} candidate layers would be wrapped",
+        return table_by_path(
+            self._title(),
             [*columns, ("rank", "right"), ("alpha", "right")],
             (
                 (
@@ -97,9 +104,6 @@ class Plan:
                 for row in self.rows
             ),
         )
-
-    def __str__(self) -> str:
-        return as_text(self.__rich__())
 
 
 def _number(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.tree_util as jtu
@@ -13,11 +13,8 @@ from ._errors import WrapperError
 from ._merge_error import error_of_merging
 from ._paths import path_str, show_path
 from ._registry import Registry, default_registry
-from ._tables import as_text, table
+from ._tables import Printed, Table, table_by_path
 from ._trainability import lora_trainable_filter, may_train
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +41,13 @@ class ReportRow:
     merge_error: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class LoraReport:
-    """The adapted layers of a model, and totals over the whole model. Prints as a table.
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoraReport(Printed):
+    """The adapted layers of a model, and totals over the whole model.
+
+    Prints as a table, and shows as one in a notebook: rows that differ in nothing but the indices
+    of their paths are one row there (`layers/[0-11]/query`), with the numbers of a single layer.
+    `rows` has each of them.
 
     - `trainable`: parameters that train; `total`: parameters of the whole model with adapters.
     - `merge_errors`: whether they were asked for, which gives the table a column.
@@ -68,7 +69,16 @@ class LoraReport:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __rich__(self) -> "Table":
+    def __repr__(self) -> str:
+        return f"LoraReport({self._title()}, {self._caption()})"
+
+    def _title(self) -> str:
+        return f"{len(self.rows)} adapted layers"
+
+    def _caption(self) -> str:
+        return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"
+
+    def _table(self) -> Table:
         columns = [("path", "left"), ("layer", "left"), ("adapter", "left"), ("from", "left")]
         numbers = [
             ("rank", "right"),
@@ -78,8 +88,8 @@ class LoraReport:
         ]
         if self.merge_errors:
             numbers.append(("merge error", "right"))
-        return table(
-            f"{len(self.rows)} adapted layers",
+        return table_by_path(
+            self._title(),
             [*columns, *numbers],
             (
                 (
@@ -95,13 +105,8 @@ class LoraReport:
                 )[: len(columns) + len(numbers)]
                 for row in self.rows
             ),
-            caption=(
-                f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"
-            ),
+            caption=self._caption(),
         )
-
-    def __str__(self) -> str:
-        return as_text(self.__rich__())
 
 
 def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:

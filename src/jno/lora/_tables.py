@@ -1,34 +1,103 @@
-"""Tables for terminals, by rich (imported when a table is printed, not before)."""
+"""Tables: in a terminal by rich (imported when one is printed), as text, as HTML in a notebook."""
 
+import abc
+import dataclasses
+import html
 import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ._grouping import grouped
+
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as RichTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells of text, with a heading and a justification (`"left"`, `"right"`) for each column."""
+
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+    def __rich__(self) -> "RichTable":
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        made = RichTable(title=Text(self.title, style="table.title"), box=box.SIMPLE_HEAD)
+        made.caption = Text(self.caption, style="table.caption") if self.caption else None
+        made.title_justify = made.caption_justify = "left"
+        for heading, justify in self.columns:
+            made.add_column(heading, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
+        for row in self.rows:
+            # As it is: what a model calls its parts is no markup.
+            made.add_row(*map(Text, row))
+        return made
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        out = io.StringIO()
+        console = Console(file=out, width=200, no_color=True, force_terminal=False, markup=False)
+        console.print(self)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+    def _repr_html_(self) -> str:
+        # Styles within the tags survive where style sheets are taken out. No colours of its own:
+        # those of the page, light or dark.
+        head = "".join(_cell("th", *column) for column in self.columns)
+        justified = [justify for _, justify in self.columns]
+        body = "\n".join(
+            f"<tr>{''.join(map(_cell, ['td'] * len(row), row, justified))}</tr>"
+            for row in self.rows
+        )
+        return (
+            '<div style="overflow-x:auto">\n'
+            f"<div><b>{html.escape(self.title)}</b></div>\n"
+            '<table style="border-collapse:collapse;margin:0.5em 0">\n'
+            f'<thead style="border-bottom:1px solid currentColor"><tr>{head}</tr></thead>\n'
+            f"<tbody>\n{body}\n</tbody>\n</table>\n"
+            f"<div>{html.escape(self.caption)}</div>\n</div>"
+        )
+
+
+class Printed(abc.ABC):
+    """What prints as a table: by rich, as text, and as HTML in a notebook. No fields."""
+
+    @abc.abstractmethod
+    def _table(self) -> Table:
+        """What is printed."""
+
+    def __rich__(self) -> "RichTable":
+        return self._table().__rich__()
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
 
 
 def table(
     title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = ""
-) -> "Table":
-    """A rich table. `columns` are (heading, justification) pairs."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left")
-    made.caption_justify = "left"
-    for heading, justify in columns:
-        made.add_column(heading, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
-    for row in rows:
-        made.add_row(*row)
-    return made
+) -> Table:
+    """A table. `columns` are (heading, justification) pairs."""
+    return Table(title, tuple(columns), tuple(map(tuple, rows)), caption)
 
 
-def as_text(made: "Table") -> str:
-    """The table as plain text, as wide as it needs to be."""
-    from rich.console import Console
+def table_by_path(
+    title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = ""
+) -> Table:
+    """A table whose first column holds paths: rows that differ in their indices only are one."""
+    groups = grouped((path, tuple(rest)) for path, *rest in rows)
+    if all(count == 1 for _, count, _ in groups):
+        return table(title, columns, ((path, *rest) for path, _, rest in groups), caption)
+    counted = ((path, "" if count == 1 else f"x {count:,}", *rest) for path, count, rest in groups)
+    return table(title, [columns[0], ("", "right"), *columns[1:]], counted, caption)
 
-    out = io.StringIO()
-    console = Console(file=out, width=200, no_color=True, force_terminal=False, markup=False)
-    console.print(made)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+def _cell(tag: str, text: str, justify: str) -> str:
+    return f'<{tag} style="text-align:{justify};padding:0.1em 0.8em">{html.escape(text)}</{tag}>'

@@ -1,7 +1,6 @@
 """What was lost of the updates that were brought to another form."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,10 +8,7 @@ from jaxtyping import Array, Float
 
 from ._contract import LoRAWrapper
 from ._paths import show_path
-from ._tables import as_text, table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from ._tables import Printed, Table, table_by_path
 
 
 class UpdateRow(eqx.Module):
@@ -30,7 +26,7 @@ class UpdateRow(eqx.Module):
     error: Float[Array, ""]
 
 
-class UpdateReport(eqx.Module):
+class UpdateReport(eqx.Module, Printed):
     """The rank and the error of each adapter that was made. A pytree; prints as a table."""
 
     rows: tuple[UpdateRow, ...]
@@ -47,8 +43,8 @@ class UpdateReport(eqx.Module):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __rich__(self) -> "Table":
-        return table(
+    def _table(self) -> Table:
+        return table_by_path(
             f"{len(self.rows)} adapters",
             [
                 ("path", "left"),
@@ -69,6 +65,3 @@ class UpdateReport(eqx.Module):
             ),
             caption="error: what the new form lacks of the update, relative to the update",
         )
-
-    def __str__(self) -> str:
-        return as_text(self.__rich__())

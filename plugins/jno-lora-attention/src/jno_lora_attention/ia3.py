@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno_lora_zoo import sharded_over
+from jno_lora_zoo import IA3, sharded_over
 
 from ._projections import ScaledProjection
 from ._unit import AttentionUnit, adapter_dtype_for, at_least_float32
@@ -36,6 +36,7 @@ class IA3Attention(AttentionUnit):
     adapter_fields = ("key_scale", "value_scale")
     variant = "ia3-attention"
     paper = "2205.05638"
+    bibtex = IA3.bibtex
     formula = "heads (qk_size + vo_size)"
 
     base: eqx.nn.MultiheadAttention

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, WrapperError
-from jno_lora_zoo import sharded_over
+from jno_lora_zoo import LoRA, sharded_over
 
 from ._projections import LowRankProjection
 from ._unit import FIELDS, AttentionUnit, adapter_dtype_for, at_least_float32
@@ -43,6 +43,7 @@ class LoRAAttention(AttentionUnit):
     adapter_fields = ("lora_A", "lora_B")
     variant = "lora-attention"
     paper = "2106.09685"
+    bibtex = LoRA.bibtex
     formula = "r sum(in + out) over the projections"
 
     base: eqx.nn.MultiheadAttention

@@ -54,6 +54,24 @@ class PrefixAttention(AttentionUnit):
     adapter_fields = ("prefix_keys", "prefix_values", "gate")
     variant = "prefix-attention"
     paper = "2101.00190"
+    bibtex = """
+    @misc{li2021prefix,
+      title = {Prefix-Tuning: Optimizing Continuous Prompts for Generation},
+      author = {Li, Xiang Lisa and Liang, Percy},
+      year = {2021},
+      eprint = {2101.00190},
+      archivePrefix = {arXiv},
+    }
+    @misc{zhang2023llamaadapter,
+      title = {{LLaMA-Adapter}: Efficient Fine-tuning of Language Models with Zero-init
+        Attention},
+      author = {Zhang, Renrui and Han, Jiaming and Liu, Chris and Gao, Peng and Zhou, Aojun
+        and Hu, Xiangfei and Yan, Shilin and Lu, Pan and Li, Hongsheng and Qiao, Yu},
+      year = {2023},
+      eprint = {2303.16199},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "rank heads (qk_size + vo_size) + heads"
 
     base: eqx.nn.MultiheadAttention

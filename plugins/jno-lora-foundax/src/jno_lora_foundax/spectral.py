@@ -12,8 +12,20 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
+from jno_lora_zoo import LoRA, rsLoRA
 
 from ._mode_weights import ModeWeights, mode_weights_of
+
+_FNO = """
+@misc{li2020fno,
+  title = {{Fourier} Neural Operator for Parametric Partial Differential Equations},
+  author = {Li, Zongyi and Kovachki, Nikola and Azizzadenesheli, Kamyar and Liu,
+    Burigede and Bhattacharya, Kaushik and Stuart, Andrew and Anandkumar, Anima},
+  year = {2020},
+  eprint = {2010.08895},
+  archivePrefix = {arXiv},
+}
+"""
 
 
 class SpectralLowRank(LoRAWrapper):
@@ -159,6 +171,7 @@ class LoRASpectral(SpectralLowRank):
     variant = "lora"
     auto = True
     paper = "2106.09685"
+    bibtex = f"{LoRA.bibtex}{_FNO}"
     formula = "2 r (in + out) per mode"
 
     @property
@@ -172,13 +185,15 @@ class rsLoRASpectral(SpectralLowRank):
     Law: `W_k' = W_k + (alpha / sqrt(r)) B_k A_k` for each mode. `2 r (in + out)` real parameters
     train for each.
 
-    Paper: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
-    arXiv:2312.03732.
+    Papers: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
+    arXiv:2312.03732; Li et al., "Fourier Neural Operator for Parametric Partial Differential
+    Equations", arXiv:2010.08895.
     """
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "rslora"
     paper = "2312.03732"
+    bibtex = f"{rsLoRA.bibtex}{_FNO}"
     formula = "2 r (in + out) per mode"
 
     @property

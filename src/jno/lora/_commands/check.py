@@ -1,14 +1,11 @@
 """`jno-lora check`: the conformance kit without pytest."""
 
-import importlib
-
-from rich.table import Table
-
 from .._contract import LoRAWrapper
 from .._errors import PluginError, WrapperError
 from .._registry import PluginRecord, normalise
-from .._tables import table
+from .._tables import Table, table
 from ..testing import CheckResult, run_checks, standard_cases
+from .importing import find
 
 
 def find_wrappers(what: str, records: tuple[PluginRecord, ...]) -> list[type[LoRAWrapper]]:
@@ -16,16 +13,9 @@ def find_wrappers(what: str, records: tuple[PluginRecord, ...]) -> list[type[LoR
 
     **Raises:** `PluginError` if there is no such class or plugin.
     """
-    module_name, colon, class_name = what.partition(":")
-    if not colon:
+    if ":" not in what:
         return _wrappers_of_distribution(what, records)
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as err:
-        raise PluginError(
-            f"{what!r} cannot be imported: {err}. Give the module's import path and the class, "
-            "such as my_package.adapters:MyAdapter, and run this where the module can be imported."
-        ) from err
+    found = find(what, "my_package.adapters:MyAdapter")
     if not (isinstance(found, type) and issubclass(found, LoRAWrapper)):
         raise PluginError(f"{what!r} is {found!r}, not a subclass of jno.lora.LoRAWrapper.")
     return [found]

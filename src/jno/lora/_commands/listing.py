@@ -5,10 +5,9 @@ import warnings
 from typing import Any
 
 import jax
-from rich.table import Table
 
 from .._registry import PluginRecord, RegisteredWrapper, default_registry
-from .._tables import table
+from .._tables import Table, table
 from ..testing import standard_layers
 
 

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from .._plots import Picture
 from ._candidates import Outcome
 
 # Told apart by lightness and shape as well as by hue.
@@ -22,9 +21,7 @@ def save_plot(outcomes: Sequence[Outcome], path: Path) -> None:
     """
     # Methods with equal counts would lie on each other in a scatter plot; rows keep them apart.
     rows = sorted(outcomes, key=lambda outcome: outcome.trainable)
-    # No pyplot: it would choose a backend for the whole process, and keep the figure.
-    figure = Figure(figsize=(10, 5.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(10, 5.6)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
     _draw_costs(left, rows)
     _draw_accuracies(right, rows)

@@ -72,7 +72,7 @@ def print_table(
         caption=f"{tested} test scans: standard error up to {error:.1f} points. "
         f"Adapters: rank {RANK}, alpha {ALPHA:g}.\n"
         f"Rate: the best of {', '.join(f'{rate:g}' for rate in rates)} on the validation scans.",
-    )
+    ).__rich__()
     made.pad_edge, made.collapse_padding = False, True  # 80 columns are enough
     console.print(made)
     console.print()

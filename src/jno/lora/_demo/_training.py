@@ -1,51 +1,27 @@
-"""One compiled training step, for whatever part of a model trains."""
+"""Training on the digits, for whatever part of a model trains."""
 
-import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
+from .._fitting import Fit, Trainer
 from ._data import Scans
 
 BATCH = 50
 
-# The learning rate is an argument of the step, so that all rates share one compilation.
-_ADAM = optax.scale_by_adam()
+
+def _loss(model: PyTree, batch: tuple[Array, Array]) -> Float[Array, ""]:
+    images, labels = batch
+    logits = jax.vmap(model)(images)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-@eqx.filter_jit
-def _step(
-    trainable: PyTree,
-    frozen: PyTree,
-    state: PyTree,
-    rate: Float[Array, ""],
-    images: Float[Array, "batch 1 8 8"],
-    labels: Int[Array, " batch"],
-) -> tuple[PyTree, PyTree]:
-    def loss(trainable: PyTree) -> Float[Array, ""]:
-        logits = jax.vmap(eqx.combine(trainable, frozen))(images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    # Only what trains is differentiated: the frozen part gets no gradient, not even of zeros.
-    gradient = jax.grad(loss)(trainable)
-    # Optax raises a float to the power of an integer; the model itself needs no promotion.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, state = _ADAM.update(gradient, state)
-    return jax.tree.map(lambda p, u: p - rate * u, trainable, updates), state
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """The trained part of a model, and how long each step took but the first, which compiles."""
-
-    trainable: PyTree
-    seconds: tuple[float, ...]
+# The learning rate is part of the optimiser's state, so that all rates share one program.
+_TRAINER = Trainer(_loss, optax.inject_hyperparams(optax.adam)(learning_rate=0.0))
 
 
 def fit(
@@ -58,26 +34,17 @@ def fit(
     seed: int,
     on_epoch: Callable[[], None],
 ) -> Fit:
-    """Train by Adam on whole batches of `BATCH` scans, in an order that depends on `seed` alone."""
+    """Train on whole batches of `BATCH` scans, in an order that depends on `seed` alone."""
+    state = _TRAINER.optimizer.init(trainable)
+    state.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
     rng = np.random.default_rng(seed)
-    state = _ADAM.init(trainable)
-    step_size = jnp.asarray(rate, jnp.float32)
-    seconds: list[float] = []
-    for _ in range(epochs):
-        # Staged before the clock runs, so that a step's time is the step's.
-        for images, labels in jax.block_until_ready(_batches(scans, rng)):
-            begin = time.perf_counter()
-            trainable, state = jax.block_until_ready(
-                _step(trainable, frozen, state, step_size, images, labels)
-            )
-            seconds.append(time.perf_counter() - begin)
-        on_epoch()
-    return Fit(trainable, tuple(seconds[1:]))
 
+    def batches() -> Iterator[tuple[Array, Array]]:
+        for _ in range(epochs):
+            order = rng.permutation(len(scans))
+            whole = len(scans) - len(scans) % BATCH
+            for chosen in order[:whole].reshape(-1, BATCH):
+                yield scans.images[chosen], scans.labels[chosen]
+            on_epoch()
 
-def _batches(scans: Scans, rng: np.random.Generator) -> list[tuple[Array, Array]]:
-    order = rng.permutation(len(scans))
-    whole = len(scans) - len(scans) % BATCH
-    return [
-        (scans.images[chosen], scans.labels[chosen]) for chosen in order[:whole].reshape(-1, BATCH)
-    ]
+    return _TRAINER.fit(trainable, frozen, batches(), state=state)

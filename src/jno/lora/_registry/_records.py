@@ -35,7 +35,7 @@ class RegisteredWrapper:
         return f"{self.qualified_name} (from {self.distribution}{version})"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PluginRecord:
     """One plugin that was found: what it is, what became of it, and what it provides.
 
@@ -55,6 +55,9 @@ class PluginRecord:
     error: Exception | None = None
     seconds: float = 0.0
     wrappers: tuple[RegisteredWrapper, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"PluginRecord({self.describe()}, {self.status}, {len(self.wrappers)} adapters)"
 
     @property
     def usable(self) -> bool:

@@ -1,6 +1,7 @@
 """The registry: lazy, isolated, deterministic."""
 
 import dataclasses
+import logging
 import threading
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from ._discovery import Found, Policy, find_plugins, find_plugins_of
 from ._loading import collect, load
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 from ._snapshot import Snapshot, missing_zoo
+
+_LOG = logging.getLogger("jno.lora.plugins")
 
 
 class Registry:
@@ -195,6 +198,7 @@ class Registry:
                 record = load(plugin, self._manager, policy)
             finally:
                 self._loading.discard(plugin.identity)
+            _LOG.debug("%r, in %.3f s", record, record.seconds)
             if record.status in ("failed", "incompatible"):
                 if strict:  # not remembered: the next question meets the same error
                     raise PluginError(_left_out(record)) from record.error

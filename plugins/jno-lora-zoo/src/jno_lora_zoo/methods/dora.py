@@ -30,6 +30,16 @@ class DoRA(Method):
     adapter_fields = ("magnitude", "lora_A", "lora_B")
     variant = "dora"
     paper = "2402.09353"
+    bibtex = """
+    @misc{liu2024dora,
+      title = {{DoRA}: Weight-Decomposed Low-Rank Adaptation},
+      author = {Liu, Shih-Yang and Wang, Chien-Yi and Yin, Hongxu and Molchanov, Pavlo and
+        Wang, Yu-Chiang Frank and Cheng, Kwang-Ting and Chen, Min-Hung},
+      year = {2024},
+      eprint = {2402.09353},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "r (in + out) + out"
 
     base: eqx.Module

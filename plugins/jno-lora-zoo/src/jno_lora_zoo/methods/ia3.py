@@ -23,6 +23,17 @@ class IA3(Method):
     adapter_fields = ("scale",)
     variant = "ia3"
     paper = "2205.05638"
+    bibtex = """
+    @misc{liu2022ia3,
+      title = {Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
+        In-Context Learning},
+      author = {Liu, Haokun and Tam, Derek and Muqeeth, Mohammed and Mohta, Jay and Huang,
+        Tenghao and Bansal, Mohit and Raffel, Colin},
+      year = {2022},
+      eprint = {2205.05638},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "out"
 
     base: eqx.Module

@@ -26,6 +26,25 @@ class LoKr(Method):
     adapter_fields = ("kron_A", "kron_B")
     variant = "lokr"
     paper = "2309.14859"
+    bibtex = """
+    @misc{edalati2022krona,
+      title = {{KronA}: Parameter Efficient Tuning with {Kronecker} Adapter},
+      author = {Edalati, Ali and Tahaei, Marzieh and Kobyzev, Ivan and Partovi Nia, Vahid
+        and Clark, James J. and Rezagholizadeh, Mehdi},
+      year = {2022},
+      eprint = {2212.10650},
+      archivePrefix = {arXiv},
+    }
+    @misc{yeh2023lycoris,
+      title = {Navigating Text-To-Image Customization: From {LyCORIS} Fine-Tuning to Model
+        Evaluation},
+      author = {Yeh, Shih-Ying and Hsieh, Yu-Guan and Gao, Zhidong and Yang, Bernard B. W.
+        and Oh, Giyeong and Gong, Yanmin},
+      year = {2023},
+      eprint = {2309.14859},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "r^2 + ceil(out / r) ceil(in / r)"
 
     base: eqx.Module

@@ -73,6 +73,16 @@ class LoRA(LowRank):
     adapter_fields = ("lora_A", "lora_B")
     variant = "lora"
     paper = "2106.09685"
+    bibtex = """
+    @misc{hu2021lora,
+      title = {{LoRA}: Low-Rank Adaptation of Large Language Models},
+      author = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and
+        Li, Yuanzhi and Wang, Shean and Wang, Lu and Chen, Weizhu},
+      year = {2021},
+      eprint = {2106.09685},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "r (in + out)"
 
     @classmethod
@@ -93,6 +103,15 @@ class rsLoRA(LowRank):
     adapter_fields = ("lora_A", "lora_B")
     variant = "rslora"
     paper = "2312.03732"
+    bibtex = """
+    @misc{kalajdzievski2023rslora,
+      title = {A Rank Stabilization Scaling Factor for Fine-Tuning with {LoRA}},
+      author = {Kalajdzievski, Damjan},
+      year = {2023},
+      eprint = {2312.03732},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "r (in + out)"
 
     @classmethod
@@ -112,6 +131,17 @@ class LoRAFA(LowRank):
     adapter_fields = ("lora_B",)
     variant = "lora-fa"
     paper = "2308.03303"
+    bibtex = """
+    @misc{zhang2023lorafa,
+      title = {{LoRA-FA}: Memory-efficient Low-rank Adaptation for Large Language Models
+        Fine-tuning},
+      author = {Zhang, Longteng and Zhang, Lin and Shi, Shaohuai and Chu, Xiaowen and Li,
+        Bo},
+      year = {2023},
+      eprint = {2308.03303},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "r out"
 
     @classmethod

@@ -27,6 +27,16 @@ class LoRAXS(Method):
     adapter_fields = ("R",)
     variant = "lora-xs"
     paper = "2405.17604"
+    bibtex = r"""
+    @misc{balazy2024loraxs,
+      title = {{LoRA-XS}: Low-Rank Adaptation with Extremely Small Number of Parameters},
+      author = {Ba{\l}azy, Klaudia and Banaei, Mohammadreza and Aberer, Karl and Tabor,
+        Jacek},
+      year = {2024},
+      eprint = {2405.17604},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "r^2"
 
     base: eqx.Module

@@ -27,6 +27,16 @@ class OFT(Method):
     adapter_fields = ("Q_blocks",)
     variant = "oft"
     paper = "2306.07280"
+    bibtex = r"""
+    @misc{qiu2023oft,
+      title = {Controlling Text-to-Image Diffusion by Orthogonal Finetuning},
+      author = {Qiu, Zeju and Liu, Weiyang and Feng, Haiwen and Xue, Yuxuan and Feng, Yao
+        and Liu, Zhen and Zhang, Dan and Weller, Adrian and Sch{\"o}lkopf, Bernhard},
+      year = {2023},
+      eprint = {2306.07280},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "ceil(out / r) r^2"
 
     base: eqx.Module

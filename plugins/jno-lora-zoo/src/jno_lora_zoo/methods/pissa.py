@@ -121,6 +121,16 @@ class PiSSA(SingularSplit):
 
     variant = "pissa"
     paper = "2404.02948"
+    bibtex = """
+    @misc{meng2024pissa,
+      title = {{PiSSA}: Principal Singular Values and Singular Vectors Adaptation of Large
+        Language Models},
+      author = {Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan},
+      year = {2024},
+      eprint = {2404.02948},
+      archivePrefix = {arXiv},
+    }
+    """
 
     @staticmethod
     def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
@@ -143,6 +153,16 @@ class MiLoRA(SingularSplit):
 
     variant = "milora"
     paper = "2406.09044"
+    bibtex = """
+    @misc{wang2024milora,
+      title = {{MiLoRA}: Harnessing Minor Singular Components for Parameter-Efficient {LLM}
+        Finetuning},
+      author = {Wang, Hanqing and Li, Yixia and Wang, Shuo and Chen, Guanhua and Chen, Yun},
+      year = {2024},
+      eprint = {2406.09044},
+      archivePrefix = {arXiv},
+    }
+    """
 
     @staticmethod
     def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:

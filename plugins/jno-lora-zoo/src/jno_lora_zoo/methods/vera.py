@@ -27,6 +27,15 @@ class VeRA(Method):
     adapter_fields = ("b", "d")
     variant = "vera"
     paper = "2310.11454"
+    bibtex = """
+    @misc{kopiczko2023vera,
+      title = {{VeRA}: Vector-based Random Matrix Adaptation},
+      author = {Kopiczko, Dawid J. and Blankevoort, Tijmen and Asano, Yuki M.},
+      year = {2023},
+      eprint = {2310.11454},
+      archivePrefix = {arXiv},
+    }
+    """
     formula = "out + r"
 
     base: eqx.Module

@@ -1,0 +1,38 @@
+"""What to cite: the papers of the methods that a model uses, as BibTeX."""
+
+import inspect
+import re
+
+import jax
+from jaxtyping import PyTree
+
+from ._contract import is_wrapper
+
+_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
+
+
+def citation(model: PyTree) -> str:
+    """The BibTeX entries of the adapters in `model`, each once, in the order of the model.
+
+    An adapter says what to cite in its class attribute `bibtex`. One that only names a `paper` is a
+    comment with its arXiv number, and one that names nothing is a comment as well.
+
+    **Arguments:**
+
+    - `model`: any pytree, adapted or not.
+
+    **Returns:** text for a `.bib` file; empty if there are no adapters.
+    """
+    found: dict[str, None] = {}  # a set that keeps its order
+    for node in jax.tree.leaves(model, is_leaf=is_wrapper):
+        if not is_wrapper(node):
+            continue
+        cls = type(node)
+        if cls.bibtex is not None:
+            entries = map(inspect.cleandoc, _ENTRY.split(cls.bibtex))
+        elif cls.paper is not None:
+            entries = [f"% {cls.__name__}: arXiv:{cls.paper}"]
+        else:
+            entries = [f"% {cls.__name__}: no reference"]
+        found |= dict.fromkeys(filter(None, entries))
+    return "\n\n".join(found) + "\n" if found else ""

@@ -1,0 +1,129 @@
+"""What comes of comparing adapters: a row per candidate, as a table, a picture or a file."""
+
+import csv
+import dataclasses
+from collections.abc import Iterator
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from ._errors import SelectionError
+from ._extras import imported_for
+from ._tables import Printed, Table, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_IN_FILES = (
+    "name",
+    "trainable",
+    "final_loss",
+    "best_loss",
+    "milliseconds",
+    "temp_bytes",
+    "compile_seconds",
+    "error",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonRow:
+    """What came of one candidate.
+
+    - `name`: as it was asked for.
+    - `trainable`: how many parameters train.
+    - `losses`: at every step, before its update.
+    - `final_loss`: the mean over the last tenth of the steps; `best_loss`: the lowest such mean on
+        the way.
+    - `milliseconds`: the median step but the first; `None` if there was only one.
+    - `temp_bytes`: the temporary memory of the compiled step, beside its arguments and results;
+        `None` where the compiler does not say.
+    - `compile_seconds`: how long tracing and compiling the step took.
+    - `model`: the trained model, with its adapters.
+    - `error`: why the candidate could not be trained. Then all of the above but `name` are `None`,
+        and `losses` is empty.
+    """
+
+    name: str
+    trainable: int | None = None
+    final_loss: float | None = None
+    best_loss: float | None = None
+    milliseconds: float | None = None
+    temp_bytes: int | None = None
+    compile_seconds: float | None = None
+    losses: tuple[float, ...] = dataclasses.field(default=(), repr=False)
+    model: Any = dataclasses.field(default=None, repr=False, compare=False)
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Comparison(Printed):
+    """Adapters side by side on one model. Prints as a table, and shows as one in a notebook.
+
+    - `rows`: one per candidate, in the order in which they were asked for.
+    - `steps`: how long each was trained.
+    - `interrupted`: whether it was stopped by the keyboard, so that later candidates are missing.
+    """
+
+    rows: tuple[ComparisonRow, ...]
+    steps: int
+    interrupted: bool = False
+
+    def __iter__(self) -> Iterator[ComparisonRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        names = ", ".join(row.name for row in self.rows)
+        stopped = ", interrupted" if self.interrupted else ""
+        return f"Comparison({self.steps} steps of {names or 'nothing'}{stopped})"
+
+    def _table(self) -> Table:
+        headings = ("trainable", "final loss", "best loss", "ms/step", "temp MiB", "compile s")
+        formats = (",", ".4g", ".4g", ".2f", ".3g", ".2f")
+
+        def cells(row: ComparisonRow) -> list[str]:
+            mebibytes = None if row.temp_bytes is None else row.temp_bytes / 2**20
+            values = (row.trainable, row.final_loss, row.best_loss, row.milliseconds, mebibytes)
+            numbers = zip((*values, row.compile_seconds), formats, strict=True)
+            return [row.name, *("-" if x is None else format(x, form) for x, form in numbers)]
+
+        failed = [f"{row.name}: {row.error}" for row in self.rows if row.error is not None]
+        stopped = ["Interrupted: what was not finished is missing."] if self.interrupted else []
+        return table(
+            f"{len(self.rows)} candidates, {self.steps:,} steps each",
+            [("adapter", "left"), *((heading, "right") for heading in headings)],
+            map(cells, self.rows),
+            caption="\n".join([*stopped, *failed]),
+        )
+
+    def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
+        """The losses on the way, and the final loss over the number of trained parameters.
+
+        **Arguments:**
+
+        - `path`: where to save the picture, in the format of the ending. Nowhere without it.
+
+        **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
+
+        **Raises:** `SelectionError` if no candidate was trained; `MissingLibraryError` without
+        matplotlib (the extra `plot`).
+        """
+        with imported_for("Comparison.plot", "plot", "matplotlib"):
+            from ._plots import draw_comparison
+        trained = [row for row in self.rows if row.error is None]
+        if not trained:
+            raise SelectionError(f"No candidate was trained, so there is nothing to draw:\n{self}")
+        return draw_comparison(trained).saved(path)
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write the table to `path`, one line per candidate, all digits, nothing where it failed.
+
+        **Raises:** `OSError` if the file cannot be written.
+        """
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(_IN_FILES)
+            for row in self.rows:
+                writer.writerow([getattr(row, name) for name in _IN_FILES])

@@ -1,0 +1,228 @@
+"""What adapters did to the matrices of a model: how much, and in how many directions."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
+from ._errors import SelectionError, WrapperError
+from ._extras import imported_for
+from ._paths import bullets, path_str, show_path
+from ._sharding import on_the_mesh
+from ._tables import Printed, Table, table
+from ._widening import widened
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterEffect:
+    """What an adapter did to one matrix: `dW`, the merged weight minus that before adapting.
+
+    - `path`: of the layer; `array`: which of its arrays (`"weight"`); `part`: which slice of a
+        stacked layer. `label` is the three of them.
+    - `shape`: of the matrix. An array of more axes (a kernel) is flattened to its first axis times
+        the others, a vector is one column.
+    - `relative_norm`: `||dW||_F / ||W||_F`.
+    - `effective_rank`: in how many directions `dW` acts: `exp(-sum(p log p))` with
+        `p = s / sum(s)` of the singular values `s`; 0 if there is no change. It is 1 for one
+        direction, `r` for `r` directions of equal weight, and less the more one of them dominates.
+        (Roy and Vetterli, "The effective rank: A measure of effective dimensionality", EUSIPCO
+        2007.)
+    - `singular_values`: of `dW`, the largest first. What is below the rounding of `W` in float32
+        (float64, if `W` is) counts as 0, here and in the other numbers.
+    """
+
+    path: str
+    array: str
+    part: tuple[int, ...]
+    wrapper: type[LoRAWrapper]
+    shape: tuple[int, int]
+    relative_norm: float
+    effective_rank: float
+    singular_values: tuple[float, ...] = dataclasses.field(repr=False)
+
+    @property
+    def label(self) -> str:
+        """`encoder/layers/0/weight`, and `blocks/up/weight[3]` of a stack."""
+        part = f"[{','.join(map(str, self.part))}]" if self.part else ""
+        return "/".join(filter(None, (self.path, self.array))) + part
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class AdapterEffects(Printed):
+    """What the adapters of a model did. Prints as a table, and shows as one in a notebook.
+
+    - `rows`: one per matrix, in the order of the model.
+    - `left_out`: the paths of adapters that cannot be merged, so that there is no `dW`.
+    """
+
+    rows: tuple[AdapterEffect, ...]
+    left_out: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[AdapterEffect]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"AdapterEffects({len(self.rows)} matrices, {len(self.left_out)} left out)"
+
+    def _table(self) -> Table:
+        columns = [("matrix", "left"), ("adapter", "left"), ("shape", "right")]
+        numbers = [("‖ΔW‖ / ‖W‖", "right"), ("effective rank", "right"), ("spectral norm", "right")]
+        missing = ", ".join(map(show_path, self.left_out))
+        return table(
+            f"What the adapters did to {len(self.rows)} matrices",
+            [*columns, *numbers],
+            (
+                (
+                    row.label,
+                    row.wrapper.__name__,
+                    f"{row.shape[0]:,} x {row.shape[1]:,}",
+                    f"{row.relative_norm:.2e}",
+                    f"{row.effective_rank:.1f}",
+                    f"{row.singular_values[0]:.2e}",
+                )
+                for row in self.rows
+            ),
+            caption=f"Cannot be merged: {missing}" if missing else "",
+        )
+
+
+def adapter_effects(model: PyTree) -> AdapterEffects:
+    """How much each adapter changed its layer, and in how many directions.
+
+    Every layer is merged and unwrapped, in float64 (float32 for half precision), and the
+    difference of each of its arrays is decomposed, on the host: for a large model, hand in a part
+    of it (`adapter_effects(model.blocks[0])`).
+
+    **Arguments:**
+
+    - `model`: any pytree, adapted or not. Every adapter that can be merged is looked at, of
+        whatever plugin.
+
+    **Returns:** `AdapterEffects`: one row per matrix that an adapter changed (per slice, of a
+    stacked layer). Of a layer whose adapter changed nothing yet, one row of zeros per matrix
+    (of more than one column).
+
+    **Raises:** `WrapperError` that names the path, if an adapter fails in another way than by
+    saying that it cannot be merged.
+    """
+    rows: list[AdapterEffect] = []
+    left_out: list[str] = []
+    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
+        if not is_wrapper(node):
+            continue
+        path = path_str(keys)
+        try:
+            rows += _effects_of(path, node)
+        except WrapperError:
+            left_out.append(path)
+        except Exception as err:
+            raise WrapperError(
+                f"Could not compare the {type(node).__name__} at {show_path(path)!r} with the "
+                f"layer that it wraps: {type(err).__name__}: {err}"
+            ) from err
+    return AdapterEffects(tuple(rows), tuple(left_out))
+
+
+def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Figure":
+    """A picture of `adapter_effects`: size, effective rank and singular values of each update.
+
+    **Arguments:**
+
+    - `model`: any pytree with adapters, or the `AdapterEffects` of one.
+    - `path`: where to save the picture, in the format of the ending. Nowhere without it.
+
+    **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
+
+    **Raises:** `SelectionError` if there is nothing to draw; `MissingLibraryError` without
+    matplotlib (the extra `plot`); what `adapter_effects` raises.
+    """
+    with imported_for("plot_adapters", "plot", "matplotlib"):
+        from ._plots import draw_effects
+    effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
+    if not effects.rows:
+        without = bullets(map(show_path, effects.left_out))
+        raise SelectionError(
+            "The model carries no adapter that could be drawn. Adapt it first: net.lora(...)."
+            + (f" These adapters cannot be merged:\n{without}" if without else "")
+        )
+    return draw_effects(effects.rows).saved(path)
+
+
+def _effects_of(path: str, wrapper: LoRAWrapper) -> list[AdapterEffect]:
+    with jax.enable_x64(True):
+        wide = widened(wrapper)
+        before = on_the_mesh(wide, unwrapped_layer, wide)
+        after = on_the_mesh(wide, merged_layer, wide)
+    ndim = type(wrapper).stack_ndim(wrapper.base)
+    found: list[AdapterEffect] = []
+    arrays = zip(
+        jtu.tree_leaves_with_path(before),
+        jtu.tree_leaves(after),
+        jtu.tree_leaves(wrapper.base),
+        strict=True,
+    )
+    for (keys, old), new, base in arrays:
+        if not eqx.is_inexact_array(old) or old.size == 0:
+            continue
+        eps = min(float(jnp.finfo(dtype).eps) for dtype in (base.dtype, jnp.float32))
+        old, new = np.asarray(old), np.asarray(new)
+        for part in np.ndindex(old.shape[:ndim]):
+            W, dW = _matrix(old[part]), _matrix(new[part] - old[part])
+            norm = float(np.linalg.norm(W))
+            values = _singular_values(dW, eps * norm)
+            effect = AdapterEffect(
+                path=path,
+                array=path_str(keys),
+                part=part,
+                wrapper=type(wrapper),
+                shape=W.shape,
+                relative_norm=_ratio(float(np.linalg.norm(values)), norm),
+                effective_rank=_effective_rank(values),
+                singular_values=tuple(values.tolist()),
+            )
+            found.append(effect)
+    changed = {effect.array for effect in found if effect.relative_norm != 0}
+    if changed:
+        return [effect for effect in found if effect.array in changed]
+    return [effect for effect in found if effect.shape[1] > 1]
+
+
+def _matrix(array: Any) -> Any:
+    """The first axis by all others."""
+    return array.reshape(len(array) if array.ndim else 1, -1)
+
+
+def _singular_values(dW: Any, rounding: float) -> Any:
+    if not dW.any():
+        return np.zeros(min(dW.shape))
+    if not np.isfinite(dW).all():
+        return np.full(min(dW.shape), np.nan)
+    values = np.linalg.svd(dW, compute_uv=False)
+    return np.where(values > rounding, values, 0)
+
+
+def _effective_rank(values: Any) -> float:
+    values = values.astype(np.float64)
+    p = values[values != 0] / values.sum() if values.any() else np.zeros(0)
+    return float(np.exp(-np.sum(p * np.log(p)))) if p.size else 0.0
+
+
+def _ratio(one: float, other: float) -> float:
+    if other == 0:
+        return math.inf if one else 0.0
+    return one / other

@@ -1,0 +1,79 @@
+"""Repeated structure in lists of paths: `layers/[0-11]/query` for twelve paths in one line."""
+
+import re
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
+
+R = TypeVar("R", bound=Hashable)
+
+# A path component that counts. "007" is a name.
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+
+
+def grouped(rows: Iterable[tuple[str, R]]) -> list[tuple[str, int, R]]:
+    """The rows that differ in nothing but the indices of their paths, as one row each.
+
+    Several indices that vary are joined where that says exactly which paths there are: of two
+    stages with three blocks and one with nine come `stages/[0-1]/blocks/[0-2]` and
+    `stages/2/blocks/[0-8]`. Takes time in proportion to the rows.
+
+    **Arguments:**
+
+    - `rows`: slash-joined paths, each with whatever else the row says.
+
+    **Returns:** `(path, how many rows, what they say)`, in the order in which each kind of row
+    comes first.
+    """
+    families: dict[tuple[tuple[str | None, ...], R], dict[_Box, int]] = {}
+    for path, rest in rows:
+        parts = path.split("/")
+        is_index = [_INDEX.fullmatch(part) is not None for part in parts]
+        template = tuple(None if i else p for p, i in zip(parts, is_index, strict=True))
+        indices = tuple((int(p),) for p, i in zip(parts, is_index, strict=True) if i)
+        counts = families.setdefault((template, rest), {})
+        counts[indices] = counts.get(indices, 0) + 1
+    return [
+        (_label(template, box), count, rest)
+        for (template, rest), counts in families.items()
+        for box, count in _joined(counts).items()
+    ]
+
+
+# One set of values for each index of a path: all combinations are meant.
+_Box = tuple[tuple[int, ...], ...]
+
+
+def _joined(boxes: dict[_Box, int]) -> dict[_Box, int]:
+    """Boxes that agree in all sets but one become one, from the last index to the first."""
+    depth = len(next(iter(boxes)))
+    for position in reversed(range(depth)):
+        values: dict[_Box, list[int]] = {}
+        counts: dict[_Box, int] = {}
+        for box, count in boxes.items():
+            others = box[:position] + box[position + 1 :]
+            values.setdefault(others, []).extend(box[position])
+            counts[others] = counts.get(others, 0) + count
+        boxes = {
+            (*others[:position], tuple(sorted(found)), *others[position:]): counts[others]
+            for others, found in values.items()
+        }
+    return boxes
+
+
+def _label(template: tuple[str | None, ...], box: _Box) -> str:
+    sets = iter(box)
+    return "/".join(_ranges(next(sets)) if part is None else part for part in template)
+
+
+def _ranges(values: tuple[int, ...]) -> str:
+    """`7` for one value, `[0-3,7]` for more."""
+    if len(values) == 1:
+        return str(values[0])
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    shown = (str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"[{','.join(shown)}]"

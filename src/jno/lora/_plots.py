@@ -1,0 +1,106 @@
+"""Pictures, by matplotlib: imported when one is drawn, and not before."""
+
+import io
+import math
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    from ._comparison import ComparisonRow
+    from ._effects import AdapterEffect
+
+# Beyond this many matrices not every one is named.
+_MOST_LABELS = 60
+
+
+class Picture(Figure):
+    """A figure that shows itself in a notebook and needs no screen.
+
+    No pyplot: it would choose a backend for the whole process, and keep the figure.
+    """
+
+    def __init__(self, width: float, height: float):
+        super().__init__(figsize=(width, height), dpi=150, layout="constrained")
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png")
+        return out.getvalue()
+
+    def saved(self, path: str | PathLike[str] | None) -> "Picture":
+        """This figure, written to `path` if there is one."""
+        if path is not None:
+            self.savefig(path)
+        return self
+
+
+def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
+    """Size, effective rank and singular values of each update, the model's first on top."""
+    figure = Picture(11, min(2.2 + 0.17 * len(rows), 14))
+    sizes, ranks, spectra = figure.subplots(1, 3, width_ratios=(2, 2, 3))
+    colors = _colors(len(rows))
+    heights = range(len(rows))
+    sizes.barh(heights, [row.relative_norm for row in rows], color=colors)
+    ranks.barh(heights, [row.effective_rank for row in rows], color=colors)
+    step = math.ceil(len(rows) / _MOST_LABELS)
+    sizes.set_yticks(heights[::step], [row.label for row in rows[::step]], fontsize="x-small")
+    ranks.set_yticks([])
+    for axes in (sizes, ranks):
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+    for row, color in zip(rows, colors, strict=True):
+        values = np.asarray(row.singular_values)
+        values = values[values > 0]
+        spectra.plot(range(1, len(values) + 1), values, ".-", color=color, linewidth=1)
+    if any(any(value > 0 for value in row.singular_values) for row in rows):
+        spectra.set_yscale("log")
+    sizes.set_xlabel("‖ΔW‖ / ‖W‖")
+    ranks.set_xlabel("effective rank of ΔW")
+    spectra.set_xlabel("number of the singular value")
+    spectra.set_ylabel("singular values of ΔW")
+    _plain(sizes, ranks, spectra)
+    return figure
+
+
+def draw_comparison(rows: Sequence["ComparisonRow"]) -> Picture:
+    """The losses on the way, and what each candidate reached for how many parameters."""
+    figure = Picture(10, 4.5)
+    way, reached = figure.subplots(1, 2, width_ratios=(3, 2))
+    for row, color in zip(rows, _colors(len(rows)), strict=True):
+        way.plot(range(1, len(row.losses) + 1), row.losses, color=color, linewidth=1.2)
+        if row.trainable:
+            reached.scatter(row.trainable, row.final_loss, color=color, s=45, label=row.name)
+        else:  # zero has no place on a logarithmic axis
+            reached.axhline(row.final_loss, color=color, linestyle=":", label=row.name)
+    numbers = [row.trainable for row in rows if row.trainable]
+    if numbers and max(numbers) > 10 * min(numbers):
+        reached.set_xscale("log")
+    else:
+        reached.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    if all(loss > 0 for row in rows for loss in row.losses):
+        way.set_yscale("log")
+        reached.set_yscale("log")
+    way.xaxis.set_major_locator(MaxNLocator(integer=True))
+    way.set_xlabel("step")
+    way.set_ylabel("loss")
+    reached.set_xlabel("trainable parameters")
+    reached.set_ylabel("final loss")
+    figure.legend(loc="outside right center", frameon=False)
+    _plain(way, reached)
+    return figure
+
+
+def _colors(number: int) -> Any:
+    # Without the ends, which are hard to see on white.
+    return colormaps["turbo"](np.linspace(0.08, 0.92, number))
+
+
+def _plain(*all_axes: Axes) -> None:
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,180 @@
+"""What people and tools see: scopes in profiles, completion, help, references, logs."""
+
+import logging
+import pydoc
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jno.lora
+from jno.lora import Net, WrapperError, apply_lora, citation, registered
+
+from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale
+
+
+def scopes(function, *args):
+    """The names of the operations in the compiled form of `function`."""
+    text = jax.jit(function).lower(*args).compile().as_text()
+    return set(re.findall(r'op_name="([^"]*)"', text))
+
+
+# --- scopes
+
+
+class Renamed(ToyLinear):
+    """Inherits its `__call__`."""
+
+
+def test_a_profile_shows_which_adapter_computes(getkey):
+    layer = eqx.nn.Linear(3, 3, key=getkey())
+    one, other = (cls(layer, 2, 1.0, key=getkey()) for cls in (ToyLinear, Renamed))
+    names = scopes(lambda x: jnp.tanh(other(one(x))), jnp.ones(3))
+    products = {name.split("/")[1] for name in names if name.endswith("dot_general")}
+    assert products == {"ToyLinear", "Renamed"}
+    assert "jit(<lambda>)/tanh" in names
+
+
+def test_a_call_that_takes_no_key_is_in_the_scope_too_and_gets_none(getkey):
+    adapter = ToyScale(eqx.nn.Linear(3, 3, key=getkey()), 1, 1.0, key=getkey())
+    names = scopes(lambda x: adapter(x, key=None), jnp.ones(3))
+    assert any("/ToyScale/" in name for name in names)
+
+
+def test_the_scope_adds_no_trace(getkey):
+    adapter = ToyLinear(eqx.nn.Linear(3, 3, key=getkey()), 2, 1.0, key=getkey())
+    traces = []
+
+    @eqx.filter_jit
+    def run(adapter, x):
+        traces.append(1)
+        return adapter(x)
+
+    run(adapter, jnp.ones(3))
+    with jax.named_scope("elsewhere"):
+        run(eqx.tree_at(lambda w: w.lora_B, adapter, jnp.ones((3, 2))), jnp.ones(3))
+    assert len(traces) == 1
+
+
+def test_the_call_keeps_its_name_and_documentation():
+    class Documented(ToyLinear):
+        def __call__(self, x):
+            """What it does."""
+            return self.base(x)
+
+    assert Documented.__call__.__doc__ == "What it does."
+    assert Documented.__call__.__name__ == "__call__"
+
+
+# --- completion and help
+
+
+def test_an_adapter_lists_what_it_reads_from_its_layer(getkey):
+    adapter = ToyBlock(Block(2, key=getkey()), 1, 1.0, key=getkey())
+    assert {"up", "down", "slope", "first_bias", "shift", "base", "merge"} <= set(dir(adapter))
+    for name in dir(adapter):
+        getattr(adapter, name, None)
+    assert len(dir(adapter)) == len(set(dir(adapter)))
+
+
+def test_the_module_lists_what_is_public():
+    names = [name for name in dir(jno.lora) if not name.startswith("__")]
+    assert set(jno.lora.__all__) <= set(names)
+    assert not [name for name in names if name.startswith("_") or name in ("Any", "TYPE_CHECKING")]
+
+
+@pytest.mark.parametrize("owner", [getattr(jno.lora, n) for n in ("Net", "LoRAWrapper", "Plan")])
+def test_every_public_method_has_help(owner):
+    public = [n for n in vars(owner) if not n.startswith("_") and callable(getattr(owner, n))]
+    assert public
+    for name in public:
+        assert pydoc.getdoc(getattr(owner, name)), name
+
+
+def test_help_of_the_module_names_the_public_functions():
+    text = pydoc.plain(pydoc.render_doc(jno.lora))
+    assert all(f"{name}(" in text for name in ("compare", "plot_adapters", "apply_lora"))
+
+
+def test_reprs_are_short_whatever_the_size(getkey):
+    layer = eqx.nn.Linear(300, 200, key=getkey())
+    net = Net([layer]).lora(2, wrapper=ToyLinear)
+    assert len(repr(net.module)) < 400 and "f32[200,2]" in repr(net.module)
+    assert repr(net) == "Net(list, 1 adapted layers, 1,000 of 61,200 parameters train)"
+
+
+def test_a_plugin_s_record_counts_its_adapters(site):
+    site.plugin("acme", '"One"', '"Two"')
+    (record,) = registered()
+    assert repr(record).startswith("PluginRecord(acme 1.0 (entry point 'main' = ")
+    assert repr(record).endswith("), loaded, 2 adapters)")
+
+
+# --- references
+
+
+class Cited(ToyLinear):
+    bibtex = """
+    @misc{one,
+      title = {One},
+    }
+    @misc{two,
+      title = {Two},
+    }
+    """
+
+
+class CitedToo(ToyConv):
+    bibtex = "@misc{two,\n  title = {Two},\n}"
+
+
+class OnlyPaper(ToyLinear):
+    paper = "2106.09685"
+
+
+def test_what_is_in_use_is_cited_once_in_the_order_of_the_model(getkey):
+    linear, conv = eqx.nn.Linear(2, 2, key=getkey()), eqx.nn.Conv1d(2, 2, 1, key=getkey())
+    model = {"a": linear, "b": conv, "c": linear, "d": linear, "e": linear}
+    specs = [
+        {"target": "[ab]", "wrapper": [Cited, CitedToo]},
+        {"target": "c", "wrapper": OnlyPaper},
+        {"target": "d", "wrapper": ToyLinear},
+    ]
+    text = citation(apply_lora(model, 1, key=getkey(), specs=specs))
+    assert text == (
+        "@misc{one,\n  title = {One},\n}\n\n"
+        "@misc{two,\n  title = {Two},\n}\n\n"
+        "% OnlyPaper: arXiv:2106.09685\n\n"
+        "% ToyLinear: no reference\n"
+    )
+
+
+def test_a_model_without_adapters_cites_nothing(model):
+    assert citation(model) == ""
+
+
+def test_bibtex_must_be_text(model, getkey):
+    class Wrong(ToyLinear):
+        bibtex = ("@misc{a}",)
+
+    with pytest.raises(WrapperError, match="`bibtex` must be a string or None"):
+        apply_lora(model, 1, key=getkey(), wrappers=Wrong)
+
+
+# --- logs
+
+
+def test_loading_plugins_is_logged_under_the_name_of_the_library(site, caplog):
+    site.plugin("acme", '"One"')
+    with caplog.at_level(logging.DEBUG):
+        registered()
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("jno.lora")]
+    assert len(messages) == 1
+    assert messages[0].startswith("PluginRecord(acme 1.0 ") and " adapters), in " in messages[0]
+
+
+def test_nothing_configures_logging():
+    assert not logging.getLogger("jno.lora").handlers
+    assert logging.getLogger("jno.lora").level == logging.NOTSET

@@ -1,0 +1,42 @@
+"""What the first party's adapters cite agrees with what their documentation says."""
+
+import re
+
+import pytest
+
+from jno.lora import LoRAWrapper, registered
+
+FIELD = re.compile(r"^\s*(\w+) = \{(.*?)\},$", re.MULTILINE | re.DOTALL)
+
+
+def first_party() -> list[type[LoRAWrapper]]:
+    return [
+        wrapper.cls
+        for record in registered()
+        if record.distribution.startswith("jno-lora-")
+        for wrapper in record.wrappers
+    ]
+
+
+def plain(text):
+    return " ".join(re.sub(r"[{}\\\"]", "", text).replace("lazy", "łazy").split())
+
+
+@pytest.mark.parametrize("cls", first_party(), ids=lambda cls: cls.__name__)
+def test_the_entries_are_whole_and_agree_with_the_documentation(cls):
+    entries = re.split(r"^[ ]*(?=@)", cls.bibtex, flags=re.MULTILINE)[1:]
+    documentation = " ".join(cls.__doc__.split())
+    for entry in entries:
+        assert re.match(r"@misc\{[a-z]+\d{4}[a-z0-9]+,\n", entry)
+        assert entry.count("{") == entry.count("}")
+        fields = dict(FIELD.findall(entry))
+        assert fields.keys() == {"title", "author", "year", "eprint", "archivePrefix"}
+        # arXiv's numbers begin with the year and month.
+        assert fields["year"] == f"20{fields['eprint'][:2]}"
+        assert f"arXiv:{fields['eprint']}" in documentation
+        surname = plain(fields["author"]).split(",")[0].split()[-1]
+        assert surname in documentation
+        title = re.search(r'"([^"]*)", arXiv:' + fields["eprint"], documentation)
+        assert title is not None
+        assert plain(fields["title"]).startswith(title[1])
+    assert any(f"eprint = {{{cls.paper}}}" in entry for entry in entries)
