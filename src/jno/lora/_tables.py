@@ -14,13 +14,14 @@ def table(
     """A rich table. `columns` are (heading, justification) pairs."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left")
     made.caption_justify = "left"
     for heading, justify in columns:
         made.add_column(heading, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))  # a path may hold what looks like markup
     return made
 
 
