@@ -26,6 +26,9 @@ FUNCTIONAL = {
     "scale_adapters",
     "stack_adapters",
     "to_lora",
+    "save_adapters",
+    "load_adapters",
+    "read_adapters",
 }
 REGISTRY = {"hookimpl", "registered", "register", "refresh"}
 TYPES = {
@@ -150,7 +153,18 @@ SCRIPT = """
     key = jax.random.key(0)
     model = [eqx.nn.Linear(2, 2, key=key)]
     adapted = Net(model).lora(2, wrapper=Mine).module
+    jno.lora.save_adapters(adapted, sys.argv[1])
+    loading = dict(strict=False, wrappers=[Mine])
+    nan = eqx.tree_at(lambda m: m[0].delta, adapted, jnp.full((2, 2), jnp.nan))
+    jno.lora.save_adapters(nan, sys.argv[2])
+    tuned = Net([*adapted, eqx.nn.Linear(2, 2, key=key)])
     calls = {
+        "saved, Net": lambda: tuned.save_adapters(sys.argv[3]),
+        "saved, save_adapters": lambda: jno.lora.save_adapters(tuned, sys.argv[3]),
+        "left out, Net": lambda: Net([]).load_adapters(sys.argv[1], **loading),
+        "left out, load_adapters": lambda: jno.lora.load_adapters([], sys.argv[1], **loading),
+        "left out, both": lambda: jno.lora.load_adapters(Net([]), sys.argv[1], **loading),
+        "nan, read_adapters": lambda: jno.lora.read_adapters(sys.argv[2], wrappers=[Mine]),
         "clamped, apply_lora": lambda: apply_lora(model, 9, key=key, wrappers=Mine),
         "clamped, Net": lambda: Net(model).lora(9, wrapper=Mine),
         "masked, apply_lora": lambda: apply_lora(model, 1, key=key, wrappers=Mine, param_mask="x"),
@@ -172,7 +186,8 @@ SCRIPT = """
 def fresh(tmp_path_factory):
     script = tmp_path_factory.mktemp("fresh") / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    files = [str(script.with_name(name)) for name in "abc"]
+    done = subprocess.run([sys.executable, str(script), *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return str(script), *json.loads(done.stdout)
 
@@ -195,6 +210,12 @@ def test_a_wrapper_of_ones_own_needs_no_plugin(fresh):
         "masked, apply_lora",
         "masked, Net",
         "adapted, apply_lora",
+        "saved, Net",
+        "saved, save_adapters",
+        "left out, Net",
+        "left out, load_adapters",
+        "left out, both",
+        "nan, read_adapters",
     ],
 )
 def test_a_warning_points_at_the_line_of_the_user(fresh, call):

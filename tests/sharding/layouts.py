@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 import re
 from typing import Any, ClassVar
 
@@ -11,11 +12,19 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 import jno_lora_zoo
-from jno.lora import LoRAWrapper, apply_lora, lora_trainable_filter, merge_lora
-from jno.lora._sharding import restored_layer
+from jno.lora import (
+    CheckpointError,
+    LoRAWrapper,
+    apply_lora,
+    load_adapters,
+    lora_trainable_filter,
+    merge_lora,
+    save_adapters,
+)
 from jno_lora_embedding import LoRAEmbedding
 
 METHODS = [
@@ -300,10 +309,10 @@ def assert_close(got, expected, **tolerance):
         np.testing.assert_allclose(a, b, err_msg=path_of(keys), **tolerance)
 
 
-def step_and_merge(mesh: Mesh) -> dict[str, np.ndarray]:
+def step_and_merge(mesh: Mesh, folder: pathlib.Path) -> dict[str, np.ndarray]:
     """One training step with a method on each layer, as every process sees the result.
 
-    Also what merging and loading make of it.
+    Also what merging, and saving into `folder` and loading, make of it.
     """
     layout = dataclasses.replace(LAYOUTS["2d"], mesh=tuple(mesh.shape.items()))
     plain = shard(Small(jax.random.key(0)), layout, mesh)
@@ -314,12 +323,14 @@ def step_and_merge(mesh: Mesh) -> dict[str, np.ndarray]:
     step, trainable, state, frozen = compiled_step(model, optax.sgd(0.1, momentum=0.9), data)
     trainable, state, value = step(trainable, state, frozen, *data)
     trained = eqx.combine(trainable, model)
-    down = trained.down
-    values = {name: np.asarray(array) for name, array in whole(down.state(), mesh).items()}
-    loaded = restored_layer(type(down), plain.down, values, down.rank, down.alpha)
+    file = folder / "adapters.safetensors"
+    save_adapters(trained, file)
+    loaded = load_adapters(plain, file)
+    with pytest.raises(CheckpointError):  # every process learns that the first one failed
+        save_adapters(trained, folder / "no such folder" / "file")
     merged = merge_lora(trained)
     assert_same_sharding(merged, plain)
-    assert_same_sharding(loaded, down)
+    assert_same_sharding(loaded, trained)
     tree = {"loss": value, "trained": trainable, "merged": merged, "loaded": loaded}
     leaves = jtu.tree_leaves_with_path(whole(eqx.filter(tree, eqx.is_array), mesh))
     return {path_of(keys): np.asarray(leaf) for keys, leaf in leaves}

@@ -68,9 +68,10 @@ def results(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone():
+def alone(tmp_path_factory):
     """What one process on one device sees."""
-    return step_and_merge(Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model")))
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    return step_and_merge(mesh, tmp_path_factory.mktemp("alone"))
 
 
 def test_both_processes_see_the_same(results):
@@ -85,3 +86,11 @@ def test_they_see_what_one_process_sees(part, results, alone):
     assert names
     for name in names:
         np.testing.assert_allclose(results[0][name], alone[name], 1e-5, 1e-6, err_msg=name)
+
+
+def test_what_was_saved_is_what_is_loaded(results):
+    trained = [name for name in results[0] if name.startswith("trained/")]
+    assert trained
+    for name in trained:
+        loaded = results[0][name.replace("trained/", "loaded/", 1)]
+        assert np.array_equal(loaded, results[0][name]), name

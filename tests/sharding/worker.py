@@ -1,5 +1,6 @@
 """One of several processes: `python worker.py RANK COUNT PORT OUT`. Started by a test."""
 
+import pathlib
 import sys
 
 import jax
@@ -17,7 +18,7 @@ def main(rank: int, count: int, port: int, out: str) -> None:
 
     # The rows of the mesh are the processes, so that the axis `data` goes from one to the other.
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
-    np.savez(out, **step_and_merge(mesh))
+    np.savez(out, **step_and_merge(mesh, pathlib.Path(out).parent))
     jax.distributed.shutdown()
 
 

@@ -37,6 +37,7 @@ from ._plan import Plan, PlanRow
 from ._products import scale_adapters
 from ._registry import PluginRecord, RegisteredWrapper, Registry, refresh, register, registered
 from ._report import LoraReport, ReportRow, lora_report
+from ._save_load import load_adapters, read_adapters, save_adapters
 from ._stack_adapters import stack_adapters
 from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
 from ._update_report import UpdateReport, UpdateRow
@@ -128,15 +129,18 @@ __all__ = [
     "compare",
     "extract_adapters",
     "hookimpl",
+    "load_adapters",
     "lora_report",
     "lora_trainable_filter",
     "merge_lora",
     "partial_lora_trainable_filter",
     "plan_lora",
     "plot_adapters",
+    "read_adapters",
     "refresh",
     "register",
     "registered",
+    "save_adapters",
     "scale_adapters",
     "stack_adapters",
     "swap_adapters",

@@ -1,7 +1,7 @@
 """Adapters without their model: taken out of one, and put around the layers of another."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -16,6 +16,9 @@ from ._sharding import on_the_mesh, restored_layer
 from ._stacking import over_stack
 
 M = TypeVar("M")
+
+# For how many of the paths that a model lacks the nearest one is named.
+_HINTS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +112,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
         if not is_wrapper(node):
             continue
         path = path_str(keys)
-        if path in found:
-            raise SelectionError(
-                f"Two adapted layers have the path {show_path(path)!r}: a dict key in it holds a "
-                "slash. Rename the key."
-            )
+        _refuse_second(path, found, "adapted layers")
         cls = type(node)
         ndim = cls.stack_ndim(node.base)
         state = over_stack(lambda w: dict(w.state()), ndim)(node)
@@ -148,18 +147,30 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
 
 def misfits(model: PyTree, adapters: AdapterSet) -> list[str]:
     """What keeps `adapters` from fitting `model`: a line for each missing path and wrong array."""
-    layers = dict(_places(model, adapters))
-    lines: list[str] = []
+    found = misfits_by_path(model, adapters, layers_at(model, adapters))
+    return [line for lines in found.values() for line in lines]
+
+
+def misfits_by_path(
+    model: PyTree, adapters: AdapterSet, layers: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """`misfits` by the path of the adapter, with the `layers_at(model, adapters)`."""
+    missing = [path for path in adapters.adapters if path not in layers]
+    known = _module_paths(model) if missing else []
+    found: dict[str, list[str]] = {}
     for path, adapter in adapters.adapters.items():
         layer = layers.get(path)
-        if layer is None:
-            near = nearest(path, _module_paths(model), n=1)
+        if layer is not None:
+            layer = layer.base if is_wrapper(layer) else layer
+            lines = [f"{show_path(path)}/{problem}" for problem in adapter.layer.problems(layer)]
+        else:
+            # Looking for the nearest of many paths is slow, and a few hints are enough.
+            near = nearest(path, known, n=1) if path in missing[:_HINTS] else []
             hint = f" (the nearest is {show_path(near[0])!r})" if near else ""
-            lines.append(f"{show_path(path)}: the model has no layer there{hint}")
-            continue
-        layer = layer.base if is_wrapper(layer) else layer
-        lines += [f"{show_path(path)}/{problem}" for problem in adapter.layer.problems(layer)]
-    return lines
+            lines = [f"{show_path(path)}: the model has no layer there{hint}"]
+        if lines:
+            found[path] = lines
+    return found
 
 
 def put_around(model: M, adapters: AdapterSet, *, drop_others: bool) -> M:
@@ -167,37 +178,63 @@ def put_around(model: M, adapters: AdapterSet, *, drop_others: bool) -> M:
 
     - `drop_others`: whether the adapters at other paths are dropped, or stay.
     """
+    layers = layers_at(model, adapters)
+    built = {path: built_around(layers[path], adapters[path]) for path in adapters}
+    return put_in(model, built, drop_others=drop_others)
 
-    def replace(keys: KeyPath, node: Any) -> Any:
-        adapter = adapters.adapters.get(path_str(keys))
-        if adapter is None and not (is_wrapper(node) and drop_others):
-            return node
-        layer = on_the_mesh(node, unwrapped_layer, node) if is_wrapper(node) else node
-        if adapter is None:
-            return layer
-        return restored_layer(adapter.wrapper, layer, adapter.state, adapter.rank, adapter.alpha)
 
-    return jtu.tree_map_with_path(
-        replace, model, is_leaf=_place_of(adapters), is_leaf_takes_path=True
+def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
+    """`adapter` around `layer`, in the place of the adapter that it carries, if it carries one."""
+    return restored_layer(
+        adapter.wrapper, _plain(layer), adapter.state, adapter.rank, adapter.alpha
     )
 
 
-def _place_of(adapters: AdapterSet) -> Any:
+def put_in(model: M, built: Mapping[str, LoRAWrapper], *, drop_others: bool) -> M:
+    """`model` with these adapted layers in the places of its layers, by path."""
+
+    def replace(keys: KeyPath, node: Any) -> Any:
+        path = path_str(keys)
+        if path in built:
+            return built[path]
+        return _plain(node) if drop_others else node
+
+    return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(built), is_leaf_takes_path=True)
+
+
+def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
+    """The modules of `model` at these paths, plain or adapted. Those it lacks are left out.
+
+    **Raises:** `SelectionError` if two modules have one of the paths.
+    """
+    wanted = frozenset(paths)
+    is_place = _is_place(wanted)
+    found: dict[str, Any] = {}
+    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_place, is_leaf_takes_path=True):
+        path = path_str(keys)
+        if isinstance(node, eqx.Module) and path in wanted:
+            _refuse_second(path, found, "layers")
+            found[path] = node
+    return found
+
+
+def _refuse_second(path: str, found: Container[str], what: str) -> None:
+    if path in found:
+        raise SelectionError(
+            f"Two {what} have the path {show_path(path)!r}: a dict key in it holds a slash. "
+            "Rename the key."
+        )
+
+
+def _plain(node: Any) -> Any:
+    return on_the_mesh(node, unwrapped_layer, node) if is_wrapper(node) else node
+
+
+def _is_place(paths: Container[str]) -> Any:
     def is_place(keys: KeyPath, node: Any) -> bool:
-        if not isinstance(node, eqx.Module):
-            return False
-        return is_wrapper(node) or path_str(keys) in adapters.adapters
+        return isinstance(node, eqx.Module) and (is_wrapper(node) or path_str(keys) in paths)
 
     return is_place
-
-
-def _places(model: PyTree, adapters: AdapterSet) -> Iterator[tuple[str, Any]]:
-    """The modules of `model` at the paths of `adapters`."""
-    is_place = _place_of(adapters)
-    nodes = jtu.tree_flatten_with_path(model, is_leaf=is_place, is_leaf_takes_path=True)[0]
-    for keys, node in nodes:
-        if isinstance(node, eqx.Module) and path_str(keys) in adapters.adapters:
-            yield path_str(keys), node
 
 
 def _module_paths(model: PyTree) -> list[str]:

@@ -109,6 +109,21 @@ def doctor(ctx: click.Context) -> None:
 
 
 @cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
+@click.option("--values", is_flag=True, help="Read the arrays as well, and count NaN and infinity.")
+def inspect(file: Path, as_json: bool, values: bool) -> None:
+    """Show what a file of adapters holds. No plugin is imported, and no model is needed."""
+    from ._commands import inspection
+
+    found = inspection.inspect(file, values=values)
+    if as_json:
+        _print_json(found)
+    else:
+        _print(inspection.as_table(found))
+
+
+@cli.command()
 @click.argument("name")
 @click.option(
     "--layer",

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
@@ -197,8 +198,12 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     def state(self) -> dict[str, Array]:
         """What a checkpoint holds: by default every array outside `base`, by its path."""
-        arrays = jtu.tree_flatten_with_path(_without_base(self))[0]
-        return {path_str(path): leaf for path, leaf in arrays if eqx.is_array(leaf)}
+        leaves = jtu.tree_flatten_with_path(_without_base(self))[0]
+        arrays = ((path_str(path), leaf) for path, leaf in leaves if eqx.is_array(leaf))
+        return {
+            path: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+            for path, leaf in arrays
+        }
 
     @classmethod
     def from_state(

@@ -12,7 +12,8 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._adapter_set import AdapterSet
+from ._adapter_set import AdapterSet, extract_adapters
+from ._checkpoint import Classes, FilePath, load, save
 from ._contract import is_wrapper
 from ._dispatch import carry_out, plan_lora
 from ._errors import JnoLoraWarning, SelectionError
@@ -27,6 +28,7 @@ from ._selection import MaskLike, SpecLike, WrapperLike, parse_mask
 from ._trainability import (
     carry_to_adapted,
     carry_to_plain,
+    lora_trainable_filter,
     may_train,
     partial_lora_trainable_filter,
 )
@@ -333,6 +335,85 @@ class Net:
             self._disabled, self._mask = None, mask
             self._become(state)
 
+    def save_adapters(self, path: FilePath) -> "Net":
+        """Write the adapters into one safetensors file. See `jno.lora.save_adapters`.
+
+        Warns if arrays outside the adapters train too, for they are not in the file.
+
+        **Raises:** `CheckpointError` if there are no adapters, or the file cannot be written.
+        """
+        return self._save_adapters(path, None, stacklevel=3)
+
+    def _save_adapters(
+        self, path: FilePath, registry: Registry | None, *, stacklevel: int
+    ) -> "Net":
+        state = self._disabled or self._state()
+        registry = self._registry if registry is None else registry
+        save(extract_adapters(state.module), path, registry)
+        adapters = lora_trainable_filter(state.module)
+        others = jax.tree.map(lambda trains, own: trains and not own, state.trainable, adapters)
+        left_out = [path_str(keys) for keys, other in jtu.tree_leaves_with_path(others) if other]
+        if left_out:
+            warnings.warn(
+                f"The adapters were saved. {len(left_out)} other arrays train too, and are in no "
+                f"file:\n{bullets(map(show_path, left_out), 5)}\n"
+                "`net.freeze().lora(...)` trains adapters only; to keep the others as well, save "
+                "`net.partition()[0]` with `eqx.tree_serialise_leaves`.",
+                JnoLoraWarning,
+                stacklevel=stacklevel,
+            )
+        return self
+
+    def load_adapters(
+        self,
+        path: FilePath,
+        *,
+        strict: bool = True,
+        wrappers: Classes = (),
+    ) -> "Net":
+        """Put the adapters of a file around their layers. See `jno.lora.load_adapters`.
+
+        Afterwards the loaded adapters train, the layers they wrap do not, and everything else is
+        as it was. An adapter that a layer carries is replaced; others stay. If the net's adapters
+        have a name, the loaded ones are among them; to keep them apart, give `add_adapter` what
+        `read_adapters` returns.
+
+        **Arguments:**
+
+        - `strict`: whether all must fit; if not, those that do are loaded, with a warning.
+        - `wrappers`: the classes of adapters that no plugin provides.
+
+        **Raises:** `CheckpointError` if the file is damaged, a plugin is missing, or something does
+        not fit; `SelectionError` if a mask is pending.
+        """
+        return self._load_adapters(path, strict, wrappers, None, stacklevel=3)
+
+    def _load_adapters(
+        self,
+        path: FilePath,
+        strict: bool,
+        wrappers: Classes,
+        registry: Registry | None,
+        *,
+        stacklevel: int,
+    ) -> "Net":
+        self._refuse_mask("load_adapters")
+        registry = self._registry if registry is None else registry
+        # Around the layers themselves, where an adapter in the way keeps them in another form.
+        plain = self._state().plain().module
+        loaded = load(plain, path, strict=strict, wrappers=wrappers, registry=registry)
+        for message in loaded.warnings:
+            warnings.warn(message, JnoLoraWarning, stacklevel=stacklevel)
+        adapted = loaded.put_into(self._module)
+        others = {p: o for p, o in self._originals.items() if p not in loaded.adapters}
+        return self._become(
+            NetState(
+                adapted,
+                carry_to_adapted(self._trainable, adapted, loaded.adapters),
+                {**others, **originals_of(plain, loaded.put_into(plain))},
+            )
+        )
+
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, and how many parameters train. Prints as a table.
 
@@ -398,7 +479,7 @@ class Net:
         self._refuse_disabled(verb)
         if self._mask is not None:
             raise SelectionError(
-                f"A mask is pending, but {verb} acts on every adapter. Use the mask up first (it "
+                f"A mask is pending, but {verb} takes no account of one. Use the mask up first (it "
                 f"is for the next lora, plan, freeze or unfreeze), then call net.{verb}(...)."
             )
 

@@ -9,7 +9,7 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ._compiling import call_compiled
 from ._contract import LoRAWrapper
@@ -80,7 +80,10 @@ def sharded_like(layer: Any, model: Any) -> Any:
 def restored_layer(
     cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: int, alpha: float
 ) -> LoRAWrapper:
-    """`cls.from_state(...)`, mapped over the axes of a stacked layer, on the mesh of `base`."""
+    """`cls.from_state(...)`, mapped over a stack's axes, on the mesh or device of `base`."""
+    device = _committed_to(base)
+    if device is not None and not any(isinstance(leaf, Tracer) for leaf in state.values()):
+        state = jax.device_put(dict(state), device)
     restored = on_the_mesh(base, _restore, cls, rank, alpha, base, dict(state))
     return place_like_base(restored, base)
 
@@ -142,6 +145,13 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
 def _mesh(tree: Any) -> Any:
     shardings = map(_named_sharding, jax.tree.leaves(tree))
     return next((sharding.mesh for sharding in shardings if sharding is not None), None)
+
+
+def _committed_to(tree: Any) -> Any:
+    """The one device on which somebody has put an array of `tree`."""
+    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    homes = (x.sharding for x in arrays if not isinstance(x, Tracer) and x.committed)
+    return next((home for home in homes if isinstance(home, SingleDeviceSharding)), None)
 
 
 def _named_sharding(leaf: Any) -> NamedSharding | None:

@@ -1,6 +1,7 @@
 """Which arrays train: boolean pytrees of a model, built by path and field, never by identity."""
 
 import functools
+from collections.abc import Container
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
+from ._paths import KeyPath, path_str
 
 
 def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
@@ -47,18 +49,22 @@ def may_train(model: PyTree) -> PyTree[bool]:
     return _select(model, _ADAPTER | _OUTSIDE | _BASE)
 
 
-def carry_to_adapted(trainable: PyTree[bool], adapted: PyTree) -> PyTree[bool]:
+def carry_to_adapted(
+    trainable: PyTree[bool], adapted: PyTree, replaced: Container[str] = ()
+) -> PyTree[bool]:
     """The state `trainable` of a model, carried to the same model with more layers adapted.
 
     New adapters train and their bases do not; everything else stays as it was.
+
+    - `replaced`: the paths of layers that were adapted before, and whose adapters are new.
     """
 
-    def carry(node: Any, before: Any) -> Any:
-        return (
-            lora_trainable_filter(node) if is_wrapper(node) and not is_wrapper(before) else before
-        )
+    def carry(keys: KeyPath, node: Any, before: Any) -> Any:
+        if is_wrapper(node) and (not is_wrapper(before) or path_str(keys) in replaced):
+            return lora_trainable_filter(node)
+        return before
 
-    return jtu.tree_map(carry, adapted, trainable, is_leaf=is_wrapper)
+    return jtu.tree_map_with_path(carry, adapted, trainable, is_leaf=is_wrapper)
 
 
 def carry_to_plain(trainable: PyTree[bool], adapted: PyTree, plain: PyTree) -> PyTree[bool]:

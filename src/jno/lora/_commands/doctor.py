@@ -13,7 +13,15 @@ from .listing import error_traceback
 # A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
 SLOW_SECONDS = 1.0
 
-_DISTRIBUTIONS = ("jno-lora", "jax", "jaxlib", "equinox", "pluggy", "importlib-metadata")
+_DISTRIBUTIONS = (
+    "jno-lora",
+    "jax",
+    "jaxlib",
+    "equinox",
+    "pluggy",
+    "importlib-metadata",
+    "safetensors",
+)
 
 
 @dataclasses.dataclass(frozen=True)

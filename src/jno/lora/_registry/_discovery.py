@@ -31,6 +31,11 @@ class Found:
         return self.entry_point.name
 
     @property
+    def package(self) -> str:
+        """The top-level package of its module."""
+        return re.split(r"[.:\s]", self.entry_point.value, maxsplit=1)[0]
+
+    @property
     def identity(self) -> tuple[str, str, str]:
         """What makes this plugin the same one when it is found again."""
         return (self.distribution, self.name, self.entry_point.value)

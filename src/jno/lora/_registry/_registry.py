@@ -88,6 +88,26 @@ class Registry:
         """Which plugin provides `cls`, as far as is known without loading anything."""
         return self._snapshot.provider(cls)
 
+    def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
+        """Which plugin provides `cls`. Loads those of the package that defines it, if need be."""
+        if self._discover and self.provider(cls) is None:
+            own = tuple(plugin for plugin in find_plugins() if plugin.package == _package(cls))
+            with self._lock:
+                self._load(own, strict=False)
+        return self.provider(cls)
+
+    def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
+        """The adapter `name` of one distribution, or of this process if that is `None`.
+
+        Loads nothing for the latter, only the zoo for the zoo's, else all installed plugins.
+
+        **Raises:** `PluginError` if there is no such adapter, or it cannot be used.
+        """
+        if distribution is None:
+            return self._snapshot.provided(IN_PROCESS, name)
+        whole = distribution != ZOO_DISTRIBUTION
+        return (self._load_all() if whole else self._load_zoo()).provided(distribution, name)
+
     def select(
         self, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
     ) -> type[LoRAWrapper] | None:
@@ -227,6 +247,10 @@ class Registry:
         )
         snapshot = Snapshot((*order, *self._in_process))
         self._snapshot = Snapshot(tuple(_with_conflicts(r, snapshot) for r in snapshot.records))
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
 
 
 def _left_out(record: PluginRecord) -> str:

@@ -73,22 +73,42 @@ class Snapshot:
 
     def _resolve_qualified(self, name: str) -> RegisteredWrapper:
         distribution, _, bare = name.partition(":")
-        distribution = normalise(distribution)
+        wrapper = self._of_distribution(normalise(distribution), bare)
+        if wrapper is not None:
+            return wrapper
+        self.raise_if_unusable(normalise(distribution), wanted=name)
+        raise self._unknown(name)
+
+    def provided(self, distribution: str, name: str) -> RegisteredWrapper:
+        """The adapter `name` of one distribution.
+
+        **Raises:** `PluginError` if the distribution is not installed, could not be loaded, or has
+        no adapter of that name (or two).
+        """
+        wrapper = self._of_distribution(distribution, name)
+        if wrapper is not None:
+            return wrapper
+        self.raise_if_unusable(distribution, wanted=name)
+        records = [record for record in self.records if record.distribution == distribution]
+        if not records:
+            raise PluginError(f"{name} is not available: {distribution} is not installed")
+        names = [wrapper.name for record in records for wrapper in record.wrappers]
+        near = ", ".join(nearest(name, names)) or "no adapter at all"
+        raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")
+
+    def _of_distribution(self, distribution: str, name: str) -> RegisteredWrapper | None:
         found = {
             wrapper.cls: wrapper
             for record in self.records
             for wrapper in record.wrappers
-            if normalise(wrapper.distribution) == distribution and wrapper.name == bare
+            if normalise(wrapper.distribution) == distribution and wrapper.name == name
         }
         if len(found) > 1:
             raise PluginError(
-                f"{name!r} is ambiguous; pass the class itself. It may be\n"
+                f"'{distribution}:{name}' is ambiguous; pass the class itself. It may be\n"
                 + bullets(f"{cls.__module__}.{cls.__qualname__}" for cls in found)
             )
-        for wrapper in found.values():
-            return wrapper
-        self.raise_if_unusable(distribution, wanted=name)
-        raise self._unknown(name)
+        return next(iter(found.values()), None)
 
     def raise_if_unusable(self, distribution: str, wanted: str) -> None:
         """Re-raise what kept the plugins of `distribution` from loading, if anything did."""

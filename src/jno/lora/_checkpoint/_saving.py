@@ -1,0 +1,137 @@
+"""From adapters to a file."""
+
+import operator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.experimental import multihost_utils
+from jaxtyping import Array
+
+from .._adapter_set import AdapterSet, LooseAdapter
+from .._errors import CheckpointError
+from .._paths import show_path
+from .._registry import Registry
+from .._version import __version__
+from ._configuration import KEY, Configuration, Entry
+from ._container import DTYPES, MOST_HEADER_BYTES, FilePath, MalformedError, brief
+from ._wrappers import provider_of
+from ._writing import write_atomically
+
+
+def save(adapters: AdapterSet, path: FilePath, registry: Registry) -> None:
+    """Write `adapters` into one safetensors file, at once or not at all.
+
+    If an array lies on the devices of several processes, all of them must call this; the first
+    writes, and all raise if that fails.
+    """
+    content = _content(adapters, registry)
+    arrays = jax.tree.leaves(adapters)
+    if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
+        write_atomically(path, content)
+        return
+    error = None
+    if jax.process_index() == 0:
+        try:
+            write_atomically(path, content)
+        except CheckpointError as err:
+            error = err
+    failed = multihost_utils.broadcast_one_to_all(np.asarray(error is not None))
+    if failed:
+        raise error or CheckpointError("The first process could not write the file; see its error.")
+
+
+def _content(adapters: AdapterSet, registry: Registry) -> bytes:
+    if not len(adapters):
+        raise CheckpointError(
+            "There are no adapters to save. Save before merging; a plain model is saved with "
+            "`eqx.tree_serialise_leaves`."
+        )
+    tensors: dict[str, np.ndarray] = {}
+    entries: list[Entry] = []
+    for path in adapters:
+        entry = _entry(path, adapters[path], registry)
+        for name, tensor in entry.tensors.items():
+            what = f"the array {name!r} of the {entry.wrapper} at {show_path(path)!r}"
+            tensors[tensor] = _values(adapters[path].state[name], what)
+        entries.append(entry)
+    versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
+    configuration = Configuration(tuple(entries), versions)
+    try:
+        text = configuration.dump()
+        configuration.check_tensors(tensors)
+    except MalformedError as err:
+        raise CheckpointError(f"The adapters cannot be saved: in the file, {err}.") from err
+    return _serialised(tensors, text)
+
+
+def _entry(path: str, adapter: LooseAdapter, registry: Registry) -> Entry:
+    cls = adapter.wrapper
+    provider = provider_of(cls, registry)
+    if not adapter.state:
+        raise CheckpointError(
+            f"The {cls.__name__} at {show_path(path)!r} has no arrays that could be saved."
+        )
+    return Entry(
+        path=path,
+        wrapper=cls.__name__,
+        distribution=None if provider is None else provider.distribution,
+        version="" if provider is None else provider.version,
+        variant=cls.variant,
+        rank=operator.index(adapter.rank),
+        # A NumPy number becomes one that JSON knows.
+        alpha=adapter.alpha if type(adapter.alpha) is int else float(adapter.alpha),
+        layer=adapter.layer,
+        arrays=tuple(adapter.state),
+    )
+
+
+def _values(array: Any, what: str) -> np.ndarray:
+    """The values of an array, wherever it lies."""
+    if isinstance(array, Tracer):
+        raise CheckpointError(f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`.")
+    if not eqx.is_array(array):
+        raise CheckpointError(f"{what} is no array, but {brief(array)}.")
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        raise CheckpointError(
+            f"{what} is a typed PRNG key, whose form is JAX's own. Keep an array of integers "
+            "(`jax.random.key_data`) in the adapter, and make the key of it where it is used."
+        )
+    if array.dtype not in DTYPES.values():
+        raise CheckpointError(f"{what} has the dtype {array.dtype}, which no safetensors file has.")
+    if isinstance(array, jax.Array) and array.is_deleted():
+        raise CheckpointError(
+            f"{what} was deleted: a compiled step took over its memory (`donate`). Save the model "
+            "that the step returned."
+        )
+    return np.ascontiguousarray(_gathered(array)).reshape(array.shape)
+
+
+def _gathered(array: Array | np.ndarray) -> np.ndarray:
+    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _serialised(tensors: dict[str, np.ndarray], configuration: str) -> bytes:
+    # Here, because only those who save and load need them.
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        content = safetensors.numpy.save(tensors, metadata={KEY: configuration})
+    except safetensors.SafetensorError as err:
+        raise CheckpointError(
+            f"The safetensors library {safetensors.__version__} cannot write these arrays: {err}. "
+            "A newer one may."
+        ) from err
+    header = int.from_bytes(content[:8], "little")
+    if header > MOST_HEADER_BYTES:
+        raise CheckpointError(
+            f"The description of these adapters takes {header:,} bytes; at most "
+            f"{MOST_HEADER_BYTES:,} can be read again. Save them in several files."
+        )
+    return content

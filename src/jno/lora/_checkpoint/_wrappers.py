@@ -1,0 +1,75 @@
+"""From an adapter's class to what a file says of it, and back."""
+
+import re
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from .._contract import LoRAWrapper, check_contract
+from .._errors import PluginError, SelectionError
+from .._registry import IN_PROCESS, RegisteredWrapper, Registry
+from ._configuration import Entry
+
+# What `wrappers=` accepts.
+Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]]
+
+
+def provider_of(cls: type[LoRAWrapper], registry: Registry) -> RegisteredWrapper | None:
+    """The plugin that provides `cls`. `None` for a class of this process."""
+    provider = registry.provider_of(cls)
+    return None if provider is None or provider.distribution == IN_PROCESS else provider
+
+
+class Wrappers:
+    """The classes of the adapters in a file: those that the user gave, else the registry's."""
+
+    def __init__(self, given: Classes, registry: Registry):
+        self._given: dict[str, type[LoRAWrapper]] = {}
+        for cls in [given] if isinstance(given, type) else given:
+            check_contract(cls)
+            if self._given.setdefault(cls.__name__, cls) is not cls:
+                raise SelectionError(
+                    f"`wrappers` has two classes of the name {cls.__name__!r}. Load the adapters "
+                    "of each in a call of its own, with strict=False."
+                )
+        self._registry = registry
+        self._found: dict[tuple[str | None, str, str], type[LoRAWrapper] | PluginError] = {}
+
+    def find(self, entry: Entry) -> type[LoRAWrapper] | PluginError:
+        """The class of this adapter, or the error that says what to install or to pass."""
+        key = (entry.distribution, entry.version, entry.wrapper)
+        if key not in self._found:
+            try:
+                self._found[key] = self._find(entry)
+            except PluginError as err:
+                self._found[key] = err
+        return self._found[key]
+
+    def _find(self, entry: Entry) -> type[LoRAWrapper]:
+        if entry.wrapper in self._given:
+            return self._given[entry.wrapper]
+        try:
+            provided = self._registry.provided(entry.distribution, entry.wrapper)
+        except PluginError as err:
+            if entry.distribution is None:
+                raise PluginError(
+                    f"{entry.wrapper} is a class that no plugin provides. Pass it: "
+                    f"load_adapters(..., wrappers=[{entry.wrapper}])"
+                ) from err
+            raise PluginError(f"{err}. {_how_to_install(entry)}") from err
+        if provided.version and _major_minor(provided.version) < _major_minor(entry.version):
+            raise PluginError(
+                f"it was saved with {entry.describe()}, which is newer than the installed "
+                f"{provided.version}. {_how_to_install(entry)}"
+            )
+        return provided.cls
+
+
+def _how_to_install(entry: Entry) -> str:
+    bound = f">={entry.version}" if entry.version else ""
+    return f'If you trust this file:\n    pip install -U "{entry.distribution}{bound}"\n'
+
+
+def _major_minor(version: str) -> tuple[int, int]:
+    """Of a version such as `1.2.3`. What cannot be read is older than everything."""
+    found = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?", version)
+    return (0, 0) if found is None else (int(found[1]), int(found[2] or 0))

@@ -1,0 +1,128 @@
+"""The zoo's adapters as files: the same bits in another process, small, and no decomposition."""
+
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jno.lora import (
+    Net,
+    SelectionError,
+    apply_lora,
+    extract_adapters,
+    load_adapters,
+    lora_trainable_filter,
+    read_adapters,
+    save_adapters,
+    swap_adapters,
+)
+
+ELSEWHERE = pathlib.Path(__file__).with_name("elsewhere.py")
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    return runpy.run_path(str(ELSEWHERE))
+
+
+@eqx.filter_jit
+def moved(model, key):
+    """The adapters away from where they start."""
+    trains, rest = eqx.partition(model, lora_trainable_filter(model))
+    noise = jax.tree.map(lambda a: 0.3 * jax.random.normal(key, a.shape).astype(a.dtype), trains)
+    return eqx.combine(jax.tree.map(jnp.add, trains, noise), rest)
+
+
+@pytest.fixture(scope="module")
+def trained(elsewhere):
+    specs = [{"target": f"^{v}/", "wrapper": v} for v in elsewhere["VARIANTS"]]
+    model = apply_lora(elsewhere["base"](), 2, 3.0, key=jax.random.key(4), specs=specs)
+    return moved(model, jax.random.key(5))
+
+
+@pytest.fixture(scope="module")
+def file(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "zoo.safetensors"
+    save_adapters(trained, path)
+    return path
+
+
+def test_every_method_computes_the_same_bits_in_another_process(trained, file, elsewhere):
+    out = file.with_suffix(".npz")
+    done = subprocess.run(
+        [sys.executable, str(ELSEWHERE), str(file), str(out)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    here, there = elsewhere["bits"](elsewhere["outputs"](trained)), np.load(out)
+    plain = elsewhere["bits"](elsewhere["outputs"](elsewhere["base"]()))
+    assert here.keys() == set(there)
+    for name in here:
+        assert np.array_equal(here[name], there[name]), name
+        assert not np.array_equal(here[name], plain[name]), name
+
+
+def test_loading_onto_an_adapted_model_is_loading_onto_the_plain_one(trained, file, elsewhere):
+    other = apply_lora(elsewhere["base"](), 3, key=jax.random.key(9), target="^(lora|dora)/linear")
+    loaded = load_adapters(other, file)
+    assert eqx.tree_equal(loaded, load_adapters(elsewhere["base"](), file), typematch=True)
+    assert jax.tree.structure(loaded) == jax.tree.structure(trained)
+    assert eqx.tree_equal(read_adapters(file), extract_adapters(trained))
+
+
+def test_a_net_that_replaces_adapters_still_knows_the_layers_themselves(tmp_path, getkey):
+    layer = [eqx.nn.Linear(7, 6, key=getkey())]
+    Net(layer).freeze().lora(2, wrapper="pissa").save_adapters(tmp_path / "file")
+    net = Net(layer).freeze().lora(3, wrapper="milora").add_adapter("mine")
+    net.load_adapters(tmp_path / "file")
+    assert (net.active, net.module[0].rank) == ("mine", 2)
+    with net.disabled():
+        assert net.module[0].weight is layer[0].weight
+        with pytest.raises(SelectionError, match="disabled"):
+            net.load_adapters(tmp_path / "file")
+        net.save_adapters(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
+    assert net.deactivate().module[0].weight is layer[0].weight
+    net.add_adapter("other", read_adapters(tmp_path / "file")).activate("other")
+    assert net.unwrap().module[0].weight is layer[0].weight
+
+
+def test_the_file_of_vera_holds_its_seed_and_not_its_matrices(file, tmp_path, getkey):
+    tensors = safetensors.numpy.load_file(str(_of_vera(file, tmp_path)))
+    kinds = {name.rpartition(":")[2] for name in tensors}
+    assert kinds == {"b", "d", "seed"}
+    assert tensors["vera/linear:seed"].nbytes == 4
+    wide = Net(eqx.nn.Linear(512, 512, key=getkey())).freeze().lora(rank=256, wrapper="vera")
+    wide.save_adapters(tmp_path / "wide")
+    assert (tmp_path / "wide").stat().st_size < 10_000  # of 256 x 1024 numbers in A and B
+
+
+def _of_vera(file, folder):
+    adapters = read_adapters(file).adapters
+    only = {path: adapter for path, adapter in adapters.items() if path.startswith("vera")}
+    save_adapters(type(read_adapters(file))(only), folder / "vera")
+    return folder / "vera"
+
+
+@pytest.mark.parametrize("variant", ["pissa", "milora", "lora-xs"])
+def test_the_program_that_restores_an_adapter_decomposes_nothing(variant, getkey):
+    layer = [eqx.nn.Linear(7, 6, key=getkey())]
+    adapters = extract_adapters(apply_lora(layer, 2, key=getkey(), wrappers=variant))
+
+    def program(function, *args):
+        return eqx.filter_jit(function).lower(*args).as_text()
+
+    def initialise(layer, key):
+        return apply_lora(layer, 2, key=key, wrappers=variant)
+
+    # The initialiser calls LAPACK; what loading and swapping run calls nothing at all.
+    assert "svd" in program(initialise, layer, getkey())
+    restoring = program(swap_adapters, layer, adapters)
+    assert "svd" not in restoring
+    assert "custom_call" not in restoring
