@@ -39,7 +39,7 @@ class Config:
                 f"adapter_config.json sets {', '.join(map(repr, unknown))}, which is not known "
                 "here and is left out: it may come from a newer PEFT.",
                 JnoLoraWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         return cls(values)
 

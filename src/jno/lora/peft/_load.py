@@ -137,7 +137,9 @@ class _Loading:
             places[module] = _Place(*layer, index)
             self._layers[layer[0]] = layer[1]
         if not places:
-            raise PeftFormatError(both_sides(modules, layers) if modules else "The file is empty.")
+            raise PeftFormatError(
+                both_sides(modules, layers) if modules else "The PEFT adapter holds no tensors."
+            )
         self.problems += not_found(missing, layers)
         return places
 
