@@ -55,15 +55,15 @@ class Config:
     def rank(self, module: str) -> int:
         """The rank for the module of that name."""
         if self.type == "ADALORA":
-            return self.values.get("init_r", 12)
-        return self._patterned("rank_pattern", module, self.values.get("r", _RANKS[self.type]))
+            return self._value("init_r", 12)
+        return self._patterned("rank_pattern", module, self._value("r", _RANKS[self.type]))
 
     def alpha(self, module: str) -> float:
         """The numerator of the scale for the module of that name."""
         name = "alpha" if self.type in ("LOHA", "LOKR") else "lora_alpha"
         if self.type == "ADALORA":
-            return self.values.get(name, 8)
-        return self._patterned("alpha_pattern", module, self.values.get(name, 8))
+            return self._value(name, 8)
+        return self._patterned("alpha_pattern", module, self._value(name, 8))
 
     def scale(self, module: str) -> float:
         """The factor of the update, by PEFT's rule."""
@@ -94,6 +94,10 @@ class Config:
         if isinstance(names, str):
             return re.fullmatch(names, module) is not None
         return any(module.endswith(name) for name in names)
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
 
     def _patterned(self, pattern: str, module: str, default: Any) -> Any:
         for key, value in (self.values.get(pattern) or {}).items():
@@ -127,6 +131,12 @@ def _names(names: str | list[str], module: str) -> bool:
 
 def _malformed(values: Mapping[str, Any]) -> list[str]:
     """What is not of the type that PEFT writes."""
+    # AdaLoRA keeps there which components are left; the tensors hold those alone.
+    values = {
+        name: value
+        for name, value in values.items()
+        if (values["peft_type"], name) != ("ADALORA", "rank_pattern")
+    }
     found = [
         f"{name} is {value!r}, not {_CHECKS[name][0]}"
         for name, value in values.items()
@@ -136,15 +146,19 @@ def _malformed(values: Mapping[str, Any]) -> list[str]:
 
 
 def _bad_regexes(values: Mapping[str, Any]) -> list[str]:
-    patterns: list[str] = []
-    for name in ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern"):
-        patterns += [values[name]] if isinstance(values.get(name), str) else []
-    for name in ("modules_to_save", "rank_pattern", "alpha_pattern"):
-        patterns += values.get(name) or ()
+    patterns: list[tuple[str, str]] = []
+    for name in ("target_modules", "exclude_modules", "feedforward_modules"):
+        if isinstance(values.get(name), str):
+            patterns.append((values[name], "{}"))
+    for name in ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern"):
+        parts = values.get(name) or ()
+        patterns += [(part, "({})") for part in ([parts] if isinstance(parts, str) else parts)]
     found: list[str] = []
-    for pattern in patterns:
+    for pattern, whole in patterns:
         try:
             re.compile(pattern)
+            # As a part of another: flags must come first, so that there may be none.
+            re.compile(whole.format(pattern))
         except re.error as err:
             found.append(f"{pattern!r} is not a valid regular expression: {err}")
     return found
@@ -187,9 +201,5 @@ _CHECKS: dict[str, tuple[str, Any]] = {
     "modules_to_save": ("a list of names", _is_names),
     "layers_to_transform": ("a number or a list of them", _is_indices),
     "alpha_pattern": ("a table of numbers", _is_table(_is_number)),
-    "rank_pattern": (
-        "a table of ranks",
-        # AdaLoRA keeps there which components are left; the tensors hold those alone.
-        _is_table(lambda value: _is_rank(value) or isinstance(value, list)),
-    ),
+    "rank_pattern": ("a table of ranks", _is_table(_is_rank)),
 }

@@ -21,11 +21,12 @@ class MisfitError(ValueError):
 
 def adalora(parts: Parts, rank: int, layout: Layout) -> Factors:
     """`B diag(E) A`. The components that AdaLoRA has pruned are not in the file."""
-    left = len(parts["lora_A"]) if "lora_A" in parts else rank
+    A = parts.get("lora_A")
+    left = rank if A is None or A.ndim == 0 else len(A)
     outputs, inputs = layout.matrix
     shapes = {"lora_A": (left, inputs), "lora_B": (outputs, left), "lora_E": (left, 1)}
     check(parts, shapes)
-    return parts["lora_E"] * parts["lora_A"], parts["lora_B"]
+    return parts["lora_E"] * A, parts["lora_B"]
 
 
 def loha(parts: Parts, rank: int, layout: Layout) -> Factors:
@@ -52,8 +53,12 @@ def loha(parts: Parts, rank: int, layout: Layout) -> Factors:
 
 def lokr(parts: Parts, rank: int, layout: Layout) -> Factors:
     """A Kronecker product, whose factors are the Kronecker products of the factors'."""
-    first = _part(parts, "w1", rank)
-    second = _part(parts, "w2", rank)
+    names = {"lokr_w1"} if "lokr_w1" in parts else {"lokr_w1_a", "lokr_w1_b"}
+    names |= {"lokr_w2"} if "lokr_w2" in parts else {"lokr_w2_a", "lokr_w2_b"}
+    names |= {"lokr_t2"} if "lokr_w2" not in parts and "lokr_t2" in parts else set()
+    # Of which shapes, follows from nothing but that their product is the layer's.
+    check(parts, {name: parts[name].shape if name in parts else () for name in sorted(names)})
+    first, second = (_kronecker_factor(parts, name, rank) for name in ("lokr_w1", "lokr_w2"))
     outputs, inputs = layout.matrix
     (a1, b1), (a2, b2) = first, second
     if (len(b1) * len(b2), a1.shape[1] * a2.shape[1]) != (outputs, inputs):
@@ -105,23 +110,19 @@ def check(parts: Parts, shapes: Mapping[str, tuple[int, ...]], ignored: str = ""
         raise MisfitError(*lines)
 
 
-def _part(parts: Parts, name: str, rank: int) -> Factors:
+def _kronecker_factor(parts: Parts, name: str, rank: int) -> Factors:
     """One Kronecker factor, itself as two factors."""
-    key = f"lokr_{name}"
-    if key in parts:
-        if parts[key].ndim < 2:
-            raise MisfitError(f"{key}: expected a matrix or a kernel, got {parts[key].shape}")
-        return factors(parts[key])
-    missing = [f"{key}_{side}" for side in "ab" if f"{key}_{side}" not in parts]
-    if missing:
-        raise MisfitError(*(f"{part}: missing" for part in missing))
-    a, b = parts[f"{key}_a"], parts[f"{key}_b"]
-    core = parts.get("lokr_t2") if name == "w2" else None
+    if name in parts:
+        if parts[name].ndim < 2 or parts[name].size == 0:
+            raise MisfitError(f"{name}: expected a matrix or a kernel, got {parts[name].shape}")
+        return factors(parts[name])
+    a, b = parts[f"{name}_a"], parts[f"{name}_b"]
+    core = parts.get("lokr_t2") if name == "lokr_w2" else None
     # With a core, the factors of outputs and inputs both have the rank in front.
     if a.ndim != 2 or b.ndim != 2 or len(b) != rank or a.shape[core is None] != rank:
-        raise MisfitError(f"{key}_a and {key}_b are {a.shape} and {b.shape}, of no rank {rank}")
+        raise MisfitError(f"{name}_a and {name}_b are {a.shape} and {b.shape}, of no rank {rank}")
     if core is None:
         return b, a
-    if core.ndim != 4 or core.shape[:2] != (rank, rank):
+    if core.ndim != 4 or core.shape[:2] != (rank, rank) or 0 in (core.size, a.size, b.size):
         raise MisfitError(f"lokr_t2: expected ({rank}, {rank}, and the kernel), got {core.shape}")
     return factors(kernel_of(core, a, b))
