@@ -59,6 +59,8 @@ def _lora(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
     dora, has_bias = config.flag("use_dora"), config.flag("lora_bias")
     embedding = layout.kind == "embedding"
     down, up = ("lora_embedding_A", "lora_embedding_B") if embedding else _FACTORS
+    if rank % layout.groups:
+        raise MisfitError(f"the rank {rank} is no multiple of the {layout.groups} groups")
     shapes: dict[str, tuple[int, ...]] = {
         down: layout.down_shape(rank),
         up: layout.up_shape(rank),

@@ -18,7 +18,7 @@ from ._config import Config
 from ._files import Directory, read
 from ._held import Held, held
 from ._keys import Tensors, by_module
-from ._layouts import layout_of
+from ._layouts import Layout, layout_of
 from ._names import Layers, Rename, both_sides, dotted_path, not_found, slice_of
 from ._updates import MisfitError
 
@@ -104,11 +104,10 @@ class _Loading:
         slices: dict[str, dict[Index, Held]] = {}
         for module, parts in found.adapters.items():
             place = places.get(module)
-            if place is None or not self._may_carry(module, place, layers):
+            layout = None if place is None else self._layout(module, place, layers)
+            if place is None or layout is None:
                 continue
             try:
-                layout = layout_of(place.layer)
-                assert layout is not None
                 adapter = held(self.config, module, parts, found.shared, layout)
             except MisfitError as err:
                 self.problems += [f"{show_path(module)}: {line}" for line in err.lines]
@@ -143,9 +142,10 @@ class _Loading:
         self.problems += not_found(missing, layers)
         return places
 
-    def _may_carry(self, module: str, place: _Place, layers: Layers) -> bool:
-        """Whether the layer can carry the adapter of `module`; if not, that is a problem."""
+    def _layout(self, module: str, place: _Place, layers: Layers) -> Layout | None:
+        """The layout of the layer for `module`; a problem if it cannot carry an adapter."""
         layer, where = place.layer, f"{show_path(module)}: the layer at {show_path(place.path)!r}"
+        layout = layout_of(layer)
         norm = layers.in_norm.get(place.path)
         if not self.config.is_target(module):
             self.problems.append(
@@ -162,14 +162,14 @@ class _Loading:
             self.problems.append(
                 f"{where} is inside the norm at {norm!r}, which takes its weight apart again"
             )
-        elif layout_of(layer) is None:
+        elif layout is None:
             self.problems.append(
                 f"{where} is a {type(layer).__name__}; PEFT's tensors fit linear layers, "
                 "convolutions and embeddings"
             )
         else:
-            return True
-        return False
+            return layout
+        return None
 
     def _adapt(self, path: str, slices: Mapping[Index, Held]) -> None:
         """Add the adapter of one layer, from one for each layer of its stack."""
