@@ -70,8 +70,7 @@ def _state(wrapper: LoRAWrapper) -> tuple[Kind, dict[str, Any]]:
     product = on_the_mesh(wrapper, _product, wrapper)
     if product is None:
         raise MisfitError(
-            "its update is no product of two factors of low rank. `merge_lora` and the merged "
-            "weights carry it"
+            "its update is no product of two factors of low rank. `to_lora` approximates it by one"
         )
     return "lora", dict(zip(("lora_A", "lora_B"), product, strict=True))
 
