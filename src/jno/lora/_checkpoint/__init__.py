@@ -1,10 +1,11 @@
 """Adapters as files: one safetensors file, with its configuration in the metadata."""
 
 from ._configuration import FORMAT_VERSION, Entry
-from ._container import FilePath
+from ._container import FilePath, MalformedError, opened, parse_json
 from ._loading import Contents, Loaded, load, non_finite, read, read_set
 from ._saving import save
 from ._wrappers import Classes
+from ._writing import write_atomically
 
 __all__ = [
     "FORMAT_VERSION",
@@ -13,9 +14,13 @@ __all__ = [
     "Entry",
     "FilePath",
     "Loaded",
+    "MalformedError",
     "load",
     "non_finite",
+    "opened",
+    "parse_json",
     "read",
     "read_set",
     "save",
+    "write_atomically",
 ]

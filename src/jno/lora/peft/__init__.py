@@ -1,0 +1,12 @@
+"""Adapters of Hugging Face PEFT: read from its files, and written for it.
+
+from jno.lora.peft import load_peft, save_peft
+
+model = load_peft(model, "adapter/", rename={"^model/": ""})
+save_peft(model, "adapter/")
+"""
+
+from ._load import load_peft
+from ._save import save_peft
+
+__all__ = ["load_peft", "save_peft"]

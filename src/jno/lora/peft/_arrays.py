@@ -1,0 +1,94 @@
+"""Arrays of a model that a PEFT file replaces: trained biases, and whole modules."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from .._contract import is_wrapper
+from .._paths import path_str, show_path
+from .._sharding import sharded_like
+
+M = TypeVar("M")
+Index = tuple[int, ...]
+
+
+class Arrays:
+    """New arrays for a model, by path, in the dtypes of those they replace."""
+
+    def __init__(self):
+        self._new: dict[str, Any] = {}
+
+    def put_into(self, model: M) -> M:
+        """`model` with these arrays."""
+        return jtu.tree_map_with_path(lambda keys, leaf: self._new.get(path_str(keys), leaf), model)
+
+    def replace(
+        self, path: str, layer: Any, index: Index, tensors: Mapping[str, np.ndarray]
+    ) -> list[str]:
+        """Replace arrays of the layer at `path`, or of one layer of a stack.
+
+        **Returns:** what keeps them from being replaced.
+        """
+        if is_wrapper(layer):
+            return [
+                f"{show_path(path)}: the file replaces arrays of this layer, which carries a "
+                f"{type(layer).__name__}. Call merge_lora or unwrap_lora first"
+            ]
+        problems: list[str] = []
+        for name, tensor in tensors.items():
+            key = f"{path}/{name}" if path else name
+            old = self._new.get(key, getattr(layer, name, None))
+            if not isinstance(old, jax.Array | np.ndarray):
+                problems.append(f"{key}: the {type(layer).__name__} has no such array")
+            elif not _fits(tensor.shape, old.shape, index):
+                which = f", of which [{show_index(index)}] is meant" if index else ""
+                problems.append(
+                    f"{key}: the model has {_form(old)}{which}, the file has {_form(tensor)}"
+                )
+            else:
+                new = jnp.asarray(tensor.reshape(old.shape[len(index) :])).astype(old.dtype)
+                if index:
+                    new = jnp.asarray(old).at[index].set(new)
+                self._new[key] = sharded_like(new, old)
+        return problems
+
+    def change_bias(self, path: str, layer: Any, changes: Mapping[str, np.ndarray]) -> list[str]:
+        """Multiply the bias of the layer at `path` by `"factor"`, or add `"shift"` to it.
+
+        **Returns:** what keeps it from being changed.
+        """
+        key = f"{path}/bias" if path else "bias"
+        old = self._new.get(key, getattr(layer, "bias", None))
+        if old is None:
+            return [
+                f"{show_path(path)}: lora_bias adds to what the layer returns, and the "
+                f"{type(layer).__name__} has no bias to hold it"
+                for kind, change in changes.items()
+                if kind == "shift" and change.any()
+            ]
+        for kind, change in changes.items():
+            wide = jnp.asarray(old, jnp.promote_types(old.dtype, jnp.float32))
+            change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
+            new = wide * change if kind == "factor" else wide + change
+            self._new[key] = sharded_like(new.astype(old.dtype), old)
+        return []
+
+
+def show_index(index: Index) -> str:
+    """An index in a stack as it is written."""
+    return ",".join(map(str, index))
+
+
+def _fits(new: Index, old: Index, index: Index) -> bool:
+    """Whether an array of the one shape may stand for (a slice of) one of the other."""
+    inside = len(index) <= len(old) and all(i < n for i, n in zip(index, old, strict=False))
+    # The bias of a convolution has axes of length 1 here.
+    return inside and [n for n in new if n != 1] == [n for n in old[len(index) :] if n != 1]
+
+
+def _form(array: Any) -> str:
+    return f"{array.dtype}{list(array.shape)}"

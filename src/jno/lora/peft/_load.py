@@ -1,0 +1,244 @@
+"""From PEFT's files to adapters around the layers of a model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._adapter_set import AdapterSet, LayerForm, LooseAdapter, put_around
+from .._contract import LoRAWrapper, is_wrapper
+from .._errors import PeftFormatError, PluginError
+from .._paths import bullets, show_path
+from .._registry import Registry, default_registry
+from ._arrays import Arrays, show_index
+from ._config import Config
+from ._files import Directory, read
+from ._held import Held, held
+from ._keys import Tensors, by_module
+from ._layouts import Layout, layout_of
+from ._names import Layers, Rename, both_sides, dotted_path, not_found, slice_of
+from ._updates import MisfitError
+
+M = TypeVar("M")
+Index = tuple[int, ...]
+
+
+def load_peft(
+    model: M, directory: Directory, *, rename: Rename = None, registry: Registry | None = None
+) -> M:
+    """`model` with the adapter that PEFT saved into `directory`.
+
+    LoRA, rsLoRA and DoRA become the adapters of those names; IA³ that scales outputs becomes IA³;
+    VeRA, AdaLoRA, LoHa and LoKr become LoRA with the same update, of whatever rank that takes. The
+    outputs are PEFT's. What has no exact form here is an error. The adapters are float32 at least.
+
+    Trained biases and the modules of `modules_to_save` take the place of the model's own arrays, in
+    the dtype of the model. So does a bias that PEFT changes by its adapter (`lora_bias`, IA³ on a
+    layer with a bias): `unwrap_lora` does not bring the former one back.
+
+    **Arguments:**
+
+    - `model`: any pytree, adapted or not. Its layers are found by PEFT's names for them, with
+        slashes for dots.
+    - `directory`: with `adapter_config.json` and `adapter_model.safetensors`.
+    - `rename`: from PEFT's names of modules to the paths of layers here: a table of regular
+        expressions and replacements, each used in turn on the slash-joined name, such as
+        `{"^model/": ""}`, or a function of the dotted name. A path that ends in `[3]` is that layer
+        of a stack; all layers of a stack must be there.
+    - `registry`: where adapter classes are looked up, instead of among the installed plugins.
+
+    **Returns:** the model, with the adapters around its layers. Those it carried stay.
+
+    **Raises:** `PeftFormatError` for files that are damaged or hold what has no exact form here,
+    and one that lists everything that does not fit the model; `SelectionError` for a bad `rename`;
+    `PluginError` if a plugin is missing.
+    """
+    values, tensors = read(directory)
+    config = Config.parse(values)
+    found = by_module(tensors, config.type)
+    loading = _Loading(config, default_registry() if registry is None else registry)
+    loading.read(found, Layers(model), rename)
+    if loading.problems:
+        raise PeftFormatError(
+            f"The {config.type} adapter does not fit the model:\n{bullets(loading.problems)}\n"
+            "Nothing was loaded."
+        )
+    changed = loading.arrays.put_into(model)
+    return put_around(changed, AdapterSet(loading.adapters), drop_others=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a module of PEFT is here: a layer, or one slice of a stack."""
+
+    path: str
+    layer: Any
+    index: Index
+
+
+class _Loading:
+    """What is read from a file for one model: adapters and arrays by path, and all problems."""
+
+    def __init__(self, config: Config, registry: Registry):
+        self.config = config
+        self.registry = registry
+        self.problems: list[str] = []
+        self.adapters: dict[str, LooseAdapter] = {}
+        self.arrays = Arrays()
+        self._layers: dict[str, Any] = {}
+
+    def read(self, found: Tensors, layers: Layers, rename: Rename) -> None:
+        """Fill `adapters` and `arrays`, or `problems`.
+
+        **Raises:** `PeftFormatError` if no module of the file is in the model.
+        """
+        modules = list(dict.fromkeys([*found.adapters, *found.plain]))
+        places = self._places(modules, layers, rename)
+        for module, arrays in found.plain.items():
+            if module in places:
+                place = places[module]
+                self.problems += self.arrays.replace(place.path, place.layer, place.index, arrays)
+        slices: dict[str, dict[Index, Held]] = {}
+        for module, parts in found.adapters.items():
+            place = places.get(module)
+            layout = None if place is None else self._layout(module, place, layers)
+            if place is None or layout is None:
+                continue
+            try:
+                adapter = held(self.config, module, parts, found.shared, layout)
+            except MisfitError as err:
+                self.problems += [f"{show_path(module)}: {line}" for line in err.lines]
+                continue
+            slices.setdefault(place.path, {})[place.index] = adapter
+        for path, adapters in slices.items():
+            self._adapt(path, adapters)
+
+    def _places(self, modules: list[str], layers: Layers, rename: Rename) -> dict[str, _Place]:
+        places: dict[str, _Place] = {}
+        missing: dict[str, str] = {}
+        taken: dict[tuple[str, Index], str] = {}
+        for module in modules:
+            dotted = dotted_path(module, rename)
+            index: Index = ()
+            layer = layers.find(dotted)
+            if layer is None:
+                dotted_layer, index = slice_of(dotted)
+                layer = layers.find(dotted_layer)
+            if layer is None:
+                missing[module] = dotted
+                continue
+            first = taken.setdefault((layer[0], index), module)
+            if first != module:
+                self.problems.append(f"{module}: renamed to the same path as {first!r}")
+            places[module] = _Place(*layer, index)
+            self._layers[layer[0]] = layer[1]
+        if not places:
+            raise PeftFormatError(
+                both_sides(modules, layers) if modules else "The PEFT adapter holds no tensors."
+            )
+        self.problems += not_found(missing, layers)
+        return places
+
+    def _layout(self, module: str, place: _Place, layers: Layers) -> Layout | None:
+        """The layout of the layer for `module`; a problem if it cannot carry an adapter."""
+        layer, where = place.layer, f"{show_path(module)}: the layer at {show_path(place.path)!r}"
+        layout = layout_of(layer)
+        norm = layers.in_norm.get(place.path)
+        if not self.config.is_target(module):
+            self.problems.append(
+                f"{show_path(module)}: adapter_config.json does not target it (see target_modules, "
+                "exclude_modules, layers_to_transform, modules_to_save), so that PEFT would leave "
+                "its tensors out"
+            )
+        elif is_wrapper(layer):
+            self.problems.append(
+                f"{where} carries a {type(layer).__name__} already. Call merge_lora or unwrap_lora "
+                "first"
+            )
+        elif norm is not None:
+            self.problems.append(
+                f"{where} is inside the norm at {norm!r}, which takes its weight apart again"
+            )
+        elif layout is None:
+            self.problems.append(
+                f"{where} is a {type(layer).__name__}; PEFT's tensors fit linear layers, "
+                "convolutions and embeddings"
+            )
+        else:
+            return layout
+        return None
+
+    def _adapt(self, path: str, slices: Mapping[Index, Held]) -> None:
+        """Add the adapter of one layer, from one for each layer of its stack."""
+        layer = self._layers[path]
+        variant = next(iter(slices.values())).variant
+        cls = self._adapter_class(variant, layer, path)
+        if cls is None:
+            return
+        ndim = cls.stack_ndim(layer)
+        stack = layer.weight.shape[:ndim]
+        problem = _stack_problem(slices, stack)
+        if problem is not None:
+            self.problems.append(f"{show_path(path)}: {problem}")
+            return
+        ordered = [slices[index] for index in np.ndindex(*stack)]
+        self.problems += self.arrays.change_bias(
+            path, layer, _stacked([one.bias for one in ordered], stack)
+        )
+        state = _stacked([one.state for one in ordered], stack)
+        arrays = {name: _array(value) for name, value in state.items()}
+        form = LayerForm.of(layer, ndim)
+        rank, alpha = ordered[0].rank, ordered[0].alpha
+        self.adapters[path] = LooseAdapter(arrays, cls, rank, alpha, form)
+
+    def _adapter_class(self, variant: str, layer: Any, path: str) -> type[LoRAWrapper] | None:
+        self.registry.defaults()  # an error that says what to install, without the zoo
+        classes = self.registry.resolve(variant)
+        for cls in classes:
+            if cls.applies_to(layer):
+                return cls
+        reasons = [reason for cls in classes if (reason := cls.why_not(layer)) is not None]
+        if not reasons and hasattr(layer, "num_embeddings"):
+            raise PluginError(
+                f"No adapter for the {type(layer).__name__} at {show_path(path)!r} is installed. "
+                "Install them with\n    pip install jno-lora-embedding"
+            )
+        self.problems.append(
+            f"{show_path(path)}: no adapter of the variant {variant!r} fits its "
+            f"{type(layer).__name__}{': ' if reasons else ''}{'; '.join(reasons[:1])}"
+        )
+        return None
+
+
+def _stack_problem(slices: Mapping[Index, Held], stack: Index) -> str | None:
+    """Why these are not the adapters of all layers of a stack (of one layer, without a stack)."""
+    wanted = list(np.ndindex(*stack))
+    if not stack and list(slices) != wanted:
+        return "the model has one layer there, no stack with an index"
+    lines = [f"{show_index(index)}: not in the file" for index in wanted if index not in slices]
+    lines += [f"{show_index(index)}: not in the model" for index in slices if index not in wanted]
+    if lines:
+        return (
+            f"the model has a stack of {' x '.join(map(str, stack))} layers there, of which each "
+            f"must be in the file and needs an index by `rename`, such as "
+            f"'[{show_index(wanted[0])}]':\n{bullets(lines, 4)}"
+        )
+    forms = sorted({(one.rank, one.alpha) for one in slices.values()})
+    if len(forms) > 1:
+        shown = ", ".join(f"rank {rank} with alpha {alpha:g}" for rank, alpha in forms)
+        return f"the layers of a stack need one rank and alpha, but these have {shown}"
+    return None
+
+
+def _stacked(slices: list[Mapping[str, np.ndarray]], stack: Index) -> dict[str, np.ndarray]:
+    return {
+        name: np.stack([one[name] for one in slices]).reshape(*stack, *slices[0][name].shape)
+        for name in slices[0]
+    }
+
+
+def _array(value: np.ndarray) -> jax.Array:
+    return jnp.asarray(value, jax.dtypes.canonicalize_dtype(value.dtype))

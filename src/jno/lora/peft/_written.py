@@ -1,0 +1,132 @@
+"""One adapter in the form that it has for PEFT, or the reason why there is none."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._contract import LoRAWrapper
+from .._sharding import on_the_mesh
+from .._stacking import over_stack
+from ._layouts import Layout, layout_of
+from ._updates import MisfitError
+
+Kind = Literal["lora", "rslora", "dora", "ia3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """One adapter as PEFT has it.
+
+    - `path`: of its layer here.
+    - `scale`: the factor of its update; `rank` and `alpha` give it by the rule of its kind.
+    """
+
+    path: str
+    kind: Kind
+    tensors: Mapping[str, np.ndarray]
+    rank: int = 1
+    scale: float = 1.0
+    alpha: float = 1.0
+
+
+def written(wrapper: LoRAWrapper) -> Iterator[tuple[tuple[int, ...], Written]]:
+    """An adapter for PEFT, or one for each layer of a stack with its index.
+
+    **Raises:** `MisfitError` if PEFT has no exact form for it.
+    """
+    layout = layout_of(wrapper.base)
+    if layout is None:
+        raise MisfitError(
+            f"PEFT adapts linear layers, convolutions and embeddings, and this is a "
+            f"{type(wrapper.base).__name__}"
+        )
+    kind, state = _state(wrapper)
+    ndim = type(wrapper).stack_ndim(wrapper.base)
+    arrays = {name: np.asarray(array) for name, array in state.items()}
+    bias = getattr(wrapper.base, "bias", None)
+    if kind == "ia3" and bias is not None and bool(jnp.any(bias != 0)):
+        raise MisfitError("PEFT's IA3 also scales the bias of a layer, which IA3 here leaves alone")
+    stack = next(iter(arrays.values())).shape[:ndim]
+    for index in np.ndindex(*stack):
+        one = {name: array[index] for name, array in arrays.items()}
+        yield index, _ia3(layout, one) if kind == "ia3" else _lora(layout, kind, one, wrapper)
+
+
+def _state(wrapper: LoRAWrapper) -> tuple[Kind, dict[str, Any]]:
+    """The kind that an adapter is for PEFT, and its arrays: of a product if it is an update."""
+    cls = type(wrapper)
+    state = wrapper.state()
+    if cls.variant == "ia3" and state.keys() == {"scale"}:
+        return "ia3", state
+    if cls.variant == "dora" and state.keys() == {"magnitude", "lora_A", "lora_B"}:
+        return "dora", state
+    if cls.low_rank_scale(wrapper.rank, wrapper.alpha) is not None:
+        return "rslora" if cls.variant == "rslora" else "lora", state
+    product = on_the_mesh(wrapper, _product, wrapper)
+    if product is None:
+        raise MisfitError(
+            "its update is no product of two factors of low rank. `to_lora` approximates it by one"
+        )
+    return "lora", dict(zip(("lora_A", "lora_B"), product, strict=True))
+
+
+def _product(wrapper: LoRAWrapper) -> Any:
+    # In a half precision, scaling a factor would round it.
+    wide = jax.tree.map(_at_least_float32, wrapper)
+    return over_stack(lambda w: w.low_rank_update(), type(wrapper).stack_ndim(wrapper.base))(wide)
+
+
+def _lora(
+    layout: Layout, kind: Kind, arrays: Mapping[str, np.ndarray], wrapper: LoRAWrapper
+) -> Written:
+    A, B = arrays["lora_A"], arrays["lora_B"]
+    outputs, inputs = layout.matrix
+    if A.shape != (len(A), inputs) or B.shape != (outputs, len(A)):
+        raise MisfitError(
+            f"its factors {B.shape} and {A.shape} do not make the ({outputs}, {inputs}) of PEFT's "
+            "weight for this layer"
+        )
+    if layout.odd:
+        raise MisfitError(
+            f"the layer has {layout.odd}, which PEFT leaves out when it runs the update beside it"
+        )
+    if kind == "dora" and layout.groups > 1:
+        raise MisfitError("PEFT's DoRA takes no norm of the rows of a kernel with groups")
+    down, up = layout.from_matrices(A, B)
+    names = ("lora_A.weight", "lora_B.weight")
+    if layout.kind == "embedding":
+        names = ("lora_embedding_A", "lora_embedding_B")
+    tensors: dict[str, np.ndarray] = dict(zip(names, (down, up), strict=True))
+    if kind == "dora":
+        shape = (1, -1, *(1 for _ in layout.kernel)) if layout.kernel else (-1,)
+        tensors["lora_magnitude_vector"] = arrays["magnitude"].reshape(shape)
+    rank, scale = len(down), _scale(kind, wrapper)
+    if scale is None:  # it is in the factors already
+        return Written("", kind, tensors, rank, 1.0, rank)
+    alpha = scale * (math.sqrt(rank) if kind == "rslora" else rank)
+    # The number as the user wrote it, where it still is that.
+    return Written("", kind, tensors, rank, scale, wrapper.alpha if rank == wrapper.rank else alpha)
+
+
+def _scale(kind: Kind, wrapper: LoRAWrapper) -> float | None:
+    if kind == "dora":
+        return wrapper.alpha / wrapper.rank
+    return type(wrapper).low_rank_scale(wrapper.rank, wrapper.alpha)
+
+
+def _ia3(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Written:
+    if layout.kind == "embedding" or len(layout.kernel) == 1:
+        what = "embeddings" if layout.kind == "embedding" else "convolutions of one axis"
+        raise MisfitError(f"PEFT's IA3 has no form for {what}")
+    shape = (1, -1, *(1 for _ in layout.kernel)) if layout.kernel else (-1, 1)
+    return Written("", "ia3", {"ia3_l": arrays["scale"].reshape(shape)})
+
+
+def _at_least_float32(leaf: Any) -> Any:
+    half = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return leaf.astype(jnp.float32) if half and leaf.dtype.itemsize < 4 else leaf

@@ -1,0 +1,28 @@
+"""PEFT's two files, written by hand as its documentation has them."""
+
+import json
+
+import numpy as np
+from safetensors.numpy import save_file
+
+PREFIX = "base_model.model."
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def lora_tensors(module, out, inp, rank=2, seed=0):
+    """`lora_A` and `lora_B` of a linear layer, by their names in the file."""
+    return {
+        f"{PREFIX}{module}.lora_A.weight": normal(rank, inp, seed=seed),
+        f"{PREFIX}{module}.lora_B.weight": normal(out, rank, seed=seed + 1),
+    }
+
+
+def write_files(folder, tensors, **config):
+    """An adapter of PEFT in `folder`: LoRA of rank 2 and alpha 3, or what `config` says."""
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ".*", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -1,0 +1,140 @@
+"""The model of `twins.py` in Torch, and adapters that PEFT makes for it."""
+
+import contextlib
+import tempfile
+import warnings
+from pathlib import Path
+
+import peft
+import torch
+from torch import nn
+
+from .twins import inputs
+
+LINEAR = ["fc", "block.out", "layers.0.fc", "layers.1.fc"]
+CONV = ["conv1", "conv2"]
+ALL = [*LINEAR, *CONV, "embed"]
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.ModuleDict(
+            {"fc": nn.Linear(5, 4), "out": nn.Linear(4, 3, bias=False)},
+        )
+        self.fc = nn.Linear(4, 4)
+        self.layers = nn.ModuleList(nn.ModuleDict({"fc": nn.Linear(4, 4)}) for _ in range(2))
+        self.conv1 = nn.Conv1d(3, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(2, 4, (3, 2), stride=2)
+        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.embed = nn.Embedding(7, 4)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(self.embed(x)))
+
+
+def lora(targets=ALL, **options):
+    return peft.LoraConfig(**{"r": 2, "lora_alpha": 3, "target_modules": targets, **options})
+
+
+# A configuration for each thing that is read, by a name for it.
+CASES = {
+    "lora": lambda: lora(
+        lora_dropout=0.1,
+        rank_pattern={"fc": 3, "block.out": 1},
+        alpha_pattern={"^layers.0.fc": 5, "conv2": 1},
+    ),
+    "rslora": lambda: lora(use_rslora=True, rank_pattern={"conv1": 4}),
+    "dora": lambda: lora(use_dora=True),
+    "dora-rslora": lambda: lora(["block.fc"], use_dora=True, use_rslora=True),
+    "bias": lambda: lora(["block.fc", "conv2"], lora_bias=True),
+    "all-biases": lambda: lora([*LINEAR, "head"], bias="all"),
+    "own-biases": lambda: lora(["block.fc", "conv1"], bias="lora_only"),
+    "modules": lambda: lora(["fc"], modules_to_save=["head", "norm", "layers.1.fc"]),
+    "regex": lambda: lora(r"(block|layers\.\d)\..*", exclude_modules=["out"]),
+    "some-layers": lambda: lora(["fc"], layers_to_transform=[1], layers_pattern="layers"),
+    "large-rank": lambda: lora(["block.fc", "embed"], r=16),
+    "mica": lambda: lora(LINEAR, init_lora_weights="mica"),
+    "vera": lambda: peft.VeraConfig(r=6, target_modules=LINEAR, save_projection=True),
+    "ia3": lambda: peft.IA3Config(target_modules=["out", "conv2"], feedforward_modules=[]),
+    "ia3-bias": lambda: peft.IA3Config(target_modules=["fc", "conv2"], feedforward_modules=[]),
+    "adalora": lambda: peft.AdaLoraConfig(
+        init_r=3, target_r=1, lora_alpha=5, total_step=10, target_modules=LINEAR
+    ),
+    "loha": lambda: peft.LoHaConfig(r=2, alpha=3, target_modules=[*LINEAR, *CONV, "grouped"]),
+    "loha-small": lambda: peft.LoHaConfig(
+        r=1, alpha=3, target_modules=[*LINEAR, *CONV, "grouped"], use_effective_conv2d=True
+    ),
+    "lokr": lambda: peft.LoKrConfig(r=2, alpha=3, target_modules=[*LINEAR, *CONV, "grouped"]),
+    "lokr-small": lambda: peft.LoKrConfig(
+        r=1, target_modules=[*LINEAR, *CONV], decompose_both=True, decompose_factor=2
+    ),
+    "lokr-core": lambda: peft.LoKrConfig(
+        r=1, target_modules=CONV, use_effective_conv2d=True, decompose_factor=1
+    ),
+    "norms": lambda: peft.LNTuningConfig(target_modules=["norm"]),
+}
+
+
+@contextlib.contextmanager
+def quiet():
+    """PEFT and Torch warn of much that is meant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def model():
+    torch.manual_seed(0)
+    return Model().eval()
+
+
+def weights(module):
+    return {name: value.detach().numpy().copy() for name, value in module.state_dict().items()}
+
+
+def trained(config):
+    """A model with the adapter of PEFT that `config()` describes, all its parameters moved."""
+    with quiet():
+        adapted = peft.get_peft_model(model(), config())
+    moved(adapted)
+    return adapted.eval()
+
+
+def moved(module):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn(parameter.shape)
+
+
+def converted_pissa(directory):
+    """Save a trained PiSSA adapter, converted to LoRA. The model is not changed by that."""
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        adapted = peft.get_peft_model(model(), lora(LINEAR, init_lora_weights="pissa"))
+        start = Path(folder) / "start"
+        adapted.peft_config["default"].init_lora_weights = True
+        adapted.save_pretrained(start)
+        moved(adapted)
+        adapted.save_pretrained(directory, path_initial_model_for_weight_conversion=str(start))
+    return adapted.eval()
+
+
+def loaded(directory):
+    """A fresh model with the adapter in `directory`, and what PEFT warned of meanwhile."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adapted = peft.PeftModel.from_pretrained(model(), directory)
+    return adapted.eval(), [str(warning.message) for warning in caught]
+
+
+@torch.no_grad()
+def outputs(module):
+    """What each layer makes of its batch, those inside adapters too."""
+    inner = module.base_model.model if isinstance(module, peft.PeftModel) else module
+    return {
+        name: inner.get_submodule(name)(torch.from_numpy(x)).numpy() for name, x in inputs().items()
+    }
