@@ -6,12 +6,15 @@ python -m benchmarks.report [--results FOLDER] [--docs FOLDER]
 import argparse
 import json
 import pathlib
+import re
 from typing import Any
 
 from ._plots import plot
-from ._tables import GROUPS, table, verdicts
+from ._tables import GROUPS, SIDES, number, table, verdicts
 from ._workers import ROOT
 
+# Over what a method's page gives the time of its step.
+MEASURED = ("floor", "full", "jno", "peft")
 RESULTS = ROOT / "benchmarks" / "results"
 
 HEAD = """\
@@ -77,7 +80,26 @@ def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
     page = docs / "benchmarks.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts).rstrip() + "\n")
+    if (results / "cpu.json").exists():
+        records = json.loads((results / "cpu.json").read_text())["cases"]
+        for method in (docs / "methods").glob("*.md"):
+            method.write_text(with_measurements(method.read_text(), records))
     return page
+
+
+def with_measurements(text: str, records: list[dict[str, Any]]) -> str:
+    """A method's page, with what was measured of it between its `measured` comments."""
+
+    def measured(match: re.Match[str]) -> str:
+        start, adapter, end = match.groups()
+        linear = (r for r in records if r["name"].startswith(f"mlp/{adapter}/"))
+        ratios = next((r["ratios"].get("step", {}) for r in linear if r["group"] == "linear"), {})
+        said = [f"{number(ratios[o]['median'])} of {SIDES[o]}" for o in MEASURED if o in ratios]
+        where = "[benchmarks](../benchmarks.md)"
+        text = f"A training step takes {', '.join(said)} ({where}, `Linear(1024, 1024)`)."
+        return f"{start}{text if said else f'Not measured yet ({where}).'}{end}"
+
+    return re.sub(r"(<!-- measured (\w+) -->).*?(<!-- /measured -->)", measured, text)
 
 
 def section(results: dict[str, Any], docs: pathlib.Path) -> str:

@@ -216,6 +216,16 @@ def test_only_the_full_results_reach_the_documentation(tmp_path):
     assert report.write_page(tmp_path, tmp_path).read_text().startswith("# Benchmarks\n")
 
 
+def test_a_methods_page_says_what_was_measured_of_it():
+    text = "# X\n\n**Measured.** <!-- measured X -->old<!-- /measured -->\n"
+    step = {"floor": {"median": 1.104, "rounds": 5}, "jno": {"median": 0.5, "rounds": 5}}
+    record = {"name": "mlp/X/4-layers/batch-256", "group": "linear", "ratios": {"step": step}}
+    done = report.with_measurements(text, [record])
+    assert "-->A training step takes 1.1 of floor, 0.5 of jNO ([benchmarks]" in done
+    assert report.with_measurements(done, [record]) == done
+    assert "Not measured yet" in report.with_measurements(text, [])
+
+
 def test_the_command_line_writes_results_and_page(tmp_path, monkeypatch, capsys):
     spec = case(jno={"env": "jno", "seconds": 4.0}, peft={"env": "peft"})
     monkeypatch.setattr(compare, "cases", lambda device: [spec])
