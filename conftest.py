@@ -9,6 +9,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         # Thousands of small programs are compiled, each to run once or twice.
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
