@@ -5,7 +5,6 @@ it, the `sides` (each with the environment it runs in and what differs for it), 
 time, and `targets`: `(measure, over, most)`, the largest ratio of ours to `over` that was aimed at;
 with `over` `None`, the largest value of ours.
 
-Saving and loading checkpoints is to be a measure of the training cases once the library can.
 All cases together take half an hour on a quiet machine of two cores.
 """
 
@@ -44,7 +43,10 @@ TARGETS = {
 }
 
 STAND_IN = "PEFT has no such method: its LoRA stands in."
-ALL_MEASURES = ("step", "forward", "compile", "apply", "init", "merge", "merge jitted")
+ALL_MEASURES = (
+    *("step", "forward", "compile", "apply", "init", "merge", "merge jitted"),
+    *("save", "load"),
+)
 
 
 def cases(device: str = "cpu") -> list[Case]:

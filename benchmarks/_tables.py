@@ -36,6 +36,7 @@ GROUPS = {
             MAIN,
             (("step", "full"), ("forward", "floor"), ("forward", "peft"), ("flops", "jno")),
             tuple((m, "jno") for m in ("compile", "apply", "init", "merge", "merge jitted")),
+            (("save", "full"), ("load", "full")),
             (("trainable", None), ("trainable", "jno"), ("trainable", "peft"), ("traces", None)),
         ),
     ),

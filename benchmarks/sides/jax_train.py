@@ -6,6 +6,8 @@ the inputs, which no adapter can avoid), `"all"` fine-tunes everything.
 """
 
 import importlib
+import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -52,6 +54,10 @@ def build(case: dict[str, Any], device: str) -> Subject:
             "init": timed(init, jax.block_until_ready, queue=queue),
             **_merges(lora, model, queue),
         }
+        if case.get("env", "ours") == "ours":
+            subject.measures |= _adapter_files(lora, model, plain)
+    if case["adapter"] == "all":
+        subject.measures |= _model_files(plain)
     subject = _add_training(subject, model, trains, x, y, queue)
     if case["adapter"] in BASELINES:
         del subject.measures["compile"]
@@ -127,6 +133,34 @@ def _merges(lora: Any, model: Any, queue: bool) -> dict[str, Any]:
     return {
         "merge": timed(lambda: merge(leaves), jax.block_until_ready, queue=queue),
         "merge jitted": timed(lambda: jitted(leaves), jax.block_until_ready, queue=queue),
+    }
+
+
+def _adapter_files(lora: Any, model: Any, plain: Any) -> dict[str, Any]:
+    """The adapters alone, to a file and from it."""
+    path = pathlib.Path(tempfile.mkdtemp()) / "adapters.safetensors"
+    lora.save_adapters(model, path)
+
+    def load() -> Any:
+        return eqx.filter(lora.load_adapters(plain, path), eqx.is_array)
+
+    return {
+        "save": timed(lambda: lora.save_adapters(model, path), lambda _: None, queue=False),
+        "load": timed(load, jax.block_until_ready, queue=False),
+    }
+
+
+def _model_files(model: Any) -> dict[str, Any]:
+    """The whole model by Equinox's own functions, as full fine-tuning has to."""
+    path = pathlib.Path(tempfile.mkdtemp()) / "model.eqx"
+    eqx.tree_serialise_leaves(path, model)
+
+    def load() -> Any:
+        return eqx.filter(eqx.tree_deserialise_leaves(path, model), eqx.is_array)
+
+    return {
+        "save": timed(lambda: eqx.tree_serialise_leaves(path, model), lambda _: None, queue=False),
+        "load": timed(load, jax.block_until_ready, queue=False),
     }
 
 
