@@ -40,8 +40,8 @@ machine from minute to minute. Less than 1 means that ours takes less.
   ours; OFT is its default, which rotates inputs and approximates the inverse by five terms of a
   series, where ours is exact.
 * In parentheses: the target. **Bold**: it is missed.
-* *save* and *load* are those of the adapters alone (`save_adapters`, `load_adapters`); full fine-tuning
-  has to keep the whole model, by Equinox's own functions.
+* *save* and *load* are those of the adapters alone (`save_adapters`, `load_adapters`); full
+  fine-tuning has to keep the whole model, by Equinox's own functions.
 
 ```sh
 make bench                              # everything, on the CPU: half an hour on two cores
