@@ -87,3 +87,45 @@ def test_the_trained_rows_have_the_trained_magnitudes(adapter, base):
     wrapper = perturb(build(adapter, base))
     norms = np.linalg.norm(matrix_of(wrapper.merge()), axis=1)
     assert_close(norms, np.abs(np.asarray(wrapper.magnitude)), 1e-5)
+
+
+def nearly_cancelled(adapter, base, left):
+    """An adapter whose update cancels one row of the weight but for a part, and its `V`."""
+    wrapper = perturb(build(adapter, base))
+    f, W = fields_of(wrapper), base.matrix()
+    update = wrapper.alpha / wrapper.rank * f.lora_B @ f.lora_A
+    W[1] = left * W[1] - update[1]
+    wrapper = eqx.tree_at(lambda w: w.base, wrapper, with_matrix(base.layer, W))
+    return wrapper, matrix_of(wrapper.base), update
+
+
+@pytest.mark.parametrize("left", [1e-2, 1e-3, 1e-5])
+@adapters("DoRA")
+def test_merging_is_exact_where_the_update_nearly_cancels_the_weight(adapter, base, left):
+    wrapper, W, update = nearly_cancelled(adapter, base, left)
+    V, m = W + update, np.asarray(wrapper.magnitude).astype(np.float64)
+    merged = matrix_of(wrapper.merge())
+    # What float32 leaves of the difference is lost, but not of the norm.
+    assert_close(merged, m[:, None] * V / np.linalg.norm(V, axis=1)[:, None], 1e-6 + 2e-7 / left)
+    assert_close(np.linalg.norm(merged, axis=1), np.abs(m), 1e-6)
+
+
+@pytest.mark.parametrize("left", [1e-1, 1e-2])
+@adapters("DoRA")
+def test_the_norm_of_the_forward_pass_keeps_its_bound(adapter, base, left):
+    wrapper, W, update = nearly_cancelled(adapter, base, left)
+    norms = np.linalg.norm(W + update, axis=1)
+    c = (np.linalg.norm(W, axis=1) + np.linalg.norm(update, axis=1)) / norms
+    assert np.max(c) > 0.5 / left
+    actual = np.asarray(wrapper.factored_norms(wrapper.matrix(wrapper.base))).astype(np.float64)
+    # 1e-6 for the rows that nothing cancels, which have a few roundings more.
+    assert np.all(np.abs(actual / norms - 1) <= 2 * 6e-8 * c**2 + 1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@adapters("DoRA")
+def test_rows_whose_squares_have_no_number_keep_their_norm(adapter, base, size):
+    layer = with_matrix(base.layer, size * base.matrix())
+    wrapper = build(adapter, layer)
+    assert_close(wrapper.magnitude, np.linalg.norm(matrix_of(layer), axis=1), 1e-6)
+    assert_close(matrix_of(wrapper.merge()), matrix_of(layer), 1e-6)

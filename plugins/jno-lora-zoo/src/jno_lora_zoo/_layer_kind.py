@@ -37,6 +37,10 @@ class LayerKind(LoRAWrapper):
     # Whether `kronecker` is cheaper than a product with the whole matrix.
     has_kronecker: ClassVar[bool] = False
 
+    # Whether `low_rank` merges `B A` into the weight. A method with more factors than two then does
+    # best to multiply them into `A` and `B` first.
+    merges_factors: ClassVar[bool] = False
+
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
         """Whether `leaf` is a layer of this kind, by `fits`. Never raises."""
@@ -129,6 +133,10 @@ class LayerKind(LoRAWrapper):
     def rotate_output(self, y: Array, R: Float[Array, "blocks r r"]) -> Array:
         """`blockdiag(R_1, R_2, ...) y`, cut to the outputs there are."""
         raise NotImplementedError
+
+    def rotated_product(self, x: Any, R: Float[Array, "blocks r r"]) -> Array:
+        """`y = blockdiag(R_1, R_2, ...) W x`, for orthogonal blocks."""
+        return self.rotate_output(self.product(x), R)
 
     def rotates_output(self, block: int) -> bool:
         """Whether rotating outputs in blocks of this size is the same as rotating the matrix."""

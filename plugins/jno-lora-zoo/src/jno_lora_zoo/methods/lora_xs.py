@@ -79,5 +79,7 @@ class LoRAXS(Method):
         return self.lora_A, self.scaling * (self.lora_B @ self.R)
 
     def forward(self, x: Any) -> Array:
+        if self.merges_factors:
+            return self.low_rank(x, *self.low_rank_update(), 1.0)
         h = self.mix(self.down(x, self.lora_A), self.R)
         return self.product(x) + self.scaling * self.up(h, self.lora_B)

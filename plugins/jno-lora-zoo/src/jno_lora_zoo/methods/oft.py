@@ -80,4 +80,4 @@ class OFT(Method):
         return self.rotates_output(self.rank)
 
     def forward(self, x: Any) -> Array:
-        return self.rotate_output(self.product(x), self.rotations(self.matrix(self.base)))
+        return self.rotated_product(x, self.rotations(self.matrix(self.base)))

@@ -86,6 +86,10 @@ class VeRA(Method):
         return d[:, None] * A, self.scaling * b[:, None] * B
 
     def forward(self, x: Any) -> Array:
+        if self.merges_factors:
+            return self.low_rank(x, *self.low_rank_update(), 1.0)
         A, B = self.projections(self.matrix(self.base))
+        # The layer's own product first: XLA keeps to the order, and holds less at once.
+        y = self.product(x)
         h = self.scale_rank(self.down(x, A), self.d)
-        return self.product(x) + self.scale_output(self.scaling * self.up(h, B), self.b)
+        return y + self.scale_output(self.up(h, B), self.scaling * self.b)
