@@ -1,24 +1,8 @@
 """The example of a neural operator: its solver is right, and all of it runs."""
 
-import importlib.util
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-
-EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "burgers_operator.py"
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location(EXAMPLE.stem, EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    # Written for JAX's own defaults, as foundax is.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield module
 
 
 def cole_hopf(u, viscosity):
