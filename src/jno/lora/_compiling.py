@@ -21,6 +21,8 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jaxtyping import Array
 
+from ._lapack import decomposes, one_blas_thread
+
 _log = logging.getLogger("jno.lora")
 
 # How many layers one run of a program computes together, and up to which size of each: what is
@@ -106,13 +108,13 @@ def beside(leaf: Any, form: Form) -> Any:
 
     (A key that was replicated over a mesh, or committed to another device.)
     """
-    array = next((array for array in form.arrays if array.sharding is not None), None)
-    if array is None or not isinstance(leaf, jax.Array):
+    anchor = next((array for array in form.arrays if array.sharding is not None), None)
+    if anchor is None or anchor.sharding is None or not isinstance(leaf, jax.Array):
         return leaf
     there = leaf.sharding.device_set
-    if there == array.sharding.device_set or (len(there) == 1 and not array.committed):
+    if there == anchor.sharding.device_set or (len(there) == 1 and not anchor.committed):
         return leaf
-    return jax.device_put(leaf, array.sharding)
+    return jax.device_put(leaf, anchor.sharding)
 
 
 class TracedError(Exception):
@@ -174,9 +176,9 @@ def _typed(value: Any) -> Any:
 
 
 class _Given(NamedTuple):
-    """In a result: the array of that index among the arguments."""
+    """In a result: the array at that place among the arguments."""
 
-    index: int
+    place: int
 
 
 _ARRAY = object()
@@ -211,10 +213,12 @@ class Program:
         self.is_small = self._is_small()
         self._one = jax.jit(self._compute, out_shardings=own.home)
         self._loop = jax.jit(self._compute_many, out_shardings=own.home)
+        self._decomposes = decomposes(traced.jaxpr)
 
     def alone(self, shared: list[Any], own: list[Any]) -> Any:
         """The result for one layer."""
-        return self._result(shared, own, self._one(shared, own) if self.computed else ())
+        computed = self._run(self._one, shared, own) if self.computed else ()
+        return self._result(shared, own, computed)
 
     def together(self, shared: list[Any], owns: Sequence[list[Any]]) -> list[Any]:
         """The results for up to `TOGETHER` small layers."""
@@ -222,8 +226,14 @@ class Program:
             return [self.alone(shared, own) for own in owns]
         # By way of the host, since thousands of arguments would have to be compiled for.
         rows = [_stacked([own[index] for own in owns]) for index in self.needed]
-        computed = self._loop(shared, rows, len(owns))
+        computed = self._run(self._loop, shared, rows, len(owns))
         return [self._result(shared, own, _row(computed, i)) for i, own in enumerate(owns)]
+
+    def _run(self, compiled: Callable[..., list[Array]], *args: Any) -> list[Array]:
+        if not self._decomposes:
+            return compiled(*args)
+        with one_blas_thread():
+            return jax.block_until_ready(compiled(*args))
 
     def _is_small(self) -> bool:
         # Keys cannot be stacked by way of the host, and a stack is never of a weak type.
@@ -238,7 +248,7 @@ class Program:
     def _result(self, shared: list[Any], own: list[Any], computed: Iterable[Any]) -> Any:
         given, rest = (*shared, *own), iter(computed)
         leaves = [
-            given[leaf.index] if type(leaf) is _Given else next(rest) if leaf is _ARRAY else leaf
+            given[leaf.place] if type(leaf) is _Given else next(rest) if leaf is _ARRAY else leaf
             for leaf in self.leaves
         ]
         return jtu.tree_unflatten(self.treedef, leaves)

@@ -1,7 +1,7 @@
 """The dispatcher: plans by one walk over the model, builds adapters and puts them in place."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax

@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
-from ._paths import KeyPath, path_str, show_path
+from ._paths import path_str, show_path
 from ._sharding import calls_on_the_mesh, sharded_like
 
 M = TypeVar("M")

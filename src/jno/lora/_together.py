@@ -31,8 +31,10 @@ class Calls:
         self.groups: list[_Group | None] = [None] * len(items)
         for form, members in self._by_form().items():
             program, common = self._program(form)
-            size = TOGETHER if program is not None and program.is_small else 1
-            for start in range(0, len(members) if program is not None else 0, size):
+            if program is None:
+                continue
+            size = TOGETHER if program.is_small else 1
+            for start in range(0, len(members), size):
                 group = _Group(program, common, members[start : start + size])
                 for index in group.members:
                     self.groups[index] = group
