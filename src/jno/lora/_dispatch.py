@@ -1,5 +1,6 @@
 """The dispatcher: plans by one walk over the model, builds adapters and puts them in place."""
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -7,12 +8,14 @@ from typing import Any, TypeVar
 import jax
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ._contract import LoRAWrapper, check_contract
 from ._errors import JnoLoraError, JnoLoraWarning, SelectionError, WrapperError
 from ._paths import bullets, nearest, show_path, stable_hash
 from ._plan import Plan, PlanRow
+from ._progress import tracked
 from ._registry import Registry, default_registry
 from ._selection import Mask, MaskLike, Spec, SpecLike, WrapperLike, parse_mask, parse_specs
 from ._sharding import calls_on_the_mesh, place_like_base
@@ -158,14 +161,16 @@ def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> lis
             raise _failure(row, err) from err
         settings = (row.wrapper, row.rank, row.alpha, ndim, id(row.options))
         alike.setdefault(settings, []).append(index)
-    adapters: list[Any] = [None] * len(rows)
+    calls: list[Any] = [None] * len(rows)
     for (*settings, _), members in alike.items():
         shared = (*settings, dict(rows[members[0]].options), key)
         items = [(layers[i], np.asarray(stable_hash(rows[i].path), np.uint32)) for i in members]
-        calls = calls_on_the_mesh(_make, shared, items, place_like_base)
+        together = calls_on_the_mesh(_make, shared, items, place_like_base)
         for place, index in enumerate(members):
-            adapters[index] = _checked(rows[index], calls, place)
-    return adapters
+            calls[index] = (rows[index], together, place)
+    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((key, layers[:1])))
+    with contextlib.closing(tracked(calls, "Adapting layers", show=not is_traced)) as steps:
+        return [_checked(*call) for call in steps]
 
 
 def _checked(row: PlanRow, calls: Calls, place: int) -> LoRAWrapper:
