@@ -13,7 +13,7 @@ from ._timing import Subject, timed
 
 
 def build(case: dict[str, Any], device: str) -> Subject:
-    """The constructor of one adapter around one layer; the adapter `"svd"` is the full SVD."""
+    """Applying one adapter to one layer; the adapter `"svd"` is the full decomposition alone."""
     size, rank = case["size"], case["rank"]
     W = matrix_with_spectrum(case["spectrum"], size)
     array, key = jnp.asarray(W), jax.random.key(1)
@@ -24,12 +24,14 @@ def build(case: dict[str, Any], device: str) -> Subject:
             return jnp.linalg.svd(array, full_matrices=False)
 
         return Subject({}, {"init": timed(decompose, jax.block_until_ready, queue=queue)})
-    cls = getattr(importlib.import_module("jno.lora"), case["adapter"])
+    lora = importlib.import_module("jno.lora")
+    cls = getattr(lora, case["adapter"])
     layer = eqx.nn.Linear(size, size, key=key)
     layer = eqx.tree_at(lambda layer: layer.weight, layer, array)
 
     def init() -> Any:
-        return eqx.filter(cls(layer, rank, float(rank), key=key), eqx.is_array)
+        adapted = lora.apply_lora(layer, rank, float(rank), key=key, wrappers=[cls])
+        return eqx.filter(adapted, eqx.is_array)
 
     subject = Subject({}, {"init": timed(init, jax.block_until_ready, queue=queue)})
     subject.facts["energy"] = captured_energy(W, np.asarray(init().lora_B))

@@ -1,20 +1,34 @@
-"""Calling a function on many layers of few forms: each form is compiled once.
+"""Calling a function on layers of few forms: each form is compiled once.
 
 Thousands of small operations, one after the other, are what makes adapting a large model slow.
-Layers of one form (class, static fields, shapes, dtypes) share a program, which also spares the
-memory of intermediate results (a float32 copy of a weight).
+Layers of one form (class, static fields, shapes, dtypes, device) share a program, which also
+spares the memory of intermediate results (a float32 copy of a weight).
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
+from jax import lax
 from jax.core import Tracer
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jaxtyping import Array
+
+from ._lapack import decomposes, one_blas_thread
+
+_log = logging.getLogger("jno.lora")
+
+# How many layers one run of a program computes together, and up to which size of each: what is
+# larger gains nothing, and would be copied.
+TOGETHER = 64
+_SMALL = 64 * 1024  # bytes
 
 
 def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
@@ -29,36 +43,121 @@ def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
     - `function`: hashable, and pure.
     - `args`: pytrees of arrays and of hashable values.
     """
-    leaves, treedef = jtu.tree_flatten(args)
-    arrays = [leaf for leaf in leaves if eqx.is_array(leaf)]
-    if any(isinstance(array, Tracer) for array in arrays):
-        return function(*args)
-    statics = tuple((_Array, _ARRAY) if eqx.is_array(x) else (type(x), x) for x in leaves)
-    avals = tuple(map(jax.typeof, arrays))
-    floating = jax.dtypes.canonicalize_dtype(float)
+
+    def compiled() -> Any:
+        form, arrays = form_of(args)
+        return program_for(function, _NOTHING, form).alone([], arrays)
+
+    return attempt(compiled, lambda: function(*args))
+
+
+def attempt(compiled: Callable[[], Any], plain: Callable[[], Any]) -> Any:
+    """What `compiled()` returns or, if it fails, `plain()`."""
     try:
-        form = _Form(function, treedef, _exactly(treedef), statics, avals, floating)
-        return _program(form)(arrays)
+        return compiled()
     except jax.errors.JaxRuntimeError as err:
         if "RESOURCE_EXHAUSTED" in str(err):
             raise  # run operation by operation, it would need more memory still
-    except Exception:
-        pass
+    except Exception as err:
+        _log.debug("%s, so a layer is not computed by a program: %s", type(err).__name__, err)
     # If it is the function that fails, it fails again, and with a traceback of its own.
-    return function(*args)
+    return plain()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Form:
-    """What calls that share a program have in common."""
+class ArrayForm(NamedTuple):
+    """What a program is compiled for, of an array."""
 
-    function: Callable[..., Any]
+    shape: tuple[int, ...]
+    dtype: Any
+    weak_type: bool
+    # Where it lies (`None` for NumPy's), and whether it must stay there.
+    sharding: Sharding | None
+    committed: bool
+
+
+class Form(NamedTuple):
+    """What trees have in common that may share a program."""
+
     treedef: Any
     exactly: Any
-    # The leaves that are no arrays, with their types (1 equals 1.0), and `_ARRAY` in their place.
-    statics: tuple[tuple[type, Any], ...]
-    avals: tuple[Any, ...]
-    floating: Any  # the widest type: whether 64 bits are enabled
+    # Of each leaf: the form of an array, or the type and value (1 equals 1.0) of what is none.
+    leaves: tuple[Any, ...]
+
+    @property
+    def arrays(self) -> list[ArrayForm]:
+        """The forms of the arrays."""
+        return [leaf for leaf in self.leaves if type(leaf) is ArrayForm]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether an array is laid out over a mesh."""
+        return any(isinstance(array.sharding, NamedSharding) for array in self.arrays)
+
+    @property
+    def home(self) -> SingleDeviceSharding | None:
+        """The one device that the arrays must stay on, if there is one."""
+        for array in self.arrays:
+            if array.committed and isinstance(array.sharding, SingleDeviceSharding):
+                (device,) = array.sharding.device_set
+                return SingleDeviceSharding(device)
+        return None
+
+
+def beside(leaf: Any, form: Form) -> Any:
+    """`leaf`, moved to the device of a tree of this form if it must not stay where it is.
+
+    (A key that was replicated over a mesh, or committed to another device.)
+    """
+    anchor = next((array for array in form.arrays if array.sharding is not None), None)
+    if anchor is None or anchor.sharding is None or not isinstance(leaf, jax.Array):
+        return leaf
+    there = leaf.sharding.device_set
+    if there == anchor.sharding.device_set or (len(there) == 1 and not anchor.committed):
+        return leaf
+    return jax.device_put(leaf, anchor.sharding)
+
+
+class TracedError(Exception):
+    """A tree holds traced arrays, which have no place yet."""
+
+
+def form_of(tree: Any) -> tuple[Form, list[Any]]:
+    """The form of `tree`, which may turn out not to be hashable, and its arrays.
+
+    **Raises:** `TracedError` if an array is traced.
+    """
+    leaves, treedef = jtu.tree_flatten(tree)
+    arrays: list[Any] = []
+    forms: list[Any] = []
+    for leaf in leaves:
+        cls = type(leaf)
+        read = _reader(cls)
+        forms.append((cls, leaf) if read is None else read(leaf))
+        if read is not None:
+            arrays.append(leaf)
+    return Form(treedef, _exactly(treedef), tuple(forms)), arrays
+
+
+@functools.lru_cache(maxsize=256)
+def _reader(cls: type) -> Callable[[Any], ArrayForm] | None:
+    """How to read the form of an array of this class; `None` if it is no class of arrays."""
+    if issubclass(cls, Tracer):
+        return _traced
+    if issubclass(cls, jax.Array):
+        return _of_jax
+    return _of_numpy if issubclass(cls, np.ndarray | np.generic) else None
+
+
+def _traced(array: Any) -> ArrayForm:
+    raise TracedError
+
+
+def _of_jax(x: Any) -> ArrayForm:
+    return ArrayForm(x.shape, x.dtype, getattr(x, "weak_type", False), x.sharding, x.committed)
+
+
+def _of_numpy(x: Any) -> ArrayForm:
+    return ArrayForm(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), False, None, False)
 
 
 def _exactly(treedef: Any) -> Any:
@@ -67,7 +166,7 @@ def _exactly(treedef: Any) -> Any:
     The result of a program has the static fields of the call that made it.
     """
     data = treedef.node_data()
-    return (_typed(None if data is None else data[1]), *map(_exactly, treedef.children()))
+    return data and (_typed(data[1]), *map(_exactly, treedef.children()))
 
 
 def _typed(value: Any) -> Any:
@@ -76,56 +175,147 @@ def _typed(value: Any) -> Any:
     return (type(value), repr(value)) if isinstance(value, float) else type(value)
 
 
-class _Array:
-    pass
+class _Given(NamedTuple):
+    """In a result: the array at that place among the arguments."""
+
+    place: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _Given:
-    """In a result: the array of that index among the arguments."""
-
-    index: int
+_ARRAY = object()
+_NOTHING, _ = form_of(())
 
 
-_ARRAY = _Array()
+def program_for(function: Callable[..., Any], shared: Form, own: Form) -> "Program":
+    """The program of `function(*shared, *own)` for trees of these forms.
+
+    **Raises:** whatever `function` does when it is traced; `TypeError` for what is not hashable.
+    """
+    widest = jax.dtypes.canonicalize_dtype(float)  # whether 64 bits are enabled
+    return _program(function, shared, own, widest)
 
 
 @functools.lru_cache(maxsize=512)
-def _program(form: _Form) -> "_Program":
-    return _Program(form)
+def _program(function: Callable[..., Any], shared: Form, own: Form, widest: Any) -> "Program":
+    return Program(function, shared, own)
 
 
-class _Program:
-    """`form.function`, compiled for arguments of that form."""
+class Program:
+    """`function(*shared, *own)`, compiled for arrays of these forms."""
 
-    def __init__(self, form: _Form):
-        self.form = form
+    def __init__(self, function: Callable[..., Any], shared: Form, own: Form):
+        self.function, self.shared, self.own = function, shared, own
         self.treedef: Any = None  # of the result
         self.leaves: tuple[Any, ...] = ()  # of the result: what to take from where
-        jax.eval_shape(self._compute, list(form.avals))
-        self.compiled = jax.jit(self._compute)
+        traced = jax.make_jaxpr(self._compute)(_abstract(shared), _abstract(own))
+        self.computed = traced.out_avals
+        live = _live(traced.jaxpr)[len(shared.arrays) :]
+        self.needed = [index for index, is_live in enumerate(live) if is_live]
+        self.is_small = self._is_small()
+        self._one = jax.jit(self._compute, out_shardings=own.home)
+        self._loop = jax.jit(self._compute_many, out_shardings=own.home)
+        self._decomposes = decomposes(traced.jaxpr)
 
-    def __call__(self, arrays: list[Any]) -> Any:
-        computed = iter(self.compiled(arrays) if _ARRAY in self.leaves else ())
-        leaves = (
-            arrays[leaf.index]
-            if isinstance(leaf, _Given)
-            else next(computed)
-            if leaf is _ARRAY
-            else leaf
+    def alone(self, shared: list[Any], own: list[Any]) -> Any:
+        """The result for one layer."""
+        computed = self._run(self._one, shared, own) if self.computed else ()
+        return self._result(shared, own, computed)
+
+    def together(self, shared: list[Any], owns: Sequence[list[Any]]) -> list[Any]:
+        """The results for up to `TOGETHER` small layers."""
+        if not self.computed:
+            return [self.alone(shared, own) for own in owns]
+        # By way of the host, since thousands of arguments would have to be compiled for.
+        rows = [_stacked([own[index] for own in owns]) for index in self.needed]
+        computed = self._run(self._loop, shared, rows, len(owns))
+        return [self._result(shared, own, _row(computed, i)) for i, own in enumerate(owns)]
+
+    def _run(self, compiled: Callable[..., list[Array]], *args: Any) -> list[Array]:
+        if not self._decomposes:
+            return compiled(*args)
+        with one_blas_thread():
+            return jax.block_until_ready(compiled(*args))
+
+    def _is_small(self) -> bool:
+        # Keys cannot be stacked by way of the host, and a stack is never of a weak type.
+        if any(
+            jnp.issubdtype(x.dtype, jax.dtypes.extended) or x.weak_type
+            for x in (*self.own.arrays, *self.computed)
+        ):
+            return False
+        moved = [*(self.own.arrays[index] for index in self.needed), *self.computed]
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in moved) <= _SMALL
+
+    def _result(self, shared: list[Any], own: list[Any], computed: Iterable[Any]) -> Any:
+        given, rest = (*shared, *own), iter(computed)
+        leaves = [
+            given[leaf.place] if type(leaf) is _Given else next(rest) if leaf is _ARRAY else leaf
             for leaf in self.leaves
-        )
+        ]
         return jtu.tree_unflatten(self.treedef, leaves)
 
-    def _compute(self, arrays: list[Array]) -> list[Array]:
-        """The arrays of the result that are not among `arrays`."""
-        given = iter(arrays)
-        leaves = [next(given) if leaf is _ARRAY else leaf for _, leaf in self.form.statics]
-        result = self.form.function(*jtu.tree_unflatten(self.form.treedef, leaves))
-        index = {id(array): i for i, array in enumerate(arrays)}
-        leaves, self.treedef = jtu.tree_flatten(result)
+    def _compute(self, shared: list[Array], own: list[Array]) -> list[Array]:
+        """The arrays of the result that are not among the arguments."""
+        args = (*_filled(self.shared, shared), *_filled(self.own, own))
+        index = {id(array): i for i, array in enumerate((*shared, *own))}
+        leaves, self.treedef = jtu.tree_flatten(self.function(*args))
         self.leaves = tuple(
             _Given(index[id(x)]) if id(x) in index else _ARRAY if eqx.is_array(x) else x
             for x in leaves
         )
         return [x for x, kind in zip(leaves, self.leaves, strict=True) if kind is _ARRAY]
+
+    def _compute_many(self, shared: list[Array], rows: list[Array], number: Array) -> list[Array]:
+        """`_compute` for each of the first `number` rows.
+
+        One after the other: what is computed for a layer must not depend on those beside it, and
+        the time goes into starting programs, not into their arithmetic.
+        """
+
+        def compute(i: Array, results: list[Array]) -> list[Array]:
+            # What no result depends on is not handed over, but must be there.
+            own = [jnp.zeros(x.shape, x.dtype) for x in self.own.arrays]
+            for index, row in zip(self.needed, rows, strict=True):
+                own[index] = lax.dynamic_index_in_dim(row, i, keepdims=False)
+            computed = self._compute(shared, own)
+            return [
+                lax.dynamic_update_index_in_dim(result, x, i, 0)
+                for result, x in zip(results, computed, strict=True)
+            ]
+
+        empty = [jnp.zeros((TOGETHER, *x.shape), x.dtype) for x in self.computed]
+        return lax.fori_loop(0, number, compute, empty)
+
+
+def _filled(form: Form, arrays: list[Any]) -> Any:
+    given = iter(arrays)
+    leaves = [next(given) if type(leaf) is ArrayForm else leaf[1] for leaf in form.leaves]
+    return jtu.tree_unflatten(form.treedef, leaves)
+
+
+def _abstract(form: Form) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in form.arrays]
+
+
+def _live(jaxpr: Any) -> list[bool]:
+    """Whether a result depends on each of the arguments."""
+    live = {id(x) for x in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(x) in live for x in equation.outvars):
+            live.update(map(id, equation.invars))
+    return [id(x) in live for x in jaxpr.invars]
+
+
+def _stacked(arrays: list[Any]) -> np.ndarray:
+    """The arrays along a new first axis, filled up to `TOGETHER`."""
+    for array in arrays:
+        if isinstance(array, jax.Array):
+            array.copy_to_host_async()
+    rows = np.zeros((TOGETHER, *arrays[0].shape), arrays[0].dtype)
+    for place, array in enumerate(arrays):
+        rows[place] = array
+    return rows
+
+
+@jax.jit
+def _row(arrays: list[Array], i: Array) -> list[Array]:
+    return [lax.dynamic_index_in_dim(x, i, keepdims=False) for x in arrays]

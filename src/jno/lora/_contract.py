@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -288,9 +288,10 @@ def unwrapped_layer(wrapper: LoRAWrapper) -> eqx.Module:
     return over_stack(lambda w: w.unwrap(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
 
 
-def is_wrapper(node: Any) -> bool:
+def is_wrapper(node: Any) -> TypeGuard[LoRAWrapper]:
     """Whether `node` is an adapted layer."""
-    return isinstance(node, LoRAWrapper)
+    # By its type: `isinstance` looks up `__class__`, which Equinox intercepts at a price.
+    return issubclass(type(node), LoRAWrapper)
 
 
 def contract_problems(cls: Any) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The dispatcher: plans by one walk over the model, builds adapters and puts them in place."""
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -7,16 +8,19 @@ from typing import Any, TypeVar
 import jax
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ._contract import LoRAWrapper, check_contract
 from ._errors import JnoLoraError, JnoLoraWarning, SelectionError, WrapperError
-from ._paths import KeyPath, bullets, nearest, show_path, stable_hash
+from ._paths import bullets, nearest, show_path, stable_hash
 from ._plan import Plan, PlanRow
+from ._progress import tracked
 from ._registry import Registry, default_registry
 from ._selection import Mask, MaskLike, Spec, SpecLike, WrapperLike, parse_mask, parse_specs
-from ._sharding import on_the_mesh, place_like_base
+from ._sharding import calls_on_the_mesh, place_like_base
 from ._stacking import keys_for_stack, over_stack
+from ._together import Calls
 from ._walk import NORMALISED, Walk
 
 M = TypeVar("M")
@@ -133,52 +137,65 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
     _warn_of_what_was_left_out(plan)
     if not chosen:
         return model
-    clamped: list[str] = []
-
-    def adapt(path: KeyPath, node: Any) -> Any:
-        row = chosen.get(path)
-        if row is None:
-            return node
-        wrapper = _construct(row, node, key)
-        assert row.rank is not None
-        if wrapper.rank < row.rank:
-            clamped.append(f"{show_path(row.path)}: {row.rank} -> {wrapper.rank}")
-        return wrapper
-
-    adapted = jtu.tree_map_with_path(
-        adapt, model, is_leaf=lambda path, _: path in chosen, is_leaf_takes_path=True
+    leaves, treedef = jtu.tree_flatten_with_path(
+        model, is_leaf=lambda path, _: path in chosen, is_leaf_takes_path=True
     )
-    if clamped:
-        warnings.warn(
-            "The rank is larger than these layers allow, and was clamped:\n" + bullets(clamped),
-            JnoLoraWarning,
-            stacklevel=3,
-        )
-    return adapted
+    adapted = [leaf for _, leaf in leaves]
+    places = [index for index, (path, _) in enumerate(leaves) if path in chosen]
+    rows = [chosen[leaves[index][0]] for index in places]
+    adapters = _construct(rows, [adapted[index] for index in places], key)
+    for index, adapter in zip(places, adapters, strict=True):
+        adapted[index] = adapter
+    _warn_of_clamped_ranks(rows, adapters)
+    return jtu.tree_unflatten(treedef, adapted)
 
 
-def _construct(row: PlanRow, layer: Any, key: PRNGKeyArray) -> LoRAWrapper:
-    cls, rank, alpha = row.wrapper, row.rank, row.alpha
-    assert cls is not None and rank is not None and alpha is not None
+def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> list[LoRAWrapper]:
+    """The adapter around each layer. Those of the same settings are built together."""
+    alike: dict[Any, list[int]] = {}
+    for index, (row, layer) in enumerate(zip(rows, layers, strict=True)):
+        assert row.wrapper is not None
+        try:
+            ndim = row.wrapper.stack_ndim(layer)
+        except Exception as err:
+            raise _failure(row, err) from err
+        settings = (row.wrapper, row.rank, row.alpha, ndim, id(row.options))
+        alike.setdefault(settings, []).append(index)
+    calls: list[Any] = [None] * len(rows)
+    for (*settings, _), members in alike.items():
+        shared = (*settings, dict(rows[members[0]].options), key)
+        items = [(layers[i], np.asarray(stable_hash(rows[i].path), np.uint32)) for i in members]
+        together = calls_on_the_mesh(_make, shared, items, place_like_base)
+        for place, index in enumerate(members):
+            calls[index] = (rows[index], together, place)
+    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((key, layers[:1])))
+    with contextlib.closing(tracked(calls, "Adapting layers", show=not is_traced)) as steps:
+        return [_checked(*call) for call in steps]
+
+
+def _checked(row: PlanRow, calls: Calls, place: int) -> LoRAWrapper:
+    cls: Any = row.wrapper
     try:
-        settings = (cls, rank, alpha, dict(row.options), cls.stack_ndim(layer))
-        number = np.asarray(stable_hash(row.path), np.uint32)
-        wrapper = on_the_mesh(layer, _make, *settings, layer, key, number)
-        if isinstance(wrapper, cls):
-            return place_like_base(wrapper, layer)
+        wrapper = calls.result(place)
     except Exception as err:
-        what = (
-            f"{cls.__name__} could not be built around the {row.layer} at {show_path(row.path)!r}"
-        )
-        if isinstance(err, JnoLoraError):
-            raise type(err)(f"{what}: {err}") from err
-        raise WrapperError(f"{what}: {type(err).__name__}: {err}") from err
-    check_contract(cls)
-    raise WrapperError(f"{cls.__name__}(...) made a {type(wrapper).__name__} at {row.path!r}")
+        raise _failure(row, err) from err
+    if not isinstance(wrapper, cls):
+        check_contract(cls)
+        raise WrapperError(f"{cls.__name__}(...) made a {type(wrapper).__name__} at {row.path!r}")
+    return wrapper
+
+
+def _failure(row: PlanRow, err: Exception) -> JnoLoraError:
+    """What to raise if the adapter of `row` cannot be built."""
+    cls: Any = row.wrapper
+    what = f"{cls.__name__} could not be built around the {row.layer} at {show_path(row.path)!r}"
+    if isinstance(err, JnoLoraError):
+        return type(err)(f"{what}: {err}")
+    return WrapperError(f"{what}: {type(err).__name__}: {err}")
 
 
 def _make(
-    cls: Any, rank: int, alpha: float, options: Any, ndim: int, layer: Any, key: Any, number: Any
+    cls: Any, rank: int, alpha: float, ndim: int, options: Any, key: Any, layer: Any, number: Any
 ) -> LoRAWrapper:
     """The adapter around `layer`, by a key that `number` tells apart from those of other layers."""
 
@@ -187,6 +204,20 @@ def _make(
 
     own_key = jax.random.fold_in(key, number)
     return over_stack(one, ndim)(layer, keys_for_stack(own_key, layer, ndim))
+
+
+def _warn_of_clamped_ranks(rows: list[PlanRow], adapters: list[LoRAWrapper]) -> None:
+    clamped = [
+        f"{show_path(row.path)}: {row.rank} -> {adapter.rank}"
+        for row, adapter in zip(rows, adapters, strict=True)
+        if row.rank is not None and adapter.rank < row.rank
+    ]
+    if clamped:
+        warnings.warn(
+            "The rank is larger than these layers allow, and was clamped:\n" + bullets(clamped),
+            JnoLoraWarning,
+            stacklevel=4,
+        )
 
 
 def _check_rank(rank: Any) -> None:

@@ -8,8 +8,8 @@ import jax.tree_util as jtu
 
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
-from ._paths import KeyPath, path_str, show_path
-from ._sharding import on_the_mesh, sharded_like
+from ._paths import path_str, show_path
+from ._sharding import calls_on_the_mesh, sharded_like
 
 M = TypeVar("M")
 
@@ -45,39 +45,48 @@ def unwrap_lora(model: M) -> M:
 
 
 def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
-    def replace(keys: KeyPath, node: Any) -> Any:
-        if not is_wrapper(node):
-            return node
+    nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
+    wrappers = [(index, keys) for index, (keys, node) in enumerate(nodes) if is_wrapper(node)]
+    calls = calls_on_the_mesh(plain, (), [(nodes[index][1],) for index, _ in wrappers], _settled)
+    replaced = [node for _, node in nodes]
+    for place, (index, keys) in enumerate(wrappers):
+        node: Any = replaced[index]
         where = f"the {type(node).__name__} at {show_path(path_str(keys))!r}"
         try:
-            layer = on_the_mesh(node, plain, node)
+            layer = calls.result(place)
         except JnoLoraError as err:
             raise type(err)(f"Could not {verb} {where}: {err}") from err
         except Exception as err:
             raise WrapperError(f"Could not {verb} {where}: {type(err).__name__}: {err}") from err
         _check_same_form(node.base, layer, f"`{verb}()` of {where}")
-        return sharded_like(layer, node.base)
+        replaced[index] = layer
+    return jtu.tree_unflatten(treedef, replaced)
 
-    return jtu.tree_map_with_path(replace, model, is_leaf=is_wrapper)
+
+def _settled(layer: Any, wrapper: LoRAWrapper) -> Any:
+    return sharded_like(layer, wrapper.base)
 
 
 def _check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
-    if jtu.tree_structure(base) != jtu.tree_structure(layer):
+    before, form = jtu.tree_flatten(base)
+    after, new_form = jtu.tree_flatten(layer)
+    if form != new_form:
         raise WrapperError(
             f"{what} must return a layer of the structure that was wrapped, expected\n{base}\n"
             f"but got\n{layer}"
         )
-    before, after = jtu.tree_leaves_with_path(base), jtu.tree_leaves(layer)
-    for (keys, old), new in zip(before, after, strict=True):
-        if not hasattr(old, "dtype"):
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old is new or not hasattr(old, "dtype"):
             continue
+        if hasattr(new, "dtype") and (old.shape, old.dtype) == (new.shape, new.dtype):
+            continue
+        path = path_str(jtu.tree_leaves_with_path(base)[index][0])
         if not hasattr(new, "dtype"):
             raise WrapperError(
-                f"{what} puts {new!r} at {path_str(keys)!r}, where the layer has an array "
+                f"{what} puts {new!r} at {path!r}, where the layer has an array "
                 f"{old.dtype}{list(old.shape)}: keep its shape and dtype."
             )
-        if (old.shape, old.dtype) != (new.shape, new.dtype):
-            raise WrapperError(
-                f"{what} changes {path_str(keys)!r} from {old.dtype}{list(old.shape)} to "
-                f"{new.dtype}{list(new.shape)}: keep the shape, and cast back to the base's dtype."
-            )
+        raise WrapperError(
+            f"{what} changes {path!r} from {old.dtype}{list(old.shape)} to "
+            f"{new.dtype}{list(new.shape)}: keep the shape, and cast back to the base's dtype."
+        )

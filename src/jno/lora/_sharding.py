@@ -1,7 +1,7 @@
 """Sharded layers: adapters go onto the mesh of the layer, merged layers where the layer was."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -11,10 +11,11 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ._compiling import call_compiled
+from ._compiling import beside, call_compiled, form_of
 from ._contract import LoRAWrapper
 from ._paths import KeyPath, path_str
 from ._stacking import over_stack
+from ._together import Calls
 
 T = TypeVar("T")
 
@@ -31,13 +32,34 @@ def on_the_mesh(layer: Any, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
     mesh = _mesh(layer)
     if mesh is None:
-        home = next((x.sharding for x in jax.tree.leaves(layer) if isinstance(x, jax.Array)), None)
-        return call_compiled(function, *jax.tree.map(lambda leaf: _at(leaf, home), args))
+        form, _ = form_of(layer)
+        return call_compiled(function, *jax.tree.map(lambda leaf: beside(leaf, form), args))
     joined = jax.tree.map(lambda leaf: _joined(leaf, mesh), args)
     given = dict(zip(map(id, jax.tree.leaves(joined)), jax.tree.leaves(args), strict=True))
     with _automatic_context(mesh):
         result = call_compiled(function, *joined)
     return jax.tree.map(lambda x: given.get(id(x), x), result)
+
+
+def calls_on_the_mesh(
+    function: Callable[..., T],
+    shared: tuple[Any, ...],
+    items: Sequence[tuple[Any, ...]],
+    settle: Callable[[T, Any], T],
+) -> Calls:
+    """For each item, the call of `on_the_mesh(item[0], function, *shared, *item)`.
+
+    Small layers of one form that are not sharded are computed together.
+
+    **Arguments:**
+
+    - `settle`: given a result and its `item[0]`, puts the arrays of a sharded layer in place.
+    """
+
+    def alone(item: tuple[Any, ...]) -> T:
+        return settle(on_the_mesh(item[0], function, *shared, *item), item[0])
+
+    return Calls(function, shared, items, alone)
 
 
 def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
@@ -93,13 +115,6 @@ def _restore(cls: Any, rank: int, alpha: float, base: Any, state: Any) -> Any:
         return cls.from_state(base, state, rank, alpha)
 
     return over_stack(one, cls.stack_ndim(base))(base, state)
-
-
-def _at(leaf: Any, home: Any) -> Any:
-    """`leaf`, which must not lie on several devices (a key that was replicated), beside a layer."""
-    if home is None or not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
-        return leaf
-    return jax.device_put(leaf, home)
 
 
 def _joined(leaf: Any, mesh: Mesh) -> Any:

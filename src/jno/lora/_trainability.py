@@ -4,10 +4,12 @@ import functools
 from collections.abc import Container
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
@@ -84,27 +86,62 @@ def carry_to_plain(trainable: PyTree[bool], adapted: PyTree, plain: PyTree) -> P
 # What a leaf of a model is. What is none of these is a constant that an adapter keeps.
 _OUTSIDE, _BASE, _ADAPTER = 1, 2, 4
 
+_ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct, Tracer)
+
 
 def _select(model: PyTree, roles: int) -> PyTree[bool]:
     """`True` for the inexact arrays of `model` that have one of these roles."""
     leaves, treedef = jtu.tree_flatten(model)
+    kinds = tuple(map(type, leaves)), tuple([getattr(leaf, "dtype", None) for leaf in leaves])
     try:
-        found = _roles(treedef)
+        parts, outer = _filter(treedef, roles, kinds)
     except TypeError:  # a static field that cannot be hashed
-        found = _roles.__wrapped__(treedef)
-    chosen = (bool(role & roles) and _is_inexact(x) for role, x in zip(found, leaves, strict=True))
-    return jtu.tree_unflatten(treedef, chosen)
+        parts, outer = _filter.__wrapped__(treedef, roles, kinds)
+    return jtu.tree_unflatten(outer, parts)
 
 
 # Filters are asked for again and again for models of one structure.
 @functools.lru_cache(maxsize=32)
-def _roles(treedef: Any) -> tuple[int, ...]:
-    """The role of each leaf in a tree of this structure."""
+def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
+    """The filter in parts: modules that nobody can change, and how they hang together.
+
+    Lists and dicts are made anew for each filter, since a user may change those of a mask.
+    """
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
     marked = jtu.tree_map(
         lambda node: _inside(node) if is_wrapper(node) else _OUTSIDE, model, is_leaf=is_wrapper
     )
-    return tuple(jtu.tree_leaves(marked))
+    chosen = [
+        bool(role & roles) and _is_inexact(*kind)
+        for role, *kind in zip(jtu.tree_leaves(marked), *kinds, strict=True)
+    ]
+    return jtu.tree_flatten(jtu.tree_unflatten(treedef, chosen), is_leaf=_is_frozen)
+
+
+def _is_inexact(cls: type, dtype: Any) -> bool:
+    """Whether it is a floating or complex array (or stands for one, as in `eval_shape`)."""
+    return issubclass(cls, _ARRAYS) and bool(jnp.issubdtype(dtype, jnp.inexact))
+
+
+def _is_frozen(node: Any) -> bool:
+    """Whether `node` is a module that holds nothing but modules, tuples and leaves."""
+
+    def frozen(treedef: Any) -> bool:
+        data = treedef.node_data()
+        if data is None:  # a leaf
+            return True
+        kinds = (eqx.Module, tuple, type(None))
+        return issubclass(data[0], kinds) and all(map(frozen, treedef.children()))
+
+    return issubclass(type(node), eqx.Module) and frozen(jtu.tree_structure(node))
+
+
+def _roles(treedef: Any) -> PyTree[int]:
+    """The role of each leaf in a tree of this structure."""
+    model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
+    return jtu.tree_map(
+        lambda node: _inside(node) if is_wrapper(node) else _OUTSIDE, model, is_leaf=is_wrapper
+    )
 
 
 def _inside(wrapper: LoRAWrapper) -> Any:
@@ -123,15 +160,3 @@ def _inside(wrapper: LoRAWrapper) -> Any:
         return at_base or (is_wrapper(node) and node is not wrapper)
 
     return jtu.tree_map_with_path(mark, wrapper, is_leaf=is_leaf, is_leaf_takes_path=True)
-
-
-def _is_inexact(leaf: Any) -> bool:
-    """Whether `leaf` is a floating or complex array (or stands for one, as in `eval_shape`)."""
-    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and _holds_reals(
-        leaf.dtype
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _holds_reals(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.inexact))

@@ -50,13 +50,15 @@ class Walk:
         )
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()  # specs that won a layer, whatever the mask says
+        self.meets_adapters = True  # whether it is worth looking for them in each layer
         self.claimed_nodes: dict[str, tuple[KeyPath, eqx.Module]] = {}
 
     def over(self, model: PyTree) -> list[PlanRow]:
         """The rows of every candidate in `model`."""
 
         def is_leaf(keys: KeyPath, node: Any) -> bool:
-            if not isinstance(node, eqx.Module):
+            # By its type: `isinstance` of a module is slow, and most nodes are arrays.
+            if not issubclass(type(node), eqx.Module):
                 return False
             row = self.decide(keys, node)
             if row is not None:
@@ -69,6 +71,7 @@ class Walk:
                     return True
             return False
 
+        self.meets_adapters = _holds_adapters(model)
         jtu.tree_flatten_with_path(model, is_leaf=is_leaf, is_leaf_takes_path=True)
         return self.rows
 
@@ -76,7 +79,7 @@ class Walk:
         """The row of `node`, or `None` if it is no candidate."""
         path = path_str(keys)
         layer = type(node).__name__
-        if isinstance(node, LoRAWrapper):
+        if is_wrapper(node):
             return self.row_of_wrapper(path, keys, node)
         match = self.first_match(path, node)
         if match is None:
@@ -90,7 +93,7 @@ class Walk:
             return None  # go on to the layers inside
         spec_index, cls = match.spec, match.cls
         self.matched.add(spec_index)
-        if _holds_adapters(node):
+        if self.meets_adapters and _holds_adapters(node):
             selected = spec_index if self.mask.selects(keys) else None
             return PlanRow(path, layer, "already adapted", keys=keys, spec=selected)
         spec = self.specs[spec_index]
@@ -237,7 +240,7 @@ def _modules_inside(keys: KeyPath, node: eqx.Module) -> list[tuple[KeyPath, eqx.
     found: list[tuple[KeyPath, eqx.Module]] = []
 
     def look(inner: KeyPath, child: Any) -> bool:
-        if inner and isinstance(child, eqx.Module):
+        if inner and issubclass(type(child), eqx.Module):
             found.append(((*keys, *inner), child))
         return is_wrapper(child) or (bool(inner) and isinstance(child, tuple(NORMALISED)))
 
@@ -250,5 +253,5 @@ def _owns_arrays(node: eqx.Module) -> bool:
     return any(eqx.is_inexact_array(getattr(node, f.name, None)) for f in dataclasses.fields(node))
 
 
-def _holds_adapters(node: eqx.Module) -> bool:
-    return any(is_wrapper(leaf) for leaf in jax.tree.leaves(node, is_leaf=is_wrapper))
+def _holds_adapters(tree: PyTree) -> bool:
+    return any(is_wrapper(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_wrapper))

@@ -1,6 +1,7 @@
 """What a method may ask of the layer it adapts, whatever kind of layer that is."""
 
 import abc
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -44,7 +45,9 @@ class LayerKind(LoRAWrapper):
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
         """Whether `leaf` is a layer of this kind, by `fits`. Never raises."""
-        if not isinstance(leaf, eqx.Module) or isinstance(leaf, LoRAWrapper):
+        # Every node of a model is asked about, and `isinstance` is slow for modules.
+        cls_of_leaf = type(leaf)
+        if not issubclass(cls_of_leaf, eqx.Module) or issubclass(cls_of_leaf, LoRAWrapper):
             return False
         try:
             return bool(cls.fits(leaf))
@@ -160,14 +163,20 @@ def sharded_over(weight: Any) -> tuple[Any, ...]:
 
 def is_float_array(weight: Any) -> bool:
     """Whether `weight` is a real floating array. (`Shared` puts placeholders in its place.)"""
-    return isinstance(weight, jax.Array | np.ndarray) and bool(
-        jnp.issubdtype(weight.dtype, jnp.floating)
-    )
+    return isinstance(weight, _ARRAYS) and _is_floating(weight.dtype)
+
+
+_ARRAYS = (jax.Array, np.ndarray)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_floating(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def describe(weight: Any) -> str:
     """A weight in a message: its shape, and its dtype if that is what is wrong."""
-    if not isinstance(weight, jax.Array | np.ndarray):
+    if not isinstance(weight, _ARRAYS):
         return f"a {type(weight).__name__}"
     return f"{weight.shape}" if is_float_array(weight) else f"{weight.dtype} {weight.shape}"
 

@@ -24,10 +24,10 @@ class LinearLayer(VectorLayer):
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         # The nominal type first: a protocol costs microseconds per node.
-        if not isinstance(leaf, eqx.nn.Linear | LinearLike):
+        if not (issubclass(type(leaf), eqx.nn.Linear) or isinstance(leaf, LinearLike)):
             return False
-        sizes = (_size(leaf.out_features), _size(leaf.in_features))
-        return is_float_array(leaf.weight) and leaf.weight.shape[-2:] == sizes and 0 not in sizes
+        weight, sizes = leaf.weight, (_size(leaf.out_features), _size(leaf.in_features))
+        return is_float_array(weight) and weight.shape[-2:] == sizes and 0 not in sizes
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:

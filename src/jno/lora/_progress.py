@@ -1,0 +1,91 @@
+"""Long work shows how far it is: a bar in a terminal, lines in the log."""
+
+import logging
+import sys
+import time
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+_log = logging.getLogger("jno.lora")
+
+# Work that is done sooner than this shows nothing.
+_PATIENCE = 2.0  # seconds
+_BETWEEN_LINES = 10.0  # seconds
+
+
+def tracked(
+    items: Sequence[T], what: str, *, console: "Console | None" = None, show: bool = True
+) -> Generator[T, None, None]:
+    """The items one by one, with a bar once it is clear that the rest will take some seconds.
+
+    The bar is drawn on standard error if that is a terminal, and taken away at the end. The logger
+    `jno.lora` says the same in lines of level INFO, every ten seconds and at the end. Where the
+    work may raise, close the iterator (`contextlib.closing`), so that the bar does not stay.
+
+    **Arguments:**
+
+    - `items`: what the caller works on, an item between each two steps of the iterator.
+    - `what`: the work, such as "Adapting layers".
+    - `console`: where to draw instead, if it is a terminal.
+    - `show`: `False` only hands the items on.
+    """
+    if not show:
+        yield from items
+        return
+    bar: Any = None
+    start = begin = said = time.monotonic()
+    try:
+        for done, item in enumerate(items):
+            now = time.monotonic()
+            if done == 1:
+                begin = now  # the first item compiles what the others use again
+            rest = (now - begin) / (done - 1) * (len(items) - done) if done > 1 else 0.0
+            if bar is not None:
+                bar.update(completed=done)
+            elif rest > _PATIENCE:
+                bar = _Bar(what, len(items), console)
+                bar.update(completed=done)
+            if bar is not None and now - said > _BETWEEN_LINES:
+                said = now
+                _log.info("%s: %d of %d, about %.0f s left", what, done, len(items), rest)
+            yield item
+    finally:
+        if bar is not None:
+            bar.stop()
+    took = time.monotonic() - start
+    if took > _PATIENCE:
+        _log.info("%s: %d in %.1f s", what, len(items), took)
+
+
+class _Bar:
+    """A bar in a terminal, and nothing elsewhere."""
+
+    def __init__(self, what: str, total: int, console: "Console | None"):
+        self._progress: Any = None
+        if console is None and not sys.stderr.isatty():
+            return
+        # Here, so that nothing is imported for work that is done at once.
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TimeRemainingColumn
+
+        console = Console(stderr=True) if console is None else console
+        if console.is_terminal:
+            columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}")
+            self._progress = Progress(
+                *columns, TimeRemainingColumn(), console=console, transient=True
+            )
+            self._task = self._progress.add_task(what, total=total)
+            self._progress.start()
+
+    def update(self, *, completed: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=completed)
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,118 @@
+"""Long work shows how far it is, short work and work that is traced show nothing."""
+
+import io
+import logging
+import os
+import re
+import sys
+import time
+
+import equinox as eqx
+import jax
+import pytest
+from rich.console import Console
+
+from jno.lora import WrapperError, apply_lora
+from jno.lora._progress import tracked
+
+from .toys import ToyLinear, ToyScale
+
+
+def terminal():
+    return Console(file=io.StringIO(), force_terminal=True, width=80)
+
+
+def shown(console):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+def test_it_hands_on_the_items_in_order():
+    assert list(tracked([3, 1, 2], "Counting")) == [3, 1, 2]
+    assert list(tracked([], "Counting")) == []
+
+
+def test_work_that_is_long_shows_a_bar_and_takes_it_away():
+    console = terminal()
+    for number in tracked(range(1000), "Counting", console=console):
+        time.sleep(0.01)  # ten seconds in all
+        if number == 20:
+            break
+    assert "Counting" in shown(console) and "/1000" in shown(console)
+    assert console.file.getvalue().endswith("\x1b[2K")  # the line is cleared
+
+
+@pytest.mark.parametrize(
+    ("number", "console", "show"),
+    [
+        (20, terminal(), True),  # done at once
+        (1000, Console(file=io.StringIO()), True),  # no terminal
+        (1000, terminal(), False),
+    ],
+)
+def test_otherwise_nothing_is_written(number, console, show):
+    for index in tracked(range(number), "Counting", console=console, show=show):
+        time.sleep(0.002)
+        if index == 10:
+            break
+    assert console.file.getvalue() == ""
+
+
+def test_the_first_item_which_compiles_is_no_measure_of_the_others():
+    console = terminal()
+    for index in tracked(range(50), "Counting", console=console):
+        time.sleep(0.1 if index == 0 else 0)
+    assert console.file.getvalue() == ""
+
+
+def test_the_end_of_long_work_is_logged(caplog, monkeypatch):
+    monkeypatch.setattr("jno.lora._progress._PATIENCE", 0.01)
+    monkeypatch.setattr("jno.lora._progress._BETWEEN_LINES", 0.02)
+    with caplog.at_level(logging.INFO, "jno.lora"):
+        for _ in tracked(range(10), "Counting"):
+            time.sleep(0.01)
+    *lines, last = [record.message for record in caplog.records]
+    assert all(re.fullmatch(r"Counting: \d of 10, about \d+ s left", line) for line in lines)
+    assert lines and re.fullmatch(r"Counting: 10 in \d\.\d s", last)
+
+
+class Slow(ToyLinear):
+    """Takes a while for each layer, until it has had enough."""
+
+    def __init__(self, base, rank, alpha, *, key):
+        if float(base.weight[0, 0]) == 5:  # needs the value, and so is never compiled
+            raise ValueError("enough")
+        time.sleep(0.05)
+        ToyLinear.__init__(self, base, rank, alpha, key=key)
+
+
+def test_adapters_that_take_long_to_build_show_a_bar_on_standard_error(getkey, monkeypatch):
+    layers = [eqx.nn.Linear(2, 2, key=getkey())] * 100
+    layers[5] = eqx.tree_at(lambda m: m.weight, layers[5], layers[5].weight.at[0, 0].set(5))
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as stderr, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        with pytest.raises(WrapperError, match=r"'5'.*enough"):
+            apply_lora(layers, 1, key=getkey(), wrappers=Slow)
+    written = os.read(ours, 10_000).decode()
+    assert "Adapting layers" in written and written.endswith("\x1b[2K")  # gone before the error
+    os.close(ours)
+
+
+def test_traced_work_shows_nothing(getkey, monkeypatch):
+    class Traced(ToyScale):
+        def __init__(self, base, rank, alpha, *, key):
+            time.sleep(0.005)
+            ToyScale.__init__(self, base, rank, alpha, key=key)
+
+    layers = [eqx.nn.Linear(2, 2, key=getkey())] * 6
+    monkeypatch.setattr("jno.lora._progress._PATIENCE", 0.0)
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as stderr, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        jax.eval_shape(
+            lambda key: eqx.filter(apply_lora(layers, 1, key=key, wrappers=Traced), eqx.is_array),
+            getkey(),
+        )
+        stderr.write("end")
+    assert os.read(ours, 100) == b"end"
+    os.close(ours)
