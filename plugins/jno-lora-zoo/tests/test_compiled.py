@@ -17,21 +17,29 @@ every_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.nam
 
 @functools.cache
 def compiled_step(adapter):
-    """The adapter's value and gradient: as a function, its arguments, and compiled."""
+    """The adapter's value and gradient, as a layer and merged, and its plain forward pass.
+
+    As a function, its arguments, and compiled.
+    """
     base = case(adapter.kind, "plain")
     wrapper = perturb(build(adapter, base))
     trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
 
     def loss(trainable, x):
-        return jnp.sum(jnp.sin(eqx.combine(trainable, frozen)(x)))
+        wrapper = eqx.combine(trainable, frozen)
+        return jnp.sum(jnp.sin(wrapper(x))) + jnp.sum(jnp.sin(wrapper.merge()(x)))
 
-    step = jax.value_and_grad(loss, argnums=(0, 1))
+    def step(trainable, x):
+        # What nothing is differentiated of takes another path in a convolution.
+        forward = eqx.combine(trainable, frozen)(x)
+        return jax.value_and_grad(loss, argnums=(0, 1))(trainable, x), forward
+
     arguments = (trainable, *base.arguments())
     return step, arguments, jax.jit(step).lower(*arguments).compile()
 
 
 @every_adapter
-def test_a_training_step_calls_no_library(adapter):
+def test_nothing_that_a_step_does_calls_a_library(adapter):
     # LAPACK calls of several layers in one step can wait for each other's threads forever.
     *_, compiled = compiled_step(adapter)
     text = compiled.as_text()
@@ -90,3 +98,32 @@ def test_lora_fa_does_not_keep_the_layers_input(adapter, base):
     (lora,) = (a for a in ADAPTERS if a.name == "LoRA" + adapter.kind)
     kept, input_bytes = residual_bytes(adapter, base)
     assert kept + input_bytes <= residual_bytes(lora, base)[0]
+
+
+def temporary_bytes(adapter, layer, x):
+    """What a compiled step through three layers needs beside its arguments and results."""
+    layers = [perturb(build(adapter, layer, rank=2), seed=k) for k in range(3)]
+    trainable, frozen = eqx.partition(layers, [lora_trainable_filter(one) for one in layers])
+
+    def loss(trainable):
+        h = x
+        for one in eqx.combine(trainable, frozen):
+            h = jax.nn.relu(jax.vmap(one)(h))
+        return jnp.sum(h**2)
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(trainable).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@adapters("LoRAFA")
+def test_a_compiled_step_of_lora_fa_takes_less_memory(adapter, base):
+    (lora,) = (a for a in ADAPTERS if a.name == "LoRA" + adapter.kind)
+    key = jax.random.key(0)
+    if adapter.kind == "Linear":
+        layer, shape = eqx.nn.Linear(32, 32, key=key), (256, 32)
+    else:
+        layer, shape = eqx.nn.Conv1d(32, 32, 3, padding=1, key=key), (4, 32, 64)
+    x = jnp.ones(shape)
+    kept = temporary_bytes(lora, layer, x) - temporary_bytes(adapter, layer, x)
+    # The inputs of the second and the third layer; that of the first is there anyway.
+    assert kept >= 2 * x.nbytes
