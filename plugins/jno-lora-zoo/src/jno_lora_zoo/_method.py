@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import AbstractArray, Array, Float
 
-from ._layer_kind import LayerKind
+from jno.lora import LoRAWrapper, WrapperError
+
+from ._layer_kind import LayerKind, at_least_float32
 
 
 class Method(LayerKind):
@@ -51,6 +54,54 @@ class Method(LayerKind):
     def merge(self) -> eqx.Module:
         """The base layer with the law's weight, computed in float32 at least."""
         return self.with_matrix(self.base, self.law(self.matrix(self.base)))
+
+
+class Scaled(Method):
+    """A method whose update is multiplied by a number that depends on `alpha` and the rank.
+
+    That number is static. With `multiplier`, the update is also multiplied by a frozen scalar
+    array, which may differ from model to model without compiling anew, and be mapped over.
+    """
+
+    multiplier: Float[Array, ""] | None = None
+
+    def multiplied(self, factor: Array) -> Array:
+        """`factor`, which the update is linear in, times the multiplier if there is one."""
+        if self.multiplier is None:
+            return factor
+        factor = at_least_float32(factor)
+        return factor * self.multiplier.astype(factor.dtype)
+
+    @classmethod
+    def from_state(
+        cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
+    ) -> LoRAWrapper:
+        """Restore from the saved arrays, with a multiplier if one was saved."""
+        arrays = {name: array for name, array in state.items() if name != "multiplier"}
+        restored: Any = super().from_state(base, arrays, rank, alpha)
+        if "multiplier" not in state:
+            return restored
+        try:
+            multiplier = as_multiplier(state["multiplier"])
+        except ValueError as err:
+            raise WrapperError(f"The saved state does not fit {cls.__name__}: {err}") from err
+        return eqx.tree_at(
+            lambda w: w.multiplier, restored, multiplier, is_leaf=lambda x: x is None
+        )
+
+
+def as_multiplier(value: Any) -> Float[Array, ""] | None:
+    """The `multiplier` field for this argument of a constructor.
+
+    **Raises:** `ValueError` for what is not one number.
+    """
+    if value is None:
+        return None
+    # Copied: it is a leaf of each layer, and one buffer in two leaves cannot be donated.
+    array = jnp.copy(jnp.asarray(value, jnp.float32))
+    if array.shape != ():
+        raise ValueError(f"`multiplier` must be one number, but has the shape {array.shape}")
+    return array
 
 
 def clamped_rank(rank: int, *sizes: int) -> int:

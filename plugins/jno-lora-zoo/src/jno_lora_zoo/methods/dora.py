@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Method, clamped_rank, in_dtype
+from .._method import Scaled, as_multiplier, clamped_rank, in_dtype
 
 
-class DoRA(Method):
+class DoRA(Scaled):
     """DoRA: weight-decomposed low-rank adaptation.
 
     Law: `W' = m * V / ||V||_row` with `V = W + (alpha / r) B A`; `m` starts as the row norms of
@@ -61,6 +61,7 @@ class DoRA(Method):
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
+        multiplier: Any = None,
     ):
         W = self.matrix(base)
         outputs, inputs = W.shape
@@ -71,6 +72,7 @@ class DoRA(Method):
         self.magnitude = row_norms(W).astype(dtype)
         self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(self.fan_in(W))
         self.lora_B = jnp.zeros((outputs, r), dtype)
+        self.multiplier = as_multiplier(multiplier)
 
     @property
     def scaling(self) -> float:
@@ -78,12 +80,12 @@ class DoRA(Method):
         return self.alpha / self.rank
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
-        B, A = self.lora_B.astype(W.dtype), self.lora_A.astype(W.dtype)
+        B, A = self.multiplied(self.lora_B).astype(W.dtype), self.lora_A.astype(W.dtype)
         V = W + self.scaling * (B @ A)
         return self.row_factor(row_norms(V))[:, None] * V
 
     def forward(self, x: Any) -> Array:
-        y = self.low_rank(x, self.lora_A, self.lora_B, self.scaling)
+        y = self.low_rank(x, self.lora_A, self.multiplied(self.lora_B), self.scaling)
         return self.scale_output(y, self.row_factor(self.factored_norms(self.matrix(self.base))))
 
     def row_factor(self, norms: Float[Array, " out"]) -> Float[Array, " out"]:
@@ -96,7 +98,7 @@ class DoRA(Method):
 
         `||V_i||^2 = ||W_i||^2 + 2s (B * W A^T)_i + s^2 (B (A A^T) * B)_i`, summed over `r`.
         """
-        A, B = self.lora_A.astype(W.dtype), self.lora_B.astype(W.dtype)
+        A, B = self.lora_A.astype(W.dtype), self.multiplied(self.lora_B).astype(W.dtype)
         s = self.scaling
         cross = jnp.sum(B * (W @ A.T), axis=1)
         update = jnp.sum((B @ (A @ A.T)) * B, axis=1)

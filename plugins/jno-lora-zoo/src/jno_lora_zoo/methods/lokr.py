@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Method, clamped_rank, in_dtype
+from .._method import Scaled, as_multiplier, clamped_rank, in_dtype
 
 
-class LoKr(Method):
+class LoKr(Scaled):
     """LoKr: an update of high rank from two small factors.
 
     Law: `W' = W + (alpha / r) crop(A ⊗ B)`, `A` `(r, r) ~ N(0, 1/r)`, `B` `(ceil(out/r),
@@ -61,6 +61,7 @@ class LoKr(Method):
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
+        multiplier: Any = None,
     ):
         W = self.matrix(base)
         outputs, inputs = W.shape
@@ -70,6 +71,7 @@ class LoKr(Method):
         dtype = in_dtype(W, adapter_dtype)
         self.kron_A = jax.random.normal(key, (r, r), dtype) / math.sqrt(r)
         self.kron_B = jnp.zeros((math.ceil(outputs / r), math.ceil(inputs / r)), dtype)
+        self.multiplier = as_multiplier(multiplier)
 
     @property
     def scaling(self) -> float:
@@ -78,11 +80,13 @@ class LoKr(Method):
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         outputs, inputs = W.shape
-        update = jnp.kron(self.kron_A.astype(W.dtype), self.kron_B.astype(W.dtype))
+        update = jnp.kron(self.multiplied(self.kron_A).astype(W.dtype), self.kron_B.astype(W.dtype))
         return W + self.scaling * update[:outputs, :inputs]
 
     def has_fast_path(self) -> bool:
         return self.has_kronecker
 
     def forward(self, x: Any) -> Array:
-        return self.product(x) + self.scaling * self.kronecker(x, self.kron_A, self.kron_B)
+        return self.product(x) + self.scaling * self.kronecker(
+            x, self.multiplied(self.kron_A), self.kron_B
+        )

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Method, clamped_rank, in_dtype
+from .._method import Scaled, as_multiplier, clamped_rank, in_dtype
 
 
-class LowRank(Method):
+class LowRank(Scaled):
     """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; the subclasses say what `s` is."""
 
     base: eqx.Module
@@ -29,6 +29,7 @@ class LowRank(Method):
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
+        multiplier: Any = None,
     ):
         W = self.matrix(base)
         outputs, inputs = W.shape
@@ -38,6 +39,7 @@ class LowRank(Method):
         dtype = in_dtype(W, adapter_dtype)
         self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(self.fan_in(W))
         self.lora_B = jnp.zeros((outputs, r), dtype)
+        self.multiplier = as_multiplier(multiplier)
 
     @classmethod
     @abc.abstractmethod
@@ -50,14 +52,14 @@ class LowRank(Method):
         return self.low_rank_scale(self.rank, self.alpha)
 
     def low_rank_update(self) -> tuple[Array, Array]:
-        return self.lora_A, self.scaling * self.lora_B
+        return self.lora_A, self.scaling * self.multiplied(self.lora_B)
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
-        B, A = self.lora_B.astype(W.dtype), self.lora_A.astype(W.dtype)
+        B, A = self.multiplied(self.lora_B).astype(W.dtype), self.lora_A.astype(W.dtype)
         return W + self.scaling * (B @ A)
 
     def forward(self, x: Any) -> Array:
-        return self.low_rank(x, self.lora_A, self.lora_B, self.scaling)
+        return self.low_rank(x, self.lora_A, self.multiplied(self.lora_B), self.scaling)
 
 
 class LoRA(LowRank):

@@ -6,11 +6,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Method, clamped_rank, in_dtype
+from .._method import Scaled, as_multiplier, clamped_rank, in_dtype
 from .._svd import largest
 
 
-class LoRAXS(Method):
+class LoRAXS(Scaled):
     """LoRA-XS: only an `(r, r)` matrix trains, between the weight's own principal directions.
 
     Law: `W' = W + (alpha / r) B R A`, `A = V_r^T` and `B = U_r S_r` from the `r` largest singular
@@ -55,6 +55,7 @@ class LoRAXS(Method):
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
         svd: str = "auto",
+        multiplier: Any = None,
     ):
         W = self.matrix(base)
         self.base = base
@@ -65,6 +66,7 @@ class LoRAXS(Method):
         self.lora_A = Vt.astype(dtype)
         self.lora_B = (U * S[None, :]).astype(dtype)
         self.R = jnp.zeros((r, r), dtype)
+        self.multiplier = as_multiplier(multiplier)
 
     @property
     def scaling(self) -> float:
@@ -72,14 +74,15 @@ class LoRAXS(Method):
         return self.alpha / self.rank
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
-        B, R, A = (array.astype(W.dtype) for array in (self.lora_B, self.R, self.lora_A))
+        factors = self.lora_B, self.multiplied(self.R), self.lora_A
+        B, R, A = (array.astype(W.dtype) for array in factors)
         return W + self.scaling * (B @ R @ A)
 
     def low_rank_update(self) -> tuple[Array, Array]:
-        return self.lora_A, self.scaling * (self.lora_B @ self.R)
+        return self.lora_A, self.scaling * self.multiplied(self.lora_B @ self.R)
 
     def forward(self, x: Any) -> Array:
         if self.merges_factors:
             return self.low_rank(x, *self.low_rank_update(), 1.0)
-        h = self.mix(self.down(x, self.lora_A), self.R)
+        h = self.mix(self.down(x, self.lora_A), self.multiplied(self.R))
         return self.product(x) + self.scaling * self.up(h, self.lora_B)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from .._method import Method, in_dtype
+from .._method import Scaled, as_multiplier, in_dtype
 from .._random import uniform_matrix
 
 
-class VeRA(Method):
+class VeRA(Scaled):
     """VeRA: vector-based random matrix adaptation.
 
     Law: `W' = W + (alpha / r) diag(b) B diag(d) A`. `A` `(r, in)` and `B` `(out, r)` are uniform
@@ -55,6 +55,7 @@ class VeRA(Method):
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
+        multiplier: Any = None,
     ):
         W = self.matrix(base)
         self.base, self.rank, self.alpha = base, rank, alpha
@@ -62,6 +63,7 @@ class VeRA(Method):
         self.b = jnp.zeros(W.shape[0], dtype)
         self.d = jnp.ones(rank, dtype)
         self.seed = jax.random.bits(key, (4,), jnp.uint8)
+        self.multiplier = as_multiplier(multiplier)
 
     @property
     def scaling(self) -> float:
@@ -77,12 +79,12 @@ class VeRA(Method):
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         A, B = self.projections(W)
-        b, d = self.b.astype(W.dtype), self.d.astype(W.dtype)
+        b, d = self.multiplied(self.b).astype(W.dtype), self.d.astype(W.dtype)
         return W + self.scaling * (b[:, None] * (B @ (d[:, None] * A)))
 
     def low_rank_update(self) -> tuple[Array, Array]:
         A, B = self.projections(self.matrix(self.base))
-        b, d = self.b.astype(A.dtype), self.d.astype(A.dtype)
+        b, d = self.multiplied(self.b).astype(A.dtype), self.d.astype(A.dtype)
         return d[:, None] * A, self.scaling * b[:, None] * B
 
     def forward(self, x: Any) -> Array:
@@ -92,4 +94,4 @@ class VeRA(Method):
         # The layer's own product first: XLA keeps to the order, and holds less at once.
         y = self.product(x)
         h = self.scale_rank(self.down(x, A), self.d)
-        return y + self.scale_output(self.up(h, B), self.scaling * self.b)
+        return y + self.scale_output(self.up(h, B), self.scaling * self.multiplied(self.b))
