@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from jno.lora import PeftFormatError, apply_lora, lora_trainable_filter, merge_lora
 from jno.lora.peft import load_peft, save_peft
+from jno_lora_zoo import rsLoRALinear
 
 from .files import PREFIX
 
@@ -106,6 +107,17 @@ def test_lora_and_rslora_in_one_model_become_lora(tmp_path):
     save_peft(model, tmp_path)
     config, _ = read(tmp_path)
     assert not config["use_rslora"]
+    assert_same_weights(load_peft(plain, tmp_path), model)
+
+
+class OthersLoRA(rsLoRALinear):
+    variant = "of-others"
+
+
+def test_a_scale_that_is_not_pefts_is_written_as_the_alpha_that_gives_it(tmp_path):
+    plain = layers()
+    model = trained(plain, OthersLoRA, target="^fc")
+    save_peft(model, tmp_path)
     assert_same_weights(load_peft(plain, tmp_path), model)
 
 
