@@ -31,7 +31,18 @@ from jno.lora import (
     save_adapters,
 )
 
-from .toys import MODEL_LINEARS, Model, ToyLinear, ToyScale, ToyStacked, same, selected, shaken
+from .toys import (
+    MODEL_LINEARS,
+    Block,
+    Model,
+    ToyBlock,
+    ToyLinear,
+    ToyScale,
+    ToyStacked,
+    same,
+    selected,
+    shaken,
+)
 
 OWN = [ToyLinear, ToyScale, ToyStacked]
 
@@ -263,6 +274,23 @@ def test_a_net_that_could_not_load_is_as_it_was(model, getkey, file):
         net.load_adapters(file, wrappers=OWN)
     assert net.module is model
     assert selected(net.trainable) == set()
+
+
+@pytest.mark.parametrize("saved", ["in the block", "the block"])
+def test_an_adapter_of_a_part_and_one_of_the_whole_do_not_displace_each_other(saved, getkey, file):
+    model = {"block": Block(2, key=getkey()), "head": eqx.nn.Linear(2, 2, key=getkey())}
+    wrappers = {"in the block": (ToyLinear, "up|head"), "the block": ([ToyBlock, ToyLinear], "")}
+    wrapper, target = wrappers.pop(saved)
+    save_adapters(apply_lora(model, 1, key=getkey(), wrappers=wrapper, target=target), file)
+    ((other, target),) = wrappers.values()
+    net = Net(model).freeze().lora(1, wrapper=other, target=target)
+    before = net.module
+    with pytest.raises(CheckpointError, match="block"):
+        net.load_adapters(file, wrappers=[ToyBlock, ToyLinear])
+    assert net.module is before
+    with pytest.warns(JnoLoraWarning, match="1 of 2 adapters(.|\n)*block"):
+        net.load_adapters(file, wrappers=[ToyBlock, ToyLinear], strict=False)
+    assert same(net.module["block"], before["block"])
 
 
 # --- what does not fit

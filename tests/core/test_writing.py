@@ -65,6 +65,12 @@ def test_a_link_stays_a_link(model, tmp_path):
     assert alone(target)
 
 
+def test_a_name_as_long_as_the_file_system_takes_can_be_written(model, tmp_path):
+    file = tmp_path / ("層" * 85)  # 255 bytes
+    save_adapters(model, file)
+    assert alone(file)
+
+
 @pytest.mark.parametrize("kind", ["no directory", "a directory", "a pipe", "a null byte"])
 def test_what_can_be_no_file_is_refused(kind, model, tmp_path):
     path = tmp_path / "x"

@@ -1,5 +1,7 @@
 """What `load_peft` reads, how it finds layers, and what it says of what does not fit."""
 
+import os
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -91,6 +93,34 @@ def test_saved_modules_take_the_place_of_the_models_in_its_dtype(linear, tmp_pat
     assert model["head"].weight.dtype == jnp.bfloat16
     assert np.array_equal(model["head"].weight, weight.astype(jnp.bfloat16))
     assert np.array_equal(model["head"].bias, bias.astype(jnp.bfloat16))
+
+
+def test_the_kernel_of_a_transposed_convolution_is_laid_out_otherwise(tmp_path):
+    conv = eqx.nn.ConvTranspose1d(2, 2, 3, key=jax.random.key(0))
+    tensors = {f"{PREFIX}up.weight": normal(2, 2, 3)}
+    with pytest.raises(PeftFormatError, match="up/weight: Torch lays out the kernel"):
+        load_peft({"up": conv}, write_files(tmp_path, tensors, modules_to_save=["up"]))
+
+
+def test_a_pattern_of_layers_may_have_a_group_of_any_name(linear, tmp_path):
+    tensors = lora_tensors("blocks.1.fc", 3, 4)
+    folder = write_files(
+        tmp_path, tensors, layers_to_transform=[1], layers_pattern="(?P<index>b)locks"
+    )
+    model = load_peft({"blocks": [{"fc": linear}, {"fc": linear}]}, folder)
+    assert isinstance(model["blocks"][1]["fc"], LoRALinear)
+
+
+def test_a_kronecker_product_of_large_ranks_takes_no_more_than_the_layer(linear, tmp_path):
+    rank = 100_000
+    parts = {"w1_a": (1, rank), "w1_b": (rank, 2), "w2_a": (3, rank), "w2_b": (rank, 2)}
+    tensors = {f"{PREFIX}fc.lokr_{name}": normal(*shape) for name, shape in parts.items()}
+    model = load_peft(
+        {"fc": linear}, write_files(tmp_path, tensors, peft_type="LOKR", r=rank, alpha=rank)
+    )
+    a1, b1, a2, b2 = tensors.values()
+    update = merge_lora(model)["fc"].weight - linear.weight
+    assert np.allclose(update, np.kron(a1 @ b1, a2 @ b2), rtol=1e-4)
 
 
 def test_what_the_model_carries_already_stays(linear, tmp_path):
@@ -264,6 +294,8 @@ def test_a_missing_plugin_is_named(linear, tmp_path, monkeypatch):
         ({"r": 0}, "r is 0, not a whole number above 0"),
         ({"lora_alpha": "16"}, "lora_alpha is '16', not a number"),
         ({"target_modules": "("}, "not a valid regular expression"),
+        ({"target_modules": "a{99999999999}"}, "not a valid regular expression"),
+        ({"target_modules": 9999 * "(" + 9999 * ")"}, "not a valid regular expression"),
         ({"rank_pattern": {"fc": 1.5}}, "not a table of ranks"),
         ({"layer_replication": [[0, 2]]}, "layers of the model are copied"),
         ({"init_lora_weights": "loftq"}, "takes something out of the layer's weight"),
@@ -300,6 +332,14 @@ def test_damaged_files_are_named(name, content, reason, linear, tmp_path):
     with pytest.raises(PeftFormatError, match=reason) as error:
         load_peft({"fc": linear}, tmp_path)
     assert str(path) in str(error.value)
+
+
+def test_a_pipe_in_the_place_of_the_configuration_is_not_waited_for(linear, tmp_path):
+    path = write_files(tmp_path, lora_tensors("fc", 3, 4)) / "adapter_config.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(PeftFormatError, match="a pipe or a device"):
+        load_peft({"fc": linear}, tmp_path)
 
 
 def test_a_pickle_is_not_opened(linear, tmp_path):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jno.lora import PeftFormatError, apply_lora, lora_trainable_filter, merge_lora
+from jno.lora import Net, PeftFormatError, apply_lora, lora_trainable_filter, merge_lora
 from jno.lora.peft import load_peft, save_peft
+from jno_lora_zoo import rsLoRALinear
 
 from .files import PREFIX
 
@@ -109,6 +110,17 @@ def test_lora_and_rslora_in_one_model_become_lora(tmp_path):
     assert_same_weights(load_peft(plain, tmp_path), model)
 
 
+class OthersLoRA(rsLoRALinear):
+    variant = "of-others"
+
+
+def test_a_scale_that_is_not_pefts_is_written_as_the_alpha_that_gives_it(tmp_path):
+    plain = layers()
+    model = trained(plain, OthersLoRA, target="^fc")
+    save_peft(model, tmp_path)
+    assert_same_weights(load_peft(plain, tmp_path), model)
+
+
 def test_a_name_that_is_the_end_of_another_makes_the_targets_a_regex(tmp_path):
     plain = layers()
     save_peft(trained(plain, "lora", target="^fc"), tmp_path)
@@ -185,6 +197,15 @@ def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
     ):
         assert line in message
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_net_is_not_taken_for_a_model(tmp_path):
+    model = trained(layers(), "lora", target="^fc")
+    with pytest.raises(PeftFormatError, match="of a Net, give net.module"):
+        save_peft(Net(model), tmp_path)
+    save_peft(model, tmp_path)
+    with pytest.raises(PeftFormatError, match="Of a Net, give net.module"):
+        load_peft(Net(layers()), tmp_path)
 
 
 def test_one_adapter_is_of_one_kind(tmp_path):

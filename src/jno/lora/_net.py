@@ -401,7 +401,9 @@ class Net:
         registry = self._registry if registry is None else registry
         # Around the layers themselves, where an adapter in the way keeps them in another form.
         plain = self._state().plain().module
-        loaded = load(plain, path, strict=strict, wrappers=wrappers, registry=registry)
+        loaded = load(
+            self._module, path, strict=strict, wrappers=wrappers, registry=registry, plain=plain
+        )
         for message in loaded.warnings:
             warnings.warn(message, JnoLoraWarning, stacklevel=stacklevel)
         adapted = loaded.put_into(self._module)

@@ -1,7 +1,7 @@
 """Adapters as files: one safetensors file, with its configuration in the metadata."""
 
 from ._configuration import FORMAT_VERSION, Entry
-from ._container import FilePath, MalformedError, opened, parse_json
+from ._container import FilePath, MalformedError, opened, parse_json, regular_file
 from ._loading import Contents, Loaded, load, non_finite, read, read_set
 from ._saving import save
 from ._wrappers import Classes
@@ -21,6 +21,7 @@ __all__ = [
     "parse_json",
     "read",
     "read_set",
+    "regular_file",
     "save",
     "write_atomically",
 ]

@@ -94,7 +94,7 @@ def opened(path: FilePath) -> Iterator[Container]:
     what is found when an array is read, and every `MalformedError` of the `with` block.
     """
     try:
-        with _regular_file(path) as file:
+        with regular_file(path) as file:
             yield Container(file)
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be used: {err}.") from err
@@ -104,7 +104,11 @@ def opened(path: FilePath) -> Iterator[Container]:
         raise CheckpointError(f"{os.fspath(path)!r} is larger than the memory there is.") from err
 
 
-def _regular_file(path: FilePath) -> io.BufferedReader:
+def regular_file(path: FilePath) -> io.BufferedReader:
+    """The file at `path`, open to be read.
+
+    **Raises:** `MalformedError` if something else is there, such as a pipe; `OSError`.
+    """
     # Not blocking, because the open of a pipe waits for somebody who writes.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:

@@ -105,12 +105,17 @@ def load(
     strict: bool,
     wrappers: Classes,
     registry: Registry,
+    plain: PyTree | None = None,
 ) -> Loaded:
-    """The adapters of the file at `path` around the layers of `model`: all, or those that fit."""
+    """The adapters of the file at `path` around the layers of `model`: all, or those that fit.
+
+    - `plain`: the same model without adapters, for what stands in the place of adapted layers.
+    """
     contents = read(path)
     adapters, problems = _adapters(contents, Wrappers(wrappers, registry))
     try:
         layers = layers_at(model, adapters)
+        plain_layers = layers if plain is None else layers_at(plain, adapters)
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
     for name, lines in misfits_by_path(model, adapters, layers).items():
@@ -120,7 +125,7 @@ def load(
         for name in adapters:
             if name not in problems.paths:
                 try:
-                    built[name] = built_around(layers[name], adapters[name])
+                    built[name] = built_around(plain_layers[name], adapters[name])
                 except Exception as err:
                     cls = adapters[name].wrapper.__name__
                     problems.add([name], [f"{show_path(name)}: no {cls} can be made: {err}"], err)

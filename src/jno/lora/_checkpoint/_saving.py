@@ -14,7 +14,7 @@ from jaxtyping import Array
 from .._adapter_set import AdapterSet, LooseAdapter
 from .._errors import CheckpointError
 from .._paths import show_path
-from .._registry import Registry
+from .._registry import RegisteredWrapper, Registry
 from .._version import __version__
 from ._configuration import KEY, Configuration, Entry
 from ._container import DTYPES, MOST_HEADER_BYTES, FilePath, MalformedError, brief
@@ -50,10 +50,13 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
             "There are no adapters to save. Save before merging; a plain model is saved with "
             "`eqx.tree_serialise_leaves`."
         )
+    # Once for each class: for one of no plugin, the registry looks at all that is installed.
+    classes = {adapters[path].wrapper for path in adapters}
+    providers = {cls: provider_of(cls, registry) for cls in classes}
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
     for path in adapters:
-        entry = _entry(path, adapters[path], registry)
+        entry = _entry(path, adapters[path], providers[adapters[path].wrapper])
         for name, tensor in entry.tensors.items():
             what = f"the array {name!r} of the {entry.wrapper} at {show_path(path)!r}"
             tensors[tensor] = _values(adapters[path].state[name], what)
@@ -68,9 +71,8 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
     return _serialised(tensors, text)
 
 
-def _entry(path: str, adapter: LooseAdapter, registry: Registry) -> Entry:
+def _entry(path: str, adapter: LooseAdapter, provider: RegisteredWrapper | None) -> Entry:
     cls = adapter.wrapper
-    provider = provider_of(cls, registry)
     if not adapter.state:
         raise CheckpointError(
             f"The {cls.__name__} at {show_path(path)!r} has no arrays that could be saved."

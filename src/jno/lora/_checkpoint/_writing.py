@@ -24,7 +24,8 @@ def write_atomically(path: FilePath, content: bytes) -> None:
     try:
         target = Path(os.path.realpath(path))
         permissions = _permissions(target)
-        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+        # The start of the name: file systems count bytes, of which a character may have four.
+        temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
         with _removed_on_failure(temporary):
             _write(temporary, content, permissions)
             os.replace(temporary, target)

@@ -11,6 +11,7 @@ import numpy as np
 from .._contract import is_wrapper
 from .._paths import path_str, show_path
 from .._sharding import sharded_like
+from ._layouts import is_transposed
 
 M = TypeVar("M")
 Index = tuple[int, ...]
@@ -44,6 +45,11 @@ class Arrays:
             old = self._new.get(key, getattr(layer, name, None))
             if not isinstance(old, jax.Array | np.ndarray):
                 problems.append(f"{key}: the {type(layer).__name__} has no such array")
+            elif name == "weight" and is_transposed(layer):
+                problems.append(
+                    f"{key}: Torch lays out the kernel of a transposed convolution otherwise, with "
+                    "the inputs first and each axis reversed. Convert and set it by hand"
+                )
             elif not _fits(tensor.shape, old.shape, index):
                 which = f", of which [{show_index(index)}] is meant" if index else ""
                 problems.append(

@@ -112,9 +112,11 @@ class Config:
         patterns = self.values.get("layers_pattern") or r".*?\.[^.]*"
         patterns = [patterns] if isinstance(patterns, str) else patterns
         for pattern in patterns:
-            found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module)
-            if found:
-                return int(found["index"]) in ([wanted] if isinstance(wanted, int) else wanted)
+            found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
+            if found:  # the last group: the pattern may have some of its own
+                return int(found[found.re.groups]) in (
+                    [wanted] if isinstance(wanted, int) else wanted
+                )
         return False
 
 
@@ -159,7 +161,7 @@ def _bad_regexes(values: Mapping[str, Any]) -> list[str]:
             re.compile(pattern)
             # As a part of another: flags must come first, so that there may be none.
             re.compile(whole.format(pattern))
-        except re.error as err:
+        except (re.error, OverflowError, RecursionError) as err:
             found.append(f"{pattern!r} is not a valid regular expression: {err}")
     return found
 

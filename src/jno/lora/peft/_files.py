@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checkpoint import MalformedError, opened, parse_json, write_atomically
+from .._checkpoint import MalformedError, opened, parse_json, regular_file, write_atomically
 from .._errors import CheckpointError, PeftFormatError
 
 Directory = str | os.PathLike[str]
@@ -59,7 +59,7 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        with open(path, "rb") as file:
+        with regular_file(path) as file:
             content = file.read(_MOST_CONFIG_BYTES + 1)
         if len(content) > _MOST_CONFIG_BYTES:
             raise MalformedError(f"it has more than {_MOST_CONFIG_BYTES:,} bytes")

@@ -87,6 +87,11 @@ def layout_of(layer: Any) -> Layout | None:
     return None
 
 
+def is_transposed(layer: Any) -> bool:
+    """Whether `layer` is a transposed convolution, whose kernel Torch lays out otherwise."""
+    return isinstance(layer, eqx.nn.ConvTranspose) or hasattr(layer, "output_padding")
+
+
 def _embedding(layer: Any) -> Layout | None:
     rows, size = getattr(layer, "num_embeddings", None), getattr(layer, "embedding_size", None)
     if not isinstance(rows, int) or not isinstance(size, int):
@@ -98,7 +103,7 @@ def _conv(layer: Any) -> Layout | None:
     kernel = getattr(layer, "kernel_size", None)
     if not isinstance(layer, ConvLike) or not isinstance(kernel, tuple):
         return None
-    if isinstance(layer, eqx.nn.ConvTranspose) or hasattr(layer, "output_padding"):
+    if is_transposed(layer):
         return None
     dilation = getattr(layer, "dilation", 1)
     mode = str(getattr(layer, "padding_mode", "ZEROS"))

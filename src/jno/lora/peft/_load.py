@@ -93,8 +93,12 @@ class _Loading:
     def read(self, found: Tensors, layers: Layers, rename: Rename) -> None:
         """Fill `adapters` and `arrays`, or `problems`.
 
-        **Raises:** `PeftFormatError` if no module of the file is in the model.
+        **Raises:** `PeftFormatError` if the model has no modules, or none of those of the file.
         """
+        if not layers.paths:
+            raise PeftFormatError(
+                "The model holds no Equinox modules that could be adapted. Of a Net, give net.module."
+            )
         modules = list(dict.fromkeys([*found.adapters, *found.plain]))
         places = self._places(modules, layers, rename)
         for module, arrays in found.plain.items():

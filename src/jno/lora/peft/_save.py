@@ -55,7 +55,9 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
             f"These adapters have no exact form in PEFT:\n{bullets(problems)}\nNothing was written."
         )
     if not modules:
-        raise PeftFormatError("The model carries no adapters to save. Save before merging.")
+        raise PeftFormatError(
+            "The model carries no adapters to save. Save before merging; of a Net, give net.module."
+        )
     kind = _common_kind(modules)
     config = _config(modules, kind) | {"target_modules": _targets(modules, model, rename)}
     tensors = {

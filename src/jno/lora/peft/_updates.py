@@ -71,6 +71,9 @@ def lokr(parts: Parts, rank: int, layout: Layout) -> Factors:
         # The kernel of a Conv1d: PEFT multiplies it as an array of three axes, in which the axes of
         # the first factor meet other axes than with a Conv2d.
         return factors(np.kron(b1 @ a1, w2).reshape(outputs, inputs))
+    if len(a1) * len(a2) > min(outputs, inputs):
+        # Their product is smaller, however large the factors' rank is.
+        return factors(np.kron(b1 @ a1, b2 @ a2))
     return np.kron(a1, a2), np.kron(b1, b2)
 
 

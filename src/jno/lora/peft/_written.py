@@ -109,8 +109,9 @@ def _lora(
     if scale is None:  # it is in the factors already
         return Written("", kind, tensors, rank, 1.0, rank)
     alpha = scale * (math.sqrt(rank) if kind == "rslora" else rank)
-    # The number as the user wrote it, where it still is that.
-    return Written("", kind, tensors, rank, scale, wrapper.alpha if rank == wrapper.rank else alpha)
+    if math.isclose(alpha, wrapper.alpha):  # the number as the user wrote it
+        alpha = wrapper.alpha
+    return Written("", kind, tensors, rank, scale, alpha)
 
 
 def _scale(kind: Kind, wrapper: LoRAWrapper) -> float | None:
