@@ -383,8 +383,9 @@ class Net:
         - `strict`: whether all must fit; if not, those that do are loaded, with a warning.
         - `wrappers`: the classes of adapters that no plugin provides.
 
-        **Raises:** `CheckpointError` if the file is damaged, a plugin is missing, or something does
-        not fit; `SelectionError` if a mask is pending.
+        **Raises:** `CheckpointError` if the file is damaged, a plugin is missing, something does
+        not fit, or the net carries an adapter around a layer of the file's, or in it;
+        `SelectionError` if a mask is pending.
         """
         return self._load_adapters(path, strict, wrappers, None, stacklevel=3)
 
@@ -402,9 +403,9 @@ class Net:
         # Around the layers themselves, where an adapter in the way keeps them in another form.
         plain = self._state().plain().module
         loaded = load(plain, path, strict=strict, wrappers=wrappers, registry=registry)
+        adapted = loaded.put_into(self._module)
         for message in loaded.warnings:
             warnings.warn(message, JnoLoraWarning, stacklevel=stacklevel)
-        adapted = loaded.put_into(self._module)
         others = {p: o for p, o in self._originals.items() if p not in loaded.adapters}
         return self._become(
             NetState(
