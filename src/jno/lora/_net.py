@@ -296,6 +296,8 @@ class Net:
     def deactivate(self) -> "Net":
         """Take the adapters out of the model, and keep them under their name.
 
+        The layers they wrapped stay as frozen as they were in them (see `unfreeze`).
+
         **Raises:** `SelectionError` if the model carries adapters without a name (which would be
         lost), or if a mask is pending.
         """
