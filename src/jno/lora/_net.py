@@ -338,9 +338,10 @@ class Net:
             self._become(state)
 
     def save_adapters(self, path: FilePath) -> "Net":
-        """Write the adapters into one safetensors file. See `jno.lora.save_adapters`.
+        """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
 
-        Warns if arrays outside the adapters train too, for they are not in the file.
+        Those that are kept under a name are not in it: `save_adapters(net.adapter(name), path)`
+        writes them. Warns if arrays outside the adapters train too, for they are not in the file.
 
         **Raises:** `CheckpointError` if there are no adapters, or the file cannot be written.
         """
