@@ -264,3 +264,15 @@ def test_what_it_logs_is_under_the_name_of_the_library(model, batches, caplog):
     assert len(own) == 3
     assert any(record.exc_info for record in own)  # the traceback of what failed
     assert not logging.getLogger("jno.lora").handlers
+
+
+def test_a_weakly_typed_parameter_does_not_have_later_steps_compiled():
+    model = {"layer": eqx.nn.Linear(2, 2, key=jax.random.key(0)), "shift": jnp.asarray(2.0)}
+    traced = itertools.count()
+
+    def loss(model, x):
+        next(traced)
+        return jnp.mean((jax.vmap(model["layer"])(x) - model["shift"]) ** 2)
+
+    compare(model, loss, [jnp.ones((3, 2))], "full", steps=3, key=jax.random.key(0))
+    assert next(traced) == 2  # the check of the loss, and the step

@@ -136,13 +136,15 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     **Raises:** `SelectionError` that lists every path that is missing and every layer of another
     form.
     """
-    problems = misfits(model, adapters)
+    # Dropped first: adapters around a block hide the layers in it, and those in a block change it.
+    plain = put_in(model, {}, drop_others=True)
+    problems = misfits(plain, adapters)
     if problems:
         raise SelectionError(
             f"These adapters do not fit the model:\n{bullets(problems)}\n"
             "Swap them into the model that they were made for, or into one of the same form."
         )
-    return put_around(model, adapters, drop_others=True)
+    return put_around(plain, adapters, drop_others=True)
 
 
 def misfits(model: PyTree, adapters: AdapterSet) -> list[str]:
@@ -202,6 +204,19 @@ def put_in(model: M, built: Mapping[str, LoRAWrapper], *, drop_others: bool) -> 
     return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(built), is_leaf_takes_path=True)
 
 
+def nested_with(model: PyTree, paths: Iterable[str]) -> list[str]:
+    """A line for each adapter of `model` around a layer at one of `paths`, or inside of one."""
+    nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
+    carried = {path_str(keys): type(node).__name__ for keys, node in nodes if is_wrapper(node)}
+    wanted = dict.fromkeys(paths)
+    around = [(above, path) for path in wanted for above in _above(path) if above in carried]
+    inside = [(path, above) for path in carried for above in _above(path) if above in wanted]
+    return [
+        *(f"{show_path(p)}: inside the {carried[a]} at {show_path(a)!r}" for a, p in around),
+        *(f"{show_path(a)}: around the {carried[p]} at {show_path(p)!r}" for p, a in inside),
+    ]
+
+
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
     """The modules of `model` at these paths, plain or adapted. Those it lacks are left out.
 
@@ -216,6 +231,12 @@ def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
             _refuse_second(path, found, "layers")
             found[path] = node
     return found
+
+
+def _above(path: str) -> list[str]:
+    """The paths of what holds the node at `path`, from the root on."""
+    parts = path.split("/")
+    return ["/".join(parts[:i]) for i in range(len(parts))] if path else []
 
 
 def _refuse_second(path: str, found: Container[str], what: str) -> None:

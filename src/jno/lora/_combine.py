@@ -22,7 +22,7 @@ from ._low_rank import (
 )
 from ._paths import stable_hash
 from ._products import check_products, check_same_matrices, factors_of, scale_times
-from ._recipe import EXACT, Method, Recipe
+from ._recipe import ELECTING, EXACT, Method, Recipe
 from ._sharding import on_the_mesh
 from ._task_arithmetic import MajoritySign, agreed_mean, dropped_at_random, trimmed
 from ._update_report import UpdateReport, UpdateRow
@@ -104,8 +104,8 @@ def combine(
         with zeros, which brings sets of different ranks to one.
     - `key`: for `"dare_linear"` and `"dare_ties"`. What is dropped of an update depends on it, on
         the path and on the position of the set.
-    - `majority_sign`: whether `agree` elects the sign of the sum (`"total"`, as in the paper) or
-        that of most updates (`"frequency"`). A draw is positive.
+    - `majority_sign`: for `"ties"` and `"dare_ties"`: whether `agree` elects the sign of the sum
+        (`"total"`, as in the paper) or that of most updates (`"frequency"`). A draw is positive.
     - `report`: whether to return `(set, report)`.
 
     **Returns:** an `AdapterSet`, with the class that the first set has at a path, `alpha = rank`,
@@ -199,7 +199,7 @@ def _sparse_sum(recipe: Recipe, updates: Array, keys: list[PRNGKeyArray] | None)
         sparse = trimmed(updates, recipe.density)
     else:
         sparse = dropped_at_random(updates, recipe.density, keys)
-    if recipe.method in ("ties", "dare_ties"):
+    if recipe.method in ELECTING:
         return agreed_mean(sparse, recipe.majority_sign)
     return jnp.sum(sparse, axis=0)
 

@@ -72,6 +72,7 @@ class Trainer:
 
     def compile(self, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Cost:
         """Compile the step, as `fit` would at its first."""
+        trainable = _strongly_typed(trainable)
         state = self.optimizer.init(trainable)
         args = jax.block_until_ready(_on_the_device((trainable, frozen, state, batch)))
         begin = time.perf_counter()
@@ -90,7 +91,7 @@ class Trainer:
         on_step: Callable[[], None] = lambda: None,
     ) -> Fit:
         """Train on each of `batches` once, from the given state of the optimiser or a fresh one."""
-        trainable, frozen = _on_the_device((trainable, frozen))
+        trainable, frozen = _strongly_typed(trainable), _on_the_device(frozen)
         state = self.optimizer.init(trainable) if state is None else state
         losses: list[Array] = []
         seconds: list[float] = []
@@ -109,3 +110,8 @@ class Trainer:
 
 def _on_the_device(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
+
+
+def _strongly_typed(trainable: PyTree) -> PyTree:
+    """What trains, as a step returns it: a weak type would have the second step compiled again."""
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)

@@ -296,6 +296,8 @@ class Net:
     def deactivate(self) -> "Net":
         """Take the adapters out of the model, and keep them under their name.
 
+        The layers they wrapped stay as frozen as they were in them (see `unfreeze`).
+
         **Raises:** `SelectionError` if the model carries adapters without a name (which would be
         lost), or if a mask is pending.
         """
@@ -336,9 +338,10 @@ class Net:
             self._become(state)
 
     def save_adapters(self, path: FilePath) -> "Net":
-        """Write the adapters into one safetensors file. See `jno.lora.save_adapters`.
+        """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
 
-        Warns if arrays outside the adapters train too, for they are not in the file.
+        Those that are kept under a name are not in it: `save_adapters(net.adapter(name), path)`
+        writes them. Warns if arrays outside the adapters train too, for they are not in the file.
 
         **Raises:** `CheckpointError` if there are no adapters, or the file cannot be written.
         """
@@ -383,8 +386,9 @@ class Net:
         - `strict`: whether all must fit; if not, those that do are loaded, with a warning.
         - `wrappers`: the classes of adapters that no plugin provides.
 
-        **Raises:** `CheckpointError` if the file is damaged, a plugin is missing, or something does
-        not fit; `SelectionError` if a mask is pending.
+        **Raises:** `CheckpointError` if the file is damaged, a plugin is missing, something does
+        not fit, or the net carries an adapter around a layer of the file's, or in it;
+        `SelectionError` if a mask is pending.
         """
         return self._load_adapters(path, strict, wrappers, None, stacklevel=3)
 
@@ -404,9 +408,9 @@ class Net:
         loaded = load(
             self._module, path, strict=strict, wrappers=wrappers, registry=registry, plain=plain
         )
+        adapted = loaded.put_into(self._module)
         for message in loaded.warnings:
             warnings.warn(message, JnoLoraWarning, stacklevel=stacklevel)
-        adapted = loaded.put_into(self._module)
         others = {p: o for p, o in self._originals.items() if p not in loaded.adapters}
         return self._become(
             NetState(

@@ -12,6 +12,7 @@ Method = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "ma
 EXACT = ("linear", "cat")
 SPARSE = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 RANDOM = ("dare_linear", "dare_ties")
+ELECTING = ("ties", "dare_ties")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,4 +56,8 @@ class Recipe:
         if self.majority_sign not in get_args(MajoritySign):
             raise SelectionError(
                 f"`majority_sign` must be 'total' or 'frequency', but is {self.majority_sign!r}."
+            )
+        if self.majority_sign != "total" and method not in ELECTING:
+            raise SelectionError(
+                f"`majority_sign` is for {' and '.join(ELECTING)}; {method!r} elects no sign."
             )

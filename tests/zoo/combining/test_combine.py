@@ -286,6 +286,7 @@ def test_layers_of_other_forms_are_listed():
         ({"method": "tie"}, "no method 'tie'; did you mean 'ties'"),
         ({"method": "ties"}, "'ties' needs a `density`"),
         ({"density": 0.5}, "'linear' keeps every entry"),
+        ({"majority_sign": "frequency"}, "'linear' elects no sign"),
         ({"method": "ties", "density": 0.0}, r"must be in \(0, 1\], but is 0.0"),
         ({"method": "dare_ties", "density": 0.5}, "needs a `key`"),
         ({"method": "svd", "key": jax.random.key(0)}, "'svd' is not random"),

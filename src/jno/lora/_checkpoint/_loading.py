@@ -16,6 +16,7 @@ from .._adapter_set import (
     built_around,
     layers_at,
     misfits_by_path,
+    nested_with,
     put_in,
 )
 from .._contract import LoRAWrapper
@@ -50,7 +51,18 @@ class Loaded:
     warnings: tuple[str, ...]
 
     def put_into(self, model: M) -> M:
-        """`model` with them in the places of its layers. What stands elsewhere stays."""
+        """`model` with them in the places of its layers. What stands elsewhere stays.
+
+        **Raises:** `CheckpointError` if an adapter of `model` is around one of those layers, or in
+        it: one of the two would be lost.
+        """
+        nested = nested_with(model, self.adapters)
+        if nested:
+            raise CheckpointError(
+                "The model carries adapters around layers of the loaded adapters, or inside of "
+                f"them:\n{bullets(nested)}\n"
+                "Nothing was loaded. Merge or unwrap the model first."
+            )
         return put_in(model, self.adapters, drop_others=False)
 
 
