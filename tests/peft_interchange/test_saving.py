@@ -201,10 +201,10 @@ def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
 
 def test_a_net_is_not_taken_for_a_model(tmp_path):
     model = trained(layers(), "lora", target="^fc")
-    with pytest.raises(PeftFormatError, match="of a Net, give net"):
+    with pytest.raises(PeftFormatError, match=r"of a Net, give net\.module"):
         save_peft(Net(model), tmp_path)
     save_peft(model, tmp_path)
-    with pytest.raises(PeftFormatError, match="Of a Net, give net"):
+    with pytest.raises(PeftFormatError, match=r"Of a Net, give net\.module"):
         load_peft(Net(layers()), tmp_path)
 
 

@@ -97,8 +97,7 @@ class _Loading:
         """
         if not layers.paths:
             raise PeftFormatError(
-                "The model holds no Equinox modules that could be adapted. "
-                "Of a Net, give net.module."
+                "The model holds no Equinox modules to adapt. Of a Net, give net.module."
             )
         modules = list(dict.fromkeys([*found.adapters, *found.plain]))
         places = self._places(modules, layers, rename)
