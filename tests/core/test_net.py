@@ -273,6 +273,12 @@ def test_a_model_that_holds_adapters_already(model):
     assert not below(selected(net.trainable), {"head/base"})
 
 
+def test_a_target_beside_layers_that_are_all_adapted_says_that_they_are(model):
+    net = Net(model).lora(1, wrapper=ToyScale)
+    with pytest.raises(SelectionError, match=r"head: Linear \(already adapted by ToyScale\)"):
+        net.lora(1, wrapper=ToyScale, target="nowhere")
+
+
 def test_calling_the_net_calls_the_model(model):
     net = Net(model).lora(1, wrapper=ToyLinear)
     assert jax.numpy.allclose(net(2), model(2), rtol=1e-6)

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import pytest
 
-from jno.lora import CheckpointError, Net, extract_adapters, swap_adapters
+from jno.lora import CheckpointError, JnoLoraWarning, Net, extract_adapters, swap_adapters
 from jno_lora_attention import PrefixAttention
 
 
@@ -24,8 +24,7 @@ def test_a_set_takes_the_place_of_whatever_the_model_carries(nets):
         assert eqx.tree_equal(swapped, other.module)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_loading_neither_loses_what_was_there_nor_what_was_loaded(nets, tmp_path, strict):
+def test_loading_neither_loses_what_was_there_nor_what_was_loaded(nets, tmp_path):
     for carrier, other, words in (
         (nets[0], nets[1], "around the LoRALinear at 'block/query_proj'"),
         (nets[1], nets[0], "inside the PrefixAttention at 'block'"),
@@ -33,5 +32,7 @@ def test_loading_neither_loses_what_was_there_nor_what_was_loaded(nets, tmp_path
         other.save_adapters(tmp_path / "file")
         before = carrier.module
         with pytest.raises(CheckpointError, match=words):
-            carrier.load_adapters(tmp_path / "file", strict=strict)
-        assert carrier.module is before
+            carrier.load_adapters(tmp_path / "file")
+        with pytest.warns(JnoLoraWarning, match=words):
+            carrier.load_adapters(tmp_path / "file", strict=False)
+        assert eqx.tree_equal(carrier.module, before)

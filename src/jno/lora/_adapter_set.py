@@ -204,17 +204,19 @@ def put_in(model: M, built: Mapping[str, LoRAWrapper], *, drop_others: bool) -> 
     return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(built), is_leaf_takes_path=True)
 
 
-def nested_with(model: PyTree, paths: Iterable[str]) -> list[str]:
-    """A line for each adapter of `model` around a layer at one of `paths`, or inside of one."""
+def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
+    """By path, a line for each adapter of `model` around the layer there, or inside of it."""
     nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
     carried = {path_str(keys): type(node).__name__ for keys, node in nodes if is_wrapper(node)}
     wanted = dict.fromkeys(paths)
-    around = [(above, path) for path in wanted for above in _above(path) if above in carried]
-    inside = [(path, above) for path in carried for above in _above(path) if above in wanted]
-    return [
-        *(f"{show_path(p)}: inside the {carried[a]} at {show_path(a)!r}" for a, p in around),
-        *(f"{show_path(a)}: around the {carried[p]} at {show_path(p)!r}" for p, a in inside),
-    ]
+    around = [(path, "inside", above) for path in wanted for above in _above(path)]
+    within = [(above, "around", path) for path in carried for above in _above(path)]
+    found: dict[str, list[str]] = {}
+    for path, where, other in (*around, *within):
+        if path in wanted and other in carried:
+            line = f"{show_path(path)}: {where} the {carried[other]} at {show_path(other)!r}"
+            found.setdefault(path, []).append(f"{line}: merge or unwrap that first")
+    return found
 
 
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:

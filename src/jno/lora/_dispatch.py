@@ -267,6 +267,8 @@ def _check_every_spec_matched(specs: tuple[Spec, ...], walk: Walk, rows: list[Pl
 
 
 def _because(row: PlanRow) -> str:
+    if row.status == "already adapted":
+        return f" ({row.explanation})"
     return "" if row.reason is None else f" ({row.reason})"
 
 

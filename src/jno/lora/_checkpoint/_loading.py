@@ -51,18 +51,7 @@ class Loaded:
     warnings: tuple[str, ...]
 
     def put_into(self, model: M) -> M:
-        """`model` with them in the places of its layers. What stands elsewhere stays.
-
-        **Raises:** `CheckpointError` if an adapter of `model` is around one of those layers, or in
-        it: one of the two would be lost.
-        """
-        nested = nested_with(model, self.adapters)
-        if nested:
-            raise CheckpointError(
-                "The model carries adapters around layers of the loaded adapters, or inside of "
-                f"them:\n{bullets(nested)}\n"
-                "Nothing was loaded. Merge or unwrap the model first."
-            )
+        """`model` with them in the places of its layers. What stands elsewhere stays."""
         return put_in(model, self.adapters, drop_others=False)
 
 
@@ -130,7 +119,8 @@ def load(
         plain_layers = layers if plain is None else layers_at(plain, adapters)
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
-    for name, lines in misfits_by_path(model, adapters, layers).items():
+    misfits = misfits_by_path(model, adapters, layers) | nested_with(model, adapters)
+    for name, lines in misfits.items():
         problems.add([name], lines)
     built: dict[str, LoRAWrapper] = {}
     if not (strict and problems.lines):  # else nothing need be built
