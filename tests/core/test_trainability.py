@@ -179,3 +179,20 @@ def test_a_subclass_says_itself_which_fields_train(linear, getkey):
         adapter_fields = ("lora_B",)
 
     assert selected(lora_trainable_filter(BOnly(linear, 1, 1.0, key=getkey()))) == {"lora_B"}
+
+
+def test_a_filter_is_the_callers_to_change(model, getkey):
+    adapted = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear)
+    first = lora_trainable_filter(adapted)
+    first.encoder[0] = None  # a list in the model is a list in the filter
+    second = lora_trainable_filter(adapted)
+    assert jax.tree.structure(second) == jax.tree.structure(adapted)
+    assert selected(second) == selected(lora_trainable_filter(adapted)) != selected(first)
+
+
+def test_models_of_other_dtypes_have_other_filters(model, getkey):
+    adapted = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear)
+    whole = jax.tree.map(lambda x: x.astype(jnp.int32) if eqx.is_array(x) else x, adapted)
+    assert selected(lora_trainable_filter(adapted))
+    assert not selected(lora_trainable_filter(whole))
+    assert not selected(partial_lora_trainable_filter(whole))

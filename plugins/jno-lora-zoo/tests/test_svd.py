@@ -43,11 +43,28 @@ def test_a_random_subspace_finds_the_largest_triplets(name, shape):
     assert kept >= 0.998 * possible
 
 
-def test_it_holds_most_of_the_energy_of_a_spectrum_that_does_not_decay():
-    W = jax.random.normal(KEY, (512, 512))
-    U = largest(W, 16, "randomized", KEY).U
-    best = np.linalg.svd(np.asarray(W), compute_uv=False)[:16]
-    assert np.linalg.norm(U.T @ W) ** 2 >= 0.96 * np.sum(best**2)
+@pytest.mark.parametrize(("spectrum", "least"), [("gaussian", 0.96), ("decaying", 0.998)])
+def test_it_holds_most_of_the_energy_of_the_largest_triplets(spectrum, least):
+    # Kept at 1024 and 2048 too (`benchmarks/sides/jax_init.py` measures it).
+    n = 640
+    if spectrum == "gaussian":
+        W = jax.random.normal(KEY, (n, n))
+    else:
+        W = matrix(1 / np.arange(1, n + 1), (n, n))
+    U = np.asarray(largest(W, 16, "randomized", KEY).U, np.float64)
+    W = np.asarray(W, np.float64)
+    best = np.linalg.eigvalsh(W @ W.T)[-16:]
+    assert np.linalg.norm(U.T @ W) ** 2 >= least * np.sum(best)
+
+
+def test_a_random_subspace_reads_the_matrix_ten_times():
+    W = jnp.zeros((512, 600))
+    (call,) = jax.make_jaxpr(lambda W: largest(W, 4, "auto", KEY))(W).eqns
+    body = call.params["jaxpr"].jaxpr
+    reads = [
+        e for e in body.eqns if e.primitive.name == "dot_general" and body.invars[0] in e.invars
+    ]
+    assert len(reads) == 10
 
 
 @pytest.mark.parametrize("W", [jnp.zeros((40, 30)), jnp.ones((40, 30))], ids=["zero", "rank one"])

@@ -1,0 +1,74 @@
+"""While a weight is decomposed, BLAS has one thread; afterwards as many as before."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg.cython_lapack  # noqa: F401  # what JAX calls
+import threadpoolctl
+
+from jno.lora._compiling import call_compiled
+from jno.lora._lapack import decomposes, one_blas_thread
+from jno.lora._together import Calls
+
+
+def threads():
+    found = threadpoolctl.threadpool_info()
+    return max(one["num_threads"] for one in found if one["user_api"] == "blas")
+
+
+@pytest.fixture
+def several_threads():
+    """More than one, even where the suite is run with one."""
+    with threadpoolctl.threadpool_limits(4, user_api="blas"):
+        if threads() < 2:
+            pytest.fail("this BLAS cannot be given threads")
+        yield
+
+
+def q_and_threads(x):
+    seen = jax.pure_callback(lambda _: np.int32(threads()), jax.ShapeDtypeStruct((), jnp.int32), x)
+    return jnp.linalg.qr(x)[0], seen
+
+
+def test_programs_that_decompose_have_one_thread(several_threads):
+    before = threads()
+    _, seen = call_compiled(q_and_threads, jnp.eye(3))
+    assert (seen, threads()) == (1, before)
+    calls = Calls(q_and_threads, (), [(jnp.eye(4),), (2 * jnp.eye(4),)], lambda item: None)
+    assert [calls.result(k)[1] for k in range(2)] == [1, 1]
+
+
+def test_others_keep_theirs(several_threads):
+    def seen(x):
+        return jax.pure_callback(
+            lambda _: np.int32(threads()), jax.ShapeDtypeStruct((), jnp.int32), x
+        )
+
+    assert call_compiled(seen, jnp.ones(2)) == threads()
+
+
+def test_it_may_be_entered_twice(several_threads):
+    before = threads()
+    with one_blas_thread():
+        with one_blas_thread():
+            assert threads() == 1
+        assert threads() == 1
+    assert threads() == before
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (jnp.linalg.svd, True),
+        (jnp.linalg.qr, True),
+        (lambda W: jnp.linalg.eigh(W @ W.T), True),
+        (jnp.linalg.inv, True),
+        (jax.jit(jnp.linalg.cholesky), True),
+        (lambda W: jax.lax.cond(W[0, 0] > 0, jnp.linalg.pinv, jnp.transpose, W), True),
+        (lambda W: jax.lax.map(lambda w: jnp.linalg.svd(w[None])[1], W), True),
+        (lambda W: jax.random.normal(jax.random.key(0), W.shape) @ W, False),
+    ],
+)
+def test_a_decomposition_is_found_however_deep(function, expected):
+    assert decomposes(jax.make_jaxpr(function)(jnp.eye(3)).jaxpr) is expected

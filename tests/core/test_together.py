@@ -1,0 +1,166 @@
+"""`Calls`: small layers of one form are computed by one run of a program, as if each was alone."""
+
+import operator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import apply_lora, merge_lora, unwrap_lora
+from jno.lora._compiling import TOGETHER, form_of, program_for
+from jno.lora._together import Calls
+
+from .toys import ToyConv, ToyLinear, same, shaken
+
+
+def scaled(factor, layer, number):
+    return {"layer": eqx.tree_at(lambda m: m.weight, layer, factor * layer.weight), "n": number}
+
+
+def refuse(item):
+    raise AssertionError("called alone")
+
+
+def results(function, shared, items, alone=refuse):
+    calls = Calls(function, shared, items, alone)
+    return [calls.result(index) for index in range(len(items))]
+
+
+def linears(number, getkey, inputs=3, outputs=2):
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(inputs, outputs, key=key))
+    stack = make(jax.random.split(getkey(), number))
+    return [jax.tree.map(operator.itemgetter(k), stack) for k in range(number)]
+
+
+class Traces:
+    def __init__(self, function):
+        self.function, self.count = function, 0
+
+    def __call__(self, *args):
+        self.count += 1
+        return self.function(*args)
+
+
+def test_each_gets_what_it_would_get_alone_in_any_company(getkey):
+    layers = linears(TOGETHER + 3, getkey)
+    items = [(layer, np.asarray(k, np.uint32)) for k, layer in enumerate(layers)]
+
+    def draw(key, layer, number):
+        noise = jax.random.normal(jax.random.fold_in(key, number), layer.weight.shape)
+        return jnp.sum(layer.weight @ noise.T) + noise
+
+    key = getkey()
+    everything = results(draw, (key,), items)
+    some = results(draw, (key,), items[5:1:-1])
+    (one,) = results(draw, (key,), items[-1:])
+    np.testing.assert_array_equal(some, everything[5:1:-1])
+    np.testing.assert_array_equal(one, everything[-1])
+    for item, result in zip(items, everything, strict=True):
+        np.testing.assert_allclose(result, draw(key, *item), rtol=1e-5)
+
+
+def test_a_form_is_traced_once_whatever_their_number(getkey):
+    function = Traces(scaled)
+    few = [(layer, 7) for layer in linears(3, getkey)]
+    for item, result in zip(few, results(function, (2.0,), few), strict=True):
+        np.testing.assert_array_equal(result["layer"].weight, 2 * item[0].weight)
+        assert result["layer"].bias is item[0].bias and result["n"] == 7
+    after_few = function.count
+    results(function, (2.0,), [(layer, 7) for layer in linears(TOGETHER + 1, getkey)])
+    assert function.count == after_few <= 3
+
+
+def test_forms_are_told_apart_and_the_order_is_kept(getkey):
+    one, two = linears(2, getkey), linears(2, getkey, inputs=4)
+    items = [(one[0], 1), (two[0], 1), (one[1], 1.0), (two[1], True)]
+    found = results(scaled, (3.0,), items)
+    for (layer, number), result in zip(items, found, strict=True):
+        np.testing.assert_array_equal(result["layer"].weight, 3 * layer.weight)
+        assert type(result["n"]) is type(number)
+
+
+def test_what_is_large_or_handed_through_is_not_copied(getkey):
+    def wrapped(layer):
+        return {"layer": layer, "extra": jnp.zeros(3)}
+
+    small, large = linears(1, getkey)[0], eqx.nn.Linear(400, 300, key=getkey())
+    for layer in (small, large):
+        (result,) = results(wrapped, (), [(layer,)])
+        assert result["layer"].weight is layer.weight
+    nothing, _ = form_of(())
+    for function, layer, is_small, needs in (
+        (wrapped, large, True, []),  # only the zeros are computed
+        (lambda layer: layer.weight + 1, large, False, [0]),
+        (lambda layer: layer.weight + 1, small, True, [0]),
+    ):
+        program = program_for(function, nothing, form_of((layer,))[0])
+        assert (program.is_small, program.needed) == (is_small, needs)
+
+
+def test_no_two_results_share_a_buffer(getkey):
+    def made(layer):
+        return [jnp.zeros(2), jnp.zeros(2), layer.weight + 1, jnp.copy(layer.weight + 1)]
+
+    arrays = jax.tree.leaves(results(made, (), [(layer,) for layer in linears(3, getkey)]))
+    assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays) == 12
+    jax.block_until_ready(jax.jit(lambda xs: [x * 2 for x in xs], donate_argnums=0)(arrays))
+
+
+@pytest.mark.parametrize("of", ["key", "weak"])
+def test_what_cannot_be_stacked_is_computed_one_by_one(of):
+    def twice(x):
+        return {"x": jax.random.fold_in(x, 1) if of == "key" else x * 2}
+
+    items = [(jax.random.key(k) if of == "key" else jnp.asarray(k),) for k in range(3)]
+    for (x,), result in zip(items, results(twice, (), items), strict=True):
+        expected = twice(x)["x"]
+        assert result["x"].dtype == expected.dtype
+        assert getattr(result["x"], "weak_type", None) == getattr(expected, "weak_type", None)
+        assert jnp.all(result["x"] == expected)
+
+
+def test_what_needs_values_is_called_as_it_is(getkey):
+    items = [(layer,) for layer in linears(3, getkey)]
+
+    def corner(layer):
+        return float(layer.weight[0, 0])
+
+    assert results(corner, (), items, lambda item: corner(*item)) == [corner(*i) for i in items]
+
+
+def test_what_fails_in_the_loop_only_is_called_as_it_is(getkey):
+    calls = []
+
+    def moody(layer):
+        calls.append(layer)
+        if len(calls) == 2:
+            raise RuntimeError("not a second time")
+        return layer.weight + 1
+
+    items = [(layer,) for layer in linears(3, getkey)]
+    for (layer,), result in zip(items, results(moody, (), items), strict=True):
+        np.testing.assert_array_equal(result, layer.weight + 1)
+
+
+def test_layers_on_a_device_get_their_adapters_there(getkey):
+    device = jax.devices()[3]
+    layers = [*linears(2, getkey), eqx.nn.Conv1d(2, 2, 3, key=getkey())]
+    there = jax.device_put(layers[1:], device)
+    key = jax.device_put(getkey(), jax.devices()[5])
+    model = apply_lora([layers[0], *there], 1, key=key, wrappers=[ToyLinear, ToyConv])
+    for adapter in model[1:]:
+        assert {device} == set.union(*(x.devices() for x in jax.tree.leaves(adapter)))
+    for plain in (merge_lora(shaken(model)), unwrap_lora(model)):
+        assert all(x.devices() == {device} for x in jax.tree.leaves(plain[1:]))
+
+
+def test_adapters_of_many_layers_are_those_of_few(getkey):
+    layers = linears(TOGETHER + 2, getkey)
+    key = getkey()
+    model = apply_lora(layers, 1, key=key, wrappers=ToyLinear)
+    alone = apply_lora(layers, 1, key=key, wrappers=ToyLinear, target=f"^{TOGETHER + 1}$")
+    assert same(model[-1], alone[-1])
+    model, alone = shaken(model), shaken(alone)
+    assert same(merge_lora(model)[-1], merge_lora(alone)[-1])

@@ -1,0 +1,142 @@
+"""A compiled step serves every model of one form: other values are never traced again."""
+
+import contextlib
+
+import equinox as eqx
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import pytest
+
+from jno.lora import (
+    apply_lora,
+    extract_adapters,
+    lora_trainable_filter,
+    merge_lora,
+    scale_adapters,
+    swap_adapters,
+)
+
+METHODS = ("lora", "rslora", "lora-fa", "dora", "pissa", "milora", "lora-xs", "vera")
+METHODS += ("ia3", "lokr", "oft")
+SCALED = ("lora", "rslora", "lora-fa", "dora", "lora-xs", "vera", "lokr")
+
+
+class Step:
+    """A jitted training step that counts how often it is traced."""
+
+    def __init__(self):
+        self.traces = 0
+
+        def loss(trainable, frozen, x):
+            self.traces += 1
+            one, two = eqx.combine(trainable, frozen)
+            return jnp.sum(two(jnp.tanh(one(x))) ** 2)
+
+        self._step = jax.jit(jax.value_and_grad(loss))
+
+    def __call__(self, model):
+        trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
+        return self._step(trainable, frozen, jnp.ones(4))
+
+
+@contextlib.contextmanager
+def compilations():
+    """The programs that JAX compiles inside."""
+    seen = []
+
+    def listener(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def layers(seed=0):
+    return [eqx.nn.Linear(4, 4, key=key) for key in jax.random.split(jax.random.key(seed))]
+
+
+def adapted(variant, seed, *, base=0, alpha=2.0, **options):
+    key = jax.random.key(seed)
+    return apply_lora(layers(base), 2, alpha, key=key, wrappers=variant, options=options)
+
+
+def moved(model):
+    """As after training: other values in every array."""
+    return jax.tree.map(lambda x: x + 1 if eqx.is_inexact_array(x) else x, model)
+
+
+@pytest.mark.parametrize("variant", METHODS)
+def test_seeds_bases_and_trained_values_share_one_trace(variant):
+    step, first = Step(), adapted(variant, 1)
+    other = moved(adapted(variant, 2))
+    for model in (first, other, adapted(variant, 3, base=1)):
+        step(model)
+    step(swap_adapters(first, extract_adapters(other)))
+    assert step.traces == 1
+
+
+def test_other_seeds_of_vera_give_other_outputs_by_one_trace():
+    step = Step()
+    models = [moved(adapted("vera", seed)) for seed in (1, 2)]
+    losses = [step(model)[0] for model in models]
+    assert step.traces == 1
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("variant", SCALED)
+def test_a_sweep_of_multipliers_is_one_trace(variant):
+    step = Step()
+    model = moved(adapted(variant, 1, multiplier=0.5))
+
+    def loss(value):
+        values = [jnp.float32(value)] * len(model)
+        return step(eqx.tree_at(lambda m: [one.multiplier for one in m], model, values))[0]
+
+    losses = [loss(value) for value in (0.0, 0.5, 2.0)]
+    assert step.traces == 1
+    assert len(set(map(float, losses))) == 3
+
+
+def test_a_sweep_of_alphas_is_not():
+    step = Step()
+    for alpha in (1.0, 2.0):
+        step(adapted("lora", 1, alpha=alpha))
+    assert step.traces == 2
+
+
+def test_scaled_adapters_share_the_trace_of_the_others():
+    step, model = Step(), moved(adapted("lora", 1))
+    step(model)
+    step(swap_adapters(model, scale_adapters(extract_adapters(model), 0.5)))
+    assert step.traces == 1
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "vera", "pissa"])
+def test_nothing_is_compiled_to_adapt_merge_or_swap_once_more(variant):
+    def everything(seed):
+        model = moved(adapted(variant, seed, base=seed))
+        merge_lora(model)
+        swap_adapters(model, extract_adapters(model))
+
+    everything(1)
+    with compilations() as seen:
+        everything(2)
+    assert seen == []
+
+
+def test_nothing_is_compiled_for_another_multiplier_in_an_array():
+    adapted("lora", 1, multiplier=jnp.float32(0.5))
+    with compilations() as seen:
+        adapted("lora", 1, multiplier=jnp.float32(0.25))
+    assert seen == []
+
+
+def test_compilations_are_seen():
+    with compilations() as seen:
+        jax.jit(lambda x: x * 7 - 5)(jnp.ones(3))
+    assert seen
