@@ -70,7 +70,7 @@ class KernelLayer(LayerKind):
         if weight.dtype.itemsize < 4:
             # The kernel would round away what is small beside it.
             return super().low_rank(x, A, B, scaling)
-        A, B = A.astype(weight.dtype), (scaling * B).astype(weight.dtype)
+        A, B = A.astype(weight.dtype), scaling * B.astype(weight.dtype)
         if not is_narrow(frame, A.shape[0]):
             return _convolve(frame, x, _adapted(weight, A, B))
         return _merged_product(x, weight, A, B, frame=frame)

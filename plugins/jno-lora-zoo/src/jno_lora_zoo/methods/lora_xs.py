@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._layer_kind import at_least_float32
 from .._method import Scaled, as_multiplier, clamped_rank, in_dtype
 from .._svd import largest
 
@@ -83,6 +84,7 @@ class LoRAXS(Scaled):
 
     def forward(self, x: Any) -> Array:
         if self.merges_factors:
-            return self.low_rank(x, *self.low_rank_update(), 1.0)
+            B, R = at_least_float32(self.lora_B), at_least_float32(self.multiplied(self.R))
+            return self.low_rank(x, self.lora_A, B @ R, self.scaling)
         h = self.mix(self.down(x, self.lora_A), self.multiplied(self.R))
         return self.product(x) + self.scaling * self.up(h, self.lora_B)
