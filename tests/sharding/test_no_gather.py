@@ -40,30 +40,25 @@ class Programs:
         self.texts = []
         self.temporary = []  # bytes on each device, beside inputs and outputs
 
-    def run(self, program, arrays):
+    def run(self, program, jitted, *args):
         """Run a program of the core, the very executable that is read here."""
-        jitted = program.compiled
 
-        def compiled(arrays):
-            executable = jitted.lower(arrays).compile()
+        def compiled(*args):
+            executable = jitted.lower(*args).compile()
             self.texts.append(executable.as_text())
             self.temporary.append(executable.memory_analysis().temp_size_in_bytes)
-            return executable(arrays)
+            return executable(*args)
 
-        program.compiled = compiled
-        try:
-            return _RUN(program, arrays)
-        finally:
-            program.compiled = jitted
+        return _RUN(program, compiled, *args)
 
 
-_RUN = _compiling._Program.__call__
+_RUN = _compiling.Program._run
 
 
 @pytest.fixture
 def programs(monkeypatch):
     recorder = Programs()
-    monkeypatch.setattr(_compiling._Program, "__call__", lambda p, arrays: recorder.run(p, arrays))
+    monkeypatch.setattr(_compiling.Program, "_run", lambda p, *args: recorder.run(p, *args))
     return recorder
 
 

@@ -2,8 +2,8 @@
 
 On a CPU, JAX calls the LAPACK of SciPy (`jaxlib` takes `svd`, `qr`, `eigh`, `cholesky` from
 `scipy.linalg.cython_lapack`): OpenBLAS with threads of its own. They wait for each other by
-spinning, against XLA's threads and whatever else runs, so that a singular value decomposition of
-30 milliseconds takes anything up to some seconds of all cores. With one thread it never does.
+spinning, against XLA's threads and whatever else runs, so that a decomposition can cost many times
+its own arithmetic on every core. With one thread nothing waits.
 """
 
 import contextlib
