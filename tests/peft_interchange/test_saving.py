@@ -164,6 +164,14 @@ def test_half_precision_is_kept_and_not_rounded_by_the_scale(tmp_path):
     assert_same_weights(load_peft(plain, tmp_path), model)
 
 
+def test_a_multiplier_is_in_the_factor_that_is_written(tmp_path):
+    plain = layers()
+    for variant in ("rslora", "dora"):
+        model = trained(plain, variant, target="^fc", options={"multiplier": 0.5})
+        save_peft(model, tmp_path)
+        assert_same_weights(load_peft(plain, tmp_path), model)
+
+
 def read_bfloat16(folder):
     from safetensors.flax import load_file as load_flax
 

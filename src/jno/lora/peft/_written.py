@@ -60,7 +60,7 @@ def written(wrapper: LoRAWrapper) -> Iterator[tuple[tuple[int, ...], Written]]:
 def _state(wrapper: LoRAWrapper) -> tuple[Kind, dict[str, Any]]:
     """The kind that an adapter is for PEFT, and its arrays: of a product if it is an update."""
     cls = type(wrapper)
-    state = wrapper.state()
+    state = _without_multiplier(wrapper.state())
     if cls.variant == "ia3" and state.keys() == {"scale"}:
         return "ia3", state
     if cls.variant == "dora" and state.keys() == {"magnitude", "lora_A", "lora_B"}:
@@ -73,6 +73,15 @@ def _state(wrapper: LoRAWrapper) -> tuple[Kind, dict[str, Any]]:
             "its update is no product of two factors of low rank. `to_lora` approximates it by one"
         )
     return "lora", dict(zip(("lora_A", "lora_B"), product, strict=True))
+
+
+def _without_multiplier(state: dict[str, Any]) -> dict[str, Any]:
+    """A state whose `lora_B` has the multiplier of the update in it, if there is one."""
+    if not {"multiplier", "lora_B"} <= state.keys():
+        return state
+    B, multiplier = (np.asarray(state[name], np.float32) for name in ("lora_B", "multiplier"))
+    others = {name: array for name, array in state.items() if name != "multiplier"}
+    return others | {"lora_B": B * multiplier[..., None, None]}
 
 
 def _product(wrapper: LoRAWrapper) -> Any:
