@@ -274,5 +274,5 @@ def test_a_weakly_typed_parameter_does_not_have_later_steps_compiled():
         next(traced)
         return jnp.mean((jax.vmap(model["layer"])(x) - model["shift"]) ** 2)
 
-    compare(model, loss, [jnp.ones((3, 2))], "full", steps=3, key=jax.random.key(0))
+    compare(model, loss, [jnp.ones((3, 2))], "full", **{**SETTINGS, "steps": 3})
     assert next(traced) == 2  # the check of the loss, and the step

@@ -1,6 +1,7 @@
 """What `jno.lora` exports, what it imports, and what it says about names it lacks."""
 
 import json
+import pydoc
 import subprocess
 import sys
 import textwrap
@@ -85,6 +86,11 @@ def test_dir_lists_the_zoo_without_importing_it(site):
     module = site.install_zoo()
     assert set(dir(jno.lora)) >= ZOO | set(jno.lora.__all__)
     assert module not in sys.modules
+
+
+def test_without_the_zoo_only_what_can_be_had_is_listed_so_that_help_works(site):
+    assert not set(dir(jno.lora)) & ZOO
+    assert "apply_lora(" in pydoc.plain(pydoc.render_doc(jno.lora))
 
 
 def test_a_zoo_name_without_the_zoo_is_an_import_error_that_says_what_to_install(site):

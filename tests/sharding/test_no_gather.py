@@ -128,7 +128,7 @@ def test_large_weights_are_decomposed_where_they_lie(method, layout, programs):
     layer, whole = model.up, model.up.weight.size
     with watching() as sizes:
         adapt(layer, wrappers_of(method))
-    # The basis of the random subspace, five blocks of 16 vectors, is gathered to be made orthogonal:
+    # The basis of the random subspace, five blocks of 16 vectors, is gathered to be orthonormal:
     # not the weight, of which it is a smaller part the larger that is.
     assert max(gathered(programs.texts[0])) <= 5 * 16 * max(layer.weight.shape) < whole / 4
     # Whole in float32, the weight would be 4 * whole bytes.

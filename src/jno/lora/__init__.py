@@ -35,14 +35,22 @@ from ._merge import merge_lora, unwrap_lora
 from ._net import Net
 from ._plan import Plan, PlanRow
 from ._products import scale_adapters
-from ._registry import PluginRecord, RegisteredWrapper, Registry, refresh, register, registered
+from ._registry import (
+    PluginRecord,
+    RegisteredWrapper,
+    Registry,
+    find_plugins_of as _find_plugins_of,
+    refresh,
+    register,
+    registered,
+)
 from ._report import LoraReport, ReportRow, lora_report
 from ._save_load import load_adapters, read_adapters, save_adapters
 from ._stack_adapters import stack_adapters
 from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
 from ._update_report import UpdateReport, UpdateRow
 from ._version import __version__ as __version__
-from ._zoo_names import ZOO_NAMES as _ZOO_NAMES
+from ._zoo_names import ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION, ZOO_NAMES as _ZOO_NAMES
 
 if TYPE_CHECKING:
     # The `as` form re-exports them to type checkers; at run time `__getattr__` finds them.
@@ -159,4 +167,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     own = (name for name in globals() if name.startswith("__"))
-    return sorted([*own, *__all__, *_ZOO_NAMES])
+    # Only what can be had: `help` asks for everything that is listed.
+    zoo = _ZOO_NAMES if _find_plugins_of(_ZOO_DISTRIBUTION) else ()
+    return sorted([*own, *__all__, *zoo])
