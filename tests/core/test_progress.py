@@ -1,7 +1,7 @@
 """Long work shows how far it is, short work and work that is traced show nothing."""
 
-import io
 import contextlib
+import io
 import logging
 import os
 import re
