@@ -124,15 +124,14 @@ def test_exact_decompositions_need_the_whole_weight_on_every_device(method, layo
 @pytest.mark.parametrize("layout", CUT)
 @pytest.mark.parametrize("method", ["PiSSA", "LoRAXS"])
 def test_large_weights_are_decomposed_where_they_lie(method, layout, programs):
-    model = shard(Small(jax.random.key(0), hidden=512), LAYOUTS[layout], mesh_of(layout))
+    model = shard(Small(jax.random.key(0), hidden=1536), LAYOUTS[layout], mesh_of(layout))
     layer, whole = model.up, model.up.weight.size
     with watching() as sizes:
         adapt(layer, wrappers_of(method))
     # The basis of the random subspace, five blocks of 16 vectors, is gathered to be orthonormal:
     # not the weight, of which it is a smaller part the larger that is.
-    assert max(gathered(programs.texts[0])) <= 5 * 16 * max(layer.weight.shape) < whole / 4
-    # Whole in float32, the weight would be 4 * whole bytes.
-    assert programs.temporary[0] < 4 * whole / 2
+    assert max(gathered(programs.texts[0])) <= 5 * 16 * max(layer.weight.shape) < whole / 16
+    assert programs.temporary[0] < 4 * whole / 4
     assert max(sizes) <= whole / 8
 
 
