@@ -9,6 +9,7 @@
 The adapters themselves come from plugins; the built-in zoo is one (`pip install "jno-lora[zoo]"`).
 """
 
+from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, extract_adapters, swap_adapters
@@ -39,7 +40,6 @@ from ._registry import (
     PluginRecord,
     RegisteredWrapper,
     Registry,
-    find_plugins_of as _find_plugins_of,
     refresh,
     register,
     registered,
@@ -165,8 +165,12 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def _is_installed(distribution: str) -> bool:
+    return any(_metadata.distributions(name=distribution))
+
+
 def __dir__() -> list[str]:
     own = (name for name in globals() if name.startswith("__"))
-    # Only what can be had: `help` asks for everything that is listed.
-    zoo = _ZOO_NAMES if _find_plugins_of(_ZOO_DISTRIBUTION) else ()
+    # Only what can be had: `help` asks for everything that is listed. Nothing is discovered for it.
+    zoo = _ZOO_NAMES if _is_installed(_ZOO_DISTRIBUTION) else ()
     return sorted([*own, *__all__, *zoo])

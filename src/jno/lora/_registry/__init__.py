@@ -1,6 +1,6 @@
 """The registry: which adapters there are, and where they come from."""
 
-from ._discovery import find_plugins_of, normalise
+from ._discovery import normalise
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 from ._registry import Registry, default_registry, refresh, register, registered
 
@@ -10,7 +10,6 @@ __all__ = [
     "RegisteredWrapper",
     "Registry",
     "default_registry",
-    "find_plugins_of",
     "normalise",
     "refresh",
     "register",
