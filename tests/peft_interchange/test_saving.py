@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jno.lora import Net, PeftFormatError, apply_lora, lora_trainable_filter, merge_lora
+from jno.lora import (
+    Net,
+    PeftFormatError,
+    SelectionError,
+    apply_lora,
+    lora_trainable_filter,
+    merge_lora,
+)
 from jno.lora.peft import load_peft, save_peft
 from jno_lora_zoo import rsLoRALinear
 
@@ -209,10 +216,10 @@ def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
 
 def test_a_net_is_not_taken_for_a_model(tmp_path):
     model = trained(layers(), "lora", target="^fc")
-    with pytest.raises(PeftFormatError, match=r"of a Net, give net\.module"):
+    with pytest.raises(SelectionError, match=r"save_peft\(net\.module"):
         save_peft(Net(model), tmp_path)
     save_peft(model, tmp_path)
-    with pytest.raises(PeftFormatError, match=r"Of a Net, give net\.module"):
+    with pytest.raises(SelectionError, match=r"load_peft\(net\.module"):
         load_peft(Net(layers()), tmp_path)
 
 

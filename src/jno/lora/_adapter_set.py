@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
 from ._errors import SelectionError
+from ._handle import refuse_net
 from ._paths import KeyPath, bullets, nearest, path_str, show_path
 from ._sharding import on_the_mesh, restored_layer
 from ._stacking import over_stack
@@ -107,6 +108,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
     that holds a slash), which no file and no set could tell apart.
     """
+    refuse_net(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
         if not is_wrapper(node):
@@ -136,6 +138,7 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     **Raises:** `SelectionError` that lists every path that is missing and every layer of another
     form.
     """
+    refuse_net(model, "swap_adapters")
     # Dropped first: adapters around a block hide the layers in it, and those in a block change it.
     plain = put_in(model, {}, drop_others=True)
     problems = misfits(plain, adapters)

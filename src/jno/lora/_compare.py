@@ -18,6 +18,7 @@ from ._contract import LoRAWrapper
 from ._errors import SelectionError
 from ._extras import imported_for
 from ._fitting import Loss, Trainer
+from ._handle import refuse_net
 from ._net import Net
 from ._registry import Registry
 from ._report import count
@@ -77,6 +78,7 @@ def compare(
     shapes, a loss that is no scalar); `MissingLibraryError` without optax (the extra `compare`) if
     there is no `optimizer`; what `loss` raises on the model as it is.
     """
+    refuse_net(model, "compare")
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
     if steps < 1 or not candidates:
         raise SelectionError(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 
 from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
 from ._errors import JnoLoraError, SelectionError, WrapperError
+from ._handle import refuse_net
 from ._low_rank import (
     Factors,
     Triplets,
@@ -61,6 +62,7 @@ def to_lora(
     adapter that needs a rank, cannot be merged, is on a layer that no plain LoRA is for, or changes
     more of its layer than the matrix that LoRA adds to.
     """
+    refuse_net(model, "to_lora")
     _check(rank, energy)
     nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
     if not any(is_wrapper(node) for _, node in nodes):

@@ -13,6 +13,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from ._contract import LoRAWrapper, check_contract
 from ._errors import JnoLoraError, JnoLoraWarning, SelectionError, WrapperError
+from ._handle import refuse_net
 from ._paths import bullets, nearest, show_path, stable_hash
 from ._plan import Plan, PlanRow
 from ._progress import tracked
@@ -74,6 +75,7 @@ def apply_lora(
     `PluginError` if a named plugin cannot be used, `WrapperError` if an adapter's constructor
     fails (naming the path).
     """
+    refuse_net(model, "apply_lora")
     _check_rank(rank)
     if rank == 0 and specs is None:
         return model
@@ -111,6 +113,7 @@ def plan_lora(
 
     **Raises:** as `apply_lora`, but for what only happens when an adapter is built.
     """
+    refuse_net(model, "plan_lora")
     _check_rank(rank)
     if rank == 0 and specs is None:
         return Plan(())

@@ -8,6 +8,7 @@ import jax.tree_util as jtu
 
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
+from ._handle import refuse_net
 from ._paths import path_str, show_path
 from ._sharding import calls_on_the_mesh, sharded_like
 
@@ -29,6 +30,7 @@ def merge_lora(model: M) -> M:
     **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged or merges into
     something else than it wrapped.
     """
+    refuse_net(model, "merge_lora")
     return _replace_wrappers(model, merged_layer, "merge")
 
 
@@ -41,6 +43,7 @@ def unwrap_lora(model: M) -> M:
 
     **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails.
     """
+    refuse_net(model, "unwrap_lora")
     return _replace_wrappers(model, unwrapped_layer, "unwrap")
 
 

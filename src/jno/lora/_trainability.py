@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
+from ._handle import refuse_net
 from ._paths import KeyPath, path_str
 
 
@@ -25,6 +26,7 @@ def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     **Returns:** Python bools in the structure of `model`, for `eqx.partition` and for optax masks.
     """
+    refuse_net(model, "lora_trainable_filter")
     return _select(model, _ADAPTER)
 
 
@@ -39,6 +41,7 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     **Returns:** Python bools in the structure of `model`.
     """
+    refuse_net(model, "partial_lora_trainable_filter")
     return _select(model, _ADAPTER | _OUTSIDE)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from .._contract import is_wrapper
 from .._errors import PeftFormatError
+from .._handle import refuse_net
 from .._paths import bullets, path_str, show_path
 from ._files import Directory, write
 from ._keys import PREFIX
@@ -38,6 +39,7 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
     **Raises:** `PeftFormatError` that lists every adapter that PEFT has no exact form for, and if
     the adapters are of kinds that PEFT cannot keep in one; nothing is written then.
     """
+    refuse_net(model, "save_peft")
     problems: list[str] = []
     modules: dict[str, Written] = {}
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
@@ -55,9 +57,7 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
             f"These adapters have no exact form in PEFT:\n{bullets(problems)}\nNothing was written."
         )
     if not modules:
-        raise PeftFormatError(
-            "The model carries no adapters to save. Save before merging; of a Net, give net.module."
-        )
+        raise PeftFormatError("The model carries no adapters to save. Save before merging.")
     kind = _common_kind(modules)
     config = _config(modules, kind) | {"target_modules": _targets(modules, model, rename)}
     tensors = {
