@@ -66,10 +66,13 @@ def unavailable(file, model, **options):
     return str(caught.value)
 
 
-def test_a_missing_plugin_is_named_with_its_command(site, model, getkey, file, monkeypatch):
+@pytest.mark.parametrize("version", ["1.2.3", "1.2.3+cpu.1"])
+def test_a_missing_plugin_is_named_with_its_command(
+    version, site, model, getkey, file, monkeypatch
+):
     with monkeypatch.context() as inside:
         site.monkeypatch = inside
-        site.plugin("shifts", SHIFT, version="1.2.3")
+        site.plugin("shifts", SHIFT, version=version)
         save_adapters(shifted(model, getkey), file)
     refresh()
     message = unavailable(file, model)

@@ -1,6 +1,6 @@
 """Adapters as files: one safetensors file, with its configuration in the metadata."""
 
-from ._configuration import FORMAT_VERSION, Entry
+from ._configuration import Entry
 from ._container import FilePath, MalformedError, opened, parse_json, regular_file
 from ._loading import Contents, Loaded, load, non_finite, read, read_set
 from ._saving import save
@@ -8,7 +8,6 @@ from ._wrappers import Classes
 from ._writing import write_atomically
 
 __all__ = [
-    "FORMAT_VERSION",
     "Classes",
     "Contents",
     "Entry",
