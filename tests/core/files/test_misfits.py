@@ -11,8 +11,11 @@ from jno.lora import (
     CheckpointError,
     JnoLoraWarning,
     Net,
+    SelectionError,
+    extract_adapters,
     load_adapters,
     save_adapters,
+    swap_adapters,
 )
 
 from ..toys import (
@@ -35,6 +38,21 @@ def test_every_mismatch_is_listed_and_nothing_changes(model, getkey, file):
     assert "encoder/0/bias" in message
     assert "encoder/1: the model has no layer there (the nearest is 'encoder/0')" in message
     assert "head/weight" in message
+
+
+def test_a_hundred_mismatches_are_listed_and_the_rest_is_counted(getkey, file):
+    def layers(size):
+        return [eqx.nn.Linear(2, size, use_bias=False, key=getkey()) for _ in range(103)]
+
+    trained = adapted(layers(2), getkey)
+    save_adapters(trained, file)
+    with pytest.raises(CheckpointError) as loading:
+        load_adapters(layers(3), file, wrappers=OWN)
+    with pytest.raises(SelectionError) as swapping:
+        swap_adapters(layers(3), extract_adapters(trained))
+    for caught in (loading, swapping):
+        assert str(caught.value).count("/weight: the adapter was made for") == 100
+        assert "... and 3 more" in str(caught.value)
 
 
 def test_a_state_of_another_form_is_listed_too(model, getkey, file):

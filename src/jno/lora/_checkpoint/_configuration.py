@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .._adapter_set import LayerForm
-from .._paths import bullets, show_path
+from .._paths import FEW, bullets, show_path
 from ._container import MalformedError, brief, is_count, parse_json, shape_of
 
 # The key in the metadata, and the version of what stands there.
@@ -138,7 +138,9 @@ class Configuration:
         lines = [f"{brief(name)}: in its configuration only" for name in sorted(missing)]
         lines += [f"{brief(name)}: not in its configuration" for name in sorted(added)]
         if lines:
-            raise MalformedError(f"its arrays are not those of its adapters:\n{bullets(lines)}\n")
+            raise MalformedError(
+                f"its arrays are not those of its adapters:\n{bullets(lines, FEW)}\n"
+            )
 
 
 def _entry(path: str, found: Any) -> Entry:
