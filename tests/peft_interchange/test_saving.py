@@ -135,6 +135,9 @@ def test_a_name_that_is_the_end_of_another_makes_the_targets_a_regex(tmp_path):
     assert read(tmp_path)[0]["target_modules"] == "fc"
     save_peft(trained(plain, "lora", target="block"), tmp_path)
     assert read(tmp_path)[0]["target_modules"] == ["block.fc"]
+    # What a function calls the other layers is not known.
+    save_peft(trained(plain, "lora", target="^fc"), tmp_path, rename=lambda path: f"a.{path}")
+    assert read(tmp_path)[0]["target_modules"] == r"a\.fc"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,9 @@ def test_names_that_peft_cannot_have_are_refused(tmp_path):
     model = trained(layers(), "lora", target="fc")
     with pytest.raises(PeftFormatError, match="it has PEFT's name 'fc', as 'block/fc' has"):
         save_peft(model, tmp_path, rename={"block/": ""})
+    with pytest.raises(PeftFormatError, match="it has PEFT's name 'same', as 'block/fc' has"):
+        save_peft(model, tmp_path, rename=lambda path: "same")
+    assert not list(tmp_path.iterdir())
     one = trained(layers()["fc"], "lora")
     with pytest.raises(PeftFormatError, match="PEFT cannot call a module ''"):
         save_peft(one, tmp_path)

@@ -159,11 +159,13 @@ def _number(value: float) -> int | float:
 
 
 def _targets(modules: Mapping[str, Written], model: PyTree, rename: Rename) -> list[str] | str:
-    """The names of the modules; as a regex if some are the end of a name that is not meant."""
+    """The names of the modules; as a regex if one may be the end of a name that is not meant."""
     names = sorted(modules)
-    # A function may know the names of adapted layers only.
-    others = [] if callable(rename) else [module_name(path, rename) for path in Layers(model).paths]
     ends = tuple(f".{name}" for name in names)
-    if any(name.endswith(ends) and name not in modules for name in others):
+    # A function may know the names of adapted layers only: what else there is in PEFT's is unknown.
+    if callable(rename) or any(
+        name.endswith(ends) and name not in modules
+        for name in (module_name(path, rename) for path in Layers(model).paths)
+    ):
         return "|".join(map(re.escape, names))
     return names
