@@ -96,6 +96,31 @@ class AdapterSet(eqx.Module):
         return self.adapters[path]
 
 
+def check_set(given: Any, what: str) -> None:
+    """**Raises:** `SelectionError` if what was given as `what` is no set."""
+    if not isinstance(given, AdapterSet):
+        raise SelectionError(
+            f"`{what}` must be an AdapterSet, but is of type {type(given).__name__}. "
+            "extract_adapters(model) gives that of a model, read_adapters(path) that of a file."
+        )
+
+
+def listed_sets(sets: Any) -> list[AdapterSet]:
+    """`sets` as a list.
+
+    **Raises:** `SelectionError` if it is none, or holds something else than sets.
+    """
+    if isinstance(sets, AdapterSet) or not isinstance(sets, Iterable):
+        raise SelectionError(
+            f"`sets` must be a list of AdapterSets, but is of type {type(sets).__name__}. Of a "
+            "single set, give a list: [adapters]"
+        )
+    listed = list(sets)
+    for index, one in enumerate(listed):
+        check_set(one, f"sets[{index}]")
+    return listed
+
+
 def extract_adapters(model: PyTree) -> AdapterSet:
     """The adapters of `model`, without their layers.
 
@@ -136,9 +161,10 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     - `adapters`: a set that `extract_adapters`, `load_adapters` or a function of sets made.
 
     **Raises:** `SelectionError` that lists every path that is missing and every layer of another
-    form.
+    form; or if one of the arguments is of another kind.
     """
     refuse_net(model, "swap_adapters")
+    check_set(adapters, "adapters")
     # Dropped first: adapters around a block hide the layers in it, and those in a block change it.
     plain = put_in(model, {}, drop_others=True)
     problems = misfits(plain, adapters)

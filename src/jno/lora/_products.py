@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._adapter_set import AdapterSet, LooseAdapter
+from ._adapter_set import AdapterSet, LooseAdapter, check_set
 from ._contract import LoRAWrapper
 from ._errors import SelectionError
 from ._low_rank import Factors
@@ -28,6 +28,7 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
 
     **Raises:** `SelectionError` that lists every adapter that is no product.
     """
+    check_set(adapters, "adapters")
     check_products([adapters])
 
     def scaled(adapter: LooseAdapter) -> LooseAdapter:
