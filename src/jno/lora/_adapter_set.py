@@ -131,7 +131,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     **Returns:** an `AdapterSet`; empty for a model without adapters.
 
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
-    that holds a slash), which no file and no set could tell apart.
+    that holds a slash), which no file and no set could tell apart; or if `model` is a `Net`.
     """
     refuse_net(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}

@@ -23,6 +23,8 @@ def citation(model: PyTree) -> str:
     - `model`: any pytree, adapted or not.
 
     **Returns:** text for a `.bib` file; empty if there are no adapters.
+
+    **Raises:** `SelectionError` if `model` is a `Net`.
     """
     refuse_net(model, "citation")
     found: dict[str, None] = {}  # a set that keeps its order

@@ -74,9 +74,9 @@ def compare(
 
     **Returns:** a `Comparison`. A candidate that cannot be trained is a row with its error.
 
-    **Raises:** `SelectionError` if the arguments make no sense (no batches, batches of different
-    shapes, a loss that is no scalar); `MissingLibraryError` without optax (the extra `compare`) if
-    there is no `optimizer`; what `loss` raises on the model as it is.
+    **Raises:** `SelectionError` if the arguments make no sense (a `Net` for the model, no batches,
+    batches of different shapes, a loss that is no scalar); `MissingLibraryError` without optax (the
+    extra `compare`) if there is no `optimizer`; what `loss` raises on the model as it is.
     """
     refuse_net(model, "compare")
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)

@@ -60,9 +60,10 @@ def to_lora(
     **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer. Print
     it for a table.
 
-    **Raises:** `SelectionError` if an argument makes no sense; `WrapperError` that lists every
-    adapter that needs a rank, cannot be merged, holds NaN or infinity in what is cut, is on a layer
-    that no plain LoRA is for, or changes more of its layer than the matrix that LoRA adds to.
+    **Raises:** `SelectionError` if an argument makes no sense (such as a `Net` for the model);
+    `WrapperError` that lists every adapter that needs a rank, cannot be merged, holds NaN or
+    infinity in what is cut, is on a layer that no plain LoRA is for, or changes more of its layer
+    than the matrix that LoRA adds to.
     """
     refuse_net(model, "to_lora")
     _check(rank, energy)

@@ -71,9 +71,9 @@ def apply_lora(
     **Returns:** the adapted model. Layers that carry an adapter already stay as they are; if
     nothing else is selected, that is a warning.
 
-    **Raises:** `SelectionError` if a target or spec selects nothing or an argument makes no sense,
-    `PluginError` if a named plugin cannot be used, `WrapperError` if an adapter's constructor
-    fails (naming the path).
+    **Raises:** `SelectionError` if a target or spec selects nothing or an argument makes no sense
+    (such as a `Net` for the model), `PluginError` if a named plugin cannot be used, `WrapperError`
+    if an adapter's constructor fails (naming the path).
     """
     refuse_net(model, "apply_lora")
     _check_rank(rank)

@@ -28,7 +28,7 @@ def merge_lora(model: M) -> M:
     **Returns:** a tree of the structure, classes, shapes and dtypes of the model before adapting.
 
     **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged or merges into
-    something else than it wrapped.
+    something else than it wrapped; `SelectionError` if `model` is a `Net`.
     """
     refuse_net(model, "merge_lora")
     return _replace_wrappers(model, merged_layer, "merge")
@@ -41,7 +41,8 @@ def unwrap_lora(model: M) -> M:
 
     - `model`: any pytree. What carries no adapter is returned as it is.
 
-    **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails.
+    **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
+    `model` is a `Net`.
     """
     refuse_net(model, "unwrap_lora")
     return _replace_wrappers(model, unwrapped_layer, "unwrap")

@@ -281,7 +281,7 @@ class Net(Handle):
             Without it, the adapters that `lora` made get the name, and are active.
 
         **Raises:** `SelectionError` if the name is taken, if the model's adapters have a name or
-        there are none, or if the set does not fit the model (listing every misfit).
+        there are none, if the set is none, or does not fit the model (listing every misfit).
         """
         self._refuse_disabled("add_adapter")
         self._named.add(name, adapters, self._state())

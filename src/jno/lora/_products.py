@@ -26,7 +26,8 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     - `adapters`: a set of adapters that are no more than a product (LoRA, rsLoRA, LoRA-FA).
     - `factor`: a number, which may be traced. 0 gives the base's outputs.
 
-    **Raises:** `SelectionError` that lists every adapter that is no product.
+    **Raises:** `SelectionError` that lists every adapter that is no product, or if `adapters` is no
+    set.
     """
     check_set(adapters, "adapters")
     check_products([adapters])

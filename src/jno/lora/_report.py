@@ -121,6 +121,9 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
 
     **Returns:** a `LoraReport`. Its `trainable` counts the adapters' parameters only, as
     `lora_trainable_filter` marks them (`Net.summary` counts what its own state says).
+
+    **Raises:** `SelectionError` if `model` is a `Net`; `WrapperError` that names the path, if what
+    merging costs cannot be measured.
     """
     refuse_net(model, "lora_report")
     trainable = lora_trainable_filter(model)

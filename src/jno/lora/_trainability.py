@@ -25,6 +25,8 @@ def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
     - `model`: any pytree, adapted or not.
 
     **Returns:** Python bools in the structure of `model`, for `eqx.partition` and for optax masks.
+
+    **Raises:** `SelectionError` if `model` is a `Net`.
     """
     refuse_net(model, "lora_trainable_filter")
     return _select(model, _ADAPTER)
@@ -40,6 +42,8 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
     - `model`: any pytree, adapted or not.
 
     **Returns:** Python bools in the structure of `model`.
+
+    **Raises:** `SelectionError` if `model` is a `Net`.
     """
     refuse_net(model, "partial_lora_trainable_filter")
     return _select(model, _ADAPTER | _OUTSIDE)

@@ -54,8 +54,8 @@ def load_peft(
     **Returns:** the model, with the adapters around its layers. Those it carried stay.
 
     **Raises:** `PeftFormatError` for files that are damaged or hold what has no exact form here,
-    and one that lists everything that does not fit the model; `SelectionError` for a bad `rename`;
-    `PluginError` if a plugin is missing.
+    and one that lists everything that does not fit the model; `SelectionError` for a bad `rename`
+    or a `Net`; `PluginError` if a plugin is missing.
     """
     refuse_net(model, "load_peft")
     values, tensors = read(directory)

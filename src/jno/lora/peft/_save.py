@@ -37,7 +37,9 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
         a stack it is asked for each layer: `layers/q_proj[3]`.
 
     **Raises:** `PeftFormatError` that lists every adapter that PEFT has no exact form for, and if
-    the adapters are of kinds that PEFT cannot keep in one; nothing is written then.
+    the adapters are of kinds that PEFT cannot keep in one; nothing is written then. If the files
+    cannot be written: the old ones are whole then, or there is no configuration, so that nothing
+    loads. `SelectionError` for a bad `rename` or a `Net`.
     """
     refuse_net(model, "save_peft")
     problems: list[str] = []
