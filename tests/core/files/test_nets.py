@@ -89,3 +89,14 @@ def test_an_adapter_of_a_part_and_one_of_the_whole_do_not_displace_each_other(sa
     with pytest.warns(JnoLoraWarning, match="1 of 2 adapters(.|\n)*block"):
         net.load_adapters(file, wrappers=[ToyBlock, ToyLinear], strict=False)
     assert same(net.module["block"], before["block"])
+
+
+def test_values_from_before_loading_do_not_overwrite_what_was_loaded(model, getkey, file):
+    save_adapters(adapted(model, getkey), file)
+    net = Net(model).freeze().lora(2, 3.0, wrapper=ToyLinear)
+    old, _ = net.partition()
+    loaded = net.load_adapters(file, wrappers=OWN).module
+    with pytest.raises(SelectionError, match=r"exchanged after the last `net.partition\(\)`"):
+        net.update(old)
+    assert net.module is loaded
+    assert same(net.update(net.partition()[0]).module, loaded)
