@@ -1,5 +1,7 @@
 """`plot_adapters` and `Comparison.plot`."""
 
+import dataclasses
+import math
 import sys
 
 import equinox as eqx
@@ -49,6 +51,17 @@ def test_a_picture_shows_itself_in_a_notebook_and_pyplot_does_not_keep_it(traine
     assert figure._repr_png_().startswith(b"\x89PNG\r\n")
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_what_is_not_finite_has_no_bar(trained, number):
+    row, *others = adapter_effects(trained).rows
+    values = (number, *row.singular_values[1:])
+    bad = dataclasses.replace(row, relative_norm=number, singular_values=values)
+    figure = plot_adapters(AdapterEffects((bad, *others)))
+    assert math.isnan(figure.axes[0].patches[0].get_width())
+    assert len(figure.axes[2].lines[0].get_ydata()) == 1
+    assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_hundreds_of_matrices_still_fit(trained):

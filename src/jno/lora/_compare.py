@@ -17,6 +17,7 @@ from ._contract import LoRAWrapper
 from ._errors import SelectionError
 from ._extras import imported_for
 from ._fitting import Loss, Trainer
+from ._handle import refuse_net
 from ._net import Net
 from ._progress import Bar
 from ._registry import Registry
@@ -73,10 +74,11 @@ def compare(
 
     **Returns:** a `Comparison`. A candidate that cannot be trained is a row with its error.
 
-    **Raises:** `SelectionError` if the arguments make no sense (no batches, batches of different
-    shapes, a loss that is no scalar); `MissingLibraryError` without optax (the extra `compare`) if
-    there is no `optimizer`; what `loss` raises on the model as it is.
+    **Raises:** `SelectionError` if the arguments make no sense (a `Net` for the model, no batches,
+    batches of different shapes, a loss that is no scalar); `MissingLibraryError` without optax (the
+    extra `compare`) if there is no `optimizer`; what `loss` raises on the model as it is.
     """
+    refuse_net(model, "compare")
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
     if steps < 1 or not candidates:
         raise SelectionError(

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,8 @@ def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
     sizes, ranks, spectra = figure.subplots(1, 3, width_ratios=(2, 2, 3))
     colors = _colors(len(rows))
     heights = range(len(rows))
-    sizes.barh(heights, [row.relative_norm for row in rows], color=colors)
-    ranks.barh(heights, [row.effective_rank for row in rows], color=colors)
+    sizes.barh(heights, _lengths(row.relative_norm for row in rows), color=colors)
+    ranks.barh(heights, _lengths(row.effective_rank for row in rows), color=colors)
     step = math.ceil(len(rows) / _MOST_LABELS)
     sizes.set_yticks(heights[::step], [row.label for row in rows[::step]], fontsize="x-small")
     ranks.set_yticks([])
@@ -56,7 +56,7 @@ def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
         axes.set_ylim(len(rows) - 0.4, -0.6)
     for row, color in zip(rows, colors, strict=True):
         values = np.asarray(row.singular_values)
-        values = values[values > 0]
+        values = values[(values > 0) & np.isfinite(values)]
         spectra.plot(range(1, len(values) + 1), values, ".-", color=color, linewidth=1)
     if any(any(value > 0 for value in row.singular_values) for row in rows):
         spectra.set_yscale("log")
@@ -94,6 +94,11 @@ def draw_comparison(rows: Sequence["ComparisonRow"]) -> Picture:
     figure.legend(loc="outside right center", frameon=False)
     _plain(way, reached)
     return figure
+
+
+def _lengths(numbers: Iterable[float]) -> list[float]:
+    """Of bars. None is infinite: such a number (of a weight that was 0) has no bar."""
+    return [number if math.isfinite(number) else math.nan for number in numbers]
 
 
 def _colors(number: int) -> Any:
