@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 
+from PIL import Image
+
 # Compiled programs and decompositions share two cores better than they fight for them.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -45,11 +47,14 @@ def main(names: list[str]) -> None:
         "inspecting": lambda: run_page(DOCS / "inspecting.md"),
         "digits": run_digits,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
+        "plugin": run_plugin,
     }
     IMAGES.mkdir(exist_ok=True)
     for name in names or makers:
         print(name, flush=True)
         makers[name]()
+    for picture in IMAGES.glob("*.png"):
+        shrink(picture)
 
 
 def run_page(page: pathlib.Path) -> None:
@@ -74,6 +79,24 @@ def run_script(name: str) -> None:
     command = [sys.executable, ROOT / "examples" / script, *arguments]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     page = DOCS / "examples" / f"{name}.md"
+    page.write_text(with_printed(page.read_text(), printed))
+
+
+def run_plugin() -> None:
+    """Install the example of a plugin into a folder, and put what its check prints on its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        plugin = ROOT / "examples" / "plugin_of_your_own"
+        subprocess.run([*pip, "--no-build-isolation", "--target", folder, plugin], check=True)
+        printed = subprocess.run(
+            [sys.executable, "-m", "jno.lora", "check", "jno-lora-loha"],
+            check=True,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])},
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+    page = DOCS / "examples" / "plugin.md"
     page.write_text(with_printed(page.read_text(), printed))
 
 
@@ -106,6 +129,14 @@ def run_digits() -> None:
         )
         assert number == 1, method
         method.write_text(text)
+
+
+def shrink(picture: pathlib.Path) -> None:
+    """Few colours are enough for lines and letters."""
+    with Image.open(picture) as image:
+        if image.mode == "P":  # done already
+            return
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 def with_printed(text: str, printed: str) -> str:
