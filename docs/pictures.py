@@ -1,7 +1,7 @@
 """Make the pictures and the printed results of the documentation, by running what they show.
 
-    make pictures                              # all of them: a quarter of an hour on two cores
-    .venv-models/bin/python docs/pictures.py getting-started inspecting   # those of some pages
+    make pictures                                        # all: ten minutes on two cores
+    make pictures PAGES="getting-started inspecting"     # those of some pages
 
 A code block of a page that is followed by `<!-- printed -->` gets what it prints; one that is
 followed by a picture makes it, as `figure`. The pages of the examples get what the scripts print,
