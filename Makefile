@@ -92,7 +92,7 @@ typecheck: $(VENV)/.ready
 
 # Fails on a dead link, an unknown name, or a script that is not there.
 docs: $(VENV)/.ready-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.ready-docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
