@@ -98,6 +98,9 @@ def test_a_comparison_has_a_line_for_each_candidate_that_was_trained(tmp_path):
     assert [tuple(c.get_offsets()[0]) for c in reached.collections] == [(10, 0.5), (1000, 0.2)]
     assert [tuple(line.get_ydata()) for line in reached.lines] == [(1, 1)]
     assert (way.get_yscale(), reached.get_xscale()) == ("log", "log")
+    # Names for the strokes between would lie on each other.
+    assert [label.get_text() for label in reached.get_xticklabels() if label.get_text()]
+    assert not any(label.get_text() for label in reached.get_xticklabels(minor=True))
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["lora", "full", "none"]
     assert (tmp_path / "way.png").stat().st_size > 0

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 if TYPE_CHECKING:
     from ._comparison import ComparisonRow
@@ -60,6 +61,7 @@ def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
         spectra.plot(range(1, len(values) + 1), values, ".-", color=color, linewidth=1)
     if any(any(value > 0 for value in row.singular_values) for row in rows):
         spectra.set_yscale("log")
+    spectra.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     sizes.set_xlabel("‖ΔW‖ / ‖W‖")
     ranks.set_xlabel("effective rank of ΔW")
     spectra.set_xlabel("number of the singular value")
@@ -81,11 +83,14 @@ def draw_comparison(rows: Sequence["ComparisonRow"]) -> Picture:
     numbers = [row.trainable for row in rows if row.trainable]
     if numbers and max(numbers) > 10 * min(numbers):
         reached.set_xscale("log")
+        _round_labels(reached.xaxis, numbers)
     else:
         reached.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    if all(loss > 0 for row in rows for loss in row.losses):
-        way.set_yscale("log")
-        reached.set_yscale("log")
+    losses = [loss for row in rows for loss in row.losses]
+    if min(losses) > 0 and max(losses) > 3 * min(losses):
+        for axes in (way, reached):
+            axes.set_yscale("log")
+            _round_labels(axes.yaxis, losses)
     way.xaxis.set_major_locator(MaxNLocator(integer=True))
     way.set_xlabel("step")
     way.set_ylabel("loss")
@@ -104,6 +109,13 @@ def _lengths(numbers: Iterable[float]) -> list[float]:
 def _colors(number: int) -> Any:
     # Without the ends, which are hard to see on white.
     return colormaps["turbo"](np.linspace(0.08, 0.92, number))
+
+
+def _round_labels(axis: Axis, values: Sequence[float]) -> None:
+    """On a logarithmic axis, few labels: by default those within a decade lie on each other."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(*all_axes: Axes) -> None:
