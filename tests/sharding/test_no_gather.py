@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jno.lora import _compiling, _sharding, apply_lora, merge_lora, unwrap_lora
+from jno.lora import _sharding, apply_lora, merge_lora, unwrap_lora
+from jno.lora._programs._compiling import Program
 
 from .layouts import (
     BY_SVD,
@@ -52,13 +53,13 @@ class Programs:
         return _RUN(program, compiled, *args)
 
 
-_RUN = _compiling.Program._run
+_RUN = Program._run
 
 
 @pytest.fixture
 def programs(monkeypatch):
     recorder = Programs()
-    monkeypatch.setattr(_compiling.Program, "_run", lambda p, *args: recorder.run(p, *args))
+    monkeypatch.setattr(Program, "_run", lambda p, *args: recorder.run(p, *args))
     return recorder
 
 
