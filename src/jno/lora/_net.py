@@ -158,7 +158,6 @@ class Net:
         self._refuse_if_only_adapted(plan)
         adapted = carry_out(self._module, plan, key=self._key if key is None else key)
         originals = {**self._originals, **originals_of(self._module, adapted)}
-        self._mask = None
         return self._become(
             NetState(adapted, carry_to_adapted(self._trainable, adapted), originals)
         )
@@ -232,8 +231,7 @@ class Net:
         self._refuse_mask("merge")
         merged = merge_lora(self._module)
         trainable = carry_to_plain(self._trainable, self._module, merged)
-        self._named.forget_active()
-        return self._become(NetState(merged, trainable))
+        return self._become(NetState(merged, trainable), self._named.without_active())
 
     def unwrap(self) -> "Net":
         """Drop every adapter that the model carries, trained or not, and restore the layers.
@@ -244,8 +242,7 @@ class Net:
         """
         self._refuse_mask("unwrap")
         plain = self._state().plain()
-        self._named.forget_active()
-        return self._become(plain)
+        return self._become(plain, self._named.without_active())
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -277,7 +274,7 @@ class Net:
         there are none, or if the set does not fit the model (listing every misfit).
         """
         self._refuse_disabled("add_adapter")
-        self._named.add(name, adapters, self._state())
+        self._named = self._named.add(name, adapters, self._state())
         return self
 
     def activate(self, name: str) -> "Net":
@@ -291,7 +288,7 @@ class Net:
         a name (which would be lost), or if a mask is pending.
         """
         self._refuse_mask("activate")
-        return self._become(self._named.activate(name, self._state()))
+        return self._become(*self._named.activate(name, self._state()))
 
     def deactivate(self) -> "Net":
         """Take the adapters out of the model, and keep them under their name.
@@ -302,7 +299,7 @@ class Net:
         lost), or if a mask is pending.
         """
         self._refuse_mask("deactivate")
-        return self._become(self._named.deactivate(self._state()))
+        return self._become(*self._named.deactivate(self._state()))
 
     def delete_adapter(self, name: str) -> "Net":
         """Drop the adapters of that name, out of the model too if they are active.
@@ -310,7 +307,7 @@ class Net:
         **Raises:** `SelectionError` if there is no such name, or if a mask is pending.
         """
         self._refuse_mask("delete_adapter")
-        return self._become(self._named.delete(name, self._state()))
+        return self._become(*self._named.delete(name, self._state()))
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator["Net"]:
@@ -329,13 +326,14 @@ class Net:
             return
         state, mask = self._state(), self._mask
         plain = state.plain()
-        self._disabled, self._mask = state, None
-        self._become(plain)
         try:
-            yield self
+            self._disabled = state
+            yield self._become(plain)
         finally:
+            # Nothing is called here, see `_become`.
+            self._module, self._trainable = state.module, state.trainable
+            self._originals = state.originals
             self._disabled, self._mask = None, mask
-            self._become(state)
 
     def save_adapters(self, path: FilePath) -> "Net":
         """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
@@ -476,9 +474,14 @@ class Net:
     def _state(self) -> NetState:
         return NetState(self._module, self._trainable, self._originals)
 
-    def _become(self, state: NetState) -> "Net":
+    def _become(self, state: NetState, named: NamedAdapters | None = None) -> "Net":
+        # Ctrl-C is handled where Python calls a function. Nothing is called between the first
+        # assignment and the last, so it finds the net as it was or as it is to be.
         self._module, self._trainable = state.module, state.trainable
         self._originals = state.originals
+        if named is not None:
+            self._named = named
+        self._mask = None
         return self
 
     def _refuse_mask(self, verb: str) -> None:
