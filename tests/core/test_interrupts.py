@@ -6,6 +6,7 @@ of one of our functions, at each of many in turn.
 
 import inspect
 import sys
+import types
 from pathlib import Path
 
 import equinox as eqx
@@ -14,7 +15,7 @@ import jax.tree_util as jtu
 import pytest
 
 import jno.lora
-from jno.lora import Net, apply_lora, extract_adapters, save_adapters
+from jno.lora import Net, Registry, apply_lora, extract_adapters, save_adapters
 
 from .toys import ToyScale
 
@@ -72,7 +73,7 @@ LAYERS = {name: eqx.nn.Linear(2, 2, key=k) for name, k in zip("abc", KEYS, stric
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "file.safetensors"
     adapted = apply_lora(LAYERS, 1, key=KEYS[0], wrappers=ToyScale, target="b|c")
-    save_adapters(adapted, path, registry=jno.lora.Registry(discover=False))
+    save_adapters(adapted, path, registry=Registry(discover=False))
     return path
 
 
@@ -173,3 +174,45 @@ def test_an_interrupted_application_leaves_the_model_as_it_was():
         with pytest.raises(KeyboardInterrupt):
             Interrupt(moment).during(apply)
         assert all(x is y for x, y in zip(leaves, jtu.tree_leaves(LAYERS), strict=True))
+
+
+HOOK = """
+    import {gate} as gate
+
+    @hookimpl
+    def jno_lora_wrappers():
+        gate.turns.append(1)
+        if len(gate.turns) == 1:
+            raise KeyboardInterrupt
+        return [adapter("Patient")]
+"""
+
+
+def test_a_plugin_whose_loading_was_interrupted_is_loaded_at_the_next_question(site, monkeypatch):
+    gate = types.ModuleType("jno_lora_test_gate")
+    gate.turns = []
+    monkeypatch.setitem(sys.modules, gate.__name__, gate)
+    site.install("patient-lora", HOOK.format(gate=gate.__name__))
+    registry = Registry()
+    with pytest.raises(KeyboardInterrupt):
+        registry.records()
+    assert [record.status for record in registry.records()] == ["loaded"]
+    assert registry.resolve("Patient")[0].__name__ == "Patient"
+
+
+def test_an_object_whose_registration_was_interrupted_can_be_registered_again():
+    class Plugin:
+        turns = 0
+
+        @jno.lora.hookimpl
+        def jno_lora_wrappers(self):
+            Plugin.turns += 1
+            if Plugin.turns == 1:
+                raise KeyboardInterrupt
+            return [ToyScale]
+
+    registry, plugin = Registry(discover=False), Plugin()
+    with pytest.raises(KeyboardInterrupt):
+        registry.register(plugin)
+    registry.register(plugin)
+    assert registry.resolve("ToyScale") == (ToyScale,)

@@ -56,9 +56,11 @@ def load(found: Found, manager: pluggy.PluginManager, policy: Policy) -> PluginR
         manager.register(plugin, name="/".join(found.identity))
         with named_while_slow(found):
             wrappers = collect(plugin, manager, found.distribution, found.version)
-    except (Exception, SystemExit) as err:
+    except BaseException as err:
         if plugin is not None and manager.is_registered(plugin):
             manager.unregister(plugin)
+        if not isinstance(err, Exception | SystemExit):
+            raise  # Ctrl-C: the next question loads it again
         if isinstance(err, SystemExit):
             err = PluginError(f"it tried to end the program: SystemExit: {err}")
         return record("failed", err)

@@ -157,7 +157,7 @@ class Registry:
                     )
                 try:
                     wrappers = collect(item, self._manager, IN_PROCESS, "")
-                except Exception:
+                except BaseException:
                     self._manager.unregister(item)
                     raise
             value = getattr(item, "__name__", repr(item))
