@@ -216,13 +216,15 @@ def plot(records: list[dict[str, Any]], path: pathlib.Path) -> None:
     )
     for axis, picture in zip(axes, pictures[0], strict=True):
         chosen = [record for record in records if record["axis"] == axis]
-        for name in OPERATIONS:
+        sizes = [record["size"] for record in chosen]
+        for name, marker in zip(OPERATIONS, "osD^v<>", strict=True):
             seconds = [record["seconds"][name] for record in chosen]
-            picture.loglog([r["size"] for r in chosen], seconds, "o-", markersize=3, label=name)
+            picture.loglog(sizes, seconds, f"{marker}-", markersize=3, label=name)
         picture.set_xlabel(axis)
         picture.grid(which="both", alpha=0.25)
     pictures[0][0].set_ylabel("seconds")
-    pictures[0][0].legend(frameon=False)
+    lines, names = pictures[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

@@ -6,6 +6,7 @@ What is asked for was installed or registered all the time, so every answer must
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -117,3 +118,32 @@ def test_hooks_of_this_process_are_asked_while_the_registry_is_refreshed():
         assert registry.select("path", None, [ToyLinear, ToyScale]) is ToyScale
 
     at_once(choose, choose, registry.refresh)
+
+
+def test_who_asks_for_the_zoo_while_another_thread_loads_it_waits_for_it(site, monkeypatch):
+    gate = types.ModuleType("jno_lora_test_gate")
+    gate.entered, gate.open = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, gate.__name__, gate)
+    module = site.install_zoo(
+        f"import {gate.__name__} as gate\ngate.entered.set()\ngate.open.wait(30)\n"
+    )
+
+    class OfTheZoo(ToyLinear):
+        """Defined in the zoo's package, as a class that somebody has imported from there."""
+
+    OfTheZoo.__module__ = module
+    registry, found = Registry(), []
+    # To save such a class, the plugins of its package are loaded: not by the zoo's own way in.
+    one = threading.Thread(target=registry.provider_of, args=(OfTheZoo,), daemon=True)
+    other = threading.Thread(
+        target=lambda: found.append(registry.zoo_class("LoRALinear")), daemon=True
+    )
+    one.start()
+    assert gate.entered.wait(30)
+    other.start()
+    other.join(timeout=0.3)
+    assert other.is_alive() and not found
+    gate.open.set()
+    one.join(timeout=30)
+    other.join(timeout=30)
+    assert [cls.__name__ for cls in found] == ["LoRALinear"]

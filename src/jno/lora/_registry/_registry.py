@@ -200,11 +200,12 @@ class Registry:
     def _load_all(self, strict: bool | None = None) -> Snapshot:
         snapshot = self._snapshot
         if self._discover and not snapshot.all_loaded:
-            # The zoo first, under its own lock. A thread that imports a plugin by itself, and in it
-            # asks for `LoRALinear`, must not wait for one that waits for that import.
-            self._load_zoo(strict)
             with self._lock:
                 if not self._all_loaded:
+                    # The zoo first, under its own lock. A thread that imports a plugin by itself,
+                    # and in it asks for `LoRALinear`, must not wait for one that waits for that
+                    # import.
+                    self._load_zoo(strict)
                     self._load(find_plugins(), strict)
                     with self._publishing:
                         self._all_loaded = True
@@ -217,27 +218,33 @@ class Registry:
         strict = policy.strict if strict is None else strict
         complaints: list[str] = []
         for plugin in found:
-            # A plugin may ask for the registry while it is loaded: it gets the others.
-            if plugin.identity in self._loaded or plugin.identity in self._loading:
-                continue
-            self._loading.add(plugin.identity)
-            try:
-                record = load(plugin, self._manager, policy)
-            finally:
-                self._loading.discard(plugin.identity)
-            _LOG.debug("%r, in %.3f s", record, record.seconds)
-            if record.status in ("failed", "incompatible"):
-                if strict:  # not remembered: the next question meets the same error
-                    raise PluginError(_left_out(record)) from record.error
-                complaints.append(_left_out(record))
-            else:
-                complaints.extend(filter(None, [slow_plugin(record)]))
-            with self._publishing:
-                self._loaded[plugin.identity] = record
-                self._publish()
+            # The zoo has a lock of its own, here as well: whoever finds it loading, without having
+            # waited for that lock, is asked from its import.
+            with self._zoo_lock if plugin.distribution == ZOO_DISTRIBUTION else self._lock:
+                complaint = self._load_one(plugin, policy, strict)
+            complaints.extend(filter(None, [complaint]))
         # Last, because a warning may be turned into an error.
         for complaint in complaints:
             warnings.warn(complaint, JnoLoraWarning, stacklevel=2)
+
+    def _load_one(self, plugin: Found, policy: Policy, strict: bool) -> str | None:
+        """Load a plugin that is not loaded yet. Returns what to warn of, if anything."""
+        # A plugin may ask for the registry while it is loaded: it gets the others.
+        if plugin.identity in self._loaded or plugin.identity in self._loading:
+            return None
+        self._loading.add(plugin.identity)
+        try:
+            record = load(plugin, self._manager, policy)
+        finally:
+            self._loading.discard(plugin.identity)
+        _LOG.debug("%r, in %.3f s", record, record.seconds)
+        is_broken = record.status in ("failed", "incompatible")
+        if is_broken and strict:  # not remembered: the next question meets the same error
+            raise PluginError(_left_out(record)) from record.error
+        with self._publishing:
+            self._loaded[plugin.identity] = record
+            self._publish()
+        return _left_out(record) if is_broken else slow_plugin(record)
 
     def _forget_former(self, cls: type) -> None:
         def is_former(record: PluginRecord) -> bool:
