@@ -216,3 +216,19 @@ def test_an_object_whose_registration_was_interrupted_can_be_registered_again():
         registry.register(plugin)
     registry.register(plugin)
     assert registry.resolve("ToyScale") == (ToyScale,)
+
+
+def test_wherever_a_listing_is_interrupted_the_next_one_is_whole(site):
+    site.install_zoo()
+    site.plugin("acme-lora", '"Acme"')
+    site.plugin("bolt-lora", '"Bolt"')
+    Registry().records()  # imports the modules
+    counter = Interrupt()
+    counter.during(Registry().records)
+    for moment in moments(counter.calls):
+        registry = Registry()
+        with pytest.raises(KeyboardInterrupt):
+            Interrupt(moment).during(registry.records)
+        found = {record.distribution: record.status for record in registry.records()}
+        assert found == dict.fromkeys(["jno-lora-zoo", "acme-lora", "bolt-lora"], "loaded")
+        assert len(registry.resolve("Acme")) == 1, f"call {moment} of {counter.calls}"

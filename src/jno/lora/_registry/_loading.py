@@ -53,7 +53,10 @@ def load(found: Found, manager: pluggy.PluginManager, policy: Policy) -> PluginR
                 "upgrade jno-lora, or install an older version of the plugin"
             )
             return record("incompatible", error)
-        manager.register(plugin, name="/".join(found.identity))
+        name = "/".join(found.identity)
+        if manager.has_plugin(name):  # left there by a load that was interrupted
+            manager.unregister(name=name)
+        manager.register(plugin, name=name)
         with named_while_slow(found):
             wrappers = collect(plugin, manager, found.distribution, found.version)
     except BaseException as err:
