@@ -92,4 +92,4 @@ def test_quick_plugins_are_not_mentioned_and_leave_no_thread_behind(site, monkey
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
