@@ -13,7 +13,7 @@ DEVICE ?= cpu
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-peft test-matrix bench lint typecheck docs clean
+.PHONY: demo test test-models test-peft test-matrix bench lint typecheck docs pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -90,9 +90,18 @@ lint: $(VENV)/.ready
 typecheck: $(VENV)/.ready
 	$(BIN)/basedpyright
 
-docs: $(VENV)/.ready
-	$(BIN)/pip install --quiet -e ".[docs]"
+# Fails on a dead link, an unknown name, or a script that is not there.
+docs: $(VENV)/.ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	touch $@
+
+# What the documentation shows of runs: all of it, or of some pages, as in `make pictures PAGES=inspecting`.
+PAGES ?=
+pictures: .venv-models/.ready
+	.venv-models/bin/python docs/pictures.py $(PAGES)
 
 clean:
 	rm -rf $(VENV) .venv-models .venv-peft .venv-matrix .bench dist build demo-output site

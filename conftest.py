@@ -1,6 +1,7 @@
 """What every test runs under: strict promotion, checked shapes, warnings as errors, 8 devices."""
 
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 
 # XLA ends the process at a flag that it does not know, and later ones do not know this one.
@@ -23,10 +24,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 for variable in ("JNO_LORA_PLUGINS", "JNO_LORA_BLOCK", "JNO_LORA_STRICT"):
     os.environ.pop(variable, None)
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
 # The numeric tower of PEP 484: an `int` may stand where a `float` is annotated.
-install_import_hook(
+jaxtyping.install_import_hook(
     [
         "jno.lora",
         "jno_lora_zoo",
@@ -56,3 +57,12 @@ def getkey():
         return key
 
     return get
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Runs the rest of a test without the type checks of the suite, as a user runs it."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -117,13 +117,17 @@ def draw(path, errors, counts, models, inputs, solutions):
         axis.plot(x, field[:, 0], color="0.8", label="start")
         axis.plot(x, solution, color="black", label=f"solution, nu = {TARGET}")
         for name, model in models.items():
-            axis.plot(x, model(field)[0, :, 0], "--", lw=1, label=name)
+            axis.plot(x, model(field)[0, :, 0], "--", lw=1.3, label=name)
         axis.set_xlabel("x")
     axes[0].legend(fontsize="x-small")
     for name, values in errors.items():
         axes[2].plot(counts, values, "o-", lw=1, label=name)
+    before = error(models["pretrained"], inputs, solutions).mean()
+    axes[2].axhline(before, color="0.4", ls=":", label="pretrained")
     axes[2].set(xscale="log", yscale="log", xlabel="simulations", ylabel="relative error")
+    axes[2].minorticks_off()
     axes[2].set_xticks(counts, counts)
+    axes[2].set_yticks([0.1, 0.2, 0.3, 0.4], ["0.1", "0.2", "0.3", "0.4"])
     axes[2].legend(fontsize="x-small")
     figure.savefig(path, dpi=120)
     plt.close(figure)

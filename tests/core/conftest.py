@@ -4,11 +4,9 @@ import itertools
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import importlib_metadata
-import jaxtyping
 import pytest
 
 # Printing imports them, when `site` has taken the folder away in which they are installed.
@@ -54,15 +52,6 @@ def adapter(name, variant=None, auto=False, layer=eqx.nn.Linear, module=__name__
 def model(getkey) -> Model:
     """A small model with an embedding, three linear layers and a scalar."""
     return Model(getkey())
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Runs the rest of a test without the type checks of the suite, as a user runs it."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture

@@ -240,6 +240,11 @@ def test_inspect_prints_json_with_stable_keys(saved):
     assert counted["non_finite"] == 1
 
 
+def test_inspect_shows_the_format_of_the_file_and_not_the_newest(saved, monkeypatch):
+    monkeypatch.setattr("jno.lora._checkpoint._configuration.FORMAT_VERSION", 3)
+    assert json.loads(run("inspect", saved, "--json"))["format_version"] == 1
+
+
 def test_inspect_refuses_what_is_no_file_of_adapters(saved):
     assert "cannot be used" in run("inspect", __file__, code=1)
     assert "No such file" in run("inspect", saved + "?", code=1)

@@ -9,6 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+EXCERPT = re.compile(r'^```.* title="(examples/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -23,3 +24,15 @@ def test_code_blocks_run(page):
 
 def test_the_pages_have_code():
     assert sum(len(BLOCK.findall(page.read_text())) for page in PAGES) > 8
+
+
+def test_what_is_shown_of_the_examples_is_what_they_say():
+    shown = set()
+    for page in (ROOT / "docs" / "examples").glob("*.md"):
+        for name, text in EXCERPT.findall(page.read_text()):
+            # Excerpts are indented, and broken into lines, as they stand on the page.
+            excerpt, script = ("".join(t.split()) for t in (text, (ROOT / name).read_text()))
+            assert text == f'--8<-- "{name}"\n' or excerpt in script, (page.name, name, text)
+            shown.add(name)
+    scripts = {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
+    assert scripts <= shown

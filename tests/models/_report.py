@@ -31,7 +31,7 @@ give the same.
 "The same" is 1e-5 of the largest output, or ten times what the model itself makes of a last-place
 change of its weights, if that is more (see the notes).
 
-To run it, which writes this page again (Python 3.12 or newer, a quarter of an hour on two cores):
+To run it, which writes this page again (Python 3.12 or newer, half an hour on two cores):
 
 ```
 make test-models

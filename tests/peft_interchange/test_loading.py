@@ -242,6 +242,39 @@ def test_everything_that_does_not_fit_is_listed_at_once(linear, tmp_path):
         assert line in message
 
 
+class Computed(eqx.Module):
+    """A linear layer whose bias is a property."""
+
+    weight: jax.Array
+    half_bias: jax.Array
+    in_features: int = eqx.field(static=True, default=4)
+    out_features: int = eqx.field(static=True, default=3)
+
+    @property
+    def bias(self):
+        return 2 * self.half_bias
+
+    def __call__(self, x):
+        return self.weight @ x + self.bias
+
+
+def test_what_a_layer_computes_cannot_be_replaced(tmp_path):
+    model = {"fc": Computed(jnp.ones((3, 4)), jnp.ones(3))}
+    folder = write_files(tmp_path, {f"{PREFIX}fc.bias": normal(3)}, bias="all")
+    with pytest.raises(PeftFormatError, match="fc/bias: the Computed has no such array"):
+        load_peft(model, folder)
+    tensors = lora_tensors("fc", 3, 4) | {f"{PREFIX}fc.lora_B.bias": normal(3)}
+    with pytest.raises(PeftFormatError, match="fc/bias: the Computed computes it"):
+        load_peft(model, write_files(tmp_path, tensors, lora_bias=True))
+
+
+def test_a_bias_of_another_form_is_told(linear, tmp_path):
+    layer = eqx.tree_at(lambda m: m.bias, linear, jnp.zeros(()))
+    tensors = lora_tensors("fc", 3, 4) | {f"{PREFIX}fc.lora_B.bias": normal(3)}
+    with pytest.raises(PeftFormatError, match=r"fc/bias: the model has float32\[\], the file has"):
+        load_peft({"fc": layer}, write_files(tmp_path, tensors, lora_bias=True))
+
+
 def test_two_modules_of_one_path_are_refused(linear, tmp_path):
     folder = write_files(tmp_path, lora_tensors("a", 3, 4) | lora_tensors("b", 3, 4))
     with pytest.raises(PeftFormatError, match="b: renamed to the same path as 'a'"):

@@ -1,6 +1,7 @@
 """What `save_peft` writes, and what it refuses."""
 
 import json
+import os
 
 import equinox as eqx
 import jax
@@ -9,8 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jno.lora import Net, PeftFormatError, apply_lora, lora_trainable_filter, merge_lora
-from jno.lora.peft import load_peft, save_peft
+from jno.lora import (
+    Net,
+    PeftFormatError,
+    SelectionError,
+    apply_lora,
+    lora_trainable_filter,
+    merge_lora,
+)
+from jno.lora.peft import _files as files, load_peft, save_peft
 from jno_lora_zoo import rsLoRALinear
 
 from .files import PREFIX
@@ -127,6 +135,9 @@ def test_a_name_that_is_the_end_of_another_makes_the_targets_a_regex(tmp_path):
     assert read(tmp_path)[0]["target_modules"] == "fc"
     save_peft(trained(plain, "lora", target="block"), tmp_path)
     assert read(tmp_path)[0]["target_modules"] == ["block.fc"]
+    # What a function calls the other layers is not known.
+    save_peft(trained(plain, "lora", target="^fc"), tmp_path, rename=lambda path: f"a.{path}")
+    assert read(tmp_path)[0]["target_modules"] == r"a\.fc"
 
 
 @pytest.mark.parametrize(
@@ -209,10 +220,10 @@ def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
 
 def test_a_net_is_not_taken_for_a_model(tmp_path):
     model = trained(layers(), "lora", target="^fc")
-    with pytest.raises(PeftFormatError, match=r"of a Net, give net\.module"):
+    with pytest.raises(SelectionError, match=r"save_peft\(net\.module"):
         save_peft(Net(model), tmp_path)
     save_peft(model, tmp_path)
-    with pytest.raises(PeftFormatError, match=r"Of a Net, give net\.module"):
+    with pytest.raises(SelectionError, match=r"load_peft\(net\.module"):
         load_peft(Net(layers()), tmp_path)
 
 
@@ -229,11 +240,85 @@ def test_names_that_peft_cannot_have_are_refused(tmp_path):
     model = trained(layers(), "lora", target="fc")
     with pytest.raises(PeftFormatError, match="it has PEFT's name 'fc', as 'block/fc' has"):
         save_peft(model, tmp_path, rename={"block/": ""})
+    with pytest.raises(PeftFormatError, match="it has PEFT's name 'same', as 'block/fc' has"):
+        save_peft(model, tmp_path, rename=lambda path: "same")
+    assert not list(tmp_path.iterdir())
     one = trained(layers()["fc"], "lora")
     with pytest.raises(PeftFormatError, match="PEFT cannot call a module ''"):
         save_peft(one, tmp_path)
     save_peft(one, tmp_path, rename={"^$": "linear"})
     assert f"{PREFIX}linear.lora_A.weight" in read(tmp_path)[1]
+
+
+def outcome(directory, plain):
+    """What somebody who looks there now finds: `None` if it is no adapter, for want of a file."""
+    if not (directory / "adapter_config.json").exists():
+        with pytest.raises(PeftFormatError, match=r"adapter_config.json' cannot be read: No such"):
+            load_peft(plain, directory)
+        return None
+    return float(load_peft(plain, directory)["fc"].lora_B[0, 0])
+
+
+def two_adapters():
+    plain = layers()
+    one = Net(plain).freeze().lora(2, 4.0, target="^fc").module
+    return plain, [
+        eqx.tree_at(lambda m: m["fc"].lora_B, one, jnp.full((3, 2), n)) for n in (1.0, 2.0)
+    ]
+
+
+def test_nobody_ever_finds_files_of_two_adapters(tmp_path, monkeypatch):
+    plain, (old, new) = two_adapters()
+    found = []
+    replace = os.replace
+
+    def watched(*names):
+        found.append(outcome(tmp_path, plain))
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", watched)
+    save_peft(old, tmp_path)
+    save_peft(new, tmp_path)
+    assert found == [None, None, None, 1.0, None, None]
+    assert outcome(tmp_path, plain) == 2.0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("call", "left"), [(1, 1.0), (2, 1.0), (3, None)])
+def test_a_failure_leaves_the_old_files_or_none_that_loads(call, left, tmp_path, monkeypatch):
+    plain, (old, new) = two_adapters()
+    save_peft(old, tmp_path)
+    calls = []
+    replace = os.replace
+
+    def failing(*names):
+        calls.append(names)
+        if len(calls) == call:
+            raise OSError(13, "Permission denied")
+        replace(*names)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(os, "replace", failing)
+        with pytest.raises(PeftFormatError, match="cannot be written: Permission denied"):
+            save_peft(new, tmp_path)
+    assert outcome(tmp_path, plain) == left
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_files_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch):
+    plain, (old, _) = two_adapters()
+    save_peft(old, tmp_path)
+    tensors = files._read_tensors
+
+    def slow(folder):
+        found = tensors(folder)
+        config = folder / "adapter_config.json"
+        config.write_text(config.read_text().replace('"r": 2', '"r": 1'))
+        return found
+
+    monkeypatch.setattr(files, "_read_tensors", slow)
+    with pytest.raises(PeftFormatError, match="was written while it was read"):
+        load_peft(plain, tmp_path)
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):

@@ -1,5 +1,7 @@
 """`plot_adapters` and `Comparison.plot`."""
 
+import dataclasses
+import math
 import sys
 
 import equinox as eqx
@@ -51,6 +53,17 @@ def test_a_picture_shows_itself_in_a_notebook_and_pyplot_does_not_keep_it(traine
     assert pyplot is None or not pyplot.get_fignums()
 
 
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_what_is_not_finite_has_no_bar(trained, number):
+    row, *others = adapter_effects(trained).rows
+    values = (number, *row.singular_values[1:])
+    bad = dataclasses.replace(row, relative_norm=number, singular_values=values)
+    figure = plot_adapters(AdapterEffects((bad, *others)))
+    assert math.isnan(figure.axes[0].patches[0].get_width())
+    assert len(figure.axes[2].lines[0].get_ydata()) == 1
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
 def test_hundreds_of_matrices_still_fit(trained):
     row = adapter_effects(trained).rows[0]
     figure = plot_adapters(AdapterEffects((row,) * 500))
@@ -85,6 +98,9 @@ def test_a_comparison_has_a_line_for_each_candidate_that_was_trained(tmp_path):
     assert [tuple(c.get_offsets()[0]) for c in reached.collections] == [(10, 0.5), (1000, 0.2)]
     assert [tuple(line.get_ydata()) for line in reached.lines] == [(1, 1)]
     assert (way.get_yscale(), reached.get_xscale()) == ("log", "log")
+    # Names for the strokes between would lie on each other.
+    assert [label.get_text() for label in reached.get_xticklabels() if label.get_text()]
+    assert not any(label.get_text() for label in reached.get_xticklabels(minor=True))
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["lora", "full", "none"]
     assert (tmp_path / "way.png").stat().st_size > 0

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
 from ._errors import SelectionError
+from ._handle import refuse_net
 from ._paths import KeyPath, bullets, nearest, path_str, show_path
 from ._sharding import on_the_mesh, restored_layer
 from ._stacking import over_stack
@@ -95,6 +96,31 @@ class AdapterSet(eqx.Module):
         return self.adapters[path]
 
 
+def check_set(given: Any, what: str) -> None:
+    """**Raises:** `SelectionError` if what was given as `what` is no set."""
+    if not isinstance(given, AdapterSet):
+        raise SelectionError(
+            f"`{what}` must be an AdapterSet, but is of type {type(given).__name__}. "
+            "extract_adapters(model) gives that of a model, read_adapters(path) that of a file."
+        )
+
+
+def listed_sets(sets: Any) -> list[AdapterSet]:
+    """`sets` as a list.
+
+    **Raises:** `SelectionError` if it is none, or holds something else than sets.
+    """
+    if isinstance(sets, AdapterSet) or not isinstance(sets, Iterable):
+        raise SelectionError(
+            f"`sets` must be a list of AdapterSets, but is of type {type(sets).__name__}. Of a "
+            "single set, give a list: [adapters]"
+        )
+    listed = list(sets)
+    for index, one in enumerate(listed):
+        check_set(one, f"sets[{index}]")
+    return listed
+
+
 def extract_adapters(model: PyTree) -> AdapterSet:
     """The adapters of `model`, without their layers.
 
@@ -105,8 +131,9 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     **Returns:** an `AdapterSet`; empty for a model without adapters.
 
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
-    that holds a slash), which no file and no set could tell apart.
+    that holds a slash), which no file and no set could tell apart; or if `model` is a `Net`.
     """
+    refuse_net(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
         if not is_wrapper(node):
@@ -134,8 +161,10 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     - `adapters`: a set that `extract_adapters`, `load_adapters` or a function of sets made.
 
     **Raises:** `SelectionError` that lists every path that is missing and every layer of another
-    form.
+    form; or if one of the arguments is of another kind.
     """
+    refuse_net(model, "swap_adapters")
+    check_set(adapters, "adapters")
     # Dropped first: adapters around a block hide the layers in it, and those in a block change it.
     plain = put_in(model, {}, drop_others=True)
     problems = misfits(plain, adapters)

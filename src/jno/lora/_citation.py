@@ -7,6 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from ._contract import is_wrapper
+from ._handle import refuse_net
 
 _ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
 
@@ -22,7 +23,10 @@ def citation(model: PyTree) -> str:
     - `model`: any pytree, adapted or not.
 
     **Returns:** text for a `.bib` file; empty if there are no adapters.
+
+    **Raises:** `SelectionError` if `model` is a `Net`.
     """
+    refuse_net(model, "citation")
     found: dict[str, None] = {}  # a set that keeps its order
     for node in jax.tree.leaves(model, is_leaf=is_wrapper):
         if not is_wrapper(node):

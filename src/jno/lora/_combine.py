@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from ._adapter_set import AdapterSet, LooseAdapter
+from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 from ._errors import SelectionError
 from ._low_rank import (
     Factors,
@@ -20,9 +20,9 @@ from ._low_rank import (
     triplets_of_product,
     widest,
 )
-from ._paths import stable_hash
+from ._paths import bullets, show_path, stable_hash
 from ._products import check_products, check_same_matrices, factors_of, scale_times
-from ._recipe import ELECTING, EXACT, Method, Recipe
+from ._recipe import ELECTING, EXACT, TRIMMING, Method, Recipe
 from ._sharding import on_the_mesh
 from ._task_arithmetic import MajoritySign, agreed_mean, dropped_at_random, trimmed
 from ._update_report import UpdateReport, UpdateRow
@@ -113,13 +113,14 @@ def combine(
     `UpdateReport` of what the rank takes away.
 
     **Raises:** `SelectionError` that lists every adapter that is no product, and all that are for
-    layers of different forms; or if an argument is missing, or makes no sense.
+    layers of different forms, or every matrix of which `density` keeps nothing; or if an argument
+    is missing, of another kind, or makes no sense.
 
     Papers: Yadav et al., "TIES-Merging: Resolving Interference When Merging Models",
     arXiv:2306.01708; Yu et al., "Language Models are Super Mario: Absorbing Abilities from
     Homologous Models as a Free Lunch" (DARE), arXiv:2311.03099.
     """
-    sets, weights = list(sets), list(weights)
+    sets, weights = listed_sets(sets), _listed_weights(weights)
     recipe = Recipe(method, density, rank, majority_sign)
     recipe.check(has_key=key is not None)
     if not sets:
@@ -130,6 +131,7 @@ def combine(
         )
     check_products(sets)
     check_same_matrices(sets)
+    _check_that_some_is_kept(recipe, sets)
     made: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in dict.fromkeys(path for one in sets for path in one):
@@ -150,6 +152,41 @@ def combine(
         made[path] = dataclasses.replace(first, state=state, rank=new_rank, alpha=float(new_rank))
         rows.append(UpdateRow(path, first.wrapper, first.wrapper, new_rank, error))
     return (AdapterSet(made), UpdateReport(tuple(rows))) if report else AdapterSet(made)
+
+
+_NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
+
+
+def _listed_weights(weights: Any) -> list[Any]:
+    try:
+        listed = list(weights)
+    except TypeError:
+        raise SelectionError(
+            f"`weights` must be a list of numbers, one for each set, but is {weights!r}."
+        ) from None
+    for index, weight in enumerate(listed):
+        if not isinstance(weight, _NUMBERS) or np.ndim(weight):
+            raise SelectionError(f"`weights[{index}]` must be a number, but is {weight!r}.")
+    return listed
+
+
+def _check_that_some_is_kept(recipe: Recipe, sets: list[AdapterSet]) -> None:
+    if recipe.method not in TRIMMING or recipe.density is None:
+        return
+    entries = {
+        path: adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
+        for one in sets
+        for path, adapter in one.adapters.items()
+    }
+    empty = [
+        f"{show_path(path)}: of {number:,} entries"
+        for path, number in entries.items()
+        if round(recipe.density * number) == 0
+    ]
+    if empty:
+        raise SelectionError(
+            f"The `density` {recipe.density} keeps no entry of these matrices:\n{bullets(empty)}"
+        )
 
 
 def _combined(

@@ -1,11 +1,10 @@
 """Adapters side by side: each trained from the same start, on the same batches, for as long."""
 
-import contextlib
 import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -18,7 +17,9 @@ from ._contract import LoRAWrapper
 from ._errors import SelectionError
 from ._extras import imported_for
 from ._fitting import Loss, Trainer
+from ._handle import refuse_net
 from ._net import Net
+from ._progress import Bar
 from ._registry import Registry
 from ._report import count
 
@@ -73,10 +74,11 @@ def compare(
 
     **Returns:** a `Comparison`. A candidate that cannot be trained is a row with its error.
 
-    **Raises:** `SelectionError` if the arguments make no sense (no batches, batches of different
-    shapes, a loss that is no scalar); `MissingLibraryError` without optax (the extra `compare`) if
-    there is no `optimizer`; what `loss` raises on the model as it is.
+    **Raises:** `SelectionError` if the arguments make no sense (a `Net` for the model, no batches,
+    batches of different shapes, a loss that is no scalar); `MissingLibraryError` without optax (the
+    extra `compare`) if there is no `optimizer`; what `loss` raises on the model as it is.
     """
+    refuse_net(model, "compare")
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
     if steps < 1 or not candidates:
         raise SelectionError(
@@ -100,10 +102,10 @@ def compare(
     contest = _Contest(adapted, loss, kept, steps, optimizer)
     rows: list[ComparisonRow] = []
     try:
-        with _progress(len(candidates) * steps) as (begin, advance):
+        with Bar(len(candidates) * steps) as bar:
             for number, candidate in enumerate(candidates):
-                begin(_name(candidate), number * steps)
-                rows.append(contest.row_of(candidate, advance))
+                bar.update(completed=number * steps, what=_name(candidate))
+                rows.append(contest.row_of(candidate, bar.advance))
                 _LOG.info("%r", rows[-1])
     except KeyboardInterrupt:
         return Comparison(tuple(rows), steps, interrupted=True)
@@ -199,26 +201,3 @@ def _form(batch: PyTree) -> tuple[str, Any]:
     leaves, treedef = jax.tree.flatten(batch)
     shapes = (f"{x.dtype}{list(x.shape)}" if eqx.is_array(x) else repr(x) for x in leaves)
     return ", ".join(shapes), treedef
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[], None]]]:
-    """A bar in a terminal, and nothing elsewhere: `begin(name, steps done)` and `advance()`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}")
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("", total=total)
-
-        def begin(name: str, done: int) -> None:
-            bar.update(task, description=name, completed=done)
-
-        yield begin, lambda: bar.advance(task)

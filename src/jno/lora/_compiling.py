@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax import lax
-from jax.core import Tracer
-from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jaxtyping import Array
 
+from ._form import Form, form_of
 from ._lapack import decomposes, one_blas_thread
 
 _log = logging.getLogger("jno.lora")
@@ -64,117 +63,6 @@ def attempt(compiled: Callable[[], Any], plain: Callable[[], Any]) -> Any:
     return plain()
 
 
-class ArrayForm(NamedTuple):
-    """What a program is compiled for, of an array."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-    weak_type: bool
-    # Where it lies (`None` for NumPy's), and whether it must stay there.
-    sharding: Sharding | None
-    committed: bool
-
-
-class Form(NamedTuple):
-    """What trees have in common that may share a program."""
-
-    treedef: Any
-    exactly: Any
-    # Of each leaf: the form of an array, or the type and value (1 equals 1.0) of what is none.
-    leaves: tuple[Any, ...]
-
-    @property
-    def arrays(self) -> list[ArrayForm]:
-        """The forms of the arrays."""
-        return [leaf for leaf in self.leaves if type(leaf) is ArrayForm]
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether an array is laid out over a mesh."""
-        return any(isinstance(array.sharding, NamedSharding) for array in self.arrays)
-
-    @property
-    def home(self) -> SingleDeviceSharding | None:
-        """The one device that the arrays must stay on, if there is one."""
-        for array in self.arrays:
-            if array.committed and isinstance(array.sharding, SingleDeviceSharding):
-                (device,) = array.sharding.device_set
-                return SingleDeviceSharding(device)
-        return None
-
-
-def beside(leaf: Any, form: Form) -> Any:
-    """`leaf`, moved to the device of a tree of this form if it must not stay where it is.
-
-    (A key that was replicated over a mesh, or committed to another device.)
-    """
-    anchor = next((array for array in form.arrays if array.sharding is not None), None)
-    if anchor is None or anchor.sharding is None or not isinstance(leaf, jax.Array):
-        return leaf
-    there = leaf.sharding.device_set
-    if there == anchor.sharding.device_set or (len(there) == 1 and not anchor.committed):
-        return leaf
-    return jax.device_put(leaf, anchor.sharding)
-
-
-class TracedError(Exception):
-    """A tree holds traced arrays, which have no place yet."""
-
-
-def form_of(tree: Any) -> tuple[Form, list[Any]]:
-    """The form of `tree`, which may turn out not to be hashable, and its arrays.
-
-    **Raises:** `TracedError` if an array is traced.
-    """
-    leaves, treedef = jtu.tree_flatten(tree)
-    arrays: list[Any] = []
-    forms: list[Any] = []
-    for leaf in leaves:
-        cls = type(leaf)
-        read = _reader(cls)
-        forms.append((cls, leaf) if read is None else read(leaf))
-        if read is not None:
-            arrays.append(leaf)
-    return Form(treedef, _exactly(treedef), tuple(forms)), arrays
-
-
-@functools.lru_cache(maxsize=256)
-def _reader(cls: type) -> Callable[[Any], ArrayForm] | None:
-    """How to read the form of an array of this class; `None` if it is no class of arrays."""
-    if issubclass(cls, Tracer):
-        return _traced
-    if issubclass(cls, jax.Array):
-        return _of_jax
-    return _of_numpy if issubclass(cls, np.ndarray | np.generic) else None
-
-
-def _traced(array: Any) -> ArrayForm:
-    raise TracedError
-
-
-def _of_jax(x: Any) -> ArrayForm:
-    return ArrayForm(x.shape, x.dtype, getattr(x, "weak_type", False), x.sharding, x.committed)
-
-
-def _of_numpy(x: Any) -> ArrayForm:
-    return ArrayForm(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), False, None, False)
-
-
-def _exactly(treedef: Any) -> Any:
-    """What tells static fields apart that are equal: 1, 1.0, True and a member of an `IntEnum`.
-
-    The result of a program has the static fields of the call that made it.
-    """
-    data = treedef.node_data()
-    return data and (_typed(data[1]), *map(_exactly, treedef.children()))
-
-
-def _typed(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return (type(value), *map(_typed, value))
-    return (type(value), repr(value)) if isinstance(value, float) else type(value)
-
-
 class _Given(NamedTuple):
     """In a result: the array at that place among the arguments."""
 
@@ -206,7 +94,7 @@ class Program:
         self.function, self.shared, self.own = function, shared, own
         self.treedef: Any = None  # of the result
         self.leaves: tuple[Any, ...] = ()  # of the result: what to take from where
-        traced = jax.make_jaxpr(self._compute)(_abstract(shared), _abstract(own))
+        traced = jax.make_jaxpr(self._compute)(shared.abstract(), own.abstract())
         self.computed = traced.out_avals
         live = _live(traced.jaxpr)[len(shared.arrays) :]
         self.needed = [index for index, is_live in enumerate(live) if is_live]
@@ -255,7 +143,7 @@ class Program:
 
     def _compute(self, shared: list[Array], own: list[Array]) -> list[Array]:
         """The arrays of the result that are not among the arguments."""
-        args = (*_filled(self.shared, shared), *_filled(self.own, own))
+        args = (*self.shared.tree_of(shared), *self.own.tree_of(own))
         index = {id(array): i for i, array in enumerate((*shared, *own))}
         leaves, self.treedef = jtu.tree_flatten(self.function(*args))
         self.leaves = tuple(
@@ -284,16 +172,6 @@ class Program:
 
         empty = [jnp.zeros((TOGETHER, *x.shape), x.dtype) for x in self.computed]
         return lax.fori_loop(0, number, compute, empty)
-
-
-def _filled(form: Form, arrays: list[Any]) -> Any:
-    given = iter(arrays)
-    leaves = [next(given) if type(leaf) is ArrayForm else leaf[1] for leaf in form.leaves]
-    return jtu.tree_unflatten(form.treedef, leaves)
-
-
-def _abstract(form: Form) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in form.arrays]
 
 
 def _live(jaxpr: Any) -> list[bool]:

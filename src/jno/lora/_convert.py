@@ -11,10 +11,13 @@ from jaxtyping import Array, Bool
 
 from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
 from ._errors import JnoLoraError, SelectionError, WrapperError
+from ._handle import refuse_net
 from ._low_rank import (
     Factors,
     Triplets,
     as_adapter,
+    check_part,
+    check_rank,
     cut_to,
     lost_by_cutting,
     rank_for,
@@ -57,10 +60,12 @@ def to_lora(
     **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer. Print
     it for a table.
 
-    **Raises:** `SelectionError` if an argument makes no sense; `WrapperError` that lists every
-    adapter that needs a rank, cannot be merged, is on a layer that no plain LoRA is for, or changes
-    more of its layer than the matrix that LoRA adds to.
+    **Raises:** `SelectionError` if an argument makes no sense (such as a `Net` for the model);
+    `WrapperError` that lists every adapter that needs a rank, cannot be merged, holds NaN or
+    infinity in what is cut, is on a layer that no plain LoRA is for, or changes more of its layer
+    than the matrix that LoRA adds to.
     """
+    refuse_net(model, "to_lora")
     _check(rank, energy)
     nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
     if not any(is_wrapper(node) for _, node in nodes):
@@ -120,6 +125,8 @@ def _converted(
         triplets, not_held = on_the_mesh(wrapper, _triplets, cls, wrapper)
         _refuse_more(layer, not_held)
         dtype = triplets.S.dtype
+    if not np.isfinite(np.asarray(triplets.S)).all():
+        raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
         rank = rank_for(triplets.S, energy)
     assert rank is not None
@@ -162,7 +169,7 @@ def _triplets(cls: type[LoRAWrapper], wrapper: LoRAWrapper) -> tuple[Triplets, B
         U, sizes, Vt = triplets_of(update)
         # What the rounding of the two matrices can have made is no update.
         noise = jnp.finfo(sizes.dtype).eps * jnp.linalg.norm(before)
-        sizes = jnp.where(sizes > noise, sizes, 0)
+        sizes = jnp.where(sizes <= noise, 0, sizes)  # what is NaN stays NaN
         return Triplets(U, sizes, Vt), jnp.stack(jax.tree.leaves(flags))
 
     return over_stack(one, type(wrapper).stack_ndim(wrapper.base))(wrapper)
@@ -199,7 +206,5 @@ def _in_float32(leaf: Any) -> Any:
 def _check(rank: int | None, energy: float | None) -> None:
     if rank is not None and energy is not None:
         raise SelectionError("`rank` and `energy` were both given. Give one of them.")
-    if rank is not None and rank < 1:
-        raise SelectionError(f"`rank` must be at least 1, but is {rank}.")
-    if energy is not None and not 0 < energy <= 1:
-        raise SelectionError(f"`energy` must be in (0, 1], but is {energy}.")
+    check_rank(rank)
+    check_part("energy", energy)

@@ -13,7 +13,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from ._contract import LoRAWrapper, check_contract
 from ._errors import JnoLoraError, JnoLoraWarning, SelectionError, WrapperError
-from ._paths import bullets, nearest, show_path, stable_hash
+from ._handle import refuse_net
+from ._paths import FEW, bullets, nearest, show_path, stable_hash
 from ._plan import Plan, PlanRow
 from ._progress import tracked
 from ._registry import Registry, default_registry
@@ -70,10 +71,11 @@ def apply_lora(
     **Returns:** the adapted model. Layers that carry an adapter already stay as they are; if
     nothing else is selected, that is a warning.
 
-    **Raises:** `SelectionError` if a target or spec selects nothing or an argument makes no sense,
-    `PluginError` if a named plugin cannot be used, `WrapperError` if an adapter's constructor
-    fails (naming the path).
+    **Raises:** `SelectionError` if a target or spec selects nothing or an argument makes no sense
+    (such as a `Net` for the model), `PluginError` if a named plugin cannot be used, `WrapperError`
+    if an adapter's constructor fails (naming the path).
     """
+    refuse_net(model, "apply_lora")
     _check_rank(rank)
     if rank == 0 and specs is None:
         return model
@@ -111,6 +113,7 @@ def plan_lora(
 
     **Raises:** as `apply_lora`, but for what only happens when an adapter is built.
     """
+    refuse_net(model, "plan_lora")
     _check_rank(rank)
     if rank == 0 and specs is None:
         return Plan(())
@@ -214,7 +217,8 @@ def _warn_of_clamped_ranks(rows: list[PlanRow], adapters: list[LoRAWrapper]) -> 
     ]
     if clamped:
         warnings.warn(
-            "The rank is larger than these layers allow, and was clamped:\n" + bullets(clamped),
+            "The rank is larger than these layers allow, and was clamped:\n"
+            + bullets(clamped, FEW),
             JnoLoraWarning,
             stacklevel=4,
         )
@@ -238,11 +242,11 @@ def _check_every_spec_matched(specs: tuple[Spec, ...], walk: Walk, rows: list[Pl
         inside = [row for row in refused if row.spec == index]
         if inside:
             lines.append(f"{_WHY_REFUSED} It matches only:")
-            lines.append(bullets(f"{show_path(r.path)}: {r.status}" for r in inside))
+            lines.append(bullets((f"{show_path(r.path)}: {r.status}" for r in inside), FEW))
         taken = walk.taken_before(index)
         if taken:
             lines.append("Earlier specs, which win, have taken what it matches:")
-            lines.append(bullets(taken))
+            lines.append(bullets(taken, FEW))
         if spec.target is not None and not any(spec.matches(row.path) for row in rows):
             near = nearest(spec.target.pattern, [row.path for row in rows])
             if near:
@@ -250,12 +254,14 @@ def _check_every_spec_matched(specs: tuple[Spec, ...], walk: Walk, rows: list[Pl
         if adaptable:
             lines.append(
                 "The layers that the wrappers of this call can adapt are:\n"
-                + bullets(show_path(p) for p in adaptable)
+                + bullets(map(show_path, adaptable), FEW)
             )
         elif rows:
             lines.append(
                 "The wrappers of this call can adapt none of the model's layers:\n"
-                + bullets(f"{show_path(row.path)}: {row.layer}{_because(row)}" for row in rows)
+                + bullets(
+                    (f"{show_path(row.path)}: {row.layer}{_because(row)}" for row in rows), FEW
+                )
             )
         else:
             lines.append(
@@ -274,7 +280,7 @@ def _because(row: PlanRow) -> str:
 
 def _warn_of_what_was_left_out(plan: Plan) -> None:
     def warn(message: str, rows: tuple[PlanRow, ...]) -> None:
-        listed = bullets(show_path(row.path) for row in rows)
+        listed = bullets((show_path(row.path) for row in rows), FEW)
         warnings.warn(f"{message}\n{listed}", JnoLoraWarning, stacklevel=5)
 
     refused = plan.having("inside WeightNorm", "inside SpectralNorm")

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import SelectionError, WrapperError
 from ._extras import imported_for
+from ._handle import refuse_net
 from ._paths import bullets, path_str, show_path
 from ._sharding import on_the_mesh
 from ._tables import Printed, Table, table
@@ -118,8 +119,9 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     (of more than one column).
 
     **Raises:** `WrapperError` that names the path, if an adapter fails in another way than by
-    saying that it cannot be merged.
+    saying that it cannot be merged; `SelectionError` if `model` is a `Net`.
     """
+    refuse_net(model, "adapter_effects")
     rows: list[AdapterEffect] = []
     left_out: list[str] = []
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
@@ -151,6 +153,7 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     **Raises:** `SelectionError` if there is nothing to draw; `MissingLibraryError` without
     matplotlib (the extra `plot`); what `adapter_effects` raises.
     """
+    refuse_net(model, "plot_adapters")
     with imported_for("plot_adapters", "plot", "matplotlib"):
         from ._plots import draw_effects
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)

@@ -4,7 +4,8 @@
 class JnoLoraError(Exception):
     """Base class of every error that `jno.lora` raises on purpose.
 
-    An operation that raises one has changed nothing: the model (or `Net`) is as it was before.
+    An operation that raises one has changed nothing: the model (or `Net`) is as it was before. A
+    message that lists everything that is wrong shows 100 lines, and says how many more there are.
     """
 
 

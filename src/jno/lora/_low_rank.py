@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._contract import LoRAWrapper
+from ._errors import SelectionError
 
 
 class Factors(NamedTuple):
@@ -28,6 +29,18 @@ class Triplets(NamedTuple):
     U: Float[Array, "*stack out k"]
     S: Float[Array, "*stack k"]
     Vt: Float[Array, "*stack k in"]
+
+
+def check_rank(rank: Any) -> None:
+    """**Raises:** `SelectionError` for a `rank` that is none. (`None` is left open.)"""
+    if rank is not None and not (isinstance(rank, int | np.integer) and rank >= 1):
+        raise SelectionError(f"`rank` must be a whole number of at least 1, but is {rank!r}.")
+
+
+def check_part(name: str, part: Any) -> None:
+    """**Raises:** `SelectionError` unless `part` is a number in `(0, 1]`, or `None`."""
+    if part is not None and not (isinstance(part, float | int | np.number) and 0 < part <= 1):
+        raise SelectionError(f"`{name}` must be in (0, 1], but is {part!r}.")
 
 
 def triplets_of_product(update: Factors) -> Triplets:

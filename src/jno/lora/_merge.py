@@ -8,6 +8,7 @@ import jax.tree_util as jtu
 
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
+from ._handle import refuse_net
 from ._paths import path_str, show_path
 from ._sharding import calls_on_the_mesh, sharded_like
 
@@ -27,8 +28,9 @@ def merge_lora(model: M) -> M:
     **Returns:** a tree of the structure, classes, shapes and dtypes of the model before adapting.
 
     **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged or merges into
-    something else than it wrapped.
+    something else than it wrapped; `SelectionError` if `model` is a `Net`.
     """
+    refuse_net(model, "merge_lora")
     return _replace_wrappers(model, merged_layer, "merge")
 
 
@@ -39,8 +41,10 @@ def unwrap_lora(model: M) -> M:
 
     - `model`: any pytree. What carries no adapter is returned as it is.
 
-    **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails.
+    **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
+    `model` is a `Net`.
     """
+    refuse_net(model, "unwrap_lora")
     return _replace_wrappers(model, unwrapped_layer, "unwrap")
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._adapter_set import AdapterSet, extract_adapters, misfits, put_around
+from ._adapter_set import AdapterSet, check_set, extract_adapters, misfits, put_around
 from ._contract import is_wrapper
 from ._errors import SelectionError
 from ._originals import Original, originals_of, unwrapped_exactly
@@ -113,6 +113,7 @@ class NamedAdapters:
                     f"it: net.add_adapter({name!r}, net.adapter({self.active!r}))"
                 )
             return self._with({name: None})
+        check_set(adapters, "adapters")
         problems = misfits(state.plain().module, adapters)
         if problems:
             raise SelectionError(

@@ -17,6 +17,7 @@ from ._checkpoint import Classes, FilePath, load, save
 from ._contract import is_wrapper
 from ._dispatch import carry_out, plan_lora
 from ._errors import JnoLoraWarning, SelectionError
+from ._handle import Handle, refuse_net
 from ._merge import merge_lora
 from ._named import NamedAdapters, NetState
 from ._originals import Original, originals_of
@@ -34,7 +35,7 @@ from ._trainability import (
 )
 
 
-class Net:
+class Net(Handle):
     """A handle on a model: adapt it, choose what trains, split it for an optimiser.
 
     Every control acts at once and returns the handle, so calls work as statements and as chains:
@@ -69,6 +70,7 @@ class Net:
     def __init__(
         self, model: PyTree, *, key: PRNGKeyArray | None = None, registry: Registry | None = None
     ):
+        refuse_net(model, "Net")
         self._module = model
         self._registry = default_registry() if registry is None else registry
         self._key = jax.random.key(0) if key is None else key
@@ -79,6 +81,9 @@ class Net:
         self._named = NamedAdapters()
         # With its adapters, while `disabled` shows it without.
         self._disabled: NetState | None = None
+        # Whether the adapters have changed since `partition` gave out a tree. No tree says whose
+        # values it holds, and those of another set may have the same form.
+        self._partitioned = self._outdated = False
 
     @property
     def module(self) -> Any:
@@ -204,6 +209,7 @@ class Net:
 
         `eqx.combine(trainable, frozen)` is the model again.
         """
+        self._partitioned, self._outdated = True, False
         return eqx.partition(self._module, self._trainable)
 
     def update(self, trainable: PyTree) -> "Net":
@@ -213,11 +219,12 @@ class Net:
 
         - `trainable`: the first tree that `partition` returned, with new values.
 
-        **Raises:** `SelectionError` that names the first leaf that is missing, unexpected, or of
-        another shape or dtype.
+        **Raises:** `SelectionError` that lists the leaves that are missing, unexpected, or of
+        another shape or dtype; or if other adapters were put into the model (by `activate`,
+        `load_adapters`, ...) after the last call of `partition`.
         """
         self._refuse_disabled("update")
-        expected, frozen = self.partition()
+        expected, frozen = eqx.partition(self._module, self._trainable)
         self._check_update(expected, trainable)
         self._module = eqx.combine(trainable, frozen)
         return self
@@ -252,7 +259,7 @@ class Net:
     @property
     def active(self) -> str | None:
         """The name of the adapters that the model carries; `None` if they have none, or it none."""
-        return self._named.active
+        return None if self._disabled else self._named.active
 
     def adapter(self, name: str) -> AdapterSet:
         """The adapters of that name with their current values, to save, scale or combine them.
@@ -271,7 +278,7 @@ class Net:
             Without it, the adapters that `lora` made get the name, and are active.
 
         **Raises:** `SelectionError` if the name is taken, if the model's adapters have a name or
-        there are none, or if the set does not fit the model (listing every misfit).
+        there are none, if the set is none, or does not fit the model (listing every misfit).
         """
         self._refuse_disabled("add_adapter")
         self._named = self._named.add(name, adapters, self._state())
@@ -280,9 +287,10 @@ class Net:
     def activate(self, name: str) -> "Net":
         """Put the adapters of that name in the place of those that the model carries.
 
-        Those are kept under their name with their current values, and with what of them trained.
-        What was active before trains as it did then; what is active for the first time trains as
-        after `lora`. A `lora` call adds to the active adapters.
+        Those are kept under their name with their current values, and with what of them and of the
+        layers in them trained. What was active before trains as it did then, whatever was frozen
+        meanwhile; what is active for the first time trains as after `lora`. A `lora` call adds to
+        the active adapters.
 
         **Raises:** `SelectionError` if there is no such name, if the model carries adapters without
         a name (which would be lost), or if a mask is pending.
@@ -324,7 +332,7 @@ class Net:
         if self._disabled is not None:
             yield self
             return
-        state, mask = self._state(), self._mask
+        state, mask, outdated = self._state(), self._mask, self._outdated
         plain = state.plain()
         try:
             self._disabled = state
@@ -333,7 +341,7 @@ class Net:
             # Nothing is called here, see `_become`.
             self._module, self._trainable = state.module, state.trainable
             self._originals = state.originals
-            self._disabled, self._mask = None, mask
+            self._disabled, self._mask, self._outdated = None, mask, outdated
 
     def save_adapters(self, path: FilePath) -> "Net":
         """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
@@ -477,6 +485,7 @@ class Net:
     def _become(self, state: NetState, named: NamedAdapters | None = None) -> "Net":
         # Ctrl-C is handled where Python calls a function. Nothing is called between the first
         # assignment and the last, so it finds the net as it was or as it is to be.
+        self._outdated |= self._partitioned and state.module is not self._module
         self._module, self._trainable = state.module, state.trainable
         self._originals = state.originals
         if named is not None:
@@ -537,6 +546,12 @@ class Net:
             )
         if jtu.tree_structure(expected) != jtu.tree_structure(given):
             raise SelectionError(f"The update has other classes or static fields. {advice}")
+        if self._outdated:
+            raise SelectionError(
+                "The model's adapters were exchanged after the last `net.partition()`, so that "
+                "this update may hold the values of the former ones. Update the net before its "
+                "adapters are exchanged, or train what another `net.partition()` returns."
+            )
 
 
 def _brief(mask: MaskLike) -> str:

@@ -9,6 +9,9 @@ import jax.tree_util as jtu
 
 KeyPath = tuple[Any, ...]
 
+# How many lines a message shows: of what is wrong, and of what may help.
+_EVERY, FEW = 100, 12
+
 
 def path_str(keys: KeyPath) -> str:
     """A JAX key path, slash-joined: `encoder/layers/0/query_proj`. The root is `""`."""
@@ -34,7 +37,7 @@ def nearest(name: str, options: Iterable[str], n: int = 5) -> list[str]:
     )
 
 
-def bullets(lines: Iterable[str], limit: int = 12) -> str:
+def bullets(lines: Iterable[str], limit: int = _EVERY) -> str:
     """The lines as an indented list, cut after `limit` with a count of the rest."""
     lines = list(lines)
     shown = [f"  - {line}" for line in lines[:limit]]

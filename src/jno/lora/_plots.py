@@ -2,15 +2,16 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 if TYPE_CHECKING:
     from ._comparison import ComparisonRow
@@ -47,8 +48,8 @@ def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
     sizes, ranks, spectra = figure.subplots(1, 3, width_ratios=(2, 2, 3))
     colors = _colors(len(rows))
     heights = range(len(rows))
-    sizes.barh(heights, [row.relative_norm for row in rows], color=colors)
-    ranks.barh(heights, [row.effective_rank for row in rows], color=colors)
+    sizes.barh(heights, _lengths(row.relative_norm for row in rows), color=colors)
+    ranks.barh(heights, _lengths(row.effective_rank for row in rows), color=colors)
     step = math.ceil(len(rows) / _MOST_LABELS)
     sizes.set_yticks(heights[::step], [row.label for row in rows[::step]], fontsize="x-small")
     ranks.set_yticks([])
@@ -56,10 +57,11 @@ def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
         axes.set_ylim(len(rows) - 0.4, -0.6)
     for row, color in zip(rows, colors, strict=True):
         values = np.asarray(row.singular_values)
-        values = values[values > 0]
+        values = values[(values > 0) & np.isfinite(values)]
         spectra.plot(range(1, len(values) + 1), values, ".-", color=color, linewidth=1)
     if any(any(value > 0 for value in row.singular_values) for row in rows):
         spectra.set_yscale("log")
+    spectra.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     sizes.set_xlabel("‖ΔW‖ / ‖W‖")
     ranks.set_xlabel("effective rank of ΔW")
     spectra.set_xlabel("number of the singular value")
@@ -81,11 +83,14 @@ def draw_comparison(rows: Sequence["ComparisonRow"]) -> Picture:
     numbers = [row.trainable for row in rows if row.trainable]
     if numbers and max(numbers) > 10 * min(numbers):
         reached.set_xscale("log")
+        _round_labels(reached.xaxis, numbers)
     else:
         reached.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    if all(loss > 0 for row in rows for loss in row.losses):
-        way.set_yscale("log")
-        reached.set_yscale("log")
+    losses = [loss for row in rows for loss in row.losses]
+    if min(losses) > 0 and max(losses) > 3 * min(losses):
+        for axes in (way, reached):
+            axes.set_yscale("log")
+            _round_labels(axes.yaxis, losses)
     way.xaxis.set_major_locator(MaxNLocator(integer=True))
     way.set_xlabel("step")
     way.set_ylabel("loss")
@@ -96,9 +101,21 @@ def draw_comparison(rows: Sequence["ComparisonRow"]) -> Picture:
     return figure
 
 
+def _lengths(numbers: Iterable[float]) -> list[float]:
+    """Of bars. None is infinite: such a number (of a weight that was 0) has no bar."""
+    return [number if math.isfinite(number) else math.nan for number in numbers]
+
+
 def _colors(number: int) -> Any:
     # Without the ends, which are hard to see on white.
     return colormaps["turbo"](np.linspace(0.08, 0.92, number))
+
+
+def _round_labels(axis: Axis, values: Sequence[float]) -> None:
+    """On a logarithmic axis, few labels: by default those within a decade lie on each other."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(*all_axes: Axes) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._adapter_set import AdapterSet, LooseAdapter
+from ._adapter_set import AdapterSet, LooseAdapter, check_set
 from ._contract import LoRAWrapper
 from ._errors import SelectionError
 from ._low_rank import Factors
@@ -26,8 +26,10 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     - `adapters`: a set of adapters that are no more than a product (LoRA, rsLoRA, LoRA-FA).
     - `factor`: a number, which may be traced. 0 gives the base's outputs.
 
-    **Raises:** `SelectionError` that lists every adapter that is no product.
+    **Raises:** `SelectionError` that lists every adapter that is no product, or if `adapters` is no
+    set.
     """
+    check_set(adapters, "adapters")
     check_products([adapters])
 
     def scaled(adapter: LooseAdapter) -> LooseAdapter:

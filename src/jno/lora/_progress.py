@@ -37,7 +37,7 @@ def tracked(
     if not show:
         yield from items
         return
-    bar: Any = None
+    bar: Bar | None = None
     start = begin = said = time.monotonic()
     try:
         for done, item in enumerate(items):
@@ -48,7 +48,7 @@ def tracked(
             if bar is not None:
                 bar.update(completed=done)
             elif rest > _PATIENCE:
-                bar = _Bar(what, len(items), console)
+                bar = Bar(len(items), what, console=console)
                 bar.update(completed=done)
             if bar is not None and now - said > _BETWEEN_LINES:
                 said = now
@@ -62,10 +62,17 @@ def tracked(
         _log.info("%s: %d in %.1f s", what, len(items), took)
 
 
-class _Bar:
-    """A bar in a terminal, and nothing elsewhere."""
+class Bar:
+    """A bar in a terminal, and nothing elsewhere. Taken away when it is left or stopped.
 
-    def __init__(self, what: str, total: int, console: "Console | None"):
+    **Arguments:**
+
+    - `total`: how much there is to do.
+    - `what`: the work, such as "Adapting layers".
+    - `console`: where to draw, if it is a terminal; else standard error, if that is one.
+    """
+
+    def __init__(self, total: int, what: str = "", *, console: "Console | None" = None):
         self._progress: Any = None
         if console is None and not sys.stderr.isatty():
             return
@@ -82,10 +89,23 @@ class _Bar:
             self._task = self._progress.add_task(what, total=total)
             self._progress.start()
 
-    def update(self, *, completed: int) -> None:
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def update(self, *, completed: int | None = None, what: str | None = None) -> None:
+        """So much is done; this is what is worked on now. `None` leaves it as it is."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=completed)
+            self._progress.update(self._task, completed=completed, description=what)
+
+    def advance(self) -> None:
+        """One more is done."""
+        if self._progress is not None:
+            self._progress.advance(self._task)
 
     def stop(self) -> None:
+        """Take the bar away."""
         if self._progress is not None:
             self._progress.stop()

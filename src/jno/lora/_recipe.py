@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from ._errors import SelectionError
+from ._low_rank import check_part, check_rank
 from ._paths import nearest
 from ._task_arithmetic import MajoritySign
 
@@ -11,6 +12,7 @@ Method = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "ma
 
 EXACT = ("linear", "cat")
 SPARSE = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+TRIMMING = ("ties", "magnitude_prune")
 RANDOM = ("dare_linear", "dare_ties")
 ELECTING = ("ties", "dare_ties")
 
@@ -39,8 +41,7 @@ class Recipe:
                 if method in SPARSE
                 else f"`density` is for {', '.join(SPARSE)}; {method!r} keeps every entry."
             )
-        if self.density is not None and not 0 < self.density <= 1:
-            raise SelectionError(f"`density` must be in (0, 1], but is {self.density}.")
+        check_part("density", self.density)
         if has_key != (method in RANDOM):
             raise SelectionError(
                 f"{method!r} drops entries at random, and needs a `key`."
@@ -51,8 +52,7 @@ class Recipe:
             raise SelectionError(
                 f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
             )
-        if self.rank is not None and self.rank < 1:
-            raise SelectionError(f"`rank` must be at least 1, but is {self.rank}.")
+        check_rank(self.rank)
         if self.majority_sign not in get_args(MajoritySign):
             raise SelectionError(
                 f"`majority_sign` must be 'total' or 'frequency', but is {self.majority_sign!r}."

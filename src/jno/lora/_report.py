@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
 from ._errors import WrapperError
+from ._handle import refuse_net
 from ._merge_error import error_of_merging
 from ._paths import path_str, show_path
 from ._registry import Registry, default_registry
@@ -120,7 +121,11 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
 
     **Returns:** a `LoraReport`. Its `trainable` counts the adapters' parameters only, as
     `lora_trainable_filter` marks them (`Net.summary` counts what its own state says).
+
+    **Raises:** `SelectionError` if `model` is a `Net`; `WrapperError` that names the path, if what
+    merging costs cannot be measured.
     """
+    refuse_net(model, "lora_report")
     trainable = lora_trainable_filter(model)
     return report_on(model, trainable, default_registry(), measure=merge_error)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._adapter_set import AdapterSet, LooseAdapter
+from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 from ._errors import SelectionError
 from ._paths import bullets, show_path
 
@@ -23,8 +23,10 @@ def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
     - `sets`: with adapters of the same classes, ranks, alphas, shapes and dtypes at the same paths.
         `combine([one], [1.0], "svd", rank=8)` brings a set of products to another rank.
 
-    **Raises:** `SelectionError` that lists every difference; or if there is no set.
+    **Raises:** `SelectionError` that lists every difference; or if there is no set, or something
+    else among them.
     """
+    sets = listed_sets(sets)
     if not sets:
         raise SelectionError("There are no sets to stack. Give at least one.")
     first, *others = sets

@@ -15,12 +15,13 @@ MajoritySign = Literal["total", "frequency"]
 def trimmed(
     updates: Float[Array, "n *stack out in"], density: float
 ) -> Float[Array, "n *stack out in"]:
-    """The part `density` of each matrix's entries that is largest in magnitude, the rest 0."""
+    """The part `density` of each matrix's entries that is largest in magnitude, the rest 0.
+
+    It must be one entry at least.
+    """
     *batch, outputs, inputs = updates.shape
     sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
     dropped = outputs * inputs - round(density * outputs * inputs)
-    if dropped == outputs * inputs:
-        return jnp.zeros_like(updates)
     smallest_kept = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
     return jnp.where(jnp.abs(updates) >= smallest_kept, updates, 0)
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from ._compiling import TOGETHER, Form, Program, TracedError, attempt, beside, form_of, program_for
+from ._compiling import TOGETHER, Program, attempt, program_for
+from ._form import Form, TracedError, beside, form_of
 
 
 class Calls:

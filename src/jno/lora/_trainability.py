@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
+from ._handle import refuse_net
 from ._paths import KeyPath, path_str
 
 
@@ -24,7 +25,10 @@ def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
     - `model`: any pytree, adapted or not.
 
     **Returns:** Python bools in the structure of `model`, for `eqx.partition` and for optax masks.
+
+    **Raises:** `SelectionError` if `model` is a `Net`.
     """
+    refuse_net(model, "lora_trainable_filter")
     return _select(model, _ADAPTER)
 
 
@@ -38,7 +42,10 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
     - `model`: any pytree, adapted or not.
 
     **Returns:** Python bools in the structure of `model`.
+
+    **Raises:** `SelectionError` if `model` is a `Net`.
     """
+    refuse_net(model, "partial_lora_trainable_filter")
     return _select(model, _ADAPTER | _OUTSIDE)
 
 

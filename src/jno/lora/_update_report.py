@@ -63,5 +63,5 @@ class UpdateReport(eqx.Module, Printed):
                 )
                 for row in self.rows
             ),
-            caption="error: what the new form lacks of the update, relative to the update",
+            caption="error: the part of the update that is lost",
         )

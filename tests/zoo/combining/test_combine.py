@@ -11,10 +11,12 @@ import pytest
 
 from jno.lora import (
     AdapterSet,
+    Net,
     SelectionError,
     combine,
     extract_adapters,
     scale_adapters,
+    stack_adapters,
     swap_adapters,
 )
 
@@ -279,6 +281,34 @@ def test_layers_of_other_forms_are_listed():
     assert "b: set 0 is for" in str(error.value)
 
 
+def test_a_single_set_is_no_list_of_sets(sets, unchecked):
+    for function in (lambda: combine(sets[0], [1.0]), lambda: stack_adapters(sets[0])):
+        with pytest.raises(SelectionError, match=r"type AdapterSet. .* give a list: \[adapters\]"):
+            function()
+
+
+def test_what_is_no_set_is_told_by_its_type(sets, unchecked):
+    def refused(function, *arguments):
+        with pytest.raises(SelectionError) as error:
+            function(*arguments)
+        return str(error.value)
+
+    told = "must be an AdapterSet, but is of type"
+    assert f"`sets[1]` {told} dict" in refused(stack_adapters, [sets[0], layers()])
+    assert f"`adapters` {told} list" in refused(scale_adapters, sets, 0.5)
+    assert f"`adapters` {told} dict" in refused(swap_adapters, layers(), layers())
+    assert f"`adapters` {told} dict" in refused(Net(layers()).add_adapter, "one", layers())
+
+
+@pytest.mark.parametrize("method", ["ties", "magnitude_prune"])
+def test_a_density_that_keeps_nothing_is_told_with_the_paths(sets, method):
+    with pytest.raises(SelectionError, match=r"(?s)0.03 keeps no entry.*stack: of 12 entries"):
+        combine(sets[:2], [1.0, 1.0], method, density=0.03)
+    with pytest.raises(SelectionError) as error:
+        combine(sets[:2], [1.0, 1.0], method, density=0.03)
+    assert "linear" not in str(error.value)  # one of its 20 entries is kept
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -293,9 +323,17 @@ def test_layers_of_other_forms_are_listed():
         ({"method": "cat", "rank": 2}, "For a smaller rank, use method='svd'"),
         ({"method": "svd", "rank": 0}, "at least 1, but is 0"),
         ({"sets": [], "weights": []}, "no sets to combine"),
+        ({"sets": None}, "`sets` must be a list of AdapterSets, but is of type NoneType"),
+        ({"sets": layers()}, r"`sets\[0\]` must be an AdapterSet, but is of type str"),
+        ({"weights": 0.5}, "`weights` must be a list of numbers, one for each set, but is 0.5"),
+        ({"weights": jnp.ones(())}, "`weights` must be a list of numbers"),
+        ({"weights": [1.0, "1"]}, r"`weights\[1\]` must be a number, but is '1'"),
+        ({"weights": [jnp.ones(2), 1]}, r"`weights\[0\]` must be a number"),
+        ({"method": "ties", "density": "0.5"}, r"must be in \(0, 1\], but is '0.5'"),
+        ({"method": "svd", "rank": 2.5}, "a whole number of at least 1, but is 2.5"),
     ],
 )
-def test_arguments_that_make_no_sense(sets, arguments, message):
+def test_arguments_that_make_no_sense(sets, arguments, message, unchecked):
     arguments = {"sets": sets[:2], "weights": [1.0, 1.0], **arguments}
     with pytest.raises(SelectionError, match=message):
         combine(**arguments)

@@ -66,11 +66,11 @@ def test_without_adapters_the_net_is_the_base_bit_for_bit(model, variant):
         assert all(map(lambda a, b: a is b, *map(jax.tree.leaves, (net.module, model))))
         assert trains(net) == set() and net.partition()[1] is not None
         assert jnp.array_equal(net(X), model(X))
-        assert len(net.adapter("one")) == 2
+        assert net.active is None and len(net.adapter("one")) == 2
         with net.disabled():
             assert jnp.array_equal(net(X), model(X))
         assert jnp.array_equal(net(X), model(X))
-    assert net.module is module and net.trainable is trainable
+    assert net.module is module and net.trainable is trainable and net.active == "one"
     for _ in range(3):  # no drift either
         assert jnp.array_equal(net.deactivate()(X), model(X))
         assert jnp.array_equal(net.activate("one")(X), adapted)
@@ -119,6 +119,14 @@ def test_each_adapter_trains_as_it_did_when_it_was_put_away(model):
     assert trains(net) == {"layers/1/lora_B"}
     assert trains(net.activate("one")) == set()
     assert trains(net.deactivate()) == set()
+
+
+def test_the_layers_of_each_adapter_train_as_they_did_with_it(model):
+    net, *_ = with_two(model)
+    net.mask("layers/1/base/bias").unfreeze().activate("one")
+    assert "layers/1/base/bias" not in trains(net)
+    net.deactivate().freeze().activate("two")
+    assert trains(net) == {"layers/1/base/bias", "layers/1/lora_A", "layers/1/lora_B"}
 
 
 def test_a_set_that_is_new_trains_as_after_lora_and_what_is_outside_stays(model):
@@ -212,6 +220,34 @@ def test_a_set_that_does_not_fit(model):
     adapters = extract_adapters(Net(other).lora(1).module)
     net = Net(model)
     refused(net, lambda: net.add_adapter("one", adapters), r"(?s)layers/1/weight.*layers/2: ")
+
+
+EXCHANGES = {
+    "activate": lambda net, adapters: net.activate("other"),
+    "lora": lambda net, adapters: net.deactivate().lora(2),
+    "add_adapter": lambda net, adapters: net.add_adapter("new", adapters).activate("new"),
+    "merge": lambda net, adapters: net.merge().lora(2),
+    "unwrap": lambda net, adapters: net.unwrap().lora(2),
+}
+
+
+@pytest.mark.parametrize("way", EXCHANGES)
+def test_trained_values_go_to_no_other_adapters(model, way):
+    adapters = extract_adapters(Net(model).lora(2).module)
+    net = Net(model).freeze().add_adapter("other", adapters).lora(2).add_adapter("one")
+    old, _ = net.partition()
+    EXCHANGES[way](net, adapters)
+    refused(net, lambda: net.update(old), r"exchanged after the last `net.partition\(\)`")
+    train(net)
+
+
+def test_trained_values_come_back_after_what_exchanges_nothing(model):
+    net = Net(model).freeze().lora(2)
+    trainable, _ = net.partition()
+    net.add_adapter("one").activate("one")
+    with net.disabled():
+        net.partition()
+    assert net.update(trainable).update(trainable) is net
 
 
 def test_a_pending_mask_is_not_used_up(model):

@@ -12,6 +12,7 @@ from jno.lora import (
     WrapperError,
     apply_lora,
     extract_adapters,
+    lora_trainable_filter,
     merge_lora,
     to_lora,
 )
@@ -76,6 +77,11 @@ def test_energy_chooses_the_smallest_rank_of_each_layer_and_one_for_a_stack():
         kept = np.cumsum(singular**2, axis=-1) / np.sum(singular**2, axis=-1, keepdims=True)
         assert row.rank == np.max(1 + np.argmax(kept >= 0.9, axis=-1))
         assert float(row.error) <= np.sqrt(0.1)
+
+
+def test_the_caption_of_a_report_is_one_line():
+    _, report = to_lora(trained(layers(), ["lora"], 1, target="linear"))
+    assert str(report).endswith("\nerror: the part of the update that is lost")
 
 
 def test_plain_lora_stays_as_it_is_unless_its_rank_is_too_large():
@@ -182,6 +188,16 @@ def test_a_layer_that_no_plain_lora_is_for(getkey):
         to_lora(model, rank=1)
 
 
+@pytest.mark.parametrize("variant", ["dora", "vera"])
+@pytest.mark.parametrize("number", [jnp.nan, jnp.inf])
+def test_an_update_that_is_not_finite_is_told_with_its_path(variant, number):
+    model = trained(layers(), [variant], 1, target="linear|stack")
+    fields, rest = eqx.partition(model, lora_trainable_filter(model))
+    bad = eqx.combine(jax.tree.map(lambda a: a.at[(0,) * a.ndim].set(number), fields), rest)
+    with pytest.raises(WrapperError, match=r"(?s)linear \(.* holds NaN or infinity.*stack \("):
+        to_lora(bad, rank=1)
+
+
 def test_an_update_of_full_rank_needs_to_know_how_much_to_keep():
     model = trained(layers(), ["dora"], 1, target="linear")
     with pytest.raises(WrapperError, match=r"linear \(DoRALinear\): .* by `rank=` or by `energy"):
@@ -194,8 +210,10 @@ def test_an_update_of_full_rank_needs_to_know_how_much_to_keep():
         ({"rank": 1, "energy": 0.5}, "both given"),
         ({"rank": 0}, "at least 1, but is 0"),
         ({"energy": 1.5}, r"in \(0, 1\], but is 1.5"),
+        ({"energy": "most"}, r"in \(0, 1\], but is 'most'"),
+        ({"rank": "4"}, "at least 1, but is '4'"),
     ],
 )
-def test_arguments_that_make_no_sense(arguments, message):
+def test_arguments_that_make_no_sense(arguments, message, unchecked):
     with pytest.raises(SelectionError, match=message):
         to_lora(layers(), **arguments)

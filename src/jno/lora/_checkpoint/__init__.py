@@ -1,14 +1,13 @@
 """Adapters as files: one safetensors file, with its configuration in the metadata."""
 
-from ._configuration import FORMAT_VERSION, Entry
+from ._configuration import Entry
 from ._container import FilePath, MalformedError, opened, parse_json, regular_file
 from ._loading import Contents, Loaded, load, non_finite, read, read_set
 from ._saving import save
 from ._wrappers import Classes
-from ._writing import write_atomically
+from ._writing import put_aside, written_beside
 
 __all__ = [
-    "FORMAT_VERSION",
     "Classes",
     "Contents",
     "Entry",
@@ -19,9 +18,10 @@ __all__ = [
     "non_finite",
     "opened",
     "parse_json",
+    "put_aside",
     "read",
     "read_set",
     "regular_file",
     "save",
-    "write_atomically",
+    "written_beside",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .._adapter_set import LayerForm
-from .._paths import bullets, show_path
+from .._paths import FEW, bullets, show_path
 from ._container import MalformedError, brief, is_count, parse_json, shape_of
 
 # The key in the metadata, and the version of what stands there.
@@ -55,6 +55,26 @@ class Entry:
         """The name in the file of the array `name` of its state."""
         return f"{self.path}:{name}"
 
+    def as_json(self) -> dict[str, Any]:
+        """What a file says of it, beside its path."""
+        return {
+            "wrapper": self.wrapper,
+            "distribution": self.distribution,
+            "version": self.version,
+            "variant": self.variant,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "arrays": self.arrays,
+            "layer": {
+                "class": self.layer.layer,
+                "stack_ndim": self.layer.stack_ndim,
+                "arrays": {
+                    path: {"shape": shape, "dtype": dtype}
+                    for path, shape, dtype in self.layer.arrays
+                },
+            },
+        }
+
     def describe(self) -> str:
         """For messages: the class and where it comes from."""
         version = f" {self.version}" if self.version else ""
@@ -63,10 +83,11 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What a file says: its adapters, and the versions of the libraries that wrote it."""
+    """What a file says: its adapters, and the versions of its format and of what wrote it."""
 
     entries: tuple[Entry, ...]
     versions: dict[str, str]
+    format_version: int = FORMAT_VERSION
 
     def dump(self) -> str:
         """As text for the metadata.
@@ -75,9 +96,9 @@ class Configuration:
         """
         text = json.dumps(
             {
-                "format_version": FORMAT_VERSION,
+                "format_version": self.format_version,
                 "versions": self.versions,
-                "adapters": {entry.path: _as_json(entry) for entry in self.entries},
+                "adapters": {entry.path: entry.as_json() for entry in self.entries},
             }
         )
         if Configuration.parse(text) != self:
@@ -105,6 +126,7 @@ class Configuration:
         return cls(
             tuple(_entry(path, adapter) for path, adapter in adapters.items()),
             {_text(k, what): _text(v, f"a version in {what}") for k, v in versions.items()},
+            version,
         )
 
     def check_tensors(self, tensors: Iterable[str]) -> None:
@@ -116,26 +138,9 @@ class Configuration:
         lines = [f"{brief(name)}: in its configuration only" for name in sorted(missing)]
         lines += [f"{brief(name)}: not in its configuration" for name in sorted(added)]
         if lines:
-            raise MalformedError(f"its arrays are not those of its adapters:\n{bullets(lines)}\n")
-
-
-def _as_json(entry: Entry) -> dict[str, Any]:
-    return {
-        "wrapper": entry.wrapper,
-        "distribution": entry.distribution,
-        "version": entry.version,
-        "variant": entry.variant,
-        "rank": entry.rank,
-        "alpha": entry.alpha,
-        "arrays": entry.arrays,
-        "layer": {
-            "class": entry.layer.layer,
-            "stack_ndim": entry.layer.stack_ndim,
-            "arrays": {
-                path: {"shape": shape, "dtype": dtype} for path, shape, dtype in entry.layer.arrays
-            },
-        },
-    }
+            raise MalformedError(
+                f"its arrays are not those of its adapters:\n{bullets(lines, FEW)}\n"
+            )
 
 
 def _entry(path: str, found: Any) -> Entry:

@@ -29,9 +29,6 @@ from ._wrappers import Classes, Wrappers
 
 M = TypeVar("M")
 
-# How many lines of a message say what does not fit.
-_MOST_LINES = 100
-
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
@@ -83,7 +80,7 @@ class _Problems:
     def refuse(self, path: FilePath, what: str, advice: str) -> None:
         """**Raises:** `CheckpointError` if there are any."""
         if self.lines:
-            listed = bullets(self.lines, _MOST_LINES)
+            listed = bullets(self.lines)
             raise CheckpointError(
                 f"{os.fspath(path)!r} {what}:\n{listed}\n{advice}"
             ) from self.cause
@@ -139,7 +136,7 @@ def load(
         total = len(contents.configuration.entries)
         warnings += (
             f"{len(built)} of {total} adapters of {os.fspath(path)!r} were loaded. The others were "
-            f"left out:\n{bullets(problems.lines, _MOST_LINES)}",
+            f"left out:\n{bullets(problems.lines)}",
         )
     return Loaded(built, warnings)
 

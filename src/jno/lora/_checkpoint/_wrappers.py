@@ -65,7 +65,9 @@ class Wrappers:
 
 
 def _how_to_install(entry: Entry) -> str:
-    bound = f">={entry.version}" if entry.version else ""
+    # A local version ("1.0+cpu") is on no index, and no bound may have one (PEP 440).
+    public = entry.version.partition("+")[0]
+    bound = f">={public}" if public else ""
     return f'If you trust this file:\n    pip install -U "{entry.distribution}{bound}"\n'
 
 

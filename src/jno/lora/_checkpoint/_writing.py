@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .._errors import CheckpointError
@@ -20,20 +20,68 @@ def write_atomically(path: FilePath, content: bytes) -> None:
     **Raises:** `CheckpointError` if that fails. The old file is whole then, and nothing is left of
     the new one.
     """
-    shown = os.fspath(path)
-    try:
+    with written_beside(path, content) as put_in_place:
+        put_in_place()
+
+
+@contextlib.contextmanager
+def written_beside(path: FilePath, content: bytes) -> Iterator[Callable[[], None]]:
+    """`write_atomically` in two steps: the new file is on the disk, and a call puts it in place.
+
+    **Raises:** `CheckpointError` in either step.
+    """
+    with _errors_of(path):
         target = Path(os.path.realpath(path))
         permissions = _permissions(target)
-        # The start of the name: file systems count bytes, of which a character may have four.
-        temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
-        with _removed_on_failure(temporary):
-            _write(temporary, content, permissions)
+        temporary = _temporary(target)
+
+    def put_in_place() -> None:
+        with _errors_of(path):
             os.replace(temporary, target)
+        _flush_directory(target.parent)
+
+    with _removed_on_failure(temporary):
+        with _errors_of(path):
+            _write(temporary, content, permissions)
+        yield put_in_place
+
+
+@contextlib.contextmanager
+def put_aside(path: FilePath) -> Iterator[None]:
+    """A block in which there is no file at `path`. At its end the old one is deleted.
+
+    If the block raises a `CheckpointError`, it is back in its place instead. Not so for others: an
+    interrupt may come after the block has done its work.
+    """
+    with _errors_of(path):
+        target = Path(os.path.realpath(path))
+        aside = _temporary(target)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, aside)
+    try:
+        yield
+    except CheckpointError:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(aside, target)
+        raise
+    aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _errors_of(path: FilePath) -> Iterator[None]:
+    try:
+        yield
     except OSError as err:
+        shown = os.fspath(path)
         raise CheckpointError(f"{shown!r} cannot be written: {err.strerror or err}.") from err
     except ValueError as err:  # a null byte
-        raise CheckpointError(f"{shown!r} is no path: {err}.") from err
-    _flush_directory(target.parent)
+        raise CheckpointError(f"{os.fspath(path)!r} is no path: {err}.") from err
+
+
+def _temporary(target: Path) -> Path:
+    """A new name in the directory of `target`."""
+    # The start of the name: file systems count bytes, of which a character may have four.
+    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
 
 
 def _permissions(target: Path) -> int | None:

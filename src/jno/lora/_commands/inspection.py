@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from .._checkpoint import FORMAT_VERSION, Contents, Entry, FilePath, non_finite, read
+from .._checkpoint import Contents, Entry, FilePath, non_finite, read
 from .._paths import show_path
 from .._tables import Table, table
 
@@ -23,7 +23,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     arrays = [array for adapter in adapters for array in adapter["arrays"].values()]
     found = {
         "file": str(file),
-        "format_version": FORMAT_VERSION,
+        "format_version": contents.configuration.format_version,
         "versions": contents.configuration.versions,
         "adapters": adapters,
         "arrays": len(arrays),
@@ -72,17 +72,7 @@ def _adapter(entry: Entry, contents: Contents, bad: dict[str, int]) -> dict[str,
     tensors = {name: contents.tensors[tensor] for name, tensor in entry.tensors.items()}
     found = {
         "path": entry.path,
-        "wrapper": entry.wrapper,
-        "distribution": entry.distribution,
-        "version": entry.version,
-        "variant": entry.variant,
-        "rank": entry.rank,
-        "alpha": entry.alpha,
-        "layer": {
-            "class": entry.layer.layer,
-            "stack_ndim": entry.layer.stack_ndim,
-            "arrays": {p: {"shape": s, "dtype": d} for p, s, d in entry.layer.arrays},
-        },
+        **entry.as_json(),
         "arrays": {
             name: {"shape": t.shape, "dtype": str(t.dtype), "bytes": t.nbytes}
             for name, t in tensors.items()

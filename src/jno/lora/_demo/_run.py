@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 
 from .._net import Net
+from .._progress import Bar
 from .._registry import default_registry
 from .._report import count
 from ._candidates import ADAPTERS, CANDIDATES, NOTHING, Outcome, adapt
@@ -84,18 +84,12 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
 
 def _train_all(console: Console, digits: Digits, effort: Effort, seed: int) -> tuple[Outcome, ...]:
     """Pretrain one model and adapt it in every way, with a progress bar over all of it."""
-    columns = ("{task.description:<16}", BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("pretraining", total=effort.total_epochs)
-
-        def advance() -> None:
-            progress.advance(task)
-
-        model = _pretrained(digits, effort, seed, advance)
+    with Bar(effort.total_epochs, "pretraining", console=console) as bar:
+        model = _pretrained(digits, effort, seed, bar.advance)
         print_pretrained(console, measure(model, digits), count(model, Net(model).trainable))
         outcomes: list[Outcome] = []
         for name in CANDIDATES:
-            progress.update(task, description=name)
+            bar.update(what=name)
             outcomes.append(
                 adapt(
                     name,
@@ -104,10 +98,9 @@ def _train_all(console: Console, digits: Digits, effort: Effort, seed: int) -> t
                     rates=effort.rates,
                     epochs=effort.epochs,
                     seed=seed,
-                    on_epoch=advance,
+                    on_epoch=bar.advance,
                 )
             )
-        progress.update(task, description="done")
     return tuple(outcomes)
 
 

@@ -88,22 +88,26 @@ class Registry:
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """Which plugin provides `cls`. Loads those of the package that defines it, if need be."""
         if self._discover and self.provider(cls) is None:
-            own = tuple(plugin for plugin in find_plugins() if plugin.package == _package(cls))
-            with self._lock:
-                self._load(own, strict=False)
+            self._load_only(
+                tuple(plugin for plugin in find_plugins() if plugin.package == _package(cls)),
+                strict=False,
+            )
         return self.provider(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
 
-        Loads nothing for the latter, only the zoo for the zoo's, else all installed plugins.
+        Loads nothing for the latter, else only what that distribution provides.
 
         **Raises:** `PluginError` if there is no such adapter, or it cannot be used.
         """
         if distribution is None:
             return self._snapshot.provided(IN_PROCESS, name)
-        whole = distribution != ZOO_DISTRIBUTION
-        return (self._load_all() if whole else self._load_zoo()).provided(distribution, name)
+        if distribution == ZOO_DISTRIBUTION:
+            self._load_zoo()
+        elif self._discover and not self._all_loaded:
+            self._load_only(find_plugins_of(distribution))
+        return self._snapshot.provided(distribution, name)
 
     def select(
         self, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
@@ -212,6 +216,10 @@ class Registry:
                         self._publish()
                 snapshot = self._snapshot
         return snapshot
+
+    def _load_only(self, found: tuple[Found, ...], strict: bool | None = None) -> None:
+        with self._lock:
+            self._load(found, strict)
 
     def _load(self, found: tuple[Found, ...], strict: bool | None) -> None:
         policy = Policy.from_environment()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -42,8 +43,8 @@ class Arrays:
         problems: list[str] = []
         for name, tensor in tensors.items():
             key = f"{path}/{name}" if path else name
-            old = self._new.get(key, getattr(layer, name, None))
-            if not isinstance(old, jax.Array | np.ndarray):
+            old = self._new.get(key, _own_array(layer, name))
+            if old is None:
                 problems.append(f"{key}: the {type(layer).__name__} has no such array")
             elif name == "weight" and is_transposed(layer):
                 problems.append(
@@ -68,7 +69,11 @@ class Arrays:
         **Returns:** what keeps it from being changed.
         """
         key = f"{path}/bias" if path else "bias"
-        old = self._new.get(key, getattr(layer, "bias", None))
+        old = self._new.get(key, _own_array(layer, "bias"))
+        if old is None and eqx.is_array(getattr(layer, "bias", None)):
+            return [
+                f"{key}: the {type(layer).__name__} computes it, and has no such array to change"
+            ]
         if old is None:
             return [
                 f"{show_path(path)}: lora_bias adds to what the layer returns, and the "
@@ -77,11 +82,20 @@ class Arrays:
                 if kind == "shift" and change.any()
             ]
         for kind, change in changes.items():
+            if not _fits(change.shape, old.shape, ()):
+                return [f"{key}: the model has {_form(old)}, the file has {_form(change)}"]
             wide = jnp.asarray(old, jnp.promote_types(old.dtype, jnp.float32))
             change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
             new = wide * change if kind == "factor" else wide + change
             self._new[key] = sharded_like(new.astype(old.dtype), old)
         return []
+
+
+def _own_array(layer: Any, name: str) -> Any:
+    """The array of that name that `layer` holds: what a property computes has no place."""
+    leaves = {path_str(keys): leaf for keys, leaf in jtu.tree_leaves_with_path(layer)}
+    found = leaves.get(name)
+    return found if isinstance(found, jax.Array | np.ndarray) else None
 
 
 def show_index(index: Index) -> str:

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .._checkpoint import MalformedError, opened, parse_json, regular_file, write_atomically
+from .._checkpoint import (
+    MalformedError,
+    opened,
+    parse_json,
+    put_aside,
+    regular_file,
+    written_beside,
+)
 from .._errors import CheckpointError, PeftFormatError
 
 Directory = str | os.PathLike[str]
@@ -22,7 +29,7 @@ _MOST_CONFIG_BYTES = 32 * 2**20
 def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The configuration and the tensors in `directory`.
 
-    **Raises:** `PeftFormatError` if a file is missing or damaged.
+    **Raises:** `PeftFormatError` if a file is missing or damaged, or both are being replaced.
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -30,13 +37,23 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"{os.fspath(directory)!r} is not a directory. Give the one that PEFT's "
             f"`save_pretrained` wrote, with {CONFIG} and {TENSORS} in it."
         )
-    return _read_config(folder), _read_tensors(folder)
+    config, tensors = _read_config(folder), _read_tensors(folder)
+    if _read_config(folder) != config:
+        raise PeftFormatError(
+            f"{os.fspath(directory)!r} was written while it was read. Load it again."
+        )
+    return config, tensors
 
 
 def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Write both files into `directory`, which is made if need be. Each is there whole, or not.
+    """Write both files into `directory`, which is made if need be.
 
-    **Raises:** `PeftFormatError` if that fails.
+    No system exchanges two files in one step. So both are on the disk before an old one is touched,
+    and there is no configuration while the tensors change: an adapter without one is refused, and
+    no old one is taken for that of the new tensors. A crash between those steps leaves it so.
+
+    **Raises:** `PeftFormatError` if that fails. The old files are whole then, unless the new
+    configuration alone could not take its place, when there is none.
     """
     import safetensors.numpy
 
@@ -46,8 +63,13 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(directory) / TENSORS, content)
-        write_atomically(Path(directory) / CONFIG, text.encode())
+        with (
+            written_beside(Path(directory) / TENSORS, content) as put_tensors,
+            written_beside(Path(directory) / CONFIG, text.encode()) as put_config,
+        ):
+            with put_aside(Path(directory) / CONFIG):
+                put_tensors()
+            put_config()
     except OSError as err:
         raise PeftFormatError(
             f"{os.fspath(directory)!r} cannot be written: {err.strerror}"

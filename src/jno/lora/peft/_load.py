@@ -11,6 +11,7 @@ import numpy as np
 from .._adapter_set import AdapterSet, LayerForm, LooseAdapter, put_around
 from .._contract import LoRAWrapper, is_wrapper
 from .._errors import PeftFormatError, PluginError
+from .._handle import refuse_net
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from ._arrays import Arrays, show_index
@@ -53,9 +54,10 @@ def load_peft(
     **Returns:** the model, with the adapters around its layers. Those it carried stay.
 
     **Raises:** `PeftFormatError` for files that are damaged or hold what has no exact form here,
-    and one that lists everything that does not fit the model; `SelectionError` for a bad `rename`;
-    `PluginError` if a plugin is missing.
+    and one that lists everything that does not fit the model; `SelectionError` for a bad `rename`
+    or a `Net`; `PluginError` if a plugin is missing.
     """
+    refuse_net(model, "load_peft")
     values, tensors = read(directory)
     config = Config.parse(values)
     found = by_module(tensors, config.type)
@@ -96,9 +98,7 @@ class _Loading:
         **Raises:** `PeftFormatError` if the model has no modules, or none of those of the file.
         """
         if not layers.paths:
-            raise PeftFormatError(
-                "The model holds no Equinox modules to adapt. Of a Net, give net.module."
-            )
+            raise PeftFormatError("The model holds no Equinox modules to adapt.")
         modules = list(dict.fromkeys([*found.adapters, *found.plain]))
         places = self._places(modules, layers, rename)
         for module, arrays in found.plain.items():

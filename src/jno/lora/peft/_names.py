@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from .._contract import is_wrapper
 from .._errors import SelectionError
-from .._paths import KeyPath, bullets, nearest, path_str, show_path
+from .._paths import FEW, KeyPath, bullets, nearest, path_str, show_path
 from .._walk import NORMALISED
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
@@ -125,8 +125,8 @@ def both_sides(modules: list[str], layers: Layers) -> str:
         path for module in modules[:_HINTS] for path in nearest(module.replace(".", "/"), paths, 2)
     )
     return (
-        f"No module of the file is in the model. The file has\n{bullets(modules)}\n"
-        f"and the nearest layers of the model are\n{bullets(near)}\n"
+        f"No module of the file is in the model. The file has\n{bullets(modules, FEW)}\n"
+        f"and the nearest layers of the model are\n{bullets(near, FEW)}\n"
         'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules for '
         "slash-joined names) or a function from PEFT's name to the path here."
     )

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from .._contract import is_wrapper
 from .._errors import PeftFormatError
+from .._handle import refuse_net
 from .._paths import bullets, path_str, show_path
 from ._files import Directory, write
 from ._keys import PREFIX
@@ -36,8 +37,11 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
         a stack it is asked for each layer: `layers/q_proj[3]`.
 
     **Raises:** `PeftFormatError` that lists every adapter that PEFT has no exact form for, and if
-    the adapters are of kinds that PEFT cannot keep in one; nothing is written then.
+    the adapters are of kinds that PEFT cannot keep in one; nothing is written then. If the files
+    cannot be written: the old ones are whole then, or there is no configuration, so that nothing
+    loads. `SelectionError` for a bad `rename` or a `Net`.
     """
+    refuse_net(model, "save_peft")
     problems: list[str] = []
     modules: dict[str, Written] = {}
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
@@ -55,9 +59,7 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
             f"These adapters have no exact form in PEFT:\n{bullets(problems)}\nNothing was written."
         )
     if not modules:
-        raise PeftFormatError(
-            "The model carries no adapters to save. Save before merging; of a Net, give net.module."
-        )
+        raise PeftFormatError("The model carries no adapters to save. Save before merging.")
     kind = _common_kind(modules)
     config = _config(modules, kind) | {"target_modules": _targets(modules, model, rename)}
     tensors = {
@@ -159,11 +161,13 @@ def _number(value: float) -> int | float:
 
 
 def _targets(modules: Mapping[str, Written], model: PyTree, rename: Rename) -> list[str] | str:
-    """The names of the modules; as a regex if some are the end of a name that is not meant."""
+    """The names of the modules; as a regex if one may be the end of a name that is not meant."""
     names = sorted(modules)
-    # A function may know the names of adapted layers only.
-    others = [] if callable(rename) else [module_name(path, rename) for path in Layers(model).paths]
     ends = tuple(f".{name}" for name in names)
-    if any(name.endswith(ends) and name not in modules for name in others):
+    # A function may know the names of adapted layers only: what else there is in PEFT's is unknown.
+    if callable(rename) or any(
+        name.endswith(ends) and name not in modules
+        for name in (module_name(path, rename) for path in Layers(model).paths)
+    ):
         return "|".join(map(re.escape, names))
     return names

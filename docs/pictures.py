@@ -1,0 +1,149 @@
+"""Make the pictures and the printed results of the documentation, by running what they show.
+
+    make pictures                                        # all: ten minutes on two cores
+    make pictures PAGES="getting-started inspecting"     # those of some pages
+
+A code block of a page that is followed by `<!-- printed -->` gets what it prints; one that is
+followed by a picture makes it, as `figure`. The pages of the examples get what the scripts print,
+and the pages of the methods their rows of the demo's table.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+from PIL import Image
+
+# Compiled programs and decompositions share two cores better than they fight for them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+DOCS = pathlib.Path(__file__).parent
+ROOT = DOCS.parent
+IMAGES = DOCS / "images"
+PRINTED = re.compile(r"(<!-- printed -->\n).*?(<!-- /printed -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```\n"
+    r"(?:\n(?:<!-- printed -->\n.*?<!-- /printed -->|!\[[^\]]*\]\((?P<picture>\S+)\)))?",
+    re.DOTALL | re.MULTILINE,
+)
+# The page of each script, and what the script is called with.
+SCRIPTS = {
+    "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.png")],
+    "minilm": ["minilm_classification.py"],
+    "attention": ["attention_adapter.py"],
+    "per-user": ["per_user_adapters.py"],
+}
+
+
+def main(names: list[str]) -> None:
+    """Make what is named, or everything."""
+    makers = {
+        "getting-started": lambda: run_page(DOCS / "getting-started.md"),
+        "inspecting": lambda: run_page(DOCS / "inspecting.md"),
+        "digits": run_digits,
+        **{name: lambda name=name: run_script(name) for name in SCRIPTS},
+        "plugin": run_plugin,
+    }
+    IMAGES.mkdir(exist_ok=True)
+    for name in names or makers:
+        print(name, flush=True)
+        makers[name]()
+    for picture in IMAGES.glob("*.png"):
+        shrink(picture)
+
+
+def run_page(page: pathlib.Path) -> None:
+    """Run a page's blocks in order; fill in what they print and draw."""
+    namespace: dict[str, object] = {"__name__": page.stem}
+
+    def run(match: re.Match[str]) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(match["code"], page.name, "exec"), namespace)
+        if match["picture"]:
+            namespace["figure"].savefig(page.parent / match["picture"])
+        return with_printed(match[0], out.getvalue())
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        text = BLOCK.sub(run, page.read_text())
+    page.write_text(text)
+
+
+def run_script(name: str) -> None:
+    """Run an example in full, and put what it prints on its page."""
+    script, *arguments = SCRIPTS[name]
+    command = [sys.executable, ROOT / "examples" / script, *arguments]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    page = DOCS / "examples" / f"{name}.md"
+    page.write_text(with_printed(page.read_text(), printed))
+
+
+def run_plugin() -> None:
+    """Install the example of a plugin into a folder, and put what its check prints on its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        plugin = ROOT / "examples" / "plugin_of_your_own"
+        subprocess.run([*pip, "--no-build-isolation", "--target", folder, plugin], check=True)
+        printed = subprocess.run(
+            [sys.executable, "-m", "jno.lora", "check", "jno-lora-loha"],
+            check=True,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])},
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+    page = DOCS / "examples" / "plugin.md"
+    page.write_text(with_printed(page.read_text(), printed))
+
+
+def run_digits() -> None:
+    """Run the demo, for its page and those of the methods."""
+    from jno.lora._demo import run_demo
+
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            demo = run_demo(pathlib.Path(folder))
+        demo.plot.replace(IMAGES / "digits.png")
+    page = DOCS / "examples" / "digits.md"
+    # Without the progress bar, and the paths at the end.
+    lines = [line for line in out.getvalue().splitlines() if not line.startswith("done ")]
+    page.write_text(with_printed(page.read_text(), "\n".join(lines).partition("\nPlot:")[0]))
+
+    by_name = {row.name: row for row in demo.outcomes}
+    full = by_name["full fine-tuning"]
+    for method in (DOCS / "methods").glob("*.md"):
+        row = by_name[method.stem]
+        said = (
+            f"On the [digits of the demo](../examples/digits.md), {row.trainable:,} trained "
+            f"parameters ({row.share:.1%} of the model) take the target domain from "
+            f"{row.before.target:.1%} to {row.after.target:.1%} right; full fine-tuning, "
+            f"{full.trainable:,}, reaches {full.after.target:.1%}."
+        )
+        marked = rf"\g<1>{said}\g<2>"
+        text, number = re.subn(
+            r"(<!-- digits -->).*?(<!-- /digits -->)", marked, method.read_text()
+        )
+        assert number == 1, method
+        method.write_text(text)
+
+
+def shrink(picture: pathlib.Path) -> None:
+    """Few colours are enough for lines and letters."""
+    with Image.open(picture) as image:
+        if image.mode == "P":  # done already
+            return
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, optimize=True)
+
+
+def with_printed(text: str, printed: str) -> str:
+    """`text`, with this between its comments `printed`, if it has them."""
+    lines = "\n".join(line.rstrip() for line in printed.strip("\n").splitlines())
+    return PRINTED.sub(lambda match: f"{match[1]}```text\n{lines}\n```\n{match[2]}", text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

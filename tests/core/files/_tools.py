@@ -1,0 +1,104 @@
+"""Adapters of many forms, and files in parts, of which others are made."""
+
+import json
+import struct
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jno.lora import (
+    CheckpointError,
+    LoRAWrapper,
+    apply_lora,
+    load_adapters,
+    read_adapters,
+)
+
+from ..toys import (
+    ToyLinear,
+    ToyScale,
+    ToyStacked,
+    shaken,
+)
+
+OWN = [ToyLinear, ToyScale, ToyStacked]
+
+
+def adapted(model, getkey, wrapper=ToyLinear, rank=2, **options):
+    model = apply_lora(model, rank, 3.0, key=getkey(), wrappers=wrapper, **options)
+    return shaken(model)
+
+
+class Assorted(LoRAWrapper):
+    """Arrays of many forms, some of them nested; the constructor makes them all float32."""
+
+    adapter_fields = ("trained",)
+    base: eqx.nn.Linear
+    trained: jax.Array
+    kept: dict
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return isinstance(leaf, eqx.nn.Linear)
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.trained = jnp.zeros((rank, 3))
+        self.kept = {"scalar": jnp.zeros(()), "none": jnp.zeros((0, 2)), "a": [jnp.zeros(5)]}
+
+    def __call__(self, x):
+        return self.base(x)
+
+    def merge(self):
+        return self.base
+
+
+def small_model():
+    one, two = jax.random.split(jax.random.key(0))
+    return {"a": eqx.nn.Linear(3, 2, key=one), "b": [eqx.nn.Linear(2, 3, key=two)]}
+
+
+def parts(content):
+    """Header, configuration and data."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    (text,) = header["__metadata__"].values()
+    return header, json.loads(text), content[8 + length :]
+
+
+def assembled(header, configuration, data):
+    """A file of these parts. Header and configuration may be text, to hold what `dumps` refuses."""
+    if isinstance(header, dict):
+        text = configuration if isinstance(configuration, str) else json.dumps(configuration)
+        if configuration is not None:
+            header = header | {"__metadata__": {"jno.lora": text}}
+        header = json.dumps(header)
+    raw = header if isinstance(header, bytes) else header.encode()
+    return struct.pack("<Q", len(raw)) + raw + data
+
+
+def refused(file, content=None):
+    """The message; reading and loading both refuse the file, in no time and memory at all."""
+    if content is not None:
+        file.write_bytes(content)
+    model = small_model()
+    before = jax.tree.leaves(model)
+    start = time.process_time()
+    with pytest.raises(CheckpointError) as caught:
+        read_adapters(file, wrappers=OWN)
+    with pytest.raises(CheckpointError):
+        load_adapters(model, file, wrappers=OWN, strict=False)
+    assert time.process_time() - start < 10
+    assert all(one is other for one, other in zip(jax.tree.leaves(model), before, strict=True))
+    assert str(file) in str(caught.value)
+    assert len(str(caught.value)) < 3000
+    return str(caught.value)
+
+
+def with_adapter(**changes):
+    return lambda found: found["adapters"]["a"].update(changes)

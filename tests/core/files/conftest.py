@@ -1,0 +1,31 @@
+"""A path for a file, and a file that is in order."""
+
+import jax
+import pytest
+
+# Saving imports it, when `site` has taken the folder away in which it is installed.
+import safetensors.numpy  # noqa: F401
+
+from jno.lora import apply_lora, save_adapters
+
+from ..toys import ToyLinear, ToyScale
+from ._tools import small_model
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "adapters.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _no_plugins(registry):
+    """The adapters here come from no plugin, and none is looked for."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bytes of a file that is in order."""
+    file = tmp_path_factory.mktemp("whole") / "whole.safetensors"
+    specs = [{"target": "a", "wrapper": ToyLinear}, {"target": "b", "wrapper": ToyScale}]
+    save_adapters(apply_lora(small_model(), 1, key=jax.random.key(1), specs=specs), file)
+    return file.read_bytes()

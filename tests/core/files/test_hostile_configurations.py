@@ -1,0 +1,143 @@
+"""Files whose configuration lies: a `CheckpointError` each, and no more."""
+
+import json
+import re
+import time
+
+import pytest
+
+from jno.lora import (
+    CheckpointError,
+    load_adapters,
+    read_adapters,
+)
+
+from ._tools import OWN, assembled, parts, refused, small_model, with_adapter
+
+
+def renamed(path):
+    return lambda found: found["adapters"].update({path: found["adapters"].pop("a")})
+
+
+CONFIGURATIONS = {
+    "version 2": (lambda c: c.update(format_version=2), "pip install -U jno-lora"),
+    "version 0": (lambda c: c.update(format_version=0), "format version 0, which is none"),
+    "version text": (lambda c: c.update(format_version="1"), "which is none"),
+    "version true": (lambda c: c.update(format_version=True), "which is none"),
+    "no version": (lambda c: c.pop("format_version"), "which is none"),
+    "adapters a list": (lambda c: c.update(adapters=[]), "no JSON object"),
+    "an adapter null": (lambda c: c["adapters"].update(a=None), "no JSON object"),
+    "versions numbers": (lambda c: c.update(versions={"jax": 1}), "no printable text"),
+    "rank below 0": (with_adapter(rank=-1), "rank"),
+    "rank enormous": (with_adapter(rank=10**12), "rank"),
+    "rank true": (with_adapter(rank=True), "rank"),
+    "rank text": (with_adapter(rank="4"), "rank"),
+    "alpha text": (with_adapter(alpha="4"), "no finite number"),
+    "alpha null": (with_adapter(alpha=None), "no finite number"),
+    "wrapper null": (with_adapter(wrapper=None), "no printable text"),
+    "wrapper empty": (with_adapter(wrapper=""), "has 0 characters"),
+    "wrapper with a bell": (with_adapter(wrapper="a\a"), "no printable text"),
+    "wrapper a surrogate": (with_adapter(wrapper="\ud800"), "no printable text"),
+    "variant a list": (with_adapter(variant=[]), "no printable text"),
+    "a command": (with_adapter(distribution='x" && rm -rf "/'), "which is none"),
+    "an option": (with_adapter(distribution="--index-url"), "which is none"),
+    "a version with a quote": (with_adapter(distribution="x", version='1" y'), "which is none"),
+    "a version null": (with_adapter(version=None), "which is none"),
+    "arrays text": (with_adapter(arrays="lora_A"), "no list"),
+    "arrays of numbers": (with_adapter(arrays=[1, 2]), "no printable text"),
+    "an array twice": (with_adapter(arrays=["lora_A", "lora_B", "lora_A"]), "the same name"),
+    "layer null": (with_adapter(layer=None), "no JSON object"),
+    "a layer without stack_ndim": (
+        with_adapter(layer={"class": "Linear", "arrays": {}}),
+        "stack_ndim",
+    ),
+    "a layer of a huge shape": (
+        with_adapter(
+            layer={
+                "class": "L",
+                "stack_ndim": 0,
+                "arrays": {"w": {"shape": [2**60], "dtype": "f"}},
+            }
+        ),
+        "too large",
+    ),
+    "an absolute path": (renamed("/etc/passwd"), "must be names"),
+    "a path upwards": (renamed("../a"), "must be names"),
+    "a path upwards inside": (renamed("a/../../b"), "must be names"),
+    "a path with a line": (renamed("a\nb"), "no printable text"),
+    "a path without end": (renamed("a" * 10**5), "characters"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_that_lies_is_refused(name, whole, file):
+    header, configuration, data = parts(whole)
+    change, message = CONFIGURATIONS[name]
+    change(configuration)
+    assert message in refused(file, assembled(header, configuration, data))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "damaged"),
+        ("[]", "no JSON object"),
+        ('{"format_version": 1, "format_version": 1}', "there twice"),
+        ('{"format_version": 1, "adapters": {"a": 1, "a": 2}}', "there twice"),
+        ('{"format_version": Infinity}', "no JSON"),
+        ('{"format_version": 1e999}', "which is none"),
+    ],
+)
+def test_a_configuration_that_is_no_json_is_refused(text, message, whole, file):
+    header, _, data = parts(whole)
+    assert message in refused(file, assembled(header, text, data))
+
+
+def test_an_infinite_alpha_is_refused(whole, file):
+    header, configuration, data = parts(whole)
+    text = json.dumps(configuration).replace('"alpha": 1.0', '"alpha": 1e999')
+    assert "no finite number" in refused(file, assembled(header, text, data))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 2}, "expected shape (2, 3), got (1, 3)"),
+        ({"alpha": 0}, None),
+        ({"arrays": ["lora_A"]}, None),
+        ({"wrapper": "ToyScale"}, "gain: expected, missing"),
+        ({"wrapper": "Net"}, "Net is a class that no plugin provides"),
+        ({"distribution": "os", "wrapper": "system"}, "os is not installed"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_its_arrays_touches_no_model(
+    changes, message, whole, file, registry
+):
+    header, configuration, data = parts(whole)
+    with_adapter(**changes)(configuration)
+    file.write_bytes(assembled(header, configuration, data))
+    model = small_model()
+    if message is None and "alpha" in changes:  # nothing is wrong with it
+        assert load_adapters(model, file, wrappers=OWN)["a"].alpha == 0
+        return
+    with pytest.raises(CheckpointError, match=message and re.escape(message)):
+        load_adapters(model, file, wrappers=OWN)
+
+
+def test_keys_that_are_not_known_are_skipped(whole, file):
+    header, configuration, data = parts(whole)
+    configuration["new"] = configuration["adapters"]["a"]["new"] = {"x": 1}
+    file.write_bytes(assembled(header, configuration, data))
+    assert len(read_adapters(file, wrappers=OWN)) == 2
+
+
+def test_many_adapters_at_paths_that_are_not_there_are_told_in_no_time(whole, file):
+    header, configuration, data = parts(whole)
+    one = configuration["adapters"]["a"] | {"arrays": []}
+    configuration["adapters"] |= {f"layers/{n}/query/projection": one for n in range(3000)}
+    file.write_bytes(assembled(header, configuration, data))
+    model = {f"layers/{n}/key/projection": small_model()["a"] for n in range(300)}
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match="and 2902 more"):
+        load_adapters(model, file, wrappers=OWN)
+    assert time.process_time() - start < 20

@@ -1,0 +1,102 @@
+"""A `Net` saves its adapters and loads others."""
+
+import equinox as eqx
+import jax
+import pytest
+
+from jno.lora import (
+    CheckpointError,
+    JnoLoraWarning,
+    Net,
+    Registry,
+    SelectionError,
+    apply_lora,
+    load_adapters,
+    partial_lora_trainable_filter,
+    read_adapters,
+    save_adapters,
+)
+
+from ..toys import (
+    Block,
+    ToyBlock,
+    ToyLinear,
+    ToyScale,
+    same,
+    selected,
+)
+from ._tools import OWN, adapted
+
+
+def test_after_loading_the_adapters_train_and_nothing_else_changed(model, getkey, file):
+    Net(model).freeze().lora(2, wrapper=ToyScale, target="head").save_adapters(file)
+    net = Net(model).freeze().lora(2, wrapper=ToyLinear, target="head|encoder/1").freeze()
+    net.mask("embedding|head/base").unfreeze()
+    assert net.load_adapters(file, wrappers=OWN) is net
+    assert selected(net.trainable) == {"head/gain", "embedding/weight"}
+    assert jax.tree.structure(net.trainable) == jax.tree.structure(net.module)
+    fresh = load_adapters(Net(model), file, wrappers=OWN)
+    assert isinstance(fresh, Net)
+    assert same(fresh.trainable, partial_lora_trainable_filter(fresh.module))
+
+
+def test_a_net_uses_its_own_registry(model, file):
+    mine = Registry(discover=False)
+    mine.register(ToyLinear)
+    Net(model, registry=mine).freeze().lora(2, wrapper="ToyLinear").save_adapters(file)
+    again = Net(model, registry=mine).load_adapters(file)
+    assert isinstance(again.module.head, ToyLinear)
+    with pytest.raises(CheckpointError, match="ToyLinear"):
+        Net(model).load_adapters(file)
+
+
+def test_what_trains_and_is_not_saved_is_told(model, file):
+    net = Net(model).lora(2, wrapper=ToyLinear, target="head")
+    with pytest.warns(JnoLoraWarning, match=r"6 other arrays train too(.|\n)*embedding/weight"):
+        net.save_adapters(file)
+    with pytest.warns(JnoLoraWarning, match="6 other arrays"):
+        save_adapters(net, file)
+    assert list(read_adapters(file, wrappers=OWN)) == ["head"]
+
+
+def test_a_pending_mask_is_refused(model, getkey, file):
+    save_adapters(adapted(model, getkey), file)
+    with pytest.raises(SelectionError, match="A mask is pending"):
+        Net(model).mask("head").load_adapters(file, wrappers=OWN)
+
+
+def test_a_net_that_could_not_load_is_as_it_was(model, getkey, file):
+    save_adapters(adapted({"other": eqx.nn.Linear(2, 2, key=getkey())}, getkey), file)
+    net = Net(model).freeze()
+    with pytest.raises(CheckpointError):
+        net.load_adapters(file, wrappers=OWN)
+    assert net.module is model
+    assert selected(net.trainable) == set()
+
+
+@pytest.mark.parametrize("saved", ["in the block", "the block"])
+def test_an_adapter_of_a_part_and_one_of_the_whole_do_not_displace_each_other(saved, getkey, file):
+    model = {"block": Block(2, key=getkey()), "head": eqx.nn.Linear(2, 2, key=getkey())}
+    wrappers = {"in the block": (ToyLinear, "up|head"), "the block": ([ToyBlock, ToyLinear], "")}
+    wrapper, target = wrappers.pop(saved)
+    save_adapters(apply_lora(model, 1, key=getkey(), wrappers=wrapper, target=target), file)
+    ((other, target),) = wrappers.values()
+    net = Net(model).freeze().lora(1, wrapper=other, target=target)
+    before = net.module
+    with pytest.raises(CheckpointError, match="block"):
+        net.load_adapters(file, wrappers=[ToyBlock, ToyLinear])
+    assert net.module is before
+    with pytest.warns(JnoLoraWarning, match="1 of 2 adapters(.|\n)*block"):
+        net.load_adapters(file, wrappers=[ToyBlock, ToyLinear], strict=False)
+    assert same(net.module["block"], before["block"])
+
+
+def test_values_from_before_loading_do_not_overwrite_what_was_loaded(model, getkey, file):
+    save_adapters(adapted(model, getkey), file)
+    net = Net(model).freeze().lora(2, 3.0, wrapper=ToyLinear)
+    old, _ = net.partition()
+    loaded = net.load_adapters(file, wrappers=OWN).module
+    with pytest.raises(SelectionError, match=r"exchanged after the last `net.partition\(\)`"):
+        net.update(old)
+    assert net.module is loaded
+    assert same(net.update(net.partition()[0]).module, loaded)

@@ -1,0 +1,129 @@
+"""The class of an adapter in a file: by the plugin that provides it, or from the user."""
+
+import sys
+import warnings
+
+import pytest
+
+from jno.lora import (
+    CheckpointError,
+    JnoLoraWarning,
+    PluginError,
+    SelectionError,
+    load_adapters,
+    refresh,
+    registered,
+    save_adapters,
+)
+
+from ..toys import (
+    ToyLinear,
+    ToyScale,
+    same,
+)
+from ._tools import adapted
+
+SHIFT = '"Shift", variant="shift"'
+
+
+def shifted(model, getkey):
+    (record,) = [r for r in registered() if r.distribution == "shifts"]
+    return adapted(model, getkey, record.wrappers[0].cls, rank=1)
+
+
+def test_a_class_is_found_by_the_plugin_that_provides_it(site, model, getkey, file):
+    site.plugin("shifts", SHIFT, version="1.2.3")
+    trained = shifted(model, getkey)
+    save_adapters(trained, file)
+    refresh()
+    assert same(load_adapters(model, file), trained)
+
+
+def test_a_class_that_was_imported_is_still_known_to_be_a_plugins(site, model, getkey, file):
+    module = site.plugin("shifts", SHIFT)
+    cls = __import__(module).CLASSES[0]
+    trained = adapted(model, getkey, cls, rank=1)
+    save_adapters(trained, file)
+    assert same(load_adapters(model, file), trained)
+
+
+def test_a_file_loads_no_plugin_but_those_that_it_names(site, model, getkey, file):
+    site.plugin("shifts", SHIFT)
+    trained = shifted(model, getkey)
+    save_adapters(trained, file)
+    other = site.plugin("others", '"Other"')
+    refresh()
+    sys.modules.pop(other, None)
+    assert same(load_adapters(model, file), trained)
+    assert other not in sys.modules
+    assert {record.distribution for record in registered()} == {"shifts", "others"}
+
+
+def unavailable(file, model, **options):
+    with pytest.raises(CheckpointError) as caught:
+        load_adapters(model, file, **options)
+    assert isinstance(caught.value.__cause__, PluginError)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["1.2.3", "1.2.3+cpu.1"])
+def test_a_missing_plugin_is_named_with_its_command(
+    version, site, model, getkey, file, monkeypatch
+):
+    with monkeypatch.context() as inside:
+        site.monkeypatch = inside
+        site.plugin("shifts", SHIFT, version=version)
+        save_adapters(shifted(model, getkey), file)
+    refresh()
+    message = unavailable(file, model)
+    assert "encoder/0, encoder/1, head: Shift is not available: shifts is not installed" in message
+    assert 'pip install -U "shifts>=1.2.3"' in message
+    with pytest.warns(JnoLoraWarning, match="0 of 3 adapters"):
+        assert same(load_adapters(model, file, strict=False), model)
+
+
+def test_a_plugin_that_is_blocked_broken_or_old_is_named(
+    site, model, getkey, file, monkeypatch, unchecked
+):
+    site.plugin("shifts", SHIFT, version="2.0")
+    save_adapters(shifted(model, getkey), file)
+    monkeypatch.setenv("JNO_LORA_BLOCK", "shifts")
+    refresh()
+    assert "blocked: it is named in JNO_LORA_BLOCK" in unavailable(file, model)
+    monkeypatch.delenv("JNO_LORA_BLOCK")
+
+    for version, code, told in [
+        ("1.9.9", None, "saved with Shift of shifts 2.0, which is newer than the installed 1.9.9"),
+        ("2.0", "raise RuntimeError('no such thing')", "failed: RuntimeError: no such thing"),
+        ("2.0", "jno_lora_api = 99", "incompatible"),
+        ("2.0", "@hookimpl\ndef jno_lora_wrappers():\n    return []", "has no adapter 'Shift'"),
+    ]:
+        if code is None:
+            site.plugin("shifts", SHIFT, version=version)
+        else:
+            site.install("shifts", code, version=version)
+        refresh()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            message = unavailable(file, model)
+        assert told in message
+        assert 'pip install -U "shifts>=2.0"' in message
+
+
+def test_a_class_of_no_plugin_is_passed_or_registered(model, getkey, file, registry):
+    trained = adapted(model, getkey)
+    save_adapters(trained, file)
+    message = unavailable(file, model)
+    assert "ToyLinear is a class that no plugin provides" in message
+    assert "wrappers=[ToyLinear]" in message
+    registry.register(ToyLinear)
+    assert same(load_adapters(model, file), trained)
+    save_adapters(trained, file)
+    assert same(load_adapters(model, file, wrappers=[ToyScale, ToyLinear]), trained)
+
+
+def test_two_classes_of_one_name_are_refused(model, getkey, file):
+    save_adapters(adapted(model, getkey), file)
+    other = type(ToyLinear)("ToyLinear", (ToyLinear,), {})
+    with pytest.raises(SelectionError, match="two classes of the name 'ToyLinear'"):
+        load_adapters(model, file, wrappers=[ToyLinear, other])

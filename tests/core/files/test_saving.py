@@ -1,0 +1,244 @@
+"""Adapters are saved to a file and loaded again: what comes back, and what is refused."""
+
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jno.lora import (
+    AdapterSet,
+    CheckpointError,
+    apply_lora,
+    extract_adapters,
+    load_adapters,
+    lora_trainable_filter,
+    read_adapters,
+    save_adapters,
+)
+
+from ..toys import (
+    MODEL_LINEARS,
+    ToyLinear,
+    ToyScale,
+    ToyStacked,
+    same,
+)
+from ._tools import OWN, Assorted, adapted
+
+
+def test_a_loaded_model_is_the_saved_one(model, getkey, file):
+    trained = adapted(model, getkey)
+    save_adapters(trained, file)
+    assert same(load_adapters(model, file, wrappers=OWN), trained)
+
+
+def test_the_library_can_read_the_file(model, getkey, file):
+    save_adapters(adapted(model, getkey, target="head"), file)
+    with safetensors.safe_open(file, "np") as opened:
+        assert set(opened.keys()) == {"head:lora_A", "head:lora_B"}
+        assert opened.get_tensor("head:lora_A").shape == (2, 3)
+        (configuration,) = opened.metadata().values()
+    assert json.loads(configuration)["adapters"]["head"] == {
+        "wrapper": "ToyLinear",
+        "distribution": None,
+        "version": "",
+        "variant": None,
+        "rank": 2,
+        "alpha": 3.0,
+        "arrays": ["lora_A", "lora_B"],
+        "layer": {
+            "class": "Linear",
+            "stack_ndim": 0,
+            "arrays": {
+                "weight": {"shape": [2, 3], "dtype": "float32"},
+                "bias": {"shape": [2], "dtype": "float32"},
+            },
+        },
+    }
+
+
+def test_the_same_adapters_make_the_same_file(model, getkey, file):
+    trained = adapted(model, getkey)
+    save_adapters(trained, file)
+    first = file.read_bytes()
+    save_adapters(trained, str(file))
+    assert file.read_bytes() == first
+
+
+NARROW = ["bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e5m2", "complex64"]
+WIDE = ["float64", "int64", "uint64"]
+WHOLE = ["int8", "int16", "int32", "uint8", "uint16", "uint32", "bool"]
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, *WHOLE, *WIDE])
+def test_every_bit_of_every_dtype_comes_back(dtype, getkey, file):
+    with jax.enable_x64(dtype in WIDE):
+        base = eqx.nn.Linear(4, 3, dtype=jnp.float32, key=getkey())
+        numbers = np.array([0, 1, 2, 3, 100]).astype(dtype)
+        kept = {
+            "scalar": jnp.asarray(numbers[4]),
+            "none": jnp.zeros((0, 2), dtype),
+            "a": [jnp.asarray(numbers)],
+        }
+        wrapper = Assorted(base, 2, 1.0, key=getkey())
+        wrapper = eqx.tree_at(lambda w: w.kept, wrapper, kept)
+        if dtype in (*NARROW, "float64"):
+            wrapper = eqx.tree_at(lambda w: w.trained, wrapper, wrapper.trained.astype(dtype))
+        save_adapters(wrapper, file)
+        assert same(load_adapters(base, file, wrappers=Assorted), wrapper)
+
+
+def test_wide_numbers_are_not_narrowed_silently(getkey, file):
+    with jax.enable_x64(True):
+        base = eqx.nn.Linear(4, 3, dtype=jnp.float32, key=getkey())
+        wrapper = Assorted(base, 2, 1.0, key=getkey())
+        save_adapters({"a": eqx.tree_at(lambda w: w.trained, wrapper, jnp.ones((2, 3)))}, file)
+    with pytest.raises(CheckpointError, match=r"a/trained: float64, which JAX .*jax_enable_x64"):
+        load_adapters({"a": base}, file, wrappers=[Assorted])
+
+
+def test_numbers_that_train_must_be_real(getkey, file):
+    base = eqx.nn.Linear(4, 3, key=getkey())
+    wrapper = Assorted(base, 2, 1.0, key=getkey())
+    whole = eqx.tree_at(lambda w: w.trained, wrapper, jnp.ones((2, 3), jnp.int32))
+    save_adapters({"a": whole}, file)
+    with pytest.raises(CheckpointError, match="a/trained: int32, but it trains"):
+        load_adapters({"a": base}, file, wrappers=[Assorted])
+
+
+def test_a_stack_comes_back_whole(getkey, file):
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(jax.random.split(getkey(), 2))
+    trained = adapted([stack], getkey, ToyStacked)
+    save_adapters(trained, file)
+    assert same(load_adapters([stack], file, wrappers=OWN), trained)
+    assert read_adapters(file, wrappers=OWN)["0"].layer.stack_ndim == 1
+
+
+def test_sharded_arrays_are_gathered_and_lie_as_the_base_does(getkey, file):
+    mesh = jax.make_mesh((8,), ("x",))
+    place = NamedSharding(mesh, PartitionSpec(None, "x"))
+    plain = eqx.nn.Linear(16, 4, key=getkey())
+    base = eqx.tree_at(lambda m: m.weight, plain, jax.device_put(plain.weight, place))
+    trained = adapted([base], getkey)
+    cut = eqx.tree_at(lambda m: m[0].lora_A, trained, replace_fn=lambda a: jax.device_put(a, place))
+    save_adapters(cut, file)
+    loaded = load_adapters([base], file, wrappers=OWN)
+    assert same(loaded, trained)
+    assert loaded[0].base.weight.sharding == place
+    assert loaded[0].lora_A.sharding.device_set == set(mesh.devices.flat)
+    alone = load_adapters([plain], file, wrappers=OWN)
+    assert jnp.array_equal(alone[0].lora_A, np.asarray(trained[0].lora_A))
+    assert len(alone[0].lora_A.sharding.device_set) == 1
+
+
+def test_adapters_go_to_the_device_of_their_layer(getkey, file):
+    base = [eqx.nn.Linear(4, 3, key=getkey())]
+    save_adapters(adapted(base, getkey), file)
+    there = jax.tree.map(lambda a: jax.device_put(a, jax.devices()[3]), base)
+    loaded = load_adapters(there, file, wrappers=OWN)
+    assert {array.device for array in jax.tree.leaves(loaded)} == {jax.devices()[3]}
+
+
+def test_a_set_is_saved_and_read_without_a_model(model, getkey, file):
+    adapters = extract_adapters(adapted(model, getkey))
+    save_adapters(adapters, file)
+    again = read_adapters(file, wrappers=OWN)
+    assert isinstance(again, AdapterSet)
+    assert same(again, adapters)
+
+
+def test_layers_that_the_file_does_not_name_stay_as_they_are(model, getkey, file):
+    saved = adapted(model, getkey, target="head")
+    save_adapters(saved, file)
+    other = adapted(model, getkey, ToyScale, target="head|encoder/0")
+    loaded = load_adapters(other, file, wrappers=OWN)
+    assert same(loaded.head, saved.head)
+    assert same(loaded.encoder, other.encoder)
+
+
+def test_numpy_arrays_are_saved(model, getkey, file):
+    trained = adapted(model, getkey, target="head")
+    save_adapters(jax.device_get(trained), file)
+    assert same(load_adapters(model, file, wrappers=OWN), trained)
+
+
+# --- what cannot be saved
+
+
+@pytest.mark.parametrize("key", ["", "..", ".", "a\nb", "/etc", "a//b", "x" * 3000])
+def test_paths_that_no_file_may_hold_are_refused(key, getkey, file):
+    model = adapted({key: eqx.nn.Linear(2, 2, key=getkey())}, getkey)
+    if key == "":  # as the root's own path
+        save_adapters(model, file)
+        return
+    with pytest.raises(CheckpointError, match=r"path (.* )?of an adapter"):
+        save_adapters(model, file)
+    assert not file.exists()
+
+
+def test_names_that_would_be_one_are_refused(getkey, file):
+    layers = {key: eqx.nn.Linear(4, 3, key=getkey()) for key in ("a", "a:kept/b")}
+    model = apply_lora(layers, 2, key=getkey(), wrappers=Assorted)
+    model["a"] = eqx.tree_at(lambda w: w.kept, model["a"], {"b:kept/b": jnp.ones(2)})
+    model["a:kept/b"] = eqx.tree_at(lambda w: w.kept, model["a:kept/b"], {"b": jnp.ones(2)})
+    with pytest.raises(CheckpointError, match="two of its arrays have the same name"):
+        save_adapters(model, file)
+
+
+def test_a_model_without_adapters_is_not_saved(model, file):
+    with pytest.raises(CheckpointError, match="no adapters to save"):
+        save_adapters(model, file)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (lambda: jax.random.key(0), "typed PRNG key"),
+        (lambda: jnp.ones(2, jnp.int4), "dtype int4"),
+        (lambda: _deleted(), "was deleted: a compiled step"),
+    ],
+)
+def test_arrays_that_cannot_be_saved_are_named(array, message, getkey, file):
+    wrapper = Assorted(eqx.nn.Linear(4, 3, key=getkey()), 2, 1.0, key=getkey())
+    wrapper = eqx.tree_at(lambda w: w.kept["a"], wrapper, array())
+    with pytest.raises(CheckpointError, match=f"'kept/a' of the Assorted at 'x'.*{message}"):
+        save_adapters({"x": wrapper}, file)
+
+
+def _deleted():
+    array = jnp.ones(2)
+    array.delete()
+    return array
+
+
+def test_nothing_is_saved_in_a_program_that_is_traced(model, getkey, file):
+    trained = adapted(model, getkey)
+    with pytest.raises(CheckpointError, match="Save outside of `jit`"):
+        eqx.filter_jit(lambda model: save_adapters(model, file))(trained)
+    with pytest.raises(CheckpointError, match="no array"):
+        save_adapters(eqx.filter_eval_shape(lambda: trained), file)
+
+
+# --- Equinox's own route
+
+
+def test_the_adapter_partition_goes_through_equinox(model, getkey, file):
+    trained = adapted(model, getkey)
+    adapters, _ = eqx.partition(trained, lora_trainable_filter(trained))
+    eqx.tree_serialise_leaves(file, adapters)
+    skeleton = apply_lora(model, 2, 3.0, key=getkey(), wrappers=ToyLinear)
+    like, rest = eqx.partition(skeleton, lora_trainable_filter(skeleton))
+    assert same(eqx.combine(eqx.tree_deserialise_leaves(file, like), rest), trained)
+
+
+def test_a_set_goes_through_equinox_with_what_does_not_train(model, getkey, file):
+    trained = adapted(model, getkey, ToyScale)
+    eqx.tree_serialise_leaves(file, extract_adapters(trained))
+    like = extract_adapters(apply_lora(model, 2, 3.0, key=getkey(), wrappers=ToyScale))
+    assert same(eqx.tree_deserialise_leaves(file, like), extract_adapters(trained))
+    assert list(like) == list(MODEL_LINEARS)
