@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from jno.lora import Comparison, ComparisonRow, Registry, SelectionError, compare, lora_report
-from jno.lora._compare import _running_means
-from jno.lora._tables import Printed
+from jno.lora._comparing._compare import _running_means
+from jno.lora._showing._tables import Printed
 
 from .toys import ToyConv, ToyLinear, ToyScale, same
 

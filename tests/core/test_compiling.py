@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora._compiling import call_compiled
+from jno.lora._programs._compiling import call_compiled
 
 
 class Traces:

@@ -5,7 +5,7 @@ import re
 
 from hypothesis import given, strategies as st
 
-from jno.lora._grouping import grouped
+from jno.lora._showing._grouping import grouped
 
 
 def labels(*paths):

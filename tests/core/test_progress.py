@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from jno.lora import WrapperError, apply_lora
-from jno.lora._progress import tracked
+from jno.lora._showing._progress import tracked
 
 from .toys import ToyLinear, ToyScale
 
@@ -66,8 +66,8 @@ def test_the_first_item_which_compiles_is_no_measure_of_the_others():
 
 
 def test_the_end_of_long_work_is_logged(caplog, monkeypatch):
-    monkeypatch.setattr("jno.lora._progress._PATIENCE", 0.01)
-    monkeypatch.setattr("jno.lora._progress._BETWEEN_LINES", 0.02)
+    monkeypatch.setattr("jno.lora._showing._progress._PATIENCE", 0.01)
+    monkeypatch.setattr("jno.lora._showing._progress._BETWEEN_LINES", 0.02)
     with caplog.at_level(logging.INFO, "jno.lora"):
         for _ in tracked(range(10), "Counting"):
             time.sleep(0.01)
@@ -115,7 +115,7 @@ def test_traced_work_shows_nothing(getkey, monkeypatch):
             ToyScale.__init__(self, base, rank, alpha, key=key)
 
     layers = [eqx.nn.Linear(2, 2, key=getkey())] * 6
-    monkeypatch.setattr("jno.lora._progress._PATIENCE", 0.0)
+    monkeypatch.setattr("jno.lora._showing._progress._PATIENCE", 0.0)
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w") as stderr, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stderr)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jno.lora import Plan, PlanRow, apply_lora, lora_report, plan_lora
-from jno.lora._tables import table
+from jno.lora._showing._tables import table
 
 from .toys import ToyLinear, shaken
 

@@ -12,15 +12,9 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
-from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, extract_adapters, swap_adapters
-from ._citation import citation
-from ._combine import combine
-from ._compare import compare
-from ._comparison import Comparison, ComparisonRow
+from ._comparing import Comparison, ComparisonRow, compare
 from ._contract import ConvLike, LinearLike, LoRAWrapper
-from ._convert import to_lora
 from ._dispatch import apply_lora, plan_lora
-from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
 from ._errors import (
     CheckpointError,
     JnoLoraError,
@@ -35,7 +29,6 @@ from ._hookspecs import hookimpl
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
 from ._plan import Plan, PlanRow
-from ._products import scale_adapters
 from ._registry import (
     PluginRecord,
     RegisteredWrapper,
@@ -44,11 +37,31 @@ from ._registry import (
     register,
     registered,
 )
-from ._report import LoraReport, ReportRow, lora_report
+from ._reports import (
+    AdapterEffect,
+    AdapterEffects,
+    LoraReport,
+    ReportRow,
+    adapter_effects,
+    citation,
+    lora_report,
+    plot_adapters,
+)
 from ._save_load import load_adapters, read_adapters, save_adapters
-from ._stack_adapters import stack_adapters
+from ._sets import (
+    AdapterSet,
+    LayerForm,
+    LooseAdapter,
+    UpdateReport,
+    UpdateRow,
+    combine,
+    extract_adapters,
+    scale_adapters,
+    stack_adapters,
+    swap_adapters,
+    to_lora,
+)
 from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
-from ._update_report import UpdateReport, UpdateRow
 from ._version import __version__ as __version__
 from ._zoo_names import ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION, ZOO_NAMES as _ZOO_NAMES
 

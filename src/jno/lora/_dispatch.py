@@ -16,12 +16,12 @@ from ._errors import JnoLoraError, JnoLoraWarning, SelectionError, WrapperError
 from ._handle import refuse_net
 from ._paths import FEW, bullets, nearest, show_path, stable_hash
 from ._plan import Plan, PlanRow
-from ._progress import tracked
+from ._programs import Calls
 from ._registry import Registry, default_registry
 from ._selection import Mask, MaskLike, Spec, SpecLike, WrapperLike, parse_mask, parse_specs
 from ._sharding import calls_on_the_mesh, place_like_base
+from ._showing import tracked
 from ._stacking import keys_for_stack, over_stack
-from ._together import Calls
 from ._walk import NORMALISED, Walk
 
 M = TypeVar("M")

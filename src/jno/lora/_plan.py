@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ._contract import LoRAWrapper
 from ._paths import KeyPath, show_path
-from ._tables import Printed, Table, table_by_path
+from ._showing import Printed, Table, table_by_path
 
 PlanStatus = Literal[
     "wrapped",

@@ -5,11 +5,11 @@ from typing import TypeVar
 
 from jaxtyping import PyTree
 
-from ._adapter_set import AdapterSet, extract_adapters
 from ._checkpoint import Classes, FilePath, load, read_set, save
 from ._errors import JnoLoraWarning
 from ._net import Net
 from ._registry import Registry, default_registry
+from ._sets import AdapterSet, extract_adapters
 
 M = TypeVar("M")
 

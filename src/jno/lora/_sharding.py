@@ -11,12 +11,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ._compiling import call_compiled
 from ._contract import LoRAWrapper
-from ._form import beside, form_of
 from ._paths import KeyPath, path_str
+from ._programs import Calls, beside, call_compiled, form_of
 from ._stacking import over_stack
-from ._together import Calls
 
 T = TypeVar("T")
 

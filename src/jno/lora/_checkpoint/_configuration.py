@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .._adapter_set import LayerForm
 from .._paths import FEW, bullets, show_path
+from .._sets import LayerForm
 from ._container import MalformedError, brief, is_count, parse_json, shape_of
 
 # The key in the metadata, and the version of what stands there.

@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._adapter_set import (
+from .._contract import LoRAWrapper
+from .._errors import CheckpointError, PluginError, SelectionError
+from .._paths import bullets, show_path
+from .._registry import Registry
+from .._sets import (
     AdapterSet,
     LooseAdapter,
     built_around,
@@ -19,10 +23,6 @@ from .._adapter_set import (
     nested_with,
     put_in,
 )
-from .._contract import LoRAWrapper
-from .._errors import CheckpointError, PluginError, SelectionError
-from .._paths import bullets, show_path
-from .._registry import Registry
 from ._configuration import KEY, Configuration
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 from ._wrappers import Classes, Wrappers

@@ -11,10 +11,10 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from .._adapter_set import AdapterSet, LooseAdapter
 from .._errors import CheckpointError
 from .._paths import show_path
 from .._registry import RegisteredWrapper, Registry
+from .._sets import AdapterSet, LooseAdapter
 from .._version import __version__
 from ._configuration import KEY, Configuration, Entry
 from ._container import DTYPES, MOST_HEADER_BYTES, FilePath, MalformedError, brief

@@ -3,7 +3,7 @@
 from .._contract import LoRAWrapper
 from .._errors import PluginError, WrapperError
 from .._registry import PluginRecord, normalise
-from .._tables import Table, table
+from .._showing import Table, table
 from ..testing import CheckResult, run_checks, standard_cases
 from .importing import find
 

@@ -3,8 +3,7 @@
 import inspect
 from collections.abc import Mapping
 
-from .._compare import compare
-from .._comparison import Comparison
+from .._comparing import Comparison, compare
 from .._errors import SelectionError
 from .importing import find
 

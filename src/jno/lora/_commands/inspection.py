@@ -5,7 +5,7 @@ from typing import Any
 
 from .._checkpoint import Contents, Entry, FilePath, non_finite, read
 from .._paths import show_path
-from .._tables import Table, table
+from .._showing import Table, table
 
 
 def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:

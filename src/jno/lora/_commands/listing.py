@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from .._registry import PluginRecord, RegisteredWrapper, default_registry
-from .._tables import Table, table
+from .._showing import Table, table
 from ..testing import standard_layers
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 
-from .._fitting import Fit
+from .._comparing import Fit
 from .._net import Net
-from .._report import count
+from .._reports import count
 from ._data import Digits
 from ._measuring import Score, measure
 from ._model import Classifier

@@ -8,9 +8,9 @@ import jax
 from rich.console import Console
 
 from .._net import Net
-from .._progress import Bar
 from .._registry import default_registry
-from .._report import count
+from .._reports import count
+from .._showing import Bar
 from ._candidates import ADAPTERS, CANDIDATES, NOTHING, Outcome, adapt
 from ._data import Digits, load
 from ._measuring import measure

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from .._fitting import Fit, Trainer
+from .._comparing import Fit, Trainer
 from ._data import Scans
 
 BATCH = 50

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._adapter_set import AdapterSet, LayerForm, LooseAdapter, put_around
 from .._contract import LoRAWrapper, is_wrapper
 from .._errors import PeftFormatError, PluginError
 from .._handle import refuse_net
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
+from .._sets import AdapterSet, LayerForm, LooseAdapter, put_around
 from ._arrays import Arrays, show_index
 from ._config import Config
 from ._files import Directory, read

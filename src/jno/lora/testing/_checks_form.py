@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._adapter_set import extract_adapters
 from .._checkpoint import load, save
 from .._contract import contract_problems
 from .._paths import bullets
 from .._registry import Registry
-from .._report import count
+from .._reports import count
+from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase, merged, split
 from ._conformance import relative_error, require, same_bits

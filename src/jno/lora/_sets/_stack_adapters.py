@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._errors import SelectionError
+from .._paths import bullets, show_path
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
-from ._errors import SelectionError
-from ._paths import bullets, show_path
 
 
 def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:

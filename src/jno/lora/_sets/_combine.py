@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from .._errors import SelectionError
+from .._paths import bullets, show_path, stable_hash
+from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
-from ._errors import SelectionError
 from ._low_rank import (
     Factors,
     as_adapter,
@@ -20,10 +22,8 @@ from ._low_rank import (
     triplets_of_product,
     widest,
 )
-from ._paths import bullets, show_path, stable_hash
 from ._products import check_products, check_same_matrices, factors_of, scale_times
 from ._recipe import ELECTING, EXACT, TRIMMING, Method, Recipe
-from ._sharding import on_the_mesh
 from ._task_arithmetic import MajoritySign, agreed_mean, dropped_at_random, trimmed
 from ._update_report import UpdateReport, UpdateRow
 

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Literal, get_args
 
-from ._errors import SelectionError
+from .._errors import SelectionError
+from .._paths import nearest
 from ._low_rank import check_part, check_rank
-from ._paths import nearest
 from ._task_arithmetic import MajoritySign
 
 Method = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]

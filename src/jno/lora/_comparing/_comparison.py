@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from ._errors import SelectionError
-from ._extras import imported_for
-from ._tables import Printed, Table, table
+from .._errors import SelectionError
+from .._extras import imported_for
+from .._showing import Printed, Table, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ class Comparison(Printed):
         matplotlib (the extra `plot`).
         """
         with imported_for("Comparison.plot", "plot", "matplotlib"):
-            from ._plots import draw_comparison
+            from .._showing import draw_comparison
         trained = [row for row in self.rows if row.error is None]
         if not trained:
             raise SelectionError(f"No candidate was trained, so there is nothing to draw:\n{self}")

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 if TYPE_CHECKING:
-    from ._comparison import ComparisonRow
-    from ._effects import AdapterEffect
+    from .._comparing import ComparisonRow
+    from .._reports import AdapterEffect
 
 # Beyond this many matrices not every one is named.
 _MOST_LABELS = 60

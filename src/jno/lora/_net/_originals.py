@@ -11,9 +11,9 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._contract import LoRAWrapper, is_wrapper
-from ._merge import unwrap_lora
-from ._paths import KeyPath, path_str
+from .._contract import LoRAWrapper, is_wrapper
+from .._merge import unwrap_lora
+from .._paths import KeyPath, path_str
 
 M = TypeVar("M")
 

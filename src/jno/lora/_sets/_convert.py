@@ -9,9 +9,13 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool
 
-from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
-from ._errors import JnoLoraError, SelectionError, WrapperError
-from ._handle import refuse_net
+from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
+from .._errors import JnoLoraError, SelectionError, WrapperError
+from .._handle import refuse_net
+from .._paths import bullets, path_str, show_path
+from .._registry import Registry, default_registry
+from .._sharding import on_the_mesh, restored_layer, sharded_like
+from .._stacking import over_stack
 from ._low_rank import (
     Factors,
     Triplets,
@@ -25,10 +29,6 @@ from ._low_rank import (
     triplets_of_product,
     widest,
 )
-from ._paths import bullets, path_str, show_path
-from ._registry import Registry, default_registry
-from ._sharding import on_the_mesh, restored_layer, sharded_like
-from ._stacking import over_stack
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")

@@ -9,12 +9,12 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
-from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
-from ._errors import SelectionError
-from ._handle import refuse_net
-from ._paths import KeyPath, bullets, nearest, path_str, show_path
-from ._sharding import on_the_mesh, restored_layer
-from ._stacking import over_stack
+from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
+from .._errors import SelectionError
+from .._handle import refuse_net
+from .._paths import KeyPath, bullets, nearest, path_str, show_path
+from .._sharding import on_the_mesh, restored_layer
+from .._stacking import over_stack
 
 M = TypeVar("M")
 

@@ -8,14 +8,14 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._contract import LoRAWrapper, is_wrapper
-from ._errors import WrapperError
-from ._handle import refuse_net
+from .._contract import LoRAWrapper, is_wrapper
+from .._errors import WrapperError
+from .._handle import refuse_net
+from .._paths import path_str, show_path
+from .._registry import Registry, default_registry
+from .._showing import Printed, Table, table_by_path
+from .._trainability import lora_trainable_filter, may_train
 from ._merge_error import error_of_merging
-from ._paths import path_str, show_path
-from ._registry import Registry, default_registry
-from ._tables import Printed, Table, table_by_path
-from ._trainability import lora_trainable_filter, may_train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,27 +12,27 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._adapter_set import AdapterSet, extract_adapters
-from ._checkpoint import Classes, FilePath, load, save
-from ._contract import is_wrapper
-from ._dispatch import carry_out, plan_lora
-from ._errors import JnoLoraWarning, SelectionError
-from ._handle import Handle, refuse_net
-from ._merge import merge_lora
-from ._named import NamedAdapters, NetState
-from ._originals import Original, originals_of
-from ._paths import bullets, path_str, show_path
-from ._plan import Plan
-from ._registry import Registry, default_registry
-from ._report import LoraReport, count, report_on
-from ._selection import MaskLike, SpecLike, WrapperLike, parse_mask
-from ._trainability import (
+from .._checkpoint import Classes, FilePath, load, save
+from .._contract import is_wrapper
+from .._dispatch import carry_out, plan_lora
+from .._errors import JnoLoraWarning, SelectionError
+from .._handle import Handle, refuse_net
+from .._merge import merge_lora
+from .._paths import bullets, path_str, show_path
+from .._plan import Plan
+from .._registry import Registry, default_registry
+from .._reports import LoraReport, count, report_on
+from .._selection import MaskLike, SpecLike, WrapperLike, parse_mask
+from .._sets import AdapterSet, extract_adapters
+from .._trainability import (
     carry_to_adapted,
     carry_to_plain,
     lora_trainable_filter,
     may_train,
     partial_lora_trainable_filter,
 )
+from ._named import NamedAdapters, NetState
+from ._originals import Original, originals_of
 
 
 class Net(Handle):

@@ -6,8 +6,8 @@ import re
 import jax
 from jaxtyping import PyTree
 
-from ._contract import is_wrapper
-from ._handle import refuse_net
+from .._contract import is_wrapper
+from .._handle import refuse_net
 
 _ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
 

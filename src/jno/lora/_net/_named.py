@@ -8,12 +8,12 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._adapter_set import AdapterSet, check_set, extract_adapters, misfits, put_around
-from ._contract import is_wrapper
-from ._errors import SelectionError
+from .._contract import is_wrapper
+from .._errors import SelectionError
+from .._paths import KeyPath, bullets, nearest, path_str
+from .._sets import AdapterSet, check_set, extract_adapters, misfits, put_around
+from .._trainability import carry_to_adapted, carry_to_plain
 from ._originals import Original, originals_of, unwrapped_exactly
-from ._paths import KeyPath, bullets, nearest, path_str
-from ._trainability import carry_to_adapted, carry_to_plain
 
 
 @dataclasses.dataclass(frozen=True)

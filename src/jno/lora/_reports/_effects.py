@@ -13,13 +13,13 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
-from ._errors import SelectionError, WrapperError
-from ._extras import imported_for
-from ._handle import refuse_net
-from ._paths import bullets, path_str, show_path
-from ._sharding import on_the_mesh
-from ._tables import Printed, Table, table
+from .._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
+from .._errors import SelectionError, WrapperError
+from .._extras import imported_for
+from .._handle import refuse_net
+from .._paths import bullets, path_str, show_path
+from .._sharding import on_the_mesh
+from .._showing import Printed, Table, table
 from ._widening import widened
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     """
     refuse_net(model, "plot_adapters")
     with imported_for("plot_adapters", "plot", "matplotlib"):
-        from ._plots import draw_effects
+        from .._showing import draw_effects
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
     if not effects.rows:
         without = bullets(map(show_path, effects.left_out))

@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._contract import LoRAWrapper
+from .._errors import SelectionError
+from .._extras import imported_for
+from .._handle import refuse_net
+from .._net import Net
+from .._registry import Registry
+from .._reports import count
+from .._showing import Bar
 from ._comparison import Comparison, ComparisonRow
-from ._contract import LoRAWrapper
-from ._errors import SelectionError
-from ._extras import imported_for
 from ._fitting import Loss, Trainer
-from ._handle import refuse_net
-from ._net import Net
-from ._progress import Bar
-from ._registry import Registry
-from ._report import count
 
 _LOG = logging.getLogger("jno.lora.compare")
 

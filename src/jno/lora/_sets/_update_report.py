@@ -6,9 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._contract import LoRAWrapper
-from ._paths import show_path
-from ._tables import Printed, Table, table_by_path
+from .._contract import LoRAWrapper
+from .._paths import show_path
+from .._showing import Printed, Table, table_by_path
 
 
 class UpdateRow(eqx.Module):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._contract import LoRAWrapper
-from ._errors import SelectionError
+from .._contract import LoRAWrapper
+from .._errors import SelectionError
 
 
 class Factors(NamedTuple):

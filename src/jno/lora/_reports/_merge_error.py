@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._contract import LoRAWrapper, merged_layer, unwrapped_layer
-from ._errors import WrapperError
-from ._sharding import on_the_mesh
+from .._contract import LoRAWrapper, merged_layer, unwrapped_layer
+from .._errors import WrapperError
+from .._sharding import on_the_mesh
 from ._widening import widened
 
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._contract import LoRAWrapper
+from .._errors import SelectionError
+from .._paths import bullets, show_path
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
-from ._contract import LoRAWrapper
-from ._errors import SelectionError
 from ._low_rank import Factors
-from ._paths import bullets, show_path
 
 # `multiplier` is a frozen factor of the scale.
 _STATE = {"lora_A", "lora_B", "multiplier"}

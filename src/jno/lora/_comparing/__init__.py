@@ -1,0 +1,13 @@
+"""Candidates trained side by side on one model."""
+
+from ._compare import compare
+from ._comparison import Comparison, ComparisonRow
+from ._fitting import Fit, Trainer
+
+__all__ = [
+    "Comparison",
+    "ComparisonRow",
+    "Fit",
+    "Trainer",
+    "compare",
+]

@@ -1,0 +1,44 @@
+"""Sets of adapters without their model: taken out, exchanged, combined, stacked, converted."""
+
+from ._adapter_set import (
+    AdapterSet,
+    LayerForm,
+    LooseAdapter,
+    built_around,
+    check_set,
+    extract_adapters,
+    layers_at,
+    misfits,
+    misfits_by_path,
+    nested_with,
+    put_around,
+    put_in,
+    swap_adapters,
+)
+from ._combine import combine
+from ._convert import to_lora
+from ._products import scale_adapters
+from ._stack_adapters import stack_adapters
+from ._update_report import UpdateReport, UpdateRow
+
+__all__ = [
+    "AdapterSet",
+    "LayerForm",
+    "LooseAdapter",
+    "UpdateReport",
+    "UpdateRow",
+    "built_around",
+    "check_set",
+    "combine",
+    "extract_adapters",
+    "layers_at",
+    "misfits",
+    "misfits_by_path",
+    "nested_with",
+    "put_around",
+    "put_in",
+    "scale_adapters",
+    "stack_adapters",
+    "swap_adapters",
+    "to_lora",
+]
