@@ -132,23 +132,19 @@ def _is_inexact(cls: type, dtype: Any) -> bool:
 
 def _is_frozen(node: Any) -> bool:
     """Whether `node` is a module that holds nothing but modules, tuples and leaves."""
-
-    def frozen(treedef: Any) -> bool:
+    if not issubclass(type(node), eqx.Module):
+        return False
+    # A loop, since a model may be deeper than Python lets a function call itself.
+    rest = [jtu.tree_structure(node)]
+    while rest:
+        treedef = rest.pop()
         data = treedef.node_data()
         if data is None:  # a leaf
-            return True
-        kinds = (eqx.Module, tuple, type(None))
-        return issubclass(data[0], kinds) and all(map(frozen, treedef.children()))
-
-    return issubclass(type(node), eqx.Module) and frozen(jtu.tree_structure(node))
-
-
-def _roles(treedef: Any) -> PyTree[int]:
-    """The role of each leaf in a tree of this structure."""
-    model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
-    return jtu.tree_map(
-        lambda node: _inside(node) if is_wrapper(node) else _OUTSIDE, model, is_leaf=is_wrapper
-    )
+            continue
+        if not issubclass(data[0], (eqx.Module, tuple, type(None))):
+            return False
+        rest.extend(treedef.children())
+    return True
 
 
 def _inside(wrapper: LoRAWrapper) -> Any:

@@ -69,31 +69,34 @@ class Kept:
         return NetState(module, trainable, originals_of(plain.module, module))
 
 
+@dataclasses.dataclass(frozen=True)
 class NamedAdapters:
-    """The names of a model's adapters. A method that raises has changed nothing."""
+    """The names of a model's adapters. What changes them returns them as they are then.
 
-    def __init__(self):
-        # In the order in which they were added. The active ones are in the model, and `None` here.
-        self._kept: dict[str, Kept | None] = {}
+    - `kept`: in the order in which they were added. The active ones are in the model, and `None`
+        here.
+    """
+
+    kept: Mapping[str, Kept | None] = dataclasses.field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every name, in the order in which they were added."""
-        return tuple(self._kept)
+        return tuple(self.kept)
 
     @property
     def active(self) -> str | None:
         """The name of the adapters that are in the model, if they have one."""
-        return next((name for name, kept in self._kept.items() if kept is None), None)
+        return next((name for name, kept in self.kept.items() if kept is None), None)
 
     def get(self, name: str, state: NetState) -> AdapterSet:
         """The adapters of that name, as they are now."""
-        kept = self._kept[self._known(name)]
+        kept = self.kept[self._known(name)]
         return extract_adapters(state.module) if kept is None else kept.adapters
 
-    def add(self, name: str, adapters: AdapterSet | None, state: NetState) -> None:
+    def add(self, name: str, adapters: AdapterSet | None, state: NetState) -> "NamedAdapters":
         """Keep `adapters` under a new name; without them, name those that are in the model."""
-        if name in self._kept:
+        if name in self.kept:
             raise SelectionError(
                 f"There are adapters called {name!r} already. Choose another name, or call "
                 f"net.delete_adapter({name!r}) first."
@@ -109,44 +112,42 @@ class NamedAdapters:
                     f"The model's adapters are called {self.active!r} already. To add a copy, give "
                     f"it: net.add_adapter({name!r}, net.adapter({self.active!r}))"
                 )
-            self._kept[name] = None
-            return
+            return self._with({name: None})
         check_set(adapters, "adapters")
         problems = misfits(state.plain().module, adapters)
         if problems:
             raise SelectionError(
                 f"The adapters to be called {name!r} do not fit the model:\n{bullets(problems)}"
             )
-        self._kept[name] = Kept(adapters)
+        return self._with({name: Kept(adapters)})
 
-    def activate(self, name: str, state: NetState) -> NetState:
+    def activate(self, name: str, state: NetState) -> tuple[NetState, "NamedAdapters"]:
         """The model with the adapters of that name in the place of those it carries."""
-        kept = self._kept[self._known(name)]
+        kept = self.kept[self._known(name)]
         if kept is None:
-            return state
+            return state, self
         put_away = self._put_away(state)
-        state = kept.put_into(state.plain())
-        self._kept |= {**put_away, name: None}
-        return state
+        return kept.put_into(state.plain()), self._with({**put_away, name: None})
 
-    def deactivate(self, state: NetState) -> NetState:
+    def deactivate(self, state: NetState) -> tuple[NetState, "NamedAdapters"]:
         """The model without adapters."""
-        put_away = self._put_away(state)
-        state = state.plain()
-        self._kept |= put_away
-        return state
+        return state.plain(), self._with(self._put_away(state))
 
-    def delete(self, name: str, state: NetState) -> NetState:
+    def delete(self, name: str, state: NetState) -> tuple[NetState, "NamedAdapters"]:
         """Forget the adapters of that name; those in the model are dropped from it."""
-        if self._kept[self._known(name)] is None:
+        if self.kept[self._known(name)] is None:
             state = state.plain()
-        del self._kept[name]
-        return state
+        return state, self._without(name)
 
-    def forget_active(self) -> None:
+    def without_active(self) -> "NamedAdapters":
         """The model's adapters are gone, and with them their name."""
-        if self.active is not None:
-            del self._kept[self.active]
+        return self if self.active is None else self._without(self.active)
+
+    def _with(self, entries: Mapping[str, Kept | None]) -> "NamedAdapters":
+        return NamedAdapters({**self.kept, **entries})
+
+    def _without(self, name: str) -> "NamedAdapters":
+        return NamedAdapters({other: kept for other, kept in self.kept.items() if other != name})
 
     def _put_away(self, state: NetState) -> dict[str, Kept]:
         """What the model carries, by its name; empty if it carries nothing."""
@@ -160,8 +161,8 @@ class NamedAdapters:
         return {}
 
     def _known(self, name: str) -> str:
-        if name in self._kept:
+        if name in self.kept:
             return name
-        near = nearest(str(name), self._kept, n=1)
+        near = nearest(str(name), self.kept, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; none has a name."
         raise SelectionError(f"No adapters are called {name!r}{hint}")

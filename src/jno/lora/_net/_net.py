@@ -163,7 +163,6 @@ class Net(Handle):
         self._refuse_if_only_adapted(plan)
         adapted = carry_out(self._module, plan, key=self._key if key is None else key)
         originals = {**self._originals, **originals_of(self._module, adapted)}
-        self._mask = None
         return self._become(
             NetState(adapted, carry_to_adapted(self._trainable, adapted), originals)
         )
@@ -239,8 +238,7 @@ class Net(Handle):
         self._refuse_mask("merge")
         merged = merge_lora(self._module)
         trainable = carry_to_plain(self._trainable, self._module, merged)
-        self._named.forget_active()
-        return self._become(NetState(merged, trainable))
+        return self._become(NetState(merged, trainable), self._named.without_active())
 
     def unwrap(self) -> "Net":
         """Drop every adapter that the model carries, trained or not, and restore the layers.
@@ -251,8 +249,7 @@ class Net(Handle):
         """
         self._refuse_mask("unwrap")
         plain = self._state().plain()
-        self._named.forget_active()
-        return self._become(plain)
+        return self._become(plain, self._named.without_active())
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -284,7 +281,7 @@ class Net(Handle):
         there are none, if the set is none, or does not fit the model (listing every misfit).
         """
         self._refuse_disabled("add_adapter")
-        self._named.add(name, adapters, self._state())
+        self._named = self._named.add(name, adapters, self._state())
         return self
 
     def activate(self, name: str) -> "Net":
@@ -299,7 +296,7 @@ class Net(Handle):
         a name (which would be lost), or if a mask is pending.
         """
         self._refuse_mask("activate")
-        return self._become(self._named.activate(name, self._state()))
+        return self._become(*self._named.activate(name, self._state()))
 
     def deactivate(self) -> "Net":
         """Take the adapters out of the model, and keep them under their name.
@@ -310,7 +307,7 @@ class Net(Handle):
         lost), or if a mask is pending.
         """
         self._refuse_mask("deactivate")
-        return self._become(self._named.deactivate(self._state()))
+        return self._become(*self._named.deactivate(self._state()))
 
     def delete_adapter(self, name: str) -> "Net":
         """Drop the adapters of that name, out of the model too if they are active.
@@ -318,7 +315,7 @@ class Net(Handle):
         **Raises:** `SelectionError` if there is no such name, or if a mask is pending.
         """
         self._refuse_mask("delete_adapter")
-        return self._become(self._named.delete(name, self._state()))
+        return self._become(*self._named.delete(name, self._state()))
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator["Net"]:
@@ -337,12 +334,13 @@ class Net(Handle):
             return
         state, mask, outdated = self._state(), self._mask, self._outdated
         plain = state.plain()
-        self._disabled, self._mask = state, None
-        self._become(plain)
         try:
-            yield self
+            self._disabled = state
+            yield self._become(plain)
         finally:
-            self._become(state)
+            # Nothing is called here, see `_become`.
+            self._module, self._trainable = state.module, state.trainable
+            self._originals = state.originals
             self._disabled, self._mask, self._outdated = None, mask, outdated
 
     def save_adapters(self, path: FilePath) -> "Net":
@@ -484,10 +482,15 @@ class Net(Handle):
     def _state(self) -> NetState:
         return NetState(self._module, self._trainable, self._originals)
 
-    def _become(self, state: NetState) -> "Net":
+    def _become(self, state: NetState, named: NamedAdapters | None = None) -> "Net":
+        # Ctrl-C is handled where Python calls a function. Nothing is called between the first
+        # assignment and the last, so it finds the net as it was or as it is to be.
         self._outdated |= self._partitioned and state.module is not self._module
         self._module, self._trainable = state.module, state.trainable
         self._originals = state.originals
+        if named is not None:
+            self._named = named
+        self._mask = None
         return self
 
     def _refuse_mask(self, verb: str) -> None:

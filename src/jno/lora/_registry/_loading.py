@@ -11,6 +11,7 @@ from .._errors import PluginError
 from .._hookspecs import API_VERSION
 from ._discovery import Found, Policy
 from ._records import PluginRecord, PluginStatus, RegisteredWrapper
+from ._waiting import named_while_slow
 
 
 def load(found: Found, manager: pluggy.PluginManager, policy: Policy) -> PluginRecord:
@@ -41,7 +42,8 @@ def load(found: Found, manager: pluggy.PluginManager, policy: Policy) -> PluginR
         return record("blocked", PluginError(f"{found.distribution} is blocked: {blocked}"))
     plugin = None
     try:
-        plugin = found.entry_point.load()
+        with named_while_slow(found):
+            plugin = found.entry_point.load()
         wanted = getattr(plugin, "jno_lora_api", API_VERSION)
         if not isinstance(wanted, int):
             raise TypeError(f"`jno_lora_api` must be an int, but is {wanted!r}")
@@ -51,11 +53,17 @@ def load(found: Found, manager: pluggy.PluginManager, policy: Policy) -> PluginR
                 "upgrade jno-lora, or install an older version of the plugin"
             )
             return record("incompatible", error)
-        manager.register(plugin, name="/".join(found.identity))
-        wrappers = collect(plugin, manager, found.distribution, found.version)
-    except (Exception, SystemExit) as err:
+        name = "/".join(found.identity)
+        if manager.has_plugin(name):  # left there by a load that was interrupted
+            manager.unregister(name=name)
+        manager.register(plugin, name=name)
+        with named_while_slow(found):
+            wrappers = collect(plugin, manager, found.distribution, found.version)
+    except BaseException as err:
         if plugin is not None and manager.is_registered(plugin):
             manager.unregister(plugin)
+        if not isinstance(err, Exception | SystemExit):
+            raise  # Ctrl-C: the next question loads it again
         if isinstance(err, SystemExit):
             err = PluginError(f"it tried to end the program: SystemExit: {err}")
         return record("failed", err)

@@ -18,6 +18,7 @@ from ._discovery import Found, Policy, find_plugins, find_plugins_of
 from ._loading import collect, load
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 from ._snapshot import Snapshot, missing_zoo
+from ._waiting import slow_plugin
 
 _LOG = logging.getLogger("jno.lora.plugins")
 
@@ -40,11 +41,7 @@ class Registry:
         self._lock = threading.RLock()
         self._zoo_lock = threading.RLock()
         self._publishing = threading.RLock()
-        self._start_afresh()
-
-    def _start_afresh(self) -> None:
-        self._manager = pluggy.PluginManager(PROJECT)
-        self._manager.add_hookspecs(_hookspecs)
+        self._manager = _manager_without_plugins()
         self._loaded: dict[tuple[str, str, str], PluginRecord] = {}
         self._in_process: list[PluginRecord] = []
         self._loading: set[tuple[str, str, str]] = set()
@@ -164,7 +161,7 @@ class Registry:
                     )
                 try:
                     wrappers = collect(item, self._manager, IN_PROCESS, "")
-                except Exception:
+                except BaseException:
                     self._manager.unregister(item)
                     raise
             value = getattr(item, "__name__", repr(item))
@@ -181,33 +178,44 @@ class Registry:
         Modules that Python has imported stay imported.
         """
         with self._lock, self._zoo_lock, self._publishing:
-            in_process, former = self._in_process, self._manager
-            self._start_afresh()
-            self._in_process = in_process
-            known = {id(p) for p in self._manager.get_plugins()}
-            for name, plugin in former.list_name_plugin():
+            manager = _manager_without_plugins()
+            known = {id(p) for p in manager.get_plugins()}
+            for name, plugin in self._manager.list_name_plugin():
                 if plugin is not None and id(plugin) not in known and "/" not in name:
-                    self._manager.register(plugin, name=name)
+                    manager.register(plugin, name=name)
+            # Whoever asks meanwhile, without a lock, finds what was registered in this process.
+            self._manager, self._loaded, self._loading = manager, {}, set()
+            self._zoo_sought = self._all_loaded = False
             self._publish()
 
     def _load_zoo(self, strict: bool | None = None) -> Snapshot:
-        if self._discover and not self._zoo_sought:
+        # What is returned is what was looked at: a refresh may replace it at any time.
+        snapshot = self._snapshot
+        if self._discover and not snapshot.zoo_sought:
             with self._zoo_lock:
                 if not self._zoo_sought:
                     self._load(find_plugins_of(ZOO_DISTRIBUTION), strict)
-                    self._zoo_sought = True
-        return self._snapshot
+                    with self._publishing:
+                        self._zoo_sought = True
+                        self._publish()
+                snapshot = self._snapshot
+        return snapshot
 
     def _load_all(self, strict: bool | None = None) -> Snapshot:
-        if self._discover and not self._all_loaded:
-            # The zoo first, under its own lock. A thread that imports a plugin by itself, and in it
-            # asks for `LoRALinear`, must not wait for one that waits for that import.
-            self._load_zoo(strict)
+        snapshot = self._snapshot
+        if self._discover and not snapshot.all_loaded:
             with self._lock:
                 if not self._all_loaded:
+                    # The zoo first, under its own lock. A thread that imports a plugin by itself,
+                    # and in it asks for `LoRALinear`, must not wait for one that waits for that
+                    # import.
+                    self._load_zoo(strict)
                     self._load(find_plugins(), strict)
-                    self._all_loaded = True
-        return self._snapshot
+                    with self._publishing:
+                        self._all_loaded = True
+                        self._publish()
+                snapshot = self._snapshot
+        return snapshot
 
     def _load_only(self, found: tuple[Found, ...], strict: bool | None = None) -> None:
         with self._lock:
@@ -216,27 +224,35 @@ class Registry:
     def _load(self, found: tuple[Found, ...], strict: bool | None) -> None:
         policy = Policy.from_environment()
         strict = policy.strict if strict is None else strict
-        broken: list[PluginRecord] = []
+        complaints: list[str] = []
         for plugin in found:
-            # A plugin may ask for the registry while it is loaded: it gets the others.
-            if plugin.identity in self._loaded or plugin.identity in self._loading:
-                continue
-            self._loading.add(plugin.identity)
-            try:
-                record = load(plugin, self._manager, policy)
-            finally:
-                self._loading.discard(plugin.identity)
-            _LOG.debug("%r, in %.3f s", record, record.seconds)
-            if record.status in ("failed", "incompatible"):
-                if strict:  # not remembered: the next question meets the same error
-                    raise PluginError(_left_out(record)) from record.error
-                broken.append(record)
-            with self._publishing:
-                self._loaded[plugin.identity] = record
-                self._publish()
+            # The zoo has a lock of its own, here as well: whoever finds it loading, without having
+            # waited for that lock, is asked from its import.
+            with self._zoo_lock if plugin.distribution == ZOO_DISTRIBUTION else self._lock:
+                complaint = self._load_one(plugin, policy, strict)
+            complaints.extend(filter(None, [complaint]))
         # Last, because a warning may be turned into an error.
-        for record in broken:
-            warnings.warn(_left_out(record), JnoLoraWarning, stacklevel=2)
+        for complaint in complaints:
+            warnings.warn(complaint, JnoLoraWarning, stacklevel=2)
+
+    def _load_one(self, plugin: Found, policy: Policy, strict: bool) -> str | None:
+        """Load a plugin that is not loaded yet. Returns what to warn of, if anything."""
+        # A plugin may ask for the registry while it is loaded: it gets the others.
+        if plugin.identity in self._loaded or plugin.identity in self._loading:
+            return None
+        self._loading.add(plugin.identity)
+        try:
+            record = load(plugin, self._manager, policy)
+        finally:
+            self._loading.discard(plugin.identity)
+        _LOG.debug("%r, in %.3f s", record, record.seconds)
+        is_broken = record.status in ("failed", "incompatible")
+        if is_broken and strict:  # not remembered: the next question meets the same error
+            raise PluginError(_left_out(record)) from record.error
+        with self._publishing:
+            self._loaded[plugin.identity] = record
+            self._publish()
+        return _left_out(record) if is_broken else slow_plugin(record)
 
     def _forget_former(self, cls: type) -> None:
         def is_former(record: PluginRecord) -> bool:
@@ -254,7 +270,17 @@ class Registry:
             key=lambda r: (r.distribution not in FIRST_PARTY, r.distribution, r.name),
         )
         snapshot = Snapshot((*order, *self._in_process))
-        self._snapshot = Snapshot(tuple(_with_conflicts(r, snapshot) for r in snapshot.records))
+        self._snapshot = Snapshot(
+            tuple(_with_conflicts(r, snapshot) for r in snapshot.records),
+            zoo_sought=self._zoo_sought,
+            all_loaded=self._all_loaded,
+        )
+
+
+def _manager_without_plugins() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(_hookspecs)
+    return manager
 
 
 def _package(cls: type) -> str:

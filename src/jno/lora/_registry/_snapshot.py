@@ -14,9 +14,14 @@ from ._records import PluginRecord, RegisteredWrapper
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The records of the plugins loaded so far, in the order in which they were loaded."""
+    """The records of the plugins loaded so far, in the order in which they were loaded.
+
+    - `zoo_sought`, `all_loaded`: whether the zoo, and whether all that is installed, is among them.
+    """
 
     records: tuple[PluginRecord, ...] = ()
+    zoo_sought: bool = False
+    all_loaded: bool = False
 
     @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:

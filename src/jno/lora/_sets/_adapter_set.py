@@ -237,6 +237,8 @@ def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
     """By path, a line for each adapter of `model` around the layer there, or inside of it."""
     nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
     carried = {path_str(keys): type(node).__name__ for keys, node in nodes if is_wrapper(node)}
+    if not carried:
+        return {}
     wanted = dict.fromkeys(paths)
     around = [(path, "inside", above) for path in wanted for above in _above(path)]
     within = [(above, "around", path) for path in carried for above in _above(path)]

@@ -1,0 +1,149 @@
+"""Many threads that register, refresh and ask at once: nobody waits for ever, or is told nonsense.
+
+What is asked for was installed or registered all the time, so every answer must be the same.
+"""
+
+import sys
+import threading
+import time
+import types
+
+import pytest
+
+from jno.lora import Registry
+
+from .toys import ToyLinear, ToyScale
+
+SECONDS = 1.5
+
+
+@pytest.fixture(autouse=True)
+def _threads_take_turns_often():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def at_once(*actions):
+    """Repeat each action in a thread of its own for a while, and return what they raised."""
+    begin, end = threading.Barrier(len(actions)), threading.Event()
+    errors, turns = [], [0] * len(actions)
+
+    def repeat(number, action):
+        begin.wait()
+        while not end.is_set():
+            try:
+                action()
+            except Exception as err:
+                errors.append(err)
+                return
+            turns[number] += 1
+
+    threads = [threading.Thread(target=repeat, args=one, daemon=True) for one in enumerate(actions)]
+    for thread in threads:
+        thread.start()
+    time.sleep(SECONDS)
+    end.set()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads), "a deadlock"
+    assert not errors, errors[0]
+    assert all(turns), turns
+    return turns
+
+
+def test_answers_stay_the_same_while_plugins_are_found_again(site):
+    site.install_zoo()
+    site.plugin("acme-lora", '"Good", variant="good"')
+    site.plugin("bolt-lora", '"Other", variant="good"')
+    registry = Registry()
+    registry.register(ToyLinear)
+    good, other = registry.resolve("good")
+    linear = registry.zoo_class("LoRALinear")
+    distributions = [record.distribution for record in registry.records()]
+
+    def ask_for_a_variant():
+        assert registry.resolve("good") == (good, other)
+
+    def ask_for_a_name():
+        assert registry.resolve("acme-lora:Good") == (good,)
+
+    def ask_for_the_zoo():
+        assert registry.zoo_class("LoRALinear") is linear
+        assert registry.defaults()[0] is linear
+
+    def ask_for_what_was_registered():
+        assert registry.resolve("ToyLinear") == (ToyLinear,)
+        assert registry.provided(None, "ToyLinear").cls is ToyLinear
+        assert registry.provider(ToyLinear) is not None
+
+    def list_all():
+        found = [record.distribution for record in registry.records()]
+        assert [name for name in found if name != "(in-process)"] == distributions[:-1]
+
+    def register():
+        registry.register(ToyScale)
+
+    def choose():
+        assert registry.select("path", None, [good, other]) is None
+
+    asking = (ask_for_a_variant, ask_for_a_name, ask_for_the_zoo, ask_for_what_was_registered)
+    at_once(*asking, list_all, register, choose, registry.refresh, registry.refresh)
+    assert [record.status for record in registry.records()] == ["loaded"] * 5
+
+
+def test_a_registry_of_ones_own_answers_while_it_is_refreshed():
+    registry = Registry(discover=False)
+    registry.register(ToyLinear)
+
+    def ask():
+        assert registry.resolve("ToyLinear") == (ToyLinear,)
+
+    at_once(ask, ask, registry.refresh, lambda: registry.register(ToyScale))
+
+
+def test_hooks_of_this_process_are_asked_while_the_registry_is_refreshed():
+    import jno.lora
+
+    class Chooser:
+        @jno.lora.hookimpl
+        def jno_lora_select(self, path, leaf, candidates):
+            return candidates[1]
+
+    registry = Registry(discover=False)
+    registry.register(Chooser())
+
+    def choose():
+        assert registry.select("path", None, [ToyLinear, ToyScale]) is ToyScale
+
+    at_once(choose, choose, registry.refresh)
+
+
+def test_who_asks_for_the_zoo_while_another_thread_loads_it_waits_for_it(site, monkeypatch):
+    gate = types.ModuleType("jno_lora_test_gate")
+    gate.entered, gate.open = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, gate.__name__, gate)
+    module = site.install_zoo(
+        f"import {gate.__name__} as gate\ngate.entered.set()\ngate.open.wait(30)\n"
+    )
+
+    class OfTheZoo(ToyLinear):
+        """Defined in the zoo's package, as a class that somebody has imported from there."""
+
+    OfTheZoo.__module__ = module
+    registry, found = Registry(), []
+    # To save such a class, the plugins of its package are loaded: not by the zoo's own way in.
+    one = threading.Thread(target=registry.provider_of, args=(OfTheZoo,), daemon=True)
+    other = threading.Thread(
+        target=lambda: found.append(registry.zoo_class("LoRALinear")), daemon=True
+    )
+    one.start()
+    assert gate.entered.wait(30)
+    other.start()
+    other.join(timeout=0.3)
+    assert other.is_alive() and not found
+    gate.open.set()
+    one.join(timeout=30)
+    other.join(timeout=30)
+    assert [cls.__name__ for cls in found] == ["LoRALinear"]
