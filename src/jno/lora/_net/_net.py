@@ -9,28 +9,27 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._checkpoint import Classes, FilePath, load, save
+from .._checkpoint import Classes, FilePath
 from .._contract import is_wrapper
 from .._dispatch import carry_out, plan_lora
 from .._errors import JnoLoraWarning, SelectionError
 from .._handle import Handle, refuse_net
 from .._merge import merge_lora
-from .._paths import bullets, path_str, show_path
 from .._plan import Plan
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, count, report_on
 from .._selection import MaskLike, SpecLike, WrapperLike, parse_mask
-from .._sets import AdapterSet, extract_adapters
+from .._sets import AdapterSet
 from .._trainability import (
     carry_to_adapted,
     carry_to_plain,
-    lora_trainable_filter,
     may_train,
     partial_lora_trainable_filter,
 )
+from ._checks import check_update, refuse_if_only_adapted
+from ._files import left_out_of_a_file, with_adapters_of, write_adapters
 from ._named import NamedAdapters, NetState
 from ._originals import Original, originals_of
 
@@ -101,7 +100,10 @@ class Net(Handle):
 
     def __repr__(self) -> str:
         adapted = sum(map(is_wrapper, jax.tree.leaves(self._module, is_leaf=is_wrapper)))
-        trains, total = count(self._module, self._trainable), count(self._module, self._counted())
+        trains, total = (
+            count(self._module, self._trainable),
+            count(self._module, may_train(self._module)),
+        )
         return (
             f"Net({type(self._module).__name__}, {adapted} adapted layers, "
             f"{trains:,} of {total:,} parameters train)"
@@ -160,7 +162,7 @@ class Net(Handle):
         """
         self._refuse_disabled("lora")
         plan = self._plan(rank, alpha, target, wrapper, specs, options)
-        self._refuse_if_only_adapted(plan)
+        refuse_if_only_adapted(plan)
         adapted = carry_out(self._module, plan, key=self._key if key is None else key)
         originals = {**self._originals, **originals_of(self._module, adapted)}
         return self._become(
@@ -225,7 +227,7 @@ class Net(Handle):
         """
         self._refuse_disabled("update")
         expected, frozen = eqx.partition(self._module, self._trainable)
-        self._check_update(expected, trainable)
+        check_update(expected, trainable, outdated=self._outdated)
         self._module = eqx.combine(trainable, frozen)
         return self
 
@@ -357,20 +359,10 @@ class Net(Handle):
         self, path: FilePath, registry: Registry | None, *, stacklevel: int
     ) -> "Net":
         state = self._disabled or self._state()
-        registry = self._registry if registry is None else registry
-        save(extract_adapters(state.module), path, registry)
-        adapters = lora_trainable_filter(state.module)
-        others = jax.tree.map(lambda trains, own: trains and not own, state.trainable, adapters)
-        left_out = [path_str(keys) for keys, other in jtu.tree_leaves_with_path(others) if other]
-        if left_out:
-            warnings.warn(
-                f"The adapters were saved. {len(left_out)} other arrays train too, and are in no "
-                f"file:\n{bullets(map(show_path, left_out), 5)}\n"
-                "`net.freeze().lora(...)` trains adapters only; to keep the others as well, save "
-                "`net.partition()[0]` with `eqx.tree_serialise_leaves`.",
-                JnoLoraWarning,
-                stacklevel=stacklevel,
-            )
+        write_adapters(state, path, self._registry if registry is None else registry)
+        message = left_out_of_a_file(state)
+        if message:
+            warnings.warn(message, JnoLoraWarning, stacklevel=stacklevel)
         return self
 
     def load_adapters(
@@ -409,22 +401,12 @@ class Net(Handle):
     ) -> "Net":
         self._refuse_mask("load_adapters")
         registry = self._registry if registry is None else registry
-        # Around the layers themselves, where an adapter in the way keeps them in another form.
-        plain = self._state().plain().module
-        loaded = load(
-            self._module, path, strict=strict, wrappers=wrappers, registry=registry, plain=plain
+        state, messages = with_adapters_of(
+            self._state(), path, strict=strict, wrappers=wrappers, registry=registry
         )
-        adapted = loaded.put_into(self._module)
-        for message in loaded.warnings:
+        for message in messages:
             warnings.warn(message, JnoLoraWarning, stacklevel=stacklevel)
-        others = {p: o for p, o in self._originals.items() if p not in loaded.adapters}
-        return self._become(
-            NetState(
-                adapted,
-                carry_to_adapted(self._trainable, adapted, loaded.adapters),
-                {**others, **originals_of(plain, loaded.put_into(plain))},
-            )
-        )
+        return self._become(state)
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, and how many parameters train. Prints as a table.
@@ -506,51 +488,6 @@ class Net(Handle):
             raise SelectionError(
                 f"net.{verb}(...) was called in a `with net.disabled()` block, at whose end the "
                 "net becomes what it was before. Call it after the block."
-            )
-
-    def _counted(self) -> PyTree[bool]:
-        return may_train(self._module)
-
-    def _refuse_if_only_adapted(self, plan: Plan) -> None:
-        if plan.wrapped:
-            return
-        adapted = [
-            f"{show_path(row.path)} ({row.explanation})"
-            for row in plan.having("already adapted")
-            if row.spec is not None
-        ]
-        if not adapted:
-            return
-        raise SelectionError(
-            "Every selected layer carries an adapter already, and a layer is never wrapped twice:\n"
-            f"{bullets(adapted)}\n"
-            "Call net.merge() to keep what they learned, or net.unwrap() to drop it, and then "
-            "net.lora(...)."
-        )
-
-    def _check_update(self, expected: PyTree, given: PyTree) -> None:
-        advice = "Pass the tree that `net.partition()` returned, with new values."
-        want = {path_str(k): leaf for k, leaf in jtu.tree_leaves_with_path(expected)}
-        got = {path_str(k): leaf for k, leaf in jtu.tree_leaves_with_path(given)}
-        wrong = [f"{show_path(p)}: trained here, missing in the update" for p in want.keys() - got]
-        wrong += [f"{show_path(p)}: not a trainable leaf of this net" for p in got.keys() - want]
-        for path in want.keys() & got.keys():
-            old, new = want[path], got[path]
-            before = f"{old.dtype}{list(old.shape)}"
-            after = f"{new.dtype}{list(new.shape)}" if eqx.is_array(new) else repr(new)
-            if before != after:
-                wrong.append(f"{show_path(path)}: expected {before}, got {after}")
-        if wrong:
-            raise SelectionError(
-                f"The update does not fit this net:\n{bullets(sorted(wrong))}\n{advice}"
-            )
-        if jtu.tree_structure(expected) != jtu.tree_structure(given):
-            raise SelectionError(f"The update has other classes or static fields. {advice}")
-        if self._outdated:
-            raise SelectionError(
-                "The model's adapters were exchanged after the last `net.partition()`, so that "
-                "this update may hold the values of the former ones. Update the net before its "
-                "adapters are exchanged, or train what another `net.partition()` returns."
             )
 
 
