@@ -8,12 +8,14 @@ MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do for p in python$$v $$HOME/.pyenv
 
 # What `make bench` hands to `python -m benchmarks.compare`, and where that computes: cpu or gpu.
 BENCH ?=
+# What `make mutation` hands to `python -m tests.mutation`.
+MUTATION ?=
 DEVICE ?= cpu
 # All of JAX's sides have one version of it, which must be one that jNO takes.
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-peft test-matrix bench lint typecheck docs pictures clean
+.PHONY: demo test test-models test-peft test-matrix coverage mutation bench lint typecheck docs pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -51,7 +53,7 @@ MATRIX := $(shell for v in 3.11 3.12 3.13; do for p in python$$v $$HOME/.pyenv/v
 test-matrix: $(MATRIX:%=test-matrix-%) test-matrix-oldest
 
 test-matrix-%: .venv-matrix/%/.ready
-	.venv-matrix/$*/bin/pytest tests/core tests/zoo -n 2 --dist loadgroup
+	.venv-matrix/$*/bin/pytest tests/core tests/zoo tests/properties tests/api -n 2 --dist loadgroup
 
 .venv-matrix/%/.ready: pyproject.toml tests/oldest-versions.txt $(wildcard plugins/*/pyproject.toml)
 	v=$(subst oldest,3.11,$*); for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do \
@@ -81,6 +83,19 @@ bench: $(BENCH_SIDES)
 
 .bench/peft/.ready-$(DEVICE): .bench/peft/bin/python
 	$< -m pip install --quiet peft "torch<=2.13"
+	touch $@
+
+# Lines and branches that the suite runs, and which test runs which.
+coverage: $(VENV)/.ready-coverage
+	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-context=test --cov-report=term
+
+# Small changes of the sources, on which tests must fail. Needs what `make coverage` wrote.
+mutation: $(VENV)/.ready-coverage
+	@test -f .coverage || { echo "Run make coverage first: it records which tests run which line."; exit 1; }
+	$(BIN)/python -m tests.mutation $(MUTATION)
+
+$(VENV)/.ready-coverage: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -e ".[coverage]"
 	touch $@
 
 lint: $(VENV)/.ready

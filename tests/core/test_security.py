@@ -14,7 +14,7 @@ UNSAFE_MODULES = {
 }
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 # Where files are opened, each because a call names them.
-OPENS_FILES = {"_checkpoint", "peft", "_commands", "_demo", "_showing", "_comparing"}
+OPENS_FILES = {"_checkpoint", "peft", "_commands", "_demo", "_comparison"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
