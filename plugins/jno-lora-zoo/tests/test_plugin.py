@@ -70,8 +70,8 @@ def test_each_is_found_by_its_name_in_the_core(adapter):
 
 @every_adapter
 def test_each_keeps_the_contract(adapter):
-    contract = importlib.import_module("jno.lora._contract")
-    assert contract.contract_problems(adapter.cls) == ()
+    problems = importlib.import_module("jno.lora._contract_problems")
+    assert problems.contract_problems(adapter.cls) == ()
 
 
 @every_adapter

@@ -1,7 +1,6 @@
 """The dispatcher: plans by one walk over the model, builds adapters and puts them in place."""
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -11,27 +10,26 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._contract import LoRAWrapper, check_contract
-from ._errors import JnoLoraError, JnoLoraWarning, SelectionError, WrapperError
+from ._contract import LoRAWrapper
+from ._contract_problems import check_contract
+from ._errors import JnoLoraError, SelectionError, WrapperError
 from ._handle import refuse_net
-from ._paths import FEW, bullets, nearest, show_path, stable_hash
+from ._paths import show_path, stable_hash
 from ._plan import Plan, PlanRow
 from ._programs import Calls
 from ._registry import Registry, default_registry
-from ._selection import Mask, MaskLike, Spec, SpecLike, WrapperLike, parse_mask, parse_specs
+from ._selection import Mask, MaskLike, SpecLike, WrapperLike, parse_mask, parse_specs
 from ._sharding import calls_on_the_mesh, place_like_base
 from ._showing import tracked
 from ._stacking import keys_for_stack, over_stack
-from ._walk import NORMALISED, Walk
+from ._unadapted import (
+    check_every_spec_matched,
+    warn_of_clamped_ranks,
+    warn_of_what_was_left_out,
+)
+from ._walk import Walk
 
 M = TypeVar("M")
-
-_WHY_REFUSED = (
-    "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted: those rewrite the very "
-    "weight that an adapter would add to, so that the adapter would be rescaled or bypassed. To "
-    "adapt norm and layer as one, the update inside the norm, ask for it: "
-    'wrapper=["lora", "lora-in-norm"].'
-)
 
 
 def apply_lora(
@@ -130,14 +128,14 @@ def plan_lora(
     mask = Mask.of(None if param_mask is None else parse_mask(model, param_mask))
     walk = Walk(registry, rules, mask)
     rows = walk.over(model)
-    _check_every_spec_matched(rules, walk, rows)
+    check_every_spec_matched(rules, walk, rows)
     return Plan(tuple(rows))
 
 
 def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
     """Build the adapters of `plan` and put them into `model`."""
     chosen = {row.keys: row for row in plan.wrapped}
-    _warn_of_what_was_left_out(plan)
+    warn_of_what_was_left_out(plan)
     if not chosen:
         return model
     leaves, treedef = jtu.tree_flatten_with_path(
@@ -149,7 +147,7 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
     adapters = _construct(rows, [adapted[index] for index in places], key)
     for index, adapter in zip(places, adapters, strict=True):
         adapted[index] = adapter
-    _warn_of_clamped_ranks(rows, adapters)
+    warn_of_clamped_ranks(rows, adapters)
     return jtu.tree_unflatten(treedef, adapted)
 
 
@@ -209,92 +207,6 @@ def _make(
     return over_stack(one, ndim)(layer, keys_for_stack(own_key, layer, ndim))
 
 
-def _warn_of_clamped_ranks(rows: list[PlanRow], adapters: list[LoRAWrapper]) -> None:
-    clamped = [
-        f"{show_path(row.path)}: {row.rank} -> {adapter.rank}"
-        for row, adapter in zip(rows, adapters, strict=True)
-        if row.rank is not None and adapter.rank < row.rank
-    ]
-    if clamped:
-        warnings.warn(
-            "The rank is larger than these layers allow, and was clamped:\n"
-            + bullets(clamped, FEW),
-            JnoLoraWarning,
-            stacklevel=4,
-        )
-
-
 def _check_rank(rank: Any) -> None:
     if isinstance(rank, int | np.integer) and rank < 0:
         raise SelectionError(f"`rank` must not be negative, but is {rank}.")
-
-
-def _check_every_spec_matched(specs: tuple[Spec, ...], walk: Walk, rows: list[PlanRow]) -> None:
-    """**Raises:** `SelectionError` for a spec that matches no layer at all (mask or not)."""
-    refused = [row for row in rows if row.status in NORMALISED.values()]
-    accounted = walk.matched | {row.spec for row in rows if row.status not in NORMALISED.values()}
-    for index, spec in enumerate(specs):
-        if index in accounted:
-            continue
-        open_to = ("wrapped", "target does not match", "mask does not select")
-        adaptable = [row.path for row in rows if row.status in open_to]
-        lines = [f"{spec.describe()} selects no layer."]
-        inside = [row for row in refused if row.spec == index]
-        if inside:
-            lines.append(f"{_WHY_REFUSED} It matches only:")
-            lines.append(bullets((f"{show_path(r.path)}: {r.status}" for r in inside), FEW))
-        taken = walk.taken_before(index)
-        if taken:
-            lines.append("Earlier specs, which win, have taken what it matches:")
-            lines.append(bullets(taken, FEW))
-        if spec.target is not None and not any(spec.matches(row.path) for row in rows):
-            near = nearest(spec.target.pattern, [row.path for row in rows])
-            if near:
-                lines.append("The nearest paths are:\n" + bullets(show_path(p) for p in near))
-        if adaptable:
-            lines.append(
-                "The layers that the wrappers of this call can adapt are:\n"
-                + bullets(map(show_path, adaptable), FEW)
-            )
-        elif rows:
-            lines.append(
-                "The wrappers of this call can adapt none of the model's layers:\n"
-                + bullets(
-                    (f"{show_path(row.path)}: {row.layer}{_because(row)}" for row in rows), FEW
-                )
-            )
-        else:
-            lines.append(
-                "The model holds no Equinox module with arrays. (To adapt a skeleton of shapes: "
-                "eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton).)"
-            )
-        lines.append("`plan_lora(...)` (or `net.plan(...)`) explains every candidate.")
-        raise SelectionError("\n".join(lines))
-
-
-def _because(row: PlanRow) -> str:
-    if row.status == "already adapted":
-        return f" ({row.explanation})"
-    return "" if row.reason is None else f" ({row.reason})"
-
-
-def _warn_of_what_was_left_out(plan: Plan) -> None:
-    def warn(message: str, rows: tuple[PlanRow, ...]) -> None:
-        listed = bullets((show_path(row.path) for row in rows), FEW)
-        warnings.warn(f"{message}\n{listed}", JnoLoraWarning, stacklevel=5)
-
-    refused = plan.having("inside WeightNorm", "inside SpectralNorm")
-    if refused:
-        warn(f"{_WHY_REFUSED} These were not adapted:", refused)
-    if plan.wrapped:
-        return
-    masked = plan.having("mask does not select")
-    adapted = tuple(row for row in plan.having("already adapted") if row.spec is not None)
-    if adapted:
-        warn(
-            "Every selected layer carries an adapter already, so nothing was adapted. Merge or "
-            "unwrap first to adapt them anew:",
-            adapted,
-        )
-    elif masked:
-        warn("The mask selects none of these layers, so nothing was adapted:", masked)

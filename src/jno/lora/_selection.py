@@ -12,7 +12,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from ._contract import LoRAWrapper, check_contract
+from ._contract import LoRAWrapper
+from ._contract_problems import check_contract
 from ._errors import SelectionError, WrapperError
 from ._paths import KeyPath, nearest, path_str, show_path
 from ._registry import Registry

@@ -6,7 +6,8 @@ from typing import Any
 
 import pluggy
 
-from .._contract import LoRAWrapper, check_contract
+from .._contract import LoRAWrapper
+from .._contract_problems import check_contract
 from .._errors import PluginError
 from .._hookspecs import API_VERSION
 from ._discovery import Found, Policy

@@ -10,7 +10,8 @@ from typing import Any
 import pluggy
 
 from .. import _hookspecs
-from .._contract import LoRAWrapper, check_contract
+from .._contract import LoRAWrapper
+from .._contract_problems import check_contract
 from .._errors import JnoLoraWarning, PluginError
 from .._hookspecs import PROJECT
 from .._zoo_names import DEFAULT_NAMES, FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_NAMES

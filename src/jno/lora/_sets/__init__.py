@@ -7,16 +7,14 @@ from ._adapter_set import (
     built_around,
     check_set,
     extract_adapters,
-    layers_at,
     misfits,
     misfits_by_path,
-    nested_with,
     put_around,
-    put_in,
     swap_adapters,
 )
 from ._combine import combine
 from ._convert import to_lora
+from ._places import layers_at, nested_with, put_in
 from ._products import scale_adapters
 from ._stack_adapters import stack_adapters
 from ._update_report import UpdateReport, UpdateRow

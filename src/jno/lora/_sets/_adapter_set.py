@@ -1,7 +1,7 @@
 """Adapters without their model: taken out of one, and put around the layers of another."""
 
 import dataclasses
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -9,12 +9,13 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
-from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
+from .._contract import LoRAWrapper, is_wrapper
 from .._errors import SelectionError
 from .._handle import refuse_net
-from .._paths import KeyPath, bullets, nearest, path_str, show_path
-from .._sharding import on_the_mesh, restored_layer
+from .._paths import bullets, nearest, path_str, show_path
+from .._sharding import restored_layer
 from .._stacking import over_stack
+from ._places import layers_at, module_paths, plain_layer, put_in, refuse_second
 
 M = TypeVar("M")
 
@@ -139,7 +140,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
         if not is_wrapper(node):
             continue
         path = path_str(keys)
-        _refuse_second(path, found, "adapted layers")
+        refuse_second(path, found, "adapted layers")
         cls = type(node)
         ndim = cls.stack_ndim(node.base)
         state = over_stack(lambda w: dict(w.state()), ndim)(node)
@@ -187,7 +188,7 @@ def misfits_by_path(
 ) -> dict[str, list[str]]:
     """`misfits` by the path of the adapter, with the `layers_at(model, adapters)`."""
     missing = [path for path in adapters.adapters if path not in layers]
-    known = _module_paths(model) if missing else []
+    known = module_paths(model) if missing else []
     found: dict[str, list[str]] = {}
     for path, adapter in adapters.adapters.items():
         layer = layers.get(path)
@@ -217,90 +218,8 @@ def put_around(model: M, adapters: AdapterSet, *, drop_others: bool) -> M:
 def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
     """`adapter` around `layer`, in the place of the adapter that it carries, if it carries one."""
     return restored_layer(
-        adapter.wrapper, _plain(layer), adapter.state, adapter.rank, adapter.alpha
+        adapter.wrapper, plain_layer(layer), adapter.state, adapter.rank, adapter.alpha
     )
-
-
-def put_in(model: M, built: Mapping[str, LoRAWrapper], *, drop_others: bool) -> M:
-    """`model` with these adapted layers in the places of its layers, by path."""
-
-    def replace(keys: KeyPath, node: Any) -> Any:
-        path = path_str(keys)
-        if path in built:
-            return built[path]
-        return _plain(node) if drop_others else node
-
-    return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(built), is_leaf_takes_path=True)
-
-
-def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
-    """By path, a line for each adapter of `model` around the layer there, or inside of it."""
-    nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
-    carried = {path_str(keys): type(node).__name__ for keys, node in nodes if is_wrapper(node)}
-    if not carried:
-        return {}
-    wanted = dict.fromkeys(paths)
-    around = [(path, "inside", above) for path in wanted for above in _above(path)]
-    within = [(above, "around", path) for path in carried for above in _above(path)]
-    found: dict[str, list[str]] = {}
-    for path, where, other in (*around, *within):
-        if path in wanted and other in carried:
-            line = f"{show_path(path)}: {where} the {carried[other]} at {show_path(other)!r}"
-            found.setdefault(path, []).append(f"{line}: merge or unwrap that first")
-    return found
-
-
-def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
-    """The modules of `model` at these paths, plain or adapted. Those it lacks are left out.
-
-    **Raises:** `SelectionError` if two modules have one of the paths.
-    """
-    wanted = frozenset(paths)
-    is_place = _is_place(wanted)
-    found: dict[str, Any] = {}
-    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_place, is_leaf_takes_path=True):
-        path = path_str(keys)
-        if isinstance(node, eqx.Module) and path in wanted:
-            _refuse_second(path, found, "layers")
-            found[path] = node
-    return found
-
-
-def _above(path: str) -> list[str]:
-    """The paths of what holds the node at `path`, from the root on."""
-    parts = path.split("/")
-    return ["/".join(parts[:i]) for i in range(len(parts))] if path else []
-
-
-def _refuse_second(path: str, found: Container[str], what: str) -> None:
-    if path in found:
-        raise SelectionError(
-            f"Two {what} have the path {show_path(path)!r}: a dict key in it holds a slash. "
-            "Rename the key."
-        )
-
-
-def _plain(node: Any) -> Any:
-    return on_the_mesh(node, unwrapped_layer, node) if is_wrapper(node) else node
-
-
-def _is_place(paths: Container[str]) -> Any:
-    def is_place(keys: KeyPath, node: Any) -> bool:
-        return isinstance(node, eqx.Module) and (is_wrapper(node) or path_str(keys) in paths)
-
-    return is_place
-
-
-def _module_paths(model: PyTree) -> list[str]:
-    paths: list[str] = []
-
-    def look(keys: KeyPath, node: Any) -> bool:
-        if isinstance(node, eqx.Module):
-            paths.append(path_str(keys))
-        return is_wrapper(node)
-
-    jtu.tree_flatten_with_path(model, is_leaf=look, is_leaf_takes_path=True)
-    return paths
 
 
 def _array(form: tuple[tuple[int, ...], str] | None) -> str:

@@ -1,0 +1,69 @@
+"""What keeps a class from being an adapter class, found before anything is built with it."""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+from ._contract import LoRAWrapper
+from ._errors import WrapperError
+from ._paths import bullets
+
+
+def contract_problems(cls: Any) -> tuple[str, ...]:
+    """What keeps `cls` from being a usable adapter class; empty if nothing does."""
+    if not (isinstance(cls, type) and issubclass(cls, LoRAWrapper)):
+        return (f"{cls!r} is not a subclass of jno.lora.LoRAWrapper",)
+    return _class_problems(cls)
+
+
+@functools.lru_cache(maxsize=4096)
+def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
+    missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
+    if missing:
+        return tuple(f"`{name}` is not defined" for name in missing)
+    problems: list[str] = []
+    names = cls.adapter_fields
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if not isinstance(names, tuple) or not names or not all(isinstance(n, str) for n in names):
+        problems.append(
+            "`adapter_fields` must be a non-empty tuple of field names, such as "
+            f'`("lora_A",)` (mind the comma), but is {names!r}'
+        )
+        names = ()
+    for name in names:
+        if name not in fields:
+            others = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
+            problems.append(
+                f"`adapter_fields` names {name!r}, which is not a field (fields: {others or '-'})"
+            )
+        elif fields[name].metadata.get("static", False):
+            problems.append(f"`adapter_fields` names {name!r}, which is static: it cannot train")
+    if "base" in names:
+        problems.append("`adapter_fields` names 'base', which must stay frozen")
+    if "base" not in fields:
+        problems.append("`base` must be a field (`base: eqx.Module`)")
+    try:
+        inspect.signature(cls.__init__).bind(None, None, 4, 1.0, key=None)
+    except TypeError as err:
+        problems.append(f"`__init__` must accept `(self, base, rank, alpha, *, key)`: {err}")
+    classmethods = ("applies_to", "why_not", "stack_ndim", "from_state", "matrix", "low_rank_scale")
+    for name in classmethods:
+        if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
+            problems.append(f"`{name}` must be a classmethod")
+    for name in ("variant", "bibtex"):
+        value = getattr(cls, name)
+        if not (value is None or isinstance(value, str)):
+            problems.append(f"`{name}` must be a string or None, but is {value!r}")
+    return tuple(problems)
+
+
+def check_contract(cls: Any) -> None:
+    """**Raises:** `WrapperError` that lists everything in which `cls` breaks the contract."""
+    problems = contract_problems(cls)
+    if problems:
+        name = getattr(cls, "__qualname__", repr(cls))
+        raise WrapperError(
+            f"{name} is not a usable adapter class:\n{bullets(problems)}\n"
+            "See `jno.lora.LoRAWrapper` for the form of an adapter."
+        )

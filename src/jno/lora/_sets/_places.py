@@ -1,0 +1,100 @@
+"""The places of a model's layers: found by path, filled with adapted layers or with plain ones."""
+
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
+from .._errors import SelectionError
+from .._paths import KeyPath, path_str, show_path
+from .._sharding import on_the_mesh
+
+M = TypeVar("M")
+
+
+def put_in(model: M, built: Mapping[str, LoRAWrapper], *, drop_others: bool) -> M:
+    """`model` with these adapted layers in the places of its layers, by path."""
+
+    def replace(keys: KeyPath, node: Any) -> Any:
+        path = path_str(keys)
+        if path in built:
+            return built[path]
+        return plain_layer(node) if drop_others else node
+
+    return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(built), is_leaf_takes_path=True)
+
+
+def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
+    """By path, a line for each adapter of `model` around the layer there, or inside of it."""
+    nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
+    carried = {path_str(keys): type(node).__name__ for keys, node in nodes if is_wrapper(node)}
+    if not carried:
+        return {}
+    wanted = dict.fromkeys(paths)
+    around = [(path, "inside", above) for path in wanted for above in _above(path)]
+    within = [(above, "around", path) for path in carried for above in _above(path)]
+    found: dict[str, list[str]] = {}
+    for path, where, other in (*around, *within):
+        if path in wanted and other in carried:
+            line = f"{show_path(path)}: {where} the {carried[other]} at {show_path(other)!r}"
+            found.setdefault(path, []).append(f"{line}: merge or unwrap that first")
+    return found
+
+
+def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
+    """The modules of `model` at these paths, plain or adapted. Those it lacks are left out.
+
+    **Raises:** `SelectionError` if two modules have one of the paths.
+    """
+    wanted = frozenset(paths)
+    is_place = _is_place(wanted)
+    found: dict[str, Any] = {}
+    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_place, is_leaf_takes_path=True):
+        path = path_str(keys)
+        if isinstance(node, eqx.Module) and path in wanted:
+            refuse_second(path, found, "layers")
+            found[path] = node
+    return found
+
+
+def module_paths(model: PyTree) -> list[str]:
+    """The paths of all modules, plain or adapted, that are not in an adapted one."""
+    paths: list[str] = []
+
+    def look(keys: KeyPath, node: Any) -> bool:
+        if isinstance(node, eqx.Module):
+            paths.append(path_str(keys))
+        return is_wrapper(node)
+
+    jtu.tree_flatten_with_path(model, is_leaf=look, is_leaf_takes_path=True)
+    return paths
+
+
+def plain_layer(node: Any) -> Any:
+    """The layer in an adapter; anything else as it is."""
+    return on_the_mesh(node, unwrapped_layer, node) if is_wrapper(node) else node
+
+
+def refuse_second(path: str, found: Container[str], what: str) -> None:
+    """**Raises:** `SelectionError` if the path is among those found before."""
+    if path in found:
+        raise SelectionError(
+            f"Two {what} have the path {show_path(path)!r}: a dict key in it holds a slash. "
+            "Rename the key."
+        )
+
+
+def _above(path: str) -> list[str]:
+    """The paths of what holds the node at `path`, from the root on."""
+    parts = path.split("/")
+    return ["/".join(parts[:i]) for i in range(len(parts))] if path else []
+
+
+def _is_place(paths: Container[str]) -> Any:
+    def is_place(keys: KeyPath, node: Any) -> bool:
+        return isinstance(node, eqx.Module) and (is_wrapper(node) or path_str(keys) in paths)
+
+    return is_place
