@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
 from ._errors import SelectionError, WrapperError
-from ._paths import KeyPath, bullets, path_str, show_path
+from ._paths import FEW, KeyPath, bullets, path_str, show_path
 from ._plan import PlanRow, PlanStatus
 from ._registry import Registry
 from ._selection import Mask, Spec, Tiers
@@ -200,7 +200,7 @@ class Walk:
             )
             raise SelectionError(
                 f"Several adapters of equal priority claim {show_path(path)!r}, a "
-                f"{type(node).__name__}:\n{bullets(names)}\n"
+                f"{type(node).__name__}:\n{bullets(names, FEW)}\n"
                 "Name the one you want with `wrapper=` (a list is in order of priority), or "
                 "register a `jno_lora_select` hook that chooses."
             )

@@ -111,7 +111,7 @@ class Comparison(Printed):
         matplotlib (the extra `plot`).
         """
         with imported_for("Comparison.plot", "plot", "matplotlib"):
-            from .._showing import draw_comparison
+            from .._showing.plots import draw_comparison
         trained = [row for row in self.rows if row.error is None]
         if not trained:
             raise SelectionError(f"No candidate was trained, so there is nothing to draw:\n{self}")

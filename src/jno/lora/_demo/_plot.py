@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from .._showing import Picture
+from .._showing.plots import Picture
 from ._candidates import Outcome
 
 # Told apart by lightness and shape as well as by hue.

@@ -155,7 +155,7 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     """
     refuse_net(model, "plot_adapters")
     with imported_for("plot_adapters", "plot", "matplotlib"):
-        from .._showing import draw_effects
+        from .._showing.plots import draw_effects
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
     if not effects.rows:
         without = bullets(map(show_path, effects.left_out))
