@@ -118,10 +118,10 @@ def run_digits() -> None:
     for method in (DOCS / "methods").glob("*.md"):
         row = by_name[method.stem]
         said = (
-            f"On the [digits of the demo](../examples/digits.md), {row.trainable:,} trained "
+            f"On the [digits of the demo](../examples/digits.md), {row.row.trainable:,} trained "
             f"parameters ({row.share:.1%} of the model) take the target domain from "
             f"{row.before.target:.1%} to {row.after.target:.1%} right; full fine-tuning, "
-            f"{full.trainable:,}, reaches {full.after.target:.1%}."
+            f"{full.row.trainable:,}, reaches {full.after.target:.1%}."
         )
         marked = rf"\g<1>{said}\g<2>"
         text, number = re.subn(

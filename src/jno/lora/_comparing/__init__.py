@@ -2,12 +2,11 @@
 
 from ._compare import compare
 from ._comparison import Comparison, ComparisonRow
-from ._fitting import Fit, Trainer
+from ._fitting import Trainer
 
 __all__ = [
     "Comparison",
     "ComparisonRow",
-    "Fit",
     "Trainer",
     "compare",
 ]

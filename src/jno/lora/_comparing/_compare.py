@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -21,7 +21,7 @@ from .._registry import Registry
 from .._reports import count
 from .._showing import Bar
 from ._comparison import Comparison, ComparisonRow
-from ._fitting import Loss, Trainer
+from ._fitting import Fit, Loss, Trainer
 
 _LOG = logging.getLogger("jno.lora.compare")
 
@@ -43,15 +43,15 @@ def compare(
     alpha: float = 1.0,
     target: str | None = None,
     options: Mapping[str, Any] | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float | Sequence[float] = 1e-3,
     optimizer: Any = None,
+    score: Callable[[Any], Any] | None = None,
     registry: Registry | None = None,
 ) -> Comparison:
     """Train adapters of each kind on your model, from the same start and under the same budget.
 
-    Only the adapters train. A method's best learning rate is its own, so a fair comparison is made
-    at a few of them; and what is compared is the loss in training: `ComparisonRow.model` is there
-    to be measured on data that nobody trained on.
+    Only the adapters train. A method's best learning rate is its own, so that a fair comparison
+    gives a few of them, and decides by data that nobody trained on (`score`).
 
     Interrupt it (Ctrl-C) to get what is finished.
 
@@ -68,8 +68,12 @@ def compare(
     - `steps`: how many each candidate is trained.
     - `key`: for the adapters' initial values.
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
-    - `learning_rate`: of Adam, if there is no `optimizer`.
+    - `learning_rate`: of Adam, if there is no `optimizer`. Of several, each candidate is trained at
+        each of them, always from the start, and its best is the one that counts.
     - `optimizer`: an optax optimiser instead.
+    - `score`: `score(model)` says how good a trained model is: a number, the larger the better, or
+        a tuple of which later numbers decide between equal ones. It chooses the learning rate;
+        without it the final loss does.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
 
     **Returns:** a `Comparison`. A candidate that cannot be trained is a row with its error.
@@ -98,18 +102,21 @@ def compare(
             return net
         return net.lora(rank, alpha, target=target, wrapper=candidate, options=options)
 
-    optimizer = _adam(learning_rate) if optimizer is None else optimizer
-    contest = _Contest(adapted, loss, kept, steps, optimizer)
+    rates = () if optimizer is not None else _checked_rates(learning_rate)
+    optimizer = _adam() if optimizer is None else optimizer
+    contest = _Contest(adapted, loss, kept, steps, optimizer, rates, score)
     rows: list[ComparisonRow] = []
+    each = steps * max(1, len(rates))
+    interrupted = False
     try:
-        with Bar(len(candidates) * steps) as bar:
+        with Bar(len(candidates) * each) as bar:
             for number, candidate in enumerate(candidates):
-                bar.update(completed=number * steps, what=_name(candidate))
+                bar.update(completed=number * each, what=_name(candidate))
                 rows.append(contest.row_of(candidate, bar.advance))
                 _LOG.info("%r", rows[-1])
     except KeyboardInterrupt:
-        return Comparison(tuple(rows), steps, interrupted=True)
-    return Comparison(tuple(rows), steps)
+        interrupted = True
+    return Comparison(tuple(rows), steps, interrupted, rates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +128,9 @@ class _Contest:
     batches: list[PyTree]
     steps: int
     optimizer: Any
+    # Empty for an optimiser that has one of its own.
+    rates: tuple[float, ...]
+    score: Callable[[Any], Any] | None
 
     def row_of(self, candidate: Candidate, on_step: Callable[[], None]) -> ComparisonRow:
         try:
@@ -135,20 +145,54 @@ class _Contest:
         net, trainer = self.adapted(candidate), Trainer(self.loss, self.optimizer)
         trainable, frozen = net.partition()
         cost = trainer.compile(trainable, frozen, self.batches[0])
-        supply = itertools.islice(itertools.cycle(self.batches), self.steps)
-        fit = trainer.fit(trainable, frozen, supply, on_step=on_step)
-        means = _running_means(fit.losses, max(1, self.steps // 10))
+        # What trains nothing is the same at every rate.
+        rates = self.rates if jax.tree.leaves(trainable) else self.rates[:1]
+
+        def trial(rate: float | None) -> _Trial:
+            state = trainer.optimizer.init(trainable)
+            if rate is not None:
+                state.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
+            supply = itertools.islice(itertools.cycle(self.batches), self.steps)
+            fit = trainer.fit(trainable, frozen, supply, state=state, on_step=on_step)
+            means = _running_means(fit.losses, max(1, self.steps // 10))
+            model = eqx.combine(fit.trainable, frozen)
+            score = None if self.score is None else _numbers(self.score(model))
+            return _Trial(rate, fit, means, model, score)
+
+        best = max(map(trial, rates or (None,)), key=lambda trial: trial.rank)
         return ComparisonRow(
             name=_name(candidate),
             trainable=count(net.module, net.trainable),
-            final_loss=means[-1],
-            best_loss=min(means, key=lambda mean: math.inf if math.isnan(mean) else mean),
-            milliseconds=fit.milliseconds,
+            learning_rate=best.rate if jax.tree.leaves(trainable) else None,
+            score=None if best.score is None else best.score[0],
+            final_loss=best.means[-1],
+            best_loss=min(best.means, key=lambda mean: math.inf if math.isnan(mean) else mean),
+            milliseconds=best.fit.milliseconds,
             temp_bytes=cost.temp_bytes,
             compile_seconds=cost.compile_seconds,
-            losses=fit.losses,
-            model=net.update(fit.trainable).module,
+            losses=best.fit.losses,
+            model=best.model,
         )
+
+
+class _Trial(NamedTuple):
+    """A candidate that was trained at one learning rate."""
+
+    rate: float | None
+    fit: Fit
+    means: list[float]
+    model: Any
+    score: tuple[float, ...] | None
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What decides between two of them. What is no number is worse than any."""
+        rank = (-self.means[-1],) if self.score is None else self.score
+        return tuple(-math.inf if math.isnan(x) else x for x in rank)
+
+
+def _numbers(score: Any) -> tuple[float, ...]:
+    return tuple(map(float, score)) if isinstance(score, tuple) else (float(score),)
 
 
 def _running_means(losses: Sequence[float], window: int) -> list[float]:
@@ -165,10 +209,20 @@ def _name(candidate: Candidate) -> str:
     return ", ".join(map(_name, candidate))
 
 
-def _adam(learning_rate: float) -> Any:
+def _adam() -> Any:
+    """Adam with its learning rate in its state, so that one compiled step serves for all rates."""
     with imported_for("compare", "compare", "optax"):
         import optax
-    return optax.adam(learning_rate)
+    return optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+
+
+def _checked_rates(given: float | Sequence[float]) -> tuple[float, ...]:
+    rates = tuple(given) if isinstance(given, Sequence) else (given,)
+    if not rates or not all(rate > 0 and math.isfinite(rate) for rate in rates):
+        raise SelectionError(
+            f"`learning_rate` must be a positive number, or several of them, but is {given!r}."
+        )
+    return rates
 
 
 def _check_loss(loss: Loss, model: PyTree, batch: PyTree) -> None:

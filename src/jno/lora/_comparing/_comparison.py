@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _IN_FILES = (
     "name",
     "trainable",
+    "learning_rate",
+    "score",
     "final_loss",
     "best_loss",
     "milliseconds",
@@ -38,6 +40,9 @@ class ComparisonRow:
     - `temp_bytes`: the temporary memory of the compiled step, beside its arguments and results;
         `None` where the compiler does not say.
     - `compile_seconds`: how long tracing and compiling the step took.
+    - `learning_rate`: the best of those that were tried; `None` with an optimiser of your own, and
+        where nothing trains.
+    - `score`: what `score` said of the trained model, the first number of a tuple; `None` without.
     - `model`: the trained model, with its adapters.
     - `error`: why the candidate could not be trained. Then all of the above but `name` are `None`,
         and `losses` is empty.
@@ -50,6 +55,8 @@ class ComparisonRow:
     milliseconds: float | None = None
     temp_bytes: int | None = None
     compile_seconds: float | None = None
+    learning_rate: float | None = None
+    score: float | None = None
     losses: tuple[float, ...] = dataclasses.field(default=(), repr=False)
     model: Any = dataclasses.field(default=None, repr=False, compare=False)
     error: str | None = None
@@ -60,13 +67,15 @@ class Comparison(Printed):
     """Adapters side by side on one model. Prints as a table, and shows as one in a notebook.
 
     - `rows`: one per candidate, in the order in which they were asked for.
-    - `steps`: how long each was trained.
+    - `steps`: how long each was trained, at each learning rate.
     - `interrupted`: whether it was stopped by the keyboard, so that later candidates are missing.
+    - `learning_rates`: those that were tried; empty with an optimiser of your own.
     """
 
     rows: tuple[ComparisonRow, ...]
     steps: int
     interrupted: bool = False
+    learning_rates: tuple[float, ...] = ()
 
     def __iter__(self) -> Iterator[ComparisonRow]:
         return iter(self.rows)
@@ -80,23 +89,37 @@ class Comparison(Printed):
         return f"Comparison({self.steps} steps of {names or 'nothing'}{stopped})"
 
     def _table(self) -> Table:
-        headings = ("trainable", "final loss", "best loss", "ms/step", "temp MiB", "compile s")
-        formats = (",", ".4g", ".4g", ".2f", ".3g", ".2f")
+        columns: dict[str, tuple[str, Callable[[ComparisonRow], float | None]]] = {
+            "trainable": (",", lambda row: row.trainable),
+            "rate": ("g", lambda row: row.learning_rate),
+            "score": (".4g", lambda row: row.score),
+            "final loss": (".4g", lambda row: row.final_loss),
+            "best loss": (".4g", lambda row: row.best_loss),
+            "ms/step": (".2f", lambda row: row.milliseconds),
+            "temp MiB": (".3g", lambda row: row.temp_bytes and row.temp_bytes / 2**20),
+            "compile s": (".2f", lambda row: row.compile_seconds),
+        }
+        if len(self.learning_rates) < 2:
+            del columns["rate"]
+        if all(row.score is None for row in self.rows):
+            del columns["score"]
 
         def cells(row: ComparisonRow) -> list[str]:
-            mebibytes = None if row.temp_bytes is None else row.temp_bytes / 2**20
-            values = (row.trainable, row.final_loss, row.best_loss, row.milliseconds, mebibytes)
-            numbers = zip((*values, row.compile_seconds), formats, strict=True)
-            return [row.name, *("-" if x is None else format(x, form) for x, form in numbers)]
+            values = ((form, value(row)) for form, value in columns.values())
+            return [row.name, *("-" if x is None else format(x, form) for form, x in values)]
 
         failed = [f"{row.name}: {row.error}" for row in self.rows if row.error is not None]
         stopped = ["Interrupted: what was not finished is missing."] if self.interrupted else []
         return table(
-            f"{len(self.rows)} candidates, {self.steps:,} steps each",
-            [("adapter", "left"), *((heading, "right") for heading in headings)],
+            f"{len(self.rows)} candidates, {self.steps:,} steps each{self._at_rates()}",
+            [("adapter", "left"), *((heading, "right") for heading in columns)],
             map(cells, self.rows),
             caption="\n".join([*stopped, *failed]),
         )
+
+    def _at_rates(self) -> str:
+        rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+        return f" at the best of the rates {rates}" if len(self.learning_rates) > 1 else ""
 
     def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
         """The losses on the way, and the final loss over the number of trained parameters.

@@ -34,7 +34,7 @@ def save_and_compare(best: Outcome, digits: Digits, path: Path) -> Merged:
 
     The reader needs Equinox and the class of the model, and nothing of adapters.
     """
-    adapted = best.net.module
+    adapted = best.row.model
     eqx.tree_serialise_leaves(path, merge_lora(adapted))
     skeleton = eqx.filter_eval_shape(Classifier, jax.random.key(0))
     merged = eqx.tree_deserialise_leaves(path, skeleton)

@@ -20,7 +20,7 @@ def save_plot(outcomes: Sequence[Outcome], path: Path) -> None:
     both domains, the unadapted model's as vertical lines.
     """
     # Methods with equal counts would lie on each other in a scatter plot; rows keep them apart.
-    rows = sorted(outcomes, key=lambda outcome: outcome.trainable)
+    rows = sorted(outcomes, key=lambda outcome: outcome.row.trainable or 0)
     figure = Picture(10, 5.6)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
     _draw_costs(left, rows)
@@ -36,10 +36,12 @@ def save_plot(outcomes: Sequence[Outcome], path: Path) -> None:
 def _draw_costs(axes: Axes, rows: Sequence[Outcome]) -> None:
     heights = range(len(rows))
     # Zero has no place on a logarithmic axis: no bar, but the number.
-    bars = axes.barh(heights, [max(row.trainable, 1) for row in rows], color=_QUIET, height=0.6)
-    axes.bar_label(bars, [f"{row.trainable:,} ({row.share:.1%})" for row in rows], padding=4)
+    trainable = [row.row.trainable or 0 for row in rows]
+    bars = axes.barh(heights, [max(number, 1) for number in trainable], color=_QUIET, height=0.6)
+    labels = [f"{n:,} ({row.share:.1%})" for n, row in zip(trainable, rows, strict=True)]
+    axes.bar_label(bars, labels, padding=4)
     axes.set_xscale("log")
-    most = max(row.trainable for row in rows)
+    most = max(trainable)
     axes.set_xlim(1, most**1.8)  # room for the numbers
     axes.set_xticks([10**power for power in range(1 + int(math.log10(most)))])
     axes.minorticks_off()

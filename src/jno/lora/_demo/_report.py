@@ -53,15 +53,15 @@ def print_table(
     ]
     rows = (
         (
-            row.name,
-            f"{row.trainable:,}",
-            f"{100 * row.share:.2f}",
-            f"{100 * row.before.target:.1f} {arrow} {100 * row.after.target:.1f}",
-            f"{100 * row.after.source:.1f}",
-            "-" if row.rate is None else f"{row.rate:g}",
-            "-" if row.milliseconds is None else f"{row.milliseconds:.2f}",
+            outcome.name,
+            f"{outcome.row.trainable:,}",
+            f"{100 * outcome.share:.2f}",
+            f"{100 * outcome.before.target:.1f} {arrow} {100 * outcome.after.target:.1f}",
+            f"{100 * outcome.after.source:.1f}",
+            "-" if outcome.row.learning_rate is None else f"{outcome.row.learning_rate:g}",
+            "-" if not outcome.row.trainable else f"{outcome.row.milliseconds:.2f}",
         )
-        for row in outcomes
+        for outcome in outcomes
     )
     # Of a proportion near a half, the widest there is.
     error = 100 * math.sqrt(0.25 / tested)
