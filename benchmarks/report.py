@@ -39,7 +39,8 @@ machine from minute to minute. Less than 1 means that ours takes less.
 * PEFT's forms: LoRA-FA is its LoRA with `lora_A` frozen; LoKr has the same two dense factors as
   ours; OFT is its default, which rotates inputs and approximates the inverse by five terms of a
   series, where ours is exact.
-* In parentheses: the target. **Bold**: it is missed.
+* In parentheses: the target, set before any of this was written: what a one-page form of each
+  method was measured to reach, or what seemed worth reaching. **Bold**: it is missed.
 * *save* and *load* are those of the adapters alone (`save_adapters`, `load_adapters`); full
   fine-tuning has to keep the whole model, by Equinox's own functions.
 

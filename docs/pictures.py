@@ -109,9 +109,8 @@ def run_digits() -> None:
             demo = run_demo(pathlib.Path(folder))
         demo.plot.replace(IMAGES / "digits.png")
     page = DOCS / "examples" / "digits.md"
-    # Without the progress bar, and the paths at the end.
-    lines = [line for line in out.getvalue().splitlines() if not line.startswith("done ")]
-    page.write_text(with_printed(page.read_text(), "\n".join(lines).partition("\nPlot:")[0]))
+    # Without the paths at the end.
+    page.write_text(with_printed(page.read_text(), out.getvalue().partition("\nPlot:")[0]))
 
     by_name = {row.name: row for row in demo.outcomes}
     full = by_name["full fine-tuning"]

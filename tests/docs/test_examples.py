@@ -9,7 +9,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-EXCERPT = re.compile(r'^```.* title="((?:examples|src)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL)
+EXCERPT = re.compile(
+    r'^```.* title="((?:examples|src)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -305,6 +305,30 @@ def test_a_failure_leaves_the_old_files_or_none_that_loads(call, left, tmp_path,
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_an_interrupt_leaves_the_old_files_or_the_new_ones(call, done, tmp_path, monkeypatch):
+    plain, (old, new) = two_adapters()
+    save_peft(old, tmp_path)
+    calls = []
+    replace = os.replace
+
+    def interrupted(*names):
+        calls.append(names)
+        if len(calls) != call or done:
+            replace(*names)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as inside:
+        inside.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_peft(new, tmp_path)
+    # The second call puts the tensors in place.
+    assert outcome(tmp_path, plain) == (2.0 if (call, done) >= (2, True) else 1.0)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_files_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch):
     plain, (old, _) = two_adapters()
     save_peft(old, tmp_path)

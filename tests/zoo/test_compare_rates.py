@@ -6,6 +6,8 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from jno.lora import SelectionError, compare
@@ -110,7 +112,42 @@ def test_no_number_is_worse_than_any(model, batches):
     assert rows[1].learning_rate == 1e-3 and not math.isnan(rows[1].score)
 
 
-@pytest.mark.parametrize("rates", [(), 0.0, (1e-3, -1.0), float("nan"), (math.inf,)])
+def test_half_precision_trains_as_well(model, batches):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+    batch = jax.tree.map(lambda x: x.astype(jnp.bfloat16), batches)
+    full, nothing = compare(
+        half,
+        loss,
+        batch,
+        ["full", "none"],
+        steps=10,
+        key=jax.random.key(2),
+        learning_rate=np.logspace(-2, -1, 2),
+    )
+    assert all(map(math.isfinite, full.losses))
+    assert full.final_loss < 0.9 * nothing.final_loss
+
+
+def test_an_optimiser_has_a_rate_of_its_own(model, batches):
+    with pytest.raises(SelectionError, match="leave `learning_rate` out"):
+        compared(model, batches, optimizer=optax.sgd(1e-2))
+
+
+WRONG = {
+    "none": (),
+    "zero": 0.0,
+    "negative": (1e-3, -1.0),
+    "nan": float("nan"),
+    "infinite": (math.inf,),
+    "text": "0.1",
+    "bool": True,
+    "ragged": [[1.0], [1.0, 2.0]],
+    "object": object(),
+}
+
+
+@pytest.mark.parametrize("rates", WRONG.values(), ids=WRONG)
+@pytest.mark.usefixtures("unchecked")
 def test_a_rate_that_cannot_train_is_refused(model, batches, rates):
     with pytest.raises(SelectionError, match="must be a positive number, or several"):
         compared(model, batches, learning_rate=rates)

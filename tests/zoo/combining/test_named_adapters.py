@@ -250,6 +250,30 @@ def test_trained_values_come_back_after_what_exchanges_nothing(model):
     assert net.update(trainable).update(trainable) is net
 
 
+def test_trained_values_come_back_to_adapters_that_come_back(model):
+    other = extract_adapters(Net(model).lora(2).module)
+    net = Net(model).freeze().lora(2).add_adapter("one").add_adapter("other", other)
+    trainable, _ = net.partition()
+    net.activate("other")
+    refused(net, lambda: net.update(trainable), "exchanged after the last")
+    net.activate("one").update(jax.tree.map(jnp.ones_like, trainable))
+    assert all(bool((x == 1).all()) for x in jax.tree.leaves(net.partition()[0]))
+
+
+def test_nothing_is_exchanged_where_there_are_no_adapters(model):
+    net = Net(model)
+    trainable, _ = net.partition()
+    net.merge().unwrap().update(trainable)
+
+
+def test_the_last_partition_is_what_counts(model):
+    net, *_ = with_two(model)
+    net.partition()
+    net.activate(next(name for name in net.adapters if name != net.active))
+    trainable, _ = net.partition()
+    net.update(trainable)
+
+
 def test_a_pending_mask_is_not_used_up(model):
     net, *_ = with_two(model)
     net.mask("layers")

@@ -5,7 +5,7 @@ from ._container import FilePath, MalformedError, opened, parse_json, regular_fi
 from ._loading import Contents, Loaded, load, non_finite, read, read_set
 from ._saving import save
 from ._wrappers import Classes
-from ._writing import put_aside, written_beside
+from ._writing import put_together, written_beside
 
 __all__ = [
     "Classes",
@@ -18,7 +18,7 @@ __all__ = [
     "non_finite",
     "opened",
     "parse_json",
-    "put_aside",
+    "put_together",
     "read",
     "read_set",
     "regular_file",

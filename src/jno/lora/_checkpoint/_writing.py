@@ -1,10 +1,11 @@
 """Writing a file so that there is the old one or the new one, whole, whatever happens."""
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from .._errors import CheckpointError
@@ -20,51 +21,76 @@ def write_atomically(path: FilePath, content: bytes) -> None:
     **Raises:** `CheckpointError` if that fails. The old file is whole then, and nothing is left of
     the new one.
     """
-    with written_beside(path, content) as put_in_place:
-        put_in_place()
+    with written_beside(path, content) as new:
+        new.put_in_place()
+
+
+@dataclasses.dataclass(frozen=True)
+class NewFile:
+    """What was written to the disk beside the file whose place it is to take."""
+
+    path: FilePath  # as it was given
+    target: Path
+    temporary: Path
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it has taken its place."""
+        return not self.temporary.exists()
+
+    def put_in_place(self) -> None:
+        """Take the place of the old file, in one step.
+
+        **Raises:** `CheckpointError` if that fails.
+        """
+        with _errors_of(self.path):
+            os.replace(self.temporary, self.target)
+        _flush_directory(self.target.parent)
 
 
 @contextlib.contextmanager
-def written_beside(path: FilePath, content: bytes) -> Iterator[Callable[[], None]]:
-    """`write_atomically` in two steps: the new file is on the disk, and a call puts it in place.
+def written_beside(path: FilePath, content: bytes) -> Iterator[NewFile]:
+    """`write_atomically` in two steps: the new file is on the disk, and `put_in_place` is a call.
 
-    **Raises:** `CheckpointError` in either step.
+    **Raises:** `CheckpointError` if it cannot be written.
     """
     with _errors_of(path):
         target = Path(os.path.realpath(path))
         permissions = _permissions(target)
-        temporary = _temporary(target)
-
-    def put_in_place() -> None:
+        new = NewFile(path, target, _temporary(target))
+    with _removed_on_failure(new.temporary):
         with _errors_of(path):
-            os.replace(temporary, target)
-        _flush_directory(target.parent)
-
-    with _removed_on_failure(temporary):
-        with _errors_of(path):
-            _write(temporary, content, permissions)
-        yield put_in_place
+            _write(new.temporary, content, permissions)
+        yield new
 
 
-@contextlib.contextmanager
-def put_aside(path: FilePath) -> Iterator[None]:
-    """A block in which there is no file at `path`. At its end the old one is deleted.
+def put_together(content: NewFile, description: NewFile) -> None:
+    """Put two files in place of which the second describes the first.
 
-    If the block raises a `CheckpointError`, it is back in its place instead. Not so for others: an
-    interrupt may come after the block has done its work.
+    No system exchanges two files in one step. There is no description while the content changes, so
+    that no reader takes the old one for that of the new content. Whatever is raised meanwhile, the
+    files are both the old ones or, once the content has been exchanged, both the new ones.
+
+    **Raises:** `CheckpointError` if a file cannot take its place. If that is the description, after
+    the content, there is none.
     """
-    with _errors_of(path):
-        target = Path(os.path.realpath(path))
-        aside = _temporary(target)
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(target, aside)
+    aside = _temporary(description.target)
     try:
-        yield
-    except CheckpointError:
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(aside, target)
-        raise
-    aside.unlink(missing_ok=True)
+        with _errors_of(description.path), contextlib.suppress(FileNotFoundError):
+            os.replace(description.target, aside)
+        content.put_in_place()
+    finally:
+        if content.is_in_place:
+            aside.unlink(missing_ok=True)
+            try:
+                description.put_in_place()
+            except KeyboardInterrupt:
+                if not description.is_in_place:
+                    description.put_in_place()
+                raise
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(aside, description.target)
 
 
 @contextlib.contextmanager

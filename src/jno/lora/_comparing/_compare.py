@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._contract import LoRAWrapper
 from .._errors import SelectionError
@@ -24,6 +25,8 @@ from ._comparison import Comparison, ComparisonRow
 from ._fitting import Fit, Loss, Trainer
 
 _LOG = logging.getLogger("jno.lora.compare")
+
+_DEFAULT_RATE = 1e-3
 
 # Candidates that are no adapters: everything trains, nothing trains.
 FULL, NONE = "full", "none"
@@ -43,7 +46,7 @@ def compare(
     alpha: float = 1.0,
     target: str | None = None,
     options: Mapping[str, Any] | None = None,
-    learning_rate: float | Sequence[float] = 1e-3,
+    learning_rate: float | Sequence[float] | Array | np.ndarray | None = None,
     optimizer: Any = None,
     score: Callable[[Any], Any] | None = None,
     registry: Registry | None = None,
@@ -68,9 +71,9 @@ def compare(
     - `steps`: how many each candidate is trained.
     - `key`: for the adapters' initial values.
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
-    - `learning_rate`: of Adam, if there is no `optimizer`. Of several, each candidate is trained at
-        each of them, always from the start, and its best is the one that counts.
-    - `optimizer`: an optax optimiser instead.
+    - `learning_rate`: of Adam; 0.001 without one. Of several (a list or an array), each candidate
+        is trained at each of them, always from the start, and its best is the one that counts.
+    - `optimizer`: an optax optimiser instead of Adam, with a learning rate of its own.
     - `score`: `score(model)` says how good a trained model is: a number, the larger the better, or
         a tuple of which later numbers decide between equal ones. It chooses the learning rate;
         without it the final loss does.
@@ -102,7 +105,14 @@ def compare(
             return net
         return net.lora(rank, alpha, target=target, wrapper=candidate, options=options)
 
-    rates = () if optimizer is not None else _checked_rates(learning_rate)
+    if optimizer is not None and learning_rate is not None:
+        raise SelectionError(
+            "`optimizer` has a learning rate of its own: leave `learning_rate` out, or it."
+        )
+    if optimizer is not None:
+        rates = ()
+    else:
+        rates = _checked_rates(_DEFAULT_RATE if learning_rate is None else learning_rate)
     optimizer = _adam() if optimizer is None else optimizer
     contest = _Contest(adapted, loss, kept, steps, optimizer, rates, score)
     rows: list[ComparisonRow] = []
@@ -213,11 +223,19 @@ def _adam() -> Any:
     """Adam with its learning rate in its state, so that one compiled step serves for all rates."""
     with imported_for("compare", "compare", "optax"):
         import optax
-    return optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+    # What else Adam has stays as it is: in half precision its decay of 0.999 would be 1.
+    fixed = ("b1", "b2", "eps", "eps_root")
+    adam = optax.inject_hyperparams(optax.adam, static_args=fixed, hyperparam_dtype=jnp.float32)
+    return adam(learning_rate=0.0)
 
 
-def _checked_rates(given: float | Sequence[float]) -> tuple[float, ...]:
-    rates = tuple(given) if isinstance(given, Sequence) else (given,)
+def _checked_rates(given: Any) -> tuple[float, ...]:
+    try:
+        numbers = np.asarray(given)
+        is_real = np.issubdtype(numbers.dtype, np.number) and not np.iscomplexobj(numbers)
+        rates = tuple(float(rate) for rate in np.ravel(numbers)) if is_real else ()
+    except (TypeError, ValueError):  # rows of different lengths, and what is no array
+        rates = ()
     if not rates or not all(rate > 0 and math.isfinite(rate) for rate in rates):
         raise SelectionError(
             f"`learning_rate` must be a positive number, or several of them, but is {given!r}."

@@ -27,7 +27,7 @@ class Score:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What decides between two models: accuracy, then (100 scans often tie) the loss."""
+        """What decides between two models: accuracy, then (150 scans often tie) the loss."""
         return self.validation, -self.validation_loss
 
 

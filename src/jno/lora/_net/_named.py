@@ -18,11 +18,15 @@ from ._originals import Original, originals_of, unwrapped_exactly
 
 @dataclasses.dataclass(frozen=True)
 class NetState:
-    """A model, what trains of it, and the layers that its adapters rebuilt."""
+    """A model, what trains of it, and the layers that its adapters keep in another form.
+
+    - `whose`: stands for its adapters, whatever their values; `None` without adapters.
+    """
 
     module: PyTree
     trainable: PyTree[bool]
     originals: Mapping[str, Original] = dataclasses.field(default_factory=dict)
+    whose: object = dataclasses.field(default_factory=object)
 
     @property
     def is_adapted(self) -> bool:
@@ -32,7 +36,7 @@ class NetState:
     def plain(self) -> "NetState":
         """Without adapters. Each layer takes the state of its base."""
         module = unwrapped_exactly(self.module, self.originals)
-        return NetState(module, carry_to_plain(self.trainable, self.module, module))
+        return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +45,12 @@ class Kept:
 
     - `trains`: by path, which leaves of the adapted layer trained when it was put away. A path
         that is missing trains as a new adapter does.
+    - `whose`: stands for it, as in `NetState`.
     """
 
     adapters: AdapterSet
     trains: Mapping[str, tuple[bool, ...]] = dataclasses.field(default_factory=dict)
+    whose: object = dataclasses.field(default_factory=object)
 
     @classmethod
     def of(cls, state: NetState) -> "Kept":
@@ -53,6 +59,7 @@ class Kept:
         return cls(
             extract_adapters(state.module),
             {path_str(k): tuple(jax.tree.leaves(mask)) for k, mask in masks if is_wrapper(mask)},
+            state.whose,
         )
 
     def put_into(self, plain: NetState) -> NetState:
@@ -66,7 +73,7 @@ class Kept:
         trainable = jtu.tree_map_with_path(
             recorded, module, carry_to_adapted(plain.trainable, module), is_leaf=is_wrapper
         )
-        return NetState(module, trainable, originals_of(plain.module, module))
+        return NetState(module, trainable, originals_of(plain.module, module), self.whose)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`Net`: a mutable handle on an immutable model, with the state of what trains."""
 
 import contextlib
+import dataclasses
 import operator
 import re
 import warnings
@@ -31,7 +32,9 @@ from .._trainability import (
 from ._checks import check_update, refuse_if_only_adapted
 from ._files import left_out_of_a_file, with_adapters_of, write_adapters
 from ._named import NamedAdapters, NetState
-from ._originals import Original, originals_of
+from ._originals import originals_of
+
+_NEVER = object()
 
 
 class Net(Handle):
@@ -70,42 +73,39 @@ class Net(Handle):
         self, model: PyTree, *, key: PRNGKeyArray | None = None, registry: Registry | None = None
     ):
         refuse_net(model, "Net")
-        self._module = model
         self._registry = default_registry() if registry is None else registry
         self._key = jax.random.key(0) if key is None else key
-        self._trainable = partial_lora_trainable_filter(model)
+        self._now = NetState(model, partial_lora_trainable_filter(model), whose=None)
         self._mask: MaskLike | None = None
-        # Layers that adapters keep in another form.
-        self._originals: Mapping[str, Original] = {}
         self._named = NamedAdapters()
         # With its adapters, while `disabled` shows it without.
         self._disabled: NetState | None = None
-        # Whether the adapters have changed since `partition` gave out a tree. No tree says whose
-        # values it holds, and those of another set may have the same form.
-        self._partitioned = self._outdated = False
+        # Of whose adapters `partition` gave out a tree last. No tree says whose values it holds,
+        # and those of another set may have the same form.
+        self._given: object = _NEVER
 
     @property
     def module(self) -> Any:
         """The current model, with its adapters."""
-        return self._module
+        return self._now.module
 
     @property
     def trainable(self) -> PyTree[bool]:
         """Which leaves train: Python bools in the structure of `module`."""
-        return self._trainable
+        return self._now.trainable
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The current model's output."""
-        return self._module(*args, **kwargs)
+        return self.module(*args, **kwargs)
 
     def __repr__(self) -> str:
-        adapted = sum(map(is_wrapper, jax.tree.leaves(self._module, is_leaf=is_wrapper)))
+        adapted = sum(map(is_wrapper, jax.tree.leaves(self.module, is_leaf=is_wrapper)))
         trains, total = (
-            count(self._module, self._trainable),
-            count(self._module, may_train(self._module)),
+            count(self.module, self.trainable),
+            count(self.module, may_train(self.module)),
         )
         return (
-            f"Net({type(self._module).__name__}, {adapted} adapted layers, "
+            f"Net({type(self.module).__name__}, {adapted} adapted layers, "
             f"{trains:,} of {total:,} parameters train)"
         )
 
@@ -120,7 +120,7 @@ class Net(Handle):
         **Raises:** `SelectionError` if the structure differs (naming where) or the regex is bad.
         """
         self._refuse_disabled("mask")
-        parse_mask(self._module, mask)
+        parse_mask(self.module, mask)
         self._mask = mask
         return self
 
@@ -163,11 +163,9 @@ class Net(Handle):
         self._refuse_disabled("lora")
         plan = self._plan(rank, alpha, target, wrapper, specs, options)
         refuse_if_only_adapted(plan)
-        adapted = carry_out(self._module, plan, key=self._key if key is None else key)
-        originals = {**self._originals, **originals_of(self._module, adapted)}
-        return self._become(
-            NetState(adapted, carry_to_adapted(self._trainable, adapted), originals)
-        )
+        adapted = carry_out(self.module, plan, key=self._key if key is None else key)
+        originals = {**self._now.originals, **originals_of(self.module, adapted)}
+        return self._become(NetState(adapted, carry_to_adapted(self.trainable, adapted), originals))
 
     def plan(
         self,
@@ -202,8 +200,7 @@ class Net(Handle):
         """
         self._refuse_disabled("unfreeze")
         if self._mask is None:
-            self._trainable = partial_lora_trainable_filter(self._module)
-            return self
+            return self._train(partial_lora_trainable_filter(self.module))
         return self._set_trainable(selected=True)
 
     def partition(self) -> tuple[PyTree, PyTree]:
@@ -211,8 +208,9 @@ class Net(Handle):
 
         `eqx.combine(trainable, frozen)` is the model again.
         """
-        self._partitioned, self._outdated = True, False
-        return eqx.partition(self._module, self._trainable)
+        if self._disabled is None:
+            self._given = self._now.whose
+        return eqx.partition(self.module, self.trainable)
 
     def update(self, trainable: PyTree) -> "Net":
         """Take in trained arrays.
@@ -226,9 +224,10 @@ class Net(Handle):
         `load_adapters`, ...) after the last call of `partition`.
         """
         self._refuse_disabled("update")
-        expected, frozen = eqx.partition(self._module, self._trainable)
-        check_update(expected, trainable, outdated=self._outdated)
-        self._module = eqx.combine(trainable, frozen)
+        expected, frozen = eqx.partition(self.module, self.trainable)
+        outdated = self._given not in (_NEVER, self._now.whose)
+        check_update(expected, trainable, outdated=outdated)
+        self._now = dataclasses.replace(self._now, module=eqx.combine(trainable, frozen))
         return self
 
     def merge(self) -> "Net":
@@ -238,9 +237,9 @@ class Net(Handle):
         `WrapperError` if an adapter cannot be merged, naming its path.
         """
         self._refuse_mask("merge")
-        merged = merge_lora(self._module)
-        trainable = carry_to_plain(self._trainable, self._module, merged)
-        return self._become(NetState(merged, trainable), self._named.without_active())
+        merged = merge_lora(self.module)
+        trainable = carry_to_plain(self.trainable, self.module, merged)
+        return self._become(NetState(merged, trainable, whose=None), self._named.without_active())
 
     def unwrap(self) -> "Net":
         """Drop every adapter that the model carries, trained or not, and restore the layers.
@@ -250,7 +249,7 @@ class Net(Handle):
         **Raises:** `SelectionError` if a mask is pending, which `unwrap` cannot take into account.
         """
         self._refuse_mask("unwrap")
-        plain = self._state().plain()
+        plain = self._now.plain()
         return self._become(plain, self._named.without_active())
 
     @property
@@ -268,7 +267,7 @@ class Net(Handle):
 
         **Raises:** `SelectionError` if there is no such name.
         """
-        return self._named.get(name, self._disabled or self._state())
+        return self._named.get(name, self._disabled or self._now)
 
     def add_adapter(self, name: str, adapters: AdapterSet | None = None) -> "Net":
         """Give a name to adapters: to those that the model carries, or to a set, which is kept.
@@ -283,7 +282,7 @@ class Net(Handle):
         there are none, if the set is none, or does not fit the model (listing every misfit).
         """
         self._refuse_disabled("add_adapter")
-        self._named = self._named.add(name, adapters, self._state())
+        self._named = self._named.add(name, adapters, self._now)
         return self
 
     def activate(self, name: str) -> "Net":
@@ -298,7 +297,7 @@ class Net(Handle):
         a name (which would be lost), or if a mask is pending.
         """
         self._refuse_mask("activate")
-        return self._become(*self._named.activate(name, self._state()))
+        return self._become(*self._named.activate(name, self._now))
 
     def deactivate(self) -> "Net":
         """Take the adapters out of the model, and keep them under their name.
@@ -309,7 +308,7 @@ class Net(Handle):
         lost), or if a mask is pending.
         """
         self._refuse_mask("deactivate")
-        return self._become(*self._named.deactivate(self._state()))
+        return self._become(*self._named.deactivate(self._now))
 
     def delete_adapter(self, name: str) -> "Net":
         """Drop the adapters of that name, out of the model too if they are active.
@@ -317,7 +316,7 @@ class Net(Handle):
         **Raises:** `SelectionError` if there is no such name, or if a mask is pending.
         """
         self._refuse_mask("delete_adapter")
-        return self._become(*self._named.delete(name, self._state()))
+        return self._become(*self._named.delete(name, self._now))
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator["Net"]:
@@ -334,16 +333,14 @@ class Net(Handle):
         if self._disabled is not None:
             yield self
             return
-        state, mask, outdated = self._state(), self._mask, self._outdated
+        state, mask = self._now, self._mask
         plain = state.plain()
         try:
             self._disabled = state
             yield self._become(plain)
         finally:
             # Nothing is called here, see `_become`.
-            self._module, self._trainable = state.module, state.trainable
-            self._originals = state.originals
-            self._disabled, self._mask, self._outdated = None, mask, outdated
+            self._now, self._disabled, self._mask = state, None, mask
 
     def save_adapters(self, path: FilePath) -> "Net":
         """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
@@ -358,7 +355,7 @@ class Net(Handle):
     def _save_adapters(
         self, path: FilePath, registry: Registry | None, *, stacklevel: int
     ) -> "Net":
-        state = self._disabled or self._state()
+        state = self._disabled or self._now
         write_adapters(state, path, self._registry if registry is None else registry)
         message = left_out_of_a_file(state)
         if message:
@@ -402,7 +399,7 @@ class Net(Handle):
         self._refuse_mask("load_adapters")
         registry = self._registry if registry is None else registry
         state, messages = with_adapters_of(
-            self._state(), path, strict=strict, wrappers=wrappers, registry=registry
+            self._now, path, strict=strict, wrappers=wrappers, registry=registry
         )
         for message in messages:
             warnings.warn(message, JnoLoraWarning, stacklevel=stacklevel)
@@ -415,7 +412,7 @@ class Net(Handle):
 
         - `merge_error`: whether to measure what merging would cost each layer, see `ReportRow`.
         """
-        return report_on(self._module, self._trainable, self._registry, measure=merge_error)
+        return report_on(self.module, self.trainable, self._registry, measure=merge_error)
 
     def _plan(
         self,
@@ -432,7 +429,7 @@ class Net(Handle):
                 "the model as it is."
             )
         return plan_lora(
-            self._module,
+            self.module,
             rank,
             alpha,
             target=target,
@@ -445,31 +442,27 @@ class Net(Handle):
 
     def _set_trainable(self, *, selected: bool) -> "Net":
         mask = True if self._mask is None else self._mask
-        chosen = parse_mask(self._module, mask)
+        chosen = parse_mask(self.module, mask)
 
         def state(before: bool, chosen: bool, possible: bool) -> bool:
             return (possible and selected) if chosen else before
 
-        possible = may_train(self._module)
+        possible = may_train(self.module)
         if not any(jax.tree.leaves(jax.tree.map(operator.and_, chosen, possible))):
             warnings.warn(
                 f"The mask {_brief(mask)} selects nothing that could train; nothing was changed.",
                 JnoLoraWarning,
                 stacklevel=3,
             )
-        self._trainable = jax.tree.map(state, self._trainable, chosen, possible)
-        self._mask = None
-        return self
+        return self._train(jax.tree.map(state, self.trainable, chosen, possible))
 
-    def _state(self) -> NetState:
-        return NetState(self._module, self._trainable, self._originals)
+    def _train(self, trainable: PyTree[bool]) -> "Net":
+        return self._become(dataclasses.replace(self._now, trainable=trainable))
 
     def _become(self, state: NetState, named: NamedAdapters | None = None) -> "Net":
         # Ctrl-C is handled where Python calls a function. Nothing is called between the first
         # assignment and the last, so it finds the net as it was or as it is to be.
-        self._outdated |= self._partitioned and state.module is not self._module
-        self._module, self._trainable = state.module, state.trainable
-        self._originals = state.originals
+        self._now = state
         if named is not None:
             self._named = named
         self._mask = None

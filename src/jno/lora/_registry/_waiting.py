@@ -38,7 +38,7 @@ def slow_plugin(record: PluginRecord) -> str | None:
     if record.distribution in FIRST_PARTY:
         return None
     return (
-        f"The plugin {record.describe()} took {record.seconds:.1f} s to load. "
+        f"The plugin {record.describe()} took {record.seconds:.1f} s to load."
         f"{_advice(record.distribution)}"
     )
 
@@ -46,7 +46,7 @@ def slow_plugin(record: PluginRecord) -> str | None:
 def _say(found: Found) -> None:
     # A warning of the log, not of `warnings`: those are lost in a thread, or raised in it.
     _LOG.warning(
-        "Still loading the plugin %s %s (entry point %r = %r), for more than %g s. %s",
+        "Still loading the plugin %s %s (entry point %r = %r), for more than %g s.%s",
         found.distribution,
         found.version,
         found.name,
@@ -57,4 +57,6 @@ def _say(found: Found) -> None:
 
 
 def _advice(distribution: str) -> str:
-    return f"To do without it, set the environment variable JNO_LORA_BLOCK={distribution}."
+    if distribution in FIRST_PARTY:
+        return ""  # without the zoo there are no adapters by default
+    return f" To do without it, set the environment variable JNO_LORA_BLOCK={distribution}."

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
@@ -125,7 +126,7 @@ def _converted(
         triplets, not_held = on_the_mesh(wrapper, _triplets, cls, wrapper)
         _refuse_more(layer, not_held)
         dtype = triplets.S.dtype
-    if not np.isfinite(np.asarray(triplets.S)).all():
+    if not isinstance(triplets.S, Tracer) and not np.isfinite(np.asarray(triplets.S)).all():
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
         rank = rank_for(triplets.S, energy)

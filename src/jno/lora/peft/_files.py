@@ -12,7 +12,7 @@ from .._checkpoint import (
     MalformedError,
     opened,
     parse_json,
-    put_aside,
+    put_together,
     regular_file,
     written_beside,
 )
@@ -48,9 +48,9 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Write both files into `directory`, which is made if need be.
 
-    No system exchanges two files in one step. So both are on the disk before an old one is touched,
-    and there is no configuration while the tensors change: an adapter without one is refused, and
-    no old one is taken for that of the new tensors. A crash between those steps leaves it so.
+    Both are on the disk before an old one is touched, and there is no configuration while the
+    tensors change (`put_together`): an adapter without one is refused. A process that is killed
+    between those steps leaves it so.
 
     **Raises:** `PeftFormatError` if that fails. The old files are whole then, unless the new
     configuration alone could not take its place, when there is none.
@@ -64,12 +64,10 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
         with (
-            written_beside(Path(directory) / TENSORS, content) as put_tensors,
-            written_beside(Path(directory) / CONFIG, text.encode()) as put_config,
+            written_beside(Path(directory) / TENSORS, content) as new_tensors,
+            written_beside(Path(directory) / CONFIG, text.encode()) as new_config,
         ):
-            with put_aside(Path(directory) / CONFIG):
-                put_tensors()
-            put_config()
+            put_together(new_tensors, new_config)
     except OSError as err:
         raise PeftFormatError(
             f"{os.fspath(directory)!r} cannot be written: {err.strerror}"
