@@ -361,6 +361,26 @@ def test_layers_of_other_libraries_are_recognised_by_their_shape(linear, getkey)
     assert not isinstance(jnp.ones(3), LinearLike | ConvLike)
 
 
+def test_a_layer_that_takes_its_attributes_from_another_is_recognised(linear):
+    class Around(eqx.Module):
+        inner: eqx.nn.Linear
+
+        def __getattr__(self, name):
+            return getattr(self.__dict__["inner"], name)
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    assert isinstance(Around(linear), LinearLike) and not isinstance(Around(linear), ConvLike)
+
+
+def test_a_class_that_inherits_a_protocol_is_asked_for_itself(linear):
+    class Mine(LinearLike):
+        pass
+
+    assert not isinstance(linear, Mine) and isinstance(Mine(), LinearLike)
+
+
 def test_a_wrapper_looks_like_the_layer_it_wraps(wrapper):
     assert isinstance(wrapper, LinearLike)
     assert same(merge_lora(wrapper), wrapper.merge())
