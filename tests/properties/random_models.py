@@ -183,6 +183,9 @@ def _containing(parts: Any) -> Any:
 
 def models(*kinds: str) -> Any:
     """Models of layers of these kinds, or of any: `("node", ("linear", ("list", ["conv"])))`."""
+    for kind in kinds or LAYERS:
+        # Not inside the strategy: beartype looks at random items, which Hypothesis forbids there.
+        _template(kind)
     leaves = st.sampled_from([*(kinds or LAYERS), *_ODD])
     described = _containing(st.recursive(leaves, _containing, max_leaves=6))
     return st.builds(
