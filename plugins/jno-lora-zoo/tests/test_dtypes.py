@@ -14,7 +14,6 @@ from zoo_cases import (
     build,
     case,
     cast_floats,
-    enable_x64,
     law_of,
     perturb,
 )
@@ -110,7 +109,7 @@ def test_adapter_dtype_is_that_of_the_adapter_only(adapter, base, dtype):
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
 def test_double_precision_is_kept(adapter):
     base = case(adapter.kind, "plain")
-    with enable_x64(True):
+    with jax.enable_x64(True):
         base = in_dtype(base, jnp.float64)
         (x,) = base.arguments(jnp.float64)
         wrapper = perturb(eqx.filter_jit(lambda layer: build(adapter, layer, 3.0, 2))(base.layer))
@@ -133,7 +132,33 @@ def test_lower_precision_is_kept_where_double_is_the_default(adapter, dtype):
         wrapper = build(adapter, layer)
         return outside_base(wrapper), wrapper(x), wrapper.merge().weight
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         added, output, weight = eqx.filter_eval_shape(use, base.layer, *base.arguments(dtype))
     assert {leaf.dtype for leaf in added} == {jnp.dtype(jnp.float32)}
     assert output.dtype == weight.dtype == dtype
+
+
+@HALVES
+@adapters("IA3", "DoRA")
+def test_a_factor_close_to_one_is_not_rounded_to_one(adapter, base, dtype):
+    wrapper = build(adapter, in_dtype(base, dtype))
+    field = {"IA3": "scale", "DoRA": "magnitude"}[adapter.method]
+    moved = eqx.tree_at(lambda w: getattr(w, field), wrapper, 1.0035 * getattr(wrapper, field))
+    (x,) = base.arguments(dtype)
+    xs = jax.random.normal(jax.random.key(5), (512, *x.shape)).astype(dtype)
+
+    def size(wrapper):
+        layer = eqx.tree_at(lambda w: w.base.bias, wrapper, replace_fn=jnp.zeros_like)
+        return np.mean(np.abs(np.asarray(jax.vmap(layer)(xs), np.float64)))
+
+    assert abs(size(moved) / size(wrapper) - 1.0035) < 2e-3
+
+
+@adapters(**LAYERS)
+def test_numpy_weights_in_double_precision_are_computed_with_as_jax_does(adapter, base):
+    weight = np.asarray(base.layer.weight, np.float64)
+    wide = dataclasses.replace(base, layer=eqx.tree_at(lambda m: m.weight, base.layer, weight))
+    one, other = (perturb(build(adapter, layer)) for layer in (wide, base))
+    (x,) = base.arguments()
+    assert_close(one(x), other(x), 1e-5)
+    assert_close(matrix_of(one.merge()), matrix_of(other.merge()), 1e-5)

@@ -69,3 +69,10 @@ def test_large_rotations_have_finite_gradients(adapter, base, size):
     # Only the antisymmetric part acts, and of the last block (of 5 % 2 outputs) nothing.
     assert_close(gradient, -np.swapaxes(gradient, 1, 2), 1e-6)
     assert not np.any(gradient[-1])
+
+
+@adapters("OFT")
+def test_a_rank_of_one_is_refused_where_nothing_could_train(adapter, base):
+    with pytest.raises(ValueError, match="a rank of 2 or more"):
+        build(adapter, layer_of(adapter.kind, 3, 2), rank=1)
+    assert build(adapter, layer_of(adapter.kind, 1, 2), rank=1).Q_blocks.shape == (1, 1, 1)

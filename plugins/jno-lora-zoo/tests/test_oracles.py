@@ -21,7 +21,6 @@ from zoo_cases import (
     build,
     case,
     cast_floats,
-    enable_x64,
     fields_of,
     reference,
 )
@@ -95,7 +94,7 @@ def both(adapter, base):
 
 @functools.lru_cache(maxsize=8)  # the tests of one case follow each other
 def _both(adapter, name):
-    with enable_x64(True):
+    with jax.enable_x64(True):
         base = doubled(case(adapter.kind, name))
         wrapper = moved(build(adapter, base, alpha=ALPHA))
         (x,) = base.arguments(jnp.float64)
@@ -173,7 +172,7 @@ def test_every_derivative_is_a_central_difference_of_the_loops(adapter, base):
 def test_the_loops_are_what_equinox_computes():
     # The oracle must not be wrong in the same way: it is right for layers without adapters.
     for name in ("strided", "circular", "reflect", "replicate", "groups_straddled", "volume"):
-        with enable_x64(True):
+        with jax.enable_x64(True):
             base = doubled(case("Conv", name))
             (x,) = base.arguments(jnp.float64)
             expected = np.asarray(base.layer(x))

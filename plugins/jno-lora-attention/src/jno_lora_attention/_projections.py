@@ -6,6 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from jno_lora_zoo import dtype_of, scaled
+
 
 class LowRankProjection(eqx.Module):
     """`linear(x) + s B A x`."""
@@ -18,7 +20,7 @@ class LowRankProjection(eqx.Module):
     def __call__(self, x: Shaped[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
         """Project one vector."""
         # As the product with the weight does it: integers would cut the adapter's arrays.
-        x = x.astype(jnp.result_type(x.dtype, self.linear.weight.dtype))
+        x = x.astype(jnp.result_type(x.dtype, dtype_of(self.linear.weight)))
         # `x @ A.T`, not `A @ x`: under the layer's `vmap` this is one plain matrix product.
         h = x @ self.A.T.astype(x.dtype)
         return self.linear(x) + self.scaling * (h @ self.B.T.astype(x.dtype))
@@ -32,5 +34,4 @@ class ScaledProjection(eqx.Module):
 
     def __call__(self, x: Shaped[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
         """Project one vector."""
-        y = self.linear(x)
-        return y * self.scale.astype(y.dtype)
+        return scaled(self.linear(x), self.scale)

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from jno.lora import LoRAWrapper
-from jno_lora_zoo import is_float_array
+from jno_lora_zoo import compute_dtype, is_float_array
 
 # The letters of `projections=`, in the order of the layer's fields.
 FIELDS = {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "output_proj"}
@@ -39,12 +39,7 @@ def adapter_dtype_for(base: Any, adapter_dtype: Any) -> Any:
     """The dtype of an adapter's arrays: the base's (float32 at least) unless told otherwise."""
     if adapter_dtype is not None:
         return jnp.dtype(adapter_dtype)
-    return at_least_float32(base.query_proj.weight.dtype)
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """`dtype`, or float32 if that is more precise."""
-    return jnp.dtype(jnp.float32 if dtype.itemsize < 4 else dtype)
+    return compute_dtype(base.query_proj.weight)
 
 
 def _is_plain(projection: Any) -> bool:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno_lora_zoo import IA3, sharded_over
+from jno_lora_zoo import IA3, scaled, sharded_over
 
 from ._projections import ScaledProjection
-from ._unit import AttentionUnit, adapter_dtype_for, at_least_float32
+from ._unit import AttentionUnit, adapter_dtype_for
 
 
 class IA3Attention(AttentionUnit):
@@ -88,11 +88,8 @@ def _key_and_value(attention: Any) -> tuple[Any, Any]:
 
 
 def _scaled(linear: Any, scale: Array) -> Any:
-    dtype = at_least_float32(linear.weight.dtype)
-    scale = scale.astype(dtype)
-    weight = (scale[:, None] * jnp.asarray(linear.weight, dtype)).astype(linear.weight.dtype)
+    weight = scaled(jnp.asarray(linear.weight), scale[:, None])
     linear = eqx.tree_at(lambda m: m.weight, linear, weight)
     if linear.bias is None:
         return linear
-    bias = (scale * jnp.asarray(linear.bias, dtype)).astype(linear.bias.dtype)
-    return eqx.tree_at(lambda m: m.bias, linear, bias)
+    return eqx.tree_at(lambda m: m.bias, linear, scaled(jnp.asarray(linear.bias), scale))

@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, WrapperError
-from jno_lora_zoo import LoRA, sharded_over
+from jno_lora_zoo import LoRA, at_least_float32, cast_like, sharded_over
 
 from ._projections import LowRankProjection
-from ._unit import FIELDS, AttentionUnit, adapter_dtype_for, at_least_float32
+from ._unit import FIELDS, AttentionUnit, adapter_dtype_for
 
 
 class LoRAAttention(AttentionUnit):
@@ -153,10 +153,9 @@ class LoRAAttention(AttentionUnit):
 
 
 def _with_update(linear: Any, A: Array, B: Array, scaling: float) -> Any:
-    dtype = at_least_float32(linear.weight.dtype)
-    update = scaling * (B.astype(dtype) @ A.astype(dtype))
-    weight = (jnp.asarray(linear.weight, dtype) + update).astype(linear.weight.dtype)
-    return eqx.tree_at(lambda m: m.weight, linear, weight)
+    W = at_least_float32(linear.weight)
+    update = scaling * (B.astype(W.dtype) @ A.astype(W.dtype))
+    return eqx.tree_at(lambda m: m.weight, linear, cast_like(W + update, linear.weight))
 
 
 def _check_projections(projections: str) -> None:

@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
-from jno_lora_zoo import sharded_over
+from jno_lora_zoo import at_least_float32, sharded_over
 
-from ._unit import AttentionUnit, adapter_dtype_for, at_least_float32
+from ._unit import AttentionUnit, adapter_dtype_for
 
 _NO_MERGE = (
     "A prefix is no weight of the layer: it adds keys and values that no projection produces, so "
@@ -170,7 +170,7 @@ class PrefixAttention(AttentionUnit):
         )
         queries = queries / math.sqrt(queries.shape[-1])
         logits = jnp.einsum("shd,phd->hsp", queries, keys)
-        weights = jax.nn.softmax(logits.astype(at_least_float32(dtype))).astype(dtype)
+        weights = jax.nn.softmax(at_least_float32(logits)).astype(dtype)
         return gate[None, :, None] * jnp.einsum("hsp,phd->shd", weights, values)
 
 
@@ -189,9 +189,8 @@ def _of_random_tokens(
     linear: eqx.nn.Linear, count: int, key: PRNGKeyArray
 ) -> Float[Array, "tokens out"]:
     """What `linear` makes of standard normal tokens, in float32 at least."""
-    dtype = at_least_float32(linear.weight.dtype)
-    weight = jnp.asarray(linear.weight, dtype)
-    projected = jax.random.normal(key, (count, weight.shape[1]), dtype) @ weight.T
+    W = at_least_float32(linear.weight)
+    projected = jax.random.normal(key, (count, W.shape[1]), W.dtype) @ W.T
     if linear.bias is None:
         return projected
-    return projected + jnp.asarray(linear.bias, dtype)[None, :]
+    return projected + jnp.asarray(linear.bias, W.dtype)[None, :]

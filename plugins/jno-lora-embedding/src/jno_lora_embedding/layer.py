@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jno_lora_zoo import MeshAxes, VectorLayer, is_float_array, sharded_over
+from jno_lora_zoo import (
+    MeshAxes,
+    VectorLayer,
+    at_least_float32,
+    cast_like,
+    compute_dtype,
+    is_float_array,
+    sharded_over,
+)
 
 
 class EmbeddingLayer(VectorLayer):
@@ -49,11 +57,11 @@ class EmbeddingLayer(VectorLayer):
 
     @classmethod
     def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return jnp.asarray(base.weight, _feature_dtype(base.weight)).T
+        return at_least_float32(base.weight).T
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
-        return eqx.tree_at(lambda m: m.weight, base, matrix.T.astype(base.weight.dtype))
+        return eqx.tree_at(lambda m: m.weight, base, cast_like(matrix.T, base.weight))
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:
@@ -68,21 +76,21 @@ class EmbeddingLayer(VectorLayer):
 
     def product(self, x: Any) -> Array:
         # The base itself, so that what it refuses (a vector of ids) is refused here as well.
-        return jnp.asarray(self.base(x), _feature_dtype(self.base.weight))
+        return at_least_float32(self.base(x))
 
     def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
         # The same indexing as the base's: negative ids count from the end, others are clamped.
-        return A[:, x].astype(_feature_dtype(self.base.weight))
+        return A[:, x].astype(compute_dtype(self.base.weight))
 
     def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
         # Column i of A ⊗ B is A[:, i // q] ⊗ B[:, i % q].
         column, q = self._column(x), B.shape[1]
-        dtype = _feature_dtype(self.base.weight)
+        dtype = compute_dtype(self.base.weight)
         outer, inner = A[:, column // q].astype(dtype), B[:, column % q].astype(dtype)
         return jnp.outer(outer, inner).reshape(-1)[: self.base.embedding_size]
 
     def finish(self, y: Array) -> Array:
-        return y.astype(self.base.weight.dtype)
+        return cast_like(y, self.base.weight)
 
     def _column(self, x: Any) -> Array:
         """The row that `weight[x]` reads, as a number that can be divided."""
@@ -90,7 +98,3 @@ class EmbeddingLayer(VectorLayer):
         # JAX's own integer type: an `uint8` id cannot hold the count.
         index = jnp.asarray(x).astype(int)
         return jnp.clip(jnp.where(index < 0, index + count, index), 0, count - 1)
-
-
-def _feature_dtype(weight: Any) -> Any:
-    return jnp.float32 if weight.dtype.itemsize < 4 else weight.dtype

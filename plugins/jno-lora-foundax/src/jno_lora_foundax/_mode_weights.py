@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jno_lora_zoo import at_least_float32, is_float_array, sharded_over
+from jno_lora_zoo import at_least_float32, cast_like, is_float_array, sharded_over
 
 from ._classes import value_for
 
@@ -51,7 +51,7 @@ class ModeWeights(NamedTuple):
     ) -> dict[str, Shaped[Array, "..."]]:
         """The layer's arrays, by field, in its own layout and dtype, that hold these matrices."""
         stacked = jnp.einsum(f"{self._canonical()}->{self._stored()}", matrices)
-        stacked = stacked.astype(getattr(layer, self.fields[0]).dtype)
+        stacked = cast_like(stacked, getattr(layer, self.fields[0]))
         arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
         return dict(zip(self.fields, arrays, strict=True))
 

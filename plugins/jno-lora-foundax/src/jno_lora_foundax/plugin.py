@@ -10,12 +10,9 @@ jno_lora_api = 1
 @hookimpl
 def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
     """Every adapter that `adapters.py` defines, and those of spectral weights."""
+    from jno_lora_zoo.plugin import adapters_defined_in
+
     from . import adapters
     from .spectral import LoRASpectral, rsLoRASpectral
 
-    columns = [cls for cls in vars(adapters).values() if _is_defined_in(cls, adapters.__name__)]
-    return [*columns, LoRASpectral, rsLoRASpectral]
-
-
-def _is_defined_in(cls: object, module: str) -> bool:
-    return isinstance(cls, type) and issubclass(cls, LoRAWrapper) and cls.__module__ == module
+    return [*adapters_defined_in(adapters), LoRASpectral, rsLoRASpectral]

@@ -6,7 +6,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno_lora_zoo import LayerKind, MeshAxes, at_least_float32, is_float_array, sharded_over
+from jno_lora_zoo import (
+    LayerKind,
+    MeshAxes,
+    at_least_float32,
+    cast_like,
+    is_float_array,
+    sharded_over,
+)
 
 
 class RecurrentLayer(LayerKind):
@@ -48,8 +55,8 @@ class RecurrentLayer(LayerKind):
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
         split = base.weight_ih.shape[1]
         weights = (
-            matrix[:, :split].astype(base.weight_ih.dtype),
-            matrix[:, split:].astype(base.weight_hh.dtype),
+            cast_like(matrix[:, :split], base.weight_ih),
+            cast_like(matrix[:, split:], base.weight_hh),
         )
         return eqx.tree_at(lambda cell: (cell.weight_ih, cell.weight_hh), base, weights)
 

@@ -10,10 +10,8 @@ jno_lora_api = 1
 @hookimpl
 def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
     """Every adapter that `adapters.py` defines."""
+    from jno_lora_zoo.plugin import adapters_defined_in
+
     from . import adapters
 
-    return [cls for cls in vars(adapters).values() if _is_defined_in(cls, adapters.__name__)]
-
-
-def _is_defined_in(cls: object, module: str) -> bool:
-    return isinstance(cls, type) and issubclass(cls, LoRAWrapper) and cls.__module__ == module
+    return adapters_defined_in(adapters)

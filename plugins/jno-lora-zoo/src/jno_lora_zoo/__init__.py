@@ -5,7 +5,17 @@ DoRALinear`). What is exported here beside them, the methods and the layer kinds
 that add a method for every kind of layer, or a kind of layer for every method.
 """
 
-from ._layer_kind import LayerKind, MeshAxes, at_least_float32, is_float_array, sharded_over
+from ._layer_kind import (
+    LayerKind,
+    MeshAxes,
+    at_least_float32,
+    cast_like,
+    compute_dtype,
+    dtype_of,
+    is_float_array,
+    scaled,
+    sharded_over,
+)
 from ._method import Method
 from .adapters import (
     DoRAConv,
@@ -124,11 +134,15 @@ __all__ = [
     "VeRALinear",
     "VectorLayer",
     "at_least_float32",
+    "cast_like",
+    "compute_dtype",
+    "dtype_of",
     "is_float_array",
     "rsLoRA",
     "rsLoRAConv",
     "rsLoRAConvTranspose",
     "rsLoRAInNorm",
     "rsLoRALinear",
+    "scaled",
     "sharded_over",
 ]

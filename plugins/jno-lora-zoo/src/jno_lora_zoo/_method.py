@@ -65,6 +65,11 @@ class Scaled(Method):
 
     multiplier: Float[Array, ""] | None = None
 
+    @property
+    def scaling(self) -> float:
+        """The factor of the update."""
+        return self.alpha / self.rank
+
     def multiplied(self, factor: Array) -> Array:
         """`factor`, which the update is linear in, times the multiplier if there is one."""
         if self.multiplier is None:
@@ -102,11 +107,6 @@ def as_multiplier(value: Any) -> Float[Array, ""] | None:
     if array.shape != ():
         raise ValueError(f"`multiplier` must be one number, but has the shape {array.shape}")
     return array
-
-
-def clamped_rank(rank: int, *sizes: int) -> int:
-    """The effective rank: no larger than the matrix allows."""
-    return min(rank, *sizes)
 
 
 def in_dtype(W: Array, adapter_dtype: Any) -> Any:

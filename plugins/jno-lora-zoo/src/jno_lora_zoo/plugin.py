@@ -1,6 +1,7 @@
 """The zoo's entry point: tiny, so that finding it costs nothing."""
 
 from collections.abc import Iterable
+from types import ModuleType
 
 from jno.lora import LoRAWrapper, hookimpl
 
@@ -12,8 +13,12 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
     """Every adapter that `adapters.py` defines."""
     from . import adapters
 
-    return [cls for cls in vars(adapters).values() if _is_defined_in(cls, adapters.__name__)]
+    return adapters_defined_in(adapters)
 
 
-def _is_defined_in(cls: object, module: str) -> bool:
-    return isinstance(cls, type) and issubclass(cls, LoRAWrapper) and cls.__module__ == module
+def adapters_defined_in(module: ModuleType) -> list[type[LoRAWrapper]]:
+    """The adapter classes of a module, without those that it imports."""
+    classes = [item for item in vars(module).values() if isinstance(item, type)]
+    return [
+        cls for cls in classes if issubclass(cls, LoRAWrapper) and cls.__module__ == module.__name__
+    ]

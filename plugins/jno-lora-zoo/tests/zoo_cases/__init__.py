@@ -3,7 +3,7 @@
 from .adapters import ADAPTERS, METHODS, Adapter, adapters, build, everywhere, law_of, perturb
 from .laws import EFFECTIVE_RANK, PARAMETER_COUNT, fields_of, reference
 from .layers import CONVS, LINEARS, Case, case
-from .tools import assert_close, cast_floats, enable_x64, equal_leaves, shapes_in_jaxpr
+from .tools import assert_close, cast_floats, equal_leaves, shapes_in_jaxpr
 
 __all__ = [
     "ADAPTERS",
@@ -19,7 +19,6 @@ __all__ = [
     "build",
     "case",
     "cast_floats",
-    "enable_x64",
     "equal_leaves",
     "everywhere",
     "fields_of",

@@ -4,12 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
-
-# The context manager moved in JAX 0.8.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float, scale: float | None = None) -> None:

@@ -7,7 +7,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno_lora_zoo import LayerKind, MeshAxes, at_least_float32, is_float_array, sharded_over
+from jno_lora_zoo import (
+    LayerKind,
+    MeshAxes,
+    at_least_float32,
+    cast_like,
+    is_float_array,
+    sharded_over,
+)
 
 
 class ChannelLastKernelLayer(LayerKind):
@@ -52,7 +59,7 @@ class ChannelLastKernelLayer(LayerKind):
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
         *kernel_size, inputs, outputs = base.weight.shape
-        kernel = matrix.astype(base.weight.dtype).reshape(outputs, inputs, *kernel_size)
+        kernel = cast_like(matrix, base.weight).reshape(outputs, inputs, *kernel_size)
         kernel = jnp.moveaxis(kernel, (0, 1), (-1, -2))
         return eqx.tree_at(lambda m: m.weight, base, kernel)
 

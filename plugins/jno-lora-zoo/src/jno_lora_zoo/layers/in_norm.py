@@ -66,4 +66,9 @@ def norms_rows(leaf: Any) -> bool:
 
 
 def _kind(norm: Any) -> type[LayerKind]:
-    return next(kind for kind in _INSIDE if kind.applies_to(norm.layer))
+    kind = next((kind for kind in _INSIDE if kind.applies_to(norm.layer)), None)
+    if kind is None:  # a template of `filter_eval_shape`, or a norm that was changed
+        raise TypeError(
+            f"expected a linear or convolution layer in the {type(norm).__name__}, got {norm.layer}"
+        )
+    return kind

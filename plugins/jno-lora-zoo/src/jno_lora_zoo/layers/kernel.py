@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._layer_kind import LayerKind, MeshAxes, at_least_float32, is_float_array, sharded_over
+from .._layer_kind import (
+    LayerKind,
+    MeshAxes,
+    at_least_float32,
+    cast_like,
+    is_float_array,
+    scaled,
+    sharded_over,
+)
 
 
 class KernelLayer(LayerKind):
@@ -42,7 +50,7 @@ class KernelLayer(LayerKind):
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
-        kernel = matrix.astype(base.weight.dtype).reshape(base.weight.shape)
+        kernel = cast_like(matrix, base.weight).reshape(base.weight.shape)
         return eqx.tree_at(lambda m: m.weight, base, kernel)
 
     @classmethod
@@ -55,7 +63,7 @@ class KernelLayer(LayerKind):
         return MeshAxes(axes[:stack], axes[stack], inputs)
 
     def product(self, x: Array) -> Array:
-        return _convolve(self._frame(), x, self.base.weight)
+        return _convolve(self._frame(), x, self._weight)
 
     def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
         return _down(self._frame(), x, A)
@@ -66,7 +74,7 @@ class KernelLayer(LayerKind):
     def low_rank(
         self, x: Array, A: Float[Array, "r in"], B: Float[Array, "out r"], scaling: float
     ) -> Array:
-        frame, weight = self._frame(), self.base.weight
+        frame, weight = self._frame(), self._weight
         if weight.dtype.itemsize < 4:
             # The kernel would round away what is small beside it.
             return super().low_rank(x, A, B, scaling)
@@ -79,16 +87,16 @@ class KernelLayer(LayerKind):
         return jnp.einsum("sr,gr...->gs...", R.astype(h.dtype), h)
 
     def scale_rank(self, h: Array, d: Float[Array, " r"]) -> Array:
-        return h * d.astype(h.dtype).reshape(1, -1, *(1,) * (h.ndim - 2))
+        return scaled(h, d.reshape(1, -1, *(1,) * (h.ndim - 2)))
 
     def scale_output(self, y: Array, v: Float[Array, " out"]) -> Array:
-        return y * v.astype(y.dtype).reshape(-1, *(1,) * (y.ndim - 1))
+        return scaled(y, v.reshape(-1, *(1,) * (y.ndim - 1)))
 
     def rotate_output(self, y: Array, R: Float[Array, "blocks r r"]) -> Array:
         return _rotated(y, R.astype(y.dtype))
 
     def rotated_product(self, x: Array, R: Float[Array, "blocks r r"]) -> Array:
-        weight = self.base.weight
+        weight = self._weight
         if weight.dtype.itemsize < 4:
             return super().rotated_product(x, R)
         return _rotated_product(x, weight, R.astype(weight.dtype), frame=self._frame())
@@ -101,6 +109,11 @@ class KernelLayer(LayerKind):
 
     def finish(self, y: Array) -> Array:
         return y if self.base.bias is None else y + self.base.bias
+
+    @property
+    def _weight(self) -> Array:
+        # NumPy's arrays too have a dtype of JAX then.
+        return jnp.asarray(self.base.weight)
 
     def _frame(self) -> Any:
         """The base without its arrays: how it pads, strides, dilates and groups."""

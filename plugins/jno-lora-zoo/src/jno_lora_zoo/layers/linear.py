@@ -8,7 +8,15 @@ from jaxtyping import Array, Float
 
 from jno.lora import LinearLike
 
-from .._layer_kind import MeshAxes, at_least_float32, describe, is_float_array, sharded_over
+from .._layer_kind import (
+    MeshAxes,
+    at_least_float32,
+    cast_like,
+    describe,
+    dtype_of,
+    is_float_array,
+    sharded_over,
+)
 from .vector import VectorLayer
 
 
@@ -49,7 +57,7 @@ class LinearLayer(VectorLayer):
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
-        return eqx.tree_at(lambda m: m.weight, base, matrix.astype(base.weight.dtype))
+        return eqx.tree_at(lambda m: m.weight, base, cast_like(matrix, base.weight))
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:
@@ -87,7 +95,7 @@ class LinearLayer(VectorLayer):
         Else an adapter's arrays would be cast to integers for the features that are.
         """
         x = jnp.asarray(x)
-        x = x.astype(jnp.result_type(x.dtype, self.base.weight.dtype))
+        x = x.astype(jnp.result_type(x.dtype, dtype_of(self.base.weight)))
         return jnp.reshape(x, (1,)) if self.base.in_features == "scalar" else x
 
 

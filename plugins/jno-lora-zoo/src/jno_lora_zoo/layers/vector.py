@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._layer_kind import LayerKind
+from .._layer_kind import LayerKind, scaled
 
 
 class VectorLayer(LayerKind):
@@ -16,10 +16,10 @@ class VectorLayer(LayerKind):
         return h @ R.T.astype(h.dtype)
 
     def scale_rank(self, h: Array, d: Float[Array, " r"]) -> Array:
-        return h * d.astype(h.dtype)
+        return scaled(h, d)
 
     def scale_output(self, y: Array, v: Float[Array, " out"]) -> Array:
-        return y * v.astype(y.dtype)
+        return scaled(y, v)
 
     def rotate_output(self, y: Array, R: Float[Array, "blocks r r"]) -> Array:
         blocks, r, _ = R.shape

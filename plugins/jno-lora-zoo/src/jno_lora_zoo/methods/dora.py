@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Scaled, as_multiplier, clamped_rank, in_dtype
+from .._method import Scaled, as_multiplier, in_dtype
 
 
 class DoRA(Scaled):
@@ -24,8 +24,8 @@ class DoRA(Scaled):
     `merge` takes the norm of `V` itself. The forward pass, which never forms `V`, computes it from
     the factors: where `B A` all but cancels a row of `W`, that norm is off by up to `2 e c^2` of
     itself, with `e` the rounding of the dtype (6e-8 in float32) and `c` the sum of the norms of the
-    two parts over that of `V`: by 5e-3 if 0.99 of a row is cancelled. Rows below 1e-19, whose
-    squares vanish in float32, give zeros there.
+    two parts over that of `V`: by 5e-3 if 0.99 of a row is cancelled. Rows below 1e-19 or above
+    1e19, whose squares float32 cannot hold, give zeros there.
 
     Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353. The paper
     norms columns of `(in, out)` matrices; these are the rows here.
@@ -66,18 +66,13 @@ class DoRA(Scaled):
         W = self.matrix(base)
         outputs, inputs = W.shape
         self.base = base
-        self.rank = r = clamped_rank(rank, outputs, inputs)
+        self.rank = r = min(rank, outputs, inputs)
         self.alpha = alpha
         dtype = in_dtype(W, adapter_dtype)
         self.magnitude = row_norms(W).astype(dtype)
         self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(self.fan_in(W))
         self.lora_B = jnp.zeros((outputs, r), dtype)
         self.multiplier = as_multiplier(multiplier)
-
-    @property
-    def scaling(self) -> float:
-        """The factor of the low-rank update."""
-        return self.alpha / self.rank
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         B, A = self.multiplied(self.lora_B).astype(W.dtype), self.lora_A.astype(W.dtype)

@@ -13,7 +13,7 @@ class IA3(Method):
     """IA³: infused adapter by inhibiting and amplifying inner activations.
 
     Law: `W' = diag(scale) W`, `scale = 1`, the bias untouched. `out` parameters train. `rank` and
-    `alpha` are ignored.
+    `alpha` are ignored. A layer whose weight is zero stays zero.
 
     Paper: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
     In-Context Learning", arXiv:2205.05638. The paper scales keys, values and the inner activations

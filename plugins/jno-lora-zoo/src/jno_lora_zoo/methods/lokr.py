@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Scaled, as_multiplier, clamped_rank, in_dtype
+from .._method import Scaled, as_multiplier, in_dtype
 
 
 class LoKr(Scaled):
@@ -66,17 +66,12 @@ class LoKr(Scaled):
         W = self.matrix(base)
         outputs, inputs = W.shape
         self.base = base
-        self.rank = r = clamped_rank(rank, outputs, inputs)
+        self.rank = r = min(rank, outputs, inputs)
         self.alpha = alpha
         dtype = in_dtype(W, adapter_dtype)
         self.kron_A = jax.random.normal(key, (r, r), dtype) / math.sqrt(r)
         self.kron_B = jnp.zeros((math.ceil(outputs / r), math.ceil(inputs / r)), dtype)
         self.multiplier = as_multiplier(multiplier)
-
-    @property
-    def scaling(self) -> float:
-        """The factor of the update."""
-        return self.alpha / self.rank
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         outputs, inputs = W.shape

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Scaled, as_multiplier, clamped_rank, in_dtype
+from .._method import Scaled, as_multiplier, in_dtype
 
 
 class LowRank(Scaled):
@@ -34,7 +34,7 @@ class LowRank(Scaled):
         W = self.matrix(base)
         outputs, inputs = W.shape
         self.base = base
-        self.rank = r = clamped_rank(rank, outputs, inputs)
+        self.rank = r = min(rank, outputs, inputs)
         self.alpha = alpha
         dtype = in_dtype(W, adapter_dtype)
         self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(self.fan_in(W))

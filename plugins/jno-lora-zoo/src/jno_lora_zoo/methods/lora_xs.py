@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._layer_kind import at_least_float32
-from .._method import Scaled, as_multiplier, clamped_rank, in_dtype
+from .._method import Scaled, as_multiplier, in_dtype
 from .._svd import largest
 
 
@@ -19,7 +19,7 @@ class LoRAXS(Scaled):
 
     Paper: Bałazy et al., "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters",
     arXiv:2405.17604. The paper starts `R` from a narrow normal distribution; here it starts at 0,
-    so that the adapted model equals the original exactly.
+    so that the adapted model equals the original exactly. A layer whose weight is zero stays zero.
 
     `svd="exact"` or `"randomized"` says how the triplets are found; `"auto"`, the default, takes a
     random subspace for matrices that are large beside the rank.
@@ -60,7 +60,7 @@ class LoRAXS(Scaled):
     ):
         W = self.matrix(base)
         self.base = base
-        self.rank = r = clamped_rank(rank, *W.shape)
+        self.rank = r = min(rank, *W.shape)
         self.alpha = alpha
         dtype = in_dtype(W, adapter_dtype)
         U, S, Vt = largest(W, r, svd, key)
@@ -68,11 +68,6 @@ class LoRAXS(Scaled):
         self.lora_B = (U * S[None, :]).astype(dtype)
         self.R = jnp.zeros((r, r), dtype)
         self.multiplier = as_multiplier(multiplier)
-
-    @property
-    def scaling(self) -> float:
-        """The factor of the update."""
-        return self.alpha / self.rank
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         factors = self.lora_B, self.multiplied(self.R), self.lora_A

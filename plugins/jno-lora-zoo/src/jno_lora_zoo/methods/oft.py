@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._cayley import cayley
-from .._method import Method, clamped_rank, in_dtype
+from .._method import Method, in_dtype
 
 
 class OFT(Method):
@@ -18,10 +18,13 @@ class OFT(Method):
     `Q = 0`. The blocks are `r x r` with `r = min(rank, out)`; where `r` does not divide `out`, the
     last block's surplus rows and columns of `Q~` are masked *before* the Cayley map, so that the
     block that is left is orthogonal too. `ceil(out / r) r^2` parameters train, of which the
-    antisymmetric part acts. `alpha` is ignored.
+    antisymmetric part acts. `alpha` is ignored. A layer with a single output stays as it is, and so
+    does one whose weight is zero.
 
     Paper: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
     arXiv:2306.07280. No constraint on the distance from the identity (the paper's COFT).
+
+    **Raises:** `ValueError` for a rank of 1, where nothing could train.
     """
 
     adapter_fields = ("Q_blocks",)
@@ -56,7 +59,12 @@ class OFT(Method):
         del key  # nothing is random
         W = self.matrix(base)
         self.base = base
-        self.rank = r = clamped_rank(rank, W.shape[0])
+        self.rank = r = min(rank, W.shape[0])
+        if r == 1 < W.shape[0]:
+            raise ValueError(
+                "OFT rotates the outputs in blocks of `rank`, and a block of one output has no "
+                "rotation: give a rank of 2 or more"
+            )
         self.alpha = alpha
         blocks = math.ceil(W.shape[0] / r)
         self.Q_blocks = jnp.zeros((blocks, r, r), in_dtype(W, adapter_dtype))

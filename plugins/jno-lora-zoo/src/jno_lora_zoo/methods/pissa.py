@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
 
-from .._method import Method, clamped_rank, in_dtype
+from .._method import Method, in_dtype
 from .._svd import Triplets, largest, smallest
 
 
@@ -19,6 +19,8 @@ class SingularSplit(Method):
 
     The initial factors are kept, so that `unwrap` gives the original weight back (to rounding) and
     a checkpoint can be restored without another decomposition.
+
+    A layer whose weight is zero stays zero: both factors start there, and so does every gradient.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -49,7 +51,7 @@ class SingularSplit(Method):
             )
         W = self.matrix(base)
         outputs, inputs = W.shape
-        self.rank = r = clamped_rank(rank, outputs, inputs)
+        self.rank = r = min(rank, outputs, inputs)
         self.alpha = alpha
         dtype = in_dtype(W, adapter_dtype)
         U, S, Vt = self.triplets(W, r, svd, key)

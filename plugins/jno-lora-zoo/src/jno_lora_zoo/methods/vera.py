@@ -65,11 +65,6 @@ class VeRA(Scaled):
         self.seed = jax.random.bits(key, (4,), jnp.uint8)
         self.multiplier = as_multiplier(multiplier)
 
-    @property
-    def scaling(self) -> float:
-        """The factor of the update."""
-        return self.alpha / self.rank
-
     def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
         """The random matrices `A` and `B`, in the dtype of `W`."""
         outputs, inputs = W.shape
