@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora import Comparison, ComparisonRow, Registry, SelectionError, compare, lora_report
+from jno.lora import Comparison, ComparisonRow, Net, Registry, SelectionError, compare, lora_report
 from jno.lora._comparing._compare import _running_means
 from jno.lora._showing._tables import Printed
 
@@ -214,7 +214,8 @@ def test_an_iterator_without_end_is_read_once_and_shared(model, batches):
     ("changed", "message"),
     [
         ({"wrappers": []}, "at least one candidate"),
-        ({"steps": 0}, "at least one candidate and one step.*steps=0"),
+        ({"wrappers": [[]]}, r"among `wrappers` is \[\]"),
+        ({"steps": 0}, "at least one step.*steps=0"),
         ({"batches": []}, "holds no batch"),
         ({"loss": lambda model, batch: jax.vmap(model)(batch[0])}, "one real number.*2"),
         ({"loss": lambda model, batch: None}, "one real number, but returns None"),
@@ -224,6 +225,26 @@ def test_arguments_that_make_no_sense_are_refused_before_training(model, batches
     task = {"model": model, "loss": loss, "batches": batches, "wrappers": ["full"], **SETTINGS}
     with pytest.raises(SelectionError, match=f"(?s){message}"):
         compare(**{**task, **changed})
+
+
+def test_a_model_with_adapters_is_refused(model, batches):
+    adapted = Net(model).lora(1, wrapper=ToyScale).module
+    with pytest.raises(SelectionError, match=r"(?s)carries adapters already:.*merge_lora"):
+        compare(adapted, loss, batches, ["full"], **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"learning_rate": -1.0}, {"steps": 0}, {"wrappers": [[]]}, {"model": None}]
+)
+def test_an_iterator_is_not_touched_before_the_other_arguments_are_checked(model, batches, changed):
+    supply = iter(batches)
+    adapted = Net(model).lora(1, wrapper=ToyScale).module
+    task = {"model": model, "loss": loss, "batches": supply, "wrappers": ["full"], **SETTINGS}
+    task |= {"model": adapted} if "model" in changed else changed
+    task.pop("optimizer", None)
+    with pytest.raises(SelectionError):
+        compare(**task)
+    assert len(list(supply)) == len(batches)
 
 
 def test_a_last_batch_that_is_smaller_is_named(model, batches):

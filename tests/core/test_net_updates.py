@@ -1,11 +1,13 @@
 """A `Net` through training: partition, update, merge, unwrap; nothing is dropped silently."""
 
+import copy
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jno.lora import Net, SelectionError, WrapperError
+from jno.lora import JnoLoraWarning, Net, SelectionError, WrapperError
 
 from .toys import Model, ToyLinear, ToyScale, adapters_in, array_paths, same, selected
 
@@ -207,3 +209,23 @@ def test_the_model_that_was_given_is_never_changed(getkey):
     net = Net(model).lora(1, wrapper=ToyScale)
     net.update(moved(net.partition()[0])).merge()
     assert same(model, before)
+
+
+# --- what does nothing changes nothing
+
+
+def test_an_adapter_that_finds_no_layer_leaves_the_last_partition_valid(net):
+    trainable, _ = net.partition()
+    with pytest.warns(JnoLoraWarning, match="(?s)mask selects no layer.*encoder/0"):
+        net.mask("^head").lora(1, target="^encoder", wrapper=ToyScale)
+    net.update(moved(trainable))
+    assert jnp.array_equal(net.module.head.gain, jnp.full(2, 2.0))
+
+
+def test_a_deep_copy_goes_its_own_way(net):
+    trainable, _ = net.partition()
+    other = copy.deepcopy(net)
+    other.update(moved(trainable))
+    assert jnp.array_equal(net.module.head.gain, jnp.ones(2))
+    assert jnp.array_equal(other.module.head.gain, jnp.full(2, 2.0))
+    assert same(other.unwrap().module, net.unwrap().module)

@@ -79,7 +79,8 @@ def warn_of_what_was_left_out(plan: Plan) -> None:
     if plan.wrapped:
         return
     masked = plan.having("mask does not select")
-    adapted = tuple(row for row in plan.having("already adapted") if row.spec is not None)
+    carriers = plan.having("already adapted")
+    adapted = tuple(row for row in carriers if row.spec is not None)
     if adapted:
         warn(
             "Every selected layer carries an adapter already, so nothing was adapted. Merge or "
@@ -88,6 +89,12 @@ def warn_of_what_was_left_out(plan: Plan) -> None:
         )
     elif masked:
         warn("The mask selects none of these layers, so nothing was adapted:", masked)
+    elif carriers:
+        warn(
+            "The mask selects no layer that could be adapted, so nothing was. These carry an "
+            "adapter already:",
+            carriers,
+        )
 
 
 def warn_of_clamped_ranks(rows: list[PlanRow], adapters: list[LoRAWrapper]) -> None:

@@ -16,11 +16,11 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from .._contract import LoRAWrapper
 from .._errors import SelectionError
 from .._extras import imported_for
-from .._handle import refuse_net
 from .._net import Net
 from .._registry import Registry
 from .._reports import count
 from .._showing import Bar
+from ._checks import check_batches, check_candidates, check_loss, check_model, checked_rates
 from ._comparison import Comparison, ComparisonRow
 from ._fitting import Fit, Loss, Trainer
 
@@ -81,20 +81,28 @@ def compare(
 
     **Returns:** a `Comparison`. A candidate that cannot be trained is a row with its error.
 
-    **Raises:** `SelectionError` if the arguments make no sense (a `Net` for the model, no batches,
-    batches of different shapes, a loss that is no scalar); `MissingLibraryError` without optax (the
-    extra `compare`) if there is no `optimizer`; what `loss` raises on the model as it is.
+    **Raises:** `SelectionError` if the arguments make no sense (a model that carries adapters, no
+    batches, batches of different shapes, a loss that is no scalar); `MissingLibraryError` without
+    optax (the extra `compare`) if there is no `optimizer`; what `loss` raises on the model as it
+    is.
     """
-    refuse_net(model, "compare")
+    check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
-    if steps < 1 or not candidates:
+    check_candidates(candidates)
+    if steps < 1:
+        raise SelectionError(f"`compare` needs at least one step, but was given steps={steps}.")
+    rates: tuple[float, ...] = ()
+    if optimizer is None:
+        rates = checked_rates(_DEFAULT_RATE if learning_rate is None else learning_rate)
+        optimizer = _adam()
+    elif learning_rate is not None:
         raise SelectionError(
-            "`compare` needs at least one candidate and one step, but was given "
-            f"{len(candidates)} in `wrappers` and steps={steps}."
+            "`optimizer` has a learning rate of its own: leave `learning_rate` out, or it."
         )
+    # Only now, for it may use up an iterator.
     kept = list(itertools.islice(batches, steps))
-    _check_batches(kept)
-    _check_loss(loss, model, kept[0])
+    check_batches(kept)
+    check_loss(loss, model, kept[0])
 
     def adapted(candidate: Candidate) -> Net:
         net = Net(model, key=key, registry=registry)
@@ -105,15 +113,6 @@ def compare(
             return net
         return net.lora(rank, alpha, target=target, wrapper=candidate, options=options)
 
-    if optimizer is not None and learning_rate is not None:
-        raise SelectionError(
-            "`optimizer` has a learning rate of its own: leave `learning_rate` out, or it."
-        )
-    if optimizer is not None:
-        rates = ()
-    else:
-        rates = _checked_rates(_DEFAULT_RATE if learning_rate is None else learning_rate)
-    optimizer = _adam() if optimizer is None else optimizer
     contest = _Contest(adapted, loss, kept, steps, optimizer, rates, score)
     rows: list[ComparisonRow] = []
     each = steps * max(1, len(rates))
@@ -227,49 +226,3 @@ def _adam() -> Any:
     fixed = ("b1", "b2", "eps", "eps_root")
     adam = optax.inject_hyperparams(optax.adam, static_args=fixed, hyperparam_dtype=jnp.float32)
     return adam(learning_rate=0.0)
-
-
-def _checked_rates(given: Any) -> tuple[float, ...]:
-    try:
-        numbers = np.asarray(given)
-        is_real = np.issubdtype(numbers.dtype, np.number) and not np.iscomplexobj(numbers)
-        rates = tuple(float(rate) for rate in np.ravel(numbers)) if is_real else ()
-    except (TypeError, ValueError):  # rows of different lengths, and what is no array
-        rates = ()
-    if not rates or not all(rate > 0 and math.isfinite(rate) for rate in rates):
-        raise SelectionError(
-            f"`learning_rate` must be a positive number, or several of them, but is {given!r}."
-        )
-    return rates
-
-
-def _check_loss(loss: Loss, model: PyTree, batch: PyTree) -> None:
-    try:
-        value = eqx.filter_eval_shape(loss, model, batch)
-    except Exception as err:
-        err.add_note("Raised by `loss(model, batch)` on the model as it is, before any adapter.")
-        raise
-    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise SelectionError(
-            f"`loss(model, batch)` must return one real number, but returns {value!r}. Take the "
-            "mean over the batch, and put what else it returns elsewhere."
-        )
-
-
-def _check_batches(batches: list[PyTree]) -> None:
-    if not batches:
-        raise SelectionError("`batches` holds no batch.")
-    first, *others = map(_form, batches)
-    for number, form in enumerate(others, start=1):
-        if form != first:
-            raise SelectionError(
-                "All batches must have the same shapes, so that every step is the same work, but "
-                f"batch {number} has another form than batch 0:\n  {form[0]}\n  {first[0]}\n"
-                "Leave out what remains at the end of the data."
-            )
-
-
-def _form(batch: PyTree) -> tuple[str, Any]:
-    leaves, treedef = jax.tree.flatten(batch)
-    shapes = (f"{x.dtype}{list(x.shape)}" if eqx.is_array(x) else repr(x) for x in leaves)
-    return ", ".join(shapes), treedef

@@ -28,6 +28,22 @@ def refuse_if_only_adapted(plan: Plan) -> None:
     )
 
 
+def refuse_disabled(verb: str) -> None:
+    """**Raises:** `SelectionError`: the net is disabled."""
+    raise SelectionError(
+        f"net.{verb}(...) was called in a `with net.disabled()` block, at whose end the net "
+        "becomes what it was before. Call it after the block."
+    )
+
+
+def refuse_mask(verb: str) -> None:
+    """**Raises:** `SelectionError`: a mask is pending."""
+    raise SelectionError(
+        f"A mask is pending, but {verb} takes no account of one. Use the mask up first (it is for "
+        f"the next lora, plan, freeze or unfreeze), then call net.{verb}(...)."
+    )
+
+
 def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
     """Whether `given` holds other values for the trainable leaves `expected`.
 

@@ -7,9 +7,9 @@ from .._checkpoint import Classes, FilePath, load, save
 from .._paths import bullets, path_str, show_path
 from .._registry import Registry
 from .._sets import extract_adapters
-from .._trainability import carry_to_adapted, lora_trainable_filter
-from ._named import NetState
+from .._trainability import lora_trainable_filter
 from ._originals import originals_of
+from ._state import NetState
 
 
 def write_adapters(state: NetState, path: FilePath, registry: Registry) -> None:
@@ -47,8 +47,8 @@ def with_adapters_of(
     loaded = load(
         state.module, path, strict=strict, wrappers=wrappers, registry=registry, plain=plain
     )
+    if not loaded.adapters:  # none of them fits
+        return state, loaded.warnings
+    originals = originals_of(plain, loaded.put_into(plain))
     adapted = loaded.put_into(state.module)
-    others = {p: o for p, o in state.originals.items() if p not in loaded.adapters}
-    trainable = carry_to_adapted(state.trainable, adapted, loaded.adapters)
-    originals = {**others, **originals_of(plain, loaded.put_into(plain))}
-    return NetState(adapted, trainable, originals), loaded.warnings
+    return state.readapted(adapted, originals, loaded.adapters), loaded.warnings

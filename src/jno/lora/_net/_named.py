@@ -6,37 +6,14 @@ from typing import Any
 
 import jax
 import jax.tree_util as jtu
-from jaxtyping import PyTree
 
 from .._contract import is_wrapper
 from .._errors import SelectionError
 from .._paths import KeyPath, bullets, nearest, path_str
 from .._sets import AdapterSet, check_set, extract_adapters, misfits, put_around
-from .._trainability import carry_to_adapted, carry_to_plain
-from ._originals import Original, originals_of, unwrapped_exactly
-
-
-@dataclasses.dataclass(frozen=True)
-class NetState:
-    """A model, what trains of it, and the layers that its adapters keep in another form.
-
-    - `whose`: stands for its adapters, whatever their values; `None` without adapters.
-    """
-
-    module: PyTree
-    trainable: PyTree[bool]
-    originals: Mapping[str, Original] = dataclasses.field(default_factory=dict)
-    whose: object = dataclasses.field(default_factory=object)
-
-    @property
-    def is_adapted(self) -> bool:
-        """Whether the model carries any adapter."""
-        return any(map(is_wrapper, jax.tree.leaves(self.module, is_leaf=is_wrapper)))
-
-    def plain(self) -> "NetState":
-        """Without adapters. Each layer takes the state of its base."""
-        module = unwrapped_exactly(self.module, self.originals)
-        return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
+from .._trainability import carry_to_adapted
+from ._originals import originals_of
+from ._state import NetState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +80,8 @@ class NamedAdapters:
 
     def add(self, name: str, adapters: AdapterSet | None, state: NetState) -> "NamedAdapters":
         """Keep `adapters` under a new name; without them, name those that are in the model."""
+        if not isinstance(name, str):
+            raise SelectionError(f"The name of adapters must be a string, but is {name!r}.")
         if name in self.kept:
             raise SelectionError(
                 f"There are adapters called {name!r} already. Choose another name, or call "

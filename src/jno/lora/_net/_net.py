@@ -1,9 +1,8 @@
 """`Net`: a mutable handle on an immutable model, with the state of what trains."""
 
 import contextlib
+import copy
 import dataclasses
-import operator
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -17,22 +16,16 @@ from .._contract import is_wrapper
 from .._dispatch import carry_out, plan_lora
 from .._errors import JnoLoraWarning, SelectionError
 from .._handle import Handle, refuse_net
-from .._merge import merge_lora
 from .._plan import Plan
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, count, report_on
 from .._selection import MaskLike, SpecLike, WrapperLike, parse_mask
 from .._sets import AdapterSet
-from .._trainability import (
-    carry_to_adapted,
-    carry_to_plain,
-    may_train,
-    partial_lora_trainable_filter,
-)
-from ._checks import check_update, refuse_if_only_adapted
+from .._trainability import may_train
+from ._checks import check_update, refuse_disabled, refuse_if_only_adapted, refuse_mask
 from ._files import left_out_of_a_file, with_adapters_of, write_adapters
-from ._named import NamedAdapters, NetState
-from ._originals import originals_of
+from ._named import NamedAdapters
+from ._state import NetState
 
 _NEVER = object()
 
@@ -75,7 +68,7 @@ class Net(Handle):
         refuse_net(model, "Net")
         self._registry = default_registry() if registry is None else registry
         self._key = jax.random.key(0) if key is None else key
-        self._now = NetState(model, partial_lora_trainable_filter(model), whose=None)
+        self._now = NetState.of(model)
         self._mask: MaskLike | None = None
         self._named = NamedAdapters()
         # With its adapters, while `disabled` shows it without.
@@ -161,11 +154,12 @@ class Net(Handle):
         used; `WrapperError` if an adapter cannot be built. A mask that selects nothing warns.
         """
         self._refuse_disabled("lora")
-        plan = self._plan(rank, alpha, target, wrapper, specs, options)
+        plan = self._plan(
+            rank, alpha=alpha, target=target, wrappers=wrapper, specs=specs, options=options
+        )
         refuse_if_only_adapted(plan)
         adapted = carry_out(self.module, plan, key=self._key if key is None else key)
-        originals = {**self._now.originals, **originals_of(self.module, adapted)}
-        return self._become(NetState(adapted, carry_to_adapted(self.trainable, adapted), originals))
+        return self._become(self._now.adapted(adapted))
 
     def plan(
         self,
@@ -183,14 +177,15 @@ class Net(Handle):
 
         **Raises:** as `lora`, but for what only happens when an adapter is built.
         """
-        plan = self._plan(rank, alpha, target, wrapper, specs, options)
+        plan = self._plan(
+            rank, alpha=alpha, target=target, wrappers=wrapper, specs=specs, options=options
+        )
         self._mask = None
         return plan
 
     def freeze(self) -> "Net":
         """Train nothing; with a mask, stop training what it selects."""
-        self._refuse_disabled("freeze")
-        return self._set_trainable(selected=False)
+        return self._train("freeze", train=False)
 
     def unfreeze(self) -> "Net":
         """Train everything but wrapped layers; with a mask, also train what it selects.
@@ -198,10 +193,7 @@ class Net(Handle):
         A mask may select the arrays of a wrapped layer. It cannot select what an adapter keeps
         frozen by its definition (LoRA-FA's `lora_A`).
         """
-        self._refuse_disabled("unfreeze")
-        if self._mask is None:
-            return self._train(partial_lora_trainable_filter(self.module))
-        return self._set_trainable(selected=True)
+        return self._train("unfreeze", train=True)
 
     def partition(self) -> tuple[PyTree, PyTree]:
         """The model as `(trainable, frozen)`, each with `None` where the other has a leaf.
@@ -237,9 +229,7 @@ class Net(Handle):
         `WrapperError` if an adapter cannot be merged, naming its path.
         """
         self._refuse_mask("merge")
-        merged = merge_lora(self.module)
-        trainable = carry_to_plain(self.trainable, self.module, merged)
-        return self._become(NetState(merged, trainable, whose=None), self._named.without_active())
+        return self._become(self._now.merged(), self._named.without_active())
 
     def unwrap(self) -> "Net":
         """Drop every adapter that the model carries, trained or not, and restore the layers.
@@ -249,8 +239,7 @@ class Net(Handle):
         **Raises:** `SelectionError` if a mask is pending, which `unwrap` cannot take into account.
         """
         self._refuse_mask("unwrap")
-        plain = self._now.plain()
-        return self._become(plain, self._named.without_active())
+        return self._become(self._now.plain(), self._named.without_active())
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -414,50 +403,20 @@ class Net(Handle):
         """
         return report_on(self.module, self.trainable, self._registry, measure=merge_error)
 
-    def _plan(
-        self,
-        rank: int,
-        alpha: float,
-        target: str | None,
-        wrapper: WrapperLike,
-        specs: Iterable[SpecLike] | None,
-        options: Mapping[str, Any] | None,
-    ) -> Plan:
+    def _plan(self, rank: int, **asked: Any) -> Plan:
         if rank == 0:
             raise SelectionError(
                 "The rank of an adapter must be at least 1, but is 0. Leave the call out to keep "
                 "the model as it is."
             )
-        return plan_lora(
-            self.module,
-            rank,
-            alpha,
-            target=target,
-            wrappers=wrapper,
-            specs=specs,
-            param_mask=self._mask,
-            options=options,
-            registry=self._registry,
-        )
+        return plan_lora(self.module, rank, param_mask=self._mask, registry=self._registry, **asked)
 
-    def _set_trainable(self, *, selected: bool) -> "Net":
-        mask = True if self._mask is None else self._mask
-        chosen = parse_mask(self.module, mask)
-
-        def state(before: bool, chosen: bool, possible: bool) -> bool:
-            return (possible and selected) if chosen else before
-
-        possible = may_train(self.module)
-        if not any(jax.tree.leaves(jax.tree.map(operator.and_, chosen, possible))):
-            warnings.warn(
-                f"The mask {_brief(mask)} selects nothing that could train; nothing was changed.",
-                JnoLoraWarning,
-                stacklevel=3,
-            )
-        return self._train(jax.tree.map(state, self.trainable, chosen, possible))
-
-    def _train(self, trainable: PyTree[bool]) -> "Net":
-        return self._become(dataclasses.replace(self._now, trainable=trainable))
+    def _train(self, verb: str, *, train: bool) -> "Net":
+        self._refuse_disabled(verb)
+        state, warning = self._now.training(self._mask, train=train)
+        if warning is not None:
+            warnings.warn(warning, JnoLoraWarning, stacklevel=3)
+        return self._become(state)
 
     def _become(self, state: NetState, named: NamedAdapters | None = None) -> "Net":
         # Ctrl-C is handled where Python calls a function. Nothing is called between the first
@@ -471,18 +430,12 @@ class Net(Handle):
     def _refuse_mask(self, verb: str) -> None:
         self._refuse_disabled(verb)
         if self._mask is not None:
-            raise SelectionError(
-                f"A mask is pending, but {verb} takes no account of one. Use the mask up first (it "
-                f"is for the next lora, plan, freeze or unfreeze), then call net.{verb}(...)."
-            )
+            refuse_mask(verb)
 
     def _refuse_disabled(self, verb: str) -> None:
         if self._disabled is not None:
-            raise SelectionError(
-                f"net.{verb}(...) was called in a `with net.disabled()` block, at whose end the "
-                "net becomes what it was before. Call it after the block."
-            )
+            refuse_disabled(verb)
 
-
-def _brief(mask: MaskLike) -> str:
-    return repr(mask) if isinstance(mask, str | re.Pattern) else "given"
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Net":
+        # All that it holds is immutable, and JAX's own functions do not survive a deep copy.
+        return copy.copy(self)

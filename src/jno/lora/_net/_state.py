@@ -1,0 +1,91 @@
+"""What a net is at one time: a model, and which of its arrays train."""
+
+import dataclasses
+import operator
+import re
+from collections.abc import Container, Mapping
+
+import jax
+from jaxtyping import PyTree
+
+from .._contract import is_wrapper
+from .._merge import merge_lora
+from .._selection import MaskLike, parse_mask
+from .._trainability import (
+    carry_to_adapted,
+    carry_to_plain,
+    may_train,
+    partial_lora_trainable_filter,
+)
+from ._originals import Original, originals_of, unwrapped_exactly
+
+
+@dataclasses.dataclass(frozen=True)
+class NetState:
+    """A model, what trains of it, and the layers that its adapters keep in another form.
+
+    - `whose`: stands for its adapters, whatever their values; `None` without adapters.
+    """
+
+    module: PyTree
+    trainable: PyTree[bool]
+    originals: Mapping[str, Original] = dataclasses.field(default_factory=dict)
+    whose: object = dataclasses.field(default_factory=object)
+
+    @classmethod
+    def of(cls, model: PyTree) -> "NetState":
+        """A model that nobody said anything of: all trains but the layers in adapters."""
+        return cls(model, partial_lora_trainable_filter(model), whose=None)
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the model carries any adapter."""
+        return any(map(is_wrapper, jax.tree.leaves(self.module, is_leaf=is_wrapper)))
+
+    def adapted(self, module: PyTree) -> "NetState":
+        """With `module` for the model, which has adapters around more of its layers."""
+        if module is self.module:
+            return self
+        originals = {**self.originals, **originals_of(self.module, module)}
+        return NetState(module, carry_to_adapted(self.trainable, module), originals)
+
+    def readapted(
+        self, module: PyTree, originals: Mapping[str, Original], paths: Container[str]
+    ) -> "NetState":
+        """With `module` for the model, whose adapters at these paths are new.
+
+        - `originals`: the layers that those keep in another form.
+        """
+        others = {path: layer for path, layer in self.originals.items() if path not in paths}
+        trainable = carry_to_adapted(self.trainable, module, paths)
+        return NetState(module, trainable, {**others, **originals})
+
+    def plain(self) -> "NetState":
+        """Without adapters. Each layer takes the state of its base."""
+        return self._without_adapters(unwrapped_exactly(self.module, self.originals))
+
+    def merged(self) -> "NetState":
+        """With every adapter folded into its layer, which takes the state of its base."""
+        return self._without_adapters(merge_lora(self.module))
+
+    def _without_adapters(self, module: PyTree) -> "NetState":
+        return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
+
+    def training(self, mask: MaskLike | None, *, train: bool) -> tuple["NetState", str | None]:
+        """With what `mask` selects trained, or not; and what to warn of.
+
+        Without a mask, that is all but the layers in adapters.
+        """
+        if mask is None and train:
+            trainable = partial_lora_trainable_filter(self.module)
+            return dataclasses.replace(self, trainable=trainable), None
+        chosen, possible = parse_mask(self.module, mask is None or mask), may_train(self.module)
+        selected = jax.tree.map(operator.and_, chosen, possible)
+        warning = None
+        if mask is not None and not any(jax.tree.leaves(selected)):
+            shown = repr(mask) if isinstance(mask, str | re.Pattern) else "given"
+            warning = f"The mask {shown} selects nothing that could train; nothing was changed."
+        trainable = jax.tree.map(
+            lambda before, now: train if now else before, self.trainable, selected
+        )
+        return dataclasses.replace(self, trainable=trainable), warning
