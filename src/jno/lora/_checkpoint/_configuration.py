@@ -19,7 +19,7 @@ from ._container import MalformedError, brief, is_count, parse_json, shape_of
 KEY = "jno.lora"
 FORMAT_VERSION = 1
 
-_MOST_CHARACTERS = 2000
+_MOST_CHARACTERS = 20_000
 _MOST_RANK = 2**31 - 1
 # The normal form of PEP 503, and what a version may be made of. They go into a command that a
 # message shows, so they must not be able to say anything else.
