@@ -203,7 +203,7 @@ def peak_mib() -> float:
 
 
 def plot(records: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Seconds over sizes, an axis a picture, both logarithmic: a line of slope 1 is linear."""
+    """Seconds and memory over sizes, an axis a column, all logarithmic: slope 1 is linear."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -212,17 +212,29 @@ def plot(records: list[dict[str, Any]], path: pathlib.Path) -> None:
 
     axes = list(dict.fromkeys(record["axis"] for record in records))
     figure, pictures = plt.subplots(
-        1, len(axes), figsize=(4 * len(axes), 4), layout="constrained", sharey=True, squeeze=False
+        2,
+        len(axes),
+        figsize=(4 * len(axes), 6),
+        layout="constrained",
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        height_ratios=(2, 1),
     )
-    for axis, picture in zip(axes, pictures[0], strict=True):
+    for axis, picture, memory in zip(axes, *pictures, strict=True):
         chosen = [record for record in records if record["axis"] == axis]
         sizes = [record["size"] for record in chosen]
         for name, marker in zip(OPERATIONS, "osD^v<>", strict=True):
             seconds = [record["seconds"][name] for record in chosen]
             picture.loglog(sizes, seconds, f"{marker}-", markersize=3, label=name)
-        picture.set_xlabel(axis)
-        picture.grid(which="both", alpha=0.25)
+        memory.loglog(sizes, [record["peak_mib"] for record in chosen], "k.-")
+        memory.yaxis.set_major_formatter("{x:g}")
+        memory.yaxis.set_minor_formatter("{x:g}")
+        memory.set_xlabel(axis)
+        for each in (picture, memory):
+            each.grid(which="both", alpha=0.25)
     pictures[0][0].set_ylabel("seconds")
+    pictures[1][0].set_ylabel("MiB")
     lines, names = pictures[0][0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(path, metadata={"Date": None})
