@@ -228,9 +228,13 @@ def _checked_rank(rank: Any, label: str) -> int:
 
 
 def _checked_alpha(alpha: Any, label: str) -> float:
-    if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha):
-        raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
-    return float(alpha)
+    what = f"The alpha of {label} must be a finite number, but is"
+    try:
+        if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
+            return float(alpha)
+    except OverflowError as err:
+        raise SelectionError(f"{what} too large for a float.") from err
+    raise SelectionError(f"{what} {alpha!r}.")
 
 
 def _checked_options(options: Any, label: str) -> Mapping[str, Any]:
@@ -241,7 +245,8 @@ def _checked_options(options: Any, label: str) -> Mapping[str, Any]:
             f"The options of {label} must be a dict of keyword arguments for the adapter's "
             f"constructor, such as {{'adapter_dtype': jnp.bfloat16}}, but are {options!r}."
         )
-    return options
+    # A NumPy number counts as an array, which a program that builds layers sees without its value.
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
 
 
 def _given(spec: SpecLike, key: str, otherwise: Any) -> Any:
