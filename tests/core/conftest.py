@@ -98,6 +98,12 @@ class Site:
         self.monkeypatch.syspath_prepend(where)
         return modules[entry]
 
+    def point_at(self, distribution: str, value: str) -> None:
+        """Make the entry point of an installed distribution name something else."""
+        name = distribution.replace("-", "_")
+        (file,) = self.root.glob(f"{distribution}-*/{name}-*.dist-info/entry_points.txt")
+        file.write_text(f"[jno.lora]\nmain = {value}\n")
+
     def install_zoo(self, extra: str = "") -> str:
         """A fake zoo with the two defaults and a third name."""
         code = """
