@@ -162,7 +162,7 @@ def _entry(path: str, found: Any) -> Entry:
         raise MalformedError(f"the arrays of {what} are no list")
     return Entry(
         path=path,
-        wrapper=_text(found.get("wrapper"), f"the wrapper of {what}"),
+        wrapper=_class_name(found.get("wrapper"), f"the wrapper of {what}"),
         distribution=distribution,
         version=version,
         variant=None if variant is None else _text(variant, f"the variant of {what}"),
@@ -215,6 +215,14 @@ def _text(found: Any, what: str, least: int = 1) -> str:
             f"{what} has {len(found):,} characters; 1 to {_MOST_CHARACTERS:,} are read"
         )
     return found
+
+
+def _class_name(found: Any, what: str) -> str:
+    # It goes into code that a message shows.
+    name = _text(found, what)
+    if not name.isidentifier():
+        raise MalformedError(f"{what} is {brief(name)}, which is no name of a class")
+    return name
 
 
 def _matching(pattern: re.Pattern[str], found: Any, what: str) -> str:
