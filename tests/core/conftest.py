@@ -9,9 +9,10 @@ from pathlib import Path
 import importlib_metadata
 import pytest
 
-# Printing imports them, when `site` has taken the folder away in which they are installed.
+# Printing and saving import them, when `site` has taken the folder away where they are installed.
 import rich.console
-import rich.table  # noqa: F401
+import rich.table
+import safetensors.numpy  # noqa: F401
 
 import jno.lora._registry._registry as registry_module
 from jno.lora import Registry
