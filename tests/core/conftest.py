@@ -11,7 +11,7 @@ import pytest
 
 # Printing and saving import them, when `site` has taken the folder away where they are installed.
 import rich.console
-import rich.table
+import rich.table  # noqa: F401
 import safetensors.numpy  # noqa: F401
 
 import jno.lora._registry._registry as registry_module
