@@ -13,7 +13,8 @@ from typing import Any
 
 from .._paths import FEW, bullets, show_path
 from .._sets import LayerForm
-from ._container import MalformedError, brief, is_count, parse_json, shape_of
+from ._container import shape_of
+from ._json import MalformedError, brief, is_count, parse_json
 
 # The key in the metadata, and the version of what stands there.
 KEY = "jno.lora"
