@@ -87,7 +87,7 @@ def test_without_the_zoo_the_demo_says_so_before_it_trains(run, monkeypatch, tmp
     monkeypatch.setattr(registry_module, "_DEFAULT", Registry(discover=False))
     code, text = run("demo", "--output", str(tmp_path))
     assert code == 1
-    assert text.startswith("Error: ") and "part of the adapter zoo" in text
+    assert text.startswith("Error: ") and "jno-lora[zoo]" in text
     assert not list(tmp_path.iterdir())
 
 

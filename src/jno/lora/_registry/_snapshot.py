@@ -152,7 +152,7 @@ class Snapshot:
             return PluginError(
                 f"{wanted} is part of the adapter zoo, and a registry with discover=False holds "
                 "only what is registered in it. Register it:\n"
-                f"    import {ZOO_PACKAGE}\n"
+                f'    import {ZOO_PACKAGE}  # pip install "jno-lora[zoo]"\n'
                 f"    registry.register({ZOO_PACKAGE}.LoRALinear)\n"
                 "or pass adapter classes as `wrapper=`."
             )
@@ -164,7 +164,7 @@ class Snapshot:
         )
 
     def _unknown(self, name: str) -> Exception:
-        if _squash(name) in _ZOO_VARIANTS:
+        if _squash(name) in _ZOO_VARIANTS and not self._has_zoo:
             return self.without_zoo(name)
         variants = {w.cls.variant for w in self.wrappers if w.cls.variant}
         options = [*self.by_name, *sorted(variants), *(w.qualified_name for w in self.wrappers)]
@@ -205,7 +205,7 @@ def _squash(variant: str) -> str:
     return re.sub(r"[-_ ]", "", variant).lower()
 
 
-_ZOO_VARIANTS = {_squash(name) for method in ZOO_METHODS for name in (method, f"{method}InNorm")}
+_ZOO_VARIANTS = {_squash(method) for method in ZOO_METHODS}
 
 
 def _one_line(error: Exception | None) -> str:
