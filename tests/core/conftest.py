@@ -9,9 +9,10 @@ from pathlib import Path
 import importlib_metadata
 import pytest
 
-# Printing imports them, when `site` has taken the folder away in which they are installed.
+# Printing and saving import them, when `site` has taken the folder away where they are installed.
 import rich.console
 import rich.table  # noqa: F401
+import safetensors.numpy  # noqa: F401
 
 import jno.lora._registry._registry as registry_module
 from jno.lora import Registry
@@ -97,6 +98,12 @@ class Site:
         (info / "entry_points.txt").write_text("\n".join(["[jno.lora]", *lines, ""]))
         self.monkeypatch.syspath_prepend(where)
         return modules[entry]
+
+    def point_at(self, distribution: str, value: str) -> None:
+        """Make the entry point of an installed distribution name something else."""
+        name = distribution.replace("-", "_")
+        (file,) = self.root.glob(f"{distribution}-*/{name}-*.dist-info/entry_points.txt")
+        file.write_text(f"[jno.lora]\nmain = {value}\n")
 
     def install_zoo(self, extra: str = "") -> str:
         """A fake zoo with the two defaults and a third name."""

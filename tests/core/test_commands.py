@@ -1,5 +1,6 @@
 """The command line's plugins, adapters, doctor, new and check, with plugins whole and broken."""
 
+import errno
 import io
 import json
 import subprocess
@@ -261,6 +262,29 @@ def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
     run("new", name, "--output", str(tmp_path))
     (code,) = tmp_path.rglob("src/*/__init__.py")
     assert f"base: eqx.nn.{layer}" in code.read_text()
+
+
+def test_an_output_that_cannot_be_made_is_a_message_of_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    text = run("new", "gain", "--output", str(tmp_path / "file" / "below"), code=1)
+    assert text.startswith("Error: ") and "Not a directory" in text
+    assert str(tmp_path / "file" / "below") in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--csv", "--plot"])
+def test_a_directory_that_is_missing_is_said_before_anything_is_trained(tmp_path, option):
+    output = tmp_path / "nowhere" / "made.svg"
+    text = run("compare", "no_such_module:task", option, str(output), code=2)
+    assert option in text and "there is no directory" in text
+    assert str(output.parent) in text.replace("\n", "")
+
+
+def test_a_reader_that_has_enough_is_no_error(monkeypatch):
+    def print_into_nothing(**_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli.commands["plugins"], "callback", print_into_nothing)
+    assert run("plugins", code=1) == ""
 
 
 def test_check_runs_the_kit_on_a_class(site, monkeypatch):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora._programs._compiling import call_compiled
+from jno.lora._programs._compiling import call_compiled, forget_programs
 
 
 class Traces:
@@ -130,3 +130,22 @@ def test_other_settings_make_another_program():
     assert call_compiled(ones, jnp.ones(2)).dtype == jnp.float32
     with jax.enable_x64(True):
         assert call_compiled(ones, jnp.ones(2)).dtype == jnp.float64
+
+
+def test_an_array_that_goes_into_a_static_field_is_no_traced_one():
+    with pytest.warns(UserWarning, match="set as static"):
+        tagged = call_compiled(lambda x, tag: [Tagged(x, tag)], jnp.ones(2), jnp.ones(()))
+    assert tagged[0].tag == 1
+
+
+def test_programs_are_forgotten_on_demand():
+    factor = [2]
+
+    def scaled(x):
+        return factor[0] * x
+
+    assert call_compiled(scaled, jnp.ones(())) == 2
+    factor[0] = 3
+    assert call_compiled(scaled, jnp.ones(())) == 2
+    forget_programs()
+    assert call_compiled(scaled, jnp.ones(())) == 3

@@ -5,6 +5,7 @@ import warnings
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jno.lora import (
@@ -131,12 +132,57 @@ def test_options_reach_the_constructor_and_a_spec_may_have_its_own(model, getkey
     assert adapted.head.gain[0] == 3.0 and adapted.encoder[0].gain[0] == 2.0
 
 
+class Keeping(ToyScale):
+    """Keeps an option as a static field."""
+
+    kept: object = eqx.field(static=True)
+
+    def __init__(self, base, rank, alpha, *, key, kept=1.0):
+        ToyScale.__init__(self, base, rank, alpha, key=key)
+        self.kept = kept
+        self.gain = jnp.full(base.out_features, kept, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "number", [np.float32(2), np.int64(2), np.bool_(True), jnp.bfloat16.dtype.type(2)]
+)
+def test_a_numpy_number_among_the_options_may_be_kept_as_a_static_field(model, getkey, number):
+    options = {"kept": number}
+    adapted = apply_lora(model, 1, key=getkey(), wrappers=Keeping, options=options)
+    assert adapted.head.kept == number and not eqx.is_array(adapted.head.kept)
+    assert merge_lora(adapted).head.weight[0, 0] == float(number) * model.head.weight[0, 0]
+
+
+def test_an_array_among_the_options_that_is_kept_as_a_static_field_is_warned_of(model, getkey):
+    two = jnp.float32(2)
+    with pytest.warns(UserWarning, match="set as static"):
+        adapted = apply_lora(model, 1, key=getkey(), wrappers=Keeping, options={"kept": two})
+    assert adapted.head.kept is two
+    assert merge_lora(adapted).head.weight[0, 0] == 2 * model.head.weight[0, 0]
+
+
 def test_an_option_that_the_constructor_lacks_is_an_error_naming_it_and_the_path(model, getkey):
     with pytest.raises(WrapperError, match=r"ToyLinear .*'encoder/0'.*strat"):
         apply_lora(model, 1, key=getkey(), wrappers=ToyLinear, options={"strat": 1})
 
 
 # --- keys
+
+
+@pytest.mark.parametrize(
+    ("key", "came"),
+    [
+        (0, "0"),
+        (None, "None"),
+        (jnp.zeros(2), r"an array float32\[2\]"),
+        (jax.random.split(jax.random.key(0)), r"an array key<fry>\[2\]"),
+        (np.zeros((3, 2), np.uint32), r"an array uint32\[3, 2\]"),
+    ],
+)
+def test_what_is_no_key_is_an_error_that_shows_one(model, unchecked, key, came):
+    message = rf"`key` must be one random key, such as jax.random.key\(0\), but is {came}\."
+    with pytest.raises(SelectionError, match=message):
+        apply_lora(model, 1, key=key, wrappers=ToyLinear)
 
 
 def test_adapting_one_layer_more_never_changes_another(model, getkey):

@@ -12,6 +12,7 @@ from jno.lora import (
     apply_lora,
     lora_trainable_filter,
     merge_lora,
+    refresh,
     unwrap_lora,
 )
 
@@ -179,3 +180,14 @@ def test_an_error_of_ours_keeps_its_class_and_gets_the_path(getkey, error):
     adapted = [Bad(eqx.nn.Linear(2, 2, key=getkey()), 1, 1.0, key=getkey())]
     with pytest.raises(error, match="Could not merge the Bad at '0': reason"):
         merge_lora(adapted)
+
+
+def test_a_method_that_is_edited_in_place_is_seen_after_a_refresh(getkey, registry):
+    class Edited(ToyScale):
+        pass
+
+    adapted = apply_lora([eqx.nn.Linear(3, 2, key=getkey())], 1, key=getkey(), wrappers=Edited)
+    assert merge_lora(adapted)[0].weight.any()
+    Edited.merge = lambda self: replaced(self.base, 0 * self.base.weight)
+    refresh()
+    assert not merge_lora(adapted)[0].weight.any()

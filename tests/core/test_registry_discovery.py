@@ -123,8 +123,7 @@ def test_the_hook_may_be_on_an_object_that_the_entry_point_names(site):
         plugin = Plugin()
     """
     module = site.install("acme-lora", code)
-    entry_points = next(site.root.glob("acme-lora-*/*.dist-info/entry_points.txt"))
-    entry_points.write_text(f"[jno.lora]\nmain = {module}:plugin\n")
+    site.point_at("acme-lora", f"{module}:plugin")
     (record,) = Registry().records()
     assert record.status == "loaded" and record.wrappers[0].name == "Acme"
 

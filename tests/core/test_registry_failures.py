@@ -52,7 +52,15 @@ BROKEN = {
     ),
     "hook takes unknown arguments": (
         "@hookimpl\ndef jno_lora_wrappers(model):\n    return []",
-        "jno_lora_wrappers",
+        "PluginError: <module",
+    ),
+    "hook is misspelled": (
+        "@hookimpl\ndef jno_lora_wraperss():\n    return []",
+        "did you mean 'jno_lora_wrappers'?",
+    ),
+    "hook is not marked": (
+        "def jno_lora_wrappers():\n    return []",
+        "implements none of the hooks. Mark its functions",
     ),
     "api is no number": (
         "jno_lora_api = '1'\n@hookimpl\ndef jno_lora_wrappers():\n    return []",

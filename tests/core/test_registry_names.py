@@ -1,11 +1,16 @@
 """Names: never picked, suffixed or overwritten; what is registered in the process."""
 
+import importlib
+import sys
+import textwrap
 import types
 
 import pytest
 
 import jno.lora
 from jno.lora import (
+    JnoLoraWarning,
+    Net,
     PluginError,
     Registry,
     SelectionError,
@@ -96,6 +101,68 @@ def test_one_class_twice_in_one_plugin_is_one_adapter(site):
     assert record.status == "loaded" and len(record.wrappers) == 1
 
 
+CHOOSER = """
+    CALLS = []
+    Acme, Other = adapter("Acme", variant="acme"), adapter("Other", variant="acme")
+    @hookimpl
+    def jno_lora_wrappers():
+        CALLS.append(1)
+        if len(CALLS) in BROKEN:
+            raise RuntimeError("asked too often")
+        return [Acme, Other]
+    @hookimpl
+    def jno_lora_select(path, leaf, candidates):
+        return Other
+"""
+
+
+@pytest.fixture
+def same_module(site):
+    """Two distributions that name one module."""
+
+    def install(broken=()):
+        module = site.install("acme-lora", f"BROKEN = {broken!r}\n" + textwrap.dedent(CHOOSER))
+        site.plugin("bolt-lora", '"Unused"')
+        site.point_at("bolt-lora", module)
+        return module
+
+    return install
+
+
+def test_two_distributions_that_name_one_module_have_its_hooks_once(same_module):
+    module = same_module()
+    registry = Registry()
+    assert statuses(registry) == {"acme-lora": "loaded", "bolt-lora": "loaded"}
+    assert one(registry, "Acme") is one(registry, "bolt-lora:Acme")
+    acme, other = registry.resolve("acme")
+    assert registry.select("head", None, [acme, other]) is other
+    assert len(sys.modules[module].CALLS) == 2
+
+
+def test_a_module_that_fails_for_the_second_distribution_keeps_the_hooks_of_the_first(same_module):
+    same_module(broken=(2,))
+    registry = Registry()
+    with pytest.warns(JnoLoraWarning, match=r"bolt-lora .* left out: RuntimeError: asked too"):
+        assert statuses(registry) == {"acme-lora": "loaded", "bolt-lora": "failed"}
+    acme, other = registry.resolve("acme")
+    assert registry.select("head", None, [acme, other]) is other
+
+
+def test_a_module_may_be_registered_and_installed(same_module):
+    module = importlib.import_module(same_module())
+    registry = Registry()
+    registry.register(module)
+    assert registry.resolve("Acme") == (module.Acme,)
+    assert statuses(registry) == {
+        "acme-lora": "loaded",
+        "bolt-lora": "loaded",
+        "(in-process)": "loaded",
+    }
+    assert registry.select("head", None, [module.Acme, module.Other]) is module.Other
+    registry.refresh()
+    assert registry.select("head", None, [module.Acme, module.Other]) is module.Other
+
+
 # --- reserved names
 
 
@@ -109,12 +176,85 @@ def test_a_third_party_cannot_take_a_name_of_the_zoo(site):
     assert one(registry, "Acme")
 
 
+@pytest.mark.parametrize("ask_first", [Registry.records, Registry.defaults])
+def test_a_distribution_that_calls_itself_first_party_cannot_take_one_either(site, ask_first):
+    site.install_zoo()
+    site.plugin("jno-lora-recurrent", '"LoRALinear", variant="fake"')
+    registry = Registry()
+    ask_first(registry)
+    linear, _ = registry.defaults()
+    assert linear.variant == one(registry, "LoRALinear").variant == "lora"
+    assert one(registry, "jno-lora-recurrent:LoRALinear").variant == "fake"
+    assert statuses(registry) == {"jno-lora-zoo": "loaded", "jno-lora-recurrent": "conflict"}
+
+
 def test_a_name_of_the_zoo_stays_reserved_while_the_zoo_is_not_installed(site):
     site.plugin("acme-lora", '"OFTConv", variant="fake"')
     registry = Registry()
     with pytest.raises(PluginError, match=r"OFTConv is part of the adapter zoo.*not installed"):
         registry.resolve("OFTConv")
     assert one(registry, "acme-lora:OFTConv").variant == "fake"
+
+
+@pytest.mark.parametrize("name", ["dora", "LoRA-FA", "rs_lora", "jno-lora-zoo:OFTConv"])
+def test_what_the_zoo_provides_is_an_error_that_says_what_to_install(site, name):
+    site.plugin("acme-lora", '"Acme", variant="acme"')
+    with pytest.raises(PluginError, match=r'(?s)adapter zoo.*pip install "jno-lora\[zoo\]"'):
+        Registry().resolve(name)
+
+
+def test_a_variant_of_a_blocked_zoo_says_what_blocks_it(site, monkeypatch):
+    site.install_zoo()
+    monkeypatch.setenv("JNO_LORA_BLOCK", "jno-lora-zoo")
+    with pytest.raises(PluginError, match=r"dora is not available: .*JNO_LORA_BLOCK"):
+        Registry().resolve("dora")
+
+
+def test_a_zoo_that_lacks_a_name_is_to_be_upgraded(site):
+    site.install_zoo()
+    with pytest.raises(PluginError, match=r"has no OFTConv. .*\n.*install -U jno-lora-zoo"):
+        Registry().resolve("OFTConv")
+    with pytest.raises(SelectionError, match="No adapter or variant is called 'oft'"):
+        Registry().resolve("oft")
+
+
+def test_a_variant_that_not_every_collection_has_is_an_unknown_name(site):
+    with pytest.raises(SelectionError, match="is called 'lora-in-norm'"):
+        Registry().resolve("lora-in-norm")  # `to_lora` asks for it
+
+
+# --- a registry that looks for nothing
+
+
+def of_the_zoo(base, name):
+    return type(base)(name, (base,), {"__module__": "jno_lora_zoo.adapters"})
+
+
+def test_classes_of_the_zoo_that_are_registered_by_hand_are_its_defaults(site, model):
+    registry = Registry(discover=False)
+    linear, conv = of_the_zoo(ToyLinear, "LoRALinear"), of_the_zoo(ToyConv, "LoRAConv")
+    registry.register(linear)
+    registry.register(conv)
+    assert registry.defaults() == (linear, conv)
+    assert registry.resolve("LoRALinear") == (linear,)
+    assert statuses(registry) == {"(in-process)": "loaded"}
+    assert registry.provided("jno-lora-zoo", "LoRALinear").cls is linear
+    assert isinstance(Net(model, registry=registry).lora(2).module.head, linear)
+
+
+def test_another_class_of_a_reserved_name_is_no_default(site):
+    registry = Registry(discover=False)
+    registry.register(type(ToyLinear)("LoRALinear", (ToyLinear,), {"__module__": "mine"}))
+    with pytest.raises(PluginError, match="LoRALinear is part of the adapter zoo"):
+        registry.defaults()
+
+
+@pytest.mark.parametrize("name", ["LoRALinear", "dora"])
+def test_without_discovery_nothing_is_said_to_be_missing_from_the_installation(site, name):
+    site.install_zoo()
+    with pytest.raises(PluginError, match=r"discover=False[^$]*registry.register\(") as caught:
+        Registry(discover=False).resolve(name)
+    assert "installed" not in str(caught.value)
 
 
 def test_the_record_says_that_a_reserved_name_needs_the_long_form(site):
@@ -248,6 +388,46 @@ def test_an_object_without_hooks_is_refused_and_told_what_to_mark(registry):
     with pytest.raises(PluginError, match=r"none of the hooks. Mark .*@jno.lora.hookimpl"):
         register(types.SimpleNamespace(jno_lora_wrappers=list))
     assert registered() == ()
+
+
+class Misspelled:
+    @hookimpl
+    def jno_lora_wraperss(self):
+        return [ToyScale]
+
+
+class TooManyArguments:
+    @hookimpl
+    def jno_lora_select(self, path, leaf, candidates, model):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        (Misspelled(), r"a hook 'jno_lora_wraperss'.* did you mean 'jno_lora_wrappers'\?"),
+        (TooManyArguments(), r"`jno_lora_select\(path, leaf, candidates\)`[^$]*'model'"),
+    ],
+)
+def test_an_object_with_a_hook_that_there_is_not_is_refused_each_time(registry, plugin, message):
+    for _ in range(2):
+        with pytest.raises(PluginError, match=message):
+            register(plugin)
+    assert registered() == ()
+
+
+def test_a_hook_that_is_marked_as_optional_may_be_of_a_later_version(registry):
+    class Plugin:
+        @hookimpl
+        def jno_lora_wrappers(self):
+            return [ToyScale]
+
+        @hookimpl(optionalhook=True)
+        def jno_lora_of_tomorrow(self):
+            raise AssertionError
+
+    register(Plugin())
+    assert one(registry, "ToyScale") is ToyScale
 
 
 def test_an_object_whose_hook_fails_can_be_registered_again_when_it_is_mended(registry):

@@ -10,6 +10,7 @@ import types
 
 import pytest
 
+import jno.lora
 from jno.lora import Registry
 
 from .toys import ToyLinear, ToyScale
@@ -104,8 +105,6 @@ def test_a_registry_of_ones_own_answers_while_it_is_refreshed():
 
 
 def test_hooks_of_this_process_are_asked_while_the_registry_is_refreshed():
-    import jno.lora
-
     class Chooser:
         @jno.lora.hookimpl
         def jno_lora_select(self, path, leaf, candidates):
@@ -120,13 +119,47 @@ def test_hooks_of_this_process_are_asked_while_the_registry_is_refreshed():
     at_once(choose, choose, registry.refresh)
 
 
-def test_who_asks_for_the_zoo_while_another_thread_loads_it_waits_for_it(site, monkeypatch):
-    gate = types.ModuleType("jno_lora_test_gate")
-    gate.entered, gate.open = threading.Event(), threading.Event()
-    monkeypatch.setitem(sys.modules, gate.__name__, gate)
-    module = site.install_zoo(
-        f"import {gate.__name__} as gate\ngate.entered.set()\ngate.open.wait(30)\n"
-    )
+@pytest.fixture
+def gate(monkeypatch):
+    """A module that a plugin imports to say that it is being imported, and to wait there."""
+    module = types.ModuleType("jno_lora_test_gate")
+    module.entered, module.open = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+WAITING = "import jno_lora_test_gate as gate\ngate.entered.set()\ngate.open.wait(30)\n"
+
+
+def test_a_hook_may_ask_for_the_zoo_while_another_thread_loads_it(site, gate):
+    site.install_zoo(WAITING)
+    registry, asks, found = Registry(), threading.Event(), []
+
+    class Plugin:
+        @jno.lora.hookimpl
+        def jno_lora_wrappers(self):
+            asks.set()
+            found.append(registry.zoo_class("LoRALinear"))
+            return [ToyScale]
+
+    threads = [
+        threading.Thread(target=registry.defaults, daemon=True),
+        threading.Thread(target=registry.register, args=(Plugin(),), daemon=True),
+    ]
+    threads[0].start()
+    assert gate.entered.wait(30)
+    threads[1].start()
+    assert asks.wait(30)
+    gate.open.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in threads), "a deadlock"
+    assert [cls.__name__ for cls in found] == ["LoRALinear"]
+    assert registry.resolve("ToyScale") == (ToyScale,)
+
+
+def test_who_asks_for_the_zoo_while_another_thread_loads_it_waits_for_it(site, gate):
+    module = site.install_zoo(WAITING)
 
     class OfTheZoo(ToyLinear):
         """Defined in the zoo's package, as a class that somebody has imported from there."""

@@ -96,6 +96,16 @@ def test_the_rank_of_a_call_is_an_integer_of_at_least_one(model, rank, unchecked
         plan_lora(model, rank, wrappers=ToyLinear)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "came"),
+    [(float("nan"), "is nan"), ("2", "is '2'"), (10**400, "too large"), (10**5000, "too large")],
+    ids=["nan", "text", "large", "larger than what is printed"],
+)
+def test_alpha_is_a_finite_number(model, alpha, came, unchecked):
+    with pytest.raises(SelectionError, match=f"alpha of the call must be a finite .* {came}"):
+        plan_lora(model, 1, alpha, wrappers=ToyLinear)
+
+
 def test_an_integer_of_numpy_is_a_rank(model, unchecked):
     (row,) = plan_lora(model, np.int64(2), target="head", wrappers=ToyLinear).wrapped
     assert type(row.rank) is int and row.rank == 2

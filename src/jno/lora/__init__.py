@@ -33,6 +33,7 @@ from ._registry import (
     PluginRecord,
     RegisteredWrapper,
     Registry,
+    default_registry as _default_registry,
     refresh,
     register,
     registered,
@@ -172,9 +173,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _ZOO_NAMES:
-        from ._registry import default_registry
-
-        return default_registry().zoo_class(name)
+        return _default_registry().zoo_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,12 +12,16 @@ from ._extras import imported_for
 
 
 class _Group(click.Group):
-    """Commands whose `JnoLoraError`s are messages for the user, not tracebacks."""
+    """Commands whose errors, and those of files, are messages for the user, not tracebacks."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except JnoLoraError as err:
+            raise click.ClickException(str(err)) from err
+        except BrokenPipeError:
+            raise  # whoever reads what is printed has enough; click ends quietly
+        except OSError as err:
             raise click.ClickException(str(err)) from err
 
 
@@ -195,7 +199,10 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
     """
     from ._commands import compare as compare_
 
-    if plot_file is not None:  # said now, and not after training
+    # Said now, and not after training.
+    _check_directory_of(csv_file, "--csv")
+    _check_directory_of(plot_file, "--plot")
+    if plot_file is not None:
         with imported_for("--plot", "plot", "matplotlib"):
             import matplotlib  # noqa: F401
     # The module may lie where the command is run, as for `python -m pytest`.
@@ -209,6 +216,13 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
     if comparison.interrupted:
         ctx.exit(130)
     ctx.exit(1 if any(row.error is not None for row in comparison) else 0)
+
+
+def _check_directory_of(file: Path | None, option: str) -> None:
+    if file is not None and not file.parent.is_dir():
+        raise click.BadParameter(
+            f"there is no directory {str(file.parent)!r}. Make it first.", param_hint=option
+        )
 
 
 def _print(table: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
@@ -14,7 +15,7 @@ from ._contract import LoRAWrapper
 from ._contract_problems import check_contract
 from ._errors import JnoLoraError, SelectionError, WrapperError
 from ._handle import refuse_net
-from ._paths import show_path, stable_hash
+from ._paths import show_array, show_path, stable_hash
 from ._plan import Plan, PlanRow
 from ._programs import Calls
 from ._registry import Registry, default_registry
@@ -134,6 +135,7 @@ def plan_lora(
 
 def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
     """Build the adapters of `plan` and put them into `model`."""
+    _check_key(key)
     chosen = {row.keys: row for row in plan.wrapped}
     warn_of_what_was_left_out(plan)
     if not chosen:
@@ -210,3 +212,13 @@ def _make(
 def _check_rank(rank: Any) -> None:
     if isinstance(rank, int | np.integer) and rank < 0:
         raise SelectionError(f"`rank` must not be negative, but is {rank}.")
+
+
+def _check_key(key: Any) -> None:
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    if is_array and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return
+    if is_array and key.ndim == 1 and key.dtype == np.uint32:  # a raw one
+        return
+    came = f"an array {show_array(key)}" if is_array else repr(key)
+    raise SelectionError(f"`key` must be one random key, such as jax.random.key(0), but is {came}.")

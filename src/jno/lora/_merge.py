@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
 from ._handle import refuse_net
-from ._paths import path_str, show_path
+from ._paths import path_str, show_array, show_path
 from ._sharding import calls_on_the_mesh, sharded_like
 
 M = TypeVar("M")
@@ -88,9 +88,9 @@ def _check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
         if not hasattr(new, "dtype"):
             raise WrapperError(
                 f"{what} puts {new!r} at {path!r}, where the layer has an array "
-                f"{old.dtype}{list(old.shape)}: keep its shape and dtype."
+                f"{show_array(old)}: keep its shape and dtype."
             )
         raise WrapperError(
-            f"{what} changes {path!r} from {old.dtype}{list(old.shape)} to "
-            f"{new.dtype}{list(new.shape)}: keep the shape, and cast back to the base's dtype."
+            f"{what} changes {path!r} from {show_array(old)} to {show_array(new)}: keep the shape, "
+            "and cast back to the base's dtype."
         )

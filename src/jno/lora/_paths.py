@@ -23,6 +23,11 @@ def show_path(path: str) -> str:
     return path or "<root>"
 
 
+def show_array(array: Any) -> str:
+    """The dtype and shape of an array as they are written in messages: `float32[3, 2]`."""
+    return f"{array.dtype}{list(array.shape)}"
+
+
 def stable_hash(path: str) -> int:
     """A 32-bit hash of `path`, the same in every process (`hash` is salted, this is not)."""
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=4).digest(), "little")

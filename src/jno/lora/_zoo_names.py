@@ -5,6 +5,7 @@ They are reserved (no third party can take one over), and asking for one without
 """
 
 ZOO_DISTRIBUTION = "jno-lora-zoo"
+ZOO_PACKAGE = "jno_lora_zoo"
 ZOO_METHODS = (
     "LoRA",
     "rsLoRA",
@@ -24,7 +25,8 @@ ZOO_NAMES = tuple(f"{method}{layer}" for layer in ZOO_LAYERS for method in ZOO_M
 # What `net.lora(rank=4)` uses, in this order. Installing a plugin never changes it.
 DEFAULT_NAMES = ("LoRALinear", "LoRAConv")
 
-# Distributions of this project. They load first, and only they may use the names above.
+# Distributions of this project. They load first, and their names go before those of others; the
+# names above are the zoo's alone.
 FIRST_PARTY = (
     ZOO_DISTRIBUTION,
     "jno-lora-embedding",

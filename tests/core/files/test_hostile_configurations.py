@@ -38,6 +38,11 @@ CONFIGURATIONS = {
     "wrapper empty": (with_adapter(wrapper=""), "has 0 characters"),
     "wrapper with a bell": (with_adapter(wrapper="a\a"), "no printable text"),
     "wrapper a surrogate": (with_adapter(wrapper="\ud800"), "no printable text"),
+    "wrapper code": (
+        with_adapter(wrapper="X]); import os; os.system('true') #"),
+        "name of a class",
+    ),
+    "wrapper a path": (with_adapter(wrapper="os.system"), "name of a class"),
     "variant a list": (with_adapter(variant=[]), "no printable text"),
     "a command": (with_adapter(distribution='x" && rm -rf "/'), "which is none"),
     "an option": (with_adapter(distribution="--index-url"), "which is none"),
@@ -107,7 +112,7 @@ def test_an_infinite_alpha_is_refused(whole, file):
         ({"arrays": ["lora_A"]}, None),
         ({"wrapper": "ToyScale"}, "gain: expected, missing"),
         ({"wrapper": "Net"}, "Net is a class that no plugin provides"),
-        ({"distribution": "os", "wrapper": "system"}, "os is not installed"),
+        ({"distribution": "os", "wrapper": "system"}, "system of os is not available"),
     ],
 )
 def test_a_configuration_that_does_not_fit_its_arrays_touches_no_model(

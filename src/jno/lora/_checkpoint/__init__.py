@@ -1,7 +1,8 @@
 """Adapters as files: one safetensors file, with its configuration in the metadata."""
 
 from ._configuration import Entry
-from ._container import FilePath, MalformedError, opened, parse_json, regular_file
+from ._container import FilePath, opened, regular_file
+from ._json import MalformedError, parse_json
 from ._loading import Contents, Loaded, load, non_finite, read, read_set
 from ._saving import save
 from ._wrappers import Classes

@@ -13,7 +13,8 @@ from typing import Any
 
 from .._paths import FEW, bullets, show_path
 from .._sets import LayerForm
-from ._container import MalformedError, brief, is_count, parse_json, shape_of
+from ._container import shape_of
+from ._json import MalformedError, brief, is_count, parse_json
 
 # The key in the metadata, and the version of what stands there.
 KEY = "jno.lora"
@@ -162,7 +163,7 @@ def _entry(path: str, found: Any) -> Entry:
         raise MalformedError(f"the arrays of {what} are no list")
     return Entry(
         path=path,
-        wrapper=_text(found.get("wrapper"), f"the wrapper of {what}"),
+        wrapper=_class_name(found.get("wrapper"), f"the wrapper of {what}"),
         distribution=distribution,
         version=version,
         variant=None if variant is None else _text(variant, f"the variant of {what}"),
@@ -215,6 +216,14 @@ def _text(found: Any, what: str, least: int = 1) -> str:
             f"{what} has {len(found):,} characters; 1 to {_MOST_CHARACTERS:,} are read"
         )
     return found
+
+
+def _class_name(found: Any, what: str) -> str:
+    # It goes into code that a message shows.
+    name = _text(found, what)
+    if not name.isidentifier():
+        raise MalformedError(f"{what} is {brief(name)}, which is no name of a class")
+    return name
 
 
 def _matching(pattern: re.Pattern[str], found: Any, what: str) -> str:

@@ -5,22 +5,20 @@ keys pass, and maps the file into memory, where a file that somebody cuts short 
 Here every number of the header is held against the size of the file before anything is allocated.
 """
 
-import collections
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import os
-import reprlib
 import stat
 from collections.abc import Iterator
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from .._errors import CheckpointError
+from ._json import MalformedError, brief, is_count, parse_json
 
 FilePath = str | os.PathLike[str]
 
@@ -41,11 +39,6 @@ DTYPES = {
 # A header takes about a kilobyte for each adapter.
 MOST_HEADER_BYTES = 32 * 2**20
 _MOST_AXES = 32
-_MOST_DIGITS = 20
-
-
-class MalformedError(ValueError):
-    """Why a file cannot be read. Becomes a `CheckpointError` that names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,43 +142,6 @@ def _header(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
     return parse_json(text, "its header"), 8 + length
 
 
-def parse_json(text: str, what: str) -> dict[str, Any]:
-    """The JSON object in `text`. Stricter than `json.loads`, which lets duplicate keys pass.
-
-    **Raises:** `MalformedError`.
-    """
-    try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_refuse_constant,
-            parse_int=_short_int,
-        )
-    except (ValueError, RecursionError) as err:
-        raise MalformedError(f"{what} is damaged, or no JSON: {err}") from err
-    if not isinstance(value, dict):
-        raise MalformedError(f"{what} is no JSON object")
-    return value
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {brief(twice)} is there twice")
-    return found
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
-
-
-def _short_int(text: str) -> int:
-    if len(text) > _MOST_DIGITS:  # reading a number of a million digits takes minutes
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
-
-
 def _metadata(found: Any) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise MalformedError("its metadata are not a JSON object of strings")
@@ -227,11 +183,6 @@ def shape_of(found: Any, what: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def is_count(value: Any) -> TypeGuard[int]:
-    """Whether `value`, from JSON, is a whole number that is not negative."""
-    return type(value) is int and value >= 0
-
-
 def _check_that_bytes_are_used_once(tensors: dict[str, Tensor], begin: int, size: int) -> None:
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != begin:
@@ -244,8 +195,3 @@ def _check_that_bytes_are_used_once(tensors: dict[str, Tensor], begin: int, size
             f"its arrays should end after {begin:,} bytes, but it has {size:,}: it was cut short, "
             "or something was added"
         )
-
-
-def brief(value: Any) -> str:
-    """`value`, which may be anything, for a message."""
-    return reprlib.repr(value).encode("ascii", "backslashreplace").decode()

@@ -24,7 +24,8 @@ from .._sets import (
     put_in,
 )
 from ._configuration import KEY, Configuration
-from ._container import Container, FilePath, MalformedError, Tensor, opened
+from ._container import Container, FilePath, Tensor, opened
+from ._json import MalformedError
 from ._wrappers import Classes, Wrappers
 
 M = TypeVar("M")

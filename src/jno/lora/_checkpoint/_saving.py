@@ -17,7 +17,8 @@ from .._registry import RegisteredWrapper, Registry
 from .._sets import AdapterSet, LooseAdapter
 from .._version import __version__
 from ._configuration import KEY, Configuration, Entry
-from ._container import DTYPES, MOST_HEADER_BYTES, FilePath, MalformedError, brief
+from ._container import DTYPES, MOST_HEADER_BYTES, FilePath
+from ._json import MalformedError, brief
 from ._wrappers import provider_of
 from ._writing import write_atomically
 

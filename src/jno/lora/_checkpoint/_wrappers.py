@@ -51,11 +51,13 @@ class Wrappers:
         try:
             provided = self._registry.provided(entry.distribution, entry.wrapper)
         except PluginError as err:
+            advice = f"Pass it: load_adapters(..., wrappers=[{entry.wrapper}])"
             if entry.distribution is None:
                 raise PluginError(
-                    f"{entry.wrapper} is a class that no plugin provides. Pass it: "
-                    f"load_adapters(..., wrappers=[{entry.wrapper}])"
+                    f"{entry.wrapper} is a class that no plugin provides. {advice}"
                 ) from err
+            if not self._registry.discover:
+                raise PluginError(f"{err}. {advice}") from err
             raise PluginError(f"{err}. {_how_to_install(entry)}") from err
         if provided.version and _major_minor(provided.version) < _major_minor(entry.version):
             raise PluginError(

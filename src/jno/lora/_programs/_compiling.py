@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ._form import Form, form_of
+from ._form import Form, TracedError, form_of, holds_traced
 from ._lapack import decomposes, one_blas_thread
 
 _log = logging.getLogger("jno.lora")
@@ -87,6 +87,11 @@ def _program(function: Callable[..., Any], shared: Form, own: Form, widest: Any)
     return Program(function, shared, own)
 
 
+def forget_programs() -> None:
+    """Compile everything anew: what a program computes is not looked up again in its classes."""
+    _program.cache_clear()
+
+
 class Program:
     """`function(*shared, *own)`, compiled for arrays of these forms."""
 
@@ -146,6 +151,8 @@ class Program:
         args = (*self.shared.tree_of(shared), *self.own.tree_of(own))
         index = {id(array): i for i, array in enumerate((*shared, *own))}
         leaves, self.treedef = jtu.tree_flatten(self.function(*args))
+        if holds_traced(self.treedef):
+            raise TracedError("an array was put into a static field")
         self.leaves = tuple(
             _Given(index[id(x)]) if id(x) in index else _ARRAY if eqx.is_array(x) else x
             for x in leaves

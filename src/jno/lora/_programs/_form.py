@@ -78,7 +78,7 @@ def beside(leaf: Any, form: Form) -> Any:
 
 
 class TracedError(Exception):
-    """A tree holds traced arrays, which have no place yet."""
+    """A tree holds traced arrays where only others can be."""
 
 
 def form_of(tree: Any) -> tuple[Form, list[Any]]:
@@ -96,6 +96,15 @@ def form_of(tree: Any) -> tuple[Form, list[Any]]:
         if read is not None:
             arrays.append(leaf)
     return Form(treedef, _exactly(treedef), tuple(forms)), arrays
+
+
+def holds_traced(treedef: Any) -> bool:
+    """Whether a static field is a traced array, or a container of some."""
+    data = treedef.node_data()
+    return data is not None and (
+        any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(data[1]))
+        or any(map(holds_traced, treedef.children()))
+    )
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,19 +7,21 @@ import re
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from .._zoo_names import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_NAMES
+from .._zoo_names import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_METHODS, ZOO_NAMES, ZOO_PACKAGE
 from ._discovery import normalise
-from ._records import PluginRecord, RegisteredWrapper
+from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
     """The records of the plugins loaded so far, in the order in which they were loaded.
 
+    - `discover`: whether installed plugins are looked for at all.
     - `zoo_sought`, `all_loaded`: whether the zoo, and whether all that is installed, is among them.
     """
 
     records: tuple[PluginRecord, ...] = ()
+    discover: bool = True
     zoo_sought: bool = False
     all_loaded: bool = False
 
@@ -34,15 +36,20 @@ class Snapshot:
 
     @functools.cached_property
     def by_name(self) -> dict[str, tuple[RegisteredWrapper, ...]]:
-        """The adapters of each bare name. A reserved name belongs to the first party alone."""
+        """The adapters of each bare name. One of the zoo's belongs to the zoo alone."""
         groups: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in self.wrappers:
             groups.setdefault(wrapper.name, []).append(wrapper)
         for name, group in groups.items():
-            first_party = [w for w in group if w.distribution in FIRST_PARTY]
-            if first_party or name in ZOO_NAMES:
-                groups[name] = first_party
+            may_own = _is_of_zoo if name in ZOO_NAMES else _is_first_party
+            owners = [wrapper for wrapper in group if may_own(wrapper)]
+            if owners or name in ZOO_NAMES:
+                groups[name] = owners
         return {name: tuple(group) for name, group in groups.items() if group}
+
+    @property
+    def _has_zoo(self) -> bool:
+        return any(r.distribution == ZOO_DISTRIBUTION and r.usable for r in self.records)
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The registered adapter of class `cls`, if there is one."""
@@ -82,6 +89,8 @@ class Snapshot:
         if wrapper is not None:
             return wrapper
         self.raise_if_unusable(normalise(distribution), wanted=name)
+        if normalise(distribution) == ZOO_DISTRIBUTION and bare in ZOO_NAMES:
+            raise self.without_zoo(bare)
         raise self._unknown(name)
 
     def provided(self, distribution: str, name: str) -> RegisteredWrapper:
@@ -96,6 +105,11 @@ class Snapshot:
         self.raise_if_unusable(distribution, wanted=name)
         records = [record for record in self.records if record.distribution == distribution]
         if not records:
+            if not self.discover:
+                raise PluginError(
+                    f"{name} of {distribution} is not available: a registry with discover=False "
+                    "looks at no installed plugin"
+                )
             raise PluginError(f"{name} is not available: {distribution} is not installed")
         names = [wrapper.name for record in records for wrapper in record.wrappers]
         near = ", ".join(nearest(name, names)) or "no adapter at all"
@@ -106,8 +120,10 @@ class Snapshot:
             wrapper.cls: wrapper
             for record in self.records
             for wrapper in record.wrappers
-            if normalise(wrapper.distribution) == distribution and wrapper.name == name
+            if wrapper.name == name and wrapper.distribution == distribution
         }
+        if not found and distribution == ZOO_DISTRIBUTION and name in ZOO_NAMES:
+            found = {w.cls: w for w in self.by_name.get(name, ())}  # registered by hand
         if len(found) > 1:
             raise PluginError(
                 f"'{distribution}:{name}' is ambiguous; pass the class itself. It may be\n"
@@ -124,9 +140,32 @@ class Snapshot:
                     f"{record.status}: {_one_line(record.error)}"
                 ) from record.error
 
+    def without_zoo(self, wanted: str) -> PluginError:
+        """The error for a name or variant of the zoo that is not there: what to do about it."""
+        self.raise_if_unusable(ZOO_DISTRIBUTION, wanted)
+        if self._has_zoo:
+            return PluginError(
+                f"The installed {ZOO_DISTRIBUTION} has no {wanted}. Upgrade it with\n"
+                f"    pip install -U {ZOO_DISTRIBUTION}"
+            )
+        if not self.discover:
+            return PluginError(
+                f"{wanted} is part of the adapter zoo, and a registry with discover=False holds "
+                "only what is registered in it. Register it:\n"
+                f'    import {ZOO_PACKAGE}  # pip install "jno-lora[zoo]"\n'
+                f"    registry.register({ZOO_PACKAGE}.LoRALinear)\n"
+                "or pass adapter classes as `wrapper=`."
+            )
+        return PluginError(
+            f"{wanted} is part of the adapter zoo, which is not installed. Install it with\n"
+            f'    pip install "jno-lora[zoo]"\n'
+            f"(or `pip install {ZOO_DISTRIBUTION}`), or pass adapter classes of your own as "
+            "`wrapper=`."
+        )
+
     def _unknown(self, name: str) -> Exception:
-        if name in ZOO_NAMES:
-            return missing_zoo(name)
+        if _squash(name) in _ZOO_VARIANTS and not self._has_zoo:
+            return self.without_zoo(name)
         variants = {w.cls.variant for w in self.wrappers if w.cls.variant}
         options = [*self.by_name, *sorted(variants), *(w.qualified_name for w in self.wrappers)]
         near = ", ".join(repr(option) for option in nearest(name, options))
@@ -146,13 +185,15 @@ class Snapshot:
         return error
 
 
-def missing_zoo(name: str) -> PluginError:
-    """The error for a zoo name when the zoo is not installed."""
-    return PluginError(
-        f"{name} is part of the adapter zoo, which is not installed. Install it with\n"
-        f'    pip install "jno-lora[zoo]"\n'
-        f"(or `pip install {ZOO_DISTRIBUTION}`), or pass adapter classes of your own as `wrapper=`."
-    )
+def _is_first_party(wrapper: RegisteredWrapper) -> bool:
+    return wrapper.distribution in FIRST_PARTY
+
+
+def _is_of_zoo(wrapper: RegisteredWrapper) -> bool:
+    """Whether it may have a name of the zoo. Also a class of the zoo that somebody registers."""
+    package = wrapper.cls.__module__.partition(".")[0]
+    by_hand = wrapper.distribution == IN_PROCESS and package == ZOO_PACKAGE
+    return by_hand or wrapper.distribution == ZOO_DISTRIBUTION
 
 
 def _is_variant(cls: type[LoRAWrapper], name: str) -> bool:
@@ -162,6 +203,9 @@ def _is_variant(cls: type[LoRAWrapper], name: str) -> bool:
 def _squash(variant: str) -> str:
     """Variants are compared without case, dashes and underscores: "LoRA-FA" is "lora_fa"."""
     return re.sub(r"[-_ ]", "", variant).lower()
+
+
+_ZOO_VARIANTS = {_squash(method) for method in ZOO_METHODS}
 
 
 def _one_line(error: Exception | None) -> str:

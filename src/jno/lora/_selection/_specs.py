@@ -1,4 +1,4 @@
-"""What the arguments of `lora` select: wrappers, targets, specs and masks, parsed and checked."""
+"""Rules: which adapter of which rank goes around which layers, parsed and checked."""
 
 import dataclasses
 import math
@@ -7,22 +7,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import equinox as eqx
-import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
 
-from ._contract import LoRAWrapper
-from ._contract_problems import check_contract
-from ._errors import SelectionError, WrapperError
-from ._paths import KeyPath, nearest, path_str, show_path
-from ._registry import Registry
+from .._contract import LoRAWrapper
+from .._contract_problems import check_contract
+from .._errors import SelectionError, WrapperError
+from .._paths import nearest
+from .._registry import Registry
+from ._regex import compiled
 
 WrapperLike: TypeAlias = (
     type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 )  # what `wrapper=` accepts
 SpecLike: TypeAlias = Mapping[str, Any]
-MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
 
 # Adapters in order of priority. Those of one tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
@@ -71,7 +68,7 @@ def parse_specs(
     if specs is None:
         return (
             Spec(
-                target=_regex(target, "target"),
+                target=compiled(target, "target"),
                 rank=_checked_rank(rank, "the call"),
                 alpha=_checked_alpha(alpha, "the call"),
                 tiers=parse_wrapper(registry, wrapper),
@@ -101,7 +98,7 @@ def parse_specs(
                     f"A spec has the keys {', '.join(_SPEC_KEYS)}."
                 )
         rule = Spec(
-            target=_regex(spec.get("target"), f"{label}['target']"),
+            target=compiled(spec.get("target"), f"{label}['target']"),
             rank=_checked_rank(_given(spec, "rank", rank), label),
             alpha=_checked_alpha(_given(spec, "alpha", alpha), label),
             tiers=parse_wrapper(registry, spec.get("wrapper", wrapper)),
@@ -138,85 +135,6 @@ def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """Which nodes hold a selected leaf. Nodes are known by their path, never by identity."""
-
-    prefixes: frozenset[KeyPath] | None
-
-    def selects(self, keys: KeyPath) -> bool:
-        """Whether any leaf below `keys` is selected."""
-        return self.prefixes is None or keys in self.prefixes
-
-    @classmethod
-    def of(cls, mask: PyTree[bool] | None) -> "Mask":
-        """From a mask that `parse_mask` returned; `None` selects everything."""
-        if mask is None:
-            return cls(None)
-        selected = (keys for keys, leaf in jtu.tree_flatten_with_path(mask)[0] if leaf)
-        return cls(frozenset(keys[:n] for keys in selected for n in range(len(keys) + 1)))
-
-
-def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
-    """A mask as Python bools in the exact structure of `model`.
-
-    **Arguments:**
-
-    - `model`: the model.
-    - `mask`: bools in the structure of `model` or of a prefix of it (one bool for a whole
-        subtree), or a regex that is searched in the path of every leaf.
-
-    **Raises:** `SelectionError` that names the path at which the structures part, or the leaf that
-    is not a bool.
-    """
-    if isinstance(mask, str | re.Pattern):
-        pattern = _regex(mask, "mask")
-        assert pattern is not None
-        return jtu.tree_map_with_path(
-            lambda keys, _: pattern.search(path_str(keys)) is not None, model
-        )
-    # `None` stands where `eqx.filter` took out what is no array: it selects nothing.
-    leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
-    for keys, leaf in leaves:
-        if leaf is not None and not (isinstance(leaf, bool | np.bool_) or _is_scalar_bool(leaf)):
-            raise SelectionError(
-                f"A mask holds one bool per leaf (or subtree), but has {_brief(leaf)} at "
-                f"{show_path(path_str(keys))!r}. To select whole layers by name, give a regex: "
-                '.mask("encoder")'
-            )
-    try:
-        subtrees = treedef.flatten_up_to(model)
-    except ValueError as err:
-        raise SelectionError(_mismatch(model, mask)) from err
-    bools: list[bool] = []
-    for (_, value), subtree in zip(leaves, subtrees, strict=True):
-        covered = jtu.tree_leaves(subtree)
-        if value is None and any(map(eqx.is_array, covered)):
-            raise SelectionError(_mismatch(model, mask))
-        bools += [bool(value)] * len(covered)
-    return jtu.tree_unflatten(jtu.tree_structure(model), bools)
-
-
-def _mismatch(model: PyTree, mask: PyTree) -> str:
-    of_model = [path_str(keys) for keys, _ in jtu.tree_flatten_with_path(model)[0]]
-    of_mask = [path_str(keys) for keys, _ in jtu.tree_flatten_with_path(mask)[0]]
-    alien = [p for p in of_mask if not any(m == p or m.startswith(f"{p}/") for m in of_model)]
-    missing = [m for m in of_model if not any(m == p or m.startswith(f"{p}/") for p in of_mask)]
-    if alien:
-        where = f"it has a leaf at {show_path(alien[0])!r}, the model has none there"
-    elif missing:
-        where = f"the model has a leaf at {show_path(missing[0])!r}, the mask has none"
-    else:
-        where = "the paths agree, but the classes or static fields of the nodes differ"
-    return (
-        f"The mask has another structure than the model: {where}. Build it from the model as it "
-        "is now, for example\n"
-        "    mask = jax.tree.map(lambda _: False, net.module)\n"
-        "    mask = eqx.tree_at(lambda m: m.encoder, mask, True)\n"
-        'or give a regex on paths: .mask("encoder")'
-    )
-
-
 def _checked_rank(rank: Any, label: str) -> int:
     whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
     if not whole or rank < 1:
@@ -228,9 +146,13 @@ def _checked_rank(rank: Any, label: str) -> int:
 
 
 def _checked_alpha(alpha: Any, label: str) -> float:
-    if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha):
-        raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
-    return float(alpha)
+    what = f"The alpha of {label} must be a finite number, but is"
+    try:
+        if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
+            return float(alpha)
+    except OverflowError as err:
+        raise SelectionError(f"{what} too large for a float.") from err
+    raise SelectionError(f"{what} {alpha!r}.")
 
 
 def _checked_options(options: Any, label: str) -> Mapping[str, Any]:
@@ -241,33 +163,11 @@ def _checked_options(options: Any, label: str) -> Mapping[str, Any]:
             f"The options of {label} must be a dict of keyword arguments for the adapter's "
             f"constructor, such as {{'adapter_dtype': jnp.bfloat16}}, but are {options!r}."
         )
-    return options
+    # A NumPy number counts as an array, which a program that builds layers sees without its value.
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
 
 
 def _given(spec: SpecLike, key: str, otherwise: Any) -> Any:
     """What the spec says, or what the call says if the spec says nothing (or `None`)."""
     value = spec.get(key)
     return otherwise if value is None else value
-
-
-def _regex(pattern: Any, what: str) -> re.Pattern[str] | None:
-    if pattern is None or isinstance(pattern, re.Pattern):
-        return pattern
-    if not isinstance(pattern, str):
-        raise SelectionError(f"`{what}` must be a regex (a string), but is {pattern!r}.")
-    try:
-        return re.compile(pattern)
-    except re.error as err:
-        raise SelectionError(
-            f"`{what}` is not a valid regex: {pattern!r}: {err}. It is searched in slash-joined "
-            "paths such as 'encoder/layers/0'; escape special characters with a backslash."
-        ) from err
-
-
-def _is_scalar_bool(leaf: Any) -> bool:
-    return getattr(leaf, "shape", None) == () and getattr(leaf, "dtype", None) == np.bool_
-
-
-def _brief(leaf: Any) -> str:
-    text = repr(leaf)
-    return text if len(text) < 60 else f"a {type(leaf).__name__}"

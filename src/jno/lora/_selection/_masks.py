@@ -1,0 +1,104 @@
+"""Masks: which leaves, and so which layers, a call is about."""
+
+import dataclasses
+import re
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from .._errors import SelectionError
+from .._paths import KeyPath, path_str, show_path
+from ._regex import compiled
+
+MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which nodes hold a selected leaf. Nodes are known by their path, never by identity."""
+
+    prefixes: frozenset[KeyPath] | None
+
+    def selects(self, keys: KeyPath) -> bool:
+        """Whether any leaf below `keys` is selected."""
+        return self.prefixes is None or keys in self.prefixes
+
+    @classmethod
+    def of(cls, mask: PyTree[bool] | None) -> "Mask":
+        """From a mask that `parse_mask` returned; `None` selects everything."""
+        if mask is None:
+            return cls(None)
+        selected = (keys for keys, leaf in jtu.tree_flatten_with_path(mask)[0] if leaf)
+        return cls(frozenset(keys[:n] for keys in selected for n in range(len(keys) + 1)))
+
+
+def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
+    """A mask as Python bools in the exact structure of `model`.
+
+    **Arguments:**
+
+    - `model`: the model.
+    - `mask`: bools in the structure of `model` or of a prefix of it (one bool for a whole
+        subtree), or a regex that is searched in the path of every leaf.
+
+    **Raises:** `SelectionError` that names the path at which the structures part, or the leaf that
+    is not a bool.
+    """
+    if isinstance(mask, str | re.Pattern):
+        pattern = compiled(mask, "mask")
+        assert pattern is not None
+        return jtu.tree_map_with_path(
+            lambda keys, _: pattern.search(path_str(keys)) is not None, model
+        )
+    # `None` stands where `eqx.filter` took out what is no array: it selects nothing.
+    leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
+    for keys, leaf in leaves:
+        if leaf is not None and not (isinstance(leaf, bool | np.bool_) or _is_scalar_bool(leaf)):
+            raise SelectionError(
+                f"A mask holds one bool per leaf (or subtree), but has {_brief(leaf)} at "
+                f"{show_path(path_str(keys))!r}. To select whole layers by name, give a regex: "
+                '.mask("encoder")'
+            )
+    try:
+        subtrees = treedef.flatten_up_to(model)
+    except ValueError as err:
+        raise SelectionError(_mismatch(model, mask)) from err
+    bools: list[bool] = []
+    for (_, value), subtree in zip(leaves, subtrees, strict=True):
+        covered = jtu.tree_leaves(subtree)
+        if value is None and any(map(eqx.is_array, covered)):
+            raise SelectionError(_mismatch(model, mask))
+        bools += [bool(value)] * len(covered)
+    return jtu.tree_unflatten(jtu.tree_structure(model), bools)
+
+
+def _mismatch(model: PyTree, mask: PyTree) -> str:
+    of_model = [path_str(keys) for keys, _ in jtu.tree_flatten_with_path(model)[0]]
+    of_mask = [path_str(keys) for keys, _ in jtu.tree_flatten_with_path(mask)[0]]
+    alien = [p for p in of_mask if not any(m == p or m.startswith(f"{p}/") for m in of_model)]
+    missing = [m for m in of_model if not any(m == p or m.startswith(f"{p}/") for p in of_mask)]
+    if alien:
+        where = f"it has a leaf at {show_path(alien[0])!r}, the model has none there"
+    elif missing:
+        where = f"the model has a leaf at {show_path(missing[0])!r}, the mask has none"
+    else:
+        where = "the paths agree, but the classes or static fields of the nodes differ"
+    return (
+        f"The mask has another structure than the model: {where}. Build it from the model as it "
+        "is now, for example\n"
+        "    mask = jax.tree.map(lambda _: False, net.module)\n"
+        "    mask = eqx.tree_at(lambda m: m.encoder, mask, True)\n"
+        'or give a regex on paths: .mask("encoder")'
+    )
+
+
+def _is_scalar_bool(leaf: Any) -> bool:
+    return getattr(leaf, "shape", None) == () and getattr(leaf, "dtype", None) == np.bool_
+
+
+def _brief(leaf: Any) -> str:
+    text = repr(leaf)
+    return text if len(text) < 60 else f"a {type(leaf).__name__}"
