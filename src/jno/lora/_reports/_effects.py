@@ -18,9 +18,9 @@ from .._errors import SelectionError, WrapperError
 from .._extras import imported_for
 from .._handle import refuse_net
 from .._paths import bullets, path_str, show_path
+from .._precision import widened
 from .._sharding import on_the_mesh
 from .._showing import Printed, Table, table
-from ._widening import widened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,6 +14,7 @@ from ._adapter_set import (
 )
 from ._combine import combine
 from ._convert import to_lora
+from ._low_rank import known_factors
 from ._places import layers_at, nested_with, put_in
 from ._products import scale_adapters
 from ._stack_adapters import stack_adapters
@@ -29,6 +30,7 @@ __all__ = [
     "check_set",
     "combine",
     "extract_adapters",
+    "known_factors",
     "layers_at",
     "misfits",
     "misfits_by_path",

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from .._contract import LoRAWrapper
 from .._errors import SelectionError
+from .._precision import at_least_float32
+from .._stacking import over_stack
 
 
 class Factors(NamedTuple):
@@ -41,6 +43,19 @@ def check_part(name: str, part: Any) -> None:
     """**Raises:** `SelectionError` unless `part` is a number in `(0, 1]`, or `None`."""
     if part is not None and not (isinstance(part, float | int | np.number) and 0 < part <= 1):
         raise SelectionError(f"`{name}` must be in (0, 1], but is {part!r}.")
+
+
+def known_factors(wrapper: LoRAWrapper) -> Factors | None:
+    """The update of an adapter, or of a stack of them, if it is known as a product.
+
+    In float32 at least: in a half precision, the scale in a factor would round it, or overflow.
+    """
+
+    def one(wrapper: LoRAWrapper) -> Factors | None:
+        known = wrapper.low_rank_update()
+        return None if known is None else Factors(*known)
+
+    return over_stack(one, type(wrapper).stack_ndim(wrapper.base))(at_least_float32(wrapper))
 
 
 def triplets_of_product(update: Factors) -> Triplets:

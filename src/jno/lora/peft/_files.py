@@ -55,11 +55,19 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
     **Raises:** `PeftFormatError` if that fails. The old files are whole then, unless the new
     configuration alone could not take its place, when there is none.
     """
+    # Here, because only those who save need them.
+    import safetensors
     import safetensors.numpy
 
-    # As PEFT says it of its own files; some readers ask for it.
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
+    try:
+        # As PEFT says it of its own files; some readers ask for it.
+        content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
+    except safetensors.SafetensorError as err:
+        raise PeftFormatError(
+            f"The safetensors library {safetensors.__version__} cannot write these arrays: {err}. "
+            "A newer one may."
+        ) from err
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
