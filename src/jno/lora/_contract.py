@@ -167,13 +167,16 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         """
         return {}
 
-    def state(self) -> dict[str, Array]:
-        """What a checkpoint holds: by default every array outside `base`, by its path."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: by default every array outside `base`, by its path.
+
+        Of a template (`eqx.filter_eval_shape`), the shapes of those arrays.
+        """
         leaves = jtu.tree_flatten_with_path(_without_base(self))[0]
-        arrays = ((path_str(path), leaf) for path, leaf in leaves if eqx.is_array(leaf))
         return {
-            path: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-            for path, leaf in arrays
+            path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+            for path, leaf in leaves
+            if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
         }
 
     @classmethod

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, is_wrapper
 from .._errors import WrapperError
-from .._handle import refuse_net
+from .._handle import refuse_net, without_values
 from .._paths import path_str, show_path
 from .._registry import Registry, default_registry
 from .._showing import Printed, Table, table_by_path
@@ -163,9 +163,10 @@ def _measured(wrapper: LoRAWrapper, path: str) -> float | None:
     try:
         return error_of_merging(wrapper)
     except Exception as err:
+        why = without_values(wrapper, "Give the model itself.") or f"{type(err).__name__}: {err}"
         raise WrapperError(
             f"Could not measure what merging the {type(wrapper).__name__} at {show_path(path)!r} "
-            f"would cost: {type(err).__name__}: {err}"
+            f"would cost: {why}"
         ) from err
 
 

@@ -48,9 +48,8 @@ def to_lora(
 
     The update of an adapter that is a low-rank product (rsLoRA, LoRA-FA, LoRA-XS, VeRA, PiSSA,
     MiLoRA) is taken as it is, so that nothing is lost if its rank is allowed. Otherwise the update
-    `merge(W) - W` is cut by a singular value decomposition. Both are computed, and kept, in float32
-    at least. A stack of layers gets one rank. What is plain LoRA already, of a rank that is allowed,
-    stays as it is.
+    `merge(W) - W` is cut by a singular value decomposition. (Both in float32 at least.) A stack of
+    layers gets one rank. What is plain LoRA already, of a rank that is allowed, stays as it is.
 
     **Arguments:**
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -43,6 +44,16 @@ def check_part(name: str, part: Any) -> None:
     """**Raises:** `SelectionError` unless `part` is a number in `(0, 1]`, or `None`."""
     if part is not None and not (isinstance(part, float | int | np.number) and 0 < part <= 1):
         raise SelectionError(f"`{name}` must be in (0, 1], but is {part!r}.")
+
+
+def check_number(name: str, number: Any) -> None:
+    """**Raises:** `SelectionError` unless `number` is one real number, which may be traced."""
+    is_number = isinstance(number, int | float)
+    if isinstance(number, np.ndarray | np.generic | jax.Array):
+        kinds = (np.bool_, jnp.integer, jnp.floating)
+        is_number = number.ndim == 0 and any(jnp.issubdtype(number.dtype, k) for k in kinds)
+    if not is_number:
+        raise SelectionError(f"`{name}` must be one real number, but is {number!r}.")
 
 
 def known_factors(wrapper: LoRAWrapper) -> Factors | None:

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._contract import is_wrapper
-from .._errors import CheckpointError, PeftFormatError
+from .._errors import PeftFormatError
 from .._handle import refuse_net
 from .._paths import bullets, path_str, show_path
 from ._files import Directory, write
@@ -55,8 +55,6 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
         except MisfitError as err:
             where = f"{show_path(path)} ({type(node).__name__})"
             problems += [f"{where}: {line}" for line in err.lines]
-        except CheckpointError as err:
-            raise PeftFormatError(f"{err} Nothing was written.") from err
     if problems:
         raise PeftFormatError(
             f"These adapters have no exact form in PEFT:\n{bullets(problems)}\nNothing was written."

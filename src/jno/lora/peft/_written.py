@@ -3,12 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
+import equinox as eqx
+import jax
 import numpy as np
+from jax.core import Tracer
 
-from .._checkpoint._saving import _values as values_of
 from .._contract import LoRAWrapper
+from .._errors import PeftFormatError
 from .._paths import show_path
 from .._precision import at_least_float32
 from .._sets import known_factors
@@ -38,7 +41,7 @@ class Written:
 def written(wrapper: LoRAWrapper, path: str) -> Iterator[tuple[tuple[int, ...], Written]]:
     """The adapter at `path` for PEFT, or one for each layer of a stack with its index.
 
-    **Raises:** `MisfitError` if PEFT has no exact form for it; `CheckpointError` for an array
+    **Raises:** `MisfitError` if PEFT has no exact form for it; `PeftFormatError` for an array
     whose values cannot be read.
     """
     layout = layout_of(wrapper.base)
@@ -49,10 +52,10 @@ def written(wrapper: LoRAWrapper, path: str) -> Iterator[tuple[tuple[int, ...], 
         )
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     # Before all else: with what cannot be read, nothing can be computed either.
-    state = {n: values_of(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
+    state = {n: _values(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
     kind, arrays = _kind(wrapper, state, where)
     bias = getattr(wrapper.base, "bias", None)
-    if kind == "ia3" and bias is not None and values_of(bias, f"the bias {where}").any():
+    if kind == "ia3" and bias is not None and _values(bias, f"the bias {where}").any():
         raise MisfitError("PEFT's IA3 also scales the bias of a layer, which IA3 here leaves alone")
     ndim = type(wrapper).stack_ndim(wrapper.base)
     stack = next(iter(arrays.values())).shape[:ndim]
@@ -79,7 +82,7 @@ def _kind(
             "its update is no product of two factors of low rank. `to_lora` approximates it by one"
         )
     named = product._asdict().items()
-    return "lora", {f"lora_{n}": values_of(x, f"the factor {n} {where}") for n, x in named}
+    return "lora", {f"lora_{n}": _values(x, f"the factor {n} {where}") for n, x in named}
 
 
 def _without_multiplier(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -136,3 +139,23 @@ def _ia3(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Written:
         raise MisfitError(f"PEFT's IA3 has no form for {what}")
     shape = (1, -1, *(1 for _ in layout.kernel)) if layout.kernel else (-1, 1)
     return Written("", "ia3", {"ia3_l": arrays["scale"].reshape(shape)})
+
+
+def _values(array: Any, what: str) -> np.ndarray:
+    """The values of an array, wherever it lies.
+
+    **Raises:** `PeftFormatError` if it has none that can be read.
+    """
+    if isinstance(array, Tracer):
+        raise PeftFormatError(
+            f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`. "
+            "Nothing was written."
+        )
+    if not eqx.is_array(array):
+        raise PeftFormatError(f"{what} is no array, but {array!r}. Nothing was written.")
+    if isinstance(array, jax.Array) and array.is_deleted():
+        raise PeftFormatError(
+            f"{what} was deleted: a compiled step took over its memory (`donate`). Save the model "
+            "that the step returned. Nothing was written."
+        )
+    return np.asarray(array)
