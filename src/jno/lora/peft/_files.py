@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from .._checkpoint import (
@@ -82,6 +83,13 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
         ) from err
     except CheckpointError as err:
         raise PeftFormatError(str(err)) from err
+
+
+def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """A line for each tensor that holds NaN or infinity."""
+    floating = ((n, x) for n, x in tensors.items() if jnp.issubdtype(x.dtype, jnp.floating))
+    counts = ((name, x.size - np.count_nonzero(np.isfinite(x)), x.size) for name, x in floating)
+    return [f"{name}: {count:,} of {size:,} numbers" for name, count, size in counts if count]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
