@@ -31,8 +31,9 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     - `model`: a plain model, or an adapted one.
     - `adapters`: a set that `extract_adapters`, `load_adapters` or a function of sets made.
 
-    **Raises:** `SelectionError` that lists every path that is missing and every layer of another
-    form; or if one of the arguments is of another kind.
+    **Raises:** `SelectionError` that lists every path that is missing or in a norm, and every layer
+    of another form or that the adapter's class does not apply to; that names the adapter which
+    cannot be built; or if one of the arguments is of another kind.
     """
     refuse_net(model, "swap_adapters")
     check_set(adapters, "adapters")
@@ -122,5 +123,5 @@ def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
 def _is_for(cls: type[LoRAWrapper], layer: Any) -> bool:
     try:
         return bool(evaluated(cls.applies_to, layer))
-    except Exception:
+    except Exception:  # a class that cannot answer has not said yes
         return False
