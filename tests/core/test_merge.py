@@ -3,13 +3,16 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jno.lora import (
     PluginError,
     SelectionError,
     WrapperError,
+    adapter_effects,
     apply_lora,
+    lora_report,
     lora_trainable_filter,
     merge_lora,
     refresh,
@@ -106,6 +109,32 @@ def test_merging_can_be_evaluated_for_shapes(mixed, getkey):
     adapted = apply_lora(mixed, 1, key=getkey(), wrappers=EVERYTHING)
     shapes = eqx.filter_eval_shape(merge_lora, adapted)
     assert jax.tree.structure(shapes) == jax.tree.structure(mixed)
+
+
+def test_arrays_of_numpy_with_64_bits_are_merged_as_jax_computes_them(getkey):
+    plain = jax.tree.map(lambda a: np.asarray(a, np.float64), eqx.nn.Linear(3, 2, key=getkey()))
+    adapted = shaken(apply_lora([plain], 2, key=getkey(), wrappers=ToyLinear))
+    single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), adapted)
+    merged, expected = merge_lora(adapted)[0], merge_lora(single)[0]
+    assert isinstance(merged.weight, np.ndarray) and merged.weight.dtype == np.float64
+    assert merged.bias is plain.bias
+    assert np.allclose(merged.weight, expected.weight)
+    traced = eqx.filter_jit(merge_lora)(adapted)[0]
+    assert jnp.allclose(traced.weight, expected.weight)
+
+
+@pytest.mark.parametrize(
+    ("function", "advice"),
+    [
+        (merge_lora, r"To merge it: eqx\.filter_eval_shape\(merge_lora, model\)"),
+        (adapter_effects, "Give the model itself"),
+        (lambda model: lora_report(model, merge_error=True), "Give the model itself"),
+    ],
+)
+def test_a_template_is_told_what_it_is(function, advice, model, getkey):
+    template = eqx.filter_eval_shape(apply_lora, model, 1, key=getkey(), wrappers=ToyLinear)
+    with pytest.raises(WrapperError, match=rf"'encoder/0'(?s:.*)this is a template.*{advice}"):
+        function(template)
 
 
 # --- errors

@@ -306,3 +306,8 @@ def test_the_summary_counts_what_the_state_of_the_net_says(model):
     assert [row.path for row in report] == list(MODEL_LINEARS)
     assert report.trainable == 8 + 1
     assert "9 of 56 parameters train" in str(report)
+    net = Net(model).freeze().lora(1, wrapper=ToyScale)
+    net.unfreeze().mask("head").freeze()
+    net.mask("encoder/0/base").unfreeze()
+    counts = {row.path: row.trainable for row in net.summary()}
+    assert counts == {"encoder/0": 3 + 9 + 3, "encoder/1": 3, "head": 0}

@@ -95,6 +95,58 @@ def test_saved_modules_take_the_place_of_the_models_in_its_dtype(linear, tmp_pat
     assert np.array_equal(model["head"].bias, bias.astype(jnp.bfloat16))
 
 
+def test_a_saved_bias_gets_the_axes_of_a_convolution(tmp_path):
+    conv = eqx.nn.Conv2d(2, 3, (1, 2), key=jax.random.key(0))
+    weight, bias = normal(3, 2, 1, 2), normal(3)
+    tensors = {f"{PREFIX}conv.weight": weight, f"{PREFIX}conv.bias": bias}
+    folder = write_files(tmp_path, tensors, modules_to_save=["conv"])
+    loaded = load_peft({"conv": conv}, folder)["conv"]
+    assert np.array_equal(loaded.weight, weight)
+    assert np.array_equal(loaded.bias, bias.reshape(3, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4,), (1, 4, 1)])
+def test_a_saved_weight_of_another_shape_is_refused(shape, tmp_path):
+    head = eqx.nn.Linear(4, 1, key=jax.random.key(0))
+    tensors = {f"{PREFIX}head.weight": normal(*shape)}
+    folder = write_files(tmp_path, tensors, modules_to_save=["head"])
+    with pytest.raises(PeftFormatError, match=r"head/weight: the model has float32\[1, 4\], the"):
+        load_peft({"head": head}, folder)
+
+
+def test_numbers_that_are_not_finite_are_loaded_with_a_warning(linear, tmp_path):
+    tensors = lora_tensors("fc", 3, 4)
+    tensors[f"{PREFIX}fc.lora_B.weight"][1, 0] = np.nan
+    with pytest.warns(JnoLoraWarning, match=r"fc\.lora_B\.weight: 1 of 6 numbers"):
+        model = load_peft({"fc": linear}, write_files(tmp_path, tensors))
+    assert jnp.isnan(model["fc"].lora_B[1, 0])
+
+
+class ZooOnly(Registry):
+    def resolve(self, name):
+        raise AssertionError(f"{name!r} was looked for among all plugins")
+
+
+def test_for_the_layers_that_peft_knows_no_other_plugin_is_loaded(linear, tmp_path):
+    tensors = lora_tensors("fc", 3, 4) | {
+        f"{PREFIX}conv.lora_A.weight": normal(2, 2, 3),
+        f"{PREFIX}conv.lora_B.weight": normal(3, 2, 1),
+        f"{PREFIX}embed.lora_embedding_A": normal(2, 7),
+        f"{PREFIX}embed.lora_embedding_B": normal(4, 2),
+    }
+    model = {
+        "fc": linear,
+        "conv": eqx.nn.Conv1d(2, 3, 3, key=jax.random.key(0)),
+        "embed": eqx.nn.Embedding(7, 4, key=jax.random.key(0)),
+    }
+    loaded = load_peft(model, write_files(tmp_path, tensors), registry=ZooOnly())
+    assert {name: type(layer).__name__ for name, layer in loaded.items()} == {
+        "fc": "LoRALinear",
+        "conv": "LoRAConv",
+        "embed": "LoRAEmbedding",
+    }
+
+
 def test_the_kernel_of_a_transposed_convolution_is_laid_out_otherwise(tmp_path):
     conv = eqx.nn.ConvTranspose1d(2, 2, 3, key=jax.random.key(0))
     tensors = {f"{PREFIX}up.weight": normal(2, 2, 3)}

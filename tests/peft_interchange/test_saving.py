@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 from safetensors.numpy import load_file
 
 from jno.lora import (
@@ -225,6 +226,28 @@ def test_a_net_is_not_taken_for_a_model(tmp_path):
     save_peft(model, tmp_path)
     with pytest.raises(SelectionError, match=r"load_peft\(net\.module"):
         load_peft(Net(layers()), tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["lora", "ia3", "pissa"])
+def test_what_cannot_be_read_is_told_with_its_path(variant, tmp_path):
+    model = trained({"fc": eqx.nn.Linear(4, 3, use_bias=False, key=KEY)}, variant)
+    with pytest.raises(PeftFormatError, match=r"'fc' is being traced\. Save outside of `jit`"):
+        eqx.filter_jit(save_peft)(model, tmp_path / "no")
+    trains, _ = eqx.partition(model, lora_trainable_filter(model))
+    for array in jax.tree.leaves(trains):
+        array.delete()
+    with pytest.raises(PeftFormatError, match="'fc' was deleted: a compiled step took over"):
+        save_peft(model, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_the_library_of_the_files_cannot_write_is_told(tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise safetensors.SafetensorError("no such dtype")
+
+    monkeypatch.setattr("safetensors.numpy.save", fails)
+    with pytest.raises(PeftFormatError, match="cannot write these arrays: no such dtype"):
+        save_peft(trained(layers(), "lora", target="^fc"), tmp_path)
 
 
 def test_one_adapter_is_of_one_kind(tmp_path):

@@ -1,5 +1,7 @@
 """Adapters taken out of a model, and put into another of the same form."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,17 @@ import pytest
 
 from jno.lora import (
     AdapterSet,
+    CheckpointError,
     SelectionError,
     apply_lora,
     extract_adapters,
+    load_adapters,
     lora_trainable_filter,
+    save_adapters,
+    stack_adapters,
     swap_adapters,
 )
+from jno_lora_zoo import LoRALinear
 
 
 class TwoKinds(eqx.Module):
@@ -114,6 +121,99 @@ def test_everything_that_does_not_fit_is_listed_at_once(getkey):
         "convolution/bias: the adapter was made for float32[3, 1], the Conv1d has bfloat16[3, 1]"
         in message
     )
+
+
+class Looks(eqx.Module):
+    """Of the arrays of a linear layer, and nothing else of one."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+
+class Shy(LoRALinear):
+    @classmethod
+    def applies_to(cls, leaf):
+        raise RuntimeError("asked too much")
+
+
+def test_a_layer_that_the_class_is_not_for_is_refused(tmp_path, getkey):
+    linear, conv = eqx.nn.Linear(3, 2, key=getkey()), eqx.nn.Conv1d(3, 3, 3, key=getkey())
+    model = trained({"linear": linear, "conv": conv, "shy": linear}, "lora", 1)
+    adapters = extract_adapters(model)
+    shy = dataclasses.replace(adapters["shy"], wrapper=Shy)
+    adapters = AdapterSet({**adapters.adapters, "shy": shy})
+    other = {
+        "linear": Looks(linear.weight, linear.bias),
+        "conv": eqx.nn.ConvTranspose1d(3, 3, 3, key=getkey()),
+        "shy": linear,
+    }
+    with pytest.raises(SelectionError) as error:
+        swap_adapters(other, adapters)
+    save_adapters(model, tmp_path / "adapters.safetensors")
+    with pytest.raises(CheckpointError) as of_file:
+        load_adapters(other, tmp_path / "adapters.safetensors")
+    for line in (
+        "linear: a LoRALinear is not for this Looks",
+        "conv: a LoRAConv is not for this ConvTranspose1d",
+    ):
+        assert line in str(error.value) and line in str(of_file.value)
+    assert "shy: a Shy is not for this Linear" in str(error.value)
+
+
+def test_a_layer_in_a_norm_is_refused(getkey):
+    linear = eqx.nn.Linear(3, 2, key=getkey())
+    adapters = extract_adapters(trained({"a": {"layer": linear}}, "lora", 1))
+    with pytest.raises(SelectionError, match="a/layer: inside the norm at 'a', which rewrites"):
+        swap_adapters({"a": eqx.nn.WeightNorm(linear)}, adapters)
+
+
+@pytest.mark.parametrize("variant", ["lora", "pissa", "dora"])
+def test_a_set_fits_a_template_a_stack_and_a_traced_model(variant, getkey):
+    plain = {
+        "one": eqx.nn.Linear(3, 2, key=getkey()),
+        "stack": eqx.filter_vmap(lambda k: eqx.nn.Linear(3, 2, key=k))(
+            jax.random.split(getkey(), 2)
+        ),
+    }
+    model = trained(plain, variant, 1)
+    adapters = extract_adapters(model)
+    assert eqx.tree_equal(swap_adapters(model, adapters), model, rtol=1e-5, atol=1e-6)
+    traced = eqx.filter_jit(swap_adapters)(plain, adapters)
+    assert eqx.tree_equal(traced, model, rtol=1e-5, atol=1e-6)
+    template = eqx.filter_eval_shape(swap_adapters, plain, adapters)
+    again = eqx.filter_eval_shape(swap_adapters, template, adapters)
+    assert eqx.tree_equal(again, template)
+
+
+@pytest.mark.parametrize("variant", ["lora", "pissa", "vera", "lora-in-norm"])
+def test_the_set_of_a_template_reads_what_equinox_wrote(variant, tmp_path, getkey):
+    layers = [eqx.nn.Linear(3, 2, key=getkey())]
+    if variant == "lora-in-norm":
+        layers = [eqx.nn.WeightNorm(layers[0])]
+    else:
+        keys = jax.random.split(getkey(), 2)
+        layers.append(eqx.filter_vmap(lambda k: eqx.nn.Linear(3, 2, key=k))(keys))
+    model = trained(layers, variant, 1)
+    adapters = extract_adapters(model)
+    template = extract_adapters(eqx.filter_eval_shape(lambda: model))
+    assert jax.tree.structure(template) == jax.tree.structure(adapters)
+    eqx.tree_serialise_leaves(tmp_path / "adapters.eqx", adapters)
+    read = eqx.tree_deserialise_leaves(tmp_path / "adapters.eqx", template)
+    assert eqx.tree_equal(read, adapters)
+
+
+def test_a_state_that_builds_nothing_is_told_with_its_path(getkey):
+    plain = {"a": eqx.nn.Linear(3, 3, key=getkey())}
+    adapters = extract_adapters(trained(plain, "lora", 1))
+    edited = AdapterSet({"a": dataclasses.replace(adapters["a"], rank=3)})
+    message = r"LoRALinear at 'a' cannot be built: .*(?s:.*)lora_A: expected shape \(3, 3\)"
+    with pytest.raises(SelectionError, match=message):
+        swap_adapters(plain, edited)
+    with pytest.raises(SelectionError, match=r"'a' cannot be built: (?s:.*)a\[index\], stacked"):
+        swap_adapters(plain, stack_adapters([adapters, adapters]))
+    pissa = extract_adapters(trained(plain, "pissa", 1))
+    with pytest.raises(SelectionError, match=r"'a' cannot be built: this is a template"):
+        swap_adapters(eqx.filter_eval_shape(lambda: plain), pissa)
 
 
 def test_layers_of_one_path_are_not_confused(getkey):

@@ -13,7 +13,7 @@ from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
 from ._comparing import Comparison, ComparisonRow, compare
-from ._contract import ConvLike, LinearLike, LoRAWrapper
+from ._contract import LoRAWrapper
 from ._dispatch import apply_lora, plan_lora
 from ._errors import (
     CheckpointError,
@@ -26,6 +26,7 @@ from ._errors import (
     WrapperError,
 )
 from ._hookspecs import hookimpl
+from ._layer_protocols import ConvLike, LinearLike
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
 from ._plan import Plan, PlanRow

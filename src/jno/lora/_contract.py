@@ -1,11 +1,11 @@
-"""The contract of an adapter: `LoRAWrapper`, and the shapes of layer it may find."""
+"""The contract of an adapter: `LoRAWrapper`."""
 
 import abc
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import equinox as eqx
 import jax
@@ -26,50 +26,6 @@ if TYPE_CHECKING:
     AbstractVar: TypeAlias = Annotated[_T, "AbstractVar"]
 else:
     from equinox import AbstractClassVar, AbstractVar
-
-
-class _ByAttributes(type(Protocol)):
-    """`isinstance` asks an object for its attributes, on every interpreter.
-
-    From Python 3.12 on, that of a protocol does not see what `__getattr__` gives, as an adapter
-    gives the attributes of its layer.
-    """
-
-    def __instancecheck__(cls, instance: Any) -> bool:
-        if super().__instancecheck__(instance):
-            return True
-        is_protocol = cls.__dict__.get("_is_protocol", False)  # and no class that inherits it
-        names = cls.__annotations__ if is_protocol else ()
-        return is_protocol and callable(instance) and all(hasattr(instance, n) for n in names)
-
-
-@runtime_checkable
-class LinearLike(Protocol, metaclass=_ByAttributes):
-    """A layer that looks like `eqx.nn.Linear`: `weight` is `(out_features, in_features)`.
-
-    A feature count may be `"scalar"`, as in Equinox. The layer may accept leading batch axes.
-    """
-
-    weight: Any
-    in_features: Any
-    out_features: Any
-
-    def __call__(self, x: Any) -> Any:
-        """Apply the layer."""
-        ...
-
-
-@runtime_checkable
-class ConvLike(Protocol, metaclass=_ByAttributes):
-    """A layer that looks like `eqx.nn.Conv`: `weight` is `(out, in / groups, *kernel_size)`."""
-
-    weight: Any
-    in_channels: Any
-    out_channels: Any
-
-    def __call__(self, x: Any) -> Any:
-        """Apply the layer."""
-        ...
 
 
 class LoRAWrapper(eqx.nn.StatefulLayer):
@@ -211,13 +167,16 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         """
         return {}
 
-    def state(self) -> dict[str, Array]:
-        """What a checkpoint holds: by default every array outside `base`, by its path."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: by default every array outside `base`, by its path.
+
+        Of a template (`eqx.filter_eval_shape`), the shapes of those arrays.
+        """
         leaves = jtu.tree_flatten_with_path(_without_base(self))[0]
-        arrays = ((path_str(path), leaf) for path, leaf in leaves if eqx.is_array(leaf))
         return {
-            path: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-            for path, leaf in arrays
+            path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+            for path, leaf in leaves
+            if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
         }
 
     @classmethod

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
 import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
 
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
-from ._handle import refuse_net
+from ._handle import refuse_net, without_values
 from ._paths import path_str, show_array, show_path
 from ._sharding import calls_on_the_mesh, sharded_like
 
@@ -61,9 +64,11 @@ def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) 
         except JnoLoraError as err:
             raise type(err)(f"Could not {verb} {where}: {err}") from err
         except Exception as err:
-            raise WrapperError(f"Could not {verb} {where}: {type(err).__name__}: {err}") from err
+            advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
+            why = without_values(node, advice) or f"{type(err).__name__}: {err}"
+            raise WrapperError(f"Could not {verb} {where}: {why}") from err
         _check_same_form(node.base, layer, f"`{verb}()` of {where}")
-        replaced[index] = layer
+        replaced[index] = _in_dtypes_of(node.base, layer)
     return jtu.tree_unflatten(treedef, replaced)
 
 
@@ -82,7 +87,7 @@ def _check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         if old is new or not hasattr(old, "dtype"):
             continue
-        if hasattr(new, "dtype") and (old.shape, old.dtype) == (new.shape, new.dtype):
+        if hasattr(new, "dtype") and (old.shape, _held(old)) == (new.shape, _held(new)):
             continue
         path = path_str(jtu.tree_leaves_with_path(base)[index][0])
         if not hasattr(new, "dtype"):
@@ -94,3 +99,20 @@ def _check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
             f"{what} changes {path!r} from {show_array(old)} to {show_array(new)}: keep the shape, "
             "and cast back to the base's dtype."
         )
+
+
+def _held(array: Any) -> Any:
+    """The dtype in which JAX computes with `array`: without x64, NumPy's float64 is float32."""
+    is_numpy = isinstance(array, np.ndarray)
+    return jax.dtypes.canonicalize_dtype(array.dtype) if is_numpy else array.dtype
+
+
+def _in_dtypes_of(base: eqx.Module, layer: Any) -> Any:
+    """`layer`, with NumPy's arrays where `base` has some of a dtype that JAX lacks."""
+
+    def put_back(old: Any, new: Any) -> Any:
+        lacked = isinstance(old, np.ndarray) and _held(old) != old.dtype
+        return np.asarray(new, old.dtype) if lacked and not isinstance(new, Tracer) else new
+
+    has_numpys = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(base))
+    return jax.tree.map(put_back, base, layer) if has_numpys else layer

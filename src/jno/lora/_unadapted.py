@@ -5,9 +5,9 @@ import warnings
 from ._contract import LoRAWrapper
 from ._errors import JnoLoraWarning, SelectionError
 from ._paths import FEW, bullets, nearest, show_path
-from ._plan import Plan, PlanRow
+from ._plan import NORMALISED, Plan, PlanRow
 from ._selection import Spec
-from ._walk import NORMALISED, Walk
+from ._walk import Walk
 
 _WHY_REFUSED = (
     "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted: those rewrite the very "

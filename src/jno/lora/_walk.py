@@ -11,16 +11,9 @@ from jaxtyping import PyTree
 from ._contract import LoRAWrapper, is_wrapper
 from ._errors import SelectionError, WrapperError
 from ._paths import FEW, KeyPath, bullets, path_str, show_path
-from ._plan import PlanRow, PlanStatus
+from ._plan import NORMALISED, PlanRow, PlanStatus
 from ._registry import Registry
 from ._selection import Mask, Spec, Tiers
-
-# Containers that read and rewrite the weight of the layer inside, so that an adapter in there
-# would be normalised away or bypassed.
-NORMALISED: dict[type, PlanStatus] = {
-    eqx.nn.WeightNorm: "inside WeightNorm",
-    eqx.nn.SpectralNorm: "inside SpectralNorm",
-}
 
 
 @dataclasses.dataclass(frozen=True)

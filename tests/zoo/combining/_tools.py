@@ -21,17 +21,17 @@ def layers(dtype=jnp.float32):
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, model)
 
 
-def trained(model, wrapper, seed, rank=2, alpha=3.0, target=None):
+def trained(model, wrapper, seed, rank=2, alpha=3.0, **rest):
     """`model` adapted, its adapters moved away from their start."""
     key, noise = jax.random.split(jax.random.key(seed))
-    adapted = apply_lora(model, rank, alpha, key=key, wrappers=wrapper, target=target)
-    trains, rest = eqx.partition(adapted, lora_trainable_filter(adapted))
+    adapted = apply_lora(model, rank, alpha, key=key, wrappers=wrapper, **rest)
+    trains, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
     paths, treedef = jax.tree.flatten(trains)
     moved = [
         leaf + 0.3 * jax.random.normal(jax.random.fold_in(noise, i), leaf.shape, leaf.dtype)
         for i, leaf in enumerate(paths)
     ]
-    return eqx.combine(jax.tree.unflatten(treedef, moved), rest)
+    return eqx.combine(jax.tree.unflatten(treedef, moved), frozen)
 
 
 def updates(adapters):

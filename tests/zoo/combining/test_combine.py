@@ -251,6 +251,27 @@ def test_scaling_multiplies_every_update_and_nothing_else(sets):
             assert np.array_equal(update(scaled[path]), -2 * update(one[path]))
 
 
+def test_the_factor_of_scaling_is_rounded_to_no_half_precision(sets):
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), sets[0])
+    B = half["linear"].state["lora_B"]
+    expected = (B.astype(jnp.float32) * 1.003).astype(jnp.bfloat16)
+    assert not jnp.array_equal(expected, B)
+    assert jnp.array_equal(scale_adapters(half, 1.003)["linear"].state["lora_B"], expected)
+
+
+def test_the_factor_of_scaling_may_be_traced(sets):
+    scaled = jax.jit(scale_adapters)(sets[0], 2)
+    assert np.allclose(update(scaled["linear"]), 2 * update(sets[0]["linear"]))
+
+
+@pytest.mark.parametrize("factor", ["2", None, [2.0], 1j, np.ones(1), np.ones((3, 1, 1))])
+def test_the_factor_of_scaling_is_one_real_number(sets, factor, unchecked):
+    with pytest.raises(SelectionError, match="`factor` must be one real number, but is"):
+        scale_adapters(sets[0], factor)
+    with pytest.raises(SelectionError, match="`factor` must be one real number"):
+        jax.vmap(scale_adapters, in_axes=(None, 0))(sets[0], jnp.ones((2, 2)))
+
+
 # --- errors
 
 
@@ -327,8 +348,8 @@ def test_a_density_that_keeps_nothing_is_told_with_the_paths(sets, method):
         ({"sets": layers()}, r"`sets\[0\]` must be an AdapterSet, but is of type str"),
         ({"weights": 0.5}, "`weights` must be a list of numbers, one for each set, but is 0.5"),
         ({"weights": jnp.ones(())}, "`weights` must be a list of numbers"),
-        ({"weights": [1.0, "1"]}, r"`weights\[1\]` must be a number, but is '1'"),
-        ({"weights": [jnp.ones(2), 1]}, r"`weights\[0\]` must be a number"),
+        ({"weights": [1.0, "1"]}, r"`weights\[1\]` must be one real number, but is '1'"),
+        ({"weights": [jnp.ones(2), 1]}, r"`weights\[0\]` must be one real number"),
         ({"method": "ties", "density": "0.5"}, r"must be in \(0, 1\], but is '0.5'"),
         ({"method": "svd", "rank": 2.5}, "a whole number of at least 1, but is 2.5"),
     ],

@@ -17,6 +17,7 @@ from jno.lora import (
     swap_adapters,
     to_lora,
 )
+from jno_lora_zoo import LoRALinear
 
 from ._tools import layers, trained
 
@@ -116,6 +117,27 @@ def test_every_difference_is_listed():
         "stack, lora_A: float32[2, 2, 4] in set 0, bfloat16[2, 2, 4] in set 1",
     ):
         assert line in message
+
+
+def test_a_class_that_was_defined_twice_is_two_classes():
+    def defined():
+        class Mine(LoRALinear):
+            pass
+
+        return Mine
+
+    model = {"linear": layers()["linear"]}
+    sets = [extract_adapters(trained(model, defined(), 1)) for _ in range(2)]
+    with pytest.raises(SelectionError, match=r"linear: .*Mine in set 1 is another class than in"):
+        stack_adapters(sets)
+
+
+def test_the_axes_of_a_stack_must_be_the_same():
+    one = extract_adapters(trained(layers(), "lora", 1))
+    form = dataclasses.replace(one["stack"].layer, stack_ndim=0)
+    other = AdapterSet({**one.adapters, "stack": dataclasses.replace(one["stack"], layer=form)})
+    with pytest.raises(SelectionError, match="stack, axes of a stack: 1 in set 0, 0 in set 1"):
+        stack_adapters([one, other])
 
 
 def test_no_sets():

@@ -8,6 +8,7 @@ import pytest
 
 from jno.lora import (
     LoRAWrapper,
+    Registry,
     SelectionError,
     WrapperError,
     apply_lora,
@@ -116,6 +117,18 @@ def test_the_update_of_a_half_precision_layer_is_found_in_float32():
     assert relative(rounded - before, after - before) > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("variant", ["lora-xs", "vera", "rslora"])
+def test_a_product_of_half_precision_is_taken_in_float32(variant, dtype):
+    # With a scale that would round a factor in bfloat16, and overflow in float16.
+    plain = {"linear": layers()["linear"]}
+    model = trained(plain, variant, 1, alpha=300_001.0, options={"adapter_dtype": dtype})
+    converted, report = to_lora(model)
+    assert report.error == 0 and converted["linear"].lora_B.dtype == jnp.float32
+    before, after = (np.asarray(m["linear"].weight) for m in (plain, merge_lora(model)))
+    assert relative(update(extract_adapters(converted)["linear"]), after - before) < 1e-5
+
+
 def test_a_layer_in_a_norm_becomes_lora_in_a_norm(getkey):
     model = [eqx.nn.WeightNorm(eqx.nn.Linear(4, 3, key=getkey()))]
     model = trained(model, "dora-in-norm", 1)
@@ -158,6 +171,21 @@ class ScalesBias(LoRAWrapper):
 class NeverMerges(ScalesBias):
     def merge(self):
         raise WrapperError("it has no weight to put the update into")
+
+
+class NoProduct(ScalesBias):
+    """Calls itself LoRA, but is no product (as is the LoRA for spectral weights)."""
+
+    variant = "lora"
+
+
+def test_what_calls_itself_lora_and_is_no_product_is_refused(getkey):
+    registry = Registry()
+    registry.register(NoProduct)
+    assert NoProduct in registry.resolve("lora")
+    model = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrappers=NoProduct)
+    with pytest.raises(WrapperError, match=r"0 \(NoProduct\): its update is no low-rank product"):
+        to_lora(model, registry=registry)
 
 
 def test_all_that_cannot_be_converted_is_listed_with_its_path(getkey):

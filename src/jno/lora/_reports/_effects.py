@@ -16,11 +16,11 @@ from jaxtyping import PyTree
 from .._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from .._errors import SelectionError, WrapperError
 from .._extras import imported_for
-from .._handle import refuse_net
+from .._handle import refuse_net, without_values
 from .._paths import bullets, path_str, show_path
+from .._precision import widened
 from .._sharding import on_the_mesh
 from .._showing import Printed, Table, table
-from ._widening import widened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,9 +133,10 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
         except WrapperError:
             left_out.append(path)
         except Exception as err:
+            why = without_values(node, "Give the model itself.") or f"{type(err).__name__}: {err}"
             raise WrapperError(
                 f"Could not compare the {type(node).__name__} at {show_path(path)!r} with the "
-                f"layer that it wraps: {type(err).__name__}: {err}"
+                f"layer that it wraps: {why}"
             ) from err
     return AdapterEffects(tuple(rows), tuple(left_out))
 

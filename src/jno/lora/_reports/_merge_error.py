@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from .._contract import LoRAWrapper, merged_layer, unwrapped_layer
 from .._errors import WrapperError
+from .._precision import widened
 from .._sharding import on_the_mesh
-from ._widening import widened
 
 
 def error_of_merging(wrapper: LoRAWrapper) -> float | None:

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, is_wrapper
 from .._errors import WrapperError
-from .._handle import refuse_net
+from .._handle import refuse_net, without_values
 from .._paths import path_str, show_path
 from .._registry import Registry, default_registry
 from .._showing import Printed, Table, table_by_path
@@ -23,7 +23,7 @@ class ReportRow:
     """One adapted layer.
 
     - `rank`: the effective rank (a small layer clamps the requested one).
-    - `trainable`: how many parameters of the adapter are trained.
+    - `trainable`: how many parameters of the layer and its adapter are trained.
     - `total`: the parameters of the layer and its adapter together. Constants that an adapter
         keeps beside them (PiSSA's initial factors) are not counted.
     - `merge_error`: the part of the adapter's update that a merge into the layer's own dtype would
@@ -133,14 +133,13 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
 def report_on(
     model: PyTree, trainable: PyTree[bool], registry: Registry, *, measure: bool
 ) -> LoraReport:
-    """`lora_report`, with `trainable` deciding what is counted as trained in the whole model."""
-    adapters = lora_trainable_filter(model)
+    """`lora_report`, with `trainable` deciding what is counted as trained."""
     counted = may_train(model)
     rows: list[ReportRow] = []
     nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
     treedef = jtu.tree_structure(model, is_leaf=is_wrapper)
-    masks = (treedef.flatten_up_to(mask) for mask in (adapters, counted))
-    for (keys, node), adapter_mask, counted_mask in zip(nodes, *masks, strict=True):
+    masks = (treedef.flatten_up_to(mask) for mask in (trainable, counted))
+    for (keys, node), trainable_mask, counted_mask in zip(nodes, *masks, strict=True):
         if is_wrapper(node):
             cls = type(node)
             provider = registry.provider(cls)
@@ -151,7 +150,7 @@ def report_on(
                 distribution=None if provider is None else provider.distribution,
                 rank=node.rank,
                 alpha=node.alpha,
-                trainable=count(node, adapter_mask),
+                trainable=count(node, trainable_mask),
                 total=count(node, counted_mask),
                 merge_error=_measured(node, path_str(keys)) if measure else None,
             )
@@ -164,9 +163,10 @@ def _measured(wrapper: LoRAWrapper, path: str) -> float | None:
     try:
         return error_of_merging(wrapper)
     except Exception as err:
+        why = without_values(wrapper, "Give the model itself.") or f"{type(err).__name__}: {err}"
         raise WrapperError(
             f"Could not measure what merging the {type(wrapper).__name__} at {show_path(path)!r} "
-            f"would cost: {type(err).__name__}: {err}"
+            f"would cost: {why}"
         ) from err
 
 

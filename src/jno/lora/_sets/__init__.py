@@ -1,22 +1,13 @@
 """Sets of adapters without their model: taken out, exchanged, combined, stacked, converted."""
 
-from ._adapter_set import (
-    AdapterSet,
-    LayerForm,
-    LooseAdapter,
-    built_around,
-    check_set,
-    extract_adapters,
-    misfits,
-    misfits_by_path,
-    put_around,
-    swap_adapters,
-)
+from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, check_set, extract_adapters
 from ._combine import combine
 from ._convert import to_lora
+from ._low_rank import known_factors
 from ._places import layers_at, nested_with, put_in
 from ._products import scale_adapters
 from ._stack_adapters import stack_adapters
+from ._swapping import built_around, misfits, misfits_by_path, put_around, swap_adapters
 from ._update_report import UpdateReport, UpdateRow
 
 __all__ = [
@@ -29,6 +20,7 @@ __all__ = [
     "check_set",
     "combine",
     "extract_adapters",
+    "known_factors",
     "layers_at",
     "misfits",
     "misfits_by_path",

@@ -1,26 +1,20 @@
-"""Adapters without their model: taken out of one, and put around the layers of another."""
+"""Adapters without their model, taken out of one."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, is_wrapper
 from .._errors import SelectionError
-from .._handle import refuse_net
-from .._paths import bullets, nearest, path_str, show_path
-from .._sharding import restored_layer
+from .._handle import evaluated, refuse_net
+from .._paths import path_str
 from .._stacking import over_stack
-from ._places import layers_at, module_paths, plain_layer, put_in, refuse_second
-
-M = TypeVar("M")
-
-# For how many of the paths that a model lacks the nearest one is named.
-_HINTS = 12
+from ._places import refuse_second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +65,7 @@ class LooseAdapter(eqx.Module):
     - `layer`: the form of the layer that it was made for.
     """
 
-    state: dict[str, Array]
+    state: dict[str, Any]
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
     rank: int = eqx.field(static=True)
     alpha: float = eqx.field(static=True)
@@ -127,9 +121,10 @@ def extract_adapters(model: PyTree) -> AdapterSet:
 
     **Arguments:**
 
-    - `model`: an adapted model.
+    - `model`: an adapted model, or a template of one (`eqx.filter_eval_shape`).
 
-    **Returns:** an `AdapterSet`; empty for a model without adapters.
+    **Returns:** an `AdapterSet`; empty for a model without adapters. Of a template, one that holds
+    shapes, for `eqx.tree_deserialise_leaves`.
 
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
     that holds a slash), which no file and no set could tell apart; or if `model` is a `Net`.
@@ -142,84 +137,11 @@ def extract_adapters(model: PyTree) -> AdapterSet:
         path = path_str(keys)
         refuse_second(path, found, "adapted layers")
         cls = type(node)
-        ndim = cls.stack_ndim(node.base)
-        state = over_stack(lambda w: dict(w.state()), ndim)(node)
+        ndim = evaluated(cls.stack_ndim, node.base)
+        state = evaluated(over_stack(lambda w: dict(w.state()), ndim), node)
         form = LayerForm.of(node.base, ndim)
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
     return AdapterSet(found)
-
-
-def swap_adapters(model: M, adapters: AdapterSet) -> M:
-    """`model` with exactly the adapters of a set: those it carries now are dropped.
-
-    The initialisers do not run (no decomposition, no random numbers). If model and set have
-    adapters of the same form at the same paths, the result has the structure of `model`, so a
-    function compiled for the one runs the other without compiling again. May run inside `jit`.
-
-    **Arguments:**
-
-    - `model`: a plain model, or an adapted one.
-    - `adapters`: a set that `extract_adapters`, `load_adapters` or a function of sets made.
-
-    **Raises:** `SelectionError` that lists every path that is missing and every layer of another
-    form; or if one of the arguments is of another kind.
-    """
-    refuse_net(model, "swap_adapters")
-    check_set(adapters, "adapters")
-    # Dropped first: adapters around a block hide the layers in it, and those in a block change it.
-    plain = put_in(model, {}, drop_others=True)
-    problems = misfits(plain, adapters)
-    if problems:
-        raise SelectionError(
-            f"These adapters do not fit the model:\n{bullets(problems)}\n"
-            "Swap them into the model that they were made for, or into one of the same form."
-        )
-    return put_around(plain, adapters, drop_others=True)
-
-
-def misfits(model: PyTree, adapters: AdapterSet) -> list[str]:
-    """What keeps `adapters` from fitting `model`: a line for each missing path and wrong array."""
-    found = misfits_by_path(model, adapters, layers_at(model, adapters))
-    return [line for lines in found.values() for line in lines]
-
-
-def misfits_by_path(
-    model: PyTree, adapters: AdapterSet, layers: Mapping[str, Any]
-) -> dict[str, list[str]]:
-    """`misfits` by the path of the adapter, with the `layers_at(model, adapters)`."""
-    missing = [path for path in adapters.adapters if path not in layers]
-    known = module_paths(model) if missing else []
-    found: dict[str, list[str]] = {}
-    for path, adapter in adapters.adapters.items():
-        layer = layers.get(path)
-        if layer is not None:
-            layer = layer.base if is_wrapper(layer) else layer
-            lines = [f"{show_path(path)}/{problem}" for problem in adapter.layer.problems(layer)]
-        else:
-            # Looking for the nearest of many paths is slow, and a few hints are enough.
-            near = nearest(path, known, n=1) if path in missing[:_HINTS] else []
-            hint = f" (the nearest is {show_path(near[0])!r})" if near else ""
-            lines = [f"{show_path(path)}: the model has no layer there{hint}"]
-        if lines:
-            found[path] = lines
-    return found
-
-
-def put_around(model: M, adapters: AdapterSet, *, drop_others: bool) -> M:
-    """`model` with `adapters`, which fit it, around its layers.
-
-    - `drop_others`: whether the adapters at other paths are dropped, or stay.
-    """
-    layers = layers_at(model, adapters)
-    built = {path: built_around(layers[path], adapters[path]) for path in adapters}
-    return put_in(model, built, drop_others=drop_others)
-
-
-def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
-    """`adapter` around `layer`, in the place of the adapter that it carries, if it carries one."""
-    return restored_layer(
-        adapter.wrapper, plain_layer(layer), adapter.state, adapter.rank, adapter.alpha
-    )
 
 
 def _array(form: tuple[tuple[int, ...], str] | None) -> str:

@@ -16,6 +16,7 @@ from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 from ._low_rank import (
     Factors,
     as_adapter,
+    check_number,
     cut_to,
     lost_by_cutting,
     triplets_of,
@@ -154,9 +155,6 @@ def combine(
     return (AdapterSet(made), UpdateReport(tuple(rows))) if report else AdapterSet(made)
 
 
-_NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
-
-
 def _listed_weights(weights: Any) -> list[Any]:
     try:
         listed = list(weights)
@@ -165,8 +163,7 @@ def _listed_weights(weights: Any) -> list[Any]:
             f"`weights` must be a list of numbers, one for each set, but is {weights!r}."
         ) from None
     for index, weight in enumerate(listed):
-        if not isinstance(weight, _NUMBERS) or np.ndim(weight):
-            raise SelectionError(f"`weights[{index}]` must be a number, but is {weight!r}.")
+        check_number(f"weights[{index}]", weight)
     return listed
 
 

@@ -14,6 +14,7 @@ from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
 from .._errors import JnoLoraError, SelectionError, WrapperError
 from .._handle import refuse_net
 from .._paths import bullets, path_str, show_path
+from .._precision import at_least_float32
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer, sharded_like
 from .._stacking import over_stack
@@ -24,6 +25,7 @@ from ._low_rank import (
     check_part,
     check_rank,
     cut_to,
+    known_factors,
     lost_by_cutting,
     rank_for,
     triplets_of,
@@ -46,8 +48,8 @@ def to_lora(
 
     The update of an adapter that is a low-rank product (rsLoRA, LoRA-FA, LoRA-XS, VeRA, PiSSA,
     MiLoRA) is taken as it is, so that nothing is lost if its rank is allowed. Otherwise the update
-    `merge(W) - W`, computed in float32 at least, is cut by a singular value decomposition. A stack
-    of layers gets one rank. What is plain LoRA already, of a rank that is allowed, stays as it is.
+    `merge(W) - W` is cut by a singular value decomposition. (Both in float32 at least.) A stack of
+    layers gets one rank. What is plain LoRA already, of a rank that is allowed, stays as it is.
 
     **Arguments:**
 
@@ -102,21 +104,21 @@ def _converted(
     rank: int | None,
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
-    if type(wrapper) in classes and energy is None and (rank is None or wrapper.rank <= rank):
+    is_plain = type(wrapper) in classes and _is_product(type(wrapper))
+    if is_plain and energy is None and (rank is None or wrapper.rank <= rank):
         return wrapper, jnp.zeros(())
     layer = sharded_like(on_the_mesh(wrapper, unwrapped_layer, wrapper), wrapper.base)
     cls = next((cls for cls in classes if cls.applies_to(layer) and _is_product(cls)), None)
     if cls is None:
         raise WrapperError(f"no plain LoRA with one matrix is for a {type(layer).__name__}")
-    known = on_the_mesh(wrapper, _product, wrapper)
+    known = on_the_mesh(wrapper, known_factors, wrapper)
     if known is not None:
         k, dtype = known.A.shape[-2], widest([known.A.dtype, known.B.dtype])
         if rank is None and energy is None:
             rank = min(k, known.smaller_side)
         if rank is not None and k <= min(rank, known.smaller_side):
             return _around(cls, layer, known, dtype), jnp.zeros(())
-        wide = jax.tree.map(_in_float32, known)
-        triplets = on_the_mesh(wrapper, triplets_of_product, wide)
+        triplets = on_the_mesh(wrapper, triplets_of_product, known)
     else:
         if rank is None and energy is None:
             raise WrapperError(
@@ -139,16 +141,6 @@ def _around(cls: type[LoRAWrapper], layer: Any, update: Factors, dtype: Any) -> 
     return restored_layer(cls, layer, *as_adapter(cls, update, dtype))
 
 
-def _product(wrapper: LoRAWrapper) -> Factors | None:
-    """The update of an adapter, or of a stack of them, if it is a product."""
-
-    def one(wrapper: LoRAWrapper) -> Factors | None:
-        known = wrapper.low_rank_update()
-        return None if known is None else Factors(*known)
-
-    return over_stack(one, type(wrapper).stack_ndim(wrapper.base))(wrapper)
-
-
 def _triplets(cls: type[LoRAWrapper], wrapper: LoRAWrapper) -> tuple[Triplets, Bool[Array, "..."]]:
     """The update of the matrix; and for each floating array of the layer whether more changes it.
 
@@ -156,7 +148,7 @@ def _triplets(cls: type[LoRAWrapper], wrapper: LoRAWrapper) -> tuple[Triplets, B
     """
 
     def one(wrapper: LoRAWrapper) -> tuple[Triplets, Array]:
-        wide: Any = jax.tree.map(_in_float32, wrapper)
+        wide: Any = at_least_float32(wrapper)
         layer, merged = wide.unwrap(), wide.merge()
         before, after = cls.matrix(layer), cls.matrix(merged)
         assert before is not None and after is not None
@@ -197,11 +189,6 @@ def _plain_classes(registry: Registry) -> tuple[type[LoRAWrapper], ...]:
 
 def _is_product(cls: type[LoRAWrapper]) -> bool:
     return cls.low_rank_scale(1, 1.0) is not None
-
-
-def _in_float32(leaf: Any) -> Any:
-    half = eqx.is_inexact_array(leaf) and leaf.dtype.itemsize < 4
-    return jnp.asarray(leaf, jnp.float32) if half else leaf
 
 
 def _check(rank: int | None, energy: float | None) -> None:

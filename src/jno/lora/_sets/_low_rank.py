@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._contract import LoRAWrapper
 from .._errors import SelectionError
+from .._precision import at_least_float32
+from .._stacking import over_stack
 
 
 class Factors(NamedTuple):
@@ -41,6 +44,29 @@ def check_part(name: str, part: Any) -> None:
     """**Raises:** `SelectionError` unless `part` is a number in `(0, 1]`, or `None`."""
     if part is not None and not (isinstance(part, float | int | np.number) and 0 < part <= 1):
         raise SelectionError(f"`{name}` must be in (0, 1], but is {part!r}.")
+
+
+def check_number(name: str, number: Any) -> None:
+    """**Raises:** `SelectionError` unless `number` is one real number, which may be traced."""
+    is_number = isinstance(number, int | float)
+    if isinstance(number, np.ndarray | np.generic | jax.Array):
+        kinds = (np.bool_, jnp.integer, jnp.floating)
+        is_number = number.ndim == 0 and any(jnp.issubdtype(number.dtype, k) for k in kinds)
+    if not is_number:
+        raise SelectionError(f"`{name}` must be one real number, but is {number!r}.")
+
+
+def known_factors(wrapper: LoRAWrapper) -> Factors | None:
+    """The update of an adapter, or of a stack of them, if it is known as a product.
+
+    In float32 at least: in a half precision, the scale in a factor would round it, or overflow.
+    """
+
+    def one(wrapper: LoRAWrapper) -> Factors | None:
+        known = wrapper.low_rank_update()
+        return None if known is None else Factors(*known)
+
+    return over_stack(one, type(wrapper).stack_ndim(wrapper.base))(at_least_float32(wrapper))
 
 
 def triplets_of_product(update: Factors) -> Triplets:

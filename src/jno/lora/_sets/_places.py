@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
 from .._errors import SelectionError
 from .._paths import KeyPath, path_str, show_path
+from .._plan import NORMALISED
 from .._sharding import on_the_mesh
 
 M = TypeVar("M")
@@ -42,6 +43,20 @@ def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
             line = f"{show_path(path)}: {where} the {carried[other]} at {show_path(other)!r}"
             found.setdefault(path, []).append(f"{line}: merge or unwrap that first")
     return found
+
+
+def norms_around(model: PyTree, paths: Iterable[str]) -> dict[str, str]:
+    """By path, that of the norm (one of `NORMALISED`) which holds the layer there."""
+    norms: list[str] = []
+
+    def look(keys: KeyPath, node: Any) -> bool:
+        is_norm = issubclass(type(node), tuple(NORMALISED))
+        if is_norm:
+            norms.append(path_str(keys))
+        return is_norm or is_wrapper(node)
+
+    jtu.tree_flatten_with_path(model, is_leaf=look, is_leaf_takes_path=True)
+    return {path: above for path in paths for above in _above(path) if above in norms}
 
 
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:

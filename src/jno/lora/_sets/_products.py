@@ -11,8 +11,9 @@ from jaxtyping import Array
 from .._contract import LoRAWrapper
 from .._errors import SelectionError
 from .._paths import bullets, show_path
+from .._precision import at_least_float32
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
-from ._low_rank import Factors
+from ._low_rank import Factors, check_number
 
 # `multiplier` is a frozen factor of the scale.
 _STATE = {"lora_A", "lora_B", "multiplier"}
@@ -24,17 +25,21 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     **Arguments:**
 
     - `adapters`: a set of adapters that are no more than a product (LoRA, rsLoRA, LoRA-FA).
-    - `factor`: a number, which may be traced. 0 gives the base's outputs.
+    - `factor`: one real number, which may be traced. 0 gives the base's outputs.
 
     **Raises:** `SelectionError` that lists every adapter that is no product, or if `adapters` is no
-    set.
+    set, or `factor` no such number.
     """
     check_set(adapters, "adapters")
+    check_number("factor", factor)
     check_products([adapters])
 
     def scaled(adapter: LooseAdapter) -> LooseAdapter:
         B = jnp.asarray(adapter.state["lora_B"])
-        state = {**adapter.state, "lora_B": B * jnp.asarray(factor, B.dtype)}
+        # In a half precision the factor itself would be rounded.
+        wide = at_least_float32(B)
+        B = (wide * jnp.asarray(factor, wide.dtype)).astype(B.dtype)
+        state = {**adapter.state, "lora_B": B}
         return dataclasses.replace(adapter, state=state)
 
     return AdapterSet({path: scaled(adapter) for path, adapter in adapters.adapters.items()})

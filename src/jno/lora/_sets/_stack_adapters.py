@@ -54,6 +54,11 @@ def _differences(first: AdapterSet, other: AdapterSet, index: int) -> list[str]:
             for name in dict.fromkeys([*here, *there])
             if here.get(name) != there.get(name)
         ]
+        if here["class"] == there["class"] and first[path].wrapper is not other[path].wrapper:
+            lines.append(
+                f"{show_path(path)}: {here['class']} in set {index} is another class than in set "
+                "0. It was defined twice (a notebook cell that ran again): make both sets with one"
+            )
     return lines
 
 
@@ -64,5 +69,6 @@ def _described(adapter: LooseAdapter) -> dict[str, Any]:
         "rank": adapter.rank,
         "alpha": adapter.alpha,
         "made for": str(adapter.layer),
+        "axes of a stack": adapter.layer.stack_ndim,
         **{name: f"{array.dtype}{list(array.shape)}" for name, array in adapter.state.items()},
     }

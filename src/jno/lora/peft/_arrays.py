@@ -51,7 +51,7 @@ class Arrays:
                     f"{key}: Torch lays out the kernel of a transposed convolution otherwise, with "
                     "the inputs first and each axis reversed. Convert and set it by hand"
                 )
-            elif not _fits(tensor.shape, old.shape, index):
+            elif not _fits(name, tensor.shape, old.shape, index):
                 which = f", of which [{show_index(index)}] is meant" if index else ""
                 problems.append(
                     f"{key}: the model has {_form(old)}{which}, the file has {_form(tensor)}"
@@ -82,7 +82,7 @@ class Arrays:
                 if kind == "shift" and change.any()
             ]
         for kind, change in changes.items():
-            if not _fits(change.shape, old.shape, ()):
+            if not _fits("bias", change.shape, old.shape, ()):
                 return [f"{key}: the model has {_form(old)}, the file has {_form(change)}"]
             wide = jnp.asarray(old, jnp.promote_types(old.dtype, jnp.float32))
             change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
@@ -103,11 +103,13 @@ def show_index(index: Index) -> str:
     return ",".join(map(str, index))
 
 
-def _fits(new: Index, old: Index, index: Index) -> bool:
+def _fits(name: str, new: Index, old: Index, index: Index) -> bool:
     """Whether an array of the one shape may stand for (a slice of) one of the other."""
-    inside = len(index) <= len(old) and all(i < n for i, n in zip(index, old, strict=False))
-    # The bias of a convolution has axes of length 1 here.
-    return inside and [n for n in new if n != 1] == [n for n in old[len(index) :] if n != 1]
+    if len(index) > len(old) or any(i >= n for i, n in zip(index, old, strict=False)):
+        return False
+    own = old[len(index) :]
+    # The bias of a convolution has axes of length 1 here, behind that of the channels.
+    return new == own or (name == "bias" and own == (*new, *(1 for _ in own[1:])))
 
 
 def _form(array: Any) -> str:

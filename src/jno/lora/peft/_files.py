@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from .._checkpoint import (
@@ -55,11 +56,19 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
     **Raises:** `PeftFormatError` if that fails. The old files are whole then, unless the new
     configuration alone could not take its place, when there is none.
     """
+    # Here, because only those who save need them.
+    import safetensors
     import safetensors.numpy
 
-    # As PEFT says it of its own files; some readers ask for it.
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
+    try:
+        # As PEFT says it of its own files; some readers ask for it.
+        content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
+    except safetensors.SafetensorError as err:
+        raise PeftFormatError(
+            f"The safetensors library {safetensors.__version__} cannot write these arrays: {err}. "
+            "A newer one may."
+        ) from err
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -74,6 +83,13 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
         ) from err
     except CheckpointError as err:
         raise PeftFormatError(str(err)) from err
+
+
+def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """A line for each tensor that holds NaN or infinity."""
+    floating = ((n, x) for n, x in tensors.items() if jnp.issubdtype(x.dtype, jnp.floating))
+    counts = ((name, x.size - np.count_nonzero(np.isfinite(x)), x.size) for name, x in floating)
+    return [f"{name}: {count:,} of {size:,} numbers" for name, count, size in counts if count]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
+from .._precision import at_least_float32
 from ._config import Config
 from ._keys import SHARED
 from ._layouts import Layout
@@ -42,7 +43,7 @@ def held(config: Config, module: str, parts: Parts, shared: Parts, layout: Layou
     for name, tensor in {**parts, **shared}.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise MisfitError(f"{name}: expected floating numbers, got {tensor.dtype}")
-    wide = {name: _at_least_float32(tensor) for name, tensor in parts.items()}
+    wide = at_least_float32(dict(parts))
     if config.type == "LORA":
         return _lora(config, module, wide, layout)
     if config.type == "IA3":
@@ -123,7 +124,7 @@ def _vera(
             "the matrices that all layers share are not in the file, and only Torch draws the same "
             "again from their seed: save it in PEFT with save_projection=True"
         )
-    A, B = (_at_least_float32(shared[name]) for name in SHARED)
+    A, B = (at_least_float32(shared[name]) for name in SHARED)
     outputs, inputs = layout.matrix
     if A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, rank):
         raise MisfitError(f"the shared matrices are {A.shape} and {B.shape}, of no rank {rank}")
@@ -164,7 +165,3 @@ def _low_rank(
     if given is not None and given[0] == rank:
         alpha = float(given[1])
     return Held(variant, rank, alpha, {"lora_A": A, "lora_B": B})
-
-
-def _at_least_float32(tensor: np.ndarray) -> np.ndarray:
-    return tensor.astype(np.float32) if tensor.dtype.itemsize < 4 else tensor

@@ -1,7 +1,10 @@
 """From PEFT's files to adapters around the layers of a model."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -9,22 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._contract import LoRAWrapper, is_wrapper
-from .._errors import PeftFormatError, PluginError
+from .._errors import JnoLoraWarning, PeftFormatError, PluginError
 from .._handle import refuse_net
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LayerForm, LooseAdapter, put_around
-from ._arrays import Arrays, show_index
+from ._arrays import Arrays, Index
 from ._config import Config
-from ._files import Directory, read
+from ._files import Directory, not_finite, read
 from ._held import Held, held
 from ._keys import Tensors, by_module
 from ._layouts import Layout, layout_of
 from ._names import Layers, Rename, both_sides, dotted_path, not_found, slice_of
+from ._stacks import stack_problem, stacked
 from ._updates import MisfitError
 
 M = TypeVar("M")
-Index = tuple[int, ...]
+
+# The methods that hold what PEFT has, by their variant.
+_METHODS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "ia3": "IA3"}
 
 
 def load_peft(
@@ -49,9 +55,11 @@ def load_peft(
         expressions and replacements, each used in turn on the slash-joined name, such as
         `{"^model/": ""}`, or a function of the dotted name. A path that ends in `[3]` is that layer
         of a stack; all layers of a stack must be there.
-    - `registry`: where adapter classes are looked up, instead of among the installed plugins.
+    - `registry`: where adapter classes are looked up, instead of among the installed plugins. Other
+        plugins than the zoo are loaded only for layers that its adapters are not for.
 
-    **Returns:** the model, with the adapters around its layers. Those it carried stay.
+    **Returns:** the model, with the adapters around its layers. Those it carried stay. Tensors that
+    hold NaN or infinity are loaded, with a `JnoLoraWarning`.
 
     **Raises:** `PeftFormatError` for files that are damaged or hold what has no exact form here,
     and one that lists everything that does not fit the model; `SelectionError` for a bad `rename`
@@ -67,6 +75,12 @@ def load_peft(
         raise PeftFormatError(
             f"The {config.type} adapter does not fit the model:\n{bullets(loading.problems)}\n"
             "Nothing was loaded."
+        )
+    if lines := not_finite(tensors):
+        warnings.warn(
+            f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}",
+            JnoLoraWarning,
+            stacklevel=2,
         )
     changed = loading.arrays.put_into(model)
     return put_around(changed, AdapterSet(loading.adapters), drop_others=False)
@@ -184,27 +198,31 @@ class _Loading:
             return
         ndim = cls.stack_ndim(layer)
         stack = layer.weight.shape[:ndim]
-        problem = _stack_problem(slices, stack)
+        problem = stack_problem(slices, stack)
         if problem is not None:
             self.problems.append(f"{show_path(path)}: {problem}")
             return
         ordered = [slices[index] for index in np.ndindex(*stack)]
         self.problems += self.arrays.change_bias(
-            path, layer, _stacked([one.bias for one in ordered], stack)
+            path, layer, stacked([one.bias for one in ordered], stack)
         )
-        state = _stacked([one.state for one in ordered], stack)
-        arrays = {name: _array(value) for name, value in state.items()}
+        state = stacked([one.state for one in ordered], stack)
+        # What JAX cannot hold in 64 bits, it holds in 32.
+        arrays = {
+            name: jnp.asarray(value, jax.dtypes.canonicalize_dtype(value.dtype))
+            for name, value in state.items()
+        }
         form = LayerForm.of(layer, ndim)
         rank, alpha = ordered[0].rank, ordered[0].alpha
         self.adapters[path] = LooseAdapter(arrays, cls, rank, alpha, form)
 
     def _adapter_class(self, variant: str, layer: Any, path: str) -> type[LoRAWrapper] | None:
-        self.registry.defaults()  # an error that says what to install, without the zoo
-        classes = self.registry.resolve(variant)
-        for cls in classes:
+        asked: list[type[LoRAWrapper]] = []
+        for cls in self._classes(variant):
             if cls.applies_to(layer):
                 return cls
-        reasons = [reason for cls in classes if (reason := cls.why_not(layer)) is not None]
+            asked.append(cls)
+        reasons = [reason for cls in asked if (reason := cls.why_not(layer)) is not None]
         if not reasons and hasattr(layer, "num_embeddings"):
             raise PluginError(
                 f"No adapter for the {type(layer).__name__} at {show_path(path)!r} is installed. "
@@ -216,33 +234,13 @@ class _Loading:
         )
         return None
 
+    def _classes(self, variant: str) -> Iterator[type[LoRAWrapper]]:
+        """The classes of a variant. What is not asked for is not loaded.
 
-def _stack_problem(slices: Mapping[Index, Held], stack: Index) -> str | None:
-    """Why these are not the adapters of all layers of a stack (of one layer, without a stack)."""
-    wanted = list(np.ndindex(*stack))
-    if not stack and list(slices) != wanted:
-        return "the model has one layer there, no stack with an index"
-    lines = [f"{show_index(index)}: not in the file" for index in wanted if index not in slices]
-    lines += [f"{show_index(index)}: not in the model" for index in slices if index not in wanted]
-    if lines:
-        return (
-            f"the model has a stack of {' x '.join(map(str, stack))} layers there, of which each "
-            f"must be in the file and needs an index by `rename`, such as "
-            f"'[{show_index(wanted[0])}]':\n{bullets(lines, 4)}"
-        )
-    forms = sorted({(one.rank, one.alpha) for one in slices.values()})
-    if len(forms) > 1:
-        shown = ", ".join(f"rank {rank} with alpha {alpha:g}" for rank, alpha in forms)
-        return f"the layers of a stack need one rank and alpha, but these have {shown}"
-    return None
-
-
-def _stacked(slices: list[Mapping[str, np.ndarray]], stack: Index) -> dict[str, np.ndarray]:
-    return {
-        name: np.stack([one[name] for one in slices]).reshape(*stack, *slices[0][name].shape)
-        for name in slices[0]
-    }
-
-
-def _array(value: np.ndarray) -> jax.Array:
-    return jnp.asarray(value, jax.dtypes.canonicalize_dtype(value.dtype))
+        **Raises:** `PluginError` that says what to install, if the zoo is missing.
+        """
+        method = _METHODS[variant]
+        yield from (self.registry.zoo_class(f"{method}{kind}") for kind in ("Linear", "Conv"))
+        with contextlib.suppress(PluginError):
+            yield self.registry.provided("jno-lora-embedding", f"{method}Embedding").cls
+        yield from self.registry.resolve(variant)

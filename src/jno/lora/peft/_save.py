@@ -37,9 +37,10 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
         a stack it is asked for each layer: `layers/q_proj[3]`.
 
     **Raises:** `PeftFormatError` that lists every adapter that PEFT has no exact form for, and if
-    the adapters are of kinds that PEFT cannot keep in one; nothing is written then. If the files
-    cannot be written: the old ones are whole then, or there is no configuration, so that nothing
-    loads. `SelectionError` for a bad `rename` or a `Net`.
+    the adapters are of kinds that PEFT cannot keep in one, or an array cannot be read (tracers,
+    donated arrays); nothing is written then. If the files cannot be written: the old ones are whole
+    then, or there is no configuration, so that nothing loads. `SelectionError` for a bad `rename`
+    or a `Net`.
     """
     refuse_net(model, "save_peft")
     problems: list[str] = []
@@ -49,7 +50,7 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
             continue
         path = path_str(keys)
         try:
-            for index, one in written(node):
+            for index, one in written(node, path):
                 _add(modules, path, index, one, rename)
         except MisfitError as err:
             where = f"{show_path(path)} ({type(node).__name__})"

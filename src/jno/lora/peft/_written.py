@@ -5,13 +5,17 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._contract import LoRAWrapper
+from .._errors import PeftFormatError
+from .._paths import show_path
+from .._precision import at_least_float32
+from .._sets import known_factors
 from .._sharding import on_the_mesh
-from .._stacking import over_stack
 from ._layouts import Layout, layout_of
 from ._updates import MisfitError
 
@@ -34,10 +38,11 @@ class Written:
     alpha: float = 1.0
 
 
-def written(wrapper: LoRAWrapper) -> Iterator[tuple[tuple[int, ...], Written]]:
-    """An adapter for PEFT, or one for each layer of a stack with its index.
+def written(wrapper: LoRAWrapper, path: str) -> Iterator[tuple[tuple[int, ...], Written]]:
+    """The adapter at `path` for PEFT, or one for each layer of a stack with its index.
 
-    **Raises:** `MisfitError` if PEFT has no exact form for it.
+    **Raises:** `MisfitError` if PEFT has no exact form for it; `PeftFormatError` for an array
+    whose values cannot be read.
     """
     layout = layout_of(wrapper.base)
     if layout is None:
@@ -45,49 +50,48 @@ def written(wrapper: LoRAWrapper) -> Iterator[tuple[tuple[int, ...], Written]]:
             f"PEFT adapts linear layers, convolutions and embeddings, and this is a "
             f"{type(wrapper.base).__name__}"
         )
-    kind, state = _state(wrapper)
-    ndim = type(wrapper).stack_ndim(wrapper.base)
-    arrays = {name: np.asarray(array) for name, array in state.items()}
+    where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
+    # Before all else: with what cannot be read, nothing can be computed either.
+    state = {n: _values(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
+    kind, arrays = _kind(wrapper, state, where)
     bias = getattr(wrapper.base, "bias", None)
-    if kind == "ia3" and bias is not None and bool(jnp.any(bias != 0)):
+    if kind == "ia3" and bias is not None and _values(bias, f"the bias {where}").any():
         raise MisfitError("PEFT's IA3 also scales the bias of a layer, which IA3 here leaves alone")
+    ndim = type(wrapper).stack_ndim(wrapper.base)
     stack = next(iter(arrays.values())).shape[:ndim]
     for index in np.ndindex(*stack):
         one = {name: array[index] for name, array in arrays.items()}
         yield index, _ia3(layout, one) if kind == "ia3" else _lora(layout, kind, one, wrapper)
 
 
-def _state(wrapper: LoRAWrapper) -> tuple[Kind, dict[str, Any]]:
+def _kind(
+    wrapper: LoRAWrapper, state: dict[str, np.ndarray], where: str
+) -> tuple[Kind, dict[str, np.ndarray]]:
     """The kind that an adapter is for PEFT, and its arrays: of a product if it is an update."""
     cls = type(wrapper)
-    state = _without_multiplier(wrapper.state())
+    state = _without_multiplier(state)
     if cls.variant == "ia3" and state.keys() == {"scale"}:
         return "ia3", state
     if cls.variant == "dora" and state.keys() == {"magnitude", "lora_A", "lora_B"}:
         return "dora", state
     if cls.low_rank_scale(wrapper.rank, wrapper.alpha) is not None:
         return "rslora" if cls.variant == "rslora" else "lora", state
-    product = on_the_mesh(wrapper, _product, wrapper)
+    product = on_the_mesh(wrapper, known_factors, wrapper)
     if product is None:
         raise MisfitError(
             "its update is no product of two factors of low rank. `to_lora` approximates it by one"
         )
-    return "lora", dict(zip(("lora_A", "lora_B"), product, strict=True))
+    named = product._asdict().items()
+    return "lora", {f"lora_{n}": _values(x, f"the factor {n} {where}") for n, x in named}
 
 
-def _without_multiplier(state: dict[str, Any]) -> dict[str, Any]:
+def _without_multiplier(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A state whose `lora_B` has the multiplier of the update in it, if there is one."""
     if not {"multiplier", "lora_B"} <= state.keys():
         return state
-    B, multiplier = (np.asarray(state[name], np.float32) for name in ("lora_B", "multiplier"))
+    B, multiplier = at_least_float32((state["lora_B"], state["multiplier"]))
     others = {name: array for name, array in state.items() if name != "multiplier"}
     return others | {"lora_B": B * multiplier[..., None, None]}
-
-
-def _product(wrapper: LoRAWrapper) -> Any:
-    # In a half precision, scaling a factor would round it.
-    wide = jax.tree.map(_at_least_float32, wrapper)
-    return over_stack(lambda w: w.low_rank_update(), type(wrapper).stack_ndim(wrapper.base))(wide)
 
 
 def _lora(
@@ -137,6 +141,21 @@ def _ia3(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Written:
     return Written("", "ia3", {"ia3_l": arrays["scale"].reshape(shape)})
 
 
-def _at_least_float32(leaf: Any) -> Any:
-    half = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
-    return leaf.astype(jnp.float32) if half and leaf.dtype.itemsize < 4 else leaf
+def _values(array: Any, what: str) -> np.ndarray:
+    """The values of an array, wherever it lies.
+
+    **Raises:** `PeftFormatError` if it has none that can be read.
+    """
+    if isinstance(array, Tracer):
+        raise PeftFormatError(
+            f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`. "
+            "Nothing was written."
+        )
+    if not eqx.is_array(array):
+        raise PeftFormatError(f"{what} is no array, but {array!r}. Nothing was written.")
+    if isinstance(array, jax.Array) and array.is_deleted():
+        raise PeftFormatError(
+            f"{what} was deleted: a compiled step took over its memory (`donate`). Save the model "
+            "that the step returned. Nothing was written."
+        )
+    return np.asarray(array)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._contract import LoRAWrapper, merged_layer
+from .._contract import LoRAWrapper
 from .._trainability import lora_trainable_filter
 
 
@@ -92,11 +92,6 @@ def perturbed(wrapper: Any, size: float = 0.3, seed: int = 4) -> Any:
 def split(wrapper: Any) -> tuple[PyTree, PyTree]:
     """The wrapper's trainable arrays, and the rest."""
     return eqx.partition(wrapper, lora_trainable_filter(wrapper))
-
-
-def merged(wrapper: Any) -> Any:
-    """The merged layer."""
-    return merged_layer(wrapper)
 
 
 def standard_cases(wrapper: type[LoRAWrapper]) -> list[WrapperCase]:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checkpoint import load, save
+from .._contract import merged_layer
 from .._contract_problems import contract_problems
 from .._paths import bullets
 from .._registry import Registry
 from .._reports import count
 from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
-from ._case import WrapperCase, merged, split
+from ._case import WrapperCase, split
 from ._conformance import relative_error, require, same_bits
 
 
@@ -120,11 +121,11 @@ def check_key_forms(case: WrapperCase) -> None:
 def check_trainable_fields(case: WrapperCase) -> None:
     """Every field in `adapter_fields` holds floating arrays, and only those train."""
     wrapper = case.make()
+    trains = any(jax.tree.leaves(lora_trainable_filter(wrapper)))
     for name in case.wrapper.adapter_fields:
-        held = jax.tree.leaves(lora_trainable_filter(wrapper))
         field = jax.tree.leaves(getattr(wrapper, name))
         require(
-            any(held) and field and all(eqx.is_inexact_array(leaf) for leaf in field),
+            trains and field and all(eqx.is_inexact_array(leaf) for leaf in field),
             f"The adapter field {name!r} holds {[_brief(leaf) for leaf in field]}.",
             "name only fields of floating arrays in `adapter_fields`; integers cannot train.",
         )
@@ -159,7 +160,7 @@ def check_no_shared_buffers(case: WrapperCase) -> None:
 def check_reads_like_the_layer(case: WrapperCase) -> None:
     """What a model reads of its layer, it can read of the adapted one, with the adapter in it."""
     base, wrapper = case.make_base(), case.make_trained()
-    plain = merged(wrapper) if case.mergeable else base
+    plain = merged_layer(wrapper) if case.mergeable else base
     own = {f.name for f in dataclasses.fields(wrapper)}
     for field in dataclasses.fields(base):
         if field.name in own or hasattr(case.wrapper, field.name):

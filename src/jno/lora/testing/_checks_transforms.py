@@ -6,13 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .._contract import merged_layer
 from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str
-from ._case import WrapperCase, merged, perturbed, split
+from ._case import WrapperCase, perturbed, split
 from ._conformance import relative_error, require, same_bits
 
 _TOLERANCE = 2e-5
@@ -50,7 +49,7 @@ def check_merge_gradients(case: WrapperCase) -> None:
         return
     trainable, frozen = split(case.make_trained())
     wrapped = jax.grad(_loss)(trainable, frozen, case)
-    through = jax.grad(lambda t: _sum(case.run(merged(eqx.combine(t, frozen)))))(trainable)
+    through = jax.grad(lambda t: _sum(case.run(merged_layer(eqx.combine(t, frozen)))))(trainable)
     error = relative_error(through, wrapped)
     require(
         error <= 10 * _TOLERANCE,
@@ -95,7 +94,22 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     keys = jax.random.split(jax.random.key(33), 2)
     stacked = _stack(bases)
     wrappers = perturbed(eqx.filter_vmap(case.build)(stacked, keys))
-    _compare_slices(case, wrappers, lambda wrapper: wrapper, "The mapped constructor")
+    arrays, static = eqx.partition(wrappers, eqx.is_array)
+    inputs = case.make_inputs()
+
+    def body(carry: None, arrays: Any) -> tuple[None, Any]:
+        return carry, case.run(eqx.combine(arrays, static), inputs)
+
+    _, scanned = jax.lax.scan(body, None, arrays)
+    for index in range(2):
+        one = case.run(_slice(wrappers, index), inputs)
+        error = relative_error(_slice(scanned, index), one)
+        require(
+            error <= _TOLERANCE * 10,
+            f"The mapped constructor's stack, run by `lax.scan`, differs from slice {index} alone: "
+            f"{error:.1e}.",
+            "keep everything that differs between layers in array fields.",
+        )
     shapes = jax.tree.map(jnp.shape, eqx.filter(case.build(bases[0], keys[0]), eqx.is_array))
     sliced = jax.tree.map(lambda x: x.shape[1:], eqx.filter(wrappers, eqx.is_array))
     require(
@@ -184,75 +198,6 @@ def check_no_lapack_in_step(case: WrapperCase) -> None:
     )
 
 
-def check_sharding(case: WrapperCase) -> None:
-    """A layer sharded over devices is adapted, run and merged on its mesh.
-
-    With one device only (see `--xla_force_host_platform_device_count`) there is little to see.
-    """
-    plain = case.make_base()
-    layer, shardings = _shard(plain)
-    if not shardings:
-        return
-    devices = shardings[0].device_set
-    settings: dict[str, Any] = {"key": jax.random.key(3), "wrappers": case.wrapper}
-    adapted, alone = (
-        perturbed(apply_lora(base, case.rank, case.alpha, options=case.options, **settings))
-        for base in (layer, plain)
-    )
-    arrays = [leaf for leaf in jax.tree.leaves(adapted) if isinstance(leaf, jax.Array)]
-    require(
-        all(array.sharding.device_set == devices for array in arrays),
-        "Some arrays of the adapter are not on the mesh of the layer it wraps.",
-        "name the sharding of fields in `partition_specs`, and do not place arrays by yourself.",
-    )
-    run = eqx.filter_jit(lambda layer, inputs: case.call(layer, *inputs))
-    inputs = jax.device_put(case.make_inputs(), NamedSharding(shardings[0].mesh, PartitionSpec()))
-    error = relative_error(run(adapted, inputs), case.run(alone))
-    require(
-        error <= 10 * _TOLERANCE,
-        f"Sharded and on one device, the outputs differ: relative error {error:.1e}.",
-        "let shapes, not devices, decide what is computed.",
-    )
-    if case.mergeable:
-        kept = [
-            leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-            for leaf, sharding in zip(_arrays(merge_lora(adapted)), shardings, strict=True)
-        ]
-        require(
-            all(kept),
-            "The merged layer is sharded in another way than the layer was.",
-            "merge into arrays of the base's own shapes; `merge_lora` then places them as it was.",
-        )
-
-
-def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
-    """The layer with each array split along an axis that the devices divide, and how."""
-    sizes = {size for leaf in _arrays(layer) for size in leaf.shape}
-    counts = [n for n in range(len(jax.devices()), 0, -1) if any(s % n == 0 for s in sizes)]
-    if not counts:
-        return layer, []
-    mesh = Mesh(np.array(jax.devices()[: counts[0]]), ("devices",))
-    shardings: list[NamedSharding] = []
-
-    def place(leaf: Any) -> Any:
-        if not eqx.is_array(leaf):
-            return leaf
-        divisible = [size % counts[0] == 0 for size in leaf.shape]
-        axes = (
-            ["devices" if i == divisible.index(True) else None for i in range(leaf.ndim)]
-            if (any(divisible))
-            else []
-        )
-        shardings.append(NamedSharding(mesh, PartitionSpec(*axes)))
-        return jax.device_put(leaf, shardings[-1])
-
-    return jax.tree.map(place, layer), shardings
-
-
-def _arrays(tree: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
-
-
 def _sum(output: Any) -> Any:
     return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(output))
 
@@ -270,21 +215,3 @@ def _stack(layers: list[Any]) -> Any:
 
 def _slice(stacked: Any, index: int) -> Any:
     return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, stacked)
-
-
-def _compare_slices(case: WrapperCase, stacked: Any, layer: Any, what: str) -> None:
-    arrays, static = eqx.partition(stacked, eqx.is_array)
-    inputs = case.make_inputs()
-
-    def body(carry: None, arrays: Any) -> tuple[None, Any]:
-        return carry, case.run(layer(eqx.combine(arrays, static)), inputs)
-
-    _, scanned = jax.lax.scan(body, None, arrays)
-    for index in range(2):
-        one = case.run(layer(_slice(stacked, index)), inputs)
-        error = relative_error(jax.tree.map(lambda y, i=index: y[i], scanned), one)
-        require(
-            error <= _TOLERANCE * 10,
-            f"{what}, run by `lax.scan`, differs from slice {index} alone: {error:.1e}.",
-            "keep everything that differs between layers in array fields.",
-        )

@@ -6,9 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from .._contract import merged_layer
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
-from ._case import WrapperCase, merged, split
+from ._case import WrapperCase, split
 from ._conformance import ConformanceError, relative_error, require
 
 # Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
@@ -60,7 +61,7 @@ def check_merge_equals_call(case: WrapperCase) -> None:
     if not case.mergeable:
         return
     trained = case.make_trained()
-    plain = merged(trained)
+    plain = merged_layer(trained)
     for seed in (11, 12):
         inputs = case.make_inputs(seed=seed)
         error = relative_error(case.run(plain, inputs), case.run(trained, inputs))
@@ -94,7 +95,7 @@ def check_merge_restores_form(case: WrapperCase) -> None:
 
 def _check_refuses_to_merge(case: WrapperCase) -> None:
     try:
-        merged(case.make_trained())
+        merged_layer(case.make_trained())
     except WrapperError:
         return
     raise ConformanceError(
@@ -155,7 +156,7 @@ def check_double_precision(case: WrapperCase) -> None:
         expected = case.run(base, inputs)
         start = relative_error(case.run(wrapper, inputs), expected)
         output = case.run(trained, inputs)
-        plain = merged(trained) if case.mergeable else trained
+        plain = merged_layer(trained) if case.mergeable else trained
         merge = relative_error(case.run(plain, inputs), output)
         got = [leaf.dtype for leaf in jax.tree.leaves(output)]
         wanted = [leaf.dtype for leaf in jax.tree.leaves(expected)]

@@ -19,6 +19,7 @@ from ._checks_form import (
     check_state_round_trip,
     check_trainable_fields,
 )
+from ._checks_sharding import check_sharding
 from ._checks_transforms import (
     check_checkpoint,
     check_constructor_vmap_and_scan,
@@ -27,7 +28,6 @@ from ._checks_transforms import (
     check_jit,
     check_merge_gradients,
     check_no_lapack_in_step,
-    check_sharding,
     check_stacked_layers,
     check_vmap,
 )

@@ -1,0 +1,47 @@
+"""Layers as an adapter may find them, by their attributes: Equinox's and other libraries'."""
+
+from typing import Any, Protocol, runtime_checkable
+
+
+class _ByAttributes(type(Protocol)):
+    """`isinstance` asks an object for its attributes, on every interpreter.
+
+    From Python 3.12 on, that of a protocol does not see what `__getattr__` gives, as an adapter
+    gives the attributes of its layer.
+    """
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        if super().__instancecheck__(instance):
+            return True
+        is_protocol = cls.__dict__.get("_is_protocol", False)  # and no class that inherits it
+        names = cls.__annotations__ if is_protocol else ()
+        return is_protocol and callable(instance) and all(hasattr(instance, n) for n in names)
+
+
+@runtime_checkable
+class LinearLike(Protocol, metaclass=_ByAttributes):
+    """A layer that looks like `eqx.nn.Linear`: `weight` is `(out_features, in_features)`.
+
+    A feature count may be `"scalar"`, as in Equinox. The layer may accept leading batch axes.
+    """
+
+    weight: Any
+    in_features: Any
+    out_features: Any
+
+    def __call__(self, x: Any) -> Any:
+        """Apply the layer."""
+        ...
+
+
+@runtime_checkable
+class ConvLike(Protocol, metaclass=_ByAttributes):
+    """A layer that looks like `eqx.nn.Conv`: `weight` is `(out, in / groups, *kernel_size)`."""
+
+    weight: Any
+    in_channels: Any
+    out_channels: Any
+
+    def __call__(self, x: Any) -> Any:
+        """Apply the layer."""
+        ...

@@ -1,0 +1,38 @@
+"""The dtypes that arithmetic runs in, where those of the arrays would round too much."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def at_least_float32(tree: Any) -> Any:
+    """`tree` with float32 for half precision, everything else as it is. NumPy stays NumPy."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if _is_half(x) else x, tree)
+
+
+def widened(tree: Any) -> Any:
+    """`tree` with float32 for half precision, and float64 (complex128) for everything else.
+
+    To be called, and its result to be computed with, under `jax.enable_x64(True)`.
+    """
+    return jax.tree.map(_widened, tree)
+
+
+def _is_half(leaf: Any) -> bool:
+    # Equinox does not see that NumPy's bfloat16 is inexact.
+    return (
+        isinstance(leaf, jax.Array | np.ndarray)
+        and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+        and leaf.dtype.itemsize < 4
+    )
+
+
+def _widened(leaf: Any) -> Any:
+    if _is_half(leaf):
+        return jnp.asarray(leaf, jnp.float32)
+    if not eqx.is_inexact_array(leaf):
+        return leaf
+    return jnp.asarray(leaf, jnp.complex128 if jnp.iscomplexobj(leaf) else jnp.float64)
