@@ -47,12 +47,13 @@ def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
 
 def norms_around(model: PyTree, paths: Iterable[str]) -> dict[str, str]:
     """By path, that of the norm (one of `NORMALISED`) which holds the layer there."""
-    norms: list[str] = []
+    norms: set[str] = set()
+    kinds = tuple(NORMALISED)
 
     def look(keys: KeyPath, node: Any) -> bool:
-        is_norm = issubclass(type(node), tuple(NORMALISED))
+        is_norm = issubclass(type(node), kinds)
         if is_norm:
-            norms.append(path_str(keys))
+            norms.add(path_str(keys))
         return is_norm or is_wrapper(node)
 
     jtu.tree_flatten_with_path(model, is_leaf=look, is_leaf_takes_path=True)
