@@ -227,6 +227,12 @@ def test_arguments_that_make_no_sense_are_refused_before_training(model, batches
         compare(**{**task, **changed})
 
 
+@pytest.mark.parametrize("candidate", [None, 3, eqx.nn.Linear, ["lora", None]])
+def test_what_names_no_adapter_is_no_candidate(model, batches, candidate, unchecked):
+    with pytest.raises(SelectionError, match="among `wrappers` is"):
+        compare(model, loss, batches, ["full", candidate], **SETTINGS)
+
+
 def test_a_model_with_adapters_is_refused(model, batches):
     adapted = Net(model).lora(1, wrapper=ToyScale).module
     with pytest.raises(SelectionError, match=r"(?s)carries adapters already:.*merge_lora"):

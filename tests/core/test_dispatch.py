@@ -326,6 +326,17 @@ def test_an_error_of_ours_in_a_constructor_keeps_its_class_and_gets_the_path(mod
         apply_lora(model, 1, key=getkey(), wrappers=cls)
 
 
+class Uncounted(ToyLinear):
+    @classmethod
+    def stack_ndim(cls, leaf):
+        raise RuntimeError("no axes")
+
+
+def test_a_stack_ndim_that_fails_is_named_with_its_layer_and_path(model, getkey):
+    with pytest.raises(WrapperError, match=r"(?s)Uncounted .*Linear at 'head'.*no axes"):
+        apply_lora(model, 1, key=getkey(), wrappers=Uncounted, target="head")
+
+
 def test_after_a_failing_constructor_a_net_is_as_it_was(model):
     net = Net(model).freeze()
     module, trainable = net.module, net.trainable

@@ -90,6 +90,19 @@ def test_a_template_of_shapes_has_the_mask_of_the_model(adapted, mask_of):
     assert selected(mask_of(template)) == selected(mask_of(adapted))
 
 
+class Listed(eqx.Module):
+    weight: jax.Array
+    names: list[str] = eqx.field(static=True)  # cannot be hashed
+
+
+def test_a_static_field_that_cannot_be_hashed_is_no_obstacle(adapted):
+    model = {"adapted": adapted, "listed": Listed(jnp.ones(2), ["a"])}
+    trains = {f"adapted/{path}" for path in selected(lora_trainable_filter(adapted))}
+    assert selected(lora_trainable_filter(model)) == trains
+    partial = selected(partial_lora_trainable_filter(model))
+    assert partial >= trains | {"listed/weight"}
+
+
 def test_only_inexact_arrays_train_whatever_else_is_a_leaf():
     model = {
         "float": jnp.ones(1),

@@ -338,6 +338,7 @@ def test_a_density_that_keeps_nothing_is_told_with_the_paths(sets, method):
         ({"method": "ties"}, "'ties' needs a `density`"),
         ({"density": 0.5}, "'linear' keeps every entry"),
         ({"majority_sign": "frequency"}, "'linear' elects no sign"),
+        ({"majority_sign": "votes"}, "must be 'total' or 'frequency', but is 'votes'"),
         ({"method": "ties", "density": 0.0}, r"must be in \(0, 1\], but is 0.0"),
         ({"method": "dare_ties", "density": 0.5}, "needs a `key`"),
         ({"method": "svd", "key": jax.random.key(0)}, "'svd' is not random"),

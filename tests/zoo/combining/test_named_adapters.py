@@ -215,6 +215,12 @@ def test_names_that_are_wrong_taken_or_for_nothing(model):
     refused(bare, lambda: bare.activate("one"), "none has a name")
 
 
+@pytest.mark.parametrize("name", [None, 3])
+def test_a_name_is_a_string(model, name, unchecked):
+    net = Net(model).lora(1)
+    refused(net, lambda: net.add_adapter(name), f"must be a string, but is {name}")
+
+
 def test_a_set_that_does_not_fit(model):
     other = eqx.nn.Sequential([eqx.nn.Linear(5, 4, key=jax.random.key(0))] * 3)
     adapters = extract_adapters(Net(other).lora(1).module)
