@@ -33,7 +33,7 @@ from ._mutants import sample
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = ["src/jno/lora", "plugins/jno-lora-zoo/src"]
-FEW, MANY = 12, 150  # tests on a mutant
+FEW, MANY = 12, 100  # tests on a mutant
 SECONDS = 240  # for one run of tests; a mutant that does not end in it is killed
 CONTROL = 20  # how many mutants for each control
 

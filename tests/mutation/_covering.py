@@ -1,7 +1,8 @@
 """Which tests run a line, as `make coverage` recorded."""
 
+import collections
+import functools
 import pathlib
-import random
 from collections.abc import Sequence
 
 from coverage import CoverageData
@@ -25,14 +26,21 @@ class Covering:
     def tests(self, path: pathlib.Path, lines: Sequence[int], most: int) -> list[str]:
         """Up to `most` tests that run one of the lines; of those that run the file, if none does.
 
-        A line that only runs when its module is imported belongs to no test.
+        A line that only runs when its module is imported belongs to no test. Those that run little
+        else come first: they are written for what is there, and quick.
         """
         by_line = self._of(path)
         found = {test for line in lines for test in by_line.get(line, ()) if test}
         if not found:
             found = {test for tests in by_line.values() for test in tests if test}
-        # Their order is random, so that the sample is of many kinds of tests.
-        return random.Random(0).sample(sorted(found), min(most, len(found)))
+        return sorted(found, key=lambda test: (self._breadth[test], test))[:most]
+
+    @functools.cached_property
+    def _breadth(self) -> collections.Counter[str]:
+        """How many lines of all sources each test runs."""
+        files = map(pathlib.Path, self._data.measured_files())
+        lines = [self._of(file.relative_to(self._root)) for file in files]
+        return collections.Counter(test for of in lines for tests in of.values() for test in tests)
 
     def _of(self, path: pathlib.Path) -> dict[int, list[str]]:
         if path not in self._lines:

@@ -1,11 +1,14 @@
 """What can be mutated: wherever an operator of Cosmic Ray could change what the code does."""
 
 import ast
+import itertools
 import pathlib
 import random
 import tempfile
 
 from cosmic_ray.commands import init
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import MutationSpec
 
@@ -25,7 +28,19 @@ def sample(root: pathlib.Path, folders: list[str], size: int, seed: int) -> list
         (m for m in found if not _is_in(m, ignored[m.module_path])),
         key=lambda m: (str(m.module_path), m.start_pos, m.operator_name, m.occurrence),
     )
-    return random.Random(seed).sample(mutants, min(size, len(mutants)))
+    random.Random(seed).shuffle(mutants)
+    return list(itertools.islice(filter(_is_code, mutants), size))
+
+
+def _is_code(mutation: MutationSpec) -> bool:
+    """Whether a mutant is one at all: the `*` among parameters, say, is no product."""
+    operator = get_operator(mutation.operator_name)(**mutation.operator_args)
+    mutant = mutate_code(mutation.module_path.read_text(), operator, mutation.occurrence)
+    try:
+        compile(mutant, str(mutation.module_path), "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 Span = tuple[tuple[int, int], tuple[int, int]]
@@ -46,6 +61,8 @@ def _ignored(tree: ast.Module) -> list[Span]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             nodes.append(node)
         if isinstance(node, ast.Assign) and _is_alias_or_all(node):
+            nodes.append(node)
+        if isinstance(node, ast.AnnAssign) and "TypeAlias" in ast.unparse(node.annotation):
             nodes.append(node)
     return [
         ((n.lineno, n.col_offset), (n.end_lineno or n.lineno, n.end_col_offset or 0))
