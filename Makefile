@@ -123,6 +123,7 @@ clean:
 
 # One command, so that pip takes our own packages from here and not from an index.
 $(VENV)/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	@echo "Setting up $(VENV): some minutes the first time, for JAX and its like are downloaded."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[demo,test,lint]" $(foreach plugin,$(PLUGINS),-e $(plugin))

@@ -233,6 +233,25 @@ def test_what_names_no_adapter_is_no_candidate(model, batches, candidate, unchec
         compare(model, loss, batches, ["full", candidate], **SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": "laiers"}, "selects no layer"),
+        ({"wrappers": ["nobody", "none"]}, "No adapter or variant is called 'nobody'"),
+        ({"rank": [2, 4]}, "rank"),
+        ({"key": 0}, "must be one random key"),
+    ],
+)
+def test_what_keeps_every_candidate_from_the_model_is_said_at_once(
+    model, batches, changed, message, unchecked
+):
+    supply = iter(batches)
+    task = {"model": model, "loss": loss, "batches": supply, **SETTINGS}
+    with pytest.raises(SelectionError, match=message):
+        compare(**{**task, "wrappers": [ToyLinear, "full"], **changed})
+    assert len(list(supply)) == len(batches)
+
+
 def test_a_model_with_adapters_is_refused(model, batches):
     adapted = Net(model).lora(1, wrapper=ToyScale).module
     with pytest.raises(SelectionError, match=r"(?s)carries adapters already:.*merge_lora"):
@@ -286,9 +305,10 @@ def test_half_precision_stays_half(model, batches):
 
 def test_what_it_logs_is_under_the_name_of_the_library(model, batches, caplog):
     with caplog.at_level(logging.DEBUG, logger="jno.lora"):
-        compare(model, loss, batches, ["none", ToyConv], **{**SETTINGS, "steps": 1})
+        compare(model, loss, batches, [ToyLinear, ToyConv], **{**SETTINGS, "steps": 1})
     own = [record for record in caplog.records if record.name.startswith("jno.lora")]
-    assert len(own) == 3
+    names = {record.name for record in own if record.levelno >= logging.INFO}
+    assert names == {"jno.lora.compare"}
     assert any(record.exc_info for record in own)  # the traceback of what failed
     assert not logging.getLogger("jno.lora").handlers
 

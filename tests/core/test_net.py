@@ -5,6 +5,7 @@ import re
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jno.lora import JnoLoraWarning, Net, SelectionError, WrapperError
@@ -160,6 +161,17 @@ def test_a_mask_is_used_up_by_the_next_control(model, control):
     net = Net(model).mask("encoder/0")
     control(net)
     assert selected(net.freeze().trainable) == set()
+
+
+def test_a_mask_that_selects_nothing_names_the_nearest_paths(model):
+    with pytest.warns(JnoLoraWarning, match=r"(?s)'haed' selects nothing.*head/weight"):
+        Net(model).mask("haed").freeze()
+
+
+@pytest.mark.parametrize("key", [0, jnp.zeros(3)])
+def test_a_key_that_is_none_is_refused_at_once(model, unchecked, key):
+    with pytest.raises(SelectionError, match=r"must be one random key"):
+        Net(model, key=key)
 
 
 def test_a_mask_that_selects_nothing_is_used_up_too(model):

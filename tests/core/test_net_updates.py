@@ -229,3 +229,45 @@ def test_a_deep_copy_goes_its_own_way(net):
     assert jnp.array_equal(net.module.head.gain, jnp.ones(2))
     assert jnp.array_equal(other.module.head.gain, jnp.full(2, 2.0))
     assert same(other.unwrap().module, net.unwrap().module)
+
+
+# --- traced arrays
+
+
+def test_a_net_from_outside_keeps_no_tracers(net):
+    trainable, _ = net.partition()
+    before = net.module
+
+    @eqx.filter_jit
+    def step(trainable):
+        net.update(trainable)
+
+    with pytest.raises(SelectionError, match=r"inside of a JAX transformation.*eqx\.combine"):
+        step(trainable)
+    assert net.module is before
+
+
+def test_a_net_from_inside_may_be_updated_there(model):
+    trainable, _ = Net(model).freeze().lora(1, wrapper=ToyScale).partition()
+
+    @eqx.filter_jit
+    def call(trainable):
+        return Net(model).freeze().lora(1, wrapper=ToyScale).update(trainable)(0)
+
+    assert jnp.allclose(call(trainable), model(0), rtol=1e-6)
+
+
+# --- what a tree that does not fit looks like
+
+WHOLES = {
+    "a pair": (lambda net: net.partition(), "It is a pair"),
+    "the whole model": (lambda net: net.module, "the whole model"),
+    "the frozen half": (lambda net: net.partition()[1], "the frozen half"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLES)
+def test_a_tree_that_looks_like_something_else_is_told(net, name):
+    tree, says = WHOLES[name]
+    with pytest.raises(SelectionError, match=says):
+        net.update(tree(net))

@@ -1,8 +1,10 @@
-"""Functions of models refuse a `Net`, which JAX sees as one leaf: no silent empty result."""
+"""Functions of models, ours and those of JAX and Equinox, refuse a `Net`: it is no pytree."""
 
 import inspect
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
 
 import jno.lora
@@ -52,3 +54,34 @@ def test_every_function_of_a_model_is_in_the_table():
     }
     assert functions - takes_a_net <= CALLS.keys()
     assert len(functions) > 14
+
+
+# What Equinox would do to one leaf that is no array: nothing, or with the values of the first call.
+OTHERS = {
+    "filter_jit of it": lambda net: eqx.filter_jit(net)(1),
+    "filter_jit with it": lambda net: eqx.filter_jit(lambda n: n.module.temperature)(net),
+    "filter_grad": lambda net: eqx.filter_grad(lambda n: n.module.temperature)(net),
+    "partition": lambda net: eqx.partition({"inside": net}, eqx.is_array),
+    "tree_at": lambda net: eqx.tree_at(lambda n: n.module, net, None),
+    "inference_mode": eqx.nn.inference_mode,
+    "a net in a model": lambda net: Net([net]),
+    "tree.map": lambda net: jax.tree.map(lambda x: x, net),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_functions_of_pytrees_refuse_a_net_too(name, model):
+    net = Net(model).lora(1, wrapper=ToyLinear)
+    with pytest.raises(SelectionError, match=r"is a handle.*no pytree.*net\.module"):
+        OTHERS[name](net)
+
+
+def test_no_empty_file_is_written_for_a_net(model, tmp_path):
+    with pytest.raises(Exception, match="leaf with path") as error:
+        eqx.tree_serialise_leaves(tmp_path / "net.eqx", Net(model))
+    assert isinstance(error.value.__cause__, SelectionError)
+
+
+def test_a_net_may_be_closed_over(model):
+    net = Net(model).lora(1, wrapper=ToyLinear)
+    assert jnp.allclose(jax.jit(lambda token: net(token))(0), net(0), rtol=1e-6)

@@ -145,7 +145,7 @@ def task():
     }
 
 def with_a_failure():
-    return {**task(), "wrappers": ["none", "nobody"], "steps": 1}
+    return {**task(), "wrappers": ["lora", "nobody"], "steps": 1}
 
 class Interrupting(jno.lora.LoRALinear):
     def __init__(self, base, rank, alpha, *, key):
@@ -186,7 +186,7 @@ def test_compare_exits_with_1_if_a_candidate_failed_and_shows_the_others(run, ta
     pytest.importorskip("optax")
     code, text = run("compare", f"{task}:with_a_failure")
     assert code == 1
-    assert "none" in text and "nobody: SelectionError" in text
+    assert "lora" in text and "nobody: SelectionError" in text
 
 
 def test_compare_that_is_interrupted_shows_what_is_finished(run, task):

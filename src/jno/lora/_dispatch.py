@@ -134,7 +134,7 @@ def plan_lora(
 
 def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
     """Build the adapters of `plan` and put them into `model`."""
-    _check_key(key)
+    check_key(key)
     chosen = {row.keys: row for row in plan.wrapped}
     warn_of_what_was_left_out(plan)
     if not chosen:
@@ -208,7 +208,8 @@ def _check_rank(rank: Any) -> None:
         raise SelectionError(f"`rank` must not be negative, but is {rank}.")
 
 
-def _check_key(key: Any) -> None:
+def check_key(key: Any) -> None:
+    """**Raises:** `SelectionError` for what is no key of `jax.random`."""
     is_array = isinstance(key, jax.Array | np.ndarray)
     if is_array and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.tree_util as jtu
 
 from ._errors import SelectionError
 
@@ -12,7 +13,25 @@ T = TypeVar("T")
 
 
 class Handle:
-    """The base class of `Net`. No fields."""
+    """The base class of `Net`. No fields.
+
+    JAX takes what it does not know for one leaf, and Equinox for a constant: of a net that was
+    trained since, `filter_jit` would go on computing with former values, and a file would be empty.
+    So every tree function refuses it.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        jtu.register_pytree_node(cls, _refuse_to_flatten, lambda _, children: children)
+
+
+def _refuse_to_flatten(net: Handle) -> Any:
+    name = type(net).__name__
+    raise SelectionError(
+        f"A {name} is a handle on a model and no pytree, but was given to a function of pytrees "
+        "(of JAX, Equinox or optax), alone or inside of something else. Give it the model, "
+        "`net.module`, or a part that `net.partition()` returns."
+    )
 
 
 def refuse_net(model: Any, function: str) -> None:

@@ -245,3 +245,11 @@ def test_an_update_of_full_rank_needs_to_know_how_much_to_keep():
 def test_arguments_that_make_no_sense(arguments, message, unchecked):
     with pytest.raises(SelectionError, match=message):
         to_lora(layers(), **arguments)
+
+
+def test_a_set_has_no_layers_to_convert_for():
+    adapters = extract_adapters(trained(layers(), "dora", 1))
+    with pytest.raises(SelectionError, match="to_lora takes a model, but was given an AdapterSet"):
+        to_lora(adapters, energy=0.9)
+    with pytest.raises(SelectionError, match="extract_adapters takes a model"):
+        extract_adapters(adapters)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._contract import LoRAWrapper
-from .._errors import SelectionError
+from .._errors import JnoLoraError, SelectionError
 from .._extras import imported_for
 from .._net import Net
 from .._registry import Registry
@@ -79,12 +79,13 @@ def compare(
         without it the final loss does.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
 
-    **Returns:** a `Comparison`. A candidate that cannot be trained is a row with its error.
+    **Returns:** a `Comparison`. A candidate that cannot be trained is a row with its error, if
+    another adapter can be.
 
-    **Raises:** `SelectionError` if the arguments make no sense (a model that carries adapters, no
-    batches, batches of different shapes, a loss that is no scalar); `MissingLibraryError` without
-    optax (the extra `compare`) if there is no `optimizer`; what `loss` raises on the model as it
-    is.
+    **Raises:** what `Net.lora` does, if none of the adapters can be put into the model;
+    `SelectionError` if the arguments make no sense (a model that carries adapters, no batches,
+    batches of different shapes, a loss that is no scalar); `MissingLibraryError` without optax (the
+    extra `compare`) if there is no `optimizer`; what `loss` raises on the model as it is.
     """
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
@@ -99,6 +100,8 @@ def compare(
         raise SelectionError(
             "`optimizer` has a learning rate of its own: leave `learning_rate` out, or it."
         )
+    asked = {"alpha": alpha, "target": target, "options": options}
+    _check_plans(Net(model, key=key, registry=registry), candidates, rank, asked)
     # Only now, for it may use up an iterator.
     kept = list(itertools.islice(batches, steps))
     check_batches(kept)
@@ -111,7 +114,7 @@ def compare(
         net.freeze()
         if candidate == NONE:
             return net
-        return net.lora(rank, alpha, target=target, wrapper=candidate, options=options)
+        return net.lora(rank, wrapper=candidate, **asked)
 
     contest = _Contest(adapted, loss, kept, steps, optimizer, rates, score)
     rows: list[ComparisonRow] = []
@@ -126,6 +129,24 @@ def compare(
     except KeyboardInterrupt:
         interrupted = True
     return Comparison(tuple(rows), steps, interrupted, rates)
+
+
+def _check_plans(
+    net: Net, candidates: Sequence[Candidate], rank: int, asked: Mapping[str, Any]
+) -> None:
+    """**Raises:** what keeps the first adapter from the model, if something keeps all of them."""
+    errors: list[JnoLoraError] = []
+    for candidate in candidates:
+        if candidate in (FULL, NONE):
+            continue
+        try:
+            net.plan(rank, wrapper=candidate, **asked)
+        except JnoLoraError as err:
+            errors.append(err)
+        else:
+            return
+    if errors:
+        raise errors[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """What a `Net` refuses before it changes."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import equinox as eqx
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._errors import SelectionError
-from .._paths import bullets, path_str, show_path
+from .._paths import FEW, bullets, path_str, show_array, show_path
 from .._plan import Plan
 
 
@@ -60,13 +63,13 @@ def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
     wrong += [f"{show_path(p)}: not a trainable leaf of this net" for p in got.keys() - want]
     for path in want.keys() & got.keys():
         old, new = want[path], got[path]
-        before = f"{old.dtype}{list(old.shape)}"
-        after = f"{new.dtype}{list(new.shape)}" if eqx.is_array(new) else repr(new)
+        before, after = show_array(old), show_array(new) if eqx.is_array(new) else repr(new)
         if before != after:
             wrong.append(f"{show_path(path)}: expected {before}, got {after}")
     if wrong:
         raise SelectionError(
-            f"The update does not fit this net:\n{bullets(sorted(wrong))}\n{advice}"
+            f"The update does not fit this net{_whole(want, got, given)}:\n"
+            f"{bullets(sorted(wrong), FEW)}\n{advice}"
         )
     if jtu.tree_structure(expected) != jtu.tree_structure(given):
         raise SelectionError(f"The update has other classes or static fields. {advice}")
@@ -76,3 +79,24 @@ def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
             "this update may hold the values of the former ones. Update the net before its "
             "adapters are exchanged, or train what another `net.partition()` returns."
         )
+
+
+def _whole(want: Mapping[str, Any], got: Mapping[str, Any], given: PyTree) -> str:
+    """What a tree that does not fit looks like as a whole, if it looks like something."""
+    if type(given) is tuple and len(given) == 2:
+        return ". It is a pair: both halves that `net.partition()` returned?"
+    if got.keys() > want.keys():
+        return ". It holds all that trains, and more: the whole model?"
+    if got and not got.keys() & want.keys():
+        return ". None of it trains here: the frozen half, or from before a merge?"
+    return ""
+
+
+def refuse_traced(verb: str) -> None:
+    """**Raises:** `SelectionError`: a net from outside of a transformation would keep tracers."""
+    raise SelectionError(
+        f"net.{verb}(...) was called inside of a JAX transformation (jit, grad, vmap), whose "
+        "values are gone when it ends. In there, put the model together with "
+        "`eqx.combine(trainable, frozen)`, and update the net with what the transformed function "
+        "returns."
+    )

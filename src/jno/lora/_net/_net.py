@@ -9,11 +9,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._checkpoint import Classes, FilePath
 from .._contract import is_wrapper
-from .._dispatch import carry_out, plan_lora
+from .._dispatch import carry_out, check_key, plan_lora
 from .._errors import JnoLoraWarning, SelectionError
 from .._handle import Handle, refuse_net
 from .._plan import Plan
@@ -22,7 +23,13 @@ from .._reports import LoraReport, count, report_on
 from .._selection import MaskLike, SpecLike, WrapperLike, parse_mask
 from .._sets import AdapterSet
 from .._trainability import may_train
-from ._checks import check_update, refuse_disabled, refuse_if_only_adapted, refuse_mask
+from ._checks import (
+    check_update,
+    refuse_disabled,
+    refuse_if_only_adapted,
+    refuse_mask,
+    refuse_traced,
+)
 from ._files import left_out_of_a_file, with_adapters_of, write_adapters
 from ._named import NamedAdapters
 from ._state import NetState
@@ -60,6 +67,11 @@ class Net(Handle):
         in a call, the seed is 0. A layer's values depend on the key and on its path alone, so a
         layer that is merged and adapted again needs another key to start from other values.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
+
+    A net is no pytree: give `net.module`, or what `net.partition()` returns, to functions of JAX
+    and Equinox, which refuse the net itself.
+
+    **Raises:** `SelectionError` if `key` is no key, or `model` a `Net` or a tree that holds one.
     """
 
     def __init__(
@@ -68,6 +80,7 @@ class Net(Handle):
         refuse_net(model, "Net")
         self._registry = default_registry() if registry is None else registry
         self._key = jax.random.key(0) if key is None else key
+        check_key(self._key)
         self._now = NetState.of(model)
         self._mask: MaskLike | None = None
         self._named = NamedAdapters()
@@ -213,12 +226,15 @@ class Net(Handle):
 
         **Raises:** `SelectionError` that lists the leaves that are missing, unexpected, or of
         another shape or dtype; or if other adapters were put into the model (by `activate`,
-        `load_adapters`, ...) after the last call of `partition`.
+        `load_adapters`, ...) after the last call of `partition`; or if the arrays are traced, and
+        those that `partition` returned were not.
         """
         self._refuse_disabled("update")
         expected, frozen = eqx.partition(self.module, self.trainable)
         outdated = self._given not in (_NEVER, self._now.whose)
         check_update(expected, trainable, outdated=outdated)
+        if self._given is not _NEVER and _is_traced(trainable) and not _is_traced(expected):
+            refuse_traced("update")
         self._now = dataclasses.replace(self._now, module=eqx.combine(trainable, frozen))
         return self
 
@@ -439,3 +455,7 @@ class Net(Handle):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Net":
         # All that it holds is immutable, and JAX's own functions do not survive a deep copy.
         return copy.copy(self)
+
+
+def _is_traced(tree: PyTree) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

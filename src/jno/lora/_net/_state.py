@@ -6,10 +6,12 @@ import re
 from collections.abc import Container, Mapping
 
 import jax
+import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._contract import is_wrapper
 from .._merge import merge_lora
+from .._paths import bullets, nearest, path_str, show_path
 from .._selection import MaskLike, parse_mask
 from .._trainability import (
     carry_to_adapted,
@@ -83,9 +85,20 @@ class NetState:
         selected = jax.tree.map(operator.and_, chosen, possible)
         warning = None
         if mask is not None and not any(jax.tree.leaves(selected)):
-            shown = repr(mask) if isinstance(mask, str | re.Pattern) else "given"
-            warning = f"The mask {shown} selects nothing that could train; nothing was changed."
+            warning = _selects_nothing(mask, possible)
         trainable = jax.tree.map(
             lambda before, now: train if now else before, self.trainable, selected
         )
         return dataclasses.replace(self, trainable=trainable), warning
+
+
+def _selects_nothing(mask: MaskLike, possible: PyTree[bool]) -> str:
+    regex = mask.pattern if isinstance(mask, re.Pattern) else mask
+    if not isinstance(regex, str):
+        return "The mask given selects nothing that could train; nothing was changed."
+    paths = [path_str(keys) for keys, could in jtu.tree_leaves_with_path(possible) if could]
+    near = map(show_path, nearest(regex, paths))
+    return (
+        f"The mask {regex!r} selects nothing that could train; nothing was changed. The nearest "
+        f"paths are:\n{bullets(near)}"
+    )

@@ -130,6 +130,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     that holds a slash), which no file and no set could tell apart; or if `model` is a `Net`.
     """
     refuse_net(model, "extract_adapters")
+    refuse_set(model, "extract_adapters", "It is what `extract_adapters` returns already.")
     found: dict[str, LooseAdapter] = {}
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
         if not is_wrapper(node):
@@ -142,6 +143,12 @@ def extract_adapters(model: PyTree) -> AdapterSet:
         form = LayerForm.of(node.base, ndim)
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
     return AdapterSet(found)
+
+
+def refuse_set(model: Any, function: str, advice: str) -> None:
+    """**Raises:** `SelectionError` if `model` is a set of adapters, in which there is no layer."""
+    if isinstance(model, AdapterSet):
+        raise SelectionError(f"{function} takes a model, but was given an AdapterSet. {advice}")
 
 
 def _array(form: tuple[tuple[int, ...], str] | None) -> str:

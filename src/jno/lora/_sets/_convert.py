@@ -18,6 +18,7 @@ from .._precision import at_least_float32
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer, sharded_like
 from .._stacking import over_stack
+from ._adapter_set import refuse_set
 from ._low_rank import (
     Factors,
     Triplets,
@@ -69,6 +70,11 @@ def to_lora(
     than the matrix that LoRA adds to.
     """
     refuse_net(model, "to_lora")
+    refuse_set(
+        model,
+        "to_lora",
+        "What an update is can depend on the layer: extract_adapters(to_lora(model, ...)[0])",
+    )
     _check(rank, energy)
     nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
     if not any(is_wrapper(node) for _, node in nodes):
