@@ -143,6 +143,14 @@ def test_doctor_misses_the_zoo(discovering):
     assert 'pip install "jno-lora[zoo]"' in run("doctor", code=1)
 
 
+def test_doctor_says_who_blocked_the_zoo(discovering, monkeypatch):
+    discovering.install_zoo()
+    monkeypatch.setenv("JNO_LORA_BLOCK", "jno-lora-zoo")
+    text = " ".join(run("doctor", code=1).split())
+    assert "has no adapters to use: jno-lora-zoo is blocked" in text
+    assert "pip install" not in text
+
+
 def test_doctor_notices_slow_plugins(discovering):
     discovering.install_zoo()
     discovering.install("sleepy", "import time\ntime.sleep(1.1)\n" + GOOD)

@@ -19,6 +19,7 @@ from jno.lora.testing import (
     standard_cases,
     wrapper_checks,
 )
+from jno.lora.testing._conformance import relative_error
 
 
 def update(wrapper):
@@ -448,3 +449,10 @@ def test_cases_are_named_after_their_wrapper_unless_named():
     case = case_of(Good)
     assert str(case) == "Good"
     assert str(dataclasses.replace(case, name="other")) == "other"
+
+
+def test_outputs_of_other_shapes_are_infinitely_far_apart():
+    assert relative_error(jnp.ones(3), jnp.ones((1, 3))) == float("inf")
+    assert relative_error([jnp.ones(3)], [jnp.ones(3), jnp.ones(3)]) == float("inf")
+    assert relative_error(jnp.ones((0, 3)), jnp.ones((0, 3))) == 0.0
+    assert relative_error(jnp.full(2, jnp.nan), jnp.ones(2)) == float("inf")

@@ -100,7 +100,11 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_that_has_an_exact_form_is_written_in_it(variant, tmp_path):
     plain = layers(use_bias=False)
-    model = trained(plain, variant, target="fc" if variant in ("dora", "ia3") else "fc|grouped")
+    if variant == "ia3":  # PEFT scales the bias of a layer too
+        plain["conv"] = eqx.nn.Conv2d(2, 4, (3, 2), use_bias=False, key=KEY)
+    # PEFT's DoRA takes no groups, and its IA3 no convolution of one axis.
+    target = "fc|conv" if variant in ("dora", "ia3") else "fc|conv|grouped"
+    model = trained(plain, variant, target=target)
     save_peft(model, tmp_path)
     config, _ = read(tmp_path)
     flag = VARIANTS[variant]

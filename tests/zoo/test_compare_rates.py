@@ -151,3 +151,7 @@ WRONG = {
 def test_a_rate_that_cannot_train_is_refused(model, batches, rates):
     with pytest.raises(SelectionError, match="must be a positive number, or several"):
         compared(model, batches, learning_rate=rates)
+
+
+def test_of_one_rate_there_is_no_best(model, batches):
+    assert "best of the rates" not in str(compared(model, batches, learning_rate=0.1))

@@ -14,6 +14,7 @@ from zoo_cases import adapters, assert_close, build, equal_leaves, perturb
 from zoo_cases.layers import matrix_of
 
 from jno.lora import lora_trainable_filter
+from jno_lora_zoo._random import uniform_matrix
 
 
 def wrapper_of(adapter, base, seed):
@@ -196,3 +197,16 @@ def test_the_rank_may_exceed_the_sizes(adapter, base):
     b, d = (np.asarray(x).astype(np.float64) for x in (wrapper.b, wrapper.d))
     update = 3.0 / 50 * np.diag(b) @ B @ np.diag(d) @ A
     assert_close(matrix_of(wrapper.merge()) - base.matrix(), update, 1e-5)
+
+
+def test_the_matrices_of_a_seed_never_change():
+    # A file holds the seed and not the matrices: other ones would be another adapter.
+    seed = jnp.array([1, 2, 3, 250], jnp.uint8)
+    A = uniform_matrix(seed, 0, (2, 3), 1.0, jnp.float32)
+    B = uniform_matrix(seed, 1, (2, 3), 1.0, jnp.float32)
+    assert_close(
+        A, [[-1.31418943, -0.97564864, 0.20427014], [-0.92542118, 1.02217078, -1.25578117]], 1e-6
+    )
+    assert_close(
+        B, [[-1.31315064, 1.34948862, 1.50826573], [0.31425896, -0.01218945, -1.13610446]], 1e-6
+    )
