@@ -1,22 +1,25 @@
 """The command line's plugins, adapters, doctor, new and check, with plugins whole and broken."""
 
 import errno
+import importlib
 import io
 import json
 import subprocess
 import sys
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
 import jno.lora._registry._registry as registry_module
-from jno.lora import apply_lora, save_adapters
+from jno.lora import LoRAWrapper, apply_lora, save_adapters
 from jno.lora._cli import cli
 from jno.lora._commands import inspection
 from jno.lora._registry import Registry
+from jno.lora.testing import CHECKS, run_checks, standard_cases
 
 from .toys import ToyLinear
 
@@ -140,7 +143,8 @@ def test_doctor_reports_failures_with_tracebacks(discovering):
 
 
 def test_doctor_misses_the_zoo(discovering):
-    assert 'pip install "jno-lora[zoo]"' in run("doctor", code=1)
+    text = run("doctor", code=1)
+    assert 'pip install "jno-lora[zoo]"' in text and "1 trouble found." in text
 
 
 def test_doctor_says_who_blocked_the_zoo(discovering, monkeypatch):
@@ -265,6 +269,39 @@ def test_new_refuses_names_that_make_no_package(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["lora", "LoRA-FA", "lora_in_norm", "IA3", "DoRALinear", "auto"])
+def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, tmp_path):
+    text = run("new", name, "--output", str(tmp_path), code=1)
+    assert "ambiguous" in text and "such as my-" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("kit-gain", lambda key: eqx.nn.Linear(6, 4, key=key)),
+        ("kit-embedding", lambda key: eqx.nn.Embedding(6, 4, key=key)),
+    ],
+)
+def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(name, make, tmp_path, getkey):
+    run("new", name, "--output", str(tmp_path))
+    (code,) = tmp_path.rglob("src/*/__init__.py")
+    sys.path.insert(0, str(code.parent.parent))
+    try:
+        module = importlib.import_module(code.parent.name)
+    finally:
+        sys.path.remove(str(code.parent.parent))
+    (adapter,) = (
+        v for v in vars(module).values() if v.__class__ is type(LoRAWrapper) and v.variant
+    )
+    for result in run_checks(standard_cases(adapter)[0]):
+        assert result.error is None
+        assert result.not_applicable is None or result.check == "parameter-count"
+    stack = eqx.filter_vmap(make)(jax.random.split(getkey(), 3))
+    adapted = apply_lora([stack], 2, key=getkey(), wrappers=adapter)
+    assert adapted[0].left.shape[0] == 3
+
+
 @pytest.mark.parametrize(("name", "layer"), [("gain", "Linear"), ("embedding-gain", "Embedding")])
 def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
     run("new", name, "--output", str(tmp_path))
@@ -298,8 +335,10 @@ def test_a_reader_that_has_enough_is_no_error(monkeypatch):
 def test_check_runs_the_kit_on_a_class(site, monkeypatch):
     module = site.install("whole", GOOD)
     text = run("check", f"{module}:Shift")
-    assert "0 of" in text
-    assert "Shift-Linear" in text
+    checks = len(CHECKS) - 2  # it claims no stacks, and no number of parameters is known
+    assert text.startswith(f"0 of {checks} checks fail\n")
+    (row,) = (line.split(maxsplit=3) for line in text.splitlines() if "Shift-Linear" in line)
+    assert row == ["Shift-Linear", f"{checks}/{checks}", "-", "parameter-count, stacked-layers"]
 
 
 def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(discovering):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import io_callback
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, WrapperError
 from jno.lora.testing import (
     CHECKS,
     ConformanceError,
@@ -406,6 +406,69 @@ def test_each_check_catches_its_broken_adapter(name):
     assert set(failed) <= {name, *others}
     assert f"[{name}] {wrapper.__name__}" in str(failed[name])
     assert "What to do" in str(failed[name]) or "What is checked" in str(failed[name])
+
+
+class ForgetsStackNdim(Good):
+    """Claims stacks, and cannot take one for a layer."""
+
+    @classmethod
+    def stack_ndim(cls, leaf):
+        return 0
+
+    def __init__(self, base, rank, alpha, *, key):
+        outputs, inputs = base.weight.shape
+        Good.__init__(self, base, min(rank, outputs, inputs), alpha, key=key)
+
+
+def test_an_adapter_that_claims_stacks_without_stack_ndim_is_told_to_define_it():
+    with pytest.raises(ConformanceError, match="too many values") as error:
+        wrapper_checks(case_of(ForgetsStackNdim))["stacked-layers"]()
+    assert "whose `stack_ndim` is 0" in str(error.value)
+    assert "What to do: define `stack_ndim(leaf)`" in str(error.value)
+
+
+class RefusesStacks(Good):
+    def __init__(self, base, rank, alpha, *, key):
+        raise RuntimeError("for another reason")
+
+
+def test_a_failure_that_is_not_for_want_of_stack_ndim_is_no_such_advice():
+    with pytest.raises(ConformanceError, match="for another reason") as error:
+        wrapper_checks(case_of(RefusesStacks))["stacked-layers"]()
+    assert "What to do" not in str(error.value)
+
+
+class OneLayerOnly(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        return Good.applies_to(leaf) and leaf.weight.ndim == 2
+
+
+def test_a_check_that_has_nothing_to_see_is_not_applicable_and_says_why():
+    case = dataclasses.replace(case_of(OneLayerOnly), parameters=None)
+    found = {r.check: r.not_applicable for r in run_checks(case) if r.not_applicable is not None}
+    assert found == {
+        "parameter-count": "the case has no `parameters`",
+        "stacked-layers": "the adapter does not claim stacked layers",
+    }
+
+
+class Unmergeable(Good):
+    def merge(self):
+        raise WrapperError("there is no such weight")
+
+
+def test_what_needs_a_merged_layer_is_not_applicable_without_one():
+    case = dataclasses.replace(case_of(Unmergeable), mergeable=False)
+    checks = wrapper_checks(case)
+    for name in ("merge-equals-call", "merge-gradients"):
+        assert checks[name]() == "the adapter cannot be merged"
+    assert checks["merge-restores-form"]() is None
+
+
+def test_a_layer_of_which_nothing_can_be_cut_has_no_sharding_to_check():
+    case = dataclasses.replace(case_of(Good), base=lambda key: eqx.nn.Identity())
+    assert "no array that could be cut" in wrapper_checks(case)["sharding"]()
 
 
 def test_every_check_has_a_broken_adapter():

@@ -161,9 +161,48 @@ def test_an_array_among_the_options_that_is_kept_as_a_static_field_is_warned_of(
     assert merge_lora(adapted).head.weight[0, 0] == 2 * model.head.weight[0, 0]
 
 
-def test_an_option_that_the_constructor_lacks_is_an_error_naming_it_and_the_path(model, getkey):
-    with pytest.raises(WrapperError, match=r"ToyLinear .*'encoder/0'.*strat"):
-        apply_lora(model, 1, key=getkey(), wrappers=ToyLinear, options={"strat": 1})
+@pytest.mark.parametrize(
+    ("wrapper", "said"),
+    [
+        (Keeping, "has no option 'kpt'; did you mean 'kept'? Its options: kept."),
+        (ToyLinear, "has no option 'kpt'. Its options: none."),
+    ],
+)
+def test_an_option_that_the_adapter_lacks_is_named_with_the_nearest(model, getkey, wrapper, said):
+    with pytest.raises(SelectionError) as caught:
+        apply_lora(model, 1, key=getkey(), wrappers=wrapper, options={"kpt": 1})
+    where = f"{wrapper.__name__}, the adapter for the Linear at 'encoder/0', "
+    assert str(caught.value) == where + said
+
+
+@pytest.mark.parametrize("given", ["base", "rank", "alpha", "key"])
+def test_what_the_call_itself_gives_is_no_option(model, getkey, given):
+    with pytest.raises(SelectionError, match=f"no option '{given}'.* Its options: kept"):
+        apply_lora(model, 1, key=getkey(), wrappers=Keeping, options={given: 1})
+
+
+def test_options_are_checked_before_any_adapter_is_built(model, getkey):
+    built = []
+
+    class Counting(ToyLinear):
+        def __init__(self, base, rank, alpha, *, key):
+            built.append(base)
+            ToyLinear.__init__(self, base, rank, alpha, key=key)
+
+    specs = [{"target": "encoder"}, {"target": "head", "options": {"kpt": 1}}]
+    with pytest.raises(SelectionError, match="'head'"):
+        apply_lora(model, 1, key=getkey(), wrappers=Counting, specs=specs)
+    assert not built
+
+
+def test_a_constructor_may_take_whatever_options_it_is_given(model, getkey):
+    class Open(Keeping):
+        def __init__(self, base, rank, alpha, *, key, **options):
+            Keeping.__init__(self, base, rank, alpha, key=key, kept=len(options))
+
+    options = {"anything": 1}
+    adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=Open, options=options)
+    assert adapted.head.kept == 1
 
 
 # --- keys

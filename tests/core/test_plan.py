@@ -88,6 +88,11 @@ def test_a_plan_prints_as_a_table(model, getkey):
         assert part in text
 
 
+def test_one_candidate_is_one_layer(getkey):
+    plan = plan_lora(eqx.nn.Linear(2, 2, key=getkey()), 1, wrappers=ToyLinear)
+    assert repr(plan) == "Plan(1 of 1 candidate layer would be wrapped)"
+
+
 def test_a_plan_is_a_sequence_of_rows_and_changes_nothing(model):
     plan = plan_lora(model, 1, wrappers=ToyLinear)
     assert len(plan) == len(list(plan)) == len(plan.rows)
@@ -116,7 +121,50 @@ def test_a_target_of_layers_that_the_wrapper_cannot_adapt_lists_those_it_can(mod
         plan_lora(model, 1, target="embedding", wrappers=ToyLinear)
     message = str(caught.value)
     assert "nearest paths" not in message
+    first, matched = message.split("It matches these, but none of its wrappers adapts them:\n")
+    assert first.count("\n") == 1  # this is said first
+    assert matched.startswith("  - embedding: Embedding\n")
+    assert '`wrapper="auto"` asks every installed adapter' in matched
     assert "can adapt are:\n  - encoder/0\n  - encoder/1\n  - head\n" in message
+
+
+def test_what_the_target_matches_is_told_with_the_reason_why_it_is_not_adapted(model):
+    class Fussy(ToyLinear):
+        @classmethod
+        def why_not(cls, leaf):
+            return "it looks up rows" if isinstance(leaf, eqx.nn.Embedding) else None
+
+    with pytest.raises(SelectionError, match=r"  - embedding: Embedding \(it looks up rows\)\n"):
+        plan_lora(model, 1, target="embedding", wrappers=Fussy)
+
+
+def test_many_layers_that_no_wrapper_adapts_are_counted(getkey):
+    norms = [eqx.nn.LayerNorm(2) for _ in range(20)]
+    with pytest.raises(
+        SelectionError, match=r"  - 0: LayerNorm\n(?s:.*)  - \.\.\. and 8 more\n"
+    ) as caught:
+        plan_lora(norms, 1, target=".", wrappers=ToyLinear)
+    assert str(caught.value).count("LayerNorm") == 12  # and are not listed a second time
+
+
+@pytest.mark.parametrize("other", ["nothing", "embedding"])
+def test_a_spec_is_told_which_layers_its_own_wrappers_do_not_adapt(model, other):
+    specs = [{"target": f"{other}|head", "wrapper": [UserEmbedding, ToyLinear]}]
+    specs.append({"target": "embedding", "wrapper": ToyLinear})
+    with pytest.raises(SelectionError) as caught:
+        plan_lora(model, 1, specs=specs)
+    message = str(caught.value)
+    assert message.startswith("specs[1] (target 'embedding', wrapper ToyLinear)")
+    assert "none of its wrappers adapts them:\n  - embedding: Embedding\n" in message
+    assert "taken" not in message
+
+
+def test_the_nearest_paths_are_those_of_adaptable_layers_before_others(getkey):
+    model = {"head": eqx.nn.LayerNorm(2), "heads": eqx.nn.Linear(2, 2, key=getkey())}
+    with pytest.raises(SelectionError) as caught:
+        plan_lora(model, 1, target="haed", wrappers=ToyLinear)
+    nearest = str(caught.value).split("The nearest paths are:\n")[1]
+    assert nearest.startswith("  - heads\n  - head: LayerNorm, no wrapper applies\n")
 
 
 def test_a_wrapper_that_applies_nowhere_lists_the_layers_there_are(model):

@@ -87,7 +87,7 @@ def test_where_an_adapter_comes_from_is_shown(model, getkey, registry):
 def test_it_prints_as_a_table(model, getkey):
     adapted = apply_lora(model, 2, 8.0, key=getkey(), target="head", wrappers=ToyLinear)
     text = str(lora_report(adapted))
-    assert "1 adapted layers" in text
+    assert "1 adapted layer\n" in text
     (line,) = (line for line in text.splitlines() if "ToyLinear" in line)
     assert line.split() == ["head", "Linear", "ToyLinear", "2", "8", "10", "18"]
     assert "10 of 58 parameters train (17.24 %)" in text

@@ -106,6 +106,16 @@ def test_adapter_dtype_is_that_of_the_adapter_only(adapter, base, dtype):
         assert_close(actual, expected(*base.arguments()), 2e-5)
 
 
+@pytest.mark.parametrize("given", ["f32", "int8", jnp.int8, 3, "complex64"])
+@pytest.mark.parametrize(
+    "adapter", [a for a in ADAPTERS if a.kind == "Linear"], ids=lambda a: a.name
+)
+def test_an_adapter_dtype_in_which_nothing_could_train_is_refused(adapter, given):
+    with pytest.raises(ValueError, match="`adapter_dtype` must be a floating dtype") as caught:
+        build(adapter, case("Linear", "plain"), adapter_dtype=given)
+    assert str(caught.value).endswith(f"but is {given!r}")
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
 def test_double_precision_is_kept(adapter):
     base = case(adapter.kind, "plain")

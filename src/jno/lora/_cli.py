@@ -108,7 +108,8 @@ def doctor(ctx: click.Context) -> None:
         click.echo(f"{name:<{width}}  {value}")
     for trouble in diagnosis.troubles:
         click.echo(f"\nTROUBLE: {trouble}")
-    click.echo(f"\n{len(diagnosis.troubles)} troubles found.")
+    count = len(diagnosis.troubles)
+    click.echo(f"\n{count} {'trouble' if count == 1 else 'troubles'} found.")
     ctx.exit(1 if diagnosis.troubles else 0)
 
 

@@ -1,6 +1,8 @@
 """The dispatcher: plans by one walk over the model, builds adapters and puts them in place."""
 
 import contextlib
+import difflib
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -70,8 +72,8 @@ def apply_lora(
     nothing else is selected, that is a warning.
 
     **Raises:** `SelectionError` if a target or spec selects nothing or an argument makes no sense
-    (such as a `Net` for the model), `PluginError` if a named plugin cannot be used, `WrapperError`
-    if an adapter's constructor fails (naming the path).
+    (such as a `Net` for the model, or an option that the adapter lacks), `PluginError` if a named
+    plugin cannot be used, `WrapperError` if an adapter's constructor fails (naming the path).
     """
     refuse_net(model, "apply_lora")
     _check_rank(rank)
@@ -164,6 +166,8 @@ def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> lis
         settings = (row.wrapper, row.rank, row.alpha, ndim, id(row.options))
         alike.setdefault(settings, []).append(index)
     calls: list[Any] = [None] * len(rows)
+    for members in alike.values():
+        _check_options(rows[members[0]])
     for (*settings, _), members in alike.items():
         shared = (*settings, dict(rows[members[0]].options), key)
         items = [(layers[i], np.asarray(stable_hash(rows[i].path), np.uint32)) for i in members]
@@ -173,6 +177,25 @@ def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> lis
     is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((key, layers[:1])))
     with contextlib.closing(tracked(calls, "Adapting layers", show=not is_traced)) as steps:
         return [_built(*call) for call in steps]
+
+
+def _check_options(row: PlanRow) -> None:
+    """**Raises:** `SelectionError` for an option that the constructor of `row.wrapper` lacks."""
+    cls: Any = row.wrapper
+    _, *parameters = inspect.signature(cls.__init__).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    # The dispatcher itself gives the first three (layer, rank, alpha) and the key.
+    known = [p.name for p in parameters[3:] if p.kind in named and p.name != "key"]
+    for name in row.options:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            raise SelectionError(
+                f"{cls.__name__}, the adapter for the {row.layer} at {show_path(row.path)!r}, has "
+                f"no option {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} "
+                f"Its options: {', '.join(known) or 'none'}."
+            )
 
 
 def _built(row: PlanRow, calls: Calls, place: int) -> LoRAWrapper:

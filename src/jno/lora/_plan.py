@@ -94,7 +94,8 @@ class Plan(Printed):
         return f"Plan({self._title()})"
 
     def _title(self) -> str:
-        return f"{len(self.wrapped)} of {len(self.rows)} candidate layers would be wrapped"
+        layers = "layer" if len(self.rows) == 1 else "layers"
+        return f"{len(self.wrapped)} of {len(self.rows)} candidate {layers} would be wrapped"
 
     def _table(self) -> Table:
         columns = [("path", "left"), ("layer", "left"), ("plan", "left"), ("from", "left")]

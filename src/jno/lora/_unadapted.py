@@ -5,7 +5,7 @@ import warnings
 from ._contract import LoRAWrapper
 from ._errors import JnoLoraWarning, SelectionError
 from ._paths import FEW, bullets, nearest, show_path
-from ._plan import NORMALISED, Plan, PlanRow
+from ._plan import NORMALISED, Plan, PlanRow, PlanStatus
 from ._selection import Spec
 from ._walk import Walk
 
@@ -14,6 +14,10 @@ _WHY_REFUSED = (
     "weight that an adapter would add to, so that the adapter would be rescaled or bypassed. To "
     "adapt norm and layer as one, the update inside the norm, ask for it: "
     'wrapper=["lora", "lora-in-norm"].'
+)
+_OTHER_ADAPTERS = (
+    '`wrapper="auto"` asks every installed adapter that has `auto = True`; others are asked for by '
+    "name (`jno-lora adapters` lists them)."
 )
 
 
@@ -24,9 +28,19 @@ def check_every_spec_matched(specs: tuple[Spec, ...], walk: Walk, rows: list[Pla
     for index, spec in enumerate(specs):
         if index in accounted:
             continue
-        open_to = ("wrapped", "target does not match", "mask does not select")
+        open_to: tuple[PlanStatus, ...] = (
+            "wrapped",
+            "target does not match",
+            "mask does not select",
+        )
         adaptable = [row.path for row in rows if row.status in open_to]
         lines = [f"{spec.describe()} selects no layer."]
+        # Without a target it matches everything, which is listed below where it is the reason.
+        unclaimed = [] if spec.target is None else walk.unclaimed_by(index)
+        if unclaimed:
+            lines.append("It matches these, but none of its wrappers adapts them:")
+            lines.append(_listed(unclaimed))
+            lines.append(_OTHER_ADAPTERS)
         inside = [row for row in refused if row.spec == index]
         if inside:
             lines.append(f"{_WHY_REFUSED} It matches only:")
@@ -36,28 +50,41 @@ def check_every_spec_matched(specs: tuple[Spec, ...], walk: Walk, rows: list[Pla
             lines.append("Earlier specs, which win, have taken what it matches:")
             lines.append(bullets(taken, FEW))
         if spec.target is not None and not any(spec.matches(row.path) for row in rows):
-            near = nearest(spec.target.pattern, [row.path for row in rows])
+            near = _nearest(spec.target.pattern, rows, open_to)
             if near:
-                lines.append("The nearest paths are:\n" + bullets(show_path(p) for p in near))
+                lines.append("The nearest paths are:\n" + bullets(near))
         if adaptable:
             lines.append(
                 "The layers that the wrappers of this call can adapt are:\n"
                 + bullets(map(show_path, adaptable), FEW)
             )
-        elif rows:
+        elif len(unclaimed) < len(rows):
             lines.append(
-                "The wrappers of this call can adapt none of the model's layers:\n"
-                + bullets(
-                    (f"{show_path(row.path)}: {row.layer}{_because(row)}" for row in rows), FEW
-                )
+                "The wrappers of this call can adapt none of the model's layers:\n" + _listed(rows)
             )
-        else:
+        elif not rows:
             lines.append(
                 "The model holds no Equinox module with arrays. (To adapt a skeleton of shapes: "
                 "eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton).)"
             )
-        lines.append("`plan_lora(...)` (or `net.plan(...)`) explains every candidate.")
+        lines.append(
+            "Once something is selected, `plan_lora(...)` (or `net.plan(...)`) explains every "
+            "candidate."
+        )
         raise SelectionError("\n".join(lines))
+
+
+def _nearest(pattern: str, rows: list[PlanRow], open_to: tuple[PlanStatus, ...]) -> list[str]:
+    """The paths most like `pattern`, those of layers that can be adapted first."""
+    by_path = {row.path: row for row in rows}
+    near = [by_path[path] for path in nearest(pattern, by_path, n=max(len(by_path), 1))]
+    first = [show_path(row.path) for row in near if row.status in open_to]
+    others = (row for row in near if row.status not in open_to)
+    return [*first, *(f"{show_path(r.path)}: {r.layer}, {r.explanation}" for r in others)][:5]
+
+
+def _listed(rows: list[PlanRow]) -> str:
+    return bullets((f"{show_path(row.path)}: {row.layer}{_because(row)}" for row in rows), FEW)
 
 
 def _because(row: PlanRow) -> str:

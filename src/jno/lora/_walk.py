@@ -162,6 +162,22 @@ class Walk:
                     lines.append(f"{show_path(path)}: {label}{within}")
         return lines
 
+    def unclaimed_by(self, spec: int) -> list[PlanRow]:
+        """The rows that the target of `spec` matches, and that none of its wrappers adapts."""
+        rule = self.specs[spec]
+
+        def may_claim(path: str) -> bool:
+            _, node = self.claimed_nodes.get(path, ((), None))
+            return node is not None and self.claim(rule.tiers, path, node) is not None
+
+        return [
+            row
+            for row in self.rows
+            if rule.matches(row.path)
+            and row.status not in NORMALISED.values()
+            and not may_claim(row.path)
+        ]
+
     def first_match(self, path: str, node: Any) -> "_Match | None":
         """The first spec whose target matches and one of whose wrappers applies."""
         claims: dict[Tiers, tuple[int, type[LoRAWrapper]] | None] = {}

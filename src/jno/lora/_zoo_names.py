@@ -4,6 +4,8 @@ They are reserved (no third party can take one over), and asking for one without
 `ImportError` that says what to install.
 """
 
+import re
+
 ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 ZOO_METHODS = (
@@ -21,6 +23,12 @@ ZOO_METHODS = (
 )
 ZOO_LAYERS = ("Linear", "Conv", "ConvTranspose", "InNorm")
 ZOO_NAMES = tuple(f"{method}{layer}" for layer in ZOO_LAYERS for method in ZOO_METHODS)
+
+
+def squash(name: str) -> str:
+    """A variant as it is compared, without case, dashes and underscores: "LoRA-FA" is "lora_fa"."""
+    return re.sub(r"[-_ ]", "", name).lower()
+
 
 # What `net.lora(rank=4)` uses, in this order. Installing a plugin never changes it.
 DEFAULT_NAMES = ("LoRALinear", "LoRAConv")

@@ -1,6 +1,7 @@
 """What the methods have in common: the law, and when the fast path may stand for it."""
 
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -110,5 +111,17 @@ def as_multiplier(value: Any) -> Float[Array, ""] | None:
 
 
 def in_dtype(W: Array, adapter_dtype: Any) -> Any:
-    """The dtype of an adapter's arrays: the matrix's (float32 at least) unless told otherwise."""
-    return W.dtype if adapter_dtype is None else jnp.dtype(adapter_dtype)
+    """The dtype of an adapter's arrays: the matrix's (float32 at least) unless told otherwise.
+
+    **Raises:** `ValueError` for what is no floating dtype, in which nothing could train.
+    """
+    if adapter_dtype is None:
+        return W.dtype
+    with contextlib.suppress(TypeError):  # what NumPy says of a name that it does not know
+        dtype = jnp.dtype(adapter_dtype)
+        if jnp.issubdtype(dtype, jnp.floating):
+            return dtype
+    raise ValueError(
+        "`adapter_dtype` must be a floating dtype, such as jnp.float32 or its name 'bfloat16', "
+        f"but is {adapter_dtype!r}"
+    )

@@ -41,16 +41,22 @@ def run(wrappers: list[type[LoRAWrapper]]) -> list[CheckResult]:
 
 def as_table(results: list[CheckResult]) -> Table:
     """One line per case."""
-    cases = list(dict.fromkeys(result.case for result in results))
-    by_case = {case: [result for result in results if result.case == case] for case in cases}
-    failed = {case: [r.check for r in own if r.error is not None] for case, own in by_case.items()}
+    applicable = [result for result in results if result.not_applicable is None]
+    failed = [result for result in applicable if result.error is not None]
+
+    def of(case: str, some: list[CheckResult]) -> list[str]:
+        return [result.check for result in some if result.case == case]
+
+    def row(case: str) -> tuple[str, str, str, str]:
+        tried, wrong = of(case, applicable), of(case, failed)
+        left = [check for check in of(case, results) if check not in tried]
+        passed = f"{len(tried) - len(wrong)}/{len(tried)}"
+        return (case, passed, ", ".join(wrong) or "-", ", ".join(left) or "-")
+
     return table(
-        f"{sum(map(len, failed.values()))} of {len(results)} checks fail",
-        [("case", "left"), ("passed", "right"), ("failed", "left")],
-        (
-            (case, f"{len(own) - len(failed[case])}/{len(own)}", ", ".join(failed[case]) or "-")
-            for case, own in by_case.items()
-        ),
+        f"{len(failed)} of {len(applicable)} checks {'fails' if len(failed) == 1 else 'fail'}",
+        [("case", "left"), ("passed", "right"), ("failed", "left"), ("not applicable", "left")],
+        map(row, dict.fromkeys(result.case for result in results)),
     )
 
 

@@ -8,7 +8,7 @@ from importlib import resources
 
 from .._errors import JnoLoraError
 from .._hookspecs import API_VERSION
-from .._zoo_names import FIRST_PARTY
+from .._zoo_names import FIRST_PARTY, ZOO_METHODS, ZOO_NAMES, squash
 
 # What the adapter wraps, how its test makes one, and what it is called with.
 _LAYERS = {
@@ -30,8 +30,8 @@ def create(name: str, layer: str | None, directory: pathlib.Path, version: str) 
     - `layer`: `"linear"` or `"embedding"`; by default what the name says, else `"linear"`.
     - `version`: of jno-lora, for the plugin's dependency on it.
 
-    **Raises:** `JnoLoraError` if the name makes no package name, or the folder exists. Nothing is
-    written then.
+    **Raises:** `JnoLoraError` if the name makes no package name, or is one of the zoo's, or the
+    folder exists. Nothing is written then.
     """
     short = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
     package = f"jno_lora_{short.replace('-', '_')}"
@@ -44,6 +44,12 @@ def create(name: str, layer: str | None, directory: pathlib.Path, version: str) 
     if f"jno-lora-{short}" in FIRST_PARTY:
         raise JnoLoraError(
             f"jno-lora-{short} is a distribution of jno-lora itself. Choose another name."
+        )
+    if squash(short) in {"auto", *map(squash, (*ZOO_METHODS, *ZOO_NAMES))}:
+        raise JnoLoraError(
+            f"{short!r} is a name of the zoo, or means something to `wrapper=`: the adapter's "
+            f'variant would be taken for it, and `wrapper="{short}"` be ambiguous. Choose a name '
+            f"of your own, such as my-{short}."
         )
     if layer is None:
         layer = "embedding" if "embedding" in short else "linear"

@@ -2,12 +2,18 @@
 
 import dataclasses
 import functools
-import re
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from .._zoo_names import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_METHODS, ZOO_NAMES, ZOO_PACKAGE
+from .._zoo_names import (
+    FIRST_PARTY,
+    ZOO_DISTRIBUTION,
+    ZOO_METHODS,
+    ZOO_NAMES,
+    ZOO_PACKAGE,
+    squash,
+)
 from ._discovery import normalise
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 
@@ -164,7 +170,7 @@ class Snapshot:
         )
 
     def _unknown(self, name: str) -> Exception:
-        if _squash(name) in _ZOO_VARIANTS and not self._has_zoo:
+        if squash(name) in _ZOO_VARIANTS and not self._has_zoo:
             return self.without_zoo(name)
         variants = {w.cls.variant for w in self.wrappers if w.cls.variant}
         options = [*self.by_name, *sorted(variants), *(w.qualified_name for w in self.wrappers)]
@@ -197,15 +203,10 @@ def _is_of_zoo(wrapper: RegisteredWrapper) -> bool:
 
 
 def _is_variant(cls: type[LoRAWrapper], name: str) -> bool:
-    return cls.variant is not None and _squash(cls.variant) == _squash(name)
+    return cls.variant is not None and squash(cls.variant) == squash(name)
 
 
-def _squash(variant: str) -> str:
-    """Variants are compared without case, dashes and underscores: "LoRA-FA" is "lora_fa"."""
-    return re.sub(r"[-_ ]", "", variant).lower()
-
-
-_ZOO_VARIANTS = {_squash(method) for method in ZOO_METHODS}
+_ZOO_VARIANTS = {squash(method) for method in ZOO_METHODS}
 
 
 def _one_line(error: Exception | None) -> str:

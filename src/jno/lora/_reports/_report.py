@@ -74,7 +74,7 @@ class LoraReport(Printed):
         return f"LoraReport({self._title()}, {self._caption()})"
 
     def _title(self) -> str:
-        return f"{len(self.rows)} adapted layers"
+        return f"{len(self.rows)} adapted {'layer' if len(self.rows) == 1 else 'layers'}"
 
     def _caption(self) -> str:
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"

@@ -131,10 +131,10 @@ def check_trainable_fields(case: WrapperCase) -> None:
         )
 
 
-def check_parameter_count(case: WrapperCase) -> None:
+def check_parameter_count(case: WrapperCase) -> str | None:
     """The number of trained parameters is the documented one."""
     if case.parameters is None:
-        return
+        return "the case has no `parameters`"
     wrapper = case.make()
     found = count(wrapper, lora_trainable_filter(wrapper))
     require(
@@ -142,6 +142,7 @@ def check_parameter_count(case: WrapperCase) -> None:
         f"{found} parameters train, {case.parameters} were promised.",
         "correct the formula, or the shapes, or `adapter_fields`.",
     )
+    return None
 
 
 def check_no_shared_buffers(case: WrapperCase) -> None:

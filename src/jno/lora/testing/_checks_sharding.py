@@ -15,7 +15,7 @@ from ._conformance import relative_error, require
 _TOLERANCE = 2e-4
 
 
-def check_sharding(case: WrapperCase) -> None:
+def check_sharding(case: WrapperCase) -> str | None:
     """A layer sharded over devices is adapted, run and merged on its mesh.
 
     With one device only (see `--xla_force_host_platform_device_count`) there is little to see.
@@ -23,7 +23,7 @@ def check_sharding(case: WrapperCase) -> None:
     plain = case.make_base()
     layer, shardings = _shard(plain)
     if not shardings:
-        return
+        return "the layer has no array that could be cut"
     devices = shardings[0].device_set
     settings: dict[str, Any] = {"key": jax.random.key(3), "wrappers": case.wrapper}
     adapted, alone = (
@@ -54,6 +54,7 @@ def check_sharding(case: WrapperCase) -> None:
             "The merged layer is sharded in another way than the layer was.",
             "merge into arrays of the base's own shapes; `merge_lora` then places them as it was.",
         )
+    return None
 
 
 def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:

@@ -12,7 +12,7 @@ from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str
 from ._case import WrapperCase, perturbed, split
-from ._conformance import relative_error, require, same_bits
+from ._conformance import NOT_MERGEABLE, ConformanceError, relative_error, require, same_bits
 
 _TOLERANCE = 2e-5
 
@@ -43,10 +43,10 @@ def check_gradients(case: WrapperCase) -> None:
         )
 
 
-def check_merge_gradients(case: WrapperCase) -> None:
+def check_merge_gradients(case: WrapperCase) -> str | None:
     """Merging inside the loss gives the gradients of the wrapped path."""
     if not case.mergeable:
-        return
+        return NOT_MERGEABLE
     trainable, frozen = split(case.make_trained())
     wrapped = jax.grad(_loss)(trainable, frozen, case)
     through = jax.grad(lambda t: _sum(case.run(merged_layer(eqx.combine(t, frozen)))))(trainable)
@@ -56,6 +56,7 @@ def check_merge_gradients(case: WrapperCase) -> None:
         f"The gradients through `merge()` differ from those through `__call__`: {error:.1e}.",
         "treat as constants the same things in both (DoRA's norm), and use only JAX operations.",
     )
+    return None
 
 
 def check_jit(case: WrapperCase) -> None:
@@ -119,12 +120,34 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     )
 
 
-def check_stacked_layers(case: WrapperCase) -> None:
+_STACK_ADVICE = (
+    "define `stack_ndim(leaf)`: how many axes come before one layer's own. Or answer `False` to "
+    "stacked layers in `applies_to`."
+)
+
+
+def check_stacked_layers(case: WrapperCase) -> str | None:
     """A stacked layer that the adapter claims is adapted and merged slice by slice."""
     bases = [case.make_base(seed=seed) for seed in (41, 42)]
     stacked = _stack(bases)
     if not case.wrapper.applies_to(stacked):
-        return  # not claiming stacks is a right of every adapter
+        return "the adapter does not claim stacked layers"  # which is a right of every adapter
+    try:
+        _adapt_and_merge_a_stack(case, bases, stacked)
+    except Exception as err:
+        ndim = case.wrapper.stack_ndim(stacked)
+        if isinstance(err, ConformanceError) or ndim == 1:
+            raise
+        # Told one layer, the adapter stumbles over the axis of the stack in whatever way.
+        raise ConformanceError(
+            f"`applies_to` claims a stack of layers, whose `stack_ndim` is {ndim}, and the adapter "
+            f"cannot take it as one layer: {type(err).__name__}: {err}\n"
+            f"What to do: {_STACK_ADVICE}"
+        ) from err
+    return None
+
+
+def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stacked: Any) -> None:
     adapted: Any = apply_lora(
         stacked,
         case.rank,
@@ -143,8 +166,7 @@ def check_stacked_layers(case: WrapperCase) -> None:
             start <= _TOLERANCE and error <= 2 * _TOLERANCE,
             f"Slice {index} of a stacked layer: {start:.1e} from the layer at the start, merged "
             f"{error:.1e} from the adapter (relative).",
-            "define `stack_ndim(leaf)`: how many axes come before one layer's own. Or answer "
-            "`False` to stacked layers in `applies_to`.",
+            _STACK_ADVICE,
         )
 
 

@@ -10,7 +10,7 @@ from .._contract import merged_layer
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import WrapperCase, split
-from ._conformance import ConformanceError, relative_error, require
+from ._conformance import NOT_MERGEABLE, ConformanceError, relative_error, require
 
 # Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
 # output's own dtype; a weight that was changed and cast back (PiSSA) adds one per weight.
@@ -56,10 +56,10 @@ def check_adapter_acts(case: WrapperCase) -> None:
     )
 
 
-def check_merge_equals_call(case: WrapperCase) -> None:
+def check_merge_equals_call(case: WrapperCase) -> str | None:
     """The merged layer computes what the adapter computes, for several inputs."""
     if not case.mergeable:
-        return
+        return NOT_MERGEABLE
     trained = case.make_trained()
     plain = merged_layer(trained)
     for seed in (11, 12):
@@ -70,6 +70,7 @@ def check_merge_equals_call(case: WrapperCase) -> None:
             f"`merge()(x)` and `wrapper(x)` differ: relative error {error:.1e}.",
             "let both follow one law; mind the scale, the bias, groups, strides and padding.",
         )
+    return None
 
 
 def check_merge_restores_form(case: WrapperCase) -> None:

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+# Why a check is not applicable: what checks that have nothing to see return.
+NOT_MERGEABLE = "the adapter cannot be merged"
+
 
 class ConformanceError(AssertionError):
     """A wrapper breaks a promise. The message says which, what came, and what to do."""

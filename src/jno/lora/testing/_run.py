@@ -44,7 +44,7 @@ from ._checks_values import (
 )
 from ._conformance import ConformanceError
 
-_ALL: tuple[Callable[[WrapperCase], None], ...] = (
+_ALL: tuple[Callable[[WrapperCase], str | None], ...] = (
     check_contract,
     check_applies_to_total,
     check_applies_to_not_greedy,
@@ -75,26 +75,32 @@ _ALL: tuple[Callable[[WrapperCase], None], ...] = (
     check_sharding,
 )
 
-# Every check by its id. Ids are stable: they are what `expected_failures` names.
-CHECKS: Mapping[str, Callable[[WrapperCase], None]] = {
+# Every check by its id. Ids are stable: they are what `expected_failures` names. A check that has
+# nothing to see in a case returns why.
+CHECKS: Mapping[str, Callable[[WrapperCase], str | None]] = {
     check.__name__.removeprefix("check_").replace("_", "-"): check for check in _ALL
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckResult:
-    """The outcome of one check: `error` is `None` if it passed."""
+    """The outcome of one check: it failed with an `error`, or was `not_applicable`, or passed.
+
+    `not_applicable` says why: that the adapter does not claim stacked layers, for example.
+    """
 
     case: str
     check: str
     error: ConformanceError | None
+    not_applicable: str | None = None
 
 
-def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], None]]:
+def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], str | None]]:
     """The checks of `case`: functions without arguments, by their ids.
 
-    Each raises `ConformanceError` if the wrapper breaks that promise. They run under strict dtype
-    promotion and with rank promotion forbidden, whatever the configuration is.
+    Each raises `ConformanceError` if the wrapper breaks that promise, and returns `None` if it
+    keeps it, or why the check is not applicable. They run under strict dtype promotion and with
+    rank promotion forbidden, whatever the configuration is.
     """
     return {name: functools.partial(_run, name, case) for name in CHECKS}
 
@@ -103,12 +109,12 @@ def run_checks(case: WrapperCase) -> list[CheckResult]:
     """Run every check of `case`, whether the others pass or not."""
     results: list[CheckResult] = []
     for name, check in wrapper_checks(case).items():
-        error = None
+        error = not_applicable = None
         try:
-            check()
+            not_applicable = check()
         except ConformanceError as err:
             error = err
-        results.append(CheckResult(str(case), name, error))
+        results.append(CheckResult(str(case), name, error, not_applicable))
     return results
 
 
@@ -123,10 +129,10 @@ def check_wrapper(case: WrapperCase) -> None:
         raise ConformanceError(f"{case} fails {len(failed)} of {len(CHECKS)} checks.\n\n{listed}")
 
 
-def _run(name: str, case: WrapperCase) -> None:
+def _run(name: str, case: WrapperCase) -> str | None:
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         try:
-            CHECKS[name](case)
+            return CHECKS[name](case)
         except ConformanceError as err:
             raise ConformanceError(f"[{name}] {case}: {err}") from err
         except Exception as err:
