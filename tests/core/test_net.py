@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jno.lora import JnoLoraWarning, Net, SelectionError, WrapperError
+from jno.lora import JnoLoraWarning, Net, SelectionError
 
 from .toys import (
     MODEL_LINEARS,
@@ -188,7 +188,7 @@ def test_a_mask_that_selects_nothing_is_used_up_too(model):
         ({"target": "no such layer"}, SelectionError),
         ({"wrapper": ToyConv}, SelectionError),
         ({"rank": 0}, SelectionError),
-        ({"options": {"no such option": 1}}, WrapperError),
+        ({"options": {"no such option": 1}}, SelectionError),
     ],
 )
 def test_a_control_that_raises_changes_nothing_and_keeps_the_mask(model, arguments, error):
