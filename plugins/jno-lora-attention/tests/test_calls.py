@@ -106,6 +106,8 @@ def test_half_precision(cls, dtype, inputs, getkey, perturbed):
     assert all(
         a.dtype == dtype for f in cls.adapter_fields for a in jax.tree.leaves(getattr(narrow, f))
     )
+    with pytest.raises(ValueError, match="`adapter_dtype` must be a floating dtype"):
+        cls(layer, 2, 1.0, key=getkey(), adapter_dtype=jnp.int8)
 
 
 @every_adapter

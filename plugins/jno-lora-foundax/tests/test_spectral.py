@@ -122,6 +122,8 @@ def test_half_precision_weights_keep_their_dtype_and_run(dtype, getkey):
     assert run(wrapper, x).dtype == run(base, x).dtype == jnp.float32
     small = LoRASpectral(base, 2, 2.0, key=getkey(), adapter_dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(small.lora_B)} == {jnp.dtype(dtype)}
+    with pytest.raises(ValueError, match="`adapter_dtype` must be a floating dtype"):
+        LoRASpectral(base, 2, 2.0, key=getkey(), adapter_dtype=jnp.int8)
 
 
 def test_a_merged_layer_runs_at_another_resolution(getkey):

@@ -3,10 +3,9 @@
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 
 from jno.lora import LoRAWrapper
-from jno_lora_zoo import compute_dtype, is_float_array
+from jno_lora_zoo import is_float_array
 
 # The letters of `projections=`, in the order of the layer's fields.
 FIELDS = {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "output_proj"}
@@ -33,13 +32,6 @@ class AttentionUnit(LoRAWrapper):
     def stack_ndim(cls, leaf: Any) -> int:
         """The axes of the query projection's weight before `(out, in)`."""
         return leaf.query_proj.weight.ndim - 2
-
-
-def adapter_dtype_for(base: Any, adapter_dtype: Any) -> Any:
-    """The dtype of an adapter's arrays: the base's (float32 at least) unless told otherwise."""
-    if adapter_dtype is not None:
-        return jnp.dtype(adapter_dtype)
-    return compute_dtype(base.query_proj.weight)
 
 
 def _is_plain(projection: Any) -> bool:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno_lora_zoo import IA3, scaled, sharded_over
+from jno_lora_zoo import IA3, adapter_dtype_for, scaled, sharded_over
 
 from ._projections import ScaledProjection
-from ._unit import AttentionUnit, adapter_dtype_for
+from ._unit import AttentionUnit
 
 
 class IA3Attention(AttentionUnit):
@@ -55,7 +55,7 @@ class IA3Attention(AttentionUnit):
         adapter_dtype: Any = None,
     ):
         del key  # nothing is random
-        dtype = adapter_dtype_for(base, adapter_dtype)
+        dtype = adapter_dtype_for(base.query_proj.weight, adapter_dtype)
         self.base, self.rank, self.alpha = base, rank, alpha
         self.key_scale = jnp.ones(base.key_proj.weight.shape[0], dtype)
         self.value_scale = jnp.ones(base.value_proj.weight.shape[0], dtype)

@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, WrapperError
-from jno_lora_zoo import LoRA, at_least_float32, cast_like, sharded_over
+from jno_lora_zoo import LoRA, adapter_dtype_for, at_least_float32, cast_like, sharded_over
 
 from ._projections import LowRankProjection
-from ._unit import FIELDS, AttentionUnit, adapter_dtype_for
+from ._unit import FIELDS, AttentionUnit
 
 
 class LoRAAttention(AttentionUnit):
@@ -65,7 +65,7 @@ class LoRAAttention(AttentionUnit):
     ):
         _check_projections(projections)
         shapes = {p: getattr(base, FIELDS[p]).weight.shape for p in FIELDS if p in projections}
-        dtype = adapter_dtype_for(base, adapter_dtype)
+        dtype = adapter_dtype_for(base.query_proj.weight, adapter_dtype)
         keys = dict(zip(FIELDS, jax.random.split(key, len(FIELDS)), strict=True))
         self.base = base
         self.rank = r = min(rank, *(size for shape in shapes.values() for size in shape))

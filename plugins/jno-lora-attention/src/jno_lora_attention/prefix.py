@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
-from jno_lora_zoo import at_least_float32, sharded_over
+from jno_lora_zoo import adapter_dtype_for, at_least_float32, sharded_over
 
-from ._unit import AttentionUnit, adapter_dtype_for
+from ._unit import AttentionUnit
 
 _NO_MERGE = (
     "A prefix is no weight of the layer: it adds keys and values that no projection produces, so "
@@ -97,7 +97,7 @@ class PrefixAttention(AttentionUnit):
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
     ):
-        dtype = adapter_dtype_for(base, adapter_dtype)
+        dtype = adapter_dtype_for(base.query_proj.weight, adapter_dtype)
         key_key, value_key = jax.random.split(key)
         heads = base.num_heads
         self.base, self.rank, self.alpha = base, rank, alpha

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
-from jno_lora_zoo import LoRA, rsLoRA
+from jno_lora_zoo import LoRA, adapter_dtype_for, rsLoRA
 
 from ._mode_weights import ModeWeights, mode_weights_of
 
@@ -60,7 +60,7 @@ class SpectralLowRank(LoRAWrapper):
         self.lora_A, self.lora_B = {}, {}
         for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
             *batch, outputs, inputs = W.shape
-            dtype = W.dtype if adapter_dtype is None else jnp.dtype(adapter_dtype)
+            dtype = adapter_dtype_for(W, adapter_dtype)
             # The parts share the variance: E|a|^2 = 1/in.
             A = jax.random.normal(family_key, (*batch, r, inputs), dtype)
             self.lora_A[name] = A / math.sqrt(batch[0] * inputs)

@@ -16,7 +16,7 @@ from ._layer_kind import (
     scaled,
     sharded_over,
 )
-from ._method import Method
+from ._method import Method, adapter_dtype_for
 from .adapters import (
     DoRAConv,
     DoRAConvTranspose,
@@ -133,6 +133,7 @@ __all__ = [
     "VeRAInNorm",
     "VeRALinear",
     "VectorLayer",
+    "adapter_dtype_for",
     "at_least_float32",
     "cast_like",
     "compute_dtype",

@@ -13,7 +13,7 @@ from jaxtyping import AbstractArray, Array, Float
 
 from jno.lora import LoRAWrapper, WrapperError
 
-from ._layer_kind import LayerKind, at_least_float32
+from ._layer_kind import LayerKind, at_least_float32, compute_dtype
 
 
 class Method(LayerKind):
@@ -110,13 +110,13 @@ def as_multiplier(value: Any) -> Float[Array, ""] | None:
     return array
 
 
-def in_dtype(W: Array, adapter_dtype: Any) -> Any:
-    """The dtype of an adapter's arrays: the matrix's (float32 at least) unless told otherwise.
+def adapter_dtype_for(weight: Any, adapter_dtype: Any) -> Any:
+    """The dtype of an adapter's arrays: the weight's (float32 at least) unless told otherwise.
 
     **Raises:** `ValueError` for what is no floating dtype, in which nothing could train.
     """
     if adapter_dtype is None:
-        return W.dtype
+        return compute_dtype(weight)
     with contextlib.suppress(TypeError):  # what NumPy says of a name that it does not know
         dtype = jnp.dtype(adapter_dtype)
         if jnp.issubdtype(dtype, jnp.floating):

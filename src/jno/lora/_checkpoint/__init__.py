@@ -4,7 +4,7 @@ from ._configuration import Entry
 from ._container import FilePath, opened, regular_file
 from ._json import MalformedError, parse_json
 from ._loading import Contents, Loaded, load, non_finite, read, read_set
-from ._saving import save
+from ._saving import save, values_of
 from ._wrappers import Classes
 from ._writing import put_together, written_beside
 
@@ -24,5 +24,6 @@ __all__ = [
     "read_set",
     "regular_file",
     "save",
+    "values_of",
     "written_beside",
 ]

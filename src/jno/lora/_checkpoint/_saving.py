@@ -60,7 +60,7 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
         entry = _entry(path, adapters[path], providers[adapters[path].wrapper])
         for name, tensor in entry.tensors.items():
             what = f"the array {name!r} of the {entry.wrapper} at {show_path(path)!r}"
-            tensors[tensor] = _values(adapters[path].state[name], what)
+            tensors[tensor] = values_of(adapters[path].state[name], what)
         entries.append(entry)
     versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
     configuration = Configuration(tuple(entries), versions)
@@ -92,8 +92,11 @@ def _entry(path: str, adapter: LooseAdapter, provider: RegisteredWrapper | None)
     )
 
 
-def _values(array: Any, what: str) -> np.ndarray:
-    """The values of an array, wherever it lies."""
+def values_of(array: Any, what: str) -> np.ndarray:
+    """The values of an array, wherever it lies.
+
+    **Raises:** `CheckpointError` if it has none that a file could hold.
+    """
     if isinstance(array, Tracer):
         raise CheckpointError(f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`.")
     if not eqx.is_array(array):

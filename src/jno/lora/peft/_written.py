@@ -5,13 +5,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import equinox as eqx
-import jax
 import numpy as np
-from jax.core import Tracer
 
+from .._checkpoint import values_of
 from .._contract import LoRAWrapper
-from .._errors import PeftFormatError
+from .._errors import CheckpointError, PeftFormatError
 from .._paths import show_path
 from .._precision import at_least_float32
 from .._sets import known_factors
@@ -146,16 +144,7 @@ def _values(array: Any, what: str) -> np.ndarray:
 
     **Raises:** `PeftFormatError` if it has none that can be read.
     """
-    if isinstance(array, Tracer):
-        raise PeftFormatError(
-            f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`. "
-            "Nothing was written."
-        )
-    if not eqx.is_array(array):
-        raise PeftFormatError(f"{what} is no array, but {array!r}. Nothing was written.")
-    if isinstance(array, jax.Array) and array.is_deleted():
-        raise PeftFormatError(
-            f"{what} was deleted: a compiled step took over its memory (`donate`). Save the model "
-            "that the step returned. Nothing was written."
-        )
-    return np.asarray(array)
+    try:
+        return values_of(array, what)
+    except CheckpointError as err:
+        raise PeftFormatError(f"{err} Nothing was written.") from err

@@ -70,11 +70,8 @@ def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
         if not eqx.is_array(leaf):
             return leaf
         divisible = [size % counts[0] == 0 for size in leaf.shape]
-        axes = (
-            ["devices" if i == divisible.index(True) else None for i in range(leaf.ndim)]
-            if (any(divisible))
-            else []
-        )
+        axis = divisible.index(True) if any(divisible) else None
+        axes = ["devices" if i == axis else None for i in range(leaf.ndim)]
         shardings.append(NamedSharding(mesh, PartitionSpec(*axes)))
         return jax.device_put(leaf, shardings[-1])
 

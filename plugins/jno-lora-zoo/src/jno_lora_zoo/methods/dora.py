@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Scaled, as_multiplier, in_dtype
+from .._method import Scaled, adapter_dtype_for, as_multiplier
 
 
 class DoRA(Scaled):
@@ -68,7 +68,7 @@ class DoRA(Scaled):
         self.base = base
         self.rank = r = min(rank, outputs, inputs)
         self.alpha = alpha
-        dtype = in_dtype(W, adapter_dtype)
+        dtype = adapter_dtype_for(W, adapter_dtype)
         self.magnitude = row_norms(W).astype(dtype)
         self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(self.fan_in(W))
         self.lora_B = jnp.zeros((outputs, r), dtype)

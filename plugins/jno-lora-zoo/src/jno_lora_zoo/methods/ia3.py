@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Method, in_dtype
+from .._method import Method, adapter_dtype_for
 
 
 class IA3(Method):
@@ -53,7 +53,7 @@ class IA3(Method):
         del key  # nothing is random
         W = self.matrix(base)
         self.base, self.rank, self.alpha = base, rank, alpha
-        self.scale = jnp.ones(W.shape[0], in_dtype(W, adapter_dtype))
+        self.scale = jnp.ones(W.shape[0], adapter_dtype_for(W, adapter_dtype))
 
     def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
         return self.scale.astype(W.dtype)[:, None] * W

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Scaled, as_multiplier, in_dtype
+from .._method import Scaled, adapter_dtype_for, as_multiplier
 
 
 class LoKr(Scaled):
@@ -68,7 +68,7 @@ class LoKr(Scaled):
         self.base = base
         self.rank = r = min(rank, outputs, inputs)
         self.alpha = alpha
-        dtype = in_dtype(W, adapter_dtype)
+        dtype = adapter_dtype_for(W, adapter_dtype)
         self.kron_A = jax.random.normal(key, (r, r), dtype) / math.sqrt(r)
         self.kron_B = jnp.zeros((math.ceil(outputs / r), math.ceil(inputs / r)), dtype)
         self.multiplier = as_multiplier(multiplier)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Scaled, as_multiplier, in_dtype
+from .._method import Scaled, adapter_dtype_for, as_multiplier
 
 
 class LowRank(Scaled):
@@ -36,7 +36,7 @@ class LowRank(Scaled):
         self.base = base
         self.rank = r = min(rank, outputs, inputs)
         self.alpha = alpha
-        dtype = in_dtype(W, adapter_dtype)
+        dtype = adapter_dtype_for(W, adapter_dtype)
         self.lora_A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(self.fan_in(W))
         self.lora_B = jnp.zeros((outputs, r), dtype)
         self.multiplier = as_multiplier(multiplier)

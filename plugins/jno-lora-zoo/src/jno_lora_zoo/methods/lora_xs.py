@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._layer_kind import at_least_float32
-from .._method import Scaled, as_multiplier, in_dtype
+from .._method import Scaled, adapter_dtype_for, as_multiplier
 from .._svd import largest
 
 
@@ -62,7 +62,7 @@ class LoRAXS(Scaled):
         self.base = base
         self.rank = r = min(rank, *W.shape)
         self.alpha = alpha
-        dtype = in_dtype(W, adapter_dtype)
+        dtype = adapter_dtype_for(W, adapter_dtype)
         U, S, Vt = largest(W, r, svd, key)
         self.lora_A = Vt.astype(dtype)
         self.lora_B = (U * S[None, :]).astype(dtype)

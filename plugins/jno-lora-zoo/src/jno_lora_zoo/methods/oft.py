@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._cayley import cayley
-from .._method import Method, in_dtype
+from .._method import Method, adapter_dtype_for
 
 
 class OFT(Method):
@@ -67,7 +67,7 @@ class OFT(Method):
             )
         self.alpha = alpha
         blocks = math.ceil(W.shape[0] / r)
-        self.Q_blocks = jnp.zeros((blocks, r, r), in_dtype(W, adapter_dtype))
+        self.Q_blocks = jnp.zeros((blocks, r, r), adapter_dtype_for(W, adapter_dtype))
 
     def rotations(self, W: Array) -> Float[Array, "blocks r r"]:
         """The blocks `R`, each orthogonal, in the dtype of `W`."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
 
-from .._method import Method, in_dtype
+from .._method import Method, adapter_dtype_for
 from .._svd import Triplets, largest, smallest
 
 
@@ -53,7 +53,7 @@ class SingularSplit(Method):
         outputs, inputs = W.shape
         self.rank = r = min(rank, outputs, inputs)
         self.alpha = alpha
-        dtype = in_dtype(W, adapter_dtype)
+        dtype = adapter_dtype_for(W, adapter_dtype)
         U, S, Vt = self.triplets(W, r, svd, key)
         root = jnp.sqrt(S / self.scaling)
         self.lora_A = (root[:, None] * Vt).astype(dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from .._method import Scaled, as_multiplier, in_dtype
+from .._method import Scaled, adapter_dtype_for, as_multiplier
 from .._random import uniform_matrix
 
 
@@ -59,7 +59,7 @@ class VeRA(Scaled):
     ):
         W = self.matrix(base)
         self.base, self.rank, self.alpha = base, rank, alpha
-        dtype = in_dtype(W, adapter_dtype)
+        dtype = adapter_dtype_for(W, adapter_dtype)
         self.b = jnp.zeros(W.shape[0], dtype)
         self.d = jnp.ones(rank, dtype)
         self.seed = jax.random.bits(key, (4,), jnp.uint8)

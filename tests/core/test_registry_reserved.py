@@ -1,0 +1,130 @@
+"""The zoo's names are its own, whoever else is installed, and whoever looks for what."""
+
+import pytest
+
+from jno.lora import (
+    Net,
+    PluginError,
+    Registry,
+    SelectionError,
+)
+
+from .toys import ToyConv, ToyLinear
+
+
+def statuses(registry):
+    return {record.distribution: record.status for record in registry.records()}
+
+
+def one(registry, name):
+    (cls,) = registry.resolve(name)
+    return cls
+
+
+# --- reserved names
+
+
+def test_a_third_party_cannot_take_a_name_of_the_zoo(site):
+    site.install_zoo()
+    site.plugin("acme-lora", '"DoRALinear", variant="fake"', '"Acme"')
+    registry = Registry()
+    assert one(registry, "DoRALinear").variant == "dora"
+    assert one(registry, "acme-lora:DoRALinear").variant == "fake"
+    assert statuses(registry) == {"jno-lora-zoo": "loaded", "acme-lora": "conflict"}
+    assert one(registry, "Acme")
+
+
+@pytest.mark.parametrize("ask_first", [Registry.records, Registry.defaults])
+def test_a_distribution_that_calls_itself_first_party_cannot_take_one_either(site, ask_first):
+    site.install_zoo()
+    site.plugin("jno-lora-recurrent", '"LoRALinear", variant="fake"')
+    registry = Registry()
+    ask_first(registry)
+    linear, _ = registry.defaults()
+    assert linear.variant == one(registry, "LoRALinear").variant == "lora"
+    assert one(registry, "jno-lora-recurrent:LoRALinear").variant == "fake"
+    assert statuses(registry) == {"jno-lora-zoo": "loaded", "jno-lora-recurrent": "conflict"}
+
+
+def test_a_name_of_the_zoo_stays_reserved_while_the_zoo_is_not_installed(site):
+    site.plugin("acme-lora", '"OFTConv", variant="fake"')
+    registry = Registry()
+    with pytest.raises(PluginError, match=r"OFTConv is part of the adapter zoo.*not installed"):
+        registry.resolve("OFTConv")
+    assert one(registry, "acme-lora:OFTConv").variant == "fake"
+
+
+@pytest.mark.parametrize("name", ["dora", "LoRA-FA", "rs_lora", "jno-lora-zoo:OFTConv"])
+def test_what_the_zoo_provides_is_an_error_that_says_what_to_install(site, name):
+    site.plugin("acme-lora", '"Acme", variant="acme"')
+    with pytest.raises(PluginError, match=r'(?s)adapter zoo.*pip install "jno-lora\[zoo\]"'):
+        Registry().resolve(name)
+
+
+def test_a_variant_of_a_blocked_zoo_says_what_blocks_it(site, monkeypatch):
+    site.install_zoo()
+    monkeypatch.setenv("JNO_LORA_BLOCK", "jno-lora-zoo")
+    with pytest.raises(PluginError, match=r"dora is not available: .*JNO_LORA_BLOCK"):
+        Registry().resolve("dora")
+
+
+def test_a_zoo_that_lacks_a_name_is_to_be_upgraded(site):
+    site.install_zoo()
+    with pytest.raises(PluginError, match=r"has no OFTConv. .*\n.*install -U jno-lora-zoo"):
+        Registry().resolve("OFTConv")
+    with pytest.raises(SelectionError, match="No adapter or variant is called 'oft'"):
+        Registry().resolve("oft")
+
+
+def test_a_variant_that_not_every_collection_has_is_an_unknown_name(site):
+    with pytest.raises(SelectionError, match="is called 'lora-in-norm'"):
+        Registry().resolve("lora-in-norm")  # `to_lora` asks for it
+
+
+# --- a registry that looks for nothing
+
+
+def of_the_zoo(base, name):
+    return type(base)(name, (base,), {"__module__": "jno_lora_zoo.adapters"})
+
+
+def test_classes_of_the_zoo_that_are_registered_by_hand_are_its_defaults(site, model):
+    registry = Registry(discover=False)
+    linear, conv = of_the_zoo(ToyLinear, "LoRALinear"), of_the_zoo(ToyConv, "LoRAConv")
+    registry.register(linear)
+    registry.register(conv)
+    assert registry.defaults() == (linear, conv)
+    assert registry.resolve("LoRALinear") == (linear,)
+    assert statuses(registry) == {"(in-process)": "loaded"}
+    assert registry.provided("jno-lora-zoo", "LoRALinear").cls is linear
+    assert isinstance(Net(model, registry=registry).lora(2).module.head, linear)
+
+
+def test_another_class_of_a_reserved_name_is_no_default(site):
+    registry = Registry(discover=False)
+    registry.register(type(ToyLinear)("LoRALinear", (ToyLinear,), {"__module__": "mine"}))
+    with pytest.raises(PluginError, match="LoRALinear is part of the adapter zoo"):
+        registry.defaults()
+
+
+@pytest.mark.parametrize("name", ["LoRALinear", "dora"])
+def test_without_discovery_nothing_is_said_to_be_missing_from_the_installation(site, name):
+    site.install_zoo()
+    with pytest.raises(PluginError, match=r"discover=False[^$]*registry.register\(") as caught:
+        Registry(discover=False).resolve(name)
+    assert "installed" not in str(caught.value)
+
+
+def test_the_record_says_that_a_reserved_name_needs_the_long_form(site):
+    site.plugin("acme-lora", '"OFTConv"')
+    (record,) = Registry().records()
+    assert record.status == "conflict"
+    assert '"acme-lora:OFTConv"' in str(record.error)
+
+
+def test_another_first_party_name_wins_over_a_third_party(site):
+    site.plugin("jno-lora-embedding", '"LoRAEmbedding", variant="ours"')
+    site.plugin("acme-lora", '"LoRAEmbedding", variant="theirs"')
+    registry = Registry()
+    assert one(registry, "LoRAEmbedding").variant == "ours"
+    assert one(registry, "acme-lora:LoRAEmbedding").variant == "theirs"
