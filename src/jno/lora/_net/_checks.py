@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._errors import SelectionError
-from .._paths import FEW, bullets, path_str, show_array, show_path
+from .._paths import bullets, path_str, show_array, show_path
 from .._plan import Plan
 
 
@@ -69,7 +69,7 @@ def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
     if wrong:
         raise SelectionError(
             f"The update does not fit this net{_whole(want, got, given)}:\n"
-            f"{bullets(sorted(wrong), FEW)}\n{advice}"
+            f"{bullets(sorted(wrong))}\n{advice}"
         )
     if jtu.tree_structure(expected) != jtu.tree_structure(given):
         raise SelectionError(f"The update has other classes or static fields. {advice}")
