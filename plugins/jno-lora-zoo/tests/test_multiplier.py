@@ -9,6 +9,7 @@ from zoo_cases import ADAPTERS, METHODS, adapters, assert_close, build, equal_le
 
 import jno_lora_zoo
 from jno.lora import (
+    SelectionError,
     WrapperError,
     apply_lora,
     lora_trainable_filter,
@@ -113,5 +114,5 @@ def test_what_is_no_number_and_who_takes_none(getkey):
         apply_lora(layer, 2, key=getkey(), options={"multiplier": [1.0, 2.0]})
     for method in set(METHODS) - set(SCALED):
         cls = getattr(jno_lora_zoo, f"{method}Linear")
-        with pytest.raises(WrapperError, match="multiplier"):
+        with pytest.raises(SelectionError, match="has no option 'multiplier'"):
             apply_lora(layer, 2, key=getkey(), wrappers=cls, options={"multiplier": 0.5})
