@@ -309,6 +309,15 @@ def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
     assert f"base: eqx.nn.{layer}" in code.read_text()
 
 
+def test_new_refuses_the_name_of_an_installed_adapter_but_not_of_itself(discovering, tmp_path):
+    discovering.install("jno-lora-gain", GOOD.replace("Shift", "Gain").replace("shift", "gain"))
+    text = run("new", "ga-in", "--output", str(tmp_path), code=1)
+    assert "'ga-in' is what jno-lora-gain:Gain is called" in text
+    assert not list(tmp_path.rglob("pyproject.toml"))
+    run("new", "gain", "--output", str(tmp_path))
+    assert (tmp_path / "jno-lora-gain" / "pyproject.toml").exists()
+
+
 def test_an_output_that_cannot_be_made_is_a_message_of_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     text = run("new", "gain", "--output", str(tmp_path / "file" / "below"), code=1)
@@ -322,6 +331,11 @@ def test_a_directory_that_is_missing_is_said_before_anything_is_trained(tmp_path
     text = run("compare", "no_such_module:task", option, str(output), code=2)
     assert option in text and "there is no directory" in text
     assert str(output.parent) in text.replace("\n", "")
+
+
+def test_a_picture_of_no_known_format_is_refused_before_anything_is_trained(tmp_path):
+    text = run("compare", "no_such_module:task", "--plot", str(tmp_path / "made.foo"), code=2)
+    assert "no picture can be saved as 'made.foo'" in text and ".png" in text and ".svg" in text
 
 
 def test_a_reader_that_has_enough_is_no_error(monkeypatch):

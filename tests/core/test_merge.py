@@ -220,3 +220,15 @@ def test_a_method_that_is_edited_in_place_is_seen_after_a_refresh(getkey, regist
     Edited.merge = lambda self: replaced(self.base, 0 * self.base.weight)
     refresh()
     assert not merge_lora(adapted)[0].weight.any()
+
+
+def test_a_class_that_is_mended_in_place_is_seen_after_a_refresh(getkey, registry):
+    class Mended(ToyScale):
+        adapter_fields = ()
+
+    layer = eqx.nn.Linear(3, 2, key=getkey())
+    with pytest.raises(WrapperError, match="non-empty tuple of field names"):
+        apply_lora([layer], 1, key=getkey(), wrappers=Mended)
+    Mended.adapter_fields = ToyScale.adapter_fields
+    refresh()
+    assert isinstance(apply_lora([layer], 1, key=getkey(), wrappers=Mended)[0], Mended)

@@ -68,6 +68,20 @@ def test_every_method_computes_the_same_bits_in_another_process(trained, file, e
         assert not np.array_equal(here[name], plain[name]), name
 
 
+@pytest.mark.parametrize("variant", ["lora", "pissa", "milora", "dora"])
+def test_a_model_of_numpys_64_bits_gets_its_adapters_back(variant, tmp_path, getkey):
+    layer = eqx.nn.Linear(5, 3, key=getkey())
+    arrays = np.random.default_rng(0).normal(size=(3, 5)), np.zeros(3)
+    model = [eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, arrays)]
+    adapted = apply_lora(model, 2, key=getkey(), wrappers=variant)
+    save_adapters(adapted, tmp_path / "made.safetensors")
+    loaded = load_adapters(model, tmp_path / "made.safetensors")
+    x = jnp.ones(5)
+    np.testing.assert_array_equal(loaded[0](x), adapted[0](x))
+    swapped = swap_adapters(model, extract_adapters(adapted))
+    np.testing.assert_array_equal(swapped[0](x), adapted[0](x))
+
+
 def test_loading_onto_an_adapted_model_is_loading_onto_the_plain_one(trained, file, elsewhere):
     other = apply_lora(elsewhere["base"](), 3, key=jax.random.key(9), target="^(lora|dora)/linear")
     loaded = load_adapters(other, file)

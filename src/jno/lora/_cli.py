@@ -147,9 +147,9 @@ def new(name: str, layer: str | None, output: Path) -> None:
     NAME is what the adapter is called, such as embedding-bias.
     """
     from . import __version__
-    from ._commands import scaffold
+    from ._commands import listing, scaffold
 
-    target = scaffold.create(name, layer, output, __version__)
+    target = scaffold.create(name, layer, output, __version__, listing.records())
     click.echo(f"Written: {target}")
     click.echo(f'Next:    cd {target} && pip install -e ".[test]" && pytest')
 
@@ -205,7 +205,13 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
     _check_directory_of(plot_file, "--plot")
     if plot_file is not None:
         with imported_for("--plot", "plot", "matplotlib"):
-            import matplotlib  # noqa: F401
+            from ._showing.plots import endings
+        if plot_file.suffix.lower() not in endings():
+            raise click.BadParameter(
+                f"no picture can be saved as {plot_file.name!r}. Let it end in one of "
+                f"{', '.join(endings())}.",
+                param_hint="--plot",
+            )
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
     comparison = compare_.run(what)

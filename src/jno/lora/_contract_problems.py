@@ -58,6 +58,11 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     return tuple(problems)
 
 
+def forget_contracts() -> None:
+    """Look at every class anew: it may have been edited in place."""
+    _class_problems.cache_clear()
+
+
 def check_contract(cls: Any) -> None:
     """**Raises:** `WrapperError` that lists everything in which `cls` breaks the contract."""
     problems = contract_problems(cls)

@@ -13,6 +13,7 @@ from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
 from ._handle import refuse_net, without_values
 from ._paths import path_str, show_array, show_path
+from ._precision import held_dtype
 from ._sharding import calls_on_the_mesh, sharded_like
 
 M = TypeVar("M")
@@ -87,7 +88,7 @@ def _check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         if old is new or not hasattr(old, "dtype"):
             continue
-        if hasattr(new, "dtype") and (old.shape, _held(old)) == (new.shape, _held(new)):
+        if hasattr(new, "dtype") and (old.shape, held_dtype(old)) == (new.shape, held_dtype(new)):
             continue
         path = path_str(jtu.tree_leaves_with_path(base)[index][0])
         if not hasattr(new, "dtype"):
@@ -101,17 +102,11 @@ def _check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
         )
 
 
-def _held(array: Any) -> Any:
-    """The dtype in which JAX computes with `array`: without x64, NumPy's float64 is float32."""
-    is_numpy = isinstance(array, np.ndarray)
-    return jax.dtypes.canonicalize_dtype(array.dtype) if is_numpy else array.dtype
-
-
 def _in_dtypes_of(base: eqx.Module, layer: Any) -> Any:
     """`layer`, with NumPy's arrays where `base` has some of a dtype that JAX lacks."""
 
     def put_back(old: Any, new: Any) -> Any:
-        lacked = isinstance(old, np.ndarray) and _held(old) != old.dtype
+        lacked = isinstance(old, np.ndarray) and held_dtype(old) != old.dtype
         return np.asarray(new, old.dtype) if lacked and not isinstance(new, Tracer) else new
 
     has_numpys = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(base))

@@ -8,6 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def held_dtype(array: Any) -> Any:
+    """The dtype in which JAX computes with `array`: without x64, NumPy's float64 is float32."""
+    is_numpy = isinstance(array, np.ndarray)
+    return jax.dtypes.canonicalize_dtype(array.dtype) if is_numpy else array.dtype
+
+
 def at_least_float32(tree: Any) -> Any:
     """`tree` with float32 for half precision, everything else as it is. NumPy stays NumPy."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if _is_half(x) else x, tree)

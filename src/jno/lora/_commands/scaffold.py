@@ -8,6 +8,7 @@ from importlib import resources
 
 from .._errors import JnoLoraError
 from .._hookspecs import API_VERSION
+from .._registry import PluginRecord
 from .._zoo_names import FIRST_PARTY, ZOO_METHODS, ZOO_NAMES, squash
 
 # What the adapter wraps, how its test makes one, and what it is called with.
@@ -21,7 +22,13 @@ _LAYERS = {
 }
 
 
-def create(name: str, layer: str | None, directory: pathlib.Path, version: str) -> pathlib.Path:
+def create(
+    name: str,
+    layer: str | None,
+    directory: pathlib.Path,
+    version: str,
+    installed: tuple[PluginRecord, ...] = (),
+) -> pathlib.Path:
     """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
 
     **Arguments:**
@@ -29,9 +36,10 @@ def create(name: str, layer: str | None, directory: pathlib.Path, version: str) 
     - `name`: what the adapter is called, such as `embedding-bias`.
     - `layer`: `"linear"` or `"embedding"`; by default what the name says, else `"linear"`.
     - `version`: of jno-lora, for the plugin's dependency on it.
+    - `installed`: the plugins whose adapters must not be called the same.
 
-    **Raises:** `JnoLoraError` if the name makes no package name, or is one of the zoo's, or the
-    folder exists. Nothing is written then.
+    **Raises:** `JnoLoraError` if the name makes no package name, or is one of the zoo's or of an
+    installed adapter, or the folder exists. Nothing is written then.
     """
     short = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
     package = f"jno_lora_{short.replace('-', '_')}"
@@ -51,6 +59,13 @@ def create(name: str, layer: str | None, directory: pathlib.Path, version: str) 
             f'variant would be taken for it, and `wrapper="{short}"` be ambiguous. Choose a name '
             f"of your own, such as my-{short}."
         )
+    for wrapper in (wrapper for record in installed for wrapper in record.wrappers):
+        called = (wrapper.cls.variant or "", wrapper.name)
+        if wrapper.distribution != f"jno-lora-{short}" and squash(short) in map(squash, called):
+            raise JnoLoraError(
+                f"{short!r} is what {wrapper.qualified_name} is called, so that "
+                f'`wrapper="{short}"` would be ambiguous. Choose another name.'
+            )
     if layer is None:
         layer = "embedding" if "embedding" in short else "linear"
     target = directory / f"jno-lora-{short}"

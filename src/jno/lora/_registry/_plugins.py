@@ -6,7 +6,7 @@ import threading
 import warnings
 from typing import Any
 
-from .._contract_problems import check_contract
+from .._contract_problems import check_contract, forget_contracts
 from .._errors import JnoLoraWarning, PluginError
 from .._programs import forget_programs
 from .._zoo_names import FIRST_PARTY, ZOO_DISTRIBUTION
@@ -107,7 +107,7 @@ class Plugins:
                 self._publish()
 
     def refresh(self) -> None:
-        """Forget what was found, and the programs that were compiled of its classes."""
+        """Forget what was found, and what is remembered of its classes."""
         with self._lock, self._zoo_lock, self._publishing:
             manager = manager_without_plugins()
             known = {id(p) for p in manager.get_plugins()}
@@ -119,6 +119,7 @@ class Plugins:
             self._zoo_sought = self._all_loaded = False
             self._publish()
         forget_programs()
+        forget_contracts()
 
     def _load(self, found: tuple[Found, ...], strict: bool | None) -> None:
         policy = Policy.from_environment()

@@ -13,6 +13,7 @@ from .._contract import LoRAWrapper, is_wrapper
 from .._errors import SelectionError
 from .._handle import evaluated, refuse_net
 from .._paths import path_str
+from .._precision import held_dtype
 from .._stacking import over_stack
 from ._places import refuse_second
 
@@ -23,6 +24,7 @@ class LayerForm:
 
     - `layer`: the name of its class.
     - `arrays`: path, shape and dtype of each of its arrays, those of a stack with all their axes.
+      The dtype is the one that JAX computes in: float32 for NumPy's float64, unless x64 is on.
     - `stack_ndim`: how many leading axes come before one layer's own.
     """
 
@@ -33,8 +35,9 @@ class LayerForm:
     @classmethod
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
         """The form of `layer`."""
+        # PiSSA, which changes the weight, holds that of NumPy as JAX does.
         found = (
-            (path_str(keys), tuple(leaf.shape), str(leaf.dtype))
+            (path_str(keys), tuple(leaf.shape), str(held_dtype(leaf)))
             for keys, leaf in jtu.tree_leaves_with_path(layer)
             if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
         )

@@ -42,6 +42,11 @@ class Picture(Figure):
         return self
 
 
+def endings() -> list[str]:
+    """What the name of a file may end in that a picture is saved to."""
+    return [f".{name}" for name in sorted(Picture(1, 1).canvas.get_supported_filetypes())]
+
+
 def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
     """Size, effective rank and singular values of each update, the model's first on top."""
     figure = Picture(11, min(2.2 + 0.17 * len(rows), 14))
