@@ -3,21 +3,29 @@
     python -m benchmarks.scale [--quick] [--out DIRECTORY]
 
 Each point is measured in a process of its own: every operation once to warm up (what is compiled is
-compiled once, whatever the size), then the median of some runs. Memory is how much the process grew
-at its largest, over what it held with JAX and the model loaded. Prints a table, and writes
-`scale.json` and `scale.svg`.
+compiled once, whatever the size), then
+
+- seconds: the median of some runs;
+- calls: how many functions Python called, which no noise and no cache of the processor changes;
+- memory: the most that Python and NumPy held beyond what they held before.
+
+Prints a table, the growth of each operation along each axis, and writes `scale.json` and
+`scale.svg`.
 """
 
 import argparse
 import dataclasses
+import functools
+import gc
 import json
+import math
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -69,16 +77,17 @@ def main() -> None:
     if arguments.point is not None:
         print(json.dumps(measured(Point(**json.loads(arguments.point)))))
         return
-    print(f"{'':>16}" + "".join(f"{name:>11}" for name in OPERATIONS) + f"{'MiB':>9}")
+    print(f"{'':>16}" + "".join(f"{name:>11}" for name in OPERATIONS))
     records = []
     for point in points(arguments.quick):
         record = {**dataclasses.asdict(point), **in_its_own_process(point)}
         records.append(record)
         cells = (f"{record['seconds'][name] * 1e3:>8.1f} ms" for name in OPERATIONS)
-        print(f"{point.axis:>9} {point.size:>6}", *cells, f"{record['peak_mib']:>8.1f}", sep="")
+        print(f"{point.axis:>9} {point.size:>6}", *cells, sep="", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "scale.json").write_text(json.dumps(records, indent=1) + "\n")
     plot(records, arguments.out / "scale.svg")
+    print_growth(records)
 
 
 def in_its_own_process(point: Point) -> dict[str, Any]:
@@ -144,7 +153,7 @@ def model_of(point: Point) -> Any:
 
 
 def measured(point: Point) -> dict[str, Any]:
-    """Seconds of each operation, and by how many MiB the process grew."""
+    """The seconds, calls and MiB of each operation."""
     import jax
 
     from jno.lora import (
@@ -167,7 +176,6 @@ def measured(point: Point) -> dict[str, Any]:
     # Each spec takes one layer, the last all that are left.
     own = [{"target": f"^{path}$", "rank": 1 + n % 2} for n, path in enumerate(paths)]
     settings["specs"] = [*own[: point.specs - 1], {"rank": 2}]
-    before = peak_mib()
     adapted = apply_lora(model, key=key, **settings)
     with tempfile.TemporaryDirectory() as name:
         file = pathlib.Path(name) / "adapters.safetensors"
@@ -180,8 +188,11 @@ def measured(point: Point) -> dict[str, Any]:
             "save": lambda: save_adapters(adapted, file),
             "load": lambda: load_adapters(model, file),
         }
-        seconds = {name: seconds_of(run, point.rounds) for name, run in operations.items()}
-    return {"seconds": seconds, "peak_mib": peak_mib() - before}
+        return {
+            what: {name: measure(run) for name, run in operations.items()}
+            for what, measure in MEASURES.items()
+            for measure in [functools.partial(measure, rounds=point.rounds)]
+        }
 
 
 def seconds_of(run: Callable[[], Any], rounds: int) -> float:
@@ -196,14 +207,56 @@ def seconds_of(run: Callable[[], Any], rounds: int) -> float:
     return statistics.median(found[1:])
 
 
-def peak_mib() -> float:
-    """The most that this process has held so far."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / (2**20 if sys.platform == "darwin" else 2**10)
+def calls_of(run: Callable[[], Any], rounds: int) -> int:
+    """How many functions are called in one run, of Python and from Python."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    gc.collect()  # else what is thrown away meanwhile calls its finalisers
+    sys.setprofile(count)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def mib_of(run: Callable[[], Any], rounds: int) -> float:
+    """The most that is held in one run, with its result, over what is held before."""
+    gc.collect()
+    tracemalloc.start()
+    result = run()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    del result
+    return peak / 2**20
+
+
+MEASURES = {"seconds": seconds_of, "calls": calls_of, "mib": mib_of}
+
+
+def growth(records: list[dict[str, Any]], axis: str, what: str, name: str) -> float:
+    """By what power of the size something grows at the far end of an axis: 1 is linear."""
+    *_, before, last = (record for record in records if record["axis"] == axis)
+    ratio = last[what][name] / before[what][name]
+    return math.log(ratio) / math.log(last["size"] / before["size"])
+
+
+def print_growth(records: list[dict[str, Any]]) -> None:
+    """The powers by which each operation grows between the two largest points of each axis."""
+    for axis in dict.fromkeys(record["axis"] for record in records if record["size"] > 1):
+        if sum(record["axis"] == axis for record in records) < 2:
+            continue
+        for what in MEASURES:
+            powers = (f"{growth(records, axis, what, name):>8.2f}   " for name in OPERATIONS)
+            print(f"{axis:>8} {what:>7}", *powers, sep="")
 
 
 def plot(records: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Seconds and memory over sizes, an axis a column, all logarithmic: slope 1 is linear."""
+    """What was measured over sizes, an axis a column, all logarithmic: slope 1 is linear."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -212,29 +265,26 @@ def plot(records: list[dict[str, Any]], path: pathlib.Path) -> None:
 
     axes = list(dict.fromkeys(record["axis"] for record in records))
     figure, pictures = plt.subplots(
-        2,
+        len(MEASURES),
         len(axes),
-        figsize=(4 * len(axes), 6),
+        figsize=(4 * len(axes), 9),
         layout="constrained",
         sharex="col",
         sharey="row",
         squeeze=False,
-        height_ratios=(2, 1),
     )
-    for axis, picture, memory in zip(axes, *pictures, strict=True):
-        chosen = [record for record in records if record["axis"] == axis]
-        sizes = [record["size"] for record in chosen]
-        for name, marker in zip(OPERATIONS, "osD^v<>", strict=True):
-            seconds = [record["seconds"][name] for record in chosen]
-            picture.loglog(sizes, seconds, f"{marker}-", markersize=3, label=name)
-        memory.loglog(sizes, [record["peak_mib"] for record in chosen], "k.-")
-        memory.yaxis.set_major_formatter("{x:g}")
-        memory.yaxis.set_minor_formatter("{x:g}")
-        memory.set_xlabel(axis)
-        for each in (picture, memory):
-            each.grid(which="both", alpha=0.25)
-    pictures[0][0].set_ylabel("seconds")
-    pictures[1][0].set_ylabel("MiB")
+    for what, row in zip(MEASURES, pictures, strict=True):
+        for axis, picture in zip(axes, row, strict=True):
+            chosen = [record for record in records if record["axis"] == axis]
+            sizes = [record["size"] for record in chosen]
+            for name, marker in zip(OPERATIONS, "osD^v<>", strict=True):
+                values = [record[what][name] for record in chosen]
+                picture.loglog(sizes, values, f"{marker}-", markersize=3, label=name)
+            picture.grid(which="both", alpha=0.25)
+    for axis, picture in zip(axes, pictures[-1], strict=True):
+        picture.set_xlabel(axis)
+    for label, (first, *_) in zip(("seconds", "calls", "MiB"), pictures, strict=True):
+        first.set_ylabel(label)
     lines, names = pictures[0][0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(path, metadata={"Date": None})
