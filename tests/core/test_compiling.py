@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora._programs._compiling import call_compiled, forget_programs
+from jno.lora._programs._compiling import call_compiled
+from jno.lora._remembering import forget
 
 
 class Traces:
@@ -147,5 +148,5 @@ def test_programs_are_forgotten_on_demand():
     assert call_compiled(scaled, jnp.ones(())) == 2
     factor[0] = 3
     assert call_compiled(scaled, jnp.ones(())) == 2
-    forget_programs()
+    forget()
     assert call_compiled(scaled, jnp.ones(())) == 3

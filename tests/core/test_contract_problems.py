@@ -45,6 +45,14 @@ def test_a_required_member_that_is_missing_is_named(name):
     assert contract_problems(define(without(name))) == (f"`{name}` is not defined",)
 
 
+@pytest.mark.parametrize("name", ["variant", "paper", "formula", "bibtex"])
+@pytest.mark.parametrize("value", ["", 2106.09685])
+def test_what_listings_show_is_a_text_or_none(name, value):
+    (problem,) = contract_problems(define(**{name: value}))
+    assert problem == f"`{name}` must be a text that is not empty, or None, but is {value!r}"
+    assert contract_problems(define(**{name: None})) == ()
+
+
 def test_several_missing_members_are_all_named():
     problems = contract_problems(define(without("merge", "base", "adapter_fields")))
     assert problems == tuple(f"`{n}` is not defined" for n in ("adapter_fields", "base", "merge"))
@@ -104,11 +112,6 @@ def test_the_constructor_may_accept_more():
 def test_what_is_asked_of_the_class_must_be_a_classmethod(name):
     (problem,) = contract_problems(define(**{name: lambda leaf: False}))
     assert problem == f"`{name}` must be a classmethod"
-
-
-def test_a_variant_must_be_a_string():
-    (problem,) = contract_problems(define(variant=("dora",)))
-    assert problem == "`variant` must be a string or None, but is ('dora',)"
 
 
 @pytest.mark.parametrize("thing", [eqx.nn.Linear, 3, "LoRALinear", None, [1], {"a": 1}])

@@ -216,6 +216,7 @@ def test_a_constructor_may_take_whatever_options_it_is_given(model, getkey):
         (jnp.zeros(2), r"an array float32\[2\]"),
         (jax.random.split(jax.random.key(0)), r"an array key<fry>\[2\]"),
         (np.zeros((3, 2), np.uint32), r"an array uint32\[3, 2\]"),
+        (np.zeros(3, np.uint32), r"an array uint32\[3\]"),
     ],
 )
 def test_what_is_no_key_is_an_error_that_shows_one(model, unchecked, key, came):

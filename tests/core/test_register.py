@@ -165,3 +165,25 @@ def test_a_name_that_a_plugin_has_too_is_ambiguous(site):
     assert "acme-lora:ToyScale" in str(caught.value)
     assert "(in-process):ToyScale" in str(caught.value)
     assert one(registry, "(in-process):ToyScale") is ToyScale
+
+
+def module_of(*classes, fails=False):
+    """A plugin module, as a notebook makes it again and again."""
+
+    @hookimpl
+    def jno_lora_wrappers():
+        return [1] if fails else list(classes)
+
+    return types.SimpleNamespace(__name__="notebook_plugin", jno_lora_wrappers=jno_lora_wrappers)
+
+
+def test_a_module_that_is_made_again_replaces_the_former(registry):
+    register(module_of(ToyScale))
+    with pytest.raises(WrapperError):
+        register(module_of(fails=True))
+    assert one(registry, "ToyScale") is ToyScale  # what is refused replaces nothing
+    register(module_of(ToyConv))
+    assert one(registry, "ToyConv") is ToyConv
+    assert [[w.name for w in record.wrappers] for record in registered()] == [["ToyConv"]]
+    registry.refresh()
+    assert [[w.name for w in record.wrappers] for record in registered()] == [["ToyConv"]]

@@ -1,5 +1,6 @@
 """What targets, specs and wrappers select, and what is refused."""
 
+import functools
 import re
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jno.lora import JnoLoraError, SelectionError, WrapperError, plan_lora
+from jno.lora import JnoLoraError, SelectionError, WrapperError, apply_lora, plan_lora
 
 from .toys import (
     MODEL_LAYERS,
@@ -72,7 +73,7 @@ def test_a_compiled_target_is_taken_in_a_spec(model):
 
 @pytest.mark.parametrize("rank", [-1, -7])
 def test_a_negative_rank_is_an_error_anywhere(model, rank):
-    with pytest.raises(SelectionError, match=f"`rank` must not be negative, but is {rank}"):
+    with pytest.raises(SelectionError, match=f"`rank` must be a whole number .* but is {rank}"):
         plan_lora(model, rank, wrappers=ToyLinear)
     with pytest.raises(SelectionError, match=rf"rank of specs\[0\] must be .*1, but is {rank}"):
         plan_lora(model, 1, wrappers=ToyLinear, specs=[{"rank": rank}])
@@ -90,9 +91,9 @@ def test_a_spec_without_rank_needs_one_from_the_call(model):
         plan_lora(model, specs=[{"wrapper": ToyLinear}])
 
 
-@pytest.mark.parametrize("rank", [1.5, "4", True])
-def test_the_rank_of_a_call_is_an_integer_of_at_least_one(model, rank, unchecked):
-    with pytest.raises(SelectionError, match=f"rank of the call .* integer.* but is {rank!r}"):
+@pytest.mark.parametrize("rank", [1.5, "4", True, False, 0.0, None])
+def test_the_rank_of_a_call_is_a_whole_number(model, rank, unchecked):
+    with pytest.raises(SelectionError, match=f"`rank` must be a whole number .* but is {rank!r}"):
         plan_lora(model, rank, wrappers=ToyLinear)
 
 
@@ -295,3 +296,27 @@ def test_a_spec_whose_layers_all_lie_in_a_wrapped_container_is_told_so(blocks):
     message = str(caught.value)
     assert "specs[1] (target 'blocks/0/up', wrapper ToyLinear) selects no layer" in message
     assert "Earlier specs" in message and "blocks/0/up: specs[0], inside blocks/0" in message
+
+
+# --- collections
+
+
+def test_a_set_of_wrappers_has_no_order(model, unchecked):
+    with pytest.raises(
+        SelectionError, match="order of priority, and a set has none: .*ToyConv.*. Give"
+    ):
+        plan_lora(model, 1, wrappers={ToyLinear, ToyConv})
+
+
+@pytest.mark.parametrize("specs", [5, "head"])
+def test_specs_are_a_list(model, specs, unchecked):
+    with pytest.raises(SelectionError, match=f"`specs` must be a list of dicts, but is {specs!r}"):
+        plan_lora(model, 1, specs=specs)
+
+
+@pytest.mark.parametrize(
+    "function", [plan_lora, functools.partial(apply_lora, key=jax.random.key(0))]
+)
+def test_a_single_spec_is_no_list(model, function, unchecked):
+    with pytest.raises(SelectionError, match=r"a single dict came: specs=\[\{...\}\]"):
+        function(model, specs={"target": "head", "rank": 2})

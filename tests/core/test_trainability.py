@@ -11,6 +11,7 @@ from jno.lora import (
     apply_lora,
     lora_trainable_filter,
     partial_lora_trainable_filter,
+    refresh,
 )
 
 from .toys import ToyLinear, ToyScale, array_paths, selected
@@ -209,3 +210,15 @@ def test_models_of_other_dtypes_have_other_filters(model, getkey):
     assert selected(lora_trainable_filter(adapted))
     assert not selected(lora_trainable_filter(whole))
     assert not selected(partial_lora_trainable_filter(whole))
+
+
+def test_fields_that_a_class_is_given_later_train_after_a_refresh(linear, getkey):
+    class Edited(ToyLinear):
+        adapter_fields = ("lora_A",)
+
+    wrapper = Edited(linear, 1, 1.0, key=getkey())
+    assert sum(jax.tree.leaves(lora_trainable_filter(wrapper))) == 1
+    Edited.adapter_fields = ToyLinear.adapter_fields
+    refresh()
+    mask = lora_trainable_filter(wrapper)
+    assert sum(jax.tree.leaves(mask)) == len(ToyLinear.adapter_fields) > 1

@@ -1,13 +1,13 @@
 """What keeps a class from being an adapter class, found before anything is built with it."""
 
 import dataclasses
-import functools
 import inspect
 from typing import Any
 
 from ._contract import LoRAWrapper
 from ._errors import WrapperError
 from ._paths import bullets
+from ._remembering import remembered
 
 
 def contract_problems(cls: Any) -> tuple[str, ...]:
@@ -17,7 +17,7 @@ def contract_problems(cls: Any) -> tuple[str, ...]:
     return _class_problems(cls)
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered(4096)
 def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
     if missing:
@@ -51,16 +51,11 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     for name in classmethods:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             problems.append(f"`{name}` must be a classmethod")
-    for name in ("variant", "bibtex"):
+    for name in ("variant", "paper", "formula", "bibtex"):
         value = getattr(cls, name)
-        if not (value is None or isinstance(value, str)):
-            problems.append(f"`{name}` must be a string or None, but is {value!r}")
+        if not (value is None or (isinstance(value, str) and value)):
+            problems.append(f"`{name}` must be a text that is not empty, or None, but is {value!r}")
     return tuple(problems)
-
-
-def forget_contracts() -> None:
-    """Look at every class anew: it may have been edited in place."""
-    _class_problems.cache_clear()
 
 
 def check_contract(cls: Any) -> None:

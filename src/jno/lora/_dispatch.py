@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import inspect
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -79,8 +80,6 @@ def apply_lora(
     _check_rank(rank)
     if rank == 0 and specs is None:
         return model
-    if specs is not None:
-        specs = list(specs)
     plan = plan_lora(
         model,
         rank,
@@ -227,8 +226,9 @@ def _make(
 
 
 def _check_rank(rank: Any) -> None:
-    if isinstance(rank, int | np.integer) and rank < 0:
-        raise SelectionError(f"`rank` must not be negative, but is {rank}.")
+    whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
+    if not whole or rank < 0:
+        raise SelectionError(f"`rank` must be a whole number from 0 on, but is {rank!r}.")
 
 
 def check_key(key: Any) -> None:
@@ -237,6 +237,8 @@ def check_key(key: Any) -> None:
     if is_array and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return
     if is_array and key.ndim == 1 and key.dtype == np.uint32:  # a raw one
-        return
+        with contextlib.suppress(TypeError, ValueError):  # of another length than keys have
+            jax.random.wrap_key_data(key)
+            return
     came = f"an array {show_array(key)}" if is_array else repr(key)
     raise SelectionError(f"`key` must be one random key, such as jax.random.key(0), but is {came}.")

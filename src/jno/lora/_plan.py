@@ -44,7 +44,7 @@ class PlanRow:
     layer: str
     status: PlanStatus
     wrapper: type[LoRAWrapper] | None = None
-    distribution: str | None = None
+    distribution: str | None = dataclasses.field(default=None, compare=False)
     rank: int | None = None
     alpha: float | None = None
     reason: str | None = None

@@ -1,6 +1,5 @@
 """Which arrays train: boolean pytrees of a model, built by path and field, never by identity."""
 
-import functools
 from collections.abc import Container
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import PyTree
 from ._contract import LoRAWrapper, is_wrapper
 from ._handle import refuse_net
 from ._paths import KeyPath, path_str
+from ._remembering import remembered
 
 
 def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
@@ -108,7 +108,7 @@ def _select(model: PyTree, roles: int) -> PyTree[bool]:
 
 
 # Filters are asked for again and again for models of one structure.
-@functools.lru_cache(maxsize=32)
+@remembered(32)
 def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
     """The filter in parts: modules that nobody can change, and how they hang together.
 

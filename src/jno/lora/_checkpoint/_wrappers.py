@@ -11,7 +11,7 @@ from .._registry import IN_PROCESS, RegisteredWrapper, Registry
 from ._configuration import Entry
 
 # What `wrappers=` accepts.
-Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]]
+Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
 
 def provider_of(cls: type[LoRAWrapper], registry: Registry) -> RegisteredWrapper | None:
@@ -25,7 +25,12 @@ class Wrappers:
 
     def __init__(self, given: Classes, registry: Registry):
         self._given: dict[str, type[LoRAWrapper]] = {}
-        for cls in [given] if isinstance(given, type) else given:
+        if isinstance(given, str) or not isinstance(given, type | Iterable | None):
+            raise SelectionError(
+                f"`wrappers` must be adapter classes, but is {given!r}. What plugins provide is "
+                "found without it."
+            )
+        for cls in [given] if isinstance(given, type) else given or ():
             check_contract(cls)
             if self._given.setdefault(cls.__name__, cls) is not cls:
                 raise SelectionError(

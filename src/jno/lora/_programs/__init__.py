@@ -1,6 +1,6 @@
 """Calling a function on layers of few forms: each form is compiled once."""
 
-from ._compiling import call_compiled, forget_programs
+from ._compiling import call_compiled
 from ._form import beside, form_of
 from ._together import Calls
 
@@ -8,6 +8,5 @@ __all__ = [
     "Calls",
     "beside",
     "call_compiled",
-    "forget_programs",
     "form_of",
 ]

@@ -5,7 +5,6 @@ Layers of one form (class, static fields, shapes, dtypes, device) share a progra
 spares the memory of intermediate results (a float32 copy of a weight).
 """
 
-import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from .._remembering import remembered
 from ._form import Form, TracedError, form_of, holds_traced
 from ._lapack import decomposes, one_blas_thread
 
@@ -82,14 +82,9 @@ def program_for(function: Callable[..., Any], shared: Form, own: Form) -> "Progr
     return _program(function, shared, own, widest)
 
 
-@functools.lru_cache(maxsize=512)
+@remembered(512)
 def _program(function: Callable[..., Any], shared: Form, own: Form, widest: Any) -> "Program":
     return Program(function, shared, own)
-
-
-def forget_programs() -> None:
-    """Compile everything anew: what a program computes is not looked up again in its classes."""
-    _program.cache_clear()
 
 
 class Program:

@@ -11,7 +11,8 @@ from .._contract_problems import check_contract
 from .._errors import PluginError
 from .._hookspecs import PROJECT
 from .._paths import nearest
-from ._records import RegisteredWrapper
+from ._discovery import Found
+from ._records import PluginRecord, RegisteredWrapper
 
 
 def manager_without_plugins() -> pluggy.PluginManager:
@@ -19,6 +20,18 @@ def manager_without_plugins() -> pluggy.PluginManager:
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(_hookspecs)
     return manager
+
+
+def name_of(plugin: PluginRecord | Found) -> str:
+    """The name under which the hooks of an installed plugin are registered."""
+    entry = plugin.value if isinstance(plugin, PluginRecord) else plugin.entry_point.value
+    return f"{plugin.distribution}/{plugin.name}/{entry}"
+
+
+def former_of(plugin: Any, manager: pluggy.PluginManager) -> Any:
+    """What else is registered under the name of `plugin`: a module that was made again."""
+    former = manager.get_plugin(manager.get_canonical_name(plugin))
+    return None if former is plugin else former
 
 
 def take_in(

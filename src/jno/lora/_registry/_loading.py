@@ -7,7 +7,7 @@ import pluggy
 from .._errors import PluginError
 from .._hookspecs import API_VERSION
 from ._discovery import Found, Policy
-from ._hooks import take_in
+from ._hooks import name_of, take_in
 from ._records import PluginRecord, PluginStatus, RegisteredWrapper
 from ._waiting import named_while_slow
 
@@ -50,7 +50,7 @@ def load(found: Found, manager: pluggy.PluginManager, policy: Policy) -> PluginR
                 "upgrade jno-lora, or install an older version of the plugin"
             )
             return record("incompatible", error)
-        name = "/".join(found.identity)
+        name = name_of(found)
         if manager.has_plugin(name):  # left there by a load that was interrupted
             manager.unregister(name=name)
         with named_while_slow(found):

@@ -6,12 +6,12 @@ import threading
 import warnings
 from typing import Any
 
-from .._contract_problems import check_contract, forget_contracts
+from .._contract_problems import check_contract
 from .._errors import JnoLoraWarning, PluginError
-from .._programs import forget_programs
+from .._remembering import forget
 from .._zoo_names import FIRST_PARTY, ZOO_DISTRIBUTION
 from ._discovery import Found, Policy, find_plugins, find_plugins_of
-from ._hooks import manager_without_plugins, take_in
+from ._hooks import former_of, manager_without_plugins, name_of, take_in
 from ._loading import load
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 from ._snapshot import Snapshot
@@ -36,7 +36,7 @@ class Plugins:
         self.manager = manager_without_plugins()
         self.snapshot = Snapshot(discover=discover)
         self._loaded: dict[tuple[str, str, str], PluginRecord] = {}
-        self._in_process: list[PluginRecord] = []
+        self._in_process: list[tuple[Any, PluginRecord]] = []  # with what was registered
         self._loading: set[tuple[str, str, str]] = set()
         self._zoo_sought = self._all_loaded = False
 
@@ -49,7 +49,7 @@ class Plugins:
                 if not self._zoo_sought:
                     self._load(find_plugins_of(ZOO_DISTRIBUTION), strict)
                     with self._publishing:
-                        self._zoo_sought = True
+                        self._zoo_sought = not self._is_loading(ZOO_DISTRIBUTION)
                         self._publish()
                 snapshot = self.snapshot
         return snapshot
@@ -66,7 +66,7 @@ class Plugins:
                     self.with_zoo(strict)
                     self._load(find_plugins(), strict)
                     with self._publishing:
-                        self._all_loaded = True
+                        self._all_loaded = not self._loading
                         self._publish()
                 snapshot = self.snapshot
         return snapshot
@@ -94,32 +94,36 @@ class Plugins:
             if isinstance(item, type):
                 check_contract(item)
                 wrappers = (RegisteredWrapper(item, IN_PROCESS, ""),)
+                formers = [former for former, _ in self._in_process if _is_again(item, former)]
             elif self.manager.is_registered(item):
                 return
             else:
-                wrappers = take_in(item, self.manager, IN_PROCESS, "")
+                former = former_of(item, self.manager)
+                formers = [] if former is None else [former]
+                wrappers = self._take_in_place_of(former, item)
             value = getattr(item, "__name__", repr(item))
             record = PluginRecord(value, IN_PROCESS, "", value, "loaded", wrappers=wrappers)
             with self._publishing:
-                if isinstance(item, type):
-                    self._forget_former(item)
-                self._in_process.append(record)
+                kept = [(i, r) for i, r in self._in_process if not any(i is f for f in formers)]
+                self._in_process = [*kept, (item, record)]
                 self._publish()
 
     def refresh(self) -> None:
         """Forget what was found, and what is remembered of its classes."""
         with self._lock, self._zoo_lock, self._publishing:
             manager = manager_without_plugins()
-            known = {id(p) for p in manager.get_plugins()}
-            for name, plugin in self.manager.list_name_plugin():
-                if plugin is not None and id(plugin) not in known and "/" not in name:
-                    manager.register(plugin, name=name)
+            for item, _ in self._in_process:
+                if not isinstance(item, type):
+                    manager.register(item)
             # Whoever asks meanwhile, without a lock, finds what was registered in this process.
             self.manager, self._loaded, self._loading = manager, {}, set()
             self._zoo_sought = self._all_loaded = False
             self._publish()
-        forget_programs()
-        forget_contracts()
+        forget()
+
+    def _is_loading(self, distribution: str) -> bool:
+        # A plugin that asks for the others while it is loaded is not one of those that are.
+        return any(of == distribution for of, *_ in self._loading)
 
     def _load(self, found: tuple[Found, ...], strict: bool | None) -> None:
         policy = Policy.from_environment()
@@ -140,9 +144,11 @@ class Plugins:
         # A plugin may ask for the registry while it is loaded: it gets the others.
         if plugin.identity in self._loaded or plugin.identity in self._loading:
             return None
-        self._loading.add(plugin.identity)
+        with self._publishing:
+            self._loading.add(plugin.identity)
+            manager = self.manager  # the one that stays, now that something is being loaded
         try:
-            record = load(plugin, self.manager, policy)
+            record = load(plugin, manager, policy)
         finally:
             self._loading.discard(plugin.identity)
         _LOG.debug("%r, in %.3f s", record, record.seconds)
@@ -154,14 +160,27 @@ class Plugins:
             self._publish()
         return _left_out(record) if is_broken else slow_plugin(record)
 
-    def _forget_former(self, cls: type) -> None:
-        def is_former(record: PluginRecord) -> bool:
-            return len(record.wrappers) == 1 and all(
-                (w.cls.__module__, w.cls.__qualname__) == (cls.__module__, cls.__qualname__)
-                for w in record.wrappers
-            )
+    def _take_in_place_of(self, former: Any, item: Any) -> tuple[RegisteredWrapper, ...]:
+        """Register `item` for an object of the same name, which stays if `item` is refused."""
+        if former is not None:
+            self.manager.unregister(former)
+        try:
+            return take_in(item, self.manager, IN_PROCESS, "")
+        except BaseException:
+            if former is not None:
+                self.manager.register(former)
+            raise
 
-        self._in_process = [r for r in self._in_process if not is_former(r)]
+    def _put_hooks_in_order(self, installed: list[PluginRecord]) -> None:
+        """Pluggy asks the hook that was registered last first: that must not depend on chance."""
+        order = {name_of(record): place for place, record in enumerate(installed)}
+        before = [(n, p) for n, p in self.manager.list_name_plugin() if p is not None]
+        # What was registered in the process comes after all that is installed.
+        after = sorted(before, key=lambda named: order.get(named[0], len(order)))
+        if after != before:
+            self.manager = manager_without_plugins()
+            for name, plugin in after:
+                self.manager.register(plugin, name=name)
 
     def _publish(self) -> None:
         """Replace the snapshot, in an order that does not depend on what was asked first."""
@@ -169,13 +188,21 @@ class Plugins:
             self._loaded.values(),
             key=lambda r: (r.distribution not in FIRST_PARTY, r.distribution, r.name),
         )
-        found = Snapshot((*order, *self._in_process))
+        if not self._loading:
+            self._put_hooks_in_order(order)
+        found = Snapshot((*order, *(record for _, record in self._in_process)))
         self.snapshot = Snapshot(
             tuple(_with_conflicts(record, found) for record in found.records),
             discover=self._discover,
             zoo_sought=self._zoo_sought,
             all_loaded=self._all_loaded,
         )
+
+
+def _is_again(cls: type, former: Any) -> bool:
+    """Whether this class is that one, defined again."""
+    names = (cls.__module__, cls.__qualname__)
+    return isinstance(former, type) and (former.__module__, former.__qualname__) == names
 
 
 def _left_out(record: PluginRecord) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError
+from .._paths import show_path
 from .._zoo_names import DEFAULT_NAMES, ZOO_NAMES
 from ._plugins import Plugins
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
@@ -90,13 +91,14 @@ class Registry:
             chosen = hook(path=path, leaf=leaf, candidates=candidates)
         except Exception as err:
             raise PluginError(
-                f"A `jno_lora_select` hook failed on the layer at {path!r}: "
+                f"A `jno_lora_select` hook failed on the layer at {show_path(path)!r}: "
                 f"{type(err).__name__}: {err}"
             ) from err
         if chosen is not None and chosen not in candidates:
             raise PluginError(
-                f"A `jno_lora_select` hook chose {chosen!r} for {path!r}, which is not among the "
-                f"candidates {[c.__name__ for c in candidates]}. Return one of them, or None."
+                f"A `jno_lora_select` hook chose {chosen!r} for {show_path(path)!r}, which is not "
+                f"among the candidates {[c.__name__ for c in candidates]}. Return one of them, or "
+                "None."
             )
         return chosen
 
@@ -121,8 +123,8 @@ class Registry:
         """Forget every plugin that was found, so that the next question looks again.
 
         What was registered in this process stays. Modules that Python has imported stay imported.
-        Compiled programs are forgotten too, so that a class which was edited in place is seen as it
-        is now.
+        Compiled programs, filters and what was found out of classes are forgotten too, so that a
+        class which was edited in place is seen as it is now.
         """
         self._plugins.refresh()
 

@@ -20,7 +20,9 @@ from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The records of the plugins loaded so far, in the order in which they were loaded.
+    """The records of the plugins loaded so far, in an order that no question changes.
+
+    Our own, then others by distribution and name, then what was registered in the process.
 
     - `discover`: whether installed plugins are looked for at all.
     - `zoo_sought`, `all_loaded`: whether the zoo, and whether all that is installed, is among them.

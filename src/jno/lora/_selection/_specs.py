@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -85,6 +85,8 @@ def parse_specs(
         raise SelectionError(
             "`specs` must be a list of dicts, but a single dict came: specs=[{...}]"
         )
+    if isinstance(specs, str) or not isinstance(specs, Iterable):
+        raise SelectionError(f"`specs` must be a list of dicts, but is {specs!r}.")
     parsed: list[Spec] = []
     for index, spec in enumerate(specs):
         label = f"specs[{index}]"
@@ -124,6 +126,11 @@ def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
             others = tuple(cls for cls in registry.auto() if cls not in defaults)
             return (*((cls,) for cls in defaults), *((others,) if others else ()))
         return (registry.resolve(wrapper),)
+    if isinstance(wrapper, Set | Mapping):
+        raise SelectionError(
+            f"`wrapper` must list adapters in order of priority, and a {type(wrapper).__name__} "
+            f"has none: {wrapper!r}. Give a list."
+        )
     if isinstance(wrapper, Iterable):
         tiers = tuple(tier for item in wrapper for tier in parse_wrapper(registry, item))
         if tiers:

@@ -1,0 +1,24 @@
+"""What is remembered of adapter classes, and forgotten when they may have changed."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+_FORGET: list[Callable[[], None]] = []
+
+
+def remembered(most: int) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator: `functools.lru_cache` of up to `most` results, which `forget` empties."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        cached = functools.lru_cache(maxsize=most)(function)
+        _FORGET.append(cached.cache_clear)
+        return cached
+
+    return decorate
+
+
+def forget() -> None:
+    """Ask every class anew: it may have been edited in place."""
+    for clear in _FORGET:
+        clear()
