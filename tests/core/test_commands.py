@@ -355,6 +355,29 @@ def test_check_runs_the_kit_on_a_class(site, monkeypatch):
     assert row == ["Shift-Linear", f"{checks}/{checks}", "-", "parameter-count, stacked-layers"]
 
 
+def test_check_says_which_adapters_it_has_no_layer_for(discovering):
+    hidden = (
+        GOOD.replace("[Shift]", "[Shift, Hidden]")
+        + """
+class Hidden(Shift):
+    @classmethod
+    def applies_to(cls, leaf):
+        return False
+"""
+    )
+    discovering.install("whole", hidden)
+    text = run("check", "whole")
+    assert "Shift-Linear" in text
+    assert "they claim no layer that this command knows: Hidden." in " ".join(text.split())
+
+
+def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(discovering):
+    careless = GOOD.replace("exact = type(leaf) is eqx.nn.Linear and", "exact = leaf.weight and")
+    discovering.install("careless", careless)
+    (adapter,) = json.loads(run("adapters", "--json"))
+    assert adapter["layers"] == []
+
+
 def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(discovering):
     merged_wrongly = GOOD.replace(
         "return self.merge()(x)", "return self.merge()(x) + 1 * self.delta[:, 0].astype(x.dtype)"

@@ -215,13 +215,16 @@ def test_an_iterator_without_end_is_read_once_and_shared(model, batches):
     [
         ({"wrappers": []}, "at least one candidate"),
         ({"wrappers": [[]]}, r"among `wrappers` is \[\]"),
-        ({"steps": 0}, "at least one step.*steps=0"),
+        ({"steps": 0}, "`steps` must be a whole number of at least 1, but is 0"),
+        ({"steps": 2.5}, "`steps` must be a whole number of at least 1, but is 2.5"),
         ({"batches": []}, "holds no batch"),
         ({"loss": lambda model, batch: jax.vmap(model)(batch[0])}, "one real number.*2"),
         ({"loss": lambda model, batch: None}, "one real number, but returns None"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_before_training(model, batches, changed, message):
+def test_arguments_that_make_no_sense_are_refused_before_training(
+    model, batches, changed, message, unchecked
+):
     task = {"model": model, "loss": loss, "batches": batches, "wrappers": ["full"], **SETTINGS}
     with pytest.raises(SelectionError, match=f"(?s){message}"):
         compare(**{**task, **changed})

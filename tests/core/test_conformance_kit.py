@@ -519,3 +519,20 @@ def test_outputs_of_other_shapes_are_infinitely_far_apart():
     assert relative_error([jnp.ones(3)], [jnp.ones(3), jnp.ones(3)]) == float("inf")
     assert relative_error(jnp.ones((0, 3)), jnp.ones((0, 3))) == 0.0
     assert relative_error(jnp.full(2, jnp.nan), jnp.ones(2)) == float("inf")
+
+
+def test_an_error_in_the_imaginary_part_is_one():
+    assert relative_error(jnp.array([1 + 0j]), jnp.array([1 + 5j])) > 0.9
+    assert relative_error(jnp.array([1 + 5j]), jnp.array([1 + 5j])) == 0.0
+
+
+def test_layers_of_which_a_class_cannot_say_whether_it_is_for_them_are_no_cases():
+    class Careless(ToyLinear):
+        @classmethod
+        def applies_to(cls, leaf):
+            return leaf.weight.shape == (5, 7)  # not every layer has one
+
+    (case,) = standard_cases(Careless)
+    assert str(case) == "Careless-Linear"
+    (result,) = (r for r in run_checks(case) if r.check == "applies-to-total")
+    assert result.error is not None

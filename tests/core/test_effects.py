@@ -14,6 +14,7 @@ from jno.lora import (
     WrapperError,
     adapter_effects,
     apply_lora,
+    lora_report,
 )
 
 from .toys import ToyConv, ToyLinear, ToyScale, ToyStacked, UserEmbedding
@@ -167,3 +168,15 @@ except MissingLibraryError as err:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("plot_adapters needs matplotlib, which is not installed.")
     assert 'pip install "jno-lora[plot]"' in done.stdout
+
+
+def test_a_merge_into_something_else_is_named_with_its_path(getkey):
+    class Other(ToyScale):
+        def merge(self):
+            return eqx.nn.Identity()
+
+    adapted = apply_lora([eqx.nn.Linear(3, 2, key=getkey())], 1, key=getkey(), wrappers=Other)
+    with pytest.raises(WrapperError, match=r"`merge\(\)` of the Other at '0' must return a layer"):
+        adapter_effects(adapted)
+    with pytest.raises(WrapperError, match=r"the Other at '0' .*`merge\(\)` must return a layer"):
+        lora_report(adapted, merge_error=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import jno.lora
-from jno.lora import Net, SelectionError, extract_adapters
+from jno.lora import AdapterSet, Net, SelectionError, extract_adapters
 from jno.lora.peft import load_peft, save_peft
 
 from .toys import ToyLinear
@@ -31,7 +31,7 @@ CALLS = {
     "plan_lora": jno.lora.plan_lora,
     "plot_adapters": jno.lora.plot_adapters,
     "save_peft": lambda net: save_peft(net, "nowhere"),
-    "swap_adapters": lambda net: jno.lora.swap_adapters(net, extract_adapters(net.module)),
+    "swap_adapters": lambda net: jno.lora.swap_adapters(net, AdapterSet({})),
     "to_lora": jno.lora.to_lora,
     "unwrap_lora": jno.lora.unwrap_lora,
 }
@@ -85,3 +85,11 @@ def test_no_empty_file_is_written_for_a_net(model, tmp_path):
 def test_a_net_may_be_closed_over(model):
     net = Net(model).lora(1, wrapper=ToyLinear)
     assert jnp.allclose(jax.jit(lambda token: net(token))(0), net(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CALLS.keys() - {"plot_adapters"})
+def test_a_set_of_adapters_is_refused_by_name(name, model, registry):
+    adapters = extract_adapters(Net(model).lora(1, wrapper=ToyLinear).module)
+    message = rf"^{name} takes a model, but was given an AdapterSet.*{name}\(swap_adapters\("
+    with pytest.raises(SelectionError, match=message):
+        CALLS[name](adapters)

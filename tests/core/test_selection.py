@@ -303,7 +303,7 @@ def test_a_spec_whose_layers_all_lie_in_a_wrapped_container_is_told_so(blocks):
 
 def test_a_set_of_wrappers_has_no_order(model, unchecked):
     with pytest.raises(
-        SelectionError, match="order of priority, and a set has none: .*ToyConv.*. Give"
+        SelectionError, match=r"order of priority, and a set has none: .*ToyConv.*\. Give"
     ):
         plan_lora(model, 1, wrappers={ToyLinear, ToyConv})
 

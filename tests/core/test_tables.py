@@ -1,5 +1,6 @@
 """Plans and reports as text, in a terminal, and as HTML in a notebook."""
 
+import builtins
 import io
 import xml.etree.ElementTree as ElementTree
 
@@ -92,3 +93,17 @@ def test_a_caption_is_below_in_every_form():
     assert str(made).splitlines()[0] == "title" and str(made).splitlines()[-1] == "one & two"
     root = ElementTree.fromstring(made._repr_html_())
     assert root.findall("div")[1].text == "one & two"
+
+
+def test_in_a_notebook_text_is_text_too(monkeypatch):
+    class ZMQInteractiveShell:
+        config = None
+
+    # By this name rich knows a notebook, in which it shows instead of writing.
+    monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
+    assert "a title" in str(table("a title", [("column", "left")], [["cell"]]))
+
+
+def test_text_is_never_folded():
+    long = "/".join(f"block{n}" for n in range(100))
+    assert long in str(table("title", [("path", "left"), ("layer", "left")], [[long, "Linear"]]))

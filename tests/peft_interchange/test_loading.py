@@ -442,3 +442,17 @@ def test_an_empty_file_and_tensors_of_integers_are_refused(linear, tmp_path):
     tensors = {name: t.astype(np.int8) for name, t in lora_tensors("fc", 3, 4).items()}
     with pytest.raises(PeftFormatError, match="expected floating numbers, got int8"):
         load_peft({"fc": linear}, write_files(tmp_path, tensors))
+
+
+def test_numbers_of_another_kind_are_no_bias(linear, tmp_path):
+    layer = eqx.tree_at(lambda m: m.bias, linear, jnp.zeros(3, jnp.int8))
+    tensors = lora_tensors("fc", 3, 4) | {f"{PREFIX}fc.bias": np.asarray([1.5, -3.7, 1e9], "f4")}
+    with pytest.raises(PeftFormatError, match=r"has int8\[3\], the file has float32\[3\]"):
+        load_peft({"fc": layer}, write_files(tmp_path, tensors, bias="lora_only"))
+
+
+def test_two_arrays_of_one_path_are_not_both_replaced(linear, tmp_path):
+    tensors = lora_tensors("fc", 3, 4) | {f"{PREFIX}fc.bias": np.ones(3, "f4")}
+    model = {"fc": linear, "fc/bias": jnp.zeros(3)}
+    with pytest.raises(SelectionError, match="Two arrays have the path 'fc/bias'"):
+        load_peft(model, write_files(tmp_path, tensors, bias="lora_only"))

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import jno_lora_zoo
 from jno.lora import (
     AdapterSet,
     CheckpointError,
     SelectionError,
+    WrapperError,
     apply_lora,
     extract_adapters,
     load_adapters,
@@ -232,3 +234,42 @@ def test_a_set_is_a_pytree_of_the_adapters_arrays(getkey):
     assert jnp.array_equal(
         doubled["layers/0"].state["lora_A"], 2 * adapters["layers/0"].state["lora_A"]
     )
+
+
+def test_an_array_whose_path_a_layer_has_is_no_place_for_an_adapter(getkey):
+    layer = eqx.nn.Linear(4, 3, key=getkey())
+    adapted = apply_lora({"a": {"b": layer}}, 2, key=getkey())
+    model = {"a": {"b": layer}, "a/b": jnp.ones(3)}
+    swapped = swap_adapters(model, extract_adapters(adapted))
+    assert swapped["a/b"] is model["a/b"] and isinstance(swapped["a"]["b"], LoRALinear)
+
+
+class WithOption(jno_lora_zoo.LoRALinear):
+    """Keeps an option in a static field, which no state holds."""
+
+    gain: float = eqx.field(static=True)
+
+    def __init__(self, base, rank, alpha, *, key, gain=1.0):
+        super().__init__(base, rank, alpha, key=key)
+        self.gain = gain
+
+
+def test_an_option_that_no_state_holds_is_told_and_not_lost(getkey):
+    model = {"layer": eqx.nn.Linear(4, 3, key=getkey())}
+    plain = apply_lora(model, 2, key=getkey(), wrappers=WithOption)
+    assert len(extract_adapters(plain)) == 1
+    adapted = apply_lora(model, 2, key=getkey(), wrappers=WithOption, options={"gain": 5.0})
+    message = "WithOption at 'layer' out: an option .* `gain`, which is 5.0, would be 1.0"
+    with pytest.raises(WrapperError, match=message):
+        extract_adapters(adapted)
+
+
+def test_a_state_that_fails_is_named_with_its_path(getkey):
+    class Stateless(jno_lora_zoo.LoRALinear):
+        def state(self):
+            raise RuntimeError("no state")
+
+    adapted = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrappers=Stateless)
+    message = "Could not take the Stateless at '0' out: RuntimeError: no state"
+    with pytest.raises(WrapperError, match=message):
+        extract_adapters(adapted)

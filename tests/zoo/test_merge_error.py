@@ -1,5 +1,7 @@
 """What a merge into the base's dtype costs, as `lora_report` measures it."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -79,3 +81,9 @@ def test_a_stack_counts_as_one_layer(getkey):
     stack = eqx.filter_vmap(lambda k: eqx.nn.Linear(6, 5, key=k, dtype=jnp.bfloat16))(keys)
     model = moved(apply_lora(stack, 2, key=getkey()), 0.1, getkey())
     assert 0 < lora_report(model, merge_error=True).rows[0].merge_error < 1
+
+
+def test_an_adapter_of_nan_has_not_changed_nothing(getkey):
+    model = adapted("LoRALinear", jnp.float16, math.nan, getkey)
+    (row,) = lora_report(model, merge_error=True)
+    assert row.merge_error is not None and math.isnan(row.merge_error)

@@ -168,8 +168,8 @@ def check(ctx: click.Context, what: str) -> None:
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
     colon = ":" in what
-    results = check_.run(check_.find_wrappers(what, () if colon else listing.records()))
-    _print(check_.as_table(results))
+    results, left_out = check_.run(check_.find_wrappers(what, () if colon else listing.records()))
+    _print(check_.as_table(results, left_out))
     failed = [result.error for result in results if result.error is not None]
     for error in failed:
         click.echo(f"\n{error}")

@@ -81,9 +81,9 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     auto: ClassVar[bool] = False
     # For listings: the arXiv number of the paper, and how many parameters train, as a formula.
     paper: ClassVar[str | None] = None
+    formula: ClassVar[str | None] = None
     # For `citation`: one or more BibTeX entries.
     bibtex: ClassVar[str | None] = None
-    formula: ClassVar[str | None] = None
 
     if TYPE_CHECKING:  # how the dispatcher calls the class; each adapter writes its own
 
@@ -121,7 +121,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def stack_ndim(cls, leaf: Any) -> int:
         """How many leading axes of `leaf`'s arrays come before one layer's own. Default 0.
 
-        If it is not 0, the dispatcher maps `__init__`, `merge`, `unwrap` and `from_state` over
+        If it is not 0, `__init__`, `merge`, `unwrap`, `state` and `from_state` are mapped over
         those axes, so that each of them only ever sees one layer.
         """
         return 0
@@ -170,7 +170,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: by default every array outside `base`, by its path.
 
-        Of a template (`eqx.filter_eval_shape`), the shapes of those arrays.
+        Of a template (`eqx.filter_eval_shape`), the shapes of those arrays. Of a stacked layer it
+        sees one slice. What an option changed must be in it, or be known to `from_state`.
         """
         leaves = jtu.tree_flatten_with_path(_without_base(self))[0]
         return {
@@ -260,6 +261,14 @@ def unwrapped_layer(wrapper: LoRAWrapper) -> eqx.Module:
     if type(wrapper).unwrap is LoRAWrapper.unwrap:
         return wrapper.base  # mapping would copy the arrays of a stack
     return over_stack(lambda w: w.unwrap(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
+
+
+def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
+    """Whether `cls` says that it is for `layer`. One that cannot answer has not said yes."""
+    try:
+        return bool(cls.applies_to(layer))
+    except Exception:
+        return False
 
 
 def is_wrapper(node: Any) -> TypeGuard[LoRAWrapper]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
@@ -16,8 +15,9 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from ._contract import LoRAWrapper
 from ._errors import JnoLoraError, SelectionError, WrapperError
-from ._handle import refuse_net
-from ._paths import show_array, show_path, stable_hash
+from ._handle import expect_model
+from ._keys import check_key
+from ._paths import show_path, stable_hash
 from ._plan import Plan, PlanRow
 from ._programs import Calls
 from ._registry import Registry, default_registry
@@ -76,7 +76,7 @@ def apply_lora(
     (such as a `Net` for the model, or an option that the adapter lacks), `PluginError` if a named
     plugin cannot be used, `WrapperError` if an adapter's constructor fails (naming the path).
     """
-    refuse_net(model, "apply_lora")
+    expect_model(model, "apply_lora")
     _check_rank(rank)
     if rank == 0 and specs is None:
         return model
@@ -112,7 +112,7 @@ def plan_lora(
 
     **Raises:** as `apply_lora`, but for what only happens when an adapter is built.
     """
-    refuse_net(model, "plan_lora")
+    expect_model(model, "plan_lora")
     _check_rank(rank)
     if rank == 0 and specs is None:
         return Plan(())
@@ -229,16 +229,3 @@ def _check_rank(rank: Any) -> None:
     whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
     if not whole or rank < 0:
         raise SelectionError(f"`rank` must be a whole number from 0 on, but is {rank!r}.")
-
-
-def check_key(key: Any) -> None:
-    """**Raises:** `SelectionError` for what is no key of `jax.random`."""
-    is_array = isinstance(key, jax.Array | np.ndarray)
-    if is_array and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return
-    if is_array and key.ndim == 1 and key.dtype == np.uint32:  # a raw one
-        with contextlib.suppress(TypeError, ValueError):  # of another length than keys have
-            jax.random.wrap_key_data(key)
-            return
-    came = f"an array {show_array(key)}" if is_array else repr(key)
-    raise SelectionError(f"`key` must be one random key, such as jax.random.key(0), but is {came}.")

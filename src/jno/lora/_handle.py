@@ -1,4 +1,4 @@
-"""What else than a model may be handed in for one: a `Net`, and a template of shapes."""
+"""What else than a model may be handed in for one: a `Net`, a set, a template of shapes."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.tree_util as jtu
 
-from ._errors import SelectionError
+from ._errors import JnoLoraError, SelectionError
 
 T = TypeVar("T")
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 class Handle:
     """The base class of `Net`. No fields.
 
-    JAX takes what it does not know for one leaf, and Equinox for a constant: of a net that was
+    JAX would take it for one leaf, and Equinox for a constant: of a net that was
     trained since, `filter_jit` would go on computing with former values, and a file would be empty.
     So every tree function refuses it.
     """
@@ -23,6 +23,10 @@ class Handle:
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         jtu.register_pytree_node(cls, _refuse_to_flatten, lambda _, children: children)
+
+
+class Loose:
+    """The base class of `AdapterSet`, which is a pytree without any layer. No fields."""
 
 
 def _refuse_to_flatten(net: Handle) -> Any:
@@ -34,8 +38,13 @@ def _refuse_to_flatten(net: Handle) -> Any:
     )
 
 
-def refuse_net(model: Any, function: str) -> None:
-    """**Raises:** `SelectionError` if `model` is a `Net`, which JAX takes for one leaf."""
+def expect_model(model: Any, function: str) -> None:
+    """**Raises:** `SelectionError` if `model` is a `Net`, or a set, in which nothing is adapted."""
+    if isinstance(model, Loose):
+        raise SelectionError(
+            f"{function} takes a model, but was given an AdapterSet, which holds adapters without "
+            f"their layers. Put them in: {function}(swap_adapters(model, adapters), ...)"
+        )
     if isinstance(model, Handle):
         raise SelectionError(
             f"{function} takes a model, but was given a {type(model).__name__}, which is a handle "
@@ -56,6 +65,13 @@ def without_values(tree: Any, advice: str) -> str:
         "this is a template, as `eqx.filter_eval_shape` makes it, with shapes in the place of "
         f"arrays. {advice}"
     )
+
+
+def why(err: Exception, tree: Any, advice: str) -> str:
+    """For a message: what is wrong with `tree`, of which `err` came."""
+    if isinstance(err, JnoLoraError):
+        return f"{err}"
+    return without_values(tree, advice) or f"{type(err).__name__}: {err}"
 
 
 def _is_template(tree: Any) -> bool:

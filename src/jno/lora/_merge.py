@@ -11,9 +11,10 @@ from jax.core import Tracer
 
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
-from ._handle import refuse_net, without_values
-from ._paths import path_str, show_array, show_path
+from ._handle import expect_model, why
+from ._paths import path_str, show_path
 from ._precision import held_dtype
+from ._same_form import check_same_form
 from ._sharding import calls_on_the_mesh, sharded_like
 
 M = TypeVar("M")
@@ -34,7 +35,7 @@ def merge_lora(model: M) -> M:
     **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged or merges into
     something else than it wrapped; `SelectionError` if `model` is a `Net`.
     """
-    refuse_net(model, "merge_lora")
+    expect_model(model, "merge_lora")
     return _replace_wrappers(model, merged_layer, "merge")
 
 
@@ -48,7 +49,7 @@ def unwrap_lora(model: M) -> M:
     **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
     `model` is a `Net`.
     """
-    refuse_net(model, "unwrap_lora")
+    expect_model(model, "unwrap_lora")
     return _replace_wrappers(model, unwrapped_layer, "unwrap")
 
 
@@ -66,40 +67,14 @@ def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) 
             raise type(err)(f"Could not {verb} {where}: {err}") from err
         except Exception as err:
             advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
-            why = without_values(node, advice) or f"{type(err).__name__}: {err}"
-            raise WrapperError(f"Could not {verb} {where}: {why}") from err
-        _check_same_form(node.base, layer, f"`{verb}()` of {where}")
+            raise WrapperError(f"Could not {verb} {where}: {why(err, node, advice)}") from err
+        check_same_form(node.base, layer, f"`{verb}()` of {where}")
         replaced[index] = _in_dtypes_of(node.base, layer)
     return jtu.tree_unflatten(treedef, replaced)
 
 
 def _settled(layer: Any, wrapper: LoRAWrapper) -> Any:
     return sharded_like(layer, wrapper.base)
-
-
-def _check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
-    before, form = jtu.tree_flatten(base)
-    after, new_form = jtu.tree_flatten(layer)
-    if form != new_form:
-        raise WrapperError(
-            f"{what} must return a layer of the structure that was wrapped, expected\n{base}\n"
-            f"but got\n{layer}"
-        )
-    for index, (old, new) in enumerate(zip(before, after, strict=True)):
-        if old is new or not hasattr(old, "dtype"):
-            continue
-        if hasattr(new, "dtype") and (old.shape, held_dtype(old)) == (new.shape, held_dtype(new)):
-            continue
-        path = path_str(jtu.tree_leaves_with_path(base)[index][0])
-        if not hasattr(new, "dtype"):
-            raise WrapperError(
-                f"{what} puts {new!r} at {path!r}, where the layer has an array "
-                f"{show_array(old)}: keep its shape and dtype."
-            )
-        raise WrapperError(
-            f"{what} changes {path!r} from {show_array(old)} to {show_array(new)}: keep the shape, "
-            "and cast back to the base's dtype."
-        )
 
 
 def _in_dtypes_of(base: eqx.Module, layer: Any) -> Any:

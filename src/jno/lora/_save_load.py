@@ -63,8 +63,8 @@ def load_adapters(
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
         `JnoLoraWarning` lists the others.
-    - `wrappers`: one class or several for the adapters of their names, for those that no plugin
-        provides. All others are found by the plugin that the file names.
+    - `wrappers`: one class or several for the adapters of their names, instead of what
+        plugins provide. All others are found by the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed ones.
 
     **Returns:** the adapted model (or the `Net`). Arrays that hold NaN or infinity are loaded, with

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_wrapper
-from ._handle import refuse_net
+from ._handle import expect_model
 from ._paths import KeyPath, path_str
 from ._remembering import remembered
 
@@ -28,7 +28,7 @@ def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     **Raises:** `SelectionError` if `model` is a `Net`.
     """
-    refuse_net(model, "lora_trainable_filter")
+    expect_model(model, "lora_trainable_filter")
     return _select(model, _ADAPTER)
 
 
@@ -45,7 +45,7 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     **Raises:** `SelectionError` if `model` is a `Net`.
     """
-    refuse_net(model, "partial_lora_trainable_filter")
+    expect_model(model, "partial_lora_trainable_filter")
     return _select(model, _ADAPTER | _OUTSIDE)
 
 

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jno.lora import (
     AdapterSet,
     CheckpointError,
+    SelectionError,
     apply_lora,
     extract_adapters,
     load_adapters,
@@ -242,3 +243,35 @@ def test_a_set_goes_through_equinox_with_what_does_not_train(model, getkey, file
     like = extract_adapters(apply_lora(model, 2, 3.0, key=getkey(), wrappers=ToyScale))
     assert same(eqx.tree_deserialise_leaves(file, like), extract_adapters(trained))
     assert list(like) == list(MODEL_LINEARS)
+
+
+def test_a_layer_with_two_arrays_of_one_path_is_named(getkey, file):
+    class Odd(eqx.Module):
+        table: dict
+
+    class OfOdd(ToyScale):
+        @classmethod
+        def applies_to(cls, leaf):
+            return isinstance(leaf, Odd)
+
+        def __init__(self, base, rank, alpha, *, key):
+            self.base, self.rank, self.alpha = base, rank, alpha
+            self.gain = self.constant = jnp.ones(())
+
+    odd = Odd({"a": {"b": jnp.ones(2)}, "a/b": jnp.ones(2)})
+    adapted = apply_lora({"odd": odd}, 1, key=getkey(), wrappers=OfOdd)
+    with pytest.raises(CheckpointError, match=r"'odd' have the path 'table/a/b'.*Rename"):
+        save_adapters(adapted, file)
+
+
+@pytest.mark.parametrize("wrappers", ["ToyLinear", 5])
+def test_the_classes_to_load_with_are_classes(model, getkey, file, wrappers, unchecked):
+    save_adapters(adapted(model, getkey), file)
+    with pytest.raises(SelectionError, match=f"must be adapter classes, but is {wrappers!r}"):
+        load_adapters(model, file, wrappers=wrappers)
+
+
+def test_no_classes_may_be_given_as_none(model, getkey, file):
+    save_adapters(adapted(model, getkey), file)
+    with pytest.raises(CheckpointError, match=r"a class that no plugin provides\. Pass it"):
+        load_adapters(model, file, wrappers=None)

@@ -253,3 +253,10 @@ def test_a_set_has_no_layers_to_convert_for():
         to_lora(adapters, energy=0.9)
     with pytest.raises(SelectionError, match="extract_adapters takes a model"):
         extract_adapters(adapters)
+
+
+def test_a_template_has_nothing_to_convert(getkey):
+    adapted = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrappers="dora")
+    template = eqx.filter_eval_shape(lambda x: x, adapted)
+    with pytest.raises(WrapperError, match=r"this is a template.*Give the model itself"):
+        to_lora(template, rank=2)

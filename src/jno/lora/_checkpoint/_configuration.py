@@ -102,8 +102,16 @@ class Configuration:
                 "adapters": {entry.path: entry.as_json() for entry in self.entries},
             }
         )
+        for entry in self.entries:
+            paths = [path for path, _, _ in entry.layer.arrays]
+            twice = next((path for path in paths if paths.count(path) > 1), None)
+            if twice is not None:
+                raise MalformedError(
+                    f"two arrays of the layer at {show_path(entry.path)!r} have the path "
+                    f"{twice!r}: a dict key in it holds a slash. Rename the key"
+                )
         if Configuration.parse(text) != self:
-            raise MalformedError("two of its adapters have the same path")
+            raise MalformedError("what was written is read as something else")
         return text
 
     @classmethod

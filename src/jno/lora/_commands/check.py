@@ -21,26 +21,27 @@ def find_wrappers(what: str, records: tuple[PluginRecord, ...]) -> list[type[LoR
     return [found]
 
 
-def run(wrappers: list[type[LoRAWrapper]]) -> list[CheckResult]:
+def run(wrappers: list[type[LoRAWrapper]]) -> tuple[list[CheckResult], str]:
     """Every check on every common Equinox layer that the classes claim.
 
-    **Raises:** `WrapperError` if a class claims none of them.
+    **Returns:** the results, and what to say of classes that claim no such layer.
+
+    **Raises:** `WrapperError` if no class claims any.
     """
-    results: list[CheckResult] = []
-    for wrapper in wrappers:
-        cases = standard_cases(wrapper)
-        if not cases:
-            raise WrapperError(
-                f"{wrapper.__name__} claims none of the layers that this command knows. Write the "
-                "case yourself: `jno.lora.testing.WrapperCase` and `parametrize_with_checks`."
-            )
-        for case in cases:
-            results.extend(run_checks(case))
-    return results
+    cases = {wrapper: standard_cases(wrapper) for wrapper in wrappers}
+    unknown = [wrapper.__name__ for wrapper, own in cases.items() if not own]
+    left_out = (
+        f"Not checked, for they claim no layer that this command knows: {', '.join(unknown)}. "
+        "Write their cases: `jno.lora.testing.WrapperCase` and `parametrize_with_checks`."
+    )
+    if len(unknown) == len(wrappers):
+        raise WrapperError(left_out)
+    results = [r for own in cases.values() for case in own for r in run_checks(case)]
+    return results, left_out if unknown else ""
 
 
-def as_table(results: list[CheckResult]) -> Table:
-    """One line per case."""
+def as_table(results: list[CheckResult], left_out: str) -> Table:
+    """One line per case, and what `run` says of other classes."""
     applicable = [result for result in results if result.not_applicable is None]
     failed = [result for result in applicable if result.error is not None]
 
@@ -57,6 +58,7 @@ def as_table(results: list[CheckResult]) -> Table:
         f"{len(failed)} of {len(applicable)} checks {'fails' if len(failed) == 1 else 'fail'}",
         [("case", "left"), ("passed", "right"), ("failed", "left"), ("not applicable", "left")],
         map(row, dict.fromkeys(result.case for result in results)),
+        caption=left_out,
     )
 
 

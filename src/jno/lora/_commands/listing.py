@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from .._contract import claims
 from .._registry import PluginRecord, RegisteredWrapper, default_registry
 from .._showing import Table, table
 from ..testing import standard_layers
@@ -107,7 +108,7 @@ def _adapter(wrapper: RegisteredWrapper, layers: dict[str, Any]) -> dict[str, An
         "version": wrapper.version,
         "variant": cls.variant,
         "auto": cls.auto,
-        "layers": [name for name, layer in layers.items() if cls.applies_to(layer)],
+        "layers": [name for name, layer in layers.items() if claims(cls, layer)],
         "formula": cls.formula,
         "paper": cls.paper,
     }

@@ -12,14 +12,14 @@ from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, is_wrapper
 from .._errors import SelectionError
-from .._handle import refuse_net
+from .._handle import expect_model
 from .._paths import bullets, path_str, show_path
 from ._fitting import Loss
 
 
 def check_model(model: PyTree) -> None:
     """**Raises:** `SelectionError` for a `Net`, and for a model that carries adapters."""
-    refuse_net(model, "compare")
+    expect_model(model, "compare")
     nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
     adapted = [show_path(path_str(keys)) for keys, node in nodes if is_wrapper(node)]
     if adapted:
@@ -86,10 +86,16 @@ def check_batches(batches: list[PyTree]) -> None:
     first, *others = map(_form, batches)
     for number, form in enumerate(others, start=1):
         if form != first:
+            differs = 0 if form[0] != first[0] else 1  # the same arrays, in other containers
             raise SelectionError(
                 "All batches must have the same shapes, so that every step is the same work, but "
-                f"batch {number} has another form than batch 0:\n  {form[0]}\n  {first[0]}\n"
-                "Leave out what remains at the end of the data."
+                f"batch {number} has another form than batch 0:\n  {form[differs]}\n"
+                f"  {first[differs]}\n"
+                + (
+                    "Put their arrays into the same containers."
+                    if differs
+                    else "Leave out what remains at the end of the data, and make numbers arrays."
+                )
             )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -90,8 +91,8 @@ def compare(
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
     check_candidates(candidates)
-    if steps < 1:
-        raise SelectionError(f"`compare` needs at least one step, but was given steps={steps}.")
+    if not isinstance(steps, numbers.Integral) or steps < 1:
+        raise SelectionError(f"`steps` must be a whole number of at least 1, but is {steps!r}.")
     rates: tuple[float, ...] = ()
     if optimizer is None:
         rates = checked_rates(_DEFAULT_RATE if learning_rate is None else learning_rate)

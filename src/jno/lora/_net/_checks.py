@@ -48,7 +48,7 @@ def refuse_mask(verb: str) -> None:
 
 
 def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
-    """Whether `given` holds other values for the trainable leaves `expected`.
+    """See that `given` holds other values for the trainable leaves `expected`.
 
     **Arguments:**
 

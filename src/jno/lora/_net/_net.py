@@ -14,9 +14,10 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._checkpoint import Classes, FilePath
 from .._contract import is_wrapper
-from .._dispatch import carry_out, check_key, plan_lora
+from .._dispatch import carry_out, plan_lora
 from .._errors import JnoLoraWarning, SelectionError
-from .._handle import Handle, refuse_net
+from .._handle import Handle, expect_model
+from .._keys import check_key
 from .._plan import Plan
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, count, report_on
@@ -77,7 +78,7 @@ class Net(Handle):
     def __init__(
         self, model: PyTree, *, key: PRNGKeyArray | None = None, registry: Registry | None = None
     ):
-        refuse_net(model, "Net")
+        expect_model(model, "Net")
         self._registry = default_registry() if registry is None else registry
         self._key = jax.random.key(0) if key is None else key
         check_key(self._key)
@@ -451,6 +452,13 @@ class Net(Handle):
     def _refuse_disabled(self, verb: str) -> None:
         if self._disabled is not None:
             refuse_disabled(verb)
+
+    def __copy__(self) -> "Net":
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        if made._disabled is not None:  # the block ends for this net, not for the copy
+            made._now, made._disabled = made._disabled, None
+        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Net":
         # All that it holds is immutable, and JAX's own functions do not survive a deep copy.

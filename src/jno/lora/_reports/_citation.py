@@ -7,7 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from .._contract import is_wrapper
-from .._handle import refuse_net
+from .._handle import expect_model
 
 _ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
 
@@ -26,7 +26,7 @@ def citation(model: PyTree) -> str:
 
     **Raises:** `SelectionError` if `model` is a `Net`.
     """
-    refuse_net(model, "citation")
+    expect_model(model, "citation")
     found: dict[str, None] = {}  # a set that keeps its order
     for node in jax.tree.leaves(model, is_leaf=is_wrapper):
         if not is_wrapper(node):

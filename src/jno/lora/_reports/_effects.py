@@ -16,9 +16,10 @@ from jaxtyping import PyTree
 from .._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from .._errors import SelectionError, WrapperError
 from .._extras import imported_for
-from .._handle import refuse_net, without_values
+from .._handle import expect_model, why
 from .._paths import bullets, path_str, show_path
 from .._precision import widened
+from .._same_form import check_same_form
 from .._sharding import on_the_mesh
 from .._showing import Printed, Table, table
 
@@ -121,23 +122,26 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     **Raises:** `WrapperError` that names the path, if an adapter fails in another way than by
     saying that it cannot be merged; `SelectionError` if `model` is a `Net`.
     """
-    refuse_net(model, "adapter_effects")
+    expect_model(model, "adapter_effects")
     rows: list[AdapterEffect] = []
     left_out: list[str] = []
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
         if not is_wrapper(node):
             continue
         path = path_str(keys)
+        where = f"the {type(node).__name__} at {show_path(path)!r}"
         try:
-            rows += _effects_of(path, node)
+            before, after = _before_and_after(node)
         except WrapperError:
             left_out.append(path)
+            continue
         except Exception as err:
-            why = without_values(node, "Give the model itself.") or f"{type(err).__name__}: {err}"
             raise WrapperError(
-                f"Could not compare the {type(node).__name__} at {show_path(path)!r} with the "
-                f"layer that it wraps: {why}"
+                f"Could not compare {where} with the layer that it wraps: "
+                f"{why(err, node, 'Give the model itself.')}"
             ) from err
+        check_same_form(before, after, f"`merge()` of {where}")
+        rows += _effects_of(path, node, before, after)
     return AdapterEffects(tuple(rows), tuple(left_out))
 
 
@@ -154,7 +158,7 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     **Raises:** `SelectionError` if there is nothing to draw; `MissingLibraryError` without
     matplotlib (the extra `plot`); what `adapter_effects` raises.
     """
-    refuse_net(model, "plot_adapters")
+    expect_model(model, "plot_adapters")
     with imported_for("plot_adapters", "plot", "matplotlib"):
         from .._showing.plots import draw_effects
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
@@ -167,11 +171,14 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     return draw_effects(effects.rows).saved(path)
 
 
-def _effects_of(path: str, wrapper: LoRAWrapper) -> list[AdapterEffect]:
+def _before_and_after(wrapper: LoRAWrapper) -> tuple[Any, Any]:
+    """The layer as it was before adapting, and merged, in wider dtypes."""
     with jax.enable_x64(True):
         wide = widened(wrapper)
-        before = on_the_mesh(wide, unwrapped_layer, wide)
-        after = on_the_mesh(wide, merged_layer, wide)
+        return on_the_mesh(wide, unwrapped_layer, wide), on_the_mesh(wide, merged_layer, wide)
+
+
+def _effects_of(path: str, wrapper: LoRAWrapper, before: Any, after: Any) -> list[AdapterEffect]:
     ndim = type(wrapper).stack_ndim(wrapper.base)
     found: list[AdapterEffect] = []
     arrays = zip(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from .._contract import LoRAWrapper, merged_layer, unwrapped_layer
 from .._errors import WrapperError
 from .._precision import widened
+from .._same_form import check_same_form
 from .._sharding import on_the_mesh
 
 
@@ -28,8 +29,9 @@ def error_of_merging(wrapper: LoRAWrapper) -> float | None:
             exact = on_the_mesh(wide, merged_layer, wide)
         except WrapperError:
             return None
+        check_same_form(wrapper.base, merged, "`merge()`")
         update = _distance(exact, on_the_mesh(wide, unwrapped_layer, wide))
-        return float(_distance(merged, exact) / update) if update > 0 else None
+        return None if update == 0 else float(_distance(merged, exact) / update)
 
 
 def _distance(one: Any, other: Any) -> float:

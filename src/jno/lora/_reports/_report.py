@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, is_wrapper
 from .._errors import WrapperError
-from .._handle import refuse_net, without_values
+from .._handle import expect_model, why
 from .._paths import path_str, show_path
 from .._registry import Registry, default_registry
 from .._showing import Printed, Table, table_by_path
@@ -125,7 +125,7 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     **Raises:** `SelectionError` if `model` is a `Net`; `WrapperError` that names the path, if what
     merging costs cannot be measured.
     """
-    refuse_net(model, "lora_report")
+    expect_model(model, "lora_report")
     trainable = lora_trainable_filter(model)
     return report_on(model, trainable, default_registry(), measure=merge_error)
 
@@ -163,10 +163,9 @@ def _measured(wrapper: LoRAWrapper, path: str) -> float | None:
     try:
         return error_of_merging(wrapper)
     except Exception as err:
-        why = without_values(wrapper, "Give the model itself.") or f"{type(err).__name__}: {err}"
         raise WrapperError(
             f"Could not measure what merging the {type(wrapper).__name__} at {show_path(path)!r} "
-            f"would cost: {why}"
+            f"would cost: {why(err, wrapper, 'Give the model itself.')}"
         ) from err
 
 

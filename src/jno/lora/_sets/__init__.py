@@ -4,7 +4,7 @@ from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, check_set, extrac
 from ._combine import combine
 from ._convert import to_lora
 from ._low_rank import known_factors
-from ._places import layers_at, nested_with, put_in
+from ._places import layers_at, nested_with, put_in, refuse_second
 from ._products import scale_adapters
 from ._stack_adapters import stack_adapters
 from ._swapping import built_around, misfits, misfits_by_path, put_around, swap_adapters
@@ -27,6 +27,7 @@ __all__ = [
     "nested_with",
     "put_around",
     "put_in",
+    "refuse_second",
     "scale_adapters",
     "stack_adapters",
     "swap_adapters",

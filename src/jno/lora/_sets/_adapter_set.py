@@ -10,9 +10,9 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, is_wrapper
-from .._errors import SelectionError
-from .._handle import evaluated, refuse_net
-from .._paths import path_str
+from .._errors import SelectionError, WrapperError
+from .._handle import Loose, evaluated, expect_model, why
+from .._paths import path_str, show_path
 from .._precision import held_dtype
 from .._stacking import over_stack
 from ._places import refuse_second
@@ -75,7 +75,7 @@ class LooseAdapter(eqx.Module):
     layer: LayerForm = eqx.field(static=True)
 
 
-class AdapterSet(eqx.Module):
+class AdapterSet(Loose, eqx.Module):
     """The adapters of a model by the paths of their layers, without the model. A pytree.
 
     Made by `extract_adapters`, put around the layers of a model by `swap_adapters`.
@@ -130,10 +130,11 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     shapes, for `eqx.tree_deserialise_leaves`.
 
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
-    that holds a slash), which no file and no set could tell apart; or if `model` is a `Net`.
+    that holds a slash), which no file and no set could tell apart; or if `model` is a `Net` or a
+    set already. `WrapperError`, naming the path, if an adapter's `state` fails, or leaves out an
+    option that its class keeps in a static field.
     """
-    refuse_net(model, "extract_adapters")
-    refuse_set(model, "extract_adapters", "It is what `extract_adapters` returns already.")
+    expect_model(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
         if not is_wrapper(node):
@@ -141,17 +142,53 @@ def extract_adapters(model: PyTree) -> AdapterSet:
         path = path_str(keys)
         refuse_second(path, found, "adapted layers")
         cls = type(node)
-        ndim = evaluated(cls.stack_ndim, node.base)
-        state = evaluated(over_stack(lambda w: dict(w.state()), ndim), node)
+        try:
+            ndim = evaluated(cls.stack_ndim, node.base)
+            state = evaluated(over_stack(lambda w: dict(w.state()), ndim), node)
+            _refuse_lost_options(node, ndim)
+        except Exception as err:
+            reason = why(err, node, "")
+            raise WrapperError(
+                f"Could not take the {cls.__name__} at {show_path(path)!r} out: {reason}"
+            ) from err
         form = LayerForm.of(node.base, ndim)
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
     return AdapterSet(found)
 
 
-def refuse_set(model: Any, function: str, advice: str) -> None:
-    """**Raises:** `SelectionError` if `model` is a set of adapters, in which there is no layer."""
-    if isinstance(model, AdapterSet):
-        raise SelectionError(f"{function} takes a model, but was given an AdapterSet. {advice}")
+def _refuse_lost_options(wrapper: LoRAWrapper, ndim: int) -> None:
+    """**Raises:** `WrapperError` if `wrapper`, built again from its state, has other static fields.
+
+    The default `from_state` calls the constructor without any option.
+    """
+    cls = type(wrapper)
+    own = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.metadata.get("static", False) and f.name not in ("rank", "alpha")
+    ]
+    if not own:
+        return
+
+    def again(w: LoRAWrapper) -> LoRAWrapper:
+        return cls.from_state(w.unwrap(), w.state(), w.rank, w.alpha)
+
+    made = eqx.filter_eval_shape(over_stack(again, ndim), wrapper)
+    pairs = ((name, getattr(wrapper, name, None), getattr(made, name, None)) for name in own)
+    lost = [
+        f"`{name}`, which is {is_!r}, would be {would_be!r}"
+        for name, is_, would_be in pairs
+        # Of others, such as functions, none need be equal to one that is made again.
+        if isinstance(is_, _PLAIN) and isinstance(would_be, _PLAIN) and is_ != would_be
+    ]
+    if lost:
+        raise WrapperError(
+            f"an option in a static field is not in `state()`: {'; '.join(lost)}. Keep it in an "
+            "array, or write a `from_state` that knows it from the layer and the state"
+        )
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def _array(form: tuple[tuple[int, ...], str] | None) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from .._errors import SelectionError
+from .._keys import check_key
 from .._paths import bullets, show_path, stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
@@ -124,6 +125,8 @@ def combine(
     sets, weights = listed_sets(sets), _listed_weights(weights)
     recipe = Recipe(method, density, rank, majority_sign)
     recipe.check(has_key=key is not None)
+    if key is not None:
+        check_key(key)
     if not sets:
         raise SelectionError("There are no sets to combine. Give at least one.")
     if len(weights) != len(sets):

@@ -11,14 +11,13 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
-from .._errors import JnoLoraError, SelectionError, WrapperError
-from .._handle import refuse_net
+from .._errors import SelectionError, WrapperError
+from .._handle import expect_model, why, without_values
 from .._paths import bullets, path_str, show_path
 from .._precision import at_least_float32
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer, sharded_like
 from .._stacking import over_stack
-from ._adapter_set import refuse_set
 from ._low_rank import (
     Factors,
     Triplets,
@@ -69,12 +68,7 @@ def to_lora(
     infinity in what is cut, is on a layer that no plain LoRA is for, or changes more of its layer
     than the matrix that LoRA adds to.
     """
-    refuse_net(model, "to_lora")
-    refuse_set(
-        model,
-        "to_lora",
-        "What an update is can depend on the layer: extract_adapters(to_lora(model, ...)[0])",
-    )
+    expect_model(model, "to_lora")
     _check(rank, energy)
     nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
     if not any(is_wrapper(node) for _, node in nodes):
@@ -92,8 +86,8 @@ def to_lora(
             wrapper, error = _converted(node, classes, rank, energy)
         except Exception as err:
             # A constructor or a merge may raise anything.
-            kind = "" if isinstance(err, JnoLoraError) else f"{type(err).__name__}: "
-            problems.append(f"{show_path(path)} ({former.__name__}): {kind}{err}")
+            reason = why(err, node, "Give the model itself.")
+            problems.append(f"{show_path(path)} ({former.__name__}): {reason}")
             continue
         converted.append(wrapper)
         rows.append(UpdateRow(path, former, type(wrapper), wrapper.rank, error))
@@ -114,6 +108,9 @@ def _converted(
     if is_plain and energy is None and (rank is None or wrapper.rank <= rank):
         return wrapper, jnp.zeros(())
     layer = sharded_like(on_the_mesh(wrapper, unwrapped_layer, wrapper), wrapper.base)
+    template = without_values(wrapper, "Give the model itself.")
+    if template:
+        raise WrapperError(template)
     cls = next((cls for cls in classes if cls.applies_to(layer) and _is_product(cls)), None)
     if cls is None:
         raise WrapperError(f"no plain LoRA with one matrix is for a {type(layer).__name__}")

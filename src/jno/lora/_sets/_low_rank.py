@@ -36,14 +36,15 @@ class Triplets(NamedTuple):
 
 def check_rank(rank: Any) -> None:
     """**Raises:** `SelectionError` for a `rank` that is none. (`None` is left open.)"""
-    if rank is not None and not (isinstance(rank, int | np.integer) and rank >= 1):
+    whole = isinstance(rank, int | np.integer) and not isinstance(rank, bool)
+    if rank is not None and not (whole and rank >= 1):
         raise SelectionError(f"`rank` must be a whole number of at least 1, but is {rank!r}.")
 
 
 def check_part(name: str, part: Any) -> None:
     """**Raises:** `SelectionError` unless `part` is a number in `(0, 1]`, or `None`."""
     if part is not None and not (isinstance(part, float | int | np.number) and 0 < part <= 1):
-        raise SelectionError(f"`{name}` must be in (0, 1], but is {part!r}.")
+        raise SelectionError(f"`{name}` must be a Python number in (0, 1], but is {part!r}.")
 
 
 def check_number(name: str, number: Any) -> None:

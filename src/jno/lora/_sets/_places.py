@@ -21,7 +21,7 @@ def put_in(model: M, built: Mapping[str, LoRAWrapper], *, drop_others: bool) -> 
 
     def replace(keys: KeyPath, node: Any) -> Any:
         path = path_str(keys)
-        if path in built:
+        if path in built and isinstance(node, eqx.Module):
             return built[path]
         return plain_layer(node) if drop_others else node
 

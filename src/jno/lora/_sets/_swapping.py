@@ -1,13 +1,16 @@
 """A set of adapters around the layers of a model, if it fits them."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import equinox as eqx
+import jax
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_wrapper
+from .._contract import LoRAWrapper, claims, is_wrapper
 from .._errors import SelectionError
-from .._handle import evaluated, refuse_net, without_values
+from .._handle import evaluated, expect_model, why
 from .._paths import bullets, nearest, show_path
 from .._sharding import restored_layer
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
@@ -29,13 +32,13 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     **Arguments:**
 
     - `model`: a plain model, or an adapted one.
-    - `adapters`: a set that `extract_adapters`, `load_adapters` or a function of sets made.
+    - `adapters`: a set that `extract_adapters`, `read_adapters` or a function of sets made.
 
     **Raises:** `SelectionError` that lists every path that is missing or in a norm, and every layer
     of another form or that the adapter's class does not apply to; that names the adapter which
     cannot be built; or if one of the arguments is of another kind.
     """
-    refuse_net(model, "swap_adapters")
+    expect_model(model, "swap_adapters")
     check_set(adapters, "adapters")
     # Dropped first: adapters around a block hide the layers in it, and those in a block change it.
     plain = put_in(model, {}, drop_others=True)
@@ -69,7 +72,7 @@ def misfits_by_path(
         if layer is not None:
             layer = layer.base if is_wrapper(layer) else layer
             lines = [f"{show_path(path)}/{problem}" for problem in adapter.layer.problems(layer)]
-            if not lines and not _is_for(adapter.wrapper, layer):
+            if not lines and not evaluated(functools.partial(claims, adapter.wrapper), layer):
                 lines.append(
                     f"{show_path(path)}: a {adapter.wrapper.__name__} is not for this "
                     f"{type(layer).__name__} (its `applies_to` says no)"
@@ -104,13 +107,24 @@ def put_around(model: M, adapters: AdapterSet, *, drop_others: bool) -> M:
             built[path] = built_around(layer, adapter)
         except Exception as err:
             advice = "For the shapes: eqx.filter_eval_shape(swap_adapters, model, adapters)"
-            why = without_values(layer, advice) or f"{err}"
             raise SelectionError(
-                f"The {adapter.wrapper.__name__} at {show_path(path)!r} cannot be built: {why}\n"
-                "(Of a set that `stack_adapters` made, give one: "
-                "jax.tree.map(lambda a: a[index], stacked).)"
+                f"The {adapter.wrapper.__name__} at {show_path(path)!r} cannot be built: "
+                f"{why(err, layer, advice)}{_if_stacked(layer, adapter)}"
             ) from err
     return put_in(model, built, drop_others=drop_others)
+
+
+def _if_stacked(layer: Any, adapter: LooseAdapter) -> str:
+    """What to say of an adapter of which the first slice alone could be built."""
+    try:
+        one = jax.tree.map(lambda array: array[0], adapter)
+        eqx.filter_eval_shape(built_around, layer, one)
+    except Exception:
+        return ""
+    return (
+        "\nIt is of a set that `stack_adapters` made. Give one of them: "
+        "jax.tree.map(lambda a: a[index], stacked)"
+    )
 
 
 def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
@@ -118,10 +132,3 @@ def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
     return restored_layer(
         adapter.wrapper, plain_layer(layer), adapter.state, adapter.rank, adapter.alpha
     )
-
-
-def _is_for(cls: type[LoRAWrapper], layer: Any) -> bool:
-    try:
-        return bool(evaluated(cls.applies_to, layer))
-    except Exception:  # a class that cannot answer has not said yes
-        return False

@@ -12,6 +12,9 @@ from ._grouping import grouped
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+# As text no line is folded: it goes into logs, files and other programs.
+_WIDE = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -41,7 +44,15 @@ class Table:
         from rich.console import Console
 
         out = io.StringIO()
-        console = Console(file=out, width=200, no_color=True, force_terminal=False, markup=False)
+        # In a notebook rich would show the table, whatever the file is.
+        console = Console(
+            file=out,
+            width=_WIDE,
+            no_color=True,
+            force_terminal=False,
+            force_jupyter=False,
+            markup=False,
+        )
         console.print(self)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
 

@@ -10,7 +10,8 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._contract import is_wrapper
-from .._paths import path_str, show_path
+from .._paths import KeyPath, path_str, show_array, show_path
+from .._sets import refuse_second
 from .._sharding import sharded_like
 from ._layouts import is_transposed
 
@@ -25,8 +26,21 @@ class Arrays:
         self._new: dict[str, Any] = {}
 
     def put_into(self, model: M) -> M:
-        """`model` with these arrays."""
-        return jtu.tree_map_with_path(lambda keys, leaf: self._new.get(path_str(keys), leaf), model)
+        """`model` with these arrays.
+
+        **Raises:** `SelectionError` if two of its leaves have the path of one of them.
+        """
+        found: set[str] = set()
+
+        def replace(keys: KeyPath, leaf: Any) -> Any:
+            path = path_str(keys)
+            if path not in self._new:
+                return leaf
+            refuse_second(path, found, "arrays")
+            found.add(path)
+            return self._new[path]
+
+        return jtu.tree_map_with_path(replace, model)
 
     def replace(
         self, path: str, layer: Any, index: Index, tensors: Mapping[str, np.ndarray]
@@ -51,10 +65,11 @@ class Arrays:
                     f"{key}: Torch lays out the kernel of a transposed convolution otherwise, with "
                     "the inputs first and each axis reversed. Convert and set it by hand"
                 )
-            elif not _fits(name, tensor.shape, old.shape, index):
+            elif not (_fits(name, tensor.shape, old.shape, index) and _kind(tensor) == _kind(old)):
                 which = f", of which [{show_index(index)}] is meant" if index else ""
                 problems.append(
-                    f"{key}: the model has {_form(old)}{which}, the file has {_form(tensor)}"
+                    f"{key}: the model has {show_array(old)}{which}, the file has "
+                    f"{show_array(tensor)}"
                 )
             else:
                 new = jnp.asarray(tensor.reshape(old.shape[len(index) :])).astype(old.dtype)
@@ -83,7 +98,9 @@ class Arrays:
             ]
         for kind, change in changes.items():
             if not _fits("bias", change.shape, old.shape, ()):
-                return [f"{key}: the model has {_form(old)}, the file has {_form(change)}"]
+                return [
+                    f"{key}: the model has {show_array(old)}, the file has {show_array(change)}"
+                ]
             wide = jnp.asarray(old, jnp.promote_types(old.dtype, jnp.float32))
             change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
             new = wide * change if kind == "factor" else wide + change
@@ -112,5 +129,7 @@ def _fits(name: str, new: Index, old: Index, index: Index) -> bool:
     return new == own or (name == "bias" and own == (*new, *(1 for _ in own[1:])))
 
 
-def _form(array: Any) -> str:
-    return f"{array.dtype}{list(array.shape)}"
+def _kind(array: Any) -> type:
+    """Of the numbers: a cast within one kind rounds, one between two loses what was meant."""
+    kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
+    return next((kind for kind in kinds if jnp.issubdtype(array.dtype, kind)), np.generic)

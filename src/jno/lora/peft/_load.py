@@ -13,7 +13,7 @@ import numpy as np
 
 from .._contract import LoRAWrapper, is_wrapper
 from .._errors import JnoLoraWarning, PeftFormatError, PluginError
-from .._handle import refuse_net
+from .._handle import expect_model
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LayerForm, LooseAdapter, put_around
@@ -65,7 +65,7 @@ def load_peft(
     and one that lists everything that does not fit the model; `SelectionError` for a bad `rename`
     or a `Net`; `PluginError` if a plugin is missing.
     """
-    refuse_net(model, "load_peft")
+    expect_model(model, "load_peft")
     values, tensors = read(directory)
     config = Config.parse(values)
     found = by_module(tensors, config.type)

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from .._contract import is_wrapper
 from .._errors import PeftFormatError
-from .._handle import refuse_net
+from .._handle import expect_model
 from .._paths import bullets, path_str, show_path
 from ._files import Directory, write
 from ._keys import PREFIX
@@ -42,7 +42,7 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
     then, or there is no configuration, so that nothing loads. `SelectionError` for a bad `rename`
     or a `Net`.
     """
-    refuse_net(model, "save_peft")
+    expect_model(model, "save_peft")
     problems: list[str] = []
     modules: dict[str, Written] = {}
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):

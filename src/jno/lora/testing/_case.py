@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._contract import LoRAWrapper
+from .._contract import LoRAWrapper, claims
 from .._trainability import lora_trainable_filter
 
 
@@ -34,7 +34,8 @@ class WrapperCase:
         and rank; `None` leaves that unchecked.
     - `mergeable`: `False` for an adapter that is no weight of its layer, such as a prefix. Its
         `merge()` must refuse with a `WrapperError`; what needs a merged layer is not checked.
-    - `name`: the name in test ids, by default the classes' names.
+    - `name`: the name in test ids, by default that of the wrapper. Name the cases of a wrapper that
+        has several: expected failures and tables tell them apart by it.
     """
 
     wrapper: type[LoRAWrapper]
@@ -99,7 +100,7 @@ def standard_cases(wrapper: type[LoRAWrapper]) -> list[WrapperCase]:
     cases: list[WrapperCase] = []
     for base, inputs in standard_layers().values():
         layer = base(jax.random.key(0))
-        if wrapper.applies_to(layer):
+        if claims(wrapper, layer):
             name = f"{wrapper.__name__}-{type(layer).__name__}"
             cases.append(WrapperCase(wrapper, base, inputs, name=name))
     return cases

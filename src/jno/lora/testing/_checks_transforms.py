@@ -12,7 +12,7 @@ from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str
 from ._case import WrapperCase, perturbed, split
-from ._conformance import NOT_MERGEABLE, ConformanceError, relative_error, require, same_bits
+from ._conformance import NOT_MERGEABLE, ConformanceError, relative_error, require
 
 _TOLERANCE = 2e-5
 
@@ -34,13 +34,6 @@ def check_gradients(case: WrapperCase) -> None:
                 f"{where} is zero everywhere.",
                 "use the array in `__call__`; do not `stop_gradient` what should train.",
             )
-        stepped = eqx.combine(jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads), frozen)
-        frozen_after = split(stepped)[1]
-        require(
-            same_bits(frozen, frozen_after),
-            "A frozen array changed in a training step.",
-            "do not recompute frozen arrays when the wrapper is rebuilt.",
-        )
 
 
 def check_merge_gradients(case: WrapperCase) -> str | None:

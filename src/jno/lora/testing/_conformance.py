@@ -29,7 +29,8 @@ def relative_error(actual: PyTree, expected: PyTree) -> float:
         return float("inf")
     worst = 0.0
     for a, e in zip(actual_leaves, expected_leaves, strict=True):
-        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        wide = np.complex128 if np.iscomplexobj(a) or np.iscomplexobj(e) else np.float64
+        a, e = np.asarray(a, wide), np.asarray(e, wide)
         if a.size:
             error = np.max(np.abs(a - e)) / max(float(np.max(np.abs(e))), 1e-3)
             worst = max(worst, float(error)) if np.isfinite(error) else float("inf")

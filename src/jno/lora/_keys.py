@@ -1,0 +1,24 @@
+"""Random keys, as users hand them in."""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._errors import SelectionError
+from ._paths import show_array
+
+
+def check_key(key: Any) -> None:
+    """**Raises:** `SelectionError` for what is no key of `jax.random`."""
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    if is_array and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return
+    if is_array and key.ndim == 1 and key.dtype == np.uint32:  # a raw one
+        with contextlib.suppress(TypeError, ValueError):  # of another length than keys have
+            jax.random.wrap_key_data(jnp.asarray(key))
+            return
+    came = f"an array {show_array(key)}" if is_array else repr(key)
+    raise SelectionError(f"`key` must be one random key, such as jax.random.key(0), but is {came}.")
