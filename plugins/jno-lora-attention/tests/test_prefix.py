@@ -137,3 +137,18 @@ class OwnCall(eqx.nn.MultiheadAttention):
 def test_a_subclass_with_a_call_of_its_own_is_not_claimed(getkey):
     assert PrefixAttention.applies_to(SameCall(2, 8, key=getkey()))
     assert not PrefixAttention.applies_to(OwnCall(2, 8, key=getkey()))
+
+
+def test_a_subclass_with_arrays_of_its_own_reads_like_itself():
+    class WithExtra(eqx.nn.MultiheadAttention):
+        extra: jax.Array
+
+        def __init__(self, *, key):
+            super().__init__(2, 8, key=key)
+            self.extra = jnp.arange(3.0)
+
+    base = WithExtra(key=jax.random.key(0))
+    wrapper = PrefixAttention(base, 2, 1.0, key=jax.random.key(1))
+    assert wrapper.extra is base.extra and wrapper.query_proj is base.query_proj
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        wrapper.nothing_of_the_kind  # noqa: B018

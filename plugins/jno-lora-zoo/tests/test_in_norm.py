@@ -143,3 +143,19 @@ def test_a_stack_of_norms_is_adapted_slice_by_slice(getkey):
 def test_another_weight_of_the_layer_is_not_taken_for_its_matrix(getkey):
     norm = eqx.nn.WeightNorm(eqx.nn.Linear(3, 4, key=getkey()), "bias", axis=None)
     assert not jno_lora_zoo.LoRAInNorm.applies_to(norm)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda layer, key: eqx.nn.WeightNorm(layer, axis=None),
+        lambda layer, key: eqx.nn.SpectralNorm(layer, "weight", key=key),
+    ],
+)
+def test_ia3_is_refused_where_a_norm_takes_the_scale_of_the_only_row(norm):
+    keys = jax.random.split(jax.random.key(0))
+    for outputs, applies in ((1, False), (2, True)):
+        normed = norm(eqx.nn.Linear(3, outputs, key=keys[0]), keys[1])
+        assert jno_lora_zoo.IA3InNorm.applies_to(normed) is applies
+        reason = jno_lora_zoo.IA3InNorm.why_not(normed)
+        assert applies or "takes the scale of each row out again" in reason

@@ -8,6 +8,8 @@ import pytest
 from zoo_cases import adapters, assert_close, build, perturb, shapes_in_jaxpr
 from zoo_cases.layers import matrix_of
 
+from jno_lora_zoo import LoKrConv, LoKrConvTranspose
+
 sizes = pytest.mark.parametrize(
     ("out", "inputs", "rank"), [(8, 6, 2), (8, 7, 3), (7, 9, 4), (6, 5, 5), (5, 12, 1)]
 )
@@ -40,3 +42,17 @@ def test_the_update_is_the_product_cut_to_the_weight(adapter, base, out, inputs,
     merged = wrapper.merge()
     assert_close(matrix_of(merged) - matrix_of(layer), update, 1e-5)
     assert_close(wrapper(x), merged(x), 1e-5)
+
+
+@pytest.mark.parametrize("layer", [eqx.nn.Conv1d, eqx.nn.ConvTranspose1d])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_small_update_of_a_convolution_survives_half_precision(layer, dtype):
+    base = layer(2, 2, 1, use_bias=False, key=jax.random.key(0), dtype=dtype)
+    base = eqx.tree_at(lambda m: m.weight, base, jnp.ones_like(base.weight))
+    cls = LoKrConv if layer is eqx.nn.Conv1d else LoKrConvTranspose
+    wrapper = cls(base, 2, 2.0, key=jax.random.key(1))
+    arrays = (jnp.eye(2), jnp.array([[1e-3]]))
+    wrapper = eqx.tree_at(lambda w: (w.kron_A, w.kron_B), wrapper, arrays)
+    # The weights cancel, and 1 + 1e-3 is 1 in half precision or nearly so.
+    out = wrapper(jnp.array([[100.0], [-100.0]], dtype))
+    np.testing.assert_allclose(out.astype(jnp.float32), [[0.1], [-0.1]], rtol=1e-2)

@@ -10,5 +10,3 @@ from .lora import LoRAAttention
 from .prefix import PrefixAttention
 
 __all__ = ["IA3Attention", "LoRAAttention", "PrefixAttention"]
-
-__version__ = "0.1.0"

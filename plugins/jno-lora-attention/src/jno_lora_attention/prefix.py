@@ -140,27 +140,12 @@ class PrefixAttention(AttentionUnit):
         """
         raise WrapperError(_NO_MERGE)
 
-    # Explicit, because what holds arrays is otherwise read from the merged layer.
-
-    @property
-    def query_proj(self) -> eqx.nn.Linear:
-        """The base's query projection, as it is."""
-        return self.base.query_proj
-
-    @property
-    def key_proj(self) -> eqx.nn.Linear:
-        """The base's key projection, as it is."""
-        return self.base.key_proj
-
-    @property
-    def value_proj(self) -> eqx.nn.Linear:
-        """The base's value projection, as it is."""
-        return self.base.value_proj
-
-    @property
-    def output_proj(self) -> eqx.nn.Linear:
-        """The base's output projection, as it is."""
-        return self.base.output_proj
+    def __getattr__(self, name: str) -> Any:
+        # What holds arrays is otherwise read from the merged layer, and there is none.
+        base = self.__dict__.get("base")
+        if base is not None and not name.startswith("__") and hasattr(base, name):
+            return getattr(base, name)
+        return super().__getattr__(name)
 
     def _attend(self, queries: Float[Array, "q_seq heads qk"]) -> Float[Array, "q_seq heads vo"]:
         """What the queries find in the prefix, times the gate."""

@@ -33,5 +33,3 @@ __all__ = [
     "VeRAEmbedding",
     "rsLoRAEmbedding",
 ]
-
-__version__ = "0.1.0"

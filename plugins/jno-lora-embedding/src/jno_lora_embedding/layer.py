@@ -1,6 +1,6 @@
 """Embedding tables: `eqx.nn.Embedding`, its subclasses, and what looks like it."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jno_lora_zoo import (
     at_least_float32,
     cast_like,
     compute_dtype,
+    describe,
     is_float_array,
     sharded_over,
 )
@@ -34,8 +35,6 @@ class EmbeddingLayer(VectorLayer):
     subclass's: they are called as they are, with the adapted table in them.
     """
 
-    has_kronecker: ClassVar[bool] = True
-
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         shape = (getattr(leaf, "num_embeddings", None), getattr(leaf, "embedding_size", None))
@@ -45,6 +44,15 @@ class EmbeddingLayer(VectorLayer):
         weight: Any = getattr(leaf, "weight", None)
         # `Shared` puts a placeholder where the weight was: the other side carries the adapter.
         return is_float_array(weight) and weight.shape[-2:] == shape
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        if not isinstance(leaf, eqx.nn.Embedding):
+            return None
+        sizes = (leaf.num_embeddings, leaf.embedding_size)
+        return (
+            f"its weight is {describe(leaf.weight)}, not (num_embeddings, embedding_size) = {sizes}"
+        )
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
@@ -81,6 +89,9 @@ class EmbeddingLayer(VectorLayer):
     def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
         # The same indexing as the base's: negative ids count from the end, others are clamped.
         return A[:, x].astype(compute_dtype(self.base.weight))
+
+    def has_kronecker(self) -> bool:
+        return True
 
     def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
         # Column i of A ⊗ B is A[:, i // q] ⊗ B[:, i % q].

@@ -92,5 +92,3 @@ __all__ = [
     "rsLoRASpectral",
     "rsLoRASubsampledLinear",
 ]
-
-__version__ = "0.1.0"

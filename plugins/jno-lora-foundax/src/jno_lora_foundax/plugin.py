@@ -10,7 +10,7 @@ jno_lora_api = 1
 @hookimpl
 def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
     """Every adapter that `adapters.py` defines, and those of spectral weights."""
-    from jno_lora_zoo.plugin import adapters_defined_in
+    from jno_lora_zoo import adapters_defined_in
 
     from . import adapters
     from .spectral import LoRASpectral, rsLoRASpectral

@@ -33,5 +33,3 @@ __all__ = [
     "VeRARecurrent",
     "rsLoRARecurrent",
 ]
-
-__version__ = "0.1.0"

@@ -11,6 +11,7 @@ from jno_lora_zoo import (
     MeshAxes,
     at_least_float32,
     cast_like,
+    describe,
     is_float_array,
     sharded_over,
 )
@@ -19,10 +20,11 @@ from jno_lora_zoo import (
 class RecurrentLayer(LayerKind):
     """A cell with the raw weights `weight_ih` `(gates h, in)` and `weight_hh` `(gates h, h)`.
 
-    What the gates see of the input `x` and the hidden state `h` is `weight_ih x + weight_hh h`,
-    that is `[weight_ih | weight_hh] [x; h]`: the matrix is the two side by side, `(gates h, in +
-    h)`, with 3 gates in a GRU and 4 in an LSTM. So `lora_A` reads input and state, `lora_B` writes
-    to the gates, and "per output" means per gate and unit. Biases are untouched.
+    The gates see the input `x` and the hidden state `h` by `weight_ih x` and `weight_hh h`, which
+    are summed (in a GRU's third gate the second is multiplied by the reset gate before). The
+    matrix is the two side by side, `(gates h, in + h)`, with 3 gates in a GRU and 4 in an LSTM. So
+    `lora_A` reads input and state, `lora_B` writes to the gates, and "per output" means per gate
+    and unit. Biases are untouched.
 
     The cell itself is called, with the law's weights in it, at every step. In a `lax.scan` that
     merges anew for each step; `merge_lora` before the scan does it once.
@@ -39,6 +41,15 @@ class RecurrentLayer(LayerKind):
             and ih.shape[-2:] == (outputs, leaf.input_size)
             and hh.shape[-1] == leaf.hidden_size
             and 0 not in ih.shape
+        )
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        if not isinstance(leaf, eqx.nn.GRUCell | eqx.nn.LSTMCell):
+            return None
+        return (
+            f"its weights are {describe(leaf.weight_ih)} and {describe(leaf.weight_hh)}, not "
+            f"those of {leaf.input_size} inputs and {leaf.hidden_size} units"
         )
 
     @classmethod

@@ -11,6 +11,7 @@ from ._layer_kind import (
     at_least_float32,
     cast_like,
     compute_dtype,
+    describe,
     dtype_of,
     is_float_array,
     scaled,
@@ -72,6 +73,7 @@ from .layers import (
     VectorLayer,
 )
 from .methods import IA3, OFT, DoRA, LoKr, LoRA, LoRAFA, LoRAXS, MiLoRA, PiSSA, VeRA, rsLoRA
+from .plugin import adapters_defined_in
 
 __all__ = [
     "IA3",
@@ -134,9 +136,11 @@ __all__ = [
     "VeRALinear",
     "VectorLayer",
     "adapter_dtype_for",
+    "adapters_defined_in",
     "at_least_float32",
     "cast_like",
     "compute_dtype",
+    "describe",
     "dtype_of",
     "is_float_array",
     "rsLoRA",

@@ -35,9 +35,6 @@ class LayerKind(LoRAWrapper):
     The operations cast the adapter's arrays to the dtype of the features.
     """
 
-    # Whether `kronecker` is cheaper than a product with the whole matrix.
-    has_kronecker: ClassVar[bool] = False
-
     # Whether `low_rank` merges `B A` into the weight. A method with more factors than two then does
     # best to multiply them into `A` and `B` first.
     merges_factors: ClassVar[bool] = False
@@ -149,8 +146,12 @@ class LayerKind(LoRAWrapper):
         """Add the bias, and give the result the shape that the layer returns."""
         raise NotImplementedError
 
+    def has_kronecker(self) -> bool:
+        """Whether `kronecker` is cheaper or more precise than the product with the law's matrix."""
+        return False
+
     def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
-        """`y = (A ⊗ B) x`, cut to the inputs and outputs there are, without forming `A ⊗ B`."""
+        """`y = (A ⊗ B) x`, cut to the inputs and outputs there are."""
         raise NotImplementedError
 
 

@@ -82,7 +82,10 @@ class Scaled(Method):
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
     ) -> LoRAWrapper:
-        """Restore from the saved arrays, with a multiplier if one was saved."""
+        """Restore from the saved arrays, with a multiplier if one was saved.
+
+        **Raises:** `WrapperError` if they do not fit.
+        """
         arrays = {name: array for name, array in state.items() if name != "multiplier"}
         restored: Any = super().from_state(base, arrays, rank, alpha)
         if "multiplier" not in state:
@@ -99,12 +102,17 @@ class Scaled(Method):
 def as_multiplier(value: Any) -> Float[Array, ""] | None:
     """The `multiplier` field for this argument of a constructor.
 
-    **Raises:** `ValueError` for what is not one number.
+    **Raises:** `ValueError` for what is not one real number.
     """
     if value is None:
         return None
-    # Copied: it is a leaf of each layer, and one buffer in two leaves cannot be donated.
-    array = jnp.copy(jnp.asarray(value, jnp.float32))
+    array = None
+    if not isinstance(value, str):
+        with contextlib.suppress(TypeError, ValueError):  # what JAX says of other objects
+            # Copied: it is a leaf of each layer, and one buffer in two leaves cannot be donated.
+            array = jnp.copy(jnp.asarray(value, jnp.float32))
+    if array is None:
+        raise ValueError(f"`multiplier` must be one real number, but is {value!r}")
     if array.shape != ():
         raise ValueError(f"`multiplier` must be one number, but has the shape {array.shape}")
     return array

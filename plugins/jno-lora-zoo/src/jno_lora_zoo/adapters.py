@@ -63,10 +63,10 @@ class IA3InNorm(IA3, InNormLayer):
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         # A factor for each row is what such a norm takes out: nothing would ever be learnt.
-        return not norms_rows(leaf) and super().fits(leaf)
+        return super().fits(leaf) and not norms_rows(leaf)
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
-        if norms_rows(leaf):
-            return "WeightNorm takes the scale of each row out again, which is all that IA3 trains"
+        if super().fits(leaf):
+            return "the norm takes the scale of each row out again, which is all that IA3 trains"
         return super().misfit(leaf)

@@ -77,7 +77,7 @@ def combine(
 
     | method | update | rank |
     |---|---|---|
-    | `"linear"`, `"cat"` | `sum_i w_i U_i`, exactly | sum of the ranks |
+    | `"linear"`, `"cat"` | `sum_i w_i U_i`, exactly | sum of the ranks, at most the matrix's |
     | `"svd"` | `sum_i w_i U_i` | `rank` |
     | `"magnitude_prune"` | `sum_i w_i trim(U_i)` | `rank` |
     | `"ties"` | `agree(trim(w_i U_i))` | `rank` |
@@ -90,8 +90,8 @@ def combine(
     there. The result is cut to `rank` by a singular value decomposition: it is the nearest update
     of that rank (what is lost is in the report). An adapter that a set lacks has a zero update.
 
-    May run inside `jit`, with traced arrays and weights. All but `"linear"` and `"cat"` then call
-    LAPACK, which does not belong into a training step.
+    May run inside `jit`, with traced arrays and weights. All but `"linear"` and `"cat"` of ranks
+    that a matrix allows then call LAPACK, which does not belong into a training step.
 
     **Arguments:**
 

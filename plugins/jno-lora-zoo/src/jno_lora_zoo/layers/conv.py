@@ -38,7 +38,7 @@ class ConvLayer(KernelLayer):
                 "it looks like a transposed convolution but is no eqx.nn.ConvTranspose, and other "
                 "libraries swap the first two axes of the kernel"
             )
-        if leaf.weight.ndim < 3:
+        if leaf.weight.ndim < 3 or isinstance(leaf, eqx.nn.LayerNorm):
             return None
         undeclared = [
             n for n in ("in_channels", "out_channels", "kernel_size") if n not in dir(leaf)
@@ -48,6 +48,8 @@ class ConvLayer(KernelLayer):
                 f"its weight is {describe(leaf.weight)}, and without {', '.join(undeclared)} "
                 "nothing says which axes are outputs, inputs and kernel"
             )
+        if 0 in leaf.weight.shape:
+            return f"its kernel {describe(leaf.weight)} holds no number"
         return (
             f"its kernel is {describe(leaf.weight)}, not (out_channels, in_channels / groups, "
             f"*kernel_size) = {kernel_shape(leaf)}"

@@ -20,8 +20,9 @@ class InNormLayer(LayerKind):
     ||W'||` for `WeightNorm`, `W' / sigma(W')` for `SpectralNorm`. An adapter that sat on the inner
     layer would be rescaled or bypassed, which is why layers in there are refused otherwise.
 
-    `WeightNorm` takes the scale of each row out again: IA³, which is nothing else, is refused
-    there, and the magnitude of DoRA does not act.
+    `WeightNorm` with its default `axis=0` takes the scale of each row out again, and so does every
+    norm of a single row: IA³, which is nothing else, is refused there, and the magnitude of DoRA
+    does not act.
     """
 
     @classmethod
@@ -60,9 +61,10 @@ class InNormLayer(LayerKind):
         return _kind(base).mesh_axes(base.layer)
 
 
-def norms_rows(leaf: Any) -> bool:
-    """Whether `leaf` is a norm that takes the scale of each output's row out again."""
-    return isinstance(leaf, eqx.nn.WeightNorm) and leaf.axis == 0
+def norms_rows(norm: Any) -> bool:
+    """Whether `norm`, which is adapted, takes the scale of each output's row out again."""
+    has_one_row = norm.layer.weight.shape[InNormLayer.stack_ndim(norm)] == 1
+    return has_one_row or (isinstance(norm, eqx.nn.WeightNorm) and norm.axis == 0)
 
 
 def _kind(norm: Any) -> type[LayerKind]:

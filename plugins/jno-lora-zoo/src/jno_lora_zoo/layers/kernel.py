@@ -1,6 +1,7 @@
 """What the layers have in common whose weight is the kernel of a convolution."""
 
 import copy
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -106,6 +107,18 @@ class KernelLayer(LayerKind):
         # that the rotated kernel, which is grouped as well, cannot mix.
         out, groups = self.base.out_channels, self.base.groups
         return groups == 1 or (out // groups) % block == 0
+
+    def has_kronecker(self) -> bool:
+        # The kernel would round away what is small beside it.
+        return self._weight.dtype.itemsize < 4
+
+    def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+        # A kernel has no factors that a convolution could use one after the other.
+        shape = self.base.weight.shape
+        outputs, inputs = shape[0], math.prod(shape[1:])
+        dtype = jnp.result_type(A.dtype, B.dtype)
+        update = jnp.kron(A.astype(dtype), B.astype(dtype))[:outputs, :inputs]
+        return _convolve(self._frame(), x, update.astype(x.dtype).reshape(shape))
 
     def finish(self, y: Array) -> Array:
         return y if self.base.bias is None else y + self.base.bias

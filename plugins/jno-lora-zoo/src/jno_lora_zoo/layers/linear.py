@@ -1,6 +1,6 @@
 """Linear layers: `eqx.nn.Linear`, and everything that looks like it."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -27,8 +27,6 @@ class LinearLayer(VectorLayer):
     weight contradicts its feature counts keeps it in another layout, and is not claimed.
     """
 
-    has_kronecker: ClassVar[bool] = True
-
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         # The nominal type first: a protocol costs microseconds per node.
@@ -40,6 +38,8 @@ class LinearLayer(VectorLayer):
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
+        if 0 in sizes:
+            return f"its weight {describe(leaf.weight)} holds no number"
         return f"its weight is {describe(leaf.weight)}, not (out_features, in_features) = {sizes}"
 
     @classmethod
@@ -75,6 +75,9 @@ class LinearLayer(VectorLayer):
         # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
         x = self._vector(x)
         return x @ A.T.astype(x.dtype)
+
+    def has_kronecker(self) -> bool:
+        return True
 
     def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
         # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.

@@ -79,7 +79,7 @@ class LoKr(Scaled):
         return W + self.scaling * update[:outputs, :inputs]
 
     def has_fast_path(self) -> bool:
-        return self.has_kronecker
+        return self.has_kronecker()
 
     def forward(self, x: Any) -> Array:
         return self.product(x) + self.scaling * self.kronecker(

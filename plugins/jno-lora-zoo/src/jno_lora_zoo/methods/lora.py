@@ -1,6 +1,5 @@
 """LoRA, and two that change one thing about it: rsLoRA the scale, LoRA-FA what trains."""
 
-import abc
 import math
 from typing import Any
 
@@ -13,7 +12,11 @@ from .._method import Scaled, adapter_dtype_for, as_multiplier
 
 
 class LowRank(Scaled):
-    """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; the subclasses say what `s` is."""
+    """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; `s` is `alpha / r` unless told otherwise.
+
+    **Raises** (as all of the zoo's constructors): `ValueError` for an `adapter_dtype` that is no
+    floating dtype, and for a `multiplier` that is no real number.
+    """
 
     base: eqx.Module
     lora_A: Float[Array, "r in"]
@@ -42,9 +45,9 @@ class LowRank(Scaled):
         self.multiplier = as_multiplier(multiplier)
 
     @classmethod
-    @abc.abstractmethod
     def low_rank_scale(cls, rank: int, alpha: float) -> float:
         """The factor `s` of the update."""
+        return alpha / rank
 
     @property
     def scaling(self) -> float:
@@ -87,10 +90,6 @@ class LoRA(LowRank):
     """
     formula = "r (in + out)"
 
-    @classmethod
-    def low_rank_scale(cls, rank: int, alpha: float) -> float:
-        return alpha / rank
-
 
 class rsLoRA(LowRank):
     """rsLoRA: LoRA whose scale keeps the size of the update stable as the rank grows.
@@ -122,7 +121,7 @@ class rsLoRA(LowRank):
 
 
 class LoRAFA(LowRank):
-    """LoRA-FA: LoRA with `A` frozen, so that the layer's input need not be kept for its gradient.
+    """LoRA-FA: LoRA with `A` frozen: of a plain layer's input, only `A x` is kept for the gradient.
 
     Law: `W' = W + (alpha / r) B A`, `A ~ N(0, 1/in)` and frozen, `B = 0`. `r out` parameters train.
 
@@ -145,7 +144,3 @@ class LoRAFA(LowRank):
     }
     """
     formula = "r out"
-
-    @classmethod
-    def low_rank_scale(cls, rank: int, alpha: float) -> float:
-        return alpha / rank

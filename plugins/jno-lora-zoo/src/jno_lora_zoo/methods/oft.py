@@ -12,17 +12,20 @@ from .._method import Method, adapter_dtype_for
 
 
 class OFT(Method):
-    """OFT: orthogonal fine-tuning, which keeps the angles between neurons.
+    """OFT: orthogonal fine-tuning, a rotation of what the layer puts out.
 
     Law: `W' = blockdiag(R_1, ..., R_n) W` with `R = (I - Q~)(I + Q~)^-1`, `Q~ = (Q - Q^T) / 2`,
     `Q = 0`. The blocks are `r x r` with `r = min(rank, out)`; where `r` does not divide `out`, the
     last block's surplus rows and columns of `Q~` are masked *before* the Cayley map, so that the
     block that is left is orthogonal too. `ceil(out / r) r^2` parameters train, of which the
     antisymmetric part acts. `alpha` is ignored. A layer with a single output stays as it is, and so
-    does one whose weight is zero.
+    does one whose weight is zero, and the last output if it is alone in its block.
 
     Paper: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
-    arXiv:2306.07280. No constraint on the distance from the identity (the paper's COFT).
+    arXiv:2306.07280. The paper rotates the inputs of each neuron, which keeps the norms of the rows
+    of `W` and the angles between them; a rotation of outputs keeps `W^T W`: the length of `W x`,
+    and the angles between the outputs for different `x`. No constraint on the distance from the
+    identity (the paper's COFT).
 
     **Raises:** `ValueError` for a rank of 1, where nothing could train.
     """

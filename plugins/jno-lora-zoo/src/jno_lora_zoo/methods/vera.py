@@ -21,7 +21,8 @@ class VeRA(Scaled):
 
     Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
     paper shares one pair of matrices among all layers and starts `d` at 0.1; here each layer has a
-    seed of its own, and `d` starts at 1.
+    seed of its own, and `d` starts at 1. The paper has no scale: `alpha = rank` gives its factor of
+    1, and the default `alpha = 1` a smaller update the higher the rank.
     """
 
     adapter_fields = ("b", "d")
