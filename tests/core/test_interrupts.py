@@ -24,9 +24,8 @@ SOURCES = str(Path(jno.lora.__file__).parent)
 MOMENTS, LAST = 20, 12
 
 
-@pytest.fixture(autouse=True)
-def _no_plugins(registry):
-    """The adapters here come from no plugin, and none is looked for."""
+# The adapters here come from no plugin, and none is looked for.
+pytestmark = pytest.mark.usefixtures("registry")
 
 
 class Interrupt:

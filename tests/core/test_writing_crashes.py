@@ -24,10 +24,8 @@ from jno.lora import CheckpointError, LoRAWrapper, extract_adapters, read_adapte
 
 from .toys import ToyLinear
 
-
-@pytest.fixture(autouse=True)
-def _no_plugins(registry):
-    """The adapters here come from no plugin, and none is looked for."""
+# The adapters here come from no plugin, and none is looked for.
+pytestmark = pytest.mark.usefixtures("registry")
 
 
 @pytest.fixture
