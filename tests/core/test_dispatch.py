@@ -1,6 +1,5 @@
 """`apply_lora`: adapters where the plan says, of values that depend on key and path alone."""
 
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
