@@ -3,11 +3,15 @@
     python tests/api/snapshot.py            # what changed
     python tests/api/snapshot.py --write    # takes it down, once CHANGELOG.md tells of it
 
-Names, kinds, parameters and defaults; not annotations, whose form depends on the interpreter.
+Names, kinds, parameters and defaults; not annotations, whose form depends on the interpreter. The
+last line is a digest of the others, by which a change that was made by hand, past the changelog, is
+seen.
 """
 
 import dataclasses
 import difflib
+import hashlib
+import importlib
 import inspect
 import pathlib
 import re
@@ -18,22 +22,45 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 FILE = HERE / "public_api.txt"
 CHANGELOG = HERE.parents[1] / "CHANGELOG.md"
+CORE = ("jno.lora", "jno.lora.peft", "jno.lora.testing")
+PLUGINS = ("zoo", "embedding", "attention", "recurrent", "foundax")
+SEAL = "# Written by snapshot.py --write: "
 
 
 def lines() -> list[str]:
-    """The public interface as it is."""
-    import jno.lora
-    import jno.lora.peft
-    import jno.lora.testing
-    import jno_lora_zoo
-
+    """The public interface as it is: of the core, of the plugins, and of the command line."""
     found: list[str] = []
-    for module in (jno.lora, jno.lora.peft, jno.lora.testing):
+    for package in CORE:
+        module = importlib.import_module(package)
         for name in sorted(module.__all__):
-            found += _described(f"{module.__name__}.{name}", getattr(module, name))
-    for name in sorted(jno_lora_zoo.__all__):
-        found += _of_zoo(f"jno_lora_zoo.{name}", getattr(jno_lora_zoo, name))
-    return found
+            found += _described(f"{package}.{name}", getattr(module, name))
+    for plugin in PLUGINS:
+        package = f"jno_lora_{plugin}"
+        module = importlib.import_module(package)
+        for name in sorted(module.__all__):
+            found += _of_plugin(f"{package}.{name}", getattr(module, name), package)
+    return [*found, *_commands()]
+
+
+def _commands() -> Iterator[str]:
+    """What can be typed: `jno-lora COMMAND ARGUMENT`, and each option with its default."""
+    import click
+
+    from jno.lora._cli import cli
+
+    for name, command in sorted(cli.commands.items()):
+        arguments = [p for p in command.params if isinstance(p, click.Argument)]
+        shown = [p.metavar or str(p.name).upper() for p in arguments]
+        yield " ".join(["jno-lora", name, *shown])
+        for option in command.params:
+            if isinstance(option, click.Option):
+                # What stands for no default depends on the version of click.
+                has_default = isinstance(option.default, int | str | pathlib.Path)
+                default = f" = {option.default}" if has_default else ""
+                choices = getattr(option.type, "choices", None)
+                of = option.type.name if choices is None else "|".join(map(str, choices))
+                kind = ": flag" if option.is_flag else f" {of}{default}"
+                yield f"jno-lora {name} {'|'.join(option.opts)}{kind}"
 
 
 def _described(name: str, value: Any, ours: str = "jno") -> Iterator[str]:
@@ -57,13 +84,13 @@ def _described(name: str, value: Any, ours: str = "jno") -> Iterator[str]:
         yield f"{name}.{member}: field" if is_field else f"{name}.{member}{_member(value, member)}"
 
 
-def _of_zoo(name: str, value: Any) -> Iterator[str]:
+def _of_plugin(name: str, value: Any, package: str) -> Iterator[str]:
     """Of an adapter, what users write and what files hold; of the rest, what plugins build on."""
     from jno.lora import LoRAWrapper
 
     is_adapter = isinstance(value, type) and issubclass(value, LoRAWrapper)
     if not is_adapter or not isinstance(getattr(value, "adapter_fields", None), tuple):
-        yield from _described(name, value, "jno_lora_zoo")
+        yield from _described(name, value, package)
         return
     adapter: Any = value
     attributes = ("adapter_fields", "variant", "auto")
@@ -123,38 +150,68 @@ def difference(before: list[str], now: list[str]) -> list[str]:
 def untold(changed: list[str], changelog: str) -> list[str]:
     """The changes of which the first section of the changelog has no word.
 
-    As far as that can be checked: the name that changed, or the class whose member it is, must
-    stand there. Whether what stands there is true is for a reader to say.
+    As far as that can be checked: the name that changed must stand there as code, between
+    backticks. A class or a command that came or went as a whole stands for all that is in it.
+    Whether what stands there is true is for a reader to say.
     """
     section = re.split(r"^## ", changelog, flags=re.MULTILINE)[1]
-    words = set(re.findall(r"\w+", section))
-    return [line for line in changed if not words & set(_names(line))]
+    spans = " ".join(re.findall(r"`([^`]+)`", section))
+    words = set(re.findall(r"\w+", re.sub(PACKAGE, "", spans)))
+    signs: dict[str, set[str]] = {}
+    for line in changed:
+        signs.setdefault(_subject(line)[0], set()).update(line[0] * (len(_subject(line)) == 1))
+    whole = {owner for owner, seen in signs.items() if len(seen) == 1}
+    return [
+        line for line in changed if not words & {_subject(line)[-1], *({_subject(line)[0]} & whole)}
+    ]
 
 
-def _names(line: str) -> list[str]:
-    """Of `+class jno.lora.Net.lora(rank=4)`: `Net` and `lora`."""
+# With the dot after it, or as the name of the package alone.
+PACKAGE = r"\b(?:jno\.lora(?:\.peft|\.testing)?|jno_lora_\w+)(?:\.|\b)"
+
+
+def _subject(line: str) -> tuple[str, ...]:
+    """Of `+jno.lora.Net.lora(rank=4)`, `Net` and `lora`; of a command, its name and the option."""
+    command = re.match(r"[+-]jno-lora (\S+)(?: --([\w-]+))?", line)
+    if command is not None:
+        return tuple(part.replace("-", "_") for part in command.groups() if part)
     dotted = re.match(r"[+-](?:class )?([\w.]+)", line)
     assert dotted is not None, line
-    packages = ("jno", "lora", "peft", "testing", "jno_lora_zoo")
-    parts = dotted[1].split(".")
-    while len(parts) > 1 and parts[0] in packages:
-        parts.pop(0)
-    return parts
+    return tuple(re.sub(f"^{PACKAGE}", "", dotted[1]).split("."))
+
+
+def sealed(text: list[str]) -> str:
+    """The lines as a file, with their digest."""
+    return "\n".join([*text, SEAL + _digest(text), ""])
+
+
+def taken_down() -> tuple[list[str], bool]:
+    """The lines of the file, and whether it is as `--write` wrote it."""
+    text = FILE.read_text().splitlines()
+    return text[:-1], text[-1:] == [SEAL + _digest(text[:-1])]
+
+
+def _digest(text: list[str]) -> str:
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:32]
 
 
 def main(arguments: list[str]) -> int:
     """Show what changed, and with `--write` take it down. Returns the exit status."""
-    before = FILE.read_text().splitlines() if FILE.exists() else []
+    before, is_whole = taken_down() if FILE.exists() else ([], True)
     now = lines()
     changed = difference(before, now)
     print("\n".join(changed) or "Nothing has changed.")
+    if not is_whole:
+        # What was there before is not known, so neither is what the changelog should tell of.
+        print(f"\n{FILE.name} was changed by hand, or merged. Take it from a commit, as it was.")
+        return 1
     if "--write" not in arguments or not changed:
         return 0
     missing = untold(changed, CHANGELOG.read_text()) if before else []
     if missing:
         print(f"\n{CHANGELOG.name} has no word, in its first section, of\n" + "\n".join(missing))
         return 1
-    FILE.write_text("\n".join([*now, ""]))
+    FILE.write_text(sealed(now))
     return 0
 
 

@@ -17,7 +17,7 @@ import safetensors.numpy  # noqa: F401
 import jno.lora._registry._registry as registry_module
 from jno.lora import Registry
 
-from .toys import Model
+from .toys import Block, Model
 
 _numbers = itertools.count()
 
@@ -53,6 +53,12 @@ def adapter(name, variant=None, auto=False, layer=eqx.nn.Linear, module=__name__
 def model(getkey) -> Model:
     """A small model with an embedding, three linear layers and a scalar."""
     return Model(getkey())
+
+
+@pytest.fixture
+def blocks(getkey) -> dict[str, list[Block]]:
+    """A model of two containers."""
+    return {"blocks": [Block(2, key=getkey()), Block(2, key=getkey())]}
 
 
 @pytest.fixture

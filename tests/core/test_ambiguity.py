@@ -14,6 +14,7 @@ from jno.lora import (
     register,
 )
 
+from .asking import wrapped
 from .toys import MODEL_LINEARS, ToyConv, ToyLinear, ToyScale, UserEmbedding, adapters_in
 
 
@@ -38,10 +39,6 @@ class Chooser:
         return self.choice
 
 
-def classes(model, **kwargs):
-    return {row.path: row.wrapper for row in plan_lora(model, 1, **kwargs).wrapped}
-
-
 def test_a_registered_class_is_found_by_its_name_and_its_origin_is_shown(model, registry):
     register(ToyScale)
     plan = plan_lora(model, 1, wrappers="ToyScale")
@@ -56,28 +53,28 @@ def test_a_variant_selects_every_wrapper_of_the_family_for_its_layers(model, reg
 
     register(FamilyOne)
     register(Other)
-    found = classes(model, wrappers="twins")
+    found = wrapped(model, 1, wrappers="twins")
     assert found == {"embedding": Other, **dict.fromkeys(MODEL_LINEARS, FamilyOne)}
 
 
 @pytest.mark.parametrize("spelling", ["twins", "Twins", "t-wins", "TW_INS"])
 def test_a_variant_is_compared_without_case_and_dashes(model, registry, spelling):
     register(FamilyOne)
-    assert set(classes(model, wrappers=spelling).values()) == {FamilyOne}
+    assert set(wrapped(model, 1, wrappers=spelling).values()) == {FamilyOne}
 
 
 def test_names_and_classes_mix_in_a_list_in_order_of_priority(model, registry):
     register(ToyScale)
     register(FamilyOne)
-    assert set(classes(model, wrappers=["ToyScale", FamilyOne]).values()) == {ToyScale}
-    assert set(classes(model, wrappers=["twins", ToyScale]).values()) == {FamilyOne}
+    assert set(wrapped(model, 1, wrappers=["ToyScale", FamilyOne]).values()) == {ToyScale}
+    assert set(wrapped(model, 1, wrappers=["twins", ToyScale]).values()) == {FamilyOne}
 
 
 def test_a_tie_is_an_error_naming_the_layer_and_both_with_their_origins(model, registry):
     register(FamilyOne)
     register(FamilyTwo)
     with pytest.raises(SelectionError) as caught:
-        classes(model, wrappers="twins")
+        wrapped(model, 1, wrappers="twins")
     message = str(caught.value)
     assert "claim 'encoder/0', a Linear" in message
     assert "FamilyOne (from (in-process))" in message
@@ -98,7 +95,7 @@ def test_a_select_hook_is_not_asked_where_one_wrapper_claims(model, registry):
     chooser = Chooser(FamilyTwo)
     for item in (FamilyOne, chooser):
         register(item)
-    classes(model, wrappers=["twins", FamilyTwo])
+    wrapped(model, 1, wrappers=["twins", FamilyTwo])
     assert chooser.asked == []
 
 
@@ -108,16 +105,16 @@ def test_a_hook_that_passes_leaves_the_choice_to_the_next_and_in_the_end_to_the_
     for item in (FamilyOne, FamilyTwo, Chooser(None)):
         register(item)
     with pytest.raises(SelectionError, match="Several adapters of equal priority"):
-        classes(model, wrappers="twins")
+        wrapped(model, 1, wrappers="twins")
     register(Chooser(FamilyOne))
-    assert set(classes(model, wrappers="twins").values()) == {FamilyOne}
+    assert set(wrapped(model, 1, wrappers="twins").values()) == {FamilyOne}
 
 
 def test_a_hook_that_chooses_no_candidate_is_an_error_saying_what_it_chose(model, registry):
     for item in (FamilyOne, FamilyTwo, Chooser(ToyConv)):
         register(item)
     with pytest.raises(PluginError) as caught:
-        classes(model, wrappers="twins")
+        wrapped(model, 1, wrappers="twins")
     message = str(caught.value)
     assert "ToyConv" in message and "'encoder/0'" in message
     assert "['FamilyOne', 'FamilyTwo']" in message and "or None" in message
@@ -132,7 +129,7 @@ def test_a_hook_that_raises_is_an_error_of_ours_naming_the_layer(model, registry
     for item in (FamilyOne, FamilyTwo, Raising()):
         register(item)
     with pytest.raises(JnoLoraError, match=r"(?s)'encoder/0'.*no idea"):
-        classes(model, wrappers="twins")
+        wrapped(model, 1, wrappers="twins")
 
 
 def test_an_unknown_name_lists_the_nearest(model, registry):
@@ -158,5 +155,5 @@ def test_a_registry_of_ones_own_takes_the_place_of_the_installed_plugins(model, 
 
 
 def test_explicit_classes_ask_no_registry(model, registry):
-    assert set(classes(model, wrappers=ToyLinear).values()) == {ToyLinear}
+    assert set(wrapped(model, 1, wrappers=ToyLinear).values()) == {ToyLinear}
     assert registry.records() == ()

@@ -42,7 +42,7 @@ def test_layers_of_one_form_share_a_program(getkey):
     assert function.count == 3 * after_one_form
 
 
-def test_static_values_that_are_equal_but_of_another_type_are_kept_apart(getkey):
+def test_static_values_that_are_equal_but_of_another_type_are_kept_apart():
     def tagged(x, tag):
         return {"x": x + 1, "tag": tag}
 

@@ -1,13 +1,10 @@
 """Ctrl-C at any moment leaves a net as it was: the model, what trains, the mask, and the names.
 
-A signal is handled where Python calls a function, so that is where the tests interrupt: at a call
-of one of our functions, at each of many in turn.
+How the tests interrupt is in `interrupting`; `compare` is in `test_compare_interrupted`.
 """
 
-import inspect
 import sys
 import types
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -17,41 +14,11 @@ import pytest
 import jno.lora
 from jno.lora import Net, Registry, apply_lora, extract_adapters, save_adapters
 
+from .interrupting import Interrupt, moments, state_of
 from .toys import ToyScale
 
-SOURCES = str(Path(jno.lora.__file__).parent)
-# How many moments of a control are tried. The last calls are all among them: there it acts.
-MOMENTS, LAST = 20, 12
-
-
-@pytest.fixture(autouse=True)
-def _no_plugins(registry):
-    """The adapters here come from no plugin, and none is looked for."""
-
-
-class Interrupt:
-    """Counts the calls of our functions, and interrupts the one of that number."""
-
-    def __init__(self, at=None):
-        self.at, self.calls = at, 0
-
-    def __call__(self, frame, event, arg):
-        # A generator that goes on may be one that is thrown away, where nothing can be raised.
-        goes_on = frame.f_code.co_flags & inspect.CO_GENERATOR and frame.f_lasti > 0
-        is_ours = frame.f_code.co_filename.startswith(SOURCES)
-        if event == "call" and is_ours and not goes_on:
-            self.calls += 1
-            if self.calls == self.at:
-                raise KeyboardInterrupt
-        # No line is traced: only calls.
-
-    def during(self, action):
-        before = sys.gettrace()
-        sys.settrace(self)
-        try:
-            action()
-        finally:
-            sys.settrace(before)
+# The adapters here come from no plugin, and none is looked for.
+pytestmark = pytest.mark.usefixtures("registry")
 
 
 class Rebuilding(ToyScale):
@@ -87,20 +54,6 @@ def net_with(*names):
     return net
 
 
-def state_of(net):
-    """All that there is to know about a net, as objects that are the same or not."""
-    kept = {name: tuple(map(id, jtu.tree_leaves(net.adapter(name)))) for name in net.adapters}
-    originals = {path: id(original.layer) for path, original in net._now.originals.items()}
-    return (
-        tuple(map(id, jtu.tree_leaves(net.module))),
-        jtu.tree_structure(net.module),
-        tuple(jtu.tree_leaves(net.trainable)),
-        (net._mask, net.adapters, net.active, net._disabled is None),
-        kept,
-        originals,
-    )
-
-
 # name: (how the net is made, what is interrupted)
 CONTROLS = {
     "lora": (lambda: net_with().mask("c"), lambda net, _: net.lora(1, wrapper=Rebuilding)),
@@ -122,12 +75,6 @@ CONTROLS = {
         lambda net, file: net.load_adapters(file, wrappers=[ToyScale]),
     ),
 }
-
-
-def moments(calls):
-    """The numbers of the calls to interrupt: some at the start, and all at the end."""
-    early = range(1, max(1, calls - LAST) + 1)
-    return sorted({*early[:: max(1, len(early) // (MOMENTS - LAST))], *range(1, calls + 1)[-LAST:]})
 
 
 @pytest.mark.parametrize("name", CONTROLS)

@@ -153,7 +153,7 @@ def test_a_model_without_adapters_stays_as_it_is(model, leave):
     assert selected(net.trainable) == before
 
 
-def test_after_merging_layers_can_be_adapted_anew(net, model):
+def test_after_merging_layers_can_be_adapted_anew(net):
     net.update(moved(net.partition()[0])).merge()
     merged = net.module
     net.lora(2, wrapper=ToyLinear)

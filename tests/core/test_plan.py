@@ -138,7 +138,7 @@ def test_what_the_target_matches_is_told_with_the_reason_why_it_is_not_adapted(m
         plan_lora(model, 1, target="embedding", wrappers=Fussy)
 
 
-def test_many_layers_that_no_wrapper_adapts_are_counted(getkey):
+def test_many_layers_that_no_wrapper_adapts_are_counted():
     norms = [eqx.nn.LayerNorm(2) for _ in range(20)]
     with pytest.raises(
         SelectionError, match=r"  - 0: LayerNorm\n(?s:.*)  - \.\.\. and 8 more\n"

@@ -14,16 +14,8 @@ from jno.lora import (
     registered,
 )
 
+from .asking import one
 from .toys import MODEL_LINEARS, ToyConv, ToyLinear, ToyScale
-
-
-def statuses(registry):
-    return {record.distribution: record.status for record in registry.records()}
-
-
-def one(registry, name):
-    (cls,) = registry.resolve(name)
-    return cls
 
 
 def test_register_gives_the_class_back_so_that_it_is_a_decorator(registry):

@@ -82,7 +82,7 @@ def test_defaults_and_zoo_names_import_the_zoo_alone(site, model):
     assert zoo in sys.modules and other not in sys.modules
 
 
-def test_other_names_variants_auto_and_listing_load_everything(site, model):
+def test_other_names_variants_auto_and_listing_load_everything(site):
     for number, ask in enumerate(
         [
             lambda registry: registry.resolve("Acme0"),

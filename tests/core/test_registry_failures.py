@@ -6,6 +6,7 @@ import pytest
 
 from jno.lora import JnoLoraWarning, PluginError, Registry, plan_lora
 
+from .asking import statuses
 from .toys import ToyLinear
 
 GOOD = '"Good", variant="good"'
@@ -68,10 +69,6 @@ BROKEN = {
     ),
     "the module exits": ("raise SystemExit(3)", "3"),
 }
-
-
-def statuses(registry):
-    return {record.distribution: record.status for record in registry.records()}
 
 
 @pytest.mark.parametrize(("code", "reason"), BROKEN.values(), ids=BROKEN.keys())

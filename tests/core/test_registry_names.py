@@ -19,17 +19,8 @@ from jno.lora import (
     registered,
 )
 
+from .asking import one, statuses
 from .toys import ToyLinear, ToyScale
-
-
-def statuses(registry):
-    return {record.distribution: record.status for record in registry.records()}
-
-
-def one(registry, name):
-    (cls,) = registry.resolve(name)
-    return cls
-
 
 # --- two plugins, one name
 

@@ -9,17 +9,8 @@ from jno.lora import (
     SelectionError,
 )
 
+from .asking import one, statuses
 from .toys import ToyConv, ToyLinear
-
-
-def statuses(registry):
-    return {record.distribution: record.status for record in registry.records()}
-
-
-def one(registry, name):
-    (cls,) = registry.resolve(name)
-    return cls
-
 
 # --- reserved names
 

@@ -6,22 +6,14 @@ import pytest
 
 from jno.lora import JnoLoraWarning, Net, PluginError, Registry, SelectionError, plan_lora
 
-from .toys import Block, ToyBlock, ToyLinear
-
-
-@pytest.fixture
-def blocks(getkey):
-    return {"blocks": [Block(2, key=getkey()), Block(2, key=getkey())]}
-
-
-def classes(plan):
-    return {row.path: row.wrapper for row in plan.wrapped}
+from .asking import wrapped
+from .toys import ToyBlock, ToyLinear
 
 
 def test_a_list_is_in_order_of_priority_for_containers_too(blocks):
-    layers_first = classes(plan_lora(blocks, 1, wrappers=[ToyLinear, ToyBlock]))
+    layers_first = wrapped(blocks, 1, wrappers=[ToyLinear, ToyBlock])
     assert set(layers_first.values()) == {ToyLinear}
-    containers_first = classes(plan_lora(blocks, 1, wrappers=[ToyBlock, ToyLinear]))
+    containers_first = wrapped(blocks, 1, wrappers=[ToyBlock, ToyLinear])
     assert set(containers_first.values()) == {ToyBlock}
 
 
@@ -56,12 +48,6 @@ def test_a_qualified_name_is_never_picked_among_two():
         registry.register(type(ToyLinear)("Twin", (ToyLinear,), {"__module__": module}))
     with pytest.raises(PluginError, match=r"one\.Twin(.|\n)*two\.Twin"):
         registry.resolve("(in-process):Twin")
-
-
-@pytest.mark.parametrize("alpha", ["x", float("nan"), float("inf")])
-def test_alpha_is_a_finite_number(model, alpha, unchecked):
-    with pytest.raises(SelectionError, match="alpha of the call must be a finite number"):
-        Net(model).lora(1, alpha, wrapper=ToyLinear)
 
 
 def test_options_are_a_dict(model, unchecked):

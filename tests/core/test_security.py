@@ -17,22 +17,26 @@ SOURCES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "plugins").glob("*/src
 NOWHERE_MODULES = {
     *("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"),
     *("socket", "ssl", "http", "urllib", "ftplib", "smtplib", "requests", "httpx", "aiohttp"),
-    *("socketserver", "asyncio", "subprocess", "multiprocessing", "ctypes", "pty"),
-    *("builtins", "runpy", "code", "codeop"),
+    *("socketserver", "asyncio", "subprocess", "multiprocessing", "concurrent", "ctypes", "pty"),
+    *("imaplib", "poplib", "nntplib", "telnetlib", "smtpd", "xmlrpc", "wsgiref", "webbrowser"),
+    *("builtins", "runpy", "code", "codeop", "zipimport", "imp"),
 }
 NOWHERE_BUILTINS = {"eval", "exec", "compile", "__import__"}
 NOWHERE = {  # as attributes of anything: `re.compile` is no harm, `os.system` is
     *("eval", "exec", "__import__", "exec_module", "load_module", "run_path", "run_module"),
+    *("spec_from_file_location", "spec_from_loader", "module_from_spec", "SourceFileLoader"),
     *("system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "startfile"),
     *(f"{start}{end}" for start in ("exec", "spawn") for end in ("l", "le", "lp", "v", "ve", "vp")),
     *("urlopen", "urlretrieve", "create_connection", "unpickle"),
 }
 # Modules that read or write files, and attributes of whatever module or path.
 FILE_MODULES = {"tempfile", "shutil", "mmap", "fileinput", "zipfile", "tarfile", "sqlite3", "dbm"}
+FILE_MODULES |= {"glob", "linecache", "gzip", "bz2", "lzma"}
 FILES = {
     *("open", "open_code", "fdopen", "read_text", "read_bytes", "write_text", "write_bytes"),
     *("mkdir", "makedirs", "touch", "unlink", "rmdir", "removedirs", "rename", "renames"),
-    *("chmod", "symlink", "symlink_to", "link", "hardlink_to", "truncate"),
+    *("chmod", "symlink", "symlink_to", "link", "hardlink_to", "truncate", "mkfifo", "mknod"),
+    *("listdir", "scandir", "iterdir", "glob", "iglob", "rglob", "walk", "fwalk"),
     *("savefig", "savez", "savez_compressed", "savetxt", "loadtxt", "genfromtxt", "fromfile"),
     *("tofile", "memmap", "imsave", "save_file", "load_file", "serialize_file", "safe_open"),
     *("tree_serialise_leaves", "tree_deserialise_leaves", "to_csv", "read_csv"),
@@ -44,7 +48,8 @@ FILES_OF = {
     "numpy": {"load", "save"},
     "jnp": {"load", "save"},
 }
-IMPORTS = {"import_module", "find_spec", "entry_points", "resolve_name"}
+# `load` without arguments is that of an entry point; `json.load` and its like take what they load.
+IMPORTS = {"import_module", "find_spec", "entry_points", "resolve_name", "walk_packages", "load"}
 
 CORE, WRITING = "src/jno/lora", {"open", "os.replace", "unlink", "chmod"}
 ALLOWED = {
@@ -59,6 +64,7 @@ ALLOWED = {
     f"{CORE}/_commands/scaffold.py": {"mkdir", "read_text", "write_text"},
     f"{CORE}/testing/_checks_form.py": {"tempfile"},  # the kit, in the temporary directory
     f"{CORE}/_registry/_discovery.py": {"entry_points"},  # the metadata of distributions
+    f"{CORE}/_registry/_loading.py": {"load"},  # plugins that are not blocked
     f"{CORE}/_commands/importing.py": {"import_module"},  # MODULE:NAME of a command line
     f"{CORE}/_programs/_lapack.py": {"import_module"},  # two names that stand there
 }
@@ -67,16 +73,21 @@ ALLOWED = {
 def effects(text):
     """What a module uses of the above, and the lines of what must not be anywhere."""
     found, forbidden = set(), []
+    tree = ast.parse(text)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    given = {call.func for call in calls if call.args or call.keywords}
 
     def use(node, name, owner):
         if name in NOWHERE:
             forbidden.append(f"line {node.lineno}: {name}")
+        elif name == "load" and node in given and not owner.endswith("EntryPoint"):
+            found.update({f"{owner}.load"} if name in FILES_OF.get(owner, ()) else ())
         elif name in FILES | IMPORTS:
             found.add(name)
         elif name in FILES_OF.get(owner, ()):
             found.add(f"{owner}.{name}")
 
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             is_absolute = isinstance(node, ast.Import) or node.level == 0
             of = node.module if isinstance(node, ast.ImportFrom) else None
@@ -123,6 +134,13 @@ def test_what_is_allowed_is_there():
         *("import pickle", "from pickle import loads", "import urllib.request", "import builtins"),
         *("eval('1')", "exec(text)", "run = eval", "builtins.eval(text)", "os.system('true')"),
         *("getattr(os, 'system')('true')", "from os import popen", "os.execv(a, b)"),
+        *(
+            "import webbrowser",
+            "from xmlrpc import client",
+            "import concurrent.futures",
+            "import imaplib",
+        ),
+        *("importlib.util.spec_from_file_location(a, b)", "from zipimport import zipimporter"),
         *("compile(text, '', 'exec')", "np.load(file, allow_pickle=True)", "__import__(name)"),
     ],
 )
@@ -147,6 +165,17 @@ def test_what_must_not_be_anywhere_is_seen(text):
         ("import tempfile", "tempfile"),
         ("from shutil import copy", "shutil"),
         ("importlib.import_module(name)", "import_module"),
+        ("plugin = entry.load()", "load"),
+        ("EntryPoint.load(entry)", "load"),
+        ("importlib_metadata.EntryPoint.load(entry)", "load"),
+        ("load = found.entry_point.load", "load"),
+        ("getattr(entry, 'load')()", "load"),
+        ("os.listdir(path)", "listdir"),
+        ("import glob", "glob"),
+        ("list(path.rglob('*'))", "rglob"),
+        ("for entry in os.scandir(): pass", "scandir"),
+        ("for entry in path.iterdir(): pass", "iterdir"),
+        ("os.walk(path)", "walk"),
         ("from importlib import import_module as i", "import_module"),
     ],
 )
@@ -159,6 +188,7 @@ def test_what_may_be_in_some_places_is_seen(text, name):
     [
         *("re.compile(pattern)", "traced.lower().compile()", "'a'.replace('b', 'c')"),
         *("dataclasses.replace(record, status=1)", "json.loads(text)", "adapters.load(path)"),
+        *("json.load(file)", "def load(): pass", "load()"),
     ],
 )
 def test_what_does_no_harm_is_let_be(text):

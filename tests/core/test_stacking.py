@@ -44,7 +44,7 @@ def test_the_constructor_is_mapped_over_the_leading_axes(adapted, axes):
     assert adapted.rank == 2
 
 
-def test_every_slice_starts_from_values_of_its_own(adapted, axes):
+def test_every_slice_starts_from_values_of_its_own(adapted):
     flat = adapted.lora_A.reshape(-1, 2 * SIZE)
     assert len({tuple(row) for row in flat.tolist()}) == flat.shape[0]
 

@@ -24,10 +24,8 @@ from jno.lora import CheckpointError, LoRAWrapper, extract_adapters, read_adapte
 
 from .toys import ToyLinear
 
-
-@pytest.fixture(autouse=True)
-def _no_plugins(registry):
-    """The adapters here come from no plugin, and none is looked for."""
+# The adapters here come from no plugin, and none is looked for.
+pytestmark = pytest.mark.usefixtures("registry")
 
 
 @pytest.fixture
@@ -270,6 +268,37 @@ def test_where_no_file_can_be_made_the_old_one_stays(number, file, monkeypatch):
     monkeypatch.undo()
     assert file.read_bytes() == b"old"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("numbers", [1, 20_000], ids=["when it is flushed", "while it is written"])
+@pytest.mark.parametrize("old", [b"old", None])
+def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(numbers, old, file, monkeypatch):
+    """The file can be made, but what is written into it finds no room."""
+    (one,) = sets_of([1])
+    fields = lambda adapters: [adapters["a"].state[name] for name in ("lora_A", "lora_B")]  # noqa: E731
+    one = eqx.tree_at(fields, one, [array[:, :numbers] for array in fields(one)])
+    if old is not None:
+        file.write_bytes(old)
+    opened, made = os.open, []
+
+    def full(path, flags, *rest):
+        descriptor = opened(path, flags, *rest)
+        if flags & os.O_CREAT:
+            made.append(path)
+            device = opened("/dev/full", os.O_WRONLY)
+            os.dup2(device, descriptor)
+            os.close(device)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(CheckpointError, match="cannot be written: No space left") as caught:
+        save_adapters(one, file)
+    monkeypatch.undo()
+    assert str(file) in str(caught.value) and caught.value.__cause__.errno == errno.ENOSPC
+    assert len(made) == 1 and made[0].parent == file.parent
+    assert (file.read_bytes() if file.exists() else None) == old
+    assert [path.name for path in file.parent.iterdir()] == [file.name] * (old is not None)
 
 
 def test_below_a_file_there_is_no_directory_even_for_root(file):

@@ -183,7 +183,7 @@ def test_what_the_model_carries_already_stays(linear, tmp_path):
     assert isinstance(model["fc"], LoRALinear)
 
 
-def test_adapters_lie_on_the_mesh_of_their_layers(linear, tmp_path):
+def test_adapters_lie_on_the_mesh_of_their_layers(tmp_path):
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
     layer = eqx.nn.Linear(4, 6, key=jax.random.key(0))
     sharding = NamedSharding(mesh, PartitionSpec("x"))

@@ -67,7 +67,7 @@ def test_auto_begins_with_the_defaults(getkey):
 
 
 @pytest.mark.parametrize("name", ZOO_NAMES)
-def test_every_zoo_name_is_the_class_of_the_zoo(name, getkey):
+def test_every_zoo_name_is_the_class_of_the_zoo(name):
     namespace = {}
     exec(f"from jno.lora import {name}", namespace)
     assert namespace[name] is getattr(jno_lora_zoo, name)

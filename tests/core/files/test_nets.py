@@ -28,7 +28,7 @@ from ..toys import (
 from ._tools import OWN, adapted
 
 
-def test_after_loading_the_adapters_train_and_nothing_else_changed(model, getkey, file):
+def test_after_loading_the_adapters_train_and_nothing_else_changed(model, file):
     Net(model).freeze().lora(2, wrapper=ToyScale, target="head").save_adapters(file)
     net = Net(model).freeze().lora(2, wrapper=ToyLinear, target="head|encoder/1").freeze()
     net.mask("embedding|head/base").unfreeze()

@@ -1,0 +1,103 @@
+"""What SECURITY.md says, watched while it runs: an audit hook sees what no reading of sources does.
+
+`watched.py` is the process; here are plugins for it, one of which is blocked and one of which,
+for the sake of the hook, is not.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WATCHED = Path(__file__).with_name("watched.py")
+
+EVIL = """
+    import os, pickle, socket
+
+    socket.socket().close()
+    pickle.loads(pickle.dumps(os.getcwd))
+    os.system("true")
+
+    @hookimpl
+    def jno_lora_wrappers():
+        return [adapter("Evil")]
+"""
+
+
+def watched(site, wrapper, forbidden, **environment):
+    """What `watched.py` prints, with the plugin acme-lora and a forbidden one, and its folder."""
+    site.plugin("acme-lora", '"Acme"')
+    evil = site.install(forbidden, EVIL)
+    folder = site.root / "files"
+    folder.mkdir()
+    found = [str(path.parent) for path in site.root.glob("*/*.dist-info")]
+    path = os.pathsep.join([*found, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-P", str(WATCHED), wrapper, str(folder), forbidden],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), evil, folder
+
+
+ZOO = pytest.mark.skipif(not importlib.util.find_spec("jno_lora_zoo"), reason="needs the zoo")
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "forbidden"),
+    # The names of distributions that are as long as those of the adapters' own.
+    [("Acme", "evil-lora"), pytest.param("lora", "evil-adapter", marks=ZOO)],
+)
+def test_nothing_is_done_but_what_the_security_policy_says(wrapper, forbidden, site):
+    found, evil, folder = watched(site, wrapper, forbidden, JNO_LORA_BLOCK=forbidden)
+    assert found["records"] | {forbidden: "blocked", "acme-lora": "loaded"} == found["records"]
+    assert evil not in found["modules"]
+    # A file that says that its adapters come from there changes nothing of that.
+    assert forbidden in found["error"] and "blocked" in found["error"]
+
+    seen = found["seen"]
+    assert {event for event, *_ in seen.pop("control")} == {"compile", "exec"}
+    files, temporary = {}, re.compile(re.escape(f"{folder}{os.sep}") + r"(peft/)?\.\S+\.tmp")
+    for step, events in seen.items():
+        done = [(event, temporary.sub("TEMPORARY", path)) for event, path, _ in events]
+        files[step] = {one for one in done if not is_metadata(*one, found["path"])}
+
+    file, lying, peft = (
+        folder / "adapters.safetensors",
+        folder / "lying.safetensors",
+        folder / "peft",
+    )
+    written = {("open", "TEMPORARY"), ("os.rename", "TEMPORARY"), ("open", str(folder))}
+    nothing, read = set(), {("open", str(file))}
+    expected = dict.fromkeys(["import", "apply", "plan", "merge", "report"], nothing)
+    expected |= {"save": written} | dict.fromkeys(["read", "load", "inspect"], read)
+    expected |= {"load what lies": {("open", str(lying))}}
+    if wrapper == "lora":
+        config, tensors = (str(peft / f"adapter_{p}") for p in ("config.json", "model.safetensors"))
+        expected["load_peft"] = {("open", config), ("open", tensors)}
+        # There is no description while the tensors change: the old one is put aside.
+        made = {("os.mkdir", str(peft)), ("open", str(peft))}
+        made |= {("os.rename", config), ("os.remove", "TEMPORARY")}
+        expected["save_peft"] = written - {("open", str(folder))} | made
+    assert files == expected
+
+
+def is_metadata(event, path, search_path):
+    """Whether discovery did that: it looks at what is installed, and reads the metadata of it."""
+    if path in search_path:
+        return event in ("open", "os.listdir", "os.scandir")  # one of them may be an archive
+    return event == "open" and (".dist-info" in path or ".egg-info" in path)
+
+
+def test_what_a_plugin_does_that_is_not_blocked_would_be_seen(site):
+    found, evil, _ = watched(site, "Acme", "evil-lora")
+    assert evil in found["modules"] and found["records"]["evil-lora"] == "loaded"
+    seen = {event for event, *_ in found["seen"]["apply"]}
+    assert {"socket.__new__", "pickle.find_class", "os.system"} <= seen

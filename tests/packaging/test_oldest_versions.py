@@ -1,0 +1,36 @@
+"""`make test-matrix` runs the suite with the oldest versions that pyproject.toml allows: these."""
+
+import pathlib
+import tomllib
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def lower_bounds(requirements):
+    """The oldest version that each of them allows; every one must say which that is."""
+    found = {}
+    for requirement in map(Requirement, requirements):
+        (bound,) = (s for s in requirement.specifier if s.operator in (">=", "==", "~="))
+        found[canonicalize_name(requirement.name)] = Version(bound.version)
+    return found
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "tests" / "oldest-versions.txt").read_text().splitlines()
+    pinned = [line for line in lines if line and not line.startswith("#")]
+    assert all("==" in line for line in pinned)
+    assert lower_bounds(pinned) == lower_bounds(project["dependencies"])
+    assert len(pinned) == len(project["dependencies"])
+
+
+def test_the_oldest_interpreter_is_the_one_that_the_matrix_takes():
+    projects = [ROOT / "pyproject.toml", *(ROOT / "plugins").glob("*/pyproject.toml")]
+    wanted = {tomllib.loads(p.read_text())["project"]["requires-python"] for p in projects}
+    (oldest,) = wanted
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"$(subst oldest,{oldest.removeprefix('>=')},$*)" in makefile
