@@ -40,8 +40,7 @@ from jno.lora import lora_trainable_filter
 RANK, ALPHA = 3, 2.0
 VALUE, GRADIENT = 1e-12, 1e-7
 
-# Of each kind: its layers, the one that every method is tried on (all of its sizes differ), and
-# what such a layer computes.
+# Of each kind: its layers, the one that every method is tried on, and what such a layer computes.
 KINDS = {
     "ChannelLastConv": (CONVS, "Conv2d", convolution),
     "ChannelLastConvTranspose": (CONV_TRANSPOSES, "ConvTranspose2d", transposed_convolution),
