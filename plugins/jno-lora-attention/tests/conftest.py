@@ -1,5 +1,7 @@
-"""What these tests share: attention layers of every form, and an adapter in training."""
+"""Attention layers of every form; makes `attention_cases` importable under any import mode."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -7,7 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jno.lora import lora_trainable_filter
+_HERE = str(Path(__file__).parent)
+if _HERE not in sys.path:
+    sys.path.append(_HERE)
+
+pytest.register_assert_rewrite("attention_cases")
 
 # Every size differs where the layer allows it, so that no axis passes for another.
 FORMS: dict[str, dict[str, Any]] = {
@@ -55,17 +61,3 @@ def inputs(getkey):
         return tuple(jax.random.normal(getkey(), size).astype(dtype) for size in sizes)
 
     return make
-
-
-@pytest.fixture
-def perturbed(getkey):
-    """A function: the adapter after some training, with noise on every field that trains."""
-
-    def perturb(wrapper):
-        trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
-        noise = jax.tree.map(
-            lambda x: x + 0.4 * jax.random.normal(getkey(), x.shape, x.dtype), trainable
-        )
-        return eqx.combine(noise, frozen)
-
-    return perturb

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import perturbed
 
 from jno.lora import Net, apply_lora, lora_trainable_filter
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
@@ -51,7 +52,7 @@ def test_every_argument_reaches_the_base(cls, inputs, getkey):
 
 
 @pytest.mark.parametrize("cls", [LoRAAttention, IA3Attention])
-def test_merged_and_wrapped_agree_under_masks_dropout_and_positions(cls, inputs, getkey, perturbed):
+def test_merged_and_wrapped_agree_under_masks_dropout_and_positions(cls, inputs, getkey):
     layer = eqx.nn.MultiheadAttention(2, 8, dropout_p=0.3, use_key_bias=True, key=getkey())
     wrapper = perturbed(cls(layer, 2, 1.0, key=getkey()))
     x = inputs(layer)
@@ -63,7 +64,7 @@ def test_merged_and_wrapped_agree_under_masks_dropout_and_positions(cls, inputs,
 
 
 @every_adapter
-def test_gradients_reach_the_adapter_alone(cls, small, inputs, getkey, perturbed):
+def test_gradients_reach_the_adapter_alone(cls, small, inputs, getkey):
     wrapper = perturbed(cls(small, 2, 1.0, key=getkey()))
     x = inputs(small)
     trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
@@ -83,7 +84,7 @@ def test_gradients_reach_the_adapter_alone(cls, small, inputs, getkey, perturbed
 
 @every_adapter
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
-def test_half_precision(cls, dtype, inputs, getkey, perturbed):
+def test_half_precision(cls, dtype, inputs, getkey):
     layer = eqx.nn.MultiheadAttention(
         2, 8, use_key_bias=True, use_output_bias=True, dtype=dtype, key=getkey()
     )
@@ -111,7 +112,7 @@ def test_half_precision(cls, dtype, inputs, getkey, perturbed):
 
 
 @every_adapter
-def test_stacked_layers_in_a_scan(cls, getkey, perturbed):
+def test_stacked_layers_in_a_scan(cls, getkey):
     def make(key):
         return eqx.nn.MultiheadAttention(2, 8, use_value_bias=True, key=key)
 

@@ -4,11 +4,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from attention_cases import (
+    assert_close,
+    multihead,
+    perturbed,
+    projections_of,
+    random_layer,
+    scaled_projections,
+)
 
 from jno_lora_attention import IA3Attention
 
 
-def test_starts_as_the_base_and_equals_its_merge(attention, inputs, getkey, perturbed):
+def test_starts_as_the_base_and_equals_its_merge(attention, inputs, getkey):
     wrapper = IA3Attention(attention, 1, 1.0, key=getkey())
     assert wrapper.key_scale.shape == (attention.num_heads * attention.qk_size,)
     assert wrapper.value_scale.shape == (attention.num_heads * attention.vo_size,)
@@ -21,31 +29,31 @@ def test_starts_as_the_base_and_equals_its_merge(attention, inputs, getkey, pert
     np.testing.assert_allclose(wrapper(*x), merged(*x), rtol=1e-4, atol=1e-5)
 
 
-def test_scales_activations_with_their_bias(getkey, inputs, perturbed):
-    layer = eqx.nn.MultiheadAttention(2, 8, use_key_bias=True, use_value_bias=True, key=getkey())
-    wrapper = perturbed(IA3Attention(layer, 1, 1.0, key=getkey()))
-    query, key, value = inputs(layer)
-    seen = {}
+def test_scales_activations_with_their_bias():
+    seen = []
 
-    def look(which):
-        def process(q, k, v):
-            seen[which] = (q, k, v)
-            return q, k, v
+    def look(*heads):
+        seen.append(heads)
+        return heads
 
-        return process
+    random = np.random.default_rng(7)
+    x = [random.normal(size=shape) for shape in ((4, 5), (6, 7), (6, 3))]
+    with jax.enable_x64(True):
+        sizes = {"query_size": 5, "key_size": 7, "value_size": 3, "qk_size": 2, "vo_size": 3}
+        layer = random_layer(num_heads=2, **sizes, use_key_bias=True, use_value_bias=True)
+        wrapper = perturbed(IA3Attention(layer, 1, 1.0, key=jax.random.key(0)))
+        wrapper(*map(jnp.asarray, x), process_heads=look)
+    projections = projections_of(layer)
+    scales = {"q": np.ones(4), "k": wrapper.key_scale, "v": wrapper.value_scale}
+    for letter, tokens, heads in zip("qkv", x, seen[0], strict=True):
+        expected = projections[letter](tokens) * np.asarray(scales[letter])
+        assert_close(heads, expected.reshape(heads.shape), 1e-14)
 
-    wrapper(query, key, value, process_heads=look("adapted"))
-    layer(query, key, value, process_heads=look("base"))
-    (q, k, v), (q0, k0, v0) = seen["adapted"], seen["base"]
-    np.testing.assert_array_equal(q, q0)
-    np.testing.assert_allclose(k, k0 * wrapper.key_scale.reshape(1, 2, 4), rtol=1e-6)
-    np.testing.assert_allclose(v, v0 * wrapper.value_scale.reshape(1, 2, 4), rtol=1e-6)
-    merged = wrapper.merge()
-    np.testing.assert_allclose(
-        merged.key_proj.bias, layer.key_proj.bias * wrapper.key_scale, rtol=1e-6
-    )
-    assert eqx.tree_equal(merged.query_proj, layer.query_proj)
-    assert eqx.tree_equal(merged.output_proj, layer.output_proj)
+
+def test_leaves_the_other_projections_as_they_are(small, getkey):
+    merged = perturbed(IA3Attention(small, 1, 1.0, key=getkey())).merge()
+    assert eqx.tree_equal(merged.query_proj, small.query_proj)
+    assert eqx.tree_equal(merged.output_proj, small.output_proj)
 
 
 class Summing(eqx.nn.MultiheadAttention):
@@ -53,7 +61,12 @@ class Summing(eqx.nn.MultiheadAttention):
         return super().__call__(x, x, x) + jnp.sum(self.value_proj.weight)
 
 
-def test_a_subclass_is_called_with_the_merged_weights(getkey, perturbed):
-    wrapper = perturbed(IA3Attention(Summing(2, 8, key=getkey()), 1, 1.0, key=getkey()))
-    x = jax.random.normal(getkey(), (5, 8))
-    np.testing.assert_allclose(wrapper(x), wrapper.merge()(x), rtol=1e-5)
+def test_a_subclass_is_called_with_the_merged_weights():
+    x = np.random.default_rng(7).normal(size=(5, 8))
+    with jax.enable_x64(True):
+        layer = random_layer(Summing, num_heads=2, query_size=8, use_key_bias=True)
+        wrapper = perturbed(IA3Attention(layer, 1, 1.0, key=jax.random.key(0)))
+        actual = wrapper(jnp.asarray(x))
+    scales = {"k": wrapper.key_scale, "v": wrapper.value_scale}
+    scaled = scaled_projections(projections_of(layer), scales)
+    assert_close(actual, multihead(scaled, 2, (x, x, x)) + np.sum(scaled["v"].weight), 1e-12)

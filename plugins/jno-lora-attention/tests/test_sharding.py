@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from attention_cases import perturbed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jno.lora import apply_lora, merge_lora, unwrap_lora
@@ -92,9 +93,6 @@ def test_on_the_mesh_it_computes_the_same(wrapper, getkey):
     one = jax.devices()[0]
     alone = jax.tree.map(lambda a: jax.device_put(a, one) if eqx.is_array(a) else a, layer)
     x = jax.random.normal(getkey(), (5, 8))
-
-    def perturbed(m):
-        return jax.tree.map(lambda a: a + 0.1 if eqx.is_array(a) else a, m)
 
     run = eqx.filter_jit(lambda m, x: m(x, x, x))
     expected = run(perturbed(adapt(alone, wrapper)), x)

@@ -1,4 +1,7 @@
-"""Every adapter on foundax's layers: its law, and that the layer's own axes are what it says."""
+"""Every adapter on foundax's layers, and that the layers' axes are what their kinds say.
+
+`test_oracles.py` has the laws, in double precision.
+"""
 
 import equinox as eqx
 import jax
@@ -8,6 +11,7 @@ import pytest
 from foundax_cases import (
     CONV_TRANSPOSES,
     CONVS,
+    METHODS,
     SUBSAMPLED,
     check_everything,
     filled,
@@ -19,10 +23,6 @@ import jno_lora_foundax as package
 from jno_lora_foundax import ChannelLastConvLayer, ChannelLastConvTransposeLayer
 from jno_lora_zoo import ConvLayer
 
-METHODS = [
-    *("LoRA", "rsLoRA", "LoRAFA", "DoRA", "PiSSA", "MiLoRA"),
-    *("LoRAXS", "VeRA", "IA3", "LoKr", "OFT"),
-]
 KINDS = {
     "ChannelLastConv": CONVS,
     "ChannelLastConvTranspose": CONV_TRANSPOSES,
@@ -49,14 +49,6 @@ def test_every_adapter(adapter, layer, getkey):
 
 def without_bias(layer):
     return eqx.tree_at(lambda m: m.bias, layer, None, is_leaf=lambda leaf: leaf is None)
-
-
-def test_lora_adds_a_product_to_the_kernel(getkey):
-    base = filled(CONVS["Conv2d"].make, getkey())
-    wrapper = perturbed(package.LoRAChannelLastConv(base, 3, 6.0, key=getkey()))
-    A, B = np.asarray(wrapper.lora_A).reshape(3, 2, 3, 2), np.asarray(wrapper.lora_B)
-    expected = np.asarray(base.weight) + 2.0 * np.einsum("or,rihw->hwio", B, A)
-    np.testing.assert_allclose(wrapper.merge().weight, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
