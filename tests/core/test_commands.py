@@ -15,7 +15,13 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import jno.lora._registry._registry as registry_module
-from jno.lora import LoRAWrapper, apply_lora, save_adapters
+from jno.lora import (
+    LoRAWrapper,
+    SelectionError,
+    apply_lora,
+    plot_adapters,
+    save_adapters,
+)
 from jno.lora._cli import cli
 from jno.lora._commands import inspection
 from jno.lora._registry import Registry
@@ -334,8 +340,10 @@ def test_a_directory_that_is_missing_is_said_before_anything_is_trained(tmp_path
 
 
 def test_a_picture_of_no_known_format_is_refused_before_anything_is_trained(tmp_path):
-    text = run("compare", "no_such_module:task", "--plot", str(tmp_path / "made.foo"), code=2)
-    assert "no picture can be saved as 'made.foo'" in text and ".png" in text and ".svg" in text
+    text = run("compare", "no_such_module:task", "--plot", str(tmp_path / "made.foo"), code=1)
+    assert "No picture can be saved as " in text and ".png" in text and ".svg" in text
+    with pytest.raises(SelectionError, match="No picture can be saved as 'made'"):
+        plot_adapters([], "made")
 
 
 def test_a_reader_that_has_enough_is_no_error(monkeypatch):

@@ -1,6 +1,8 @@
 """`call_compiled`: one program per form, and what is handed through stays the object it was."""
 
 import enum
+import functools
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -137,6 +139,24 @@ def test_an_array_that_goes_into_a_static_field_is_no_traced_one():
     with pytest.warns(UserWarning, match="set as static"):
         tagged = call_compiled(lambda x, tag: [Tagged(x, tag)], jnp.ones(2), jnp.ones(()))
     assert tagged[0].tag == 1
+
+
+class Keeps(eqx.Module):
+    function: Callable
+    static: Callable = eqx.field(static=True)
+
+
+@pytest.mark.parametrize("where", ["closure", "partial", "static"])
+def test_a_function_that_keeps_a_computed_array_is_usable_afterwards(where):
+    def make(x):
+        size = jnp.sum(x)
+        closure = lambda y: y * size  # noqa: E731
+        function = functools.partial(jnp.multiply, size) if where == "partial" else closure
+        return Keeps(abs, function) if where == "static" else Keeps(function, abs)
+
+    kept = call_compiled(make, jnp.ones(3))
+    function = kept.static if where == "static" else kept.function
+    assert function(2.0) == 6.0
 
 
 def test_programs_are_forgotten_on_demand():

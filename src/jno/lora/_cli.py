@@ -205,13 +205,8 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
     _check_directory_of(plot_file, "--plot")
     if plot_file is not None:
         with imported_for("--plot", "plot", "matplotlib"):
-            from ._showing.plots import endings
-        if plot_file.suffix.lower() not in endings():
-            raise click.BadParameter(
-                f"no picture can be saved as {plot_file.name!r}. Let it end in one of "
-                f"{', '.join(endings())}.",
-                param_hint="--plot",
-            )
+            from ._showing.plots import check_ending
+        check_ending(plot_file)
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
     comparison = compare_.run(what)

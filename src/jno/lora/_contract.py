@@ -263,14 +263,6 @@ def unwrapped_layer(wrapper: LoRAWrapper) -> eqx.Module:
     return over_stack(lambda w: w.unwrap(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
 
 
-def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
-    """Whether `cls` says that it is for `layer`. One that cannot answer has not said yes."""
-    try:
-        return bool(cls.applies_to(layer))
-    except Exception:
-        return False
-
-
 def is_wrapper(node: Any) -> TypeGuard[LoRAWrapper]:
     """Whether `node` is an adapted layer."""
     # By its type: `isinstance` looks up `__class__`, which Equinox intercepts at a price.

@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 import jax
 import jax.tree_util as jtu
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ._contract import LoRAWrapper
 from ._errors import JnoLoraError, SelectionError, WrapperError
-from ._handle import expect_model
+from ._handle import expect_model, is_traced
 from ._keys import check_key
 from ._paths import show_path, stable_hash
 from ._plan import Plan, PlanRow
@@ -116,7 +115,7 @@ def plan_lora(
     _check_rank(rank)
     if rank == 0 and specs is None:
         return Plan(())
-    registry = default_registry() if registry is None else registry
+    registry = default_registry(registry)
     rules = parse_specs(
         registry,
         rank=rank,
@@ -173,8 +172,8 @@ def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> lis
         together = calls_on_the_mesh(_make, shared, items, place_like_base)
         for place, index in enumerate(members):
             calls[index] = (rows[index], together, place)
-    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((key, layers[:1])))
-    with contextlib.closing(tracked(calls, "Adapting layers", show=not is_traced)) as steps:
+    show = not is_traced(key, layers[:1])
+    with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:
         return [_built(*call) for call in steps]
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
+from jax.core import Tracer
 
 from ._errors import JnoLoraError, SelectionError
 
@@ -72,6 +73,11 @@ def why(err: Exception, tree: Any, advice: str) -> str:
     if isinstance(err, JnoLoraError):
         return f"{err}"
     return without_values(tree, advice) or f"{type(err).__name__}: {err}"
+
+
+def is_traced(*trees: Any) -> bool:
+    """Whether an array in them is traced."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def _is_template(tree: Any) -> bool:

@@ -14,6 +14,13 @@ def held_dtype(array: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(array.dtype) if is_numpy else array.dtype
 
 
+def count_non_finite(array: np.ndarray) -> int:
+    """How many numbers of an array are NaN or infinite."""
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return 0
+    return int(array.size - np.count_nonzero(np.isfinite(array)))
+
+
 def at_least_float32(tree: Any) -> Any:
     """`tree` with float32 for half precision, everything else as it is. NumPy stays NumPy."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if _is_half(x) else x, tree)

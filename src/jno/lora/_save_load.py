@@ -39,7 +39,7 @@ def save_adapters(
         model._save_adapters(path, registry, stacklevel=3)
         return
     adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
-    save(adapters, path, default_registry() if registry is None else registry)
+    save(adapters, path, default_registry(registry))
 
 
 def load_adapters(
@@ -72,12 +72,13 @@ def load_adapters(
 
     **Raises:** `CheckpointError` if the file is damaged, if a plugin is missing or older than the
     one that wrote it (naming the plugin and how to install it), or if something does not fit the
-    model: everything is listed at once, and nothing was changed.
+    model: everything is listed at once, and nothing was changed. `WrapperError` if one of
+    `wrappers` is no adapter class, `SelectionError` if two have one name.
     """
     if isinstance(model, Net):
         model._load_adapters(path, strict, wrappers, registry, stacklevel=3)
         return model
-    registry = default_registry() if registry is None else registry
+    registry = default_registry(registry)
     loaded = load(model, path, strict=strict, wrappers=wrappers, registry=registry)
     for message in loaded.warnings:
         warnings.warn(message, JnoLoraWarning, stacklevel=2)
@@ -94,9 +95,10 @@ def read_adapters(
 
     **Arguments:** those of `load_adapters`.
 
-    **Raises:** `CheckpointError` if the file is damaged, or a plugin cannot be used.
+    **Raises:** `CheckpointError` if the file is damaged, or a plugin cannot be used; for `wrappers`
+    as `load_adapters`.
     """
-    registry = default_registry() if registry is None else registry
+    registry = default_registry(registry)
     adapters, messages = read_set(path, wrappers, registry)
     for message in messages:
         warnings.warn(message, JnoLoraWarning, stacklevel=2)

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ._contract import LoRAWrapper
+from ._handle import is_traced
 from ._paths import KeyPath, path_str
 from ._programs import Calls, beside, call_compiled, form_of
 from ._stacking import over_stack
@@ -27,7 +28,7 @@ def on_the_mesh(layer: Any, function: Callable[..., T], *args: Any) -> T:
     made. A program is split over the mesh by the compiler.
     """
     # In a program that is being traced, its own compiler decides.
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+    if is_traced(args):
         return function(*args)
     mesh = _mesh(layer)
     if mesh is None:

@@ -4,10 +4,10 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from ._adapted import holds_adapters
 from ._contract import LoRAWrapper, is_wrapper
 from ._errors import SelectionError, WrapperError
 from ._paths import FEW, KeyPath, bullets, path_str, show_path
@@ -64,7 +64,7 @@ class Walk:
                     return True
             return False
 
-        self.meets_adapters = _holds_adapters(model)
+        self.meets_adapters = holds_adapters(model)
         jtu.tree_flatten_with_path(model, is_leaf=is_leaf, is_leaf_takes_path=True)
         return self.rows
 
@@ -86,7 +86,7 @@ class Walk:
             return None  # go on to the layers inside
         spec_index, cls = match.spec, match.cls
         self.matched.add(spec_index)
-        if self.meets_adapters and _holds_adapters(node):
+        if self.meets_adapters and holds_adapters(node):
             selected = spec_index if self.mask.selects(keys) else None
             return PlanRow(path, layer, "already adapted", keys=keys, spec=selected)
         spec = self.specs[spec_index]
@@ -260,7 +260,3 @@ def _modules_inside(keys: KeyPath, node: eqx.Module) -> list[tuple[KeyPath, eqx.
 def _owns_arrays(node: eqx.Module) -> bool:
     """Whether an array is a direct field of `node`, which makes it a layer of its own."""
     return any(eqx.is_inexact_array(getattr(node, f.name, None)) for f in dataclasses.fields(node))
-
-
-def _holds_adapters(tree: PyTree) -> bool:
-    return any(is_wrapper(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_wrapper))

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from .._contract import LoRAWrapper
 from .._errors import CheckpointError, PluginError, SelectionError
 from .._paths import bullets, show_path
+from .._precision import count_non_finite
 from .._registry import Registry
 from .._sets import (
     AdapterSet,
@@ -206,10 +207,4 @@ def _not_finite(path: FilePath, contents: Contents, loaded: Iterable[str]) -> tu
 
 def non_finite(contents: Contents) -> dict[str, int]:
     """How many numbers of each array are NaN or infinite."""
-    return {name: _count_non_finite(array) for name, array in contents.values.items()}
-
-
-def _count_non_finite(array: np.ndarray) -> int:
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return 0
-    return int(array.size - np.count_nonzero(np.isfinite(array)))
+    return {name: count_non_finite(array) for name, array in contents.values.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from .._contract import claims
+from .._adapted import claims
 from .._registry import PluginRecord, RegisteredWrapper, default_registry
 from .._showing import Table, table
 from ..testing import standard_layers

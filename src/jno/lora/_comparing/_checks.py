@@ -6,22 +6,21 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_wrapper
+from .._adapted import adapted_layers
+from .._contract import LoRAWrapper
 from .._errors import SelectionError
 from .._handle import expect_model
-from .._paths import bullets, path_str, show_path
+from .._paths import bullets, show_array, show_path
 from ._fitting import Loss
 
 
 def check_model(model: PyTree) -> None:
     """**Raises:** `SelectionError` for a `Net`, and for a model that carries adapters."""
     expect_model(model, "compare")
-    nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
-    adapted = [show_path(path_str(keys)) for keys, node in nodes if is_wrapper(node)]
+    adapted = [show_path(path) for path, _ in adapted_layers(model)]
     if adapted:
         raise SelectionError(
             "`compare` adapts the model itself, once for each candidate, but it carries adapters "
@@ -101,5 +100,5 @@ def check_batches(batches: list[PyTree]) -> None:
 
 def _form(batch: PyTree) -> tuple[str, Any]:
     leaves, treedef = jax.tree.flatten(batch)
-    shapes = (f"{x.dtype}{list(x.shape)}" if eqx.is_array(x) else repr(x) for x in leaves)
+    shapes = (show_array(x) if eqx.is_array(x) else repr(x) for x in leaves)
     return ", ".join(shapes), treedef

@@ -130,11 +130,13 @@ class Comparison(Printed):
 
         **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
-        **Raises:** `SelectionError` if no candidate was trained; `MissingLibraryError` without
-        matplotlib (the extra `plot`).
+        **Raises:** `SelectionError` if no candidate was trained, or no picture ends like `path`;
+        `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the file cannot be
+        written.
         """
         with imported_for("Comparison.plot", "plot", "matplotlib"):
-            from .._showing.plots import draw_comparison
+            from .._showing.plots import check_ending, draw_comparison
+        check_ending(path)
         trained = [row for row in self.rows if row.error is None]
         if not trained:
             raise SelectionError(f"No candidate was trained, so there is nothing to draw:\n{self}")

@@ -9,14 +9,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._checkpoint import Classes, FilePath
 from .._contract import is_wrapper
 from .._dispatch import carry_out, plan_lora
 from .._errors import JnoLoraWarning, SelectionError
-from .._handle import Handle, expect_model
+from .._handle import Handle, expect_model, is_traced
 from .._keys import check_key
 from .._plan import Plan
 from .._registry import Registry, default_registry
@@ -79,7 +78,7 @@ class Net(Handle):
         self, model: PyTree, *, key: PRNGKeyArray | None = None, registry: Registry | None = None
     ):
         expect_model(model, "Net")
-        self._registry = default_registry() if registry is None else registry
+        self._registry = default_registry(registry)
         self._key = jax.random.key(0) if key is None else key
         check_key(self._key)
         self._now = NetState.of(model)
@@ -198,7 +197,11 @@ class Net(Handle):
         return plan
 
     def freeze(self) -> "Net":
-        """Train nothing; with a mask, stop training what it selects."""
+        """Train nothing; with a mask, stop training what it selects.
+
+        **Raises:** `SelectionError` in a `with net.disabled()` block. A mask that selects nothing
+        warns.
+        """
         return self._train("freeze", train=False)
 
     def unfreeze(self) -> "Net":
@@ -206,6 +209,8 @@ class Net(Handle):
 
         A mask may select the arrays of a wrapped layer. It cannot select what an adapter keeps
         frozen by its definition (LoRA-FA's `lora_A`).
+
+        **Raises:** as `freeze`.
         """
         return self._train("unfreeze", train=True)
 
@@ -234,7 +239,7 @@ class Net(Handle):
         expected, frozen = eqx.partition(self.module, self.trainable)
         outdated = self._given not in (_NEVER, self._now.whose)
         check_update(expected, trainable, outdated=outdated)
-        if self._given is not _NEVER and _is_traced(trainable) and not _is_traced(expected):
+        if self._given is not _NEVER and is_traced(trainable) and not is_traced(expected):
             refuse_traced("update")
         self._now = dataclasses.replace(self._now, module=eqx.combine(trainable, frozen))
         return self
@@ -389,7 +394,8 @@ class Net(Handle):
 
         **Raises:** `CheckpointError` if the file is damaged, a plugin is missing, something does
         not fit, or the net carries an adapter around a layer of the file's, or in it;
-        `SelectionError` if a mask is pending.
+        `SelectionError` if a mask is pending, or two of `wrappers` have one name; `WrapperError` if
+        one of them is no adapter class.
         """
         return self._load_adapters(path, strict, wrappers, None, stacklevel=3)
 
@@ -463,7 +469,3 @@ class Net(Handle):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Net":
         # All that it holds is immutable, and JAX's own functions do not survive a deep copy.
         return copy.copy(self)
-
-
-def _is_traced(tree: PyTree) -> bool:
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

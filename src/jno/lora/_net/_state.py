@@ -9,7 +9,7 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import is_wrapper
+from .._adapted import holds_adapters
 from .._merge import merge_lora
 from .._paths import bullets, nearest, path_str, show_path
 from .._selection import MaskLike, parse_mask
@@ -42,7 +42,7 @@ class NetState:
     @property
     def is_adapted(self) -> bool:
         """Whether the model carries any adapter."""
-        return any(map(is_wrapper, jax.tree.leaves(self.module, is_leaf=is_wrapper)))
+        return holds_adapters(self.module)
 
     def adapted(self, module: PyTree) -> "NetState":
         """With `module` for the model, which has adapters around more of its layers."""

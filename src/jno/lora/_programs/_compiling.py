@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array
 
 from .._remembering import remembered
-from ._form import Form, TracedError, form_of, holds_traced
+from ._form import Form, TracedError, form_of, holds_traced, keeps_traced
 from ._lapack import decomposes, one_blas_thread
 
 _log = logging.getLogger("jno.lora")
@@ -146,8 +146,9 @@ class Program:
         args = (*self.shared.tree_of(shared), *self.own.tree_of(own))
         index = {id(array): i for i, array in enumerate((*shared, *own))}
         leaves, self.treedef = jtu.tree_flatten(self.function(*args))
-        if holds_traced(self.treedef):
-            raise TracedError("an array was put into a static field")
+        others = (leaf for leaf in leaves if not eqx.is_array(leaf))
+        if holds_traced(self.treedef) or any(map(keeps_traced, others)):
+            raise TracedError("an array was put into a static field or a function")
         self.leaves = tuple(
             _Given(index[id(x)]) if id(x) in index else _ARRAY if eqx.is_array(x) else x
             for x in leaves

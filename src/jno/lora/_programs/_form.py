@@ -99,12 +99,32 @@ def form_of(tree: Any) -> tuple[Form, list[Any]]:
 
 
 def holds_traced(treedef: Any) -> bool:
-    """Whether a static field is a traced array, or a container of some."""
+    """Whether a static field is a traced array, or holds some."""
     data = treedef.node_data()
     return data is not None and (
-        any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(data[1]))
+        any(map(keeps_traced, jtu.tree_leaves(data[1])))
         or any(map(holds_traced, treedef.children()))
     )
+
+
+def keeps_traced(leaf: Any) -> bool:
+    """Whether this is a traced array, or a function that closes over one."""
+    if isinstance(leaf, Tracer):
+        return True
+    if isinstance(leaf, functools.partial):
+        inside: Any = (leaf.func, leaf.args, leaf.keywords)
+    else:
+        cells = getattr(leaf, "__closure__", None) or ()
+        inside = [cell.cell_contents for cell in cells if _is_filled(cell)]
+    return any(isinstance(x, Tracer) for x in jtu.tree_leaves(inside))
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=256)

@@ -33,11 +33,13 @@ class Registry:
 
         `strict=False` never raises, whatever `JNO_LORA_STRICT` says: for tools that show what is
         broken.
+
+        **Raises:** `PluginError` for a plugin that is broken, if `JNO_LORA_STRICT` is set.
         """
         return self._plugins.with_all(strict).records
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
-        """The adapters of `wrapper=None`: `LoRALinear` and `LoRAConv`. Imports only the zoo."""
+        """The adapters of `wrapper=None`: `LoRALinear` and `LoRAConv`. As `zoo_class`."""
         return tuple(self.zoo_class(name) for name in DEFAULT_NAMES)
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
@@ -51,13 +53,17 @@ class Registry:
         raise snapshot.without_zoo(name)
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
-        """The classes that a name or variant stands for. See `Snapshot.resolve`."""
+        """The classes that a name or variant stands for.
+
+        **Raises:** `PluginError` if the name is ambiguous or its plugin cannot be used, and as
+        `records`; `SelectionError` if nothing is called so.
+        """
         if name in ZOO_NAMES:
             return (self.zoo_class(name),)
         return self._plugins.with_all().resolve(name)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
-        """Every registered adapter with `auto = True`."""
+        """Every registered adapter with `auto = True`. Raises as `records`."""
         return self._plugins.with_all().auto()
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
@@ -136,13 +142,16 @@ def _package(cls: type) -> str:
 _DEFAULT = Registry()
 
 
-def default_registry() -> Registry:
-    """The registry that every function uses unless it is told otherwise."""
-    return _DEFAULT
+def default_registry(given: Registry | None = None) -> Registry:
+    """`given`, or else the registry that every function uses."""
+    return _DEFAULT if given is None else given
 
 
 def registered() -> tuple[PluginRecord, ...]:
-    """One record per plugin, loading all installed plugins if that has not happened yet."""
+    """One record per plugin, loading all installed plugins if that has not happened yet.
+
+    **Raises:** `PluginError` for a plugin that is broken, if `JNO_LORA_STRICT` is set.
+    """
     return _DEFAULT.records()
 
 

@@ -3,10 +3,9 @@
 import inspect
 import re
 
-import jax
 from jaxtyping import PyTree
 
-from .._contract import is_wrapper
+from .._adapted import adapted_layers
 from .._handle import expect_model
 
 _ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
@@ -28,9 +27,7 @@ def citation(model: PyTree) -> str:
     """
     expect_model(model, "citation")
     found: dict[str, None] = {}  # a set that keeps its order
-    for node in jax.tree.leaves(model, is_leaf=is_wrapper):
-        if not is_wrapper(node):
-            continue
+    for _, node in adapted_layers(model):
         cls = type(node)
         if cls.bibtex is not None:
             entries = map(inspect.cleandoc, _ENTRY.split(cls.bibtex))

@@ -13,7 +13,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
+from .._adapted import adapted_layers
+from .._contract import LoRAWrapper, merged_layer, unwrapped_layer
 from .._errors import SelectionError, WrapperError
 from .._extras import imported_for
 from .._handle import expect_model, why
@@ -125,10 +126,7 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     expect_model(model, "adapter_effects")
     rows: list[AdapterEffect] = []
     left_out: list[str] = []
-    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
-        if not is_wrapper(node):
-            continue
-        path = path_str(keys)
+    for path, node in adapted_layers(model):
         where = f"the {type(node).__name__} at {show_path(path)!r}"
         try:
             before, after = _before_and_after(node)
@@ -155,12 +153,14 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
 
     **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
-    **Raises:** `SelectionError` if there is nothing to draw; `MissingLibraryError` without
-    matplotlib (the extra `plot`); what `adapter_effects` raises.
+    **Raises:** `SelectionError` if there is nothing to draw, or no picture ends like `path`;
+    `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the file cannot be
+    written; what `adapter_effects` raises.
     """
     expect_model(model, "plot_adapters")
     with imported_for("plot_adapters", "plot", "matplotlib"):
-        from .._showing.plots import draw_effects
+        from .._showing.plots import check_ending, draw_effects
+    check_ending(path)
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
     if not effects.rows:
         without = bullets(map(show_path, effects.left_out))

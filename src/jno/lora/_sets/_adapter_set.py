@@ -9,7 +9,8 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_wrapper
+from .._adapted import adapted_layers
+from .._contract import LoRAWrapper
 from .._errors import SelectionError, WrapperError
 from .._handle import Loose, evaluated, expect_model, why
 from .._paths import path_str, show_path
@@ -136,10 +137,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     """
     expect_model(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
-    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
-        if not is_wrapper(node):
-            continue
-        path = path_str(keys)
+    for path, node in adapted_layers(model):
         refuse_second(path, found, "adapted layers")
         cls = type(node)
         try:

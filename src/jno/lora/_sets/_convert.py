@@ -66,14 +66,14 @@ def to_lora(
     **Raises:** `SelectionError` if an argument makes no sense (such as a `Net` for the model);
     `WrapperError` that lists every adapter that needs a rank, cannot be merged, holds NaN or
     infinity in what is cut, is on a layer that no plain LoRA is for, or changes more of its layer
-    than the matrix that LoRA adds to.
+    than the matrix that LoRA adds to; `PluginError` without plain LoRA (the zoo).
     """
     expect_model(model, "to_lora")
     _check(rank, energy)
     nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
     if not any(is_wrapper(node) for _, node in nodes):
         return model, UpdateReport(())
-    classes = _plain_classes(default_registry() if registry is None else registry)
+    classes = _plain_classes(default_registry(registry))
     converted: list[Any] = []
     rows: list[UpdateRow] = []
     problems: list[str] = []

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from .._adapted import adapted_layers
 from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
 from .._errors import SelectionError
 from .._paths import KeyPath, path_str, show_path
@@ -30,8 +31,7 @@ def put_in(model: M, built: Mapping[str, LoRAWrapper], *, drop_others: bool) -> 
 
 def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
     """By path, a line for each adapter of `model` around the layer there, or inside of it."""
-    nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
-    carried = {path_str(keys): type(node).__name__ for keys, node in nodes if is_wrapper(node)}
+    carried = {path: type(wrapper).__name__ for path, wrapper in adapted_layers(model)}
     if not carried:
         return {}
     wanted = dict.fromkeys(paths)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import SelectionError
-from .._paths import bullets, show_path
+from .._paths import bullets, show_array, show_path
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 
 
@@ -70,5 +70,5 @@ def _described(adapter: LooseAdapter) -> dict[str, Any]:
         "alpha": adapter.alpha,
         "made for": str(adapter.layer),
         "axes of a stack": adapter.layer.stack_ndim,
-        **{name: f"{array.dtype}{list(array.shape)}" for name, array in adapter.state.items()},
+        **{name: show_array(array) for name, array in adapter.state.items()},
     }

@@ -8,7 +8,8 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, claims, is_wrapper
+from .._adapted import claims
+from .._contract import LoRAWrapper, is_wrapper
 from .._errors import SelectionError
 from .._handle import evaluated, expect_model, why
 from .._paths import bullets, nearest, show_path

@@ -2,8 +2,10 @@
 
 import io
 import math
+import os
 from collections.abc import Iterable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from .._errors import SelectionError
 
 if TYPE_CHECKING:
     from .._comparing import ComparisonRow
@@ -42,9 +46,16 @@ class Picture(Figure):
         return self
 
 
-def endings() -> list[str]:
-    """What the name of a file may end in that a picture is saved to."""
-    return [f".{name}" for name in sorted(Picture(1, 1).canvas.get_supported_filetypes())]
+def check_ending(path: str | PathLike[str] | None) -> None:
+    """**Raises:** `SelectionError` if no picture can be saved in the format that `path` ends in."""
+    if path is None:
+        return
+    endings = [f".{name}" for name in sorted(Picture(1, 1).canvas.get_supported_filetypes())]
+    if Path(path).suffix.lower() not in endings:
+        raise SelectionError(
+            f"No picture can be saved as {os.fspath(path)!r}. Let it end in one of "
+            f"{', '.join(endings)}."
+        )
 
 
 def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from .._checkpoint import (
@@ -18,6 +17,7 @@ from .._checkpoint import (
     written_beside,
 )
 from .._errors import CheckpointError, PeftFormatError
+from .._precision import count_non_finite
 
 Directory = str | os.PathLike[str]
 
@@ -87,8 +87,7 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
 
 def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
     """A line for each tensor that holds NaN or infinity."""
-    floating = ((n, x) for n, x in tensors.items() if jnp.issubdtype(x.dtype, jnp.floating))
-    counts = ((name, x.size - np.count_nonzero(np.isfinite(x)), x.size) for name, x in floating)
+    counts = ((name, count_non_finite(x), x.size) for name, x in tensors.items())
     return [f"{name}: {count:,} of {size:,} numbers" for name, count, size in counts if count]
 
 

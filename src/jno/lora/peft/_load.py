@@ -62,14 +62,15 @@ def load_peft(
     hold NaN or infinity are loaded, with a `JnoLoraWarning`.
 
     **Raises:** `PeftFormatError` for files that are damaged or hold what has no exact form here,
-    and one that lists everything that does not fit the model; `SelectionError` for a bad `rename`
-    or a `Net`; `PluginError` if a plugin is missing.
+    and one that lists everything that does not fit the model; `SelectionError` for a bad `rename`,
+    a `Net`, two places of one path, or an adapter that cannot be built; `PluginError` if a plugin
+    is missing.
     """
     expect_model(model, "load_peft")
     values, tensors = read(directory)
     config = Config.parse(values)
     found = by_module(tensors, config.type)
-    loading = _Loading(config, default_registry() if registry is None else registry)
+    loading = _Loading(config, default_registry(registry))
     loading.read(found, Layers(model), rename)
     if loading.problems:
         raise PeftFormatError(

@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import is_wrapper
+from .._adapted import adapted_layers
 from .._errors import PeftFormatError
 from .._handle import expect_model
-from .._paths import bullets, path_str, show_path
+from .._paths import bullets, show_path
 from ._files import Directory, write
 from ._keys import PREFIX
 from ._names import Layers, Rename, module_name
@@ -45,10 +44,7 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
     expect_model(model, "save_peft")
     problems: list[str] = []
     modules: dict[str, Written] = {}
-    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
-        if not is_wrapper(node):
-            continue
-        path = path_str(keys)
+    for path, node in adapted_layers(model):
         try:
             for index, one in written(node, path):
                 _add(modules, path, index, one, rename)

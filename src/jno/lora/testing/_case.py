@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._contract import LoRAWrapper, claims
+from .._adapted import claims
+from .._contract import LoRAWrapper
 from .._trainability import lora_trainable_filter
 
 
