@@ -1,6 +1,5 @@
 """The plugins of a registry: loaded when they are asked for, by as many threads as ask."""
 
-import dataclasses
 import logging
 import threading
 import warnings
@@ -9,7 +8,7 @@ from typing import Any
 from .._contract_problems import check_contract
 from .._errors import JnoLoraWarning, PluginError
 from .._remembering import forget
-from .._zoo_names import FIRST_PARTY, ZOO_DISTRIBUTION
+from .._zoo_names import ZOO_DISTRIBUTION
 from ._discovery import Found, Policy, find_plugins, find_plugins_of
 from ._hooks import former_of, manager_without_plugins, name_of, take_in
 from ._loading import load
@@ -135,6 +134,9 @@ class Plugins:
             with self._zoo_lock if plugin.distribution == ZOO_DISTRIBUTION else self._lock:
                 complaint = self._load_one(plugin, policy, strict)
             complaints.extend(filter(None, [complaint]))
+        with self._publishing:
+            if not self._loading:
+                self._put_hooks_in_order()
         # Last, because a warning may be turned into an error.
         for complaint in complaints:
             warnings.warn(complaint, JnoLoraWarning, stacklevel=2)
@@ -171,9 +173,9 @@ class Plugins:
                 self.manager.register(former)
             raise
 
-    def _put_hooks_in_order(self, installed: list[PluginRecord]) -> None:
+    def _put_hooks_in_order(self) -> None:
         """Pluggy asks the hook that was registered last first: that must not depend on chance."""
-        order = {name_of(record): place for place, record in enumerate(installed)}
+        order = {name_of(record): place for place, record in enumerate(self.snapshot.records)}
         before = [(n, p) for n, p in self.manager.list_name_plugin() if p is not None]
         # What was registered in the process comes after all that is installed.
         after = sorted(before, key=lambda named: order.get(named[0], len(order)))
@@ -183,16 +185,10 @@ class Plugins:
                 self.manager.register(plugin, name=name)
 
     def _publish(self) -> None:
-        """Replace the snapshot, in an order that does not depend on what was asked first."""
-        order = sorted(
-            self._loaded.values(),
-            key=lambda r: (r.distribution not in FIRST_PARTY, r.distribution, r.name),
-        )
-        if not self._loading:
-            self._put_hooks_in_order(order)
-        found = Snapshot((*order, *(record for _, record in self._in_process)))
+        """Replace the snapshot."""
         self.snapshot = Snapshot(
-            tuple(_with_conflicts(record, found) for record in found.records),
+            tuple(self._loaded.values()),
+            tuple(record for _, record in self._in_process),
             discover=self._discover,
             zoo_sought=self._zoo_sought,
             all_loaded=self._all_loaded,
@@ -210,20 +206,3 @@ def _left_out(record: PluginRecord) -> str:
         f"The plugin {record.describe()} could not be loaded and is left out: "
         f"{type(record.error).__name__}: {record.error}"
     )
-
-
-def _with_conflicts(record: PluginRecord, snapshot: Snapshot) -> PluginRecord:
-    """Mark a plugin whose names also belong to another."""
-    names = [
-        w.name
-        for w in record.wrappers
-        if not any(other.cls is w.cls for other in snapshot.by_name.get(w.name, ()))
-        or len(snapshot.by_name[w.name]) > 1
-    ]
-    if record.status != "loaded" or not names or record.distribution == ZOO_DISTRIBUTION:
-        return record
-    reason = PluginError(
-        f"the names {', '.join(names)} belong to another plugin too, or are reserved; use the form "
-        f'"{record.distribution}:{names[0]}"'
-    )
-    return dataclasses.replace(record, status="conflict", error=reason)

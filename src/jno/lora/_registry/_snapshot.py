@@ -20,24 +20,56 @@ from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The records of the plugins loaded so far, in an order that no question changes.
+    """What is known of plugins at one time.
 
-    Our own, then others by distribution and name, then what was registered in the process.
-
+    - `installed`: the records of those loaded so far, in any order.
+    - `in_process`: of what was registered in this process, in the order in which that was.
     - `discover`: whether installed plugins are looked for at all.
     - `zoo_sought`, `all_loaded`: whether the zoo, and whether all that is installed, is among them.
     """
 
-    records: tuple[PluginRecord, ...] = ()
+    installed: tuple[PluginRecord, ...] = ()
+    in_process: tuple[PluginRecord, ...] = ()
     discover: bool = True
     zoo_sought: bool = False
     all_loaded: bool = False
 
     @functools.cached_property
+    def records(self) -> tuple[PluginRecord, ...]:
+        """The records in an order that no question changes, with the conflicts among them.
+
+        Our own, then others by distribution and name, then what was registered in the process.
+        """
+        return tuple(self._with_conflicts(record) for record in self._in_order)
+
+    @functools.cached_property
+    def _in_order(self) -> tuple[PluginRecord, ...]:
+        def place(record: PluginRecord) -> tuple[bool, str, str]:
+            return (record.distribution not in FIRST_PARTY, record.distribution, record.name)
+
+        return (*sorted(self.installed, key=place), *self.in_process)
+
+    def _with_conflicts(self, record: PluginRecord) -> PluginRecord:
+        """Mark a plugin whose names also belong to another."""
+        names = [
+            w.name
+            for w in record.wrappers
+            if not any(other.cls is w.cls for other in self.by_name.get(w.name, ()))
+            or len(self.by_name[w.name]) > 1
+        ]
+        if record.status != "loaded" or not names or record.distribution == ZOO_DISTRIBUTION:
+            return record
+        reason = PluginError(
+            f"the names {', '.join(names)} belong to another plugin too, or are reserved; use the "
+            f'form "{record.distribution}:{names[0]}"'
+        )
+        return dataclasses.replace(record, status="conflict", error=reason)
+
+    @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:
         """Every usable adapter. One class provided twice counts once, for its first provider."""
         unique: dict[type[LoRAWrapper], RegisteredWrapper] = {}
-        for record in self.records:
+        for record in self._in_order:
             for wrapper in record.wrappers if record.usable else ():
                 unique.setdefault(wrapper.cls, wrapper)
         return tuple(unique.values())

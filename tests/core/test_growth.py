@@ -1,0 +1,142 @@
+"""Work and memory grow no faster than what there is to do. Counted, not timed.
+
+Work is the number of functions that Python calls. `benchmarks/scale.py` measures seconds, at sizes
+up to 10,000 layers.
+"""
+
+import functools
+import gc
+import itertools
+import sys
+import tracemalloc
+
+import equinox as eqx
+import jax
+import pytest
+
+from jno.lora import (
+    Registry,
+    apply_lora,
+    load_adapters,
+    lora_report,
+    lora_trainable_filter,
+    merge_lora,
+    partial_lora_trainable_filter,
+    plan_lora,
+    save_adapters,
+    unwrap_lora,
+)
+
+from .toys import ToyLinear
+
+KEY = jax.random.key(0)
+LAYER = eqx.nn.Linear(2, 2, key=KEY)
+SIZES = (64, 128, 256)
+
+
+def calls_of(function):
+    """How many functions are called, of Python and from Python."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    gc.collect()
+    gc.disable()  # a collection calls finalisers of what other tests left
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return calls
+
+
+def bytes_of(function):
+    """The most that is held at once, beyond what was held before."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        result = function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        del result
+        tracemalloc.stop()
+
+
+def expect_linear(counts):
+    """Twice as much more to do is twice as much more work: 4 times would be quadratic."""
+    small, middle, large = counts
+    assert 0 < large - middle <= 2.1 * (middle - small) + 0.05 * small, counts
+
+
+def wide(size):
+    return {"layers": [LAYER] * size}
+
+
+def deep(size):
+    model = [LAYER]
+    for _ in range(size):
+        model = [LAYER, model]
+    return model
+
+
+SETTINGS = {"wrappers": ToyLinear, "registry": Registry(discover=False)}
+OPERATIONS = {
+    "plan": lambda model, adapted, file: plan_lora(model, 1, **SETTINGS),
+    "apply": lambda model, adapted, file: apply_lora(model, 1, key=KEY, **SETTINGS),
+    "filter": lambda model, adapted, file: lora_trainable_filter(adapted),
+    "partial filter": lambda model, adapted, file: partial_lora_trainable_filter(adapted),
+    "report": lambda model, adapted, file: lora_report(adapted),
+    "merge": lambda model, adapted, file: merge_lora(adapted),
+    "unwrap": lambda model, adapted, file: unwrap_lora(adapted),
+    "save": lambda model, adapted, file: save_adapters(adapted, file),
+    "load": lambda model, adapted, file: load_adapters(model, file, wrappers=ToyLinear),
+}
+
+
+def measured(name, form, sizes, measure, folder):
+    functions = []
+    for size in sizes:
+        model = form(size)
+        adapted = apply_lora(model, 1, key=KEY, **SETTINGS)
+        file = folder / f"{size}.safetensors"
+        save_adapters(adapted, file)
+        functions.append(functools.partial(OPERATIONS[name], model, adapted, file))
+    for function in functions:  # what is compiled is compiled once
+        function()
+    return [measure(function) for function in functions]
+
+
+@pytest.mark.parametrize("form", [wide, deep])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_work_of_an_operation_grows_linearly(name, form, tmp_path, registry):
+    expect_linear(measured(name, form, SIZES, calls_of, tmp_path))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_memory_of_an_operation_grows_linearly(name, tmp_path, registry):
+    # Not for the deep model, whose paths are longer the deeper it is. Dicts grow in steps.
+    small, large = measured(name, wide, (128, 1024), bytes_of, tmp_path)
+    assert large <= 1.5 * (1024 / 128) * small
+
+
+def test_planning_grows_linearly_with_the_specs():
+    model, counts = wide(256), []
+    for size in SIZES:
+        specs = [{"target": f"/{n}$", "rank": 1 + n % 2} for n in range(size)]
+        plan = functools.partial(plan_lora, model, 1, specs=specs, **SETTINGS)
+        plan()
+        counts.append(calls_of(plan))
+    expect_linear(counts)
+
+
+def test_finding_grows_linearly_with_the_plugins(site):
+    counts, names = [], iter(range(32))
+    for size in (8, 16, 32):
+        for number in itertools.islice(names, size - size // 2 if counts else size):
+            site.plugin(f"plugin-{number:02}", f'"Adapter{number}"')
+        assert len(Registry().records()) == size  # imports the modules
+        counts.append(calls_of(lambda: Registry().records()))
+    expect_linear(counts)
