@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from zoo_cases import perturb, shapes_in_jaxpr
 
 import jno_lora_embedding as package
 from jno.lora import (
@@ -39,31 +40,6 @@ def table(key, dtype=jnp.float32, num=NUM, dim=DIM):
     return eqx.nn.Embedding(weight=jax.random.normal(key, (num, dim)).astype(dtype))
 
 
-def perturbed(wrapper, key):
-    """The adapter after some training: noise on every field that trains."""
-    trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
-    leaves, treedef = jax.tree.flatten(trainable)
-    keys = jax.random.split(key, len(leaves))
-    leaves = [
-        x + 0.3 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)
-    ]
-    return eqx.combine(jax.tree.unflatten(treedef, leaves), frozen)
-
-
-def shapes_in(function, *args):
-    def walk(jaxpr):
-        for eqn in jaxpr.eqns:
-            yield from (tuple(v.aval.shape) for v in eqn.outvars)
-            for inner in jax.tree.leaves(
-                list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
-            ):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from walk(inner)
-
-    return set(walk(jax.make_jaxpr(function)(*args).jaxpr))
-
-
 def test_there_are_eleven_and_one_of_them_is_automatic():
     assert len(ADAPTERS) == 11
     assert [cls for cls in ADAPTERS if cls.auto] == [LoRAEmbedding]
@@ -76,7 +52,7 @@ def test_starts_as_the_base_and_equals_its_merged_table(cls, getkey):
     ids = jnp.arange(NUM)
     np.testing.assert_allclose(jax.vmap(wrapper)(ids), base.weight, rtol=1e-5, atol=2e-6)
 
-    trained = perturbed(wrapper, getkey())
+    trained = perturb(wrapper)
     merged = trained.merge()
     assert jax.tree.structure(merged) == jax.tree.structure(base)
     assert float(jnp.max(jnp.abs(merged.weight - base.weight))) > 1e-2
@@ -86,7 +62,7 @@ def test_starts_as_the_base_and_equals_its_merged_table(cls, getkey):
 
 def test_lora_is_the_transposed_product(getkey):
     base = table(getkey())
-    wrapper = perturbed(LoRAEmbedding(base, RANK, 2.0, key=getkey()), getkey())
+    wrapper = perturb(LoRAEmbedding(base, RANK, 2.0, key=getkey()))
     assert wrapper.lora_A.shape == (RANK, NUM) and wrapper.lora_B.shape == (DIM, RANK)
     A, B = np.asarray(wrapper.lora_A), np.asarray(wrapper.lora_B)
     expected = np.asarray(base.weight) + 2.0 / RANK * (B @ A).T
@@ -97,7 +73,7 @@ def test_lora_is_the_transposed_product(getkey):
 def test_lokr_looks_up_one_column_of_each_factor(getkey):
     # Neither size divides by the rank, so that the product is cut on both axes.
     base = table(getkey(), num=11, dim=7)
-    wrapper = perturbed(LoKrEmbedding(base, 3, 1.0, key=getkey()), getkey())
+    wrapper = perturb(LoKrEmbedding(base, 3, 1.0, key=getkey()))
     product = np.kron(np.asarray(wrapper.kron_A), np.asarray(wrapper.kron_B))[:7, :11]
     expected = np.asarray(base.weight) + product.T / 3
     np.testing.assert_allclose(jax.vmap(wrapper)(jnp.arange(11)), expected, rtol=1e-5, atol=1e-6)
@@ -114,18 +90,29 @@ def test_ia3_and_dora_act_on_dimensions_of_the_embedding(getkey):
     np.testing.assert_allclose(dora.magnitude, norms, rtol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["lora", "rslora", "lora-fa", "dora", "vera"])
+def test_what_one_row_of_a_table_reads_starts_with_variance_one_however_long_it_is(variant, getkey):
+    (cls,) = (cls for cls in ADAPTERS if cls.variant == variant)
+    wrapper = cls(table(getkey(), num=600), RANK, 1.0, key=getkey())
+    W = jnp.zeros((DIM, 600))
+    A = wrapper.projections(W)[0] if variant == "vera" else wrapper.lora_A
+    assert A.shape == (RANK, 600)
+    # Within five standard deviations, of the variance of 2400 normal numbers.
+    assert abs(np.var(np.asarray(A)) - 1) < 5 * (2 / A.size) ** 0.5
+
+
 @pytest.mark.parametrize("cls", LOW_RANK, ids=lambda cls: cls.__name__)
 def test_low_rank_lookups_never_form_the_table(cls, getkey):
     wrapper = cls(table(getkey()), RANK, 1.0, key=getkey())
-    shapes = shapes_in(lambda w, i: w(i), wrapper, jnp.array(3))
+    shapes = shapes_in_jaxpr(lambda w, i: w(i), wrapper, jnp.array(3))
     assert not shapes & {(NUM, DIM), (DIM, NUM), (NUM,), (1, NUM)}
-    batch = shapes_in(lambda w, i: jax.vmap(w)(i), wrapper, jnp.arange(5))
+    batch = shapes_in_jaxpr(lambda w, i: jax.vmap(w)(i), wrapper, jnp.arange(5))
     assert not batch & {(NUM, DIM), (DIM, NUM), (5, NUM)}
 
 
 def test_lokr_never_forms_the_product(getkey):
     wrapper = LoKrEmbedding(table(getkey()), RANK, 1.0, key=getkey())
-    shapes = shapes_in(lambda w, i: w(i), wrapper, jnp.array(3))
+    shapes = shapes_in_jaxpr(lambda w, i: w(i), wrapper, jnp.array(3))
     # (8, 12) is the product before it is cut.
     assert not shapes & {(NUM, DIM), (DIM, NUM), (8, 12), (NUM,)}
 
@@ -133,7 +120,7 @@ def test_lokr_never_forms_the_product(getkey):
 @each_way
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8], ids=lambda d: d.__name__)
 def test_any_id_means_what_it_means_to_the_base(cls, dtype, getkey):
-    wrapper = perturbed(cls(table(getkey()), RANK, 1.0, key=getkey()), getkey())
+    wrapper = perturb(cls(table(getkey()), RANK, 1.0, key=getkey()))
     ids = jnp.array([-1, -NUM, -NUM - 1, -90, 0, NUM - 1, NUM, 99], dtype)
     looked_up, merged = (jax.vmap(layer)(ids) for layer in (wrapper, wrapper.merge()))
     np.testing.assert_allclose(looked_up, merged, rtol=1e-4, atol=1e-5)
@@ -141,7 +128,7 @@ def test_any_id_means_what_it_means_to_the_base(cls, dtype, getkey):
 
 @pytest.mark.parametrize("cls", [LoRAEmbedding, LoKrEmbedding])
 def test_narrow_ids_reach_every_row_of_a_large_table(cls, getkey):
-    wrapper = perturbed(cls(table(getkey(), num=300), RANK, 1.0, key=getkey()), getkey())
+    wrapper = perturb(cls(table(getkey(), num=300), RANK, 1.0, key=getkey()))
     merged = wrapper.merge()
     for i in (jnp.uint8(255), jnp.uint16(299), jnp.int8(-1), jnp.uint32(2**32 - 1)):
         np.testing.assert_allclose(eqx.filter_jit(wrapper)(i), merged(i), rtol=1e-4, atol=1e-5)
@@ -161,7 +148,7 @@ def test_half_precision_tables_are_read_as_they_are_merged(cls, getkey):
     wrapper = cls(base, RANK, 1.0, key=getkey())
     floats = jax.tree.leaves(eqx.filter(wrapper, lora_trainable_filter(wrapper)))
     assert all(x.dtype == jnp.float32 for x in floats)
-    wrapper = perturbed(wrapper, getkey())
+    wrapper = perturb(wrapper)
     looked_up, merged = jax.vmap(wrapper)(jnp.arange(NUM)), wrapper.merge().weight
     assert looked_up.dtype == merged.dtype == jnp.bfloat16
     # Both are computed in float32 and rounded once: they part by one unit in the last place.
@@ -173,7 +160,7 @@ def test_half_precision_tables_are_read_as_they_are_merged(cls, getkey):
 
 @each_way
 def test_gradients_reach_the_adapter_alone(cls, getkey):
-    wrapper = perturbed(cls(table(getkey()), RANK, 1.0, key=getkey()), getkey())
+    wrapper = perturb(cls(table(getkey()), RANK, 1.0, key=getkey()))
     trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
     ids, targets = jnp.array([1, 4, 4, 9]), jax.random.normal(getkey(), (4, DIM))
 
@@ -189,7 +176,7 @@ def test_gradients_reach_the_adapter_alone(cls, getkey):
 
 
 def test_only_the_columns_that_were_read_get_a_gradient(getkey):
-    wrapper = perturbed(LoRAEmbedding(table(getkey()), RANK, 1.0, key=getkey()), getkey())
+    wrapper = perturb(LoRAEmbedding(table(getkey()), RANK, 1.0, key=getkey()))
     grads = eqx.filter_grad(lambda w: jnp.sum(w(jnp.array(4))))(wrapper)
     assert set(np.flatnonzero(np.any(np.asarray(grads.lora_A) != 0, axis=0))) == {4}
 
@@ -200,7 +187,7 @@ def test_stacked_tables(cls, getkey):
     stack = eqx.filter_vmap(lambda w: eqx.nn.Embedding(weight=w))(weights)
     assert cls.applies_to(stack) and cls.stack_ndim(stack) == 1
     wrapped = apply_lora(stack, 2, 4.0, key=getkey(), wrappers=cls)
-    wrapped = perturbed(wrapped, getkey())
+    wrapped = perturb(wrapped)
     merged = merge_lora(wrapped)
     assert merged.weight.shape == weights.shape
     dynamic, static = eqx.partition(wrapped, eqx.is_array)

@@ -1,31 +1,13 @@
 """Every recurrent adapter keeps every promise, as the kit checks it."""
 
-import math
-
 import equinox as eqx
 import jax
+from zoo_cases import METHODS, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_recurrent import adapters
 
 INPUTS, HIDDEN, R = 4, 3, 2
-
-
-def cost(out, inputs):
-    """The documented numbers of trained parameters, for the two weights side by side."""
-    return {
-        "LoRA": R * (inputs + out),
-        "rsLoRA": R * (inputs + out),
-        "LoRAFA": R * out,
-        "DoRA": R * (inputs + out) + out,
-        "PiSSA": R * (inputs + out),
-        "MiLoRA": R * (inputs + out),
-        "LoRAXS": R * R,
-        "VeRA": out + R,
-        "IA3": out,
-        "LoKr": R * R + math.ceil(out / R) * math.ceil(inputs / R),
-        "OFT": math.ceil(out / R) * R * R,
-    }
 
 
 def gru(key):
@@ -47,7 +29,7 @@ def step_with_memory(key):
 
 # Every method on the GRU; what the LSTM adds (a tuple as its state, no bias) does not depend on it.
 CASES = [
-    *((method, gru, step, 3) for method in cost(1, 1)),
+    *((method, gru, step, 3) for method in METHODS),
     *((method, lstm, step_with_memory, 4) for method in ("LoRA", "DoRA")),
 ]
 
@@ -58,7 +40,8 @@ CASES = [
         base=base,
         inputs=inputs,
         rank=R,
-        parameters=cost(gates * HIDDEN, INPUTS + HIDDEN)[method],
+        # Of the two weights side by side.
+        parameters=parameter_count(method, R, gates * HIDDEN, INPUTS + HIDDEN),
         name=f"{method}-{base.__name__}",
     )
     for method, base, inputs, gates in CASES

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import ADAPTERS, CONVS, LINEARS, build, case
+from zoo_cases import ADAPTERS, CONVS, LINEARS, build, case, each
 
 KEY = jax.random.key(0)
 
@@ -171,7 +171,7 @@ def test_other_forms_of_the_same_layers_are_claimed(kind, name):
     assert {a.cls.stack_ndim(layer) for a in ADAPTERS if a.kind == kind} == {name == "stacked"}
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
+@each()
 def test_what_is_wrapped_already_is_claimed_by_nobody(adapter):
     wrapper = build(adapter, case(adapter.kind, "plain"))
     assert not any(other.cls.applies_to(wrapper) for other in ADAPTERS)

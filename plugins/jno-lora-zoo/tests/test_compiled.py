@@ -7,12 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from zoo_cases import ADAPTERS, adapters, assert_close, build, case, perturb
+from zoo_cases import ADAPTERS, adapters, assert_close, build, case, each, perturb
 
 from jno.lora import lora_trainable_filter
-
-every_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name, scope="module")
 
 
 @functools.cache
@@ -38,7 +35,7 @@ def compiled_step(adapter):
     return step, arguments, jax.jit(step).lower(*arguments).compile()
 
 
-@every_adapter
+@each()
 def test_nothing_that_a_step_does_calls_a_library(adapter):
     # LAPACK calls of several layers in one step can wait for each other's threads forever.
     *_, compiled = compiled_step(adapter)
@@ -48,7 +45,7 @@ def test_nothing_that_a_step_does_calls_a_library(adapter):
     assert "custom_call" not in text
 
 
-@every_adapter
+@each()
 def test_a_compiled_step_is_the_uncompiled_one(adapter):
     step, arguments, compiled = compiled_step(adapter)
     actual, expected = compiled(*arguments), step(*arguments)
@@ -115,8 +112,8 @@ def temporary_bytes(adapter, layer, x):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@adapters("LoRAFA")
-def test_a_compiled_step_of_lora_fa_takes_less_memory(adapter, base):
+@each("LoRAFA")
+def test_a_compiled_step_of_lora_fa_takes_less_memory(adapter):
     (lora,) = (a for a in ADAPTERS if a.name == "LoRA" + adapter.kind)
     key = jax.random.key(0)
     if adapter.kind == "Linear":

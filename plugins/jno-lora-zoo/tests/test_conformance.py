@@ -1,32 +1,13 @@
 """Every adapter of the zoo keeps every promise, as the kit checks it."""
 
-import math
-
 import equinox as eqx
 import jax
+from zoo_cases import METHODS, parameter_count
 
 import jno_lora_zoo
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 
 RANK = 3
-
-
-def parameters(method, out, inputs):
-    """The documented number of trained parameters."""
-    r = min(RANK, out, inputs)
-    return {
-        "LoRA": r * (inputs + out),
-        "rsLoRA": r * (inputs + out),
-        "LoRAFA": r * out,
-        "DoRA": r * (inputs + out) + out,
-        "PiSSA": r * (inputs + out),
-        "MiLoRA": r * (inputs + out),
-        "LoRAXS": r * r,
-        "VeRA": out + RANK,
-        "IA3": out,
-        "LoKr": r * r + math.ceil(out / r) * math.ceil(inputs / r),
-        "OFT": math.ceil(out / min(RANK, out)) * min(RANK, out) ** 2,
-    }[method]
 
 
 def linear(key):
@@ -54,14 +35,11 @@ CASES = [
         base=base,
         inputs=lambda key, shape=shape: (jax.random.normal(key, shape),),
         rank=RANK,
-        parameters=parameters(method, *matrix),
+        parameters=parameter_count(method, RANK, *matrix),
         name=f"{method}-{base.__name__}",
     )
     for kind, base, shape, matrix in BASES
-    for method in (
-        *("LoRA", "rsLoRA", "LoRAFA", "DoRA", "PiSSA", "MiLoRA"),
-        *("LoRAXS", "VeRA", "IA3", "LoKr", "OFT"),
-    )
+    for method in METHODS
 ]
 
 

@@ -14,6 +14,7 @@ from zoo_cases import (
     build,
     case,
     cast_floats,
+    each,
     law_of,
     perturb,
 )
@@ -116,7 +117,7 @@ def test_an_adapter_dtype_in_which_nothing_could_train_is_refused(adapter, given
     assert str(caught.value).endswith(f"but is {given!r}")
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
+@each()
 def test_double_precision_is_kept(adapter):
     base = case(adapter.kind, "plain")
     with jax.enable_x64(True):
@@ -134,7 +135,7 @@ def test_double_precision_is_kept(adapter):
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__
 )
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
+@each()
 def test_lower_precision_is_kept_where_double_is_the_default(adapter, dtype):
     base = in_dtype(case(adapter.kind, "plain"), dtype)
 

@@ -5,13 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from zoo_cases import (
-    ADAPTERS,
     adapters,
     assert_close,
     build,
     case,
+    each,
     equal_leaves,
     fields_of,
     law_of,
@@ -63,7 +62,7 @@ def test_every_trained_field_gets_a_gradient_after_one_step(adapter, base):
         assert np.any(gradient != 0), name
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
+@each()
 def test_training_moves_the_adapter_and_nothing_else(adapter):
     base = case(adapter.kind, "plain")
     start = build(adapter, base)
@@ -94,7 +93,7 @@ def test_the_merged_layer_has_the_gradients_of_the_wrapped_one(adapter, base):
         assert_close(one, other, 2e-5, scale=largest)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
+@each()
 def test_gradients_are_the_derivatives_of_the_law(adapter):
     base = case(adapter.kind, "plain")
     wrapper = perturb(build(adapter, base))

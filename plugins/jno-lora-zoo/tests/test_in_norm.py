@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import METHODS, PARAMETER_COUNT, assert_close
+from zoo_cases import METHODS, assert_close, build, on_cases, pairs, parameter_count, perturb
+from zoo_cases.layers import NORMS
 
 import jno_lora_zoo
 from jno.lora import (
@@ -13,75 +14,56 @@ from jno.lora import (
     Net,
     SelectionError,
     apply_lora,
-    lora_trainable_filter,
     merge_lora,
     unwrap_lora,
 )
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 
 R = 3
-SOME = ("LoRA", "DoRA", "PiSSA", "VeRA", "OFT")
 
 
 def weight_norm(key):
     return eqx.nn.WeightNorm(eqx.nn.Linear(7, 5, key=key))
 
 
+def whole_norm(key):
+    """One norm for all rows, which keeps their proportions."""
+    return eqx.nn.WeightNorm(eqx.nn.Linear(7, 5, key=key), axis=None)
+
+
 @parametrize_with_checks(
     WrapperCase(
         getattr(jno_lora_zoo, f"{method}InNorm"),
-        base=weight_norm,
+        base=whole_norm if method == "IA3" else weight_norm,
         inputs=lambda key: (jax.random.normal(key, (7,)),),
         rank=R,
-        parameters=PARAMETER_COUNT[method](R, 5, 7),
+        parameters=parameter_count(method, R, 5, 7),
     )
-    for method in SOME
+    for method in METHODS
 )
 def test_conformance(check):
     check()
 
 
-def trained(model, key):
-    def move(leaf, trains):
-        return leaf + 0.3 * jax.random.normal(key, leaf.shape) if trains else leaf
-
-    return jax.tree.map(move, model, lora_trainable_filter(model))
-
-
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "IA3"])
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (lambda key: eqx.nn.Linear(4, 6, key=key), (4,)),
-        (lambda key: eqx.nn.Conv1d(2, 6, 2, padding=1, key=key), (2, 5)),
-        (lambda key: eqx.nn.ConvTranspose1d(2, 6, 2, key=key), (2, 5)),
-    ],
-    ids=["linear", "conv", "conv transpose"],
-)
-def test_the_norm_acts_on_the_adapted_weight(method, layer, shape, getkey):
-    norm = eqx.nn.WeightNorm(layer(getkey()))
-    x = jax.random.normal(getkey(), shape)
-    adapted = apply_lora({"n": norm}, 2, 3.0, key=getkey(), wrappers=f"{method}InNorm")["n"]
-    assert_close(adapted(x), norm(x), 1e-5)
-    adapted = trained(adapted, getkey())
-    # By hand: the merged weight of the layer inside, then `g v / ||v||` row by row.
-    inner = adapted.merge().layer
-    v = np.asarray(inner.weight, np.float64)
-    norms = np.sqrt(np.sum(v**2, axis=tuple(range(1, v.ndim)), keepdims=True))
-    weight = jnp.asarray(v * np.asarray(norm.g, np.float64) / norms, jnp.float32)
-    by_hand = eqx.tree_at(lambda m: m.weight, inner, weight)
-    assert_close(adapted(x), by_hand(x), 1e-5)
-    assert not np.allclose(adapted(x), norm(x), rtol=1e-3)
+# What every method computes in there: `test_oracles.py`.
+@on_cases(pairs("DoRA", "PiSSA", InNorm=[name for name in NORMS if "spectral" not in name]))
+def test_the_start_is_the_norm_and_merging_changes_nothing(adapter, base):
+    (x,) = base.arguments()
+    wrapper = build(adapter, base)
+    assert_close(wrapper(x), base.layer(x), 1e-5)
+    trained = perturb(wrapper)
+    assert_close(trained(x), trained.merge()(x), 1e-5)
+    assert not np.allclose(trained(x), base.layer(x), rtol=1e-3)
 
 
 def test_ia3_is_refused_where_the_norm_takes_out_all_that_it_trains(getkey):
     linear = eqx.nn.Linear(4, 3, key=getkey())
     with pytest.raises(SelectionError, match="scale of each row out again"):
         apply_lora(eqx.nn.WeightNorm(linear), 1, key=getkey(), wrappers="ia3-in-norm")
-    whole = eqx.nn.WeightNorm(linear, axis=None)  # one norm for all rows keeps their proportions
+    whole = whole_norm(getkey())
     adapted = apply_lora(whole, 1, key=getkey(), wrappers="ia3-in-norm")
-    x = jax.random.normal(getkey(), (4,))
-    assert not np.allclose(trained(adapted, getkey())(x), whole(x), rtol=1e-3)
+    x = jax.random.normal(getkey(), (7,))
+    assert not np.allclose(perturb(adapted)(x), whole(x), rtol=1e-3)
 
 
 def test_a_norm_around_something_else_is_explained(getkey):
@@ -113,7 +95,7 @@ def test_spectral_norm_keeps_its_state_and_works_in_a_sequential(getkey):
         jnp.stack(jax.tree.leaves(jax.tree.map(jnp.sum, expected_state))),
         1e-5,
     )
-    moved = trained(net.module, getkey())
+    moved = perturb(net.module)
     assert_close(run(moved, state)[0], run(merge_lora(moved), state)[0], 1e-5)
     assert eqx.tree_equal(unwrap_lora(moved), model)
     # Both flags, that of the norm inside the adapter included.

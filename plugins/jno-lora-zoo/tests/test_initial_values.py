@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import numpy as np
-from zoo_cases import adapters, assert_close, build, fields_of
+from zoo_cases import adapters, assert_close, build, each, fields_of
 from zoo_cases.laws import triplets
 from zoo_cases.layers import matrix_of
 
@@ -24,16 +24,16 @@ def assert_normal(sample, variance):
     assert abs(np.mean(z**4) - 3) < 5 * np.sqrt(96 / n)
 
 
-@adapters("LoRA", "rsLoRA", "LoRAFA", "DoRA")
-def test_lora_a_is_normal_with_variance_one_over_inputs_and_lora_b_is_zero(adapter, base):
+@each("LoRA", "rsLoRA", "LoRAFA", "DoRA")
+def test_lora_a_is_normal_with_variance_one_over_inputs_and_lora_b_is_zero(adapter):
     wrapper = build(adapter, WIDE[adapter.kind](jax.random.key(0)), rank=32)
     assert wrapper.lora_A.shape == (32, 96)
     assert_normal(wrapper.lora_A, 1 / 96)
     assert not np.any(wrapper.lora_B)
 
 
-@adapters("LoKr")
-def test_kron_a_is_normal_with_variance_one_over_rank_and_kron_b_is_zero(adapter, base):
+@each("LoKr")
+def test_kron_a_is_normal_with_variance_one_over_rank_and_kron_b_is_zero(adapter):
     wrapper = build(adapter, WIDE[adapter.kind](jax.random.key(0)), rank=48)
     assert wrapper.kron_A.shape == (48, 48)
     assert_normal(wrapper.kron_A, 1 / 48)

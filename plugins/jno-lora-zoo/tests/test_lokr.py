@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import adapters, assert_close, build, perturb, shapes_in_jaxpr
+from zoo_cases import Adapter, assert_close, build, each, perturb, shapes_in_jaxpr
 from zoo_cases.layers import matrix_of
 
 from jno_lora_zoo import LoKrConv, LoKrConvTranspose
@@ -16,10 +16,9 @@ sizes = pytest.mark.parametrize(
 
 
 @sizes
-@adapters("LoKr", conv=())
-def test_the_forward_pass_forms_nothing_as_large_as_the_weight(adapter, base, out, inputs, rank):
+def test_the_forward_pass_forms_nothing_as_large_as_the_weight(out, inputs, rank):
     layer = eqx.nn.Linear(inputs, out, key=jax.random.key(0))
-    wrapper = perturb(build(adapter, layer, rank=rank))
+    wrapper = perturb(build(Adapter("LoKr", "Linear"), layer, rank=rank))
     shapes = shapes_in_jaxpr(lambda w, x: w(x), wrapper, jnp.ones(inputs))
     if rank == 1:  # B itself is as large as the weight, and is transposed
         shapes -= {wrapper.kron_B.shape, wrapper.kron_B.T.shape}
@@ -28,8 +27,8 @@ def test_the_forward_pass_forms_nothing_as_large_as_the_weight(adapter, base, ou
 
 
 @sizes
-@adapters("LoKr")
-def test_the_update_is_the_product_cut_to_the_weight(adapter, base, out, inputs, rank):
+@each("LoKr")
+def test_the_update_is_the_product_cut_to_the_weight(adapter, out, inputs, rank):
     if adapter.kind == "Linear":
         layer = eqx.nn.Linear(inputs, out, key=jax.random.key(0))
         x = jnp.linspace(-1, 1, inputs)

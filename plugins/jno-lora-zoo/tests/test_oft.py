@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import adapters, assert_close, build, perturb, shapes_in_jaxpr
+from zoo_cases import adapters, assert_close, build, each, perturb, shapes_in_jaxpr
 from zoo_cases.layers import matrix_of
 
 
@@ -22,8 +22,8 @@ def layer_of(kind, out, inputs, weight=None):
 
 @pytest.mark.parametrize("size", [1.0, 10.0, 100.0, 1000.0])
 @pytest.mark.parametrize(("out", "rank"), [(8, 4), (7, 3), (7, 5), (3, 9), (37, 16)])
-@adapters("OFT")
-def test_the_blocks_are_rotations(adapter, base, out, rank, size):
+@each("OFT")
+def test_the_blocks_are_rotations(adapter, out, rank, size):
     identity = layer_of(adapter.kind, out, out, np.eye(out, dtype=np.float32))
     R = matrix_of(perturb(build(adapter, identity, rank=rank), size).merge())
     assert_close(R @ R.T, np.eye(out), 1e-5)
@@ -34,8 +34,8 @@ def test_the_blocks_are_rotations(adapter, base, out, rank, size):
     assert not np.any(R[block[:, None] != block[None, :]])
 
 
-@adapters("OFT")
-def test_angles_between_rows_of_a_block_are_kept(adapter, base):
+@each("OFT")
+def test_angles_between_rows_of_a_block_are_kept(adapter):
     wrapper = perturb(build(adapter, layer_of(adapter.kind, 6, 9), rank=6))
     W, new = matrix_of(wrapper.base), matrix_of(wrapper.merge())
     assert_close(new.T @ new, W.T @ W, 1e-5)
@@ -43,8 +43,8 @@ def test_angles_between_rows_of_a_block_are_kept(adapter, base):
 
 
 @pytest.mark.parametrize("rank", [4, 5])
-@adapters("OFT")
-def test_no_dense_rotation_is_built(adapter, base, rank):
+@each("OFT")
+def test_no_dense_rotation_is_built(adapter, rank):
     out, inputs = 12, 3
     wrapper = perturb(build(adapter, layer_of(adapter.kind, out, inputs), rank=rank))
     x = jnp.ones((3,) if adapter.kind == "Linear" else (3, 2))
@@ -71,8 +71,8 @@ def test_large_rotations_have_finite_gradients(adapter, base, size):
     assert not np.any(gradient[-1])
 
 
-@adapters("OFT")
-def test_a_rank_of_one_is_refused_where_nothing_could_train(adapter, base):
+@each("OFT")
+def test_a_rank_of_one_is_refused_where_nothing_could_train(adapter):
     with pytest.raises(ValueError, match="a rank of 2 or more"):
         build(adapter, layer_of(adapter.kind, 3, 2), rank=1)
     assert build(adapter, layer_of(adapter.kind, 1, 2), rank=1).Q_blocks.shape == (1, 1, 1)

@@ -7,175 +7,90 @@ central difference: in the adapter's arrays and in the input, of the layer's way
 output and of the merged layer's.
 """
 
-import dataclasses
 import functools
-from types import SimpleNamespace
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from zoo_cases import (
-    adapters,
-    assert_close,
-    build,
-    case,
-    cast_floats,
-    fields_of,
-    reference,
+import pytest
+from zoo_cases import METHODS, assert_close, case, cast_floats, on_cases, pairs
+from zoo_cases.layers import CONV_TRANSPOSES, CONVS, LINEARS, NORMS
+from zoo_cases.maps import output
+from zoo_cases.oracle import VALUE, Oracle
+
+# Every method: linear layers with a bias, without one, and with outputs that OFT's and LoKr's
+# blocks do not divide; convolutions and their transposes with every setting there is, in three
+# dimensions and with groups cut by blocks; norms of rows, which take IA3 out again, of the whole
+# and of the spectrum. How they pad is up to the layer itself.
+LAYERS = {
+    "Linear": ("plain", "no_bias", "rank_above_sizes"),
+    "Conv": ("strided", "circular", "groups_straddled", "volume"),
+    "ConvTranspose": ("grouped", "output_padding", "circular"),
+    "InNorm": ("whole_conv", "spectral_linear"),
+}
+NOT_IA3 = tuple(method for method in METHODS if method != "IA3")
+EVERY = {"Linear": LINEARS, "Conv": CONVS, "ConvTranspose": CONV_TRANSPOSES, "InNorm": NORMS}
+OTHERS = {kind: [name for name in EVERY[kind] if name not in LAYERS[kind]] for kind in EVERY}
+OTHERS["InNorm"].remove("rows_linear")
+
+everywhere = on_cases(
+    [
+        *pairs(**LAYERS),
+        *pairs(*NOT_IA3, InNorm=["rows_linear"]),
+        # Every other layer, by a method whose factors, norm and scale the layer's kind must serve.
+        *pairs("DoRA", **OTHERS),
+        *pairs("OFT", Conv=["groups"], ConvTranspose=["groups"]),
+    ]
 )
-from zoo_cases.layers import matrix_of
-from zoo_cases.maps import convolution, linear
-
-from jno.lora import lora_trainable_filter
-
-ALPHA = 3.0
-# Of a central difference of step h: h^2 by the third derivative, and the rounding of the
-# values over h. Both are about 1e-10 of the values at this one.
-H = 1e-5
-GRADIENT = 1e-7
-VALUE = 1e-12
-
-# Linear with a bias, without one, and with outputs that OFT's and LoKr's blocks do not divide;
-# convolutions with every setting there is, in three dimensions and with groups cut by blocks. How
-# they pad is up to the layer itself.
-everywhere = adapters(
-    linear=("plain", "no_bias", "rank_above_sizes"),
-    conv=("strided", "circular", "groups_straddled", "volume"),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What an adapted layer computes: output, merged weight, and gradients of a loss."""
-
-    output: np.ndarray
-    weight: np.ndarray
-    gradients: dict[str, np.ndarray]  # by field, and "x"
-    merged_gradients: dict[str, np.ndarray]
-
-
-def doubled(base):
-    return dataclasses.replace(base, layer=cast_floats(base.layer, jnp.float64))
-
-
-def moved(wrapper):
-    """With every trained field at random, in double precision."""
-    rng = np.random.default_rng(0)
-    names = type(wrapper).adapter_fields
-    arrays = [getattr(wrapper, name) for name in names]
-    new = [x + jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype) for x in arrays]
-    return eqx.tree_at(lambda w: [getattr(w, name) for name in names], wrapper, new)
-
-
-def loss_weights(shape):
-    return np.random.default_rng(3).normal(size=shape)
-
-
-@eqx.filter_jit
-def computed(wrapper, x, weights):
-    """Output, merged weight, and the gradients of `sum(weights * sin(y))` by either way."""
-    trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
-
-    def loss(trainable, x, merged):
-        wrapper = eqx.combine(trainable, frozen)
-        y = (wrapper.merge() if merged else wrapper)(x)
-        return jnp.sum(weights * jnp.sin(y)), y
-
-    by_layer, y = jax.grad(lambda t, x: loss(t, x, False), (0, 1), has_aux=True)(trainable, x)
-    by_merged, _ = jax.grad(lambda t, x: loss(t, x, True), (0, 1), has_aux=True)(trainable, x)
-    return y, wrapper.merge().weight, by_layer, by_merged
-
-
-def both(adapter, base):
-    """What JAX computes and, as a function of the arrays, what NumPy does."""
-    return _both(adapter, base.name)
 
 
 @functools.lru_cache(maxsize=8)  # the tests of one case follow each other
-def _both(adapter, name):
-    with jax.enable_x64(True):
-        base = doubled(case(adapter.kind, name))
-        wrapper = moved(build(adapter, base, alpha=ALPHA))
-        (x,) = base.arguments(jnp.float64)
-        weights = loss_weights(eqx.filter_eval_shape(wrapper, x).shape)
-        y, weight, *gradients = jax.device_get(computed(wrapper, x, jnp.asarray(weights)))
-        assert y.dtype == weight.dtype == np.float64
-        arrays = vars(fields_of(wrapper))
-        arrays = {name: array for name, array in arrays.items() if name != "multiplier"}
-        if adapter.method == "VeRA":
-            drawn = wrapper.projections(jnp.zeros(base.matrix().shape))
-            arrays["A"], arrays["B"] = map(np.asarray, drawn)
-        if adapter.method in ("PiSSA", "MiLoRA"):
-            arrays["residual"] = matrix_of(wrapper.base)
-        layer, bias = base.layer, base.layer.bias
-        W, bias = base.matrix(), None if bias is None else np.asarray(bias)
+def oracle(adapter, name):
+    base = case(adapter.kind, name)
+    arguments = tuple(np.asarray(x, np.float64) for x in base.arguments())
+    call = calls(base.layer)
+    return Oracle(adapter.method, adapter.cls, base.layer, base.rank, arguments, output, **call)
 
-    def law(**changed):
-        fields = SimpleNamespace(**{**arrays, **changed})
-        return reference(adapter.method, fields, W, base.rank, ALPHA)
 
-    def output(x, **changed):
-        if adapter.kind == "Linear":
-            return linear(law(**changed), bias, x)
-        return convolution(layer, law(**changed), bias, x)
+def calls(layer):
+    """How a layer is called that has a state: its vectors are an output as well."""
+    if not isinstance(layer, eqx.nn.SpectralNorm):
+        return {}
 
-    names = adapter.cls.adapter_fields
-    by_name = [
-        {**{name: getattr(fields, name) for name in names}, "x": of_x} for fields, of_x in gradients
-    ]
-    result = Result(y, weight.reshape(len(weight), -1), *by_name)
-    return result, arrays, np.asarray(x), law, output, weights
+    def call(layer, x):
+        state = eqx.nn.State(layer)
+        y, state = layer(x, state)
+        return y, state.get(layer.uv_index)
+
+    return {"call": call}
 
 
 @everywhere
 def test_the_merged_weight_is_the_law_to_double_precision(adapter, base):
-    result, arrays, _, law, *_ = both(adapter, base)
-    assert_close(result.weight, law(), VALUE)
-    if adapter.method in ("PiSSA", "MiLoRA"):  # by the decomposition of the weight itself
-        fields = SimpleNamespace(**arrays)
-        del fields.residual
-        expected = reference(adapter.method, fields, base.matrix(), base.rank, ALPHA)
-        assert_close(result.weight, expected, VALUE)
+    oracle(adapter, base.name).check_merged()
 
 
 @everywhere
 def test_the_output_is_that_of_loops_to_double_precision(adapter, base):
-    result, _, x, _, output, _ = both(adapter, base)
-    assert_close(result.output, output(x), VALUE)
+    oracle(adapter, base.name).check_output()
 
 
 @everywhere
 def test_every_derivative_is_a_central_difference_of_the_loops(adapter, base):
-    result, arrays, x, law, output, weights = both(adapter, base)
-    constant = {}
-    if adapter.method == "DoRA":  # takes the row norm for constant (section 4.3)
-        V = law(magnitude=np.ones(len(result.weight)), norm=np.ones(len(result.weight)))
-        constant["norm"] = np.linalg.norm(V, axis=1)
-
-    def loss(**changed):
-        at = changed.pop("x", x)
-        return np.sum(weights * np.sin(output(at, **{**constant, **changed})))
-
-    for name, gradient in result.gradients.items():
-        array = x if name == "x" else arrays[name]
-        expected = np.empty(array.shape)
-        for place in np.ndindex(array.shape):
-            up, down = array.copy(), array.copy()
-            up[place] += H
-            down[place] -= H
-            expected[place] = (loss(**{name: up}) - loss(**{name: down})) / (2 * H)
-        assert_close(gradient, expected, GRADIENT)
-        assert_close(result.merged_gradients[name], expected, GRADIENT)
+    oracle(adapter, base.name).check_derivatives()
 
 
-def test_the_loops_are_what_equinox_computes():
+@pytest.mark.parametrize("kind", EVERY)
+def test_the_loops_are_what_equinox_computes(kind):
     # The oracle must not be wrong in the same way: it is right for layers without adapters.
-    for name in ("strided", "circular", "reflect", "replicate", "groups_straddled", "volume"):
+    for name in EVERY[kind]:
         with jax.enable_x64(True):
-            base = doubled(case("Conv", name))
-            (x,) = base.arguments(jnp.float64)
-            expected = np.asarray(base.layer(x))
-            bias = None if base.layer.bias is None else np.asarray(base.layer.bias)
-            actual = convolution(base.layer, base.matrix(), bias, np.asarray(x))
-        assert_close(actual, expected, VALUE)
+            base = case(kind, name)
+            layer, inputs = cast_floats(base.layer, jnp.float64), base.arguments(jnp.float64)
+            call = calls(layer).get("call", lambda layer, *inputs: layer(*inputs))
+            expected = jax.tree.map(np.asarray, call(layer, *inputs))
+            W = base.matrix()
+            actual = output(layer, W, W, *map(np.asarray, inputs))
+        for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            assert_close(one, other, VALUE)

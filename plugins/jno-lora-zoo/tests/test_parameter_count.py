@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from zoo_cases import ADAPTERS, EFFECTIVE_RANK, PARAMETER_COUNT, build, case, everywhere
+from zoo_cases import EFFECTIVE_RANK, build, case, each, everywhere, parameter_count
 
 from jno.lora import JnoLoraWarning, apply_lora, lora_trainable_filter
 
@@ -19,11 +19,11 @@ def test_the_number_of_trained_parameters_is_the_formula(adapter, base):
     wrapper = build(adapter, base)
     rank = EFFECTIVE_RANK[adapter.method](base.rank, *base.matrix().shape)
     assert wrapper.rank == rank
-    expected = PARAMETER_COUNT[adapter.method](rank, *base.matrix().shape)
+    expected = parameter_count(adapter.method, base.rank, *base.matrix().shape)
     assert trained_parameters(wrapper) == expected
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
+@each()
 def test_a_rank_above_the_matrix_is_clamped_with_a_warning_that_names_the_layer(adapter):
     base = case(adapter.kind, "plain")  # a (5, 6) matrix
     model = {"encoder": base.layer}
@@ -36,5 +36,4 @@ def test_a_rank_above_the_matrix_is_clamped_with_a_warning_that_names_the_layer(
     else:
         with pytest.warns(JnoLoraWarning, match="encoder: 40 -> 5"):
             adapted = adapt()
-    rank = EFFECTIVE_RANK[adapter.method](40, 5, 6)
-    assert trained_parameters(adapted) == PARAMETER_COUNT[adapter.method](rank, 5, 6)
+    assert trained_parameters(adapted) == parameter_count(adapter.method, 40, 5, 6)

@@ -5,8 +5,7 @@ import inspect
 import re
 from importlib import metadata
 
-import pytest
-from zoo_cases import ADAPTERS, METHODS
+from zoo_cases import ADAPTERS, METHODS, each
 
 import jno.lora
 import jno_lora_zoo
@@ -38,7 +37,6 @@ FIELDS = {
     "LoKr": {"kron_A", "kron_B"},
     "OFT": {"Q_blocks"},
 }
-every_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
 
 
 def test_the_entry_point_provides_every_method_on_every_kind_of_layer():
@@ -63,18 +61,18 @@ def test_the_registry_finds_them_there():
     assert [name for name, cls in found.items() if cls.auto] == ["LoRAConvTranspose"]
 
 
-@every_adapter
+@each()
 def test_each_is_found_by_its_name_in_the_core(adapter):
     assert getattr(jno.lora, adapter.name) is adapter.cls
 
 
-@every_adapter
+@each()
 def test_each_keeps_the_contract(adapter):
     problems = importlib.import_module("jno.lora._contract_problems")
     assert problems.contract_problems(adapter.cls) == ()
 
 
-@every_adapter
+@each()
 def test_each_says_what_it_is(adapter):
     cls = adapter.cls
     assert (cls.variant, cls.paper) == VARIANTS[adapter.method]
@@ -84,7 +82,7 @@ def test_each_says_what_it_is(adapter):
     assert cls.auto is False
 
 
-@every_adapter
+@each()
 def test_each_is_documented_with_its_law_its_cost_and_its_paper(adapter):
     doc = inspect.getdoc(adapter.cls)
     assert doc

@@ -4,8 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from zoo_cases import ADAPTERS, assert_close, equal_leaves, perturb
+from zoo_cases import assert_close, each, equal_leaves, perturb
 
 from jno.lora import apply_lora, merge_lora, unwrap_lora
 
@@ -15,8 +14,6 @@ MAKE = {
     "Conv": lambda key: eqx.nn.Conv1d(4, 4, 3, padding=1, groups=2, key=key),
 }
 SHAPES = {"Linear": (5,), "Conv": (4, 7)}
-
-every_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name, scope="module")
 
 
 def stacked_layer(kind):
@@ -32,7 +29,7 @@ def nth(tree, k):
     return jax.tree.map(lambda leaf: leaf[k], tree)
 
 
-@every_adapter
+@each()
 def test_a_stack_is_adapted_layer_by_layer(adapter):
     layer, stack = adapt(adapter)
     assert type(stack) is adapter.cls
@@ -46,7 +43,7 @@ def test_a_stack_is_adapted_layer_by_layer(adapter):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
-@every_adapter
+@each()
 def test_a_scan_over_a_stack_is_its_merged_layers_in_turn(adapter):
     _, stack = adapt(adapter)
     stack = perturb(stack)
@@ -61,7 +58,7 @@ def test_a_scan_over_a_stack_is_its_merged_layers_in_turn(adapter):
     assert_close(scanned, expected, 2e-5)
 
 
-@every_adapter
+@each()
 def test_a_stack_can_be_unwrapped(adapter):
     layer, stack = adapt(adapter)
     unwrapped = unwrap_lora(perturb(stack))

@@ -4,10 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from zoo_cases import ADAPTERS, adapters, assert_close, build, case, equal_leaves, perturb
-
-every_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name, scope="module")
+from zoo_cases import adapters, assert_close, build, case, each, equal_leaves, perturb
 
 
 @adapters(linear=("plain", "scalar_input"), conv=("plain", "groups"))
@@ -28,7 +25,7 @@ def test_eval_shape_of_the_constructor_knows_every_array(adapter, base):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
-@every_adapter
+@each()
 def test_the_constructor_can_be_mapped_over_keys(adapter):
     base = case(adapter.kind, "plain")
     keys = jax.random.split(jax.random.key(4), 3)
@@ -48,7 +45,7 @@ def test_the_constructor_can_be_mapped_over_keys(adapter):
                 assert np.array_equal(getattr(member, name), getattr(one, name))
 
 
-@every_adapter
+@each()
 def test_checkpointing_changes_no_gradient(adapter):
     base = case(adapter.kind, "plain")
     wrapper = perturb(build(adapter, base))
@@ -61,7 +58,7 @@ def test_checkpointing_changes_no_gradient(adapter):
     assert_close(jax.grad(loss)(x, eqx.filter_checkpoint(wrapper)), plain, 1e-5)
 
 
-@every_adapter
+@each()
 def test_every_buffer_can_be_donated_and_again(adapter):
     base = case(adapter.kind, "plain")
     wrapper = build(adapter, jax.tree.map(jnp.copy, base.layer))
@@ -77,7 +74,7 @@ def test_every_buffer_can_be_donated_and_again(adapter):
     assert_close(wrapper(*base.arguments()), expected, 1e-6)
 
 
-@every_adapter
+@each()
 def test_typed_and_raw_keys_are_the_same_and_neither_is_stored(adapter):
     base = case(adapter.kind, "plain")
     typed = adapter.cls(base.layer, 2, 3.0, key=jax.random.key(9))

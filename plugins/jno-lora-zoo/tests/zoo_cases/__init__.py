@@ -1,7 +1,19 @@
 """What the tests of the zoo share: base layers, the laws in NumPy, and small tools."""
 
-from .adapters import ADAPTERS, METHODS, Adapter, adapters, build, everywhere, law_of, perturb
-from .laws import EFFECTIVE_RANK, PARAMETER_COUNT, fields_of, reference
+from .adapters import (
+    ADAPTERS,
+    METHODS,
+    Adapter,
+    adapters,
+    build,
+    each,
+    everywhere,
+    law_of,
+    on_cases,
+    pairs,
+    perturb,
+)
+from .laws import EFFECTIVE_RANK, fields_of, parameter_count, reference
 from .layers import CONVS, LINEARS, Case, case
 from .tools import assert_close, cast_floats, equal_leaves, shapes_in_jaxpr
 
@@ -11,7 +23,6 @@ __all__ = [
     "EFFECTIVE_RANK",
     "LINEARS",
     "METHODS",
-    "PARAMETER_COUNT",
     "Adapter",
     "Case",
     "adapters",
@@ -19,10 +30,14 @@ __all__ = [
     "build",
     "case",
     "cast_floats",
+    "each",
     "equal_leaves",
     "everywhere",
     "fields_of",
     "law_of",
+    "on_cases",
+    "pairs",
+    "parameter_count",
     "perturb",
     "reference",
     "shapes_in_jaxpr",

@@ -1,4 +1,4 @@
-"""The 22 adapters, and how the tests build and move them."""
+"""The adapters of the zoo, and how the tests build and move them."""
 
 import dataclasses
 import functools
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jno_lora_zoo
+from jno.lora import lora_trainable_filter
 
 from .laws import fields_of, reference
 from .layers import CONVS, LINEARS, Case, case
@@ -33,7 +34,7 @@ METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """One of the 22: a method on a kind of layer."""
+    """A method on a kind of layer."""
 
     method: str
     kind: str
@@ -51,20 +52,36 @@ class Adapter:
         return case(self.kind, linear if self.kind == "Linear" else conv)
 
 
+# The 22 on linear layers and convolutions.
 ADAPTERS = tuple(Adapter(method, kind) for kind in ("Linear", "Conv") for method in METHODS)
 
 
 def adapters(*methods: str, linear: Iterable[str] = ("plain",), conv: Iterable[str] = ("plain",)):
     """Parametrises a test by `adapter` and `base`: these methods (all) on these layers."""
-    names = {"Linear": tuple(linear), "Conv": tuple(conv)}
-    cases = [
-        pytest.param(adapter, case(adapter.kind, name), id=f"{adapter.name}-{name}")
-        for adapter in ADAPTERS
-        if not methods or adapter.method in methods
-        for name in names[adapter.kind]
+    return on_cases(pairs(*methods, Linear=linear, Conv=conv))
+
+
+def pairs(*methods: str, **names: Iterable[str]) -> list[tuple[Adapter, Case]]:
+    """These methods (all) on the layers of these names, by their kind."""
+    return [
+        (Adapter(method, kind), case(kind, name))
+        for kind, of_kind in names.items()
+        for method in methods or METHODS
+        for name in of_kind
     ]
+
+
+def on_cases(pairs: Iterable[tuple[Adapter, Case]]):
+    """Parametrises a test by `adapter` and `base`."""
+    cases = [pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}") for pair in pairs]
     # The scope keeps the tests of one case together, so that one process compiles what they share.
     return pytest.mark.parametrize(("adapter", "base"), cases, scope="module")
+
+
+def each(*methods: str):
+    """Parametrises a test by `adapter` alone: these of the 22 (all)."""
+    chosen = [adapter for adapter in ADAPTERS if not methods or adapter.method in methods]
+    return pytest.mark.parametrize("adapter", chosen, ids=lambda a: a.name, scope="module")
 
 
 def everywhere(*methods: str):
@@ -79,13 +96,15 @@ def build(adapter: Adapter, base: Case | Any, alpha: float = 3.0, rank: int | No
     return adapter.cls(base, 2 if rank is None else rank, alpha, key=_key(), **kw)
 
 
-def perturb(wrapper: Any, size: float = 0.4, seed: int = 0) -> Any:
-    """The wrapper with every trained field moved at random, as after training."""
+def perturb(model: Any, size: float = 0.4, seed: int = 0) -> Any:
+    """A wrapper, or a model with some, with all that trains moved at random, as after training."""
     rng = np.random.default_rng(seed)
-    names = type(wrapper).adapter_fields
-    old = [getattr(wrapper, name) for name in names]
-    new = [x + jnp.asarray(size * rng.normal(size=x.shape), x.dtype) for x in old]
-    return eqx.tree_at(lambda w: [getattr(w, name) for name in names], wrapper, new)
+
+    def move(x: Any) -> Any:
+        return x + jnp.asarray(size * rng.normal(size=x.shape), x.dtype)
+
+    trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
+    return eqx.combine(jax.tree.map(move, trainable), frozen)
 
 
 def law_of(adapter: Adapter, wrapper: Any, base: Case, **fields: Any) -> np.ndarray:

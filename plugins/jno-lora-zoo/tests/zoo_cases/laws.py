@@ -18,7 +18,7 @@ EFFECTIVE_RANK = {
 }
 
 # The number of trained parameters, for the effective rank.
-PARAMETER_COUNT = {
+_PARAMETER_COUNT = {
     "LoRA": lambda r, out, inputs: r * (inputs + out),
     "rsLoRA": lambda r, out, inputs: r * (inputs + out),
     "LoRAFA": lambda r, out, inputs: r * out,
@@ -31,6 +31,11 @@ PARAMETER_COUNT = {
     "LoKr": lambda r, out, inputs: r * r + math.ceil(out / r) * math.ceil(inputs / r),
     "OFT": lambda r, out, inputs: math.ceil(out / r) * r * r,
 }
+
+
+def parameter_count(method: str, rank: int, out: int, inputs: int) -> int:
+    """The documented number of trained parameters, for the *requested* rank."""
+    return _PARAMETER_COUNT[method](EFFECTIVE_RANK[method](rank, out, inputs), out, inputs)
 
 
 def fields_of(wrapper: Any) -> SimpleNamespace:

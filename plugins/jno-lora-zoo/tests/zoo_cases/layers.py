@@ -71,6 +71,9 @@ class Case:
 
 
 def matrix_of(layer: Any) -> np.ndarray:
+    """The `(out, in)` matrix of a layer, or of the one in a norm, in float64."""
+    if isinstance(layer, eqx.nn.WeightNorm | eqx.nn.SpectralNorm):
+        layer = layer.layer
     weight = np.asarray(layer.weight).astype(np.float64)
     return weight.reshape(weight.shape[0], -1)
 
@@ -82,6 +85,7 @@ def with_matrix(layer: Any, matrix: np.ndarray) -> Any:
 
 
 Linear, Conv1d, Conv2d, Conv3d = eqx.nn.Linear, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d
+Up1d, Up2d, Up3d = eqx.nn.ConvTranspose1d, eqx.nn.ConvTranspose2d, eqx.nn.ConvTranspose3d
 _KEY = jax.random.key(3)
 
 
@@ -110,7 +114,9 @@ def _duck_conv() -> Any:
 
 
 # name: (how to make the layer, shapes of its arguments, rank)
-_LINEARS: dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...], int]] = {
+_Table = dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...], int]]
+
+_LINEARS: _Table = {
     "plain": (lambda: _layer(Linear, 6, 5), ((6,),), 2),
     "no_bias": (lambda: _layer(Linear, 4, 7, use_bias=False), ((4,),), 3),
     "one_input": (lambda: _layer(Linear, 1, 4), ((1,),), 2),
@@ -124,7 +130,7 @@ _LINEARS: dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...], int]] 
 }
 
 # Most of these have a (5, 6) matrix, so that what is compiled for one serves the others.
-_CONVS: dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...], int]] = {
+_CONVS: _Table = {
     "plain": (lambda: _layer(Conv1d, 2, 5, 3), ((2, 9),), 2),
     "strided": (lambda: _layer(Conv2d, 1, 5, (3, 2), stride=(2, 1), padding=1), ((1, 7, 6),), 2),
     "volume": (lambda: _layer(Conv3d, 3, 5, (1, 2, 1)), ((3, 2, 4, 3),), 2),
@@ -165,11 +171,76 @@ _CONVS: dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...], int]] = 
     "duck": (_duck_conv, ((2, 2, 6, 5),), 2),
 }
 
-LINEARS, CONVS = tuple(_LINEARS), tuple(_CONVS)
+_CONV_TRANSPOSES: _Table = {
+    "plain": (lambda: _layer(Up1d, 3, 5, 2), ((3, 4),), 2),
+    # As many outputs as it can have, spread inputs, and a block of 2 across the groups of 3.
+    "grouped": (
+        lambda: _layer(Up2d, 4, 6, (3, 1), stride=(2, 1), padding=(1, 0), groups=2),
+        ((4, 3, 2),),
+        2,
+    ),
+    "output_padding": (
+        lambda: _layer(
+            Up1d, 2, 5, 3, stride=3, padding=((2, 1),), output_padding=2, dilation=2, use_bias=False
+        ),
+        ((2, 4),),
+        2,
+    ),
+    "dilated": (lambda: _layer(Up2d, 1, 5, (2, 3), dilation=(2, 1)), ((1, 3, 4),), 2),
+    "same": (lambda: _layer(Up1d, 2, 5, 3, stride=2, padding="SAME"), ((2, 4),), 2),
+    "same_lower": (lambda: _layer(Up1d, 3, 5, 4, padding="SAME_LOWER"), ((3, 4),), 2),
+    # With a stride beyond the kernel there are outputs that no input reaches.
+    "sparse": (lambda: _layer(Up1d, 3, 5, 2, stride=4, padding="SAME"), ((3, 3),), 2),
+    "valid": (lambda: _layer(Up1d, 3, 5, 2, stride=2, padding="VALID"), ((3, 4),), 2),
+    "circular": (
+        lambda: _layer(Up1d, 2, 5, 3, stride=2, padding="SAME", padding_mode="CIRCULAR"),
+        ((2, 4),),
+        2,
+    ),
+    # Few channels for each group: 2 of 4 outputs, which is also what OFT's blocks fit into.
+    "groups": (lambda: _layer(Up1d, 4, 8, 3, stride=2, groups=2), ((4, 3),), 2),
+    "depthwise": (lambda: _layer(Up1d, 4, 4, 3, groups=4, use_bias=False), ((4, 4),), 3),
+    "volume": (lambda: _layer(Up3d, 3, 5, (1, 2, 1), stride=(2, 1, 1)), ((3, 2, 2, 1),), 2),
+    "generic": (lambda: _layer(eqx.nn.ConvTranspose, 1, 3, 5, 2, stride=2), ((3, 4),), 2),
+}
+
+
+def _weight_norm(build: Callable[..., Any], *args: Any, axis: int | None = 0) -> Any:
+    return _layer(lambda key: eqx.nn.WeightNorm(build(*args, key=key), axis=axis))
+
+
+def _spectral_norm(build: Callable[..., Any], *args: Any, inference: bool = False) -> Any:
+    def make(key: Any) -> Any:
+        layer = build(*args, key=key)
+        return eqx.nn.SpectralNorm(layer, "weight", 2, inference=inference, key=key)
+
+    return _layer(make)
+
+
+# Their own arrays (the magnitudes, the vectors of the power iteration) are at random as well, as
+# if the layer inside had been trained since the norm was put around it.
+_NORMS: _Table = {
+    "rows_linear": (lambda: _weight_norm(Linear, 6, 5), ((6,),), 2),
+    "rows_conv": (lambda: _weight_norm(Conv2d, 2, 5, (3, 1)), ((2, 4, 3),), 2),
+    "rows_conv_transpose": (lambda: _weight_norm(Up1d, 3, 5, 2), ((3, 4),), 2),
+    "whole_linear": (lambda: _weight_norm(Linear, 4, 3, axis=None), ((4,),), 2),
+    "whole_conv": (lambda: _weight_norm(Conv1d, 2, 5, 3, axis=None), ((2, 6),), 2),
+    "spectral_linear": (lambda: _spectral_norm(Linear, 6, 5), ((6,),), 2),
+    "spectral_conv": (lambda: _spectral_norm(Conv1d, 2, 5, 3), ((2, 6),), 2),
+    "spectral_at_inference": (lambda: _spectral_norm(Linear, 6, 5, inference=True), ((6,),), 2),
+}
+
+_TABLES = {
+    "Linear": _LINEARS,
+    "Conv": _CONVS,
+    "ConvTranspose": _CONV_TRANSPOSES,
+    "InNorm": _NORMS,
+}
+LINEARS, CONVS, CONV_TRANSPOSES, NORMS = map(tuple, _TABLES.values())
 
 
 @functools.cache
 def case(kind: str, name: str) -> Case:
-    """The base layer of that name, of kind `"Linear"` or `"Conv"`."""
-    make, shapes, rank = {"Linear": _LINEARS, "Conv": _CONVS}[kind][name]
+    """The base layer of that name, of kind `"Linear"`, `"Conv"`, ... as adapters are named."""
+    make, shapes, rank = _TABLES[kind][name]
     return Case(name, make(), shapes, rank)

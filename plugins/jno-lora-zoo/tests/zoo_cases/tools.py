@@ -32,7 +32,9 @@ def cast_floats(tree: Any, dtype: Any) -> Any:
     """The tree with every floating array in that dtype."""
 
     def cast(leaf: Any) -> Any:
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        # Norms hold functions as well.
+        floats = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if floats else leaf
 
     return jax.tree.map(cast, tree)
 

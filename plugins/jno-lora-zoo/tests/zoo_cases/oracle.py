@@ -1,0 +1,155 @@
+"""An adapted layer in double precision against NumPy: values, and every single derivative.
+
+Nothing is shared with what is tested but the adapter's arrays (of VeRA also the two matrices that
+it draws), so that the bounds can be those of double precision.
+"""
+
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jno.lora import lora_trainable_filter
+
+from .adapters import perturb
+from .laws import fields_of, reference
+from .layers import matrix_of
+from .tools import assert_close, cast_floats
+
+ALPHA = 3.0
+# Of a central difference of step h: h^2 by the third derivative, and the rounding of the
+# values over h. Both are about 1e-10 of the values at this one.
+H = 1e-5
+GRADIENT = 1e-7
+VALUE = 1e-12
+
+
+def _called(layer: Any, *arguments: Any) -> Any:
+    return layer(*arguments)
+
+
+class Oracle:
+    """One adapter after training, and what NumPy says of it. Each method is a check.
+
+    **Arguments:**
+
+    - `method`, `cls`: the name of the law, and the adapter.
+    - `layer`, `rank`: what is adapted, in any precision.
+    - `arguments`: what the layer is called with, trees of NumPy arrays.
+    - `output(layer, W, at, *arguments)`: what the layer computes, in NumPy, with the matrix `W`;
+        see `maps.output`.
+    - `matrix`: reads the `(out, in)` matrix of a layer.
+    - `call`: how the layer is called.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        cls: Any,
+        layer: Any,
+        rank: int,
+        arguments: tuple[Any, ...],
+        output: Callable[..., Any],
+        *,
+        matrix: Callable[[Any], np.ndarray] = matrix_of,
+        call: Callable[..., Any] = _called,
+    ):
+        with jax.enable_x64(True):
+            layer = cast_floats(layer, jnp.float64)
+            wrapper = perturb(cls(layer, rank, ALPHA, key=jax.random.key(11)))
+            on_device = jax.tree.map(jnp.asarray, arguments)
+            shapes = eqx.filter_eval_shape(call, wrapper, *on_device)
+            rng = np.random.default_rng(3)
+            weights = jax.tree.map(lambda y: rng.normal(size=y.shape), shapes)
+            computed = _computed(call, wrapper, on_device, jax.tree.map(jnp.asarray, weights))
+            arrays, static = eqx.partition(computed, eqx.is_array)
+            self._output, merged, self._gradients = eqx.combine(jax.device_get(arrays), static)
+            fields = vars(fields_of(wrapper))
+            fields.pop("multiplier", None)
+            W = matrix(layer)
+            if method == "VeRA":
+                fields["A"], fields["B"] = map(np.asarray, wrapper.projections(jnp.zeros(W.shape)))
+        assert all(x.dtype == np.float64 for x in jax.tree.leaves((self._output, shapes)))
+        self._merged, self._fields = matrix(merged), fields
+        self._method, self._arguments, self._weights = method, arguments, weights
+        self._names = cls.adapter_fields
+        self._law = lambda fields: reference(method, SimpleNamespace(**fields), W, rank, ALPHA)
+        self._loops = functools.partial(output, layer)
+
+    def check_merged(self) -> None:
+        """The merged weight is the law."""
+        assert_close(self._merged, self._law(self._fields), VALUE)
+
+    def check_output(self) -> None:
+        """The wrapped layer computes what the loops do with the law."""
+        W = self._law(self._fields)
+        expected = jax.tree.leaves(self._loops(W, W, *self._arguments))
+        for one, other in zip(jax.tree.leaves(self._output), expected, strict=True):
+            assert_close(one, other, VALUE)
+
+    def check_derivatives(self) -> None:
+        """Every derivative, of the wrapped and of the merged layer, is a central difference.
+
+        Of `sum(weights * sin(y))`, in each of the adapter's arrays and in each input.
+        """
+        at = self._law(self._fields)
+        constant = {}
+        if self._method == "DoRA":  # takes the row norm for constant (section 4.3)
+            ones = np.ones(len(at))
+            V = self._law({**self._fields, "magnitude": ones, "norm": ones})
+            constant["norm"] = np.linalg.norm(V, axis=1)
+        inputs, treedef = jax.tree.flatten(self._arguments)
+        trained = {name: self._fields[name] for name in self._names}
+        moving = trained | {n: x for n, x in enumerate(inputs) if x.dtype == np.float64}
+
+        def loss(moving):
+            fields = {name: array for name, array in moving.items() if name in trained}
+            arguments = [moving.get(n, x) for n, x in enumerate(inputs)]
+            W = self._law({**self._fields, **constant, **fields})
+            y = self._loops(W, at, *jax.tree.unflatten(treedef, arguments))
+            terms = jax.tree.map(lambda w, y: np.sum(w * np.sin(y)), self._weights, y)
+            return sum(jax.tree.leaves(terms))
+
+        expected = {name: _central_difference(loss, moving, name) for name in moving}
+        largest = max(np.max(np.abs(gradient)) for gradient in expected.values())
+        for fields, arguments in self._gradients:
+            actual = {name: getattr(fields, name) for name in trained}
+            others = [name for name in moving if name not in trained]
+            actual |= zip(others, jax.tree.leaves(arguments), strict=True)
+            for name, gradient in expected.items():
+                # What does not act has differences of rounding.
+                scale = max(np.max(np.abs(gradient)), 1e-2 * largest)
+                assert_close(actual[name], gradient, GRADIENT, scale=scale)
+
+
+def _central_difference(loss: Callable[[dict], Any], at: dict, name: Any) -> np.ndarray:
+    difference = np.empty(at[name].shape)
+    for place in np.ndindex(difference.shape):
+        up, down = at[name].copy(), at[name].copy()
+        up[place] += H
+        down[place] -= H
+        difference[place] = (loss({**at, name: up}) - loss({**at, name: down})) / (2 * H)
+    return difference
+
+
+@eqx.filter_jit
+def _computed(call: Callable[..., Any], wrapper: Any, arguments: Any, weights: Any) -> Any:
+    """Output, merged layer, and the gradients of `sum(weights * sin(y))`, wrapped and merged."""
+    trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
+    inputs, others = eqx.partition(arguments, eqx.is_inexact_array)
+
+    def loss(moving, merged):
+        trainable, inputs = moving
+        wrapper = eqx.combine(trainable, frozen)
+        y = call(wrapper.merge() if merged else wrapper, *eqx.combine(inputs, others))
+        terms = jax.tree.map(lambda w, y: jnp.sum(w * jnp.sin(y)), weights, y)
+        return sum(jax.tree.leaves(terms)), y
+
+    by_layer, y = jax.grad(loss, has_aux=True)((trainable, inputs), False)
+    by_merged, _ = jax.grad(loss, has_aux=True)((trainable, inputs), True)
+    return y, wrapper.merge(), (by_layer, by_merged)
