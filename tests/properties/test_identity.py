@@ -74,7 +74,7 @@ def assert_given_back(plain, model, how: Adapters, *, exactly: bool):
         assert_close(plain, model, how.coarsest)
 
 
-@examples(10)
+@examples(8)
 @given(case=CASES, key=KEYS)
 def test_merging_what_was_just_adapted_gives_the_model_back(case, key):
     model, hows = case
@@ -155,7 +155,7 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp("saved") / "adapters.safetensors"
 
 
-@examples(10)
+@examples(8)
 @given(case=CASES, key=KEYS, seed=SEEDS)
 def test_what_is_saved_and_loaded_is_what_was_trained(case, key, seed, file):
     model, hows = case

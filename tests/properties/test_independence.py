@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from jno.lora import Registry, SelectionError, apply_lora
+from jno.lora import Registry, SelectionError, apply_lora, plan_lora
 
-from .odd_nodes import NormAdapter
+from .odd_nodes import Node, NodeAdapter, NormAdapter
 from .random_calls import ATTENTION, BY_METHOD, METHODS, NAMES, VARIANTS, adapters_of
 from .random_models import examples, layer, models
 from .trees import adapters, owner, same
@@ -23,7 +23,7 @@ HOW = st.sampled_from([*BY_METHOD, *ATTENTION])
 ADDED = ["linear", "conv", "stack", "norm"]
 
 
-@examples(30)
+@examples(20)
 @given(
     model=MODELS,
     how=HOW,
@@ -130,7 +130,7 @@ def with_each(registries, model, wrapper, seed):
 
 
 @pytest.mark.filterwarnings("ignore::jno.lora.JnoLoraWarning")  # weight norms are left alone
-@examples(30)
+@examples(20)
 @given(model=MODELS, wrapper=ASKED, seed=st.integers(0, 9))
 def test_a_plugin_more_changes_no_adapter_that_there_was(model, wrapper, seed, registries):
     _, fewer, more = with_each(registries, model, wrapper, seed)
@@ -148,3 +148,21 @@ def test_a_plugin_more_takes_by_auto_only_what_nothing_took(model, wrapper, seed
     new = {path: node for path, node in after.items() if path not in before}
     assert all(type(node.base).__name__ == "LayerNorm" for node in new.values())
     assert not any(owner(path, before) or owner(path, new.keys() - {path}) for path in new)
+
+
+@pytest.mark.xfail(strict=True, reason="of equal adapters, that of the container wins in silence")
+def test_a_container_claimed_by_auto_hides_nothing_that_another_plugin_took():
+    class AutoNode(NodeAdapter):
+        auto = True
+
+    embedding = layer("embedding", np.random.default_rng(0))
+    model = Node(embedding, None, jax.numpy.ones(2), "node")
+    fewer, more = Registry(), Registry()
+    more.register(AutoNode)
+    before = plan_lora(model, 2, wrappers="auto", registry=fewer)
+    assert [row.path for row in before.wrapped] == ["left"]
+    try:
+        after = plan_lora(model, 2, wrappers="auto", registry=more)
+    except SelectionError:  # an error that names both is as good
+        return
+    assert after.wrapped == before.wrapped

@@ -52,7 +52,7 @@ def wrapped_by(plan) -> dict[str, Any]:
     return {row.path: (row.wrapper, row.rank, row.alpha, row.options) for row in plan.wrapped}
 
 
-@examples(200)
+@examples(150)
 @given(case=cases())
 def test_a_plan_is_what_a_naive_reading_of_the_documentation_selects(case):
     model, call, mask = case
@@ -66,7 +66,7 @@ def test_a_plan_is_what_a_naive_reading_of_the_documentation_selects(case):
 
 
 @pytest.mark.filterwarnings("ignore::jno.lora.JnoLoraWarning")
-@examples(80)
+@examples(60)
 @given(case=cases())
 def test_what_is_planned_is_wrapped_and_nothing_else(case):
     model, call, mask = case
@@ -115,7 +115,7 @@ def outcome(act) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::jno.lora.JnoLoraWarning")
-@examples(50)
+@examples(40)
 @given(case=cases())
 def test_a_net_plans_and_wraps_what_the_functions_do(case):
     model, call, mask = case
