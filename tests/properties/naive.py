@@ -2,26 +2,45 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+import jno_lora_zoo as zoo
 from jno.lora import LoRAWrapper
 
+from .odd_nodes import Pile, Record
+
 NORMS = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)
+DEFAULTS = (zoo.LoRALinear, zoo.LoRAConv)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether it is an array, of JAX or of NumPy."""
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
+def is_container(node: Any) -> bool:
+    """Whether JAX looks for leaves inside."""
+    return isinstance(node, eqx.Module | Record | Pile | dict | list | tuple)
 
 
 def children(node: Any) -> list[tuple[str, Any]]:
     """The nodes directly in `node`, by the names that they have in paths."""
-    if isinstance(node, eqx.Module):
+    if isinstance(node, eqx.Module | Record):
         fields = [f for f in dataclasses.fields(node) if not f.metadata.get("static", False)]
         return [(f.name, getattr(node, f.name)) for f in fields]
     if isinstance(node, dict):
         return [(str(key), node[key]) for key in sorted(node)]
-    if isinstance(node, list | tuple):
-        return [(str(index), child) for index, child in enumerate(node)]
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return list(zip(node._fields, node, strict=True))
+    if isinstance(node, list | tuple | Pile):
+        items = node.items if isinstance(node, Pile) else node
+        return [(str(index), child) for index, child in enumerate(items)]
     return []
 
 
@@ -40,7 +59,7 @@ def leaves_of(path: str, node: Any) -> list[str]:
     """The paths of the leaves of `node`, as JAX counts them: `None` is none."""
     if node is None:
         return []
-    if not isinstance(node, eqx.Module | dict | list | tuple):
+    if not is_container(node):
         return [path]
     return [p for name, child in children(node) for p in leaves_of(joined(path, name), child)]
 
@@ -51,33 +70,107 @@ def arrays_of(path: str, node: Any) -> dict[str, Any]:
     return {leaf: everything[leaf] for leaf in leaves_of(path, node)}
 
 
+# Adapters in order of priority; those beside each other in a tuple are equal.
+Tiers = tuple[tuple[type[LoRAWrapper], ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A spec, with what it lacks taken from the call."""
+
+    target: str | None
+    tiers: Tiers
+    rank: int
+    alpha: float
+    options: Mapping[str, Any]
+
+
+def tiers_of(wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]) -> Tiers:
+    """The adapters that `wrapper=` means.
+
+    - `installed`: the registered adapters, each by its name with its distribution.
+    """
+    if wrapper is None:
+        return tuple((cls,) for cls in DEFAULTS)
+    if isinstance(wrapper, type):
+        return ((wrapper,),)
+    if isinstance(wrapper, list):
+        return tuple(tier for item in wrapper for tier in tiers_of(item, installed))
+    if wrapper == "auto":
+        takes_part = tuple(c for c in installed.values() if c.auto and c not in DEFAULTS)
+        return (*tiers_of(None, installed), takes_part)
+    named = [cls for name, cls in installed.items() if wrapper in (name, name.split(":")[1])]
+    if named:
+        return (tuple(named[:1]),)
+    family = [c for c in installed.values() if c.variant and _plain(c.variant) == _plain(wrapper)]
+    assert family, wrapper
+    return (tuple(family),)
+
+
+def _plain(variant: str) -> str:
+    return variant.lower().replace("-", "").replace("_", "")
+
+
+def rules_of(call: Mapping[str, Any], installed: Mapping[str, type[LoRAWrapper]]) -> list[Rule]:
+    """The rules of a call with `rank`, `alpha`, perhaps `options`, `wrappers`, `target`, `specs`.
+
+    What a spec does not have comes from the call. A call without specs is a rule by itself.
+    """
+    specs: Iterable[Any] = call.get("specs", [{"target": call.get("target")}])
+    return [
+        Rule(
+            spec.get("target"),
+            tiers_of(spec.get("wrapper", call.get("wrappers")), installed),
+            spec.get("rank", call["rank"]),
+            spec.get("alpha", call["alpha"]),
+            spec.get("options", call.get("options", {})),
+        )
+        for spec in specs
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What a call wraps: `path -> (adapter, rank)`, and the specs that found a layer at all."""
+    """What a call selects.
 
-    wrapped: dict[str, tuple[type[LoRAWrapper], int]]
+    - `wrapped`: what it wraps, `path -> (adapter, rank, alpha, options)`.
+    - `matching`: the rules that found a layer at all, whatever the mask says.
+    - `carrying`: what it selects, and does not wrap since it carries an adapter or holds one.
+    - `refused`: what it selects, and does not wrap since it is inside a norm.
+    """
+
+    wrapped: dict[str, tuple[type[LoRAWrapper], int, float, Mapping[str, Any]]]
     matching: set[int]
+    carrying: set[str]
+    refused: set[str]
 
 
-def selection(model: Any, specs: list[dict[str, Any]], chosen: set[str] | None) -> Selection:
-    """What specs (of `target`, `wrapper`, `rank`) and a mask select.
+def selection(
+    model: Any,
+    rules: list[Rule],
+    chosen: set[str] | None,
+    choose: Callable[[str, Any, list[type[LoRAWrapper]]], type[LoRAWrapper]],
+) -> Selection:
+    """What rules and a mask select.
 
-    The first spec wins whose target is found in the path and of whose adapters one applies. An
+    The first rule wins whose target is found in the path and of whose adapters one applies. An
     adapter for a container yields to a stronger claim on a layer inside it. Nothing inside an
-    adapter is looked at, nor anything inside a norm that owns its layer's weight.
+    adapter is looked at, and nothing inside a norm that owns its layer's weight is wrapped.
 
     - `chosen`: the paths of the leaves that the mask selects; `None` without a mask.
+    - `choose`: decides between adapters of equal priority.
     """
-    wrapped: dict[str, tuple[type[LoRAWrapper], int]] = {}
-    matching: set[int] = set()
+    found = Selection({}, set(), set(), set())
 
-    def claim(path: str, node: Any) -> tuple[int, int] | None:
-        """The spec that claims a node, and the place of the adapter in its list."""
-        for number, spec in enumerate(specs):
-            if re.search(spec["target"], path):
-                for place, cls in enumerate(spec["wrapper"]):
-                    if cls.applies_to(node):
-                        return number, place
+    def claim(path: str, node: Any) -> tuple[tuple[int, int], type[LoRAWrapper]] | None:
+        """The rule and the place in its list by which a node is claimed, and the adapter."""
+        for number, rule in enumerate(rules):
+            if rule.target is None or re.search(rule.target, path):
+                for place, tier in enumerate(rule.tiers):
+                    claims = [cls for cls in tier if cls.applies_to(node)]
+                    if claims:
+                        cls = claims[0] if len(claims) == 1 else choose(path, node, claims)
+                        return (number, place), cls
         return None
 
     def is_chosen(path: str, node: Any) -> bool:
@@ -90,36 +183,46 @@ def selection(model: Any, specs: list[dict[str, Any]], chosen: set[str] | None) 
             if not isinstance(child, (LoRAWrapper, *NORMS)):
                 yield from inside(joined(path, name), child)
 
+    def rivals(path: str, node: Any) -> Iterator[tuple[int, int]]:
+        for p, n in inside(path, node):
+            claimed = claim(p, n)
+            if claimed is not None and is_chosen(p, n):
+                yield claimed[0]
+
     def visit(path: str, node: Any) -> None:
-        if isinstance(node, LoRAWrapper):
-            found = claim(path, node.base)
-            if found is not None:  # adapted already, which is no reason to complain of the spec
-                matching.add(found[0])
-            return
-        found = claim(path, node)
-        if found is not None:
-            rivals = (claim(p, n) for p, n in inside(path, node) if is_chosen(p, n))
-            if not any(rival is not None and rival < found for rival in rivals):
-                matching.add(found[0])
-                carries = any(isinstance(n, LoRAWrapper) for _, n in nodes_below(path, node))
-                if carries:
+        carries = isinstance(node, LoRAWrapper)
+        claimed = claim(path, node.base if carries else node)
+        if claimed is not None:
+            (number, _), cls = claimed
+            # Of what an adapter or a norm holds, nothing can be wrapped in its place.
+            yields = not isinstance(node, (LoRAWrapper, *NORMS))
+            if not (yields and any(priority < claimed[0] for priority in rivals(path, node))):
+                # What carries an adapter already is no reason to complain of the rule.
+                found.matching.add(number)
+                if carries or any(isinstance(n, LoRAWrapper) for _, n in nodes_below(path, node)):
+                    if is_chosen(path, node):
+                        found.carrying.add(path)
                     return
                 if is_chosen(path, node):
-                    number, place = found
-                    wrapped[path] = specs[number]["wrapper"][place], specs[number]["rank"]
+                    rule = rules[number]
+                    found.wrapped[path] = cls, rule.rank, rule.alpha, rule.options
                     return
+        if carries:
+            return
         if isinstance(node, NORMS):
-            # What the mask leaves out is no fault of the spec that would find it.
             for p, n in inside(path, node):
-                found = claim(p, n)
-                if found is not None and not is_chosen(p, n):
-                    matching.add(found[0])
+                claimed = claim(p, n)
+                if claimed is not None and is_chosen(p, n):
+                    found.refused.add(p)
+                elif claimed is not None:
+                    # What the mask leaves out is no fault of the rule that would find it.
+                    found.matching.add(claimed[0][0])
             return
         for name, child in children(node):
             visit(joined(path, name), child)
 
     visit("", model)
-    return Selection(wrapped, matching)
+    return found
 
 
 def trainable(model: Any) -> dict[str, str]:
@@ -132,7 +235,7 @@ def trainable(model: Any) -> dict[str, str]:
                 own = name in type(node).adapter_fields and role != "frozen"
                 visit(joined(path, name), child, "adapter" if own else "frozen")
             return
-        if eqx.is_array(node) and jnp.issubdtype(node.dtype, jnp.inexact):
+        if is_array(node) and jnp.issubdtype(node.dtype, jnp.inexact):
             roles[path] = role
         for name, child in children(node):
             visit(joined(path, name), child, role)

@@ -2,81 +2,87 @@
 
 import sys
 
-import equinox as eqx
 import jax
-import jax.tree_util as jtu
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from jno.lora import Registry, apply_lora
+from jno.lora import Registry, SelectionError, apply_lora, plan_lora
 
-from .random_models import (
-    METHODS,
-    LoRAWrapper,
-    NodeAdapter,
-    adapters_of,
-    examples,
-    layer,
-    models,
+from .odd_nodes import Node, NodeAdapter, NormAdapter
+from .random_calls import ATTENTION, BY_METHOD, METHODS, NAMES, VARIANTS, adapters_of
+from .random_models import examples, layer, models
+from .trees import adapters, owner, same
+
+KINDS = (
+    *("linear", "no bias", "conv", "stack", "stack of containers", "duck conv", "embedding"),
+    *("attention", "norm", "bfloat16 linear", "NumPy linear"),
 )
-
-MODELS = models("linear", "no bias", "conv", "stack", "embedding", "norm")
-
-
-def adapters(model):
-    nodes = jtu.tree_leaves_with_path(model, is_leaf=lambda n: isinstance(n, LoRAWrapper))
-    return {jtu.keystr(keys): node for keys, node in nodes if isinstance(node, LoRAWrapper)}
+MODELS = models(*KINDS, sure=["linear", "conv", "attention"])
+HOW = st.sampled_from([*BY_METHOD, *ATTENTION])
+ADDED = ["linear", "conv", "stack", "norm"]
 
 
-def same(one, other):
-    return bool(eqx.tree_equal(one, other, typematch=True))
-
-
-@examples(50)
+@examples(20)
 @given(
     model=MODELS,
-    method=st.sampled_from(METHODS),
-    added=st.lists(st.sampled_from(["linear", "conv", "stack", "norm"]), min_size=1, max_size=3),
+    how=HOW,
+    added=st.lists(st.sampled_from(ADDED), min_size=1, max_size=3),
     seed=st.integers(0, 9),
 )
-def test_a_layer_more_leaves_every_other_adapter_bit_for_bit(model, method, added, seed):
+def test_a_layer_more_leaves_every_other_adapter_bit_for_bit(model, how, added, seed):
     rng = np.random.default_rng(seed)
-    key, wrappers = jax.random.key(seed), adapters_of(method)
+    key = jax.random.key(seed)
     before = {"model": model, "z": layer("linear", rng)}
     # Before the others and after them, in the order of the tree.
     more = [layer(kind, rng) for kind in added]
     after = {"a": more, **before, "zz": more}
-    alone = adapters(apply_lora(before, 2, 3.0, key=key, wrappers=wrappers))
-    beside = adapters(apply_lora(after, 2, 3.0, key=key, wrappers=wrappers))
-    assert alone.keys() < beside.keys() or added == ["norm"] * len(added)
+    alone = adapters(apply_lora(before, 2, 3.0, key=key, **how.call))
+    beside = adapters(apply_lora(after, 2, 3.0, key=key, **how.call))
+    is_adapted = any(cls.applies_to(node) for cls in how.classes for node in more)
+    assert len(beside) > len(alone) if is_adapted else beside.keys() == alone.keys()
     for path, adapter in alone.items():
         assert same(beside[path], adapter)
 
 
-@examples(40)
-@given(model=MODELS, method=st.sampled_from(METHODS), seed=st.integers(0, 9))
-def test_a_target_that_takes_fewer_layers_builds_those_bit_for_bit(model, method, seed):
+@examples(20)
+@given(model=MODELS, how=HOW, seed=st.integers(0, 9))
+def test_a_target_that_takes_fewer_layers_builds_those_bit_for_bit(model, how, seed):
     rng = np.random.default_rng(seed)
-    key, wrappers = jax.random.key(seed), adapters_of(method)
+    key = jax.random.key(seed)
     model = {"model": model, "z": layer("linear", rng)}
-    everywhere = adapters(apply_lora(model, 2, 3.0, key=key, wrappers=wrappers))
-    only = adapters(apply_lora(model, 2, 3.0, key=key, wrappers=wrappers, target="z"))
+    everywhere = adapters(apply_lora(model, 2, 3.0, key=key, **how.call))
+    only = adapters(apply_lora(model, 2, 3.0, key=key, target="z", **how.call))
     assert only
     for path, adapter in only.items():
         assert same(everywhere[path], adapter)
 
 
+@examples(15)
+@given(part=MODELS, seed=st.integers(0, 9))
+def test_a_layer_in_two_places_is_two_layers(part, seed):
+    """One object in two places is adapted as copies of it would be, each by a key of its own."""
+    key, wrappers = jax.random.key(seed), adapters_of("LoRA")
+    shared = {"one": part, "other": part, "arrays": jax.tree.map(lambda x: x, part)}
+    apart = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array | np.ndarray) else x, shared)
+    found = apply_lora(shared, 2, 3.0, key=key, wrappers=wrappers)
+    assert same(found, apply_lora(apart, 2, 3.0, key=key, wrappers=wrappers))
+    by_path = adapters(found)
+    starts = {np.asarray(adapter.lora_A).tobytes() for adapter in by_path.values()}
+    assert len(starts) == len(by_path) >= 6
+
+
 PLUGIN = """
-from {module} import EmbeddingAdapter, NodeAdapter
+from {module} import Greedy, NodeAdapter
 from jno.lora import hookimpl
 
-class AutoEmbedding(EmbeddingAdapter):
-    auto = True
+class DoRALinear(Greedy):
+    "It would take the name of another plugin's adapter."
+    auto = False
 
 @hookimpl
 def jno_lora_wrappers():
-    return [AutoEmbedding, NodeAdapter]
+    return [Greedy, NodeAdapter, DoRALinear]
 """
 
 
@@ -90,7 +96,7 @@ def registries(tmp_path_factory):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: greedy-lora\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[jno.lora]\nmain = greedy_lora_plugin\n")
-    plugin = PLUGIN.format(module=NodeAdapter.__module__)
+    plugin = PLUGIN.format(module=NormAdapter.__module__)
     (where / "greedy_lora_plugin.py").write_text(plugin)
     sys.path.insert(0, str(where))
     try:
@@ -98,19 +104,65 @@ def registries(tmp_path_factory):
     finally:
         sys.path.remove(str(where))
     assert after == before | {"greedy-lora"}
+    with pytest.raises(SelectionError):
+        apply_lora({}, 2, key=jax.random.key(0), wrappers="Greedy", registry=fewer)
     return fewer, more
 
 
-@examples(40)
-@given(
-    model=MODELS, wrapper=st.sampled_from([None, *METHODS, "LoRALinear"]), seed=st.integers(0, 9)
+# The names and variants of what is installed without the plugin.
+_INSTALLED = [n for n in (*NAMES, *VARIANTS, *METHODS) if n not in ("NodeAdapter", "test-shift")]
+ASKED = st.one_of(
+    st.none(),
+    st.sampled_from(_INSTALLED),
+    st.lists(st.sampled_from([*_INSTALLED, *adapters_of("DoRA")]), min_size=1, max_size=3),
 )
-def test_a_plugin_more_changes_no_adapter_that_there_was(model, wrapper, seed, registries):
+
+
+def with_each(registries, model, wrapper, seed):
+    # For what the wrappers drawn are adapters of.
     rng = np.random.default_rng(seed)
-    model = {"model": model, "z": layer("linear", rng)}
-    wrappers = adapters_of(wrapper) if wrapper in METHODS else wrapper
-    fewer, more = (
-        apply_lora(model, 2, 3.0, key=jax.random.key(seed), wrappers=wrappers, registry=registry)
+    kinds = ("linear", "conv", "embedding", "attention", "weight norm")
+    model = {"model": model, "z": [layer(kind, rng) for kind in kinds]}
+    return model, *(
+        apply_lora(model, 2, 3.0, key=jax.random.key(seed), wrappers=wrapper, registry=registry)
         for registry in registries
     )
+
+
+@pytest.mark.filterwarnings("ignore::jno.lora.JnoLoraWarning")  # weight norms are left alone
+@examples(20)
+@given(model=MODELS, wrapper=ASKED, seed=st.integers(0, 9))
+def test_a_plugin_more_changes_no_adapter_that_there_was(model, wrapper, seed, registries):
+    _, fewer, more = with_each(registries, model, wrapper, seed)
+    assert adapters(fewer)
     assert same(fewer, more)
+
+
+@pytest.mark.filterwarnings("ignore::jno.lora.JnoLoraWarning")
+@examples(20)
+@given(model=MODELS, wrapper=st.sampled_from(["auto", ["dora", "auto"]]), seed=st.integers(0, 9))
+def test_a_plugin_more_takes_by_auto_only_what_nothing_took(model, wrapper, seed, registries):
+    model, fewer, more = with_each(registries, {"norm": model}, wrapper, seed)
+    before, after = adapters(fewer), adapters(more)
+    assert all(same(after[path], adapter) for path, adapter in before.items())
+    new = {path: node for path, node in after.items() if path not in before}
+    assert all(type(node.base).__name__ == "LayerNorm" for node in new.values())
+    assert not any(owner(path, before) or owner(path, new.keys() - {path}) for path in new)
+
+
+@pytest.mark.xfail(strict=True, reason="of equal adapters, that of the container wins in silence")
+def test_a_container_claimed_by_auto_hides_nothing_that_another_plugin_took():
+    class AutoNode(NodeAdapter):
+        auto = True
+
+    embedding = layer("embedding", np.random.default_rng(0))
+    model = Node(embedding, None, jax.numpy.ones(2), "node")
+    fewer, more = Registry(), Registry()
+    more.register(AutoNode)
+    before = plan_lora(model, 2, wrappers="auto", registry=fewer)
+    assert [row.path for row in before.wrapped] == ["left"]
+    try:
+        after = plan_lora(model, 2, wrappers="auto", registry=more)
+    except SelectionError:  # an error that names both is as good
+        return
+    assert after.wrapped == before.wrapped

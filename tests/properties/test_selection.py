@@ -1,43 +1,22 @@
 """What is planned is what is wrapped, and both are what the documentation says."""
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-import jno_lora_zoo as zoo
-from jno.lora import Net, SelectionError, apply_lora, plan_lora
+from jno.lora import JnoLoraError, Net, SelectionError, apply_lora, plan_lora, save_adapters
 
-from .naive import arrays_of, leaves_of, nodes_below, selection
-from .random_models import (
-    TARGETS,
-    EmbeddingAdapter,
-    LoRAWrapper,
-    NodeAdapter,
-    examples,
-    layer,
-    masks_of,
-    models,
-)
+from .naive import Selection, arrays_of, leaves_of, rules_of, selection
+from .random_calls import CALLS, choose, lacks_an_option, registry
+from .random_models import examples, layer, masks_of, models
+from .trees import adapters, owner, same
 
-WRAPPERS = [
-    zoo.LoRALinear,
-    zoo.DoRALinear,
-    zoo.LoRAConv,
-    zoo.LoRAInNorm,
-    NodeAdapter,
-    EmbeddingAdapter,
-]
-SPEC = st.fixed_dictionaries(
-    {
-        "target": st.sampled_from(TARGETS),
-        "wrapper": st.lists(st.sampled_from(WRAPPERS), min_size=1, max_size=3, unique=True),
-        "rank": st.integers(1, 3),
-    }
-)
-SPECS = st.lists(SPEC, min_size=1, max_size=4)
+REGISTRY, INSTALLED = registry()
+KEY = jax.random.key(0)
 
 
 def chosen_by(mask, model):
@@ -50,79 +29,125 @@ def chosen_by(mask, model):
     return {path for path, is_chosen in zip(paths, jax.tree.leaves(mask), strict=True) if is_chosen}
 
 
-@examples(300)
-@given(model=models(), specs=SPECS, data=st.data())
-def test_a_plan_is_what_a_naive_reading_of_the_documentation_selects(model, specs, data):
-    mask = data.draw(masks_of(model))
-    expected = selection(model, specs, chosen_by(mask, model))
-    if expected.matching != set(range(len(specs))):
+@st.composite
+def cases(draw):
+    """A model, a call and a mask. Of most calls, only the specs that find something are left."""
+    model = draw(models(sure=["linear", "conv", "adapted", "attention", "embedding"]))
+    call, mask = draw(CALLS), draw(masks_of(model))
+    if "specs" in call and draw(st.sampled_from([True, True, True, False])):
+        # To leave out one that finds nothing changes nothing for the others.
+        matching = expected_of(model, call, mask)[0].matching
+        call = {**call, "specs": [call["specs"][i] for i in sorted(matching)] or call["specs"]}
+    return model, call, mask
+
+
+def expected_of(model, call, mask) -> tuple[Selection, bool]:
+    """What a call should select, and whether every rule of it finds a layer."""
+    rules = rules_of(call, INSTALLED)
+    found = selection(model, rules, chosen_by(mask, model), choose)
+    return found, found.matching == set(range(len(rules)))
+
+
+def wrapped_by(plan) -> dict[str, Any]:
+    return {row.path: (row.wrapper, row.rank, row.alpha, row.options) for row in plan.wrapped}
+
+
+@examples(150)
+@given(case=cases())
+def test_a_plan_is_what_a_naive_reading_of_the_documentation_selects(case):
+    model, call, mask = case
+    expected, finds_all = expected_of(model, call, mask)
+    arguments = {**call, "param_mask": mask, "registry": REGISTRY}
+    if not finds_all:
         with pytest.raises(SelectionError, match="selects no layer"):
-            plan_lora(model, specs=specs, param_mask=mask)
+            plan_lora(model, **arguments)
         return
-    plan = plan_lora(model, specs=specs, param_mask=mask)
-    assert {row.path: (row.wrapper, row.rank) for row in plan.wrapped} == expected.wrapped
-
-
-def adapters_in(model):
-    return {
-        path: node
-        for path, node in [("", model), *nodes_below("", model)]
-        if isinstance(node, LoRAWrapper)
-    }
+    assert wrapped_by(plan_lora(model, **arguments)) == expected.wrapped
 
 
 @pytest.mark.filterwarnings("ignore::jno.lora.JnoLoraWarning")
-@examples(100)
-@given(model=models(), specs=SPECS, data=st.data())
-def test_what_is_planned_is_wrapped_and_nothing_else(model, specs, data):
-    mask = data.draw(masks_of(model))
-    specs = [{**spec, "rank": 2} for spec in specs]
-    arguments = {"specs": specs, "alpha": 3.0, "param_mask": mask}
+@examples(60)
+@given(case=cases())
+def test_what_is_planned_is_wrapped_and_nothing_else(case):
+    model, call, mask = case
+    arguments = {**call, "param_mask": mask, "registry": REGISTRY}
     before = arrays_of("", model)
     try:
-        plan = plan_lora(model, **arguments)
+        planned = wrapped_by(plan_lora(model, **arguments))
     except SelectionError:
         with pytest.raises(SelectionError):
-            apply_lora(model, key=jax.random.key(0), **arguments)
+            apply_lora(model, key=KEY, **arguments)
         return
-    adapted = apply_lora(model, key=jax.random.key(0), **arguments)
-    planned = {row.path: (row.wrapper, row.rank, row.alpha) for row in plan.wrapped}
-    former = adapters_in(model)
-    found = {path: node for path, node in adapters_in(adapted).items() if path not in former}
-    assert planned == {p: (type(node), node.rank, node.alpha) for p, node in found.items()}
+    if any(lacks_an_option(cls, options) for cls, _, _, options in planned.values()):
+        with pytest.raises(SelectionError, match="has no option"):
+            apply_lora(model, key=KEY, **arguments)
+        return
+    adapted = apply_lora(model, key=KEY, **arguments)
+    former = adapters(model)
+    found = {path: node for path, node in adapters(adapted).items() if path not in former}
+    assert {p: planned[p][:3] for p in planned} == {
+        p: (type(node), node.rank, node.alpha) for p, node in found.items()
+    }
+    for path, node in found.items():
+        if "adapter_dtype" in planned[path][3]:
+            fields = [getattr(node, name) for name in type(node).adapter_fields]
+            assert all(
+                x.dtype == planned[path][3]["adapter_dtype"] for x in jax.tree.leaves(fields)
+            )
     # Everything else is the same object, and the model that was given is as it was.
     after = arrays_of("", adapted)
     for path, array in arrays_of("", model).items():
         assert array is before[path]
-        owner = next((p for p in found if path == p or path.startswith(f"{p}/" if p else "")), None)
-        if owner is None:
+        around = owner(path, found)
+        if around is None:
             assert after[path] is array
-        elif type(found[owner]) is not zoo.LoRAInNorm:
-            inside = path[len(owner) :].lstrip("/")
-            assert after["/".join(filter(None, [owner, "base", inside]))] is array
+        else:
+            inside = path[len(around) :].lstrip("/")
+            assert after["/".join(filter(None, [around, "base", inside]))] is array
+
+
+def outcome(act) -> Any:
+    """What a call returns, or the kind of error that it ends with."""
+    try:
+        return act()
+    except JnoLoraError as err:
+        return type(err)
 
 
 @pytest.mark.filterwarnings("ignore::jno.lora.JnoLoraWarning")
 @examples(40)
-@given(model=models(), specs=SPECS, data=st.data())
-def test_a_net_plans_and_wraps_the_same(model, specs, data):
-    mask = data.draw(masks_of(model))
-    specs = [{**spec, "rank": 2} for spec in specs]
-    net = Net(model) if mask is None else Net(model).mask(mask)
-    try:
-        plan = plan_lora(model, alpha=3.0, specs=specs, param_mask=mask)
-        net.lora(2, 3.0, specs=specs)
-    except SelectionError:
-        assert net.module is model
+@given(case=cases())
+def test_a_net_plans_and_wraps_what_the_functions_do(case):
+    model, call, mask = case
+
+    def net():
+        handle = Net(model, key=KEY, registry=REGISTRY)
+        return handle if mask is None else handle.mask(mask)
+
+    arguments = {**call, "param_mask": mask, "registry": REGISTRY}
+    of_net = {"wrapper" if name == "wrappers" else name: value for name, value in call.items()}
+    planned = outcome(lambda: plan_lora(model, **arguments))
+    again = outcome(lambda: net().plan(**of_net))
+    assert again is planned or wrapped_by(again) == wrapped_by(planned)
+    handle = net()
+    wrapped = outcome(lambda: handle.lora(**of_net))
+    applied = outcome(lambda: apply_lora(model, key=KEY, **arguments))
+    if wrapped is handle:
+        assert same(handle.module, applied)
         return
-    former = adapters_in(model)
-    found = [path for path in adapters_in(net.module) if path not in former]
-    assert found == [row.path for row in plan.wrapped]
+    assert handle.module is model
+    if isinstance(applied, type):
+        assert wrapped is applied
+    else:
+        # The one difference: to select nothing but what carries an adapter is an error of a `Net`.
+        assert (applied is model, wrapped) == (True, SelectionError)
+        assert expected_of(model, call, mask)[0].carrying
 
 
-def test_the_random_layers_are_what_they_are_called():
+def test_two_layers_whose_paths_read_alike_cannot_be_saved(tmp_path):
     rng = np.random.default_rng(0)
-    assert zoo.LoRALinear.applies_to(layer("duck", rng))
-    assert zoo.LoRALinear.stack_ndim(layer("stack", rng)) == 1
-    assert isinstance(layer("adapted", rng), zoo.LoRALinear)
-    assert zoo.LoRAInNorm.applies_to(layer("weight norm", rng))
+    model = {"a/b": layer("linear", rng), "a": {"b": layer("linear", rng)}}
+    adapted = apply_lora(model, 2, key=KEY)
+    assert [row.path for row in plan_lora(model, 2).wrapped] == ["a/b", "a/b"]
+    with pytest.raises(SelectionError, match="a dict key in it holds a slash"):
+        save_adapters(adapted, tmp_path / "adapters.safetensors")

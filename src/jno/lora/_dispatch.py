@@ -21,7 +21,7 @@ from ._plan import Plan, PlanRow
 from ._programs import Calls
 from ._registry import Registry, default_registry
 from ._selection import Mask, MaskLike, SpecLike, WrapperLike, parse_mask, parse_specs
-from ._sharding import calls_on_the_mesh, place_like_base
+from ._sharding import calls_on_the_mesh, place_like_base, with_dtypes_of_base
 from ._showing import tracked
 from ._stacking import keys_for_stack, over_stack
 from ._unadapted import (
@@ -171,7 +171,7 @@ def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> lis
         items = [(layers[i], np.asarray(stable_hash(rows[i].path), np.uint32)) for i in members]
         together = calls_on_the_mesh(_make, shared, items, place_like_base)
         for place, index in enumerate(members):
-            calls[index] = (rows[index], together, place)
+            calls[index] = (rows[index], layers[index], together, place)
     show = not is_traced(key, layers[:1])
     with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:
         return [_built(*call) for call in steps]
@@ -196,9 +196,9 @@ def _check_options(row: PlanRow) -> None:
             )
 
 
-def _built(row: PlanRow, calls: Calls, place: int) -> LoRAWrapper:
+def _built(row: PlanRow, layer: Any, calls: Calls, place: int) -> LoRAWrapper:
     try:
-        return calls.result(place)
+        return with_dtypes_of_base(calls.result(place), layer)
     except Exception as err:
         raise _failure(row, err) from err
 

@@ -3,17 +3,13 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import equinox as eqx
-import jax
 import jax.tree_util as jtu
-import numpy as np
-from jax.core import Tracer
 
 from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
 from ._errors import JnoLoraError, WrapperError
 from ._handle import expect_model, why
 from ._paths import path_str, show_path
-from ._precision import held_dtype
+from ._precision import in_dtypes_of
 from ._same_form import check_same_form
 from ._sharding import calls_on_the_mesh, sharded_like
 
@@ -69,20 +65,9 @@ def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) 
             advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
             raise WrapperError(f"Could not {verb} {where}: {why(err, node, advice)}") from err
         check_same_form(node.base, layer, f"`{verb}()` of {where}")
-        replaced[index] = _in_dtypes_of(node.base, layer)
+        replaced[index] = in_dtypes_of(node.base, layer)
     return jtu.tree_unflatten(treedef, replaced)
 
 
 def _settled(layer: Any, wrapper: LoRAWrapper) -> Any:
     return sharded_like(layer, wrapper.base)
-
-
-def _in_dtypes_of(base: eqx.Module, layer: Any) -> Any:
-    """`layer`, with NumPy's arrays where `base` has some of a dtype that JAX lacks."""
-
-    def put_back(old: Any, new: Any) -> Any:
-        lacked = isinstance(old, np.ndarray) and held_dtype(old) != old.dtype
-        return np.asarray(new, old.dtype) if lacked and not isinstance(new, Tracer) else new
-
-    has_numpys = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(base))
-    return jax.tree.map(put_back, base, layer) if has_numpys else layer

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def held_dtype(array: Any) -> Any:
@@ -19,6 +20,20 @@ def count_non_finite(array: np.ndarray) -> int:
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return 0
     return int(array.size - np.count_nonzero(np.isfinite(array)))
+
+
+def in_dtypes_of(base: Any, layer: Any) -> Any:
+    """`layer`, with NumPy's arrays where `base` has some of a dtype that JAX lacks.
+
+    - `base`: a layer of the same structure.
+    """
+
+    def put_back(old: Any, new: Any) -> Any:
+        lacked = isinstance(old, np.ndarray) and held_dtype(old) != old.dtype
+        return np.asarray(new, old.dtype) if lacked and not isinstance(new, Tracer) else new
+
+    has_numpys = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(base))
+    return jax.tree.map(put_back, base, layer) if has_numpys else layer
 
 
 def at_least_float32(tree: Any) -> Any:

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 from ._contract import LoRAWrapper
 from ._handle import is_traced
 from ._paths import KeyPath, path_str
+from ._precision import in_dtypes_of
 from ._programs import Calls, beside, call_compiled, form_of
 from ._stacking import over_stack
 
@@ -84,6 +85,20 @@ def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
     return eqx.tree_at(lambda w: w.base, placed, sharded_like(wrapper.base, layer))
 
 
+def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
+    """`wrapper`, built around `layer`, with a base whose dtypes are the layer's.
+
+    JAX computes a residual of NumPy's float64 in float32. Merged from that, the layer would have
+    another dtype than the model had.
+    """
+    if wrapper.base is layer or jtu.tree_structure(wrapper.base) != jtu.tree_structure(layer):
+        return wrapper
+    base = in_dtypes_of(layer, wrapper.base)
+    if base is wrapper.base:
+        return wrapper
+    return eqx.tree_at(lambda w: w.base, wrapper, base)
+
+
 def sharded_like(layer: Any, model: Any) -> Any:
     """`layer`, with the shardings of `model`, a layer of the same structure.
 
@@ -107,7 +122,7 @@ def restored_layer(
     if device is not None and not any(isinstance(leaf, Tracer) for leaf in state.values()):
         state = jax.device_put(dict(state), device)
     restored = on_the_mesh(base, _restore, cls, rank, alpha, base, dict(state))
-    return place_like_base(restored, base)
+    return with_dtypes_of_base(place_like_base(restored, base), base)
 
 
 def _restore(cls: Any, rank: int, alpha: float, base: Any, state: Any) -> Any:

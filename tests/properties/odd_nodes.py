@@ -1,0 +1,159 @@
+"""What random models are made of: containers, layers of somebody's own, and adapters of those."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from jno.lora import LoRAWrapper
+
+
+class Node(eqx.Module):
+    """A container with an array of its own, which an adapter may claim as a whole."""
+
+    left: Any
+    right: Any
+    scale: jax.Array
+    name: str = eqx.field(static=True)
+
+
+class Pair(NamedTuple):
+    """A tuple whose places have names."""
+
+    left: Any
+    right: Any
+
+
+@jtu.register_dataclass
+@dataclasses.dataclass
+class Record:
+    """A class that is no module, and is registered with JAX with the names of its fields."""
+
+    first: Any
+    second: Any
+
+
+@jtu.register_pytree_node_class
+class Pile:
+    """A class that JAX knows to hold nodes, but not by which names: they are numbered."""
+
+    def __init__(self, items: Any):
+        self.items = tuple(items)
+
+    def tree_flatten(self) -> Any:
+        return self.items, None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, items: Any) -> "Pile":
+        del aux
+        return cls(items)
+
+
+class DuckLinear(eqx.Module):
+    """Somebody's own linear layer."""
+
+    weight: jax.Array
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+
+    def __call__(self, x):
+        return self.weight @ x
+
+
+class DuckConv(eqx.Module):
+    """Somebody's own convolution."""
+
+    weight: jax.Array
+    in_channels: int = eqx.field(static=True)
+    out_channels: int = eqx.field(static=True)
+    kernel_size: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, x):
+        return jax.lax.conv_general_dilated(x[None], self.weight, (1,), "VALID")[0]
+
+
+class NodeAdapter(LoRAWrapper):
+    """An adapter of a container, which hides the layers inside from nobody who comes first."""
+
+    adapter_fields = ("shift",)
+    variant = "test-shift"
+    base: Node
+    shift: jax.Array
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return type(leaf) is Node
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.shift = jnp.zeros_like(base.scale)
+
+    def __call__(self, x):
+        return x
+
+    def merge(self):
+        return eqx.tree_at(lambda n: n.scale, self.base, self.base.scale + self.shift)
+
+
+class EmbeddingAdapter(LoRAWrapper):
+    """A plugin's adapter of a variant that has one for the same layers already."""
+
+    adapter_fields = ("delta",)
+    variant = "lora"
+    base: eqx.nn.Embedding
+    delta: jax.Array
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return type(leaf) is eqx.nn.Embedding
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.delta = jax.random.normal(key, base.weight.shape)
+
+    def __call__(self, x):
+        return self.base(x) + self.delta[x]
+
+    def merge(self):
+        return eqx.tree_at(lambda e: e.weight, self.base, self.base.weight + self.delta)
+
+
+class NormAdapter(LoRAWrapper):
+    """A plugin's adapter that takes part in "auto", for layers that have no other."""
+
+    adapter_fields = ("gain",)
+    variant = "test-shift"
+    auto = True
+    base: eqx.nn.LayerNorm
+    gain: jax.Array
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return type(leaf) is eqx.nn.LayerNorm
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.gain = jnp.zeros(base.weight.shape)
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+    def merge(self):
+        return eqx.tree_at(lambda n: n.weight, self.base, self.base.weight + self.gain)
+
+
+class Greedy(NormAdapter):
+    """It would take every linear layer too, if "auto" did not ask the defaults first."""
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return type(leaf) in (eqx.nn.LayerNorm, eqx.nn.Linear)
