@@ -15,7 +15,16 @@ from jno.lora import (
 )
 
 from .asking import wrapped
-from .toys import MODEL_LINEARS, ToyConv, ToyLinear, ToyScale, UserEmbedding, adapters_in
+from .toys import (
+    MODEL_LINEARS,
+    Block,
+    ToyBlock,
+    ToyConv,
+    ToyLinear,
+    ToyScale,
+    UserEmbedding,
+    adapters_in,
+)
 
 
 class FamilyOne(ToyLinear):
@@ -157,3 +166,25 @@ def test_a_registry_of_ones_own_takes_the_place_of_the_installed_plugins(model, 
 def test_explicit_classes_ask_no_registry(model, registry):
     assert set(wrapped(model, 1, wrappers=ToyLinear).values()) == {ToyLinear}
     assert registry.records() == ()
+
+
+@pytest.mark.parametrize("choice", [None, ToyBlock, FamilyOne])
+def test_an_adapter_of_a_container_does_not_silently_hide_one_of_equal_priority(
+    getkey, registry, choice
+):
+    class OfBlocks(ToyBlock):
+        variant = "twins"
+
+    chooser = Chooser(OfBlocks if choice is ToyBlock else choice)
+    for item in (FamilyOne, OfBlocks, chooser):
+        register(item)
+    model = {"block": Block(2, key=getkey())}
+    if choice is None:
+        message = r"(?s)claim 'block', a Block:.*OfBlocks.*FamilyOne.*for 'block/up' inside of it"
+        with pytest.raises(SelectionError, match=message):
+            wrapped(model, 1, wrappers="twins")
+        return
+    found = wrapped(model, 1, wrappers="twins")
+    inside = {"block/up": FamilyOne, "block/down": FamilyOne}
+    assert found == ({"block": OfBlocks} if choice is ToyBlock else inside)
+    assert chooser.asked[0] == ("block", "Block", (OfBlocks, FamilyOne))

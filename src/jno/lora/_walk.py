@@ -1,6 +1,8 @@
 """One walk over a model: who claims each layer, and why not every other candidate."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -82,7 +84,7 @@ class Walk:
                 reason = self.why_not(path, node)
                 return PlanRow(path, layer, "no wrapper applies", reason=reason, keys=keys)
             return None
-        if self.stronger_match_inside(match, keys, node):
+        if self.goes_inside(match, keys, node):
             return None  # go on to the layers inside
         spec_index, cls = match.spec, match.cls
         self.matched.add(spec_index)
@@ -136,15 +138,29 @@ class Walk:
                 rows.append(row)
         return rows
 
-    def stronger_match_inside(self, match: "_Match", keys: KeyPath, node: eqx.Module) -> bool:
-        """Whether a layer inside `node` is claimed by an earlier spec, or by an earlier tier."""
-        if match.priority == (0, 0) or isinstance(node, tuple(NORMALISED)):
+    def goes_inside(self, match: "_Match", keys: KeyPath, node: eqx.Module) -> bool:
+        """Whether layers inside `node` are adapted, and not `node` itself as `match` would.
+
+        That is so if one of them is claimed by an earlier spec, or by an earlier tier. If one is
+        claimed by another class of equal priority, plugins decide.
+        """
+        alone = len(self.specs[match.spec].tiers[match.tier]) == 1
+        if (match.priority == (0, 0) and alone) or isinstance(node, tuple(NORMALISED)):
             return False
+        rivals: dict[type[LoRAWrapper], str] = {}
         for inner, child in _modules_inside(keys, node):
-            other = self.first_match(path_str(inner), child)
-            if other is not None and other.priority < match.priority and self.mask.selects(inner):
+            path = path_str(inner)
+            other = self.first_match(path, child)
+            if other is None or not self.mask.selects(inner):
+                continue
+            if other.priority < match.priority:
                 return True
-        return False
+            if other.priority == match.priority and other.cls is not match.cls:
+                rivals.setdefault(other.cls, path)
+        if not rivals:
+            return False
+        chosen = self.select(path_str(keys), node, [match.cls, *rivals], rivals)
+        return chosen is not match.cls
 
     def taken_before(self, spec: int) -> list[str]:
         """What `spec` would match, had an earlier one not taken it or what contains it."""
@@ -200,11 +216,19 @@ class Walk:
                 return index, self.select(path, node, claimants)
         return None
 
-    def select(self, path: str, node: Any, claimants: list[type[LoRAWrapper]]) -> type[LoRAWrapper]:
+    def select(
+        self,
+        path: str,
+        node: Any,
+        claimants: list[type[LoRAWrapper]],
+        inside: Mapping[type[LoRAWrapper], str] = MappingProxyType({}),
+    ) -> type[LoRAWrapper]:
+        """Which of the classes that claim `node`, or a layer `inside` of it, is to have it."""
         chosen = self.registry.select(path, node, claimants)
         if chosen is None:
             names = (
                 f"{cls.__name__} (from {self.distribution(cls) or cls.__module__})"
+                + (f", for {show_path(inside[cls])!r} inside of it" if cls in inside else "")
                 for cls in claimants
             )
             raise SelectionError(
