@@ -32,7 +32,7 @@ def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper]]":  # pyright: ignore[rep
 def jno_lora_select(  # pyright: ignore[reportReturnType]
     path: str, leaf: Any, candidates: "Sequence[type[LoRAWrapper]]"
 ) -> "type[LoRAWrapper] | None":
-    """Choose among two or more adapters of equal priority that claim `leaf`, or layers inside of it.
+    """Choose among adapters of equal priority that claim `leaf`, or layers inside of it.
 
     Asked only in that case (`wrapper="auto"`, or a variant that several plugins provide). Return
     one of `candidates`, or `None` to leave the choice to the next plugin; if no plugin chooses,
