@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jno.lora._comparing._compare as comparing
 from jno.lora import Comparison, ComparisonRow, Net, Registry, SelectionError, compare, lora_report
 from jno.lora._comparing._compare import _running_means
+from jno.lora._showing import Bar
 from jno.lora._showing._tables import Printed
 
 from .toys import ToyConv, ToyLinear, ToyScale, same
@@ -326,3 +328,21 @@ def test_a_weakly_typed_parameter_does_not_have_later_steps_compiled():
 
     compare(model, loss, [jnp.ones((3, 2))], "full", **{**SETTINGS, "steps": 3})
     assert next(traced) == 2  # the check of the loss, and the step
+
+
+def test_the_bar_counts_every_step_of_every_candidate(model, batches, monkeypatch):
+    bars = []
+
+    class Counting(Bar):
+        def __init__(self, total):
+            super().__init__(total)
+            self.total, self.done = total, 0
+            bars.append(self)
+
+        def advance(self):
+            self.done += 1
+
+    monkeypatch.setattr(comparing, "Bar", Counting)
+    compare(model, loss, batches, ["none", "full"], **{**SETTINGS, "steps": 3})
+    (bar,) = bars
+    assert bar.total == bar.done == 2 * 3

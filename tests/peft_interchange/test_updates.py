@@ -77,6 +77,12 @@ CASES = {
         adalora,
         {"lora_A": (1, 6), "lora_B": (4, 1), "lora_E": (1, 1)},
     ),
+    "AdaLoRA of alpha 0": (
+        LINEAR,
+        ({"peft_type": "ADALORA", "init_r": 2, "lora_alpha": 0}, 2 / (2 + 1e-5)),
+        adalora,
+        {"lora_A": (2, 6), "lora_B": (4, 2), "lora_E": (2, 1)},
+    ),
     "LoHa of a small rank": (
         LINEAR,
         ({"peft_type": "LOHA", "r": 1, "alpha": 2}, 2.0),
@@ -228,6 +234,7 @@ def test_vera_takes_its_part_of_the_matrices_that_all_layers_share(tmp_path):
         ),
         ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (2, 3), "lokr_w2": (2, 3)}, "do not make"),
         ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (8,), "lokr_w2": (3, 1)}, "expected a matrix"),
+        ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (0, 2), "lokr_w2": (3, 3)}, "a matrix or a ke"),
         (
             {"peft_type": "LOKR", "r": 2},
             {"lokr_w1": (2, 3), "lokr_w2_a": (2, 1), "lokr_w2_b": (1, 2)},

@@ -53,6 +53,13 @@ def test_a_picture_shows_itself_in_a_notebook_and_pyplot_does_not_keep_it(traine
     assert pyplot is None or not pyplot.get_fignums()
 
 
+@pytest.mark.parametrize(("size", "scale"), [(1.0, "log"), (1e-3, "log"), (0.0, "linear")])
+def test_singular_values_are_on_a_logarithmic_axis_unless_all_are_zero(trained, size, scale):
+    row = adapter_effects(trained).rows[0]
+    row = dataclasses.replace(row, singular_values=(size, size / 2))
+    assert plot_adapters(AdapterEffects((row,))).axes[2].get_yscale() == scale
+
+
 @pytest.mark.parametrize("number", [math.inf, math.nan])
 def test_what_is_not_finite_has_no_bar(trained, number):
     row, *others = adapter_effects(trained).rows

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors
+import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jno.lora import (
@@ -21,6 +21,7 @@ from jno.lora import (
     read_adapters,
     save_adapters,
 )
+from jno.lora._checkpoint._container import DTYPES
 
 from ..toys import (
     MODEL_LINEARS,
@@ -280,3 +281,10 @@ def test_no_classes_may_be_given_as_none(model, getkey, file):
     save_adapters(adapted(model, getkey), file)
     with pytest.raises(CheckpointError, match=r"a class that no plugin provides\. Pass it"):
         load_adapters(model, file, wrappers=None)
+
+
+def test_the_names_of_dtypes_are_those_of_the_format(tmp_path):
+    for name, dtype in DTYPES.items():
+        safetensors.numpy.save_file({"x": np.zeros(2, dtype)}, tmp_path / name)
+        header = (tmp_path / name).read_bytes()[8:].split(b"}")[0]
+        assert json.loads(header + b"}}")["x"]["dtype"] == name
