@@ -46,20 +46,20 @@ test-peft: .venv-peft/.ready
 	.venv-peft/bin/python -m pip install --quiet -e ".[test-peft]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
-# The suites of core and zoo on every interpreter there is, with the newest versions of everything
-# and, on the oldest interpreter, with the oldest that pyproject.toml allows.
+# The suite on every interpreter there is, with the newest versions of everything and, on the oldest
+# interpreter, with the oldest that pyproject.toml allows.
 MATRIX := $(shell for v in 3.11 3.12 3.13; do for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do $$p -c '' 2>/dev/null && echo $$v && break; done; done)
 
 test-matrix: $(MATRIX:%=test-matrix-%) test-matrix-oldest
 
 test-matrix-%: .venv-matrix/%/.ready
-	.venv-matrix/$*/bin/pytest tests/core tests/zoo tests/properties tests/api -n 2 --dist loadgroup
+	.venv-matrix/$*/bin/pytest -n 2 --dist loadgroup
 
 .venv-matrix/%/.ready: pyproject.toml tests/oldest-versions.txt $(wildcard plugins/*/pyproject.toml)
 	v=$(subst oldest,3.11,$*); for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do \
 		$$p -c '' 2>/dev/null && exec $$p -m venv .venv-matrix/$*; done
 	.venv-matrix/$*/bin/python -m pip install --quiet --upgrade pip
-	.venv-matrix/$*/bin/python -m pip install --quiet -e ".[test,zoo]" \
+	.venv-matrix/$*/bin/python -m pip install --quiet --upgrade -e ".[test,zoo]" \
 		$(if $(filter oldest,$*),-c tests/oldest-versions.txt) $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
