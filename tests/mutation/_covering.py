@@ -26,14 +26,17 @@ class Covering:
     def tests(self, path: pathlib.Path, lines: Sequence[int], most: int) -> list[str]:
         """Up to `most` tests that run one of the lines; of those that run the file, if none does.
 
-        A line that only runs when its module is imported belongs to no test. Those that run little
-        else come first: they are written for what is there, and quick.
+        A line that only runs when its module is imported belongs to no test: the snapshot of the
+        interface, which has names and defaults, is asked too. Those that run little else come
+        first: they are written for what is there, and quick.
         """
         by_line = self._of(path)
         found = {test for line in lines for test in by_line.get(line, ()) if test}
+        imported = [] if found else ["tests/api"]
         if not found:
             found = {test for tests in by_line.values() for test in tests if test}
-        return sorted(found, key=lambda test: (self._breadth[test], test))[:most]
+        in_order = sorted(found, key=lambda test: (self._breadth[test], test))
+        return [*imported, *in_order][:most]
 
     @functools.cached_property
     def _breadth(self) -> collections.Counter[str]:
