@@ -4,6 +4,7 @@ import csv
 import itertools
 import logging
 import math
+import types
 from typing import NamedTuple
 
 import equinox as eqx
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import jno.lora._comparing._compare as comparing
+import jno.lora._comparing._fitting as fitting
 from jno.lora import Comparison, ComparisonRow, Net, Registry, SelectionError, compare, lora_report
 from jno.lora._comparing._compare import _running_means
 from jno.lora._showing import Bar
@@ -346,3 +348,10 @@ def test_the_bar_counts_every_step_of_every_candidate(model, batches, monkeypatc
     compare(model, loss, batches, ["none", "full"], **{**SETTINGS, "steps": 3})
     (bar,) = bars
     assert bar.total == bar.done == 2 * 3
+
+
+def test_a_step_takes_as_long_as_the_clock_says(model, batches, monkeypatch):
+    ticks = itertools.count(100.0, 0.25)
+    monkeypatch.setattr(fitting, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
+    (row,) = compare(model, loss, batches, ["none"], **SETTINGS).rows
+    assert row.milliseconds == 250.0

@@ -12,6 +12,7 @@ from .files import PREFIX, normal, write_files
 
 LINEAR = eqx.nn.Linear(6, 4, key=jax.random.key(0))
 CONV = eqx.nn.Conv2d(3, 4, (2, 3), key=jax.random.key(1))
+CONV1D = eqx.nn.Conv1d(2, 4, 3, key=jax.random.key(4))
 GROUPED = eqx.nn.Conv2d(4, 6, 2, groups=2, key=jax.random.key(2))
 EMBEDDING = eqx.nn.Embedding(5, 4, key=jax.random.key(3))
 
@@ -94,6 +95,19 @@ CASES = {
         ({"peft_type": "LOHA", "r": 3, "alpha": 2}, 2 / 3),
         loha,
         {"hada_w1_a": (4, 3), "hada_w1_b": (3, 6), "hada_w2_a": (4, 3), "hada_w2_b": (3, 6)},
+    ),
+    "LoHa with cores of one axis": (
+        CONV1D,
+        ({"peft_type": "LOHA", "r": 2, "alpha": 1}, 0.5),
+        lambda *parts: loha_with_cores(*parts)[..., 0],
+        {
+            "hada_t1": (2, 2, 3, 1),
+            "hada_t2": (2, 2, 3, 1),
+            "hada_w1_a": (2, 4),
+            "hada_w1_b": (2, 2),
+            "hada_w2_a": (2, 4),
+            "hada_w2_b": (2, 2),
+        },
     ),
     "LoHa with cores": (
         CONV,
@@ -239,6 +253,16 @@ def test_vera_takes_its_part_of_the_matrices_that_all_layers_share(tmp_path):
             {"peft_type": "LOKR", "r": 2},
             {"lokr_w1": (2, 3), "lokr_w2_a": (2, 1), "lokr_w2_b": (1, 2)},
             "of no rank 2",
+        ),
+        (
+            {"peft_type": "LOKR", "r": 2},
+            {"lokr_w1": (2, 3), "lokr_w2_a": (2, 2), "lokr_w2_b": (2,)},
+            "of no rank 2",
+        ),
+        (
+            {"peft_type": "ADALORA", "init_r": 2, "alpha_pattern": "fc"},
+            {"lora_A": (2, 6), "lora_B": (4, 2), "lora_E": (2, 1)},
+            "alpha_pattern is 'fc', not",
         ),
         (
             {"peft_type": "LOKR", "r": 1},
