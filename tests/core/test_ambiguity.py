@@ -1,5 +1,7 @@
 """Names, variants and ties: what `wrapper=` resolves to in the registry of this process."""
 
+import equinox as eqx
+import jax
 import pytest
 
 from jno.lora import (
@@ -188,3 +190,29 @@ def test_an_adapter_of_a_container_does_not_silently_hide_one_of_equal_priority(
     inside = {"block/up": FamilyOne, "block/down": FamilyOne}
     assert found == ({"block": OfBlocks} if choice is ToyBlock else inside)
     assert chooser.asked[0] == ("block", "Block", (OfBlocks, FamilyOne))
+
+
+def test_a_tie_inside_of_what_a_mask_leaves_out_is_none(getkey, registry):
+    class Scaled(Block):
+        scale: jax.Array
+
+        def __init__(self, size, *, key):
+            super().__init__(size, key=key)
+            self.scale = jax.numpy.ones(())
+
+    class OfBlocks(ToyBlock):
+        variant = "twins"
+
+        @classmethod
+        def applies_to(cls, leaf):
+            return isinstance(leaf, Scaled)
+
+    for item in (FamilyOne, FamilyTwo, OfBlocks):
+        register(item)
+    model = {"block": Scaled(2, key=getkey())}
+    mask = jax.tree.map(lambda _: False, model)
+    mask = eqx.tree_at(lambda m: m["block"].scale, mask, True)
+    assert wrapped(model, 1, wrappers="twins", param_mask=mask) == {"block": OfBlocks}
+    message = r"(?s)claim 'block', a Scaled:.*OfBlocks.*FamilyOne.*FamilyTwo"
+    with pytest.raises(SelectionError, match=message):
+        wrapped(model, 1, wrappers="twins")

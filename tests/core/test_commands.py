@@ -376,7 +376,7 @@ class Hidden(Shift):
     discovering.install("whole", hidden)
     text = run("check", "whole")
     assert "Shift-Linear" in text
-    assert "they claim no layer that this command knows: Hidden." in " ".join(text.split())
+    assert "they claim no layer that this command knows: Hidden." in text
 
 
 def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(discovering):

@@ -146,12 +146,18 @@ class Keeps(eqx.Module):
     static: Callable = eqx.field(static=True)
 
 
-@pytest.mark.parametrize("where", ["closure", "partial", "static"])
+@pytest.mark.parametrize("where", ["closure", "inner", "partial", "default", "jit", "static"])
 def test_a_function_that_keeps_a_computed_array_is_usable_afterwards(where):
     def make(x):
         size = jnp.sum(x)
         closure = lambda y: y * size  # noqa: E731
-        function = functools.partial(jnp.multiply, size) if where == "partial" else closure
+        functions = {
+            "inner": lambda y: closure(y),
+            "partial": functools.partial(jnp.multiply, size),
+            "default": lambda y, size=size: y * size,
+            "jit": jax.jit(closure),
+        }
+        function = functions.get(where, closure)
         return Keeps(abs, function) if where == "static" else Keeps(function, abs)
 
     kept = call_compiled(make, jnp.ones(3))

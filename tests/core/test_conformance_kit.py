@@ -527,7 +527,7 @@ def test_an_error_in_the_imaginary_part_is_one():
 
 
 def test_layers_of_which_a_class_cannot_say_whether_it_is_for_them_are_no_cases():
-    class Careless(ToyLinear):
+    class Careless(Good):
         @classmethod
         def applies_to(cls, leaf):
             return leaf.weight.shape == (5, 7)  # not every layer has one

@@ -180,3 +180,14 @@ def test_a_merge_into_something_else_is_named_with_its_path(getkey):
         adapter_effects(adapted)
     with pytest.raises(WrapperError, match=r"the Other at '0' .*`merge\(\)` must return a layer"):
         lora_report(adapted, merge_error=True)
+
+
+def test_a_merge_that_casts_to_the_layers_own_dtype_is_right(getkey):
+    class Casting(ToyScale):
+        def merge(self):
+            weight = (self.gain * self.base.weight).astype(jnp.float32)
+            return eqx.tree_at(lambda m: m.weight, self.base, weight)
+
+    wrapper = Casting(eqx.nn.Linear(3, 2, key=getkey()), 1, 1.0, key=getkey())
+    wrapper = eqx.tree_at(lambda w: w.gain, wrapper, 2 * jnp.ones(()))
+    assert adapter_effects([wrapper]).rows[0].relative_norm == pytest.approx(1.0, rel=1e-6)

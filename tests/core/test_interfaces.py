@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import jno.lora
-from jno.lora import Net, WrapperError, apply_lora, citation, registered
+from jno.lora import Net, apply_lora, citation, registered
 
 from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale
 
@@ -153,14 +153,6 @@ def test_what_is_in_use_is_cited_once_in_the_order_of_the_model(getkey):
 
 def test_a_model_without_adapters_cites_nothing(model):
     assert citation(model) == ""
-
-
-def test_bibtex_must_be_text(model, getkey):
-    class Wrong(ToyLinear):
-        bibtex = ("@misc{a}",)
-
-    with pytest.raises(WrapperError, match="`bibtex` must be a string or None"):
-        apply_lora(model, 1, key=getkey(), wrappers=Wrong)
 
 
 # --- logs

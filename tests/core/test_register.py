@@ -7,6 +7,7 @@ import pytest
 import jno.lora
 from jno.lora import (
     PluginError,
+    Registry,
     WrapperError,
     hookimpl,
     plan_lora,
@@ -179,3 +180,19 @@ def test_a_module_that_is_made_again_replaces_the_former(registry):
     assert [[w.name for w in record.wrappers] for record in registered()] == [["ToyConv"]]
     registry.refresh()
     assert [[w.name for w in record.wrappers] for record in registered()] == [["ToyConv"]]
+
+
+def test_a_plugin_that_asks_for_others_while_it_is_asked_can_be_refused_again(site):
+    site.install_zoo()
+    registry = Registry()
+
+    class Asking:
+        @hookimpl
+        def jno_lora_wrappers(self):
+            registry.defaults()
+            return [int]
+
+    plugin = Asking()
+    for _ in range(2):  # nothing of it stays
+        with pytest.raises(WrapperError):
+            registry.register(plugin)

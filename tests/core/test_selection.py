@@ -11,7 +11,15 @@ import pytest
 from jno.lora import JnoLoraError, SelectionError, WrapperError, apply_lora, plan_lora
 
 from .asking import wrapped
-from .toys import MODEL_LAYERS, MODEL_LINEARS, ToyBlock, ToyLinear, ToyScale, UserEmbedding
+from .toys import (
+    MODEL_LAYERS,
+    MODEL_LINEARS,
+    ToyBlock,
+    ToyConv,
+    ToyLinear,
+    ToyScale,
+    UserEmbedding,
+)
 
 # --- target
 

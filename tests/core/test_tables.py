@@ -106,4 +106,7 @@ def test_in_a_notebook_text_is_text_too(monkeypatch):
 
 def test_text_is_never_folded():
     long = "/".join(f"block{n}" for n in range(100))
-    assert long in str(table("title", [("path", "left"), ("layer", "left")], [[long, "Linear"]]))
+    columns = [("path", "left"), ("layer", "left")]
+    assert long in str(table("title", columns, [[long, "Linear"]]))
+    assert long in str(table(long, columns, [["a", "b"]]))
+    assert long in str(table("title", columns, [["a", "b"]], caption=long))

@@ -1,13 +1,14 @@
 """Adapters taken out of a model, and put into another of the same form."""
 
 import dataclasses
+import enum
+import re
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
 
-import jno_lora_zoo
 from jno.lora import (
     AdapterSet,
     CheckpointError,
@@ -244,28 +245,56 @@ def test_an_array_whose_path_a_layer_has_is_no_place_for_an_adapter(getkey):
     assert swapped["a/b"] is model["a/b"] and isinstance(swapped["a"]["b"], LoRALinear)
 
 
-class WithOption(jno_lora_zoo.LoRALinear):
+class Side(enum.Enum):
+    LEFT, RIGHT = 1, 2
+
+
+class WithOption(LoRALinear):
     """Keeps an option in a static field, which no state holds."""
 
-    gain: float = eqx.field(static=True)
+    option: object = eqx.field(static=True)
 
-    def __init__(self, base, rank, alpha, *, key, gain=1.0):
+    def __init__(self, base, rank, alpha, *, key, option="left"):
         super().__init__(base, rank, alpha, key=key)
-        self.gain = gain
+        self.option = option
 
 
-def test_an_option_that_no_state_holds_is_told_and_not_lost(getkey):
+@pytest.mark.parametrize("option", ["right", 5, ("right",), None, Side.RIGHT, jnp.float32])
+def test_an_option_that_no_state_holds_is_told_and_not_lost(option, getkey):
     model = {"layer": eqx.nn.Linear(4, 3, key=getkey())}
     plain = apply_lora(model, 2, key=getkey(), wrappers=WithOption)
     assert len(extract_adapters(plain)) == 1
-    adapted = apply_lora(model, 2, key=getkey(), wrappers=WithOption, options={"gain": 5.0})
-    message = "WithOption at 'layer' out: an option .* `gain`, which is 5.0, would be 1.0"
-    with pytest.raises(WrapperError, match=message):
+    adapted = apply_lora(model, 2, key=getkey(), wrappers=WithOption, options={"option": option})
+    message = f"WithOption at 'layer' out: .* `option`, which is {option!r}, would be 'left'"
+    with pytest.raises(WrapperError, match=re.escape(message).replace(r"\.\*", ".*")):
         extract_adapters(adapted)
 
 
+class OfTheState(WithOption):
+    """Finds its option out of the state, by its values."""
+
+    which: jax.Array
+
+    def __init__(self, base, rank, alpha, *, key, option="left"):
+        super().__init__(base, rank, alpha, key=key, option=option)
+        self.which = jnp.asarray(option == "right")
+
+    @classmethod
+    def from_state(cls, base, state, rank, alpha):
+        made = super().from_state(base, state, rank, alpha)
+        object.__setattr__(made, "option", "right" if state["which"] else "left")
+        return made
+
+
+def test_an_option_that_from_state_finds_out_is_kept(getkey):
+    model = {"layer": eqx.nn.Linear(4, 3, key=getkey())}
+    adapted = apply_lora(model, 2, key=getkey(), wrappers=OfTheState, options={"option": "right"})
+    again = swap_adapters(model, extract_adapters(adapted))
+    assert again["layer"].option == "right"
+
+
 def test_a_state_that_fails_is_named_with_its_path(getkey):
-    class Stateless(jno_lora_zoo.LoRALinear):
+    class Stateless(LoRALinear):
         def state(self):
             raise RuntimeError("no state")
 

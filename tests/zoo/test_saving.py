@@ -1,5 +1,6 @@
 """The zoo's adapters as files: the same bits in another process, small, and no decomposition."""
 
+import dataclasses
 import pathlib
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from jno.lora import (
+    AdapterSet,
     Net,
     SelectionError,
     apply_lora,
@@ -80,6 +82,12 @@ def test_a_model_of_numpys_64_bits_gets_its_adapters_back(variant, tmp_path, get
     np.testing.assert_array_equal(loaded[0](x), adapted[0](x))
     swapped = swap_adapters(model, extract_adapters(adapted))
     np.testing.assert_array_equal(swapped[0](x), adapted[0](x))
+    # An adapter may have been taken down with the dtype that NumPy has.
+    adapters = extract_adapters(adapted)
+    form = adapters["0"].layer
+    arrays = tuple((path, shape, "float64") for path, shape, _ in form.arrays)
+    older = dataclasses.replace(adapters["0"], layer=dataclasses.replace(form, arrays=arrays))
+    assert swap_adapters(model, AdapterSet({"0": older}))[0].rank == 2
 
 
 def test_loading_onto_an_adapted_model_is_loading_onto_the_plain_one(trained, file, elsewhere):

@@ -125,8 +125,13 @@ def test_a_subclass_with_arrays_of_its_own_reads_like_itself():
             super().__init__(2, 8, key=key)
             self.extra = jnp.arange(3.0)
 
+        def attend_itself(self, x):
+            return self(x, x, x)
+
     base = WithExtra(key=jax.random.key(0))
     wrapper = PrefixAttention(base, 2, 1.0, key=jax.random.key(1))
     assert wrapper.extra is base.extra and wrapper.query_proj is base.query_proj
+    with pytest.raises(WrapperError):  # it would compute without the prefix
+        wrapper.attend_itself  # noqa: B018
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         wrapper.nothing_of_the_kind  # noqa: B018

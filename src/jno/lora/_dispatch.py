@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import inspect
-import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -12,10 +11,10 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from ._arguments import check_key, is_whole
 from ._contract import LoRAWrapper
 from ._errors import JnoLoraError, SelectionError, WrapperError
 from ._handle import expect_model, is_traced
-from ._keys import check_key
 from ._paths import show_path, stable_hash
 from ._plan import Plan, PlanRow
 from ._programs import Calls
@@ -225,6 +224,5 @@ def _make(
 
 
 def _check_rank(rank: Any) -> None:
-    whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
-    if not whole or rank < 0:
+    if not is_whole(rank) or rank < 0:
         raise SelectionError(f"`rank` must be a whole number from 0 on, but is {rank!r}.")

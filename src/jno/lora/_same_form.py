@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.tree_util as jtu
 
 from ._errors import WrapperError
@@ -10,10 +9,10 @@ from ._paths import path_str, show_array
 from ._precision import held_dtype
 
 
-def check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
+def check_same_form(base: Any, layer: Any, what: str, *, dtypes: bool = True) -> None:
     """**Raises:** `WrapperError` unless `layer`, which is `what`, has the arrays of `base`.
 
-    That is: its structure, and the shape and dtype of each.
+    That is: its structure, and the shape (and, with `dtypes`, the dtype) of each.
     """
     before, form = jtu.tree_flatten(base)
     after, new_form = jtu.tree_flatten(layer)
@@ -25,8 +24,10 @@ def check_same_form(base: eqx.Module, layer: Any, what: str) -> None:
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         if old is new or not hasattr(old, "dtype"):
             continue
-        if hasattr(new, "dtype") and (old.shape, held_dtype(old)) == (new.shape, held_dtype(new)):
-            continue
+        if hasattr(new, "dtype") and old.shape == new.shape:
+            same = held_dtype(old) == held_dtype(new)
+            if same or not dtypes:
+                continue
         path = path_str(jtu.tree_leaves_with_path(base)[index][0])
         if not hasattr(new, "dtype"):
             raise WrapperError(

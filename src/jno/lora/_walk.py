@@ -149,14 +149,14 @@ class Walk:
             return False
         rivals: dict[type[LoRAWrapper], str] = {}
         for inner, child in _modules_inside(keys, node):
-            path = path_str(inner)
-            other = self.first_match(path, child)
-            if other is None or not self.mask.selects(inner):
+            if not self.mask.selects(inner):
                 continue
-            if other.priority < match.priority:
+            path = path_str(inner)
+            priority, claimants = self.first_claimants(path, child)
+            if claimants and priority < match.priority:
                 return True
-            if other.priority == match.priority and other.cls is not match.cls:
-                rivals.setdefault(other.cls, path)
+            if priority == match.priority:
+                rivals |= {cls: path for cls in claimants if cls not in (match.cls, *rivals)}
         if not rivals:
             return False
         chosen = self.select(path_str(keys), node, [match.cls, *rivals], rivals)
@@ -172,7 +172,7 @@ class Walk:
             keys, node = self.claimed_nodes[row.path]
             for inner, child in ((keys, node), *_modules_inside(keys, node)):
                 path = path_str(inner)
-                if rule.matches(path) and self.claim(rule.tiers, path, child) is not None:
+                if rule.matches(path) and self.claimants(rule.tiers, path, child)[1]:
                     within = "" if inner == keys else f", inside {show_path(row.path)}"
                     label = self.specs[row.spec].label
                     lines.append(f"{show_path(path)}: {label}{within}")
@@ -184,7 +184,7 @@ class Walk:
 
         def may_claim(path: str) -> bool:
             _, node = self.claimed_nodes.get(path, ((), None))
-            return node is not None and self.claim(rule.tiers, path, node) is not None
+            return node is not None and bool(self.claimants(rule.tiers, path, node)[1])
 
         return [
             row
@@ -195,26 +195,37 @@ class Walk:
         ]
 
     def first_match(self, path: str, node: Any) -> "_Match | None":
-        """The first spec whose target matches and one of whose wrappers applies."""
-        claims: dict[Tiers, tuple[int, type[LoRAWrapper]] | None] = {}
+        """The first spec whose target matches and one of whose wrappers applies.
+
+        Plugins break a tie in a tier.
+        """
+        (spec, tier), claimants = self.first_claimants(path, node)
+        if not claimants:
+            return None
+        one = claimants[0] if len(claimants) == 1 else self.select(path, node, claimants)
+        return _Match(spec, tier, one)
+
+    def first_claimants(
+        self, path: str, node: Any
+    ) -> tuple[tuple[int, int], list[type[LoRAWrapper]]]:
+        """Spec and tier of the first that claim `node`, and which of its classes do."""
+        claims: dict[Tiers, tuple[int, list[type[LoRAWrapper]]]] = {}
         for index, spec in enumerate(self.specs):
             if spec.matches(path):
                 if spec.tiers not in claims:
-                    claims[spec.tiers] = self.claim(spec.tiers, path, node)
-                claim = claims[spec.tiers]
-                if claim is not None:
-                    return _Match(index, *claim)
-        return None
+                    claims[spec.tiers] = self.claimants(spec.tiers, path, node)
+                tier, classes = claims[spec.tiers]
+                if classes:
+                    return (index, tier), classes
+        return (-1, -1), []
 
-    def claim(self, tiers: Tiers, path: str, node: Any) -> tuple[int, type[LoRAWrapper]] | None:
-        """The first tier that claims `node`, and its adapter; plugins break a tie in a tier."""
+    def claimants(self, tiers: Tiers, path: str, node: Any) -> tuple[int, list[type[LoRAWrapper]]]:
+        """The first tier that claims `node`, and those of its classes that do; else none."""
         for index, tier in enumerate(tiers):
-            claimants = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
-            if len(claimants) == 1:
-                return index, claimants[0]
-            if claimants:
-                return index, self.select(path, node, claimants)
-        return None
+            classes = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
+            if classes:
+                return index, classes
+        return -1, []
 
     def select(
         self,

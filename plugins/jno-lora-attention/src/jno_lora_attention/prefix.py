@@ -1,5 +1,6 @@
 """Prefix tuning: trained keys and values that every query may attend to."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -141,9 +142,10 @@ class PrefixAttention(AttentionUnit):
         raise WrapperError(_NO_MERGE)
 
     def __getattr__(self, name: str) -> Any:
-        # What holds arrays is otherwise read from the merged layer, and there is none.
+        # What holds arrays is otherwise read from the merged layer, and there is none. Of the base
+        # fields alone: its methods would compute without the prefix.
         base = self.__dict__.get("base")
-        if base is not None and not name.startswith("__") and hasattr(base, name):
+        if base is not None and name in {field.name for field in dataclasses.fields(base)}:
             return getattr(base, name)
         return super().__getattr__(name)
 

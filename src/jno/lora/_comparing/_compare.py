@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import logging
 import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .._arguments import is_whole
 from .._contract import LoRAWrapper
 from .._errors import JnoLoraError, SelectionError
 from .._extras import imported_for
@@ -91,7 +91,7 @@ def compare(
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
     check_candidates(candidates)
-    if not isinstance(steps, numbers.Integral) or steps < 1:
+    if not is_whole(steps) or steps < 1:
         raise SelectionError(f"`steps` must be a whole number of at least 1, but is {steps!r}.")
     rates: tuple[float, ...] = ()
     if optimizer is None:

@@ -11,12 +11,12 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._arguments import check_key
 from .._checkpoint import Classes, FilePath
 from .._contract import is_wrapper
 from .._dispatch import carry_out, plan_lora
 from .._errors import JnoLoraWarning, SelectionError
 from .._handle import Handle, expect_model, is_traced
-from .._keys import check_key
 from .._plan import Plan
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, count, report_on

@@ -108,23 +108,33 @@ def holds_traced(treedef: Any) -> bool:
 
 
 def keeps_traced(leaf: Any) -> bool:
-    """Whether this is a traced array, or a function that closes over one."""
-    if isinstance(leaf, Tracer):
-        return True
-    if isinstance(leaf, functools.partial):
-        inside: Any = (leaf.func, leaf.args, leaf.keywords)
-    else:
-        cells = getattr(leaf, "__closure__", None) or ()
-        inside = [cell.cell_contents for cell in cells if _is_filled(cell)]
-    return any(isinstance(x, Tracer) for x in jtu.tree_leaves(inside))
+    """Whether this is a traced array, or a function that keeps one: in a closure, a default, ..."""
+    seen: set[int] = set()
+    rest = [leaf]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, Tracer):
+            return True
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, functools.partial):
+            rest += [one.func, *one.args, *one.keywords.values()]
+        elif callable(one) and not isinstance(one, type):
+            cells = getattr(one, "__closure__", None) or ()
+            defaults = getattr(one, "__defaults__", None) or ()
+            kept = (getattr(one, name, None) for name in ("__wrapped__", "__self__"))
+            rest += [*map(_content, cells), *defaults, *kept]
+        elif isinstance(one, tuple | list | dict):
+            rest += jtu.tree_leaves(one)
+    return False
 
 
-def _is_filled(cell: Any) -> bool:
+def _content(cell: Any) -> Any:
     try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 @functools.lru_cache(maxsize=256)

@@ -5,6 +5,8 @@ import threading
 import warnings
 from typing import Any
 
+import pluggy
+
 from .._contract_problems import check_contract
 from .._errors import JnoLoraWarning, PluginError
 from .._remembering import forget
@@ -87,6 +89,20 @@ class Plugins:
                 self._load(found, strict=False)
         return self.snapshot
 
+    def select_hooks(self) -> list[pluggy.HookImpl]:
+        """The implementations of `jno_lora_select` in the order in which they are asked.
+
+        Pluggy asks what was registered last first. That is also the order here, but for installed
+        plugins it is that of their names, whichever was loaded first.
+        """
+        place = {name_of(record): index for index, record in enumerate(self.snapshot.records)}
+
+        def order(hook: pluggy.HookImpl) -> tuple[bool, bool, int]:
+            return (hook.trylast, not hook.tryfirst, -place.get(hook.plugin_name, len(place)))
+
+        last_first = self.manager.hook.jno_lora_select.get_hookimpls()[::-1]
+        return sorted(last_first, key=order)
+
     def register(self, item: Any) -> None:
         """Add an adapter class, or the adapters and hooks of a plugin object."""
         with self._lock:
@@ -134,9 +150,6 @@ class Plugins:
             with self._zoo_lock if plugin.distribution == ZOO_DISTRIBUTION else self._lock:
                 complaint = self._load_one(plugin, policy, strict)
             complaints.extend(filter(None, [complaint]))
-        with self._publishing:
-            if not self._loading:
-                self._put_hooks_in_order()
         # Last, because a warning may be turned into an error.
         for complaint in complaints:
             warnings.warn(complaint, JnoLoraWarning, stacklevel=2)
@@ -146,13 +159,13 @@ class Plugins:
         # A plugin may ask for the registry while it is loaded: it gets the others.
         if plugin.identity in self._loaded or plugin.identity in self._loading:
             return None
-        with self._publishing:
+        with self._publishing:  # others may look at the set
             self._loading.add(plugin.identity)
-            manager = self.manager  # the one that stays, now that something is being loaded
         try:
-            record = load(plugin, manager, policy)
+            record = load(plugin, self.manager, policy)
         finally:
-            self._loading.discard(plugin.identity)
+            with self._publishing:
+                self._loading.discard(plugin.identity)
         _LOG.debug("%r, in %.3f s", record, record.seconds)
         is_broken = record.status in ("failed", "incompatible")
         if is_broken and strict:  # not remembered: the next question meets the same error
@@ -172,17 +185,6 @@ class Plugins:
             if former is not None:
                 self.manager.register(former)
             raise
-
-    def _put_hooks_in_order(self) -> None:
-        """Pluggy asks the hook that was registered last first: that must not depend on chance."""
-        order = {name_of(record): place for place, record in enumerate(self.snapshot.records)}
-        before = [(n, p) for n, p in self.manager.list_name_plugin() if p is not None]
-        # What was registered in the process comes after all that is installed.
-        after = sorted(before, key=lambda named: order.get(named[0], len(order)))
-        if after != before:
-            self.manager = manager_without_plugins()
-            for name, plugin in after:
-                self.manager.register(plugin, name=name)
 
     def _publish(self) -> None:
         """Replace the snapshot."""

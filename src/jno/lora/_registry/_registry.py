@@ -92,9 +92,13 @@ class Registry:
 
         **Raises:** `PluginError` if a hook fails, or chooses something that is not a candidate.
         """
-        hook = self._plugins.manager.hook.jno_lora_select
+        given = {"path": path, "leaf": leaf, "candidates": candidates}
+        chosen: Any = None
         try:
-            chosen = hook(path=path, leaf=leaf, candidates=candidates)
+            for hook in self._plugins.select_hooks():
+                chosen = hook.function(*(given[name] for name in hook.argnames))
+                if chosen is not None:
+                    break
         except Exception as err:
             raise PluginError(
                 f"A `jno_lora_select` hook failed on the layer at {show_path(path)!r}: "

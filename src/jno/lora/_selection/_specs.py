@@ -4,11 +4,12 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from .._arguments import is_whole
 from .._contract import LoRAWrapper
 from .._contract_problems import check_contract
 from .._errors import SelectionError, WrapperError
@@ -126,7 +127,7 @@ def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
             others = tuple(cls for cls in registry.auto() if cls not in defaults)
             return (*((cls,) for cls in defaults), *((others,) if others else ()))
         return (registry.resolve(wrapper),)
-    if isinstance(wrapper, Set | Mapping):
+    if isinstance(wrapper, set | frozenset | Mapping):
         raise SelectionError(
             f"`wrapper` must list adapters in order of priority, and a {type(wrapper).__name__} "
             f"has none: {wrapper!r}. Give a list."
@@ -143,8 +144,7 @@ def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
 
 
 def _checked_rank(rank: Any, label: str) -> int:
-    whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
-    if not whole or rank < 1:
+    if not is_whole(rank) or rank < 1:
         raise SelectionError(
             f"The rank of {label} must be an integer of at least 1, but is {rank!r}. Give `rank` "
             "in the call, or in the spec."

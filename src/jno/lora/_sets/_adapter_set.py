@@ -1,6 +1,7 @@
 """Adapters without their model, taken out of one."""
 
 import dataclasses
+import enum
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -53,11 +54,17 @@ class LayerForm:
         # A subclass, or a class of the same arrays, computes with the same weights.
         here = {path: (shape, dtype) for path, shape, dtype in LayerForm.of(layer, 0).arrays}
         wanted = {path: (shape, dtype) for path, shape, dtype in self.arrays}
+        # NumPy's arrays also fit by the dtype that they have themselves.
+        itself = {
+            path_str(keys): (tuple(leaf.shape), str(leaf.dtype))
+            for keys, leaf in jtu.tree_leaves_with_path(layer)
+            if eqx.is_array(leaf)
+        }
         return [
             f"{path}: the adapter was made for {_array(wanted.get(path))}, the "
             f"{type(layer).__name__} has {_array(here.get(path))}"
             for path in dict.fromkeys([*wanted, *here])
-            if wanted.get(path) != here.get(path)
+            if wanted.get(path) not in (here.get(path), itself.get(path, here.get(path)))
         ]
 
 
@@ -137,25 +144,48 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     """
     expect_model(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
+    lost_options = _LostOptions()
     for path, node in adapted_layers(model):
         refuse_second(path, found, "adapted layers")
         cls = type(node)
         try:
             ndim = evaluated(cls.stack_ndim, node.base)
             state = evaluated(over_stack(lambda w: dict(w.state()), ndim), node)
-            _refuse_lost_options(node, ndim)
         except Exception as err:
             reason = why(err, node, "")
             raise WrapperError(
                 f"Could not take the {cls.__name__} at {show_path(path)!r} out: {reason}"
             ) from err
         form = LayerForm.of(node.base, ndim)
+        lost = lost_options.of(node, form)
+        if lost:
+            raise WrapperError(
+                f"Could not take the {cls.__name__} at {show_path(path)!r} out: an option in a "
+                f"static field is not in `state()`: {'; '.join(lost)}. Keep it in an array, or "
+                "write a `from_state` that finds it out."
+            )
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
     return AdapterSet(found)
 
 
-def _refuse_lost_options(wrapper: LoRAWrapper, ndim: int) -> None:
-    """**Raises:** `WrapperError` if `wrapper`, built again from its state, has other static fields.
+class _LostOptions:
+    """`_lost_options`, once for adapters of one form."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, list[str]] = {}
+
+    def of(self, wrapper: LoRAWrapper, form: LayerForm) -> list[str]:
+        key = (jtu.tree_structure(wrapper), form)
+        try:
+            if key not in self._known:
+                self._known[key] = _lost_options(wrapper, form.stack_ndim)
+            return self._known[key]
+        except TypeError:  # a static field that cannot be hashed
+            return _lost_options(wrapper, form.stack_ndim)
+
+
+def _lost_options(wrapper: LoRAWrapper, ndim: int) -> list[str]:
+    """The static fields that `wrapper`, built again from its state, would have otherwise.
 
     The default `from_state` calls the constructor without any option.
     """
@@ -166,27 +196,37 @@ def _refuse_lost_options(wrapper: LoRAWrapper, ndim: int) -> None:
         if f.metadata.get("static", False) and f.name not in ("rank", "alpha")
     ]
     if not own:
-        return
+        return []
 
     def again(w: LoRAWrapper) -> LoRAWrapper:
         return cls.from_state(w.unwrap(), w.state(), w.rank, w.alpha)
 
-    made = eqx.filter_eval_shape(over_stack(again, ndim), wrapper)
+    try:
+        made = eqx.filter_eval_shape(over_stack(again, ndim), wrapper)
+    except Exception:  # what needs the values cannot be told here
+        return []
     pairs = ((name, getattr(wrapper, name, None), getattr(made, name, None)) for name in own)
-    lost = [
+    return [
         f"`{name}`, which is {is_!r}, would be {would_be!r}"
         for name, is_, would_be in pairs
-        # Of others, such as functions, none need be equal to one that is made again.
-        if isinstance(is_, _PLAIN) and isinstance(would_be, _PLAIN) and is_ != would_be
+        if _differ(is_, would_be)
     ]
-    if lost:
-        raise WrapperError(
-            f"an option in a static field is not in `state()`: {'; '.join(lost)}. Keep it in an "
-            "array, or write a `from_state` that knows it from the layer and the state"
-        )
 
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two static values are not the same. Of what has no equality, such as functions, none
+    need be another that is made again.
+    """
+    if one is other:
+        return False
+    if isinstance(one, type | enum.Enum):
+        return True
+    if all(callable(x) or type(x).__eq__ is object.__eq__ for x in (one, other)):
+        return False
+    try:
+        return bool(one != other) and bool(one == one)
+    except Exception:  # an array has no single answer
+        return False
 
 
 def _array(form: tuple[tuple[int, ...], str] | None) -> str:

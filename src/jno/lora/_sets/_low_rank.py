@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._arguments import is_whole
 from .._contract import LoRAWrapper
 from .._errors import SelectionError
 from .._precision import at_least_float32
@@ -36,8 +37,7 @@ class Triplets(NamedTuple):
 
 def check_rank(rank: Any) -> None:
     """**Raises:** `SelectionError` for a `rank` that is none. (`None` is left open.)"""
-    whole = isinstance(rank, int | np.integer) and not isinstance(rank, bool)
-    if rank is not None and not (whole and rank >= 1):
+    if rank is not None and not (is_whole(rank) and rank >= 1):
         raise SelectionError(f"`rank` must be a whole number of at least 1, but is {rank!r}.")
 
 

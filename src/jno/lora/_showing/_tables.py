@@ -53,8 +53,12 @@ class Table:
             force_jupyter=False,
             markup=False,
         )
-        console.print(self)
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+        # Title and caption by themselves: rich folds them to the width of the table.
+        made = self.__rich__()
+        made.title = made.caption = None
+        console.print(made)
+        lines = [self.title, *out.getvalue().splitlines(), self.caption]
+        return "\n".join(line.rstrip() for line in lines).strip("\n")
 
     def _repr_html_(self) -> str:
         # Styles within the tags survive where style sheets are taken out. No colours of its own:

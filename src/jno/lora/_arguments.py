@@ -1,6 +1,7 @@
-"""Random keys, as users hand them in."""
+"""Arguments that several functions take: random keys, whole numbers."""
 
 import contextlib
+import numbers
 from typing import Any
 
 import jax
@@ -22,3 +23,8 @@ def check_key(key: Any) -> None:
             return
     came = f"an array {show_array(key)}" if is_array else repr(key)
     raise SelectionError(f"`key` must be one random key, such as jax.random.key(0), but is {came}.")
+
+
+def is_whole(number: Any) -> bool:
+    """Whether it is an integer, of Python or NumPy. (A bool is none.)"""
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
