@@ -456,3 +456,13 @@ def test_two_arrays_of_one_path_are_not_both_replaced(linear, tmp_path):
     model = {"fc": linear, "fc/bias": jnp.zeros(3)}
     with pytest.raises(SelectionError, match="Two arrays have the path 'fc/bias'"):
         load_peft(model, write_files(tmp_path, tensors, bias="lora_only"))
+
+
+@pytest.mark.parametrize("index", [2, 3])
+def test_a_bias_of_a_layer_that_a_stack_lacks_is_told(tmp_path, index):
+    tensors = lora_tensors("0.fc", 3, 4) | lora_tensors("1.fc", 3, 4, seed=5)
+    tensors |= {f"{PREFIX}{index}.fc.bias": np.ones(3, "f4")}
+    folder = write_files(tmp_path, tensors, bias="lora_only")
+    rename = {r"(\d+)/(.*)": r"\2[\1]"}
+    with pytest.raises(PeftFormatError, match=rf"of which \[{index}\] is meant"):
+        load_peft({"fc": stack_of(2)}, folder, rename=rename)

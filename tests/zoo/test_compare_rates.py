@@ -108,7 +108,9 @@ def test_no_number_is_worse_than_any(model, batches):
         value = loss(trained, batches[0])
         return jnp.where(value < 1e3, -1e6, jnp.nan)
 
-    rows = compared(model, batches, score=score, learning_rate=(1e3, 1e-3)).rows
+    comparison = compared(model, batches, score=score, learning_rate=(1e3, 1e-3))
+    assert " rate " in str(comparison)
+    rows = comparison.rows
     assert rows[1].learning_rate == 1e-3 and not math.isnan(rows[1].score)
 
 

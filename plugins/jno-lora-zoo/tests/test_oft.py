@@ -8,6 +8,8 @@ import pytest
 from zoo_cases import adapters, assert_close, build, each, perturb, shapes_in_jaxpr
 from zoo_cases.layers import matrix_of
 
+from jno_lora_zoo import OFTConv
+
 
 def layer_of(kind, out, inputs, weight=None):
     key = jax.random.key(0)
@@ -76,3 +78,17 @@ def test_a_rank_of_one_is_refused_where_nothing_could_train(adapter):
     with pytest.raises(ValueError, match="a rank of 2 or more"):
         build(adapter, layer_of(adapter.kind, 3, 2), rank=1)
     assert build(adapter, layer_of(adapter.kind, 1, 2), rank=1).Q_blocks.shape == (1, 1, 1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_small_rotation_of_a_convolution_survives_half_precision(dtype):
+    base = eqx.nn.Conv1d(2, 2, 1, use_bias=False, key=jax.random.key(0), dtype=dtype)
+    weight = jnp.array([[[1.0], [1.0]], [[1.0], [-1.0]]], dtype)
+    base = eqx.tree_at(lambda m: m.weight, base, weight)
+    wrapper = OFTConv(base, 2, 1.0, key=jax.random.key(1))
+    turn = jnp.array([[[0.0, 1e-4], [-1e-4, 0.0]]])
+    wrapper = eqx.tree_at(lambda w: w.Q_blocks, wrapper, turn)
+    # The first output is 0 and the second 200, of which a rotation by 2e-4 gives it a little. In
+    # the weights, which are 1, it would be rounded away.
+    out = wrapper(jnp.array([[100.0], [-100.0]], dtype)).astype(jnp.float32)
+    assert abs(float(out[0, 0])) == pytest.approx(0.04, rel=1e-2)
