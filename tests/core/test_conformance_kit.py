@@ -21,6 +21,8 @@ from jno.lora.testing import (
 )
 from jno.lora.testing._conformance import relative_error
 
+from .toys import ToyScale
+
 
 def update(wrapper):
     return (wrapper.alpha / wrapper.rank) * (wrapper.lora_B @ wrapper.lora_A)
@@ -425,6 +427,18 @@ def test_an_adapter_that_claims_stacks_without_stack_ndim_is_told_to_define_it()
         wrapper_checks(case_of(ForgetsStackNdim))["stacked-layers"]()
     assert "whose `stack_ndim` is 0" in str(error.value)
     assert "What to do: define `stack_ndim(leaf)`" in str(error.value)
+
+
+class TakesAStackForALayer(ToyScale):
+    """Claims stacks, and gives all of their layers one gain: the slices have none of their own."""
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+
+def test_an_adapter_that_takes_a_stack_for_one_layer_fails_on_its_slices():
+    with pytest.raises(ConformanceError, match="whose `stack_ndim` is 0"):
+        wrapper_checks(case_of(TakesAStackForALayer))["stacked-layers"]()
 
 
 class RefusesStacks(Good):

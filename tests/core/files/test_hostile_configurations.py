@@ -30,6 +30,7 @@ CONFIGURATIONS = {
     "versions numbers": (lambda c: c.update(versions={"jax": 1}), "no printable text"),
     "rank below 0": (with_adapter(rank=-1), "rank"),
     "rank enormous": (with_adapter(rank=10**12), "rank"),
+    "rank beyond 32 bits": (with_adapter(rank=2**31), "rank"),
     "rank true": (with_adapter(rank=True), "rank"),
     "rank text": (with_adapter(rank="4"), "rank"),
     "alpha text": (with_adapter(alpha="4"), "no finite number"),
@@ -108,6 +109,7 @@ def test_an_infinite_alpha_is_refused(whole, file):
     ("changes", "message"),
     [
         ({"rank": 2}, "expected shape (2, 3), got (1, 3)"),
+        ({"rank": 2**31 - 1}, "expected shape"),
         ({"alpha": 0}, None),
         ({"arrays": ["lora_A"]}, None),
         ({"wrapper": "ToyScale"}, "gain: expected, missing"),
