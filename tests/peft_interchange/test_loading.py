@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jno.lora import (
     JnoLoraWarning,
@@ -184,7 +184,7 @@ def test_what_the_model_carries_already_stays(linear, tmp_path):
 
 
 def test_adapters_lie_on_the_mesh_of_their_layers(tmp_path):
-    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
     layer = eqx.nn.Linear(4, 6, key=jax.random.key(0))
     sharding = NamedSharding(mesh, PartitionSpec("x"))
     layer = jax.tree.map(lambda a: jax.device_put(a, sharding), layer)

@@ -67,6 +67,7 @@ def test_a_missing_library_is_named_with_what_to_install(
     for name in [n for n in sys.modules if n == library or n.startswith(f"{library}.")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, "jno.lora._showing.plots", raising=False)
     code, text = run("demo", "--output", str(tmp_path / "out"))
     assert code == 1
     assert text.startswith(f"Error: The demo needs {library}")

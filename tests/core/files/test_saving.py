@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jno.lora import (
     AdapterSet,
@@ -122,7 +122,7 @@ def test_a_stack_comes_back_whole(getkey, file):
 
 
 def test_sharded_arrays_are_gathered_and_lie_as_the_base_does(getkey, file):
-    mesh = jax.make_mesh((8,), ("x",))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     place = NamedSharding(mesh, PartitionSpec(None, "x"))
     plain = eqx.nn.Linear(16, 4, key=getkey())
     base = eqx.tree_at(lambda m: m.weight, plain, jax.device_put(plain.weight, place))

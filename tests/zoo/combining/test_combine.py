@@ -339,7 +339,7 @@ def test_a_density_that_keeps_nothing_is_told_with_the_paths(sets, method):
         ({"density": 0.5}, "'linear' keeps every entry"),
         ({"majority_sign": "frequency"}, "'linear' elects no sign"),
         ({"majority_sign": "votes"}, "must be 'total' or 'frequency', but is 'votes'"),
-        ({"method": "ties", "density": 0.0}, r"must be in \(0, 1\], but is 0.0"),
+        ({"method": "ties", "density": 0.0}, r"number in \(0, 1\], but is 0.0"),
         ({"method": "dare_ties", "density": 0.5}, "needs a `key`"),
         ({"method": "svd", "key": jax.random.key(0)}, "'svd' is not random"),
         ({"method": "cat", "rank": 2}, "For a smaller rank, use method='svd'"),
@@ -351,7 +351,7 @@ def test_a_density_that_keeps_nothing_is_told_with_the_paths(sets, method):
         ({"weights": jnp.ones(())}, "`weights` must be a list of numbers"),
         ({"weights": [1.0, "1"]}, r"`weights\[1\]` must be one real number, but is '1'"),
         ({"weights": [jnp.ones(2), 1]}, r"`weights\[0\]` must be one real number"),
-        ({"method": "ties", "density": "0.5"}, r"must be in \(0, 1\], but is '0.5'"),
+        ({"method": "ties", "density": "0.5"}, r"number in \(0, 1\], but is '0.5'"),
         ({"method": "svd", "rank": 2.5}, "a whole number of at least 1, but is 2.5"),
     ],
 )
