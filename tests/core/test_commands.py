@@ -17,9 +17,7 @@ from rich.console import Console
 import jno.lora._registry._registry as registry_module
 from jno.lora import (
     LoRAWrapper,
-    SelectionError,
     apply_lora,
-    plot_adapters,
     save_adapters,
 )
 from jno.lora._cli import cli
@@ -337,13 +335,6 @@ def test_a_directory_that_is_missing_is_said_before_anything_is_trained(tmp_path
     text = run("compare", "no_such_module:task", option, str(output), code=2)
     assert option in text and "there is no directory" in text
     assert str(output.parent) in text.replace("\n", "")
-
-
-def test_a_picture_of_no_known_format_is_refused_before_anything_is_trained(tmp_path):
-    text = run("compare", "no_such_module:task", "--plot", str(tmp_path / "made.foo"), code=1)
-    assert "No picture can be saved as " in text and ".png" in text and ".svg" in text
-    with pytest.raises(SelectionError, match="No picture can be saved as 'made'"):
-        plot_adapters([], "made")
 
 
 def test_a_reader_that_has_enough_is_no_error(monkeypatch):

@@ -31,7 +31,7 @@ from .toys import ToyLinear
 
 KEY = jax.random.key(0)
 LAYER = eqx.nn.Linear(2, 2, key=KEY)
-SIZES = (50, 100, 200)
+SIZES = (24, 48, 96)
 
 
 def calls_of(function):
@@ -136,7 +136,7 @@ def test_the_memory_of_an_operation_grows_linearly(name, operation, registry):
 
 
 def test_planning_grows_linearly_with_the_specs():
-    model, counts = wide(200), []
+    model, counts = wide(96), []
     for size in SIZES:
         specs = [{"target": f"/{n}$", "rank": 1 + n % 2} for n in range(size)]
         plan = functools.partial(plan_lora, model, 1, specs=specs, **SETTINGS)

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 import jno.lora._registry._registry as registry_module
-from jno.lora import SelectionError
+from jno.lora import SelectionError, plot_adapters
 from jno.lora._cli import cli
 from jno.lora._registry import Registry
 
@@ -228,3 +228,11 @@ def test_compare_says_which_extra_is_missing_before_it_trains(
     assert f"needs {library}, which is not installed" in text
     assert f'pip install "jno-lora[{extra}]"' in text
     assert "candidates" not in text
+
+
+def test_a_picture_of_no_known_format_is_refused_before_anything_is_trained(run, tmp_path):
+    code, text = run("compare", "no_such_module:task", "--plot", str(tmp_path / "made.foo"))
+    assert code == 1
+    assert "No picture can be saved as " in text and ".png" in text and ".svg" in text
+    with pytest.raises(SelectionError, match="No picture can be saved as 'made'"):
+        plot_adapters([], "made")
