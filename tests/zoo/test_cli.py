@@ -67,7 +67,6 @@ def test_a_missing_library_is_named_with_what_to_install(
     for name in [n for n in sys.modules if n == library or n.startswith(f"{library}.")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, "jno.lora._showing.plots", raising=False)
     code, text = run("demo", "--output", str(tmp_path / "out"))
     assert code == 1
     assert text.startswith(f"Error: The demo needs {library}")
@@ -222,6 +221,7 @@ def test_compare_says_which_extra_is_missing_before_it_trains(
     for name in [n for n in sys.modules if n == library or n.startswith(f"{library}.")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, "jno.lora._showing.plots", raising=False)
     code, text = run("compare", f"{task}:task", *option)
     extra = {"optax": "compare", "matplotlib": "plot"}[library]
     assert code == 1
