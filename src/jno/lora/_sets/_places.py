@@ -1,6 +1,6 @@
 """The places of a model's layers: found by path, filled with adapted layers or with plain ones."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -35,13 +35,12 @@ def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
     if not carried:
         return {}
     wanted = dict.fromkeys(paths)
-    around = [(path, "inside", above) for path in wanted for above in _above(path)]
-    within = [(above, "around", path) for path in carried for above in _above(path)]
+    around = [(path, "inside", above) for path, above in _held(wanted, carried)]
+    within = [(above, "around", path) for path, above in _held(carried, wanted)]
     found: dict[str, list[str]] = {}
     for path, where, other in (*around, *within):
-        if path in wanted and other in carried:
-            line = f"{show_path(path)}: {where} the {carried[other]} at {show_path(other)!r}"
-            found.setdefault(path, []).append(f"{line}: merge or unwrap that first")
+        line = f"{show_path(path)}: {where} the {carried[other]} at {show_path(other)!r}"
+        found.setdefault(path, []).append(f"{line}: merge or unwrap that first")
     return found
 
 
@@ -57,7 +56,7 @@ def norms_around(model: PyTree, paths: Iterable[str]) -> dict[str, str]:
         return is_norm or is_wrapper(node)
 
     jtu.tree_flatten_with_path(model, is_leaf=look, is_leaf_takes_path=True)
-    return {path: above for path in paths for above in _above(path) if above in norms}
+    return dict(_held(paths, norms))
 
 
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
@@ -103,10 +102,17 @@ def refuse_second(path: str, found: Container[str], what: str) -> None:
         )
 
 
-def _above(path: str) -> list[str]:
-    """The paths of what holds the node at `path`, from the root on."""
-    parts = path.split("/")
-    return ["/".join(parts[:i]) for i in range(len(parts))] if path else []
+def _held(paths: Iterable[str], holders: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Each of `paths` with each of `holders` that is the path of something around it.
+
+    A deep path is not taken apart: only its beginnings of the holders' lengths are looked at.
+    """
+    lengths = sorted({len(holder) for holder in holders})
+    for path in paths:
+        for length in lengths:
+            is_above = path[length : length + 1] == "/" if length else path != ""
+            if is_above and path[:length] in holders:
+                yield path, path[:length]
 
 
 def _is_place(paths: Container[str]) -> Any:
