@@ -56,16 +56,26 @@ def test_an_adapter_that_claims_stacks_without_stack_ndim_is_told_to_define_it()
     assert "What to do: define `stack_ndim(leaf)`" in str(error.value)
 
 
-class TakesAStackForALayer(ToyScale):
-    """Claims stacks, and gives all of their layers one gain: the slices have none of their own."""
+class MixesTheLayersOfAStack(ToyScale):
+    """Claims stacks, takes one for a layer, and computes with the mean over the first axis."""
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.gain, self.constant = jnp.zeros((2, len(base.weight)))
 
     def __call__(self, x):
         return self.merge()(x)
 
+    def merge(self):
+        W = self.base.weight
+        gain = self.gain.reshape(-1, *(1,) * (W.ndim - 1))
+        weight = W + gain * W.mean(axis=0, keepdims=True)
+        return eqx.tree_at(lambda m: m.weight, self.base, weight)
 
-def test_an_adapter_that_takes_a_stack_for_one_layer_fails_on_its_slices():
-    with pytest.raises(ConformanceError, match="whose `stack_ndim` is 0"):
-        wrapper_checks(case_of(TakesAStackForALayer))["stacked-layers"]()
+
+def test_an_adapter_that_mixes_the_layers_of_a_stack_fails_on_its_slices():
+    with pytest.raises(ConformanceError, match="Slice 0 of a stacked layer"):
+        wrapper_checks(case_of(MixesTheLayersOfAStack))["stacked-layers"]()
 
 
 class RefusesStacks(Good):
