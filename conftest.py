@@ -42,6 +42,7 @@ jaxtyping.install_import_hook(
 import jax
 import pytest
 
+pytest.register_assert_rewrite("zoo_cases", "attention_cases", "foundax_cases")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

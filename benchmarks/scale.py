@@ -215,12 +215,14 @@ def calls_of(run: Callable[[], Any], rounds: int) -> int:
         nonlocal calls
         calls += event in ("call", "c_call")
 
-    gc.collect()  # else what is thrown away meanwhile calls its finalisers
+    gc.collect()
+    gc.disable()  # else what is thrown away meanwhile calls its finalisers
     sys.setprofile(count)
     try:
         run()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return calls
 
 
@@ -228,11 +230,11 @@ def mib_of(run: Callable[[], Any], rounds: int) -> float:
     """The most that is held in one run, with its result, over what is held before."""
     gc.collect()
     tracemalloc.start()
-    result = run()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    del result
-    return peak / 2**20
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
 
 
 MEASURES = {"seconds": seconds_of, "calls": calls_of, "mib": mib_of}

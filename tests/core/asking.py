@@ -1,8 +1,11 @@
-"""What tests ask of plans and registries."""
+"""What tests ask of plans, of registries and of the command line."""
 
 from typing import Any
 
+from click.testing import CliRunner
+
 from jno.lora import LoRAWrapper, Registry, plan_lora
+from jno.lora._cli import cli
 
 
 def wrapped(model: Any, *args: Any, **kwargs: Any) -> dict[str, type[LoRAWrapper] | None]:
@@ -19,3 +22,10 @@ def one(registry: Registry, name: str) -> type[LoRAWrapper]:
     """The only class of that name."""
     (cls,) = registry.resolve(name)
     return cls
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """What a command prints, which is to end with that code."""
+    result = CliRunner().invoke(cli, list(arguments))
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output

@@ -2,30 +2,22 @@
 
 import errno
 import importlib
-import io
 import json
 import subprocess
 import sys
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import pytest
-from click.testing import CliRunner
-from rich.console import Console
 
-import jno.lora._registry._registry as registry_module
 from jno.lora import (
     LoRAWrapper,
     apply_lora,
-    save_adapters,
 )
 from jno.lora._cli import cli
-from jno.lora._commands import inspection
-from jno.lora._registry import Registry
 from jno.lora.testing import CHECKS, run_checks, standard_cases
 
-from .toys import ToyLinear
+from .asking import run
 
 GOOD = """
 class Shift(LoRAWrapper):
@@ -68,22 +60,9 @@ GOOD = (
 )
 
 
-@pytest.fixture
-def discovering(site, monkeypatch):
-    """The default registry, seeing the fake distributions only."""
-    monkeypatch.setattr(registry_module, "_DEFAULT", Registry())
-    return site
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(cli, list(arguments))
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.output
-
-
-def test_plugins_lists_whole_and_broken_ones(discovering):
-    discovering.install("whole", GOOD, version="1.2")
-    discovering.install("broken", "raise RuntimeError('no such thing')", version="0.3")
+def test_plugins_lists_whole_and_broken_ones(site):
+    site.install("whole", GOOD, version="1.2")
+    site.install("broken", "raise RuntimeError('no such thing')", version="0.3")
     text = run("plugins")
     assert "whole" in text
     assert "failed: RuntimeError: no such thing" in text
@@ -105,16 +84,16 @@ def test_plugins_lists_whole_and_broken_ones(discovering):
     ]
 
 
-def test_plugins_and_adapters_work_with_every_plugin_broken(discovering):
-    discovering.install("broken", "import nothing_of_this_name")
-    discovering.install("rubbish", "@hookimpl\ndef jno_lora_wrappers():\n    return 3")
+def test_plugins_and_adapters_work_with_every_plugin_broken(site):
+    site.install("broken", "import nothing_of_this_name")
+    site.install("rubbish", "@hookimpl\ndef jno_lora_wrappers():\n    return 3")
     assert {r["status"] for r in json.loads(run("plugins", "--json"))} == {"failed"}
     assert json.loads(run("adapters", "--json")) == []
     assert "0 adapters" in run("adapters")
 
 
-def test_adapters_say_what_they_are_for(discovering):
-    discovering.install("whole", GOOD, version="1.2")
+def test_adapters_say_what_they_are_for(site):
+    site.install("whole", GOOD, version="1.2")
     (adapter,) = json.loads(run("adapters", "--json"))
     assert adapter == {
         "name": "Shift",
@@ -130,43 +109,43 @@ def test_adapters_say_what_they_are_for(discovering):
     assert "Shift" in run("adapters")
 
 
-def test_doctor_is_content_with_a_whole_installation(discovering):
-    discovering.install_zoo()
+def test_doctor_is_content_with_a_whole_installation(site):
+    site.install_zoo()
     text = run("doctor")
     assert "0 troubles found" in text
     assert "jno.lora imported from" in text
 
 
-def test_doctor_reports_failures_with_tracebacks(discovering):
-    discovering.install_zoo()
-    discovering.install("broken", "def f():\n    raise RuntimeError('no such thing')\nf()")
+def test_doctor_reports_failures_with_tracebacks(site):
+    site.install_zoo()
+    site.install("broken", "def f():\n    raise RuntimeError('no such thing')\nf()")
     text = run("doctor", code=1)
     assert "in f" in text
     assert "RuntimeError: no such thing" in text
     assert "JNO_LORA_BLOCK=broken" in text
 
 
-def test_doctor_misses_the_zoo(discovering):
+def test_doctor_misses_the_zoo(site):
     text = run("doctor", code=1)
     assert 'pip install "jno-lora[zoo]"' in text and "1 trouble found." in text
 
 
-def test_doctor_says_who_blocked_the_zoo(discovering, monkeypatch):
-    discovering.install_zoo()
+def test_doctor_says_who_blocked_the_zoo(site, monkeypatch):
+    site.install_zoo()
     monkeypatch.setenv("JNO_LORA_BLOCK", "jno-lora-zoo")
     text = " ".join(run("doctor", code=1).split())
     assert "has no adapters to use: jno-lora-zoo is blocked" in text
     assert "pip install" not in text
 
 
-def test_doctor_notices_slow_plugins(discovering):
-    discovering.install_zoo()
-    discovering.install("sleepy", "import time\ntime.sleep(1.1)\n" + GOOD)
+def test_doctor_notices_slow_plugins(site):
+    site.install_zoo()
+    site.install("sleepy", "import time\ntime.sleep(1.1)\n" + GOOD)
     assert "sleepy 1.0" in run("doctor", code=1)
 
 
-def test_doctor_notices_another_owner_of_jno(discovering, tmp_path, monkeypatch):
-    discovering.install_zoo()
+def test_doctor_notices_another_owner_of_jno(site, tmp_path, monkeypatch):
+    site.install_zoo()
     (tmp_path / "other" / "jno").mkdir(parents=True)
     (tmp_path / "other" / "jno" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path / "other")
@@ -187,84 +166,6 @@ def test_new_writes_six_files_and_never_overwrites(tmp_path):
         "jno-lora-my-adapter/tests/test_conformance.py",
     ]
     assert "exists already" in run("new", "my-adapter", "--output", str(tmp_path), code=1)
-
-
-@pytest.fixture
-def saved(tmp_path, getkey, discovering):
-    """A file of two adapters, of which one holds a NaN. No plugin can be found."""
-    layers = {"[red]a": eqx.nn.Linear(3, 2, key=getkey()), "b": eqx.nn.Linear(2, 2, key=getkey())}
-    model = apply_lora(layers, 1, 2.0, key=getkey(), wrappers=ToyLinear)
-    model["b"] = eqx.tree_at(lambda w: w.lora_B, model["b"], jnp.asarray([[jnp.nan], [1.0]]))
-    save_adapters(model, tmp_path / "file")
-    return str(tmp_path / "file")
-
-
-def test_inspect_shows_a_file_as_a_table(saved):
-    text = run("inspect", saved)
-    (row,) = [line.split() for line in text.splitlines() if "[red]a" in line]
-    assert row == ["[red]a", "Linear", "ToyLinear", "(no", "plugin)", "1", "2", "2", "5", "20"]
-    assert "2 adapters" in text
-    assert "4 arrays, 9 numbers" in text
-    assert "NaN" not in text
-    (row,) = [
-        line.split() for line in run("inspect", saved, "--values").splitlines() if " b " in line
-    ]
-    assert row[-1] == "1"
-
-
-def test_a_path_is_no_markup_in_a_terminal(saved):
-    console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
-    console.print(inspection.as_table(inspection.inspect(saved, values=False)))
-    assert "[red]a" in console.export_text()
-
-
-def test_inspect_prints_json_with_stable_keys(saved):
-    found = json.loads(run("inspect", saved, "--json"))
-    assert list(found) == [
-        "file",
-        "format_version",
-        "versions",
-        "adapters",
-        "arrays",
-        "numbers",
-        "bytes",
-    ]
-    assert found["adapters"][1] == {
-        "path": "b",
-        "wrapper": "ToyLinear",
-        "distribution": None,
-        "version": "",
-        "variant": None,
-        "rank": 1,
-        "alpha": 2.0,
-        "layer": {
-            "class": "Linear",
-            "stack_ndim": 0,
-            "arrays": {
-                "weight": {"shape": [2, 2], "dtype": "float32"},
-                "bias": {"shape": [2], "dtype": "float32"},
-            },
-        },
-        "arrays": {
-            "lora_A": {"shape": [1, 2], "dtype": "float32", "bytes": 8},
-            "lora_B": {"shape": [2, 1], "dtype": "float32", "bytes": 8},
-        },
-        "numbers": 4,
-        "bytes": 16,
-    }
-    counted = json.loads(run("inspect", saved, "--json", "--values"))
-    assert [adapter["non_finite"] for adapter in counted["adapters"]] == [0, 1]
-    assert counted["non_finite"] == 1
-
-
-def test_inspect_shows_the_format_of_the_file_and_not_the_newest(saved, monkeypatch):
-    monkeypatch.setattr("jno.lora._checkpoint._configuration.FORMAT_VERSION", 3)
-    assert json.loads(run("inspect", saved, "--json"))["format_version"] == 1
-
-
-def test_inspect_refuses_what_is_no_file_of_adapters(saved):
-    assert "cannot be used" in run("inspect", __file__, code=1)
-    assert "No such file" in run("inspect", saved + "?", code=1)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "-", "a/b", "ünï!"])
@@ -313,8 +214,8 @@ def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
     assert f"base: eqx.nn.{layer}" in code.read_text()
 
 
-def test_new_refuses_the_name_of_an_installed_adapter_but_not_of_itself(discovering, tmp_path):
-    discovering.install("jno-lora-gain", GOOD.replace("Shift", "Gain").replace("shift", "gain"))
+def test_new_refuses_the_name_of_an_installed_adapter_but_not_of_itself(site, tmp_path):
+    site.install("jno-lora-gain", GOOD.replace("Shift", "Gain").replace("shift", "gain"))
     text = run("new", "ga-in", "--output", str(tmp_path), code=1)
     assert "'ga-in' is what jno-lora-gain:Gain is called" in text
     assert not list(tmp_path.rglob("pyproject.toml"))
@@ -354,7 +255,7 @@ def test_check_runs_the_kit_on_a_class(site, monkeypatch):
     assert row == ["Shift-Linear", f"{checks}/{checks}", "-", "parameter-count, stacked-layers"]
 
 
-def test_check_says_which_adapters_it_has_no_layer_for(discovering):
+def test_check_says_which_adapters_it_has_no_layer_for(site):
     hidden = (
         GOOD.replace("[Shift]", "[Shift, Hidden]")
         + """
@@ -364,24 +265,24 @@ class Hidden(Shift):
         return False
 """
     )
-    discovering.install("whole", hidden)
+    site.install("whole", hidden)
     text = run("check", "whole")
     assert "Shift-Linear" in text
     assert "they claim no layer that this command knows: Hidden." in text
 
 
-def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(discovering):
+def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(site):
     careless = GOOD.replace("exact = type(leaf) is eqx.nn.Linear and", "exact = leaf.weight and")
-    discovering.install("careless", careless)
+    site.install("careless", careless)
     (adapter,) = json.loads(run("adapters", "--json"))
     assert adapter["layers"] == []
 
 
-def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(discovering):
+def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(site):
     merged_wrongly = GOOD.replace(
         "return self.merge()(x)", "return self.merge()(x) + 1 * self.delta[:, 0].astype(x.dtype)"
     )
-    discovering.install("wrong", merged_wrongly)
+    site.install("wrong", merged_wrongly)
     text = run("check", "wrong", code=1)
     assert "merge-equals-call" in text
     assert "What to do" in text
@@ -395,7 +296,7 @@ def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(discovering)
         ("not-installed", "No installed plugin"),
     ],
 )
-def test_check_says_what_it_cannot_find(what, message, discovering):
+def test_check_says_what_it_cannot_find(what, message, site):
     assert message in run("check", what, code=1)
 
 

@@ -5,14 +5,12 @@ up to 10,000 layers.
 """
 
 import functools
-import gc
 import itertools
-import sys
-import tracemalloc
 
 import equinox as eqx
 import jax
 import pytest
+from benchmarks.scale import calls_of, mib_of
 
 from jno.lora import (
     Registry,
@@ -34,40 +32,9 @@ LAYER = eqx.nn.Linear(2, 2, key=KEY)
 SIZES = (24, 48, 96)
 
 
-def calls_of(function):
-    """How many functions are called, of Python and from Python."""
-    calls = 0
-
-    def count(frame, event, argument):
-        nonlocal calls
-        calls += event in ("call", "c_call")
-
-    gc.collect()
-    gc.disable()  # a collection calls finalisers of what other tests left
-    sys.setprofile(count)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-        gc.enable()
-    return calls
-
-
-def bytes_of(function):
-    """The most that is held at once, beyond what was held before. The least of some runs counts:
-    what other threads do meanwhile is seen too.
-    """
-
-    def once():
-        gc.collect()
-        tracemalloc.start()
-        try:
-            function()
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    return min(once() for _ in range(2))
+def memory_of(function):
+    """The least of some runs: what other threads do meanwhile is seen too."""
+    return min(mib_of(function, rounds=1) for _ in range(2))
 
 
 def expect_linear(counts):
@@ -125,13 +92,13 @@ def operation(tmp_path_factory):
 @pytest.mark.parametrize("form", [wide, deep])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_work_of_an_operation_grows_linearly(name, form, operation, registry):
-    expect_linear([calls_of(operation(name, form, size)) for size in SIZES])
+    expect_linear([calls_of(operation(name, form, size), rounds=1) for size in SIZES])
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_memory_of_an_operation_grows_linearly(name, operation, registry):
     # Not for the deep model, whose paths are longer the deeper it is. Dicts grow in steps.
-    small, large = (bytes_of(operation(name, wide, size)) for size in (SIZES[0], SIZES[-1]))
+    small, large = (memory_of(operation(name, wide, size)) for size in (SIZES[0], SIZES[-1]))
     assert large <= 1.5 * (SIZES[-1] / SIZES[0]) * small
 
 
@@ -141,7 +108,7 @@ def test_planning_grows_linearly_with_the_specs():
         specs = [{"target": f"/{n}$", "rank": 1 + n % 2} for n in range(size)]
         plan = functools.partial(plan_lora, model, 1, specs=specs, **SETTINGS)
         plan()
-        counts.append(calls_of(plan))
+        counts.append(calls_of(plan, rounds=1))
     expect_linear(counts)
 
 
@@ -151,5 +118,5 @@ def test_finding_grows_linearly_with_the_plugins(site):
         for number in itertools.islice(names, size - size // 2 if counts else size):
             site.plugin(f"plugin-{number:02}", f'"Adapter{number}"')
         assert len(Registry().records()) == size  # imports the modules
-        counts.append(calls_of(lambda: Registry().records()))
+        counts.append(calls_of(lambda: Registry().records(), rounds=1))
     expect_linear(counts)

@@ -2,6 +2,8 @@
 
 import json
 
+import equinox as eqx
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -26,3 +28,9 @@ def write_files(folder, tensors, **config):
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def stack_of(count):
+    """Linear layers of the size of `linear`, as one."""
+    keys = jax.random.split(jax.random.key(0), count)
+    return eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(keys)

@@ -1,19 +1,11 @@
-"""Attention layers of every form; makes `attention_cases` importable under any import mode."""
+"""Attention layers of every form."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-
-_HERE = str(Path(__file__).parent)
-if _HERE not in sys.path:
-    sys.path.append(_HERE)
-
-pytest.register_assert_rewrite("attention_cases")
 
 # Every size differs where the layer allows it, so that no axis passes for another.
 FORMS: dict[str, dict[str, Any]] = {

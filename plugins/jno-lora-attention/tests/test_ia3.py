@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from attention_cases import (
-    assert_close,
     multihead,
     perturbed,
     projections_of,
     random_layer,
     scaled_projections,
 )
+from zoo_cases import assert_close
 
 from jno_lora_attention import IA3Attention
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from attention_cases import (
     LETTERS,
-    assert_close,
     multihead,
     perturbed,
     projections_of,
     random_layer,
     with_low_rank,
 )
+from zoo_cases import assert_close
 
 from jno.lora import JnoLoraWarning, WrapperError, apply_lora
 from jno_lora_attention import LoRAAttention

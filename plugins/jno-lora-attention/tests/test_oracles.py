@@ -17,7 +17,6 @@ import pytest
 from attention_cases import (
     LETTERS,
     Prefix,
-    assert_close,
     flat,
     multihead,
     perturbed,
@@ -26,14 +25,12 @@ from attention_cases import (
     scaled_projections,
     with_low_rank,
 )
+from zoo_cases import assert_close, central_difference
 
 from jno.lora import lora_trainable_filter
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
 
 RANK, ALPHA = 2, 3.0
-# Of a central difference of step h: h^2 by the third derivative, and the rounding of the
-# values over h. Both are about 1e-10 of the values at this one.
-H = 1e-5
 GRADIENT = 1e-7
 VALUE = 1e-12
 
@@ -206,12 +203,7 @@ def test_every_derivative_is_a_central_difference_of_the_loops(case):
 
     assert all(result.gradients.keys() == arrays.keys() for result in results)
     for name, array in arrays.items():
-        expected = np.empty(array.shape)
-        for place in np.ndindex(array.shape):
-            up, down = array.copy(), array.copy()
-            up[place] += H
-            down[place] -= H
-            expected[place] = (loss(**{name: up}) - loss(**{name: down})) / (2 * H)
+        expected = central_difference(lambda x, name=name: loss(**{name: x}), array)
         for result in results:
             assert_close(result.gradients[name], expected, GRADIENT)
 

@@ -11,13 +11,13 @@ import pytest
 from foundax_cases import (
     CONV_TRANSPOSES,
     CONVS,
-    METHODS,
     SUBSAMPLED,
     check_everything,
     filled,
     perturbed,
     run,
 )
+from zoo_cases import METHODS
 
 import jno_lora_foundax as package
 from jno_lora_foundax import ChannelLastConvLayer, ChannelLastConvTransposeLayer

@@ -11,15 +11,14 @@ import pytest
 from foundax.architectures import fno
 from foundax_cases import (
     SPECTRAL,
-    assert_close,
     check_everything,
-    doubled,
     filled,
     perturbed,
     run,
     same_form,
 )
 from foundax_cases.maps import spectral
+from zoo_cases import assert_close, cast_floats
 
 from jno_lora_foundax import LoRASpectral, ModeWeights, rsLoRASpectral
 from jno_lora_foundax._mode_weights import mode_weights_of
@@ -131,7 +130,7 @@ def test_a_layer_runs_at_another_resolution(points, getkey):
     base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
     x = np.random.default_rng(7).normal(size=(points, 4))
     with jax.enable_x64(True):
-        wrapper = perturbed(LoRASpectral(doubled(base), 2, 6.0, key=getkey()))
+        wrapper = perturbed(LoRASpectral(cast_floats(base, jnp.float64), 2, 6.0, key=getkey()))
         outputs = [run(layer, jnp.asarray(x)) for layer in (wrapper, wrapper.merge())]
     A, B = as_complex(wrapper.lora_A["weight"]), as_complex(wrapper.lora_B["weight"])
     matrices = complex_weight(base, "weight") + 3.0 * B @ A

@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 from foundax_cases import (
     SPECTRAL,
-    assert_close,
-    central_difference,
-    doubled,
     filled,
     perturbed,
     run,
 )
 from foundax_cases.laws import complex_of, per_mode
 from foundax_cases.maps import afno, geometric, spectral
+from zoo_cases import assert_close, cast_floats, central_difference
 
 from jno.lora import lora_trainable_filter
 from jno_lora_foundax import LoRASpectral, rsLoRASpectral
@@ -103,7 +101,7 @@ def both(cls, name):
     key, random = jax.random.key(1), np.random.default_rng(3)
     base, (x, *bases) = filled(SPECTRAL[name].make, key), SPECTRAL[name].data(key)
     with jax.enable_x64(True):
-        base, x, bases = doubled((base, x, bases))
+        base, x, bases = cast_floats((base, x, bases), jnp.float64)
         wrapper = perturbed(cls(base, RANK, ALPHA, key=key))
         y_shape = eqx.filter_eval_shape(functools.partial(run, base), x, *bases).shape
         weights = random.normal(size=y_shape)
@@ -178,7 +176,9 @@ def test_the_definitions_are_what_foundax_computes(name):
     # The oracle must not be wrong in the same way: it is right for layers without adapters.
     key = jax.random.key(2)
     with jax.enable_x64(True):
-        base, inputs = doubled((filled(SPECTRAL[name].make, key), SPECTRAL[name].data(key)))
+        base, inputs = cast_floats(
+            (filled(SPECTRAL[name].make, key), SPECTRAL[name].data(key)), jnp.float64
+        )
         expected = np.asarray(run(base, *inputs))
     actual = output_of(base, matrices_of(base), *map(np.asarray, inputs))
     assert_close(actual, expected, 1e-6 if name in SINGLE else VALUE)

@@ -1,4 +1,4 @@
-"""What these tests share: attention in NumPy, an adapter in training, and comparisons."""
+"""What these tests share: attention in NumPy, random layers, and an adapter in training."""
 
 from .reference import (
     LETTERS,
@@ -8,12 +8,11 @@ from .reference import (
     scaled_projections,
     with_low_rank,
 )
-from .tools import assert_close, flat, perturbed, random_layer
+from .tools import flat, perturbed, random_layer
 
 __all__ = [
     "LETTERS",
     "Prefix",
-    "assert_close",
     "flat",
     "multihead",
     "perturbed",

@@ -1,4 +1,4 @@
-"""An adapter in training, and a comparison with a stated bound."""
+"""Layers of random numbers, and an adapter in training."""
 
 from typing import Any
 
@@ -45,13 +45,3 @@ def flat(wrapper: Any) -> dict[str, Any]:
         for name, field in fields.items()
         for path, array in jax.tree_util.tree_leaves_with_path(field)
     }
-
-
-def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
-    """The largest error is at most `tolerance` times the largest expected number."""
-    actual, expected = (np.asarray(x).astype(np.float64) for x in (actual, expected))
-    assert actual.shape == expected.shape
-    assert np.isfinite(actual).all()
-    error = np.max(np.abs(actual - expected))
-    bound = tolerance * np.max(np.abs(expected))
-    assert error <= bound, f"error {error:.3g} > bound {bound:.3g}"

@@ -15,7 +15,13 @@ from .adapters import (
 )
 from .laws import EFFECTIVE_RANK, fields_of, parameter_count, reference
 from .layers import CONVS, LINEARS, Case, case
-from .tools import assert_close, cast_floats, equal_leaves, shapes_in_jaxpr
+from .tools import (
+    assert_close,
+    cast_floats,
+    central_difference,
+    equal_leaves,
+    shapes_in_jaxpr,
+)
 
 __all__ = [
     "ADAPTERS",
@@ -30,6 +36,7 @@ __all__ = [
     "build",
     "case",
     "cast_floats",
+    "central_difference",
     "each",
     "equal_leaves",
     "everywhere",

@@ -17,14 +17,11 @@ import numpy as np
 from jno.lora import lora_trainable_filter
 
 from .adapters import perturb
-from .laws import fields_of, reference
+from .laws import fields_of, reference, triplets
 from .layers import matrix_of
-from .tools import assert_close, cast_floats
+from .tools import assert_close, cast_floats, central_difference
 
 ALPHA = 3.0
-# Of a central difference of step h: h^2 by the third derivative, and the rounding of the
-# values over h. Both are about 1e-10 of the values at this one.
-H = 1e-5
 GRADIENT = 1e-7
 VALUE = 1e-12
 
@@ -75,6 +72,7 @@ class Oracle:
             if method == "VeRA":
                 fields["A"], fields["B"] = map(np.asarray, wrapper.projections(jnp.zeros(W.shape)))
         assert all(x.dtype == np.float64 for x in jax.tree.leaves((self._output, shapes)))
+        self._W = W
         self._merged, self._fields = matrix(merged), fields
         self._method, self._arguments, self._weights = method, arguments, weights
         self._names = cls.adapter_fields
@@ -82,8 +80,11 @@ class Oracle:
         self._loops = functools.partial(output, layer)
 
     def check_merged(self) -> None:
-        """The merged weight is the law."""
+        """The merged weight is the law, and what LoRA-XS keeps frozen is of the weight."""
         assert_close(self._merged, self._law(self._fields), VALUE)
+        if self._method == "LoRAXS":
+            A, B = self._fields["lora_A"], self._fields["lora_B"]
+            assert_close(B @ A, triplets(self._W, slice(0, len(A))), VALUE)
 
     def check_output(self) -> None:
         """The wrapped layer computes what the loops do with the law."""
@@ -115,7 +116,10 @@ class Oracle:
             terms = jax.tree.map(lambda w, y: np.sum(w * np.sin(y)), self._weights, y)
             return sum(jax.tree.leaves(terms))
 
-        expected = {name: _central_difference(loss, moving, name) for name in moving}
+        expected = {
+            name: central_difference(lambda x, name=name: loss({**moving, name: x}), array)
+            for name, array in moving.items()
+        }
         largest = max(np.max(np.abs(gradient)) for gradient in expected.values())
         for fields, arguments in self._gradients:
             actual = {name: getattr(fields, name) for name in trained}
@@ -125,16 +129,6 @@ class Oracle:
                 # What does not act has differences of rounding.
                 scale = max(np.max(np.abs(gradient)), 1e-2 * largest)
                 assert_close(actual[name], gradient, GRADIENT, scale=scale)
-
-
-def _central_difference(loss: Callable[[dict], Any], at: dict, name: Any) -> np.ndarray:
-    difference = np.empty(at[name].shape)
-    for place in np.ndindex(difference.shape):
-        up, down = at[name].copy(), at[name].copy()
-        up[place] += H
-        down[place] -= H
-        difference[place] = (loss({**at, name: up}) - loss({**at, name: down})) / (2 * H)
-    return difference
 
 
 @eqx.filter_jit

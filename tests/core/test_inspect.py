@@ -1,0 +1,96 @@
+"""`jno-lora inspect`: what a file of adapters holds, without a model or a plugin."""
+
+import io
+import json
+
+import equinox as eqx
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from jno.lora import (
+    apply_lora,
+    save_adapters,
+)
+from jno.lora._commands import inspection
+
+from .asking import run
+from .toys import ToyLinear
+
+
+@pytest.fixture
+def saved(tmp_path, getkey, site):
+    """A file of two adapters, of which one holds a NaN. No plugin can be found."""
+    layers = {"[red]a": eqx.nn.Linear(3, 2, key=getkey()), "b": eqx.nn.Linear(2, 2, key=getkey())}
+    model = apply_lora(layers, 1, 2.0, key=getkey(), wrappers=ToyLinear)
+    model["b"] = eqx.tree_at(lambda w: w.lora_B, model["b"], jnp.asarray([[jnp.nan], [1.0]]))
+    save_adapters(model, tmp_path / "file")
+    return str(tmp_path / "file")
+
+
+def test_inspect_shows_a_file_as_a_table(saved):
+    text = run("inspect", saved)
+    (row,) = [line.split() for line in text.splitlines() if "[red]a" in line]
+    assert row == ["[red]a", "Linear", "ToyLinear", "(no", "plugin)", "1", "2", "2", "5", "20"]
+    assert "2 adapters" in text
+    assert "4 arrays, 9 numbers" in text
+    assert "NaN" not in text
+    (row,) = [
+        line.split() for line in run("inspect", saved, "--values").splitlines() if " b " in line
+    ]
+    assert row[-1] == "1"
+
+
+def test_a_path_is_no_markup_in_a_terminal(saved):
+    console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
+    console.print(inspection.as_table(inspection.inspect(saved, values=False)))
+    assert "[red]a" in console.export_text()
+
+
+def test_inspect_prints_json_with_stable_keys(saved):
+    found = json.loads(run("inspect", saved, "--json"))
+    assert list(found) == [
+        "file",
+        "format_version",
+        "versions",
+        "adapters",
+        "arrays",
+        "numbers",
+        "bytes",
+    ]
+    assert found["adapters"][1] == {
+        "path": "b",
+        "wrapper": "ToyLinear",
+        "distribution": None,
+        "version": "",
+        "variant": None,
+        "rank": 1,
+        "alpha": 2.0,
+        "layer": {
+            "class": "Linear",
+            "stack_ndim": 0,
+            "arrays": {
+                "weight": {"shape": [2, 2], "dtype": "float32"},
+                "bias": {"shape": [2], "dtype": "float32"},
+            },
+        },
+        "arrays": {
+            "lora_A": {"shape": [1, 2], "dtype": "float32", "bytes": 8},
+            "lora_B": {"shape": [2, 1], "dtype": "float32", "bytes": 8},
+        },
+        "numbers": 4,
+        "bytes": 16,
+    }
+    counted = json.loads(run("inspect", saved, "--json", "--values"))
+    assert [adapter["non_finite"] for adapter in counted["adapters"]] == [0, 1]
+    assert counted["non_finite"] == 1
+
+
+def test_inspect_shows_the_format_of_the_file_and_not_the_newest(saved, monkeypatch):
+    monkeypatch.setattr("jno.lora._checkpoint._configuration.FORMAT_VERSION", 3)
+    assert json.loads(run("inspect", saved, "--json"))["format_version"] == 1
+
+
+def test_inspect_refuses_what_is_no_file_of_adapters(saved):
+    assert "cannot be used" in run("inspect", __file__, code=1)
+    assert "No such file" in run("inspect", saved + "?", code=1)
