@@ -40,7 +40,7 @@ def _refuse_to_flatten(net: Handle) -> Any:
 
 
 def expect_model(model: Any, function: str) -> None:
-    """**Raises:** `SelectionError` if `model` is a `Net`, or a set, in which nothing is adapted."""
+    """**Raises:** `SelectionError` if `model` is a `Net`, or a set, which holds no layers."""
     if isinstance(model, Loose):
         raise SelectionError(
             f"{function} takes a model, but was given an AdapterSet, which holds adapters without "

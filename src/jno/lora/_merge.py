@@ -29,7 +29,7 @@ def merge_lora(model: M) -> M:
     **Returns:** a tree of the structure, classes, shapes and dtypes of the model before adapting.
 
     **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged or merges into
-    something else than it wrapped; `SelectionError` if `model` is a `Net`.
+    something else than it wrapped; `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "merge_lora")
     return _replace_wrappers(model, merged_layer, "merge")
@@ -43,7 +43,7 @@ def unwrap_lora(model: M) -> M:
     - `model`: any pytree. What carries no adapter is returned as it is.
 
     **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
-    `model` is a `Net`.
+    `model` is a `Net` or a set.
     """
     expect_model(model, "unwrap_lora")
     return _replace_wrappers(model, unwrapped_layer, "unwrap")

@@ -26,7 +26,7 @@ def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     **Returns:** Python bools in the structure of `model`, for `eqx.partition` and for optax masks.
 
-    **Raises:** `SelectionError` if `model` is a `Net`.
+    **Raises:** `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "lora_trainable_filter")
     return _select(model, _ADAPTER)
@@ -43,7 +43,7 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     **Returns:** Python bools in the structure of `model`.
 
-    **Raises:** `SelectionError` if `model` is a `Net`.
+    **Raises:** `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "partial_lora_trainable_filter")
     return _select(model, _ADAPTER | _OUTSIDE)

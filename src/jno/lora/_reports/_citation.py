@@ -23,7 +23,7 @@ def citation(model: PyTree) -> str:
 
     **Returns:** text for a `.bib` file; empty if there are no adapters.
 
-    **Raises:** `SelectionError` if `model` is a `Net`.
+    **Raises:** `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "citation")
     found: dict[str, None] = {}  # a set that keeps its order

@@ -121,7 +121,7 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     (of more than one column).
 
     **Raises:** `WrapperError` that names the path, if an adapter fails in another way than by
-    saying that it cannot be merged; `SelectionError` if `model` is a `Net`.
+    saying that it cannot be merged; `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "adapter_effects")
     rows: list[AdapterEffect] = []

@@ -39,7 +39,7 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
     the adapters are of kinds that PEFT cannot keep in one, or an array cannot be read (tracers,
     donated arrays); nothing is written then. If the files cannot be written: the old ones are whole
     then, or there is no configuration, so that nothing loads. `SelectionError` for a bad `rename`
-    or a `Net`.
+    or a `Net` or a set for the model.
     """
     expect_model(model, "save_peft")
     problems: list[str] = []
