@@ -122,8 +122,8 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     **Returns:** a `LoraReport`. Its `trainable` counts the adapters' parameters only, as
     `lora_trainable_filter` marks them (`Net.summary` counts what its own state says).
 
-    **Raises:** `SelectionError` if `model` is a `Net` or a set; `WrapperError` that names the path, if what
-    merging costs cannot be measured.
+    **Raises:** `SelectionError` if `model` is a `Net` or a set; `WrapperError` that names the path,
+    if what merging costs cannot be measured.
     """
     expect_model(model, "lora_report")
     trainable = lora_trainable_filter(model)
