@@ -46,7 +46,7 @@ def _commands() -> Iterator[str]:
     """What can be typed: `jno-lora COMMAND ARGUMENT`, and each option with its default."""
     import click
 
-    from jno.lora._cli import cli
+    from jno.lora._commands._cli import cli
 
     for name, command in sorted(cli.commands.items()):
         arguments = [p for p in command.params if isinstance(p, click.Argument)]

@@ -5,7 +5,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from jno.lora import LoRAWrapper, Registry, plan_lora
-from jno.lora._cli import cli
+from jno.lora._commands._cli import cli
 
 
 def wrapped(model: Any, *args: Any, **kwargs: Any) -> dict[str, type[LoRAWrapper] | None]:

@@ -14,7 +14,7 @@ from jno.lora import (
     LoRAWrapper,
     apply_lora,
 )
-from jno.lora._cli import cli
+from jno.lora._commands._cli import cli
 from jno.lora.testing import CHECKS, run_checks, standard_cases
 
 from .asking import run

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora._programs._compiling import call_compiled
-from jno.lora._remembering import forget
+from jno.lora._caches import forget
+from jno.lora._compute._program import call_compiled
 
 
 class Traces:

@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from jno.lora import LoRAWrapper, WrapperError, apply_lora
-from jno.lora._contract_problems import check_contract, contract_problems
+from jno.lora._contract._problems import check_contract, contract_problems
 
 from .toys import ToyBlock, ToyConv, ToyLinear, ToyScale, ToyStacked, UserEmbedding
 

@@ -7,9 +7,9 @@ import pytest
 import scipy.linalg.cython_lapack  # noqa: F401  # what JAX calls
 import threadpoolctl
 
-from jno.lora._programs._compiling import call_compiled
-from jno.lora._programs._lapack import decomposes, one_blas_thread
-from jno.lora._programs._together import Calls
+from jno.lora._compute._calls import Calls
+from jno.lora._compute._lapack import decomposes, one_blas_thread
+from jno.lora._compute._program import call_compiled
 
 
 def threads():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jno.lora import apply_lora, merge_lora, unwrap_lora
-from jno.lora._programs._compiling import TOGETHER, program_for
-from jno.lora._programs._form import form_of
-from jno.lora._programs._together import Calls
+from jno.lora._compute._calls import Calls
+from jno.lora._compute._program import TOGETHER, program_for
+from jno.lora._compute._signature import form_of
 
 from .toys import ToyConv, ToyLinear, same, shaken
 

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jno.lora import _sharding, apply_lora, merge_lora, unwrap_lora
-from jno.lora._programs._compiling import Program
+from jno.lora._compute._program import Program
 
 from .layouts import (
     BY_SVD,

@@ -60,7 +60,7 @@ def main(file, out):
     from click.testing import CliRunner
 
     from jno.lora import load_adapters
-    from jno.lora._cli import cli
+    from jno.lora._commands._cli import cli
 
     shown = CliRunner().invoke(cli, ["inspect", file, "--json", "--values"])
     assert shown.exit_code == 0, shown.output

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 import jno.lora._registry._registry as registry_module
 from jno.lora import SelectionError, plot_adapters
-from jno.lora._cli import cli
+from jno.lora._commands._cli import cli
 from jno.lora._registry import Registry
 
 
@@ -55,7 +55,7 @@ def test_it_starts_as_a_module_and_as_a_script(start):
 
 
 def test_importing_it_imports_no_optional_library():
-    code = "import sys, jno.lora._cli; print(*sorted(sys.modules))"
+    code = "import sys, jno.lora._commands._cli; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"matplotlib", "optax", "sklearn", "rich", "jno_lora_zoo"} & {*done.stdout.split()}
 

@@ -15,7 +15,7 @@ import pytest
 import jno.lora
 import jno_lora_zoo
 from jno.lora import Net, Registry, plan_lora
-from jno.lora._zoo_names import DEFAULT_NAMES, ZOO_METHODS, ZOO_NAMES
+from jno.lora._registry._zoo_names import DEFAULT_NAMES, ZOO_METHODS, ZOO_NAMES
 
 
 def layers(key):

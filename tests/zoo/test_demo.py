@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sklearn.datasets import load_digits
 
 from jno.lora import Net, lora_report
-from jno.lora._cli import cli
+from jno.lora._commands._cli import cli
 from jno.lora._demo import run_demo
 from jno.lora._demo._candidates import ADAPTERS, ALPHA, CANDIDATES, EVERYTHING, NOTHING, RANK
 from jno.lora._demo._data import TEST, TRAINING, VALIDATION, load, split

@@ -68,7 +68,7 @@ def test_each_is_found_by_its_name_in_the_core(adapter):
 
 @each()
 def test_each_keeps_the_contract(adapter):
-    problems = importlib.import_module("jno.lora._contract_problems")
+    problems = importlib.import_module("jno.lora._contract._problems")
     assert problems.contract_problems(adapter.cls) == ()
 
 

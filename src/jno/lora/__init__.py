@@ -12,8 +12,9 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
+from ._checkpoint import load_adapters, read_adapters, save_adapters
 from ._comparing import Comparison, ComparisonRow, compare
-from ._contract import LoRAWrapper
+from ._contract import ConvLike, LinearLike, LoRAWrapper
 from ._dispatch import apply_lora, plan_lora
 from ._errors import (
     CheckpointError,
@@ -25,16 +26,17 @@ from ._errors import (
     SelectionError,
     WrapperError,
 )
-from ._hookspecs import hookimpl
-from ._layer_protocols import ConvLike, LinearLike
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
-from ._plan import Plan, PlanRow
+from ._planning import Plan, PlanRow
 from ._registry import (
+    ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION,
+    ZOO_NAMES as _ZOO_NAMES,
     PluginRecord,
     RegisteredWrapper,
     Registry,
     default_registry as _default_registry,
+    hookimpl,
     refresh,
     register,
     registered,
@@ -49,7 +51,6 @@ from ._reports import (
     lora_report,
     plot_adapters,
 )
-from ._save_load import load_adapters, read_adapters, save_adapters
 from ._sets import (
     AdapterSet,
     LayerForm,
@@ -65,7 +66,6 @@ from ._sets import (
 )
 from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
 from ._version import __version__ as __version__
-from ._zoo_names import ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION, ZOO_NAMES as _ZOO_NAMES
 
 if TYPE_CHECKING:
     # The `as` form re-exports them to type checkers; at run time `__getattr__` finds them.

@@ -1,6 +1,6 @@
 """Where `jno-lora` and `python -m jno.lora` begin."""
 
-from ._cli import cli
+from ._commands import cli
 
 
 def main() -> None:

@@ -11,24 +11,35 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._arguments import check_key, is_whole
-from ._contract import LoRAWrapper
+from ._compute import Calls
+from ._contract import (
+    LoRAWrapper,
+    check_key,
+    expect_model,
+    is_traced,
+    is_whole,
+    keys_for_stack,
+    over_stack,
+)
 from ._errors import JnoLoraError, SelectionError, WrapperError
-from ._handle import expect_model, is_traced
 from ._paths import show_path, stable_hash
-from ._plan import Plan, PlanRow
-from ._programs import Calls
-from ._registry import Registry, default_registry
-from ._selection import Mask, MaskLike, SpecLike, WrapperLike, parse_mask, parse_specs
-from ._sharding import calls_on_the_mesh, place_like_base, with_dtypes_of_base
-from ._showing import tracked
-from ._stacking import keys_for_stack, over_stack
-from ._unadapted import (
+from ._planning import (
+    Mask,
+    MaskLike,
+    Plan,
+    PlanRow,
+    SpecLike,
+    Walk,
+    WrapperLike,
     check_every_spec_matched,
+    parse_mask,
+    parse_specs,
     warn_of_clamped_ranks,
     warn_of_what_was_left_out,
 )
-from ._walk import Walk
+from ._registry import Registry, default_registry
+from ._sharding import calls_on_the_mesh, place_like_base, with_dtypes_of_base
+from ._showing import tracked
 
 M = TypeVar("M")
 

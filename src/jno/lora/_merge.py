@@ -5,12 +5,18 @@ from typing import Any, TypeVar
 
 import jax.tree_util as jtu
 
-from ._contract import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
+from ._compute import in_dtypes_of
+from ._contract import (
+    LoRAWrapper,
+    check_same_form,
+    expect_model,
+    is_wrapper,
+    merged_layer,
+    unwrapped_layer,
+    why,
+)
 from ._errors import JnoLoraError, WrapperError
-from ._handle import expect_model, why
 from ._paths import path_str, show_path
-from ._precision import in_dtypes_of
-from ._same_form import check_same_form
 from ._sharding import calls_on_the_mesh, sharded_like
 
 M = TypeVar("M")

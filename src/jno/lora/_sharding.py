@@ -11,12 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ._contract import LoRAWrapper
-from ._handle import is_traced
+from ._compute import Calls, beside, call_compiled, form_of, in_dtypes_of
+from ._contract import LoRAWrapper, is_traced, over_stack
 from ._paths import KeyPath, path_str
-from ._precision import in_dtypes_of
-from ._programs import Calls, beside, call_compiled, form_of
-from ._stacking import over_stack
 
 T = TypeVar("T")
 

@@ -11,10 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from ._contract import LoRAWrapper, is_wrapper
-from ._handle import expect_model
+from ._caches import remembered
+from ._contract import LoRAWrapper, expect_model, is_wrapper
 from ._paths import KeyPath, path_str
-from ._remembering import remembered
 
 
 def lora_trainable_filter(model: PyTree) -> PyTree[bool]:

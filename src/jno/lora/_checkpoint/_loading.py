@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._compute import count_non_finite
 from .._contract import LoRAWrapper
 from .._errors import CheckpointError, PluginError, SelectionError
 from .._paths import bullets, show_path
-from .._precision import count_non_finite
 from .._registry import Registry
 from .._sets import (
     AdapterSet,

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from .._contract import LoRAWrapper
-from .._contract_problems import check_contract
+from .._contract import LoRAWrapper, check_contract
 from .._errors import PluginError, SelectionError
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry
 from ._configuration import Entry

@@ -1,1 +1,3 @@
-"""The subcommands of `jno-lora`, one idea per module. `_cli` gives them names and options."""
+"""The command line: `jno-lora COMMAND`, and `python -m jno.lora COMMAND`."""
+
+from ._cli import cli as cli

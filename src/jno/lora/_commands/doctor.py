@@ -6,8 +6,7 @@ import platform
 import sys
 
 from .. import __path__ as _package_path
-from .._registry import PluginRecord
-from .._zoo_names import ZOO_DISTRIBUTION
+from .._registry import ZOO_DISTRIBUTION, PluginRecord
 from .listing import error_traceback
 
 # A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from .._adapted import claims
 from .._registry import PluginRecord, RegisteredWrapper, default_registry
 from .._showing import Table, table
+from .._tree import claims
 from ..testing import standard_layers
 
 

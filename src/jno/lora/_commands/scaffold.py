@@ -7,9 +7,7 @@ import string
 from importlib import resources
 
 from .._errors import JnoLoraError
-from .._hookspecs import API_VERSION
-from .._registry import PluginRecord
-from .._zoo_names import FIRST_PARTY, ZOO_METHODS, ZOO_NAMES, squash
+from .._registry import API_VERSION, FIRST_PARTY, ZOO_METHODS, ZOO_NAMES, PluginRecord, squash
 
 # What the adapter wraps, how its test makes one, and what it is called with.
 _LAYERS = {

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._adapted import adapted_layers
-from .._contract import LoRAWrapper
+from .._contract import LoRAWrapper, expect_model
 from .._errors import SelectionError
-from .._handle import expect_model
 from .._paths import bullets, show_array, show_path
+from .._tree import adapted_layers
 from ._fitting import Loss
 
 

@@ -13,10 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from .._arguments import is_whole
-from .._contract import LoRAWrapper
-from .._errors import JnoLoraError, SelectionError
-from .._extras import imported_for
+from .._contract import LoRAWrapper, is_whole
+from .._errors import JnoLoraError, SelectionError, imported_for
 from .._net import Net
 from .._registry import Registry
 from .._reports import count

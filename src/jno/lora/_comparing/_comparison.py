@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from .._errors import SelectionError
-from .._extras import imported_for
+from .._errors import SelectionError, imported_for
 from .._showing import Printed, Table, table
 
 if TYPE_CHECKING:

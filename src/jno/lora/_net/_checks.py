@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from .._errors import SelectionError
 from .._paths import bullets, path_str, show_array, show_path
-from .._plan import Plan
+from .._planning import Plan
 
 
 def refuse_if_only_adapted(plan: Plan) -> None:

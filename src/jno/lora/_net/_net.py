@@ -11,16 +11,13 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._arguments import check_key
 from .._checkpoint import Classes, FilePath
-from .._contract import is_wrapper
+from .._contract import Handle, check_key, expect_model, is_traced, is_wrapper
 from .._dispatch import carry_out, plan_lora
 from .._errors import JnoLoraWarning, SelectionError
-from .._handle import Handle, expect_model, is_traced
-from .._plan import Plan
+from .._planning import MaskLike, Plan, SpecLike, WrapperLike, parse_mask
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, count, report_on
-from .._selection import MaskLike, SpecLike, WrapperLike, parse_mask
 from .._sets import AdapterSet
 from .._trainability import may_train
 from ._checks import (

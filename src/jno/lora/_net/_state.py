@@ -9,16 +9,16 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._adapted import holds_adapters
 from .._merge import merge_lora
 from .._paths import bullets, nearest, path_str, show_path
-from .._selection import MaskLike, parse_mask
+from .._planning import MaskLike, parse_mask
 from .._trainability import (
     carry_to_adapted,
     carry_to_plain,
     may_train,
     partial_lora_trainable_filter,
 )
+from .._tree import holds_adapters
 from ._originals import Original, originals_of, unwrapped_exactly
 
 

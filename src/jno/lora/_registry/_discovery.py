@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._hookspecs import ENTRY_POINT_GROUP
-from .._zoo_names import FIRST_PARTY
+from ._hookspecs import ENTRY_POINT_GROUP
+from ._zoo_names import FIRST_PARTY
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint

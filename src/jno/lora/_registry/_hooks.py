@@ -5,13 +5,12 @@ from typing import Any
 
 import pluggy
 
-from .. import _hookspecs
-from .._contract import LoRAWrapper
-from .._contract_problems import check_contract
+from .._contract import LoRAWrapper, check_contract
 from .._errors import PluginError
-from .._hookspecs import PROJECT
 from .._paths import nearest
+from . import _hookspecs
 from ._discovery import Found
+from ._hookspecs import PROJECT
 from ._records import PluginRecord, RegisteredWrapper
 
 

@@ -5,9 +5,9 @@ import time
 import pluggy
 
 from .._errors import PluginError
-from .._hookspecs import API_VERSION
 from ._discovery import Found, Policy
 from ._hooks import name_of, take_in
+from ._hookspecs import API_VERSION
 from ._records import PluginRecord, PluginStatus, RegisteredWrapper
 from ._waiting import named_while_slow
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import pluggy
 
-from .._contract_problems import check_contract
+from .._caches import forget
+from .._contract import check_contract
 from .._errors import JnoLoraWarning, PluginError
-from .._remembering import forget
-from .._zoo_names import ZOO_DISTRIBUTION
 from ._discovery import Found, Policy, find_plugins, find_plugins_of
 from ._hooks import former_of, manager_without_plugins, name_of, take_in
 from ._loading import load
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 from ._snapshot import Snapshot
 from ._waiting import slow_plugin
+from ._zoo_names import ZOO_DISTRIBUTION
 
 _LOG = logging.getLogger("jno.lora.plugins")
 

@@ -6,9 +6,9 @@ from typing import Any
 from .._contract import LoRAWrapper
 from .._errors import PluginError
 from .._paths import show_path
-from .._zoo_names import DEFAULT_NAMES, ZOO_NAMES
 from ._plugins import Plugins
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
+from ._zoo_names import DEFAULT_NAMES, ZOO_NAMES
 
 
 class Registry:

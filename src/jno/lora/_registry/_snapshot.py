@@ -6,7 +6,9 @@ import functools
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from .._zoo_names import (
+from ._discovery import normalise
+from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
+from ._zoo_names import (
     FIRST_PARTY,
     ZOO_DISTRIBUTION,
     ZOO_METHODS,
@@ -14,8 +16,6 @@ from .._zoo_names import (
     ZOO_PACKAGE,
     squash,
 )
-from ._discovery import normalise
-from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 
 
 @dataclasses.dataclass(frozen=True)

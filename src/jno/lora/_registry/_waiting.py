@@ -8,9 +8,9 @@ import logging
 import threading
 from collections.abc import Iterator
 
-from .._zoo_names import FIRST_PARTY
 from ._discovery import Found
 from ._records import PluginRecord
+from ._zoo_names import FIRST_PARTY
 
 _LOG = logging.getLogger("jno.lora.plugins")
 

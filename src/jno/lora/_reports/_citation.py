@@ -5,8 +5,8 @@ import re
 
 from jaxtyping import PyTree
 
-from .._adapted import adapted_layers
-from .._handle import expect_model
+from .._contract import expect_model
+from .._tree import adapted_layers
 
 _ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
 

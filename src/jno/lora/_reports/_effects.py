@@ -13,16 +13,20 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from .._adapted import adapted_layers
-from .._contract import LoRAWrapper, merged_layer, unwrapped_layer
-from .._errors import SelectionError, WrapperError
-from .._extras import imported_for
-from .._handle import expect_model, why
+from .._compute import widened
+from .._contract import (
+    LoRAWrapper,
+    check_same_form,
+    expect_model,
+    merged_layer,
+    unwrapped_layer,
+    why,
+)
+from .._errors import SelectionError, WrapperError, imported_for
 from .._paths import bullets, path_str, show_path
-from .._precision import widened
-from .._same_form import check_same_form
 from .._sharding import on_the_mesh
 from .._showing import Printed, Table, table
+from .._tree import adapted_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

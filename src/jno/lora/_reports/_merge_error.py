@@ -6,10 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._contract import LoRAWrapper, merged_layer, unwrapped_layer
+from .._compute import widened
+from .._contract import LoRAWrapper, check_same_form, merged_layer, unwrapped_layer
 from .._errors import WrapperError
-from .._precision import widened
-from .._same_form import check_same_form
 from .._sharding import on_the_mesh
 
 

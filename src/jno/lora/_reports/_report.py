@@ -8,9 +8,8 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_wrapper
+from .._contract import LoRAWrapper, expect_model, is_wrapper, why
 from .._errors import WrapperError
-from .._handle import expect_model, why
 from .._paths import path_str, show_path
 from .._registry import Registry, default_registry
 from .._showing import Printed, Table, table_by_path

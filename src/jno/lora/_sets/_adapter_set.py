@@ -10,14 +10,11 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._adapted import adapted_layers
-from .._contract import LoRAWrapper
+from .._compute import held_dtype
+from .._contract import Loose, LoRAWrapper, evaluated, expect_model, over_stack, why
 from .._errors import SelectionError, WrapperError
-from .._handle import Loose, evaluated, expect_model, why
 from .._paths import path_str, show_path
-from .._precision import held_dtype
-from .._stacking import over_stack
-from ._places import refuse_second
+from .._tree import adapted_layers, refuse_second
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from .._arguments import check_key
+from .._contract import check_key
 from .._errors import SelectionError
 from .._paths import bullets, show_path, stable_hash
 from .._sharding import on_the_mesh

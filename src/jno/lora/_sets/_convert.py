@@ -10,14 +10,20 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 
-from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
+from .._compute import at_least_float32
+from .._contract import (
+    LoRAWrapper,
+    expect_model,
+    is_wrapper,
+    over_stack,
+    unwrapped_layer,
+    why,
+    without_values,
+)
 from .._errors import SelectionError, WrapperError
-from .._handle import expect_model, why, without_values
 from .._paths import bullets, path_str, show_path
-from .._precision import at_least_float32
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer, sharded_like
-from .._stacking import over_stack
 from ._low_rank import (
     Factors,
     Triplets,

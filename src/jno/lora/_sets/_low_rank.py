@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._arguments import is_whole
-from .._contract import LoRAWrapper
+from .._compute import at_least_float32
+from .._contract import LoRAWrapper, is_whole, over_stack
 from .._errors import SelectionError
-from .._precision import at_least_float32
-from .._stacking import over_stack
 
 
 class Factors(NamedTuple):

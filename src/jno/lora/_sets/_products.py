@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._compute import at_least_float32
 from .._contract import LoRAWrapper
 from .._errors import SelectionError
 from .._paths import bullets, show_path
-from .._precision import at_least_float32
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
 from ._low_rank import Factors, check_number
 

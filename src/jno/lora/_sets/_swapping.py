@@ -8,14 +8,12 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._adapted import claims
-from .._contract import LoRAWrapper, is_wrapper
+from .._contract import LoRAWrapper, evaluated, expect_model, is_wrapper, why
 from .._errors import SelectionError
-from .._handle import evaluated, expect_model, why
 from .._paths import bullets, nearest, show_path
 from .._sharding import restored_layer
+from .._tree import claims, layers_at, module_paths, norms_around, plain_layer, put_in
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
-from ._places import layers_at, module_paths, norms_around, plain_layer, put_in
 
 M = TypeVar("M")
 

@@ -16,8 +16,8 @@ from .._checkpoint import (
     regular_file,
     written_beside,
 )
+from .._compute import count_non_finite
 from .._errors import CheckpointError, PeftFormatError
-from .._precision import count_non_finite
 
 Directory = str | os.PathLike[str]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from .._precision import at_least_float32
+from .._compute import at_least_float32
 from ._config import Config
 from ._keys import SHARED
 from ._layouts import Layout

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import equinox as eqx
 import numpy as np
 
-from .._layer_protocols import ConvLike, LinearLike
+from .._contract import ConvLike, LinearLike
 
 Kind = Literal["linear", "conv", "embedding"]
 

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._contract import LoRAWrapper, is_wrapper
+from .._contract import LoRAWrapper, expect_model, is_wrapper
 from .._errors import JnoLoraWarning, PeftFormatError, PluginError
-from .._handle import expect_model
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LayerForm, LooseAdapter, put_around

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from .._contract import is_wrapper
 from .._errors import SelectionError
 from .._paths import FEW, KeyPath, bullets, nearest, path_str, show_path
-from .._plan import NORMALISED
+from .._tree import NORMALISED
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from .._adapted import adapted_layers
+from .._contract import expect_model
 from .._errors import PeftFormatError
-from .._handle import expect_model
 from .._paths import bullets, show_path
+from .._tree import adapted_layers
 from ._files import Directory, write
 from ._keys import PREFIX
 from ._names import Layers, Rename, module_name

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 
 from .._checkpoint import values_of
+from .._compute import at_least_float32
 from .._contract import LoRAWrapper
 from .._errors import CheckpointError, PeftFormatError
 from .._paths import show_path
-from .._precision import at_least_float32
 from .._sets import known_factors
 from .._sharding import on_the_mesh
 from ._layouts import Layout, layout_of

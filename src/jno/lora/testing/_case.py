@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._adapted import claims
 from .._contract import LoRAWrapper
 from .._trainability import lora_trainable_filter
+from .._tree import claims
 
 
 def _call(layer: Any, *inputs: Any) -> Any:

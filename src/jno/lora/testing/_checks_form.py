@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checkpoint import load, save
-from .._contract import merged_layer
-from .._contract_problems import contract_problems
+from .._contract import contract_problems, merged_layer
 from .._paths import bullets
 from .._registry import Registry
 from .._reports import count

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import SelectionError
-from ._paths import show_array
+from .._errors import SelectionError
+from .._paths import show_array
 
 
 def check_key(key: Any) -> None:

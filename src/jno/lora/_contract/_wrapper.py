@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
-from ._errors import WrapperError
-from ._paths import bullets, path_str
+from .._errors import WrapperError
+from .._paths import bullets, path_str
 from ._stacking import over_stack
 
 if TYPE_CHECKING:

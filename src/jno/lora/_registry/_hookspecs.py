@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from ._contract import LoRAWrapper
+    from .._contract import LoRAWrapper
 
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"

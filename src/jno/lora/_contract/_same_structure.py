@@ -4,9 +4,9 @@ from typing import Any
 
 import jax.tree_util as jtu
 
-from ._errors import WrapperError
-from ._paths import path_str, show_array
-from ._precision import held_dtype
+from .._compute import held_dtype
+from .._errors import WrapperError
+from .._paths import path_str, show_array
 
 
 def check_same_form(base: Any, layer: Any, what: str, *, dtypes: bool = True) -> None:

@@ -4,10 +4,10 @@ import dataclasses
 import inspect
 from typing import Any
 
-from ._contract import LoRAWrapper
-from ._errors import WrapperError
-from ._paths import bullets
-from ._remembering import remembered
+from .._caches import remembered
+from .._errors import WrapperError
+from .._paths import bullets
+from ._wrapper import LoRAWrapper
 
 
 def contract_problems(cls: Any) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from ._compiling import TOGETHER, Program, attempt, program_for
-from ._form import Form, TracedError, beside, form_of
+from ._program import TOGETHER, Program, attempt, program_for
+from ._signature import Form, TracedError, beside, form_of
 
 
 class Calls:

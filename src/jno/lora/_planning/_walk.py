@@ -9,13 +9,14 @@ import equinox as eqx
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._adapted import holds_adapters
-from ._contract import LoRAWrapper, is_wrapper
-from ._errors import SelectionError, WrapperError
-from ._paths import FEW, KeyPath, bullets, path_str, show_path
-from ._plan import NORMALISED, PlanRow, PlanStatus
-from ._registry import Registry
-from ._selection import Mask, Spec, Tiers
+from .._contract import LoRAWrapper, is_wrapper
+from .._errors import SelectionError, WrapperError
+from .._paths import FEW, KeyPath, bullets, path_str, show_path
+from .._registry import Registry
+from .._tree import NORMALISED, holds_adapters
+from ._masks import Mask
+from ._plan import PlanRow, PlanStatus
+from ._specs import Spec, Tiers
 
 
 @dataclasses.dataclass(frozen=True)

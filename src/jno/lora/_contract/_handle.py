@@ -8,7 +8,7 @@ import jax
 import jax.tree_util as jtu
 from jax.core import Tracer
 
-from ._errors import JnoLoraError, SelectionError
+from .._errors import JnoLoraError, SelectionError
 
 T = TypeVar("T")
 

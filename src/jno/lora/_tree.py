@@ -1,20 +1,46 @@
-"""The places of a model's layers: found by path, filled with adapted layers or with plain ones."""
+"""The layers of a model by their paths: found, adapted or not, and replaced."""
 
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._adapted import adapted_layers
-from .._contract import LoRAWrapper, is_wrapper, unwrapped_layer
-from .._errors import SelectionError
-from .._paths import KeyPath, path_str, show_path
-from .._plan import NORMALISED
-from .._sharding import on_the_mesh
+from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
+from ._errors import SelectionError
+from ._paths import KeyPath, path_str, show_path
+from ._sharding import on_the_mesh
 
 M = TypeVar("M")
+
+# Containers that read and rewrite the weight of the layer inside, so that an adapter in there
+# would be normalised away or bypassed; and what a plan says of such a layer.
+NORMALISED: dict[type, Any] = {
+    eqx.nn.WeightNorm: "inside WeightNorm",
+    eqx.nn.SpectralNorm: "inside SpectralNorm",
+}
+
+
+def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
+    """Whether `cls` says that it is for `layer`. One that cannot answer has not said yes."""
+    try:
+        return bool(cls.applies_to(layer))
+    except Exception:
+        return False
+
+
+def holds_adapters(tree: Any) -> bool:
+    """Whether any layer of `tree` is adapted."""
+    return any(is_wrapper(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_wrapper))
+
+
+def adapted_layers(model: Any) -> Iterator[tuple[str, LoRAWrapper]]:
+    """Every adapted layer of `model` that is in no other, with its path."""
+    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
+        if is_wrapper(node):
+            yield path_str(keys), node
 
 
 def put_in(model: M, built: Mapping[str, LoRAWrapper], *, drop_others: bool) -> M:

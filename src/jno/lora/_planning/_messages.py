@@ -2,11 +2,12 @@
 
 import warnings
 
-from ._contract import LoRAWrapper
-from ._errors import JnoLoraWarning, SelectionError
-from ._paths import FEW, bullets, nearest, show_path
-from ._plan import NORMALISED, Plan, PlanRow, PlanStatus
-from ._selection import Spec
+from .._contract import LoRAWrapper
+from .._errors import JnoLoraWarning, SelectionError
+from .._paths import FEW, bullets, nearest, show_path
+from .._tree import NORMALISED
+from ._plan import Plan, PlanRow, PlanStatus
+from ._specs import Spec
 from ._walk import Walk
 
 _WHY_REFUSED = (

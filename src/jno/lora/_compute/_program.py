@@ -18,9 +18,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from .._remembering import remembered
-from ._form import Form, TracedError, form_of, holds_traced, keeps_traced
+from .._caches import remembered
 from ._lapack import decomposes, one_blas_thread
+from ._signature import Form, TracedError, form_of, holds_traced, keeps_traced
 
 _log = logging.getLogger("jno.lora")
 

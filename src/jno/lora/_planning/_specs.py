@@ -9,9 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._arguments import is_whole
-from .._contract import LoRAWrapper
-from .._contract_problems import check_contract
+from .._contract import LoRAWrapper, check_contract, is_whole
 from .._errors import SelectionError, WrapperError
 from .._paths import nearest
 from .._registry import Registry

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from ._errors import JnoLoraError
-from ._extras import imported_for
+from .._errors import JnoLoraError, imported_for
 
 
 class _Group(click.Group):
@@ -60,7 +59,7 @@ def demo(output: Path, seed: int, quick: bool) -> None:
     adapted agree. Takes about a minute on two cores.
     """
     with imported_for("The demo", "demo", "matplotlib", "optax", "scipy", "sklearn"):
-        from ._demo import run_demo
+        from .._demo import run_demo
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -74,7 +73,7 @@ def demo(output: Path, seed: int, quick: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
 def plugins(as_json: bool) -> None:
     """List the installed plugins, the broken ones too."""
-    from ._commands import listing
+    from . import listing
 
     found = listing.records()
     if as_json:
@@ -87,7 +86,7 @@ def plugins(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
 def adapters(as_json: bool) -> None:
     """List the adapters: what they are for, what they cost, where they come from."""
-    from ._commands import listing
+    from . import listing
 
     found = listing.adapters_as_json(listing.records())
     if as_json:
@@ -100,7 +99,7 @@ def adapters(as_json: bool) -> None:
 @click.pass_context
 def doctor(ctx: click.Context) -> None:
     """Look for trouble in this installation. Exits with 1 if there is any."""
-    from ._commands import doctor as doctor_, listing
+    from . import doctor as doctor_, listing
 
     diagnosis = doctor_.diagnose(listing.records())
     width = max(len(name) for name, _ in diagnosis.facts)
@@ -119,7 +118,7 @@ def doctor(ctx: click.Context) -> None:
 @click.option("--values", is_flag=True, help="Read the arrays as well, and count NaN and infinity.")
 def inspect(file: Path, as_json: bool, values: bool) -> None:
     """Show what a file of adapters holds. No plugin is imported, and no model is needed."""
-    from ._commands import inspection
+    from . import inspection
 
     found = inspection.inspect(file, values=values)
     if as_json:
@@ -146,8 +145,8 @@ def new(name: str, layer: str | None, output: Path) -> None:
 
     NAME is what the adapter is called, such as embedding-bias.
     """
-    from . import __version__
-    from ._commands import listing, scaffold
+    from .. import __version__
+    from . import listing, scaffold
 
     target = scaffold.create(name, layer, output, __version__, listing.records())
     click.echo(f"Written: {target}")
@@ -163,7 +162,7 @@ def check(ctx: click.Context, what: str) -> None:
     Every check runs on every common Equinox layer that an adapter claims. Exits with 1 if one
     fails.
     """
-    from ._commands import check as check_, listing
+    from . import check as check_, listing
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
@@ -198,14 +197,14 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
     jno.lora.compare. Each candidate is trained from the same start, on the same batches, for as
     many steps. Ctrl-C keeps what is finished. Exits with 1 if a candidate could not be trained.
     """
-    from ._commands import compare as compare_
+    from . import compare as compare_
 
     # Said now, and not after training.
     _check_directory_of(csv_file, "--csv")
     _check_directory_of(plot_file, "--plot")
     if plot_file is not None:
         with imported_for("--plot", "plot", "matplotlib"):
-            from ._showing.plots import check_ending
+            from .._showing.plots import check_ending
         check_ending(plot_file)
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")

@@ -4,11 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import equinox as eqx
-
-from ._contract import LoRAWrapper
-from ._paths import KeyPath, show_path
-from ._showing import Printed, Table, table_by_path
+from .._contract import LoRAWrapper
+from .._paths import KeyPath, show_path
+from .._showing import Printed, Table, table_by_path
 
 PlanStatus = Literal[
     "wrapped",
@@ -19,13 +17,6 @@ PlanStatus = Literal[
     "inside WeightNorm",
     "inside SpectralNorm",
 ]
-
-# Containers that read and rewrite the weight of the layer inside, so that an adapter in there
-# would be normalised away or bypassed.
-NORMALISED: dict[type, PlanStatus] = {
-    eqx.nn.WeightNorm: "inside WeightNorm",
-    eqx.nn.SpectralNorm: "inside SpectralNorm",
-}
 
 
 @dataclasses.dataclass(frozen=True)

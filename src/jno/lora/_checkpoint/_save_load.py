@@ -5,17 +5,20 @@ from typing import TypeVar
 
 from jaxtyping import PyTree
 
-from ._checkpoint import Classes, FilePath, load, read_set, save
-from ._errors import JnoLoraWarning
-from ._net import Net
-from ._registry import Registry, default_registry
-from ._sets import AdapterSet, extract_adapters
+from .._contract import Handle
+from .._errors import JnoLoraWarning
+from .._registry import Registry, default_registry
+from .._sets import AdapterSet, extract_adapters
+from ._container import FilePath
+from ._loading import load, read_set
+from ._saving import save
+from ._wrappers import Classes
 
 M = TypeVar("M")
 
 
 def save_adapters(
-    model: PyTree | Net | AdapterSet, path: FilePath, *, registry: Registry | None = None
+    model: PyTree | Handle | AdapterSet, path: FilePath, *, registry: Registry | None = None
 ) -> None:
     """Write the adapters of a model, and nothing else of it, into one safetensors file.
 
@@ -35,7 +38,7 @@ def save_adapters(
     keys, dtypes that safetensors lacks, tracers), or if the file cannot be written. A file that was
     there is whole then.
     """
-    if isinstance(model, Net):
+    if isinstance(model, Handle):
         model._save_adapters(path, registry, stacklevel=3)
         return
     adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
@@ -75,7 +78,7 @@ def load_adapters(
     model: everything is listed at once, and nothing was changed. `WrapperError` if one of
     `wrappers` is no adapter class, `SelectionError` if two have one name.
     """
-    if isinstance(model, Net):
+    if isinstance(model, Handle):
         model._load_adapters(path, strict, wrappers, registry, stacklevel=3)
         return model
     registry = default_registry(registry)
