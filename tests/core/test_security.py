@@ -60,13 +60,13 @@ ALLOWED = {
     f"{CORE}/_showing/plots.py": {"savefig"},
     f"{CORE}/_demo/_merging.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
     f"{CORE}/_demo/_plot.py": {"savefig"},
-    f"{CORE}/_cli.py": {"mkdir", "to_csv"},
+    f"{CORE}/_commands/_cli.py": {"mkdir", "to_csv"},
     f"{CORE}/_commands/scaffold.py": {"mkdir", "read_text", "write_text"},
     f"{CORE}/testing/_checks_form.py": {"tempfile"},  # the kit, in the temporary directory
     f"{CORE}/_registry/_discovery.py": {"entry_points"},  # the metadata of distributions
     f"{CORE}/_registry/_loading.py": {"load"},  # plugins that are not blocked
     f"{CORE}/_commands/importing.py": {"import_module"},  # MODULE:NAME of a command line
-    f"{CORE}/_programs/_lapack.py": {"import_module"},  # two names that stand there
+    f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there
 }
 
 

@@ -87,9 +87,9 @@ def main(wrapper, folder, forbidden):
 
     def imported():
         from jno import lora
-        from jno.lora import _cli, peft
+        from jno.lora import _commands, peft
 
-        return lora, _cli.cli, peft
+        return lora, _commands.cli, peft
 
     lora, cli, peft = watch.during("import", imported)
     key = jax.random.key(2)
