@@ -43,8 +43,8 @@ GROUPS = {
     "batch": Group("Smaller batches", "The same model.", (MAIN,)),
     "deep": Group(
         "OFT in several layers",
-        "A linear solve by LAPACK in each of several layers can wait for itself forever on a "
-        "machine with few cores. `timed out` means that a side was ended after 30 seconds.",
+        "On a machine with few cores, linear solves by LAPACK in several layers can deadlock. "
+        "`timed out` means that a side was stopped after 30 seconds.",
         (MAIN,),
     ),
     "large": Group(
@@ -71,9 +71,9 @@ GROUPS = {
     ),
     "dispatch": Group(
         "Finding and wrapping layers",
-        "Models of many `Linear(8, 8)` under the default adapter, rank 4. Calls are warm, but for "
-        "those of the row that says so: those are the first of a process. The last row shows how "
-        "the cost grows: five times as many layers.",
+        "Models of many `Linear(8, 8)` with the default adapter, rank 4. Calls are warm, except in "
+        "the row that is marked: its calls are the first of a process. The last row shows how the "
+        "cost grows with five times as many layers.",
         (
             (
                 *((m, "jno") for m in ("apply", "filter", "merge", "merge jitted")),
@@ -84,8 +84,8 @@ GROUPS = {
     "init": Group(
         "Initialisation by singular vectors",
         "The constructor around one layer, rank 16, against `jnp.linalg.svd` of its matrix. "
-        "Energy: the part of that of the 16 largest singular values that the adapter's space "
-        "holds, for ours. Decaying: singular values 1, 1/2, 1/3, …",
+        "*Energy* is that of our adapter's space, as a fraction of the energy of the 16 largest "
+        "singular values. *Decaying* means the singular values 1, 1/2, 1/3, …",
         ((("init", "svd"), ("init", "jno"), ("energy", None)),),
     ),
 }

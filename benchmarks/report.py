@@ -20,29 +20,30 @@ RESULTS = ROOT / "benchmarks" / "results"
 HEAD = """\
 # Benchmarks
 
-Ratios of ours to others on one machine, not times: times differ between machines, and on one
-machine from minute to minute. Less than 1 means that ours takes less.
+The tables show ratios between our side and others on one machine. They show no times, because times
+differ between machines, and from minute to minute on one machine. A ratio below 1 means that ours
+takes less.
 
-* **jNO** is `jax-neural-operators`, whose adapters have the same names and do the same. **PEFT** is
-  `peft` on PyTorch, run eagerly. **Floor**: only the biases of the plain model train, which costs
-  the forward pass and the gradients of the layers' inputs. **Full fine-tuning**: everything trains.
-* Each side runs in a process of its own, started for each row, in an environment of its own; floor
-  and full fine-tuning run in ours. All sides have the same shapes, the same loss and Adam. JAX's
-  steps are compiled, with donated state; their arguments are flat lists of arrays, so that the
-  flattening of modules is not counted.
-* In each round every side has its turn, in random order, for about the same time. A ratio is formed
-  within a round; the tables show the median over the rounds and the quartiles in brackets. Rounds
-  to warm up are discarded. Memory and flops are what XLA says of the compiled step; *compile*
+* **jNO** is `jax-neural-operators`, whose adapters have the same names and laws. **PEFT** is `peft`
+  on PyTorch, run eagerly. **Floor** trains only the biases of the plain model, which costs the
+  forward pass and the gradients of the layers' inputs. **Full fine-tuning** trains everything.
+* Each side runs in its own process, started for each row, in its own environment; floor and full
+  fine-tuning run in ours. All sides have the same shapes, the same loss and Adam. The steps of JAX
+  are compiled, with donated state. Their arguments are flat lists of arrays, so flattening modules
+  is not counted.
+* In each round every side has its turn, in random order, for about the same time. Ratios are formed
+  within a round. The tables show the median over the rounds, with the quartiles in brackets.
+  Warm-up rounds are discarded. Memory and flops are XLA's figures for the compiled step; *compile*
   includes tracing.
-* Threads sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, `KMP_BLOCKTIME=0`), lest an idle side
-  take the processor from another, and OpenBLAS has one thread (`OPENBLAS_NUM_THREADS=1`).
-* PEFT's forms: LoRA-FA is its LoRA with `lora_A` frozen; LoKr has the same two dense factors as
-  ours; OFT is its default, which rotates inputs and approximates the inverse by five terms of a
-  series, where ours is exact.
-* In parentheses: the target, set before any of this was written: what a one-page form of each
-  method was measured to reach, or what seemed worth reaching. **Bold**: it is missed.
-* *save* and *load* are those of the adapters alone (`save_adapters`, `load_adapters`); full
-  fine-tuning has to keep the whole model, by Equinox's own functions.
+* Threads sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, `KMP_BLOCKTIME=0`), so that an idle side
+  does not take the processor from another. OpenBLAS has one thread (`OPENBLAS_NUM_THREADS=1`).
+* PEFT's methods differ in three cases. Its LoRA-FA is LoRA with `lora_A` frozen. Its LoKr has the
+  same two dense factors as ours. Its OFT is the default one, which rotates inputs and approximates
+  the inverse by five terms of a series; ours is exact.
+* A number in parentheses is the target, set in advance: the measured result of a one-page version
+  of each method, or a goal that seemed worth reaching. **Bold** marks a missed target.
+* *save* and *load* are for the adapters alone (`save_adapters`, `load_adapters`). Full fine-tuning
+  must save the whole model, with Equinox's own functions.
 
 ```sh
 make bench                              # everything, on the CPU: half an hour on two cores
@@ -51,11 +52,11 @@ make bench DEVICE=gpu                   # the same on a CUDA GPU, and layers of 
 ```
 
 On a GPU the calls of a turn are queued, and the clock stops when the device has finished the last
-of them (`jax.block_until_ready`, `torch.cuda.synchronize`); float32 products may use TF32 on every
+call (`jax.block_until_ready`, `torch.cuda.synchronize`). Float32 products may use TF32 on every
 side, which is JAX's default there.
 """
 
-NO_GPU = "No GPU has run this yet: the code for it was reviewed only.\n"
+NO_GPU = "The GPU code was reviewed, but has not been run yet.\n"
 
 
 def main() -> None:
@@ -110,10 +111,10 @@ def section(results: dict[str, Any], docs: pathlib.Path) -> str:
     parts = [f"## On the {device.upper()}", "", describe(results), ""]
     missed = verdicts(results["cases"])
     if missed:
-        parts += ["Targets that are missed or could not be checked:", ""]
+        parts += ["Targets that were missed or could not be checked:", ""]
         parts += [f"* {sentence}" for sentence in missed] + [""]
     else:
-        parts += ["No target is missed.", ""]
+        parts += ["All targets are met.", ""]
     for name, group in GROUPS.items():
         records = [record for record in results["cases"] if record["group"] == name]
         if not records:
@@ -144,7 +145,7 @@ def describe(results: dict[str, Any]) -> str:
         lines.append(f"{side}: {packages}.")
     lines.append(f"At most {settings['rounds']} rounds, at least {settings['least_rounds']}.")
     if results["quick"]:
-        lines.append("**A quick run, to see that everything works: draw no conclusions.**")
+        lines.append("**This is a quick run to see that everything works. Please draw no conclusions from it.**")
     return "  \n".join(lines)
 
 
