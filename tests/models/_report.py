@@ -11,27 +11,31 @@ from typing import Any
 from .zoo_of_models import PACKAGES
 
 _HEAD = """\
-# Models nobody here wrote
+# Models by other people
 
 <!-- Written by the tests: do not edit. -->
 
-Every variant of every plugin of this repository, on models from other people's packages. A number
-is how many layers were adapted, with every check passed; *none* means that the call is an error,
-which says of each layer why it cannot be adapted.
+The tests run every variant of every plugin of this repository on models from other people's
+packages. A number is the number of adapted layers, with every check passed. *none* means that the
+call raises an error, which says for each layer why it cannot be adapted.
 
-Checked of every cell, with `rank=2` and the adapters alone trained: the adapted model gives what
-the model gives; with the adapters at random values it gives something else, and merging them into
-the weights gives the same; the merged and the unwrapped tree have the structure, shapes and dtypes
-of the model, and the unwrapped one its weights; gradients are finite, agree with those of the
-merged weights by the chain rule, and are not zero where those are not. Of `default` (no `wrapper=`)
-and `auto` in addition: running without `jit` gives the same; ten steps of Adam lower a loss and
-touch no frozen leaf; the leaves, saved and loaded into a copy that was adapted with another key,
-give the same.
+Every cell is checked with `rank=2`, and only the adapters train:
 
-"The same" is 1e-5 of the largest output, or ten times what the model itself makes of a last-place
-change of its weights, if that is more (see the notes).
+* The adapted model has the outputs of the model. With random adapters its outputs differ, and
+  merging these adapters into the weights gives the same outputs.
+* The merged and the unwrapped tree have the structure, shapes and dtypes of the model. The
+  unwrapped tree also has its weights.
+* Gradients are finite, and agree with those of the merged weights by the chain rule. They are not
+  zero where those of the merged weights are not.
 
-To run it, which writes this page again (Python 3.12 or newer, half an hour on two cores):
+The columns `default` (without `wrapper=`) and `auto` have more checks. Running without `jit` gives
+the same outputs. Ten steps of Adam lower a loss and change no frozen leaf. The saved leaves give the
+same outputs in a copy that was adapted with another key.
+
+"The same" means a difference of at most 1e-5 of the largest output, or of ten times the effect of a
+last-place change of the model's own weights, if that is larger (see the notes).
+
+The command runs the tests and writes this page (Python 3.12 or newer, half an hour on two cores):
 
 ```
 make test-models
@@ -107,12 +111,12 @@ class Table:
         ]
         if only_auto:
             yield (
-                "By default only linear layers and convolutions whose weight is laid out as their "
-                "own sizes say are adapted. The kernels of these models are channel-last without "
-                f"saying so, which a plugin knows: {', '.join(only_auto)}."
+                "The default adapts only linear layers and convolutions whose weight has the layout "
+                "that their own sizes declare. The kernels of these models are channel-last, but "
+                f"only a plugin knows it: {', '.join(only_auto)}."
             )
             yield ""
-        yield "With `auto`, these come close to what an adapter takes:"
+        yield "With `auto`, adapters almost apply to these layers:"
         yield ""
         others: set[str] = set()
         body: list[list[str]] = []
@@ -131,8 +135,8 @@ class Table:
         yield from _table(["model", "layers", "why not"], body)
         yield ""
         yield (
-            "These hold arrays of their own (scales of norms, spectral weights, positions, bare "
-            f"matrices) that no adapter is written for: {', '.join(sorted(others))}."
+            "No adapter exists for these layers, which hold arrays of their own (scales of norms, "
+            f"spectral weights, positions, bare matrices): {', '.join(sorted(others))}."
         )
 
     def notes(self) -> Iterator[str]:
