@@ -145,7 +145,7 @@ def describe(results: dict[str, Any]) -> str:
         lines.append(f"{side}: {packages}.")
     lines.append(f"At most {settings['rounds']} rounds, at least {settings['least_rounds']}.")
     if results["quick"]:
-        lines.append("**This is a quick run to see that everything works. Please draw no conclusions from it.**")
+        lines.append("**A quick run, to see that everything works: draw no conclusions.**")
     return "  \n".join(lines)
 
 

@@ -1,13 +1,13 @@
 """A transformer reads digits row by row, and its attention layers are adapted as units.
 
-It is trained on upright scans. Then the page is turned on its side, and 200 scans are labelled.
-Adapters of `jno-lora-attention` take a whole `eqx.nn.MultiheadAttention`: low-rank updates of the
-projections that you name, factors on keys and values, or trained prefixes that every query sees.
+It is trained on upright scans. Then the page is turned on its side, and 200 of the new scans have
+labels. Adapters of `jno-lora-attention` adapt a whole `eqx.nn.MultiheadAttention`: low-rank updates
+of the projections that you name, factors on keys and values, or trained prefixes for every query.
 
     pip install "jno-lora[zoo]" jno-lora-attention optax scikit-learn
     python examples/attention_adapter.py
 
-A minute on two cores, seconds with `--quick`.
+It takes a minute on two cores, seconds with `--quick`.
 """
 
 import sys
@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 
 from jno.lora import Net
 
-# What becomes of each attention layer; the head trains as well.
+# The adapters of each attention layer; the head trains as well.
 CANDIDATES = {
     "head alone": None,
     "lora, queries and values": {"wrapper": "lora-attention"},
@@ -45,14 +45,14 @@ class Block(eqx.Module):
         self.norms = [eqx.nn.LayerNorm(size), eqx.nn.LayerNorm(size)]
 
     def __call__(self, x):
-        """Rows to rows."""
+        """Map rows to rows."""
         h = jax.vmap(self.norms[0])(x)
         x = x + self.attention(h, h, h)
         return x + jax.vmap(self.mlp)(jax.vmap(self.norms[1])(x))
 
 
 class Reader(eqx.Module):
-    """Eight rows of eight pixels to ten logits."""
+    """A network from eight rows of eight pixels to ten logits."""
 
     embed: eqx.nn.Linear
     places: jax.Array
@@ -67,7 +67,7 @@ class Reader(eqx.Module):
         self.head = eqx.nn.Linear(size, 10, key=k3)
 
     def __call__(self, image):
-        """A scan to its logits."""
+        """Map a scan to its logits."""
         x = jax.vmap(self.embed)(image) + self.places
         for block in self.blocks:
             x = block(x)
@@ -75,7 +75,7 @@ class Reader(eqx.Module):
 
 
 def fit(net, images, labels, steps, rate):
-    """Train what `net` says, on all scans at once."""
+    """Train the trainable part of `net`, on all scans at once."""
     trainable, frozen = net.partition()
     optimiser = optax.adam(rate)
 

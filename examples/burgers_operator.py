@@ -4,13 +4,13 @@ A Fourier neural operator learns the solution operator of the viscous Burgers eq
 
     u_t + u u_x = nu u_xx,    x in [0, 2 pi) periodic,    u(x, 0) -> u(x, 1)
 
-at `nu = 0.1`, from many simulations. At `nu = 0.02`, where fronts are five times as steep, few are
-at hand. Full fine-tuning and adapters learn from 2 to 16 of them.
+at `nu = 0.1`, from many simulations. At `nu = 0.02` fronts are five times as steep, and only few
+simulations exist. Full fine-tuning and adapters learn from 2 to 16 of them.
 
     pip install "jno-lora[zoo]" jno-lora-foundax optax matplotlib
     python examples/burgers_operator.py
 
-Some minutes on two cores, seconds with `--quick`. Writes `burgers.png`.
+It takes some minutes on two cores, seconds with `--quick`, and writes `burgers.png`.
 """
 
 import argparse
@@ -49,8 +49,10 @@ def initial_fields(key, number):
 
 @eqx.filter_jit
 def solve(u, viscosity, steps=800):
-    """`u` at time `TIME`, by a pseudo-spectral method: 2/3 dealiasing, and fourth-order
-    Runge-Kutta steps for `exp(nu k^2 t) u_k`, in which diffusion is exact."""
+    """Solve for `u` at time `TIME` by a pseudo-spectral method with 2/3 dealiasing.
+
+    Fourth-order Runge-Kutta steps integrate `exp(nu k^2 t) u_k`, so diffusion is exact.
+    """
     n = u.shape[-1]
     k = jnp.arange(n // 2 + 1)
     keep, dt = (k < n / 3)[None, :], TIME / steps
@@ -71,7 +73,7 @@ def solve(u, viscosity, steps=800):
 
 
 def simulate(key, number, viscosity):
-    """Inputs `(number, GRID, 2)`, the field and its coordinate, and solutions `(number, GRID)`."""
+    """Return inputs `(number, GRID, 2)`, field and coordinate, and solutions `(number, GRID)`."""
     fields = initial_fields(key, number)
     x = jnp.broadcast_to(jnp.linspace(-1, 1, GRID, endpoint=False), (number, GRID))
     return jnp.stack([fields[:, ::4], x], axis=-1), solve(fields, viscosity)[:, ::4]
@@ -84,14 +86,14 @@ def error(model, inputs, solutions):
 
 
 def train(net, inputs, solutions, steps, rate, batch=32):
-    """Train what `net` says, by Adam on random batches with a decaying rate."""
+    """Train the trainable part of `net` by Adam, on random batches with a decaying rate."""
     trainable, frozen = net.partition()
     optimiser = optax.adam(optax.cosine_decay_schedule(rate, steps))
     batch = min(batch, len(inputs))
 
     @eqx.filter_jit
     def step(trainable, state, frozen, inputs, solutions, shift):
-        # The equation is the same everywhere: a simulation, shifted, is another one.
+        # The equation is the same at every x, so a shifted simulation is a new simulation.
         inputs = inputs.at[..., 0].set(jnp.roll(inputs[..., 0], shift, axis=-1))
         solutions = jnp.roll(solutions, shift, axis=-1)
 
@@ -110,7 +112,7 @@ def train(net, inputs, solutions, steps, rate, batch=32):
 
 
 def draw(path, errors, counts, models, inputs, solutions):
-    """Fields at the end for two initial ones, and the error by number of simulations."""
+    """Draw the final fields for two initial ones, and the error by number of simulations."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     x = np.linspace(0, 2 * np.pi, GRID, endpoint=False)
     for axis, field, solution in zip(axes, inputs[:2], solutions[:2], strict=False):

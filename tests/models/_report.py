@@ -29,8 +29,8 @@ Every cell is checked with `rank=2`, and only the adapters train:
   zero where those of the merged weights are not.
 
 The columns `default` (without `wrapper=`) and `auto` have more checks. Running without `jit` gives
-the same outputs. Ten steps of Adam lower a loss and change no frozen leaf. The saved leaves give the
-same outputs in a copy that was adapted with another key.
+the same outputs. Ten steps of Adam lower a loss and change no frozen leaf. The saved leaves give
+the same outputs in a copy that was adapted with another key.
 
 "The same" means a difference of at most 1e-5 of the largest output, or of ten times the effect of a
 last-place change of the model's own weights, if that is larger (see the notes).
@@ -111,9 +111,9 @@ class Table:
         ]
         if only_auto:
             yield (
-                "The default adapts only linear layers and convolutions whose weight has the layout "
-                "that their own sizes declare. The kernels of these models are channel-last, but "
-                f"only a plugin knows it: {', '.join(only_auto)}."
+                "The default adapts only linear layers and convolutions whose weight has the "
+                "layout that their own sizes declare. The kernels of these models are "
+                f"channel-last, but only a plugin knows it: {', '.join(only_auto)}."
             )
             yield ""
         yield "With `auto`, adapters almost apply to these layers:"
