@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._checkpoint import Classes, FilePath
 from .._contract import Handle, check_key, expect_model, is_traced, is_wrapper
 from .._dispatch import carry_out, plan_lora
-from .._errors import JnoLoraWarning, SelectionError
+from .._errors import JnoLoraWarning, SelectionError, warn
 from .._planning import MaskLike, Plan, SpecLike, WrapperLike, parse_mask
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, count, report_on
@@ -435,7 +435,7 @@ class Net(Handle):
         self._refuse_disabled(verb)
         state, warning = self._now.training(self._mask, train=train)
         if warning is not None:
-            warnings.warn(warning, JnoLoraWarning, stacklevel=3)
+            warn(warning)
         return self._become(state)
 
     def _become(self, state: NetState, named: NamedAdapters | None = None) -> "Net":
