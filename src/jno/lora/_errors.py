@@ -111,10 +111,7 @@ def _is_inside(frame: FrameType, packages: tuple[str, ...]) -> bool:
 
 @contextlib.contextmanager
 def failing(
-    what: str,
-    error: type[JnoLoraError] | None = None,
-    hint: str = "",
-    reason: Callable[[], str] = str,
+    what: str, error: type[JnoLoraError] | None = None, hint: str | Callable[[], str] = ""
 ) -> Iterator[None]:
     """An exception inside becomes "Could not WHAT: why", followed by the hint.
 
@@ -123,16 +120,19 @@ def failing(
     - `what`: a verb, the class and the path: "merge the LoRALinear at 'layers/0'".
     - `error`: the class to raise. By default `WrapperError`, or the class of the exception if it
         is a `JnoLoraError`.
-    - `hint`: what to do. A `JnoLoraError` says that itself, so it gets no hint.
-    - `reason`: says why in place of a foreign exception. If it returns `""`, the exception does.
+    - `hint`: what to do, or a function that returns it. Empty if there is nothing to say.
 
     **Raises:** `JnoLoraError`, from the exception.
     """
     try:
         yield
-    except JnoLoraError as err:
-        raise (error or type(err))(f"Could not {what}: {err}") from err
     except Exception as err:
-        why = reason() or f"{type(err).__name__}: {err}"
-        advice = f"\n{hint}" if hint else ""
-        raise (error or WrapperError)(f"Could not {what}: {why}{advice}") from err
+        cls = error or (type(err) if isinstance(err, JnoLoraError) else WrapperError)
+        advice = hint if isinstance(hint, str) else hint()
+        advice = f"\n{advice[0].upper()}{advice[1:]}" if advice else ""
+        raise cls(f"Could not {what}: {reason_of(err)}{advice}") from err
+
+
+def reason_of(err: Exception) -> str:
+    """The message of `err`, with its class in front of it if it is not a `JnoLoraError`."""
+    return f"{err}" if isinstance(err, JnoLoraError) else f"{type(err).__name__}: {err}"

@@ -23,6 +23,11 @@ def show_path(path: str) -> str:
     return path or "<root>"
 
 
+def show_place(cls: type, path: str) -> str:
+    """An object and its path as messages show them: `the LoRALinear at 'layers/0'`."""
+    return f"the {cls.__name__} at {show_path(path)!r}"
+
+
 def show_array(array: Any) -> str:
     """The dtype and shape of `array` as messages show them: `float32[3, 2]`."""
     return f"{array.dtype}{list(array.shape)}"

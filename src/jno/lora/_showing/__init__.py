@@ -1,14 +1,15 @@
 """Tables, plots and progress bars.
 
-Plots are in `_showing.plots`, which imports matplotlib, and so is imported where one is drawn.
+`_showing.plots` imports matplotlib, so it is imported only where a plot is drawn.
 """
 
 from ._progress import Bar, tracked
-from ._tables import Printed, Table, table, table_by_path
+from ._tables import Printed, Report, Table, table, table_by_path
 
 __all__ = [
     "Bar",
     "Printed",
+    "Report",
     "Table",
     "table",
     "table_by_path",
