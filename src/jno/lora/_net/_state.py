@@ -1,4 +1,4 @@
-"""What a net is at one time: a model, and which of its arrays train."""
+"""The state of a net at one time: a model, and which of its arrays train."""
 
 import dataclasses
 import operator
@@ -24,9 +24,9 @@ from ._originals import Original, originals_of, unwrapped_exactly
 
 @dataclasses.dataclass(frozen=True)
 class NetState:
-    """A model, what trains of it, and the layers that its adapters keep in another form.
+    """A model, which of its arrays train, and the original layers that its adapters changed.
 
-    - `whose`: stands for its adapters, whatever their values; `None` without adapters.
+    - `whose`: an object that stands for its adapters, whatever their values. `None` without any.
     """
 
     module: PyTree
@@ -36,7 +36,7 @@ class NetState:
 
     @classmethod
     def of(cls, model: PyTree) -> "NetState":
-        """A model that nobody said anything of: all trains but the layers in adapters."""
+        """The state of a new net: everything trains but the layers in adapters."""
         return cls(model, partial_lora_trainable_filter(model), whose=None)
 
     @property
@@ -45,7 +45,7 @@ class NetState:
         return holds_adapters(self.module)
 
     def adapted(self, module: PyTree) -> "NetState":
-        """With `module` for the model, which has adapters around more of its layers."""
+        """With the model `module`, which has more adapted layers."""
         if module is self.module:
             return self
         originals = {**self.originals, **originals_of(self.module, module)}
@@ -54,9 +54,9 @@ class NetState:
     def readapted(
         self, module: PyTree, originals: Mapping[str, Original], paths: Container[str]
     ) -> "NetState":
-        """With `module` for the model, whose adapters at these paths are new.
+        """With the model `module`, whose adapters at these paths are new.
 
-        - `originals`: the layers that those keep in another form.
+        - `originals`: the original layers that the new adapters changed.
         """
         others = {path: layer for path, layer in self.originals.items() if path not in paths}
         trainable = carry_to_adapted(self.trainable, module, paths)
@@ -74,9 +74,9 @@ class NetState:
         return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
 
     def training(self, mask: MaskLike | None, *, train: bool) -> tuple["NetState", str | None]:
-        """With what `mask` selects trained, or not; and what to warn of.
+        """With the leaves that `mask` selects trained, or not; and a warning, if there is one.
 
-        Without a mask, that is all but the layers in adapters.
+        Without a mask, these are all leaves but those of layers in adapters.
         """
         if mask is None and train:
             trainable = partial_lora_trainable_filter(self.module)
