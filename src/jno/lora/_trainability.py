@@ -32,7 +32,7 @@ def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
 
 def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
-    """`True` for the adapters' trainable arrays and for every inexact array outside any wrapper.
+    """`True` for the adapters' trainable arrays and for every inexact array outside any adapter.
 
     The wrapped layers themselves (`base`), and arrays that an adapter keeps frozen, are `False`.
 
@@ -140,19 +140,19 @@ def _is_frozen(node: Any) -> bool:
     return True
 
 
-def _inside(wrapper: LoRAWrapper) -> Any:
-    """The role of each leaf of a wrapper, in its structure."""
+def _inside(adapter: LoRAWrapper) -> Any:
+    """The role of each leaf of an adapter, in the structure of the adapter."""
 
     def mark(path: tuple[Any, ...], node: Any) -> Any:
         if path[0].name == "base":
             return jax.tree.map(lambda _: _BASE, node)
-        trains = path[0].name in type(wrapper).adapter_fields
+        trains = path[0].name in type(adapter).adapter_fields
         if is_wrapper(node):  # an adapter may be built of adapters
             return jax.tree.map(lambda role: role & _ADAPTER if trains else 0, _inside(node))
         return _ADAPTER if trains else 0
 
     def is_leaf(path: tuple[Any, ...], node: Any) -> bool:
         at_base = len(path) == 1 and path[0].name == "base"
-        return at_base or (is_wrapper(node) and node is not wrapper)
+        return at_base or (is_wrapper(node) and node is not adapter)
 
-    return jtu.tree_map_with_path(mark, wrapper, is_leaf=is_leaf, is_leaf_takes_path=True)
+    return jtu.tree_map_with_path(mark, adapter, is_leaf=is_leaf, is_leaf_takes_path=True)

@@ -34,7 +34,7 @@ def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
 def modules_in(
     tree: PyTree, keys: KeyPath = (), *, enter_norms: bool = True
 ) -> list[tuple[KeyPath, eqx.Module]]:
-    """All modules of `tree`, outer ones first, with their key paths. None from inside an adapter.
+    """All modules of `tree`, outer ones first, with their key paths. Adapters are not entered.
 
     - `keys`: the key path of `tree` itself.
     - `enter_norms`: whether to look into norms (`NORMALISED`) other than `tree` itself.
@@ -51,6 +51,11 @@ def modules_in(
 
     jtu.tree_flatten_with_path(tree, is_leaf=look, is_leaf_takes_path=True)
     return found
+
+
+def module_paths(model: PyTree) -> list[str]:
+    """The paths of all modules, plain or adapted, that are not in an adapted one."""
+    return [path_str(keys) for keys, _ in modules_in(model)]
 
 
 def holds_adapters(tree: Any) -> bool:

@@ -17,7 +17,7 @@ H = TypeVar("H", bound="Holder")
 
 
 class Holder(Handle):
-    """Holds a model, what trains of it, a pending mask and the named adapters."""
+    """Holds a model, which of its arrays train, a pending mask and the named adapters."""
 
     def __init__(self, model: PyTree, registry: Registry | None):
         expect_model(model, "Net")

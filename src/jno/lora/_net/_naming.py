@@ -74,8 +74,8 @@ class NamesAdapters(Holder):
 
         The latter are kept under their name with their current values, together with which of their
         arrays, and of their layers' arrays, were trainable. Adapters that were active before train
-        as they did then, whatever was frozen meanwhile. Adapters that become active for the first
-        time train as after `lora`. A `lora` call adds to the active adapters.
+        as they did then, even if `freeze` was called since. Adapters that become active for the
+        first time train as after `lora`. A `lora` call adds to the active adapters.
 
         **Raises:** `SelectionError` if there is no such name, if the model carries adapters without
         a name (which would be lost), or if a mask is pending.

@@ -1,4 +1,4 @@
-"""`Net`: a mutable handle on an immutable model, with the state of what trains."""
+"""`Net`: a mutable handle on an immutable model. It also knows which arrays train."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ _NEVER = object()
 
 
 class Net(NamesAdapters, SavesAdapters):
-    """A handle on a model: adapt it, choose what trains, split it for an optimiser.
+    """A handle on a model: adapt it, choose which arrays train, split it for an optimiser.
 
     Every control acts at once and returns the handle, so calls work as statements and as chains:
 
@@ -122,9 +122,9 @@ class Net(NamesAdapters, SavesAdapters):
         - `wrapper`: an adapter class, a registered name (`"DoRALinear"`) or variant (`"dora"`), a
             list of those in order of priority, `"auto"`, or `None` for LoRA on linear and
             convolution layers.
-        - `specs`: dicts with the keys `target`, `rank`, `alpha`, `wrapper`, `options`; the first
-            spec whose target matches and whose wrapper applies wins. Missing keys come from the
-            call.
+        - `specs`: a list of `Spec`s, or of dicts with the keys `target`, `rank`, `alpha`,
+            `wrapper`, `options`. The call gives what a spec leaves out. The first spec whose target
+            matches and whose wrapper applies wins.
         - `options`: further keyword arguments for the adapters' constructors, such as
             `{"adapter_dtype": jnp.bfloat16}`.
         - `key`: overrides the key of the `Net`.

@@ -1,4 +1,4 @@
-"""The adapters of a model, and what they cost."""
+"""Reports on the adapters of a model, with their parameter counts."""
 
 import dataclasses
 from functools import partial
@@ -21,7 +21,8 @@ from ._merge_error import error_of_merging
 class ReportRow:
     """One adapted layer.
 
-    - `rank`: the effective rank (a small layer clamps the requested one).
+    - `rank`: the effective rank (a small layer clamps the requested one). Adapters without a rank
+        or alpha have `None`.
     - `trainable`: how many parameters of the layer and its adapter are trained.
     - `total`: the parameters of the layer and its adapter together. Constants that an adapter
         keeps beside them (PiSSA's initial factors) are not counted.
@@ -34,8 +35,8 @@ class ReportRow:
     layer: str
     wrapper: type[LoRAWrapper]
     distribution: str | None
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     trainable: int
     total: int
     merge_error: float | None = None
@@ -85,8 +86,8 @@ class LoraReport(Report[ReportRow]):
                     row.layer,
                     row.wrapper.__name__,
                     row.distribution or "",
-                    f"{row.rank}",
-                    f"{row.alpha:g}",
+                    "" if row.rank is None else f"{row.rank}",
+                    "" if row.alpha is None else f"{row.alpha:g}",
                     f"{row.trainable:,}",
                     f"{row.total:,}",
                     "-" if row.merge_error is None else f"{row.merge_error:.1e}",

@@ -69,21 +69,21 @@ class LooseAdapter(eqx.Module):
 
     - `state`: its arrays, as `LoRAWrapper.state()` returns them; those of a stack are stacked.
     - `wrapper`, `rank`, `alpha`: its class and settings, to build it again. The rank is the
-      effective one.
+      effective one. Adapters without a rank or alpha have `None`.
     - `layer`: the form of the layer that it was made for.
     """
 
     state: dict[str, Any]
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True)
+    alpha: float | None = eqx.field(static=True)
     layer: LayerForm = eqx.field(static=True)
 
 
 class AdapterSet(Loose, eqx.Module):
     """The adapters of a model by the paths of their layers, without the model. A pytree.
 
-    Made by `extract_adapters`, put around the layers of a model by `swap_adapters`.
+    `extract_adapters` makes one, `swap_adapters` puts it around the layers of a model.
     """
 
     adapters: dict[str, LooseAdapter]

@@ -100,6 +100,8 @@ def check_same_matrices(sets: Sequence[AdapterSet]) -> None:
 
 
 def _scale(adapter: LooseAdapter) -> float | None:
+    if adapter.rank is None or adapter.alpha is None:
+        return None
     return adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha)
 
 

@@ -10,9 +10,9 @@ from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, evaluated, expect_model, is_wrapper, without_values
 from .._errors import SelectionError, failing
-from .._paths import FEW, bullets, nearest, path_str, show_path, show_place
+from .._paths import FEW, bullets, nearest, show_path, show_place
 from .._sharding import restored_layer
-from .._tree import claims, layers_at, modules_in, norms_around, plain_layer, replace_layers
+from .._tree import claims, layers_at, module_paths, norms_around, plain_layer, replace_layers
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
 
 M = TypeVar("M")
@@ -60,7 +60,7 @@ def misfits_by_path(
 ) -> dict[str, list[str]]:
     """`misfits` by the path of the adapter. `layers` are the `layers_at(model, adapters)`."""
     missing = [path for path in adapters if path not in layers]
-    known = [path_str(keys) for keys, _ in modules_in(model)] if missing else []
+    known = module_paths(model) if missing else []
     # The search for the nearest of many paths is slow, and a few hints are enough.
     near = {path: nearest(path, known, n=1) for path in missing[:FEW]}
     norms = norms_around(model, adapters)
