@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._contract import check_key, is_traced
 from .._dispatch import carry_out, plan_lora
-from .._errors import SelectionError, warn
+from .._errors import SelectionError
 from .._planning import MaskLike, Plan, SpecLike, WrapperLike, parse_mask
 from .._registry import Registry
 from .._reports import LoraReport, count, report_on
@@ -251,7 +251,4 @@ class Net(NamesAdapters, SavesAdapters):
 
     def _train(self, verb: str, *, train: bool) -> "Net":
         self._refuse_disabled(verb)
-        state, warning = self._now.training(self._mask, train=train)
-        if warning is not None:
-            warn(warning)
-        return self._become(state)
+        return self._become(self._now.training(self._mask, train=train))

@@ -9,6 +9,7 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from .._errors import warn
 from .._merge import merge_lora
 from .._paths import bullets, nearest, path_str, show_path
 from .._planning import MaskLike, parse_mask
@@ -48,15 +49,15 @@ class NetState:
         """With the model `module`, which has more adapted layers."""
         if module is self.module:
             return self
-        originals = {**self.originals, **originals_of(self.module, module)}
-        return NetState(module, carry_to_adapted(self.trainable, module), originals)
+        return self.readapted(module, originals_of(self.module, module))
 
     def readapted(
-        self, module: PyTree, originals: Mapping[str, Original], paths: Container[str]
+        self, module: PyTree, originals: Mapping[str, Original], paths: Container[str] = ()
     ) -> "NetState":
-        """With the model `module`, whose adapters at these paths are new.
+        """With the model `module`, which has new adapters.
 
         - `originals`: the original layers that the new adapters changed.
+        - `paths`: where a new adapter replaces another one.
         """
         others = {path: layer for path, layer in self.originals.items() if path not in paths}
         trainable = carry_to_adapted(self.trainable, module, paths)
@@ -73,23 +74,21 @@ class NetState:
     def _without_adapters(self, module: PyTree) -> "NetState":
         return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
 
-    def training(self, mask: MaskLike | None, *, train: bool) -> tuple["NetState", str | None]:
-        """With the leaves that `mask` selects trained, or not; and a warning, if there is one.
+    def training(self, mask: MaskLike | None, *, train: bool) -> "NetState":
+        """With the leaves that `mask` selects trained, or not. A mask that selects none warns.
 
         Without a mask, these are all leaves but those of layers in adapters.
         """
         if mask is None and train:
-            trainable = partial_lora_trainable_filter(self.module)
-            return dataclasses.replace(self, trainable=trainable), None
+            return dataclasses.replace(self, trainable=partial_lora_trainable_filter(self.module))
         chosen, possible = parse_mask(self.module, mask is None or mask), may_train(self.module)
         selected = jax.tree.map(operator.and_, chosen, possible)
-        warning = None
         if mask is not None and not any(jax.tree.leaves(selected)):
-            warning = _selects_nothing(mask, possible)
+            warn(_selects_nothing(mask, possible))
         trainable = jax.tree.map(
             lambda before, now: train if now else before, self.trainable, selected
         )
-        return dataclasses.replace(self, trainable=trainable), warning
+        return dataclasses.replace(self, trainable=trainable)
 
 
 def _selects_nothing(mask: MaskLike, possible: PyTree[bool]) -> str:
