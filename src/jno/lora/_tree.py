@@ -92,7 +92,9 @@ def map_adapters(function: Callable[..., Any], model: PyTree, *others: PyTree) -
 def replace_adapters(model: M, nodes: Iterable[Any]) -> M:
     """`model` with `nodes` in the places of its adapted layers, in the order of these."""
     rest = iter(nodes)
-    return map_adapters(lambda *_: next(rest), model)
+    return jax.tree.map(
+        lambda node: next(rest) if is_wrapper(node) else node, model, is_leaf=is_wrapper
+    )
 
 
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:

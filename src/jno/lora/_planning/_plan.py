@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from .._contract import LoRAWrapper
 from .._paths import KeyPath, show_path
-from .._showing import Report, Table, table_by_path
+from .._showing import Printed, Table, table_by_path
 
 PlanStatus = Literal[
     "wrapped",
@@ -57,7 +57,7 @@ class PlanRow:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Plan(Report[PlanRow]):
+class Plan(Printed[PlanRow]):
     """Every candidate of a model and what becomes of it.
 
     Prints as a table, and shows as one in a notebook: rows that differ in nothing but the indices

@@ -25,7 +25,7 @@ from .._contract import (
 from .._errors import SelectionError, WrapperError, failing, imported_for
 from .._paths import bullets, path_str, show_path, show_place
 from .._sharding import on_the_mesh
-from .._showing import Report, Table, table
+from .._showing import Printed, Table, table
 from .._tree import adapted_layers
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class AdapterEffect:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class AdapterEffects(Report[AdapterEffect]):
+class AdapterEffects(Printed[AdapterEffect]):
     """The effects of a model's adapters, one row per matrix, in the order of the model.
 
     Prints as a table, and shows as one in a notebook.

@@ -11,7 +11,7 @@ from .._contract import LoRAWrapper, expect_model, without_values
 from .._errors import WrapperError, failing
 from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
-from .._showing import Report, Table, table_by_path
+from .._showing import Printed, Table, table_by_path
 from .._trainability import lora_trainable_filter, may_train
 from .._tree import adapted_layers
 from ._merge_error import error_of_merging
@@ -43,7 +43,7 @@ class ReportRow:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LoraReport(Report[ReportRow]):
+class LoraReport(Printed[ReportRow]):
     """The adapted layers of a model, and totals over the whole model.
 
     Prints as a table, and shows as one in a notebook. Rows that differ only in the indices of their

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from .._contract import LoRAWrapper
 from .._paths import show_path
-from .._showing import Report, Table, table_by_path
+from .._showing import Printed, Table, table_by_path
 
 
 class UpdateRow(eqx.Module):
@@ -25,7 +25,7 @@ class UpdateRow(eqx.Module):
     error: Float[Array, ""]
 
 
-class UpdateReport(eqx.Module, Report[UpdateRow]):
+class UpdateReport(eqx.Module, Printed[UpdateRow]):
     """The rank and the error of each adapter that was made. A pytree; prints as a table."""
 
     rows: tuple[UpdateRow, ...]

@@ -4,12 +4,11 @@
 """
 
 from ._progress import Bar, tracked
-from ._tables import Printed, Report, Table, table, table_by_path
+from ._tables import Printed, Table, table, table_by_path
 
 __all__ = [
     "Bar",
     "Printed",
-    "Report",
     "Table",
     "table",
     "table_by_path",

@@ -81,12 +81,23 @@ class Table:
         )
 
 
-class Printed(abc.ABC):
-    """An object that prints as a table: by rich, as text, and as HTML in a notebook. No fields."""
+class Printed(abc.ABC, Generic[Row]):
+    """Rows that print as a table: by rich, as text, and as HTML in a notebook.
+
+    No fields: a subclass is a dataclass (or a module) with the field `rows`.
+    """
+
+    rows: tuple[Row, ...]
 
     @abc.abstractmethod
     def _table(self) -> Table:
         """The table to print."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __rich__(self) -> "RichTable":
         return self._table().__rich__()
@@ -96,21 +107,6 @@ class Printed(abc.ABC):
 
     def _repr_html_(self) -> str:
         return self._table()._repr_html_()
-
-
-class Report(Printed, Generic[Row]):
-    """Rows that print as a table. Iteration and `len` are those of the rows.
-
-    A subclass is a dataclass (or a module) with the field `rows`.
-    """
-
-    rows: tuple[Row, ...]
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 def table(
