@@ -133,7 +133,7 @@ def test_arrays_of_numpy_with_64_bits_are_merged_as_jax_computes_them(getkey):
 )
 def test_a_template_is_told_what_it_is(function, advice, model, getkey):
     template = eqx.filter_eval_shape(apply_lora, model, 1, key=getkey(), wrappers=ToyLinear)
-    with pytest.raises(WrapperError, match=rf"'encoder/0'(?s:.*)this is a template.*{advice}"):
+    with pytest.raises(WrapperError, match=rf"'encoder/0'(?s:.*)This is a template.*{advice}"):
         function(template)
 
 

@@ -3,22 +3,23 @@
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 
 class JnoLoraError(Exception):
     """Base class of every error that `jno.lora` raises on purpose.
 
     An operation that raises one has changed nothing: the model (or `Net`) is as it was before. A
-    message that lists everything that is wrong shows 100 lines, and says how many more there are.
+    message that lists problems shows at most 100 of them, and says how many more there are.
     """
 
 
 class SelectionError(JnoLoraError, ValueError):
     """The arguments select no layer, or do not make sense for this model.
 
-    Raised for a target, spec or wrapper that matches nothing, layers that all carry an adapter
-    already, a mask of another structure, an invalid regular expression, rank or spec key.
+    Raised when a target, spec or wrapper matches nothing, when every selected layer carries an
+    adapter already, and for a bad mask, regular expression, rank or spec key.
     """
 
 
@@ -29,8 +30,8 @@ class WrapperError(JnoLoraError):
 class PluginError(JnoLoraError, ImportError):
     """A plugin is missing, failed to load, is blocked, incompatible, or in conflict with another.
 
-    It is an `ImportError` too, so that `from jno.lora import DoRALinear` without the zoo fails in
-    the way that Python programmers expect.
+    It is an `ImportError` too: `from jno.lora import DoRALinear` fails as any import of a missing
+    package does.
     """
 
 
@@ -39,7 +40,7 @@ class CheckpointError(JnoLoraError):
 
 
 class PeftFormatError(JnoLoraError):
-    """A PEFT adapter directory is damaged, does not fit, or is of a type that has no exact form."""
+    """A PEFT adapter directory is damaged, does not fit, or is of a type without an exact match."""
 
 
 class MissingLibraryError(JnoLoraError, ImportError):
@@ -55,13 +56,13 @@ class JnoLoraWarning(UserWarning):
 
 @contextlib.contextmanager
 def imported_for(what: str, extra: str, *libraries: str) -> Iterator[None]:
-    """For the imports inside: a library that is missing is an error that says what to install.
+    """Guard the imports inside: if a library is missing, the error says what to install.
 
     **Arguments:**
 
-    - `what`: who needs them, for the message.
+    - `what`: the function that needs the libraries, for the message.
     - `extra`: the extra of this distribution that installs them.
-    - `libraries`: their names as they are imported. Another missing module is another error.
+    - `libraries`: their import names. The error for any other missing module passes unchanged.
 
     **Raises:** `MissingLibraryError`.
     """
@@ -77,45 +78,61 @@ def imported_for(what: str, extra: str, *libraries: str) -> Iterator[None]:
         ) from err
 
 
-# Modules whose frames a warning skips, beside those of the caller: what stands between the package
-# and the user's line (context managers, run-time type checks).
+# Modules between the package and the user's line: context managers and run-time type checks.
 _TRANSPARENT = ("contextlib", "beartype", "jaxtyping")
 
 
 def warn(message: str) -> None:
     """Warn with a `JnoLoraWarning` at the line outside the calling package that led here."""
     frame = sys._getframe(1)
-    caller = frame.f_globals.get("__name__", "")
-    own = "jno.lora" if caller.startswith("jno.lora") else caller.partition(".")[0]
-    skipped = ("jno.lora", own, *_TRANSPARENT)
-    level = 2
-    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", ""), skipped):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, JnoLoraWarning, stacklevel=level - 1)
+    while frame.f_back is not None and _is_inside(frame, _TRANSPARENT):
+        frame = frame.f_back
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    # Other distributions have modules in `jno`: their lines are a user's.
+    own = ("jno.lora",) if package == "jno" else ("jno.lora", package)
+    while frame.f_back is not None and _is_inside(frame, (*own, *_TRANSPARENT)):
+        frame = frame.f_back
+    scope = frame.f_globals
+    warnings.warn_explicit(
+        message,
+        JnoLoraWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        scope.get("__name__", "<unknown>"),
+        scope.setdefault("__warningregistry__", {}),
+    )
 
 
-def _is_inside(module: str, packages: tuple[str, ...]) -> bool:
+def _is_inside(frame: FrameType, packages: tuple[str, ...]) -> bool:
+    # Generated code (a beartype wrapper) may not say which module it is in.
+    module = frame.f_globals.get("__name__", "beartype")
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 @contextlib.contextmanager
-def failing(what: str, error: type[JnoLoraError] | None = None, hint: str = "") -> Iterator[None]:
-    """An exception inside becomes "Could not WHAT: why", with the hint behind it.
+def failing(
+    what: str, error: type[JnoLoraError] | None = None, hint: str | Callable[[], str] = ""
+) -> Iterator[None]:
+    """An exception inside becomes "Could not WHAT: why", followed by the hint.
 
     **Arguments:**
 
     - `what`: a verb, the class and the path: "merge the LoRALinear at 'layers/0'".
-    - `error`: the class to raise. By default that of the exception if it is one of `jno.lora`'s,
-        else `WrapperError`.
-    - `hint`: what to do, if the exception is not one of `jno.lora`'s, which say it themselves.
+    - `error`: the class to raise. By default `WrapperError`, or the class of the exception if it
+        is a `JnoLoraError`.
+    - `hint`: what to do, or a function that returns it. Empty if there is nothing to say.
 
     **Raises:** `JnoLoraError`, from the exception.
     """
     try:
         yield
     except Exception as err:
-        ours = isinstance(err, JnoLoraError)
-        reason = f"{err}" if ours else f"{type(err).__name__}: {err}"
-        cls = error or (type(err) if ours else WrapperError)
-        hint = f"\n{hint}" if hint and not ours else ""
-        raise cls(f"Could not {what}: {reason}{hint}") from err
+        cls = error or (type(err) if isinstance(err, JnoLoraError) else WrapperError)
+        advice = hint if isinstance(hint, str) else hint()
+        advice = f"\n{advice[0].upper()}{advice[1:]}" if advice else ""
+        raise cls(f"Could not {what}: {reason_of(err)}{advice}") from err
+
+
+def reason_of(err: Exception) -> str:
+    """The message of `err`, with its class in front of it if it is not a `JnoLoraError`."""
+    return f"{err}" if isinstance(err, JnoLoraError) else f"{type(err).__name__}: {err}"

@@ -1,23 +1,22 @@
-"""Taking adapters out again: folded into their layers, or dropped."""
+"""Take adapters out again: fold them into their layers, or drop them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
-
-import jax.tree_util as jtu
 
 from ._compute import in_dtypes_of
 from ._contract import (
     LoRAWrapper,
     check_same_form,
     expect_model,
-    is_wrapper,
     merged_layer,
     unwrapped_layer,
-    why,
+    without_values,
 )
-from ._errors import JnoLoraError, WrapperError
-from ._paths import path_str, show_path
+from ._errors import failing
+from ._paths import show_place
 from ._sharding import calls_on_the_mesh, sharded_like
+from ._tree import adapted_layers, replace_adapters
 
 M = TypeVar("M")
 
@@ -25,20 +24,21 @@ M = TypeVar("M")
 def merge_lora(model: M) -> M:
     """`model` with every adapter folded into its layer.
 
-    Pure and differentiable: it may run inside a loss, for models that read their layers' weights
-    in ways that no wrapper can see (see the documentation on training).
+    Pure and differentiable. It may run inside a loss, for models that read their layers' weights
+    in ways that an adapter cannot see (see the documentation on training).
 
     **Arguments:**
 
-    - `model`: any pytree. What carries no adapter is returned as it is.
+    - `model`: any pytree. Everything that is not an adapted layer is returned as it is.
 
     **Returns:** a tree of the structure, classes, shapes and dtypes of the model before adapting.
 
-    **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged or merges into
-    something else than it wrapped; `SelectionError` if `model` is a `Net` or a set.
+    **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged, or if its merged
+    layer differs in structure, shape or dtype from the layer that it wraps; `SelectionError` if
+    `model` is a `Net` or a set.
     """
     expect_model(model, "merge_lora")
-    return _replace_wrappers(model, merged_layer, "merge")
+    return _without_adapters(model, merged_layer, "merge")
 
 
 def unwrap_lora(model: M) -> M:
@@ -46,34 +46,28 @@ def unwrap_lora(model: M) -> M:
 
     **Arguments:**
 
-    - `model`: any pytree. What carries no adapter is returned as it is.
+    - `model`: any pytree. Everything that is not an adapted layer is returned as it is.
 
     **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
     `model` is a `Net` or a set.
     """
     expect_model(model, "unwrap_lora")
-    return _replace_wrappers(model, unwrapped_layer, "unwrap")
+    return _without_adapters(model, unwrapped_layer, "unwrap")
 
 
-def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
-    nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
-    wrappers = [(index, keys) for index, (keys, node) in enumerate(nodes) if is_wrapper(node)]
-    calls = calls_on_the_mesh(plain, (), [(nodes[index][1],) for index, _ in wrappers], _settled)
-    replaced = [node for _, node in nodes]
-    for place, (index, keys) in enumerate(wrappers):
-        node: Any = replaced[index]
-        where = f"the {type(node).__name__} at {show_path(path_str(keys))!r}"
-        try:
-            layer = calls.result(place)
-        except JnoLoraError as err:
-            raise type(err)(f"Could not {verb} {where}: {err}") from err
-        except Exception as err:
-            advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
-            raise WrapperError(f"Could not {verb} {where}: {why(err, node, advice)}") from err
+def _without_adapters(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
+    adapted = list(adapted_layers(model))
+    calls = calls_on_the_mesh(plain, (), [(node,) for _, node in adapted], _settled)
+    layers: list[Any] = []
+    for index, (path, node) in enumerate(adapted):
+        where = show_place(type(node), path)
+        advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
+        with failing(f"{verb} {where}", hint=partial(without_values, node, advice)):
+            layer = calls.result(index)
         check_same_form(node.base, layer, f"`{verb}()` of {where}")
-        replaced[index] = in_dtypes_of(node.base, layer)
-    return jtu.tree_unflatten(treedef, replaced)
+        layers.append(in_dtypes_of(node.base, layer))
+    return replace_adapters(model, layers)
 
 
-def _settled(layer: Any, wrapper: LoRAWrapper) -> Any:
-    return sharded_like(layer, wrapper.base)
+def _settled(layer: Any, adapter: LoRAWrapper) -> Any:
+    return sharded_like(layer, adapter.base)

@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 
 KeyPath = tuple[Any, ...]
 
-# How many lines a message shows: of what is wrong, and of what may help.
+# How many lines a message shows: for problems, and for hints.
 _EVERY, FEW = 100, 12
 
 
@@ -19,31 +19,36 @@ def path_str(keys: KeyPath) -> str:
 
 
 def show_path(path: str) -> str:
-    """A path as it is written in messages and tables."""
+    """`path` as messages and tables show it."""
     return path or "<root>"
 
 
+def show_place(cls: type, path: str) -> str:
+    """An object and its path as messages show them: `the LoRALinear at 'layers/0'`."""
+    return f"the {cls.__name__} at {show_path(path)!r}"
+
+
 def show_array(array: Any) -> str:
-    """The dtype and shape of an array as they are written in messages: `float32[3, 2]`."""
+    """The dtype and shape of `array` as messages show them: `float32[3, 2]`."""
     return f"{array.dtype}{list(array.shape)}"
 
 
 def stable_hash(path: str) -> int:
-    """A 32-bit hash of `path`, the same in every process (`hash` is salted, this is not)."""
+    """A 32-bit hash of `path`, the same in every process. (Python's `hash` is salted.)"""
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=4).digest(), "little")
 
 
 def nearest(name: str, options: Iterable[str], n: int = 5) -> list[str]:
     """The options most like `name`, best first. At least one, if there are any options."""
     unique = list(dict.fromkeys(options))
-    # For a regex the literal part decides: ".*enc.*" should still find "encoder/0".
+    # No option is too far away: the regex ".*enc.*" should still find "encoder/0".
     return difflib.get_close_matches(name, unique, n=n, cutoff=0.4) or difflib.get_close_matches(
         name, unique, n=1, cutoff=0.0
     )
 
 
 def bullets(lines: Iterable[str], limit: int = _EVERY) -> str:
-    """The lines as an indented list, cut after `limit` with a count of the rest."""
+    """The lines as an indented list. After `limit` lines, a count of the rest."""
     lines = list(lines)
     shown = [f"  - {line}" for line in lines[:limit]]
     if len(lines) > limit:

@@ -1,4 +1,4 @@
-"""Which arrays train: boolean pytrees of a model, built by path and field, never by identity."""
+"""Boolean pytrees that say which arrays train, built by path and field, never by identity."""
 
 from collections.abc import Container
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from ._caches import remembered
 from ._contract import LoRAWrapper, expect_model, is_wrapper
-from ._paths import KeyPath, path_str
+from ._tree import map_adapters
 
 
 def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
@@ -32,7 +32,7 @@ def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
 
 def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
-    """`True` for the adapters' trainable arrays and for every inexact array outside any wrapper.
+    """`True` for the adapters' trainable arrays and for every inexact array outside any adapter.
 
     The wrapped layers themselves (`base`), and arrays that an adapter keeps frozen, are `False`.
 
@@ -53,7 +53,6 @@ def may_train(model: PyTree) -> PyTree[bool]:
 
     A wrapped `base` may be trained if the user insists; an adapter's own constants may not.
     """
-
     return _select(model, _ADAPTER | _OUTSIDE | _BASE)
 
 
@@ -64,32 +63,27 @@ def carry_to_adapted(
 
     New adapters train and their bases do not; everything else stays as it was.
 
-    - `replaced`: the paths of layers that were adapted before, and whose adapters are new.
+    - `replaced`: the paths of layers that had another adapter before.
     """
 
-    def carry(keys: KeyPath, node: Any, before: Any) -> Any:
-        if is_wrapper(node) and (not is_wrapper(before) or path_str(keys) in replaced):
-            return lora_trainable_filter(node)
-        return before
+    def carry(path: str, adapter: LoRAWrapper, before: Any) -> Any:
+        is_new = not is_wrapper(before) or path in replaced
+        return lora_trainable_filter(adapter) if is_new else before
 
-    return jtu.tree_map_with_path(carry, adapted, trainable, is_leaf=is_wrapper)
+    return map_adapters(carry, adapted, trainable)
 
 
 def carry_to_plain(trainable: PyTree[bool], adapted: PyTree, plain: PyTree) -> PyTree[bool]:
-    """The state `trainable` of an adapted model, carried to its merged or unwrapped form.
+    """The state `trainable` of an adapted model, carried to the merged or unwrapped model.
 
     Each layer takes the state of its `base` (frozen, unless the user unfroze it).
     """
-
-    def carry(node: Any, before: Any) -> Any:
-        return before.base if is_wrapper(node) else before
-
-    carried = jtu.tree_map(carry, adapted, trainable, is_leaf=is_wrapper)
+    carried = map_adapters(lambda _, adapter, before: before.base, adapted, trainable)
     # The static parts come from the plain model, so that the two trees match node by node.
     return jtu.tree_unflatten(jtu.tree_structure(plain), jtu.tree_leaves(carried))
 
 
-# What a leaf of a model is. What is none of these is a constant that an adapter keeps.
+# The roles of a leaf. A leaf without a role is a constant that an adapter keeps.
 _OUTSIDE, _BASE, _ADAPTER = 1, 2, 4
 
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct, Tracer)
@@ -109,9 +103,9 @@ def _select(model: PyTree, roles: int) -> PyTree[bool]:
 # Filters are asked for again and again for models of one structure.
 @remembered(32)
 def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
-    """The filter in parts: modules that nobody can change, and how they hang together.
+    """The filter as immutable parts, and the tree that joins them.
 
-    Lists and dicts are made anew for each filter, since a user may change those of a mask.
+    Each filter gets new lists and dicts, since a user may change those of a mask.
     """
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
     marked = jtu.tree_map(
@@ -125,12 +119,12 @@ def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any]
 
 
 def _is_inexact(cls: type, dtype: Any) -> bool:
-    """Whether it is a floating or complex array (or stands for one, as in `eval_shape`)."""
+    """Whether a leaf of this class and dtype is an inexact array, or a template of one."""
     return issubclass(cls, _ARRAYS) and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
 def _is_frozen(node: Any) -> bool:
-    """Whether `node` is a module that holds nothing but modules, tuples and leaves."""
+    """Whether `node` is a module, and all that it holds are modules, tuples and leaves."""
     if not issubclass(type(node), eqx.Module):
         return False
     # A loop, since a model may be deeper than Python lets a function call itself.
@@ -146,19 +140,19 @@ def _is_frozen(node: Any) -> bool:
     return True
 
 
-def _inside(wrapper: LoRAWrapper) -> Any:
-    """The role of each leaf of a wrapper, in its structure."""
+def _inside(adapter: LoRAWrapper) -> Any:
+    """The role of each leaf of an adapter, in the structure of the adapter."""
 
     def mark(path: tuple[Any, ...], node: Any) -> Any:
         if path[0].name == "base":
             return jax.tree.map(lambda _: _BASE, node)
-        trains = path[0].name in type(wrapper).adapter_fields
+        trains = path[0].name in type(adapter).adapter_fields
         if is_wrapper(node):  # an adapter may be built of adapters
             return jax.tree.map(lambda role: role & _ADAPTER if trains else 0, _inside(node))
         return _ADAPTER if trains else 0
 
     def is_leaf(path: tuple[Any, ...], node: Any) -> bool:
         at_base = len(path) == 1 and path[0].name == "base"
-        return at_base or (is_wrapper(node) and node is not wrapper)
+        return at_base or (is_wrapper(node) and node is not adapter)
 
-    return jtu.tree_map_with_path(mark, wrapper, is_leaf=is_leaf, is_leaf_takes_path=True)
+    return jtu.tree_map_with_path(mark, adapter, is_leaf=is_leaf, is_leaf_takes_path=True)

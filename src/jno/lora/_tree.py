@@ -1,6 +1,6 @@
-"""The layers of a model by their paths: found, adapted or not, and replaced."""
+"""The layers of a model by their paths: find them, tell which are adapted, replace them."""
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -16,7 +16,7 @@ from ._sharding import on_the_mesh
 M = TypeVar("M")
 
 # Containers that read and rewrite the weight of the layer inside, so that an adapter in there
-# would be normalised away or bypassed; and what a plan says of such a layer.
+# would be normalised away or bypassed; and the status of such a layer in a plan.
 NORMALISED: dict[type, Any] = {
     eqx.nn.WeightNorm: "inside WeightNorm",
     eqx.nn.SpectralNorm: "inside SpectralNorm",
@@ -24,11 +24,38 @@ NORMALISED: dict[type, Any] = {
 
 
 def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
-    """Whether `cls` says that it is for `layer`. One that cannot answer has not said yes."""
+    """Whether `cls` applies to `layer`. A class that raises does not."""
     try:
         return bool(cls.applies_to(layer))
     except Exception:
         return False
+
+
+def modules_in(
+    tree: PyTree, keys: KeyPath = (), *, enter_norms: bool = True
+) -> list[tuple[KeyPath, eqx.Module]]:
+    """All modules of `tree`, outer ones first, with their key paths. Adapters are not entered.
+
+    - `keys`: the key path of `tree` itself.
+    - `enter_norms`: whether to look into norms (`NORMALISED`) other than `tree` itself.
+    """
+    found: list[tuple[KeyPath, eqx.Module]] = []
+    norms = () if enter_norms else tuple(NORMALISED)
+
+    def look(inner: KeyPath, node: Any) -> bool:
+        # By its type: `isinstance` of a module is slow, and most nodes are arrays.
+        if not issubclass(type(node), eqx.Module):
+            return False
+        found.append(((*keys, *inner), node))
+        return is_wrapper(node) or (bool(inner) and issubclass(type(node), norms))
+
+    jtu.tree_flatten_with_path(tree, is_leaf=look, is_leaf_takes_path=True)
+    return found
+
+
+def module_paths(model: PyTree) -> list[str]:
+    """The paths of all modules, plain or adapted, that are not in an adapted one."""
+    return [path_str(keys) for keys, _ in modules_in(model)]
 
 
 def holds_adapters(tree: Any) -> bool:
@@ -36,57 +63,42 @@ def holds_adapters(tree: Any) -> bool:
     return any(is_wrapper(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_wrapper))
 
 
-def adapted_layers(model: Any) -> Iterator[tuple[str, LoRAWrapper]]:
-    """Every adapted layer of `model` that is in no other, with its path."""
-    for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_wrapper):
+def adapted_layers(model: PyTree, *others: PyTree) -> Iterator[tuple[Any, ...]]:
+    """The path of each adapted layer, its adapter, and the nodes of other trees at this place.
+
+    An adapter inside another adapter belongs to that one, and is not listed.
+
+    - `others`: trees that have the structure of `model` around its adapted layers, such as masks.
+    """
+    nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
+    parts = map(treedef.flatten_up_to, others)
+    for (keys, node), *own in zip(nodes, *parts, strict=True):
         if is_wrapper(node):
-            yield path_str(keys), node
+            yield path_str(keys), node, *own
 
 
-def put_in(model: M, built: Mapping[str, LoRAWrapper], *, drop_others: bool) -> M:
-    """`model` with these adapted layers in the places of its layers, by path."""
+def map_adapters(function: Callable[..., Any], model: PyTree, *others: PyTree) -> Any:
+    """Put `function(path, adapter, *nodes)` in the place of each adapted layer.
 
-    def replace(keys: KeyPath, node: Any) -> Any:
-        path = path_str(keys)
-        if path in built and isinstance(node, eqx.Module):
-            return built[path]
-        return plain_layer(node) if drop_others else node
+    - `others`: as for `adapted_layers`. Everywhere else, the result is the last of the trees.
+    """
 
-    return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(built), is_leaf_takes_path=True)
+    def replace(keys: KeyPath, *nodes: Any) -> Any:
+        return function(path_str(keys), *nodes) if is_wrapper(nodes[0]) else nodes[-1]
 
-
-def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
-    """By path, a line for each adapter of `model` around the layer there, or inside of it."""
-    carried = {path: type(wrapper).__name__ for path, wrapper in adapted_layers(model)}
-    if not carried:
-        return {}
-    wanted = dict.fromkeys(paths)
-    around = [(path, "inside", above) for path, above in _held(wanted, carried)]
-    within = [(above, "around", path) for path, above in _held(carried, wanted)]
-    found: dict[str, list[str]] = {}
-    for path, where, other in (*around, *within):
-        line = f"{show_path(path)}: {where} the {carried[other]} at {show_path(other)!r}"
-        found.setdefault(path, []).append(f"{line}: merge or unwrap that first")
-    return found
+    return jtu.tree_map_with_path(replace, model, *others, is_leaf=is_wrapper)
 
 
-def norms_around(model: PyTree, paths: Iterable[str]) -> dict[str, str]:
-    """By path, that of the norm (one of `NORMALISED`) which holds the layer there."""
-    norms: set[str] = set()
-    kinds = tuple(NORMALISED)
-
-    def look(keys: KeyPath, node: Any) -> bool:
-        is_norm = issubclass(type(node), kinds)
-        if is_norm:
-            norms.add(path_str(keys))
-        return is_norm or is_wrapper(node)
-
-    jtu.tree_flatten_with_path(model, is_leaf=look, is_leaf_takes_path=True)
-    return dict(_held(paths, norms))
+def replace_adapters(model: M, nodes: Iterable[Any]) -> M:
+    """`model` with `nodes` in the places of its adapted layers, in the order of these."""
+    rest = iter(nodes)
+    return jax.tree.map(
+        lambda node: next(rest) if is_wrapper(node) else node, model, is_leaf=is_wrapper
+    )
 
 
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
-    """The modules of `model` at these paths, plain or adapted. Those it lacks are left out.
+    """The modules of `model` at these paths, plain or adapted. Missing ones are left out.
 
     **Raises:** `SelectionError` if two modules have one of the paths.
     """
@@ -101,17 +113,19 @@ def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def module_paths(model: PyTree) -> list[str]:
-    """The paths of all modules, plain or adapted, that are not in an adapted one."""
-    paths: list[str] = []
+def replace_layers(model: M, nodes: Mapping[str, Any], *, drop_others: bool) -> M:
+    """`model` with these nodes in the places of its layers, by path.
 
-    def look(keys: KeyPath, node: Any) -> bool:
-        if isinstance(node, eqx.Module):
-            paths.append(path_str(keys))
-        return is_wrapper(node)
+    - `drop_others`: whether layers at other paths lose their adapters.
+    """
 
-    jtu.tree_flatten_with_path(model, is_leaf=look, is_leaf_takes_path=True)
-    return paths
+    def replace(keys: KeyPath, node: Any) -> Any:
+        path = path_str(keys)
+        if path in nodes and isinstance(node, eqx.Module):
+            return nodes[path]
+        return plain_layer(node) if drop_others else node
+
+    return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(nodes), is_leaf_takes_path=True)
 
 
 def plain_layer(node: Any) -> Any:
@@ -119,8 +133,31 @@ def plain_layer(node: Any) -> Any:
     return on_the_mesh(node, unwrapped_layer, node) if is_wrapper(node) else node
 
 
+def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
+    """By path, a line for each adapter of `model` around the layer there, or inside of it."""
+    carried = {path: type(adapter).__name__ for path, adapter in adapted_layers(model)}
+    wanted = dict.fromkeys(paths)
+    around = [(path, "inside", above) for path, above in _held(wanted, carried)]
+    within = [(above, "around", path) for path, above in _held(carried, wanted)]
+    found: dict[str, list[str]] = {}
+    for path, where, other in (*around, *within):
+        line = f"{show_path(path)}: {where} the {carried[other]} at {show_path(other)!r}"
+        found.setdefault(path, []).append(f"{line}: merge or unwrap that first")
+    return found
+
+
+def norms_around(model: PyTree, paths: Iterable[str]) -> dict[str, str]:
+    """By path, the path of the outermost norm (`NORMALISED`) around the layer there."""
+    kinds = tuple(NORMALISED)
+    norms = {path_str(keys) for keys, node in modules_in(model) if issubclass(type(node), kinds)}
+    found: dict[str, str] = {}
+    for path, norm in _held(paths, norms):
+        found.setdefault(path, norm)
+    return found
+
+
 def refuse_second(path: str, found: Container[str], what: str) -> None:
-    """**Raises:** `SelectionError` if the path is among those found before."""
+    """**Raises:** `SelectionError` if `path` was found before."""
     if path in found:
         raise SelectionError(
             f"Two {what} have the path {show_path(path)!r}: a dict key in it holds a slash. "
@@ -129,9 +166,9 @@ def refuse_second(path: str, found: Container[str], what: str) -> None:
 
 
 def _held(paths: Iterable[str], holders: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Each of `paths` with each of `holders` that is the path of something around it.
+    """Each of `paths` with each of the `holders` that is a path around it, outer ones first.
 
-    A deep path is not taken apart: only its beginnings of the holders' lengths are looked at.
+    Only the lengths of the holders are tried, so that deep paths cost no more than others.
     """
     lengths = sorted({len(holder) for holder in holders})
     for path in paths:

@@ -212,7 +212,7 @@ def test_names_that_are_wrong_taken_or_for_nothing(model):
     refused(net, lambda: net.add_adapter("three"), r"called 'two' already.*net.adapter\('two'\)")
     bare = Net(model)
     refused(bare, lambda: bare.add_adapter("one"), "carries no adapters")
-    refused(bare, lambda: bare.activate("one"), "none has a name")
+    refused(bare, lambda: bare.activate("one"), "no adapters have a name")
 
 
 @pytest.mark.parametrize("name", [None, 3])

@@ -184,7 +184,9 @@ def test_what_calls_itself_lora_and_is_no_product_is_refused(getkey):
     registry.register(NoProduct)
     assert NoProduct in registry.resolve("lora")
     model = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrappers=NoProduct)
-    with pytest.raises(WrapperError, match=r"0 \(NoProduct\): its update is no low-rank product"):
+    with pytest.raises(
+        WrapperError, match=r"0 \(NoProduct\): its update is not known as a low-rank product"
+    ):
         to_lora(model, registry=registry)
 
 

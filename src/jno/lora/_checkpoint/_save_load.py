@@ -1,7 +1,7 @@
 """Adapters as files, for models, for `Net` and for sets of adapters."""
 
 import warnings
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jaxtyping import PyTree
 
@@ -39,7 +39,8 @@ def save_adapters(
     there is whole then.
     """
     if isinstance(model, Handle):
-        model._save_adapters(path, registry, stacklevel=3)
+        net: Any = model
+        net.save_adapters(path, registry=registry)
         return
     adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
     save(adapters, path, default_registry(registry))
@@ -79,8 +80,8 @@ def load_adapters(
     `wrappers` is no adapter class, `SelectionError` if two have one name.
     """
     if isinstance(model, Handle):
-        model._load_adapters(path, strict, wrappers, registry, stacklevel=3)
-        return model
+        net: Any = model
+        return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
     registry = default_registry(registry)
     loaded = load(model, path, strict=strict, wrappers=wrappers, registry=registry)
     for message in loaded.warnings:

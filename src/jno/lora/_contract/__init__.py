@@ -1,6 +1,6 @@
 """The contract of an adapter, and what every operation checks of its arguments."""
 
-from ._arguments import check_key, is_whole
+from ._arguments import check_key, check_number, check_part, check_rank, is_whole
 from ._handle import (
     Handle,
     Loose,
@@ -24,6 +24,9 @@ __all__ = [
     "Loose",
     "check_contract",
     "check_key",
+    "check_number",
+    "check_part",
+    "check_rank",
     "check_same_form",
     "contract_problems",
     "evaluated",

@@ -1,4 +1,4 @@
-"""Arguments that several functions take: random keys, whole numbers."""
+"""Checks of arguments that several functions take: random keys, ranks, numbers."""
 
 import contextlib
 import numbers
@@ -28,3 +28,25 @@ def check_key(key: Any) -> None:
 def is_whole(number: Any) -> bool:
     """Whether it is an integer, of Python or NumPy. (A bool is none.)"""
     return isinstance(number, numbers.Integral) and not isinstance(number, bool)
+
+
+def check_rank(rank: Any) -> None:
+    """**Raises:** `SelectionError` unless `rank` is a whole number of at least 1."""
+    if not is_whole(rank) or rank < 1:
+        raise SelectionError(f"`rank` must be a whole number of at least 1, but is {rank!r}.")
+
+
+def check_part(name: str, part: Any) -> None:
+    """**Raises:** `SelectionError` unless `part` is a Python number in `(0, 1]`."""
+    if not (isinstance(part, float | int | np.number) and 0 < part <= 1):
+        raise SelectionError(f"`{name}` must be a Python number in (0, 1], but is {part!r}.")
+
+
+def check_number(name: str, number: Any) -> None:
+    """**Raises:** `SelectionError` unless `number` is one real number, which may be traced."""
+    is_number = isinstance(number, int | float)
+    if isinstance(number, np.ndarray | np.generic | jax.Array):
+        kinds = (np.bool_, jnp.integer, jnp.floating)
+        is_number = number.ndim == 0 and any(jnp.issubdtype(number.dtype, k) for k in kinds)
+    if not is_number:
+        raise SelectionError(f"`{name}` must be one real number, but is {number!r}.")

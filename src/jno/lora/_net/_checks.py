@@ -1,4 +1,4 @@
-"""What a `Net` refuses before it changes."""
+"""Checks that a `Net` makes before it changes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from .._planning import Plan
 
 
 def refuse_if_only_adapted(plan: Plan) -> None:
-    """**Raises:** `SelectionError` if nothing is wrapped since all that matches is adapted."""
+    """**Raises:** `SelectionError` if nothing is wrapped because every match is adapted already."""
     if plan.wrapped:
         return
     adapted = [
@@ -31,30 +31,13 @@ def refuse_if_only_adapted(plan: Plan) -> None:
     )
 
 
-def refuse_disabled(verb: str) -> None:
-    """**Raises:** `SelectionError`: the net is disabled."""
-    raise SelectionError(
-        f"net.{verb}(...) was called in a `with net.disabled()` block, at whose end the net "
-        "becomes what it was before. Call it after the block."
-    )
-
-
-def refuse_mask(verb: str) -> None:
-    """**Raises:** `SelectionError`: a mask is pending."""
-    raise SelectionError(
-        f"A mask is pending, but {verb} takes no account of one. Use the mask up first (it is for "
-        f"the next lora, plan, freeze or unfreeze), then call net.{verb}(...)."
-    )
-
-
 def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
-    """See that `given` holds other values for the trainable leaves `expected`.
+    """Check that `given` holds new values for the trainable leaves `expected`.
 
-    **Arguments:**
+    - `outdated`: whether the adapters were exchanged since `partition` returned a tree.
 
-    - `outdated`: whether the adapters were exchanged since a tree was given out.
-
-    **Raises:** `SelectionError` that lists the leaves that do not fit, or says what is outdated.
+    **Raises:** `SelectionError` that lists the leaves that do not fit, or that says why `given` is
+    outdated.
     """
     advice = "Pass the tree that `net.partition()` returned, with new values."
     want = {path_str(k): leaf for k, leaf in jtu.tree_leaves_with_path(expected)}
@@ -82,7 +65,7 @@ def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
 
 
 def _whole(want: Mapping[str, Any], got: Mapping[str, Any], given: PyTree) -> str:
-    """What a tree that does not fit looks like as a whole, if it looks like something."""
+    """A guess at what a tree that does not fit is, or `""`."""
     if type(given) is tuple and len(given) == 2:
         return ". It is a pair: both halves that `net.partition()` returned?"
     if got.keys() > want.keys():
@@ -93,7 +76,7 @@ def _whole(want: Mapping[str, Any], got: Mapping[str, Any], given: PyTree) -> st
 
 
 def refuse_traced(verb: str) -> None:
-    """**Raises:** `SelectionError`: a net from outside of a transformation would keep tracers."""
+    """**Raises:** `SelectionError`, since the net would keep tracers after the transformation."""
     raise SelectionError(
         f"net.{verb}(...) was called inside of a JAX transformation (jit, grad, vmap), whose "
         "values are gone when it ends. In there, put the model together with "

@@ -1,19 +1,18 @@
-"""The layers that adapters were put around, for adapters that rebuild them.
+"""The original layers, for adapters that change the layer that they hold.
 
-PiSSA's `base` is what the trained factors leave of the weight, so its `unwrap` gives the weight
-back to rounding only. Whoever still has the layer itself gives it back bit for bit.
+PiSSA's `base` is the residual of the weight, so its `unwrap` restores the weight only up to
+rounding. A net keeps the layer itself, and restores it bit for bit.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, is_wrapper
 from .._merge import unwrap_lora
-from .._paths import KeyPath, path_str
+from .._tree import adapted_layers, map_adapters
 
 M = TypeVar("M")
 
@@ -26,29 +25,27 @@ class Original(NamedTuple):
 
 
 def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
-    """By path, the layers of `plain` that the adapters of `adapted` keep in another form."""
-    nodes, treedef = jtu.tree_flatten_with_path(adapted, is_leaf=is_wrapper)
-    layers = treedef.flatten_up_to(plain)
+    """By path, the layers of `plain` that are changed inside the adapters of `adapted`."""
     return {
-        path_str(keys): Original(layer, node.base)
-        for (keys, node), layer in zip(nodes, layers, strict=True)
-        if is_wrapper(node)
-        and not is_wrapper(layer)
-        and type(node).unwrap is not LoRAWrapper.unwrap
+        path: Original(layer, adapter.base)
+        for path, adapter, layer in adapted_layers(adapted, plain)
+        if not is_wrapper(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
     }
 
 
 def unwrapped_exactly(model: M, originals: Mapping[str, Original]) -> M:
     """`unwrap_lora(model)`, with the original layers where the adapters' bases are untouched.
 
-    A base that was trained is another array than the one that the adapter made.
+    Training a base replaces its arrays by others.
     """
 
-    def restore(keys: KeyPath, node: Any) -> Any:
-        original = originals.get(path_str(keys)) if is_wrapper(node) else None
-        return node if original is None or not _same(node.base, original.base) else original.layer
+    def restore(path: str, adapter: LoRAWrapper) -> Any:
+        original = originals.get(path)
+        if original is None or not _same(adapter.base, original.base):
+            return adapter
+        return original.layer
 
-    return unwrap_lora(jtu.tree_map_with_path(restore, model, is_leaf=is_wrapper))
+    return unwrap_lora(map_adapters(restore, model))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a net is at one time: a model, and which of its arrays train."""
+"""The state of a net at one time: a model, and which of its arrays train."""
 
 import dataclasses
 import operator
@@ -9,6 +9,7 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from .._errors import warn
 from .._merge import merge_lora
 from .._paths import bullets, nearest, path_str, show_path
 from .._planning import MaskLike, parse_mask
@@ -24,9 +25,9 @@ from ._originals import Original, originals_of, unwrapped_exactly
 
 @dataclasses.dataclass(frozen=True)
 class NetState:
-    """A model, what trains of it, and the layers that its adapters keep in another form.
+    """A model, which of its arrays train, and the original layers that its adapters changed.
 
-    - `whose`: stands for its adapters, whatever their values; `None` without adapters.
+    - `whose`: an object that stands for its adapters, whatever their values. `None` without any.
     """
 
     module: PyTree
@@ -36,7 +37,7 @@ class NetState:
 
     @classmethod
     def of(cls, model: PyTree) -> "NetState":
-        """A model that nobody said anything of: all trains but the layers in adapters."""
+        """The state of a new net: everything trains but the layers in adapters."""
         return cls(model, partial_lora_trainable_filter(model), whose=None)
 
     @property
@@ -45,18 +46,18 @@ class NetState:
         return holds_adapters(self.module)
 
     def adapted(self, module: PyTree) -> "NetState":
-        """With `module` for the model, which has adapters around more of its layers."""
+        """With the model `module`, which has more adapted layers."""
         if module is self.module:
             return self
-        originals = {**self.originals, **originals_of(self.module, module)}
-        return NetState(module, carry_to_adapted(self.trainable, module), originals)
+        return self.readapted(module, originals_of(self.module, module))
 
     def readapted(
-        self, module: PyTree, originals: Mapping[str, Original], paths: Container[str]
+        self, module: PyTree, originals: Mapping[str, Original], paths: Container[str] = ()
     ) -> "NetState":
-        """With `module` for the model, whose adapters at these paths are new.
+        """With the model `module`, which has new adapters.
 
-        - `originals`: the layers that those keep in another form.
+        - `originals`: the original layers that the new adapters changed.
+        - `paths`: where a new adapter replaces another one.
         """
         others = {path: layer for path, layer in self.originals.items() if path not in paths}
         trainable = carry_to_adapted(self.trainable, module, paths)
@@ -73,23 +74,21 @@ class NetState:
     def _without_adapters(self, module: PyTree) -> "NetState":
         return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
 
-    def training(self, mask: MaskLike | None, *, train: bool) -> tuple["NetState", str | None]:
-        """With what `mask` selects trained, or not; and what to warn of.
+    def training(self, mask: MaskLike | None, *, train: bool) -> "NetState":
+        """With the leaves that `mask` selects trained, or not. A mask that selects none warns.
 
-        Without a mask, that is all but the layers in adapters.
+        Without a mask, these are all leaves but those of layers in adapters.
         """
         if mask is None and train:
-            trainable = partial_lora_trainable_filter(self.module)
-            return dataclasses.replace(self, trainable=trainable), None
+            return dataclasses.replace(self, trainable=partial_lora_trainable_filter(self.module))
         chosen, possible = parse_mask(self.module, mask is None or mask), may_train(self.module)
         selected = jax.tree.map(operator.and_, chosen, possible)
-        warning = None
         if mask is not None and not any(jax.tree.leaves(selected)):
-            warning = _selects_nothing(mask, possible)
+            warn(_selects_nothing(mask, possible))
         trainable = jax.tree.map(
             lambda before, now: train if now else before, self.trainable, selected
         )
-        return dataclasses.replace(self, trainable=trainable), warning
+        return dataclasses.replace(self, trainable=trainable)
 
 
 def _selects_nothing(mask: MaskLike, possible: PyTree[bool]) -> str:

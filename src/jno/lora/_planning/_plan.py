@@ -1,7 +1,7 @@
 """What an application of adapters would do, layer by layer: the result of the dispatcher's walk."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from .._contract import LoRAWrapper
@@ -57,7 +57,7 @@ class PlanRow:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Plan(Printed):
+class Plan(Printed[PlanRow]):
     """Every candidate of a model and what becomes of it.
 
     Prints as a table, and shows as one in a notebook: rows that differ in nothing but the indices
@@ -74,12 +74,6 @@ class Plan(Printed):
     def having(self, *statuses: PlanStatus) -> tuple[PlanRow, ...]:
         """The rows with one of these statuses."""
         return tuple(row for row in self.rows if row.status in statuses)
-
-    def __iter__(self) -> Iterator[PlanRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __repr__(self) -> str:
         return f"Plan({self._title()})"

@@ -1,4 +1,4 @@
-"""What was adapted, what the adapters learned, what merging would cost, whom to cite."""
+"""Reports on adapted models: the adapters, their effects, the cost of merging, the papers."""
 
 from ._citation import citation
 from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters

@@ -1,4 +1,4 @@
-"""What to cite: the papers of the methods that a model uses, as BibTeX."""
+"""The papers of the methods that a model uses, as BibTeX."""
 
 import inspect
 import re
@@ -14,8 +14,8 @@ _ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
 def citation(model: PyTree) -> str:
     """The BibTeX entries of the adapters in `model`, each once, in the order of the model.
 
-    An adapter says what to cite in its class attribute `bibtex`. One that only names a `paper` is a
-    comment with its arXiv number, and one that names nothing is a comment as well.
+    The class attribute `bibtex` of an adapter holds its entries. An adapter that only names a
+    `paper` gives a comment with the arXiv number; one without either, a comment that says so.
 
     **Arguments:**
 

@@ -1,8 +1,8 @@
-"""What adapters did to the matrices of a model: how much, and in how many directions."""
+"""The effects of adapters on the matrices of a model: how large, and in how many directions."""
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ from .._contract import (
     expect_model,
     merged_layer,
     unwrapped_layer,
-    why,
+    without_values,
 )
-from .._errors import SelectionError, WrapperError, imported_for
-from .._paths import bullets, path_str, show_path
+from .._errors import SelectionError, WrapperError, failing, imported_for
+from .._paths import bullets, path_str, show_path, show_place
 from .._sharding import on_the_mesh
 from .._showing import Printed, Table, table
 from .._tree import adapted_layers
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterEffect:
-    """What an adapter did to one matrix: `dW`, the merged weight minus that before adapting.
+    """The change `dW` of one matrix: the merged weight minus the weight before adapting.
 
     - `path`: of the layer; `array`: which of its arrays (`"weight"`); `part`: which slice of a
-        stacked layer. `label` is the three of them.
+        stacked layer. `label` joins the three.
     - `shape`: of the matrix. An array of more axes (a kernel) is flattened to its first axis times
         the others, a vector is one column.
     - `relative_norm`: `||dW||_F / ||W||_F`.
     - `effective_rank`: in how many directions `dW` acts: `exp(-sum(p log p))` with
-        `p = s / sum(s)` of the singular values `s`; 0 if there is no change. It is 1 for one
+        `p = s / sum(s)` for the singular values `s`; 0 if there is no change. It is 1 for one
         direction, `r` for `r` directions of equal weight, and less the more one of them dominates.
         (Roy and Vetterli, "The effective rank: A measure of effective dimensionality", EUSIPCO
         2007.)
-    - `singular_values`: of `dW`, the largest first. What is below the rounding of `W` in float32
-        (float64, if `W` is) counts as 0, here and in the other numbers.
+    - `singular_values`: of `dW`, the largest first. Values below the rounding of `W` in float32
+        (float64, if `W` is) count as 0, here and in the other numbers.
     """
 
     path: str
@@ -67,32 +67,27 @@ class AdapterEffect:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class AdapterEffects(Printed):
-    """What the adapters of a model did. Prints as a table, and shows as one in a notebook.
+class AdapterEffects(Printed[AdapterEffect]):
+    """The effects of a model's adapters, one row per matrix, in the order of the model.
 
-    - `rows`: one per matrix, in the order of the model.
+    Prints as a table, and shows as one in a notebook.
+
     - `left_out`: the paths of adapters that cannot be merged, so that there is no `dW`.
     """
 
     rows: tuple[AdapterEffect, ...]
     left_out: tuple[str, ...] = ()
 
-    def __iter__(self) -> Iterator[AdapterEffect]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __repr__(self) -> str:
         return f"AdapterEffects({len(self.rows)} matrices, {len(self.left_out)} left out)"
 
     def _table(self) -> Table:
-        columns = [("matrix", "left"), ("adapter", "left"), ("shape", "right")]
-        numbers = [("‖ΔW‖ / ‖W‖", "right"), ("effective rank", "right"), ("spectral norm", "right")]
+        columns = [("matrix", "left"), ("adapter", "left")]
+        numbers = ("shape", "‖ΔW‖ / ‖W‖", "effective rank", "spectral norm")
         missing = ", ".join(map(show_path, self.left_out))
         return table(
             f"What the adapters did to {len(self.rows)} matrices",
-            [*columns, *numbers],
+            [*columns, *((name, "right") for name in numbers)],
             (
                 (
                     row.label,
@@ -111,18 +106,17 @@ class AdapterEffects(Printed):
 def adapter_effects(model: PyTree) -> AdapterEffects:
     """How much each adapter changed its layer, and in how many directions.
 
-    Every layer is merged and unwrapped, in float64 (float32 for half precision), and the
-    difference of each of its arrays is decomposed, on the host: for a large model, hand in a part
-    of it (`adapter_effects(model.blocks[0])`).
+    Every layer is merged and unwrapped in float64 (float32 for half precision), and the difference
+    of each of its arrays is decomposed on the host. For a large model, hand in a part of it
+    (`adapter_effects(model.blocks[0])`).
 
     **Arguments:**
 
-    - `model`: any pytree, adapted or not. Every adapter that can be merged is looked at, of
-        whatever plugin.
+    - `model`: any pytree, adapted or not. The adapters may be of any plugin.
 
-    **Returns:** `AdapterEffects`: one row per matrix that an adapter changed (per slice, of a
-    stacked layer). Of a layer whose adapter changed nothing yet, one row of zeros per matrix
-    (of more than one column).
+    **Returns:** `AdapterEffects`: one row per matrix that an adapter changed (one per slice of a
+    stacked layer). A layer whose adapter changed nothing yet has a row of zeros for each of its
+    matrices of more than one column.
 
     **Raises:** `WrapperError` that names the path, if an adapter fails in another way than by
     saying that it cannot be merged; `SelectionError` if `model` is a `Net` or a set.
@@ -131,36 +125,33 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     rows: list[AdapterEffect] = []
     left_out: list[str] = []
     for path, node in adapted_layers(model):
-        where = f"the {type(node).__name__} at {show_path(path)!r}"
-        try:
-            before, after = _before_and_after(node)
-        except WrapperError:
+        where = show_place(type(node), path)
+        what = f"compare {where} with the layer that it wraps"
+        hint = partial(without_values, node, "Give the model itself.")
+        with failing(what, WrapperError, hint):
+            layers = _before_and_after(node)
+        if layers is None:
             left_out.append(path)
             continue
-        except Exception as err:
-            raise WrapperError(
-                f"Could not compare {where} with the layer that it wraps: "
-                f"{why(err, node, 'Give the model itself.')}"
-            ) from err
-        # In wider dtypes than the layer's own, of which the adapter need not know.
-        check_same_form(before, after, f"`merge()` of {where}", dtypes=False)
-        rows += _effects_of(path, node, before, after)
+        # The dtypes are wider than those of the layer, and the adapter need not keep them.
+        check_same_form(*layers, f"`merge()` of {where}", dtypes=False)
+        rows += _effects_of(path, node, *layers)
     return AdapterEffects(tuple(rows), tuple(left_out))
 
 
 def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Figure":
-    """A picture of `adapter_effects`: size, effective rank and singular values of each update.
+    """Draw `adapter_effects`: size, effective rank and singular values of each update.
 
     **Arguments:**
 
     - `model`: any pytree with adapters, or the `AdapterEffects` of one.
-    - `path`: where to save the picture, in the format of the ending. Nowhere without it.
+    - `path`: where to save the picture, in the format of the ending. Without it, nothing is saved.
 
     **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
-    **Raises:** `SelectionError` if there is nothing to draw, or no picture ends like `path`;
-    `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the file cannot be
-    written; what `adapter_effects` raises.
+    **Raises:** `SelectionError` if there is nothing to draw, or if `path` has an ending without a
+    picture format; `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the
+    file cannot be written; the errors of `adapter_effects`.
     """
     expect_model(model, "plot_adapters")
     with imported_for("plot_adapters", "plot", "matplotlib"):
@@ -176,23 +167,24 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     return draw_effects(effects.rows).saved(path)
 
 
-def _before_and_after(wrapper: LoRAWrapper) -> tuple[Any, Any]:
-    """The layer as it was before adapting, and merged, in wider dtypes."""
+def _before_and_after(adapter: LoRAWrapper) -> tuple[Any, Any] | None:
+    """The layer before adapting, and the merged layer, in wider dtypes.
+
+    **Returns:** `None` if the adapter cannot be merged.
+    """
     with jax.enable_x64(True):
-        wide = widened(wrapper)
-        return on_the_mesh(wide, unwrapped_layer, wide), on_the_mesh(wide, merged_layer, wide)
+        wide = widened(adapter)
+        try:
+            return on_the_mesh(wide, unwrapped_layer, wide), on_the_mesh(wide, merged_layer, wide)
+        except WrapperError:
+            return None
 
 
-def _effects_of(path: str, wrapper: LoRAWrapper, before: Any, after: Any) -> list[AdapterEffect]:
-    ndim = type(wrapper).stack_ndim(wrapper.base)
+def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> list[AdapterEffect]:
+    ndim = type(adapter).stack_ndim(adapter.base)
     found: list[AdapterEffect] = []
-    arrays = zip(
-        jtu.tree_leaves_with_path(before),
-        jtu.tree_leaves(after),
-        jtu.tree_leaves(wrapper.base),
-        strict=True,
-    )
-    for (keys, old), new, base in arrays:
+    others = map(jtu.tree_leaves, (after, adapter.base))
+    for (keys, old), new, base in zip(jtu.tree_leaves_with_path(before), *others, strict=True):
         if not eqx.is_inexact_array(old) or old.size == 0:
             continue
         eps = min(float(jnp.finfo(dtype).eps) for dtype in (base.dtype, jnp.float32))
@@ -201,13 +193,14 @@ def _effects_of(path: str, wrapper: LoRAWrapper, before: Any, after: Any) -> lis
             W, dW = _matrix(old[part]), _matrix(new[part] - old[part])
             norm = float(np.linalg.norm(W))
             values = _singular_values(dW, eps * norm)
+            change = float(np.linalg.norm(values))
             effect = AdapterEffect(
                 path=path,
                 array=path_str(keys),
                 part=part,
-                wrapper=type(wrapper),
+                wrapper=type(adapter),
                 shape=W.shape,
-                relative_norm=_ratio(float(np.linalg.norm(values)), norm),
+                relative_norm=change / norm if norm else math.inf if change else 0.0,
                 effective_rank=_effective_rank(values),
                 singular_values=tuple(values.tolist()),
             )
@@ -233,12 +226,8 @@ def _singular_values(dW: Any, rounding: float) -> Any:
 
 
 def _effective_rank(values: Any) -> float:
-    values = values.astype(np.float64)
-    p = values[values != 0] / values.sum() if values.any() else np.zeros(0)
-    return float(np.exp(-np.sum(p * np.log(p)))) if p.size else 0.0
-
-
-def _ratio(one: float, other: float) -> float:
-    if other == 0:
-        return math.inf if one else 0.0
-    return one / other
+    if not values.any():
+        return 0.0
+    values = values[values != 0].astype(np.float64)
+    p = values / values.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))

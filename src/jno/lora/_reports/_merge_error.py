@@ -1,4 +1,4 @@
-"""How much of what an adapter learned a merge into the base's own dtype would lose."""
+"""How much of an adapter's update is lost to rounding when it is merged."""
 
 from typing import Any
 
@@ -12,29 +12,29 @@ from .._errors import WrapperError
 from .._sharding import on_the_mesh
 
 
-def error_of_merging(wrapper: LoRAWrapper) -> float | None:
+def error_of_merging(adapter: LoRAWrapper) -> float | None:
     """`||merge(W) - W'|| / ||W' - W||`: the part of the update that rounding takes away.
 
-    `W'` is what the law gives in a wider dtype (float32 for half precision, float64 for float32;
-    nothing is wider than float64, whose error is 0), and `merge(W)` is that in the dtype of the
-    base, over all arrays of the layer.
+    `merge(W)` is the merged layer in the dtype of the base, and `W'` the same in a wider dtype
+    (float32 for half precision, float64 for float32). The error of a float64 layer is 0. The norms
+    are over all arrays of the layer.
 
     **Returns:** `None` if the adapter cannot be merged, or has not changed anything yet.
     """
     with jax.enable_x64(True):
-        wide = widened(wrapper)
+        wide = widened(adapter)
         try:
-            merged = on_the_mesh(wrapper, merged_layer, wrapper)
+            merged = on_the_mesh(adapter, merged_layer, adapter)
             exact = on_the_mesh(wide, merged_layer, wide)
         except WrapperError:
             return None
-        check_same_form(wrapper.base, merged, "`merge()`")
+        check_same_form(adapter.base, merged, "`merge()`")
         update = _distance(exact, on_the_mesh(wide, unwrapped_layer, wide))
         return None if update == 0 else float(_distance(merged, exact) / update)
 
 
 def _distance(one: Any, other: Any) -> float:
-    """The Frobenius norm of the difference, where the arrays lie (nothing is gathered)."""
+    """The Frobenius norm of the difference. Sharded arrays are not gathered."""
 
     def squared(x: Any, y: Any) -> Any:
         difference = jnp.abs(x.astype(y.dtype) - y)

@@ -1,19 +1,19 @@
-"""What a model's adapters are and what they cost."""
+"""Reports on the adapters of a model, with their parameter counts."""
 
 import dataclasses
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
-import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, expect_model, is_wrapper, why
-from .._errors import WrapperError
-from .._paths import path_str, show_path
+from .._contract import LoRAWrapper, expect_model, without_values
+from .._errors import WrapperError, failing
+from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
 from .._showing import Printed, Table, table_by_path
 from .._trainability import lora_trainable_filter, may_train
+from .._tree import adapted_layers
 from ._merge_error import error_of_merging
 
 
@@ -21,36 +21,37 @@ from ._merge_error import error_of_merging
 class ReportRow:
     """One adapted layer.
 
-    - `rank`: the effective rank (a small layer clamps the requested one).
+    - `rank`: the effective rank (a small layer clamps the requested one). Adapters without a rank
+        or alpha have `None`.
     - `trainable`: how many parameters of the layer and its adapter are trained.
     - `total`: the parameters of the layer and its adapter together. Constants that an adapter
         keeps beside them (PiSSA's initial factors) are not counted.
     - `merge_error`: the part of the adapter's update that a merge into the layer's own dtype would
-        round away, relative to the update. `None` if that was not asked for, if the adapter cannot
-        be merged, or if it has not changed anything yet.
+        round away, relative to the update. `None` if it was not measured, if the adapter cannot be
+        merged, or if it has not changed anything yet.
     """
 
     path: str
     layer: str
     wrapper: type[LoRAWrapper]
     distribution: str | None
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     trainable: int
     total: int
     merge_error: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LoraReport(Printed):
+class LoraReport(Printed[ReportRow]):
     """The adapted layers of a model, and totals over the whole model.
 
-    Prints as a table, and shows as one in a notebook: rows that differ in nothing but the indices
-    of their paths are one row there (`layers/[0-11]/query`), with the numbers of a single layer.
-    `rows` has each of them.
+    Prints as a table, and shows as one in a notebook. Rows that differ only in the indices of their
+    paths become one row there (`layers/[0-11]/query`), with the numbers of a single layer. `rows`
+    holds them all.
 
     - `trainable`: parameters that train; `total`: parameters of the whole model with adapters.
-    - `merge_errors`: whether they were asked for, which gives the table a column.
+    - `merge_errors`: whether the merge errors were measured. They have a column in the table.
     """
 
     rows: tuple[ReportRow, ...]
@@ -63,12 +64,6 @@ class LoraReport(Printed):
         """`trainable` as a percentage of `total`."""
         return 100 * self.trainable / self.total if self.total else 0.0
 
-    def __iter__(self) -> Iterator[ReportRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __repr__(self) -> str:
         return f"LoraReport({self._title()}, {self._caption()})"
 
@@ -79,30 +74,24 @@ class LoraReport(Printed):
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"
 
     def _table(self) -> Table:
+        numbers = ["rank", "alpha", "trainable", "total"] + ["merge error"] * self.merge_errors
         columns = [("path", "left"), ("layer", "left"), ("adapter", "left"), ("from", "left")]
-        numbers = [
-            ("rank", "right"),
-            ("alpha", "right"),
-            ("trainable", "right"),
-            ("total", "right"),
-        ]
-        if self.merge_errors:
-            numbers.append(("merge error", "right"))
+        columns += [(name, "right") for name in numbers]
         return table_by_path(
             self._title(),
-            [*columns, *numbers],
+            columns,
             (
                 (
                     show_path(row.path),
                     row.layer,
                     row.wrapper.__name__,
                     row.distribution or "",
-                    f"{row.rank}",
-                    f"{row.alpha:g}",
+                    "" if row.rank is None else f"{row.rank}",
+                    "" if row.alpha is None else f"{row.alpha:g}",
                     f"{row.trainable:,}",
                     f"{row.total:,}",
                     "-" if row.merge_error is None else f"{row.merge_error:.1e}",
-                )[: len(columns) + len(numbers)]
+                )[: len(columns)]
                 for row in self.rows
             ),
             caption=self._caption(),
@@ -116,13 +105,13 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
 
     - `model`: any pytree, adapted or not.
     - `merge_error`: whether to measure what merging would cost each layer (see `ReportRow`). Each
-        layer is merged twice for that.
+        layer is then merged twice.
 
-    **Returns:** a `LoraReport`. Its `trainable` counts the adapters' parameters only, as
-    `lora_trainable_filter` marks them (`Net.summary` counts what its own state says).
+    **Returns:** a `LoraReport`. Its `trainable` counts the parameters that `lora_trainable_filter`
+    marks, those of the adapters. (`Net.summary` counts what trains in the net.)
 
     **Raises:** `SelectionError` if `model` is a `Net` or a set; `WrapperError` that names the path,
-    if what merging costs cannot be measured.
+    if the merge error cannot be measured.
     """
     expect_model(model, "lora_report")
     trainable = lora_trainable_filter(model)
@@ -132,40 +121,32 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
 def report_on(
     model: PyTree, trainable: PyTree[bool], registry: Registry, *, measure: bool
 ) -> LoraReport:
-    """`lora_report`, with `trainable` deciding what is counted as trained."""
+    """`lora_report`, counting what `trainable` marks as trained."""
     counted = may_train(model)
     rows: list[ReportRow] = []
-    nodes = jtu.tree_leaves_with_path(model, is_leaf=is_wrapper)
-    treedef = jtu.tree_structure(model, is_leaf=is_wrapper)
-    masks = (treedef.flatten_up_to(mask) for mask in (trainable, counted))
-    for (keys, node), trainable_mask, counted_mask in zip(nodes, *masks, strict=True):
-        if is_wrapper(node):
-            cls = type(node)
-            provider = registry.provider(cls)
-            row = ReportRow(
-                path=path_str(keys),
-                layer=type(node.base).__name__,
-                wrapper=cls,
-                distribution=None if provider is None else provider.distribution,
-                rank=node.rank,
-                alpha=node.alpha,
-                trainable=count(node, trainable_mask),
-                total=count(node, counted_mask),
-                merge_error=_measured(node, path_str(keys)) if measure else None,
-            )
-            rows.append(row)
+    for path, node, own_trainable, own_counted in adapted_layers(model, trainable, counted):
+        provider = registry.provider(type(node))
+        row = ReportRow(
+            path=path,
+            layer=type(node.base).__name__,
+            wrapper=type(node),
+            distribution=None if provider is None else provider.distribution,
+            rank=node.rank,
+            alpha=node.alpha,
+            trainable=count(node, own_trainable),
+            total=count(node, own_counted),
+            merge_error=_measured(node, path) if measure else None,
+        )
+        rows.append(row)
     total = count(model, counted)
     return LoraReport(tuple(rows), count(model, trainable), total, merge_errors=measure)
 
 
-def _measured(wrapper: LoRAWrapper, path: str) -> float | None:
-    try:
-        return error_of_merging(wrapper)
-    except Exception as err:
-        raise WrapperError(
-            f"Could not measure what merging the {type(wrapper).__name__} at {show_path(path)!r} "
-            f"would cost: {why(err, wrapper, 'Give the model itself.')}"
-        ) from err
+def _measured(adapter: LoRAWrapper, path: str) -> float | None:
+    what = f"measure what merging {show_place(type(adapter), path)} would cost"
+    hint = partial(without_values, adapter, "Give the model itself.")
+    with failing(what, WrapperError, hint):
+        return error_of_merging(adapter)
 
 
 def count(model: PyTree, mask: PyTree[bool]) -> int:

@@ -1,6 +1,6 @@
-"""Sets of adapters without their model: taken out, exchanged, combined, stacked, converted."""
+"""Sets of adapters without their model: extract, swap, combine, stack and convert them."""
 
-from .._tree import layers_at, nested_with, put_in, refuse_second
+from .._tree import layers_at, nested_with, refuse_second, replace_layers as put_in
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, check_set, extract_adapters
 from ._combine import combine
 from ._convert import to_lora

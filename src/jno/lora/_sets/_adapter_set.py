@@ -1,4 +1,4 @@
-"""Adapters without their model, taken out of one."""
+"""Sets of adapters without their model, and how they are taken out of one."""
 
 import dataclasses
 import enum
@@ -11,15 +11,15 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compute import held_dtype
-from .._contract import Loose, LoRAWrapper, evaluated, expect_model, over_stack, why
-from .._errors import SelectionError, WrapperError
-from .._paths import path_str, show_path
+from .._contract import Loose, LoRAWrapper, evaluated, expect_model, over_stack
+from .._errors import SelectionError, WrapperError, failing
+from .._paths import path_str, show_array, show_place
 from .._tree import adapted_layers, refuse_second
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerForm:
-    """What a layer must look like for an adapter to fit.
+    """The class and the arrays that a layer must have for an adapter to fit.
 
     - `layer`: the name of its class.
     - `arrays`: path, shape and dtype of each of its arrays, those of a stack with all their axes.
@@ -34,7 +34,7 @@ class LayerForm:
     @classmethod
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
         """The form of `layer`."""
-        # PiSSA, which changes the weight, holds that of NumPy as JAX does.
+        # With the dtypes of JAX: PiSSA, which changes the weight, makes a JAX array of NumPy's.
         found = (
             (path_str(keys), tuple(leaf.shape), str(held_dtype(leaf)))
             for keys, leaf in jtu.tree_leaves_with_path(layer)
@@ -43,47 +43,47 @@ class LayerForm:
         return cls(type(layer).__name__, tuple(found), stack_ndim)
 
     def __str__(self) -> str:
-        arrays = ", ".join(f"{path} {_array((shape, dtype))}" for path, shape, dtype in self.arrays)
+        arrays = ", ".join(f"{path} {array}" for path, array in self._shown().items())
         return f"{self.layer}({arrays})"
 
     def problems(self, layer: Any) -> list[str]:
-        """What keeps `layer` from having this form, apart from the name of its class."""
-        # A subclass, or a class of the same arrays, computes with the same weights.
-        here = {path: (shape, dtype) for path, shape, dtype in LayerForm.of(layer, 0).arrays}
-        wanted = {path: (shape, dtype) for path, shape, dtype in self.arrays}
-        # NumPy's arrays also fit by the dtype that they have themselves.
-        itself = {
-            path_str(keys): (tuple(leaf.shape), str(leaf.dtype))
-            for keys, leaf in jtu.tree_leaves_with_path(layer)
-            if eqx.is_array(leaf)
-        }
+        """Why `layer` does not have this form. Any class with the same arrays will do."""
+        wanted, here = self._shown(), LayerForm.of(layer, 0)._shown()
+        # NumPy's arrays also fit by their own dtype.
+        leaves = jtu.tree_leaves_with_path(layer)
+        own = {path_str(keys): show_array(leaf) for keys, leaf in leaves if eqx.is_array(leaf)}
+        missing = "no such array"
         return [
-            f"{path}: the adapter was made for {_array(wanted.get(path))}, the "
-            f"{type(layer).__name__} has {_array(here.get(path))}"
+            f"{path}: the adapter was made for {wanted.get(path, missing)}, the "
+            f"{type(layer).__name__} has {here.get(path, missing)}"
             for path in dict.fromkeys([*wanted, *here])
-            if wanted.get(path) not in (here.get(path), itself.get(path, here.get(path)))
+            if wanted.get(path) not in (here.get(path), own.get(path, here.get(path)))
         ]
+
+    def _shown(self) -> dict[str, str]:
+        return {path: f"{dtype}{list(shape)}" for path, shape, dtype in self.arrays}
 
 
 class LooseAdapter(eqx.Module):
     """One adapter without its layer.
 
-    - `state`: its arrays, as `LoRAWrapper.state()` gives them; those of a stack are stacked.
-    - `wrapper`, `rank`, `alpha`: how it is built again. The rank is the effective one.
+    - `state`: its arrays, as `LoRAWrapper.state()` returns them; those of a stack are stacked.
+    - `wrapper`, `rank`, `alpha`: its class and settings, to build it again. The rank is the
+      effective one. Adapters without a rank or alpha have `None`.
     - `layer`: the form of the layer that it was made for.
     """
 
     state: dict[str, Any]
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True)
+    alpha: float | None = eqx.field(static=True)
     layer: LayerForm = eqx.field(static=True)
 
 
 class AdapterSet(Loose, eqx.Module):
     """The adapters of a model by the paths of their layers, without the model. A pytree.
 
-    Made by `extract_adapters`, put around the layers of a model by `swap_adapters`.
+    `extract_adapters` makes one, `swap_adapters` puts it around the layers of a model.
     """
 
     adapters: dict[str, LooseAdapter]
@@ -100,22 +100,22 @@ class AdapterSet(Loose, eqx.Module):
 
 
 def check_set(given: Any, what: str) -> None:
-    """**Raises:** `SelectionError` if what was given as `what` is no set."""
+    """**Raises:** `SelectionError` if `given`, the argument `what`, is not an `AdapterSet`."""
     if not isinstance(given, AdapterSet):
         raise SelectionError(
             f"`{what}` must be an AdapterSet, but is of type {type(given).__name__}. "
-            "extract_adapters(model) gives that of a model, read_adapters(path) that of a file."
+            "extract_adapters(model) makes one of a model, read_adapters(path) one of a file."
         )
 
 
 def listed_sets(sets: Any) -> list[AdapterSet]:
     """`sets` as a list.
 
-    **Raises:** `SelectionError` if it is none, or holds something else than sets.
+    **Raises:** `SelectionError` if it is not a list (or another iterable) of sets.
     """
     if isinstance(sets, AdapterSet) or not isinstance(sets, Iterable):
         raise SelectionError(
-            f"`sets` must be a list of AdapterSets, but is of type {type(sets).__name__}. Of a "
+            f"`sets` must be a list of AdapterSets, but is of type {type(sets).__name__}. For a "
             "single set, give a list: [adapters]"
         )
     listed = list(sets)
@@ -131,78 +131,65 @@ def extract_adapters(model: PyTree) -> AdapterSet:
 
     - `model`: an adapted model, or a template of one (`eqx.filter_eval_shape`).
 
-    **Returns:** an `AdapterSet`; empty for a model without adapters. Of a template, one that holds
-    shapes, for `eqx.tree_deserialise_leaves`.
+    **Returns:** an `AdapterSet`; empty for a model without adapters. A template gives a set that
+    holds shapes, for `eqx.tree_deserialise_leaves`.
 
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
-    that holds a slash), which no file and no set could tell apart; or if `model` is a `Net` or a
-    set already. `WrapperError`, naming the path, if an adapter's `state` fails, or leaves out an
-    option that its class keeps in a static field.
+    holds a slash), which no file and no set could tell apart; or if `model` is a `Net` or a set
+    already. `WrapperError`, naming the path, if an adapter's `state` fails, or leaves out an option
+    that its class keeps in a static field.
     """
     expect_model(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
-    lost_options = _LostOptions()
+    known_losses: dict[Any, list[str]] = {}
     for path, node in adapted_layers(model):
         refuse_second(path, found, "adapted layers")
         cls = type(node)
-        try:
+        with failing(f"take {show_place(cls, path)} out", WrapperError):
             ndim = evaluated(cls.stack_ndim, node.base)
             state = evaluated(over_stack(lambda w: dict(w.state()), ndim), node)
-        except Exception as err:
-            reason = why(err, node, "")
-            raise WrapperError(
-                f"Could not take the {cls.__name__} at {show_path(path)!r} out: {reason}"
-            ) from err
-        form = LayerForm.of(node.base, ndim)
-        lost = lost_options.of(node, form)
-        if lost:
-            raise WrapperError(
-                f"Could not take the {cls.__name__} at {show_path(path)!r} out: an option in a "
-                f"static field is not in `state()`: {'; '.join(lost)}. Keep it in an array, or "
-                "write a `from_state` that finds it out."
-            )
+            form = LayerForm.of(node.base, ndim)
+            lost = _lost_options(node, form, known_losses)
+            if lost:
+                raise WrapperError(
+                    f"an option in a static field is not in `state()`: {'; '.join(lost)}. Keep it "
+                    "in an array, or write a `from_state` that restores it."
+                )
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
     return AdapterSet(found)
 
 
-class _LostOptions:
-    """`_lost_options`, once for adapters of one form."""
+def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, list[str]]) -> list[str]:
+    """The static fields that `adapter` would lose if it were built again from its state.
 
-    def __init__(self) -> None:
-        self._known: dict[Any, list[str]] = {}
-
-    def of(self, wrapper: LoRAWrapper, form: LayerForm) -> list[str]:
-        key = (jtu.tree_structure(wrapper), form)
-        try:
-            if key not in self._known:
-                self._known[key] = _lost_options(wrapper, form.stack_ndim)
-            return self._known[key]
-        except TypeError:  # a static field that cannot be hashed
-            return _lost_options(wrapper, form.stack_ndim)
-
-
-def _lost_options(wrapper: LoRAWrapper, ndim: int) -> list[str]:
-    """The static fields that `wrapper`, built again from its state, would have otherwise.
-
-    The default `from_state` calls the constructor without any option.
+    - `known`: the results so far. Adapters of one structure share theirs.
     """
-    cls = type(wrapper)
-    own = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.metadata.get("static", False) and f.name not in ("rank", "alpha")
-    ]
+    key = (jtu.tree_structure(adapter), form)
+    try:
+        hash(key)
+    except TypeError:  # a static field that cannot be hashed
+        key = object()
+    if key not in known:
+        known[key] = _changed_by_rebuilding(adapter, form.stack_ndim)
+    return known[key]
+
+
+def _changed_by_rebuilding(adapter: LoRAWrapper, ndim: int) -> list[str]:
+    # The default `from_state` calls the constructor without any option.
+    cls = type(adapter)
+    static = [f.name for f in dataclasses.fields(cls) if f.metadata.get("static", False)]
+    own = [name for name in static if name not in ("rank", "alpha")]
     if not own:
         return []
 
-    def again(w: LoRAWrapper) -> LoRAWrapper:
+    def rebuild(w: LoRAWrapper) -> LoRAWrapper:
         return cls.from_state(w.unwrap(), w.state(), w.rank, w.alpha)
 
     try:
-        made = eqx.filter_eval_shape(over_stack(again, ndim), wrapper)
-    except Exception:  # what needs the values cannot be told here
+        made = eqx.filter_eval_shape(over_stack(rebuild, ndim), adapter)
+    except Exception:  # a `from_state` that looks at values fails on shapes
         return []
-    pairs = ((name, getattr(wrapper, name, None), getattr(made, name, None)) for name in own)
+    pairs = ((name, getattr(adapter, name, None), getattr(made, name, None)) for name in own)
     return [
         f"`{name}`, which is {is_!r}, would be {would_be!r}"
         for name, is_, would_be in pairs
@@ -211,9 +198,7 @@ def _lost_options(wrapper: LoRAWrapper, ndim: int) -> list[str]:
 
 
 def _differ(one: Any, other: Any) -> bool:
-    """Whether two static values are not the same. Of what has no equality, such as functions, none
-    need be another that is made again.
-    """
+    """Whether two static values differ. Values without equality, such as functions, do not."""
     if one is other:
         return False
     if isinstance(one, type | enum.Enum):
@@ -224,7 +209,3 @@ def _differ(one: Any, other: Any) -> bool:
         return bool(one != other) and bool(one == one)
     except Exception:  # an array has no single answer
         return False
-
-
-def _array(form: tuple[tuple[int, ...], str] | None) -> str:
-    return "no such array" if form is None else f"{form[1]}{list(form[0])}"

@@ -1,4 +1,4 @@
-"""Sets of adapters made into one, by arithmetic on their updates."""
+"""Combine sets of adapters into one, by arithmetic on their updates."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from .._contract import check_key
+from .._contract import check_key, check_number
 from .._errors import SelectionError
 from .._paths import bullets, show_path, stable_hash
 from .._sharding import on_the_mesh
@@ -17,7 +17,6 @@ from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 from ._low_rank import (
     Factors,
     as_adapter,
-    check_number,
     cut_to,
     lost_by_cutting,
     triplets_of,
@@ -25,7 +24,7 @@ from ._low_rank import (
     widest,
 )
 from ._products import check_products, check_same_matrices, factors_of, scale_times
-from ._recipe import ELECTING, EXACT, TRIMMING, Method, Recipe
+from ._recipe import ELECTING, EXACT, TRIMMING, Combination, Recipe
 from ._task_arithmetic import MajoritySign, agreed_mean, dropped_at_random, trimmed
 from ._update_report import UpdateReport, UpdateRow
 
@@ -34,7 +33,7 @@ from ._update_report import UpdateReport, UpdateRow
 def combine(
     sets: Sequence[AdapterSet],
     weights: Any,
-    method: Method = "linear",
+    method: Combination = "linear",
     *,
     density: float | None = None,
     rank: int | None = None,
@@ -48,7 +47,7 @@ def combine(
 def combine(
     sets: Sequence[AdapterSet],
     weights: Any,
-    method: Method = "linear",
+    method: Combination = "linear",
     *,
     density: float | None = None,
     rank: int | None = None,
@@ -69,10 +68,10 @@ def combine(
     majority_sign: str = "total",
     report: bool = False,
 ) -> Any:
-    r"""One set of adapters whose updates are made of those of several sets.
+    r"""Combine several sets of adapters into one.
 
     All methods act on the updates `U_i = s_i B_i A_i` of a layer's matrix, with each adapter's own
-    scale. (PEFT's methods but for `cat` and `svd` act on `A` and on `B` by themselves, which leaves
+    scale. (In PEFT, all methods but `cat` and `svd` act on `A` and `B` separately, which leaves
     products `B_i A_j` of different adapters in the result.) With weights `w_i`:
 
     | method | update | rank |
@@ -87,35 +86,36 @@ def combine(
     `trim` keeps the part `density` of the entries of `U_i` that is largest in magnitude. `drop`
     keeps each entry with probability `density`, divided by it: its mean over all keys is `U_i`.
     `agree` elects a sign for each entry, and takes the mean of the updates that have this sign
-    there. The result is cut to `rank` by a singular value decomposition: it is the nearest update
-    of that rank (what is lost is in the report). An adapter that a set lacks has a zero update.
+    there. A singular value decomposition cuts the result to the nearest update of rank `rank` (the
+    report says how much is lost). A set without an adapter at a path adds a zero update.
 
-    May run inside `jit`, with traced arrays and weights. All but `"linear"` and `"cat"` of ranks
-    that a matrix allows then call LAPACK, which does not belong into a training step.
+    May run inside `jit`, with traced arrays and weights. Then all methods but `"linear"` and
+    `"cat"` (if the matrix allows the sum of the ranks) call LAPACK: keep them out of training
+    steps.
 
     **Arguments:**
 
-    - `sets`: of adapters that are no more than a product (LoRA, rsLoRA, LoRA-FA). Others are
-        brought to that form by `to_lora(model)`.
-    - `weights`: one number for each set; may be negative, and traced. With `"ties"` and
-        `"dare_ties"`, which take a mean, equal weights of 1 mean the plain method.
+    - `sets`: of adapters whose update is only a product (LoRA, rsLoRA, LoRA-FA). `to_lora(model)`
+        converts others.
+    - `weights`: one number for each set; may be negative, and traced. `"ties"` and `"dare_ties"`
+        take a mean: weights of 1 give the method of the paper.
     - `method`: see above.
-    - `density`: in `(0, 1]`, for the methods that make updates sparse, and needed by them.
-    - `rank`: of the result, where the method does not say. By default the largest of the ranks at a
-        path. No rank is larger than a matrix allows; one that the update does not need is filled
-        with zeros, which brings sets of different ranks to one.
-    - `key`: for `"dare_linear"` and `"dare_ties"`. What is dropped of an update depends on it, on
-        the path and on the position of the set.
+    - `density`: in `(0, 1]`; required by the methods that make updates sparse.
+    - `rank`: of the result, where the method leaves it open. By default the largest of the ranks at
+        a path, and never more than a matrix allows. If the update needs less, zeros fill the rest,
+        so that sets of different ranks get the same rank.
+    - `key`: for `"dare_linear"` and `"dare_ties"`. The dropped entries depend on it, on the path
+        and on the position of the set.
     - `majority_sign`: for `"ties"` and `"dare_ties"`: whether `agree` elects the sign of the sum
         (`"total"`, as in the paper) or that of most updates (`"frequency"`). A draw is positive.
     - `report`: whether to return `(set, report)`.
 
     **Returns:** an `AdapterSet`, with the class that the first set has at a path, `alpha = rank`,
-    and rows of `A` that are orthonormal wherever it was cut. With `report=True` also an
-    `UpdateReport` of what the rank takes away.
+    and orthonormal rows of `A` wherever it was cut. With `report=True` also an `UpdateReport` of
+    the error that the cut makes.
 
-    **Raises:** `SelectionError` that lists every adapter that is no product, and all that are for
-    layers of different forms, or every matrix of which `density` keeps nothing; or if an argument
+    **Raises:** `SelectionError` that lists every adapter whose update is not only a product, every
+    path at which the layers differ, or every matrix that `density` leaves empty; or if an argument
     is missing, of another kind, or makes no sense.
 
     Papers: Yadav et al., "TIES-Merging: Resolving Interference When Merging Models",
@@ -135,22 +135,19 @@ def combine(
         )
     check_products(sets)
     check_same_matrices(sets)
-    _check_that_some_is_kept(recipe, sets)
+    if method in TRIMMING:
+        _check_that_some_is_kept(recipe, sets)
     made: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in dict.fromkeys(path for one in sets for path in one):
         present = [i for i, one in enumerate(sets) if path in one.adapters]
-        adapters = [sets[i][path] for i in present]
-        first = adapters[0]
+        first = sets[present[0]][path]
+        states = [sets[i][path].state for i in present]
+        scales = [scale_times(sets[i][path], weights[i]) for i in present]
+        # Two numbers that tell the key of an update from those of all others.
+        numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
         state, error = on_the_mesh(
-            [adapter.state for adapter in adapters],
-            _combined,
-            recipe,
-            first.wrapper,
-            [adapter.state for adapter in adapters],
-            [scale_times(sets[i][path], weights[i]) for i in present],
-            key,
-            [np.asarray([stable_hash(path), i], np.uint32) for i in present],
+            states, _combined, recipe, first.wrapper, states, scales, key, numbers
         )
         new_rank = state["lora_A"].shape[-2]
         made[path] = dataclasses.replace(first, state=state, rank=new_rank, alpha=float(new_rank))
@@ -171,8 +168,7 @@ def _listed_weights(weights: Any) -> list[Any]:
 
 
 def _check_that_some_is_kept(recipe: Recipe, sets: list[AdapterSet]) -> None:
-    if recipe.method not in TRIMMING or recipe.density is None:
-        return
+    assert recipe.density is not None
     entries = {
         path: adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
         for one in sets
@@ -197,40 +193,34 @@ def _combined(
     key: PRNGKeyArray | None,
     numbers: list[Any],
 ) -> tuple[dict[str, Array], Array]:
-    """The state of the adapter that the recipe makes of those at one path, and what cutting loses.
-
-    - `scales`: those of the adapters, times their weights.
-    - `numbers`: what tells the key of each from all others, two numbers each.
-    """
-    dtypes = [state[name].dtype for state in states for name in ("lora_A", "lora_B")]
-    dtype = widest(dtypes)
+    """The state of the adapter that the recipe makes at one path, and the error of cutting it."""
+    dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
     # Sums and decompositions of half precision in float32.
     wide = widest([dtype, jnp.dtype(jnp.float32)])
     updates = [
         factors_of(state, scale.astype(wide), wide)
         for state, scale in zip(states, scales, strict=True)
     ]
-    ranks = [update.A.shape[-2] for update in updates]
-    largest = updates[0].smaller_side
+    ranks, largest = [update.rank for update in updates], updates[0].largest_rank
+    rank = sum(ranks) if recipe.method in EXACT else recipe.rank or max(ranks)
     if recipe.method in (*EXACT, "svd"):
-        together = Factors(
+        total = Factors(
             jnp.concatenate([update.A for update in updates], axis=-2),
             jnp.concatenate([update.B for update in updates], axis=-1),
         )
-        if recipe.method in EXACT and sum(ranks) <= largest:
-            return as_adapter(cls, together, dtype)[0], jnp.zeros((), wide)
-        triplets = triplets_of_product(together)
+        if recipe.method in EXACT and rank <= largest:
+            return as_adapter(cls, total, dtype)[0], jnp.zeros((), wide)
+        triplets = triplets_of_product(total)
     else:
         products = jnp.stack([update.B @ update.A for update in updates])
         keys = None if key is None else [_folded(key, number) for number in numbers]
         triplets = triplets_of(_sparse_sum(recipe, products, keys))
-    rank = sum(ranks) if recipe.method in EXACT else recipe.rank or max(ranks)
     rank = min(rank, largest)
     return as_adapter(cls, cut_to(triplets, rank), dtype)[0], lost_by_cutting(triplets.S, rank)
 
 
 def _sparse_sum(recipe: Recipe, updates: Array, keys: list[PRNGKeyArray] | None) -> Array:
-    """The recipe for `(n, *stack, out, in)` updates, as one dense matrix."""
+    """The sum that the recipe makes of `(n, *stack, out, in)` updates, as one dense matrix."""
     assert recipe.density is not None
     if keys is None:
         sparse = trimmed(updates, recipe.density)

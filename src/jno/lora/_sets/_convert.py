@@ -1,4 +1,4 @@
-"""Adapters of other kinds made into plain LoRA."""
+"""Convert adapters of other kinds to plain LoRA."""
 
 from typing import Any, TypeVar
 
@@ -13,23 +13,22 @@ from jaxtyping import Array, Bool
 from .._compute import at_least_float32
 from .._contract import (
     LoRAWrapper,
+    check_part,
+    check_rank,
     expect_model,
-    is_wrapper,
     over_stack,
     unwrapped_layer,
-    why,
     without_values,
 )
-from .._errors import SelectionError, WrapperError
+from .._errors import SelectionError, WrapperError, reason_of
 from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer, sharded_like
+from .._tree import adapted_layers, replace_adapters
 from ._low_rank import (
     Factors,
     Triplets,
     as_adapter,
-    check_part,
-    check_rank,
     cut_to,
     known_factors,
     lost_by_cutting,
@@ -52,10 +51,10 @@ def to_lora(
 ) -> tuple[M, UpdateReport]:
     """`model` with every adapter as plain LoRA around the layer as it was before adapting.
 
-    The update of an adapter that is a low-rank product (rsLoRA, LoRA-FA, LoRA-XS, VeRA, PiSSA,
-    MiLoRA) is taken as it is, so that nothing is lost if its rank is allowed. Otherwise the update
-    `merge(W) - W` is cut by a singular value decomposition. (Both in float32 at least.) A stack of
-    layers gets one rank. What is plain LoRA already, of a rank that is allowed, stays as it is.
+    If an update is known as a low-rank product (rsLoRA, LoRA-FA, LoRA-XS, VeRA, PiSSA, MiLoRA), its
+    factors are taken, and nothing is lost if its rank is allowed. Otherwise a singular value
+    decomposition cuts the update `merge(W) - W`. (Both in float32 at least.) A stack of layers gets
+    one rank. Plain LoRA of an allowed rank stays as it is.
 
     **Arguments:**
 
@@ -70,71 +69,73 @@ def to_lora(
     it for a table.
 
     **Raises:** `SelectionError` if an argument makes no sense (such as a `Net` for the model);
-    `WrapperError` that lists every adapter that needs a rank, cannot be merged, holds NaN or
-    infinity in what is cut, is on a layer that no plain LoRA is for, or changes more of its layer
-    than the matrix that LoRA adds to; `PluginError` without plain LoRA (the zoo).
+    `WrapperError` that lists every adapter that needs a rank, cannot be merged, has an update with
+    NaN or infinity that would have to be cut, is on a layer that plain LoRA does not fit, or
+    changes more of its layer than the matrix that LoRA adds to; `PluginError` without plain LoRA
+    (the zoo).
     """
     expect_model(model, "to_lora")
-    _check(rank, energy)
-    nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
-    if not any(is_wrapper(node) for _, node in nodes):
+    if rank is not None and energy is not None:
+        raise SelectionError("`rank` and `energy` were both given. Give one of them.")
+    if rank is not None:
+        check_rank(rank)
+    if energy is not None:
+        check_part("energy", energy)
+    adapted = list(adapted_layers(model))
+    if not adapted:
         return model, UpdateReport(())
     classes = _plain_classes(default_registry(registry))
-    converted: list[Any] = []
+    converted: list[LoRAWrapper] = []
     rows: list[UpdateRow] = []
     problems: list[str] = []
-    for keys, node in nodes:
-        if not is_wrapper(node):
-            converted.append(node)
-            continue
-        path, former = path_str(keys), type(node)
+    for path, node in adapted:
+        former = type(node)
         try:
-            wrapper, error = _converted(node, classes, rank, energy)
-        except Exception as err:
-            # A constructor or a merge may raise anything.
-            reason = why(err, node, "Give the model itself.")
-            problems.append(f"{show_path(path)} ({former.__name__}): {reason}")
+            made, error = _converted(node, classes, rank, energy)
+        except Exception as err:  # a constructor or a merge may raise anything
+            problems.append(f"{show_path(path)} ({former.__name__}): {reason_of(err)}")
             continue
-        converted.append(wrapper)
-        rows.append(UpdateRow(path, former, type(wrapper), wrapper.rank, error))
+        converted.append(made)
+        rows.append(UpdateRow(path, former, type(made), made.rank, error))
     if problems:
         raise WrapperError(
-            f"Not every adapter can be made into plain LoRA like this:\n{bullets(problems)}"
+            f"Not every adapter can be converted to plain LoRA like this:\n{bullets(problems)}"
         )
-    return jtu.tree_unflatten(treedef, converted), UpdateReport(tuple(rows))
+    return replace_adapters(model, converted), UpdateReport(tuple(rows))
 
 
 def _converted(
-    wrapper: LoRAWrapper,
+    adapter: LoRAWrapper,
     classes: tuple[type[LoRAWrapper], ...],
     rank: int | None,
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
-    is_plain = type(wrapper) in classes and _is_product(type(wrapper))
-    if is_plain and energy is None and (rank is None or wrapper.rank <= rank):
-        return wrapper, jnp.zeros(())
-    layer = sharded_like(on_the_mesh(wrapper, unwrapped_layer, wrapper), wrapper.base)
-    template = without_values(wrapper, "Give the model itself.")
+    """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
+    is_plain = type(adapter) in classes and _is_product(type(adapter))
+    if is_plain and energy is None and (rank is None or adapter.rank <= rank):
+        return adapter, jnp.zeros(())
+    template = without_values(adapter, "Give the model itself.")
     if template:
         raise WrapperError(template)
+    layer = sharded_like(on_the_mesh(adapter, unwrapped_layer, adapter), adapter.base)
     cls = next((cls for cls in classes if cls.applies_to(layer) and _is_product(cls)), None)
     if cls is None:
         raise WrapperError(f"no plain LoRA with one matrix is for a {type(layer).__name__}")
-    known = on_the_mesh(wrapper, known_factors, wrapper)
+    known = on_the_mesh(adapter, known_factors, adapter)
     if known is not None:
-        k, dtype = known.A.shape[-2], widest([known.A.dtype, known.B.dtype])
+        dtype = widest([known.A.dtype, known.B.dtype])
         if rank is None and energy is None:
-            rank = min(k, known.smaller_side)
-        if rank is not None and k <= min(rank, known.smaller_side):
+            rank = min(known.rank, known.largest_rank)
+        if rank is not None and known.rank <= min(rank, known.largest_rank):
             return _around(cls, layer, known, dtype), jnp.zeros(())
-        triplets = on_the_mesh(wrapper, triplets_of_product, known)
+        triplets = on_the_mesh(adapter, triplets_of_product, known)
     else:
         if rank is None and energy is None:
             raise WrapperError(
-                "its update is no low-rank product; say how much of it to keep, by `rank=` or by "
-                "`energy=0.99`"
+                "its update is not known as a low-rank product; say how much of it to keep, by "
+                "`rank=` or by `energy=0.99`"
             )
-        triplets, not_held = on_the_mesh(wrapper, _triplets, cls, wrapper)
+        triplets, not_held = on_the_mesh(adapter, _triplets, cls, adapter)
         _refuse_more(layer, not_held)
         dtype = triplets.S.dtype
     if not isinstance(triplets.S, Tracer) and not np.isfinite(np.asarray(triplets.S)).all():
@@ -150,14 +151,14 @@ def _around(cls: type[LoRAWrapper], layer: Any, update: Factors, dtype: Any) -> 
     return restored_layer(cls, layer, *as_adapter(cls, update, dtype))
 
 
-def _triplets(cls: type[LoRAWrapper], wrapper: LoRAWrapper) -> tuple[Triplets, Bool[Array, "..."]]:
-    """The update of the matrix; and for each floating array of the layer whether more changes it.
+def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, Bool[Array, "..."]]:
+    """The update of the matrix; and for each floating array of the layer, whether LoRA misses it.
 
-    That is so if the adapter changes the array, and LoRA with the whole update in it does not.
+    LoRA misses an array that the adapter changes, and that LoRA with the whole update does not.
     """
 
-    def one(wrapper: LoRAWrapper) -> tuple[Triplets, Array]:
-        wide: Any = at_least_float32(wrapper)
+    def one(adapter: LoRAWrapper) -> tuple[Triplets, Array]:
+        wide: Any = at_least_float32(adapter)
         layer, merged = wide.unwrap(), wide.merge()
         before, after = cls.matrix(layer), cls.matrix(merged)
         assert before is not None and after is not None
@@ -169,12 +170,12 @@ def _triplets(cls: type[LoRAWrapper], wrapper: LoRAWrapper) -> tuple[Triplets, B
         trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (layer, merged, held)]
         flags = jax.tree.map(lambda w, m, h: jnp.any(m != w) & ~jnp.any(h != w), *trees)
         U, sizes, Vt = triplets_of(update)
-        # What the rounding of the two matrices can have made is no update.
+        # The rounding of the two matrices can make values of this size.
         noise = jnp.finfo(sizes.dtype).eps * jnp.linalg.norm(before)
-        sizes = jnp.where(sizes <= noise, 0, sizes)  # what is NaN stays NaN
+        sizes = jnp.where(sizes <= noise, 0, sizes)  # NaN stays NaN
         return Triplets(U, sizes, Vt), jnp.stack(jax.tree.leaves(flags))
 
-    return over_stack(one, type(wrapper).stack_ndim(wrapper.base))(wrapper)
+    return over_stack(one, type(adapter).stack_ndim(adapter.base))(adapter)
 
 
 def _refuse_more(layer: Any, not_held: Bool[Array, "*stack arrays"]) -> None:
@@ -192,16 +193,9 @@ def _plain_classes(registry: Registry) -> tuple[type[LoRAWrapper], ...]:
     classes = registry.resolve("lora")
     try:
         return (*classes, *registry.resolve("lora-in-norm"))
-    except SelectionError:  # not every collection of adapters has one
+    except SelectionError:  # a registry may hold no such class
         return classes
 
 
 def _is_product(cls: type[LoRAWrapper]) -> bool:
     return cls.low_rank_scale(1, 1.0) is not None
-
-
-def _check(rank: int | None, energy: float | None) -> None:
-    if rank is not None and energy is not None:
-        raise SelectionError("`rank` and `energy` were both given. Give one of them.")
-    check_rank(rank)
-    check_part("energy", energy)

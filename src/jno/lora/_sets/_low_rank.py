@@ -1,16 +1,14 @@
-"""Updates of low rank: their factors, the nearest of a smaller rank, and what that loses."""
+"""Updates of low rank: their factors, the nearest update of a smaller rank, and its error."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._compute import at_least_float32
-from .._contract import LoRAWrapper, is_whole, over_stack
-from .._errors import SelectionError
+from .._contract import LoRAWrapper, over_stack
 
 
 class Factors(NamedTuple):
@@ -20,8 +18,13 @@ class Factors(NamedTuple):
     B: Float[Array, "*stack out k"]
 
     @property
-    def smaller_side(self) -> int:
-        """The largest rank that the matrix allows."""
+    def rank(self) -> int:
+        """The common side of the factors."""
+        return self.A.shape[-2]
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that the matrix allows: its smaller side."""
         return min(self.B.shape[-2], self.A.shape[-1])
 
 
@@ -33,45 +36,22 @@ class Triplets(NamedTuple):
     Vt: Float[Array, "*stack k in"]
 
 
-def check_rank(rank: Any) -> None:
-    """**Raises:** `SelectionError` for a `rank` that is none. (`None` is left open.)"""
-    if rank is not None and not (is_whole(rank) and rank >= 1):
-        raise SelectionError(f"`rank` must be a whole number of at least 1, but is {rank!r}.")
+def known_factors(adapter: LoRAWrapper) -> Factors | None:
+    """The factors of an adapter's update, or of a stack of them. `None` if it is not a product.
 
-
-def check_part(name: str, part: Any) -> None:
-    """**Raises:** `SelectionError` unless `part` is a number in `(0, 1]`, or `None`."""
-    if part is not None and not (isinstance(part, float | int | np.number) and 0 < part <= 1):
-        raise SelectionError(f"`{name}` must be a Python number in (0, 1], but is {part!r}.")
-
-
-def check_number(name: str, number: Any) -> None:
-    """**Raises:** `SelectionError` unless `number` is one real number, which may be traced."""
-    is_number = isinstance(number, int | float)
-    if isinstance(number, np.ndarray | np.generic | jax.Array):
-        kinds = (np.bool_, jnp.integer, jnp.floating)
-        is_number = number.ndim == 0 and any(jnp.issubdtype(number.dtype, k) for k in kinds)
-    if not is_number:
-        raise SelectionError(f"`{name}` must be one real number, but is {number!r}.")
-
-
-def known_factors(wrapper: LoRAWrapper) -> Factors | None:
-    """The update of an adapter, or of a stack of them, if it is known as a product.
-
-    In float32 at least: in a half precision, the scale in a factor would round it, or overflow.
+    In float32 at least: half precision would round the scale in a factor, or overflow.
     """
 
-    def one(wrapper: LoRAWrapper) -> Factors | None:
-        known = wrapper.low_rank_update()
+    def one(adapter: LoRAWrapper) -> Factors | None:
+        known = adapter.low_rank_update()
         return None if known is None else Factors(*known)
 
-    return over_stack(one, type(wrapper).stack_ndim(wrapper.base))(at_least_float32(wrapper))
+    return over_stack(one, type(adapter).stack_ndim(adapter.base))(at_least_float32(adapter))
 
 
 def triplets_of_product(update: Factors) -> Triplets:
-    """The triplets of `B A`, by way of a `(k, k)` matrix if `k` is small: `B A` is not formed."""
-    k = update.A.shape[-2]
-    if k >= update.smaller_side:
+    """The triplets of `B A`. If its rank `k` is small, only a `(k, k)` matrix is decomposed."""
+    if update.rank >= update.largest_rank:
         return triplets_of(update.B @ update.A)
     Q_B, R_B = jnp.linalg.qr(update.B)
     Q_A, R_A = jnp.linalg.qr(update.A.mT)
@@ -85,7 +65,7 @@ def triplets_of(matrix: Float[Array, "*stack out in"]) -> Triplets:
 
 
 def cut_to(triplets: Triplets, rank: int) -> Factors:
-    """The nearest update of that rank (Eckart and Young). Missing triplets are filled with zeros.
+    """The nearest update of that rank (Eckart and Young). Zeros fill in for missing triplets.
 
     The rows of `A` are orthonormal, so that `B` alone holds the size of the update.
     """
@@ -117,13 +97,12 @@ def as_adapter(
 
     `cls` must have a `low_rank_scale`. Alpha is the rank, which makes the scale of LoRA 1.
     """
-    rank = update.A.shape[-2]
-    scale = cls.low_rank_scale(rank, float(rank))
+    scale = cls.low_rank_scale(update.rank, float(update.rank))
     assert scale is not None
     state = {"lora_A": update.A.astype(dtype), "lora_B": (update.B / scale).astype(dtype)}
-    return state, rank, float(rank)
+    return state, update.rank, float(update.rank)
 
 
 def widest(dtypes: Iterable[Any]) -> Any:
-    """The first dtype of the largest size. (Under strict promotion JAX finds none for mixtures.)"""
+    """The first dtype of the largest size. (Strict promotion allows no mixture of dtypes.)"""
     return max(dtypes, key=lambda dtype: dtype.itemsize)

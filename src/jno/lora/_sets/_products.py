@@ -1,4 +1,4 @@
-"""Adapters that are no more than an update `s B A` of a matrix: what may be added up and scaled."""
+"""Adapters whose update is a product `s B A` of a matrix: these can be added up and scaled."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,26 +9,26 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._compute import at_least_float32
-from .._contract import LoRAWrapper
+from .._contract import LoRAWrapper, check_number
 from .._errors import SelectionError
 from .._paths import bullets, show_path
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
-from ._low_rank import Factors, check_number
+from ._low_rank import Factors
 
 # `multiplier` is a frozen factor of the scale.
 _STATE = {"lora_A", "lora_B", "multiplier"}
 
 
 def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
-    """`adapters` with every update multiplied by `factor`: their `lora_B` is.
+    """`adapters` with every update multiplied by `factor`, which goes into `lora_B`.
 
     **Arguments:**
 
-    - `adapters`: a set of adapters that are no more than a product (LoRA, rsLoRA, LoRA-FA).
+    - `adapters`: a set of adapters whose update is only a product (LoRA, rsLoRA, LoRA-FA).
     - `factor`: one real number, which may be traced. 0 gives the base's outputs.
 
-    **Raises:** `SelectionError` that lists every adapter that is no product, or if `adapters` is no
-    set, or `factor` no such number.
+    **Raises:** `SelectionError` that lists every adapter whose update is something else, or if
+    `adapters` is not a set, or `factor` not such a number.
     """
     check_set(adapters, "adapters")
     check_number("factor", factor)
@@ -36,24 +36,23 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
 
     def scaled(adapter: LooseAdapter) -> LooseAdapter:
         B = jnp.asarray(adapter.state["lora_B"])
-        # In a half precision the factor itself would be rounded.
+        # Half precision would round the factor itself.
         wide = at_least_float32(B)
         B = (wide * jnp.asarray(factor, wide.dtype)).astype(B.dtype)
-        state = {**adapter.state, "lora_B": B}
-        return dataclasses.replace(adapter, state=state)
+        return dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
 
     return AdapterSet({path: scaled(adapter) for path, adapter in adapters.adapters.items()})
 
 
 def scale_times(adapter: LooseAdapter, weight: Any) -> Array:
-    """The `s` of an adapter, times a weight that may be traced."""
+    """The scale `s` of an adapter, times a weight that may be traced."""
     scale = _scale(adapter)
     assert scale is not None
     return scale * jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float))
 
 
 def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:
-    """The update of the adapter with that state, the scale in `B`."""
+    """The update of an adapter with this state. The scale goes into `B`."""
     A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
     if "multiplier" in state:  # one for each slice of a stack
         B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
@@ -61,7 +60,7 @@ def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:
 
 
 def check_products(sets: Sequence[AdapterSet]) -> None:
-    """**Raises:** `SelectionError` that lists every adapter that is no product."""
+    """**Raises:** `SelectionError` that lists every adapter whose update is not only a product."""
     others = [
         f"{show_path(path)}: a {adapter.wrapper.__name__}"
         + (f" in set {index}" if len(sets) > 1 else "")
@@ -71,9 +70,9 @@ def check_products(sets: Sequence[AdapterSet]) -> None:
     ]
     if others:
         raise SelectionError(
-            "Only adapters that are no more than a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
-            f"added up and scaled, but there are others:\n{bullets(others)}\n"
-            "Bring them to that form first: extract_adapters(to_lora(model, rank=...)[0])."
+            "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be added "
+            f"up and scaled, but there are others:\n{bullets(others)}\n"
+            "Convert them first: extract_adapters(to_lora(model, rank=...)[0])."
         )
 
 
@@ -96,11 +95,13 @@ def check_same_matrices(sets: Sequence[AdapterSet]) -> None:
                 )
     if lines:
         raise SelectionError(
-            f"Only adapters for layers of one form can be combined:\n{bullets(lines)}"
+            f"Only adapters for the same layers can be combined:\n{bullets(lines)}"
         )
 
 
 def _scale(adapter: LooseAdapter) -> float | None:
+    if adapter.rank is None or adapter.alpha is None:
+        return None
     return adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha)
 
 
@@ -108,6 +109,6 @@ def _update_the_same(one: LooseAdapter, other: LooseAdapter) -> bool:
     """Whether the updates of two adapters are updates of the same matrix of a layer."""
     if one.wrapper is other.wrapper:
         return one.layer.stack_ndim == other.layer.stack_ndim
-    # Methods of one family read the matrix by one function, inherited from the kind of layer.
+    # Adapters of one layer kind inherit the function that reads the matrix.
     views = [getattr(cls.matrix, "__func__", None) for cls in (one.wrapper, other.wrapper)]
     return views[0] is views[1] is not getattr(LoRAWrapper.matrix, "__func__", None)

@@ -1,25 +1,25 @@
-"""What `combine` can be asked for, and whether it makes sense."""
+"""The ways in which `combine` makes one update of several, and checks of its arguments."""
 
 import dataclasses
 from typing import Literal, get_args
 
+from .._contract import check_part, check_rank
 from .._errors import SelectionError
 from .._paths import nearest
-from ._low_rank import check_part, check_rank
 from ._task_arithmetic import MajoritySign
 
-Method = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+Combination = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 
 EXACT = ("linear", "cat")
-SPARSE = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 TRIMMING = ("ties", "magnitude_prune")
 RANDOM = ("dare_linear", "dare_ties")
 ELECTING = ("ties", "dare_ties")
+_SPARSE = (*TRIMMING, *RANDOM)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What `combine` was asked for, as static data of a program."""
+    """The static arguments of `combine`."""
 
     method: str
     density: float | None
@@ -27,21 +27,22 @@ class Recipe:
     majority_sign: str
 
     def check(self, *, has_key: bool) -> None:
-        """**Raises:** `SelectionError` for an argument that is missing or makes no sense."""
-        method, methods = self.method, get_args(Method)
+        """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
+        method, methods = self.method, get_args(Combination)
         if method not in methods:
             near = nearest(str(method), methods, n=1)[0]
             raise SelectionError(
                 f"There is no method {method!r}; did you mean {near!r}? "
                 f"The methods are {', '.join(methods)}."
             )
-        if (self.density is not None) != (method in SPARSE):
+        if (self.density is not None) != (method in _SPARSE):
             raise SelectionError(
                 f"{method!r} needs a `density`, the part of the entries to keep, such as 0.5."
-                if method in SPARSE
-                else f"`density` is for {', '.join(SPARSE)}; {method!r} keeps every entry."
+                if method in _SPARSE
+                else f"`density` is for {', '.join(_SPARSE)}; {method!r} keeps every entry."
             )
-        check_part("density", self.density)
+        if self.density is not None:
+            check_part("density", self.density)
         if has_key != (method in RANDOM):
             raise SelectionError(
                 f"{method!r} drops entries at random, and needs a `key`."
@@ -52,7 +53,8 @@ class Recipe:
             raise SelectionError(
                 f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
             )
-        check_rank(self.rank)
+        if self.rank is not None:
+            check_rank(self.rank)
         if self.majority_sign not in get_args(MajoritySign):
             raise SelectionError(
                 f"`majority_sign` must be 'total' or 'frequency', but is {self.majority_sign!r}."

@@ -1,4 +1,4 @@
-"""Many sets of adapters as one, with an axis that counts them."""
+"""Stack many sets of adapters into one, along a new leading axis."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,17 +14,17 @@ from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
     """The sets as one, whose arrays have a leading axis of length `len(sets)`.
 
-    It is for programs in which examples of one batch use different adapters of one base: inside
-    `vmap`, each example takes its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it
-    in (see the documentation on combining). `swap_adapters` does not take the stack itself.
+    For programs in which the examples of a batch use different adapters of one base: inside `vmap`,
+    each example takes its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it in (see
+    the documentation on combining). `swap_adapters` does not take the stack itself.
 
     **Arguments:**
 
     - `sets`: with adapters of the same classes, ranks, alphas, shapes and dtypes at the same paths.
         `combine([one], [1.0], "svd", rank=8)` brings a set of products to another rank.
 
-    **Raises:** `SelectionError` that lists every difference; or if there is no set, or something
-    else among them.
+    **Raises:** `SelectionError` that lists every difference; or if `sets` is empty or holds
+    something else than sets.
     """
     sets = listed_sets(sets)
     if not sets:
@@ -33,9 +33,9 @@ def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
     problems = [line for i, other in enumerate(others, 1) for line in _differences(first, other, i)]
     if problems:
         raise SelectionError(
-            f"Only sets of one form can be stacked, but\n{bullets(problems)}\n"
+            f"Only sets of the same structure can be stacked, but\n{bullets(problems)}\n"
             "to_lora(model, rank=...) makes products of other adapters, and "
-            'combine([one], [1.0], "svd", rank=...) brings products to one rank.'
+            'combine([one], [1.0], "svd", rank=...) gives products the same rank.'
         )
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), first, *others)
 
@@ -63,7 +63,7 @@ def _differences(first: AdapterSet, other: AdapterSet, index: int) -> list[str]:
 
 
 def _described(adapter: LooseAdapter) -> dict[str, Any]:
-    """What must be the same in every set."""
+    """The properties that must be the same in every set."""
     return {
         "class": f"{adapter.wrapper.__module__}.{adapter.wrapper.__qualname__}",
         "rank": adapter.rank,

@@ -1,4 +1,4 @@
-"""Arithmetic of task vectors: several updates of one matrix, made into one.
+"""Arithmetic of task vectors: make one update of a matrix out of several.
 
 The updates of one matrix lie along the first axis: `(n, *stack, out, in)`.
 """
@@ -15,9 +15,9 @@ MajoritySign = Literal["total", "frequency"]
 def trimmed(
     updates: Float[Array, "n *stack out in"], density: float
 ) -> Float[Array, "n *stack out in"]:
-    """The part `density` of each matrix's entries that is largest in magnitude, the rest 0.
+    """Keep the part `density` of each matrix's entries that is largest in magnitude, at least one.
 
-    It must be one entry at least.
+    The others become 0.
     """
     *batch, outputs, inputs = updates.shape
     sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
@@ -29,22 +29,17 @@ def trimmed(
 def dropped_at_random(
     updates: Float[Array, "n *stack out in"], density: float, keys: list[PRNGKeyArray]
 ) -> Float[Array, "n *stack out in"]:
-    """Each entry kept with probability `density` and divided by it, so that its mean stays."""
-    kept = jnp.stack(
-        [
-            jax.random.bernoulli(key, density, update.shape)
-            for key, update in zip(keys, updates, strict=True)
-        ]
-    )
-    return jnp.where(kept, updates / density, 0)
+    """Keep each entry with probability `density`, divided by it, so that its mean stays."""
+    kept = [jax.random.bernoulli(key, density, updates.shape[1:]) for key in keys]
+    return jnp.where(jnp.stack(kept), updates / density, 0)
 
 
 def agreed_mean(
     updates: Float[Array, "n *stack out in"], majority_sign: str
 ) -> Float[Array, "*stack out in"]:
-    """For each entry the mean of the updates that have its elected sign. Zeros have no sign.
+    """The mean, for each entry, of the updates that have its elected sign. Zeros have no sign.
 
-    - `majority_sign`: whether the sign of the sum is elected (`"total"`), or that of more updates
+    - `majority_sign`: elect the sign of the sum (`"total"`), or the sign that more updates have
         (`"frequency"`). A draw is positive.
     """
     signs = jnp.sign(updates)

@@ -1,6 +1,4 @@
-"""What was lost of the updates that were brought to another form."""
-
-from collections.abc import Iterator
+"""Reports on updates that were written in another way: their ranks, and how much was lost."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,10 +10,11 @@ from .._showing import Printed, Table, table_by_path
 
 
 class UpdateRow(eqx.Module):
-    """One adapter in its new form.
+    """One adapter that was made from others.
 
-    - `wrapper`, `former`: its class, and that of the adapter (or the first of those) it is made of.
-    - `rank`: of the new one.
+    - `wrapper`: its class; `former`: the class of the adapter it was made from (the first, if there
+        were several).
+    - `rank`: its rank.
     - `error`: `||new update - update|| / ||update||` in the Frobenius norm, over all of a stack.
     """
 
@@ -26,7 +25,7 @@ class UpdateRow(eqx.Module):
     error: Float[Array, ""]
 
 
-class UpdateReport(eqx.Module, Printed):
+class UpdateReport(eqx.Module, Printed[UpdateRow]):
     """The rank and the error of each adapter that was made. A pytree; prints as a table."""
 
     rows: tuple[UpdateRow, ...]
@@ -37,22 +36,11 @@ class UpdateReport(eqx.Module, Printed):
         errors = [jnp.asarray(row.error, jnp.float32) for row in self.rows]
         return jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *errors]))
 
-    def __iter__(self) -> Iterator[UpdateRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def _table(self) -> Table:
+        columns = [("path", "left"), ("from", "left"), ("to", "left")]
         return table_by_path(
             f"{len(self.rows)} adapters",
-            [
-                ("path", "left"),
-                ("from", "left"),
-                ("to", "left"),
-                ("rank", "right"),
-                ("error", "right"),
-            ],
+            [*columns, ("rank", "right"), ("error", "right")],
             (
                 (
                     show_path(row.path),

@@ -1,6 +1,6 @@
 """Tables, plots and progress bars.
 
-Plots are in `_showing.plots`, which imports matplotlib, and so is imported where one is drawn.
+`_showing.plots` imports matplotlib, so it is imported only where a plot is drawn.
 """
 
 from ._progress import Bar, tracked

@@ -11,18 +11,15 @@ _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
 def grouped(rows: Iterable[tuple[str, R]]) -> list[tuple[str, int, R]]:
-    """The rows that differ in nothing but the indices of their paths, as one row each.
+    """Join the rows that differ only in the indices of their paths.
 
-    Several indices that vary are joined where that says exactly which paths there are: of two
-    stages with three blocks and one with nine come `stages/[0-1]/blocks/[0-2]` and
-    `stages/2/blocks/[0-8]`. Takes time in proportion to the rows.
+    Indices that vary are joined where that says exactly which paths there are. Two stages with
+    three blocks and one with nine give `stages/[0-1]/blocks/[0-2]` and `stages/2/blocks/[0-8]`. The
+    time is proportional to the number of rows.
 
-    **Arguments:**
+    - `rows`: slash-joined paths, each with the rest of its row.
 
-    - `rows`: slash-joined paths, each with whatever else the row says.
-
-    **Returns:** `(path, how many rows, what they say)`, in the order in which each kind of row
-    comes first.
+    **Returns:** `(path, how many rows, the rest)`, in the order of the first row of each group.
     """
     families: dict[tuple[tuple[str | None, ...], R], dict[_Box, int]] = {}
     for path, rest in rows:
@@ -39,7 +36,7 @@ def grouped(rows: Iterable[tuple[str, R]]) -> list[tuple[str, int, R]]:
     ]
 
 
-# One set of values for each index of a path: all combinations are meant.
+# The values of each index of a path, which stand for all their combinations.
 _Box = tuple[tuple[int, ...], ...]
 
 

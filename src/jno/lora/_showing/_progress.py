@@ -1,10 +1,10 @@
-"""Long work shows how far it is: a bar in a terminal, lines in the log."""
+"""Progress of long work: a bar in a terminal, lines in the log."""
 
 import logging
 import sys
 import time
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("jno.lora")
 
-# Work that is done sooner than this shows nothing.
+# Shorter work shows nothing.
 _PATIENCE = 2.0  # seconds
 _BETWEEN_LINES = 10.0  # seconds
 
@@ -21,18 +21,15 @@ _BETWEEN_LINES = 10.0  # seconds
 def tracked(
     items: Sequence[T], what: str, *, console: "Console | None" = None, show: bool = True
 ) -> Generator[T, None, None]:
-    """The items one by one, with a bar once it is clear that the rest will take some seconds.
+    """Yield the items, with a bar once it is clear that the rest will take some seconds.
 
-    The bar is drawn on standard error if that is a terminal, and taken away at the end. The logger
-    `jno.lora` says the same in lines of level INFO, every ten seconds and at the end. Where the
-    work may raise, close the iterator (`contextlib.closing`), so that the bar does not stay.
+    The bar is drawn on standard error if that is a terminal, and removed at the end. The logger
+    `jno.lora` says the same in lines of level INFO, every ten seconds and at the end. If the work
+    may raise, close the iterator (`contextlib.closing`), so that the bar does not stay.
 
-    **Arguments:**
-
-    - `items`: what the caller works on, an item between each two steps of the iterator.
     - `what`: the work, such as "Adapting layers".
     - `console`: where to draw instead, if it is a terminal.
-    - `show`: `False` only hands the items on.
+    - `show`: `False` shows nothing.
     """
     if not show:
         yield from items
@@ -63,31 +60,31 @@ def tracked(
 
 
 class Bar:
-    """A bar in a terminal, and nothing elsewhere. Taken away when it is left or stopped.
+    """A bar in a terminal, and nothing elsewhere. A context manager that removes it at the end.
 
-    **Arguments:**
-
-    - `total`: how much there is to do.
-    - `what`: the work, such as "Adapting layers".
+    - `total`: the number of steps; `what`: the work, such as "Adapting layers".
     - `console`: where to draw, if it is a terminal; else standard error, if that is one.
     """
 
     def __init__(self, total: int, what: str = "", *, console: "Console | None" = None):
-        self._progress: Any = None
-        if console is None and not sys.stderr.isatty():
-            return
-        # Here, so that nothing is imported for work that is done at once.
+        # Imported here, since most work needs no bar.
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
+        # `is_terminal` alone would trust FORCE_COLOR.
+        is_hidden = console is None and not sys.stderr.isatty()
         console = Console(stderr=True) if console is None else console
-        if console.is_terminal:
-            columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}")
-            self._progress = Progress(
-                *columns, TimeRemainingColumn(), console=console, transient=True
-            )
-            self._task = self._progress.add_task(what, total=total)
-            self._progress.start()
+        self._progress = Progress(
+            "{task.description}",
+            BarColumn(),
+            "{task.completed}/{task.total}",
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=is_hidden or not console.is_terminal,
+        )
+        self._task = self._progress.add_task(what, total=total)
+        self._progress.start()
 
     def __enter__(self) -> "Bar":
         return self
@@ -96,16 +93,13 @@ class Bar:
         self.stop()
 
     def update(self, *, completed: int | None = None, what: str | None = None) -> None:
-        """So much is done; this is what is worked on now. `None` leaves it as it is."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=completed, description=what)
+        """Show the steps done, and the work at hand. `None` leaves either as it is."""
+        self._progress.update(self._task, completed=completed, description=what)
 
     def advance(self) -> None:
-        """One more is done."""
-        if self._progress is not None:
-            self._progress.advance(self._task)
+        """Show one more step."""
+        self._progress.advance(self._task)
 
     def stop(self) -> None:
-        """Take the bar away."""
-        if self._progress is not None:
-            self._progress.stop()
+        """Remove the bar."""
+        self._progress.stop()

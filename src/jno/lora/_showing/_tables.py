@@ -1,16 +1,18 @@
-"""Tables: in a terminal by rich (imported when one is printed), as text, as HTML in a notebook."""
+"""Tables: by rich in a terminal (imported when one is printed), as text, as HTML in a notebook."""
 
 import abc
 import dataclasses
 import html
 import io
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ._grouping import grouped
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
+
+Row = TypeVar("Row")
 
 # As text no line is folded: it goes into logs, files and other programs.
 _WIDE = 10_000
@@ -36,7 +38,7 @@ class Table:
         for heading, justify in self.columns:
             made.add_column(heading, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
         for row in self.rows:
-            # As it is: what a model calls its parts is no markup.
+            # As `Text`: the names of a model's parts are not markup.
             made.add_row(*map(Text, row))
         return made
 
@@ -44,7 +46,7 @@ class Table:
         from rich.console import Console
 
         out = io.StringIO()
-        # In a notebook rich would show the table, whatever the file is.
+        # Without `force_jupyter=False`, rich would show the table in a notebook as well.
         console = Console(
             file=out,
             width=_WIDE,
@@ -53,7 +55,7 @@ class Table:
             force_jupyter=False,
             markup=False,
         )
-        # Title and caption by themselves: rich folds them to the width of the table.
+        # Title and caption apart: rich would fold them to the width of the table.
         made = self.__rich__()
         made.title = made.caption = None
         console.print(made)
@@ -61,8 +63,8 @@ class Table:
         return "\n".join(line.rstrip() for line in lines).strip("\n")
 
     def _repr_html_(self) -> str:
-        # Styles within the tags survive where style sheets are taken out. No colours of its own:
-        # those of the page, light or dark.
+        # Styles in the tags, since some viewers remove style sheets. The colours are the page's,
+        # light or dark.
         head = "".join(_cell("th", *column) for column in self.columns)
         justified = [justify for _, justify in self.columns]
         body = "\n".join(
@@ -79,12 +81,23 @@ class Table:
         )
 
 
-class Printed(abc.ABC):
-    """What prints as a table: by rich, as text, and as HTML in a notebook. No fields."""
+class Printed(abc.ABC, Generic[Row]):
+    """Rows that print as a table: by rich, as text, and as HTML in a notebook.
+
+    No fields: a subclass is a dataclass (or a module) with the field `rows`.
+    """
+
+    rows: tuple[Row, ...]
 
     @abc.abstractmethod
     def _table(self) -> Table:
-        """What is printed."""
+        """The table to print."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __rich__(self) -> "RichTable":
         return self._table().__rich__()
@@ -106,7 +119,7 @@ def table(
 def table_by_path(
     title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = ""
 ) -> Table:
-    """A table whose first column holds paths: rows that differ in their indices only are one."""
+    """A table whose first column holds paths. Rows that differ only in indices become one row."""
     groups = grouped((path, tuple(rest)) for path, *rest in rows)
     if all(count == 1 for _, count, _ in groups):
         return table(title, columns, ((path, *rest) for path, _, rest in groups), caption)

@@ -1,0 +1,108 @@
+"""Layers by path: found, told apart, and replaced, in one walk each."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import pytest
+
+from jno.lora import SelectionError, apply_lora
+from jno.lora._paths import path_str
+from jno.lora._tree import (
+    adapted_layers,
+    layers_at,
+    map_adapters,
+    module_paths,
+    modules_in,
+    norms_around,
+    replace_adapters,
+    replace_layers,
+)
+
+from .toys import ToyLinear
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+ONE, TWO, THREE = (eqx.nn.Linear(2, 2, key=key) for key in KEYS)
+
+pytestmark = pytest.mark.usefixtures("registry")
+
+
+class Block(eqx.Module):
+    inner: eqx.nn.Linear
+    scale: jax.Array
+
+
+BLOCK = Block(THREE, jnp.ones(()))
+
+
+def adapted(model, target):
+    return apply_lora(model, 1, key=KEYS[0], wrappers=ToyLinear, target=target)
+
+
+def paths_in(*args, **kwargs):
+    return [path_str(keys) for keys, _ in modules_in(*args, **kwargs)]
+
+
+def test_modules_are_listed_from_the_outside_in_and_adapters_are_not_entered():
+    model = {"a": ONE, "block": BLOCK, "number": 1.0}
+    assert paths_in(model) == ["a", "block", "block/inner"]
+    assert module_paths(adapted(model, "inner")) == ["a", "block", "block/inner"]
+    assert paths_in(BLOCK) == ["", "inner"]
+    assert [node for _, node in modules_in(BLOCK)] == [BLOCK, THREE]
+
+
+def test_the_paths_of_a_part_may_begin_at_the_root_of_the_model():
+    assert paths_in(BLOCK, (jtu.DictKey("block"),)) == ["block", "block/inner"]
+
+
+def test_norms_below_the_tree_are_entered_on_request():
+    norm = eqx.nn.WeightNorm(ONE)
+    assert paths_in([norm]) == ["0", "0/layer"]
+    assert paths_in([norm], enter_norms=False) == ["0"]
+    assert paths_in(norm, enter_norms=False) == ["", "layer"]
+
+
+def test_the_norm_around_a_layer_is_the_outermost_one():
+    norm = eqx.nn.WeightNorm(ONE)
+    block = Block(norm, jnp.ones((2, 2)))
+    model = {"norm": eqx.nn.WeightNorm(block, weight_name="scale"), "a": TWO}
+    assert norms_around(model, ["norm/layer/inner/layer", "a"]) == {
+        "norm/layer/inner/layer": "norm"
+    }
+
+
+def test_adapters_are_listed_with_the_nodes_of_other_trees():
+    plain = {"a": ONE, "b": TWO, "c": jnp.zeros(3)}
+    model = adapted(plain, "a|b")
+    found = list(adapted_layers(model, plain, {"a": 1, "b": [2], "c": 3}))
+    assert found == [("a", model["a"], ONE, 1), ("b", model["b"], TWO, [2])]
+
+
+def test_mapped_adapters_are_replaced_and_the_rest_is_that_of_the_last_tree():
+    model = adapted({"a": 1, "b": TWO}, "b")
+    assert map_adapters(lambda path, adapter: (path, adapter.rank), model) == {
+        "a": 1,
+        "b": ("b", 1),
+    }
+    others = {"a": "kept", "b": "given"}
+    assert map_adapters(lambda path, _, other: path + other, model, others) == {
+        "a": "kept",
+        "b": "bgiven",
+    }
+    assert replace_adapters(model, [THREE]) == {"a": 1, "b": THREE}
+
+
+def test_layers_are_replaced_by_path_and_other_adapters_stay_or_go():
+    plain = {"a": ONE, "b": TWO, "c/d": jnp.zeros(3)}
+    model = adapted(plain, "a|b")
+    kept = replace_layers(model, {"a": THREE, "c/d": THREE}, drop_others=False)
+    assert kept["a"] is THREE and kept["b"] is model["b"] and kept["c/d"] is model["c/d"]
+    dropped = replace_layers(model, {"a": THREE}, drop_others=True)
+    assert dropped["a"] is THREE and eqx.tree_equal(dropped["b"], TWO)
+
+
+def test_layers_at_paths_are_plain_or_adapted_and_two_of_one_path_are_refused():
+    model = adapted({"a": ONE, "b": {"c": TWO}}, "a")
+    assert layers_at(model, ["a", "b/c", "d"]) == {"a": model["a"], "b/c": TWO}
+    with pytest.raises(SelectionError, match="Two layers have the path 'b/c'"):
+        layers_at({**model, "b/c": ONE}, ["b/c"])
