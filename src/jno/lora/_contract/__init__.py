@@ -1,20 +1,18 @@
 """The contract of an adapter, and what every operation checks of its arguments."""
 
 from ._arguments import check_key, is_whole
-from ._handle import (
-    Handle,
-    Loose,
-    evaluated,
-    expect_model,
-    is_traced,
-    why,
-    without_values,
-)
+from ._constructing import construct, option_names, takes
+from ._handle import Handle, Loose, expect_model
 from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike
-from ._same_structure import check_same_form
+from ._same_structure import check_same_structure
 from ._stacking import keys_for_stack, over_stack
+from ._templates import call_or_trace, explain, is_traced, refusal_of_template
 from ._wrapper import LoRAWrapper, is_wrapper, merged_layer, unwrapped_layer
+
+# Former names, for modules that do not use the new ones yet.
+check_same_form = check_same_structure
+evaluated, why, without_values = call_or_trace, explain, refusal_of_template
 
 __all__ = [
     "ConvLike",
@@ -22,18 +20,25 @@ __all__ = [
     "LinearLike",
     "LoRAWrapper",
     "Loose",
+    "call_or_trace",
     "check_contract",
     "check_key",
     "check_same_form",
+    "check_same_structure",
+    "construct",
     "contract_problems",
     "evaluated",
     "expect_model",
+    "explain",
     "is_traced",
     "is_whole",
     "is_wrapper",
     "keys_for_stack",
     "merged_layer",
+    "option_names",
     "over_stack",
+    "refusal_of_template",
+    "takes",
     "unwrapped_layer",
     "why",
     "without_values",
