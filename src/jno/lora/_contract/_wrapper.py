@@ -138,7 +138,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         return None
 
     @classmethod
-    def low_rank_scale(cls, rank: int, alpha: float) -> float | None:
+    def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
         """The factor `s` of an adapter whose whole effect is an update `s B A` of the matrix.
 
         Its `state()` then holds `lora_A` `(r, in)` and `lora_B` `(out, r)`, so that its update is
@@ -146,7 +146,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
         **Arguments:**
 
-        - `rank`: the effective rank, `r`.
+        - `rank`, `alpha`: of the adapter: the effective rank, `r`, and the numerator of the scale.
         """
         return None
 
@@ -185,7 +185,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @classmethod
     def from_state(
-        cls, base: eqx.Module, state: Mapping[str, Array], rank: int | None, alpha: float | None
+        cls, base: eqx.Module, state: Mapping[str, Array], rank: Any, alpha: Any
     ) -> "LoRAWrapper":
         """The adapter around `base` that `state()` described, without running the initialiser.
 

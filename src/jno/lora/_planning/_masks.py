@@ -1,4 +1,4 @@
-"""Masks: which leaves, and so which layers, a call is about."""
+"""Masks: the leaves, and so the layers, that a call is about."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Which nodes hold a selected leaf. Nodes are known by their path, never by identity."""
+    """The nodes that hold a selected leaf. They are known by path, never by identity."""
 
     prefixes: frozenset[KeyPath] | None
 
@@ -28,7 +28,7 @@ class Mask:
 
     @classmethod
     def of(cls, mask: PyTree[bool] | None) -> "Mask":
-        """From a mask that `parse_mask` returned; `None` selects everything."""
+        """Make one from what `parse_mask` returned; `None` selects everything."""
         if mask is None:
             return cls(None)
         selected = (keys for keys, leaf in jtu.tree_flatten_with_path(mask)[0] if leaf)
@@ -53,7 +53,7 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
         return jtu.tree_map_with_path(
             lambda keys, _: pattern.search(path_str(keys)) is not None, model
         )
-    # `None` stands where `eqx.filter` took out what is no array: it selects nothing.
+    # `None` stands where `eqx.filter` took out a leaf that is not an array: it selects nothing.
     leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
     for keys, leaf in leaves:
         if leaf is not None and not (isinstance(leaf, bool | np.bool_) or _is_scalar_bool(leaf)):
@@ -76,10 +76,11 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
 
 
 def _mismatch(model: PyTree, mask: PyTree) -> str:
-    of_model = [path_str(keys) for keys, _ in jtu.tree_flatten_with_path(model)[0]]
-    of_mask = [path_str(keys) for keys, _ in jtu.tree_flatten_with_path(mask)[0]]
-    alien = [p for p in of_mask if not any(m == p or m.startswith(f"{p}/") for m in of_model)]
-    missing = [m for m in of_model if not any(m == p or m.startswith(f"{p}/") for p in of_mask)]
+    of_model, of_mask = (
+        [path_str(keys) for keys, _ in jtu.tree_leaves_with_path(tree)] for tree in (model, mask)
+    )
+    alien = [p for p in of_mask if not any(_is_in(m, p) for m in of_model)]
+    missing = [m for m in of_model if not any(_is_in(m, p) for p in of_mask)]
     if alien:
         where = f"it has a leaf at {show_path(alien[0])!r}, the model has none there"
     elif missing:
@@ -93,6 +94,10 @@ def _mismatch(model: PyTree, mask: PyTree) -> str:
         "    mask = eqx.tree_at(lambda m: m.encoder, mask, True)\n"
         'or give a regex on paths: .mask("encoder")'
     )
+
+
+def _is_in(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(f"{prefix}/")
 
 
 def _is_scalar_bool(leaf: Any) -> bool:

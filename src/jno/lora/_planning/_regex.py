@@ -7,9 +7,9 @@ from .._errors import SelectionError
 
 
 def compiled(pattern: Any, what: str) -> re.Pattern[str] | None:
-    """`pattern` compiled, or `None` if it is that.
+    """`pattern` compiled; `None` stays `None`.
 
-    **Raises:** `SelectionError` that calls it `what`, if it is no regex.
+    **Raises:** `SelectionError` that calls it `what`, if it is not a regex.
     """
     if pattern is None or isinstance(pattern, re.Pattern):
         return pattern

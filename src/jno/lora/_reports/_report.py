@@ -34,8 +34,8 @@ class ReportRow:
     layer: str
     wrapper: type[LoRAWrapper]
     distribution: str | None
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     trainable: int
     total: int
     merge_error: float | None = None
@@ -97,8 +97,8 @@ class LoraReport(Printed):
                     row.layer,
                     row.wrapper.__name__,
                     row.distribution or "",
-                    f"{row.rank}",
-                    f"{row.alpha:g}",
+                    "" if row.rank is None else f"{row.rank}",
+                    "" if row.alpha is None else f"{row.alpha:g}",
                     f"{row.trainable:,}",
                     f"{row.total:,}",
                     "-" if row.merge_error is None else f"{row.merge_error:.1e}",

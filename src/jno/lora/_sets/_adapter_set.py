@@ -75,8 +75,8 @@ class LooseAdapter(eqx.Module):
 
     state: dict[str, Any]
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True)
+    alpha: float | None = eqx.field(static=True)
     layer: LayerForm = eqx.field(static=True)
 
 
