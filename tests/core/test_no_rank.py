@@ -98,7 +98,7 @@ def test_a_call_may_leave_the_rank_out_or_give_one(model, getkey):
         assert row.rank is None and row.alpha is None
     with pytest.raises(SelectionError, match="at least 1, but is 0"):
         apply_lora(model, 0, key=getkey(), wrappers=OutputGain)
-    with pytest.raises(SelectionError, match="rank of the call must be .* but is missing"):
+    with pytest.raises(SelectionError, match=r"rank of the call must be .* but is missing"):
         apply_lora(model, key=getkey(), wrappers=[OutputGain, ToyLinear])
 
 

@@ -94,7 +94,7 @@ def test_the_rank_of_a_call_is_a_whole_number(model, rank, unchecked):
 
 @pytest.mark.parametrize("rank", [{}, {"rank": None}])
 def test_a_call_without_rank_is_told_that_it_is_missing(model, rank):
-    with pytest.raises(SelectionError, match="rank of the call must be .* but is missing. Give"):
+    with pytest.raises(SelectionError, match=r"rank of the call must be .* but is missing. Give"):
         plan_lora(model, wrappers=ToyLinear, **rank)
 
 
@@ -171,7 +171,7 @@ def test_a_spec_may_be_a_dataclass(model):
     specs = [Spec(target="head", alpha=2), {"target": "enc"}]
     rows = plan_lora(model, 3, 5.0, wrappers=ToyLinear, specs=specs).wrapped
     assert [(r.path, r.rank, r.alpha) for r in rows][::2] == [("encoder/0", 3, 5.0), ("head", 3, 2)]
-    assert Spec(target="head", rank=2) == Spec(**{"target": "head", "rank": 2})
+    assert Spec(target="head", rank=2) == Spec(target="head", rank=2)
 
 
 def test_every_field_of_a_spec_goes_before_that_of_the_call(model, getkey):
