@@ -252,8 +252,9 @@ def test_check_runs_the_kit_on_a_class(site, monkeypatch):
     text = run("check", f"{module}:Shift")
     checks = len(CHECKS) - 2  # it claims no stacks, and no number of parameters is known
     assert text.startswith(f"0 of {checks} checks fail\n")
-    (row,) = (line.split(maxsplit=3) for line in text.splitlines() if "Shift-Linear" in line)
-    assert row == ["Shift-Linear", f"{checks}/{checks}", "-", "-  parameter-count, stacked-layers"]
+    (row,) = (line.split(maxsplit=4) for line in text.splitlines() if "Shift-Linear" in line)
+    passed = f"{checks}/{checks}"
+    assert row == ["Shift-Linear", passed, "-", "-", "parameter-count, stacked-layers"]
 
 
 def test_check_prints_advice_and_fails_for_it_only_on_request(site):
@@ -262,7 +263,7 @@ def test_check_prints_advice_and_fails_for_it_only_on_request(site):
     module = site.install("halved", halved)
     text = run("check", f"{module}:Shift")
     assert re.match(r"0 of \d+ checks fail, 1 advise\n", text)
-    (row,) = (line.split() for line in text.splitlines() if "Shift-Linear" in line)
+    (row,) = (line.split() for line in text.splitlines() if "Shift-Linear  " in line)
     assert row[2:4] == ["-", "adapter-dtype"]
     assert "\nAdvice: [adapter-dtype] Shift-Linear: With bfloat16" in text
     assert "Advice: [adapter-dtype]" in run("check", f"{module}:Shift", "--strict", code=1)

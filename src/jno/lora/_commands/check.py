@@ -1,12 +1,10 @@
 """`jno-lora check`: the conformance kit without pytest."""
 
-import contextlib
-
 from .._contract import LoRAWrapper
 from .._errors import PluginError, WrapperError
 from .._registry import PluginRecord, normalise
-from .._showing import Table, table, tracked
-from ..testing import CHECKS, CheckResult, run_check, standard_cases
+from .._showing import Table, table
+from ..testing import CheckResult, run_checks, standard_cases
 from .importing import find
 
 
@@ -38,9 +36,7 @@ def run(wrappers: list[type[LoRAWrapper]]) -> tuple[list[CheckResult], str]:
     )
     if len(unknown) == len(wrappers):
         raise WrapperError(left_out)
-    steps = [(case, name) for own in cases.values() for case in own for name in CHECKS]
-    with contextlib.closing(tracked(steps, "Checking")) as shown:
-        results = [run_check(case, name) for case, name in shown]
+    results = [r for own in cases.values() for case in own for r in run_checks(case)]
     return results, left_out if unknown else ""
 
 

@@ -70,11 +70,6 @@ class WrapperCase:
         key = jax.random.key(3) if key is None else key
         return construct(self.wrapper, base, self.rank, self.alpha, key=key, options=self.options)
 
-    def apply(self, base: Any) -> Any:
-        """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
-        settings: dict[str, Any] = {"wrappers": self.wrapper, "options": self.options}
-        return apply_lora(base, self.rank, self.alpha, key=jax.random.key(3), **settings)
-
     def make(self, dtype: Any = None) -> Any:
         """The adapter around `make_base(dtype)`, as initialised."""
         return self.build(self.make_base(dtype))
@@ -87,9 +82,16 @@ class WrapperCase:
         """The layer's output."""
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
 
-    def run_jitted(self, layer: Any, inputs: tuple[Any, ...]) -> Any:
-        """The layer's output, from a compiled call."""
-        return eqx.filter_jit(lambda layer, inputs: self.run(layer, inputs))(layer, inputs)
+
+def apply(case: WrapperCase, base: Any) -> Any:
+    """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
+    settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
+    return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
+
+
+def run_jitted(case: WrapperCase, layer: Any, inputs: tuple[Any, ...]) -> Any:
+    """The layer's output, from a compiled call."""
+    return eqx.filter_jit(lambda layer, inputs: case.run(layer, inputs))(layer, inputs)
 
 
 def perturbed(wrapper: Any, size: float = 0.3, seed: int = 4) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._merge import merge_lora
-from ._case import WrapperCase, perturbed
+from ._case import WrapperCase, apply, perturbed, run_jitted
 from ._conformance import advice, require, require_close
 
 
@@ -22,7 +22,7 @@ def check_sharding(case: WrapperCase) -> str | None:
     layer, shardings = _shard(plain)
     if not shardings:
         return "the layer has no array that could be cut"
-    adapted, alone = (perturbed(case.apply(base)) for base in (layer, plain))
+    adapted, alone = (perturbed(apply(case, base)) for base in (layer, plain))
     devices = shardings[0].device_set
     require(
         all(x.sharding.device_set == devices for x in _arrays(adapted) if isinstance(x, jax.Array)),
@@ -31,7 +31,7 @@ def check_sharding(case: WrapperCase) -> str | None:
     )
     inputs = jax.device_put(case.make_inputs(), NamedSharding(shardings[0].mesh, PartitionSpec()))
     require_close(
-        case.run_jitted(adapted, inputs),
+        run_jitted(case, adapted, inputs),
         case.run(alone),
         2e-4,
         "Sharded and on one device, the outputs differ",

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from .._contract import merged_layer
 from .._merge import merge_lora
 from .._paths import path_str
-from ._case import NOT_MERGEABLE, WrapperCase, perturbed, split
+from ._case import NOT_MERGEABLE, WrapperCase, apply, perturbed, run_jitted, split
 from ._conformance import (
     ConformanceError,
     advice,
@@ -65,7 +65,7 @@ def check_jit(case: WrapperCase) -> None:
     base, key = case.make_base(), jax.random.key(3)
     compiled = perturbed(eqx.filter_jit(lambda base, key: case.build(base, key))(base, key))
     require_close(
-        case.run_jitted(compiled, case.make_inputs()),
+        run_jitted(case, compiled, case.make_inputs()),
         case.run(perturbed(case.build(base, key))),
         10 * _TOLERANCE,
         "Compiled and eager outputs differ",
@@ -146,7 +146,7 @@ def check_stacked_layers(case: WrapperCase) -> str | None:
 
 
 def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stacked: Any) -> None:
-    adapted = case.apply(stacked)
+    adapted = apply(case, stacked)
     trained = perturbed(adapted)
     plain: Any = merge_lora(trained) if case.mergeable else trained
     for index, base in enumerate(bases):

@@ -1,5 +1,6 @@
 """All checks by their ids, and how they are run."""
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -10,6 +11,7 @@ from typing import Literal
 import jax
 
 from .._errors import warn
+from .._showing import tracked
 
 # The modules of checks put them into `CHECKS`, in this order.
 from . import _checks_form, _checks_sharding, _checks_transforms, _checks_values, _conformance  # noqa: F401
@@ -52,16 +54,15 @@ def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], str | None]]:
 
 
 def run_checks(case: WrapperCase) -> list[CheckResult]:
-    """Run every check of `case`, whether the others pass or not."""
-    return [run_check(case, name) for name in CHECKS]
-
-
-def run_check(case: WrapperCase, name: str) -> CheckResult:
-    """Run one check of `case`."""
-    try:
-        return CheckResult(str(case), name, None, _run(name, case))
-    except ConformanceError as err:
-        return CheckResult(str(case), name, err)
+    """Run every check of `case`, whether the others pass or not. Shows its progress."""
+    results: list[CheckResult] = []
+    with contextlib.closing(tracked(tuple(CHECKS), f"Checking {case}")) as names:
+        for name in names:
+            try:
+                results.append(CheckResult(str(case), name, None, _run(name, case)))
+            except ConformanceError as err:
+                results.append(CheckResult(str(case), name, err))
+    return results
 
 
 def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
