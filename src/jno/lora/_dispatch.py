@@ -24,7 +24,6 @@ from ._contract import (
 from ._errors import SelectionError, failing
 from ._paths import show_path, stable_hash
 from ._planning import (
-    Mask,
     MaskLike,
     Plan,
     PlanRow,
@@ -33,8 +32,8 @@ from ._planning import (
     Walk,
     WrapperLike,
     check_every_rule_matched,
-    parse_mask,
     parse_specs,
+    selector,
     warn_of_clamped_ranks,
     warn_of_omissions,
 )
@@ -119,7 +118,7 @@ def plan_lora(
 def _plan(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
     registry = default_registry(registry)
     rules = parse_specs(registry, specs, call)
-    walk = Walk(registry, rules, Mask.of(None if mask is None else parse_mask(model, mask)))
+    walk = Walk(registry, rules, selector(model, mask))
     rows = walk.over(model)
     check_every_rule_matched(walk)
     return Plan(tuple(rows))

@@ -1,13 +1,12 @@
 """The selection of a call: its arguments parsed, one walk over the model, and a plan."""
 
-from ._masks import Mask, MaskLike, parse_mask
+from ._masks import MaskLike, parse_mask, selector
 from ._messages import check_every_rule_matched, warn_of_clamped_ranks, warn_of_omissions
 from ._plan import Plan, PlanRow
 from ._specs import Spec, SpecLike, WrapperLike, parse_specs
 from ._walk import Walk
 
 __all__ = [
-    "Mask",
     "MaskLike",
     "Plan",
     "PlanRow",
@@ -18,6 +17,7 @@ __all__ = [
     "check_every_rule_matched",
     "parse_mask",
     "parse_specs",
+    "selector",
     "warn_of_clamped_ranks",
     "warn_of_omissions",
 ]

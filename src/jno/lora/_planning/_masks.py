@@ -1,7 +1,7 @@
-"""Masks: the leaves, and so the layers, that a call is about."""
+"""Masks and regexes: the leaves, and so the layers, that a call is about."""
 
-import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -11,28 +11,37 @@ from jaxtyping import PyTree
 
 from .._errors import SelectionError
 from .._paths import KeyPath, path_str, show_path
-from ._regex import compiled
 
 MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """The nodes that hold a selected leaf. They are known by path, never by identity."""
+def compiled(pattern: Any, what: str) -> re.Pattern[str] | None:
+    """`pattern` compiled; `None` stays `None`.
 
-    prefixes: frozenset[KeyPath] | None
+    **Raises:** `SelectionError` that calls it `what`, if it is not a regex.
+    """
+    if pattern is None or isinstance(pattern, re.Pattern):
+        return pattern
+    if not isinstance(pattern, str):
+        raise SelectionError(f"`{what}` must be a regex (a string), but is {pattern!r}.")
+    try:
+        return re.compile(pattern)
+    except re.error as err:
+        raise SelectionError(
+            f"`{what}` is not a valid regex: {pattern!r}: {err}. It is searched in slash-joined "
+            "paths such as 'encoder/layers/0'; escape special characters with a backslash."
+        ) from err
 
-    def selects(self, keys: KeyPath) -> bool:
-        """Whether any leaf below `keys` is selected."""
-        return self.prefixes is None or keys in self.prefixes
 
-    @classmethod
-    def of(cls, mask: PyTree[bool] | None) -> "Mask":
-        """Make one from what `parse_mask` returned; `None` selects everything."""
-        if mask is None:
-            return cls(None)
-        selected = (keys for keys, leaf in jtu.tree_flatten_with_path(mask)[0] if leaf)
-        return cls(frozenset(keys[:n] for keys in selected for n in range(len(keys) + 1)))
+def selector(model: PyTree, mask: MaskLike | None) -> Callable[[KeyPath], bool]:
+    """A function that tells by the keys of a node of `model` whether a leaf in it is selected.
+
+    Nodes are known by path, never by identity. A mask that is `None` selects everything.
+    """
+    if mask is None:
+        return lambda keys: True
+    leaves = jtu.tree_leaves_with_path(parse_mask(model, mask))
+    return frozenset(k[:n] for k, leaf in leaves if leaf for n in range(len(k) + 1)).__contains__
 
 
 def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:

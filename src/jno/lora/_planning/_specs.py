@@ -13,7 +13,7 @@ from .._contract import LoRAWrapper, check_contract, is_whole, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import nearest
 from .._registry import Registry
-from ._regex import compiled
+from ._masks import compiled
 
 # What `wrapper=` accepts.
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_path
 from .._registry import Registry
 from .._tree import NORMALISED, holds_adapters
-from ._masks import Mask
 from ._plan import PlanRow, PlanStatus
 from ._specs import Rule, Tiers
 
@@ -42,10 +41,12 @@ class Walk:
     - `matched`: the rules that matched a layer, whatever the mask says.
     """
 
-    def __init__(self, registry: Registry, rules: tuple[Rule, ...], mask: Mask):
+    def __init__(
+        self, registry: Registry, rules: tuple[Rule, ...], selects: Callable[[KeyPath], bool]
+    ):
         self.registry = registry
         self.rules = rules
-        self.mask = mask
+        self.selects = selects  # what the mask says of the node at these keys
         tiers = (tier for rule in rules for tier in rule.tiers)
         self.in_play = tuple(dict.fromkeys(cls for tier in tiers for cls in tier))
         self.rows: list[PlanRow] = []
@@ -116,7 +117,7 @@ class Walk:
         if claim is None:
             return None
         self.matched.add(claim.rule)
-        return claim.rule if self.mask.selects(keys) else None
+        return claim.rule if self.selects(keys) else None
 
     def _refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> None:
         """Add rows for the layers in a normalised container. None of them is wrapped."""
@@ -126,7 +127,7 @@ class Walk:
             if claim is None:
                 continue
             status = reason
-            if not self.mask.selects(inner):
+            if not self.selects(inner):
                 status = "mask does not select"
                 self.matched.add(claim.rule)
             layer = type(child).__name__
@@ -157,7 +158,7 @@ class Walk:
             return cls
         rivals: dict[AdapterClass, str] = {}
         for inner, child in _modules_inside(keys, node):
-            other = self.claim(path_str(inner), child) if self.mask.selects(inner) else None
+            other = self.claim(path_str(inner), child) if self.selects(inner) else None
             if other is None or other.order > claim.order:
                 continue
             if other.order < claim.order:
