@@ -11,7 +11,7 @@ from .importing import find
 def find_wrappers(what: str, records: tuple[PluginRecord, ...]) -> list[type[LoRAWrapper]]:
     """The classes that `MODULE:CLASS`, or the name of a distribution, stands for.
 
-    **Raises:** `PluginError` if there is no such class or plugin.
+    **Raises:** `PluginError` if the class or plugin is missing.
     """
     if ":" not in what:
         return _wrappers_of_distribution(what, records)

@@ -26,7 +26,7 @@ def construct(
 
 @remembered(4096)
 def takes(cls: Any) -> tuple[str, ...]:
-    """Which of `rank` and `alpha` the constructor of `cls` takes."""
+    """The parameters among `rank` and `alpha` that the constructor of `cls` takes."""
     parameters = inspect.signature(cls.__init__).parameters
     named = tuple(name for name in ("rank", "alpha") if name in parameters)
     # They may have other names, or be handed on to another constructor.

@@ -67,7 +67,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         ```
     """
 
-    # Names of the trainable fields. Everything else in the wrapper is frozen.
+    # Names of the trainable fields. Everything else in the adapter is frozen.
     adapter_fields: AbstractClassVar[tuple[str, ...]]
     # The layer that is adapted.
     base: AbstractVar[Any]
@@ -133,7 +133,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def matrix(cls, layer: Any) -> Array | None:
         """The `(out, in)` matrix of one plain `layer`, to which an update of this kind is added.
 
-        For tools that compare or convert updates. Default `None`: there is no such matrix.
+        For tools that compare or convert updates. Default `None`: the layer has no matrix.
         """
         return None
 
@@ -190,8 +190,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         """The adapter around `base` that `state()` described, without running the initialiser.
 
         `base` is the layer as it was before adapting. `rank` and `alpha` are those of the adapter,
-        `None` where it has none. By default `__init__` is only traced for the shapes of its arrays
-        (`eqx.filter_eval_shape`), which are then filled from `state`.
+        or `None` if it lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`),
+        and the arrays that it would make are filled from `state`.
 
         **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
         another shape.
@@ -220,7 +220,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             # A class that only joins two others is documented by them. A dataclass would put its
             # signature here.
             cls.__doc__ = inspect.getdoc(cls)
-        # Looked up as an instance would: it may come from a mixin that is not a wrapper.
+        # Looked up as an instance would: it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
         if not getattr(call, "__isabstractmethod__", False) and not hasattr(call, "_has_scope"):
             setattr(cls, "__call__", _in_scope(call))  # noqa: B010
@@ -253,16 +253,16 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         return value
 
 
-def merged_layer(wrapper: LoRAWrapper) -> eqx.Module:
-    """`wrapper.merge()`, mapped over the axes of a stacked layer."""
-    return over_stack(lambda w: w.merge(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
+def merged_layer(adapter: LoRAWrapper) -> eqx.Module:
+    """`adapter.merge()`, mapped over the axes of a stacked layer."""
+    return over_stack(lambda one: one.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
-def unwrapped_layer(wrapper: LoRAWrapper) -> eqx.Module:
-    """`wrapper.unwrap()`, mapped over the axes of a stacked layer."""
-    if type(wrapper).unwrap is LoRAWrapper.unwrap:
-        return wrapper.base  # mapping would copy the arrays of a stack
-    return over_stack(lambda w: w.unwrap(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
+def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:
+    """`adapter.unwrap()`, mapped over the axes of a stacked layer."""
+    if type(adapter).unwrap is LoRAWrapper.unwrap:
+        return adapter.base  # mapping would copy the arrays of a stack
+    return over_stack(lambda one: one.unwrap(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
 def is_wrapper(node: Any) -> TypeGuard[LoRAWrapper]:
@@ -271,8 +271,8 @@ def is_wrapper(node: Any) -> TypeGuard[LoRAWrapper]:
     return issubclass(type(node), LoRAWrapper)
 
 
-def _without_base(wrapper: LoRAWrapper) -> Any:
-    return eqx.tree_at(lambda w: w.base, wrapper, None)
+def _without_base(adapter: LoRAWrapper) -> Any:
+    return eqx.tree_at(lambda one: one.base, adapter, None)
 
 
 def _in_scope(call: Callable[..., Any]) -> Callable[..., Any]:

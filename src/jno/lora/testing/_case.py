@@ -94,9 +94,9 @@ def run_jitted(case: WrapperCase, layer: Any, inputs: tuple[Any, ...]) -> Any:
     return eqx.filter_jit(lambda layer, inputs: case.run(layer, inputs))(layer, inputs)
 
 
-def perturbed(wrapper: Any, size: float = 0.3, seed: int = 4) -> Any:
-    """`wrapper` with random numbers added to its trainable arrays."""
-    trainable, frozen = split(wrapper)
+def perturbed(adapter: Any, size: float = 0.3, seed: int = 4) -> Any:
+    """`adapter` with random numbers added to its trainable arrays."""
+    trainable, frozen = split(adapter)
     leaves, treedef = jtu.tree_flatten(trainable)
     keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
     moved = [
@@ -106,9 +106,9 @@ def perturbed(wrapper: Any, size: float = 0.3, seed: int = 4) -> Any:
     return eqx.combine(jtu.tree_unflatten(treedef, moved), frozen)
 
 
-def split(wrapper: Any) -> tuple[PyTree, PyTree]:
-    """The wrapper's trainable arrays, and the rest."""
-    return eqx.partition(wrapper, lora_trainable_filter(wrapper))
+def split(adapter: Any) -> tuple[PyTree, PyTree]:
+    """The adapter's trainable arrays, and the rest."""
+    return eqx.partition(adapter, lora_trainable_filter(adapter))
 
 
 def standard_cases(wrapper: type[LoRAWrapper]) -> list[WrapperCase]:
@@ -132,7 +132,7 @@ def _attention(key: PRNGKeyArray) -> tuple[Any, ...]:
 
 
 def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
-    """How to make each of the common Equinox layers, and inputs for it, from a key."""
+    """For each of the common Equinox layers, functions that make it, and inputs, from a key."""
     return {
         "Linear": (lambda key: eqx.nn.Linear(7, 5, key=key), _normal(7)),
         "Conv1d": (lambda key: eqx.nn.Conv1d(4, 5, 3, padding=1, key=key), _normal(4, 7)),

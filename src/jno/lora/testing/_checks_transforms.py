@@ -26,8 +26,8 @@ _TOLERANCE = 2e-5
 @required
 def check_gradients(case: WrapperCase) -> None:
     """Gradients are finite, reach every trainable array once training began, and only those."""
-    for stage, wrapper in (("at the start", case.make()), ("after a step", case.make_trained())):
-        trainable, frozen = split(wrapper)
+    for stage, adapter in (("at the start", case.make()), ("after a step", case.make_trained())):
+        trainable, frozen = split(adapter)
         grads = jax.grad(_loss)(trainable, frozen, case)
         for path, grad in jtu.tree_leaves_with_path(grads):
             where = f"The gradient of `{path_str(path)}` {stage}"
@@ -92,8 +92,8 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     """The constructor can be mapped over layers, and the stack run by `lax.scan`."""
     bases = [case.make_base(seed=seed) for seed in (31, 32)]
     keys = jax.random.split(jax.random.key(33), 2)
-    wrappers = perturbed(eqx.filter_vmap(case.build)(_stack(bases), keys))
-    arrays, static = eqx.partition(wrappers, eqx.is_array)
+    adapters = perturbed(eqx.filter_vmap(case.build)(_stack(bases), keys))
+    arrays, static = eqx.partition(adapters, eqx.is_array)
     inputs = case.make_inputs()
 
     def body(carry: None, arrays: Any) -> tuple[None, Any]:
@@ -103,13 +103,13 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     for index in range(2):
         require_close(
             _slice(scanned, index),
-            case.run(_slice(wrappers, index), inputs),
+            case.run(_slice(adapters, index), inputs),
             10 * _TOLERANCE,
             f"The mapped constructor's stack, run by `lax.scan`, differs from slice {index} alone",
             "keep everything that differs between layers in array fields.",
         )
     shapes = jax.tree.map(jnp.shape, eqx.filter(case.build(bases[0], keys[0]), eqx.is_array))
-    sliced = jax.tree.map(lambda x: x.shape[1:], eqx.filter(wrappers, eqx.is_array))
+    sliced = jax.tree.map(lambda x: x.shape[1:], eqx.filter(adapters, eqx.is_array))
     require(
         jax.tree.leaves(shapes) == jax.tree.leaves(sliced),
         "A mapped constructor gives other shapes than one call.",

@@ -31,7 +31,7 @@ def _id(check: Callable[..., Any]) -> str:
 
 
 class ConformanceError(AssertionError):
-    """A wrapper breaks a promise. The message says which, what came, and what to do."""
+    """An adapter fails a check. The message says which, what came, and what to do."""
 
 
 def require(condition: Any, problem: str, remedy: str) -> None:

@@ -14,7 +14,7 @@ from .._errors import warn
 from .._showing import tracked
 
 # The modules of checks put them into `CHECKS`, in this order.
-from . import _checks_form, _checks_sharding, _checks_transforms, _checks_values, _conformance  # noqa: F401
+from . import _checks_class, _checks_sharding, _checks_transforms, _checks_values, _conformance  # noqa: F401
 from ._case import WrapperCase
 from ._conformance import ConformanceError
 

@@ -133,10 +133,10 @@ def check_key_forms(case: WrapperCase) -> None:
 @required
 def check_trainable_fields(case: WrapperCase) -> None:
     """Every field in `adapter_fields` holds floating arrays, and only those train."""
-    wrapper = case.make()
-    trains = any(jax.tree.leaves(lora_trainable_filter(wrapper)))
+    adapter = case.make()
+    trains = any(jax.tree.leaves(lora_trainable_filter(adapter)))
     for name in case.wrapper.adapter_fields:
-        field = jax.tree.leaves(getattr(wrapper, name))
+        field = jax.tree.leaves(getattr(adapter, name))
         require(
             trains and field and all(map(eqx.is_inexact_array, field)),
             f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in field]}.",
@@ -149,8 +149,8 @@ def check_parameter_count(case: WrapperCase) -> str | None:
     """The number of trained parameters is the documented one."""
     if case.parameters is None:
         return "the case has no `parameters`"
-    wrapper = case.make()
-    found = count(wrapper, lora_trainable_filter(wrapper))
+    adapter = case.make()
+    found = count(adapter, lora_trainable_filter(adapter))
     require(
         found == case.parameters,
         f"{found} parameters train, {case.parameters} were promised.",
@@ -175,13 +175,13 @@ def check_no_shared_buffers(case: WrapperCase) -> None:
 @required
 def check_reads_like_the_layer(case: WrapperCase) -> None:
     """A model reads the same attributes of the adapted layer, and sees the adapter in them."""
-    base, wrapper = case.make_base(), case.make_trained()
-    plain = merged_layer(wrapper) if case.mergeable else base
-    own = {"rank", "alpha", *(field.name for field in dataclasses.fields(wrapper))}
+    base, adapter = case.make_base(), case.make_trained()
+    plain = merged_layer(adapter) if case.mergeable else base
+    own = {"rank", "alpha", *(field.name for field in dataclasses.fields(adapter))}
     for field in dataclasses.fields(base):
         if field.name in own or hasattr(case.wrapper, field.name):
             continue
-        expected, got = getattr(plain, field.name), getattr(wrapper, field.name, None)
+        expected, got = getattr(plain, field.name), getattr(adapter, field.name, None)
         require(
             _equal(got, expected),
             f"`wrapper.{field.name}` is {eqx.tree_pformat(got)}, but the merged layer's is "
