@@ -60,6 +60,12 @@ class Raises(Good):
         return leaf.weight.ndim >= 2 and type(leaf) is eqx.nn.Linear
 
 
+class ClaimsALayerWithoutArrays(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        return type(leaf) is eqx.nn.Linear
+
+
 class Greedy(Good):
     @classmethod
     def applies_to(cls, leaf):
@@ -341,7 +347,8 @@ def case_of(wrapper):
 
 # The broken adapter for each check, and the other checks that cannot but fail with it.
 BROKEN = {
-    "applies-to-total": (Raises, {"applies-to-not-greedy"}),
+    "applies-to-total": (Raises, {"applies-to-not-greedy", "applies-to-needs-arrays"}),
+    "applies-to-needs-arrays": (ClaimsALayerWithoutArrays, set()),
     "applies-to-not-greedy": (Greedy, set()),
     "trainable-fields": (IntegerField, {"state-round-trip"}),
     "parameter-count": (TooManyParameters, set()),

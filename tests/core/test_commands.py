@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -251,8 +252,21 @@ def test_check_runs_the_kit_on_a_class(site, monkeypatch):
     text = run("check", f"{module}:Shift")
     checks = len(CHECKS) - 2  # it claims no stacks, and no number of parameters is known
     assert text.startswith(f"0 of {checks} checks fail\n")
-    (row,) = (line.split(maxsplit=3) for line in text.splitlines() if "Shift-Linear" in line)
-    assert row == ["Shift-Linear", f"{checks}/{checks}", "-", "parameter-count, stacked-layers"]
+    (row,) = (line.split(maxsplit=4) for line in text.splitlines() if "Shift-Linear" in line)
+    passed = f"{checks}/{checks}"
+    assert row == ["Shift-Linear", passed, "-", "-", "parameter-count, stacked-layers"]
+
+
+def test_check_prints_advice_and_fails_for_it_only_on_request(site):
+    halved = GOOD.replace("if base.weight.dtype == jnp.float64 else jnp.float32", "")
+    halved = halved.replace("dtype = jnp.float64", "dtype = base.weight.dtype")
+    module = site.install("halved", halved)
+    text = run("check", f"{module}:Shift")
+    assert re.match(r"0 of \d+ checks fail, 1 advise\n", text)
+    (row,) = (line.split() for line in text.splitlines() if "Shift-Linear  " in line)
+    assert row[2:4] == ["-", "adapter-dtype"]
+    assert "\nAdvice: [adapter-dtype] Shift-Linear: With bfloat16" in text
+    assert "Advice: [adapter-dtype]" in run("check", f"{module}:Shift", "--strict", code=1)
 
 
 def test_check_says_which_adapters_it_has_no_layer_for(site):
@@ -284,7 +298,7 @@ def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(site):
     )
     site.install("wrong", merged_wrongly)
     text = run("check", "wrong", code=1)
-    assert "merge-equals-call" in text
+    assert "merge-equals-call" in text and "\n[merge-equals-call] " in text
     assert "What to do" in text
 
 

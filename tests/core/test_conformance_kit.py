@@ -3,11 +3,13 @@
 import dataclasses
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import pytest
 
-from jno.lora import WrapperError
+from jno.lora import JnoLoraWarning, LoRAWrapper, WrapperError
 from jno.lora.testing import (
+    ADVICE,
     CHECKS,
     ConformanceError,
     check_wrapper,
@@ -18,19 +20,116 @@ from jno.lora.testing import (
 )
 from jno.lora.testing._conformance import relative_error
 
-from .broken_adapters import BROKEN, DoesNothing, Good, MisspeltField, case_of
+from .broken_adapters import (
+    BROKEN,
+    DoesNothing,
+    Good,
+    HalfPrecisionAdapter,
+    MisspeltField,
+    case_of,
+)
 from .toys import ToyScale
 
 
-@parametrize_with_checks([case_of(Good)])
+@parametrize_with_checks([case_of(Good)], strict=True)
 def test_a_correct_adapter_passes(check):
     check()
+
+
+class MyEmbeddingAdapter(LoRAWrapper):
+    """An adapter in the documented form, and nothing else."""
+
+    adapter_fields = ("delta",)
+    base: eqx.Module
+    delta: jax.Array
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return isinstance(leaf, eqx.nn.Embedding)
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.delta = jnp.zeros_like(base.weight)
+
+    def __call__(self, x):
+        return self.base(x) + self.delta[x]
+
+    def merge(self):
+        weight = self.base.weight + self.delta
+        return eqx.tree_at(lambda layer: layer.weight, self.base, weight)
+
+
+class MyAdapter(MyEmbeddingAdapter):
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return isinstance(leaf, eqx.nn.Linear)
+
+    def __call__(self, x):
+        return self.base(x) + self.delta @ x
+
+
+@pytest.mark.parametrize("wrapper", [MyEmbeddingAdapter, MyAdapter])
+def test_an_adapter_in_the_documented_form_passes_all_that_is_required(wrapper):
+    (case,) = standard_cases(wrapper)
+    failed = [result for result in run_checks(case) if result.error is not None]
+    assert {(result.check, result.level) for result in failed} == {
+        ("applies-to-needs-arrays", "advice"),
+        ("adapter-dtype", "advice"),
+    }
+
+
+def test_advice_is_a_warning_unless_strict():
+    case = case_of(HalfPrecisionAdapter)
+    with pytest.warns(JnoLoraWarning, match=r"Advice: \[adapter-dtype\] HalfPrecisionAdapter"):
+        check_wrapper(case)
+    with pytest.raises(ConformanceError, match=r"fails 1 of \d+ checks.\n\n\[adapter-dtype\]"):
+        check_wrapper(case, strict=True)
+
+    def test_of(name, **settings):
+        parameters = parametrize_with_checks([case], **settings).mark.args[1]
+        ((check,),) = (p.values for p in parameters if p.id == f"HalfPrecisionAdapter:{name}")
+        return check
+
+    with pytest.warns(JnoLoraWarning, match=r"Advice: \[adapter-dtype\]"):
+        test_of("adapter-dtype")()
+    assert test_of("applies-to-needs-arrays")() is None
+    # An expected failure must be seen to fail.
+    for settings in ({"strict": True}, {"expected_failures": {"adapter-dtype": "small"}}):
+        with pytest.raises(ConformanceError):
+            test_of("adapter-dtype", **settings)()
+
+
+def test_the_levels_are_those_that_users_rely_on_or_not():
+    assert {
+        "applies-to-needs-arrays",
+        "adapter-dtype",
+        "double-precision",
+        "stacked-layers",
+        "sharding",
+    } == ADVICE
+    assert set(CHECKS) > ADVICE
+
+
+def test_an_exception_is_reported_with_the_author_s_own_line():
+    class Fails(Good):
+        def __call__(self, x):
+            return jnp.reshape(x, (-7,))
+
+    with pytest.raises(ConformanceError) as error:
+        wrapper_checks(case_of(Fails))["vmap"]()
+    assert f"(raised in __call__, {__file__}:" in str(error.value)
+    assert ": return jnp.reshape(x, (-7,)))\n" in str(error.value)
 
 
 @pytest.mark.parametrize("name", sorted(BROKEN))
 def test_each_check_catches_its_broken_adapter(name):
     wrapper, others = BROKEN[name]
     failed = {r.check: r.error for r in run_checks(case_of(wrapper)) if r.error is not None}
+    if name not in ADVICE:
+        with pytest.raises(ConformanceError):  # without `strict`
+            wrapper_checks(case_of(wrapper))[name]()
     assert name in failed
     assert set(failed) <= {name, *others}
     assert f"[{name}] {wrapper.__name__}" in str(failed[name])

@@ -38,11 +38,31 @@ def define(body=None, **members):
     return type(LoRAWrapper)("Broken", (LoRAWrapper,), {**(body or without()), **members})
 
 
-@pytest.mark.parametrize(
-    "name", ["adapter_fields", "base", "rank", "alpha", "applies_to", "__call__", "merge"]
-)
+@pytest.mark.parametrize("name", ["adapter_fields", "base", "applies_to", "__call__", "merge"])
 def test_a_required_member_that_is_missing_is_named(name):
     assert contract_problems(define(without(name))) == (f"`{name}` is not defined",)
+
+
+@pytest.mark.parametrize("name", ["rank", "alpha"])
+def test_what_the_constructor_takes_of_rank_and_alpha_is_a_field(name):
+    (problem,) = contract_problems(define(without(name)))
+    assert problem.startswith(f"`{name}` is not defined, but `__init__` takes it: keep it, as in ")
+    assert f"`{name}: " in problem and "eqx.field(static=True)`" in problem
+
+
+@pytest.mark.parametrize(
+    ("left_out", "init"),
+    [
+        (("rank", "alpha"), lambda self, base, *, key: None),
+        (("rank", "alpha"), lambda self, base, *, key, **options: None),
+        (("alpha",), lambda self, base, rank, *, key: None),
+        (("rank",), lambda self, base, *, alpha=1.0, key: None),
+        ((), lambda self, base, r, a, *, key: None),
+        ((), lambda self, *args, key: None),
+    ],
+)
+def test_a_constructor_takes_what_it_has_a_use_for(left_out, init):
+    assert contract_problems(define(without(*left_out), __init__=init)) == ()
 
 
 @pytest.mark.parametrize("name", ["variant", "paper", "formula", "bibtex"])
@@ -91,6 +111,7 @@ def test_the_base_must_be_a_field():
     "init",
     [
         lambda self, base: None,
+        lambda self, base, *, rank, alpha: None,
         lambda self, base, rank, alpha: None,
         lambda self, base, rank, alpha, extra, *, key: None,
         lambda self, base, *, rank, alpha, key: None,
@@ -98,7 +119,7 @@ def test_the_base_must_be_a_field():
 )
 def test_the_constructor_must_accept_base_rank_alpha_and_key(init):
     (problem,) = contract_problems(define(__init__=init))
-    assert problem.startswith("`__init__` must accept `(self, base, rank, alpha, *, key)`: ")
+    assert problem.startswith("`__init__` must accept `(self, base, rank, alpha, *, key)`, or ")
 
 
 def test_the_constructor_may_accept_more():

@@ -86,13 +86,14 @@ def test_only_the_wrapped_layers_change_and_the_model_is_not_touched(any_model, 
 EVERYTHING_TYPES = tuple(EVERYTHING)
 
 
-def test_rank_zero_returns_the_very_model(model, getkey):
-    assert apply_lora(model, key=getkey()) is model
-    assert apply_lora(model, 0, key=getkey(), target="head", wrappers=ToyLinear) is model
-    assert len(plan_lora(model)) == 0
+@pytest.mark.parametrize("rank", [{}, {"rank": None}, {"rank": 0}])
+def test_the_rank_of_a_call_is_not_optional(model, getkey, rank):
+    for specs in (None, [{"target": "head"}]):
+        with pytest.raises(SelectionError, match="must be an integer of at least 1, but is"):
+            apply_lora(model, key=getkey(), wrappers=ToyLinear, specs=specs, **rank)
 
 
-def test_rank_zero_with_specs_applies_the_specs(model, getkey):
+def test_specs_that_have_a_rank_need_none_of_the_call(model, getkey):
     specs = [{"target": "head", "rank": 2, "wrapper": ToyLinear}]
     assert set(adapters_in(apply_lora(model, key=getkey(), specs=specs))) == {"head"}
 
@@ -351,7 +352,7 @@ def test_a_constructor_that_fails_is_named_with_its_layer_and_path(model, getkey
     with pytest.raises(WrapperError) as caught:
         apply_lora(model, 1, key=getkey(), wrappers=Picky)
     message = str(caught.value)
-    assert "Picky could not be built around the Linear at 'head'" in message
+    assert message.startswith("Could not build the Picky around the Linear at 'head': ")
     assert "RuntimeError: cannot wrap 2 outputs" in message
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert same(model, before)

@@ -1,4 +1,4 @@
-"""Functions of models, ours and those of JAX and Equinox, refuse a `Net`: it is no pytree."""
+"""Functions of models, ours and those of JAX and Equinox, refuse a `Net`: it is not a pytree."""
 
 import inspect
 
@@ -72,7 +72,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_functions_of_pytrees_refuse_a_net_too(name, model):
     net = Net(model).lora(1, wrapper=ToyLinear)
-    with pytest.raises(SelectionError, match=r"is a handle.*no pytree.*net\.module"):
+    with pytest.raises(SelectionError, match=r"is a handle.*not a pytree.*net\.module"):
         OTHERS[name](net)
 
 

@@ -62,7 +62,7 @@ ALLOWED = {
     f"{CORE}/_demo/_plot.py": {"savefig"},
     f"{CORE}/_commands/_cli.py": {"mkdir", "to_csv"},
     f"{CORE}/_commands/scaffold.py": {"mkdir", "read_text", "write_text"},
-    f"{CORE}/testing/_checks_form.py": {"tempfile"},  # the kit, in the temporary directory
+    f"{CORE}/testing/_checks_class.py": {"tempfile"},  # the kit, in the temporary directory
     f"{CORE}/_registry/_discovery.py": {"entry_points"},  # the metadata of distributions
     f"{CORE}/_registry/_loading.py": {"load"},  # plugins that are not blocked
     f"{CORE}/_commands/importing.py": {"import_module"},  # MODULE:NAME of a command line

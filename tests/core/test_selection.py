@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jno.lora import JnoLoraError, SelectionError, WrapperError, apply_lora, plan_lora
+from jno.lora import JnoLoraError, SelectionError, Spec, WrapperError, apply_lora, plan_lora
 
 from .asking import wrapped
 from .toys import (
@@ -51,7 +51,7 @@ def test_an_invalid_regex_is_an_error_that_shows_it(model, arguments, name):
         plan_lora(model, 1, wrappers=ToyLinear, **arguments)
 
 
-def test_a_target_in_a_spec_that_is_no_string_is_an_error(model):
+def test_a_target_in_a_spec_that_is_no_string_is_an_error(model, unchecked):
     with pytest.raises(SelectionError, match=r"`specs\[0\]\['target'\]` must be a regex.*is 3"):
         plan_lora(model, 1, wrappers=ToyLinear, specs=[{"target": 3}])
 
@@ -66,8 +66,10 @@ def test_a_compiled_target_is_taken_in_a_spec(model):
 
 @pytest.mark.parametrize("rank", [-1, -7])
 def test_a_negative_rank_is_an_error_anywhere(model, rank):
-    with pytest.raises(SelectionError, match=f"`rank` must be a whole number .* but is {rank}"):
+    with pytest.raises(SelectionError, match=f"rank of the call must be .*1, but is {rank}"):
         plan_lora(model, rank, wrappers=ToyLinear)
+    with pytest.raises(SelectionError, match=f"rank of the call must be .*1, but is {rank}"):
+        plan_lora(model, rank, wrappers=ToyLinear, specs=[{"rank": 1}])
     with pytest.raises(SelectionError, match=rf"rank of specs\[0\] must be .*1, but is {rank}"):
         plan_lora(model, 1, wrappers=ToyLinear, specs=[{"rank": rank}])
 
@@ -80,14 +82,20 @@ def test_the_rank_of_a_spec_is_an_integer_of_at_least_one(model, rank, unchecked
 
 
 def test_a_spec_without_rank_needs_one_from_the_call(model):
-    with pytest.raises(SelectionError, match=r"rank of specs\[0\] must be .* but is 0"):
+    with pytest.raises(SelectionError, match=r"rank of specs\[0\] must be .* but is missing"):
         plan_lora(model, specs=[{"wrapper": ToyLinear}])
 
 
-@pytest.mark.parametrize("rank", [1.5, "4", True, False, 0.0, None])
+@pytest.mark.parametrize("rank", [0, 1.5, "4", True, False, 0.0])
 def test_the_rank_of_a_call_is_a_whole_number(model, rank, unchecked):
-    with pytest.raises(SelectionError, match=f"`rank` must be a whole number .* but is {rank!r}"):
+    with pytest.raises(SelectionError, match=f"rank of the call must be .* but is {rank!r}"):
         plan_lora(model, rank, wrappers=ToyLinear)
+
+
+@pytest.mark.parametrize("rank", [{}, {"rank": None}])
+def test_a_call_without_rank_is_told_that_it_is_missing(model, rank):
+    with pytest.raises(SelectionError, match=r"rank of the call must be .* but is missing. Give"):
+        plan_lora(model, wrappers=ToyLinear, **rank)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +146,9 @@ def test_one_dict_is_not_a_list_of_dicts(model, unchecked):
 
 
 def test_a_spec_must_be_a_dict(model, unchecked):
-    with pytest.raises(SelectionError, match=r"specs\[1\] must be a dict, but is 'head'"):
+    with pytest.raises(
+        SelectionError, match=r"specs\[1\] must be a dict or a .*Spec`, but is 'head'"
+    ):
         plan_lora(model, 1, wrappers=ToyLinear, specs=[{}, "head"])
 
 
@@ -155,6 +165,31 @@ def test_specs_may_be_any_iterable_and_what_one_lacks_comes_from_the_call(model)
         ("encoder/1", 3, 5.0),
         ("head", 3, 2.0),
     ]
+
+
+def test_a_spec_may_be_a_dataclass(model):
+    specs = [Spec(target="head", alpha=2), {"target": "enc"}]
+    rows = plan_lora(model, 3, 5.0, wrappers=ToyLinear, specs=specs).wrapped
+    assert [(r.path, r.rank, r.alpha) for r in rows][::2] == [("encoder/0", 3, 5.0), ("head", 3, 2)]
+    assert Spec(target="head", rank=2) == Spec(target="head", rank=2)
+
+
+def test_every_field_of_a_spec_goes_before_that_of_the_call(model, getkey):
+    class Starting(ToyScale):
+        def __init__(self, base, rank, alpha, *, key, start=1.0):
+            ToyScale.__init__(self, base, rank, alpha, key=key)
+            self.gain = self.gain * start
+
+    spec = Spec(target="head", rank=2, alpha=3, wrapper=Starting, options={"start": 4.0})
+    call = {"rank": 7, "alpha": 7.0, "wrappers": ToyLinear, "options": {"none": 7}}
+    adapted = apply_lora(model, key=getkey(), specs=[spec], **call)
+    head = adapted.head
+    assert (type(head), head.rank, head.alpha, head.gain[0]) == (Starting, 2, 3.0, 4.0)
+
+
+def test_a_single_dataclass_is_no_list(model, unchecked):
+    with pytest.raises(SelectionError, match=r"a single Spec came: specs=\[\{...\}\]"):
+        plan_lora(model, specs=Spec(target="head", rank=2))
 
 
 # --- wrapper

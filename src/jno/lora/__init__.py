@@ -28,7 +28,7 @@ from ._errors import (
 )
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
-from ._planning import Plan, PlanRow
+from ._planning import Plan, PlanRow, Spec
 from ._registry import (
     ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION,
     ZOO_NAMES as _ZOO_NAMES,
@@ -142,6 +142,7 @@ __all__ = [
     "Registry",
     "ReportRow",
     "SelectionError",
+    "Spec",
     "UpdateReport",
     "UpdateRow",
     "WrapperError",

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -15,27 +14,28 @@ from ._compute import Calls
 from ._contract import (
     LoRAWrapper,
     check_key,
+    construct,
     expect_model,
     is_traced,
-    is_whole,
     keys_for_stack,
+    option_names,
     over_stack,
 )
-from ._errors import JnoLoraError, SelectionError, WrapperError
+from ._errors import SelectionError, failing
 from ._paths import show_path, stable_hash
 from ._planning import (
-    Mask,
     MaskLike,
     Plan,
     PlanRow,
+    Spec,
     SpecLike,
     Walk,
     WrapperLike,
-    check_every_spec_matched,
-    parse_mask,
+    check_every_rule_matched,
     parse_specs,
+    selector,
     warn_of_clamped_ranks,
-    warn_of_what_was_left_out,
+    warn_of_omissions,
 )
 from ._registry import Registry, default_registry
 from ._sharding import calls_on_the_mesh, place_like_base, with_dtypes_of_base
@@ -46,7 +46,7 @@ M = TypeVar("M")
 
 def apply_lora(
     model: M,
-    rank: int = 0,
+    rank: int | None = None,
     alpha: float = 1.0,
     *,
     key: PRNGKeyArray,
@@ -62,14 +62,15 @@ def apply_lora(
     **Arguments:**
 
     - `model`: any pytree that holds Equinox modules. It is not changed.
-    - `rank`: the rank of the adapters. With `0`, the default, and no `specs`, the model is
-        returned unchanged.
+    - `rank`: the rank of the adapters. It may be left out if every spec has one, or if none of the
+        adapters takes one.
     - `alpha`: the numerator of the scale (most methods scale their update by `alpha / rank`).
     - `key`: a typed key or a raw `PRNGKey`. Each adapter's own key is derived from it and from the
         layer's path, so that adapting one layer more never changes another's initial values.
     - `target`: a regex, searched in the slash-joined path of each layer.
-    - `specs`: dicts with the keys `target`, `rank`, `alpha`, `wrapper`, `options`; what one lacks
-        comes from the call. The first spec whose target matches and whose wrapper applies wins.
+    - `specs`: a list of `Spec`s, or of dicts with the keys `target`, `rank`, `alpha`, `wrapper`,
+        `options`. The call gives what a spec leaves out. The first spec whose target matches and
+        whose wrapper applies wins.
     - `wrappers`: an adapter class, a registered name or variant, a list of those in order of
         priority, `"auto"`, or `None` for `LoRALinear` and `LoRAConv`.
     - `param_mask`: bools in the structure of `model`, or a regex on paths: only layers with a
@@ -82,30 +83,18 @@ def apply_lora(
     nothing else is selected, that is a warning.
 
     **Raises:** `SelectionError` if a target or spec selects nothing or an argument makes no sense
-    (such as a `Net` for the model, or an option that the adapter lacks), `PluginError` if a named
-    plugin cannot be used, `WrapperError` if an adapter's constructor fails (naming the path).
+    (such as a `Net` for the model, a rank of 0, or an option that the adapter lacks), `PluginError`
+    if a named plugin cannot be used, `WrapperError` if an adapter's constructor fails (naming the
+    path).
     """
     expect_model(model, "apply_lora")
-    _check_rank(rank)
-    if rank == 0 and specs is None:
-        return model
-    plan = plan_lora(
-        model,
-        rank,
-        alpha,
-        target=target,
-        specs=specs,
-        wrappers=wrappers,
-        param_mask=param_mask,
-        options=options,
-        registry=registry,
-    )
-    return carry_out(model, plan, key=key)
+    call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrappers, options=options)
+    return carry_out(model, _plan(model, specs, call, param_mask, registry), key=key)
 
 
 def plan_lora(
     model: PyTree,
-    rank: int = 0,
+    rank: int | None = None,
     alpha: float = 1.0,
     *,
     target: str | None = None,
@@ -115,30 +104,23 @@ def plan_lora(
     options: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
 ) -> Plan:
-    """What `apply_lora` would do with the same arguments, and why not for every other candidate.
+    """The plan of `apply_lora` with the same arguments: every candidate, and why it is left out.
 
     **Returns:** a `Plan`; `print` it for a table.
 
-    **Raises:** as `apply_lora`, but for what only happens when an adapter is built.
+    **Raises:** as `apply_lora`, except for errors that only occur when an adapter is built.
     """
     expect_model(model, "plan_lora")
-    _check_rank(rank)
-    if rank == 0 and specs is None:
-        return Plan(())
+    call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrappers, options=options)
+    return _plan(model, specs, call, param_mask, registry)
+
+
+def _plan(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
     registry = default_registry(registry)
-    rules = parse_specs(
-        registry,
-        rank=rank,
-        alpha=alpha,
-        target=target,
-        wrapper=wrappers,
-        specs=specs,
-        options=options,
-    )
-    mask = Mask.of(None if param_mask is None else parse_mask(model, param_mask))
-    walk = Walk(registry, rules, mask)
+    rules = parse_specs(registry, specs, call)
+    walk = Walk(registry, rules, selector(model, mask))
     rows = walk.over(model)
-    check_every_spec_matched(rules, walk, rows)
+    check_every_rule_matched(walk)
     return Plan(tuple(rows))
 
 
@@ -146,7 +128,7 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
     """Build the adapters of `plan` and put them into `model`."""
     check_key(key)
     chosen = {row.keys: row for row in plan.wrapped}
-    warn_of_what_was_left_out(plan)
+    warn_of_omissions(plan)
     if not chosen:
         return model
     leaves, treedef = jtu.tree_flatten_with_path(
@@ -163,14 +145,12 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
 
 
 def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> list[LoRAWrapper]:
-    """The adapter around each layer. Those of the same settings are built together."""
+    """The adapter around each layer. Those with the same settings are built together."""
     alike: dict[Any, list[int]] = {}
     for index, (row, layer) in enumerate(zip(rows, layers, strict=True)):
         assert row.wrapper is not None
-        try:
+        with _building(row):
             ndim = row.wrapper.stack_ndim(layer)
-        except Exception as err:
-            raise _failure(row, err) from err
         settings = (row.wrapper, row.rank, row.alpha, ndim, id(row.options))
         alike.setdefault(settings, []).append(index)
     calls: list[Any] = [None] * len(rows)
@@ -190,14 +170,9 @@ def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> lis
 def _check_options(row: PlanRow) -> None:
     """**Raises:** `SelectionError` for an option that the constructor of `row.wrapper` lacks."""
     cls: Any = row.wrapper
-    _, *parameters = inspect.signature(cls.__init__).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    # The dispatcher itself gives the first three (layer, rank, alpha) and the key.
-    known = [p.name for p in parameters[3:] if p.kind in named and p.name != "key"]
+    known = option_names(cls)
     for name in row.options:
-        if name not in known:
+        if known is not None and name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             raise SelectionError(
                 f"{cls.__name__}, the adapter for the {row.layer} at {show_path(row.path)!r}, has "
@@ -207,33 +182,22 @@ def _check_options(row: PlanRow) -> None:
 
 
 def _built(row: PlanRow, layer: Any, calls: Calls, place: int) -> LoRAWrapper:
-    try:
+    with _building(row):
         return with_dtypes_of_base(calls.result(place), layer)
-    except Exception as err:
-        raise _failure(row, err) from err
 
 
-def _failure(row: PlanRow, err: Exception) -> JnoLoraError:
-    """What to raise if the adapter of `row` cannot be built."""
+def _building(row: PlanRow) -> contextlib.AbstractContextManager[None]:
     cls: Any = row.wrapper
-    what = f"{cls.__name__} could not be built around the {row.layer} at {show_path(row.path)!r}"
-    if isinstance(err, JnoLoraError):
-        return type(err)(f"{what}: {err}")
-    return WrapperError(f"{what}: {type(err).__name__}: {err}")
+    return failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}")
 
 
 def _make(
-    cls: Any, rank: int, alpha: float, ndim: int, options: Any, key: Any, layer: Any, number: Any
+    cls: Any, rank: Any, alpha: Any, ndim: int, options: Any, key: Any, layer: Any, number: Any
 ) -> LoRAWrapper:
-    """The adapter around `layer`, by a key that `number` tells apart from those of other layers."""
+    """The adapter around `layer`, by a key of its own, derived from `key` and `number`."""
 
     def one(base: Any, key: Any) -> Any:
-        return cls(base, rank, alpha, key=key, **options)
+        return construct(cls, base, rank, alpha, key=key, options=options)
 
     own_key = jax.random.fold_in(key, number)
     return over_stack(one, ndim)(layer, keys_for_stack(own_key, layer, ndim))
-
-
-def _check_rank(rank: Any) -> None:
-    if not is_whole(rank) or rank < 0:
-        raise SelectionError(f"`rank` must be a whole number from 0 on, but is {rank!r}.")

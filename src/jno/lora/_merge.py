@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 from ._compute import in_dtypes_of
 from ._contract import (
     LoRAWrapper,
-    check_same_form,
+    check_same_structure,
     expect_model,
     merged_layer,
+    refusal_of_template,
     unwrapped_layer,
-    without_values,
 )
 from ._errors import failing
 from ._paths import show_place
@@ -62,9 +62,9 @@ def _without_adapters(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) 
     for index, (path, node) in enumerate(adapted):
         where = show_place(type(node), path)
         advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
-        with failing(f"{verb} {where}", hint=partial(without_values, node, advice)):
+        with failing(f"{verb} {where}", hint=partial(refusal_of_template, node, advice)):
             layer = calls.result(index)
-        check_same_form(node.base, layer, f"`{verb}()` of {where}")
+        check_same_structure(node.base, layer, f"`{verb}()` of {where}")
         layers.append(in_dtypes_of(node.base, layer))
     return replace_adapters(model, layers)
 

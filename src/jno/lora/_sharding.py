@@ -112,7 +112,7 @@ def sharded_like(layer: Any, model: Any) -> Any:
 
 
 def restored_layer(
-    cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: int, alpha: float
+    cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: Any, alpha: Any
 ) -> LoRAWrapper:
     """`cls.from_state(...)`, mapped over a stack's axes, on the mesh or device of `base`."""
     device = _committed_to(base)
@@ -122,7 +122,7 @@ def restored_layer(
     return with_dtypes_of_base(place_like_base(restored, base), base)
 
 
-def _restore(cls: Any, rank: int, alpha: float, base: Any, state: Any) -> Any:
+def _restore(cls: Any, rank: Any, alpha: Any, base: Any, state: Any) -> Any:
     def one(base: Any, state: Any) -> Any:
         return cls.from_state(base, state, rank, alpha)
 

@@ -42,8 +42,8 @@ class Entry:
     distribution: str | None
     version: str
     variant: str | None
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     layer: LayerForm
     arrays: tuple[str, ...]
 
@@ -163,8 +163,10 @@ def _entry(path: str, found: Any) -> Entry:
     if version != "":
         version = _matching(_VERSION, version, f"the version of {what}")
     variant = found.get("variant")
-    alpha = found.get("alpha")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    # `null` is that of an adapter that has none.
+    rank, alpha = found.get("rank", ""), found.get("alpha", "")
+    is_number = type(alpha) in (int, float) and math.isfinite(alpha)
+    if not (alpha is None or is_number):
         raise MalformedError(f"the alpha of {what} is {brief(alpha)}, which is no finite number")
     arrays = found.get("arrays")
     if not isinstance(arrays, list):
@@ -175,7 +177,7 @@ def _entry(path: str, found: Any) -> Entry:
         distribution=distribution,
         version=version,
         variant=None if variant is None else _text(variant, f"the variant of {what}"),
-        rank=_count(found.get("rank"), f"the rank of {what}", _MOST_RANK),
+        rank=None if rank is None else _count(rank, f"the rank of {what}", _MOST_RANK),
         alpha=alpha,
         layer=_layer(found.get("layer"), f"the layer of {what}"),
         arrays=tuple(_text(name, f"an array of {what}") for name in arrays),

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._compute import count_non_finite
-from .._contract import LoRAWrapper
+from .._contract import LoRAWrapper, takes
 from .._errors import CheckpointError, PluginError, SelectionError
 from .._paths import bullets, show_path
 from .._registry import Registry
@@ -168,6 +168,12 @@ def _adapters(contents: Contents, wrappers: Wrappers) -> tuple[AdapterSet, _Prob
             f"{show_path(entry.path)}/{name}: {problem}"
             for name, array in arrays.items()
             if (problem := _dtype_problem(cls, name, array.dtype))
+        ]
+        wrong += [
+            f"{show_path(entry.path)}: its {name} is null, which is no finite number, and a "
+            f"{cls.__name__} has one"
+            for name in takes(cls)
+            if getattr(entry, name) is None
         ]
         if wrong:
             problems.add([entry.path], wrong)

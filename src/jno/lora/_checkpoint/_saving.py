@@ -84,9 +84,9 @@ def _entry(path: str, adapter: LooseAdapter, provider: RegisteredWrapper | None)
         distribution=None if provider is None else provider.distribution,
         version="" if provider is None else provider.version,
         variant=cls.variant,
-        rank=operator.index(adapter.rank),
         # A NumPy number becomes one that JSON knows.
-        alpha=adapter.alpha if type(adapter.alpha) is int else float(adapter.alpha),
+        rank=None if adapter.rank is None else operator.index(adapter.rank),
+        alpha=adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha),
         layer=adapter.layer,
         arrays=tuple(adapter.state),
     )

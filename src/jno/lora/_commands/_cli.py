@@ -155,12 +155,13 @@ def new(name: str, layer: str | None, output: Path) -> None:
 
 @cli.command()
 @click.argument("what", metavar="MODULE:CLASS | DISTRIBUTION")
+@click.option("--strict", is_flag=True, help="Exit with 1 if there is advice, too.")
 @click.pass_context
-def check(ctx: click.Context, what: str) -> None:
+def check(ctx: click.Context, what: str, strict: bool) -> None:
     """Run the conformance kit on an adapter class, or on all adapters of a plugin.
 
-    Every check runs on every common Equinox layer that an adapter claims. Exits with 1 if one
-    fails.
+    Every check runs on every common Equinox layer that an adapter claims. Exits with 1 if a
+    required one fails: users rely on those. Advice is printed, too.
     """
     from . import check as check_, listing
 
@@ -169,10 +170,10 @@ def check(ctx: click.Context, what: str) -> None:
     colon = ":" in what
     results, left_out = check_.run(check_.find_wrappers(what, () if colon else listing.records()))
     _print(check_.as_table(results, left_out))
-    failed = [result.error for result in results if result.error is not None]
-    for error in failed:
-        click.echo(f"\n{error}")
-    ctx.exit(1 if failed else 0)
+    for result in check_.failures(results, strict=True):
+        advice = "Advice: " if result.level == "advice" else ""
+        click.echo(f"\n{advice}{result.error}")
+    ctx.exit(1 if check_.failures(results, strict=strict) else 0)
 
 
 @cli.command()

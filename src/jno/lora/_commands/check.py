@@ -9,9 +9,9 @@ from .importing import find
 
 
 def find_wrappers(what: str, records: tuple[PluginRecord, ...]) -> list[type[LoRAWrapper]]:
-    """The classes that `MODULE:CLASS` or the name of a distribution means.
+    """The classes that `MODULE:CLASS`, or the name of a distribution, stands for.
 
-    **Raises:** `PluginError` if there is no such class or plugin.
+    **Raises:** `PluginError` if the class or plugin is missing.
     """
     if ":" not in what:
         return _wrappers_of_distribution(what, records)
@@ -24,7 +24,7 @@ def find_wrappers(what: str, records: tuple[PluginRecord, ...]) -> list[type[LoR
 def run(wrappers: list[type[LoRAWrapper]]) -> tuple[list[CheckResult], str]:
     """Every check on every common Equinox layer that the classes claim.
 
-    **Returns:** the results, and what to say of classes that claim no such layer.
+    **Returns:** the results, and a sentence about classes that claim no such layer.
 
     **Raises:** `WrapperError` if no class claims any.
     """
@@ -40,23 +40,33 @@ def run(wrappers: list[type[LoRAWrapper]]) -> tuple[list[CheckResult], str]:
     return results, left_out if unknown else ""
 
 
+def failures(results: list[CheckResult], *, strict: bool = False) -> list[CheckResult]:
+    """The results that fail the command: those of required checks; with `strict`, advice too."""
+    failed = (result for result in results if result.error is not None)
+    return [result for result in failed if strict or result.level == "required"]
+
+
 def as_table(results: list[CheckResult], left_out: str) -> Table:
-    """One line per case, and what `run` says of other classes."""
+    """One line per case, and the sentence that `run` returns."""
     applicable = [result for result in results if result.not_applicable is None]
-    failed = [result for result in applicable if result.error is not None]
+    failed = failures(results)
+    advised = [result for result in failures(results, strict=True) if result not in failed]
+    inapplicable = [result for result in results if result.not_applicable is not None]
 
-    def of(case: str, some: list[CheckResult]) -> list[str]:
-        return [result.check for result in some if result.case == case]
+    def row(case: str) -> tuple[str, ...]:
+        def names(some: list[CheckResult]) -> list[str]:
+            return [result.check for result in some if result.case == case]
 
-    def row(case: str) -> tuple[str, str, str, str]:
-        tried, wrong = of(case, applicable), of(case, failed)
-        left = [check for check in of(case, results) if check not in tried]
-        passed = f"{len(tried) - len(wrong)}/{len(tried)}"
-        return (case, passed, ", ".join(wrong) or "-", ", ".join(left) or "-")
+        tried = len(names(applicable))
+        passed = tried - len(names(failed)) - len(names(advised))
+        groups = (", ".join(names(some)) or "-" for some in (failed, advised, inapplicable))
+        return (case, f"{passed}/{tried}", *groups)
 
+    title = f"{len(failed)} of {len(applicable)} checks {'fails' if len(failed) == 1 else 'fail'}"
+    columns = [("case", "left"), ("passed", "right"), ("failed", "left"), ("advice", "left")]
     return table(
-        f"{len(failed)} of {len(applicable)} checks {'fails' if len(failed) == 1 else 'fail'}",
-        [("case", "left"), ("passed", "right"), ("failed", "left"), ("not applicable", "left")],
+        f"{title}, {len(advised)} advise" if advised else title,
+        [*columns, ("not applicable", "left")],
         map(row, dict.fromkeys(result.case for result in results)),
         caption=left_out,
     )

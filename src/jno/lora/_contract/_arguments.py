@@ -13,12 +13,12 @@ from .._paths import show_array
 
 
 def check_key(key: Any) -> None:
-    """**Raises:** `SelectionError` for what is no key of `jax.random`."""
+    """**Raises:** `SelectionError` unless `key` is one key of `jax.random`."""
     is_array = isinstance(key, jax.Array | np.ndarray)
     if is_array and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return
-    if is_array and key.ndim == 1 and key.dtype == np.uint32:  # a raw one
-        with contextlib.suppress(TypeError, ValueError):  # of another length than keys have
+    if is_array and key.ndim == 1 and key.dtype == np.uint32:  # perhaps a raw one
+        with contextlib.suppress(TypeError, ValueError):  # raised if the length is wrong
             jax.random.wrap_key_data(jnp.asarray(key))
             return
     came = f"an array {show_array(key)}" if is_array else repr(key)
@@ -26,7 +26,7 @@ def check_key(key: Any) -> None:
 
 
 def is_whole(number: Any) -> bool:
-    """Whether it is an integer, of Python or NumPy. (A bool is none.)"""
+    """Whether `number` is an integer, of Python or NumPy, and not a bool."""
     return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 

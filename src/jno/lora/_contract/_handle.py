@@ -1,24 +1,17 @@
-"""What else than a model may be handed in for one: a `Net`, a set, a template of shapes."""
+"""Things that are not models but may be given in place of one: a `Net`, an `AdapterSet`."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import equinox as eqx
-import jax
 import jax.tree_util as jtu
-from jax.core import Tracer
 
-from .._errors import JnoLoraError, SelectionError
-
-T = TypeVar("T")
+from .._errors import SelectionError
 
 
 class Handle:
     """The base class of `Net`. No fields.
 
-    JAX would take it for one leaf, and Equinox for a constant: of a net that was
-    trained since, `filter_jit` would go on computing with former values, and a file would be empty.
-    So every tree function refuses it.
+    Every tree function refuses it. JAX would take it for one leaf, and Equinox for a constant:
+    `filter_jit` would go on computing with the values of before, and a file would be empty.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -33,7 +26,7 @@ class Loose:
 def _refuse_to_flatten(net: Handle) -> Any:
     name = type(net).__name__
     raise SelectionError(
-        f"A {name} is a handle on a model and no pytree, but was given to a function of pytrees "
+        f"A {name} is a handle on a model and not a pytree, but was given to a function of pytrees "
         "(of JAX, Equinox or optax), alone or inside of something else. Give it the model, "
         "`net.module`, or a part that `net.partition()` returns."
     )
@@ -51,34 +44,3 @@ def expect_model(model: Any, function: str) -> None:
             f"{function} takes a model, but was given a {type(model).__name__}, which is a handle "
             f"on one. Give its module: {function}(net.module, ...)"
         )
-
-
-def evaluated(function: Callable[[Any], T], tree: Any) -> T:
-    """`function(tree)`; of a template, which has shapes for arrays, by tracing it."""
-    return eqx.filter_eval_shape(function, tree) if _is_template(tree) else function(tree)
-
-
-def without_values(tree: Any, advice: str) -> str:
-    """Why nothing can be computed with `tree`, and `advice`, if it is a template; else empty."""
-    if not _is_template(tree):
-        return ""
-    return (
-        "this is a template, as `eqx.filter_eval_shape` makes it, with shapes in the place of "
-        f"arrays. {advice}"
-    )
-
-
-def why(err: Exception, tree: Any, advice: str) -> str:
-    """For a message: what is wrong with `tree`, of which `err` came."""
-    if isinstance(err, JnoLoraError):
-        return f"{err}"
-    return without_values(tree, advice) or f"{type(err).__name__}: {err}"
-
-
-def is_traced(*trees: Any) -> bool:
-    """Whether an array in them is traced."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
-
-
-def _is_template(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))

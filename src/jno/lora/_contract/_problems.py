@@ -1,4 +1,4 @@
-"""What keeps a class from being an adapter class, found before anything is built with it."""
+"""Mistakes in an adapter class, found before anything is built with it."""
 
 import dataclasses
 import inspect
@@ -7,11 +7,14 @@ from typing import Any
 from .._caches import remembered
 from .._errors import WrapperError
 from .._paths import bullets
+from ._constructing import constructor_problem, takes
 from ._wrapper import LoRAWrapper
+
+_CLASSMETHODS = ("applies_to", "why_not", "stack_ndim", "from_state", "matrix", "low_rank_scale")
 
 
 def contract_problems(cls: Any) -> tuple[str, ...]:
-    """What keeps `cls` from being a usable adapter class; empty if nothing does."""
+    """Everything that keeps `cls` from being a usable adapter class."""
     if not (isinstance(cls, type) and issubclass(cls, LoRAWrapper)):
         return (f"{cls!r} is not a subclass of jno.lora.LoRAWrapper",)
     return _class_problems(cls)
@@ -43,12 +46,19 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
         problems.append("`adapter_fields` names 'base', which must stay frozen")
     if "base" not in fields:
         problems.append("`base` must be a field (`base: eqx.Module`)")
-    try:
-        inspect.signature(cls.__init__).bind(None, None, 4, 1.0, key=None)
-    except TypeError as err:
-        problems.append(f"`__init__` must accept `(self, base, rank, alpha, *, key)`: {err}")
-    classmethods = ("applies_to", "why_not", "stack_ndim", "from_state", "matrix", "low_rank_scale")
-    for name in classmethods:
+    problems += [
+        f"`{name}` is not defined, but `__init__` takes it: keep it, as in `{name}: {kind} = "
+        "eqx.field(static=True)`, so that a file can restore the adapter; or do not take it"
+        for name, kind in (("rank", "int"), ("alpha", "float"))
+        if name in takes(cls) and name not in fields and not hasattr(cls, name)
+    ]
+    problem = constructor_problem(cls)
+    if problem is not None:
+        problems.append(
+            "`__init__` must accept `(self, base, rank, alpha, *, key)`, or "
+            f"`(self, base, *, key)` if it has no use for them: {problem}"
+        )
+    for name in _CLASSMETHODS:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             problems.append(f"`{name}` must be a classmethod")
     for name in ("variant", "paper", "formula", "bibtex"):
@@ -59,11 +69,11 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
 
 
 def check_contract(cls: Any) -> None:
-    """**Raises:** `WrapperError` that lists everything in which `cls` breaks the contract."""
+    """**Raises:** `WrapperError` that lists every mistake in the adapter class `cls`."""
     problems = contract_problems(cls)
     if problems:
         name = getattr(cls, "__qualname__", repr(cls))
         raise WrapperError(
             f"{name} is not a usable adapter class:\n{bullets(problems)}\n"
-            "See `jno.lora.LoRAWrapper` for the form of an adapter."
+            "See `jno.lora.LoRAWrapper` for how an adapter is written."
         )

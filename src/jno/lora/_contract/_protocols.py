@@ -6,14 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 class _ByAttributes(type(Protocol)):
     """`isinstance` asks an object for its attributes, on every interpreter.
 
-    From Python 3.12 on, that of a protocol does not see what `__getattr__` gives, as an adapter
-    gives the attributes of its layer.
+    Since Python 3.12 that of a protocol does not see attributes that come from `__getattr__`, and
+    an adapter gives the attributes of its layer in that way.
     """
 
     def __instancecheck__(cls, instance: Any) -> bool:
         if super().__instancecheck__(instance):
             return True
-        is_protocol = cls.__dict__.get("_is_protocol", False)  # and no class that inherits it
+        is_protocol = cls.__dict__.get("_is_protocol", False)  # and not a class that inherits it
         names = cls.__annotations__ if is_protocol else ()
         return is_protocol and callable(instance) and all(hasattr(instance, n) for n in names)
 

@@ -1,4 +1,4 @@
-"""A layer that comes out of an adapter must look like the one that went in."""
+"""The check that a layer which comes out of an adapter looks like the one that went in."""
 
 from typing import Any
 
@@ -9,14 +9,19 @@ from .._errors import WrapperError
 from .._paths import path_str, show_array
 
 
-def check_same_form(base: Any, layer: Any, what: str, *, dtypes: bool = True) -> None:
-    """**Raises:** `WrapperError` unless `layer`, which is `what`, has the arrays of `base`.
+def check_same_structure(base: Any, layer: Any, what: str, *, dtypes: bool = True) -> None:
+    """See that `layer` has the structure of `base`, and arrays of the same shapes and dtypes.
 
-    That is: its structure, and the shape (and, with `dtypes`, the dtype) of each.
+    **Arguments:**
+
+    - `what`: the operation that made `layer`, for the message.
+    - `dtypes`: `False` allows other dtypes.
+
+    **Raises:** `WrapperError` that shows both, and for an array its path.
     """
-    before, form = jtu.tree_flatten(base)
-    after, new_form = jtu.tree_flatten(layer)
-    if form != new_form:
+    before, structure = jtu.tree_flatten(base)
+    after, new_structure = jtu.tree_flatten(layer)
+    if structure != new_structure:
         raise WrapperError(
             f"{what} must return a layer of the structure that was wrapped, expected\n{base}\n"
             f"but got\n{layer}"
@@ -24,12 +29,12 @@ def check_same_form(base: Any, layer: Any, what: str, *, dtypes: bool = True) ->
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         if old is new or not hasattr(old, "dtype"):
             continue
-        if hasattr(new, "dtype") and old.shape == new.shape:
-            same = held_dtype(old) == held_dtype(new)
-            if same or not dtypes:
-                continue
+        is_array = hasattr(new, "dtype")
+        same_shape = is_array and old.shape == new.shape
+        if same_shape and (not dtypes or held_dtype(old) == held_dtype(new)):
+            continue
         path = path_str(jtu.tree_leaves_with_path(base)[index][0])
-        if not hasattr(new, "dtype"):
+        if not is_array:
             raise WrapperError(
                 f"{what} puts {new!r} at {path!r}, where the layer has an array "
                 f"{show_array(old)}: keep its shape and dtype."

@@ -1,7 +1,7 @@
 """Stacked layers: one object that holds many layers along leading axes.
 
-`eqx.filter_vmap` of a constructor builds them, and `lax.scan` or `vmap` run them. What is
-written for one layer (an adapter's constructor, its `merge`) is mapped over those axes here.
+`eqx.filter_vmap` of a constructor builds them, and `lax.scan` or `vmap` run them. Functions that
+are written for one layer (an adapter's constructor, its `merge`) are mapped over those axes here.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def over_stack(function: Callable[..., Any], ndim: int) -> Callable[..., Any]:
 
 
 def keys_for_stack(key: PRNGKeyArray, layer: Any, ndim: int) -> Array:
-    """One key for each slice of a layer stacked along `ndim` leading axes."""
+    """One key for each slice of a layer that is stacked along `ndim` leading axes."""
     if ndim == 0:
         return key
     arrays = [leaf for leaf in jax.tree.leaves(layer) if eqx.is_array(leaf)]

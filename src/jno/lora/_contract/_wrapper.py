@@ -17,6 +17,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .._errors import WrapperError
 from .._paths import bullets, path_str
+from ._constructing import construct
 from ._stacking import over_stack
 
 if TYPE_CHECKING:
@@ -34,13 +35,14 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     A subclass says which fields are trained (`adapter_fields`), which layers it can wrap
     (`applies_to`), how it starts (`__init__(base, rank, alpha, *, key)`), what it computes
     (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional.
+    An adapter without a rank, or without a scale, takes no `rank` or `alpha` and has no such field.
 
     `__init__`, `merge` and `unwrap` must be pure, with `key` as the only source of randomness: they
-    are compiled once for all layers of one form (class, static fields, shapes, dtypes).
+    are compiled once for all layers of one signature (class, static fields, shapes, dtypes).
 
-    A wrapper reads like the layer it wraps: an attribute it lacks comes from `base` if it holds
-    no array (`in_features`, `kernel_size`), and from the merged layer if it does (`weight`), so
-    that models which read the weights of their layers see the adapter.
+    A wrapper reads like the layer that it wraps. An attribute that it lacks comes from `base` if it
+    holds no array (`in_features`, `kernel_size`), and from the merged layer if it does (`weight`),
+    so that models which read the weights of their layers see the adapter.
 
     !!! example
 
@@ -49,16 +51,13 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             adapter_fields = ("gain",)
             base: eqx.nn.Linear
             gain: jax.Array
-            rank: int = eqx.field(static=True)
-            alpha: float = eqx.field(static=True)
 
             @classmethod
             def applies_to(cls, leaf):
                 return type(leaf) is eqx.nn.Linear
 
-            def __init__(self, base, rank, alpha, *, key):
-                self.base, self.rank, self.alpha = base, rank, alpha
-                self.gain = jnp.ones(())
+            def __init__(self, base, *, key):
+                self.base, self.gain = base, jnp.ones(())
 
             def __call__(self, x):
                 return self.merge()(x)
@@ -68,12 +67,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         ```
     """
 
-    # Names of the trainable fields. Everything else in the wrapper is frozen.
+    # Names of the trainable fields. Everything else in the adapter is frozen.
     adapter_fields: AbstractClassVar[tuple[str, ...]]
-    # The layer that is adapted, the effective rank and the numerator of the scale.
+    # The layer that is adapted.
     base: AbstractVar[Any]
-    rank: AbstractVar[int]
-    alpha: AbstractVar[float]
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
     variant: ClassVar[str | None] = None
@@ -85,8 +82,13 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # For `citation`: one or more BibTeX entries.
     bibtex: ClassVar[str | None] = None
 
-    if TYPE_CHECKING:  # how the dispatcher calls the class; each adapter writes its own
+    if TYPE_CHECKING:
+        # The effective rank and the numerator of the scale; `None` in an adapter without such a
+        # field. `Any`, for type checkers would not let a subclass narrow `int | None`.
+        rank: Any
+        alpha: Any
 
+        # How the dispatcher calls the class; each adapter writes its own.
         def __init__(self, base: Any, rank: int, alpha: float, *, key: PRNGKeyArray): ...
 
     @classmethod
@@ -96,30 +98,31 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @abc.abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer computes with the adapter. `key=` is dropped if a subclass lacks it."""
+        """The layer's output, with the adapter. `key=` is dropped if a subclass lacks it."""
 
     @abc.abstractmethod
     def merge(self) -> eqx.Module:
         """One plain layer of the base's structure, shapes and dtypes, adapter folded in.
 
-        Pure and differentiable. Of a stacked layer it sees one slice.
+        Pure and differentiable. It sees one slice of a stacked layer.
         """
 
     def unwrap(self) -> eqx.Module:
-        """The layer as it was before adapting. Of a stacked layer it sees one slice."""
+        """The layer as it was before adapting. It sees one slice of a stacked layer."""
         return self.base
 
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
         """For plans: why `leaf`, which looks like a layer for this adapter, is not claimed.
 
-        Asked only about what no adapter in play claims. Default: nothing to say.
+        Only asked about a layer that none of the adapters of a call claims. Default `None`: no
+        comment.
         """
         return None
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """How many leading axes of `leaf`'s arrays come before one layer's own. Default 0.
+        """The number of leading axes of `leaf`'s arrays before one layer's own. Default 0.
 
         If it is not 0, `__init__`, `merge`, `unwrap`, `state` and `from_state` are mapped over
         those axes, so that each of them only ever sees one layer.
@@ -128,50 +131,50 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
-        """The `(out, in)` matrix of one plain `layer` to which an update of this kind is added.
+        """The `(out, in)` matrix of one plain `layer`, to which an update of this kind is added.
 
-        For tools that compare or convert updates. Default `None`: there is no such matrix.
+        For tools that compare or convert updates. Default `None`: the layer has no matrix.
         """
         return None
 
     @classmethod
-    def low_rank_scale(cls, rank: int, alpha: float) -> float | None:
-        """The `s` of an adapter that is no more than an update `s B A` of the matrix.
+    def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
+        """The factor `s` of an adapter whose whole effect is an update `s B A` of the matrix.
 
         Its `state()` then holds `lora_A` `(r, in)` and `lora_B` `(out, r)`, so that its update is
-        known without the layer. Default `None`: the adapter is not of this form.
+        known without the layer. Default `None`: the adapter is another one.
 
         **Arguments:**
 
-        - `rank`: the effective one, `r`.
+        - `rank`, `alpha`: of the adapter: the effective rank, `r`, and the numerator of the scale.
         """
         return None
 
     def low_rank_update(self) -> tuple[Array, Array] | None:
         """`(A, B)`, `(k, in)` and `(out, k)`, if the update of the matrix is exactly `B A`.
 
-        For export as plain LoRA; `k` may be larger than `rank`. Of a stacked layer it sees one
-        slice. Default `None`: the update is not known as a product.
+        For export as plain LoRA; `k` may be larger than `rank`. It sees one slice of a stacked
+        layer. Default `None`: the update is not known as a product.
         """
         return None
 
     def is_stateful(self) -> bool:
-        """Whether `eqx.nn.Sequential` is to pass its state: if it would to the wrapped layer."""
+        """Whether `eqx.nn.Sequential` is to pass its state, as it would to the wrapped layer."""
         return isinstance(self.base, eqx.nn.StatefulLayer) and self.base.is_stateful()
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """How the arrays lie on the mesh of a sharded base: a spec by field, or by path in a field.
+        """The sharding of the arrays around a sharded base: a spec by field, or by path in a field.
 
-        Asked once, when the base's arrays have a `NamedSharding`. What is not named is replicated,
-        which is the default for all. Of a stacked layer it sees the whole stack.
+        Asked once, when the base's arrays have a `NamedSharding`. Arrays that are not named are
+        replicated, which is the default for all. It sees the whole stack of a stacked layer.
         """
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: by default every array outside `base`, by its path.
+        """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
 
-        Of a template (`eqx.filter_eval_shape`), the shapes of those arrays. Of a stacked layer it
-        sees one slice. What an option changed must be in it, or be known to `from_state`.
+        A template (`eqx.filter_eval_shape`) gives the shapes of those arrays. It sees one slice of
+        a stacked layer. What an option changed must be in it, or be known to `from_state`.
         """
         leaves = jtu.tree_flatten_with_path(_without_base(self))[0]
         return {
@@ -182,19 +185,19 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @classmethod
     def from_state(
-        cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
+        cls, base: eqx.Module, state: Mapping[str, Array], rank: Any, alpha: Any
     ) -> "LoRAWrapper":
         """The adapter around `base` that `state()` described, without running the initialiser.
 
-        `base` is the layer as it was before adapting. By default `__init__` is only traced for
-        the shapes of its arrays (`eqx.filter_eval_shape`), which are then filled from `state`.
+        `base` is the layer as it was before adapting. `rank` and `alpha` are those of the adapter,
+        or `None` if it lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`),
+        and the arrays that it would make are filled from `state`.
 
         **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
         another shape.
         """
-        template = eqx.filter_eval_shape(
-            lambda base, key: cls(base, rank, alpha, key=key), base, jax.random.key(0)
-        )
+        make = functools.partial(construct, cls)
+        template = eqx.filter_eval_shape(make, base, rank, alpha, key=jax.random.key(0))
         leaves, treedef = jtu.tree_flatten_with_path(_without_base(template))
         names = [path_str(path) for path, _ in leaves]
         expected = {n: x for n, (_, x) in zip(names, leaves, strict=True) if hasattr(x, "shape")}
@@ -214,26 +217,25 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if cls.__doc__ is None:
-            # An adapter that only joins two classes is documented by them; a dataclass would put
-            # its signature here.
+            # A class that only joins two others is documented by them. A dataclass would put its
+            # signature here.
             cls.__doc__ = inspect.getdoc(cls)
-        # Looked up as an instance would: it may come from a mixin that is no wrapper.
+        # Looked up as an instance would: it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
         if not getattr(call, "__isabstractmethod__", False) and not hasattr(call, "_has_scope"):
             setattr(cls, "__call__", _in_scope(call))  # noqa: B010
 
     def __dir__(self) -> list[str]:
-        # What `__getattr__` finds in the layer, for completion.
+        # For completion, with the attributes that `__getattr__` finds in the layer.
         return sorted({*super().__dir__(), *dir(self.__dict__.get("base"))})
 
     def __getattr__(self, name: str) -> Any:
         # Reached only if normal lookup failed. A declared field that is not set yet (inside
         # `__init__`) must stay an error, else the base's attribute of that name would pass for it.
-        if (
-            (name.startswith("__") and name.endswith("__"))
-            or "base" not in self.__dict__
-            or name in {f.name for f in dataclasses.fields(self)}
-        ):
+        is_field = name in {f.name for f in dataclasses.fields(self)}
+        if name in ("rank", "alpha") and not is_field:
+            return None
+        if is_field or (name[:2] == "__" == name[-2:]) or "base" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
         base = self.__dict__["base"]
         try:
@@ -243,24 +245,24 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
                 f"Neither the adapter {type(self).__name__!r} nor the {type(base).__name__!r} "
                 f"that it wraps has an attribute {name!r}"
             ) from None
-        # A bound method of an Equinox module is a pytree that holds the module, so methods are
-        # seen here as well. What holds no array (static fields, `Shared`'s placeholder) is handed
-        # through as it is.
+        # A bound method of an Equinox module is a pytree that holds the module, so that methods
+        # are seen here as well. A value without arrays (a static field, `Shared`'s placeholder) is
+        # the base's own.
         if any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
             return getattr(merged_layer(self), name)
         return value
 
 
-def merged_layer(wrapper: LoRAWrapper) -> eqx.Module:
-    """`wrapper.merge()`, mapped over the axes of a stacked layer."""
-    return over_stack(lambda w: w.merge(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
+def merged_layer(adapter: LoRAWrapper) -> eqx.Module:
+    """`adapter.merge()`, mapped over the axes of a stacked layer."""
+    return over_stack(lambda one: one.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
-def unwrapped_layer(wrapper: LoRAWrapper) -> eqx.Module:
-    """`wrapper.unwrap()`, mapped over the axes of a stacked layer."""
-    if type(wrapper).unwrap is LoRAWrapper.unwrap:
-        return wrapper.base  # mapping would copy the arrays of a stack
-    return over_stack(lambda w: w.unwrap(), type(wrapper).stack_ndim(wrapper.base))(wrapper)
+def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:
+    """`adapter.unwrap()`, mapped over the axes of a stacked layer."""
+    if type(adapter).unwrap is LoRAWrapper.unwrap:
+        return adapter.base  # mapping would copy the arrays of a stack
+    return over_stack(lambda one: one.unwrap(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
 def is_wrapper(node: Any) -> TypeGuard[LoRAWrapper]:
@@ -269,15 +271,15 @@ def is_wrapper(node: Any) -> TypeGuard[LoRAWrapper]:
     return issubclass(type(node), LoRAWrapper)
 
 
-def _without_base(wrapper: LoRAWrapper) -> Any:
-    return eqx.tree_at(lambda w: w.base, wrapper, None)
+def _without_base(adapter: LoRAWrapper) -> Any:
+    return eqx.tree_at(lambda one: one.base, adapter, None)
 
 
 def _in_scope(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, with the adapter's name in what it computes, and without a `key=` it does not take.
+    """`call` in a scope of the adapter's name, and without a `key=` that it does not take.
 
-    Profiles and compiled programs then show `LoRALinear` as a scope. Equinox passes `key=` to every
-    layer of a `Sequential`; an author need not care.
+    Profiles and compiled programs then show `LoRALinear`. Equinox passes `key=` to every layer of a
+    `Sequential`; authors need not care.
     """
     parameters = inspect.signature(call).parameters
     takes_key = "key" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

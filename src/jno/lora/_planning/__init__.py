@@ -1,28 +1,23 @@
-"""What a call selects: its arguments parsed, one walk over the model, and the plan that results."""
+"""The selection of a call: its arguments parsed, one walk over the model, and a plan."""
 
-from ._masks import Mask, MaskLike, parse_mask
-from ._messages import (
-    check_every_spec_matched,
-    warn_of_clamped_ranks,
-    warn_of_what_was_left_out,
-)
+from ._masks import MaskLike, parse_mask, selector
+from ._messages import check_every_rule_matched, warn_of_clamped_ranks, warn_of_omissions
 from ._plan import Plan, PlanRow
-from ._specs import Spec, SpecLike, Tiers, WrapperLike, parse_specs
+from ._specs import Spec, SpecLike, WrapperLike, parse_specs
 from ._walk import Walk
 
 __all__ = [
-    "Mask",
     "MaskLike",
     "Plan",
     "PlanRow",
     "Spec",
     "SpecLike",
-    "Tiers",
     "Walk",
     "WrapperLike",
-    "check_every_spec_matched",
+    "check_every_rule_matched",
     "parse_mask",
     "parse_specs",
+    "selector",
     "warn_of_clamped_ranks",
-    "warn_of_what_was_left_out",
+    "warn_of_omissions",
 ]

@@ -1,7 +1,7 @@
-"""Masks: which leaves, and so which layers, a call is about."""
+"""Masks and regexes: the leaves, and so the layers, that a call is about."""
 
-import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -11,28 +11,37 @@ from jaxtyping import PyTree
 
 from .._errors import SelectionError
 from .._paths import KeyPath, path_str, show_path
-from ._regex import compiled
 
 MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """Which nodes hold a selected leaf. Nodes are known by their path, never by identity."""
+def compiled(pattern: Any, what: str) -> re.Pattern[str] | None:
+    """`pattern` compiled; `None` stays `None`.
 
-    prefixes: frozenset[KeyPath] | None
+    **Raises:** `SelectionError` that calls it `what`, if it is not a regex.
+    """
+    if pattern is None or isinstance(pattern, re.Pattern):
+        return pattern
+    if not isinstance(pattern, str):
+        raise SelectionError(f"`{what}` must be a regex (a string), but is {pattern!r}.")
+    try:
+        return re.compile(pattern)
+    except re.error as err:
+        raise SelectionError(
+            f"`{what}` is not a valid regex: {pattern!r}: {err}. It is searched in slash-joined "
+            "paths such as 'encoder/layers/0'; escape special characters with a backslash."
+        ) from err
 
-    def selects(self, keys: KeyPath) -> bool:
-        """Whether any leaf below `keys` is selected."""
-        return self.prefixes is None or keys in self.prefixes
 
-    @classmethod
-    def of(cls, mask: PyTree[bool] | None) -> "Mask":
-        """From a mask that `parse_mask` returned; `None` selects everything."""
-        if mask is None:
-            return cls(None)
-        selected = (keys for keys, leaf in jtu.tree_flatten_with_path(mask)[0] if leaf)
-        return cls(frozenset(keys[:n] for keys in selected for n in range(len(keys) + 1)))
+def selector(model: PyTree, mask: MaskLike | None) -> Callable[[KeyPath], bool]:
+    """A function that tells by the keys of a node of `model` whether a leaf in it is selected.
+
+    Nodes are known by path, never by identity. A mask that is `None` selects everything.
+    """
+    if mask is None:
+        return lambda keys: True
+    leaves = jtu.tree_leaves_with_path(parse_mask(model, mask))
+    return frozenset(k[:n] for k, leaf in leaves if leaf for n in range(len(k) + 1)).__contains__
 
 
 def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
@@ -53,7 +62,7 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
         return jtu.tree_map_with_path(
             lambda keys, _: pattern.search(path_str(keys)) is not None, model
         )
-    # `None` stands where `eqx.filter` took out what is no array: it selects nothing.
+    # `None` stands where `eqx.filter` took out a leaf that is not an array: it selects nothing.
     leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
     for keys, leaf in leaves:
         if leaf is not None and not (isinstance(leaf, bool | np.bool_) or _is_scalar_bool(leaf)):
@@ -76,10 +85,11 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
 
 
 def _mismatch(model: PyTree, mask: PyTree) -> str:
-    of_model = [path_str(keys) for keys, _ in jtu.tree_flatten_with_path(model)[0]]
-    of_mask = [path_str(keys) for keys, _ in jtu.tree_flatten_with_path(mask)[0]]
-    alien = [p for p in of_mask if not any(m == p or m.startswith(f"{p}/") for m in of_model)]
-    missing = [m for m in of_model if not any(m == p or m.startswith(f"{p}/") for p in of_mask)]
+    of_model, of_mask = (
+        [path_str(keys) for keys, _ in jtu.tree_leaves_with_path(tree)] for tree in (model, mask)
+    )
+    alien = [p for p in of_mask if not any(_is_in(m, p) for m in of_model)]
+    missing = [m for m in of_model if not any(_is_in(m, p) for p in of_mask)]
     if alien:
         where = f"it has a leaf at {show_path(alien[0])!r}, the model has none there"
     elif missing:
@@ -93,6 +103,10 @@ def _mismatch(model: PyTree, mask: PyTree) -> str:
         "    mask = eqx.tree_at(lambda m: m.encoder, mask, True)\n"
         'or give a regex on paths: .mask("encoder")'
     )
+
+
+def _is_in(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(f"{prefix}/")
 
 
 def _is_scalar_bool(leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What an application of adapters would do, layer by layer: the result of the dispatcher's walk."""
+"""Plans: what a call would do, layer by layer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ PlanStatus = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    """One candidate: a layer that holds arrays of its own, or that some adapter claims.
+    """One candidate: a layer that holds arrays of its own, or that an adapter claims.
 
     - `path`: where it is; `layer`: its class.
     - `status`: `"wrapped"`, or the reason why not.
-    - `wrapper`, `distribution`, `rank`, `alpha`: what wraps it (or wraps it already). The rank is
-        the requested one; a small layer clamps it.
-    - `reason`: for `"no wrapper applies"`, what an adapter that nearly does has to say.
+    - `wrapper`, `distribution`, `rank`, `alpha`: the adapter, to come or already there. The rank is
+        the requested one; a small layer clamps it. Adapters without a rank or alpha have `None`.
+    - `reason`: for `"no wrapper applies"`, the answer of an adapter that nearly does.
     - `options`: further arguments of the wrapper's constructor.
     """
 
@@ -40,7 +40,7 @@ class PlanRow:
     alpha: float | None = None
     reason: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # How the dispatcher finds the node again, and which spec chose it.
+    # The dispatcher finds the node by its keys. The spec is the index of the one that chose it.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -49,19 +49,17 @@ class PlanRow:
         """The status as a phrase: "wrapped by DoRALinear", "no wrapper applies: its weight ..."."""
         if self.reason is not None:
             return f"{self.status}: {self.reason}"
-        if self.status == "wrapped" and self.wrapper is not None:
-            return f"wrapped by {self.wrapper.__name__}"
-        if self.status == "already adapted" and self.wrapper is not None:
-            return f"already adapted by {self.wrapper.__name__}"
-        return self.status
+        if self.wrapper is None or self.status not in ("wrapped", "already adapted"):
+            return self.status
+        return f"{self.status} by {self.wrapper.__name__}"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Plan(Printed[PlanRow]):
-    """Every candidate of a model and what becomes of it.
+    """Every candidate of a model, and what is done with it.
 
-    Prints as a table, and shows as one in a notebook: rows that differ in nothing but the indices
-    of their paths are one row there (`layers/[0-11]/query`). `rows` has each of them.
+    Prints as a table, and shows as one in a notebook. Rows that differ only in the indices of their
+    paths are one row there (`layers/[0-11]/query`); `rows` has each of them.
     """
 
     rows: tuple[PlanRow, ...]

@@ -1,4 +1,4 @@
-"""Rules: which adapter of which rank goes around which layers, parsed and checked."""
+"""Specs, as users write them, and the rules that they become: parsed and checked."""
 
 import dataclasses
 import math
@@ -9,107 +9,133 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._contract import LoRAWrapper, check_contract, is_whole
+from .._contract import LoRAWrapper, check_contract, is_whole, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import nearest
 from .._registry import Registry
-from ._regex import compiled
+from ._masks import compiled
 
-WrapperLike: TypeAlias = (
-    type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
-)  # what `wrapper=` accepts
-SpecLike: TypeAlias = Mapping[str, Any]
+# What `wrapper=` accepts.
+WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 
 # Adapters in order of priority. Those of one tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
 
-_SPEC_KEYS = ("target", "rank", "alpha", "wrapper", "options")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One entry of `specs=`: which layers get which adapter. `None` is filled in by the call.
+
+    **Arguments:**
+
+    - `target`: a regex, searched in the slash-joined path of each layer. `None` is every layer.
+    - `rank`, `alpha`: of the adapters.
+    - `wrapper`: an adapter class, a registered name or variant, a list of those in order of
+        priority, or `"auto"`.
+    - `options`: further keyword arguments for the adapters' constructors.
+    """
+
+    target: str | re.Pattern[str] | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    wrapper: WrapperLike = None
+    options: Mapping[str, Any] | None = None
+
+
+SpecLike: TypeAlias = Spec | Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
-    """One rule: the layers whose path matches `target` get one of `tiers`, with this rank."""
+class Rule:
+    """A spec, parsed: layers whose path matches `target` get one of `tiers`, with this rank."""
 
     target: re.Pattern[str] | None
-    rank: int
+    rank: int | None  # of adapters that take one
     alpha: float
     tiers: Tiers
-    options: Mapping[str, Any]  # further keyword arguments of the adapter's constructor
-    label: str  # how messages refer to it
+    options: Mapping[str, Any]
+    label: str  # its name in messages
 
     def matches(self, path: str) -> bool:
         """Whether the target is found in `path`."""
         return self.target is None or self.target.search(path) is not None
 
     def describe(self) -> str:
-        """For messages: what it asks for."""
+        """For messages: the label, the target and the adapters."""
         target = "every layer" if self.target is None else f"target {self.target.pattern!r}"
         names = ", ".join(cls.__name__ for tier in self.tiers for cls in tier)
         return f"{self.label} ({target}, wrapper {names})"
 
 
 def parse_specs(
-    registry: Registry,
-    *,
-    rank: int,
-    alpha: float,
-    target: str | None,
-    wrapper: WrapperLike,
-    specs: Iterable[SpecLike] | None,
-    options: Mapping[str, Any] | None,
-) -> tuple[Spec, ...]:
-    """The rules that the arguments of a call amount to, in order of priority.
+    registry: Registry, specs: Iterable[SpecLike] | None, call: Spec
+) -> tuple[Rule, ...]:
+    """The rules of a call, in order of priority.
+
+    **Arguments:**
+
+    - `call`: the arguments of the call, which fill in what a spec lacks. Without `specs`, they are
+        the only rule.
 
     **Raises:** `SelectionError` for an unknown spec key, an invalid regex or rank, an unknown or
     empty wrapper; `PluginError` if a plugin that is asked for cannot be used; `WrapperError` if a
     class breaks the contract.
     """
+    if call.rank is not None:
+        _check_rank(call.rank, "the call")
     if specs is None:
-        return (
-            Spec(
-                target=compiled(target, "target"),
-                rank=_checked_rank(rank, "the call"),
-                alpha=_checked_alpha(alpha, "the call"),
-                tiers=parse_wrapper(registry, wrapper),
-                options=_checked_options(options, "the call"),
-                label="the call",
-            ),
-        )
-    if target is not None:
+        return (_parse(registry, call, "the call", "target"),)
+    if call.target is not None:
         raise SelectionError(
             "`target` and `specs` were both given. Put the target into each spec: "
-            f'specs=[{{"target": {target!r}, ...}}]'
+            f'specs=[{{"target": {call.target!r}, ...}}]'
         )
-    if isinstance(specs, Mapping):
+    if isinstance(specs, Mapping | Spec):
+        what = "Spec" if isinstance(specs, Spec) else "dict"
         raise SelectionError(
-            "`specs` must be a list of dicts, but a single dict came: specs=[{...}]"
+            f"`specs` must be a list of dicts, but a single {what} came: specs=[{{...}}]"
         )
     if isinstance(specs, str) or not isinstance(specs, Iterable):
         raise SelectionError(f"`specs` must be a list of dicts, but is {specs!r}.")
-    parsed: list[Spec] = []
-    for index, spec in enumerate(specs):
+    rules: list[Rule] = []
+    for index, given in enumerate(specs):
         label = f"specs[{index}]"
-        if not isinstance(spec, Mapping):
-            raise SelectionError(f"{label} must be a dict, but is {spec!r}")
-        for key in spec:
-            if key not in _SPEC_KEYS:
-                near = nearest(str(key), _SPEC_KEYS, n=1)[0]
-                raise SelectionError(
-                    f"{label} has an unknown key {key!r}; did you mean {near!r}? "
-                    f"A spec has the keys {', '.join(_SPEC_KEYS)}."
-                )
-        rule = Spec(
-            target=compiled(spec.get("target"), f"{label}['target']"),
-            rank=_checked_rank(_given(spec, "rank", rank), label),
-            alpha=_checked_alpha(_given(spec, "alpha", alpha), label),
-            tiers=parse_wrapper(registry, spec.get("wrapper", wrapper)),
-            options=_checked_options(_given(spec, "options", options), label),
-            label=label,
-        )
-        parsed.append(rule)
-    if not parsed:
+        said = {k: v for k, v in vars(_as_spec(given, label)).items() if v is not None}
+        spec = dataclasses.replace(call, **said)
+        rules.append(_parse(registry, spec, label, f"{label}['target']"))
+    if not rules:
         raise SelectionError("`specs` is empty. Give at least one spec, or leave it out.")
-    return tuple(parsed)
+    return tuple(rules)
+
+
+def _as_spec(given: Any, label: str) -> Spec:
+    if isinstance(given, Spec):
+        return given
+    if not isinstance(given, Mapping):
+        raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
+    known = [field.name for field in dataclasses.fields(Spec)]
+    for key in given:
+        if key not in known:
+            raise SelectionError(
+                f"{label} has an unknown key {key!r}; did you mean "
+                f"{nearest(str(key), known, n=1)[0]!r}? A spec has the keys {', '.join(known)}."
+            )
+    return Spec(**given)
+
+
+def _parse(registry: Registry, spec: Spec, label: str, target: str) -> Rule:
+    tiers = parse_wrapper(registry, spec.wrapper)
+    takes_rank = any("rank" in takes(cls) for tier in tiers for cls in tier)
+    if spec.rank is not None or takes_rank:
+        _check_rank(spec.rank, label)
+    return Rule(
+        target=compiled(spec.target, target),
+        rank=None if spec.rank is None else int(spec.rank),
+        alpha=_checked_alpha(spec.alpha, label),
+        tiers=tiers,
+        options=_checked_options(spec.options, label),
+        label=label,
+    )
 
 
 def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
@@ -141,13 +167,13 @@ def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
     )
 
 
-def _checked_rank(rank: Any, label: str) -> int:
+def _check_rank(rank: Any, label: str) -> None:
     if not is_whole(rank) or rank < 1:
+        came = "is missing" if rank is None else f"is {rank!r}"
         raise SelectionError(
-            f"The rank of {label} must be an integer of at least 1, but is {rank!r}. Give `rank` "
+            f"The rank of {label} must be an integer of at least 1, but {came}. Give `rank` "
             "in the call, or in the spec."
         )
-    return int(rank)
 
 
 def _checked_alpha(alpha: Any, label: str) -> float:
@@ -170,9 +196,3 @@ def _checked_options(options: Any, label: str) -> Mapping[str, Any]:
         )
     # A NumPy number counts as an array, which a program that builds layers sees without its value.
     return {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
-
-
-def _given(spec: SpecLike, key: str, otherwise: Any) -> Any:
-    """What the spec says, or what the call says if the spec says nothing (or `None`)."""
-    value = spec.get(key)
-    return otherwise if value is None else value

@@ -1,271 +1,237 @@
-"""One walk over a model: who claims each layer, and why not every other candidate."""
+"""One walk over a model: which adapter each layer gets, and why the others get none."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_wrapper
+from .._contract import LoRAWrapper, is_wrapper, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_path
 from .._registry import Registry
 from .._tree import NORMALISED, holds_adapters
-from ._masks import Mask
 from ._plan import PlanRow, PlanStatus
-from ._specs import Spec, Tiers
+from ._specs import Rule, Tiers
+
+AdapterClass = type[LoRAWrapper]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Match:
-    """The spec and the tier by which an adapter claims a layer."""
+class Claim(NamedTuple):
+    """The first rule, and its first tier, that claim a layer, and the classes in it that do."""
 
-    spec: int
+    rule: int
     tier: int
-    cls: type[LoRAWrapper]
+    classes: list[AdapterClass]
 
     @property
-    def priority(self) -> tuple[int, int]:
-        """Smaller wins."""
-        return (self.spec, self.tier)
+    def order(self) -> tuple[int, int]:
+        """The smaller one wins."""
+        return (self.rule, self.tier)
 
 
 class Walk:
-    """One walk over a model: decides per node, after target and mask, whether it is a leaf."""
+    """One walk over a model: decides at each node, after target and mask, whether to go on inside.
 
-    def __init__(self, registry: Registry, specs: tuple[Spec, ...], mask: Mask):
+    - `rows`: a row for every candidate.
+    - `matched`: the rules that matched a layer, whatever the mask says.
+    """
+
+    def __init__(
+        self, registry: Registry, rules: tuple[Rule, ...], selects: Callable[[KeyPath], bool]
+    ):
         self.registry = registry
-        self.specs = specs
-        self.mask = mask
-        self.all_tiers = tuple(dict.fromkeys(spec.tiers for spec in specs))
-        self.in_play = tuple(
-            dict.fromkeys(cls for tiers in self.all_tiers for tier in tiers for cls in tier)
-        )
+        self.rules = rules
+        self.selects = selects  # what the mask says of the node at these keys
+        tiers = (tier for rule in rules for tier in rule.tiers)
+        self.in_play = tuple(dict.fromkeys(cls for tier in tiers for cls in tier))
         self.rows: list[PlanRow] = []
-        self.matched: set[int] = set()  # specs that won a layer, whatever the mask says
-        self.meets_adapters = True  # whether it is worth looking for them in each layer
+        self.matched: set[int] = set()
         self.claimed_nodes: dict[str, tuple[KeyPath, eqx.Module]] = {}
+        self.meets_adapters = True  # else the layers need not be searched for adapters
 
     def over(self, model: PyTree) -> list[PlanRow]:
         """The rows of every candidate in `model`."""
-
-        def is_leaf(keys: KeyPath, node: Any) -> bool:
-            # By its type: `isinstance` of a module is slow, and most nodes are arrays.
-            if not issubclass(type(node), eqx.Module):
-                return False
-            row = self.decide(keys, node)
-            if row is not None:
-                self.rows.append(row)
-                if row.status in ("wrapped", "already adapted"):
-                    return True
-            for container, reason in NORMALISED.items():
-                if isinstance(node, container):
-                    self.rows.extend(self.refuse_inside(keys, node, reason))
-                    return True
-            return False
-
         self.meets_adapters = holds_adapters(model)
-        jtu.tree_flatten_with_path(model, is_leaf=is_leaf, is_leaf_takes_path=True)
+        jtu.tree_flatten_with_path(model, is_leaf=self._visit, is_leaf_takes_path=True)
         return self.rows
 
-    def decide(self, keys: KeyPath, node: eqx.Module) -> PlanRow | None:
-        """The row of `node`, or `None` if it is no candidate."""
+    def _visit(self, keys: KeyPath, node: Any) -> bool:
+        """Add the rows of `node`. Returns whether the walk ends here."""
+        # By its type: `isinstance` of a module is slow, and most nodes are arrays.
+        if not issubclass(type(node), eqx.Module):
+            return False
+        row = self._decide(keys, node)
+        if row is not None:
+            self.rows.append(row)
+            if row.status in ("wrapped", "already adapted"):
+                return True
+        for container, reason in NORMALISED.items():
+            if isinstance(node, container):
+                self._refuse_inside(keys, node, reason)
+                return True
+        return False
+
+    def _decide(self, keys: KeyPath, node: eqx.Module) -> PlanRow | None:
+        """The row of `node`, or `None` if it is not a candidate."""
         path = path_str(keys)
-        layer = type(node).__name__
+        layer = node.base if is_wrapper(node) else node
+        row = functools.partial(PlanRow, path, type(layer).__name__, keys=keys)
+        claim = self.claim(path, layer)
         if is_wrapper(node):
-            return self.row_of_wrapper(path, keys, node)
-        match = self.first_match(path, node)
-        if match is None:
-            if self.claimed_by_any(path, node):
-                return PlanRow(path, layer, "target does not match", keys=keys)
-            if _owns_arrays(node):
-                reason = self.why_not(path, node)
-                return PlanRow(path, layer, "no wrapper applies", reason=reason, keys=keys)
+            index = self._note(claim, keys)
+            provider = self._distribution(type(node))
+            return row("already adapted", type(node), provider, node.rank, node.alpha, spec=index)
+        if claim is None:
+            if any(_ask(cls, "applies_to", path, node) for cls in self.in_play):
+                return row("target does not match")
+            if not _owns_arrays(node):
+                return None
+            answers = (_ask(cls, "why_not", path, node) for cls in self.in_play)
+            reason = next((str(answer) for answer in answers if answer is not None), None)
+            return row("no wrapper applies", reason=reason)
+        cls = self._chosen(claim, keys, node)
+        if cls is None:
             return None
-        if self.goes_inside(match, keys, node):
-            return None  # go on to the layers inside
-        spec_index, cls = match.spec, match.cls
-        self.matched.add(spec_index)
+        index = self._note(claim, keys)
         if self.meets_adapters and holds_adapters(node):
-            selected = spec_index if self.mask.selects(keys) else None
-            return PlanRow(path, layer, "already adapted", keys=keys, spec=selected)
-        spec = self.specs[spec_index]
-        status: PlanStatus = "wrapped" if self.mask.selects(keys) else "mask does not select"
+            return row("already adapted", spec=index)
         self.claimed_nodes[path] = (keys, node)
-        return PlanRow(
-            path,
-            layer,
-            status,
+        rule = self.rules[claim.rule]
+        return row(
+            "mask does not select" if index is None else "wrapped",
             cls,
-            self.distribution(cls),
-            spec.rank,
-            spec.alpha,
-            options=spec.options,
-            keys=keys,
-            spec=spec_index,
+            self._distribution(cls),
+            rule.rank if "rank" in takes(cls) else None,
+            rule.alpha if "alpha" in takes(cls) else None,
+            options=rule.options,
+            spec=claim.rule,
         )
 
-    def row_of_wrapper(self, path: str, keys: KeyPath, node: LoRAWrapper) -> PlanRow:
-        cls = type(node)
-        match = self.first_match(path, node.base)
-        index = None
-        if match is not None:
-            self.matched.add(match.spec)
-            index = match.spec if self.mask.selects(keys) else None
-        return PlanRow(
-            path,
-            type(node.base).__name__,
-            "already adapted",
-            cls,
-            self.distribution(cls),
-            node.rank,
-            node.alpha,
-            keys=keys,
-            spec=index,
-        )
+    def _note(self, claim: Claim | None, keys: KeyPath) -> int | None:
+        """Note that a rule matched. Returns its index if the mask selects the layer at `keys`."""
+        if claim is None:
+            return None
+        self.matched.add(claim.rule)
+        return claim.rule if self.selects(keys) else None
 
-    def refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> list[PlanRow]:
-        """Rows for the layers below a normalised container, none of which is wrapped."""
-        rows: list[PlanRow] = []
+    def _refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> None:
+        """Add rows for the layers in a normalised container. None of them is wrapped."""
         for inner, child in _modules_inside(keys, node):
             path = path_str(inner)
-            match = self.first_match(path, child)
-            if match is not None:
-                status: PlanStatus = reason if self.mask.selects(inner) else "mask does not select"
-                row = PlanRow(path, type(child).__name__, status, keys=inner, spec=match.spec)
-                rows.append(row)
-        return rows
+            claim = self.claim(path, child)
+            if claim is None:
+                continue
+            status = reason
+            if not self.selects(inner):
+                status = "mask does not select"
+                self.matched.add(claim.rule)
+            layer = type(child).__name__
+            self.rows.append(PlanRow(path, layer, status, keys=inner, spec=claim.rule))
 
-    def goes_inside(self, match: "_Match", keys: KeyPath, node: eqx.Module) -> bool:
-        """Whether layers inside `node` are adapted, and not `node` itself as `match` would.
+    def claim(self, path: str, node: Any) -> Claim | None:
+        """The first rule whose target matches and one of whose wrappers applies."""
+        found: dict[Tiers, tuple[int, list[AdapterClass]]] = {}
+        for index, rule in enumerate(self.rules):
+            if rule.matches(path):
+                if rule.tiers not in found:
+                    found[rule.tiers] = claimants(rule.tiers, path, node)
+                tier, classes = found[rule.tiers]
+                if classes:
+                    return Claim(index, tier, classes)
+        return None
 
-        That is so if one of them is claimed by an earlier spec, or by an earlier tier. If one is
+    def _chosen(self, claim: Claim, keys: KeyPath, node: eqx.Module) -> AdapterClass | None:
+        """The class that gets `node`, or `None` if layers inside of it are adapted instead.
+
+        That is so if one of them is claimed by an earlier rule, or by an earlier tier. If one is
         claimed by another class of equal priority, plugins decide.
         """
-        alone = len(self.specs[match.spec].tiers[match.tier]) == 1
-        if (match.priority == (0, 0) and alone) or isinstance(node, tuple(NORMALISED)):
-            return False
-        rivals: dict[type[LoRAWrapper], str] = {}
+        path, classes = path_str(keys), claim.classes
+        cls = classes[0] if len(classes) == 1 else self._select(path, node, classes)
+        alone = len(self.rules[claim.rule].tiers[claim.tier]) == 1
+        if (claim.order == (0, 0) and alone) or isinstance(node, tuple(NORMALISED)):
+            return cls
+        rivals: dict[AdapterClass, str] = {}
         for inner, child in _modules_inside(keys, node):
-            if not self.mask.selects(inner):
+            other = self.claim(path_str(inner), child) if self.selects(inner) else None
+            if other is None or other.order > claim.order:
                 continue
-            path = path_str(inner)
-            priority, claimants = self.first_claimants(path, child)
-            if claimants and priority < match.priority:
-                return True
-            if priority == match.priority:
-                rivals |= {cls: path for cls in claimants if cls not in (match.cls, *rivals)}
-        if not rivals:
-            return False
-        chosen = self.select(path_str(keys), node, [match.cls, *rivals], rivals)
-        return chosen is not match.cls
+            if other.order < claim.order:
+                return None
+            rivals |= {c: path_str(inner) for c in other.classes if c not in (cls, *rivals)}
+        if rivals and self._select(path, node, [cls, *rivals], rivals) is not cls:
+            return None
+        return cls
 
-    def taken_before(self, spec: int) -> list[str]:
-        """What `spec` would match, had an earlier one not taken it or what contains it."""
-        rule = self.specs[spec]
+    def _select(
+        self,
+        path: str,
+        node: Any,
+        classes: list[AdapterClass],
+        inside: Mapping[AdapterClass, str] = MappingProxyType({}),
+    ) -> AdapterClass:
+        """The class, of those that claim `node` or a layer `inside` of it, that plugins choose."""
+        chosen = self.registry.select(path, node, classes)
+        if chosen is not None:
+            return chosen
+        names = (
+            f"{cls.__name__} (from {self._distribution(cls) or cls.__module__})"
+            + (f", for {show_path(inside[cls])!r} inside of it" if cls in inside else "")
+            for cls in classes
+        )
+        raise SelectionError(
+            f"Several adapters of equal priority claim {show_path(path)!r}, a "
+            f"{type(node).__name__}:\n{bullets(names, FEW)}\n"
+            "Name the one you want with `wrapper=` (a list is in order of priority), or "
+            "register a `jno_lora_select` hook that chooses."
+        )
+
+    def _distribution(self, cls: AdapterClass) -> str | None:
+        provider = self.registry.provider(cls)
+        return None if provider is None else provider.distribution
+
+    def taken_before(self, index: int) -> list[str]:
+        """The layers that the rule would match, had earlier ones not taken them, as lines."""
+        rule = self.rules[index]
         lines: list[str] = []
         for row in self.rows:
-            if row.spec is None or row.spec >= spec or row.path not in self.claimed_nodes:
+            if row.spec is None or row.spec >= index or row.path not in self.claimed_nodes:
                 continue
             keys, node = self.claimed_nodes[row.path]
             for inner, child in ((keys, node), *_modules_inside(keys, node)):
                 path = path_str(inner)
-                if rule.matches(path) and self.claimants(rule.tiers, path, child)[1]:
+                if rule.matches(path) and claimants(rule.tiers, path, child)[1]:
                     within = "" if inner == keys else f", inside {show_path(row.path)}"
-                    label = self.specs[row.spec].label
-                    lines.append(f"{show_path(path)}: {label}{within}")
+                    lines.append(f"{show_path(path)}: {self.rules[row.spec].label}{within}")
         return lines
 
-    def unclaimed_by(self, spec: int) -> list[PlanRow]:
-        """The rows that the target of `spec` matches, and that none of its wrappers adapts."""
-        rule = self.specs[spec]
+    def unclaimed_by(self, index: int) -> list[PlanRow]:
+        """The rows that the rule's target matches, and that none of its wrappers adapts."""
+        rule = self.rules[index]
 
-        def may_claim(path: str) -> bool:
+        def is_claimed(path: str) -> bool:
             _, node = self.claimed_nodes.get(path, ((), None))
-            return node is not None and bool(self.claimants(rule.tiers, path, node)[1])
+            return node is not None and bool(claimants(rule.tiers, path, node)[1])
 
-        return [
-            row
-            for row in self.rows
-            if rule.matches(row.path)
-            and row.status not in NORMALISED.values()
-            and not may_claim(row.path)
-        ]
-
-    def first_match(self, path: str, node: Any) -> "_Match | None":
-        """The first spec whose target matches and one of whose wrappers applies.
-
-        Plugins break a tie in a tier.
-        """
-        (spec, tier), claimants = self.first_claimants(path, node)
-        if not claimants:
-            return None
-        one = claimants[0] if len(claimants) == 1 else self.select(path, node, claimants)
-        return _Match(spec, tier, one)
-
-    def first_claimants(
-        self, path: str, node: Any
-    ) -> tuple[tuple[int, int], list[type[LoRAWrapper]]]:
-        """Spec and tier of the first that claim `node`, and which of its classes do."""
-        claims: dict[Tiers, tuple[int, list[type[LoRAWrapper]]]] = {}
-        for index, spec in enumerate(self.specs):
-            if spec.matches(path):
-                if spec.tiers not in claims:
-                    claims[spec.tiers] = self.claimants(spec.tiers, path, node)
-                tier, classes = claims[spec.tiers]
-                if classes:
-                    return (index, tier), classes
-        return (-1, -1), []
-
-    def claimants(self, tiers: Tiers, path: str, node: Any) -> tuple[int, list[type[LoRAWrapper]]]:
-        """The first tier that claims `node`, and those of its classes that do; else none."""
-        for index, tier in enumerate(tiers):
-            classes = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
-            if classes:
-                return index, classes
-        return -1, []
-
-    def select(
-        self,
-        path: str,
-        node: Any,
-        claimants: list[type[LoRAWrapper]],
-        inside: Mapping[type[LoRAWrapper], str] = MappingProxyType({}),
-    ) -> type[LoRAWrapper]:
-        """Which of the classes that claim `node`, or a layer `inside` of it, is to have it."""
-        chosen = self.registry.select(path, node, claimants)
-        if chosen is None:
-            names = (
-                f"{cls.__name__} (from {self.distribution(cls) or cls.__module__})"
-                + (f", for {show_path(inside[cls])!r} inside of it" if cls in inside else "")
-                for cls in claimants
-            )
-            raise SelectionError(
-                f"Several adapters of equal priority claim {show_path(path)!r}, a "
-                f"{type(node).__name__}:\n{bullets(names, FEW)}\n"
-                "Name the one you want with `wrapper=` (a list is in order of priority), or "
-                "register a `jno_lora_select` hook that chooses."
-            )
-        return chosen
-
-    def claimed_by_any(self, path: str, node: Any) -> bool:
-        """Whether some wrapper in play would take `node` if its target matched."""
-        return any(_ask(cls, "applies_to", path, node) for cls in self.in_play)
-
-    def why_not(self, path: str, node: Any) -> str | None:
-        """What the wrappers in play have to say about not claiming `node`."""
-        answers = (_ask(cls, "why_not", path, node) for cls in self.in_play)
-        return next((str(answer) for answer in answers if answer is not None), None)
-
-    def distribution(self, cls: type[LoRAWrapper]) -> str | None:
-        provider = self.registry.provider(cls)
-        return None if provider is None else provider.distribution
+        others = (row for row in self.rows if row.status not in NORMALISED.values())
+        return [row for row in others if rule.matches(row.path) and not is_claimed(row.path)]
 
 
-def _ask(cls: type[LoRAWrapper], question: str, path: str, node: Any) -> Any:
+def claimants(tiers: Tiers, path: str, node: Any) -> tuple[int, list[AdapterClass]]:
+    """The first tier that claims `node`, and the classes in it that do, if any."""
+    for index, tier in enumerate(tiers):
+        classes = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
+        if classes:
+            return index, classes
+    return -1, []
+
+
+def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:
     try:
         return getattr(cls, question)(node)
     except Exception as err:
@@ -280,7 +246,7 @@ def _ask(cls: type[LoRAWrapper], question: str, path: str, node: Any) -> Any:
 def _modules_inside(keys: KeyPath, node: eqx.Module) -> list[tuple[KeyPath, eqx.Module]]:
     """The modules below `node`, which is at `keys`, with their paths from the root.
 
-    Not those inside an adapter, nor those inside a norm that is itself inside `node`.
+    Modules inside an adapter, and inside a norm below `node`, are left out.
     """
     found: list[tuple[KeyPath, eqx.Module]] = []
 

@@ -16,11 +16,11 @@ from jaxtyping import PyTree
 from .._compute import widened
 from .._contract import (
     LoRAWrapper,
-    check_same_form,
+    check_same_structure,
     expect_model,
     merged_layer,
+    refusal_of_template,
     unwrapped_layer,
-    without_values,
 )
 from .._errors import SelectionError, WrapperError, failing, imported_for
 from .._paths import bullets, path_str, show_path, show_place
@@ -127,14 +127,14 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     for path, node in adapted_layers(model):
         where = show_place(type(node), path)
         what = f"compare {where} with the layer that it wraps"
-        hint = partial(without_values, node, "Give the model itself.")
+        hint = partial(refusal_of_template, node, "Give the model itself.")
         with failing(what, WrapperError, hint):
             layers = _before_and_after(node)
         if layers is None:
             left_out.append(path)
             continue
         # The dtypes are wider than those of the layer, and the adapter need not keep them.
-        check_same_form(*layers, f"`merge()` of {where}", dtypes=False)
+        check_same_structure(*layers, f"`merge()` of {where}", dtypes=False)
         rows += _effects_of(path, node, *layers)
     return AdapterEffects(tuple(rows), tuple(left_out))
 

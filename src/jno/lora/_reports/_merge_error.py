@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._compute import widened
-from .._contract import LoRAWrapper, check_same_form, merged_layer, unwrapped_layer
+from .._contract import LoRAWrapper, check_same_structure, merged_layer, unwrapped_layer
 from .._errors import WrapperError
 from .._sharding import on_the_mesh
 
@@ -28,7 +28,7 @@ def error_of_merging(adapter: LoRAWrapper) -> float | None:
             exact = on_the_mesh(wide, merged_layer, wide)
         except WrapperError:
             return None
-        check_same_form(adapter.base, merged, "`merge()`")
+        check_same_structure(adapter.base, merged, "`merge()`")
         update = _distance(exact, on_the_mesh(wide, unwrapped_layer, wide))
         return None if update == 0 else float(_distance(merged, exact) / update)
 

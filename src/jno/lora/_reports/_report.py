@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, expect_model, without_values
+from .._contract import LoRAWrapper, expect_model, refusal_of_template
 from .._errors import WrapperError, failing
 from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
@@ -144,7 +144,7 @@ def report_on(
 
 def _measured(adapter: LoRAWrapper, path: str) -> float | None:
     what = f"measure what merging {show_place(type(adapter), path)} would cost"
-    hint = partial(without_values, adapter, "Give the model itself.")
+    hint = partial(refusal_of_template, adapter, "Give the model itself.")
     with failing(what, WrapperError, hint):
         return error_of_merging(adapter)
 

@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compute import held_dtype
-from .._contract import Loose, LoRAWrapper, evaluated, expect_model, over_stack
+from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, over_stack
 from .._errors import SelectionError, WrapperError, failing
 from .._paths import path_str, show_array, show_place
 from .._tree import adapted_layers, refuse_second
@@ -146,8 +146,8 @@ def extract_adapters(model: PyTree) -> AdapterSet:
         refuse_second(path, found, "adapted layers")
         cls = type(node)
         with failing(f"take {show_place(cls, path)} out", WrapperError):
-            ndim = evaluated(cls.stack_ndim, node.base)
-            state = evaluated(over_stack(lambda w: dict(w.state()), ndim), node)
+            ndim = call_or_trace(cls.stack_ndim, node.base)
+            state = call_or_trace(over_stack(lambda w: dict(w.state()), ndim), node)
             form = LayerForm.of(node.base, ndim)
             lost = _lost_options(node, form, known_losses)
             if lost:

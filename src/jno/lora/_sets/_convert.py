@@ -17,8 +17,8 @@ from .._contract import (
     check_rank,
     expect_model,
     over_stack,
+    refusal_of_template,
     unwrapped_layer,
-    without_values,
 )
 from .._errors import SelectionError, WrapperError, reason_of
 from .._paths import bullets, path_str, show_path
@@ -114,7 +114,7 @@ def _converted(
     is_plain = type(adapter) in classes and _is_product(type(adapter))
     if is_plain and energy is None and (rank is None or adapter.rank <= rank):
         return adapter, jnp.zeros(())
-    template = without_values(adapter, "Give the model itself.")
+    template = refusal_of_template(adapter, "Give the model itself.")
     if template:
         raise WrapperError(template)
     layer = sharded_like(on_the_mesh(adapter, unwrapped_layer, adapter), adapter.base)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, evaluated, expect_model, is_wrapper, without_values
+from .._contract import LoRAWrapper, call_or_trace, expect_model, is_wrapper, refusal_of_template
 from .._errors import SelectionError, failing
 from .._paths import FEW, bullets, nearest, show_path, show_place
 from .._sharding import restored_layer
@@ -85,7 +85,7 @@ def _misfits_of(adapter: LooseAdapter, layer: Any) -> list[str]:
     """Why an adapter does not fit a layer, as the rest of a line that begins with the path."""
     layer = layer.base if is_wrapper(layer) else layer
     problems = adapter.layer.problems(layer)
-    if problems or evaluated(partial(claims, adapter.wrapper), layer):
+    if problems or call_or_trace(partial(claims, adapter.wrapper), layer):
         return [f"/{problem}" for problem in problems]
     return [
         f": a {adapter.wrapper.__name__} is not for this {type(layer).__name__} "
@@ -112,7 +112,7 @@ def put_around(model: M, adapters: AdapterSet, *, drop_others: bool) -> M:
 def _hint(layer: Any, adapter: LooseAdapter) -> str:
     """Advice on an adapter that could not be built: for a template, or for a stack of sets."""
     advice = "For the shapes: eqx.filter_eval_shape(swap_adapters, model, adapters)"
-    template = without_values(layer, advice)
+    template = refusal_of_template(layer, advice)
     if template:
         return template
     try:

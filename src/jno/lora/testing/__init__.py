@@ -18,14 +18,18 @@ def test_conformance(check):
 ```
 
 Without pytest: `check_wrapper(case)`, or `jno-lora check my_package:MyAdapter`.
+
+Most checks are *required*: users of an adapter rely on them. Some are *advice* (`ADVICE`): an
+adapter that fails them works for fewer layers, or less precisely.
 """
 
 from ._case import WrapperCase, standard_cases, standard_layers
 from ._conformance import ConformanceError
 from ._pytest import parametrize_with_checks
-from ._run import CHECKS, CheckResult, check_wrapper, run_checks, wrapper_checks
+from ._run import ADVICE, CHECKS, CheckResult, check_wrapper, run_checks, wrapper_checks
 
 __all__ = [
+    "ADVICE",
     "CHECKS",
     "CheckResult",
     "ConformanceError",

@@ -1,4 +1,4 @@
-"""A case: one adapter around one kind of layer, with inputs. And how checks build things of it."""
+"""A case: one adapter around one kind of layer, with inputs; and what checks build from it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,9 +10,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._contract import LoRAWrapper
+from .._contract import LoRAWrapper, construct
+from .._dispatch import apply_lora
 from .._trainability import lora_trainable_filter
 from .._tree import claims
+
+# Why a check is not applicable to such a case.
+NOT_MERGEABLE = "the adapter cannot be merged"
 
 
 def _call(layer: Any, *inputs: Any) -> Any:
@@ -21,7 +25,7 @@ def _call(layer: Any, *inputs: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class WrapperCase:
-    """What the checks need to know of an adapter.
+    """An adapter and a layer for it, as the checks need them.
 
     **Arguments:**
 
@@ -33,8 +37,8 @@ class WrapperCase:
     - `call`: how a layer is called with the inputs, `layer(*inputs)` by default.
     - `parameters`: the number of trained parameters that the documentation promises for this base
         and rank; `None` leaves that unchecked.
-    - `mergeable`: `False` for an adapter that is no weight of its layer, such as a prefix. Its
-        `merge()` must refuse with a `WrapperError`; what needs a merged layer is not checked.
+    - `mergeable`: `False` for an adapter that cannot be a weight of its layer, such as a prefix.
+        Its `merge()` must refuse with a `WrapperError`; checks of the merged layer are left out.
     - `name`: the name in test ids, by default that of the wrapper. Name the cases of a wrapper that
         has several: expected failures and tables tell them apart by it.
     """
@@ -64,7 +68,7 @@ class WrapperCase:
     def build(self, base: Any, key: Any = None) -> Any:
         """The adapter around `base`, which is one layer (not a stack)."""
         key = jax.random.key(3) if key is None else key
-        return self.wrapper(base, self.rank, self.alpha, key=key, **self.options)
+        return construct(self.wrapper, base, self.rank, self.alpha, key=key, options=self.options)
 
     def make(self, dtype: Any = None) -> Any:
         """The adapter around `make_base(dtype)`, as initialised."""
@@ -79,9 +83,20 @@ class WrapperCase:
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
 
 
-def perturbed(wrapper: Any, size: float = 0.3, seed: int = 4) -> Any:
-    """`wrapper` with random numbers added to its trainable arrays."""
-    trainable, frozen = split(wrapper)
+def apply(case: WrapperCase, base: Any) -> Any:
+    """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
+    settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
+    return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
+
+
+def run_jitted(case: WrapperCase, layer: Any, inputs: tuple[Any, ...]) -> Any:
+    """The layer's output, from a compiled call."""
+    return eqx.filter_jit(lambda layer, inputs: case.run(layer, inputs))(layer, inputs)
+
+
+def perturbed(adapter: Any, size: float = 0.3, seed: int = 4) -> Any:
+    """`adapter` with random numbers added to its trainable arrays."""
+    trainable, frozen = split(adapter)
     leaves, treedef = jtu.tree_flatten(trainable)
     keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
     moved = [
@@ -91,9 +106,9 @@ def perturbed(wrapper: Any, size: float = 0.3, seed: int = 4) -> Any:
     return eqx.combine(jtu.tree_unflatten(treedef, moved), frozen)
 
 
-def split(wrapper: Any) -> tuple[PyTree, PyTree]:
-    """The wrapper's trainable arrays, and the rest."""
-    return eqx.partition(wrapper, lora_trainable_filter(wrapper))
+def split(adapter: Any) -> tuple[PyTree, PyTree]:
+    """The adapter's trainable arrays, and the rest."""
+    return eqx.partition(adapter, lora_trainable_filter(adapter))
 
 
 def standard_cases(wrapper: type[LoRAWrapper]) -> list[WrapperCase]:
@@ -117,7 +132,7 @@ def _attention(key: PRNGKeyArray) -> tuple[Any, ...]:
 
 
 def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
-    """How to make each of the common Equinox layers, and inputs for it, from a key."""
+    """For each of the common Equinox layers, functions that make it, and inputs, from a key."""
     return {
         "Linear": (lambda key: eqx.nn.Linear(7, 5, key=key), _normal(7)),
         "Conv1d": (lambda key: eqx.nn.Conv1d(4, 5, 3, padding=1, key=key), _normal(4, 7)),

@@ -7,14 +7,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._dispatch import apply_lora
 from .._merge import merge_lora
-from ._case import WrapperCase, perturbed
-from ._conformance import relative_error, require
-
-_TOLERANCE = 2e-4
+from ._case import WrapperCase, apply, perturbed, run_jitted
+from ._conformance import advice, require, require_close
 
 
+@advice
 def check_sharding(case: WrapperCase) -> str | None:
     """A layer sharded over devices is adapted, run and merged on its mesh.
 
@@ -24,33 +22,25 @@ def check_sharding(case: WrapperCase) -> str | None:
     layer, shardings = _shard(plain)
     if not shardings:
         return "the layer has no array that could be cut"
+    adapted, alone = (perturbed(apply(case, base)) for base in (layer, plain))
     devices = shardings[0].device_set
-    settings: dict[str, Any] = {"key": jax.random.key(3), "wrappers": case.wrapper}
-    adapted, alone = (
-        perturbed(apply_lora(base, case.rank, case.alpha, options=case.options, **settings))
-        for base in (layer, plain)
-    )
-    arrays = [leaf for leaf in jax.tree.leaves(adapted) if isinstance(leaf, jax.Array)]
     require(
-        all(array.sharding.device_set == devices for array in arrays),
+        all(x.sharding.device_set == devices for x in _arrays(adapted) if isinstance(x, jax.Array)),
         "Some arrays of the adapter are not on the mesh of the layer it wraps.",
         "name the sharding of fields in `partition_specs`, and do not place arrays by yourself.",
     )
-    run = eqx.filter_jit(lambda layer, inputs: case.call(layer, *inputs))
     inputs = jax.device_put(case.make_inputs(), NamedSharding(shardings[0].mesh, PartitionSpec()))
-    error = relative_error(run(adapted, inputs), case.run(alone))
-    require(
-        error <= _TOLERANCE,
-        f"Sharded and on one device, the outputs differ: relative error {error:.1e}.",
+    require_close(
+        run_jitted(case, adapted, inputs),
+        case.run(alone),
+        2e-4,
+        "Sharded and on one device, the outputs differ",
         "let shapes, not devices, decide what is computed.",
     )
     if case.mergeable:
-        kept = [
-            leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-            for leaf, sharding in zip(_arrays(merge_lora(adapted)), shardings, strict=True)
-        ]
+        merged = zip(_arrays(merge_lora(adapted)), shardings, strict=True)
         require(
-            all(kept),
+            all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf, sharding in merged),
             "The merged layer is sharded in another way than the layer was.",
             "merge into arrays of the base's own shapes; `merge_lora` then places them as it was.",
         )

@@ -8,19 +8,26 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from .._contract import merged_layer
-from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str
-from ._case import WrapperCase, perturbed, split
-from ._conformance import NOT_MERGEABLE, ConformanceError, relative_error, require
+from ._case import NOT_MERGEABLE, WrapperCase, apply, perturbed, run_jitted, split
+from ._conformance import (
+    ConformanceError,
+    advice,
+    relative_error,
+    require,
+    require_close,
+    required,
+)
 
 _TOLERANCE = 2e-5
 
 
+@required
 def check_gradients(case: WrapperCase) -> None:
     """Gradients are finite, reach every trainable array once training began, and only those."""
-    for stage, wrapper in (("at the start", case.make()), ("after a step", case.make_trained())):
-        trainable, frozen = split(wrapper)
+    for stage, adapter in (("at the start", case.make()), ("after a step", case.make_trained())):
+        trainable, frozen = split(adapter)
         grads = jax.grad(_loss)(trainable, frozen, case)
         for path, grad in jtu.tree_leaves_with_path(grads):
             where = f"The gradient of `{path_str(path)}` {stage}"
@@ -36,59 +43,57 @@ def check_gradients(case: WrapperCase) -> None:
             )
 
 
+@required
 def check_merge_gradients(case: WrapperCase) -> str | None:
     """Merging inside the loss gives the gradients of the wrapped path."""
     if not case.mergeable:
         return NOT_MERGEABLE
     trainable, frozen = split(case.make_trained())
-    wrapped = jax.grad(_loss)(trainable, frozen, case)
-    through = jax.grad(lambda t: _sum(case.run(merged_layer(eqx.combine(t, frozen)))))(trainable)
-    error = relative_error(through, wrapped)
-    require(
-        error <= 10 * _TOLERANCE,
-        f"The gradients through `merge()` differ from those through `__call__`: {error:.1e}.",
+    require_close(
+        jax.grad(lambda t: _sum(case.run(merged_layer(eqx.combine(t, frozen)))))(trainable),
+        jax.grad(_loss)(trainable, frozen, case),
+        10 * _TOLERANCE,
+        "The gradients through `merge()` differ from those through `__call__`",
         "treat as constants the same things in both (DoRA's norm), and use only JAX operations.",
     )
     return None
 
 
+@required
 def check_jit(case: WrapperCase) -> None:
     """The constructor and the call work under `jit`, and give the same."""
-    base, inputs = case.make_base(), case.make_inputs()
-    make = eqx.filter_jit(lambda base, key: case.build(base, key))
-    wrapper = perturbed(make(base, jax.random.key(3)))
-    eager = perturbed(case.build(base, jax.random.key(3)))
-    compiled = eqx.filter_jit(lambda layer, inputs: case.call(layer, *inputs))(wrapper, inputs)
-    error = relative_error(compiled, case.run(eager, inputs))
-    require(
-        error <= _TOLERANCE * 10,
-        f"Compiled and eager outputs differ: relative error {error:.1e}.",
+    base, key = case.make_base(), jax.random.key(3)
+    compiled = perturbed(eqx.filter_jit(lambda base, key: case.build(base, key))(base, key))
+    require_close(
+        run_jitted(case, compiled, case.make_inputs()),
+        case.run(perturbed(case.build(base, key))),
+        10 * _TOLERANCE,
+        "Compiled and eager outputs differ",
         "no Python `int()`, `float()` or `if` on array values in `__init__` or `__call__`.",
     )
 
 
+@required
 def check_vmap(case: WrapperCase) -> None:
     """`vmap` over inputs gives what a loop gives."""
     trained = case.make_trained()
     several = [case.make_inputs(seed=seed) for seed in (21, 22, 23)]
-    batch = jax.tree.map(lambda *xs: jnp.stack(xs), *several)
-    together = jax.vmap(lambda inputs: case.run(trained, inputs))(batch)
-    apart = jax.tree.map(lambda *ys: jnp.stack(ys), *(case.run(trained, x) for x in several))
-    error = relative_error(together, apart)
-    require(
-        error <= _TOLERANCE,
-        f"`vmap` and a loop differ: relative error {error:.1e}.",
+    require_close(
+        jax.vmap(lambda inputs: case.run(trained, inputs))(_stack(several)),
+        _stack([case.run(trained, inputs) for inputs in several]),
+        _TOLERANCE,
+        "`vmap` and a loop differ",
         "write `__call__` for one input, without assumptions on its batch axes.",
     )
 
 
+@required
 def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     """The constructor can be mapped over layers, and the stack run by `lax.scan`."""
     bases = [case.make_base(seed=seed) for seed in (31, 32)]
     keys = jax.random.split(jax.random.key(33), 2)
-    stacked = _stack(bases)
-    wrappers = perturbed(eqx.filter_vmap(case.build)(stacked, keys))
-    arrays, static = eqx.partition(wrappers, eqx.is_array)
+    adapters = perturbed(eqx.filter_vmap(case.build)(_stack(bases), keys))
+    arrays, static = eqx.partition(adapters, eqx.is_array)
     inputs = case.make_inputs()
 
     def body(carry: None, arrays: Any) -> tuple[None, Any]:
@@ -96,16 +101,15 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
 
     _, scanned = jax.lax.scan(body, None, arrays)
     for index in range(2):
-        one = case.run(_slice(wrappers, index), inputs)
-        error = relative_error(_slice(scanned, index), one)
-        require(
-            error <= _TOLERANCE * 10,
-            f"The mapped constructor's stack, run by `lax.scan`, differs from slice {index} alone: "
-            f"{error:.1e}.",
+        require_close(
+            _slice(scanned, index),
+            case.run(_slice(adapters, index), inputs),
+            10 * _TOLERANCE,
+            f"The mapped constructor's stack, run by `lax.scan`, differs from slice {index} alone",
             "keep everything that differs between layers in array fields.",
         )
     shapes = jax.tree.map(jnp.shape, eqx.filter(case.build(bases[0], keys[0]), eqx.is_array))
-    sliced = jax.tree.map(lambda x: x.shape[1:], eqx.filter(wrappers, eqx.is_array))
+    sliced = jax.tree.map(lambda x: x.shape[1:], eqx.filter(adapters, eqx.is_array))
     require(
         jax.tree.leaves(shapes) == jax.tree.leaves(sliced),
         "A mapped constructor gives other shapes than one call.",
@@ -113,42 +117,36 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     )
 
 
-_STACK_ADVICE = (
+_STACK_REMEDY = (
     "define `stack_ndim(leaf)`: how many axes come before one layer's own. Or answer `False` to "
     "stacked layers in `applies_to`."
 )
 
 
+@advice
 def check_stacked_layers(case: WrapperCase) -> str | None:
     """A stacked layer that the adapter claims is adapted and merged slice by slice."""
     bases = [case.make_base(seed=seed) for seed in (41, 42)]
     stacked = _stack(bases)
     if not case.wrapper.applies_to(stacked):
-        return "the adapter does not claim stacked layers"  # which is a right of every adapter
+        return "the adapter does not claim stacked layers"  # no adapter has to
     try:
         _adapt_and_merge_a_stack(case, bases, stacked)
     except Exception as err:
         ndim = case.wrapper.stack_ndim(stacked)
         if isinstance(err, ConformanceError) or ndim == 1:
             raise
-        # Told one layer, the adapter stumbles over the axis of the stack in whatever way.
+        # An adapter that takes the stack for one layer may fail in any way.
         raise ConformanceError(
             f"`applies_to` claims a stack of layers, whose `stack_ndim` is {ndim}, and the adapter "
             f"cannot take it as one layer: {type(err).__name__}: {err}\n"
-            f"What to do: {_STACK_ADVICE}"
+            f"What to do: {_STACK_REMEDY}"
         ) from err
     return None
 
 
 def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stacked: Any) -> None:
-    adapted: Any = apply_lora(
-        stacked,
-        case.rank,
-        case.alpha,
-        key=jax.random.key(43),
-        wrappers=case.wrapper,
-        options=case.options,
-    )
+    adapted = apply(case, stacked)
     trained = perturbed(adapted)
     plain: Any = merge_lora(trained) if case.mergeable else trained
     for index, base in enumerate(bases):
@@ -159,15 +157,15 @@ def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stacked: Any) 
             start <= _TOLERANCE and error <= 2 * _TOLERANCE,
             f"Slice {index} of a stacked layer: {start:.1e} from the layer at the start, merged "
             f"{error:.1e} from the adapter (relative).",
-            _STACK_ADVICE,
+            _STACK_REMEDY,
         )
 
 
+@required
 def check_eval_shape(case: WrapperCase) -> None:
     """`eqx.filter_eval_shape` of the constructor gives the shapes of a real one."""
-    base = case.make_base()
-    template = eqx.filter_eval_shape(case.build, base, jax.random.key(3))
-    actual = case.build(base, jax.random.key(3))
+    base, key = case.make_base(), jax.random.key(3)
+    template, actual = eqx.filter_eval_shape(case.build, base, key), case.build(base, key)
     expected, got = (
         [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
         for tree in (actual, template)
@@ -179,23 +177,26 @@ def check_eval_shape(case: WrapperCase) -> None:
     )
 
 
+@required
 def check_checkpoint(case: WrapperCase) -> None:
     """Gradients under `eqx.filter_checkpoint` (rematerialisation) are the same."""
     trainable, frozen = split(case.make_trained())
     inputs = case.make_inputs()
 
     def loss(trainable: Any) -> Any:
-        run = eqx.filter_checkpoint(lambda layer, inputs: case.call(layer, *inputs))
+        run = eqx.filter_checkpoint(lambda layer, inputs: case.run(layer, inputs))
         return _sum(run(eqx.combine(trainable, frozen), inputs))
 
-    error = relative_error(jax.grad(loss)(trainable), jax.grad(_loss)(trainable, frozen, case))
-    require(
-        error <= _TOLERANCE,
-        f"Gradients with and without `filter_checkpoint` differ: {error:.1e}.",
+    require_close(
+        jax.grad(loss)(trainable),
+        jax.grad(_loss)(trainable, frozen, case),
+        _TOLERANCE,
+        "Gradients with and without `filter_checkpoint` differ",
         "keep `__call__` pure.",
     )
 
 
+@required
 def check_no_lapack_in_step(case: WrapperCase) -> None:
     """The compiled forward and gradient call no LAPACK routine."""
     trainable, frozen = split(case.make_trained())
@@ -221,11 +222,11 @@ def _loss(trainable: Any, frozen: Any, case: WrapperCase) -> Any:
     return _sum(case.run(eqx.combine(trainable, frozen)))
 
 
-def _stack(layers: list[Any]) -> Any:
+def _stack(trees: list[Any]) -> Any:
     def stack(*leaves: Any) -> Any:
         return jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
 
-    return jax.tree.map(stack, *layers)
+    return jax.tree.map(stack, *trees)
 
 
 def _slice(stacked: Any, index: int) -> Any:

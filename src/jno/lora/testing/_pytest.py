@@ -3,24 +3,30 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .._errors import warn
 from ._case import WrapperCase
 from ._conformance import ConformanceError
-from ._run import CHECKS, wrapper_checks
+from ._run import ADVICE, CHECKS, wrapper_checks
 
 
 def parametrize_with_checks(
-    cases: Iterable[WrapperCase], expected_failures: Mapping[str, str] | None = None
+    cases: Iterable[WrapperCase],
+    expected_failures: Mapping[str, str] | None = None,
+    *,
+    strict: bool = False,
 ) -> Callable[[Any], Any]:
     """Decorate a test that takes `check` and calls it: `def test_conformance(check): check()`.
 
+    Advice that fails is a `JnoLoraWarning`, and the test passes.
+
     **Arguments:**
 
-    - `cases`: what to check.
+    - `cases`: the adapters and layers to check.
     - `expected_failures`: reasons, by check id (`"merge-equals-call"`, for every case) or by
-        `"case:check"`. Strict: an expected failure that passes fails the test, so that the list
-        stays true.
+        `"case:check"`. An expected failure that passes fails the test, so that the list stays true.
+    - `strict`: whether advice that fails fails the test.
 
-    **Raises:** `ValueError` for an expected failure that names no check of these cases.
+    **Raises:** `ValueError` for an expected failure that does not name a check of these cases.
     """
     import pytest
 
@@ -30,17 +36,30 @@ def parametrize_with_checks(
     unknown = sorted(expected.keys() - known)
     if unknown:
         raise ValueError(
-            f"`expected_failures` names {unknown}, which is no check of these cases. Checks: "
+            f"`expected_failures` names {unknown}, not a check of these cases. Checks: "
             f"{', '.join(CHECKS)}; cases: {', '.join(map(str, cases))}."
         )
     parameters: list[Any] = []
     for case in cases:
         for name, check in wrapper_checks(case).items():
             reason = expected.get(f"{case}:{name}", expected.get(name))
-            marks = (
-                []
-                if reason is None
-                else [pytest.mark.xfail(strict=True, reason=reason, raises=ConformanceError)]
-            )
+            marks: list[Any] = []
+            if reason is not None:
+                marks = [pytest.mark.xfail(strict=True, reason=reason, raises=ConformanceError)]
+            elif name in ADVICE and not strict:
+                check = _advising(check)
             parameters.append(pytest.param(check, id=f"{case}:{name}", marks=marks))
     return pytest.mark.parametrize("check", parameters)
+
+
+def _advising(check: Callable[[], str | None]) -> Callable[[], str | None]:
+    """`check`, with a warning in the place of its error."""
+
+    def advising() -> str | None:
+        try:
+            return check()
+        except ConformanceError as err:
+            warn(f"Advice: {err}")
+            return None
+
+    return advising

@@ -1,92 +1,35 @@
 """All checks by their ids, and how they are run."""
 
+import contextlib
 import dataclasses
 import functools
+import sys
 import traceback
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 
+from .._errors import warn
+from .._showing import tracked
+
+# The modules of checks put them into `CHECKS`, in this order.
+from . import _checks_class, _checks_sharding, _checks_transforms, _checks_values, _conformance  # noqa: F401
 from ._case import WrapperCase
-from ._checks_form import (
-    check_applies_to_not_greedy,
-    check_applies_to_total,
-    check_contract,
-    check_key_forms,
-    check_no_shared_buffers,
-    check_parameter_count,
-    check_reads_like_the_layer,
-    check_state_round_trip,
-    check_trainable_fields,
-)
-from ._checks_sharding import check_sharding
-from ._checks_transforms import (
-    check_checkpoint,
-    check_constructor_vmap_and_scan,
-    check_eval_shape,
-    check_gradients,
-    check_jit,
-    check_merge_gradients,
-    check_no_lapack_in_step,
-    check_stacked_layers,
-    check_vmap,
-)
-from ._checks_values import (
-    check_adapter_acts,
-    check_adapter_dtype,
-    check_double_precision,
-    check_identity_at_init,
-    check_identity_in_half_precision,
-    check_merge_equals_call,
-    check_merge_restores_form,
-    check_output_dtype,
-    check_unwrap_restores,
-)
 from ._conformance import ConformanceError
 
-_ALL: tuple[Callable[[WrapperCase], str | None], ...] = (
-    check_contract,
-    check_applies_to_total,
-    check_applies_to_not_greedy,
-    check_key_forms,
-    check_trainable_fields,
-    check_parameter_count,
-    check_no_shared_buffers,
-    check_reads_like_the_layer,
-    check_state_round_trip,
-    check_identity_at_init,
-    check_identity_in_half_precision,
-    check_adapter_acts,
-    check_merge_equals_call,
-    check_merge_restores_form,
-    check_unwrap_restores,
-    check_output_dtype,
-    check_adapter_dtype,
-    check_double_precision,
-    check_gradients,
-    check_merge_gradients,
-    check_jit,
-    check_vmap,
-    check_constructor_vmap_and_scan,
-    check_stacked_layers,
-    check_eval_shape,
-    check_checkpoint,
-    check_no_lapack_in_step,
-    check_sharding,
-)
-
-# Every check by its id. Ids are stable: they are what `expected_failures` names. A check that has
-# nothing to see in a case returns why.
-CHECKS: Mapping[str, Callable[[WrapperCase], str | None]] = {
-    check.__name__.removeprefix("check_").replace("_", "-"): check for check in _ALL
-}
+# Every check by its id. Ids are stable: they are what `expected_failures` names. A check that does
+# not concern a case returns the reason.
+CHECKS: Mapping[str, Callable[[WrapperCase], str | None]] = _conformance.CHECKS
+# The ids of the checks whose failure is advice.
+ADVICE: frozenset[str] = frozenset(_conformance.ADVICE)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckResult:
     """The outcome of one check: it failed with an `error`, or was `not_applicable`, or passed.
 
-    `not_applicable` says why: that the adapter does not claim stacked layers, for example.
+    `not_applicable` is the reason: that the adapter does not claim stacked layers, for example.
     """
 
     case: str
@@ -94,39 +37,50 @@ class CheckResult:
     error: ConformanceError | None
     not_applicable: str | None = None
 
+    @property
+    def level(self) -> Literal["required", "advice"]:
+        """Whether users rely on the check, or it is advice, on a quality that not all need."""
+        return "advice" if self.check in ADVICE else "required"
+
 
 def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], str | None]]:
     """The checks of `case`: functions without arguments, by their ids.
 
-    Each raises `ConformanceError` if the wrapper breaks that promise, and returns `None` if it
-    keeps it, or why the check is not applicable. They run under strict dtype promotion and with
-    rank promotion forbidden, whatever the configuration is.
+    Each raises `ConformanceError` if it fails, advice too. It returns `None` if it passes, and the
+    reason if it is not applicable. They run under strict dtype promotion and with rank promotion
+    forbidden, whatever the configuration is.
     """
     return {name: functools.partial(_run, name, case) for name in CHECKS}
 
 
 def run_checks(case: WrapperCase) -> list[CheckResult]:
-    """Run every check of `case`, whether the others pass or not."""
+    """Run every check of `case`, whether the others pass or not. Shows its progress."""
     results: list[CheckResult] = []
-    for name, check in wrapper_checks(case).items():
-        error = not_applicable = None
-        try:
-            not_applicable = check()
-        except ConformanceError as err:
-            error = err
-        results.append(CheckResult(str(case), name, error, not_applicable))
+    with contextlib.closing(tracked(tuple(CHECKS), f"Checking {case}")) as names:
+        for name in names:
+            try:
+                results.append(CheckResult(str(case), name, None, _run(name, case)))
+            except ConformanceError as err:
+                results.append(CheckResult(str(case), name, err))
     return results
 
 
-def check_wrapper(case: WrapperCase) -> None:
-    """Run every check of `case`.
+def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
+    """Run every check of `case`. Advice that fails is a `JnoLoraWarning`.
+
+    **Arguments:**
+
+    - `strict`: whether advice counts like the rest.
 
     **Raises:** `ConformanceError` that lists every broken promise.
     """
     failed = [result for result in run_checks(case) if result.error is not None]
-    if failed:
-        listed = "\n\n".join(f"{result.error}" for result in failed)
-        raise ConformanceError(f"{case} fails {len(failed)} of {len(CHECKS)} checks.\n\n{listed}")
+    broken = [result for result in failed if strict or result.level == "required"]
+    if broken:
+        listed = "\n\n".join(f"{result.error}" for result in broken)
+        raise ConformanceError(f"{case} fails {len(broken)} of {len(CHECKS)} checks.\n\n{listed}")
+    for result in failed:
+        warn(f"Advice: {result.error}")
 
 
 def _run(name: str, case: WrapperCase) -> str | None:
@@ -136,9 +90,18 @@ def _run(name: str, case: WrapperCase) -> str | None:
         except ConformanceError as err:
             raise ConformanceError(f"[{name}] {case}: {err}") from err
         except Exception as err:
-            where = traceback.extract_tb(err.__traceback__)[-1]
+            where = _author_frame(err, case.wrapper)
             raise ConformanceError(
                 f"[{name}] {case}: the check stopped at an exception, {type(err).__name__}: {err}\n"
-                f"(raised in {where.name}, {where.filename}:{where.lineno})\n"
+                f"(raised in {where.name}, {where.filename}:{where.lineno}: {where.line})\n"
                 f"What is checked: {CHECKS[name].__doc__}"
             ) from err
+
+
+def _author_frame(err: Exception, cls: type) -> traceback.FrameSummary:
+    """The last frame of `err` in the adapter's own module, or in that of a class it inherits."""
+    frames = traceback.extract_tb(err.__traceback__)
+    modules = {c.__module__ for c in cls.__mro__ if not c.__module__.startswith("jno.lora.")}
+    files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
+    own = [frame for frame in frames if frame.filename in files]
+    return (own or frames)[-1]

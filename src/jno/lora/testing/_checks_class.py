@@ -1,4 +1,4 @@
-"""Checks of what an adapter is: its class, its claims, its leaves."""
+"""Checks of an adapter's class, its claims and its leaves."""
 
 import dataclasses
 import pathlib
@@ -18,19 +18,21 @@ from .._reports import count
 from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase, split
-from ._conformance import relative_error, require, same_bits
+from ._conformance import advice, is_key, relative_error, require, required, same_bits
 
 
+@required
 def check_contract(case: WrapperCase) -> None:
     """The class has everything that `LoRAWrapper` asks for."""
     problems = contract_problems(case.wrapper)
     require(
         not problems,
         f"{case.wrapper.__name__} breaks the contract:\n{bullets(problems)}",
-        "see the docstring of `jno.lora.LoRAWrapper` for the form of an adapter.",
+        "see the docstring of `jno.lora.LoRAWrapper` for how an adapter is written.",
     )
 
 
+@required
 def check_applies_to_total(case: WrapperCase) -> None:
     """`applies_to` answers `True` to its layer, and `False` (no exception) to anything else."""
     cls, base = case.wrapper, case.make_base()
@@ -39,7 +41,7 @@ def check_applies_to_total(case: WrapperCase) -> None:
         f"`applies_to` answers {cls.applies_to(base)!r} to the case's own layer.",
         "answer `True` to the layers the adapter is for (a bool, not a truthy object).",
     )
-    odd: dict[str, Any] = {
+    odd = {
         "None": None,
         "an int": 3,
         "a string": "weight",
@@ -49,21 +51,31 @@ def check_applies_to_total(case: WrapperCase) -> None:
         "a function": jnp.tanh,
         "a class": type(base),
         "a module without arrays": eqx.nn.Identity(),
-        "the layer with its arrays taken out": jax.tree.map(lambda _: None, base),
-        "the layer with bools for arrays": jax.tree.map(lambda _: True, base),
         "an adapted layer": case.make(),
     }
+    _require_no_claim(
+        case, odd, "test the type first (`isinstance(leaf, ...)`), and answer `False` to the rest."
+    )
+
+
+@advice
+def check_applies_to_needs_arrays(case: WrapperCase) -> None:
+    """`applies_to` answers `False` (no exception) to its layer without arrays."""
+    base = case.make_base()
+    odd = {
+        "the layer with its arrays taken out": jax.tree.map(lambda _: None, base),
+        "the layer with bools for arrays": jax.tree.map(lambda _: True, base),
+    }
+    _require_no_claim(case, odd, "test that the weight is an array: `eqx.is_inexact_array(...)`.")
+
+
+def _require_no_claim(case: WrapperCase, odd: dict[str, Any], remedy: str) -> None:
     for what, thing in odd.items():
         try:
-            answer = cls.applies_to(thing)
+            answer = case.wrapper.applies_to(thing)
         except Exception as err:
             answer = f"{type(err).__name__}: {err}"
-        require(
-            answer is False,
-            f"`applies_to` answers {answer!r} to {what}.",
-            "test the type first (`isinstance(leaf, ...)`), and that the weight is an array; "
-            "answer `False` to everything unknown.",
-        )
+        require(answer is False, f"`applies_to` answers {answer!r} to {what}.", remedy)
 
 
 class _Unrelated(eqx.Module):
@@ -76,6 +88,7 @@ class _Unrelated(eqx.Module):
         return x * self.weight + self.bias
 
 
+@required
 def check_applies_to_not_greedy(case: WrapperCase) -> None:
     """`applies_to` does not claim layers and containers of other kinds."""
     key = jax.random.key(0)
@@ -95,18 +108,18 @@ def check_applies_to_not_greedy(case: WrapperCase) -> None:
                 not case.wrapper.applies_to(other),
                 f"`applies_to` claims a {type(other).__name__}, which is not what it is for.",
                 "claim by the type, or by every attribute that the adapter relies on, with its "
-                "shape. What is claimed too much is hidden from the adapters that fit.",
+                "shape. A layer that is claimed wrongly is hidden from the adapters that fit.",
             )
 
 
+@required
 def check_key_forms(case: WrapperCase) -> None:
-    """The constructor takes typed and raw keys, keeps neither, and gives the same for the same."""
+    """The constructor takes typed and raw keys, keeps neither, and depends on nothing else."""
     base = case.make_base()
     for key in (jax.random.key(5), jax.random.PRNGKey(5)):
         first, second = case.build(base, key), case.build(base, key)
-        arrays = [leaf for leaf in jax.tree.leaves(first) if eqx.is_array(leaf)]
         require(
-            not any(jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in arrays),
+            not any(map(is_key, filter(eqx.is_array, jax.tree.leaves(first)))),
             "The adapter holds a typed PRNG key as a leaf.",
             "draw what you need in `__init__`; keep an integer array as a seed if you must.",
         )
@@ -117,25 +130,27 @@ def check_key_forms(case: WrapperCase) -> None:
         )
 
 
+@required
 def check_trainable_fields(case: WrapperCase) -> None:
     """Every field in `adapter_fields` holds floating arrays, and only those train."""
-    wrapper = case.make()
-    trains = any(jax.tree.leaves(lora_trainable_filter(wrapper)))
+    adapter = case.make()
+    trains = any(jax.tree.leaves(lora_trainable_filter(adapter)))
     for name in case.wrapper.adapter_fields:
-        field = jax.tree.leaves(getattr(wrapper, name))
+        field = jax.tree.leaves(getattr(adapter, name))
         require(
-            trains and field and all(eqx.is_inexact_array(leaf) for leaf in field),
-            f"The adapter field {name!r} holds {[_brief(leaf) for leaf in field]}.",
+            trains and field and all(map(eqx.is_inexact_array, field)),
+            f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in field]}.",
             "name only fields of floating arrays in `adapter_fields`; integers cannot train.",
         )
 
 
+@required
 def check_parameter_count(case: WrapperCase) -> str | None:
     """The number of trained parameters is the documented one."""
     if case.parameters is None:
         return "the case has no `parameters`"
-    wrapper = case.make()
-    found = count(wrapper, lora_trainable_filter(wrapper))
+    adapter = case.make()
+    found = count(adapter, lora_trainable_filter(adapter))
     require(
         found == case.parameters,
         f"{found} parameters train, {case.parameters} were promised.",
@@ -144,47 +159,44 @@ def check_parameter_count(case: WrapperCase) -> str | None:
     return None
 
 
+@required
 def check_no_shared_buffers(case: WrapperCase) -> None:
     """No two arrays of the adapter are one buffer, so that all can be donated."""
-    wrapper = case.make()
-    arrays = [x for x in jax.tree.leaves(wrapper) if isinstance(x, jax.Array) and x.size]
-    pointers = [array.unsafe_buffer_pointer() for array in arrays]
+    arrays = [x for x in jax.tree.leaves(case.make()) if isinstance(x, jax.Array) and x.size]
+    pointers = {array.unsafe_buffer_pointer() for array in arrays}
     require(
-        len(set(pointers)) == len(pointers),
+        len(pointers) == len(arrays),
         "Two leaves of the adapter share one buffer; donating the adapter to a compiled step "
         "(`eqx.filter_jit(donate=...)`) would fail.",
         "copy the array for the second field: `jnp.copy(...)`.",
     )
 
 
+@required
 def check_reads_like_the_layer(case: WrapperCase) -> None:
-    """What a model reads of its layer, it can read of the adapted one, with the adapter in it."""
-    base, wrapper = case.make_base(), case.make_trained()
-    plain = merged_layer(wrapper) if case.mergeable else base
-    own = {f.name for f in dataclasses.fields(wrapper)}
+    """A model reads the same attributes of the adapted layer, and sees the adapter in them."""
+    base, adapter = case.make_base(), case.make_trained()
+    plain = merged_layer(adapter) if case.mergeable else base
+    own = {"rank", "alpha", *(field.name for field in dataclasses.fields(adapter))}
     for field in dataclasses.fields(base):
         if field.name in own or hasattr(case.wrapper, field.name):
             continue
-        expected, got = getattr(plain, field.name), getattr(wrapper, field.name, None)
-        same = _equal(got, expected)
+        expected, got = getattr(plain, field.name), getattr(adapter, field.name, None)
         require(
-            same,
-            f"`wrapper.{field.name}` is {_brief(got)}, but the merged layer's is "
-            f"{_brief(expected)}.",
+            _equal(got, expected),
+            f"`wrapper.{field.name}` is {eqx.tree_pformat(got)}, but the merged layer's is "
+            f"{eqx.tree_pformat(expected)}.",
             "do not override `__getattr__`; leave out attributes that the base has.",
         )
 
 
 def _equal(got: Any, expected: Any) -> bool:
-    if not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(expected)):
+    if not any(map(eqx.is_array, jax.tree.leaves(expected))):
         return got is expected or bool(got == expected)
     return relative_error(got, expected) <= 1e-5
 
 
-def _brief(value: Any) -> str:
-    return eqx.tree_pformat(value)
-
-
+@required
 def check_state_round_trip(case: WrapperCase) -> None:
     """Saved to a file and loaded onto the original base, the adapter is exactly the same."""
     trained = case.make_trained()
@@ -204,9 +216,8 @@ def check_state_round_trip(case: WrapperCase) -> None:
         "let `state()` hold every array outside `base` that matters, and let `from_state` start "
         "from the base as it was before adapting (a method that changes it must do so again).",
     )
-    trainable = jax.tree.structure(split(restored)[0])
     require(
-        trainable == jax.tree.structure(split(trained)[0]),
+        jax.tree.structure(split(restored)[0]) == jax.tree.structure(split(trained)[0]),
         "The restored adapter trains other fields than the saved one.",
         "restore static fields as well.",
     )
