@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import platform
 import sys
+from collections.abc import Sequence
 
 from .. import __path__ as _package_path
 from .._registry import ZOO_DISTRIBUTION, PluginRecord
@@ -31,8 +32,11 @@ class Diagnosis:
     troubles: tuple[str, ...]
 
 
-def diagnose(records: tuple[PluginRecord, ...]) -> Diagnosis:
-    """Look at versions, at who owns the package `jno`, and at every plugin."""
+def diagnose(records: tuple[PluginRecord, ...], problems: Sequence[str] = ()) -> Diagnosis:
+    """Look at versions, at who owns the package `jno`, and at every plugin.
+
+    - `problems`: lines about commands of plugins that are left out.
+    """
     import importlib_metadata
 
     versions: list[tuple[str, str]] = [("Python", platform.python_version())]
@@ -60,6 +64,7 @@ def diagnose(records: tuple[PluginRecord, ...]) -> Diagnosis:
                 f"The plugin {record.describe()} took {record.seconds:.1f} s to load; more than "
                 f"{SLOW_SECONDS:g} s is slow. Its entry point should import nothing heavy."
             )
+    troubles += [f"Left out of the command line: {problem}" for problem in problems]
     return Diagnosis(tuple(facts), tuple(troubles))
 
 

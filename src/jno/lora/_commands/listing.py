@@ -1,22 +1,14 @@
 """`jno-lora plugins` and `jno-lora adapters`: what is installed."""
 
 import traceback
-import warnings
 from typing import Any
 
 import jax
 
-from .._registry import PluginRecord, RegisteredWrapper, default_registry
+from .._registry import PluginRecord, RegisteredWrapper
 from .._showing import Table, table
 from .._tree import claims
 from ..testing import standard_layers
-
-
-def records() -> tuple[PluginRecord, ...]:
-    """Every plugin's record. What is broken shows in the record, so nothing is warned of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return default_registry().records(strict=False)
 
 
 def plugins_as_json(found: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:

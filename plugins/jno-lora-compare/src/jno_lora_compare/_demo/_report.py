@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .._showing import table
+from jno.lora.extending import table
+
 from ._candidates import ALPHA, RANK, Outcome
 from ._data import NOISE, ROTATION, Digits
 from ._measuring import Score

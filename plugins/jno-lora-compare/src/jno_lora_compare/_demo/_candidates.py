@@ -4,10 +4,11 @@ import dataclasses
 
 import jax
 
-from .._comparing import ComparisonRow, compare
-from .._errors import WrapperError
-from .._net import Net
-from .._reports import count
+from jno.lora import WrapperError
+
+from .._compare import compare
+from .._comparison import ComparisonRow
+from .._fitting import number_of
 from ._data import Digits
 from ._measuring import Score, measure
 from ._model import Classifier
@@ -77,7 +78,7 @@ def adapt(
     for row in comparison:
         if row.error is not None:
             raise WrapperError(f"The demo cannot train {row.name}: {row.error}")
-    parameters = count(model, Net(model).trainable)
+    parameters = number_of(Net(model).partition()[0])
     before = measure(model, digits)
     return tuple(
         Outcome(name, row, (row.trainable or 0) / parameters, before, measure(row.model, digits))

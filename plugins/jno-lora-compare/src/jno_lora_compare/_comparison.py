@@ -1,4 +1,4 @@
-"""What comes of comparing adapters: a row per candidate, as a table, a picture or a file."""
+"""The result of a comparison: a row per candidate, as a table, a picture or a file."""
 
 import csv
 import dataclasses
@@ -6,29 +6,17 @@ from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from .._errors import SelectionError, imported_for
-from .._showing import Printed, Table, table
+from jno.lora import SelectionError
+from jno.lora.extending import Printed, check_ending, table
+from jno.lora.types import Table
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_IN_FILES = (
-    "name",
-    "trainable",
-    "learning_rate",
-    "score",
-    "final_loss",
-    "best_loss",
-    "milliseconds",
-    "temp_bytes",
-    "compile_seconds",
-    "error",
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class ComparisonRow:
-    """What came of one candidate.
+    """The result of one candidate.
 
     - `name`: as it was asked for.
     - `trainable`: how many parameters train.
@@ -41,7 +29,7 @@ class ComparisonRow:
     - `compile_seconds`: how long tracing and compiling the step took.
     - `learning_rate`: the best of those that were tried; `None` with an optimiser of your own, and
         where nothing trains.
-    - `score`: what `score` said of the trained model, the first number of a tuple; `None` without.
+    - `score`: the number that `score` returned for the trained model, the first of a tuple.
     - `model`: the trained model, with its adapters.
     - `error`: why the candidate could not be trained. Then all of the above but `name` are `None`,
         and `losses` is empty.
@@ -66,7 +54,7 @@ class Comparison(Printed):
     """Adapters side by side on one model. Prints as a table, and shows as one in a notebook.
 
     - `rows`: one per candidate, in the order in which they were asked for.
-    - `steps`: how long each was trained, at each learning rate.
+    - `steps`: how many steps each was trained at each learning rate.
     - `interrupted`: whether it was stopped by the keyboard, so that later candidates are missing.
     - `learning_rates`: those that were tried; empty with an optimiser of your own.
     """
@@ -129,13 +117,13 @@ class Comparison(Printed):
 
         **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
-        **Raises:** `SelectionError` if no candidate was trained, or no picture ends like `path`;
+        **Raises:** `SelectionError` if no candidate was trained, or `path` ends in an unknown format;
         `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the file cannot be
         written.
         """
-        with imported_for("Comparison.plot", "plot", "matplotlib"):
-            from .._showing.plots import check_ending, draw_comparison
         check_ending(path)
+        from ._drawing import draw_comparison
+
         trained = [row for row in self.rows if row.error is None]
         if not trained:
             raise SelectionError(f"No candidate was trained, so there is nothing to draw:\n{self}")
@@ -151,3 +139,9 @@ class Comparison(Printed):
             writer.writerow(_IN_FILES)
             for row in self.rows:
                 writer.writerow([getattr(row, name) for name in _IN_FILES])
+
+
+_IN_FILES = (
+    *("name", "trainable", "learning_rate", "score", "final_loss", "best_loss"),
+    *("milliseconds", "temp_bytes", "compile_seconds", "error"),
+)

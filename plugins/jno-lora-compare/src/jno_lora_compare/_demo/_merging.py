@@ -7,7 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._merge import merge_lora
+from jno.lora import merge_lora
+
 from ._candidates import Outcome
 from ._data import Digits
 from ._measuring import logits_of

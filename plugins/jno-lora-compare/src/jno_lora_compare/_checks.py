@@ -1,4 +1,4 @@
-"""What `compare` refuses before it trains anything."""
+"""The arguments of `compare`, checked before anything is trained."""
 
 import math
 from typing import Any
@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, expect_model
-from .._errors import SelectionError
-from .._paths import bullets, show_array, show_path
-from .._tree import adapted_layers
+from jno.lora import LoRAWrapper, SelectionError
+from jno.lora.extending import adapted_layers, bullets, expect_model, show_array, show_path
+
 from ._fitting import Loss
 
 
@@ -29,7 +28,7 @@ def check_model(model: PyTree) -> None:
 
 
 def check_candidates(candidates: list[Any]) -> None:
-    """**Raises:** `SelectionError` if there is none, or one is neither name nor class."""
+    """**Raises:** `SelectionError` without candidates, or if one is neither name nor class."""
     if not candidates:
         raise SelectionError("`compare` needs at least one candidate in `wrappers`.")
     for candidate in candidates:
@@ -48,13 +47,13 @@ def _names_an_adapter(item: Any) -> bool:
 def checked_rates(given: Any) -> tuple[float, ...]:
     """One learning rate or several, as numbers.
 
-    **Raises:** `SelectionError` for what is no positive number.
+    **Raises:** `SelectionError` unless all of them are positive numbers.
     """
     try:
         numbers = np.asarray(given)
         is_real = np.issubdtype(numbers.dtype, np.number) and not np.iscomplexobj(numbers)
         rates = tuple(float(rate) for rate in np.ravel(numbers)) if is_real else ()
-    except (TypeError, ValueError):  # rows of different lengths, and what is no array
+    except (TypeError, ValueError):  # rows of different lengths, and other things than arrays
         rates = ()
     if not rates or not all(rate > 0 and math.isfinite(rate) for rate in rates):
         raise SelectionError(
@@ -64,7 +63,7 @@ def checked_rates(given: Any) -> tuple[float, ...]:
 
 
 def check_loss(loss: Loss, model: PyTree, batch: PyTree) -> None:
-    """**Raises:** `SelectionError` if the loss is no real scalar, and what it raises itself."""
+    """**Raises:** `SelectionError` unless the loss is a real scalar, and what it raises itself."""
     try:
         value = eqx.filter_eval_shape(loss, model, batch)
     except Exception as err:
@@ -73,31 +72,31 @@ def check_loss(loss: Loss, model: PyTree, batch: PyTree) -> None:
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise SelectionError(
             f"`loss(model, batch)` must return one real number, but returns {value!r}. Take the "
-            "mean over the batch, and put what else it returns elsewhere."
+            "mean over the batch, and return nothing else."
         )
 
 
 def check_batches(batches: list[PyTree]) -> None:
-    """**Raises:** `SelectionError` if there is none, or their shapes differ."""
+    """**Raises:** `SelectionError` without batches, or if their shapes differ."""
     if not batches:
         raise SelectionError("`batches` holds no batch.")
-    first, *others = map(_form, batches)
-    for number, form in enumerate(others, start=1):
-        if form != first:
-            differs = 0 if form[0] != first[0] else 1  # the same arrays, in other containers
+    first, *others = map(_structure, batches)
+    for number, other in enumerate(others, start=1):
+        if other != first:
+            differs = 0 if other[0] != first[0] else 1  # the same arrays, in other containers
             raise SelectionError(
                 "All batches must have the same shapes, so that every step is the same work, but "
-                f"batch {number} has another form than batch 0:\n  {form[differs]}\n"
+                f"batch {number} differs from batch 0:\n  {other[differs]}\n"
                 f"  {first[differs]}\n"
                 + (
                     "Put their arrays into the same containers."
                     if differs
-                    else "Leave out what remains at the end of the data, and make numbers arrays."
+                    else "Leave out the short batch at the end of the data, and make numbers arrays."
                 )
             )
 
 
-def _form(batch: PyTree) -> tuple[str, Any]:
+def _structure(batch: PyTree) -> tuple[str, Any]:
     leaves, treedef = jax.tree.flatten(batch)
     shapes = (show_array(x) if eqx.is_array(x) else repr(x) for x in leaves)
     return ", ".join(shapes), treedef

@@ -13,21 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from .._contract import LoRAWrapper, is_whole
-from .._errors import JnoLoraError, SelectionError, imported_for
-from .._net import Net
-from .._registry import Registry
-from .._reports import count
-from .._showing import Bar
+from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
+from jno.lora.extending import Bar, imported_for
+
 from ._checks import check_batches, check_candidates, check_loss, check_model, checked_rates
 from ._comparison import Comparison, ComparisonRow
-from ._fitting import Fit, Loss, Trainer
+from ._fitting import Fit, Loss, Trainer, number_of
 
 _LOG = logging.getLogger("jno.lora.compare")
 
 _DEFAULT_RATE = 1e-3
 
-# Candidates that are no adapters: everything trains, nothing trains.
+# Candidates without an adapter: everything trains, nothing trains.
 FULL, NONE = "full", "none"
 
 Candidate: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
@@ -60,21 +57,20 @@ def compare(
     **Arguments:**
 
     - `model`: any pytree that holds Equinox modules, without adapters. It is not changed.
-    - `loss`: `loss(model, batch)`, a scalar. What is random in it takes a key from the batch; the
+    - `loss`: `loss(model, batch)`, a scalar. A random one takes its key from the batch; the
         state of a stateful model is for it to hold.
-    - `batches`: pytrees of arrays of the same shapes, in a list or any other iterable. Of an
-        iterator that goes on for ever, `steps` batches are taken. They are kept, and begun again
-        when they are used up.
+    - `batches`: pytrees of arrays of the same shapes, in a list or any other iterable, which may be
+        endless. At most `steps` batches are taken and kept, and begun again when used up.
     - `wrappers`: the candidates: names (`"DoRALinear"`), variants (`"dora"`), classes, or lists of
         those in order of priority, as for `Net.lora`. `"full"` trains everything, `"none"` nothing.
     - `steps`: how many each candidate is trained.
     - `key`: for the adapters' initial values.
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
-    - `learning_rate`: of Adam; 0.001 without one. Of several (a list or an array), each candidate
-        is trained at each of them, always from the start, and its best is the one that counts.
+    - `learning_rate`: of Adam, by default 0.001. Give several (a list or an array), and each
+        candidate is trained at each of them, always from the start, and its best one counts.
     - `optimizer`: an optax optimiser instead of Adam, with a learning rate of its own.
     - `score`: `score(model)` says how good a trained model is: a number, the larger the better, or
-        a tuple of which later numbers decide between equal ones. It chooses the learning rate;
+        a tuple whose later numbers decide between equal ones. It chooses the learning rate;
         without it the final loss does.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
 
@@ -83,13 +79,13 @@ def compare(
 
     **Raises:** what `Net.lora` does, if none of the adapters can be put into the model;
     `SelectionError` if the arguments make no sense (a model that carries adapters, no batches,
-    batches of different shapes, a loss that is no scalar); `MissingLibraryError` without optax (the
+    batches of different shapes, a loss that is not a scalar); `MissingLibraryError` without optax (the
     extra `compare`) if there is no `optimizer`; what `loss` raises on the model as it is.
     """
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
     check_candidates(candidates)
-    if not is_whole(steps) or steps < 1:
+    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
         raise SelectionError(f"`steps` must be a whole number of at least 1, but is {steps!r}.")
     rates: tuple[float, ...] = ()
     if optimizer is None:
@@ -133,7 +129,7 @@ def compare(
 def _check_plans(
     net: Net, candidates: Sequence[Candidate], rank: int, asked: Mapping[str, Any]
 ) -> None:
-    """**Raises:** what keeps the first adapter from the model, if something keeps all of them."""
+    """**Raises:** the error of the first adapter, if none of them can be put into the model."""
     errors: list[JnoLoraError] = []
     for candidate in candidates:
         if candidate in (FULL, NONE):
@@ -150,7 +146,7 @@ def _check_plans(
 
 @dataclasses.dataclass(frozen=True)
 class _Contest:
-    """What is the same for all candidates."""
+    """The task, which is the same for all candidates."""
 
     adapted: Callable[[Candidate], Net]
     loss: Loss
@@ -174,7 +170,7 @@ class _Contest:
         net, trainer = self.adapted(candidate), Trainer(self.loss, self.optimizer)
         trainable, frozen = net.partition()
         cost = trainer.compile(trainable, frozen, self.batches[0])
-        # What trains nothing is the same at every rate.
+        # A candidate that trains nothing is the same at every rate.
         rates = self.rates if jax.tree.leaves(trainable) else self.rates[:1]
 
         def trial(rate: float | None) -> _Trial:
@@ -188,10 +184,10 @@ class _Contest:
             score = None if self.score is None else _numbers(self.score(model))
             return _Trial(rate, fit, means, model, score)
 
-        best = max(map(trial, rates or (None,)), key=lambda trial: trial.rank)
+        best = max(map(trial, rates or (None,)), key=lambda trial: trial.order)
         return ComparisonRow(
             name=_name(candidate),
-            trainable=count(net.module, net.trainable),
+            trainable=number_of(trainable),
             learning_rate=best.rate if jax.tree.leaves(trainable) else None,
             score=None if best.score is None else best.score[0],
             final_loss=best.means[-1],
@@ -214,10 +210,10 @@ class _Trial(NamedTuple):
     score: tuple[float, ...] | None
 
     @property
-    def rank(self) -> tuple[float, ...]:
-        """What decides between two of them. What is no number is worse than any."""
-        rank = (-self.means[-1],) if self.score is None else self.score
-        return tuple(-math.inf if math.isnan(x) else x for x in rank)
+    def order(self) -> tuple[float, ...]:
+        """The best trial has the largest. NaN is worse than any number."""
+        order = (-self.means[-1],) if self.score is None else self.score
+        return tuple(-math.inf if math.isnan(x) else x for x in order)
 
 
 def _numbers(score: Any) -> tuple[float, ...]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from .._showing.plots import Picture
+from jno.lora.extending import new_picture
+
 from ._candidates import Outcome
 
 # Told apart by lightness and shape as well as by hue.
@@ -21,7 +22,7 @@ def save_plot(outcomes: Sequence[Outcome], path: Path) -> None:
     """
     # Methods with equal counts would lie on each other in a scatter plot; rows keep them apart.
     rows = sorted(outcomes, key=lambda outcome: outcome.row.trainable or 0)
-    figure = Picture(10, 5.6)
+    figure = new_picture(10, 5.6)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
     _draw_costs(left, rows)
     _draw_accuracies(right, rows)

@@ -1,4 +1,4 @@
-"""Training what of a model trains, by one compiled step that is measured."""
+"""Train the trainable part of a model by one compiled step, and measure that."""
 
 import dataclasses
 import statistics
@@ -20,7 +20,7 @@ Loss = Callable[[Any, Any], Array]
 class Fit:
     """The trained part of a model; the loss at each step, before its update, and how long it took.
 
-    The first step is not like the others: whatever was not compiled yet is compiled in it.
+    The first step takes longer than the others: it compiles whatever is not compiled yet.
     """
 
     trainable: PyTree
@@ -36,7 +36,7 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What compiling a step took, and the temporary memory that the compiled step needs.
+    """The seconds that compiling a step took, and the temporary memory of the compiled step.
 
     `temp_bytes` is `None` where the compiler does not say.
     """
@@ -113,5 +113,10 @@ def _on_the_device(tree: PyTree) -> PyTree:
 
 
 def _strongly_typed(trainable: PyTree) -> PyTree:
-    """What trains, as a step returns it: a weak type would have the second step compiled again."""
+    """The arrays as a step returns them: a weak type would have the second step compiled again."""
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)
+
+
+def number_of(tree: PyTree) -> int:
+    """How many numbers the arrays of `tree` hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -7,11 +7,10 @@ import jax
 import optax
 from rich.console import Console
 
-from .._comparing import Trainer
-from .._net import Net
-from .._registry import default_registry
-from .._reports import count
-from .._showing import tracked
+from jno.lora import Net
+from jno.lora.extending import Bar, default_registry
+
+from .._fitting import Trainer, number_of
 from ._candidates import ADAPTERS, Outcome, adapt
 from ._data import Digits, load
 from ._measuring import measure
@@ -68,7 +67,7 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
     digits = load(seed)
     print_data(console, digits)
     model = _pretrained(console, digits, effort, seed)
-    print_pretrained(console, measure(model, digits), count(model, Net(model).trainable))
+    print_pretrained(console, measure(model, digits), number_of(Net(model).partition()[0]))
     outcomes = adapt(model, digits, rates=effort.rates, epochs=effort.epochs, seed=seed)
     print_table(console, outcomes, rates=effort.rates, tested=len(digits.test_target))
     best = max((o for o in outcomes if o.name in ADAPTERS), key=lambda o: o.after.rank)
@@ -82,6 +81,7 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
 def _pretrained(console: Console, digits: Digits, effort: Effort, seed: int) -> Classifier:
     net = Net(Classifier(jax.random.key(seed)))
     batches = list(batches_of(digits.pretraining, epochs=effort.pretraining_epochs, seed=seed))
-    steps = tracked(batches, "Pretraining", console=console)
-    made = Trainer(loss, optax.adam(_PRETRAINING_RATE)).fit(*net.partition(), steps)
+    with Bar(len(batches), "Pretraining", console=console) as bar:
+        trainer = Trainer(loss, optax.adam(_PRETRAINING_RATE))
+        made = trainer.fit(*net.partition(), batches, on_step=bar.advance)
     return net.update(made.trainable).module
