@@ -38,7 +38,7 @@ test-models: .venv-models/.ready
 
 # Files of PEFT, against PEFT on Torch.
 test-peft: .venv-peft/.ready
-	JNO_LORA_TEST_PEFT=1 .venv-peft/bin/pytest tests/peft_interchange
+	JNO_LORA_TEST_PEFT=1 .venv-peft/bin/pytest plugins/jno-lora-peft/tests
 
 .venv-peft/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	test -x .venv-peft/bin/python || $(PYTHON) -m venv .venv-peft

@@ -12,6 +12,7 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
+from . import types as _types
 from ._checkpoint import load_adapters, read_adapters, save_adapters
 from ._contract import ConvLike, LinearLike, LoRAWrapper
 from ._dispatch import apply_lora, plan_lora
@@ -26,7 +27,6 @@ from ._errors import (
     WrapperError,
     imported_for as _imported_for,
 )
-from . import types as _types
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
 from ._registry import (

@@ -91,7 +91,7 @@ def check_batches(batches: list[PyTree]) -> None:
                 + (
                     "Put their arrays into the same containers."
                     if differs
-                    else "Leave out the short batch at the end of the data, and make numbers arrays."
+                    else "Leave out the short batch at the end, and make arrays of numbers."
                 )
             )
 

@@ -5,6 +5,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -70,7 +71,7 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
     ctx.exit(130 if comparison.interrupted else int(failed))
 
 
-def _task(what: str, signature: inspect.Signature) -> Mapping[str, object]:
+def _task(what: str, signature: inspect.Signature) -> Mapping[str, Any]:
     """The arguments of `compare` that the function `MODULE:FACTORY` returns.
 
     **Raises:** `PluginError` if there is no such function; `SelectionError` if it returns something

@@ -79,8 +79,8 @@ def compare(
 
     **Raises:** what `Net.lora` does, if none of the adapters can be put into the model;
     `SelectionError` if the arguments make no sense (a model that carries adapters, no batches,
-    batches of different shapes, a loss that is not a scalar); `MissingLibraryError` without optax (the
-    extra `compare`) if there is no `optimizer`; what `loss` raises on the model as it is.
+    batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if optax is
+    missing and there is no `optimizer`; what `loss` raises on the model as it is.
     """
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)

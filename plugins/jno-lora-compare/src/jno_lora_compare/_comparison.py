@@ -10,9 +10,9 @@ from jno.lora import SelectionError
 from jno.lora.extending import Printed, check_ending, table
 from jno.lora.types import Table
 
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonRow:
@@ -117,7 +117,7 @@ class Comparison(Printed):
 
         **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
-        **Raises:** `SelectionError` if no candidate was trained, or `path` ends in an unknown format;
+        **Raises:** `SelectionError` if no candidate was trained, or for the ending of `path`;
         `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the file cannot be
         written.
         """

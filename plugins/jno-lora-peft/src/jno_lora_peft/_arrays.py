@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from .._contract import is_wrapper
-from .._paths import KeyPath, path_str, show_array, show_path
-from .._sets import refuse_second
-from .._sharding import sharded_like
+from jno.lora import LoRAWrapper, SelectionError
+from jno.lora.extending import sharded_like, show_array, show_path
+
 from ._layouts import is_transposed
 
 M = TypeVar("M")
@@ -28,17 +27,19 @@ class Arrays:
     def put_into(self, model: M) -> M:
         """`model` with these arrays.
 
-        **Raises:** `SelectionError` if two of its leaves have the path of one of them.
+        **Raises:** `SelectionError` if two of its arrays have one path.
         """
         found: set[str] = set()
 
-        def replace(keys: KeyPath, leaf: Any) -> Any:
-            path = path_str(keys)
-            if path not in self._new:
-                return leaf
-            refuse_second(path, found, "arrays")
-            found.add(path)
-            return self._new[path]
+        def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
+            path = jtu.keystr(keys, simple=True, separator="/")
+            if path in found:
+                raise SelectionError(
+                    f"Two arrays have the path {path!r}: a dict key in it holds a slash. Rename "
+                    "the key."
+                )
+            found.update({path} & self._new.keys())
+            return self._new.get(path, leaf)
 
         return jtu.tree_map_with_path(replace, model)
 
@@ -47,17 +48,16 @@ class Arrays:
     ) -> list[str]:
         """Replace arrays of the layer at `path`, or of one layer of a stack.
 
-        **Returns:** what keeps them from being replaced.
+        **Returns:** a line for each array that cannot be replaced, with the reason.
         """
-        if is_wrapper(layer):
+        if isinstance(layer, LoRAWrapper):
             return [
                 f"{show_path(path)}: the file replaces arrays of this layer, which carries a "
                 f"{type(layer).__name__}. Call merge_lora or unwrap_lora first"
             ]
         problems: list[str] = []
         for name, tensor in tensors.items():
-            key = f"{path}/{name}" if path else name
-            old = self._new.get(key, _own_array(layer, name))
+            key, old = self._present(path, layer, name)
             if old is None:
                 problems.append(f"{key}: the {type(layer).__name__} has no such array")
             elif name == "weight" and is_transposed(layer):
@@ -66,7 +66,7 @@ class Arrays:
                     "the inputs first and each axis reversed. Convert and set it by hand"
                 )
             elif not (_fits(name, tensor.shape, old.shape, index) and _kind(tensor) == _kind(old)):
-                which = f", of which [{show_index(index)}] is meant" if index else ""
+                which = f" for the whole stack, here for [{show_index(index)}]" if index else ""
                 problems.append(
                     f"{key}: the model has {show_array(old)}{which}, the file has "
                     f"{show_array(tensor)}"
@@ -81,10 +81,9 @@ class Arrays:
     def change_bias(self, path: str, layer: Any, changes: Mapping[str, np.ndarray]) -> list[str]:
         """Multiply the bias of the layer at `path` by `"factor"`, or add `"shift"` to it.
 
-        **Returns:** what keeps it from being changed.
+        **Returns:** the reasons, if the bias cannot be changed.
         """
-        key = f"{path}/bias" if path else "bias"
-        old = self._new.get(key, _own_array(layer, "bias"))
+        key, old = self._present(path, layer, "bias")
         if old is None and eqx.is_array(getattr(layer, "bias", None)):
             return [
                 f"{key}: the {type(layer).__name__} computes it, and has no such array to change"
@@ -107,12 +106,11 @@ class Arrays:
             self._new[key] = sharded_like(new.astype(old.dtype), old)
         return []
 
-
-def _own_array(layer: Any, name: str) -> Any:
-    """The array of that name that `layer` holds: what a property computes has no place."""
-    leaves = {path_str(keys): leaf for keys, leaf in jtu.tree_leaves_with_path(layer)}
-    found = leaves.get(name)
-    return found if isinstance(found, jax.Array | np.ndarray) else None
+    def _present(self, path: str, layer: Any, name: str) -> tuple[str, Any]:
+        """The path of an array of `layer`, and the array. A property is not an array to replace."""
+        key = f"{path}/{name}" if path else name
+        own = vars(layer).get(name)
+        return key, self._new.get(key, own if isinstance(own, jax.Array | np.ndarray) else None)
 
 
 def show_index(index: Index) -> str:
@@ -121,7 +119,7 @@ def show_index(index: Index) -> str:
 
 
 def _fits(name: str, new: Index, old: Index, index: Index) -> bool:
-    """Whether an array of the one shape may stand for (a slice of) one of the other."""
+    """Whether an array of shape `new` may replace one of shape `old`, or its slice at `index`."""
     if len(index) > len(old) or any(i >= n for i, n in zip(index, old, strict=False)):
         return False
     own = old[len(index) :]
@@ -130,6 +128,6 @@ def _fits(name: str, new: Index, old: Index, index: Index) -> bool:
 
 
 def _kind(array: Any) -> type:
-    """Of the numbers: a cast within one kind rounds, one between two loses what was meant."""
+    """The kind of the numbers. A cast within one kind only rounds."""
     kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
     return next((kind for kind in kinds if jnp.issubdtype(array.dtype, kind)), np.generic)

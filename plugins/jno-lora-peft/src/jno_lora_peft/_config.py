@@ -1,14 +1,14 @@
-"""What `adapter_config.json` says, and which modules it means by it."""
+"""The settings of `adapter_config.json`, and the modules that they name."""
 
 import dataclasses
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from .._errors import JnoLoraWarning, PeftFormatError
-from .._paths import bullets
+from jno.lora import PeftFormatError
+from jno.lora.extending import bullets, warn
+
 from ._refusals import KNOWN, TYPES, refused_settings, refused_type
 
 
@@ -22,8 +22,8 @@ class Config:
     def parse(cls, values: Mapping[str, Any]) -> "Config":
         """Check a configuration.
 
-        **Raises:** `PeftFormatError` if it is of a type that cannot be held, or damaged. What is
-        not known here warns, as it does in PEFT.
+        **Raises:** `PeftFormatError` if it is damaged, or of a type that cannot be held. Unknown
+        settings warn, as in PEFT.
         """
         peft_type = values.get("peft_type")
         if peft_type not in TYPES:
@@ -35,11 +35,9 @@ class Config:
             )
         unknown = sorted(key for key in values.keys() - KNOWN if values[key])
         if unknown:
-            warnings.warn(
+            warn(
                 f"adapter_config.json sets {', '.join(map(repr, unknown))}, which is not known "
-                "here and is left out: it may come from a newer PEFT.",
-                JnoLoraWarning,
-                stacklevel=3,
+                "here and is left out: it may come from a newer PEFT."
             )
         return cls(values)
 
@@ -120,7 +118,7 @@ class Config:
         return False
 
 
-# What PEFT takes if `r` is not set.
+# The defaults of PEFT for `r`.
 _RANKS = {"LORA": 8, "LOHA": 8, "LOKR": 8, "VERA": 256}
 
 
@@ -132,7 +130,7 @@ def _names(names: str | list[str], module: str) -> bool:
 
 
 def _malformed(values: Mapping[str, Any]) -> list[str]:
-    """What is not of the type that PEFT writes."""
+    """A line for each setting that is not of the type that PEFT writes."""
     # AdaLoRA keeps there which components are left; the tensors hold those alone.
     values = {
         name: value
@@ -159,7 +157,7 @@ def _bad_regexes(values: Mapping[str, Any]) -> list[str]:
     for pattern, whole in patterns:
         try:
             re.compile(pattern)
-            # As a part of another: flags must come first, so that there may be none.
+            # PEFT uses it inside of another one, where flags such as (?i) are not allowed.
             re.compile(whole.format(pattern))
         except (re.error, OverflowError, RecursionError) as err:
             found.append(f"{pattern!r} is not a valid regular expression: {err}")

@@ -1,25 +1,22 @@
-"""One PEFT adapter in the form it has here: an exact one, or the reason why there is none."""
+"""One PEFT adapter as an adapter here, exactly, or the reason why that cannot be."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 
-from .._compute import at_least_float32
 from ._config import Config
 from ._keys import SHARED
 from ._layouts import Layout
-from ._updates import UPDATES, MisfitError, Parts, check, factors
+from ._updates import UPDATES, MisfitError, Parts, check, factors, scale_of, widened
 
 
 @dataclasses.dataclass(frozen=True)
 class Held:
     """One adapter: the variant that holds it, and its arrays there.
 
-    - `bias`: what also becomes of the layer's bias: a `"factor"` it is multiplied with, a `"shift"`
-      that is added to it.
+    - `bias`: changes of the layer's bias: a `"factor"` for it, a `"shift"` to add to it.
     """
 
     variant: str
@@ -43,7 +40,7 @@ def held(config: Config, module: str, parts: Parts, shared: Parts, layout: Layou
     for name, tensor in {**parts, **shared}.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise MisfitError(f"{name}: expected floating numbers, got {tensor.dtype}")
-    wide = at_least_float32(dict(parts))
+    wide = {name: widened(tensor) for name, tensor in parts.items()}
     if config.type == "LORA":
         return _lora(config, module, wide, layout)
     if config.type == "IA3":
@@ -61,7 +58,7 @@ def _lora(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
     embedding = layout.kind == "embedding"
     down, up = ("lora_embedding_A", "lora_embedding_B") if embedding else _FACTORS
     if rank % layout.groups:
-        raise MisfitError(f"the rank {rank} is no multiple of the {layout.groups} groups")
+        raise MisfitError(f"the rank {rank} is not a multiple of the {layout.groups} groups")
     shapes: dict[str, tuple[int, ...]] = {
         down: layout.down_shape(rank),
         up: layout.up_shape(rank),
@@ -103,14 +100,14 @@ _FACTORS = ("lora_A.weight", "lora_B.weight")
 def _ia3(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
     if config.scales_inputs(module):
         raise MisfitError(
-            "it is one of the feedforward_modules, of which PEFT scales the inputs; IA3 here "
-            "scales outputs"
+            "it is one of the feedforward_modules: PEFT scales their inputs, and IA3 here scales "
+            "outputs"
         )
     kernel = layout.kernel
     shape = (1, layout.outputs, *(1 for _ in kernel)) if kernel else (layout.outputs, 1)
     check(parts, {"ia3_l": shape})
     scale = parts["ia3_l"].reshape(-1)
-    # PEFT scales what the layer returns, its bias too.
+    # PEFT scales the output of the layer, so the bias too.
     return Held("ia3", 1, 1.0, {"scale": scale}, {"factor": scale})
 
 
@@ -124,10 +121,10 @@ def _vera(
             "the matrices that all layers share are not in the file, and only Torch draws the same "
             "again from their seed: save it in PEFT with save_projection=True"
         )
-    A, B = (at_least_float32(shared[name]) for name in SHARED)
+    A, B = (widened(shared[name]) for name in SHARED)
     outputs, inputs = layout.matrix
     if A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, rank):
-        raise MisfitError(f"the shared matrices are {A.shape} and {B.shape}, of no rank {rank}")
+        raise MisfitError(f"the shared matrices {A.shape} and {B.shape} do not have rank {rank}")
     if A.shape[1] < inputs or len(B) < outputs:
         raise MisfitError(
             f"the shared matrices {A.shape} and {B.shape} are too small for the layer"
@@ -146,7 +143,7 @@ def _low_rank(
 ) -> Held:
     """`s B A` as an adapter whose scale is `s`.
 
-    - `given`: a rank and the alpha that gives this scale with it, to be kept as it is written.
+    - `given`: a rank and the alpha that gives this scale with it, kept as the file has them.
     """
     outputs, inputs = layout.matrix
     if A.shape[1:] != (inputs,) or B.shape != (outputs, len(A)):
@@ -161,7 +158,7 @@ def _low_rank(
     elif len(A) == 0:  # AdaLoRA has taken all of it away
         A, B = np.zeros((1, inputs), A.dtype), np.zeros((outputs, 1), B.dtype)
     rank = len(A)
-    alpha = scale * (math.sqrt(rank) if variant == "rslora" else rank)
+    alpha = scale / scale_of(variant, rank, 1.0)
     if given is not None and given[0] == rank:
         alpha = float(given[1])
     return Held(variant, rank, alpha, {"lora_A": A, "lora_B": B})

@@ -1,4 +1,4 @@
-"""The names of tensors in a PEFT file: which module each belongs to, and what it is there."""
+"""The names of tensors in a PEFT file: the module of each, and its part in it."""
 
 import dataclasses
 import re

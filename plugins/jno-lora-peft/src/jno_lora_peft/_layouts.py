@@ -7,7 +7,7 @@ from typing import Any, Literal
 import equinox as eqx
 import numpy as np
 
-from .._contract import ConvLike, LinearLike
+from jno.lora import ConvLike, LinearLike
 
 Kind = Literal["linear", "conv", "embedding"]
 
@@ -16,7 +16,7 @@ Kind = Literal["linear", "conv", "embedding"]
 class Layout:
     """One layer as PEFT sees it.
 
-    - `outputs`, `inputs`: its features or channels; of an embedding its dimensions and its rows.
+    - `outputs`, `inputs`: its features or channels; for an embedding its dimensions and its rows.
     - `groups`, `kernel`: of a convolution.
     - `odd`: what PEFT leaves out when it runs the update of a convolution beside the layer, so that
         it computes something else than the merged layer; empty for most.
@@ -45,13 +45,13 @@ class Layout:
     def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """`(r, in)` and `(out, r)`, whose product is the update that PEFT's `A` and `B` make.
 
-        `None` if there are none: PEFT's `A` sees the inputs of all groups, the layer's kernel only
+        `None` if no matrices do: PEFT's `A` sees the inputs of all groups, the layer's kernel only
         those of an output's own group.
         """
         if self.groups == 1:
             return A.reshape(len(A), -1), B.reshape(len(B), -1)
         groups, each = self.groups, len(A) // self.groups
-        # For which outputs, which component, of which inputs.
+        # Axes: group of the outputs, component, group of the inputs, input.
         by_group = A.reshape(groups, each, groups, -1)
         own = np.stack([by_group[group, :, group] for group in range(groups)])
         if np.count_nonzero(by_group) != np.count_nonzero(own):

@@ -2,23 +2,19 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import equinox as eqx
-import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import is_wrapper
-from .._errors import SelectionError
-from .._paths import FEW, KeyPath, bullets, nearest, path_str, show_path
-from .._tree import NORMALISED
+from jno.lora import SelectionError
+from jno.lora.extending import bullets, module_paths, nearest, show_path
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
 
 # One layer of a stack: `layers/q_proj[3]`, or `[1,3]` of a stack along two axes.
 _SLICE = re.compile(r"(.*)\[(\d+(?:,\d+)*)\]")
-# For how many names that are not there the nearest ones are looked for.
+# For how many names that are not there the nearest ones are looked for, and how many are shown.
 _HINTS = 8
+_SHOWN = 12
 
 
 def module_name(path: str, rename: Rename) -> str:
@@ -53,46 +49,27 @@ def _renamed(name: str, rename: Rename) -> str:
             name = re.sub(pattern, replacement, name)
         except re.error as err:
             raise SelectionError(
-                f"The rule {pattern!r}: {replacement!r} of `rename` is no valid regular expression "
-                f"with its replacement: {err}"
+                f"The rule {pattern!r}: {replacement!r} of `rename` is not a valid regular "
+                f"expression with its replacement: {err}"
             ) from err
     return name
 
 
-class Layers:
-    """The modules of a model by their paths, those in adapters left out."""
+class Paths:
+    """The paths of a model's modules, those inside adapters left out, and how to find one."""
 
     def __init__(self, model: PyTree):
-        self._modules: dict[str, list[tuple[str, Any]]] = {}
-        self.in_norm: dict[str, str] = {}
-        outer: list[KeyPath] = []
+        self.all = module_paths(model)
+        self._by_name: dict[str, list[str]] = {}
+        for path in self.all:
+            self._by_name.setdefault(path.replace("/", "."), []).append(path)
 
-        def look(keys: KeyPath, node: Any) -> bool:
-            if not isinstance(node, eqx.Module):
-                return False
-            path = path_str(keys)
-            # The walk goes down first, so that a norm comes before what is in it.
-            norm = next((n for n in outer if keys[: len(n)] == n), None)
-            if norm is not None:
-                self.in_norm[path] = show_path(path_str(norm))
-            elif isinstance(node, tuple(NORMALISED)):
-                outer.append(keys)
-            self._modules.setdefault(path.replace("/", "."), []).append((path, node))
-            return is_wrapper(node)
-
-        jtu.tree_flatten_with_path(model, is_leaf=look, is_leaf_takes_path=True)
-
-    @property
-    def paths(self) -> list[str]:
-        """The paths of all modules."""
-        return [path for found in self._modules.values() for path, _ in found]
-
-    def find(self, dotted: str) -> tuple[str, Any] | None:
-        """The path and the module of that path, with dots for slashes.
+    def find(self, dotted: str) -> str | None:
+        """The path that is `dotted` when dots stand for its slashes.
 
         **Raises:** `SelectionError` if there are two.
         """
-        found = self._modules.get(dotted, [])
+        found = self._by_name.get(dotted, [])
         if len(found) > 1:
             raise SelectionError(
                 f"Several layers may be meant by {dotted!r}: a dict key holds a slash or a dot. "
@@ -100,33 +77,31 @@ class Layers:
             )
         return found[0] if found else None
 
+    def not_found(self, missing: Mapping[str, str]) -> list[str]:
+        """A line for each of the modules that the model lacks.
 
-def not_found(missing: Mapping[str, str], layers: Layers) -> list[str]:
-    """A line for each of the modules that the model lacks.
+        - `missing`: PEFT's name of a module, and the path that it stands for.
+        """
+        lines: list[str] = []
+        for number, (module, dotted) in enumerate(missing.items()):
+            path = dotted.replace(".", "/")
+            meant = "" if path == module.replace(".", "/") else f" (renamed {path!r})"
+            near = nearest(path, self.all, n=3) if number < _HINTS else []
+            hint = f"; the nearest are {', '.join(map(repr, map(show_path, near)))}" if near else ""
+            lines.append(f"{show_path(module)}{meant}: the model has no such layer{hint}")
+        return lines
 
-    **Arguments:**
-
-    - `missing`: PEFT's name of a module, and the path that it stands for.
-    """
-    lines: list[str] = []
-    for number, (module, dotted) in enumerate(missing.items()):
-        path = dotted.replace(".", "/")
-        meant = "" if path == module.replace(".", "/") else f" (renamed {path!r})"
-        near = nearest(path, layers.paths, n=3) if number < _HINTS else []
-        hint = f"; the nearest are {', '.join(map(repr, map(show_path, near)))}" if near else ""
-        lines.append(f"{show_path(module)}{meant}: the model has no such layer{hint}")
-    return lines
-
-
-def both_sides(modules: list[str], layers: Layers) -> str:
-    """For a file of which no module is in the model: the names on both sides, the nearest first."""
-    paths = [path for path in layers.paths if path]
-    near = dict.fromkeys(
-        path for module in modules[:_HINTS] for path in nearest(module.replace(".", "/"), paths, 2)
-    )
-    return (
-        f"No module of the file is in the model. The file has\n{bullets(modules, FEW)}\n"
-        f"and the nearest layers of the model are\n{bullets(near, FEW)}\n"
-        'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules for '
-        "slash-joined names) or a function from PEFT's name to the path here."
-    )
+    def none_found(self, modules: list[str]) -> str:
+        """The message for a file without a module of the model: the names on both sides."""
+        paths = [path for path in self.all if path]
+        near = dict.fromkeys(
+            path
+            for module in modules[:_HINTS]
+            for path in nearest(module.replace(".", "/"), paths, 2)
+        )
+        return (
+            f"No module of the file is in the model. The file has\n{bullets(modules, _SHOWN)}\n"
+            f"and the nearest layers of the model are\n{bullets(near, _SHOWN)}\n"
+            'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules for '
+            "slash-joined names) or a function from PEFT's name to the path here."
+        )

@@ -1,4 +1,4 @@
-"""What of PEFT has no exact form here, and why."""
+"""The types and settings of PEFT without an exact form here, and the reasons."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,13 +37,13 @@ _REASONS = {
 
 
 def refused_type(peft_type: Any) -> str:
-    """Why an adapter of this type cannot be loaded, and what to do instead."""
+    """The reason why an adapter of this type cannot be loaded, and what to do instead."""
     if not isinstance(peft_type, str):
         return (
             f"adapter_config.json has the peft_type {peft_type!r}. It must be a string such as "
             '"LORA", as PEFT writes it.'
         )
-    reason = _REASONS.get(peft_type, "no adapter of jno.lora has its form")
+    reason = _REASONS.get(peft_type, "no adapter of jno.lora computes the same")
     return (
         f"An adapter of PEFT's type {peft_type!r} cannot be held exactly: {reason}.\n"
         f"Held are {', '.join(TYPES)}. For others, merge in PEFT (`model.merge_and_unload()`) and "
@@ -68,7 +68,7 @@ _SETTINGS = {
 
 # Ways to start that leave the layer's weight alone. All others take something out of it.
 _PURE_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-# Of those, the ones that PEFT can convert when it saves.
+# The other ones that PEFT can convert when it saves.
 _CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
 
 
@@ -79,7 +79,7 @@ def refused_settings(values: Mapping[str, Any]) -> list[str]:
     if not any(start is pure or start == pure for pure in _PURE_STARTS):
         line = (
             f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "
-            "start, so that the file fits the weight that is left alone"
+            "start, and the file fits only the rest"
         )
         if isinstance(start, str) and start.startswith(_CONVERTIBLE):
             line += (
@@ -92,7 +92,7 @@ def refused_settings(values: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-# What is read, what is refused above, and what does not change the outputs: where the adapter comes
+# Settings that are read, or refused above, or do not change the outputs: where the adapter comes
 # from, how it started, and how it was trained.
 KNOWN = frozenset(
     {

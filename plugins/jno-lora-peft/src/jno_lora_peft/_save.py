@@ -8,13 +8,12 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from .._contract import expect_model
-from .._errors import PeftFormatError
-from .._paths import bullets, show_path
-from .._tree import adapted_layers
+from jno.lora import PeftFormatError
+from jno.lora.extending import adapted_layers, bullets, expect_model, show_path
+
 from ._files import Directory, write
 from ._keys import PREFIX
-from ._names import Layers, Rename, module_name
+from ._names import Paths, Rename, module_name
 from ._updates import MisfitError
 from ._written import Kind, Written, written
 
@@ -36,7 +35,7 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
         a stack it is asked for each layer: `layers/q_proj[3]`.
 
     **Raises:** `PeftFormatError` that lists every adapter that PEFT has no exact form for, and if
-    the adapters are of kinds that PEFT cannot keep in one, or an array cannot be read (tracers,
+    the adapters are of kinds that PEFT cannot keep together, or an array cannot be read (tracers,
     donated arrays); nothing is written then. If the files cannot be written: the old ones are whole
     then, or there is no configuration, so that nothing loads. `SelectionError` for a bad `rename`
     or a `Net` or a set for the model.
@@ -72,13 +71,13 @@ def _add(
 ) -> None:
     """Add one adapter under PEFT's name for its module.
 
-    **Raises:** `MisfitError` if that is no name, or another's.
+    **Raises:** `MisfitError` if PEFT cannot use that name, or another adapter has it.
     """
     whole = f"{path}[{','.join(map(str, index))}]" if index else path
     module = module_name(whole, rename)
     if "[" in module:
         raise MisfitError(
-            "it is a stack of layers, each of which has a name of its own in PEFT. Say which with "
+            "it is a stack of layers, and each has a name of its own in PEFT. Give the names with "
             r'`rename`, such as rename={r"(\w+)\[(\d+)\]$": r"\2/\1"} for layers/3/q_proj'
         )
     if not module or module.startswith(".") or module.endswith("."):
@@ -94,7 +93,7 @@ def _add(
 def _common_kind(modules: Mapping[str, Written]) -> Kind:
     """The one kind of all these adapters.
 
-    **Raises:** `PeftFormatError` if there is none.
+    **Raises:** `PeftFormatError` if they are of several kinds.
     """
     by_kind: dict[Kind, list[str]] = {}
     for one in modules.values():
@@ -161,10 +160,10 @@ def _targets(modules: Mapping[str, Written], model: PyTree, rename: Rename) -> l
     """The names of the modules; as a regex if one may be the end of a name that is not meant."""
     names = sorted(modules)
     ends = tuple(f".{name}" for name in names)
-    # A function may know the names of adapted layers only: what else there is in PEFT's is unknown.
+    # A function may know the names of adapted layers only, so the other names are unknown.
     if callable(rename) or any(
         name.endswith(ends) and name not in modules
-        for name in (module_name(path, rename) for path in Layers(model).paths)
+        for name in (module_name(path, rename) for path in Paths(model).all)
     ):
         return "|".join(map(re.escape, names))
     return names

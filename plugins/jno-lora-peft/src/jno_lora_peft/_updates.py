@@ -1,8 +1,11 @@
-"""Updates that PEFT makes of other parts than two factors, as two factors."""
+"""Updates as two factors, also those that PEFT makes of other parts."""
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
+
+from jno_lora_zoo import LoRA, rsLoRA
 
 from ._layouts import Layout
 
@@ -11,7 +14,7 @@ Factors = tuple[np.ndarray, np.ndarray]
 
 
 class MisfitError(ValueError):
-    """Why the tensors of one module cannot be held: a line for each reason."""
+    """The tensors of one module cannot be held: a line for each reason."""
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -56,7 +59,7 @@ def lokr(parts: Parts, rank: int, layout: Layout) -> Factors:
     names = {"lokr_w1"} if "lokr_w1" in parts else {"lokr_w1_a", "lokr_w1_b"}
     names |= {"lokr_w2"} if "lokr_w2" in parts else {"lokr_w2_a", "lokr_w2_b"}
     names |= {"lokr_t2"} if "lokr_w2" not in parts and "lokr_t2" in parts else set()
-    # Of which shapes, follows from nothing but that their product is the layer's.
+    # Only the product of the shapes is constrained.
     check(parts, {name: parts[name].shape if name in parts else () for name in sorted(names)})
     first, second = (_kronecker_factor(parts, name, rank) for name in ("lokr_w1", "lokr_w2"))
     outputs, inputs = layout.matrix
@@ -88,13 +91,23 @@ def factors(kernel: np.ndarray) -> Factors:
     return (matrix, eye) if outputs <= inputs else (eye, matrix)
 
 
+def scale_of(variant: str, rank: int, alpha: float) -> float:
+    """The factor of the update in an adapter of that variant: `"lora"`, `"rslora"` or `"dora"`."""
+    return (rsLoRA if variant == "rslora" else LoRA).low_rank_scale(rank, alpha)
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """The array in float32 at least."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
 def kernel_of(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """A kernel from its core and the factors of its outputs and inputs (a Tucker decomposition)."""
     return np.einsum("ijkl,jr,ip->prkl", core, b, a)
 
 
 def check(parts: Parts, shapes: Mapping[str, tuple[int, ...]], ignored: str = "") -> None:
-    """Whether these are all the parts there are, and of these shapes.
+    """Check that these are all the parts, and of these shapes.
 
     **Raises:** `MisfitError` with a line for each that is not.
     """
@@ -123,7 +136,7 @@ def _kronecker_factor(parts: Parts, name: str, rank: int) -> Factors:
     core = parts.get("lokr_t2") if name == "lokr_w2" else None
     # With a core, the factors of outputs and inputs both have the rank in front.
     if a.ndim != 2 or b.ndim != 2 or len(b) != rank or a.shape[core is None] != rank:
-        raise MisfitError(f"{name}_a and {name}_b are {a.shape} and {b.shape}, of no rank {rank}")
+        raise MisfitError(f"{name}_a and {name}_b of rank {rank} cannot be {a.shape} and {b.shape}")
     if core is None:
         return b, a
     if core.ndim != 4 or core.shape[:2] != (rank, rank) or 0 in (core.size, a.size, b.size):

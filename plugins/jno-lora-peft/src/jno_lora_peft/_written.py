@@ -1,4 +1,4 @@
-"""One adapter in the form that it has for PEFT, or the reason why there is none."""
+"""One adapter as PEFT has it, or the reason why PEFT cannot have it."""
 
 import dataclasses
 import math
@@ -7,15 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .._checkpoint import values_of
-from .._compute import at_least_float32
-from .._contract import LoRAWrapper
-from .._errors import CheckpointError, PeftFormatError
-from .._paths import show_path
-from .._sets import known_factors
-from .._sharding import on_the_mesh
+from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError
+from jno.lora.extending import known_factors, show_path, values_of
+from jno_lora_zoo import IA3, DoRA, rsLoRA
+
 from ._layouts import Layout, layout_of
-from ._updates import MisfitError
+from ._updates import MisfitError, scale_of, widened
 
 Kind = Literal["lora", "rslora", "dora", "ia3"]
 
@@ -49,7 +46,7 @@ def written(wrapper: LoRAWrapper, path: str) -> Iterator[tuple[tuple[int, ...], 
             f"{type(wrapper.base).__name__}"
         )
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
-    # Before all else: with what cannot be read, nothing can be computed either.
+    # First: nothing can be computed with arrays that cannot be read.
     state = {n: _values(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
     kind, arrays = _kind(wrapper, state, where)
     bias = getattr(wrapper.base, "bias", None)
@@ -65,29 +62,30 @@ def written(wrapper: LoRAWrapper, path: str) -> Iterator[tuple[tuple[int, ...], 
 def _kind(
     wrapper: LoRAWrapper, state: dict[str, np.ndarray], where: str
 ) -> tuple[Kind, dict[str, np.ndarray]]:
-    """The kind that an adapter is for PEFT, and its arrays: of a product if it is an update."""
+    """The kind of an adapter for PEFT, and its arrays: the factors if it is an update."""
     cls = type(wrapper)
     state = _without_multiplier(state)
-    if cls.variant == "ia3" and state.keys() == {"scale"}:
+    if cls.variant == IA3.variant and state.keys() == {*IA3.adapter_fields}:
         return "ia3", state
-    if cls.variant == "dora" and state.keys() == {"magnitude", "lora_A", "lora_B"}:
+    if cls.variant == DoRA.variant and state.keys() == {*DoRA.adapter_fields}:
         return "dora", state
     if cls.low_rank_scale(wrapper.rank, wrapper.alpha) is not None:
-        return "rslora" if cls.variant == "rslora" else "lora", state
-    product = on_the_mesh(wrapper, known_factors, wrapper)
+        return "rslora" if cls.variant == rsLoRA.variant else "lora", state
+    product = known_factors(wrapper)
     if product is None:
         raise MisfitError(
-            "its update is no product of two factors of low rank. `to_lora` approximates it by one"
+            "its update is not a product of two factors of low rank. `to_lora` approximates it by "
+            "one"
         )
-    named = product._asdict().items()
-    return "lora", {f"lora_{n}": _values(x, f"the factor {n} {where}") for n, x in named}
+    named = zip(("lora_A", "lora_B"), product, strict=True)
+    return "lora", {n: _values(x, f"the factor {n[-1]} {where}") for n, x in named}
 
 
 def _without_multiplier(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A state whose `lora_B` has the multiplier of the update in it, if there is one."""
     if not {"multiplier", "lora_B"} <= state.keys():
         return state
-    B, multiplier = at_least_float32((state["lora_B"], state["multiplier"]))
+    B, multiplier = widened(state["lora_B"]), widened(state["multiplier"])
     others = {name: array for name, array in state.items() if name != "multiplier"}
     return others | {"lora_B": B * multiplier[..., None, None]}
 
@@ -116,19 +114,15 @@ def _lora(
     if kind == "dora":
         shape = (1, -1, *(1 for _ in layout.kernel)) if layout.kernel else (-1,)
         tensors["lora_magnitude_vector"] = arrays["magnitude"].reshape(shape)
-    rank, scale = len(down), _scale(kind, wrapper)
+    rank, scale = len(down), type(wrapper).low_rank_scale(wrapper.rank, wrapper.alpha)
+    if kind == "dora":
+        scale = scale_of(kind, wrapper.rank, wrapper.alpha)
     if scale is None:  # it is in the factors already
         return Written("", kind, tensors, rank, 1.0, rank)
-    alpha = scale * (math.sqrt(rank) if kind == "rslora" else rank)
+    alpha = scale / scale_of(kind, rank, 1.0)
     if math.isclose(alpha, wrapper.alpha):  # the number as the user wrote it
         alpha = wrapper.alpha
     return Written("", kind, tensors, rank, scale, alpha)
-
-
-def _scale(kind: Kind, wrapper: LoRAWrapper) -> float | None:
-    if kind == "dora":
-        return wrapper.alpha / wrapper.rank
-    return type(wrapper).low_rank_scale(wrapper.rank, wrapper.alpha)
 
 
 def _ia3(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Written:
@@ -142,7 +136,7 @@ def _ia3(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Written:
 def _values(array: Any, what: str) -> np.ndarray:
     """The values of an array, wherever it lies.
 
-    **Raises:** `PeftFormatError` if it has none that can be read.
+    **Raises:** `PeftFormatError` if they cannot be read.
     """
     try:
         return values_of(array, what)

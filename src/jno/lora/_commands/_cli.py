@@ -16,9 +16,7 @@ def cli() -> None:
     """Adapters (LoRA and its relatives) for Equinox models, as plugins."""
 
 
-_json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON, with stable keys."
-)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
 
 
 @cli.command()
@@ -128,7 +126,7 @@ def check(ctx: click.Context, what: str) -> None:
 
 
 def _print(table: Any) -> None:
-    """Print a table: with colours and lines in a terminal, as plain text of full width in a pipe."""
+    """Print a table: with colours in a terminal, as plain text of full width in a pipe."""
     if sys.stdout.isatty():
         from rich.console import Console
 

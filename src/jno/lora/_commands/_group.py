@@ -94,6 +94,8 @@ def _command_hooks() -> Any:
 
 def _warn(problems: list[str]) -> None:
     """Say on standard error what is left out."""
-    broken = (record for record in records() if record.status in ("failed", "incompatible"))
-    for what in (*(f"the plugin {record.describe()}" for record in broken), *problems):
-        click.echo(f"Left out, see `jno-lora doctor`: {what}", err=True)
+    for record in records():
+        if record.status in ("failed", "incompatible"):
+            problems = [f"the plugin {record.describe()}: {record.error}", *problems]
+    for problem in problems:
+        click.echo(f"Left out, see `jno-lora doctor`: {problem}", err=True)

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from jno.lora import WrapperError
+from jno.lora import Net, WrapperError
 
 from .._compare import compare
 from .._comparison import ComparisonRow

@@ -4,14 +4,13 @@ import os
 
 import numpy as np
 import pytest
+from peft_cases.files import lora_tensors, write_files
 
 from jno.lora import (
     JnoLoraWarning,
     PeftFormatError,
 )
 from jno.lora.peft import load_peft
-
-from .files import lora_tensors, write_files
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from peft_cases.files import PREFIX, lora_tensors, normal, stack_of, write_files
 
 from jno.lora import (
     JnoLoraWarning,
@@ -17,8 +18,6 @@ from jno.lora import (
 )
 from jno.lora.peft import load_peft
 from jno_lora_zoo import LoRALinear, rsLoRALinear
-
-from .files import PREFIX, lora_tensors, normal, stack_of, write_files
 
 
 def update(tensors, module, scale):

@@ -1,16 +1,27 @@
 """Ctrl-C in `compare`: what is finished is returned, and nothing else has changed."""
 
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import numpy as np
 import pytest
+from compare_cases import SETTINGS, loss
+from tests.core import interrupting
+from tests.core.interrupting import state_of
+from tests.core.toys import ToyLinear, ToyScale
 
-from jno.lora import Net, compare
+import jno_lora_compare
+from jno.lora import Net
+from jno_lora_compare import compare
 
-from .interrupting import Interrupt, state_of
-from .test_compare import SETTINGS, loss
-from .toys import ToyLinear, ToyScale
+
+class Interrupt(interrupting.Interrupt):
+    """Counts the calls of the functions of this package too."""
+
+    sources = (interrupting.SOURCES, str(Path(jno_lora_compare.__file__).parent))
+
 
 # Two candidates, of which the first is there when the second is interrupted.
 CANDIDATES = [ToyLinear, ToyScale]

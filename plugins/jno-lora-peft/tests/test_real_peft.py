@@ -7,11 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from peft_cases.twins import assert_close, outputs, twin
 
 from jno.lora import PeftFormatError, apply_lora, lora_trainable_filter
 from jno.lora.peft import load_peft, save_peft
-
-from .twins import assert_close, outputs, twin
 
 if importlib.util.find_spec("peft") is None:
     message = "needs torch and peft, which `make test-peft` installs"
@@ -19,7 +18,7 @@ if importlib.util.find_spec("peft") is None:
         raise ImportError(message)
     pytest.skip(message, allow_module_level=True)
 
-from . import torch_side as torch
+from peft_cases import torch_side as torch
 
 
 @pytest.fixture(scope="module")

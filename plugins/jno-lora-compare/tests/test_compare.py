@@ -5,39 +5,21 @@ import itertools
 import logging
 import math
 import types
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare_cases import SETTINGS, GradientDescent, loss
+from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 
-import jno.lora._comparing._compare as comparing
-import jno.lora._comparing._fitting as fitting
-from jno.lora import Comparison, ComparisonRow, Net, Registry, SelectionError, compare, lora_report
-from jno.lora._comparing._compare import _running_means
-from jno.lora._showing import Bar
-from jno.lora._showing._tables import Printed
-
-from .toys import ToyConv, ToyLinear, ToyScale, same
-
-
-class GradientDescent(NamedTuple):
-    """What `compare` needs of an optimiser."""
-
-    rate: float = 0.1
-
-    def init(self, params):
-        return jnp.zeros(())
-
-    def update(self, gradient, state, params):
-        return jax.tree.map(lambda g: -self.rate * g, gradient), state + 1
-
-
-def loss(model, batch):
-    x, y = batch
-    return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+import jno_lora_compare._compare as comparing
+import jno_lora_compare._fitting as fitting
+from jno.lora import Net, Registry, SelectionError, lora_report
+from jno.lora.extending import Bar, Printed
+from jno_lora_compare import Comparison, ComparisonRow, compare
+from jno_lora_compare._compare import _running_means
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +40,6 @@ def registry():
     own = Registry(discover=False)
     own.register(ToyScale)
     return own
-
-
-SETTINGS = {"steps": 20, "key": jax.random.key(2), "optimizer": GradientDescent()}
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,18 @@ from sklearn.datasets import load_digits
 
 from jno.lora import Net, lora_report
 from jno.lora._commands._cli import cli
-from jno.lora._demo import run_demo
-from jno.lora._demo._candidates import ADAPTERS, ALPHA, CANDIDATES, EVERYTHING, NOTHING, RANK
-from jno.lora._demo._data import TEST, TRAINING, VALIDATION, load, split
-from jno.lora._demo._measuring import measure
-from jno.lora._demo._model import Classifier
+from jno_lora_compare._demo import run_demo
+from jno_lora_compare._demo._candidates import (
+    ADAPTERS,
+    ALPHA,
+    CANDIDATES,
+    EVERYTHING,
+    NOTHING,
+    RANK,
+)
+from jno_lora_compare._demo._data import TEST, TRAINING, VALIDATION, load, split
+from jno_lora_compare._demo._measuring import measure
+from jno_lora_compare._demo._model import Classifier
 
 # Its two runs compile a step for each adapter once, if they are in one process.
 pytestmark = pytest.mark.xdist_group("demo")

@@ -1,6 +1,6 @@
 """Writes `files.tar.xz`: adapters as PEFT saves them, and what they compute in Torch.
 
-.venv-peft/bin/python -m tests.peft_interchange.write_files    # from the repository's root
+.venv-peft/bin/python -m peft_cases.write_files    # from plugins/jno-lora-peft/tests
 """
 
 import io

@@ -1,6 +1,5 @@
-"""The command line: its help, what it does not import, and how it says what went wrong."""
+"""`jno-lora compare` and `jno-lora demo`: what they print and write, and what went wrong."""
 
-import subprocess
 import sys
 
 import pytest
@@ -28,36 +27,14 @@ def run():
 @pytest.fixture
 def forgotten(monkeypatch):
     """The demo as if nothing had imported it yet."""
-    for name in [name for name in sys.modules if name.startswith("jno.lora._demo")]:
+    for name in [name for name in sys.modules if name.startswith("jno_lora_compare._demo")]:
         monkeypatch.delitem(sys.modules, name)
-
-
-def test_help_lists_the_commands(run):
-    code, text = run("--help")
-    assert code == 0
-    assert "demo" in text and "digits" in text
 
 
 def test_help_of_the_demo_names_its_options_and_defaults(run):
     code, text = run("demo", "--help")
     assert code == 0
     assert all(option in text for option in ("--output", "demo-output", "--seed", "--quick"))
-
-
-@pytest.mark.parametrize(
-    "start", [["-m", "jno.lora"], ["-c", "from jno.lora.__main__ import main; main()"]]
-)
-def test_it_starts_as_a_module_and_as_a_script(start):
-    done = subprocess.run(
-        [sys.executable, *start, "--version"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("jno-lora, version ")
-
-
-def test_importing_it_imports_no_optional_library():
-    code = "import sys, jno.lora._commands._cli; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"matplotlib", "optax", "sklearn", "rich", "jno_lora_zoo"} & {*done.stdout.split()}
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "optax", "scipy", "sklearn"])
@@ -75,7 +52,7 @@ def test_a_missing_library_is_named_with_what_to_install(
 
 
 def test_another_missing_module_is_not_taken_for_it(run, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "jno.lora._demo", None)
+    monkeypatch.setitem(sys.modules, "jno_lora_compare._demo", None)
     with pytest.raises(ModuleNotFoundError, match="_demo"):
         run("demo", "--output", str(tmp_path))
 
@@ -89,24 +66,6 @@ def test_without_the_zoo_the_demo_says_so_before_it_trains(run, monkeypatch, tmp
     assert code == 1
     assert text.startswith("Error: ") and "jno-lora[zoo]" in text
     assert not list(tmp_path.iterdir())
-
-
-def test_an_error_of_ours_is_a_message_and_no_traceback(run, monkeypatch):
-    def fail(**_):
-        raise SelectionError("nothing matched\nthe nearest is 'encoder'")
-
-    monkeypatch.setattr(cli.commands["demo"], "callback", fail)
-    code, text = run("demo")
-    assert (code, text) == (1, "Error: nothing matched\nthe nearest is 'encoder'\n")
-
-
-def test_an_error_that_is_not_ours_is_not_hidden(run, monkeypatch):
-    def fail(**_):
-        raise KeyError("a bug")
-
-    monkeypatch.setattr(cli.commands["demo"], "callback", fail)
-    with pytest.raises(KeyError):
-        run("demo")
 
 
 def test_an_output_that_cannot_be_a_directory_is_refused(run, tmp_path):
@@ -236,3 +195,12 @@ def test_a_picture_of_no_known_format_is_refused_before_anything_is_trained(run,
     assert "No picture can be saved as " in text and ".png" in text and ".svg" in text
     with pytest.raises(SelectionError, match="No picture can be saved as 'made'"):
         plot_adapters([], "made")
+
+
+@pytest.mark.parametrize("option", ["--csv", "--plot"])
+def test_a_directory_that_is_missing_is_said_before_anything_is_trained(run, tmp_path, option):
+    output = tmp_path / "nowhere" / "made.svg"
+    code, text = run("compare", "no_such_module:task", option, str(output))
+    assert code == 2
+    assert option in text and "there is no directory" in text
+    assert str(output.parent) in text.replace("\n", "")

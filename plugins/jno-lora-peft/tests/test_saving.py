@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
+from peft_cases.files import PREFIX
 from safetensors.numpy import load_file
 
 from jno.lora import (
@@ -19,10 +20,9 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
 )
-from jno.lora.peft import _files as files, load_peft, save_peft
+from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft import _files as files
 from jno_lora_zoo import rsLoRALinear
-
-from .files import PREFIX
 
 KEY = jax.random.key(0)
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peft_cases.files import PREFIX, lora_tensors, normal, stack_of, write_files
 
 from jno.lora import (
     PeftFormatError,
@@ -14,8 +15,6 @@ from jno.lora import (
 )
 from jno.lora.peft import load_peft
 from jno_lora_zoo import LoRALinear
-
-from .files import PREFIX, lora_tensors, normal, stack_of, write_files
 
 
 def test_when_nothing_matches_both_sides_are_shown(linear, tmp_path):

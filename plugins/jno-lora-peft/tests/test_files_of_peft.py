@@ -4,14 +4,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from peft_cases.twins import assert_close, outputs, twin
 from safetensors.numpy import load_file
 
 from jno.lora import lora_report
 from jno.lora.peft import load_peft
 
-from .twins import assert_close, outputs, twin
-
-FILES = Path(__file__).with_name("files.tar.xz")
+FILES = Path(__file__).with_name("peft_cases") / "files.tar.xz"
 # What each holds: the classes of its adapters here.
 CASES = {
     "lora": {"LoRALinear", "LoRAConv", "LoRAEmbedding"},

@@ -4,11 +4,10 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from peft_cases.files import PREFIX, normal, write_files
 
 from jno.lora import PeftFormatError, merge_lora
 from jno.lora.peft import load_peft
-
-from .files import PREFIX, normal, write_files
 
 LINEAR = eqx.nn.Linear(6, 4, key=jax.random.key(0))
 CONV = eqx.nn.Conv2d(3, 4, (2, 3), key=jax.random.key(1))
