@@ -22,8 +22,8 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 FILE = HERE / "public_api.txt"
 CHANGELOG = HERE.parents[1] / "CHANGELOG.md"
-CORE = ("jno.lora", "jno.lora.peft", "jno.lora.testing")
-PLUGINS = ("zoo", "embedding", "attention", "recurrent", "foundax")
+CORE = ("jno.lora", "jno.lora.types", "jno.lora.extending", "jno.lora.peft", "jno.lora.testing")
+PLUGINS = ("zoo", "embedding", "attention", "recurrent", "foundax", "compare")
 SEAL = "# Written by snapshot.py --write: "
 
 
@@ -48,7 +48,10 @@ def _commands() -> Iterator[str]:
 
     from jno.lora._commands._cli import cli
 
-    for name, command in sorted(cli.commands.items()):
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
         arguments = [p for p in command.params if isinstance(p, click.Argument)]
         shown = [p.metavar or str(p.name).upper() for p in arguments]
         yield " ".join(["jno-lora", name, *shown])
@@ -167,7 +170,7 @@ def untold(changed: list[str], changelog: str) -> list[str]:
 
 
 # With the dot after it, or as the name of the package alone.
-PACKAGE = r"\b(?:jno\.lora(?:\.peft|\.testing)?|jno_lora_\w+)(?:\.|\b)"
+PACKAGE = r"\b(?:jno\.lora(?:\.peft|\.testing|\.types|\.extending)?|jno_lora_\w+)(?:\.|\b)"
 
 
 def _subject(line: str) -> tuple[str, ...]:

@@ -157,7 +157,7 @@ def test_commands_of_ours_go_before_those_of_others(site):
 
 def test_a_command_that_is_built_in_loads_no_plugin(site):
     module = site.install("greeting", GREET)
-    run("--version")
+    run("plugins", "--help")
     run("new", "--help")
     assert module not in sys.modules
 

@@ -14,9 +14,10 @@ import pytest
 from compare_cases import SETTINGS, GradientDescent, loss
 from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 
+import jno.lora
 import jno_lora_compare._compare as comparing
 import jno_lora_compare._fitting as fitting
-from jno.lora import Net, Registry, SelectionError, lora_report
+from jno.lora import Net, Registry, SelectionError, extract_adapters, lora_report
 from jno.lora.extending import Bar, Printed
 from jno_lora_compare import Comparison, ComparisonRow, compare
 from jno_lora_compare._compare import _running_means
@@ -260,7 +261,9 @@ def test_an_iterator_is_not_touched_before_the_other_arguments_are_checked(model
 
 def test_a_last_batch_that_is_smaller_is_named(model, batches):
     rest = jax.tree.map(lambda x: x[:2], batches[0])
-    with pytest.raises(SelectionError, match=r"(?s)batch 2 has another form.*\[2, 3\].*\[6, 3\]"):
+    with pytest.raises(
+        SelectionError, match=r"(?s)batch 2 differs from batch 0.*\[2, 3\].*\[6, 3\]"
+    ):
         compare(model, loss, [*batches, rest], ["full"], **SETTINGS)
 
 
@@ -334,3 +337,21 @@ def test_a_step_takes_as_long_as_the_clock_says(model, batches, monkeypatch):
     monkeypatch.setattr(fitting, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
     (row,) = compare(model, loss, batches, ["none"], **SETTINGS).rows
     assert (row.milliseconds, row.compile_seconds) == (250.0, 0.25)
+
+
+def test_a_net_and_a_set_are_refused_by_name(model):
+    net = Net(model).lora(1, wrapper=ToyLinear)
+    settings = {"steps": 1, "key": jax.random.key(0)}
+    with pytest.raises(SelectionError, match=r"^compare takes a model.*compare\(net\.module, "):
+        compare(net, loss, [], ["none"], **settings)
+    with pytest.raises(
+        SelectionError, match=r"^compare takes a model, but was given an AdapterSet"
+    ):
+        compare(extract_adapters(net.module), loss, [], ["none"], **settings)
+
+
+def test_it_is_found_in_the_core():
+    assert jno.lora.compare is compare
+    assert (jno.lora.Comparison, jno.lora.ComparisonRow) == (Comparison, ComparisonRow)
+    assert jno.lora.types.Comparison is Comparison
+    assert {"compare", "Comparison"} <= set(dir(jno.lora))

@@ -17,7 +17,7 @@ from jno.lora.peft import load_peft
     ("config", "reason"),
     [
         ({"peft_type": "OFT"}, "rotates the inputs of a layer"),
-        ({"peft_type": "NEW"}, "no adapter of jno.lora has its form"),
+        ({"peft_type": "NEW"}, "no adapter of jno.lora computes the same"),
         ({"peft_type": 3}, "has the peft_type 3"),
         ({"r": 0}, "r is 0, not a whole number above 0"),
         ({"lora_alpha": "16"}, "lora_alpha is '16', not a number"),

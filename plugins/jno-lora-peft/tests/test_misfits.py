@@ -8,12 +8,14 @@ import pytest
 from peft_cases.files import PREFIX, lora_tensors, normal, stack_of, write_files
 
 from jno.lora import (
+    Net,
     PeftFormatError,
     PluginError,
     Registry,
     SelectionError,
+    extract_adapters,
 )
-from jno.lora.peft import load_peft
+from jno.lora.peft import load_peft, save_peft
 from jno_lora_zoo import LoRALinear
 
 
@@ -158,5 +160,14 @@ def test_a_bias_of_a_layer_that_a_stack_lacks_is_told(tmp_path, index):
     tensors |= {f"{PREFIX}{index}.fc.bias": np.ones(3, "f4")}
     folder = write_files(tmp_path, tensors, bias="lora_only")
     rename = {r"(\d+)/(.*)": r"\2[\1]"}
-    with pytest.raises(PeftFormatError, match=rf"of which \[{index}\] is meant"):
+    with pytest.raises(PeftFormatError, match=rf"here for \[{index}\]"):
         load_peft({"fc": stack_of(2)}, folder, rename=rename)
+
+
+@pytest.mark.parametrize("call", [load_peft, save_peft])
+def test_a_net_and_a_set_are_refused_by_name(call, linear):
+    net, name = Net([linear]).lora(1), call.__name__
+    with pytest.raises(SelectionError, match=rf"^{name} takes a model.*{name}\(net\.module, "):
+        call(net, "nowhere")
+    with pytest.raises(SelectionError, match=f"{name} takes a model, but was given an "):
+        call(extract_adapters(net.module), "nowhere")

@@ -211,8 +211,8 @@ def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
         save_peft(trained(model, None, specs=specs), tmp_path / "nothing")
     message = str(error.value)
     for line in (
-        "oft (OFTLinear): its update is no product",
-        "lokr (LoKrLinear): its update is no product",
+        "oft (OFTLinear): its update is not a product",
+        "lokr (LoKrLinear): its update is not a product",
         "biased (IA3Linear): PEFT's IA3 also scales the bias",
         "conv1 (IA3Conv): PEFT's IA3 has no form for convolutions of one axis",
         "norm (LoRAInNorm): PEFT adapts linear layers, convolutions and embeddings",

@@ -225,7 +225,7 @@ def test_vera_takes_its_part_of_the_matrices_that_all_layers_share(tmp_path):
     for tensors, reason in (
         (own, "save_projection=True"),
         (own | few, "too small for the layer"),
-        (own | shared | {"base_model.vera_A": normal(2, 9)}, "of no rank 3"),
+        (own | shared | {"base_model.vera_A": normal(2, 9)}, "do not have rank 3"),
     ):
         with pytest.raises(PeftFormatError, match=reason):
             load(LINEAR, tensors, tmp_path, peft_type="VERA", r=3)
@@ -251,12 +251,12 @@ def test_vera_takes_its_part_of_the_matrices_that_all_layers_share(tmp_path):
         (
             {"peft_type": "LOKR", "r": 2},
             {"lokr_w1": (2, 3), "lokr_w2_a": (2, 1), "lokr_w2_b": (1, 2)},
-            "of no rank 2",
+            "of rank 2 cannot be",
         ),
         (
             {"peft_type": "LOKR", "r": 2},
             {"lokr_w1": (2, 3), "lokr_w2_a": (2, 2), "lokr_w2_b": (2,)},
-            "of no rank 2",
+            "of rank 2 cannot be",
         ),
         (
             {"peft_type": "ADALORA", "init_r": 2, "alpha_pattern": "fc"},
@@ -274,11 +274,15 @@ def test_vera_takes_its_part_of_the_matrices_that_all_layers_share(tmp_path):
             r"lokr_t2: expected \(1, 1, and the kernel\)",
         ),
         ({"peft_type": "IA3"}, {"ia3_l": (4,)}, r"ia3_l: expected shape \(4, 1\), got \(4,\)"),
-        ({"peft_type": "IA3", "feedforward_modules": "f."}, {"ia3_l": (4, 1)}, "scales the inputs"),
+        (
+            {"peft_type": "IA3", "feedforward_modules": "f."},
+            {"ia3_l": (4, 1)},
+            "scales their inputs",
+        ),
         (
             {"peft_type": "IA3", "feedforward_modules": ["fc"]},
             {"ia3_l": (4, 1)},
-            "scales the inputs",
+            "scales their inputs",
         ),
         (
             {"use_dora": True},
@@ -294,7 +298,7 @@ def test_parts_that_do_not_fit_are_told_by_their_names(config, parts, reason, tm
 
 def test_groups_of_which_peft_has_no_adapter(tmp_path):
     tensors = named({"lora_A.weight": (3, 4, 2, 2), "lora_B.weight": (6, 1, 1, 1)})
-    with pytest.raises(PeftFormatError, match="the rank 3 is no multiple of the 2 groups"):
+    with pytest.raises(PeftFormatError, match="the rank 3 is not a multiple of the 2 groups"):
         load(GROUPED, tensors, tmp_path, r=3)
     tensors = named(
         {

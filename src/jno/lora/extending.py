@@ -78,5 +78,5 @@ def check_ending(path: str | os.PathLike[str] | None) -> None:
     `plot`).
     """
     with imported_for("A picture", "plot", "matplotlib"):
-        from ._showing import plots
-    plots.check_ending(path)
+        from ._showing.plots import check_ending as check
+    check(path)

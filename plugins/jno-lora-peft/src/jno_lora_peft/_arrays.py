@@ -100,7 +100,7 @@ class Arrays:
                 return [
                     f"{key}: the model has {show_array(old)}, the file has {show_array(change)}"
                 ]
-            wide = jnp.asarray(old, jnp.promote_types(old.dtype, jnp.float32))
+            wide = jnp.asarray(old, np.promote_types(old.dtype, np.float32))
             change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
             new = wide * change if kind == "factor" else wide + change
             self._new[key] = sharded_like(new.astype(old.dtype), old)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import jax.numpy as jnp
 import numpy as np
 
 from jno_lora_zoo import LoRA, rsLoRA
@@ -98,7 +97,7 @@ def scale_of(variant: str, rank: int, alpha: float) -> float:
 
 def widened(array: np.ndarray) -> np.ndarray:
     """The array in float32 at least."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(np.promote_types(array.dtype, np.float32))
 
 
 def kernel_of(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

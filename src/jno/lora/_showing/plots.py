@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -15,9 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .._errors import SelectionError
-
-if TYPE_CHECKING:
-    from .._reports import AdapterEffect
 
 # Beyond this many matrices not every one is named.
 _MOST_LABELS = 60
@@ -56,7 +53,7 @@ def check_ending(path: str | PathLike[str] | None) -> None:
         )
 
 
-def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
+def draw_effects(rows: Sequence[Any]) -> Picture:
     """Size, effective rank and singular values of each update, the model's first on top."""
     figure = Picture(11, min(2.2 + 0.17 * len(rows), 14))
     sizes, ranks, spectra = figure.subplots(1, 3, width_ratios=(2, 2, 3))
