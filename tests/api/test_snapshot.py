@@ -75,6 +75,13 @@ VALUES = "jno-lora inspect --values: flag"
             "`Net`",
             0,
         ),
+        # One that moved stands for all that is in it, too.
+        (
+            [f"-{ADDED}", "-class jno.lora.Net(model): object"]
+            + [f"+{ADDED}".replace("lora.N", "lora.types.N"), "+class jno.lora.types.Net(): object"],
+            "`Net` moves to `jno.lora.types`",
+            True,
+        ),
         ([f"-{OFT}"], "`OFT` has gone", True),
         ([f"-{OFT}"], "`base` and `Q`", False),
         (["+jno.lora.peft.load_peft(model)"], "PEFT, `jno.lora.peft`, `model`", False),

@@ -87,10 +87,8 @@ def the_core_alone(environment):
     hint = environment.python("from jno.lora import DoRALinear", check=False)
     assert hint.returncode == 1
     assert 'pip install "jno-lora[zoo]"' in hint.stderr
-    for door, extra in {
-        "from jno.lora import compare": "compare",
-        "import jno.lora.peft": "peft",
-    }.items():
+    doors = {"compare": "from jno.lora import compare", "peft": "import jno.lora.peft"}
+    for extra, door in doors.items():
         hint = environment.python(door, check=False)
         assert f'pip install "jno-lora[{extra}]"' in hint.stderr
     assert environment.plugins() == []

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 import jno.lora._registry._registry as registry_module
+import jno_lora_compare.plugin
 from jno.lora import SelectionError, plot_adapters
 from jno.lora._commands._cli import cli
 from jno.lora._registry import Registry
@@ -61,7 +62,9 @@ def test_without_the_zoo_the_demo_says_so_before_it_trains(run, monkeypatch, tmp
     pytest.importorskip("sklearn")
     pytest.importorskip("optax")
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(registry_module, "_DEFAULT", Registry(discover=False))
+    alone = Registry(discover=False)
+    alone.register(jno_lora_compare.plugin)
+    monkeypatch.setattr(registry_module, "_DEFAULT", alone)
     code, text = run("demo", "--output", str(tmp_path))
     assert code == 1
     assert text.startswith("Error: ") and "jno-lora[zoo]" in text

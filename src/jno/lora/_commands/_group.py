@@ -8,8 +8,8 @@ import click
 from .._errors import JnoLoraError
 from .._registry import PluginRecord, default_registry
 
-# Commands of plugins of this project, and the extra that installs them.
-_EXTRAS = {"compare": "compare", "demo": "demo"}
+# Commands of jno-lora-compare, which may be missing. An extra of the same name installs each.
+_OURS = ("compare", "demo")
 
 
 class Group(click.Group):
@@ -19,41 +19,35 @@ class Group(click.Group):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all commands."""
-        found, problems = plugin_commands(self)
-        _warn(problems)
+        """The names of all commands. Says on standard error what is left out."""
+        found, left_out = plugin_commands(self)
+        _say(left_out)
         return sorted([*self.commands, *found])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, if there is one."""
+        """The command of that name. If it is missing, says on standard error what is left out.
+
+        **Raises:** `click.UsageError` if a plugin of this project has it, and is not installed.
+        """
         if cmd_name in self.commands:
             return self.commands[cmd_name]
-        found, _ = plugin_commands(self)
-        return found.get(cmd_name)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it; a command that is missing is an error that says where it may be."""
-        name = args[0]
-        if not name.startswith("-") and self.get_command(ctx, name) is None:
-            _warn(plugin_commands(self)[1])
-            if name in _EXTRAS:
+        found, left_out = plugin_commands(self)
+        if cmd_name not in found:
+            _say(left_out)
+            if cmd_name in _OURS:
                 raise click.UsageError(
-                    f"The command {name!r} is part of jno-lora-compare, which is not installed. "
-                    f'Install it with\n    pip install "jno-lora[{_EXTRAS[name]}]"'
+                    f"The command {cmd_name!r} needs jno-lora-compare, which is not installed. "
+                    f'Install what it needs with\n    pip install "jno-lora[{cmd_name}]"'
                 )
-        return super().resolve_command(ctx, args)
+        return found.get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except JnoLoraError as err:
-            raise click.ClickException(str(err)) from err
         except BrokenPipeError:
             raise  # whoever reads the output has enough; click ends quietly
-        except OSError as err:
+        except (JnoLoraError, OSError) as err:
             raise click.ClickException(str(err)) from err
 
 
@@ -69,33 +63,26 @@ def plugin_commands(builtin: click.Group) -> tuple[dict[str, click.Command], lis
 
     Each plugin gets an empty group of its own, so that it cannot touch the commands of others.
     """
+    records()  # loads the plugins without their warnings
     found: dict[str, click.Command] = {}
-    problems: list[str] = []
-    for plugin, add_commands in _command_hooks():
+    left_out: list[str] = []
+    for plugin, add_commands in default_registry().command_hooks():
         own = click.Group(plugin)
         try:
             add_commands(own)
             commands = dict(own.commands)
-            if any(not isinstance(command, click.Command) for command in commands.values()):
+            if not all(isinstance(command, click.Command) for command in commands.values()):
                 raise TypeError(f"these are not all commands of click: {commands}")
         except (Exception, SystemExit) as err:
-            problems.append(f"the commands of {plugin}: {type(err).__name__}: {err}")
+            left_out.append(f"the commands of {plugin}: {type(err).__name__}: {err}")
             continue
         taken = commands.keys() & {*builtin.commands, *found}
-        problems += [f"the command {name!r} of {plugin}: the name is taken" for name in taken]
-        found |= {name: it for name, it in commands.items() if name not in taken}
-    return found, problems
+        left_out += [f"the command {name!r} of {plugin}: the name is taken" for name in taken]
+        found |= {name: command for name, command in commands.items() if name not in taken}
+    return found, left_out
 
 
-def _command_hooks() -> Any:
-    records()  # loads the plugins without their warnings
-    return default_registry().command_hooks()
-
-
-def _warn(problems: list[str]) -> None:
-    """Say on standard error what is left out."""
-    for record in records():
-        if record.status in ("failed", "incompatible"):
-            problems = [f"the plugin {record.describe()}: {record.error}", *problems]
-    for problem in problems:
-        click.echo(f"Left out, see `jno-lora doctor`: {problem}", err=True)
+def _say(left_out: list[str]) -> None:
+    broken = (record for record in records() if record.status in ("failed", "incompatible"))
+    for line in (*(f"the plugin {it.describe()}: {it.error}" for it in broken), *left_out):
+        click.echo(f"Left out, see `jno-lora doctor`: {line}", err=True)

@@ -1,4 +1,4 @@
-"""`jno-lora inspect`: what a file of adapters holds, without a model and without its plugins."""
+"""`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
 
     - `values`: whether to read the arrays, to count what is NaN or infinite.
 
-    **Raises:** `CheckpointError` if the file is none of jno-lora, or damaged.
+    **Raises:** `CheckpointError` if the file is damaged, or not one of jno-lora.
     """
     contents = read(file, values=values)
     bad = non_finite(contents)
@@ -34,7 +34,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
 
 
 def as_table(found: dict[str, Any]) -> Table:
-    """The same for people."""
+    """The same as a table."""
     values = "non_finite" in found
     texts = ("path", "layer", "adapter", "distribution", "version")
     numbers = ("rank", "alpha", "arrays", "numbers", "bytes", "NaN or inf")
@@ -54,16 +54,10 @@ def as_table(found: dict[str, Any]) -> Table:
 
 def _row(adapter: dict[str, Any]) -> tuple[str, ...]:
     return (
-        show_path(adapter["path"]),
-        adapter["layer"]["class"],
-        adapter["wrapper"],
-        adapter["distribution"] or "(no plugin)",
-        adapter["version"],
-        f"{adapter['rank']}",
-        f"{adapter['alpha']:g}",
-        f"{len(adapter['arrays'])}",
-        f"{adapter['numbers']:,}",
-        f"{adapter['bytes']:,}",
+        *(show_path(adapter["path"]), adapter["layer"]["class"], adapter["wrapper"]),
+        *(adapter["distribution"] or "(no plugin)", adapter["version"]),
+        *(f"{adapter['rank']}", f"{adapter['alpha']:g}", f"{len(adapter['arrays'])}"),
+        *(f"{adapter[name]:,}" for name in ("numbers", "bytes")),
         f"{adapter.get('non_finite', 0):,}",
     )
 
