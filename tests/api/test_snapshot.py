@@ -77,8 +77,10 @@ VALUES = "jno-lora inspect --values: flag"
         ),
         # One that moved stands for all that is in it, too.
         (
-            [f"-{ADDED}", "-class jno.lora.Net(model): object"]
-            + [f"+{ADDED}".replace("lora.N", "lora.types.N"), "+class jno.lora.types.Net(): object"],
+            [
+                *(f"-{ADDED}", "-class jno.lora.Net(model): object"),
+                *("+jno.lora.types.Net.lora()", "+class jno.lora.types.Net(): object"),
+            ],
             "`Net` moves to `jno.lora.types`",
             True,
         ),

@@ -67,7 +67,7 @@ ALLOWED = {
     f"{PEFT}/_files.py": {"mkdir"},
     f"{COMPARE}/_comparison.py": {"open"},
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
-    f"{COMPARE}/_demo/_merging.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
+    f"{COMPARE}/_demo/_run.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
     f"{COMPARE}/_demo/_plot.py": {"savefig"},
 }
 

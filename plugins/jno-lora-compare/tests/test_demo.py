@@ -21,9 +21,8 @@ from jno_lora_compare._demo._candidates import (
     NOTHING,
     RANK,
 )
+from jno_lora_compare._demo._classifier import Classifier, measure
 from jno_lora_compare._demo._data import TEST, TRAINING, VALIDATION, load, split
-from jno_lora_compare._demo._measuring import measure
-from jno_lora_compare._demo._model import Classifier
 
 # Its two runs compile a step for each adapter once, if they are in one process.
 pytestmark = pytest.mark.xdist_group("demo")
@@ -147,7 +146,7 @@ def test_every_adapter_is_on_every_layer_with_weights(outcomes):
 
 def test_the_best_is_the_adapter_that_validates_best(demo, outcomes):
     assert demo.best.name in ADAPTERS
-    assert demo.best.after.rank == max(outcomes[name].after.rank for name in ADAPTERS)
+    assert demo.best.after.order == max(outcomes[name].after.order for name in ADAPTERS)
 
 
 def test_merged_and_adapted_agree(demo):

@@ -1,6 +1,6 @@
-"""What the demo compares: no adaptation, full fine-tuning, and the zoo by name."""
+"""The candidates of the demo: no adaptation, full fine-tuning, and the zoo by name."""
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 
@@ -9,23 +9,12 @@ from jno.lora import Net, WrapperError
 from .._compare import compare
 from .._comparison import ComparisonRow
 from .._fitting import number_of
+from ._classifier import Classifier, Score, batches_of, loss, measure
 from ._data import Digits
-from ._measuring import Score, measure
-from ._model import Classifier
-from ._training import batches_of, loss
 
 ADAPTERS = (
-    "lora",
-    "rslora",
-    "lora-fa",
-    "dora",
-    "pissa",
-    "milora",
-    "lora-xs",
-    "vera",
-    "ia3",
-    "lokr",
-    "oft",
+    *("lora", "rslora", "lora-fa", "dora", "pissa", "milora"),
+    *("lora-xs", "vera", "ia3", "lokr", "oft"),
 )
 NOTHING, EVERYTHING = "no adaptation", "full fine-tuning"
 # As `compare` calls them.
@@ -35,11 +24,10 @@ CANDIDATES = {NOTHING: "none", EVERYTHING: "full", **dict(zip(ADAPTERS, ADAPTERS
 RANK, ALPHA = 8, 8.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """One row of the table.
 
-    - `row`: what `compare` returned, at the learning rate that the validation scans chose.
+    - `row`: the row of the comparison, at the learning rate that the validation scans chose.
     - `share`: how many parameters train, over those of the plain model.
     - `before`, `after`: the scores before and after training.
     """
@@ -54,7 +42,7 @@ class Outcome:
 def adapt(
     model: Classifier, digits: Digits, *, rates: tuple[float, ...], epochs: int, seed: int
 ) -> tuple[Outcome, ...]:
-    """Train every candidate at every rate, and keep what is best on the validation scans.
+    """Train every candidate at every rate, and keep the best on the validation scans.
 
     **Raises:** `KeyboardInterrupt` if it was interrupted; `WrapperError` if a candidate could not
     be trained.
@@ -71,7 +59,7 @@ def adapt(
         rank=RANK,
         alpha=ALPHA,
         learning_rate=rates,
-        score=lambda model: measure(model, digits).rank,
+        score=lambda model: measure(model, digits).order,
     )
     if comparison.interrupted:
         raise KeyboardInterrupt

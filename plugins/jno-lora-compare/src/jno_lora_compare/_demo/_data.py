@@ -1,6 +1,7 @@
 """The demo's data: real scans of digits, upright and clean, and the same kind rotated and noisy."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +31,7 @@ class Scans:
         return len(self.labels)
 
 
-@dataclasses.dataclass(frozen=True)
-class Digits:
+class Digits(NamedTuple):
     """Four disjoint groups of scans, the last of them in both domains.
 
     - `pretraining`: source domain, many.
@@ -47,9 +47,8 @@ class Digits:
     test_target: Scans
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Which scans are in which group, by their numbers."""
+class Split(NamedTuple):
+    """The numbers of the scans in each group."""
 
     pretraining: Int[np.ndarray, " pretraining"]
     training: Int[np.ndarray, " training"]

@@ -1,21 +1,35 @@
-"""What the demo prints: the set-up, the table, and where the files are."""
+"""The printed parts of the demo: the set-up, the table, and where the files are."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from jno.lora.extending import table
 
 from ._candidates import ALPHA, RANK, Outcome
+from ._classifier import Score
 from ._data import NOISE, ROTATION, Digits
-from ._measuring import Score
-from ._merging import Merged
+
+
+class Merged(NamedTuple):
+    """The merged model, read back from `path`, beside the adapted one.
+
+    - `difference`: the largest between two logits; `scale`: the largest logit itself.
+    - `same`: for how many of `total` test scans both name the same digit.
+    """
+
+    path: Path
+    difference: float
+    scale: float
+    same: int
+    total: int
 
 
 def print_data(console: Console, digits: Digits) -> None:
-    """What is learned from, and what is tested on."""
+    """Print the sizes of the groups of scans."""
     _print(
         console,
         f"Source domain: {len(digits.pretraining)} scans of handwritten digits to pretrain on.",
@@ -28,7 +42,7 @@ def print_data(console: Console, digits: Digits) -> None:
 
 
 def print_pretrained(console: Console, score: Score, parameters: int) -> None:
-    """What all candidates start from."""
+    """Print the start of all candidates."""
     _print(
         console,
         f"Pretrained {parameters:,} parameters: {score.source:.1%} right on the source domain, "
@@ -40,18 +54,12 @@ def print_pretrained(console: Console, score: Score, parameters: int) -> None:
 def print_table(
     console: Console, outcomes: Sequence[Outcome], *, rates: Sequence[float], tested: int
 ) -> None:
-    """One row per candidate; below, what the numbers are worth (`tested` scans) and rest on."""
+    """Print one row per candidate; below, the error of the numbers (`tested` scans)."""
     # A pipe may have an encoding that lacks the arrow.
     arrow = "->" if console.options.ascii_only else "→"
-    columns = [
-        ("adapter", "left"),
-        ("trainable\nparameters", "right"),
-        ("% of\nmodel", "right"),
-        (f"target %\nbefore {arrow} after", "right"),
-        ("source %\nkept", "right"),
-        ("rate", "right"),
-        ("ms per\nstep", "right"),
-    ]
+    numbers = ("trainable\nparameters", "% of\nmodel", f"target %\nbefore {arrow} after")
+    numbers += ("source %\nkept", "rate", "ms per\nstep")
+    columns = [("adapter", "left"), *((heading, "right") for heading in numbers)]
     rows = (
         (
             outcome.name,
@@ -64,7 +72,7 @@ def print_table(
         )
         for outcome in outcomes
     )
-    # Of a proportion near a half, the widest there is.
+    # At a proportion of a half, where it is largest.
     error = 100 * math.sqrt(0.25 / tested)
     made = table(
         "Accuracy on held-out scans of both domains, after adapting to the target",
@@ -80,7 +88,7 @@ def print_table(
 
 
 def print_files(console: Console, plot: Path, best: Outcome, merged: Merged) -> None:
-    """Where the plot and the model are, and that the merged model is the adapted one."""
+    """Print where the plot and the model are, and that the merged model is the adapted one."""
     _print(
         console,
         f"Best adapter on the validation scans: {best.name} ({best.after.validation:.0%} right).",
