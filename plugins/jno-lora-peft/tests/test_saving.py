@@ -214,7 +214,7 @@ def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
         "oft (OFTLinear): its update is not a product",
         "lokr (LoKrLinear): its update is not a product",
         "biased (IA3Linear): PEFT's IA3 also scales the bias",
-        "conv1 (IA3Conv): PEFT's IA3 has no form for convolutions of one axis",
+        "conv1 (IA3Conv): PEFT's IA3 has no equivalent for convolutions of one axis",
         "norm (LoRAInNorm): PEFT adapts linear layers, convolutions and embeddings",
         "dilated (LoRAConv): the layer has dilation=(2, 2)",
         "grouped (DoRAConv): PEFT's DoRA takes no norm",

@@ -238,7 +238,7 @@ def _adam() -> Any:
     """Adam with its learning rate in its state, so that one compiled step serves for all rates."""
     with imported_for("compare", "compare", "optax"):
         import optax
-    # What else Adam has stays as it is: in half precision its decay of 0.999 would be 1.
+    # Other numbers of Adam stay Python floats: in half precision its decay of 0.999 would be 1.
     fixed = ("b1", "b2", "eps", "eps_root")
     adam = optax.inject_hyperparams(optax.adam, static_args=fixed, hyperparam_dtype=jnp.float32)
     return adam(learning_rate=0.0)

@@ -92,8 +92,8 @@ class Comparison(Printed):
             del columns["score"]
 
         def cells(row: ComparisonRow) -> list[str]:
-            values = ((form, value(row)) for form, value in columns.values())
-            return [row.name, *("-" if x is None else format(x, form) for form, x in values)]
+            values = ((spec, value(row)) for spec, value in columns.values())
+            return [row.name, *("-" if x is None else format(x, spec) for spec, x in values)]
 
         failed = [f"{row.name}: {row.error}" for row in self.rows if row.error is not None]
         stopped = ["Interrupted: what was not finished is missing."] if self.interrupted else []

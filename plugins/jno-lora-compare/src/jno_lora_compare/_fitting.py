@@ -118,5 +118,5 @@ def _strongly_typed(trainable: PyTree) -> PyTree:
 
 
 def number_of(tree: PyTree) -> int:
-    """How many numbers the arrays of `tree` hold."""
+    """Count the numbers in the arrays of `tree`."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -9,7 +9,7 @@ import numpy as np
 from ._config import Config
 from ._keys import SHARED
 from ._layouts import Layout
-from ._updates import UPDATES, MisfitError, Parts, check, factors, scale_of, widened
+from ._updates import UPDATES, MisfitError, Parts, check, factors, refuse_layer, scale_of, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def held(config: Config, module: str, parts: Parts, shared: Parts, layout: Layou
     - `shared`: those that all modules share.
     - `layout`: of the layer that it belongs to here.
 
-    **Raises:** `MisfitError` if it has no exact form here, or does not fit the layer.
+    **Raises:** `MisfitError` if it has no exact equivalent here, or does not fit the layer.
     """
     for name, tensor in {**parts, **shared}.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
@@ -55,28 +55,16 @@ def held(config: Config, module: str, parts: Parts, shared: Parts, layout: Layou
 def _lora(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
     rank, alpha, scale = config.rank(module), config.alpha(module), config.scale(module)
     dora, has_bias = config.flag("use_dora"), config.flag("lora_bias")
-    embedding = layout.kind == "embedding"
-    down, up = ("lora_embedding_A", "lora_embedding_B") if embedding else _FACTORS
+    down, up = layout.factors
     if rank % layout.groups:
         raise MisfitError(f"the rank {rank} is not a multiple of the {layout.groups} groups")
-    shapes: dict[str, tuple[int, ...]] = {
-        down: layout.down_shape(rank),
-        up: layout.up_shape(rank),
-    }
+    shapes = {down: layout.down_shape(rank), up: layout.up_shape(rank)}
     if dora:
-        shapes["lora_magnitude_vector"] = (layout.outputs,)
-        if layout.kind == "conv":
-            shapes["lora_magnitude_vector"] = (1, layout.outputs, *(1 for _ in layout.kernel))
+        shapes["lora_magnitude_vector"] = layout.magnitude_shape
     if has_bias:
         shapes["lora_B.bias"] = (layout.outputs,)
     check(parts, shapes, ignored="lora_velora_embed")
-    if layout.odd:
-        raise MisfitError(
-            f"the layer has {layout.odd}, which PEFT leaves out when it runs the update beside it, "
-            "so that no kernel does what was trained"
-        )
-    if layout.groups > 1 and dora:
-        raise MisfitError("PEFT's DoRA takes no norm of the rows of a kernel with groups")
+    refuse_layer(layout, dora=dora)
     matrices = layout.to_matrices(parts[down], parts[up])
     if matrices is None:
         raise MisfitError(
@@ -94,18 +82,13 @@ def _lora(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
     return found
 
 
-_FACTORS = ("lora_A.weight", "lora_B.weight")
-
-
 def _ia3(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
     if config.scales_inputs(module):
         raise MisfitError(
             "it is one of the feedforward_modules: PEFT scales their inputs, and IA3 here scales "
             "outputs"
         )
-    kernel = layout.kernel
-    shape = (1, layout.outputs, *(1 for _ in kernel)) if kernel else (layout.outputs, 1)
-    check(parts, {"ia3_l": shape})
+    check(parts, {"ia3_l": layout.scale_shape})
     scale = parts["ia3_l"].reshape(-1)
     # PEFT scales the output of the layer, so the bias too.
     return Held("ia3", 1, 1.0, {"scale": scale}, {"factor": scale})

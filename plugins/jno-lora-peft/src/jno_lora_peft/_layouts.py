@@ -34,6 +34,23 @@ class Layout:
         """The shape of the layer's weight as a matrix."""
         return self.outputs, self.inputs // self.groups * math.prod(self.kernel)
 
+    @property
+    def factors(self) -> tuple[str, str]:
+        """PEFT's names for `A` and `B`."""
+        if self.kind == "embedding":
+            return "lora_embedding_A", "lora_embedding_B"
+        return "lora_A.weight", "lora_B.weight"
+
+    @property
+    def magnitude_shape(self) -> tuple[int, ...]:
+        """The shape of DoRA's magnitude."""
+        return (1, self.outputs, *(1 for _ in self.kernel)) if self.kernel else (self.outputs,)
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """The shape of IA3's scale."""
+        return self.magnitude_shape if self.kernel else (self.outputs, 1)
+
     def down_shape(self, rank: int) -> tuple[int, ...]:
         """The shape of PEFT's `A`."""
         return (rank, self.inputs, *self.kernel)
@@ -75,7 +92,7 @@ class Layout:
 
 
 def layout_of(layer: Any) -> Layout | None:
-    """How PEFT would lay out an update of `layer`, one of a stack. `None` if it cannot."""
+    """The layout of PEFT's update of `layer`, one of a stack. `None` if it has no update for it."""
     weight: Any = getattr(layer, "weight", None)
     if getattr(weight, "ndim", 0) < 2:
         return None

@@ -22,7 +22,7 @@ def load_peft(
 
     LoRA, rsLoRA and DoRA become the adapters of those names; IA³ that scales outputs becomes IA³;
     VeRA, AdaLoRA, LoHa and LoKr become LoRA with the same update, of the rank that this takes. The
-    outputs are PEFT's. An adapter without an exact form here is an error. The arrays are
+    outputs are PEFT's. An adapter without an exact equivalent here is an error. The arrays are
     float32 at least.
 
     Trained biases and the modules of `modules_to_save` take the place of the model's own arrays, in
@@ -44,7 +44,7 @@ def load_peft(
     **Returns:** the model, with the adapters around its layers. Those it carried stay. Tensors that
     hold NaN or infinity are loaded, with a `JnoLoraWarning`.
 
-    **Raises:** `PeftFormatError` for files that are damaged, or without an exact form here, and one
+    **Raises:** `PeftFormatError` for files that are damaged, or without an exact equivalent here, and one
     that lists everything that does not fit the model; `SelectionError` for a bad `rename`,
     a `Net`, two places of one path, or an adapter that cannot be built; `PluginError` if a plugin
     is missing.

@@ -146,8 +146,8 @@ class Loading:
             for name, value in _stacked([one.state for one in ordered], stack).items()
         }
         rank, alpha = ordered[0].rank, ordered[0].alpha
-        form = LayerForm.of(layer, ndim)
-        self.adapters[path] = LooseAdapter(arrays, cls, rank, alpha, form)
+        layer_form = LayerForm.of(layer, ndim)
+        self.adapters[path] = LooseAdapter(arrays, cls, rank, alpha, layer_form)
 
     def _adapter_class(self, variant: str, layer: Any, path: str) -> type[LoRAWrapper] | None:
         reasons: list[str] = []

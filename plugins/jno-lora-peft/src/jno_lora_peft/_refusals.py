@@ -1,4 +1,4 @@
-"""The types and settings of PEFT without an exact form here, and the reasons."""
+"""The types and settings of PEFT without an exact equivalent here, and the reasons."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -90,6 +90,17 @@ def factors(kernel: np.ndarray) -> Factors:
     return (matrix, eye) if outputs <= inputs else (eye, matrix)
 
 
+def refuse_layer(layout: Layout, *, dora: bool) -> None:
+    """**Raises:** `MisfitError` if PEFT's update of the layer is not an update of its weight."""
+    if layout.odd:
+        raise MisfitError(
+            f"the layer has {layout.odd}, which PEFT leaves out when it runs the update beside it, "
+            "so that no kernel does the same"
+        )
+    if dora and layout.groups > 1:
+        raise MisfitError("PEFT's DoRA takes no norm of the rows of a kernel with groups")
+
+
 def scale_of(variant: str, rank: int, alpha: float) -> float:
     """The factor of the update in an adapter of that variant: `"lora"`, `"rslora"` or `"dora"`."""
     return (rsLoRA if variant == "rslora" else LoRA).low_rank_scale(rank, alpha)

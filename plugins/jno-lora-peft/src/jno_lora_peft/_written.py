@@ -12,7 +12,7 @@ from jno.lora.extending import known_factors, show_path, values_of
 from jno_lora_zoo import IA3, DoRA, rsLoRA
 
 from ._layouts import Layout, layout_of
-from ._updates import MisfitError, scale_of, widened
+from ._updates import MisfitError, refuse_layer, scale_of, widened
 
 Kind = Literal["lora", "rslora", "dora", "ia3"]
 
@@ -36,7 +36,7 @@ class Written:
 def written(wrapper: LoRAWrapper, path: str) -> Iterator[tuple[tuple[int, ...], Written]]:
     """The adapter at `path` for PEFT, or one for each layer of a stack with its index.
 
-    **Raises:** `MisfitError` if PEFT has no exact form for it; `PeftFormatError` for an array
+    **Raises:** `MisfitError` if PEFT has no exact equivalent for it; `PeftFormatError` for an array
     whose values cannot be read.
     """
     layout = layout_of(wrapper.base)
@@ -100,20 +100,11 @@ def _lora(
             f"its factors {B.shape} and {A.shape} do not make the ({outputs}, {inputs}) of PEFT's "
             "weight for this layer"
         )
-    if layout.odd:
-        raise MisfitError(
-            f"the layer has {layout.odd}, which PEFT leaves out when it runs the update beside it"
-        )
-    if kind == "dora" and layout.groups > 1:
-        raise MisfitError("PEFT's DoRA takes no norm of the rows of a kernel with groups")
+    refuse_layer(layout, dora=kind == "dora")
     down, up = layout.from_matrices(A, B)
-    names = ("lora_A.weight", "lora_B.weight")
-    if layout.kind == "embedding":
-        names = ("lora_embedding_A", "lora_embedding_B")
-    tensors: dict[str, np.ndarray] = dict(zip(names, (down, up), strict=True))
+    tensors: dict[str, np.ndarray] = dict(zip(layout.factors, (down, up), strict=True))
     if kind == "dora":
-        shape = (1, -1, *(1 for _ in layout.kernel)) if layout.kernel else (-1,)
-        tensors["lora_magnitude_vector"] = arrays["magnitude"].reshape(shape)
+        tensors["lora_magnitude_vector"] = arrays["magnitude"].reshape(layout.magnitude_shape)
     rank, scale = len(down), type(wrapper).low_rank_scale(wrapper.rank, wrapper.alpha)
     if kind == "dora":
         scale = scale_of(kind, wrapper.rank, wrapper.alpha)
@@ -128,9 +119,8 @@ def _lora(
 def _ia3(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Written:
     if layout.kind == "embedding" or len(layout.kernel) == 1:
         what = "embeddings" if layout.kind == "embedding" else "convolutions of one axis"
-        raise MisfitError(f"PEFT's IA3 has no form for {what}")
-    shape = (1, -1, *(1 for _ in layout.kernel)) if layout.kernel else (-1, 1)
-    return Written("", "ia3", {"ia3_l": arrays["scale"].reshape(shape)})
+        raise MisfitError(f"PEFT's IA3 has no equivalent for {what}")
+    return Written("", "ia3", {"ia3_l": arrays["scale"].reshape(layout.scale_shape)})
 
 
 def _values(array: Any, what: str) -> np.ndarray:

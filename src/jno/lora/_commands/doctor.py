@@ -34,7 +34,7 @@ def facts(records: tuple[PluginRecord, ...]) -> str:
 
 
 def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator[str]:
-    """What is wrong with the installation, and what to do.
+    """Yield what is wrong with the installation, and what to do.
 
     - `left_out`: lines about commands of plugins that are left out.
     """
