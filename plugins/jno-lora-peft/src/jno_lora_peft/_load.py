@@ -44,8 +44,8 @@ def load_peft(
     **Returns:** the model, with the adapters around its layers. Those it carried stay. Tensors that
     hold NaN or infinity are loaded, with a `JnoLoraWarning`.
 
-    **Raises:** `PeftFormatError` for files that are damaged, or without an exact equivalent here, and one
-    that lists everything that does not fit the model; `SelectionError` for a bad `rename`,
+    **Raises:** `PeftFormatError` for files that are damaged, or have no exact equivalent here, and
+    one that lists everything that does not fit the model; `SelectionError` for a bad `rename`,
     a `Net`, two places of one path, or an adapter that cannot be built; `PluginError` if a plugin
     is missing.
     """

@@ -34,7 +34,7 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
         slashes become dots in the end, or a function of the path that returns the dotted name. For
         a stack it is asked for each layer: `layers/q_proj[3]`.
 
-    **Raises:** `PeftFormatError` that lists every adapter that PEFT has no exact equivalent for, and if
+    **Raises:** `PeftFormatError` that lists every adapter without an exact equivalent in PEFT, and if
     the adapters are of kinds that PEFT cannot keep together, or an array cannot be read (tracers,
     donated arrays); nothing is written then. If the files cannot be written: the old ones are whole
     then, or there is no configuration, so that nothing loads. `SelectionError` for a bad `rename`
@@ -52,7 +52,8 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
             problems += [f"{where}: {line}" for line in err.lines]
     if problems:
         raise PeftFormatError(
-            f"These adapters have no exact equivalent in PEFT:\n{bullets(problems)}\nNothing was written."
+            f"These adapters have no exact equivalent in PEFT:\n{bullets(problems)}\n"
+            "Nothing was written."
         )
     if not modules:
         raise PeftFormatError("The model carries no adapters to save. Save before merging.")
