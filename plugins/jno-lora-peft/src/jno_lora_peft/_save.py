@@ -35,10 +35,10 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
         a stack it is asked for each layer: `layers/q_proj[3]`.
 
     **Raises:** `PeftFormatError` that lists every adapter without an exact equivalent in PEFT, and
-    if the adapters are of kinds that PEFT cannot keep together, or an array cannot be read (tracers,
-    donated arrays); nothing is written then. If the files cannot be written: the old ones are whole
-    then, or there is no configuration, so that nothing loads. `SelectionError` for a bad `rename`
-    or a `Net` or a set for the model.
+    if the adapters are of kinds that PEFT cannot keep together, or an array cannot be read
+    (tracers, donated arrays); nothing is written then. If the files cannot be written: the old ones
+    are whole then, or there is no configuration, so that nothing loads. `SelectionError` for a bad
+    `rename` or a `Net` or a set for the model.
     """
     expect_model(model, "save_peft")
     problems: list[str] = []
