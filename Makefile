@@ -6,9 +6,9 @@ PLUGINS := $(wildcard plugins/*)
 # The first that runs: a shim of pyenv may be on the path for a version that is not active.
 MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do $$p -c '' 2>/dev/null && echo $$p; done; done | head -1)
 
-# What `make bench` hands to `python -m benchmarks.compare`, and where that computes: cpu or gpu.
+# Arguments that `make bench` hands to `python -m benchmarks.compare`, and where that computes: cpu or gpu.
 BENCH ?=
-# What `make mutation` hands to `python -m tests.mutation`.
+# Arguments that `make mutation` hands to `python -m tests.mutation`.
 MUTATION ?=
 DEVICE ?= cpu
 # All of JAX's sides have one version of it, which must be one that jNO takes.
@@ -38,7 +38,7 @@ test-models: .venv-models/.ready
 
 # Files of PEFT, against PEFT on Torch.
 test-peft: .venv-peft/.ready
-	JNO_LORA_TEST_PEFT=1 .venv-peft/bin/pytest tests/peft_interchange
+	JNO_LORA_TEST_PEFT=1 .venv-peft/bin/pytest plugins/jno-lora-peft/tests
 
 .venv-peft/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	test -x .venv-peft/bin/python || $(PYTHON) -m venv .venv-peft
@@ -79,7 +79,7 @@ bench: $(BENCH_SIDES)
 	$< -m pip list --format=freeze | grep -E '^(jax|jaxlib|equinox|optax|numpy)=' > .bench/versions.txt
 	touch $@
 
-# What both have in common, in the versions of our own side.
+# The libraries that both use, in the versions of our own side.
 .bench/jno/.ready-$(DEVICE): .bench/jno/bin/python .bench/ours/.ready-$(DEVICE)
 	$< -m pip install --quiet --constraint .bench/versions.txt jax-neural-operators==0.2.3 optax "$(BENCH_JAX)"
 	touch $@
@@ -116,7 +116,7 @@ $(VENV)/.ready-docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	touch $@
 
-# What the documentation shows of runs: all of it, or of some pages, as in `make pictures PAGES=inspecting`.
+# Results of runs in the documentation: all of them, or those of some pages, as in `make pictures PAGES=inspecting`.
 PAGES ?=
 pictures: .venv-models/.ready
 	.venv-models/bin/python docs/pictures.py $(PAGES)

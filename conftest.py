@@ -35,6 +35,8 @@ jaxtyping.install_import_hook(
         "jno_lora_attention",
         "jno_lora_recurrent",
         "jno_lora_foundax",
+        "jno_lora_peft",
+        "jno_lora_compare",
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
@@ -42,7 +44,7 @@ jaxtyping.install_import_hook(
 import jax
 import pytest
 
-pytest.register_assert_rewrite("zoo_cases", "attention_cases", "foundax_cases")
+pytest.register_assert_rewrite("zoo_cases", "attention_cases", "foundax_cases", "peft_cases")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

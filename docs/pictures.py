@@ -102,7 +102,7 @@ def run_plugin() -> None:
 
 def run_digits() -> None:
     """Run the demo, for its page and those of the methods."""
-    from jno.lora._demo import run_demo
+    from jno_lora_compare._demo import run_demo
 
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -22,8 +22,8 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 FILE = HERE / "public_api.txt"
 CHANGELOG = HERE.parents[1] / "CHANGELOG.md"
-CORE = ("jno.lora", "jno.lora.peft", "jno.lora.testing")
-PLUGINS = ("zoo", "embedding", "attention", "recurrent", "foundax")
+CORE = ("jno.lora", "jno.lora.types", "jno.lora.extending", "jno.lora.peft", "jno.lora.testing")
+PLUGINS = ("zoo", "embedding", "attention", "recurrent", "foundax", "compare")
 SEAL = "# Written by snapshot.py --write: "
 
 
@@ -48,7 +48,10 @@ def _commands() -> Iterator[str]:
 
     from jno.lora._commands._cli import cli
 
-    for name, command in sorted(cli.commands.items()):
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
         arguments = [p for p in command.params if isinstance(p, click.Argument)]
         shown = [p.metavar or str(p.name).upper() for p in arguments]
         yield " ".join(["jno-lora", name, *shown])
@@ -157,17 +160,27 @@ def untold(changed: list[str], changelog: str) -> list[str]:
     section = re.split(r"^## ", changelog, flags=re.MULTILINE)[1]
     spans = " ".join(re.findall(r"`([^`]+)`", section))
     words = set(re.findall(r"\w+", re.sub(PACKAGE, "", spans)))
-    signs: dict[str, set[str]] = {}
+    # By package: a class may have gone from one to another.
+    signs: dict[tuple[str, str], set[str]] = {}
     for line in changed:
-        signs.setdefault(_subject(line)[0], set()).update(line[0] * (len(_subject(line)) == 1))
+        seen = signs.setdefault((_package(line), _subject(line)[0]), set())
+        seen.update(line[0] * (len(_subject(line)) == 1))
     whole = {owner for owner, seen in signs.items() if len(seen) == 1}
-    return [
-        line for line in changed if not words & {_subject(line)[-1], *({_subject(line)[0]} & whole)}
-    ]
+
+    def is_told(line: str) -> bool:
+        owner, *_, last = (_subject(line)[0], *_subject(line))
+        return last in words or ((_package(line), owner) in whole and owner in words)
+
+    return [line for line in changed if not is_told(line)]
 
 
 # With the dot after it, or as the name of the package alone.
-PACKAGE = r"\b(?:jno\.lora(?:\.peft|\.testing)?|jno_lora_\w+)(?:\.|\b)"
+PACKAGE = r"\b(?:jno\.lora(?:\.peft|\.testing|\.types|\.extending)?|jno_lora_\w+)(?:\.|\b)"
+
+
+def _package(line: str) -> str:
+    found = re.search(PACKAGE, line.partition("(")[0])
+    return "" if found is None else found[0]
 
 
 def _subject(line: str) -> tuple[str, ...]:

@@ -75,6 +75,15 @@ VALUES = "jno-lora inspect --values: flag"
             "`Net`",
             0,
         ),
+        # One that moved stands for all that is in it, too.
+        (
+            [
+                *(f"-{ADDED}", "-class jno.lora.Net(model): object"),
+                *("+jno.lora.types.Net.lora()", "+class jno.lora.types.Net(): object"),
+            ],
+            "`Net` moves to `jno.lora.types`",
+            True,
+        ),
         ([f"-{OFT}"], "`OFT` has gone", True),
         ([f"-{OFT}"], "`base` and `Q`", False),
         (["+jno.lora.peft.load_peft(model)"], "PEFT, `jno.lora.peft`, `model`", False),

@@ -20,6 +20,8 @@ MOMENTS, LAST = 20, 12
 class Interrupt:
     """Counts the calls of our functions, and interrupts the one of that number."""
 
+    sources = (SOURCES,)
+
     def __init__(self, at=None):
         self.at, self.names = at, []
 
@@ -30,7 +32,7 @@ class Interrupt:
     def __call__(self, frame, event, arg):
         # A generator that goes on may be one that is thrown away, where nothing can be raised.
         goes_on = frame.f_code.co_flags & inspect.CO_GENERATOR and frame.f_lasti > 0
-        is_ours = frame.f_code.co_filename.startswith(SOURCES)
+        is_ours = frame.f_code.co_filename.startswith(self.sources)
         if event == "call" and is_ours and not goes_on:
             self.names.append(frame.f_code.co_name)
             if self.calls == self.at:

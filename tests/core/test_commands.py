@@ -231,14 +231,6 @@ def test_an_output_that_cannot_be_made_is_a_message_of_one_line(tmp_path):
     assert str(tmp_path / "file" / "below") in text and text.count("\n") == 1
 
 
-@pytest.mark.parametrize("option", ["--csv", "--plot"])
-def test_a_directory_that_is_missing_is_said_before_anything_is_trained(tmp_path, option):
-    output = tmp_path / "nowhere" / "made.svg"
-    text = run("compare", "no_such_module:task", option, str(output), code=2)
-    assert option in text and "there is no directory" in text
-    assert str(output.parent) in text.replace("\n", "")
-
-
 def test_a_reader_that_has_enough_is_no_error(monkeypatch):
     def print_into_nothing(**_):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")

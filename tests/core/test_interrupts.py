@@ -1,6 +1,6 @@
 """Ctrl-C at any moment leaves a net as it was: the model, what trains, the mask, and the names.
 
-How the tests interrupt is in `interrupting`; `compare` is in `test_compare_interrupted`.
+How the tests interrupt is in `interrupting`; for `compare` see the tests of jno-lora-compare.
 """
 
 import sys

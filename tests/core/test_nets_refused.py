@@ -9,7 +9,6 @@ import pytest
 
 import jno.lora
 from jno.lora import AdapterSet, Net, SelectionError, extract_adapters
-from jno.lora.peft import load_peft, save_peft
 
 from .toys import ToyLinear
 
@@ -20,9 +19,7 @@ CALLS = {
     "adapter_effects": jno.lora.adapter_effects,
     "apply_lora": lambda net: jno.lora.apply_lora(net, key=KEY),
     "citation": jno.lora.citation,
-    "compare": lambda net: jno.lora.compare(net, min, [], ["none"], steps=1, key=KEY),
     "extract_adapters": extract_adapters,
-    "load_peft": lambda net: load_peft(net, "nowhere"),
     "lora_report": jno.lora.lora_report,
     "lora_trainable_filter": jno.lora.lora_trainable_filter,
     "merge_lora": jno.lora.merge_lora,
@@ -30,7 +27,6 @@ CALLS = {
     "partial_lora_trainable_filter": jno.lora.partial_lora_trainable_filter,
     "plan_lora": jno.lora.plan_lora,
     "plot_adapters": jno.lora.plot_adapters,
-    "save_peft": lambda net: save_peft(net, "nowhere"),
     "swap_adapters": lambda net: jno.lora.swap_adapters(net, AdapterSet({})),
     "to_lora": jno.lora.to_lora,
     "unwrap_lora": jno.lora.unwrap_lora,

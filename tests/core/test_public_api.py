@@ -1,5 +1,6 @@
 """What `jno.lora` exports, what it imports, and what it says about names it lacks."""
 
+import importlib
 import json
 import pydoc
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 
 import jno
 import jno.lora
-from jno.lora import PluginError
+import jno.lora.extending
+from jno.lora import MissingLibraryError, PluginError
 
 # The documented names; more may come, none may go.
 FUNCTIONAL = {
@@ -38,13 +40,14 @@ TYPES = {
     "ConvLike",
     "Net",
     "AdapterSet",
-    "LooseAdapter",
-    "LayerForm",
-    "UpdateReport",
-    "UpdateRow",
 }
-INSPECTING = {"adapter_effects", "plot_adapters", "compare", "citation"}
-ROWS = {"AdapterEffect", "AdapterEffects", "Comparison", "ComparisonRow"}
+INSPECTING = {"adapter_effects", "plot_adapters", "citation"}
+RESULTS = {
+    *("Plan", "PlanRow", "LoraReport", "ReportRow", "AdapterEffect", "AdapterEffects"),
+    *("LooseAdapter", "LayerForm", "UpdateReport", "UpdateRow"),
+    *("PluginRecord", "RegisteredWrapper", "Table"),
+}
+COMPARING = {"compare", "Comparison", "ComparisonRow"}
 ERRORS = {
     "JnoLoraError",
     "SelectionError",
@@ -60,13 +63,57 @@ ZOO = {f"{method}{layer}" for method in [*METHODS, "OFT"] for layer in ("Linear"
 
 
 def test_the_documented_names_are_exported():
-    assert set(jno.lora.__all__) >= FUNCTIONAL | REGISTRY | INSPECTING | TYPES | ROWS | ERRORS
+    assert set(jno.lora.__all__) >= FUNCTIONAL | REGISTRY | INSPECTING | TYPES | ERRORS
+    assert set(jno.lora.types.__all__) >= RESULTS
+    assert len(jno.lora.__all__) <= 40
+    assert len(jno.lora.extending.__all__) <= 25
 
 
-def test_every_exported_name_exists_is_documented_and_listed_once():
-    assert len(set(jno.lora.__all__)) == len(jno.lora.__all__)
-    for name in jno.lora.__all__:
-        assert getattr(jno.lora, name).__doc__, name
+@pytest.mark.parametrize("module", [jno.lora, jno.lora.types, jno.lora.extending])
+def test_every_exported_name_exists_is_documented_and_listed_once(module):
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name).__doc__, name
+
+
+def test_result_types_are_still_found_where_they_were():
+    from jno.lora import PlanRow
+
+    assert PlanRow is jno.lora.types.PlanRow
+
+
+# --- doors to plugins that may be missing
+
+
+@pytest.fixture
+def missing(monkeypatch):
+    """Neither jno-lora-compare nor jno-lora-peft is installed."""
+    for name in [n for n in sys.modules if n.startswith(("jno_lora_compare", "jno_lora_peft"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jno_lora_compare", None)
+    monkeypatch.setitem(sys.modules, "jno_lora_peft", None)
+    monkeypatch.delitem(sys.modules, "jno.lora.peft", raising=False)
+    monkeypatch.delattr(jno.lora, "peft", raising=False)
+
+
+@pytest.mark.parametrize("name", sorted(COMPARING))
+def test_without_the_plugin_comparing_says_what_to_install(missing, name):
+    with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[compare\]"'):
+        exec(f"from jno.lora import {name}")
+
+
+@pytest.mark.parametrize("name", ["Comparison", "ComparisonRow"])
+def test_so_do_its_result_types(missing, name):
+    with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[compare\]"'):
+        getattr(jno.lora.types, name)
+    with pytest.raises(AttributeError, match=r"module 'jno.lora.types' has no attribute 'Plam'"):
+        _ = jno.lora.types.Plam
+
+
+def test_without_the_plugin_peft_says_what_to_install(missing):
+    with pytest.raises(ImportError, match=r'pip install "jno-lora\[peft\]"') as caught:
+        importlib.import_module("jno.lora.peft")
+    assert isinstance(caught.value, MissingLibraryError)
 
 
 def test_the_version_is_that_of_the_installed_distribution():
@@ -89,7 +136,7 @@ def test_dir_lists_the_zoo_without_importing_it(site):
 
 
 def test_without_the_zoo_only_what_can_be_had_is_listed_so_that_help_works(site):
-    assert not set(dir(jno.lora)) & ZOO
+    assert not set(dir(jno.lora)) & (ZOO | COMPARING)
     assert "apply_lora(" in pydoc.plain(pydoc.render_doc(jno.lora))
 
 

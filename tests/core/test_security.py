@@ -52,21 +52,23 @@ FILES_OF = {
 IMPORTS = {"import_module", "find_spec", "entry_points", "resolve_name", "walk_packages", "load"}
 
 CORE, WRITING = "src/jno/lora", {"open", "os.replace", "unlink", "chmod"}
+PEFT = "plugins/jno-lora-peft/src/jno_lora_peft"
+COMPARE = "plugins/jno-lora-compare/src/jno_lora_compare"
 ALLOWED = {
     f"{CORE}/_checkpoint/_container.py": {"open"},  # files that a call names
     f"{CORE}/_checkpoint/_writing.py": WRITING,
-    f"{CORE}/peft/_files.py": {"mkdir"},
-    f"{CORE}/_comparing/_comparison.py": {"open"},
     f"{CORE}/_showing/plots.py": {"savefig"},
-    f"{CORE}/_demo/_merging.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
-    f"{CORE}/_demo/_plot.py": {"savefig"},
-    f"{CORE}/_commands/_cli.py": {"mkdir", "to_csv"},
     f"{CORE}/_commands/scaffold.py": {"mkdir", "read_text", "write_text"},
     f"{CORE}/testing/_checks_class.py": {"tempfile"},  # the kit, in the temporary directory
     f"{CORE}/_registry/_discovery.py": {"entry_points"},  # the metadata of distributions
     f"{CORE}/_registry/_loading.py": {"load"},  # plugins that are not blocked
     f"{CORE}/_commands/importing.py": {"import_module"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there
+    f"{PEFT}/_files.py": {"mkdir"},
+    f"{COMPARE}/_comparison.py": {"open"},
+    f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
+    f"{COMPARE}/_demo/_run.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
+    f"{COMPARE}/_demo/_plot.py": {"savefig"},
 }
 
 
@@ -197,7 +199,8 @@ def test_what_does_no_harm_is_let_be(text):
 
 def test_the_tests_that_the_security_policy_names_are_there():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text()))
-    files = (ROOT / "tests").rglob("test_*.py")
+    folders = (ROOT / "tests", *ROOT.glob("plugins/*/tests"))
+    files = [file for folder in folders for file in folder.rglob("test_*.py")]
     there = {
         name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
     }

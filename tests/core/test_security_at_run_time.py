@@ -47,7 +47,7 @@ def watched(site, wrapper, forbidden, **environment):
     return json.loads(done.stdout.splitlines()[-1]), evil, folder
 
 
-ZOO = pytest.mark.skipif(not importlib.util.find_spec("jno_lora_zoo"), reason="needs the zoo")
+ZOO = pytest.mark.skipif(not importlib.util.find_spec("jno_lora_peft"), reason="needs it")
 
 
 @pytest.mark.parametrize(

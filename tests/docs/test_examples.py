@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXCERPT = re.compile(
-    r'^```.* title="((?:examples|src)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL
+    r'^```.* title="((?:examples|plugins)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL
 )
 
 

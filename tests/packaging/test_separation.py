@@ -87,6 +87,10 @@ def the_core_alone(environment):
     hint = environment.python("from jno.lora import DoRALinear", check=False)
     assert hint.returncode == 1
     assert 'pip install "jno-lora[zoo]"' in hint.stderr
+    doors = {"compare": "from jno.lora import compare", "peft": "import jno.lora.peft"}
+    for extra, door in doors.items():
+        hint = environment.python(door, check=False)
+        assert f'pip install "jno-lora[{extra}]"' in hint.stderr
     assert environment.plugins() == []
     assert environment.run("jno-lora", "doctor", check=False).returncode == 1
 
@@ -111,9 +115,14 @@ def the_core_and_the_zoo(environment):
 def everything(environment):
     environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
     plugins = environment.plugins()
-    assert [p["distribution"] for p in plugins] == sorted(p.name for p in PLUGINS)
+    # What reads PEFT's files registers nothing.
+    expected = [p.name for p in PLUGINS if p.name != "jno-lora-peft"]
+    assert sorted(p["distribution"] for p in plugins) == sorted(expected)
     assert {p["status"] for p in plugins} == {"loaded"}
     environment.run("jno-lora", "adapters")
+    environment.python("from jno.lora.peft import load_peft, save_peft")
+    environment.python("from jno.lora import Comparison, compare")
+    assert "  compare " in environment.run("jno-lora", "--help").stdout
 
 
 def a_scaffolded_plugin(environment):

@@ -11,18 +11,9 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from jno.lora import (
-    AdapterEffect,
-    AdapterEffects,
-    Comparison,
-    ComparisonRow,
     DoRALinear,
-    LoraReport,
     LoRAWrapper,
     Net,
-    Plan,
-    PlanRow,
-    PluginRecord,
-    ReportRow,
     adapter_effects,
     apply_lora,
     citation,
@@ -33,6 +24,17 @@ from jno.lora import (
     plot_adapters,
     registered,
     unwrap_lora,
+)
+from jno.lora.types import (
+    AdapterEffect,
+    AdapterEffects,
+    Comparison,
+    ComparisonRow,
+    LoraReport,
+    Plan,
+    PlanRow,
+    PluginRecord,
+    ReportRow,
 )
 
 

@@ -12,8 +12,8 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
+from . import types as _types
 from ._checkpoint import load_adapters, read_adapters, save_adapters
-from ._comparing import Comparison, ComparisonRow, compare
 from ._contract import ConvLike, LinearLike, LoRAWrapper
 from ._dispatch import apply_lora, plan_lora
 from ._errors import (
@@ -25,15 +25,14 @@ from ._errors import (
     PluginError,
     SelectionError,
     WrapperError,
+    imported_for as _imported_for,
 )
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
-from ._planning import Plan, PlanRow, Spec
+from ._planning import Spec
 from ._registry import (
     ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION,
     ZOO_NAMES as _ZOO_NAMES,
-    PluginRecord,
-    RegisteredWrapper,
     Registry,
     default_registry as _default_registry,
     hookimpl,
@@ -41,22 +40,9 @@ from ._registry import (
     register,
     registered,
 )
-from ._reports import (
-    AdapterEffect,
-    AdapterEffects,
-    LoraReport,
-    ReportRow,
-    adapter_effects,
-    citation,
-    lora_report,
-    plot_adapters,
-)
+from ._reports import adapter_effects, citation, lora_report, plot_adapters
 from ._sets import (
     AdapterSet,
-    LayerForm,
-    LooseAdapter,
-    UpdateReport,
-    UpdateRow,
     combine,
     extract_adapters,
     scale_adapters,
@@ -68,6 +54,12 @@ from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from jno_lora_compare import (
+        Comparison as Comparison,
+        ComparisonRow as ComparisonRow,
+        compare as compare,
+    )
+
     # The `as` form re-exports them to type checkers; at run time `__getattr__` finds them.
     from jno_lora_zoo import (
         DoRAConv as DoRAConv,
@@ -117,40 +109,25 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "AdapterEffect",
-    "AdapterEffects",
     "AdapterSet",
     "CheckpointError",
-    "Comparison",
-    "ComparisonRow",
     "ConvLike",
     "JnoLoraError",
     "JnoLoraWarning",
-    "LayerForm",
     "LinearLike",
     "LoRAWrapper",
-    "LooseAdapter",
-    "LoraReport",
     "MissingLibraryError",
     "Net",
     "PeftFormatError",
-    "Plan",
-    "PlanRow",
     "PluginError",
-    "PluginRecord",
-    "RegisteredWrapper",
     "Registry",
-    "ReportRow",
     "SelectionError",
     "Spec",
-    "UpdateReport",
-    "UpdateRow",
     "WrapperError",
     "adapter_effects",
     "apply_lora",
     "citation",
     "combine",
-    "compare",
     "extract_adapters",
     "hookimpl",
     "load_adapters",
@@ -173,9 +150,19 @@ __all__ = [
 ]
 
 
+# They come with jno-lora-compare.
+_COMPARING = ("Comparison", "ComparisonRow", "compare")
+
+
 def __getattr__(name: str) -> Any:
     if name in _ZOO_NAMES:
         return _default_registry().zoo_class(name)
+    if name in _COMPARING:
+        with _imported_for(f"jno.lora.{name}", "compare", "jno_lora_compare"):
+            import jno_lora_compare
+        return getattr(jno_lora_compare, name)
+    if name in _types.__all__:  # result types were here before they got a module of their own
+        return getattr(_types, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -187,4 +174,5 @@ def __dir__() -> list[str]:
     own = (name for name in globals() if name.startswith("__"))
     # Only what can be had: `help` asks for everything that is listed. Nothing is discovered for it.
     zoo = _ZOO_NAMES if _is_installed(_ZOO_DISTRIBUTION) else ()
-    return sorted([*own, *__all__, *zoo])
+    comparing = _COMPARING if _is_installed("jno-lora-compare") else ()
+    return sorted([*own, *__all__, *zoo, *comparing])

@@ -1,91 +1,72 @@
 """`jno-lora doctor`: whether this installation is in order."""
 
-import dataclasses
 import pathlib
 import platform
 import sys
+import traceback
+from collections.abc import Iterator
 
 from .. import __path__ as _package_path
 from .._registry import ZOO_DISTRIBUTION, PluginRecord
-from .listing import error_traceback
 
 # A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
 SLOW_SECONDS = 1.0
 
-_DISTRIBUTIONS = (
-    "jno-lora",
-    "jax",
-    "jaxlib",
-    "equinox",
-    "pluggy",
-    "importlib-metadata",
-    "safetensors",
-)
+_LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
 
 
-@dataclasses.dataclass(frozen=True)
-class Diagnosis:
-    """What was found: facts, in the order of printing, and troubles with what to do."""
-
-    facts: tuple[tuple[str, str], ...]
-    troubles: tuple[str, ...]
-
-
-def diagnose(records: tuple[PluginRecord, ...]) -> Diagnosis:
-    """Look at versions, at who owns the package `jno`, and at every plugin."""
+def facts(records: tuple[PluginRecord, ...]) -> str:
+    """The versions of libraries and plugins, a line each."""
     import importlib_metadata
 
-    versions: list[tuple[str, str]] = [("Python", platform.python_version())]
-    for name in _DISTRIBUTIONS:
+    lines = [("Python", platform.python_version())]
+    for name in ("jno-lora", *_LIBRARIES):
         try:
-            versions.append((name, importlib_metadata.version(name)))
+            lines.append((name, importlib_metadata.version(name)))
         except importlib_metadata.PackageNotFoundError:
-            versions.append((name, "not installed as a distribution"))
-    facts = [
-        *versions,
-        ("jno.lora imported from", str(next(iter(_package_path)))),
-        *((f"{r.distribution} {r.version}", f"{r.status}, {r.seconds:.2f} s") for r in records),
-    ]
-    troubles = [*_rivals_for_jno(), *_without_zoo(records)]
+            lines.append((name, "not installed as a distribution"))
+    lines.append(("jno.lora imported from", str(next(iter(_package_path)))))
     for record in records:
+        loaded = f"{record.status}, {record.seconds:.2f} s"
+        lines.append((f"{record.distribution} {record.version}", loaded))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator[str]:
+    """Yield what is wrong with the installation, and what to do.
+
+    - `left_out`: lines about commands of plugins that are left out.
+    """
+    # A regular package `jno` on the path hides `jno.lora`, or will after a change of order.
+    for package in (pathlib.Path(entry) / "jno" for entry in dict.fromkeys(sys.path)):
+        if (package / "__init__.py").is_file():
+            yield (
+                f"Another distribution owns a regular package `jno` at {package}. It and jno-lora "
+                "cannot be used in one environment (jax-neural-operators is one): use separate "
+                "environments."
+            )
+    zoo = [record for record in records if record.distribution == ZOO_DISTRIBUTION]
+    if not zoo:
+        yield (
+            "The adapter zoo is not installed, so that `net.lora()` has no adapters to use. "
+            'Install it: pip install "jno-lora[zoo]"'
+        )
+    elif all(record.status == "blocked" for record in zoo):
+        yield f"`net.lora()` has no adapters to use: {zoo[0].error}"
+    for record in records:
+        plugin = f"The plugin {record.describe()}"
         if record.status in ("failed", "incompatible"):
-            troubles.append(
-                f"The plugin {record.describe()} is {record.status}. Upgrade or uninstall it, or "
-                f"block it with JNO_LORA_BLOCK={record.distribution}.\n{error_traceback(record)}"
+            yield (
+                f"{plugin} is {record.status}. Upgrade or uninstall it, or block it with "
+                f"JNO_LORA_BLOCK={record.distribution}.\n"
+                + "".join(traceback.format_exception(record.error))
             )
         elif record.status == "conflict":
-            troubles.append(f"The plugin {record.describe()} is in conflict: {record.error}")
+            yield f"{plugin} is in conflict: {record.error}"
         if record.seconds > SLOW_SECONDS:
-            troubles.append(
-                f"The plugin {record.describe()} took {record.seconds:.1f} s to load; more than "
-                f"{SLOW_SECONDS:g} s is slow. Its entry point should import nothing heavy."
+            yield (
+                f"{plugin} took {record.seconds:.1f} s to load; more than {SLOW_SECONDS:g} s is "
+                "slow. Its entry point should import nothing heavy."
             )
-    return Diagnosis(tuple(facts), tuple(troubles))
-
-
-def _rivals_for_jno() -> list[str]:
-    """A regular package `jno` on the path hides `jno.lora`, or will after a change of order."""
-    rivals = [
-        str(pathlib.Path(entry) / "jno")
-        for entry in dict.fromkeys(sys.path)
-        if (pathlib.Path(entry) / "jno" / "__init__.py").is_file()
-    ]
-    return [
-        f"Another distribution owns a regular package `jno` at {rival}. It and jno-lora cannot be "
-        "used in one environment (jax-neural-operators is one): use separate environments."
-        for rival in rivals
-    ]
-
-
-def _without_zoo(records: tuple[PluginRecord, ...]) -> list[str]:
-    zoo = [record for record in records if record.distribution == ZOO_DISTRIBUTION]
-    if any(record.usable for record in zoo):
-        return []
-    if any(record.status == "blocked" for record in zoo):
-        return [f"`net.lora()` has no adapters to use: {zoo[0].error}"]
-    if zoo:
-        return []  # it failed, which is reported as such
-    return [
-        "The adapter zoo is not installed, so that `net.lora()` has no adapters to use. "
-        'Install it: pip install "jno-lora[zoo]"'
-    ]
+    yield from (f"Left out of the command line: {line}" for line in left_out)

@@ -1,4 +1,4 @@
-"""What `MODULE:NAME` on a command line means."""
+"""`MODULE:NAME` on a command line: the object that it names."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""`jno-lora inspect`: what a file of adapters holds, without a model and without its plugins."""
+"""`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
 
     - `values`: whether to read the arrays, to count what is NaN or infinite.
 
-    **Raises:** `CheckpointError` if the file is none of jno-lora, or damaged.
+    **Raises:** `CheckpointError` if the file is damaged, or not one of jno-lora.
     """
     contents = read(file, values=values)
     bad = non_finite(contents)
@@ -34,7 +34,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
 
 
 def as_table(found: dict[str, Any]) -> Table:
-    """The same for people."""
+    """The same as a table."""
     values = "non_finite" in found
     texts = ("path", "layer", "adapter", "distribution", "version")
     numbers = ("rank", "alpha", "arrays", "numbers", "bytes", "NaN or inf")

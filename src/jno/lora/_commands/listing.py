@@ -1,26 +1,17 @@
-"""`jno-lora plugins` and `jno-lora adapters`: what is installed."""
+"""`jno-lora plugins` and `jno-lora adapters`: the installed plugins and their adapters."""
 
-import traceback
-import warnings
 from typing import Any
 
 import jax
 
-from .._registry import PluginRecord, RegisteredWrapper, default_registry
+from .._registry import PluginRecord, RegisteredWrapper
 from .._showing import Table, table
 from .._tree import claims
 from ..testing import standard_layers
 
 
-def records() -> tuple[PluginRecord, ...]:
-    """Every plugin's record. What is broken shows in the record, so nothing is warned of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return default_registry().records(strict=False)
-
-
-def plugins_as_json(found: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
-    """One object per plugin; the keys are stable."""
+def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
+    """One JSON object per plugin; the keys are stable."""
     return [
         {
             "name": record.name,
@@ -28,75 +19,57 @@ def plugins_as_json(found: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
             "version": record.version,
             "value": record.value,
             "status": record.status,
-            "error": error_line(record),
+            "error": _error_line(record.error),
             "seconds": round(record.seconds, 4),
             "wrappers": [wrapper.name for wrapper in record.wrappers],
         }
-        for record in found
+        for record in records
     ]
 
 
-def plugins_as_table(found: tuple[PluginRecord, ...]) -> Table:
-    """The same for people."""
-    columns = [("plugin", "left"), ("distribution", "left"), ("version", "left")]
+def plugins_as_table(found: list[dict[str, Any]]) -> Table:
+    """The same as a table."""
+    texts = [(name, "left") for name in ("plugin", "distribution", "version", "status")]
     return table(
         f"{len(found)} plugins",
-        [*columns, ("status", "left"), ("adapters", "right"), ("seconds", "right")],
+        [*texts, ("adapters", "right"), ("seconds", "right")],
         (
             (
-                record.name,
-                record.distribution,
-                record.version,
-                record.status if record.error is None else f"{record.status}: {error_line(record)}",
-                f"{len(record.wrappers)}",
-                f"{record.seconds:.2f}",
+                *(plugin["name"], plugin["distribution"], plugin["version"]),
+                ": ".join(filter(None, [plugin["status"], plugin["error"]])),
+                f"{len(plugin['wrappers'])}",
+                f"{plugin['seconds']:.2f}",
             )
-            for record in found
+            for plugin in found
         ),
     )
 
 
-def adapters_as_json(found: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
-    """One object per usable adapter; the keys are stable."""
+def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
+    """One JSON object per usable adapter; the keys are stable."""
     layers = {name: make(jax.random.key(0)) for name, (make, _) in standard_layers().items()}
-    return [
-        _adapter(wrapper, layers)
-        for record in found
-        if record.usable
-        for wrapper in record.wrappers
-    ]
+    usable = (record for record in records if record.usable)
+    return [_adapter(wrapper, layers) for record in usable for wrapper in record.wrappers]
 
 
-def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
-    """The same for people."""
+def adapters_as_table(found: list[dict[str, Any]]) -> Table:
+    """The same as a table."""
     columns = ("name", "variant", "layers", "parameters", "paper", "distribution")
     return table(
-        f"{len(adapters)} adapters",
+        f"{len(found)} adapters",
         [(column, "left") for column in columns],
         (
             (
-                adapter["name"],
-                adapter["variant"] or "",
-                ", ".join(adapter["layers"]),
-                adapter["formula"] or "",
-                adapter["paper"] or "",
-                adapter["distribution"],
+                *(adapter["name"], adapter["variant"] or "", ", ".join(adapter["layers"])),
+                *(adapter["formula"] or "", adapter["paper"] or "", adapter["distribution"]),
             )
-            for adapter in adapters
+            for adapter in found
         ),
     )
 
 
-def error_line(record: PluginRecord) -> str | None:
-    """The record's error in one line."""
-    if record.error is None:
-        return None
-    return f"{type(record.error).__name__}: {record.error}".splitlines()[0]
-
-
-def error_traceback(record: PluginRecord) -> str:
-    """The record's error with its traceback."""
-    return "" if record.error is None else "".join(traceback.format_exception(record.error))
+def _error_line(error: Exception | None) -> str | None:
+    return None if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _adapter(wrapper: RegisteredWrapper, layers: dict[str, Any]) -> dict[str, Any]:

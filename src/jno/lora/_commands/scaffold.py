@@ -9,14 +9,10 @@ from importlib import resources
 from .._errors import JnoLoraError
 from .._registry import API_VERSION, FIRST_PARTY, ZOO_METHODS, ZOO_NAMES, PluginRecord, squash
 
-# What the adapter wraps, how its test makes one, and what it is called with.
-_LAYERS = {
-    "linear": ("Linear", "eqx.nn.Linear(6, 4, key=key)", "jax.random.normal(key, (6,))"),
-    "embedding": (
-        "Embedding",
-        "eqx.nn.Embedding(6, 4, key=key)",
-        "jax.random.randint(key, (), 0, 6)",
-    ),
+# By layer: the input of a test. The templates know the rest.
+_SAMPLES = {
+    "linear": "jax.random.normal(key, (6,))",
+    "embedding": "jax.random.randint(key, (), 0, 6)",
 }
 
 
@@ -31,10 +27,10 @@ def create(
 
     **Arguments:**
 
-    - `name`: what the adapter is called, such as `embedding-bias`.
-    - `layer`: `"linear"` or `"embedding"`; by default what the name says, else `"linear"`.
+    - `name`: of the adapter, such as `embedding-bias`.
+    - `layer`: `"linear"` or `"embedding"`; by default the one in the name, else `"linear"`.
     - `version`: of jno-lora, for the plugin's dependency on it.
-    - `installed`: the plugins whose adapters must not be called the same.
+    - `installed`: the plugins whose adapters must not have the same name.
 
     **Raises:** `JnoLoraError` if the name makes no package name, or is one of the zoo's or of an
     installed adapter, or the folder exists. Nothing is written then.
@@ -64,21 +60,19 @@ def create(
                 f"{short!r} is what {wrapper.qualified_name} is called, so that "
                 f'`wrapper="{short}"` would be ambiguous. Choose another name.'
             )
-    if layer is None:
-        layer = "embedding" if "embedding" in short else "linear"
+    layer = layer or ("embedding" if "embedding" in short else "linear")
     target = directory / f"jno-lora-{short}"
     if target.exists():
         raise JnoLoraError(f"{target} exists already; nothing was written. Choose another name.")
-    class_name, make, sample = _LAYERS[layer]
     major, minor, *_ = version.split(".")
     names = {
         "distribution": f"jno-lora-{short}",
         "package": package,
         "adapter": adapter,
         "variant": short,
-        "layer": class_name,
-        "make": make,
-        "sample": sample,
+        "layer": layer.capitalize(),
+        "make": f"eqx.nn.{layer.capitalize()}(6, 4, key=key)",
+        "sample": _SAMPLES[layer],
         "api": str(API_VERSION),
         "requires": f"jno-lora>={major}.{minor},<{major}.{int(minor) + 1}",
     }

@@ -15,7 +15,7 @@ from ._records import PluginRecord, RegisteredWrapper
 
 
 def manager_without_plugins() -> pluggy.PluginManager:
-    """A plugin manager that knows the two hooks, and nobody who implements them."""
+    """A plugin manager that knows the three hooks, and nobody who implements them."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(_hookspecs)
     return manager
@@ -60,8 +60,12 @@ def take_in(
 
 
 def _register(plugin: Any, manager: pluggy.PluginManager, name: str | None) -> None:
-    known: list[Any] = [manager.hook.jno_lora_wrappers, manager.hook.jno_lora_select]
-    hooks = " and ".join(f"`{hook.name}({', '.join(hook.spec.argnames)})`" for hook in known)
+    known: list[Any] = [
+        manager.hook.jno_lora_wrappers,
+        manager.hook.jno_lora_commands,
+        manager.hook.jno_lora_select,
+    ]
+    hooks = ", ".join(f"`{hook.name}({', '.join(hook.spec.argnames)})`" for hook in known)
     try:
         manager.register(plugin, name)
     except pluggy.PluginValidationError as err:

@@ -1,4 +1,4 @@
-"""The two hooks a plugin may implement (pluggy project `jno_lora`)."""
+"""The three hooks that a plugin may implement (pluggy project `jno_lora`)."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    import click
+
     from .._contract import LoRAWrapper
 
 PROJECT = "jno_lora"
@@ -37,4 +39,15 @@ def jno_lora_select(  # pyright: ignore[reportReturnType]
     Asked only in that case (`wrapper="auto"`, or a variant that several plugins provide). Return
     one of `candidates`, or `None` to leave the choice to the next plugin; if no plugin chooses,
     the user gets an error that names the candidates.
+    """
+
+
+@hookspec
+def jno_lora_commands(group: "click.Group") -> None:
+    """Add commands of this plugin to the command line: `group.add_command(command)`.
+
+    Called when somebody asks for the help of `jno-lora`, or for a command that is not built in.
+    `group` is empty, and belongs to this plugin alone. A command whose name is built in, or
+    belongs to a plugin that comes before, is left out with a warning; so are all commands of a
+    plugin that raises here. Import what a command needs inside the command.
     """

@@ -89,8 +89,8 @@ class Plugins:
                 self._load(found, strict=False)
         return self.snapshot
 
-    def select_hooks(self) -> list[pluggy.HookImpl]:
-        """The implementations of `jno_lora_select` in the order in which they are asked.
+    def hooks(self, name: str) -> list[pluggy.HookImpl]:
+        """The implementations of a hook in the order in which they are asked.
 
         Pluggy asks what was registered last first. That is also the order here, but for installed
         plugins it is that of their names, whichever was loaded first.
@@ -100,7 +100,7 @@ class Plugins:
         def order(hook: pluggy.HookImpl) -> tuple[bool, bool, int]:
             return (hook.trylast, not hook.tryfirst, -place.get(hook.plugin_name, len(place)))
 
-        last_first = self.manager.hook.jno_lora_select.get_hookimpls()[::-1]
+        last_first = getattr(self.manager.hook, name).get_hookimpls()[::-1]
         return sorted(last_first, key=order)
 
     def register(self, item: Any) -> None:

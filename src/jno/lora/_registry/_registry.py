@@ -1,6 +1,6 @@
 """The registry: what adapters there are, asked by class, by name or by distribution."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._contract import LoRAWrapper
@@ -95,7 +95,7 @@ class Registry:
         given = {"path": path, "leaf": leaf, "candidates": candidates}
         chosen: Any = None
         try:
-            for hook in self._plugins.select_hooks():
+            for hook in self._plugins.hooks("jno_lora_select"):
                 chosen = hook.function(*(given[name] for name in hook.argnames))
                 if chosen is not None:
                     break
@@ -111,6 +111,16 @@ class Registry:
                 "None."
             )
         return chosen
+
+    def command_hooks(self) -> list[tuple[str, Callable[[Any], Any]]]:
+        """The plugins that add commands, our own first, each with what adds them to a group."""
+        self._plugins.with_all(strict=False)
+
+        def adding(hook: Any) -> Callable[[Any], Any]:
+            return lambda group: hook.function(*[group][: len(hook.argnames)])
+
+        hooks = self._plugins.hooks("jno_lora_commands")
+        return [(hook.plugin_name, adding(hook)) for hook in reversed(hooks)]
 
     def register(self, item: Any) -> Any:
         """Register an adapter class, or an object with hook implementations, in this process.

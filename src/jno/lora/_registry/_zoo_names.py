@@ -41,4 +41,6 @@ FIRST_PARTY = (
     "jno-lora-attention",
     "jno-lora-recurrent",
     "jno-lora-foundax",
+    "jno-lora-peft",
+    "jno-lora-compare",
 )

@@ -6,20 +6,15 @@ import os
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from .._errors import SelectionError
-
-if TYPE_CHECKING:
-    from .._comparing import ComparisonRow
-    from .._reports import AdapterEffect
 
 # Beyond this many matrices not every one is named.
 _MOST_LABELS = 60
@@ -58,7 +53,7 @@ def check_ending(path: str | PathLike[str] | None) -> None:
         )
 
 
-def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
+def draw_effects(rows: Sequence[Any]) -> Picture:
     """Size, effective rank and singular values of each update, the model's first on top."""
     figure = Picture(11, min(2.2 + 0.17 * len(rows), 14))
     sizes, ranks, spectra = figure.subplots(1, 3, width_ratios=(2, 2, 3))
@@ -86,37 +81,6 @@ def draw_effects(rows: Sequence["AdapterEffect"]) -> Picture:
     return figure
 
 
-def draw_comparison(rows: Sequence["ComparisonRow"]) -> Picture:
-    """The losses on the way, and what each candidate reached for how many parameters."""
-    figure = Picture(10, 4.5)
-    way, reached = figure.subplots(1, 2, width_ratios=(3, 2))
-    for row, color in zip(rows, _colors(len(rows)), strict=True):
-        way.plot(range(1, len(row.losses) + 1), row.losses, color=color, linewidth=1.2)
-        if row.trainable:
-            reached.scatter(row.trainable, row.final_loss, color=color, s=45, label=row.name)
-        else:  # zero has no place on a logarithmic axis
-            reached.axhline(row.final_loss, color=color, linestyle=":", label=row.name)
-    numbers = [row.trainable for row in rows if row.trainable]
-    if numbers and max(numbers) > 10 * min(numbers):
-        reached.set_xscale("log")
-        _round_labels(reached.xaxis, numbers)
-    else:
-        reached.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    losses = [loss for row in rows for loss in row.losses]
-    if min(losses) > 0 and max(losses) > 3 * min(losses):
-        for axes in (way, reached):
-            axes.set_yscale("log")
-            _round_labels(axes.yaxis, losses)
-    way.xaxis.set_major_locator(MaxNLocator(integer=True))
-    way.set_xlabel("step")
-    way.set_ylabel("loss")
-    reached.set_xlabel("trainable parameters")
-    reached.set_ylabel("final loss")
-    figure.legend(loc="outside right center", frameon=False)
-    _plain(way, reached)
-    return figure
-
-
 def _lengths(numbers: Iterable[float]) -> list[float]:
     """Of bars. None is infinite: such a number (of a weight that was 0) has no bar."""
     return [number if math.isfinite(number) else math.nan for number in numbers]
@@ -125,13 +89,6 @@ def _lengths(numbers: Iterable[float]) -> list[float]:
 def _colors(number: int) -> Any:
     # Without the ends, which are hard to see on white.
     return colormaps["turbo"](np.linspace(0.08, 0.92, number))
-
-
-def _round_labels(axis: Axis, values: Sequence[float]) -> None:
-    """On a logarithmic axis, few labels: by default those within a decade lie on each other."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(*all_axes: Axes) -> None:

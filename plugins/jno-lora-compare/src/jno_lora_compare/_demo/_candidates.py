@@ -1,0 +1,74 @@
+"""The candidates of the demo: no adaptation, full fine-tuning, and the zoo by name."""
+
+from typing import NamedTuple
+
+import jax
+
+from jno.lora import Net, WrapperError
+
+from .._compare import compare
+from .._comparison import ComparisonRow
+from .._fitting import number_of
+from ._classifier import Classifier, Score, batches_of, loss, measure
+from ._data import Digits
+
+ADAPTERS = (
+    *("lora", "rslora", "lora-fa", "dora", "pissa", "milora"),
+    *("lora-xs", "vera", "ia3", "lokr", "oft"),
+)
+NOTHING, EVERYTHING = "no adaptation", "full fine-tuning"
+# As `compare` calls them.
+CANDIDATES = {NOTHING: "none", EVERYTHING: "full", **dict(zip(ADAPTERS, ADAPTERS, strict=True))}
+
+# The same for every adapter. Their quotient is the scale of most methods, and 1 is PiSSA's.
+RANK, ALPHA = 8, 8.0
+
+
+class Outcome(NamedTuple):
+    """One row of the table.
+
+    - `row`: the row of the comparison, at the learning rate that the validation scans chose.
+    - `share`: how many parameters train, over those of the plain model.
+    - `before`, `after`: the scores before and after training.
+    """
+
+    name: str
+    row: ComparisonRow
+    share: float
+    before: Score
+    after: Score
+
+
+def adapt(
+    model: Classifier, digits: Digits, *, rates: tuple[float, ...], epochs: int, seed: int
+) -> tuple[Outcome, ...]:
+    """Train every candidate at every rate, and keep the best on the validation scans.
+
+    **Raises:** `KeyboardInterrupt` if it was interrupted; `WrapperError` if a candidate could not
+    be trained.
+    """
+    batches = list(batches_of(digits.training, epochs=epochs, seed=seed))
+    comparison = compare(
+        model,
+        loss,
+        batches,
+        # A variant's name selects its adapters for every kind of layer: here Linear and Conv.
+        list(CANDIDATES.values()),
+        steps=len(batches),
+        key=jax.random.key(seed),
+        rank=RANK,
+        alpha=ALPHA,
+        learning_rate=rates,
+        score=lambda model: measure(model, digits).order,
+    )
+    if comparison.interrupted:
+        raise KeyboardInterrupt
+    for row in comparison:
+        if row.error is not None:
+            raise WrapperError(f"The demo cannot train {row.name}: {row.error}")
+    parameters = number_of(Net(model).partition()[0])
+    before = measure(model, digits)
+    return tuple(
+        Outcome(name, row, (row.trainable or 0) / parameters, before, measure(row.model, digits))
+        for name, row in zip(CANDIDATES, comparison, strict=True)
+    )

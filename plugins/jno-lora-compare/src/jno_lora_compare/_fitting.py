@@ -1,0 +1,122 @@
+"""Train the trainable part of a model by one compiled step, and measure that."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+# `loss(model, batch)` is a scalar.
+Loss = Callable[[Any, Any], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """The trained part of a model; the loss at each step, before its update, and how long it took.
+
+    The first step takes longer than the others: it compiles whatever is not compiled yet.
+    """
+
+    trainable: PyTree
+    losses: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    @property
+    def milliseconds(self) -> float | None:
+        """The median step but the first; `None` if there was only one."""
+        later = self.seconds[1:]
+        return 1000 * statistics.median(later) if later else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The seconds that compiling a step took, and the temporary memory of the compiled step.
+
+    `temp_bytes` is `None` where the compiler does not say.
+    """
+
+    compile_seconds: float
+    temp_bytes: int | None
+
+
+class Trainer:
+    """One training step, compiled for whatever it is first called with.
+
+    **Arguments:**
+
+    - `loss`: `loss(model, batch)`, a scalar.
+    - `optimizer`: from optax, or like one of optax's (`init`, `update`).
+    """
+
+    def __init__(self, loss: Loss, optimizer: Any):
+        self.optimizer = optimizer
+
+        def step(trainable: PyTree, frozen: PyTree, state: PyTree, batch: PyTree) -> Any:
+            # Only what trains is differentiated: the frozen part gets no gradient, not even zeros.
+            value, gradient = eqx.filter_value_and_grad(
+                lambda trainable: loss(eqx.combine(trainable, frozen), batch)
+            )(trainable)
+            # Optax raises a float to the power of an integer; the model itself needs no promotion.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(gradient, state, trainable)
+                moved = eqx.apply_updates(trainable, updates)
+            return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, trainable), state, value
+
+        self._step: Any = eqx.filter_jit(step)
+
+    def compile(self, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Cost:
+        """Compile the step, as `fit` would at its first."""
+        trainable = _strongly_typed(trainable)
+        state = self.optimizer.init(trainable)
+        args = jax.block_until_ready(_on_the_device((trainable, frozen, state, batch)))
+        begin = time.perf_counter()
+        compiled = self._step.lower(*args).compile()
+        seconds = time.perf_counter() - begin
+        memory = compiled.compiled.memory_analysis()
+        return Cost(seconds, None if memory is None else int(memory.temp_size_in_bytes))
+
+    def fit(
+        self,
+        trainable: PyTree,
+        frozen: PyTree,
+        batches: Iterable[PyTree],
+        *,
+        state: PyTree | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Fit:
+        """Train on each of `batches` once, from the given state of the optimiser or a fresh one."""
+        trainable, frozen = _strongly_typed(trainable), _on_the_device(frozen)
+        state = self.optimizer.init(trainable) if state is None else state
+        losses: list[Array] = []
+        seconds: list[float] = []
+        for batch in batches:
+            # There before the clock runs, so that a step's time is the step's.
+            batch = jax.block_until_ready(_on_the_device(batch))
+            begin = time.perf_counter()
+            trainable, state, loss = jax.block_until_ready(
+                self._step(trainable, frozen, state, batch)
+            )
+            seconds.append(time.perf_counter() - begin)
+            losses.append(loss)
+            on_step()
+        return Fit(trainable, tuple(map(float, losses)), tuple(seconds))
+
+
+def _on_the_device(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
+
+
+def _strongly_typed(trainable: PyTree) -> PyTree:
+    """The arrays as a step returns them: a weak type would have the second step compiled again."""
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)
+
+
+def number_of(tree: PyTree) -> int:
+    """Count the numbers in the arrays of `tree`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

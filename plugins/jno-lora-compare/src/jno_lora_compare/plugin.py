@@ -1,0 +1,19 @@
+"""The entry point: tiny, so that finding it costs nothing."""
+
+from typing import TYPE_CHECKING
+
+from jno.lora import hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+jno_lora_api = 1
+
+
+@hookimpl
+def jno_lora_commands(group: "click.Group") -> None:
+    """Add `jno-lora compare` and `jno-lora demo`."""
+    from ._commands import compare, demo
+
+    group.add_command(compare)
+    group.add_command(demo)

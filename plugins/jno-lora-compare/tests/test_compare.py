@@ -1,0 +1,353 @@
+"""`compare`: adapters from the same start, under the same budget, in one table."""
+
+import csv
+import itertools
+import logging
+import math
+import types
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compare_cases import SETTINGS, GradientDescent, loss
+from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
+
+import jno.lora
+import jno_lora_compare._compare as comparing
+import jno_lora_compare._fitting as fitting
+from jno.lora import Net, Registry, SelectionError, extract_adapters, lora_report
+from jno.lora.extending import Bar, Printed
+from jno_lora_compare import Comparison, ComparisonRow, compare
+from jno_lora_compare._compare import _running_means
+
+
+@pytest.fixture(scope="module")
+def model():
+    return eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def batches():
+    keys = jax.random.split(jax.random.key(1), 2)
+    xs = [np.asarray(jax.random.normal(key, (6, 3))) for key in keys]
+    return [(x, np.sin(x[:, :2])) for x in xs]
+
+
+@pytest.fixture(scope="module")
+def registry():
+    """An application's own registry, as of a third party's adapters."""
+    own = Registry(discover=False)
+    own.register(ToyScale)
+    return own
+
+
+@pytest.fixture(scope="module")
+def comparison(model, batches, registry) -> Comparison:
+    wrappers = [ToyLinear, "ToyScale", [ToyConv, ToyLinear], ToyConv, "nobody", "full", "none"]
+    return compare(model, loss, batches, wrappers, rank=2, alpha=2.0, registry=registry, **SETTINGS)
+
+
+def row_of(comparison, name):
+    return next(row for row in comparison if row.name == name)
+
+
+def test_a_row_for_each_candidate_in_the_order_given(comparison):
+    names = ["ToyLinear", "ToyScale", "ToyConv, ToyLinear", "ToyConv", "nobody", "full", "none"]
+    assert [row.name for row in comparison] == names
+    assert not comparison.interrupted
+
+
+def test_the_parameters_that_train_are_counted(comparison):
+    low_rank = 2 * (3 + 4) + 2 * (4 + 2)
+    trainable = {row.name: row.trainable for row in comparison if row.error is None}
+    assert trainable == {
+        "ToyLinear": low_rank,
+        "ToyScale": 4 + 2,
+        "ToyConv, ToyLinear": low_rank,
+        "full": 4 * 3 + 4 + 2 * 4 + 2,
+        "none": 0,
+    }
+
+
+def test_every_candidate_starts_from_the_model_as_it_is(comparison, model, batches):
+    start = float(loss(model, batches[0]))
+    for row in comparison:
+        if row.error is None:
+            assert len(row.losses) == 20
+            assert row.losses[0] == pytest.approx(start, rel=1e-5)
+
+
+def test_training_helps_and_nothing_trained_is_no_better(comparison, batches, model):
+    untrained = row_of(comparison, "none")
+    mean = np.mean([float(loss(model, batch)) for batch in batches])
+    assert untrained.final_loss == untrained.best_loss == pytest.approx(mean, rel=1e-5)
+    for name in ("ToyLinear", "ToyScale", "full"):
+        assert row_of(comparison, name).best_loss < untrained.final_loss
+
+
+def test_the_steps_are_those_of_the_optimiser(comparison, model, batches):
+    """Against the same training, written by hand."""
+    trained, losses = model, []
+    for _, batch in zip(range(20), itertools.cycle(batches), strict=False):
+        value, gradient = eqx.filter_value_and_grad(loss)(trained, batch)
+        trained = eqx.apply_updates(
+            trained, jax.tree.map(lambda g: -0.1 * g, eqx.filter(gradient, eqx.is_array))
+        )
+        losses.append(float(value))
+    row = row_of(comparison, "full")
+    assert row.losses == pytest.approx(losses, rel=1e-4)
+    for one, other in zip(jax.tree.leaves(row.model), jax.tree.leaves(trained), strict=True):
+        if eqx.is_array(one):
+            assert np.allclose(one, other, atol=1e-5)
+
+
+def test_the_trained_model_is_there_with_its_adapters(comparison, model):
+    row = row_of(comparison, "ToyScale")
+    assert {r.wrapper for r in lora_report(row.model)} == {ToyScale}
+    assert same(row.model.layers[0].base, model.layers[0])
+    assert not same(row.model.layers[0].gain, jnp.ones(4))
+
+
+def test_what_a_step_costs_is_measured(comparison):
+    for row in comparison:
+        if row.error is None:
+            assert row.milliseconds > 0 and row.compile_seconds > 0
+    # The forward pass keeps less than the gradient of everything needs.
+    assert row_of(comparison, "none").temp_bytes <= row_of(comparison, "full").temp_bytes
+
+
+def test_a_candidate_that_fails_is_a_row_with_its_error(comparison):
+    unused, unknown = row_of(comparison, "ToyConv"), row_of(comparison, "nobody")
+    assert unused.error.startswith("SelectionError: the call (every layer, wrapper ToyConv)")
+    assert "nobody" in unknown.error
+    for row in (unused, unknown):
+        assert row == ComparisonRow(row.name, error=row.error)
+
+
+def test_the_model_is_not_changed(comparison, model):
+    assert same(model, eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)))
+
+
+def test_it_prints_as_a_table_with_the_errors_below(comparison):
+    text = str(comparison)
+    assert text.startswith("7 candidates, 20 steps each")
+    (line,) = (line.split() for line in text.splitlines() if "ToyConv, ToyLinear" in line)
+    assert line[2] == "26"
+    assert text.index("nobody: ") > text.index("full")
+    assert isinstance(comparison, Printed) and "<table" in comparison._repr_html_()
+    assert repr(comparison).startswith("Comparison(20 steps of ToyLinear, ToyScale, ")
+    assert len(repr(comparison.rows[0])) < 300
+
+
+def test_a_file_has_a_line_for_each_candidate(comparison, tmp_path):
+    comparison.to_csv(tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [row.name for row in comparison]
+    assert float(rows[0]["final_loss"]) == comparison.rows[0].final_loss
+    assert rows[3]["final_loss"] == "" and rows[3]["error"] == comparison.rows[3].error
+
+
+def test_losses_are_averaged_over_a_tenth_of_the_steps():
+    assert _running_means([3.0, 1.0, 2.0], 1) == [3.0, 1.0, 2.0]
+    assert _running_means([4.0, 2.0, 0.0, 4.0], 2) == [3.0, 1.0, 2.0]
+
+
+def test_a_loss_that_blew_up_is_no_best(model, batches):
+    settings = {**SETTINGS, "optimizer": GradientDescent(1e6)}
+    (row,) = compare(model, loss, batches, ["full"], **settings)
+    assert not math.isfinite(row.final_loss)
+    assert row.best_loss == pytest.approx(np.mean(row.losses[:2]), rel=1e-5)
+
+
+# --- interruption
+
+
+class Interrupting(ToyScale):
+    def __init__(self, base, rank, alpha, *, key):
+        raise KeyboardInterrupt
+
+
+def test_interrupting_keeps_what_is_finished(model, batches):
+    settings = {**SETTINGS, "steps": 1}
+    made = compare(model, loss, batches, ["none", Interrupting, "full"], **settings)
+    assert [row.name for row in made] == ["none"]
+    assert made.interrupted
+    assert "Interrupted" in str(made) and repr(made).endswith(", interrupted)")
+
+
+# --- arguments
+
+
+def test_an_iterator_without_end_is_read_once_and_shared(model, batches):
+    taken = []
+
+    def stream():
+        for batch in itertools.cycle(batches):
+            taken.append(batch)
+            yield batch
+
+    made = compare(model, loss, stream(), ["none", "none"], **{**SETTINGS, "steps": 3})
+    assert len(taken) == 3
+    assert made.rows[0].losses == made.rows[1].losses
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"wrappers": []}, "at least one candidate"),
+        ({"wrappers": [[]]}, r"among `wrappers` is \[\]"),
+        ({"steps": 0}, "`steps` must be a whole number of at least 1, but is 0"),
+        ({"steps": 2.5}, "`steps` must be a whole number of at least 1, but is 2.5"),
+        ({"batches": []}, "holds no batch"),
+        ({"loss": lambda model, batch: jax.vmap(model)(batch[0])}, "one real number.*2"),
+        ({"loss": lambda model, batch: None}, "one real number, but returns None"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_training(
+    model, batches, changed, message, unchecked
+):
+    task = {"model": model, "loss": loss, "batches": batches, "wrappers": ["full"], **SETTINGS}
+    with pytest.raises(SelectionError, match=f"(?s){message}"):
+        compare(**{**task, **changed})
+
+
+@pytest.mark.parametrize("candidate", [None, 3, eqx.nn.Linear, ["lora", None]])
+def test_what_names_no_adapter_is_no_candidate(model, batches, candidate, unchecked):
+    with pytest.raises(SelectionError, match="among `wrappers` is"):
+        compare(model, loss, batches, ["full", candidate], **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": "laiers"}, "selects no layer"),
+        ({"wrappers": ["nobody", "none"]}, "No adapter or variant is called 'nobody'"),
+        ({"rank": [2, 4]}, "rank"),
+        ({"key": 0}, "must be one random key"),
+    ],
+)
+def test_what_keeps_every_candidate_from_the_model_is_said_at_once(
+    model, batches, changed, message, unchecked
+):
+    supply = iter(batches)
+    task = {"model": model, "loss": loss, "batches": supply, **SETTINGS}
+    with pytest.raises(SelectionError, match=message):
+        compare(**{**task, "wrappers": [ToyLinear, "full"], **changed})
+    assert len(list(supply)) == len(batches)
+
+
+def test_a_model_with_adapters_is_refused(model, batches):
+    adapted = Net(model).lora(1, wrapper=ToyScale).module
+    with pytest.raises(SelectionError, match=r"(?s)carries adapters already:.*merge_lora"):
+        compare(adapted, loss, batches, ["full"], **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"learning_rate": -1.0}, {"steps": 0}, {"wrappers": [[]]}, {"model": None}]
+)
+def test_an_iterator_is_not_touched_before_the_other_arguments_are_checked(model, batches, changed):
+    supply = iter(batches)
+    adapted = Net(model).lora(1, wrapper=ToyScale).module
+    task = {"model": model, "loss": loss, "batches": supply, "wrappers": ["full"], **SETTINGS}
+    task |= {"model": adapted} if "model" in changed else changed
+    task.pop("optimizer", None)
+    with pytest.raises(SelectionError):
+        compare(**task)
+    assert len(list(supply)) == len(batches)
+
+
+def test_a_last_batch_that_is_smaller_is_named(model, batches):
+    rest = jax.tree.map(lambda x: x[:2], batches[0])
+    with pytest.raises(SelectionError, match=r"(?s)batch 2 differs from.*\[2, 3\].*\[6, 3\]"):
+        compare(model, loss, [*batches, rest], ["full"], **SETTINGS)
+
+
+def test_an_error_in_the_loss_is_the_users_and_says_where(model, batches):
+    def broken(model, batch):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug") as caught:
+        compare(model, broken, batches, ["full"], **SETTINGS)
+    assert "before any adapter" in "".join(caught.value.__notes__)
+
+
+def test_one_name_need_not_be_in_a_list(model, batches):
+    assert [row.name for row in compare(model, loss, batches, "full", **SETTINGS)] == ["full"]
+
+
+def test_half_precision_stays_half(model, batches):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, model)
+
+    def half_loss(model, batch):
+        x, y = (jnp.asarray(a, jnp.bfloat16) for a in batch)
+        return jnp.mean((jax.vmap(model)(x) - y).astype(jnp.float32) ** 2)
+
+    (row,) = compare(half, half_loss, batches, ["full"], **{**SETTINGS, "steps": 2})
+    assert row.error is None
+    assert row.model.layers[0].weight.dtype == jnp.bfloat16
+
+
+def test_what_it_logs_is_under_the_name_of_the_library(model, batches, caplog):
+    with caplog.at_level(logging.DEBUG, logger="jno.lora"):
+        compare(model, loss, batches, [ToyLinear, ToyConv], **{**SETTINGS, "steps": 1})
+    own = [record for record in caplog.records if record.name.startswith("jno.lora")]
+    names = {record.name for record in own if record.levelno >= logging.INFO}
+    assert names == {"jno.lora.compare"}
+    assert any(record.exc_info for record in own)  # the traceback of what failed
+    assert not logging.getLogger("jno.lora").handlers
+
+
+def test_a_weakly_typed_parameter_does_not_have_later_steps_compiled():
+    model = {"layer": eqx.nn.Linear(2, 2, key=jax.random.key(0)), "shift": jnp.asarray(2.0)}
+    traced = itertools.count()
+
+    def loss(model, x):
+        next(traced)
+        return jnp.mean((jax.vmap(model["layer"])(x) - model["shift"]) ** 2)
+
+    compare(model, loss, [jnp.ones((3, 2))], "full", **{**SETTINGS, "steps": 3})
+    assert next(traced) == 2  # the check of the loss, and the step
+
+
+def test_the_bar_counts_every_step_of_every_candidate(model, batches, monkeypatch):
+    bars = []
+
+    class Counting(Bar):
+        def __init__(self, total):
+            super().__init__(total)
+            self.total, self.done = total, 0
+            bars.append(self)
+
+        def advance(self):
+            self.done += 1
+
+    monkeypatch.setattr(comparing, "Bar", Counting)
+    compare(model, loss, batches, ["none", "full"], **{**SETTINGS, "steps": 3})
+    (bar,) = bars
+    assert bar.total == bar.done == 2 * 3
+
+
+def test_a_step_takes_as_long_as_the_clock_says(model, batches, monkeypatch):
+    ticks = itertools.count(100.0, 0.25)
+    monkeypatch.setattr(fitting, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
+    (row,) = compare(model, loss, batches, ["none"], **SETTINGS).rows
+    assert (row.milliseconds, row.compile_seconds) == (250.0, 0.25)
+
+
+def test_a_net_and_a_set_are_refused_by_name(model):
+    net = Net(model).lora(1, wrapper=ToyLinear)
+    settings = {"steps": 1, "key": jax.random.key(0)}
+    with pytest.raises(SelectionError, match=r"^compare takes a model.*compare\(net\.module, "):
+        compare(net, loss, [], ["none"], **settings)
+    with pytest.raises(SelectionError, match=r"^compare takes a model, but was given an Ad"):
+        compare(extract_adapters(net.module), loss, [], ["none"], **settings)
+
+
+def test_it_is_found_in_the_core():
+    assert jno.lora.compare is compare
+    assert (jno.lora.Comparison, jno.lora.ComparisonRow) == (Comparison, ComparisonRow)
+    assert jno.lora.types.Comparison is Comparison
+    assert {"compare", "Comparison"} <= set(dir(jno.lora))

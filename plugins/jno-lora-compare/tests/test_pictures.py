@@ -1,0 +1,39 @@
+"""`Comparison.plot`."""
+
+import pytest
+
+from jno.lora import SelectionError
+from jno_lora_compare import Comparison, ComparisonRow
+
+ROWS = (
+    ComparisonRow("lora", 10, 0.5, 0.5, losses=(1.0, 0.5)),
+    ComparisonRow("full", 1000, 0.2, 0.2, losses=(1.0, 0.2)),
+    ComparisonRow("nobody", error="SelectionError: no such adapter"),
+    ComparisonRow("none", 0, 1.0, 1.0, losses=(1.0, 1.0)),
+)
+
+
+def test_a_comparison_has_a_line_for_each_candidate_that_was_trained(tmp_path):
+    figure = Comparison(ROWS, steps=2).plot(tmp_path / "way.png")
+    way, reached = figure.axes
+    assert [tuple(line.get_ydata()) for line in way.lines] == [(1, 0.5), (1, 0.2), (1, 1)]
+    assert [tuple(c.get_offsets()[0]) for c in reached.collections] == [(10, 0.5), (1000, 0.2)]
+    assert [tuple(line.get_ydata()) for line in reached.lines] == [(1, 1)]
+    assert (way.get_yscale(), reached.get_xscale()) == ("log", "log")
+    # Names for the strokes between would lie on each other.
+    assert [label.get_text() for label in reached.get_xticklabels() if label.get_text()]
+    assert not any(label.get_text() for label in reached.get_xticklabels(minor=True))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["lora", "full", "none"]
+    assert (tmp_path / "way.png").stat().st_size > 0
+
+
+def test_losses_below_zero_are_drawn_on_a_plain_axis():
+    row = ComparisonRow("lora", 10, -0.5, -0.5, losses=(1.0, -0.5))
+    way, reached = Comparison((row,), steps=2).plot().axes
+    assert (way.get_yscale(), reached.get_yscale()) == ("linear", "linear")
+
+
+def test_a_comparison_in_which_all_failed_is_not_drawn():
+    with pytest.raises(SelectionError, match=r"(?s)No candidate was trained.*nobody: "):
+        Comparison(ROWS[2:3], steps=2).plot()

@@ -1,0 +1,133 @@
+"""Arrays of a model that a PEFT file replaces: trained biases, and whole modules."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from jno.lora import LoRAWrapper, SelectionError
+from jno.lora.extending import sharded_like, show_array, show_path
+
+from ._layouts import is_transposed
+
+M = TypeVar("M")
+Index = tuple[int, ...]
+
+
+class Arrays:
+    """New arrays for a model, by path, in the dtypes of those they replace."""
+
+    def __init__(self):
+        self._new: dict[str, Any] = {}
+
+    def put_into(self, model: M) -> M:
+        """`model` with these arrays.
+
+        **Raises:** `SelectionError` if two of its arrays have one path.
+        """
+        found: set[str] = set()
+
+        def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
+            path = jtu.keystr(keys, simple=True, separator="/")
+            if path in found:
+                raise SelectionError(
+                    f"Two arrays have the path {path!r}: a dict key in it holds a slash. Rename "
+                    "the key."
+                )
+            found.update({path} & self._new.keys())
+            return self._new.get(path, leaf)
+
+        return jtu.tree_map_with_path(replace, model)
+
+    def replace(
+        self, path: str, layer: Any, index: Index, tensors: Mapping[str, np.ndarray]
+    ) -> list[str]:
+        """Replace arrays of the layer at `path`, or of one layer of a stack.
+
+        **Returns:** a line for each array that cannot be replaced, with the reason.
+        """
+        if isinstance(layer, LoRAWrapper):
+            return [
+                f"{show_path(path)}: the file replaces arrays of this layer, which carries a "
+                f"{type(layer).__name__}. Call merge_lora or unwrap_lora first"
+            ]
+        problems: list[str] = []
+        for name, tensor in tensors.items():
+            key, old = self._present(path, layer, name)
+            if old is None:
+                problems.append(f"{key}: the {type(layer).__name__} has no such array")
+            elif name == "weight" and is_transposed(layer):
+                problems.append(
+                    f"{key}: Torch lays out the kernel of a transposed convolution otherwise, with "
+                    "the inputs first and each axis reversed. Convert and set it by hand"
+                )
+            elif not (_fits(name, tensor.shape, old.shape, index) and _kind(tensor) == _kind(old)):
+                which = f" for the whole stack, here for [{show_index(index)}]" if index else ""
+                problems.append(
+                    f"{key}: the model has {show_array(old)}{which}, the file has "
+                    f"{show_array(tensor)}"
+                )
+            else:
+                new = jnp.asarray(tensor.reshape(old.shape[len(index) :])).astype(old.dtype)
+                if index:
+                    new = jnp.asarray(old).at[index].set(new)
+                self._new[key] = sharded_like(new, old)
+        return problems
+
+    def change_bias(self, path: str, layer: Any, changes: Mapping[str, np.ndarray]) -> list[str]:
+        """Multiply the bias of the layer at `path` by `"factor"`, or add `"shift"` to it.
+
+        **Returns:** the reasons, if the bias cannot be changed.
+        """
+        key, old = self._present(path, layer, "bias")
+        if old is None and eqx.is_array(getattr(layer, "bias", None)):
+            return [
+                f"{key}: the {type(layer).__name__} computes it, and has no such array to change"
+            ]
+        if old is None:
+            return [
+                f"{show_path(path)}: lora_bias adds to what the layer returns, and the "
+                f"{type(layer).__name__} has no bias to hold it"
+                for kind, change in changes.items()
+                if kind == "shift" and change.any()
+            ]
+        for kind, change in changes.items():
+            if not _fits("bias", change.shape, old.shape, ()):
+                return [
+                    f"{key}: the model has {show_array(old)}, the file has {show_array(change)}"
+                ]
+            wide = jnp.asarray(old, np.promote_types(old.dtype, np.float32))
+            change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
+            new = wide * change if kind == "factor" else wide + change
+            self._new[key] = sharded_like(new.astype(old.dtype), old)
+        return []
+
+    def _present(self, path: str, layer: Any, name: str) -> tuple[str, Any]:
+        """The path of an array of `layer`, and the array. A property is not an array to replace."""
+        key = f"{path}/{name}" if path else name
+        own = vars(layer).get(name)
+        return key, self._new.get(key, own if isinstance(own, jax.Array | np.ndarray) else None)
+
+
+def show_index(index: Index) -> str:
+    """An index in a stack as it is written."""
+    return ",".join(map(str, index))
+
+
+def _fits(name: str, new: Index, old: Index, index: Index) -> bool:
+    """Whether an array of shape `new` may replace one of shape `old`, or its slice at `index`."""
+    if len(index) > len(old) or any(i >= n for i, n in zip(index, old, strict=False)):
+        return False
+    own = old[len(index) :]
+    # The bias of a convolution has axes of length 1 here, behind that of the channels.
+    return new == own or (name == "bias" and own == (*new, *(1 for _ in own[1:])))
+
+
+def _kind(array: Any) -> type:
+    """The kind of the numbers. A cast within one kind only rounds."""
+    kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
+    return next((kind for kind in kinds if jnp.issubdtype(array.dtype, kind)), np.generic)

@@ -1,0 +1,196 @@
+"""The settings of `adapter_config.json`, and the modules that they name."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jno.lora import PeftFormatError
+from jno.lora.extending import bullets, warn
+from jno_lora_zoo import LoRA, rsLoRA
+
+from ._refusals import KNOWN, TYPES, refused_settings, refused_type
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The configuration of one PEFT adapter, of a type that can be held here."""
+
+    values: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> "Config":
+        """Check a configuration.
+
+        **Raises:** `PeftFormatError` if it is damaged, or of a type that cannot be held. Unknown
+        settings warn, as in PEFT.
+        """
+        peft_type = values.get("peft_type")
+        if peft_type not in TYPES:
+            raise PeftFormatError(refused_type(peft_type))
+        problems = [*refused_settings(values), *_malformed(values)]
+        if problems:
+            raise PeftFormatError(
+                f"This {peft_type} adapter of PEFT cannot be loaded:\n{bullets(problems)}"
+            )
+        unknown = sorted(key for key in values.keys() - KNOWN if values[key])
+        if unknown:
+            warn(
+                f"adapter_config.json sets {', '.join(map(repr, unknown))}, which is not known "
+                "here and is left out: it may come from a newer PEFT."
+            )
+        return cls(values)
+
+    @property
+    def type(self) -> str:
+        """The `peft_type`."""
+        return self.values["peft_type"]
+
+    def flag(self, name: str) -> bool:
+        """A setting that is on or off."""
+        return bool(self.values.get(name, False))
+
+    def rank(self, module: str) -> int:
+        """The rank for the module of that name."""
+        if self.type == "ADALORA":
+            return self._value("init_r", 12)
+        return self._patterned("rank_pattern", module, self._value("r", _RANKS[self.type]))
+
+    def alpha(self, module: str) -> float:
+        """The numerator of the scale for the module of that name."""
+        name = "alpha" if self.type in ("LOHA", "LOKR") else "lora_alpha"
+        if self.type == "ADALORA":
+            return self._value(name, 8)
+        return self._patterned("alpha_pattern", module, self._value(name, 8))
+
+    def scale(self, module: str) -> float:
+        """The factor of the update, by PEFT's rule."""
+        rank, alpha = self.rank(module), self.alpha(module)
+        if self.type == "ADALORA":
+            return (alpha if alpha > 0 else rank) / (rank + 1e-5)
+        return (rsLoRA if self.flag("use_rslora") else LoRA).low_rank_scale(rank, alpha)
+
+    def is_target(self, module: str) -> bool:
+        """Whether PEFT would put an adapter on the module of that name."""
+        excluded, targets = self.values.get("exclude_modules"), self.values.get("target_modules")
+        if excluded and _names(excluded, module):
+            return False
+        saved = self.values.get("modules_to_save") or ()
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved):
+            return False
+        if targets is None or targets == "all-linear":
+            return True
+        return _names(targets, module) and (
+            isinstance(targets, str) or module in targets or self._is_layer_to_transform(module)
+        )
+
+    def scales_inputs(self, module: str) -> bool:
+        """Whether IA3 scales the inputs of the module of that name, not its outputs."""
+        names = self.values.get("feedforward_modules") or ()
+        if isinstance(names, str):
+            return re.fullmatch(names, module) is not None
+        return any(module.endswith(name) for name in names)
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def _patterned(self, pattern: str, module: str, default: Any) -> Any:
+        for key, value in (self.values.get(pattern) or {}).items():
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        return default
+
+    def _is_layer_to_transform(self, module: str) -> bool:
+        wanted = self.values.get("layers_to_transform")
+        if wanted is None or wanted == []:
+            return True
+        wanted = [wanted] if isinstance(wanted, int) else wanted
+        patterns = self.values.get("layers_pattern") or r".*?\.[^.]*"
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
+            if found:  # the last group: the pattern may have some of its own
+                return int(found[found.re.groups]) in wanted
+        return False
+
+
+# The defaults of PEFT for `r`.
+_RANKS = {"LORA": 8, "LOHA": 8, "LOKR": 8, "VERA": 256}
+
+
+def _names(names: str | list[str], module: str) -> bool:
+    """Whether `module` is named: by a regex as a whole, by a list also by the end of its name."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _malformed(values: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that is not of the type that PEFT writes."""
+    # AdaLoRA keeps there which components are left; the tensors hold those alone.
+    values = {
+        name: value
+        for name, value in values.items()
+        if (values["peft_type"], name) != ("ADALORA", "rank_pattern")
+    }
+    found = [
+        f"{name} is {value!r}, not {_CHECKS[name][0]}"
+        for name, value in values.items()
+        if value is not None and name in _CHECKS and not _CHECKS[name][1](value)
+    ]
+    return found or _bad_regexes(values)
+
+
+def _bad_regexes(values: Mapping[str, Any]) -> list[str]:
+    patterns: list[tuple[str, str]] = []
+    for name in ("target_modules", "exclude_modules", "feedforward_modules"):
+        if isinstance(values.get(name), str):
+            patterns.append((values[name], "{}"))
+    for name in ("layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern"):
+        parts = values.get(name) or ()
+        patterns += [(part, "({})") for part in ([parts] if isinstance(parts, str) else parts)]
+    found: list[str] = []
+    for pattern, whole in patterns:
+        try:
+            re.compile(pattern)
+            # PEFT uses it inside of another one, where flags such as (?i) are not allowed.
+            re.compile(whole.format(pattern))
+        except (re.error, OverflowError, RecursionError) as err:
+            found.append(f"{pattern!r} is not a valid regular expression: {err}")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_table(check: Any) -> Any:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _is_indices(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(type(index) is int for index in values)
+
+
+_NAMES = ("a list of names or a regular expression", lambda v: isinstance(v, str) or _is_names(v))
+# By setting: the words for it, and the check.
+_CHECKS: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(("r", "init_r"), ("a whole number above 0", _is_rank)),
+    **dict.fromkeys(("lora_alpha", "alpha"), ("a number", _is_number)),
+    **dict.fromkeys(("target_modules", "exclude_modules"), _NAMES),
+    **dict.fromkeys(("feedforward_modules", "layers_pattern"), _NAMES),
+    "modules_to_save": ("a list of names", _is_names),
+    "layers_to_transform": ("a number or a list of them", _is_indices),
+    "alpha_pattern": ("a table of numbers", _is_table(_is_number)),
+    "rank_pattern": ("a table of ranks", _is_table(_is_rank)),
+}

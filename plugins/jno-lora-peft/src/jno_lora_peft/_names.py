@@ -1,0 +1,107 @@
+"""Between the names of PEFT's modules and the paths of layers here."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from jaxtyping import PyTree
+
+from jno.lora import SelectionError
+from jno.lora.extending import bullets, module_paths, nearest, show_path
+
+Rename = Mapping[str, str] | Callable[[str], str] | None
+
+# One layer of a stack: `layers/q_proj[3]`, or `[1,3]` of a stack along two axes.
+_SLICE = re.compile(r"(.*)\[(\d+(?:,\d+)*)\]")
+# For how many names that are not there the nearest ones are looked for, and how many are shown.
+_HINTS = 8
+_SHOWN = 12
+
+
+def module_name(path: str, rename: Rename) -> str:
+    """PEFT's name for the module at `path`."""
+    return _renamed(path, rename).replace("/", ".")
+
+
+def dotted_path(module: str, rename: Rename) -> str:
+    """The path here of PEFT's `module`, with dots for slashes, so that both can be compared."""
+    given = module if callable(rename) else module.replace(".", "/")
+    return _renamed(given, rename).replace("/", ".")
+
+
+def slice_of(path: str) -> tuple[str, tuple[int, ...]]:
+    """A path and the index in a stack that stands behind it. Without one the index is `()`."""
+    found = _SLICE.fullmatch(path)
+    return (found[1], tuple(map(int, found[2].split(",")))) if found else (path, ())
+
+
+def _renamed(name: str, rename: Rename) -> str:
+    if rename is None:
+        return name
+    if callable(rename):
+        new = rename(name)
+        if not isinstance(new, str):
+            raise SelectionError(
+                f"`rename` must return a string, but for {name!r} it returned {new!r}"
+            )
+        return new
+    for pattern, replacement in rename.items():
+        try:
+            name = re.sub(pattern, replacement, name)
+        except re.error as err:
+            raise SelectionError(
+                f"The rule {pattern!r}: {replacement!r} of `rename` is not a valid regular "
+                f"expression with its replacement: {err}"
+            ) from err
+    return name
+
+
+class Paths:
+    """The paths of a model's modules, those inside adapters left out, and how to find one."""
+
+    def __init__(self, model: PyTree):
+        self.all = module_paths(model)
+        self._by_name: dict[str, list[str]] = {}
+        for path in self.all:
+            self._by_name.setdefault(path.replace("/", "."), []).append(path)
+
+    def find(self, dotted: str) -> str | None:
+        """The path that is `dotted` when dots stand for its slashes.
+
+        **Raises:** `SelectionError` if there are two.
+        """
+        found = self._by_name.get(dotted, [])
+        if len(found) > 1:
+            raise SelectionError(
+                f"Several layers may be meant by {dotted!r}: a dict key holds a slash or a dot. "
+                "Rename the key."
+            )
+        return found[0] if found else None
+
+    def not_found(self, missing: Mapping[str, str]) -> list[str]:
+        """A line for each of the modules that the model lacks.
+
+        - `missing`: PEFT's name of a module, and the path that it stands for.
+        """
+        lines: list[str] = []
+        for number, (module, dotted) in enumerate(missing.items()):
+            path = dotted.replace(".", "/")
+            meant = "" if path == module.replace(".", "/") else f" (renamed {path!r})"
+            near = nearest(path, self.all, n=3) if number < _HINTS else []
+            hint = f"; the nearest are {', '.join(map(repr, map(show_path, near)))}" if near else ""
+            lines.append(f"{show_path(module)}{meant}: the model has no such layer{hint}")
+        return lines
+
+    def none_found(self, modules: list[str]) -> str:
+        """The message for a file without a module of the model: the names on both sides."""
+        paths = [path for path in self.all if path]
+        near = dict.fromkeys(
+            path
+            for module in modules[:_HINTS]
+            for path in nearest(module.replace(".", "/"), paths, 2)
+        )
+        return (
+            f"No module of the file is in the model. The file has\n{bullets(modules, _SHOWN)}\n"
+            f"and the nearest layers of the model are\n{bullets(near, _SHOWN)}\n"
+            'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules for '
+            "slash-joined names) or a function from PEFT's name to the path here."
+        )

@@ -1,0 +1,97 @@
+"""The types and settings of PEFT without an exact equivalent here, and the reasons."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# The types whose tensors can be held.
+TYPES = ("LORA", "ADALORA", "LOHA", "LOKR", "VERA", "IA3", "LN_TUNING")
+
+_BY_REASON = {
+    "it rotates the inputs of a layer, where OFT here rotates the outputs": "OFT",
+    "it changes the inputs of a layer, where adapters here change its outputs": "BOFT HRA PSOFT",
+    "it rotates pairs of outputs, the bias with them": "ROAD",
+    "its update is multiplied with the weight, number by number": "HIRA",
+    "it replaces single rows of an embedding, and has no factors": "TRAINABLE_TOKENS",
+    "it gives the model further tokens, and changes no layer": "PROMPT_TUNING P_TUNING CPT "
+    "MULTITASK_PROMPT_TUNING PREFIX_TUNING ADAPTION_PROMPT CARTRIDGE",
+    "it mixes several adapters, by weights that depend on the input": "XLORA POLY",
+    "its update is made of other parts than two factors of low rank": "FOURIERFT WAVEFT C3A SHIRA "
+    "RANDLORA VBLORA",
+}
+_REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
+
+
+def refused_type(peft_type: Any) -> str:
+    """The reason why an adapter of this type cannot be loaded, and what to do instead."""
+    if not isinstance(peft_type, str):
+        return (
+            f"adapter_config.json has the peft_type {peft_type!r}. It must be a string such as "
+            '"LORA", as PEFT writes it.'
+        )
+    reason = _REASONS.get(peft_type, "no adapter of jno.lora computes the same")
+    return (
+        f"An adapter of PEFT's type {peft_type!r} cannot be held exactly: {reason}.\n"
+        f"Held are {', '.join(TYPES)}. For others, merge in PEFT (`model.merge_and_unload()`) and "
+        "take over the merged weights, or let PEFT approximate the adapter by LoRA "
+        "(`peft.save_as_lora`), and load that."
+    )
+
+
+# Settings that change what an adapter computes into something that is not held.
+_SETTINGS = {
+    "alora_invocation_tokens": "the adapter acts from certain tokens on (aLoRA)",
+    "arrow_config": "several adapters are mixed by the input (Arrow)",
+    "kasa_config": "the layer's weight is truncated (KaSA)",
+    "layer_replication": "layers of the model are copied",
+    "megatron_config": "the layers are split by Megatron",
+    "monteclora_config": "the factors are drawn at random (MonteCLoRA)",
+    "target_parameters": "it adapts single parameters, not layers",
+    "trainable_token_indices": "it replaces single rows of an embedding",
+    "use_bdlora": "its factors are block diagonal (BD-LoRA)",
+    "use_qalora": "inputs are pooled in groups (QALoRA)",
+}
+
+# Ways to start that leave the layer's weight alone. All others take something out of it.
+_PURE_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+# The other ones that PEFT can convert when it saves.
+_CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
+
+
+def refused_settings(values: Mapping[str, Any]) -> list[str]:
+    """Why an adapter with this configuration cannot be loaded, a line for each reason."""
+    lines = [f"{name} is set: {why}" for name, why in _SETTINGS.items() if values.get(name)]
+    start = values.get("init_lora_weights")
+    if not any(start is pure or start == pure for pure in _PURE_STARTS):
+        line = (
+            f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "
+            "start, and the file fits only the rest"
+        )
+        if isinstance(start, str) and start.startswith(_CONVERTIBLE):
+            line += (
+                ". Save it as plain LoRA in PEFT: `save_pretrained(directory, "
+                "path_initial_model_for_weight_conversion=...)`"
+            )
+        lines.append(line)
+    if values.get("bias", "none") not in ("none", "all", "lora_only", "vera_only", None):
+        lines.append(f"bias={values['bias']!r}: PEFT knows 'none', 'all' and 'lora_only'")
+    return lines
+
+
+# Settings that are read, or refused above, or do not change the outputs: where the adapter comes
+# from, how it started, and how it was trained.
+KNOWN = frozenset(
+    {
+        *_SETTINGS,
+        *("peft_type", "r", "lora_alpha", "alpha", "init_r", "rank_pattern", "alpha_pattern"),
+        *("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"),
+        *("layers_to_transform", "layers_pattern", "use_rslora", "use_dora", "lora_bias", "bias"),
+        *("init_lora_weights", "init_weights", "init_ia3_weights", "d_initial", "save_projection"),
+        *("projection_prng_key", "fan_in_fan_out", "base_model_name_or_path", "revision"),
+        *("task_type", "auto_mapping", "peft_version", "inference_mode", "ensure_weight_tying"),
+        *("lora_dropout", "vera_dropout", "rank_dropout", "module_dropout", "rank_dropout_scale"),
+        *("decompose_both", "decompose_factor", "use_effective_conv2d", "qalora_group_size"),
+        *("corda_config", "eva_config", "loftq_config", "lora_ga_config", "velora_config"),
+        *("megatron_core", "runtime_config", "target_r", "tinit", "tfinal", "deltaT", "beta1"),
+        *("beta2", "orth_reg_weight", "total_step"),
+    }
+)

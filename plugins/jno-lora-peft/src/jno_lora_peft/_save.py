@@ -1,0 +1,170 @@
+"""From adapters around the layers of a model to PEFT's files."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxtyping import PyTree
+
+from jno.lora import PeftFormatError
+from jno.lora.extending import adapted_layers, bullets, expect_model, show_path
+
+from ._files import Directory, write
+from ._keys import PREFIX
+from ._names import Paths, Rename, module_name
+from ._updates import MisfitError
+from ._written import Kind, Written, written
+
+
+def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> None:
+    """Write the adapters of `model` as one adapter of PEFT, for `PeftModel.from_pretrained`.
+
+    LoRA, rsLoRA, DoRA and IA³ are written as such; LoRA-FA, PiSSA, MiLoRA, LoRA-XS and VeRA as LoRA
+    with the same update (of twice the rank for PiSSA and MiLoRA), as is what mixes LoRA and rsLoRA.
+    The layers themselves are not written: PEFT puts the adapters around its own.
+
+    **Arguments:**
+
+    - `model`: an adapted model.
+    - `directory`: made if it does not exist. An adapter in it is replaced.
+    - `rename`: from the paths of layers here to PEFT's names of modules: a table of regular
+        expressions and replacements, each used in turn on the path (`{"^": "model/"}`), whose
+        slashes become dots in the end, or a function of the path that returns the dotted name. For
+        a stack it is asked for each layer: `layers/q_proj[3]`.
+
+    **Raises:** `PeftFormatError` that lists every adapter without an exact equivalent in PEFT, and
+    if the adapters are of kinds that PEFT cannot keep together, or an array cannot be read
+    (tracers, donated arrays); nothing is written then. If the files cannot be written: the old ones
+    are whole then, or there is no configuration, so that nothing loads. `SelectionError` for a bad
+    `rename` or a `Net` or a set for the model.
+    """
+    expect_model(model, "save_peft")
+    problems: list[str] = []
+    modules: dict[str, Written] = {}
+    for path, node in adapted_layers(model):
+        try:
+            for index, one in written(node, path):
+                _add(modules, path, index, one, rename)
+        except MisfitError as err:
+            where = f"{show_path(path)} ({type(node).__name__})"
+            problems += [f"{where}: {line}" for line in err.lines]
+    if problems:
+        raise PeftFormatError(
+            f"These adapters have no exact equivalent in PEFT:\n{bullets(problems)}\n"
+            "Nothing was written."
+        )
+    if not modules:
+        raise PeftFormatError("The model carries no adapters to save. Save before merging.")
+    kind = _common_kind(modules)
+    config = _config(modules, kind) | {"target_modules": _targets(modules, model, rename)}
+    tensors = {
+        f"{PREFIX}{module}.{name}": tensor
+        for module, one in modules.items()
+        for name, tensor in one.tensors.items()
+    }
+    write(directory, config, tensors)
+
+
+def _add(
+    modules: dict[str, Written], path: str, index: tuple[int, ...], one: Written, rename: Rename
+) -> None:
+    """Add one adapter under PEFT's name for its module.
+
+    **Raises:** `MisfitError` if PEFT cannot use that name, or another adapter has it.
+    """
+    whole = f"{path}[{','.join(map(str, index))}]" if index else path
+    module = module_name(whole, rename)
+    if "[" in module:
+        raise MisfitError(
+            "it is a stack of layers, and each has a name of its own in PEFT. Give the names with "
+            r'`rename`, such as rename={r"(\w+)\[(\d+)\]$": r"\2/\1"} for layers/3/q_proj'
+        )
+    if not module or module.startswith(".") or module.endswith("."):
+        raise MisfitError(
+            f"PEFT cannot call a module {module!r}. Give it a name with `rename`, such as "
+            'rename={"^$": "linear"} for a model that is one layer'
+        )
+    if module in modules:
+        raise MisfitError(f"it has PEFT's name {module!r}, as {modules[module].path!r} has")
+    modules[module] = dataclasses.replace(one, path=whole)
+
+
+def _common_kind(modules: Mapping[str, Written]) -> Kind:
+    """The one kind of all these adapters.
+
+    **Raises:** `PeftFormatError` if they are of several kinds.
+    """
+    by_kind: dict[Kind, list[str]] = {}
+    for one in modules.values():
+        by_kind.setdefault(one.kind, []).append(one.path)
+    if by_kind.keys() == {"lora", "rslora"}:
+        return "lora"  # every rsLoRA is a LoRA with another alpha
+    if len(by_kind) == 1:
+        return next(iter(by_kind))
+    kinds = (
+        f"{kind}: {', '.join(map(show_path, paths[:3]))}{', ...' if len(paths) > 3 else ''}"
+        for kind, paths in by_kind.items()
+    )
+    raise PeftFormatError(
+        f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
+        "Save each kind into a directory of its own (`unwrap_lora` a copy of the others' layers); "
+        "PEFT loads several adapters into one model."
+    )
+
+
+def _config(modules: Mapping[str, Written], kind: Kind) -> dict[str, Any]:
+    general = {
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+    }
+    if kind == "ia3":
+        return general | {"peft_type": "IA3", "feedforward_modules": []}
+    ranks = {module: one.rank for module, one in modules.items()}
+    alphas = {
+        module: _number(one.scale * one.rank if kind != one.kind else one.alpha)
+        for module, one in modules.items()
+    }
+    rank, alpha = _most_common(ranks.values()), _most_common(alphas.values())
+    return general | {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {_only(m): other for m, other in ranks.items() if other != rank},
+        "alpha_pattern": {_only(m): other for m, other in alphas.items() if other != alpha},
+        "bias": "none",
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+        "use_dora": kind == "dora",
+        "use_rslora": kind == "rslora",
+    }
+
+
+def _only(module: str) -> str:
+    """The key of a pattern for this module alone. PEFT looks for it at the end of a name."""
+    return f"^{re.escape(module)}"
+
+
+def _most_common(numbers: Iterable[Any]) -> Any:
+    return collections.Counter(numbers).most_common(1)[0][0]
+
+
+def _number(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def _targets(modules: Mapping[str, Written], model: PyTree, rename: Rename) -> list[str] | str:
+    """The names of the modules; as a regex if one may be the end of a name that is not meant."""
+    names = sorted(modules)
+    ends = tuple(f".{name}" for name in names)
+    # A function may know the names of adapted layers only, so the other names are unknown.
+    if callable(rename) or any(
+        name.endswith(ends) and name not in modules
+        for name in (module_name(path, rename) for path in Paths(model).all)
+    ):
+        return "|".join(map(re.escape, names))
+    return names

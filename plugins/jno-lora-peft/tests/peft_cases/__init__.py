@@ -1,0 +1,1 @@
+"""Files of PEFT and models for them, which the tests share."""

@@ -1,0 +1,127 @@
+"""Against PEFT itself, on Torch: `make test-peft`."""
+
+import importlib.util
+import os
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from peft_cases.twins import assert_close, outputs, twin
+
+from jno.lora import PeftFormatError, apply_lora, lora_trainable_filter
+from jno.lora.peft import load_peft, save_peft
+
+if importlib.util.find_spec("peft") is None:
+    message = "needs torch and peft, which `make test-peft` installs"
+    if os.environ.get("JNO_LORA_TEST_PEFT"):
+        raise ImportError(message)
+    pytest.skip(message, allow_module_level=True)
+
+from peft_cases import torch_side as torch
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return twin(torch.weights(torch.model()))
+
+
+def saved(theirs, directory):
+    with torch.quiet():
+        theirs.save_pretrained(directory)
+
+
+def test_the_twins_agree(plain):
+    assert_close(outputs(plain), torch.outputs(torch.model()))
+
+
+@pytest.mark.parametrize("case", torch.CASES)
+def test_what_peft_saves_computes_the_same_here(case, plain, tmp_path):
+    theirs = torch.trained(torch.CASES[case])
+    saved(theirs, tmp_path)
+    ours = load_peft(plain, tmp_path)
+    assert_close(outputs(ours), torch.outputs(theirs))
+    # The adapters do something, or nothing would have been compared.
+    with pytest.raises(AssertionError):
+        assert_close(outputs(plain), torch.outputs(theirs), 1e-2)
+
+
+def test_a_converted_pissa_adapter_computes_the_same_here(plain, tmp_path):
+    theirs = torch.converted_pissa(tmp_path)
+    assert_close(outputs(load_peft(plain, tmp_path)), torch.outputs(theirs))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (lambda: torch.lora(["grouped"]), "sees the inputs of all 2 groups"),
+        (lambda: torch.lora(["fc"], init_lora_weights="pissa"), "path_initial_model_for_weight"),
+        (
+            lambda: torch.peft.VeraConfig(r=2, target_modules=["fc"], save_projection=False),
+            "save_projection=True",
+        ),
+        (
+            lambda: torch.peft.IA3Config(target_modules=["fc"], feedforward_modules=["fc"]),
+            "PEFT scales the inputs",
+        ),
+        (lambda: torch.lora(["out"], lora_bias=True), "has no bias to hold it"),
+        (lambda: torch.peft.OFTConfig(oft_block_size=2, target_modules=["layers.0.fc"]), "'OFT'"),
+    ],
+)
+def test_what_has_no_exact_form_is_refused(config, reason, plain, tmp_path):
+    saved(torch.trained(config), tmp_path)
+    with pytest.raises(PeftFormatError, match=reason):
+        load_peft(plain, tmp_path)
+
+
+LAYERS = "fc|out|conv|grouped|embed"
+WRITTEN = {
+    "lora": {
+        "wrappers": "lora",
+        "specs": [{"target": "^fc", "rank": 3}, {"target": "conv", "alpha": 0.7}, {"target": ""}],
+    },
+    "lora-of-one-layer": {"wrappers": "lora", "target": "^fc"},
+    "rslora": {
+        "wrappers": "rslora",
+        "specs": [{"target": "conv|grouped", "rank": 3, "alpha": 2.0}, {"target": LAYERS}],
+    },
+    "lora-fa": {"wrappers": "lora-fa", "target": LAYERS},
+    "dora": {"wrappers": "dora", "target": "fc|out|conv|embed"},
+    "pissa": {"wrappers": "pissa", "target": LAYERS},
+    "milora": {"wrappers": "milora", "target": LAYERS},
+    "lora-xs": {"wrappers": "lora-xs", "target": LAYERS},
+    "vera": {"wrappers": "vera", "rank": 6, "target": LAYERS},
+    "ia3": {"wrappers": "ia3", "target": "out"},
+    "several": {
+        "specs": [
+            {"target": "out", "wrapper": "rslora", "rank": 3},
+            {"target": "conv", "wrapper": "pissa"},
+            {"target": "embed", "wrapper": "vera"},
+            {"target": "fc", "wrapper": "lora"},
+        ]
+    },
+    "bfloat16": {"wrappers": "lora", "target": "fc", "options": {"adapter_dtype": jnp.bfloat16}},
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_what_is_saved_here_computes_the_same_in_peft(case, plain, tmp_path):
+    arguments = {"rank": 2, "alpha": 3.0, **WRITTEN[case]}
+    ours = moved(apply_lora(plain, **arguments, key=jax.random.key(1)))
+    save_peft(ours, tmp_path)
+    theirs, warned = torch.loaded(tmp_path)
+    assert not [text for text in warned if "missing" in text or "unexpected" in text]
+    assert_close(outputs(ours), torch.outputs(theirs))
+    # And back, where nothing is lost on the way.
+    assert_close(outputs(load_peft(plain, tmp_path)), outputs(ours))
+
+
+def moved(model):
+    trains, rest = eqx.partition(model, lora_trainable_filter(model))
+    leaves, treedef = jax.tree.flatten(trains)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    added = [
+        leaf + 0.3 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return eqx.combine(jax.tree.unflatten(treedef, added), rest)

@@ -1,0 +1,82 @@
+"""Helpers for authors of plugins: layers by path, messages, tables, arrays and files.
+
+A plugin uses `jno.lora`, `jno.lora.types`, `jno.lora.testing` and this module, and no private
+module of `jno.lora`.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+from ._checkpoint import read_json, read_tensors, values_of, write_together
+from ._contract import LoRAWrapper, expect_model
+from ._errors import failing, imported_for, warn
+from ._paths import bullets, nearest, show_array, show_path
+from ._registry import default_registry
+from ._sets import known_factors as _known_factors, put_around
+from ._sharding import on_the_mesh as _on_the_mesh, sharded_like
+from ._showing import Bar, Printed, table
+from ._tree import adapted_layers, layers_at, module_paths, norms_around
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from ._showing.plots import Picture
+
+__all__ = [
+    "Bar",
+    "Printed",
+    "adapted_layers",
+    "bullets",
+    "check_ending",
+    "default_registry",
+    "expect_model",
+    "failing",
+    "imported_for",
+    "known_factors",
+    "layers_at",
+    "module_paths",
+    "nearest",
+    "new_picture",
+    "norms_around",
+    "put_around",
+    "read_json",
+    "read_tensors",
+    "sharded_like",
+    "show_array",
+    "show_path",
+    "table",
+    "values_of",
+    "warn",
+    "write_together",
+]
+
+
+def known_factors(adapter: LoRAWrapper) -> "tuple[Array, Array] | None":
+    """`A` and `B` of an adapter whose update is the product `B A`; `None` for other adapters.
+
+    The factors are float32 at least. Those of a stack have the axes of the stack in front.
+    """
+    return _on_the_mesh(adapter, _known_factors, adapter)
+
+
+def new_picture(width: float, height: float) -> "Picture":
+    """An empty `matplotlib.figure.Figure`, sizes in inches. It needs no screen.
+
+    It shows itself in a notebook, and `saved(path)` writes it to a file.
+
+    **Raises:** `MissingLibraryError` without matplotlib (the extra `plot`).
+    """
+    with imported_for("A picture", "plot", "matplotlib"):
+        from ._showing.plots import Picture
+    return Picture(width, height)
+
+
+def check_ending(path: str | os.PathLike[str] | None) -> None:
+    """Check that a picture can be saved in the format that `path` ends in.
+
+    **Raises:** `SelectionError` if it cannot; `MissingLibraryError` without matplotlib (the extra
+    `plot`).
+    """
+    with imported_for("A picture", "plot", "matplotlib"):
+        from ._showing.plots import check_ending as check
+    check(path)

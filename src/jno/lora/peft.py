@@ -1,0 +1,8 @@
+"""Adapters of Hugging Face PEFT, read and written: the door to `jno_lora_peft`."""
+
+from ._errors import imported_for
+
+with imported_for("jno.lora.peft", "peft", "jno_lora_peft", "jno_lora_zoo"):
+    from jno_lora_peft import load_peft, save_peft
+
+__all__ = ["load_peft", "save_peft"]
