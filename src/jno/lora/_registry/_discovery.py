@@ -1,4 +1,4 @@
-"""Finding plugins: installed distributions with an entry point in the group `jno.lora`.
+"""Find plugins: installed distributions with an entry point in the group `jno.lora`.
 
 Nothing is imported here. `importlib_metadata` itself is imported on the first search.
 """
@@ -6,11 +6,11 @@ Nothing is imported here. `importlib_metadata` itself is imported on the first s
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._hookspecs import ENTRY_POINT_GROUP
+from ._records import PluginRecord
 from ._zoo_names import FIRST_PARTY
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ class Found:
         return self.entry_point.name
 
     @property
-    def package(self) -> str:
-        """The top-level package of its module."""
-        return re.split(r"[.:\s]", self.entry_point.value, maxsplit=1)[0]
+    def module(self) -> str:
+        """The module that the entry point names."""
+        return re.split(r"[:\s]", self.entry_point.value, maxsplit=1)[0]
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What makes this plugin the same one when it is found again."""
+        """Equal for the same plugin when it is found again."""
         return (self.distribution, self.name, self.entry_point.value)
 
 
@@ -68,24 +68,24 @@ class Policy:
         return None
 
 
-def find_plugins() -> tuple[Found, ...]:
-    """Every plugin installed, first-party ones first, then by distribution and entry name."""
+def find_plugins(distribution: str | None = None) -> tuple[Found, ...]:
+    """The plugins of one distribution (without a look at any other), or all that are installed."""
     import importlib_metadata
 
-    entries = importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)
-    return _sorted(_found(entry) for entry in entries if entry.dist is not None)
+    if distribution is None:
+        entries = importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)
+    else:
+        try:
+            installed = importlib_metadata.distribution(distribution)
+        except importlib_metadata.PackageNotFoundError:
+            return ()
+        entries = installed.entry_points.select(group=ENTRY_POINT_GROUP)
+    return tuple(sorted((_found(entry) for entry in entries if entry.dist is not None), key=order))
 
 
-def find_plugins_of(distribution: str) -> tuple[Found, ...]:
-    """The plugins of one distribution, without looking at any other. Empty if not installed."""
-    import importlib_metadata
-
-    try:
-        dist = importlib_metadata.distribution(distribution)
-    except importlib_metadata.PackageNotFoundError:
-        return ()
-    entries = dist.entry_points.select(group=ENTRY_POINT_GROUP)
-    return _sorted(_found(entry) for entry in entries)
+def order(plugin: Found | PluginRecord) -> tuple[bool, str, str]:
+    """The sort key of installed plugins: first-party ones, then by distribution and entry name."""
+    return (plugin.distribution not in FIRST_PARTY, plugin.distribution, plugin.name)
 
 
 def normalise(name: str) -> str:
@@ -98,16 +98,9 @@ def _found(entry: "EntryPoint") -> Found:
     try:
         return Found(normalise(dist.name), dist.version, entry)
     except Exception:
-        # Metadata that is damaged (a half-removed installation): what the folder is called must do.
+        # The metadata is damaged (a half-removed installation): take the name of its folder.
         name, _, _ = Path(str(getattr(dist, "_path", "unknown"))).name.partition("-")
         return Found(normalise(name), "", entry)
-
-
-def _sorted(found: Iterable[Found]) -> tuple[Found, ...]:
-    def order(plugin: Found) -> tuple[bool, str, str]:
-        return (plugin.distribution not in FIRST_PARTY, plugin.distribution, plugin.name)
-
-    return tuple(sorted(found, key=order))
 
 
 def _names(text: str) -> frozenset[str]:

@@ -1,7 +1,10 @@
-"""What the registry knows: typed, frozen records."""
+"""Frozen records of plugins, of the adapters that they provide and of the hooks they implement."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Hashable
+from typing import Any, Literal
+
+import pluggy
 
 from .._contract import LoRAWrapper
 
@@ -37,12 +40,12 @@ class RegisteredWrapper:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PluginRecord:
-    """One plugin that was found: what it is, what became of it, and what it provides.
+    """One plugin that was found: its origin, its status, and the adapters that it provides.
 
     - `name`: the entry point's name; `value`: the module it names.
     - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_PLUGINS` or `JNO_LORA_BLOCK`), `"failed"`,
         `"incompatible"` (asks for a newer `jno_lora_api`) or `"conflict"` (loaded, but some of its
-        names are taken by another plugin, so that they need the `"distribution:Name"` form).
+        names are taken by another plugin, so that they must be written `"distribution:Name"`).
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
     """
@@ -68,3 +71,37 @@ class PluginRecord:
         """For messages: distribution, version and entry point."""
         version = f" {self.version}" if self.version else ""
         return f"{self.distribution}{version} (entry point {self.name!r} = {self.value!r})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """A plugin's implementation of the hook `name`."""
+
+    name: str
+    implementation: pluggy.HookImpl
+
+    @property
+    def order(self) -> tuple[bool, bool]:
+        """The sort key by which pluggy asks: `tryfirst` before others, `trylast` after them."""
+        return (self.implementation.trylast, not self.implementation.tryfirst)
+
+    def __call__(self, **given: Any) -> Any:
+        """Call it by keywords. It gets only the arguments that it takes."""
+        taken = (given[name] for name in self.implementation.argnames)
+        return self.implementation.function(*taken)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+    """A plugin and all that was learned by loading it.
+
+    `identity` is equal for the same plugin when it is found, or registered, again.
+    """
+
+    identity: Hashable
+    record: PluginRecord
+    hooks: tuple[Hook, ...] = ()
+
+    def is_made_of(self, item: Any) -> bool:
+        """Whether `item` is the object whose hooks these are."""
+        return any(hook.implementation.plugin is item for hook in self.hooks)
