@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
 from ._discovery import normalise, order
-from ._records import IN_PROCESS, Hook, Plugin, PluginRecord, RegisteredWrapper
+from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper
 from ._zoo_names import (
     FIRST_PARTY,
     ZOO_DISTRIBUTION,
@@ -24,35 +24,33 @@ class Catalog:
     """The plugins that are known at one time.
 
     - `plugins`: by their identity, those of this process in the order of their registration.
-    - `complete`: the distributions whose plugins are all loaded; `None` stands for every one.
     - `discover`: whether installed plugins are looked for at all.
     """
 
-    plugins: Mapping[Hashable, Plugin] = dataclasses.field(default_factory=dict[Hashable, Plugin])
-    complete: frozenset[str | None] = frozenset()
-    discover: bool = True
+    plugins: Mapping[Hashable, PluginRecord]
+    discover: bool
 
-    def having(self, plugin: Plugin) -> "Catalog":
-        """This catalog with a further plugin, in place of one with the same identity."""
-        others = {key: it for key, it in self.plugins.items() if key != plugin.identity}
-        return dataclasses.replace(self, plugins={**others, plugin.identity: plugin})
+    def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
+        """This catalog with a further plugin, in place of the former one with that identity."""
+        others = {key: value for key, value in self.plugins.items() if key != identity}
+        return Catalog({**others, identity: record}, self.discover)
 
     def of_this_process(self) -> "Catalog":
         """A catalog of only those plugins that were registered in this process."""
-        kept = {key: it for key, it in self.plugins.items() if _is_in_process(it)}
-        return Catalog(kept, discover=self.discover)
+        kept = {key: it for key, it in self.plugins.items() if it.distribution == IN_PROCESS}
+        return Catalog(kept, self.discover)
 
     @functools.cached_property
-    def _in_order(self) -> tuple[Plugin, ...]:
+    def _in_order(self) -> tuple[PluginRecord, ...]:
         """Our own, then others by distribution and name, then those registered in the process."""
-        in_process = filter(_is_in_process, self.plugins.values())
-        installed = (it for it in self.plugins.values() if not _is_in_process(it))
-        return (*sorted(installed, key=lambda it: order(it.record)), *in_process)
+        in_process = self.of_this_process().plugins
+        installed = [it for key, it in self.plugins.items() if key not in in_process]
+        return (*sorted(installed, key=order), *in_process.values())
 
     @functools.cached_property
     def records(self) -> tuple[PluginRecord, ...]:
         """The records with the conflicts among them, in an order that no question changes."""
-        return tuple(self._with_conflicts(plugin.record) for plugin in self._in_order)
+        return tuple(map(self._with_conflicts, self._in_order))
 
     def _with_conflicts(self, record: PluginRecord) -> PluginRecord:
         """Mark a plugin with names that also belong to another plugin, or to the zoo."""
@@ -61,7 +59,7 @@ class Catalog:
             for wrapper in record.wrappers
             if [other.cls for other in self.by_name.get(wrapper.name, ())] != [wrapper.cls]
         ]
-        if record.status != "loaded" or not names or record.distribution == ZOO_DISTRIBUTION:
+        if not names or record.distribution == ZOO_DISTRIBUTION:
             return record
         reason = PluginError(
             f"the names {', '.join(names)} belong to another plugin too, or are reserved; write "
@@ -69,23 +67,21 @@ class Catalog:
         )
         return dataclasses.replace(record, status="conflict", error=reason)
 
-    def hooks(self, name: str) -> Iterator[tuple[PluginRecord, Hook]]:
+    def hooks(self, name: str) -> list[tuple[PluginRecord, Hook]]:
         """Each implementation of a hook, once, with its plugin, in the order of the records."""
-        seen: list[object] = []
-        for plugin, record in zip(self._in_order, self.records, strict=True):
-            hooks = [hook for hook in plugin.hooks if hook.name == name]
-            # Two distributions may name one module.
-            if hooks and not any(hooks[0].implementation.plugin is it for it in seen):
-                seen.append(hooks[0].implementation.plugin)
-                yield from ((record, hook) for hook in hooks)
+        unique: dict[object, tuple[PluginRecord, Hook]] = {}  # two plugins may name one module
+        for record in self.records:
+            for hook in record.hooks:
+                if hook.name == name:
+                    unique.setdefault(hook.implementation.function, (record, hook))
+        return list(unique.values())
 
     @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:
         """Every usable adapter. One class provided twice counts once, for its first provider."""
         unique: dict[type[LoRAWrapper], RegisteredWrapper] = {}
-        for plugin in self._in_order:
-            for wrapper in plugin.record.wrappers:
-                unique.setdefault(wrapper.cls, wrapper)
+        for wrapper in (wrapper for record in self._in_order for wrapper in record.wrappers):
+            unique.setdefault(wrapper.cls, wrapper)
         return tuple(unique.values())
 
     @functools.cached_property
@@ -162,8 +158,8 @@ class Catalog:
     def _of_distribution(self, distribution: str, name: str) -> RegisteredWrapper | None:
         found = {
             wrapper.cls: wrapper
-            for plugin in self._in_order
-            for wrapper in plugin.record.wrappers
+            for record in self._in_order
+            for wrapper in record.wrappers
             if wrapper.name == name and wrapper.distribution == distribution
         }
         if not found and distribution == ZOO_DISTRIBUTION and name in ZOO_NAMES:
@@ -231,10 +227,6 @@ class Catalog:
         if broken:
             error.__cause__ = broken[0].error
         return error
-
-
-def _is_in_process(plugin: Plugin) -> bool:
-    return plugin.record.distribution == IN_PROCESS
 
 
 def _is_first_party(wrapper: RegisteredWrapper) -> bool:

@@ -21,14 +21,10 @@ if TYPE_CHECKING:
 class Found:
     """An entry point of a plugin, not loaded yet."""
 
+    name: str
     distribution: str
     version: str
     entry_point: "EntryPoint"
-
-    @property
-    def name(self) -> str:
-        """The entry point's name."""
-        return self.entry_point.name
 
     @property
     def module(self) -> str:
@@ -39,33 +35,6 @@ class Found:
     def identity(self) -> tuple[str, str, str]:
         """Equal for the same plugin when it is found again."""
         return (self.distribution, self.name, self.entry_point.value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """Which plugins may be imported. Read from the environment when plugins are loaded."""
-
-    allow: frozenset[str] | None
-    block: frozenset[str]
-    strict: bool
-
-    @classmethod
-    def from_environment(cls) -> "Policy":
-        """The policy that `JNO_LORA_PLUGINS`, `JNO_LORA_BLOCK` and `JNO_LORA_STRICT` ask for."""
-        allow = os.environ.get("JNO_LORA_PLUGINS")
-        return cls(
-            allow=None if allow is None else _names(allow),
-            block=_names(os.environ.get("JNO_LORA_BLOCK", "")),
-            strict=os.environ.get("JNO_LORA_STRICT", "") not in ("", "0"),
-        )
-
-    def reason_to_block(self, found: Found) -> str | None:
-        """Why `found` must not be imported, or `None`."""
-        if found.distribution in self.block or normalise(found.name) in self.block:
-            return "it is named in JNO_LORA_BLOCK"
-        if self.allow is not None and found.distribution not in self.allow | set(FIRST_PARTY):
-            return "it is not named in JNO_LORA_PLUGINS, the list of allowed distributions"
-        return None
 
 
 def find_plugins(distribution: str | None = None) -> tuple[Found, ...]:
@@ -88,6 +57,21 @@ def order(plugin: Found | PluginRecord) -> tuple[bool, str, str]:
     return (plugin.distribution not in FIRST_PARTY, plugin.distribution, plugin.name)
 
 
+def reason_to_block(found: Found) -> str | None:
+    """Why `found` must not be imported, by `JNO_LORA_BLOCK` or `JNO_LORA_PLUGINS`, or `None`."""
+    if {found.distribution, normalise(found.name)} & _listed_in("JNO_LORA_BLOCK"):
+        return "it is named in JNO_LORA_BLOCK"
+    allowed = {*FIRST_PARTY, *_listed_in("JNO_LORA_PLUGINS")}
+    if "JNO_LORA_PLUGINS" in os.environ and found.distribution not in allowed:
+        return "it is not named in JNO_LORA_PLUGINS, the list of allowed distributions"
+    return None
+
+
+def _listed_in(variable: str) -> set[str]:
+    names = os.environ.get(variable, "").split(",")
+    return {normalise(name.strip()) for name in names if name.strip()}
+
+
 def normalise(name: str) -> str:
     """A distribution name in its one normal form (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -96,12 +80,8 @@ def normalise(name: str) -> str:
 def _found(entry: "EntryPoint") -> Found:
     dist: Any = entry.dist
     try:
-        return Found(normalise(dist.name), dist.version, entry)
+        return Found(entry.name, normalise(dist.name), dist.version, entry)
     except Exception:
         # The metadata is damaged (a half-removed installation): take the name of its folder.
         name, _, _ = Path(str(getattr(dist, "_path", "unknown"))).name.partition("-")
-        return Found(normalise(name), "", entry)
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(normalise(part.strip()) for part in text.split(",") if part.strip())
+        return Found(entry.name, normalise(name), "", entry)

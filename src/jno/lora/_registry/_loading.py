@@ -1,29 +1,21 @@
 """Load one plugin, so that nothing it does can reach the others."""
 
 import time
-from collections.abc import Hashable
 from typing import Any
 
 from .._contract import check_contract
 from .._errors import PluginError
-from ._discovery import Found, Policy
+from ._discovery import Found, reason_to_block
 from ._hooks import hooks_of, wrappers_of
 from ._hookspecs import API_VERSION
-from ._records import (
-    IN_PROCESS,
-    Hook,
-    Plugin,
-    PluginRecord,
-    PluginStatus,
-    RegisteredWrapper,
-)
+from ._records import IN_PROCESS, Hook, PluginRecord, PluginStatus, RegisteredWrapper
 from ._zoo_names import FIRST_PARTY
 
 # Loading that takes longer than this is worth a warning.
 PATIENCE = 5.0  # seconds
 
 
-def load(found: Found, policy: Policy) -> Plugin:
+def load(found: Found) -> PluginRecord:
     """Import an installed plugin, check it, and collect its hooks and adapters.
 
     Never raises an `Exception`: an error is kept in the record.
@@ -34,7 +26,7 @@ def load(found: Found, policy: Policy) -> Plugin:
     hooks: tuple[Hook, ...] = ()
     wrappers: tuple[RegisteredWrapper, ...] = ()
     try:
-        if reason := policy.reason_to_block(found):
+        if reason := reason_to_block(found):
             status = "blocked"
             raise PluginError(f"{found.distribution} is blocked: {reason}")
         plugin = found.entry_point.load()
@@ -47,32 +39,22 @@ def load(found: Found, policy: Policy) -> Plugin:
                 f"it was written for plugin API {wanted}, this jno-lora has {API_VERSION}: "
                 "upgrade jno-lora, or install an older version of the plugin"
             )
-        hooks = hooks_of(plugin)
-        wrappers = wrappers_of(hooks, found.distribution, found.version)
-        status = "loaded"
+        implemented = hooks_of(plugin)
+        wrappers = wrappers_of(implemented, found.distribution, found.version)
+        status, hooks = "loaded", implemented
     except SystemExit as err:
         error = PluginError(f"it tried to end the program: SystemExit: {err}")
     except Exception as err:  # not Ctrl-C: the next question loads the plugin again
         error = err
-    record = PluginRecord(
-        name=found.name,
-        distribution=found.distribution,
-        version=found.version,
-        value=found.entry_point.value,
-        status=status,
-        error=error,
-        seconds=time.perf_counter() - start,
-        wrappers=wrappers,
-    )
-    return Plugin(found.identity, record, () if error else hooks)
+    origin = (found.name, found.distribution, found.version, found.entry_point.value)
+    return PluginRecord(*origin, status, error, time.perf_counter() - start, wrappers, hooks)
 
 
-def take_in(item: Any) -> Plugin:
-    """The plugin that an adapter class, or an object with hooks, makes in this process.
+def take_in(item: Any) -> PluginRecord:
+    """Check an adapter class, or an object with hooks, that is registered in this process.
 
     **Raises:** `WrapperError` if a class breaks the contract; else as `hooks_of` and `wrappers_of`.
     """
-    name: str = getattr(item, "__name__", repr(item))
     hooks: tuple[Hook, ...] = ()
     if isinstance(item, type):
         check_contract(item)
@@ -80,8 +62,8 @@ def take_in(item: Any) -> Plugin:
     else:
         hooks = hooks_of(item)
         wrappers = wrappers_of(hooks, IN_PROCESS, "")
-    record = PluginRecord(name, IN_PROCESS, "", name, "loaded", wrappers=wrappers)
-    return Plugin((IN_PROCESS, _identity(item)), record, hooks)
+    name: str = getattr(item, "__name__", repr(item))
+    return PluginRecord(name, IN_PROCESS, "", name, "loaded", wrappers=wrappers, hooks=hooks)
 
 
 def complaint_about(record: PluginRecord) -> str | None:
@@ -98,10 +80,3 @@ def complaint_about(record: PluginRecord) -> str | None:
             f"it, set the environment variable JNO_LORA_BLOCK={record.distribution}."
         )
     return None
-
-
-def _identity(item: Any) -> Hashable:
-    """Equal for a class or module that is defined again, as a notebook cell does."""
-    if isinstance(item, type):
-        return (item.__module__, item.__qualname__)
-    return getattr(item, "__name__", None) or id(item)

@@ -3,19 +3,24 @@
 There is one lock. It is held while a result is published, and never while code of a plugin runs.
 """
 
-import dataclasses
+import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Hashable, Iterable
 
 from .._errors import PluginError, warn
 from ._catalog import Catalog
-from ._discovery import Found, Policy
+from ._discovery import Found, find_plugins
 from ._loading import complaint_about, load
-from ._records import Plugin, PluginRecord
+from ._records import PluginRecord
 
 _LOG = logging.getLogger("jno.lora.plugins")
+
+# For all registries, since a plugin may ask another one. A signal handler may ask under the lock.
+_LOCK = threading.RLock()
+_WAITING: "dict[int, _Load]" = {}  # the load that a thread waits for
 
 
 class Generation:
@@ -26,18 +31,16 @@ class Generation:
 
     def __init__(self, catalog: Catalog):
         self.catalog = catalog
+        self.find = functools.cache(find_plugins)
 
 
-@dataclasses.dataclass(frozen=True)
 class _Load:
-    """A plugin that is being loaded, as long as `running` is held.
+    """A plugin that a thread is loading. Others wait for `running`, which that thread holds."""
 
-    Leaving the `with` block is enough to end it. So Ctrl-C, which may come between any two
-    statements, never leaves a plugin behind that counts as being loaded.
-    """
-
-    thread: int
-    running: threading.Lock
+    def __init__(self):
+        self.thread = threading.get_ident()
+        self.running = threading.Lock()
+        self.has_ended = False
 
 
 class Loader:
@@ -46,110 +49,98 @@ class Loader:
     A thread that needs a plugin which another thread is loading waits for it. It goes on without
     that plugin where waiting could never end:
 
-    - the plugin is loaded further up in this thread: it asks for itself, or for all;
+    - this thread is loading or importing the plugin, which asks for itself, or for all;
     - the other thread waits, directly or through a third, for a plugin that this thread is loading;
-    - this thread is importing the plugin's module, so that the other one waits for the import.
+    - this thread is importing a package that the plugin is in, so the other has to wait for that.
     """
 
     def __init__(self, catalog: Catalog):
         self.now = Generation(catalog)
-        self._lock = threading.RLock()  # a signal handler may ask while it is held
         self._loading: dict[Hashable, _Load] = {}
-        self._waiting: dict[int, _Load] = {}  # by thread
 
-    def register(self, plugin: Plugin) -> None:
-        """Add a plugin of this process, in place of one with the same identity."""
-        with self._lock:
-            self.now.catalog = self.now.catalog.having(plugin)
+    def register(self, identity: Hashable, record: PluginRecord) -> None:
+        """Add a plugin of this process, in place of the former one with that identity."""
+        with _LOCK:
+            self.now.catalog = self.now.catalog.having(identity, record)
 
     def refresh(self) -> None:
         """Begin a generation that knows only the plugins of this process."""
-        with self._lock:
+        with _LOCK:
             self.now = Generation(self.now.catalog.of_this_process())
 
-    def load(self, wanted: Iterable[Found], generation: Generation, strict: bool | None) -> None:
-        """Load those plugins that are not loaded yet, and warn of those that fail.
+    def load(self, wanted: Iterable[Found], now: Generation, strict: bool | None) -> Catalog:
+        """The catalog once these plugins are loaded. Warns of those that fail.
 
         **Raises:** `PluginError` for a plugin that fails if `strict`, which is by default what
         `JNO_LORA_STRICT` says.
         """
-        policy = Policy.from_environment()
-        if strict is not None:
-            policy = dataclasses.replace(policy, strict=strict)
-        records = [self._load_once(found, generation, policy) for found in wanted]
-        # Last, because a warning may be turned into an error.
-        for record in records:
-            if record is not None and (complaint := complaint_about(record)):
-                warn(complaint)
+        missing = [found for found in wanted if found.identity not in now.catalog.plugins]
+        if strict is None:
+            strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
+        complaints = [self._load_once(found, now, strict) for found in missing]
+        for complaint in filter(None, complaints):  # last: a warning may be turned into an error
+            warn(complaint)
+        return now.catalog
 
-    def complete(
-        self, distribution: str | None, found: Iterable[Found], generation: Generation
-    ) -> None:
-        """Note that a distribution, or everything, need not be looked for again.
-
-        Not if a plugin is still being loaded, nor for a distribution that may be installed later.
-        """
-        with self._lock:
-            catalog = generation.catalog
-            identities = [plugin.identity for plugin in found]
-            if catalog.plugins.keys() >= set(identities) and (identities or distribution is None):
-                complete = catalog.complete | {distribution}
-                generation.catalog = dataclasses.replace(catalog, complete=complete)
-
-    def _load_once(
-        self, found: Found, generation: Generation, policy: Policy
-    ) -> PluginRecord | None:
-        """The record of a plugin if this call loaded it, else `None`."""
-        mine = _Load(threading.get_ident(), threading.Lock())
+    def _load_once(self, found: Found, now: Generation, strict: bool) -> str | None:
+        """Load a plugin, unless another thread does. Returns the complaint about it, if any."""
+        mine = _Load()
         with mine.running:
-            while other := self._claim(found, generation, mine):
-                if other is mine:
-                    break
-                with other.running:
-                    pass  # it has ended
-            else:
-                return None
-            _LOG.debug("loading %s (entry point %r)", found.distribution, found.name)
-            plugin = load(found, policy)
-            record = plugin.record
-            _LOG.debug("%r, in %.3f s", record, record.seconds)
-            if policy.strict and record.status in ("failed", "incompatible"):
-                # Not published, so that the next question meets the same error.
-                raise PluginError(complaint_about(record)) from record.error
-            with self._lock:
-                generation.catalog = generation.catalog.having(plugin)
-        return record
+            # Ctrl-C may come at any call, so that nothing but a plain assignment is sure to happen.
+            try:
+                while (other := self._claim(found, now, mine)) is not mine:
+                    if other is None:
+                        return None
+                    with other.running:
+                        pass  # it has ended
+                return self._load(found, now, strict)
+            finally:
+                mine.has_ended = True
 
-    def _claim(self, found: Found, generation: Generation, mine: _Load) -> _Load | None:
-        """`mine` if this thread is to load the plugin now, another load to wait for, or `None`."""
-        with self._lock:
-            self._waiting.pop(mine.thread, None)
-            other = self._loading.get(found.identity)
-            if found.identity in generation.catalog.plugins:
+    def _claim(self, found: Found, now: Generation, mine: _Load) -> _Load | None:
+        """`mine` if this thread has to load the plugin, a load to wait for, or `None` to go on."""
+        importing = _importing_here()
+        is_inside = any(f"{found.module}.".startswith(f"{name}.") for name in importing)
+        with _LOCK:
+            _WAITING.pop(mine.thread, None)
+            if found.identity in now.catalog.plugins or found.module in importing:
                 return None
-            if other is None or not other.running.locked():
+            other = self._loading.get(found.identity)
+            if other is None or other.has_ended:
                 self._loading[found.identity] = mine
                 return mine
-            if self._waits_for(mine.thread, other) or _is_importing(found.module):
+            if is_inside or _waits_for(mine.thread, other):
                 return None
-            self._waiting[mine.thread] = other
+            _WAITING[mine.thread] = other
             return other
 
-    def _waits_for(self, thread: int, load: _Load | None) -> bool:
-        """Whether a load is one of `thread`, or waits (through others) for one of `thread`."""
-        while load is not None and load.running.locked():
-            if load.thread == thread:
-                return True
-            load = self._waiting.get(load.thread)
-        return False
+    def _load(self, found: Found, now: Generation, strict: bool) -> str | None:
+        _LOG.debug("loading %s (entry point %r)", found.distribution, found.name)
+        record = load(found)
+        _LOG.debug("%r, in %.3f s", record, record.seconds)
+        complaint = complaint_about(record)
+        if strict and record.status in ("failed", "incompatible"):
+            # Not published, so that the next question meets the same error.
+            raise PluginError(complaint) from record.error
+        with _LOCK:
+            now.catalog = now.catalog.having(found.identity, record)
+        return complaint
 
 
-def _is_importing(module: str) -> bool:
-    """Whether this thread runs the body of a module, or of a package that the module is in."""
-    frame = sys._getframe()
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if frame.f_code.co_name == "<module>" and f"{module}.".startswith(f"{name}."):
+def _waits_for(thread: int, load: _Load | None) -> bool:
+    """Whether a load is one of `thread`, or waits (through others) for one of `thread`."""
+    while load is not None and not load.has_ended:
+        if load.thread == thread:
             return True
-        frame = frame.f_back
+        load = _WAITING.get(load.thread)
     return False
+
+
+def _importing_here() -> set[str]:
+    """The modules that this thread is importing: those with a body that runs in it."""
+    frame, modules = sys._getframe(), set[str]()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            modules.add(str(frame.f_globals.get("__name__")))
+        frame = frame.f_back
+    return modules

@@ -1,7 +1,6 @@
 """Frozen records of plugins, of the adapters that they provide and of the hooks they implement."""
 
 import dataclasses
-from collections.abc import Hashable
 from typing import Any, Literal
 
 import pluggy
@@ -38,6 +37,19 @@ class RegisteredWrapper:
         return f"{self.qualified_name} (from {self.distribution}{version})"
 
 
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """A plugin's implementation of the hook `name`."""
+
+    name: str
+    implementation: pluggy.HookImpl
+
+    def __call__(self, **given: Any) -> Any:
+        """Call it by keywords. It gets only the arguments that it takes."""
+        taken = (given[name] for name in self.implementation.argnames)
+        return self.implementation.function(*taken)
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class PluginRecord:
     """One plugin that was found: its origin, its status, and the adapters that it provides.
@@ -48,6 +60,7 @@ class PluginRecord:
         names are taken by another plugin, so that they must be written `"distribution:Name"`).
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
+    - `hooks`: the functions by which it takes part; the adapters come from one of them.
     """
 
     name: str
@@ -58,6 +71,7 @@ class PluginRecord:
     error: Exception | None = None
     seconds: float = 0.0
     wrappers: tuple[RegisteredWrapper, ...] = ()
+    hooks: tuple[Hook, ...] = ()
 
     def __repr__(self) -> str:
         return f"PluginRecord({self.describe()}, {self.status}, {len(self.wrappers)} adapters)"
@@ -71,37 +85,3 @@ class PluginRecord:
         """For messages: distribution, version and entry point."""
         version = f" {self.version}" if self.version else ""
         return f"{self.distribution}{version} (entry point {self.name!r} = {self.value!r})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Hook:
-    """A plugin's implementation of the hook `name`."""
-
-    name: str
-    implementation: pluggy.HookImpl
-
-    @property
-    def order(self) -> tuple[bool, bool]:
-        """The sort key by which pluggy asks: `tryfirst` before others, `trylast` after them."""
-        return (self.implementation.trylast, not self.implementation.tryfirst)
-
-    def __call__(self, **given: Any) -> Any:
-        """Call it by keywords. It gets only the arguments that it takes."""
-        taken = (given[name] for name in self.implementation.argnames)
-        return self.implementation.function(*taken)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plugin:
-    """A plugin and all that was learned by loading it.
-
-    `identity` is equal for the same plugin when it is found, or registered, again.
-    """
-
-    identity: Hashable
-    record: PluginRecord
-    hooks: tuple[Hook, ...] = ()
-
-    def is_made_of(self, item: Any) -> bool:
-        """Whether `item` is the object whose hooks these are."""
-        return any(hook.implementation.plugin is item for hook in self.hooks)

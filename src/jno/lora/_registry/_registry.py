@@ -1,6 +1,6 @@
 """The registry: answers questions about adapters by class, by name or by distribution."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from .._caches import forget
@@ -8,7 +8,6 @@ from .._contract import LoRAWrapper
 from .._errors import PluginError, failing
 from .._paths import show_path
 from ._catalog import Catalog
-from ._discovery import find_plugins
 from ._loading import take_in
 from ._once import Loader
 from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper
@@ -30,16 +29,12 @@ class Registry:
 
     def __init__(self, *, discover: bool = True):
         self.discover = discover
-        self._loader = Loader(Catalog(discover=discover))
+        self._loader = Loader(Catalog({}, discover))
 
     def _catalog(self, distribution: str | None = None, strict: bool | None = None) -> Catalog:
         """The catalog once the plugins of one distribution, or all plugins, are loaded."""
-        now = self._loader.now  # a refresh meanwhile does not change what this question is told
-        if self.discover and not now.catalog.complete & {distribution, None}:
-            found = find_plugins(distribution)
-            self._loader.load(found, now, strict)
-            self._loader.complete(distribution, found, now)
-        return now.catalog
+        now = self._loader.now
+        return self._loader.load(now.find(distribution) if self.discover else (), now, strict)
 
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         """One record per plugin found, loading all of them if that has not happened yet.
@@ -87,9 +82,9 @@ class Registry:
         """The registered adapter of class `cls`. Loads plugins of the package that defines it."""
         known = self.provider(cls)
         if known is None and self.discover:
-            package = _package(cls.__module__)
-            found = [plugin for plugin in find_plugins() if _package(plugin.module) == package]
-            self._loader.load(found, self._loader.now, strict=False)
+            now, package = self._loader.now, cls.__module__.partition(".")[0]
+            found = (it for it in now.find(None) if it.module.partition(".")[0] == package)
+            self._loader.load(found, now, strict=False)
         return known or self.provider(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
@@ -103,7 +98,7 @@ class Registry:
             return self._loader.now.catalog.provided(IN_PROCESS, name)
         return self._catalog(distribution).provided(distribution, name)
 
-    def hooks(self, name: str) -> Iterator[tuple[PluginRecord, Hook]]:
+    def hooks(self, name: str) -> list[tuple[PluginRecord, Hook]]:
         """Each implementation of a hook with its plugin, of the plugins that are loaded so far.
 
         In the order of the records: our own, others by distribution, those of this process.
@@ -119,8 +114,8 @@ class Registry:
 
         **Raises:** `PluginError` if a hook fails, or chooses something that is not a candidate.
         """
-        hooks = [hook for _, hook in self.hooks("jno_lora_select")]
-        hooks = sorted(reversed(hooks), key=lambda hook: hook.order)
+        hooks = [hook for _, hook in self.hooks("jno_lora_select")][::-1]
+        hooks.sort(key=lambda it: (it.implementation.trylast, not it.implementation.tryfirst))
         chosen: Any = None
         with failing(f"ask `jno_lora_select` about the layer at {show_path(path)!r}", PluginError):
             for hook in hooks:
@@ -149,9 +144,10 @@ class Registry:
         **Raises:** `WrapperError` if a class breaks the contract; `PluginError` if an object
         implements no hook, or one that does not exist or has other arguments.
         """
-        plugins = self._loader.now.catalog.plugins.values()
-        if isinstance(item, type) or not any(plugin.is_made_of(item) for plugin in plugins):
-            self._loader.register(take_in(item))
+        records = self._loader.now.catalog.plugins.values()
+        known = (hook.implementation.plugin for record in records for hook in record.hooks)
+        if not any(plugin is item for plugin in known):
+            self._loader.register(_identity(item), take_in(item))
         return item
 
     def refresh(self) -> None:
@@ -165,8 +161,11 @@ class Registry:
         forget()
 
 
-def _package(module: str) -> str:
-    return module.partition(".")[0]
+def _identity(item: Any) -> Hashable:
+    """Equal for a class or module that is defined again, as by a notebook cell that runs twice."""
+    if isinstance(item, type):
+        return (IN_PROCESS, item.__module__, item.__qualname__)
+    return (IN_PROCESS, getattr(item, "__name__", None) or id(item))
 
 
 _DEFAULT = Registry()
