@@ -249,6 +249,26 @@ def jno_lora_wrappers():
     assert [record.status for record in gate.registry.records()] == ["loaded", "loaded"]
 
 
+def test_a_package_that_a_thread_imports_may_ask_for_all_while_another_loads_its_plugin(site, gate):
+    body = WAITING + "gate.seen = [r.status for r in gate.registry.records()]\n"
+    package, gate.registry = site.install("acme-lora", body), Registry()
+    (file,) = site.root.glob(f"*/{package}.py")
+    (file.parent / package).mkdir()
+    file.rename(file.parent / package / "__init__.py")
+    hook = f"import {package}\nfrom jno.lora import hookimpl\n@hookimpl\ndef jno_lora_wrappers():\n    return []\n"
+    (file.parent / package / "plugin.py").write_text(hook)
+    site.point_at("acme-lora", f"{package}.plugin")
+
+    def list_all():
+        assert gate.entered.wait(30)
+        threading.Timer(0.3, gate.open.set).start()  # when this thread waits for the import
+        gate.registry.records()
+
+    run_all(lambda: importlib.import_module(package), list_all)
+    assert gate.seen in ([], ["loaded"])
+    assert [record.status for record in gate.registry.records()] == ["loaded"]
+
+
 def test_a_plugin_that_is_imported_first_and_asks_for_all_is_loaded_afterwards(site, gate):
     code = """
         import jno_lora_test_gate as gate

@@ -144,13 +144,13 @@ class Catalog:
             return wrapper
         self._raise_if_unusable(distribution, wanted=name)
         records = [record for record in self.records if record.distribution == distribution]
-        if not records and not self.discover:
+        if not records:
+            if self.discover:
+                raise PluginError(f"{name} is not available: {distribution} is not installed")
             raise PluginError(
                 f"{name} of {distribution} is not available: a registry with discover=False "
-                "looks at no installed plugin"
+                "does not look at installed plugins"
             )
-        if not records:
-            raise PluginError(f"{name} is not available: {distribution} is not installed")
         names = [wrapper.name for record in records for wrapper in record.wrappers]
         near = ", ".join(nearest(name, names)) or "no adapter at all"
         raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")

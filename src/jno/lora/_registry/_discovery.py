@@ -4,6 +4,7 @@ Nothing is imported here. `importlib_metadata` itself is imported on the first s
 """
 
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
@@ -31,7 +32,7 @@ class Found:
         """The module that the entry point names."""
         return re.split(r"[:\s]", self.entry_point.value, maxsplit=1)[0]
 
-    @property
+    @functools.cached_property
     def identity(self) -> tuple[str, str, str]:
         """Equal for the same plugin when it is found again."""
         return (self.distribution, self.name, self.entry_point.value)

@@ -3,7 +3,6 @@
 There is one lock. It is held while a result is published, and never while code of a plugin runs.
 """
 
-import functools
 import logging
 import os
 import sys
@@ -31,7 +30,16 @@ class Generation:
 
     def __init__(self, catalog: Catalog):
         self.catalog = catalog
-        self.find = functools.cache(find_plugins)
+        self._found: dict[str | None, tuple[Found, ...]] = {}
+
+    def find(self, distribution: str | None = None) -> tuple[Found, ...]:
+        """As `find_plugins`, once. One that is missing is looked for again: it may be installed."""
+        if distribution not in self._found:
+            found = find_plugins(distribution)
+            if distribution is not None and not found:
+                return ()
+            self._found[distribution] = found
+        return self._found[distribution]
 
 
 class _Load:
@@ -51,7 +59,7 @@ class Loader:
 
     - this thread is loading or importing the plugin, which asks for itself, or for all;
     - the other thread waits, directly or through a third, for a plugin that this thread is loading;
-    - this thread is importing a package that the plugin is in, so the other has to wait for that.
+    - this thread is importing the plugin's package, and the other thread may wait for that import.
     """
 
     def __init__(self, catalog: Catalog):
@@ -75,9 +83,9 @@ class Loader:
         `JNO_LORA_STRICT` says.
         """
         missing = [found for found in wanted if found.identity not in now.catalog.plugins]
-        if strict is None:
+        if strict is None and missing:
             strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
-        complaints = [self._load_once(found, now, strict) for found in missing]
+        complaints = [self._load_once(found, now, bool(strict)) for found in missing]
         for complaint in filter(None, complaints):  # last: a warning may be turned into an error
             warn(complaint)
         return now.catalog

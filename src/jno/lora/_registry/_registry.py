@@ -83,7 +83,7 @@ class Registry:
         known = self.provider(cls)
         if known is None and self.discover:
             now, package = self._loader.now, cls.__module__.partition(".")[0]
-            found = (it for it in now.find(None) if it.module.partition(".")[0] == package)
+            found = (it for it in now.find() if it.module.partition(".")[0] == package)
             self._loader.load(found, now, strict=False)
         return known or self.provider(cls)
 
