@@ -74,7 +74,7 @@ def _listed_in(variable: str) -> set[str]:
 
 
 def normalise(name: str) -> str:
-    """A distribution name in its one normal form (PEP 503)."""
+    """A distribution name as PEP 503 normalises it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

@@ -92,7 +92,7 @@ class Registry:
 
         Loads only the plugins of that distribution.
 
-        **Raises:** `PluginError` if there is no such adapter, or it cannot be used.
+        **Raises:** `PluginError` if the adapter is missing or cannot be used.
         """
         if distribution is None:
             return self._loader.now.catalog.provided(IN_PROCESS, name)
