@@ -1,4 +1,4 @@
-"""What tests ask of plans, of registries and of the command line."""
+"""Questions of tests to plans, to registries and to the command line."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from jno.lora._commands._cli import cli
 
 
 def wrapped(model: Any, *args: Any, **kwargs: Any) -> dict[str, type[LoRAWrapper] | None]:
-    """What `plan_lora` would wrap: the adapter class by path."""
+    """The adapter class by path that `plan_lora` would wrap."""
     return {row.path: row.wrapper for row in plan_lora(model, *args, **kwargs).wrapped}
 
 
 def statuses(registry: Registry) -> dict[str, str]:
-    """What became of each plugin, by its distribution."""
+    """The status of each plugin by its distribution."""
     return {record.distribution: record.status for record in registry.records()}
 
 
@@ -25,7 +25,7 @@ def one(registry: Registry, name: str) -> type[LoRAWrapper]:
 
 
 def run(*arguments: str, code: int = 0) -> str:
-    """What a command prints, which is to end with that code."""
+    """The output of a command that must end with that code."""
     result = CliRunner().invoke(cli, list(arguments))
     assert result.exit_code == code, (result.output, result.exception)
     return result.output

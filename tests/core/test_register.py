@@ -1,4 +1,4 @@
-"""What is registered in the process: classes, and objects with hooks."""
+"""Classes, and objects with hooks, that are registered in the process."""
 
 import types
 

@@ -114,6 +114,18 @@ def test_each_plugin_is_loaded_once_however_often_it_is_asked(site):
     assert sys.modules[module].CALLS == [1]
 
 
+def test_a_distribution_that_was_missing_is_found_once_it_is_installed(site):
+    registry = Registry()
+    with pytest.raises(PluginError, match="acme-lora is not installed"):
+        registry.provided("acme-lora", "Acme")
+    with pytest.raises(PluginError, match="zoo, which is not installed"):
+        registry.defaults()
+    site.plugin("acme-lora", '"Acme"')
+    site.install_zoo()
+    assert registry.provided("acme-lora", "Acme").name == "Acme"
+    assert registry.defaults()[0].__name__ == "LoRALinear"
+
+
 def test_the_hook_may_be_on_an_object_that_the_entry_point_names(site):
     code = """
         class Plugin:

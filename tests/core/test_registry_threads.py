@@ -3,6 +3,7 @@
 What is asked for was installed or registered all the time, so every answer must be the same.
 """
 
+import importlib
 import sys
 import threading
 import time
@@ -180,3 +181,135 @@ def test_who_asks_for_the_zoo_while_another_thread_loads_it_waits_for_it(site, g
     one.join(timeout=30)
     other.join(timeout=30)
     assert [cls.__name__ for cls in found] == ["LoRALinear"]
+
+
+def run_all(*actions):
+    """Run each action in a thread of its own, and fail if one does not come to an end."""
+    threads = [threading.Thread(target=action, daemon=True) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in threads), "a deadlock"
+
+
+ASKS = """
+import jno_lora_test_gate as gate
+gate.together.wait(30)
+gate.ask("{other}")
+@hookimpl
+def jno_lora_wrappers():
+    return [adapter("Of_{name}")]
+"""
+
+
+@pytest.mark.parametrize("registries", [1, 2])
+def test_two_plugins_that_ask_for_each_other_in_two_threads_are_both_loaded(site, gate, registries):
+    for name, other in [("acme", "bolt"), ("bolt", "acme")]:
+        site.install(f"{name}-lora", ASKS.format(name=name, other=other))
+    found = {name: Registry() for name in ("acme", "bolt")}
+    if registries == 1:
+        found["bolt"] = found["acme"]
+    gate.together, gate.seen = threading.Barrier(2), []
+
+    def ask(other):
+        seen = {record.distribution for record in found[other].records()}
+        gate.seen.append((other, f"{other}-lora" in seen))
+
+    gate.ask = ask
+    run_all(*(lambda n=n: found[n].provided(f"{n}-lora", f"Of_{n}") for n in found))
+    # At least one waited for the other, which may have gone on without it.
+    assert len(gate.seen) == 2 and any(was_there for _, was_there in gate.seen)
+    for registry in found.values():
+        assert {record.status for record in registry.records()} == {"loaded"}
+
+
+def test_a_plugin_that_a_thread_imports_by_itself_may_ask_for_all_while_another_loads_it(
+    site, gate
+):
+    site.plugin("bolt-lora", '"Bolt"')
+    code = (
+        WAITING
+        + """
+gate.seen = [record.distribution for record in gate.registry.records()]
+@hookimpl
+def jno_lora_wrappers():
+    return [adapter("Acme")]
+"""
+    )
+    module, gate.registry = site.install("acme-lora", code), Registry()
+
+    def list_all():
+        assert gate.entered.wait(30)
+        threading.Timer(0.3, gate.open.set).start()  # when this thread waits for the import
+        gate.registry.records()
+
+    run_all(lambda: importlib.import_module(module), list_all)
+    assert gate.seen in (["bolt-lora"], [])
+    assert [record.status for record in gate.registry.records()] == ["loaded", "loaded"]
+
+
+def test_a_package_that_a_thread_imports_may_ask_for_all_while_another_loads_its_plugin(site, gate):
+    body = WAITING + "gate.seen = [r.status for r in gate.registry.records()]\n"
+    package, gate.registry = site.install("acme-lora", body), Registry()
+    (file,) = site.root.glob(f"*/{package}.py")
+    (file.parent / package).mkdir()
+    file.rename(file.parent / package / "__init__.py")
+    hook = "@hookimpl\ndef jno_lora_wrappers():\n    return []\n"
+    hook = f"import {package}\nfrom jno.lora import hookimpl\n{hook}"
+    (file.parent / package / "plugin.py").write_text(hook)
+    site.point_at("acme-lora", f"{package}.plugin")
+
+    def list_all():
+        assert gate.entered.wait(30)
+        threading.Timer(0.3, gate.open.set).start()  # when this thread waits for the import
+        gate.registry.records()
+
+    run_all(lambda: importlib.import_module(package), list_all)
+    assert gate.seen in ([], ["loaded"])
+    assert [record.status for record in gate.registry.records()] == ["loaded"]
+
+
+def test_a_plugin_that_is_imported_first_and_asks_for_all_is_loaded_afterwards(site, gate):
+    code = """
+        import jno_lora_test_gate as gate
+        gate.seen = gate.registry.records()
+        @hookimpl
+        def jno_lora_wrappers():
+            return [adapter("Acme")]
+    """
+    module, gate.registry = site.install("acme-lora", code), Registry()
+    importlib.import_module(module)
+    assert gate.seen == ()
+    assert gate.registry.resolve("Acme")[0].__name__ == "Acme"
+
+
+def test_a_refresh_does_not_wait_for_a_plugin_that_is_being_loaded(site, gate):
+    site.install("acme-lora", WAITING + "@hookimpl\ndef jno_lora_wrappers():\n    return []\n")
+    registry, found = Registry(), []
+    lists = threading.Thread(target=lambda: found.append(registry.records()), daemon=True)
+    lists.start()
+    assert gate.entered.wait(30)
+    run_all(registry.refresh)
+    gate.open.set()
+    lists.join(timeout=30)
+    # The question is answered by what there was; the next one looks again.
+    assert [record.status for record in found[0]] == ["loaded"]
+    assert registry._loader.now.catalog.plugins == {}
+    assert len(registry.records()) == 1
+
+
+def test_a_plugin_may_refresh_and_ask_while_it_is_loaded(site, gate):
+    code = """
+        import jno_lora_test_gate as gate
+        gate.registry.refresh()
+        gate.seen = gate.registry.records()
+        @hookimpl
+        def jno_lora_wrappers():
+            return [adapter("Acme")]
+    """
+    site.install("acme-lora", code)
+    gate.registry = Registry()
+    assert [record.status for record in gate.registry.records()] == ["loaded"]
+    assert gate.seen == ()
+    assert [record.status for record in gate.registry.records()] == ["loaded"]

@@ -1,4 +1,4 @@
-"""A plugin that takes long to load is named while it does, and when it is done."""
+"""A plugin that took long to load is named in a warning afterwards, with its seconds."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-import jno.lora._registry._waiting as waiting
+import jno.lora._registry._loading as loading
 from jno.lora import JnoLoraWarning, Registry
 
 HOOK = "@hookimpl\ndef jno_lora_wrappers():\n    {body}\n    return [adapter('Late')]\n"
@@ -20,7 +20,7 @@ SLOW = {
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch):
-    monkeypatch.setattr(waiting, "PATIENCE", 0.2)
+    monkeypatch.setattr(loading, "PATIENCE", 0.2)
 
 
 def lines(caplog):
@@ -28,7 +28,7 @@ def lines(caplog):
 
 
 @pytest.mark.parametrize("where", SLOW)
-def test_a_slow_plugin_is_named_with_its_seconds_and_is_used_all_the_same(site, where, caplog):
+def test_a_slow_plugin_is_named_with_its_seconds_and_is_used_all_the_same(site, where):
     module = site.install("slow-lora", SLOW[where], version="2.1")
     registry = Registry()
     with pytest.warns(JnoLoraWarning) as caught:
@@ -36,14 +36,13 @@ def test_a_slow_plugin_is_named_with_its_seconds_and_is_used_all_the_same(site, 
     (message,) = (str(warning.message) for warning in caught)
     assert f"slow-lora 2.1 (entry point 'main' = '{module}') took 0." in message
     assert "JNO_LORA_BLOCK=slow-lora" in message
-    (line,) = (line for line in lines(caplog) if "Still loading" in line)
-    assert "slow-lora 2.1" in line and "JNO_LORA_BLOCK=slow-lora" in line
     registry.records()  # a second warning would be an error
 
 
-def test_a_plugin_that_never_ends_is_named_while_everybody_waits(site, caplog):
+def test_the_log_names_a_plugin_before_it_is_loaded_in_case_it_never_ends(site, caplog):
     code = "import jno_lora_test_gate as gate\ngate.closed.wait(60)\n" + HOOK.format(body="pass")
-    module = site.install("hanging-lora", code)
+    site.plugin("acme-lora", '"Acme"')
+    site.install("hanging-lora", code)
     gate = types.ModuleType("jno_lora_test_gate")
     gate.closed = threading.Event()
     site.monkeypatch.setitem(sys.modules, "jno_lora_test_gate", gate)
@@ -54,19 +53,17 @@ def test_a_plugin_that_never_ends_is_named_while_everybody_waits(site, caplog):
             caught.append(registry.records())
 
     waits = threading.Thread(target=listing, daemon=True)
-    with caplog.at_level(logging.WARNING, "jno.lora.plugins"):
+    with caplog.at_level(logging.DEBUG, "jno.lora.plugins"):
         waits.start()
         deadline = time.monotonic() + 30
-        while not lines(caplog) and time.monotonic() < deadline:
+        while len(lines(caplog)) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert waits.is_alive() and not caught
-    (line,) = lines(caplog)
-    assert line.startswith(
-        f"Still loading the plugin hanging-lora 1.0 (entry point 'main' = '{module}')"
-    )
-    gate.closed.set()
-    waits.join(timeout=30)
-    assert [record.status for record in caught[0]] == ["loaded"]
+        time.sleep(0.25)
+        assert waits.is_alive() and not caught
+        assert lines(caplog)[-1] == "loading hanging-lora (entry point 'main')"
+        gate.closed.set()
+        waits.join(timeout=30)
+    assert [record.status for record in caught[0]] == ["loaded", "loaded"]
 
 
 def test_a_slow_plugin_that_fails_has_one_warning_which_is_of_the_failure(site):
@@ -77,19 +74,15 @@ def test_a_slow_plugin_that_fails_has_one_warning_which_is_of_the_failure(site):
     assert "could not be loaded" in str(warning.message)
 
 
-def test_a_slow_machine_is_no_fault_of_the_zoo(site, caplog):
+def test_a_slow_machine_is_not_the_fault_of_the_zoo(site):
     site.install_zoo("import time\ntime.sleep(0.4)\n")
-    Registry().defaults()  # a warning would be an error
-    assert any("jno-lora-zoo" in line for line in lines(caplog))
+    (linear, _) = Registry().defaults()  # a warning would be an error
+    assert linear.__name__ == "LoRALinear"
 
 
-def test_quick_plugins_are_not_mentioned_and_leave_no_thread_behind(site, monkeypatch, caplog):
-    monkeypatch.setattr(waiting, "PATIENCE", 30.0)
-    before = threading.active_count()
+def test_quick_plugins_are_not_mentioned_and_no_thread_is_started(site, monkeypatch, caplog):
+    monkeypatch.setattr(loading, "PATIENCE", 30.0)
+    monkeypatch.setattr(threading.Thread, "start", None)
     site.plugin("quick-lora", '"Quick"')
-    Registry().records()
+    assert len(Registry().records()) == 1
     assert lines(caplog) == []
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() <= before

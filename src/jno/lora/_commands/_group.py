@@ -66,10 +66,11 @@ def plugin_commands(builtin: click.Group) -> tuple[dict[str, click.Command], lis
     records()  # loads the plugins without their warnings
     found: dict[str, click.Command] = {}
     left_out: list[str] = []
-    for plugin, add_commands in default_registry().command_hooks():
-        own = click.Group(plugin)
+    for record, add_commands in default_registry().hooks("jno_lora_commands"):
+        plugin = record.describe()
+        own = click.Group()
         try:
-            add_commands(own)
+            add_commands(group=own)
             commands = dict(own.commands)
             if not all(isinstance(command, click.Command) for command in commands.values()):
                 raise TypeError(f"these are not all commands of click: {commands}")

@@ -1,77 +1,35 @@
-"""The hooks of a plugin: registered, or refused with what is wrong, and asked for its adapters."""
+"""Classify a plugin object: the hooks that it implements, and the adapters that it provides."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import pluggy
 
-from .._contract import LoRAWrapper, check_contract
+from .._contract import check_contract
 from .._errors import PluginError
 from .._paths import nearest
 from . import _hookspecs
-from ._discovery import Found
 from ._hookspecs import PROJECT
-from ._records import PluginRecord, RegisteredWrapper
+from ._records import Hook, RegisteredWrapper
 
 
-def manager_without_plugins() -> pluggy.PluginManager:
-    """A plugin manager that knows the three hooks, and nobody who implements them."""
+def hooks_of(plugin: Any) -> tuple[Hook, ...]:
+    """The hooks that a plugin object implements.
+
+    **Raises:** `PluginError` if it implements no hook, or one that does not exist or has other
+    arguments.
+    """
+    # Each object gets a manager of its own, so that one which is refused leaves nothing behind.
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(_hookspecs)
-    return manager
-
-
-def name_of(plugin: PluginRecord | Found) -> str:
-    """The name under which the hooks of an installed plugin are registered."""
-    entry = plugin.value if isinstance(plugin, PluginRecord) else plugin.entry_point.value
-    return f"{plugin.distribution}/{plugin.name}/{entry}"
-
-
-def former_of(plugin: Any, manager: pluggy.PluginManager) -> Any:
-    """What else is registered under the name of `plugin`: a module that was made again."""
-    former = manager.get_plugin(manager.get_canonical_name(plugin))
-    return None if former is plugin else former
-
-
-def take_in(
-    plugin: Any,
-    manager: pluggy.PluginManager,
-    distribution: str,
-    version: str,
-    name: str | None = None,
-) -> tuple[RegisteredWrapper, ...]:
-    """Register the hooks of `plugin` and return its adapters.
-
-    A plugin that is registered already (two distributions may name one module) is only asked. If
-    this fails, what it has registered is taken out again.
-
-    **Raises:** `PluginError` if `plugin` implements no hook, or one that does not exist or has
-    other arguments; `TypeError` or `WrapperError` if what it provides are no adapter classes.
-    """
-    is_new = not manager.is_registered(plugin)
+    known: list[Any] = [hook for hook in vars(manager.hook).values() if hook.has_spec()]
+    signatures = ", ".join(f"`{hook.name}({', '.join(hook.spec.argnames)})`" for hook in known)
     try:
-        if is_new:
-            _register(plugin, manager, name)
-        return _collect(plugin, manager, distribution, version)
-    except BaseException:
-        if is_new and manager.is_registered(plugin):
-            manager.unregister(plugin)
-        raise
-
-
-def _register(plugin: Any, manager: pluggy.PluginManager, name: str | None) -> None:
-    known: list[Any] = [
-        manager.hook.jno_lora_wrappers,
-        manager.hook.jno_lora_commands,
-        manager.hook.jno_lora_select,
-    ]
-    hooks = ", ".join(f"`{hook.name}({', '.join(hook.spec.argnames)})`" for hook in known)
-    try:
-        manager.register(plugin, name)
+        manager.register(plugin)
     except pluggy.PluginValidationError as err:
         raise PluginError(
             f"{plugin!r} implements a hook with arguments that it does not have. The hooks are "
-            f"{hooks}; an implementation may leave out arguments, not add any. {err}"
+            f"{signatures}; an implementation may leave out arguments, not add any. {err}"
         ) from err
     callers = manager.get_hookcallers(plugin) or []
     if not callers:
@@ -80,41 +38,41 @@ def _register(plugin: Any, manager: pluggy.PluginManager, name: str | None) -> N
             f"{plugin!r} implements none of the hooks. Mark its functions {names} with "
             "`@jno.lora.hookimpl`."
         )
-    for caller in callers:
-        implementations = (i for i in caller.get_hookimpls() if i.plugin is plugin)
-        if caller.has_spec() or all(i.optionalhook for i in implementations):
+    hooks = tuple(Hook(caller.name, it) for caller in callers for it in caller.get_hookimpls())
+    names = [hook.name for hook in known]
+    for hook in hooks:
+        if hook.name in names or hook.implementation.optionalhook:
             continue
-        near = nearest(caller.name, [hook.name for hook in known], n=1)[0]
         raise PluginError(
-            f"{plugin!r} implements a hook {caller.name!r}, which does not exist; did you mean "
-            f"{near!r}? The hooks are {hooks}."
+            f"{plugin!r} implements a hook {hook.name!r}, which does not exist; did you mean "
+            f"{nearest(hook.name, names, n=1)[0]!r}? The hooks are {signatures}."
         )
+    return hooks
 
 
-def _collect(
-    plugin: Any, manager: pluggy.PluginManager, distribution: str, version: str
+def wrappers_of(
+    hooks: Iterable[Hook], distribution: str, version: str
 ) -> tuple[RegisteredWrapper, ...]:
-    """Ask one registered plugin for its adapter classes, and check each of them."""
-    wrappers: list[RegisteredWrapper] = []
-    for implementation in manager.hook.jno_lora_wrappers.get_hookimpls():
-        if implementation.plugin is not plugin:
+    """Ask a plugin for its adapter classes, and check each of them.
+
+    **Raises:** `TypeError` or `WrapperError` if it provides anything but adapter classes.
+    """
+    classes: list[Any] = []
+    for hook in hooks:
+        if hook.name != "jno_lora_wrappers":
             continue
-        classes: Any = implementation.function()
-        if not isinstance(classes, Iterable) or isinstance(classes, str | bytes | type):
+        returned = hook()
+        if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | type):
             raise TypeError(
                 "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
-                f"but returned {classes!r}"
+                f"but returned {returned!r}"
             )
-        for cls in classes:
-            check_contract(cls)
-            wrappers.append(RegisteredWrapper(cls, distribution, version))
-    names = [w.name for w in wrappers]
-    twice = sorted({w.name for w in wrappers if names.count(w.name) > 1 and not _same(w, wrappers)})
+        classes += returned
+    for cls in classes:
+        check_contract(cls)
+    unique = tuple(dict.fromkeys(classes))
+    names = [cls.__name__ for cls in unique]
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise TypeError(f"it provides two different adapters of one name: {', '.join(twice)}")
-    return tuple(dict.fromkeys(wrappers))
-
-
-def _same(wrapper: RegisteredWrapper, wrappers: list[RegisteredWrapper]) -> bool:
-    classes: set[type[LoRAWrapper]] = {w.cls for w in wrappers if w.name == wrapper.name}
-    return len(classes) == 1
+    return tuple(RegisteredWrapper(cls, distribution, version) for cls in unique)

@@ -1,7 +1,9 @@
-"""What the registry knows: typed, frozen records."""
+"""Frozen records of plugins, of the adapters that they provide and of the hooks they implement."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+
+import pluggy
 
 from .._contract import LoRAWrapper
 
@@ -35,16 +37,30 @@ class RegisteredWrapper:
         return f"{self.qualified_name} (from {self.distribution}{version})"
 
 
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """A plugin's implementation of the hook `name`."""
+
+    name: str
+    implementation: pluggy.HookImpl
+
+    def __call__(self, **given: Any) -> Any:
+        """Call it by keywords. It gets only the arguments that it takes."""
+        taken = (given[name] for name in self.implementation.argnames)
+        return self.implementation.function(*taken)
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class PluginRecord:
-    """One plugin that was found: what it is, what became of it, and what it provides.
+    """One plugin that was found: its origin, its status, and the adapters that it provides.
 
     - `name`: the entry point's name; `value`: the module it names.
     - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_PLUGINS` or `JNO_LORA_BLOCK`), `"failed"`,
         `"incompatible"` (asks for a newer `jno_lora_api`) or `"conflict"` (loaded, but some of its
-        names are taken by another plugin, so that they need the `"distribution:Name"` form).
+        names are taken by another plugin, so that they must be written `"distribution:Name"`).
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
+    - `hooks`: the functions by which it takes part; the adapters come from one of them.
     """
 
     name: str
@@ -55,6 +71,7 @@ class PluginRecord:
     error: Exception | None = None
     seconds: float = 0.0
     wrappers: tuple[RegisteredWrapper, ...] = ()
+    hooks: tuple[Hook, ...] = ()
 
     def __repr__(self) -> str:
         return f"PluginRecord({self.describe()}, {self.status}, {len(self.wrappers)} adapters)"

@@ -1,14 +1,17 @@
-"""The registry: what adapters there are, asked by class, by name or by distribution."""
+"""The registry: answers questions about adapters by class, by name or by distribution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
+from .._caches import forget
 from .._contract import LoRAWrapper
-from .._errors import PluginError
+from .._errors import PluginError, failing
 from .._paths import show_path
-from ._plugins import Plugins
-from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
-from ._zoo_names import DEFAULT_NAMES, ZOO_NAMES
+from ._catalog import Catalog
+from ._loading import take_in
+from ._once import Loader
+from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper
+from ._zoo_names import DEFAULT_NAMES, ZOO_DISTRIBUTION, ZOO_NAMES
 
 
 class Registry:
@@ -26,17 +29,22 @@ class Registry:
 
     def __init__(self, *, discover: bool = True):
         self.discover = discover
-        self._plugins = Plugins(discover=discover)
+        self._loader = Loader(Catalog({}, discover))
+
+    def _catalog(self, distribution: str | None = None, strict: bool | None = None) -> Catalog:
+        """The catalog once the plugins of one distribution, or all plugins, are loaded."""
+        now = self._loader.now
+        return self._loader.load(now.find(distribution) if self.discover else (), now, strict)
 
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         """One record per plugin found, loading all of them if that has not happened yet.
 
-        `strict=False` never raises, whatever `JNO_LORA_STRICT` says: for tools that show what is
-        broken.
+        `strict=False` never raises, whatever `JNO_LORA_STRICT` says: for tools that show broken
+        plugins.
 
         **Raises:** `PluginError` for a plugin that is broken, if `JNO_LORA_STRICT` is set.
         """
-        return self._plugins.with_all(strict).records
+        return self._catalog(strict=strict).records
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
         """The adapters of `wrapper=None`: `LoRALinear` and `LoRAConv`. As `zoo_class`."""
@@ -47,63 +55,73 @@ class Registry:
 
         **Raises:** `PluginError` if the zoo is missing, blocked or broken.
         """
-        snapshot = self._plugins.with_zoo()
-        for wrapper in snapshot.by_name.get(name, ()):
+        catalog = self._catalog(ZOO_DISTRIBUTION)
+        for wrapper in catalog.by_name.get(name, ()):
             return wrapper.cls
-        raise snapshot.without_zoo(name)
+        raise catalog.without_zoo(name)
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that a name or variant stands for.
 
         **Raises:** `PluginError` if the name is ambiguous or its plugin cannot be used, and as
-        `records`; `SelectionError` if nothing is called so.
+        `records`; `SelectionError` if no adapter or variant has the name.
         """
         if name in ZOO_NAMES:
             return (self.zoo_class(name),)
-        return self._plugins.with_all().resolve(name)
+        return self._catalog().resolve(name)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
-        return self._plugins.with_all().auto()
+        return tuple(wrapper.cls for wrapper in self._catalog().wrappers if wrapper.cls.auto)
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
-        """Which plugin provides `cls`, as far as is known without loading anything."""
-        return self._plugins.snapshot.provider(cls)
+        """The registered adapter of class `cls`, as far as is known without loading anything."""
+        return next((w for w in self._loader.now.catalog.wrappers if w.cls is cls), None)
 
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
-        """Which plugin provides `cls`. Loads those of the package that defines it, if need be."""
-        return self.provider(cls) or self._plugins.with_package(_package(cls)).provider(cls)
+        """The registered adapter of class `cls`. Loads plugins of the package that defines it."""
+        known = self.provider(cls)
+        if known is None and self.discover:
+            now, package = self._loader.now, cls.__module__.partition(".")[0]
+            found = (it for it in now.find() if it.module.partition(".")[0] == package)
+            self._loader.load(found, now, strict=False)
+        return known or self.provider(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
 
-        Loads nothing for the latter, else only what that distribution provides.
+        Loads only the plugins of that distribution.
 
-        **Raises:** `PluginError` if there is no such adapter, or it cannot be used.
+        **Raises:** `PluginError` if the adapter is missing or cannot be used.
         """
         if distribution is None:
-            return self._plugins.snapshot.provided(IN_PROCESS, name)
-        return self._plugins.with_those_of(distribution).provided(distribution, name)
+            return self._loader.now.catalog.provided(IN_PROCESS, name)
+        return self._catalog(distribution).provided(distribution, name)
+
+    def hooks(self, name: str) -> list[tuple[PluginRecord, Hook]]:
+        """Each implementation of a hook with its plugin, of the plugins that are loaded so far.
+
+        In the order of the records: our own, others by distribution, those of this process.
+        """
+        return self._loader.now.catalog.hooks(name)
 
     def select(
         self, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
     ) -> type[LoRAWrapper] | None:
-        """What the plugins' `jno_lora_select` hooks choose, or `None` if none of them does.
+        """The choice of the plugins' `jno_lora_select` hooks, or `None` if none of them chooses.
+
+        Pluggy asks the last one first, and so does this.
 
         **Raises:** `PluginError` if a hook fails, or chooses something that is not a candidate.
         """
-        given = {"path": path, "leaf": leaf, "candidates": candidates}
+        hooks = [hook for _, hook in self.hooks("jno_lora_select")][::-1]
+        hooks.sort(key=lambda it: (it.implementation.trylast, not it.implementation.tryfirst))
         chosen: Any = None
-        try:
-            for hook in self._plugins.hooks("jno_lora_select"):
-                chosen = hook.function(*(given[name] for name in hook.argnames))
+        with failing(f"ask `jno_lora_select` about the layer at {show_path(path)!r}", PluginError):
+            for hook in hooks:
+                chosen = hook(path=path, leaf=leaf, candidates=candidates)
                 if chosen is not None:
                     break
-        except Exception as err:
-            raise PluginError(
-                f"A `jno_lora_select` hook failed on the layer at {show_path(path)!r}: "
-                f"{type(err).__name__}: {err}"
-            ) from err
         if chosen is not None and chosen not in candidates:
             raise PluginError(
                 f"A `jno_lora_select` hook chose {chosen!r} for {show_path(path)!r}, which is not "
@@ -111,16 +129,6 @@ class Registry:
                 "None."
             )
         return chosen
-
-    def command_hooks(self) -> list[tuple[str, Callable[[Any], Any]]]:
-        """The plugins that add commands, our own first, each with what adds them to a group."""
-        self._plugins.with_all(strict=False)
-
-        def adding(hook: Any) -> Callable[[Any], Any]:
-            return lambda group: hook.function(*[group][: len(hook.argnames)])
-
-        hooks = self._plugins.hooks("jno_lora_commands")
-        return [(hook.plugin_name, adding(hook)) for hook in reversed(hooks)]
 
     def register(self, item: Any) -> Any:
         """Register an adapter class, or an object with hook implementations, in this process.
@@ -136,21 +144,28 @@ class Registry:
         **Raises:** `WrapperError` if a class breaks the contract; `PluginError` if an object
         implements no hook, or one that does not exist or has other arguments.
         """
-        self._plugins.register(item)
+        records = self._loader.now.catalog.plugins.values()
+        known = (hook.implementation.plugin for record in records for hook in record.hooks)
+        if not any(plugin is item for plugin in known):
+            self._loader.register(_identity(item), take_in(item))
         return item
 
     def refresh(self) -> None:
         """Forget every plugin that was found, so that the next question looks again.
 
         What was registered in this process stays. Modules that Python has imported stay imported.
-        Compiled programs, filters and what was found out of classes are forgotten too, so that a
-        class which was edited in place is seen as it is now.
+        Compiled programs, filters and facts about classes are forgotten too, so that a class which
+        was edited in place is seen as it is now.
         """
-        self._plugins.refresh()
+        self._loader.refresh()
+        forget()
 
 
-def _package(cls: type) -> str:
-    return cls.__module__.partition(".")[0]
+def _identity(item: Any) -> Hashable:
+    """Equal for a class or module that is defined again, as by a notebook cell that runs twice."""
+    if isinstance(item, type):
+        return (IN_PROCESS, item.__module__, item.__qualname__)
+    return (IN_PROCESS, getattr(item, "__name__", None) or id(item))
 
 
 _DEFAULT = Registry()

@@ -1,13 +1,14 @@
-"""An immutable view of what is registered, and the rules by which a name is resolved."""
+"""The catalog: an immutable record of the plugins that are known, and of what a name stands for."""
 
 import dataclasses
 import functools
+from collections.abc import Hashable, Mapping
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from ._discovery import normalise
-from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
+from ._discovery import normalise, order
+from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper
 from ._zoo_names import (
     FIRST_PARTY,
     ZOO_DISTRIBUTION,
@@ -19,64 +20,73 @@ from ._zoo_names import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """What is known of plugins at one time.
+class Catalog:
+    """The plugins that are known at one time.
 
-    - `installed`: the records of those loaded so far, in any order.
-    - `in_process`: of what was registered in this process, in the order in which that was.
+    - `plugins`: by their identity, those of this process in the order of their registration.
     - `discover`: whether installed plugins are looked for at all.
-    - `zoo_sought`, `all_loaded`: whether the zoo, and whether all that is installed, is among them.
     """
 
-    installed: tuple[PluginRecord, ...] = ()
-    in_process: tuple[PluginRecord, ...] = ()
-    discover: bool = True
-    zoo_sought: bool = False
-    all_loaded: bool = False
+    plugins: Mapping[Hashable, PluginRecord]
+    discover: bool
 
-    @functools.cached_property
-    def records(self) -> tuple[PluginRecord, ...]:
-        """The records in an order that no question changes, with the conflicts among them.
+    def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
+        """This catalog with a further plugin, in place of the former one with that identity."""
+        others = {key: value for key, value in self.plugins.items() if key != identity}
+        return Catalog({**others, identity: record}, self.discover)
 
-        Our own, then others by distribution and name, then what was registered in the process.
-        """
-        return tuple(self._with_conflicts(record) for record in self._in_order)
+    def of_this_process(self) -> "Catalog":
+        """A catalog of only those plugins that were registered in this process."""
+        kept = {key: it for key, it in self.plugins.items() if it.distribution == IN_PROCESS}
+        return Catalog(kept, self.discover)
 
     @functools.cached_property
     def _in_order(self) -> tuple[PluginRecord, ...]:
-        def place(record: PluginRecord) -> tuple[bool, str, str]:
-            return (record.distribution not in FIRST_PARTY, record.distribution, record.name)
+        """Our own, then others by distribution and name, then those registered in the process."""
+        in_process = self.of_this_process().plugins
+        installed = [it for key, it in self.plugins.items() if key not in in_process]
+        return (*sorted(installed, key=order), *in_process.values())
 
-        return (*sorted(self.installed, key=place), *self.in_process)
+    @functools.cached_property
+    def records(self) -> tuple[PluginRecord, ...]:
+        """The records with the conflicts among them, in an order that no question changes."""
+        return tuple(map(self._with_conflicts, self._in_order))
 
     def _with_conflicts(self, record: PluginRecord) -> PluginRecord:
-        """Mark a plugin whose names also belong to another."""
+        """Mark a plugin with names that also belong to another plugin, or to the zoo."""
         names = [
-            w.name
-            for w in record.wrappers
-            if not any(other.cls is w.cls for other in self.by_name.get(w.name, ()))
-            or len(self.by_name[w.name]) > 1
+            wrapper.name
+            for wrapper in record.wrappers
+            if [other.cls for other in self.by_name.get(wrapper.name, ())] != [wrapper.cls]
         ]
-        if record.status != "loaded" or not names or record.distribution == ZOO_DISTRIBUTION:
+        if not names or record.distribution == ZOO_DISTRIBUTION:
             return record
         reason = PluginError(
-            f"the names {', '.join(names)} belong to another plugin too, or are reserved; use the "
-            f'form "{record.distribution}:{names[0]}"'
+            f"the names {', '.join(names)} belong to another plugin too, or are reserved; write "
+            f'"{record.distribution}:{names[0]}"'
         )
         return dataclasses.replace(record, status="conflict", error=reason)
+
+    def hooks(self, name: str) -> list[tuple[PluginRecord, Hook]]:
+        """Each implementation of a hook, once, with its plugin, in the order of the records."""
+        unique: dict[object, tuple[PluginRecord, Hook]] = {}  # two plugins may name one module
+        for record in self.records:
+            for hook in record.hooks:
+                if hook.name == name:
+                    unique.setdefault(hook.implementation.function, (record, hook))
+        return list(unique.values())
 
     @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:
         """Every usable adapter. One class provided twice counts once, for its first provider."""
         unique: dict[type[LoRAWrapper], RegisteredWrapper] = {}
-        for record in self._in_order:
-            for wrapper in record.wrappers if record.usable else ():
-                unique.setdefault(wrapper.cls, wrapper)
+        for wrapper in (wrapper for record in self._in_order for wrapper in record.wrappers):
+            unique.setdefault(wrapper.cls, wrapper)
         return tuple(unique.values())
 
     @functools.cached_property
     def by_name(self) -> dict[str, tuple[RegisteredWrapper, ...]]:
-        """The adapters of each bare name. One of the zoo's belongs to the zoo alone."""
+        """The adapters of each bare name. A name of the zoo belongs to the zoo alone."""
         groups: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in self.wrappers:
             groups.setdefault(wrapper.name, []).append(wrapper)
@@ -87,23 +97,11 @@ class Snapshot:
                 groups[name] = owners
         return {name: tuple(group) for name, group in groups.items() if group}
 
-    @property
-    def _has_zoo(self) -> bool:
-        return any(r.distribution == ZOO_DISTRIBUTION and r.usable for r in self.records)
-
-    def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
-        """The registered adapter of class `cls`, if there is one."""
-        return next((w for w in self.wrappers if w.cls is cls), None)
-
-    def auto(self) -> tuple[type[LoRAWrapper], ...]:
-        """The adapters that take part in `wrapper="auto"`."""
-        return tuple(w.cls for w in self.wrappers if w.cls.auto)
-
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that `name` stands for: one for a name, several for a variant.
 
         **Raises:** `PluginError` if the name is ambiguous, or belongs to a plugin that could not
-        be loaded; `SelectionError` if nothing is called so.
+        be loaded; `SelectionError` if no adapter or variant has the name.
         """
         if ":" in name:
             return (self._resolve_qualified(name).cls,)
@@ -118,39 +116,41 @@ class Snapshot:
             )
         if named:
             return (named[0].cls,)
-        family = tuple(w.cls for w in self.wrappers if _is_variant(w.cls, name))
-        if family:
-            return family
+        variant = squash(name)
+        family = (
+            w.cls for w in self.wrappers if w.cls.variant and squash(w.cls.variant) == variant
+        )
+        if classes := tuple(family):
+            return classes
         raise self._unknown(name)
 
     def _resolve_qualified(self, name: str) -> RegisteredWrapper:
         distribution, _, bare = name.partition(":")
-        wrapper = self._of_distribution(normalise(distribution), bare)
-        if wrapper is not None:
+        distribution = normalise(distribution)
+        if wrapper := self._of_distribution(distribution, bare):
             return wrapper
-        self.raise_if_unusable(normalise(distribution), wanted=name)
-        if normalise(distribution) == ZOO_DISTRIBUTION and bare in ZOO_NAMES:
+        self._raise_if_unusable(distribution, wanted=name)
+        if distribution == ZOO_DISTRIBUTION and bare in ZOO_NAMES:
             raise self.without_zoo(bare)
         raise self._unknown(name)
 
     def provided(self, distribution: str, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution.
 
-        **Raises:** `PluginError` if the distribution is not installed, could not be loaded, or has
-        no adapter of that name (or two).
+        **Raises:** `PluginError` if the distribution is not installed, could not be loaded, or
+        lacks an adapter of that name (or has two).
         """
-        wrapper = self._of_distribution(distribution, name)
-        if wrapper is not None:
+        if wrapper := self._of_distribution(distribution, name):
             return wrapper
-        self.raise_if_unusable(distribution, wanted=name)
+        self._raise_if_unusable(distribution, wanted=name)
         records = [record for record in self.records if record.distribution == distribution]
         if not records:
-            if not self.discover:
-                raise PluginError(
-                    f"{name} of {distribution} is not available: a registry with discover=False "
-                    "looks at no installed plugin"
-                )
-            raise PluginError(f"{name} is not available: {distribution} is not installed")
+            if self.discover:
+                raise PluginError(f"{name} is not available: {distribution} is not installed")
+            raise PluginError(
+                f"{name} of {distribution} is not available: a registry with discover=False "
+                "does not look at installed plugins"
+            )
         names = [wrapper.name for record in records for wrapper in record.wrappers]
         near = ", ".join(nearest(name, names)) or "no adapter at all"
         raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")
@@ -158,7 +158,7 @@ class Snapshot:
     def _of_distribution(self, distribution: str, name: str) -> RegisteredWrapper | None:
         found = {
             wrapper.cls: wrapper
-            for record in self.records
+            for record in self._in_order
             for wrapper in record.wrappers
             if wrapper.name == name and wrapper.distribution == distribution
         }
@@ -171,8 +171,8 @@ class Snapshot:
             )
         return next(iter(found.values()), None)
 
-    def raise_if_unusable(self, distribution: str, wanted: str) -> None:
-        """Re-raise what kept the plugins of `distribution` from loading, if anything did."""
+    def _raise_if_unusable(self, distribution: str, wanted: str) -> None:
+        """Re-raise the error that kept the plugins of `distribution` from loading, if any did."""
         for record in self.records:
             if record.distribution == distribution and not record.usable:
                 raise PluginError(
@@ -181,8 +181,8 @@ class Snapshot:
                 ) from record.error
 
     def without_zoo(self, wanted: str) -> PluginError:
-        """The error for a name or variant of the zoo that is not there: what to do about it."""
-        self.raise_if_unusable(ZOO_DISTRIBUTION, wanted)
+        """The error for a missing name or variant of the zoo: it says what to do."""
+        self._raise_if_unusable(ZOO_DISTRIBUTION, wanted)
         if self._has_zoo:
             return PluginError(
                 f"The installed {ZOO_DISTRIBUTION} has no {wanted}. Upgrade it with\n"
@@ -203,8 +203,12 @@ class Snapshot:
             "`wrapper=`."
         )
 
+    @property
+    def _has_zoo(self) -> bool:
+        return any(r.distribution == ZOO_DISTRIBUTION and r.usable for r in self.records)
+
     def _unknown(self, name: str) -> Exception:
-        if squash(name) in _ZOO_VARIANTS and not self._has_zoo:
+        if squash(name) in map(squash, ZOO_METHODS) and not self._has_zoo:
             return self.without_zoo(name)
         variants = {w.cls.variant for w in self.wrappers if w.cls.variant}
         options = [*self.by_name, *sorted(variants), *(w.qualified_name for w in self.wrappers)]
@@ -234,13 +238,6 @@ def _is_of_zoo(wrapper: RegisteredWrapper) -> bool:
     package = wrapper.cls.__module__.partition(".")[0]
     by_hand = wrapper.distribution == IN_PROCESS and package == ZOO_PACKAGE
     return by_hand or wrapper.distribution == ZOO_DISTRIBUTION
-
-
-def _is_variant(cls: type[LoRAWrapper], name: str) -> bool:
-    return cls.variant is not None and squash(cls.variant) == squash(name)
-
-
-_ZOO_VARIANTS = {squash(method) for method in ZOO_METHODS}
 
 
 def _one_line(error: Exception | None) -> str:

@@ -1,0 +1,181 @@
+"""The stages of the registry, each alone: find, load, classify; and the catalog they end in."""
+
+import sys
+import types
+
+import pytest
+
+from jno.lora import PluginError, Registry, hookimpl
+from jno.lora._registry import _hookspecs
+from jno.lora._registry._catalog import Catalog
+from jno.lora._registry._discovery import find_plugins, reason_to_block
+from jno.lora._registry._hooks import hooks_of, wrappers_of
+from jno.lora._registry._loading import complaint_about, load, take_in
+
+from .toys import ToyLinear, ToyScale
+
+# --- find
+
+
+def test_finding_imports_nothing_and_sorts(site):
+    modules = [site.plugin("zebra-lora", '"Zebra"'), site.install_zoo()]
+    found = find_plugins()
+    assert [(it.distribution, it.name, it.version) for it in found] == [
+        ("jno-lora-zoo", "main", "1.0"),
+        ("zebra-lora", "main", "1.0"),
+    ]
+    assert [it.module for it in found] == modules[::-1]
+    assert find_plugins("zebra-lora") == found[1:]
+    assert find_plugins("nobody") == ()
+    assert not set(modules) & set(sys.modules)
+
+
+def test_the_reason_to_block_names_the_variable(site, monkeypatch):
+    site.plugin("acme-lora", '"Acme"')
+    (found,) = find_plugins()
+    assert reason_to_block(found) is None
+    monkeypatch.setenv("JNO_LORA_PLUGINS", "")
+    assert "JNO_LORA_PLUGINS" in reason_to_block(found)
+    monkeypatch.setenv("JNO_LORA_BLOCK", "main")
+    assert "JNO_LORA_BLOCK" in reason_to_block(found)
+
+
+# --- load
+
+
+def test_loading_gives_a_record_and_publishes_nothing(site):
+    module = site.plugin("acme-lora", '"Acme"')
+    (found,) = find_plugins()
+    record = load(found)
+    assert (record.status, record.value, record.error) == ("loaded", module, None)
+    assert [wrapper.name for wrapper in record.wrappers] == ["Acme"]
+    assert [hook.name for hook in record.hooks] == ["jno_lora_wrappers"]
+    assert complaint_about(record) is None
+
+
+def test_loading_a_broken_plugin_gives_a_record_without_hooks(site):
+    site.install("broken-lora", "@hookimpl\ndef jno_lora_wrappers():\n    return [1]\n")
+    record = load(*find_plugins())
+    assert record.status == "failed" and record.hooks == record.wrappers == ()
+    assert "is left out" in complaint_about(record)
+
+
+# --- classify
+
+HOOKS = [name for name in vars(_hookspecs) if name.startswith("jno_lora_")]
+
+
+def implementing(*names, **options):
+    """An object with these hooks, each of which returns its name."""
+
+    def made(name):
+        def function():
+            return name
+
+        function.__name__ = name
+        return hookimpl(function, **options)
+
+    return types.SimpleNamespace(__name__="plugin", **{name: made(name) for name in names})
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_one_hook_of_any_kind_makes_a_plugin(name):
+    (hook,) = hooks_of(implementing(name))
+    assert hook.name == name and hook(path="", leaf=None, candidates=[], group=None) == name
+
+
+def test_all_hooks_of_an_object_are_found():
+    plugin = implementing(*HOOKS)
+    assert sorted(hook.name for hook in hooks_of(plugin)) == sorted(HOOKS)
+    assert hooks_of(implementing("later", optionalhook=True))[0].name == "later"
+
+
+def test_an_object_without_hooks_is_told_every_name():
+    with pytest.raises(PluginError) as caught:
+        hooks_of(implementing())
+    assert all(f"`{name}`" in str(caught.value) for name in HOOKS)
+
+
+def test_a_hook_gets_the_arguments_that_it_takes():
+    class Plugin:
+        @hookimpl
+        def jno_lora_select(self, candidates, path):
+            return path, candidates
+
+    (hook,) = hooks_of(Plugin())
+    assert hook(path="p", leaf=1, candidates=[2]) == ("p", [2])
+
+
+def test_the_adapters_come_from_the_hook_for_adapters_alone():
+    class Plugin:
+        @hookimpl
+        def jno_lora_wrappers(self):
+            return (cls for cls in (ToyLinear, ToyScale, ToyLinear))
+
+        @hookimpl
+        def jno_lora_select(self):
+            raise AssertionError
+
+    found = wrappers_of(hooks_of(Plugin()), "acme-lora", "2.0")
+    assert [wrapper.qualified_name for wrapper in found] == [
+        "acme-lora:ToyLinear",
+        "acme-lora:ToyScale",
+    ]
+
+
+# --- catalog
+
+
+def test_a_catalog_never_changes():
+    empty = Catalog({}, discover=False)
+    one = empty.having("a", take_in(ToyLinear))
+    two = one.having("b", take_in(ToyScale))
+    again = two.having("a", take_in(ToyLinear))
+    assert (empty.records, len(one.records), len(two.records)) == ((), 1, 2)
+    assert [record.value for record in two.records] == ["ToyLinear", "ToyScale"]
+    assert [record.value for record in again.records] == ["ToyScale", "ToyLinear"]
+    assert two.resolve("ToyScale") == (ToyScale,)
+
+
+# --- hooks of the plugins that are loaded
+
+CHOOSES = "@hookimpl\ndef jno_lora_select(path):\n    return {number}\n"
+
+
+def test_the_hooks_of_loaded_plugins_come_in_the_order_of_the_records(site):
+    module = site.install("bolt-lora", CHOOSES.format(number=2))
+    site.install("acme-lora", CHOOSES.format(number=1))
+    site.install("twin-lora", "")
+    site.point_at("twin-lora", module)
+    site.install("jno-lora-zoo", CHOOSES.format(number=0))
+    registry = Registry()
+    registry.register(implementing("jno_lora_select"))
+    assert [record.distribution for record, _ in registry.hooks("jno_lora_select")] == [
+        "(in-process)"
+    ]
+    registry.records()
+    found = registry.hooks("jno_lora_select")
+    assert [hook(path="") for _, hook in found] == [0, 1, 2, "jno_lora_select"]
+    assert [record.distribution for record, _ in found] == [
+        "jno-lora-zoo",
+        "acme-lora",
+        "bolt-lora",  # not once more for the twin, which names the same module
+        "(in-process)",
+    ]
+    assert registry.hooks("jno_lora_wrappers") == []
+
+
+@pytest.mark.parametrize("option", [{}, {"tryfirst": True}, {"trylast": True}])
+def test_the_last_hook_chooses_unless_one_asks_to_be_first_or_last(option):
+    def plugin(name, choice, **options):
+        def jno_lora_select(candidates):
+            return candidates[choice]
+
+        hook = hookimpl(jno_lora_select, **options)
+        return types.SimpleNamespace(__name__=name, jno_lora_select=hook)
+
+    registry = Registry(discover=False)
+    registry.register(plugin("first", 0, **({} if "trylast" in option else option)))
+    registry.register(plugin("last", 1, **(option if "trylast" in option else {})))
+    chosen = registry.select("head", None, [ToyLinear, ToyScale])
+    assert chosen is (ToyLinear if option else ToyScale)
