@@ -88,7 +88,7 @@ def _key_and_value(attention: Any) -> tuple[Any, Any]:
 
 
 def _scaled(linear: Any, scale: Array) -> Any:
-    weight = scaled(jnp.asarray(linear.weight), scale[:, None])
+    weight = scaled(jnp.asarray(linear.weight), scale)
     linear = eqx.tree_at(lambda m: m.weight, linear, weight)
     if linear.bias is None:
         return linear

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
-from jno_lora_zoo import adapter_dtype_for, at_least_float32, sharded_over
+from jno_lora_zoo import adapter_dtype_for, in_compute_dtype, sharded_over
 
 from ._unit import AttentionUnit
 
@@ -157,7 +157,7 @@ class PrefixAttention(AttentionUnit):
         )
         queries = queries / math.sqrt(queries.shape[-1])
         logits = jnp.einsum("shd,phd->hsp", queries, keys)
-        weights = jax.nn.softmax(at_least_float32(logits)).astype(dtype)
+        weights = jax.nn.softmax(in_compute_dtype(logits)).astype(dtype)
         return gate[None, :, None] * jnp.einsum("hsp,phd->shd", weights, values)
 
 
@@ -176,7 +176,7 @@ def _of_random_tokens(
     linear: eqx.nn.Linear, count: int, key: PRNGKeyArray
 ) -> Float[Array, "tokens out"]:
     """What `linear` makes of standard normal tokens, in float32 at least."""
-    W = at_least_float32(linear.weight)
+    W = in_compute_dtype(linear.weight)
     projected = jax.random.normal(key, (count, W.shape[1]), W.dtype) @ W.T
     if linear.bias is None:
         return projected

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 from jno_lora_zoo import (
     LayerKind,
     MeshAxes,
-    at_least_float32,
     cast_like,
     describe,
+    in_compute_dtype,
     is_float_array,
     sharded_over,
 )
@@ -59,7 +59,7 @@ class RecurrentLayer(LayerKind):
 
     @classmethod
     def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        parts = [at_least_float32(weight) for weight in (base.weight_ih, base.weight_hh)]
+        parts = [in_compute_dtype(weight) for weight in (base.weight_ih, base.weight_hh)]
         return jnp.concatenate([part.astype(jnp.result_type(*parts)) for part in parts], axis=1)
 
     @classmethod

@@ -1,69 +1,29 @@
 """The adapter zoo of jno-lora: eleven methods for linear and convolution layers.
 
 The adapters are found through the registry (`net.lora(wrapper="dora")`, `from jno.lora import
-DoRALinear`). What is exported here beside them, the methods and the layer kinds, is for plugins
-that add a method for every kind of layer, or a kind of layer for every method.
+DoRALinear`). The methods, the layer kinds and their tools are exported for plugins: a plugin can
+add a method for every kind of layer, or a kind of layer for every method.
 """
 
-from ._layer_kind import (
-    LayerKind,
-    MeshAxes,
-    at_least_float32,
+# ruff: noqa: F403
+from . import adapters
+from ._adapters_for import adapters_for
+from ._arrays import (
     cast_like,
     compute_dtype,
     describe,
     dtype_of,
+    in_compute_dtype,
     is_float_array,
+    mixed,
+    rotated,
     scaled,
     sharded_over,
 )
-from ._method import Method, adapter_dtype_for
-from .adapters import (
-    DoRAConv,
-    DoRAConvTranspose,
-    DoRAInNorm,
-    DoRALinear,
-    IA3Conv,
-    IA3ConvTranspose,
-    IA3InNorm,
-    IA3Linear,
-    LoKrConv,
-    LoKrConvTranspose,
-    LoKrInNorm,
-    LoKrLinear,
-    LoRAConv,
-    LoRAConvTranspose,
-    LoRAFAConv,
-    LoRAFAConvTranspose,
-    LoRAFAInNorm,
-    LoRAFALinear,
-    LoRAInNorm,
-    LoRALinear,
-    LoRAXSConv,
-    LoRAXSConvTranspose,
-    LoRAXSInNorm,
-    LoRAXSLinear,
-    MiLoRAConv,
-    MiLoRAConvTranspose,
-    MiLoRAInNorm,
-    MiLoRALinear,
-    OFTConv,
-    OFTConvTranspose,
-    OFTInNorm,
-    OFTLinear,
-    PiSSAConv,
-    PiSSAConvTranspose,
-    PiSSAInNorm,
-    PiSSALinear,
-    VeRAConv,
-    VeRAConvTranspose,
-    VeRAInNorm,
-    VeRALinear,
-    rsLoRAConv,
-    rsLoRAConvTranspose,
-    rsLoRAInNorm,
-    rsLoRALinear,
-)
+from ._bibtex import bibtex_of
+from ._layer_kind import LayerKind, MeshAxes, unchanged
+from ._method import Method, Scaled, adapter_dtype_for
+from .adapters import *
 from .layers import (
     ConvLayer,
     ConvTransposeLayer,
@@ -72,82 +32,37 @@ from .layers import (
     LinearLayer,
     VectorLayer,
 )
-from .methods import IA3, OFT, DoRA, LoKr, LoRA, LoRAFA, LoRAXS, MiLoRA, PiSSA, VeRA, rsLoRA
+from .methods import *
+from .methods import METHODS
 from .plugin import adapters_defined_in
 
 __all__ = [
-    "IA3",
-    "OFT",
+    "METHODS",
     "ConvLayer",
     "ConvTransposeLayer",
-    "DoRA",
-    "DoRAConv",
-    "DoRAConvTranspose",
-    "DoRAInNorm",
-    "DoRALinear",
-    "IA3Conv",
-    "IA3ConvTranspose",
-    "IA3InNorm",
-    "IA3Linear",
     "InNormLayer",
     "KernelLayer",
     "LayerKind",
     "LinearLayer",
-    "LoKr",
-    "LoKrConv",
-    "LoKrConvTranspose",
-    "LoKrInNorm",
-    "LoKrLinear",
-    "LoRA",
-    "LoRAConv",
-    "LoRAConvTranspose",
-    "LoRAFA",
-    "LoRAFAConv",
-    "LoRAFAConvTranspose",
-    "LoRAFAInNorm",
-    "LoRAFALinear",
-    "LoRAInNorm",
-    "LoRALinear",
-    "LoRAXS",
-    "LoRAXSConv",
-    "LoRAXSConvTranspose",
-    "LoRAXSInNorm",
-    "LoRAXSLinear",
     "MeshAxes",
     "Method",
-    "MiLoRA",
-    "MiLoRAConv",
-    "MiLoRAConvTranspose",
-    "MiLoRAInNorm",
-    "MiLoRALinear",
-    "OFTConv",
-    "OFTConvTranspose",
-    "OFTInNorm",
-    "OFTLinear",
-    "PiSSA",
-    "PiSSAConv",
-    "PiSSAConvTranspose",
-    "PiSSAInNorm",
-    "PiSSALinear",
-    "VeRA",
-    "VeRAConv",
-    "VeRAConvTranspose",
-    "VeRAInNorm",
-    "VeRALinear",
+    "Scaled",
     "VectorLayer",
     "adapter_dtype_for",
     "adapters_defined_in",
-    "at_least_float32",
+    "adapters_for",
+    "bibtex_of",
     "cast_like",
     "compute_dtype",
     "describe",
     "dtype_of",
+    "in_compute_dtype",
     "is_float_array",
-    "rsLoRA",
-    "rsLoRAConv",
-    "rsLoRAConvTranspose",
-    "rsLoRAInNorm",
-    "rsLoRALinear",
+    "mixed",
+    "rotated",
     "scaled",
     "sharded_over",
+    "unchanged",
 ]
+__all__ += adapters.__all__
+__all__ += [method.__name__ for method in METHODS]

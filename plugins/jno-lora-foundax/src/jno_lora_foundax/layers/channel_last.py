@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from jno_lora_zoo import (
     LayerKind,
     MeshAxes,
-    at_least_float32,
     cast_like,
+    in_compute_dtype,
     is_float_array,
     sharded_over,
 )
@@ -53,7 +53,7 @@ class ChannelLastKernelLayer(LayerKind):
 
     @classmethod
     def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        kernel = jnp.moveaxis(at_least_float32(base.weight), (-1, -2), (0, 1))
+        kernel = jnp.moveaxis(in_compute_dtype(base.weight), (-1, -2), (0, 1))
         return kernel.reshape(kernel.shape[0], -1)
 
     @classmethod

@@ -6,10 +6,8 @@ import equinox as eqx
 
 from jno.lora import ConvLike
 
-from .._layer_kind import describe
+from .._arrays import describe
 from .kernel import KernelLayer, kernel_shape
-
-_KNOWN = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
 
 
 class ConvLayer(KernelLayer):
@@ -19,6 +17,8 @@ class ConvLayer(KernelLayer):
     *kernel_size)`. A kernel laid out otherwise (channel-last), and a transposed convolution, is
     not claimed.
     """
+
+    known = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
@@ -54,7 +54,3 @@ class ConvLayer(KernelLayer):
             f"its kernel is {describe(leaf.weight)}, not (out_channels, in_channels / groups, "
             f"*kernel_size) = {kernel_shape(leaf)}"
         )
-
-    @classmethod
-    def is_known(cls, base: eqx.Module) -> bool:
-        return type(base) in _KNOWN

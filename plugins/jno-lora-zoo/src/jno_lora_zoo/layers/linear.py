@@ -1,5 +1,6 @@
 """Linear layers: `eqx.nn.Linear`, and everything that looks like it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -8,15 +9,15 @@ from jaxtyping import Array, Float
 
 from jno.lora import LinearLike
 
-from .._layer_kind import (
-    MeshAxes,
-    at_least_float32,
+from .._arrays import (
     cast_like,
     describe,
     dtype_of,
+    in_compute_dtype,
     is_float_array,
     sharded_over,
 )
+from .._layer_kind import MeshAxes, unchanged
 from .vector import VectorLayer
 
 
@@ -48,12 +49,8 @@ class LinearLayer(VectorLayer):
         return leaf.weight.ndim - 2
 
     @classmethod
-    def is_known(cls, base: eqx.Module) -> bool:
-        return type(base) is eqx.nn.Linear
-
-    @classmethod
     def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return at_least_float32(base.weight)
+        return in_compute_dtype(base.weight)
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
@@ -64,28 +61,36 @@ class LinearLayer(VectorLayer):
         *stack, outputs, inputs = sharded_over(base.weight)
         return MeshAxes(tuple(stack), outputs, inputs)
 
-    def accepts(self, x: Any) -> bool:
+    def computes(self, x: Any) -> bool:
         # A layer without a bias takes a matrix as well, whose columns are the inputs.
-        return jnp.ndim(x) == (0 if self.base.in_features == "scalar" else 1)
+        ndim = 0 if self.base.in_features == "scalar" else 1
+        return type(self.base) is eqx.nn.Linear and jnp.ndim(x) == ndim
 
-    def product(self, x: Array) -> Array:
-        return self.base.weight @ self._vector(x)
+    def product(
+        self,
+        x: Any,
+        A: Float[Array, "r in"] | None = None,
+        B: Float[Array, "out r"] | None = None,
+        between: Callable[[Array], Array] = unchanged,
+        after: Callable[[Array], Array] = unchanged,
+    ) -> Array:
+        # This product first: XLA keeps to the order, and holds less at once.
+        y = self.base.weight @ self._vector(x)
+        if A is None or B is None:
+            return y
+        return y + after(self.up(between(self.down(x, A)), B))
 
     def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
         # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
         x = self._vector(x)
         return x @ A.T.astype(x.dtype)
 
-    def has_kronecker(self) -> bool:
-        return True
-
     def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
         # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.
-        x = self._vector(x)
-        r, (_, q) = A.shape[0], B.shape
-        X = jnp.pad(x, (0, r * q - x.size)).reshape(r, q)
-        Y = A.astype(x.dtype) @ (X @ B.T.astype(x.dtype))
-        return Y.reshape(-1)[: _size(self.base.out_features)]
+        vector, r, q = self._vector(x), A.shape[0], B.shape[1]
+        X = jnp.pad(vector, (0, r * q - vector.size)).reshape(r, q)
+        Y = A.astype(X.dtype) @ (X @ B.T.astype(X.dtype))
+        return self.product(x) + Y.reshape(-1)[: _size(self.base.out_features)]
 
     def finish(self, y: Array) -> Array:
         if self.base.bias is not None:
@@ -95,7 +100,7 @@ class LinearLayer(VectorLayer):
     def _vector(self, x: Any) -> Array:
         """The input as a vector, in the dtype of the product with the weight.
 
-        Else an adapter's arrays would be cast to integers for the features that are.
+        Otherwise integer features would turn the adapter's arrays into integers.
         """
         x = jnp.asarray(x)
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.base.weight)))
