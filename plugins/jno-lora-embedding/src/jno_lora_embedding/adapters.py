@@ -6,4 +6,4 @@ from .layer import EmbeddingLayer
 
 _adapters = adapters_for(EmbeddingLayer, __name__, auto=LoRA)
 globals().update(_adapters)
-__all__ = list(_adapters)
+__all__ = list(_adapters)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -62,8 +62,8 @@ class EmbeddingLayer(VectorLayer):
         return leaf.weight.ndim - 2
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return in_compute_dtype(base.weight).T
+    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+        return in_compute_dtype(layer.weight).T
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:

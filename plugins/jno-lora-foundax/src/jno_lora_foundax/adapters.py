@@ -10,4 +10,4 @@ _adapters = {
     **adapters_for(SubsampledLinearLayer, __name__, auto=LoRA),
 }
 globals().update(_adapters)
-__all__ = list(_adapters)
+__all__ = list(_adapters)  # pyright: ignore[reportUnsupportedDunderAll]

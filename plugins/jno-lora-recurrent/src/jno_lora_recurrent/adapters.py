@@ -6,4 +6,4 @@ from .layer import RecurrentLayer
 
 _adapters = adapters_for(RecurrentLayer, __name__, auto=LoRA)
 globals().update(_adapters)
-__all__ = list(_adapters)
+__all__ = list(_adapters)  # pyright: ignore[reportUnsupportedDunderAll]

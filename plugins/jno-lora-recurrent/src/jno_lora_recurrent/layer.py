@@ -58,8 +58,8 @@ class RecurrentLayer(LayerKind):
         return leaf.weight_ih.ndim - 2
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        parts = [in_compute_dtype(weight) for weight in (base.weight_ih, base.weight_hh)]
+    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+        parts = [in_compute_dtype(weight) for weight in (layer.weight_ih, layer.weight_hh)]
         return jnp.concatenate([part.astype(jnp.result_type(*parts)) for part in parts], axis=1)
 
     @classmethod

@@ -6,7 +6,7 @@ add a method for every kind of layer, or a kind of layer for every method.
 """
 
 # ruff: noqa: F403
-from . import adapters
+from . import adapters, methods
 from ._adapters_for import adapters_for
 from ._arrays import (
     cast_like,
@@ -33,11 +33,9 @@ from .layers import (
     VectorLayer,
 )
 from .methods import *
-from .methods import METHODS
 from .plugin import adapters_defined_in
 
 __all__ = [
-    "METHODS",
     "ConvLayer",
     "ConvTransposeLayer",
     "InNormLayer",
@@ -65,4 +63,4 @@ __all__ = [
     "unchanged",
 ]
 __all__ += adapters.__all__
-__all__ += [method.__name__ for method in METHODS]
+__all__ += methods.__all__

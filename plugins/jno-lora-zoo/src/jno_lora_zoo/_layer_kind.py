@@ -31,7 +31,7 @@ class LayerKind(LoRAWrapper):
 
     | operation | equation |
     |---|---|
-    | `matrix(base)` | `W` |
+    | `matrix(layer)` | `W` |
     | `with_matrix(base, W)` | `matrix(with_matrix(base, W)) == W`, to the rounding of the weight |
     | `product(x, A, B, ...)` | `W x`; given factors, `(W + B A) x` |
     | `down(x, A)`, `up(h, B)` | `up(down(x, A), B) == (B A) x` |
@@ -101,7 +101,7 @@ class LayerKind(LoRAWrapper):
 
     @classmethod
     @abc.abstractmethod
-    def matrix(cls, base: eqx.Module) -> Float[Array, "out in"]:
+    def matrix(cls, layer: eqx.Module) -> Float[Array, "out in"]:
         """`W`: the weight as an `(out, in)` matrix, in float32 at least."""
 
     @classmethod

@@ -147,7 +147,7 @@ class Scaled(Method):
     scalar array, which may differ from model to model without compiling anew, and be mapped over.
     """
 
-    multiplier: Float[Array, ""] | None = None
+    multiplier: Float[Array, ""] | None
 
     def _initial_fields(
         self, *start: Any, multiplier: Any = None, **options: Any

@@ -16,4 +16,4 @@ _adapters = {
     **adapters_for(InNormLayer, __name__, variant="{}-in-norm"),
 }
 globals().update(_adapters)
-__all__ = list(_adapters)
+__all__ = list(_adapters)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -52,8 +52,8 @@ class ChannelLastKernelLayer(LayerKind):
         return 0 if dims is None else leaf.weight.ndim - dims - 2
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        kernel = jnp.moveaxis(in_compute_dtype(base.weight), (-1, -2), (0, 1))
+    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+        kernel = jnp.moveaxis(in_compute_dtype(layer.weight), (-1, -2), (0, 1))
         return kernel.reshape(kernel.shape[0], -1)
 
     @classmethod

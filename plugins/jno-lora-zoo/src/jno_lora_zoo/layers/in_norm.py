@@ -47,8 +47,8 @@ class InNormLayer(LayerKind):
         return _kind(leaf).stack_ndim(leaf.layer)
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return _kind(base).matrix(base.layer)
+    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+        return _kind(layer).matrix(layer.layer)
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:

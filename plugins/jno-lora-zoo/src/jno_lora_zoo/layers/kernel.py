@@ -41,8 +41,8 @@ class KernelLayer(LayerKind):
         return leaf.weight.ndim - len(kernel_shape(leaf))
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return in_compute_dtype(base.weight).reshape(base.weight.shape[0], -1)
+    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+        return in_compute_dtype(layer.weight).reshape(layer.weight.shape[0], -1)
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:

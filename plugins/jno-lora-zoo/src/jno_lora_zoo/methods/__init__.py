@@ -1,7 +1,7 @@
 """The methods of the zoo, one paper each. A new method is one more line here.
 
-Its names on every kind of layer follow from that line. Stubs and lists that need them are written
-by `python tests/typing/stubs.py --write`.
+Its adapters on every kind of layer follow from that line. `python tests/zoo/listings.py --write`
+writes the stubs and lists that name them.
 """
 
 from .._method import Method
@@ -18,4 +18,4 @@ _imported = [item for item in vars().values() if isinstance(item, type) and item
 
 # Oldest paper first.
 METHODS: tuple[type[Method], ...] = tuple(sorted(_imported, key=lambda method: method.paper))
-__all__ = [method.__name__ for method in METHODS]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["METHODS", *(method.__name__ for method in METHODS)]  # pyright: ignore[reportUnsupportedDunderAll]

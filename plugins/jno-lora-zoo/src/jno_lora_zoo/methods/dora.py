@@ -14,8 +14,8 @@ from .._random import low_rank_start
 class DoRA(Scaled):
     """DoRA: weight-decomposed low-rank adaptation.
 
-    Law: `W' = m * V / ||V||_row` with `V = W + (alpha / r) B A`; `m` starts as the row norms of
-    `W`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out) + out` parameters train.
+    Law: `W' = m * V / norm(V)` with `V = W + (alpha / r) B A`, where `norm` is that of each row.
+    `m` starts as `norm(W)`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out) + out` parameters train.
 
     The norm is a constant for differentiation (section 4.3 of the paper), in `merge` as well. It is
     computed from `W` at every call: a stored norm would be wrong once the base changes. A row of
