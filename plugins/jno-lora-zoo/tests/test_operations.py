@@ -33,24 +33,14 @@ def whole(adapter, base, wrapper):
 
 
 @everywhere
-def test_the_two_halves_of_a_product_are_the_product_of_the_whole(base, wrapper, whole, factors):
+def test_a_low_rank_term_is_added(base, wrapper, whole, factors):
     A, B, R, d, v = factors
-    h = wrapper.down(*base.arguments(), A)
-    assert len(h) == RANK  # the rank axis comes first, whatever follows
-    assert_close(wrapper.up(h, B), whole(B @ A), 1e-5)
-    assert_close(wrapper.up(mixed(h, R), B), whole(B @ R @ A), 1e-5)
-    assert_close(wrapper.up(scaled(h, d), B), whole(B @ (d[:, None] * A)), 1e-5)
-    W = jnp.asarray(base.matrix(), jnp.float32)
-    assert_close(scaled(wrapper.product(*base.arguments()), v), whole(v[:, None] * W), 1e-5)
-
-
-@everywhere
-def test_a_product_takes_a_low_rank_term(base, wrapper, whole, factors):
-    A, B, R, _, v = factors
     W, (x,) = jnp.asarray(base.matrix(), jnp.float32), base.arguments()
-    assert_close(wrapper.product(x, A, B), whole(W + B @ A), 1e-5)
-    y = wrapper.product(x, A, B, lambda h: mixed(h, R), lambda y: scaled(y, v))
+    assert_close(wrapper.low_rank(x, A, B), whole(W + B @ A), 1e-5)
+    y = wrapper.low_rank(x, A, B, lambda h: mixed(h, R), lambda y: scaled(y, v))
     assert_close(y, whole(W + v[:, None] * (B @ R @ A)), 1e-5)
+    y = wrapper.low_rank(x, A, B, lambda h: scaled(h, d))
+    assert_close(y, whole(W + B @ (d[:, None] * A)), 1e-5)
 
 
 @everywhere

@@ -1,6 +1,5 @@
 """Embedding tables: `eqx.nn.Embedding`, its subclasses, and what looks like it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +16,6 @@ from jno_lora_zoo import (
     in_compute_dtype,
     is_float_array,
     sharded_over,
-    unchanged,
 )
 
 
@@ -83,19 +81,9 @@ class EmbeddingLayer(VectorLayer):
     def computes(self, x: Any) -> bool:
         return type(self.base) is eqx.nn.Embedding
 
-    def product(
-        self,
-        x: Any,
-        A: Float[Array, "r in"] | None = None,
-        B: Float[Array, "out r"] | None = None,
-        between: Callable[[Array], Array] = unchanged,
-        after: Callable[[Array], Array] = unchanged,
-    ) -> Array:
+    def product(self, x: Any) -> Array:
         # The base itself, so that an input that it refuses (a vector of ids) is refused here too.
-        y = in_compute_dtype(self.base(x))
-        if A is None or B is None:
-            return y
-        return y + after(self.up(between(self.down(x, A)), B))
+        return in_compute_dtype(self.base(x))
 
     def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
         # The same indexing as the base's: negative ids count from the end, others are clamped.

@@ -9,6 +9,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
+Matrix = Float[Array, "out in"]
+
 _ARRAYS = (jax.Array, np.ndarray)
 
 

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
 
+from ._arrays import Matrix
+
 
 class MeshAxes(NamedTuple):
     """The mesh axes of a sharded weight: those of a stack, of its outputs and of its inputs."""
@@ -19,29 +21,22 @@ class MeshAxes(NamedTuple):
 
 
 def unchanged(y: Array) -> Array:
-    """`y` itself: the map that `LayerKind.product` applies unless it is given another."""
+    """`y` itself: the map that `LayerKind.low_rank` applies unless it is given another."""
     return y
+
+
+Factor = Float[Array, "_ _"]
+Map = Callable[[Array], Array]
 
 
 class LayerKind(LoRAWrapper):
     """One kind of layer: its `(out, in)` matrix `W`, and its linear map in pieces. No parameters.
 
     A subclass says which layers are of its kind (`fits`), where their weight lies (`stack_ndim`,
-    `mesh_axes`), and defines these operations, each by the equation that it satisfies:
-
-    | operation | equation |
-    |---|---|
-    | `matrix(layer)` | `W` |
-    | `with_matrix(base, W)` | `matrix(with_matrix(base, W)) == W`, to the rounding of the weight |
-    | `product(x, A, B, ...)` | `W x`; given factors, `(W + B A) x` |
-    | `down(x, A)`, `up(h, B)` | `up(down(x, A), B) == (B A) x` |
-    | `on_output(x, f, p)` | `f(W, p) x`, for an `f` that is linear along the rows of `W` |
-    | `kronecker(x, A, B)` | `(W + crop(A ⊗ B)) x` |
-    | `finish(y)` | `finish(product(x)) == base(x)` |
-
-    A law needs `matrix` and `with_matrix` only. The others make fast paths, and are called only if
-    `computes(x)`: every other layer, whose `__call__` may do more than the kind knows, gets the
-    law's matrix and is called itself. So a kind without fast paths defines the first two alone.
+    `mesh_axes`), and defines the operations from `matrix` on, each by the equation that it
+    satisfies. A law needs `matrix` and `with_matrix` only. The others make fast paths, and are
+    called only if `computes(x)`: every other layer, whose `__call__` may do more than the kind
+    knows, gets the law's matrix and is called itself. A kind may define no fast path at all.
 
     `x` is the layer's input: features, or the index of a lookup. Arrays of features carry the
     output axis (`y`) or the rank axis (`h`) *first*, whatever axes follow. Operations cast the
@@ -86,7 +81,7 @@ class LayerKind(LoRAWrapper):
         """The mesh axes that the weight is sharded over."""
 
     @classmethod
-    def fan_in(cls, W: Float[Array, "out in"]) -> int:
+    def fan_in(cls, W: Matrix) -> int:
         """How many inputs one output sums over, which sets the variance of random factors."""
         return W.shape[1]
 
@@ -101,39 +96,31 @@ class LayerKind(LoRAWrapper):
 
     @classmethod
     @abc.abstractmethod
-    def matrix(cls, layer: eqx.Module) -> Float[Array, "out in"]:
+    def matrix(cls, layer: eqx.Module) -> Matrix:
         """`W`: the weight as an `(out, in)` matrix, in float32 at least."""
 
     @classmethod
     @abc.abstractmethod
-    def with_matrix(cls, base: eqx.Module, matrix: Float[Array, "out in"]) -> eqx.Module:
-        """`base` with `matrix` as its weight, cast to the weight's own dtype."""
+    def with_matrix(cls, base: eqx.Module, matrix: Matrix) -> eqx.Module:
+        """`matrix(with_matrix(base, W)) == W`, to the rounding of the weight's own dtype."""
 
-    def product(
-        self,
-        x: Any,
-        A: Float[Array, "r in"] | None = None,
-        B: Float[Array, "out r"] | None = None,
-        between: Callable[[Array], Array] = unchanged,
-        after: Callable[[Array], Array] = unchanged,
+    def product(self, x: Any) -> Array:
+        """`W x`, without the bias."""
+        raise NotImplementedError
+
+    def low_rank(
+        self, x: Any, A: Factor, B: Factor, between: Map = unchanged, after: Map = unchanged
     ) -> Array:
-        """`W x`, without the bias. With factors: `(W + after(B between(A))) x`.
+        """`(W + after(B between(A))) x`: the layer's product and a low-rank one.
 
         **Arguments:**
 
+        - `A`, `B`: the factors, `(r, in)` and `(out, r)`.
         - `between`: a map that is linear along the rank axis.
-        - `after`: a map that is linear along the output axis, and scales its entries only.
+        - `after`: a map that multiplies each entry of the output axis by a number.
 
         A kind applies the two to features or to the factors, whichever is cheaper.
         """
-        raise NotImplementedError
-
-    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
-        """`h = A x`: the first half of a low-rank product."""
-        raise NotImplementedError
-
-    def up(self, h: Array, B: Float[Array, "out r"]) -> Array:
-        """`y = B h`: the second half of a low-rank product."""
         raise NotImplementedError
 
     def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
@@ -143,10 +130,10 @@ class LayerKind(LoRAWrapper):
         """
         return f(self.product(x), p)
 
-    def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+    def kronecker(self, x: Any, A: Factor, B: Factor) -> Array:
         """`(W + A ⊗ B) x`, the Kronecker product cut to the inputs and outputs of the layer."""
         raise NotImplementedError
 
     def finish(self, y: Array) -> Array:
-        """`y` with the bias, in the shape and dtype that the layer returns."""
+        """`finish(product(x)) == base(x)`: adds the bias, in the shape that the layer returns."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ from jaxtyping import AbstractArray, Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, WrapperError
 
-from ._arrays import compute_dtype, in_compute_dtype
+from ._arrays import Matrix, compute_dtype, in_compute_dtype
 from ._bibtex import ENTRIES, bibtex_of
 from ._layer_kind import LayerKind
 
@@ -60,9 +60,7 @@ class Method(LayerKind):
         return min(rank, outputs, inputs)
 
     @abc.abstractmethod
-    def start(
-        self, W: Float[Array, "out in"], r: int, key: PRNGKeyArray, dtype: Any
-    ) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         """The arrays that the adapter starts with, by field.
 
         **Arguments:**
@@ -81,7 +79,7 @@ class Method(LayerKind):
         return self.start(*start, **options)
 
     @abc.abstractmethod
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         """The adapted matrix `W'`, for the matrix `W` of `base`."""
 
     @abc.abstractmethod

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from ._arrays import Matrix
+
 
 def low_rank_start(
-    W: Float[Array, "out in"], r: int, key: PRNGKeyArray, dtype: Any, fan_in: int
+    W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, fan_in: int
 ) -> dict[str, Array]:
     """The factors of an update that starts at zero: `A ~ N(0, 1/fan_in)` and `B = 0`."""
     outputs, inputs = W.shape

@@ -3,8 +3,8 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float
 
+from .._arrays import Matrix
 from .._layer_kind import LayerKind, MeshAxes
 from .._method import Method
 from .conv import ConvLayer
@@ -47,11 +47,11 @@ class InNormLayer(LayerKind):
         return _kind(leaf).stack_ndim(leaf.layer)
 
     @classmethod
-    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+    def matrix(cls, layer: Any) -> Matrix:
         return _kind(layer).matrix(layer.layer)
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         layer = _kind(base).with_matrix(base.layer, matrix)
         return eqx.tree_at(lambda norm: norm.layer, base, layer)
 

@@ -11,8 +11,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._arrays import cast_like, compute_dtype, in_compute_dtype, is_float_array, sharded_over
-from .._layer_kind import LayerKind, MeshAxes, unchanged
+from .._arrays import (
+    Matrix,
+    cast_like,
+    compute_dtype,
+    in_compute_dtype,
+    is_float_array,
+    sharded_over,
+)
+from .._layer_kind import Factor, LayerKind, Map, MeshAxes, unchanged
 
 
 class KernelLayer(LayerKind):
@@ -41,11 +48,11 @@ class KernelLayer(LayerKind):
         return leaf.weight.ndim - len(kernel_shape(leaf))
 
     @classmethod
-    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+    def matrix(cls, layer: Any) -> Matrix:
         return in_compute_dtype(layer.weight).reshape(layer.weight.shape[0], -1)
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         kernel = cast_like(matrix, base.weight).reshape(base.weight.shape)
         return eqx.tree_at(lambda m: m.weight, base, kernel)
 
@@ -65,36 +72,27 @@ class KernelLayer(LayerKind):
     def computes(self, x: Any) -> bool:
         return type(self.base) in self.known
 
-    def product(
-        self,
-        x: Any,
-        A: Float[Array, "r in"] | None = None,
-        B: Float[Array, "out r"] | None = None,
-        between: Callable[[Array], Array] = unchanged,
-        after: Callable[[Array], Array] = unchanged,
+    def product(self, x: Any) -> Array:
+        return _convolve(self._frame(), x, self._weight)
+
+    def low_rank(
+        self, x: Any, A: Factor, B: Factor, between: Map = unchanged, after: Map = unchanged
     ) -> Array:
         frame, weight = self._frame(), self._weight
-        if A is None or B is None:
-            return _convolve(frame, x, weight)
         if self._rounds:
-            return self.product(x) + after(self.up(between(self.down(x, A)), B))
+            return self.product(x) + after(_up(frame, between(_down(frame, x, A)), B))
         A, B = between(A.astype(weight.dtype)), after(B.astype(weight.dtype))
         if is_narrow(frame, A.shape[0]):
             return _merged_product(x, weight, A, B, frame=frame)
+        # As it stands, with the gradient of the whole kernel.
         return _convolve(frame, x, _adapted(weight, A, B))
-
-    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
-        return jnp.swapaxes(_down(self._frame(), x, A), 0, 1)
-
-    def up(self, h: Array, B: Float[Array, "out r"]) -> Array:
-        return _up(self._frame(), jnp.swapaxes(h, 0, 1), B)
 
     def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
         if self._rounds:
             return f(self.product(x), p)
         return _with_rows_changed(x, self._weight, p, f=f, frame=self._frame())
 
-    def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+    def kronecker(self, x: Any, A: Factor, B: Factor) -> Array:
         # A kernel has no factors that a convolution could use one after the other.
         weight, dtype = self._weight, compute_dtype(self._weight)
         outputs, inputs = len(weight), math.prod(weight.shape[1:])
@@ -141,24 +139,24 @@ def is_narrow(frame: Any, r: int) -> bool:
     return 2 * frame.groups * r <= frame.out_channels
 
 
-def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Array:
+def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r groups *sizes"]:
     # All groups have the same A, so that they can be samples of a batch. The kernel's gradient of a
     # convolution with groups takes ten times as long in XLA on a CPU.
     kernel = A.astype(x.dtype).reshape(A.shape[0], *kernel_shape(frame)[1:])
     groups = x.reshape(frame.groups, -1, *x.shape[1:])
     one = _with_one_group(frame)
-    return jax.vmap(lambda group: _convolve(one, group, kernel))(groups)
+    return jax.vmap(lambda group: _convolve(one, group, kernel), out_axes=1)(groups)
 
 
 def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
-    groups, r, *sizes = h.shape
+    r, groups, *sizes = h.shape
     B = B.astype(h.dtype).reshape(groups, -1, r)
     if groups > 1 and not is_narrow(frame, r):
-        return jnp.einsum("gor,gr...->go...", B, h).reshape(-1, *sizes)
+        return jnp.einsum("gor,rg...->go...", B, h).reshape(-1, *sizes)
     # As a convolution, whose gradients use the same copies of `h` and of the outputs as those of
     # the kernel's do; copies for a product of matrices are copies of their own.
-    diagonal = jnp.einsum("gor,gk->gokr", B, jnp.eye(groups, dtype=h.dtype))
-    kernel = diagonal.reshape(-1, groups * r, *(1,) * len(sizes))
+    diagonal = jnp.einsum("gor,gk->gork", B, jnp.eye(groups, dtype=h.dtype))
+    kernel = diagonal.reshape(-1, r * groups, *(1,) * len(sizes))
     y = lax.conv_general_dilated(h.reshape(1, -1, *sizes), kernel, (1,) * len(sizes), "VALID")
     return y[0]
 

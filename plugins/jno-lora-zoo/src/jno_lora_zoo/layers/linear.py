@@ -1,15 +1,15 @@
 """Linear layers: `eqx.nn.Linear`, and everything that looks like it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jno.lora import LinearLike
 
 from .._arrays import (
+    Matrix,
     cast_like,
     describe,
     dtype_of,
@@ -17,7 +17,7 @@ from .._arrays import (
     is_float_array,
     sharded_over,
 )
-from .._layer_kind import MeshAxes, unchanged
+from .._layer_kind import Factor, MeshAxes
 from .vector import VectorLayer
 
 
@@ -49,11 +49,11 @@ class LinearLayer(VectorLayer):
         return leaf.weight.ndim - 2
 
     @classmethod
-    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+    def matrix(cls, layer: Any) -> Matrix:
         return in_compute_dtype(layer.weight)
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         return eqx.tree_at(lambda m: m.weight, base, cast_like(matrix, base.weight))
 
     @classmethod
@@ -66,26 +66,15 @@ class LinearLayer(VectorLayer):
         ndim = 0 if self.base.in_features == "scalar" else 1
         return type(self.base) is eqx.nn.Linear and jnp.ndim(x) == ndim
 
-    def product(
-        self,
-        x: Any,
-        A: Float[Array, "r in"] | None = None,
-        B: Float[Array, "out r"] | None = None,
-        between: Callable[[Array], Array] = unchanged,
-        after: Callable[[Array], Array] = unchanged,
-    ) -> Array:
-        # This product first: XLA keeps to the order, and holds less at once.
-        y = self.base.weight @ self._vector(x)
-        if A is None or B is None:
-            return y
-        return y + after(self.up(between(self.down(x, A)), B))
+    def product(self, x: Any) -> Array:
+        return self.base.weight @ self._vector(x)
 
-    def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
+    def down(self, x: Any, A: Factor) -> Array:
         # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
         x = self._vector(x)
         return x @ A.T.astype(x.dtype)
 
-    def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+    def kronecker(self, x: Any, A: Factor, B: Factor) -> Array:
         # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.
         vector, r, q = self._vector(x), A.shape[0], B.shape[1]
         X = jnp.pad(vector, (0, r * q - vector.size)).reshape(r, q)

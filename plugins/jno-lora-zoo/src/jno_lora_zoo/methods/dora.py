@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import scaled
+from .._arrays import Matrix, scaled
 from .._method import Scaled
 from .._random import low_rank_start
 
@@ -40,18 +40,16 @@ class DoRA(Scaled):
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
 
-    def start(
-        self, W: Float[Array, "out in"], r: int, key: PRNGKeyArray, dtype: Any
-    ) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         factors = low_rank_start(W, r, key, dtype, self.fan_in(W))
         return {"magnitude": row_norms(W).astype(dtype), **factors}
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         V = W + self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype)
         return scaled(V, self.row_factor(row_norms(V)))
 
     def forward(self, x: Any) -> Array:
-        y = self.product(x, self.lora_A, self.times_scale(self.lora_B))
+        y = self.low_rank(x, self.lora_A, self.times_scale(self.lora_B))
         return scaled(y, self.row_factor(self.factored_norms(self.matrix(self.base))))
 
     def row_factor(self, norms: Float[Array, " out"]) -> Float[Array, " out"]:
@@ -59,7 +57,7 @@ class DoRA(Scaled):
         norms = jax.lax.stop_gradient(norms)
         return self.magnitude.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)
 
-    def factored_norms(self, W: Float[Array, "out in"]) -> Float[Array, " out"]:
+    def factored_norms(self, W: Matrix) -> Float[Array, " out"]:
         """`||V||_row` without forming `B A`, where `B` includes the scale.
 
         `||V_i||^2 = ||W_i||^2 + 2 (B * W A^T)_i + (B (A A^T) * B)_i`, summed over `r`.
@@ -71,7 +69,7 @@ class DoRA(Scaled):
         return jnp.sqrt(jnp.maximum(jnp.sum(W * W, axis=1) + 2 * cross + update, 0))
 
 
-def row_norms(V: Float[Array, "out in"]) -> Float[Array, " out"]:
+def row_norms(V: Matrix) -> Float[Array, " out"]:
     """The norm of each row. Rows are divided by their largest entry: squares could overflow."""
     largest = jnp.max(jnp.abs(V), axis=1)
     unit = jnp.where(largest > 0, largest, 1)

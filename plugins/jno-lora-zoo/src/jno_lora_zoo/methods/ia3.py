@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import scaled
+from .._arrays import Matrix, scaled
 from .._method import Method
 
 
@@ -32,12 +32,10 @@ class IA3(Method):
     def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
         return rank
 
-    def start(
-        self, W: Float[Array, "out in"], r: int, key: PRNGKeyArray, dtype: Any
-    ) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         return {"scale": jnp.ones(W.shape[0], dtype)}
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         return scaled(W, self.scale)
 
     def forward(self, x: Any) -> Array:

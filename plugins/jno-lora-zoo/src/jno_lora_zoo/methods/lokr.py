@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._arrays import Matrix
 from .._bibtex import bibtex_of
 from .._method import Scaled
 
@@ -32,14 +33,12 @@ class LoKr(Scaled):
     kron_A: Float[Array, "r r"]
     kron_B: Float[Array, "p q"]
 
-    def start(
-        self, W: Float[Array, "out in"], r: int, key: PRNGKeyArray, dtype: Any
-    ) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         outputs, inputs = W.shape
         A = jax.random.normal(key, (r, r), dtype) / math.sqrt(r)
         return {"kron_A": A, "kron_B": jnp.zeros((-(-outputs // r), -(-inputs // r)), dtype)}
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         outputs, inputs = W.shape
         A = self.times_scale(self.kron_A.astype(W.dtype))
         return W + jnp.kron(A, self.kron_B.astype(W.dtype))[:outputs, :inputs]

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._arrays import Matrix
 from .._method import Scaled
 from .._random import low_rank_start
 
@@ -19,16 +20,14 @@ class LowRank(Scaled):
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
 
-    def start(
-        self, W: Float[Array, "out in"], r: int, key: PRNGKeyArray, dtype: Any
-    ) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         return low_rank_start(W, r, key, dtype, self.fan_in(W))
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         return W + self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype)
 
     def forward(self, x: Any) -> Array:
-        return self.product(x, *self.low_rank_update())
+        return self.low_rank(x, *self.low_rank_update())
 
     def low_rank_update(self) -> tuple[Array, Array]:
         return self.lora_A, self.times_scale(self.lora_B)

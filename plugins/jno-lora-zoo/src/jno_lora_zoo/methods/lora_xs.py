@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import in_compute_dtype, mixed
+from .._arrays import Matrix, in_compute_dtype, mixed
 from .._method import Scaled
 from .._svd import largest
 
@@ -34,19 +34,13 @@ class LoRAXS(Scaled):
     R: Float[Array, "r r"]
 
     def start(
-        self,
-        W: Float[Array, "out in"],
-        r: int,
-        key: PRNGKeyArray,
-        dtype: Any,
-        *,
-        svd: str = "auto",
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
     ) -> dict[str, Any]:
         U, S, Vt = largest(W, r, svd, key)
         B = (U * S[None, :]).astype(dtype)
         return {"lora_A": Vt.astype(dtype), "lora_B": B, "R": jnp.zeros((r, r), dtype)}
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         B, R, A = (array.astype(W.dtype) for array in (self.lora_B, self.R, self.lora_A))
         return W + B @ self.times_scale(R) @ A
 
@@ -55,4 +49,4 @@ class LoRAXS(Scaled):
 
     def forward(self, x: Any) -> Array:
         R = self.times_scale(self.R)
-        return self.product(x, self.lora_A, self.lora_B, between=lambda h: mixed(h, R))
+        return self.low_rank(x, self.lora_A, self.lora_B, between=lambda h: mixed(h, R))

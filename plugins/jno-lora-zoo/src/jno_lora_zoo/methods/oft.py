@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import rotated
+from .._arrays import Matrix, rotated
 from .._cayley import cayley
 from .._method import Method
 
@@ -41,9 +41,7 @@ class OFT(Method):
     def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
         return min(rank, outputs)
 
-    def start(
-        self, W: Float[Array, "out in"], r: int, key: PRNGKeyArray, dtype: Any
-    ) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         if r == 1 < W.shape[0]:
             raise ValueError(
                 "OFT rotates the outputs in blocks of `rank`, and a block of one output cannot "
@@ -58,7 +56,7 @@ class OFT(Method):
         exists = (jnp.arange(blocks * r) < W.shape[0]).reshape(blocks, r).astype(W.dtype)
         return cayley((Q - Q.mT) / 2 * exists[:, :, None] * exists[:, None, :])
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         return rotated(W, self.rotations(W))
 
     def has_fast_path(self) -> bool:

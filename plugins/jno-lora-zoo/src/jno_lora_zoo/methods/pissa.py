@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
 
+from .._arrays import Matrix
 from .._method import Method
 from .._svd import Triplets, largest, smallest
 
@@ -32,13 +33,7 @@ class SingularSplit(Method):
     initial_B: Float[Array, "out r"]
 
     def start(
-        self,
-        W: Float[Array, "out in"],
-        r: int,
-        key: PRNGKeyArray,
-        dtype: Any,
-        *,
-        svd: str = "auto",
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
     ) -> dict[str, Any]:
         if self.alpha <= 0:
             raise ValueError(
@@ -59,7 +54,7 @@ class SingularSplit(Method):
 
     @staticmethod
     @abc.abstractmethod
-    def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
+    def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
         """The `r` singular triplets of `W` that are trained."""
 
     @property
@@ -67,15 +62,15 @@ class SingularSplit(Method):
         """The factor `s` of the low-rank part."""
         return self.alpha / self.rank
 
-    def update(self, B: Array, A: Array, W: Array) -> Float[Array, "out in"]:
+    def update(self, B: Array, A: Array, W: Array) -> Matrix:
         """`s B A` in the precision of `W`."""
         return self.scaling * (B.astype(W.dtype) @ A.astype(W.dtype))
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         return W + self.update(self.lora_B, self.lora_A, W)
 
     def forward(self, x: Any) -> Array:
-        return self.product(x, self.lora_A, self.lora_B, after=lambda y: self.scaling * y)
+        return self.low_rank(x, self.lora_A, self.lora_B, after=lambda y: self.scaling * y)
 
     def low_rank_update(self) -> tuple[Array, Array]:
         # The start of the factors was taken out of the weight: it comes with the other sign.
@@ -120,7 +115,7 @@ class PiSSA(SingularSplit):
     paper = "2404.02948"
 
     @staticmethod
-    def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
+    def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
         return largest(W, r, svd, key)
 
 
@@ -143,5 +138,5 @@ class MiLoRA(SingularSplit):
     paper = "2406.09044"
 
     @staticmethod
-    def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
+    def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
         return smallest(W, r, svd)

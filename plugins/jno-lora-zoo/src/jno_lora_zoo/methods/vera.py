@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from .._arrays import scaled
+from .._arrays import Matrix, scaled
 from .._method import Scaled
 from .._random import uniform_matrix
 
@@ -40,9 +40,7 @@ class VeRA(Scaled):
     def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
         return rank
 
-    def start(
-        self, W: Float[Array, "out in"], r: int, key: PRNGKeyArray, dtype: Any
-    ) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         seed = jax.random.bits(key, (4,), jnp.uint8)
         return {"b": jnp.zeros(W.shape[0], dtype), "d": jnp.ones(r, dtype), "seed": seed}
 
@@ -53,7 +51,7 @@ class VeRA(Scaled):
         B = uniform_matrix(self.seed, 1, (outputs, self.rank), 1.0, W.dtype)
         return A, B
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         A, B = self.projections(W)
         return W + scaled(B @ scaled(A, self.d), self.times_scale(self.b.astype(W.dtype)))
 
@@ -64,6 +62,6 @@ class VeRA(Scaled):
     def forward(self, x: Any) -> Array:
         A, B = self.projections(self.matrix(self.base))
         b = self.times_scale(self.b)
-        return self.product(
+        return self.low_rank(
             x, A, B, between=lambda h: scaled(h, self.d), after=lambda y: scaled(y, b)
         )
