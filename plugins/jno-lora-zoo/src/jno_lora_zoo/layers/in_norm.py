@@ -35,7 +35,10 @@ class InNormLayer(LayerKind):
         if not isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm):
             return None
         if _is_normed(leaf) and _scales_rows_only(cls):
-            return "the norm takes the scale of each row out again, which is all that IA3 trains"
+            method = cls.__name__.removesuffix("InNorm")
+            return (
+                f"the norm takes the scale of each row out again, which is all that {method} trains"
+            )
         return (
             f"it norms {leaf.weight_name!r} of a {type(leaf.layer).__name__}, not the weight of a "
             "linear or convolution layer"
