@@ -14,7 +14,7 @@ from benchmarks._workers import RequestFailedError, Worker, WorkerLostError, com
 from benchmarks.sides import jax_dispatch, jax_init, jax_train
 from benchmarks.sides._timing import timed
 
-from jno.lora import _zoo_names
+from jno.lora._registry import _zoo_names
 
 SETTINGS = Settings(
     rounds=4,
