@@ -11,14 +11,14 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
-from jno_lora_zoo import adapter_dtype_for, in_compute_dtype, sharded_over
+from jno_lora_zoo import adapter_dtype_for, bibtex_of, in_compute_dtype, sharded_over
 
 from ._unit import AttentionUnit
 
 _NO_MERGE = (
-    "A prefix is no weight of the layer: it adds keys and values that no projection produces, so "
-    "no plain MultiheadAttention computes the same. Keep the layer wrapped (save it with its "
-    "adapters), or drop the prefix with `unwrap` (`jno.lora.unwrap_lora(model)`)."
+    "A prefix cannot be merged: it adds keys and values that no projection produces, so no plain "
+    "MultiheadAttention computes the same. Keep the layer wrapped (save it with its adapters), or "
+    "drop the prefix with `unwrap` (`jno.lora.unwrap_lora(model)`)."
 )
 
 
@@ -55,24 +55,7 @@ class PrefixAttention(AttentionUnit):
     adapter_fields = ("prefix_keys", "prefix_values", "gate")
     variant = "prefix-attention"
     paper = "2101.00190"
-    bibtex = """
-    @misc{li2021prefix,
-      title = {Prefix-Tuning: Optimizing Continuous Prompts for Generation},
-      author = {Li, Xiang Lisa and Liang, Percy},
-      year = {2021},
-      eprint = {2101.00190},
-      archivePrefix = {arXiv},
-    }
-    @misc{zhang2023llamaadapter,
-      title = {{LLaMA-Adapter}: Efficient Fine-tuning of Language Models with Zero-init
-        Attention},
-      author = {Zhang, Renrui and Han, Jiaming and Liu, Chris and Gao, Peng and Zhou, Aojun
-        and Hu, Xiangfei and Yan, Shilin and Lu, Pan and Li, Hongsheng and Qiao, Yu},
-      year = {2023},
-      eprint = {2303.16199},
-      archivePrefix = {arXiv},
-    }
-    """
+    bibtex = bibtex_of("2101.00190", "2303.16199")
     formula = "rank heads (qk_size + vo_size) + heads"
 
     base: eqx.nn.MultiheadAttention

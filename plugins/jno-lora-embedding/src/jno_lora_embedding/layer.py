@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jno_lora_zoo import (
+    LayerKind,
     MeshAxes,
-    VectorLayer,
     cast_like,
     compute_dtype,
     describe,
@@ -19,7 +19,7 @@ from jno_lora_zoo import (
 )
 
 
-class EmbeddingLayer(VectorLayer):
+class EmbeddingLayer(LayerKind):
     """A table `weight` of shape `(num_embeddings, embedding_size)`, read one row at a time.
 
     The matrix is the transposed table: a lookup is `W e_i`, so that `in` counts the embeddings and

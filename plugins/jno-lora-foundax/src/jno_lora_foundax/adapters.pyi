@@ -1,8 +1,8 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from typing import Any
-from .layers.conv import ChannelLastConvLayer
-from .layers.conv_transpose import ChannelLastConvTransposeLayer
+from .layers.channel_last import ChannelLastConvLayer
+from .layers.channel_last import ChannelLastConvTransposeLayer
 from .layers.subsampled_linear import SubsampledLinearLayer
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import IA3

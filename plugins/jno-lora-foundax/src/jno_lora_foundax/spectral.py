@@ -12,20 +12,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
-from jno_lora_zoo import LoRA, adapter_dtype_for, rsLoRA
+from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._mode_weights import ModeWeights, mode_weights_of
-
-_FNO = """
-@misc{li2020fno,
-  title = {{Fourier} Neural Operator for Parametric Partial Differential Equations},
-  author = {Li, Zongyi and Kovachki, Nikola and Azizzadenesheli, Kamyar and Liu,
-    Burigede and Bhattacharya, Kaushik and Stuart, Andrew and Anandkumar, Anima},
-  year = {2020},
-  eprint = {2010.08895},
-  archivePrefix = {arXiv},
-}
-"""
 
 
 class SpectralLowRank(LoRAWrapper):
@@ -171,7 +160,7 @@ class LoRASpectral(SpectralLowRank):
     variant = "lora"
     auto = True
     paper = "2106.09685"
-    bibtex = f"{LoRA.bibtex}{_FNO}"
+    bibtex = bibtex_of("2106.09685", "2010.08895")
     formula = "2 r (in + out) per mode"
 
     @property
@@ -193,7 +182,7 @@ class rsLoRASpectral(SpectralLowRank):
     adapter_fields = ("lora_A", "lora_B")
     variant = "rslora"
     paper = "2312.03732"
-    bibtex = f"{rsLoRA.bibtex}{_FNO}"
+    bibtex = bibtex_of("2312.03732", "2010.08895")
     formula = "2 r (in + out) per mode"
 
     @property

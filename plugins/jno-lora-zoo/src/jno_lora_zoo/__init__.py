@@ -1,4 +1,4 @@
-"""The adapter zoo of jno-lora: eleven methods for linear and convolution layers.
+"""The adapter zoo of jno-lora: LoRA and its relatives for linear and convolution layers.
 
 The adapters are found through the registry (`net.lora(wrapper="dora")`, `from jno.lora import
 DoRALinear`). The methods, the layer kinds and their tools are exported for plugins: a plugin can
@@ -30,7 +30,6 @@ from .layers import (
     InNormLayer,
     KernelLayer,
     LinearLayer,
-    VectorLayer,
 )
 from .methods import *
 from .plugin import adapters_defined_in
@@ -45,7 +44,6 @@ __all__ = [
     "MeshAxes",
     "Method",
     "Scaled",
-    "VectorLayer",
     "adapter_dtype_for",
     "adapters_defined_in",
     "adapters_for",

@@ -3,7 +3,7 @@
 import importlib.resources
 import re
 
-_TEXT = importlib.resources.files(__package__).joinpath("references.bib").read_text("utf-8")
+_TEXT = importlib.resources.files("jno_lora_zoo").joinpath("references.bib").read_text("utf-8")
 
 # By arXiv number. `jno.lora.citation` reads the class attribute `bibtex` of an adapter; a `Method`
 # gets it from here, by its `paper`.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
 
-from ._arrays import Matrix
+from ._arrays import Matrix, mixed
 
 
 class MeshAxes(NamedTuple):
@@ -108,6 +108,10 @@ class LayerKind(LoRAWrapper):
         """`W x`, without the bias."""
         raise NotImplementedError
 
+    def down(self, x: Any, A: Factor) -> Array:
+        """`h = A x`: the features of the rank axis."""
+        raise NotImplementedError
+
     def low_rank(
         self, x: Any, A: Factor, B: Factor, between: Map = unchanged, after: Map = unchanged
     ) -> Array:
@@ -119,9 +123,12 @@ class LayerKind(LoRAWrapper):
         - `between`: a map that is linear along the rank axis.
         - `after`: a map that multiplies each entry of the output axis by a number.
 
-        A kind applies the two to features or to the factors, whichever is cheaper.
+        The two are applied to features here, which suits features that are vectors. A kind may
+        apply them to the factors instead.
         """
-        raise NotImplementedError
+        # The layer's own product first: XLA keeps to the order, and holds less at once.
+        y = self.product(x)
+        return y + after(mixed(between(self.down(x, A)), B))
 
     def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
         """`f(W x, p)`, for parameters `p` and an `f` that is linear along the output axis.

@@ -1,4 +1,4 @@
-"""What the layers have in common whose kernel has its channels at the end."""
+"""foundax's convolutions, of its UNets, CNO, MgNO and DeepONet: channels come last in a kernel."""
 
 import abc
 from typing import Any
@@ -15,6 +15,8 @@ from jno_lora_zoo import (
     is_float_array,
     sharded_over,
 )
+
+from .._classes import value_for
 
 
 class ChannelLastKernelLayer(LayerKind):
@@ -71,3 +73,46 @@ class ChannelLastKernelLayer(LayerKind):
         if any(spatial[stack:]):
             inputs = None
         return MeshAxes(tuple(spatial[:stack]), outputs, inputs)
+
+
+_CONVS = {
+    ("foundax.architectures.unet", "Conv1dNHWC"): 1,
+    ("foundax.architectures.unet", "Conv2dNHWC"): 2,
+    ("foundax.architectures.unet", "Conv3dNHWC"): 3,
+    ("foundax.architectures.common", "Conv2d"): 2,
+    ("foundax.architectures.deeponet", "Conv1dCL"): 1,
+}
+_TRANSPOSED = {
+    ("foundax.architectures.unet", "ConvTranspose1d"): 1,
+    ("foundax.architectures.unet", "ConvTranspose3d"): 3,
+    ("foundax.architectures.common", "ConvTranspose2d"): 2,
+}
+
+
+class ChannelLastConvLayer(ChannelLastKernelLayer):
+    """`Conv1dNHWC`, `Conv2dNHWC`, `Conv3dNHWC`, `Conv2d` and `Conv1dCL` of foundax.
+
+    Those of Poseidon hold an `eqx.nn.Conv2d`, which the zoo's adapters claim.
+    """
+
+    @classmethod
+    def num_spatial_dims(cls, leaf: Any) -> int | None:
+        return value_for(leaf, _CONVS)
+
+
+class ChannelLastConvTransposeLayer(ChannelLastKernelLayer):
+    """`ConvTranspose1d`, `ConvTranspose2d` and `ConvTranspose3d` of foundax.
+
+    They allocate their kernel as `(*kernel_size, out, in)`, but the call sums over the last axis
+    but one: what it computes with is `(*kernel_size, in, out)`, and the call is the truth. Where
+    the two differ in size the layer cannot run at all, and is refused; foundax's own models only
+    have such with as many outputs as inputs.
+    """
+
+    @classmethod
+    def num_spatial_dims(cls, leaf: Any) -> int | None:
+        return value_for(leaf, _TRANSPOSED)
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        return super().fits(leaf) and leaf.weight.shape[-1] == leaf.weight.shape[-2]

@@ -75,6 +75,9 @@ class KernelLayer(LayerKind):
     def product(self, x: Any) -> Array:
         return _convolve(self._frame(), x, self._weight)
 
+    def down(self, x: Any, A: Factor) -> Array:
+        return _down(self._frame(), x, A)
+
     def low_rank(
         self, x: Any, A: Factor, B: Factor, between: Map = unchanged, after: Map = unchanged
     ) -> Array:

@@ -17,11 +17,10 @@ from .._arrays import (
     is_float_array,
     sharded_over,
 )
-from .._layer_kind import Factor, MeshAxes
-from .vector import VectorLayer
+from .._layer_kind import Factor, LayerKind, MeshAxes
 
 
-class LinearLayer(VectorLayer):
+class LinearLayer(LayerKind):
     """`eqx.nn.Linear`, with `"scalar"` features too, and duck types with the same attributes.
 
     The weight must be `(out_features, in_features)`, after any axes of a stack. A layer whose
