@@ -96,7 +96,7 @@ class LoRAAttention(AttentionUnit):
         return self.alpha / self.rank
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """What `base` computes with its projections adapted, for the arguments it takes itself."""
+        """The output of `base` with its projections adapted, for the arguments it takes itself."""
         if type(self.base) is not eqx.nn.MultiheadAttention:
             # A subclass may read the weights in ways of its own.
             return self.merge()(*args, **kwargs)

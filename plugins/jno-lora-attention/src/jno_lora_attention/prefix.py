@@ -102,7 +102,7 @@ class PrefixAttention(AttentionUnit):
         }
 
     def __call__(self, *args: Any, process_heads: Any = None, **kwargs: Any) -> Array:
-        """What `base` computes with the prefix, for the arguments that it takes itself."""
+        """The output of `base` with the prefix, for the arguments that it takes itself."""
         queries: list[Array] = []
 
         def keep_queries(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
@@ -125,15 +125,15 @@ class PrefixAttention(AttentionUnit):
         raise WrapperError(_NO_MERGE)
 
     def __getattr__(self, name: str) -> Any:
-        # What holds arrays is otherwise read from the merged layer, and there is none. Of the base
-        # fields alone: its methods would compute without the prefix.
+        # Attributes with arrays are otherwise read from the merged layer, which a prefix lacks. Only
+        # fields of the base are read: its methods would compute without the prefix.
         base = self.__dict__.get("base")
         if base is not None and name in {field.name for field in dataclasses.fields(base)}:
             return getattr(base, name)
         return super().__getattr__(name)
 
     def _attend(self, queries: Float[Array, "q_seq heads qk"]) -> Float[Array, "q_seq heads vo"]:
-        """What the queries find in the prefix, times the gate."""
+        """The queries' attention to the prefix, times the gate."""
         dtype = queries.dtype
         keys, values, gate = (
             array.astype(dtype) for array in (self.prefix_keys, self.prefix_values, self.gate)
@@ -158,7 +158,7 @@ def _axes_of_heads(linear: Any, heads: int) -> tuple[Any, ...]:
 def _of_random_tokens(
     linear: eqx.nn.Linear, count: int, key: PRNGKeyArray
 ) -> Float[Array, "tokens out"]:
-    """What `linear` makes of standard normal tokens, in float32 at least."""
+    """The output of `linear` for standard normal tokens, in float32 at least."""
     W = in_compute_dtype(linear.weight)
     projected = jax.random.normal(key, (count, W.shape[1]), W.dtype) @ W.T
     if linear.bias is None:

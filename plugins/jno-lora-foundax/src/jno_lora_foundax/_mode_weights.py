@@ -1,4 +1,4 @@
-"""Which layers hold one matrix for each mode, and how their arrays are laid out."""
+"""The layers that hold one matrix for each mode, and how their arrays are laid out."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -62,7 +62,7 @@ class SpectralLowRank(LoRAWrapper):
 
     @classmethod
     def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
-        """The families of matrices that `leaf` holds, by name; `None` if it is no such layer.
+        """The families of matrices that `leaf` holds, by name; `None` if it holds none.
 
         A subclass declares another library's layers here.
         """
@@ -87,7 +87,7 @@ class SpectralLowRank(LoRAWrapper):
         return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer computes with the updated weights, for the arguments it takes itself.
+        """The output of the layer with the updated weights, for the arguments it takes itself.
 
         The weights are updated once for a whole batch, which costs little beside the transforms.
         """
@@ -136,7 +136,7 @@ class LoRASpectral(SpectralLowRank):
     of the spectrum are kept. That is less than the layer has if `r < in out / (in + out)`.
 
     Per mode, since the modes are what such a layer keeps apart: the matrices act on different
-    frequencies and are never added up, so there is no one matrix whose rank could be low. (Sharing
+    frequencies and are never added up, so that no single matrix could have a low rank. (Sharing
     `A` or `B` among modes would tie the frequencies together.) Every mode keeps its place in the
     spectrum, and a merged model still runs at any resolution.
 

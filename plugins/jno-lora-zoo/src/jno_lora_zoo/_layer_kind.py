@@ -82,12 +82,12 @@ class LayerKind(LoRAWrapper):
 
     @classmethod
     def fan_in(cls, W: Matrix) -> int:
-        """How many inputs one output sums over, which sets the variance of random factors."""
+        """The number of inputs that one output sums over: the variance of random factors."""
         return W.shape[1]
 
     @classmethod
     def group_size(cls, base: eqx.Module) -> int | None:
-        """How many outputs in a row see the same inputs. `None`: all outputs see all inputs."""
+        """The number of outputs in a row that see the same inputs. `None`: all see all inputs."""
         return None
 
     def computes(self, x: Any) -> bool:

@@ -29,16 +29,16 @@ class ChannelLastKernelLayer(LayerKind):
     The layers do not say which axis is which, and an array cannot tell: `num_spatial_dims` does,
     for the classes it knows. Every other kernel is refused. A subclass declares another library's.
 
-    No layer is "known": all are called with the law's kernel in them, whatever padding, stride and
-    batch axes they handle. A batch shares that kernel. Convolving with `A` apart would save the
-    gradient of the whole kernel, for one more thin convolution: for UNets on a CPU that was now
-    faster, more often slower.
+    There are no fast paths: every layer is called with the law's kernel in it, whatever padding,
+    stride and batch axes it handles. A batch shares that kernel. Convolving with `A` apart would
+    save the gradient of the whole kernel, and cost one more thin convolution. For UNets on a CPU
+    that was slower more often than faster.
     """
 
     @classmethod
     @abc.abstractmethod
     def num_spatial_dims(cls, leaf: Any) -> int | None:
-        """How many axes of `leaf`'s kernel are spatial, or `None` if its layout is not known."""
+        """The number of spatial axes of `leaf`'s kernel, or `None` if its layout is not known."""
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:

@@ -35,7 +35,7 @@ class ConvLayer(KernelLayer):
             return 'a transposed convolution, adapted on request: `wrapper="LoRAConvTranspose"`'
         if hasattr(leaf, "output_padding"):
             return (
-                "it looks like a transposed convolution but is no eqx.nn.ConvTranspose, and other "
+                "it looks like a transposed convolution but is not an eqx.nn.ConvTranspose: other "
                 "libraries swap the first two axes of the kernel"
             )
         if leaf.weight.ndim < 3 or isinstance(leaf, eqx.nn.LayerNorm):
@@ -49,7 +49,7 @@ class ConvLayer(KernelLayer):
                 "nothing says which axes are outputs, inputs and kernel"
             )
         if 0 in leaf.weight.shape:
-            return f"its kernel {describe(leaf.weight)} holds no number"
+            return f"its kernel {describe(leaf.weight)} is empty"
         return (
             f"its kernel is {describe(leaf.weight)}, not (out_channels, in_channels / groups, "
             f"*kernel_size) = {kernel_shape(leaf)}"

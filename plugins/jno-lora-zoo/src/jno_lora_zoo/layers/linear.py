@@ -39,7 +39,7 @@ class LinearLayer(LayerKind):
     def misfit(cls, leaf: Any) -> str | None:
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         if 0 in sizes:
-            return f"its weight {describe(leaf.weight)} holds no number"
+            return f"its weight {describe(leaf.weight)} is empty"
         return f"its weight is {describe(leaf.weight)}, not (out_features, in_features) = {sizes}"
 
     @classmethod
