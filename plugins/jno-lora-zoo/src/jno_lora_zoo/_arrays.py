@@ -84,3 +84,11 @@ def rotated(y: Float[Array, "n *rest"], R: Float[Array, "blocks r r"]) -> Float[
         "kij,kj...->ki...", R.astype(y.dtype), padded.reshape(blocks, r, *y.shape[1:])
     )
     return turned.reshape(-1, *y.shape[1:])[: y.shape[0]]
+
+
+def row_norms(V: Matrix) -> Float[Array, " out"]:
+    """The norm of each row. Rows are divided by their largest entry: squares could overflow."""
+    largest = jnp.max(jnp.abs(V), axis=1)
+    unit = jnp.where(largest > 0, largest, 1)
+    scaled_rows = V / unit[:, None]
+    return unit * jnp.sqrt(jnp.sum(scaled_rows * scaled_rows, axis=1))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import Matrix, scaled
+from .._arrays import Matrix, row_norms, scaled
 from .._method import Scaled
 from .._random import low_rank_start
 
@@ -67,11 +67,3 @@ class DoRA(Scaled):
         update = jnp.sum((B @ (A @ A.T)) * B, axis=1)
         # Rounding may leave a row that is nearly zero with a negative square.
         return jnp.sqrt(jnp.maximum(jnp.sum(W * W, axis=1) + 2 * cross + update, 0))
-
-
-def row_norms(V: Matrix) -> Float[Array, " out"]:
-    """The norm of each row. Rows are divided by their largest entry: squares could overflow."""
-    largest = jnp.max(jnp.abs(V), axis=1)
-    unit = jnp.where(largest > 0, largest, 1)
-    scaled_rows = V / unit[:, None]
-    return unit * jnp.sqrt(jnp.sum(scaled_rows * scaled_rows, axis=1))
