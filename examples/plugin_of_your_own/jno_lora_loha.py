@@ -4,7 +4,6 @@ pip install ./examples/plugin_of_your_own
 jno-lora check jno-lora-loha
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -28,23 +27,21 @@ class LoHa(Method):
     paper = "2108.06098"
     formula = "2 r (in + out)"
 
-    base: eqx.Module
     A1: Float[Array, "r in"]
     B1: Float[Array, "out r"]
     A2: Float[Array, "r in"]
     B2: Float[Array, "out r"]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
-    def __init__(self, base, rank, alpha, *, key):
-        W = self.matrix(base)  # (out, in), of whatever kind of layer
+    def start(self, W, r, key, dtype):
+        """The arrays at first, for the matrix `W` of whatever kind of layer."""
         outputs, inputs = W.shape
-        self.base, self.rank, self.alpha = base, min(rank, outputs, inputs), alpha
         a1, b1, a2 = jax.random.split(key, 3)
-        self.A1 = jax.random.normal(a1, (self.rank, inputs), W.dtype)
-        self.B1 = jax.random.normal(b1, (outputs, self.rank), W.dtype) / self.rank**0.5
-        self.A2 = jax.random.normal(a2, (self.rank, inputs), W.dtype) / inputs**0.5
-        self.B2 = jnp.zeros((outputs, self.rank), W.dtype)
+        return {
+            "A1": jax.random.normal(a1, (r, inputs), dtype),
+            "B1": jax.random.normal(b1, (outputs, r), dtype) / r**0.5,
+            "A2": jax.random.normal(a2, (r, inputs), dtype) / inputs**0.5,
+            "B2": jnp.zeros((outputs, r), dtype),
+        }
 
     def law(self, W):
         """The paper, in one line."""
@@ -52,11 +49,11 @@ class LoHa(Method):
         return W + (self.alpha / self.rank) * (first * second).astype(W.dtype)
 
     def has_fast_path(self):
-        """None: no product with a vector is quicker than making the matrix."""
+        """Never: no product with a vector is quicker than making the matrix."""
         return False
 
     def forward(self, x):
-        """Not called, for want of a fast path: the layer is, with the law's weight in it."""
+        """Not called without a fast path: the layer gets the law's weight and is called."""
         raise NotImplementedError
 
 
@@ -73,5 +70,5 @@ jno_lora_api = 1  # the version of jno-lora's contract with plugins
 
 @hookimpl
 def jno_lora_wrappers():
-    """What the plugin provides."""
+    """The adapters of this plugin."""
     return [LoHaLinear, LoHaConv]

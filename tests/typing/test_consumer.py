@@ -122,4 +122,5 @@ def test_a_zoo_class_is_known_to_the_type_checker():
     adapter = Net(layer).lora(1, wrapper=DoRALinear).module
     assert isinstance(adapter, DoRALinear)
     assert_type(adapter.rank, int)
+    assert_type(DoRALinear(layer, 1, 1.0, key=jax.random.key(1), multiplier=2.0), DoRALinear)
     assert adapter.magnitude.shape == (2,)

@@ -5,7 +5,8 @@ import inspect
 import re
 from importlib import metadata
 
-from zoo_cases import ADAPTERS, METHODS, each
+import pytest
+from zoo_cases import ADAPTERS, METHODS, build, each
 
 import jno.lora
 import jno_lora_zoo
@@ -80,6 +81,25 @@ def test_each_says_what_it_is(adapter):
     assert set(re.findall("[a-z]+", cls.formula)) <= {"r", "in", "out", "ceil"}
     assert cls.formula
     assert cls.auto is False
+
+
+OPTIONS = {
+    **dict.fromkeys(("LoRA", "rsLoRA", "LoRAFA", "DoRA", "VeRA", "LoKr"), ("multiplier",)),
+    **dict.fromkeys(("PiSSA", "MiLoRA"), ("svd",)),
+    "LoRAXS": ("svd", "multiplier"),
+}
+
+
+@each()
+def test_each_names_its_options_and_refuses_others(adapter):
+    _, *parameters = inspect.signature(adapter.cls.__init__).parameters
+    known = ["base", "rank", "alpha", "key", "adapter_dtype", *OPTIONS.get(adapter.method, ())]
+    assert parameters == known
+    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+        build(adapter, adapter.case("plain", "plain"), other=1)
+    layer = adapter.case("plain", "plain").layer
+    with pytest.raises(jno.lora.SelectionError, match=r"no option 'adapter_dtyp'; did you mean"):
+        jno.lora.Net(layer).lora(2, wrapper=adapter.name, options={"adapter_dtyp": "float32"})
 
 
 @each()

@@ -54,59 +54,14 @@ from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    # For type checkers. At run time `__getattr__` finds these names.
     from jno_lora_compare import (
         Comparison as Comparison,
         ComparisonRow as ComparisonRow,
         compare as compare,
     )
-
-    # The `as` form re-exports them to type checkers; at run time `__getattr__` finds them.
-    from jno_lora_zoo import (
-        DoRAConv as DoRAConv,
-        DoRAConvTranspose as DoRAConvTranspose,
-        DoRAInNorm as DoRAInNorm,
-        DoRALinear as DoRALinear,
-        IA3Conv as IA3Conv,
-        IA3ConvTranspose as IA3ConvTranspose,
-        IA3InNorm as IA3InNorm,
-        IA3Linear as IA3Linear,
-        LoKrConv as LoKrConv,
-        LoKrConvTranspose as LoKrConvTranspose,
-        LoKrInNorm as LoKrInNorm,
-        LoKrLinear as LoKrLinear,
-        LoRAConv as LoRAConv,
-        LoRAConvTranspose as LoRAConvTranspose,
-        LoRAFAConv as LoRAFAConv,
-        LoRAFAConvTranspose as LoRAFAConvTranspose,
-        LoRAFAInNorm as LoRAFAInNorm,
-        LoRAFALinear as LoRAFALinear,
-        LoRAInNorm as LoRAInNorm,
-        LoRALinear as LoRALinear,
-        LoRAXSConv as LoRAXSConv,
-        LoRAXSConvTranspose as LoRAXSConvTranspose,
-        LoRAXSInNorm as LoRAXSInNorm,
-        LoRAXSLinear as LoRAXSLinear,
-        MiLoRAConv as MiLoRAConv,
-        MiLoRAConvTranspose as MiLoRAConvTranspose,
-        MiLoRAInNorm as MiLoRAInNorm,
-        MiLoRALinear as MiLoRALinear,
-        OFTConv as OFTConv,
-        OFTConvTranspose as OFTConvTranspose,
-        OFTInNorm as OFTInNorm,
-        OFTLinear as OFTLinear,
-        PiSSAConv as PiSSAConv,
-        PiSSAConvTranspose as PiSSAConvTranspose,
-        PiSSAInNorm as PiSSAInNorm,
-        PiSSALinear as PiSSALinear,
-        VeRAConv as VeRAConv,
-        VeRAConvTranspose as VeRAConvTranspose,
-        VeRAInNorm as VeRAInNorm,
-        VeRALinear as VeRALinear,
-        rsLoRAConv as rsLoRAConv,
-        rsLoRAConvTranspose as rsLoRAConvTranspose,
-        rsLoRAInNorm as rsLoRAInNorm,
-        rsLoRALinear as rsLoRALinear,
-    )
+    from jno_lora_zoo import adapters as _adapters
+    from jno_lora_zoo.adapters import *  # noqa: F403  # pyright: ignore
 
 __all__ = [
     "AdapterSet",
@@ -148,6 +103,8 @@ __all__ = [
     "to_lora",
     "unwrap_lora",
 ]
+if TYPE_CHECKING:
+    __all__ += _adapters.__all__
 
 
 # They come with jno-lora-compare.

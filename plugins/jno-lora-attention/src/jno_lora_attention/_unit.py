@@ -1,4 +1,4 @@
-"""What the three adapters share: which attention layers they take, and in what precision."""
+"""The part that the three adapters share: which attention layers they take."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ class AttentionUnit(LoRAWrapper):
 
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
-        """Which projections are not plain."""
+        """The projections that are not plain."""
         if not isinstance(leaf, eqx.nn.MultiheadAttention):
             return None
         odd = [field for field in FIELDS.values() if not _is_plain(getattr(leaf, field, None))]

@@ -67,7 +67,7 @@ class IA3Attention(AttentionUnit):
         return {"key_scale": PartitionSpec(*keys), "value_scale": PartitionSpec(*values)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """What `base` computes with its keys and values scaled, for the arguments it takes."""
+        """The output of `base` with its keys and values scaled, for the arguments it takes."""
         if type(self.base) is not eqx.nn.MultiheadAttention:
             # A subclass may read the weights in ways of its own.
             return self.merge()(*args, **kwargs)
@@ -88,7 +88,7 @@ def _key_and_value(attention: Any) -> tuple[Any, Any]:
 
 
 def _scaled(linear: Any, scale: Array) -> Any:
-    weight = scaled(jnp.asarray(linear.weight), scale[:, None])
+    weight = scaled(jnp.asarray(linear.weight), scale)
     linear = eqx.tree_at(lambda m: m.weight, linear, weight)
     if linear.bias is None:
         return linear

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, WrapperError
-from jno_lora_zoo import LoRA, adapter_dtype_for, at_least_float32, cast_like, sharded_over
+from jno_lora_zoo import LoRA, adapter_dtype_for, cast_like, in_compute_dtype, sharded_over
 
 from ._projections import LowRankProjection
 from ._unit import FIELDS, AttentionUnit
@@ -96,7 +96,7 @@ class LoRAAttention(AttentionUnit):
         return self.alpha / self.rank
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """What `base` computes with its projections adapted, for the arguments it takes itself."""
+        """The output of `base` with its projections adapted, for the arguments it takes itself."""
         if type(self.base) is not eqx.nn.MultiheadAttention:
             # A subclass may read the weights in ways of its own.
             return self.merge()(*args, **kwargs)
@@ -153,7 +153,7 @@ class LoRAAttention(AttentionUnit):
 
 
 def _with_update(linear: Any, A: Array, B: Array, scaling: float) -> Any:
-    W = at_least_float32(linear.weight)
+    W = in_compute_dtype(linear.weight)
     update = scaling * (B.astype(W.dtype) @ A.astype(W.dtype))
     return eqx.tree_at(lambda m: m.weight, linear, cast_like(W + update, linear.weight))
 

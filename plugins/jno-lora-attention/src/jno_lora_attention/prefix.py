@@ -11,14 +11,14 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
-from jno_lora_zoo import adapter_dtype_for, at_least_float32, sharded_over
+from jno_lora_zoo import adapter_dtype_for, bibtex_of, in_compute_dtype, sharded_over
 
 from ._unit import AttentionUnit
 
 _NO_MERGE = (
-    "A prefix is no weight of the layer: it adds keys and values that no projection produces, so "
-    "no plain MultiheadAttention computes the same. Keep the layer wrapped (save it with its "
-    "adapters), or drop the prefix with `unwrap` (`jno.lora.unwrap_lora(model)`)."
+    "A prefix cannot be merged: it adds keys and values that no projection produces, so no plain "
+    "MultiheadAttention computes the same. Keep the layer wrapped (save it with its adapters), or "
+    "drop the prefix with `unwrap` (`jno.lora.unwrap_lora(model)`)."
 )
 
 
@@ -55,24 +55,7 @@ class PrefixAttention(AttentionUnit):
     adapter_fields = ("prefix_keys", "prefix_values", "gate")
     variant = "prefix-attention"
     paper = "2101.00190"
-    bibtex = """
-    @misc{li2021prefix,
-      title = {Prefix-Tuning: Optimizing Continuous Prompts for Generation},
-      author = {Li, Xiang Lisa and Liang, Percy},
-      year = {2021},
-      eprint = {2101.00190},
-      archivePrefix = {arXiv},
-    }
-    @misc{zhang2023llamaadapter,
-      title = {{LLaMA-Adapter}: Efficient Fine-tuning of Language Models with Zero-init
-        Attention},
-      author = {Zhang, Renrui and Han, Jiaming and Liu, Chris and Gao, Peng and Zhou, Aojun
-        and Hu, Xiangfei and Yan, Shilin and Lu, Pan and Li, Hongsheng and Qiao, Yu},
-      year = {2023},
-      eprint = {2303.16199},
-      archivePrefix = {arXiv},
-    }
-    """
+    bibtex = bibtex_of("2101.00190", "2303.16199")
     formula = "rank heads (qk_size + vo_size) + heads"
 
     base: eqx.nn.MultiheadAttention
@@ -119,7 +102,7 @@ class PrefixAttention(AttentionUnit):
         }
 
     def __call__(self, *args: Any, process_heads: Any = None, **kwargs: Any) -> Array:
-        """What `base` computes with the prefix, for the arguments that it takes itself."""
+        """The output of `base` with the prefix, for the arguments that it takes itself."""
         queries: list[Array] = []
 
         def keep_queries(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
@@ -142,22 +125,22 @@ class PrefixAttention(AttentionUnit):
         raise WrapperError(_NO_MERGE)
 
     def __getattr__(self, name: str) -> Any:
-        # What holds arrays is otherwise read from the merged layer, and there is none. Of the base
-        # fields alone: its methods would compute without the prefix.
+        # Attributes with arrays are otherwise read from the merged layer, which does not exist here.
+        # Only fields of the base are read: its methods would compute without the prefix.
         base = self.__dict__.get("base")
         if base is not None and name in {field.name for field in dataclasses.fields(base)}:
             return getattr(base, name)
         return super().__getattr__(name)
 
     def _attend(self, queries: Float[Array, "q_seq heads qk"]) -> Float[Array, "q_seq heads vo"]:
-        """What the queries find in the prefix, times the gate."""
+        """The queries' attention to the prefix, times the gate."""
         dtype = queries.dtype
         keys, values, gate = (
             array.astype(dtype) for array in (self.prefix_keys, self.prefix_values, self.gate)
         )
         queries = queries / math.sqrt(queries.shape[-1])
         logits = jnp.einsum("shd,phd->hsp", queries, keys)
-        weights = jax.nn.softmax(at_least_float32(logits)).astype(dtype)
+        weights = jax.nn.softmax(in_compute_dtype(logits)).astype(dtype)
         return gate[None, :, None] * jnp.einsum("hsp,phd->shd", weights, values)
 
 
@@ -175,8 +158,8 @@ def _axes_of_heads(linear: Any, heads: int) -> tuple[Any, ...]:
 def _of_random_tokens(
     linear: eqx.nn.Linear, count: int, key: PRNGKeyArray
 ) -> Float[Array, "tokens out"]:
-    """What `linear` makes of standard normal tokens, in float32 at least."""
-    W = at_least_float32(linear.weight)
+    """The output of `linear` for standard normal tokens, in float32 at least."""
+    W = in_compute_dtype(linear.weight)
     projected = jax.random.normal(key, (count, W.shape[1]), W.dtype) @ W.T
     if linear.bias is None:
         return projected

@@ -4,32 +4,10 @@ They are found by name (`net.lora(wrapper="LoRAEmbedding")`) or passed as classe
 takes one line: `class MyMethodEmbedding(MyMethod, EmbeddingLayer): ...`.
 """
 
-from .adapters import (
-    DoRAEmbedding,
-    IA3Embedding,
-    LoKrEmbedding,
-    LoRAEmbedding,
-    LoRAFAEmbedding,
-    LoRAXSEmbedding,
-    MiLoRAEmbedding,
-    OFTEmbedding,
-    PiSSAEmbedding,
-    VeRAEmbedding,
-    rsLoRAEmbedding,
-)
+# ruff: noqa: F403
+from . import adapters
+from .adapters import *
 from .layer import EmbeddingLayer
 
-__all__ = [
-    "DoRAEmbedding",
-    "EmbeddingLayer",
-    "IA3Embedding",
-    "LoKrEmbedding",
-    "LoRAEmbedding",
-    "LoRAFAEmbedding",
-    "LoRAXSEmbedding",
-    "MiLoRAEmbedding",
-    "OFTEmbedding",
-    "PiSSAEmbedding",
-    "VeRAEmbedding",
-    "rsLoRAEmbedding",
-]
+__all__ = ["EmbeddingLayer"]
+__all__ += adapters.__all__

@@ -8,18 +8,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jno_lora_zoo import (
+    LayerKind,
     MeshAxes,
-    VectorLayer,
-    at_least_float32,
     cast_like,
     compute_dtype,
     describe,
+    in_compute_dtype,
     is_float_array,
     sharded_over,
 )
 
 
-class EmbeddingLayer(VectorLayer):
+class EmbeddingLayer(LayerKind):
     """A table `weight` of shape `(num_embeddings, embedding_size)`, read one row at a time.
 
     The matrix is the transposed table: a lookup is `W e_i`, so that `in` counts the embeddings and
@@ -60,12 +60,8 @@ class EmbeddingLayer(VectorLayer):
         return leaf.weight.ndim - 2
 
     @classmethod
-    def is_known(cls, base: eqx.Module) -> bool:
-        return type(base) is eqx.nn.Embedding
-
-    @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return at_least_float32(base.weight).T
+    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+        return in_compute_dtype(layer.weight).T
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
@@ -82,23 +78,23 @@ class EmbeddingLayer(VectorLayer):
         # vanish.
         return 1
 
+    def computes(self, x: Any) -> bool:
+        return type(self.base) is eqx.nn.Embedding
+
     def product(self, x: Any) -> Array:
-        # The base itself, so that what it refuses (a vector of ids) is refused here as well.
-        return at_least_float32(self.base(x))
+        # The base itself, so that an input that it refuses (a vector of ids) is refused here too.
+        return in_compute_dtype(self.base(x))
 
     def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
         # The same indexing as the base's: negative ids count from the end, others are clamped.
         return A[:, x].astype(compute_dtype(self.base.weight))
-
-    def has_kronecker(self) -> bool:
-        return True
 
     def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
         # Column i of A ⊗ B is A[:, i // q] ⊗ B[:, i % q].
         column, q = self._column(x), B.shape[1]
         dtype = compute_dtype(self.base.weight)
         outer, inner = A[:, column // q].astype(dtype), B[:, column % q].astype(dtype)
-        return jnp.outer(outer, inner).reshape(-1)[: self.base.embedding_size]
+        return self.product(x) + jnp.outer(outer, inner).reshape(-1)[: self.base.embedding_size]
 
     def finish(self, y: Array) -> Array:
         return cast_like(y, self.base.weight)

@@ -1,4 +1,4 @@
-"""Which layers hold one matrix for each mode, and how their arrays are laid out."""
+"""The layers that hold one matrix for each mode, and how their arrays are laid out."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jno_lora_zoo import at_least_float32, cast_like, is_float_array, sharded_over
+from jno_lora_zoo import cast_like, in_compute_dtype, is_float_array, sharded_over
 
 from ._classes import value_for
 
@@ -42,7 +42,7 @@ class ModeWeights(NamedTuple):
 
     def read(self, layer: Any) -> Float[Array, "parts *modes out in"]:
         """The matrices, in float32 at least. The first axis has the real and imaginary parts."""
-        arrays = [at_least_float32(getattr(layer, field)) for field in self.fields]
+        arrays = [in_compute_dtype(getattr(layer, field)) for field in self.fields]
         stacked = arrays[0] if "p" in self.axes else jnp.stack(arrays)
         return jnp.einsum(f"{self._stored()}->{self._canonical()}", stacked)
 

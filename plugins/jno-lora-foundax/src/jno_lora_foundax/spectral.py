@@ -12,20 +12,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
-from jno_lora_zoo import LoRA, adapter_dtype_for, rsLoRA
+from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._mode_weights import ModeWeights, mode_weights_of
-
-_FNO = """
-@misc{li2020fno,
-  title = {{Fourier} Neural Operator for Parametric Partial Differential Equations},
-  author = {Li, Zongyi and Kovachki, Nikola and Azizzadenesheli, Kamyar and Liu,
-    Burigede and Bhattacharya, Kaushik and Stuart, Andrew and Anandkumar, Anima},
-  year = {2020},
-  eprint = {2010.08895},
-  archivePrefix = {arXiv},
-}
-"""
 
 
 class SpectralLowRank(LoRAWrapper):
@@ -73,7 +62,7 @@ class SpectralLowRank(LoRAWrapper):
 
     @classmethod
     def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
-        """The families of matrices that `leaf` holds, by name; `None` if it is no such layer.
+        """The families of matrices that `leaf` holds, by name; `None` if it holds none.
 
         A subclass declares another library's layers here.
         """
@@ -98,7 +87,7 @@ class SpectralLowRank(LoRAWrapper):
         return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer computes with the updated weights, for the arguments it takes itself.
+        """The output of the layer with the updated weights, for the arguments it takes itself.
 
         The weights are updated once for a whole batch, which costs little beside the transforms.
         """
@@ -147,7 +136,7 @@ class LoRASpectral(SpectralLowRank):
     of the spectrum are kept. That is less than the layer has if `r < in out / (in + out)`.
 
     Per mode, since the modes are what such a layer keeps apart: the matrices act on different
-    frequencies and are never added up, so there is no one matrix whose rank could be low. (Sharing
+    frequencies and are never added up, so that no single matrix could have a low rank. (Sharing
     `A` or `B` among modes would tie the frequencies together.) Every mode keeps its place in the
     spectrum, and a merged model still runs at any resolution.
 
@@ -171,7 +160,7 @@ class LoRASpectral(SpectralLowRank):
     variant = "lora"
     auto = True
     paper = "2106.09685"
-    bibtex = f"{LoRA.bibtex}{_FNO}"
+    bibtex = bibtex_of("2106.09685", "2010.08895")
     formula = "2 r (in + out) per mode"
 
     @property
@@ -193,7 +182,7 @@ class rsLoRASpectral(SpectralLowRank):
     adapter_fields = ("lora_A", "lora_B")
     variant = "rslora"
     paper = "2312.03732"
-    bibtex = f"{rsLoRA.bibtex}{_FNO}"
+    bibtex = bibtex_of("2312.03732", "2010.08895")
     formula = "2 r (in + out) per mode"
 
     @property

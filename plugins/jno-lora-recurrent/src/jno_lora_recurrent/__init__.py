@@ -4,32 +4,10 @@ They are found by name (`net.lora(wrapper="LoRARecurrent")`) or passed as classe
 takes one line: `class MyMethodRecurrent(MyMethod, RecurrentLayer): ...`.
 """
 
-from .adapters import (
-    DoRARecurrent,
-    IA3Recurrent,
-    LoKrRecurrent,
-    LoRAFARecurrent,
-    LoRARecurrent,
-    LoRAXSRecurrent,
-    MiLoRARecurrent,
-    OFTRecurrent,
-    PiSSARecurrent,
-    VeRARecurrent,
-    rsLoRARecurrent,
-)
+# ruff: noqa: F403
+from . import adapters
+from .adapters import *
 from .layer import RecurrentLayer
 
-__all__ = [
-    "DoRARecurrent",
-    "IA3Recurrent",
-    "LoKrRecurrent",
-    "LoRAFARecurrent",
-    "LoRARecurrent",
-    "LoRAXSRecurrent",
-    "MiLoRARecurrent",
-    "OFTRecurrent",
-    "PiSSARecurrent",
-    "RecurrentLayer",
-    "VeRARecurrent",
-    "rsLoRARecurrent",
-]
+__all__ = ["RecurrentLayer"]
+__all__ += adapters.__all__

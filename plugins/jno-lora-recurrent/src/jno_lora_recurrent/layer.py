@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 from jno_lora_zoo import (
     LayerKind,
     MeshAxes,
-    at_least_float32,
     cast_like,
     describe,
+    in_compute_dtype,
     is_float_array,
     sharded_over,
 )
@@ -58,8 +58,8 @@ class RecurrentLayer(LayerKind):
         return leaf.weight_ih.ndim - 2
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        parts = [at_least_float32(weight) for weight in (base.weight_ih, base.weight_hh)]
+    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+        parts = [in_compute_dtype(weight) for weight in (layer.weight_ih, layer.weight_hh)]
         return jnp.concatenate([part.astype(jnp.result_type(*parts)) for part in parts], axis=1)
 
     @classmethod

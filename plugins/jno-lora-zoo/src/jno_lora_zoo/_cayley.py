@@ -1,7 +1,7 @@
 """A Cayley map that may run in a compiled step.
 
-Several LAPACK calls in one step can wait for each other's threads forever on a CPU with few cores,
-so what runs in a step is plain HLO.
+Several LAPACK calls in one step can wait for each other's threads forever on a CPU with few cores.
+So a step runs plain HLO only.
 """
 
 import jax
@@ -13,12 +13,12 @@ from jaxtyping import Array, Float
 def cayley(skew: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
     """`R = (I - Q)(I + Q)^-1` of antisymmetric matrices `Q`: a rotation, however large `Q` is.
 
-    Gauss-Jordan elimination with partial pivoting, and two Newton-Schulz steps, each of which takes
-    what rounding leaves of `R^T R - I` to its square.
+    Gauss-Jordan elimination with partial pivoting, and two Newton-Schulz steps. Each step squares
+    the rest that rounding leaves of `R^T R - I`.
     """
     n = skew.shape[-1]
     eye = jnp.broadcast_to(jnp.eye(n, dtype=skew.dtype), skew.shape)
-    # The integer type of the loop index, whatever the configuration makes of it.
+    # In the integer type of the loop index, which depends on the configuration.
     row = jnp.arange(n).reshape(n, 1)
     # `I - Q` and `(I + Q)^-1` commute, so R solves (I + Q) R = I - Q.
     augmented = jnp.concatenate([eye + skew, eye - skew], axis=-1)

@@ -1,17 +1,15 @@
-"""What a method may ask of the layer it adapts, whatever kind of layer that is."""
+"""The operations that a method may ask of a layer, whatever kind of layer it is."""
 
 import abc
-import functools
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
+
+from ._arrays import Matrix, mixed
 
 
 class MeshAxes(NamedTuple):
@@ -22,22 +20,28 @@ class MeshAxes(NamedTuple):
     inputs: Any
 
 
+def unchanged(y: Array) -> Array:
+    """`y` itself: the map that `LayerKind.low_rank` applies unless it is given another."""
+    return y
+
+
+Factor = Float[Array, "_ _"]
+Map = Callable[[Array], Array]
+
+
 class LayerKind(LoRAWrapper):
-    """One kind of layer: its `(out, in)` matrix, and its linear map in pieces. No parameters.
+    """One kind of layer: its `(out, in)` matrix `W`, and its linear map in pieces. No parameters.
 
-    A method needs `matrix` and `with_matrix` for its law. The other operations are for its fast
-    path, and only called if `is_known(base)`: on every other layer, whose `__call__` may do more
-    than the kind knows of, the law's matrix is put into the base and the base is called. A kind
-    that knows no layer needs none of them.
+    A subclass says which layers are of its kind (`fits`), where their weight lies (`stack_ndim`,
+    `mesh_axes`), and defines the operations from `matrix` on, each by the equation that it
+    satisfies. A law needs `matrix` and `with_matrix` only. The others make fast paths, and are
+    called only if `computes(x)`: every other layer, whose `__call__` may do more than the kind
+    knows, gets the law's matrix and is called itself. A kind may define no fast path at all.
 
-    The input `x` is what the layer takes (features, or the index of a lookup). Feature arrays have
-    whatever shape suits the kind: `h` has the rank axis, `y` the output axis.
-    The operations cast the adapter's arrays to the dtype of the features.
+    `x` is the layer's input: features, or the index of a lookup. Arrays of features carry the
+    output axis (`y`) or the rank axis (`h`) *first*, whatever axes follow. Operations cast the
+    adapter's arrays to the dtype of the features.
     """
-
-    # Whether `low_rank` merges `B A` into the weight. A method with more factors than two then does
-    # best to multiply them into `A` and `B` first.
-    merges_factors: ClassVar[bool] = False
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
@@ -50,7 +54,7 @@ class LayerKind(LoRAWrapper):
             return bool(cls.fits(leaf))
         except Exception:
             # A look-alike whose attributes mean something else (arrays for sizes, a property that
-            # raises) is not of this kind, and no reason to refuse the rest of the model.
+            # raises) is not of this kind. The rest of the model can be adapted all the same.
             return False
 
     @classmethod
@@ -60,7 +64,7 @@ class LayerKind(LoRAWrapper):
 
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
-        """What keeps `leaf` from being a layer of this kind, if it looks like one. Never raises."""
+        """Why `leaf`, which looks like a layer of this kind, is not one. Never raises."""
         try:
             return cls.misfit(leaf)
         except Exception:
@@ -68,142 +72,75 @@ class LayerKind(LoRAWrapper):
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
-        """For a module that does not fit: what is wrong with it, or `None` if it is far off."""
+        """For a module that does not fit: the reason, or `None` if it is far off."""
         return None
 
     @classmethod
     @abc.abstractmethod
-    def matrix(cls, base: eqx.Module) -> Float[Array, "out in"]:
-        """The weight as an `(out, in)` matrix, in float32 at least."""
-
-    @classmethod
-    @abc.abstractmethod
-    def with_matrix(cls, base: eqx.Module, matrix: Float[Array, "out in"]) -> eqx.Module:
-        """`base` with that matrix as its weight, cast to the weight's own dtype."""
-
-    @classmethod
-    @abc.abstractmethod
     def mesh_axes(cls, base: eqx.Module) -> MeshAxes:
-        """Over which axes of its mesh the weight is sharded."""
+        """The mesh axes that the weight is sharded over."""
 
     @classmethod
-    def fan_in(cls, W: Float[Array, "out in"]) -> int:
-        """How many inputs one output sums over, which sets the variance of random factors."""
+    def fan_in(cls, W: Matrix) -> int:
+        """The number of inputs that one output sums over: the variance of random factors."""
         return W.shape[1]
 
     @classmethod
-    def is_known(cls, base: eqx.Module) -> bool:
-        """Whether `base`'s exact type is one whose `__call__` the operations below reproduce."""
+    def group_size(cls, base: eqx.Module) -> int | None:
+        """The number of outputs in a row that see the same inputs. `None`: all see all inputs."""
+        return None
+
+    def computes(self, x: Any) -> bool:
+        """Whether the operations reproduce the base's own `__call__` for the input `x`."""
         return False
 
-    def accepts(self, x: Any) -> bool:
-        """Whether `x` has the shape that the operations below are written for."""
-        return True
+    @classmethod
+    @abc.abstractmethod
+    def matrix(cls, layer: eqx.Module) -> Matrix:
+        """`W`: the weight as an `(out, in)` matrix, in float32 at least."""
+
+    @classmethod
+    @abc.abstractmethod
+    def with_matrix(cls, base: eqx.Module, matrix: Matrix) -> eqx.Module:
+        """`matrix(with_matrix(base, W)) == W`, to the rounding of the weight's own dtype."""
 
     def product(self, x: Any) -> Array:
-        """`y = W x`, without the bias."""
+        """`W x`, without the bias."""
         raise NotImplementedError
 
-    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
-        """`h = A x`: the first half of a low-rank product."""
-        raise NotImplementedError
-
-    def up(self, h: Array, B: Float[Array, "out r"]) -> Array:
-        """`y = B h`: the second half of a low-rank product."""
+    def down(self, x: Any, A: Factor) -> Array:
+        """`h = A x`: the features of the rank axis."""
         raise NotImplementedError
 
     def low_rank(
-        self, x: Any, A: Float[Array, "r in"], B: Float[Array, "out r"], scaling: float
+        self, x: Any, A: Factor, B: Factor, between: Map = unchanged, after: Map = unchanged
     ) -> Array:
-        """`y = (W + s B A) x`: the layer's own product and a low-rank one."""
-        return self.product(x) + scaling * self.up(self.down(x, A), B)
+        """`(W + after(B between(A))) x`: the layer's product and a low-rank one.
 
-    def mix(self, h: Array, R: Float[Array, "r r"]) -> Array:
-        """`R h`: a matrix on the rank axis."""
-        raise NotImplementedError
+        **Arguments:**
 
-    def scale_rank(self, h: Array, d: Float[Array, " r"]) -> Array:
-        """`diag(d) h`: a factor for each component of the rank axis."""
-        raise NotImplementedError
+        - `A`, `B`: the factors, `(r, in)` and `(out, r)`.
+        - `between`: a map that is linear along the rank axis.
+        - `after`: a map that multiplies each entry of the output axis by a number.
 
-    def scale_output(self, y: Array, v: Float[Array, " out"]) -> Array:
-        """`diag(v) y`: a factor for each output."""
-        raise NotImplementedError
+        The two are applied to features here, which suits features that are vectors. A kind may
+        apply them to the factors instead.
+        """
+        # The layer's own product first: XLA keeps to the order, and holds less at once.
+        y = self.product(x)
+        return y + after(mixed(between(self.down(x, A)), B))
 
-    def rotate_output(self, y: Array, R: Float[Array, "blocks r r"]) -> Array:
-        """`blockdiag(R_1, R_2, ...) y`, cut to the outputs there are."""
-        raise NotImplementedError
+    def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
+        """`f(W x, p)`, for parameters `p` and an `f` that is linear along the output axis.
 
-    def rotated_product(self, x: Any, R: Float[Array, "blocks r r"]) -> Array:
-        """`y = blockdiag(R_1, R_2, ...) W x`, for orthogonal blocks."""
-        return self.rotate_output(self.product(x), R)
+        `f` may be applied to the rows of `W` instead: it must not mix outputs of two groups.
+        """
+        return f(self.product(x), p)
 
-    def rotates_output(self, block: int) -> bool:
-        """Whether rotating outputs in blocks of this size is the same as rotating the matrix."""
+    def kronecker(self, x: Any, A: Factor, B: Factor) -> Array:
+        """`(W + A ⊗ B) x`, the Kronecker product cut to the inputs and outputs of the layer."""
         raise NotImplementedError
 
     def finish(self, y: Array) -> Array:
-        """Add the bias, and give the result the shape that the layer returns."""
+        """`finish(product(x)) == base(x)`: adds the bias, in the shape that the layer returns."""
         raise NotImplementedError
-
-    def has_kronecker(self) -> bool:
-        """Whether `kronecker` is cheaper or more precise than the product with the law's matrix."""
-        return False
-
-    def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
-        """`y = (A ⊗ B) x`, cut to the inputs and outputs there are."""
-        raise NotImplementedError
-
-
-def sharded_over(weight: Any) -> tuple[Any, ...]:
-    """The mesh axes of each axis of `weight`, `None` where it is not sharded."""
-    sharding = getattr(weight, "sharding", None)
-    spec = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else ()
-    return spec + (None,) * (weight.ndim - len(spec))
-
-
-def is_float_array(weight: Any) -> bool:
-    """Whether `weight` is a real floating array. (`Shared` puts placeholders in its place.)"""
-    return isinstance(weight, _ARRAYS) and _is_floating(weight.dtype)
-
-
-_ARRAYS = (jax.Array, np.ndarray)
-
-
-@functools.lru_cache(maxsize=64)
-def _is_floating(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.floating))
-
-
-def describe(weight: Any) -> str:
-    """A weight in a message: its shape, and its dtype if that is what is wrong."""
-    if not isinstance(weight, _ARRAYS):
-        return f"a {type(weight).__name__}"
-    return f"{weight.shape}" if is_float_array(weight) else f"{weight.dtype} {weight.shape}"
-
-
-def dtype_of(weight: Any) -> Any:
-    """The dtype that JAX has for `weight`: float32 for NumPy's float64 unless that is enabled."""
-    return jax.dtypes.canonicalize_dtype(weight.dtype)
-
-
-def compute_dtype(weight: Any) -> Any:
-    """The dtype to compute in with `weight`: its own, or float32 if that is more."""
-    dtype = dtype_of(weight)
-    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
-
-
-def at_least_float32(weight: Any) -> Array:
-    """`weight` in its own precision, or in float32 if that is more."""
-    return jnp.asarray(weight, compute_dtype(weight))
-
-
-def cast_like(array: Array, weight: Any) -> Array:
-    """`array` in the dtype of `weight`."""
-    return array.astype(dtype_of(weight))
-
-
-def scaled(y: Array, v: Array) -> Array:
-    """`v * y`. In half precision, a factor within 0.4 % of 1 would be 1 before it is used."""
-    wide = at_least_float32(y)
-    return (wide * v.astype(wide.dtype)).astype(y.dtype)

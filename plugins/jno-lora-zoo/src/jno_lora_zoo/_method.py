@@ -1,30 +1,85 @@
-"""What the methods have in common: the law, and when the fast path may stand for it."""
+"""The parts that all methods share: one constructor, the law, and when a fast path may be used."""
 
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import AbstractArray, Array, Float
+from jaxtyping import AbstractArray, Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, WrapperError
 
-from ._layer_kind import LayerKind, at_least_float32, compute_dtype
+from ._arrays import Matrix, compute_dtype, in_compute_dtype
+from ._bibtex import ENTRIES
+from ._layer_kind import LayerKind
 
 
 class Method(LayerKind):
-    """One paper: its arrays, its law `W -> W'`, and the fast way to compute `W' x`.
+    """One paper: its arrays, how they start, its law `W -> W'`, and a fast way to compute `W' x`.
 
     The law is the definition. `forward` must equal it, and is used where the layer's own
-    `__call__` is known to be `W x + b`; every other layer is called with the law's weight in it.
+    `__call__` is known to be `W x + b`. Every other layer gets the law's weight and is called.
+
+    A subclass declares its arrays as fields and defines `start`, `law` and `forward`. Keyword-only
+    parameters of `start` are options of the constructor (`options={...}` of `apply_lora`).
     """
 
+    # Whether the law changes nothing but the scale of each row of the matrix.
+    scales_rows_only: ClassVar[bool] = False
+
+    base: eqx.Module
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+        **options: Any,
+    ):
+        W = self.matrix(base)
+        self.base, self.alpha = base, alpha
+        self.rank = self.effective_rank(rank, *W.shape)
+        dtype = adapter_dtype_for(W, adapter_dtype)
+        for name, value in self._initial_fields(W, self.rank, key, dtype, **options).items():
+            setattr(self, name, value)
+
+    @classmethod
+    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
+        """The rank that a matrix of this size allows."""
+        return min(rank, outputs, inputs)
+
     @abc.abstractmethod
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+        """The arrays that the adapter starts with, by field.
+
+        **Arguments:**
+
+        - `W`: the base's matrix.
+        - `r`: the effective rank.
+        - `key`: the only source of randomness.
+        - `dtype`: of the arrays.
+
+        `self.base` and `self.alpha` are set. A method that starts by changing the base returns the
+        new one as `"base"`.
+        """
+
+    def _initial_fields(self, *start: Any, **options: Any) -> dict[str, Any]:
+        """All fields that the constructor sets: those of `start`."""
+        return self.start(*start, **options)
+
+    @abc.abstractmethod
+    def law(self, W: Matrix) -> Matrix:
         """The adapted matrix `W'`, for the matrix `W` of `base`."""
 
     @abc.abstractmethod
@@ -37,8 +92,8 @@ class Method(LayerKind):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted layer's output, for the arguments that the layer itself takes."""
-        only_input = len(args) == 1 and kwargs.keys() <= {"key"} and self.accepts(args[0])
-        if only_input and self.is_known(self.base) and self.has_fast_path():
+        only_input = len(args) == 1 and kwargs.keys() <= {"key"}
+        if only_input and self.computes(args[0]) and self.has_fast_path():
             return self.finish(self.forward(args[0]))
         return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
@@ -56,27 +111,65 @@ class Method(LayerKind):
         """The base layer with the law's weight, computed in float32 at least."""
         return self.with_matrix(self.base, self.law(self.matrix(self.base)))
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if cls.bibtex is None:
+            cls.bibtex = ENTRIES.get(cls.paper or "")
+        if "start" in vars(cls) and "__init__" not in vars(cls):
+            cls.__init__ = _constructor(cls)
+
+
+def _constructor(cls: type[Method]) -> Callable[..., None]:
+    """`Method.__init__`, with the options of `cls` in its signature.
+
+    The dispatcher reads them there, to refuse an unknown option by name.
+    """
+
+    @functools.wraps(Method.__init__)
+    def construct(self: Method, *args: Any, **kwargs: Any) -> None:
+        Method.__init__(self, *args, **kwargs)
+
+    signature = inspect.signature(construct)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for function in (cls.start, cls._initial_fields):
+        options = inspect.signature(function).parameters.values()
+        named += [option for option in options if option.kind is option.KEYWORD_ONLY]
+    setattr(construct, "__signature__", signature.replace(parameters=named))  # noqa: B010
+    return construct
+
 
 class Scaled(Method):
     """A method whose update is multiplied by a number that depends on `alpha` and the rank.
 
-    That number is static. With `multiplier`, the update is also multiplied by a frozen scalar
-    array, which may differ from model to model without compiling anew, and be mapped over.
+    That number is static. With the option `multiplier`, the update is also multiplied by a frozen
+    scalar array, which may differ from model to model without compiling anew, and be mapped over.
     """
 
-    multiplier: Float[Array, ""] | None = None
+    multiplier: Float[Array, ""] | None
+
+    def _initial_fields(
+        self, *start: Any, multiplier: Any = None, **options: Any
+    ) -> dict[str, Any]:
+        """Those of `start`, and the multiplier."""
+        return {**self.start(*start, **options), "multiplier": as_multiplier(multiplier)}
+
+    @classmethod
+    def scale_for(cls, rank: int, alpha: float) -> float:
+        """The factor `s` of the update, for the effective rank. It is linear in `alpha`."""
+        return alpha / rank
 
     @property
     def scaling(self) -> float:
-        """The factor of the update."""
-        return self.alpha / self.rank
+        """The factor `s` of the update."""
+        return self.scale_for(self.rank, self.alpha)
 
-    def multiplied(self, factor: Array) -> Array:
-        """`factor`, which the update is linear in, times the multiplier if there is one."""
-        if self.multiplier is None:
-            return factor
-        factor = at_least_float32(factor)
-        return factor * self.multiplier.astype(factor.dtype)
+    def times_scale(self, factor: Array) -> Array:
+        """`s` times `factor`, which the update is linear in, and times the multiplier, if any.
+
+        In float32 at least: a factor of half precision would lose digits.
+        """
+        factor = self.scaling * in_compute_dtype(factor)
+        return factor if self.multiplier is None else factor * self.multiplier.astype(factor.dtype)
 
     @classmethod
     def from_state(
@@ -102,7 +195,7 @@ class Scaled(Method):
 def as_multiplier(value: Any) -> Float[Array, ""] | None:
     """The `multiplier` field for this argument of a constructor.
 
-    **Raises:** `ValueError` for what is not one real number.
+    **Raises:** `ValueError` unless it is one real number or `None`.
     """
     if value is None:
         return None
@@ -121,7 +214,7 @@ def as_multiplier(value: Any) -> Float[Array, ""] | None:
 def adapter_dtype_for(weight: Any, adapter_dtype: Any) -> Any:
     """The dtype of an adapter's arrays: the weight's (float32 at least) unless told otherwise.
 
-    **Raises:** `ValueError` for what is no floating dtype, in which nothing could train.
+    **Raises:** `ValueError` unless `adapter_dtype` is a floating dtype: nothing else could train.
     """
     if adapter_dtype is None:
         return compute_dtype(weight)

@@ -1,11 +1,23 @@
-"""Random matrices that are cheap enough to draw anew at every use."""
+"""Random matrices: the factors of a low-rank update, and some to be drawn anew at every use."""
 
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from ._arrays import Matrix
+
+
+def low_rank_start(
+    W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, fan_in: int
+) -> dict[str, Array]:
+    """The factors of an update that starts at zero: `A ~ N(0, 1/fan_in)` and `B = 0`."""
+    outputs, inputs = W.shape
+    A = jax.random.normal(key, (r, inputs), dtype) / math.sqrt(fan_in)
+    return {"lora_A": A, "lora_B": jnp.zeros((outputs, r), dtype)}
 
 
 def uniform_matrix(
@@ -26,7 +38,7 @@ def uniform_matrix(
     word = _hash(word ^ jnp.uint32((0x9E3779B9 * (stream + 1)) % 2**32))
     rows, columns = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
     bits = _hash(_hash(rows * jnp.uint32(shape[1]) + columns + word) ^ word)
-    # 24 bits are what a float32 holds; the half step makes the mean exactly 0.
+    # A float32 holds 24 bits; the half step makes the mean exactly 0.
     unit = ((bits >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23) - 1.0
     return (unit * jnp.float32(math.sqrt(3 * variance))).astype(dtype)
 

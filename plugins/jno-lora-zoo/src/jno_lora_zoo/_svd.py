@@ -31,8 +31,8 @@ def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> T
 
     **Arguments:**
 
-    - `svd`: `"exact"`, `"randomized"`, or `"auto"`, which takes the latter for matrices that are
-        large beside the rank.
+    - `svd`: `"exact"`, `"randomized"`, or `"auto"`, which takes a random subspace for matrices that
+        are large beside the rank.
     - `key`: for the random subspace.
 
     **Raises:** `ValueError` for another `svd`.
@@ -51,8 +51,8 @@ def smallest(W: Float[Array, "out in"], r: int, svd: str) -> Triplets:
 
     **Arguments:**
 
-    - `svd`: `"exact"`, which `"auto"` means here, or `"gram"`, which goes by the eigenvectors of
-        `W W^T` or `W^T W` in half the time. That squares the condition: singular values below
+    - `svd`: `"exact"` (so does `"auto"` here), or `"gram"`, which takes the eigenvectors of
+        `W W^T` or `W^T W`, in half the time. That squares the condition: singular values below
         `1e-4` times the largest are noise in float32, and the triplets' product is off by `1e-3`
         to `4e-2` of its norm.
 
@@ -91,7 +91,7 @@ def _in_random_subspace(W: Float[Array, "out in"], r: int, key: PRNGKeyArray) ->
         blocks.append(block)
     basis = _orthonormal(jnp.concatenate(blocks, axis=1))
     image = basis.T @ W
-    # The best directions in it by a small square matrix, and their triplets by a smaller one.
+    # A small square matrix gives the best directions, and a smaller one their triplets.
     best = jnp.linalg.eigh(image @ image.T)[1][:, ::-1][:, :r]
     Q, R = jnp.linalg.qr(image.T @ best)
     U, S, Vt = _full(R.T)

@@ -14,22 +14,8 @@ import pytest
 import jno_lora_zoo
 from jno.lora import lora_trainable_filter
 
-from .laws import fields_of, reference
+from .laws import METHODS, fields_of, reference
 from .layers import CONVS, LINEARS, Case, case
-
-METHODS = (
-    "LoRA",
-    "rsLoRA",
-    "LoRAFA",
-    "DoRA",
-    "PiSSA",
-    "LoRAXS",
-    "VeRA",
-    "MiLoRA",
-    "IA3",
-    "LoKr",
-    "OFT",
-)
 
 
 @dataclasses.dataclass(frozen=True)

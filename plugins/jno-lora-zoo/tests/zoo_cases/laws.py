@@ -130,3 +130,5 @@ _LAWS = {
     "LoKr": _lokr,
     "OFT": _oft,
 }
+
+METHODS = tuple(_LAWS)

@@ -8,20 +8,26 @@ import re
 
 ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
+# Written by `python tests/zoo/listings.py --write`, from the methods of the zoo.
 ZOO_METHODS = (
     "LoRA",
-    "rsLoRA",
+    "IA3",
+    "OFT",
     "LoRAFA",
+    "LoKr",
+    "VeRA",
+    "rsLoRA",
     "DoRA",
     "PiSSA",
     "LoRAXS",
-    "VeRA",
     "MiLoRA",
-    "IA3",
-    "LoKr",
-    "OFT",
 )
-ZOO_LAYERS = ("Linear", "Conv", "ConvTranspose", "InNorm")
+ZOO_LAYERS = (
+    "Linear",
+    "Conv",
+    "ConvTranspose",
+    "InNorm",
+)
 ZOO_NAMES = tuple(f"{method}{layer}" for layer in ZOO_LAYERS for method in ZOO_METHODS)
 
 

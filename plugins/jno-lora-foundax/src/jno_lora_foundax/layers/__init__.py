@@ -1,8 +1,10 @@
 """The layer kinds of foundax."""
 
-from .channel_last import ChannelLastKernelLayer
-from .conv import ChannelLastConvLayer
-from .conv_transpose import ChannelLastConvTransposeLayer
+from .channel_last import (
+    ChannelLastConvLayer,
+    ChannelLastConvTransposeLayer,
+    ChannelLastKernelLayer,
+)
 from .subsampled_linear import SubsampledLinearLayer
 
 __all__ = [

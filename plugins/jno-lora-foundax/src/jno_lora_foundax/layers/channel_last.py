@@ -1,4 +1,4 @@
-"""What the layers have in common whose kernel has its channels at the end."""
+"""foundax's convolutions, of its UNets, CNO, MgNO and DeepONet: channels come last in a kernel."""
 
 import abc
 from typing import Any
@@ -10,11 +10,13 @@ from jaxtyping import Array, Float
 from jno_lora_zoo import (
     LayerKind,
     MeshAxes,
-    at_least_float32,
     cast_like,
+    in_compute_dtype,
     is_float_array,
     sharded_over,
 )
+
+from .._classes import value_for
 
 
 class ChannelLastKernelLayer(LayerKind):
@@ -27,16 +29,16 @@ class ChannelLastKernelLayer(LayerKind):
     The layers do not say which axis is which, and an array cannot tell: `num_spatial_dims` does,
     for the classes it knows. Every other kernel is refused. A subclass declares another library's.
 
-    No layer is "known": all are called with the law's kernel in them, whatever padding, stride and
-    batch axes they handle. A batch shares that kernel. Convolving with `A` apart would save the
-    gradient of the whole kernel, for one more thin convolution: for UNets on a CPU that was now
-    faster, more often slower.
+    There are no fast paths: every layer is called with the law's kernel in it, whatever padding,
+    stride and batch axes it handles. A batch shares that kernel. Convolving with `A` apart would
+    save the gradient of the whole kernel, and cost one more thin convolution. For UNets on a CPU
+    that was slower more often than faster.
     """
 
     @classmethod
     @abc.abstractmethod
     def num_spatial_dims(cls, leaf: Any) -> int | None:
-        """How many axes of `leaf`'s kernel are spatial, or `None` if its layout is not known."""
+        """The number of spatial axes of `leaf`'s kernel, or `None` if its layout is not known."""
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
@@ -52,8 +54,8 @@ class ChannelLastKernelLayer(LayerKind):
         return 0 if dims is None else leaf.weight.ndim - dims - 2
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        kernel = jnp.moveaxis(at_least_float32(base.weight), (-1, -2), (0, 1))
+    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+        kernel = jnp.moveaxis(in_compute_dtype(layer.weight), (-1, -2), (0, 1))
         return kernel.reshape(kernel.shape[0], -1)
 
     @classmethod
@@ -71,3 +73,46 @@ class ChannelLastKernelLayer(LayerKind):
         if any(spatial[stack:]):
             inputs = None
         return MeshAxes(tuple(spatial[:stack]), outputs, inputs)
+
+
+_CONVS = {
+    ("foundax.architectures.unet", "Conv1dNHWC"): 1,
+    ("foundax.architectures.unet", "Conv2dNHWC"): 2,
+    ("foundax.architectures.unet", "Conv3dNHWC"): 3,
+    ("foundax.architectures.common", "Conv2d"): 2,
+    ("foundax.architectures.deeponet", "Conv1dCL"): 1,
+}
+_TRANSPOSED = {
+    ("foundax.architectures.unet", "ConvTranspose1d"): 1,
+    ("foundax.architectures.unet", "ConvTranspose3d"): 3,
+    ("foundax.architectures.common", "ConvTranspose2d"): 2,
+}
+
+
+class ChannelLastConvLayer(ChannelLastKernelLayer):
+    """`Conv1dNHWC`, `Conv2dNHWC`, `Conv3dNHWC`, `Conv2d` and `Conv1dCL` of foundax.
+
+    Those of Poseidon hold an `eqx.nn.Conv2d`, which the zoo's adapters claim.
+    """
+
+    @classmethod
+    def num_spatial_dims(cls, leaf: Any) -> int | None:
+        return value_for(leaf, _CONVS)
+
+
+class ChannelLastConvTransposeLayer(ChannelLastKernelLayer):
+    """`ConvTranspose1d`, `ConvTranspose2d` and `ConvTranspose3d` of foundax.
+
+    They allocate their kernel as `(*kernel_size, out, in)`, but the call sums over the last axis
+    but one: what it computes with is `(*kernel_size, in, out)`, and the call is the truth. Where
+    the two differ in size the layer cannot run at all, and is refused; foundax's own models only
+    have such with as many outputs as inputs.
+    """
+
+    @classmethod
+    def num_spatial_dims(cls, leaf: Any) -> int | None:
+        return value_for(leaf, _TRANSPOSED)
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        return super().fits(leaf) and leaf.weight.shape[-1] == leaf.weight.shape[-2]

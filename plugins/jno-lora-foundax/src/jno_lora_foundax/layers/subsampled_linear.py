@@ -13,8 +13,8 @@ class SubsampledLinearLayer(LinearLayer):
     """MPP's `SubsampledLinear`: a weight `(dim_out, dim_in)`, called with `(x, labels)`.
 
     The labels choose the columns (or, without `subsample_in`, the rows) that a call uses. The
-    matrix is the whole weight: one adapter for every set of physical fields, of which a call takes
-    its part. The layer is called as it is, with the law's weight in it.
+    matrix is the whole weight: one adapter for every set of physical fields. A call takes its
+    part of it. The layer is called as it is, with the law's weight in it.
     """
 
     @classmethod

@@ -5,7 +5,6 @@ from .conv_transpose import ConvTransposeLayer
 from .in_norm import InNormLayer, norms_rows
 from .kernel import KernelLayer
 from .linear import LinearLayer
-from .vector import VectorLayer
 
 __all__ = [
     "ConvLayer",
@@ -13,6 +12,5 @@ __all__ = [
     "InNormLayer",
     "KernelLayer",
     "LinearLayer",
-    "VectorLayer",
     "norms_rows",
 ]

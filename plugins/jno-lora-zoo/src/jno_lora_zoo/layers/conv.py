@@ -6,10 +6,8 @@ import equinox as eqx
 
 from jno.lora import ConvLike
 
-from .._layer_kind import describe
+from .._arrays import describe
 from .kernel import KernelLayer, kernel_shape
-
-_KNOWN = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
 
 
 class ConvLayer(KernelLayer):
@@ -19,6 +17,8 @@ class ConvLayer(KernelLayer):
     *kernel_size)`. A kernel laid out otherwise (channel-last), and a transposed convolution, is
     not claimed.
     """
+
+    known = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
@@ -35,7 +35,7 @@ class ConvLayer(KernelLayer):
             return 'a transposed convolution, adapted on request: `wrapper="LoRAConvTranspose"`'
         if hasattr(leaf, "output_padding"):
             return (
-                "it looks like a transposed convolution but is no eqx.nn.ConvTranspose, and other "
+                "it looks like a transposed convolution but is not an eqx.nn.ConvTranspose: other "
                 "libraries swap the first two axes of the kernel"
             )
         if leaf.weight.ndim < 3 or isinstance(leaf, eqx.nn.LayerNorm):
@@ -49,12 +49,8 @@ class ConvLayer(KernelLayer):
                 "nothing says which axes are outputs, inputs and kernel"
             )
         if 0 in leaf.weight.shape:
-            return f"its kernel {describe(leaf.weight)} holds no number"
+            return f"its kernel {describe(leaf.weight)} is empty"
         return (
             f"its kernel is {describe(leaf.weight)}, not (out_channels, in_channels / groups, "
             f"*kernel_size) = {kernel_shape(leaf)}"
         )
-
-    @classmethod
-    def is_known(cls, base: eqx.Module) -> bool:
-        return type(base) in _KNOWN

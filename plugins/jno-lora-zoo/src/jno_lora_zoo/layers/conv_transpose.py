@@ -6,13 +6,6 @@ import equinox as eqx
 
 from .kernel import KernelLayer
 
-_KNOWN = (
-    eqx.nn.ConvTranspose,
-    eqx.nn.ConvTranspose1d,
-    eqx.nn.ConvTranspose2d,
-    eqx.nn.ConvTranspose3d,
-)
-
 
 class ConvTransposeLayer(KernelLayer):
     """`eqx.nn.ConvTranspose1d/2d/3d`, with groups, strides, dilation and output padding.
@@ -22,10 +15,13 @@ class ConvTransposeLayer(KernelLayer):
     Look-alikes are not claimed, since other libraries swap the first two axes.
     """
 
+    known = (
+        eqx.nn.ConvTranspose,
+        eqx.nn.ConvTranspose1d,
+        eqx.nn.ConvTranspose2d,
+        eqx.nn.ConvTranspose3d,
+    )
+
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         return isinstance(leaf, eqx.nn.ConvTranspose) and cls.keeps_layout(leaf)
-
-    @classmethod
-    def is_known(cls, base: eqx.Module) -> bool:
-        return type(base) in _KNOWN

@@ -3,9 +3,10 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float
 
+from .._arrays import Matrix
 from .._layer_kind import LayerKind, MeshAxes
+from .._method import Method
 from .conv import ConvLayer
 from .conv_transpose import ConvTransposeLayer
 from .linear import LinearLayer
@@ -27,16 +28,17 @@ class InNormLayer(LayerKind):
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
-        return (
-            isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm)
-            and leaf.weight_name == "weight"
-            and any(kind.applies_to(leaf.layer) for kind in _INSIDE)
-        )
+        return _is_normed(leaf) and not (_scales_rows_only(cls) and norms_rows(leaf))
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
         if not isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm):
             return None
+        if _is_normed(leaf) and _scales_rows_only(cls):
+            method = cls.__name__.removesuffix("InNorm")
+            return (
+                f"the norm takes the scale of each row out again, which is all that {method} trains"
+            )
         return (
             f"it norms {leaf.weight_name!r} of a {type(leaf.layer).__name__}, not the weight of a "
             "linear or convolution layer"
@@ -48,17 +50,29 @@ class InNormLayer(LayerKind):
         return _kind(leaf).stack_ndim(leaf.layer)
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return _kind(base).matrix(base.layer)
+    def matrix(cls, layer: Any) -> Matrix:
+        return _kind(layer).matrix(layer.layer)
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         layer = _kind(base).with_matrix(base.layer, matrix)
         return eqx.tree_at(lambda norm: norm.layer, base, layer)
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:
         return _kind(base).mesh_axes(base.layer)
+
+
+def _is_normed(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm)
+        and leaf.weight_name == "weight"
+        and any(kind.applies_to(leaf.layer) for kind in _INSIDE)
+    )
+
+
+def _scales_rows_only(cls: type) -> bool:
+    return issubclass(cls, Method) and cls.scales_rows_only
 
 
 def norms_rows(norm: Any) -> bool:

@@ -1,7 +1,8 @@
-"""What the layers have in common whose weight is the kernel of a convolution."""
+"""The part that layers share whose weight is the kernel of a convolution."""
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,15 +11,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._layer_kind import (
-    LayerKind,
-    MeshAxes,
-    at_least_float32,
+from .._arrays import (
+    Matrix,
     cast_like,
+    compute_dtype,
+    in_compute_dtype,
     is_float_array,
-    scaled,
     sharded_over,
 )
+from .._layer_kind import Factor, LayerKind, Map, MeshAxes, unchanged
 
 
 class KernelLayer(LayerKind):
@@ -28,7 +29,8 @@ class KernelLayer(LayerKind):
     of them and `B`'s rows are divided among them; every law then holds exactly as it stands.
     """
 
-    merges_factors: ClassVar[bool] = True
+    # The classes whose `__call__` the operations reproduce.
+    known: ClassVar[tuple[type, ...]] = ()
 
     @classmethod
     def keeps_layout(cls, leaf: Any) -> bool:
@@ -46,11 +48,11 @@ class KernelLayer(LayerKind):
         return leaf.weight.ndim - len(kernel_shape(leaf))
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return at_least_float32(base.weight).reshape(base.weight.shape[0], -1)
+    def matrix(cls, layer: Any) -> Matrix:
+        return in_compute_dtype(layer.weight).reshape(layer.weight.shape[0], -1)
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         kernel = cast_like(matrix, base.weight).reshape(base.weight.shape)
         return eqx.tree_at(lambda m: m.weight, base, kernel)
 
@@ -63,62 +65,45 @@ class KernelLayer(LayerKind):
         inputs = axes[stack + 1] if not any(axes[stack + 2 :]) else None
         return MeshAxes(axes[:stack], axes[stack], inputs)
 
-    def product(self, x: Array) -> Array:
+    @classmethod
+    def group_size(cls, base: Any) -> int | None:
+        return None if base.groups == 1 else base.out_channels // base.groups
+
+    def computes(self, x: Any) -> bool:
+        return type(self.base) in self.known
+
+    def product(self, x: Any) -> Array:
         return _convolve(self._frame(), x, self._weight)
 
-    def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
+    def down(self, x: Any, A: Factor) -> Array:
         return _down(self._frame(), x, A)
 
-    def up(self, h: Array, B: Float[Array, "out r"]) -> Array:
-        return _up(self._frame(), h, B)
-
     def low_rank(
-        self, x: Array, A: Float[Array, "r in"], B: Float[Array, "out r"], scaling: float
+        self, x: Any, A: Factor, B: Factor, between: Map = unchanged, after: Map = unchanged
     ) -> Array:
         frame, weight = self._frame(), self._weight
-        if weight.dtype.itemsize < 4:
-            # The kernel would round away what is small beside it.
-            return super().low_rank(x, A, B, scaling)
-        A, B = A.astype(weight.dtype), scaling * B.astype(weight.dtype)
-        if not is_narrow(frame, A.shape[0]):
-            return _convolve(frame, x, _adapted(weight, A, B))
-        return _merged_product(x, weight, A, B, frame=frame)
+        if self._rounds:
+            return self.product(x) + after(_up(frame, between(_down(frame, x, A)), B))
+        A, B = between(A.astype(weight.dtype)), after(B.astype(weight.dtype))
+        if is_narrow(frame, A.shape[0]):
+            return _merged_product(x, weight, A, B, frame=frame)
+        # As it stands, with the gradient of the whole kernel.
+        return _convolve(frame, x, _adapted(weight, A, B))
 
-    def mix(self, h: Array, R: Float[Array, "r r"]) -> Array:
-        return jnp.einsum("sr,gr...->gs...", R.astype(h.dtype), h)
+    def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
+        if self._rounds:
+            return f(self.product(x), p)
+        return _with_rows_changed(x, self._weight, p, f=f, frame=self._frame())
 
-    def scale_rank(self, h: Array, d: Float[Array, " r"]) -> Array:
-        return scaled(h, d.reshape(1, -1, *(1,) * (h.ndim - 2)))
-
-    def scale_output(self, y: Array, v: Float[Array, " out"]) -> Array:
-        return scaled(y, v.reshape(-1, *(1,) * (y.ndim - 1)))
-
-    def rotate_output(self, y: Array, R: Float[Array, "blocks r r"]) -> Array:
-        return _rotated(y, R.astype(y.dtype))
-
-    def rotated_product(self, x: Array, R: Float[Array, "blocks r r"]) -> Array:
-        weight = self._weight
-        if weight.dtype.itemsize < 4:
-            return super().rotated_product(x, R)
-        return _rotated_product(x, weight, R.astype(weight.dtype), frame=self._frame())
-
-    def rotates_output(self, block: int) -> bool:
-        # Rows of one group share their inputs. A block that reaches into two groups mixes outputs
-        # that the rotated kernel, which is grouped as well, cannot mix.
-        out, groups = self.base.out_channels, self.base.groups
-        return groups == 1 or (out // groups) % block == 0
-
-    def has_kronecker(self) -> bool:
-        # The kernel would round away what is small beside it.
-        return self._weight.dtype.itemsize < 4
-
-    def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+    def kronecker(self, x: Any, A: Factor, B: Factor) -> Array:
         # A kernel has no factors that a convolution could use one after the other.
-        shape = self.base.weight.shape
-        outputs, inputs = shape[0], math.prod(shape[1:])
-        dtype = jnp.result_type(A.dtype, B.dtype)
+        weight, dtype = self._weight, compute_dtype(self._weight)
+        outputs, inputs = len(weight), math.prod(weight.shape[1:])
         update = jnp.kron(A.astype(dtype), B.astype(dtype))[:outputs, :inputs]
-        return _convolve(self._frame(), x, update.astype(x.dtype).reshape(shape))
+        update = update.astype(weight.dtype).reshape(weight.shape)
+        if self._rounds:
+            return self.product(x) + _convolve(self._frame(), x, update)
+        return _convolve(self._frame(), x, weight + update)
 
     def finish(self, y: Array) -> Array:
         return y if self.base.bias is None else y + self.base.bias
@@ -127,6 +112,11 @@ class KernelLayer(LayerKind):
     def _weight(self) -> Array:
         # NumPy's arrays too have a dtype of JAX then.
         return jnp.asarray(self.base.weight)
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether the kernel would round away an update that is small beside it."""
+        return self._weight.dtype.itemsize < 4
 
     def _frame(self) -> Any:
         """The base without its arrays: how it pads, strides, dilates and groups."""
@@ -152,24 +142,24 @@ def is_narrow(frame: Any, r: int) -> bool:
     return 2 * frame.groups * r <= frame.out_channels
 
 
-def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Array:
+def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r groups *sizes"]:
     # All groups have the same A, so that they can be samples of a batch. The kernel's gradient of a
     # convolution with groups takes ten times as long in XLA on a CPU.
     kernel = A.astype(x.dtype).reshape(A.shape[0], *kernel_shape(frame)[1:])
     groups = x.reshape(frame.groups, -1, *x.shape[1:])
     one = _with_one_group(frame)
-    return jax.vmap(lambda group: _convolve(one, group, kernel))(groups)
+    return jax.vmap(lambda group: _convolve(one, group, kernel), out_axes=1)(groups)
 
 
 def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
-    groups, r, *sizes = h.shape
+    r, groups, *sizes = h.shape
     B = B.astype(h.dtype).reshape(groups, -1, r)
     if groups > 1 and not is_narrow(frame, r):
-        return jnp.einsum("gor,gr...->go...", B, h).reshape(-1, *sizes)
+        return jnp.einsum("gor,rg...->go...", B, h).reshape(-1, *sizes)
     # As a convolution, whose gradients use the same copies of `h` and of the outputs as those of
     # the kernel's do; copies for a product of matrices are copies of their own.
-    diagonal = jnp.einsum("gor,gk->gokr", B, jnp.eye(groups, dtype=h.dtype))
-    kernel = diagonal.reshape(-1, groups * r, *(1,) * len(sizes))
+    diagonal = jnp.einsum("gor,gk->gork", B, jnp.eye(groups, dtype=h.dtype))
+    kernel = diagonal.reshape(-1, r * groups, *(1,) * len(sizes))
     y = lax.conv_general_dilated(h.reshape(1, -1, *sizes), kernel, (1,) * len(sizes), "VALID")
     return y[0]
 
@@ -209,33 +199,27 @@ def _adapted(weight: Array, A: Array, B: Array) -> Array:
 
 
 @eqx.filter_custom_jvp
-def _rotated_product(x: Array, weight: Array, R: Array, *, frame: Any) -> Array:
-    """`(R W) x` as one convolution: there are more outputs to rotate than rows of a kernel.
+def _with_rows_changed(x: Array, weight: Array, p: Any, *, f: Any, frame: Any) -> Array:
+    """`f(W, p) x` as one convolution: a kernel has fewer numbers than the outputs.
 
-    Where it is differentiated the outputs are rotated all the same, since the gradient of `R` would
-    else need that of a whole kernel.
+    Its derivative goes through `f(W x, p)`: the gradient of `p` would otherwise need that of a
+    whole kernel.
     """
-    return _convolve(frame, x, _rotated(weight, R))
+    return _convolve(frame, x, f(weight, p))
 
 
-@_rotated_product.def_jvp
-def _rotated_product_jvp(primals: Any, tangents: Any, *, frame: Any) -> tuple[Array, Array | None]:
-    def outputs_rotated(x: Array, weight: Array, R: Array) -> Array:
-        return _rotated(_convolve(frame, x, weight), R)
+@_with_rows_changed.def_jvp
+def _with_rows_changed_jvp(
+    primals: Any, tangents: Any, *, f: Any, frame: Any
+) -> tuple[Array, Array | None]:
+    def outputs_changed(x: Array, weight: Array, p: Any) -> Array:
+        return f(_convolve(frame, x, weight), p)
 
-    return eqx.filter_jvp(outputs_rotated, primals, tangents)
-
-
-def _rotated(y: Array, R: Float[Array, "blocks r r"]) -> Array:
-    """The first axis rotated in blocks, of which the last may reach beyond its end."""
-    blocks, r, _ = R.shape
-    padded = jnp.pad(y, ((0, blocks * r - y.shape[0]), *((0, 0),) * (y.ndim - 1)))
-    rotated = jnp.einsum("kij,kj...->ki...", R, padded.reshape(blocks, r, *y.shape[1:]))
-    return rotated.reshape(-1, *y.shape[1:])[: y.shape[0]]
+    return eqx.filter_jvp(outputs_changed, primals, tangents)
 
 
 def kernel_shape(leaf: Any) -> tuple[Any, ...]:
-    """The shape that the kernel of one layer must have, from what the layer says of itself."""
+    """The shape that the kernel of one layer must have, by the sizes that the layer states."""
     sizes = leaf.kernel_size
     if isinstance(sizes, int):
         sizes = (sizes,) * getattr(leaf, "num_spatial_dims", leaf.weight.ndim - 2)

@@ -4,23 +4,23 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jno.lora import LinearLike
 
-from .._layer_kind import (
-    MeshAxes,
-    at_least_float32,
+from .._arrays import (
+    Matrix,
     cast_like,
     describe,
     dtype_of,
+    in_compute_dtype,
     is_float_array,
     sharded_over,
 )
-from .vector import VectorLayer
+from .._layer_kind import Factor, LayerKind, MeshAxes
 
 
-class LinearLayer(VectorLayer):
+class LinearLayer(LayerKind):
     """`eqx.nn.Linear`, with `"scalar"` features too, and duck types with the same attributes.
 
     The weight must be `(out_features, in_features)`, after any axes of a stack. A layer whose
@@ -39,7 +39,7 @@ class LinearLayer(VectorLayer):
     def misfit(cls, leaf: Any) -> str | None:
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         if 0 in sizes:
-            return f"its weight {describe(leaf.weight)} holds no number"
+            return f"its weight {describe(leaf.weight)} is empty"
         return f"its weight is {describe(leaf.weight)}, not (out_features, in_features) = {sizes}"
 
     @classmethod
@@ -48,15 +48,11 @@ class LinearLayer(VectorLayer):
         return leaf.weight.ndim - 2
 
     @classmethod
-    def is_known(cls, base: eqx.Module) -> bool:
-        return type(base) is eqx.nn.Linear
+    def matrix(cls, layer: Any) -> Matrix:
+        return in_compute_dtype(layer.weight)
 
     @classmethod
-    def matrix(cls, base: Any) -> Float[Array, "out in"]:
-        return at_least_float32(base.weight)
-
-    @classmethod
-    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         return eqx.tree_at(lambda m: m.weight, base, cast_like(matrix, base.weight))
 
     @classmethod
@@ -64,28 +60,25 @@ class LinearLayer(VectorLayer):
         *stack, outputs, inputs = sharded_over(base.weight)
         return MeshAxes(tuple(stack), outputs, inputs)
 
-    def accepts(self, x: Any) -> bool:
+    def computes(self, x: Any) -> bool:
         # A layer without a bias takes a matrix as well, whose columns are the inputs.
-        return jnp.ndim(x) == (0 if self.base.in_features == "scalar" else 1)
+        ndim = 0 if self.base.in_features == "scalar" else 1
+        return type(self.base) is eqx.nn.Linear and jnp.ndim(x) == ndim
 
-    def product(self, x: Array) -> Array:
+    def product(self, x: Any) -> Array:
         return self.base.weight @ self._vector(x)
 
-    def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
+    def down(self, x: Any, A: Factor) -> Array:
         # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
         x = self._vector(x)
         return x @ A.T.astype(x.dtype)
 
-    def has_kronecker(self) -> bool:
-        return True
-
-    def kronecker(self, x: Array, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
+    def kronecker(self, x: Any, A: Factor, B: Factor) -> Array:
         # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.
-        x = self._vector(x)
-        r, (_, q) = A.shape[0], B.shape
-        X = jnp.pad(x, (0, r * q - x.size)).reshape(r, q)
-        Y = A.astype(x.dtype) @ (X @ B.T.astype(x.dtype))
-        return Y.reshape(-1)[: _size(self.base.out_features)]
+        vector, r, q = self._vector(x), A.shape[0], B.shape[1]
+        X = jnp.pad(vector, (0, r * q - vector.size)).reshape(r, q)
+        Y = A.astype(X.dtype) @ (X @ B.T.astype(X.dtype))
+        return self.product(x) + Y.reshape(-1)[: _size(self.base.out_features)]
 
     def finish(self, y: Array) -> Array:
         if self.base.bias is not None:
@@ -95,7 +88,7 @@ class LinearLayer(VectorLayer):
     def _vector(self, x: Any) -> Array:
         """The input as a vector, in the dtype of the product with the weight.
 
-        Else an adapter's arrays would be cast to integers for the features that are.
+        Otherwise integer features would turn the adapter's arrays into integers.
         """
         x = jnp.asarray(x)
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.base.weight)))

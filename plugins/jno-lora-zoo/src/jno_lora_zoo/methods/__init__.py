@@ -1,24 +1,21 @@
-"""The methods of the zoo, one paper each."""
+"""The methods of the zoo, one paper each. A new method is one more line here.
 
-from .dora import DoRA
-from .ia3 import IA3
-from .lokr import LoKr
-from .lora import LoRA, LoRAFA, rsLoRA
-from .lora_xs import LoRAXS
-from .oft import OFT
-from .pissa import MiLoRA, PiSSA
-from .vera import VeRA
+Its adapters on every kind of layer follow from that line. `python tests/zoo/listings.py --write`
+writes the stubs and lists that name them.
+"""
 
-__all__ = [
-    "IA3",
-    "OFT",
-    "DoRA",
-    "LoKr",
-    "LoRA",
-    "LoRAFA",
-    "LoRAXS",
-    "MiLoRA",
-    "PiSSA",
-    "VeRA",
-    "rsLoRA",
-]
+from .._method import Method
+from .dora import DoRA as DoRA
+from .ia3 import IA3 as IA3
+from .lokr import LoKr as LoKr
+from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
+from .lora_xs import LoRAXS as LoRAXS
+from .oft import OFT as OFT
+from .pissa import MiLoRA as MiLoRA, PiSSA as PiSSA
+from .vera import VeRA as VeRA
+
+_imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]
+
+# Oldest paper first.
+METHODS: tuple[type[Method], ...] = tuple(sorted(_imported, key=lambda method: method.paper))
+__all__ = ["METHODS", *(method.__name__ for method in METHODS)]  # pyright: ignore[reportUnsupportedDunderAll]

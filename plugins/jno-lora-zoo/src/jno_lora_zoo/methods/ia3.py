@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Method, adapter_dtype_for
+from .._arrays import Matrix, scaled
+from .._method import Method
 
 
 class IA3(Method):
@@ -23,40 +23,20 @@ class IA3(Method):
     adapter_fields = ("scale",)
     variant = "ia3"
     paper = "2205.05638"
-    bibtex = """
-    @misc{liu2022ia3,
-      title = {Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
-        In-Context Learning},
-      author = {Liu, Haokun and Tam, Derek and Muqeeth, Mohammed and Mohta, Jay and Huang,
-        Tenghao and Bansal, Mohit and Raffel, Colin},
-      year = {2022},
-      eprint = {2205.05638},
-      archivePrefix = {arXiv},
-    }
-    """
     formula = "out"
+    scales_rows_only = True
 
-    base: eqx.Module
     scale: Float[Array, " out"]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
-    def __init__(
-        self,
-        base: eqx.Module,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-    ):
-        del key  # nothing is random
-        W = self.matrix(base)
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.scale = jnp.ones(W.shape[0], adapter_dtype_for(W, adapter_dtype))
+    @classmethod
+    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
+        return rank
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
-        return self.scale.astype(W.dtype)[:, None] * W
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+        return {"scale": jnp.ones(W.shape[0], dtype)}
+
+    def law(self, W: Matrix) -> Matrix:
+        return scaled(W, self.scale)
 
     def forward(self, x: Any) -> Array:
-        return self.scale_output(self.product(x), self.scale)
+        return self.on_output(x, scaled, self.scale)

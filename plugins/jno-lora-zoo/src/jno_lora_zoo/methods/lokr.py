@@ -3,12 +3,13 @@
 import math
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._method import Scaled, adapter_dtype_for, as_multiplier
+from .._arrays import Matrix
+from .._bibtex import bibtex_of
+from .._method import Scaled
 
 
 class LoKr(Scaled):
@@ -26,62 +27,21 @@ class LoKr(Scaled):
     adapter_fields = ("kron_A", "kron_B")
     variant = "lokr"
     paper = "2309.14859"
-    bibtex = """
-    @misc{edalati2022krona,
-      title = {{KronA}: Parameter Efficient Tuning with {Kronecker} Adapter},
-      author = {Edalati, Ali and Tahaei, Marzieh and Kobyzev, Ivan and Partovi Nia, Vahid
-        and Clark, James J. and Rezagholizadeh, Mehdi},
-      year = {2022},
-      eprint = {2212.10650},
-      archivePrefix = {arXiv},
-    }
-    @misc{yeh2023lycoris,
-      title = {Navigating Text-To-Image Customization: From {LyCORIS} Fine-Tuning to Model
-        Evaluation},
-      author = {Yeh, Shih-Ying and Hsieh, Yu-Guan and Gao, Zhidong and Yang, Bernard B. W.
-        and Oh, Giyeong and Gong, Yanmin},
-      year = {2023},
-      eprint = {2309.14859},
-      archivePrefix = {arXiv},
-    }
-    """
+    bibtex = bibtex_of("2212.10650", "2309.14859")
     formula = "r^2 + ceil(out / r) ceil(in / r)"
 
-    base: eqx.Module
     kron_A: Float[Array, "r r"]
     kron_B: Float[Array, "p q"]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
-    def __init__(
-        self,
-        base: eqx.Module,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-        multiplier: Any = None,
-    ):
-        W = self.matrix(base)
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         outputs, inputs = W.shape
-        self.base = base
-        self.rank = r = min(rank, outputs, inputs)
-        self.alpha = alpha
-        dtype = adapter_dtype_for(W, adapter_dtype)
-        self.kron_A = jax.random.normal(key, (r, r), dtype) / math.sqrt(r)
-        self.kron_B = jnp.zeros((math.ceil(outputs / r), math.ceil(inputs / r)), dtype)
-        self.multiplier = as_multiplier(multiplier)
+        A = jax.random.normal(key, (r, r), dtype) / math.sqrt(r)
+        return {"kron_A": A, "kron_B": jnp.zeros((-(-outputs // r), -(-inputs // r)), dtype)}
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         outputs, inputs = W.shape
-        update = jnp.kron(self.multiplied(self.kron_A).astype(W.dtype), self.kron_B.astype(W.dtype))
-        return W + self.scaling * update[:outputs, :inputs]
-
-    def has_fast_path(self) -> bool:
-        return self.has_kronecker()
+        A = self.times_scale(self.kron_A.astype(W.dtype))
+        return W + jnp.kron(A, self.kron_B.astype(W.dtype))[:outputs, :inputs]
 
     def forward(self, x: Any) -> Array:
-        return self.product(x) + self.scaling * self.kronecker(
-            x, self.multiplied(self.kron_A), self.kron_B
-        )
+        return self.kronecker(x, self.times_scale(self.kron_A), self.kron_B)

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._layer_kind import at_least_float32
-from .._method import Scaled, adapter_dtype_for, as_multiplier
+from .._arrays import Matrix, in_compute_dtype, mixed
+from .._method import Scaled
 from .._svd import largest
 
 
@@ -28,58 +27,26 @@ class LoRAXS(Scaled):
     adapter_fields = ("R",)
     variant = "lora-xs"
     paper = "2405.17604"
-    bibtex = r"""
-    @misc{balazy2024loraxs,
-      title = {{LoRA-XS}: Low-Rank Adaptation with Extremely Small Number of Parameters},
-      author = {Ba{\l}azy, Klaudia and Banaei, Mohammadreza and Aberer, Karl and Tabor,
-        Jacek},
-      year = {2024},
-      eprint = {2405.17604},
-      archivePrefix = {arXiv},
-    }
-    """
     formula = "r^2"
 
-    base: eqx.Module
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
     R: Float[Array, "r r"]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
-    def __init__(
-        self,
-        base: eqx.Module,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-        svd: str = "auto",
-        multiplier: Any = None,
-    ):
-        W = self.matrix(base)
-        self.base = base
-        self.rank = r = min(rank, *W.shape)
-        self.alpha = alpha
-        dtype = adapter_dtype_for(W, adapter_dtype)
+    def start(
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
+    ) -> dict[str, Any]:
         U, S, Vt = largest(W, r, svd, key)
-        self.lora_A = Vt.astype(dtype)
-        self.lora_B = (U * S[None, :]).astype(dtype)
-        self.R = jnp.zeros((r, r), dtype)
-        self.multiplier = as_multiplier(multiplier)
+        B = (U * S[None, :]).astype(dtype)
+        return {"lora_A": Vt.astype(dtype), "lora_B": B, "R": jnp.zeros((r, r), dtype)}
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
-        factors = self.lora_B, self.multiplied(self.R), self.lora_A
-        B, R, A = (array.astype(W.dtype) for array in factors)
-        return W + self.scaling * (B @ R @ A)
+    def law(self, W: Matrix) -> Matrix:
+        B, R, A = (array.astype(W.dtype) for array in (self.lora_B, self.R, self.lora_A))
+        return W + B @ self.times_scale(R) @ A
 
     def low_rank_update(self) -> tuple[Array, Array]:
-        return self.lora_A, self.scaling * self.multiplied(self.lora_B @ self.R)
+        return self.lora_A, in_compute_dtype(self.lora_B) @ self.times_scale(self.R)
 
     def forward(self, x: Any) -> Array:
-        if self.merges_factors:
-            B, R = at_least_float32(self.lora_B), at_least_float32(self.multiplied(self.R))
-            return self.low_rank(x, self.lora_A, B @ R, self.scaling)
-        h = self.mix(self.down(x, self.lora_A), self.multiplied(self.R))
-        return self.product(x) + self.scaling * self.up(h, self.lora_B)
+        R = self.times_scale(self.R)
+        return self.low_rank(x, self.lora_A, self.lora_B, between=lambda h: mixed(h, R))

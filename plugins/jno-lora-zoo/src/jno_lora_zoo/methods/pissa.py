@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
 
-from .._method import Method, adapter_dtype_for
+from .._arrays import Matrix
+from .._method import Method
 from .._svd import Triplets, largest, smallest
 
 
@@ -26,45 +27,34 @@ class SingularSplit(Method):
     adapter_fields = ("lora_A", "lora_B")
     formula = "r (in + out)"
 
-    base: eqx.Module
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
     initial_A: Float[Array, "r in"]
     initial_B: Float[Array, "out r"]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
-    def __init__(
-        self,
-        base: eqx.Module,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-        svd: str = "auto",
-    ):
-        if alpha <= 0:
+    def start(
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
+    ) -> dict[str, Any]:
+        if self.alpha <= 0:
             raise ValueError(
                 f"{type(self).__name__} divides by its scale, so alpha must be greater than 0, "
-                f"but is {alpha}"
+                f"but is {self.alpha}"
             )
-        W = self.matrix(base)
-        outputs, inputs = W.shape
-        self.rank = r = min(rank, outputs, inputs)
-        self.alpha = alpha
-        dtype = adapter_dtype_for(W, adapter_dtype)
         U, S, Vt = self.triplets(W, r, svd, key)
         root = jnp.sqrt(S / self.scaling)
-        self.lora_A = (root[:, None] * Vt).astype(dtype)
-        self.lora_B = (U * root[None, :]).astype(dtype)
-        # Copies: one buffer in two leaves could not be donated to a compiled step.
-        self.initial_A, self.initial_B = jnp.copy(self.lora_A), jnp.copy(self.lora_B)
-        self.base = self.with_matrix(base, W - self.update(self.initial_B, self.initial_A, W))
+        A, B = (root[:, None] * Vt).astype(dtype), (U * root[None, :]).astype(dtype)
+        return {
+            "lora_A": A,
+            "lora_B": B,
+            # Copies: one buffer in two leaves could not be donated to a compiled step.
+            "initial_A": jnp.copy(A),
+            "initial_B": jnp.copy(B),
+            "base": self.with_matrix(self.base, W - self.update(B, A, W)),
+        }
 
     @staticmethod
     @abc.abstractmethod
-    def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
+    def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
         """The `r` singular triplets of `W` that are trained."""
 
     @property
@@ -72,18 +62,18 @@ class SingularSplit(Method):
         """The factor `s` of the low-rank part."""
         return self.alpha / self.rank
 
-    def update(self, B: Array, A: Array, W: Array) -> Float[Array, "out in"]:
+    def update(self, B: Array, A: Array, W: Array) -> Matrix:
         """`s B A` in the precision of `W`."""
         return self.scaling * (B.astype(W.dtype) @ A.astype(W.dtype))
 
-    def law(self, W: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    def law(self, W: Matrix) -> Matrix:
         return W + self.update(self.lora_B, self.lora_A, W)
 
     def forward(self, x: Any) -> Array:
-        return self.low_rank(x, self.lora_A, self.lora_B, self.scaling)
+        return self.low_rank(x, self.lora_A, self.lora_B, after=lambda y: self.scaling * y)
 
     def low_rank_update(self) -> tuple[Array, Array]:
-        # What was taken out of the weight at first is added with the other sign.
+        # The start of the factors was taken out of the weight: it comes with the other sign.
         A = jnp.concatenate([self.lora_A, self.initial_A])
         B = jnp.concatenate([self.lora_B, -self.initial_B], axis=1)
         return A, self.scaling * B
@@ -123,26 +113,17 @@ class PiSSA(SingularSplit):
 
     variant = "pissa"
     paper = "2404.02948"
-    bibtex = """
-    @misc{meng2024pissa,
-      title = {{PiSSA}: Principal Singular Values and Singular Vectors Adaptation of Large
-        Language Models},
-      author = {Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan},
-      year = {2024},
-      eprint = {2404.02948},
-      archivePrefix = {arXiv},
-    }
-    """
 
     @staticmethod
-    def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
+    def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
         return largest(W, r, svd, key)
 
 
 class MiLoRA(SingularSplit):
     """MiLoRA: train the *minor* singular triplets of the weight, freeze the principal ones.
 
-    Law: that of PiSSA, with the `r` smallest triplets. `r(in + out)` parameters train.
+    Law: `W' = base + (alpha / r) B A` as in PiSSA, with the `r` smallest triplets. `r(in + out)`
+    parameters train.
 
     Paper: Wang et al., "MiLoRA: Harnessing Minor Singular Components for Parameter-Efficient LLM
     Finetuning", arXiv:2406.09044.
@@ -155,18 +136,7 @@ class MiLoRA(SingularSplit):
 
     variant = "milora"
     paper = "2406.09044"
-    bibtex = """
-    @misc{wang2024milora,
-      title = {{MiLoRA}: Harnessing Minor Singular Components for Parameter-Efficient {LLM}
-        Finetuning},
-      author = {Wang, Hanqing and Li, Yixia and Wang, Shuo and Chen, Guanhua and Chen, Yun},
-      year = {2024},
-      eprint = {2406.09044},
-      archivePrefix = {arXiv},
-    }
-    """
 
     @staticmethod
-    def triplets(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
-        del key  # the weight decides
+    def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
         return smallest(W, r, svd)

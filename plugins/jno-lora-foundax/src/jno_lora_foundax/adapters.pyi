@@ -1,0 +1,446 @@
+# Written by `python tests/zoo/listings.py --write`.
+# ruff: noqa
+from typing import Any
+from .layers.channel_last import ChannelLastConvLayer
+from .layers.channel_last import ChannelLastConvTransposeLayer
+from .layers.subsampled_linear import SubsampledLinearLayer
+from jno_lora_zoo import DoRA
+from jno_lora_zoo import IA3
+from jno_lora_zoo import LoKr
+from jno_lora_zoo import LoRA
+from jno_lora_zoo import LoRAFA
+from jno_lora_zoo import LoRAXS
+from jno_lora_zoo import MiLoRA
+from jno_lora_zoo import OFT
+from jno_lora_zoo import PiSSA
+from jno_lora_zoo import VeRA
+from jno_lora_zoo import rsLoRA
+
+__all__ = [
+    "LoRAChannelLastConv",
+    "IA3ChannelLastConv",
+    "OFTChannelLastConv",
+    "LoRAFAChannelLastConv",
+    "LoKrChannelLastConv",
+    "VeRAChannelLastConv",
+    "rsLoRAChannelLastConv",
+    "DoRAChannelLastConv",
+    "PiSSAChannelLastConv",
+    "LoRAXSChannelLastConv",
+    "MiLoRAChannelLastConv",
+    "LoRAChannelLastConvTranspose",
+    "IA3ChannelLastConvTranspose",
+    "OFTChannelLastConvTranspose",
+    "LoRAFAChannelLastConvTranspose",
+    "LoKrChannelLastConvTranspose",
+    "VeRAChannelLastConvTranspose",
+    "rsLoRAChannelLastConvTranspose",
+    "DoRAChannelLastConvTranspose",
+    "PiSSAChannelLastConvTranspose",
+    "LoRAXSChannelLastConvTranspose",
+    "MiLoRAChannelLastConvTranspose",
+    "LoRASubsampledLinear",
+    "IA3SubsampledLinear",
+    "OFTSubsampledLinear",
+    "LoRAFASubsampledLinear",
+    "LoKrSubsampledLinear",
+    "VeRASubsampledLinear",
+    "rsLoRASubsampledLinear",
+    "DoRASubsampledLinear",
+    "PiSSASubsampledLinear",
+    "LoRAXSSubsampledLinear",
+    "MiLoRASubsampledLinear",
+]
+
+class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class IA3ChannelLastConv(IA3, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class OFTChannelLastConv(OFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAFAChannelLastConv(LoRAFA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class LoKrChannelLastConv(LoKr, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VeRAChannelLastConv(VeRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DoRAChannelLastConv(DoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class PiSSAChannelLastConv(PiSSA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class OFTChannelLastConvTranspose(OFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAFAChannelLastConvTranspose(LoRAFA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class LoKrChannelLastConvTranspose(LoKr, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VeRAChannelLastConvTranspose(VeRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DoRAChannelLastConvTranspose(DoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class PiSSAChannelLastConvTranspose(PiSSA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class IA3SubsampledLinear(IA3, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class OFTSubsampledLinear(OFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAFASubsampledLinear(LoRAFA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class LoKrSubsampledLinear(LoKr, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VeRASubsampledLinear(VeRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DoRASubsampledLinear(DoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class PiSSASubsampledLinear(PiSSA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...

@@ -1,0 +1,94 @@
+"""Weights and features: dtypes, mesh axes, and linear maps along the first axis."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float
+
+Matrix = Float[Array, "out in"]
+
+_ARRAYS = (jax.Array, np.ndarray)
+
+
+def is_float_array(weight: Any) -> bool:
+    """Whether `weight` is a real floating array. (`Shared` puts placeholders in its place.)"""
+    return isinstance(weight, _ARRAYS) and _is_floating(weight.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_floating(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def describe(weight: Any) -> str:
+    """A weight in a message: its shape, and its dtype if that is what is wrong."""
+    if not isinstance(weight, _ARRAYS):
+        return f"a {type(weight).__name__}"
+    return f"{weight.shape}" if is_float_array(weight) else f"{weight.dtype} {weight.shape}"
+
+
+def sharded_over(weight: Any) -> tuple[Any, ...]:
+    """The mesh axes of each axis of `weight`, `None` where it is not sharded."""
+    sharding = getattr(weight, "sharding", None)
+    spec = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else ()
+    return spec + (None,) * (weight.ndim - len(spec))
+
+
+def dtype_of(weight: Any) -> Any:
+    """The dtype that JAX has for `weight`: float32 for NumPy's float64 unless that is enabled."""
+    return jax.dtypes.canonicalize_dtype(weight.dtype)
+
+
+def compute_dtype(weight: Any) -> Any:
+    """The dtype to compute in with `weight`: its own, or float32 if that is more."""
+    dtype = dtype_of(weight)
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+
+
+def in_compute_dtype(weight: Any) -> Array:
+    """`weight` as an array of its `compute_dtype`."""
+    return jnp.asarray(weight, compute_dtype(weight))
+
+
+def cast_like(array: Array, weight: Any) -> Array:
+    """`array` in the dtype of `weight`."""
+    return array.astype(dtype_of(weight))
+
+
+def scaled(y: Float[Array, "n *rest"], v: Float[Array, " n"]) -> Float[Array, "n *rest"]:
+    """`diag(v) y`: a factor for each entry of the first axis.
+
+    The product is taken in float32 at least: half precision would round a factor within 0.4 % of 1
+    to 1.
+    """
+    wide = in_compute_dtype(y)
+    factor = v.astype(wide.dtype).reshape(-1, *(1,) * (y.ndim - 1))
+    return (wide * factor).astype(y.dtype)
+
+
+def mixed(h: Float[Array, "r *rest"], R: Float[Array, "k r"]) -> Float[Array, "k *rest"]:
+    """`R h`: a matrix on the first axis."""
+    # `h @ R.T` for a vector: under `vmap` this is one plain matrix product.
+    return jnp.moveaxis(jnp.tensordot(h, R.astype(h.dtype), ((0,), (1,))), -1, 0)
+
+
+def rotated(y: Float[Array, "n *rest"], R: Float[Array, "blocks r r"]) -> Float[Array, "n *rest"]:
+    """`blockdiag(R_1, R_2, ...) y` along the first axis, cut to its length."""
+    blocks, r, _ = R.shape
+    padded = jnp.pad(y, ((0, blocks * r - y.shape[0]), *((0, 0),) * (y.ndim - 1)))
+    turned = jnp.einsum(
+        "kij,kj...->ki...", R.astype(y.dtype), padded.reshape(blocks, r, *y.shape[1:])
+    )
+    return turned.reshape(-1, *y.shape[1:])[: y.shape[0]]
+
+
+def row_norms(V: Matrix) -> Float[Array, " out"]:
+    """The norm of each row. Rows are divided by their largest entry: squares could overflow."""
+    largest = jnp.max(jnp.abs(V), axis=1)
+    unit = jnp.where(largest > 0, largest, 1)
+    scaled_rows = V / unit[:, None]
+    return unit * jnp.sqrt(jnp.sum(scaled_rows * scaled_rows, axis=1))

@@ -1,0 +1,30 @@
+# Written by `python tests/zoo/listings.py --write`.
+# ruff: noqa
+from .._method import Method
+from .dora import DoRA as DoRA
+from .ia3 import IA3 as IA3
+from .lokr import LoKr as LoKr
+from .lora import LoRA as LoRA
+from .lora import LoRAFA as LoRAFA
+from .lora import rsLoRA as rsLoRA
+from .lora_xs import LoRAXS as LoRAXS
+from .oft import OFT as OFT
+from .pissa import MiLoRA as MiLoRA
+from .pissa import PiSSA as PiSSA
+from .vera import VeRA as VeRA
+
+__all__ = [
+    "METHODS",
+    "LoRA",
+    "IA3",
+    "OFT",
+    "LoRAFA",
+    "LoKr",
+    "VeRA",
+    "rsLoRA",
+    "DoRA",
+    "PiSSA",
+    "LoRAXS",
+    "MiLoRA",
+]
+METHODS: tuple[type[Method], ...]

@@ -1,0 +1,167 @@
+"""The lists that follow from the zoo's methods, for tools that do not run code.
+
+    python tests/zoo/listings.py            # which files are out of date
+    python tests/zoo/listings.py --write    # writes them
+
+Written are the stubs of adapters for type checkers, the names that the core reserves, the table in
+docs/zoo.md and the pages of methods in mkdocs.yml. A method is one line in
+`jno_lora_zoo/methods/__init__.py`; the rest is read from its class.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pathlib
+import re
+import sys
+from typing import Any
+
+from jno_lora_zoo import METHODS
+
+ROOT = pathlib.Path(__file__).parents[2]
+COLUMNS = ("zoo", "embedding", "recurrent", "foundax")
+HEADER = "# Written by `python tests/zoo/listings.py --write`.\n"
+
+
+def files() -> dict[pathlib.Path, str]:
+    """Each file that is written, wholly or in part, with the text that it should have."""
+    found = {_folder(column) / "adapters.pyi": _adapters(column) for column in COLUMNS}
+    found[_folder("zoo") / "methods/__init__.pyi"] = _methods()
+    names = ROOT / "src/jno/lora/_registry/_zoo_names.py"
+    found[names] = _replaced(
+        names, r"^ZOO_METHODS = \(.*?^ZOO_LAYERS = \(.*?^\)\n", _names(), re.M | re.S
+    )
+    zoo = ROOT / "docs/zoo.md"
+    found[zoo] = _replaced(zoo, r"(?<=<!-- methods -->\n).*?(?=<!-- /methods -->)", _table(), re.S)
+    nav = ROOT / "mkdocs.yml"
+    pages = "".join(f"      - methods/{method.variant}.md\n" for method in METHODS)
+    found[nav] = _replaced(nav, r"^(      - methods/.*\n)+", pages, re.M)
+    return found
+
+
+def outdated() -> list[pathlib.Path]:
+    """The files that have another text."""
+    return [path for path, text in files().items() if not path.exists() or path.read_text() != text]
+
+
+def _folder(column: str) -> pathlib.Path:
+    return ROOT / f"plugins/jno-lora-{column}/src/jno_lora_{column}"
+
+
+def _replaced(path: pathlib.Path, pattern: str, text: str, flags: int) -> str:
+    new, count = re.subn(pattern, lambda _: text, path.read_text(), flags=flags)
+    assert count == 1, f"{path} should have one place for what is written, but has {count}"
+    return new
+
+
+def _adapters(column: str) -> str:
+    """The stub of a module of adapters: a class for each, of a method and a kind of layer."""
+    package = f"jno_lora_{column}"
+    module = importlib.import_module(f"{package}.adapters")
+    classes = [getattr(module, name) for name in module.__all__]
+    bases = {base for cls in classes for base in cls.__bases__}
+    imports = sorted(f"from {_home(base, package)} import {base.__name__}\n" for base in bases)
+    return "".join(
+        [
+            HEADER,
+            "# ruff: noqa\nfrom typing import Any\n",
+            *imports,
+            "\n",
+            _exports(module),
+            *map(_class, classes),
+        ]
+    )
+
+
+def _class(cls: Any) -> str:
+    """A class with its constructor. Checkers would otherwise derive one from the fields."""
+    bases = ", ".join(base.__name__ for base in cls.__bases__)
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "key"]
+    arguments = ["self", "base: Any", "rank: int", "alpha: float", "*", "key: Any"]
+    arguments += [f"{name}: Any = ..." for name in options]
+    listed = "".join(f"        {argument},\n" for argument in arguments)
+    return f"\nclass {cls.__name__}({bases}):\n    def __init__(\n{listed}    ) -> None: ...\n"
+
+
+def _methods() -> str:
+    """The stub of the zoo's methods: with `__all__` as a list that type checkers can read."""
+    module = importlib.import_module("jno_lora_zoo.methods")
+    home = "jno_lora_zoo.methods"
+    imports = sorted(
+        f"from {_home(method, home)} import {method.__name__} as {method.__name__}\n"
+        for method in METHODS
+    )
+    return "".join(
+        [
+            HEADER,
+            "# ruff: noqa\nfrom .._method import Method\n",
+            *imports,
+            "\n",
+            _exports(module),
+            "METHODS: tuple[type[Method], ...]\n",
+        ]
+    )
+
+
+def _exports(module: Any) -> str:
+    return "__all__ = [\n" + "".join(f'    "{name}",\n' for name in module.__all__) + "]\n"
+
+
+def _home(cls: type, package: str) -> str:
+    """Where a module of `package` imports a class from."""
+    if cls.__module__.startswith(f"{package}."):
+        return cls.__module__.removeprefix(package)
+    return "jno_lora_zoo"
+
+
+def _names() -> str:
+    """The names of the zoo's methods and of its kinds of layer, for the core to reserve."""
+    adapters = importlib.import_module("jno_lora_zoo.adapters")
+    first = METHODS[0]
+    of_first = [name for name in adapters.__all__ if first in getattr(adapters, name).__bases__]
+    layers = [name.removeprefix(first.__name__) for name in of_first]
+    return _tuple("ZOO_METHODS", [m.__name__ for m in METHODS]) + _tuple("ZOO_LAYERS", layers)
+
+
+def _tuple(name: str, items: list[str]) -> str:
+    return f"{name} = (\n" + "".join(f'    "{item}",\n' for item in items) + ")\n"
+
+
+def _table() -> str:
+    """A row for each method: its variant, arrays, law, parameters and paper."""
+    head = "| variant | arrays | law | parameters | paper |\n|---|---|---|---|---|\n"
+    return head + "".join(map(_row, METHODS))
+
+
+def _row(method: Any) -> str:
+    law = re.search(r"Law: (`[^`]+`(?: with `[^`]+`)?)", " ".join(inspect.getdoc(method).split()))
+    assert law is not None, f"the docstring of {method.__name__} says no `Law: ...`"
+    arrays = [_array(f, f.name in method.adapter_fields) for f in dataclasses.fields(method)]
+    paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})"
+    variant = f"[`{method.variant}`](methods/{method.variant}.md)"
+    cells = [variant, ", ".join(filter(None, arrays)), law[1], method.formula, paper]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _array(field: Any, trains: bool) -> str:
+    shape = getattr(field.type, "dim_str", None)
+    if shape is None:  # the base, a static field, the multiplier
+        return ""
+    name = f"**{field.name}**" if trains else field.name
+    return f"{name} ({', '.join(shape.split())})"
+
+
+def main(arguments: list[str]) -> int:
+    """Show which files are out of date, and with `--write` write them. Returns the exit status."""
+    texts = files()
+    paths = outdated()
+    for path in paths:
+        print(path.relative_to(ROOT))
+        if "--write" in arguments:
+            path.write_text(texts[path])
+    return 1 if paths and "--write" not in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
