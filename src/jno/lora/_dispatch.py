@@ -11,7 +11,6 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._compute import Calls
 from ._contract import (
     LoRAWrapper,
     check_key,
@@ -38,7 +37,7 @@ from ._planning import (
     warn_of_what_was_left_out,
 )
 from ._registry import Registry, default_registry
-from ._sharding import calls_on_the_mesh, place_like_base, with_dtypes_of_base
+from ._sharding import on_the_mesh, place_like_base, with_dtypes_of_base
 from ._showing import tracked
 
 M = TypeVar("M")
@@ -163,28 +162,20 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
 
 
 def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> list[LoRAWrapper]:
-    """The adapter around each layer. Those of the same settings are built together."""
-    alike: dict[Any, list[int]] = {}
-    for index, (row, layer) in enumerate(zip(rows, layers, strict=True)):
-        assert row.wrapper is not None
-        try:
-            ndim = row.wrapper.stack_ndim(layer)
-        except Exception as err:
-            raise _failure(row, err) from err
-        settings = (row.wrapper, row.rank, row.alpha, ndim, id(row.options))
-        alike.setdefault(settings, []).append(index)
-    calls: list[Any] = [None] * len(rows)
-    for members in alike.values():
-        _check_options(rows[members[0]])
-    for (*settings, _), members in alike.items():
-        shared = (*settings, dict(rows[members[0]].options), key)
-        items = [(layers[i], np.asarray(stable_hash(rows[i].path), np.uint32)) for i in members]
-        together = calls_on_the_mesh(_make, shared, items, place_like_base)
-        for place, index in enumerate(members):
-            calls[index] = (rows[index], layers[index], together, place)
+    """The adapter around each layer."""
+    checked: set[Any] = set()
+    for row in rows:
+        if (row.wrapper, id(row.options)) not in checked:
+            _check_options(row)
+            checked.add((row.wrapper, id(row.options)))
     show = not is_traced(key, layers[:1])
+    calls = list(zip(rows, layers, strict=True))
+    # JAX takes long to look up where a typed key lies, and there is one call for each layer.
+    is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    impl = jax.random.key_impl(key) if is_typed else None
+    data = jax.random.key_data(key) if is_typed else key
     with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:
-        return [_built(*call) for call in steps]
+        return [_built(row, layer, impl, data) for row, layer in steps]
 
 
 def _check_options(row: PlanRow) -> None:
@@ -206,9 +197,15 @@ def _check_options(row: PlanRow) -> None:
             )
 
 
-def _built(row: PlanRow, layer: Any, calls: Calls, place: int) -> LoRAWrapper:
+def _built(row: PlanRow, layer: Any, impl: Any, key: Any) -> LoRAWrapper:
+    cls: Any = row.wrapper
+    number = np.asarray(stable_hash(row.path), np.uint32)
     try:
-        return with_dtypes_of_base(calls.result(place), layer)
+        ndim = cls.stack_ndim(layer)
+        settings = (cls, row.rank, row.alpha, ndim, dict(row.options), impl)
+        args = (*settings, key, layer, number)
+        adapter = on_the_mesh(layer, _make, *args, settle=place_like_base)
+        return with_dtypes_of_base(adapter, layer)
     except Exception as err:
         raise _failure(row, err) from err
 
@@ -223,9 +220,21 @@ def _failure(row: PlanRow, err: Exception) -> JnoLoraError:
 
 
 def _make(
-    cls: Any, rank: int, alpha: float, ndim: int, options: Any, key: Any, layer: Any, number: Any
+    cls: Any,
+    rank: int,
+    alpha: float,
+    ndim: int,
+    options: Any,
+    impl: Any,
+    key: Any,
+    layer: Any,
+    number: Any,
 ) -> LoRAWrapper:
-    """The adapter around `layer`, by a key that `number` tells apart from those of other layers."""
+    """The adapter around `layer`, by a key that `number` tells apart from those of other layers.
+
+    - `key`: raw, and of a kind `impl` that the adapter gets as a typed key, or `None`.
+    """
+    key = key if impl is None else jax.random.wrap_key_data(key, impl=impl)
 
     def one(base: Any, key: Any) -> Any:
         return cls(base, rank, alpha, key=key, **options)

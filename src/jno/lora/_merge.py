@@ -17,7 +17,7 @@ from ._contract import (
 )
 from ._errors import JnoLoraError, WrapperError
 from ._paths import path_str, show_path
-from ._sharding import calls_on_the_mesh, sharded_like
+from ._sharding import on_the_mesh, sharded_like
 
 M = TypeVar("M")
 
@@ -57,14 +57,13 @@ def unwrap_lora(model: M) -> M:
 
 def _replace_wrappers(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
     nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
-    wrappers = [(index, keys) for index, (keys, node) in enumerate(nodes) if is_wrapper(node)]
-    calls = calls_on_the_mesh(plain, (), [(nodes[index][1],) for index, _ in wrappers], _settled)
     replaced = [node for _, node in nodes]
-    for place, (index, keys) in enumerate(wrappers):
-        node: Any = replaced[index]
+    for index, (keys, node) in enumerate(nodes):
+        if not is_wrapper(node):
+            continue
         where = f"the {type(node).__name__} at {show_path(path_str(keys))!r}"
         try:
-            layer = calls.result(place)
+            layer = on_the_mesh(node, plain, node, settle=_settled)
         except JnoLoraError as err:
             raise type(err)(f"Could not {verb} {where}: {err}") from err
         except Exception as err:
