@@ -1,4 +1,4 @@
-"""`call_compiled`: one program per signature, and what is handed through stays the object it was."""
+"""`call_compiled`: one program per signature; unchanged arguments stay the objects they were."""
 
 import enum
 import functools

@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._checkpoint import Classes, FilePath
 from .._contract import Handle, check_key, expect_model, is_traced, is_wrapper
 from .._dispatch import carry_out, plan_lora
-from .._errors import JnoLoraWarning, SelectionError
+from .._errors import JnoLoraWarning, SelectionError, warn
 from .._planning import MaskLike, Plan, SpecLike, WrapperLike, parse_mask
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, count, report_on
@@ -350,7 +350,7 @@ class Net(Handle):
             # Nothing is called here, see `_become`.
             self._now, self._disabled, self._mask = state, None, mask
 
-    def save_adapters(self, path: FilePath) -> "Net":
+    def save_adapters(self, path: FilePath, *, registry: Registry | None = None) -> "Net":
         """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
 
         Those that are kept under a name are not in it: `save_adapters(net.adapter(name), path)`
@@ -358,16 +358,11 @@ class Net(Handle):
 
         **Raises:** `CheckpointError` if there are no adapters, or the file cannot be written.
         """
-        return self._save_adapters(path, None, stacklevel=3)
-
-    def _save_adapters(
-        self, path: FilePath, registry: Registry | None, *, stacklevel: int
-    ) -> "Net":
         state = self._disabled or self._now
         write_adapters(state, path, self._registry if registry is None else registry)
         message = left_out_of_a_file(state)
         if message:
-            warnings.warn(message, JnoLoraWarning, stacklevel=stacklevel)
+            warn(message)
         return self
 
     def load_adapters(
@@ -376,6 +371,7 @@ class Net(Handle):
         *,
         strict: bool = True,
         wrappers: Classes = (),
+        registry: Registry | None = None,
     ) -> "Net":
         """Put the adapters of a file around their layers. See `jno.lora.load_adapters`.
 
@@ -394,24 +390,13 @@ class Net(Handle):
         `SelectionError` if a mask is pending, or two of `wrappers` have one name; `WrapperError` if
         one of them is no adapter class.
         """
-        return self._load_adapters(path, strict, wrappers, None, stacklevel=3)
-
-    def _load_adapters(
-        self,
-        path: FilePath,
-        strict: bool,
-        wrappers: Classes,
-        registry: Registry | None,
-        *,
-        stacklevel: int,
-    ) -> "Net":
         self._refuse_mask("load_adapters")
         registry = self._registry if registry is None else registry
         state, messages = with_adapters_of(
             self._now, path, strict=strict, wrappers=wrappers, registry=registry
         )
         for message in messages:
-            warnings.warn(message, JnoLoraWarning, stacklevel=stacklevel)
+            warn(message)
         return self._become(state)
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
