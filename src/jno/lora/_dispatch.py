@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
@@ -171,7 +172,7 @@ def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> lis
     show = not is_traced(key, layers[:1])
     calls = list(zip(rows, layers, strict=True))
     # JAX takes long to look up where a typed key lies, and there is one call for each layer.
-    is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     impl = jax.random.key_impl(key) if is_typed else None
     data = jax.random.key_data(key) if is_typed else key
     with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:

@@ -44,13 +44,13 @@ def on_the_mesh(
         mesh = _mesh(layer if len(homes) > 1 else args)
         if mesh is not None:
             return settle(_call_on_mesh(mesh, function, args), layer)
-        anchors = (x for x in jax.tree.leaves(layer) if isinstance(x, jax.Array))
-        anchor = next(anchors, None)
-        args = jax.tree.map(lambda leaf: _beside(leaf, anchor), args)
-        homes, known = {anchor.sharding} if anchor is not None else set(), signature_of(args)
-    if not homes:
+        anchor = next((x for x in jax.tree.leaves(layer) if isinstance(x, jax.Array)), None)
+        if anchor is not None:
+            args = jax.tree.map(lambda leaf: _beside(leaf, anchor), args)
+            homes, known = {anchor.sharding}, signature_of(args)
+    if len(homes) != 1:
         return call_compiled(function, *args, known=known)
-    # The default is for arrays that depend on no argument, such as zeros.
+    # For arrays that depend on no argument, such as zeros.
     with jax.default_device(next(iter(homes.pop().device_set))):
         return call_compiled(function, *args, known=known)
 
@@ -67,8 +67,8 @@ def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
     """`wrapper`, built around `layer`, with its arrays on the layer's mesh.
 
     Each field takes the spec that `wrapper.partition_specs()` names, and is replicated without
-    one; an array of the base that the constructor changed takes the sharding it had. A layer
-    that is not sharded (or is traced) leaves everything as it is.
+    one. An array of the base that the constructor changed takes the sharding it had. Nothing
+    changes if the layer is not sharded, or is traced.
     """
     mesh = _mesh(layer)
     if mesh is None:
@@ -102,7 +102,7 @@ def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
 def sharded_like(layer: Any, model: Any) -> Any:
     """`layer`, with the shardings of `model`, a layer of the same structure.
 
-    What a compiler made of the arithmetic may lie elsewhere (blocks that do not divide an axis).
+    A compiler may put results elsewhere, such as blocks that do not divide an axis.
     """
 
     def place(new: Any, old: Any) -> Any:
@@ -115,26 +115,26 @@ def sharded_like(layer: Any, model: Any) -> Any:
 
 
 def restored_layer(
-    cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: int, alpha: float
+    cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: Any, alpha: Any
 ) -> LoRAWrapper:
     """`cls.from_state(...)`, mapped over a stack's axes, on the mesh or device of `base`."""
     restored = on_the_mesh(base, _restore, cls, rank, alpha, base, dict(state))
     return with_dtypes_of_base(place_like_base(restored, base), base)
 
 
-def _restore(cls: Any, rank: int, alpha: float, base: Any, state: Any) -> Any:
+def _restore(cls: Any, rank: Any, alpha: Any, base: Any, state: Any) -> Any:
     def one(base: Any, state: Any) -> Any:
         return cls.from_state(base, state, rank, alpha)
 
     return over_stack(one, cls.stack_ndim(base))(base, state)
 
 
-def _beside(leaf: Any, anchor: jax.Array | None) -> Any:
-    """`leaf`, moved to where `anchor` lies if a program cannot take both from where they are.
+def _beside(leaf: Any, anchor: jax.Array) -> Any:
+    """`leaf`, moved to the device of `anchor` if one program cannot take both where they are.
 
-    (A key that was replicated over a mesh, or that lies on another device than a layer must.)
+    (A key that was replicated over a mesh, or committed to another device.)
     """
-    if anchor is None or not isinstance(leaf, jax.Array):
+    if not isinstance(leaf, jax.Array):
         return leaf
     there = leaf.sharding.device_set
     if there == anchor.sharding.device_set or (len(there) == 1 and not anchor.committed):
@@ -147,13 +147,13 @@ def _joined(leaf: Any, mesh: Mesh) -> Any:
     if not isinstance(leaf, jax.Array):
         return leaf
     if leaf.sharding.device_set != set(mesh.devices.flat):
-        # A key, say, that was committed to one device. Another process's devices are out of reach.
+        # Such as a key on one device. The devices of another process are out of reach.
         replicated = NamedSharding(_automatic(mesh), PartitionSpec())
         return jax.device_put(leaf, replicated) if replicated.is_fully_addressable else leaf
     sharding = _named_sharding(leaf)
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return leaf
-    # With explicit axes the arithmetic of an adapter would have to name every sharding in it.
+    # On explicit axes, an adapter's arithmetic would have to name every sharding.
     automatic = NamedSharding(
         _automatic(sharding.mesh), sharding.spec, memory_kind=sharding.memory_kind
     )

@@ -23,7 +23,7 @@ CONFIGURATIONS = {
     "version 2": (lambda c: c.update(format_version=2), "pip install -U jno-lora"),
     "version 0": (
         lambda c: c.update(format_version=0),
-        "is 0, which is not a version",
+        "is 0, which is not a whole number from 1",
     ),
     "version text": (lambda c: c.update(format_version="1"), "which is not a"),
     "version true": (lambda c: c.update(format_version=True), "which is not a"),

@@ -72,11 +72,6 @@ class Entry:
             },
         }
 
-    def describe(self) -> str:
-        """The class and its plugin, for messages."""
-        version = f" {self.version}" if self.version else ""
-        return f"{self.wrapper} of {self.distribution}{version}"
-
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
@@ -118,9 +113,7 @@ class Configuration:
         """
         what = "its configuration"
         found = parse_json(text, what)
-        version = found.get("format_version")
-        is_version = is_count(version) and version > 0
-        expect(is_version, version, f"the format version of {what}", "a version")
+        version = _count(found.get("format_version"), f"the format version of {what}", 2**31, 1)
         if version > FORMAT_VERSION:
             raise MalformedError(
                 f"it has the format version {version}, this jno-lora reads up to {FORMAT_VERSION}. "
@@ -219,6 +212,7 @@ def _text(found: Any, what: str, least: int = 1) -> str:
     return found
 
 
-def _count(found: Any, what: str, most: int) -> int:
-    expect(is_count(found) and found <= most, found, what, f"a whole number from 0 to {most:,}")
+def _count(found: Any, what: str, most: int, least: int = 0) -> int:
+    is_in_range = is_count(found) and least <= found <= most
+    expect(is_in_range, found, what, f"a whole number from {least} to {most:,}")
     return found

@@ -65,8 +65,8 @@ class Wrappers:
             raise PluginError(f"{err}. {_how_to_install(entry)}") from err
         if provided.version and _major_minor(provided.version) < _major_minor(entry.version):
             raise PluginError(
-                f"it was saved with {entry.describe()}, which is newer than the installed "
-                f"{provided.version}. {_how_to_install(entry)}"
+                f"it was saved with {entry.wrapper} of {entry.distribution} {entry.version}, which "
+                f"is newer than the installed {provided.version}. {_how_to_install(entry)}"
             )
         return provided.cls
 

@@ -58,10 +58,14 @@ def written_beside(path: FilePath, content: bytes) -> Iterator[NewFile]:
         target = Path(os.path.realpath(path))
         permissions = _permissions(target)
         new = NewFile(path, target, _temporary(target))
-    with _removed_on_failure(new.temporary):
+    try:
         with _errors_of(path):
             _write(new.temporary, content, permissions)
         yield new
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.temporary.unlink()
+        raise
 
 
 def put_together(content: NewFile, description: NewFile) -> None:
@@ -141,16 +145,6 @@ def _write(path: Path, content: bytes, permissions: int | None) -> None:
         os.fsync(file.fileno())
     if permissions is not None:
         os.chmod(path, permissions)
-
-
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
 
 
 def _flush_directory(directory: Path) -> None:
