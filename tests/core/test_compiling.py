@@ -1,4 +1,4 @@
-"""`call_compiled`: one program per form, and what is handed through stays the object it was."""
+"""`call_compiled`: one program per signature; unchanged arguments stay the objects they were."""
 
 import enum
 import functools
@@ -30,18 +30,18 @@ def doubled(layer, factor):
     return eqx.tree_at(lambda m: m.weight, layer, factor * layer.weight)
 
 
-def test_layers_of_one_form_share_a_program(getkey):
+def test_layers_of_one_signature_share_a_program(getkey):
     function = Traces(doubled)
     layers = [eqx.nn.Linear(3, 2, key=getkey()) for _ in range(5)]
     for layer in layers:
         result = call_compiled(function, layer, 2.0)
         np.testing.assert_array_equal(result.weight, 2 * layer.weight)
         assert result.bias is layer.bias
-    after_one_form = function.count
-    assert after_one_form <= 2  # for the shapes, and for the program
+    after_one_signature = function.count
+    assert after_one_signature <= 2  # for the shapes, and for the program
     call_compiled(function, eqx.nn.Linear(4, 2, key=getkey()), 2.0)
     call_compiled(function, layers[0], 3.0)
-    assert function.count == 3 * after_one_form
+    assert function.count == 3 * after_one_signature
 
 
 def test_static_values_that_are_equal_but_of_another_type_are_kept_apart():

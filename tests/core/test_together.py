@@ -1,4 +1,4 @@
-"""`Calls`: small layers of one form are computed by one run of a program, as if each was alone."""
+"""Many layers computed by the programs that they share: each as if it was alone."""
 
 import operator
 
@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from jno.lora import apply_lora, merge_lora, unwrap_lora
-from jno.lora._compute._calls import Calls
-from jno.lora._compute._program import TOGETHER, program_for
-from jno.lora._compute._signature import form_of
+from jno.lora._compute import call_compiled
 
 from .toys import ToyConv, ToyLinear, same, shaken
 
@@ -20,13 +18,11 @@ def scaled(factor, layer, number):
     return {"layer": eqx.tree_at(lambda m: m.weight, layer, factor * layer.weight), "n": number}
 
 
-def refuse(item):
-    raise AssertionError("called alone")
+MANY = 70
 
 
-def results(function, shared, items, alone=refuse):
-    calls = Calls(function, shared, items, alone)
-    return [calls.result(index) for index in range(len(items))]
+def results(function, shared, items):
+    return [call_compiled(function, *shared, *item) for item in items]
 
 
 def linears(number, getkey, inputs=3, outputs=2):
@@ -45,7 +41,7 @@ class Traces:
 
 
 def test_each_gets_what_it_would_get_alone_in_any_company(getkey):
-    layers = linears(TOGETHER + 3, getkey)
+    layers = linears(MANY + 3, getkey)
     items = [(layer, np.asarray(k, np.uint32)) for k, layer in enumerate(layers)]
 
     def draw(key, layer, number):
@@ -62,18 +58,18 @@ def test_each_gets_what_it_would_get_alone_in_any_company(getkey):
         np.testing.assert_allclose(result, draw(key, *item), rtol=1e-5)
 
 
-def test_a_form_is_traced_once_whatever_their_number(getkey):
+def test_a_signature_is_traced_once_whatever_their_number(getkey):
     function = Traces(scaled)
     few = [(layer, 7) for layer in linears(3, getkey)]
     for item, result in zip(few, results(function, (2.0,), few), strict=True):
         np.testing.assert_array_equal(result["layer"].weight, 2 * item[0].weight)
         assert result["layer"].bias is item[0].bias and result["n"] == 7
     after_few = function.count
-    results(function, (2.0,), [(layer, 7) for layer in linears(TOGETHER + 1, getkey)])
+    results(function, (2.0,), [(layer, 7) for layer in linears(MANY + 1, getkey)])
     assert function.count == after_few <= 3
 
 
-def test_forms_are_told_apart_and_the_order_is_kept(getkey):
+def test_signatures_are_told_apart(getkey):
     one, two = linears(2, getkey), linears(2, getkey, inputs=4)
     items = [(one[0], 1), (two[0], 1), (one[1], 1.0), (two[1], True)]
     found = results(scaled, (3.0,), items)
@@ -82,22 +78,15 @@ def test_forms_are_told_apart_and_the_order_is_kept(getkey):
         assert type(result["n"]) is type(number)
 
 
-def test_what_is_large_or_handed_through_is_not_copied(getkey):
+def test_what_is_handed_through_is_not_copied(getkey):
     def wrapped(layer):
-        return {"layer": layer, "extra": jnp.zeros(3)}
+        return {"layer": layer, "bias": layer.bias, "extra": jnp.zeros(3)}
 
     small, large = linears(1, getkey)[0], eqx.nn.Linear(400, 300, key=getkey())
     for layer in (small, large):
         (result,) = results(wrapped, (), [(layer,)])
-        assert result["layer"].weight is layer.weight
-    nothing, _ = form_of(())
-    for function, layer, is_small, needs in (
-        (wrapped, large, True, []),  # only the zeros are computed
-        (lambda layer: layer.weight + 1, large, False, [0]),
-        (lambda layer: layer.weight + 1, small, True, [0]),
-    ):
-        program = program_for(function, nothing, form_of((layer,))[0])
-        assert (program.is_small, program.needed) == (is_small, needs)
+        assert result["layer"] is layer
+        assert result["bias"] is layer.bias
 
 
 def test_no_two_results_share_a_buffer(getkey):
@@ -110,7 +99,7 @@ def test_no_two_results_share_a_buffer(getkey):
 
 
 @pytest.mark.parametrize("of", ["key", "weak"])
-def test_what_cannot_be_stacked_is_computed_one_by_one(of):
+def test_keys_and_weak_types_stay_what_they_are(of):
     def twice(x):
         return {"x": jax.random.fold_in(x, 1) if of == "key" else x * 2}
 
@@ -128,16 +117,16 @@ def test_what_needs_values_is_called_as_it_is(getkey):
     def corner(layer):
         return float(layer.weight[0, 0])
 
-    assert results(corner, (), items, lambda item: corner(*item)) == [corner(*i) for i in items]
+    assert results(corner, (), items) == [corner(*i) for i in items]
 
 
-def test_what_fails_in_the_loop_only_is_called_as_it_is(getkey):
+def test_what_fails_while_it_is_traced_is_called_as_it_is(getkey):
     calls = []
 
     def moody(layer):
         calls.append(layer)
-        if len(calls) == 2:
-            raise RuntimeError("not a second time")
+        if len(calls) == 1:
+            raise RuntimeError("not the first time")
         return layer.weight + 1
 
     items = [(layer,) for layer in linears(3, getkey)]
@@ -158,10 +147,10 @@ def test_layers_on_a_device_get_their_adapters_there(getkey):
 
 
 def test_adapters_of_many_layers_are_those_of_few(getkey):
-    layers = linears(TOGETHER + 2, getkey)
+    layers = linears(MANY + 2, getkey)
     key = getkey()
     model = apply_lora(layers, 1, key=key, wrappers=ToyLinear)
-    alone = apply_lora(layers, 1, key=key, wrappers=ToyLinear, target=f"^{TOGETHER + 1}$")
+    alone = apply_lora(layers, 1, key=key, wrappers=ToyLinear, target=f"^{MANY + 1}$")
     assert same(model[-1], alone[-1])
     model, alone = shaken(model), shaken(alone)
     assert same(merge_lora(model)[-1], merge_lora(alone)[-1])

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._compute import Calls
 from ._contract import (
     LoRAWrapper,
     check_key,
@@ -38,7 +38,7 @@ from ._planning import (
     warn_of_omissions,
 )
 from ._registry import Registry, default_registry
-from ._sharding import calls_on_the_mesh, place_like_base, with_dtypes_of_base
+from ._sharding import on_the_mesh, place_like_base, with_dtypes_of_base
 from ._showing import tracked
 
 M = TypeVar("M")
@@ -145,26 +145,20 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
 
 
 def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> list[LoRAWrapper]:
-    """The adapter around each layer. Those with the same settings are built together."""
-    alike: dict[Any, list[int]] = {}
-    for index, (row, layer) in enumerate(zip(rows, layers, strict=True)):
-        assert row.wrapper is not None
-        with _building(row):
-            ndim = row.wrapper.stack_ndim(layer)
-        settings = (row.wrapper, row.rank, row.alpha, ndim, id(row.options))
-        alike.setdefault(settings, []).append(index)
-    calls: list[Any] = [None] * len(rows)
-    for members in alike.values():
-        _check_options(rows[members[0]])
-    for (*settings, _), members in alike.items():
-        shared = (*settings, dict(rows[members[0]].options), key)
-        items = [(layers[i], np.asarray(stable_hash(rows[i].path), np.uint32)) for i in members]
-        together = calls_on_the_mesh(_make, shared, items, place_like_base)
-        for place, index in enumerate(members):
-            calls[index] = (rows[index], layers[index], together, place)
+    """The adapter around each layer."""
+    checked: set[Any] = set()
+    for row in rows:
+        if (row.wrapper, id(row.options)) not in checked:
+            _check_options(row)
+            checked.add((row.wrapper, id(row.options)))
     show = not is_traced(key, layers[:1])
+    calls = list(zip(rows, layers, strict=True))
+    # JAX takes long to look up where a typed key lies, and there is one call for each layer.
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    impl = jax.random.key_impl(key) if is_typed else None
+    data = jax.random.key_data(key) if is_typed else key
     with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:
-        return [_built(*call) for call in steps]
+        return [_built(row, layer, impl, data) for row, layer in steps]
 
 
 def _check_options(row: PlanRow) -> None:
@@ -181,9 +175,14 @@ def _check_options(row: PlanRow) -> None:
             )
 
 
-def _built(row: PlanRow, layer: Any, calls: Calls, place: int) -> LoRAWrapper:
+def _built(row: PlanRow, layer: Any, impl: Any, key: Any) -> LoRAWrapper:
+    cls: Any = row.wrapper
+    number = np.asarray(stable_hash(row.path), np.uint32)
     with _building(row):
-        return with_dtypes_of_base(calls.result(place), layer)
+        settings = (cls, row.rank, row.alpha, cls.stack_ndim(layer), dict(row.options), impl)
+        args = (*settings, key, layer, number)
+        adapter = on_the_mesh(layer, _make, *args, settle=place_like_base)
+        return with_dtypes_of_base(adapter, layer)
 
 
 def _building(row: PlanRow) -> contextlib.AbstractContextManager[None]:
@@ -192,9 +191,21 @@ def _building(row: PlanRow) -> contextlib.AbstractContextManager[None]:
 
 
 def _make(
-    cls: Any, rank: Any, alpha: Any, ndim: int, options: Any, key: Any, layer: Any, number: Any
+    cls: Any,
+    rank: Any,
+    alpha: Any,
+    ndim: int,
+    options: Any,
+    impl: Any,
+    key: Any,
+    layer: Any,
+    number: Any,
 ) -> LoRAWrapper:
-    """The adapter around `layer`, by a key of its own, derived from `key` and `number`."""
+    """The adapter around `layer`, by a key that `number` tells apart from those of other layers.
+
+    - `key`: raw, and of a kind `impl` that the adapter gets as a typed key, or `None`.
+    """
+    key = key if impl is None else jax.random.wrap_key_data(key, impl=impl)
 
     def one(base: Any, key: Any) -> Any:
         return construct(cls, base, rank, alpha, key=key, options=options)

@@ -15,7 +15,7 @@ from ._contract import (
 )
 from ._errors import failing
 from ._paths import show_place
-from ._sharding import calls_on_the_mesh, sharded_like
+from ._sharding import on_the_mesh, sharded_like
 from ._tree import adapted_layers, replace_adapters
 
 M = TypeVar("M")
@@ -56,14 +56,12 @@ def unwrap_lora(model: M) -> M:
 
 
 def _without_adapters(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
-    adapted = list(adapted_layers(model))
-    calls = calls_on_the_mesh(plain, (), [(node,) for _, node in adapted], _settled)
     layers: list[Any] = []
-    for index, (path, node) in enumerate(adapted):
+    for path, node in adapted_layers(model):
         where = show_place(type(node), path)
         advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
         with failing(f"{verb} {where}", hint=partial(refusal_of_template, node, advice)):
-            layer = calls.result(index)
+            layer = on_the_mesh(node, plain, node, settle=_settled)
         check_same_structure(node.base, layer, f"`{verb}()` of {where}")
         layers.append(in_dtypes_of(node.base, layer))
     return replace_adapters(model, layers)

@@ -1,7 +1,7 @@
 """Sharded layers: adapters go onto the mesh of the layer, merged layers where the layer was."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -9,29 +9,53 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ._compute import Calls, beside, call_compiled, form_of, in_dtypes_of
-from ._contract import LoRAWrapper, is_traced, over_stack
+from ._compute import TracedError, call_compiled, in_dtypes_of, signature_of
+from ._contract import LoRAWrapper, over_stack
 from ._paths import KeyPath, path_str
 
 T = TypeVar("T")
 
 
-def on_the_mesh(layer: Any, function: Callable[..., T], *args: Any) -> T:
+def on_the_mesh(
+    layer: Any,
+    function: Callable[..., T],
+    *args: Any,
+    settle: Callable[[T, Any], T] = lambda result, _: result,
+) -> T:
     """`function(*args)` by a program (see `call_compiled`), on the mesh or device of `layer`.
 
-    Run operation by operation, some intermediate results (an update made of replicated factors)
-    would lie whole on every device, and processes would have to agree on arrays that each of them
-    made. A program is split over the mesh by the compiler.
+    Operation by operation, some intermediate results (an update made of replicated factors) would
+    lie whole on every device, and processes would have to agree on arrays that each of them made.
+    The compiler splits a program over the mesh.
+
+    **Arguments:**
+
+    - `layer`: one of `args`, or a part of one.
+    - `settle`: puts the arrays of the result in place if `layer` is sharded, which is passed too.
     """
-    # In a program that is being traced, its own compiler decides.
-    if is_traced(args):
+    try:
+        known = signature_of(args)
+    except TracedError:  # in a program that is being traced, its own compiler decides
         return function(*args)
-    mesh = _mesh(layer)
-    if mesh is None:
-        form, _ = form_of(layer)
-        return call_compiled(function, *jax.tree.map(lambda leaf: beside(leaf, form), args))
+    homes = {x.sharding for x in known.arrays if isinstance(x, jax.Array)}
+    if len(homes) > 1 or any(isinstance(home, NamedSharding) for home in homes):
+        mesh = _mesh(layer if len(homes) > 1 else args)
+        if mesh is not None:
+            return settle(_call_on_mesh(mesh, function, args), layer)
+        anchor = next((x for x in jax.tree.leaves(layer) if isinstance(x, jax.Array)), None)
+        if anchor is not None:
+            args = jax.tree.map(lambda leaf: _beside(leaf, anchor), args)
+            homes, known = {anchor.sharding}, signature_of(args)
+    if len(homes) != 1:
+        return call_compiled(function, *args, known=known)
+    # For arrays that depend on no argument, such as zeros.
+    with jax.default_device(next(iter(homes.pop().device_set))):
+        return call_compiled(function, *args, known=known)
+
+
+def _call_on_mesh(mesh: Mesh, function: Callable[..., T], args: tuple[Any, ...]) -> T:
     joined = jax.tree.map(lambda leaf: _joined(leaf, mesh), args)
     given = dict(zip(map(id, jax.tree.leaves(joined)), jax.tree.leaves(args), strict=True))
     with _automatic_context(mesh):
@@ -39,33 +63,12 @@ def on_the_mesh(layer: Any, function: Callable[..., T], *args: Any) -> T:
     return jax.tree.map(lambda x: given.get(id(x), x), result)
 
 
-def calls_on_the_mesh(
-    function: Callable[..., T],
-    shared: tuple[Any, ...],
-    items: Sequence[tuple[Any, ...]],
-    settle: Callable[[T, Any], T],
-) -> Calls:
-    """For each item, the call of `on_the_mesh(item[0], function, *shared, *item)`.
-
-    Small layers of one form that are not sharded are computed together.
-
-    **Arguments:**
-
-    - `settle`: given a result and its `item[0]`, puts the arrays of a sharded layer in place.
-    """
-
-    def alone(item: tuple[Any, ...]) -> T:
-        return settle(on_the_mesh(item[0], function, *shared, *item), item[0])
-
-    return Calls(function, shared, items, alone)
-
-
 def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
     """`wrapper`, built around `layer`, with its arrays on the layer's mesh.
 
     Each field takes the spec that `wrapper.partition_specs()` names, and is replicated without
-    one; an array of the base that the constructor changed takes the sharding it had. A layer
-    that is not sharded (or is traced) leaves everything as it is.
+    one. An array of the base that the constructor changed takes the sharding it had. Nothing
+    changes if the layer is not sharded, or is traced.
     """
     mesh = _mesh(layer)
     if mesh is None:
@@ -99,7 +102,7 @@ def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
 def sharded_like(layer: Any, model: Any) -> Any:
     """`layer`, with the shardings of `model`, a layer of the same structure.
 
-    What a compiler made of the arithmetic may lie elsewhere (blocks that do not divide an axis).
+    A compiler may put results elsewhere, such as blocks that do not divide an axis.
     """
 
     def place(new: Any, old: Any) -> Any:
@@ -115,9 +118,6 @@ def restored_layer(
     cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: Any, alpha: Any
 ) -> LoRAWrapper:
     """`cls.from_state(...)`, mapped over a stack's axes, on the mesh or device of `base`."""
-    device = _committed_to(base)
-    if device is not None and not any(isinstance(leaf, Tracer) for leaf in state.values()):
-        state = jax.device_put(dict(state), device)
     restored = on_the_mesh(base, _restore, cls, rank, alpha, base, dict(state))
     return with_dtypes_of_base(place_like_base(restored, base), base)
 
@@ -129,18 +129,31 @@ def _restore(cls: Any, rank: Any, alpha: Any, base: Any, state: Any) -> Any:
     return over_stack(one, cls.stack_ndim(base))(base, state)
 
 
+def _beside(leaf: Any, anchor: jax.Array) -> Any:
+    """`leaf`, moved to the device of `anchor` if one program cannot take both where they are.
+
+    (A key that was replicated over a mesh, or committed to another device.)
+    """
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    there = leaf.sharding.device_set
+    if there == anchor.sharding.device_set or (len(there) == 1 and not anchor.committed):
+        return leaf
+    return jax.device_put(leaf, anchor.sharding)
+
+
 def _joined(leaf: Any, mesh: Mesh) -> Any:
     """`leaf` as a program on `mesh` takes it. Arrays that lie there already are not copied."""
     if not isinstance(leaf, jax.Array):
         return leaf
     if leaf.sharding.device_set != set(mesh.devices.flat):
-        # A key, say, that was committed to one device. Another process's devices are out of reach.
+        # Such as a key on one device. The devices of another process are out of reach.
         replicated = NamedSharding(_automatic(mesh), PartitionSpec())
         return jax.device_put(leaf, replicated) if replicated.is_fully_addressable else leaf
     sharding = _named_sharding(leaf)
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return leaf
-    # With explicit axes the arithmetic of an adapter would have to name every sharding in it.
+    # On explicit axes, an adapter's arithmetic would have to name every sharding.
     automatic = NamedSharding(
         _automatic(sharding.mesh), sharding.spec, memory_kind=sharding.memory_kind
     )
@@ -172,13 +185,6 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
 def _mesh(tree: Any) -> Any:
     shardings = map(_named_sharding, jax.tree.leaves(tree))
     return next((sharding.mesh for sharding in shardings if sharding is not None), None)
-
-
-def _committed_to(tree: Any) -> Any:
-    """The one device on which somebody has put an array of `tree`."""
-    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
-    homes = (x.sharding for x in arrays if not isinstance(x, Tracer) and x.committed)
-    return next((home for home in homes if isinstance(home, SingleDeviceSharding)), None)
 
 
 def _named_sharding(leaf: Any) -> NamedSharding | None:

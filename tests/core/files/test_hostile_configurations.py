@@ -21,39 +21,42 @@ def renamed(path):
 
 CONFIGURATIONS = {
     "version 2": (lambda c: c.update(format_version=2), "pip install -U jno-lora"),
-    "version 0": (lambda c: c.update(format_version=0), "format version 0, which is none"),
-    "version text": (lambda c: c.update(format_version="1"), "which is none"),
-    "version true": (lambda c: c.update(format_version=True), "which is none"),
-    "no version": (lambda c: c.pop("format_version"), "which is none"),
-    "adapters a list": (lambda c: c.update(adapters=[]), "no JSON object"),
-    "an adapter null": (lambda c: c["adapters"].update(a=None), "no JSON object"),
-    "versions numbers": (lambda c: c.update(versions={"jax": 1}), "no printable text"),
+    "version 0": (
+        lambda c: c.update(format_version=0),
+        "is 0, which is not a whole number from 1",
+    ),
+    "version text": (lambda c: c.update(format_version="1"), "which is not a"),
+    "version true": (lambda c: c.update(format_version=True), "which is not a"),
+    "no version": (lambda c: c.pop("format_version"), "which is not a"),
+    "adapters a list": (lambda c: c.update(adapters=[]), "not a JSON object"),
+    "an adapter null": (lambda c: c["adapters"].update(a=None), "not a JSON object"),
+    "versions numbers": (lambda c: c.update(versions={"jax": 1}), "not printable text"),
     "rank below 0": (with_adapter(rank=-1), "rank"),
     "rank enormous": (with_adapter(rank=10**12), "rank"),
     "rank beyond 32 bits": (with_adapter(rank=2**31), "rank"),
     "rank true": (with_adapter(rank=True), "rank"),
     "rank text": (with_adapter(rank="4"), "rank"),
-    "alpha text": (with_adapter(alpha="4"), "no finite number"),
-    "alpha true": (with_adapter(alpha=True), "no finite number"),
-    "alpha null in a list": (with_adapter(alpha=[None]), "no finite number"),
-    "wrapper null": (with_adapter(wrapper=None), "no printable text"),
+    "alpha text": (with_adapter(alpha="4"), "not a finite number"),
+    "alpha true": (with_adapter(alpha=True), "not a finite number"),
+    "alpha null in a list": (with_adapter(alpha=[None]), "not a finite number"),
+    "wrapper null": (with_adapter(wrapper=None), "not printable text"),
     "wrapper empty": (with_adapter(wrapper=""), "has 0 characters"),
-    "wrapper with a bell": (with_adapter(wrapper="a\a"), "no printable text"),
-    "wrapper a surrogate": (with_adapter(wrapper="\ud800"), "no printable text"),
+    "wrapper with a bell": (with_adapter(wrapper="a\a"), "not printable text"),
+    "wrapper a surrogate": (with_adapter(wrapper="\ud800"), "not printable text"),
     "wrapper code": (
         with_adapter(wrapper="X]); import os; os.system('true') #"),
         "name of a class",
     ),
     "wrapper a path": (with_adapter(wrapper="os.system"), "name of a class"),
-    "variant a list": (with_adapter(variant=[]), "no printable text"),
-    "a command": (with_adapter(distribution='x" && rm -rf "/'), "which is none"),
-    "an option": (with_adapter(distribution="--index-url"), "which is none"),
-    "a version with a quote": (with_adapter(distribution="x", version='1" y'), "which is none"),
-    "a version null": (with_adapter(version=None), "which is none"),
-    "arrays text": (with_adapter(arrays="lora_A"), "no list"),
-    "arrays of numbers": (with_adapter(arrays=[1, 2]), "no printable text"),
+    "variant a list": (with_adapter(variant=[]), "not printable text"),
+    "a command": (with_adapter(distribution='x" && rm -rf "/'), "which is not a"),
+    "an option": (with_adapter(distribution="--index-url"), "which is not a"),
+    "a version with a quote": (with_adapter(distribution="x", version='1" y'), "which is not a"),
+    "a version null": (with_adapter(version=None), "which is not a"),
+    "arrays text": (with_adapter(arrays="lora_A"), "not a list"),
+    "arrays of numbers": (with_adapter(arrays=[1, 2]), "not printable text"),
     "an array twice": (with_adapter(arrays=["lora_A", "lora_B", "lora_A"]), "the same name"),
-    "layer null": (with_adapter(layer=None), "no JSON object"),
+    "layer null": (with_adapter(layer=None), "not a JSON object"),
     "a layer without stack_ndim": (
         with_adapter(layer={"class": "Linear", "arrays": {}}),
         "stack_ndim",
@@ -71,7 +74,7 @@ CONFIGURATIONS = {
     "an absolute path": (renamed("/etc/passwd"), "must be names"),
     "a path upwards": (renamed("../a"), "must be names"),
     "a path upwards inside": (renamed("a/../../b"), "must be names"),
-    "a path with a line": (renamed("a\nb"), "no printable text"),
+    "a path with a line": (renamed("a\nb"), "not printable text"),
     "a path without end": (renamed("a" * 10**5), "characters"),
 }
 
@@ -88,11 +91,11 @@ def test_a_configuration_that_lies_is_refused(name, whole, file):
     ("text", "message"),
     [
         ("", "damaged"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ('{"format_version": 1, "format_version": 1}', "there twice"),
         ('{"format_version": 1, "adapters": {"a": 1, "a": 2}}', "there twice"),
-        ('{"format_version": Infinity}', "no JSON"),
-        ('{"format_version": 1e999}', "which is none"),
+        ('{"format_version": Infinity}', "not JSON"),
+        ('{"format_version": 1e999}', "which is not a"),
     ],
 )
 def test_a_configuration_that_is_no_json_is_refused(text, message, whole, file):
@@ -103,7 +106,7 @@ def test_a_configuration_that_is_no_json_is_refused(text, message, whole, file):
 def test_an_infinite_alpha_is_refused(whole, file):
     header, configuration, data = parts(whole)
     text = json.dumps(configuration).replace('"alpha": 1.0', '"alpha": 1e999')
-    assert "no finite number" in refused(file, assembled(header, text, data))
+    assert "not a finite number" in refused(file, assembled(header, text, data))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_state_of_another_form_is_listed_too(model, getkey, file):
     with pytest.raises(CheckpointError) as caught:
         load_adapters(model, file, wrappers=[Grown])
     for path in ("encoder/0", "encoder/1"):
-        assert f"{path}: no ToyLinear can be made" in str(caught.value)
+        assert f"{path}: could not restore the ToyLinear" in str(caught.value)
     assert "expected shape (3, 3), got (2, 3)" in str(caught.value)
 
 

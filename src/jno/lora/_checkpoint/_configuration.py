@@ -1,7 +1,7 @@
-"""What a file says of its adapters: JSON in the metadata of a safetensors file.
+"""The description of a file's adapters: JSON in the metadata of a safetensors file.
 
-The arrays of an adapter are called `PATH:NAME`, such as `layers/0:lora_A`; which names there are is
-part of the configuration. Keys that are not known are skipped, so that they may be added later.
+An array is called `PATH:NAME` in the file, such as `layers/0:lora_A`. The configuration lists the
+names. Unknown keys are skipped, so that later versions may add some.
 """
 
 import dataclasses
@@ -13,17 +13,17 @@ from typing import Any
 
 from .._paths import FEW, bullets, show_path
 from .._sets import LayerForm
-from ._container import shape_of
-from ._json import MalformedError, brief, is_count, parse_json
+from ._container import check_shape
+from ._json import MalformedError, brief, expect, is_count, parse_json
 
-# The key in the metadata, and the version of what stands there.
+# The key in the metadata, and the version of the format.
 KEY = "jno.lora"
 FORMAT_VERSION = 1
 
 _MOST_CHARACTERS = 20_000
 _MOST_RANK = 2**31 - 1
-# The normal form of PEP 503, and what a version may be made of. They go into a command that a
-# message shows, so they must not be able to say anything else.
+# A normalised name (PEP 503), and the characters of a version. Both go into a command that is
+# shown, so nothing else may get in.
 _DISTRIBUTION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,100}")
 
@@ -32,8 +32,8 @@ _VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,100}")
 class Entry:
     """One adapter of a file, without its arrays.
 
-    - `wrapper`: the name of its class; `distribution`: of the plugin that provides it, `None` for a
-        class that no plugin provides; `version`: that of the distribution.
+    - `wrapper`: the name of its class.
+    - `distribution`, `version`: of the plugin that provides the class; `None` and `""` without one.
     - `arrays`: the names in its `state()`.
     """
 
@@ -50,14 +50,10 @@ class Entry:
     @property
     def tensors(self) -> dict[str, str]:
         """The names of its arrays in the file, by those in the state."""
-        return {name: self.tensor(name) for name in self.arrays}
-
-    def tensor(self, name: str) -> str:
-        """The name in the file of the array `name` of its state."""
-        return f"{self.path}:{name}"
+        return {name: f"{self.path}:{name}" for name in self.arrays}
 
     def as_json(self) -> dict[str, Any]:
-        """What a file says of it, beside its path."""
+        """The entry as it stands in the file, under its path."""
         return {
             "wrapper": self.wrapper,
             "distribution": self.distribution,
@@ -76,24 +72,19 @@ class Entry:
             },
         }
 
-    def describe(self) -> str:
-        """For messages: the class and where it comes from."""
-        version = f" {self.version}" if self.version else ""
-        return f"{self.wrapper} of {self.distribution}{version}"
-
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What a file says: its adapters, and the versions of its format and of what wrote it."""
+    """The adapters of a file, and the versions of its format and of the libraries that wrote it."""
 
     entries: tuple[Entry, ...]
     versions: dict[str, str]
     format_version: int = FORMAT_VERSION
 
     def dump(self) -> str:
-        """As text for the metadata.
+        """The text for the metadata.
 
-        **Raises:** `MalformedError` if it could not be read again.
+        **Raises:** `MalformedError` if `parse` would not give the same back.
         """
         text = json.dumps(
             {
@@ -116,15 +107,13 @@ class Configuration:
 
     @classmethod
     def parse(cls, text: str) -> "Configuration":
-        """From the metadata of a file.
+        """The configuration in the metadata of a file.
 
         **Raises:** `MalformedError`.
         """
         what = "its configuration"
         found = parse_json(text, what)
-        version = found.get("format_version")
-        if not is_count(version) or version < 1:
-            raise MalformedError(f"{what} has the format version {brief(version)}, which is none")
+        version = _count(found.get("format_version"), f"the format version of {what}", 2**31, 1)
         if version > FORMAT_VERSION:
             raise MalformedError(
                 f"it has the format version {version}, this jno-lora reads up to {FORMAT_VERSION}. "
@@ -140,8 +129,8 @@ class Configuration:
 
     def check_tensors(self, tensors: Iterable[str]) -> None:
         """**Raises:** `MalformedError` unless these are the names of all arrays of all adapters."""
-        names = [entry.tensor(name) for entry in self.entries for name in entry.arrays]
-        if len(set(names)) < len(names):
+        names = [tensor for entry in self.entries for tensor in entry.tensors.values()]
+        if len(set(names)) < sum(len(entry.arrays) for entry in self.entries):
             raise MalformedError("two of its arrays have the same name")
         missing, added = set(names).difference(tensors), set(tensors).difference(names)
         lines = [f"{brief(name)}: in its configuration only" for name in sorted(missing)]
@@ -153,27 +142,30 @@ class Configuration:
 
 
 def _entry(path: str, found: Any) -> Entry:
-    if path:  # the path of the root is empty
-        _check_path(path)
+    parts = _text(path, "the path of an adapter", least=0).split("/")
+    if path and not {"", ".", ".."}.isdisjoint(parts):  # the path of the root is empty
+        raise MalformedError(
+            f"the path {brief(path)} of an adapter is invalid: its parts, between slashes, must be "
+            "names, not empty, '.' or '..'"
+        )
     what = f"the adapter at {show_path(path)!r} in its configuration"
     found = _table(found, what)
-    distribution, version = found.get("distribution"), found.get("version")
-    if distribution is not None:
-        distribution = _matching(_DISTRIBUTION, distribution, f"the distribution of {what}")
-    if version != "":
-        version = _matching(_VERSION, version, f"the version of {what}")
-    variant = found.get("variant")
-    # `null` is that of an adapter that has none.
-    rank, alpha = found.get("rank", ""), found.get("alpha", "")
+    distribution, version, variant = map(found.get, ("distribution", "version", "variant"))
+    for name, pattern, no in (("distribution", _DISTRIBUTION, None), ("version", _VERSION, "")):
+        text = found.get(name)
+        is_one = isinstance(text, str) and pattern.fullmatch(text) is not None and len(text) <= 100
+        expect(text == no or is_one, text, f"the {name} of {what}", f"a {name}")
+    # `null` stands for the rank or alpha of an adapter without one.
+    rank, alpha, arrays = found.get("rank", ""), found.get("alpha", ""), found.get("arrays")
     is_number = type(alpha) in (int, float) and math.isfinite(alpha)
-    if not (alpha is None or is_number):
-        raise MalformedError(f"the alpha of {what} is {brief(alpha)}, which is no finite number")
-    arrays = found.get("arrays")
-    if not isinstance(arrays, list):
-        raise MalformedError(f"the arrays of {what} are no list")
+    expect(alpha is None or is_number, alpha, f"the alpha of {what}", "a finite number")
+    expect(isinstance(arrays, list), arrays, f"the arrays of {what}", "a list")
+    # It goes into code that a message shows.
+    wrapper = _text(found.get("wrapper"), f"the wrapper of {what}")
+    expect(wrapper.isidentifier(), wrapper, f"the wrapper of {what}", "the name of a class")
     return Entry(
         path=path,
-        wrapper=_class_name(found.get("wrapper"), f"the wrapper of {what}"),
+        wrapper=wrapper,
         distribution=distribution,
         version=version,
         variant=None if variant is None else _text(variant, f"the variant of {what}"),
@@ -187,40 +179,32 @@ def _entry(path: str, found: Any) -> Entry:
 def _layer(found: Any, what: str) -> LayerForm:
     found = _table(found, what)
     arrays = _table(found.get("arrays"), f"the arrays of {what}")
-    forms = ((path, _table(form, f"an array of {what}")) for path, form in arrays.items())
     return LayerForm(
         layer=_text(found.get("class"), f"the class of {what}"),
-        arrays=tuple(
-            (
-                _text(path, f"a path in {what}", least=0),
-                shape_of(form.get("shape"), f"an array of {what}"),
-                _text(form.get("dtype"), f"a dtype in {what}"),
-            )
-            for path, form in forms
-        ),
+        arrays=tuple(_array(path, form, what) for path, form in arrays.items()),
         stack_ndim=_count(found.get("stack_ndim"), f"the stack_ndim of {what}", 32),
     )
 
 
-def _check_path(path: str) -> None:
-    _text(path, "the path of an adapter")
-    if not {"", ".", ".."}.isdisjoint(path.split("/")):
-        raise MalformedError(
-            f"the path {brief(path)} of an adapter is none: its parts, between slashes, must be "
-            "names, not empty, '.' or '..'"
-        )
+def _array(path: str, found: Any, what: str) -> tuple[str, tuple[int, ...], str]:
+    found = _table(found, f"an array of {what}")
+    shape = found.get("shape")
+    is_shape = isinstance(shape, list) and all(map(is_count, shape))
+    expect(is_shape, shape, f"the shape of an array of {what}", "a list of whole numbers")
+    check_shape(shape, f"an array of {what}")
+    dtype = _text(found.get("dtype"), f"a dtype in {what}")
+    return _text(path, f"a path in {what}", least=0), tuple(shape), dtype
 
 
 def _table(found: Any, what: str) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise MalformedError(f"{what} is {brief(found)}, which is no JSON object")
+    expect(isinstance(found, dict), found, what, "a JSON object")
     return found
 
 
 def _text(found: Any, what: str, least: int = 1) -> str:
     # Printable, since it goes into messages and onto terminals.
-    if not isinstance(found, str) or not found.isprintable():
-        raise MalformedError(f"{what} is {brief(found)}, which is no printable text")
+    is_printable = isinstance(found, str) and found.isprintable()
+    expect(is_printable, found, what, "printable text")
     if not least <= len(found) <= _MOST_CHARACTERS:
         raise MalformedError(
             f"{what} has {len(found):,} characters; 1 to {_MOST_CHARACTERS:,} are read"
@@ -228,21 +212,7 @@ def _text(found: Any, what: str, least: int = 1) -> str:
     return found
 
 
-def _class_name(found: Any, what: str) -> str:
-    # It goes into code that a message shows.
-    name = _text(found, what)
-    if not name.isidentifier():
-        raise MalformedError(f"{what} is {brief(name)}, which is no name of a class")
-    return name
-
-
-def _matching(pattern: re.Pattern[str], found: Any, what: str) -> str:
-    if not isinstance(found, str) or not pattern.fullmatch(found) or len(found) > 100:
-        raise MalformedError(f"{what} is {brief(found)}, which is none")
-    return found
-
-
-def _count(found: Any, what: str, most: int) -> int:
-    if not is_count(found) or found > most:
-        raise MalformedError(f"{what} is {brief(found)}, not a whole number from 0 to {most:,}")
+def _count(found: Any, what: str, most: int, least: int = 0) -> int:
+    is_in_range = is_count(found) and least <= found <= most
+    expect(is_in_range, found, what, f"a whole number from {least} to {most:,}")
     return found

@@ -9,11 +9,11 @@ _MOST_DIGITS = 20
 
 
 class MalformedError(ValueError):
-    """Why a file cannot be read. Becomes a `CheckpointError` that names the file."""
+    """A file cannot be read. Becomes a `CheckpointError` that names the file."""
 
 
 def parse_json(text: str, what: str) -> dict[str, Any]:
-    """The JSON object in `text`. Stricter than `json.loads`, which lets duplicate keys pass.
+    """The JSON object in `text`. Duplicate keys, which `json.loads` lets pass, are refused.
 
     **Raises:** `MalformedError`.
     """
@@ -25,10 +25,15 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
             parse_int=_short_int,
         )
     except (ValueError, RecursionError) as err:
-        raise MalformedError(f"{what} is damaged, or no JSON: {err}") from err
-    if not isinstance(value, dict):
-        raise MalformedError(f"{what} is no JSON object")
+        raise MalformedError(f"{what} is damaged, or not JSON: {err}") from err
+    expect(isinstance(value, dict), value, what, "a JSON object")
     return value
+
+
+def expect(is_right: bool, found: Any, what: str, kind: str) -> None:
+    """**Raises:** `MalformedError`, that `what` is not a `kind`, unless it is right."""
+    if not is_right:
+        raise MalformedError(f"{what} is {brief(found)}, which is not {kind}")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def _short_int(text: str) -> int:
@@ -50,10 +55,10 @@ def _short_int(text: str) -> int:
 
 
 def is_count(value: Any) -> TypeGuard[int]:
-    """Whether `value`, from JSON, is a whole number that is not negative."""
+    """Whether a value from JSON is a whole number from 0 on."""
     return type(value) is int and value >= 0
 
 
 def brief(value: Any) -> str:
-    """`value`, which may be anything, for a message."""
+    """Any value as short ASCII text, for a message."""
     return reprlib.repr(value).encode("ascii", "backslashreplace").decode()

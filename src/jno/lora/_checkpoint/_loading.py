@@ -25,7 +25,7 @@ from .._sets import (
     put_in,
 )
 from ._configuration import KEY, Configuration
-from ._container import Container, FilePath, Tensor, opened
+from ._container import FilePath, Tensor, opened
 from ._json import MalformedError
 from ._wrappers import Classes, Wrappers
 
@@ -34,7 +34,7 @@ M = TypeVar("M")
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a file holds: its configuration, the form of its arrays, and their values if read."""
+    """The contents of a file: its configuration and arrays, whose `values` are there if read."""
 
     configuration: Configuration
     tensors: dict[str, Tensor]
@@ -44,30 +44,36 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """The adapters of a file around their layers, by path, and what to warn of."""
+    """The adapters of a file around their layers, by path, and the warnings to give."""
 
     adapters: dict[str, LoRAWrapper]
     warnings: tuple[str, ...]
 
     def put_into(self, model: M) -> M:
-        """`model` with them in the places of its layers. What stands elsewhere stays."""
+        """`model` with these adapters around its layers. Adapters at other paths stay."""
         return put_in(model, self.adapters, drop_others=False)
 
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
     """The contents of the file at `path`, with the values of its arrays or without. No plugin runs.
 
-    **Raises:** `CheckpointError` if it is no file of adapters, or damaged.
+    **Raises:** `CheckpointError` if it is not a file of adapters, or damaged.
     """
     with opened(path) as container:
-        configuration = _configuration(container)
+        text = container.metadata.get(KEY)
+        if text is None:
+            raise MalformedError(
+                f"it is a safetensors file, but not one of jno-lora: its metadata have no {KEY!r}. "
+                "(A PEFT adapter is a directory, for `jno.lora.peft`.)"
+            )
+        configuration = Configuration.parse(text)
         configuration.check_tensors(container.tensors)
         arrays = {name: container.read(name) for name in container.tensors} if values else {}
         return Contents(configuration, container.tensors, arrays, container.nbytes)
 
 
 class _Problems:
-    """Which adapters cannot be loaded, and why, as lines for a message."""
+    """The adapters that cannot be loaded, and why, as lines for a message."""
 
     def __init__(self) -> None:
         self.paths: set[str] = set()
@@ -82,16 +88,14 @@ class _Problems:
     def refuse(self, path: FilePath, what: str, advice: str) -> None:
         """**Raises:** `CheckpointError` if there are any."""
         if self.lines:
-            listed = bullets(self.lines)
-            raise CheckpointError(
-                f"{os.fspath(path)!r} {what}:\n{listed}\n{advice}"
-            ) from self.cause
+            message = f"{os.fspath(path)!r} {what}:\n{bullets(self.lines)}\n{advice}"
+            raise CheckpointError(message) from self.cause
 
 
 def read_set(
     path: FilePath, wrappers: Classes, registry: Registry
 ) -> tuple[AdapterSet, tuple[str, ...]]:
-    """The adapters of a file without a model, and what to warn of."""
+    """The adapters of a file without a model, and the warnings to give."""
     contents = read(path)
     adapters, problems = _adapters(contents, Wrappers(wrappers, registry))
     problems.refuse(path, "holds adapters that cannot be read here", "No adapter was read.")
@@ -109,7 +113,7 @@ def load(
 ) -> Loaded:
     """The adapters of the file at `path` around the layers of `model`: all, or those that fit.
 
-    - `plain`: the same model without adapters, for what stands in the place of adapted layers.
+    - `plain`: the same model without adapters; the loaded adapters are built around its layers.
     """
     contents = read(path)
     adapters, problems = _adapters(contents, Wrappers(wrappers, registry))
@@ -122,16 +126,16 @@ def load(
     for name, lines in misfits.items():
         problems.add([name], lines)
     built: dict[str, LoRAWrapper] = {}
-    if not (strict and problems.lines):  # else nothing need be built
-        for name in adapters:
-            if name not in problems.paths:
-                try:
-                    built[name] = built_around(plain_layers[name], adapters[name])
-                except Exception as err:
-                    cls = adapters[name].wrapper.__name__
-                    problems.add([name], [f"{show_path(name)}: no {cls} can be made: {err}"], err)
+    if not (strict and problems.lines):  # nothing is built for a file that is refused anyway
+        for name in (name for name in adapters if name not in problems.paths):
+            try:
+                built[name] = built_around(plain_layers[name], adapters[name])
+            except Exception as err:
+                cls = adapters[name].wrapper.__name__
+                line = f"{show_path(name)}: could not restore the {cls}: {err}"
+                problems.add([name], [line], err)
     if strict:
-        advice = "The model is as it was. With strict=False, what fits is loaded."
+        advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
         problems.refuse(path, "does not fit this model", advice)
     warnings = _not_finite(path, contents, built)
     if problems.lines:
@@ -143,18 +147,8 @@ def load(
     return Loaded(built, warnings)
 
 
-def _configuration(container: Container) -> Configuration:
-    text = container.metadata.get(KEY)
-    if text is None:
-        raise MalformedError(
-            f"it is a safetensors file, but not one of jno-lora: its metadata have no {KEY!r}. "
-            "(A PEFT adapter is a directory, for `jno.lora.peft`.)"
-        )
-    return Configuration.parse(text)
-
-
 def _adapters(contents: Contents, wrappers: Wrappers) -> tuple[AdapterSet, _Problems]:
-    """The adapters whose classes can be found and whose arrays can be held, and the problems."""
+    """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
     found: dict[str, LooseAdapter] = {}
     problems = _Problems()
     without_class: dict[PluginError, list[str]] = {}
@@ -178,7 +172,7 @@ def _adapters(contents: Contents, wrappers: Wrappers) -> tuple[AdapterSet, _Prob
         if wrong:
             problems.add([entry.path], wrong)
             continue
-        # Copies: NumPy's memory might be shared, and could then not be donated.
+        # Copies: JAX might share NumPy's memory, which cannot be donated then.
         state = {name: jnp.array(array) for name, array in arrays.items()}
         found[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
     for err, paths in without_class.items():
@@ -192,19 +186,19 @@ def _dtype_problem(cls: type[LoRAWrapper], name: str, dtype: np.dtype) -> str | 
         return f"{dtype}, which JAX holds only with `jax.config.update('jax_enable_x64', True)`"
     trains = name.partition("/")[0] in cls.adapter_fields
     if trains and not jnp.issubdtype(dtype, jnp.inexact):
-        return f"{dtype}, but it trains, so that it must be of a floating dtype"
+        return f"{dtype}, but it trains, so it must have a floating dtype"
     return None
 
 
 def _not_finite(path: FilePath, contents: Contents, loaded: Iterable[str]) -> tuple[str, ...]:
     """A warning if arrays of the loaded adapters hold NaN or infinity."""
-    counts = non_finite(contents)
     wanted = set(loaded)
+    entries = (entry for entry in contents.configuration.entries if entry.path in wanted)
+    arrays = {tensor: contents.values[tensor] for x in entries for tensor in x.tensors.values()}
     lines = [
-        f"{tensor}: {counts[tensor]:,} of {contents.values[tensor].size:,} numbers"
-        for entry in contents.configuration.entries
-        for tensor in entry.tensors.values()
-        if entry.path in wanted and counts[tensor]
+        f"{name}: {count:,} of {array.size:,} numbers"
+        for name, array in arrays.items()
+        if (count := count_non_finite(array))
     ]
     if not lines:
         return ()

@@ -1,12 +1,11 @@
-"""Adapters as files, for models, for `Net` and for sets of adapters."""
+"""Adapters to a file and back: of a model, of a `Net`, or as a set."""
 
-import warnings
 from typing import Any, TypeVar
 
 from jaxtyping import PyTree
 
 from .._contract import Handle
-from .._errors import JnoLoraWarning
+from .._errors import warn
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, extract_adapters
 from ._container import FilePath
@@ -22,10 +21,10 @@ def save_adapters(
 ) -> None:
     """Write the adapters of a model, and nothing else of it, into one safetensors file.
 
-    The file holds the arrays of each adapter's `state()` by their paths, and as JSON in its
-    metadata what is needed to build the adapters again. There is the old file or the new one,
-    whole, whatever happens while it is written. Sharded arrays are gathered one by one. If an array
-    lies on devices of several processes, every process must make this call, and the first writes.
+    The file holds the arrays of each adapter's `state()` by their paths, and JSON in its metadata
+    that says how to build the adapters again. There is the old file or the new one, whole, whatever
+    happens while it is written. Sharded arrays are gathered one by one. If an array lies on devices
+    of several processes, every process must make this call, and the first writes.
 
     **Arguments:**
 
@@ -36,7 +35,7 @@ def save_adapters(
 
     **Raises:** `CheckpointError` if there are no adapters, if an array cannot be stored (typed PRNG
     keys, dtypes that safetensors lacks, tracers), or if the file cannot be written. A file that was
-    there is whole then.
+    there before is whole then.
     """
     if isinstance(model, Handle):
         net: Any = model
@@ -56,9 +55,9 @@ def load_adapters(
 ) -> M:
     """`model` with the adapters of a file around its layers.
 
-    The initialisers do not run: no decomposition, no random numbers. A layer that carries an
-    adapter already gets the one of the file in its place; layers that the file does not name stay
-    as they are. Arrays go onto the mesh of their layers.
+    The initialisers do not run: no decomposition, no random numbers. An adapter of the file
+    replaces the one that its layer carries; layers that the file does not name stay as they are.
+    Arrays go onto the mesh of their layers.
 
     **Arguments:**
 
@@ -67,8 +66,8 @@ def load_adapters(
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
         `JnoLoraWarning` lists the others.
-    - `wrappers`: one class or several for the adapters of their names, instead of what
-        plugins provide. All others are found by the plugin that the file names.
+    - `wrappers`: one class or several for the adapters of their names, instead of those that
+        plugins provide. All others come from the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed ones.
 
     **Returns:** the adapted model (or the `Net`). Arrays that hold NaN or infinity are loaded, with
@@ -77,7 +76,7 @@ def load_adapters(
     **Raises:** `CheckpointError` if the file is damaged, if a plugin is missing or older than the
     one that wrote it (naming the plugin and how to install it), or if something does not fit the
     model: everything is listed at once, and nothing was changed. `WrapperError` if one of
-    `wrappers` is no adapter class, `SelectionError` if two have one name.
+    `wrappers` is not an adapter class, `SelectionError` if two have one name.
     """
     if isinstance(model, Handle):
         net: Any = model
@@ -85,7 +84,7 @@ def load_adapters(
     registry = default_registry(registry)
     loaded = load(model, path, strict=strict, wrappers=wrappers, registry=registry)
     for message in loaded.warnings:
-        warnings.warn(message, JnoLoraWarning, stacklevel=2)
+        warn(message)
     return loaded.put_into(model)
 
 
@@ -102,8 +101,7 @@ def read_adapters(
     **Raises:** `CheckpointError` if the file is damaged, or a plugin cannot be used; for `wrappers`
     as `load_adapters`.
     """
-    registry = default_registry(registry)
-    adapters, messages = read_set(path, wrappers, registry)
+    adapters, messages = read_set(path, wrappers, default_registry(registry))
     for message in messages:
-        warnings.warn(message, JnoLoraWarning, stacklevel=2)
+        warn(message)
     return adapters

@@ -51,7 +51,7 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
             "There are no adapters to save. Save before merging; a plain model is saved with "
             "`eqx.tree_serialise_leaves`."
         )
-    # Once for each class: for one of no plugin, the registry looks at all that is installed.
+    # Once for each class: the registry searches all plugins for a class that none of them provides.
     classes = {adapters[path].wrapper for path in adapters}
     providers = {cls: provider_of(cls, registry) for cls in classes}
     tensors: dict[str, np.ndarray] = {}
@@ -95,23 +95,23 @@ def _entry(path: str, adapter: LooseAdapter, provider: RegisteredWrapper | None)
 def values_of(array: Any, what: str) -> np.ndarray:
     """The values of an array, wherever it lies.
 
-    **Raises:** `CheckpointError` if it has none that a file could hold.
+    **Raises:** `CheckpointError` if a file cannot hold them.
     """
     if isinstance(array, Tracer):
         raise CheckpointError(f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`.")
     if not eqx.is_array(array):
-        raise CheckpointError(f"{what} is no array, but {brief(array)}.")
+        raise CheckpointError(f"{what} is not an array, but {brief(array)}.")
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         raise CheckpointError(
-            f"{what} is a typed PRNG key, whose form is JAX's own. Keep an array of integers "
-            "(`jax.random.key_data`) in the adapter, and make the key of it where it is used."
+            f"{what} is a typed PRNG key, which only JAX can read. Keep an array of integers "
+            "(`jax.random.key_data`) in the adapter, and make the key from it where it is used."
         )
     if array.dtype not in DTYPES.values():
-        raise CheckpointError(f"{what} has the dtype {array.dtype}, which no safetensors file has.")
+        raise CheckpointError(f"{what} has the dtype {array.dtype}, which safetensors files lack.")
     if isinstance(array, jax.Array) and array.is_deleted():
         raise CheckpointError(
-            f"{what} was deleted: a compiled step took over its memory (`donate`). Save the model "
-            "that the step returned."
+            f"{what} was deleted: a compiled step took its memory (`donate`). Save the model that "
+            "the step returned."
         )
     return np.ascontiguousarray(_gathered(array)).reshape(array.shape)
 

@@ -1,4 +1,4 @@
-"""From an adapter's class to what a file says of it, and back."""
+"""The classes of a file's adapters: found by the plugin that provides them, or given."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from .._errors import PluginError, SelectionError
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry
 from ._configuration import Entry
 
-# What `wrappers=` accepts.
+# The type of `wrappers=`.
 Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
 
@@ -20,7 +20,7 @@ def provider_of(cls: type[LoRAWrapper], registry: Registry) -> RegisteredWrapper
 
 
 class Wrappers:
-    """The classes of the adapters in a file: those that the user gave, else the registry's."""
+    """Finds the class of each adapter in a file: among those given, else in the registry."""
 
     def __init__(self, given: Classes, registry: Registry):
         self._given: dict[str, type[LoRAWrapper]] = {}
@@ -65,20 +65,20 @@ class Wrappers:
             raise PluginError(f"{err}. {_how_to_install(entry)}") from err
         if provided.version and _major_minor(provided.version) < _major_minor(entry.version):
             raise PluginError(
-                f"it was saved with {entry.describe()}, which is newer than the installed "
-                f"{provided.version}. {_how_to_install(entry)}"
+                f"it was saved with {entry.wrapper} of {entry.distribution} {entry.version}, which "
+                f"is newer than the installed {provided.version}. {_how_to_install(entry)}"
             )
         return provided.cls
 
 
 def _how_to_install(entry: Entry) -> str:
-    # A local version ("1.0+cpu") is on no index, and no bound may have one (PEP 440).
+    # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
     public = entry.version.partition("+")[0]
     bound = f">={public}" if public else ""
     return f'If you trust this file:\n    pip install -U "{entry.distribution}{bound}"\n'
 
 
 def _major_minor(version: str) -> tuple[int, int]:
-    """Of a version such as `1.2.3`. What cannot be read is older than everything."""
+    """`(1, 2)` for a version such as `1.2.3`. Versions that do not parse sort first."""
     found = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?", version)
     return (0, 0) if found is None else (int(found[1]), int(found[2] or 0))

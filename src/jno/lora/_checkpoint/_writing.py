@@ -1,4 +1,4 @@
-"""Writing a file so that there is the old one or the new one, whole, whatever happens."""
+"""Writing a file: whatever happens, the old one or the new one is there, whole."""
 
 import contextlib
 import dataclasses
@@ -18,8 +18,8 @@ def write_atomically(path: FilePath, content: bytes) -> None:
     It is written to a new file in the same directory, flushed to the disk, and takes the place of
     the old one in one step. Permissions of an existing file are kept; a link stays one.
 
-    **Raises:** `CheckpointError` if that fails. The old file is whole then, and nothing is left of
-    the new one.
+    **Raises:** `CheckpointError` if that fails. The old file is whole then, and the new one is
+    removed.
     """
     with written_beside(path, content) as new:
         new.put_in_place()
@@ -27,7 +27,7 @@ def write_atomically(path: FilePath, content: bytes) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class NewFile:
-    """What was written to the disk beside the file whose place it is to take."""
+    """A file on the disk, beside the one that it will replace."""
 
     path: FilePath  # as it was given
     target: Path
@@ -35,11 +35,11 @@ class NewFile:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether it has taken its place."""
+        """Whether it has replaced the old file."""
         return not self.temporary.exists()
 
     def put_in_place(self) -> None:
-        """Take the place of the old file, in one step.
+        """Replace the old file, in one step.
 
         **Raises:** `CheckpointError` if that fails.
         """
@@ -58,21 +58,25 @@ def written_beside(path: FilePath, content: bytes) -> Iterator[NewFile]:
         target = Path(os.path.realpath(path))
         permissions = _permissions(target)
         new = NewFile(path, target, _temporary(target))
-    with _removed_on_failure(new.temporary):
+    try:
         with _errors_of(path):
             _write(new.temporary, content, permissions)
         yield new
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.temporary.unlink()
+        raise
 
 
 def put_together(content: NewFile, description: NewFile) -> None:
-    """Put two files in place of which the second describes the first.
+    """Put two files in place, where `description` describes `content`.
 
-    No system exchanges two files in one step. There is no description while the content changes, so
-    that no reader takes the old one for that of the new content. Whatever is raised meanwhile, the
-    files are both the old ones or, once the content has been exchanged, both the new ones.
+    No system replaces two files in one step. The description is missing while the content changes,
+    so that no reader takes the old one for that of the new content. Whatever is raised meanwhile,
+    both files are the old ones or, once the content has been replaced, the new ones.
 
-    **Raises:** `CheckpointError` if a file cannot take its place. If that is the description, after
-    the content, there is none.
+    **Raises:** `CheckpointError` if a file cannot be replaced. If the description fails after the
+    content, the description is missing.
     """
     aside = _temporary(description.target)
     try:
@@ -101,19 +105,19 @@ def _errors_of(path: FilePath) -> Iterator[None]:
         shown = os.fspath(path)
         raise CheckpointError(f"{shown!r} cannot be written: {err.strerror or err}.") from err
     except ValueError as err:  # a null byte
-        raise CheckpointError(f"{os.fspath(path)!r} is no path: {err}.") from err
+        raise CheckpointError(f"{os.fspath(path)!r} is not a path: {err}.") from err
 
 
 def _temporary(target: Path) -> Path:
     """A new name in the directory of `target`."""
-    # The start of the name: file systems count bytes, of which a character may have four.
+    # Only the start of the name: file systems limit its bytes, and a character may take four.
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
 
 
 def _permissions(target: Path) -> int | None:
-    """Those of the existing file.
+    """The permissions of the existing file, or `None`.
 
-    **Raises:** `CheckpointError` if there cannot be a file, or may not be written.
+    **Raises:** `CheckpointError` if there cannot be a file, or it may not be written.
     """
     if not target.parent.is_dir():
         raise CheckpointError(
@@ -133,7 +137,7 @@ def _permissions(target: Path) -> int | None:
 
 
 def _write(path: Path, content: bytes, permissions: int | None) -> None:
-    # By `os.open`, so that a new file has the permissions that the user's umask says.
+    # `os.open` gives a new file the permissions of the user's umask.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     with open(os.open(path, flags, 0o666), "wb") as file:
         file.write(content)
@@ -143,18 +147,8 @@ def _write(path: Path, content: bytes, permissions: int | None) -> None:
         os.chmod(path, permissions)
 
 
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
-
-
 def _flush_directory(directory: Path) -> None:
-    """Make the new name last through a power cut. The file is there already: this may fail."""
+    """Make the new name survive a power cut. The file is there already, so this may fail."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -1,9 +1,9 @@
-"""Decompositions on a CPU: one thread at a time.
+"""Decompositions on a CPU run with one BLAS thread.
 
-On a CPU, JAX calls the LAPACK of SciPy (`jaxlib` takes `svd`, `qr`, `eigh`, `cholesky` from
-`scipy.linalg.cython_lapack`): OpenBLAS with threads of its own. They wait for each other by
-spinning, against XLA's threads and whatever else runs, so that a decomposition can cost many times
-its own arithmetic on every core. With one thread nothing waits.
+On a CPU, JAX calls the LAPACK of SciPy (`svd`, `qr`, `eigh`, `cholesky` of `cython_lapack`),
+which is OpenBLAS with its own threads. They wait for each other by spinning, and compete with XLA's
+threads, so that a decomposition can cost many times its arithmetic on every core. One thread does
+not wait.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ _DECOMPOSITIONS = {
     "tridiagonal",
 }
 
-# The number of threads is one for the whole process: two who set it at once would each put back
-# what the other has set.
+# The whole process has one number of threads. Two calls at once would each restore the number that
+# the other one has set.
 _lock = threading.RLock()
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """LAPACK works in the calling thread alone until this is left, in the whole process."""
+    """A context in which LAPACK uses one thread, in the whole process."""
     with _lock, _controller().limit(limits=1, user_api="blas"):
         yield
 
@@ -59,6 +59,6 @@ def _inside(value: Any) -> Iterator[Any]:
 
 @functools.cache
 def _controller() -> Any:
-    # Loaded here, as JAX does when it first needs it: what is not loaded cannot be set.
+    # JAX loads this when it first needs it. threadpoolctl only sees libraries that are loaded.
     importlib.import_module("scipy.linalg.cython_lapack")
     return importlib.import_module("threadpoolctl").ThreadpoolController()

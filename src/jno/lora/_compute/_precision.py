@@ -1,4 +1,4 @@
-"""The dtypes that arithmetic runs in, where those of the arrays would round too much."""
+"""Dtypes to compute in, where those of the arrays would round too much."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def count_non_finite(array: np.ndarray) -> int:
 
 
 def in_dtypes_of(base: Any, layer: Any) -> Any:
-    """`layer`, with NumPy's arrays where `base` has some of a dtype that JAX lacks.
+    """`layer`, with NumPy arrays wherever `base` has NumPy arrays of a dtype that JAX lacks.
 
     - `base`: a layer of the same structure.
     """
@@ -37,20 +37,20 @@ def in_dtypes_of(base: Any, layer: Any) -> Any:
 
 
 def at_least_float32(tree: Any) -> Any:
-    """`tree` with float32 for half precision, everything else as it is. NumPy stays NumPy."""
+    """`tree` with half precision widened to float32. NumPy arrays stay NumPy arrays."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if _is_half(x) else x, tree)
 
 
 def widened(tree: Any) -> Any:
-    """`tree` with float32 for half precision, and float64 (complex128) for everything else.
+    """`tree` with half precision widened to float32, and the rest to float64 or complex128.
 
-    To be called, and its result to be computed with, under `jax.enable_x64(True)`.
+    Call it, and compute with its result, under `jax.enable_x64(True)`.
     """
     return jax.tree.map(_widened, tree)
 
 
 def _is_half(leaf: Any) -> bool:
-    # Equinox does not see that NumPy's bfloat16 is inexact.
+    # Equinox takes NumPy's bfloat16 for an exact dtype.
     return (
         isinstance(leaf, jax.Array | np.ndarray)
         and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
