@@ -1,9 +1,8 @@
 """Decompositions on a CPU run with one BLAS thread.
 
-On a CPU, JAX calls SciPy's LAPACK (`svd`, `qr`, `eigh`, `cholesky` of `scipy.linalg.cython_lapack`),
-which is OpenBLAS with its own threads. They wait for each other by spinning, and compete with XLA's
-threads, so that a decomposition can cost many times its arithmetic on every core. One thread does
-not wait.
+On a CPU, JAX calls the LAPACK of `scipy.linalg.cython_lapack` (`svd`, `qr`, `eigh`, `cholesky`):
+OpenBLAS with its own threads. They wait for each other by spinning, and compete with XLA's threads,
+so that a decomposition can cost many times its arithmetic on every core. One thread does not wait.
 """
 
 import contextlib
