@@ -53,7 +53,7 @@ IMPORTS = {"import_module", "find_spec", "entry_points", "resolve_name", "walk_p
 
 CORE, WRITING = "src/jno/lora", {"open", "os.replace", "unlink", "chmod"}
 ALLOWED = {
-    f"{CORE}/_checkpoint/_container.py": {"open"},  # files that a call names
+    f"{CORE}/_checkpoint/_container.py": {"open", "safe_open"},  # files that a call names
     f"{CORE}/_checkpoint/_writing.py": WRITING,
     f"{CORE}/peft/_files.py": {"mkdir"},
     f"{CORE}/_comparing/_comparison.py": {"open"},
