@@ -55,7 +55,7 @@ CORE, WRITING = "src/jno/lora", {"open", "os.replace", "unlink", "chmod"}
 PEFT = "plugins/jno-lora-peft/src/jno_lora_peft"
 COMPARE = "plugins/jno-lora-compare/src/jno_lora_compare"
 ALLOWED = {
-    f"{CORE}/_checkpoint/_container.py": {"open"},  # files that a call names
+    f"{CORE}/_checkpoint/_container.py": {"open", "safe_open"},  # files that a call names
     f"{CORE}/_checkpoint/_writing.py": WRITING,
     f"{CORE}/_showing/plots.py": {"savefig"},
     f"{CORE}/_commands/scaffold.py": {"mkdir", "read_text", "write_text"},

@@ -91,12 +91,10 @@ def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
     JAX computes a residual of NumPy's float64 in float32. Merged from that, the layer would have
     another dtype than the model had.
     """
-    if wrapper.base is layer or jtu.tree_structure(wrapper.base) != jtu.tree_structure(layer):
-        return wrapper
-    base = in_dtypes_of(layer, wrapper.base)
-    if base is wrapper.base:
-        return wrapper
-    return eqx.tree_at(lambda w: w.base, wrapper, base)
+    old = wrapper.base
+    is_alike = old is not layer and jtu.tree_structure(old) == jtu.tree_structure(layer)
+    base = in_dtypes_of(layer, old) if is_alike else old
+    return wrapper if base is old else eqx.tree_at(lambda w: w.base, wrapper, base)
 
 
 def sharded_like(layer: Any, model: Any) -> Any:
@@ -118,8 +116,9 @@ def restored_layer(
     cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: Any, alpha: Any
 ) -> LoRAWrapper:
     """`cls.from_state(...)`, mapped over a stack's axes, on the mesh or device of `base`."""
-    restored = on_the_mesh(base, _restore, cls, rank, alpha, base, dict(state))
-    return with_dtypes_of_base(place_like_base(restored, base), base)
+    args = (cls, rank, alpha, base, dict(state))
+    restored = on_the_mesh(base, _restore, *args, settle=place_like_base)
+    return with_dtypes_of_base(restored, base)
 
 
 def _restore(cls: Any, rank: Any, alpha: Any, base: Any, state: Any) -> Any:
