@@ -16,7 +16,7 @@ from jaxtyping import AbstractArray, Array, Float, PRNGKeyArray
 from jno.lora import LoRAWrapper, WrapperError
 
 from ._arrays import Matrix, compute_dtype, in_compute_dtype
-from ._bibtex import ENTRIES
+from ._bibtex import ENTRIES, bibtex_of
 from ._layer_kind import LayerKind
 
 
@@ -113,8 +113,8 @@ class Method(LayerKind):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if cls.bibtex is None:
-            cls.bibtex = ENTRIES.get(cls.paper or "")
+        if cls.bibtex is None and cls.paper is not None and cls.paper in ENTRIES:
+            cls.bibtex = bibtex_of(cls.paper)
         if "start" in vars(cls) and "__init__" not in vars(cls):
             cls.__init__ = _constructor(cls)
 
