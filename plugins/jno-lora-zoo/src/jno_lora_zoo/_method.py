@@ -168,8 +168,14 @@ class Scaled(Method):
 
         In float32 at least: a factor of half precision would lose digits.
         """
-        factor = self.scaling * in_compute_dtype(factor)
-        return factor if self.multiplier is None else factor * self.multiplier.astype(factor.dtype)
+        return self.scaling * in_compute_dtype(self.multiplied(factor))
+
+    def multiplied(self, factor: Array) -> Array:
+        """`factor` times the multiplier, if any."""
+        if self.multiplier is None:
+            return factor
+        factor = in_compute_dtype(factor)
+        return factor * self.multiplier.astype(factor.dtype)
 
     @classmethod
     def from_state(
