@@ -143,14 +143,13 @@ def is_narrow(frame: Any, r: int) -> bool:
 
 
 def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r groups *sizes"]:
-    if frame.groups == 1:
-        return _convolve(frame, x, A.astype(x.dtype).reshape(-1, *kernel_shape(frame)[1:]))[:, None]
     # All groups have the same A, so that they can be samples of a batch. The kernel's gradient of a
     # convolution with groups takes ten times as long in XLA on a CPU.
     kernel = A.astype(x.dtype).reshape(A.shape[0], *kernel_shape(frame)[1:])
     groups = x.reshape(frame.groups, -1, *x.shape[1:])
     one = _with_one_group(frame)
-    return jax.vmap(lambda group: _convolve(one, group, kernel), out_axes=1)(groups)
+    h = jax.vmap(lambda group: _convolve(one, group, kernel))(groups)
+    return jnp.swapaxes(h, 0, 1)
 
 
 def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
