@@ -125,8 +125,8 @@ class PrefixAttention(AttentionUnit):
         raise WrapperError(_NO_MERGE)
 
     def __getattr__(self, name: str) -> Any:
-        # Attributes with arrays otherwise come from the merged layer, which does not exist here.
-        # Only fields of the base are read: its methods would compute without the prefix.
+        # Attributes with arrays are otherwise read from the merged layer. A prefix has none: only
+        # fields of the base are read, since its methods would compute without the prefix.
         base = self.__dict__.get("base")
         if base is not None and name in {field.name for field in dataclasses.fields(base)}:
             return getattr(base, name)

@@ -1,20 +1,108 @@
-"""The papers that the first party's adapters cite: the entries of `references.bib`."""
+"""The papers that the first party's adapters cite, by their arXiv numbers.
 
-import importlib.resources
-import re
+`jno.lora.citation` reads the class attribute `bibtex` of an adapter. A `Method` gets it from here,
+by its `paper`.
+"""
 
-_TEXT = importlib.resources.files("jno_lora_zoo").joinpath("references.bib").read_text("utf-8")
-
-# By arXiv number. `jno.lora.citation` reads the class attribute `bibtex` of an adapter; a `Method`
-# gets it from here, by its `paper`.
+# The entry's key, its title and its authors. arXiv numbers begin with the year.
 ENTRIES = {
-    re.findall(r"eprint = \{(.*?)\}", entry)[0]: entry.strip() for entry in _TEXT.split("\n\n")
+    "2010.08895": (
+        "li2020fno",
+        "{Fourier} Neural Operator for Parametric Partial Differential Equations",
+        "Li, Zongyi and Kovachki, Nikola and Azizzadenesheli, Kamyar and Liu, Burigede and "
+        "Bhattacharya, Kaushik and Stuart, Andrew and Anandkumar, Anima",
+    ),
+    "2101.00190": (
+        "li2021prefix",
+        "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+        "Li, Xiang Lisa and Liang, Percy",
+    ),
+    "2106.09685": (
+        "hu2021lora",
+        "{LoRA}: Low-Rank Adaptation of Large Language Models",
+        "Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi "
+        "and Wang, Shean and Wang, Lu and Chen, Weizhu",
+    ),
+    "2205.05638": (
+        "liu2022ia3",
+        "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+        "Liu, Haokun and Tam, Derek and Muqeeth, Mohammed and Mohta, Jay and Huang, Tenghao and "
+        "Bansal, Mohit and Raffel, Colin",
+    ),
+    "2212.10650": (
+        "edalati2022krona",
+        "{KronA}: Parameter Efficient Tuning with {Kronecker} Adapter",
+        "Edalati, Ali and Tahaei, Marzieh and Kobyzev, Ivan and Partovi Nia, Vahid and Clark, "
+        "James J. and Rezagholizadeh, Mehdi",
+    ),
+    "2303.16199": (
+        "zhang2023llamaadapter",
+        "{LLaMA-Adapter}: Efficient Fine-tuning of Language Models with Zero-init Attention",
+        "Zhang, Renrui and Han, Jiaming and Liu, Chris and Gao, Peng and Zhou, Aojun and Hu, "
+        "Xiangfei and Yan, Shilin and Lu, Pan and Li, Hongsheng and Qiao, Yu",
+    ),
+    "2306.07280": (
+        "qiu2023oft",
+        "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
+        "Qiu, Zeju and Liu, Weiyang and Feng, Haiwen and Xue, Yuxuan and Feng, Yao and Liu, Zhen "
+        r"and Zhang, Dan and Weller, Adrian and Sch{\"o}lkopf, Bernhard",
+    ),
+    "2308.03303": (
+        "zhang2023lorafa",
+        "{LoRA-FA}: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning",
+        "Zhang, Longteng and Zhang, Lin and Shi, Shaohuai and Chu, Xiaowen and Li, Bo",
+    ),
+    "2309.14859": (
+        "yeh2023lycoris",
+        "Navigating Text-To-Image Customization: From {LyCORIS} Fine-Tuning to Model Evaluation",
+        "Yeh, Shih-Ying and Hsieh, Yu-Guan and Gao, Zhidong and Yang, Bernard B. W. and Oh, "
+        "Giyeong and Gong, Yanmin",
+    ),
+    "2310.11454": (
+        "kopiczko2023vera",
+        "{VeRA}: Vector-based Random Matrix Adaptation",
+        "Kopiczko, Dawid J. and Blankevoort, Tijmen and Asano, Yuki M.",
+    ),
+    "2312.03732": (
+        "kalajdzievski2023rslora",
+        "A Rank Stabilization Scaling Factor for Fine-Tuning with {LoRA}",
+        "Kalajdzievski, Damjan",
+    ),
+    "2402.09353": (
+        "liu2024dora",
+        "{DoRA}: Weight-Decomposed Low-Rank Adaptation",
+        "Liu, Shih-Yang and Wang, Chien-Yi and Yin, Hongxu and Molchanov, Pavlo and Wang, "
+        "Yu-Chiang Frank and Cheng, Kwang-Ting and Chen, Min-Hung",
+    ),
+    "2404.02948": (
+        "meng2024pissa",
+        "{PiSSA}: Principal Singular Values and Singular Vectors Adaptation of Large Language "
+        "Models",
+        "Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan",
+    ),
+    "2405.17604": (
+        "balazy2024loraxs",
+        "{LoRA-XS}: Low-Rank Adaptation with Extremely Small Number of Parameters",
+        r"Ba{\l}azy, Klaudia and Banaei, Mohammadreza and Aberer, Karl and Tabor, Jacek",
+    ),
+    "2406.09044": (
+        "wang2024milora",
+        "{MiLoRA}: Harnessing Minor Singular Components for Parameter-Efficient {LLM} Finetuning",
+        "Wang, Hanqing and Li, Yixia and Wang, Shuo and Chen, Guanhua and Chen, Yun",
+    ),
 }
 
 
 def bibtex_of(*numbers: str) -> str:
     """The BibTeX entries of these arXiv numbers.
 
-    **Raises:** `KeyError` for a paper that `references.bib` lacks.
+    **Raises:** `KeyError` for a paper that the first party does not cite.
     """
-    return "\n".join(ENTRIES[number] for number in numbers)
+    return "\n".join(_entry(number, *ENTRIES[number]) for number in numbers)
+
+
+def _entry(number: str, key: str, title: str, authors: str) -> str:
+    return (
+        f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{authors}}},\n"
+        f"  year = {{20{number[:2]}}},\n  eprint = {{{number}}},\n  archivePrefix = {{arXiv}},\n}}"
+    )

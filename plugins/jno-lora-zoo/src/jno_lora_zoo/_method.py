@@ -16,7 +16,7 @@ from jaxtyping import AbstractArray, Array, Float, PRNGKeyArray
 from jno.lora import LoRAWrapper, WrapperError
 
 from ._arrays import Matrix, compute_dtype, in_compute_dtype
-from ._bibtex import ENTRIES
+from ._bibtex import ENTRIES, bibtex_of
 from ._layer_kind import LayerKind
 
 
@@ -113,8 +113,8 @@ class Method(LayerKind):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if cls.bibtex is None:
-            cls.bibtex = ENTRIES.get(cls.paper or "")
+        if cls.bibtex is None and cls.paper is not None and cls.paper in ENTRIES:
+            cls.bibtex = bibtex_of(cls.paper)
         if "start" in vars(cls) and "__init__" not in vars(cls):
             cls.__init__ = _constructor(cls)
 
@@ -168,8 +168,14 @@ class Scaled(Method):
 
         In float32 at least: a factor of half precision would lose digits.
         """
-        factor = self.scaling * in_compute_dtype(factor)
-        return factor if self.multiplier is None else factor * self.multiplier.astype(factor.dtype)
+        return self.scaling * in_compute_dtype(self.multiplied(factor))
+
+    def multiplied(self, factor: Array) -> Array:
+        """`factor` times the multiplier, if any."""
+        if self.multiplier is None:
+            return factor
+        factor = in_compute_dtype(factor)
+        return factor * self.multiplier.astype(factor.dtype)
 
     @classmethod
     def from_state(

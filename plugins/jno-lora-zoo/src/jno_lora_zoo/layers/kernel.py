@@ -148,7 +148,8 @@ def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r grou
     kernel = A.astype(x.dtype).reshape(A.shape[0], *kernel_shape(frame)[1:])
     groups = x.reshape(frame.groups, -1, *x.shape[1:])
     one = _with_one_group(frame)
-    return jax.vmap(lambda group: _convolve(one, group, kernel), out_axes=1)(groups)
+    h = jax.vmap(lambda group: _convolve(one, group, kernel))(groups)
+    return jnp.swapaxes(h, 0, 1)
 
 
 def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:

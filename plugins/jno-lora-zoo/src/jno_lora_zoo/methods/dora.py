@@ -49,7 +49,8 @@ class DoRA(Scaled):
         return scaled(V, self.row_factor(row_norms(V)))
 
     def forward(self, x: Any) -> Array:
-        y = self.low_rank(x, self.lora_A, self.times_scale(self.lora_B))
+        B = self.multiplied(self.lora_B)
+        y = self.low_rank(x, self.lora_A, B, after=lambda y: self.scaling * y)
         return scaled(y, self.row_factor(self.factored_norms(self.matrix(self.base))))
 
     def row_factor(self, norms: Float[Array, " out"]) -> Float[Array, " out"]:

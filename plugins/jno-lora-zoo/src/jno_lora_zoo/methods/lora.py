@@ -27,7 +27,8 @@ class LowRank(Scaled):
         return W + self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype)
 
     def forward(self, x: Any) -> Array:
-        return self.low_rank(x, *self.low_rank_update())
+        B = self.multiplied(self.lora_B)
+        return self.low_rank(x, self.lora_A, B, after=lambda y: self.scaling * y)
 
     def low_rank_update(self) -> tuple[Array, Array]:
         return self.lora_A, self.times_scale(self.lora_B)
