@@ -255,8 +255,8 @@ def test_a_package_that_a_thread_imports_may_ask_for_all_while_another_loads_its
     (file,) = site.root.glob(f"*/{package}.py")
     (file.parent / package).mkdir()
     file.rename(file.parent / package / "__init__.py")
-    hook = "@hookimpl\ndef jno_lora_wrappers():\n    return []\n"
-    hook = f"import {package}\nfrom jno.lora import hookimpl\n{hook}"
+    hook = "from jno.lora import hookimpl\n@hookimpl\ndef jno_lora_wrappers():\n    return []\n"
+    hook = f"import {package}\n{hook}"
     (file.parent / package / "plugin.py").write_text(hook)
     site.point_at("acme-lora", f"{package}.plugin")
 
