@@ -166,7 +166,7 @@ except MissingLibraryError as err:
     print(err)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("plot_adapters needs matplotlib, which is not installed.")
+    assert done.stdout.startswith("A picture needs matplotlib, which is not installed.")
     assert 'pip install "jno-lora[plot]"' in done.stdout
 
 

@@ -11,15 +11,14 @@ class JnoLoraError(Exception):
     """Base class of every error that `jno.lora` raises on purpose.
 
     An operation that raises one has changed nothing: the model (or `Net`) is as it was before. A
-    message that lists problems shows at most 100 of them, and says how many more there are.
+    message lists at most 100 problems, and says how many more there are.
     """
 
 
 class SelectionError(JnoLoraError, ValueError):
     """The arguments select no layer, or do not make sense for this model.
 
-    Raised when a target, spec or wrapper matches nothing, when every selected layer carries an
-    adapter already, and for a bad mask, regular expression, rank or spec key.
+    Such as a target that matches nothing, layers that carry adapters already, a bad mask or rank.
     """
 
 
@@ -30,8 +29,7 @@ class WrapperError(JnoLoraError):
 class PluginError(JnoLoraError, ImportError):
     """A plugin is missing, failed to load, is blocked, incompatible, or in conflict with another.
 
-    It is an `ImportError` too: `from jno.lora import DoRALinear` fails as any import of a missing
-    package does.
+    An `ImportError` too: `from jno.lora import DoRALinear` fails as other imports do.
     """
 
 
@@ -44,10 +42,7 @@ class PeftFormatError(JnoLoraError):
 
 
 class MissingLibraryError(JnoLoraError, ImportError):
-    """A library that only some functions need (matplotlib, optax) is not installed.
-
-    The message says which extra of `jno-lora` installs it.
-    """
+    """A library that only some functions need (matplotlib, optax) is not installed."""
 
 
 class JnoLoraWarning(UserWarning):
@@ -62,7 +57,7 @@ def imported_for(what: str, extra: str, *libraries: str) -> Iterator[None]:
 
     - `what`: the function that needs the libraries, for the message.
     - `extra`: the extra of this distribution that installs them.
-    - `libraries`: their import names. The error for any other missing module passes unchanged.
+    - `libraries`: their import names. Errors for other missing modules pass unchanged.
 
     **Raises:** `MissingLibraryError`.
     """
@@ -118,9 +113,9 @@ def failing(
     **Arguments:**
 
     - `what`: a verb, the class and the path: "merge the LoRALinear at 'layers/0'".
-    - `error`: the class to raise. By default `WrapperError`, or the class of the exception if it
-        is a `JnoLoraError`.
-    - `hint`: what to do, or a function that returns it. Empty if there is nothing to say.
+    - `error`: the class to raise. The default is the exception's own, or `WrapperError` for one
+        that is not a `JnoLoraError`.
+    - `hint`: advice, or a function that returns it.
 
     **Raises:** `JnoLoraError`, from the exception.
     """

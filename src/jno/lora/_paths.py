@@ -41,10 +41,9 @@ def stable_hash(path: str) -> int:
 def nearest(name: str, options: Iterable[str], n: int = 5) -> list[str]:
     """The options most like `name`, best first. At least one, if there are any options."""
     unique = list(dict.fromkeys(options))
+    near = difflib.get_close_matches(name, unique, n=n, cutoff=0.4)
     # No option is too far away: the regex ".*enc.*" should still find "encoder/0".
-    return difflib.get_close_matches(name, unique, n=n, cutoff=0.4) or difflib.get_close_matches(
-        name, unique, n=1, cutoff=0.0
-    )
+    return near or difflib.get_close_matches(name, unique, n=1, cutoff=0.0)
 
 
 def bullets(lines: Iterable[str], limit: int = _EVERY) -> str:

@@ -1,7 +1,6 @@
 """Helpers for authors of plugins: layers by path, messages, tables, arrays and files.
 
-A plugin uses `jno.lora`, `jno.lora.types`, `jno.lora.testing` and this module, and no private
-module of `jno.lora`.
+Plugins use `jno.lora`, `jno.lora.types`, `jno.lora.testing` and this module, and nothing private.
 """
 
 import os
@@ -66,17 +65,16 @@ def new_picture(width: float, height: float) -> "Picture":
 
     **Raises:** `MissingLibraryError` without matplotlib (the extra `plot`).
     """
-    with imported_for("A picture", "plot", "matplotlib"):
-        from ._showing.plots import Picture
+    from ._showing.plots import Picture
+
     return Picture(width, height)
 
 
 def check_ending(path: str | os.PathLike[str] | None) -> None:
     """Check that a picture can be saved in the format that `path` ends in.
 
-    **Raises:** `SelectionError` if it cannot; `MissingLibraryError` without matplotlib (the extra
-    `plot`).
+    **Raises:** `SelectionError` if it cannot; `MissingLibraryError` without matplotlib.
     """
-    with imported_for("A picture", "plot", "matplotlib"):
-        from ._showing.plots import check_ending as check
-    check(path)
+    from ._showing import plots
+
+    plots.check_ending(path)

@@ -1,7 +1,4 @@
-"""The types of results: plans, reports, records of plugins, and the parts of sets of adapters.
-
-Functions of `jno.lora` return them. You need their names for type annotations only.
-"""
+"""The types of results, for annotations: plans, reports, records of plugins, parts of sets."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -2,6 +2,4 @@
 
 from ._net import Net
 
-__all__ = [
-    "Net",
-]
+__all__ = ["Net"]

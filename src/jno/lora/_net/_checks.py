@@ -14,21 +14,15 @@ from .._planning import Plan
 
 def refuse_if_only_adapted(plan: Plan) -> None:
     """**Raises:** `SelectionError` if nothing is wrapped because every match is adapted already."""
-    if plan.wrapped:
-        return
-    adapted = [
-        f"{show_path(row.path)} ({row.explanation})"
-        for row in plan.having("already adapted")
-        if row.spec is not None
-    ]
-    if not adapted:
-        return
-    raise SelectionError(
-        "Every selected layer carries an adapter already, and a layer is never wrapped twice:\n"
-        f"{bullets(adapted)}\n"
-        "Call net.merge() to keep what they learned, or net.unwrap() to drop it, and then "
-        "net.lora(...)."
-    )
+    adapted = [row for row in plan.having("already adapted") if row.spec is not None]
+    if adapted and not plan.wrapped:
+        carriers = (f"{show_path(row.path)} ({row.explanation})" for row in adapted)
+        raise SelectionError(
+            "Every selected layer carries an adapter already, and a layer is never wrapped "
+            f"twice:\n{bullets(carriers)}\n"
+            "Call net.merge() to keep what they learned, or net.unwrap() to drop it, and then "
+            "net.lora(...)."
+        )
 
 
 def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
@@ -36,7 +30,7 @@ def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
 
     - `outdated`: whether the adapters were exchanged since `partition` returned a tree.
 
-    **Raises:** `SelectionError` that lists the leaves that do not fit, or that says why `given` is
+    **Raises:** `SelectionError` that lists the leaves that do not fit, or says why `given` is
     outdated.
     """
     advice = "Pass the tree that `net.partition()` returned, with new values."
@@ -45,13 +39,13 @@ def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
     wrong = [f"{show_path(p)}: trained here, missing in the update" for p in want.keys() - got]
     wrong += [f"{show_path(p)}: not a trainable leaf of this net" for p in got.keys() - want]
     for path in want.keys() & got.keys():
-        old, new = want[path], got[path]
-        before, after = show_array(old), show_array(new) if eqx.is_array(new) else repr(new)
-        if before != after:
-            wrong.append(f"{show_path(path)}: expected {before}, got {after}")
+        old, new = show_array(want[path]), got[path]
+        new = show_array(new) if eqx.is_array(new) else repr(new)
+        if old != new:
+            wrong.append(f"{show_path(path)}: expected {old}, got {new}")
     if wrong:
         raise SelectionError(
-            f"The update does not fit this net{_whole(want, got, given)}:\n"
+            f"The update does not fit this net{_guess(want, got, given)}:\n"
             f"{bullets(sorted(wrong))}\n{advice}"
         )
     if jtu.tree_structure(expected) != jtu.tree_structure(given):
@@ -64,8 +58,7 @@ def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
         )
 
 
-def _whole(want: Mapping[str, Any], got: Mapping[str, Any], given: PyTree) -> str:
-    """A guess at what a tree that does not fit is, or `""`."""
+def _guess(want: Mapping[str, Any], got: Mapping[str, Any], given: PyTree) -> str:
     if type(given) is tuple and len(given) == 2:
         return ". It is a pair: both halves that `net.partition()` returned?"
     if got.keys() > want.keys():
@@ -75,10 +68,10 @@ def _whole(want: Mapping[str, Any], got: Mapping[str, Any], given: PyTree) -> st
     return ""
 
 
-def refuse_traced(verb: str) -> None:
+def refuse_traced_update() -> None:
     """**Raises:** `SelectionError`, since the net would keep tracers after the transformation."""
     raise SelectionError(
-        f"net.{verb}(...) was called inside of a JAX transformation (jit, grad, vmap), whose "
+        "net.update(...) was called inside of a JAX transformation (jit, grad, vmap), whose "
         "values are gone when it ends. In there, put the model together with "
         "`eqx.combine(trainable, frozen)`, and update the net with what the transformed function "
         "returns."

@@ -12,8 +12,7 @@ from .._registry import Registry
 from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
 from ._holder import Holder
-from ._originals import originals_of
-from ._state import NetState
+from ._state import NetState, originals_of
 
 N = TypeVar("N", bound="SavesAdapters")
 
@@ -24,18 +23,15 @@ class SavesAdapters(Holder):
     def save_adapters(self: N, path: FilePath, *, registry: Registry | None = None) -> N:
         """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
 
-        The file does not hold adapters that are kept under a name:
-        `save_adapters(net.adapter(name), path)` writes those. Warns if arrays outside the adapters
-        train too, since the file does not hold them either.
+        Adapters that are kept under a name are written by `save_adapters(net.adapter(name), path)`.
+        Warns if arrays outside the adapters train too, since the file does not hold them.
 
-        **Arguments:**
-
-        - `registry`: where the plugins of the classes are looked up, instead of in that of the net.
+        **Arguments:** those of `jno.lora.save_adapters`. The default `registry` is the net's.
 
         **Raises:** `CheckpointError` if there are no adapters, or the file cannot be written.
         """
         state = self._disabled or self._now
-        save(extract_adapters(state.module), path, self._registry if registry is None else registry)
+        save(extract_adapters(state.module), path, registry or self._registry)
         left_out = _trained_outside(state)
         if left_out:
             warn(
@@ -61,39 +57,28 @@ class SavesAdapters(Holder):
         net's adapters have a name, the loaded ones join them; to keep them apart, give
         `add_adapter` the set that `read_adapters` returns.
 
-        **Arguments:**
+        **Arguments:** those of `jno.lora.load_adapters`. The default `registry` is the net's.
 
-        - `strict`: whether all must fit; if not, those that do are loaded, with a warning.
-        - `wrappers`: the classes of adapters that no plugin provides.
-        - `registry`: where the other classes are looked up, instead of in that of the net.
-
-        **Raises:** `CheckpointError` if the file is damaged, a plugin is missing, something does
-        not fit, or the net carries an adapter around a layer of the file's, or in it;
-        `SelectionError` if a mask is pending, or two of `wrappers` have one name; `WrapperError` if
-        one of them is not an adapter class.
+        **Raises:** as `jno.lora.load_adapters`; `CheckpointError` also if the net carries an
+        adapter around a layer of the file's, or in it; `SelectionError` if a mask is pending.
         """
         self._refuse_mask("load_adapters")
         state = self._now
+        registry = registry or self._registry
         # Built around the plain layers: an adapter in the way may keep its layer changed (PiSSA).
         plain = state.plain().module
         loaded = load(
-            state.module,
-            path,
-            strict=strict,
-            wrappers=wrappers,
-            registry=self._registry if registry is None else registry,
-            plain=plain,
+            state.module, path, strict=strict, wrappers=wrappers, registry=registry, plain=plain
         )
         if loaded.adapters:
             originals = originals_of(plain, loaded.put_into(plain))
-            state = state.readapted(loaded.put_into(state.module), originals, loaded.adapters)
+            state = state.adapted(loaded.put_into(state.module), originals, loaded.adapters)
         for message in loaded.warnings:
             warn(message)
         return self._become(state)
 
 
 def _trained_outside(state: NetState) -> list[str]:
-    """The paths of the arrays that train and belong to no adapter."""
     adapters = lora_trainable_filter(state.module)
     others = jax.tree.map(lambda trains, own: trains and not own, state.trainable, adapters)
     return [path_str(keys) for keys, other in jtu.tree_leaves_with_path(others) if other]

@@ -1,33 +1,51 @@
-"""`Holder`: the state behind a `Net`, and how it changes."""
+"""`Holder`: the state behind a `Net`, with sets of adapters by name."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from jaxtyping import PyTree
 
 from .._contract import Handle, expect_model
 from .._errors import SelectionError
+from .._paths import bullets, nearest
 from .._planning import MaskLike
 from .._registry import Registry, default_registry
-from ._kept import Kept
-from ._state import NetState
+from .._sets import AdapterSet, check_set, extract_adapters, misfits
+from .._trainability import partial_lora_trainable_filter
+from .._tree import holds_adapters
+from ._state import Kept, NetState
 
 H = TypeVar("H", bound="Holder")
 
 
 class Holder(Handle):
-    """Holds a model, which of its arrays train, a pending mask and the named adapters."""
+    """Holds a model, which of its arrays train, a pending mask and the named adapters.
+
+    The adapters of one name, or without a name, may be in the model.
+    """
 
     def __init__(self, model: PyTree, registry: Registry | None):
         expect_model(model, "Net")
         self._registry = default_registry(registry)
-        self._now = NetState.of(model)
+        self._now = NetState(model, partial_lora_trainable_filter(model), whose=None)
         self._mask: MaskLike | None = None
         # All adapters with a name, oldest first. Those in the model are `None` here.
         self._named: Mapping[str, Kept | None] = {}
         # The state with adapters, while `disabled` shows the model without them.
         self._disabled: NetState | None = None
+
+    def __copy__(self: H) -> H:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        if made._disabled is not None:  # the block ends for this net, not for the copy
+            made._now, made._disabled = made._disabled, None
+        return made
+
+    def __deepcopy__(self: H, memo: dict[int, Any]) -> H:
+        # All that it holds is immutable, and JAX's own functions do not survive a deep copy.
+        return copy.copy(self)
 
     @property
     def module(self) -> Any:
@@ -38,6 +56,123 @@ class Holder(Handle):
     def trainable(self) -> PyTree[bool]:
         """Which leaves train: Python bools in the structure of `module`."""
         return self._now.trainable
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters, in the order in which they were added."""
+        return tuple(self._named)
+
+    @property
+    def active(self) -> str | None:
+        """The name of the adapters in the model. `None` without adapters, or without a name."""
+        if self._disabled is not None:
+            return None
+        return next((name for name, kept in self._named.items() if kept is None), None)
+
+    def adapter(self, name: str) -> AdapterSet:
+        """The adapters of that name with their current values, to save, scale or combine them.
+
+        **Raises:** `SelectionError` if there is no such name.
+        """
+        kept = self._find(name)
+        if kept is not None:
+            return kept.adapters
+        return extract_adapters((self._disabled or self._now).module)
+
+    def add_adapter(self: H, name: str, adapters: AdapterSet | None = None) -> H:
+        """Name the adapters of the model, or keep a set of adapters under a name.
+
+        **Arguments:**
+
+        - `name`: a new one.
+        - `adapters`: a set (`extract_adapters`, `combine`) to keep, until `activate` puts it into
+            the model. Without it, the adapters that `lora` made get the name, and are active.
+
+        **Raises:** `SelectionError` if the name is taken, if the model's adapters have a name or
+        there are none, if `adapters` is not a set, or does not fit the model (listing every
+        misfit).
+        """
+        self._refuse_disabled("add_adapter")
+        if not isinstance(name, str):
+            raise SelectionError(f"The name of adapters must be a string, but is {name!r}.")
+        if name in self._named:
+            raise SelectionError(
+                f"There are adapters called {name!r} already. Choose another name, or call "
+                f"net.delete_adapter({name!r}) first."
+            )
+        if adapters is None:
+            self._refuse_naming(name)
+            self._named = {**self._named, name: None}
+            return self
+        check_set(adapters, "adapters")
+        problems = misfits(self._now.plain().module, adapters)
+        if problems:
+            raise SelectionError(
+                f"The adapters to be called {name!r} do not fit the model:\n{bullets(problems)}"
+            )
+        self._named = {**self._named, name: Kept(adapters)}
+        return self
+
+    def activate(self: H, name: str) -> H:
+        """Put the adapters of that name in the place of those that the model carries.
+
+        The latter are kept under their name with their current values, together with which of their
+        arrays, and of their layers' arrays, were trainable. Adapters that were active before train
+        as they did then, even if `freeze` was called since. Adapters that become active for the
+        first time train as after `lora`. A `lora` call adds to the active adapters.
+
+        **Raises:** `SelectionError` if there is no such name, if the model carries adapters without
+        a name (which would be lost), or if a mask is pending.
+        """
+        self._refuse_mask("activate")
+        kept = self._find(name)
+        if kept is None:
+            return self
+        return self._become(kept.put_into(self._now.plain()), {**self._put_away(), name: None})
+
+    def deactivate(self: H) -> H:
+        """Take the adapters out of the model, and keep them under their name.
+
+        The layers they wrapped stay as frozen as they were in them (see `unfreeze`).
+
+        **Raises:** `SelectionError` if the model carries adapters without a name (which would be
+        lost), or if a mask is pending.
+        """
+        self._refuse_mask("deactivate")
+        return self._become(self._now.plain(), self._put_away())
+
+    def delete_adapter(self: H, name: str) -> H:
+        """Drop the adapters of that name, out of the model too if they are active.
+
+        **Raises:** `SelectionError` if there is no such name, or if a mask is pending.
+        """
+        self._refuse_mask("delete_adapter")
+        is_active = self._find(name) is None
+        return self._become(self._now.plain() if is_active else self._now, self._without(name))
+
+    @contextlib.contextmanager
+    def disabled(self: H) -> Iterator[H]:
+        """A block in which the net is the model without adapters, and cannot be changed.
+
+        ```python
+        with net.disabled():
+            reference = net(x)
+        ```
+
+        At its end, or when it raises, everything is as it was before. In the block, the layers are
+        bit for bit those that were adapted, unless they were trained themselves.
+        """
+        if self._disabled is not None:
+            yield self
+            return
+        state, mask = self._now, self._mask
+        plain = state.plain()
+        try:
+            self._disabled = state
+            yield self._become(plain)
+        finally:
+            # There is no call here, see `_become`.
+            self._now, self._disabled, self._mask = state, None, mask
 
     def _become(self: H, state: NetState, named: Mapping[str, Kept | None] | None = None) -> H:
         # Ctrl-C is handled where Python calls a function. There is no call between the first
@@ -63,13 +198,35 @@ class Holder(Handle):
                 "net becomes what it was before. Call it after the block."
             )
 
-    def __copy__(self: H) -> H:
-        made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__)
-        if made._disabled is not None:  # the block ends for this net, not for the copy
-            made._now, made._disabled = made._disabled, None
-        return made
+    def _find(self, name: str) -> Kept | None:
+        if name in self._named:
+            return self._named[name]
+        near = nearest(str(name), self._named, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; no adapters have a name."
+        raise SelectionError(f"No adapters are called {name!r}{hint}")
 
-    def __deepcopy__(self: H, memo: dict[int, Any]) -> H:
-        # All that it holds is immutable, and JAX's own functions do not survive a deep copy.
-        return copy.copy(self)
+    def _refuse_naming(self, name: str) -> None:
+        if not holds_adapters(self.module):
+            raise SelectionError(
+                f"The model carries no adapters that could be called {name!r}. Call "
+                "net.lora(...) first, or give an AdapterSet."
+            )
+        if self.active is not None:
+            raise SelectionError(
+                f"The model's adapters are called {self.active!r} already. To add a copy, give "
+                f"it: net.add_adapter({name!r}, net.adapter({self.active!r}))"
+            )
+
+    def _put_away(self) -> dict[str, Kept | None]:
+        """The named adapters once those in the model are kept out of it."""
+        if self.active is not None:
+            return {**self._named, self.active: Kept.of(self._now)}
+        if holds_adapters(self.module):
+            raise SelectionError(
+                "The model carries adapters without a name, which would be lost. Call "
+                "net.add_adapter(name) to keep them, or net.unwrap() to drop them."
+            )
+        return {**self._named}
+
+    def _without(self, name: str | None) -> dict[str, Kept | None]:
+        return {other: kept for other, kept in self._named.items() if other != name}

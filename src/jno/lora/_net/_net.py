@@ -10,23 +10,22 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._contract import check_key, is_traced
 from .._dispatch import carry_out, plan_lora
-from .._errors import SelectionError
 from .._planning import MaskLike, Plan, SpecLike, WrapperLike, parse_mask
 from .._registry import Registry
 from .._reports import LoraReport, count, report_on
 from .._trainability import may_train
 from .._tree import adapted_layers
-from ._checks import check_update, refuse_if_only_adapted, refuse_traced
+from ._checks import check_update, refuse_if_only_adapted, refuse_traced_update
 from ._files import SavesAdapters
-from ._naming import NamesAdapters
+from ._state import originals_of
 
 _NEVER = object()
 
 
-class Net(NamesAdapters, SavesAdapters):
+class Net(SavesAdapters):
     """A handle on a model: adapt it, choose which arrays train, split it for an optimiser.
 
-    Every control acts at once and returns the handle, so calls work as statements and as chains:
+    Every control acts at once and returns the handle, so that calls may be chained:
 
     ```python
     net = Net(model)
@@ -43,16 +42,15 @@ class Net(NamesAdapters, SavesAdapters):
     `activate`, `deactivate`, `delete_adapter`).
 
     PiSSA and MiLoRA change the weight of the layer that they hold. The net keeps the original
-    layer as well, so that it comes back bit for bit. If nothing else holds that layer, this is a
-    second copy of its weight.
+    layer too, to restore it bit for bit: a second copy of the weight, unless the caller holds it.
 
     **Arguments:**
 
     - `model`: any pytree that holds Equinox modules. It is never changed; `net.module` is the
         current one.
-    - `key`: a key for the adapters' initial values, typed or raw. Without it, and without a `key`
-        in a call, the seed is 0. A layer's values depend on the key and on its path alone, so a
-        layer that is merged and adapted again needs another key to start from other values.
+    - `key`: for the adapters' initial values, typed or raw; the default is `jax.random.key(0)`. A
+        layer's values depend on the key and on its path alone, so a layer that is merged and
+        adapted again needs another key to start from other values.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
 
     A net is not a pytree. Give `net.module`, or the trees that `net.partition()` returns, to
@@ -67,8 +65,8 @@ class Net(NamesAdapters, SavesAdapters):
         super().__init__(model, registry)
         self._key = jax.random.key(0) if key is None else key
         check_key(self._key)
-        # The adapters (`NetState.whose`) of the tree that `partition` returned last. A tree does
-        # not say whose values it holds, and those of another set may have the same structure.
+        # The adapters (`NetState.whose`) of the tree that `partition` returned last. Those of
+        # another set may have the same structure.
         self._given: object = _NEVER
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,8 +75,8 @@ class Net(NamesAdapters, SavesAdapters):
 
     def __repr__(self) -> str:
         adapted = sum(1 for _ in adapted_layers(self.module))
-        masks = (self.trainable, may_train(self.module))
-        trains, total = (count(self.module, mask) for mask in masks)
+        trains = count(self.module, self.trainable)
+        total = count(self.module, may_train(self.module))
         return (
             f"Net({type(self.module).__name__}, {adapted} adapted layers, "
             f"{trains:,} of {total:,} parameters train)"
@@ -90,7 +88,7 @@ class Net(NamesAdapters, SavesAdapters):
         **Arguments:**
 
         - `mask`: bools in the structure of `module` (or one bool per subtree), or a regex that is
-            searched in the slash-joined path of every leaf.
+            searched in the path of every leaf.
 
         **Raises:** `SelectionError` if the structure differs (naming where) or the regex is bad.
         """
@@ -122,9 +120,8 @@ class Net(NamesAdapters, SavesAdapters):
         - `wrapper`: an adapter class, a registered name (`"DoRALinear"`) or variant (`"dora"`), a
             list of those in order of priority, `"auto"`, or `None` for LoRA on linear and
             convolution layers.
-        - `specs`: a list of `Spec`s, or of dicts with the keys `target`, `rank`, `alpha`,
-            `wrapper`, `options`. The call gives what a spec leaves out. The first spec whose target
-            matches and whose wrapper applies wins.
+        - `specs`: a list of `jno.lora.Spec`s, or of dicts with their fields. The call gives what a
+            spec leaves out. The first spec whose target matches and whose wrapper applies wins.
         - `options`: further keyword arguments for the adapters' constructors, such as
             `{"adapter_dtype": jnp.bfloat16}`.
         - `key`: overrides the key of the `Net`.
@@ -136,12 +133,15 @@ class Net(NamesAdapters, SavesAdapters):
         used; `WrapperError` if an adapter cannot be built. A mask that selects nothing warns.
         """
         self._refuse_disabled("lora")
+        state = self._now
         plan = self._plan(
-            rank, alpha=alpha, target=target, wrappers=wrapper, specs=specs, options=options
+            rank, alpha, target=target, wrappers=wrapper, specs=specs, options=options
         )
         refuse_if_only_adapted(plan)
-        adapted = carry_out(self.module, plan, key=self._key if key is None else key)
-        return self._become(self._now.adapted(adapted))
+        adapted = carry_out(state.module, plan, key=self._key if key is None else key)
+        if adapted is not state.module:
+            state = state.adapted(adapted, originals_of(state.module, adapted))
+        return self._become(state)
 
     def plan(
         self,
@@ -160,7 +160,7 @@ class Net(NamesAdapters, SavesAdapters):
         **Raises:** as `lora`, except for errors that only building an adapter raises.
         """
         plan = self._plan(
-            rank, alpha=alpha, target=target, wrappers=wrapper, specs=specs, options=options
+            rank, alpha, target=target, wrappers=wrapper, specs=specs, options=options
         )
         self._mask = None
         return plan
@@ -168,8 +168,9 @@ class Net(NamesAdapters, SavesAdapters):
     def freeze(self) -> "Net":
         """Train nothing; with a mask, stop training the selected leaves.
 
-        **Raises:** `SelectionError` in a `with net.disabled()` block. A mask that selects nothing
-        warns.
+        A mask that selects nothing warns.
+
+        **Raises:** `SelectionError` in a `with net.disabled()` block.
         """
         return self._train("freeze", train=False)
 
@@ -200,37 +201,36 @@ class Net(NamesAdapters, SavesAdapters):
         - `trainable`: the first tree that `partition` returned, with new values.
 
         **Raises:** `SelectionError` that lists the leaves that are missing, unexpected, or of
-        another shape or dtype; or if other adapters were put into the model (by `activate`,
-        `load_adapters`, ...) after the last call of `partition`; or if the arrays are traced, and
-        those that `partition` returned were not.
+        another shape or dtype; or if other adapters were put into the model since the last
+        `partition`; or if the arrays are traced, and those that `partition` returned were not.
         """
         self._refuse_disabled("update")
         expected, frozen = eqx.partition(self.module, self.trainable)
         outdated = self._given not in (_NEVER, self._now.whose)
         check_update(expected, trainable, outdated=outdated)
         if self._given is not _NEVER and is_traced(trainable) and not is_traced(expected):
-            refuse_traced("update")
+            refuse_traced_update()
         self._now = dataclasses.replace(self._now, module=eqx.combine(trainable, frozen))
         return self
 
     def merge(self) -> "Net":
         """Fold every adapter into its layer. Frozen layers stay frozen (see `unfreeze`).
 
-        **Raises:** `SelectionError` if a mask is pending, which `merge` cannot take into account;
-        `WrapperError` if an adapter cannot be merged, naming its path.
+        **Raises:** `SelectionError` if a mask is pending; `WrapperError` if an adapter cannot be
+        merged, naming its path.
         """
         self._refuse_mask("merge")
-        return self._become(self._now.merged(), self._without(self._active_name()))
+        return self._become(self._now.merged(), self._without(self.active))
 
     def unwrap(self) -> "Net":
         """Drop every adapter that the model carries, trained or not, and restore the layers.
 
         Their name is dropped with them; `deactivate` keeps them.
 
-        **Raises:** `SelectionError` if a mask is pending, which `unwrap` cannot take into account.
+        **Raises:** `SelectionError` if a mask is pending.
         """
         self._refuse_mask("unwrap")
-        return self._become(self._now.plain(), self._without(self._active_name()))
+        return self._become(self._now.plain(), self._without(self.active))
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, and how many parameters train. Prints as a table.
@@ -241,13 +241,9 @@ class Net(NamesAdapters, SavesAdapters):
         """
         return report_on(self.module, self.trainable, self._registry, measure=merge_error)
 
-    def _plan(self, rank: int, **asked: Any) -> Plan:
-        if rank == 0:
-            raise SelectionError(
-                "The rank of an adapter must be at least 1, but is 0. Leave the call out to keep "
-                "the model as it is."
-            )
-        return plan_lora(self.module, rank, param_mask=self._mask, registry=self._registry, **asked)
+    def _plan(self, rank: int, alpha: float, **asked: Any) -> Plan:
+        mask, registry = self._mask, self._registry
+        return plan_lora(self.module, rank, alpha, param_mask=mask, registry=registry, **asked)
 
     def _train(self, verb: str, *, train: bool) -> "Net":
         self._refuse_disabled(verb)

@@ -1,26 +1,39 @@
-"""The state of a net at one time: a model, and which of its arrays train."""
+"""The state of a net at one time, and the adapters that it keeps out of its model."""
 
 import dataclasses
 import operator
 import re
 from collections.abc import Container, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from .._contract import LoRAWrapper, is_wrapper
 from .._errors import warn
-from .._merge import merge_lora
+from .._merge import merge_lora, unwrap_lora
 from .._paths import bullets, nearest, path_str, show_path
 from .._planning import MaskLike, parse_mask
+from .._sets import AdapterSet, extract_adapters, put_around
 from .._trainability import (
     carry_to_adapted,
     carry_to_plain,
     may_train,
     partial_lora_trainable_filter,
 )
-from .._tree import holds_adapters
-from ._originals import Original, originals_of, unwrapped_exactly
+from .._tree import adapted_layers, map_adapters
+
+
+class Original(NamedTuple):
+    """A layer as it was before adapting, and the `base` that an adapter made of it.
+
+    PiSSA's `base` is the residual of the weight, so its `unwrap` restores the weight only up to
+    rounding. A net keeps the layer itself, and restores it bit for bit.
+    """
+
+    layer: Any
+    base: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,32 +48,16 @@ class NetState:
     originals: Mapping[str, Original] = dataclasses.field(default_factory=dict)
     whose: object = dataclasses.field(default_factory=object)
 
-    @classmethod
-    def of(cls, model: PyTree) -> "NetState":
-        """The state of a new net: everything trains but the layers in adapters."""
-        return cls(model, partial_lora_trainable_filter(model), whose=None)
-
-    @property
-    def is_adapted(self) -> bool:
-        """Whether the model carries any adapter."""
-        return holds_adapters(self.module)
-
-    def adapted(self, module: PyTree) -> "NetState":
-        """With the model `module`, which has more adapted layers."""
-        if module is self.module:
-            return self
-        return self.readapted(module, originals_of(self.module, module))
-
-    def readapted(
-        self, module: PyTree, originals: Mapping[str, Original], paths: Container[str] = ()
+    def adapted(
+        self, module: PyTree, originals: Mapping[str, Original], replaced: Container[str] = ()
     ) -> "NetState":
         """With the model `module`, which has new adapters.
 
-        - `originals`: the original layers that the new adapters changed.
-        - `paths`: where a new adapter replaces another one.
+        - `originals`: the layers that the new adapters changed.
+        - `replaced`: the paths at which a new adapter replaces another one.
         """
-        others = {path: layer for path, layer in self.originals.items() if path not in paths}
-        trainable = carry_to_adapted(self.trainable, module, paths)
+        others = {path: layer for path, layer in self.originals.items() if path not in replaced}
+        trainable = carry_to_adapted(self.trainable, module, replaced)
         return NetState(module, trainable, {**others, **originals})
 
     def plain(self) -> "NetState":
@@ -75,7 +72,7 @@ class NetState:
         return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
 
     def training(self, mask: MaskLike | None, *, train: bool) -> "NetState":
-        """With the leaves that `mask` selects trained, or not. A mask that selects none warns.
+        """With the leaves that `mask` selects trained, or not. A mask that selects nothing warns.
 
         Without a mask, these are all leaves but those of layers in adapters.
         """
@@ -91,13 +88,70 @@ class NetState:
         return dataclasses.replace(self, trainable=trainable)
 
 
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A set of adapters that is not in the model.
+
+    - `trains`: by path, which leaves of the adapted layer trained when it was put away. At other
+        paths, the layer trains as one with a new adapter does.
+    - `whose`: stands for the adapters, as in `NetState`.
+    """
+
+    adapters: AdapterSet
+    trains: Mapping[str, tuple[bool, ...]] = dataclasses.field(default_factory=dict)
+    whose: object = dataclasses.field(default_factory=object)
+
+    @classmethod
+    def of(cls, state: NetState) -> "Kept":
+        """The adapters of a model."""
+        masks = {path: tuple(jax.tree.leaves(m)) for path, m in adapted_layers(state.trainable)}
+        return cls(extract_adapters(state.module), masks, state.whose)
+
+    def put_into(self, plain: NetState) -> NetState:
+        """A model without adapters, with these."""
+        module = put_around(plain.module, self.adapters, drop_others=True)
+
+        def restore(path: str, adapter: Any, mask: Any) -> Any:
+            if path not in self.trains:
+                return mask
+            return jtu.tree_unflatten(jtu.tree_structure(adapter), self.trains[path])
+
+        trainable = map_adapters(restore, module, carry_to_adapted(plain.trainable, module))
+        return NetState(module, trainable, originals_of(plain.module, module), self.whose)
+
+
+def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
+    """By path, the layers of `plain` that are changed inside the adapters of `adapted`."""
+    return {
+        path: Original(layer, adapter.base)
+        for path, adapter, layer in adapted_layers(adapted, plain)
+        if not is_wrapper(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
+    }
+
+
+def unwrapped_exactly(model: PyTree, originals: Mapping[str, Original]) -> PyTree:
+    """`unwrap_lora(model)`, with the original layer of each adapter whose base was not trained."""
+
+    def restore(path: str, adapter: LoRAWrapper) -> Any:
+        original = originals.get(path)
+        if original is None or not _same(adapter.base, original.base):
+            return adapter
+        return original.layer
+
+    return unwrap_lora(map_adapters(restore, model))
+
+
+def _same(one: Any, other: Any) -> bool:
+    # Training a base replaces its arrays by others.
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(here is there for here, there in leaves)
+
+
 def _selects_nothing(mask: MaskLike, possible: PyTree[bool]) -> str:
+    said = "selects nothing that could train; nothing was changed."
     regex = mask.pattern if isinstance(mask, re.Pattern) else mask
     if not isinstance(regex, str):
-        return "The mask given selects nothing that could train; nothing was changed."
+        return f"The mask given {said}"
     paths = [path_str(keys) for keys, could in jtu.tree_leaves_with_path(possible) if could]
-    near = map(show_path, nearest(regex, paths))
-    return (
-        f"The mask {regex!r} selects nothing that could train; nothing was changed. The nearest "
-        f"paths are:\n{bullets(near)}"
-    )
+    near = bullets(map(show_path, nearest(regex, paths)))
+    return f"The mask {regex!r} {said} The nearest paths are:\n{near}"

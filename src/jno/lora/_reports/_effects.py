@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +12,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from .._compute import widened
-from .._contract import (
-    LoRAWrapper,
-    check_same_structure,
-    expect_model,
-    merged_layer,
-    refusal_of_template,
-    unwrapped_layer,
-)
-from .._errors import SelectionError, WrapperError, failing, imported_for
+from .._contract import LoRAWrapper, check_same_structure, expect_model
+from .._errors import SelectionError, WrapperError
 from .._paths import bullets, path_str, show_path, show_place
-from .._sharding import on_the_mesh
 from .._showing import Printed, Table, table
 from .._tree import adapted_layers
+from ._rounding import before_and_after, measuring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +33,9 @@ class AdapterEffect:
         the others, a vector is one column.
     - `relative_norm`: `||dW||_F / ||W||_F`.
     - `effective_rank`: in how many directions `dW` acts: `exp(-sum(p log p))` with
-        `p = s / sum(s)` for the singular values `s`; 0 if there is no change. It is 1 for one
-        direction, `r` for `r` directions of equal weight, and less the more one of them dominates.
-        (Roy and Vetterli, "The effective rank: A measure of effective dimensionality", EUSIPCO
-        2007.)
+        `p = s / sum(s)` for the singular values `s`. It is `r` for `r` directions of equal weight,
+        less the more one of them dominates, and 0 without a change. (Roy and Vetterli, "The
+        effective rank: A measure of effective dimensionality", EUSIPCO 2007.)
     - `singular_values`: of `dW`, the largest first. Values below the rounding of `W` in float32
         (float64, if `W` is) count as 0, here and in the other numbers.
     """
@@ -68,11 +58,9 @@ class AdapterEffect:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AdapterEffects(Printed[AdapterEffect]):
-    """The effects of a model's adapters, one row per matrix, in the order of the model.
+    """The effects of a model's adapters, one row per matrix. Prints and shows as a table.
 
-    Prints as a table, and shows as one in a notebook.
-
-    - `left_out`: the paths of adapters that cannot be merged, so that there is no `dW`.
+    - `left_out`: the paths of adapters that cannot be merged, so that they have no `dW`.
     """
 
     rows: tuple[AdapterEffect, ...]
@@ -84,30 +72,28 @@ class AdapterEffects(Printed[AdapterEffect]):
     def _table(self) -> Table:
         columns = [("matrix", "left"), ("adapter", "left")]
         numbers = ("shape", "‖ΔW‖ / ‖W‖", "effective rank", "spectral norm")
-        missing = ", ".join(map(show_path, self.left_out))
-        return table(
-            f"What the adapters did to {len(self.rows)} matrices",
-            [*columns, *((name, "right") for name in numbers)],
+        columns += [(name, "right") for name in numbers]
+        cells = (
             (
-                (
-                    row.label,
-                    row.wrapper.__name__,
-                    f"{row.shape[0]:,} x {row.shape[1]:,}",
-                    f"{row.relative_norm:.2e}",
-                    f"{row.effective_rank:.1f}",
-                    f"{row.singular_values[0]:.2e}",
-                )
-                for row in self.rows
-            ),
-            caption=f"Cannot be merged: {missing}" if missing else "",
+                row.label,
+                row.wrapper.__name__,
+                f"{row.shape[0]:,} x {row.shape[1]:,}",
+                f"{row.relative_norm:.2e}",
+                f"{row.effective_rank:.1f}",
+                f"{row.singular_values[0]:.2e}",
+            )
+            for row in self.rows
         )
+        missing = ", ".join(map(show_path, self.left_out))
+        caption = f"Cannot be merged: {missing}" if missing else ""
+        return table(f"What the adapters did to {len(self.rows)} matrices", columns, cells, caption)
 
 
 def adapter_effects(model: PyTree) -> AdapterEffects:
-    """How much each adapter changed its layer, and in how many directions.
+    """Measure how much each adapter changed its layer, and in how many directions.
 
     Every layer is merged and unwrapped in float64 (float32 for half precision), and the difference
-    of each of its arrays is decomposed on the host. For a large model, hand in a part of it
+    of each of its arrays is decomposed on the host. For a large model, give a part of it
     (`adapter_effects(model.blocks[0])`).
 
     **Arguments:**
@@ -118,8 +104,8 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     stacked layer). A layer whose adapter changed nothing yet has a row of zeros for each of its
     matrices of more than one column.
 
-    **Raises:** `WrapperError` that names the path, if an adapter fails in another way than by
-    saying that it cannot be merged; `SelectionError` if `model` is a `Net` or a set.
+    **Raises:** `WrapperError` that names the path, if an adapter fails otherwise than by saying
+    that it cannot be merged; `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "adapter_effects")
     rows: list[AdapterEffect] = []
@@ -127,12 +113,12 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     for path, node in adapted_layers(model):
         where = show_place(type(node), path)
         what = f"compare {where} with the layer that it wraps"
-        hint = partial(refusal_of_template, node, "Give the model itself.")
-        with failing(what, WrapperError, hint):
-            layers = _before_and_after(node)
-        if layers is None:
-            left_out.append(path)
-            continue
+        with measuring(node, what), jax.enable_x64(True):
+            try:
+                layers = before_and_after(node)
+            except WrapperError:
+                left_out.append(path)
+                continue
         # The dtypes are wider than those of the layer, and the adapter need not keep them.
         check_same_structure(*layers, f"`merge()` of {where}", dtypes=False)
         rows += _effects_of(path, node, *layers)
@@ -149,13 +135,13 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
 
     **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
-    **Raises:** `SelectionError` if there is nothing to draw, or if `path` has an ending without a
-    picture format; `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the
-    file cannot be written; the errors of `adapter_effects`.
+    **Raises:** `SelectionError` if there is nothing to draw, or `path` does not end in a picture
+    format; `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the file
+    cannot be written; the errors of `adapter_effects`.
     """
     expect_model(model, "plot_adapters")
-    with imported_for("plot_adapters", "plot", "matplotlib"):
-        from .._showing.plots import check_ending, draw_effects
+    from .._showing.plots import check_ending, draw_effects
+
     check_ending(path)
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
     if not effects.rows:
@@ -165,19 +151,6 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
             + (f" These adapters cannot be merged:\n{without}" if without else "")
         )
     return draw_effects(effects.rows).saved(path)
-
-
-def _before_and_after(adapter: LoRAWrapper) -> tuple[Any, Any] | None:
-    """The layer before adapting, and the merged layer, in wider dtypes.
-
-    **Returns:** `None` if the adapter cannot be merged.
-    """
-    with jax.enable_x64(True):
-        wide = widened(adapter)
-        try:
-            return on_the_mesh(wide, unwrapped_layer, wide), on_the_mesh(wide, merged_layer, wide)
-        except WrapperError:
-            return None
 
 
 def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> list[AdapterEffect]:
@@ -206,13 +179,10 @@ def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> lis
             )
             found.append(effect)
     changed = {effect.array for effect in found if effect.relative_norm != 0}
-    if changed:
-        return [effect for effect in found if effect.array in changed]
-    return [effect for effect in found if effect.shape[1] > 1]
+    return [e for e in found if (e.array in changed if changed else e.shape[1] > 1)]
 
 
 def _matrix(array: Any) -> Any:
-    """The first axis by all others."""
     return array.reshape(len(array) if array.ndim else 1, -1)
 
 

@@ -1,34 +1,30 @@
 """Reports on the adapters of a model, with their parameter counts."""
 
 import dataclasses
-from functools import partial
-from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, expect_model, refusal_of_template
-from .._errors import WrapperError, failing
-from .._paths import show_path, show_place
+from .._contract import LoRAWrapper, expect_model
+from .._paths import show_path
 from .._registry import Registry, default_registry
 from .._showing import Printed, Table, table_by_path
 from .._trainability import lora_trainable_filter, may_train
 from .._tree import adapted_layers
-from ._merge_error import error_of_merging
+from ._rounding import error_of_merging
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportRow:
     """One adapted layer.
 
-    - `rank`: the effective rank (a small layer clamps the requested one). Adapters without a rank
-        or alpha have `None`.
-    - `trainable`: how many parameters of the layer and its adapter are trained.
-    - `total`: the parameters of the layer and its adapter together. Constants that an adapter
-        keeps beside them (PiSSA's initial factors) are not counted.
+    - `rank`, `alpha`: as they are (a small layer clamps the requested rank); `None` for adapters
+        without one.
+    - `trainable`, `total`: the parameters of the layer and its adapter, those that train and all.
+        Constants that an adapter keeps beside them (PiSSA's initial factors) are not counted.
     - `merge_error`: the part of the adapter's update that a merge into the layer's own dtype would
-        round away, relative to the update. `None` if it was not measured, if the adapter cannot be
-        merged, or if it has not changed anything yet.
+        round away. `None` if it was not measured, if the adapter cannot be merged, or if it has not
+        changed anything yet.
     """
 
     path: str
@@ -46,11 +42,10 @@ class ReportRow:
 class LoraReport(Printed[ReportRow]):
     """The adapted layers of a model, and totals over the whole model.
 
-    Prints as a table, and shows as one in a notebook. Rows that differ only in the indices of their
-    paths become one row there (`layers/[0-11]/query`), with the numbers of a single layer. `rows`
-    holds them all.
+    Prints and shows as a table. Rows that differ only in the indices of their paths become one row
+    there (`layers/[0-11]/query`), with the numbers of a single layer. `rows` holds them all.
 
-    - `trainable`: parameters that train; `total`: parameters of the whole model with adapters.
+    - `trainable`, `total`: the parameters of the whole model with adapters.
     - `merge_errors`: whether the merge errors were measured. They have a column in the table.
     """
 
@@ -77,25 +72,21 @@ class LoraReport(Printed[ReportRow]):
         numbers = ["rank", "alpha", "trainable", "total"] + ["merge error"] * self.merge_errors
         columns = [("path", "left"), ("layer", "left"), ("adapter", "left"), ("from", "left")]
         columns += [(name, "right") for name in numbers]
-        return table_by_path(
-            self._title(),
-            columns,
+        cells = (
             (
-                (
-                    show_path(row.path),
-                    row.layer,
-                    row.wrapper.__name__,
-                    row.distribution or "",
-                    "" if row.rank is None else f"{row.rank}",
-                    "" if row.alpha is None else f"{row.alpha:g}",
-                    f"{row.trainable:,}",
-                    f"{row.total:,}",
-                    "-" if row.merge_error is None else f"{row.merge_error:.1e}",
-                )[: len(columns)]
-                for row in self.rows
-            ),
-            caption=self._caption(),
+                show_path(row.path),
+                row.layer,
+                row.wrapper.__name__,
+                row.distribution or "",
+                "" if row.rank is None else f"{row.rank}",
+                "" if row.alpha is None else f"{row.alpha:g}",
+                f"{row.trainable:,}",
+                f"{row.total:,}",
+                "-" if row.merge_error is None else f"{row.merge_error:.1e}",
+            )[: len(columns)]
+            for row in self.rows
         )
+        return table_by_path(self._title(), columns, cells, self._caption())
 
 
 def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
@@ -104,11 +95,11 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     **Arguments:**
 
     - `model`: any pytree, adapted or not.
-    - `merge_error`: whether to measure what merging would cost each layer (see `ReportRow`). Each
-        layer is then merged twice.
+    - `merge_error`: whether to measure what merging would cost each layer (see `ReportRow`), by
+        merging it twice.
 
     **Returns:** a `LoraReport`. Its `trainable` counts the parameters that `lora_trainable_filter`
-    marks, those of the adapters. (`Net.summary` counts what trains in the net.)
+    marks. (`Net.summary` counts those that train in the net.)
 
     **Raises:** `SelectionError` if `model` is a `Net` or a set; `WrapperError` that names the path,
     if the merge error cannot be measured.
@@ -135,24 +126,13 @@ def report_on(
             alpha=node.alpha,
             trainable=count(node, own_trainable),
             total=count(node, own_counted),
-            merge_error=_measured(node, path) if measure else None,
+            merge_error=error_of_merging(node, path) if measure else None,
         )
         rows.append(row)
-    total = count(model, counted)
-    return LoraReport(tuple(rows), count(model, trainable), total, merge_errors=measure)
-
-
-def _measured(adapter: LoRAWrapper, path: str) -> float | None:
-    what = f"measure what merging {show_place(type(adapter), path)} would cost"
-    hint = partial(refusal_of_template, adapter, "Give the model itself.")
-    with failing(what, WrapperError, hint):
-        return error_of_merging(adapter)
+    return LoraReport(tuple(rows), count(model, trainable), count(model, counted), measure)
 
 
 def count(model: PyTree, mask: PyTree[bool]) -> int:
     """How many numbers the selected arrays of `model` hold."""
-
-    def size(leaf: Any, selected: bool) -> int:
-        return leaf.size if selected else 0
-
-    return sum(jax.tree.leaves(jax.tree.map(size, model, mask)))
+    sizes = jax.tree.map(lambda leaf, selected: leaf.size if selected else 0, model, mask)
+    return sum(jax.tree.leaves(sizes))

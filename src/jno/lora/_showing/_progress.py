@@ -21,15 +21,12 @@ _BETWEEN_LINES = 10.0  # seconds
 def tracked(
     items: Sequence[T], what: str, *, console: "Console | None" = None, show: bool = True
 ) -> Generator[T, None, None]:
-    """Yield the items, with a bar once it is clear that the rest will take some seconds.
+    """Yield the items, with a `Bar` once it is clear that the rest will take some seconds.
 
-    The bar is drawn on standard error if that is a terminal, and removed at the end. The logger
-    `jno.lora` says the same in lines of level INFO, every ten seconds and at the end. If the work
-    may raise, close the iterator (`contextlib.closing`), so that the bar does not stay.
+    The logger `jno.lora` says the same in lines of level INFO, every ten seconds and at the end.
+    If the work may raise, close the iterator (`contextlib.closing`), so that the bar does not stay.
 
-    - `what`: the work, such as "Adapting layers".
-    - `console`: where to draw instead, if it is a terminal.
-    - `show`: `False` shows nothing.
+    - `what`, `console`: as for `Bar`; `show`: `False` shows nothing.
     """
     if not show:
         yield from items
@@ -42,14 +39,13 @@ def tracked(
             if done == 1:
                 begin = now  # the first item compiles what the others use again
             rest = (now - begin) / (done - 1) * (len(items) - done) if done > 1 else 0.0
+            if bar is None and rest > _PATIENCE:
+                bar = Bar(len(items), what, console=console)
             if bar is not None:
                 bar.update(completed=done)
-            elif rest > _PATIENCE:
-                bar = Bar(len(items), what, console=console)
-                bar.update(completed=done)
-            if bar is not None and now - said > _BETWEEN_LINES:
-                said = now
-                _log.info("%s: %d of %d, about %.0f s left", what, done, len(items), rest)
+                if now - said > _BETWEEN_LINES:
+                    said = now
+                    _log.info("%s: %d of %d, about %.0f s left", what, done, len(items), rest)
             yield item
     finally:
         if bar is not None:

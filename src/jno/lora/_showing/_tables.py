@@ -48,12 +48,7 @@ class Table:
         out = io.StringIO()
         # Without `force_jupyter=False`, rich would show the table in a notebook as well.
         console = Console(
-            file=out,
-            width=_WIDE,
-            no_color=True,
-            force_terminal=False,
-            force_jupyter=False,
-            markup=False,
+            file=out, width=_WIDE, force_terminal=False, force_jupyter=False, markup=False
         )
         # Title and caption apart: rich would fold them to the width of the table.
         made = self.__rich__()
@@ -84,7 +79,7 @@ class Table:
 class Printed(abc.ABC, Generic[Row]):
     """Rows that print as a table: by rich, as text, and as HTML in a notebook.
 
-    No fields: a subclass is a dataclass (or a module) with the field `rows`.
+    A subclass is a dataclass (or a module) with the field `rows`.
     """
 
     rows: tuple[Row, ...]

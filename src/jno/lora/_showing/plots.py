@@ -3,18 +3,19 @@
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from .._errors import SelectionError
+from .._errors import SelectionError, imported_for
+
+with imported_for("A picture", "plot", "matplotlib"):
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 # Beyond this many matrices not every one is named.
 _MOST_LABELS = 60
@@ -43,10 +44,8 @@ class Picture(Figure):
 
 def check_ending(path: str | PathLike[str] | None) -> None:
     """**Raises:** `SelectionError` if no picture can be saved in the format that `path` ends in."""
-    if path is None:
-        return
     endings = [f".{name}" for name in sorted(Picture(1, 1).canvas.get_supported_filetypes())]
-    if Path(path).suffix.lower() not in endings:
+    if path is not None and Path(path).suffix.lower() not in endings:
         raise SelectionError(
             f"No picture can be saved as {os.fspath(path)!r}. Let it end in one of "
             f"{', '.join(endings)}."
@@ -54,13 +53,14 @@ def check_ending(path: str | PathLike[str] | None) -> None:
 
 
 def draw_effects(rows: Sequence[Any]) -> Picture:
-    """Size, effective rank and singular values of each update, the model's first on top."""
+    """Draw size, effective rank and singular values of each update, the model's first on top."""
     figure = Picture(11, min(2.2 + 0.17 * len(rows), 14))
     sizes, ranks, spectra = figure.subplots(1, 3, width_ratios=(2, 2, 3))
-    colors = _colors(len(rows))
+    # Without the ends of the map, which are hard to see on white.
+    colors = colormaps["turbo"](np.linspace(0.08, 0.92, len(rows)))
     heights = range(len(rows))
-    sizes.barh(heights, _lengths(row.relative_norm for row in rows), color=colors)
-    ranks.barh(heights, _lengths(row.effective_rank for row in rows), color=colors)
+    sizes.barh(heights, _lengths([row.relative_norm for row in rows]), color=colors)
+    ranks.barh(heights, _lengths([row.effective_rank for row in rows]), color=colors)
     step = math.ceil(len(rows) / _MOST_LABELS)
     sizes.set_yticks(heights[::step], [row.label for row in rows[::step]], fontsize="x-small")
     ranks.set_yticks([])
@@ -77,20 +77,11 @@ def draw_effects(rows: Sequence[Any]) -> Picture:
     ranks.set_xlabel("effective rank of ΔW")
     spectra.set_xlabel("number of the singular value")
     spectra.set_ylabel("singular values of ΔW")
-    _plain(sizes, ranks, spectra)
+    for axes in (sizes, ranks, spectra):
+        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _lengths(numbers: Iterable[float]) -> list[float]:
-    """Of bars. None is infinite: such a number (of a weight that was 0) has no bar."""
-    return [number if math.isfinite(number) else math.nan for number in numbers]
-
-
-def _colors(number: int) -> Any:
-    # Without the ends, which are hard to see on white.
-    return colormaps["turbo"](np.linspace(0.08, 0.92, number))
-
-
-def _plain(*all_axes: Axes) -> None:
-    for axes in all_axes:
-        axes.spines[["top", "right"]].set_visible(False)
+def _lengths(numbers: list[float]) -> Any:
+    # A change relative to a weight of 0 is infinite: it gets no bar.
+    return np.where(np.isfinite(numbers), numbers, np.nan)
