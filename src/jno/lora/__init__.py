@@ -107,7 +107,6 @@ if TYPE_CHECKING:
     __all__ += _adapters.__all__
 
 
-# They come with jno-lora-compare.
 _COMPARING = ("Comparison", "ComparisonRow", "compare")
 
 
@@ -123,13 +122,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _is_installed(distribution: str) -> bool:
-    return any(_metadata.distributions(name=distribution))
-
-
 def __dir__() -> list[str]:
-    own = (name for name in globals() if name.startswith("__"))
-    # Only what can be had: `help` asks for everything that is listed. Nothing is discovered for it.
-    zoo = _ZOO_NAMES if _is_installed(_ZOO_DISTRIBUTION) else ()
-    comparing = _COMPARING if _is_installed("jno-lora-compare") else ()
-    return sorted([*own, *__all__, *zoo, *comparing])
+    names = {*__all__, *(name for name in globals() if name.startswith("__"))}
+    # `help` asks for everything that is listed, so names of missing plugins are left out.
+    for distribution, others in ((_ZOO_DISTRIBUTION, _ZOO_NAMES), ("jno-lora-compare", _COMPARING)):
+        if any(_metadata.distributions(name=distribution)):
+            names.update(others)
+    return sorted(names)

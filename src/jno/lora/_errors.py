@@ -18,7 +18,7 @@ class JnoLoraError(Exception):
 class SelectionError(JnoLoraError, ValueError):
     """The arguments select no layer, or do not make sense for this model.
 
-    Such as a target that matches nothing, layers that carry adapters already, a bad mask or rank.
+    A target matches nothing, every selected layer is adapted already, a mask or rank is bad, ...
     """
 
 

@@ -29,9 +29,6 @@ def check_update(expected: PyTree, given: PyTree, *, outdated: bool) -> None:
     """Check that `given` holds new values for the trainable leaves `expected`.
 
     - `outdated`: whether the adapters were exchanged since `partition` returned a tree.
-
-    **Raises:** `SelectionError` that lists the leaves that do not fit, or says why `given` is
-    outdated.
     """
     advice = "Pass the tree that `net.partition()` returned, with new values."
     want = {path_str(k): leaf for k, leaf in jtu.tree_leaves_with_path(expected)}

@@ -21,10 +21,7 @@ H = TypeVar("H", bound="Holder")
 
 
 class Holder(Handle):
-    """Holds a model, which of its arrays train, a pending mask and the named adapters.
-
-    The adapters of one name, or without a name, may be in the model.
-    """
+    """Holds a model, which of its arrays train, a pending mask and the named adapters."""
 
     def __init__(self, model: PyTree, registry: Registry | None):
         expect_model(model, "Net")
@@ -72,7 +69,7 @@ class Holder(Handle):
     def adapter(self, name: str) -> AdapterSet:
         """The adapters of that name with their current values, to save, scale or combine them.
 
-        **Raises:** `SelectionError` if there is no such name.
+        **Raises:** `SelectionError` if the name is unknown.
         """
         kept = self._find(name)
         if kept is not None:
@@ -88,9 +85,8 @@ class Holder(Handle):
         - `adapters`: a set (`extract_adapters`, `combine`) to keep, until `activate` puts it into
             the model. Without it, the adapters that `lora` made get the name, and are active.
 
-        **Raises:** `SelectionError` if the name is taken, if the model's adapters have a name or
-        there are none, if `adapters` is not a set, or does not fit the model (listing every
-        misfit).
+        **Raises:** `SelectionError` if the name is taken, if the model has no adapters or they have
+        a name, if `adapters` is not a set, or does not fit the model (listing every misfit).
         """
         self._refuse_disabled("add_adapter")
         if not isinstance(name, str):
@@ -116,13 +112,13 @@ class Holder(Handle):
     def activate(self: H, name: str) -> H:
         """Put the adapters of that name in the place of those that the model carries.
 
-        The latter are kept under their name with their current values, together with which of their
-        arrays, and of their layers' arrays, were trainable. Adapters that were active before train
-        as they did then, even if `freeze` was called since. Adapters that become active for the
-        first time train as after `lora`. A `lora` call adds to the active adapters.
+        The latter are kept under their name, with their current values and with which of their
+        arrays, and of their layers' arrays, train. Adapters that were active before train as they
+        did then, even if `freeze` was called since. Adapters that become active for the first time
+        train as after `lora`. A `lora` call adds to the active adapters.
 
-        **Raises:** `SelectionError` if there is no such name, if the model carries adapters without
-        a name (which would be lost), or if a mask is pending.
+        **Raises:** `SelectionError` if the name is unknown, if the model carries adapters without a
+        name (which would be lost), or if a mask is pending.
         """
         self._refuse_mask("activate")
         kept = self._find(name)
@@ -144,11 +140,11 @@ class Holder(Handle):
     def delete_adapter(self: H, name: str) -> H:
         """Drop the adapters of that name, out of the model too if they are active.
 
-        **Raises:** `SelectionError` if there is no such name, or if a mask is pending.
+        **Raises:** `SelectionError` if the name is unknown, or if a mask is pending.
         """
         self._refuse_mask("delete_adapter")
-        is_active = self._find(name) is None
-        return self._become(self._now.plain() if is_active else self._now, self._without(name))
+        state = self._now.plain() if self._find(name) is None else self._now
+        return self._become(state, self._without(name))
 
     @contextlib.contextmanager
     def disabled(self: H) -> Iterator[H]:
@@ -171,12 +167,12 @@ class Holder(Handle):
             self._disabled = state
             yield self._become(plain)
         finally:
-            # There is no call here, see `_become`.
+            # Nothing is called here, see `_become`.
             self._now, self._disabled, self._mask = state, None, mask
 
     def _become(self: H, state: NetState, named: Mapping[str, Kept | None] | None = None) -> H:
-        # Ctrl-C is handled where Python calls a function. There is no call between the first
-        # assignment and the last, so it finds the net either as it was or as it is to be.
+        # Python handles Ctrl-C where it calls a function. Nothing is called between the first
+        # assignment and the last, so the net is then either as it was or as it is to be.
         self._now = state
         if named is not None:
             self._named = named

@@ -46,15 +46,14 @@ class Net(SavesAdapters):
 
     **Arguments:**
 
-    - `model`: any pytree that holds Equinox modules. It is never changed; `net.module` is the
-        current one.
+    - `model`: any pytree that holds Equinox modules. It is not changed.
     - `key`: for the adapters' initial values, typed or raw; the default is `jax.random.key(0)`. A
         layer's values depend on the key and on its path alone, so a layer that is merged and
         adapted again needs another key to start from other values.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
 
-    A net is not a pytree. Give `net.module`, or the trees that `net.partition()` returns, to
-    functions of JAX and Equinox: they refuse the net itself.
+    A net is not a pytree: functions of JAX and Equinox refuse it. Give them `net.module`, or the
+    trees that `net.partition()` returns.
 
     **Raises:** `SelectionError` if `key` is not a key, or if `model` is a `Net` or holds one.
     """
@@ -77,10 +76,8 @@ class Net(SavesAdapters):
         adapted = sum(1 for _ in adapted_layers(self.module))
         trains = count(self.module, self.trainable)
         total = count(self.module, may_train(self.module))
-        return (
-            f"Net({type(self.module).__name__}, {adapted} adapted layers, "
-            f"{trains:,} of {total:,} parameters train)"
-        )
+        model = type(self.module).__name__
+        return f"Net({model}, {adapted} adapted layers, {trains:,} of {total:,} parameters train)"
 
     def mask(self, mask: MaskLike) -> "Net":
         """Narrow the next control to the selected leaves. A second `mask` replaces the first.
@@ -111,7 +108,7 @@ class Net(SavesAdapters):
         """Put adapters around the selected layers.
 
         Afterwards the new adapters train, the layers they wrap do not, and everything else is as
-        it was: on a fresh `Net` it trains, after `freeze()` it does not.
+        it was: on a new `Net` it trains, after `freeze()` it does not.
 
         **Arguments:**
 
@@ -168,17 +165,15 @@ class Net(SavesAdapters):
     def freeze(self) -> "Net":
         """Train nothing; with a mask, stop training the selected leaves.
 
-        A mask that selects nothing warns.
-
-        **Raises:** `SelectionError` in a `with net.disabled()` block.
+        **Raises:** `SelectionError` in `with net.disabled()`. A mask that selects nothing warns.
         """
         return self._train("freeze", train=False)
 
     def unfreeze(self) -> "Net":
         """Train everything but wrapped layers; with a mask, also train the selected leaves.
 
-        A mask may select the arrays of a wrapped layer. It cannot select arrays that an adapter
-        keeps frozen by its definition (LoRA-FA's `lora_A`).
+        These may be in a wrapped layer. Arrays that an adapter keeps frozen by its definition
+        (LoRA-FA's `lora_A`) never train.
 
         **Raises:** as `freeze`.
         """

@@ -28,8 +28,7 @@ from .._tree import adapted_layers, map_adapters
 class Original(NamedTuple):
     """A layer as it was before adapting, and the `base` that an adapter made of it.
 
-    PiSSA's `base` is the residual of the weight, so its `unwrap` restores the weight only up to
-    rounding. A net keeps the layer itself, and restores it bit for bit.
+    PiSSA's `base` is a residual: its `unwrap` restores the weight only up to rounding.
     """
 
     layer: Any
@@ -94,7 +93,7 @@ class Kept:
 
     - `trains`: by path, which leaves of the adapted layer trained when it was put away. At other
         paths, the layer trains as one with a new adapter does.
-    - `whose`: stands for the adapters, as in `NetState`.
+    - `whose`: as in `NetState`.
     """
 
     adapters: AdapterSet

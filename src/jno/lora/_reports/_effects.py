@@ -29,8 +29,7 @@ class AdapterEffect:
 
     - `path`: of the layer; `array`: which of its arrays (`"weight"`); `part`: which slice of a
         stacked layer. `label` joins the three.
-    - `shape`: of the matrix. An array of more axes (a kernel) is flattened to its first axis times
-        the others, a vector is one column.
+    - `shape`: of the matrix. A kernel is its first axis times the others, a vector one column.
     - `relative_norm`: `||dW||_F / ||W||_F`.
     - `effective_rank`: in how many directions `dW` acts: `exp(-sum(p log p))` with
         `p = s / sum(s)` for the singular values `s`. It is `r` for `r` directions of equal weight,
@@ -98,10 +97,10 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
 
     **Arguments:**
 
-    - `model`: any pytree, adapted or not. The adapters may be of any plugin.
+    - `model`: any pytree, adapted or not.
 
-    **Returns:** `AdapterEffects`: one row per matrix that an adapter changed (one per slice of a
-    stacked layer). A layer whose adapter changed nothing yet has a row of zeros for each of its
+    **Returns:** `AdapterEffects`, with one row per matrix that an adapter changed (per slice of a
+    stacked layer). A layer that its adapter did not change yet has a row of zeros for each of its
     matrices of more than one column.
 
     **Raises:** `WrapperError` that names the path, if an adapter fails otherwise than by saying
@@ -179,7 +178,9 @@ def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> lis
             )
             found.append(effect)
     changed = {effect.array for effect in found if effect.relative_norm != 0}
-    return [e for e in found if (e.array in changed if changed else e.shape[1] > 1)]
+    if changed:
+        return [effect for effect in found if effect.array in changed]
+    return [effect for effect in found if effect.shape[1] > 1]
 
 
 def _matrix(array: Any) -> Any:

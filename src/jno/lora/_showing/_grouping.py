@@ -11,11 +11,10 @@ _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
 def grouped(rows: Iterable[tuple[str, R]]) -> list[tuple[str, int, R]]:
-    """Join the rows that differ only in the indices of their paths.
+    """Join the rows that differ only in the indices of their paths, in linear time.
 
-    Indices that vary are joined where that says exactly which paths there are. Two stages with
-    three blocks and one with nine give `stages/[0-1]/blocks/[0-2]` and `stages/2/blocks/[0-8]`. The
-    time is proportional to the number of rows.
+    The result says exactly which paths there are. Two stages with three blocks and one with nine
+    give `stages/[0-1]/blocks/[0-2]` and `stages/2/blocks/[0-8]`.
 
     - `rows`: slash-joined paths, each with the rest of its row.
 
@@ -24,9 +23,8 @@ def grouped(rows: Iterable[tuple[str, R]]) -> list[tuple[str, int, R]]:
     families: dict[tuple[tuple[str | None, ...], R], dict[_Box, int]] = {}
     for path, rest in rows:
         parts = path.split("/")
-        is_index = [_INDEX.fullmatch(part) is not None for part in parts]
-        template = tuple(None if i else p for p, i in zip(parts, is_index, strict=True))
-        indices = tuple((int(p),) for p, i in zip(parts, is_index, strict=True) if i)
+        template = tuple(None if _INDEX.fullmatch(part) else part for part in parts)
+        indices = tuple((int(part),) for part in parts if _INDEX.fullmatch(part))
         counts = families.setdefault((template, rest), {})
         counts[indices] = counts.get(indices, 0) + 1
     return [

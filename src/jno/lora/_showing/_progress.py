@@ -56,10 +56,10 @@ def tracked(
 
 
 class Bar:
-    """A bar in a terminal, and nothing elsewhere. A context manager that removes it at the end.
+    """A bar in a terminal, and nothing elsewhere. A context manager removes it at the end.
 
     - `total`: the number of steps; `what`: the work, such as "Adapting layers".
-    - `console`: where to draw, if it is a terminal; else standard error, if that is one.
+    - `console`: where to draw, if it is a terminal, instead of on standard error.
     """
 
     def __init__(self, total: int, what: str = "", *, console: "Console | None" = None):

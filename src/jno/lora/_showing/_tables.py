@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
-# As text no line is folded: it goes into logs, files and other programs.
-_WIDE = 10_000
-
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -46,9 +43,10 @@ class Table:
         from rich.console import Console
 
         out = io.StringIO()
-        # Without `force_jupyter=False`, rich would show the table in a notebook as well.
+        # No line is folded: the text goes into logs, files and other programs. Without
+        # `force_jupyter=False`, rich would show the table in a notebook as well.
         console = Console(
-            file=out, width=_WIDE, force_terminal=False, force_jupyter=False, markup=False
+            file=out, width=10_000, force_terminal=False, force_jupyter=False, markup=False
         )
         # Title and caption apart: rich would fold them to the width of the table.
         made = self.__rich__()
@@ -58,14 +56,11 @@ class Table:
         return "\n".join(line.rstrip() for line in lines).strip("\n")
 
     def _repr_html_(self) -> str:
-        # Styles in the tags, since some viewers remove style sheets. The colours are the page's,
-        # light or dark.
+        # Styles in the tags, since some viewers remove style sheets.
         head = "".join(_cell("th", *column) for column in self.columns)
         justified = [justify for _, justify in self.columns]
-        body = "\n".join(
-            f"<tr>{''.join(map(_cell, ['td'] * len(row), row, justified))}</tr>"
-            for row in self.rows
-        )
+        rows = ("".join(map(_cell, ["td"] * len(row), row, justified)) for row in self.rows)
+        body = "\n".join(f"<tr>{row}</tr>" for row in rows)
         return (
             '<div style="overflow-x:auto">\n'
             f"<div><b>{html.escape(self.title)}</b></div>\n"

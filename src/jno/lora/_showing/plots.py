@@ -44,8 +44,10 @@ class Picture(Figure):
 
 def check_ending(path: str | PathLike[str] | None) -> None:
     """**Raises:** `SelectionError` if no picture can be saved in the format that `path` ends in."""
+    if path is None:
+        return
     endings = [f".{name}" for name in sorted(Picture(1, 1).canvas.get_supported_filetypes())]
-    if path is not None and Path(path).suffix.lower() not in endings:
+    if Path(path).suffix.lower() not in endings:
         raise SelectionError(
             f"No picture can be saved as {os.fspath(path)!r}. Let it end in one of "
             f"{', '.join(endings)}."
