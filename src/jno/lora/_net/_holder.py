@@ -1,4 +1,4 @@
-"""`Holder`: the state behind a `Net`, with sets of adapters by name."""
+"""`Holder`: the state behind a `Net`, and its adapters: by name, and in files."""
 
 import contextlib
 import copy
@@ -7,15 +7,16 @@ from typing import Any, TypeVar
 
 from jaxtyping import PyTree
 
+from .._checkpoint import Classes, FilePath, load, save
 from .._contract import Handle, expect_model
-from .._errors import SelectionError
-from .._paths import bullets, nearest
+from .._errors import SelectionError, warn
+from .._paths import bullets, nearest, show_path
 from .._planning import MaskLike
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, check_set, extract_adapters, misfits
 from .._trainability import partial_lora_trainable_filter
 from .._tree import holds_adapters
-from ._state import Kept, NetState
+from ._state import Kept, NetState, originals_of
 
 H = TypeVar("H", bound="Holder")
 
@@ -169,6 +170,63 @@ class Holder(Handle):
         finally:
             # Nothing is called here, see `_become`.
             self._now, self._disabled, self._mask = state, None, mask
+
+    def save_adapters(self: H, path: FilePath, *, registry: Registry | None = None) -> H:
+        """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
+
+        Adapters that are kept under a name are written by `save_adapters(net.adapter(name), path)`.
+        Warns if arrays outside the adapters train too, since the file does not hold them.
+
+        **Arguments:** those of `jno.lora.save_adapters`. The default `registry` is the net's.
+
+        **Raises:** `CheckpointError` if there are no adapters, or the file cannot be written.
+        """
+        state = self._disabled or self._now
+        save(extract_adapters(state.module), path, registry or self._registry)
+        left_out = state.trained_outside()
+        if left_out:
+            warn(
+                f"The adapters were saved. {len(left_out)} other arrays train too, and are in no "
+                f"file:\n{bullets(map(show_path, left_out), 5)}\n"
+                "`net.freeze().lora(...)` trains adapters only; to keep the others as well, save "
+                "`net.partition()[0]` with `eqx.tree_serialise_leaves`."
+            )
+        return self
+
+    def load_adapters(
+        self: H,
+        path: FilePath,
+        *,
+        strict: bool = True,
+        wrappers: Classes = (),
+        registry: Registry | None = None,
+    ) -> H:
+        """Put the adapters of a file around their layers. See `jno.lora.load_adapters`.
+
+        Afterwards the loaded adapters train, the layers they wrap do not, and everything else is
+        as it was. A loaded adapter replaces the one that its layer carries; others stay. If the
+        net's adapters have a name, the loaded ones join them; to keep them apart, give
+        `add_adapter` the set that `read_adapters` returns.
+
+        **Arguments:** those of `jno.lora.load_adapters`. The default `registry` is the net's.
+
+        **Raises:** as `jno.lora.load_adapters`; `CheckpointError` also if the net carries an
+        adapter around a layer of the file's, or in it; `SelectionError` if a mask is pending.
+        """
+        self._refuse_mask("load_adapters")
+        state = self._now
+        registry = registry or self._registry
+        # Built around the plain layers: an adapter in the way may keep its layer changed (PiSSA).
+        plain = state.plain().module
+        loaded = load(
+            state.module, path, strict=strict, wrappers=wrappers, registry=registry, plain=plain
+        )
+        if loaded.adapters:
+            originals = originals_of(plain, loaded.put_into(plain))
+            state = state.adapted(loaded.put_into(state.module), originals, loaded.adapters)
+        for message in loaded.warnings:
+            warn(message)
+        return self._become(state)
 
     def _become(self: H, state: NetState, named: Mapping[str, Kept | None] | None = None) -> H:
         # Python handles Ctrl-C where it calls a function. Nothing is called between the first

@@ -16,13 +16,13 @@ from .._reports import LoraReport, count, report_on
 from .._trainability import may_train
 from .._tree import adapted_layers
 from ._checks import check_update, refuse_if_only_adapted, refuse_traced_update
-from ._files import SavesAdapters
+from ._holder import Holder
 from ._state import originals_of
 
 _NEVER = object()
 
 
-class Net(SavesAdapters):
+class Net(Holder):
     """A handle on a model: adapt it, choose which arrays train, split it for an optimiser.
 
     Every control acts at once and returns the handle, so that calls may be chained:

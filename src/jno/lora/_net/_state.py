@@ -19,6 +19,7 @@ from .._sets import AdapterSet, extract_adapters, put_around
 from .._trainability import (
     carry_to_adapted,
     carry_to_plain,
+    lora_trainable_filter,
     may_train,
     partial_lora_trainable_filter,
 )
@@ -69,6 +70,12 @@ class NetState:
 
     def _without_adapters(self, module: PyTree) -> "NetState":
         return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
+
+    def trained_outside(self) -> list[str]:
+        """The paths of the arrays that train and belong to no adapter."""
+        adapters = lora_trainable_filter(self.module)
+        others = jax.tree.map(lambda trains, own: trains and not own, self.trainable, adapters)
+        return [path_str(keys) for keys, other in jtu.tree_leaves_with_path(others) if other]
 
     def training(self, mask: MaskLike | None, *, train: bool) -> "NetState":
         """With the leaves that `mask` selects trained, or not. A mask that selects nothing warns.
