@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from types import FrameType
 
 from .._errors import PluginError, warn
 from ._catalog import Catalog
@@ -20,6 +21,8 @@ _LOG = logging.getLogger("jno.lora.plugins")
 # For all registries, since a plugin may ask another one. A signal handler may ask under the lock.
 _LOCK = threading.RLock()
 _WAITING: "dict[int, _Load]" = {}  # the load that a thread waits for
+_IMPORTLIB = "<frozen importlib._bootstrap>"
+_TURN = 0.05  # seconds; after each, a waiting thread looks whether waiting can still end
 
 
 class Generation:
@@ -55,11 +58,11 @@ class Loader:
     """Loads plugins, and publishes the catalog of those that are loaded.
 
     A thread that needs a plugin which another thread is loading waits for it. It goes on without
-    that plugin where waiting could never end:
+    that plugin only where waiting could never end:
 
     - this thread is loading or importing the plugin, which asks for itself, or for all;
-    - the other thread waits, directly or through a third, for a plugin that this thread is loading;
-    - this thread is importing the plugin's package, and the other thread may wait for that import.
+    - the other thread waits for this one, directly or through a third: for a plugin that this
+      thread is loading, or for a module that it is importing.
     """
 
     def __init__(self, catalog: Catalog):
@@ -99,25 +102,24 @@ class Loader:
                 while (other := self._claim(found, now, mine)) is not mine:
                     if other is None:
                         return None
-                    with other.running:
-                        pass  # it has ended
+                    if other.running.acquire(timeout=_TURN):
+                        other.running.release()
                 return self._load(found, now, strict)
             finally:
                 mine.has_ended = True
 
     def _claim(self, found: Found, now: Generation, mine: _Load) -> _Load | None:
         """`mine` if this thread has to load the plugin, a load to wait for, or `None` to go on."""
-        importing = _importing_here()
-        is_inside = any(f"{found.module}.".startswith(f"{name}.") for name in importing)
+        is_importing = found.module in _importing(sys._getframe())
         with _LOCK:
             _WAITING.pop(mine.thread, None)
-            if found.identity in now.catalog.plugins or found.module in importing:
+            if is_importing or found.identity in now.catalog.plugins:
                 return None
             other = self._loading.get(found.identity)
             if other is None or other.has_ended:
                 self._loading[found.identity] = mine
                 return mine
-            if is_inside or _waits_for(mine.thread, other):
+            if _waits_for(mine.thread, other.thread):
                 return None
             _WAITING[mine.thread] = other
             return other
@@ -135,20 +137,37 @@ class Loader:
         return complaint
 
 
-def _waits_for(thread: int, load: _Load | None) -> bool:
-    """Whether a load is one of `thread`, or waits (through others) for one of `thread`."""
-    while load is not None and not load.has_ended:
-        if load.thread == thread:
+def _waits_for(thread: int, other: int | None) -> bool:
+    """Whether a thread is `thread`, or waits for it: for a plugin or an import, through others."""
+    frames = sys._current_frames()
+    seen: set[int] = set()
+    while other is not None and other not in seen:
+        if other == thread:
             return True
-        load = _WAITING.get(load.thread)
+        seen.add(other)
+        load = _WAITING.get(other)
+        if load is not None and not load.has_ended:
+            other = load.thread
+        else:
+            asked = _asked_to_import(frames.get(other))
+            importers = (it for it, frame in frames.items() if asked & _importing(frame))
+            other = next((it for it in importers if it != other), None)
     return False
 
 
-def _importing_here() -> set[str]:
-    """The modules that this thread is importing: those with a body that runs in it."""
-    frame, modules = sys._getframe(), set[str]()
+def _importing(frame: FrameType | None) -> set[str]:
+    """The modules with a body that runs in a thread."""
+    bodies = (it for it in _stack(frame) if it.f_code.co_name == "<module>")
+    return {str(it.f_globals.get("__name__")) for it in bodies}
+
+
+def _asked_to_import(frame: FrameType | None) -> set[str]:
+    """The modules that a thread imports. It waits for one with a body that runs elsewhere."""
+    machinery = (it for it in _stack(frame) if it.f_code.co_filename == _IMPORTLIB)
+    return {str(it.f_locals.get("name")) for it in machinery}
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
-        if frame.f_code.co_name == "<module>":
-            modules.add(str(frame.f_globals.get("__name__")))
+        yield frame
         frame = frame.f_back
-    return modules
