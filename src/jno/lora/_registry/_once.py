@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 from types import FrameType
 
 from .._errors import PluginError, warn
@@ -21,28 +21,24 @@ _LOG = logging.getLogger("jno.lora.plugins")
 # For all registries, since a plugin may ask another one. A signal handler may ask under the lock.
 _LOCK = threading.RLock()
 _WAITING: "dict[int, _Load]" = {}  # the load that a thread waits for
-_IMPORTLIB = "<frozen importlib._bootstrap>"
 _TURN = 0.05  # seconds; after each, a waiting thread looks whether waiting can still end
 
 
 class Generation:
-    """All that is known since the last refresh.
-
-    A question keeps the generation that it began with, so a refresh never has to wait for it.
-    """
+    """All that is known since a refresh. A question keeps to one, so a refresh need not wait."""
 
     def __init__(self, catalog: Catalog):
         self.catalog = catalog
         self._found: dict[str | None, tuple[Found, ...]] = {}
 
     def find(self, distribution: str | None = None) -> tuple[Found, ...]:
-        """As `find_plugins`, once. One that is missing is looked for again: it may be installed."""
-        if distribution not in self._found:
+        """As `find_plugins`, once. A missing distribution is looked for again."""
+        found = self._found.get(distribution)
+        if found is None:
             found = find_plugins(distribution)
-            if distribution is not None and not found:
-                return ()
-            self._found[distribution] = found
-        return self._found[distribution]
+            if found or distribution is None:
+                self._found[distribution] = found
+        return found
 
 
 class _Load:
@@ -80,10 +76,9 @@ class Loader:
             self.now = Generation(self.now.catalog.of_this_process())
 
     def load(self, wanted: Iterable[Found], now: Generation, strict: bool | None) -> Catalog:
-        """The catalog once these plugins are loaded. Warns of those that fail.
+        """The catalog once these plugins are loaded. Warns of those that fail, or take long.
 
-        **Raises:** `PluginError` for a plugin that fails if `strict`, which is by default what
-        `JNO_LORA_STRICT` says.
+        **Raises:** `PluginError` for one that fails if `strict`, by default `JNO_LORA_STRICT`.
         """
         missing = [found for found in wanted if found.identity not in now.catalog.plugins]
         if strict is None and missing:
@@ -94,7 +89,7 @@ class Loader:
         return now.catalog
 
     def _load_once(self, found: Found, now: Generation, strict: bool) -> str | None:
-        """Load a plugin, unless another thread does. Returns the complaint about it, if any."""
+        """Load a plugin, unless another thread does. Returns the complaint about it."""
         mine = _Load()
         with mine.running:
             # Ctrl-C may come at any call, so only a plain assignment is sure to happen.
@@ -110,7 +105,7 @@ class Loader:
 
     def _claim(self, found: Found, now: Generation, mine: _Load) -> _Load | None:
         """`mine` if this thread has to load the plugin, a load to wait for, or `None` to go on."""
-        is_importing = found.module in _importing(sys._getframe())
+        is_importing = found.module in _imports(sys._getframe())[0]
         with _LOCK:
             _WAITING.pop(mine.thread, None)
             if is_importing or found.identity in now.catalog.plugins:
@@ -139,7 +134,7 @@ class Loader:
 
 def _waits_for(thread: int, other: int | None) -> bool:
     """Whether a thread is `thread`, or waits for it: for a plugin or an import, through others."""
-    frames = sys._current_frames()
+    imports = {it: _imports(frame) for it, frame in sys._current_frames().items()}
     seen: set[int] = set()
     while other is not None and other not in seen:
         if other == thread:
@@ -149,25 +144,22 @@ def _waits_for(thread: int, other: int | None) -> bool:
         if load is not None and not load.has_ended:
             other = load.thread
         else:
-            asked = _asked_to_import(frames.get(other))
-            importers = (it for it, frame in frames.items() if asked & _importing(frame))
+            _, asked = imports.get(other, (set(), set()))
+            importers = (it for it, (running, _) in imports.items() if running & asked)
             other = next((it for it in importers if it != other), None)
     return False
 
 
-def _importing(frame: FrameType | None) -> set[str]:
-    """The modules with a body that runs in a thread."""
-    bodies = (it for it in _stack(frame) if it.f_code.co_name == "<module>")
-    return {str(it.f_globals.get("__name__")) for it in bodies}
+def _imports(frame: FrameType | None) -> tuple[set[object], set[object]]:
+    """The modules with a body that runs in a thread, and those that it asks Python to import.
 
-
-def _asked_to_import(frame: FrameType | None) -> set[str]:
-    """The modules that a thread imports. It waits for one with a body that runs elsewhere."""
-    machinery = (it for it in _stack(frame) if it.f_code.co_filename == _IMPORTLIB)
-    return {str(it.f_locals.get("name")) for it in machinery}
-
-
-def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    One that it asks for while the body runs in another thread is one that it waits for.
+    """
+    running, asked = set[object](), set[object]()
     while frame is not None:
-        yield frame
+        if frame.f_code.co_name == "<module>":
+            running.add(frame.f_globals.get("__name__"))
+        elif frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            asked.add(frame.f_locals.get("name", ""))
         frame = frame.f_back
+    return running, asked
