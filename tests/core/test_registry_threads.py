@@ -313,3 +313,42 @@ def test_a_plugin_may_refresh_and_ask_while_it_is_loaded(site, gate):
     assert [record.status for record in gate.registry.records()] == ["loaded"]
     assert gate.seen == ()
     assert [record.status for record in gate.registry.records()] == ["loaded"]
+
+
+SHARED = """
+import jno_lora_test_gate as gate
+gate.entered.set()
+gate.open.wait(30)
+gate.seen = gate.registry.records()
+"""
+
+
+def test_a_module_that_two_plugins_import_may_ask_for_all(site, gate, monkeypatch):
+    """Acme's thread imports it. Carp's thread waits for bolt's, which waits for that import."""
+    monkeypatch.delitem(sys.modules, "jno_lora_test_shared", raising=False)
+    (site.root / "jno_lora_test_shared.py").write_text(SHARED)
+    hook = "\n@hookimpl\ndef jno_lora_wrappers():\n    return [adapter('{}')]\n"
+    site.install("acme-lora", "import jno_lora_test_shared" + hook.format("Acme"))
+    site.install("bolt-lora", "import jno_lora_test_shared" + hook.format("Bolt"))
+    asks = "import jno_lora_test_gate as gate\ngate.registry.provided('bolt-lora', 'Bolt')"
+    site.install("carp-lora", asks + hook.format("Carp"))
+    registry = gate.registry = Registry()
+
+    def ask_for(distribution, name, after):
+        assert gate.entered.wait(30)
+        time.sleep(after)
+        registry.provided(distribution, name)
+
+    def open_later():
+        assert gate.entered.wait(30)
+        time.sleep(0.6)
+        gate.open.set()
+
+    run_all(
+        registry.records,
+        lambda: ask_for("bolt-lora", "Bolt", 0),
+        lambda: ask_for("carp-lora", "Carp", 0.3),
+        open_later,
+    )
+    assert gate.seen == ()
+    assert [record.status for record in registry.records()] == ["loaded"] * 3

@@ -62,7 +62,7 @@ ALLOWED = {
     f"{CORE}/testing/_checks_class.py": {"tempfile"},  # the kit, in the temporary directory
     f"{CORE}/_registry/_discovery.py": {"entry_points"},  # the metadata of distributions
     f"{CORE}/_registry/_loading.py": {"load"},  # plugins that are not blocked
-    f"{CORE}/_commands/importing.py": {"import_module"},  # MODULE:NAME of a command line
+    f"{CORE}/_commands/check.py": {"import_module"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there
     f"{PEFT}/_files.py": {"mkdir"},
     f"{COMPARE}/_comparison.py": {"open"},

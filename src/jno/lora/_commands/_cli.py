@@ -104,16 +104,17 @@ def check(ctx: click.Context, what: str, strict: bool) -> None:
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
-    results, left_out = check_.run(check_.find_wrappers(what, () if ":" in what else records()))
+    results, left_out = check_.run(check_.find_wrappers(what))
     _print(results, lambda results: check_.as_table(results, left_out))
-    for result in check_.failures(results, strict=True):
+    troubles = [result for result in results if result.error is not None]
+    for result in troubles:
         advice = "Advice: " if result.level == "advice" else ""
         click.echo(f"\n{advice}{result.error}")
-    ctx.exit(1 if check_.failures(results, strict=strict) else 0)
+    ctx.exit(1 if any(strict or result.level == "required" for result in troubles) else 0)
 
 
 def _print(found: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:
-    """Print a table: with colours in a terminal, as plain text of full width in a pipe. Or JSON."""
+    """Print JSON, or a table: with colours in a terminal, as plain text of full width in a pipe."""
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif sys.stdout.isatty():

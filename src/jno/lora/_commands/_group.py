@@ -15,20 +15,16 @@ _OURS = ("compare", "demo")
 class Group(click.Group):
     """Built-in commands and those of plugins. Errors are messages for the user, not tracebacks.
 
-    Plugins are loaded for the help, and for a command that is not built in.
+    The help, and a command that is not built in, load plugins and say on standard error what is
+    left out.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all commands. Says on standard error what is left out."""
         found, left_out = plugin_commands(self)
         _say(left_out)
         return sorted([*self.commands, *found])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name. If it is missing, says on standard error what is left out.
-
-        **Raises:** `click.UsageError` if a plugin of this project has it, and is not installed.
-        """
         if cmd_name in self.commands:
             return self.commands[cmd_name]
         found, left_out = plugin_commands(self)
@@ -42,7 +38,6 @@ class Group(click.Group):
         return found.get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -52,7 +47,7 @@ class Group(click.Group):
 
 
 def records() -> tuple[PluginRecord, ...]:
-    """The record of every plugin. It shows what is broken, so nothing is warned of."""
+    """The records of all plugins, without warnings: a command shows what is broken."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return default_registry().records(strict=False)
@@ -67,8 +62,7 @@ def plugin_commands(builtin: click.Group) -> tuple[dict[str, click.Command], lis
     found: dict[str, click.Command] = {}
     left_out: list[str] = []
     for record, add_commands in default_registry().hooks("jno_lora_commands"):
-        plugin = record.describe()
-        own = click.Group()
+        plugin, own = record.describe(), click.Group()
         try:
             add_commands(group=own)
             commands = dict(own.commands)

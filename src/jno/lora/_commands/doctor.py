@@ -34,10 +34,7 @@ def facts(records: tuple[PluginRecord, ...]) -> str:
 
 
 def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator[str]:
-    """Yield what is wrong with the installation, and what to do.
-
-    - `left_out`: lines about commands of plugins that are left out.
-    """
+    """Yield what is wrong, and what to do. `left_out` are lines about commands of plugins."""
     # A regular package `jno` on the path hides `jno.lora`, or will after a change of order.
     for package in (pathlib.Path(entry) / "jno" for entry in dict.fromkeys(sys.path)):
         if (package / "__init__.py").is_file():

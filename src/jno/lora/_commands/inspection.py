@@ -1,19 +1,30 @@
 """`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from .._checkpoint import Contents, Entry, FilePath, non_finite, read
 from .._paths import show_path
 from .._showing import Table, table
 
+_COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "path": ("left", lambda it: show_path(it["path"])),
+    "layer": ("left", lambda it: it["layer"]["class"]),
+    "adapter": ("left", lambda it: it["wrapper"]),
+    "distribution": ("left", lambda it: it["distribution"] or "(no plugin)"),
+    "version": ("left", lambda it: it["version"]),
+    "rank": ("right", lambda it: "" if it["rank"] is None else f"{it['rank']}"),
+    "alpha": ("right", lambda it: "" if it["alpha"] is None else f"{it['alpha']:g}"),
+    "arrays": ("right", lambda it: f"{len(it['arrays'])}"),
+    "numbers": ("right", lambda it: f"{it['numbers']:,}"),
+    "bytes": ("right", lambda it: f"{it['bytes']:,}"),
+    "NaN or inf": ("right", lambda it: f"{it.get('non_finite', 0):,}"),  # if values were read
+}
+
 
 def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
-    """The file as JSON; the keys are stable.
-
-    **Arguments:**
-
-    - `values`: whether to read the arrays, to count what is NaN or infinite.
+    """The file as JSON; the keys are stable. With `values`, count what is NaN or infinite.
 
     **Raises:** `CheckpointError` if the file is damaged, or not one of jno-lora.
     """
@@ -35,10 +46,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
 
 def as_table(found: dict[str, Any]) -> Table:
     """The same as a table."""
-    values = "non_finite" in found
-    texts = ("path", "layer", "adapter", "distribution", "version")
-    numbers = ("rank", "alpha", "arrays", "numbers", "bytes", "NaN or inf")
-    columns = [(name, "left") for name in texts] + [(name, "right") for name in numbers]
+    columns = _COLUMNS if "non_finite" in found else dict(list(_COLUMNS.items())[:-1])
     caption = [
         f"{found['arrays']} arrays, {found['numbers']:,} numbers, {found['bytes']:,} bytes",
         f"format {found['format_version']}",
@@ -46,25 +54,9 @@ def as_table(found: dict[str, Any]) -> Table:
     ]
     return table(
         f"{len(found['adapters'])} adapters",
-        columns if values else columns[:-1],
-        (_row(adapter)[: None if values else -1] for adapter in found["adapters"]),
+        [(name, justify) for name, (justify, _) in columns.items()],
+        ([show(adapter) for _, show in columns.values()] for adapter in found["adapters"]),
         caption=", ".join(caption),
-    )
-
-
-def _row(adapter: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        show_path(adapter["path"]),
-        adapter["layer"]["class"],
-        adapter["wrapper"],
-        adapter["distribution"] or "(no plugin)",
-        adapter["version"],
-        "" if adapter["rank"] is None else f"{adapter['rank']}",
-        "" if adapter["alpha"] is None else f"{adapter['alpha']:g}",
-        f"{len(adapter['arrays'])}",
-        f"{adapter['numbers']:,}",
-        f"{adapter['bytes']:,}",
-        f"{adapter.get('non_finite', 0):,}",
     )
 
 

@@ -12,37 +12,34 @@ from ..testing import standard_layers
 
 def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     """One JSON object per plugin; the keys are stable."""
-    return [
-        {
-            "name": record.name,
-            "distribution": record.distribution,
-            "version": record.version,
-            "value": record.value,
-            "status": record.status,
-            "error": _error_line(record.error),
-            "seconds": round(record.seconds, 4),
-            "wrappers": [wrapper.name for wrapper in record.wrappers],
-        }
-        for record in records
-    ]
+    return list(map(_plugin, records))
+
+
+def _plugin(record: PluginRecord) -> dict[str, Any]:
+    error = record.error and f"{type(record.error).__name__}: {record.error}".splitlines()[0]
+    return {
+        "name": record.name,
+        "distribution": record.distribution,
+        "version": record.version,
+        "value": record.value,
+        "status": record.status,
+        "error": error,
+        "seconds": round(record.seconds, 4),
+        "wrappers": [wrapper.name for wrapper in record.wrappers],
+    }
 
 
 def plugins_as_table(found: list[dict[str, Any]]) -> Table:
     """The same as a table."""
+
+    def row(plugin: dict[str, Any]) -> tuple[str, ...]:
+        status = ": ".join(filter(None, [plugin["status"], plugin["error"]]))
+        counts = (f"{len(plugin['wrappers'])}", f"{plugin['seconds']:.2f}")
+        return (plugin["name"], plugin["distribution"], plugin["version"], status, *counts)
+
     texts = [(name, "left") for name in ("plugin", "distribution", "version", "status")]
-    return table(
-        f"{len(found)} plugins",
-        [*texts, ("adapters", "right"), ("seconds", "right")],
-        (
-            (
-                *(plugin["name"], plugin["distribution"], plugin["version"]),
-                ": ".join(filter(None, [plugin["status"], plugin["error"]])),
-                f"{len(plugin['wrappers'])}",
-                f"{plugin['seconds']:.2f}",
-            )
-            for plugin in found
-        ),
-    )
+    columns = [*texts, ("adapters", "right"), ("seconds", "right")]
+    return table(f"{len(found)} plugins", columns, map(row, found))
 
 
 def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
@@ -54,22 +51,14 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
 
 def adapters_as_table(found: list[dict[str, Any]]) -> Table:
     """The same as a table."""
-    columns = ("name", "variant", "layers", "parameters", "paper", "distribution")
-    return table(
-        f"{len(found)} adapters",
-        [(column, "left") for column in columns],
-        (
-            (
-                *(adapter["name"], adapter["variant"] or "", ", ".join(adapter["layers"])),
-                *(adapter["formula"] or "", adapter["paper"] or "", adapter["distribution"]),
-            )
-            for adapter in found
-        ),
-    )
 
+    def row(adapter: dict[str, Any]) -> tuple[str, ...]:
+        layers = ", ".join(adapter["layers"])
+        texts = (adapter[key] or "" for key in ("formula", "paper", "distribution"))
+        return (adapter["name"], adapter["variant"] or "", layers, *texts)
 
-def _error_line(error: Exception | None) -> str | None:
-    return None if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
+    names = ("name", "variant", "layers", "parameters", "paper", "distribution")
+    return table(f"{len(found)} adapters", [(name, "left") for name in names], map(row, found))
 
 
 def _adapter(wrapper: RegisteredWrapper, layers: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The catalog: an immutable record of the plugins that are known, and of what a name stands for."""
+"""The catalog: the plugins that are known, and the classes that a name stands for."""
 
 import dataclasses
 import functools
@@ -21,17 +21,16 @@ from ._zoo_names import (
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """The plugins that are known at one time.
+    """The plugins that are known at one time, by their identity.
 
-    - `plugins`: by their identity, those of this process in the order of their registration.
-    - `discover`: whether installed plugins are looked for at all.
+    - `discover`: whether the registry looks for installed plugins.
     """
 
     plugins: Mapping[Hashable, PluginRecord]
     discover: bool
 
     def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
-        """This catalog with a further plugin, in place of the former one with that identity."""
+        """This catalog with a plugin more, which replaces one of the same identity."""
         others = {key: value for key, value in self.plugins.items() if key != identity}
         return Catalog({**others, identity: record}, self.discover)
 
@@ -41,11 +40,8 @@ class Catalog:
         return Catalog(kept, self.discover)
 
     @functools.cached_property
-    def _in_order(self) -> tuple[PluginRecord, ...]:
-        """Our own, then others by distribution and name, then those registered in the process."""
-        in_process = self.of_this_process().plugins
-        installed = [it for key, it in self.plugins.items() if key not in in_process]
-        return (*sorted(installed, key=order), *in_process.values())
+    def _in_order(self) -> list[PluginRecord]:
+        return sorted(self.plugins.values(), key=order)
 
     @functools.cached_property
     def records(self) -> tuple[PluginRecord, ...]:
@@ -77,25 +73,29 @@ class Catalog:
         return list(unique.values())
 
     @functools.cached_property
+    def _provided(self) -> list[RegisteredWrapper]:
+        return [wrapper for record in self._in_order for wrapper in record.wrappers]
+
+    @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:
         """Every usable adapter. One class provided twice counts once, for its first provider."""
         unique: dict[type[LoRAWrapper], RegisteredWrapper] = {}
-        for wrapper in (wrapper for record in self._in_order for wrapper in record.wrappers):
+        for wrapper in self._provided:
             unique.setdefault(wrapper.cls, wrapper)
         return tuple(unique.values())
 
     @functools.cached_property
-    def by_name(self) -> dict[str, tuple[RegisteredWrapper, ...]]:
+    def by_name(self) -> dict[str, list[RegisteredWrapper]]:
         """The adapters of each bare name. A name of the zoo belongs to the zoo alone."""
         groups: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in self.wrappers:
             groups.setdefault(wrapper.name, []).append(wrapper)
         for name, group in groups.items():
-            may_own = _is_of_zoo if name in ZOO_NAMES else _is_first_party
-            owners = [wrapper for wrapper in group if may_own(wrapper)]
-            if owners or name in ZOO_NAMES:
-                groups[name] = owners
-        return {name: tuple(group) for name, group in groups.items() if group}
+            if name in ZOO_NAMES:
+                groups[name] = [it for it in group if _is_of_zoo(it)]
+            else:
+                groups[name] = [it for it in group if it.distribution in FIRST_PARTY] or group
+        return {name: group for name, group in groups.items() if group}
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that `name` stands for: one for a name, several for a variant.
@@ -104,32 +104,29 @@ class Catalog:
         be loaded; `SelectionError` if no adapter or variant has the name.
         """
         if ":" in name:
-            return (self._resolve_qualified(name).cls,)
-        named = self.by_name.get(name, ())
+            return (self._resolve_qualified(name),)
+        named = self.by_name.get(name, [])
         if len(named) > 1:
             raise PluginError(
                 f"The adapter name {name!r} is ambiguous. Say which one is meant:\n"
                 + bullets(
-                    f'wrapper="{w.qualified_name}"  ({w.version or w.cls.__module__})'
-                    for w in named
+                    f'wrapper="{it.qualified_name}"  ({it.version or it.cls.__module__})'
+                    for it in named
                 )
             )
         if named:
             return (named[0].cls,)
         variant = squash(name)
-        family = (
-            w.cls for w in self.wrappers if w.cls.variant and squash(w.cls.variant) == variant
-        )
-        if classes := tuple(family):
-            return classes
+        classes = (it.cls for it in self.wrappers)
+        if family := tuple(it for it in classes if it.variant and squash(it.variant) == variant):
+            return family
         raise self._unknown(name)
 
-    def _resolve_qualified(self, name: str) -> RegisteredWrapper:
+    def _resolve_qualified(self, name: str) -> type[LoRAWrapper]:
         distribution, _, bare = name.partition(":")
         distribution = normalise(distribution)
-        if wrapper := self._of_distribution(distribution, bare):
-            return wrapper
-        self._raise_if_unusable(distribution, wanted=name)
+        if wrapper := self._of_distribution(distribution, bare, wanted=name):
+            return wrapper.cls
         if distribution == ZOO_DISTRIBUTION and bare in ZOO_NAMES:
             raise self.without_zoo(bare)
         raise self._unknown(name)
@@ -140,44 +137,43 @@ class Catalog:
         **Raises:** `PluginError` if the distribution is not installed, could not be loaded, or
         lacks an adapter of that name (or has two).
         """
-        if wrapper := self._of_distribution(distribution, name):
+        if wrapper := self._of_distribution(distribution, name, wanted=name):
             return wrapper
-        self._raise_if_unusable(distribution, wanted=name)
         records = [record for record in self.records if record.distribution == distribution]
+        if not records and self.discover:
+            raise PluginError(f"{name} is not available: {distribution} is not installed")
         if not records:
-            if self.discover:
-                raise PluginError(f"{name} is not available: {distribution} is not installed")
             raise PluginError(
                 f"{name} of {distribution} is not available: a registry with discover=False "
                 "does not look at installed plugins"
             )
-        names = [wrapper.name for record in records for wrapper in record.wrappers]
+        names = [it.name for it in self._provided if it.distribution == distribution]
         near = ", ".join(nearest(name, names)) or "no adapter at all"
         raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")
 
-    def _of_distribution(self, distribution: str, name: str) -> RegisteredWrapper | None:
-        found = {
-            wrapper.cls: wrapper
-            for record in self._in_order
-            for wrapper in record.wrappers
-            if wrapper.name == name and wrapper.distribution == distribution
-        }
+    def _of_distribution(
+        self, distribution: str, name: str, wanted: str
+    ) -> RegisteredWrapper | None:
+        provided = [it for it in self._provided if it.distribution == distribution]
+        found = {it.cls: it for it in provided if it.name == name}
         if not found and distribution == ZOO_DISTRIBUTION and name in ZOO_NAMES:
-            found = {w.cls: w for w in self.by_name.get(name, ())}  # registered by hand
+            found = {it.cls: it for it in self.by_name.get(name, ())}  # registered by hand
         if len(found) > 1:
             raise PluginError(
                 f"'{distribution}:{name}' is ambiguous; pass the class itself. It may be\n"
                 + bullets(f"{cls.__module__}.{cls.__qualname__}" for cls in found)
             )
+        if not found:
+            self._raise_if_unusable(distribution, wanted)
         return next(iter(found.values()), None)
 
     def _raise_if_unusable(self, distribution: str, wanted: str) -> None:
-        """Re-raise the error that kept the plugins of `distribution` from loading, if any did."""
+        """Re-raise the error that kept a plugin of `distribution` from loading, if any did."""
         for record in self.records:
             if record.distribution == distribution and not record.usable:
                 raise PluginError(
                     f"{wanted} is not available: the plugin {record.describe()} is "
-                    f"{record.status}: {_one_line(record.error)}"
+                    f"{record.status}: {type(record.error).__name__}: {record.error}"
                 ) from record.error
 
     def without_zoo(self, wanted: str) -> PluginError:
@@ -205,23 +201,24 @@ class Catalog:
 
     @property
     def _has_zoo(self) -> bool:
-        return any(r.distribution == ZOO_DISTRIBUTION and r.usable for r in self.records)
+        return any(it.distribution == ZOO_DISTRIBUTION and it.usable for it in self.records)
 
     def _unknown(self, name: str) -> Exception:
         if squash(name) in map(squash, ZOO_METHODS) and not self._has_zoo:
             return self.without_zoo(name)
-        variants = {w.cls.variant for w in self.wrappers if w.cls.variant}
-        options = [*self.by_name, *sorted(variants), *(w.qualified_name for w in self.wrappers)]
+        variants = {it.cls.variant for it in self.wrappers if it.cls.variant}
+        options = [*self.by_name, *sorted(variants), *(it.qualified_name for it in self.wrappers)]
         near = ", ".join(repr(option) for option in nearest(name, options))
+        broken = [record for record in self.records if not record.usable]
         lines = [f"No adapter or variant is called {name!r}."]
         if near:
             lines.append(f"The nearest names are {near}.")
-        broken = [r for r in self.records if not r.usable]
         if broken:
-            lines.append("It may belong to a plugin that could not be used:")
-            lines.append(
-                bullets(f"{r.describe()}: {r.status}: {_one_line(r.error)}" for r in broken)
+            reasons = (
+                f"{it.describe()}: {it.status}: {type(it.error).__name__}: {it.error}"
+                for it in broken
             )
+            lines += ["It may belong to a plugin that could not be used:", bullets(reasons)]
         lines.append("`jno.lora.registered()` lists what is installed.")
         error = SelectionError("\n".join(lines))
         if broken:
@@ -229,16 +226,8 @@ class Catalog:
         return error
 
 
-def _is_first_party(wrapper: RegisteredWrapper) -> bool:
-    return wrapper.distribution in FIRST_PARTY
-
-
 def _is_of_zoo(wrapper: RegisteredWrapper) -> bool:
     """Whether it may have a name of the zoo. Also a class of the zoo that somebody registers."""
     package = wrapper.cls.__module__.partition(".")[0]
     by_hand = wrapper.distribution == IN_PROCESS and package == ZOO_PACKAGE
     return by_hand or wrapper.distribution == ZOO_DISTRIBUTION
-
-
-def _one_line(error: Exception | None) -> str:
-    return f"{type(error).__name__}: {error}" if error is not None else "unknown reason"

@@ -1,7 +1,4 @@
-"""Find plugins: installed distributions with an entry point in the group `jno.lora`.
-
-Nothing is imported here. `importlib_metadata` itself is imported on the first search.
-"""
+"""Find plugins: installed distributions with an entry point `jno.lora`. Imports none of them."""
 
 import dataclasses
 import functools
@@ -11,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._hookspecs import ENTRY_POINT_GROUP
-from ._records import PluginRecord
+from ._records import IN_PROCESS, PluginRecord
 from ._zoo_names import FIRST_PARTY
 
 if TYPE_CHECKING:
@@ -53,9 +50,11 @@ def find_plugins(distribution: str | None = None) -> tuple[Found, ...]:
     return tuple(sorted((_found(entry) for entry in entries if entry.dist is not None), key=order))
 
 
-def order(plugin: Found | PluginRecord) -> tuple[bool, str, str]:
-    """The sort key of installed plugins: first-party ones, then by distribution and entry name."""
-    return (plugin.distribution not in FIRST_PARTY, plugin.distribution, plugin.name)
+def order(plugin: Found | PluginRecord) -> tuple[int, str, str]:
+    """The sort key: first-party plugins, then by distribution and name, then of this process."""
+    if plugin.distribution == IN_PROCESS:
+        return (2, "", "")  # as they were registered
+    return (int(plugin.distribution not in FIRST_PARTY), plugin.distribution, plugin.name)
 
 
 def reason_to_block(found: Found) -> str | None:

@@ -46,8 +46,7 @@ def jno_lora_select(  # pyright: ignore[reportReturnType]
 def jno_lora_commands(group: "click.Group") -> None:
     """Add commands of this plugin to the command line: `group.add_command(command)`.
 
-    Called when somebody asks for the help of `jno-lora`, or for a command that is not built in.
-    `group` is empty, and belongs to this plugin alone. A command whose name is built in, or
-    belongs to a plugin that comes before, is left out with a warning; so are all commands of a
-    plugin that raises here. Import what a command needs inside the command.
+    Called for the help of `jno-lora`, and for a command that is not built in. `group` is empty,
+    and belongs to this plugin alone. A command whose name is taken is left out with a warning; so
+    are all commands of a plugin that raises here. Import what a command needs inside the command.
     """

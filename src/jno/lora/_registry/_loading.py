@@ -1,13 +1,17 @@
-"""Load one plugin, so that nothing it does can reach the others."""
+"""Load and classify one plugin, so that nothing it does can reach the others."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
+
+import pluggy
 
 from .._contract import check_contract
 from .._errors import PluginError
+from .._paths import nearest
+from . import _hookspecs
 from ._discovery import Found, reason_to_block
-from ._hooks import hooks_of, wrappers_of
-from ._hookspecs import API_VERSION
+from ._hookspecs import API_VERSION, PROJECT
 from ._records import IN_PROCESS, Hook, PluginRecord, PluginStatus, RegisteredWrapper
 from ._zoo_names import FIRST_PARTY
 
@@ -16,10 +20,7 @@ PATIENCE = 5.0  # seconds
 
 
 def load(found: Found) -> PluginRecord:
-    """Import an installed plugin, check it, and collect its hooks and adapters.
-
-    Never raises an `Exception`: an error is kept in the record.
-    """
+    """Import an installed plugin and classify it. The record keeps any `Exception`."""
     start = time.perf_counter()
     status: PluginStatus = "failed"
     error: Exception | None = None
@@ -51,7 +52,7 @@ def load(found: Found) -> PluginRecord:
 
 
 def take_in(item: Any) -> PluginRecord:
-    """Check an adapter class, or an object with hooks, that is registered in this process.
+    """Classify an adapter class, or an object with hooks, that is registered in this process.
 
     **Raises:** `WrapperError` if a class breaks the contract; else as `hooks_of` and `wrappers_of`.
     """
@@ -64,6 +65,67 @@ def take_in(item: Any) -> PluginRecord:
         wrappers = wrappers_of(hooks, IN_PROCESS, "")
     name: str = getattr(item, "__name__", repr(item))
     return PluginRecord(name, IN_PROCESS, "", name, "loaded", wrappers=wrappers, hooks=hooks)
+
+
+def hooks_of(plugin: Any) -> tuple[Hook, ...]:
+    """The hooks that a plugin object implements.
+
+    **Raises:** `PluginError` if it implements no hook, or one that does not exist or has other
+    arguments.
+    """
+    # Each object gets a manager of its own, so that one which is refused leaves nothing behind.
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(_hookspecs)
+    known: list[Any] = [hook for hook in vars(manager.hook).values() if hook.has_spec()]
+    names = [hook.name for hook in known]
+    signatures = ", ".join(f"`{hook.name}({', '.join(hook.spec.argnames)})`" for hook in known)
+    try:
+        manager.register(plugin)
+    except pluggy.PluginValidationError as err:
+        raise PluginError(
+            f"{plugin!r} implements a hook with arguments that it does not have. The hooks are "
+            f"{signatures}; an implementation may leave out arguments, not add any. {err}"
+        ) from err
+    callers = manager.get_hookcallers(plugin) or []
+    if not callers:
+        marked = " or ".join(f"`{name}`" for name in names)
+        raise PluginError(
+            f"{plugin!r} implements none of the hooks. Mark its functions {marked} with "
+            "`@jno.lora.hookimpl`."
+        )
+    hooks = tuple(Hook(caller.name, it) for caller in callers for it in caller.get_hookimpls())
+    for hook in hooks:
+        if hook.name not in names and not hook.implementation.optionalhook:
+            raise PluginError(
+                f"{plugin!r} implements a hook {hook.name!r}, which does not exist; did you mean "
+                f"{nearest(hook.name, names, n=1)[0]!r}? The hooks are {signatures}."
+            )
+    return hooks
+
+
+def wrappers_of(
+    hooks: Iterable[Hook], distribution: str, version: str
+) -> tuple[RegisteredWrapper, ...]:
+    """Ask a plugin for its adapter classes, and check each of them.
+
+    **Raises:** `TypeError` or `WrapperError` if it provides anything but adapter classes.
+    """
+    classes: list[Any] = []
+    for returned in (hook() for hook in hooks if hook.name == "jno_lora_wrappers"):
+        if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | type):
+            raise TypeError(
+                "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
+                f"but returned {returned!r}"
+            )
+        classes += returned
+    for cls in classes:
+        check_contract(cls)
+    unique = dict.fromkeys(classes)
+    names = [cls.__name__ for cls in unique]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise TypeError(f"it provides two different adapters of one name: {', '.join(twice)}")
+    return tuple(RegisteredWrapper(cls, distribution, version) for cls in unique)
 
 
 def complaint_about(record: PluginRecord) -> str | None:

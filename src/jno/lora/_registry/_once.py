@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Hashable, Iterable
+from types import FrameType
 
 from .._errors import PluginError, warn
 from ._catalog import Catalog
@@ -20,26 +21,24 @@ _LOG = logging.getLogger("jno.lora.plugins")
 # For all registries, since a plugin may ask another one. A signal handler may ask under the lock.
 _LOCK = threading.RLock()
 _WAITING: "dict[int, _Load]" = {}  # the load that a thread waits for
+_TURN = 0.05  # seconds; after each, a waiting thread looks whether waiting can still end
 
 
 class Generation:
-    """All that is known since the last refresh.
-
-    A question keeps the generation that it began with, so a refresh never has to wait for it.
-    """
+    """All that is known since a refresh. A question keeps to one, so a refresh need not wait."""
 
     def __init__(self, catalog: Catalog):
         self.catalog = catalog
         self._found: dict[str | None, tuple[Found, ...]] = {}
 
     def find(self, distribution: str | None = None) -> tuple[Found, ...]:
-        """As `find_plugins`, once. One that is missing is looked for again: it may be installed."""
-        if distribution not in self._found:
+        """As `find_plugins`, once. A missing distribution is looked for again."""
+        found = self._found.get(distribution)
+        if found is None:
             found = find_plugins(distribution)
-            if distribution is not None and not found:
-                return ()
-            self._found[distribution] = found
-        return self._found[distribution]
+            if found or distribution is None:
+                self._found[distribution] = found
+        return found
 
 
 class _Load:
@@ -55,11 +54,11 @@ class Loader:
     """Loads plugins, and publishes the catalog of those that are loaded.
 
     A thread that needs a plugin which another thread is loading waits for it. It goes on without
-    that plugin where waiting could never end:
+    that plugin only where waiting could never end:
 
     - this thread is loading or importing the plugin, which asks for itself, or for all;
-    - the other thread waits, directly or through a third, for a plugin that this thread is loading;
-    - this thread is importing the plugin's package, and the other thread may wait for that import.
+    - the other thread waits for this one, directly or through a third: for a plugin that this
+      thread is loading, or for a module that it is importing.
     """
 
     def __init__(self, catalog: Catalog):
@@ -77,10 +76,9 @@ class Loader:
             self.now = Generation(self.now.catalog.of_this_process())
 
     def load(self, wanted: Iterable[Found], now: Generation, strict: bool | None) -> Catalog:
-        """The catalog once these plugins are loaded. Warns of those that fail.
+        """The catalog once these plugins are loaded. Warns of those that fail, or take long.
 
-        **Raises:** `PluginError` for a plugin that fails if `strict`, which is by default what
-        `JNO_LORA_STRICT` says.
+        **Raises:** `PluginError` for one that fails if `strict`, by default `JNO_LORA_STRICT`.
         """
         missing = [found for found in wanted if found.identity not in now.catalog.plugins]
         if strict is None and missing:
@@ -91,7 +89,7 @@ class Loader:
         return now.catalog
 
     def _load_once(self, found: Found, now: Generation, strict: bool) -> str | None:
-        """Load a plugin, unless another thread does. Returns the complaint about it, if any."""
+        """Load a plugin, unless another thread does. Returns the complaint about it."""
         mine = _Load()
         with mine.running:
             # Ctrl-C may come at any call, so only a plain assignment is sure to happen.
@@ -99,25 +97,24 @@ class Loader:
                 while (other := self._claim(found, now, mine)) is not mine:
                     if other is None:
                         return None
-                    with other.running:
-                        pass  # it has ended
+                    if other.running.acquire(timeout=_TURN):
+                        other.running.release()
                 return self._load(found, now, strict)
             finally:
                 mine.has_ended = True
 
     def _claim(self, found: Found, now: Generation, mine: _Load) -> _Load | None:
         """`mine` if this thread has to load the plugin, a load to wait for, or `None` to go on."""
-        importing = _importing_here()
-        is_inside = any(f"{found.module}.".startswith(f"{name}.") for name in importing)
+        is_importing = found.module in _imports(sys._getframe())[0]
         with _LOCK:
             _WAITING.pop(mine.thread, None)
-            if found.identity in now.catalog.plugins or found.module in importing:
+            if is_importing or found.identity in now.catalog.plugins:
                 return None
             other = self._loading.get(found.identity)
             if other is None or other.has_ended:
                 self._loading[found.identity] = mine
                 return mine
-            if is_inside or _waits_for(mine.thread, other):
+            if _waits_for(mine.thread, other.thread):
                 return None
             _WAITING[mine.thread] = other
             return other
@@ -135,20 +132,34 @@ class Loader:
         return complaint
 
 
-def _waits_for(thread: int, load: _Load | None) -> bool:
-    """Whether a load is one of `thread`, or waits (through others) for one of `thread`."""
-    while load is not None and not load.has_ended:
-        if load.thread == thread:
+def _waits_for(thread: int, other: int | None) -> bool:
+    """Whether a thread is `thread`, or waits for it: for a plugin or an import, through others."""
+    imports = {it: _imports(frame) for it, frame in sys._current_frames().items()}
+    seen: set[int] = set()
+    while other is not None and other not in seen:
+        if other == thread:
             return True
-        load = _WAITING.get(load.thread)
+        seen.add(other)
+        load = _WAITING.get(other)
+        if load is not None and not load.has_ended:
+            other = load.thread
+        else:
+            _, asked = imports.get(other, (set(), set()))
+            importers = (it for it, (running, _) in imports.items() if running & asked)
+            other = next((it for it in importers if it != other), None)
     return False
 
 
-def _importing_here() -> set[str]:
-    """The modules that this thread is importing: those with a body that runs in it."""
-    frame, modules = sys._getframe(), set[str]()
+def _imports(frame: FrameType | None) -> tuple[set[object], set[object]]:
+    """The modules with a body that runs in a thread, and those that it asks Python to import.
+
+    One that it asks for while the body runs in another thread is one that it waits for.
+    """
+    running, asked = set[object](), set[object]()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
-            modules.add(str(frame.f_globals.get("__name__")))
+            running.add(frame.f_globals.get("__name__"))
+        elif frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            asked.add(frame.f_locals.get("name", ""))
         frame = frame.f_back
-    return modules
+    return running, asked

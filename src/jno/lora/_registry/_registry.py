@@ -17,14 +17,14 @@ from ._zoo_names import DEFAULT_NAMES, ZOO_DISTRIBUTION, ZOO_NAMES
 class Registry:
     """Finds, loads and names adapters.
 
-    Plugins load lazily: the defaults and the zoo's own names import only the zoo, explicit
-    classes import nothing, and everything else (other names, variants, `"auto"`, listing) loads
-    all installed plugins once. Every method is thread-safe.
+    Plugins load lazily: the defaults and the zoo's names import only the zoo, explicit classes
+    import nothing, everything else (other names, variants, `"auto"`, listing) loads all installed
+    plugins once. Every method is thread-safe.
 
     **Arguments:**
 
-    - `discover`: whether to look for installed plugins. With `False` the registry holds only what
-        is given to `register`, for applications that must not import what happens to be installed.
+    - `discover`: whether to look for installed plugins. With `False`, for applications that must
+        not import what happens to be installed, only `register` adds adapters.
     """
 
     def __init__(self, *, discover: bool = True):
@@ -37,12 +37,10 @@ class Registry:
         return self._loader.load(now.find(distribution) if self.discover else (), now, strict)
 
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
-        """One record per plugin found, loading all of them if that has not happened yet.
+        """One record per plugin. Loads all of them, once.
 
-        `strict=False` never raises, whatever `JNO_LORA_STRICT` says: for tools that show broken
-        plugins.
-
-        **Raises:** `PluginError` for a plugin that is broken, if `JNO_LORA_STRICT` is set.
+        **Raises:** `PluginError` for a broken plugin if `strict`, by default if `JNO_LORA_STRICT`
+        is set. With `False` it never raises, for tools that show broken plugins.
         """
         return self._catalog(strict=strict).records
 
@@ -56,9 +54,9 @@ class Registry:
         **Raises:** `PluginError` if the zoo is missing, blocked or broken.
         """
         catalog = self._catalog(ZOO_DISTRIBUTION)
-        for wrapper in catalog.by_name.get(name, ()):
-            return wrapper.cls
-        raise catalog.without_zoo(name)
+        if name not in catalog.by_name:
+            raise catalog.without_zoo(name)
+        return catalog.by_name[name][0].cls
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that a name or variant stands for.
@@ -79,7 +77,7 @@ class Registry:
         return next((w for w in self._loader.now.catalog.wrappers if w.cls is cls), None)
 
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
-        """The registered adapter of class `cls`. Loads plugins of the package that defines it."""
+        """As `provider`, but loads the plugins of the package that defines the class."""
         known = self.provider(cls)
         if known is None and self.discover:
             now, package = self._loader.now, cls.__module__.partition(".")[0]
@@ -99,29 +97,21 @@ class Registry:
         return self._catalog(distribution).provided(distribution, name)
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, Hook]]:
-        """Each implementation of a hook with its plugin, of the plugins that are loaded so far.
-
-        In the order of the records: our own, others by distribution, those of this process.
-        """
+        """Each implementation of a hook, with its plugin, in the plugins that are loaded so far."""
         return self._loader.now.catalog.hooks(name)
 
     def select(
         self, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
     ) -> type[LoRAWrapper] | None:
-        """The choice of the plugins' `jno_lora_select` hooks, or `None` if none of them chooses.
-
-        Pluggy asks the last one first, and so does this.
+        """The first choice of a `jno_lora_select` hook, if any. As in pluggy, the last goes first.
 
         **Raises:** `PluginError` if a hook fails, or chooses something that is not a candidate.
         """
         hooks = [hook for _, hook in self.hooks("jno_lora_select")][::-1]
         hooks.sort(key=lambda it: (it.implementation.trylast, not it.implementation.tryfirst))
-        chosen: Any = None
         with failing(f"ask `jno_lora_select` about the layer at {show_path(path)!r}", PluginError):
-            for hook in hooks:
-                chosen = hook(path=path, leaf=leaf, candidates=candidates)
-                if chosen is not None:
-                    break
+            choices = (hook(path=path, leaf=leaf, candidates=candidates) for hook in hooks)
+            chosen = next((choice for choice in choices if choice is not None), None)
         if chosen is not None and chosen not in candidates:
             raise PluginError(
                 f"A `jno_lora_select` hook chose {chosen!r} for {show_path(path)!r}, which is not "
@@ -135,11 +125,11 @@ class Registry:
 
         **Arguments:**
 
-        - `item`: a `LoRAWrapper` subclass, or any object (a module, an instance) whose functions
-            are marked with `jno.lora.hookimpl`. A class that is defined again under the same
-            module and name (a notebook cell that ran twice) replaces the former one.
+        - `item`: a `LoRAWrapper` subclass, or any object (a module, an instance) with functions
+            that `jno.lora.hookimpl` marks. A class that is defined again under the same module
+            and name (a notebook cell that ran twice) replaces the former one.
 
-        **Returns:** `item`, so that this can be used as a class decorator.
+        **Returns:** `item`, so this can be a class decorator.
 
         **Raises:** `WrapperError` if a class breaks the contract; `PluginError` if an object
         implements no hook, or one that does not exist or has other arguments.
@@ -153,9 +143,8 @@ class Registry:
     def refresh(self) -> None:
         """Forget every plugin that was found, so that the next question looks again.
 
-        What was registered in this process stays. Modules that Python has imported stay imported.
-        Compiled programs, filters and facts about classes are forgotten too, so that a class which
-        was edited in place is seen as it is now.
+        Plugins of this process stay registered, and Python's modules stay imported. Compiled
+        programs, filters and facts about classes are forgotten: classes may have been edited.
         """
         self._loader.refresh()
         forget()
@@ -177,9 +166,9 @@ def default_registry(given: Registry | None = None) -> Registry:
 
 
 def registered() -> tuple[PluginRecord, ...]:
-    """One record per plugin, loading all installed plugins if that has not happened yet.
+    """One record per plugin. Loads all of them, once.
 
-    **Raises:** `PluginError` for a plugin that is broken, if `JNO_LORA_STRICT` is set.
+    **Raises:** `PluginError` for a broken plugin, if `JNO_LORA_STRICT` is set.
     """
     return _DEFAULT.records()
 

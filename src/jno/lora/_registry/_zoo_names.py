@@ -1,8 +1,4 @@
-"""The names of the built-in zoo, known without importing it.
-
-They are reserved (no third party can take one over), and asking for one without the zoo is an
-`ImportError` that says what to install.
-"""
+"""The names of the zoo, known without importing it. No third party can take one over."""
 
 import re
 
@@ -36,11 +32,10 @@ def squash(name: str) -> str:
     return re.sub(r"[-_ ]", "", name).lower()
 
 
-# What `net.lora(rank=4)` uses, in this order. Installing a plugin never changes it.
+# `net.lora(rank=4)` uses these, in this order, whatever is installed.
 DEFAULT_NAMES = ("LoRALinear", "LoRAConv")
 
-# Distributions of this project. They load first, and their names go before those of others; the
-# names above are the zoo's alone.
+# Distributions of this project. They load first, and their names go before those of others.
 FIRST_PARTY = (
     ZOO_DISTRIBUTION,
     "jno-lora-embedding",
