@@ -83,9 +83,8 @@ def apply_lora(
     nothing else is selected, that is a warning.
 
     **Raises:** `SelectionError` if a target or spec selects nothing or an argument makes no sense
-    (such as a `Net` for the model, a rank of 0, or an option that the adapter lacks), `PluginError`
-    if a named plugin cannot be used, `WrapperError` if an adapter's constructor fails (naming the
-    path).
+    (a `Net` for the model, a rank of 0, an option that the adapter lacks), `PluginError` if a named
+    plugin cannot be used, `WrapperError`, naming the path, if an adapter's constructor fails.
     """
     expect_model(model, "apply_lora")
     call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrappers, options=options)
@@ -117,8 +116,7 @@ def plan_lora(
 
 def _plan(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
     registry = default_registry(registry)
-    rules = parse_specs(registry, specs, call)
-    walk = Walk(registry, rules, selector(model, mask))
+    walk = Walk(registry, parse_specs(registry, specs, call), selector(model, mask))
     rows = walk.over(model)
     check_every_rule_matched(walk)
     return Plan(tuple(rows))
@@ -131,26 +129,21 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
     warn_of_omissions(plan)
     if not chosen:
         return model
-    leaves, treedef = jtu.tree_flatten_with_path(
-        model, is_leaf=lambda path, _: path in chosen, is_leaf_takes_path=True
+    nodes, treedef = jtu.tree_flatten_with_path(
+        model, is_leaf=lambda keys, _: keys in chosen, is_leaf_takes_path=True
     )
-    adapted = [leaf for _, leaf in leaves]
-    places = [index for index, (path, _) in enumerate(leaves) if path in chosen]
-    rows = [chosen[leaves[index][0]] for index in places]
-    adapters = _construct(rows, [adapted[index] for index in places], key)
-    for index, adapter in zip(places, adapters, strict=True):
-        adapted[index] = adapter
+    rows = [chosen[keys] for keys, _ in nodes if keys in chosen]
+    adapters = _construct(rows, [node for keys, node in nodes if keys in chosen], key)
     warn_of_clamped_ranks(rows, adapters)
+    rest = iter(adapters)
+    adapted = [next(rest) if keys in chosen else node for keys, node in nodes]
     return jtu.tree_unflatten(treedef, adapted)
 
 
 def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> list[LoRAWrapper]:
     """The adapter around each layer."""
-    checked: set[Any] = set()
     for row in rows:
-        if (row.wrapper, id(row.options)) not in checked:
-            _check_options(row)
-            checked.add((row.wrapper, id(row.options)))
+        _check_options(row)
     show = not is_traced(key, layers[:1])
     calls = list(zip(rows, layers, strict=True))
     # JAX takes long to look up where a typed key lies, and there is one call for each layer.
@@ -178,33 +171,18 @@ def _check_options(row: PlanRow) -> None:
 def _built(row: PlanRow, layer: Any, impl: Any, key: Any) -> LoRAWrapper:
     cls: Any = row.wrapper
     number = np.asarray(stable_hash(row.path), np.uint32)
-    with _building(row):
+    with failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"):
         settings = (cls, row.rank, row.alpha, cls.stack_ndim(layer), dict(row.options), impl)
-        args = (*settings, key, layer, number)
-        adapter = on_the_mesh(layer, _make, *args, settle=place_like_base)
+        adapter = on_the_mesh(layer, _make, settings, key, layer, number, settle=place_like_base)
         return with_dtypes_of_base(adapter, layer)
 
 
-def _building(row: PlanRow) -> contextlib.AbstractContextManager[None]:
-    cls: Any = row.wrapper
-    return failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}")
-
-
-def _make(
-    cls: Any,
-    rank: Any,
-    alpha: Any,
-    ndim: int,
-    options: Any,
-    impl: Any,
-    key: Any,
-    layer: Any,
-    number: Any,
-) -> LoRAWrapper:
+def _make(settings: Any, key: Any, layer: Any, number: Any) -> LoRAWrapper:
     """The adapter around `layer`, by a key that `number` tells apart from those of other layers.
 
-    - `key`: raw, and of a kind `impl` that the adapter gets as a typed key, or `None`.
+    - `key`: raw. The adapter gets it as a typed key of the kind `impl`, if that is not `None`.
     """
+    cls, rank, alpha, ndim, options, impl = settings
     key = key if impl is None else jax.random.wrap_key_data(key, impl=impl)
 
     def one(base: Any, key: Any) -> Any:

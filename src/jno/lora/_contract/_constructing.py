@@ -46,6 +46,7 @@ def constructor_problem(cls: Any) -> str | None:
     return None
 
 
+@remembered(4096)
 def option_names(cls: Any) -> list[str] | None:
     """The further keyword arguments of the constructor; `None` if it takes any."""
     _, *parameters = inspect.signature(cls.__init__).parameters.values()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from .._caches import remembered
@@ -23,13 +24,14 @@ def contract_problems(cls: Any) -> tuple[str, ...]:
 @remembered(4096)
 def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
-    if missing:
-        return tuple(f"`{name}` is not defined" for name in missing)
-    problems: list[str] = []
+    return tuple(f"`{name}` is not defined" for name in missing) or tuple(_mistakes(cls))
+
+
+def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     names = cls.adapter_fields
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if not isinstance(names, tuple) or not names or not all(isinstance(n, str) for n in names):
-        problems.append(
+        yield (
             "`adapter_fields` must be a non-empty tuple of field names, such as "
             f'`("lora_A",)` (mind the comma), but is {names!r}'
         )
@@ -37,35 +39,33 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     for name in names:
         if name not in fields:
             others = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
-            problems.append(
-                f"`adapter_fields` names {name!r}, which is not a field (fields: {others or '-'})"
-            )
+            yield f"`adapter_fields` names {name!r}, which is not a field (fields: {others or '-'})"
         elif fields[name].metadata.get("static", False):
-            problems.append(f"`adapter_fields` names {name!r}, which is static: it cannot train")
+            yield f"`adapter_fields` names {name!r}, which is static: it cannot train"
     if "base" in names:
-        problems.append("`adapter_fields` names 'base', which must stay frozen")
+        yield "`adapter_fields` names 'base', which must stay frozen"
     if "base" not in fields:
-        problems.append("`base` must be a field (`base: eqx.Module`)")
-    problems += [
-        f"`{name}` is not defined, but `__init__` takes it: keep it, as in `{name}: {kind} = "
-        "eqx.field(static=True)`, so that a file can restore the adapter; or do not take it"
-        for name, kind in (("rank", "int"), ("alpha", "float"))
-        if name in takes(cls) and name not in fields and not hasattr(cls, name)
-    ]
+        yield "`base` must be a field (`base: eqx.Module`)"
+    for name, kind in (("rank", "int"), ("alpha", "float")):
+        if name in takes(cls) and name not in fields and not hasattr(cls, name):
+            yield (
+                f"`{name}` is not defined, but `__init__` takes it: keep it, as in `{name}: {kind} "
+                "= eqx.field(static=True)`, so that a file can restore the adapter; or do not "
+                "take it"
+            )
     problem = constructor_problem(cls)
     if problem is not None:
-        problems.append(
+        yield (
             "`__init__` must accept `(self, base, rank, alpha, *, key)`, or "
             f"`(self, base, *, key)` if it has no use for them: {problem}"
         )
     for name in _CLASSMETHODS:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
-            problems.append(f"`{name}` must be a classmethod")
+            yield f"`{name}` must be a classmethod"
     for name in ("variant", "paper", "formula", "bibtex"):
         value = getattr(cls, name)
         if not (value is None or (isinstance(value, str) and value)):
-            problems.append(f"`{name}` must be a text that is not empty, or None, but is {value!r}")
-    return tuple(problems)
+            yield f"`{name}` must be a text that is not empty, or None, but is {value!r}"
 
 
 def check_contract(cls: Any) -> None:

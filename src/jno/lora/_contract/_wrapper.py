@@ -12,21 +12,14 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from equinox import AbstractClassVar, AbstractVar
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
 from .._errors import WrapperError
 from .._paths import bullets, path_str
+from ._calling import over_stack
 from ._constructing import construct
-from ._stacking import over_stack
-
-if TYPE_CHECKING:
-    from typing import Annotated, ClassVar as AbstractClassVar, TypeAlias, TypeVar
-
-    _T = TypeVar("_T")
-    AbstractVar: TypeAlias = Annotated[_T, "AbstractVar"]
-else:
-    from equinox import AbstractClassVar, AbstractVar
 
 
 class LoRAWrapper(eqx.nn.StatefulLayer):
@@ -115,8 +108,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def why_not(cls, leaf: Any) -> str | None:
         """For plans: why `leaf`, which looks like a layer for this adapter, is not claimed.
 
-        Only asked about a layer that none of the adapters of a call claims. Default `None`: no
-        comment.
+        Asked if all adapters of a call leave the layer unclaimed. Default `None`: no comment.
         """
         return None
 
@@ -142,11 +134,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         """The factor `s` of an adapter whose whole effect is an update `s B A` of the matrix.
 
         Its `state()` then holds `lora_A` `(r, in)` and `lora_B` `(out, r)`, so that its update is
-        known without the layer. Default `None`: the adapter is another one.
-
-        **Arguments:**
-
-        - `rank`, `alpha`: of the adapter: the effective rank, `r`, and the numerator of the scale.
+        known without the layer: `r` is the effective `rank`, and `alpha` the numerator of the
+        scale. Default `None`: the adapter is another one.
         """
         return None
 
@@ -196,18 +185,16 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
         another shape.
         """
-        make = functools.partial(construct, cls)
-        template = eqx.filter_eval_shape(make, base, rank, alpha, key=jax.random.key(0))
+        make = functools.partial(construct, cls, key=jax.random.key(0))
+        template = eqx.filter_eval_shape(make, base, rank, alpha)
         leaves, treedef = jtu.tree_flatten_with_path(_without_base(template))
         names = [path_str(path) for path, _ in leaves]
         expected = {n: x for n, (_, x) in zip(names, leaves, strict=True) if hasattr(x, "shape")}
         wrong = [f"{n}: expected, missing" for n in expected if n not in state]
         wrong += [f"{n}: not a field of {cls.__name__}" for n in state if n not in expected]
-        wrong += [
-            f"{n}: expected shape {expected[n].shape}, got {jnp.shape(state[n])}"
-            for n in expected
-            if n in state and jnp.shape(state[n]) != expected[n].shape
-        ]
+        for name, leaf in expected.items():
+            if name in state and jnp.shape(state[name]) != leaf.shape:
+                wrong.append(f"{name}: expected shape {leaf.shape}, got {jnp.shape(state[name])}")
         if wrong:
             raise WrapperError(f"The saved state does not fit {cls.__name__}:\n{bullets(wrong)}")
         filled = [state.get(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
@@ -217,8 +204,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if cls.__doc__ is None:
-            # A class that only joins two others is documented by them. A dataclass would put its
-            # signature here.
+            # That of a class it inherits. A dataclass would put its signature here.
             cls.__doc__ = inspect.getdoc(cls)
         # Looked up as an instance would: it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
@@ -245,9 +231,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
                 f"Neither the adapter {type(self).__name__!r} nor the {type(base).__name__!r} "
                 f"that it wraps has an attribute {name!r}"
             ) from None
-        # A bound method of an Equinox module is a pytree that holds the module, so that methods
-        # are seen here as well. A value without arrays (a static field, `Shared`'s placeholder) is
-        # the base's own.
+        # A method of an Equinox module is a pytree that holds the module, and is seen here as well.
+        # A value without arrays (a static field, `Shared`'s placeholder) is the base's own.
         if any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
             return getattr(merged_layer(self), name)
         return value

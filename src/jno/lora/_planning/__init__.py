@@ -5,19 +5,3 @@ from ._messages import check_every_rule_matched, warn_of_clamped_ranks, warn_of_
 from ._plan import Plan, PlanRow
 from ._specs import Spec, SpecLike, WrapperLike, parse_specs
 from ._walk import Walk
-
-__all__ = [
-    "MaskLike",
-    "Plan",
-    "PlanRow",
-    "Spec",
-    "SpecLike",
-    "Walk",
-    "WrapperLike",
-    "check_every_rule_matched",
-    "parse_mask",
-    "parse_specs",
-    "selector",
-    "warn_of_clamped_ranks",
-    "warn_of_omissions",
-]

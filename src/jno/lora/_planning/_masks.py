@@ -65,9 +65,11 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     # `None` stands where `eqx.filter` took out a leaf that is not an array: it selects nothing.
     leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
     for keys, leaf in leaves:
-        if leaf is not None and not (isinstance(leaf, bool | np.bool_) or _is_scalar_bool(leaf)):
+        is_bool = getattr(leaf, "shape", None) == () and getattr(leaf, "dtype", None) == np.bool_
+        if not (leaf is None or isinstance(leaf, bool) or is_bool):
+            came = repr(leaf) if len(repr(leaf)) < 60 else f"a {type(leaf).__name__}"
             raise SelectionError(
-                f"A mask holds one bool per leaf (or subtree), but has {_brief(leaf)} at "
+                f"A mask holds one bool per leaf (or subtree), but has {came} at "
                 f"{show_path(path_str(keys))!r}. To select whole layers by name, give a regex: "
                 '.mask("encoder")'
             )
@@ -107,12 +109,3 @@ def _mismatch(model: PyTree, mask: PyTree) -> str:
 
 def _is_in(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(f"{prefix}/")
-
-
-def _is_scalar_bool(leaf: Any) -> bool:
-    return getattr(leaf, "shape", None) == () and getattr(leaf, "dtype", None) == np.bool_
-
-
-def _brief(leaf: Any) -> str:
-    text = repr(leaf)
-    return text if len(text) < 60 else f"a {type(leaf).__name__}"

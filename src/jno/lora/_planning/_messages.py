@@ -23,6 +23,9 @@ _NO_MODULE = (
     "The model holds no Equinox module with arrays. (To adapt a skeleton of shapes: "
     "eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton).)"
 )
+_EXPLAINED = (
+    "Once something is selected, `plan_lora(...)` (or `net.plan(...)`) explains every candidate."
+)
 _ADAPTABLE: tuple[PlanStatus, ...] = ("wrapped", "target does not match", "mask does not select")
 
 
@@ -30,12 +33,8 @@ def check_every_rule_matched(walk: Walk) -> None:
     """**Raises:** `SelectionError` for a rule that matches no layer at all, masked or not."""
     for index, rule in enumerate(walk.rules):
         if index not in walk.matched:
-            lines = "\n".join([f"{rule.describe()} selects no layer.", *_explain(walk, index)])
-            raise SelectionError(
-                f"{lines}\n"
-                "Once something is selected, `plan_lora(...)` (or `net.plan(...)`) explains every "
-                "candidate."
-            )
+            lines = [f"{rule.describe()} selects no layer.", *_explain(walk, index), _EXPLAINED]
+            raise SelectionError("\n".join(lines))
 
 
 def _explain(walk: Walk, index: int) -> Iterator[str]:

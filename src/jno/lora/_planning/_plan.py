@@ -81,23 +81,15 @@ class Plan(Printed[PlanRow]):
         return f"{len(self.wrapped)} of {len(self.rows)} candidate {layers} would be wrapped"
 
     def _table(self) -> Table:
-        columns = [("path", "left"), ("layer", "left"), ("plan", "left"), ("from", "left")]
-        return table_by_path(
-            self._title(),
-            [*columns, ("rank", "right"), ("alpha", "right")],
+        left = [(name, "left") for name in ("path", "layer", "plan", "from")]
+        rows = (
             (
-                (
-                    show_path(row.path),
-                    row.layer,
-                    row.explanation,
-                    row.distribution or "",
-                    _number(row.rank),
-                    _number(row.alpha),
-                )
-                for row in self.rows
-            ),
+                show_path(row.path),
+                row.layer,
+                row.explanation,
+                row.distribution or "",
+                *("" if value is None else f"{value:g}" for value in (row.rank, row.alpha)),
+            )
+            for row in self.rows
         )
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:g}"
+        return table_by_path(self._title(), [*left, ("rank", "right"), ("alpha", "right")], rows)

@@ -140,16 +140,16 @@ def _parse(registry: Registry, spec: Spec, label: str, target: str) -> Rule:
 
 def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
     """The adapter classes that `wrapper=` means, in tiers of equal priority."""
-    if wrapper is None:
-        return tuple((cls,) for cls in registry.defaults())
+    is_auto = isinstance(wrapper, str) and wrapper == "auto"
+    if wrapper is None or is_auto:
+        defaults = registry.defaults()
+        others = registry.auto() if is_auto else ()
+        tiers = (*((cls,) for cls in defaults), tuple(cls for cls in others if cls not in defaults))
+        return tuple(filter(None, tiers))
     if isinstance(wrapper, type):
         check_contract(wrapper)
         return ((wrapper,),)
     if isinstance(wrapper, str):
-        if wrapper == "auto":
-            defaults = registry.defaults()
-            others = tuple(cls for cls in registry.auto() if cls not in defaults)
-            return (*((cls,) for cls in defaults), *((others,) if others else ()))
         return (registry.resolve(wrapper),)
     if isinstance(wrapper, set | frozenset | Mapping):
         raise SelectionError(

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,7 +13,7 @@ from .._contract import LoRAWrapper, is_wrapper, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_path
 from .._registry import Registry
-from .._tree import NORMALISED, holds_adapters
+from .._tree import NORMALISED, holds_adapters, modules_in
 from ._plan import PlanRow, PlanStatus
 from ._specs import Rule, Tiers
 
@@ -51,7 +50,7 @@ class Walk:
         self.in_play = tuple(dict.fromkeys(cls for tier in tiers for cls in tier))
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()
-        self.claimed_nodes: dict[str, tuple[KeyPath, eqx.Module]] = {}
+        self.claimed: list[tuple[int, KeyPath, eqx.Module]] = []  # each with its rule
         self.meets_adapters = True  # else the layers need not be searched for adapters
 
     def over(self, model: PyTree) -> list[PlanRow]:
@@ -83,8 +82,7 @@ class Walk:
         row = functools.partial(PlanRow, path, type(layer).__name__, keys=keys)
         claim = self.claim(path, layer)
         if is_wrapper(node):
-            index = self._note(claim, keys)
-            provider = self._distribution(type(node))
+            provider, index = self._distribution(type(node)), self._note(claim, keys)
             return row("already adapted", type(node), provider, node.rank, node.alpha, spec=index)
         if claim is None:
             if any(_ask(cls, "applies_to", path, node) for cls in self.in_play):
@@ -100,7 +98,7 @@ class Walk:
         index = self._note(claim, keys)
         if self.meets_adapters and holds_adapters(node):
             return row("already adapted", spec=index)
-        self.claimed_nodes[path] = (keys, node)
+        self.claimed.append((claim.rule, keys, node))
         rule = self.rules[claim.rule]
         return row(
             "mask does not select" if index is None else "wrapped",
@@ -120,18 +118,16 @@ class Walk:
         return claim.rule if self.selects(keys) else None
 
     def _refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> None:
-        """Add rows for the layers in a normalised container. None of them is wrapped."""
-        for inner, child in _modules_inside(keys, node):
+        """Add rows for the layers in a normalised container. They are not wrapped."""
+        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:
             path = path_str(inner)
             claim = self.claim(path, child)
-            if claim is None:
-                continue
-            status = reason
-            if not self.selects(inner):
-                status = "mask does not select"
-                self.matched.add(claim.rule)
-            layer = type(child).__name__
-            self.rows.append(PlanRow(path, layer, status, keys=inner, spec=claim.rule))
+            if claim is not None:
+                status = reason if self.selects(inner) else "mask does not select"
+                if status != reason:
+                    self.matched.add(claim.rule)
+                layer = type(child).__name__
+                self.rows.append(PlanRow(path, layer, status, keys=inner, spec=claim.rule))
 
     def claim(self, path: str, node: Any) -> Claim | None:
         """The first rule whose target matches and one of whose wrappers applies."""
@@ -148,41 +144,37 @@ class Walk:
     def _chosen(self, claim: Claim, keys: KeyPath, node: eqx.Module) -> AdapterClass | None:
         """The class that gets `node`, or `None` if layers inside of it are adapted instead.
 
-        That is so if one of them is claimed by an earlier rule, or by an earlier tier. If one is
-        claimed by another class of equal priority, plugins decide.
+        That is so if an earlier rule or tier claims one of them. Between classes of equal priority
+        that claim `node` or a layer inside of it, plugins decide.
         """
-        path, classes = path_str(keys), claim.classes
-        cls = classes[0] if len(classes) == 1 else self._select(path, node, classes)
+        path = path_str(keys)
+        cls = self._select(path, node, dict.fromkeys(claim.classes, path))
         alone = len(self.rules[claim.rule].tiers[claim.tier]) == 1
         if (claim.order == (0, 0) and alone) or isinstance(node, tuple(NORMALISED)):
             return cls
-        rivals: dict[AdapterClass, str] = {}
-        for inner, child in _modules_inside(keys, node):
+        places = {cls: path}
+        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:
             other = self.claim(path_str(inner), child) if self.selects(inner) else None
             if other is None or other.order > claim.order:
                 continue
             if other.order < claim.order:
                 return None
-            rivals |= {c: path_str(inner) for c in other.classes if c not in (cls, *rivals)}
-        if rivals and self._select(path, node, [cls, *rivals], rivals) is not cls:
-            return None
-        return cls
+            places |= {c: path_str(inner) for c in other.classes if c not in places}
+        return cls if self._select(path, node, places) is cls else None
 
-    def _select(
-        self,
-        path: str,
-        node: Any,
-        classes: list[AdapterClass],
-        inside: Mapping[AdapterClass, str] = MappingProxyType({}),
-    ) -> AdapterClass:
-        """The class, of those that claim `node` or a layer `inside` of it, that plugins choose."""
-        chosen = self.registry.select(path, node, classes)
+    def _select(self, path: str, node: Any, places: dict[AdapterClass, str]) -> AdapterClass:
+        """The class that plugins choose, of those that claim `node` or a layer inside of it.
+
+        - `places`: by class, the path of the layer that it claims.
+        """
+        classes = list(places)
+        chosen = classes[0] if len(classes) == 1 else self.registry.select(path, node, classes)
         if chosen is not None:
             return chosen
         names = (
             f"{cls.__name__} (from {self._distribution(cls) or cls.__module__})"
-            + (f", for {show_path(inside[cls])!r} inside of it" if cls in inside else "")
-            for cls in classes
+            + ("" if place == path else f", for {show_path(place)!r} inside of it")
+            for cls, place in places.items()
         )
         raise SelectionError(
             f"Several adapters of equal priority claim {show_path(path)!r}, a "
@@ -199,27 +191,23 @@ class Walk:
         """The layers that the rule would match, had earlier ones not taken them, as lines."""
         rule = self.rules[index]
         lines: list[str] = []
-        for row in self.rows:
-            if row.spec is None or row.spec >= index or row.path not in self.claimed_nodes:
+        for taker, keys, node in self.claimed:
+            if taker >= index:
                 continue
-            keys, node = self.claimed_nodes[row.path]
-            for inner, child in ((keys, node), *_modules_inside(keys, node)):
+            for inner, child in modules_in(node, keys, enter_norms=False):
                 path = path_str(inner)
-                if rule.matches(path) and claimants(rule.tiers, path, child)[1]:
-                    within = "" if inner == keys else f", inside {show_path(row.path)}"
-                    lines.append(f"{show_path(path)}: {self.rules[row.spec].label}{within}")
+                if _claims(rule, path, child):
+                    within = "" if inner == keys else f", inside {show_path(path_str(keys))}"
+                    lines.append(f"{show_path(path)}: {self.rules[taker].label}{within}")
         return lines
 
     def unclaimed_by(self, index: int) -> list[PlanRow]:
-        """The rows that the rule's target matches, and that none of its wrappers adapts."""
+        """The rows that the rule's target matches, and that its wrappers do not adapt."""
         rule = self.rules[index]
-
-        def is_claimed(path: str) -> bool:
-            _, node = self.claimed_nodes.get(path, ((), None))
-            return node is not None and bool(claimants(rule.tiers, path, node)[1])
-
+        layers = ((path_str(keys), node) for _, keys, node in self.claimed)
+        claimed = {path for path, layer in layers if _claims(rule, path, layer)}
         others = (row for row in self.rows if row.status not in NORMALISED.values())
-        return [row for row in others if rule.matches(row.path) and not is_claimed(row.path)]
+        return [row for row in others if rule.matches(row.path) and row.path not in claimed]
 
 
 def claimants(tiers: Tiers, path: str, node: Any) -> tuple[int, list[AdapterClass]]:
@@ -229,6 +217,10 @@ def claimants(tiers: Tiers, path: str, node: Any) -> tuple[int, list[AdapterClas
         if classes:
             return index, classes
     return -1, []
+
+
+def _claims(rule: Rule, path: str, node: Any) -> bool:
+    return rule.matches(path) and bool(claimants(rule.tiers, path, node)[1])
 
 
 def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:
@@ -243,22 +235,6 @@ def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:
         ) from err
 
 
-def _modules_inside(keys: KeyPath, node: eqx.Module) -> list[tuple[KeyPath, eqx.Module]]:
-    """The modules below `node`, which is at `keys`, with their paths from the root.
-
-    Modules inside an adapter, and inside a norm below `node`, are left out.
-    """
-    found: list[tuple[KeyPath, eqx.Module]] = []
-
-    def look(inner: KeyPath, child: Any) -> bool:
-        if inner and issubclass(type(child), eqx.Module):
-            found.append(((*keys, *inner), child))
-        return is_wrapper(child) or (bool(inner) and isinstance(child, tuple(NORMALISED)))
-
-    jtu.tree_flatten_with_path(node, is_leaf=look, is_leaf_takes_path=True)
-    return found
-
-
 def _owns_arrays(node: eqx.Module) -> bool:
-    """Whether an array is a direct field of `node`, which makes it a layer of its own."""
+    # A direct field that is an array makes a layer of its own.
     return any(eqx.is_inexact_array(getattr(node, f.name, None)) for f in dataclasses.fields(node))

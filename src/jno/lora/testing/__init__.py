@@ -25,8 +25,15 @@ adapter that fails them works for fewer layers, or less precisely.
 
 from ._case import WrapperCase, standard_cases, standard_layers
 from ._conformance import ConformanceError
-from ._pytest import parametrize_with_checks
-from ._run import ADVICE, CHECKS, CheckResult, check_wrapper, run_checks, wrapper_checks
+from ._run import (
+    ADVICE,
+    CHECKS,
+    CheckResult,
+    check_wrapper,
+    parametrize_with_checks,
+    run_checks,
+    wrapper_checks,
+)
 
 __all__ = [
     "ADVICE",

@@ -126,11 +126,6 @@ def _normal(*shape: int) -> Callable[[PRNGKeyArray], tuple[Any, ...]]:
     return lambda key: (jax.random.normal(key, shape),)
 
 
-def _attention(key: PRNGKeyArray) -> tuple[Any, ...]:
-    tokens = jax.random.normal(key, (5, 8))
-    return (tokens, tokens, tokens)
-
-
 def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
     """For each of the common Equinox layers, functions that make it, and inputs, from a key."""
     return {
@@ -145,7 +140,10 @@ def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], t
             lambda key: eqx.nn.Embedding(9, 5, key=key),
             lambda key: (jax.random.randint(key, (), 0, 9),),
         ),
-        "MultiheadAttention": (lambda key: eqx.nn.MultiheadAttention(2, 8, key=key), _attention),
+        "MultiheadAttention": (
+            lambda key: eqx.nn.MultiheadAttention(2, 8, key=key),
+            lambda key: 3 * _normal(5, 8)(key),  # queries, keys and values
+        ),
         "GRUCell": (
             lambda key: eqx.nn.GRUCell(4, 5, key=key),
             lambda key: (jax.random.normal(key, (4,)), jnp.ones(5)),

@@ -18,27 +18,24 @@ from .._reports import count
 from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase, split
-from ._conformance import advice, is_key, relative_error, require, required, same_bits
+from ._conformance import advice, arrays_of, is_key, relative_error, require, required, same_bits
 
 
-@required
+@required("see the docstring of `jno.lora.LoRAWrapper` for how an adapter is written.")
 def check_contract(case: WrapperCase) -> None:
     """The class has everything that `LoRAWrapper` asks for."""
     problems = contract_problems(case.wrapper)
-    require(
-        not problems,
-        f"{case.wrapper.__name__} breaks the contract:\n{bullets(problems)}",
-        "see the docstring of `jno.lora.LoRAWrapper` for how an adapter is written.",
-    )
+    require(not problems, f"{case.wrapper.__name__} breaks the contract:\n{bullets(problems)}")
 
 
-@required
+@required("test the type first (`isinstance(leaf, ...)`), and answer `False` to the rest.")
 def check_applies_to_total(case: WrapperCase) -> None:
     """`applies_to` answers `True` to its layer, and `False` (no exception) to anything else."""
-    cls, base = case.wrapper, case.make_base()
+    base = case.make_base()
+    answer = case.wrapper.applies_to(base)
     require(
-        cls.applies_to(base) is True,
-        f"`applies_to` answers {cls.applies_to(base)!r} to the case's own layer.",
+        answer is True,
+        f"`applies_to` answers {answer!r} to the case's own layer.",
         "answer `True` to the layers the adapter is for (a bool, not a truthy object).",
     )
     odd = {
@@ -53,12 +50,10 @@ def check_applies_to_total(case: WrapperCase) -> None:
         "a module without arrays": eqx.nn.Identity(),
         "an adapted layer": case.make(),
     }
-    _require_no_claim(
-        case, odd, "test the type first (`isinstance(leaf, ...)`), and answer `False` to the rest."
-    )
+    _require_no_claim(case, odd)
 
 
-@advice
+@advice("test that the weight is an array: `eqx.is_inexact_array(...)`.")
 def check_applies_to_needs_arrays(case: WrapperCase) -> None:
     """`applies_to` answers `False` (no exception) to its layer without arrays."""
     base = case.make_base()
@@ -66,16 +61,16 @@ def check_applies_to_needs_arrays(case: WrapperCase) -> None:
         "the layer with its arrays taken out": jax.tree.map(lambda _: None, base),
         "the layer with bools for arrays": jax.tree.map(lambda _: True, base),
     }
-    _require_no_claim(case, odd, "test that the weight is an array: `eqx.is_inexact_array(...)`.")
+    _require_no_claim(case, odd)
 
 
-def _require_no_claim(case: WrapperCase, odd: dict[str, Any], remedy: str) -> None:
+def _require_no_claim(case: WrapperCase, odd: dict[str, Any]) -> None:
     for what, thing in odd.items():
         try:
             answer = case.wrapper.applies_to(thing)
         except Exception as err:
             answer = f"{type(err).__name__}: {err}"
-        require(answer is False, f"`applies_to` answers {answer!r} to {what}.", remedy)
+        require(answer is False, f"`applies_to` answers {answer!r} to {what}.")
 
 
 class _Unrelated(eqx.Module):
@@ -88,7 +83,10 @@ class _Unrelated(eqx.Module):
         return x * self.weight + self.bias
 
 
-@required
+@required(
+    "claim by the type, or by every attribute that the adapter relies on, with its shape. A layer "
+    "that is claimed wrongly is hidden from the adapters that fit."
+)
 def check_applies_to_not_greedy(case: WrapperCase) -> None:
     """`applies_to` does not claim layers and containers of other kinds."""
     key = jax.random.key(0)
@@ -103,23 +101,20 @@ def check_applies_to_not_greedy(case: WrapperCase) -> None:
     ]
     base = case.make_base()
     for other in others:
-        if not isinstance(base, type(other)):
-            require(
-                not case.wrapper.applies_to(other),
-                f"`applies_to` claims a {type(other).__name__}, which is not what it is for.",
-                "claim by the type, or by every attribute that the adapter relies on, with its "
-                "shape. A layer that is claimed wrongly is hidden from the adapters that fit.",
-            )
+        require(
+            isinstance(base, type(other)) or not case.wrapper.applies_to(other),
+            f"`applies_to` claims a {type(other).__name__}, which is not what it is for.",
+        )
 
 
-@required
+@required()
 def check_key_forms(case: WrapperCase) -> None:
     """The constructor takes typed and raw keys, keeps neither, and depends on nothing else."""
     base = case.make_base()
     for key in (jax.random.key(5), jax.random.PRNGKey(5)):
         first, second = case.build(base, key), case.build(base, key)
         require(
-            not any(map(is_key, filter(eqx.is_array, jax.tree.leaves(first)))),
+            not any(map(is_key, arrays_of(first))),
             "The adapter holds a typed PRNG key as a leaf.",
             "draw what you need in `__init__`; keep an integer array as a seed if you must.",
         )
@@ -130,7 +125,7 @@ def check_key_forms(case: WrapperCase) -> None:
         )
 
 
-@required
+@required("name only fields of floating arrays in `adapter_fields`; integers cannot train.")
 def check_trainable_fields(case: WrapperCase) -> None:
     """Every field in `adapter_fields` holds floating arrays, and only those train."""
     adapter = case.make()
@@ -140,26 +135,21 @@ def check_trainable_fields(case: WrapperCase) -> None:
         require(
             trains and field and all(map(eqx.is_inexact_array, field)),
             f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in field]}.",
-            "name only fields of floating arrays in `adapter_fields`; integers cannot train.",
         )
 
 
-@required
+@required("correct the formula, or the shapes, or `adapter_fields`.")
 def check_parameter_count(case: WrapperCase) -> str | None:
     """The number of trained parameters is the documented one."""
     if case.parameters is None:
         return "the case has no `parameters`"
     adapter = case.make()
     found = count(adapter, lora_trainable_filter(adapter))
-    require(
-        found == case.parameters,
-        f"{found} parameters train, {case.parameters} were promised.",
-        "correct the formula, or the shapes, or `adapter_fields`.",
-    )
+    require(found == case.parameters, f"{found} parameters train, {case.parameters} were promised.")
     return None
 
 
-@required
+@required("copy the array for the second field: `jnp.copy(...)`.")
 def check_no_shared_buffers(case: WrapperCase) -> None:
     """No two arrays of the adapter are one buffer, so that all can be donated."""
     arrays = [x for x in jax.tree.leaves(case.make()) if isinstance(x, jax.Array) and x.size]
@@ -168,11 +158,10 @@ def check_no_shared_buffers(case: WrapperCase) -> None:
         len(pointers) == len(arrays),
         "Two leaves of the adapter share one buffer; donating the adapter to a compiled step "
         "(`eqx.filter_jit(donate=...)`) would fail.",
-        "copy the array for the second field: `jnp.copy(...)`.",
     )
 
 
-@required
+@required("do not override `__getattr__`; leave out attributes that the base has.")
 def check_reads_like_the_layer(case: WrapperCase) -> None:
     """A model reads the same attributes of the adapted layer, and sees the adapter in them."""
     base, adapter = case.make_base(), case.make_trained()
@@ -182,21 +171,18 @@ def check_reads_like_the_layer(case: WrapperCase) -> None:
         if field.name in own or hasattr(case.wrapper, field.name):
             continue
         expected, got = getattr(plain, field.name), getattr(adapter, field.name, None)
+        if arrays_of(expected):
+            is_same = relative_error(got, expected) <= 1e-5
+        else:
+            is_same = got is expected or bool(got == expected)
         require(
-            _equal(got, expected),
+            is_same,
             f"`wrapper.{field.name}` is {eqx.tree_pformat(got)}, but the merged layer's is "
             f"{eqx.tree_pformat(expected)}.",
-            "do not override `__getattr__`; leave out attributes that the base has.",
         )
 
 
-def _equal(got: Any, expected: Any) -> bool:
-    if not any(map(eqx.is_array, jax.tree.leaves(expected))):
-        return got is expected or bool(got == expected)
-    return relative_error(got, expected) <= 1e-5
-
-
-@required
+@required()
 def check_state_round_trip(case: WrapperCase) -> None:
     """Saved to a file and loaded onto the original base, the adapter is exactly the same."""
     trained = case.make_trained()

@@ -11,14 +11,7 @@ from .._contract import merged_layer
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import NOT_MERGEABLE, WrapperCase, split
-from ._conformance import (
-    ConformanceError,
-    advice,
-    relative_error,
-    require,
-    require_close,
-    required,
-)
+from ._conformance import ConformanceError, advice, relative_error, require, require_close, required
 
 # Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
 # output's own dtype; a weight that was changed and cast back (PiSSA) adds one per weight.
@@ -28,63 +21,51 @@ _HALF_ROUNDINGS = 16
 _HALVES = (jnp.bfloat16, jnp.float16)
 
 
-@required
+@required(
+    "initialise so that the update is zero (one factor zero), or take the update that the factors "
+    "make out of the base."
+)
 def check_identity_at_init(case: WrapperCase) -> None:
     """A fresh adapter changes nothing."""
-    require_close(
-        case.run(case.make()),
-        case.run(case.make_base()),
-        _FLOAT32,
-        "The fresh adapter's output differs from the layer's",
-        "initialise so that the update is zero (one factor zero), or take the update that the "
-        "factors make out of the base.",
-    )
+    fresh, plain = case.run(case.make()), case.run(case.make_base())
+    require_close(fresh, plain, _FLOAT32, "The fresh adapter's output differs from the layer's")
 
 
-@required
+@required("compute decompositions and differences in float32, and cast the result back.")
 def check_identity_in_half_precision(case: WrapperCase) -> None:
     """A fresh adapter of a half-precision layer changes nothing but roundings."""
     for dtype in _HALVES:
-        inputs, base = case.make_inputs(dtype), case.make_base(dtype)
+        inputs = case.make_inputs(dtype)
         require_close(
-            case.run(case.build(base), inputs),
-            case.run(base, inputs),
+            case.run(case.make(dtype), inputs),
+            case.run(case.make_base(dtype), inputs),
             _HALF_ROUNDINGS * float(jnp.finfo(dtype).eps),
             f"With {jnp.dtype(dtype).name}, the fresh adapter's output differs from the layer's",
-            "compute decompositions and differences in float32, and cast the result back.",
         )
 
 
-@required
+@required("use the adapter's arrays in `__call__`.")
 def check_adapter_acts(case: WrapperCase) -> None:
     """An adapter whose arrays have moved computes something else than the layer."""
     error = relative_error(case.run(case.make_trained()), case.run(case.make_base()))
-    require(
-        error > 1e-4,
-        "After every trainable array moved, the output is still the layer's.",
-        "use the adapter's arrays in `__call__`.",
-    )
+    require(error > 1e-4, "After every trainable array moved, the output is still the layer's.")
 
 
-@required
+@required("let both follow one law; mind the scale, the bias, groups, strides and padding.")
 def check_merge_equals_call(case: WrapperCase) -> str | None:
     """The merged layer computes what the adapter computes, for several inputs."""
     if not case.mergeable:
         return NOT_MERGEABLE
     trained = case.make_trained()
     plain = merged_layer(trained)
-    for inputs in (case.make_inputs(seed=11), case.make_inputs(seed=12)):
-        require_close(
-            case.run(plain, inputs),
-            case.run(trained, inputs),
-            4 * _FLOAT32,
-            "`merge()(x)` and `wrapper(x)` differ",
-            "let both follow one law; mind the scale, the bias, groups, strides and padding.",
-        )
+    for seed in (11, 12):
+        inputs = case.make_inputs(seed=seed)
+        expected, got = case.run(trained, inputs), case.run(plain, inputs)
+        require_close(got, expected, 4 * _FLOAT32, "`merge()(x)` and `wrapper(x)` differ")
     return None
 
 
-@required
+@required()
 def check_merge_restores_form(case: WrapperCase) -> None:
     """`merge()` gives a layer of the base's class, structure, shapes and dtypes."""
     if not case.mergeable:
@@ -96,8 +77,9 @@ def check_merge_restores_form(case: WrapperCase) -> None:
             plain: Any = merge_lora(trained)
         except JnoLoraError as err:
             raise ConformanceError(
-                f"{err}\nWhat to do: put the new weight into `base` with "
-                "`eqx.tree_at`, cast to the old weight's dtype."
+                f"{err}",
+                "put the new weight into `base` with `eqx.tree_at`, cast to the old weight's "
+                "dtype.",
             ) from err
         require(
             type(plain) is type(case.make_base()),
@@ -112,49 +94,41 @@ def _check_refuses_to_merge(case: WrapperCase) -> None:
     except WrapperError:
         return
     raise ConformanceError(
-        "`merge()` of an adapter that cannot be merged does not refuse.\n"
-        "What to do: raise a `WrapperError` that says why, and what to do instead."
+        "`merge()` of an adapter that cannot be merged does not refuse.",
+        "raise a `WrapperError` that says why, and what to do instead.",
     )
 
 
-@required
+@required("leave `base` as it came, or define `unwrap` to undo what `__init__` did to it.")
 def check_unwrap_restores(case: WrapperCase) -> None:
     """`unwrap()` gives the original layer, to rounding, even after training."""
     base: Any = case.make_base()
     plain = unwrap_lora(case.make_trained())
+    arrays = zip(jax.tree.leaves(plain), jax.tree.leaves(base), strict=True)
     require(
         jax.tree.structure(plain) == jax.tree.structure(base)
-        and all(
-            relative_error(a, b) <= 1e-6
-            for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(base), strict=True)
-            if eqx.is_array(b)
-        ),
+        and all(relative_error(got, old) <= 1e-6 for got, old in arrays if eqx.is_array(old)),
         "`unwrap()` does not give the original layer back.",
-        "leave `base` as it came, or define `unwrap` to undo what `__init__` did to it.",
     )
 
 
-@required
+@required("cast the adapter's arrays to the dtype of the features when they are used.")
 def check_output_dtype(case: WrapperCase) -> None:
     """The output has the dtype that the layer gives, in every precision."""
     for dtype in (jnp.float32, *_HALVES, jnp.float64):
-        x64 = jax.enable_x64(True) if dtype is jnp.float64 else contextlib.nullcontext()
-        with x64:
+        with jax.enable_x64(True) if dtype is jnp.float64 else contextlib.nullcontext():
             inputs = case.make_inputs(dtype)
-            layers = (case.make_base(dtype), case.make_trained(dtype))
-            expected, got = ([y.dtype for y in _outputs(case, x, inputs)] for x in layers)
+            expected, got = (
+                [leaf.dtype for leaf in jax.tree.leaves(case.run(layer, inputs))]
+                for layer in (case.make_base(dtype), case.make_trained(dtype))
+            )
         require(
             got == expected,
             f"With {jnp.dtype(dtype).name}, the output is {got}, the layer's is {expected}.",
-            "cast the adapter's arrays to the dtype of the features when they are used.",
         )
 
 
-def _outputs(case: WrapperCase, layer: Any, inputs: tuple[Any, ...]) -> list[Any]:
-    return jax.tree.leaves(case.run(layer, inputs))
-
-
-@advice
+@advice("create them as float32 (small updates vanish in half precision); cast on use.")
 def check_adapter_dtype(case: WrapperCase) -> None:
     """The trainable arrays of a half-precision layer's adapter are float32."""
     for dtype in _HALVES:
@@ -162,11 +136,13 @@ def check_adapter_dtype(case: WrapperCase) -> None:
         require(
             found == {"float32"},
             f"With {jnp.dtype(dtype).name}, the trainable arrays are {sorted(found)}.",
-            "create them as float32 (small updates vanish in half precision); cast on use.",
         )
 
 
-@advice
+@advice(
+    "create arrays in the dtype of the base's weight where that is more than float32, and write no "
+    "`jnp.float32` into the computation."
+)
 def check_double_precision(case: WrapperCase) -> None:
     """With x64 enabled, everything happens in float64."""
     with jax.enable_x64(True):
@@ -179,6 +155,4 @@ def check_double_precision(case: WrapperCase) -> None:
         max(start, merge) <= _FLOAT64,
         f"With float64, the output differs by {start:.1e} at the start, and by {merge:.1e} merged "
         "(relative).",
-        "create arrays in the dtype of the base's weight where that is more than float32, and "
-        "write no `jnp.float32` into the computation.",
     )

@@ -1,20 +1,16 @@
-"""All checks by their ids, and how they are run."""
+"""All checks by their ids, and how the checks of a case are run: with pytest or without."""
 
 import contextlib
 import dataclasses
 import functools
-import sys
-import traceback
-from collections.abc import Callable, Mapping
-from typing import Literal
-
-import jax
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 from .._errors import warn
 from .._showing import tracked
 
 # The modules of checks put them into `CHECKS`, in this order.
-from . import _checks_class, _checks_sharding, _checks_transforms, _checks_values, _conformance  # noqa: F401
+from . import _checks_class, _checks_transforms, _checks_values, _conformance  # noqa: F401
 from ._case import WrapperCase
 from ._conformance import ConformanceError
 
@@ -50,7 +46,7 @@ def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], str | None]]:
     reason if it is not applicable. They run under strict dtype promotion and with rank promotion
     forbidden, whatever the configuration is.
     """
-    return {name: functools.partial(_run, name, case) for name in CHECKS}
+    return {name: functools.partial(check, case) for name, check in CHECKS.items()}
 
 
 def run_checks(case: WrapperCase) -> list[CheckResult]:
@@ -59,7 +55,7 @@ def run_checks(case: WrapperCase) -> list[CheckResult]:
     with contextlib.closing(tracked(tuple(CHECKS), f"Checking {case}")) as names:
         for name in names:
             try:
-                results.append(CheckResult(str(case), name, None, _run(name, case)))
+                results.append(CheckResult(str(case), name, None, CHECKS[name](case)))
             except ConformanceError as err:
                 results.append(CheckResult(str(case), name, err))
     return results
@@ -83,25 +79,57 @@ def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
         warn(f"Advice: {result.error}")
 
 
-def _run(name: str, case: WrapperCase) -> str | None:
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+def parametrize_with_checks(
+    cases: Iterable[WrapperCase],
+    expected_failures: Mapping[str, str] | None = None,
+    *,
+    strict: bool = False,
+) -> Callable[[Any], Any]:
+    """Decorate a test that takes `check` and calls it: `def test_conformance(check): check()`.
+
+    Advice that fails is a `JnoLoraWarning`, and the test passes.
+
+    **Arguments:**
+
+    - `cases`: the adapters and layers to check.
+    - `expected_failures`: reasons, by check id (`"merge-equals-call"`, for every case) or by
+        `"case:check"`. An expected failure that passes fails the test, so that the list stays true.
+    - `strict`: whether advice that fails fails the test.
+
+    **Raises:** `ValueError` for an expected failure that does not name a check of these cases.
+    """
+    import pytest  # only here: the kit runs without it
+
+    expected = dict(expected_failures or {})
+    cases = list(cases)
+    known = {*CHECKS, *(f"{case}:{check}" for case in cases for check in CHECKS)}
+    unknown = sorted(expected.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"`expected_failures` names {unknown}, not a check of these cases. Checks: "
+            f"{', '.join(CHECKS)}; cases: {', '.join(map(str, cases))}."
+        )
+    parameters: list[Any] = []
+    for case in cases:
+        for name, check in wrapper_checks(case).items():
+            reason = expected.get(f"{case}:{name}", expected.get(name))
+            marks: list[Any] = []
+            if reason is not None:
+                marks = [pytest.mark.xfail(strict=True, reason=reason, raises=ConformanceError)]
+            elif name in ADVICE and not strict:
+                check = _advising(check)
+            parameters.append(pytest.param(check, id=f"{case}:{name}", marks=marks))
+    return pytest.mark.parametrize("check", parameters)
+
+
+def _advising(check: Callable[[], str | None]) -> Callable[[], str | None]:
+    """`check`, with a warning in the place of its error."""
+
+    def advising() -> str | None:
         try:
-            return CHECKS[name](case)
+            return check()
         except ConformanceError as err:
-            raise ConformanceError(f"[{name}] {case}: {err}") from err
-        except Exception as err:
-            where = _author_frame(err, case.wrapper)
-            raise ConformanceError(
-                f"[{name}] {case}: the check stopped at an exception, {type(err).__name__}: {err}\n"
-                f"(raised in {where.name}, {where.filename}:{where.lineno}: {where.line})\n"
-                f"What is checked: {CHECKS[name].__doc__}"
-            ) from err
+            warn(f"Advice: {err}")
+            return None
 
-
-def _author_frame(err: Exception, cls: type) -> traceback.FrameSummary:
-    """The last frame of `err` in the adapter's own module, or in that of a class it inherits."""
-    frames = traceback.extract_tb(err.__traceback__)
-    modules = {c.__module__ for c in cls.__mro__ if not c.__module__.startswith("jno.lora.")}
-    files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
-    own = [frame for frame in frames if frame.filename in files]
-    return (own or frames)[-1]
+    return advising

@@ -1,4 +1,8 @@
-"""Templates: trees with shapes in the place of arrays, as `eqx.filter_eval_shape` makes them."""
+"""Calls of functions that are written for one layer, with a stack of layers or with a template.
+
+`eqx.filter_vmap` of a constructor builds stacks: one object with many layers along leading axes,
+which `lax.scan` or `vmap` run. `eqx.filter_eval_shape` makes templates, with shapes for arrays.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -6,8 +10,24 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 from jax.core import Tracer
+from jaxtyping import Array, PRNGKeyArray
 
 T = TypeVar("T")
+
+
+def over_stack(function: Callable[..., Any], ndim: int) -> Callable[..., Any]:
+    """`function`, mapped over the `ndim` leading axes of every array in its arguments."""
+    for _ in range(ndim):
+        function = eqx.filter_vmap(function)
+    return function
+
+
+def keys_for_stack(key: PRNGKeyArray, layer: Any, ndim: int) -> Array:
+    """One key for each slice of a layer that is stacked along `ndim` leading axes."""
+    if ndim == 0:
+        return key
+    arrays = [leaf for leaf in jax.tree.leaves(layer) if eqx.is_array(leaf)]
+    return jax.random.split(key, arrays[0].shape[:ndim])
 
 
 def call_or_trace(function: Callable[[Any], T], tree: Any) -> T:
