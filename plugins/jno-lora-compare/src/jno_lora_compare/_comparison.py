@@ -86,7 +86,11 @@ class Comparison(Printed):
             "temp MiB": (".3g", lambda row: row.temp_bytes and row.temp_bytes / 2**20),
             "compile s": (".2f", lambda row: row.compile_seconds),
         }
-        if len(self.learning_rates) < 2:
+        at_rates = ""
+        if len(self.learning_rates) > 1:
+            rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+            at_rates = f" at the best of the rates {rates}"
+        else:
             del columns["rate"]
         if all(row.score is None for row in self.rows):
             del columns["score"]
@@ -98,15 +102,11 @@ class Comparison(Printed):
         failed = [f"{row.name}: {row.error}" for row in self.rows if row.error is not None]
         stopped = ["Interrupted: what was not finished is missing."] if self.interrupted else []
         return table(
-            f"{len(self.rows)} candidates, {self.steps:,} steps each{self._at_rates()}",
+            f"{len(self.rows)} candidates, {self.steps:,} steps each{at_rates}",
             [("adapter", "left"), *((heading, "right") for heading in columns)],
             map(cells, self.rows),
             caption="\n".join([*stopped, *failed]),
         )
-
-    def _at_rates(self) -> str:
-        rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
-        return f" at the best of the rates {rates}" if len(self.learning_rates) > 1 else ""
 
     def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
         """The losses on the way, and the final loss over the number of trained parameters.
