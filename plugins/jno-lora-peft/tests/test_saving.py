@@ -20,6 +20,7 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
 )
+from jno.lora.extending import read_tensors
 from jno.lora.peft import load_peft, save_peft
 from jno_lora_peft import _files as files
 from jno_lora_zoo import rsLoRALinear

@@ -120,8 +120,7 @@ class LoRAAttention(AttentionUnit):
     ) -> LoRAWrapper:
         """Restore the adapter; the projections are those that `state` holds.
 
-        **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
-        another shape.
+        **Raises:** `WrapperError` if an array is missing, not expected, or of another shape.
         """
         letters = "".join(p for p in FIELDS if f"lora_A/{p}" in state or f"lora_B/{p}" in state)
         if not letters:

@@ -118,10 +118,7 @@ class PrefixAttention(AttentionUnit):
         return jax.vmap(self.base.output_proj)(heads + prefix)
 
     def merge(self) -> eqx.Module:
-        """A prefix cannot be merged.
-
-        **Raises:** `WrapperError`, always.
-        """
+        """**Raises:** `WrapperError`, always: a prefix cannot be merged."""
         raise WrapperError(_NO_MERGE)
 
     def __getattr__(self, name: str) -> Any:

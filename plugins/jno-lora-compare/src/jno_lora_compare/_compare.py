@@ -100,6 +100,15 @@ def compare(
     check_batches(kept)
     check_loss(loss, model, kept[0])
     contest = _Contest(loss, kept, steps, optimizer, rates, score)
+
+    def trained(candidate: Candidate, name: str, on_step: Callable[[], None]) -> ComparisonRow:
+        net = Net(model, key=key, registry=registry)
+        if candidate != FULL:
+            net.freeze()
+        if candidate not in (FULL, NONE):
+            net.lora(rank, wrapper=candidate, **asked)
+        return contest.row_of(name, net, on_step)
+
     rows: list[ComparisonRow] = []
     each = steps * max(1, len(rates))
     interrupted = False
@@ -109,12 +118,7 @@ def compare(
                 name = _name(candidate)
                 bar.update(completed=number * each, what=name)
                 try:
-                    net = Net(model, key=key, registry=registry)
-                    if candidate != FULL:
-                        net.freeze()
-                    if candidate not in (FULL, NONE):
-                        net.lora(rank, wrapper=candidate, **asked)
-                    rows.append(contest.row_of(name, net, bar.advance))
+                    rows.append(trained(candidate, name, bar.advance))
                 except Exception as err:
                     # The error as text: its traceback would hold on to this candidate's arrays.
                     _LOG.info("The candidate %s failed", name, exc_info=True)

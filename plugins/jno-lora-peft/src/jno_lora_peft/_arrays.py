@@ -43,10 +43,7 @@ class Arrays:
     def replace(
         self, path: str, layer: Any, index: Shape, tensors: Mapping[str, np.ndarray]
     ) -> list[str]:
-        """Replace arrays of the layer at `path`, or of one layer of a stack.
-
-        **Returns:** a line for each array that cannot be replaced, with the reason.
-        """
+        """Replace arrays of a layer, or of one of a stack; a line for each that does not fit."""
         if isinstance(layer, LoRAWrapper):
             return [
                 f"{show_path(path)}: the file replaces arrays of this layer, which carries a "
@@ -73,10 +70,7 @@ class Arrays:
         return problems
 
     def change_bias(self, path: str, layer: Any, changes: Mapping[str, np.ndarray]) -> list[str]:
-        """Multiply the bias of the layer at `path` by `"factor"`, or add `"shift"` to it.
-
-        **Returns:** the reasons, if the bias cannot be changed.
-        """
+        """Multiply a layer's bias by `"factor"`, or add `"shift"`; a line if that cannot be."""
         key, old = self._present(path, layer, "bias")
         if old is None and eqx.is_array(getattr(layer, "bias", None)):
             return [

@@ -21,10 +21,7 @@ class Config:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Config":
-        """Check a configuration. Unknown settings warn, as in PEFT.
-
-        **Raises:** `PeftFormatError` if it is damaged, or of a type that cannot be held.
-        """
+        """Check a configuration. Unknown settings only warn, as in PEFT."""
         peft_type = values.get("peft_type")
         if peft_type not in TYPES:
             raise PeftFormatError(refused_type(peft_type))

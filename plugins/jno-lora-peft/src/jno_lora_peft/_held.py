@@ -37,10 +37,7 @@ class Held:
 
 
 def held(config: Config, module: str, parts: Parts, shared: Parts, layout: Layout) -> Held:
-    """The adapter of one module, from its own tensors and those that all modules share.
-
-    **Raises:** `MisfitError` if it has no exact equivalent here, or does not fit the layer.
-    """
+    """The adapter of one module. **Raises:** `MisfitError` unless it has an exact equivalent."""
     for name, tensor in {**parts, **shared}.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise MisfitError(f"{name}: expected floating numbers, got {tensor.dtype}")

@@ -62,10 +62,9 @@ def load_peft(
     **Returns:** the model, with the adapters around its layers. Those it carried stay. Tensors that
     hold NaN or infinity are loaded, with a `JnoLoraWarning`.
 
-    **Raises:** `PeftFormatError` for files that are damaged, or have no exact equivalent here, and
-    one that lists everything that does not fit the model; `SelectionError` for a bad `rename`,
-    a `Net`, two places of one path, or an adapter that cannot be built; `PluginError` if a plugin
-    is missing.
+    **Raises:** `PeftFormatError` for files that are damaged, without an exact equivalent here, or
+    that do not fit the model (everything at once); `SelectionError` for a bad `rename`, a `Net`, two
+    places of one path, or an adapter that cannot be built; `PluginError` if a plugin is missing.
     """
     expect_model(model, "load_peft")
     values, tensors = read(directory)
@@ -96,7 +95,7 @@ class _Loading:
         self._norms: dict[str, str] = {}
 
     def read(self, found: Tensors, model: PyTree, rename: Rename) -> None:
-        """Fill `adapters` and `arrays`, or `problems`."""
+        """Fill `adapters`, `arrays` and `problems`."""
         places = self._places([*{**found.adapters, **found.plain}], Paths(model), rename)
         paths = {path for path, _ in places.values()}
         self._layers = layers_at(model, paths)
@@ -149,7 +148,6 @@ class _Loading:
         return places
 
     def _layout(self, module: str, path: str) -> Layout:
-        """The layout of the layer for `module`, if it can carry an adapter."""
         layer = self._layers[path]
         layout = layout_of(layer)
         where = f"the layer at {show_path(path)!r}"
@@ -176,7 +174,6 @@ class _Loading:
         return layout
 
     def _adapt(self, path: str, slices: Mapping[Shape, Held]) -> None:
-        """Add the adapter of one layer, from one for each layer of its stack."""
         layer = self._layers[path]
         cls = self._adapter_class(next(iter(slices.values())).variant, layer, path)
         ndim = cls.stack_ndim(layer)

@@ -20,10 +20,7 @@ _SHOWN = 12
 
 
 def module_name(path: str, rename: Rename) -> str:
-    """PEFT's name for the module at `path`.
-
-    **Raises:** `SelectionError` for a bad `rename`.
-    """
+    """PEFT's name for the module at `path`. **Raises:** `SelectionError` for a bad `rename`."""
     if callable(rename):
         name = rename(path)
         if not isinstance(name, str):
@@ -63,10 +60,7 @@ class Paths:
             self._by_name.setdefault(path.replace("/", "."), []).append(path)
 
     def find(self, dotted: str) -> Place | None:
-        """The place that is `dotted` when dots stand for its slashes.
-
-        **Raises:** `SelectionError` if there are two.
-        """
+        """The one place that is `dotted` when dots stand for its slashes, if there is one."""
         found, index = self._by_name.get(dotted, []), ()
         if not found and (in_stack := _SLICE.fullmatch(dotted)):
             found = self._by_name.get(in_stack[1], [])

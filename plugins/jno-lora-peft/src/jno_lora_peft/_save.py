@@ -28,15 +28,14 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
     - `model`: an adapted model.
     - `directory`: made if it does not exist. An adapter in it is replaced.
     - `rename`: from the paths of layers here to PEFT's names of modules: a table of regular
-        expressions and replacements, each used in turn on the path (`{"^": "model/"}`), whose
-        slashes become dots in the end, or a function of the path that returns the dotted name. For
-        a stack it is asked for each layer: `layers/q_proj[3]`.
+        expressions and replacements, each used in turn on the path (`{"^": "model/"}`) before its
+        slashes become dots, or a function of the path that returns the dotted name. Each layer of a
+        stack has a path such as `layers/q_proj[3]`.
 
     **Raises:** `PeftFormatError` that lists every adapter without an exact equivalent in PEFT, and
-    if the adapters are of kinds that PEFT cannot keep together, or an array cannot be read
-    (tracers, donated arrays); nothing is written then. If the files cannot be written: the old ones
-    are whole then, or there is no configuration, so that nothing loads. `SelectionError` for a bad
-    `rename` or a `Net` or a set for the model.
+    if the adapters are of kinds that PEFT cannot keep together, an array cannot be read (tracers,
+    donated arrays), or the files cannot be written: the old ones are whole then, or without a
+    configuration, so that nothing loads. `SelectionError` for a bad `rename` or model.
     """
     expect_model(model, "save_peft")
     problems: list[str] = []
@@ -66,7 +65,6 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
 
 
 def _add(modules: dict[str, Written], one: Written, rename: Rename) -> None:
-    """Add one adapter under PEFT's name for its module."""
     module = module_name(one.path, rename)
     if "[" in module:
         raise MisfitError(
@@ -84,7 +82,6 @@ def _add(modules: dict[str, Written], one: Written, rename: Rename) -> None:
 
 
 def _common_variant(modules: Mapping[str, Written]) -> str:
-    """The one variant of all these adapters."""
     by_variant: dict[str, list[str]] = {}
     for one in modules.values():
         by_variant.setdefault(one.variant, []).append(one.path)

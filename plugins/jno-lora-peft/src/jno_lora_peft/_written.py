@@ -35,8 +35,8 @@ class Written(NamedTuple):
 def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
     """The adapter at `path` for PEFT, or one for each layer of a stack.
 
-    **Raises:** `MisfitError` if PEFT has no exact equivalent for it; `PeftFormatError` for an array
-    whose values cannot be read.
+    **Raises:** `MisfitError` if PEFT has no exact equivalent; `PeftFormatError` for values that
+    cannot be read.
     """
     base: Any = wrapper.base
     layout = layout_of(base)
@@ -89,7 +89,6 @@ def _without_multiplier(state: Arrays) -> Arrays:
 
 
 def _tensors(variant: str, arrays: Arrays, layout: Layout) -> tuple[int, Arrays]:
-    """The rank and the tensors in PEFT of the adapter of one layer."""
     if variant == "ia3":
         if layout.kind == "embedding" or len(layout.kernel) == 1:
             what = "embeddings" if layout.kind == "embedding" else "convolutions of one axis"
@@ -111,7 +110,6 @@ def _tensors(variant: str, arrays: Arrays, layout: Layout) -> tuple[int, Arrays]
 
 
 def _values(array: Any, what: str) -> np.ndarray:
-    """The values of an array. **Raises:** `PeftFormatError` if they cannot be read."""
     try:
         return values_of(array, what)
     except CheckpointError as err:

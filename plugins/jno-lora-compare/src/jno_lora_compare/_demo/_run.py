@@ -100,10 +100,7 @@ def _pretrained(console: Console, digits: Digits, effort: Effort, seed: int) -> 
 
 
 def _merged(best: Outcome, digits: Digits, path: Path) -> Merged:
-    """Merge, write, read into a plain `Classifier`, and compare on the test scans of both domains.
-
-    The reader needs Equinox and the class of the model, and nothing of adapters.
-    """
+    """Merge, write, read with Equinox alone, and compare on the test scans of both domains."""
     adapted = best.row.model
     eqx.tree_serialise_leaves(path, merge_lora(adapted))
     skeleton = eqx.filter_eval_shape(Classifier, jax.random.key(0))

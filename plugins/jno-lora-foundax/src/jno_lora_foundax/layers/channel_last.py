@@ -29,10 +29,9 @@ class ChannelLastKernelLayer(LayerKind):
     The layers do not say which axis is which, and an array cannot tell: `num_spatial_dims` does,
     for the classes it knows. Every other kernel is refused. A subclass declares another library's.
 
-    There are no fast paths: every layer is called with the law's kernel in it, whatever padding,
-    stride and batch axes it handles. A batch shares that kernel. Convolving with `A` apart would
-    save the gradient of the whole kernel, and cost one more thin convolution. For UNets on a CPU
-    that was slower more often than faster.
+    There are no fast paths: every layer is called with the law's kernel in it, which a batch
+    shares. Convolving with `A` apart would save the gradient of the whole kernel, and cost one more
+    thin convolution. For UNets on a CPU that was slower more often than faster.
     """
 
     @classmethod
@@ -103,10 +102,9 @@ class ChannelLastConvLayer(ChannelLastKernelLayer):
 class ChannelLastConvTransposeLayer(ChannelLastKernelLayer):
     """`ConvTranspose1d`, `ConvTranspose2d` and `ConvTranspose3d` of foundax.
 
-    They allocate their kernel as `(*kernel_size, out, in)`, but the call sums over the last axis
-    but one: what it computes with is `(*kernel_size, in, out)`, and the call is the truth. Where
-    the two differ in size the layer cannot run at all, and is refused; foundax's own models only
-    have such with as many outputs as inputs.
+    They allocate their kernel as `(*kernel_size, out, in)`, but the call, which is the truth, uses
+    it as `(*kernel_size, in, out)`. Where the two differ in size the layer cannot run at all, and
+    is refused; foundax's own models have as many outputs as inputs there.
     """
 
     @classmethod
