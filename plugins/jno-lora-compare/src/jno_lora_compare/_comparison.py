@@ -27,12 +27,10 @@ class ComparisonRow:
     - `temp_bytes`: the temporary memory of the compiled step, beside its arguments and results;
         `None` where the compiler does not say.
     - `compile_seconds`: how long tracing and compiling the step took.
-    - `learning_rate`: the best of those that were tried; `None` with an optimiser of your own, and
-        where nothing trains.
+    - `learning_rate`: the best one; `None` with an optimiser of your own, and where nothing trains.
     - `score`: the number that `score` returned for the trained model, the first of a tuple.
     - `model`: the trained model, with its adapters.
-    - `error`: why the candidate could not be trained. Then all of the above but `name` are `None`,
-        and `losses` is empty.
+    - `error`: why the candidate could not be trained. Then only `name` is set beside it.
     """
 
     name: str

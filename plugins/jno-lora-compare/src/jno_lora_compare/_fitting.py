@@ -16,10 +16,7 @@ Loss = Callable[[Any, Any], Array]
 
 
 class Fit(NamedTuple):
-    """The trained part of a model; the loss at each step, before its update, and how long it took.
-
-    The first step may take longer than the others, to compile.
-    """
+    """The trained part of a model; the loss at each step, before its update, and its seconds."""
 
     trainable: PyTree
     losses: tuple[float, ...]

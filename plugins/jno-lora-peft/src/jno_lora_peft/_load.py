@@ -62,9 +62,9 @@ def load_peft(
     **Returns:** the model, with the adapters around its layers. Those it carried stay. Tensors that
     hold NaN or infinity are loaded, with a `JnoLoraWarning`.
 
-    **Raises:** `PeftFormatError` for files that are damaged, without an exact equivalent here, or
-    that do not fit the model (everything at once); `SelectionError` for a bad `rename`, a `Net`, two
-    places of one path, or an adapter that cannot be built; `PluginError` if a plugin is missing.
+    **Raises:** `PeftFormatError` for files that are damaged, have no exact equivalent here, or do
+    not fit the model (everything at once); `SelectionError` for a bad `rename`, a `Net`, two places
+    of one path, or an adapter that cannot be built; `PluginError` if a plugin is missing.
     """
     expect_model(model, "load_peft")
     values, tensors = read(directory)

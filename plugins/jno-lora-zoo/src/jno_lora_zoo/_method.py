@@ -184,10 +184,7 @@ class Scaled(Method):
 
 
 def as_multiplier(value: Any) -> Float[Array, ""] | None:
-    """The `multiplier` field for this argument of a constructor.
-
-    **Raises:** `ValueError` unless it is one real number or `None`.
-    """
+    """The field for this argument. **Raises:** `ValueError` unless it is one number or `None`."""
     if value is None:
         return None
     array = None

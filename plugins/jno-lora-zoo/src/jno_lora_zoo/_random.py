@@ -26,12 +26,8 @@ def uniform_matrix(
     """A matrix of independent uniform numbers with mean 0, the same for the same seed and stream.
 
     A counter goes through two rounds of an integer hash (the finaliser of MurmurHash3), which XLA
-    fuses into its consumer. Not for cryptography; `jax.random` costs several times as much.
-
-    **Arguments:**
-
-    - `seed`: four numbers from 0 to 255, of any dtype.
-    - `stream`: tells the matrices of one seed apart.
+    fuses into its consumer. Not for cryptography; `jax.random` costs several times as much. `seed`
+    has four numbers from 0 to 255, of any dtype; `stream` tells the matrices of one seed apart.
     """
     is_float = jnp.issubdtype(seed.dtype, jnp.floating)
     digits = (jnp.round(seed) if is_float else seed).astype(jnp.uint32)

@@ -26,13 +26,8 @@ class Triplets(NamedTuple):
 def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
     """The `r` largest singular triplets of `W`.
 
-    **Arguments:**
-
-    - `svd`: `"exact"`, `"randomized"`, or `"auto"`, which takes a random subspace for matrices that
-        are large beside the rank.
-    - `key`: for the random subspace.
-
-    **Raises:** `ValueError` for another `svd`.
+    `svd` is `"exact"`, `"randomized"` (in a random subspace, by `key`), or `"auto"`: the second for
+    matrices that are large beside the rank.
     """
     _check(svd, ("auto", "exact", "randomized"))
     smaller = min(W.shape)
@@ -46,13 +41,9 @@ def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> T
 def smallest(W: Float[Array, "out in"], r: int, svd: str) -> Triplets:
     """The `r` smallest singular triplets of `W`, among as many as its smaller side.
 
-    **Arguments:**
-
-    - `svd`: `"exact"` (as is `"auto"` here), or `"gram"`: eigenvectors of `W W^T` or `W^T W`, in
-        half the time. That squares the condition: singular values below `1e-4` times the largest
-        are noise in float32, and the triplets' product is off by `1e-3` to `4e-2` of its norm.
-
-    **Raises:** `ValueError` for another `svd`.
+    `svd` is `"exact"` (as is `"auto"` here), or `"gram"`: eigenvectors of `W W^T` or `W^T W`, in
+    half the time. That squares the condition: singular values below `1e-4` times the largest are
+    noise in float32, and the triplets' product is off by `1e-3` to `4e-2` of its norm.
     """
     _check(svd, ("auto", "exact", "gram"))
     if svd != "gram":

@@ -172,8 +172,8 @@ def _with_one_group(frame: Any) -> Any:
 def _merged_product(x: Array, weight: Array, A: Array, B: Array, *, frame: Any) -> Array:
     """`(W + B A) x` as one convolution, which is cheaper than two beside it.
 
-    Differentiated as it stands it would compute the gradient of a whole kernel. The rule below has
-    the factored one: its tangents of `A` and `B` go through `r` channels.
+    The rule below keeps the derivative from the whole kernel: `A`'s and `B`'s go through `r`
+    channels.
     """
     return _convolve(frame, x, _adapted(weight, A, B))
 
@@ -199,8 +199,7 @@ def _adapted(weight: Array, A: Array, B: Array) -> Array:
 def _with_rows_changed(x: Array, weight: Array, p: Any, *, f: Any, frame: Any) -> Array:
     """`f(W, p) x` as one convolution: a kernel has fewer numbers than the outputs.
 
-    Its derivative goes through `f(W x, p)`: the gradient of `p` would otherwise need that of a
-    whole kernel.
+    Its derivative goes through `f(W x, p)`, without that of the whole kernel.
     """
     return _convolve(frame, x, f(weight, p))
 

@@ -1,4 +1,4 @@
-"""foundax's convolutions, of its UNets, CNO, MgNO and DeepONet: channels come last in a kernel."""
+"""foundax's layers: convolutions whose kernels have the channels last, and MPP's linear layers."""
 
 import abc
 from typing import Any
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jno_lora_zoo import (
     LayerKind,
+    LinearLayer,
     MeshAxes,
     cast_like,
     in_compute_dtype,
@@ -16,7 +17,7 @@ from jno_lora_zoo import (
     sharded_over,
 )
 
-from .._classes import value_for
+from ._classes import value_for
 
 
 class ChannelLastKernelLayer(LayerKind):
@@ -86,6 +87,7 @@ _TRANSPOSED = {
     ("foundax.architectures.unet", "ConvTranspose3d"): 3,
     ("foundax.architectures.common", "ConvTranspose2d"): 2,
 }
+_SUBSAMPLED = {("jax_mpp.avit_eqx", "SubsampledLinear"): True}
 
 
 class ChannelLastConvLayer(ChannelLastKernelLayer):
@@ -114,3 +116,19 @@ class ChannelLastConvTransposeLayer(ChannelLastKernelLayer):
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         return super().fits(leaf) and leaf.weight.shape[-1] == leaf.weight.shape[-2]
+
+
+class SubsampledLinearLayer(LinearLayer):
+    """MPP's `SubsampledLinear`: a weight `(dim_out, dim_in)`, called with `(x, labels)`.
+
+    The labels choose the columns (or, without `subsample_in`, the rows) that a call uses. The
+    matrix is the whole weight: one adapter for every set of physical fields. A call takes its
+    part of it. The layer is called as it is, with the law's weight in it.
+    """
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        if not value_for(leaf, _SUBSAMPLED):
+            return False
+        sizes = (leaf.dim_out, leaf.dim_in)
+        return is_float_array(leaf.weight) and leaf.weight.shape[-2:] == sizes and 0 not in sizes
