@@ -5,11 +5,10 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jno_lora_zoo import IA3, adapter_dtype_for, scaled, sharded_over
 
-from ._projections import ScaledProjection
 from ._unit import AttentionUnit
 
 
@@ -72,8 +71,8 @@ class IA3Attention(AttentionUnit):
             # A subclass may read the weights in ways of its own.
             return self.merge()(*args, **kwargs)
         # Scaling the weights instead would compute the whole gradient of a weight in training.
-        key = ScaledProjection(self.base.key_proj, self.key_scale)
-        value = ScaledProjection(self.base.value_proj, self.value_scale)
+        key = _ScaledProjection(self.base.key_proj, self.key_scale)
+        value = _ScaledProjection(self.base.value_proj, self.value_scale)
         return eqx.tree_at(_key_and_value, self.base, (key, value))(*args, **kwargs)
 
     def merge(self) -> eqx.nn.MultiheadAttention:
@@ -81,6 +80,16 @@ class IA3Attention(AttentionUnit):
         key = _scaled(self.base.key_proj, self.key_scale)
         value = _scaled(self.base.value_proj, self.value_scale)
         return eqx.tree_at(_key_and_value, self.base, (key, value))
+
+
+class _ScaledProjection(eqx.Module):
+    """`scale * linear(x)`, bias included: stands in for a projection while the layer runs."""
+
+    linear: eqx.nn.Linear
+    scale: Float[Array, " out"]
+
+    def __call__(self, x: Shaped[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
+        return scaled(self.linear(x), self.scale)
 
 
 def _key_and_value(attention: Any) -> tuple[Any, Any]:

@@ -8,12 +8,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jno.lora import LoRAWrapper, WrapperError
-from jno_lora_zoo import LoRA, adapter_dtype_for, cast_like, in_compute_dtype, sharded_over
+from jno_lora_zoo import (
+    LoRA,
+    adapter_dtype_for,
+    cast_like,
+    dtype_of,
+    in_compute_dtype,
+    sharded_over,
+)
 
-from ._projections import LowRankProjection
 from ._unit import FIELDS, AttentionUnit
 
 
@@ -29,9 +35,8 @@ class LoRAAttention(AttentionUnit):
     - `base`: the attention layer.
     - `rank`, `alpha`: of every chosen projection.
     - `key`: for `A`. Each projection has a key of its own: to choose one more changes no other's.
-    - `projections`: letters out of `"qkvo"` (query, key, value, output). By default the query and
-        value projections, as in the paper. Through the core:
-        `net.lora(wrapper="lora-attention", options={"projections": "qkvo"})`.
+    - `projections`: letters out of `"qkvo"` (query, key, value, output); by default `"qv"`, as in
+        the paper: `net.lora(wrapper="lora-attention", options={"projections": "qkvo"})`.
     - `adapter_dtype`: the dtype of `A` and `B`; by default the base's, float32 at least.
 
     **Raises:** `ValueError` if `projections` is empty, repeats a letter or has another one.
@@ -101,7 +106,7 @@ class LoRAAttention(AttentionUnit):
             # A subclass may read the weights in ways of its own.
             return self.merge()(*args, **kwargs)
         adapted = [
-            LowRankProjection(linear, self.lora_A[p], self.lora_B[p], self.scaling)
+            _LowRankProjection(linear, self.lora_A[p], self.lora_B[p], self.scaling)
             for p, linear in zip(self.projections, self._chosen(self.base), strict=True)
         ]
         return eqx.tree_at(self._chosen, self.base, adapted)(*args, **kwargs)
@@ -120,8 +125,7 @@ class LoRAAttention(AttentionUnit):
     ) -> LoRAWrapper:
         """Restore the adapter; the projections are those that `state` holds.
 
-        **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
-        another shape.
+        **Raises:** `WrapperError` if an array is missing, not expected, or of another shape.
         """
         letters = "".join(p for p in FIELDS if f"lora_A/{p}" in state or f"lora_B/{p}" in state)
         if not letters:
@@ -150,6 +154,22 @@ class LoRAAttention(AttentionUnit):
 
     def _chosen(self, attention: Any) -> list[Any]:
         return [getattr(attention, FIELDS[p]) for p in self.projections]
+
+
+class _LowRankProjection(eqx.Module):
+    """`linear(x) + s B A x`: stands in for a projection while the attention layer runs."""
+
+    linear: eqx.nn.Linear
+    A: Float[Array, "r in"]
+    B: Float[Array, "out r"]
+    scaling: float
+
+    def __call__(self, x: Shaped[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
+        # As the product with the weight does it: integers would cut the adapter's arrays.
+        x = x.astype(jnp.result_type(x.dtype, dtype_of(self.linear.weight)))
+        # `x @ A.T`, not `A @ x`: under the layer's `vmap` this is one plain matrix product.
+        h = x @ self.A.T.astype(x.dtype)
+        return self.linear(x) + self.scaling * (h @ self.B.T.astype(x.dtype))
 
 
 def _with_update(linear: Any, A: Array, B: Array, scaling: float) -> Any:

@@ -33,18 +33,16 @@ class PrefixAttention(AttentionUnit):
     Queries are taken after `process_heads`; the prefix, which has no position, does not go through
     it. Masks and dropout apply to the real tokens only.
 
-    A prefix cannot be merged: `merge` raises. The projections read as the base's own, which the
-    prefix leaves as they are.
+    A prefix cannot be merged: `merge` raises. The projections read as the base's own.
 
     **Arguments:**
 
     - `base`: the attention layer.
     - `rank`: the number of prefix tokens.
     - `alpha`: ignored.
-    - `key`: for the prefix. It starts as what the layer's own projections make of random tokens,
-        so that it has the size of the keys and values that the queries know.
-    - `adapter_dtype`: the dtype of the prefix and the gate; by default the base's, float32 at
-        least.
+    - `key`: for the prefix. The layer's own projections make it of random tokens, so that it has
+        the size of the keys and values that the queries know.
+    - `adapter_dtype`: of the prefix and the gate; by default the base's, float32 at least.
 
     Papers: Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
     arXiv:2101.00190, whose prefix shares one softmax with the real tokens and so changes the model
@@ -118,10 +116,7 @@ class PrefixAttention(AttentionUnit):
         return jax.vmap(self.base.output_proj)(heads + prefix)
 
     def merge(self) -> eqx.Module:
-        """A prefix cannot be merged.
-
-        **Raises:** `WrapperError`, always.
-        """
+        """**Raises:** `WrapperError`, always: a prefix cannot be merged."""
         raise WrapperError(_NO_MERGE)
 
     def __getattr__(self, name: str) -> Any:

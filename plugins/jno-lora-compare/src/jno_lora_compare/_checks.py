@@ -45,10 +45,7 @@ def _names_an_adapter(item: Any) -> bool:
 
 
 def checked_rates(given: Any) -> tuple[float, ...]:
-    """One learning rate or several, as numbers.
-
-    **Raises:** `SelectionError` unless all of them are positive numbers.
-    """
+    """One learning rate or several. **Raises:** `SelectionError` unless all are positive."""
     try:
         numbers = np.asarray(given)
         is_real = np.issubdtype(numbers.dtype, np.number) and not np.iscomplexobj(numbers)
@@ -83,16 +80,13 @@ def check_batches(batches: list[PyTree]) -> None:
     first, *others = map(_structure, batches)
     for number, other in enumerate(others, start=1):
         if other != first:
-            differs = 0 if other[0] != first[0] else 1  # the same arrays, in other containers
+            differs, advice = 0, "Leave out the short batch at the end, and make arrays of numbers."
+            if other[0] == first[0]:
+                differs, advice = 1, "Put their arrays into the same containers."
             raise SelectionError(
                 "All batches must have the same shapes, so that every step is the same work, but "
-                f"batch {number} differs from batch 0:\n  {other[differs]}\n"
-                f"  {first[differs]}\n"
-                + (
-                    "Put their arrays into the same containers."
-                    if differs
-                    else "Leave out the short batch at the end, and make arrays of numbers."
-                )
+                f"batch {number} differs from batch 0:\n  {other[differs]}\n  {first[differs]}\n"
+                f"{advice}"
             )
 
 

@@ -72,11 +72,7 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
 
 
 def _task(what: str, signature: inspect.Signature) -> Mapping[str, Any]:
-    """The arguments of `compare` that the function `MODULE:FACTORY` returns.
-
-    **Raises:** `PluginError` if there is no such function; `SelectionError` if it returns something
-    else.
-    """
+    """The arguments of `compare` that the function `MODULE:FACTORY` returns."""
     try:
         factory = pkgutil.resolve_name(what)
     except (ImportError, AttributeError, ValueError) as err:

@@ -1,6 +1,5 @@
 """Adapters side by side: each trained from the same start, on the same batches, for as long."""
 
-import dataclasses
 import itertools
 import logging
 import math
@@ -49,29 +48,28 @@ def compare(
 ) -> Comparison:
     """Train adapters of each kind on your model, from the same start and under the same budget.
 
-    Only the adapters train. A method's best learning rate is its own, so that a fair comparison
-    gives a few of them, and decides by data that nobody trained on (`score`).
-
-    Interrupt it (Ctrl-C) to get what is finished.
+    Only the adapters train. The best learning rate differs between methods: a fair comparison
+    gives several, and decides by data that nobody trained on (`score`). Ctrl-C keeps the finished
+    candidates.
 
     **Arguments:**
 
     - `model`: any pytree that holds Equinox modules, without adapters. It is not changed.
-    - `loss`: `loss(model, batch)`, a scalar. A random one takes its key from the batch; the
-        state of a stateful model is for it to hold.
-    - `batches`: pytrees of arrays of the same shapes, in a list or any other iterable, which may be
-        endless. At most `steps` batches are taken and kept, and begun again when used up.
+    - `loss`: `loss(model, batch)`, a scalar. A random one takes its key from the batch, and holds
+        the state of a stateful model itself.
+    - `batches`: pytrees of arrays of the same shapes, in any iterable, which may be endless. At
+        most `steps` batches are kept, and used again from the first.
     - `wrappers`: the candidates: names (`"DoRALinear"`), variants (`"dora"`), classes, or lists of
         those in order of priority, as for `Net.lora`. `"full"` trains everything, `"none"` nothing.
     - `steps`: how many each candidate is trained.
     - `key`: for the adapters' initial values.
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
-    - `learning_rate`: of Adam, by default 0.001. Give several (a list or an array), and each
-        candidate is trained at each of them, always from the start, and its best one counts.
+    - `learning_rate`: of Adam, by default 0.001. Given several (a list or an array), each candidate
+        is trained from the start at each of them, and its best one counts.
     - `optimizer`: an optax optimiser instead of Adam, with a learning rate of its own.
-    - `score`: `score(model)` says how good a trained model is: a number, the larger the better, or
-        a tuple whose later numbers decide between equal ones. It chooses the learning rate;
-        without it the final loss does.
+    - `score`: `score(model)` rates a trained model: a number, the larger the better, or a tuple
+        whose later numbers decide between equal ones. It chooses the learning rate; without it the
+        final loss does.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
 
     **Returns:** a `Comparison`. A candidate that cannot be trained is a row with its error, if
@@ -101,25 +99,30 @@ def compare(
     kept = list(itertools.islice(batches, steps))
     check_batches(kept)
     check_loss(loss, model, kept[0])
+    contest = _Contest(loss, kept, steps, optimizer, rates, score)
 
-    def adapted(candidate: Candidate) -> Net:
+    def trained(candidate: Candidate, name: str, on_step: Callable[[], None]) -> ComparisonRow:
         net = Net(model, key=key, registry=registry)
-        if candidate == FULL:
-            return net
-        net.freeze()
-        if candidate == NONE:
-            return net
-        return net.lora(rank, wrapper=candidate, **asked)
+        if candidate != FULL:
+            net.freeze()
+        if candidate not in (FULL, NONE):
+            net.lora(rank, wrapper=candidate, **asked)
+        return contest.row_of(name, net, on_step)
 
-    contest = _Contest(adapted, loss, kept, steps, optimizer, rates, score)
     rows: list[ComparisonRow] = []
     each = steps * max(1, len(rates))
     interrupted = False
     try:
         with Bar(len(candidates) * each) as bar:
             for number, candidate in enumerate(candidates):
-                bar.update(completed=number * each, what=_name(candidate))
-                rows.append(contest.row_of(candidate, bar.advance))
+                name = _name(candidate)
+                bar.update(completed=number * each, what=name)
+                try:
+                    rows.append(trained(candidate, name, bar.advance))
+                except Exception as err:
+                    # The error as text: its traceback would hold on to this candidate's arrays.
+                    _LOG.info("The candidate %s failed", name, exc_info=True)
+                    rows.append(ComparisonRow(name, error=f"{type(err).__name__}: {err}"))
                 _LOG.info("%r", rows[-1])
     except KeyboardInterrupt:
         interrupted = True
@@ -144,11 +147,9 @@ def _check_plans(
         raise errors[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Contest:
+class _Contest(NamedTuple):
     """The task, which is the same for all candidates."""
 
-    adapted: Callable[[Candidate], Net]
     loss: Loss
     batches: list[PyTree]
     steps: int
@@ -157,21 +158,14 @@ class _Contest:
     rates: tuple[float, ...]
     score: Callable[[Any], Any] | None
 
-    def row_of(self, candidate: Candidate, on_step: Callable[[], None]) -> ComparisonRow:
-        try:
-            return self.trained(candidate, on_step)
-        except Exception as err:
-            # The error as text: its traceback would hold on to the arrays of this candidate.
-            name = _name(candidate)
-            _LOG.info("The candidate %s failed", name, exc_info=True)
-            return ComparisonRow(name, error=f"{type(err).__name__}: {err}")
-
-    def trained(self, candidate: Candidate, on_step: Callable[[], None]) -> ComparisonRow:
-        net, trainer = self.adapted(candidate), Trainer(self.loss, self.optimizer)
+    def row_of(self, name: str, net: Net, on_step: Callable[[], None]) -> ComparisonRow:
+        """Train what `net` trains, at each rate."""
+        trainer = Trainer(self.loss, self.optimizer)
         trainable, frozen = net.partition()
         cost = trainer.compile(trainable, frozen, self.batches[0])
+        trains = bool(jax.tree.leaves(trainable))
         # A candidate that trains nothing is the same at every rate.
-        rates = self.rates if jax.tree.leaves(trainable) else self.rates[:1]
+        rates = self.rates if trains else self.rates[:1]
 
         def trial(rate: float | None) -> _Trial:
             state = trainer.optimizer.init(trainable)
@@ -186,9 +180,9 @@ class _Contest:
 
         best = max(map(trial, rates or (None,)), key=lambda trial: trial.order)
         return ComparisonRow(
-            name=_name(candidate),
+            name=name,
             trainable=number_of(trainable),
-            learning_rate=best.rate if jax.tree.leaves(trainable) else None,
+            learning_rate=best.rate if trains else None,
             score=None if best.score is None else best.score[0],
             final_loss=best.means[-1],
             best_loss=min(best.means, key=lambda mean: math.inf if math.isnan(mean) else mean),

@@ -27,12 +27,10 @@ class ComparisonRow:
     - `temp_bytes`: the temporary memory of the compiled step, beside its arguments and results;
         `None` where the compiler does not say.
     - `compile_seconds`: how long tracing and compiling the step took.
-    - `learning_rate`: the best of those that were tried; `None` with an optimiser of your own, and
-        where nothing trains.
+    - `learning_rate`: the best one; `None` with an optimiser of your own, and where nothing trains.
     - `score`: the number that `score` returned for the trained model, the first of a tuple.
     - `model`: the trained model, with its adapters.
-    - `error`: why the candidate could not be trained. Then all of the above but `name` are `None`,
-        and `losses` is empty.
+    - `error`: why the candidate could not be trained. Then only `name` is set beside it.
     """
 
     name: str
@@ -86,7 +84,11 @@ class Comparison(Printed):
             "temp MiB": (".3g", lambda row: row.temp_bytes and row.temp_bytes / 2**20),
             "compile s": (".2f", lambda row: row.compile_seconds),
         }
-        if len(self.learning_rates) < 2:
+        at_rates = ""
+        if len(self.learning_rates) > 1:
+            rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+            at_rates = f" at the best of the rates {rates}"
+        else:
             del columns["rate"]
         if all(row.score is None for row in self.rows):
             del columns["score"]
@@ -98,15 +100,11 @@ class Comparison(Printed):
         failed = [f"{row.name}: {row.error}" for row in self.rows if row.error is not None]
         stopped = ["Interrupted: what was not finished is missing."] if self.interrupted else []
         return table(
-            f"{len(self.rows)} candidates, {self.steps:,} steps each{self._at_rates()}",
+            f"{len(self.rows)} candidates, {self.steps:,} steps each{at_rates}",
             [("adapter", "left"), *((heading, "right") for heading in columns)],
             map(cells, self.rows),
             caption="\n".join([*stopped, *failed]),
         )
-
-    def _at_rates(self) -> str:
-        rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
-        return f" at the best of the rates {rates}" if len(self.learning_rates) > 1 else ""
 
     def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
         """The losses on the way, and the final loss over the number of trained parameters.

@@ -1,10 +1,9 @@
 """Train the trainable part of a model by one compiled step, and measure that."""
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,12 +15,8 @@ from jaxtyping import Array, PyTree
 Loss = Callable[[Any, Any], Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """The trained part of a model; the loss at each step, before its update, and how long it took.
-
-    The first step takes longer than the others: it compiles whatever is not compiled yet.
-    """
+class Fit(NamedTuple):
+    """The trained part of a model; the loss at each step, before its update, and its seconds."""
 
     trainable: PyTree
     losses: tuple[float, ...]
@@ -34,12 +29,8 @@ class Fit:
         return 1000 * statistics.median(later) if later else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """The seconds that compiling a step took, and the temporary memory of the compiled step.
-
-    `temp_bytes` is `None` where the compiler does not say.
-    """
+class Cost(NamedTuple):
+    """The seconds that compiling a step took, and its temporary memory, if the compiler says it."""
 
     compile_seconds: float
     temp_bytes: int | None

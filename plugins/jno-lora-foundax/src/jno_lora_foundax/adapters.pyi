@@ -1,9 +1,9 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from typing import Any
-from .layers.channel_last import ChannelLastConvLayer
-from .layers.channel_last import ChannelLastConvTransposeLayer
-from .layers.subsampled_linear import SubsampledLinearLayer
+from .layers import ChannelLastConvLayer
+from .layers import ChannelLastConvTransposeLayer
+from .layers import SubsampledLinearLayer
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoKr

@@ -25,6 +25,9 @@ class SpectralLowRank(LoRAWrapper):
     complex numbers. The layer's own `__call__` runs with the updated weights in it.
     """
 
+    adapter_fields = ("lora_A", "lora_B")
+    formula = "2 r (in + out) per mode"
+
     base: eqx.Module
     # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r).
     lora_A: dict[str, Float[Array, "_ ... r _"]]
@@ -135,10 +138,9 @@ class LoRASpectral(SpectralLowRank):
     each mode: of a layer in d dimensions, `2^d r (in + out) prod(n_modes)`, since `2^(d-1)` corners
     of the spectrum are kept. That is less than the layer has if `r < in out / (in + out)`.
 
-    Per mode, since the modes are what such a layer keeps apart: the matrices act on different
-    frequencies and are never added up, so that no single matrix could have a low rank. (Sharing
-    `A` or `B` among modes would tie the frequencies together.) Every mode keeps its place in the
-    spectrum, and a merged model still runs at any resolution.
+    Per mode, since the matrices act on different frequencies and are never added up, so that no
+    single matrix could have a low rank. (Sharing `A` or `B` would tie the frequencies together.)
+    Every mode keeps its place in the spectrum, and a merged model still runs at any resolution.
 
     Claims foundax's `SpectralConv1d/2d/3d`, and by the same law the layers of GeoFNO and PCNO
     (complex pairs of cosine and sine weights; the constant mode's matrix is real, and so are its
@@ -156,12 +158,10 @@ class LoRASpectral(SpectralLowRank):
     arXiv:2010.08895. The update of complex matrices is ours.
     """
 
-    adapter_fields = ("lora_A", "lora_B")
     variant = "lora"
     auto = True
     paper = "2106.09685"
     bibtex = bibtex_of("2106.09685", "2010.08895")
-    formula = "2 r (in + out) per mode"
 
     @property
     def scaling(self) -> float:
@@ -179,11 +179,9 @@ class rsLoRASpectral(SpectralLowRank):
     Equations", arXiv:2010.08895.
     """
 
-    adapter_fields = ("lora_A", "lora_B")
     variant = "rslora"
     paper = "2312.03732"
     bibtex = bibtex_of("2312.03732", "2010.08895")
-    formula = "2 r (in + out) per mode"
 
     @property
     def scaling(self) -> float:

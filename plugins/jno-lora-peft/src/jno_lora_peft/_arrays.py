@@ -12,10 +12,10 @@ import numpy as np
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.extending import sharded_like, show_array, show_path
 
-from ._layouts import is_transposed
+from ._layouts import Shape, is_transposed
+from ._names import show_index
 
 M = TypeVar("M")
-Index = tuple[int, ...]
 
 
 class Arrays:
@@ -25,10 +25,7 @@ class Arrays:
         self._new: dict[str, Any] = {}
 
     def put_into(self, model: M) -> M:
-        """`model` with these arrays.
-
-        **Raises:** `SelectionError` if two of its arrays have one path.
-        """
+        """`model` with these arrays. **Raises:** `SelectionError` if two have one path."""
         found: set[str] = set()
 
         def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
@@ -44,12 +41,9 @@ class Arrays:
         return jtu.tree_map_with_path(replace, model)
 
     def replace(
-        self, path: str, layer: Any, index: Index, tensors: Mapping[str, np.ndarray]
+        self, path: str, layer: Any, index: Shape, tensors: Mapping[str, np.ndarray]
     ) -> list[str]:
-        """Replace arrays of the layer at `path`, or of one layer of a stack.
-
-        **Returns:** a line for each array that cannot be replaced, with the reason.
-        """
+        """Replace arrays of a layer, or of one of a stack; a line for each that does not fit."""
         if isinstance(layer, LoRAWrapper):
             return [
                 f"{show_path(path)}: the file replaces arrays of this layer, which carries a "
@@ -67,10 +61,7 @@ class Arrays:
                 )
             elif not (_fits(name, tensor.shape, old.shape, index) and _kind(tensor) == _kind(old)):
                 which = f" for the whole stack, here for [{show_index(index)}]" if index else ""
-                problems.append(
-                    f"{key}: the model has {show_array(old)}{which}, the file has "
-                    f"{show_array(tensor)}"
-                )
+                problems.append(_differ(key, old, tensor, which))
             else:
                 new = jnp.asarray(tensor.reshape(old.shape[len(index) :])).astype(old.dtype)
                 if index:
@@ -79,10 +70,7 @@ class Arrays:
         return problems
 
     def change_bias(self, path: str, layer: Any, changes: Mapping[str, np.ndarray]) -> list[str]:
-        """Multiply the bias of the layer at `path` by `"factor"`, or add `"shift"` to it.
-
-        **Returns:** the reasons, if the bias cannot be changed.
-        """
+        """Multiply a layer's bias by `"factor"`, or add `"shift"`; a line if that cannot be."""
         key, old = self._present(path, layer, "bias")
         if old is None and eqx.is_array(getattr(layer, "bias", None)):
             return [
@@ -97,9 +85,7 @@ class Arrays:
             ]
         for kind, change in changes.items():
             if not _fits("bias", change.shape, old.shape, ()):
-                return [
-                    f"{key}: the model has {show_array(old)}, the file has {show_array(change)}"
-                ]
+                return [_differ(key, old, change)]
             wide = jnp.asarray(old, np.promote_types(old.dtype, np.float32))
             change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
             new = wide * change if kind == "factor" else wide + change
@@ -113,12 +99,11 @@ class Arrays:
         return key, self._new.get(key, own if isinstance(own, jax.Array | np.ndarray) else None)
 
 
-def show_index(index: Index) -> str:
-    """An index in a stack as it is written."""
-    return ",".join(map(str, index))
+def _differ(key: str, old: Any, new: np.ndarray, which: str = "") -> str:
+    return f"{key}: the model has {show_array(old)}{which}, the file has {show_array(new)}"
 
 
-def _fits(name: str, new: Index, old: Index, index: Index) -> bool:
+def _fits(name: str, new: Shape, old: Shape, index: Shape) -> bool:
     """Whether an array of shape `new` may replace one of shape `old`, or its slice at `index`."""
     if len(index) > len(old) or any(i >= n for i, n in zip(index, old, strict=False)):
         return False

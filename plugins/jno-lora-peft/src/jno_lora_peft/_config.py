@@ -8,8 +8,8 @@ from typing import Any
 
 from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, warn
-from jno_lora_zoo import LoRA, rsLoRA
 
+from ._layouts import METHODS
 from ._refusals import KNOWN, TYPES, refused_settings, refused_type
 
 
@@ -21,11 +21,7 @@ class Config:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Config":
-        """Check a configuration.
-
-        **Raises:** `PeftFormatError` if it is damaged, or of a type that cannot be held. Unknown
-        settings warn, as in PEFT.
-        """
+        """Check a configuration. Unknown settings only warn, as in PEFT."""
         peft_type = values.get("peft_type")
         if peft_type not in TYPES:
             raise PeftFormatError(refused_type(peft_type))
@@ -47,29 +43,28 @@ class Config:
         """The `peft_type`."""
         return self.values["peft_type"]
 
-    def flag(self, name: str) -> bool:
-        """A setting that is on or off."""
-        return bool(self.values.get(name, False))
+    @property
+    def variant(self) -> str:
+        """The variant here of an adapter of the type `"LORA"`."""
+        if self.values.get("use_dora"):
+            return "dora"
+        return "rslora" if self.values.get("use_rslora") else "lora"
 
     def rank(self, module: str) -> int:
         """The rank for the module of that name."""
-        if self.type == "ADALORA":
-            return self._value("init_r", 12)
-        return self._patterned("rank_pattern", module, self._value("r", _RANKS[self.type]))
+        return self._for(module, "rank_pattern", *_RANKS[self.type])
 
     def alpha(self, module: str) -> float:
         """The numerator of the scale for the module of that name."""
         name = "alpha" if self.type in ("LOHA", "LOKR") else "lora_alpha"
-        if self.type == "ADALORA":
-            return self._value(name, 8)
-        return self._patterned("alpha_pattern", module, self._value(name, 8))
+        return self._for(module, "alpha_pattern", name, 8)
 
     def scale(self, module: str) -> float:
         """The factor of the update, by PEFT's rule."""
         rank, alpha = self.rank(module), self.alpha(module)
         if self.type == "ADALORA":
             return (alpha if alpha > 0 else rank) / (rank + 1e-5)
-        return (rsLoRA if self.flag("use_rslora") else LoRA).low_rank_scale(rank, alpha)
+        return METHODS["rslora" if self.values.get("use_rslora") else "lora"].scale_for(rank, alpha)
 
     def is_target(self, module: str) -> bool:
         """Whether PEFT would put an adapter on the module of that name."""
@@ -92,15 +87,14 @@ class Config:
             return re.fullmatch(names, module) is not None
         return any(module.endswith(name) for name in names)
 
-    def _value(self, name: str, default: Any) -> Any:
-        value = self.values.get(name)
-        return default if value is None else value
-
-    def _patterned(self, pattern: str, module: str, default: Any) -> Any:
-        for key, value in (self.values.get(pattern) or {}).items():
+    def _for(self, module: str, pattern: str, name: str, default: Any) -> Any:
+        # AdaLoRA keeps in its rank_pattern which components are left, and has no alpha_pattern.
+        patterns = {} if self.type == "ADALORA" else self.values.get(pattern) or {}
+        for key, value in patterns.items():
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
-        return default
+        value = self.values.get(name)
+        return default if value is None else value
 
     def _is_layer_to_transform(self, module: str) -> bool:
         wanted = self.values.get("layers_to_transform")
@@ -115,8 +109,12 @@ class Config:
         return False
 
 
-# The defaults of PEFT for `r`.
-_RANKS = {"LORA": 8, "LOHA": 8, "LOKR": 8, "VERA": 256}
+# PEFT's names for the rank, and the defaults.
+_RANKS = {
+    **dict.fromkeys(("LORA", "LOHA", "LOKR"), ("r", 8)),
+    "VERA": ("r", 256),
+    "ADALORA": ("init_r", 12),
+}
 
 
 def _names(names: str | list[str], module: str) -> bool:
@@ -128,12 +126,9 @@ def _names(names: str | list[str], module: str) -> bool:
 
 def _malformed(values: Mapping[str, Any]) -> list[str]:
     """A line for each setting that is not of the type that PEFT writes."""
-    # AdaLoRA keeps there which components are left; the tensors hold those alone.
-    values = {
-        name: value
-        for name, value in values.items()
-        if (values["peft_type"], name) != ("ADALORA", "rank_pattern")
-    }
+    if values["peft_type"] == "ADALORA":
+        # It keeps there which components are left; the tensors hold those alone.
+        values = {**values, "rank_pattern": None}
     found = [
         f"{name} is {value!r}, not {_CHECKS[name][0]}"
         for name, value in values.items()

@@ -1,7 +1,9 @@
-"""The two files of a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`."""
+"""The two files of a PEFT adapter, and the names of the tensors in them."""
 
+import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,50 +19,89 @@ CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 
+# In front of every name: the two levels that PEFT puts around a model.
+PREFIX = "base_model.model."
+# The matrices that the layers of a VeRA adapter share.
+SHARED = ("base_model.vera_A", "base_model.vera_B")
+
+_PARTS = {
+    "LORA": r"lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?"
+    r"|lora_velora_embed",
+    "ADALORA": "lora_[ABE]",
+    "LOHA": "hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)",
+    "LOKR": "lokr_(?:w1|w1_a|w1_b|w2|w2_a|w2_b|t2)",
+    "VERA": "vera_lambda_[bd]",
+    "IA3": "ia3_l",
+    "LN_TUNING": "(?!)",  # its tensors are those of plain modules
+}
+# Where PEFT keeps the module that it wrapped, or the copy of it that was trained.
+_WRAPPED = re.compile(r"(^|\.)(base_layer|modules_to_save|ln_tuning_layers)(?=\.)")
+
 
 def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The configuration and the tensors in `directory`.
-
-    **Raises:** `PeftFormatError` if a file is missing or damaged, or both are being replaced.
-    """
-    folder = Path(directory)
+    """The configuration and the tensors in `directory`."""
+    folder, shown = Path(directory), repr(os.fspath(directory))
     if not folder.is_dir():
         raise PeftFormatError(
-            f"{os.fspath(directory)!r} is not a directory. Give the one that PEFT's "
-            f"`save_pretrained` wrote, with {CONFIG} and {TENSORS} in it."
+            f"{shown} is not a directory. Give the one that PEFT's `save_pretrained` wrote, with "
+            f"{CONFIG} and {TENSORS} in it."
         )
     try:
         config = read_json(folder / CONFIG)
-        tensors = _read_tensors(folder)
+        if not (folder / TENSORS).exists() and (folder / _PICKLE).exists():
+            raise PeftFormatError(
+                f"{shown} holds its tensors in {_PICKLE}, a pickle, which can run any program when "
+                "it is read. Load it with PEFT where you trust it, and save it again: "
+                f"`save_pretrained` writes {TENSORS}."
+            )
+        tensors = read_tensors(folder / TENSORS)
         changed = read_json(folder / CONFIG) != config
     except CheckpointError as err:
         raise PeftFormatError(str(err)) from err
     if changed:
-        raise PeftFormatError(
-            f"{os.fspath(directory)!r} was written while it was read. Load it again."
-        )
+        raise PeftFormatError(f"{shown} was written while it was read. Load it again.")
     return config, tensors
 
 
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    if not (folder / TENSORS).exists() and (folder / _PICKLE).exists():
-        raise PeftFormatError(
-            f"{os.fspath(folder)!r} holds its tensors in {_PICKLE}, a pickle, which can run any "
-            "program when it is read. Load it with PEFT where you trust it, and save it again: "
-            f"`save_pretrained` writes {TENSORS}."
-        )
-    return read_tensors(folder / TENSORS)
+@dataclasses.dataclass(frozen=True)
+class Tensors:
+    """The tensors of a file by the names of modules, which are those of the model without PEFT.
+
+    - `adapters`: those of the adapters: `{module: {part: tensor}}`, such as `lora_A.weight`.
+    - `plain`: whole arrays of modules: `{module: {name: tensor}}`, such as `weight`.
+    - `shared`: those that no module has alone.
+    """
+
+    adapters: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    plain: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    shared: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def by_module(tensors: Mapping[str, np.ndarray], peft_type: str) -> Tensors:
+    """The tensors of a file, sorted by module."""
+    part_of_adapter = re.compile(rf"(?:(.*)\.)?({_PARTS[peft_type]})")
+    found = Tensors()
+    for key, tensor in tensors.items():
+        if key in SHARED:
+            found.shared[key] = tensor
+            continue
+        name = key.removeprefix(PREFIX)
+        match = part_of_adapter.fullmatch(name)
+        if match:
+            part = match[2].removesuffix(".weight") if "magnitude" in match[2] else match[2]
+            found.adapters.setdefault(match[1] or "", {})[part] = tensor
+        elif ".original_module." not in f".{name}":  # which PEFT keeps beside what was trained
+            module, _, array = _WRAPPED.sub("", name).removeprefix(".").rpartition(".")
+            found.plain.setdefault(module, {})[array] = tensor
+    return found
 
 
 def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Write both files into `directory`, which is made if need be.
 
     Both are on the disk before an old one is touched, and there is no configuration while the
-    tensors change: an adapter without one is refused. A process that is killed between those steps
-    leaves it so.
-
-    **Raises:** `PeftFormatError` if that fails. The old files are whole then, unless the new
-    configuration alone could not take its place: then there is no configuration.
+    tensors change. If that fails or is killed, the old files are whole, or the configuration is
+    missing, and an adapter without one is refused.
     """
     # Here, because only those who save need them.
     import safetensors
@@ -89,9 +130,9 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
 
 def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
     """A line for each tensor that holds NaN or infinity."""
-    counts = {name: x.size - np.count_nonzero(np.isfinite(x)) for name, x in tensors.items()}
-    return [
-        f"{name}: {count:,} of {tensors[name].size:,} numbers"
-        for name, count in counts.items()
-        if count
-    ]
+    lines: list[str] = []
+    for name, tensor in tensors.items():
+        count = tensor.size - np.count_nonzero(np.isfinite(tensor))
+        if count:
+            lines.append(f"{name}: {count:,} of {tensor.size:,} numbers")
+    return lines

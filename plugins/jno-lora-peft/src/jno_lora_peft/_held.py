@@ -7,9 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._config import Config
-from ._keys import SHARED
+from ._files import SHARED
 from ._layouts import Layout
-from ._updates import UPDATES, MisfitError, Parts, check, factors, refuse_layer, scale_of, widened
+from ._updates import (
+    UPDATES,
+    Factors,
+    MisfitError,
+    Parts,
+    alpha_for,
+    check,
+    factors,
+    refuse_layer,
+    widened,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +37,7 @@ class Held:
 
 
 def held(config: Config, module: str, parts: Parts, shared: Parts, layout: Layout) -> Held:
-    """The adapter of one module.
-
-    **Arguments:**
-
-    - `parts`: its tensors, by their names in the module.
-    - `shared`: those that all modules share.
-    - `layout`: of the layer that it belongs to here.
-
-    **Raises:** `MisfitError` if it has no exact equivalent here, or does not fit the layer.
-    """
+    """The adapter of one module. **Raises:** `MisfitError` unless it has an exact equivalent."""
     for name, tensor in {**parts, **shared}.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise MisfitError(f"{name}: expected floating numbers, got {tensor.dtype}")
@@ -46,40 +47,32 @@ def held(config: Config, module: str, parts: Parts, shared: Parts, layout: Layou
     if config.type == "IA3":
         return _ia3(config, module, wide, layout)
     if config.type == "VERA":
-        A, B = _vera(config, module, wide, shared, layout)
-        return _low_rank("lora", A, B, 1.0, layout)
-    A, B = UPDATES[config.type](wide, config.rank(module), layout)
-    return _low_rank("lora", A, B, config.scale(module), layout)
+        product, scale = _vera(config.rank(module), wide, shared, layout), 1.0
+    else:
+        product = UPDATES[config.type](wide, config.rank(module), layout)
+        scale = config.scale(module)
+    return _low_rank("lora", product, scale, config.alpha(module), layout)
 
 
 def _lora(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
-    rank, alpha, scale = config.rank(module), config.alpha(module), config.scale(module)
-    dora, has_bias = config.flag("use_dora"), config.flag("lora_bias")
-    down, up = layout.factors
+    rank, scale, variant = config.rank(module), config.scale(module), config.variant
     if rank % layout.groups:
         raise MisfitError(f"the rank {rank} is not a multiple of the {layout.groups} groups")
-    shapes = {down: layout.down_shape(rank), up: layout.up_shape(rank)}
-    if dora:
-        shapes["lora_magnitude_vector"] = layout.magnitude_shape
-    if has_bias:
-        shapes["lora_B.bias"] = (layout.outputs,)
-    check(parts, shapes, ignored="lora_velora_embed")
-    refuse_layer(layout, dora=dora)
-    matrices = layout.to_matrices(parts[down], parts[up])
+    table = layout.tensors(variant, rank)
+    bias = {"lora_B.bias": (layout.outputs,)} if config.values.get("lora_bias") else {}
+    check(parts, dict(table.values()) | bias, ignored="lora_velora_embed")
+    refuse_layer(layout, dora=variant == "dora")
+    arrays = {field: parts[name] for field, (name, _) in table.items()}
+    matrices = layout.to_matrices(arrays["lora_A"], arrays["lora_B"])
     if matrices is None:
         raise MisfitError(
             f"its update sees the inputs of all {layout.groups} groups, where the layer's kernel "
             "sees those of one, so that no kernel holds it"
         )
-    variant = "dora" if dora else "rslora" if config.flag("use_rslora") else "lora"
-    rescaled = dora and config.flag("use_rslora")
-    found = _low_rank(variant, *matrices, scale, layout, None if rescaled else (rank, alpha))
-    if dora:
-        magnitude = parts["lora_magnitude_vector"].reshape(-1)
-        found = dataclasses.replace(found, state={**found.state, "magnitude": magnitude})
-    if has_bias:
-        found = dataclasses.replace(found, bias={"shift": scale * parts["lora_B.bias"]})
-    return found
+    found = _low_rank(variant, matrices, scale, config.alpha(module), layout)
+    vectors = {name: x.reshape(-1) for name, x in arrays.items() if name not in found.state}
+    shift = {"shift": scale * parts["lora_B.bias"]} if bias else {}
+    return dataclasses.replace(found, state={**found.state, **vectors}, bias=shift)
 
 
 def _ia3(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
@@ -88,16 +81,14 @@ def _ia3(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
             "it is one of the feedforward_modules: PEFT scales their inputs, and IA3 here scales "
             "outputs"
         )
-    check(parts, {"ia3_l": layout.scale_shape})
-    scale = parts["ia3_l"].reshape(-1)
+    ((field, (name, shape)),) = layout.tensors("ia3", 1).items()
+    check(parts, {name: shape})
+    scale = parts[name].reshape(-1)
     # PEFT scales the output of the layer, so the bias too.
-    return Held("ia3", 1, 1.0, {"scale": scale}, {"factor": scale})
+    return Held("ia3", 1, 1.0, {field: scale}, {"factor": scale})
 
 
-def _vera(
-    config: Config, module: str, parts: Parts, shared: Parts, layout: Layout
-) -> tuple[np.ndarray, np.ndarray]:
-    rank = config.rank(module)
+def _vera(rank: int, parts: Parts, shared: Parts, layout: Layout) -> Factors:
     check(parts, {"vera_lambda_b": (layout.outputs,), "vera_lambda_d": (rank,)})
     if set(SHARED) - shared.keys():
         raise MisfitError(
@@ -116,18 +107,9 @@ def _vera(
     return d[:, None] * A[:, :inputs], b[:, None] * B[:outputs]
 
 
-def _low_rank(
-    variant: str,
-    A: np.ndarray,
-    B: np.ndarray,
-    scale: float,
-    layout: Layout,
-    given: tuple[int, float] | None = None,
-) -> Held:
-    """`s B A` as an adapter whose scale is `s`.
-
-    - `given`: a rank and the alpha that gives this scale with it, kept as the file has them.
-    """
+def _low_rank(variant: str, product: Factors, scale: float, alpha: float, layout: Layout) -> Held:
+    """`s B A` as an adapter of scale `s`, with the alpha of the file if that gives this scale."""
+    A, B = product
     outputs, inputs = layout.matrix
     if A.shape[1:] != (inputs,) or B.shape != (outputs, len(A)):
         raise MisfitError(
@@ -136,12 +118,9 @@ def _low_rank(
         )
     if len(A) > min(outputs, inputs):
         # No adapter here has a larger rank than its layer's matrix.
-        product = B.astype(np.float64) @ A.astype(np.float64)
-        A, B = factors(product.astype(np.result_type(A, B)))
+        whole = B.astype(np.float64) @ A.astype(np.float64)
+        A, B = factors(whole.astype(np.result_type(A, B)))
     elif len(A) == 0:  # AdaLoRA has taken all of it away
         A, B = np.zeros((1, inputs), A.dtype), np.zeros((outputs, 1), B.dtype)
-    rank = len(A)
-    alpha = scale / scale_of(variant, rank, 1.0)
-    if given is not None and given[0] == rank:
-        alpha = float(given[1])
-    return Held(variant, rank, alpha, {"lora_A": A, "lora_B": B})
+    alpha = alpha_for(variant, len(A), scale, alpha)
+    return Held(variant, len(A), alpha, {"lora_A": A, "lora_B": B})

@@ -8,8 +8,12 @@ import equinox as eqx
 import numpy as np
 
 from jno.lora import ConvLike, LinearLike
+from jno_lora_zoo import IA3, DoRA, LoRA, rsLoRA
 
-Kind = Literal["linear", "conv", "embedding"]
+# The methods that hold adapters of PEFT, by variant.
+METHODS: dict[str, Any] = {str(method.variant): method for method in (LoRA, rsLoRA, DoRA, IA3)}
+
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,42 +26,43 @@ class Layout:
         it computes something else than the merged layer; empty for most.
     """
 
-    kind: Kind
+    kind: Literal["linear", "conv", "embedding"]
     outputs: int
     inputs: int
     groups: int = 1
-    kernel: tuple[int, ...] = ()
+    kernel: Shape = ()
     odd: str = ""
 
     @property
+    def weight_shape(self) -> Shape:
+        """The shape of the layer's own weight."""
+        if self.kind == "embedding":
+            return self.inputs, self.outputs
+        return self.outputs, self.inputs // self.groups, *self.kernel
+
+    @property
     def matrix(self) -> tuple[int, int]:
-        """The shape of the layer's weight as a matrix."""
+        """The shape of that weight as a matrix."""
         return self.outputs, self.inputs // self.groups * math.prod(self.kernel)
 
-    @property
-    def factors(self) -> tuple[str, str]:
-        """PEFT's names for `A` and `B`."""
-        if self.kind == "embedding":
-            return "lora_embedding_A", "lora_embedding_B"
-        return "lora_A.weight", "lora_B.weight"
-
-    @property
-    def magnitude_shape(self) -> tuple[int, ...]:
-        """The shape of DoRA's magnitude."""
-        return (1, self.outputs, *(1 for _ in self.kernel)) if self.kernel else (self.outputs,)
-
-    @property
-    def scale_shape(self) -> tuple[int, ...]:
-        """The shape of IA3's scale."""
-        return self.magnitude_shape if self.kernel else (self.outputs, 1)
-
-    def down_shape(self, rank: int) -> tuple[int, ...]:
-        """The shape of PEFT's `A`."""
-        return (rank, self.inputs, *self.kernel)
-
-    def up_shape(self, rank: int) -> tuple[int, ...]:
-        """The shape of PEFT's `B`."""
-        return (self.outputs, rank // self.groups, *(1 for _ in self.kernel))
+    def tensors(self, variant: str, rank: int) -> dict[str, tuple[str, Shape]]:
+        """PEFT's names and shapes for the arrays of an adapter here, by their fields."""
+        embedding = self.kind == "embedding"
+        ones = (1,) * len(self.kernel)
+        row = (1, self.outputs, *ones) if self.kernel else (self.outputs,)
+        table: dict[str, tuple[str, Shape]] = {
+            "lora_A": (
+                "lora_embedding_A" if embedding else "lora_A.weight",
+                (rank, self.inputs, *self.kernel),
+            ),
+            "lora_B": (
+                "lora_embedding_B" if embedding else "lora_B.weight",
+                (self.outputs, rank // self.groups, *ones),
+            ),
+            "magnitude": ("lora_magnitude_vector", row),
+            "scale": ("ia3_l", row if self.kernel else (self.outputs, 1)),
+        }
+        return {field: table[field] for field in METHODS[variant].adapter_fields}
 
     def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """`(r, in)` and `(out, r)`, whose product is the update that PEFT's `A` and `B` make.
@@ -80,15 +85,12 @@ class Layout:
             spread[group, :, group] = block
         return own.reshape(groups * each, -1), spread.reshape(self.outputs, -1)
 
-    def from_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """PEFT's `A` and `B` for `(r, in)` and `(out, r)`; with groups, of `r` for each."""
-        if self.groups > 1:
-            # The one `A` that serves all groups, once for each, on the inputs of that group.
-            by_group = np.zeros((self.groups, len(A), self.groups, A.shape[1]), A.dtype)
-            for group in range(self.groups):
-                by_group[group, :, group] = A
-            A = by_group.reshape(self.groups * len(A), -1)
-        return A.reshape(self.down_shape(len(A))), B.reshape(self.up_shape(len(A)))
+    def for_all_groups(self, A: np.ndarray) -> np.ndarray:
+        """The one `A` that serves all groups, once for each, on the inputs of that group."""
+        by_group = np.zeros((self.groups, len(A), self.groups, A.shape[1]), A.dtype)
+        for group in range(self.groups):
+            by_group[group, :, group] = A
+        return by_group.reshape(self.groups * len(A), -1)
 
 
 def layout_of(layer: Any) -> Layout | None:
@@ -96,12 +98,10 @@ def layout_of(layer: Any) -> Layout | None:
     weight: Any = getattr(layer, "weight", None)
     if getattr(weight, "ndim", 0) < 2:
         return None
-    for find in (_embedding, _conv, _linear):
-        layout = find(layer)
-        if layout is not None:
-            shape = _weight_shape(layout)
-            return layout if weight.shape[-len(shape) :] == shape else None
-    return None
+    layout = _embedding(layer) or _conv(layer) or _linear(layer)
+    if layout is None or weight.shape[-len(layout.weight_shape) :] != layout.weight_shape:
+        return None
+    return layout
 
 
 def is_transposed(layer: Any) -> bool:
@@ -113,39 +113,25 @@ def _embedding(layer: Any) -> Layout | None:
     rows, size = getattr(layer, "num_embeddings", None), getattr(layer, "embedding_size", None)
     if not isinstance(rows, int) or not isinstance(size, int):
         return None
-    return Layout("embedding", outputs=size, inputs=rows)
+    return Layout("embedding", size, rows)
 
 
 def _conv(layer: Any) -> Layout | None:
     kernel = getattr(layer, "kernel_size", None)
-    if not isinstance(layer, ConvLike) or not isinstance(kernel, tuple):
-        return None
-    if is_transposed(layer):
+    if not isinstance(layer, ConvLike) or not isinstance(kernel, tuple) or is_transposed(layer):
         return None
     dilation = getattr(layer, "dilation", 1)
     mode = str(getattr(layer, "padding_mode", "ZEROS"))
     odd = [f"padding_mode={mode!r}"] if mode.upper() != "ZEROS" else []
     odd += [f"dilation={dilation}"] if set(np.ravel(dilation)) != {1} else []
-    return Layout(
-        "conv",
-        outputs=layer.out_channels,
-        inputs=layer.in_channels,
-        groups=getattr(layer, "groups", 1),
-        kernel=kernel,
-        odd=" and ".join(odd),
-    )
+    groups = getattr(layer, "groups", 1)
+    outputs, inputs = layer.out_channels, layer.in_channels
+    return Layout("conv", outputs, inputs, groups, kernel, " and ".join(odd))
 
 
 def _linear(layer: Any) -> Layout | None:
     if not isinstance(layer, eqx.nn.Linear | LinearLike):
         return None
-    outputs, inputs = (
-        1 if size == "scalar" else size for size in (layer.out_features, layer.in_features)
-    )
-    return Layout("linear", outputs=outputs, inputs=inputs)
-
-
-def _weight_shape(layout: Layout) -> tuple[int, ...]:
-    if layout.kind == "embedding":
-        return layout.inputs, layout.outputs
-    return layout.outputs, layout.inputs // layout.groups, *layout.kernel
+    sizes = layer.out_features, layer.in_features
+    outputs, inputs = (1 if size == "scalar" else size for size in sizes)
+    return Layout("linear", outputs, inputs)

@@ -9,6 +9,8 @@ from jno.lora import SelectionError
 from jno.lora.extending import bullets, module_paths, nearest, show_path
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
+# The path of a layer, and the index in its stack; `()` for a layer that is not one of a stack.
+Place = tuple[str, tuple[int, ...]]
 
 # One layer of a stack: `layers/q_proj[3]`, or `[1,3]` of a stack along two axes.
 _SLICE = re.compile(r"(.*)\[(\d+(?:,\d+)*)\]")
@@ -18,33 +20,16 @@ _SHOWN = 12
 
 
 def module_name(path: str, rename: Rename) -> str:
-    """PEFT's name for the module at `path`."""
-    return _renamed(path, rename).replace("/", ".")
-
-
-def dotted_path(module: str, rename: Rename) -> str:
-    """The path here of PEFT's `module`, with dots for slashes, so that both can be compared."""
-    given = module if callable(rename) else module.replace(".", "/")
-    return _renamed(given, rename).replace("/", ".")
-
-
-def slice_of(path: str) -> tuple[str, tuple[int, ...]]:
-    """A path and the index in a stack that stands behind it. Without one the index is `()`."""
-    found = _SLICE.fullmatch(path)
-    return (found[1], tuple(map(int, found[2].split(",")))) if found else (path, ())
-
-
-def _renamed(name: str, rename: Rename) -> str:
-    if rename is None:
-        return name
+    """PEFT's name for the module at `path`. **Raises:** `SelectionError` for a bad `rename`."""
     if callable(rename):
-        new = rename(name)
-        if not isinstance(new, str):
+        name = rename(path)
+        if not isinstance(name, str):
             raise SelectionError(
-                f"`rename` must return a string, but for {name!r} it returned {new!r}"
+                f"`rename` must return a string, but for {path!r} it returned {name!r}"
             )
-        return new
-    for pattern, replacement in rename.items():
+        return name.replace("/", ".")
+    name = path
+    for pattern, replacement in (rename or {}).items():
         try:
             name = re.sub(pattern, replacement, name)
         except re.error as err:
@@ -52,7 +37,17 @@ def _renamed(name: str, rename: Rename) -> str:
                 f"The rule {pattern!r}: {replacement!r} of `rename` is not a valid regular "
                 f"expression with its replacement: {err}"
             ) from err
-    return name
+    return name.replace("/", ".")
+
+
+def show_index(index: tuple[int, ...]) -> str:
+    """An index in a stack as it is written."""
+    return ",".join(map(str, index))
+
+
+def dotted_path(module: str, rename: Rename) -> str:
+    """The path here of PEFT's `module`, with dots for slashes, so that both can be compared."""
+    return module_name(module if callable(rename) else module.replace(".", "/"), rename)
 
 
 class Paths:
@@ -64,24 +59,21 @@ class Paths:
         for path in self.all:
             self._by_name.setdefault(path.replace("/", "."), []).append(path)
 
-    def find(self, dotted: str) -> str | None:
-        """The path that is `dotted` when dots stand for its slashes.
-
-        **Raises:** `SelectionError` if there are two.
-        """
-        found = self._by_name.get(dotted, [])
+    def find(self, dotted: str) -> Place | None:
+        """The one place that is `dotted` when dots stand for its slashes, if there is one."""
+        found, index = self._by_name.get(dotted, []), ()
+        if not found and (in_stack := _SLICE.fullmatch(dotted)):
+            found = self._by_name.get(in_stack[1], [])
+            index = tuple(map(int, in_stack[2].split(",")))
         if len(found) > 1:
             raise SelectionError(
                 f"Several layers may be meant by {dotted!r}: a dict key holds a slash or a dot. "
                 "Rename the key."
             )
-        return found[0] if found else None
+        return (found[0], index) if found else None
 
     def not_found(self, missing: Mapping[str, str]) -> list[str]:
-        """A line for each of the modules that the model lacks.
-
-        - `missing`: PEFT's name of a module, and the path that it stands for.
-        """
+        """A line for each missing module, from PEFT's names and the paths that they stand for."""
         lines: list[str] = []
         for number, (module, dotted) in enumerate(missing.items()):
             path = dotted.replace(".", "/")

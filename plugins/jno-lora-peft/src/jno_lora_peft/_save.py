@@ -1,21 +1,19 @@
 """From adapters around the layers of a model to PEFT's files."""
 
 import collections
-import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import PyTree
 
 from jno.lora import PeftFormatError
-from jno.lora.extending import adapted_layers, bullets, expect_model, show_path
+from jno.lora.extending import adapted_layers, bullets, expect_model, module_paths, show_path
 
-from ._files import Directory, write
-from ._keys import PREFIX
-from ._names import Paths, Rename, module_name
-from ._updates import MisfitError
-from ._written import Kind, Written, written
+from ._files import PREFIX, Directory, write
+from ._names import Rename, module_name
+from ._updates import MisfitError, alpha_for
+from ._written import Written, written
 
 
 def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> None:
@@ -30,26 +28,25 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
     - `model`: an adapted model.
     - `directory`: made if it does not exist. An adapter in it is replaced.
     - `rename`: from the paths of layers here to PEFT's names of modules: a table of regular
-        expressions and replacements, each used in turn on the path (`{"^": "model/"}`), whose
-        slashes become dots in the end, or a function of the path that returns the dotted name. For
-        a stack it is asked for each layer: `layers/q_proj[3]`.
+        expressions and replacements, each used in turn on the path (`{"^": "model/"}`) before its
+        slashes become dots, or a function of the path that returns the dotted name. Each layer of a
+        stack has a path such as `layers/q_proj[3]`.
 
     **Raises:** `PeftFormatError` that lists every adapter without an exact equivalent in PEFT, and
-    if the adapters are of kinds that PEFT cannot keep together, or an array cannot be read
-    (tracers, donated arrays); nothing is written then. If the files cannot be written: the old ones
-    are whole then, or there is no configuration, so that nothing loads. `SelectionError` for a bad
-    `rename` or a `Net` or a set for the model.
+    if the adapters are of kinds that PEFT cannot keep together, an array cannot be read (tracers,
+    donated arrays), or the files cannot be written: the old ones are whole then, or without a
+    configuration, so that nothing loads. `SelectionError` for a bad `rename` or model.
     """
     expect_model(model, "save_peft")
     problems: list[str] = []
     modules: dict[str, Written] = {}
     for path, node in adapted_layers(model):
         try:
-            for index, one in written(node, path):
-                _add(modules, path, index, one, rename)
+            for one in written(node, path):
+                _add(modules, one, rename)
         except MisfitError as err:
             where = f"{show_path(path)} ({type(node).__name__})"
-            problems += [f"{where}: {line}" for line in err.lines]
+            problems += [f"{where}: {line}" for line in err.args]
     if problems:
         raise PeftFormatError(
             f"These adapters have no exact equivalent in PEFT:\n{bullets(problems)}\n"
@@ -57,8 +54,8 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
         )
     if not modules:
         raise PeftFormatError("The model carries no adapters to save. Save before merging.")
-    kind = _common_kind(modules)
-    config = _config(modules, kind) | {"target_modules": _targets(modules, model, rename)}
+    config = _config(modules, _common_variant(modules))
+    config["target_modules"] = _targets(modules, model, rename)
     tensors = {
         f"{PREFIX}{module}.{name}": tensor
         for module, one in modules.items()
@@ -67,15 +64,8 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
     write(directory, config, tensors)
 
 
-def _add(
-    modules: dict[str, Written], path: str, index: tuple[int, ...], one: Written, rename: Rename
-) -> None:
-    """Add one adapter under PEFT's name for its module.
-
-    **Raises:** `MisfitError` if PEFT cannot use that name, or another adapter has it.
-    """
-    whole = f"{path}[{','.join(map(str, index))}]" if index else path
-    module = module_name(whole, rename)
+def _add(modules: dict[str, Written], one: Written, rename: Rename) -> None:
+    module = module_name(one.path, rename)
     if "[" in module:
         raise MisfitError(
             "it is a stack of layers, and each has a name of its own in PEFT. Give the names with "
@@ -88,24 +78,20 @@ def _add(
         )
     if module in modules:
         raise MisfitError(f"it has PEFT's name {module!r}, as {modules[module].path!r} has")
-    modules[module] = dataclasses.replace(one, path=whole)
+    modules[module] = one
 
 
-def _common_kind(modules: Mapping[str, Written]) -> Kind:
-    """The one kind of all these adapters.
-
-    **Raises:** `PeftFormatError` if they are of several kinds.
-    """
-    by_kind: dict[Kind, list[str]] = {}
+def _common_variant(modules: Mapping[str, Written]) -> str:
+    by_variant: dict[str, list[str]] = {}
     for one in modules.values():
-        by_kind.setdefault(one.kind, []).append(one.path)
-    if by_kind.keys() == {"lora", "rslora"}:
+        by_variant.setdefault(one.variant, []).append(one.path)
+    if by_variant.keys() == {"lora", "rslora"}:
         return "lora"  # every rsLoRA is a LoRA with another alpha
-    if len(by_kind) == 1:
-        return next(iter(by_kind))
+    if len(by_variant) == 1:
+        return next(iter(by_variant))
     kinds = (
-        f"{kind}: {', '.join(map(show_path, paths[:3]))}{', ...' if len(paths) > 3 else ''}"
-        for kind, paths in by_kind.items()
+        f"{variant}: {', '.join(map(show_path, paths[:3]))}{', ...' if len(paths) > 3 else ''}"
+        for variant, paths in by_variant.items()
     )
     raise PeftFormatError(
         f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
@@ -114,7 +100,7 @@ def _common_kind(modules: Mapping[str, Written]) -> Kind:
     )
 
 
-def _config(modules: Mapping[str, Written], kind: Kind) -> dict[str, Any]:
+def _config(modules: Mapping[str, Written], variant: str) -> dict[str, Any]:
     general = {
         "task_type": None,
         "base_model_name_or_path": None,
@@ -122,39 +108,38 @@ def _config(modules: Mapping[str, Written], kind: Kind) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "modules_to_save": None,
     }
-    if kind == "ia3":
+    if variant == "ia3":
         return general | {"peft_type": "IA3", "feedforward_modules": []}
     ranks = {module: one.rank for module, one in modules.items()}
     alphas = {
-        module: _number(one.scale * one.rank if kind != one.kind else one.alpha)
+        module: _number(alpha_for(variant, one.rank, one.scale, one.alpha))
         for module, one in modules.items()
     }
-    rank, alpha = _most_common(ranks.values()), _most_common(alphas.values())
+    rank, rank_pattern = _usual_and_others(ranks)
+    alpha, alpha_pattern = _usual_and_others(alphas)
     return general | {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {_only(m): other for m, other in ranks.items() if other != rank},
-        "alpha_pattern": {_only(m): other for m, other in alphas.items() if other != alpha},
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
         "bias": "none",
         "init_lora_weights": True,
         "lora_dropout": 0.0,
-        "use_dora": kind == "dora",
-        "use_rslora": kind == "rslora",
+        "use_dora": variant == "dora",
+        "use_rslora": variant == "rslora",
     }
 
 
-def _only(module: str) -> str:
-    """The key of a pattern for this module alone. PEFT looks for it at the end of a name."""
-    return f"^{re.escape(module)}"
-
-
-def _most_common(numbers: Iterable[Any]) -> Any:
-    return collections.Counter(numbers).most_common(1)[0][0]
+def _usual_and_others(numbers: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The most common number, and a pattern for each module that has another."""
+    usual = collections.Counter(numbers.values()).most_common(1)[0][0]
+    # PEFT looks for a pattern at the end of a name, unless it says where the name begins.
+    return usual, {f"^{re.escape(m)}": other for m, other in numbers.items() if other != usual}
 
 
 def _number(value: float) -> int | float:
-    return int(value) if float(value).is_integer() else float(value)
+    return int(value) if value.is_integer() else value
 
 
 def _targets(modules: Mapping[str, Written], model: PyTree, rename: Rename) -> list[str] | str:
@@ -164,7 +149,7 @@ def _targets(modules: Mapping[str, Written], model: PyTree, rename: Rename) -> l
     # A function may know the names of adapted layers only, so the other names are unknown.
     if callable(rename) or any(
         name.endswith(ends) and name not in modules
-        for name in (module_name(path, rename) for path in Paths(model).all)
+        for name in (module_name(path, rename) for path in module_paths(model))
     ):
         return "|".join(map(re.escape, names))
     return names

@@ -1,24 +1,18 @@
 """Updates as two factors, also those that PEFT makes of other parts."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from jno_lora_zoo import LoRA, rsLoRA
-
-from ._layouts import Layout
+from ._layouts import METHODS, Layout, Shape
 
 Parts = Mapping[str, np.ndarray]
 Factors = tuple[np.ndarray, np.ndarray]
 
 
 class MisfitError(ValueError):
-    """The tensors of one module cannot be held: a line for each reason."""
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The reasons."""
-        return self.args
+    """The tensors of one module cannot be held. `args` has a line for each reason."""
 
 
 def adalora(parts: Parts, rank: int, layout: Layout) -> Factors:
@@ -34,19 +28,17 @@ def adalora(parts: Parts, rank: int, layout: Layout) -> Factors:
 def loha(parts: Parts, rank: int, layout: Layout) -> Factors:
     """`(B1 A1) * (B2 A2)`, number by number: a sum over all pairs of their components."""
     outputs, inputs = layout.matrix
-    if "hada_t1" in parts:
-        core = (rank, rank, *(*layout.kernel, 1)[:2])
-        sides = {"a": (rank, outputs), "b": (rank, layout.inputs // layout.groups)}
-        shapes = {f"hada_w{n}_{side}": shape for n in "12" for side, shape in sides.items()}
-        check(parts, {"hada_t1": core, "hada_t2": core, **shapes})
-        first, second = (
-            kernel_of(parts[f"hada_t{n}"], parts[f"hada_w{n}_a"], parts[f"hada_w{n}_b"])
-            for n in "12"
-        )
-        return factors(first * second)
-    sides = {"a": (outputs, rank), "b": (rank, inputs)}
-    check(parts, {f"hada_w{n}_{side}": shape for n in "12" for side, shape in sides.items()})
+    has_cores = "hada_t1" in parts
+    a, b, shapes = (outputs, rank), (rank, inputs), {}
+    if has_cores:
+        a, b = (rank, outputs), (rank, layout.inputs // layout.groups)
+        shapes = dict.fromkeys(("hada_t1", "hada_t2"), (rank, rank, *(*layout.kernel, 1)[:2]))
+    shapes |= {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": a, "hada_w2_b": b}
+    check(parts, shapes)
     b1, a1, b2, a2 = (parts[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    if has_cores:
+        first, second = kernel_of(parts["hada_t1"], b1, a1), kernel_of(parts["hada_t2"], b2, a2)
+        return factors(first * second)
     if rank * rank >= min(outputs, inputs):
         return factors((b1 @ a1) * (b2 @ a2))
     A = np.einsum("ix,jx->ijx", a1, a2).reshape(-1, inputs)
@@ -101,9 +93,10 @@ def refuse_layer(layout: Layout, *, dora: bool) -> None:
         raise MisfitError("PEFT's DoRA takes no norm of the rows of a kernel with groups")
 
 
-def scale_of(variant: str, rank: int, alpha: float) -> float:
-    """The factor of the update in an adapter of that variant: `"lora"`, `"rslora"` or `"dora"`."""
-    return (rsLoRA if variant == "rslora" else LoRA).low_rank_scale(rank, alpha)
+def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
+    """The alpha that makes this scale of an update: the given one, but for rounding, if it does."""
+    alpha = scale / METHODS[variant].scale_for(rank, 1.0)
+    return float(given) if math.isclose(alpha, given) else alpha
 
 
 def widened(array: np.ndarray) -> np.ndarray:
@@ -116,11 +109,8 @@ def kernel_of(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("ijkl,jr,ip->prkl", core, b, a)
 
 
-def check(parts: Parts, shapes: Mapping[str, tuple[int, ...]], ignored: str = "") -> None:
-    """Check that these are all the parts, and of these shapes.
-
-    **Raises:** `MisfitError` with a line for each that is not.
-    """
+def check(parts: Parts, shapes: Mapping[str, Shape], ignored: str = "") -> None:
+    """**Raises:** `MisfitError` unless these are all the parts, and have these shapes."""
     lines = [f"{name}: missing" for name in shapes if name not in parts]
     lines += [
         f"{name}: not part of the adapter that adapter_config.json describes for this layer"

@@ -1,76 +1,74 @@
 """One adapter as PEFT has it, or the reason why PEFT cannot have it."""
 
-import dataclasses
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError
 from jno.lora.extending import known_factors, show_path, values_of
-from jno_lora_zoo import IA3, DoRA, rsLoRA
+from jno_lora_zoo import DoRA
 
-from ._layouts import Layout, layout_of
-from ._updates import MisfitError, refuse_layer, scale_of, widened
+from ._layouts import METHODS, Layout, layout_of
+from ._names import show_index
+from ._updates import MisfitError, refuse_layer, widened
 
-Kind = Literal["lora", "rslora", "dora", "ia3"]
+Arrays = Mapping[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """One adapter as PEFT has it.
 
-    - `path`: of its layer here.
-    - `scale`: the factor of its update; `rank` and `alpha` give it by the rule of its kind.
+    - `path`: of its layer here, with its index in a stack: `layers/q_proj[3]`.
+    - `variant`: `"lora"`, `"rslora"`, `"dora"` or `"ia3"`.
+    - `scale`: the factor of its update; `alpha` gives it here.
     """
 
     path: str
-    kind: Kind
-    tensors: Mapping[str, np.ndarray]
-    rank: int = 1
-    scale: float = 1.0
-    alpha: float = 1.0
+    variant: str
+    tensors: Arrays
+    rank: int
+    scale: float
+    alpha: float
 
 
-def written(wrapper: LoRAWrapper, path: str) -> Iterator[tuple[tuple[int, ...], Written]]:
-    """The adapter at `path` for PEFT, or one for each layer of a stack with its index.
+def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
+    """The adapter at `path` for PEFT, or one for each layer of a stack.
 
-    **Raises:** `MisfitError` if PEFT has no exact equivalent for it; `PeftFormatError` for an array
-    whose values cannot be read.
+    **Raises:** `MisfitError` if PEFT has no exact equivalent; `PeftFormatError` for values that
+    cannot be read.
     """
-    layout = layout_of(wrapper.base)
+    base: Any = wrapper.base
+    layout = layout_of(base)
     if layout is None:
         raise MisfitError(
             f"PEFT adapts linear layers, convolutions and embeddings, and this is a "
-            f"{type(wrapper.base).__name__}"
+            f"{type(base).__name__}"
         )
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     # First: nothing can be computed with arrays that cannot be read.
     state = {n: _values(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
-    kind, arrays = _kind(wrapper, state, where)
-    bias = getattr(wrapper.base, "bias", None)
-    if kind == "ia3" and bias is not None and _values(bias, f"the bias {where}").any():
+    variant, scale, arrays = _as_update(wrapper, state, where)
+    bias = getattr(base, "bias", None)
+    if variant == "ia3" and bias is not None and _values(bias, f"the bias {where}").any():
         raise MisfitError("PEFT's IA3 also scales the bias of a layer, which IA3 here leaves alone")
-    ndim = type(wrapper).stack_ndim(wrapper.base)
-    stack = next(iter(arrays.values())).shape[:ndim]
-    for index in np.ndindex(*stack):
+    for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
         one = {name: array[index] for name, array in arrays.items()}
-        yield index, _ia3(layout, one) if kind == "ia3" else _lora(layout, kind, one, wrapper)
+        rank, tensors = _tensors(variant, one, layout)
+        whole = f"{path}[{show_index(index)}]" if index else path
+        yield Written(whole, variant, tensors, rank, scale, wrapper.alpha)
 
 
-def _kind(
-    wrapper: LoRAWrapper, state: dict[str, np.ndarray], where: str
-) -> tuple[Kind, dict[str, np.ndarray]]:
-    """The kind of an adapter for PEFT, and its arrays: the factors if it is an update."""
-    cls = type(wrapper)
+def _as_update(wrapper: LoRAWrapper, state: Arrays, where: str) -> tuple[str, float, Arrays]:
+    """The variant and scale of an adapter for PEFT, and its arrays under the names of the zoo."""
+    cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
     state = _without_multiplier(state)
-    if cls.variant == IA3.variant and state.keys() == {*IA3.adapter_fields}:
-        return "ia3", state
-    if cls.variant == DoRA.variant and state.keys() == {*DoRA.adapter_fields}:
-        return "dora", state
-    if cls.low_rank_scale(wrapper.rank, wrapper.alpha) is not None:
-        return "rslora" if cls.variant == rsLoRA.variant else "lora", state
+    for variant in ("ia3", "dora"):
+        if cls.variant == variant and state.keys() == {*METHODS[variant].adapter_fields}:
+            return variant, DoRA.scale_for(rank, alpha) if variant == "dora" else 1.0, state
+    scale = cls.low_rank_scale(rank, alpha)
+    if scale is not None:
+        return "rslora" if cls.variant == "rslora" else "lora", scale, state
     product = known_factors(wrapper)
     if product is None:
         raise MisfitError(
@@ -78,10 +76,10 @@ def _kind(
             "one"
         )
     named = zip(("lora_A", "lora_B"), product, strict=True)
-    return "lora", {n: _values(x, f"the factor {n[-1]} {where}") for n, x in named}
+    return "lora", 1.0, {n: _values(x, f"the factor {n[-1]} {where}") for n, x in named}
 
 
-def _without_multiplier(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _without_multiplier(state: Arrays) -> Arrays:
     """A state whose `lora_B` has the multiplier of the update in it, if there is one."""
     if not {"multiplier", "lora_B"} <= state.keys():
         return state
@@ -90,41 +88,28 @@ def _without_multiplier(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return others | {"lora_B": B * multiplier[..., None, None]}
 
 
-def _lora(
-    layout: Layout, kind: Kind, arrays: Mapping[str, np.ndarray], wrapper: LoRAWrapper
-) -> Written:
-    A, B = arrays["lora_A"], arrays["lora_B"]
-    outputs, inputs = layout.matrix
-    if A.shape != (len(A), inputs) or B.shape != (outputs, len(A)):
-        raise MisfitError(
-            f"its factors {B.shape} and {A.shape} do not make the ({outputs}, {inputs}) of PEFT's "
-            "weight for this layer"
-        )
-    refuse_layer(layout, dora=kind == "dora")
-    down, up = layout.from_matrices(A, B)
-    tensors: dict[str, np.ndarray] = dict(zip(layout.factors, (down, up), strict=True))
-    if kind == "dora":
-        tensors["lora_magnitude_vector"] = arrays["magnitude"].reshape(layout.magnitude_shape)
-    rank, scale = len(down), type(wrapper).low_rank_scale(wrapper.rank, wrapper.alpha)
-    if kind == "dora":
-        scale = scale_of(kind, wrapper.rank, wrapper.alpha)
-    if scale is None:  # it is in the factors already
-        return Written("", kind, tensors, rank, 1.0, rank)
-    alpha = scale / scale_of(kind, rank, 1.0)
-    if math.isclose(alpha, wrapper.alpha):  # the number as the user wrote it
-        alpha = wrapper.alpha
-    return Written("", kind, tensors, rank, scale, alpha)
-
-
-def _ia3(layout: Layout, arrays: Mapping[str, np.ndarray]) -> Written:
-    if layout.kind == "embedding" or len(layout.kernel) == 1:
-        what = "embeddings" if layout.kind == "embedding" else "convolutions of one axis"
-        raise MisfitError(f"PEFT's IA3 has no equivalent for {what}")
-    return Written("", "ia3", {"ia3_l": arrays["scale"].reshape(layout.scale_shape)})
+def _tensors(variant: str, arrays: Arrays, layout: Layout) -> tuple[int, Arrays]:
+    if variant == "ia3":
+        if layout.kind == "embedding" or len(layout.kernel) == 1:
+            what = "embeddings" if layout.kind == "embedding" else "convolutions of one axis"
+            raise MisfitError(f"PEFT's IA3 has no equivalent for {what}")
+        rank = 1
+    else:
+        A, B = arrays["lora_A"], arrays["lora_B"]
+        outputs, inputs = layout.matrix
+        if A.shape != (len(A), inputs) or B.shape != (outputs, len(A)):
+            raise MisfitError(
+                f"its factors {B.shape} and {A.shape} do not make the ({outputs}, {inputs}) of "
+                "PEFT's weight for this layer"
+            )
+        refuse_layer(layout, dora=variant == "dora")
+        arrays = {**arrays, "lora_A": layout.for_all_groups(A)}
+        rank = len(arrays["lora_A"])
+    table = layout.tensors(variant, rank)
+    return rank, {name: arrays[field].reshape(shape) for field, (name, shape) in table.items()}
 
 
 def _values(array: Any, what: str) -> np.ndarray:
-    """The values of an array. **Raises:** `PeftFormatError` if they cannot be read."""
     try:
         return values_of(array, what)
     except CheckpointError as err:

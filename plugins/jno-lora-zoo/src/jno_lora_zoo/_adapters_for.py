@@ -17,10 +17,9 @@ def adapters_for(
     auto: type[Method] | None = None,
     variant: str = "{}",
 ) -> dict[str, Any]:
-    """The adapter of each method for one kind of layer, by name: `DoRA` and `ConvLayer` make
-    `DoRAConv`.
+    """The adapter of each method for one kind of layer, by name.
 
-    Each is what `class DoRAConv(DoRA, ConvLayer): ...` would be.
+    `DoRA` and `ConvLayer` make what `class DoRAConv(DoRA, ConvLayer): ...` would be.
 
     **Arguments:**
 

@@ -1,8 +1,4 @@
-"""The papers that the first party's adapters cite, by their arXiv numbers.
-
-`jno.lora.citation` reads the class attribute `bibtex` of an adapter. A `Method` gets it from here,
-by its `paper`.
-"""
+"""The papers that the first party's adapters cite, by their arXiv numbers."""
 
 # The entry's key, its title and its authors. arXiv numbers begin with the year.
 ENTRIES = {
@@ -94,10 +90,7 @@ ENTRIES = {
 
 
 def bibtex_of(*numbers: str) -> str:
-    """The BibTeX entries of these arXiv numbers.
-
-    **Raises:** `KeyError` for a paper that the first party does not cite.
-    """
+    """The BibTeX entries of these arXiv numbers. **Raises:** `KeyError` for an unknown one."""
     return "\n".join(_entry(number, *ENTRIES[number]) for number in numbers)
 
 

@@ -1,8 +1,4 @@
-"""A Cayley map that may run in a compiled step.
-
-Several LAPACK calls in one step can wait for each other's threads forever on a CPU with few cores.
-So a step runs plain HLO only.
-"""
+"""A Cayley map in plain HLO: several LAPACK calls in one compiled step can deadlock on a CPU."""
 
 import jax
 import jax.numpy as jnp

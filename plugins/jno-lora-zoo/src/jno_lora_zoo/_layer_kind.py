@@ -33,28 +33,26 @@ class LayerKind(LoRAWrapper):
     """One kind of layer: its `(out, in)` matrix `W`, and its linear map in pieces. No parameters.
 
     A subclass says which layers are of its kind (`fits`), where their weight lies (`stack_ndim`,
-    `mesh_axes`), and defines the operations from `matrix` on, each by the equation that it
-    satisfies. A law needs `matrix` and `with_matrix` only. The others make fast paths, and are
-    called only if `computes(x)`: every other layer, whose `__call__` may do more than the kind
-    knows, gets the law's matrix and is called itself. A kind may define no fast path at all.
+    `mesh_axes`), and defines the operations from `matrix` on, each by its equation. A law needs
+    `matrix` and `with_matrix` only. The others make fast paths, and are called only if
+    `computes(x)`: every other layer, whose `__call__` may do more than the kind knows, gets the
+    law's matrix and is called itself.
 
-    `x` is the layer's input: features, or the index of a lookup. Arrays of features carry the
-    output axis (`y`) or the rank axis (`h`) *first*, whatever axes follow. Operations cast the
-    adapter's arrays to the dtype of the features.
+    `x` is the layer's input: features, or the index of a lookup. Features have the output axis
+    (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype.
     """
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
         """Whether `leaf` is a layer of this kind, by `fits`. Never raises."""
         # Every node of a model is asked about, and `isinstance` is slow for modules.
-        cls_of_leaf = type(leaf)
-        if not issubclass(cls_of_leaf, eqx.Module) or issubclass(cls_of_leaf, LoRAWrapper):
+        if not issubclass(type(leaf), eqx.Module) or issubclass(type(leaf), LoRAWrapper):
             return False
         try:
             return bool(cls.fits(leaf))
         except Exception:
             # A look-alike whose attributes mean something else (arrays for sizes, a property that
-            # raises) is not of this kind. The rest of the model can be adapted all the same.
+            # raises) is not of this kind.
             return False
 
     @classmethod
@@ -123,8 +121,7 @@ class LayerKind(LoRAWrapper):
         - `between`: a map that is linear along the rank axis.
         - `after`: a map that multiplies each entry of the output axis by a number.
 
-        The two are applied to features here, which suits features that are vectors. A kind may
-        apply them to the factors instead.
+        Both maps are applied to features here; a kind may apply them to the factors instead.
         """
         # The layer's own product first: XLA keeps to the order, and holds less at once.
         y = self.product(x)

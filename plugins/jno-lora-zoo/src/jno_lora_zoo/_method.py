@@ -61,15 +61,9 @@ class Method(LayerKind):
 
     @abc.abstractmethod
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
-        """The arrays that the adapter starts with, by field.
+        """The arrays that the adapter starts with, by field, in the given `dtype`.
 
-        **Arguments:**
-
-        - `W`: the base's matrix.
-        - `r`: the effective rank.
-        - `key`: the only source of randomness.
-        - `dtype`: of the arrays.
-
+        `W` is the base's matrix, `r` the effective rank, `key` the only source of randomness.
         `self.base` and `self.alpha` are set. A method that starts by changing the base returns the
         new one as `"base"`.
         """
@@ -120,10 +114,7 @@ class Method(LayerKind):
 
 
 def _constructor(cls: type[Method]) -> Callable[..., None]:
-    """`Method.__init__`, with the options of `cls` in its signature.
-
-    The dispatcher reads them there, to refuse an unknown option by name.
-    """
+    """`Method.__init__`, with the options of `cls` in its signature, where planning reads them."""
 
     @functools.wraps(Method.__init__)
     def construct(self: Method, *args: Any, **kwargs: Any) -> None:
@@ -164,10 +155,7 @@ class Scaled(Method):
         return self.scale_for(self.rank, self.alpha)
 
     def times_scale(self, factor: Array) -> Array:
-        """`s` times `factor`, which the update is linear in, and times the multiplier, if any.
-
-        In float32 at least: a factor of half precision would lose digits.
-        """
+        """`s` times the multiplier, if any, times `factor`, in float32 at least for its digits."""
         return self.scaling * in_compute_dtype(self.multiplied(factor))
 
     def multiplied(self, factor: Array) -> Array:
@@ -181,10 +169,7 @@ class Scaled(Method):
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
     ) -> LoRAWrapper:
-        """Restore from the saved arrays, with a multiplier if one was saved.
-
-        **Raises:** `WrapperError` if they do not fit.
-        """
+        """Restore the saved arrays. **Raises:** `WrapperError` if they do not fit."""
         arrays = {name: array for name, array in state.items() if name != "multiplier"}
         restored: Any = super().from_state(base, arrays, rank, alpha)
         if "multiplier" not in state:
@@ -199,10 +184,7 @@ class Scaled(Method):
 
 
 def as_multiplier(value: Any) -> Float[Array, ""] | None:
-    """The `multiplier` field for this argument of a constructor.
-
-    **Raises:** `ValueError` unless it is one real number or `None`.
-    """
+    """The field for this argument. **Raises:** `ValueError` unless it is one number or `None`."""
     if value is None:
         return None
     array = None

@@ -26,14 +26,11 @@ def uniform_matrix(
     """A matrix of independent uniform numbers with mean 0, the same for the same seed and stream.
 
     A counter goes through two rounds of an integer hash (the finaliser of MurmurHash3), which XLA
-    fuses into its consumer. Not for cryptography; `jax.random` costs several times as much.
-
-    **Arguments:**
-
-    - `seed`: four numbers from 0 to 255, of any dtype.
-    - `stream`: tells the matrices of one seed apart.
+    fuses into its consumer. Not for cryptography; `jax.random` costs several times as much. `seed`
+    has four numbers from 0 to 255, of any dtype; `stream` tells the matrices of one seed apart.
     """
-    digits = jnp.round(seed).astype(jnp.uint32) if _is_float(seed) else seed.astype(jnp.uint32)
+    is_float = jnp.issubdtype(seed.dtype, jnp.floating)
+    digits = (jnp.round(seed) if is_float else seed).astype(jnp.uint32)
     word = digits[0] | (digits[1] << 8) | (digits[2] << 16) | (digits[3] << 24)
     word = _hash(word ^ jnp.uint32((0x9E3779B9 * (stream + 1)) % 2**32))
     rows, columns = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
@@ -47,7 +44,3 @@ def _hash(x: Array) -> Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
-
-
-def _is_float(x: Array) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jnp.floating))

@@ -1,10 +1,7 @@
-"""Singular triplets for initialisers: exact, or from a random subspace.
-
-LAPACK is called in initialisers only, never in a step.
-"""
+"""Singular triplets for initialisers: exact, or from a random subspace. No step calls LAPACK."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,38 +26,28 @@ class Triplets(NamedTuple):
 def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
     """The `r` largest singular triplets of `W`.
 
-    **Arguments:**
-
-    - `svd`: `"exact"`, `"randomized"`, or `"auto"`, which takes a random subspace for matrices that
-        are large beside the rank.
-    - `key`: for the random subspace.
-
-    **Raises:** `ValueError` for another `svd`.
+    `svd` is `"exact"`, `"randomized"` (in a random subspace, by `key`), or `"auto"`: the second for
+    matrices that are large beside the rank.
     """
     _check(svd, ("auto", "exact", "randomized"))
     smaller = min(W.shape)
     large = smaller >= 512 and smaller >= 3 * (r + _OVERSAMPLING) * (1 + _STEPS)
     if svd == "randomized" or (svd == "auto" and large):
         return _in_random_subspace(W, r, key)
-    U, S, Vt = _full(W)
+    U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
     return Triplets(U[:, :r], S[:r], Vt[:r])
 
 
 def smallest(W: Float[Array, "out in"], r: int, svd: str) -> Triplets:
     """The `r` smallest singular triplets of `W`, among as many as its smaller side.
 
-    **Arguments:**
-
-    - `svd`: `"exact"` (so does `"auto"` here), or `"gram"`, which takes the eigenvectors of
-        `W W^T` or `W^T W`, in half the time. That squares the condition: singular values below
-        `1e-4` times the largest are noise in float32, and the triplets' product is off by `1e-3`
-        to `4e-2` of its norm.
-
-    **Raises:** `ValueError` for another `svd`.
+    `svd` is `"exact"` (as is `"auto"` here), or `"gram"`: eigenvectors of `W W^T` or `W^T W`, in
+    half the time. That squares the condition: singular values below `1e-4` times the largest are
+    noise in float32, and the triplets' product is off by `1e-3` to `4e-2` of its norm.
     """
     _check(svd, ("auto", "exact", "gram"))
     if svd != "gram":
-        U, S, Vt = _full(W)
+        U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
         return Triplets(U[:, -r:], S[-r:], Vt[-r:])
     tall = W.shape[0] >= W.shape[1]
     # Eigenvalues come smallest first.
@@ -76,9 +63,9 @@ def _in_random_subspace(W: Float[Array, "out in"], r: int, key: PRNGKeyArray) ->
     """The triplets of `W` within the space of `W G, (W W^T) W G, (W W^T)^2 W G, ...`, `G` random.
 
     Musco and Musco, "Randomized Block Krylov Methods for Stronger and Faster Approximate Singular
-    Value Decomposition", arXiv:1504.05477. At the same number of products with `W` the space of all
-    the powers holds far more than that of the last one. Singular values below `1e-3` times the
-    largest are not resolved.
+    Value Decomposition", arXiv:1504.05477. For as many products with `W`, the space of all powers
+    holds far more than that of the last one. Singular values below `1e-3` times the largest are
+    not resolved.
     """
     smaller = min(W.shape)
     columns = min(max(r + _OVERSAMPLING, _LEAST), smaller)
@@ -89,27 +76,19 @@ def _in_random_subspace(W: Float[Array, "out in"], r: int, key: PRNGKeyArray) ->
         image = lax.optimization_barrier(block.T @ W)
         block = _scaled(W @ image.T)
         blocks.append(block)
-    basis = _orthonormal(jnp.concatenate(blocks, axis=1))
+    basis = jnp.linalg.qr(jnp.concatenate(blocks, axis=1))[0]
     image = basis.T @ W
     # A small square matrix gives the best directions, and a smaller one their triplets.
     best = jnp.linalg.eigh(image @ image.T)[1][:, ::-1][:, :r]
     Q, R = jnp.linalg.qr(image.T @ best)
-    U, S, Vt = _full(R.T)
+    U, S, Vt = jnp.linalg.svd(R.T, full_matrices=False)
     return Triplets(basis @ (best @ U), S, Vt @ Q.T)
-
-
-def _orthonormal(Y: Float[Array, "n k"]) -> Float[Array, "n k"]:
-    return jnp.linalg.qr(Y)[0]
 
 
 def _scaled(Y: Float[Array, "n k"]) -> Float[Array, "n k"]:
     """`Y` times a number, so that powers of a matrix neither overflow nor vanish."""
     largest = jnp.max(jnp.abs(Y))
     return Y / jnp.where(largest > 0, largest, 1)
-
-
-def _full(W: Float[Array, "out in"]) -> Any:
-    return jnp.linalg.svd(W, full_matrices=False)
 
 
 def _check(svd: str, known: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 # ruff: noqa
 from typing import Any
 from .layers.conv import ConvLayer
-from .layers.conv_transpose import ConvTransposeLayer
+from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
 from .methods.dora import DoRA

@@ -42,11 +42,7 @@ class Outcome(NamedTuple):
 def adapt(
     model: Classifier, digits: Digits, *, rates: tuple[float, ...], epochs: int, seed: int
 ) -> tuple[Outcome, ...]:
-    """Train every candidate at every rate, and keep the best on the validation scans.
-
-    **Raises:** `KeyboardInterrupt` if it was interrupted; `WrapperError` if a candidate could not
-    be trained.
-    """
+    """Train every candidate at every rate, and keep the best on the validation scans."""
     batches = list(batches_of(digits.training, epochs=epochs, seed=seed))
     comparison = compare(
         model,

@@ -58,11 +58,7 @@ def batches_of(scans: Scans, *, epochs: int, seed: int) -> Iterator[tuple[Array,
 
 
 class Score(NamedTuple):
-    """Accuracies from 0 to 1, and the mean cross-entropy on the validation scans.
-
-    `validation` and `validation_loss` choose; `target` and `source`, on the test scans, are only
-    reported.
-    """
+    """Accuracies, and a mean cross-entropy. Only those on the validation scans choose."""
 
     validation: float
     validation_loss: float

@@ -35,8 +35,7 @@ class Digits(NamedTuple):
     """Four disjoint groups of scans, the last of them in both domains.
 
     - `pretraining`: source domain, many.
-    - `training`, `validation`: target domain, few. The first is learned from, the second chooses
-        between learning rates and between adapters.
+    - `training`, `validation`: target domain, few, to learn from and to choose by.
     - `test_source`, `test_target`: the same scans in either domain. Only reported on.
     """
 

@@ -15,11 +15,7 @@ _TARGET, _SOURCE, _QUIET = "#0b5fa5", "#e08a00", "#b8b8b8"
 
 
 def save_plot(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Write a PNG: one row per candidate, those that train most on top.
-
-    On the left the trainable parameters, on a logarithmic axis; on the right the accuracies on
-    both domains, the unadapted model's as vertical lines.
-    """
+    """Write a PNG: one row per candidate, those that train most on top."""
     # Methods with equal counts would lie on each other in a scatter plot; rows keep them apart.
     rows = sorted(outcomes, key=lambda outcome: outcome.row.trainable or 0)
     figure = new_picture(10, 5.6)

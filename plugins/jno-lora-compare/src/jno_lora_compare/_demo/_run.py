@@ -1,5 +1,7 @@
-"""The demo from beginning to end."""
+"""The demo from beginning to end, and its printed parts."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,14 +12,13 @@ import optax
 from rich.console import Console
 
 from jno.lora import Net, merge_lora
-from jno.lora.extending import Bar, default_registry
+from jno.lora.extending import Bar, default_registry, table
 
 from .._fitting import Trainer, number_of
-from ._candidates import ADAPTERS, Outcome, adapt
+from ._candidates import ADAPTERS, ALPHA, RANK, Outcome, adapt
 from ._classifier import Classifier, batches_of, logits_of, loss, measure
-from ._data import Digits, load
+from ._data import NOISE, ROTATION, Digits, load
 from ._plot import save_plot
-from ._report import Merged, print_data, print_files, print_pretrained, print_table
 
 
 class Effort(NamedTuple):
@@ -33,6 +34,20 @@ QUICK = Effort(pretraining_epochs=4, epochs=4, rates=(3e-3,))
 _PRETRAINING_RATE = 1e-3
 
 
+class Merged(NamedTuple):
+    """The merged model, read back from `path`, beside the adapted one.
+
+    - `difference`: the largest between two logits; `scale`: the largest logit itself.
+    - `same`: for how many of `total` test scans both name the same digit.
+    """
+
+    path: Path
+    difference: float
+    scale: float
+    same: int
+    total: int
+
+
 class Demo(NamedTuple):
     """The results: one outcome per candidate, the best adapter's merged model, and the plot."""
 
@@ -43,18 +58,12 @@ class Demo(NamedTuple):
 
 
 def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
-    """Pretrain, shift the domain, adapt in every way, and report.
-
-    **Arguments:**
+    """Pretrain, shift the domain, adapt in every way, report, and return the numbers.
 
     - `output`: an existing directory for the plot and the merged model.
     - `seed`: decides the split, the noise, the initial values and the order of the batches. The
         same seed gives the same numbers (but for times) on the same machine.
     - `quick`: train so little that the numbers mean nothing, to see that everything runs.
-
-    **Returns:** what it printed, as numbers.
-
-    **Raises:** `PluginError` if the zoo is not installed.
     """
     default_registry().defaults()  # without the zoo, say so now and not after pretraining
     effort = QUICK if quick else FULL
@@ -62,17 +71,22 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
     if not console.is_terminal:
         console = Console(width=100)  # a pipe has no width of its own
     digits = load(seed)
-    print_data(console, digits)
+    _print_data(console, digits)
     model = _pretrained(console, digits, effort, seed)
-    parameters = number_of(Net(model).partition()[0])
-    print_pretrained(console, measure(model, digits), parameters)
+    parameters, score = number_of(Net(model).partition()[0]), measure(model, digits)
+    _print(
+        console,
+        f"Pretrained {parameters:,} parameters: {score.source:.1%} right on the source domain, "
+        f"{score.target:.1%} on the target domain.",
+        "",
+    )
     outcomes = adapt(model, digits, rates=effort.rates, epochs=effort.epochs, seed=seed)
-    print_table(console, outcomes, rates=effort.rates, tested=len(digits.test_target))
+    _print_table(console, outcomes, rates=effort.rates, tested=len(digits.test_target))
     best = max((o for o in outcomes if o.name in ADAPTERS), key=lambda o: o.after.order)
     merged = _merged(best, digits, output / "merged.eqx")
     plot = output / "demo.png"
     save_plot(outcomes, plot)
-    print_files(console, plot, best, merged)
+    _print_files(console, plot, best, merged)
     return Demo(outcomes, best, merged, plot)
 
 
@@ -86,10 +100,7 @@ def _pretrained(console: Console, digits: Digits, effort: Effort, seed: int) -> 
 
 
 def _merged(best: Outcome, digits: Digits, path: Path) -> Merged:
-    """Merge, write, read into a plain `Classifier`, and compare on the test scans of both domains.
-
-    The reader needs Equinox and the class of the model, and nothing of adapters.
-    """
+    """Merge, write, read with Equinox alone, and compare on the test scans of both domains."""
     adapted = best.row.model
     eqx.tree_serialise_leaves(path, merge_lora(adapted))
     skeleton = eqx.filter_eval_shape(Classifier, jax.random.key(0))
@@ -104,3 +115,69 @@ def _merged(best: Outcome, digits: Digits, path: Path) -> Merged:
         same=int((one.argmax(axis=-1) == other.argmax(axis=-1)).sum()),
         total=len(images),
     )
+
+
+def _print_data(console: Console, digits: Digits) -> None:
+    _print(
+        console,
+        f"Source domain: {len(digits.pretraining)} scans of handwritten digits to pretrain on.",
+        f"Target domain: rotated by {ROTATION:g} degrees, noise of {NOISE:g}; "
+        f"{len(digits.training)} labelled scans to adapt on,",
+        f"  {len(digits.validation)} to choose the learning rate and the best adapter.",
+        f"Tested on {len(digits.test_target)} other scans, in both domains.",
+        "",
+    )
+
+
+def _print_table(
+    console: Console, outcomes: Sequence[Outcome], *, rates: Sequence[float], tested: int
+) -> None:
+    # A pipe may have an encoding that lacks the arrow.
+    arrow = "->" if console.options.ascii_only else "→"
+    numbers = ("trainable\nparameters", "% of\nmodel", f"target %\nbefore {arrow} after")
+    numbers += ("source %\nkept", "rate", "ms per\nstep")
+    columns = [("adapter", "left"), *((heading, "right") for heading in numbers)]
+    rows = (
+        (
+            outcome.name,
+            f"{outcome.row.trainable:,}",
+            f"{100 * outcome.share:.2f}",
+            f"{100 * outcome.before.target:.1f} {arrow} {100 * outcome.after.target:.1f}",
+            f"{100 * outcome.after.source:.1f}",
+            "-" if outcome.row.learning_rate is None else f"{outcome.row.learning_rate:g}",
+            "-" if not outcome.row.trainable else f"{outcome.row.milliseconds:.2f}",
+        )
+        for outcome in outcomes
+    )
+    # At a proportion of a half, where it is largest.
+    error = 100 * math.sqrt(0.25 / tested)
+    made = table(
+        "Accuracy on held-out scans of both domains, after adapting to the target",
+        columns,
+        rows,
+        caption=f"{tested} test scans: standard error up to {error:.1f} points. "
+        f"Adapters: rank {RANK}, alpha {ALPHA:g}.\n"
+        f"Rate: the best of {', '.join(f'{rate:g}' for rate in rates)} on the validation scans.",
+    ).__rich__()
+    made.pad_edge, made.collapse_padding = False, True  # 80 columns are enough
+    console.print(made)
+    console.print()
+
+
+def _print_files(console: Console, plot: Path, best: Outcome, merged: Merged) -> None:
+    _print(
+        console,
+        f"Best adapter on the validation scans: {best.name} ({best.after.validation:.0%} right).",
+        f"Its merged model, read back: logits differ by at most {merged.difference:.1e} (the "
+        f"largest is {merged.scale:.1f}),",
+        f"  predictions agree on {merged.same} of {merged.total} scans.",
+        "",
+        f"Plot:         {plot}",
+        f"Merged model: {merged.path}",
+    )
+
+
+def _print(console: Console, *lines: str) -> None:
+    for line in lines:
+        # As it is: no markup, no colours for numbers, and a path is never broken.
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

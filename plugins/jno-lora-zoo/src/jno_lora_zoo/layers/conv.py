@@ -1,4 +1,4 @@
-"""Convolutions: `eqx.nn.Conv`, its subclasses, and everything that looks like it."""
+"""Convolutions: `eqx.nn.Conv` and what looks like it, and `eqx.nn.ConvTranspose`."""
 
 from typing import Any
 
@@ -9,13 +9,14 @@ from jno.lora import ConvLike
 from .._arrays import describe
 from .kernel import KernelLayer, kernel_shape
 
+_Transpose = eqx.nn.ConvTranspose
+
 
 class ConvLayer(KernelLayer):
     """`eqx.nn.Conv1d/2d/3d`, with groups, strides, dilation and every padding mode.
 
     Duck types must declare `kernel_size`, and their kernel must be `(out, in / groups,
-    *kernel_size)`. A kernel laid out otherwise (channel-last), and a transposed convolution, is
-    not claimed.
+    *kernel_size)`. Other layouts (channel-last) and transposed convolutions are not claimed.
     """
 
     known = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
@@ -23,7 +24,7 @@ class ConvLayer(KernelLayer):
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         if not isinstance(leaf, eqx.nn.Conv):
-            if isinstance(leaf, eqx.nn.ConvTranspose) or not isinstance(leaf, ConvLike):
+            if isinstance(leaf, _Transpose) or not isinstance(leaf, ConvLike):
                 return False
             if hasattr(leaf, "output_padding") or not hasattr(leaf, "kernel_size"):
                 return False
@@ -31,7 +32,7 @@ class ConvLayer(KernelLayer):
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
-        if isinstance(leaf, eqx.nn.ConvTranspose):
+        if isinstance(leaf, _Transpose):
             return 'a transposed convolution, adapted on request: `wrapper="LoRAConvTranspose"`'
         if hasattr(leaf, "output_padding"):
             return (
@@ -40,9 +41,8 @@ class ConvLayer(KernelLayer):
             )
         if leaf.weight.ndim < 3 or isinstance(leaf, eqx.nn.LayerNorm):
             return None
-        undeclared = [
-            n for n in ("in_channels", "out_channels", "kernel_size") if n not in dir(leaf)
-        ]
+        sizes = ("in_channels", "out_channels", "kernel_size")
+        undeclared = [name for name in sizes if name not in dir(leaf)]
         if undeclared:
             return (
                 f"its weight is {describe(leaf.weight)}, and without {', '.join(undeclared)} "
@@ -54,3 +54,18 @@ class ConvLayer(KernelLayer):
             f"its kernel is {describe(leaf.weight)}, not (out_channels, in_channels / groups, "
             f"*kernel_size) = {kernel_shape(leaf)}"
         )
+
+
+class ConvTransposeLayer(KernelLayer):
+    """`eqx.nn.ConvTranspose1d/2d/3d`, with groups, strides, dilation and output padding.
+
+    Equinox keeps the kernel as `(out, in / groups, *kernel_size)` here too, and convolves with it
+    over the input spread out by the stride, so that it is adapted as a convolution. Look-alikes are
+    not claimed, since other libraries swap the first two axes.
+    """
+
+    known = (_Transpose, eqx.nn.ConvTranspose1d, eqx.nn.ConvTranspose2d, eqx.nn.ConvTranspose3d)
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        return isinstance(leaf, _Transpose) and cls.keeps_layout(leaf)

@@ -7,8 +7,7 @@ import equinox as eqx
 from .._arrays import Matrix
 from .._layer_kind import LayerKind, MeshAxes
 from .._method import Method
-from .conv import ConvLayer
-from .conv_transpose import ConvTransposeLayer
+from .conv import ConvLayer, ConvTransposeLayer
 from .linear import LinearLayer
 
 _INSIDE: tuple[type[LayerKind], ...] = (LinearLayer, ConvLayer, ConvTransposeLayer)
@@ -18,17 +17,17 @@ class InNormLayer(LayerKind):
     """A `WeightNorm` or `SpectralNorm` around a linear or convolution layer, adapted as one.
 
     The matrix is that of the layer inside, so that the norm acts on the adapted weight: `g W' /
-    ||W'||` for `WeightNorm`, `W' / sigma(W')` for `SpectralNorm`. An adapter that sat on the inner
-    layer would be rescaled or bypassed, which is why layers in there are refused otherwise.
+    ||W'||` for `WeightNorm`, `W' / sigma(W')` for `SpectralNorm`. An adapter on the inner layer
+    would be rescaled or bypassed, and is refused.
 
     `WeightNorm` with its default `axis=0` takes the scale of each row out again, and so does every
-    norm of a single row: IA³, which is nothing else, is refused there, and the magnitude of DoRA
-    does not act.
+    norm of a single row: IA³ only scales rows and is refused there, and the magnitude of DoRA does
+    not act.
     """
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
-        return _is_normed(leaf) and not (_scales_rows_only(cls) and norms_rows(leaf))
+        return _is_normed(leaf) and not (_scales_rows_only(cls) and _norms_rows(leaf))
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
@@ -75,7 +74,7 @@ def _scales_rows_only(cls: type) -> bool:
     return issubclass(cls, Method) and cls.scales_rows_only
 
 
-def norms_rows(norm: Any) -> bool:
+def _norms_rows(norm: Any) -> bool:
     """Whether `norm`, which is adapted, takes the scale of each output's row out again."""
     has_one_row = norm.layer.weight.shape[InNormLayer.stack_ndim(norm)] == 1
     return has_one_row or (isinstance(norm, eqx.nn.WeightNorm) and norm.axis == 0)

@@ -35,12 +35,8 @@ class KernelLayer(LayerKind):
     @classmethod
     def keeps_layout(cls, leaf: Any) -> bool:
         """Whether the weight is laid out as the layer's sizes say, after the axes of a stack."""
-        shape = kernel_shape(leaf)
-        return (
-            is_float_array(leaf.weight)
-            and 0 not in shape
-            and leaf.weight.shape[-len(shape) :] == shape
-        )
+        weight, shape = leaf.weight, kernel_shape(leaf)
+        return is_float_array(weight) and 0 not in shape and weight.shape[-len(shape) :] == shape
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
@@ -134,10 +130,10 @@ def is_narrow(frame: Any, r: int) -> bool:
     """Whether `r` channels for each group are few: together at most half of the outputs.
 
     This picks the path of a convolution, by static shapes only. The derivative with respect to `A`
-    and `B` costs two convolutions to those channels, forward and back, against one for the gradient
-    of the whole kernel: with few channels the factored rule pays, with more (as in a depthwise
-    convolution) the kernel is merged and differentiated as it stands. And with few channels one
-    dense product with a block-diagonal `B` is faster than a product for each group.
+    and `B` costs two convolutions to those channels, against one for the gradient of the whole
+    kernel: the factored rule pays with few channels. With more (as in a depthwise convolution) the
+    kernel is merged and differentiated as it stands. And with few channels one dense product with a
+    block-diagonal `B` is faster than a product for each group.
     """
     return 2 * frame.groups * r <= frame.out_channels
 
@@ -176,8 +172,8 @@ def _with_one_group(frame: Any) -> Any:
 def _merged_product(x: Array, weight: Array, A: Array, B: Array, *, frame: Any) -> Array:
     """`(W + B A) x` as one convolution, which is cheaper than two beside it.
 
-    Differentiated as it stands it would compute the gradient of a whole kernel. The rule below has
-    the factored one: its tangents of `A` and `B` go through `r` channels.
+    The rule below keeps the derivative from the whole kernel: `A`'s and `B`'s go through `r`
+    channels.
     """
     return _convolve(frame, x, _adapted(weight, A, B))
 
@@ -203,8 +199,7 @@ def _adapted(weight: Array, A: Array, B: Array) -> Array:
 def _with_rows_changed(x: Array, weight: Array, p: Any, *, f: Any, frame: Any) -> Array:
     """`f(W, p) x` as one convolution: a kernel has fewer numbers than the outputs.
 
-    Its derivative goes through `f(W x, p)`: the gradient of `p` would otherwise need that of a
-    whole kernel.
+    Its derivative goes through `f(W x, p)`, without that of the whole kernel.
     """
     return _convolve(frame, x, f(weight, p))
 

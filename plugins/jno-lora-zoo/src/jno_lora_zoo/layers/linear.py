@@ -23,8 +23,8 @@ from .._layer_kind import Factor, LayerKind, MeshAxes
 class LinearLayer(LayerKind):
     """`eqx.nn.Linear`, with `"scalar"` features too, and duck types with the same attributes.
 
-    The weight must be `(out_features, in_features)`, after any axes of a stack. A layer whose
-    weight contradicts its feature counts keeps it in another layout, and is not claimed.
+    The weight must be `(out_features, in_features)`, after any axes of a stack. Other layouts are
+    not claimed.
     """
 
     @classmethod
@@ -86,11 +86,8 @@ class LinearLayer(LayerKind):
         return jnp.squeeze(y) if self.base.out_features == "scalar" else y
 
     def _vector(self, x: Any) -> Array:
-        """The input as a vector, in the dtype of the product with the weight.
-
-        Otherwise integer features would turn the adapter's arrays into integers.
-        """
         x = jnp.asarray(x)
+        # Integer features would turn the adapter's arrays into integers.
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.base.weight)))
         return jnp.reshape(x, (1,)) if self.base.in_features == "scalar" else x
 

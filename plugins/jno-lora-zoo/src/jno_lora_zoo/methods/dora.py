@@ -21,10 +21,10 @@ class DoRA(Scaled):
     computed from `W` at every call: a stored norm would be wrong once the base changes. A row of
     `W` that is zero has magnitude zero, and stays zero.
 
-    `merge` takes the norm of `V` itself. The forward pass computes it from the factors. Where `B A`
-    cancels most of a row of `W`, that norm is off by up to `2 e c^2` of itself. `e` is the rounding
-    of the dtype (6e-8 in float32), `c` the sum of the norms of the two parts over that of `V`: 5e-3
-    if 0.99 of a row is cancelled. Rows below 1e-19 or above 1e19 give zeros there: float32 cannot
+    `merge` takes the norm of `V` itself; the forward pass computes it from the factors. Where `B A`
+    cancels most of a row of `W`, that norm is off by up to `2 e c^2` of itself: `e` is the rounding
+    of the dtype (6e-8 in float32), `c` the sum of the norms of both parts over that of `V`. That is
+    5e-3 if 0.99 of a row is cancelled. Rows below 1e-19 or above 1e19 give zeros: float32 cannot
     hold their squares.
 
     Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353. The paper

@@ -17,6 +17,9 @@ class LowRank(Scaled):
     dtype and `multiplier` a real number.
     """
 
+    adapter_fields = ("lora_A", "lora_B")
+    formula = "r (in + out)"
+
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
 
@@ -49,10 +52,8 @@ class LoRA(LowRank):
     dropout on the input: put an `eqx.nn.Dropout` before the layer.
     """
 
-    adapter_fields = ("lora_A", "lora_B")
     variant = "lora"
     paper = "2106.09685"
-    formula = "r (in + out)"
 
 
 class rsLoRA(LowRank):
@@ -65,10 +66,8 @@ class rsLoRA(LowRank):
     arXiv:2312.03732.
     """
 
-    adapter_fields = ("lora_A", "lora_B")
     variant = "rslora"
     paper = "2312.03732"
-    formula = "r (in + out)"
 
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:

@@ -20,8 +20,8 @@ class LoRAXS(Scaled):
     arXiv:2405.17604. The paper starts `R` from a narrow normal distribution; here it starts at 0,
     so that the adapted model equals the original exactly. A layer whose weight is zero stays zero.
 
-    `svd="exact"` or `"randomized"` says how the triplets are found; `"auto"`, the default, takes a
-    random subspace for matrices that are large beside the rank.
+    `svd` is `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for matrices that
+    are large beside the rank.
     """
 
     adapter_fields = ("R",)

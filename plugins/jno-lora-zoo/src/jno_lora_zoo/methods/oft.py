@@ -16,10 +16,10 @@ class OFT(Method):
 
     Law: `W' = blockdiag(R_1, ..., R_n) W` with `R = (I - Q~)(I + Q~)^-1`, `Q~ = (Q - Q^T) / 2`,
     `Q = 0`. The blocks are `r x r` with `r = min(rank, out)`. Where `r` does not divide `out`, the
-    last block's surplus rows and columns of `Q~` are masked *before* the Cayley map, so that the
-    remaining block is orthogonal too. `ceil(out / r) r^2` parameters train; only their
-    antisymmetric part acts. `alpha` is ignored. These stay as they are: a layer with a single
-    output, a layer whose weight is zero, and the last output if it is alone in its block.
+    surplus rows and columns of the last `Q~` are masked *before* the Cayley map, so that the rest
+    of the block is orthogonal too. `ceil(out / r) r^2` parameters train; only their antisymmetric
+    part acts. `alpha` is ignored. A layer with a single output, a layer whose weight is zero, and
+    the last output if it is alone in its block stay as they are.
 
     Paper: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
     arXiv:2306.07280. The paper rotates the inputs of each neuron, which keeps the norms of the rows

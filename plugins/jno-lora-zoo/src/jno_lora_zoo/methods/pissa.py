@@ -19,9 +19,8 @@ class SingularSplit(Method):
     """`W = (W - s B0 A0) + s B0 A0`: the first part is frozen as `base`, the second trains.
 
     The initial factors are kept, so that `unwrap` gives the original weight back (to rounding) and
-    a checkpoint can be restored without another decomposition.
-
-    A layer whose weight is zero stays zero: both factors start there, and so does every gradient.
+    a checkpoint is restored without another decomposition. A layer whose weight is zero stays zero:
+    both factors start there, and so does every gradient.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -104,9 +103,8 @@ class PiSSA(SingularSplit):
     Paper: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large
     Language Models", arXiv:2404.02948. The paper has no scale; `alpha = r` gives its `s = 1`.
 
-    `svd="exact"` or `"randomized"` says how the triplets are found; `"auto"`, the default, takes a
-    random subspace for matrices that are large beside the rank. The start is exact either way: the
-    base keeps what the factors leave.
+    `svd` is `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for matrices that
+    are large beside the rank. The start is exact either way: the base keeps what the factors leave.
 
     **Raises:** `ValueError` if `alpha` is not positive.
     """

@@ -1,4 +1,4 @@
-"""foundax's convolutions, of its UNets, CNO, MgNO and DeepONet: channels come last in a kernel."""
+"""foundax's layers: convolutions whose kernels have the channels last, and MPP's linear layers."""
 
 import abc
 from typing import Any
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jno_lora_zoo import (
     LayerKind,
+    LinearLayer,
     MeshAxes,
     cast_like,
     in_compute_dtype,
@@ -16,7 +17,7 @@ from jno_lora_zoo import (
     sharded_over,
 )
 
-from .._classes import value_for
+from ._classes import value_for
 
 
 class ChannelLastKernelLayer(LayerKind):
@@ -29,10 +30,9 @@ class ChannelLastKernelLayer(LayerKind):
     The layers do not say which axis is which, and an array cannot tell: `num_spatial_dims` does,
     for the classes it knows. Every other kernel is refused. A subclass declares another library's.
 
-    There are no fast paths: every layer is called with the law's kernel in it, whatever padding,
-    stride and batch axes it handles. A batch shares that kernel. Convolving with `A` apart would
-    save the gradient of the whole kernel, and cost one more thin convolution. For UNets on a CPU
-    that was slower more often than faster.
+    There are no fast paths: every layer is called with the law's kernel in it, which a batch
+    shares. Convolving with `A` apart would save the gradient of the whole kernel, and cost one more
+    thin convolution. For UNets on a CPU that was slower more often than faster.
     """
 
     @classmethod
@@ -87,6 +87,7 @@ _TRANSPOSED = {
     ("foundax.architectures.unet", "ConvTranspose3d"): 3,
     ("foundax.architectures.common", "ConvTranspose2d"): 2,
 }
+_SUBSAMPLED = {("jax_mpp.avit_eqx", "SubsampledLinear"): True}
 
 
 class ChannelLastConvLayer(ChannelLastKernelLayer):
@@ -103,10 +104,9 @@ class ChannelLastConvLayer(ChannelLastKernelLayer):
 class ChannelLastConvTransposeLayer(ChannelLastKernelLayer):
     """`ConvTranspose1d`, `ConvTranspose2d` and `ConvTranspose3d` of foundax.
 
-    They allocate their kernel as `(*kernel_size, out, in)`, but the call sums over the last axis
-    but one: what it computes with is `(*kernel_size, in, out)`, and the call is the truth. Where
-    the two differ in size the layer cannot run at all, and is refused; foundax's own models only
-    have such with as many outputs as inputs.
+    They allocate their kernel as `(*kernel_size, out, in)`, but the call, which is the truth, uses
+    it as `(*kernel_size, in, out)`. Where the two differ in size the layer cannot run at all, and
+    is refused; foundax's own models have as many outputs as inputs there.
     """
 
     @classmethod
@@ -116,3 +116,19 @@ class ChannelLastConvTransposeLayer(ChannelLastKernelLayer):
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         return super().fits(leaf) and leaf.weight.shape[-1] == leaf.weight.shape[-2]
+
+
+class SubsampledLinearLayer(LinearLayer):
+    """MPP's `SubsampledLinear`: a weight `(dim_out, dim_in)`, called with `(x, labels)`.
+
+    The labels choose the columns (or, without `subsample_in`, the rows) that a call uses. The
+    matrix is the whole weight: one adapter for every set of physical fields. A call takes its
+    part of it. The layer is called as it is, with the law's weight in it.
+    """
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        if not value_for(leaf, _SUBSAMPLED):
+            return False
+        sizes = (leaf.dim_out, leaf.dim_in)
+        return is_float_array(leaf.weight) and leaf.weight.shape[-2:] == sizes and 0 not in sizes
