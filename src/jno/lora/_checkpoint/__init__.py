@@ -7,23 +7,3 @@ from ._plain_files import read_json, read_tensors, write_together
 from ._save_load import load_adapters, read_adapters, save_adapters
 from ._saving import save, values_of
 from ._wrappers import Classes
-
-__all__ = [
-    "Classes",
-    "Contents",
-    "Entry",
-    "FilePath",
-    "Loaded",
-    "load",
-    "load_adapters",
-    "non_finite",
-    "read",
-    "read_adapters",
-    "read_json",
-    "read_set",
-    "read_tensors",
-    "save",
-    "save_adapters",
-    "values_of",
-    "write_together",
-]

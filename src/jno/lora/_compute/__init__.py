@@ -3,14 +3,3 @@
 from ._precision import at_least_float32, count_non_finite, held_dtype, in_dtypes_of, widened
 from ._program import call_compiled
 from ._signature import TracedError, signature_of
-
-__all__ = [
-    "TracedError",
-    "at_least_float32",
-    "call_compiled",
-    "count_non_finite",
-    "held_dtype",
-    "in_dtypes_of",
-    "signature_of",
-    "widened",
-]

@@ -1,5 +1,3 @@
 """`Net`, the handle on a model, and the named adapters that it keeps."""
 
 from ._net import Net
-
-__all__ = ["Net"]

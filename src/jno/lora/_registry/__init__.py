@@ -5,22 +5,3 @@ from ._hookspecs import API_VERSION, hookimpl
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper
 from ._registry import Registry, default_registry, refresh, register, registered
 from ._zoo_names import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_METHODS, ZOO_NAMES, squash
-
-__all__ = [
-    "API_VERSION",
-    "FIRST_PARTY",
-    "IN_PROCESS",
-    "ZOO_DISTRIBUTION",
-    "ZOO_METHODS",
-    "ZOO_NAMES",
-    "PluginRecord",
-    "RegisteredWrapper",
-    "Registry",
-    "default_registry",
-    "hookimpl",
-    "normalise",
-    "refresh",
-    "register",
-    "registered",
-    "squash",
-]

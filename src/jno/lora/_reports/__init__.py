@@ -3,16 +3,3 @@
 from ._citation import citation
 from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
 from ._report import LoraReport, ReportRow, count, lora_report, report_on
-
-__all__ = [
-    "AdapterEffect",
-    "AdapterEffects",
-    "LoraReport",
-    "ReportRow",
-    "adapter_effects",
-    "citation",
-    "count",
-    "lora_report",
-    "plot_adapters",
-    "report_on",
-]

@@ -9,27 +9,3 @@ from ._products import scale_adapters
 from ._stack_adapters import stack_adapters
 from ._swapping import built_around, misfits, misfits_by_path, put_around, swap_adapters
 from ._update_report import UpdateReport, UpdateRow
-
-__all__ = [
-    "AdapterSet",
-    "LayerForm",
-    "LooseAdapter",
-    "UpdateReport",
-    "UpdateRow",
-    "built_around",
-    "check_set",
-    "combine",
-    "extract_adapters",
-    "known_factors",
-    "layers_at",
-    "misfits",
-    "misfits_by_path",
-    "nested_with",
-    "put_around",
-    "put_in",
-    "refuse_second",
-    "scale_adapters",
-    "stack_adapters",
-    "swap_adapters",
-    "to_lora",
-]

@@ -5,12 +5,3 @@
 
 from ._progress import Bar, tracked
 from ._tables import Printed, Table, table, table_by_path
-
-__all__ = [
-    "Bar",
-    "Printed",
-    "Table",
-    "table",
-    "table_by_path",
-    "tracked",
-]
