@@ -16,7 +16,7 @@ from ._contract import (
 from ._errors import failing
 from ._paths import show_place
 from ._sharding import on_the_mesh, sharded_like
-from ._tree import adapted_layers, replace_adapters
+from ._tree import map_adapters
 
 M = TypeVar("M")
 
@@ -56,16 +56,22 @@ def unwrap_lora(model: M) -> M:
 
 
 def _without_adapters(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
-    layers: list[Any] = []
-    for path, node in adapted_layers(model):
-        where = show_place(type(node), path)
-        advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
-        with failing(f"{verb} {where}", hint=partial(refusal_of_template, node, advice)):
-            layer = on_the_mesh(node, plain, node, settle=_settled)
-        check_same_structure(node.base, layer, f"`{verb}()` of {where}")
-        layers.append(in_dtypes_of(node.base, layer))
-    return replace_adapters(model, layers)
+    advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
+
+    def take_out(path: str, adapter: LoRAWrapper) -> Any:
+        where = show_place(type(adapter), path)
+        with failing(f"{verb} {where}", hint=partial(refusal_of_template, adapter, advice)):
+            layer = _taken_out(plain, adapter)
+        check_same_structure(adapter.base, layer, f"`{verb}()` of {where}")
+        return in_dtypes_of(adapter.base, layer)
+
+    return map_adapters(take_out, model)
 
 
-def _settled(layer: Any, adapter: LoRAWrapper) -> Any:
-    return sharded_like(layer, adapter.base)
+def plain_layer(adapter: LoRAWrapper) -> Any:
+    """The layer in `adapter` as it was before adapting."""
+    return _taken_out(unwrapped_layer, adapter)
+
+
+def _taken_out(plain: Callable[[LoRAWrapper], Any], adapter: LoRAWrapper) -> Any:
+    return on_the_mesh(adapter, plain, adapter, settle=lambda x, _: sharded_like(x, adapter.base))

@@ -8,10 +8,9 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
+from ._contract import LoRAWrapper, is_wrapper
 from ._errors import SelectionError
 from ._paths import KeyPath, path_str, show_path
-from ._sharding import on_the_mesh
 
 M = TypeVar("M")
 
@@ -89,14 +88,6 @@ def map_adapters(function: Callable[..., Any], model: PyTree, *others: PyTree) -
     return jtu.tree_map_with_path(replace, model, *others, is_leaf=is_wrapper)
 
 
-def replace_adapters(model: M, nodes: Iterable[Any]) -> M:
-    """`model` with `nodes` in the places of its adapted layers, in the order of these."""
-    rest = iter(nodes)
-    return jax.tree.map(
-        lambda node: next(rest) if is_wrapper(node) else node, model, is_leaf=is_wrapper
-    )
-
-
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
     """The modules of `model` at these paths, plain or adapted. Missing ones are left out.
 
@@ -113,24 +104,13 @@ def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def replace_layers(model: M, nodes: Mapping[str, Any], *, drop_others: bool) -> M:
-    """`model` with these nodes in the places of its layers, by path.
-
-    - `drop_others`: whether layers at other paths lose their adapters.
-    """
+def replace_layers(model: M, nodes: Mapping[str, Any]) -> M:
+    """`model` with these nodes in the places of its layers, by path."""
 
     def replace(keys: KeyPath, node: Any) -> Any:
-        path = path_str(keys)
-        if path in nodes and isinstance(node, eqx.Module):
-            return nodes[path]
-        return plain_layer(node) if drop_others else node
+        return nodes.get(path_str(keys), node) if isinstance(node, eqx.Module) else node
 
     return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(nodes), is_leaf_takes_path=True)
-
-
-def plain_layer(node: Any) -> Any:
-    """The layer in an adapter; anything else as it is."""
-    return on_the_mesh(node, unwrapped_layer, node) if is_wrapper(node) else node
 
 
 def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:

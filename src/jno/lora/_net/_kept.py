@@ -35,7 +35,7 @@ class Kept:
 
     def put_into(self, plain: NetState) -> NetState:
         """A model without adapters, with these."""
-        module = put_around(plain.module, self.adapters, drop_others=True)
+        module = put_around(plain.module, self.adapters)
 
         def restore(path: str, adapter: Any, mask: Any) -> Any:
             if path not in self.trains:

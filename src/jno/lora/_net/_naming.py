@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from .._errors import SelectionError
-from .._paths import bullets, nearest
-from .._sets import AdapterSet, check_set, extract_adapters, misfits
+from .._paths import nearest
+from .._sets import AdapterSet, check_fit, check_set, extract_adapters
 from ._holder import Holder
 from ._kept import Kept
 
@@ -61,11 +61,7 @@ class NamesAdapters(Holder):
             self._refuse_naming(name)
         else:
             check_set(adapters, "adapters")
-            problems = misfits(self._now.plain().module, adapters)
-            if problems:
-                raise SelectionError(
-                    f"The adapters to be called {name!r} do not fit the model:\n{bullets(problems)}"
-                )
+            check_fit(self._now.plain().module, adapters, f"The adapters to be called {name!r}")
         self._named = {**self._named, name: None if adapters is None else Kept(adapters)}
         return self
 

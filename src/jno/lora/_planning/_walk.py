@@ -14,7 +14,7 @@ from .._contract import LoRAWrapper, is_wrapper, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_path
 from .._registry import Registry
-from .._tree import NORMALISED, holds_adapters
+from .._tree import NORMALISED, holds_adapters, modules_in
 from ._plan import PlanRow, PlanStatus
 from ._specs import Rule, Tiers
 
@@ -121,7 +121,7 @@ class Walk:
 
     def _refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> None:
         """Add rows for the layers in a normalised container. None of them is wrapped."""
-        for inner, child in _modules_inside(keys, node):
+        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:
             path = path_str(inner)
             claim = self.claim(path, child)
             if claim is None:
@@ -157,7 +157,7 @@ class Walk:
         if (claim.order == (0, 0) and alone) or isinstance(node, tuple(NORMALISED)):
             return cls
         rivals: dict[AdapterClass, str] = {}
-        for inner, child in _modules_inside(keys, node):
+        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:
             other = self.claim(path_str(inner), child) if self.selects(inner) else None
             if other is None or other.order > claim.order:
                 continue
@@ -203,7 +203,7 @@ class Walk:
             if row.spec is None or row.spec >= index or row.path not in self.claimed_nodes:
                 continue
             keys, node = self.claimed_nodes[row.path]
-            for inner, child in ((keys, node), *_modules_inside(keys, node)):
+            for inner, child in ((keys, node), *modules_in(node, keys, enter_norms=False)[1:]):
                 path = path_str(inner)
                 if rule.matches(path) and claimants(rule.tiers, path, child)[1]:
                     within = "" if inner == keys else f", inside {show_path(row.path)}"
@@ -241,22 +241,6 @@ def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:
             "It is asked about every module of a model, and must answer False (or None) to what "
             "it does not know."
         ) from err
-
-
-def _modules_inside(keys: KeyPath, node: eqx.Module) -> list[tuple[KeyPath, eqx.Module]]:
-    """The modules below `node`, which is at `keys`, with their paths from the root.
-
-    Modules inside an adapter, and inside a norm below `node`, are left out.
-    """
-    found: list[tuple[KeyPath, eqx.Module]] = []
-
-    def look(inner: KeyPath, child: Any) -> bool:
-        if inner and issubclass(type(child), eqx.Module):
-            found.append(((*keys, *inner), child))
-        return is_wrapper(child) or (bool(inner) and isinstance(child, tuple(NORMALISED)))
-
-    jtu.tree_flatten_with_path(node, is_leaf=look, is_leaf_takes_path=True)
-    return found
 
 
 def _owns_arrays(node: eqx.Module) -> bool:

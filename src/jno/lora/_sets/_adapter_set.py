@@ -108,10 +108,10 @@ def check_set(given: Any, what: str) -> None:
         )
 
 
-def listed_sets(sets: Any) -> list[AdapterSet]:
+def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
     """`sets` as a list.
 
-    **Raises:** `SelectionError` if it is not a list (or another iterable) of sets.
+    **Raises:** `SelectionError` if it is empty, or not a list (or another iterable) of sets.
     """
     if isinstance(sets, AdapterSet) or not isinstance(sets, Iterable):
         raise SelectionError(
@@ -121,6 +121,8 @@ def listed_sets(sets: Any) -> list[AdapterSet]:
     listed = list(sets)
     for index, one in enumerate(listed):
         check_set(one, f"sets[{index}]")
+    if not listed:
+        raise SelectionError(f"There are no sets to {verb}. Give at least one.")
     return listed
 
 

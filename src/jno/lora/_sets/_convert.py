@@ -1,5 +1,6 @@
 """Convert adapters of other kinds to plain LoRA."""
 
+import contextlib
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -7,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from .._compute import at_least_float32
@@ -16,15 +16,16 @@ from .._contract import (
     check_part,
     check_rank,
     expect_model,
+    is_traced,
     over_stack,
     refusal_of_template,
-    unwrapped_layer,
 )
 from .._errors import SelectionError, WrapperError, reason_of
+from .._merge import plain_layer
 from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
-from .._sharding import on_the_mesh, restored_layer, sharded_like
-from .._tree import adapted_layers, replace_adapters
+from .._sharding import on_the_mesh, restored_layer
+from .._tree import holds_adapters, map_adapters
 from ._low_rank import (
     Factors,
     Triplets,
@@ -35,7 +36,6 @@ from ._low_rank import (
     rank_for,
     triplets_of,
     triplets_of_product,
-    widest,
 )
 from ._update_report import UpdateReport, UpdateRow
 
@@ -81,27 +81,28 @@ def to_lora(
         check_rank(rank)
     if energy is not None:
         check_part("energy", energy)
-    adapted = list(adapted_layers(model))
-    if not adapted:
+    if not holds_adapters(model):
         return model, UpdateReport(())
     classes = _plain_classes(default_registry(registry))
-    converted: list[LoRAWrapper] = []
     rows: list[UpdateRow] = []
     problems: list[str] = []
-    for path, node in adapted:
-        former = type(node)
+
+    def convert(path: str, adapter: LoRAWrapper) -> Any:
+        former = type(adapter)
         try:
-            made, error = _converted(node, classes, rank, energy)
+            made, error = _converted(adapter, classes, rank, energy)
         except Exception as err:  # a constructor or a merge may raise anything
             problems.append(f"{show_path(path)} ({former.__name__}): {reason_of(err)}")
-            continue
-        converted.append(made)
+            return adapter
         rows.append(UpdateRow(path, former, type(made), made.rank, error))
+        return made
+
+    converted = map_adapters(convert, model)
     if problems:
         raise WrapperError(
             f"Not every adapter can be converted to plain LoRA like this:\n{bullets(problems)}"
         )
-    return replace_adapters(model, converted), UpdateReport(tuple(rows))
+    return converted, UpdateReport(tuple(rows))
 
 
 def _converted(
@@ -111,44 +112,38 @@ def _converted(
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
     """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
-    is_plain = type(adapter) in classes and _is_product(type(adapter))
-    if is_plain and energy is None and (rank is None or adapter.rank <= rank):
+    if type(adapter) in classes and energy is None and (rank is None or adapter.rank <= rank):
         return adapter, jnp.zeros(())
     template = refusal_of_template(adapter, "Give the model itself.")
     if template:
         raise WrapperError(template)
-    layer = sharded_like(on_the_mesh(adapter, unwrapped_layer, adapter), adapter.base)
-    cls = next((cls for cls in classes if cls.applies_to(layer) and _is_product(cls)), None)
+    layer = plain_layer(adapter)
+    cls = next((cls for cls in classes if cls.applies_to(layer)), None)
     if cls is None:
         raise WrapperError(f"no plain LoRA with one matrix is for a {type(layer).__name__}")
-    known = on_the_mesh(adapter, known_factors, adapter)
+    known = known_factors(adapter)
     if known is not None:
-        dtype = widest([known.A.dtype, known.B.dtype])
-        if rank is None and energy is None:
-            rank = min(known.rank, known.largest_rank)
-        if rank is not None and known.rank <= min(rank, known.largest_rank):
-            return _around(cls, layer, known, dtype), jnp.zeros(())
+        if energy is None:
+            rank = min(known.largest_rank, known.rank if rank is None else rank)
+            if known.rank <= rank:
+                return restored_layer(cls, layer, *as_adapter(cls, known)), jnp.zeros(())
         triplets = on_the_mesh(adapter, triplets_of_product, known)
+    elif rank is None and energy is None:
+        raise WrapperError(
+            "its update is not known as a low-rank product; say how much of it to keep, by "
+            "`rank=` or by `energy=0.99`"
+        )
     else:
-        if rank is None and energy is None:
-            raise WrapperError(
-                "its update is not known as a low-rank product; say how much of it to keep, by "
-                "`rank=` or by `energy=0.99`"
-            )
         triplets, not_held = on_the_mesh(adapter, _triplets, cls, adapter)
         _refuse_more(layer, not_held)
-        dtype = triplets.S.dtype
-    if not isinstance(triplets.S, Tracer) and not np.isfinite(np.asarray(triplets.S)).all():
+    if not is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
         rank = rank_for(triplets.S, energy)
     assert rank is not None
-    rank = min(rank, triplets.S.shape[-1])
-    return _around(cls, layer, cut_to(triplets, rank), dtype), lost_by_cutting(triplets.S, rank)
-
-
-def _around(cls: type[LoRAWrapper], layer: Any, update: Factors, dtype: Any) -> LoRAWrapper:
-    return restored_layer(cls, layer, *as_adapter(cls, update, dtype))
+    update = cut_to(triplets, min(rank, triplets.S.shape[-1]))
+    made = restored_layer(cls, layer, *as_adapter(cls, update))
+    return made, lost_by_cutting(triplets.S, rank)
 
 
 def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, Bool[Array, "..."]]:
@@ -166,7 +161,7 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, B
         outputs, inputs = update.shape
         identity = jnp.eye(min(outputs, inputs), dtype=update.dtype)
         whole = Factors(update, identity) if outputs < inputs else Factors(identity, update)
-        held = cls.from_state(layer, *as_adapter(cls, whole, update.dtype)).merge()
+        held = cls.from_state(layer, *as_adapter(cls, whole)).merge()
         trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (layer, merged, held)]
         flags = jax.tree.map(lambda w, m, h: jnp.any(m != w) & ~jnp.any(h != w), *trees)
         U, sizes, Vt = triplets_of(update)
@@ -189,13 +184,8 @@ def _refuse_more(layer: Any, not_held: Bool[Array, "*stack arrays"]) -> None:
 
 
 def _plain_classes(registry: Registry) -> tuple[type[LoRAWrapper], ...]:
-    """Plain LoRA, for layers and for layers with a norm around them."""
+    """Plain LoRA whose update is a product, for layers and for layers with a norm around them."""
     classes = registry.resolve("lora")
-    try:
-        return (*classes, *registry.resolve("lora-in-norm"))
-    except SelectionError:  # a registry may hold no such class
-        return classes
-
-
-def _is_product(cls: type[LoRAWrapper]) -> bool:
-    return cls.low_rank_scale(1, 1.0) is not None
+    with contextlib.suppress(SelectionError):  # a registry may hold no such class
+        classes = (*classes, *registry.resolve("lora-in-norm"))
+    return tuple(cls for cls in classes if cls.low_rank_scale(1, 1.0) is not None)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from .._compute import at_least_float32
 from .._contract import LoRAWrapper, over_stack
+from .._sharding import on_the_mesh
 
 
 class Factors(NamedTuple):
@@ -37,15 +38,19 @@ class Triplets(NamedTuple):
 
 
 def known_factors(adapter: LoRAWrapper) -> Factors | None:
-    """The factors of an adapter's update, or of a stack of them. `None` if it is not a product.
+    """`A` and `B` of an adapter whose update is the product `B A`; `None` for other adapters.
 
-    In float32 at least: half precision would round the scale in a factor, or overflow.
+    The factors are float32 at least. Those of a stack have the axes of the stack in front.
     """
+    return on_the_mesh(adapter, _known_factors, adapter)
 
+
+def _known_factors(adapter: LoRAWrapper) -> Factors | None:
     def one(adapter: LoRAWrapper) -> Factors | None:
         known = adapter.low_rank_update()
         return None if known is None else Factors(*known)
 
+    # Half precision would round the scale in a factor, or overflow.
     return over_stack(one, type(adapter).stack_ndim(adapter.base))(at_least_float32(adapter))
 
 
@@ -90,16 +95,15 @@ def rank_for(S: Float[Array, "*stack k"], energy: float) -> int:
     return int(np.max(np.argmax(enough, axis=-1))) + 1
 
 
-def as_adapter(
-    cls: type[LoRAWrapper], update: Factors, dtype: Any
-) -> tuple[dict[str, Array], int, float]:
+def as_adapter(cls: type[LoRAWrapper], update: Factors) -> tuple[dict[str, Array], int, float]:
     """State, rank and alpha of an adapter of class `cls` whose update is `B A`.
 
     `cls` must have a `low_rank_scale`. Alpha is the rank, which makes the scale of LoRA 1.
     """
     scale = cls.low_rank_scale(update.rank, float(update.rank))
     assert scale is not None
-    state = {"lora_A": update.A.astype(dtype), "lora_B": (update.B / scale).astype(dtype)}
+    dtype = widest([update.A.dtype, update.B.dtype])
+    state = {"lora_A": update.A.astype(dtype), "lora_B": update.B.astype(dtype) / scale}
     return state, update.rank, float(update.rank)
 
 

@@ -99,6 +99,20 @@ def check_same_matrices(sets: Sequence[AdapterSet]) -> None:
         )
 
 
+def check_some_kept(sets: Sequence[AdapterSet], density: Any) -> None:
+    """**Raises:** `SelectionError` that lists the matrices of which `density` keeps nothing."""
+    empty: dict[str, str] = {}
+    for one in sets:
+        for path, adapter in one.adapters.items():
+            entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
+            if round(density * entries) == 0:
+                empty[path] = f"{show_path(path)}: of {entries:,} entries"
+    if empty:
+        raise SelectionError(
+            f"The `density` {density} keeps no entry of these matrices:\n{bullets(empty.values())}"
+        )
+
+
 def _scale(adapter: LooseAdapter) -> float | None:
     if adapter.rank is None or adapter.alpha is None:
         return None

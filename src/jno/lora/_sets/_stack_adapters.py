@@ -26,10 +26,7 @@ def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
     **Raises:** `SelectionError` that lists every difference; or if `sets` is empty or holds
     something else than sets.
     """
-    sets = listed_sets(sets)
-    if not sets:
-        raise SelectionError("There are no sets to stack. Give at least one.")
-    first, *others = sets
+    first, *others = listed_sets(sets, "stack")
     problems = [line for i, other in enumerate(others, 1) for line in _differences(first, other, i)]
     if problems:
         raise SelectionError(
