@@ -37,7 +37,6 @@ def merge_lora(model: M) -> M:
     layer differs in structure, shape or dtype from the layer that it wraps; `SelectionError` if
     `model` is a `Net` or a set.
     """
-    expect_model(model, "merge_lora")
     return _without_adapters(model, merged_layer, "merge")
 
 
@@ -51,11 +50,11 @@ def unwrap_lora(model: M) -> M:
     **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
     `model` is a `Net` or a set.
     """
-    expect_model(model, "unwrap_lora")
     return _without_adapters(model, unwrapped_layer, "unwrap")
 
 
 def _without_adapters(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
+    expect_model(model, f"{verb}_lora")
     advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
 
     def take_out(path: str, adapter: LoRAWrapper) -> Any:

@@ -14,22 +14,8 @@ from .._errors import SelectionError
 from .._paths import stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
-from ._low_rank import (
-    Factors,
-    as_adapter,
-    cut_to,
-    lost_by_cutting,
-    triplets_of,
-    triplets_of_product,
-    widest,
-)
-from ._products import (
-    check_products,
-    check_same_matrices,
-    check_some_kept,
-    factors_of,
-    scale_times,
-)
+from ._low_rank import Factors, Triplets, widest
+from ._products import check_combinable, factors_of, scale_times
 from ._recipe import EXACT, TRIMMING, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
@@ -135,10 +121,7 @@ def combine(
         raise SelectionError(
             f"Each set needs a weight: expected {len(sets)} weights, got {len(weights)}."
         )
-    check_products(sets)
-    check_same_matrices(sets)
-    if method in TRIMMING:
-        check_some_kept(sets, density)
+    check_combinable(sets, density if method in TRIMMING else None)
     made: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in dict.fromkeys(path for one in sets for path in one):
@@ -194,17 +177,17 @@ def _combined(
         )
         if recipe.method in EXACT and rank <= largest:
             return _state(cls, total, dtype), jnp.zeros((), wide)
-        triplets = triplets_of_product(total)
+        triplets = Triplets.of_product(total)
     else:
         products = jnp.stack([update.B @ update.A for update in updates])
         keys = [] if key is None else [_folded(key, number) for number in numbers]
-        triplets = triplets_of(recipe.sparse_sum(products, keys))
+        triplets = Triplets.of(recipe.sparse_sum(products, keys))
     rank = min(rank, largest)
-    return _state(cls, cut_to(triplets, rank), dtype), lost_by_cutting(triplets.S, rank)
+    return _state(cls, triplets.cut_to(rank), dtype), triplets.lost_by_cutting(rank)
 
 
 def _state(cls: type[LoRAWrapper], update: Factors, dtype: Any) -> dict[str, Array]:
-    return {name: array.astype(dtype) for name, array in as_adapter(cls, update)[0].items()}
+    return {name: array.astype(dtype) for name, array in update.as_adapter(cls)[0].items()}
 
 
 def _folded(key: PRNGKeyArray, numbers: Any) -> PRNGKeyArray:

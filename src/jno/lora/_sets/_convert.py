@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from .._compute import at_least_float32
 from .._contract import (
@@ -26,17 +26,7 @@ from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer
 from .._tree import holds_adapters, map_adapters
-from ._low_rank import (
-    Factors,
-    Triplets,
-    as_adapter,
-    cut_to,
-    known_factors,
-    lost_by_cutting,
-    rank_for,
-    triplets_of,
-    triplets_of_product,
-)
+from ._low_rank import Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
@@ -65,8 +55,7 @@ def to_lora(
         update must be a product, and is kept whole: PiSSA and MiLoRA give twice their rank.
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
-    **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer. Print
-    it for a table.
+    **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer.
 
     **Raises:** `SelectionError` if an argument makes no sense (such as a `Net` for the model);
     `WrapperError` that lists every adapter that needs a rank, cannot be merged, has an update with
@@ -126,33 +115,36 @@ def _converted(
         if energy is None:
             rank = min(known.largest_rank, known.rank if rank is None else rank)
             if known.rank <= rank:
-                return restored_layer(cls, layer, *as_adapter(cls, known)), jnp.zeros(())
-        triplets = on_the_mesh(adapter, triplets_of_product, known)
+                return restored_layer(cls, layer, *known.as_adapter(cls)), jnp.zeros(())
+        triplets = on_the_mesh(adapter, Triplets.of_product, known)
     elif rank is None and energy is None:
         raise WrapperError(
             "its update is not known as a low-rank product; say how much of it to keep, by "
             "`rank=` or by `energy=0.99`"
         )
     else:
-        triplets, not_held = on_the_mesh(adapter, _triplets, cls, adapter)
-        _refuse_more(layer, not_held)
+        triplets, missed = on_the_mesh(adapter, _triplets, cls, adapter)
+        names = [path_str(keys) for keys, flag in jtu.tree_leaves_with_path(missed) if np.any(flag)]
+        if names:
+            raise WrapperError(
+                f"it also changes {', '.join(names)}, which LoRA leaves as it is; merge it instead"
+            )
     if not is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
-        rank = rank_for(triplets.S, energy)
+        rank = triplets.rank_for(energy)
     assert rank is not None
-    update = cut_to(triplets, min(rank, triplets.S.shape[-1]))
-    made = restored_layer(cls, layer, *as_adapter(cls, update))
-    return made, lost_by_cutting(triplets.S, rank)
+    update = triplets.cut_to(min(rank, triplets.S.shape[-1]))
+    return restored_layer(cls, layer, *update.as_adapter(cls)), triplets.lost_by_cutting(rank)
 
 
-def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, Bool[Array, "..."]]:
+def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, Any]:
     """The update of the matrix; and for each floating array of the layer, whether LoRA misses it.
 
     LoRA misses an array that the adapter changes, and that LoRA with the whole update does not.
     """
 
-    def one(adapter: LoRAWrapper) -> tuple[Triplets, Array]:
+    def one(adapter: LoRAWrapper) -> tuple[Triplets, Any]:
         wide: Any = at_least_float32(adapter)
         layer, merged = wide.unwrap(), wide.merge()
         before, after = cls.matrix(layer), cls.matrix(merged)
@@ -161,26 +153,16 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, B
         outputs, inputs = update.shape
         identity = jnp.eye(min(outputs, inputs), dtype=update.dtype)
         whole = Factors(update, identity) if outputs < inputs else Factors(identity, update)
-        held = cls.from_state(layer, *as_adapter(cls, whole)).merge()
+        held = cls.from_state(layer, *whole.as_adapter(cls)).merge()
         trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (layer, merged, held)]
-        flags = jax.tree.map(lambda w, m, h: jnp.any(m != w) & ~jnp.any(h != w), *trees)
-        U, sizes, Vt = triplets_of(update)
+        missed = jax.tree.map(lambda w, m, h: jnp.any(m != w) & ~jnp.any(h != w), *trees)
+        U, sizes, Vt = Triplets.of(update)
         # The rounding of the two matrices can make values of this size.
-        noise = jnp.finfo(sizes.dtype).eps * jnp.linalg.norm(before)
+        noise = jnp.finfo(update.dtype).eps * jnp.linalg.norm(before)
         sizes = jnp.where(sizes <= noise, 0, sizes)  # NaN stays NaN
-        return Triplets(U, sizes, Vt), jnp.stack(jax.tree.leaves(flags))
+        return Triplets(U, sizes, Vt), missed
 
     return over_stack(one, type(adapter).stack_ndim(adapter.base))(adapter)
-
-
-def _refuse_more(layer: Any, not_held: Bool[Array, "*stack arrays"]) -> None:
-    found = jtu.tree_leaves_with_path(eqx.filter(layer, eqx.is_inexact_array))
-    flags = np.any(np.asarray(not_held), axis=tuple(range(not_held.ndim - 1)))
-    names = [path_str(keys) for (keys, _), flag in zip(found, flags, strict=True) if flag]
-    if names:
-        raise WrapperError(
-            f"it also changes {', '.join(names)}, which LoRA leaves as it is; merge it instead"
-        )
 
 
 def _plain_classes(registry: Registry) -> tuple[type[LoRAWrapper], ...]:

@@ -32,7 +32,7 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     """
     check_set(adapters, "adapters")
     check_number("factor", factor)
-    check_products([adapters])
+    _check_products([adapters])
 
     def scaled(adapter: LooseAdapter) -> LooseAdapter:
         B = jnp.asarray(adapter.state["lora_B"])
@@ -59,8 +59,41 @@ def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:
     return Factors(A, scale * B)
 
 
-def check_products(sets: Sequence[AdapterSet]) -> None:
-    """**Raises:** `SelectionError` that lists every adapter whose update is not only a product."""
+def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
+    """**Raises:** `SelectionError` that lists the adapters that are not products, those at one path
+    that are for different matrices, or the matrices that `density`, if given, leaves empty.
+    """
+    _check_products(sets)
+    misfits: list[str] = []
+    empty: list[str] = []
+    seen: dict[str, tuple[int, LooseAdapter]] = {}
+    for index, one in enumerate(sets):
+        for path, adapter in one.adapters.items():
+            entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
+            if density is not None and path not in seen and round(density * entries) == 0:
+                empty.append(f"{show_path(path)}: of {entries:,} entries")
+            former, first = seen.setdefault(path, (index, adapter))
+            if first.layer.arrays != adapter.layer.arrays:
+                misfits.append(
+                    f"{show_path(path)}: set {former} is for {first.layer}, set {index} for "
+                    f"{adapter.layer}"
+                )
+            elif not _update_the_same(first, adapter):
+                misfits.append(
+                    f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
+                    f"a {adapter.wrapper.__name__}, which may lay out the matrix in another way"
+                )
+    if misfits:
+        raise SelectionError(
+            f"Only adapters for the same layers can be combined:\n{bullets(misfits)}"
+        )
+    if empty:
+        raise SelectionError(
+            f"The `density` {density} keeps no entry of these matrices:\n{bullets(empty)}"
+        )
+
+
+def _check_products(sets: Sequence[AdapterSet]) -> None:
     others = [
         f"{show_path(path)}: a {adapter.wrapper.__name__}"
         + (f" in set {index}" if len(sets) > 1 else "")
@@ -73,43 +106,6 @@ def check_products(sets: Sequence[AdapterSet]) -> None:
             "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be added "
             f"up and scaled, but there are others:\n{bullets(others)}\n"
             "Convert them first: extract_adapters(to_lora(model, rank=...)[0])."
-        )
-
-
-def check_same_matrices(sets: Sequence[AdapterSet]) -> None:
-    """**Raises:** `SelectionError` that lists the adapters at one path for different matrices."""
-    lines: list[str] = []
-    seen: dict[str, tuple[int, LooseAdapter]] = {}
-    for index, one in enumerate(sets):
-        for path, adapter in one.adapters.items():
-            former, first = seen.setdefault(path, (index, adapter))
-            if first.layer.arrays != adapter.layer.arrays:
-                lines.append(
-                    f"{show_path(path)}: set {former} is for {first.layer}, set {index} for "
-                    f"{adapter.layer}"
-                )
-            elif not _update_the_same(first, adapter):
-                lines.append(
-                    f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
-                    f"a {adapter.wrapper.__name__}, which may lay out the matrix in another way"
-                )
-    if lines:
-        raise SelectionError(
-            f"Only adapters for the same layers can be combined:\n{bullets(lines)}"
-        )
-
-
-def check_some_kept(sets: Sequence[AdapterSet], density: Any) -> None:
-    """**Raises:** `SelectionError` that lists the matrices of which `density` keeps nothing."""
-    empty: dict[str, str] = {}
-    for one in sets:
-        for path, adapter in one.adapters.items():
-            entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
-            if round(density * entries) == 0:
-                empty[path] = f"{show_path(path)}: of {entries:,} entries"
-    if empty:
-        raise SelectionError(
-            f"The `density` {density} keeps no entry of these matrices:\n{bullets(empty.values())}"
         )
 
 

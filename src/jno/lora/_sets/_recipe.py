@@ -42,30 +42,25 @@ class Recipe:
                 f"There is no method {method!r}; did you mean {near!r}? "
                 f"The methods are {', '.join(methods)}."
             )
-        if (self.density is not None) != (method in _SPARSE):
-            raise SelectionError(
-                f"{method!r} needs a `density`, the part of the entries to keep, such as 0.5."
-                if method in _SPARSE
-                else f"`density` is for {', '.join(_SPARSE)}; {method!r} keeps every entry."
-            )
-        if has_key != (method in _RANDOM):
-            raise SelectionError(
-                f"{method!r} drops entries at random, and needs a `key`."
-                if method in _RANDOM
-                else f"`key` is for {' and '.join(_RANDOM)}; {method!r} is not random."
-            )
-        if self.rank is not None and method in EXACT:
-            raise SelectionError(
+        wrong, sign = "", self.majority_sign
+        if self.density is None and method in _SPARSE:
+            wrong = f"{method!r} needs a `density`, the part of the entries to keep, such as 0.5."
+        elif self.density is not None and method not in _SPARSE:
+            wrong = f"`density` is for {', '.join(_SPARSE)}; {method!r} keeps every entry."
+        elif method in _RANDOM and not has_key:
+            wrong = f"{method!r} drops entries at random, and needs a `key`."
+        elif has_key and method not in _RANDOM:
+            wrong = f"`key` is for {' and '.join(_RANDOM)}; {method!r} is not random."
+        elif self.rank is not None and method in EXACT:
+            wrong = (
                 f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
             )
-        if self.majority_sign not in get_args(MajoritySign):
-            raise SelectionError(
-                f"`majority_sign` must be 'total' or 'frequency', but is {self.majority_sign!r}."
-            )
-        if self.majority_sign != "total" and method not in _ELECTING:
-            raise SelectionError(
-                f"`majority_sign` is for {' and '.join(_ELECTING)}; {method!r} elects no sign."
-            )
+        elif sign not in get_args(MajoritySign):
+            wrong = f"`majority_sign` must be 'total' or 'frequency', but is {sign!r}."
+        elif sign != "total" and method not in _ELECTING:
+            wrong = f"`majority_sign` is for {' and '.join(_ELECTING)}; {method!r} elects no sign."
+        if wrong:
+            raise SelectionError(wrong)
         if self.density is not None:
             check_part("density", self.density)
         if self.rank is not None:
@@ -88,10 +83,7 @@ class Recipe:
 def _trimmed(
     updates: Float[Array, "n *stack out in"], density: float
 ) -> Float[Array, "n *stack out in"]:
-    """Keep the part `density` of each matrix's entries that is largest in magnitude, at least one.
-
-    The others become 0.
-    """
+    """Zero all but the part `density` of each matrix's entries that is largest in magnitude."""
     *batch, outputs, inputs = updates.shape
     sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
     dropped = outputs * inputs - round(density * outputs * inputs)
@@ -110,11 +102,7 @@ def _dropped_at_random(
 def _agreed_mean(
     updates: Float[Array, "n *stack out in"], majority_sign: str
 ) -> Float[Array, "*stack out in"]:
-    """The mean, for each entry, of the updates that have its elected sign. Zeros have no sign.
-
-    - `majority_sign`: elect the sign of the sum (`"total"`), or the sign that more updates have
-        (`"frequency"`). A draw is positive.
-    """
+    """The mean, for each entry, of the updates that have its elected sign. Zeros have no sign."""
     signs = jnp.sign(updates)
     votes = jnp.sum(updates if majority_sign == "total" else signs, axis=0)
     elected = jnp.where(votes >= 0, 1, -1).astype(updates.dtype)

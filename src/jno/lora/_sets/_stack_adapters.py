@@ -14,9 +14,9 @@ from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
     """The sets as one, whose arrays have a leading axis of length `len(sets)`.
 
-    For programs in which the examples of a batch use different adapters of one base: inside `vmap`,
-    each example takes its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it in (see
-    the documentation on combining). `swap_adapters` does not take the stack itself.
+    With it, the examples of a batch can use different adapters of one base: inside `vmap`, each
+    takes its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it in (see the
+    documentation on combining). `swap_adapters` does not take the stack itself.
 
     **Arguments:**
 
@@ -60,7 +60,6 @@ def _differences(first: AdapterSet, other: AdapterSet, index: int) -> list[str]:
 
 
 def _described(adapter: LooseAdapter) -> dict[str, Any]:
-    """The properties that must be the same in every set."""
     return {
         "class": f"{adapter.wrapper.__module__}.{adapter.wrapper.__qualname__}",
         "rank": adapter.rank,

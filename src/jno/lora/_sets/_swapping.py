@@ -116,8 +116,7 @@ def _hint(layer: Any, adapter: LooseAdapter) -> str:
     if template:
         return template
     try:
-        one = jax.tree.map(lambda array: array[0], adapter)
-        eqx.filter_eval_shape(built_around, layer, one)
+        eqx.filter_eval_shape(built_around, layer, jax.tree.map(lambda a: a[0], adapter))
     except Exception:
         return ""
     return (
