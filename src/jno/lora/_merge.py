@@ -19,6 +19,7 @@ from ._sharding import on_the_mesh, sharded_like
 from ._tree import map_adapters
 
 M = TypeVar("M")
+TakeOut = Callable[[LoRAWrapper], Any]
 
 
 def merge_lora(model: M) -> M:
@@ -53,24 +54,22 @@ def unwrap_lora(model: M) -> M:
     return _without_adapters(model, unwrapped_layer, "unwrap")
 
 
-def _without_adapters(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
+def _without_adapters(model: M, take_out: TakeOut, verb: str) -> M:
     expect_model(model, f"{verb}_lora")
     advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
 
-    def take_out(path: str, adapter: LoRAWrapper) -> Any:
+    def checked(path: str, adapter: LoRAWrapper) -> Any:
         where = show_place(type(adapter), path)
         with failing(f"{verb} {where}", hint=partial(refusal_of_template, adapter, advice)):
-            layer = _taken_out(plain, adapter)
+            layer = plain_layer(adapter, take_out)
         check_same_structure(adapter.base, layer, f"`{verb}()` of {where}")
         return in_dtypes_of(adapter.base, layer)
 
-    return map_adapters(take_out, model)
+    return map_adapters(checked, model)
 
 
-def plain_layer(adapter: LoRAWrapper) -> Any:
-    """The layer in `adapter` as it was before adapting."""
-    return _taken_out(unwrapped_layer, adapter)
-
-
-def _taken_out(plain: Callable[[LoRAWrapper], Any], adapter: LoRAWrapper) -> Any:
-    return on_the_mesh(adapter, plain, adapter, settle=lambda x, _: sharded_like(x, adapter.base))
+def plain_layer(adapter: LoRAWrapper, take_out: TakeOut = unwrapped_layer) -> Any:
+    """The layer that `take_out` makes of an adapter: by default, as it was before adapting."""
+    return on_the_mesh(
+        adapter, take_out, adapter, settle=lambda layer, _: sharded_like(layer, adapter.base)
+    )

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from .._errors import SelectionError
 from .._paths import nearest
-from .._sets import AdapterSet, check_fit, check_set, extract_adapters
+from .._sets import AdapterSet, check_fit, extract_adapters
 from ._holder import Holder
 from ._kept import Kept
 
@@ -60,7 +60,6 @@ class NamesAdapters(Holder):
         if adapters is None:
             self._refuse_naming(name)
         else:
-            check_set(adapters, "adapters")
             check_fit(self._now.plain().module, adapters, f"The adapters to be called {name!r}")
         self._named = {**self._named, name: None if adapters is None else Kept(adapters)}
         return self

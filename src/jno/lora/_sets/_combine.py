@@ -14,8 +14,7 @@ from .._errors import SelectionError
 from .._paths import stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
-from ._low_rank import Factors, Triplets, widest
-from ._products import check_combinable, factors_of, scale_times
+from ._products import Factors, Triplets, check_combinable, factors_of, scale_times, widest
 from ._recipe import EXACT, TRIMMING, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 

@@ -26,7 +26,7 @@ from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer
 from .._tree import holds_adapters, map_adapters
-from ._low_rank import Factors, Triplets, known_factors
+from ._products import Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")

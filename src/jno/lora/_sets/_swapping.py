@@ -42,7 +42,6 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     cannot be built; or if one of the arguments is of another kind.
     """
     expect_model(model, "swap_adapters")
-    check_set(adapters, "adapters")
     # Dropped first: an adapter around a block hides its layers, and one inside changes the block.
     plain = map_adapters(lambda _, adapter: plain_layer(adapter), model)
     advice = "Swap them into the model that they were made for, or into one with the same layers."
@@ -51,7 +50,8 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
 
 
 def check_fit(model: PyTree, adapters: AdapterSet, what: str, advice: str = "") -> None:
-    """**Raises:** `SelectionError` that lists the `misfits`, if there are any."""
+    """**Raises:** `SelectionError` that lists the `misfits`, or if `adapters` is not a set."""
+    check_set(adapters, "adapters")
     lines = [line for of_path in misfits(model, adapters).values() for line in of_path]
     if lines:
         advice = f"\n{advice}" if advice else ""
