@@ -7,6 +7,7 @@ import jax.tree_util as jtu
 import pytest
 
 from jno.lora import SelectionError, apply_lora
+from jno.lora._merge import plain_layer
 from jno.lora._paths import path_str
 from jno.lora._tree import (
     adapted_layers,
@@ -15,7 +16,6 @@ from jno.lora._tree import (
     module_paths,
     modules_in,
     norms_around,
-    replace_adapters,
     replace_layers,
 )
 
@@ -89,16 +89,15 @@ def test_mapped_adapters_are_replaced_and_the_rest_is_that_of_the_last_tree():
         "a": "kept",
         "b": "bgiven",
     }
-    assert replace_adapters(model, [THREE]) == {"a": 1, "b": THREE}
+    assert map_adapters(lambda *_: THREE, model) == {"a": 1, "b": THREE}
 
 
-def test_layers_are_replaced_by_path_and_other_adapters_stay_or_go():
+def test_layers_are_replaced_by_path_and_other_adapters_stay():
     plain = {"a": ONE, "b": TWO, "c/d": jnp.zeros(3)}
     model = adapted(plain, "a|b")
-    kept = replace_layers(model, {"a": THREE, "c/d": THREE}, drop_others=False)
+    kept = replace_layers(model, {"a": THREE, "c/d": THREE})
     assert kept["a"] is THREE and kept["b"] is model["b"] and kept["c/d"] is model["c/d"]
-    dropped = replace_layers(model, {"a": THREE}, drop_others=True)
-    assert dropped["a"] is THREE and eqx.tree_equal(dropped["b"], TWO)
+    assert eqx.tree_equal(plain_layer(kept["b"]), TWO)
 
 
 def test_layers_at_paths_are_plain_or_adapted_and_two_of_one_path_are_refused():

@@ -16,9 +16,10 @@ from ._contract import (
 from ._errors import failing
 from ._paths import show_place
 from ._sharding import on_the_mesh, sharded_like
-from ._tree import adapted_layers, replace_adapters
+from ._tree import map_adapters
 
 M = TypeVar("M")
+TakeOut = Callable[[LoRAWrapper], Any]
 
 
 def merge_lora(model: M) -> M:
@@ -37,7 +38,6 @@ def merge_lora(model: M) -> M:
     layer differs in structure, shape or dtype from the layer that it wraps; `SelectionError` if
     `model` is a `Net` or a set.
     """
-    expect_model(model, "merge_lora")
     return _without_adapters(model, merged_layer, "merge")
 
 
@@ -51,21 +51,25 @@ def unwrap_lora(model: M) -> M:
     **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
     `model` is a `Net` or a set.
     """
-    expect_model(model, "unwrap_lora")
     return _without_adapters(model, unwrapped_layer, "unwrap")
 
 
-def _without_adapters(model: M, plain: Callable[[LoRAWrapper], Any], verb: str) -> M:
-    layers: list[Any] = []
-    for path, node in adapted_layers(model):
-        where = show_place(type(node), path)
-        advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
-        with failing(f"{verb} {where}", hint=partial(refusal_of_template, node, advice)):
-            layer = on_the_mesh(node, plain, node, settle=_settled)
-        check_same_structure(node.base, layer, f"`{verb}()` of {where}")
-        layers.append(in_dtypes_of(node.base, layer))
-    return replace_adapters(model, layers)
+def _without_adapters(model: M, take_out: TakeOut, verb: str) -> M:
+    expect_model(model, f"{verb}_lora")
+    advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
+
+    def checked(path: str, adapter: LoRAWrapper) -> Any:
+        where = show_place(type(adapter), path)
+        with failing(f"{verb} {where}", hint=partial(refusal_of_template, adapter, advice)):
+            layer = plain_layer(adapter, take_out)
+        check_same_structure(adapter.base, layer, f"`{verb}()` of {where}")
+        return in_dtypes_of(adapter.base, layer)
+
+    return map_adapters(checked, model)
 
 
-def _settled(layer: Any, adapter: LoRAWrapper) -> Any:
-    return sharded_like(layer, adapter.base)
+def plain_layer(adapter: LoRAWrapper, take_out: TakeOut = unwrapped_layer) -> Any:
+    """The layer that `take_out` makes of an adapter: by default, as it was before adapting."""
+    return on_the_mesh(
+        adapter, take_out, adapter, settle=lambda layer, _: sharded_like(layer, adapter.base)
+    )

@@ -12,7 +12,8 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._caches import remembered
-from ._contract import LoRAWrapper, expect_model, is_wrapper
+from ._contract import LoRAWrapper, expect_model, is_adapter
+from ._paths import KeyPath
 from ._tree import map_adapters
 
 
@@ -67,7 +68,7 @@ def carry_to_adapted(
     """
 
     def carry(path: str, adapter: LoRAWrapper, before: Any) -> Any:
-        is_new = not is_wrapper(before) or path in replaced
+        is_new = not is_adapter(before) or path in replaced
         return lora_trainable_filter(adapter) if is_new else before
 
     return map_adapters(carry, adapted, trainable)
@@ -109,18 +110,13 @@ def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any]
     """
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
     marked = jtu.tree_map(
-        lambda node: _inside(node) if is_wrapper(node) else _OUTSIDE, model, is_leaf=is_wrapper
+        lambda node: _inside(node) if is_adapter(node) else _OUTSIDE, model, is_leaf=is_adapter
     )
     chosen = [
-        bool(role & roles) and _is_inexact(*kind)
-        for role, *kind in zip(jtu.tree_leaves(marked), *kinds, strict=True)
+        bool(role & roles) and issubclass(cls, _ARRAYS) and bool(jnp.issubdtype(dtype, jnp.inexact))
+        for role, cls, dtype in zip(jtu.tree_leaves(marked), *kinds, strict=True)
     ]
     return jtu.tree_flatten(jtu.tree_unflatten(treedef, chosen), is_leaf=_is_frozen)
-
-
-def _is_inexact(cls: type, dtype: Any) -> bool:
-    """Whether a leaf of this class and dtype is an inexact array, or a template of one."""
-    return issubclass(cls, _ARRAYS) and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
 def _is_frozen(node: Any) -> bool:
@@ -131,10 +127,8 @@ def _is_frozen(node: Any) -> bool:
     rest = [jtu.tree_structure(node)]
     while rest:
         treedef = rest.pop()
-        data = treedef.node_data()
-        if data is None:  # a leaf
-            continue
-        if not issubclass(data[0], (eqx.Module, tuple, type(None))):
+        data = treedef.node_data()  # `None` for a leaf
+        if data is not None and not issubclass(data[0], (eqx.Module, tuple, type(None))):
             return False
         rest.extend(treedef.children())
     return True
@@ -143,16 +137,16 @@ def _is_frozen(node: Any) -> bool:
 def _inside(adapter: LoRAWrapper) -> Any:
     """The role of each leaf of an adapter, in the structure of the adapter."""
 
-    def mark(path: tuple[Any, ...], node: Any) -> Any:
-        if path[0].name == "base":
-            return jax.tree.map(lambda _: _BASE, node)
-        trains = path[0].name in type(adapter).adapter_fields
-        if is_wrapper(node):  # an adapter may be built of adapters
-            return jax.tree.map(lambda role: role & _ADAPTER if trains else 0, _inside(node))
-        return _ADAPTER if trains else 0
+    roles = {**dict.fromkeys(type(adapter).adapter_fields, _ADAPTER), "base": _BASE}
 
-    def is_leaf(path: tuple[Any, ...], node: Any) -> bool:
-        at_base = len(path) == 1 and path[0].name == "base"
-        return at_base or (is_wrapper(node) and node is not adapter)
+    def mark(path: KeyPath, node: Any) -> Any:
+        role = roles.get(path[0].name, 0)
+        if is_leaf(path, node):
+            return jax.tree.map(lambda inner: inner & role, _inside(node))
+        return role
+
+    def is_leaf(path: KeyPath, node: Any) -> bool:
+        # An adapter may be built of adapters.
+        return is_adapter(node) and node is not adapter and path[0].name != "base"
 
     return jtu.tree_map_with_path(mark, adapter, is_leaf=is_leaf, is_leaf_takes_path=True)

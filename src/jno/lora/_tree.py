@@ -8,10 +8,9 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._contract import LoRAWrapper, is_wrapper, unwrapped_layer
+from ._contract import LoRAWrapper, is_adapter
 from ._errors import SelectionError
 from ._paths import KeyPath, path_str, show_path
-from ._sharding import on_the_mesh
 
 M = TypeVar("M")
 
@@ -47,7 +46,7 @@ def modules_in(
         if not issubclass(type(node), eqx.Module):
             return False
         found.append(((*keys, *inner), node))
-        return is_wrapper(node) or (bool(inner) and issubclass(type(node), norms))
+        return is_adapter(node) or (bool(inner) and issubclass(type(node), norms))
 
     jtu.tree_flatten_with_path(tree, is_leaf=look, is_leaf_takes_path=True)
     return found
@@ -60,7 +59,7 @@ def module_paths(model: PyTree) -> list[str]:
 
 def holds_adapters(tree: Any) -> bool:
     """Whether any layer of `tree` is adapted."""
-    return any(is_wrapper(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_wrapper))
+    return any(is_adapter(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_adapter))
 
 
 def adapted_layers(model: PyTree, *others: PyTree) -> Iterator[tuple[Any, ...]]:
@@ -70,10 +69,10 @@ def adapted_layers(model: PyTree, *others: PyTree) -> Iterator[tuple[Any, ...]]:
 
     - `others`: trees that have the structure of `model` around its adapted layers, such as masks.
     """
-    nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_wrapper)
+    nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_adapter)
     parts = map(treedef.flatten_up_to, others)
     for (keys, node), *own in zip(nodes, *parts, strict=True):
-        if is_wrapper(node):
+        if is_adapter(node):
             yield path_str(keys), node, *own
 
 
@@ -84,17 +83,9 @@ def map_adapters(function: Callable[..., Any], model: PyTree, *others: PyTree) -
     """
 
     def replace(keys: KeyPath, *nodes: Any) -> Any:
-        return function(path_str(keys), *nodes) if is_wrapper(nodes[0]) else nodes[-1]
+        return function(path_str(keys), *nodes) if is_adapter(nodes[0]) else nodes[-1]
 
-    return jtu.tree_map_with_path(replace, model, *others, is_leaf=is_wrapper)
-
-
-def replace_adapters(model: M, nodes: Iterable[Any]) -> M:
-    """`model` with `nodes` in the places of its adapted layers, in the order of these."""
-    rest = iter(nodes)
-    return jax.tree.map(
-        lambda node: next(rest) if is_wrapper(node) else node, model, is_leaf=is_wrapper
-    )
+    return jtu.tree_map_with_path(replace, model, *others, is_leaf=is_adapter)
 
 
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
@@ -113,24 +104,13 @@ def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def replace_layers(model: M, nodes: Mapping[str, Any], *, drop_others: bool) -> M:
-    """`model` with these nodes in the places of its layers, by path.
-
-    - `drop_others`: whether layers at other paths lose their adapters.
-    """
+def replace_layers(model: M, nodes: Mapping[str, Any]) -> M:
+    """`model` with these nodes in the places of its layers, by path."""
 
     def replace(keys: KeyPath, node: Any) -> Any:
-        path = path_str(keys)
-        if path in nodes and isinstance(node, eqx.Module):
-            return nodes[path]
-        return plain_layer(node) if drop_others else node
+        return nodes.get(path_str(keys), node) if isinstance(node, eqx.Module) else node
 
     return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(nodes), is_leaf_takes_path=True)
-
-
-def plain_layer(node: Any) -> Any:
-    """The layer in an adapter; anything else as it is."""
-    return on_the_mesh(node, unwrapped_layer, node) if is_wrapper(node) else node
 
 
 def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
@@ -180,6 +160,6 @@ def _held(paths: Iterable[str], holders: Collection[str]) -> Iterator[tuple[str,
 
 def _is_place(paths: Container[str]) -> Any:
     def is_place(keys: KeyPath, node: Any) -> bool:
-        return isinstance(node, eqx.Module) and (is_wrapper(node) or path_str(keys) in paths)
+        return isinstance(node, eqx.Module) and (is_adapter(node) or path_str(keys) in paths)
 
     return is_place

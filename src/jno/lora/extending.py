@@ -7,18 +7,16 @@ import os
 from typing import TYPE_CHECKING
 
 from ._checkpoint import read_json, read_tensors, values_of, write_together
-from ._contract import LoRAWrapper, expect_model
+from ._contract import expect_model
 from ._errors import failing, imported_for, warn
 from ._paths import bullets, nearest, show_array, show_path
 from ._registry import default_registry
-from ._sets import known_factors as _known_factors, put_around
-from ._sharding import on_the_mesh as _on_the_mesh, sharded_like
+from ._sets import known_factors, put_around
+from ._sharding import sharded_like
 from ._showing import Bar, Printed, table
 from ._tree import adapted_layers, layers_at, module_paths, norms_around
 
 if TYPE_CHECKING:
-    from jaxtyping import Array
-
     from ._showing.plots import Picture
 
 __all__ = [
@@ -48,14 +46,6 @@ __all__ = [
     "warn",
     "write_together",
 ]
-
-
-def known_factors(adapter: LoRAWrapper) -> "tuple[Array, Array] | None":
-    """`A` and `B` of an adapter whose update is the product `B A`; `None` for other adapters.
-
-    The factors are float32 at least. Those of a stack have the axes of the stack in front.
-    """
-    return _on_the_mesh(adapter, _known_factors, adapter)
 
 
 def new_picture(width: float, height: float) -> "Picture":

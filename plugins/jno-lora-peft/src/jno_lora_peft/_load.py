@@ -79,7 +79,7 @@ def load_peft(
     if lines := not_finite(tensors):
         warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
     changed = loading.arrays.put_into(model)
-    return put_around(changed, AdapterSet(loading.adapters), drop_others=False)
+    return put_around(changed, AdapterSet(loading.adapters))
 
 
 class _Loading:

@@ -15,15 +15,8 @@ from .._contract import LoRAWrapper, takes
 from .._errors import CheckpointError, PluginError, SelectionError
 from .._paths import bullets, show_path
 from .._registry import Registry
-from .._sets import (
-    AdapterSet,
-    LooseAdapter,
-    built_around,
-    layers_at,
-    misfits_by_path,
-    nested_with,
-    put_in,
-)
+from .._sets import AdapterSet, LooseAdapter, built_around, misfits
+from .._tree import layers_at, nested_with, replace_layers
 from ._configuration import KEY, Configuration
 from ._container import FilePath, Tensor, opened
 from ._json import MalformedError
@@ -51,7 +44,7 @@ class Loaded:
 
     def put_into(self, model: M) -> M:
         """`model` with these adapters around its layers. Adapters at other paths stay."""
-        return put_in(model, self.adapters, drop_others=False)
+        return replace_layers(model, self.adapters)
 
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
@@ -118,18 +111,17 @@ def load(
     contents = read(path)
     adapters, problems = _adapters(contents, Wrappers(wrappers, registry))
     try:
-        layers = layers_at(model, adapters)
-        plain_layers = layers if plain is None else layers_at(plain, adapters)
+        layers = layers_at(model if plain is None else plain, adapters)
+        unfit = misfits(model, adapters) | nested_with(model, adapters)
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
-    misfits = misfits_by_path(model, adapters, layers) | nested_with(model, adapters)
-    for name, lines in misfits.items():
+    for name, lines in unfit.items():
         problems.add([name], lines)
     built: dict[str, LoRAWrapper] = {}
     if not (strict and problems.lines):  # nothing is built for a file that is refused anyway
         for name in (name for name in adapters if name not in problems.paths):
             try:
-                built[name] = built_around(plain_layers[name], adapters[name])
+                built[name] = built_around(layers[name], adapters[name])
             except Exception as err:
                 cls = adapters[name].wrapper.__name__
                 line = f"{show_path(name)}: could not restore the {cls}: {err}"

@@ -250,7 +250,7 @@ def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:
     return over_stack(lambda one: one.unwrap(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
-def is_wrapper(node: Any) -> TypeGuard[LoRAWrapper]:
+def is_adapter(node: Any) -> TypeGuard[LoRAWrapper]:
     """Whether `node` is an adapted layer."""
     # By its type: `isinstance` looks up `__class__`, which Equinox intercepts at a price.
     return issubclass(type(node), LoRAWrapper)

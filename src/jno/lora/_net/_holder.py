@@ -13,7 +13,7 @@ from .._errors import SelectionError, warn
 from .._paths import bullets, nearest, show_path
 from .._planning import MaskLike
 from .._registry import Registry, default_registry
-from .._sets import AdapterSet, check_set, extract_adapters, misfits
+from .._sets import AdapterSet, check_fit, extract_adapters
 from .._trainability import partial_lora_trainable_filter
 from .._tree import holds_adapters
 from ._state import Kept, NetState, originals_of
@@ -101,12 +101,7 @@ class Holder(Handle):
             self._refuse_naming(name)
             self._named = {**self._named, name: None}
             return self
-        check_set(adapters, "adapters")
-        problems = misfits(self._now.plain().module, adapters)
-        if problems:
-            raise SelectionError(
-                f"The adapters to be called {name!r} do not fit the model:\n{bullets(problems)}"
-            )
+        check_fit(self._now.plain().module, adapters, f"The adapters to be called {name!r}")
         self._named = {**self._named, name: Kept(adapters)}
         return self
 

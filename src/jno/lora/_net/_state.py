@@ -10,7 +10,7 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_wrapper
+from .._contract import LoRAWrapper, is_adapter
 from .._errors import warn
 from .._merge import merge_lora, unwrap_lora
 from .._paths import bullets, nearest, path_str, show_path
@@ -115,7 +115,7 @@ class Kept:
 
     def put_into(self, plain: NetState) -> NetState:
         """A model without adapters, with these."""
-        module = put_around(plain.module, self.adapters, drop_others=True)
+        module = put_around(plain.module, self.adapters)
 
         def restore(path: str, adapter: Any, mask: Any) -> Any:
             if path not in self.trains:
@@ -131,7 +131,7 @@ def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
     return {
         path: Original(layer, adapter.base)
         for path, adapter, layer in adapted_layers(adapted, plain)
-        if not is_wrapper(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
+        if not is_adapter(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
     }
 
 

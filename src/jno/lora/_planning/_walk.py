@@ -9,7 +9,7 @@ import equinox as eqx
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_wrapper, takes
+from .._contract import LoRAWrapper, is_adapter, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_path
 from .._registry import Registry
@@ -78,10 +78,10 @@ class Walk:
     def _decide(self, keys: KeyPath, node: eqx.Module) -> PlanRow | None:
         """The row of `node`, or `None` if it is not a candidate."""
         path = path_str(keys)
-        layer = node.base if is_wrapper(node) else node
+        layer = node.base if is_adapter(node) else node
         row = functools.partial(PlanRow, path, type(layer).__name__, keys=keys)
         claim = self.claim(path, layer)
-        if is_wrapper(node):
+        if is_adapter(node):
             provider, index = self._distribution(type(node)), self._note(claim, keys)
             return row("already adapted", type(node), provider, node.rank, node.alpha, spec=index)
         if claim is None:

@@ -34,13 +34,10 @@ class LayerForm:
     @classmethod
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
         """The form of `layer`."""
-        # With the dtypes of JAX: PiSSA, which changes the weight, makes a JAX array of NumPy's.
-        found = (
-            (path_str(keys), tuple(leaf.shape), str(held_dtype(leaf)))
-            for keys, leaf in jtu.tree_leaves_with_path(layer)
-            if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-        )
-        return cls(type(layer).__name__, tuple(found), stack_ndim)
+        # In the dtypes of JAX: PiSSA, which changes the weight, makes a JAX array of NumPy's.
+        arrays = _arrays_of(layer).items()
+        found = tuple((path, tuple(x.shape), str(held_dtype(x))) for path, x in arrays)
+        return cls(type(layer).__name__, found, stack_ndim)
 
     def __str__(self) -> str:
         arrays = ", ".join(f"{path} {array}" for path, array in self._shown().items())
@@ -50,26 +47,30 @@ class LayerForm:
         """Why `layer` does not have this form. Any class with the same arrays will do."""
         wanted, here = self._shown(), LayerForm.of(layer, 0)._shown()
         # NumPy's arrays also fit by their own dtype.
-        leaves = jtu.tree_leaves_with_path(layer)
-        own = {path_str(keys): show_array(leaf) for keys, leaf in leaves if eqx.is_array(leaf)}
+        own = {path: show_array(array) for path, array in _arrays_of(layer).items()}
         missing = "no such array"
         return [
             f"{path}: the adapter was made for {wanted.get(path, missing)}, the "
             f"{type(layer).__name__} has {here.get(path, missing)}"
-            for path in dict.fromkeys([*wanted, *here])
-            if wanted.get(path) not in (here.get(path), own.get(path, here.get(path)))
+            for path in wanted | here
+            if wanted.get(path) not in (here.get(path), own.get(path))
         ]
 
     def _shown(self) -> dict[str, str]:
         return {path: f"{dtype}{list(shape)}" for path, shape, dtype in self.arrays}
 
 
+def _arrays_of(layer: Any) -> dict[str, Any]:
+    leaves = ((path_str(keys), leaf) for keys, leaf in jtu.tree_leaves_with_path(layer))
+    return {p: x for p, x in leaves if eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)}
+
+
 class LooseAdapter(eqx.Module):
     """One adapter without its layer.
 
     - `state`: its arrays, as `LoRAWrapper.state()` returns them; those of a stack are stacked.
-    - `wrapper`, `rank`, `alpha`: its class and settings, to build it again. The rank is the
-      effective one. Adapters without a rank or alpha have `None`.
+    - `wrapper`, `rank`, `alpha`: its class and settings (`None` if it lacks them), to build it
+      again. The rank is the effective one.
     - `layer`: the form of the layer that it was made for.
     """
 
@@ -108,11 +109,8 @@ def check_set(given: Any, what: str) -> None:
         )
 
 
-def listed_sets(sets: Any) -> list[AdapterSet]:
-    """`sets` as a list.
-
-    **Raises:** `SelectionError` if it is not a list (or another iterable) of sets.
-    """
+def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
+    """**Raises:** `SelectionError` if `sets` is empty, or not an iterable of sets."""
     if isinstance(sets, AdapterSet) or not isinstance(sets, Iterable):
         raise SelectionError(
             f"`sets` must be a list of AdapterSets, but is of type {type(sets).__name__}. For a "
@@ -121,6 +119,8 @@ def listed_sets(sets: Any) -> list[AdapterSet]:
     listed = list(sets)
     for index, one in enumerate(listed):
         check_set(one, f"sets[{index}]")
+    if not listed:
+        raise SelectionError(f"There are no sets to {verb}. Give at least one.")
     return listed
 
 
@@ -135,9 +135,8 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     holds shapes, for `eqx.tree_deserialise_leaves`.
 
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
-    holds a slash), which no file and no set could tell apart; or if `model` is a `Net` or a set
-    already. `WrapperError`, naming the path, if an adapter's `state` fails, or leaves out an option
-    that its class keeps in a static field.
+    holds a slash), or if `model` is a `Net` or a set. `WrapperError`, naming the path, if an
+    adapter's `state` fails, or leaves out an option that its class keeps in a static field.
     """
     expect_model(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
@@ -160,36 +159,34 @@ def extract_adapters(model: PyTree) -> AdapterSet:
 
 
 def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, list[str]]) -> list[str]:
-    """The static fields that `adapter` would lose if it were built again from its state.
+    """The static fields that would change if `adapter` were built again from its state.
 
     - `known`: the results so far. Adapters of one structure share theirs.
     """
+    static = (f.name for f in dataclasses.fields(adapter) if f.metadata.get("static", False))
+    own = [name for name in static if name not in ("rank", "alpha")]
+    if not own:
+        return []
     key = (jtu.tree_structure(adapter), form)
     try:
         hash(key)
     except TypeError:  # a static field that cannot be hashed
         key = object()
     if key not in known:
-        known[key] = _changed_by_rebuilding(adapter, form.stack_ndim)
+        known[key] = _changed_by_rebuilding(adapter, form.stack_ndim, own)
     return known[key]
 
 
-def _changed_by_rebuilding(adapter: LoRAWrapper, ndim: int) -> list[str]:
-    # The default `from_state` calls the constructor without any option.
-    cls = type(adapter)
-    static = [f.name for f in dataclasses.fields(cls) if f.metadata.get("static", False)]
-    own = [name for name in static if name not in ("rank", "alpha")]
-    if not own:
-        return []
-
+def _changed_by_rebuilding(adapter: LoRAWrapper, ndim: int, fields: list[str]) -> list[str]:
     def rebuild(w: LoRAWrapper) -> LoRAWrapper:
-        return cls.from_state(w.unwrap(), w.state(), w.rank, w.alpha)
+        # The default `from_state` calls the constructor without any option.
+        return type(w).from_state(w.unwrap(), w.state(), w.rank, w.alpha)
 
     try:
         made = eqx.filter_eval_shape(over_stack(rebuild, ndim), adapter)
     except Exception:  # a `from_state` that looks at values fails on shapes
         return []
-    pairs = ((name, getattr(adapter, name, None), getattr(made, name, None)) for name in own)
+    pairs = ((name, getattr(adapter, name, None), getattr(made, name, None)) for name in fields)
     return [
         f"`{name}`, which is {is_!r}, would be {would_be!r}"
         for name, is_, would_be in pairs
@@ -199,10 +196,8 @@ def _changed_by_rebuilding(adapter: LoRAWrapper, ndim: int) -> list[str]:
 
 def _differ(one: Any, other: Any) -> bool:
     """Whether two static values differ. Values without equality, such as functions, do not."""
-    if one is other:
-        return False
     if isinstance(one, type | enum.Enum):
-        return True
+        return one is not other
     if all(callable(x) or type(x).__eq__ is object.__eq__ for x in (one, other)):
         return False
     try:

@@ -9,23 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from .._contract import check_key, check_number
+from .._contract import LoRAWrapper, check_key, check_number
 from .._errors import SelectionError
-from .._paths import bullets, show_path, stable_hash
+from .._paths import stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
-from ._low_rank import (
-    Factors,
-    as_adapter,
-    cut_to,
-    lost_by_cutting,
-    triplets_of,
-    triplets_of_product,
-    widest,
-)
-from ._products import check_products, check_same_matrices, factors_of, scale_times
-from ._recipe import ELECTING, EXACT, TRIMMING, Combination, Recipe
-from ._task_arithmetic import MajoritySign, agreed_mean, dropped_at_random, trimmed
+from ._products import Factors, Triplets, check_combinable, factors_of, scale_times, widest
+from ._recipe import EXACT, TRIMMING, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
 
@@ -86,8 +76,8 @@ def combine(
     `trim` keeps the part `density` of the entries of `U_i` that is largest in magnitude. `drop`
     keeps each entry with probability `density`, divided by it: its mean over all keys is `U_i`.
     `agree` elects a sign for each entry, and takes the mean of the updates that have this sign
-    there. A singular value decomposition cuts the result to the nearest update of rank `rank` (the
-    report says how much is lost). A set without an adapter at a path adds a zero update.
+    there. A singular value decomposition cuts the result to the nearest update of rank `rank`. A
+    set without an adapter at a path adds a zero update.
 
     May run inside `jit`, with traced arrays and weights. Then all methods but `"linear"` and
     `"cat"` (if the matrix allows the sum of the ranks) call LAPACK: keep them out of training
@@ -102,8 +92,7 @@ def combine(
     - `method`: see above.
     - `density`: in `(0, 1]`; required by the methods that make updates sparse.
     - `rank`: of the result, where the method leaves it open. By default the largest of the ranks at
-        a path, and never more than a matrix allows. If the update needs less, zeros fill the rest,
-        so that sets of different ranks get the same rank.
+        a path, and never more than a matrix allows. Zeros fill up an update that needs less.
     - `key`: for `"dare_linear"` and `"dare_ties"`. The dropped entries depend on it, on the path
         and on the position of the set.
     - `majority_sign`: for `"ties"` and `"dare_ties"`: whether `agree` elects the sign of the sum
@@ -122,21 +111,16 @@ def combine(
     arXiv:2306.01708; Yu et al., "Language Models are Super Mario: Absorbing Abilities from
     Homologous Models as a Free Lunch" (DARE), arXiv:2311.03099.
     """
-    sets, weights = listed_sets(sets), _listed_weights(weights)
+    sets, weights = listed_sets(sets, "combine"), _listed_weights(weights)
     recipe = Recipe(method, density, rank, majority_sign)
     recipe.check(has_key=key is not None)
     if key is not None:
         check_key(key)
-    if not sets:
-        raise SelectionError("There are no sets to combine. Give at least one.")
     if len(weights) != len(sets):
         raise SelectionError(
             f"Each set needs a weight: expected {len(sets)} weights, got {len(weights)}."
         )
-    check_products(sets)
-    check_same_matrices(sets)
-    if method in TRIMMING:
-        _check_that_some_is_kept(recipe, sets)
+    check_combinable(sets, density if method in TRIMMING else None)
     made: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in dict.fromkeys(path for one in sets for path in one):
@@ -167,24 +151,6 @@ def _listed_weights(weights: Any) -> list[Any]:
     return listed
 
 
-def _check_that_some_is_kept(recipe: Recipe, sets: list[AdapterSet]) -> None:
-    assert recipe.density is not None
-    entries = {
-        path: adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
-        for one in sets
-        for path, adapter in one.adapters.items()
-    }
-    empty = [
-        f"{show_path(path)}: of {number:,} entries"
-        for path, number in entries.items()
-        if round(recipe.density * number) == 0
-    ]
-    if empty:
-        raise SelectionError(
-            f"The `density` {recipe.density} keeps no entry of these matrices:\n{bullets(empty)}"
-        )
-
-
 def _combined(
     recipe: Recipe,
     cls: Any,
@@ -209,26 +175,18 @@ def _combined(
             jnp.concatenate([update.B for update in updates], axis=-1),
         )
         if recipe.method in EXACT and rank <= largest:
-            return as_adapter(cls, total, dtype)[0], jnp.zeros((), wide)
-        triplets = triplets_of_product(total)
+            return _state(cls, total, dtype), jnp.zeros((), wide)
+        triplets = Triplets.of_product(total)
     else:
         products = jnp.stack([update.B @ update.A for update in updates])
-        keys = None if key is None else [_folded(key, number) for number in numbers]
-        triplets = triplets_of(_sparse_sum(recipe, products, keys))
+        keys = [] if key is None else [_folded(key, number) for number in numbers]
+        triplets = Triplets.of(recipe.sparse_sum(products, keys))
     rank = min(rank, largest)
-    return as_adapter(cls, cut_to(triplets, rank), dtype)[0], lost_by_cutting(triplets.S, rank)
+    return _state(cls, triplets.cut_to(rank), dtype), triplets.lost_by_cutting(rank)
 
 
-def _sparse_sum(recipe: Recipe, updates: Array, keys: list[PRNGKeyArray] | None) -> Array:
-    """The sum that the recipe makes of `(n, *stack, out, in)` updates, as one dense matrix."""
-    assert recipe.density is not None
-    if keys is None:
-        sparse = trimmed(updates, recipe.density)
-    else:
-        sparse = dropped_at_random(updates, recipe.density, keys)
-    if recipe.method in ELECTING:
-        return agreed_mean(sparse, recipe.majority_sign)
-    return jnp.sum(sparse, axis=0)
+def _state(cls: type[LoRAWrapper], update: Factors, dtype: Any) -> dict[str, Array]:
+    return {name: array.astype(dtype) for name, array in update.as_adapter(cls)[0].items()}
 
 
 def _folded(key: PRNGKeyArray, numbers: Any) -> PRNGKeyArray:

@@ -1,5 +1,6 @@
 """Convert adapters of other kinds to plain LoRA."""
 
+import contextlib
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -7,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from .._compute import at_least_float32
 from .._contract import (
@@ -16,27 +16,17 @@ from .._contract import (
     check_part,
     check_rank,
     expect_model,
+    is_traced,
     over_stack,
     refusal_of_template,
-    unwrapped_layer,
 )
 from .._errors import SelectionError, WrapperError, reason_of
+from .._merge import plain_layer
 from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
-from .._sharding import on_the_mesh, restored_layer, sharded_like
-from .._tree import adapted_layers, replace_adapters
-from ._low_rank import (
-    Factors,
-    Triplets,
-    as_adapter,
-    cut_to,
-    known_factors,
-    lost_by_cutting,
-    rank_for,
-    triplets_of,
-    triplets_of_product,
-    widest,
-)
+from .._sharding import on_the_mesh, restored_layer
+from .._tree import holds_adapters, map_adapters
+from ._products import Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
@@ -65,8 +55,7 @@ def to_lora(
         update must be a product, and is kept whole: PiSSA and MiLoRA give twice their rank.
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
-    **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer. Print
-    it for a table.
+    **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer.
 
     **Raises:** `SelectionError` if an argument makes no sense (such as a `Net` for the model);
     `WrapperError` that lists every adapter that needs a rank, cannot be merged, has an update with
@@ -81,27 +70,28 @@ def to_lora(
         check_rank(rank)
     if energy is not None:
         check_part("energy", energy)
-    adapted = list(adapted_layers(model))
-    if not adapted:
+    if not holds_adapters(model):
         return model, UpdateReport(())
     classes = _plain_classes(default_registry(registry))
-    converted: list[LoRAWrapper] = []
     rows: list[UpdateRow] = []
     problems: list[str] = []
-    for path, node in adapted:
-        former = type(node)
+
+    def convert(path: str, adapter: LoRAWrapper) -> Any:
+        former = type(adapter)
         try:
-            made, error = _converted(node, classes, rank, energy)
+            made, error = _converted(adapter, classes, rank, energy)
         except Exception as err:  # a constructor or a merge may raise anything
             problems.append(f"{show_path(path)} ({former.__name__}): {reason_of(err)}")
-            continue
-        converted.append(made)
+            return adapter
         rows.append(UpdateRow(path, former, type(made), made.rank, error))
+        return made
+
+    converted = map_adapters(convert, model)
     if problems:
         raise WrapperError(
             f"Not every adapter can be converted to plain LoRA like this:\n{bullets(problems)}"
         )
-    return replace_adapters(model, converted), UpdateReport(tuple(rows))
+    return converted, UpdateReport(tuple(rows))
 
 
 def _converted(
@@ -111,53 +101,50 @@ def _converted(
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
     """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
-    is_plain = type(adapter) in classes and _is_product(type(adapter))
-    if is_plain and energy is None and (rank is None or adapter.rank <= rank):
+    if type(adapter) in classes and energy is None and (rank is None or adapter.rank <= rank):
         return adapter, jnp.zeros(())
     template = refusal_of_template(adapter, "Give the model itself.")
     if template:
         raise WrapperError(template)
-    layer = sharded_like(on_the_mesh(adapter, unwrapped_layer, adapter), adapter.base)
-    cls = next((cls for cls in classes if cls.applies_to(layer) and _is_product(cls)), None)
+    layer = plain_layer(adapter)
+    cls = next((cls for cls in classes if cls.applies_to(layer)), None)
     if cls is None:
         raise WrapperError(f"no plain LoRA with one matrix is for a {type(layer).__name__}")
-    known = on_the_mesh(adapter, known_factors, adapter)
+    known = known_factors(adapter)
     if known is not None:
-        dtype = widest([known.A.dtype, known.B.dtype])
-        if rank is None and energy is None:
-            rank = min(known.rank, known.largest_rank)
-        if rank is not None and known.rank <= min(rank, known.largest_rank):
-            return _around(cls, layer, known, dtype), jnp.zeros(())
-        triplets = on_the_mesh(adapter, triplets_of_product, known)
+        if energy is None:
+            rank = min(known.largest_rank, known.rank if rank is None else rank)
+            if known.rank <= rank:
+                return restored_layer(cls, layer, *known.as_adapter(cls)), jnp.zeros(())
+        triplets = on_the_mesh(adapter, Triplets.of_product, known)
+    elif rank is None and energy is None:
+        raise WrapperError(
+            "its update is not known as a low-rank product; say how much of it to keep, by "
+            "`rank=` or by `energy=0.99`"
+        )
     else:
-        if rank is None and energy is None:
+        triplets, missed = on_the_mesh(adapter, _triplets, cls, adapter)
+        names = [path_str(keys) for keys, flag in jtu.tree_leaves_with_path(missed) if np.any(flag)]
+        if names:
             raise WrapperError(
-                "its update is not known as a low-rank product; say how much of it to keep, by "
-                "`rank=` or by `energy=0.99`"
+                f"it also changes {', '.join(names)}, which LoRA leaves as it is; merge it instead"
             )
-        triplets, not_held = on_the_mesh(adapter, _triplets, cls, adapter)
-        _refuse_more(layer, not_held)
-        dtype = triplets.S.dtype
-    if not isinstance(triplets.S, Tracer) and not np.isfinite(np.asarray(triplets.S)).all():
+    if not is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
-        rank = rank_for(triplets.S, energy)
+        rank = triplets.rank_for(energy)
     assert rank is not None
-    rank = min(rank, triplets.S.shape[-1])
-    return _around(cls, layer, cut_to(triplets, rank), dtype), lost_by_cutting(triplets.S, rank)
+    update = triplets.cut_to(min(rank, triplets.S.shape[-1]))
+    return restored_layer(cls, layer, *update.as_adapter(cls)), triplets.lost_by_cutting(rank)
 
 
-def _around(cls: type[LoRAWrapper], layer: Any, update: Factors, dtype: Any) -> LoRAWrapper:
-    return restored_layer(cls, layer, *as_adapter(cls, update, dtype))
-
-
-def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, Bool[Array, "..."]]:
+def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, Any]:
     """The update of the matrix; and for each floating array of the layer, whether LoRA misses it.
 
     LoRA misses an array that the adapter changes, and that LoRA with the whole update does not.
     """
 
-    def one(adapter: LoRAWrapper) -> tuple[Triplets, Array]:
+    def one(adapter: LoRAWrapper) -> tuple[Triplets, Any]:
         wide: Any = at_least_float32(adapter)
         layer, merged = wide.unwrap(), wide.merge()
         before, after = cls.matrix(layer), cls.matrix(merged)
@@ -166,36 +153,21 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, B
         outputs, inputs = update.shape
         identity = jnp.eye(min(outputs, inputs), dtype=update.dtype)
         whole = Factors(update, identity) if outputs < inputs else Factors(identity, update)
-        held = cls.from_state(layer, *as_adapter(cls, whole, update.dtype)).merge()
+        held = cls.from_state(layer, *whole.as_adapter(cls)).merge()
         trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (layer, merged, held)]
-        flags = jax.tree.map(lambda w, m, h: jnp.any(m != w) & ~jnp.any(h != w), *trees)
-        U, sizes, Vt = triplets_of(update)
+        missed = jax.tree.map(lambda w, m, h: jnp.any(m != w) & ~jnp.any(h != w), *trees)
+        U, sizes, Vt = Triplets.of(update)
         # The rounding of the two matrices can make values of this size.
-        noise = jnp.finfo(sizes.dtype).eps * jnp.linalg.norm(before)
+        noise = jnp.finfo(update.dtype).eps * jnp.linalg.norm(before)
         sizes = jnp.where(sizes <= noise, 0, sizes)  # NaN stays NaN
-        return Triplets(U, sizes, Vt), jnp.stack(jax.tree.leaves(flags))
+        return Triplets(U, sizes, Vt), missed
 
     return over_stack(one, type(adapter).stack_ndim(adapter.base))(adapter)
 
 
-def _refuse_more(layer: Any, not_held: Bool[Array, "*stack arrays"]) -> None:
-    found = jtu.tree_leaves_with_path(eqx.filter(layer, eqx.is_inexact_array))
-    flags = np.any(np.asarray(not_held), axis=tuple(range(not_held.ndim - 1)))
-    names = [path_str(keys) for (keys, _), flag in zip(found, flags, strict=True) if flag]
-    if names:
-        raise WrapperError(
-            f"it also changes {', '.join(names)}, which LoRA leaves as it is; merge it instead"
-        )
-
-
 def _plain_classes(registry: Registry) -> tuple[type[LoRAWrapper], ...]:
-    """Plain LoRA, for layers and for layers with a norm around them."""
+    """Plain LoRA whose update is a product, for layers and for layers with a norm around them."""
     classes = registry.resolve("lora")
-    try:
-        return (*classes, *registry.resolve("lora-in-norm"))
-    except SelectionError:  # a registry may hold no such class
-        return classes
-
-
-def _is_product(cls: type[LoRAWrapper]) -> bool:
-    return cls.low_rank_scale(1, 1.0) is not None
+    with contextlib.suppress(SelectionError):  # a registry may hold no such class
+        classes = (*classes, *registry.resolve("lora-in-norm"))
+    return tuple(cls for cls in classes if cls.low_rank_scale(1, 1.0) is not None)

@@ -14,9 +14,9 @@ from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
     """The sets as one, whose arrays have a leading axis of length `len(sets)`.
 
-    For programs in which the examples of a batch use different adapters of one base: inside `vmap`,
-    each example takes its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it in (see
-    the documentation on combining). `swap_adapters` does not take the stack itself.
+    With it, the examples of a batch can use different adapters of one base: inside `vmap`, each
+    takes its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it in (see the
+    documentation on combining). `swap_adapters` does not take the stack itself.
 
     **Arguments:**
 
@@ -26,10 +26,7 @@ def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
     **Raises:** `SelectionError` that lists every difference; or if `sets` is empty or holds
     something else than sets.
     """
-    sets = listed_sets(sets)
-    if not sets:
-        raise SelectionError("There are no sets to stack. Give at least one.")
-    first, *others = sets
+    first, *others = listed_sets(sets, "stack")
     problems = [line for i, other in enumerate(others, 1) for line in _differences(first, other, i)]
     if problems:
         raise SelectionError(
@@ -63,7 +60,6 @@ def _differences(first: AdapterSet, other: AdapterSet, index: int) -> list[str]:
 
 
 def _described(adapter: LooseAdapter) -> dict[str, Any]:
-    """The properties that must be the same in every set."""
     return {
         "class": f"{adapter.wrapper.__module__}.{adapter.wrapper.__qualname__}",
         "rank": adapter.rank,

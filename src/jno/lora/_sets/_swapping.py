@@ -1,6 +1,5 @@
 """Put a set of adapters around the layers of a model, if it fits them."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -8,11 +7,19 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, call_or_trace, expect_model, is_wrapper, refusal_of_template
+from .._contract import LoRAWrapper, call_or_trace, expect_model, is_adapter, refusal_of_template
 from .._errors import SelectionError, failing
+from .._merge import plain_layer
 from .._paths import FEW, bullets, nearest, show_path, show_place
 from .._sharding import restored_layer
-from .._tree import claims, layers_at, module_paths, norms_around, plain_layer, replace_layers
+from .._tree import (
+    claims,
+    layers_at,
+    map_adapters,
+    module_paths,
+    norms_around,
+    replace_layers,
+)
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
 
 M = TypeVar("M")
@@ -35,30 +42,27 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     cannot be built; or if one of the arguments is of another kind.
     """
     expect_model(model, "swap_adapters")
-    check_set(adapters, "adapters")
     # Dropped first: an adapter around a block hides its layers, and one inside changes the block.
-    plain = replace_layers(model, {}, drop_others=True)
-    problems = misfits(plain, adapters)
-    if problems:
-        raise SelectionError(
-            f"These adapters do not fit the model:\n{bullets(problems)}\n"
-            "Swap them into the model that they were made for, or into one with the same layers."
-        )
-    return put_around(plain, adapters, drop_others=True)
+    plain = map_adapters(lambda _, adapter: plain_layer(adapter), model)
+    advice = "Swap them into the model that they were made for, or into one with the same layers."
+    check_fit(plain, adapters, "These adapters", advice)
+    return put_around(plain, adapters)
 
 
-def misfits(model: PyTree, adapters: AdapterSet) -> list[str]:
-    """Why `adapters` do not fit `model`: a line for each missing path, each wrong array, each layer
-    that the adapter's class does not apply to, and each layer in a norm.
+def check_fit(model: PyTree, adapters: AdapterSet, what: str, advice: str = "") -> None:
+    """**Raises:** `SelectionError` that lists the `misfits`, or if `adapters` is not a set."""
+    check_set(adapters, "adapters")
+    lines = [line for of_path in misfits(model, adapters).values() for line in of_path]
+    if lines:
+        advice = f"\n{advice}" if advice else ""
+        raise SelectionError(f"{what} do not fit the model:\n{bullets(lines)}{advice}")
+
+
+def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
+    """Why `adapters` do not fit `model`, by path: a line for each missing path, each wrong array,
+    each layer that the adapter's class does not apply to, and each layer in a norm.
     """
-    found = misfits_by_path(model, adapters, layers_at(model, adapters))
-    return [line for lines in found.values() for line in lines]
-
-
-def misfits_by_path(
-    model: PyTree, adapters: AdapterSet, layers: Mapping[str, Any]
-) -> dict[str, list[str]]:
-    """`misfits` by the path of the adapter. `layers` are the `layers_at(model, adapters)`."""
+    layers = layers_at(model, adapters)
     missing = [path for path in adapters if path not in layers]
     known = module_paths(model) if missing else []
     # The search for the nearest of many paths is slow, and a few hints are enough.
@@ -67,36 +71,32 @@ def misfits_by_path(
     found: dict[str, list[str]] = {}
     for path, adapter in adapters.adapters.items():
         if path in layers:
-            lines = [f"{show_path(path)}{line}" for line in _misfits_of(adapter, layers[path])]
+            lines = _misfits_of(adapter, layers[path])
             if path in norms:
                 lines.append(
-                    f"{show_path(path)}: inside the norm at {show_path(norms[path])!r}, which "
-                    "rewrites the weight that the adapter would add to"
+                    f": inside the norm at {show_path(norms[path])!r}, which rewrites the weight "
+                    "that the adapter would add to"
                 )
         else:
             hint = f" (the nearest is {show_path(near[path][0])!r})" if near.get(path) else ""
-            lines = [f"{show_path(path)}: the model has no layer there{hint}"]
+            lines = [f": the model has no layer there{hint}"]
         if lines:
-            found[path] = lines
+            found[path] = [f"{show_path(path)}{line}" for line in lines]
     return found
 
 
 def _misfits_of(adapter: LooseAdapter, layer: Any) -> list[str]:
     """Why an adapter does not fit a layer, as the rest of a line that begins with the path."""
-    layer = layer.base if is_wrapper(layer) else layer
+    layer = layer.base if is_adapter(layer) else layer
+    cls = adapter.wrapper
     problems = adapter.layer.problems(layer)
-    if problems or call_or_trace(partial(claims, adapter.wrapper), layer):
+    if problems or call_or_trace(partial(claims, cls), layer):
         return [f"/{problem}" for problem in problems]
-    return [
-        f": a {adapter.wrapper.__name__} is not for this {type(layer).__name__} "
-        "(its `applies_to` says no)"
-    ]
+    return [f": a {cls.__name__} is not for this {type(layer).__name__} (its `applies_to` says no)"]
 
 
-def put_around(model: M, adapters: AdapterSet, *, drop_others: bool) -> M:
-    """`model` with `adapters`, which fit it, around its layers.
-
-    - `drop_others`: whether the adapters at other paths are dropped, or stay.
+def put_around(model: M, adapters: AdapterSet) -> M:
+    """`model` with `adapters`, which fit it, around its layers. Adapters at other paths stay.
 
     **Raises:** `SelectionError` that names the path, if an adapter cannot be built from its state.
     """
@@ -106,7 +106,7 @@ def put_around(model: M, adapters: AdapterSet, *, drop_others: bool) -> M:
         what = f"build {show_place(adapter.wrapper, path)}"
         with failing(what, SelectionError, partial(_hint, layers[path], adapter)):
             built[path] = built_around(layers[path], adapter)
-    return replace_layers(model, built, drop_others=drop_others)
+    return replace_layers(model, built)
 
 
 def _hint(layer: Any, adapter: LooseAdapter) -> str:
@@ -116,8 +116,7 @@ def _hint(layer: Any, adapter: LooseAdapter) -> str:
     if template:
         return template
     try:
-        one = jax.tree.map(lambda array: array[0], adapter)
-        eqx.filter_eval_shape(built_around, layer, one)
+        eqx.filter_eval_shape(built_around, layer, jax.tree.map(lambda a: a[0], adapter))
     except Exception:
         return ""
     return (
@@ -128,6 +127,5 @@ def _hint(layer: Any, adapter: LooseAdapter) -> str:
 
 def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
     """`adapter` around `layer`, in the place of the adapter that it carries, if it carries one."""
-    return restored_layer(
-        adapter.wrapper, plain_layer(layer), adapter.state, adapter.rank, adapter.alpha
-    )
+    plain = plain_layer(layer) if is_adapter(layer) else layer
+    return restored_layer(adapter.wrapper, plain, adapter.state, adapter.rank, adapter.alpha)

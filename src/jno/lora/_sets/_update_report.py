@@ -37,19 +37,11 @@ class UpdateReport(eqx.Module, Printed[UpdateRow]):
         return jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *errors]))
 
     def _table(self) -> Table:
-        columns = [("path", "left"), ("from", "left"), ("to", "left")]
-        return table_by_path(
-            f"{len(self.rows)} adapters",
-            [*columns, ("rank", "right"), ("error", "right")],
-            (
-                (
-                    show_path(row.path),
-                    row.former.__name__,
-                    row.wrapper.__name__,
-                    f"{row.rank}",
-                    f"{float(row.error):.1e}",
-                )
-                for row in self.rows
-            ),
-            caption="error: the part of the update that is lost",
-        )
+        left = [(name, "left") for name in ("path", "from", "to")]
+        columns = [*left, ("rank", "right"), ("error", "right")]
+        rows: list[tuple[str, ...]] = []
+        for row in self.rows:
+            names = show_path(row.path), row.former.__name__, row.wrapper.__name__
+            rows.append((*names, f"{row.rank}", f"{float(row.error):.1e}"))
+        caption = "error: the part of the update that is lost"
+        return table_by_path(f"{len(self.rows)} adapters", columns, rows, caption)
