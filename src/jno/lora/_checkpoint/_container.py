@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import CheckpointError
-from ._json import MalformedError, brief, parse_json
+from ._json import MalformedError, brief, fits_numpy, parse_json
 
 FilePath = str | os.PathLike[str]
 
@@ -38,7 +38,7 @@ DTYPES = {
 }
 
 # A header takes about a kilobyte for each adapter.
-MOST_HEADER_BYTES = 32 * 2**20
+MOST_JSON_BYTES = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +78,38 @@ class Container:
         return raw.view(tensor.dtype).reshape(tensor.shape)
 
 
-@contextlib.contextmanager
-def opened(path: FilePath) -> Iterator[Container]:
-    """The safetensors file at `path`.
+def read_tensors(path: FilePath) -> dict[str, np.ndarray]:
+    """All arrays of a safetensors file.
 
-    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it. That
-    covers reading an array, and every `MalformedError` of the `with` block.
+    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
+    """
+    with opened(path) as file:
+        container = Container(path, file)
+        return {name: container.read(name) for name in container.tensors}
+
+
+def read_json(path: FilePath) -> dict[str, Any]:
+    """The JSON object in a file. Duplicate keys and numbers such as NaN are refused.
+
+    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
+    """
+    with opened(path) as file:
+        content = file.read(MOST_JSON_BYTES + 1)
+        if len(content) > MOST_JSON_BYTES:
+            raise MalformedError(f"it has more than {MOST_JSON_BYTES:,} bytes")
+        return parse_json(content, "its content")
+
+
+@contextlib.contextmanager
+def opened(path: FilePath) -> Iterator[io.BufferedReader]:
+    """The file at `path`, open to be read.
+
+    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it, and
+    for every `MalformedError` of the `with` block.
     """
     try:
-        with regular_file(path) as file:
-            yield Container(path, file)
+        with _regular_file(path) as file:
+            yield file
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be used: {err}.") from err
     except OSError as err:
@@ -96,11 +118,7 @@ def opened(path: FilePath) -> Iterator[Container]:
         raise CheckpointError(f"{os.fspath(path)!r} does not fit into memory.") from err
 
 
-def regular_file(path: FilePath) -> io.BufferedReader:
-    """The file at `path`, open to be read.
-
-    **Raises:** `MalformedError` if something else is there, such as a pipe; `OSError`.
-    """
+def _regular_file(path: FilePath) -> io.BufferedReader:
     # Not blocking, because the open of a pipe waits for somebody who writes.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -108,14 +126,20 @@ def regular_file(path: FilePath) -> io.BufferedReader:
     except ValueError as err:
         raise MalformedError(f"its path is invalid: {err}") from err
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        kind = kind_of(os.fstat(descriptor))
+        if kind != "a file":
             raise MalformedError(f"it is {kind}, not a file")
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def kind_of(found: os.stat_result) -> str:
+    """A file, a directory or something else, for a message."""
+    if stat.S_ISREG(found.st_mode):
+        return "a file"
+    return "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
 
 
 def _header(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
@@ -126,15 +150,11 @@ def _header(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
             f"its header should end after {8 + length:,} bytes, but the file has {size:,}: it was "
             "cut short, or is not a safetensors file"
         )
-    if length > MOST_HEADER_BYTES:
+    if length > MOST_JSON_BYTES:
         raise MalformedError(
-            f"its header has {length:,} bytes; at most {MOST_HEADER_BYTES:,} are read"
+            f"its header has {length:,} bytes; at most {MOST_JSON_BYTES:,} are read"
         )
-    try:
-        text = file.read(length).decode()
-    except UnicodeDecodeError as err:
-        raise MalformedError(f"its header is damaged, or not text: {err}") from err
-    return parse_json(text, "its header"), 8 + length
+    return parse_json(file.read(length), "its header"), 8 + length
 
 
 def _check_by_library(path: FilePath) -> None:
@@ -159,12 +179,6 @@ def _tensor(name: str, info: dict[str, Any], begin: int) -> Tensor:
             f"the array {brief(name)} is described by {brief(info)}; expected are a dtype of "
             f"{', '.join(DTYPES)}, a shape and data_offsets"
         )
-    check_shape(shape, f"the array {brief(name)}")
+    if not fits_numpy(shape):
+        raise MalformedError(f"the shape {brief(shape)} of the array {brief(name)} is too large")
     return Tensor(DTYPES[dtype], tuple(shape), begin + info["data_offsets"][0])
-
-
-def check_shape(shape: list[int], what: str) -> None:
-    """**Raises:** `MalformedError` if NumPy cannot have an array of this shape."""
-    # NumPy counts an array without elements as if it had some.
-    if len(shape) > 32 or math.prod(max(axis, 1) for axis in shape) > 2**56:
-        raise MalformedError(f"{what} has the shape {brief(shape)}, which is too large")

@@ -2,8 +2,9 @@
 
 import collections
 import json
+import math
 import reprlib
-from typing import Any, TypeGuard
+from typing import Any
 
 _MOST_DIGITS = 20
 
@@ -12,28 +13,23 @@ class MalformedError(ValueError):
     """A file cannot be read. Becomes a `CheckpointError` that names the file."""
 
 
-def parse_json(text: str, what: str) -> dict[str, Any]:
-    """The JSON object in `text`. Duplicate keys, which `json.loads` lets pass, are refused.
+def parse_json(content: str | bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `content`. Duplicate keys, which `json.loads` lets pass, are refused.
 
     **Raises:** `MalformedError`.
     """
     try:
         value = json.loads(
-            text,
+            content.decode() if isinstance(content, bytes) else content,
             object_pairs_hook=_without_duplicates,
             parse_constant=_refuse_constant,
             parse_int=_short_int,
         )
     except (ValueError, RecursionError) as err:
-        raise MalformedError(f"{what} is damaged, or not JSON: {err}") from err
-    expect(isinstance(value, dict), value, what, "a JSON object")
+        raise MalformedError(f"{what} is damaged, not text, or not JSON: {err}") from err
+    if not isinstance(value, dict):
+        raise MalformedError(f"{what} is {brief(value)}, which is not a JSON object")
     return value
-
-
-def expect(is_right: bool, found: Any, what: str, kind: str) -> None:
-    """**Raises:** `MalformedError`, that `what` is not a `kind`, unless it is right."""
-    if not is_right:
-        raise MalformedError(f"{what} is {brief(found)}, which is not {kind}")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -54,11 +50,12 @@ def _short_int(text: str) -> int:
     return int(text)
 
 
-def is_count(value: Any) -> TypeGuard[int]:
-    """Whether a value from JSON is a whole number from 0 on."""
-    return type(value) is int and value >= 0
-
-
 def brief(value: Any) -> str:
     """Any value as short ASCII text, for a message."""
     return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
+
+
+def fits_numpy(shape: list[int]) -> bool:
+    """Whether an array may have this shape."""
+    # NumPy counts an array without elements as if it had some.
+    return len(shape) <= 32 and math.prod(max(axis, 1) for axis in shape) <= 2**56

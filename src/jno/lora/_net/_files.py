@@ -9,7 +9,7 @@ from .._checkpoint import Classes, FilePath, load, save
 from .._errors import warn
 from .._paths import bullets, path_str, show_path
 from .._registry import Registry
-from .._sets import extract_adapters
+from .._sets import extract_adapters, put_in
 from .._trainability import lora_trainable_filter
 from ._holder import Holder
 from ._originals import originals_of
@@ -84,11 +84,10 @@ class SavesAdapters(Holder):
             registry=self._registry if registry is None else registry,
             plain=plain,
         )
-        if loaded.adapters:
-            originals = originals_of(plain, loaded.put_into(plain))
-            state = state.readapted(loaded.put_into(state.module), originals, loaded.adapters)
-        for message in loaded.warnings:
-            warn(message)
+        if loaded:
+            originals = originals_of(plain, put_in(plain, loaded, drop_others=False))
+            adapted = put_in(state.module, loaded, drop_others=False)
+            state = state.readapted(adapted, originals, loaded)
         return self._become(state)
 
 
