@@ -46,12 +46,12 @@ def test_what_is_not_known_warns_as_in_peft(linear, tmp_path):
     ("name", "content", "reason"),
     [
         ("adapter_config.json", None, "No such file"),
-        ("adapter_config.json", b"{", "no JSON"),
-        ("adapter_config.json", b"[]", "no JSON object"),
+        ("adapter_config.json", b"{", "not JSON"),
+        ("adapter_config.json", b"[]", "not a JSON object"),
         ("adapter_config.json", b"\xff", "cannot be used"),
         ("adapter_model.safetensors", None, "No such file"),
         ("adapter_model.safetensors", b"\0" * 7, "cut short"),
-        ("adapter_model.safetensors", b"\xff" * 20, "header should have"),
+        ("adapter_model.safetensors", b"\xff" * 20, "header should end"),
     ],
 )
 def test_damaged_files_are_named(name, content, reason, linear, tmp_path):

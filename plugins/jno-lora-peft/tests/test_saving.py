@@ -240,7 +240,7 @@ def test_what_cannot_be_read_is_told_with_its_path(variant, tmp_path):
     trains, _ = eqx.partition(model, lora_trainable_filter(model))
     for array in jax.tree.leaves(trains):
         array.delete()
-    with pytest.raises(PeftFormatError, match="'fc' was deleted: a compiled step took over"):
+    with pytest.raises(PeftFormatError, match="'fc' was deleted: a compiled step took its memory"):
         save_peft(model, tmp_path / "no")
     assert not (tmp_path / "no").exists()
 

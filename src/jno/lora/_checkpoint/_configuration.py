@@ -6,14 +6,14 @@ names. Unknown keys are skipped, so that later versions may add some.
 
 import dataclasses
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from .._paths import FEW, bullets, show_path
 from .._sets import LayerForm
-from ._json import MalformedError, brief, fits_numpy, parse_json
+from ._container import MalformedError, brief, fits_numpy, parse_json
 
 # The key in the metadata, and the version of the format.
 KEY = "jno.lora"
@@ -193,7 +193,7 @@ _ADAPTER = {
     "variant": _TEXT.or_null(),
     "rank": _COUNT.or_null(),
     "alpha": _Kind(
-        "a finite number", lambda x: type(x) in (int, float) and math.isfinite(x)
+        "a finite number", lambda x: type(x) in (int, float) and abs(x) <= sys.float_info.max
     ).or_null(),
     "arrays": _Kind(
         "a list of printable text", lambda x: isinstance(x, list) and all(map(_is_text, x))

@@ -1,4 +1,4 @@
-"""Safetensors files, read with distrust.
+"""Safetensors and JSON files, read with distrust.
 
 The `safetensors` library checks that a header fits the bytes behind it. Added here is what it lets
 pass: duplicate keys, headers of any size, bools that are neither 0 nor 1. Arrays are read here as
@@ -6,11 +6,14 @@ well, since its NumPy side lacks bfloat16 and maps the file into memory, where a
 cuts short ends the process.
 """
 
+import collections
 import contextlib
 import dataclasses
 import io
+import json
 import math
 import os
+import reprlib
 import stat
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import CheckpointError
-from ._json import MalformedError, brief, fits_numpy, parse_json
 
 FilePath = str | os.PathLike[str]
 
@@ -39,6 +41,45 @@ DTYPES = {
 
 # A header takes about a kilobyte for each adapter.
 MOST_JSON_BYTES = 32 * 2**20
+
+
+class MalformedError(ValueError):
+    """A file cannot be read. Becomes a `CheckpointError` that names the file."""
+
+
+def parse_json(content: str | bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `content`. Duplicate keys, which `json.loads` lets pass, are refused.
+
+    **Raises:** `MalformedError`.
+    """
+    try:
+        value = json.loads(
+            content.decode() if isinstance(content, bytes) else content,
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse_constant,
+        )
+    except (ValueError, RecursionError) as err:
+        raise MalformedError(f"{what} is damaged, not text, or not JSON: {err}") from err
+    if not isinstance(value, dict):
+        raise MalformedError(f"{what} is {brief(value)}, which is not a JSON object")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {brief(twice)} is there twice")
+    return found
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def brief(value: Any) -> str:
+    """Any value as short ASCII text, for a message."""
+    return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,3 +223,9 @@ def _tensor(name: str, info: dict[str, Any], begin: int) -> Tensor:
     if not fits_numpy(shape):
         raise MalformedError(f"the shape {brief(shape)} of the array {brief(name)} is too large")
     return Tensor(DTYPES[dtype], tuple(shape), begin + info["data_offsets"][0])
+
+
+def fits_numpy(shape: list[int]) -> bool:
+    """Whether an array may have this shape."""
+    # NumPy counts an array without elements as if it had some.
+    return len(shape) <= 32 and math.prod(max(axis, 1) for axis in shape) <= 2**56

@@ -25,8 +25,7 @@ from .._sets import (
     put_in,
 )
 from ._configuration import KEY, Configuration, Entry
-from ._container import Container, FilePath, Tensor, opened
-from ._json import MalformedError
+from ._container import Container, FilePath, MalformedError, Tensor, opened
 from ._wrappers import Classes, class_of, classes_by_name
 
 M = TypeVar("M")

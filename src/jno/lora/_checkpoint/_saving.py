@@ -18,8 +18,7 @@ from .._registry import IN_PROCESS, Registry, default_registry
 from .._sets import AdapterSet, extract_adapters
 from .._version import __version__
 from ._configuration import KEY, Configuration, Entry
-from ._container import DTYPES, MOST_JSON_BYTES, FilePath
-from ._json import MalformedError, brief
+from ._container import DTYPES, MOST_JSON_BYTES, FilePath, MalformedError, brief
 from ._writing import write_atomically
 
 
