@@ -87,8 +87,7 @@ def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
 def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
     """`wrapper`, built around `layer`, with a base whose dtypes are the layer's.
 
-    JAX computes a residual of NumPy's float64 in float32. Merged from that, the layer would have
-    another dtype than the model had.
+    JAX computes a residual of NumPy's float64 in float32, but a merged layer keeps its dtype.
     """
     old = wrapper.base
     is_alike = old is not layer and jtu.tree_structure(old) == jtu.tree_structure(layer)
@@ -97,11 +96,9 @@ def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
 
 
 def sharded_like(layer: Any, model: Any) -> Any:
-    """`layer`, with the shardings of `model`, a layer of the same structure.
+    """`layer`, with the shardings of `model`, a layer of the same structure."""
 
-    A compiler may put results elsewhere, such as blocks that do not divide an axis.
-    """
-
+    # A compiler may put results elsewhere, such as blocks that do not divide an axis.
     def place(new: Any, old: Any) -> Any:
         sharding = _named_sharding(old)
         if sharding is None or new is old or isinstance(new, Tracer):

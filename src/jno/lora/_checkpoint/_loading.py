@@ -1,6 +1,7 @@
 """From a file to adapters, alone or around the layers of a model."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -41,9 +42,8 @@ def load_adapters(
 ) -> M:
     """`model` with the adapters of a file around its layers.
 
-    The initialisers do not run: no decomposition, no random numbers. An adapter of the file
-    replaces the one that its layer carries; layers that the file does not name stay as they are.
-    Arrays go onto the mesh of their layers.
+    Initialisers do not run. An adapter of the file replaces the one that its layer carries; layers
+    that the file does not name stay as they are. Arrays go onto the mesh of their layers.
 
     **Arguments:**
 
@@ -52,17 +52,17 @@ def load_adapters(
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
         `JnoLoraWarning` lists the others.
-    - `wrappers`: one class or several for the adapters of their names, instead of those that
-        plugins provide. All others come from the plugin that the file names.
+    - `wrappers`: one class or several, by name. All others come from the plugin that the file
+        names.
     - `registry`: where that plugin is looked up, instead of among the installed ones.
 
     **Returns:** the adapted model (or the `Net`). Arrays that hold NaN or infinity are loaded, with
     a `JnoLoraWarning`.
 
-    **Raises:** `CheckpointError` if the file is damaged, if a plugin is missing or older than the
-    one that wrote it (naming the plugin and how to install it), or if something does not fit the
-    model: everything is listed at once, and nothing was changed. `WrapperError` if one of
-    `wrappers` is not an adapter class, `SelectionError` if two have one name.
+    **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
+    that wrote it, or something does not fit the model: everything is listed at once, and nothing
+    was changed. `WrapperError` if one of `wrappers` is not an adapter class, `SelectionError` if
+    two have one name.
     """
     if isinstance(model, Handle):
         net: Any = model
@@ -91,7 +91,7 @@ def read_adapters(
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The contents of a file: its configuration and arrays, whose `values` are there if read."""
+    """The configuration and the arrays of a file. `values` is empty unless they were read."""
 
     configuration: Configuration
     tensors: dict[str, Tensor]
@@ -157,8 +157,7 @@ def load(
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
     misfits = misfits_by_path(model, adapters, layers) | nested_with(model, adapters)
-    for lines in misfits.values():
-        problems.add(lines)
+    problems.add(itertools.chain(*misfits.values()))
     built: dict[str, LoRAWrapper] = {}
     if not (strict and problems.lines):  # nothing is built for a file that is refused anyway
         for name in (name for name in adapters if name not in misfits):
@@ -166,8 +165,7 @@ def load(
                 built[name] = built_around(plain_layers[name], adapters[name])
             except Exception as err:
                 cls = adapters[name].wrapper.__name__
-                line = f"{show_path(name)}: could not restore the {cls}: {err}"
-                problems.add([line], err)
+                problems.add([f"{show_path(name)}: could not restore the {cls}: {err}"], err)
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
         problems.refuse(path, "does not fit this model", advice)

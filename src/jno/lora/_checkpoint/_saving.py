@@ -27,21 +27,19 @@ def save_adapters(
 ) -> None:
     """Write the adapters of a model, and nothing else of it, into one safetensors file.
 
-    The file holds the arrays of each adapter's `state()` by their paths, and JSON in its metadata
-    that says how to build the adapters again. There is the old file or the new one, whole, whatever
-    happens while it is written. Sharded arrays are gathered one by one. If an array lies on devices
-    of several processes, every process must make this call, and the first writes.
+    The file holds the arrays of each adapter's `state()`, and JSON that says how to build the
+    adapters again. Whatever happens meanwhile, there is the old file or the new one, whole. Sharded
+    arrays are gathered one by one. If an array lies on devices of several processes, every process
+    must make this call, and the first writes.
 
     **Arguments:**
 
     - `model`: an adapted model, a `Net`, or the `AdapterSet` of `extract_adapters`.
     - `path`: of the file, by custom `NAME.safetensors`. Its directory must exist.
-    - `registry`: where the plugins of the adapters' classes are looked up, instead of among the
-        installed ones.
+    - `registry`: where the plugins of the classes are looked up, instead of among the installed.
 
-    **Raises:** `CheckpointError` if there are no adapters, if an array cannot be stored (typed PRNG
-    keys, dtypes that safetensors lacks, tracers), or if the file cannot be written. A file that was
-    there before is whole then.
+    **Raises:** `CheckpointError` if there are no adapters, an array cannot be stored (typed PRNG
+    keys, dtypes that safetensors lacks, tracers), or the file cannot be written.
     """
     if isinstance(model, Handle):
         net: Any = model
