@@ -200,8 +200,10 @@ def _adapters(
         else:
             classes |= {entry.path: cls for entry in alike}
     found: dict[str, LooseAdapter] = {}
-    for entry in (entry for entry in entries if entry.path in classes):
-        cls = classes[entry.path]
+    for entry in entries:
+        cls = classes.get(entry.path)
+        if cls is None:
+            continue
         arrays = {name: contents.values[tensor] for name, tensor in entry.tensors.items()}
         wrong = _problems_of(entry, cls, arrays)
         problems.add(wrong)
@@ -216,12 +218,11 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
     problems: list[str] = []
     for name, array in arrays.items():
         where, dtype = f"{show_path(entry.path)}/{name}", array.dtype
+        trains = name.partition("/")[0] in cls.adapter_fields
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             x64 = "`jax.config.update('jax_enable_x64', True)`"
             problems.append(f"{where}: {dtype}, which JAX holds only with {x64}")
-        elif name.partition("/")[0] in cls.adapter_fields and not jnp.issubdtype(
-            dtype, jnp.inexact
-        ):
+        elif trains and not jnp.issubdtype(dtype, jnp.inexact):
             problems.append(f"{where}: {dtype}, but it trains, so it must have a floating dtype")
     return problems + [
         f"{show_path(entry.path)}: its {name} is null, but a {cls.__name__} needs a finite number"

@@ -55,7 +55,8 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
                 new_description.put_in_place()
             raise
         finally:
-            aside.unlink(missing_ok=True)
+            if new.is_in_place:
+                aside.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
