@@ -190,7 +190,7 @@ def test_an_adapter_that_has_a_rank_is_not_read_without_one(model, getkey, tmp_p
     arrays = raw[8 + int.from_bytes(raw[:8], "little") :]
     new += b" " * (-len(new) % 8)
     file.write_bytes(len(new).to_bytes(8, "little") + new + arrays)
-    message = "head: its alpha is null, which is no finite number, and a ToyLinear has one"
+    message = "head: its alpha is null, but a ToyLinear needs a finite number"
     with pytest.raises(CheckpointError, match=message):
         read_adapters(file, wrappers=ToyLinear)
     with pytest.raises(CheckpointError, match=message):

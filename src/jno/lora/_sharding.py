@@ -64,11 +64,10 @@ def _call_on_mesh(mesh: Mesh, function: Callable[..., T], args: tuple[Any, ...])
 
 
 def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
-    """`wrapper`, built around `layer`, with its arrays on the layer's mesh.
+    """`wrapper`, built around `layer`, with its arrays on the layer's mesh, if it has one.
 
     Each field takes the spec that `wrapper.partition_specs()` names, and is replicated without
-    one. An array of the base that the constructor changed takes the sharding it had. Nothing
-    changes if the layer is not sharded, or is traced.
+    one. An array of the base that the constructor changed takes the sharding it had.
     """
     mesh = _mesh(layer)
     if mesh is None:
@@ -88,8 +87,7 @@ def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
 def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
     """`wrapper`, built around `layer`, with a base whose dtypes are the layer's.
 
-    JAX computes a residual of NumPy's float64 in float32. Merged from that, the layer would have
-    another dtype than the model had.
+    JAX computes a residual of NumPy's float64 in float32, but a merged layer keeps its dtype.
     """
     old = wrapper.base
     is_alike = old is not layer and jtu.tree_structure(old) == jtu.tree_structure(layer)
@@ -98,11 +96,9 @@ def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
 
 
 def sharded_like(layer: Any, model: Any) -> Any:
-    """`layer`, with the shardings of `model`, a layer of the same structure.
+    """`layer`, with the shardings of `model`, a layer of the same structure."""
 
-    A compiler may put results elsewhere, such as blocks that do not divide an axis.
-    """
-
+    # A compiler may put results elsewhere, such as blocks that do not divide an axis.
     def place(new: Any, old: Any) -> Any:
         sharding = _named_sharding(old)
         if sharding is None or new is old or isinstance(new, Tracer):
@@ -129,10 +125,7 @@ def _restore(cls: Any, rank: Any, alpha: Any, base: Any, state: Any) -> Any:
 
 
 def _beside(leaf: Any, anchor: jax.Array) -> Any:
-    """`leaf`, moved to the device of `anchor` if one program cannot take both where they are.
-
-    (A key that was replicated over a mesh, or committed to another device.)
-    """
+    """`leaf` (such as a key), moved to `anchor` if no program can take both where they are."""
     if not isinstance(leaf, jax.Array):
         return leaf
     there = leaf.sharding.device_set
@@ -153,10 +146,8 @@ def _joined(leaf: Any, mesh: Mesh) -> Any:
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return leaf
     # On explicit axes, an adapter's arithmetic would have to name every sharding.
-    automatic = NamedSharding(
-        _automatic(sharding.mesh), sharding.spec, memory_kind=sharding.memory_kind
-    )
-    return jax.device_put(leaf, automatic)
+    mesh, kind = _automatic(sharding.mesh), sharding.memory_kind
+    return jax.device_put(leaf, NamedSharding(mesh, sharding.spec, memory_kind=kind))
 
 
 def _automatic_context(mesh: Any) -> contextlib.AbstractContextManager[Any]:
@@ -172,9 +163,8 @@ def _automatic(mesh: Any) -> Mesh:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Any:
-    if sharding.is_fully_addressable or isinstance(leaf, Tracer):
-        return jax.device_put(leaf, sharding)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    is_global = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    if sharding.is_fully_addressable or isinstance(leaf, Tracer) or is_global:
         return jax.device_put(leaf, sharding)
     # Every process holds the same values, and cannot reach the devices of the others.
     values = np.asarray(leaf)

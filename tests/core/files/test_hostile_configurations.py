@@ -39,10 +39,10 @@ CONFIGURATIONS = {
     "alpha text": (with_adapter(alpha="4"), "not a finite number"),
     "alpha true": (with_adapter(alpha=True), "not a finite number"),
     "alpha null in a list": (with_adapter(alpha=[None]), "not a finite number"),
-    "wrapper null": (with_adapter(wrapper=None), "not printable text"),
-    "wrapper empty": (with_adapter(wrapper=""), "has 0 characters"),
-    "wrapper with a bell": (with_adapter(wrapper="a\a"), "not printable text"),
-    "wrapper a surrogate": (with_adapter(wrapper="\ud800"), "not printable text"),
+    "wrapper null": (with_adapter(wrapper=None), "not the name of a class"),
+    "wrapper empty": (with_adapter(wrapper=""), "not the name of a class"),
+    "wrapper with a bell": (with_adapter(wrapper="a\a"), "not the name of a class"),
+    "wrapper a surrogate": (with_adapter(wrapper="\ud800"), "not the name of a class"),
     "wrapper code": (
         with_adapter(wrapper="X]); import os; os.system('true') #"),
         "name of a class",
@@ -54,7 +54,7 @@ CONFIGURATIONS = {
     "a version with a quote": (with_adapter(distribution="x", version='1" y'), "which is not a"),
     "a version null": (with_adapter(version=None), "which is not a"),
     "arrays text": (with_adapter(arrays="lora_A"), "not a list"),
-    "arrays of numbers": (with_adapter(arrays=[1, 2]), "not printable text"),
+    "arrays of numbers": (with_adapter(arrays=[1, 2]), "not a list of printable text"),
     "an array twice": (with_adapter(arrays=["lora_A", "lora_B", "lora_A"]), "the same name"),
     "layer null": (with_adapter(layer=None), "not a JSON object"),
     "a layer without stack_ndim": (
@@ -71,11 +71,11 @@ CONFIGURATIONS = {
         ),
         "too large",
     ),
-    "an absolute path": (renamed("/etc/passwd"), "must be names"),
-    "a path upwards": (renamed("../a"), "must be names"),
-    "a path upwards inside": (renamed("a/../../b"), "must be names"),
-    "a path with a line": (renamed("a\nb"), "not printable text"),
-    "a path without end": (renamed("a" * 10**5), "characters"),
+    "an absolute path": (renamed("/etc/passwd"), "not the path of an adapter: printable names"),
+    "a path upwards": (renamed("../a"), "not the path of an adapter: printable names"),
+    "a path upwards inside": (renamed("a/../../b"), "not the path of an adapter: printable names"),
+    "a path with a line": (renamed("a\nb"), "printable names"),
+    "a path without end": (renamed("a" * 10**5), "the path of an adapter"),
 }
 
 

@@ -6,26 +6,18 @@ names. Unknown keys are skipped, so that later versions may add some.
 
 import dataclasses
 import json
-import math
 import re
-from collections.abc import Iterable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from .._paths import FEW, bullets, show_path
 from .._sets import LayerForm
-from ._container import check_shape
-from ._json import MalformedError, brief, expect, is_count, parse_json
+from ._container import MalformedError, brief, fits_numpy, parse_json
 
 # The key in the metadata, and the version of the format.
 KEY = "jno.lora"
 FORMAT_VERSION = 1
-
-_MOST_CHARACTERS = 20_000
-_MOST_RANK = 2**31 - 1
-# A normalised name (PEP 503), and the characters of a version. Both go into a command that is
-# shown, so nothing else may get in.
-_DISTRIBUTION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,100}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +36,8 @@ class Entry:
     variant: str | None
     rank: int | None
     alpha: float | None
-    layer: LayerForm
     arrays: tuple[str, ...]
+    layer: LayerForm
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -54,23 +46,14 @@ class Entry:
 
     def as_json(self) -> dict[str, Any]:
         """The entry as it stands in the file, under its path."""
-        return {
-            "wrapper": self.wrapper,
-            "distribution": self.distribution,
-            "version": self.version,
-            "variant": self.variant,
-            "rank": self.rank,
-            "alpha": self.alpha,
-            "arrays": self.arrays,
-            "layer": {
-                "class": self.layer.layer,
-                "stack_ndim": self.layer.stack_ndim,
-                "arrays": {
-                    path: {"shape": shape, "dtype": dtype}
-                    for path, shape, dtype in self.layer.arrays
-                },
+        layer = {
+            "class": self.layer.layer,
+            "stack_ndim": self.layer.stack_ndim,
+            "arrays": {
+                path: {"shape": shape, "dtype": dtype} for path, shape, dtype in self.layer.arrays
             },
         }
+        return {name: getattr(self, name) for name in _ADAPTER} | {"layer": layer}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +69,6 @@ class Configuration:
 
         **Raises:** `MalformedError` if `parse` would not give the same back.
         """
-        text = json.dumps(
-            {
-                "format_version": self.format_version,
-                "versions": self.versions,
-                "adapters": {entry.path: entry.as_json() for entry in self.entries},
-            }
-        )
         for entry in self.entries:
             paths = [path for path, _, _ in entry.layer.arrays]
             twice = next((path for path in paths if paths.count(path) > 1), None)
@@ -101,31 +77,30 @@ class Configuration:
                     f"two arrays of the layer at {show_path(entry.path)!r} have the path "
                     f"{twice!r}: a dict key in it holds a slash. Rename the key"
                 )
-        if Configuration.parse(text) != self:
+        adapters = {entry.path: entry.as_json() for entry in self.entries}
+        found = {"format_version": self.format_version, "versions": self.versions}
+        written = json.dumps(found | {"adapters": adapters})
+        if Configuration.parse(written) != self:
             raise MalformedError("what was written is read as something else")
-        return text
+        return written
 
     @classmethod
-    def parse(cls, text: str) -> "Configuration":
+    def parse(cls, content: str) -> "Configuration":
         """The configuration in the metadata of a file.
 
         **Raises:** `MalformedError`.
         """
-        what = "its configuration"
-        found = parse_json(text, what)
-        version = _count(found.get("format_version"), f"the format version of {what}", 2**31, 1)
-        if version > FORMAT_VERSION:
+        found = parse_json(content, "its configuration")
+        _check(found, _VERSIONED)
+        version = found["format_version"]
+        if version > FORMAT_VERSION:  # everything else may differ
             raise MalformedError(
                 f"it has the format version {version}, this jno-lora reads up to {FORMAT_VERSION}. "
                 "Upgrade it with\n    pip install -U jno-lora\n"
             )
-        adapters = _table(found.get("adapters"), f"the adapters of {what}")
-        versions = _table(found.get("versions"), f"the versions of {what}")
-        return cls(
-            tuple(_entry(path, adapter) for path, adapter in adapters.items()),
-            {_text(k, what): _text(v, f"a version in {what}") for k, v in versions.items()},
-            version,
-        )
+        _check(found, _CONFIGURATION)
+        entries = tuple(_entry(path, adapter) for path, adapter in found["adapters"].items())
+        return cls(entries, found["versions"], version)
 
     def check_tensors(self, tensors: Iterable[str]) -> None:
         """**Raises:** `MalformedError` unless these are the names of all arrays of all adapters."""
@@ -141,78 +116,98 @@ class Configuration:
             )
 
 
-def _entry(path: str, found: Any) -> Entry:
-    parts = _text(path, "the path of an adapter", least=0).split("/")
-    if path and not {"", ".", ".."}.isdisjoint(parts):  # the path of the root is empty
-        raise MalformedError(
-            f"the path {brief(path)} of an adapter is invalid: its parts, between slashes, must be "
-            "names, not empty, '.' or '..'"
-        )
-    what = f"the adapter at {show_path(path)!r} in its configuration"
-    found = _table(found, what)
-    distribution, version, variant = map(found.get, ("distribution", "version", "variant"))
-    for name, pattern, no in (("distribution", _DISTRIBUTION, None), ("version", _VERSION, "")):
-        text = found.get(name)
-        is_one = isinstance(text, str) and pattern.fullmatch(text) is not None and len(text) <= 100
-        expect(text == no or is_one, text, f"the {name} of {what}", f"a {name}")
-    # `null` stands for the rank or alpha of an adapter without one.
-    rank, alpha, arrays = found.get("rank", ""), found.get("alpha", ""), found.get("arrays")
-    is_number = type(alpha) in (int, float) and math.isfinite(alpha)
-    expect(alpha is None or is_number, alpha, f"the alpha of {what}", "a finite number")
-    expect(isinstance(arrays, list), arrays, f"the arrays of {what}", "a list")
-    # It goes into code that a message shows.
-    wrapper = _text(found.get("wrapper"), f"the wrapper of {what}")
-    expect(wrapper.isidentifier(), wrapper, f"the wrapper of {what}", "the name of a class")
-    return Entry(
-        path=path,
-        wrapper=wrapper,
-        distribution=distribution,
-        version=version,
-        variant=None if variant is None else _text(variant, f"the variant of {what}"),
-        rank=None if rank is None else _count(rank, f"the rank of {what}", _MOST_RANK),
-        alpha=alpha,
-        layer=_layer(found.get("layer"), f"the layer of {what}"),
-        arrays=tuple(_text(name, f"an array of {what}") for name in arrays),
-    )
+def _entry(path: str, found: dict[str, Any]) -> Entry:
+    values: dict[str, Any] = {name: found.get(name) for name in _ADAPTER}
+    layer = values["layer"]
+    arrays = ((key, tuple(it["shape"]), it["dtype"]) for key, it in layer["arrays"].items())
+    form = LayerForm(layer["class"], tuple(arrays), layer["stack_ndim"])
+    return Entry(path, **values | {"arrays": tuple(values["arrays"]), "layer": form})
 
 
-def _layer(found: Any, what: str) -> LayerForm:
-    found = _table(found, what)
-    arrays = _table(found.get("arrays"), f"the arrays of {what}")
-    return LayerForm(
-        layer=_text(found.get("class"), f"the class of {what}"),
-        arrays=tuple(_array(path, form, what) for path, form in arrays.items()),
-        stack_ndim=_count(found.get("stack_ndim"), f"the stack_ndim of {what}", 32),
-    )
+class _Kind(NamedTuple):
+    """A kind of values: its name for messages, and whether a value from JSON is of it."""
+
+    name: str
+    holds: Callable[[Any], bool]
+
+    def or_null(self) -> "_Kind":
+        return _Kind(self.name, lambda x: x is None or self.holds(x))
 
 
-def _array(path: str, found: Any, what: str) -> tuple[str, tuple[int, ...], str]:
-    found = _table(found, f"an array of {what}")
-    shape = found.get("shape")
-    is_shape = isinstance(shape, list) and all(map(is_count, shape))
-    expect(is_shape, shape, f"the shape of an array of {what}", "a list of whole numbers")
-    check_shape(shape, f"an array of {what}")
-    dtype = _text(found.get("dtype"), f"a dtype in {what}")
-    return _text(path, f"a path in {what}", least=0), tuple(shape), dtype
+def _check(found: Any, kind: Any, what: str = "") -> None:
+    """**Raises:** `MalformedError` unless `found` is of a kind.
+
+    - `kind`: a `_Kind`, or the kinds in a JSON object by key. A missing key is null, and others are
+      skipped. A `_Kind` as the only key stands for all keys.
+    """
+    if isinstance(kind, _Kind):
+        if not kind.holds(found):
+            shown = f"{what} is {brief(found)}, which is not {kind.name}"
+            raise MalformedError(f"in its configuration, {shown}")
+        return
+    _check(found, _OBJECT, what)
+    for key, inner in kind.items():
+        for name in found if isinstance(key, _Kind) else [key]:
+            if name is not key:
+                _check(name, key, f"a key of {what}")
+            _check(found.get(name), inner, f"{what}/{name}".removeprefix("/"))
 
 
-def _table(found: Any, what: str) -> dict[str, Any]:
-    expect(isinstance(found, dict), found, what, "a JSON object")
-    return found
+def _is_text(found: Any) -> bool:
+    # It goes into messages and onto terminals.
+    return isinstance(found, str) and found.isprintable() and len(found) <= 20_000
 
 
-def _text(found: Any, what: str, least: int = 1) -> str:
-    # Printable, since it goes into messages and onto terminals.
-    is_printable = isinstance(found, str) and found.isprintable()
-    expect(is_printable, found, what, "printable text")
-    if not least <= len(found) <= _MOST_CHARACTERS:
-        raise MalformedError(
-            f"{what} has {len(found):,} characters; 1 to {_MOST_CHARACTERS:,} are read"
-        )
-    return found
+def _is_path(found: Any) -> bool:
+    # The path of the root is empty.
+    return _is_text(found) and (not found or {"", ".", ".."}.isdisjoint(found.split("/")))
 
 
-def _count(found: Any, what: str, most: int, least: int = 0) -> int:
-    is_in_range = is_count(found) and least <= found <= most
-    expect(is_in_range, found, what, f"a whole number from {least} to {most:,}")
-    return found
+def _is_count(found: Any) -> bool:
+    return type(found) is int and 0 <= found < 2**31  # a bool is an `int`, too
+
+
+def _is_shape(found: Any) -> bool:
+    is_list = isinstance(found, list) and all(type(x) is int and x >= 0 for x in found)
+    return is_list and fits_numpy(found)
+
+
+def _matching(name: str, pattern: str) -> _Kind:
+    return _Kind(name, lambda x: isinstance(x, str) and re.fullmatch(pattern, x) is not None)
+
+
+_OBJECT = _Kind("a JSON object", lambda x: isinstance(x, dict))
+_TEXT = _Kind("printable text of at most 20,000 characters", _is_text)
+_COUNT = _Kind("a whole number from 0 to 2^31 - 1", _is_count)
+_PATH = _Kind(
+    "the path of an adapter: printable names between slashes, not empty, '.' or '..'", _is_path
+)
+_ADAPTER = {
+    # The name of a class goes into code that a message shows, a distribution and its version into
+    # a command. So nothing else may get in.
+    "wrapper": _Kind("the name of a class", lambda x: _is_text(x) and x.isidentifier()),
+    "distribution": _matching(
+        "a normalised name (PEP 503)", r"(?!.{101})[a-z0-9]+(-[a-z0-9]+)*"
+    ).or_null(),
+    "version": _matching("a version", r"[0-9A-Za-z.+!-]{0,100}"),
+    "variant": _TEXT.or_null(),
+    "rank": _COUNT.or_null(),
+    "alpha": _Kind(
+        "a finite number", lambda x: type(x) in (int, float) and abs(x) <= sys.float_info.max
+    ).or_null(),
+    "arrays": _Kind(
+        "a list of printable text", lambda x: isinstance(x, list) and all(map(_is_text, x))
+    ),
+    "layer": {
+        "class": _TEXT,
+        "stack_ndim": _Kind("a whole number from 0 to 32", lambda x: _is_count(x) and x <= 32),
+        "arrays": {
+            _TEXT: {
+                "dtype": _TEXT,
+                "shape": _Kind("a list of whole numbers, or is too large", _is_shape),
+            }
+        },
+    },
+}
+_VERSIONED = {"format_version": _Kind("a whole number from 1", lambda x: _is_count(x) and x > 0)}
+_CONFIGURATION = {"versions": {_TEXT: _TEXT}, "adapters": {_PATH: _ADAPTER}}

@@ -1,4 +1,4 @@
-"""Safetensors files, read with distrust.
+"""Safetensors and JSON files, read with distrust.
 
 The `safetensors` library checks that a header fits the bytes behind it. Added here is what it lets
 pass: duplicate keys, headers of any size, bools that are neither 0 nor 1. Arrays are read here as
@@ -6,11 +6,14 @@ well, since its NumPy side lacks bfloat16 and maps the file into memory, where a
 cuts short ends the process.
 """
 
+import collections
 import contextlib
 import dataclasses
 import io
+import json
 import math
 import os
+import reprlib
 import stat
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import CheckpointError
-from ._json import MalformedError, brief, parse_json
 
 FilePath = str | os.PathLike[str]
 
@@ -38,7 +40,46 @@ DTYPES = {
 }
 
 # A header takes about a kilobyte for each adapter.
-MOST_HEADER_BYTES = 32 * 2**20
+MOST_JSON_BYTES = 32 * 2**20
+
+
+class MalformedError(ValueError):
+    """A file cannot be read. Becomes a `CheckpointError` that names the file."""
+
+
+def parse_json(content: str | bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `content`. Duplicate keys, which `json.loads` lets pass, are refused.
+
+    **Raises:** `MalformedError`.
+    """
+    try:
+        value = json.loads(
+            content.decode() if isinstance(content, bytes) else content,
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse_constant,
+        )
+    except (ValueError, RecursionError) as err:
+        raise MalformedError(f"{what} is damaged, not text, or not JSON: {err}") from err
+    if not isinstance(value, dict):
+        raise MalformedError(f"{what} is {brief(value)}, which is not a JSON object")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {brief(twice)} is there twice")
+    return found
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def brief(value: Any) -> str:
+    """Any value as short ASCII text, for a message."""
+    return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +119,38 @@ class Container:
         return raw.view(tensor.dtype).reshape(tensor.shape)
 
 
-@contextlib.contextmanager
-def opened(path: FilePath) -> Iterator[Container]:
-    """The safetensors file at `path`.
+def read_tensors(path: FilePath) -> dict[str, np.ndarray]:
+    """All arrays of a safetensors file.
 
-    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it. That
-    covers reading an array, and every `MalformedError` of the `with` block.
+    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
+    """
+    with opened(path) as file:
+        container = Container(path, file)
+        return {name: container.read(name) for name in container.tensors}
+
+
+def read_json(path: FilePath) -> dict[str, Any]:
+    """The JSON object in a file. Duplicate keys and numbers such as NaN are refused.
+
+    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
+    """
+    with opened(path) as file:
+        content = file.read(MOST_JSON_BYTES + 1)
+        if len(content) > MOST_JSON_BYTES:
+            raise MalformedError(f"it has more than {MOST_JSON_BYTES:,} bytes")
+        return parse_json(content, "its content")
+
+
+@contextlib.contextmanager
+def opened(path: FilePath) -> Iterator[io.BufferedReader]:
+    """The file at `path`, open to be read.
+
+    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it, and
+    for every `MalformedError` of the `with` block.
     """
     try:
-        with regular_file(path) as file:
-            yield Container(path, file)
+        with _regular_file(path) as file:
+            yield file
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be used: {err}.") from err
     except OSError as err:
@@ -96,11 +159,7 @@ def opened(path: FilePath) -> Iterator[Container]:
         raise CheckpointError(f"{os.fspath(path)!r} does not fit into memory.") from err
 
 
-def regular_file(path: FilePath) -> io.BufferedReader:
-    """The file at `path`, open to be read.
-
-    **Raises:** `MalformedError` if something else is there, such as a pipe; `OSError`.
-    """
+def _regular_file(path: FilePath) -> io.BufferedReader:
     # Not blocking, because the open of a pipe waits for somebody who writes.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -108,14 +167,20 @@ def regular_file(path: FilePath) -> io.BufferedReader:
     except ValueError as err:
         raise MalformedError(f"its path is invalid: {err}") from err
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        kind = kind_of(os.fstat(descriptor))
+        if kind != "a file":
             raise MalformedError(f"it is {kind}, not a file")
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def kind_of(found: os.stat_result) -> str:
+    """A file, a directory or something else, for a message."""
+    if stat.S_ISREG(found.st_mode):
+        return "a file"
+    return "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
 
 
 def _header(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
@@ -126,15 +191,11 @@ def _header(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
             f"its header should end after {8 + length:,} bytes, but the file has {size:,}: it was "
             "cut short, or is not a safetensors file"
         )
-    if length > MOST_HEADER_BYTES:
+    if length > MOST_JSON_BYTES:
         raise MalformedError(
-            f"its header has {length:,} bytes; at most {MOST_HEADER_BYTES:,} are read"
+            f"its header has {length:,} bytes; at most {MOST_JSON_BYTES:,} are read"
         )
-    try:
-        text = file.read(length).decode()
-    except UnicodeDecodeError as err:
-        raise MalformedError(f"its header is damaged, or not text: {err}") from err
-    return parse_json(text, "its header"), 8 + length
+    return parse_json(file.read(length), "its header"), 8 + length
 
 
 def _check_by_library(path: FilePath) -> None:
@@ -159,12 +220,12 @@ def _tensor(name: str, info: dict[str, Any], begin: int) -> Tensor:
             f"the array {brief(name)} is described by {brief(info)}; expected are a dtype of "
             f"{', '.join(DTYPES)}, a shape and data_offsets"
         )
-    check_shape(shape, f"the array {brief(name)}")
+    if not fits_numpy(shape):
+        raise MalformedError(f"the shape {brief(shape)} of the array {brief(name)} is too large")
     return Tensor(DTYPES[dtype], tuple(shape), begin + info["data_offsets"][0])
 
 
-def check_shape(shape: list[int], what: str) -> None:
-    """**Raises:** `MalformedError` if NumPy cannot have an array of this shape."""
+def fits_numpy(shape: list[int]) -> bool:
+    """Whether an array may have this shape."""
     # NumPy counts an array without elements as if it had some.
-    if len(shape) > 32 or math.prod(max(axis, 1) for axis in shape) > 2**56:
-        raise MalformedError(f"{what} has the shape {brief(shape)}, which is too large")
+    return len(shape) <= 32 and math.prod(max(axis, 1) for axis in shape) <= 2**56

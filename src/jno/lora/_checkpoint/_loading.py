@@ -1,9 +1,10 @@
-"""From a file to adapters, and around the layers of a model."""
+"""From a file to adapters, alone or around the layers of a model."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +12,79 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._compute import count_non_finite
-from .._contract import LoRAWrapper, takes
-from .._errors import CheckpointError, PluginError, SelectionError
+from .._contract import Handle, LoRAWrapper, takes
+from .._errors import CheckpointError, PluginError, SelectionError, warn
 from .._paths import bullets, show_path
-from .._registry import Registry
+from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, built_around, misfits
 from .._tree import layers_at, nested_with, replace_layers
-from ._configuration import KEY, Configuration
-from ._container import FilePath, Tensor, opened
-from ._json import MalformedError
-from ._wrappers import Classes, Wrappers
+from ._configuration import KEY, Configuration, Entry
+from ._container import Container, FilePath, MalformedError, Tensor, opened
+from ._wrappers import Classes, class_of, classes_by_name
 
 M = TypeVar("M")
 
 
+def load_adapters(
+    model: M,
+    path: FilePath,
+    *,
+    strict: bool = True,
+    wrappers: Classes = (),
+    registry: Registry | None = None,
+) -> M:
+    """`model` with the adapters of a file around its layers.
+
+    Initialisers do not run. An adapter of the file replaces the one that its layer carries; layers
+    that the file does not name stay as they are. Arrays go onto the mesh of their layers.
+
+    **Arguments:**
+
+    - `model`: the model that the adapters were made for (its layers of the same shapes and dtypes
+        at the same paths), or a `Net` of it, which is changed and returned.
+    - `path`: of a file that `save_adapters` wrote.
+    - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
+        `JnoLoraWarning` lists the others.
+    - `wrappers`: one class or several, by name. All others come from the plugin that the file
+        names.
+    - `registry`: where that plugin is looked up, instead of among the installed ones.
+
+    **Returns:** the adapted model (or the `Net`). Arrays that hold NaN or infinity are loaded, with
+    a `JnoLoraWarning`.
+
+    **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
+    that wrote it, or something does not fit the model: everything is listed at once, and nothing
+    was changed. `WrapperError` if one of `wrappers` is not an adapter class, `SelectionError` if
+    two have one name.
+    """
+    if isinstance(model, Handle):
+        net: Any = model
+        return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
+    registry = default_registry(registry)
+    loaded = load(model, path, strict=strict, wrappers=wrappers, registry=registry)
+    return replace_layers(model, loaded)
+
+
+def read_adapters(
+    path: FilePath, *, wrappers: Classes = (), registry: Registry | None = None
+) -> AdapterSet:
+    """The adapters of a file, without a model: for `swap_adapters`, or to combine them.
+
+    **Arguments:** those of `load_adapters`.
+
+    **Raises:** `CheckpointError` if the file is damaged, or a plugin cannot be used; for `wrappers`
+    as `load_adapters`.
+    """
+    contents = read(path)
+    adapters, problems = _adapters(contents, wrappers, default_registry(registry))
+    problems.refuse(path, "holds adapters that cannot be read here", "No adapter was read.")
+    _warn_of_non_finite(path, contents, adapters)
+    return adapters
+
+
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The contents of a file: its configuration and arrays, whose `values` are there if read."""
+    """The configuration and the arrays of a file. `values` is empty unless they were read."""
 
     configuration: Configuration
     tensors: dict[str, Tensor]
@@ -35,24 +92,13 @@ class Contents:
     nbytes: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """The adapters of a file around their layers, by path, and the warnings to give."""
-
-    adapters: dict[str, LoRAWrapper]
-    warnings: tuple[str, ...]
-
-    def put_into(self, model: M) -> M:
-        """`model` with these adapters around its layers. Adapters at other paths stay."""
-        return replace_layers(model, self.adapters)
-
-
 def read(path: FilePath, *, values: bool = True) -> Contents:
     """The contents of the file at `path`, with the values of its arrays or without. No plugin runs.
 
     **Raises:** `CheckpointError` if it is not a file of adapters, or damaged.
     """
-    with opened(path) as container:
+    with opened(path) as file:
+        container = Container(path, file)
         text = container.metadata.get(KEY)
         if text is None:
             raise MalformedError(
@@ -66,15 +112,13 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
 
 
 class _Problems:
-    """The adapters that cannot be loaded, and why, as lines for a message."""
+    """Why adapters cannot be loaded, as lines for a message."""
 
     def __init__(self) -> None:
-        self.paths: set[str] = set()
         self.lines: list[str] = []
         self.cause: Exception | None = None
 
-    def add(self, paths: Iterable[str], lines: Iterable[str], cause: Exception | None = None):
-        self.paths.update(paths)
+    def add(self, lines: Iterable[str], cause: Exception | None = None) -> None:
         self.lines.extend(lines)
         self.cause = self.cause or cause
 
@@ -85,16 +129,6 @@ class _Problems:
             raise CheckpointError(message) from self.cause
 
 
-def read_set(
-    path: FilePath, wrappers: Classes, registry: Registry
-) -> tuple[AdapterSet, tuple[str, ...]]:
-    """The adapters of a file without a model, and the warnings to give."""
-    contents = read(path)
-    adapters, problems = _adapters(contents, Wrappers(wrappers, registry))
-    problems.refuse(path, "holds adapters that cannot be read here", "No adapter was read.")
-    return adapters, _not_finite(path, contents, adapters)
-
-
 def load(
     model: PyTree,
     path: FilePath,
@@ -103,87 +137,93 @@ def load(
     wrappers: Classes,
     registry: Registry,
     plain: PyTree | None = None,
-) -> Loaded:
-    """The adapters of the file at `path` around the layers of `model`: all, or those that fit.
+) -> dict[str, LoRAWrapper]:
+    """The adapters of a file around the layers of `model`, by path: all, or those that fit.
 
     - `plain`: the same model without adapters; the loaded adapters are built around its layers.
     """
     contents = read(path)
-    adapters, problems = _adapters(contents, Wrappers(wrappers, registry))
+    adapters, problems = _adapters(contents, wrappers, registry)
     try:
         layers = layers_at(model if plain is None else plain, adapters)
         unfit = misfits(model, adapters) | nested_with(model, adapters)
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
-    for name, lines in unfit.items():
-        problems.add([name], lines)
+    problems.add(itertools.chain(*unfit.values()))
     built: dict[str, LoRAWrapper] = {}
     if not (strict and problems.lines):  # nothing is built for a file that is refused anyway
-        for name in (name for name in adapters if name not in problems.paths):
+        for name in (name for name in adapters if name not in unfit):
             try:
                 built[name] = built_around(layers[name], adapters[name])
             except Exception as err:
                 cls = adapters[name].wrapper.__name__
-                line = f"{show_path(name)}: could not restore the {cls}: {err}"
-                problems.add([name], [line], err)
+                problems.add([f"{show_path(name)}: could not restore the {cls}: {err}"], err)
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
         problems.refuse(path, "does not fit this model", advice)
-    warnings = _not_finite(path, contents, built)
+    _warn_of_non_finite(path, contents, built)
     if problems.lines:
-        total = len(contents.configuration.entries)
-        warnings += (
-            f"{len(built)} of {total} adapters of {os.fspath(path)!r} were loaded. The others were "
-            f"left out:\n{bullets(problems.lines)}",
+        warn(
+            f"{len(built)} of {len(contents.configuration.entries)} adapters of "
+            f"{os.fspath(path)!r} were loaded. The others were left out:\n"
+            f"{bullets(problems.lines)}"
         )
-    return Loaded(built, warnings)
+    return built
 
 
-def _adapters(contents: Contents, wrappers: Wrappers) -> tuple[AdapterSet, _Problems]:
+def _adapters(
+    contents: Contents, wrappers: Classes, registry: Registry
+) -> tuple[AdapterSet, _Problems]:
     """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
+    entries, problems = contents.configuration.entries, _Problems()
+    given = classes_by_name(wrappers)
+    of_class: dict[tuple[str | None, str, str], list[Entry]] = {}
+    for entry in entries:
+        key = (entry.distribution, entry.version, entry.wrapper)
+        of_class.setdefault(key, []).append(entry)
+    classes: dict[str, type[LoRAWrapper]] = {}
+    for alike in of_class.values():
+        try:
+            cls = class_of(alike[0], given, registry)
+        except PluginError as err:
+            paths = ", ".join(show_path(entry.path) for entry in alike[:3])
+            more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
+            problems.add([f"{paths}{more}: {err}"], err)
+        else:
+            classes |= {entry.path: cls for entry in alike}
     found: dict[str, LooseAdapter] = {}
-    problems = _Problems()
-    without_class: dict[PluginError, list[str]] = {}
-    for entry in contents.configuration.entries:
-        cls = wrappers.find(entry)
-        if isinstance(cls, PluginError):
-            without_class.setdefault(cls, []).append(show_path(entry.path))
+    for entry in entries:
+        cls = classes.get(entry.path)
+        if cls is None:
             continue
         arrays = {name: contents.values[tensor] for name, tensor in entry.tensors.items()}
-        wrong = [
-            f"{show_path(entry.path)}/{name}: {problem}"
-            for name, array in arrays.items()
-            if (problem := _dtype_problem(cls, name, array.dtype))
-        ]
-        wrong += [
-            f"{show_path(entry.path)}: its {name} is null, which is no finite number, and a "
-            f"{cls.__name__} has one"
-            for name in takes(cls)
-            if getattr(entry, name) is None
-        ]
-        if wrong:
-            problems.add([entry.path], wrong)
-            continue
-        # Copies: JAX might share NumPy's memory, which cannot be donated then.
-        state = {name: jnp.array(array) for name, array in arrays.items()}
-        found[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
-    for err, paths in without_class.items():
-        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-        problems.add((), [f"{', '.join(paths[:3])}{more}: {err}"], err)
+        wrong = _problems_of(entry, cls, arrays)
+        problems.add(wrong)
+        if not wrong:
+            # Copies: JAX might share NumPy's memory, which cannot be donated then.
+            state = {name: jnp.array(array) for name, array in arrays.items()}
+            found[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
     return AdapterSet(found), problems
 
 
-def _dtype_problem(cls: type[LoRAWrapper], name: str, dtype: np.dtype) -> str | None:
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        return f"{dtype}, which JAX holds only with `jax.config.update('jax_enable_x64', True)`"
-    trains = name.partition("/")[0] in cls.adapter_fields
-    if trains and not jnp.issubdtype(dtype, jnp.inexact):
-        return f"{dtype}, but it trains, so it must have a floating dtype"
-    return None
+def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndarray]) -> list[str]:
+    problems: list[str] = []
+    for name, array in arrays.items():
+        where, dtype = f"{show_path(entry.path)}/{name}", array.dtype
+        trains = name.partition("/")[0] in cls.adapter_fields
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            x64 = "`jax.config.update('jax_enable_x64', True)`"
+            problems.append(f"{where}: {dtype}, which JAX holds only with {x64}")
+        elif trains and not jnp.issubdtype(dtype, jnp.inexact):
+            problems.append(f"{where}: {dtype}, but it trains, so it must have a floating dtype")
+    return problems + [
+        f"{show_path(entry.path)}: its {name} is null, but a {cls.__name__} needs a finite number"
+        for name in takes(cls)
+        if getattr(entry, name) is None
+    ]
 
 
-def _not_finite(path: FilePath, contents: Contents, loaded: Iterable[str]) -> tuple[str, ...]:
-    """A warning if arrays of the loaded adapters hold NaN or infinity."""
+def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Iterable[str]) -> None:
     wanted = set(loaded)
     entries = (entry for entry in contents.configuration.entries if entry.path in wanted)
     arrays = {tensor: contents.values[tensor] for x in entries for tensor in x.tensors.values()}
@@ -192,11 +232,5 @@ def _not_finite(path: FilePath, contents: Contents, loaded: Iterable[str]) -> tu
         for name, array in arrays.items()
         if (count := count_non_finite(array))
     ]
-    if not lines:
-        return ()
-    return (f"Arrays of {os.fspath(path)!r} hold NaN or infinity:\n{bullets(lines)}",)
-
-
-def non_finite(contents: Contents) -> dict[str, int]:
-    """How many numbers of each array are NaN or infinite."""
-    return {name: count_non_finite(array) for name, array in contents.values.items()}
+    if lines:
+        warn(f"Arrays of {os.fspath(path)!r} hold NaN or infinity:\n{bullets(lines)}")

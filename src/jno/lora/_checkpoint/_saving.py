@@ -9,31 +9,54 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from .._contract import Handle
 from .._errors import CheckpointError
 from .._paths import show_path
-from .._registry import RegisteredWrapper, Registry
-from .._sets import AdapterSet, LooseAdapter
+from .._registry import IN_PROCESS, Registry, default_registry
+from .._sets import AdapterSet, extract_adapters
 from .._version import __version__
 from ._configuration import KEY, Configuration, Entry
-from ._container import DTYPES, MOST_HEADER_BYTES, FilePath
-from ._json import MalformedError, brief
-from ._wrappers import provider_of
+from ._container import DTYPES, MOST_JSON_BYTES, FilePath, MalformedError, brief
 from ._writing import write_atomically
 
 
-def save(adapters: AdapterSet, path: FilePath, registry: Registry) -> None:
-    """Write `adapters` into one safetensors file, at once or not at all.
+def save_adapters(
+    model: PyTree | Handle | AdapterSet, path: FilePath, *, registry: Registry | None = None
+) -> None:
+    """Write the adapters of a model, and nothing else of it, into one safetensors file.
 
-    If an array lies on the devices of several processes, all of them must call this; the first
-    writes, and all raise if that fails.
+    The file holds the arrays of each adapter's `state()`, and JSON that says how to build the
+    adapters again. Whatever happens meanwhile, there is the old file or the new one, whole. Sharded
+    arrays are gathered one by one. If an array lies on devices of several processes, every process
+    must make this call, and the first writes.
+
+    **Arguments:**
+
+    - `model`: an adapted model, a `Net`, or the `AdapterSet` of `extract_adapters`.
+    - `path`: of the file, by custom `NAME.safetensors`. Its directory must exist.
+    - `registry`: where the plugins of the classes are looked up, instead of among the installed.
+
+    **Raises:** `CheckpointError` if there are no adapters, an array cannot be stored (typed PRNG
+    keys, dtypes that safetensors lacks, tracers), or the file cannot be written.
     """
+    if isinstance(model, Handle):
+        net: Any = model
+        net.save_adapters(path, registry=registry)
+        return
+    adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
+    save(adapters, path, default_registry(registry))
+
+
+def save(adapters: AdapterSet, path: FilePath, registry: Registry) -> None:
+    """Write `adapters` into one safetensors file, at once or not at all."""
     content = _content(adapters, registry)
     arrays = jax.tree.leaves(adapters)
     if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
         write_atomically(path, content)
         return
+    # Every process is here, and all raise if the first one fails.
     error = None
     if jax.process_index() == 0:
         try:
@@ -53,15 +76,33 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
         )
     # Once for each class: the registry searches all plugins for a class that none of them provides.
     classes = {adapters[path].wrapper for path in adapters}
-    providers = {cls: provider_of(cls, registry) for cls in classes}
+    providers = {cls: _provider_of(cls, registry) for cls in classes}
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
     for path in adapters:
-        entry = _entry(path, adapters[path], providers[adapters[path].wrapper])
+        adapter = adapters[path]
+        cls = adapter.wrapper
+        if not adapter.state:
+            raise CheckpointError(
+                f"The {cls.__name__} at {show_path(path)!r} has no arrays that could be saved."
+            )
+        distribution, version = providers[cls]
+        entry = Entry(
+            path=path,
+            wrapper=cls.__name__,
+            distribution=distribution,
+            version=version,
+            variant=cls.variant,
+            # A NumPy number becomes one that JSON knows.
+            rank=None if adapter.rank is None else operator.index(adapter.rank),
+            alpha=adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha),
+            arrays=tuple(adapter.state),
+            layer=adapter.layer,
+        )
+        entries.append(entry)
         for name, tensor in entry.tensors.items():
             what = f"the array {name!r} of the {entry.wrapper} at {show_path(path)!r}"
-            tensors[tensor] = values_of(adapters[path].state[name], what)
-        entries.append(entry)
+            tensors[tensor] = values_of(adapter.state[name], what)
     versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
     configuration = Configuration(tuple(entries), versions)
     try:
@@ -72,24 +113,12 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
     return _serialised(tensors, text)
 
 
-def _entry(path: str, adapter: LooseAdapter, provider: RegisteredWrapper | None) -> Entry:
-    cls = adapter.wrapper
-    if not adapter.state:
-        raise CheckpointError(
-            f"The {cls.__name__} at {show_path(path)!r} has no arrays that could be saved."
-        )
-    return Entry(
-        path=path,
-        wrapper=cls.__name__,
-        distribution=None if provider is None else provider.distribution,
-        version="" if provider is None else provider.version,
-        variant=cls.variant,
-        # A NumPy number becomes one that JSON knows.
-        rank=None if adapter.rank is None else operator.index(adapter.rank),
-        alpha=adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha),
-        layer=adapter.layer,
-        arrays=tuple(adapter.state),
-    )
+def _provider_of(cls: type[Any], registry: Registry) -> tuple[str | None, str]:
+    """The distribution and the version of the plugin that provides `cls`, if one does."""
+    provider = registry.provider_of(cls)
+    if provider is None or provider.distribution == IN_PROCESS:
+        return None, ""
+    return provider.distribution, provider.version
 
 
 def values_of(array: Any, what: str) -> np.ndarray:
@@ -135,9 +164,9 @@ def _serialised(tensors: dict[str, np.ndarray], configuration: str) -> bytes:
             "A newer one may."
         ) from err
     header = int.from_bytes(content[:8], "little")
-    if header > MOST_HEADER_BYTES:
+    if header > MOST_JSON_BYTES:
         raise CheckpointError(
             f"The description of these adapters takes {header:,} bytes; at most "
-            f"{MOST_HEADER_BYTES:,} can be read again. Save them in several files."
+            f"{MOST_JSON_BYTES:,} can be read again. Save them in several files."
         )
     return content

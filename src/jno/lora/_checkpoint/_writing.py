@@ -5,11 +5,11 @@ import dataclasses
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .._errors import CheckpointError
-from ._container import FilePath
+from ._container import FilePath, kind_of
 
 
 def write_atomically(path: FilePath, content: bytes) -> None:
@@ -21,12 +21,46 @@ def write_atomically(path: FilePath, content: bytes) -> None:
     **Raises:** `CheckpointError` if that fails. The old file is whole then, and the new one is
     removed.
     """
-    with written_beside(path, content) as new:
+    with _written_beside(path, content) as new:
         new.put_in_place()
 
 
+def write_together(files: Mapping[FilePath, bytes]) -> None:
+    """Write two files: the content, and then its description.
+
+    Both are on the disk before an old one is touched. The old description goes before the content
+    changes, so that nobody reads new content by an old description. After an interrupt, both files
+    are the old ones or, once the content has been replaced, the new ones.
+
+    **Raises:** `CheckpointError` if that fails. The old files are whole then, unless the new
+    description alone could not take its place: then the description is missing.
+    """
+    (content_path, content), (description_path, description) = files.items()
+    with (
+        _written_beside(content_path, content) as new,
+        _written_beside(description_path, description) as new_description,
+    ):
+        target = new_description.target
+        aside = _temporary(target)
+        try:
+            with _errors_of(description_path), contextlib.suppress(FileNotFoundError):
+                os.replace(target, aside)
+            new.put_in_place()
+            new_description.put_in_place()
+        except BaseException as err:
+            if not new.is_in_place:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(aside, target)
+            elif not (new_description.is_in_place or isinstance(err, CheckpointError)):
+                new_description.put_in_place()
+            raise
+        finally:
+            if new.is_in_place:
+                aside.unlink(missing_ok=True)
+
+
 @dataclasses.dataclass(frozen=True)
-class NewFile:
+class _NewFile:
     """A file on the disk, beside the one that it will replace."""
 
     path: FilePath  # as it was given
@@ -35,29 +69,26 @@ class NewFile:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether it has replaced the old file."""
         return not self.temporary.exists()
 
     def put_in_place(self) -> None:
-        """Replace the old file, in one step.
-
-        **Raises:** `CheckpointError` if that fails.
-        """
         with _errors_of(self.path):
             os.replace(self.temporary, self.target)
-        _flush_directory(self.target.parent)
+        # The new name should survive a power cut. The file is there already, so this may fail.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.target.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager
-def written_beside(path: FilePath, content: bytes) -> Iterator[NewFile]:
-    """`write_atomically` in two steps: the new file is on the disk, and `put_in_place` is a call.
-
-    **Raises:** `CheckpointError` if it cannot be written.
-    """
+def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
     with _errors_of(path):
         target = Path(os.path.realpath(path))
         permissions = _permissions(target)
-        new = NewFile(path, target, _temporary(target))
+    new = _NewFile(path, target, _temporary(target))
     try:
         with _errors_of(path):
             _write(new.temporary, content, permissions)
@@ -66,35 +97,6 @@ def written_beside(path: FilePath, content: bytes) -> Iterator[NewFile]:
         with contextlib.suppress(OSError):
             new.temporary.unlink()
         raise
-
-
-def put_together(content: NewFile, description: NewFile) -> None:
-    """Put two files in place, where `description` describes `content`.
-
-    No system replaces two files in one step. The description is missing while the content changes,
-    so that no reader takes the old one for that of the new content. Whatever is raised meanwhile,
-    both files are the old ones or, once the content has been replaced, the new ones.
-
-    **Raises:** `CheckpointError` if a file cannot be replaced. If the description fails after the
-    content, the description is missing.
-    """
-    aside = _temporary(description.target)
-    try:
-        with _errors_of(description.path), contextlib.suppress(FileNotFoundError):
-            os.replace(description.target, aside)
-        content.put_in_place()
-    finally:
-        if content.is_in_place:
-            aside.unlink(missing_ok=True)
-            try:
-                description.put_in_place()
-            except KeyboardInterrupt:
-                if not description.is_in_place:
-                    description.put_in_place()
-                raise
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(aside, description.target)
 
 
 @contextlib.contextmanager
@@ -115,25 +117,23 @@ def _temporary(target: Path) -> Path:
 
 
 def _permissions(target: Path) -> int | None:
-    """The permissions of the existing file, or `None`.
-
-    **Raises:** `CheckpointError` if there cannot be a file, or it may not be written.
-    """
+    """The permissions of the existing file. **Raises:** `CheckpointError` if none can be there."""
+    shown = os.fspath(target)
     if not target.parent.is_dir():
         raise CheckpointError(
-            f"{os.fspath(target)!r} cannot be written: there is no directory "
-            f"{os.fspath(target.parent)!r}. Make it first."
+            f"{shown!r} cannot be written: there is no directory {os.fspath(target.parent)!r}. "
+            "Make it first."
         )
     try:
-        mode = target.stat().st_mode
+        found = target.stat()
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(mode):
-        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise CheckpointError(f"{os.fspath(target)!r} is {kind}, not a file. Give another path.")
+    kind = kind_of(found)
+    if kind != "a file":
+        raise CheckpointError(f"{shown!r} is {kind}, not a file. Give another path.")
     if not os.access(target, os.W_OK):
-        raise CheckpointError(f"{os.fspath(target)!r} may not be written: it is read-only.")
-    return stat.S_IMODE(mode)
+        raise CheckpointError(f"{shown!r} may not be written: it is read-only.")
+    return stat.S_IMODE(found.st_mode)
 
 
 def _write(path: Path, content: bytes, permissions: int | None) -> None:
@@ -145,13 +145,3 @@ def _write(path: Path, content: bytes, permissions: int | None) -> None:
         os.fsync(file.fileno())
     if permissions is not None:
         os.chmod(path, permissions)
-
-
-def _flush_directory(directory: Path) -> None:
-    """Make the new name survive a power cut. The file is there already, so this may fail."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .._checkpoint import Contents, Entry, FilePath, non_finite, read
+from .._checkpoint import Contents, Entry, FilePath, read
+from .._compute import count_non_finite
 from .._paths import show_path
 from .._showing import Table, table
 
@@ -29,7 +30,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     **Raises:** `CheckpointError` if the file is damaged, or not one of jno-lora.
     """
     contents = read(file, values=values)
-    bad = non_finite(contents)
+    bad = {name: count_non_finite(array) for name, array in contents.values.items()}
     adapters = [_adapter(entry, contents, bad) for entry in contents.configuration.entries]
     arrays = [array for adapter in adapters for array in adapter["arrays"].values()]
     found = {

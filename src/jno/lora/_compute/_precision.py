@@ -16,7 +16,7 @@ def held_dtype(array: Any) -> Any:
 
 
 def count_non_finite(array: np.ndarray) -> int:
-    """How many numbers of an array are NaN or infinite."""
+    """The number of NaN and infinite values in an array."""
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return 0
     return int(array.size - np.count_nonzero(np.isfinite(array)))

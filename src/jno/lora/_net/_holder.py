@@ -15,7 +15,7 @@ from .._planning import MaskLike
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, check_fit, extract_adapters
 from .._trainability import partial_lora_trainable_filter
-from .._tree import holds_adapters
+from .._tree import holds_adapters, replace_layers
 from ._state import Kept, NetState, originals_of
 
 H = TypeVar("H", bound="Holder")
@@ -216,11 +216,9 @@ class Holder(Handle):
         loaded = load(
             state.module, path, strict=strict, wrappers=wrappers, registry=registry, plain=plain
         )
-        if loaded.adapters:
-            originals = originals_of(plain, loaded.put_into(plain))
-            state = state.adapted(loaded.put_into(state.module), originals, loaded.adapters)
-        for message in loaded.warnings:
-            warn(message)
+        if loaded:
+            originals = originals_of(plain, replace_layers(plain, loaded))
+            state = state.adapted(replace_layers(state.module, loaded), originals, loaded)
         return self._become(state)
 
     def _become(self: H, state: NetState, named: Mapping[str, Kept | None] | None = None) -> H:

@@ -193,7 +193,7 @@ def check_state_round_trip(case: WrapperCase) -> None:
         save(extract_adapters({"layer": trained}), file, registry)
         model = {"layer": case.make_base()}
         loaded = load(model, file, strict=True, wrappers=case.wrapper, registry=registry)
-    restored = loaded.adapters["layer"]
+    restored = loaded["layer"]
     before, after = case.run(trained), case.run(restored)
     require(
         same_bits(before, after),
