@@ -35,7 +35,7 @@ class LayerForm:
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
         """The form of `layer`."""
         # In the dtypes of JAX: PiSSA, which changes the weight, makes a JAX array of NumPy's.
-        arrays = _arrays_of(layer).items()
+        arrays = _arrays_of(layer)
         found = tuple((path, tuple(x.shape), str(held_dtype(x))) for path, x in arrays)
         return cls(type(layer).__name__, found, stack_ndim)
 
@@ -47,7 +47,7 @@ class LayerForm:
         """Why `layer` does not have this form. Any class with the same arrays will do."""
         wanted, here = self._shown(), LayerForm.of(layer, 0)._shown()
         # NumPy's arrays also fit by their own dtype.
-        own = {path: show_array(array) for path, array in _arrays_of(layer).items()}
+        own = {path: show_array(array) for path, array in _arrays_of(layer)}
         missing = "no such array"
         return [
             f"{path}: the adapter was made for {wanted.get(path, missing)}, the "
@@ -60,9 +60,13 @@ class LayerForm:
         return {path: f"{dtype}{list(shape)}" for path, shape, dtype in self.arrays}
 
 
-def _arrays_of(layer: Any) -> dict[str, Any]:
-    leaves = ((path_str(keys), leaf) for keys, leaf in jtu.tree_leaves_with_path(layer))
-    return {p: x for p, x in leaves if eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)}
+def _arrays_of(layer: Any) -> list[tuple[str, Any]]:
+    # A list, since a layer may have two arrays of one path.
+    return [
+        (path_str(keys), leaf)
+        for keys, leaf in jtu.tree_leaves_with_path(layer)
+        if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+    ]
 
 
 class LooseAdapter(eqx.Module):
