@@ -13,7 +13,7 @@ def adapters_for(
     kind: type[LayerKind],
     module: str,
     *,
-    methods: Iterable[type[Method]] = METHODS,
+    methods: Iterable[type[Method]] | None = None,
     auto: type[Method] | None = None,
     variant: str = "{}",
 ) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def adapters_for(
     """
     suffix = kind.__name__.removesuffix("Layer")
     made: dict[str, Any] = {}
-    for method in methods:
+    for method in METHODS if methods is None else methods:
         name = f"{method.__name__}{suffix}"
         body = {
             "__module__": module,
