@@ -187,3 +187,9 @@ def __dir__() -> list[str]:
     # Only what can be had: `help` asks for everything that is listed. Nothing is discovered for it.
     zoo = _ZOO_NAMES if _is_installed(_ZOO_DISTRIBUTION) else ()
     return sorted([*own, *__all__, *zoo])
+
+
+# Last, since it stands in for adapters of jNO, where that is installed, with what is above.
+from . import in_jno as in_jno  # noqa: E402
+
+in_jno._enable_at_import()
