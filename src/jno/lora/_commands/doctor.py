@@ -1,11 +1,12 @@
 """`jno-lora doctor`: whether this installation is in order."""
 
 import dataclasses
-import pathlib
 import platform
-import sys
 
-from .. import __path__ as _package_path
+import jno
+
+from .. import __path__ as _package_path, in_jno
+from .._in_jno import describe_jno, find_bad_installs, jno_version
 from .._registry import ZOO_DISTRIBUTION, PluginRecord
 from .listing import error_traceback
 
@@ -44,9 +45,11 @@ def diagnose(records: tuple[PluginRecord, ...]) -> Diagnosis:
     facts = [
         *versions,
         ("jno.lora imported from", str(next(iter(_package_path)))),
+        *_facts_of_jno(),
         *((f"{r.distribution} {r.version}", f"{r.status}, {r.seconds:.2f} s") for r in records),
     ]
-    troubles = [*_rivals_for_jno(), *_without_zoo(records)]
+    around = getattr(jno, "__file__", None)
+    troubles = [*find_bad_installs(list(_package_path), around), *_without_zoo(records)]
     for record in records:
         if record.status in ("failed", "incompatible"):
             troubles.append(
@@ -63,18 +66,11 @@ def diagnose(records: tuple[PluginRecord, ...]) -> Diagnosis:
     return Diagnosis(tuple(facts), tuple(troubles))
 
 
-def _rivals_for_jno() -> list[str]:
-    """A regular package `jno` on the path hides `jno.lora`, or will after a change of order."""
-    rivals = [
-        str(pathlib.Path(entry) / "jno")
-        for entry in dict.fromkeys(sys.path)
-        if (pathlib.Path(entry) / "jno" / "__init__.py").is_file()
-    ]
-    return [
-        f"Another distribution owns a regular package `jno` at {rival}. It and jno-lora cannot be "
-        "used in one environment (jax-neural-operators is one): use separate environments."
-        for rival in rivals
-    ]
+def _facts_of_jno() -> list[tuple[str, str]]:
+    """Whether an installed jNO uses these adapters."""
+    if jno_version() is None:
+        return []
+    return [(describe_jno(), "ours inside" if in_jno.is_enabled() else "uses its own adapters")]
 
 
 def _without_zoo(records: tuple[PluginRecord, ...]) -> list[str]:

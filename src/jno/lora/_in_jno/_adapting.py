@@ -1,5 +1,6 @@
 """The functions that stand in for those of `jno.architectures.lora`, under jNO's own names."""
 
+import re
 import sys
 import weakref
 from collections.abc import Iterable, Mapping
@@ -10,10 +11,11 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .. import _merge
+from .._contract import LoRAWrapper
 from .._dispatch import apply_lora as _apply_lora
 from .._errors import JnoLoraError, SelectionError, warn
 from .._paths import bullets, path_str
-from .._planning._specs import parse_wrapper
+from .._planning import parse_wrapper
 from .._registry import default_registry
 from .._sets import AdapterSet, extract_adapters
 
@@ -33,7 +35,7 @@ def _normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
     for item in items:
         if isinstance(item, type) and item.__module__ == JNO_ADAPTERS:
             raise SelectionError(
-                f"{item.__name__} comes from {JNO_ADAPTERS}. jno.lora stands in for those adapters: "
+                f"{item.__name__} comes from {JNO_ADAPTERS}. jno.lora stands in for them: "
                 f"pass jno.lora.{item.__name__}, or its name. jno.lora.in_jno.disable() gives jNO "
                 "its own adapters back."
             )
@@ -65,13 +67,15 @@ def apply_lora(
         kept = {name: value for name, value in spec.items() if name != "wrappers"}
         ours.append({**kept, "wrapper": list(_normalize_wrappers(wrapper))})
     mask = None if param_mask is None else _mask_of(model, param_mask)
-    constrained = _constrained_layers(model)
+    targets = [spec.get("target") for spec in ours]
     try:
         adapted = _apply_lora(model, specs=ours, key=key, param_mask=mask)
     except SelectionError as err:
+        constrained = _constrained_arrays(model, targets)
         if not constrained:
             raise
-        raise SelectionError(f"{err}\n{_why_not(constrained)}") from err
+        raise SelectionError(f"{_why_not(constrained)}\n{err}") from err
+    constrained = _constrained_arrays(adapted, targets) if mask is None else []
     if constrained:
         warn(_why_not(constrained))
     return adapted
@@ -134,8 +138,8 @@ def _is_true(leaf: Any) -> bool:
     return is_bool and bool(leaf)
 
 
-def _constrained_layers(model: Any) -> list[str]:
-    """The paths of arrays that jNO's `constrain()` has put into a paramax wrapper."""
+def _constrained_arrays(model: Any, targets: list[str | None]) -> list[str]:
+    """The paths, outside adapted layers, of targeted arrays that `constrain()` has wrapped."""
     paramax = sys.modules.get("paramax")
     if paramax is None:
         return []
@@ -143,14 +147,17 @@ def _constrained_layers(model: Any) -> list[str]:
     def is_constrained(node: Any) -> bool:
         return isinstance(node, paramax.AbstractUnwrappable)
 
-    leaves = jtu.tree_flatten_with_path(model, is_leaf=is_constrained)[0]
-    return [path_str(keys) for keys, leaf in leaves if is_constrained(leaf)]
+    leaves = jtu.tree_flatten_with_path(
+        model, is_leaf=lambda node: is_constrained(node) or isinstance(node, LoRAWrapper)
+    )[0]
+    paths = [path_str(keys) for keys, leaf in leaves if is_constrained(leaf)]
+    return [path for path in paths if any(t is None or re.search(t, path) for t in targets)]
 
 
 def _why_not(constrained: list[str]) -> str:
     return (
-        "Layers with constrained parameters get no adapter: paramax computes their weights anew in "
+        "Layers whose weight is constrained get no adapter: paramax computes that weight anew in "
         "each evaluation, so there is no array to add an update to. These are constrained:\n"
         f"{bullets(constrained)}\n"
-        "Constrain only the layers without adapters: net.mask(M).constrain(...)."
+        "Constrain only layers that need no adapter: net.mask(M).constrain(...)."
     )

@@ -42,7 +42,7 @@ def find_bad_installs(packages: list[str], package_of_jno: str | None) -> list[s
     if installed and package_of_jno is None:
         troubles.append(
             f"jNO is installed ({', '.join(f'{n} {v}' for n, v in installed.items())}), but `jno` "
-            f"has no modules other than jno.lora: an editable install of jNO is hidden by jno-lora. "
+            f"has no modules other than jno.lora: jno-lora hides an editable jNO. "
             f"{_WHEELS}"
         )
     for entry in dict.fromkeys(sys.path):

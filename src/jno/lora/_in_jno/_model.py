@@ -45,7 +45,9 @@ def lora_of_call(original: Callable[..., Any]) -> Callable[..., Any]:
     """`ModelCall.lora`, which hands everything to its model."""
 
     @functools.wraps(original)
-    def lora(self: Any, rank: int = 4, alpha: float = 1.0, wrapper: Any = None, **named: Any) -> Any:
+    def lora(
+        self: Any, rank: int = 4, alpha: float = 1.0, wrapper: Any = None, **named: Any
+    ) -> Any:
         self.model.lora(rank, alpha, wrapper, **named)
         return self
 
@@ -116,4 +118,6 @@ def _check_target(target: Any, label: str) -> None:
     try:
         re.compile(target)
     except (re.error, TypeError) as err:
-        raise SelectionError(f"The target of {label} must be a regex, but {target!r}: {err}.") from err
+        raise SelectionError(
+            f"The target of {label} must be a regex, but is {target!r}: {err}."
+        ) from err

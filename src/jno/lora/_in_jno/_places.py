@@ -49,13 +49,13 @@ class Replacement:
             self._pairs.append((theirs, ours))
         for (owner, name), stand_in in _METHODS.items():
             cls = getattr(trace, owner, None)
-            theirs = vars(cls).get(name) if isinstance(cls, type) else None
+            theirs = _original(vars(cls).get(name)) if isinstance(cls, type) else None
             where = f"{trace.__name__}.{owner}.{name}"
             if cls is None or not callable(theirs):
                 problems.append(f"{where} is missing")
                 continue
             ours = stand_in(theirs)
-            problems += _differences(where, theirs, inspect.unwrap(ours, stop=lambda f: f is ours))
+            problems += _differences(where, theirs, ours)
             self._methods.append((cls, name, theirs, ours))
         if problems:
             raise JnoLoraError(
@@ -80,14 +80,25 @@ class Replacement:
 def forbid_lora(reason: str) -> None:
     """Let jNO's `net.lora` raise: its own core would train our adapters wrong, without a word."""
 
-    def lora(self: Any, *_: Any, **__: Any) -> Any:
-        raise JnoLoraError(reason)
-
     trace = sys.modules.get("jno.trace")
     for owner, name in _METHODS:
         cls = getattr(trace, owner, None)
-        if name == "lora" and isinstance(cls, type):
-            setattr(cls, name, lora)
+        if name == "lora" and isinstance(cls, type) and name in vars(cls):
+            setattr(cls, name, _Forbidden(reason, _original(vars(cls)[name])))
+
+
+class _Forbidden:
+    """A method that always raises, in the place of another."""
+
+    def __init__(self, reason: str, original: Any) -> None:
+        self.reason, self.original = reason, original
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise JnoLoraError(self.reason)
+
+
+def _original(method: Any) -> Any:
+    return method.original if isinstance(method, _Forbidden) else method
 
 
 def _import(name: str) -> ModuleType:

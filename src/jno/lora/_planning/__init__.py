@@ -7,7 +7,7 @@ from ._messages import (
     warn_of_what_was_left_out,
 )
 from ._plan import Plan, PlanRow
-from ._specs import Spec, SpecLike, Tiers, WrapperLike, parse_specs
+from ._specs import Spec, SpecLike, Tiers, WrapperLike, parse_specs, parse_wrapper
 from ._walk import Walk
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_every_spec_matched",
     "parse_mask",
     "parse_specs",
+    "parse_wrapper",
     "warn_of_clamped_ranks",
     "warn_of_what_was_left_out",
 ]

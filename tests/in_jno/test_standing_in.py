@@ -1,0 +1,348 @@
+"""Standing in for the adapters of jNO: of a small package `jno` that is built like it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import jno.lora
+
+OURS = pathlib.Path(jno.lora.__path__[0])
+
+# What jno.lora knows of jNO, in the order in which jNO imports it.
+FILES = {
+    "__init__.py": """
+        from . import lora
+        from .core import core
+        from .trace import Model
+        """,
+    "architectures/__init__.py": "",
+    "architectures/lora.py": """
+        class LoRAWrapper:
+            pass
+        class DoRALinear(LoRAWrapper):
+            pass
+        def _normalize_wrappers(wrapper):
+            return (wrapper,)
+        def apply_lora(model, rank=0, alpha=1.0, *, key, target=None, specs=None, wrappers=None,
+                       param_mask=None):
+            return "theirs"
+        def merge_lora(model):
+            return "theirs"
+        def lora_trainable_filter(model):
+            return "theirs"
+        def partial_lora_trainable_filter(model):
+            return "theirs"
+        """,
+    "core.py": """
+        from .architectures.lora import apply_lora as _apply_lora, merge_lora as _merge_lora
+        class core:
+            def solve(self, net, key):
+                adapted = _apply_lora(net.module, key=key, specs=net._lora_config, param_mask=None)
+                net.adapted, net.module = adapted, _merge_lora(adapted)
+                return net
+        """,
+    "trace.py": """
+        from .architectures.lora import LoRAWrapper, _normalize_wrappers
+        class Model:
+            def __init__(self, module):
+                self.module, self._lora_config = module, None
+            def lora(self, rank=4, alpha=1.0, *, target=None, wrapper=None, specs=None):
+                if specs is None:
+                    specs = [dict(target=target, rank=rank, alpha=alpha, wrapper=wrapper)]
+                self._lora_config = [
+                    {**{k: s[k] for k in ("target", "rank", "alpha")},
+                     "wrappers": _normalize_wrappers(s["wrapper"])} for s in specs
+                ]
+                return self
+            def tune(self, *, freeze=None, lora=None):
+                return self
+        class ModelCall:
+            def __init__(self, model):
+                self.model = model
+            def lora(self, rank=4, alpha=1.0, *, target=None, wrapper=None, specs=None):
+                self.model.lora(rank, alpha, target=target, wrapper=wrapper, specs=specs)
+                return self
+        """,
+    "late.py": "from .architectures.lora import apply_lora",
+}
+
+# What every program starts with.
+START = """
+import warnings
+import equinox as eqx
+import jax
+from jno.lora import JnoLoraError, JnoLoraWarning, SelectionError
+model = eqx.nn.MLP(3, 3, 4, 1, key=jax.random.key(0))
+def raises(error, match, call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+    except error as err:
+        assert match in str(err), err
+    else:
+        raise AssertionError("nothing was raised")
+"""
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A package `jno`, and a function that runs a program beside it."""
+    for name, text in FILES.items():
+        path = tmp_path / "jno" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    (tmp_path / "jno" / "lora").symlink_to(OURS)
+
+    def run(program, *, start=START, options=(), **environment):
+        code = textwrap.dedent(start) + textwrap.dedent(program)
+        done = subprocess.run(
+            [sys.executable, *options, "-c", code],
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu", **environment},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    run.package = tmp_path / "jno"
+    return run
+
+
+def change(site, name, old, new):
+    path = site.package / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_importing_jno_lets_it_use_ours(site):
+    site(
+        """
+        import jno
+        from jno.lora import in_jno, DoRALinear
+        assert in_jno.is_enabled()
+        net = jno.Model(model).lora(2, wrapper="dora", options={"multiplier": 0.5})
+        jno.core().solve(net, jax.random.key(1))
+        assert isinstance(net.adapted.layers[0], DoRALinear)
+        assert set(in_jno.trained_adapters(net)) == {"layers/0", "layers/1"}
+        assert type(net.module.layers[0]) is eqx.nn.Linear
+        jno.core().solve(jno.Model(model).lora(2, 1.0, "pissa"), jax.random.key(1))
+        """
+    )
+
+
+def test_disable_gives_jno_everything_back(site):
+    site(
+        """
+        import jno, sys
+        from jno.lora import in_jno
+        names = ["jno.core", "jno.trace", "jno.architectures.lora"]
+        mine = lambda: {(n, k): v for n in names for k, v in vars(sys.modules[n]).items()
+                        if "lora" in k.lower() or "wrappers" in k}
+        ours, methods = mine(), dict(vars(jno.Model))
+        in_jno.disable()
+        in_jno.disable()
+        assert not in_jno.is_enabled()
+        theirs = mine()
+        assert all(theirs[key] is not ours[key] for key in ours)
+        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
+        import jno.late  # while disabled
+        with in_jno.enabled():
+            assert in_jno.is_enabled() and mine() != theirs
+            assert jno.late.apply_lora is sys.modules["jno.core"]._apply_lora
+        assert not in_jno.is_enabled()
+        assert all(theirs[key] is value for key, value in mine().items())
+        in_jno.enable()
+        in_jno.enable()
+        with in_jno.enabled(False):
+            assert jno.late.apply_lora(model, key=None) == "theirs"
+        assert in_jno.is_enabled()
+        assert all(ours[key] is value for key, value in mine().items())
+        """
+    )
+
+
+def test_a_module_that_is_imported_later_gets_back_its_own_too(site):
+    site(
+        """
+        import jno.late
+        from jno.lora import in_jno
+        in_jno.disable()
+        assert jno.late.apply_lora(model, key=None) == "theirs"
+        """
+    )
+
+
+def test_a_wrong_call_raises_at_once_and_changes_nothing(site):
+    site(
+        """
+        import jno
+        from jno.architectures.lora import DoRALinear
+        net = jno.Model(model)
+        raises(SelectionError, "'dora'", net.lora, wrapper="doar")
+        raises(SelectionError, "did you mean 'rank'", net.lora, specs=[{"rnk": 2}])
+        raises(SelectionError, "whole number", net.lora, rank=0)
+        raises(SelectionError, "regex", net.lora, target="(")
+        raises(SelectionError, "list of dicts", net.lora, specs={"rank": 2})
+        raises(SelectionError, "into each spec", net.lora, target="a", specs=[{"rank": 2}])
+        raises(SelectionError, "is empty", net.lora, specs=[])
+        raises(SelectionError, "jno.lora.DoRALinear", net.lora, wrapper=DoRALinear)
+        raises(SelectionError, "No adapter or variant", net.tune, lora=[None, (4, 1.0, "nope")])
+        raises(SelectionError, "(rank, alpha, wrapper)", net.tune, lora=[4])
+        assert net._lora_config is None
+        net.tune(lora=[(4, 1.0), (4, 1.0, "dora"), None], freeze=[True])
+        """
+    )
+
+
+def test_what_a_spec_lacks_comes_from_the_call(site):
+    site(
+        """
+        import jno
+        from jno.trace import ModelCall
+        net = jno.Model(model)
+        specs = [{"target": "0", "wrapper": "dora"}, {"rank": 3, "options": {"multiplier": 2.0}}]
+        assert ModelCall(net).lora(2, 4.0, specs=specs, wrapper="lora").model is net
+        assert net._lora_config == [
+            {"target": "0", "rank": 2, "alpha": 4.0, "wrappers": ("dora",)},
+            {"target": None, "rank": 3, "alpha": 4.0, "wrappers": ("lora",),
+             "options": {"multiplier": 2.0}},
+        ]
+        """
+    )
+
+
+def test_masks_of_another_instance_and_of_arrays_only(site):
+    site(
+        """
+        import jno
+        from jno.architectures.lora import apply_lora
+        other = eqx.nn.MLP(3, 3, 4, 1, activation=lambda x: x, key=jax.random.key(1))
+        no = jax.tree.map(lambda _: False, eqx.filter(other, eqx.is_array))
+        mask = eqx.tree_at(lambda m: m.layers[1].weight, no, True)
+        spec = {"target": None, "rank": 2, "alpha": 1.0, "wrappers": ("lora",)}
+        adapted = apply_lora(model, key=jax.random.key(2), specs=[spec], param_mask=mask)
+        assert type(adapted.layers[0]) is eqx.nn.Linear is not type(adapted.layers[1])
+        raises(SelectionError, "elsewhere/weight", apply_lora, model, key=jax.random.key(2),
+               specs=[spec], param_mask={"elsewhere": {"weight": True}})
+        """
+    )
+
+
+def test_trained_adapters_says_why_there_are_none(site):
+    site(
+        """
+        import jno
+        from jno.lora import in_jno
+        raises(SelectionError, "last solve", in_jno.trained_adapters, jno.Model(model))
+        raises(SelectionError, "jno.nn.wrap", in_jno.trained_adapters, 3)
+        """
+    )
+
+
+def test_switched_off_by_the_environment(site):
+    site(
+        """
+        import jno, sys
+        from jno.lora import in_jno
+        assert not in_jno.is_enabled()
+        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
+        """,
+        JNO_LORA_JNO="0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("architectures/lora.py", "param_mask=None", "param_mask=None, spread=1", "spread"),
+        (
+            "architectures/lora.py",
+            "def merge_lora(model)",
+            "def merge_lora(spread, model)",
+            "spread",
+        ),
+        (
+            "trace.py",
+            "def lora(self, rank=4, alpha=1.0,",
+            "def lora(self, alpha=1.0, rank=4,",
+            "order",
+        ),
+        ("trace.py", "class Model:", "class Net:", "jno.trace.Model.lora is missing"),
+    ],
+)
+def test_an_unknown_jno_is_refused_and_nothing_is_changed(site, name, old, new, said):
+    change(site, name, old, new)
+    change(site, "__init__.py", "from .trace import Model", "")
+    site(
+        f"""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import jno, sys
+        from jno.lora import in_jno
+        assert not in_jno.is_enabled()
+        raises(JnoLoraError, {said!r}, in_jno.enable)
+        raises(JnoLoraError, "jNO", in_jno.enable)
+        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
+        from jno.trace import ModelCall
+        raises(JnoLoraError, {said!r}, ModelCall(None).lora)
+        """
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("-W", "error::UserWarning")])
+def test_importing_jno_never_fails_because_of_ours(site, options):
+    change(site, "architectures/lora.py", "def apply_lora", "def apply_adapters")
+    change(site, "core.py", "apply_lora as _apply_lora, ", "")
+    said = site(
+        """
+        import jno
+        from jno.lora import JnoLoraError
+        try:
+            jno.Model(None).lora(rank=4)
+        except JnoLoraError as err:
+            assert "apply_lora is missing" in str(err) and "JNO_LORA_JNO=0" in str(err), err
+        else:
+            raise AssertionError
+        """,
+        start="",
+        options=options,
+    )
+    assert said.count("JnoLoraWarning") == (0 if options else 1)
+
+
+def test_a_package_of_another_kind_gets_a_warning_only(site):
+    (site.package / "architectures" / "lora.py").unlink()
+    for name, text in {"__init__.py": "from . import lora", "core.py": "", "trace.py": ""}.items():
+        (site.package / name).write_text(text)
+    assert "has no module jno.architectures.lora" in site("import jno", start="")
+
+
+def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path):
+    (folder,) = (pathlib.Path(path) for path in sys.path if path.endswith("site-packages"))
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    for entry in folder.iterdir():
+        if not entry.name.startswith(("jno_lora", "_")) and entry.suffix != ".pth":
+            (libraries / entry.name).symlink_to(entry)
+    site(
+        """
+        import jno
+        from jno.lora import PluginError
+        raises(PluginError, 'pip install "jno-lora[zoo]"', jno.Model(model).lora)
+        """,
+        options=("-S",),
+        PYTHONPATH=f"{tmp_path}{os.pathsep}{libraries}",
+    )
+
+
+def test_without_jno_there_is_nothing_to_enable():
+    from jno.lora import JnoLoraError, in_jno
+
+    assert not in_jno.is_enabled()
+    with pytest.raises(JnoLoraError, match="jNO is not installed"):
+        in_jno.enable()
+    in_jno.disable()
