@@ -1,5 +1,6 @@
 """Small problems in jNO, spelled as each of its versions wants them."""
 
+import equinox as eqx
 import foundax
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,11 @@ def data_driven(net):
     given = np.random.default_rng(0).normal(size=(4, 1, 16, 1)).astype(np.float32)
     f, target = domain.variable("_f", given), domain.variable("_t", np.cumsum(given, axis=2))
     return core([(with_adam(net)(f) - target).mse], domain)
+
+
+def copy_of(module):
+    """The same arrays again: jNO donates those that it trains."""
+    return jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, module)
 
 
 def output(module, x=0.3):

@@ -5,6 +5,7 @@ import warnings
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from problems import IS_OLD, mlp, pinn
 
@@ -100,7 +101,7 @@ def test_adapters_are_sampled(by):
     if by == "bayesian":
         net.bayesian(blackjax.sgld, step_size=1e-5, warmup=1, keep=2)
     else:
-        net.vi(blackjax.meanfield_vi)
+        net.vi(blackjax.meanfield_vi, optimizer=optax.adam(1e-3))
     core.solve(4)
     assert set(in_jno.trained_adapters(net)) == {"output_layer"}
 

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from problems import data_driven, mlp, operator, output, pinn
+from problems import copy_of, data_driven, mlp, operator, output, pinn
 
 from jno.lora import (
     DoRALinear,
@@ -97,7 +97,7 @@ HIDDEN, OUTPUT = ".hidden_layers[0]", ".output_layer"
 )
 def test_each_call_trains_adapters_only_and_is_merged(kwargs, classes):
     net = mlp()
-    before = net.module
+    before = copy_of(net.module)
     solved = pinn(net.freeze().lora(**{"rank": 2, **kwargs})).solve(3)
     adapters = in_jno.trained_adapters(net)
     assert {item.wrapper.__name__ for item in adapters.adapters.values()} == classes
@@ -115,7 +115,7 @@ def test_each_call_trains_adapters_only_and_is_merged(kwargs, classes):
 
 def test_without_freeze_everything_outside_adapted_layers_trains():
     net = mlp()
-    before = net.module
+    before = copy_of(net.module)
     pinn(net.lora(rank=2, target="hidden")).solve(3)
     touched = changed(before, net.module)
     assert {f"{HIDDEN}.weight", f"{OUTPUT}.weight", f"{OUTPUT}.bias"} <= touched
@@ -125,7 +125,7 @@ def test_without_freeze_everything_outside_adapted_layers_trains():
 @pytest.mark.parametrize("freeze", [True, False])
 def test_a_mask_says_which_layers_get_adapters(freeze):
     net = mlp()
-    before = net.module
+    before = copy_of(net.module)
     net = net.freeze() if freeze else net
     net.mask(mask_of(mlp(key=5).module, weight_of_output)).lora(rank=2, wrapper="dora")
     pinn(net).solve(3)
@@ -137,7 +137,7 @@ def test_a_mask_says_which_layers_get_adapters(freeze):
 
 def test_an_operator_learns_from_data():
     net = operator()
-    before = net.module
+    before = copy_of(net.module)
     data_driven(net.freeze().lora(rank=2, wrapper=["dora", "lora"])).solve(3)
     names = {item.wrapper.__name__ for item in in_jno.trained_adapters(net).adapters.values()}
     assert names == {"DoRALinear", "DoRAConv", "LoRASpectral"}
