@@ -74,7 +74,7 @@ def error(module, amplitude, points=41):
 
 def draw(path, modules, errors):
     """The solution of each module, and its error."""
-    size = (2.4 * len(modules), 2.9)
+    size = (2.4 * len(modules), 3.3)
     figure, axes = plt.subplots(1, len(modules), figsize=size, layout="constrained")
     for axis, (name, module) in zip(axes, modules.items(), strict=True):
         x, y, u = values(module, 41)
