@@ -2,124 +2,13 @@
 
 import os
 import pathlib
-import subprocess
 import sys
-import textwrap
 
 import pytest
 
-import jno.lora
-
-OURS = pathlib.Path(jno.lora.__path__[0])
-
-# What jno.lora knows of jNO, in the order in which jNO imports it.
-FILES = {
-    "__init__.py": """
-        from . import lora
-        from .core import core
-        from .trace import Model
-        """,
-    "architectures/__init__.py": "",
-    "architectures/lora.py": """
-        class LoRAWrapper:
-            pass
-        class DoRALinear(LoRAWrapper):
-            pass
-        def _normalize_wrappers(wrapper):
-            return (wrapper,)
-        def apply_lora(model, rank=0, alpha=1.0, *, key, target=None, specs=None, wrappers=None,
-                       param_mask=None):
-            return "theirs"
-        def merge_lora(model):
-            return "theirs"
-        def lora_trainable_filter(model):
-            return "theirs"
-        def partial_lora_trainable_filter(model):
-            return "theirs"
-        """,
-    "core.py": """
-        from .architectures.lora import apply_lora as _apply_lora, merge_lora as _merge_lora
-        class core:
-            def solve(self, net, key):
-                adapted = _apply_lora(net.module, key=key, specs=net._lora_config, param_mask=None)
-                net.adapted, net.module = adapted, _merge_lora(adapted)
-                return net
-        """,
-    "trace.py": """
-        from .architectures.lora import LoRAWrapper, _normalize_wrappers
-        class Model:
-            def __init__(self, module):
-                self.module, self._lora_config = module, None
-            def lora(self, rank=4, alpha=1.0, *, target=None, wrapper=None, specs=None):
-                if specs is None:
-                    specs = [dict(target=target, rank=rank, alpha=alpha, wrapper=wrapper)]
-                self._lora_config = [
-                    {**{k: s[k] for k in ("target", "rank", "alpha")},
-                     "wrappers": _normalize_wrappers(s["wrapper"])} for s in specs
-                ]
-                return self
-            def tune(self, *, freeze=None, lora=None):
-                return self
-        class ModelCall:
-            def __init__(self, model):
-                self.model = model
-            def lora(self, rank=4, alpha=1.0, *, target=None, wrapper=None, specs=None):
-                self.model.lora(rank, alpha, target=target, wrapper=wrapper, specs=specs)
-                return self
-        """,
-    "late.py": "from .architectures.lora import apply_lora",
-}
-
-# What every program starts with.
-START = """
-import warnings
-import equinox as eqx
-import jax
-from jno.lora import JnoLoraError, JnoLoraWarning, SelectionError
-model = eqx.nn.MLP(3, 3, 4, 1, key=jax.random.key(0))
-def raises(error, match, call, *args, **kwargs):
-    try:
-        call(*args, **kwargs)
-    except error as err:
-        assert match in str(err), err
-    else:
-        raise AssertionError("nothing was raised")
-"""
-
-
-@pytest.fixture
-def site(tmp_path):
-    """A package `jno`, and a function that runs a program beside it."""
-    for name, text in FILES.items():
-        path = tmp_path / "jno" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-    (tmp_path / "jno" / "lora").symlink_to(OURS)
-
-    def run(program, *, start=START, options=(), **environment):
-        code = textwrap.dedent(start) + textwrap.dedent(program)
-        done = subprocess.run(
-            [sys.executable, *options, "-c", code],
-            capture_output=True,
-            text=True,
-            env={"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu", **environment},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    run.package = tmp_path / "jno"
-    return run
-
-
-def change(site, name, old, new):
-    path = site.package / name
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
 
 def test_importing_jno_lets_it_use_ours(site):
-    site(
+    site.run(
         """
         import jno
         from jno.lora import in_jno, DoRALinear
@@ -135,7 +24,7 @@ def test_importing_jno_lets_it_use_ours(site):
 
 
 def test_disable_gives_jno_everything_back(site):
-    site(
+    site.run(
         """
         import jno, sys
         from jno.lora import in_jno
@@ -166,7 +55,7 @@ def test_disable_gives_jno_everything_back(site):
 
 
 def test_a_module_that_is_imported_later_gets_back_its_own_too(site):
-    site(
+    site.run(
         """
         import jno.late
         from jno.lora import in_jno
@@ -177,7 +66,7 @@ def test_a_module_that_is_imported_later_gets_back_its_own_too(site):
 
 
 def test_a_wrong_call_raises_at_once_and_changes_nothing(site):
-    site(
+    site.run(
         """
         import jno
         from jno.architectures.lora import DoRALinear
@@ -199,7 +88,7 @@ def test_a_wrong_call_raises_at_once_and_changes_nothing(site):
 
 
 def test_what_a_spec_lacks_comes_from_the_call(site):
-    site(
+    site.run(
         """
         import jno
         from jno.trace import ModelCall
@@ -216,7 +105,7 @@ def test_what_a_spec_lacks_comes_from_the_call(site):
 
 
 def test_masks_of_another_instance_and_of_arrays_only(site):
-    site(
+    site.run(
         """
         import jno
         from jno.architectures.lora import apply_lora
@@ -233,7 +122,7 @@ def test_masks_of_another_instance_and_of_arrays_only(site):
 
 
 def test_trained_adapters_says_why_there_are_none(site):
-    site(
+    site.run(
         """
         import jno
         from jno.lora import in_jno
@@ -244,7 +133,7 @@ def test_trained_adapters_says_why_there_are_none(site):
 
 
 def test_switched_off_by_the_environment(site):
-    site(
+    site.run(
         """
         import jno, sys
         from jno.lora import in_jno
@@ -275,9 +164,9 @@ def test_switched_off_by_the_environment(site):
     ],
 )
 def test_an_unknown_jno_is_refused_and_nothing_is_changed(site, name, old, new, said):
-    change(site, name, old, new)
-    change(site, "__init__.py", "from .trace import Model", "")
-    site(
+    site.change(name, old, new)
+    site.change("__init__.py", "from .trace import Model", "")
+    site.run(
         f"""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -295,9 +184,9 @@ def test_an_unknown_jno_is_refused_and_nothing_is_changed(site, name, old, new, 
 
 @pytest.mark.parametrize("options", [(), ("-W", "error::UserWarning")])
 def test_importing_jno_never_fails_because_of_ours(site, options):
-    change(site, "architectures/lora.py", "def apply_lora", "def apply_adapters")
-    change(site, "core.py", "apply_lora as _apply_lora, ", "")
-    said = site(
+    site.change("architectures/lora.py", "def apply_lora", "def apply_adapters")
+    site.change("core.py", "apply_lora as _apply_lora, ", "")
+    said = site.run(
         """
         import jno
         from jno.lora import JnoLoraError
@@ -318,7 +207,7 @@ def test_a_package_of_another_kind_gets_a_warning_only(site):
     (site.package / "architectures" / "lora.py").unlink()
     for name, text in {"__init__.py": "from . import lora", "core.py": "", "trace.py": ""}.items():
         (site.package / name).write_text(text)
-    assert "has no module jno.architectures.lora" in site("import jno", start="")
+    assert "has no module jno.architectures.lora" in site.run("import jno", start="")
 
 
 def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path):
@@ -328,7 +217,7 @@ def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path):
     for entry in folder.iterdir():
         if not entry.name.startswith(("jno_lora", "_")) and entry.suffix != ".pth":
             (libraries / entry.name).symlink_to(entry)
-    site(
+    site.run(
         """
         import jno
         from jno.lora import PluginError
