@@ -1,5 +1,6 @@
 """The functions that stand in for those of `jno.architectures.lora`, under jNO's own names."""
 
+import contextlib
 import re
 import sys
 import weakref
@@ -27,9 +28,10 @@ _trained: dict[int, tuple[weakref.ref[Any], AdapterSet | JnoLoraError]] = {}
 
 
 def _normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
-    """`wrapper` as jNO keeps it: a tuple, of classes or of names.
+    """`wrapper` as jNO keeps it: a tuple, of classes or of names as they were given.
 
-    Names stay names, so that a saved run does not need the plugin's classes to be read.
+    **Raises:** `SelectionError` for an unknown name or a class of jNO's own; otherwise as
+    `parse_wrapper`.
     """
     items = wrapper if isinstance(wrapper, list | tuple) else [wrapper]
     for item in items:
@@ -90,8 +92,9 @@ def merge_lora(model: Any) -> Any:
         adapters = err
     if isinstance(adapters, JnoLoraError) or len(adapters):
         place = id(merged)
-        reference = weakref.ref(merged, lambda _: _trained.pop(place, None))
-        _trained[place] = (reference, adapters)
+        with contextlib.suppress(TypeError):  # a model that is a dict or a tuple
+            reference = weakref.ref(merged, lambda _: _trained.pop(place, None))
+            _trained[place] = (reference, adapters)
     return merged
 
 
