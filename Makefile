@@ -61,7 +61,8 @@ test-jno-%: .venv-jno/%/.ready
 	cd tests/in_jno && JNO_LORA_TEST_JNO=1 JNO_LORA_TEST_JNO_WHEELS=$(CURDIR)/$(<D)/wheels \
 		$(CURDIR)/$(<D)/bin/python -m pytest -c pytest.ini --confcutdir . .
 	cd $(<D) && PYTHONPATH=$(CURDIR)/tests/in_jno \
-		bin/python -m pytest -p own_tests -p no:cacheprovider -q own/test_lora.py
+		bin/python -m pytest -c $(CURDIR)/tests/in_jno/pytest.ini --confcutdir own -p own_tests \
+		-q own/test_lora.py
 
 .PRECIOUS: .venv-jno/%/.ready
 .venv-jno/%/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
