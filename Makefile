@@ -15,7 +15,7 @@ DEVICE ?= cpu
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-peft test-matrix coverage mutation bench lint typecheck docs pictures clean
+.PHONY: demo test test-models test-peft test-jno test-matrix coverage mutation bench lint typecheck docs pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -44,6 +44,38 @@ test-peft: .venv-peft/.ready
 	test -x .venv-peft/bin/python || $(PYTHON) -m venv .venv-peft
 	.venv-peft/bin/python -m pip install --quiet --upgrade pip
 	.venv-peft/bin/python -m pip install --quiet -e ".[test-peft]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	touch $@
+
+# jNO with our adapters inside: its versions that are known, and the newest. Wheels, as users have
+# them: an editable jno-lora is not seen beside jNO. Then jNO's own tests of adapters, from its sdist.
+JNO ?= 0.2.3 0.3.1 0.4.2 newest
+JNO_NAME = $(if $(filter 0.2.%,$*),jax-neural-operators,jax-numerical-operators)
+JNO_REQUIREMENT = $(JNO_NAME)$(if $(filter newest,$*),,==$*)
+
+test-jno: $(JNO:%=test-jno-%)
+
+test-jno-%: .venv-jno/%/.ready
+	rm -f $(<D)/wheels/jno_lora*
+	$(<D)/bin/python -m pip wheel --quiet --no-deps -w $(<D)/wheels . $(PLUGINS)
+	$(<D)/bin/python -m pip install --quiet --force-reinstall --no-deps $(<D)/wheels/jno_lora*
+	cd tests/in_jno && JNO_LORA_TEST_JNO=1 JNO_LORA_TEST_JNO_WHEELS=$(CURDIR)/$(<D)/wheels \
+		$(CURDIR)/$(<D)/bin/python -m pytest -c pytest.ini --confcutdir . .
+	cd $(<D) && PYTHONPATH=$(CURDIR)/tests/in_jno \
+		bin/python -m pytest -c $(CURDIR)/tests/in_jno/pytest.ini --confcutdir own -p own_tests \
+		-q own/test_lora.py
+
+.PRECIOUS: .venv-jno/%/.ready
+.venv-jno/%/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip setuptools
+	$(@D)/bin/python -m pip install --quiet blackjax foundax matplotlib optax orbax-checkpoint pytest $(JNO_REQUIREMENT)
+	version=$$($(@D)/bin/python -c 'import importlib.metadata as m; print(m.version("$(JNO_NAME)"))') && \
+		rm -rf $(@D)/wheels $(@D)/own && mkdir $(@D)/own && \
+		$(@D)/bin/python -m pip download --quiet --no-deps -d $(@D)/wheels $(JNO_NAME)==$$version && \
+		$(@D)/bin/python -m pip download --quiet --no-deps --no-binary :all: -d $(@D)/own $(JNO_NAME)==$$version
+	tar -xzf $(@D)/own/*.tar.gz -C $(@D)/own --strip-components=2 --wildcards '*/tests/test_lora.py'
+	$(@D)/bin/python -m pip wheel --quiet --no-deps -w $(@D)/wheels . $(PLUGINS)
+	$(@D)/bin/python -m pip install --quiet $(@D)/wheels/jno_lora*
 	touch $@
 
 # The suite on every interpreter there is, with the newest versions of everything and, on the oldest
@@ -122,7 +154,7 @@ pictures: .venv-models/.ready
 	.venv-models/bin/python docs/pictures.py $(PAGES)
 
 clean:
-	rm -rf $(VENV) .venv-models .venv-peft .venv-matrix .bench dist build demo-output site
+	rm -rf $(VENV) .venv-models .venv-peft .venv-jno .venv-matrix .bench dist build demo-output site
 
 # One command, so that pip takes our own packages from here and not from an index.
 $(VENV)/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)

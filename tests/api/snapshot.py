@@ -22,7 +22,14 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 FILE = HERE / "public_api.txt"
 CHANGELOG = HERE.parents[1] / "CHANGELOG.md"
-CORE = ("jno.lora", "jno.lora.types", "jno.lora.extending", "jno.lora.peft", "jno.lora.testing")
+CORE = (
+    "jno.lora",
+    "jno.lora.types",
+    "jno.lora.extending",
+    "jno.lora.in_jno",
+    "jno.lora.peft",
+    "jno.lora.testing",
+)
 PLUGINS = ("zoo", "embedding", "attention", "recurrent", "foundax", "compare")
 SEAL = "# Written by snapshot.py --write: "
 

@@ -151,7 +151,7 @@ def test_doctor_notices_another_owner_of_jno(site, tmp_path, monkeypatch):
     (tmp_path / "other" / "jno" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path / "other")
     text = run("doctor", code=1)
-    assert "owns a regular package `jno`" in text
+    assert "does not hold this jno.lora" in text
     assert str(tmp_path / "other" / "jno") in text
 
 

@@ -129,3 +129,9 @@ def __dir__() -> list[str]:
         if any(_metadata.distributions(name=distribution)):
             names.update(others)
     return sorted(names)
+
+
+# Last: beside an installed jNO, it lets jNO use the adapters of this package.
+from . import in_jno as _in_jno  # noqa: E402
+
+_in_jno._enable_at_import()

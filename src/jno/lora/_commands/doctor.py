@@ -1,13 +1,14 @@
 """`jno-lora doctor`: whether this installation is in order."""
 
-import pathlib
 import platform
-import sys
 import traceback
 from collections.abc import Iterator
 
+import jno
+
 from .. import __path__ as _package_path
 from .._registry import ZOO_DISTRIBUTION, PluginRecord
+from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
 
 # A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
 SLOW_SECONDS = 1.0
@@ -26,6 +27,9 @@ def facts(records: tuple[PluginRecord, ...]) -> str:
         except importlib_metadata.PackageNotFoundError:
             lines.append((name, "not installed as a distribution"))
     lines.append(("jno.lora imported from", str(next(iter(_package_path)))))
+    if jno_version() is not None:
+        inside = "ours inside" if is_enabled() else "uses its own adapters"
+        lines.append((describe_jno(), inside))
     for record in records:
         loaded = f"{record.status}, {record.seconds:.2f} s"
         lines.append((f"{record.distribution} {record.version}", loaded))
@@ -35,14 +39,7 @@ def facts(records: tuple[PluginRecord, ...]) -> str:
 
 def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator[str]:
     """Yield what is wrong, and what to do. `left_out` are lines about commands of plugins."""
-    # A regular package `jno` on the path hides `jno.lora`, or will after a change of order.
-    for package in (pathlib.Path(entry) / "jno" for entry in dict.fromkeys(sys.path)):
-        if (package / "__init__.py").is_file():
-            yield (
-                f"Another distribution owns a regular package `jno` at {package}. It and jno-lora "
-                "cannot be used in one environment (jax-neural-operators is one): use separate "
-                "environments."
-            )
+    yield from find_bad_installs(list(_package_path), getattr(jno, "__file__", None))
     zoo = [record for record in records if record.distribution == ZOO_DISTRIBUTION]
     if not zoo:
         yield (

@@ -3,5 +3,5 @@
 from ._masks import MaskLike, parse_mask, selector
 from ._messages import check_every_rule_matched, warn_of_clamped_ranks, warn_of_omissions
 from ._plan import Plan, PlanRow
-from ._specs import Spec, SpecLike, WrapperLike, parse_specs
+from ._specs import Spec, SpecLike, WrapperLike, parse_specs, parse_wrapper
 from ._walk import Walk

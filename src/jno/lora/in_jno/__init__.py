@@ -1,0 +1,135 @@
+"""jNO's own `net.lora(...)` with the dispatcher, registry and plugins of `jno.lora`.
+
+    import jno
+
+    net = jno.nn.wrap(model)
+    net.freeze().lora(rank=4, wrapper="dora").optimizer(optax.adam(1e-3))
+
+Where jNO is installed, importing either enables this. The environment variable `JNO_LORA_JNO=0`
+leaves jNO with its own adapters.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from .._errors import SelectionError, reason_of, warn
+from .._sets import AdapterSet
+from ._adapting import trained_adapters as _trained_adapters
+from ._installs import (
+    describe_jno,
+    find_bad_installs as find_bad_installs,
+    jno_version as jno_version,
+)
+from ._places import Replacement, forbid_lora
+
+__all__ = ["disable", "enable", "enabled", "is_enabled", "trained_adapters"]
+
+_LOCK = threading.RLock()
+_current: Replacement | None = None
+
+
+def enable() -> None:
+    """Let jNO use the adapters of `jno.lora`. Does nothing if it does already.
+
+    jNO's `net.lora` then takes names and variants, `options=` and `"auto"`, and its training loop,
+    filters, logs and merge treat every adapter alike.
+
+    **Raises:** `JnoLoraError` if jNO is not installed, or if this version of jNO is too different;
+    the message names the version and what differs. Nothing is changed then.
+    """
+    global _current
+    with _LOCK:
+        if _current is None:
+            replacement = Replacement()
+            replacement.put()
+            _current = replacement
+
+
+def disable() -> None:
+    """Give jNO its own adapters back. Does nothing if it has them already.
+
+    Adapters of `jno.lora` must not be passed to jNO's `net.lora` then: its core would not train
+    them. Its own are in `jno.architectures.lora`.
+    """
+    global _current
+    with _LOCK:
+        if _current is not None:
+            _current.take_back()
+            _current = None
+
+
+@contextlib.contextmanager
+def enabled(on: bool = True) -> Iterator[None]:
+    """A context in which jNO uses the adapters of `jno.lora`, or its own.
+
+    The state from before comes back at the end. It is one for all threads.
+
+    **Arguments:**
+
+    - `on`: `False` for a context in which jNO uses its own.
+
+    **Raises:** as `enable`.
+    """
+    with _LOCK:
+        before = is_enabled()
+        (enable if on else disable)()
+    try:
+        yield
+    finally:
+        (enable if before else disable)()
+
+
+def is_enabled() -> bool:
+    """Whether jNO uses the adapters of `jno.lora`."""
+    return _current is not None
+
+
+def trained_adapters(net: Any) -> AdapterSet:
+    """The adapters that the last `solve` trained on `net`, although jNO has merged them.
+
+    Save them, combine them, or put them on the model from before with `swap_adapters`.
+
+    **Arguments:**
+
+    - `net`: what `jno.nn.wrap` returned, or a call of it.
+
+    **Returns:** an `AdapterSet`.
+
+    **Raises:** `SelectionError` if `net` is neither, or if no adapters were trained in its last
+    solve. (jNO's `load` makes a new model: save the adapters themselves with `save_adapters`.)
+    """
+    model = getattr(net, "model", net)
+    try:
+        module = model.module
+    except AttributeError:
+        raise SelectionError(
+            f"`trained_adapters` takes a model of jNO (jno.nn.wrap(...)), but got {net!r}."
+        ) from None
+    adapters = _trained_adapters(module)
+    if adapters is None:
+        raise SelectionError(
+            f"No adapters were trained in the last solve of this {type(module).__name__}. Call "
+            "net.lora(...) and then solve; a loaded or changed model has none."
+        )
+    return adapters
+
+
+def _enable_at_import() -> None:
+    """Enable beside an installed jNO. `import jno` must never fail because of `jno.lora`."""
+    jno = sys.modules.get("jno")
+    if getattr(jno, "__file__", None) is None or os.environ.get("JNO_LORA_JNO") == "0":
+        return
+    try:
+        enable()
+    except Exception as err:
+        message = (
+            f"jno.lora could not put its adapters into {describe_jno()}, so net.lora of jNO raises "
+            f"an error. JNO_LORA_JNO=0 lets it use jNO's own adapters.\n{reason_of(err)}"
+        )
+        forbid_lora(message)
+        with contextlib.suppress(Warning):  # where warnings are errors
+            warn(message)

@@ -1,0 +1,166 @@
+"""The functions that stand in for those of `jno.architectures.lora`, under jNO's own names."""
+
+import contextlib
+import re
+import sys
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .. import _merge
+from .._contract import LoRAWrapper
+from .._dispatch import apply_lora as _apply_lora
+from .._errors import JnoLoraError, SelectionError, warn
+from .._paths import bullets, path_str
+from .._planning import parse_wrapper
+from .._registry import default_registry
+from .._sets import AdapterSet, extract_adapters
+
+JNO_ADAPTERS = "jno.architectures.lora"
+
+# The adapters of the last solve by the identity of the merged model that jNO keeps. Models have no
+# hash, so a weak reference takes the entry out when jNO drops the model.
+_trained: dict[int, tuple[weakref.ref[Any], AdapterSet | JnoLoraError]] = {}
+
+
+def _normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
+    """`wrapper` as jNO keeps it: a tuple, of classes or of names as they were given.
+
+    **Raises:** `SelectionError` for an unknown name or a class of jNO's own; otherwise as
+    `parse_wrapper`.
+    """
+    items = wrapper if isinstance(wrapper, list | tuple) else [wrapper]
+    for item in items:
+        if isinstance(item, type) and item.__module__ == JNO_ADAPTERS:
+            raise SelectionError(
+                f"{item.__name__} comes from {JNO_ADAPTERS}. jno.lora stands in for them: "
+                f"pass jno.lora.{item.__name__}, or its name. jno.lora.in_jno.disable() gives jNO "
+                "its own adapters back."
+            )
+    tiers = parse_wrapper(default_registry(), wrapper)
+    if wrapper is None:
+        return tuple(cls for tier in tiers for cls in tier)
+    return tuple(items)
+
+
+def apply_lora(
+    model: Any,
+    rank: int = 0,
+    alpha: float = 1.0,
+    *,
+    key: PRNGKeyArray,
+    target: str | None = None,
+    specs: Iterable[Mapping[str, Any]] | None = None,
+    wrappers: Any = None,
+    param_mask: Any = None,
+) -> Any:
+    """`model` with adapters, from the specs that jNO's `Model` keeps (with the key `wrappers`)."""
+    if specs is None:
+        if rank <= 0:
+            return model
+        specs = [{"target": target, "rank": rank, "alpha": alpha}]
+    ours: list[dict[str, Any]] = []
+    for spec in specs:
+        wrapper = spec.get("wrappers", spec.get("wrapper", wrappers))
+        kept = {name: value for name, value in spec.items() if name != "wrappers"}
+        ours.append({**kept, "wrapper": list(_normalize_wrappers(wrapper))})
+    mask = None if param_mask is None else _mask_of(model, param_mask)
+    targets = [spec.get("target") for spec in ours]
+    try:
+        adapted = _apply_lora(model, specs=ours, key=key, param_mask=mask)
+    except SelectionError as err:
+        constrained = _constrained_arrays(model, targets)
+        if not constrained:
+            raise
+        raise SelectionError(f"{_why_not(constrained)}\n{err}") from err
+    constrained = _constrained_arrays(adapted, targets) if mask is None else []
+    if constrained:
+        warn(_why_not(constrained))
+    return adapted
+
+
+def merge_lora(model: Any) -> Any:
+    """`model` merged. Its adapters are remembered for `trained_adapters`."""
+    merged = _merge.merge_lora(model)
+    try:
+        adapters = extract_adapters(model)
+    except JnoLoraError as err:  # jNO's solve goes on: only `trained_adapters` needs them
+        adapters = err
+    if isinstance(adapters, JnoLoraError) or len(adapters):
+        place = id(merged)
+        with contextlib.suppress(TypeError):  # a model that is a dict or a tuple
+            reference = weakref.ref(merged, lambda _: _trained.pop(place, None))
+            _trained[place] = (reference, adapters)
+    return merged
+
+
+def trained_adapters(module: Any) -> AdapterSet | None:
+    """The adapters that were merged into `module`, if any were.
+
+    **Raises:** the error of `extract_adapters`, if they cannot be taken out.
+    """
+    reference, adapters = _trained.get(id(module), (None, None))
+    if reference is None or reference() is not module:
+        return None
+    if isinstance(adapters, JnoLoraError):
+        raise adapters
+    return adapters
+
+
+def _mask_of(model: Any, mask: Any) -> PyTree[bool] | str:
+    """jNO's mask in the structure of `model`.
+
+    Masks of jNO may come from another instance, whose static fields differ, or may hold the arrays
+    only. So leaves are found by their paths.
+
+    **Raises:** `SelectionError` for a mask whose every `True` is at a path that `model` lacks.
+    """
+    if isinstance(mask, str):
+        return mask
+    selected = {keys for keys, leaf in jtu.tree_flatten_with_path(mask)[0] if _is_true(leaf)}
+    leaves, treedef = jtu.tree_flatten_with_path(model)
+    bools = [any(keys[:n] in selected for n in range(len(keys) + 1)) for keys, _ in leaves]
+    if selected and not any(bools):
+        paths = sorted(path_str(keys) for keys in selected)
+        raise SelectionError(
+            f"The mask selects no leaf of this {type(model).__name__}: it is True at\n"
+            f"{bullets(paths)}\nand the model has other paths. Build the mask from `net.module`."
+        )
+    return jtu.tree_unflatten(treedef, bools)
+
+
+def _is_true(leaf: Any) -> bool:
+    """Whether `leaf` is a true bool, of Python or of an array. Masks may hold functions too."""
+    is_bool = isinstance(leaf, bool) or (
+        getattr(leaf, "shape", None) == () and getattr(leaf, "dtype", None) == np.bool_
+    )
+    return is_bool and bool(leaf)
+
+
+def _constrained_arrays(model: Any, targets: list[str | None]) -> list[str]:
+    """The paths, outside adapted layers, of targeted arrays that `constrain()` has wrapped."""
+    paramax = sys.modules.get("paramax")
+    if paramax is None:
+        return []
+
+    def is_constrained(node: Any) -> bool:
+        return isinstance(node, paramax.AbstractUnwrappable)
+
+    leaves = jtu.tree_flatten_with_path(
+        model, is_leaf=lambda node: is_constrained(node) or isinstance(node, LoRAWrapper)
+    )[0]
+    paths = [path_str(keys) for keys, leaf in leaves if is_constrained(leaf)]
+    return [path for path in paths if any(t is None or re.search(t, path) for t in targets)]
+
+
+def _why_not(constrained: list[str]) -> str:
+    return (
+        "Layers whose weight is constrained get no adapter: paramax computes that weight anew in "
+        "each evaluation, so there is no array to add an update to. These are constrained:\n"
+        f"{bullets(constrained)}\n"
+        "Constrain only layers that need no adapter: net.mask(M).constrain(...)."
+    )

@@ -1,0 +1,146 @@
+"""The places in jNO where adapters are used, and putting ours there."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from .._contract import LoRAWrapper
+from .._errors import JnoLoraError
+from .._trainability import lora_trainable_filter, partial_lora_trainable_filter
+from . import _adapting, _model
+from ._installs import describe_jno, jno_version
+
+# jNO's modules hold these under names of their own.
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "_normalize_wrappers": _adapting._normalize_wrappers,
+    "apply_lora": _adapting.apply_lora,
+    "merge_lora": _adapting.merge_lora,
+    "lora_trainable_filter": lora_trainable_filter,
+    "partial_lora_trainable_filter": partial_lora_trainable_filter,
+}
+_METHODS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("Model", "lora"): _model.lora_of_model,
+    ("Model", "tune"): _model.tune_of_model,
+    ("ModelCall", "lora"): _model.lora_of_call,
+}
+
+
+class Replacement:
+    """Ours in the places of jNO's adapters, from `put` to `take_back`."""
+
+    def __init__(self) -> None:
+        """Find the places and check that ours can be called as jNO's are. Nothing is changed.
+
+        **Raises:** `JnoLoraError` that names jNO's version and what differs.
+        """
+        adapters = _import(_adapting.JNO_ADAPTERS)
+        _import("jno.core")
+        trace = _import("jno.trace")
+        problems: list[str] = []
+        # Pairs of (theirs, ours), swapped in modules; and of methods, swapped in their classes.
+        self._pairs: list[tuple[Any, Any]] = []
+        self._methods: list[tuple[type, str, Any, Any]] = []
+        for name, ours in {"LoRAWrapper": LoRAWrapper, **_FUNCTIONS}.items():
+            theirs = getattr(adapters, name, None)
+            problems += _differences(f"{adapters.__name__}.{name}", theirs, ours)
+            self._pairs.append((theirs, ours))
+        for (owner, name), stand_in in _METHODS.items():
+            cls = getattr(trace, owner, None)
+            theirs = _original(vars(cls).get(name)) if isinstance(cls, type) else None
+            where = f"{trace.__name__}.{owner}.{name}"
+            if cls is None or not callable(theirs):
+                problems.append(f"{where} is missing")
+                continue
+            ours = stand_in(theirs)
+            problems += _differences(where, theirs, ours)
+            self._methods.append((cls, name, theirs, ours))
+        if problems:
+            raise JnoLoraError(
+                f"The adapters of jno.lora cannot be used by {describe_jno()}, which differs from "
+                f"the versions that are known (0.2.3 to 0.4.2):\n  - " + "\n  - ".join(problems)
+            )
+
+    def put(self) -> None:
+        """Let jNO use ours."""
+        _swap({id(theirs): ours for theirs, ours in self._pairs})
+        for cls, name, _, ours in self._methods:
+            setattr(cls, name, ours)
+
+    def take_back(self) -> None:
+        """Let jNO use its own again, in modules too that were imported since."""
+        _swap({id(ours): theirs for theirs, ours in self._pairs})
+        for cls, name, theirs, ours in self._methods:
+            if vars(cls).get(name) is ours:
+                setattr(cls, name, theirs)
+
+
+def forbid_lora(reason: str) -> None:
+    """Let jNO's `net.lora` raise: its own core would train our adapters wrong, without a word."""
+
+    trace = sys.modules.get("jno.trace")
+    for owner, name in _METHODS:
+        cls = getattr(trace, owner, None)
+        if name == "lora" and isinstance(cls, type) and name in vars(cls):
+            setattr(cls, name, _Forbidden(reason, _original(vars(cls)[name])))
+
+
+class _Forbidden:
+    """A method that always raises, in the place of another."""
+
+    def __init__(self, reason: str, original: Any) -> None:
+        self.reason, self.original = reason, original
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise JnoLoraError(self.reason)
+
+
+def _original(method: Any) -> Any:
+    return method.original if isinstance(method, _Forbidden) else method
+
+
+def _import(name: str) -> ModuleType:
+    if jno_version() is None and getattr(sys.modules.get("jno"), "__file__", None) is None:
+        raise JnoLoraError(
+            "jNO is not installed. Install it with\n    pip install jax-numerical-operators"
+        )
+    try:
+        return importlib.import_module(name)
+    except ImportError as err:
+        raise JnoLoraError(f"{describe_jno()} has no module {name}: {err}") from err
+
+
+def _differences(where: str, theirs: Any, ours: Any) -> list[str]:
+    """What keeps `ours` from being called as `theirs` is."""
+    if not callable(theirs):
+        return [f"{where} is missing"]
+    if isinstance(ours, type):
+        return [] if isinstance(theirs, type) else [f"{where} is not a class"]
+    asked, known = (inspect.signature(f, follow_wrapped=False).parameters for f in (theirs, ours))
+    any_name = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    unknown = [
+        name
+        for name, p in asked.items()
+        if name not in known and not any_name and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    if unknown:
+        return [f"{where} takes {', '.join(unknown)}, which jno.lora does not know"]
+    in_order = [name for name, p in asked.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if in_order != list(known)[: len(in_order)]:
+        return [f"{where} takes {', '.join(in_order)} in this order, jno.lora {', '.join(known)}"]
+    return []
+
+
+def _swap(replacements: Mapping[int, Any]) -> None:
+    """Replace objects, known by their identity, in every module of jNO that is loaded."""
+    for module in list(sys.modules.values()):
+        name = getattr(module, "__name__", "")
+        if not isinstance(module, ModuleType) or not f"{name}.".startswith("jno."):
+            continue
+        if f"{name}.".startswith("jno.lora."):
+            continue
+        for attribute, value in list(vars(module).items()):
+            if id(value) in replacements:
+                setattr(module, attribute, replacements[id(value)])

@@ -1,0 +1,117 @@
+"""jNO's other controls beside adapters: reset, constraints, dtypes, tuning, reports."""
+
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from problems import IS_OLD, mlp, pinn
+
+import jno
+from jno.lora import JnoLoraWarning, PluginError, SelectionError, in_jno
+
+
+def test_a_bad_name_fails_at_the_call():
+    net = mlp()
+    with pytest.raises(SelectionError, match="No adapter or variant is called 'doar'"):
+        net.lora(wrapper="doar")
+    with pytest.raises((PluginError, SelectionError), match="nobody"):
+        net.lora(wrapper="nobody:Adapter")
+
+
+def test_reset_and_another_configuration():
+    net = mlp()
+    net.freeze().lora(rank=2, wrapper="dora")
+    net.reset()
+    net.freeze().lora(rank=1, wrapper="ia3")
+    pinn(net).solve(2)
+    (kind,) = {item.wrapper.__name__ for item in in_jno.trained_adapters(net).adapters.values()}
+    assert kind == "IA3Linear"
+    net.reset()
+    pinn(net).solve(1)
+    with pytest.raises(SelectionError, match="last solve"):
+        in_jno.trained_adapters(net)
+
+
+def test_constrained_weights_are_explained():
+    net = mlp()
+    net.constrain(jax.nn.softplus)
+    with pytest.raises(SelectionError, match="paramax computes that weight anew"):
+        pinn(net.lora(rank=2)).solve(1)
+
+
+def test_other_layers_than_the_constrained_one_are_adapted():
+    net = mlp()
+    mask = jax.tree.map(lambda _: False, net.module)
+    mask = eqx.tree_at(lambda m: m.output_layer.weight, mask, True)
+    net.mask(mask).constrain(jax.nn.softplus)
+    with pytest.warns(JnoLoraWarning, match="output_layer/weight"):
+        pinn(net.lora(rank=1)).solve(1)
+    assert "output_layer" not in set(in_jno.trained_adapters(net))
+
+
+def test_a_constrained_bias_is_in_nobody_s_way():
+    net = mlp()
+    mask = jax.tree.map(lambda _: False, net.module)
+    mask = eqx.tree_at(lambda m: m.output_layer.bias, mask, True)
+    net.mask(mask).constrain(jax.nn.softplus)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", JnoLoraWarning)
+        pinn(net.lora(rank=1)).solve(1)
+    assert "output_layer" in set(in_jno.trained_adapters(net))
+
+
+def test_a_model_of_half_precision():
+    net = mlp()
+    pinn(net.dtype(jnp.bfloat16).freeze().lora(rank=2)).solve(1)
+    assert len(in_jno.trained_adapters(net))
+
+
+def test_jno_logs_what_was_adapted(capfd):
+    net = mlp()
+    pinn(net.freeze().lora(rank=2, alpha=4.0, wrapper="dora")).solve(1)
+    logged = "".join(capfd.readouterr())
+    assert "DoRALinear" in logged and "4.0" in logged and "policy=LoRA" in logged
+
+
+def test_a_sweep_over_names():
+    net = mlp(0)
+    net.tune(lora=[(2, 1.0), (2, 1.0, "dora"), None])
+    with pytest.raises(SelectionError, match="doar"):
+        net.tune(lora=[(2, 1.0, "doar")])
+    for choice in net._tunable_opts["lora"]:  # as jNO's tuner does it
+        net.reset()
+        if choice is not None:
+            net.lora(*choice)
+    net.reset()
+    net.freeze().lora(2, 1.0, "dora")
+    pinn(net).solve(1)
+    assert len(in_jno.trained_adapters(net))
+
+
+@pytest.mark.skipif(IS_OLD, reason="jNO samples since 0.3")
+@pytest.mark.parametrize("by", ["bayesian", "vi"])
+def test_adapters_are_sampled(by):
+    blackjax = pytest.importorskip("blackjax")
+    net = mlp()
+    core = pinn(net.freeze().lora(rank=1, target="output"))
+    net._opt_fn = None
+    if by == "bayesian":
+        net.bayesian(blackjax.sgld, step_size=1e-5, warmup=1, keep=2)
+    else:
+        net.vi(blackjax.meanfield_vi, optimizer=optax.adam(1e-3))
+    core.solve(4)
+    assert set(in_jno.trained_adapters(net)) == {"output_layer"}
+
+
+def test_jno_s_own_adapters_come_back():
+    from jno.architectures.lora import DoRALinear as Theirs
+
+    net = mlp()
+    with pytest.raises(SelectionError, match=r"jno\.lora\.DoRALinear"):
+        net.lora(wrapper=Theirs)
+    with in_jno.enabled(False):
+        pinn(net.freeze().lora(rank=2, wrapper=Theirs)).solve(1)
+    assert in_jno.is_enabled() and jno.lora.in_jno is in_jno

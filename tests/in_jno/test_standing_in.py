@@ -1,0 +1,237 @@
+"""Standing in for the adapters of jNO: of a small package `jno` that is built like it."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+
+def test_importing_jno_lets_it_use_ours(site):
+    site.run(
+        """
+        import jno
+        from jno.lora import in_jno, DoRALinear
+        assert in_jno.is_enabled()
+        net = jno.Model(model).lora(2, wrapper="dora", options={"multiplier": 0.5})
+        jno.core().solve(net, jax.random.key(1))
+        assert isinstance(net.adapted.layers[0], DoRALinear)
+        assert set(in_jno.trained_adapters(net)) == {"layers/0", "layers/1"}
+        assert type(net.module.layers[0]) is eqx.nn.Linear
+        jno.core().solve(jno.Model(model).lora(2, 1.0, "pissa"), jax.random.key(1))
+        """
+    )
+
+
+def test_disable_gives_jno_everything_back(site):
+    site.run(
+        """
+        import jno, sys
+        from jno.lora import in_jno
+        names = ["jno.core", "jno.trace", "jno.architectures.lora"]
+        mine = lambda: {(n, k): v for n in names for k, v in vars(sys.modules[n]).items()
+                        if "lora" in k.lower() or "wrappers" in k}
+        ours, methods = mine(), dict(vars(jno.Model))
+        in_jno.disable()
+        in_jno.disable()
+        assert not in_jno.is_enabled()
+        theirs = mine()
+        assert all(theirs[key] is not ours[key] for key in ours)
+        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
+        import jno.late  # while disabled
+        with in_jno.enabled():
+            assert in_jno.is_enabled() and mine() != theirs
+            assert jno.late.apply_lora is sys.modules["jno.core"]._apply_lora
+        assert not in_jno.is_enabled()
+        assert all(theirs[key] is value for key, value in mine().items())
+        in_jno.enable()
+        in_jno.enable()
+        with in_jno.enabled(False):
+            assert jno.late.apply_lora(model, key=None) == "theirs"
+        assert in_jno.is_enabled()
+        assert all(ours[key] is value for key, value in mine().items())
+        """
+    )
+
+
+def test_a_module_that_is_imported_later_gets_back_its_own_too(site):
+    site.run(
+        """
+        import jno.late
+        from jno.lora import in_jno
+        in_jno.disable()
+        assert jno.late.apply_lora(model, key=None) == "theirs"
+        """
+    )
+
+
+def test_a_wrong_call_raises_at_once_and_changes_nothing(site):
+    site.run(
+        """
+        import jno
+        from jno.architectures.lora import DoRALinear
+        net = jno.Model(model)
+        raises(SelectionError, "'dora'", net.lora, wrapper="doar")
+        raises(SelectionError, "did you mean 'rank'", net.lora, specs=[{"rnk": 2}])
+        raises(SelectionError, "integer of at least 1", net.lora, rank=0)
+        raises(SelectionError, "regex", net.lora, target="(")
+        raises(SelectionError, "list of dicts", net.lora, specs={"rank": 2})
+        raises(SelectionError, "into each spec", net.lora, target="a", specs=[{"rank": 2}])
+        raises(SelectionError, "is empty", net.lora, specs=[])
+        raises(SelectionError, "jno.lora.DoRALinear", net.lora, wrapper=DoRALinear)
+        raises(SelectionError, "No adapter or variant", net.tune, lora=[None, (4, 1.0, "nope")])
+        raises(SelectionError, "(rank, alpha, wrapper)", net.tune, lora=[4])
+        assert net._lora_config is None
+        net.tune(lora=[(4, 1.0), (4, 1.0, "dora"), None], freeze=[True])
+        """
+    )
+
+
+def test_what_a_spec_lacks_comes_from_the_call(site):
+    site.run(
+        """
+        import jno
+        from jno.trace import ModelCall
+        net = jno.Model(model)
+        specs = [{"target": "0", "wrapper": "dora"}, {"rank": 3, "options": {"multiplier": 2.0}}]
+        assert ModelCall(net).lora(2, 4.0, specs=specs, wrapper="lora").model is net
+        assert net._lora_config == [
+            {"target": "0", "rank": 2, "alpha": 4.0, "wrappers": ("dora",)},
+            {"target": None, "rank": 3, "alpha": 4.0, "wrappers": ("lora",),
+             "options": {"multiplier": 2.0}},
+        ]
+        """
+    )
+
+
+def test_masks_of_another_instance_and_of_arrays_only(site):
+    site.run(
+        """
+        import jno
+        from jno.architectures.lora import apply_lora
+        other = eqx.nn.MLP(3, 3, 4, 1, activation=lambda x: x, key=jax.random.key(1))
+        no = jax.tree.map(lambda _: False, eqx.filter(other, eqx.is_array))
+        mask = eqx.tree_at(lambda m: m.layers[1].weight, no, True)
+        spec = {"target": None, "rank": 2, "alpha": 1.0, "wrappers": ("lora",)}
+        adapted = apply_lora(model, key=jax.random.key(2), specs=[spec], param_mask=mask)
+        assert type(adapted.layers[0]) is eqx.nn.Linear is not type(adapted.layers[1])
+        raises(SelectionError, "elsewhere/weight", apply_lora, model, key=jax.random.key(2),
+               specs=[spec], param_mask={"elsewhere": {"weight": True}})
+        """
+    )
+
+
+def test_trained_adapters_says_why_there_are_none(site):
+    site.run(
+        """
+        import jno
+        from jno.lora import in_jno
+        raises(SelectionError, "last solve", in_jno.trained_adapters, jno.Model(model))
+        raises(SelectionError, "jno.nn.wrap", in_jno.trained_adapters, 3)
+        """
+    )
+
+
+def test_switched_off_by_the_environment(site):
+    site.run(
+        """
+        import jno, sys
+        from jno.lora import in_jno
+        assert not in_jno.is_enabled()
+        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
+        """,
+        JNO_LORA_JNO="0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("architectures/lora.py", "param_mask=None", "param_mask=None, spread=1", "spread"),
+        (
+            "architectures/lora.py",
+            "def merge_lora(model)",
+            "def merge_lora(spread, model)",
+            "spread",
+        ),
+        (
+            "trace.py",
+            "def lora(self, rank=4, alpha=1.0,",
+            "def lora(self, alpha=1.0, rank=4,",
+            "order",
+        ),
+        ("trace.py", "class Model:", "class Net:", "jno.trace.Model.lora is missing"),
+    ],
+)
+def test_an_unknown_jno_is_refused_and_nothing_is_changed(site, name, old, new, said):
+    site.change(name, old, new)
+    site.change("__init__.py", "from .trace import Model", "")
+    site.run(
+        f"""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import jno, sys
+        from jno.lora import in_jno
+        assert not in_jno.is_enabled()
+        raises(JnoLoraError, {said!r}, in_jno.enable)
+        raises(JnoLoraError, "jNO", in_jno.enable)
+        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
+        from jno.trace import ModelCall
+        raises(JnoLoraError, {said!r}, ModelCall(None).lora)
+        """
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("-W", "error::UserWarning")])
+def test_importing_jno_never_fails_because_of_ours(site, options):
+    site.change("architectures/lora.py", "def apply_lora", "def apply_adapters")
+    site.change("core.py", "apply_lora as _apply_lora, ", "")
+    said = site.run(
+        """
+        import jno
+        from jno.lora import JnoLoraError
+        try:
+            jno.Model(None).lora(rank=4)
+        except JnoLoraError as err:
+            assert "apply_lora is missing" in str(err) and "JNO_LORA_JNO=0" in str(err), err
+        else:
+            raise AssertionError
+        """,
+        start="",
+        options=options,
+    )
+    assert said.count("JnoLoraWarning") == (0 if options else 1)
+
+
+def test_a_package_of_another_kind_gets_a_warning_only(site):
+    (site.package / "architectures" / "lora.py").unlink()
+    for name, text in {"__init__.py": "from . import lora", "core.py": "", "trace.py": ""}.items():
+        (site.package / name).write_text(text)
+    assert "has no module jno.architectures.lora" in site.run("import jno", start="")
+
+
+def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path):
+    (folder,) = (pathlib.Path(path) for path in sys.path if path.endswith("site-packages"))
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    for entry in folder.iterdir():
+        if not entry.name.startswith(("jno_lora", "_")) and entry.suffix != ".pth":
+            (libraries / entry.name).symlink_to(entry)
+    site.run(
+        """
+        import jno
+        from jno.lora import PluginError
+        raises(PluginError, 'pip install "jno-lora[zoo]"', jno.Model(model).lora)
+        """,
+        options=("-S",),
+        PYTHONPATH=f"{tmp_path}{os.pathsep}{libraries}",
+    )
+
+
+def test_without_jno_there_is_nothing_to_enable():
+    from jno.lora import JnoLoraError, in_jno
+
+    assert not in_jno.is_enabled()
+    with pytest.raises(JnoLoraError, match="jNO is not installed"):
+        in_jno.enable()
+    in_jno.disable()
