@@ -1,6 +1,8 @@
 """Adapters that have no use for a rank or a scale take neither, and everything copes."""
 
 import json
+import pathlib
+import re
 
 import equinox as eqx
 import jax
@@ -24,6 +26,8 @@ from jno.lora import (
     swap_adapters,
     unwrap_lora,
 )
+from jno.lora._contract import construct
+from jno.lora.testing import run_checks, standard_cases
 
 from .toys import MODEL_LINEARS, ToyLinear, UserEmbedding, adapters_in, same, shaken
 
@@ -200,3 +204,44 @@ def test_an_adapter_that_has_a_rank_is_not_read_without_one(model, getkey, tmp_p
 def _header(file):
     raw = file.read_bytes()
     return json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+
+
+def constructed_as(signature):
+    """What a constructor with this signature gets for rank 3 and alpha 7, by its own names."""
+    scope = {}
+    exec(f"def __init__{signature}: self.given = locals()", scope)
+    cls = type("Constructed", (), {"__init__": scope["__init__"]})
+    given = construct(cls, "base", 3, 7.0, key=jax.random.key(0)).given
+    return {name: x for name, x in given.items() if name not in ("self", "base", "key")}
+
+
+@pytest.mark.parametrize(
+    ("signature", "given"),
+    {
+        "(self, base, rank, alpha, *, key)": {"rank": 3, "alpha": 7.0},
+        "(self, base, alpha, rank, *, key)": {"rank": 3, "alpha": 7.0},
+        "(self, base, *, rank, alpha, key)": {"rank": 3, "alpha": 7.0},
+        "(self, base, r=4, a=1.0, *, key)": {"r": 3, "a": 7.0},
+        "(self, base, r=4, alpha=1.0, *, key)": {"r": 3, "alpha": 7.0},
+        "(self, base, rank, scale, *, key)": {"rank": 3, "scale": 7.0},
+        "(self, base, r, a, /, *, key)": {"r": 3, "a": 7.0},
+        "(self, base, *args, key)": {"args": (3, 7.0)},
+        "(self, base, rank, *, key)": {"rank": 3},
+        "(self, base, *, key, alpha)": {"alpha": 7.0},
+        "(self, base, *, key)": {},
+    }.items(),
+)
+def test_rank_and_alpha_go_by_name_or_else_by_position(signature, given):
+    assert constructed_as(signature) == given
+
+
+def test_the_adapter_of_the_readme_passes_the_kit():
+    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = re.findall(
+        r"```python\n(import jax.numpy as jnp\n.*?)\nNet\(model\)", text, re.DOTALL
+    )
+    scope = {"eqx": eqx, "jax": jax}
+    exec(block, scope)
+    cases = standard_cases(scope["OutputGain"])
+    assert cases
+    assert [result.error for case in cases for result in run_checks(case) if result.error] == []

@@ -1,4 +1,4 @@
-"""Where `jno-lora` and `python -m jno.lora` begin."""
+"""The entry point of `jno-lora` and `python -m jno.lora`."""
 
 from ._commands import cli
 

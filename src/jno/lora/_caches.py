@@ -1,4 +1,4 @@
-"""What is remembered of adapter classes, and forgotten when they may have changed."""
+"""Caches of facts about adapter classes, which `refresh` empties."""
 
 import functools
 from collections.abc import Callable

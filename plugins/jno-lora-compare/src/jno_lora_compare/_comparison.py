@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ class ComparisonRow:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Comparison(Printed):
+class Comparison(Printed[ComparisonRow]):
     """Adapters side by side on one model. Prints as a table, and shows as one in a notebook.
 
     - `rows`: one per candidate, in the order in which they were asked for.
@@ -61,12 +61,6 @@ class Comparison(Printed):
     steps: int
     interrupted: bool = False
     learning_rates: tuple[float, ...] = ()
-
-    def __iter__(self) -> Iterator[ComparisonRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __repr__(self) -> str:
         names = ", ".join(row.name for row in self.rows)

@@ -1,4 +1,4 @@
-"""From PEFT's files to adapters around the layers of a model."""
+"""Loading PEFT's files: adapters around the layers of a model."""
 
 import contextlib
 import os

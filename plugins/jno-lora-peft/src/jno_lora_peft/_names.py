@@ -1,4 +1,4 @@
-"""Between the names of PEFT's modules and the paths of layers here."""
+"""Names of PEFT's modules, and the paths of layers that they stand for."""
 
 import re
 from collections.abc import Callable, Mapping

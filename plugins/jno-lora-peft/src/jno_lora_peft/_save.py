@@ -1,4 +1,4 @@
-"""From adapters around the layers of a model to PEFT's files."""
+"""Saving a model's adapters as PEFT's files."""
 
 import collections
 import re

@@ -107,9 +107,12 @@ class Method(LayerKind):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if cls.bibtex is None and cls.paper is not None and cls.paper in ENTRIES:
-            cls.bibtex = bibtex_of(cls.paper)
-        if "start" in vars(cls) and "__init__" not in vars(cls):
+        if "paper" in vars(cls) and "bibtex" not in vars(cls):
+            cls.bibtex = bibtex_of(cls.paper) if cls.paper in ENTRIES else None
+        # A constructor that somebody wrote by hand is inherited as it is.
+        if "start" in vars(cls) and getattr(cls.__init__, "__wrapped__", cls.__init__) is (
+            Method.__init__
+        ):
             cls.__init__ = _constructor(cls)
 
 

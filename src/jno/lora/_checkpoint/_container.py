@@ -25,7 +25,7 @@ from .._errors import CheckpointError
 
 FilePath = str | os.PathLike[str]
 
-# What the format knows and NumPy (with JAX's types) can hold.
+# The dtypes of the format that NumPy, with JAX's types, can hold.
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
     **{f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},

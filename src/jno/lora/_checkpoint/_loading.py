@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from .._compute import count_non_finite
 from .._contract import Handle, LoRAWrapper, takes
-from .._errors import CheckpointError, PluginError, SelectionError, warn
+from .._errors import CheckpointError, PluginError, SelectionError, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, built_around, misfits
@@ -157,7 +157,9 @@ def load(
                 built[name] = built_around(layers[name], adapters[name])
             except Exception as err:
                 cls = adapters[name].wrapper.__name__
-                problems.add([f"{show_path(name)}: could not restore the {cls}: {err}"], err)
+                problems.add(
+                    [f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"], err
+                )
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
         problems.refuse(path, "does not fit this model", advice)

@@ -38,6 +38,8 @@ def _wrappers_of_distribution(distribution: str) -> list[type[LoRAWrapper]]:
                 f"The plugin {record.describe()} is {record.status}: {record.error}"
             ) from record.error
     wrappers = [wrapper.cls for record in own for wrapper in record.wrappers]
+    if own and not wrappers:
+        raise PluginError(f"The plugins of {distribution!r} provide no adapters to check.")
     if not wrappers:
         known = ", ".join(dict.fromkeys(it.distribution for it in records())) or "none"
         raise PluginError(

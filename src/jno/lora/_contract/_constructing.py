@@ -27,13 +27,28 @@ def construct(
 @remembered(4096)
 def takes(cls: Any) -> tuple[str, ...]:
     """The parameters among `rank` and `alpha` that the constructor of `cls` takes."""
-    parameters = inspect.signature(cls.__init__).parameters
-    named = tuple(name for name in ("rank", "alpha") if name in parameters)
-    # They may have other names, or be handed on to another constructor.
-    several = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    is_open = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    is_open = is_open or sum(p.default is p.empty for p in several) > 2
-    return named or (("rank", "alpha") if is_open else ())
+    named = tuple(name for name in ("rank", "alpha") if name in _keywords(cls))
+    return ("rank", "alpha") if _by_position(cls, named) else named
+
+
+def _by_position(cls: Any, named: tuple[str, ...]) -> bool:
+    """Whether rank and alpha are the second and third argument, under whatever names."""
+    parameters = _parameters(cls)
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    is_open = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return len(named) < 2 and (is_open or len(places) >= 2)
+
+
+def _parameters(cls: Any) -> list[inspect.Parameter]:
+    """The parameters of the constructor behind `self` and `base`."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())
+    variable = [p for p in parameters[:2] if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [*variable, *parameters[2:]]
+
+
+def _keywords(cls: Any) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in _parameters(cls) if p.kind in kinds]
 
 
 def constructor_problem(cls: Any) -> str | None:
@@ -49,17 +64,17 @@ def constructor_problem(cls: Any) -> str | None:
 @remembered(4096)
 def option_names(cls: Any) -> list[str] | None:
     """The further keyword arguments of the constructor; `None` if it takes any."""
-    _, *parameters = inspect.signature(cls.__init__).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    if any(p.kind is p.VAR_KEYWORD for p in _parameters(cls)):
         return None
     args, kwargs = _scale(cls, None, None)
-    keywords = [p for p in parameters[1 + len(args) :] if p.kind is not p.VAR_POSITIONAL]
-    return [p.name for p in keywords if p.name not in kwargs and p.name != "key"]
+    places = [p.name for p in _parameters(cls) if p.kind is not p.KEYWORD_ONLY]
+    taken = {"key", *kwargs, *places[: len(args)]}
+    return [name for name in _keywords(cls) if name not in taken]
 
 
 def _scale(cls: Any, rank: Any, alpha: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments for what `cls` takes of `rank` and `alpha`."""
-    names = takes(cls)
-    if len(names) == 2:
+    named = [name for name in ("rank", "alpha") if name in _keywords(cls)]
+    if _by_position(cls, tuple(named)):
         return (rank, alpha), {}
-    return (), {name: rank if name == "rank" else alpha for name in names}
+    return (), {name: rank if name == "rank" else alpha for name in named}

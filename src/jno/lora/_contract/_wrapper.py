@@ -47,7 +47,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
             @classmethod
             def applies_to(cls, leaf):
-                return type(leaf) is eqx.nn.Linear
+                return type(leaf) is eqx.nn.Linear and getattr(leaf.weight, "ndim", 0) == 2
 
             def __init__(self, base, *, key):
                 self.base, self.gain = base, jnp.ones(())
@@ -56,7 +56,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
                 return self.merge()(x)
 
             def merge(self):
-                return eqx.tree_at(lambda l: l.weight, self.base, self.gain * self.base.weight)
+                weight = self.gain.astype(self.base.weight.dtype) * self.base.weight
+                return eqx.tree_at(lambda l: l.weight, self.base, weight)
         ```
     """
 
@@ -219,7 +220,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         # Reached only if normal lookup failed. A declared field that is not set yet (inside
         # `__init__`) must stay an error, else the base's attribute of that name would pass for it.
         is_field = name in {f.name for f in dataclasses.fields(self)}
-        if name in ("rank", "alpha") and not is_field:
+        if name in ("rank", "alpha") and not (is_field or hasattr(type(self), name)):
             return None
         if is_field or (name[:2] == "__" == name[-2:]) or "base" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")

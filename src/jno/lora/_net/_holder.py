@@ -52,7 +52,7 @@ class Holder(Handle):
 
     @property
     def trainable(self) -> PyTree[bool]:
-        """Which leaves train: Python bools in the structure of `module`."""
+        """The leaves that train: Python bools in the structure of `module`."""
         return self._now.trainable
 
     @property

@@ -127,7 +127,7 @@ class Kept:
 
 
 def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
-    """By path, the layers of `plain` that are changed inside the adapters of `adapted`."""
+    """The layers of `plain`, by path, that are changed inside the adapters of `adapted`."""
     return {
         path: Original(layer, adapter.base)
         for path, adapter, layer in adapted_layers(adapted, plain)

@@ -15,7 +15,7 @@ from .._paths import nearest
 from .._registry import Registry
 from ._masks import compiled
 
-# What `wrapper=` accepts.
+# The values that `wrapper=` accepts.
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 
 # Adapters in order of priority. Those of one tier have equal priority.
@@ -93,7 +93,8 @@ def parse_specs(
     if isinstance(specs, Mapping | Spec):
         what = "Spec" if isinstance(specs, Spec) else "dict"
         raise SelectionError(
-            f"`specs` must be a list of dicts, but a single {what} came: specs=[{{...}}]"
+            f"`specs` must be a list of dicts (or `Spec`s), but a single {what} came: put it "
+            "into a list"
         )
     if isinstance(specs, str) or not isinstance(specs, Iterable):
         raise SelectionError(f"`specs` must be a list of dicts, but is {specs!r}.")

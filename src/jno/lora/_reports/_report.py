@@ -133,6 +133,6 @@ def report_on(
 
 
 def count(model: PyTree, mask: PyTree[bool]) -> int:
-    """How many numbers the selected arrays of `model` hold."""
+    """The number of numbers in the selected arrays of `model`."""
     sizes = jax.tree.map(lambda leaf, selected: leaf.size if selected else 0, model, mask)
     return sum(jax.tree.leaves(sizes))
