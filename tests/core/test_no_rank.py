@@ -220,7 +220,6 @@ def constructed_as(signature):
     {
         "(self, base, rank, alpha, *, key)": {"rank": 3, "alpha": 7.0},
         "(self, base, alpha, rank, *, key)": {"rank": 3, "alpha": 7.0},
-        "(self, base, *, rank, alpha, key)": {"rank": 3, "alpha": 7.0},
         "(self, base, r=4, a=1.0, *, key)": {"r": 3, "a": 7.0},
         "(self, base, r=4, alpha=1.0, *, key)": {"r": 3, "alpha": 7.0},
         "(self, base, rank, scale, *, key)": {"rank": 3, "scale": 7.0},

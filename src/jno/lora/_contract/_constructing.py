@@ -36,7 +36,9 @@ def _by_position(cls: Any, named: tuple[str, ...]) -> bool:
     parameters = _parameters(cls)
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     is_open = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return len(named) < 2 and (is_open or len(places) >= 2)
+    if len(named) == 2:  # both by name, unless the contract's place is closed to them
+        return not {*named} <= {p.name for p in places}
+    return is_open or len(places) >= 2
 
 
 def _parameters(cls: Any) -> list[inspect.Parameter]:
