@@ -69,7 +69,7 @@ class Method(LayerKind):
         """
 
     def _initial_fields(self, *start: Any, **options: Any) -> dict[str, Any]:
-        """All fields that the constructor sets: those of `start`."""
+        """The fields that the constructor sets. By default those that `start` returns."""
         return self.start(*start, **options)
 
     @abc.abstractmethod
@@ -144,7 +144,7 @@ class Scaled(Method):
     def _initial_fields(
         self, *start: Any, multiplier: Any = None, **options: Any
     ) -> dict[str, Any]:
-        """Those of `start`, and the multiplier."""
+        """The fields of `start`, and the multiplier."""
         return {**self.start(*start, **options), "multiplier": as_multiplier(multiplier)}
 
     @classmethod

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-# Enough for 0.96 of the energy of the largest triplets where the spectrum does not decay at all,
-# and for 0.9999 where it falls like `1/k`.
+# With this many columns more than the rank, the subspace holds 0.96 of the energy of the largest
+# triplets if the spectrum does not decay, and 0.9999 if it falls like `1/k`.
 _OVERSAMPLING = 4
 _LEAST = 16  # columns, which cost little beside reading the matrix
 _STEPS = 4

@@ -35,7 +35,7 @@ def _wrappers_of_distribution(distribution: str) -> list[type[LoRAWrapper]]:
     for record in own:
         if not record.usable:
             raise PluginError(
-                f"The plugin {record.describe()} is {record.status}: {record.error}"
+                f"The plugin {record.describe()} cannot be used ({record.status}): {record.error}"
             ) from record.error
     wrappers = [wrapper.cls for record in own for wrapper in record.wrappers]
     if own and not wrappers:

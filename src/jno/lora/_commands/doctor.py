@@ -52,8 +52,8 @@ def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator
         plugin = f"The plugin {record.describe()}"
         if record.status in ("failed", "incompatible"):
             yield (
-                f"{plugin} is {record.status}. Upgrade or uninstall it, or block it with "
-                f"JNO_LORA_BLOCK={record.distribution}.\n"
+                f"{plugin} cannot be used ({record.status}). Upgrade or uninstall it, or block it "
+                f"with JNO_LORA_BLOCK={record.distribution}.\n"
                 + "".join(traceback.format_exception(record.error))
             )
         elif record.status == "conflict":

@@ -10,9 +10,9 @@ from ._plan import Plan, PlanRow, PlanStatus
 from ._walk import Walk
 
 _WHY_REFUSED = (
-    "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted: those rewrite the very "
-    "weight that an adapter would add to, so that the adapter would be rescaled or bypassed. To "
-    "adapt norm and layer as one, the update inside the norm, ask for it: "
+    "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted: the norm rewrites the "
+    "weight that the adapter adds to, and would rescale or bypass the adapter. To adapt the norm "
+    "and its layer as one, with the update inside the norm, ask for it: "
     'wrapper=["lora", "lora-in-norm"].'
 )
 _OTHER_ADAPTERS = (

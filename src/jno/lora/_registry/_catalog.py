@@ -30,7 +30,7 @@ class Catalog:
     discover: bool
 
     def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
-        """This catalog with a plugin more, which replaces one of the same identity."""
+        """This catalog with one more plugin. It replaces a plugin of the same identity."""
         others = {key: value for key, value in self.plugins.items() if key != identity}
         return Catalog({**others, identity: record}, self.discover)
 
@@ -45,7 +45,7 @@ class Catalog:
 
     @functools.cached_property
     def records(self) -> tuple[PluginRecord, ...]:
-        """The records with the conflicts among them, in an order that no question changes."""
+        """All records, with their conflicts, always in the same order."""
         return tuple(map(self._with_conflicts, self._in_order))
 
     def _with_conflicts(self, record: PluginRecord) -> PluginRecord:

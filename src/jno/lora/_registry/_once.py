@@ -92,7 +92,7 @@ class Loader:
         """Load a plugin, unless another thread does. Returns the complaint about it."""
         mine = _Load()
         with mine.running:
-            # Ctrl-C may come at any call, so only a plain assignment is sure to happen.
+            # Ctrl-C may interrupt any call. A plain assignment always happens.
             try:
                 while (other := self._claim(found, now, mine)) is not mine:
                     if other is None:

@@ -29,7 +29,7 @@ _TOLERANCE = 2e-5
 
 @required()
 def check_gradients(case: WrapperCase) -> None:
-    """Gradients are finite, reach every trainable array once training began, and only those."""
+    """Gradients are finite, and nonzero for the trainable arrays and no others."""
     for stage, adapter in (("at the start", case.make()), ("after a step", case.make_trained())):
         for path, grad in jtu.tree_leaves_with_path(_gradients(adapter, case.run)):
             where = f"The gradient of `{path_str(path)}` {stage}"

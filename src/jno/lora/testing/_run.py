@@ -35,7 +35,7 @@ class CheckResult:
 
     @property
     def level(self) -> Literal["required", "advice"]:
-        """Whether users rely on the check, or it is advice, on a quality that not all need."""
+        """`"required"` if users rely on the check, `"advice"` if not all of them need it."""
         return "advice" if self.check in ADVICE else "required"
 
 

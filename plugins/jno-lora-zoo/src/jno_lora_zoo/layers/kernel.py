@@ -83,7 +83,7 @@ class KernelLayer(LayerKind):
         A, B = between(A.astype(weight.dtype)), after(B.astype(weight.dtype))
         if is_narrow(frame, A.shape[0]):
             return _merged_product(x, weight, A, B, frame=frame)
-        # As it stands, with the gradient of the whole kernel.
+        # Differentiated through the whole kernel.
         return _convolve(frame, x, _adapted(weight, A, B))
 
     def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
@@ -153,8 +153,8 @@ def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
     B = B.astype(h.dtype).reshape(groups, -1, r)
     if groups > 1 and not is_narrow(frame, r):
         return jnp.einsum("gor,rg...->go...", B, h).reshape(-1, *sizes)
-    # As a convolution, whose gradients use the same copies of `h` and of the outputs as those of
-    # the kernel's do; copies for a product of matrices are copies of their own.
+    # A convolution shares its copies of `h` and of the outputs with the gradient of the kernel. A
+    # product of matrices would need copies of its own.
     diagonal = jnp.einsum("gor,gk->gork", B, jnp.eye(groups, dtype=h.dtype))
     kernel = diagonal.reshape(-1, r * groups, *(1,) * len(sizes))
     y = lax.conv_general_dilated(h.reshape(1, -1, *sizes), kernel, (1,) * len(sizes), "VALID")
@@ -172,8 +172,8 @@ def _with_one_group(frame: Any) -> Any:
 def _merged_product(x: Array, weight: Array, A: Array, B: Array, *, frame: Any) -> Array:
     """`(W + B A) x` as one convolution, which is cheaper than two beside it.
 
-    The rule below keeps the derivative from the whole kernel: `A`'s and `B`'s go through `r`
-    channels.
+    By the rule below, the derivatives with respect to `A` and `B` go through `r` channels instead
+    of through the whole kernel.
     """
     return _convolve(frame, x, _adapted(weight, A, B))
 
