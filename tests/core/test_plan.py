@@ -235,7 +235,7 @@ def test_a_target_that_finds_only_normalised_layers_is_an_error_with_the_reason(
     with pytest.raises(SelectionError) as caught:
         plan_lora(normalised(getkey), 1, wrappers=ToyLinear, target="weight/")
     message = str(caught.value)
-    assert "the adapter would be rescaled or bypassed" in message
+    assert "would rescale or bypass the adapter" in message
     assert "It matches only:\n  - weight/layer: inside WeightNorm" in message
     assert "spectral" not in message.split("It matches only:")[1].split("can adapt")[0]
 

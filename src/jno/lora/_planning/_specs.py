@@ -93,8 +93,8 @@ def parse_specs(
     if isinstance(specs, Mapping | Spec):
         what = "Spec" if isinstance(specs, Spec) else "dict"
         raise SelectionError(
-            f"`specs` must be a list of dicts (or `Spec`s), but a single {what} came: put it "
-            "into a list"
+            f"`specs` must be a list of dicts, or of `Spec`s, but a single {what} came: "
+            "specs=[{...}]"
         )
     if isinstance(specs, str) or not isinstance(specs, Iterable):
         raise SelectionError(f"`specs` must be a list of dicts, but is {specs!r}.")
