@@ -87,11 +87,13 @@ def main(wrapper, folder, forbidden):
 
     def imported():
         from jno import lora
-        from jno.lora import _commands, peft
+        from jno.lora import _commands
 
-        return lora, _commands.cli, peft
+        if wrapper == "lora":  # with the zoo, the plugin for PEFT's files is tried as well
+            from jno.lora import peft as peft
+        return lora, _commands.cli
 
-    lora, cli, peft = watch.during("import", imported)
+    lora, cli = watch.during("import", imported)
     key = jax.random.key(2)
     adapted = watch.during(
         "apply", lambda: lora.apply_lora(model, 1, key=key, wrappers=wrapper, target="canary")
@@ -105,6 +107,7 @@ def main(wrapper, folder, forbidden):
     command = lambda: cli(["inspect", str(file)], standalone_mode=False)  # noqa: E731
     watch.during("inspect", command)
     if wrapper == "lora":
+        peft = lora.peft
         watch.during("save_peft", lambda: peft.save_peft(adapted, folder / "peft"))
         watch.during("load_peft", lambda: peft.load_peft(model, folder / "peft"))
 

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 import jno.lora._registry._registry as registry_module
+import jno.lora._showing
 import jno_lora_compare.plugin
 from jno.lora import SelectionError, plot_adapters
 from jno.lora._commands._cli import cli
@@ -183,7 +184,9 @@ def test_compare_says_which_extra_is_missing_before_it_trains(
     for name in [n for n in sys.modules if n == library or n.startswith(f"{library}.")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, library, None)
+    # Its package remembers the module, too.
     monkeypatch.delitem(sys.modules, "jno.lora._showing.plots", raising=False)
+    monkeypatch.delattr(jno.lora._showing, "plots", raising=False)
     code, text = run("compare", f"{task}:task", *option)
     extra = {"optax": "compare", "matplotlib": "plot"}[library]
     assert code == 1
