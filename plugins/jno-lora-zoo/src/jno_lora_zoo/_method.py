@@ -110,8 +110,9 @@ class Method(LayerKind):
         if "paper" in vars(cls) and "bibtex" not in vars(cls):
             cls.bibtex = bibtex_of(cls.paper) if cls.paper in ENTRIES else None
         # A constructor that somebody wrote by hand is inherited as it is.
-        if "start" in vars(cls) and getattr(cls.__init__, "__wrapped__", cls.__init__) is (
-            Method.__init__
+        inherited = cls.__init__
+        if "start" in vars(cls) and (
+            inherited is Method.__init__ or hasattr(inherited, "is_generated")
         ):
             cls.__init__ = _constructor(cls)
 
@@ -128,6 +129,7 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
     for function in (cls.start, cls._initial_fields):
         options = inspect.signature(function).parameters.values()
         named += [option for option in options if option.kind is option.KEYWORD_ONLY]
+    setattr(construct, "is_generated", True)  # noqa: B010
     setattr(construct, "__signature__", signature.replace(parameters=named))  # noqa: B010
     return construct
 
