@@ -32,6 +32,7 @@ jaxtyping.install_import_hook(
         "jno.lora",
         "jno_lora_zoo",
         "jno_lora_embedding",
+        "jno_lora_arrays",
         "jno_lora_attention",
         "jno_lora_recurrent",
         "jno_lora_foundax",

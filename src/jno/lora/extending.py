@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ._checkpoint import read_json, read_tensors, values_of, write_together
-from ._contract import expect_model
+from ._contract import expect_model, merged_layer, weights_read_by
 from ._errors import failing, imported_for, warn
 from ._paths import bullets, nearest, show_array, show_path
 from ._registry import default_registry
@@ -31,6 +31,7 @@ __all__ = [
     "imported_for",
     "known_factors",
     "layers_at",
+    "merged_layer",
     "module_paths",
     "nearest",
     "new_picture",
@@ -44,6 +45,7 @@ __all__ = [
     "table",
     "values_of",
     "warn",
+    "weights_read_by",
     "write_together",
 ]
 

@@ -15,4 +15,10 @@ from ._constructing import construct, option_names, takes
 from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike
 from ._same_structure import check_same_structure
-from ._wrapper import LoRAWrapper, is_adapter, merged_layer, unwrapped_layer
+from ._wrapper import (
+    LoRAWrapper,
+    is_adapter,
+    merged_layer,
+    unwrapped_layer,
+    weights_read_by,
+)

@@ -1,10 +1,12 @@
 """The contract of an adapter: `LoRAWrapper`."""
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import equinox as eqx
@@ -235,13 +237,33 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         # A method of an Equinox module is a pytree that holds the module, and is seen here as well.
         # A value without arrays (a static field, `Shared`'s placeholder) is the base's own.
         if any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
-            return getattr(merged_layer(self), name)
+            return _read_weight.get()(self, name)
         return value
 
 
 def merged_layer(adapter: LoRAWrapper) -> eqx.Module:
     """`adapter.merge()`, mapped over the axes of a stacked layer."""
     return over_stack(lambda one: one.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
+
+
+def _read_merged(adapter: LoRAWrapper, name: str) -> Any:
+    return getattr(merged_layer(adapter), name)
+
+
+_read_weight = ContextVar("_read_weight", default=_read_merged)
+
+
+@contextlib.contextmanager
+def weights_read_by(read: Callable[[LoRAWrapper, str], Any]) -> Iterator[None]:
+    """A context in which `read(adapter, name)` gives the merged arrays that a model reads.
+
+    By default, `adapter.weight` is `getattr(merged_layer(adapter), "weight")`.
+    """
+    token = _read_weight.set(read)
+    try:
+        yield
+    finally:
+        _read_weight.reset(token)
 
 
 def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:

@@ -1,0 +1,46 @@
+"""What is used of JAX's traced functions, in one place: their equations, and those inside of them.
+
+`jax.core.eval_jaxpr`, `Jaxpr.replace` and the names and parameters of primitives are the same from
+JAX 0.8.1 to 0.12. The tests of the rules fail if one of them changes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.core
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from ._marks import Mark, mark_called
+
+
+def mark_in(eqn: Any) -> Mark | None:
+    """The mark that this equation is, if it reads a weight."""
+    name = eqn.params.get("name") if eqn.primitive.name in ("jit", "pjit") else None
+    return mark_called(name) if isinstance(name, str) else None
+
+
+def evaluate_plainly(jaxpr: Any, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """The results of one equation of `jaxpr` on arrays, as JAX itself computes them."""
+    given = {v: x for v, x in zip(eqn.invars, values, strict=True) if not isinstance(v, Literal)}
+    unnamed = jaxpr.debug_info._replace(arg_names=None, result_paths=None)
+    alone = jaxpr.replace(
+        constvars=[], invars=list(given), outvars=eqn.outvars, eqns=[eqn], debug_info=unnamed
+    )
+    return jax.core.eval_jaxpr(alone, (), *given.values())
+
+
+def reads_weights(jaxpr: Any) -> bool:
+    """Whether a traced function reads a weight of an adapter, also in functions that it calls."""
+    return any(
+        mark_in(eqn) is not None or any(map(reads_weights, jaxprs_in(eqn))) for eqn in jaxpr.eqns
+    )
+
+
+def jaxprs_in(eqn: Any) -> Iterator[Any]:
+    """The traced functions that an equation calls."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item

@@ -1,0 +1,56 @@
+"""The table of uses of weights."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from jno.lora.extending import Printed, table
+from jno.lora.types import Table
+
+
+class Use(NamedTuple):
+    """One use of a weight that a function reads from an adapted layer.
+
+    - `adapter`, `shape`: the adapter's class, and the shape of the weight where it is used.
+    - `operation`: the operation of JAX, such as `dot_general`.
+    - `reason`: why it needs the merged weight; `None` if the adapter computes it.
+    """
+
+    adapter: str
+    shape: tuple[int, ...]
+    operation: str
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class UseReport(Printed[Use]):
+    """The uses of weights in a function. Prints as a table; equal uses become one row there."""
+
+    rows: tuple[Use, ...]
+
+    @classmethod
+    def of(cls, uses: Iterable[Use]) -> "UseReport":
+        """The report on these uses."""
+        return cls(tuple(uses))
+
+    def _table(self) -> Table:
+        counted = collections.Counter(self.rows)
+        columns = [("adapter", "left"), ("weight", "left"), ("operation", "left")]
+        rows = (
+            (
+                use.adapter,
+                str(use.shape),
+                use.operation,
+                str(count),
+                use.reason or "by the adapter",
+            )
+            for use, count in counted.items()
+        )
+        merged = sum(use.reason is not None for use in self.rows)
+        return table(
+            "Weights that are read from adapted layers",
+            [*columns, ("uses", "right"), ("computed", "left")],
+            rows,
+            f"{merged} of {len(self.rows)} uses need the merged weight.",
+        )

@@ -1,0 +1,166 @@
+"""Operations on virtual weights: views of them, and products with arrays."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.lax import GatherScatterMode
+from jaxtyping import Array
+
+from ._virtual import Virtual, columns, times_inputs, times_outputs
+
+
+class Declined(NamedTuple):
+    """The answer of a rule that needs the merged weight."""
+
+    reason: str
+
+
+Rule = Callable[[Any, Sequence[Any]], Any]
+RULES: dict[str, Rule] = {}
+
+
+def _rule(*primitives: str) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(primitives, rule))
+        return rule
+
+    return register
+
+
+@_rule("transpose")
+def _transpose(eqn: Any, values: Sequence[Any]) -> Any:
+    return values[0].transposed(eqn.params["permutation"])
+
+
+@_rule("convert_element_type")
+def _convert(eqn: Any, values: Sequence[Any]) -> Any:
+    dtype = eqn.params["new_dtype"]
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    return values[0].cast(dtype) if is_float else Declined("cast to another kind of number")
+
+
+@_rule("copy", "copy_p")
+def _same(eqn: Any, values: Sequence[Any]) -> Any:
+    return values[0] if len(values) == 1 else Declined("no rule")
+
+
+@_rule("reshape", "squeeze", "broadcast_in_dim")
+def _same_shape(eqn: Any, values: Sequence[Any]) -> Any:
+    is_same = eqn.outvars[0].aval.shape == values[0].shape
+    return values[0] if is_same and len(values) == 1 else Declined("the shape changes")
+
+
+@_rule("dot_general")
+def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
+    (contracting, batch), precision = eqn.params["dimension_numbers"], eqn.params["precision"]
+    sides = [isinstance(x, Virtual) for x in values]
+    if all(sides):
+        return Declined("a product of two weights")
+    if precision is not None:
+        return Declined("a product of its own precision")
+    side = sides.index(True)
+    weight, x = values[side], values[1 - side]
+    summed = "".join(weight.axes[axis] for axis in contracting[side])
+    shared = [weight.axes[axis] for axis in batch[side]]
+    if summed not in ("i", "o") or not {"i", "o"}.isdisjoint(shared):
+        return Declined(f"a sum over the axes {summed!r} of {weight.axes!r}")
+    # A label for each axis of `x`: those of the weight, and its own.
+    labels = [f"x{axis}" for axis in range(x.ndim)]
+    for axis, label in zip(batch[1 - side], shared, strict=True):
+        labels[axis] = label
+    labels[contracting[1 - side][0]] = summed
+    own = [label for label in labels if label[0] == "x"]
+    stack = sorted(set(weight.axes) - {"i", "o"})
+    front = [label for label in stack if label in shared]
+    x = x.transpose([labels.index(label) for label in (*front, *own, summed)])
+    rows = x.shape[len(front) : -1]
+    vectors = x.reshape((*x.shape[: len(front)], math.prod(rows), x.shape[-1]))
+    product = times_inputs if summed == "i" else times_outputs
+    y = _over_stack(product, weight, vectors, [label in shared for label in stack])
+    if y is None:
+        return Declined(f"{type(weight.adapter).__name__} has no fast path here")
+    y = y.reshape((*y.shape[: len(stack)], *rows, y.shape[-1]))
+    labels_of_y = [*stack, *own, "o" if summed == "i" else "i"]
+    free = [label for label in weight.axes if label not in (*shared, summed)]
+    order = (*shared, *free, *own) if side == 0 else (*shared, *own, *free)
+    y = y.transpose([labels_of_y.index(label) for label in order])
+    return y.astype(eqn.outvars[0].aval.dtype)
+
+
+@_rule("ragged_dot_general", "ragged_dot")
+def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
+    x, weight, sizes, *more = values
+    if isinstance(x, Virtual) or more or weight.axes not in ("0io", "0oi"):
+        return Declined("a ragged product that is not x @ weight[group]")
+    numbers = eqn.params.get("ragged_dot_dimension_numbers")
+    plain = (((1,), (1,)), ((), ()))
+    if numbers is not None and (
+        numbers.dot_dimension_numbers != plain or tuple(numbers.rhs_group_dimensions) != (0,)
+    ):
+        return Declined("a ragged product that is not x @ weight[group]")
+    if eqn.params.get("precision") is not None or eqn.params.get("group_offset") is not None:
+        return Declined("a product of its own precision or offset")
+    factors = weight.factors()
+    if factors is None:
+        return Declined(f"the update of a {type(weight.adapter).__name__} is not a product")
+    A, B = factors
+    first, second = (A.mT, B.mT) if weight.axes == "0io" else (B, A)
+    y = jax.lax.ragged_dot(x, weight.base(), sizes)
+    low = jax.lax.ragged_dot(x, first.astype(x.dtype), sizes)
+    update = jax.lax.ragged_dot(low, second.astype(x.dtype), sizes)
+    return (y + update.astype(y.dtype)).astype(eqn.outvars[0].aval.dtype)
+
+
+@_rule("gather")
+def _gather(eqn: Any, values: Sequence[Any]) -> Any:
+    weight, index = values
+    if not isinstance(weight, Virtual):
+        return Declined("a weight that is used as an index")
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    axis = weight.axes.index("i")
+    is_lookup = (
+        weight.axes in ("io", "oi")
+        and numbers.collapsed_slice_dims == (axis,)
+        and numbers.start_index_map == (axis,)
+        and not numbers.operand_batching_dims
+        and sizes[1 - axis] == weight.shape[1 - axis]
+        and sizes[axis] == 1
+    )
+    if not is_lookup:
+        return Declined("a lookup of other parts than its columns")
+    places = index.reshape(-1)
+    found = columns(weight.adapter, jnp.clip(places, 0, weight.shape[axis] - 1))
+    if found is None:
+        return Declined(f"{type(weight.adapter).__name__} has no fast path here")
+    if eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP:
+        fill = eqn.params["fill_value"]
+        is_there = (places >= 0) & (places < weight.shape[axis])
+        found = jnp.where(is_there[:, None], found, jnp.nan if fill is None else fill)
+    out = eqn.outvars[0].aval
+    (at,) = numbers.offset_dims
+    found = found.reshape((*index.shape[:-1], found.shape[-1]))
+    return jnp.moveaxis(found, -1, at).astype(out.dtype)
+
+
+def _over_stack(
+    product: Callable[..., Any], weight: Virtual, x: Array, is_mapped: Sequence[bool]
+) -> Array | None:
+    """`product(adapter, x)`, mapped over the axes of a stack in front of the adapter's arrays.
+
+    - `is_mapped`: for each of these axes, whether `x` has it too.
+    """
+    declined: list[bool] = []
+
+    def one(adapter: Any, x: Array) -> Array:
+        y = product(adapter, x)
+        declined.append(y is None)
+        return x if y is None else y
+
+    mapped = one
+    for has_axis in reversed(is_mapped):
+        mapped = jax.vmap(mapped, in_axes=(0, 0 if has_axis else None))
+    y = mapped(weight.adapter, x)
+    return None if any(declined) else y

@@ -1,0 +1,82 @@
+"""`through`: a function of adapted models, computed without the merged weights that it reads."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from jno.lora.extending import weights_read_by
+
+from ._evaluate import Evaluation, dense
+from ._marks import read_marked
+from ._report import UseReport
+
+
+def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]:
+    """`function`, in which a weight that is read from an adapted layer costs as its adapter does.
+
+    Many models read `layer.weight` instead of calling the layer: for a head that is tied to the
+    embedding, for experts. An adapter then gives the merged weight, and a training step costs as
+    much as full fine-tuning. `through` traces the function, finds these reads, and computes each
+    product with such a weight, or lookup in it, by the adapter's own fast path. Calls of adapted
+    layers stay as they are.
+
+    A use that has no such path gets the merged weight, as without `through`; `report_uses` lists
+    them.
+
+    **Arguments:**
+
+    - `function`: any function of pytrees, such as `lambda model, x: jax.vmap(model)(x)`.
+    - `strict`: raise an error where the merged weight would be needed.
+
+    **Returns:** a function with the same arguments, results and derivatives, to rounding. Call it
+    under `jax.jit`, because each call traces `function` anew.
+
+    **Raises:** with `strict`, a `JnoLoraError` that names adapter, operation and reason.
+    """
+
+    @functools.wraps(function)
+    def evaluated(*args: Any, **kwargs: Any) -> Any:
+        return _evaluate(function, args, kwargs, Evaluation(strict))
+
+    return evaluated
+
+
+def report_uses(function: Callable[..., Any], *args: Any, **kwargs: Any) -> UseReport:
+    """The uses of weights that `function(*args, **kwargs)` reads from adapted layers.
+
+    **Returns:** a `UseReport`, which prints as a table: for each use, whether `through` computes
+    it by the adapter, or why it needs the merged weight. The function is only traced.
+    """
+    evaluation = Evaluation()
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        return _evaluate(function, args, kwargs, evaluation)
+
+    eqx.filter_eval_shape(traced, *args, **kwargs)
+    return UseReport.of(evaluation.uses)
+
+
+def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> Any:
+    arrays, rest = eqx.partition((args, kwargs), _is_array)
+    others: list[Any] = []  # of the result: everything but its arrays
+
+    def traced(arrays: Any) -> Any:
+        args, kwargs = eqx.combine(arrays, rest)
+        with weights_read_by(read_marked):
+            result = function(*args, **kwargs)
+        computed, other = eqx.partition(result, _is_array)
+        others.append(other)
+        return computed
+
+    closed, shapes = jax.make_jaxpr(traced, return_shape=True)(arrays)
+    results = evaluation.run(closed.jaxpr, closed.consts, jax.tree.leaves(arrays))
+    computed = jax.tree.unflatten(jax.tree.structure(shapes), map(dense, results))
+    return eqx.combine(computed, others[-1])
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)

@@ -1,0 +1,187 @@
+"""Virtual weights: arrays that stand for the weight of an adapted layer, which is not computed."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jno.lora import LoRAWrapper
+from jno.lora.extending import merged_layer
+from jno_lora_embedding import EmbeddingLayer
+from jno_lora_zoo import LinearLayer, Method, unchanged
+
+# The axes of a weight, by the kind of its layer: o counts its outputs, i its inputs. In front lie
+# those of a stack, which are numbered.
+_AXES = {LinearLayer: "oi", EmbeddingLayer: "io"}
+
+
+class Virtual(eqx.Module):
+    """The weight of an adapted layer, seen with its axes in some order and in some dtype.
+
+    - `adapter`: the adapter, whose base is one layer or a stack of layers.
+    - `name`: the attribute that the weight is.
+    - `axes`: one letter for each axis, in their order here: `o`, `i` and a number for each axis of
+        a stack.
+    """
+
+    adapter: LoRAWrapper
+    name: str = eqx.field(static=True)
+    axes: str = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape with the axes in their order here."""
+        shape = getattr(self.adapter.base, self.name).shape
+        return tuple(shape[_axes_of(self.adapter, len(shape)).index(axis)] for axis in self.axes)
+
+    def dense(self) -> Array:
+        """The merged weight itself."""
+        weight = getattr(merged_layer(self.adapter), self.name)
+        own = _axes_of(self.adapter, weight.ndim)
+        return weight.transpose([own.index(axis) for axis in self.axes]).astype(self.dtype)
+
+    def base(self) -> Array:
+        """The weight of the base, in the order of the axes here."""
+        weight = getattr(self.adapter.base, self.name)
+        own = _axes_of(self.adapter, weight.ndim)
+        return weight.transpose([own.index(axis) for axis in self.axes]).astype(self.dtype)
+
+    def factors(self) -> "Factors | None":
+        """The factors of `W' = W + B A`, if the method is one. Stacked if the layer is."""
+        find = _factors
+        for _ in range(len(self.axes) - 2):
+            find = jax.vmap(find)
+        is_low_rank = type(self.adapter).low_rank_update is not LoRAWrapper.low_rank_update
+        return find(self.adapter) if is_low_rank else None
+
+    def can_be_scanned(self) -> bool:
+        """Whether the first axis is that of a stack, and of all arrays of the adapter."""
+        return self.axes[0] == "0"
+
+    def slice_of(self, axes: str) -> "Virtual":
+        """One slice of a scanned weight, whose adapter holds the slice already."""
+        renamed = "".join(a if a in "io" else str(int(a) - 1) for a in axes)
+        return dataclasses.replace(self, axes=renamed)
+
+    def transposed(self, order: tuple[int, ...]) -> "Virtual":
+        """This weight with its axes in another order."""
+        axes = "".join(self.axes[axis] for axis in order)
+        return dataclasses.replace(self, axes=axes)
+
+    def cast(self, dtype: Any) -> "Virtual":
+        """This weight in another dtype."""
+        return dataclasses.replace(self, dtype=dtype)
+
+
+def virtual(adapter: LoRAWrapper, name: str) -> Virtual | None:
+    """The weight `name` of an adapter, if its products are known without it."""
+    weight = getattr(adapter.base, name)
+    axes = _axes_of(adapter, weight.ndim) if name == "weight" else None
+    if axes is None or not isinstance(adapter, Method):
+        return None
+    return Virtual(adapter, name, axes, weight.dtype)
+
+
+def _axes_of(adapter: LoRAWrapper, ndim: int) -> Any:
+    for kind, axes in _AXES.items():
+        if isinstance(adapter, kind):
+            return "".join(map(str, range(ndim - 2))) + axes
+    return None
+
+
+def times_inputs(adapter: Any, x: Array) -> Array | None:
+    """`W' x` for vectors `(n, in)`, or `None` if the adapter has no fast path."""
+    linear = _as_linear(adapter)
+    if not linear.has_fast_path():
+        return None
+    return jax.vmap(linear.forward)(x)
+
+
+def times_outputs(adapter: Any, y: Array) -> Array | None:
+    """`W'ᵀ y` for vectors `(n, out)`, or `None` if the adapter has no fast path."""
+    linear = _as_linear(adapter)
+    if not linear.has_fast_path():
+        return None
+    x = jax.ShapeDtypeStruct((y.shape[0], linear.base.in_features), y.dtype)
+    forward = jax.vmap(linear.forward)
+    out = jax.eval_shape(forward, x)
+    (result,) = jax.linear_transpose(forward, x)(y.astype(out.dtype))
+    return result
+
+
+def columns(adapter: Any, index: Array) -> Array | None:
+    """The columns of `W'` at a vector of indices, `(n, out)`."""
+    table = _matrix_as_stored(adapter).T
+    base = _without_init(
+        eqx.nn.Embedding, weight=table, num_embeddings=table.shape[0], embedding_size=table.shape[1]
+    )
+    lookup = _as_kind(adapter, EmbeddingLayer, base)
+    return jax.vmap(lookup.forward)(index) if lookup.has_fast_path() else None
+
+
+class Factors(NamedTuple):
+    """`A` `(r, in)` and `B` `(out, r)` of an update `B A`, its scale included."""
+
+    A: Array
+    B: Array
+
+
+class _Factored(LinearLayer):
+    """A kind of layer whose `low_rank` returns both factors, `A` and `Bᵀ` side by side."""
+
+    def low_rank(
+        self, x: Any, A: Any, B: Any, between: Any = unchanged, after: Any = unchanged
+    ) -> Array:
+        A, B = between(A), after(B)
+        dtype = jnp.promote_types(A.dtype, B.dtype)
+        return jnp.concatenate([A.astype(dtype), B.T.astype(dtype)], axis=1)
+
+
+def _factors(adapter: Any) -> Factors:
+    both = _as_kind(adapter, _Factored, adapter.base).forward(None)
+    inputs = _matrix_as_stored(adapter).shape[1]
+    return Factors(both[:, :inputs], both[:, inputs:].T)
+
+
+def _as_linear(adapter: Any) -> Any:
+    """The adapter around a linear layer with the same matrix, without a bias."""
+    matrix = _matrix_as_stored(adapter)
+    sizes = {"in_features": matrix.shape[1], "out_features": matrix.shape[0]}
+    base = _without_init(eqx.nn.Linear, weight=matrix, bias=None, use_bias=False, **sizes)
+    return _as_kind(adapter, LinearLayer, base)
+
+
+def _matrix_as_stored(adapter: Any) -> Array:
+    """The `(out, in)` matrix of the base, in its own dtype."""
+    weight = adapter.base.weight
+    return weight.T if isinstance(adapter, EmbeddingLayer) else weight
+
+
+def _as_kind(adapter: Any, kind: type, base: Any) -> Any:
+    fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
+    return _without_init(_class_of(type(adapter), kind), **{**fields, "base": base})
+
+
+@functools.lru_cache(maxsize=256)
+def _class_of(cls: type[Method], kind: type) -> type:
+    """The method of `cls` on another kind of layer. Its random factors keep their variance."""
+    method: Any = next(
+        c
+        for c in cls.__mro__
+        if issubclass(c, Method) and getattr(c.fits, "__isabstractmethod__", False)
+    )
+    fan_in = classmethod(lambda _, W: cls.fan_in(W))
+    return type(method.__name__, (method, kind), {"fan_in": fan_in, "__module__": __name__})
+
+
+def _without_init(cls: type, **fields: Any) -> Any:
+    """An instance of an Equinox module with these fields."""
+    module = object.__new__(cls)
+    for name, value in fields.items():
+        object.__setattr__(module, name, value)
+    return module

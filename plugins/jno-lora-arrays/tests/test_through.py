@@ -1,0 +1,261 @@
+"""`through`: equal to the function itself for every method and use, in values and derivatives."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+from jno.lora import JnoLoraError, LoRALinear, Net, apply_lora, lora_trainable_filter
+from jno_lora_arrays import report_uses, through
+
+METHODS = (
+    *("lora", "rslora", "lora-fa", "dora", "pissa", "milora"),
+    *("lora-xs", "vera", "ia3", "lokr", "oft"),
+)
+# These have an update that is a product, as `ragged_dot` needs it.
+LOW_RANK = {"lora", "rslora", "lora-fa", "pissa", "milora", "lora-xs", "vera"}
+WORDS, SIZE, HIDDEN, EXPERTS = 24, 8, 6, 3
+
+
+class Model(eqx.Module):
+    """A small transformer's parts, all of which read weights: a tied head, experts, a stack."""
+
+    table: eqx.nn.Embedding
+    dense: eqx.nn.Linear
+    experts: eqx.nn.Linear
+    blocks: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jr.split(key, 4)
+        self.table = eqx.nn.Embedding(WORDS, SIZE, key=keys[0])
+        self.dense = eqx.nn.Linear(SIZE, SIZE, key=keys[1])
+        make = eqx.filter_vmap(lambda key: eqx.nn.Linear(SIZE, HIDDEN, key=key))
+        self.experts = make(jr.split(keys[2], EXPERTS))
+        make = eqx.filter_vmap(lambda key: eqx.nn.Linear(SIZE, SIZE, key=key))
+        self.blocks = make(jr.split(keys[3], 2))
+
+    def __call__(self, ids):
+        x = self.embed(ids)
+        x = self.mix(x)
+        x = self.repeat(x)
+        x = self.route(x)
+        return jnp.tanh(x) @ self.table.weight.T
+
+    def embed(self, ids):
+        row = jnp.take(self.table.weight, -1, axis=0, fill_value=0)
+        return self.table.weight[ids] + self.table.weight.at[ids].get(mode="clip") + row[None]
+
+    def mix(self, x):
+        x = x @ self.dense.weight.T + jnp.einsum("...i,io->...o", x, self.dense.weight)
+        x = jax.checkpoint(lambda x: (self.dense.weight @ x.T).T)(x)
+        x = eqx.filter_jit(lambda layer, x: jax.vmap(lambda v: layer.weight @ v)(x))(self.dense, x)
+        return jax.vmap(self.dense)(jnp.tanh(x))
+
+    def repeat(self, x):
+        arrays, rest = eqx.partition(self.blocks, eqx.is_array)
+
+        def block(x, arrays):
+            return jnp.tanh(x @ eqx.combine(arrays, rest).weight.T), None
+
+        def from_weights(x, weight):
+            return jnp.tanh(x @ weight), None
+
+        x, _ = jax.lax.scan(block, x, arrays)
+        x, _ = jax.lax.scan(from_weights, x, self.blocks.weight)
+        each = jnp.einsum("ni,soi->sno", x, self.blocks.weight)
+        each = jnp.einsum("sno,soi->nsi", each, self.blocks.weight)
+        return each.sum(axis=1)
+
+    def route(self, x):
+        sizes = jnp.array([2, 0, 3])
+        hidden = jax.lax.ragged_dot(x, self.experts.weight.transpose(0, 2, 1), sizes)
+        return jax.lax.ragged_dot(jax.nn.silu(hidden), self.experts.weight, sizes)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(jr.key(0))
+
+
+def adapted(model, method, **kwargs):
+    """The model, with adapters away from their start, split into what trains and what does not."""
+    model = apply_lora(model, 2, 3.0, key=jr.key(1), wrappers=method, **kwargs)
+    trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
+    leaves, treedef = jax.tree.flatten(trainable)
+    keys = jr.split(jr.key(2), len(leaves))
+    moved = [x + 0.2 * jr.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, moved), frozen
+
+
+def value_and_gradient(function, trainable, frozen, *args):
+    def loss(trainable):
+        return jnp.sum(jnp.sin(function(eqx.combine(trainable, frozen), *args)))
+
+    return eqx.filter_jit(eqx.filter_value_and_grad(loss))(trainable)
+
+
+def assert_equal(function, trainable, frozen, *args):
+    """The value and the gradient are those of the function itself."""
+    expected = value_and_gradient(function, trainable, frozen, *args)
+    found = value_and_gradient(through(function), trainable, frozen, *args)
+    for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert jnp.max(jnp.abs(x - y)) <= 2e-5 * (1 + jnp.max(jnp.abs(x)))
+
+
+IDS = jnp.array([0, 5, 23, -1, 5])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_and_gradients_are_those_of_the_function(model, method):
+    assert_equal(lambda m, ids: m(ids), *adapted(model, method), IDS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_adapter_computes_every_use_that_it_can(model, method):
+    report = report_uses(lambda m, ids: m(ids), eqx.combine(*adapted(model, method)), IDS)
+    merged = {use.operation.removesuffix("_general") for use in report if use.reason is not None}
+    assert merged == (set() if method in LOW_RANK else {"ragged_dot"})
+    assert {use.operation for use in report} >= {"dot_general", "gather"}
+
+
+def test_without_reads_the_computation_is_the_same(model):
+    trainable, frozen = adapted(model, "lora")
+
+    def function(trainable, x):
+        return jax.vmap(eqx.combine(trainable, frozen).dense)(x)
+
+    x = jnp.ones((4, SIZE))
+    assert str(jax.make_jaxpr(through(function))(trainable, x)) == str(
+        jax.make_jaxpr(function)(trainable, x)
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_control_flow_on_weights_that_were_read_before(model, method):
+    def function(m, x):
+        weight = m.dense.weight.T
+
+        def turn(state):
+            count, x = state
+            x = jax.lax.cond(count > 1, lambda x: x @ weight, lambda x: x - weight[:1], x)
+            return count + 1, x
+
+        return jax.lax.fori_loop(0, 3, lambda i, x: turn((i, x))[1], x)
+
+    assert_equal(function, *adapted(model, method), jnp.ones((2, SIZE)))
+
+
+def test_while_loops_that_read_weights(model):
+    def function(m, x):
+        size = lambda x: jnp.sum(jnp.abs(x @ m.dense.weight))  # noqa: E731
+        return jax.lax.while_loop(lambda x: size(x) > 0.1, lambda x: x @ m.dense.weight / 4, x)
+
+    m = eqx.combine(*adapted(model, "lora"))
+    x = jnp.ones((2, SIZE))
+    assert jnp.allclose(eqx.filter_jit(through(function))(m, x), function(m, x), atol=1e-6)
+
+
+def test_other_uses_get_the_merged_weight(model):
+    def function(m, x):
+        weight = m.dense.weight
+        odd = weight[:, 2] + weight[2] + weight.reshape(-1)[:SIZE] + weight @ weight @ x[0]
+        return odd[None] + x @ (weight * weight).T + jnp.dot(x, weight, precision="highest")
+
+    trainable, frozen = adapted(model, "lora")
+    x = jnp.ones((2, SIZE))
+    assert_equal(function, trainable, frozen, x)
+    report = report_uses(function, eqx.combine(trainable, frozen), x)
+    reasons = {use.reason for use in report}
+    assert {"a product of two weights", "a product of its own precision", "no rule"} <= reasons
+    assert "need the merged weight" in str(report)
+
+
+def test_strict_names_the_use(model):
+    m = eqx.combine(*adapted(model, "dora"))
+    with pytest.raises(JnoLoraError, match=r"ragged_dot.* \(3, 8, 6\) of a DoRALinear needs"):
+        through(lambda m, ids: m(ids), strict=True)(m, IDS)
+
+
+def test_adapters_without_rules_are_merged():
+    conv = eqx.nn.Conv1d(2, 4, 3, key=jr.key(0))
+    trainable, frozen = adapted(conv, "lora")
+    function = lambda m, x: jnp.einsum("oik,i->ok", m.weight, x)  # noqa: E731
+    assert_equal(function, trainable, frozen, jnp.ones(2))
+    (use,) = report_uses(function, eqx.combine(trainable, frozen), jnp.ones(2))
+    assert (use.operation, use.reason) == ("read", "this adapter has no rules")
+
+
+def test_ensembles_under_vmap_are_merged(model):
+    make = eqx.filter_vmap(lambda key: apply_lora(model.dense, 2, key=key))
+    ensemble = make(jr.split(jr.key(3), 2))
+    function = eqx.filter_vmap(lambda m, x: m.weight @ x, in_axes=(eqx.if_array(0), None))
+    x = jnp.ones(SIZE)
+    assert jnp.allclose(through(function)(ensemble, x), function(ensemble, x), atol=1e-6)
+
+
+def test_half_precision_rounds_as_the_adapter_does(model):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, model.dense)
+    m = eqx.combine(*adapted(half, "lora"))
+    x = jr.normal(jr.key(4), (3, SIZE), jnp.bfloat16)
+    result = through(lambda m, x: x @ m.weight.T)(m, x)
+    called = jax.vmap(m)(x) - m.bias[None]
+    assert result.dtype == jnp.bfloat16
+    assert jnp.max(jnp.abs(result - called)) <= 0.05
+
+
+def test_results_may_hold_weights_and_anything_else(model):
+    m = eqx.combine(*adapted(model, "lora"))
+    weight, name, layer = through(lambda m: (m.dense.weight, "name", m.dense))(m)
+    assert jnp.allclose(weight, m.dense.weight, atol=1e-6)
+    assert name == "name"
+    assert isinstance(layer, LoRALinear)
+
+
+def test_models_may_come_by_closure(model):
+    m = eqx.combine(*adapted(model, "lora"))
+    report = report_uses(lambda ids: m(ids), IDS)
+    assert all(use.reason is None for use in report)
+    assert jnp.allclose(through(lambda ids: m(ids))(IDS), m(IDS), atol=1e-5)
+
+
+def test_a_net_in_training(model):
+    net = Net(model).freeze().lora(2, wrapper="auto")
+    trainable, frozen = net.partition()
+    assert_equal(lambda m, ids: m(ids), trainable, frozen, IDS)
+
+
+def test_a_tied_head_costs_as_much_as_its_adapter():
+    class Tied(eqx.Module):
+        table: eqx.nn.Embedding
+
+        def __call__(self, ids):
+            return self.table.weight[ids] @ self.table.weight.T
+
+    class Layers(eqx.Module):
+        table: eqx.nn.Embedding
+        head: eqx.nn.Linear
+
+        def __call__(self, ids):
+            return jax.vmap(self.head)(jax.vmap(self.table)(ids))
+
+    def cost(function, model):
+        trainable, frozen = adapted(model, "auto")
+        arrays, rest = eqx.partition(frozen, eqx.is_array)
+
+        def step(trainable, arrays):
+            loss = lambda t: jnp.sum(function(eqx.combine(t, arrays, rest), jnp.arange(64)) ** 2)  # noqa: E731
+            return jax.grad(loss)(trainable)
+
+        compiled = jax.jit(step).lower(trainable, arrays).compile()
+        return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+    words, size = 512, 128
+    table = eqx.nn.Embedding(words, size, key=jr.key(0))
+    call = lambda m, ids: m(ids)  # noqa: E731
+    flops, memory = cost(through(call), Tied(table))
+    head = eqx.nn.Linear(size, words, use_bias=False, key=jr.key(1))
+    of_layers = cost(call, Layers(table, head))
+    of_merging = cost(call, Tied(table))
+    assert flops <= 1.05 * of_layers[0] < of_merging[0]
+    assert memory <= 1.05 * of_layers[1] < of_merging[1]
