@@ -22,11 +22,9 @@ FORMAT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One adapter of a file, without its arrays.
+    """One adapter of a file: its class by name, and the names of the arrays in its `state()`.
 
-    - `wrapper`: the name of its class.
     - `distribution`, `version`: of the plugin that provides the class; `None` and `""` without one.
-    - `arrays`: the names in its `state()`.
     """
 
     path: str
@@ -46,13 +44,9 @@ class Entry:
 
     def as_json(self) -> dict[str, Any]:
         """The entry as it stands in the file, under its path."""
-        layer = {
-            "class": self.layer.layer,
-            "stack_ndim": self.layer.stack_ndim,
-            "arrays": {
-                path: {"shape": shape, "dtype": dtype} for path, shape, dtype in self.layer.arrays
-            },
-        }
+        form = self.layer
+        arrays = {path: {"shape": shape, "dtype": dtype} for path, shape, dtype in form.arrays}
+        layer = {"class": form.layer, "stack_ndim": form.stack_ndim, "arrays": arrays}
         return {name: getattr(self, name) for name in _ADAPTER} | {"layer": layer}
 
 
@@ -71,8 +65,7 @@ class Configuration:
         """
         for entry in self.entries:
             paths = [path for path, _, _ in entry.layer.arrays]
-            twice = next((path for path in paths if paths.count(path) > 1), None)
-            if twice is not None:
+            for twice in {path for path in paths if paths.count(path) > 1}:
                 raise MalformedError(
                     f"two arrays of the layer at {show_path(entry.path)!r} have the path "
                     f"{twice!r}: a dict key in it holds a slash. Rename the key"

@@ -48,9 +48,9 @@ class MalformedError(ValueError):
 
 
 def parse_json(content: str | bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `content`. Duplicate keys, which `json.loads` lets pass, are refused.
+    """The JSON object in `content`.
 
-    **Raises:** `MalformedError`.
+    **Raises:** `MalformedError`, also for duplicate keys and NaN, which `json.loads` lets pass.
     """
     try:
         value = json.loads(
@@ -78,7 +78,7 @@ def _refuse_constant(text: str) -> Any:
 
 
 def brief(value: Any) -> str:
-    """Any value as short ASCII text, for a message."""
+    """`value` as short ASCII text, for a message."""
     return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
 
 
@@ -107,9 +107,11 @@ class Container:
         self.metadata = header.pop("__metadata__", None) or {}
         self.tensors = {name: _tensor(name, info, begin) for name, info in header.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """The values of one array."""
-        tensor = self.tensors[name]
+    def read_all(self) -> dict[str, np.ndarray]:
+        """The values of all arrays."""
+        return {name: self._read(name, tensor) for name, tensor in self.tensors.items()}
+
+    def _read(self, name: str, tensor: Tensor) -> np.ndarray:
         raw = np.empty(tensor.nbytes, np.uint8)
         self._file.seek(tensor.begin)
         if self._file.readinto(raw.data) != tensor.nbytes:
@@ -125,8 +127,7 @@ def read_tensors(path: FilePath) -> dict[str, np.ndarray]:
     **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
     """
     with opened(path) as file:
-        container = Container(path, file)
-        return {name: container.read(name) for name in container.tensors}
+        return Container(path, file).read_all()
 
 
 def read_json(path: FilePath) -> dict[str, Any]:
@@ -145,11 +146,14 @@ def read_json(path: FilePath) -> dict[str, Any]:
 def opened(path: FilePath) -> Iterator[io.BufferedReader]:
     """The file at `path`, open to be read.
 
-    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it, and
-    for every `MalformedError` of the `with` block.
+    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it: if it
+    cannot be read, and for every `MalformedError` of the `with` block.
     """
     try:
-        with _regular_file(path) as file:
+        with _open(path) as file:
+            kind = kind_of(os.fstat(file.fileno()))
+            if kind != "a file":
+                raise MalformedError(f"it is {kind}, not a file")
             yield file
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be used: {err}.") from err
@@ -159,21 +163,13 @@ def opened(path: FilePath) -> Iterator[io.BufferedReader]:
         raise CheckpointError(f"{os.fspath(path)!r} does not fit into memory.") from err
 
 
-def _regular_file(path: FilePath) -> io.BufferedReader:
+def _open(path: FilePath) -> io.BufferedReader:
     # Not blocking, because the open of a pipe waits for somebody who writes.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    extra = getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(path, flags)
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra))
     except ValueError as err:
         raise MalformedError(f"its path is invalid: {err}") from err
-    try:
-        kind = kind_of(os.fstat(descriptor))
-        if kind != "a file":
-            raise MalformedError(f"it is {kind}, not a file")
-        return open(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 def kind_of(found: os.stat_result) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import jax
@@ -77,8 +77,8 @@ def read_adapters(
     """
     contents = read(path)
     adapters, problems = _adapters(contents, wrappers, default_registry(registry))
-    problems.refuse(path, "holds adapters that cannot be read here", "No adapter was read.")
-    _warn_of_non_finite(path, contents, adapters)
+    _refuse(problems, path, "holds adapters that cannot be read here", "No adapter was read.")
+    _warn_of_non_finite(path, contents, adapters.adapters)
     return adapters
 
 
@@ -93,7 +93,7 @@ class Contents:
 
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
-    """The contents of the file at `path`, with the values of its arrays or without. No plugin runs.
+    """The contents of the file at `path`. No plugin runs.
 
     **Raises:** `CheckpointError` if it is not a file of adapters, or damaged.
     """
@@ -107,26 +107,20 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
             )
         configuration = Configuration.parse(text)
         configuration.check_tensors(container.tensors)
-        arrays = {name: container.read(name) for name in container.tensors} if values else {}
+        arrays = container.read_all() if values else {}
         return Contents(configuration, container.tensors, arrays, container.nbytes)
 
 
-class _Problems:
-    """Why adapters cannot be loaded, as lines for a message."""
+# Why adapters cannot be loaded: lines for a message, with the errors behind them.
+_Problems = dict[str, Exception | None]
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.cause: Exception | None = None
 
-    def add(self, lines: Iterable[str], cause: Exception | None = None) -> None:
-        self.lines.extend(lines)
-        self.cause = self.cause or cause
-
-    def refuse(self, path: FilePath, what: str, advice: str) -> None:
-        """**Raises:** `CheckpointError` if there are any."""
-        if self.lines:
-            message = f"{os.fspath(path)!r} {what}:\n{bullets(self.lines)}\n{advice}"
-            raise CheckpointError(message) from self.cause
+def _refuse(problems: _Problems, path: FilePath, what: str, advice: str) -> None:
+    """**Raises:** `CheckpointError` if there are problems."""
+    if problems:
+        cause = next(filter(None, problems.values()), None)
+        message = f"{os.fspath(path)!r} {what}:\n{bullets(problems)}\n{advice}"
+        raise CheckpointError(message) from cause
 
 
 def load(
@@ -140,7 +134,7 @@ def load(
 ) -> dict[str, LoRAWrapper]:
     """The adapters of a file around the layers of `model`, by path: all, or those that fit.
 
-    - `plain`: the same model without adapters; the loaded adapters are built around its layers.
+    - `plain`: the same model without adapters, whose layers the loaded adapters get.
     """
     contents = read(path)
     adapters, problems = _adapters(contents, wrappers, registry)
@@ -149,26 +143,23 @@ def load(
         unfit = misfits(model, adapters) | nested_with(model, adapters)
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
-    problems.add(itertools.chain(*unfit.values()))
+    problems |= dict.fromkeys(itertools.chain(*unfit.values()))
     built: dict[str, LoRAWrapper] = {}
-    if not (strict and problems.lines):  # nothing is built for a file that is refused anyway
-        for name in (name for name in adapters if name not in unfit):
-            try:
-                built[name] = built_around(layers[name], adapters[name])
-            except Exception as err:
-                cls = adapters[name].wrapper.__name__
-                problems.add(
-                    [f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"], err
-                )
+    # Nothing is built for a file that is refused anyway.
+    for name in [] if strict and problems else [name for name in adapters if name not in unfit]:
+        try:
+            built[name] = built_around(layers[name], adapters[name])
+        except Exception as err:
+            cls = adapters[name].wrapper.__name__
+            problems[f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"] = err
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
-        problems.refuse(path, "does not fit this model", advice)
+        _refuse(problems, path, "does not fit this model", advice)
     _warn_of_non_finite(path, contents, built)
-    if problems.lines:
+    if problems:
         warn(
             f"{len(built)} of {len(contents.configuration.entries)} adapters of "
-            f"{os.fspath(path)!r} were loaded. The others were left out:\n"
-            f"{bullets(problems.lines)}"
+            f"{os.fspath(path)!r} were loaded. The others were left out:\n{bullets(problems)}"
         )
     return built
 
@@ -177,30 +168,26 @@ def _adapters(
     contents: Contents, wrappers: Classes, registry: Registry
 ) -> tuple[AdapterSet, _Problems]:
     """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
-    entries, problems = contents.configuration.entries, _Problems()
-    given = classes_by_name(wrappers)
-    of_class: dict[tuple[str | None, str, str], list[Entry]] = {}
+    entries, given = contents.configuration.entries, classes_by_name(wrappers)
+    of_class: dict[Any, list[Entry]] = {}
     for entry in entries:
         key = (entry.distribution, entry.version, entry.wrapper)
         of_class.setdefault(key, []).append(entry)
+    problems: _Problems = {}
     classes: dict[str, type[LoRAWrapper]] = {}
     for alike in of_class.values():
         try:
-            cls = class_of(alike[0], given, registry)
+            classes |= dict.fromkeys([x.path for x in alike], class_of(alike[0], given, registry))
         except PluginError as err:
             paths = ", ".join(show_path(entry.path) for entry in alike[:3])
             more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
-            problems.add([f"{paths}{more}: {err}"], err)
-        else:
-            classes |= {entry.path: cls for entry in alike}
+            problems[f"{paths}{more}: {err}"] = err
     found: dict[str, LooseAdapter] = {}
-    for entry in entries:
-        cls = classes.get(entry.path)
-        if cls is None:
-            continue
+    for entry in (entry for entry in entries if entry.path in classes):
+        cls = classes[entry.path]
         arrays = {name: contents.values[tensor] for name, tensor in entry.tensors.items()}
         wrong = _problems_of(entry, cls, arrays)
-        problems.add(wrong)
+        problems |= dict.fromkeys(wrong)
         if not wrong:
             # Copies: JAX might share NumPy's memory, which cannot be donated then.
             state = {name: jnp.array(array) for name, array in arrays.items()}
@@ -225,14 +212,13 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
     ]
 
 
-def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Iterable[str]) -> None:
-    wanted = set(loaded)
-    entries = (entry for entry in contents.configuration.entries if entry.path in wanted)
-    arrays = {tensor: contents.values[tensor] for x in entries for tensor in x.tensors.values()}
+def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[str]) -> None:
     lines = [
-        f"{name}: {count:,} of {array.size:,} numbers"
-        for name, array in arrays.items()
-        if (count := count_non_finite(array))
+        f"{name}: {count:,} of {contents.values[name].size:,} numbers"
+        for entry in contents.configuration.entries
+        if entry.path in loaded
+        for name in entry.tensors.values()
+        if (count := count_non_finite(contents.values[name]))
     ]
     if lines:
         warn(f"Arrays of {os.fspath(path)!r} hold NaN or infinity:\n{bullets(lines)}")

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from .._contract import Handle
 from .._errors import CheckpointError
-from .._paths import show_path
+from .._paths import show_place
 from .._registry import IN_PROCESS, Registry, default_registry
 from .._sets import AdapterSet, extract_adapters
 from .._version import __version__
@@ -75,33 +75,23 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
             "`eqx.tree_serialise_leaves`."
         )
     # Once for each class: the registry searches all plugins for a class that none of them provides.
-    classes = {adapters[path].wrapper for path in adapters}
+    classes = {adapter.wrapper for adapter in adapters.adapters.values()}
     providers = {cls: _provider_of(cls, registry) for cls in classes}
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
-    for path in adapters:
-        adapter = adapters[path]
+    for path, adapter in adapters.adapters.items():
         cls = adapter.wrapper
         if not adapter.state:
-            raise CheckpointError(
-                f"The {cls.__name__} at {show_path(path)!r} has no arrays that could be saved."
-            )
-        distribution, version = providers[cls]
-        entry = Entry(
-            path=path,
-            wrapper=cls.__name__,
-            distribution=distribution,
-            version=version,
-            variant=cls.variant,
-            # A NumPy number becomes one that JSON knows.
-            rank=None if adapter.rank is None else operator.index(adapter.rank),
-            alpha=adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha),
-            arrays=tuple(adapter.state),
-            layer=adapter.layer,
-        )
+            where = show_place(cls, path)
+            raise CheckpointError(f"There are no arrays to save in {where}.")
+        # A NumPy number becomes one that JSON knows.
+        rank = None if adapter.rank is None else operator.index(adapter.rank)
+        alpha = adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha)
+        arrays, layer = tuple(adapter.state), adapter.layer
+        entry = Entry(path, cls.__name__, *providers[cls], cls.variant, rank, alpha, arrays, layer)
         entries.append(entry)
         for name, tensor in entry.tensors.items():
-            what = f"the array {name!r} of the {entry.wrapper} at {show_path(path)!r}"
+            what = f"the array {name!r} of {show_place(cls, path)}"
             tensors[tensor] = values_of(adapter.state[name], what)
     versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
     configuration = Configuration(tuple(entries), versions)
@@ -114,7 +104,7 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
 
 
 def _provider_of(cls: type[Any], registry: Registry) -> tuple[str | None, str]:
-    """The distribution and the version of the plugin that provides `cls`, if one does."""
+    """The distribution and the version of the plugin that provides `cls`."""
     provider = registry.provider_of(cls)
     if provider is None or provider.distribution == IN_PROCESS:
         return None, ""
@@ -142,13 +132,11 @@ def values_of(array: Any, what: str) -> np.ndarray:
             f"{what} was deleted: a compiled step took its memory (`donate`). Save the model that "
             "the step returned."
         )
-    return np.ascontiguousarray(_gathered(array)).reshape(array.shape)
-
-
-def _gathered(array: Array | np.ndarray) -> np.ndarray:
-    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def _serialised(tensors: dict[str, np.ndarray], configuration: str) -> bytes:
