@@ -151,11 +151,6 @@ def _is_text(found: Any) -> bool:
     return isinstance(found, str) and found.isprintable() and len(found) <= 20_000
 
 
-def _is_path(found: Any) -> bool:
-    # The path of the root is empty.
-    return _is_text(found) and (not found or {"", ".", ".."}.isdisjoint(found.split("/")))
-
-
 def _is_count(found: Any) -> bool:
     return type(found) is int and 0 <= found < 2**31  # a bool is an `int`, too
 
@@ -173,7 +168,9 @@ _OBJECT = _Kind("a JSON object", lambda x: isinstance(x, dict))
 _TEXT = _Kind("printable text of at most 20,000 characters", _is_text)
 _COUNT = _Kind("a whole number from 0 to 2^31 - 1", _is_count)
 _PATH = _Kind(
-    "the path of an adapter: printable names between slashes, not empty, '.' or '..'", _is_path
+    "the path of an adapter: printable names between slashes, not empty, '.' or '..'",
+    # The path of the root is empty.
+    lambda x: _is_text(x) and (not x or {"", ".", ".."}.isdisjoint(x.split("/"))),
 )
 _ADAPTER = {
     # The name of a class goes into code that a message shows, a distribution and its version into

@@ -102,8 +102,7 @@ class Container:
     def __init__(self, path: FilePath, file: io.BufferedReader):
         self._file = file
         self.nbytes = os.fstat(file.fileno()).st_size
-        header, begin = _header(file, self.nbytes)
-        _check_by_library(path)
+        header, begin = _checked_header(path, file, self.nbytes)
         self.metadata = header.pop("__metadata__", None) or {}
         self.tensors = {name: _tensor(name, info, begin) for name, info in header.items()}
 
@@ -179,8 +178,12 @@ def kind_of(found: os.stat_result) -> str:
     return "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
 
 
-def _header(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
-    """The header as JSON, and where it ends."""
+def _checked_header(
+    path: FilePath, file: io.BufferedReader, size: int
+) -> tuple[dict[str, Any], int]:
+    """The header, which fits the bytes behind it, as JSON, and where it ends."""
+    import safetensors  # here, because only those who save and load need it
+
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
         raise MalformedError(
@@ -191,17 +194,11 @@ def _header(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
         raise MalformedError(
             f"its header has {length:,} bytes; at most {MOST_JSON_BYTES:,} are read"
         )
-    return parse_json(file.read(length), "its header"), 8 + length
-
-
-def _check_by_library(path: FilePath) -> None:
-    """**Raises:** `MalformedError` if the header and the bytes behind it do not fit together."""
-    import safetensors  # here, because only those who save and load need it
-
+    header = parse_json(file.read(length), "its header")
     try:
         # Reads the header only.
         with safetensors.safe_open(path, framework="numpy"):
-            pass
+            return header, 8 + length
     except safetensors.SafetensorError as err:
         raise MalformedError(
             "its header does not fit its content: it was cut short, something was added, or it was "

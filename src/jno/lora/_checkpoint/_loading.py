@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Collection
-from typing import Any, TypeVar
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._compute import count_non_finite
-from .._contract import Handle, LoRAWrapper, takes
+from .._contract import Handle, LoRAWrapper, check_contract, takes
 from .._errors import CheckpointError, PluginError, SelectionError, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
@@ -20,9 +21,11 @@ from .._sets import AdapterSet, LooseAdapter, built_around, misfits
 from .._tree import layers_at, nested_with, replace_layers
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
-from ._wrappers import Classes, class_of, classes_by_name
 
 M = TypeVar("M")
+
+# The type of `wrappers=`.
+Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
 
 def load_adapters(
@@ -168,7 +171,7 @@ def _adapters(
     contents: Contents, wrappers: Classes, registry: Registry
 ) -> tuple[AdapterSet, _Problems]:
     """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
-    entries, given = contents.configuration.entries, classes_by_name(wrappers)
+    entries, given = contents.configuration.entries, _classes_by_name(wrappers)
     of_class: dict[Any, list[Entry]] = {}
     for entry in entries:
         key = (entry.distribution, entry.version, entry.wrapper)
@@ -177,7 +180,7 @@ def _adapters(
     classes: dict[str, type[LoRAWrapper]] = {}
     for alike in of_class.values():
         try:
-            classes |= dict.fromkeys([x.path for x in alike], class_of(alike[0], given, registry))
+            classes |= dict.fromkeys([x.path for x in alike], _class_of(alike[0], given, registry))
         except PluginError as err:
             paths = ", ".join(show_path(entry.path) for entry in alike[:3])
             more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
@@ -222,3 +225,64 @@ def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[s
     ]
     if lines:
         warn(f"Arrays of {os.fspath(path)!r} hold NaN or infinity:\n{bullets(lines)}")
+
+
+def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
+    """The classes that a call gives.
+
+    **Raises:** `WrapperError` if one is not an adapter class; `SelectionError` if two have one
+    name, or for something else.
+    """
+    if isinstance(given, str) or not isinstance(given, type | Iterable | None):
+        raise SelectionError(
+            f"`wrappers` must be adapter classes, but is {given!r}. What plugins provide is found "
+            "without it."
+        )
+    found: dict[str, type[LoRAWrapper]] = {}
+    for cls in [given] if isinstance(given, type) else given or ():
+        check_contract(cls)
+        if found.setdefault(cls.__name__, cls) is not cls:
+            raise SelectionError(
+                f"`wrappers` has two classes of the name {cls.__name__!r}. Load the adapters of "
+                "each in a call of its own, with strict=False."
+            )
+    return found
+
+
+def _class_of(
+    entry: Entry, given: Mapping[str, type[LoRAWrapper]], registry: Registry
+) -> type[LoRAWrapper]:
+    """The class of an adapter: among those given, else in the registry.
+
+    **Raises:** `PluginError` that says what to install or to pass.
+    """
+    if entry.wrapper in given:
+        return given[entry.wrapper]
+    try:
+        provided = registry.provided(entry.distribution, entry.wrapper)
+    except PluginError as err:
+        advice = f"Pass it: load_adapters(..., wrappers=[{entry.wrapper}])"
+        if entry.distribution is None:
+            problem = f"{entry.wrapper} is a class that no plugin provides. {advice}"
+        else:
+            problem = f"{err}. {_how_to_install(entry) if registry.discover else advice}"
+        raise PluginError(problem) from err
+    if provided.version and _major_minor(provided.version) < _major_minor(entry.version):
+        raise PluginError(
+            f"it was saved with {entry.wrapper} of {entry.distribution} {entry.version}, which is "
+            f"newer than the installed {provided.version}. {_how_to_install(entry)}"
+        )
+    return provided.cls
+
+
+def _how_to_install(entry: Entry) -> str:
+    # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
+    public = entry.version.partition("+")[0]
+    bound = f">={public}" if public else ""
+    return f'If you trust this file:\n    pip install -U "{entry.distribution}{bound}"\n'
+
+
+def _major_minor(version: str) -> tuple[int, int]:
+    """`(1, 2)` for a version such as `1.2.3`. Versions that do not parse sort first."""
+    found = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?", version)
+    return (0, 0) if found is None else (int(found[1]), int(found[2] or 0))

@@ -76,7 +76,7 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
         )
     # Once for each class: the registry searches all plugins for a class that none of them provides.
     classes = {adapter.wrapper for adapter in adapters.adapters.values()}
-    providers = {cls: _provider_of(cls, registry) for cls in classes}
+    providers = {cls: registry.provider_of(cls) for cls in classes}
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
     for path, adapter in adapters.adapters.items():
@@ -84,11 +84,16 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
         if not adapter.state:
             where = show_place(cls, path)
             raise CheckpointError(f"There are no arrays to save in {where}.")
+        provider = providers[cls]
+        if provider is None or provider.distribution == IN_PROCESS:
+            plugin = None, ""
+        else:
+            plugin = provider.distribution, provider.version
         # A NumPy number becomes one that JSON knows.
         rank = None if adapter.rank is None else operator.index(adapter.rank)
         alpha = adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha)
         arrays, layer = tuple(adapter.state), adapter.layer
-        entry = Entry(path, cls.__name__, *providers[cls], cls.variant, rank, alpha, arrays, layer)
+        entry = Entry(path, cls.__name__, *plugin, cls.variant, rank, alpha, arrays, layer)
         entries.append(entry)
         for name, tensor in entry.tensors.items():
             what = f"the array {name!r} of {show_place(cls, path)}"
@@ -101,14 +106,6 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
     except MalformedError as err:
         raise CheckpointError(f"The adapters cannot be saved: in the file, {err}.") from err
     return _serialised(tensors, text)
-
-
-def _provider_of(cls: type[Any], registry: Registry) -> tuple[str | None, str]:
-    """The distribution and the version of the plugin that provides `cls`."""
-    provider = registry.provider_of(cls)
-    if provider is None or provider.distribution == IN_PROCESS:
-        return None, ""
-    return provider.distribution, provider.version
 
 
 def values_of(array: Any, what: str) -> np.ndarray:

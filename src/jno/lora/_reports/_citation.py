@@ -17,9 +17,7 @@ def citation(model: PyTree) -> str:
     The class attribute `bibtex` of an adapter holds its entries. An adapter that only names a
     `paper` gives a comment with the arXiv number; one without either, a comment that says so.
 
-    **Arguments:**
-
-    - `model`: any pytree, adapted or not.
+    **Arguments:** `model`, any pytree, adapted or not.
 
     **Returns:** text for a `.bib` file; empty if there are no adapters.
 

@@ -35,9 +35,8 @@ class LayerForm:
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
         """The form of `layer`."""
         # In the dtypes of JAX: PiSSA, which changes the weight, makes a JAX array of NumPy's.
-        arrays = _arrays_of(layer)
-        found = tuple((path, tuple(x.shape), str(held_dtype(x))) for path, x in arrays)
-        return cls(type(layer).__name__, found, stack_ndim)
+        arrays = ((path, tuple(x.shape), str(held_dtype(x))) for path, x in _arrays_of(layer))
+        return cls(type(layer).__name__, tuple(arrays), stack_ndim)
 
     def __str__(self) -> str:
         arrays = ", ".join(f"{path} {array}" for path, array in self._shown().items())
@@ -73,8 +72,7 @@ class LooseAdapter(eqx.Module):
     """One adapter without its layer.
 
     - `state`: its arrays, as `LoRAWrapper.state()` returns them; those of a stack are stacked.
-    - `wrapper`, `rank`, `alpha`: its class and settings (`None` if it lacks them), to build it
-      again. The rank is the effective one.
+    - `wrapper`, `rank`, `alpha`: its class, effective rank and alpha (`None` if it lacks them).
     - `layer`: the form of the layer that it was made for.
     """
 
@@ -86,9 +84,9 @@ class LooseAdapter(eqx.Module):
 
 
 class AdapterSet(Loose, eqx.Module):
-    """The adapters of a model by the paths of their layers, without the model. A pytree.
+    """The adapters of a model, by the paths of their layers, without the model. A pytree.
 
-    `extract_adapters` makes one, `swap_adapters` puts it around the layers of a model.
+    Iterates over the paths. `extract_adapters` makes one, `swap_adapters` puts it around layers.
     """
 
     adapters: dict[str, LooseAdapter]
@@ -97,7 +95,6 @@ class AdapterSet(Loose, eqx.Module):
         return len(self.adapters)
 
     def __iter__(self) -> Iterator[str]:
-        """The paths."""
         return iter(self.adapters)
 
     def __getitem__(self, path: str) -> LooseAdapter:
@@ -131,12 +128,10 @@ def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
 def extract_adapters(model: PyTree) -> AdapterSet:
     """The adapters of `model`, without their layers.
 
-    **Arguments:**
+    **Arguments:** `model`: an adapted model, or a template of one (`eqx.filter_eval_shape`).
 
-    - `model`: an adapted model, or a template of one (`eqx.filter_eval_shape`).
-
-    **Returns:** an `AdapterSet`; empty for a model without adapters. A template gives a set that
-    holds shapes, for `eqx.tree_deserialise_leaves`.
+    **Returns:** a set, empty for a model without adapters. A template gives a set of shapes, for
+    `eqx.tree_deserialise_leaves`.
 
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
     holds a slash), or if `model` is a `Net` or a set. `WrapperError`, naming the path, if an
@@ -144,7 +139,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     """
     expect_model(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
-    known_losses: dict[Any, list[str]] = {}
+    known_losses: dict[Any, str] = {}
     for path, node in adapted_layers(model):
         refuse_second(path, found, "adapted layers")
         cls = type(node)
@@ -155,14 +150,14 @@ def extract_adapters(model: PyTree) -> AdapterSet:
             lost = _lost_options(node, form, known_losses)
             if lost:
                 raise WrapperError(
-                    f"an option in a static field is not in `state()`: {'; '.join(lost)}. Keep it "
-                    "in an array, or write a `from_state` that restores it."
+                    f"an option in a static field is not in `state()`: {lost}. Keep it in an "
+                    "array, or write a `from_state` that restores it."
                 )
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
     return AdapterSet(found)
 
 
-def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, list[str]]) -> list[str]:
+def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, str]) -> str:
     """The static fields that would change if `adapter` were built again from its state.
 
     - `known`: the results so far. Adapters of one structure share theirs.
@@ -170,32 +165,29 @@ def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, list[s
     static = (f.name for f in dataclasses.fields(adapter) if f.metadata.get("static", False))
     own = [name for name in static if name not in ("rank", "alpha")]
     if not own:
-        return []
+        return ""
     key = (jtu.tree_structure(adapter), form)
     try:
-        hash(key)
+        if key in known:
+            return known[key]
     except TypeError:  # a static field that cannot be hashed
         key = object()
-    if key not in known:
-        known[key] = _changed_by_rebuilding(adapter, form.stack_ndim, own)
-    return known[key]
 
-
-def _changed_by_rebuilding(adapter: LoRAWrapper, ndim: int, fields: list[str]) -> list[str]:
     def rebuild(w: LoRAWrapper) -> LoRAWrapper:
         # The default `from_state` calls the constructor without any option.
         return type(w).from_state(w.unwrap(), w.state(), w.rank, w.alpha)
 
     try:
-        made = eqx.filter_eval_shape(over_stack(rebuild, ndim), adapter)
+        made = eqx.filter_eval_shape(over_stack(rebuild, form.stack_ndim), adapter)
     except Exception:  # a `from_state` that looks at values fails on shapes
-        return []
-    pairs = ((name, getattr(adapter, name, None), getattr(made, name, None)) for name in fields)
-    return [
+        made = adapter
+    pairs = ((name, getattr(adapter, name, None), getattr(made, name, None)) for name in own)
+    known[key] = "; ".join(
         f"`{name}`, which is {is_!r}, would be {would_be!r}"
         for name, is_, would_be in pairs
         if _differ(is_, would_be)
-    ]
+    )
+    return known[key]
 
 
 def _differ(one: Any, other: Any) -> bool:

@@ -14,7 +14,7 @@ from .._errors import SelectionError
 from .._paths import stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
-from ._products import Factors, Triplets, check_combinable, factors_of, scale_times, widest
+from ._products import Factors, Triplets, check_combinable, factors_of, scale_of, widest
 from ._recipe import EXACT, TRIMMING, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
@@ -61,8 +61,8 @@ def combine(
     r"""Combine several sets of adapters into one.
 
     All methods act on the updates `U_i = s_i B_i A_i` of a layer's matrix, with each adapter's own
-    scale. (In PEFT, all methods but `cat` and `svd` act on `A` and `B` separately, which leaves
-    products `B_i A_j` of different adapters in the result.) With weights `w_i`:
+    scale. (PEFT's, except `cat` and `svd`, act on `A` and `B` separately, which leaves products
+    `B_i A_j` of different adapters in the result.) With weights `w_i`:
 
     | method | update | rank |
     |---|---|---|
@@ -75,13 +75,12 @@ def combine(
 
     `trim` keeps the part `density` of the entries of `U_i` that is largest in magnitude. `drop`
     keeps each entry with probability `density`, divided by it: its mean over all keys is `U_i`.
-    `agree` elects a sign for each entry, and takes the mean of the updates that have this sign
-    there. A singular value decomposition cuts the result to the nearest update of rank `rank`. A
-    set without an adapter at a path adds a zero update.
+    `agree` elects a sign for each entry, and takes the mean of the updates that have it there. A
+    singular value decomposition cuts the result to the nearest update of rank `rank`. A set without
+    an adapter at a path adds zero.
 
-    May run inside `jit`, with traced arrays and weights. Then all methods but `"linear"` and
-    `"cat"` (if the matrix allows the sum of the ranks) call LAPACK: keep them out of training
-    steps.
+    May run inside `jit`, with traced arrays and weights. What is cut calls LAPACK: keep it out of
+    training steps.
 
     **Arguments:**
 
@@ -105,21 +104,18 @@ def combine(
 
     **Raises:** `SelectionError` that lists every adapter whose update is not only a product, every
     path at which the layers differ, or every matrix that `density` leaves empty; or if an argument
-    is missing, of another kind, or makes no sense.
+    is missing or makes no sense.
 
     Papers: Yadav et al., "TIES-Merging: Resolving Interference When Merging Models",
     arXiv:2306.01708; Yu et al., "Language Models are Super Mario: Absorbing Abilities from
     Homologous Models as a Free Lunch" (DARE), arXiv:2311.03099.
     """
-    sets, weights = listed_sets(sets, "combine"), _listed_weights(weights)
+    sets = listed_sets(sets, "combine")
+    weights = _listed_weights(weights, len(sets))
     recipe = Recipe(method, density, rank, majority_sign)
     recipe.check(has_key=key is not None)
     if key is not None:
         check_key(key)
-    if len(weights) != len(sets):
-        raise SelectionError(
-            f"Each set needs a weight: expected {len(sets)} weights, got {len(weights)}."
-        )
     check_combinable(sets, density if method in TRIMMING else None)
     made: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
@@ -127,7 +123,7 @@ def combine(
         present = [i for i, one in enumerate(sets) if path in one.adapters]
         first = sets[present[0]][path]
         states = [sets[i][path].state for i in present]
-        scales = [scale_times(sets[i][path], weights[i]) for i in present]
+        scales = [scale_of(sets[i][path]) * weights[i] for i in present]
         # Two numbers that tell the key of an update from those of all others.
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
         state, error = on_the_mesh(
@@ -139,7 +135,7 @@ def combine(
     return (AdapterSet(made), UpdateReport(tuple(rows))) if report else AdapterSet(made)
 
 
-def _listed_weights(weights: Any) -> list[Any]:
+def _listed_weights(weights: Any, number: int) -> list[Array]:
     try:
         listed = list(weights)
     except TypeError:
@@ -148,7 +144,11 @@ def _listed_weights(weights: Any) -> list[Any]:
         ) from None
     for index, weight in enumerate(listed):
         check_number(f"weights[{index}]", weight)
-    return listed
+    if len(listed) != number:
+        raise SelectionError(
+            f"Each set needs a weight: expected {number} weights, got {len(listed)}."
+        )
+    return [jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float)) for weight in listed]
 
 
 def _combined(
@@ -179,7 +179,8 @@ def _combined(
         triplets = Triplets.of_product(total)
     else:
         products = jnp.stack([update.B @ update.A for update in updates])
-        keys = [] if key is None else [_folded(key, number) for number in numbers]
+        fold = jax.random.fold_in
+        keys = [] if key is None else [fold(fold(key, path), i) for path, i in numbers]
         triplets = Triplets.of(recipe.sparse_sum(products, keys))
     rank = min(rank, largest)
     return _state(cls, triplets.cut_to(rank), dtype), triplets.lost_by_cutting(rank)
@@ -187,7 +188,3 @@ def _combined(
 
 def _state(cls: type[LoRAWrapper], update: Factors, dtype: Any) -> dict[str, Array]:
     return {name: array.astype(dtype) for name, array in update.as_adapter(cls)[0].items()}
-
-
-def _folded(key: PRNGKeyArray, numbers: Any) -> PRNGKeyArray:
-    return jax.random.fold_in(jax.random.fold_in(key, numbers[0]), numbers[1])

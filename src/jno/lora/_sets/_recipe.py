@@ -73,11 +73,17 @@ class Recipe:
         assert self.density is not None
         if self.method in TRIMMING:
             sparse = _trimmed(updates, self.density)
-        else:
-            sparse = _dropped_at_random(updates, self.density, keys)
-        if self.method in _ELECTING:
-            return _agreed_mean(sparse, self.majority_sign)
-        return jnp.sum(sparse, axis=0)
+        else:  # each entry stays with probability `density`, divided by it
+            kept = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
+            sparse = jnp.where(jnp.stack(kept), updates / self.density, 0)
+        if self.method not in _ELECTING:
+            return jnp.sum(sparse, axis=0)
+        # The mean, for each entry, of the updates that have its elected sign. Zeros have no sign.
+        signs = jnp.sign(sparse)
+        votes = jnp.sum(sparse if self.majority_sign == "total" else signs, axis=0)
+        agrees = signs == jnp.where(votes >= 0, 1, -1).astype(sparse.dtype)[None]
+        count = jnp.sum(agrees, axis=0).astype(sparse.dtype)
+        return jnp.sum(jnp.where(agrees, sparse, 0), axis=0) / jnp.maximum(count, 1)
 
 
 def _trimmed(
@@ -89,23 +95,3 @@ def _trimmed(
     dropped = outputs * inputs - round(density * outputs * inputs)
     smallest_kept = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
     return jnp.where(jnp.abs(updates) >= smallest_kept, updates, 0)
-
-
-def _dropped_at_random(
-    updates: Float[Array, "n *stack out in"], density: float, keys: list[PRNGKeyArray]
-) -> Float[Array, "n *stack out in"]:
-    """Keep each entry with probability `density`, divided by it, so that its mean stays."""
-    kept = [jax.random.bernoulli(key, density, updates.shape[1:]) for key in keys]
-    return jnp.where(jnp.stack(kept), updates / density, 0)
-
-
-def _agreed_mean(
-    updates: Float[Array, "n *stack out in"], majority_sign: str
-) -> Float[Array, "*stack out in"]:
-    """The mean, for each entry, of the updates that have its elected sign. Zeros have no sign."""
-    signs = jnp.sign(updates)
-    votes = jnp.sum(updates if majority_sign == "total" else signs, axis=0)
-    elected = jnp.where(votes >= 0, 1, -1).astype(updates.dtype)
-    agrees = signs == elected[None]
-    count = jnp.sum(agrees, axis=0).astype(updates.dtype)
-    return jnp.sum(jnp.where(agrees, updates, 0), axis=0) / jnp.maximum(count, 1)

@@ -14,17 +14,14 @@ from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
     """The sets as one, whose arrays have a leading axis of length `len(sets)`.
 
-    With it, the examples of a batch can use different adapters of one base: inside `vmap`, each
-    takes its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it in (see the
-    documentation on combining). `swap_adapters` does not take the stack itself.
+    Then the examples of a batch can use different adapters of one base: inside `vmap`, each takes
+    its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it in. `swap_adapters` does not
+    take the stack itself.
 
-    **Arguments:**
+    **Arguments:** `sets` with adapters of the same classes, ranks, alphas, shapes and dtypes at the
+    same paths. `combine([one], [1.0], "svd", rank=8)` brings a set of products to another rank.
 
-    - `sets`: with adapters of the same classes, ranks, alphas, shapes and dtypes at the same paths.
-        `combine([one], [1.0], "svd", rank=8)` brings a set of products to another rank.
-
-    **Raises:** `SelectionError` that lists every difference; or if `sets` is empty or holds
-    something else than sets.
+    **Raises:** `SelectionError` that lists every difference.
     """
     first, *others = listed_sets(sets, "stack")
     problems = [line for i, other in enumerate(others, 1) for line in _differences(first, other, i)]

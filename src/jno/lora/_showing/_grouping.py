@@ -27,11 +27,13 @@ def grouped(rows: Iterable[tuple[str, R]]) -> list[tuple[str, int, R]]:
         indices = tuple((int(part),) for part in parts if _INDEX.fullmatch(part))
         counts = families.setdefault((template, rest), {})
         counts[indices] = counts.get(indices, 0) + 1
-    return [
-        (_label(template, box), count, rest)
-        for (template, rest), counts in families.items()
-        for box, count in _joined(counts).items()
-    ]
+    found: list[tuple[str, int, R]] = []
+    for (template, rest), counts in families.items():
+        for box, count in _joined(counts).items():
+            sets = iter(box)
+            parts = (_ranges(next(sets)) if part is None else part for part in template)
+            found.append(("/".join(parts), count, rest))
+    return found
 
 
 # The values of each index of a path, which stand for all their combinations.
@@ -53,11 +55,6 @@ def _joined(boxes: dict[_Box, int]) -> dict[_Box, int]:
             for others, found in values.items()
         }
     return boxes
-
-
-def _label(template: tuple[str | None, ...], box: _Box) -> str:
-    sets = iter(box)
-    return "/".join(_ranges(next(sets)) if part is None else part for part in template)
 
 
 def _ranges(values: tuple[int, ...]) -> str:

@@ -45,9 +45,7 @@ class Table:
         out = io.StringIO()
         # No line is folded: the text goes into logs, files and other programs. Without
         # `force_jupyter=False`, rich would show the table in a notebook as well.
-        console = Console(
-            file=out, width=10_000, force_terminal=False, force_jupyter=False, markup=False
-        )
+        console = Console(file=out, width=10_000, force_terminal=False, force_jupyter=False)
         # Title and caption apart: rich would fold them to the width of the table.
         made = self.__rich__()
         made.title = made.caption = None
