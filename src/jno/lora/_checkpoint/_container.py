@@ -8,7 +8,6 @@ cuts short ends the process.
 
 import collections
 import contextlib
-import dataclasses
 import io
 import json
 import math
@@ -16,7 +15,7 @@ import os
 import reprlib
 import stat
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,8 +81,7 @@ def brief(value: Any) -> str:
     return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One array of a file, and where its bytes begin."""
 
     dtype: np.dtype

@@ -48,17 +48,15 @@ def load_adapters(
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
         `JnoLoraWarning` lists the others.
-    - `wrappers`: one class or several, by name. All others come from the plugin that the file
-        names.
+    - `wrappers`: one class or several. All others come from the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed ones.
 
-    **Returns:** the adapted model (or the `Net`). Arrays that hold NaN or infinity are loaded, with
-    a `JnoLoraWarning`.
+    **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`.
 
     **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
-    that wrote it, or something does not fit the model: everything is listed at once, and nothing
-    was changed. `WrapperError` if one of `wrappers` is not an adapter class, `SelectionError` if
-    two have one name.
+    that wrote it, or something does not fit the model: everything is listed at once.
+    `WrapperError` if one of `wrappers` is not an adapter class, `SelectionError` if two have one
+    name.
     """
     if isinstance(model, Handle):
         net: Any = model
@@ -228,11 +226,6 @@ def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[s
 
 
 def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
-    """The classes that a call gives.
-
-    **Raises:** `WrapperError` if one is not an adapter class; `SelectionError` if two have one
-    name, or for something else.
-    """
     if isinstance(given, str) or not isinstance(given, type | Iterable | None):
         raise SelectionError(
             f"`wrappers` must be adapter classes, but is {given!r}. What plugins provide is found "
@@ -252,10 +245,7 @@ def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
 def _class_of(
     entry: Entry, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> type[LoRAWrapper]:
-    """The class of an adapter: among those given, else in the registry.
-
-    **Raises:** `PluginError` that says what to install or to pass.
-    """
+    """The class of an adapter. **Raises:** `PluginError` that says what to install or to pass."""
     if entry.wrapper in given:
         return given[entry.wrapper]
     try:

@@ -151,8 +151,8 @@ class Holder(Handle):
     def disabled(self: H) -> Iterator[H]:
         """A block in which the net is the model without adapters, and cannot be changed.
 
-        `with net.disabled(): reference = net(x)`. Afterwards, everything is as it was before. In the
-        block, the layers are bit for bit those that were adapted, unless they were trained.
+        Example: `with net.disabled(): reference = net(x)`. In the block, the layers are bit for bit
+        those that were adapted, unless they were trained. Afterwards, all is as it was before.
         """
         if self._disabled is not None:
             yield self

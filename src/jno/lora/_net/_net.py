@@ -13,9 +13,7 @@ from .._errors import SelectionError
 from .._paths import bullets, show_path
 from .._planning import MaskLike, Plan, SpecLike, WrapperLike, parse_mask
 from .._registry import Registry
-from .._reports import LoraReport, count, report_on
-from .._trainability import may_train
-from .._tree import adapted_layers
+from .._reports import LoraReport, report_on
 from ._holder import Holder
 from ._state import UNKNOWN, originals_of
 
@@ -68,11 +66,9 @@ class Net(Holder):
         return self.module(*args, **kwargs)
 
     def __repr__(self) -> str:
-        adapted = sum(1 for _ in adapted_layers(self.module))
-        trains = count(self.module, self.trainable)
-        total = count(self.module, may_train(self.module))
-        model = type(self.module).__name__
-        return f"Net({model}, {adapted} adapted layers, {trains:,} of {total:,} parameters train)"
+        found, model = self.summary(), type(self.module).__name__
+        trains = f"{found.trainable:,} of {found.total:,} parameters train"
+        return f"Net({model}, {len(found)} adapted layers, {trains})"
 
     def mask(self, mask: MaskLike) -> "Net":
         """Narrow the next control to the selected leaves. A second `mask` replaces the first.

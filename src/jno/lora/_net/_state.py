@@ -88,14 +88,22 @@ class NetState:
         return dataclasses.replace(self, module=eqx.combine(values, frozen))
 
     def plain(self) -> "NetState":
-        """Without adapters. Each layer takes the state of its base."""
-        return self._without_adapters(unwrapped_exactly(self.module, self.originals))
+        """Without adapters. Layers are the originals, unless they were trained in an adapter."""
+
+        def restore(path: str, adapter: LoRAWrapper) -> Any:
+            layer, base = self.originals.get(path, (adapter, None))
+            # Training a base replaces its arrays by others.
+            is_same = map(operator.is_, jax.tree.leaves(adapter.base), jax.tree.leaves(base))
+            return layer if all(is_same) else adapter
+
+        return self._without_adapters(unwrap_lora(map_adapters(restore, self.module)))
 
     def merged(self) -> "NetState":
-        """With every adapter folded into its layer, which takes the state of its base."""
+        """With every adapter folded into its layer."""
         return self._without_adapters(merge_lora(self.module))
 
     def _without_adapters(self, module: PyTree) -> "NetState":
+        # Each layer takes the state of its base.
         return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
 
     def trained_outside(self) -> list[str]:
@@ -160,24 +168,6 @@ def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
         for path, adapter, layer in adapted_layers(adapted, plain)
         if not is_adapter(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
     }
-
-
-def unwrapped_exactly(model: PyTree, originals: Mapping[str, Original]) -> PyTree:
-    """`unwrap_lora(model)`, with the original layer of each adapter whose base was not trained."""
-
-    def restore(path: str, adapter: LoRAWrapper) -> Any:
-        original = originals.get(path)
-        if original is None or not _same(adapter.base, original.base):
-            return adapter
-        return original.layer
-
-    return unwrap_lora(map_adapters(restore, model))
-
-
-def _same(one: Any, other: Any) -> bool:
-    # Training a base replaces its arrays by others.
-    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(here is there for here, there in leaves)
 
 
 def _check_update(expected: PyTree, given: PyTree) -> None:

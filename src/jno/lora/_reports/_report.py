@@ -1,6 +1,8 @@
-"""Reports on the adapters of a model: their parameter counts, and what merging would cost."""
+"""The adapters of a model: their parameter counts, what merging would cost, their papers."""
 
 import dataclasses
+import inspect
+import re
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,8 @@ from .._sharding import on_the_mesh
 from .._showing import Printed, Table, table_by_path
 from .._trainability import lora_trainable_filter, may_train
 from .._tree import adapted_layers
+
+_BIBTEX_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +122,32 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     expect_model(model, "lora_report")
     trainable = lora_trainable_filter(model)
     return report_on(model, trainable, default_registry(), measure=merge_error)
+
+
+def citation(model: PyTree) -> str:
+    """The BibTeX entries of the adapters in `model`, each once, in the order of the model.
+
+    The class attribute `bibtex` of an adapter holds its entries. An adapter that only names a
+    `paper` gives a comment with the arXiv number; one without either, a comment that says so.
+
+    **Arguments:** `model`, any pytree, adapted or not.
+
+    **Returns:** text for a `.bib` file; empty if there are no adapters.
+
+    **Raises:** `SelectionError` if `model` is a `Net` or a set.
+    """
+    expect_model(model, "citation")
+    found: dict[str, None] = {}  # a set that keeps its order
+    for _, node in adapted_layers(model):
+        cls = type(node)
+        if cls.bibtex is not None:
+            entries = map(inspect.cleandoc, _BIBTEX_ENTRY.split(cls.bibtex))
+        elif cls.paper is not None:
+            entries = [f"% {cls.__name__}: arXiv:{cls.paper}"]
+        else:
+            entries = [f"% {cls.__name__}: no reference"]
+        found |= dict.fromkeys(filter(None, entries))
+    return "\n\n".join(found) + "\n" if found else ""
 
 
 def report_on(

@@ -2,21 +2,29 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._contract import LoRAWrapper, check_key, check_number
+from .._contract import LoRAWrapper, check_key, check_number, check_part, check_rank
 from .._errors import SelectionError
-from .._paths import stable_hash
+from .._paths import nearest, stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
 from ._products import Factors, Triplets, check_combinable, factors_of, scale_of, widest
-from ._recipe import EXACT, TRIMMING, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
+
+Combination = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+MajoritySign = Literal["total", "frequency"]
+
+_EXACT = ("linear", "cat")
+_TRIMMING = ("ties", "magnitude_prune")
+_RANDOM = ("dare_linear", "dare_ties")
+_ELECTING = ("ties", "dare_ties")
+_SPARSE = (*_TRIMMING, *_RANDOM)
 
 
 @overload
@@ -112,11 +120,11 @@ def combine(
     """
     sets = listed_sets(sets, "combine")
     weights = _listed_weights(weights, len(sets))
-    recipe = Recipe(method, density, rank, majority_sign)
+    recipe = _Recipe(method, density, rank, majority_sign)
     recipe.check(has_key=key is not None)
     if key is not None:
         check_key(key)
-    check_combinable(sets, density if method in TRIMMING else None)
+    check_combinable(sets, density if method in _TRIMMING else None)
     made: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in dict.fromkeys(path for one in sets for path in one):
@@ -133,6 +141,79 @@ def combine(
         made[path] = dataclasses.replace(first, state=state, rank=new_rank, alpha=float(new_rank))
         rows.append(UpdateRow(path, first.wrapper, first.wrapper, new_rank, error))
     return (AdapterSet(made), UpdateReport(tuple(rows))) if report else AdapterSet(made)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """The static arguments of `combine`."""
+
+    method: str
+    density: float | None
+    rank: int | None
+    majority_sign: str
+
+    def check(self, *, has_key: bool) -> None:
+        """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
+        method, methods = self.method, get_args(Combination)
+        if method not in methods:
+            near = nearest(str(method), methods, n=1)[0]
+            raise SelectionError(
+                f"There is no method {method!r}; did you mean {near!r}? "
+                f"The methods are {', '.join(methods)}."
+            )
+        wrong, sign = "", self.majority_sign
+        if self.density is None and method in _SPARSE:
+            wrong = f"{method!r} needs a `density`, the part of the entries to keep, such as 0.5."
+        elif self.density is not None and method not in _SPARSE:
+            wrong = f"`density` is for {', '.join(_SPARSE)}; {method!r} keeps every entry."
+        elif method in _RANDOM and not has_key:
+            wrong = f"{method!r} drops entries at random, and needs a `key`."
+        elif has_key and method not in _RANDOM:
+            wrong = f"`key` is for {' and '.join(_RANDOM)}; {method!r} is not random."
+        elif self.rank is not None and method in _EXACT:
+            wrong = (
+                f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
+            )
+        elif sign not in get_args(MajoritySign):
+            wrong = f"`majority_sign` must be 'total' or 'frequency', but is {sign!r}."
+        elif sign != "total" and method not in _ELECTING:
+            wrong = f"`majority_sign` is for {' and '.join(_ELECTING)}; {method!r} elects no sign."
+        if wrong:
+            raise SelectionError(wrong)
+        if self.density is not None:
+            check_part("density", self.density)
+        if self.rank is not None:
+            check_rank(self.rank)
+
+    def sparse_sum(
+        self, updates: Float[Array, "n *stack out in"], keys: list[PRNGKeyArray]
+    ) -> Float[Array, "*stack out in"]:
+        """The sum of sparse updates. `keys` has one for each update, if the method is random."""
+        assert self.density is not None
+        if self.method in _TRIMMING:
+            sparse = _trimmed(updates, self.density)
+        else:  # each entry stays with probability `density`, divided by it
+            kept = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
+            sparse = jnp.where(jnp.stack(kept), updates / self.density, 0)
+        if self.method not in _ELECTING:
+            return jnp.sum(sparse, axis=0)
+        # The mean, for each entry, of the updates that have its elected sign. Zeros have no sign.
+        signs = jnp.sign(sparse)
+        votes = jnp.sum(sparse if self.majority_sign == "total" else signs, axis=0)
+        agrees = signs == jnp.where(votes >= 0, 1, -1).astype(sparse.dtype)[None]
+        count = jnp.sum(agrees, axis=0).astype(sparse.dtype)
+        return jnp.sum(jnp.where(agrees, sparse, 0), axis=0) / jnp.maximum(count, 1)
+
+
+def _trimmed(
+    updates: Float[Array, "n *stack out in"], density: float
+) -> Float[Array, "n *stack out in"]:
+    """Zero all but the part `density` of each matrix's entries that is largest in magnitude."""
+    *batch, outputs, inputs = updates.shape
+    sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
+    dropped = outputs * inputs - round(density * outputs * inputs)
+    smallest_kept = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
+    return jnp.where(jnp.abs(updates) >= smallest_kept, updates, 0)
 
 
 def _listed_weights(weights: Any, number: int) -> list[Array]:
@@ -152,7 +233,7 @@ def _listed_weights(weights: Any, number: int) -> list[Array]:
 
 
 def _combined(
-    recipe: Recipe,
+    recipe: _Recipe,
     cls: Any,
     states: list[Mapping[str, Any]],
     scales: list[Array],
@@ -168,13 +249,13 @@ def _combined(
         for state, scale in zip(states, scales, strict=True)
     ]
     ranks, largest = [update.rank for update in updates], updates[0].largest_rank
-    rank = sum(ranks) if recipe.method in EXACT else recipe.rank or max(ranks)
-    if recipe.method in (*EXACT, "svd"):
+    rank = sum(ranks) if recipe.method in _EXACT else recipe.rank or max(ranks)
+    if recipe.method in (*_EXACT, "svd"):
         total = Factors(
             jnp.concatenate([update.A for update in updates], axis=-2),
             jnp.concatenate([update.B for update in updates], axis=-1),
         )
-        if recipe.method in EXACT and rank <= largest:
+        if recipe.method in _EXACT and rank <= largest:
             return _state(cls, total, dtype), jnp.zeros((), wide)
         triplets = Triplets.of_product(total)
     else:

@@ -127,14 +127,13 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     check_number("factor", factor)
     _check_products([adapters])
 
-    def scaled(adapter: LooseAdapter) -> LooseAdapter:
+    scaled: dict[str, LooseAdapter] = {}
+    for path, adapter in adapters.adapters.items():
         B = jnp.asarray(adapter.state["lora_B"])
-        # Half precision would round the factor itself.
-        wide = at_least_float32(B)
+        wide = at_least_float32(B)  # half precision would round the factor itself
         B = (wide * jnp.asarray(factor, wide.dtype)).astype(B.dtype)
-        return dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
-
-    return AdapterSet({path: scaled(adapter) for path, adapter in adapters.adapters.items()})
+        scaled[path] = dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
+    return AdapterSet(scaled)
 
 
 def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:

@@ -61,7 +61,12 @@ def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path, adapter in adapters.adapters.items():
         if path in layers:
-            lines = _misfits_of(adapter, layers[path])
+            layer, cls = layers[path], adapter.wrapper
+            layer = layer.base if is_adapter(layer) else layer
+            lines = [f"/{problem}" for problem in adapter.layer.problems(layer)]
+            if not lines and not call_or_trace(partial(claims, cls), layer):
+                name = type(layer).__name__
+                lines = [f": a {cls.__name__} is not for this {name} (its `applies_to` says no)"]
             if path in norms:
                 lines.append(
                     f": inside the norm at {show_path(norms[path])!r}, which rewrites the weight "
@@ -73,15 +78,6 @@ def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
         if lines:
             found[path] = [f"{show_path(path)}{line}" for line in lines]
     return found
-
-
-def _misfits_of(adapter: LooseAdapter, layer: Any) -> list[str]:
-    layer = layer.base if is_adapter(layer) else layer
-    cls = adapter.wrapper
-    problems = adapter.layer.problems(layer)
-    if problems or call_or_trace(partial(claims, cls), layer):
-        return [f"/{problem}" for problem in problems]
-    return [f": a {cls.__name__} is not for this {type(layer).__name__} (its `applies_to` says no)"]
 
 
 def put_around(model: M, adapters: AdapterSet) -> M:
