@@ -19,7 +19,6 @@ from ._sharding import on_the_mesh, sharded_like
 from ._tree import map_adapters
 
 M = TypeVar("M")
-_TakeOut = Callable[[LoRAWrapper], Any]
 
 
 def merge_lora(model: M) -> M:
@@ -49,7 +48,7 @@ def unwrap_lora(model: M) -> M:
     return _without_adapters(model, unwrapped_layer, "unwrap")
 
 
-def _without_adapters(model: M, take_out: _TakeOut, verb: str) -> M:
+def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: str) -> M:
     expect_model(model, f"{verb}_lora")
     advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
 
@@ -63,7 +62,7 @@ def _without_adapters(model: M, take_out: _TakeOut, verb: str) -> M:
     return map_adapters(checked, model)
 
 
-def plain_layer(adapter: LoRAWrapper, take_out: _TakeOut = unwrapped_layer) -> Any:
+def plain_layer(adapter: LoRAWrapper, take_out: Callable[..., Any] = unwrapped_layer) -> Any:
     """The layer that `take_out` makes of an adapter: by default, as it was before adapting."""
     return on_the_mesh(
         adapter, take_out, adapter, settle=lambda layer, _: sharded_like(layer, adapter.base)

@@ -30,8 +30,6 @@ def on_the_mesh(
     lie whole on every device, and processes would have to agree on arrays that each of them made.
     The compiler splits a program over the mesh.
 
-    **Arguments:**
-
     - `layer`: one of `args`, or a part of one.
     - `settle`: puts the arrays of the result in place if `layer` is sharded, which is passed too.
     """

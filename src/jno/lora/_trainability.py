@@ -97,10 +97,8 @@ def _select(model: PyTree, roles: int) -> PyTree[bool]:
 # Filters are asked for again and again for models of one structure.
 @remembered(32)
 def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
-    """The filter as immutable parts, and the tree that joins them to new lists and dicts.
-
-    New ones, since a user may change those of a mask.
-    """
+    """The filter as immutable parts, and the tree that joins them to lists and dicts."""
+    # These are new in each filter, since a user may change them.
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
     marked = jtu.tree_map(
         lambda node: _inside(node) if is_adapter(node) else _OUTSIDE, model, is_leaf=is_adapter

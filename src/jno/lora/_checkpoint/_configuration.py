@@ -59,10 +59,7 @@ class Configuration:
     format_version: int = FORMAT_VERSION
 
     def dump(self) -> str:
-        """The text for the metadata.
-
-        **Raises:** `MalformedError` if `parse` would not give the same back.
-        """
+        """The text for the metadata. **Raises:** `MalformedError` if `parse` reads it otherwise."""
         for entry in self.entries:
             paths = [path for path, _, _ in entry.layer.arrays]
             for twice in {path for path in paths if paths.count(path) > 1}:
@@ -79,10 +76,7 @@ class Configuration:
 
     @classmethod
     def parse(cls, content: str) -> "Configuration":
-        """The configuration in the metadata of a file.
-
-        **Raises:** `MalformedError`.
-        """
+        """The configuration in the metadata of a file. **Raises:** `MalformedError`."""
         found = parse_json(content, "its configuration")
         _check(found, _VERSIONED)
         version = found["format_version"]
@@ -128,10 +122,9 @@ class _Kind(NamedTuple):
 
 
 def _check(found: Any, kind: Any, what: str = "") -> None:
-    """**Raises:** `MalformedError` unless `found` is of a kind.
+    """**Raises:** `MalformedError` unless `found` is of a kind: a `_Kind`, or an object of kinds.
 
-    - `kind`: a `_Kind`, or the kinds in a JSON object by key. A missing key is null, and others are
-      skipped. A `_Kind` as the only key stands for all keys.
+    A missing key is null, and others are skipped. A `_Kind` as the only key stands for all keys.
     """
     if isinstance(kind, _Kind):
         if not kind.holds(found):

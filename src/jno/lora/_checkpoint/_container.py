@@ -32,9 +32,7 @@ DTYPES = {
     "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
     "F8_E5M2": np.dtype(jnp.float8_e5m2),
     "BF16": np.dtype(jnp.bfloat16),
-    "F16": np.dtype(np.float16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
+    **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
     "C64": np.dtype(np.complex64),
 }
 
@@ -47,10 +45,7 @@ class MalformedError(ValueError):
 
 
 def parse_json(content: str | bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `content`.
-
-    **Raises:** `MalformedError`, also for duplicate keys and NaN, which `json.loads` lets pass.
-    """
+    """The JSON object in `content`. **Raises:** `MalformedError`, also for duplicate keys, NaN."""
     try:
         value = json.loads(
             content.decode() if isinstance(content, bytes) else content,
@@ -143,8 +138,7 @@ def read_json(path: FilePath) -> dict[str, Any]:
 def opened(path: FilePath) -> Iterator[io.BufferedReader]:
     """The file at `path`, open to be read.
 
-    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it: if it
-    cannot be read, and for every `MalformedError` of the `with` block.
+    **Raises:** `CheckpointError`, also for every `MalformedError` of the `with` block.
     """
     try:
         with _open(path) as file:

@@ -54,9 +54,8 @@ def load_adapters(
     **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`.
 
     **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
-    that wrote it, or something does not fit the model: everything is listed at once.
-    `WrapperError` if one of `wrappers` is not an adapter class, `SelectionError` if two have one
-    name.
+    that wrote it, or something does not fit the model: everything is listed at once. `WrapperError`
+    if one of `wrappers` is not an adapter class, `SelectionError` if two have one name.
     """
     if isinstance(model, Handle):
         net: Any = model
@@ -71,10 +70,7 @@ def read_adapters(
 ) -> AdapterSet:
     """The adapters of a file, without a model: for `swap_adapters`, or to combine them.
 
-    **Arguments:** those of `load_adapters`.
-
-    **Raises:** `CheckpointError` if the file is damaged, or a plugin cannot be used; for `wrappers`
-    as `load_adapters`.
+    **Arguments** and **Raises:** as `load_adapters`.
     """
     contents = read(path)
     adapters, problems = _adapters(contents, wrappers, default_registry(registry))
@@ -94,10 +90,7 @@ class Contents:
 
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
-    """The contents of the file at `path`. No plugin runs.
-
-    **Raises:** `CheckpointError` if it is not a file of adapters, or damaged.
-    """
+    """The contents of a file. No plugin runs. **Raises:** `CheckpointError` if it is damaged."""
     with opened(path) as file:
         container = Container(path, file)
         text = container.metadata.get(KEY)

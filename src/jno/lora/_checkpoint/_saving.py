@@ -109,10 +109,7 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
 
 
 def values_of(array: Any, what: str) -> np.ndarray:
-    """The values of an array, wherever it lies.
-
-    **Raises:** `CheckpointError` if a file cannot hold them.
-    """
+    """The values of an array. **Raises:** `CheckpointError` if a file cannot hold them."""
     if isinstance(array, Tracer):
         raise CheckpointError(f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`.")
     if not eqx.is_array(array):

@@ -99,10 +99,9 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
             if permissions is not None:
                 os.chmod(new.temporary, permissions)
         yield new
-    except BaseException:
+    finally:  # it is gone already if it was put in place
         with contextlib.suppress(OSError):
             new.temporary.unlink()
-        raise
 
 
 @contextlib.contextmanager

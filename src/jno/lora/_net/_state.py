@@ -4,7 +4,7 @@ import dataclasses
 import operator
 import re
 from collections.abc import Container, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -30,14 +30,9 @@ from .._tree import adapted_layers, map_adapters
 UNKNOWN = object()
 
 
-class Original(NamedTuple):
-    """A layer as it was before adapting, and the `base` that an adapter made of it.
-
-    PiSSA's `base` is a residual: its `unwrap` restores the weight only up to rounding.
-    """
-
-    layer: Any
-    base: Any
+# A layer as it was before adapting, and the `base` that an adapter made of it. PiSSA's is a
+# residual: its `unwrap` restores the weight only up to rounding.
+Original = tuple[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +159,7 @@ class Kept:
 def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
     """The layers of `plain`, by path, that are changed inside the adapters of `adapted`."""
     return {
-        path: Original(layer, adapter.base)
+        path: (layer, adapter.base)
         for path, adapter, layer in adapted_layers(adapted, plain)
         if not is_adapter(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
     }

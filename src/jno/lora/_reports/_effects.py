@@ -160,7 +160,8 @@ def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> lis
         eps = min(float(jnp.finfo(dtype).eps) for dtype in (base.dtype, jnp.float32))
         old, new = np.asarray(old), np.asarray(new)
         for part in np.ndindex(old.shape[:ndim]):
-            W, dW = _matrix(old[part]), _matrix(new[part] - old[part])
+            changes = old[part], new[part] - old[part]
+            W, dW = (x.reshape(len(x) if x.ndim else 1, -1) for x in changes)
             norm = float(np.linalg.norm(W))
             values = _singular_values(dW, eps * norm)
             change = float(np.linalg.norm(values))
@@ -172,10 +173,6 @@ def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> lis
     if changed:
         return [effect for effect in found if effect.array in changed]
     return [effect for effect in found if effect.shape[1] > 1]
-
-
-def _matrix(array: Any) -> Any:
-    return array.reshape(len(array) if array.ndim else 1, -1)
 
 
 def _singular_values(dW: Any, rounding: float) -> Any:

@@ -110,8 +110,7 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     **Arguments:**
 
     - `model`: any pytree, adapted or not.
-    - `merge_error`: whether to measure what merging would cost each layer (see `ReportRow`), by
-        merging it twice.
+    - `merge_error`: whether to measure what merging would cost each layer, by merging it twice.
 
     **Returns:** a `LoraReport` that counts as trainable what `lora_trainable_filter` marks.
     (`Net.summary` counts the parameters that train in the net.)

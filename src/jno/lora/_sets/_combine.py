@@ -87,8 +87,7 @@ def combine(
     singular value decomposition cuts the result to the nearest update of rank `rank`. A set without
     an adapter at a path adds zero.
 
-    May run inside `jit`, with traced arrays and weights. What is cut calls LAPACK: keep it out of
-    training steps.
+    May run inside `jit`, with traced arrays and weights. Cuts call LAPACK: not for training steps.
 
     **Arguments:**
 
@@ -96,7 +95,6 @@ def combine(
         converts others.
     - `weights`: one number for each set; may be negative, and traced. `"ties"` and `"dare_ties"`
         take a mean: weights of 1 give the method of the paper.
-    - `method`: see above.
     - `density`: in `(0, 1]`; required by the methods that make updates sparse.
     - `rank`: of the result, where the method leaves it open. By default the largest of the ranks at
         a path, and never more than a matrix allows. Zeros fill up an update that needs less.

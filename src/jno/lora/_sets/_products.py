@@ -120,8 +120,7 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     - `adapters`: a set of adapters whose update is only a product (LoRA, rsLoRA, LoRA-FA).
     - `factor`: one real number, which may be traced. 0 gives the base's outputs.
 
-    **Raises:** `SelectionError` that lists every other adapter, or if `adapters` is not a set, or
-    `factor` not such a number.
+    **Raises:** `SelectionError` that lists every other adapter.
     """
     check_set(adapters, "adapters")
     check_number("factor", factor)
