@@ -35,11 +35,7 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     The wrapped layers themselves (`base`), and arrays that an adapter keeps frozen, are `False`.
 
-    **Arguments:** `model`, any pytree, adapted or not.
-
-    **Returns:** Python bools in the structure of `model`.
-
-    **Raises:** `SelectionError` if `model` is a `Net` or a set.
+    **Arguments**, **Returns** and **Raises:** as `lora_trainable_filter`.
     """
     expect_model(model, "partial_lora_trainable_filter")
     return _select(model, _ADAPTER | _OUTSIDE)

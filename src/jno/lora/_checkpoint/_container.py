@@ -1,9 +1,8 @@
 """Safetensors and JSON files, read with distrust.
 
-The `safetensors` library checks that a header fits the bytes behind it. Added here is what it lets
-pass: duplicate keys, headers of any size, bools that are neither 0 nor 1. Arrays are read here as
-well, since its NumPy side lacks bfloat16 and maps the file into memory, where a file that somebody
-cuts short ends the process.
+The `safetensors` library checks that a header fits the bytes behind it. It lets pass duplicate
+keys, headers of any size, and bools other than 0 and 1. Its NumPy side lacks bfloat16 and maps the
+file into memory, where a file that is cut short ends the process. So the rest is done here.
 """
 
 import collections

@@ -81,13 +81,11 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
     entries: list[Entry] = []
     for path, adapter in adapters.adapters.items():
         cls = adapter.wrapper
+        where = show_place(cls, path)
         if not adapter.state:
-            where = show_place(cls, path)
             raise CheckpointError(f"There are no arrays to save in {where}.")
-        provider = providers[cls]
-        if provider is None or provider.distribution == IN_PROCESS:
-            plugin = None, ""
-        else:
+        plugin: tuple[str | None, str] = (None, "")
+        if (provider := providers[cls]) is not None and provider.distribution != IN_PROCESS:
             plugin = provider.distribution, provider.version
         # A NumPy number becomes one that JSON knows.
         rank = None if adapter.rank is None else operator.index(adapter.rank)
@@ -96,8 +94,7 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
         entry = Entry(path, cls.__name__, *plugin, cls.variant, rank, alpha, arrays, layer)
         entries.append(entry)
         for name, tensor in entry.tensors.items():
-            what = f"the array {name!r} of {show_place(cls, path)}"
-            tensors[tensor] = values_of(adapter.state[name], what)
+            tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
     versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
     configuration = Configuration(tuple(entries), versions)
     try:

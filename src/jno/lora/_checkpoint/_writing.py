@@ -15,8 +15,7 @@ from ._container import FilePath, kind_of
 def write_atomically(path: FilePath, content: bytes) -> None:
     """Put `content` into the file at `path`, which need not exist.
 
-    A new file in the same directory is flushed to the disk, and takes the place of the old one in
-    one step. It gets the permissions of the old one; a link stays one.
+    A new file gets the permissions of the old one, and takes its place in one step. A link stays.
 
     **Raises:** `CheckpointError` if that fails. The old file is whole then, and the new one gone.
     """

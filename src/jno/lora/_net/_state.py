@@ -130,7 +130,6 @@ class Kept:
 
     - `trains`: by path, which leaves of the adapted layer trained when it was put away. At other
         paths, the layer trains as one with a new adapter does.
-    - `whose`: as in `NetState`.
     """
 
     adapters: AdapterSet

@@ -157,18 +157,11 @@ def report_on(
     rows: list[ReportRow] = []
     for path, node, own_trainable, own_counted in adapted_layers(model, trainable, counted):
         provider = registry.provider(type(node))
-        row = ReportRow(
-            path=path,
-            layer=type(node.base).__name__,
-            wrapper=type(node),
-            distribution=None if provider is None else provider.distribution,
-            rank=node.rank,
-            alpha=node.alpha,
-            trainable=count(node, own_trainable),
-            total=count(node, own_counted),
-            merge_error=_error_of_merging(node, path) if measure else None,
-        )
-        rows.append(row)
+        distribution = None if provider is None else provider.distribution
+        numbers = node.rank, node.alpha, count(node, own_trainable), count(node, own_counted)
+        error = _error_of_merging(node, path) if measure else None
+        layer = type(node.base).__name__
+        rows.append(ReportRow(path, layer, type(node), distribution, *numbers, error))
     return LoraReport(tuple(rows), count(model, trainable), count(model, counted), measure)
 
 

@@ -71,7 +71,12 @@ def to_lora(
         check_part("energy", energy)
     if not holds_adapters(model):
         return model, UpdateReport(())
-    classes = _plain_classes(default_registry(registry))
+    registry = default_registry(registry)
+    # For layers, and for layers with a norm around them.
+    named = registry.resolve("lora")
+    with contextlib.suppress(SelectionError):  # a registry may hold no such class
+        named += registry.resolve("lora-in-norm")
+    classes = tuple(cls for cls in named if cls.low_rank_scale(1, 1.0) is not None)
     rows: list[UpdateRow] = []
     problems: list[str] = []
 
@@ -161,11 +166,3 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
         return Triplets(U, sizes, Vt), missed
 
     return over_stack(one, type(adapter).stack_ndim(adapter.base))(adapter)
-
-
-def _plain_classes(registry: Registry) -> tuple[type[LoRAWrapper], ...]:
-    """Plain LoRA whose update is a product, for layers and for layers with a norm around them."""
-    classes = registry.resolve("lora")
-    with contextlib.suppress(SelectionError):  # a registry may hold no such class
-        classes = (*classes, *registry.resolve("lora-in-norm"))
-    return tuple(cls for cls in classes if cls.low_rank_scale(1, 1.0) is not None)

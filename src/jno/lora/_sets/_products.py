@@ -167,14 +167,11 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
                     f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
                     f"a {adapter.wrapper.__name__}, which may lay out the matrix in another way"
                 )
-    if misfits:
-        raise SelectionError(
-            f"Only adapters for the same layers can be combined:\n{bullets(misfits)}"
-        )
-    if empty:
-        raise SelectionError(
-            f"The `density` {density} keeps no entry of these matrices:\n{bullets(empty)}"
-        )
+    said = "Only adapters for the same layers can be combined"
+    if empty and not misfits:
+        said = f"The `density` {density} keeps no entry of these matrices"
+    if misfits or empty:
+        raise SelectionError(f"{said}:\n{bullets(misfits or empty)}")
 
 
 def _check_products(sets: Sequence[AdapterSet]) -> None:

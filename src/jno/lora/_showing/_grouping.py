@@ -1,5 +1,6 @@
 """Repeated structure in lists of paths: `layers/[0-11]/query` for twelve paths in one line."""
 
+import itertools
 import re
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
@@ -61,11 +62,8 @@ def _ranges(values: tuple[int, ...]) -> str:
     """`7` for one value, `[0-3,7]` for more."""
     if len(values) == 1:
         return str(values[0])
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
+    # Values that follow each other are all equally far from their positions.
+    runs = itertools.groupby(enumerate(values), key=lambda it: it[1] - it[0])
+    runs = ([value for _, value in run] for _, run in runs)
     shown = (str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
     return f"[{','.join(shown)}]"
