@@ -27,7 +27,7 @@ def merge_lora(model: M) -> M:
     Pure and differentiable: may run inside a loss, for models that read their layers' weights in
     ways that an adapter cannot see.
 
-    **Arguments:** `model`, any pytree. Everything else in it is returned as it is.
+    **Arguments:** `model`, any pytree. All but its adapted layers is returned as it is.
 
     **Returns:** a tree of the structure, classes, shapes and dtypes of the model before adapting.
 
@@ -40,7 +40,7 @@ def merge_lora(model: M) -> M:
 def unwrap_lora(model: M) -> M:
     """`model` with every adapter dropped: the layers as they were before adapting.
 
-    **Arguments:** `model`, any pytree. Everything else in it is returned as it is.
+    **Arguments:** `model`, any pytree. All but its adapted layers is returned as it is.
 
     **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
     `model` is a `Net` or a set.

@@ -137,7 +137,7 @@ def read_json(path: FilePath) -> dict[str, Any]:
 def opened(path: FilePath) -> Iterator[io.BufferedReader]:
     """The file at `path`, open to be read.
 
-    **Raises:** `CheckpointError`, also for every `MalformedError` of the `with` block.
+    **Raises:** `CheckpointError`, which names the file, also for a `MalformedError` of the block.
     """
     try:
         with _open(path) as file:

@@ -140,7 +140,8 @@ def load(
     problems |= dict.fromkeys(itertools.chain(*unfit.values()))
     built: dict[str, LoRAWrapper] = {}
     # Nothing is built for a file that is refused anyway.
-    for name in [] if strict and problems else [name for name in adapters if name not in unfit]:
+    fitting = [] if strict and problems else [path for path in adapters if path not in unfit]
+    for name in fitting:
         try:
             built[name] = built_around(layers[name], adapters[name])
         except Exception as err:

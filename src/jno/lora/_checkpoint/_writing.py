@@ -31,7 +31,7 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
     are the old ones or, once the content has been replaced, the new ones.
 
     **Raises:** `CheckpointError` if that fails. The old files are whole then, unless the new
-    description alone could not take its place: then there is none.
+    description alone could not take its place: then it is missing.
     """
     (content_path, content), (description_path, description) = files.items()
     with (

@@ -33,7 +33,7 @@ class Table:
         made.caption = Text(self.caption, style="table.caption") if self.caption else None
         made.title_justify = made.caption_justify = "left"
         for heading, justify in self.columns:
-            made.add_column(heading, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
+            made.add_column(Text(heading), justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
         for row in self.rows:
             # As `Text`: the names of a model's parts are not markup.
             made.add_row(*map(Text, row))
