@@ -57,7 +57,7 @@ def moments(calls):
 def state_of(net):
     """All that there is to know about a net, as objects that are the same or not."""
     kept = {name: tuple(map(id, jtu.tree_leaves(net.adapter(name)))) for name in net.adapters}
-    originals = {path: id(original.layer) for path, original in net._now.originals.items()}
+    originals = {path: id(layer) for path, (layer, _) in net._now.originals.items()}
     return (
         tuple(map(id, jtu.tree_leaves(net.module))),
         jtu.tree_structure(net.module),

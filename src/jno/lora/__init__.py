@@ -55,13 +55,11 @@ from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     # For type checkers. At run time `__getattr__` finds these names.
-    from jno_lora_compare import (
-        Comparison as Comparison,
-        ComparisonRow as ComparisonRow,
-        compare as compare,
-    )
+    from jno_lora_compare import compare as compare
     from jno_lora_zoo import adapters as _adapters
     from jno_lora_zoo.adapters import *  # noqa: F403  # pyright: ignore
+
+    from .types import Comparison as Comparison, ComparisonRow as ComparisonRow
 
 __all__ = [
     "AdapterSet",

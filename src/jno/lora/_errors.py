@@ -10,16 +10,13 @@ from types import FrameType
 class JnoLoraError(Exception):
     """Base class of every error that `jno.lora` raises on purpose.
 
-    An operation that raises one has changed nothing: the model (or `Net`) is as it was before. A
-    message lists at most 100 problems, and says how many more there are.
+    An operation that raises one has changed nothing. A message lists at most 100 problems, and says
+    how many more there are.
     """
 
 
 class SelectionError(JnoLoraError, ValueError):
-    """The arguments select no layer, or do not make sense for this model.
-
-    A target matches nothing, every selected layer is adapted already, a mask or rank is bad, ...
-    """
+    """The arguments select no layer, or do not make sense for this model."""
 
 
 class WrapperError(JnoLoraError):
@@ -115,8 +112,7 @@ def failing(
     **Arguments:**
 
     - `what`: a verb, the class and the path: "merge the LoRALinear at 'layers/0'".
-    - `error`: the class to raise. The default is the exception's own, or `WrapperError` for one
-        that is not a `JnoLoraError`.
+    - `error`: the class to raise, by default that of a `JnoLoraError` inside, else `WrapperError`.
     - `hint`: advice, or a function that returns it.
 
     **Raises:** `JnoLoraError`, from the exception.

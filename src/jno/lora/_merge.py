@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from ._compute import in_dtypes_of
+from ._compute import in_dtypes_of, widened
 from ._contract import (
     LoRAWrapper,
     check_same_structure,
@@ -19,24 +19,20 @@ from ._sharding import on_the_mesh, sharded_like
 from ._tree import map_adapters
 
 M = TypeVar("M")
-TakeOut = Callable[[LoRAWrapper], Any]
 
 
 def merge_lora(model: M) -> M:
     """`model` with every adapter folded into its layer.
 
-    Pure and differentiable. It may run inside a loss, for models that read their layers' weights
-    in ways that an adapter cannot see (see the documentation on training).
+    Pure and differentiable: may run inside a loss, for models that read their layers' weights in
+    ways that an adapter cannot see.
 
-    **Arguments:**
-
-    - `model`: any pytree. Everything that is not an adapted layer is returned as it is.
+    **Arguments:** `model`, any pytree. All but its adapted layers is returned as it is.
 
     **Returns:** a tree of the structure, classes, shapes and dtypes of the model before adapting.
 
-    **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged, or if its merged
-    layer differs in structure, shape or dtype from the layer that it wraps; `SelectionError` if
-    `model` is a `Net` or a set.
+    **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged, or its merged layer
+    is of another structure, shape or dtype; `SelectionError` if `model` is a `Net` or a set.
     """
     return _without_adapters(model, merged_layer, "merge")
 
@@ -44,9 +40,7 @@ def merge_lora(model: M) -> M:
 def unwrap_lora(model: M) -> M:
     """`model` with every adapter dropped: the layers as they were before adapting.
 
-    **Arguments:**
-
-    - `model`: any pytree. Everything that is not an adapted layer is returned as it is.
+    **Arguments:** `model`, any pytree. All but its adapted layers is returned as it is.
 
     **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
     `model` is a `Net` or a set.
@@ -54,7 +48,7 @@ def unwrap_lora(model: M) -> M:
     return _without_adapters(model, unwrapped_layer, "unwrap")
 
 
-def _without_adapters(model: M, take_out: TakeOut, verb: str) -> M:
+def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: str) -> M:
     expect_model(model, f"{verb}_lora")
     advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
 
@@ -68,8 +62,14 @@ def _without_adapters(model: M, take_out: TakeOut, verb: str) -> M:
     return map_adapters(checked, model)
 
 
-def plain_layer(adapter: LoRAWrapper, take_out: TakeOut = unwrapped_layer) -> Any:
+def plain_layer(adapter: LoRAWrapper, take_out: Callable[..., Any] = unwrapped_layer) -> Any:
     """The layer that `take_out` makes of an adapter: by default, as it was before adapting."""
     return on_the_mesh(
         adapter, take_out, adapter, settle=lambda layer, _: sharded_like(layer, adapter.base)
     )
+
+
+def wide_layers(adapter: LoRAWrapper) -> tuple[Any, Any]:
+    """The layer before adapting, and the merged layer, in wider dtypes. Needs x64."""
+    wide = widened(adapter)
+    return on_the_mesh(wide, unwrapped_layer, wide), on_the_mesh(wide, merged_layer, wide)

@@ -30,8 +30,6 @@ def on_the_mesh(
     lie whole on every device, and processes would have to agree on arrays that each of them made.
     The compiler splits a program over the mesh.
 
-    **Arguments:**
-
     - `layer`: one of `args`, or a part of one.
     - `settle`: puts the arrays of the result in place if `layer` is sharded, which is passed too.
     """
@@ -58,7 +56,9 @@ def on_the_mesh(
 def _call_on_mesh(mesh: Mesh, function: Callable[..., T], args: tuple[Any, ...]) -> T:
     joined = jax.tree.map(lambda leaf: _joined(leaf, mesh), args)
     given = dict(zip(map(id, jax.tree.leaves(joined)), jax.tree.leaves(args), strict=True))
-    with _automatic_context(mesh):
+    is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    # Takes the place of a mesh with explicit axes, if `jax.set_mesh` has set one.
+    with jax.set_mesh(_automatic(mesh)) if is_explicit else contextlib.nullcontext():
         result = call_compiled(function, *joined)
     return jax.tree.map(lambda x: given.get(id(x), x), result)
 
@@ -112,16 +112,14 @@ def restored_layer(
     cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: Any, alpha: Any
 ) -> LoRAWrapper:
     """`cls.from_state(...)`, mapped over a stack's axes, on the mesh or device of `base`."""
-    args = (cls, rank, alpha, base, dict(state))
+    args = cls, rank, alpha, base, dict(state)
     restored = on_the_mesh(base, _restore, *args, settle=place_like_base)
     return with_dtypes_of_base(restored, base)
 
 
 def _restore(cls: Any, rank: Any, alpha: Any, base: Any, state: Any) -> Any:
-    def one(base: Any, state: Any) -> Any:
-        return cls.from_state(base, state, rank, alpha)
-
-    return over_stack(one, cls.stack_ndim(base))(base, state)
+    ndim = cls.stack_ndim(base)
+    return over_stack(lambda *one: cls.from_state(*one, rank, alpha), ndim)(base, state)
 
 
 def _beside(leaf: Any, anchor: jax.Array) -> Any:
@@ -148,13 +146,6 @@ def _joined(leaf: Any, mesh: Mesh) -> Any:
     # On explicit axes, an adapter's arithmetic would have to name every sharding.
     mesh, kind = _automatic(sharding.mesh), sharding.memory_kind
     return jax.device_put(leaf, NamedSharding(mesh, sharding.spec, memory_kind=kind))
-
-
-def _automatic_context(mesh: Any) -> contextlib.AbstractContextManager[Any]:
-    """Takes the place of a mesh with explicit axes, if `jax.set_mesh` has set one."""
-    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
-        return contextlib.nullcontext()
-    return jax.set_mesh(_automatic(mesh))
 
 
 def _automatic(mesh: Any) -> Mesh:

@@ -20,9 +20,7 @@ from ._tree import map_adapters
 def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
     """`True` for the adapters' trainable arrays only.
 
-    **Arguments:**
-
-    - `model`: any pytree, adapted or not.
+    **Arguments:** `model`, any pytree, adapted or not.
 
     **Returns:** Python bools in the structure of `model`, for `eqx.partition` and for optax masks.
 
@@ -37,13 +35,7 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 
     The wrapped layers themselves (`base`), and arrays that an adapter keeps frozen, are `False`.
 
-    **Arguments:**
-
-    - `model`: any pytree, adapted or not.
-
-    **Returns:** Python bools in the structure of `model`.
-
-    **Raises:** `SelectionError` if `model` is a `Net` or a set.
+    **Arguments**, **Returns** and **Raises:** as `lora_trainable_filter`.
     """
     expect_model(model, "partial_lora_trainable_filter")
     return _select(model, _ADAPTER | _OUTSIDE)
@@ -60,7 +52,7 @@ def may_train(model: PyTree) -> PyTree[bool]:
 def carry_to_adapted(
     trainable: PyTree[bool], adapted: PyTree, replaced: Container[str] = ()
 ) -> PyTree[bool]:
-    """The state `trainable` of a model, carried to the same model with more layers adapted.
+    """`trainable` of a model, for the same model with more layers adapted.
 
     New adapters train and their bases do not; everything else stays as it was.
 
@@ -75,10 +67,7 @@ def carry_to_adapted(
 
 
 def carry_to_plain(trainable: PyTree[bool], adapted: PyTree, plain: PyTree) -> PyTree[bool]:
-    """The state `trainable` of an adapted model, carried to the merged or unwrapped model.
-
-    Each layer takes the state of its `base` (frozen, unless the user unfroze it).
-    """
+    """`trainable` of an adapted model, for the merged or unwrapped one, by the adapters' bases."""
     carried = map_adapters(lambda _, adapter, before: before.base, adapted, trainable)
     # The static parts come from the plain model, so that the two trees match node by node.
     return jtu.tree_unflatten(jtu.tree_structure(plain), jtu.tree_leaves(carried))
@@ -104,10 +93,8 @@ def _select(model: PyTree, roles: int) -> PyTree[bool]:
 # Filters are asked for again and again for models of one structure.
 @remembered(32)
 def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
-    """The filter as immutable parts, and the tree that joins them.
-
-    Each filter gets new lists and dicts, since a user may change those of a mask.
-    """
+    """The filter as immutable parts, and the tree that joins them to lists and dicts."""
+    # These are new in each filter, since a user may change them.
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
     marked = jtu.tree_map(
         lambda node: _inside(node) if is_adapter(node) else _OUTSIDE, model, is_leaf=is_adapter
@@ -123,20 +110,12 @@ def _is_frozen(node: Any) -> bool:
     """Whether `node` is a module, and all that it holds are modules, tuples and leaves."""
     if not issubclass(type(node), eqx.Module):
         return False
-    # A loop, since a model may be deeper than Python lets a function call itself.
-    rest = [jtu.tree_structure(node)]
-    while rest:
-        treedef = rest.pop()
-        data = treedef.node_data()  # `None` for a leaf
-        if data is not None and not issubclass(data[0], (eqx.Module, tuple, type(None))):
-            return False
-        rest.extend(treedef.children())
-    return True
+    parts = jtu.tree_leaves(node, is_leaf=lambda x: not issubclass(type(x), (eqx.Module, tuple)))
+    return all(isinstance(part, bool | None) for part in parts)
 
 
 def _inside(adapter: LoRAWrapper) -> Any:
     """The role of each leaf of an adapter, in the structure of the adapter."""
-
     roles = {**dict.fromkeys(type(adapter).adapter_fields, _ADAPTER), "base": _BASE}
 
     def mark(path: KeyPath, node: Any) -> Any:

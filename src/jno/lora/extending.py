@@ -51,9 +51,9 @@ __all__ = [
 
 
 def new_picture(width: float, height: float) -> "Picture":
-    """An empty `matplotlib.figure.Figure`, sizes in inches. It needs no screen.
+    """An empty `matplotlib.figure.Figure`, sizes in inches, which shows itself in a notebook.
 
-    It shows itself in a notebook, and `saved(path)` writes it to a file.
+    It needs no screen; `saved(path)` writes it to a file.
 
     **Raises:** `MissingLibraryError` without matplotlib (the extra `plot`).
     """

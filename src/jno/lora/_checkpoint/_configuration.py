@@ -22,11 +22,9 @@ FORMAT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One adapter of a file, without its arrays.
+    """One adapter of a file: its class by name, and the names of the arrays in its `state()`.
 
-    - `wrapper`: the name of its class.
     - `distribution`, `version`: of the plugin that provides the class; `None` and `""` without one.
-    - `arrays`: the names in its `state()`.
     """
 
     path: str
@@ -46,13 +44,9 @@ class Entry:
 
     def as_json(self) -> dict[str, Any]:
         """The entry as it stands in the file, under its path."""
-        layer = {
-            "class": self.layer.layer,
-            "stack_ndim": self.layer.stack_ndim,
-            "arrays": {
-                path: {"shape": shape, "dtype": dtype} for path, shape, dtype in self.layer.arrays
-            },
-        }
+        form = self.layer
+        arrays = {path: {"shape": shape, "dtype": dtype} for path, shape, dtype in form.arrays}
+        layer = {"class": form.layer, "stack_ndim": form.stack_ndim, "arrays": arrays}
         return {name: getattr(self, name) for name in _ADAPTER} | {"layer": layer}
 
 
@@ -65,14 +59,10 @@ class Configuration:
     format_version: int = FORMAT_VERSION
 
     def dump(self) -> str:
-        """The text for the metadata.
-
-        **Raises:** `MalformedError` if `parse` would not give the same back.
-        """
+        """The text for the metadata. **Raises:** `MalformedError` if `parse` reads it otherwise."""
         for entry in self.entries:
             paths = [path for path, _, _ in entry.layer.arrays]
-            twice = next((path for path in paths if paths.count(path) > 1), None)
-            if twice is not None:
+            for twice in {path for path in paths if paths.count(path) > 1}:
                 raise MalformedError(
                     f"two arrays of the layer at {show_path(entry.path)!r} have the path "
                     f"{twice!r}: a dict key in it holds a slash. Rename the key"
@@ -86,10 +76,7 @@ class Configuration:
 
     @classmethod
     def parse(cls, content: str) -> "Configuration":
-        """The configuration in the metadata of a file.
-
-        **Raises:** `MalformedError`.
-        """
+        """The configuration in the metadata of a file. **Raises:** `MalformedError`."""
         found = parse_json(content, "its configuration")
         _check(found, _VERSIONED)
         version = found["format_version"]
@@ -135,10 +122,9 @@ class _Kind(NamedTuple):
 
 
 def _check(found: Any, kind: Any, what: str = "") -> None:
-    """**Raises:** `MalformedError` unless `found` is of a kind.
+    """**Raises:** `MalformedError` unless `found` is of a kind: a `_Kind`, or an object of kinds.
 
-    - `kind`: a `_Kind`, or the kinds in a JSON object by key. A missing key is null, and others are
-      skipped. A `_Kind` as the only key stands for all keys.
+    A missing key is null, and others are skipped. A `_Kind` as the only key stands for all keys.
     """
     if isinstance(kind, _Kind):
         if not kind.holds(found):
@@ -158,11 +144,6 @@ def _is_text(found: Any) -> bool:
     return isinstance(found, str) and found.isprintable() and len(found) <= 20_000
 
 
-def _is_path(found: Any) -> bool:
-    # The path of the root is empty.
-    return _is_text(found) and (not found or {"", ".", ".."}.isdisjoint(found.split("/")))
-
-
 def _is_count(found: Any) -> bool:
     return type(found) is int and 0 <= found < 2**31  # a bool is an `int`, too
 
@@ -180,7 +161,9 @@ _OBJECT = _Kind("a JSON object", lambda x: isinstance(x, dict))
 _TEXT = _Kind("printable text of at most 20,000 characters", _is_text)
 _COUNT = _Kind("a whole number from 0 to 2^31 - 1", _is_count)
 _PATH = _Kind(
-    "the path of an adapter: printable names between slashes, not empty, '.' or '..'", _is_path
+    "the path of an adapter: printable names between slashes, not empty, '.' or '..'",
+    # The path of the root is empty.
+    lambda x: _is_text(x) and (not x or {"", ".", ".."}.isdisjoint(x.split("/"))),
 )
 _ADAPTER = {
     # The name of a class goes into code that a message shows, a distribution and its version into

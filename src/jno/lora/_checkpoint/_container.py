@@ -1,14 +1,12 @@
 """Safetensors and JSON files, read with distrust.
 
-The `safetensors` library checks that a header fits the bytes behind it. Added here is what it lets
-pass: duplicate keys, headers of any size, bools that are neither 0 nor 1. Arrays are read here as
-well, since its NumPy side lacks bfloat16 and maps the file into memory, where a file that somebody
-cuts short ends the process.
+The `safetensors` library checks that a header fits the bytes behind it. It lets pass duplicate
+keys, headers of any size, and bools other than 0 and 1. Its NumPy side lacks bfloat16 and maps the
+file into memory, where a file that is cut short ends the process. So the rest is done here.
 """
 
 import collections
 import contextlib
-import dataclasses
 import io
 import json
 import math
@@ -16,7 +14,7 @@ import os
 import reprlib
 import stat
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,9 +31,7 @@ DTYPES = {
     "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
     "F8_E5M2": np.dtype(jnp.float8_e5m2),
     "BF16": np.dtype(jnp.bfloat16),
-    "F16": np.dtype(np.float16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
+    **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
     "C64": np.dtype(np.complex64),
 }
 
@@ -48,10 +44,7 @@ class MalformedError(ValueError):
 
 
 def parse_json(content: str | bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `content`. Duplicate keys, which `json.loads` lets pass, are refused.
-
-    **Raises:** `MalformedError`.
-    """
+    """The JSON object in `content`. **Raises:** `MalformedError`, also for duplicate keys, NaN."""
     try:
         value = json.loads(
             content.decode() if isinstance(content, bytes) else content,
@@ -78,12 +71,11 @@ def _refuse_constant(text: str) -> Any:
 
 
 def brief(value: Any) -> str:
-    """Any value as short ASCII text, for a message."""
+    """`value` as short ASCII text, for a message."""
     return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One array of a file, and where its bytes begin."""
 
     dtype: np.dtype
@@ -102,14 +94,15 @@ class Container:
     def __init__(self, path: FilePath, file: io.BufferedReader):
         self._file = file
         self.nbytes = os.fstat(file.fileno()).st_size
-        header, begin = _header(file, self.nbytes)
-        _check_by_library(path)
+        header, begin = _checked_header(path, file, self.nbytes)
         self.metadata = header.pop("__metadata__", None) or {}
         self.tensors = {name: _tensor(name, info, begin) for name, info in header.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """The values of one array."""
-        tensor = self.tensors[name]
+    def read_all(self) -> dict[str, np.ndarray]:
+        """The values of all arrays."""
+        return {name: self._read(name, tensor) for name, tensor in self.tensors.items()}
+
+    def _read(self, name: str, tensor: Tensor) -> np.ndarray:
         raw = np.empty(tensor.nbytes, np.uint8)
         self._file.seek(tensor.begin)
         if self._file.readinto(raw.data) != tensor.nbytes:
@@ -125,8 +118,7 @@ def read_tensors(path: FilePath) -> dict[str, np.ndarray]:
     **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
     """
     with opened(path) as file:
-        container = Container(path, file)
-        return {name: container.read(name) for name in container.tensors}
+        return Container(path, file).read_all()
 
 
 def read_json(path: FilePath) -> dict[str, Any]:
@@ -145,11 +137,13 @@ def read_json(path: FilePath) -> dict[str, Any]:
 def opened(path: FilePath) -> Iterator[io.BufferedReader]:
     """The file at `path`, open to be read.
 
-    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it, and
-    for every `MalformedError` of the `with` block.
+    **Raises:** `CheckpointError`, which names the file, also for a `MalformedError` of the block.
     """
     try:
-        with _regular_file(path) as file:
+        with _open(path) as file:
+            kind = kind_of(os.fstat(file.fileno()))
+            if kind != "a file":
+                raise MalformedError(f"it is {kind}, not a file")
             yield file
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be used: {err}.") from err
@@ -159,21 +153,13 @@ def opened(path: FilePath) -> Iterator[io.BufferedReader]:
         raise CheckpointError(f"{os.fspath(path)!r} does not fit into memory.") from err
 
 
-def _regular_file(path: FilePath) -> io.BufferedReader:
+def _open(path: FilePath) -> io.BufferedReader:
     # Not blocking, because the open of a pipe waits for somebody who writes.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    extra = getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(path, flags)
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra))
     except ValueError as err:
         raise MalformedError(f"its path is invalid: {err}") from err
-    try:
-        kind = kind_of(os.fstat(descriptor))
-        if kind != "a file":
-            raise MalformedError(f"it is {kind}, not a file")
-        return open(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 def kind_of(found: os.stat_result) -> str:
@@ -183,8 +169,12 @@ def kind_of(found: os.stat_result) -> str:
     return "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
 
 
-def _header(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
-    """The header as JSON, and where it ends."""
+def _checked_header(
+    path: FilePath, file: io.BufferedReader, size: int
+) -> tuple[dict[str, Any], int]:
+    """The header, which fits the bytes behind it, as JSON, and where it ends."""
+    import safetensors  # here, because only those who save and load need it
+
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
         raise MalformedError(
@@ -195,17 +185,11 @@ def _header(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
         raise MalformedError(
             f"its header has {length:,} bytes; at most {MOST_JSON_BYTES:,} are read"
         )
-    return parse_json(file.read(length), "its header"), 8 + length
-
-
-def _check_by_library(path: FilePath) -> None:
-    """**Raises:** `MalformedError` if the header and the bytes behind it do not fit together."""
-    import safetensors  # here, because only those who save and load need it
-
+    header = parse_json(file.read(length), "its header")
     try:
         # Reads the header only.
         with safetensors.safe_open(path, framework="numpy"):
-            pass
+            return header, 8 + length
     except safetensors.SafetensorError as err:
         raise MalformedError(
             "its header does not fit its content: it was cut short, something was added, or it was "

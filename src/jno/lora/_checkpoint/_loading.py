@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable
-from typing import Any, TypeVar
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._compute import count_non_finite
-from .._contract import Handle, LoRAWrapper, takes
+from .._contract import Handle, LoRAWrapper, check_contract, takes
 from .._errors import CheckpointError, PluginError, SelectionError, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
@@ -20,9 +21,11 @@ from .._sets import AdapterSet, LooseAdapter, built_around, misfits
 from .._tree import layers_at, nested_with, replace_layers
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
-from ._wrappers import Classes, class_of, classes_by_name
 
 M = TypeVar("M")
+
+# The type of `wrappers=`.
+Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
 
 def load_adapters(
@@ -45,17 +48,14 @@ def load_adapters(
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
         `JnoLoraWarning` lists the others.
-    - `wrappers`: one class or several, by name. All others come from the plugin that the file
-        names.
+    - `wrappers`: one class or several. All others come from the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed ones.
 
-    **Returns:** the adapted model (or the `Net`). Arrays that hold NaN or infinity are loaded, with
-    a `JnoLoraWarning`.
+    **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`.
 
     **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
-    that wrote it, or something does not fit the model: everything is listed at once, and nothing
-    was changed. `WrapperError` if one of `wrappers` is not an adapter class, `SelectionError` if
-    two have one name.
+    that wrote it, or something does not fit the model: everything is listed at once. `WrapperError`
+    if one of `wrappers` is not an adapter class, `SelectionError` if two have one name.
     """
     if isinstance(model, Handle):
         net: Any = model
@@ -70,15 +70,12 @@ def read_adapters(
 ) -> AdapterSet:
     """The adapters of a file, without a model: for `swap_adapters`, or to combine them.
 
-    **Arguments:** those of `load_adapters`.
-
-    **Raises:** `CheckpointError` if the file is damaged, or a plugin cannot be used; for `wrappers`
-    as `load_adapters`.
+    **Arguments** and **Raises:** as `load_adapters`.
     """
     contents = read(path)
     adapters, problems = _adapters(contents, wrappers, default_registry(registry))
-    problems.refuse(path, "holds adapters that cannot be read here", "No adapter was read.")
-    _warn_of_non_finite(path, contents, adapters)
+    _refuse(problems, path, "holds adapters that cannot be read here", "No adapter was read.")
+    _warn_of_non_finite(path, contents, adapters.adapters)
     return adapters
 
 
@@ -93,10 +90,7 @@ class Contents:
 
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
-    """The contents of the file at `path`, with the values of its arrays or without. No plugin runs.
-
-    **Raises:** `CheckpointError` if it is not a file of adapters, or damaged.
-    """
+    """The contents of a file. No plugin runs. **Raises:** `CheckpointError` if it is damaged."""
     with opened(path) as file:
         container = Container(path, file)
         text = container.metadata.get(KEY)
@@ -107,26 +101,20 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
             )
         configuration = Configuration.parse(text)
         configuration.check_tensors(container.tensors)
-        arrays = {name: container.read(name) for name in container.tensors} if values else {}
+        arrays = container.read_all() if values else {}
         return Contents(configuration, container.tensors, arrays, container.nbytes)
 
 
-class _Problems:
-    """Why adapters cannot be loaded, as lines for a message."""
+# Why adapters cannot be loaded: lines for a message, with the errors behind them.
+_Problems = dict[str, Exception | None]
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.cause: Exception | None = None
 
-    def add(self, lines: Iterable[str], cause: Exception | None = None) -> None:
-        self.lines.extend(lines)
-        self.cause = self.cause or cause
-
-    def refuse(self, path: FilePath, what: str, advice: str) -> None:
-        """**Raises:** `CheckpointError` if there are any."""
-        if self.lines:
-            message = f"{os.fspath(path)!r} {what}:\n{bullets(self.lines)}\n{advice}"
-            raise CheckpointError(message) from self.cause
+def _refuse(problems: _Problems, path: FilePath, what: str, advice: str) -> None:
+    """**Raises:** `CheckpointError` if there are problems."""
+    if problems:
+        cause = next(filter(None, problems.values()), None)
+        message = f"{os.fspath(path)!r} {what}:\n{bullets(problems)}\n{advice}"
+        raise CheckpointError(message) from cause
 
 
 def load(
@@ -140,7 +128,7 @@ def load(
 ) -> dict[str, LoRAWrapper]:
     """The adapters of a file around the layers of `model`, by path: all, or those that fit.
 
-    - `plain`: the same model without adapters; the loaded adapters are built around its layers.
+    - `plain`: the same model without adapters, whose layers the loaded adapters get.
     """
     contents = read(path)
     adapters, problems = _adapters(contents, wrappers, registry)
@@ -149,26 +137,24 @@ def load(
         unfit = misfits(model, adapters) | nested_with(model, adapters)
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
-    problems.add(itertools.chain(*unfit.values()))
+    problems |= dict.fromkeys(itertools.chain(*unfit.values()))
     built: dict[str, LoRAWrapper] = {}
-    if not (strict and problems.lines):  # nothing is built for a file that is refused anyway
-        for name in (name for name in adapters if name not in unfit):
-            try:
-                built[name] = built_around(layers[name], adapters[name])
-            except Exception as err:
-                cls = adapters[name].wrapper.__name__
-                problems.add(
-                    [f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"], err
-                )
+    # Nothing is built for a file that is refused anyway.
+    fitting = [] if strict and problems else [path for path in adapters if path not in unfit]
+    for name in fitting:
+        try:
+            built[name] = built_around(layers[name], adapters[name])
+        except Exception as err:
+            cls = adapters[name].wrapper.__name__
+            problems[f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"] = err
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
-        problems.refuse(path, "does not fit this model", advice)
+        _refuse(problems, path, "does not fit this model", advice)
     _warn_of_non_finite(path, contents, built)
-    if problems.lines:
+    if problems:
         warn(
             f"{len(built)} of {len(contents.configuration.entries)} adapters of "
-            f"{os.fspath(path)!r} were loaded. The others were left out:\n"
-            f"{bullets(problems.lines)}"
+            f"{os.fspath(path)!r} were loaded. The others were left out:\n{bullets(problems)}"
         )
     return built
 
@@ -177,30 +163,26 @@ def _adapters(
     contents: Contents, wrappers: Classes, registry: Registry
 ) -> tuple[AdapterSet, _Problems]:
     """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
-    entries, problems = contents.configuration.entries, _Problems()
-    given = classes_by_name(wrappers)
-    of_class: dict[tuple[str | None, str, str], list[Entry]] = {}
+    entries, given = contents.configuration.entries, _classes_by_name(wrappers)
+    of_class: dict[Any, list[Entry]] = {}
     for entry in entries:
         key = (entry.distribution, entry.version, entry.wrapper)
         of_class.setdefault(key, []).append(entry)
+    problems: _Problems = {}
     classes: dict[str, type[LoRAWrapper]] = {}
     for alike in of_class.values():
         try:
-            cls = class_of(alike[0], given, registry)
+            classes |= dict.fromkeys([x.path for x in alike], _class_of(alike[0], given, registry))
         except PluginError as err:
             paths = ", ".join(show_path(entry.path) for entry in alike[:3])
             more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
-            problems.add([f"{paths}{more}: {err}"], err)
-        else:
-            classes |= {entry.path: cls for entry in alike}
+            problems[f"{paths}{more}: {err}"] = err
     found: dict[str, LooseAdapter] = {}
-    for entry in entries:
-        cls = classes.get(entry.path)
-        if cls is None:
-            continue
+    for entry in (entry for entry in entries if entry.path in classes):
+        cls = classes[entry.path]
         arrays = {name: contents.values[tensor] for name, tensor in entry.tensors.items()}
         wrong = _problems_of(entry, cls, arrays)
-        problems.add(wrong)
+        problems |= dict.fromkeys(wrong)
         if not wrong:
             # Copies: JAX might share NumPy's memory, which cannot be donated then.
             state = {name: jnp.array(array) for name, array in arrays.items()}
@@ -225,14 +207,66 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
     ]
 
 
-def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Iterable[str]) -> None:
-    wanted = set(loaded)
-    entries = (entry for entry in contents.configuration.entries if entry.path in wanted)
-    arrays = {tensor: contents.values[tensor] for x in entries for tensor in x.tensors.values()}
+def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[str]) -> None:
     lines = [
-        f"{name}: {count:,} of {array.size:,} numbers"
-        for name, array in arrays.items()
-        if (count := count_non_finite(array))
+        f"{name}: {count:,} of {contents.values[name].size:,} numbers"
+        for entry in contents.configuration.entries
+        if entry.path in loaded
+        for name in entry.tensors.values()
+        if (count := count_non_finite(contents.values[name]))
     ]
     if lines:
         warn(f"Arrays of {os.fspath(path)!r} hold NaN or infinity:\n{bullets(lines)}")
+
+
+def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
+    if isinstance(given, str) or not isinstance(given, type | Iterable | None):
+        raise SelectionError(
+            f"`wrappers` must be adapter classes, but is {given!r}. What plugins provide is found "
+            "without it."
+        )
+    found: dict[str, type[LoRAWrapper]] = {}
+    for cls in [given] if isinstance(given, type) else given or ():
+        check_contract(cls)
+        if found.setdefault(cls.__name__, cls) is not cls:
+            raise SelectionError(
+                f"`wrappers` has two classes of the name {cls.__name__!r}. Load the adapters of "
+                "each in a call of its own, with strict=False."
+            )
+    return found
+
+
+def _class_of(
+    entry: Entry, given: Mapping[str, type[LoRAWrapper]], registry: Registry
+) -> type[LoRAWrapper]:
+    """The class of an adapter. **Raises:** `PluginError` that says what to install or to pass."""
+    if entry.wrapper in given:
+        return given[entry.wrapper]
+    try:
+        provided = registry.provided(entry.distribution, entry.wrapper)
+    except PluginError as err:
+        advice = f"Pass it: load_adapters(..., wrappers=[{entry.wrapper}])"
+        if entry.distribution is None:
+            problem = f"{entry.wrapper} is a class that no plugin provides. {advice}"
+        else:
+            problem = f"{err}. {_how_to_install(entry) if registry.discover else advice}"
+        raise PluginError(problem) from err
+    if provided.version and _major_minor(provided.version) < _major_minor(entry.version):
+        raise PluginError(
+            f"it was saved with {entry.wrapper} of {entry.distribution} {entry.version}, which is "
+            f"newer than the installed {provided.version}. {_how_to_install(entry)}"
+        )
+    return provided.cls
+
+
+def _how_to_install(entry: Entry) -> str:
+    # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
+    public = entry.version.partition("+")[0]
+    bound = f">={public}" if public else ""
+    return f'If you trust this file:\n    pip install -U "{entry.distribution}{bound}"\n'
+
+
+def _major_minor(version: str) -> tuple[int, int]:
+    """`(1, 2)` for a version such as `1.2.3`. Versions that do not parse sort first."""
+    found = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?", version)
+    return (0, 0) if found is None else (int(found[1]), int(found[2] or 0))

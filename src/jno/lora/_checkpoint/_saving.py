@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from .._contract import Handle
 from .._errors import CheckpointError
-from .._paths import show_path
+from .._paths import show_place
 from .._registry import IN_PROCESS, Registry, default_registry
 from .._sets import AdapterSet, extract_adapters
 from .._version import __version__
@@ -75,34 +75,26 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
             "`eqx.tree_serialise_leaves`."
         )
     # Once for each class: the registry searches all plugins for a class that none of them provides.
-    classes = {adapters[path].wrapper for path in adapters}
-    providers = {cls: _provider_of(cls, registry) for cls in classes}
+    classes = {adapter.wrapper for adapter in adapters.adapters.values()}
+    providers = {cls: registry.provider_of(cls) for cls in classes}
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
-    for path in adapters:
-        adapter = adapters[path]
+    for path, adapter in adapters.adapters.items():
         cls = adapter.wrapper
+        where = show_place(cls, path)
         if not adapter.state:
-            raise CheckpointError(
-                f"The {cls.__name__} at {show_path(path)!r} has no arrays that could be saved."
-            )
-        distribution, version = providers[cls]
-        entry = Entry(
-            path=path,
-            wrapper=cls.__name__,
-            distribution=distribution,
-            version=version,
-            variant=cls.variant,
-            # A NumPy number becomes one that JSON knows.
-            rank=None if adapter.rank is None else operator.index(adapter.rank),
-            alpha=adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha),
-            arrays=tuple(adapter.state),
-            layer=adapter.layer,
-        )
+            raise CheckpointError(f"There are no arrays to save in {where}.")
+        plugin: tuple[str | None, str] = (None, "")
+        if (provider := providers[cls]) is not None and provider.distribution != IN_PROCESS:
+            plugin = provider.distribution, provider.version
+        # A NumPy number becomes one that JSON knows.
+        rank = None if adapter.rank is None else operator.index(adapter.rank)
+        alpha = adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha)
+        arrays, layer = tuple(adapter.state), adapter.layer
+        entry = Entry(path, cls.__name__, *plugin, cls.variant, rank, alpha, arrays, layer)
         entries.append(entry)
         for name, tensor in entry.tensors.items():
-            what = f"the array {name!r} of the {entry.wrapper} at {show_path(path)!r}"
-            tensors[tensor] = values_of(adapter.state[name], what)
+            tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
     versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
     configuration = Configuration(tuple(entries), versions)
     try:
@@ -113,19 +105,8 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
     return _serialised(tensors, text)
 
 
-def _provider_of(cls: type[Any], registry: Registry) -> tuple[str | None, str]:
-    """The distribution and the version of the plugin that provides `cls`, if one does."""
-    provider = registry.provider_of(cls)
-    if provider is None or provider.distribution == IN_PROCESS:
-        return None, ""
-    return provider.distribution, provider.version
-
-
 def values_of(array: Any, what: str) -> np.ndarray:
-    """The values of an array, wherever it lies.
-
-    **Raises:** `CheckpointError` if a file cannot hold them.
-    """
+    """The values of an array. **Raises:** `CheckpointError` if a file cannot hold them."""
     if isinstance(array, Tracer):
         raise CheckpointError(f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`.")
     if not eqx.is_array(array):
@@ -142,13 +123,11 @@ def values_of(array: Any, what: str) -> np.ndarray:
             f"{what} was deleted: a compiled step took its memory (`donate`). Save the model that "
             "the step returned."
         )
-    return np.ascontiguousarray(_gathered(array)).reshape(array.shape)
-
-
-def _gathered(array: Array | np.ndarray) -> np.ndarray:
-    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def _serialised(tensors: dict[str, np.ndarray], configuration: str) -> bytes:

@@ -15,11 +15,9 @@ from ._container import FilePath, kind_of
 def write_atomically(path: FilePath, content: bytes) -> None:
     """Put `content` into the file at `path`, which need not exist.
 
-    It is written to a new file in the same directory, flushed to the disk, and takes the place of
-    the old one in one step. Permissions of an existing file are kept; a link stays one.
+    A new file gets the permissions of the old one, and takes its place in one step. A link stays.
 
-    **Raises:** `CheckpointError` if that fails. The old file is whole then, and the new one is
-    removed.
+    **Raises:** `CheckpointError` if that fails. The old file is whole then, and the new one gone.
     """
     with _written_beside(path, content) as new:
         new.put_in_place()
@@ -33,7 +31,7 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
     are the old ones or, once the content has been replaced, the new ones.
 
     **Raises:** `CheckpointError` if that fails. The old files are whole then, unless the new
-    description alone could not take its place: then the description is missing.
+    description alone could not take its place: then it is missing.
     """
     (content_path, content), (description_path, description) = files.items()
     with (
@@ -91,38 +89,40 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
     new = _NewFile(path, target, _temporary(target))
     try:
         with _errors_of(path):
-            _write(new.temporary, content, permissions)
+            # `os.open` gives a new file the permissions of the user's umask.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            with open(os.open(new.temporary, flags, 0o666), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if permissions is not None:
+                os.chmod(new.temporary, permissions)
         yield new
-    except BaseException:
+    finally:  # it is gone already if it was put in place
         with contextlib.suppress(OSError):
             new.temporary.unlink()
-        raise
 
 
 @contextlib.contextmanager
 def _errors_of(path: FilePath) -> Iterator[None]:
     try:
         yield
-    except OSError as err:
-        shown = os.fspath(path)
-        raise CheckpointError(f"{shown!r} cannot be written: {err.strerror or err}.") from err
-    except ValueError as err:  # a null byte
-        raise CheckpointError(f"{os.fspath(path)!r} is not a path: {err}.") from err
+    except (OSError, ValueError) as err:  # a `ValueError` for a null byte in the path
+        reason = getattr(err, "strerror", None) or err
+        raise CheckpointError(f"{os.fspath(path)!r} cannot be written: {reason}.") from err
 
 
 def _temporary(target: Path) -> Path:
-    """A new name in the directory of `target`."""
     # Only the start of the name: file systems limit its bytes, and a character may take four.
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
 
 
 def _permissions(target: Path) -> int | None:
     """The permissions of the existing file. **Raises:** `CheckpointError` if none can be there."""
-    shown = os.fspath(target)
-    if not target.parent.is_dir():
+    shown, parent = os.fspath(target), target.parent
+    if not parent.is_dir():
         raise CheckpointError(
-            f"{shown!r} cannot be written: there is no directory {os.fspath(target.parent)!r}. "
-            "Make it first."
+            f"{shown!r} cannot be written: there is no directory {str(parent)!r}. Make it first."
         )
     try:
         found = target.stat()
@@ -134,14 +134,3 @@ def _permissions(target: Path) -> int | None:
     if not os.access(target, os.W_OK):
         raise CheckpointError(f"{shown!r} may not be written: it is read-only.")
     return stat.S_IMODE(found.st_mode)
-
-
-def _write(path: Path, content: bytes, permissions: int | None) -> None:
-    # `os.open` gives a new file the permissions of the user's umask.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags, 0o666), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if permissions is not None:
-        os.chmod(path, permissions)

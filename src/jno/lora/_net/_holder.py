@@ -87,7 +87,7 @@ class Holder(Handle):
             the model. Without it, the adapters that `lora` made get the name, and are active.
 
         **Raises:** `SelectionError` if the name is taken, if the model has no adapters or they have
-        a name, if `adapters` is not a set, or does not fit the model (listing every misfit).
+        a name, or if `adapters` do not fit the model (listing every misfit).
         """
         self._refuse_disabled("add_adapter")
         if not isinstance(name, str):
@@ -97,24 +97,29 @@ class Holder(Handle):
                 f"There are adapters called {name!r} already. Choose another name, or call "
                 f"net.delete_adapter({name!r}) first."
             )
-        if adapters is None:
-            self._refuse_naming(name)
-            self._named = {**self._named, name: None}
-            return self
-        check_fit(self._now.plain().module, adapters, f"The adapters to be called {name!r}")
-        self._named = {**self._named, name: Kept(adapters)}
+        if adapters is not None:
+            check_fit(self._now.plain().module, adapters, f"The adapters to be called {name!r}")
+        elif not holds_adapters(self.module):
+            raise SelectionError(
+                f"The model carries no adapters that could be called {name!r}. Call "
+                "net.lora(...) first, or give an AdapterSet."
+            )
+        elif self.active is not None:
+            raise SelectionError(
+                f"The model's adapters are called {self.active!r} already. To add a copy, give "
+                f"it: net.add_adapter({name!r}, net.adapter({self.active!r}))"
+            )
+        self._named = {**self._named, name: None if adapters is None else Kept(adapters)}
         return self
 
     def activate(self: H, name: str) -> H:
         """Put the adapters of that name in the place of those that the model carries.
 
-        The latter are kept under their name, with their current values and with which of their
-        arrays, and of their layers' arrays, train. Adapters that were active before train as they
-        did then, even if `freeze` was called since. Adapters that become active for the first time
-        train as after `lora`. A `lora` call adds to the active adapters.
+        The latter are kept under their name. Each set keeps its values, and which of its arrays and
+        of its layers' arrays train, even if `freeze` is called meanwhile. Adapters that become
+        active for the first time train as after `lora`. A `lora` call adds to the active adapters.
 
-        **Raises:** `SelectionError` if the name is unknown, if the model carries adapters without a
-        name (which would be lost), or if a mask is pending.
+        **Raises:** `SelectionError` if the name is unknown, and as `deactivate`.
         """
         self._refuse_mask("activate")
         kept = self._find(name)
@@ -146,13 +151,8 @@ class Holder(Handle):
     def disabled(self: H) -> Iterator[H]:
         """A block in which the net is the model without adapters, and cannot be changed.
 
-        ```python
-        with net.disabled():
-            reference = net(x)
-        ```
-
-        At its end, or when it raises, everything is as it was before. In the block, the layers are
-        bit for bit those that were adapted, unless they were trained themselves.
+        Example: `with net.disabled(): reference = net(x)`. In the block, the layers are bit for bit
+        those that were adapted, unless they were trained. Afterwards, all is as it was before.
         """
         if self._disabled is not None:
             yield self
@@ -172,9 +172,7 @@ class Holder(Handle):
         Adapters that are kept under a name are written by `save_adapters(net.adapter(name), path)`.
         Warns if arrays outside the adapters train too, since the file does not hold them.
 
-        **Arguments:** those of `jno.lora.save_adapters`. The default `registry` is the net's.
-
-        **Raises:** `CheckpointError` if there are no adapters, or the file cannot be written.
+        **Arguments** and **Raises:** as there. The default `registry` is the net's.
         """
         state = self._disabled or self._now
         save(extract_adapters(state.module), path, registry or self._registry)
@@ -199,18 +197,15 @@ class Holder(Handle):
         """Put the adapters of a file around their layers. See `jno.lora.load_adapters`.
 
         Afterwards the loaded adapters train, the layers they wrap do not, and everything else is
-        as it was. A loaded adapter replaces the one that its layer carries; others stay. If the
-        net's adapters have a name, the loaded ones join them; to keep them apart, give
-        `add_adapter` the set that `read_adapters` returns.
+        as it was. If the net's adapters have a name, the loaded ones join them; to keep them apart,
+        give `add_adapter` the set that `read_adapters` returns.
 
-        **Arguments:** those of `jno.lora.load_adapters`. The default `registry` is the net's.
-
-        **Raises:** as `jno.lora.load_adapters`; `CheckpointError` also if the net carries an
-        adapter around a layer of the file's, or in it; `SelectionError` if a mask is pending.
+        **Arguments** and **Raises:** as there. The default `registry` is the net's. Also raises a
+        `CheckpointError` if the net carries an adapter around a layer of the file's, or in it, and
+        a `SelectionError` if a mask is pending.
         """
         self._refuse_mask("load_adapters")
-        state = self._now
-        registry = registry or self._registry
+        state, registry = self._now, registry or self._registry
         # Built around the plain layers: an adapter in the way may keep its layer changed (PiSSA).
         plain = state.plain().module
         loaded = load(
@@ -251,18 +246,6 @@ class Holder(Handle):
         near = nearest(str(name), self._named, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; no adapters have a name."
         raise SelectionError(f"No adapters are called {name!r}{hint}")
-
-    def _refuse_naming(self, name: str) -> None:
-        if not holds_adapters(self.module):
-            raise SelectionError(
-                f"The model carries no adapters that could be called {name!r}. Call "
-                "net.lora(...) first, or give an AdapterSet."
-            )
-        if self.active is not None:
-            raise SelectionError(
-                f"The model's adapters are called {self.active!r} already. To add a copy, give "
-                f"it: net.add_adapter({name!r}, net.adapter({self.active!r}))"
-            )
 
     def _put_away(self) -> dict[str, Kept | None]:
         """The named adapters once those in the model are kept out of it."""

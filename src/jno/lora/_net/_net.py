@@ -1,6 +1,5 @@
 """`Net`: a mutable handle on an immutable model. It also knows which arrays train."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,18 +7,15 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._contract import check_key, is_traced
+from .._contract import check_key
 from .._dispatch import carry_out, plan_lora
+from .._errors import SelectionError
+from .._paths import bullets, show_path
 from .._planning import MaskLike, Plan, SpecLike, WrapperLike, parse_mask
 from .._registry import Registry
-from .._reports import LoraReport, count, report_on
-from .._trainability import may_train
-from .._tree import adapted_layers
-from ._checks import check_update, refuse_if_only_adapted, refuse_traced_update
+from .._reports import LoraReport, report_on
 from ._holder import Holder
-from ._state import originals_of
-
-_NEVER = object()
+from ._state import UNKNOWN, originals_of
 
 
 class Net(Holder):
@@ -36,24 +32,22 @@ class Net(Holder):
     ```
 
     `mask(...)` narrows the next control (`lora`, `freeze`, `unfreeze`, `plan`) and is then gone. A
-    control that raises has changed nothing: the mask is still set.
-
-    A net may hold several sets of adapters by name, one of them in the model (`add_adapter`,
-    `activate`, `deactivate`, `delete_adapter`).
+    control that raises has changed nothing: the mask is still set. A net may hold several sets of
+    adapters by name, one of them in the model (`add_adapter`, `activate`, `deactivate`).
 
     PiSSA and MiLoRA change the weight of the layer that they hold. The net keeps the original
     layer too, to restore it bit for bit: a second copy of the weight, unless the caller holds it.
+
+    A net is not a pytree: functions of JAX and Equinox refuse it. Give them `net.module`, or the
+    trees that `net.partition()` returns.
 
     **Arguments:**
 
     - `model`: any pytree that holds Equinox modules. It is not changed.
     - `key`: for the adapters' initial values, typed or raw; the default is `jax.random.key(0)`. A
-        layer's values depend on the key and on its path alone, so a layer that is merged and
-        adapted again needs another key to start from other values.
+        layer's values depend on the key and its path alone, so a layer that is merged and adapted
+        again needs another key to start from other values.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
-
-    A net is not a pytree: functions of JAX and Equinox refuse it. Give them `net.module`, or the
-    trees that `net.partition()` returns.
 
     **Raises:** `SelectionError` if `key` is not a key, or if `model` is a `Net` or holds one.
     """
@@ -64,28 +58,23 @@ class Net(Holder):
         super().__init__(model, registry)
         self._key = jax.random.key(0) if key is None else key
         check_key(self._key)
-        # The adapters (`NetState.whose`) of the tree that `partition` returned last. Those of
-        # another set may have the same structure.
-        self._given: object = _NEVER
+        # The adapters (`NetState.whose`) of the tree that `partition` returned last.
+        self._given = UNKNOWN
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The current model's output."""
         return self.module(*args, **kwargs)
 
     def __repr__(self) -> str:
-        adapted = sum(1 for _ in adapted_layers(self.module))
-        trains = count(self.module, self.trainable)
-        total = count(self.module, may_train(self.module))
-        model = type(self.module).__name__
-        return f"Net({model}, {adapted} adapted layers, {trains:,} of {total:,} parameters train)"
+        found, model = self.summary(), type(self.module).__name__
+        trains = f"{found.trainable:,} of {found.total:,} parameters train"
+        return f"Net({model}, {len(found)} adapted layers, {trains})"
 
     def mask(self, mask: MaskLike) -> "Net":
         """Narrow the next control to the selected leaves. A second `mask` replaces the first.
 
-        **Arguments:**
-
-        - `mask`: bools in the structure of `module` (or one bool per subtree), or a regex that is
-            searched in the path of every leaf.
+        **Arguments:** `mask`: bools in the structure of `module` (or one bool per subtree), or a
+        regex that is searched in the path of every leaf.
 
         **Raises:** `SelectionError` if the structure differs (naming where) or the regex is bad.
         """
@@ -123,8 +112,6 @@ class Net(Holder):
             `{"adapter_dtype": jnp.bfloat16}`.
         - `key`: overrides the key of the `Net`.
 
-        **Returns:** this `Net`.
-
         **Raises:** `SelectionError` if nothing can be adapted (no match, or all matches carry an
         adapter already) or an argument makes no sense; `PluginError` if a named plugin cannot be
         used; `WrapperError` if an adapter cannot be built. A mask that selects nothing warns.
@@ -134,10 +121,18 @@ class Net(Holder):
         plan = self._plan(
             rank, alpha, target=target, wrappers=wrapper, specs=specs, options=options
         )
-        refuse_if_only_adapted(plan)
-        adapted = carry_out(state.module, plan, key=self._key if key is None else key)
-        if adapted is not state.module:
-            state = state.adapted(adapted, originals_of(state.module, adapted))
+        adapted = [row for row in plan.having("already adapted") if row.spec is not None]
+        if adapted and not plan.wrapped:
+            carriers = (f"{show_path(row.path)} ({row.explanation})" for row in adapted)
+            raise SelectionError(
+                "Every selected layer carries an adapter already, and a layer is never wrapped "
+                f"twice:\n{bullets(carriers)}\n"
+                "Call net.merge() to keep what they learned, or net.unwrap() to drop it, and then "
+                "net.lora(...)."
+            )
+        module = carry_out(state.module, plan, key=self._key if key is None else key)
+        if module is not state.module:
+            state = state.adapted(module, originals_of(state.module, module))
         return self._become(state)
 
     def plan(
@@ -167,7 +162,8 @@ class Net(Holder):
 
         **Raises:** `SelectionError` in `with net.disabled()`. A mask that selects nothing warns.
         """
-        return self._train("freeze", train=False)
+        self._refuse_disabled("freeze")
+        return self._become(self._now.training(self._mask, train=False))
 
     def unfreeze(self) -> "Net":
         """Train everything but wrapped layers; with a mask, also train the selected leaves.
@@ -177,13 +173,11 @@ class Net(Holder):
 
         **Raises:** as `freeze`.
         """
-        return self._train("unfreeze", train=True)
+        self._refuse_disabled("unfreeze")
+        return self._become(self._now.training(self._mask, train=True))
 
     def partition(self) -> tuple[PyTree, PyTree]:
-        """Split the model into `(trainable, frozen)`, each with `None` where the other has a leaf.
-
-        `eqx.combine(trainable, frozen)` is the model again.
-        """
+        """Split the model into `(trainable, frozen)`, which `eqx.combine` puts together again."""
         if self._disabled is None:
             self._given = self._now.whose
         return eqx.partition(self.module, self.trainable)
@@ -191,28 +185,20 @@ class Net(Holder):
     def update(self, trainable: PyTree) -> "Net":
         """Take in trained arrays.
 
-        **Arguments:**
-
-        - `trainable`: the first tree that `partition` returned, with new values.
+        **Arguments:** `trainable`, the first tree that `partition` returned, with new values.
 
         **Raises:** `SelectionError` that lists the leaves that are missing, unexpected, or of
-        another shape or dtype; or if other adapters were put into the model since the last
-        `partition`; or if the arrays are traced, and those that `partition` returned were not.
+        another shape or dtype; or if other adapters were put into the model since `partition`; or
+        if the arrays are traced, and those that `partition` returned were not.
         """
         self._refuse_disabled("update")
-        expected, frozen = eqx.partition(self.module, self.trainable)
-        outdated = self._given not in (_NEVER, self._now.whose)
-        check_update(expected, trainable, outdated=outdated)
-        if self._given is not _NEVER and is_traced(trainable) and not is_traced(expected):
-            refuse_traced_update()
-        self._now = dataclasses.replace(self._now, module=eqx.combine(trainable, frozen))
+        self._now = self._now.updated(trainable, self._given)
         return self
 
     def merge(self) -> "Net":
         """Fold every adapter into its layer. Frozen layers stay frozen (see `unfreeze`).
 
-        **Raises:** `SelectionError` if a mask is pending; `WrapperError` if an adapter cannot be
-        merged, naming its path.
+        **Raises:** `SelectionError` if a mask is pending; `WrapperError` as `merge_lora`.
         """
         self._refuse_mask("merge")
         return self._become(self._now.merged(), self._without(self.active))
@@ -230,16 +216,10 @@ class Net(Holder):
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, and how many parameters train. Prints as a table.
 
-        **Arguments:**
-
-        - `merge_error`: whether to measure what merging would cost each layer (see `ReportRow`).
+        **Arguments:** `merge_error`: whether to measure what merging would cost each layer.
         """
         return report_on(self.module, self.trainable, self._registry, measure=merge_error)
 
     def _plan(self, rank: int, alpha: float, **asked: Any) -> Plan:
         mask, registry = self._mask, self._registry
         return plan_lora(self.module, rank, alpha, param_mask=mask, registry=registry, **asked)
-
-    def _train(self, verb: str, *, train: bool) -> "Net":
-        self._refuse_disabled(verb)
-        return self._become(self._now.training(self._mask, train=train))

@@ -4,16 +4,17 @@ import dataclasses
 import operator
 import re
 from collections.abc import Container, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_adapter
-from .._errors import warn
+from .._contract import LoRAWrapper, is_adapter, is_traced
+from .._errors import SelectionError, warn
 from .._merge import merge_lora, unwrap_lora
-from .._paths import bullets, nearest, path_str, show_path
+from .._paths import bullets, nearest, path_str, show_array, show_path
 from .._planning import MaskLike, parse_mask
 from .._sets import AdapterSet, extract_adapters, put_around
 from .._trainability import (
@@ -25,15 +26,13 @@ from .._trainability import (
 )
 from .._tree import adapted_layers, map_adapters
 
+# Stands for the adapters of a tree that no net gave.
+UNKNOWN = object()
 
-class Original(NamedTuple):
-    """A layer as it was before adapting, and the `base` that an adapter made of it.
 
-    PiSSA's `base` is a residual: its `unwrap` restores the weight only up to rounding.
-    """
-
-    layer: Any
-    base: Any
+# A layer as it was before adapting, and the `base` that an adapter made of it. PiSSA's is a
+# residual: its `unwrap` restores the weight only up to rounding.
+Original = tuple[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,24 +50,55 @@ class NetState:
     def adapted(
         self, module: PyTree, originals: Mapping[str, Original], replaced: Container[str] = ()
     ) -> "NetState":
-        """With the model `module`, which has new adapters.
+        """With the model `module`, whose new adapters changed the layers `originals`.
 
-        - `originals`: the layers that the new adapters changed.
         - `replaced`: the paths at which a new adapter replaces another one.
         """
         others = {path: layer for path, layer in self.originals.items() if path not in replaced}
         trainable = carry_to_adapted(self.trainable, module, replaced)
         return NetState(module, trainable, {**others, **originals})
 
+    def updated(self, values: PyTree, whose: object) -> "NetState":
+        """With new values of the leaves that train.
+
+        - `whose`: of the state that gave the tree, or `UNKNOWN`.
+
+        **Raises:** `SelectionError` if they do not fit, or will be gone with a transformation.
+        """
+        expected, frozen = eqx.partition(self.module, self.trainable)
+        _check_update(expected, values)
+        if whose not in (UNKNOWN, self.whose):
+            raise SelectionError(
+                "The model's adapters were exchanged after the last `net.partition()`, so that "
+                "this update may hold the values of the former ones. Update the net before its "
+                "adapters are exchanged, or train what another `net.partition()` returns."
+            )
+        if whose is not UNKNOWN and is_traced(values) and not is_traced(expected):
+            raise SelectionError(
+                "net.update(...) was called inside of a JAX transformation (jit, grad, vmap), "
+                "whose values are gone when it ends. In there, put the model together with "
+                "`eqx.combine(trainable, frozen)`, and update the net with what the transformed "
+                "function returns."
+            )
+        return dataclasses.replace(self, module=eqx.combine(values, frozen))
+
     def plain(self) -> "NetState":
-        """Without adapters. Each layer takes the state of its base."""
-        return self._without_adapters(unwrapped_exactly(self.module, self.originals))
+        """Without adapters. Layers are the originals, unless they were trained in an adapter."""
+
+        def restore(path: str, adapter: LoRAWrapper) -> Any:
+            layer, base = self.originals.get(path, (adapter, None))
+            # Training a base replaces its arrays by others.
+            is_same = map(operator.is_, jax.tree.leaves(adapter.base), jax.tree.leaves(base))
+            return layer if all(is_same) else adapter
+
+        return self._without_adapters(unwrap_lora(map_adapters(restore, self.module)))
 
     def merged(self) -> "NetState":
-        """With every adapter folded into its layer, which takes the state of its base."""
+        """With every adapter folded into its layer."""
         return self._without_adapters(merge_lora(self.module))
 
     def _without_adapters(self, module: PyTree) -> "NetState":
+        # Each layer takes the state of its base.
         return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
 
     def trained_outside(self) -> list[str]:
@@ -78,9 +108,9 @@ class NetState:
         return [path_str(keys) for keys, other in jtu.tree_leaves_with_path(others) if other]
 
     def training(self, mask: MaskLike | None, *, train: bool) -> "NetState":
-        """With the leaves that `mask` selects trained, or not. A mask that selects nothing warns.
+        """With the selected leaves trained, or not. A mask that selects nothing warns.
 
-        Without a mask, these are all leaves but those of layers in adapters.
+        Without a mask, `train` selects all leaves but those of layers in adapters.
         """
         if mask is None and train:
             return dataclasses.replace(self, trainable=partial_lora_trainable_filter(self.module))
@@ -100,7 +130,6 @@ class Kept:
 
     - `trains`: by path, which leaves of the adapted layer trained when it was put away. At other
         paths, the layer trains as one with a new adapter does.
-    - `whose`: as in `NetState`.
     """
 
     adapters: AdapterSet
@@ -129,28 +158,37 @@ class Kept:
 def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
     """The layers of `plain`, by path, that are changed inside the adapters of `adapted`."""
     return {
-        path: Original(layer, adapter.base)
+        path: (layer, adapter.base)
         for path, adapter, layer in adapted_layers(adapted, plain)
         if not is_adapter(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
     }
 
 
-def unwrapped_exactly(model: PyTree, originals: Mapping[str, Original]) -> PyTree:
-    """`unwrap_lora(model)`, with the original layer of each adapter whose base was not trained."""
-
-    def restore(path: str, adapter: LoRAWrapper) -> Any:
-        original = originals.get(path)
-        if original is None or not _same(adapter.base, original.base):
-            return adapter
-        return original.layer
-
-    return unwrap_lora(map_adapters(restore, model))
-
-
-def _same(one: Any, other: Any) -> bool:
-    # Training a base replaces its arrays by others.
-    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(here is there for here, there in leaves)
+def _check_update(expected: PyTree, given: PyTree) -> None:
+    advice = "Pass the tree that `net.partition()` returned, with new values."
+    want = {path_str(k): leaf for k, leaf in jtu.tree_leaves_with_path(expected)}
+    got = {path_str(k): leaf for k, leaf in jtu.tree_leaves_with_path(given)}
+    wrong = [f"{show_path(p)}: trained here, missing in the update" for p in want.keys() - got]
+    wrong += [f"{show_path(p)}: not a trainable leaf of this net" for p in got.keys() - want]
+    for path in want.keys() & got.keys():
+        old, new = show_array(want[path]), got[path]
+        new = show_array(new) if eqx.is_array(new) else repr(new)
+        if old != new:
+            wrong.append(f"{show_path(path)}: expected {old}, got {new}")
+    if wrong:
+        if type(given) is tuple and len(given) == 2:
+            guess = ". It is a pair: both halves that `net.partition()` returned?"
+        elif got.keys() > want.keys():
+            guess = ". It holds all that trains, and more: the whole model?"
+        elif got and not got.keys() & want.keys():
+            guess = ". None of it trains here: the frozen half, or from before a merge?"
+        else:
+            guess = ""
+        raise SelectionError(
+            f"The update does not fit this net{guess}:\n{bullets(sorted(wrong))}\n{advice}"
+        )
+    if jtu.tree_structure(expected) != jtu.tree_structure(given):
+        raise SelectionError(f"The update has other classes or static fields. {advice}")
 
 
 def _selects_nothing(mask: MaskLike, possible: PyTree[bool]) -> str:

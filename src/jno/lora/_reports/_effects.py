@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, check_same_structure, expect_model
-from .._errors import SelectionError, WrapperError
+from .._contract import LoRAWrapper, check_same_structure, expect_model, refusal_of_template
+from .._errors import SelectionError, WrapperError, failing
+from .._merge import wide_layers
 from .._paths import bullets, path_str, show_path, show_place
 from .._showing import Printed, Table, table
 from .._tree import adapted_layers
-from ._rounding import before_and_after, measuring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,9 +70,8 @@ class AdapterEffects(Printed[AdapterEffect]):
         return f"AdapterEffects({len(self.rows)} matrices, {len(self.left_out)} left out)"
 
     def _table(self) -> Table:
-        columns = [("matrix", "left"), ("adapter", "left")]
         numbers = ("shape", "‖ΔW‖ / ‖W‖", "effective rank", "spectral norm")
-        columns += [(name, "right") for name in numbers]
+        columns = [("matrix", "left"), ("adapter", "left"), *((name, "right") for name in numbers)]
         cells = (
             (
                 row.label,
@@ -92,12 +92,9 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     """Measure how much each adapter changed its layer, and in how many directions.
 
     Every layer is merged and unwrapped in float64 (float32 for half precision), and the difference
-    of each of its arrays is decomposed on the host. For a large model, give a part of it
-    (`adapter_effects(model.blocks[0])`).
+    of each array is decomposed on the host. Of a large model, give a part (`model.blocks[0]`).
 
-    **Arguments:**
-
-    - `model`: any pytree, adapted or not.
+    **Arguments:** `model`, any pytree, adapted or not.
 
     **Returns:** `AdapterEffects`, with one row per matrix that an adapter changed (per slice of a
     stacked layer). A layer that its adapter did not change yet has a row of zeros for each of its
@@ -112,9 +109,10 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     for path, node in adapted_layers(model):
         where = show_place(type(node), path)
         what = f"compare {where} with the layer that it wraps"
-        with measuring(node, what), jax.enable_x64(True):
+        hint = partial(refusal_of_template, node, "Give the model itself.")
+        with failing(what, WrapperError, hint), jax.enable_x64(True):
             try:
-                layers = before_and_after(node)
+                layers = wide_layers(node)
             except WrapperError:
                 left_out.append(path)
                 continue
@@ -162,29 +160,19 @@ def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> lis
         eps = min(float(jnp.finfo(dtype).eps) for dtype in (base.dtype, jnp.float32))
         old, new = np.asarray(old), np.asarray(new)
         for part in np.ndindex(old.shape[:ndim]):
-            W, dW = _matrix(old[part]), _matrix(new[part] - old[part])
+            changes = old[part], new[part] - old[part]
+            W, dW = (x.reshape(len(x) if x.ndim else 1, -1) for x in changes)
             norm = float(np.linalg.norm(W))
             values = _singular_values(dW, eps * norm)
             change = float(np.linalg.norm(values))
-            effect = AdapterEffect(
-                path=path,
-                array=path_str(keys),
-                part=part,
-                wrapper=type(adapter),
-                shape=W.shape,
-                relative_norm=change / norm if norm else math.inf if change else 0.0,
-                effective_rank=_effective_rank(values),
-                singular_values=tuple(values.tolist()),
-            )
-            found.append(effect)
+            relative = change / norm if norm else math.inf if change else 0.0
+            place = path, path_str(keys), part, type(adapter), W.shape
+            sizes = relative, _effective_rank(values), tuple(values.tolist())
+            found.append(AdapterEffect(*place, *sizes))
     changed = {effect.array for effect in found if effect.relative_norm != 0}
     if changed:
         return [effect for effect in found if effect.array in changed]
     return [effect for effect in found if effect.shape[1] > 1]
-
-
-def _matrix(array: Any) -> Any:
-    return array.reshape(len(array) if array.ndim else 1, -1)
 
 
 def _singular_values(dW: Any, rounding: float) -> Any:

@@ -1,17 +1,33 @@
-"""Reports on the adapters of a model, with their parameter counts."""
+"""The adapters of a model: their parameter counts, what merging would cost, their papers."""
 
 import dataclasses
+import inspect
+import re
+from functools import partial
+from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, expect_model
-from .._paths import show_path
+from .._contract import (
+    LoRAWrapper,
+    check_same_structure,
+    expect_model,
+    merged_layer,
+    refusal_of_template,
+)
+from .._errors import WrapperError, failing
+from .._merge import wide_layers
+from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
+from .._sharding import on_the_mesh
 from .._showing import Printed, Table, table_by_path
 from .._trainability import lora_trainable_filter, may_train
 from .._tree import adapted_layers
-from ._rounding import error_of_merging
+
+_BIBTEX_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +37,9 @@ class ReportRow:
     - `rank`, `alpha`: as they are (a small layer clamps the requested rank); `None` for adapters
         without one.
     - `trainable`, `total`: the parameters of the layer and its adapter, those that train and all.
-        Constants that an adapter keeps beside them (PiSSA's initial factors) are not counted.
-    - `merge_error`: the part of the adapter's update that a merge into the layer's own dtype would
-        round away. `None` if it was not measured, if the adapter cannot be merged, or if it has not
-        changed anything yet.
+        Constants that an adapter keeps (PiSSA's initial factors) are not counted.
+    - `merge_error`: the part of the update that a merge into the layer's own dtype would round
+        away. `None` if it was not measured, cannot be, or if nothing has changed yet.
     """
 
     path: str
@@ -42,11 +57,11 @@ class ReportRow:
 class LoraReport(Printed[ReportRow]):
     """The adapted layers of a model, and totals over the whole model.
 
-    Prints and shows as a table. Rows that differ only in the indices of their paths become one row
-    there (`layers/[0-11]/query`), with the numbers of a single layer. `rows` holds them all.
+    Prints as a table, in which rows that differ only in the indices of their paths become one
+    (`layers/[0-11]/query`), with the numbers of a single layer. `rows` holds them all.
 
     - `trainable`, `total`: the parameters of the whole model with adapters.
-    - `merge_errors`: whether the merge errors were measured. They have a column in the table.
+    - `merge_errors`: whether the merge errors were measured.
     """
 
     rows: tuple[ReportRow, ...]
@@ -95,11 +110,10 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     **Arguments:**
 
     - `model`: any pytree, adapted or not.
-    - `merge_error`: whether to measure what merging would cost each layer (see `ReportRow`), by
-        merging it twice.
+    - `merge_error`: whether to measure what merging would cost each layer, by merging it twice.
 
-    **Returns:** a `LoraReport`. Its `trainable` counts the parameters that `lora_trainable_filter`
-    marks. (`Net.summary` counts those that train in the net.)
+    **Returns:** a `LoraReport` that counts as trainable what `lora_trainable_filter` marks.
+    (`Net.summary` counts the parameters that train in the net.)
 
     **Raises:** `SelectionError` if `model` is a `Net` or a set; `WrapperError` that names the path,
     if the merge error cannot be measured.
@@ -107,6 +121,32 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     expect_model(model, "lora_report")
     trainable = lora_trainable_filter(model)
     return report_on(model, trainable, default_registry(), measure=merge_error)
+
+
+def citation(model: PyTree) -> str:
+    """The BibTeX entries of the adapters in `model`, each once, in the order of the model.
+
+    The class attribute `bibtex` of an adapter holds its entries. An adapter that only names a
+    `paper` gives a comment with the arXiv number; one without either, a comment that says so.
+
+    **Arguments:** `model`, any pytree, adapted or not.
+
+    **Returns:** text for a `.bib` file; empty if there are no adapters.
+
+    **Raises:** `SelectionError` if `model` is a `Net` or a set.
+    """
+    expect_model(model, "citation")
+    found: dict[str, None] = {}  # a set that keeps its order
+    for _, node in adapted_layers(model):
+        cls = type(node)
+        if cls.bibtex is not None:
+            entries = map(inspect.cleandoc, _BIBTEX_ENTRY.split(cls.bibtex))
+        elif cls.paper is not None:
+            entries = [f"% {cls.__name__}: arXiv:{cls.paper}"]
+        else:
+            entries = [f"% {cls.__name__}: no reference"]
+        found |= dict.fromkeys(filter(None, entries))
+    return "\n\n".join(found) + "\n" if found else ""
 
 
 def report_on(
@@ -117,19 +157,42 @@ def report_on(
     rows: list[ReportRow] = []
     for path, node, own_trainable, own_counted in adapted_layers(model, trainable, counted):
         provider = registry.provider(type(node))
-        row = ReportRow(
-            path=path,
-            layer=type(node.base).__name__,
-            wrapper=type(node),
-            distribution=None if provider is None else provider.distribution,
-            rank=node.rank,
-            alpha=node.alpha,
-            trainable=count(node, own_trainable),
-            total=count(node, own_counted),
-            merge_error=error_of_merging(node, path) if measure else None,
-        )
-        rows.append(row)
+        distribution = None if provider is None else provider.distribution
+        numbers = node.rank, node.alpha, count(node, own_trainable), count(node, own_counted)
+        error = _error_of_merging(node, path) if measure else None
+        layer = type(node.base).__name__
+        rows.append(ReportRow(path, layer, type(node), distribution, *numbers, error))
     return LoraReport(tuple(rows), count(model, trainable), count(model, counted), measure)
+
+
+def _error_of_merging(adapter: LoRAWrapper, path: str) -> float | None:
+    """`||merge(W) - W'|| / ||W' - W||`: the part of the update that rounding takes away.
+
+    `W'` is the merged layer in a wider dtype: float32 for half precision, float64 for the rest. The
+    norms are over all arrays of the layer. `None` as for `ReportRow`.
+    """
+    what = f"measure what merging {show_place(type(adapter), path)} would cost"
+    hint = partial(refusal_of_template, adapter, "Give the model itself.")
+    with failing(what, WrapperError, hint), jax.enable_x64(True):
+        try:
+            merged = on_the_mesh(adapter, merged_layer, adapter)
+            before, exact = wide_layers(adapter)
+        except WrapperError:
+            return None
+        check_same_structure(adapter.base, merged, "`merge()`")
+        update = _distance(exact, before)
+        return _distance(merged, exact) / update if update else None
+
+
+def _distance(one: Any, other: Any) -> float:
+    """The Frobenius norm of the difference. Sharded arrays are not gathered."""
+
+    def squared(x: Any, y: Any) -> Any:
+        difference = jnp.abs(x.astype(y.dtype) - y)
+        return jnp.sum(difference * difference, dtype=jnp.float64)
+
+    arrays = (eqx.filter(tree, eqx.is_inexact_array) for tree in (one, other))
+    return float(sum(jax.tree.leaves(jax.tree.map(squared, *arrays)))) ** 0.5
 
 
 def count(model: PyTree, mask: PyTree[bool]) -> int:

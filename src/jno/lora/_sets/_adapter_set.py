@@ -1,19 +1,20 @@
-"""Sets of adapters without their model, and how they are taken out of one."""
+"""Sets of adapters without their model: take them out of one, and stack them."""
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compute import held_dtype
 from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, over_stack
 from .._errors import SelectionError, WrapperError, failing
-from .._paths import path_str, show_array, show_place
+from .._paths import bullets, path_str, show_array, show_path, show_place
 from .._tree import adapted_layers, refuse_second
 
 
@@ -35,9 +36,8 @@ class LayerForm:
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
         """The form of `layer`."""
         # In the dtypes of JAX: PiSSA, which changes the weight, makes a JAX array of NumPy's.
-        arrays = _arrays_of(layer)
-        found = tuple((path, tuple(x.shape), str(held_dtype(x))) for path, x in arrays)
-        return cls(type(layer).__name__, found, stack_ndim)
+        arrays = ((path, tuple(x.shape), str(held_dtype(x))) for path, x in _arrays_of(layer))
+        return cls(type(layer).__name__, tuple(arrays), stack_ndim)
 
     def __str__(self) -> str:
         arrays = ", ".join(f"{path} {array}" for path, array in self._shown().items())
@@ -73,8 +73,7 @@ class LooseAdapter(eqx.Module):
     """One adapter without its layer.
 
     - `state`: its arrays, as `LoRAWrapper.state()` returns them; those of a stack are stacked.
-    - `wrapper`, `rank`, `alpha`: its class and settings (`None` if it lacks them), to build it
-      again. The rank is the effective one.
+    - `wrapper`, `rank`, `alpha`: its class, effective rank and alpha (`None` if it lacks them).
     - `layer`: the form of the layer that it was made for.
     """
 
@@ -86,9 +85,9 @@ class LooseAdapter(eqx.Module):
 
 
 class AdapterSet(Loose, eqx.Module):
-    """The adapters of a model by the paths of their layers, without the model. A pytree.
+    """The adapters of a model, by the paths of their layers, without the model. A pytree.
 
-    `extract_adapters` makes one, `swap_adapters` puts it around the layers of a model.
+    Iterates over the paths. `extract_adapters` makes one, `swap_adapters` puts it around layers.
     """
 
     adapters: dict[str, LooseAdapter]
@@ -97,7 +96,6 @@ class AdapterSet(Loose, eqx.Module):
         return len(self.adapters)
 
     def __iter__(self) -> Iterator[str]:
-        """The paths."""
         return iter(self.adapters)
 
     def __getitem__(self, path: str) -> LooseAdapter:
@@ -131,12 +129,10 @@ def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
 def extract_adapters(model: PyTree) -> AdapterSet:
     """The adapters of `model`, without their layers.
 
-    **Arguments:**
+    **Arguments:** `model`: an adapted model, or a template of one (`eqx.filter_eval_shape`).
 
-    - `model`: an adapted model, or a template of one (`eqx.filter_eval_shape`).
-
-    **Returns:** an `AdapterSet`; empty for a model without adapters. A template gives a set that
-    holds shapes, for `eqx.tree_deserialise_leaves`.
+    **Returns:** a set, empty for a model without adapters. A template gives a set of shapes, for
+    `eqx.tree_deserialise_leaves`.
 
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
     holds a slash), or if `model` is a `Net` or a set. `WrapperError`, naming the path, if an
@@ -144,7 +140,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     """
     expect_model(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
-    known_losses: dict[Any, list[str]] = {}
+    known_losses: dict[Any, str] = {}
     for path, node in adapted_layers(model):
         refuse_second(path, found, "adapted layers")
         cls = type(node)
@@ -155,14 +151,37 @@ def extract_adapters(model: PyTree) -> AdapterSet:
             lost = _lost_options(node, form, known_losses)
             if lost:
                 raise WrapperError(
-                    f"an option in a static field is not in `state()`: {'; '.join(lost)}. Keep it "
-                    "in an array, or write a `from_state` that restores it."
+                    f"an option in a static field is not in `state()`: {lost}. Keep it in an "
+                    "array, or write a `from_state` that restores it."
                 )
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
     return AdapterSet(found)
 
 
-def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, list[str]]) -> list[str]:
+def stack_adapters(sets: Sequence[AdapterSet]) -> AdapterSet:
+    """The sets as one, whose arrays have a leading axis of length `len(sets)`.
+
+    Then the examples of a batch can use different adapters of one base: inside `vmap`, each takes
+    its own by `jax.tree.map(lambda a: a[index], stacked)` and swaps it in. `swap_adapters` does not
+    take the stack itself.
+
+    **Arguments:** `sets` with adapters of the same classes, ranks, alphas, shapes and dtypes at the
+    same paths. `combine([one], [1.0], "svd", rank=8)` brings a set of products to another rank.
+
+    **Raises:** `SelectionError` that lists every difference.
+    """
+    first, *others = listed_sets(sets, "stack")
+    problems = [line for i, other in enumerate(others, 1) for line in _differences(first, other, i)]
+    if problems:
+        raise SelectionError(
+            f"Only sets of the same structure can be stacked, but\n{bullets(problems)}\n"
+            "to_lora(model, rank=...) makes products of other adapters, and "
+            'combine([one], [1.0], "svd", rank=...) gives products the same rank.'
+        )
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), first, *others)
+
+
+def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, str]) -> str:
     """The static fields that would change if `adapter` were built again from its state.
 
     - `known`: the results so far. Adapters of one structure share theirs.
@@ -170,32 +189,29 @@ def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, list[s
     static = (f.name for f in dataclasses.fields(adapter) if f.metadata.get("static", False))
     own = [name for name in static if name not in ("rank", "alpha")]
     if not own:
-        return []
+        return ""
     key = (jtu.tree_structure(adapter), form)
     try:
-        hash(key)
+        if key in known:
+            return known[key]
     except TypeError:  # a static field that cannot be hashed
         key = object()
-    if key not in known:
-        known[key] = _changed_by_rebuilding(adapter, form.stack_ndim, own)
-    return known[key]
 
-
-def _changed_by_rebuilding(adapter: LoRAWrapper, ndim: int, fields: list[str]) -> list[str]:
     def rebuild(w: LoRAWrapper) -> LoRAWrapper:
         # The default `from_state` calls the constructor without any option.
         return type(w).from_state(w.unwrap(), w.state(), w.rank, w.alpha)
 
     try:
-        made = eqx.filter_eval_shape(over_stack(rebuild, ndim), adapter)
+        made = eqx.filter_eval_shape(over_stack(rebuild, form.stack_ndim), adapter)
     except Exception:  # a `from_state` that looks at values fails on shapes
-        return []
-    pairs = ((name, getattr(adapter, name, None), getattr(made, name, None)) for name in fields)
-    return [
+        made = adapter
+    pairs = ((name, getattr(adapter, name, None), getattr(made, name, None)) for name in own)
+    known[key] = "; ".join(
         f"`{name}`, which is {is_!r}, would be {would_be!r}"
         for name, is_, would_be in pairs
         if _differ(is_, would_be)
-    ]
+    )
+    return known[key]
 
 
 def _differ(one: Any, other: Any) -> bool:
@@ -208,3 +224,36 @@ def _differ(one: Any, other: Any) -> bool:
         return bool(one != other) and bool(one == one)
     except Exception:  # an array has no single answer
         return False
+
+
+def _differences(first: AdapterSet, other: AdapterSet, index: int) -> list[str]:
+    lines: list[str] = []
+    for path in dict.fromkeys([*first, *other]):
+        if path not in first.adapters or path not in other.adapters:
+            without = index if path in first.adapters else 0
+            lines.append(f"{show_path(path)}: set {without} has no adapter there")
+            continue
+        here, there = _described(first[path]), _described(other[path])
+        lines += [
+            f"{show_path(path)}, {name}: {here.get(name, 'none')} in set 0, "
+            f"{there.get(name, 'none')} in set {index}"
+            for name in dict.fromkeys([*here, *there])
+            if here.get(name) != there.get(name)
+        ]
+        if here["class"] == there["class"] and first[path].wrapper is not other[path].wrapper:
+            lines.append(
+                f"{show_path(path)}: {here['class']} in set {index} is another class than in set "
+                "0. It was defined twice (a notebook cell that ran again): make both sets with one"
+            )
+    return lines
+
+
+def _described(adapter: LooseAdapter) -> dict[str, Any]:
+    return {
+        "class": f"{adapter.wrapper.__module__}.{adapter.wrapper.__qualname__}",
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "made for": str(adapter.layer),
+        "axes of a stack": adapter.layer.stack_ndim,
+        **{name: show_array(array) for name, array in adapter.state.items()},
+    }

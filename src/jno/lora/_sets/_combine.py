@@ -2,21 +2,29 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._contract import LoRAWrapper, check_key, check_number
+from .._contract import LoRAWrapper, check_key, check_number, check_part, check_rank
 from .._errors import SelectionError
-from .._paths import stable_hash
+from .._paths import nearest, stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
-from ._products import Factors, Triplets, check_combinable, factors_of, scale_times, widest
-from ._recipe import EXACT, TRIMMING, Combination, MajoritySign, Recipe
+from ._products import Factors, Triplets, check_combinable, factors_of, scale_of, widest
 from ._update_report import UpdateReport, UpdateRow
+
+Combination = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+MajoritySign = Literal["total", "frequency"]
+
+_EXACT = ("linear", "cat")
+_TRIMMING = ("ties", "magnitude_prune")
+_RANDOM = ("dare_linear", "dare_ties")
+_ELECTING = ("ties", "dare_ties")
+_SPARSE = (*_TRIMMING, *_RANDOM)
 
 
 @overload
@@ -61,8 +69,8 @@ def combine(
     r"""Combine several sets of adapters into one.
 
     All methods act on the updates `U_i = s_i B_i A_i` of a layer's matrix, with each adapter's own
-    scale. (In PEFT, all methods but `cat` and `svd` act on `A` and `B` separately, which leaves
-    products `B_i A_j` of different adapters in the result.) With weights `w_i`:
+    scale. (PEFT's, except `cat` and `svd`, act on `A` and `B` separately, which leaves products
+    `B_i A_j` of different adapters in the result.) With weights `w_i`:
 
     | method | update | rank |
     |---|---|---|
@@ -75,13 +83,11 @@ def combine(
 
     `trim` keeps the part `density` of the entries of `U_i` that is largest in magnitude. `drop`
     keeps each entry with probability `density`, divided by it: its mean over all keys is `U_i`.
-    `agree` elects a sign for each entry, and takes the mean of the updates that have this sign
-    there. A singular value decomposition cuts the result to the nearest update of rank `rank`. A
-    set without an adapter at a path adds a zero update.
+    `agree` elects a sign for each entry, and takes the mean of the updates that have it there. A
+    singular value decomposition cuts the result to the nearest update of rank `rank`. A set without
+    an adapter at a path adds zero.
 
-    May run inside `jit`, with traced arrays and weights. Then all methods but `"linear"` and
-    `"cat"` (if the matrix allows the sum of the ranks) call LAPACK: keep them out of training
-    steps.
+    May run inside `jit`, with traced arrays and weights. Cuts call LAPACK: not for training steps.
 
     **Arguments:**
 
@@ -89,7 +95,6 @@ def combine(
         converts others.
     - `weights`: one number for each set; may be negative, and traced. `"ties"` and `"dare_ties"`
         take a mean: weights of 1 give the method of the paper.
-    - `method`: see above.
     - `density`: in `(0, 1]`; required by the methods that make updates sparse.
     - `rank`: of the result, where the method leaves it open. By default the largest of the ranks at
         a path, and never more than a matrix allows. Zeros fill up an update that needs less.
@@ -105,29 +110,26 @@ def combine(
 
     **Raises:** `SelectionError` that lists every adapter whose update is not only a product, every
     path at which the layers differ, or every matrix that `density` leaves empty; or if an argument
-    is missing, of another kind, or makes no sense.
+    is missing or makes no sense.
 
     Papers: Yadav et al., "TIES-Merging: Resolving Interference When Merging Models",
     arXiv:2306.01708; Yu et al., "Language Models are Super Mario: Absorbing Abilities from
     Homologous Models as a Free Lunch" (DARE), arXiv:2311.03099.
     """
-    sets, weights = listed_sets(sets, "combine"), _listed_weights(weights)
-    recipe = Recipe(method, density, rank, majority_sign)
+    sets = listed_sets(sets, "combine")
+    weights = _listed_weights(weights, len(sets))
+    recipe = _Recipe(method, density, rank, majority_sign)
     recipe.check(has_key=key is not None)
     if key is not None:
         check_key(key)
-    if len(weights) != len(sets):
-        raise SelectionError(
-            f"Each set needs a weight: expected {len(sets)} weights, got {len(weights)}."
-        )
-    check_combinable(sets, density if method in TRIMMING else None)
+    check_combinable(sets, density if method in _TRIMMING else None)
     made: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in dict.fromkeys(path for one in sets for path in one):
         present = [i for i, one in enumerate(sets) if path in one.adapters]
         first = sets[present[0]][path]
         states = [sets[i][path].state for i in present]
-        scales = [scale_times(sets[i][path], weights[i]) for i in present]
+        scales = [scale_of(sets[i][path]) * weights[i] for i in present]
         # Two numbers that tell the key of an update from those of all others.
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
         state, error = on_the_mesh(
@@ -139,7 +141,80 @@ def combine(
     return (AdapterSet(made), UpdateReport(tuple(rows))) if report else AdapterSet(made)
 
 
-def _listed_weights(weights: Any) -> list[Any]:
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """The static arguments of `combine`."""
+
+    method: str
+    density: float | None
+    rank: int | None
+    majority_sign: str
+
+    def check(self, *, has_key: bool) -> None:
+        """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
+        method, methods = self.method, get_args(Combination)
+        if method not in methods:
+            near = nearest(str(method), methods, n=1)[0]
+            raise SelectionError(
+                f"There is no method {method!r}; did you mean {near!r}? "
+                f"The methods are {', '.join(methods)}."
+            )
+        wrong, sign = "", self.majority_sign
+        if self.density is None and method in _SPARSE:
+            wrong = f"{method!r} needs a `density`, the part of the entries to keep, such as 0.5."
+        elif self.density is not None and method not in _SPARSE:
+            wrong = f"`density` is for {', '.join(_SPARSE)}; {method!r} keeps every entry."
+        elif method in _RANDOM and not has_key:
+            wrong = f"{method!r} drops entries at random, and needs a `key`."
+        elif has_key and method not in _RANDOM:
+            wrong = f"`key` is for {' and '.join(_RANDOM)}; {method!r} is not random."
+        elif self.rank is not None and method in _EXACT:
+            wrong = (
+                f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
+            )
+        elif sign not in get_args(MajoritySign):
+            wrong = f"`majority_sign` must be 'total' or 'frequency', but is {sign!r}."
+        elif sign != "total" and method not in _ELECTING:
+            wrong = f"`majority_sign` is for {' and '.join(_ELECTING)}; {method!r} elects no sign."
+        if wrong:
+            raise SelectionError(wrong)
+        if self.density is not None:
+            check_part("density", self.density)
+        if self.rank is not None:
+            check_rank(self.rank)
+
+    def sparse_sum(
+        self, updates: Float[Array, "n *stack out in"], keys: list[PRNGKeyArray]
+    ) -> Float[Array, "*stack out in"]:
+        """The sum of sparse updates. `keys` has one for each update, if the method is random."""
+        assert self.density is not None
+        if self.method in _TRIMMING:
+            sparse = _trimmed(updates, self.density)
+        else:  # each entry stays with probability `density`, divided by it
+            kept = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
+            sparse = jnp.where(jnp.stack(kept), updates / self.density, 0)
+        if self.method not in _ELECTING:
+            return jnp.sum(sparse, axis=0)
+        # The mean, for each entry, of the updates that have its elected sign. Zeros have no sign.
+        signs = jnp.sign(sparse)
+        votes = jnp.sum(sparse if self.majority_sign == "total" else signs, axis=0)
+        agrees = signs == jnp.where(votes >= 0, 1, -1).astype(sparse.dtype)[None]
+        count = jnp.sum(agrees, axis=0).astype(sparse.dtype)
+        return jnp.sum(jnp.where(agrees, sparse, 0), axis=0) / jnp.maximum(count, 1)
+
+
+def _trimmed(
+    updates: Float[Array, "n *stack out in"], density: float
+) -> Float[Array, "n *stack out in"]:
+    """Zero all but the part `density` of each matrix's entries that is largest in magnitude."""
+    *batch, outputs, inputs = updates.shape
+    sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
+    dropped = outputs * inputs - round(density * outputs * inputs)
+    smallest_kept = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
+    return jnp.where(jnp.abs(updates) >= smallest_kept, updates, 0)
+
+
+def _listed_weights(weights: Any, number: int) -> list[Array]:
     try:
         listed = list(weights)
     except TypeError:
@@ -148,11 +223,15 @@ def _listed_weights(weights: Any) -> list[Any]:
         ) from None
     for index, weight in enumerate(listed):
         check_number(f"weights[{index}]", weight)
-    return listed
+    if len(listed) != number:
+        raise SelectionError(
+            f"Each set needs a weight: expected {number} weights, got {len(listed)}."
+        )
+    return [jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float)) for weight in listed]
 
 
 def _combined(
-    recipe: Recipe,
+    recipe: _Recipe,
     cls: Any,
     states: list[Mapping[str, Any]],
     scales: list[Array],
@@ -168,18 +247,19 @@ def _combined(
         for state, scale in zip(states, scales, strict=True)
     ]
     ranks, largest = [update.rank for update in updates], updates[0].largest_rank
-    rank = sum(ranks) if recipe.method in EXACT else recipe.rank or max(ranks)
-    if recipe.method in (*EXACT, "svd"):
+    rank = sum(ranks) if recipe.method in _EXACT else recipe.rank or max(ranks)
+    if recipe.method in (*_EXACT, "svd"):
         total = Factors(
             jnp.concatenate([update.A for update in updates], axis=-2),
             jnp.concatenate([update.B for update in updates], axis=-1),
         )
-        if recipe.method in EXACT and rank <= largest:
+        if recipe.method in _EXACT and rank <= largest:
             return _state(cls, total, dtype), jnp.zeros((), wide)
         triplets = Triplets.of_product(total)
     else:
         products = jnp.stack([update.B @ update.A for update in updates])
-        keys = [] if key is None else [_folded(key, number) for number in numbers]
+        fold = jax.random.fold_in
+        keys = [] if key is None else [fold(fold(key, path), i) for path, i in numbers]
         triplets = Triplets.of(recipe.sparse_sum(products, keys))
     rank = min(rank, largest)
     return _state(cls, triplets.cut_to(rank), dtype), triplets.lost_by_cutting(rank)
@@ -187,7 +267,3 @@ def _combined(
 
 def _state(cls: type[LoRAWrapper], update: Factors, dtype: Any) -> dict[str, Array]:
     return {name: array.astype(dtype) for name, array in update.as_adapter(cls)[0].items()}
-
-
-def _folded(key: PRNGKeyArray, numbers: Any) -> PRNGKeyArray:
-    return jax.random.fold_in(jax.random.fold_in(key, numbers[0]), numbers[1])

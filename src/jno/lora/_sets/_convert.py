@@ -41,8 +41,8 @@ def to_lora(
 ) -> tuple[M, UpdateReport]:
     """`model` with every adapter as plain LoRA around the layer as it was before adapting.
 
-    If an update is known as a low-rank product (rsLoRA, LoRA-FA, LoRA-XS, VeRA, PiSSA, MiLoRA), its
-    factors are taken, and nothing is lost if its rank is allowed. Otherwise a singular value
+    The factors of an update that is known as a product (rsLoRA, LoRA-FA, LoRA-XS, VeRA, PiSSA,
+    MiLoRA) are taken, and nothing is lost if its rank is allowed. Otherwise a singular value
     decomposition cuts the update `merge(W) - W`. (Both in float32 at least.) A stack of layers gets
     one rank. Plain LoRA of an allowed rank stays as it is.
 
@@ -57,11 +57,10 @@ def to_lora(
 
     **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer.
 
-    **Raises:** `SelectionError` if an argument makes no sense (such as a `Net` for the model);
-    `WrapperError` that lists every adapter that needs a rank, cannot be merged, has an update with
-    NaN or infinity that would have to be cut, is on a layer that plain LoRA does not fit, or
-    changes more of its layer than the matrix that LoRA adds to; `PluginError` without plain LoRA
-    (the zoo).
+    **Raises:** `SelectionError` if an argument makes no sense; `WrapperError` that lists every
+    adapter that needs a rank, cannot be merged, has an update with NaN or infinity to cut, is on a
+    layer that plain LoRA does not fit, or changes more of its layer than the matrix that LoRA adds
+    to; `PluginError` without plain LoRA (the zoo).
     """
     expect_model(model, "to_lora")
     if rank is not None and energy is not None:
@@ -72,7 +71,12 @@ def to_lora(
         check_part("energy", energy)
     if not holds_adapters(model):
         return model, UpdateReport(())
-    classes = _plain_classes(default_registry(registry))
+    registry = default_registry(registry)
+    # For layers, and for layers with a norm around them.
+    named = registry.resolve("lora")
+    with contextlib.suppress(SelectionError):  # a registry may hold no such class
+        named += registry.resolve("lora-in-norm")
+    classes = tuple(cls for cls in named if cls.low_rank_scale(1, 1.0) is not None)
     rows: list[UpdateRow] = []
     problems: list[str] = []
 
@@ -103,8 +107,7 @@ def _converted(
     """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
     if type(adapter) in classes and energy is None and (rank is None or adapter.rank <= rank):
         return adapter, jnp.zeros(())
-    template = refusal_of_template(adapter, "Give the model itself.")
-    if template:
+    if template := refusal_of_template(adapter, "Give the model itself."):
         raise WrapperError(template)
     layer = plain_layer(adapter)
     cls = next((cls for cls in classes if cls.applies_to(layer)), None)
@@ -163,11 +166,3 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
         return Triplets(U, sizes, Vt), missed
 
     return over_stack(one, type(adapter).stack_ndim(adapter.base))(adapter)
-
-
-def _plain_classes(registry: Registry) -> tuple[type[LoRAWrapper], ...]:
-    """Plain LoRA whose update is a product, for layers and for layers with a norm around them."""
-    classes = registry.resolve("lora")
-    with contextlib.suppress(SelectionError):  # a registry may hold no such class
-        classes = (*classes, *registry.resolve("lora-in-norm"))
-    return tuple(cls for cls in classes if cls.low_rank_scale(1, 1.0) is not None)

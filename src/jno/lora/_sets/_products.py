@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -21,7 +20,7 @@ _STATE = {"lora_A", "lora_B", "multiplier"}
 
 
 class Factors(NamedTuple):
-    """The update `B A` of a matrix. Leading axes are those of a stack."""
+    """The update `B A` of a matrix."""
 
     A: Float[Array, "*stack k in"]
     B: Float[Array, "*stack out k"]
@@ -98,16 +97,14 @@ def known_factors(adapter: LoRAWrapper) -> Factors | None:
 
     The factors are float32 at least. Those of a stack have the axes of the stack in front.
     """
-    return on_the_mesh(adapter, _known_factors, adapter)
+    known = on_the_mesh(adapter, _low_rank_update, adapter)
+    return None if known is None else Factors(*known)
 
 
-def _known_factors(adapter: LoRAWrapper) -> Factors | None:
-    def one(adapter: LoRAWrapper) -> Factors | None:
-        known = adapter.low_rank_update()
-        return None if known is None else Factors(*known)
-
+def _low_rank_update(adapter: LoRAWrapper) -> tuple[Array, Array] | None:
+    ndim = type(adapter).stack_ndim(adapter.base)
     # Half precision would round the scale in a factor, or overflow.
-    return over_stack(one, type(adapter).stack_ndim(adapter.base))(at_least_float32(adapter))
+    return over_stack(lambda one: one.low_rank_update(), ndim)(at_least_float32(adapter))
 
 
 def widest(dtypes: Iterable[Any]) -> Any:
@@ -123,28 +120,19 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     - `adapters`: a set of adapters whose update is only a product (LoRA, rsLoRA, LoRA-FA).
     - `factor`: one real number, which may be traced. 0 gives the base's outputs.
 
-    **Raises:** `SelectionError` that lists every adapter whose update is something else, or if
-    `adapters` is not a set, or `factor` not such a number.
+    **Raises:** `SelectionError` that lists every other adapter.
     """
     check_set(adapters, "adapters")
     check_number("factor", factor)
     _check_products([adapters])
 
-    def scaled(adapter: LooseAdapter) -> LooseAdapter:
+    scaled: dict[str, LooseAdapter] = {}
+    for path, adapter in adapters.adapters.items():
         B = jnp.asarray(adapter.state["lora_B"])
-        # Half precision would round the factor itself.
-        wide = at_least_float32(B)
+        wide = at_least_float32(B)  # half precision would round the factor itself
         B = (wide * jnp.asarray(factor, wide.dtype)).astype(B.dtype)
-        return dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
-
-    return AdapterSet({path: scaled(adapter) for path, adapter in adapters.adapters.items()})
-
-
-def scale_times(adapter: LooseAdapter, weight: Any) -> Array:
-    """The scale `s` of an adapter, times a weight that may be traced."""
-    scale = _scale(adapter)
-    assert scale is not None
-    return scale * jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float))
+        scaled[path] = dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
+    return AdapterSet(scaled)
 
 
 def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:
@@ -157,17 +145,17 @@ def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:
 
 def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
     """**Raises:** `SelectionError` that lists the adapters that are not products, those at one path
-    that are for different matrices, or the matrices that `density`, if given, leaves empty.
+    that are for different matrices, or the matrices that `density` leaves empty.
     """
     _check_products(sets)
     misfits: list[str] = []
-    empty: list[str] = []
+    empty: dict[str, None] = {}
     seen: dict[str, tuple[int, LooseAdapter]] = {}
     for index, one in enumerate(sets):
         for path, adapter in one.adapters.items():
             entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
-            if density is not None and path not in seen and round(density * entries) == 0:
-                empty.append(f"{show_path(path)}: of {entries:,} entries")
+            if density is not None and round(density * entries) == 0:
+                empty[f"{show_path(path)}: of {entries:,} entries"] = None
             former, first = seen.setdefault(path, (index, adapter))
             if first.layer.arrays != adapter.layer.arrays:
                 misfits.append(
@@ -179,23 +167,19 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
                     f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
                     f"a {adapter.wrapper.__name__}, which may lay out the matrix in another way"
                 )
-    if misfits:
-        raise SelectionError(
-            f"Only adapters for the same layers can be combined:\n{bullets(misfits)}"
-        )
-    if empty:
-        raise SelectionError(
-            f"The `density` {density} keeps no entry of these matrices:\n{bullets(empty)}"
-        )
+    said = "Only adapters for the same layers can be combined"
+    if empty and not misfits:
+        said = f"The `density` {density} keeps no entry of these matrices"
+    if misfits or empty:
+        raise SelectionError(f"{said}:\n{bullets(misfits or empty)}")
 
 
 def _check_products(sets: Sequence[AdapterSet]) -> None:
     others = [
-        f"{show_path(path)}: a {adapter.wrapper.__name__}"
-        + (f" in set {index}" if len(sets) > 1 else "")
+        f"{show_path(path)}: a {adapter.wrapper.__name__}{f' in set {index}' * (len(sets) > 1)}"
         for index, one in enumerate(sets)
         for path, adapter in one.adapters.items()
-        if _scale(adapter) is None or not adapter.state.keys() <= _STATE
+        if scale_of(adapter) is None or not adapter.state.keys() <= _STATE
     ]
     if others:
         raise SelectionError(
@@ -205,7 +189,8 @@ def _check_products(sets: Sequence[AdapterSet]) -> None:
         )
 
 
-def _scale(adapter: LooseAdapter) -> float | None:
+def scale_of(adapter: LooseAdapter) -> Any:
+    """The scale `s` of an adapter whose update is `s B A`; `None` for other adapters."""
     if adapter.rank is None or adapter.alpha is None:
         return None
     return adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha)

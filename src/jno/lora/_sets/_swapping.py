@@ -12,14 +12,7 @@ from .._errors import SelectionError, failing
 from .._merge import plain_layer
 from .._paths import FEW, bullets, nearest, show_path, show_place
 from .._sharding import restored_layer
-from .._tree import (
-    claims,
-    layers_at,
-    map_adapters,
-    module_paths,
-    norms_around,
-    replace_layers,
-)
+from .._tree import claims, layers_at, map_adapters, module_paths, norms_around, replace_layers
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
 
 M = TypeVar("M")
@@ -28,9 +21,9 @@ M = TypeVar("M")
 def swap_adapters(model: M, adapters: AdapterSet) -> M:
     """`model` with exactly the adapters of a set: those it carries now are dropped.
 
-    The initialisers do not run (no decomposition, no random numbers). If model and set have
-    adapters of the same structure at the same paths, the result has the structure of `model`, so a
-    function compiled for the one runs the other without compiling again. May run inside `jit`.
+    Initialisers do not run. If model and set have adapters of the same structure at the same paths,
+    the result has the structure of `model`, so a function compiled for the one runs the other
+    without compiling again. May run inside `jit`.
 
     **Arguments:**
 
@@ -38,13 +31,13 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     - `adapters`: a set, as `extract_adapters`, `read_adapters` and the functions of sets return it.
 
     **Raises:** `SelectionError` that lists every path that is missing or in a norm, and every layer
-    of other arrays or that the adapter's class does not apply to; that names the adapter which
-    cannot be built; or if one of the arguments is of another kind.
+    of other arrays or that the adapter's class does not apply to; or that names the adapter which
+    cannot be built.
     """
     expect_model(model, "swap_adapters")
     # Dropped first: an adapter around a block hides its layers, and one inside changes the block.
     plain = map_adapters(lambda _, adapter: plain_layer(adapter), model)
-    advice = "Swap them into the model that they were made for, or into one with the same layers."
+    advice = "\nSwap them into the model that they were made for, or one with the same layers."
     check_fit(plain, adapters, "These adapters", advice)
     return put_around(plain, adapters)
 
@@ -54,14 +47,11 @@ def check_fit(model: PyTree, adapters: AdapterSet, what: str, advice: str = "") 
     check_set(adapters, "adapters")
     lines = [line for of_path in misfits(model, adapters).values() for line in of_path]
     if lines:
-        advice = f"\n{advice}" if advice else ""
         raise SelectionError(f"{what} do not fit the model:\n{bullets(lines)}{advice}")
 
 
 def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
-    """Why `adapters` do not fit `model`, by path: a line for each missing path, each wrong array,
-    each layer that the adapter's class does not apply to, and each layer in a norm.
-    """
+    """Why `adapters` do not fit `model`, as lines by path."""
     layers = layers_at(model, adapters)
     missing = [path for path in adapters if path not in layers]
     known = module_paths(model) if missing else []
@@ -71,7 +61,12 @@ def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path, adapter in adapters.adapters.items():
         if path in layers:
-            lines = _misfits_of(adapter, layers[path])
+            layer, cls = layers[path], adapter.wrapper
+            layer = layer.base if is_adapter(layer) else layer
+            lines = [f"/{problem}" for problem in adapter.layer.problems(layer)]
+            if not lines and not call_or_trace(partial(claims, cls), layer):
+                name = type(layer).__name__
+                lines = [f": a {cls.__name__} is not for this {name} (its `applies_to` says no)"]
             if path in norms:
                 lines.append(
                     f": inside the norm at {show_path(norms[path])!r}, which rewrites the weight "
@@ -83,16 +78,6 @@ def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
         if lines:
             found[path] = [f"{show_path(path)}{line}" for line in lines]
     return found
-
-
-def _misfits_of(adapter: LooseAdapter, layer: Any) -> list[str]:
-    """Why an adapter does not fit a layer, as the rest of a line that begins with the path."""
-    layer = layer.base if is_adapter(layer) else layer
-    cls = adapter.wrapper
-    problems = adapter.layer.problems(layer)
-    if problems or call_or_trace(partial(claims, cls), layer):
-        return [f"/{problem}" for problem in problems]
-    return [f": a {cls.__name__} is not for this {type(layer).__name__} (its `applies_to` says no)"]
 
 
 def put_around(model: M, adapters: AdapterSet) -> M:
@@ -112,8 +97,7 @@ def put_around(model: M, adapters: AdapterSet) -> M:
 def _hint(layer: Any, adapter: LooseAdapter) -> str:
     """Advice on an adapter that could not be built: for a template, or for a stack of sets."""
     advice = "For the shapes: eqx.filter_eval_shape(swap_adapters, model, adapters)"
-    template = refusal_of_template(layer, advice)
-    if template:
+    if template := refusal_of_template(layer, advice):
         return template
     try:
         eqx.filter_eval_shape(built_around, layer, jax.tree.map(lambda a: a[0], adapter))

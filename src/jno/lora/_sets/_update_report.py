@@ -12,9 +12,7 @@ from .._showing import Printed, Table, table_by_path
 class UpdateRow(eqx.Module):
     """One adapter that was made from others.
 
-    - `wrapper`: its class; `former`: the class of the adapter it was made from (the first, if there
-        were several).
-    - `rank`: its rank.
+    - `wrapper`: its class; `former`: the class of the (first) adapter that it was made from.
     - `error`: `||new update - update|| / ||update||` in the Frobenius norm, over all of a stack.
     """
 

@@ -1,5 +1,6 @@
 """Repeated structure in lists of paths: `layers/[0-11]/query` for twelve paths in one line."""
 
+import itertools
 import re
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
@@ -27,11 +28,13 @@ def grouped(rows: Iterable[tuple[str, R]]) -> list[tuple[str, int, R]]:
         indices = tuple((int(part),) for part in parts if _INDEX.fullmatch(part))
         counts = families.setdefault((template, rest), {})
         counts[indices] = counts.get(indices, 0) + 1
-    return [
-        (_label(template, box), count, rest)
-        for (template, rest), counts in families.items()
-        for box, count in _joined(counts).items()
-    ]
+    found: list[tuple[str, int, R]] = []
+    for (template, rest), counts in families.items():
+        for box, count in _joined(counts).items():
+            sets = iter(box)
+            parts = (_ranges(next(sets)) if part is None else part for part in template)
+            found.append(("/".join(parts), count, rest))
+    return found
 
 
 # The values of each index of a path, which stand for all their combinations.
@@ -55,20 +58,12 @@ def _joined(boxes: dict[_Box, int]) -> dict[_Box, int]:
     return boxes
 
 
-def _label(template: tuple[str | None, ...], box: _Box) -> str:
-    sets = iter(box)
-    return "/".join(_ranges(next(sets)) if part is None else part for part in template)
-
-
 def _ranges(values: tuple[int, ...]) -> str:
     """`7` for one value, `[0-3,7]` for more."""
     if len(values) == 1:
         return str(values[0])
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
+    # Values that follow each other are all equally far from their positions.
+    runs = itertools.groupby(enumerate(values), key=lambda it: it[1] - it[0])
+    runs = ([value for _, value in run] for _, run in runs)
     shown = (str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
     return f"[{','.join(shown)}]"

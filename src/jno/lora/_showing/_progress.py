@@ -1,5 +1,6 @@
 """Progress of long work: a bar in a terminal, lines in the log."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -25,31 +26,26 @@ def tracked(
 
     The logger `jno.lora` says the same in lines of level INFO, every ten seconds and at the end.
     If the work may raise, close the iterator (`contextlib.closing`), so that the bar does not stay.
-
-    - `what`, `console`: as for `Bar`; `show`: `False` shows nothing.
     """
     if not show:
         yield from items
         return
     bar: Bar | None = None
     start = begin = said = time.monotonic()
-    try:
+    with contextlib.ExitStack() as stack:
         for done, item in enumerate(items):
             now = time.monotonic()
             if done == 1:
                 begin = now  # the first item compiles what the others use again
             rest = (now - begin) / (done - 1) * (len(items) - done) if done > 1 else 0.0
             if bar is None and rest > _PATIENCE:
-                bar = Bar(len(items), what, console=console)
+                bar = stack.enter_context(Bar(len(items), what, console=console))
             if bar is not None:
                 bar.update(completed=done)
                 if now - said > _BETWEEN_LINES:
                     said = now
                     _log.info("%s: %d of %d, about %.0f s left", what, done, len(items), rest)
             yield item
-    finally:
-        if bar is not None:
-            bar.stop()
     took = time.monotonic() - start
     if took > _PATIENCE:
         _log.info("%s: %d in %.1f s", what, len(items), took)

@@ -33,7 +33,7 @@ class Table:
         made.caption = Text(self.caption, style="table.caption") if self.caption else None
         made.title_justify = made.caption_justify = "left"
         for heading, justify in self.columns:
-            made.add_column(heading, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
+            made.add_column(Text(heading), justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
         for row in self.rows:
             # As `Text`: the names of a model's parts are not markup.
             made.add_row(*map(Text, row))
@@ -45,9 +45,7 @@ class Table:
         out = io.StringIO()
         # No line is folded: the text goes into logs, files and other programs. Without
         # `force_jupyter=False`, rich would show the table in a notebook as well.
-        console = Console(
-            file=out, width=10_000, force_terminal=False, force_jupyter=False, markup=False
-        )
+        console = Console(file=out, width=10_000, force_terminal=False, force_jupyter=False)
         # Title and caption apart: rich would fold them to the width of the table.
         made = self.__rich__()
         made.title = made.caption = None

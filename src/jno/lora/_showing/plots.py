@@ -61,13 +61,14 @@ def draw_effects(rows: Sequence[Any]) -> Picture:
     # Without the ends of the map, which are hard to see on white.
     colors = colormaps["turbo"](np.linspace(0.08, 0.92, len(rows)))
     heights = range(len(rows))
-    sizes.barh(heights, _lengths([row.relative_norm for row in rows]), color=colors)
-    ranks.barh(heights, _lengths([row.effective_rank for row in rows]), color=colors)
+    for axes, name in ((sizes, "relative_norm"), (ranks, "effective_rank")):
+        lengths = np.asarray([getattr(row, name) for row in rows])
+        # A change relative to a weight of 0 is infinite: it gets no bar.
+        axes.barh(heights, np.where(np.isfinite(lengths), lengths, np.nan), color=colors)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
     step = math.ceil(len(rows) / _MOST_LABELS)
     sizes.set_yticks(heights[::step], [row.label for row in rows[::step]], fontsize="x-small")
     ranks.set_yticks([])
-    for axes in (sizes, ranks):
-        axes.set_ylim(len(rows) - 0.4, -0.6)
     for row, color in zip(rows, colors, strict=True):
         values = np.asarray(row.singular_values)
         values = values[(values > 0) & np.isfinite(values)]
@@ -82,8 +83,3 @@ def draw_effects(rows: Sequence[Any]) -> Picture:
     for axes in (sizes, ranks, spectra):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _lengths(numbers: list[float]) -> Any:
-    # A change relative to a weight of 0 is infinite: it gets no bar.
-    return np.where(np.isfinite(numbers), numbers, np.nan)
