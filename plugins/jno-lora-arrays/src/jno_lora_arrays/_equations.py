@@ -36,6 +36,19 @@ def reads_weights(jaxpr: Any) -> bool:
     )
 
 
+def opened(traced: Any) -> tuple[Any, Sequence[Any]]:
+    """The jaxpr of a traced function, and its constants. From JAX 0.12 on, inner ones have none."""
+    return (traced.jaxpr, traced.consts) if isinstance(traced, ClosedJaxpr) else (traced, ())
+
+
+def counts_of_scan(eqn: Any) -> tuple[int, int]:
+    """The number of constants of a scan, and of the values that it carries."""
+    if "ft_in" in eqn.params:  # from JAX 0.12 on
+        consts, carry, _ = eqn.params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
 def jaxprs_in(eqn: Any) -> Iterator[Any]:
     """The traced functions that an equation calls."""
     for value in eqn.params.values():

@@ -8,7 +8,14 @@ from jax.extend.core import Literal
 
 from jno.lora import JnoLoraError
 
-from ._equations import evaluate_plainly, jaxprs_in, mark_in, reads_weights
+from ._equations import (
+    counts_of_scan,
+    evaluate_plainly,
+    jaxprs_in,
+    mark_in,
+    opened,
+    reads_weights,
+)
 from ._report import Use
 from ._rules import RULES, Declined
 from ._virtual import Virtual, virtual
@@ -21,8 +28,9 @@ class Evaluation:
         self.strict = strict
         self.uses: list[Use] = []
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        """The results for `args`. Arguments may be virtual, and results too."""
+    def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
+        """The results of a traced function. Arguments may be virtual, and results too."""
+        jaxpr, consts = opened(traced)
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
         def read(var: Any) -> Any:
@@ -67,6 +75,10 @@ class Evaluation:
                 f"weight: {use.reason}. Without `strict`, it is merged there."
             )
 
+    def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
+        """As `run`, but the results are arrays."""
+        return list(map(dense, self.run(traced, args)))
+
 
 def dense(value: Any) -> Any:
     """The array itself, if `value` is a virtual weight."""
@@ -74,23 +86,22 @@ def dense(value: Any) -> Any:
 
 
 def _jit(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
-    closed = eqn.params["jaxpr"]
     with jax.named_scope(eqn.params["name"]):
-        return evaluation.run(closed.jaxpr, closed.consts, values)
+        return evaluation.run(eqn.params["jaxpr"], values)
 
 
 def _remat(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
     params = eqn.params
 
     def run(*values: Any) -> list[Any]:
-        return list(map(dense, evaluation.run(params["jaxpr"], (), values)))
+        return evaluation.run_dense(params["jaxpr"], values)
 
     return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])(*values)
 
 
 def _scan(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
     params = eqn.params
-    closed, n, m = params["jaxpr"], params["num_consts"], params["num_carry"]
+    n, m = counts_of_scan(eqn)
     consts, carry, xs = values[:n], list(map(dense, values[n : n + m])), values[n + m :]
     # A virtual weight whose first axis is that of a stack is scanned with its adapter.
     xs = [x if not isinstance(x, Virtual) or x.can_be_scanned() else x.dense() for x in xs]
@@ -98,8 +109,7 @@ def _scan(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
 
     def body(carry: Any, xs: Any) -> Any:
         parts = [x if axes is None else x.slice_of(axes) for x, axes in zip(xs, dims, strict=True)]
-        values = [*consts, *carry, *parts]
-        results = list(map(dense, evaluation.run(closed.jaxpr, closed.consts, values)))
+        results = evaluation.run_dense(params["jaxpr"], [*consts, *carry, *parts])
         return results[:m], results[m:]
 
     carry, ys = jax.lax.scan(
@@ -111,10 +121,10 @@ def _scan(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
 def _cond(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
     index, *operands = values
 
-    def branch(closed: Any) -> Callable[[], list[Any]]:
-        return lambda: list(map(dense, evaluation.run(closed.jaxpr, closed.consts, operands)))
+    def branch(traced: Any) -> Callable[[], list[Any]]:
+        return lambda: evaluation.run_dense(traced, operands)
 
-    return jax.lax.switch(dense(index), [branch(closed) for closed in eqn.params["branches"]])
+    return jax.lax.switch(dense(index), list(map(branch, eqn.params["branches"])))
 
 
 def _while(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
@@ -122,12 +132,9 @@ def _while(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]
     n, m = params["cond_nconsts"], params["body_nconsts"]
     of_cond, of_body, start = values[:n], values[n : n + m], list(map(dense, values[n + m :]))
 
-    def run(closed: Any, consts: list[Any], state: list[Any]) -> list[Any]:
-        return list(map(dense, evaluation.run(closed.jaxpr, closed.consts, [*consts, *state])))
-
     return jax.lax.while_loop(
-        lambda state: run(params["cond_jaxpr"], of_cond, state)[0],
-        lambda state: run(params["body_jaxpr"], of_body, state),
+        lambda state: evaluation.run_dense(params["cond_jaxpr"], [*of_cond, *state])[0],
+        lambda state: evaluation.run_dense(params["body_jaxpr"], [*of_body, *state]),
         start,
     )
 

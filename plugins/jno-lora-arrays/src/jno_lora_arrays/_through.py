@@ -10,7 +10,7 @@ import numpy as np
 
 from jno.lora.extending import weights_read_by
 
-from ._evaluate import Evaluation, dense
+from ._evaluate import Evaluation
 from ._marks import read_marked
 from ._report import UseReport
 
@@ -72,9 +72,9 @@ def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> 
         others.append(other)
         return computed
 
-    closed, shapes = jax.make_jaxpr(traced, return_shape=True)(arrays)
-    results = evaluation.run(closed.jaxpr, closed.consts, jax.tree.leaves(arrays))
-    computed = jax.tree.unflatten(jax.tree.structure(shapes), map(dense, results))
+    traced_function, shapes = jax.make_jaxpr(traced, return_shape=True)(arrays)
+    results = evaluation.run_dense(traced_function, jax.tree.leaves(arrays))
+    computed = jax.tree.unflatten(jax.tree.structure(shapes), results)
     return eqx.combine(computed, others[-1])
 
 

@@ -250,7 +250,9 @@ def _read_merged(adapter: LoRAWrapper, name: str) -> Any:
     return getattr(merged_layer(adapter), name)
 
 
-_read_weight = ContextVar("_read_weight", default=_read_merged)
+_read_weight: ContextVar[Callable[[LoRAWrapper, str], Any]] = ContextVar(
+    "_read_weight", default=_read_merged
+)
 
 
 @contextlib.contextmanager
