@@ -12,7 +12,7 @@ from .._paths import nearest
 from . import _hookspecs
 from ._discovery import Found, reason_to_block
 from ._hookspecs import API_VERSION, PROJECT
-from ._records import IN_PROCESS, Hook, PluginRecord, PluginStatus, RegisteredWrapper
+from ._records import BROKEN, IN_PROCESS, Hook, PluginRecord, PluginStatus, RegisteredWrapper
 from ._zoo_names import FIRST_PARTY
 
 # Loading that takes longer than this is worth a warning.
@@ -130,7 +130,7 @@ def wrappers_of(
 
 def complaint_about(record: PluginRecord) -> str | None:
     """The warning about a plugin that was just loaded, if it failed or took long."""
-    if record.status in ("failed", "incompatible"):
+    if record.status in BROKEN:
         return (
             f"The plugin {record.describe()} could not be loaded and is left out: "
             f"{type(record.error).__name__}: {record.error}"

@@ -7,21 +7,31 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Hashable, Iterable
+import time
+from collections.abc import Hashable, Sequence
 from types import FrameType
 
 from .._errors import PluginError, warn
 from ._catalog import Catalog
 from ._discovery import Found, find_plugins
 from ._loading import complaint_about, load
-from ._records import PluginRecord
+from ._records import BROKEN, PluginRecord
 
 _LOG = logging.getLogger("jno.lora.plugins")
 
 # For all registries, since a plugin may ask another one. A signal handler may ask under the lock.
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
+_LOADING: "dict[Hashable, _Load]" = {}  # the latest load of each plugin
 _WAITING: "dict[int, _Load]" = {}  # the load that a thread waits for
 _TURN = 0.05  # seconds; after each, a waiting thread looks whether waiting can still end
+
+
+class _Load:
+    """A plugin that a thread is loading."""
+
+    def __init__(self):
+        self.thread = threading.get_ident()
+        self.has_ended = False
 
 
 class Generation:
@@ -33,103 +43,73 @@ class Generation:
 
     def find(self, distribution: str | None = None) -> tuple[Found, ...]:
         """As `find_plugins`, once. A missing distribution is looked for again."""
-        found = self._found.get(distribution)
-        if found is None:
-            found = find_plugins(distribution)
-            if found or distribution is None:
-                self._found[distribution] = found
+        found = self._found.get(distribution) or find_plugins(distribution)
+        self._found[distribution] = found
         return found
 
+    def publish(self, identity: Hashable, record: PluginRecord) -> None:
+        """Add a plugin to the catalog, in place of a former one with that identity."""
+        with LOCK:
+            self.catalog = self.catalog.having(identity, record)
 
-class _Load:
-    """A plugin that a thread is loading. Others wait for `running`, which that thread holds."""
-
-    def __init__(self):
-        self.thread = threading.get_ident()
-        self.running = threading.Lock()
-        self.has_ended = False
-
-
-class Loader:
-    """Loads plugins, and publishes the catalog of those that are loaded.
-
-    A thread that needs a plugin which another thread is loading waits for it. It goes on without
-    that plugin only where waiting could never end:
-
-    - this thread is loading or importing the plugin, which asks for itself, or for all;
-    - the other thread waits for this one, directly or through a third: for a plugin that this
-      thread is loading, or for a module that it is importing.
-    """
-
-    def __init__(self, catalog: Catalog):
-        self.now = Generation(catalog)
-        self._loading: dict[Hashable, _Load] = {}
-
-    def register(self, identity: Hashable, record: PluginRecord) -> None:
-        """Add a plugin of this process, in place of the former one with that identity."""
-        with _LOCK:
-            self.now.catalog = self.now.catalog.having(identity, record)
-
-    def refresh(self) -> None:
-        """Begin a generation that knows only the plugins of this process."""
-        with _LOCK:
-            self.now = Generation(self.now.catalog.of_this_process())
-
-    def load(self, wanted: Iterable[Found], now: Generation, strict: bool | None) -> Catalog:
+    def load(self, wanted: Sequence[Found], strict: bool | None) -> Catalog:
         """The catalog once these plugins are loaded. Warns of those that fail, or take long.
 
-        **Raises:** `PluginError` for one that fails if `strict`, by default `JNO_LORA_STRICT`.
+        **Raises:** `PluginError` for a broken one if `strict`, by default `JNO_LORA_STRICT`.
         """
-        missing = [found for found in wanted if found.identity not in now.catalog.plugins]
-        if strict is None and missing:
+        if strict is None:
             strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
-        complaints = [self._load_once(found, now, bool(strict)) for found in missing]
-        for complaint in filter(None, complaints):  # last: a warning may be turned into an error
-            warn(complaint)
-        return now.catalog
+        missing = [found for found in wanted if found.identity not in self.catalog.plugins]
+        loaded = [found for found in missing if self._load_once(found)]
+        for found in wanted:  # last: a warning may be turned into an error
+            record = self.catalog.plugins.get(found.identity)
+            complaint = record and complaint_about(record)
+            if record and strict and record.status in BROKEN:
+                raise PluginError(complaint) from record.error
+            if complaint and found in loaded:
+                warn(complaint)
+        return self.catalog
 
-    def _load_once(self, found: Found, now: Generation, strict: bool) -> str | None:
-        """Load a plugin, unless another thread does. Returns the complaint about it."""
+    def _load_once(self, found: Found) -> bool:
+        """Load a plugin, unless another thread does. Returns whether this thread did.
+
+        A thread that needs a plugin which another thread is loading waits for it. It goes on
+        without that plugin only where waiting could never end:
+
+        - this thread is loading or importing the plugin, which asks for itself, or for all;
+        - the other thread waits for this one, directly or through a third: for a plugin that this
+          thread is loading, or for a module that it is importing.
+        """
         mine = _Load()
-        with mine.running:
-            # Ctrl-C may interrupt any call. A plain assignment always happens.
-            try:
-                while (other := self._claim(found, now, mine)) is not mine:
-                    if other is None:
-                        return None
-                    if other.running.acquire(timeout=_TURN):
-                        other.running.release()
-                return self._load(found, now, strict)
-            finally:
-                mine.has_ended = True
+        # Ctrl-C may interrupt any call. A plain assignment always happens.
+        try:
+            while (other := self._claim(found, mine)) is not mine:
+                if other is None:
+                    return False
+                time.sleep(_TURN)
+            _LOG.debug("loading %s (entry point %r)", found.distribution, found.name)
+            record = load(found)
+            _LOG.debug("%r, in %.3f s", record, record.seconds)
+            self.publish(found.identity, record)
+            return True
+        finally:
+            mine.has_ended = True
 
-    def _claim(self, found: Found, now: Generation, mine: _Load) -> _Load | None:
+    def _claim(self, found: Found, mine: _Load) -> _Load | None:
         """`mine` if this thread has to load the plugin, a load to wait for, or `None` to go on."""
         is_importing = found.module in _imports(sys._getframe())[0]
-        with _LOCK:
+        with LOCK:
             _WAITING.pop(mine.thread, None)
-            if is_importing or found.identity in now.catalog.plugins:
+            if is_importing or found.identity in self.catalog.plugins:
                 return None
-            other = self._loading.get(found.identity)
+            other = _LOADING.get(found.identity)
             if other is None or other.has_ended:
-                self._loading[found.identity] = mine
+                _LOADING[found.identity] = mine
                 return mine
             if _waits_for(mine.thread, other.thread):
                 return None
             _WAITING[mine.thread] = other
             return other
-
-    def _load(self, found: Found, now: Generation, strict: bool) -> str | None:
-        _LOG.debug("loading %s (entry point %r)", found.distribution, found.name)
-        record = load(found)
-        _LOG.debug("%r, in %.3f s", record, record.seconds)
-        complaint = complaint_about(record)
-        if strict and record.status in ("failed", "incompatible"):
-            # Not published, so that the next question meets the same error.
-            raise PluginError(complaint) from record.error
-        with _LOCK:
-            now.catalog = now.catalog.having(found.identity, record)
-        return complaint
 
 
 def _waits_for(thread: int, other: int | None) -> bool:

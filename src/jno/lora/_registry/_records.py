@@ -9,6 +9,9 @@ from .._contract import LoRAWrapper
 
 PluginStatus = Literal["loaded", "blocked", "failed", "incompatible", "conflict"]
 
+# The states of a plugin that could not be loaded, though it should have been.
+BROKEN = ("failed", "incompatible")
+
 # The "distribution" of adapters that were registered by `jno.lora.register`.
 IN_PROCESS = "(in-process)"
 
@@ -85,3 +88,8 @@ class PluginRecord:
         """For messages: distribution, version and entry point."""
         version = f" {self.version}" if self.version else ""
         return f"{self.distribution}{version} (entry point {self.name!r} = {self.value!r})"
+
+
+def why_unusable(record: PluginRecord) -> str:
+    """For messages: the plugin, its status and its error."""
+    return f"{record.describe()} is {record.status}: {type(record.error).__name__}: {record.error}"

@@ -9,7 +9,7 @@ from .._errors import PluginError, failing
 from .._paths import show_path
 from ._catalog import Catalog
 from ._loading import take_in
-from ._once import Loader
+from ._once import LOCK, Generation
 from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper
 from ._zoo_names import DEFAULT_NAMES, ZOO_DISTRIBUTION, ZOO_NAMES
 
@@ -29,12 +29,12 @@ class Registry:
 
     def __init__(self, *, discover: bool = True):
         self.discover = discover
-        self._loader = Loader(Catalog({}, discover))
+        self._now = Generation(Catalog({}, discover))
 
     def _catalog(self, distribution: str | None = None, strict: bool | None = None) -> Catalog:
         """The catalog once the plugins of one distribution, or all plugins, are loaded."""
-        now = self._loader.now
-        return self._loader.load(now.find(distribution) if self.discover else (), now, strict)
+        now = self._now
+        return now.load(now.find(distribution) if self.discover else (), strict)
 
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         """One record per plugin. Loads all of them, once.
@@ -74,15 +74,15 @@ class Registry:
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The registered adapter of class `cls`, as far as is known without loading anything."""
-        return next((w for w in self._loader.now.catalog.wrappers if w.cls is cls), None)
+        return next((w for w in self._now.catalog.wrappers if w.cls is cls), None)
 
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """As `provider`, but loads the plugins of the package that defines the class."""
         known = self.provider(cls)
         if known is None and self.discover:
-            now, package = self._loader.now, cls.__module__.partition(".")[0]
-            found = (it for it in now.find() if it.module.partition(".")[0] == package)
-            self._loader.load(found, now, strict=False)
+            now, package = self._now, cls.__module__.partition(".")[0]
+            found = [it for it in now.find() if it.module.partition(".")[0] == package]
+            now.load(found, strict=False)
         return known or self.provider(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
@@ -93,12 +93,12 @@ class Registry:
         **Raises:** `PluginError` if the adapter is missing or cannot be used.
         """
         if distribution is None:
-            return self._loader.now.catalog.provided(IN_PROCESS, name)
+            return self._now.catalog.provided(IN_PROCESS, name)
         return self._catalog(distribution).provided(distribution, name)
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, Hook]]:
         """Each implementation of a hook, with its plugin, in the plugins that are loaded so far."""
-        return self._loader.now.catalog.hooks(name)
+        return self._now.catalog.hooks(name)
 
     def select(
         self, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
@@ -134,10 +134,12 @@ class Registry:
         **Raises:** `WrapperError` if a class breaks the contract; `PluginError` if an object
         implements no hook, or one that does not exist or has other arguments.
         """
-        records = self._loader.now.catalog.plugins.values()
+        records = self._now.catalog.plugins.values()
         known = (hook.implementation.plugin for record in records for hook in record.hooks)
         if not any(plugin is item for plugin in known):
-            self._loader.register(_identity(item), take_in(item))
+            record = take_in(item)
+            with LOCK:
+                self._now.publish(_identity(item), record)
         return item
 
     def refresh(self) -> None:
@@ -146,7 +148,8 @@ class Registry:
         Plugins of this process stay registered, and Python's modules stay imported. Compiled
         programs, filters and facts about classes are forgotten: classes may have been edited.
         """
-        self._loader.refresh()
+        with LOCK:
+            self._now = Generation(self._now.catalog.of_this_process())
         forget()
 
 
