@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from .._errors import JnoLoraError
-from .._registry import PluginRecord, default_registry
+from .._registry import BROKEN, PluginRecord, default_registry
 
 # Commands of jno-lora-compare, which may be missing. An extra of the same name installs each.
 _OURS = ("compare", "demo")
@@ -78,6 +78,6 @@ def plugin_commands(builtin: click.Group) -> tuple[dict[str, click.Command], lis
 
 
 def _say(left_out: list[str]) -> None:
-    broken = (record for record in records() if record.status in ("failed", "incompatible"))
+    broken = (record for record in records() if record.status in BROKEN)
     for line in (*(f"the plugin {it.describe()}: {it.error}" for it in broken), *left_out):
         click.echo(f"Left out, see `jno-lora doctor`: {line}", err=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jno
 
 from .. import __path__ as _package_path
-from .._registry import ZOO_DISTRIBUTION, PluginRecord
+from .._registry import BROKEN, ZOO_DISTRIBUTION, PluginRecord
 from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
 
 # A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
@@ -50,7 +50,7 @@ def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator
         yield f"`net.lora()` has no adapters to use: {zoo[0].error}"
     for record in records:
         plugin = f"The plugin {record.describe()}"
-        if record.status in ("failed", "incompatible"):
+        if record.status in BROKEN:
             yield (
                 f"{plugin} cannot be used ({record.status}). Upgrade or uninstall it, or block it "
                 f"with JNO_LORA_BLOCK={record.distribution}.\n"

@@ -8,7 +8,6 @@ from ._arguments import (
     check_part,
     check_rank,
     expect_model,
-    is_whole,
 )
 from ._calling import call_or_trace, is_traced, keys_for_stack, over_stack, refusal_of_template
 from ._constructing import construct, option_names, takes

@@ -64,15 +64,11 @@ def check_key(key: Any) -> None:
     raise SelectionError(f"`key` must be one random key, such as jax.random.key(0), but is {came}.")
 
 
-def is_whole(number: Any) -> bool:
-    """Whether `number` is an integer, of Python or NumPy, and not a bool."""
-    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
-
-
-def check_rank(rank: Any) -> None:
-    """**Raises:** `SelectionError` unless `rank` is a whole number of at least 1."""
-    if not is_whole(rank) or rank < 1:
-        raise SelectionError(f"`rank` must be a whole number of at least 1, but is {rank!r}.")
+def check_rank(rank: Any, what: str = "`rank`", advice: str = "") -> None:
+    """**Raises:** `SelectionError` unless `rank` is an integer of at least 1."""
+    if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or rank < 1:
+        came = "is missing" if rank is None else f"is {rank!r}"
+        raise SelectionError(f"{what} must be an integer of at least 1, but {came}.{advice}")
 
 
 def check_part(name: str, part: Any) -> None:

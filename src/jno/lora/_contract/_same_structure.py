@@ -10,12 +10,7 @@ from .._paths import path_str, show_array
 
 
 def check_same_structure(base: Any, layer: Any, what: str, *, dtypes: bool = True) -> None:
-    """See that `layer` has the structure of `base`, and arrays of the same shapes and dtypes.
-
-    **Arguments:**
-
-    - `what`: the operation that made `layer`, for the message.
-    - `dtypes`: `False` allows other dtypes.
+    """See that `layer`, which `what` made, has the structure, shapes and `dtypes` of `base`.
 
     **Raises:** `WrapperError` that shows both, and for an array its path.
     """
@@ -34,12 +29,8 @@ def check_same_structure(base: Any, layer: Any, what: str, *, dtypes: bool = Tru
         if same_shape and (not dtypes or held_dtype(old) == held_dtype(new)):
             continue
         path = path_str(jtu.tree_leaves_with_path(base)[index][0])
-        if not is_array:
-            raise WrapperError(
-                f"{what} puts {new!r} at {path!r}, where the layer has an array "
-                f"{show_array(old)}: keep its shape and dtype."
-            )
+        came = show_array(new) if is_array else repr(new)
         raise WrapperError(
-            f"{what} changes {path!r} from {show_array(old)} to {show_array(new)}: keep the shape, "
-            "and cast back to the base's dtype."
+            f"{what} changes {path!r} from {show_array(old)} to {came}: keep the shape, and cast "
+            "back to the base's dtype."
         )

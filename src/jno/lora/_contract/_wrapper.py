@@ -27,15 +27,14 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     A subclass says which fields are trained (`adapter_fields`), which layers it can wrap
     (`applies_to`), how it starts (`__init__(base, rank, alpha, *, key)`), what it computes
-    (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional.
-    An adapter without a rank, or without a scale, takes no `rank` or `alpha` and has no such field.
+    (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional,
+    also `rank` and `alpha`.
 
     `__init__`, `merge` and `unwrap` must be pure, with `key` as the only source of randomness: they
     are compiled once for all layers of one signature (class, static fields, shapes, dtypes).
 
-    A wrapper reads like the layer that it wraps. An attribute that it lacks comes from `base` if it
-    holds no array (`in_features`, `kernel_size`), and from the merged layer if it does (`weight`),
-    so that models which read the weights of their layers see the adapter.
+    A wrapper reads like the layer that it wraps: an attribute that it lacks comes from `base` if it
+    holds no array (`in_features`), and from the merged layer if it does (`weight`).
 
     !!! example
 
@@ -98,35 +97,32 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def merge(self) -> eqx.Module:
         """One plain layer of the base's structure, shapes and dtypes, adapter folded in.
 
-        Pure and differentiable. It sees one slice of a stacked layer.
+        Pure and differentiable.
         """
 
     def unwrap(self) -> eqx.Module:
-        """The layer as it was before adapting. It sees one slice of a stacked layer."""
+        """The layer as it was before adapting."""
         return self.base
 
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
-        """For plans: why `leaf`, which looks like a layer for this adapter, is not claimed.
-
-        Asked if all adapters of a call leave the layer unclaimed. Default `None`: no comment.
-        """
+        """For plans: why no adapter claims `leaf`, which looks like a layer for this one, if so."""
         return None
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
         """The number of leading axes of `leaf`'s arrays before one layer's own. Default 0.
 
-        If it is not 0, `__init__`, `merge`, `unwrap`, `state` and `from_state` are mapped over
-        those axes, so that each of them only ever sees one layer.
+        `__init__`, `merge`, `unwrap`, `state`, `from_state` and `low_rank_update` are mapped over
+        those axes: each of them only ever sees one layer.
         """
         return 0
 
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
-        """The `(out, in)` matrix of one plain `layer`, to which an update of this kind is added.
+        """The `(out, in)` matrix of one plain `layer`, to which the update is added, if any.
 
-        For tools that compare or convert updates. Default `None`: the layer has no matrix.
+        For tools that compare or convert updates.
         """
         return None
 
@@ -134,17 +130,15 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
         """The factor `s` of an adapter whose whole effect is an update `s B A` of the matrix.
 
-        Its `state()` then holds `lora_A` `(r, in)` and `lora_B` `(out, r)`, so that its update is
-        known without the layer: `r` is the effective `rank`, and `alpha` the numerator of the
-        scale. Default `None`: the adapter is another one.
+        Its `state()` then holds `lora_A` `(rank, in)` and `lora_B` `(out, rank)`. Default `None`:
+        the adapter is another one.
         """
         return None
 
     def low_rank_update(self) -> tuple[Array, Array] | None:
         """`(A, B)`, `(k, in)` and `(out, k)`, if the update of the matrix is exactly `B A`.
 
-        For export as plain LoRA; `k` may be larger than `rank`. It sees one slice of a stacked
-        layer. Default `None`: the update is not known as a product.
+        For export as plain LoRA. `k` may be larger than `rank`.
         """
         return None
 
@@ -155,16 +149,15 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def partition_specs(self) -> dict[str, PartitionSpec]:
         """The sharding of the arrays around a sharded base: a spec by field, or by path in a field.
 
-        Asked once, when the base's arrays have a `NamedSharding`. Arrays that are not named are
-        replicated, which is the default for all. It sees the whole stack of a stacked layer.
+        Asked once, when the base's arrays have a `NamedSharding`. Other arrays are replicated. It
+        sees the whole stack of a stacked layer.
         """
         return {}
 
     def state(self) -> dict[str, Any]:
         """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
 
-        A template (`eqx.filter_eval_shape`) gives the shapes of those arrays. It sees one slice of
-        a stacked layer. What an option changed must be in it, or be known to `from_state`.
+        What an option changed must be in it, or be known to `from_state`.
         """
         leaves = jtu.tree_flatten_with_path(_without_base(self))[0]
         return {
@@ -179,9 +172,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     ) -> "LoRAWrapper":
         """The adapter around `base` that `state()` described, without running the initialiser.
 
-        `base` is the layer as it was before adapting. `rank` and `alpha` are those of the adapter,
-        or `None` if it lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`),
-        and the arrays that it would make are filled from `state`.
+        `base` is the layer as it was before adapting. `rank` and `alpha` are `None` if the adapter
+        lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`).
 
         **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
         another shape.
