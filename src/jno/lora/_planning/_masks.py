@@ -16,10 +16,7 @@ MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
 
 
 def compiled(pattern: Any, what: str) -> re.Pattern[str] | None:
-    """`pattern` compiled; `None` stays `None`.
-
-    **Raises:** `SelectionError` that calls it `what`, if it is not a regex.
-    """
+    """`pattern` compiled, or `None`. **Raises:** `SelectionError` that calls it `what`."""
     if pattern is None or isinstance(pattern, re.Pattern):
         return pattern
     if not isinstance(pattern, str):
@@ -47,9 +44,6 @@ def selector(model: PyTree, mask: MaskLike | None) -> Callable[[KeyPath], bool]:
 def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     """A mask as Python bools in the exact structure of `model`.
 
-    **Arguments:**
-
-    - `model`: the model.
     - `mask`: bools in the structure of `model` or of a prefix of it (one bool for a whole
         subtree), or a regex that is searched in the path of every leaf.
 
@@ -88,14 +82,14 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
 
 def _mismatch(model: PyTree, mask: PyTree) -> str:
     of_model, of_mask = (
-        [path_str(keys) for keys, _ in jtu.tree_leaves_with_path(tree)] for tree in (model, mask)
+        [f"{path_str(keys)}/" for keys, _ in jtu.tree_leaves_with_path(t)] for t in (model, mask)
     )
-    alien = [p for p in of_mask if not any(_is_in(m, p) for m in of_model)]
-    missing = [m for m in of_model if not any(_is_in(m, p) for p in of_mask)]
+    alien = [m for m in of_mask if not any(p.startswith(m) for p in of_model)]
+    missing = [p for p in of_model if not p.startswith(tuple(of_mask))]
     if alien:
-        where = f"it has a leaf at {show_path(alien[0])!r}, the model has none there"
+        where = f"it has a leaf at {alien[0][:-1]!r}, the model has none there"
     elif missing:
-        where = f"the model has a leaf at {show_path(missing[0])!r}, the mask has none"
+        where = f"the model has a leaf at {show_path(missing[0][:-1])!r}, the mask has none"
     else:
         where = "the paths agree, but the classes or static fields of the nodes differ"
     return (
@@ -105,7 +99,3 @@ def _mismatch(model: PyTree, mask: PyTree) -> str:
         "    mask = eqx.tree_at(lambda m: m.encoder, mask, True)\n"
         'or give a regex on paths: .mask("encoder")'
     )
-
-
-def _is_in(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(f"{prefix}/")

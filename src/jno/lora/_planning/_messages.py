@@ -1,6 +1,6 @@
 """Errors and warnings about layers that were not adapted as the call asked, with the reasons."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .._contract import LoRAWrapper
 from .._errors import SelectionError, warn
@@ -44,56 +44,50 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
     unclaimed = [] if rule.target is None else walk.unclaimed_by(index)
     if unclaimed:
         yield "It matches these, but none of its wrappers adapts them:"
-        yield _with_layers(unclaimed)
+        yield _listed(unclaimed, _layer)
         yield _OTHER_ADAPTERS
     inside = [row for row in rows if row.spec == index and row.status in NORMALISED.values()]
     if inside:
         yield f"{_WHY_REFUSED} It matches only:"
-        yield bullets((f"{show_path(row.path)}: {row.status}" for row in inside), FEW)
-    taken = walk.taken_before(index)
-    if taken:
+        yield _listed(inside, lambda row: f": {row.status}")
+    if taken := walk.taken_before(index):
         yield "Earlier specs, which win, have taken what it matches:"
         yield bullets(taken, FEW)
+    adaptable = {row.path: row for row in rows if row.status in _ADAPTABLE}
     if rule.target is not None and rows and not any(rule.matches(row.path) for row in rows):
+        by_path = {row.path: row for row in rows}
+        near = nearest(rule.target.pattern, by_path, n=len(by_path))
+        near.sort(key=lambda path: path not in adaptable)
         yield "The nearest paths are:"
-        yield bullets(_nearest(rule.target.pattern, rows))
-    adaptable = [row for row in rows if row.status in _ADAPTABLE]
+        yield _listed(
+            [by_path[path] for path in near[:5]],
+            lambda row: "" if row.path in adaptable else f": {row.layer}, {row.explanation}",
+        )
     if adaptable:
         yield "The layers that the wrappers of this call can adapt are:"
-        yield _paths(adaptable)
+        yield _listed(adaptable.values())
     elif len(unclaimed) < len(rows):
         yield "The wrappers of this call can adapt none of the model's layers:"
-        yield _with_layers(rows)
+        yield _listed(rows, _layer)
     elif not rows:
         yield _NO_MODULE
 
 
-def _nearest(pattern: str, rows: list[PlanRow]) -> list[str]:
-    """The paths most like `pattern`, first those of layers that can be adapted."""
-    by_path = {row.path: row for row in rows}
-    near = [by_path[path] for path in nearest(pattern, by_path, n=len(by_path))]
-    first = [show_path(row.path) for row in near if row.status in _ADAPTABLE]
-    others = (row for row in near if row.status not in _ADAPTABLE)
-    return [*first, *(f"{show_path(r.path)}: {r.layer}, {r.explanation}" for r in others)][:5]
+def _layer(row: PlanRow) -> str:
+    reason = row.explanation if row.status == "already adapted" else row.reason
+    return f": {row.layer}{'' if reason is None else f' ({reason})'}"
 
 
-def _with_layers(rows: list[PlanRow]) -> str:
-    def line(row: PlanRow) -> str:
-        reason = row.explanation if row.status == "already adapted" else row.reason
-        return f"{show_path(row.path)}: {row.layer}{'' if reason is None else f' ({reason})'}"
-
-    return bullets(map(line, rows), FEW)
-
-
-def _paths(rows: Iterable[PlanRow]) -> str:
-    return bullets((show_path(row.path) for row in rows), FEW)
+def _listed(rows: Iterable[PlanRow], more: Callable[[PlanRow], str] = lambda row: "") -> str:
+    """The paths of the rows, each with `more` about it."""
+    return bullets((f"{show_path(row.path)}{more(row)}" for row in rows), FEW)
 
 
 def warn_of_omissions(plan: Plan) -> None:
     """Warn about layers that were not adapted, and say why."""
     refused = plan.having("inside WeightNorm", "inside SpectralNorm")
     if refused:
-        warn(f"{_WHY_REFUSED} These were not adapted:\n{_paths(refused)}")
+        warn(f"{_WHY_REFUSED} These were not adapted:\n{_listed(refused)}")
     if plan.wrapped:
         return
     masked = plan.having("mask does not select")
@@ -102,14 +96,14 @@ def warn_of_omissions(plan: Plan) -> None:
     if selected:
         warn(
             "Every selected layer carries an adapter already, so nothing was adapted. Merge or "
-            f"unwrap first to adapt them anew:\n{_paths(selected)}"
+            f"unwrap first to adapt them anew:\n{_listed(selected)}"
         )
     elif masked:
-        warn(f"The mask selects none of these layers, so nothing was adapted:\n{_paths(masked)}")
+        warn(f"The mask selects none of these layers, so nothing was adapted:\n{_listed(masked)}")
     elif carriers:
         warn(
             "The mask selects no layer that could be adapted, so nothing was. These carry an "
-            f"adapter already:\n{_paths(carriers)}"
+            f"adapter already:\n{_listed(carriers)}"
         )
 
 
@@ -121,6 +115,5 @@ def warn_of_clamped_ranks(rows: list[PlanRow], adapters: list[LoRAWrapper]) -> N
         if row.rank is not None and adapter.rank is not None and adapter.rank < row.rank
     ]
     if clamped:
-        warn(
-            f"The rank is larger than these layers allow, and was clamped:\n{bullets(clamped, FEW)}"
-        )
+        listed = bullets(clamped, FEW)
+        warn(f"The rank is larger than these layers allow, and was clamped:\n{listed}")

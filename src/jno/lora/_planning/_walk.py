@@ -21,35 +21,25 @@ AdapterClass = type[LoRAWrapper]
 
 
 class Claim(NamedTuple):
-    """The first rule, and its first tier, that claim a layer, and the classes in it that do."""
+    """The classes that claim a layer, by the first rule and its first tier that have any."""
 
-    rule: int
-    tier: int
+    order: tuple[int, int]  # the indices of the rule and of the tier: the smaller one wins
     classes: list[AdapterClass]
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """The smaller one wins."""
-        return (self.rule, self.tier)
 
 
 class Walk:
-    """One walk over a model: decides at each node, after target and mask, whether to go on inside.
-
-    - `rows`: a row for every candidate.
-    - `matched`: the rules that matched a layer, whatever the mask says.
-    """
+    """One walk over a model, which decides at each node whether to go on inside."""
 
     def __init__(
         self, registry: Registry, rules: tuple[Rule, ...], selects: Callable[[KeyPath], bool]
     ):
-        self.registry = registry
-        self.rules = rules
+        self.registry, self.rules = registry, rules
         self.selects = selects  # what the mask says of the node at these keys
-        tiers = (tier for rule in rules for tier in rule.tiers)
-        self.in_play = tuple(dict.fromkeys(cls for tier in tiers for cls in tier))
+        self.in_play = tuple(
+            dict.fromkeys(c for rule in rules for tier in rule.tiers for c in tier)
+        )
         self.rows: list[PlanRow] = []
-        self.matched: set[int] = set()
+        self.matched: set[int] = set()  # the rules that matched a layer, whatever the mask says
         self.claimed: list[tuple[int, KeyPath, eqx.Module]] = []  # each with its rule
         self.meets_adapters = True  # else the layers need not be searched for adapters
 
@@ -82,8 +72,8 @@ class Walk:
         row = functools.partial(PlanRow, path, type(layer).__name__, keys=keys)
         claim = self.claim(path, layer)
         if is_adapter(node):
-            provider, index = self._distribution(type(node)), self._note(claim, keys)
-            return row("already adapted", type(node), provider, node.rank, node.alpha, spec=index)
+            provider, spec = self._distribution(type(node)), self._note(claim, keys)
+            return row("already adapted", type(node), provider, node.rank, node.alpha, spec=spec)
         if claim is None:
             if any(_ask(cls, "applies_to", path, node) for cls in self.in_play):
                 return row("target does not match")
@@ -95,27 +85,28 @@ class Walk:
         cls = self._chosen(claim, keys, node)
         if cls is None:
             return None
-        index = self._note(claim, keys)
+        spec = self._note(claim, keys)
         if self.meets_adapters and holds_adapters(node):
-            return row("already adapted", spec=index)
-        self.claimed.append((claim.rule, keys, node))
-        rule = self.rules[claim.rule]
+            return row("already adapted", spec=spec)
+        index = claim.order[0]
+        self.claimed.append((index, keys, node))
+        rule, taken = self.rules[index], takes(cls)
         return row(
-            "mask does not select" if index is None else "wrapped",
+            "mask does not select" if spec is None else "wrapped",
             cls,
             self._distribution(cls),
-            rule.rank if "rank" in takes(cls) else None,
-            rule.alpha if "alpha" in takes(cls) else None,
+            rule.rank if "rank" in taken else None,
+            rule.alpha if "alpha" in taken else None,
             options=rule.options,
-            spec=claim.rule,
+            spec=index,
         )
 
     def _note(self, claim: Claim | None, keys: KeyPath) -> int | None:
         """Note that a rule matched. Returns its index if the mask selects the layer at `keys`."""
         if claim is None:
             return None
-        self.matched.add(claim.rule)
-        return claim.rule if self.selects(keys) else None
+        self.matched.add(claim.order[0])
+        return claim.order[0] if self.selects(keys) else None
 
     def _refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> None:
         """Add rows for the layers in a normalised container. They are not wrapped."""
@@ -123,11 +114,12 @@ class Walk:
             path = path_str(inner)
             claim = self.claim(path, child)
             if claim is not None:
-                status = reason if self.selects(inner) else "mask does not select"
-                if status != reason:
-                    self.matched.add(claim.rule)
+                index, status = claim.order[0], reason
+                if not self.selects(inner):
+                    status = "mask does not select"
+                    self.matched.add(index)
                 layer = type(child).__name__
-                self.rows.append(PlanRow(path, layer, status, keys=inner, spec=claim.rule))
+                self.rows.append(PlanRow(path, layer, status, keys=inner, spec=index))
 
     def claim(self, path: str, node: Any) -> Claim | None:
         """The first rule whose target matches and one of whose wrappers applies."""
@@ -138,7 +130,7 @@ class Walk:
                     found[rule.tiers] = claimants(rule.tiers, path, node)
                 tier, classes = found[rule.tiers]
                 if classes:
-                    return Claim(index, tier, classes)
+                    return Claim((index, tier), classes)
         return None
 
     def _chosen(self, claim: Claim, keys: KeyPath, node: eqx.Module) -> AdapterClass | None:
@@ -147,26 +139,21 @@ class Walk:
         That is so if an earlier rule or tier claims one of them. Between classes of equal priority
         that claim `node` or a layer inside of it, plugins decide.
         """
-        path = path_str(keys)
-        cls = self._select(path, node, dict.fromkeys(claim.classes, path))
-        alone = len(self.rules[claim.rule].tiers[claim.tier]) == 1
-        if (claim.order == (0, 0) and alone) or isinstance(node, tuple(NORMALISED)):
-            return cls
-        places = {cls: path}
-        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:
+        path, (rule, tier) = path_str(keys), claim.order
+        places = dict.fromkeys(claim.classes, path)
+        is_first = claim.order == (0, 0) and len(self.rules[rule].tiers[tier]) == 1
+        goes_inside = not is_first and not isinstance(node, tuple(NORMALISED))
+        for inner, child in modules_in(node, keys, enter_norms=False)[1:] if goes_inside else ():
             other = self.claim(path_str(inner), child) if self.selects(inner) else None
-            if other is None or other.order > claim.order:
-                continue
-            if other.order < claim.order:
+            if other is not None and other.order < claim.order:
                 return None
-            places |= {c: path_str(inner) for c in other.classes if c not in places}
-        return cls if self._select(path, node, places) is cls else None
+            if other is not None and other.order == claim.order:
+                places |= {c: path_str(inner) for c in other.classes if c not in places}
+        cls = self._select(path, node, places)
+        return cls if cls in claim.classes else None
 
     def _select(self, path: str, node: Any, places: dict[AdapterClass, str]) -> AdapterClass:
-        """The class that plugins choose, of those that claim `node` or a layer inside of it.
-
-        - `places`: by class, the path of the layer that it claims.
-        """
+        """The class that plugins choose. `places` are the paths of the layers that each claims."""
         classes = list(places)
         chosen = classes[0] if len(classes) == 1 else self.registry.select(path, node, classes)
         if chosen is not None:
@@ -189,25 +176,26 @@ class Walk:
 
     def taken_before(self, index: int) -> list[str]:
         """The layers that the rule would match, had earlier ones not taken them, as lines."""
-        rule = self.rules[index]
         lines: list[str] = []
         for taker, keys, node in self.claimed:
-            if taker >= index:
-                continue
-            for inner, child in modules_in(node, keys, enter_norms=False):
+            for inner, child in modules_in(node, keys, enter_norms=False) if taker < index else ():
                 path = path_str(inner)
-                if _claims(rule, path, child):
+                if self._would_claim(index, path, child):
                     within = "" if inner == keys else f", inside {show_path(path_str(keys))}"
                     lines.append(f"{show_path(path)}: {self.rules[taker].label}{within}")
         return lines
 
     def unclaimed_by(self, index: int) -> list[PlanRow]:
         """The rows that the rule's target matches, and that its wrappers do not adapt."""
-        rule = self.rules[index]
         layers = ((path_str(keys), node) for _, keys, node in self.claimed)
-        claimed = {path for path, layer in layers if _claims(rule, path, layer)}
+        claimed = {path for path, layer in layers if self._would_claim(index, path, layer)}
         others = (row for row in self.rows if row.status not in NORMALISED.values())
-        return [row for row in others if rule.matches(row.path) and row.path not in claimed]
+        matching = (row for row in others if self.rules[index].matches(row.path))
+        return [row for row in matching if row.path not in claimed]
+
+    def _would_claim(self, index: int, path: str, node: Any) -> bool:
+        rule = self.rules[index]
+        return rule.matches(path) and bool(claimants(rule.tiers, path, node)[1])
 
 
 def claimants(tiers: Tiers, path: str, node: Any) -> tuple[int, list[AdapterClass]]:
@@ -217,10 +205,6 @@ def claimants(tiers: Tiers, path: str, node: Any) -> tuple[int, list[AdapterClas
         if classes:
             return index, classes
     return -1, []
-
-
-def _claims(rule: Rule, path: str, node: Any) -> bool:
-    return rule.matches(path) and bool(claimants(rule.tiers, path, node)[1])
 
 
 def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:
