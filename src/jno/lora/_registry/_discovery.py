@@ -1,11 +1,9 @@
 """Find plugins: installed distributions with an entry point `jno.lora`. Imports none of them."""
 
-import dataclasses
-import functools
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._hookspecs import ENTRY_POINT_GROUP
 from ._records import IN_PROCESS, PluginRecord
@@ -15,8 +13,7 @@ if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """An entry point of a plugin, not loaded yet."""
 
     name: str
@@ -29,7 +26,7 @@ class Found:
         """The module that the entry point names."""
         return re.split(r"[:\s]", self.entry_point.value, maxsplit=1)[0]
 
-    @functools.cached_property
+    @property
     def identity(self) -> tuple[str, str, str]:
         """Equal for the same plugin when it is found again."""
         return (self.distribution, self.name, self.entry_point.value)

@@ -22,33 +22,29 @@ PATIENCE = 5.0  # seconds
 def load(found: Found) -> PluginRecord:
     """Import an installed plugin and classify it. The record keeps any `Exception`."""
     start = time.perf_counter()
-    status: PluginStatus = "failed"
-    error: Exception | None = None
-    hooks: tuple[Hook, ...] = ()
-    wrappers: tuple[RegisteredWrapper, ...] = ()
+
+    def record(status: PluginStatus, error: Exception | None = None, *parts: Any) -> PluginRecord:
+        origin = (found.name, found.distribution, found.version, found.entry_point.value)
+        return PluginRecord(*origin, status, error, time.perf_counter() - start, *parts)
+
     try:
         if reason := reason_to_block(found):
-            status = "blocked"
-            raise PluginError(f"{found.distribution} is blocked: {reason}")
+            return record("blocked", PluginError(f"{found.distribution} is blocked: {reason}"))
         plugin = found.entry_point.load()
         wanted = getattr(plugin, "jno_lora_api", API_VERSION)
         if not isinstance(wanted, int):
             raise TypeError(f"`jno_lora_api` must be an int, but is {wanted!r}")
         if wanted > API_VERSION:
-            status = "incompatible"
-            raise PluginError(
-                f"it was written for plugin API {wanted}, this jno-lora has {API_VERSION}: "
-                "upgrade jno-lora, or install an older version of the plugin"
-            )
-        implemented = hooks_of(plugin)
-        wrappers = wrappers_of(implemented, found.distribution, found.version)
-        status, hooks = "loaded", implemented
+            needs = f"it was written for plugin API {wanted}, this jno-lora has {API_VERSION}"
+            advice = "upgrade jno-lora, or install an older version of the plugin"
+            return record("incompatible", PluginError(f"{needs}: {advice}"))
+        hooks = hooks_of(plugin)
+        wrappers = wrappers_of(hooks, found.distribution, found.version)
+        return record("loaded", None, wrappers, hooks)
     except SystemExit as err:
-        error = PluginError(f"it tried to end the program: SystemExit: {err}")
+        return record("failed", PluginError(f"it tried to end the program: SystemExit: {err}"))
     except Exception as err:  # not Ctrl-C: the next question loads the plugin again
-        error = err
-    origin = (found.name, found.distribution, found.version, found.entry_point.value)
-    return PluginRecord(*origin, status, error, time.perf_counter() - start, wrappers, hooks)
+        return record("failed", err)
 
 
 def take_in(item: Any) -> PluginRecord:
@@ -87,18 +83,17 @@ def hooks_of(plugin: Any) -> tuple[Hook, ...]:
             f"{signatures}; an implementation may leave out arguments, not add any. {err}"
         ) from err
     callers = manager.get_hookcallers(plugin) or []
-    if not callers:
-        marked = " or ".join(f"`{name}`" for name in names)
-        raise PluginError(
-            f"{plugin!r} implements none of the hooks. Mark its functions {marked} with "
-            "`@jno.lora.hookimpl`."
-        )
     hooks = tuple(Hook(caller.name, it) for caller in callers for it in caller.get_hookimpls())
-    for hook in hooks:
-        if hook.name not in names and not hook.implementation.optionalhook:
+    if not hooks:
+        raise PluginError(
+            f"{plugin!r} implements none of the hooks. Mark its functions "
+            f"{' or '.join(f'`{name}`' for name in names)} with `@jno.lora.hookimpl`."
+        )
+    for name in (it.name for it in hooks if not it.implementation.optionalhook):
+        if name not in names:
             raise PluginError(
-                f"{plugin!r} implements a hook {hook.name!r}, which does not exist; did you mean "
-                f"{nearest(hook.name, names, n=1)[0]!r}? The hooks are {signatures}."
+                f"{plugin!r} implements a hook {name!r}, which does not exist; did you mean "
+                f"{nearest(name, names, n=1)[0]!r}? The hooks are {signatures}."
             )
     return hooks
 

@@ -60,10 +60,10 @@ class PluginRecord:
     - `name`: the entry point's name; `value`: the module it names.
     - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_PLUGINS` or `JNO_LORA_BLOCK`), `"failed"`,
         `"incompatible"` (asks for a newer `jno_lora_api`) or `"conflict"` (loaded, but some of its
-        names are taken by another plugin, so that they must be written `"distribution:Name"`).
+        names must be written `"distribution:Name"`, since another plugin has them).
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
-    - `hooks`: the functions by which it takes part; the adapters come from one of them.
+    - `hooks`: the functions by which it takes part.
     """
 
     name: str

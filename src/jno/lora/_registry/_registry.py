@@ -1,6 +1,6 @@
 """The registry: answers questions about adapters by class, by name or by distribution."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .._caches import forget
@@ -15,11 +15,10 @@ from ._zoo_names import DEFAULT_NAMES, ZOO_DISTRIBUTION, ZOO_NAMES
 
 
 class Registry:
-    """Finds, loads and names adapters.
+    """Finds, loads and names adapters. Every method is thread-safe.
 
     Plugins load lazily: the defaults and the zoo's names import only the zoo, explicit classes
-    import nothing, everything else (other names, variants, `"auto"`, listing) loads all installed
-    plugins once. Every method is thread-safe.
+    import nothing, other questions load all installed plugins once.
 
     **Arguments:**
 
@@ -40,7 +39,7 @@ class Registry:
         """One record per plugin. Loads all of them, once.
 
         **Raises:** `PluginError` for a broken plugin if `strict`, by default if `JNO_LORA_STRICT`
-        is set. With `False` it never raises, for tools that show broken plugins.
+        is set.
         """
         return self._catalog(strict=strict).records
 
@@ -126,8 +125,8 @@ class Registry:
         **Arguments:**
 
         - `item`: a `LoRAWrapper` subclass, or any object (a module, an instance) with functions
-            that `jno.lora.hookimpl` marks. A class that is defined again under the same module
-            and name (a notebook cell that ran twice) replaces the former one.
+            that `jno.lora.hookimpl` marks. A class or module that is defined again under its name,
+            as by a notebook cell that runs twice, replaces the former one.
 
         **Returns:** `item`, so this can be a class decorator.
 
@@ -138,26 +137,22 @@ class Registry:
         known = (hook.implementation.plugin for record in records for hook in record.hooks)
         if not any(plugin is item for plugin in known):
             record = take_in(item)
+            name = getattr(item, "__name__", None) or id(item)
+            is_class = isinstance(item, type)
+            identity = (item.__module__, item.__qualname__) if is_class else (name,)
             with LOCK:
-                self._now.publish(_identity(item), record)
+                self._now.publish((IN_PROCESS, *identity), record)
         return item
 
     def refresh(self) -> None:
         """Forget every plugin that was found, so that the next question looks again.
 
         Plugins of this process stay registered, and Python's modules stay imported. Compiled
-        programs, filters and facts about classes are forgotten: classes may have been edited.
+        programs and facts about classes are forgotten: classes may have been edited.
         """
         with LOCK:
             self._now = Generation(self._now.catalog.of_this_process())
         forget()
-
-
-def _identity(item: Any) -> Hashable:
-    """Equal for a class or module that is defined again, as by a notebook cell that runs twice."""
-    if isinstance(item, type):
-        return (IN_PROCESS, item.__module__, item.__qualname__)
-    return (IN_PROCESS, getattr(item, "__name__", None) or id(item))
 
 
 _DEFAULT = Registry()
@@ -169,10 +164,7 @@ def default_registry(given: Registry | None = None) -> Registry:
 
 
 def registered() -> tuple[PluginRecord, ...]:
-    """One record per plugin. Loads all of them, once.
-
-    **Raises:** `PluginError` for a broken plugin, if `JNO_LORA_STRICT` is set.
-    """
+    """One record per plugin. Loads all of them, once. See `Registry.records`."""
     return _DEFAULT.records()
 
 
