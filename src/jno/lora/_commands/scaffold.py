@@ -4,7 +4,6 @@ import keyword
 import pathlib
 import re
 import string
-from importlib import resources
 
 from .._errors import JnoLoraError
 from .._registry import API_VERSION, FIRST_PARTY, ZOO_METHODS, ZOO_NAMES, PluginRecord, squash
@@ -25,7 +24,6 @@ def create(
 ) -> pathlib.Path:
     """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
 
-    - `name`: of the adapter, such as `embedding-bias`.
     - `layer`: `"linear"` or `"embedding"`; by default the one in the name, else `"linear"`.
     - `version`: of jno-lora, for the plugin's dependency on it.
     - `installed`: the plugins whose adapters must not have the same name.
@@ -52,9 +50,9 @@ def create(
             f'variant would be taken for it, and `wrapper="{short}"` be ambiguous. Choose a name '
             f"of your own, such as my-{short}."
         )
-    for wrapper in (wrapper for record in installed for wrapper in record.wrappers):
-        called = (wrapper.cls.variant or "", wrapper.name)
-        if wrapper.distribution != distribution and squash(short) in map(squash, called):
+    others = (it for it in installed if it.distribution != distribution)
+    for wrapper in (wrapper for record in others for wrapper in record.wrappers):
+        if squash(short) in map(squash, (wrapper.cls.variant or "", wrapper.name)):
             raise JnoLoraError(
                 f"{short!r} is what {wrapper.qualified_name} is called, so that "
                 f'`wrapper="{short}"` would be ambiguous. Choose another name.'
@@ -70,22 +68,15 @@ def create(
         "adapter": adapter,
         "variant": short,
         "layer": layer.capitalize(),
-        "make": f"eqx.nn.{layer.capitalize()}(6, 4, key=key)",
         "sample": _SAMPLES[layer],
         "api": str(API_VERSION),
         "requires": f"jno-lora>={major}.{minor},<{major}.{int(minor) + 1}",
     }
-    files = {
-        "pyproject.toml": target / "pyproject.toml",
-        "README.md": target / "README.md",
-        "LICENSE": target / "LICENSE",
-        "adapter.py": target / "src" / package / "__init__.py",
-        "plugin.py": target / "src" / package / "plugin.py",
-        "test_conformance.py": target / "tests" / "test_conformance.py",
-    }
-    templates = resources.files("jno.lora._commands") / "templates"
-    for template, file in files.items():
-        text = (templates / f"{template}.txt").read_text("utf-8")
+    templates = pathlib.Path(__file__).parent / "templates"
+    for template in templates.rglob("*.txt"):
+        path = f"{template.relative_to(templates)}".removesuffix(".txt")
+        file = target / path.replace("PACKAGE", package)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(string.Template(text).substitute(names), "utf-8")
+        text = string.Template(template.read_text("utf-8"))
+        file.write_text(text.substitute(names), "utf-8")
     return target
