@@ -39,9 +39,10 @@ def check_every_rule_matched(walk: Walk) -> None:
 
 def _explain(walk: Walk, index: int) -> Iterator[str]:
     """Lines that say why a rule matches nothing, and what it could match."""
-    rule, rows = walk.rules[index], walk.rows
+    rule, rows, alone = walk.rules[index], walk.rows, walk.alone(index)
     # Without a target the rule matches everything, which is listed below if that is the reason.
-    unclaimed = [] if rule.target is None else walk.unclaimed_by(index)
+    matched = [] if rule.target is None else [row for row in alone if rule.matches(row.path)]
+    unclaimed = [row for row in matched if row.spec is None]
     if unclaimed:
         yield "It matches these, but none of its wrappers adapts them:"
         yield _listed(unclaimed, _layer)
@@ -50,9 +51,10 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
     if inside:
         yield f"{_WHY_REFUSED} It matches only:"
         yield _listed(inside, lambda row: f": {row.status}")
-    if taken := walk.taken_before(index):
+    taken = [row for row in alone if row.spec is not None and row.status not in NORMALISED.values()]
+    if taken:
         yield "Earlier specs, which win, have taken what it matches:"
-        yield bullets(taken, FEW)
+        yield _listed(taken, lambda row: _taker(walk, row.path))
     adaptable = {row.path: row for row in rows if row.status in _ADAPTABLE}
     if rule.target is not None and rows and not any(rule.matches(row.path) for row in rows):
         by_path = {row.path: row for row in rows}
@@ -71,6 +73,15 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
         yield _listed(rows, _layer)
     elif not rows:
         yield _NO_MODULE
+
+
+def _taker(walk: Walk, path: str) -> str:
+    """The earlier rule that claims the layer at `path`, or one around it."""
+    for row in walk.rows:
+        if row.spec is not None and (row.path in ("", path) or path.startswith(f"{row.path}/")):
+            within = "" if row.path == path else f", inside {show_path(row.path)}"
+            return f": {walk.rules[row.spec].label}{within}"
+    return ""
 
 
 def _layer(row: PlanRow) -> str:

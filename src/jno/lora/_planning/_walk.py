@@ -40,12 +40,12 @@ class Walk:
         )
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()  # the rules that matched a layer, whatever the mask says
-        self.claimed: list[tuple[int, KeyPath, eqx.Module]] = []  # each with its rule
+        self.model: PyTree = None
         self.meets_adapters = True  # else the layers need not be searched for adapters
 
     def over(self, model: PyTree) -> list[PlanRow]:
         """The rows of every candidate in `model`."""
-        self.meets_adapters = holds_adapters(model)
+        self.model, self.meets_adapters = model, holds_adapters(model)
         jtu.tree_flatten_with_path(model, is_leaf=self._visit, is_leaf_takes_path=True)
         return self.rows
 
@@ -89,7 +89,6 @@ class Walk:
         if self.meets_adapters and holds_adapters(node):
             return row("already adapted", spec=spec)
         index = claim.order[0]
-        self.claimed.append((index, keys, node))
         rule, taken = self.rules[index], takes(cls)
         return row(
             "mask does not select" if spec is None else "wrapped",
@@ -120,6 +119,10 @@ class Walk:
                     self.matched.add(index)
                 layer = type(child).__name__
                 self.rows.append(PlanRow(path, layer, status, keys=inner, spec=index))
+
+    def alone(self, index: int) -> list[PlanRow]:
+        """The rows of the same model, if one rule were the only one."""
+        return Walk(self.registry, self.rules[index : index + 1], self.selects).over(self.model)
 
     def claim(self, path: str, node: Any) -> Claim | None:
         """The first rule whose target matches and one of whose wrappers applies."""
@@ -173,29 +176,6 @@ class Walk:
     def _distribution(self, cls: AdapterClass) -> str | None:
         provider = self.registry.provider(cls)
         return None if provider is None else provider.distribution
-
-    def taken_before(self, index: int) -> list[str]:
-        """The layers that the rule would match, had earlier ones not taken them, as lines."""
-        lines: list[str] = []
-        for taker, keys, node in self.claimed:
-            for inner, child in modules_in(node, keys, enter_norms=False) if taker < index else ():
-                path = path_str(inner)
-                if self._would_claim(index, path, child):
-                    within = "" if inner == keys else f", inside {show_path(path_str(keys))}"
-                    lines.append(f"{show_path(path)}: {self.rules[taker].label}{within}")
-        return lines
-
-    def unclaimed_by(self, index: int) -> list[PlanRow]:
-        """The rows that the rule's target matches, and that its wrappers do not adapt."""
-        layers = ((path_str(keys), node) for _, keys, node in self.claimed)
-        claimed = {path for path, layer in layers if self._would_claim(index, path, layer)}
-        others = (row for row in self.rows if row.status not in NORMALISED.values())
-        matching = (row for row in others if self.rules[index].matches(row.path))
-        return [row for row in matching if row.path not in claimed]
-
-    def _would_claim(self, index: int, path: str, node: Any) -> bool:
-        rule = self.rules[index]
-        return rule.matches(path) and bool(claimants(rule.tiers, path, node)[1])
 
 
 def claimants(tiers: Tiers, path: str, node: Any) -> tuple[int, list[AdapterClass]]:
