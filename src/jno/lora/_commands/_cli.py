@@ -106,11 +106,10 @@ def check(ctx: click.Context, what: str, strict: bool) -> None:
     sys.path.insert(0, "")
     results, left_out = check_.run(check_.find_wrappers(what))
     _print(results, lambda results: check_.as_table(results, left_out))
-    troubles = [result for result in results if result.error is not None]
-    for result in troubles:
-        advice = "Advice: " if result.level == "advice" else ""
-        click.echo(f"\n{advice}{result.error}")
-    ctx.exit(1 if any(strict or result.level == "required" for result in troubles) else 0)
+    failed = [result for result in results if result.error is not None]
+    for result in failed:
+        click.echo(f"\n{'Advice: ' if result.level == 'advice' else ''}{result.error}")
+    ctx.exit(1 if any(strict or result.level == "required" for result in failed) else 0)
 
 
 def _print(found: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:

@@ -11,10 +11,7 @@ from ._group import records
 
 
 def find_wrappers(what: str) -> list[type[LoRAWrapper]]:
-    """The classes that `MODULE:CLASS`, or the name of a distribution, stands for.
-
-    **Raises:** `PluginError` if the class or plugin is missing.
-    """
+    """The classes that `MODULE:CLASS`, or the name of a distribution, stands for."""
     module, colon, name = what.partition(":")
     if not colon:
         return _wrappers_of_distribution(what)
@@ -50,9 +47,7 @@ def _wrappers_of_distribution(distribution: str) -> list[type[LoRAWrapper]]:
 def run(wrappers: list[type[LoRAWrapper]]) -> tuple[list[CheckResult], str]:
     """Run every check on every common Equinox layer that the classes claim.
 
-    **Returns:** the results, and a sentence about classes that claim no such layer.
-
-    **Raises:** `WrapperError` if no class claims any.
+    Also returns a sentence about classes that claim no such layer. It is an error if all do so.
     """
     cases = {wrapper: standard_cases(wrapper) for wrapper in wrappers}
     unknown = [wrapper.__name__ for wrapper, own in cases.items() if not own]

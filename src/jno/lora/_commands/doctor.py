@@ -26,13 +26,11 @@ def facts(records: tuple[PluginRecord, ...]) -> str:
             lines.append((name, importlib_metadata.version(name)))
         except importlib_metadata.PackageNotFoundError:
             lines.append((name, "not installed as a distribution"))
-    lines.append(("jno.lora imported from", str(next(iter(_package_path)))))
+    lines.append(("jno.lora imported from", next(iter(_package_path))))
     if jno_version() is not None:
-        inside = "ours inside" if is_enabled() else "uses its own adapters"
-        lines.append((describe_jno(), inside))
-    for record in records:
-        loaded = f"{record.status}, {record.seconds:.2f} s"
-        lines.append((f"{record.distribution} {record.version}", loaded))
+        lines.append((describe_jno(), "ours inside" if is_enabled() else "uses its own adapters"))
+    for it in records:
+        lines.append((f"{it.distribution} {it.version}", f"{it.status}, {it.seconds:.2f} s"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 

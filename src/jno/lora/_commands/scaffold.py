@@ -27,9 +27,6 @@ def create(
     - `layer`: `"linear"` or `"embedding"`; by default the one in the name, else `"linear"`.
     - `version`: of jno-lora, for the plugin's dependency on it.
     - `installed`: the plugins whose adapters must not have the same name.
-
-    **Raises:** `JnoLoraError`, before anything is written, if the name is impossible or taken, or
-    the folder exists.
     """
     short = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
     distribution = f"jno-lora-{short}"
@@ -57,10 +54,10 @@ def create(
                 f"{short!r} is what {wrapper.qualified_name} is called, so that "
                 f'`wrapper="{short}"` would be ambiguous. Choose another name.'
             )
-    layer = layer or ("embedding" if "embedding" in short else "linear")
     target = directory / distribution
     if target.exists():
         raise JnoLoraError(f"{target} exists already; nothing was written. Choose another name.")
+    layer = layer or ("embedding" if "embedding" in short else "linear")
     major, minor, *_ = version.split(".")
     names = {
         "distribution": distribution,

@@ -36,28 +36,26 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     A wrapper reads like the layer that it wraps: an attribute that it lacks comes from `base` if it
     holds no array (`in_features`), and from the merged layer if it does (`weight`).
 
-    !!! example
+    ```python
+    class Scale(LoRAWrapper):
+        adapter_fields = ("gain",)
+        base: eqx.nn.Linear
+        gain: jax.Array
 
-        ```python
-        class Scale(LoRAWrapper):
-            adapter_fields = ("gain",)
-            base: eqx.nn.Linear
-            gain: jax.Array
+        @classmethod
+        def applies_to(cls, leaf):
+            return type(leaf) is eqx.nn.Linear and getattr(leaf.weight, "ndim", 0) == 2
 
-            @classmethod
-            def applies_to(cls, leaf):
-                return type(leaf) is eqx.nn.Linear and getattr(leaf.weight, "ndim", 0) == 2
+        def __init__(self, base, *, key):
+            self.base, self.gain = base, jnp.ones(())
 
-            def __init__(self, base, *, key):
-                self.base, self.gain = base, jnp.ones(())
+        def __call__(self, x):
+            return self.merge()(x)
 
-            def __call__(self, x):
-                return self.merge()(x)
-
-            def merge(self):
-                weight = self.gain.astype(self.base.weight.dtype) * self.base.weight
-                return eqx.tree_at(lambda l: l.weight, self.base, weight)
-        ```
+        def merge(self):
+            weight = self.gain.astype(self.base.weight.dtype) * self.base.weight
+            return eqx.tree_at(lambda l: l.weight, self.base, weight)
+    ```
     """
 
     # Names of the trainable fields. Everything else in the adapter is frozen.
@@ -76,8 +74,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     bibtex: ClassVar[str | None] = None
 
     if TYPE_CHECKING:
-        # The effective rank and the numerator of the scale; `None` in an adapter without such a
-        # field. `Any`, for type checkers would not let a subclass narrow `int | None`.
+        # The rank in use and the numerator of the scale; `None` in an adapter without such a field.
+        # `Any`, for type checkers would not let a subclass narrow `int | None`.
         rank: Any
         alpha: Any
 
@@ -159,10 +157,9 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
         What an option changed must be in it, or be known to `from_state`.
         """
-        leaves = jtu.tree_flatten_with_path(_without_base(self))[0]
         return {
             path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-            for path, leaf in leaves
+            for path, leaf in jtu.tree_leaves_with_path(_without_base(self))
             if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
         }
 

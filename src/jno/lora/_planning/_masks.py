@@ -31,10 +31,7 @@ def compiled(pattern: Any, what: str) -> re.Pattern[str] | None:
 
 
 def selector(model: PyTree, mask: MaskLike | None) -> Callable[[KeyPath], bool]:
-    """A function that tells by the keys of a node of `model` whether a leaf in it is selected.
-
-    Nodes are known by path, never by identity. A mask that is `None` selects everything.
-    """
+    """A function that tells by the keys of a node of `model` whether a leaf in it is selected."""
     if mask is None:
         return lambda keys: True
     leaves = jtu.tree_leaves_with_path(parse_mask(model, mask))

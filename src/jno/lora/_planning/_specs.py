@@ -76,10 +76,6 @@ def parse_specs(
 
     - `call`: the arguments of the call, which fill in what a spec lacks. Without `specs`, they are
         the only rule.
-
-    **Raises:** `SelectionError` for an unknown spec key, an invalid regex or rank, an unknown or
-    empty wrapper; `PluginError` if a plugin that is asked for cannot be used; `WrapperError` if a
-    class breaks the contract.
     """
     if call.rank is not None:
         check_rank(call.rank, "The rank of the call")

@@ -21,13 +21,10 @@ from ._zoo_names import (
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """The plugins that are known at one time, by their identity.
-
-    - `discover`: whether the registry looks for installed plugins.
-    """
+    """The plugins that are known at one time, by their identity."""
 
     plugins: Mapping[Hashable, PluginRecord]
-    discover: bool
+    discover: bool  # whether the registry looks for installed plugins
 
     def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
         """This catalog with one more plugin. It replaces a plugin of the same identity."""
@@ -100,11 +97,7 @@ class Catalog:
         }
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
-        """The classes that `name` stands for: one for a name, several for a variant.
-
-        **Raises:** `PluginError` if the name is ambiguous, or belongs to a plugin that could not
-        be loaded; `SelectionError` if no adapter or variant has the name.
-        """
+        """The classes that `name` stands for: one for a name, several for a variant."""
         distribution, colon, bare = name.partition(":")
         if colon:
             distribution = normalise(distribution)
@@ -130,11 +123,7 @@ class Catalog:
         raise self._unknown(name)
 
     def provided(self, distribution: str, name: str) -> RegisteredWrapper:
-        """The adapter `name` of one distribution.
-
-        **Raises:** `PluginError` if the distribution is not installed, could not be loaded, or
-        lacks an adapter of that name (or has two).
-        """
+        """The adapter `name` of one distribution. **Raises:** `PluginError` if it has none."""
         if wrapper := self._of_distribution(distribution, name, wanted=name):
             return wrapper
         record = next((it for it in self.records if it.distribution == distribution), None)

@@ -37,14 +37,14 @@ def find_plugins(distribution: str | None = None) -> tuple[Found, ...]:
     import importlib_metadata
 
     if distribution is None:
-        entries = importlib_metadata.entry_points(group=ENTRY_POINT_GROUP)
+        entries = importlib_metadata.entry_points()
     else:
         try:
-            installed = importlib_metadata.distribution(distribution)
+            entries = importlib_metadata.distribution(distribution).entry_points
         except importlib_metadata.PackageNotFoundError:
             return ()
-        entries = installed.entry_points.select(group=ENTRY_POINT_GROUP)
-    return tuple(sorted((_found(entry) for entry in entries if entry.dist is not None), key=order))
+    ours = entries.select(group=ENTRY_POINT_GROUP)
+    return tuple(sorted((_found(entry) for entry in ours if entry.dist is not None), key=order))
 
 
 def order(plugin: Found | PluginRecord) -> tuple[int, str, str]:

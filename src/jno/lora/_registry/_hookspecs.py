@@ -25,8 +25,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper]]":  # pyright: ignore[reportReturnType]
     """Return the adapter classes that this plugin provides.
 
-    Called once, when the plugin is loaded. Import the adapters inside this function, so that
-    finding the plugin costs nothing.
+    Called once, when the plugin is loaded. Import the adapters in here: finding it costs nothing.
     """
 
 
@@ -46,7 +45,7 @@ def jno_lora_select(  # pyright: ignore[reportReturnType]
 def jno_lora_commands(group: "click.Group") -> None:
     """Add commands of this plugin to the command line: `group.add_command(command)`.
 
-    Called for the help of `jno-lora`, and for a command that is not built in. `group` is empty,
-    and belongs to this plugin alone. A command whose name is taken is left out with a warning; so
-    are all commands of a plugin that raises here. Import what a command needs inside the command.
+    Called for the help, and for a command that is not built in. `group` is empty, and belongs to
+    this plugin alone. A command whose name is taken is left out with a warning; so are all commands
+    of a plugin that raises here. Import what a command needs inside the command.
     """

@@ -48,10 +48,7 @@ def load(found: Found) -> PluginRecord:
 
 
 def take_in(item: Any) -> PluginRecord:
-    """Classify an adapter class, or an object with hooks, that is registered in this process.
-
-    **Raises:** `WrapperError` if a class breaks the contract; else as `hooks_of` and `wrappers_of`.
-    """
+    """Classify an adapter class, or an object with hooks, that is registered in this process."""
     hooks: tuple[Hook, ...] = ()
     if isinstance(item, type):
         check_contract(item)
@@ -64,11 +61,7 @@ def take_in(item: Any) -> PluginRecord:
 
 
 def hooks_of(plugin: Any) -> tuple[Hook, ...]:
-    """The hooks that a plugin object implements.
-
-    **Raises:** `PluginError` if it implements no hook, or one that does not exist or has other
-    arguments.
-    """
+    """The hooks that a plugin object implements. **Raises:** `PluginError` if it has a bad one."""
     # Each object gets a manager of its own, so that one which is refused leaves nothing behind.
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(_hookspecs)
@@ -101,10 +94,7 @@ def hooks_of(plugin: Any) -> tuple[Hook, ...]:
 def wrappers_of(
     hooks: Iterable[Hook], distribution: str, version: str
 ) -> tuple[RegisteredWrapper, ...]:
-    """Ask a plugin for its adapter classes, and check each of them.
-
-    **Raises:** `TypeError` or `WrapperError` if it provides anything but adapter classes.
-    """
+    """Ask a plugin for its adapter classes. **Raises:** `TypeError` or `WrapperError`."""
     classes: list[Any] = []
     for returned in (hook() for hook in hooks if hook.name == "jno_lora_wrappers"):
         if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | type):

@@ -73,12 +73,9 @@ class Generation:
     def _load_once(self, found: Found) -> bool:
         """Load a plugin, unless another thread does. Returns whether this thread did.
 
-        A thread that needs a plugin which another thread is loading waits for it. It goes on
-        without that plugin only where waiting could never end:
-
-        - this thread is loading or importing the plugin, which asks for itself, or for all;
-        - the other thread waits for this one, directly or through a third: for a plugin that this
-          thread is loading, or for a module that it is importing.
+        A thread waits for another one that is loading the plugin, unless waiting could never end:
+        if this thread is itself loading or importing the plugin, or the other one waits for this
+        thread, directly or through a third.
         """
         mine = _Load()
         # Ctrl-C may interrupt any call. A plain assignment always happens.
@@ -131,10 +128,7 @@ def _waits_for(thread: int, other: int | None) -> bool:
 
 
 def _imports(frame: FrameType | None) -> tuple[set[object], set[object]]:
-    """The modules with a body that runs in a thread, and those that it asks Python to import.
-
-    One that it asks for while the body runs in another thread is one that it waits for.
-    """
+    """The modules whose bodies run in a thread, and those that it imports, or waits for."""
     running, asked = set[object](), set[object]()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
