@@ -15,15 +15,16 @@ from .._paths import FEW, KeyPath, bullets, path_str, show_path
 from .._registry import Registry
 from .._tree import NORMALISED, holds_adapters, modules_in
 from ._plan import PlanRow, PlanStatus
-from ._specs import Rule, Tiers
+from ._specs import Rule
 
 AdapterClass = type[LoRAWrapper]
 
 
 class Claim(NamedTuple):
-    """The classes that claim a layer, by the first rule and its first tier that have any."""
+    """The first tier that claims a layer, and the classes in it that do."""
 
-    order: tuple[int, int]  # the indices of the rule and of the tier: the smaller one wins
+    order: int  # the index of the tier among those of all rules: the smaller one wins
+    rule: int
     classes: list[AdapterClass]
 
 
@@ -35,9 +36,8 @@ class Walk:
     ):
         self.registry, self.rules = registry, rules
         self.selects = selects  # what the mask says of the node at these keys
-        self.in_play = tuple(
-            dict.fromkeys(c for rule in rules for tier in rule.tiers for c in tier)
-        )
+        self.tiers = [(index, tier) for index, rule in enumerate(rules) for tier in rule.tiers]
+        self.in_play = tuple(dict.fromkeys(cls for _, tier in self.tiers for cls in tier))
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()  # the rules that matched a layer, whatever the mask says
         self.model: PyTree = None
@@ -88,8 +88,7 @@ class Walk:
         spec = self._note(claim, keys)
         if self.meets_adapters and holds_adapters(node):
             return row("already adapted", spec=spec)
-        index = claim.order[0]
-        rule, taken = self.rules[index], takes(cls)
+        rule, taken = self.rules[claim.rule], takes(cls)
         return row(
             "mask does not select" if spec is None else "wrapped",
             cls,
@@ -97,15 +96,15 @@ class Walk:
             rule.rank if "rank" in taken else None,
             rule.alpha if "alpha" in taken else None,
             options=rule.options,
-            spec=index,
+            spec=claim.rule,
         )
 
     def _note(self, claim: Claim | None, keys: KeyPath) -> int | None:
         """Note that a rule matched. Returns its index if the mask selects the layer at `keys`."""
         if claim is None:
             return None
-        self.matched.add(claim.order[0])
-        return claim.order[0] if self.selects(keys) else None
+        self.matched.add(claim.rule)
+        return claim.rule if self.selects(keys) else None
 
     def _refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> None:
         """Add rows for the layers in a normalised container. They are not wrapped."""
@@ -113,27 +112,25 @@ class Walk:
             path = path_str(inner)
             claim = self.claim(path, child)
             if claim is not None:
-                index, status = claim.order[0], reason
+                status, layer = reason, type(child).__name__
                 if not self.selects(inner):
                     status = "mask does not select"
-                    self.matched.add(index)
-                layer = type(child).__name__
-                self.rows.append(PlanRow(path, layer, status, keys=inner, spec=index))
+                    self.matched.add(claim.rule)
+                self.rows.append(PlanRow(path, layer, status, keys=inner, spec=claim.rule))
 
     def alone(self, index: int) -> list[PlanRow]:
         """The rows of the same model, if one rule were the only one."""
         return Walk(self.registry, self.rules[index : index + 1], self.selects).over(self.model)
 
     def claim(self, path: str, node: Any) -> Claim | None:
-        """The first rule whose target matches and one of whose wrappers applies."""
-        found: dict[Tiers, tuple[int, list[AdapterClass]]] = {}
-        for index, rule in enumerate(self.rules):
-            if rule.matches(path):
-                if rule.tiers not in found:
-                    found[rule.tiers] = claimants(rule.tiers, path, node)
-                tier, classes = found[rule.tiers]
-                if classes:
-                    return Claim((index, tier), classes)
+        """The claim of the first rule whose target matches and one of whose wrappers applies."""
+        found: dict[tuple[AdapterClass, ...], list[AdapterClass]] = {}
+        for order, (rule, tier) in enumerate(self.tiers):
+            if self.rules[rule].matches(path):
+                if tier not in found:
+                    found[tier] = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
+                if found[tier]:
+                    return Claim(order, rule, found[tier])
         return None
 
     def _chosen(self, claim: Claim, keys: KeyPath, node: eqx.Module) -> AdapterClass | None:
@@ -142,9 +139,9 @@ class Walk:
         That is so if an earlier rule or tier claims one of them. Between classes of equal priority
         that claim `node` or a layer inside of it, plugins decide.
         """
-        path, (rule, tier) = path_str(keys), claim.order
+        path = path_str(keys)
         places = dict.fromkeys(claim.classes, path)
-        is_first = claim.order == (0, 0) and len(self.rules[rule].tiers[tier]) == 1
+        is_first = claim.order == 0 and len(self.tiers[0][1]) == 1
         goes_inside = not is_first and not isinstance(node, tuple(NORMALISED))
         for inner, child in modules_in(node, keys, enter_norms=False)[1:] if goes_inside else ():
             other = self.claim(path_str(inner), child) if self.selects(inner) else None
@@ -176,15 +173,6 @@ class Walk:
     def _distribution(self, cls: AdapterClass) -> str | None:
         provider = self.registry.provider(cls)
         return None if provider is None else provider.distribution
-
-
-def claimants(tiers: Tiers, path: str, node: Any) -> tuple[int, list[AdapterClass]]:
-    """The first tier that claims `node`, and the classes in it that do, if any."""
-    for index, tier in enumerate(tiers):
-        classes = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
-        if classes:
-            return index, classes
-    return -1, []
 
 
 def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:
