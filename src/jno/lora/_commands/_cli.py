@@ -18,6 +18,8 @@ def cli() -> None:
     """Adapters (LoRA and its relatives) for Equinox models, as plugins."""
 
 
+_LAYERS = click.Choice(["linear", "embedding"])
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
 
 
@@ -25,28 +27,28 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON,
 @_json_option
 def plugins(as_json: bool) -> None:
     """List the installed plugins, the broken ones too."""
-    from . import listing
+    from . import installed
 
-    _print(listing.plugins(records()), listing.plugins_as_table, as_json)
+    _print(installed.plugins(records()), installed.plugins_as_table, as_json)
 
 
 @cli.command()
 @_json_option
 def adapters(as_json: bool) -> None:
     """List the adapters: what they are for, what they cost, where they come from."""
-    from . import listing
+    from . import installed
 
-    _print(listing.adapters(records()), listing.adapters_as_table, as_json)
+    _print(installed.adapters(records()), installed.adapters_as_table, as_json)
 
 
 @cli.command()
 @click.pass_context
 def doctor(ctx: click.Context) -> None:
     """Look for trouble in this installation. Exits with 1 if there is any."""
-    from . import doctor as doctor_
+    from . import installed
 
-    click.echo(doctor_.facts(records()))
-    troubles = list(doctor_.troubles(records(), plugin_commands(cli)[1]))
+    click.echo(installed.facts(records()))
+    troubles = list(installed.troubles(records(), plugin_commands(cli)[1]))
     for trouble in troubles:
         click.echo(f"\nTROUBLE: {trouble}")
     click.echo(f"\n{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found.")
@@ -66,16 +68,9 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
 
 @cli.command()
 @click.argument("name")
+@click.option("--layer", type=_LAYERS, help="What it wraps. By default what NAME says, or linear.")
 @click.option(
-    "--layer",
-    type=click.Choice(["linear", "embedding"]),
-    help="What the adapter wraps. By default what NAME says, else a linear layer.",
-)
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("."),
-    help="The directory in which the plugin's folder is made.",
+    "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
 )
 def new(name: str, layer: str | None, output: Path) -> None:
     """Write a plugin to start from: six files that work.

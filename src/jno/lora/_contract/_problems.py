@@ -75,5 +75,5 @@ def check_contract(cls: Any) -> None:
         name = getattr(cls, "__qualname__", repr(cls))
         raise WrapperError(
             f"{name} is not a usable adapter class:\n{bullets(problems)}\n"
-            "See `jno.lora.LoRAWrapper` for how an adapter is written."
+            "See `jno.lora.LoRAWrapper` for how an adapter is written; `jno-lora new` writes one."
         )

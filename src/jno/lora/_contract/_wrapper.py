@@ -36,26 +36,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     A wrapper reads like the layer that it wraps: an attribute that it lacks comes from `base` if it
     holds no array (`in_features`), and from the merged layer if it does (`weight`).
 
-    ```python
-    class Scale(LoRAWrapper):
-        adapter_fields = ("gain",)
-        base: eqx.nn.Linear
-        gain: jax.Array
-
-        @classmethod
-        def applies_to(cls, leaf):
-            return type(leaf) is eqx.nn.Linear and getattr(leaf.weight, "ndim", 0) == 2
-
-        def __init__(self, base, *, key):
-            self.base, self.gain = base, jnp.ones(())
-
-        def __call__(self, x):
-            return self.merge()(x)
-
-        def merge(self):
-            weight = self.gain.astype(self.base.weight.dtype) * self.base.weight
-            return eqx.tree_at(lambda l: l.weight, self.base, weight)
-    ```
+    The page "Extending" of the documentation has a complete one; `jno-lora new` writes another.
     """
 
     # Names of the trainable fields. Everything else in the adapter is frozen.

@@ -27,13 +27,7 @@ Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
 class Spec:
     """One entry of `specs=`: which layers get which adapter. `None` is filled in by the call.
 
-    **Arguments:**
-
-    - `target`: a regex, searched in the slash-joined path of each layer. `None` is every layer.
-    - `rank`, `alpha`: of the adapters.
-    - `wrapper`: an adapter class, a registered name or variant, a list of those in order of
-        priority, or `"auto"`.
-    - `options`: further keyword arguments for the adapters' constructors.
+    **Arguments:** those of `apply_lora`; its `wrappers` are called `wrapper` here.
     """
 
     target: str | re.Pattern[str] | None = None

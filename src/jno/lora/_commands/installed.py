@@ -1,19 +1,89 @@
-"""`jno-lora doctor`: whether this installation is in order."""
+"""`jno-lora plugins`, `adapters` and `doctor`: what is installed, and whether it is in order."""
 
 import platform
 import traceback
 from collections.abc import Iterator
+from typing import Any
+
+import jax
 
 import jno
 
 from .. import __path__ as _package_path
 from .._registry import BROKEN, ZOO_DISTRIBUTION, PluginRecord
+from .._showing import Table, table
+from .._tree import claims
 from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
+from ..testing import standard_layers
 
 # A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
 SLOW_SECONDS = 1.0
 
 _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
+
+
+def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
+    """One JSON object per plugin; the keys are stable."""
+    same = ("name", "distribution", "version", "value", "status")
+    return [
+        {
+            **{name: getattr(record, name) for name in same},
+            "error": record.error
+            and f"{type(record.error).__name__}: {record.error}".splitlines()[0],
+            "seconds": round(record.seconds, 4),
+            "wrappers": [wrapper.name for wrapper in record.wrappers],
+        }
+        for record in records
+    ]
+
+
+def plugins_as_table(found: list[dict[str, Any]]) -> Table:
+    """A line per plugin."""
+    rows = (
+        (
+            *(it[name] for name in ("name", "distribution", "version")),
+            ": ".join(filter(None, [it["status"], it["error"]])),
+            f"{len(it['wrappers'])}",
+            f"{it['seconds']:.2f}",
+        )
+        for it in found
+    )
+    texts = [(name, "left") for name in ("plugin", "distribution", "version", "status")]
+    columns = [*texts, ("adapters", "right"), ("seconds", "right")]
+    return table(f"{len(found)} plugins", columns, rows)
+
+
+def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
+    """One JSON object per adapter. `layers` are the common Equinox layers that it claims."""
+    layers = {name: make(jax.random.key(0)) for name, (make, _) in standard_layers().items()}
+    of_wrapper = ("name", "qualified_name", "distribution", "version")
+    return [
+        {
+            **{name: getattr(wrapper, name) for name in of_wrapper},
+            "variant": wrapper.cls.variant,
+            "auto": wrapper.cls.auto,
+            "layers": [name for name, layer in layers.items() if claims(wrapper.cls, layer)],
+            "formula": wrapper.cls.formula,
+            "paper": wrapper.cls.paper,
+        }
+        for record in records
+        for wrapper in record.wrappers
+    ]
+
+
+def adapters_as_table(found: list[dict[str, Any]]) -> Table:
+    """A line per adapter. One that claims no common layer is for layers that others define."""
+    names = ("name", "variant", "layers", "parameters", "paper", "distribution")
+    rows = (
+        (
+            it["name"],
+            it["variant"] or "",
+            ", ".join(it["layers"]) or "(others)",
+            *(it[key] or "" for key in ("formula", "paper", "distribution")),
+        )
+        for it in found
+    )
+    return table(f"{len(found)} adapters", [(name, "left") for name in names], rows)
 
 
 def facts(records: tuple[PluginRecord, ...]) -> str:
