@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from ._discovery import normalise, order
+from ._plugins import normalise, order
 from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper, why_unusable
 from ._zoo_names import (
     FIRST_PARTY,

@@ -7,14 +7,12 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Hashable, Sequence
 from types import FrameType
 
 from .._errors import PluginError, warn
 from ._catalog import Catalog
-from ._discovery import Found, find_plugins
-from ._loading import complaint_about, load
+from ._plugins import Found, complaint_about, find_plugins, load
 from ._records import BROKEN, PluginRecord
 
 _LOG = logging.getLogger("jno.lora.plugins")
@@ -27,10 +25,11 @@ _TURN = 0.05  # seconds; after each, a waiting thread looks whether waiting can 
 
 
 class _Load:
-    """A plugin that a thread is loading."""
+    """A plugin that a thread is loading. Others wait for `running`, which that thread holds."""
 
     def __init__(self):
         self.thread = threading.get_ident()
+        self.running = threading.Lock()
         self.has_ended = False
 
 
@@ -78,19 +77,21 @@ class Generation:
         thread, directly or through a third.
         """
         mine = _Load()
-        # Ctrl-C may interrupt any call. A plain assignment always happens.
-        try:
-            while (other := self._claim(found, mine)) is not mine:
-                if other is None:
-                    return False
-                time.sleep(_TURN)
-            _LOG.debug("loading %s (entry point %r)", found.distribution, found.name)
-            record = load(found)
-            _LOG.debug("%r, in %.3f s", record, record.seconds)
-            self.publish(found.identity, record)
-            return True
-        finally:
-            mine.has_ended = True
+        with mine.running:
+            # Ctrl-C may interrupt any call. A plain assignment always happens.
+            try:
+                while (other := self._claim(found, mine)) is not mine:
+                    if other is None:
+                        return False
+                    if other.running.acquire(timeout=_TURN):
+                        other.running.release()
+                _LOG.debug("loading %s (entry point %r)", found.distribution, found.name)
+                record = load(found)
+                _LOG.debug("%r, in %.3f s", record, record.seconds)
+                self.publish(found.identity, record)
+                return True
+            finally:
+                mine.has_ended = True
 
     def _claim(self, found: Found, mine: _Load) -> _Load | None:
         """`mine` if this thread has to load the plugin, a load to wait for, or `None` to go on."""

@@ -8,14 +8,14 @@ from .._contract import LoRAWrapper
 from .._errors import PluginError, failing
 from .._paths import show_path
 from ._catalog import Catalog
-from ._loading import take_in
 from ._once import LOCK, Generation
+from ._plugins import take_in
 from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper
 from ._zoo_names import DEFAULT_NAMES, ZOO_DISTRIBUTION, ZOO_NAMES
 
 
 class Registry:
-    """Finds, loads and names adapters. Every method is thread-safe.
+    """Finds, loads and names adapters. Safe in many threads.
 
     Plugins load lazily: the defaults and the zoo's names import only the zoo, explicit classes
     import nothing, other questions load all installed plugins once.
