@@ -41,25 +41,23 @@ def create(
         raise JnoLoraError(
             f"{distribution} is a distribution of jno-lora itself. Choose another name."
         )
-    if squash(short) in {"auto", *map(squash, (*ZOO_METHODS, *ZOO_NAMES))}:
+    reserved = ("auto", *ZOO_METHODS, *ZOO_NAMES)
+    taken = dict.fromkeys(map(squash, reserved), "a name of the zoo, or `auto`")
+    for wrapper in (it for record in installed for it in record.wrappers):
+        if wrapper.distribution != distribution:
+            names = filter(None, (wrapper.name, wrapper.cls.variant))
+            taken |= dict.fromkeys(map(squash, names), f"what {wrapper.qualified_name} is called")
+    if why := taken.get(squash(short)):
         raise JnoLoraError(
-            f"{short!r} is a name of the zoo, or means something to `wrapper=`: the adapter's "
-            f'variant would be taken for it, and `wrapper="{short}"` be ambiguous. Choose a name '
-            f"of your own, such as my-{short}."
+            f'{short!r} is {why}, so that `wrapper="{short}"` would be ambiguous. Choose a name of '
+            f"your own, such as my-{short}."
         )
-    others = (it for it in installed if it.distribution != distribution)
-    for wrapper in (wrapper for record in others for wrapper in record.wrappers):
-        if squash(short) in map(squash, (wrapper.cls.variant or "", wrapper.name)):
-            raise JnoLoraError(
-                f"{short!r} is what {wrapper.qualified_name} is called, so that "
-                f'`wrapper="{short}"` would be ambiguous. Choose another name.'
-            )
     target = directory / distribution
     if target.exists():
         raise JnoLoraError(f"{target} exists already; nothing was written. Choose another name.")
     layer = layer or ("embedding" if "embedding" in short else "linear")
     major, minor, *_ = version.split(".")
-    names = {
+    words = {
         "distribution": distribution,
         "package": package,
         "adapter": adapter,
@@ -75,5 +73,5 @@ def create(
         file = target / path.replace("PACKAGE", package)
         file.parent.mkdir(parents=True, exist_ok=True)
         text = string.Template(template.read_text("utf-8"))
-        file.write_text(text.substitute(names), "utf-8")
+        file.write_text(text.substitute(words), "utf-8")
     return target

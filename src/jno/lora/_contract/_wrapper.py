@@ -175,7 +175,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if cls.__doc__ is None:
-            # That of a class it inherits. A dataclass would put its signature here.
+            # The inherited one. A dataclass would put its signature here.
             cls.__doc__ = inspect.getdoc(cls)
         # Looked up as an instance would: it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
@@ -232,11 +232,7 @@ def _without_base(adapter: LoRAWrapper) -> Any:
 
 
 def _in_scope(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` in a scope of the adapter's name, and without a `key=` that it does not take.
-
-    Profiles and compiled programs then show `LoRALinear`. Equinox passes `key=` to every layer of a
-    `Sequential`; authors need not care.
-    """
+    """`call` in a scope of the adapter's name, for profiles, and without a `key=` that it lacks."""
     parameters = inspect.signature(call).parameters
     takes_key = "key" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 

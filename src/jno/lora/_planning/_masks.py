@@ -48,11 +48,8 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     is not a bool.
     """
     if isinstance(mask, str | re.Pattern):
-        pattern = compiled(mask, "mask")
-        assert pattern is not None
-        return jtu.tree_map_with_path(
-            lambda keys, _: pattern.search(path_str(keys)) is not None, model
-        )
+        pattern: Any = compiled(mask, "mask")
+        return jtu.tree_map_with_path(lambda keys, _: bool(pattern.search(path_str(keys))), model)
     # `None` stands where `eqx.filter` took out a leaf that is not an array: it selects nothing.
     leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
     for keys, leaf in leaves:
