@@ -7,7 +7,7 @@ from .._errors import PluginError, WrapperError
 from .._registry import normalise, why_unusable
 from .._showing import Table, table
 from ..testing import CheckResult, run_checks, standard_cases
-from ._group import records
+from ._cli import records
 
 
 def find_wrappers(what: str) -> list[type[LoRAWrapper]]:
