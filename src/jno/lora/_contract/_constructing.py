@@ -13,7 +13,7 @@ from .._caches import remembered
 class _Parameters(NamedTuple):
     """The parameters of a constructor behind `self` and `base`."""
 
-    named: tuple[str, ...]  # among "rank" and "alpha"
+    scale: tuple[str, ...]  # among "rank" and "alpha"
     by_position: bool  # rank and alpha are the second and third argument, under whatever names
     options: list[str] | None  # the other keywords; `None` if it takes any
 
@@ -32,7 +32,7 @@ def _parameters(cls: Any) -> _Parameters:
     taken = {"key", *(places[:2] if by_position else named)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in variable)
     options = None if takes_any else [name for name in keywords if name not in taken]
-    return _Parameters(named, by_position, options)
+    return _Parameters(("rank", "alpha") if by_position else named, by_position, options)
 
 
 def construct(
@@ -50,16 +50,15 @@ def construct(
 
 
 def _scale(cls: Any, rank: Any, alpha: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    named, by_position, _ = _parameters(cls)
-    if by_position:
+    found = _parameters(cls)
+    if found.by_position:
         return (rank, alpha), {}
-    return (), {name: rank if name == "rank" else alpha for name in named}
+    return (), {name: rank if name == "rank" else alpha for name in found.scale}
 
 
 def takes(cls: Any) -> tuple[str, ...]:
     """The parameters among `rank` and `alpha` that the constructor of `cls` takes."""
-    named, by_position, _ = _parameters(cls)
-    return ("rank", "alpha") if by_position else named
+    return _parameters(cls).scale
 
 
 def option_names(cls: Any) -> list[str] | None:

@@ -16,7 +16,6 @@ from .._paths import nearest
 from .._registry import Registry
 from ._masks import compiled
 
-# The values that `wrapper=` accepts.
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 
 # Adapters in order of priority. Those of one tier have equal priority.
@@ -138,12 +137,10 @@ def _checked_alpha(alpha: Any, label: str) -> float:
 
 def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
     """The adapter classes that `wrapper=` means, in tiers of equal priority."""
-    is_auto = isinstance(wrapper, str) and wrapper == "auto"
-    if wrapper is None or is_auto:
+    if wrapper is None or (isinstance(wrapper, str) and wrapper == "auto"):
         defaults = registry.defaults()
-        others = registry.auto() if is_auto else ()
-        tiers = (*((cls,) for cls in defaults), tuple(cls for cls in others if cls not in defaults))
-        return tuple(filter(None, tiers))
+        others = tuple(cls for cls in registry.auto() if cls not in defaults) if wrapper else ()
+        return (*((cls,) for cls in defaults), *filter(None, [others]))
     if isinstance(wrapper, type):
         check_contract(wrapper)
         return ((wrapper,),)
