@@ -8,12 +8,6 @@ import string
 from .._errors import JnoLoraError
 from .._registry import API_VERSION, FIRST_PARTY, ZOO_METHODS, ZOO_NAMES, PluginRecord, squash
 
-# The input of a test, by layer.
-_SAMPLES = {
-    "linear": "jax.random.normal(key, (6,))",
-    "embedding": "jax.random.randint(key, (), 0, 6)",
-}
-
 
 def create(
     name: str,
@@ -63,7 +57,7 @@ def create(
         "adapter": adapter,
         "variant": short,
         "layer": layer.capitalize(),
-        "sample": _SAMPLES[layer],
+        "sample": "normal(key, (6,))" if layer == "linear" else "randint(key, (), 0, 6)",
         "api": str(API_VERSION),
         "requires": f"jno-lora>={major}.{minor},<{major}.{int(minor) + 1}",
     }

@@ -41,18 +41,15 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     # Names of the trainable fields. Everything else in the adapter is frozen.
     adapter_fields: AbstractClassVar[tuple[str, ...]]
-    # The layer that is adapted.
-    base: AbstractVar[Any]
+    base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
     variant: ClassVar[str | None] = None
-    # Whether the adapter takes part in `wrapper="auto"`.
-    auto: ClassVar[bool] = False
+    auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
     # For listings: the arXiv number of the paper, and how many parameters train, as a formula.
     paper: ClassVar[str | None] = None
     formula: ClassVar[str | None] = None
-    # For `citation`: one or more BibTeX entries.
-    bibtex: ClassVar[str | None] = None
+    bibtex: ClassVar[str | None] = None  # for `citation`: one or more BibTeX entries
 
     if TYPE_CHECKING:
         # The rank in use and the numerator of the scale; `None` in an adapter without such a field.
@@ -153,8 +150,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         `base` is the layer as it was before adapting. `rank` and `alpha` are `None` if the adapter
         lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`).
 
-        **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
-        another shape.
+        **Raises:** `WrapperError` if the names or shapes in `state` are others.
         """
         make = functools.partial(construct, cls, key=jax.random.key(0))
         template = eqx.filter_eval_shape(make, base, rank, alpha)

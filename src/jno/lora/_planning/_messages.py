@@ -6,7 +6,7 @@ from .._contract import LoRAWrapper
 from .._errors import SelectionError, warn
 from .._paths import FEW, bullets, nearest, show_path
 from .._tree import NORMALISED
-from ._plan import Plan, PlanRow, PlanStatus
+from ._plan import Plan, PlanRow
 from ._walk import Walk
 
 _WHY_REFUSED = (
@@ -26,7 +26,6 @@ _NO_MODULE = (
 _EXPLAINED = (
     "Once something is selected, `plan_lora(...)` (or `net.plan(...)`) explains every candidate."
 )
-_ADAPTABLE: tuple[PlanStatus, ...] = ("wrapped", "target does not match", "mask does not select")
 
 
 def check_every_rule_matched(walk: Walk) -> None:
@@ -55,7 +54,8 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
     if taken:
         yield "Earlier specs, which win, have taken what it matches:"
         yield _listed(taken, lambda row: _taker(walk, row.path))
-    adaptable = {row.path: row for row in rows if row.status in _ADAPTABLE}
+    statuses = ("wrapped", "target does not match", "mask does not select")
+    adaptable = {row.path: row for row in rows if row.status in statuses}
     if rule.target is not None and rows and not any(rule.matches(row.path) for row in rows):
         by_path = {row.path: row for row in rows}
         near = nearest(rule.target.pattern, by_path, n=len(by_path))

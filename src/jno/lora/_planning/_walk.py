@@ -14,7 +14,7 @@ from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_path
 from .._registry import Registry
 from .._tree import NORMALISED, holds_adapters, modules_in
-from ._plan import PlanRow, PlanStatus
+from ._plan import PlanRow
 from ._specs import Rule
 
 AdapterClass = type[LoRAWrapper]
@@ -59,11 +59,18 @@ class Walk:
             self.rows.append(row)
             if row.status in ("wrapped", "already adapted"):
                 return True
-        for container, reason in NORMALISED.items():
-            if isinstance(node, container):
-                self._refuse_inside(keys, node, reason)
-                return True
-        return False
+        reason = next((why for norm, why in NORMALISED.items() if isinstance(node, norm)), None)
+        if reason is None:
+            return False
+        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:  # not wrapped
+            path, layer, status = path_str(inner), type(child).__name__, reason
+            claim = self.claim(path, child)
+            if claim is not None:
+                if not self.selects(inner):
+                    status = "mask does not select"
+                    self.matched.add(claim.rule)
+                self.rows.append(PlanRow(path, layer, status, keys=inner, spec=claim.rule))
+        return True
 
     def _decide(self, keys: KeyPath, node: eqx.Module) -> PlanRow | None:
         """The row of `node`, or `None` if it is not a candidate."""
@@ -105,18 +112,6 @@ class Walk:
             return None
         self.matched.add(claim.rule)
         return claim.rule if self.selects(keys) else None
-
-    def _refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> None:
-        """Add rows for the layers in a normalised container. They are not wrapped."""
-        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:
-            path = path_str(inner)
-            claim = self.claim(path, child)
-            if claim is not None:
-                status, layer = reason, type(child).__name__
-                if not self.selects(inner):
-                    status = "mask does not select"
-                    self.matched.add(claim.rule)
-                self.rows.append(PlanRow(path, layer, status, keys=inner, spec=claim.rule))
 
     def alone(self, index: int) -> list[PlanRow]:
         """The rows of the same model, if one rule were the only one."""

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
 
-# The version of the hooks and of the wrapper contract. A plugin module may say which one it was
-# written for (`jno_lora_api = 1`); one that asks for a higher number is not loaded.
+# Of the hooks and of the contract. A plugin that asks for more (`jno_lora_api = 2`) is not loaded.
 API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker(PROJECT)

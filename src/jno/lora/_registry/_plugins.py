@@ -70,17 +70,15 @@ def order(plugin: Found | PluginRecord) -> tuple[int, str, str]:
 
 def reason_to_block(found: Found) -> str | None:
     """Why `found` must not be imported, by `JNO_LORA_BLOCK` or `JNO_LORA_PLUGINS`, or `None`."""
-    if {found.distribution, normalise(found.name)} & _listed_in("JNO_LORA_BLOCK"):
+    blocked, allowed = (
+        {normalise(it.strip()) for it in os.environ.get(variable, "").split(",") if it.strip()}
+        for variable in ("JNO_LORA_BLOCK", "JNO_LORA_PLUGINS")
+    )
+    if {found.distribution, normalise(found.name)} & blocked:
         return "it is named in JNO_LORA_BLOCK"
-    allowed = {*FIRST_PARTY, *_listed_in("JNO_LORA_PLUGINS")}
-    if "JNO_LORA_PLUGINS" in os.environ and found.distribution not in allowed:
+    if "JNO_LORA_PLUGINS" in os.environ and found.distribution not in {*FIRST_PARTY, *allowed}:
         return "it is not named in JNO_LORA_PLUGINS, the list of allowed distributions"
     return None
-
-
-def _listed_in(variable: str) -> set[str]:
-    names = os.environ.get(variable, "").split(",")
-    return {normalise(name.strip()) for name in names if name.strip()}
 
 
 def normalise(name: str) -> str:

@@ -138,8 +138,7 @@ class Registry:
         if not any(plugin is item for plugin in known):
             record = take_in(item)
             name = getattr(item, "__name__", None) or id(item)
-            is_class = isinstance(item, type)
-            identity = (item.__module__, item.__qualname__) if is_class else (name,)
+            identity = (item.__module__, item.__qualname__) if isinstance(item, type) else (name,)
             with LOCK:
                 self._now.publish((IN_PROCESS, *identity), record)
         return item
