@@ -32,8 +32,10 @@ def check_every_rule_matched(walk: Walk) -> None:
     """**Raises:** `SelectionError` for a rule that matches no layer at all, masked or not."""
     for index, rule in enumerate(walk.rules):
         if index not in walk.matched:
-            lines = [f"{rule.describe()} selects no layer.", *_explain(walk, index), _EXPLAINED]
-            raise SelectionError("\n".join(lines))
+            target = "every layer" if rule.target is None else f"target {rule.target.pattern!r}"
+            names = ", ".join(cls.__name__ for tier in rule.tiers for cls in tier)
+            head = f"{rule.label} ({target}, wrapper {names}) selects no layer."
+            raise SelectionError("\n".join([head, *_explain(walk, index), _EXPLAINED]))
 
 
 def _explain(walk: Walk, index: int) -> Iterator[str]:

@@ -55,12 +55,6 @@ class Rule:
         """Whether the target is found in `path`."""
         return self.target is None or self.target.search(path) is not None
 
-    def describe(self) -> str:
-        """For messages: the label, the target and the adapters."""
-        target = "every layer" if self.target is None else f"target {self.target.pattern!r}"
-        names = ", ".join(cls.__name__ for tier in self.tiers for cls in tier)
-        return f"{self.label} ({target}, wrapper {names})"
-
 
 def parse_specs(
     registry: Registry, specs: Iterable[SpecLike] | None, call: Spec

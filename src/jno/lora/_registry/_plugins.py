@@ -57,8 +57,18 @@ def find_plugins(distribution: str | None = None) -> tuple[Found, ...]:
             entries = importlib_metadata.distribution(distribution).entry_points
         except importlib_metadata.PackageNotFoundError:
             return ()
-    ours = entries.select(group=ENTRY_POINT_GROUP)
-    return tuple(sorted((_found(entry) for entry in ours if entry.dist is not None), key=order))
+    found: list[Found] = []
+    for entry in entries.select(group=ENTRY_POINT_GROUP):
+        dist: Any = entry.dist
+        if dist is None:
+            continue
+        try:
+            name, version = dist.name, dist.version
+        except Exception:
+            # The metadata is damaged (a half-removed installation): take the name of its folder.
+            name, version = Path(str(getattr(dist, "_path", "unknown"))).name.partition("-")[0], ""
+        found.append(Found(entry.name, normalise(name), version, entry))
+    return tuple(sorted(found, key=order))
 
 
 def order(plugin: Found | PluginRecord) -> tuple[int, str, str]:
@@ -84,16 +94,6 @@ def reason_to_block(found: Found) -> str | None:
 def normalise(name: str) -> str:
     """A distribution name as PEP 503 normalises it."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _found(entry: "EntryPoint") -> Found:
-    dist: Any = entry.dist
-    try:
-        return Found(entry.name, normalise(dist.name), dist.version, entry)
-    except Exception:
-        # The metadata is damaged (a half-removed installation): take the name of its folder.
-        name, _, _ = Path(str(getattr(dist, "_path", "unknown"))).name.partition("-")
-        return Found(entry.name, normalise(name), "", entry)
 
 
 def load(found: Found) -> PluginRecord:
