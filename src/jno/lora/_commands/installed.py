@@ -24,17 +24,17 @@ _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safet
 
 def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     """One JSON object per plugin; the keys are stable."""
+    return list(map(_plugin, records))
+
+
+def _plugin(record: PluginRecord) -> dict[str, Any]:
     same = ("name", "distribution", "version", "value", "status")
-    return [
-        {
-            **{name: getattr(record, name) for name in same},
-            "error": record.error
-            and f"{type(record.error).__name__}: {record.error}".splitlines()[0],
-            "seconds": round(record.seconds, 4),
-            "wrappers": [wrapper.name for wrapper in record.wrappers],
-        }
-        for record in records
-    ]
+    error = record.error and f"{type(record.error).__name__}: {record.error}".splitlines()[0]
+    return {name: getattr(record, name) for name in same} | {
+        "error": error,
+        "seconds": round(record.seconds, 4),
+        "wrappers": [wrapper.name for wrapper in record.wrappers],
+    }
 
 
 def plugins_as_table(found: list[dict[str, Any]]) -> Table:

@@ -136,9 +136,9 @@ class Walk:
         """
         path = path_str(keys)
         places = dict.fromkeys(claim.classes, path)
-        is_first = claim.order == 0 and len(self.tiers[0][1]) == 1
-        goes_inside = not is_first and not isinstance(node, tuple(NORMALISED))
-        for inner, child in modules_in(node, keys, enter_norms=False)[1:] if goes_inside else ():
+        has_no_rival = claim.order == 0 and len(self.tiers[0][1]) == 1
+        is_settled = has_no_rival or isinstance(node, tuple(NORMALISED))
+        for inner, child in () if is_settled else modules_in(node, keys, enter_norms=False)[1:]:
             other = self.claim(path_str(inner), child) if self.selects(inner) else None
             if other is not None and other.order < claim.order:
                 return None
