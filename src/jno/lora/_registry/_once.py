@@ -19,7 +19,6 @@ _LOG = logging.getLogger("jno.lora.plugins")
 
 # For all registries, since a plugin may ask another one. A signal handler may ask under the lock.
 LOCK = threading.RLock()
-_LOADING: "dict[Hashable, _Load]" = {}  # the latest load of each plugin
 _WAITING: "dict[int, _Load]" = {}  # the load that a thread waits for
 _TURN = 0.05  # seconds; after each, a waiting thread looks whether waiting can still end
 
@@ -36,9 +35,11 @@ class _Load:
 class Generation:
     """All that is known since a refresh. A question keeps to one, so a refresh need not wait."""
 
-    def __init__(self, catalog: Catalog):
+    def __init__(self, catalog: Catalog, former: "Generation | None" = None):
         self.catalog = catalog
         self._found: dict[str | None, tuple[Found, ...]] = {}
+        # The latest load of each plugin. A load may go on while the registry is refreshed.
+        self._loading: dict[Hashable, _Load] = {} if former is None else former._loading
 
     def find(self, distribution: str | None = None) -> tuple[Found, ...]:
         """As `find_plugins`, once. A missing distribution is looked for again."""
@@ -100,9 +101,9 @@ class Generation:
             _WAITING.pop(mine.thread, None)
             if is_importing or found.identity in self.catalog.plugins:
                 return None
-            other = _LOADING.get(found.identity)
+            other = self._loading.get(found.identity)
             if other is None or other.has_ended:
-                _LOADING[found.identity] = mine
+                self._loading[found.identity] = mine
                 return mine
             if _waits_for(mine.thread, other.thread):
                 return None

@@ -150,7 +150,7 @@ class Registry:
         programs and facts about classes are forgotten: classes may have been edited.
         """
         with LOCK:
-            self._now = Generation(self._now.catalog.of_this_process())
+            self._now = Generation(self._now.catalog.of_this_process(), self._now)
         forget()
 
 
