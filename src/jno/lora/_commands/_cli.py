@@ -147,7 +147,9 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--layer", type=_LAYERS, help="What it wraps. By default what NAME says, or linear.")
+@click.option(
+    "--layer", type=_LAYERS, help="The layer to wrap: by default the one in NAME, or linear."
+)
 @click.option(
     "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
 )
