@@ -148,7 +148,7 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
 @cli.command()
 @click.argument("name")
 @click.option(
-    "--layer", type=_LAYERS, help="The layer to wrap: by default the one in NAME, or linear."
+    "--layer", type=_LAYERS, help="The layer to wrap. By default that in NAME, or linear."
 )
 @click.option(
     "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
 
-# The version of hooks and contract. A plugin that asks for a later one (`jno_lora_api`) is left out.
+# The version of hooks and contract. A plugin that asks for a later `jno_lora_api` is left out.
 API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker(PROJECT)
