@@ -282,6 +282,8 @@ def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(site):
     site.install("careless", careless)
     (adapter,) = json.loads(run("adapters", "--json"))
     assert adapter["layers"] == []
+    (line,) = (line for line in run("adapters").splitlines() if " Shift " in line)
+    assert "(others)" in line
 
 
 def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(site):

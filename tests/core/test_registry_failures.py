@@ -266,3 +266,15 @@ def test_strict_mode_minds_no_blocked_plugin(three, monkeypatch):
     monkeypatch.setenv("JNO_LORA_STRICT", "1")
     monkeypatch.setenv("JNO_LORA_PLUGINS", "")
     assert set(statuses(Registry()).values()) == {"loaded", "blocked"}
+
+
+def test_a_strict_question_raises_for_a_plugin_that_is_known_to_be_broken(site):
+    site.install("broken-lora", "raise RuntimeError('the cause')")
+    site.plugin("good-lora", '"Good"')
+    registry = Registry()
+    with pytest.warns(JnoLoraWarning):
+        registry.records()
+    with pytest.raises(PluginError, match=r"broken-lora 1.0") as caught:
+        registry.records(strict=True)
+    assert "the cause" in str(caught.value.__cause__)
+    assert statuses(registry) == {"broken-lora": "failed", "good-lora": "loaded"}

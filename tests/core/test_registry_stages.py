@@ -8,8 +8,15 @@ import pytest
 from jno.lora import PluginError, Registry, hookimpl
 from jno.lora._registry import _hookspecs
 from jno.lora._registry._catalog import Catalog
-from jno.lora._registry._discovery import find_plugins, reason_to_block
-from jno.lora._registry._loading import complaint_about, hooks_of, load, take_in, wrappers_of
+from jno.lora._registry._plugins import (
+    complaint_about,
+    find_plugins,
+    hooks_of,
+    load,
+    reason_to_block,
+    take_in,
+    wrappers_of,
+)
 
 from .toys import ToyLinear, ToyScale
 

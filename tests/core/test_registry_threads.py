@@ -295,7 +295,7 @@ def test_a_refresh_does_not_wait_for_a_plugin_that_is_being_loaded(site, gate):
     lists.join(timeout=30)
     # The question is answered by what there was; the next one looks again.
     assert [record.status for record in found[0]] == ["loaded"]
-    assert registry._loader.now.catalog.plugins == {}
+    assert registry._now.catalog.plugins == {}
     assert len(registry.records()) == 1
 
 

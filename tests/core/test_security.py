@@ -58,10 +58,10 @@ ALLOWED = {
     f"{CORE}/_checkpoint/_container.py": {"open", "safe_open"},  # files that a call names
     f"{CORE}/_checkpoint/_writing.py": WRITING,
     f"{CORE}/_showing/plots.py": {"savefig"},
-    f"{CORE}/_commands/scaffold.py": {"mkdir", "read_text", "write_text"},
+    f"{CORE}/_commands/scaffold.py": {"mkdir", "rglob", "read_text", "write_text"},
     f"{CORE}/testing/_checks_class.py": {"tempfile"},  # the kit, in the temporary directory
-    f"{CORE}/_registry/_discovery.py": {"entry_points"},  # the metadata of distributions
-    f"{CORE}/_registry/_loading.py": {"load"},  # plugins that are not blocked
+    # The metadata of distributions, and plugins that are not blocked.
+    f"{CORE}/_registry/_plugins.py": {"entry_points", "load"},
     f"{CORE}/_commands/check.py": {"import_module"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there
     f"{CORE}/in_jno/_places.py": {"import_module"},  # three modules of jNO, beside a loaded jNO

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-import jno.lora._registry._loading as loading
+import jno.lora._registry._plugins as loading
 from jno.lora import JnoLoraWarning, Registry
 
 HOOK = "@hookimpl\ndef jno_lora_wrappers():\n    {body}\n    return [adapter('Late')]\n"

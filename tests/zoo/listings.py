@@ -14,6 +14,7 @@ import inspect
 import pathlib
 import re
 import sys
+import textwrap
 from typing import Any
 
 from jno_lora_zoo import METHODS
@@ -29,7 +30,7 @@ def files() -> dict[pathlib.Path, str]:
     found[_folder("zoo") / "methods/__init__.pyi"] = _methods()
     names = ROOT / "src/jno/lora/_registry/_zoo_names.py"
     found[names] = _replaced(
-        names, r"^ZOO_METHODS = \(.*?^ZOO_LAYERS = \(.*?^\)\n", _names(), re.M | re.S
+        names, r'^_METHODS = """.*?^_LAYERS = """.*?^"""\n', _names(), re.M | re.S
     )
     zoo = ROOT / "docs/zoo.md"
     found[zoo] = _replaced(zoo, r"(?<=<!-- methods -->\n).*?(?=<!-- /methods -->)", _table(), re.S)
@@ -121,11 +122,11 @@ def _names() -> str:
     first = METHODS[0]
     of_first = [name for name in adapters.__all__ if first in getattr(adapters, name).__bases__]
     layers = [name.removeprefix(first.__name__) for name in of_first]
-    return _tuple("ZOO_METHODS", [m.__name__ for m in METHODS]) + _tuple("ZOO_LAYERS", layers)
+    return _words("_METHODS", [m.__name__ for m in METHODS]) + _words("_LAYERS", layers)
 
 
-def _tuple(name: str, items: list[str]) -> str:
-    return f"{name} = (\n" + "".join(f'    "{item}",\n' for item in items) + ")\n"
+def _words(name: str, items: list[str]) -> str:
+    return f'{name} = """\n{textwrap.fill(" ".join(items), 100)}\n"""\n'
 
 
 def _table() -> str:

@@ -166,9 +166,9 @@ def test_the_file_is_a_plain_model_with_the_accuracy_of_the_adapted_one(demo):
 def test_no_scan_is_in_two_groups():
     labels = load_digits().target
     groups = split(labels, SEED)
-    drawn = (groups.training, groups.validation, groups.test)
+    drawn = [groups[name] for name in ("training", "validation", "test")]
     assert [len(group) for group in drawn] == [TRAINING, VALIDATION, TEST]
-    everything = np.concatenate([groups.pretraining, *drawn])
+    everything = np.concatenate([groups["pretraining"], *drawn])
     assert sorted(everything) == list(range(len(labels)))
     for group in drawn:  # each digit in proportion: about a tenth
         assert np.all(np.abs(np.bincount(labels[group]) / len(group) - 0.1) < 0.02)

@@ -49,7 +49,5 @@ def nearest(name: str, options: Iterable[str], n: int = 5) -> list[str]:
 def bullets(lines: Iterable[str], limit: int = _EVERY) -> str:
     """The lines as an indented list. After `limit` lines, a count of the rest."""
     lines = list(lines)
-    shown = [f"  - {line}" for line in lines[:limit]]
-    if len(lines) > limit:
-        shown.append(f"  - ... and {len(lines) - limit} more")
-    return "\n".join(shown)
+    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n".join(f"  - {line}" for line in [*lines[:limit], *more])

@@ -76,7 +76,10 @@ def test_a_missing_plugin_is_named_with_its_command(
         save_adapters(shifted(model, getkey), file)
     refresh()
     message = unavailable(file, model)
-    assert "encoder/0, encoder/1, head: Shift is not available: shifts is not installed" in message
+    assert (
+        "encoder/0, encoder/1, head: Shift of shifts is not available: shifts is not installed"
+        in message
+    )
     assert 'pip install -U "shifts>=1.2.3"' in message
     with pytest.warns(JnoLoraWarning, match="0 of 3 adapters"):
         assert same(load_adapters(model, file, strict=False), model)

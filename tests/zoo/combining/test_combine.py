@@ -352,7 +352,7 @@ def test_a_density_that_keeps_nothing_is_told_with_the_paths(sets, method):
         ({"weights": [1.0, "1"]}, r"`weights\[1\]` must be one real number, but is '1'"),
         ({"weights": [jnp.ones(2), 1]}, r"`weights\[0\]` must be one real number"),
         ({"method": "ties", "density": "0.5"}, r"number in \(0, 1\], but is '0.5'"),
-        ({"method": "svd", "rank": 2.5}, "a whole number of at least 1, but is 2.5"),
+        ({"method": "svd", "rank": 2.5}, "an integer of at least 1, but is 2.5"),
     ],
 )
 def test_arguments_that_make_no_sense(sets, arguments, message, unchecked):

@@ -46,7 +46,7 @@ def compare(
     score: Callable[[Any], Any] | None = None,
     registry: Registry | None = None,
 ) -> Comparison:
-    """Train adapters of each kind on your model, from the same start and under the same budget.
+    """Train several adapters on your model, from the same start and under the same budget.
 
     Only the adapters train. The best learning rate differs between methods: a fair comparison
     gives several, and decides by data that nobody trained on (`score`). Ctrl-C keeps the finished
@@ -94,7 +94,8 @@ def compare(
             "`optimizer` has a learning rate of its own: leave `learning_rate` out, or it."
         )
     asked = {"alpha": alpha, "target": target, "options": options}
-    _check_plans(Net(model, key=key, registry=registry), candidates, rank, asked)
+    adapters = [candidate for candidate in candidates if candidate not in (FULL, NONE)]
+    _check_plans(Net(model, key=key, registry=registry), adapters, rank, asked)
     # Only now, for it may use up an iterator.
     kept = list(itertools.islice(batches, steps))
     check_batches(kept)
@@ -129,20 +130,15 @@ def compare(
     return Comparison(tuple(rows), steps, interrupted, rates)
 
 
-def _check_plans(
-    net: Net, candidates: Sequence[Candidate], rank: int, asked: Mapping[str, Any]
-) -> None:
+def _check_plans(net: Net, adapters: Sequence[Any], rank: int, asked: Mapping[str, Any]) -> None:
     """**Raises:** the error of the first adapter, if none of them can be put into the model."""
     errors: list[JnoLoraError] = []
-    for candidate in candidates:
-        if candidate in (FULL, NONE):
-            continue
+    for adapter in adapters:
         try:
-            net.plan(rank, wrapper=candidate, **asked)
+            net.plan(rank, wrapper=adapter, **asked)
+            return
         except JnoLoraError as err:
             errors.append(err)
-        else:
-            return
     if errors:
         raise errors[0]
 
@@ -175,7 +171,8 @@ class _Contest(NamedTuple):
             fit = trainer.fit(trainable, frozen, supply, state=state, on_step=on_step)
             means = _running_means(fit.losses, max(1, self.steps // 10))
             model = eqx.combine(fit.trainable, frozen)
-            score = None if self.score is None else _numbers(self.score(model))
+            given = () if self.score is None else self.score(model)
+            score = tuple(map(float, given if isinstance(given, tuple) else (given,)))
             return _Trial(rate, fit, means, model, score)
 
         best = max(map(trial, rates or (None,)), key=lambda trial: trial.order)
@@ -183,7 +180,7 @@ class _Contest(NamedTuple):
             name=name,
             trainable=number_of(trainable),
             learning_rate=best.rate if trains else None,
-            score=None if best.score is None else best.score[0],
+            score=next(iter(best.score), None),
             final_loss=best.means[-1],
             best_loss=min(best.means, key=lambda mean: math.inf if math.isnan(mean) else mean),
             milliseconds=best.fit.milliseconds,
@@ -201,23 +198,18 @@ class _Trial(NamedTuple):
     fit: Fit
     means: list[float]
     model: Any
-    score: tuple[float, ...] | None
+    score: tuple[float, ...]  # empty if only the loss counts
 
     @property
     def order(self) -> tuple[float, ...]:
         """The best trial has the largest. NaN is worse than any number."""
-        order = (-self.means[-1],) if self.score is None else self.score
+        order = self.score or (-self.means[-1],)
         return tuple(-math.inf if math.isnan(x) else x for x in order)
 
 
-def _numbers(score: Any) -> tuple[float, ...]:
-    return tuple(map(float, score)) if isinstance(score, tuple) else (float(score),)
-
-
 def _running_means(losses: Sequence[float], window: int) -> list[float]:
-    return [
-        math.fsum(losses[end - window : end]) / window for end in range(window, len(losses) + 1)
-    ]
+    ends = range(window, len(losses) + 1)
+    return [math.fsum(losses[end - window : end]) / window for end in ends]
 
 
 def _name(candidate: Candidate) -> str:

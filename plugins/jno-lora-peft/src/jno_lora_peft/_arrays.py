@@ -59,7 +59,7 @@ class Arrays:
                     f"{key}: Torch lays out the kernel of a transposed convolution otherwise, with "
                     "the inputs first and each axis reversed. Convert and set it by hand"
                 )
-            elif not (_fits(name, tensor.shape, old.shape, index) and _kind(tensor) == _kind(old)):
+            elif not (_fits(name, tensor.shape, old.shape, index) and _sort(tensor) == _sort(old)):
                 which = f" for the whole stack, here for [{show_index(index)}]" if index else ""
                 problems.append(_differ(key, old, tensor, which))
             else:
@@ -80,15 +80,15 @@ class Arrays:
             return [
                 f"{show_path(path)}: lora_bias adds to what the layer returns, and the "
                 f"{type(layer).__name__} has no bias to hold it"
-                for kind, change in changes.items()
-                if kind == "shift" and change.any()
+                for name, change in changes.items()
+                if name == "shift" and change.any()
             ]
-        for kind, change in changes.items():
+        for name, change in changes.items():
             if not _fits("bias", change.shape, old.shape, ()):
                 return [_differ(key, old, change)]
             wide = jnp.asarray(old, np.promote_types(old.dtype, np.float32))
             change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
-            new = wide * change if kind == "factor" else wide + change
+            new = wide * change if name == "factor" else wide + change
             self._new[key] = sharded_like(new.astype(old.dtype), old)
         return []
 
@@ -112,7 +112,7 @@ def _fits(name: str, new: Shape, old: Shape, index: Shape) -> bool:
     return new == own or (name == "bias" and own == (*new, *(1 for _ in own[1:])))
 
 
-def _kind(array: Any) -> type:
-    """The kind of the numbers. A cast within one kind only rounds."""
-    kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
-    return next((kind for kind in kinds if jnp.issubdtype(array.dtype, kind)), np.generic)
+def _sort(array: Any) -> type:
+    """The sort of its numbers. A cast within one sort only rounds."""
+    sorts = (jnp.floating, jnp.complexfloating, jnp.integer)
+    return next((it for it in sorts if jnp.issubdtype(array.dtype, it)), np.generic)

@@ -15,7 +15,7 @@ from ._refusals import KNOWN, TYPES, refused_settings, refused_type
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The configuration of one PEFT adapter, of a type that can be held here."""
+    """The configuration of one PEFT adapter, of a type that can be converted."""
 
     values: Mapping[str, Any]
 

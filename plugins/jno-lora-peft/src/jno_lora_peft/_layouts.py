@@ -10,7 +10,7 @@ import numpy as np
 from jno.lora import ConvLike, LinearLike
 from jno_lora_zoo import IA3, DoRA, LoRA, rsLoRA
 
-# The methods that hold adapters of PEFT, by variant.
+# The methods that PEFT has as well, by variant.
 METHODS: dict[str, Any] = {str(method.variant): method for method in (LoRA, rsLoRA, DoRA, IA3)}
 
 Shape = tuple[int, ...]

@@ -25,8 +25,8 @@ from jno.lora.types import LayerForm, LooseAdapter
 
 from ._arrays import Arrays
 from ._config import Config
+from ._converted import Converted, convert
 from ._files import Directory, Tensors, by_module, not_finite, read
-from ._held import Held, held
 from ._layouts import METHODS, Layout, Shape, layout_of
 from ._names import Paths, Place, Rename, dotted_path, show_index
 from ._updates import MisfitError
@@ -104,14 +104,14 @@ class _Loading:
             if module in places:
                 path, index = places[module]
                 self.problems += self.arrays.replace(path, self._layers[path], index, arrays)
-        slices: dict[str, dict[Shape, Held]] = {}
+        slices: dict[str, dict[Shape, Converted]] = {}
         for module, parts in found.adapters.items():
             if module not in places:
                 continue
             path, index = places[module]
             with self._misfits_of(module):
                 layout = self._layout(module, path)
-                adapter = held(self.config, module, parts, found.shared, layout)
+                adapter = convert(self.config, module, parts, found.shared, layout)
                 slices.setdefault(path, {})[index] = adapter
         for path, adapters in slices.items():
             with self._misfits_of(path):
@@ -173,7 +173,7 @@ class _Loading:
             )
         return layout
 
-    def _adapt(self, path: str, slices: Mapping[Shape, Held]) -> None:
+    def _adapt(self, path: str, slices: Mapping[Shape, Converted]) -> None:
         layer = self._layers[path]
         cls = self._adapter_class(next(iter(slices.values())).variant, layer, path)
         ndim = cls.stack_ndim(layer)
@@ -215,7 +215,7 @@ class _Loading:
         yield from self.registry.resolve(variant)
 
 
-def _check_stack(slices: Mapping[Shape, Held], stack: Shape) -> None:
+def _check_stack(slices: Mapping[Shape, Converted], stack: Shape) -> None:
     """**Raises:** `MisfitError` unless each layer of the stack has an adapter, all of one scale."""
     wanted = list(np.ndindex(*stack))
     if not stack and list(slices) != wanted:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-# The types whose tensors can be held.
+# The types whose adapters can be converted.
 TYPES = ("LORA", "ADALORA", "LOHA", "LOKR", "VERA", "IA3", "LN_TUNING")
 
 _BY_REASON = {
@@ -30,14 +30,14 @@ def refused_type(peft_type: Any) -> str:
         )
     reason = _REASONS.get(peft_type, "no adapter of jno.lora computes the same")
     return (
-        f"An adapter of PEFT's type {peft_type!r} cannot be held exactly: {reason}.\n"
-        f"Held are {', '.join(TYPES)}. For others, merge in PEFT (`model.merge_and_unload()`) and "
-        "take over the merged weights, or let PEFT approximate the adapter by LoRA "
-        "(`peft.save_as_lora`), and load that."
+        f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: {reason}.\n"
+        f"Those of the types {', '.join(TYPES)} have one. For others, merge in PEFT "
+        "(`model.merge_and_unload()`) and take over the merged weights, or let PEFT approximate "
+        "the adapter by LoRA (`peft.save_as_lora`), and load that."
     )
 
 
-# Settings that change what an adapter computes into something that is not held.
+# Settings that change what an adapter computes into something that no adapter here does.
 _SETTINGS = {
     "alora_invocation_tokens": "the adapter acts from certain tokens on (aLoRA)",
     "arrow_config": "several adapters are mixed by the input (Arrow)",

@@ -33,9 +33,9 @@ def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> 
         stack has a path such as `layers/q_proj[3]`.
 
     **Raises:** `PeftFormatError` that lists every adapter without an exact equivalent in PEFT, and
-    if the adapters are of kinds that PEFT cannot keep together, an array cannot be read (tracers,
-    donated arrays), or the files cannot be written: the old ones are whole then, or without a
-    configuration, so that nothing loads. `SelectionError` for a bad `rename` or model.
+    if PEFT cannot keep these variants together, an array cannot be read (tracers, donated arrays),
+    or the files cannot be written: the old ones are whole then, or without a configuration, so that
+    nothing loads. `SelectionError` for a bad `rename` or model.
     """
     expect_model(model, "save_peft")
     problems: list[str] = []
@@ -89,25 +89,20 @@ def _common_variant(modules: Mapping[str, Written]) -> str:
         return "lora"  # every rsLoRA is a LoRA with another alpha
     if len(by_variant) == 1:
         return next(iter(by_variant))
-    kinds = (
+    lines = (
         f"{variant}: {', '.join(map(show_path, paths[:3]))}{', ...' if len(paths) > 3 else ''}"
         for variant, paths in by_variant.items()
     )
     raise PeftFormatError(
-        f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
-        "Save each kind into a directory of its own (`unwrap_lora` a copy of the others' layers); "
-        "PEFT loads several adapters into one model."
+        f"One adapter of PEFT is of one variant, but these are of several:\n{bullets(lines)}\n"
+        "Save each into a directory of its own (`unwrap_lora` a copy of the others' layers); PEFT "
+        "loads several adapters into one model."
     )
 
 
 def _config(modules: Mapping[str, Written], variant: str) -> dict[str, Any]:
-    general = {
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "fan_in_fan_out": False,
-        "modules_to_save": None,
-    }
+    unset = ("task_type", "base_model_name_or_path", "modules_to_save")
+    general = dict.fromkeys(unset) | {"inference_mode": True, "fan_in_fan_out": False}
     if variant == "ia3":
         return general | {"peft_type": "IA3", "feedforward_modules": []}
     ranks = {module: one.rank for module, one in modules.items()}

@@ -12,7 +12,7 @@ Factors = tuple[np.ndarray, np.ndarray]
 
 
 class MisfitError(ValueError):
-    """The tensors of one module cannot be held. `args` has a line for each reason."""
+    """The adapter of one module cannot be converted. `args` has a line for each reason."""
 
 
 def adalora(parts: Parts, rank: int, layout: Layout) -> Factors:

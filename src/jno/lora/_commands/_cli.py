@@ -1,15 +1,94 @@
-"""The commands of `jno-lora` that are built in. Each imports what it needs when it runs."""
+"""The command line: the built-in commands of `jno-lora`, and those that plugins add.
+
+Each command imports what it needs when it runs.
+"""
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .._errors import JnoLoraError
+from .._registry import BROKEN, PluginRecord, default_registry
 from .._showing import Table
-from ._group import Group, plugin_commands, records
+
+# Commands of jno-lora-compare, which may be missing. An extra of the same name installs each.
+_OURS = ("compare", "demo")
+
+
+class Group(click.Group):
+    """Built-in commands and those of plugins. Errors are messages for the user, not tracebacks.
+
+    The help, and a command that is not built in, load plugins and say on standard error what is
+    left out.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        found, left_out = plugin_commands(self)
+        _say(left_out)
+        return sorted([*self.commands, *found])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        found, left_out = plugin_commands(self)
+        if cmd_name not in found:
+            _say(left_out)
+            if cmd_name in _OURS:
+                raise click.UsageError(
+                    f"The command {cmd_name!r} needs jno-lora-compare, which is not installed. "
+                    f'Install what it needs with\n    pip install "jno-lora[{cmd_name}]"'
+                )
+        return found.get(cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # whoever reads the output has enough; click ends quietly
+        except (JnoLoraError, OSError) as err:
+            raise click.ClickException(str(err)) from err
+
+
+def records() -> tuple[PluginRecord, ...]:
+    """The records of all plugins, without warnings: a command shows what is broken."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return default_registry().records(strict=False)
+
+
+def plugin_commands(builtin: click.Group) -> tuple[dict[str, click.Command], list[str]]:
+    """The commands that plugins add, by name, and a line for each that is left out.
+
+    Each plugin gets an empty group of its own, so that it cannot touch the commands of others.
+    """
+    records()  # loads the plugins without their warnings
+    found: dict[str, click.Command] = {}
+    left_out: list[str] = []
+    for record, add_commands in default_registry().hooks("jno_lora_commands"):
+        plugin, own = record.describe(), click.Group()
+        try:
+            add_commands(group=own)
+            commands = dict(own.commands)
+            if not all(isinstance(command, click.Command) for command in commands.values()):
+                raise TypeError(f"these are not all commands of click: {commands}")
+        except (Exception, SystemExit) as err:
+            left_out.append(f"the commands of {plugin}: {type(err).__name__}: {err}")
+            continue
+        taken = commands.keys() & {*builtin.commands, *found}
+        left_out += [f"the command {name!r} of {plugin}: the name is taken" for name in taken]
+        found |= {name: command for name, command in commands.items() if name not in taken}
+    return found, left_out
+
+
+def _say(left_out: list[str]) -> None:
+    broken = (record for record in records() if record.status in BROKEN)
+    for line in (*(f"the plugin {it.describe()}: {it.error}" for it in broken), *left_out):
+        click.echo(f"Left out, see `jno-lora doctor`: {line}", err=True)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,6 +97,8 @@ def cli() -> None:
     """Adapters (LoRA and its relatives) for Equinox models, as plugins."""
 
 
+_LAYERS = click.Choice(["linear", "embedding"])
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
 
 
@@ -25,28 +106,28 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON,
 @_json_option
 def plugins(as_json: bool) -> None:
     """List the installed plugins, the broken ones too."""
-    from . import listing
+    from . import installed
 
-    _print(listing.plugins(records()), listing.plugins_as_table, as_json)
+    _print(installed.plugins(records()), installed.plugins_as_table, as_json)
 
 
 @cli.command()
 @_json_option
 def adapters(as_json: bool) -> None:
     """List the adapters: what they are for, what they cost, where they come from."""
-    from . import listing
+    from . import installed
 
-    _print(listing.adapters(records()), listing.adapters_as_table, as_json)
+    _print(installed.adapters(records()), installed.adapters_as_table, as_json)
 
 
 @cli.command()
 @click.pass_context
 def doctor(ctx: click.Context) -> None:
     """Look for trouble in this installation. Exits with 1 if there is any."""
-    from . import doctor as doctor_
+    from . import installed
 
-    click.echo(doctor_.facts(records()))
-    troubles = list(doctor_.troubles(records(), plugin_commands(cli)[1]))
+    click.echo(installed.facts(records()))
+    troubles = list(installed.troubles(records(), plugin_commands(cli)[1]))
     for trouble in troubles:
         click.echo(f"\nTROUBLE: {trouble}")
     click.echo(f"\n{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found.")
@@ -67,15 +148,10 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
 @cli.command()
 @click.argument("name")
 @click.option(
-    "--layer",
-    type=click.Choice(["linear", "embedding"]),
-    help="What the adapter wraps. By default what NAME says, else a linear layer.",
+    "--layer", type=_LAYERS, help="The layer to wrap. By default that in NAME, or linear."
 )
 @click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("."),
-    help="The directory in which the plugin's folder is made.",
+    "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
 )
 def new(name: str, layer: str | None, output: Path) -> None:
     """Write a plugin to start from: six files that work.
@@ -106,11 +182,10 @@ def check(ctx: click.Context, what: str, strict: bool) -> None:
     sys.path.insert(0, "")
     results, left_out = check_.run(check_.find_wrappers(what))
     _print(results, lambda results: check_.as_table(results, left_out))
-    troubles = [result for result in results if result.error is not None]
-    for result in troubles:
-        advice = "Advice: " if result.level == "advice" else ""
-        click.echo(f"\n{advice}{result.error}")
-    ctx.exit(1 if any(strict or result.level == "required" for result in troubles) else 0)
+    failed = [result for result in results if result.error is not None]
+    for result in failed:
+        click.echo(f"\n{'Advice: ' if result.level == 'advice' else ''}{result.error}")
+    ctx.exit(1 if any(strict or result.level == "required" for result in failed) else 0)
 
 
 def _print(found: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:

@@ -4,22 +4,19 @@ import importlib
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, WrapperError
-from .._registry import normalise
+from .._registry import normalise, why_unusable
 from .._showing import Table, table
 from ..testing import CheckResult, run_checks, standard_cases
-from ._group import records
+from ._cli import records
 
 
 def find_wrappers(what: str) -> list[type[LoRAWrapper]]:
-    """The classes that `MODULE:CLASS`, or the name of a distribution, stands for.
-
-    **Raises:** `PluginError` if the class or plugin is missing.
-    """
-    module_name, colon, name = what.partition(":")
+    """The classes that `MODULE:CLASS`, or the name of a distribution, stands for."""
+    module, colon, name = what.partition(":")
     if not colon:
         return _wrappers_of_distribution(what)
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as err:
         raise PluginError(
             f"{what!r} cannot be imported: {err}. Give the module's import path and a name in it, "
@@ -32,29 +29,25 @@ def find_wrappers(what: str) -> list[type[LoRAWrapper]]:
 
 def _wrappers_of_distribution(distribution: str) -> list[type[LoRAWrapper]]:
     own = [it for it in records() if it.distribution == normalise(distribution)]
-    for record in own:
-        if not record.usable:
-            raise PluginError(
-                f"The plugin {record.describe()} cannot be used ({record.status}): {record.error}"
-            ) from record.error
-    wrappers = [wrapper.cls for record in own for wrapper in record.wrappers]
-    if own and not wrappers:
-        raise PluginError(f"The plugins of {distribution!r} provide no adapters to check.")
-    if not wrappers:
+    if not own:
         known = ", ".join(dict.fromkeys(it.distribution for it in records())) or "none"
         raise PluginError(
             f"No installed plugin belongs to a distribution {distribution!r} (installed: {known}). "
             "To check a class, give MODULE:CLASS."
         )
+    for record in own:
+        if not record.usable:
+            raise PluginError(f"The plugin {why_unusable(record)}") from record.error
+    wrappers = [wrapper.cls for record in own for wrapper in record.wrappers]
+    if not wrappers:
+        raise PluginError(f"The plugins of {distribution!r} provide no adapters to check.")
     return wrappers
 
 
 def run(wrappers: list[type[LoRAWrapper]]) -> tuple[list[CheckResult], str]:
     """Run every check on every common Equinox layer that the classes claim.
 
-    **Returns:** the results, and a sentence about classes that claim no such layer.
-
-    **Raises:** `WrapperError` if no class claims any.
+    Also returns a sentence about classes that claim no such layer. It is an error if all do so.
     """
     cases = {wrapper: standard_cases(wrapper) for wrapper in wrappers}
     unknown = [wrapper.__name__ for wrapper, own in cases.items() if not own]
@@ -70,26 +63,27 @@ def run(wrappers: list[type[LoRAWrapper]]) -> tuple[list[CheckResult], str]:
 
 def as_table(results: list[CheckResult], left_out: str) -> Table:
     """One line per case, and the sentence that `run` returns."""
-    passed = [it for it in results if it.error is None and it.not_applicable is None]
-    failed = [it for it in results if it.error is not None and it.level == "required"]
-    advised = [it for it in results if it.error is not None and it.level == "advice"]
-    inapplicable = [it for it in results if it.not_applicable is not None]
-
-    def row(case: str) -> tuple[str, ...]:
-        groups = [
-            [result.check for result in group if result.case == case]
-            for group in (passed, failed, advised, inapplicable)
-        ]
-        tried = sum(map(len, groups[:3]))
-        named = (", ".join(group) or "-" for group in groups[1:])
-        return (case, f"{len(groups[0])}/{tried}", *named)
-
-    applicable = len(results) - len(inapplicable)
-    title = f"{len(failed)} of {applicable} checks {'fails' if len(failed) == 1 else 'fail'}"
-    columns = [("case", "left"), ("passed", "right"), ("failed", "left"), ("advice", "left")]
+    outcomes = ("passed", "failed", "advice", "not applicable")
+    cases = {result.case: {outcome: list[str]() for outcome in outcomes} for result in results}
+    for result in results:
+        outcome = "passed" if result.not_applicable is None else "not applicable"
+        if result.error is not None:
+            outcome = "failed" if result.level == "required" else "advice"
+        cases[result.case][outcome].append(result.check)
+    total = {name: sum(len(found[name]) for found in cases.values()) for name in outcomes}
+    tried = len(results) - total["not applicable"]
+    title = f"{total['failed']} of {tried} checks {'fails' if total['failed'] == 1 else 'fail'}"
+    rows = (
+        (
+            case,
+            f"{len(found['passed'])}/{sum(len(found[name]) for name in outcomes[:3])}",
+            *(", ".join(found[name]) or "-" for name in outcomes[1:]),
+        )
+        for case, found in cases.items()
+    )
     return table(
-        f"{title}, {len(advised)} advise" if advised else title,
-        [*columns, ("not applicable", "left")],
-        map(row, dict.fromkeys(result.case for result in results)),
+        f"{title}, {total['advice']} advise" if total["advice"] else title,
+        [("case", "left"), ("passed", "right"), *((name, "left") for name in outcomes[1:])],
+        rows,
         caption=left_out,
     )

@@ -25,20 +25,16 @@ _COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 
 def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
-    """The file as JSON; the keys are stable. With `values`, count what is NaN or infinite.
-
-    **Raises:** `CheckpointError` if the file is damaged, or not one of jno-lora.
-    """
+    """The file as JSON; the keys are stable. With `values`, count what is NaN or infinite."""
     contents = read(file, values=values)
     bad = {name: count_non_finite(array) for name, array in contents.values.items()}
     adapters = [_adapter(entry, contents, bad) for entry in contents.configuration.entries]
-    arrays = [array for adapter in adapters for array in adapter["arrays"].values()]
     found = {
         "file": str(file),
         "format_version": contents.configuration.format_version,
         "versions": contents.configuration.versions,
         "adapters": adapters,
-        "arrays": len(arrays),
+        "arrays": sum(len(adapter["arrays"]) for adapter in adapters),
         "numbers": sum(adapter["numbers"] for adapter in adapters),
         "bytes": contents.nbytes,
     }
@@ -63,16 +59,13 @@ def as_table(found: dict[str, Any]) -> Table:
 
 def _adapter(entry: Entry, contents: Contents, bad: dict[str, int]) -> dict[str, Any]:
     tensors = {name: contents.tensors[tensor] for name, tensor in entry.tensors.items()}
-    found = {
-        "path": entry.path,
-        **entry.as_json(),
-        "arrays": {
-            name: {"shape": t.shape, "dtype": str(t.dtype), "bytes": t.nbytes}
-            for name, t in tensors.items()
-        },
-        "numbers": sum(math.prod(tensor.shape) for tensor in tensors.values()),
-        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+    arrays = {
+        name: {"shape": it.shape, "dtype": str(it.dtype), "bytes": it.nbytes}
+        for name, it in tensors.items()
     }
+    found = {"path": entry.path, **entry.as_json(), "arrays": arrays}
+    found["numbers"] = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    found["bytes"] = sum(tensor.nbytes for tensor in tensors.values())
     if bad:
         found["non_finite"] = sum(bad[tensor] for tensor in entry.tensors.values())
     return found

@@ -1,20 +1,19 @@
 """The contract of an adapter, and what every operation checks of its arguments."""
 
-from ._arguments import (
+from ._calling import call_or_trace, is_traced, keys_for_stack, over_stack, refusal_of_template
+from ._checks import (
     Handle,
     Loose,
     check_key,
     check_number,
     check_part,
     check_rank,
+    check_same_structure,
     expect_model,
-    is_whole,
 )
-from ._calling import call_or_trace, is_traced, keys_for_stack, over_stack, refusal_of_template
 from ._constructing import construct, option_names, takes
 from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike
-from ._same_structure import check_same_structure
 from ._wrapper import (
     LoRAWrapper,
     is_adapter,

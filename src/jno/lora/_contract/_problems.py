@@ -46,12 +46,11 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
         yield "`adapter_fields` names 'base', which must stay frozen"
     if "base" not in fields:
         yield "`base` must be a field (`base: eqx.Module`)"
-    for name, kind in (("rank", "int"), ("alpha", "float")):
+    for name, declared in (("rank", "rank: int"), ("alpha", "alpha: float")):
         if name in takes(cls) and name not in fields and not hasattr(cls, name):
             yield (
-                f"`{name}` is not defined, but `__init__` takes it: keep it, as in `{name}: {kind} "
-                "= eqx.field(static=True)`, so that a file can restore the adapter; or do not "
-                "take it"
+                f"`{name}` is not defined, but `__init__` takes it: keep it, as in `{declared} = "
+                "eqx.field(static=True)`, so that a file can restore the adapter; or do not take it"
             )
     problem = constructor_problem(cls)
     if problem is not None:
@@ -75,5 +74,5 @@ def check_contract(cls: Any) -> None:
         name = getattr(cls, "__qualname__", repr(cls))
         raise WrapperError(
             f"{name} is not a usable adapter class:\n{bullets(problems)}\n"
-            "See `jno.lora.LoRAWrapper` for how an adapter is written."
+            "See `jno.lora.LoRAWrapper` for how an adapter is written; `jno-lora new` writes one."
         )

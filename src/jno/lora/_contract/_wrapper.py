@@ -29,58 +29,33 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     A subclass says which fields are trained (`adapter_fields`), which layers it can wrap
     (`applies_to`), how it starts (`__init__(base, rank, alpha, *, key)`), what it computes
-    (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional.
-    An adapter without a rank, or without a scale, takes no `rank` or `alpha` and has no such field.
+    (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional,
+    also `rank` and `alpha`.
 
     `__init__`, `merge` and `unwrap` must be pure, with `key` as the only source of randomness: they
     are compiled once for all layers of one signature (class, static fields, shapes, dtypes).
 
-    A wrapper reads like the layer that it wraps. An attribute that it lacks comes from `base` if it
-    holds no array (`in_features`, `kernel_size`), and from the merged layer if it does (`weight`),
-    so that models which read the weights of their layers see the adapter.
+    A wrapper reads like the layer that it wraps: an attribute that it lacks comes from `base` if it
+    holds no array (`in_features`), and from the merged layer if it does (`weight`).
 
-    !!! example
-
-        ```python
-        class Scale(LoRAWrapper):
-            adapter_fields = ("gain",)
-            base: eqx.nn.Linear
-            gain: jax.Array
-
-            @classmethod
-            def applies_to(cls, leaf):
-                return type(leaf) is eqx.nn.Linear and getattr(leaf.weight, "ndim", 0) == 2
-
-            def __init__(self, base, *, key):
-                self.base, self.gain = base, jnp.ones(())
-
-            def __call__(self, x):
-                return self.merge()(x)
-
-            def merge(self):
-                weight = self.gain.astype(self.base.weight.dtype) * self.base.weight
-                return eqx.tree_at(lambda l: l.weight, self.base, weight)
-        ```
+    The page "Extending" of the documentation has a complete one; `jno-lora new` writes another.
     """
 
     # Names of the trainable fields. Everything else in the adapter is frozen.
     adapter_fields: AbstractClassVar[tuple[str, ...]]
-    # The layer that is adapted.
-    base: AbstractVar[Any]
+    base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
     variant: ClassVar[str | None] = None
-    # Whether the adapter takes part in `wrapper="auto"`.
-    auto: ClassVar[bool] = False
+    auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
     # For listings: the arXiv number of the paper, and how many parameters train, as a formula.
     paper: ClassVar[str | None] = None
     formula: ClassVar[str | None] = None
-    # For `citation`: one or more BibTeX entries.
-    bibtex: ClassVar[str | None] = None
+    bibtex: ClassVar[str | None] = None  # for `citation`: one or more BibTeX entries
 
     if TYPE_CHECKING:
-        # The effective rank and the numerator of the scale; `None` in an adapter without such a
-        # field. `Any`, for type checkers would not let a subclass narrow `int | None`.
+        # The rank in use and the numerator of the scale; `None` in an adapter without such a field.
+        # `Any`, for type checkers would not let a subclass narrow `int | None`.
         rank: Any
         alpha: Any
 
@@ -100,35 +75,32 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def merge(self) -> eqx.Module:
         """One plain layer of the base's structure, shapes and dtypes, adapter folded in.
 
-        Pure and differentiable. It sees one slice of a stacked layer.
+        Pure and differentiable.
         """
 
     def unwrap(self) -> eqx.Module:
-        """The layer as it was before adapting. It sees one slice of a stacked layer."""
+        """The layer as it was before adapting."""
         return self.base
 
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
-        """For plans: why `leaf`, which looks like a layer for this adapter, is not claimed.
-
-        Asked if all adapters of a call leave the layer unclaimed. Default `None`: no comment.
-        """
+        """For plans: why no adapter claims `leaf`, which looks like a layer for this one, if so."""
         return None
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
         """The number of leading axes of `leaf`'s arrays before one layer's own. Default 0.
 
-        If it is not 0, `__init__`, `merge`, `unwrap`, `state` and `from_state` are mapped over
-        those axes, so that each of them only ever sees one layer.
+        `__init__`, `merge`, `unwrap`, `state`, `from_state` and `low_rank_update` are mapped over
+        those axes: each of them only ever sees one layer.
         """
         return 0
 
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
-        """The `(out, in)` matrix of one plain `layer`, to which an update of this kind is added.
+        """The `(out, in)` matrix of one plain `layer`, to which the update is added, if any.
 
-        For tools that compare or convert updates. Default `None`: the layer has no matrix.
+        For tools that compare or convert updates.
         """
         return None
 
@@ -136,17 +108,15 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
         """The factor `s` of an adapter whose whole effect is an update `s B A` of the matrix.
 
-        Its `state()` then holds `lora_A` `(r, in)` and `lora_B` `(out, r)`, so that its update is
-        known without the layer: `r` is the effective `rank`, and `alpha` the numerator of the
-        scale. Default `None`: the adapter is another one.
+        Its `state()` then holds `lora_A` `(rank, in)` and `lora_B` `(out, rank)`. Default `None`:
+        the adapter is another one.
         """
         return None
 
     def low_rank_update(self) -> tuple[Array, Array] | None:
         """`(A, B)`, `(k, in)` and `(out, k)`, if the update of the matrix is exactly `B A`.
 
-        For export as plain LoRA; `k` may be larger than `rank`. It sees one slice of a stacked
-        layer. Default `None`: the update is not known as a product.
+        For export as plain LoRA. `k` may be larger than `rank`.
         """
         return None
 
@@ -157,21 +127,19 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def partition_specs(self) -> dict[str, PartitionSpec]:
         """The sharding of the arrays around a sharded base: a spec by field, or by path in a field.
 
-        Asked once, when the base's arrays have a `NamedSharding`. Arrays that are not named are
-        replicated, which is the default for all. It sees the whole stack of a stacked layer.
+        Asked once, when the base's arrays have a `NamedSharding`. Other arrays are replicated. It
+        sees the whole stack of a stacked layer.
         """
         return {}
 
     def state(self) -> dict[str, Any]:
         """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
 
-        A template (`eqx.filter_eval_shape`) gives the shapes of those arrays. It sees one slice of
-        a stacked layer. What an option changed must be in it, or be known to `from_state`.
+        What an option changed must be in it, or be known to `from_state`.
         """
-        leaves = jtu.tree_flatten_with_path(_without_base(self))[0]
         return {
             path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-            for path, leaf in leaves
+            for path, leaf in jtu.tree_leaves_with_path(_without_base(self))
             if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
         }
 
@@ -181,12 +149,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     ) -> "LoRAWrapper":
         """The adapter around `base` that `state()` described, without running the initialiser.
 
-        `base` is the layer as it was before adapting. `rank` and `alpha` are those of the adapter,
-        or `None` if it lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`),
-        and the arrays that it would make are filled from `state`.
+        `base` is the layer as it was before adapting. `rank` and `alpha` are `None` if the adapter
+        lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`).
 
-        **Raises:** `WrapperError` if `state` lacks an array, has one too many, or has one of
-        another shape.
+        **Raises:** `WrapperError` if the names or shapes in `state` are others.
         """
         make = functools.partial(construct, cls, key=jax.random.key(0))
         template = eqx.filter_eval_shape(make, base, rank, alpha)
@@ -207,7 +173,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if cls.__doc__ is None:
-            # That of a class it inherits. A dataclass would put its signature here.
+            # The inherited one. A dataclass would put its signature here.
             cls.__doc__ = inspect.getdoc(cls)
         # Looked up as an instance would: it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
@@ -286,11 +252,7 @@ def _without_base(adapter: LoRAWrapper) -> Any:
 
 
 def _in_scope(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` in a scope of the adapter's name, and without a `key=` that it does not take.
-
-    Profiles and compiled programs then show `LoRALinear`. Equinox passes `key=` to every layer of a
-    `Sequential`; authors need not care.
-    """
+    """`call` in a scope of the adapter's name, for profiles, and without a `key=` that it lacks."""
     parameters = inspect.signature(call).parameters
     takes_key = "key" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 

@@ -16,10 +16,7 @@ MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
 
 
 def compiled(pattern: Any, what: str) -> re.Pattern[str] | None:
-    """`pattern` compiled; `None` stays `None`.
-
-    **Raises:** `SelectionError` that calls it `what`, if it is not a regex.
-    """
+    """`pattern` compiled, or `None`. **Raises:** `SelectionError` that calls it `what`."""
     if pattern is None or isinstance(pattern, re.Pattern):
         return pattern
     if not isinstance(pattern, str):
@@ -34,10 +31,7 @@ def compiled(pattern: Any, what: str) -> re.Pattern[str] | None:
 
 
 def selector(model: PyTree, mask: MaskLike | None) -> Callable[[KeyPath], bool]:
-    """A function that tells by the keys of a node of `model` whether a leaf in it is selected.
-
-    Nodes are known by path, never by identity. A mask that is `None` selects everything.
-    """
+    """A function that tells by the keys of a node of `model` whether a leaf in it is selected."""
     if mask is None:
         return lambda keys: True
     leaves = jtu.tree_leaves_with_path(parse_mask(model, mask))
@@ -47,9 +41,6 @@ def selector(model: PyTree, mask: MaskLike | None) -> Callable[[KeyPath], bool]:
 def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     """A mask as Python bools in the exact structure of `model`.
 
-    **Arguments:**
-
-    - `model`: the model.
     - `mask`: bools in the structure of `model` or of a prefix of it (one bool for a whole
         subtree), or a regex that is searched in the path of every leaf.
 
@@ -57,11 +48,8 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     is not a bool.
     """
     if isinstance(mask, str | re.Pattern):
-        pattern = compiled(mask, "mask")
-        assert pattern is not None
-        return jtu.tree_map_with_path(
-            lambda keys, _: pattern.search(path_str(keys)) is not None, model
-        )
+        pattern: Any = compiled(mask, "mask")
+        return jtu.tree_map_with_path(lambda keys, _: bool(pattern.search(path_str(keys))), model)
     # `None` stands where `eqx.filter` took out a leaf that is not an array: it selects nothing.
     leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
     for keys, leaf in leaves:
@@ -88,14 +76,14 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
 
 def _mismatch(model: PyTree, mask: PyTree) -> str:
     of_model, of_mask = (
-        [path_str(keys) for keys, _ in jtu.tree_leaves_with_path(tree)] for tree in (model, mask)
+        [f"{path_str(keys)}/" for keys, _ in jtu.tree_leaves_with_path(t)] for t in (model, mask)
     )
-    alien = [p for p in of_mask if not any(_is_in(m, p) for m in of_model)]
-    missing = [m for m in of_model if not any(_is_in(m, p) for p in of_mask)]
+    alien = [m for m in of_mask if not any(p.startswith(m) for p in of_model)]
+    missing = [p for p in of_model if not p.startswith(tuple(of_mask))]
     if alien:
-        where = f"it has a leaf at {show_path(alien[0])!r}, the model has none there"
+        where = f"it has a leaf at {alien[0][:-1]!r}, the model has none there"
     elif missing:
-        where = f"the model has a leaf at {show_path(missing[0])!r}, the mask has none"
+        where = f"the model has a leaf at {show_path(missing[0][:-1])!r}, the mask has none"
     else:
         where = "the paths agree, but the classes or static fields of the nodes differ"
     return (
@@ -105,7 +93,3 @@ def _mismatch(model: PyTree, mask: PyTree) -> str:
         "    mask = eqx.tree_at(lambda m: m.encoder, mask, True)\n"
         'or give a regex on paths: .mask("encoder")'
     )
-
-
-def _is_in(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(f"{prefix}/")

@@ -1,12 +1,12 @@
 """Errors and warnings about layers that were not adapted as the call asked, with the reasons."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .._contract import LoRAWrapper
 from .._errors import SelectionError, warn
 from .._paths import FEW, bullets, nearest, show_path
 from .._tree import NORMALISED
-from ._plan import Plan, PlanRow, PlanStatus
+from ._plan import Plan, PlanRow
 from ._walk import Walk
 
 _WHY_REFUSED = (
@@ -26,74 +26,81 @@ _NO_MODULE = (
 _EXPLAINED = (
     "Once something is selected, `plan_lora(...)` (or `net.plan(...)`) explains every candidate."
 )
-_ADAPTABLE: tuple[PlanStatus, ...] = ("wrapped", "target does not match", "mask does not select")
 
 
 def check_every_rule_matched(walk: Walk) -> None:
     """**Raises:** `SelectionError` for a rule that matches no layer at all, masked or not."""
     for index, rule in enumerate(walk.rules):
         if index not in walk.matched:
-            lines = [f"{rule.describe()} selects no layer.", *_explain(walk, index), _EXPLAINED]
-            raise SelectionError("\n".join(lines))
+            target = "every layer" if rule.target is None else f"target {rule.target.pattern!r}"
+            names = ", ".join(cls.__name__ for tier in rule.tiers for cls in tier)
+            head = f"{rule.label} ({target}, wrapper {names}) selects no layer."
+            raise SelectionError("\n".join([head, *_explain(walk, index), _EXPLAINED]))
 
 
 def _explain(walk: Walk, index: int) -> Iterator[str]:
     """Lines that say why a rule matches nothing, and what it could match."""
-    rule, rows = walk.rules[index], walk.rows
+    rule, rows, alone = walk.rules[index], walk.rows, walk.alone(index)
     # Without a target the rule matches everything, which is listed below if that is the reason.
-    unclaimed = [] if rule.target is None else walk.unclaimed_by(index)
+    matched = [] if rule.target is None else [row for row in alone if rule.matches(row.path)]
+    unclaimed = [row for row in matched if row.spec is None]
     if unclaimed:
         yield "It matches these, but none of its wrappers adapts them:"
-        yield _with_layers(unclaimed)
+        yield _listed(unclaimed, _layer)
         yield _OTHER_ADAPTERS
     inside = [row for row in rows if row.spec == index and row.status in NORMALISED.values()]
     if inside:
         yield f"{_WHY_REFUSED} It matches only:"
-        yield bullets((f"{show_path(row.path)}: {row.status}" for row in inside), FEW)
-    taken = walk.taken_before(index)
+        yield _listed(inside, lambda row: f": {row.status}")
+    taken = [row for row in alone if row.spec is not None and row.status not in NORMALISED.values()]
     if taken:
         yield "Earlier specs, which win, have taken what it matches:"
-        yield bullets(taken, FEW)
+        yield _listed(taken, lambda row: _taker(walk, row.path))
+    statuses = ("wrapped", "target does not match", "mask does not select")
+    adaptable = {row.path: row for row in rows if row.status in statuses}
     if rule.target is not None and rows and not any(rule.matches(row.path) for row in rows):
+        by_path = {row.path: row for row in rows}
+        near = nearest(rule.target.pattern, by_path, n=len(by_path))
+        near.sort(key=lambda path: path not in adaptable)
         yield "The nearest paths are:"
-        yield bullets(_nearest(rule.target.pattern, rows))
-    adaptable = [row for row in rows if row.status in _ADAPTABLE]
+        yield _listed(
+            [by_path[path] for path in near[:5]],
+            lambda row: "" if row.path in adaptable else f": {row.layer}, {row.explanation}",
+        )
     if adaptable:
         yield "The layers that the wrappers of this call can adapt are:"
-        yield _paths(adaptable)
+        yield _listed(adaptable.values())
     elif len(unclaimed) < len(rows):
         yield "The wrappers of this call can adapt none of the model's layers:"
-        yield _with_layers(rows)
+        yield _listed(rows, _layer)
     elif not rows:
         yield _NO_MODULE
 
 
-def _nearest(pattern: str, rows: list[PlanRow]) -> list[str]:
-    """The paths most like `pattern`, first those of layers that can be adapted."""
-    by_path = {row.path: row for row in rows}
-    near = [by_path[path] for path in nearest(pattern, by_path, n=len(by_path))]
-    first = [show_path(row.path) for row in near if row.status in _ADAPTABLE]
-    others = (row for row in near if row.status not in _ADAPTABLE)
-    return [*first, *(f"{show_path(r.path)}: {r.layer}, {r.explanation}" for r in others)][:5]
+def _taker(walk: Walk, path: str) -> str:
+    """The earlier rule that claims the layer at `path`, or one around it."""
+    for row in walk.rows:
+        if row.spec is not None and (row.path in ("", path) or path.startswith(f"{row.path}/")):
+            within = "" if row.path == path else f", inside {show_path(row.path)}"
+            return f": {walk.rules[row.spec].label}{within}"
+    return ""
 
 
-def _with_layers(rows: list[PlanRow]) -> str:
-    def line(row: PlanRow) -> str:
-        reason = row.explanation if row.status == "already adapted" else row.reason
-        return f"{show_path(row.path)}: {row.layer}{'' if reason is None else f' ({reason})'}"
-
-    return bullets(map(line, rows), FEW)
+def _layer(row: PlanRow) -> str:
+    reason = row.explanation if row.status == "already adapted" else row.reason
+    return f": {row.layer}{'' if reason is None else f' ({reason})'}"
 
 
-def _paths(rows: Iterable[PlanRow]) -> str:
-    return bullets((show_path(row.path) for row in rows), FEW)
+def _listed(rows: Iterable[PlanRow], more: Callable[[PlanRow], str] = lambda row: "") -> str:
+    """The paths of the rows, each with `more` about it."""
+    return bullets((f"{show_path(row.path)}{more(row)}" for row in rows), FEW)
 
 
 def warn_of_omissions(plan: Plan) -> None:
     """Warn about layers that were not adapted, and say why."""
     refused = plan.having("inside WeightNorm", "inside SpectralNorm")
     if refused:
-        warn(f"{_WHY_REFUSED} These were not adapted:\n{_paths(refused)}")
+        warn(f"{_WHY_REFUSED} These were not adapted:\n{_listed(refused)}")
     if plan.wrapped:
         return
     masked = plan.having("mask does not select")
@@ -102,14 +109,14 @@ def warn_of_omissions(plan: Plan) -> None:
     if selected:
         warn(
             "Every selected layer carries an adapter already, so nothing was adapted. Merge or "
-            f"unwrap first to adapt them anew:\n{_paths(selected)}"
+            f"unwrap first to adapt them anew:\n{_listed(selected)}"
         )
     elif masked:
-        warn(f"The mask selects none of these layers, so nothing was adapted:\n{_paths(masked)}")
+        warn(f"The mask selects none of these layers, so nothing was adapted:\n{_listed(masked)}")
     elif carriers:
         warn(
             "The mask selects no layer that could be adapted, so nothing was. These carry an "
-            f"adapter already:\n{_paths(carriers)}"
+            f"adapter already:\n{_listed(carriers)}"
         )
 
 
@@ -121,6 +128,5 @@ def warn_of_clamped_ranks(rows: list[PlanRow], adapters: list[LoRAWrapper]) -> N
         if row.rank is not None and adapter.rank is not None and adapter.rank < row.rank
     ]
     if clamped:
-        warn(
-            f"The rank is larger than these layers allow, and was clamped:\n{bullets(clamped, FEW)}"
-        )
+        listed = bullets(clamped, FEW)
+        warn(f"The rank is larger than these layers allow, and was clamped:\n{listed}")

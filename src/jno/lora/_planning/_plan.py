@@ -58,8 +58,8 @@ class PlanRow:
 class Plan(Printed[PlanRow]):
     """Every candidate of a model, and what is done with it.
 
-    Prints as a table, and shows as one in a notebook. Rows that differ only in the indices of their
-    paths are one row there (`layers/[0-11]/query`); `rows` has each of them.
+    Prints as a table. Rows that differ only in the indices of their paths are one row there
+    (`layers/[0-11]/query`); `rows` has each of them.
     """
 
     rows: tuple[PlanRow, ...]
@@ -81,7 +81,7 @@ class Plan(Printed[PlanRow]):
         return f"{len(self.wrapped)} of {len(self.rows)} candidate {layers} would be wrapped"
 
     def _table(self) -> Table:
-        left = [(name, "left") for name in ("path", "layer", "plan", "from")]
+        columns = [(name, "left") for name in ("path", "layer", "plan", "from")]
         rows = (
             (
                 show_path(row.path),
@@ -92,4 +92,4 @@ class Plan(Printed[PlanRow]):
             )
             for row in self.rows
         )
-        return table_by_path(self._title(), [*left, ("rank", "right"), ("alpha", "right")], rows)
+        return table_by_path(self._title(), [*columns, ("rank", "right"), ("alpha", "right")], rows)

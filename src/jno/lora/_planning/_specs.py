@@ -1,5 +1,6 @@
 """Specs, as users write them, and the rules that they become: parsed and checked."""
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -9,13 +10,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._contract import LoRAWrapper, check_contract, is_whole, takes
+from .._contract import LoRAWrapper, check_contract, check_rank, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import nearest
 from .._registry import Registry
 from ._masks import compiled
 
-# The values that `wrapper=` accepts.
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 
 # Adapters in order of priority. Those of one tier have equal priority.
@@ -26,13 +26,7 @@ Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
 class Spec:
     """One entry of `specs=`: which layers get which adapter. `None` is filled in by the call.
 
-    **Arguments:**
-
-    - `target`: a regex, searched in the slash-joined path of each layer. `None` is every layer.
-    - `rank`, `alpha`: of the adapters.
-    - `wrapper`: an adapter class, a registered name or variant, a list of those in order of
-        priority, or `"auto"`.
-    - `options`: further keyword arguments for the adapters' constructors.
+    **Arguments:** those of `apply_lora`; its `wrappers` are called `wrapper` here.
     """
 
     target: str | re.Pattern[str] | None = None
@@ -43,6 +37,7 @@ class Spec:
 
 
 SpecLike: TypeAlias = Spec | Mapping[str, Any]
+_KEYS = tuple(field.name for field in dataclasses.fields(Spec))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,29 +55,17 @@ class Rule:
         """Whether the target is found in `path`."""
         return self.target is None or self.target.search(path) is not None
 
-    def describe(self) -> str:
-        """For messages: the label, the target and the adapters."""
-        target = "every layer" if self.target is None else f"target {self.target.pattern!r}"
-        names = ", ".join(cls.__name__ for tier in self.tiers for cls in tier)
-        return f"{self.label} ({target}, wrapper {names})"
-
 
 def parse_specs(
     registry: Registry, specs: Iterable[SpecLike] | None, call: Spec
 ) -> tuple[Rule, ...]:
     """The rules of a call, in order of priority.
 
-    **Arguments:**
-
     - `call`: the arguments of the call, which fill in what a spec lacks. Without `specs`, they are
         the only rule.
-
-    **Raises:** `SelectionError` for an unknown spec key, an invalid regex or rank, an unknown or
-    empty wrapper; `PluginError` if a plugin that is asked for cannot be used; `WrapperError` if a
-    class breaks the contract.
     """
     if call.rank is not None:
-        _check_rank(call.rank, "the call")
+        check_rank(call.rank, "The rank of the call")
     if specs is None:
         return (_parse(registry, call, "the call", "target"),)
     if call.target is not None:
@@ -90,63 +73,68 @@ def parse_specs(
             "`target` and `specs` were both given. Put the target into each spec: "
             f'specs=[{{"target": {call.target!r}, ...}}]'
         )
-    if isinstance(specs, Mapping | Spec):
-        what = "Spec" if isinstance(specs, Spec) else "dict"
+    if isinstance(specs, Mapping | Spec | str) or not isinstance(specs, Iterable):
         raise SelectionError(
-            f"`specs` must be a list of dicts, or of `Spec`s, but a single {what} came: "
+            f"`specs` must be a list of dicts, but is {specs!r}. One spec is a list, too: "
             "specs=[{...}]"
         )
-    if isinstance(specs, str) or not isinstance(specs, Iterable):
-        raise SelectionError(f"`specs` must be a list of dicts, but is {specs!r}.")
     rules: list[Rule] = []
     for index, given in enumerate(specs):
         label = f"specs[{index}]"
-        said = {k: v for k, v in vars(_as_spec(given, label)).items() if v is not None}
-        spec = dataclasses.replace(call, **said)
+        if not isinstance(given, Spec | Mapping):
+            raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
+        said = dict(given) if isinstance(given, Mapping) else vars(given)
+        unknown = [key for key in said if key not in _KEYS]
+        if unknown:
+            near = nearest(str(unknown[0]), _KEYS, n=1)[0]
+            raise SelectionError(
+                f"{label} has an unknown key {unknown[0]!r}; did you mean {near!r}? A spec has the "
+                f"keys {', '.join(_KEYS)}."
+            )
+        spec = dataclasses.replace(call, **{k: v for k, v in said.items() if v is not None})
         rules.append(_parse(registry, spec, label, f"{label}['target']"))
     if not rules:
         raise SelectionError("`specs` is empty. Give at least one spec, or leave it out.")
     return tuple(rules)
 
 
-def _as_spec(given: Any, label: str) -> Spec:
-    if isinstance(given, Spec):
-        return given
-    if not isinstance(given, Mapping):
-        raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
-    known = [field.name for field in dataclasses.fields(Spec)]
-    for key in given:
-        if key not in known:
-            raise SelectionError(
-                f"{label} has an unknown key {key!r}; did you mean "
-                f"{nearest(str(key), known, n=1)[0]!r}? A spec has the keys {', '.join(known)}."
-            )
-    return Spec(**given)
-
-
 def _parse(registry: Registry, spec: Spec, label: str, target: str) -> Rule:
     tiers = parse_wrapper(registry, spec.wrapper)
-    takes_rank = any("rank" in takes(cls) for tier in tiers for cls in tier)
-    if spec.rank is not None or takes_rank:
-        _check_rank(spec.rank, label)
+    if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier):
+        advice = " Give `rank` in the call, or in the spec."
+        check_rank(spec.rank, f"The rank of {label}", advice)
+    options = {} if spec.options is None else spec.options
+    if not isinstance(options, Mapping):
+        raise SelectionError(
+            f"The options of {label} must be a dict of keyword arguments for the adapter's "
+            f"constructor, such as {{'adapter_dtype': jnp.bfloat16}}, but are {options!r}."
+        )
     return Rule(
         target=compiled(spec.target, target),
         rank=None if spec.rank is None else int(spec.rank),
         alpha=_checked_alpha(spec.alpha, label),
         tiers=tiers,
-        options=_checked_options(spec.options, label),
+        # A NumPy number counts as an array, whose value a program that builds layers cannot see.
+        options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
     )
 
 
+def _checked_alpha(alpha: Any, label: str) -> float:
+    came = f"{type(alpha).__name__} too large for a float"
+    with contextlib.suppress(OverflowError):
+        if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
+            return float(alpha)
+        came = repr(alpha)
+    raise SelectionError(f"The alpha of {label} must be a finite number, but is {came}.")
+
+
 def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
     """The adapter classes that `wrapper=` means, in tiers of equal priority."""
-    is_auto = isinstance(wrapper, str) and wrapper == "auto"
-    if wrapper is None or is_auto:
+    if wrapper is None or (isinstance(wrapper, str) and wrapper == "auto"):
         defaults = registry.defaults()
-        others = registry.auto() if is_auto else ()
-        tiers = (*((cls,) for cls in defaults), tuple(cls for cls in others if cls not in defaults))
-        return tuple(filter(None, tiers))
+        others = tuple(cls for cls in registry.auto() if cls not in defaults) if wrapper else ()
+        return (*((cls,) for cls in defaults), *filter(None, [others]))
     if isinstance(wrapper, type):
         check_contract(wrapper)
         return ((wrapper,),)
@@ -166,34 +154,3 @@ def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
         "`wrapper` must be an adapter class, a registered name or variant, a list of those, "
         f'"auto" or None, but is {wrapper!r}. (Pass the class itself, not an instance.)'
     )
-
-
-def _check_rank(rank: Any, label: str) -> None:
-    if not is_whole(rank) or rank < 1:
-        came = "is missing" if rank is None else f"is {rank!r}"
-        raise SelectionError(
-            f"The rank of {label} must be an integer of at least 1, but {came}. Give `rank` "
-            "in the call, or in the spec."
-        )
-
-
-def _checked_alpha(alpha: Any, label: str) -> float:
-    what = f"The alpha of {label} must be a finite number, but is"
-    try:
-        if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
-            return float(alpha)
-    except OverflowError as err:
-        raise SelectionError(f"{what} too large for a float.") from err
-    raise SelectionError(f"{what} {alpha!r}.")
-
-
-def _checked_options(options: Any, label: str) -> Mapping[str, Any]:
-    if options is None:
-        return {}
-    if not isinstance(options, Mapping):
-        raise SelectionError(
-            f"The options of {label} must be a dict of keyword arguments for the adapter's "
-            f"constructor, such as {{'adapter_dtype': jnp.bfloat16}}, but are {options!r}."
-        )
-    # A NumPy number counts as an array, which a program that builds layers sees without its value.
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}

@@ -14,48 +14,38 @@ from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_path
 from .._registry import Registry
 from .._tree import NORMALISED, holds_adapters, modules_in
-from ._plan import PlanRow, PlanStatus
-from ._specs import Rule, Tiers
+from ._plan import PlanRow
+from ._specs import Rule
 
 AdapterClass = type[LoRAWrapper]
 
 
 class Claim(NamedTuple):
-    """The first rule, and its first tier, that claim a layer, and the classes in it that do."""
+    """The first tier that claims a layer, and the classes in it that do."""
 
+    order: int  # the index of the tier among those of all rules: the smaller one wins
     rule: int
-    tier: int
     classes: list[AdapterClass]
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """The smaller one wins."""
-        return (self.rule, self.tier)
 
 
 class Walk:
-    """One walk over a model: decides at each node, after target and mask, whether to go on inside.
-
-    - `rows`: a row for every candidate.
-    - `matched`: the rules that matched a layer, whatever the mask says.
-    """
+    """One walk over a model, which decides at each node whether to go on inside."""
 
     def __init__(
         self, registry: Registry, rules: tuple[Rule, ...], selects: Callable[[KeyPath], bool]
     ):
-        self.registry = registry
-        self.rules = rules
+        self.registry, self.rules = registry, rules
         self.selects = selects  # what the mask says of the node at these keys
-        tiers = (tier for rule in rules for tier in rule.tiers)
-        self.in_play = tuple(dict.fromkeys(cls for tier in tiers for cls in tier))
+        self.tiers = [(index, tier) for index, rule in enumerate(rules) for tier in rule.tiers]
+        self.in_play = tuple(dict.fromkeys(cls for _, tier in self.tiers for cls in tier))
         self.rows: list[PlanRow] = []
-        self.matched: set[int] = set()
-        self.claimed: list[tuple[int, KeyPath, eqx.Module]] = []  # each with its rule
+        self.matched: set[int] = set()  # the rules that matched a layer, whatever the mask says
+        self.model: PyTree = None
         self.meets_adapters = True  # else the layers need not be searched for adapters
 
     def over(self, model: PyTree) -> list[PlanRow]:
         """The rows of every candidate in `model`."""
-        self.meets_adapters = holds_adapters(model)
+        self.model, self.meets_adapters = model, holds_adapters(model)
         jtu.tree_flatten_with_path(model, is_leaf=self._visit, is_leaf_takes_path=True)
         return self.rows
 
@@ -69,11 +59,18 @@ class Walk:
             self.rows.append(row)
             if row.status in ("wrapped", "already adapted"):
                 return True
-        for container, reason in NORMALISED.items():
-            if isinstance(node, container):
-                self._refuse_inside(keys, node, reason)
-                return True
-        return False
+        reason = next((why for norm, why in NORMALISED.items() if isinstance(node, norm)), None)
+        if reason is None:
+            return False
+        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:  # not wrapped
+            path, layer, status = path_str(inner), type(child).__name__, reason
+            claim = self.claim(path, child)
+            if claim is not None:
+                if not self.selects(inner):
+                    status = "mask does not select"
+                    self.matched.add(claim.rule)
+                self.rows.append(PlanRow(path, layer, status, keys=inner, spec=claim.rule))
+        return True
 
     def _decide(self, keys: KeyPath, node: eqx.Module) -> PlanRow | None:
         """The row of `node`, or `None` if it is not a candidate."""
@@ -82,8 +79,8 @@ class Walk:
         row = functools.partial(PlanRow, path, type(layer).__name__, keys=keys)
         claim = self.claim(path, layer)
         if is_adapter(node):
-            provider, index = self._distribution(type(node)), self._note(claim, keys)
-            return row("already adapted", type(node), provider, node.rank, node.alpha, spec=index)
+            provider, spec = self._distribution(type(node)), self._note(claim, keys)
+            return row("already adapted", type(node), provider, node.rank, node.alpha, spec=spec)
         if claim is None:
             if any(_ask(cls, "applies_to", path, node) for cls in self.in_play):
                 return row("target does not match")
@@ -95,17 +92,16 @@ class Walk:
         cls = self._chosen(claim, keys, node)
         if cls is None:
             return None
-        index = self._note(claim, keys)
+        spec = self._note(claim, keys)
         if self.meets_adapters and holds_adapters(node):
-            return row("already adapted", spec=index)
-        self.claimed.append((claim.rule, keys, node))
-        rule = self.rules[claim.rule]
+            return row("already adapted", spec=spec)
+        rule, taken = self.rules[claim.rule], takes(cls)
         return row(
-            "mask does not select" if index is None else "wrapped",
+            "mask does not select" if spec is None else "wrapped",
             cls,
             self._distribution(cls),
-            rule.rank if "rank" in takes(cls) else None,
-            rule.alpha if "alpha" in takes(cls) else None,
+            rule.rank if "rank" in taken else None,
+            rule.alpha if "alpha" in taken else None,
             options=rule.options,
             spec=claim.rule,
         )
@@ -117,28 +113,19 @@ class Walk:
         self.matched.add(claim.rule)
         return claim.rule if self.selects(keys) else None
 
-    def _refuse_inside(self, keys: KeyPath, node: eqx.Module, reason: PlanStatus) -> None:
-        """Add rows for the layers in a normalised container. They are not wrapped."""
-        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:
-            path = path_str(inner)
-            claim = self.claim(path, child)
-            if claim is not None:
-                status = reason if self.selects(inner) else "mask does not select"
-                if status != reason:
-                    self.matched.add(claim.rule)
-                layer = type(child).__name__
-                self.rows.append(PlanRow(path, layer, status, keys=inner, spec=claim.rule))
+    def alone(self, index: int) -> list[PlanRow]:
+        """The rows of the same model, if one rule were the only one."""
+        return Walk(self.registry, self.rules[index : index + 1], self.selects).over(self.model)
 
     def claim(self, path: str, node: Any) -> Claim | None:
-        """The first rule whose target matches and one of whose wrappers applies."""
-        found: dict[Tiers, tuple[int, list[AdapterClass]]] = {}
-        for index, rule in enumerate(self.rules):
-            if rule.matches(path):
-                if rule.tiers not in found:
-                    found[rule.tiers] = claimants(rule.tiers, path, node)
-                tier, classes = found[rule.tiers]
-                if classes:
-                    return Claim(index, tier, classes)
+        """The claim of the first rule whose target matches and one of whose wrappers applies."""
+        found: dict[tuple[AdapterClass, ...], list[AdapterClass]] = {}
+        for order, (rule, tier) in enumerate(self.tiers):
+            if self.rules[rule].matches(path):
+                if tier not in found:
+                    found[tier] = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
+                if found[tier]:
+                    return Claim(order, rule, found[tier])
         return None
 
     def _chosen(self, claim: Claim, keys: KeyPath, node: eqx.Module) -> AdapterClass | None:
@@ -148,25 +135,20 @@ class Walk:
         that claim `node` or a layer inside of it, plugins decide.
         """
         path = path_str(keys)
-        cls = self._select(path, node, dict.fromkeys(claim.classes, path))
-        alone = len(self.rules[claim.rule].tiers[claim.tier]) == 1
-        if (claim.order == (0, 0) and alone) or isinstance(node, tuple(NORMALISED)):
-            return cls
-        places = {cls: path}
-        for inner, child in modules_in(node, keys, enter_norms=False)[1:]:
+        places = dict.fromkeys(claim.classes, path)
+        has_no_rival = claim.order == 0 and len(self.tiers[0][1]) == 1
+        is_settled = has_no_rival or isinstance(node, tuple(NORMALISED))
+        for inner, child in () if is_settled else modules_in(node, keys, enter_norms=False)[1:]:
             other = self.claim(path_str(inner), child) if self.selects(inner) else None
-            if other is None or other.order > claim.order:
-                continue
-            if other.order < claim.order:
+            if other is not None and other.order < claim.order:
                 return None
-            places |= {c: path_str(inner) for c in other.classes if c not in places}
-        return cls if self._select(path, node, places) is cls else None
+            if other is not None and other.order == claim.order:
+                places |= {c: path_str(inner) for c in other.classes if c not in places}
+        cls = self._select(path, node, places)
+        return cls if cls in claim.classes else None
 
     def _select(self, path: str, node: Any, places: dict[AdapterClass, str]) -> AdapterClass:
-        """The class that plugins choose, of those that claim `node` or a layer inside of it.
-
-        - `places`: by class, the path of the layer that it claims.
-        """
+        """The class that plugins choose. `places` are the paths of the layers that each claims."""
         classes = list(places)
         chosen = classes[0] if len(classes) == 1 else self.registry.select(path, node, classes)
         if chosen is not None:
@@ -186,41 +168,6 @@ class Walk:
     def _distribution(self, cls: AdapterClass) -> str | None:
         provider = self.registry.provider(cls)
         return None if provider is None else provider.distribution
-
-    def taken_before(self, index: int) -> list[str]:
-        """The layers that the rule would match, had earlier ones not taken them, as lines."""
-        rule = self.rules[index]
-        lines: list[str] = []
-        for taker, keys, node in self.claimed:
-            if taker >= index:
-                continue
-            for inner, child in modules_in(node, keys, enter_norms=False):
-                path = path_str(inner)
-                if _claims(rule, path, child):
-                    within = "" if inner == keys else f", inside {show_path(path_str(keys))}"
-                    lines.append(f"{show_path(path)}: {self.rules[taker].label}{within}")
-        return lines
-
-    def unclaimed_by(self, index: int) -> list[PlanRow]:
-        """The rows that the rule's target matches, and that its wrappers do not adapt."""
-        rule = self.rules[index]
-        layers = ((path_str(keys), node) for _, keys, node in self.claimed)
-        claimed = {path for path, layer in layers if _claims(rule, path, layer)}
-        others = (row for row in self.rows if row.status not in NORMALISED.values())
-        return [row for row in others if rule.matches(row.path) and row.path not in claimed]
-
-
-def claimants(tiers: Tiers, path: str, node: Any) -> tuple[int, list[AdapterClass]]:
-    """The first tier that claims `node`, and the classes in it that do, if any."""
-    for index, tier in enumerate(tiers):
-        classes = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
-        if classes:
-            return index, classes
-    return -1, []
-
-
-def _claims(rule: Rule, path: str, node: Any) -> bool:
-    return rule.matches(path) and bool(claimants(rule.tiers, path, node)[1])
 
 
 def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Mapping
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from ._discovery import normalise, order
-from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper
+from ._plugins import normalise, order
+from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper, why_unusable
 from ._zoo_names import (
     FIRST_PARTY,
     ZOO_DISTRIBUTION,
@@ -21,13 +21,10 @@ from ._zoo_names import (
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """The plugins that are known at one time, by their identity.
-
-    - `discover`: whether the registry looks for installed plugins.
-    """
+    """The plugins that are known at one time, by their identity."""
 
     plugins: Mapping[Hashable, PluginRecord]
-    discover: bool
+    discover: bool  # whether the registry looks for installed plugins
 
     def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
         """This catalog with one more plugin. It replaces a plugin of the same identity."""
@@ -89,22 +86,25 @@ class Catalog:
         """The adapters of each bare name. A name of the zoo belongs to the zoo alone."""
         groups: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in self.wrappers:
-            groups.setdefault(wrapper.name, []).append(wrapper)
-        for name, group in groups.items():
-            if name in ZOO_NAMES:
-                groups[name] = [it for it in group if _is_of_zoo(it)]
-            else:
-                groups[name] = [it for it in group if it.distribution in FIRST_PARTY] or group
-        return {name: group for name, group in groups.items() if group}
+            # Also a class of the zoo that somebody registers.
+            package = wrapper.cls.__module__.partition(".")[0]
+            by_hand = wrapper.distribution == IN_PROCESS and package == ZOO_PACKAGE
+            if by_hand or wrapper.distribution == ZOO_DISTRIBUTION or wrapper.name not in ZOO_NAMES:
+                groups.setdefault(wrapper.name, []).append(wrapper)
+        return {
+            name: [it for it in group if it.distribution in FIRST_PARTY] or group
+            for name, group in groups.items()
+        }
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
-        """The classes that `name` stands for: one for a name, several for a variant.
-
-        **Raises:** `PluginError` if the name is ambiguous, or belongs to a plugin that could not
-        be loaded; `SelectionError` if no adapter or variant has the name.
-        """
-        if ":" in name:
-            return (self._resolve_qualified(name),)
+        """The classes that `name` stands for: one for a name, several for a variant."""
+        distribution, colon, bare = name.partition(":")
+        if colon:
+            distribution = normalise(distribution)
+            if wrapper := self._of_distribution(distribution, bare, wanted=name):
+                return (wrapper.cls,)
+            is_of_zoo = distribution == ZOO_DISTRIBUTION and bare in ZOO_NAMES
+            raise self.without_zoo(bare) if is_of_zoo else self._unknown(name)
         named = self.by_name.get(name, [])
         if len(named) > 1:
             raise PluginError(
@@ -122,34 +122,19 @@ class Catalog:
             return family
         raise self._unknown(name)
 
-    def _resolve_qualified(self, name: str) -> type[LoRAWrapper]:
-        distribution, _, bare = name.partition(":")
-        distribution = normalise(distribution)
-        if wrapper := self._of_distribution(distribution, bare, wanted=name):
-            return wrapper.cls
-        if distribution == ZOO_DISTRIBUTION and bare in ZOO_NAMES:
-            raise self.without_zoo(bare)
-        raise self._unknown(name)
-
     def provided(self, distribution: str, name: str) -> RegisteredWrapper:
-        """The adapter `name` of one distribution.
-
-        **Raises:** `PluginError` if the distribution is not installed, could not be loaded, or
-        lacks an adapter of that name (or has two).
-        """
+        """The adapter `name` of one distribution. **Raises:** `PluginError` if it has none."""
         if wrapper := self._of_distribution(distribution, name, wanted=name):
             return wrapper
-        records = [record for record in self.records if record.distribution == distribution]
-        if not records and self.discover:
-            raise PluginError(f"{name} is not available: {distribution} is not installed")
-        if not records:
-            raise PluginError(
-                f"{name} of {distribution} is not available: a registry with discover=False "
-                "does not look at installed plugins"
-            )
+        record = next((it for it in self.records if it.distribution == distribution), None)
+        if record is None:
+            why = f"{distribution} is not installed"
+            if not self.discover:
+                why = "a registry with discover=False does not look at installed plugins"
+            raise PluginError(f"{name} of {distribution} is not available: {why}")
         names = [it.name for it in self._provided if it.distribution == distribution]
         near = ", ".join(nearest(name, names)) or "no adapter at all"
-        raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")
+        raise PluginError(f"{record.describe()} has no adapter {name!r}; it has {near}")
 
     def _of_distribution(
         self, distribution: str, name: str, wanted: str
@@ -168,12 +153,11 @@ class Catalog:
         return next(iter(found.values()), None)
 
     def _raise_if_unusable(self, distribution: str, wanted: str) -> None:
-        """Re-raise the error that kept a plugin of `distribution` from loading, if any did."""
+        """Raise the error that kept a plugin of `distribution` from loading, if any did."""
         for record in self.records:
             if record.distribution == distribution and not record.usable:
                 raise PluginError(
-                    f"{wanted} is not available: the plugin {record.describe()} is "
-                    f"{record.status}: {type(record.error).__name__}: {record.error}"
+                    f"{wanted} is not available: the plugin {why_unusable(record)}"
                 ) from record.error
 
     def without_zoo(self, wanted: str) -> PluginError:
@@ -184,19 +168,16 @@ class Catalog:
                 f"The installed {ZOO_DISTRIBUTION} has no {wanted}. Upgrade it with\n"
                 f"    pip install -U {ZOO_DISTRIBUTION}"
             )
+        advice = 'which is not installed. Install it with\n    pip install "jno-lora[zoo]"'
         if not self.discover:
-            return PluginError(
-                f"{wanted} is part of the adapter zoo, and a registry with discover=False holds "
-                "only what is registered in it. Register it:\n"
-                f'    import {ZOO_PACKAGE}  # pip install "jno-lora[zoo]"\n'
-                f"    registry.register({ZOO_PACKAGE}.LoRALinear)\n"
-                "or pass adapter classes as `wrapper=`."
+            advice = (
+                "and a registry with discover=False holds only what is registered in it. Register "
+                f'it:\n    import {ZOO_PACKAGE}  # pip install "jno-lora[zoo]"\n'
+                f"    registry.register({ZOO_PACKAGE}.LoRALinear)"
             )
         return PluginError(
-            f"{wanted} is part of the adapter zoo, which is not installed. Install it with\n"
-            f'    pip install "jno-lora[zoo]"\n'
-            f"(or `pip install {ZOO_DISTRIBUTION}`), or pass adapter classes of your own as "
-            "`wrapper=`."
+            f"{wanted} is part of the adapter zoo, {advice}\n"
+            "or pass adapter classes of your own as `wrapper=`."
         )
 
     @property
@@ -208,26 +189,14 @@ class Catalog:
             return self.without_zoo(name)
         variants = {it.cls.variant for it in self.wrappers if it.cls.variant}
         options = [*self.by_name, *sorted(variants), *(it.qualified_name for it in self.wrappers)]
-        near = ", ".join(repr(option) for option in nearest(name, options))
-        broken = [record for record in self.records if not record.usable]
         lines = [f"No adapter or variant is called {name!r}."]
-        if near:
+        if near := ", ".join(map(repr, nearest(name, options))):
             lines.append(f"The nearest names are {near}.")
+        broken = [record for record in self.records if not record.usable]
         if broken:
-            reasons = (
-                f"{it.describe()}: {it.status}: {type(it.error).__name__}: {it.error}"
-                for it in broken
-            )
-            lines += ["It may belong to a plugin that could not be used:", bullets(reasons)]
+            reasons = bullets(map(why_unusable, broken))
+            lines += ["It may belong to a plugin that could not be used:", reasons]
         lines.append("`jno.lora.registered()` lists what is installed.")
         error = SelectionError("\n".join(lines))
-        if broken:
-            error.__cause__ = broken[0].error
+        error.__cause__ = broken[0].error if broken else None
         return error
-
-
-def _is_of_zoo(wrapper: RegisteredWrapper) -> bool:
-    """Whether it may have a name of the zoo. Also a class of the zoo that somebody registers."""
-    package = wrapper.cls.__module__.partition(".")[0]
-    by_hand = wrapper.distribution == IN_PROCESS and package == ZOO_PACKAGE
-    return by_hand or wrapper.distribution == ZOO_DISTRIBUTION

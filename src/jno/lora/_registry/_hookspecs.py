@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
 
-# The version of the hooks and of the wrapper contract. A plugin module may say which one it was
-# written for (`jno_lora_api = 1`); one that asks for a higher number is not loaded.
+# The version of hooks and contract. A plugin that asks for a later `jno_lora_api` is left out.
 API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -25,8 +24,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper]]":  # pyright: ignore[reportReturnType]
     """Return the adapter classes that this plugin provides.
 
-    Called once, when the plugin is loaded. Import the adapters inside this function, so that
-    finding the plugin costs nothing.
+    Called once, when the plugin is loaded. Import the adapters in here: finding it costs nothing.
     """
 
 
@@ -46,7 +44,7 @@ def jno_lora_select(  # pyright: ignore[reportReturnType]
 def jno_lora_commands(group: "click.Group") -> None:
     """Add commands of this plugin to the command line: `group.add_command(command)`.
 
-    Called for the help of `jno-lora`, and for a command that is not built in. `group` is empty,
-    and belongs to this plugin alone. A command whose name is taken is left out with a warning; so
-    are all commands of a plugin that raises here. Import what a command needs inside the command.
+    Called for the help, and for a command that is not built in. `group` is empty, and belongs to
+    this plugin alone. A command whose name is taken is left out with a warning; so are all commands
+    of a plugin that raises here. Import what a command needs inside the command.
     """

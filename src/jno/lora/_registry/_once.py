@@ -7,38 +7,20 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 from types import FrameType
 
 from .._errors import PluginError, warn
 from ._catalog import Catalog
-from ._discovery import Found, find_plugins
-from ._loading import complaint_about, load
-from ._records import PluginRecord
+from ._plugins import Found, complaint_about, find_plugins, load
+from ._records import BROKEN, PluginRecord
 
 _LOG = logging.getLogger("jno.lora.plugins")
 
 # For all registries, since a plugin may ask another one. A signal handler may ask under the lock.
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
 _WAITING: "dict[int, _Load]" = {}  # the load that a thread waits for
 _TURN = 0.05  # seconds; after each, a waiting thread looks whether waiting can still end
-
-
-class Generation:
-    """All that is known since a refresh. A question keeps to one, so a refresh need not wait."""
-
-    def __init__(self, catalog: Catalog):
-        self.catalog = catalog
-        self._found: dict[str | None, tuple[Found, ...]] = {}
-
-    def find(self, distribution: str | None = None) -> tuple[Found, ...]:
-        """As `find_plugins`, once. A missing distribution is looked for again."""
-        found = self._found.get(distribution)
-        if found is None:
-            found = find_plugins(distribution)
-            if found or distribution is None:
-                self._found[distribution] = found
-        return found
 
 
 class _Load:
@@ -50,65 +32,74 @@ class _Load:
         self.has_ended = False
 
 
-class Loader:
-    """Loads plugins, and publishes the catalog of those that are loaded.
+class Generation:
+    """All that is known since a refresh. A question keeps to one, so a refresh need not wait."""
 
-    A thread that needs a plugin which another thread is loading waits for it. It goes on without
-    that plugin only where waiting could never end:
+    def __init__(self, catalog: Catalog, former: "Generation | None" = None):
+        self.catalog = catalog
+        self._found: dict[str | None, tuple[Found, ...]] = {}
+        # The latest load of each plugin. A load may go on while the registry is refreshed.
+        self._loading: dict[Hashable, _Load] = {} if former is None else former._loading
 
-    - this thread is loading or importing the plugin, which asks for itself, or for all;
-    - the other thread waits for this one, directly or through a third: for a plugin that this
-      thread is loading, or for a module that it is importing.
-    """
+    def find(self, distribution: str | None = None) -> tuple[Found, ...]:
+        """As `find_plugins`, once. A missing distribution is looked for again."""
+        found = self._found.get(distribution) or find_plugins(distribution)
+        self._found[distribution] = found
+        return found
 
-    def __init__(self, catalog: Catalog):
-        self.now = Generation(catalog)
-        self._loading: dict[Hashable, _Load] = {}
+    def publish(self, identity: Hashable, record: PluginRecord) -> None:
+        """Add a plugin to the catalog, in place of a former one with that identity."""
+        with LOCK:
+            self.catalog = self.catalog.having(identity, record)
 
-    def register(self, identity: Hashable, record: PluginRecord) -> None:
-        """Add a plugin of this process, in place of the former one with that identity."""
-        with _LOCK:
-            self.now.catalog = self.now.catalog.having(identity, record)
-
-    def refresh(self) -> None:
-        """Begin a generation that knows only the plugins of this process."""
-        with _LOCK:
-            self.now = Generation(self.now.catalog.of_this_process())
-
-    def load(self, wanted: Iterable[Found], now: Generation, strict: bool | None) -> Catalog:
+    def load(self, wanted: Sequence[Found], strict: bool | None) -> Catalog:
         """The catalog once these plugins are loaded. Warns of those that fail, or take long.
 
-        **Raises:** `PluginError` for one that fails if `strict`, by default `JNO_LORA_STRICT`.
+        **Raises:** `PluginError` for a broken one if `strict`, by default `JNO_LORA_STRICT`.
         """
-        missing = [found for found in wanted if found.identity not in now.catalog.plugins]
-        if strict is None and missing:
+        if strict is None:
             strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
-        complaints = [self._load_once(found, now, bool(strict)) for found in missing]
-        for complaint in filter(None, complaints):  # last: a warning may be turned into an error
-            warn(complaint)
-        return now.catalog
+        missing = [found for found in wanted if found.identity not in self.catalog.plugins]
+        loaded = [found for found in missing if self._load_once(found)]
+        for found in wanted:  # last: a warning may be turned into an error
+            record = self.catalog.plugins.get(found.identity)
+            complaint = record and complaint_about(record)
+            if record and strict and record.status in BROKEN:
+                raise PluginError(complaint) from record.error
+            if complaint and found in loaded:
+                warn(complaint)
+        return self.catalog
 
-    def _load_once(self, found: Found, now: Generation, strict: bool) -> str | None:
-        """Load a plugin, unless another thread does. Returns the complaint about it."""
+    def _load_once(self, found: Found) -> bool:
+        """Load a plugin, unless another thread does. Returns whether this thread did.
+
+        A thread waits for another one that is loading the plugin, unless waiting could never end:
+        if this thread is itself loading or importing the plugin, or the other one waits for this
+        thread, directly or through a third.
+        """
         mine = _Load()
         with mine.running:
             # Ctrl-C may interrupt any call. A plain assignment always happens.
             try:
-                while (other := self._claim(found, now, mine)) is not mine:
+                while (other := self._claim(found, mine)) is not mine:
                     if other is None:
-                        return None
+                        return False
                     if other.running.acquire(timeout=_TURN):
                         other.running.release()
-                return self._load(found, now, strict)
+                _LOG.debug("loading %s (entry point %r)", found.distribution, found.name)
+                record = load(found)
+                _LOG.debug("%r, in %.3f s", record, record.seconds)
+                self.publish(found.identity, record)
+                return True
             finally:
                 mine.has_ended = True
 
-    def _claim(self, found: Found, now: Generation, mine: _Load) -> _Load | None:
+    def _claim(self, found: Found, mine: _Load) -> _Load | None:
         """`mine` if this thread has to load the plugin, a load to wait for, or `None` to go on."""
         is_importing = found.module in _imports(sys._getframe())[0]
-        with _LOCK:
+        with LOCK:
             _WAITING.pop(mine.thread, None)
-            if is_importing or found.identity in now.catalog.plugins:
+            if is_importing or found.identity in self.catalog.plugins:
                 return None
             other = self._loading.get(found.identity)
             if other is None or other.has_ended:
@@ -118,18 +109,6 @@ class Loader:
                 return None
             _WAITING[mine.thread] = other
             return other
-
-    def _load(self, found: Found, now: Generation, strict: bool) -> str | None:
-        _LOG.debug("loading %s (entry point %r)", found.distribution, found.name)
-        record = load(found)
-        _LOG.debug("%r, in %.3f s", record, record.seconds)
-        complaint = complaint_about(record)
-        if strict and record.status in ("failed", "incompatible"):
-            # Not published, so that the next question meets the same error.
-            raise PluginError(complaint) from record.error
-        with _LOCK:
-            now.catalog = now.catalog.having(found.identity, record)
-        return complaint
 
 
 def _waits_for(thread: int, other: int | None) -> bool:
@@ -151,10 +130,7 @@ def _waits_for(thread: int, other: int | None) -> bool:
 
 
 def _imports(frame: FrameType | None) -> tuple[set[object], set[object]]:
-    """The modules with a body that runs in a thread, and those that it asks Python to import.
-
-    One that it asks for while the body runs in another thread is one that it waits for.
-    """
+    """The modules whose bodies run in a thread, and those that it imports, or waits for."""
     running, asked = set[object](), set[object]()
     while frame is not None:
         if frame.f_code.co_name == "<module>":

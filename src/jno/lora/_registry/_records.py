@@ -9,6 +9,9 @@ from .._contract import LoRAWrapper
 
 PluginStatus = Literal["loaded", "blocked", "failed", "incompatible", "conflict"]
 
+# The states of a plugin that could not be loaded, though it should have been.
+BROKEN = ("failed", "incompatible")
+
 # The "distribution" of adapters that were registered by `jno.lora.register`.
 IN_PROCESS = "(in-process)"
 
@@ -57,10 +60,10 @@ class PluginRecord:
     - `name`: the entry point's name; `value`: the module it names.
     - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_PLUGINS` or `JNO_LORA_BLOCK`), `"failed"`,
         `"incompatible"` (asks for a newer `jno_lora_api`) or `"conflict"` (loaded, but some of its
-        names are taken by another plugin, so that they must be written `"distribution:Name"`).
+        names must be written `"distribution:Name"`, since another plugin has them).
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
-    - `hooks`: the functions by which it takes part; the adapters come from one of them.
+    - `hooks`: the functions by which it takes part.
     """
 
     name: str
@@ -85,3 +88,8 @@ class PluginRecord:
         """For messages: distribution, version and entry point."""
         version = f" {self.version}" if self.version else ""
         return f"{self.distribution}{version} (entry point {self.name!r} = {self.value!r})"
+
+
+def why_unusable(record: PluginRecord) -> str:
+    """For messages: the plugin, its status and its error."""
+    return f"{record.describe()} is {record.status}: {type(record.error).__name__}: {record.error}"

@@ -1,6 +1,6 @@
 """The registry: answers questions about adapters by class, by name or by distribution."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .._caches import forget
@@ -8,18 +8,17 @@ from .._contract import LoRAWrapper
 from .._errors import PluginError, failing
 from .._paths import show_path
 from ._catalog import Catalog
-from ._loading import take_in
-from ._once import Loader
+from ._once import LOCK, Generation
+from ._plugins import take_in
 from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper
 from ._zoo_names import DEFAULT_NAMES, ZOO_DISTRIBUTION, ZOO_NAMES
 
 
 class Registry:
-    """Finds, loads and names adapters.
+    """Finds, loads and names adapters. Safe in many threads.
 
     Plugins load lazily: the defaults and the zoo's names import only the zoo, explicit classes
-    import nothing, everything else (other names, variants, `"auto"`, listing) loads all installed
-    plugins once. Every method is thread-safe.
+    import nothing, other questions load all installed plugins once.
 
     **Arguments:**
 
@@ -29,18 +28,18 @@ class Registry:
 
     def __init__(self, *, discover: bool = True):
         self.discover = discover
-        self._loader = Loader(Catalog({}, discover))
+        self._now = Generation(Catalog({}, discover))
 
     def _catalog(self, distribution: str | None = None, strict: bool | None = None) -> Catalog:
         """The catalog once the plugins of one distribution, or all plugins, are loaded."""
-        now = self._loader.now
-        return self._loader.load(now.find(distribution) if self.discover else (), now, strict)
+        now = self._now
+        return now.load(now.find(distribution) if self.discover else (), strict)
 
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         """One record per plugin. Loads all of them, once.
 
         **Raises:** `PluginError` for a broken plugin if `strict`, by default if `JNO_LORA_STRICT`
-        is set. With `False` it never raises, for tools that show broken plugins.
+        is set.
         """
         return self._catalog(strict=strict).records
 
@@ -74,15 +73,15 @@ class Registry:
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The registered adapter of class `cls`, as far as is known without loading anything."""
-        return next((w for w in self._loader.now.catalog.wrappers if w.cls is cls), None)
+        return next((w for w in self._now.catalog.wrappers if w.cls is cls), None)
 
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """As `provider`, but loads the plugins of the package that defines the class."""
         known = self.provider(cls)
         if known is None and self.discover:
-            now, package = self._loader.now, cls.__module__.partition(".")[0]
-            found = (it for it in now.find() if it.module.partition(".")[0] == package)
-            self._loader.load(found, now, strict=False)
+            now, package = self._now, cls.__module__.partition(".")[0]
+            found = [it for it in now.find() if it.module.partition(".")[0] == package]
+            now.load(found, strict=False)
         return known or self.provider(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
@@ -93,12 +92,12 @@ class Registry:
         **Raises:** `PluginError` if the adapter is missing or cannot be used.
         """
         if distribution is None:
-            return self._loader.now.catalog.provided(IN_PROCESS, name)
+            return self._now.catalog.provided(IN_PROCESS, name)
         return self._catalog(distribution).provided(distribution, name)
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, Hook]]:
         """Each implementation of a hook, with its plugin, in the plugins that are loaded so far."""
-        return self._loader.now.catalog.hooks(name)
+        return self._now.catalog.hooks(name)
 
     def select(
         self, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
@@ -126,35 +125,33 @@ class Registry:
         **Arguments:**
 
         - `item`: a `LoRAWrapper` subclass, or any object (a module, an instance) with functions
-            that `jno.lora.hookimpl` marks. A class that is defined again under the same module
-            and name (a notebook cell that ran twice) replaces the former one.
+            that `jno.lora.hookimpl` marks. A class or module that is defined again under its name,
+            as by a notebook cell that runs twice, replaces the former one.
 
         **Returns:** `item`, so this can be a class decorator.
 
         **Raises:** `WrapperError` if a class breaks the contract; `PluginError` if an object
         implements no hook, or one that does not exist or has other arguments.
         """
-        records = self._loader.now.catalog.plugins.values()
+        records = self._now.catalog.plugins.values()
         known = (hook.implementation.plugin for record in records for hook in record.hooks)
         if not any(plugin is item for plugin in known):
-            self._loader.register(_identity(item), take_in(item))
+            record = take_in(item)
+            name = getattr(item, "__name__", None) or id(item)
+            identity = (item.__module__, item.__qualname__) if isinstance(item, type) else (name,)
+            with LOCK:
+                self._now.publish((IN_PROCESS, *identity), record)
         return item
 
     def refresh(self) -> None:
         """Forget every plugin that was found, so that the next question looks again.
 
         Plugins of this process stay registered, and Python's modules stay imported. Compiled
-        programs, filters and facts about classes are forgotten: classes may have been edited.
+        programs and facts about classes are forgotten: classes may have been edited.
         """
-        self._loader.refresh()
+        with LOCK:
+            self._now = Generation(self._now.catalog.of_this_process(), self._now)
         forget()
-
-
-def _identity(item: Any) -> Hashable:
-    """Equal for a class or module that is defined again, as by a notebook cell that runs twice."""
-    if isinstance(item, type):
-        return (IN_PROCESS, item.__module__, item.__qualname__)
-    return (IN_PROCESS, getattr(item, "__name__", None) or id(item))
 
 
 _DEFAULT = Registry()
@@ -166,10 +163,7 @@ def default_registry(given: Registry | None = None) -> Registry:
 
 
 def registered() -> tuple[PluginRecord, ...]:
-    """One record per plugin. Loads all of them, once.
-
-    **Raises:** `PluginError` for a broken plugin, if `JNO_LORA_STRICT` is set.
-    """
+    """One record per plugin. Loads all of them, once. See `Registry.records`."""
     return _DEFAULT.records()
 
 

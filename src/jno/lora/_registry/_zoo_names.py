@@ -5,26 +5,14 @@ import re
 ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 # Written by `python tests/zoo/listings.py --write`, from the methods of the zoo.
-ZOO_METHODS = (
-    "LoRA",
-    "IA3",
-    "OFT",
-    "LoRAFA",
-    "LoKr",
-    "VeRA",
-    "rsLoRA",
-    "DoRA",
-    "PiSSA",
-    "LoRAXS",
-    "MiLoRA",
-)
-ZOO_LAYERS = (
-    "Linear",
-    "Conv",
-    "ConvTranspose",
-    "InNorm",
-)
-ZOO_NAMES = tuple(f"{method}{layer}" for layer in ZOO_LAYERS for method in ZOO_METHODS)
+_METHODS = """
+LoRA IA3 OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA LoRAXS MiLoRA
+"""
+_LAYERS = """
+Linear Conv ConvTranspose InNorm
+"""
+ZOO_METHODS = tuple(_METHODS.split())
+ZOO_NAMES = tuple(f"{method}{layer}" for layer in _LAYERS.split() for method in ZOO_METHODS)
 
 
 def squash(name: str) -> str:
@@ -36,12 +24,5 @@ def squash(name: str) -> str:
 DEFAULT_NAMES = ("LoRALinear", "LoRAConv")
 
 # Distributions of this project. They load first, and their names go before those of others.
-FIRST_PARTY = (
-    ZOO_DISTRIBUTION,
-    "jno-lora-embedding",
-    "jno-lora-attention",
-    "jno-lora-recurrent",
-    "jno-lora-foundax",
-    "jno-lora-peft",
-    "jno-lora-compare",
-)
+_OURS = ("zoo", "embedding", "attention", "recurrent", "foundax", "peft", "compare")
+FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS)

@@ -148,6 +148,10 @@ def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], t
             lambda key: eqx.nn.GRUCell(4, 5, key=key),
             lambda key: (jax.random.normal(key, (4,)), jnp.ones(5)),
         ),
+        "LSTMCell": (
+            lambda key: eqx.nn.LSTMCell(4, 5, key=key),
+            lambda key: (jax.random.normal(key, (4,)), (jnp.ones(5), jnp.ones(5))),
+        ),
         "LayerNorm": (lambda key: eqx.nn.LayerNorm(6), _normal(6)),
     }
 

@@ -46,17 +46,8 @@ class Digits(NamedTuple):
     test_target: Scans
 
 
-class Split(NamedTuple):
-    """The numbers of the scans in each group."""
-
-    pretraining: Int[np.ndarray, " pretraining"]
-    training: Int[np.ndarray, " training"]
-    validation: Int[np.ndarray, " validation"]
-    test: Int[np.ndarray, " test"]
-
-
-def split(labels: Int[np.ndarray, " scans"], seed: int) -> Split:
-    """Divide the scans at random, each digit in proportion."""
+def split(labels: Int[np.ndarray, " scans"], seed: int) -> dict[str, np.ndarray]:
+    """The numbers of the scans in each group, drawn at random, each digit in proportion."""
 
     def draw(group: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         rest, drawn = train_test_split(
@@ -64,10 +55,10 @@ def split(labels: Int[np.ndarray, " scans"], seed: int) -> Split:
         )
         return np.asarray(rest), np.asarray(drawn)
 
-    rest, test = draw(np.arange(len(labels)), TEST)
-    rest, validation = draw(rest, VALIDATION)
-    pretraining, training = draw(rest, TRAINING)
-    return Split(pretraining, training, validation, test)
+    rest, groups = np.arange(len(labels)), dict[str, np.ndarray]()
+    for name, size in (("test", TEST), ("validation", VALIDATION), ("training", TRAINING)):
+        rest, groups[name] = draw(rest, size)
+    return groups | {"pretraining": rest}
 
 
 def load(seed: int) -> Digits:
@@ -79,17 +70,18 @@ def load(seed: int) -> Digits:
     # Every scan is shifted once, so its noise does not depend on the group that it fell into.
     shifted = shift(images, np.random.default_rng(seed))
 
-    def scans(domain: np.ndarray, group: np.ndarray) -> Scans:
+    def scans(domain: np.ndarray, name: str) -> Scans:
+        group = groups[name]
         return Scans(
             jnp.asarray(domain[group, None], jnp.float32), jnp.asarray(labels[group], jnp.int32)
         )
 
     return Digits(
-        pretraining=scans(images, groups.pretraining),
-        training=scans(shifted, groups.training),
-        validation=scans(shifted, groups.validation),
-        test_source=scans(images, groups.test),
-        test_target=scans(shifted, groups.test),
+        pretraining=scans(images, "pretraining"),
+        training=scans(shifted, "training"),
+        validation=scans(shifted, "validation"),
+        test_source=scans(images, "test"),
+        test_target=scans(shifted, "test"),
     )
 
 

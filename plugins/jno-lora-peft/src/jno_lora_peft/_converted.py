@@ -23,8 +23,8 @@ from ._updates import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """One adapter: the variant that holds it, and its arrays there.
+class Converted:
+    """One adapter as an adapter here: its variant, and its arrays.
 
     - `bias`: changes of the layer's bias: a `"factor"` for it, a `"shift"` to add to it.
     """
@@ -36,7 +36,7 @@ class Held:
     bias: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def held(config: Config, module: str, parts: Parts, shared: Parts, layout: Layout) -> Held:
+def convert(config: Config, module: str, parts: Parts, shared: Parts, layout: Layout) -> Converted:
     """The adapter of one module. **Raises:** `MisfitError` unless it has an exact equivalent."""
     for name, tensor in {**parts, **shared}.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
@@ -54,7 +54,7 @@ def held(config: Config, module: str, parts: Parts, shared: Parts, layout: Layou
     return _low_rank("lora", product, scale, config.alpha(module), layout)
 
 
-def _lora(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
+def _lora(config: Config, module: str, parts: Parts, layout: Layout) -> Converted:
     rank, scale, variant = config.rank(module), config.scale(module), config.variant
     if rank % layout.groups:
         raise MisfitError(f"the rank {rank} is not a multiple of the {layout.groups} groups")
@@ -75,7 +75,7 @@ def _lora(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
     return dataclasses.replace(found, state={**found.state, **vectors}, bias=shift)
 
 
-def _ia3(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
+def _ia3(config: Config, module: str, parts: Parts, layout: Layout) -> Converted:
     if config.scales_inputs(module):
         raise MisfitError(
             "it is one of the feedforward_modules: PEFT scales their inputs, and IA3 here scales "
@@ -85,7 +85,7 @@ def _ia3(config: Config, module: str, parts: Parts, layout: Layout) -> Held:
     check(parts, {name: shape})
     scale = parts[name].reshape(-1)
     # PEFT scales the output of the layer, so the bias too.
-    return Held("ia3", 1, 1.0, {field: scale}, {"factor": scale})
+    return Converted("ia3", 1, 1.0, {field: scale}, {"factor": scale})
 
 
 def _vera(rank: int, parts: Parts, shared: Parts, layout: Layout) -> Factors:
@@ -107,7 +107,9 @@ def _vera(rank: int, parts: Parts, shared: Parts, layout: Layout) -> Factors:
     return d[:, None] * A[:, :inputs], b[:, None] * B[:outputs]
 
 
-def _low_rank(variant: str, product: Factors, scale: float, alpha: float, layout: Layout) -> Held:
+def _low_rank(
+    variant: str, product: Factors, scale: float, alpha: float, layout: Layout
+) -> Converted:
     """`s B A` as an adapter of scale `s`, with the alpha of the file if that gives this scale."""
     A, B = product
     outputs, inputs = layout.matrix
@@ -123,4 +125,4 @@ def _low_rank(variant: str, product: Factors, scale: float, alpha: float, layout
     elif len(A) == 0:  # AdaLoRA has taken all of it away
         A, B = np.zeros((1, inputs), A.dtype), np.zeros((outputs, 1), B.dtype)
     alpha = alpha_for(variant, len(A), scale, alpha)
-    return Held(variant, len(A), alpha, {"lora_A": A, "lora_B": B})
+    return Converted(variant, len(A), alpha, {"lora_A": A, "lora_B": B})

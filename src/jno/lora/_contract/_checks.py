@@ -1,4 +1,4 @@
-"""Checks of arguments that several functions take: models, random keys, ranks, numbers."""
+"""Checks that several functions do: of models, random keys, ranks, numbers and merged layers."""
 
 import contextlib
 import numbers
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from .._errors import SelectionError
-from .._paths import show_array
+from .._compute import held_dtype
+from .._errors import SelectionError, WrapperError
+from .._paths import path_str, show_array
 
 
 class Handle:
@@ -64,15 +65,11 @@ def check_key(key: Any) -> None:
     raise SelectionError(f"`key` must be one random key, such as jax.random.key(0), but is {came}.")
 
 
-def is_whole(number: Any) -> bool:
-    """Whether `number` is an integer, of Python or NumPy, and not a bool."""
-    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
-
-
-def check_rank(rank: Any) -> None:
-    """**Raises:** `SelectionError` unless `rank` is a whole number of at least 1."""
-    if not is_whole(rank) or rank < 1:
-        raise SelectionError(f"`rank` must be a whole number of at least 1, but is {rank!r}.")
+def check_rank(rank: Any, what: str = "`rank`", advice: str = "") -> None:
+    """**Raises:** `SelectionError` unless `rank` is an integer of at least 1."""
+    if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or rank < 1:
+        came = "is missing" if rank is None else f"is {rank!r}"
+        raise SelectionError(f"{what} must be an integer of at least 1, but {came}.{advice}")
 
 
 def check_part(name: str, part: Any) -> None:
@@ -85,7 +82,34 @@ def check_number(name: str, number: Any) -> None:
     """**Raises:** `SelectionError` unless `number` is one real number, which may be traced."""
     is_number = isinstance(number, int | float)
     if isinstance(number, np.ndarray | np.generic | jax.Array):
-        kinds = (np.bool_, jnp.integer, jnp.floating)
-        is_number = number.ndim == 0 and any(jnp.issubdtype(number.dtype, k) for k in kinds)
+        real = (np.bool_, jnp.integer, jnp.floating)
+        is_number = number.ndim == 0 and any(jnp.issubdtype(number.dtype, it) for it in real)
     if not is_number:
         raise SelectionError(f"`{name}` must be one real number, but is {number!r}.")
+
+
+def check_same_structure(base: Any, layer: Any, what: str, *, dtypes: bool = True) -> None:
+    """See that `layer`, which `what` made, has the structure, shapes and `dtypes` of `base`.
+
+    **Raises:** `WrapperError` that shows both, and for an array its path.
+    """
+    before, structure = jtu.tree_flatten(base)
+    after, new_structure = jtu.tree_flatten(layer)
+    if structure != new_structure:
+        raise WrapperError(
+            f"{what} must return a layer of the structure that was wrapped, expected\n{base}\n"
+            f"but got\n{layer}"
+        )
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old is new or not hasattr(old, "dtype"):
+            continue
+        is_array = hasattr(new, "dtype")
+        same_shape = is_array and old.shape == new.shape
+        if same_shape and (not dtypes or held_dtype(old) == held_dtype(new)):
+            continue
+        path = path_str(jtu.tree_leaves_with_path(base)[index][0])
+        came = show_array(new) if is_array else repr(new)
+        raise WrapperError(
+            f"{what} changes {path!r} from {show_array(old)} to {came}: keep the shape, and cast "
+            "back to the base's dtype."
+        )

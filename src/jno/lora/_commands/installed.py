@@ -1,0 +1,134 @@
+"""`jno-lora plugins`, `adapters` and `doctor`: what is installed, and whether it is in order."""
+
+import platform
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+import jno
+
+from .. import __path__ as _package_path
+from .._registry import BROKEN, ZOO_DISTRIBUTION, PluginRecord
+from .._showing import Table, table
+from .._tree import claims
+from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
+from ..testing import standard_layers
+
+# A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
+SLOW_SECONDS = 1.0
+
+_LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
+
+
+def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
+    """One JSON object per plugin; the keys are stable."""
+    return list(map(_plugin, records))
+
+
+def _plugin(record: PluginRecord) -> dict[str, Any]:
+    same = ("name", "distribution", "version", "value", "status")
+    error = record.error and f"{type(record.error).__name__}: {record.error}".splitlines()[0]
+    return {name: getattr(record, name) for name in same} | {
+        "error": error,
+        "seconds": round(record.seconds, 4),
+        "wrappers": [wrapper.name for wrapper in record.wrappers],
+    }
+
+
+def plugins_as_table(found: list[dict[str, Any]]) -> Table:
+    """A line per plugin."""
+    rows = (
+        (
+            *(it[name] for name in ("name", "distribution", "version")),
+            ": ".join(filter(None, [it["status"], it["error"]])),
+            f"{len(it['wrappers'])}",
+            f"{it['seconds']:.2f}",
+        )
+        for it in found
+    )
+    texts = [(name, "left") for name in ("plugin", "distribution", "version", "status")]
+    columns = [*texts, ("adapters", "right"), ("seconds", "right")]
+    return table(f"{len(found)} plugins", columns, rows)
+
+
+def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
+    """One JSON object per adapter. `layers` are the common Equinox layers that it claims."""
+    layers = {name: make(jax.random.key(0)) for name, (make, _) in standard_layers().items()}
+    of_wrapper = ("name", "qualified_name", "distribution", "version")
+    return [
+        {
+            **{name: getattr(wrapper, name) for name in of_wrapper},
+            "variant": wrapper.cls.variant,
+            "auto": wrapper.cls.auto,
+            "layers": [name for name, layer in layers.items() if claims(wrapper.cls, layer)],
+            "formula": wrapper.cls.formula,
+            "paper": wrapper.cls.paper,
+        }
+        for record in records
+        for wrapper in record.wrappers
+    ]
+
+
+def adapters_as_table(found: list[dict[str, Any]]) -> Table:
+    """A line per adapter. One that claims no common layer is for layers that others define."""
+    names = ("name", "variant", "layers", "parameters", "paper", "distribution")
+    rows = (
+        (
+            it["name"],
+            it["variant"] or "",
+            ", ".join(it["layers"]) or "(others)",
+            *(it[key] or "" for key in ("formula", "paper", "distribution")),
+        )
+        for it in found
+    )
+    return table(f"{len(found)} adapters", [(name, "left") for name in names], rows)
+
+
+def facts(records: tuple[PluginRecord, ...]) -> str:
+    """The versions of libraries and plugins, a line each."""
+    import importlib_metadata
+
+    lines = [("Python", platform.python_version())]
+    for name in ("jno-lora", *_LIBRARIES):
+        try:
+            lines.append((name, importlib_metadata.version(name)))
+        except importlib_metadata.PackageNotFoundError:
+            lines.append((name, "not installed as a distribution"))
+    lines.append(("jno.lora imported from", next(iter(_package_path))))
+    if jno_version() is not None:
+        lines.append((describe_jno(), "ours inside" if is_enabled() else "uses its own adapters"))
+    for it in records:
+        lines.append((f"{it.distribution} {it.version}", f"{it.status}, {it.seconds:.2f} s"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator[str]:
+    """Yield what is wrong, and what to do. `left_out` are lines about commands of plugins."""
+    yield from find_bad_installs(list(_package_path), getattr(jno, "__file__", None))
+    zoo = [record for record in records if record.distribution == ZOO_DISTRIBUTION]
+    if not zoo:
+        yield (
+            "The adapter zoo is not installed, so that `net.lora()` has no adapters to use. "
+            'Install it: pip install "jno-lora[zoo]"'
+        )
+    elif all(record.status == "blocked" for record in zoo):
+        yield f"`net.lora()` has no adapters to use: {zoo[0].error}"
+    for record in records:
+        plugin = f"The plugin {record.describe()}"
+        if record.status in BROKEN:
+            yield (
+                f"{plugin} cannot be used ({record.status}). Upgrade or uninstall it, or block it "
+                f"with JNO_LORA_BLOCK={record.distribution}.\n"
+                + "".join(traceback.format_exception(record.error))
+            )
+        elif record.status == "conflict":
+            yield f"{plugin} is in conflict: {record.error}"
+        if record.seconds > SLOW_SECONDS:
+            yield (
+                f"{plugin} took {record.seconds:.1f} s to load; more than {SLOW_SECONDS:g} s is "
+                "slow. Its entry point should import nothing heavy."
+            )
+    yield from (f"Left out of the command line: {line}" for line in left_out)
