@@ -20,7 +20,7 @@ def test_wrapped_says_by_what_and_with_which_rank_and_alpha(model):
     row = rows_of(plan_lora(model, 2, 4.0, wrappers=ToyLinear))["head"]
     assert (row.status, row.layer, row.wrapper) == ("wrapped", "Linear", ToyLinear)
     assert (row.rank, row.alpha, row.distribution) == (2, 4.0, None)
-    assert row.explanation == "wrapped by ToyLinear"
+    assert row.explanation == "wrapped by ToyLinear (output head)"
 
 
 def test_target_does_not_match(model):
@@ -104,7 +104,7 @@ def test_a_plan_is_a_sequence_of_rows_and_changes_nothing(model):
 
 def test_a_target_that_selects_nothing_lists_the_nearest_paths_and_the_adaptable_layers(model):
     with pytest.raises(SelectionError) as caught:
-        plan_lora(model, 1, target="encodr/0", wrappers=ToyLinear)
+        apply_lora(model, 1, target="encodr/0", wrappers=ToyLinear, key=jax.random.key(0))
     message = str(caught.value)
     assert message.startswith("the call (target 'encodr/0', wrapper ToyLinear) selects no layer.")
     nearest = message.split("The nearest paths are:\n")[1]
@@ -118,7 +118,7 @@ def test_a_target_that_selects_nothing_lists_the_nearest_paths_and_the_adaptable
 
 def test_a_target_of_layers_that_the_wrapper_cannot_adapt_lists_those_it_can(model):
     with pytest.raises(SelectionError) as caught:
-        plan_lora(model, 1, target="embedding", wrappers=ToyLinear)
+        apply_lora(model, 1, target="embedding", wrappers=ToyLinear, key=jax.random.key(0))
     message = str(caught.value)
     assert "nearest paths" not in message
     first, matched = message.split("It matches these, but none of its wrappers adapts them:\n")
@@ -135,7 +135,7 @@ def test_what_the_target_matches_is_told_with_the_reason_why_it_is_not_adapted(m
             return "it looks up rows" if isinstance(leaf, eqx.nn.Embedding) else None
 
     with pytest.raises(SelectionError, match=r"  - embedding: Embedding \(it looks up rows\)\n"):
-        plan_lora(model, 1, target="embedding", wrappers=Fussy)
+        apply_lora(model, 1, target="embedding", wrappers=Fussy, key=jax.random.key(0))
 
 
 def test_many_layers_that_no_wrapper_adapts_are_counted():
@@ -143,7 +143,7 @@ def test_many_layers_that_no_wrapper_adapts_are_counted():
     with pytest.raises(
         SelectionError, match=r"  - 0: LayerNorm\n(?s:.*)  - \.\.\. and 8 more\n"
     ) as caught:
-        plan_lora(norms, 1, target=".", wrappers=ToyLinear)
+        apply_lora(norms, 1, target=".", wrappers=ToyLinear, key=jax.random.key(0))
     assert str(caught.value).count("LayerNorm") == 12  # and are not listed a second time
 
 
@@ -152,7 +152,7 @@ def test_a_spec_is_told_which_layers_its_own_wrappers_do_not_adapt(model, other)
     specs = [{"target": f"{other}|head", "wrapper": [UserEmbedding, ToyLinear]}]
     specs.append({"target": "embedding", "wrapper": ToyLinear})
     with pytest.raises(SelectionError) as caught:
-        plan_lora(model, 1, specs=specs)
+        apply_lora(model, 1, specs=specs, key=jax.random.key(0))
     message = str(caught.value)
     assert message.startswith("specs[1] (target 'embedding', wrapper ToyLinear)")
     assert "none of its wrappers adapts them:\n  - embedding: Embedding\n" in message
@@ -162,27 +162,27 @@ def test_a_spec_is_told_which_layers_its_own_wrappers_do_not_adapt(model, other)
 def test_the_nearest_paths_are_those_of_adaptable_layers_before_others(getkey):
     model = {"head": eqx.nn.LayerNorm(2), "heads": eqx.nn.Linear(2, 2, key=getkey())}
     with pytest.raises(SelectionError) as caught:
-        plan_lora(model, 1, target="haed", wrappers=ToyLinear)
+        apply_lora(model, 1, target="haed", wrappers=ToyLinear, key=jax.random.key(0))
     nearest = str(caught.value).split("The nearest paths are:\n")[1]
     assert nearest.startswith("  - heads\n  - head: LayerNorm, no wrapper applies\n")
 
 
 def test_a_wrapper_that_applies_nowhere_lists_the_layers_there_are(model):
     with pytest.raises(SelectionError, match="can adapt none") as caught:
-        plan_lora(model, 1, wrappers=ToyConv)
+        apply_lora(model, 1, wrappers=ToyConv, key=jax.random.key(0))
     assert "head: Linear" in str(caught.value) and "embedding: Embedding" in str(caught.value)
 
 
 @pytest.mark.parametrize("nothing", [{}, None, 3, [jax.nn.relu]])
 def test_a_model_without_layers_is_said_to_have_none(nothing):
     with pytest.raises(SelectionError, match="holds no Equinox module with arrays"):
-        plan_lora(nothing, 1, wrappers=ToyLinear)
+        apply_lora(nothing, 1, wrappers=ToyLinear, key=jax.random.key(0))
 
 
 def test_a_spec_that_earlier_ones_leave_nothing_is_told_who_took_it(model):
     specs = [{"target": "encoder"}, {"wrapper": UserEmbedding}, {"target": "encoder/1"}]
     with pytest.raises(SelectionError) as caught:
-        plan_lora(model, 1, wrappers=ToyLinear, specs=specs)
+        apply_lora(model, 1, wrappers=ToyLinear, specs=specs, key=jax.random.key(0))
     message = str(caught.value)
     assert message.startswith("specs[2] (target 'encoder/1', wrapper ToyLinear) selects no layer.")
     taken = message.split("Earlier specs, which win, have taken what it matches:\n")[1]
@@ -233,7 +233,9 @@ def test_normalised_layers_are_left_out_with_a_warning_that_says_why(getkey):
 
 def test_a_target_that_finds_only_normalised_layers_is_an_error_with_the_reason(getkey):
     with pytest.raises(SelectionError) as caught:
-        plan_lora(normalised(getkey), 1, wrappers=ToyLinear, target="weight/")
+        apply_lora(
+            normalised(getkey), 1, wrappers=ToyLinear, target="weight/", key=jax.random.key(0)
+        )
     message = str(caught.value)
     assert "would rescale or bypass the adapter" in message
     assert "It matches only:\n  - weight/layer: inside WeightNorm" in message

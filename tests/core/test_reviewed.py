@@ -4,7 +4,15 @@ import equinox as eqx
 import jax
 import pytest
 
-from jno.lora import JnoLoraWarning, Net, PluginError, Registry, SelectionError, plan_lora
+from jno.lora import (
+    JnoLoraWarning,
+    Net,
+    PluginError,
+    Registry,
+    SelectionError,
+    apply_lora,
+    plan_lora,
+)
 
 from .asking import wrapped
 from .toys import ToyBlock, ToyLinear
@@ -61,7 +69,7 @@ def test_a_subclass_of_weight_norm_is_refused_too(getkey):
 
     layer = OwnNorm(eqx.nn.Linear(3, 3, key=getkey()))
     with pytest.raises(SelectionError, match="rescale or bypass") as caught:
-        plan_lora({"layer": layer}, 1, wrappers=ToyLinear)
+        apply_lora({"layer": layer}, 1, wrappers=ToyLinear, key=jax.random.key(0))
     assert "can adapt are" not in str(caught.value)
 
 

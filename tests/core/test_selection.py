@@ -277,7 +277,7 @@ def test_an_earlier_spec_for_a_container_wins_over_a_later_one_for_its_layers(bl
 def test_a_spec_whose_layers_all_lie_in_a_wrapped_container_is_told_so(blocks):
     specs = [{"wrapper": ToyBlock}, {"target": "blocks/0/up", "wrapper": ToyLinear}]
     with pytest.raises(SelectionError) as caught:
-        plan_lora(blocks, 1, specs=specs)
+        apply_lora(blocks, 1, specs=specs, key=jax.random.key(0))
     message = str(caught.value)
     assert "specs[1] (target 'blocks/0/up', wrapper ToyLinear) selects no layer" in message
     assert "Earlier specs" in message and "blocks/0/up: specs[0], inside blocks/0" in message

@@ -29,10 +29,11 @@ from ._planning import (
     PlanRow,
     Spec,
     SpecLike,
+    TargetLike,
     Walk,
     WrapperLike,
-    check_every_rule_matched,
     parse_specs,
+    problem_of,
     selector,
     warn_of_clamped_ranks,
     warn_of_omissions,
@@ -50,7 +51,7 @@ def apply_lora(
     alpha: float = 1.0,
     *,
     key: PRNGKeyArray,
-    target: str | None = None,
+    target: TargetLike = None,
     specs: Iterable[SpecLike] | None = None,
     wrappers: WrapperLike = None,
     param_mask: MaskLike | None = None,
@@ -67,7 +68,9 @@ def apply_lora(
     - `alpha`: the numerator of the scale (most methods scale their update by `alpha / rank`).
     - `key`: a typed key or a raw `PRNGKey`. Each adapter's own key is derived from it and from the
         layer's path, so that adapting one layer more never changes another's initial values.
-    - `target`: a regex, searched in the slash-joined path of each layer.
+    - `target`: a regex, searched in the slash-joined path of each layer; a list of names that paths
+        end in (`["q_proj", "v_proj"]`); or `"all-linear"`: the linear layers in repeated blocks,
+        which leaves out output heads, and without routers of experts.
     - `specs`: a list of `Spec`s, or of dicts with the keys `target`, `rank`, `alpha`, `wrapper`,
         `options`. The call gives what a spec leaves out. The first spec whose target matches and
         whose wrapper applies wins.
@@ -96,7 +99,7 @@ def plan_lora(
     rank: int | None = None,
     alpha: float = 1.0,
     *,
-    target: str | None = None,
+    target: TargetLike = None,
     specs: Iterable[SpecLike] | None = None,
     wrappers: WrapperLike = None,
     param_mask: MaskLike | None = None,
@@ -107,7 +110,8 @@ def plan_lora(
 
     **Returns:** a `Plan`; `print` it for a table.
 
-    **Raises:** as `apply_lora`, except for errors that only occur when an adapter is built.
+    **Raises:** as `apply_lora`, except for errors that only occur when an adapter is built. If a
+    target selects nothing, the plan says so in `problem`.
     """
     expect_model(model, "plan_lora")
     call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrappers, options=options)
@@ -117,14 +121,15 @@ def plan_lora(
 def _plan(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
     registry = default_registry(registry)
     walk = Walk(registry, parse_specs(registry, specs, call), selector(model, mask))
-    rows = walk.over(model)
-    check_every_rule_matched(walk)
-    return Plan(tuple(rows))
+    return Plan(tuple(walk.over(model)), problem_of(walk))
 
 
 def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
     """Build the adapters of `plan` and put them into `model`."""
     check_key(key)
+    if plan.problem is not None:
+        advice = "`plan_lora(...)` (or `net.plan(...)`) explains every candidate."
+        raise SelectionError(f"{plan.problem}\n{advice}")
     chosen = {row.keys: row for row in plan.wrapped}
     warn_of_omissions(plan)
     if not chosen:

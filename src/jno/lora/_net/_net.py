@@ -11,7 +11,7 @@ from .._contract import check_key
 from .._dispatch import carry_out, plan_lora
 from .._errors import SelectionError
 from .._paths import bullets, show_path
-from .._planning import MaskLike, Plan, SpecLike, WrapperLike, parse_mask
+from .._planning import MaskLike, Plan, SpecLike, TargetLike, WrapperLike, parse_mask
 from .._registry import Registry
 from .._reports import LoraReport, report_on
 from ._holder import Holder
@@ -88,7 +88,7 @@ class Net(Holder):
         rank: int = 4,
         alpha: float = 1.0,
         *,
-        target: str | None = None,
+        target: TargetLike = None,
         wrapper: WrapperLike = None,
         specs: Iterable[SpecLike] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -102,7 +102,9 @@ class Net(Holder):
         **Arguments:**
 
         - `rank`, `alpha`: of the adapters; most methods scale their update by `alpha / rank`.
-        - `target`: a regex, searched in the slash-joined path of each layer.
+        - `target`: a regex, searched in the slash-joined path of each layer; a list of names that
+            paths end in (`["q_proj", "v_proj"]`); or `"all-linear"`: the linear layers in repeated
+            blocks, which leaves out output heads, and without routers of experts.
         - `wrapper`: an adapter class, a registered name (`"DoRALinear"`) or variant (`"dora"`), a
             list of those in order of priority, `"auto"`, or `None` for LoRA on linear and
             convolution layers.
@@ -140,7 +142,7 @@ class Net(Holder):
         rank: int = 4,
         alpha: float = 1.0,
         *,
-        target: str | None = None,
+        target: TargetLike = None,
         wrapper: WrapperLike = None,
         specs: Iterable[SpecLike] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -149,7 +151,8 @@ class Net(Holder):
 
         **Returns:** a `Plan`; `print` it for a table. Uses up a mask, as `lora` does.
 
-        **Raises:** as `lora`, except for errors that only building an adapter raises.
+        **Raises:** as `lora`, except for errors that only building an adapter raises. If a
+        target selects nothing, the plan says so in `problem`.
         """
         plan = self._plan(
             rank, alpha, target=target, wrappers=wrapper, specs=specs, options=options

@@ -1,7 +1,7 @@
 """The selection of a call: its arguments parsed, one walk over the model, and a plan."""
 
 from ._masks import MaskLike, parse_mask, selector
-from ._messages import check_every_rule_matched, warn_of_clamped_ranks, warn_of_omissions
+from ._messages import problem_of, warn_of_clamped_ranks, warn_of_omissions
 from ._plan import Plan, PlanRow
-from ._specs import Spec, SpecLike, WrapperLike, parse_specs, parse_wrapper
+from ._specs import Spec, SpecLike, TargetLike, WrapperLike, parse_specs, parse_wrapper
 from ._walk import Walk

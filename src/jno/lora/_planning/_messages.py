@@ -1,12 +1,14 @@
 """Errors and warnings about layers that were not adapted as the call asked, with the reasons."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 from .._contract import LoRAWrapper
-from .._errors import SelectionError, warn
+from .._errors import warn
 from .._paths import FEW, bullets, nearest, show_path
 from .._tree import NORMALISED
 from ._plan import Plan, PlanRow
+from ._roles import LinearInBlocks
 from ._walk import Walk
 
 _WHY_REFUSED = (
@@ -23,24 +25,25 @@ _NO_MODULE = (
     "The model holds no Equinox module with arrays. (To adapt a skeleton of shapes: "
     "eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton).)"
 )
-_EXPLAINED = (
-    "Once something is selected, `plan_lora(...)` (or `net.plan(...)`) explains every candidate."
-)
 
 
-def check_every_rule_matched(walk: Walk) -> None:
-    """**Raises:** `SelectionError` for a rule that matches no layer at all, masked or not."""
+def problem_of(walk: Walk) -> str | None:
+    """The error of the first rule that matches no layer at all, masked or not."""
     for index, rule in enumerate(walk.rules):
         if index not in walk.matched:
             target = "every layer" if rule.target is None else f"target {rule.target.pattern!r}"
             names = ", ".join(cls.__name__ for tier in rule.tiers for cls in tier)
             head = f"{rule.label} ({target}, wrapper {names}) selects no layer."
-            raise SelectionError("\n".join([head, *_explain(walk, index), _EXPLAINED]))
+            return "\n".join([head, *_explain(walk, index)])
+    return None
 
 
 def _explain(walk: Walk, index: int) -> Iterator[str]:
     """Lines that say why a rule matches nothing, and what it could match."""
     rule, rows, alone = walk.rules[index], walk.rows, walk.alone(index)
+    paths = [row.path for row in rows]
+    if isinstance(rule.target, LinearInBlocks) and not rule.target.paths:
+        yield rule.target.missing
     # Without a target the rule matches everything, which is listed below if that is the reason.
     matched = [] if rule.target is None else [row for row in alone if rule.matches(row.path)]
     unclaimed = [row for row in matched if row.spec is None]
@@ -58,7 +61,7 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
         yield _listed(taken, lambda row: _taker(walk, row.path))
     statuses = ("wrapped", "target does not match", "mask does not select")
     adaptable = {row.path: row for row in rows if row.status in statuses}
-    if rule.target is not None and rows and not any(rule.matches(row.path) for row in rows):
+    if isinstance(rule.target, re.Pattern) and rows and not any(map(rule.matches, paths)):
         by_path = {row.path: row for row in rows}
         near = nearest(rule.target.pattern, by_path, n=len(by_path))
         near.sort(key=lambda path: path not in adaptable)

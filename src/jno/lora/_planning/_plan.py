@@ -29,6 +29,7 @@ class PlanRow:
         the requested one; a small layer clamps it. Adapters without a rank or alpha have `None`.
     - `reason`: for `"no wrapper applies"`, the answer of an adapter that nearly does.
     - `options`: further arguments of the wrapper's constructor.
+    - `role`: `"output head"` or `"router"` for a layer to wrap that its name makes look like one.
     """
 
     path: str
@@ -40,6 +41,7 @@ class PlanRow:
     alpha: float | None = None
     reason: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    role: str | None = dataclasses.field(default=None, compare=False)
     # The dispatcher finds the node by its keys. The spec is the index of the one that chose it.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)
@@ -51,7 +53,8 @@ class PlanRow:
             return f"{self.status}: {self.reason}"
         if self.wrapper is None or self.status not in ("wrapped", "already adapted"):
             return self.status
-        return f"{self.status} by {self.wrapper.__name__}"
+        role = "" if self.role is None else f" ({self.role})"
+        return f"{self.status} by {self.wrapper.__name__}{role}"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -60,9 +63,12 @@ class Plan(Printed[PlanRow]):
 
     Prints as a table. Rows that differ only in the indices of their paths are one row there
     (`layers/[0-11]/query`); `rows` has each of them.
+
+    - `problem`: the error that the call raises, if a target or spec selects nothing.
     """
 
     rows: tuple[PlanRow, ...]
+    problem: str | None = None
 
     @property
     def wrapped(self) -> tuple[PlanRow, ...]:
@@ -92,4 +98,5 @@ class Plan(Printed[PlanRow]):
             )
             for row in self.rows
         )
-        return table_by_path(self._title(), [*columns, ("rank", "right"), ("alpha", "right")], rows)
+        columns += [("rank", "right"), ("alpha", "right")]
+        return table_by_path(self._title(), columns, rows, self.problem or "")

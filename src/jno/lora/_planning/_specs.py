@@ -15,8 +15,12 @@ from .._errors import SelectionError, WrapperError
 from .._paths import nearest
 from .._registry import Registry
 from ._masks import compiled
+from ._roles import ALL_LINEAR, LinearInBlocks
 
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
+
+# A regex, a list of names, or "all-linear".
+TargetLike: TypeAlias = str | re.Pattern[str] | Sequence[str] | None
 
 # Adapters in order of priority. Those of one tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
@@ -29,7 +33,7 @@ class Spec:
     **Arguments:** those of `apply_lora`; its `wrappers` are called `wrapper` here.
     """
 
-    target: str | re.Pattern[str] | None = None
+    target: TargetLike = None
     rank: int | None = None
     alpha: float | None = None
     wrapper: WrapperLike = None
@@ -44,12 +48,18 @@ _KEYS = tuple(field.name for field in dataclasses.fields(Spec))
 class Rule:
     """A spec, parsed: layers whose path matches `target` get one of `tiers`, with this rank."""
 
-    target: re.Pattern[str] | None
+    target: re.Pattern[str] | LinearInBlocks | None
     rank: int | None  # of adapters that take one
     alpha: float
     tiers: Tiers
     options: Mapping[str, Any]
     label: str  # its name in messages
+
+    def on(self, model: Any) -> "Rule":
+        """This rule for a model, whose structure may decide what the target means."""
+        if not isinstance(self.target, LinearInBlocks):
+            return self
+        return dataclasses.replace(self, target=LinearInBlocks.of(model))
 
     def matches(self, path: str) -> bool:
         """Whether the target is found in `path`."""
@@ -110,7 +120,7 @@ def _parse(registry: Registry, spec: Spec, label: str, target: str) -> Rule:
             f"constructor, such as {{'adapter_dtype': jnp.bfloat16}}, but are {options!r}."
         )
     return Rule(
-        target=compiled(spec.target, target),
+        target=_parse_target(spec.target, target),
         rank=None if spec.rank is None else int(spec.rank),
         alpha=_checked_alpha(spec.alpha, label),
         tiers=tiers,
@@ -118,6 +128,15 @@ def _parse(registry: Registry, spec: Spec, label: str, target: str) -> Rule:
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
     )
+
+
+def _parse_target(target: Any, what: str) -> re.Pattern[str] | LinearInBlocks | None:
+    if isinstance(target, str) and target == ALL_LINEAR:
+        return LinearInBlocks()  # of no model yet
+    if isinstance(target, list | tuple) and target and all(isinstance(x, str) for x in target):
+        names = "|".join(map(re.escape, target))
+        return re.compile(f"(^|/)({names})$")
+    return compiled(target, what)
 
 
 def _checked_alpha(alpha: Any, label: str) -> float:

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, is_adapter, takes
 from .._errors import SelectionError, WrapperError
-from .._paths import FEW, KeyPath, bullets, path_str, show_path
+from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
 from .._registry import Registry
 from .._tree import NORMALISED, holds_adapters, modules_in
 from ._plan import PlanRow
+from ._roles import has_experts, role_of
 from ._specs import Rule
 
 AdapterClass = type[LoRAWrapper]
@@ -40,12 +42,14 @@ class Walk:
         self.in_play = tuple(dict.fromkeys(cls for _, tier in self.tiers for cls in tier))
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()  # the rules that matched a layer, whatever the mask says
+        self.mixtures: set[KeyPath] = set()  # modules with a field for experts
         self.model: PyTree = None
         self.meets_adapters = True  # else the layers need not be searched for adapters
 
     def over(self, model: PyTree) -> list[PlanRow]:
         """The rows of every candidate in `model`."""
         self.model, self.meets_adapters = model, holds_adapters(model)
+        self.rules = tuple(rule.on(model) for rule in self.rules)
         jtu.tree_flatten_with_path(model, is_leaf=self._visit, is_leaf_takes_path=True)
         return self.rows
 
@@ -54,6 +58,8 @@ class Walk:
         # By its type: `isinstance` of a module is slow, and most nodes are arrays.
         if not issubclass(type(node), eqx.Module):
             return False
+        if has_experts(type(node)):
+            self.mixtures.add(keys)
         row = self._decide(keys, node)
         if row is not None:
             self.rows.append(row)
@@ -86,7 +92,10 @@ class Walk:
                 return row("target does not match")
             if not _owns_arrays(node):
                 return None
-            answers = (_ask(cls, "why_not", path, node) for cls in self.in_play)
+            answers = (
+                _quantized(node),
+                *(_ask(cls, "why_not", path, node) for cls in self.in_play),
+            )
             reason = next((str(answer) for answer in answers if answer is not None), None)
             return row("no wrapper applies", reason=reason)
         cls = self._chosen(claim, keys, node)
@@ -103,6 +112,7 @@ class Walk:
             rule.rank if "rank" in taken else None,
             rule.alpha if "alpha" in taken else None,
             options=rule.options,
+            role=None if spec is None else role_of(path_str(keys[-1:]), keys[:-1] in self.mixtures),
             spec=claim.rule,
         )
 
@@ -184,4 +194,18 @@ def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:
 
 def _owns_arrays(node: eqx.Module) -> bool:
     # A direct field that is an array makes a layer of its own.
-    return any(eqx.is_inexact_array(getattr(node, f.name, None)) for f in dataclasses.fields(node))
+    fields = (getattr(node, f.name, None) for f in dataclasses.fields(node))
+    return any(eqx.is_inexact_array(x) or _is_integer_matrix(x) for x in fields)
+
+
+def _quantized(node: eqx.Module) -> str | None:
+    """The reason for a layer whose weights are integers, such as a quantised one."""
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name, None)
+        if _is_integer_matrix(value):
+            return f"its {field.name} is {show_array(value)}, and adapters need floating weights"
+    return None
+
+
+def _is_integer_matrix(value: Any) -> bool:
+    return eqx.is_array(value) and value.ndim > 1 and jnp.issubdtype(value.dtype, jnp.integer)

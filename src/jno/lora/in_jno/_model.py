@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .._errors import SelectionError
-from .._planning import Spec, parse_specs
+from .._planning import Spec, TargetLike, parse_specs
 from .._registry import default_registry
 from ._adapting import _normalize_wrappers
 
@@ -23,7 +23,7 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         alpha: float = 1.0,
         wrapper: Any = None,
         *,
-        target: str | None = None,
+        target: TargetLike = None,
         specs: Iterable[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Any:
