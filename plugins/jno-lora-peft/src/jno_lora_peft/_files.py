@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,32 @@ class Tensors:
 
     - `adapters`: those of the adapters: `{module: {part: tensor}}`, such as `lora_A.weight`.
     - `plain`: whole arrays of modules: `{module: {name: tensor}}`, such as `weight`.
+    - `base`: the same for layers in adapters, whose arrays PEFT writes for embeddings and biases.
     - `shared`: those that no module has alone.
     """
 
     adapters: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     plain: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    base: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     shared: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def without(self, modules: Iterable[str]) -> "Tensors":
+        """All but the tensors of these modules."""
+        left_out = frozenset(modules)
+        adapters, plain, base = (
+            {module: own for module, own in table.items() if module not in left_out}
+            for table in self._tables
+        )
+        return Tensors(adapters, plain, base, self.shared)
+
+    @property
+    def modules(self) -> list[str]:
+        """The names of the modules."""
+        return [*dict.fromkeys(module for table in self._tables for module in table)]
+
+    @property
+    def _tables(self) -> tuple[dict[str, dict[str, np.ndarray]], ...]:
+        return self.adapters, self.plain, self.base
 
 
 def by_module(tensors: Mapping[str, np.ndarray], peft_type: str) -> Tensors:
@@ -92,7 +112,8 @@ def by_module(tensors: Mapping[str, np.ndarray], peft_type: str) -> Tensors:
             found.adapters.setdefault(match[1] or "", {})[part] = tensor
         elif ".original_module." not in f".{name}":  # which PEFT keeps beside what was trained
             module, _, array = _WRAPPED.sub("", name).removeprefix(".").rpartition(".")
-            found.plain.setdefault(module, {})[array] = tensor
+            table = found.base if name.endswith(f"base_layer.{array}") else found.plain
+            table.setdefault(module, {})[array] = tensor
     return found
 
 

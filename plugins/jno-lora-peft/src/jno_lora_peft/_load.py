@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import AdapterSet, LoRAWrapper, PeftFormatError, PluginError, Registry
+from jno.lora import AdapterSet, LoRAWrapper, PeftFormatError, Registry
 from jno.lora.extending import (
     bullets,
     default_registry,
     expect_model,
-    layers_at,
     norms_around,
     put_around,
     show_path,
@@ -24,18 +23,28 @@ from jno.lora.extending import (
 from jno.lora.types import LayerForm, LooseAdapter
 
 from ._arrays import Arrays
+from ._classes import adapter_class
 from ._config import Config
 from ._converted import Converted, convert
 from ._files import Directory, Tensors, by_module, not_finite, read
-from ._layouts import METHODS, Layout, Shape, layout_of
-from ._names import Paths, Place, Rename, dotted_path, show_index
+from ._heads import check_head, heads_of_tables, tied_heads
+from ._layouts import Layout, Shape, layout_of
+from ._names import Paths, Place, Rename, dotted_path
+from ._stacks import check_stack, stacked
+from ._ties import Ties, modules_at
+from ._untied import Untied, inner_path, is_table, untied
 from ._updates import MisfitError
 
 M = TypeVar("M")
 
 
 def load_peft(
-    model: M, directory: Directory, *, rename: Rename = None, registry: Registry | None = None
+    model: M,
+    directory: Directory,
+    *,
+    rename: Rename = None,
+    tied: bool | None = None,
+    registry: Registry | None = None,
 ) -> M:
     """`model` with the adapter that PEFT saved into `directory`.
 
@@ -47,6 +56,10 @@ def load_peft(
     the dtype of the model. So does a bias that PEFT changes by its adapter (`lora_bias`, IA³ on a
     layer with a bias): `unwrap_lora` does not bring the former one back.
 
+    An adapter of PEFT on an embedding acts on lookups, and not on an output head that is tied to
+    the embedding, unless the file says `ensure_weight_tying`. If a head may read the table, the
+    embedding becomes an `Untied` that holds the adapter, and the head reads the plain table.
+
     **Arguments:**
 
     - `model`: any pytree, adapted or not. Its layers are found by PEFT's names for them, with
@@ -56,6 +69,9 @@ def load_peft(
         expressions and replacements, each used in turn on the slash-joined name, such as
         `{"^model/": ""}`, or a function of the dotted name. A path that ends in `[3]` is that layer
         of a stack; all layers of a stack must be there.
+    - `tied`: whether an output head reads the table of the model's embedding. By default this is
+        found out: by `eqx.nn.Shared`, by a head with a weight of its own, and by a
+        `tie_word_embeddings` of the model or of its `config`. If nothing tells, a head may.
     - `registry`: where adapter classes are looked up, instead of among the installed plugins. Other
         plugins than the zoo are loaded only for layers that its adapters are not for.
 
@@ -69,8 +85,8 @@ def load_peft(
     expect_model(model, "load_peft")
     values, tensors = read(directory)
     config = Config.parse(values)
-    loading = _Loading(config, default_registry(registry))
-    loading.read(by_module(tensors, config.type), model, rename)
+    loading = _Loading(config, default_registry(registry), Ties(model, tied))
+    plain = loading.read(by_module(tensors, config.type), model, rename)
     if loading.problems:
         raise PeftFormatError(
             f"The {config.type} adapter does not fit the model:\n{bullets(loading.problems)}\n"
@@ -78,32 +94,46 @@ def load_peft(
         )
     if lines := not_finite(tensors):
         warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
-    changed = loading.arrays.put_into(model)
+    changed = loading.arrays.put_into(plain)
     return put_around(changed, AdapterSet(loading.adapters))
 
 
 class _Loading:
     """The adapters and arrays of a file for one model, by path, and all problems."""
 
-    def __init__(self, config: Config, registry: Registry):
+    def __init__(self, config: Config, registry: Registry, ties: Ties):
         self.config = config
         self.registry = registry
         self.problems: list[str] = []
         self.adapters: dict[str, LooseAdapter] = {}
         self.arrays = Arrays()
+        self._ties = ties
+        # Heads that have the tensors of an embedding, which PEFT adapts without targeting them.
+        self._heads: set[str] = set()
         self._layers: dict[str, Any] = {}
         self._norms: dict[str, str] = {}
 
-    def read(self, found: Tensors, model: PyTree, rename: Rename) -> None:
-        """Fill `adapters`, `arrays` and `problems`."""
-        places = self._places([*{**found.adapters, **found.plain}], Paths(model), rename)
-        paths = {path for path, _ in places.values()}
-        self._layers = layers_at(model, paths)
-        self._norms = norms_around(model, paths)
-        for module, arrays in found.plain.items():
-            if module in places:
-                path, index = places[module]
-                self.problems += self.arrays.replace(path, self._layers[path], index, arrays)
+    def read(self, found: Tensors, model: M, rename: Rename) -> M:
+        """Fill `adapters`, `arrays` and `problems`, and return the model that they fit."""
+        paths = Paths(model)
+        found = self._without_tied_heads(found, paths, rename)
+        heads = heads_of_tables(
+            self.config, found, self._ties, lambda m: paths.find(dotted_path(m, rename)) is None
+        )
+        found = found.without(heads)
+        places = self._places(found.modules, paths, rename)
+        places = self._into_untied(places, model)
+        # What lies in adapters: the embedding's table, which its head reads as well, and biases.
+        base = Arrays()
+        self._replace(base, found.base, places)
+        model = base.put_into(model, everywhere=True)
+        tables = dict(heads.values())
+        model = untied(model, {*self._tables_to_untie(found, places), *tables})
+        for path, layer in modules_at(model, tables).items():
+            self.problems += self.arrays.replace(path, layer, (), {"table": tables[path]})
+        places = self._into_untied(places, model)
+        self._norms = norms_around(model, self._layers)
+        self._replace(self.arrays, found.plain, places)
         slices: dict[str, dict[Shape, Converted]] = {}
         for module, parts in found.adapters.items():
             if module not in places:
@@ -116,6 +146,67 @@ class _Loading:
         for path, adapters in slices.items():
             with self._misfits_of(path):
                 self._adapt(path, adapters)
+        return model
+
+    def _replace(
+        self,
+        arrays: Arrays,
+        tensors: Mapping[str, Mapping[str, np.ndarray]],
+        places: Mapping[str, Place],
+    ) -> None:
+        for module, named in tensors.items():
+            if module in places:
+                path, index = places[module]
+                self.problems += arrays.replace(path, self._layers[path], index, named)
+
+    def _without_tied_heads(self, found: Tensors, paths: Paths, rename: Rename) -> Tensors:
+        """The tensors without those of heads that read the table of their embedding."""
+        served: set[str] = set()
+        for head in tied_heads(self.config, found):
+            self._heads |= {*head}
+            own = paths.find(dotted_path(head.module, rename))
+            embedding = paths.find(dotted_path(head.embedding, rename))
+            is_tied = embedding is not None and self._ties.of(embedding[0])
+            if own is None or is_tied:
+                served.add(head.module)
+                with self._misfits_of(head.module):
+                    check_head(self.config, head, found)
+                    if embedding is not None and self._ties.is_untied(embedding[0]):
+                        raise MisfitError(
+                            "the file ties it to its embedding, which is untied in the model. Load "
+                            "into the model as it was before"
+                        )
+        return found.without(served)
+
+    def _tables_to_untie(self, found: Tensors, places: Mapping[str, Place]) -> set[str]:
+        """The paths of embeddings that a head may read, and that PEFT changes for lookups only."""
+        paths: set[str] = set()
+        for module, (path, _) in places.items():
+            changes = module in found.adapters or "weight" in found.plain.get(module, {})
+            if not changes or module in self._heads or self._ties.of(path) is False:
+                continue
+            if module in found.adapters and self.config.ties_adapter_of(module):
+                if self.config.variant == "dora":
+                    self.problems.append(
+                        f"{show_path(module)}: PEFT would tie a head to it with magnitudes of its "
+                        "own. If no head reads its table, say tied=False"
+                    )
+            elif is_table(self._layers[path]):
+                paths.add(path)
+            elif not isinstance(self._layers[path], LoRAWrapper):
+                self.problems.append(
+                    f"{show_path(module)}: other layers read its weight through eqx.nn.Shared, and "
+                    "PEFT changes this layer alone. Let the other layer hold the weight"
+                )
+        return paths
+
+    def _into_untied(self, places: Mapping[str, Place], model: PyTree) -> dict[str, Place]:
+        """The places, where that of an `Untied` is the embedding in it; their layers are kept."""
+        layers = modules_at(model, {path for path, _ in places.values()})
+        inner = {path: inner_path(path) for path, one in layers.items() if isinstance(one, Untied)}
+        places = {m: (inner.get(path, path), index) for m, (path, index) in places.items()}
+        self._layers = modules_at(model, {path for path, _ in places.values()})
+        return places
 
     @contextlib.contextmanager
     def _misfits_of(self, place: str) -> Iterator[None]:
@@ -151,7 +242,7 @@ class _Loading:
         layer = self._layers[path]
         layout = layout_of(layer)
         where = f"the layer at {show_path(path)!r}"
-        if not self.config.is_target(module):
+        if module not in self._heads and not self.config.is_target(module):
             raise MisfitError(
                 "adapter_config.json does not target it (see target_modules, exclude_modules, "
                 "layers_to_transform, modules_to_save), so that PEFT would leave its tensors out"
@@ -175,68 +266,17 @@ class _Loading:
 
     def _adapt(self, path: str, slices: Mapping[Shape, Converted]) -> None:
         layer = self._layers[path]
-        cls = self._adapter_class(next(iter(slices.values())).variant, layer, path)
+        cls = adapter_class(self.registry, next(iter(slices.values())).variant, layer, path)
         ndim = cls.stack_ndim(layer)
         stack = layer.weight.shape[:ndim]
-        _check_stack(slices, stack)
+        check_stack(slices, stack)
         ordered = [slices[index] for index in np.ndindex(*stack)]
-        changes = _stacked([one.bias for one in ordered], stack)
+        changes = stacked([one.bias for one in ordered], stack)
         self.problems += self.arrays.change_bias(path, layer, changes)
         # JAX holds 64-bit numbers in 32 bits, unless told otherwise.
         arrays = {
             name: jnp.asarray(value, jax.dtypes.canonicalize_dtype(value.dtype))
-            for name, value in _stacked([one.state for one in ordered], stack).items()
+            for name, value in stacked([one.state for one in ordered], stack).items()
         }
         rank, alpha = ordered[0].rank, ordered[0].alpha
         self.adapters[path] = LooseAdapter(arrays, cls, rank, alpha, LayerForm.of(layer, ndim))
-
-    def _adapter_class(self, variant: str, layer: Any, path: str) -> type[LoRAWrapper]:
-        reasons: list[str] = []
-        for cls in self._classes(variant):
-            if cls.applies_to(layer):
-                return cls
-            reasons += filter(None, [cls.why_not(layer)])
-        if not reasons and hasattr(layer, "num_embeddings"):
-            raise PluginError(
-                f"No adapter for the {type(layer).__name__} at {show_path(path)!r} is installed. "
-                "Install them with\n    pip install jno-lora-embedding"
-            )
-        raise MisfitError(
-            f"no adapter of the variant {variant!r} fits its {type(layer).__name__}"
-            f"{': ' if reasons else ''}{'; '.join(reasons[:1])}"
-        )
-
-    def _classes(self, variant: str) -> Iterator[type[LoRAWrapper]]:
-        """The classes of a variant. No more plugins are loaded than somebody asks for."""
-        method = METHODS[variant].__name__
-        yield from (self.registry.zoo_class(f"{method}{kind}") for kind in ("Linear", "Conv"))
-        with contextlib.suppress(PluginError):
-            yield self.registry.provided("jno-lora-embedding", f"{method}Embedding").cls
-        yield from self.registry.resolve(variant)
-
-
-def _check_stack(slices: Mapping[Shape, Converted], stack: Shape) -> None:
-    """**Raises:** `MisfitError` unless each layer of the stack has an adapter, all of one scale."""
-    wanted = list(np.ndindex(*stack))
-    if not stack and list(slices) != wanted:
-        raise MisfitError("the model has one layer there, not a stack with an index")
-    lines = [f"{show_index(index)}: not in the file" for index in wanted if index not in slices]
-    lines += [f"{show_index(index)}: not in the model" for index in slices if index not in wanted]
-    if lines:
-        raise MisfitError(
-            f"the model has a stack of {' x '.join(map(str, stack))} layers there. Each must be in "
-            f"the file, and needs an index by `rename`, such as '[{show_index(wanted[0])}]':\n"
-            f"{bullets(lines, 4)}"
-        )
-    scales = sorted({(one.rank, one.alpha) for one in slices.values()})
-    if len(scales) > 1:
-        shown = ", ".join(f"rank {rank} with alpha {alpha:g}" for rank, alpha in scales)
-        raise MisfitError(f"the layers of a stack need one rank and alpha, but these have {shown}")
-
-
-def _stacked(slices: list[Mapping[str, np.ndarray]], stack: Shape) -> dict[str, np.ndarray]:
-    """The arrays of the layers of a stack, in its order, as arrays of the stack."""
-    return {
-        name: np.stack([one[name] for one in slices]).reshape(*stack, *slices[0][name].shape)
-        for name in slices[0]
-    }

@@ -8,12 +8,16 @@ from jaxtyping import PyTree
 from jno.lora import SelectionError
 from jno.lora.extending import bullets, module_paths, nearest, show_path
 
+from ._updates import MisfitError
+
 Rename = Mapping[str, str] | Callable[[str], str] | None
 # The path of a layer, and the index in its stack; `()` for a layer that is not one of a stack.
 Place = tuple[str, tuple[int, ...]]
 
 # One layer of a stack: `layers/q_proj[3]`, or `[1,3]` of a stack along two axes.
 _SLICE = re.compile(r"(.*)\[(\d+(?:,\d+)*)\]")
+# PEFT ties a head to an embedding of the first name, and finds both by these.
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
 # For how many names that are not there the nearest ones are looked for, and how many are shown.
 _HINTS = 8
 _SHOWN = 12
@@ -38,6 +42,32 @@ def module_name(path: str, rename: Rename) -> str:
                 f"expression with its replacement: {err}"
             ) from err
     return name.replace("/", ".")
+
+
+def peft_name(path: str, rename: Rename) -> str:
+    """`module_name`, if PEFT can call a module so. **Raises:** `MisfitError` if it cannot."""
+    module = module_name(path, rename)
+    if "[" in module:
+        raise MisfitError(
+            "it is a stack of layers, and each has a name of its own in PEFT. Give the names with "
+            r'`rename`, such as rename={r"(\w+)\[(\d+)\]$": r"\2/\1"} for layers/3/q_proj'
+        )
+    if not module or module.startswith(".") or module.endswith("."):
+        raise MisfitError(
+            f"PEFT cannot call a module {module!r}. Give it a name with `rename`, such as "
+            'rename={"^$": "linear"} for a model that is one layer'
+        )
+    return module
+
+
+def is_embedding(module: str) -> bool:
+    """Whether PEFT can tie a head to the module of that name."""
+    return module.rpartition(".")[2] == EMBEDDING
+
+
+def may_be_tied(module: str) -> bool:
+    """Whether PEFT looks for ties because a setting has that name."""
+    return module.rpartition(".")[2] in (EMBEDDING, HEAD)
 
 
 def show_index(index: tuple[int, ...]) -> str:

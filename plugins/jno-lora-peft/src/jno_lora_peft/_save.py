@@ -1,150 +1,180 @@
 """Saving a model's adapters as PEFT's files."""
 
-import collections
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import PyTree
 
-from jno.lora import PeftFormatError
-from jno.lora.extending import adapted_layers, bullets, expect_model, module_paths, show_path
+from jno.lora import LoRAWrapper, Net, PeftFormatError
+from jno.lora.extending import adapted_layers, bullets, expect_model, show_path
 
 from ._files import PREFIX, Directory, write
-from ._names import Rename, module_name
-from ._updates import MisfitError, alpha_for
-from ._written import Written, written
+from ._layouts import layout_of
+from ._names import HEAD, Rename, is_embedding, may_be_tied, peft_name
+from ._others import Others
+from ._ties import Ties
+from ._updates import MisfitError
+from ._written import Written, written, written_base
+from ._written_config import common_variant, config_of, described, targets
 
 
-def save_peft(model: PyTree, directory: Directory, *, rename: Rename = None) -> None:
+def save_peft(
+    model: PyTree | Net,
+    directory: Directory,
+    *,
+    rename: Rename = None,
+    modules_to_save: str | None = None,
+    tied: bool | None = None,
+    base_model_name_or_path: str | None = None,
+    task_type: str | None = None,
+) -> None:
     """Write the adapters of `model` as one adapter of PEFT, for `PeftModel.from_pretrained`.
 
     LoRA, rsLoRA, DoRA and IA³ are written as such; LoRA-FA, PiSSA, MiLoRA, LoRA-XS and VeRA as LoRA
     with the same update (of twice the rank for PiSSA and MiLoRA), as is what mixes LoRA and rsLoRA.
-    The layers themselves are not written: PEFT puts the adapters around its own.
+    The adapted layers themselves are not written: PEFT puts the adapters around its own.
+
+    Trained arrays outside the adapters are written as PEFT's `modules_to_save`: those that a `Net`
+    trains, those that `modules_to_save` names, and those that `load_peft` read from a file and that
+    are still the same arrays. A plain model does not tell what else was trained.
 
     **Arguments:**
 
-    - `model`: an adapted model.
+    - `model`: a `Net`, or an adapted model.
     - `directory`: made if it does not exist. An adapter in it is replaced.
     - `rename`: from the paths of layers here to PEFT's names of modules: a table of regular
         expressions and replacements, each used in turn on the path (`{"^": "model/"}`) before its
         slashes become dots, or a function of the path that returns the dotted name. Each layer of a
         stack has a path such as `layers/q_proj[3]`.
+    - `modules_to_save`: a regular expression for the paths of arrays outside the adapters, such as
+        `"^classifier/|norm/"`: their modules are written whole. It replaces what a `Net` trains.
+    - `tied`: whether an output head reads the table of an adapted embedding, as for `load_peft`. An
+        adapter that a head sees too is written with PEFT's `ensure_weight_tying`; one that acts on
+        lookups alone is in an `Untied`.
+    - `base_model_name_or_path`: the model that the adapter is for: its name on a hub, or a path.
+    - `task_type`: PEFT's name of the task, such as `"CAUSAL_LM"`, by which `AutoPeftModel` and
+        others choose the model's class.
 
-    **Raises:** `PeftFormatError` that lists every adapter without an exact equivalent in PEFT, and
-    if PEFT cannot keep these variants together, an array cannot be read (tracers, donated arrays),
-    or the files cannot be written: the old ones are whole then, or without a configuration, so that
-    nothing loads. `SelectionError` for a bad `rename` or model.
+    **Raises:** `PeftFormatError` that lists every adapter, or every trained array, without an exact
+    equivalent in PEFT; also if a setting is malformed, the adapters are of kinds that PEFT cannot
+    keep together, an array cannot be read (tracers, donated arrays), or the files cannot be
+    written: the old ones are whole then, or without a configuration, so that nothing loads.
+    `SelectionError` for a bad `rename`, `modules_to_save` or model.
     """
+    described_as = described(base_model_name_or_path, task_type)
+    trainable = None
+    if isinstance(model, Net):
+        model, trainable = model.module, model.trainable
     expect_model(model, "save_peft")
-    problems: list[str] = []
-    modules: dict[str, Written] = {}
-    for path, node in adapted_layers(model):
-        try:
-            for one in written(node, path):
-                _add(modules, one, rename)
-        except MisfitError as err:
-            where = f"{show_path(path)} ({type(node).__name__})"
-            problems += [f"{where}: {line}" for line in err.args]
-    if problems:
+    ties = Ties(model, tied)
+    saving = _Saving(model, rename, ties)
+    if saving.problems:
         raise PeftFormatError(
-            f"These adapters have no exact equivalent in PEFT:\n{bullets(problems)}\n"
+            f"These adapters have no exact equivalent in PEFT:\n{bullets(saving.problems)}\n"
             "Nothing was written."
         )
-    if not modules:
+    if not saving.modules:
         raise PeftFormatError("The model carries no adapters to save. Save before merging.")
-    config = _config(modules, _common_variant(modules))
-    config["target_modules"] = _targets(modules, model, rename)
-    tensors = {
-        f"{PREFIX}{module}.{name}": tensor
-        for module, one in modules.items()
-        for name, tensor in one.tensors.items()
-    }
-    write(directory, config, tensors)
-
-
-def _add(modules: dict[str, Written], one: Written, rename: Rename) -> None:
-    module = module_name(one.path, rename)
-    if "[" in module:
-        raise MisfitError(
-            "it is a stack of layers, and each has a name of its own in PEFT. Give the names with "
-            r'`rename`, such as rename={r"(\w+)\[(\d+)\]$": r"\2/\1"} for layers/3/q_proj'
+    others = Others(model, rename, ties, saving.modules)
+    others.choose(trainable, modules_to_save)
+    if others.problems:
+        raise PeftFormatError(
+            f"PEFT cannot save these arrays beside the adapters:\n{bullets(others.problems)}\n"
+            "Nothing was written. To write the adapters alone, save `net.module`."
         )
-    if not module or module.startswith(".") or module.endswith("."):
-        raise MisfitError(
-            f"PEFT cannot call a module {module!r}. Give it a name with `rename`, such as "
-            'rename={"^$": "linear"} for a model that is one layer'
-        )
-    if module in modules:
-        raise MisfitError(f"it has PEFT's name {module!r}, as {modules[module].path!r} has")
-    modules[module] = one
-
-
-def _common_variant(modules: Mapping[str, Written]) -> str:
-    by_variant: dict[str, list[str]] = {}
-    for one in modules.values():
-        by_variant.setdefault(one.variant, []).append(one.path)
-    if by_variant.keys() == {"lora", "rslora"}:
-        return "lora"  # every rsLoRA is a LoRA with another alpha
-    if len(by_variant) == 1:
-        return next(iter(by_variant))
-    lines = (
-        f"{variant}: {', '.join(map(show_path, paths[:3]))}{', ...' if len(paths) > 3 else ''}"
-        for variant, paths in by_variant.items()
-    )
-    raise PeftFormatError(
-        f"One adapter of PEFT is of one variant, but these are of several:\n{bullets(lines)}\n"
-        "Save each into a directory of its own (`unwrap_lora` a copy of the others' layers); PEFT "
-        "loads several adapters into one model."
-    )
-
-
-def _config(modules: Mapping[str, Written], variant: str) -> dict[str, Any]:
-    unset = ("task_type", "base_model_name_or_path", "modules_to_save")
-    general = dict.fromkeys(unset) | {"inference_mode": True, "fan_in_fan_out": False}
-    if variant == "ia3":
-        return general | {"peft_type": "IA3", "feedforward_modules": []}
-    ranks = {module: one.rank for module, one in modules.items()}
-    alphas = {
-        module: _number(alpha_for(variant, one.rank, one.scale, one.alpha))
-        for module, one in modules.items()
-    }
-    rank, rank_pattern = _usual_and_others(ranks)
-    alpha, alpha_pattern = _usual_and_others(alphas)
-    return general | {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": rank_pattern,
-        "alpha_pattern": alpha_pattern,
-        "bias": "none",
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
-        "use_dora": variant == "dora",
-        "use_rslora": variant == "rslora",
-    }
-
-
-def _usual_and_others(numbers: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The most common number, and a pattern for each module that has another."""
-    usual = collections.Counter(numbers.values()).most_common(1)[0][0]
-    # PEFT looks for a pattern at the end of a name, unless it says where the name begins.
-    return usual, {f"^{re.escape(m)}": other for m, other in numbers.items() if other != usual}
-
-
-def _number(value: float) -> int | float:
-    return int(value) if value.is_integer() else value
-
-
-def _targets(modules: Mapping[str, Written], model: PyTree, rename: Rename) -> list[str] | str:
-    """The names of the modules; as a regex if one may be the end of a name that is not meant."""
-    names = sorted(modules)
-    ends = tuple(f".{name}" for name in names)
-    # A function may know the names of adapted layers only, so the other names are unknown.
-    if callable(rename) or any(
-        name.endswith(ends) and name not in modules
-        for name in (module_name(path, rename) for path in module_paths(model))
+    variant = common_variant(saving.modules)
+    if (others.ties and variant == "ia3") or (
+        saving.ties_adapter and any(map(may_be_tied, others.names))
     ):
-        return "|".join(map(re.escape, names))
-    return names
+        raise PeftFormatError(
+            "PEFT ties a head to its embedding for LoRA alone, and either in adapters or in "
+            f"modules_to_save, but these adapters are beside {', '.join(others.names)}. Nothing "
+            "was written."
+        )
+    config = {
+        **described_as,
+        **config_of(saving.modules, variant, HEAD if saving.ties_adapter else None),
+        "target_modules": targets(saving.modules, model, rename),
+        "modules_to_save": others.names or None,
+    }
+    if variant != "ia3":
+        config["bias"] = "lora_only" if saving.has_bias else "none"
+        config["ensure_weight_tying"] = saving.ties_adapter or others.ties
+    write(directory, config, {**saving.tensors, **others.tensors})
+
+
+class _Saving:
+    """The tensors of a model's adapters, and all problems."""
+
+    def __init__(self, model: PyTree, rename: Rename, ties: Ties):
+        self.problems: list[str] = []
+        self.modules: dict[str, Written] = {}
+        self.tensors: dict[str, Any] = {}
+        # Whether PEFT must adapt the head that is tied to an embedding; whether biases changed.
+        self.ties_adapter = self.has_bias = False
+        self._rename = rename
+        self._ties = ties
+        for path, node in adapted_layers(model):
+            try:
+                for one in written(node, self._ties.outer(path)):
+                    module = self._add(one)
+                    self._add_base(module, node, one)
+                    self._tie(module, one, node, self._ties.of(path))
+            except MisfitError as err:
+                where = f"{show_path(path)} ({type(node).__name__})"
+                self.problems += [f"{where}: {line}" for line in err.args]
+
+    def _add(self, one: Written) -> str:
+        module = peft_name(one.path, self._rename)
+        if module in self.modules:
+            raise MisfitError(
+                f"it has PEFT's name {module!r}, as {self.modules[module].path!r} has"
+            )
+        self.modules[module] = one
+        self._put(module, one.tensors)
+        return module
+
+    def _add_base(self, module: str, node: LoRAWrapper, one: Written) -> None:
+        """Arrays of the layer itself that are not those of the model before `load_peft`."""
+        arrays = written_base(node, one.place)
+        self.has_bias |= "bias" in arrays
+        self._put(f"{module}.base_layer", arrays)
+
+    def _tie(self, module: str, one: Written, node: LoRAWrapper, is_tied: bool | None) -> None:
+        """Let the head that reads an adapted table have the update as well, as it has here."""
+        if is_tied is False:
+            return
+        if not _is_table(node):
+            raise MisfitError(
+                "other layers read its weight through eqx.nn.Shared, and PEFT adapts this layer "
+                "alone. Let the embedding hold the weight"
+            )
+        if one.variant in ("lora", "rslora") and is_embedding(module):
+            self.ties_adapter = True
+            A, B = one.tensors["lora_embedding_A"], one.tensors["lora_embedding_B"]
+            self._put(HEAD, {"lora_A.weight": B.T, "lora_B.weight": A.T})
+            return
+        raise MisfitError(_NOT_TIED if is_tied else _MAY_BE_TIED)
+
+    def _put(self, module: str, tensors: Mapping[str, Any]) -> None:
+        self.tensors |= {f"{PREFIX}{module}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _is_table(node: LoRAWrapper) -> bool:
+    """Whether an adapter is around an embedding."""
+    layout = layout_of(node.base)
+    return layout is not None and layout.kind == "embedding"
+
+
+_LIMIT = (
+    "PEFT lets a head see the adapter of its embedding only for LoRA and rsLoRA on an embedding of "
+    "the name 'embed_tokens' (`ensure_weight_tying`)"
+)
+_NOT_TIED = (
+    f"a head reads the adapted table. {_LIMIT}. Train it on lookups alone: `untie` the embedding "
+    "before it is adapted"
+)
+_MAY_BE_TIED = (
+    f"a head may read the adapted table, which a model does not tell. {_LIMIT}. If no head reads "
+    "it, say tied=False; if one does, `untie` the embedding before it is adapted"
+)

@@ -9,7 +9,8 @@ from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError
 from jno.lora.extending import known_factors, show_path, values_of
 from jno_lora_zoo import DoRA
 
-from ._layouts import METHODS, Layout, layout_of
+from ._layouts import METHODS, Layout, Shape, layout_of
+from ._loaded import is_loaded
 from ._names import show_index
 from ._updates import MisfitError, refuse_layer, widened
 
@@ -19,7 +20,7 @@ Arrays = Mapping[str, np.ndarray]
 class Written(NamedTuple):
     """One adapter as PEFT has it.
 
-    - `path`: of its layer here, with its index in a stack: `layers/q_proj[3]`.
+    - `path`: of its layer here, with its index in a stack: `layers/q_proj[3]`; `place`: that index.
     - `variant`: `"lora"`, `"rslora"`, `"dora"` or `"ia3"`.
     - `scale`: the factor of its update; `alpha` gives it here.
     """
@@ -30,6 +31,7 @@ class Written(NamedTuple):
     rank: int
     scale: float
     alpha: float
+    place: Shape = ()
 
 
 def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
@@ -47,16 +49,28 @@ def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
         )
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     # First: nothing can be computed with arrays that cannot be read.
-    state = {n: _values(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
+    state = {n: values_for_peft(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
     variant, scale, arrays = _as_update(wrapper, state, where)
     bias = getattr(base, "bias", None)
-    if variant == "ia3" and bias is not None and _values(bias, f"the bias {where}").any():
+    if variant == "ia3" and bias is not None and values_for_peft(bias, f"the bias {where}").any():
         raise MisfitError("PEFT's IA3 also scales the bias of a layer, which IA3 here leaves alone")
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
         one = {name: array[index] for name, array in arrays.items()}
         rank, tensors = _tensors(variant, one, layout)
         whole = f"{path}[{show_index(index)}]" if index else path
-        yield Written(whole, variant, tensors, rank, scale, wrapper.alpha)
+        yield Written(whole, variant, tensors, rank, scale, wrapper.alpha, index)
+
+
+def written_base(wrapper: LoRAWrapper, index: Shape) -> Arrays:
+    """The arrays of the layer in an adapter that `load_peft` read, for PEFT."""
+    own = {name: getattr(wrapper.base, name, None) for name in ("weight", "bias")}
+    where = f"in the {type(wrapper).__name__}"
+    arrays = {
+        n: values_for_peft(x, f"the array {n!r} {where}")[index]
+        for n, x in own.items()
+        if is_loaded(x)
+    }
+    return {name: x.reshape(-1) if name == "bias" else x for name, x in arrays.items()}
 
 
 def _as_update(wrapper: LoRAWrapper, state: Arrays, where: str) -> tuple[str, float, Arrays]:
@@ -76,7 +90,7 @@ def _as_update(wrapper: LoRAWrapper, state: Arrays, where: str) -> tuple[str, fl
             "one"
         )
     named = zip(("lora_A", "lora_B"), product, strict=True)
-    return "lora", 1.0, {n: _values(x, f"the factor {n[-1]} {where}") for n, x in named}
+    return "lora", 1.0, {n: values_for_peft(x, f"the factor {n[-1]} {where}") for n, x in named}
 
 
 def _without_multiplier(state: Arrays) -> Arrays:
@@ -109,7 +123,7 @@ def _tensors(variant: str, arrays: Arrays, layout: Layout) -> tuple[int, Arrays]
     return rank, {name: arrays[field].reshape(shape) for field, (name, shape) in table.items()}
 
 
-def _values(array: Any, what: str) -> np.ndarray:
+def values_for_peft(array: Any, what: str) -> np.ndarray:
     try:
         return values_of(array, what)
     except CheckpointError as err:

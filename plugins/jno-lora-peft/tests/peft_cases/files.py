@@ -5,7 +5,7 @@ import json
 import equinox as eqx
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 PREFIX = "base_model.model."
 
@@ -28,6 +28,12 @@ def write_files(folder, tensors, **config):
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def read_files(folder):
+    """The configuration and the tensors of the adapter in `folder`."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return config, load_file(folder / "adapter_model.safetensors")
 
 
 def stack_of(count):

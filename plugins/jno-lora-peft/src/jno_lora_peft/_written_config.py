@@ -1,0 +1,124 @@
+"""The settings of `adapter_config.json` for adapters that are saved."""
+
+import collections
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import PyTree
+
+from jno.lora import PeftFormatError
+from jno.lora.extending import bullets, module_paths, nearest, show_path
+
+from ._names import EMBEDDING, Rename, is_embedding, module_name
+from ._updates import alpha_for
+from ._written import Written
+
+# PEFT's types of tasks.
+TASKS = (
+    "SEQ_CLS",
+    "SEQ_2_SEQ_LM",
+    "CAUSAL_LM",
+    "TOKEN_CLS",
+    "QUESTION_ANS",
+    "FEATURE_EXTRACTION",
+)
+
+
+def described(base_model_name_or_path: Any, task_type: Any) -> dict[str, Any]:
+    """The settings that say what an adapter is for. **Raises:** `PeftFormatError` if malformed."""
+    name, task = base_model_name_or_path, task_type
+    if name is not None and (not isinstance(name, str) or not name):
+        raise PeftFormatError(
+            f'`base_model_name_or_path` must be a string such as "meta-llama/Llama-3.2-1B" or the '
+            f"path of a directory, but is {name!r}"
+        )
+    if task is not None and task not in TASKS:
+        near = nearest(str(task).upper(), TASKS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise PeftFormatError(
+            f"`task_type` must be one of {', '.join(TASKS)}, or None, but is {task!r}.{hint}"
+        )
+    return {"base_model_name_or_path": name, "task_type": None if task is None else str(task)}
+
+
+def common_variant(modules: Mapping[str, Written]) -> str:
+    """The kind of all these adapters. **Raises:** `PeftFormatError` if they are of several."""
+    by_variant: dict[str, list[str]] = {}
+    for one in modules.values():
+        by_variant.setdefault(one.variant, []).append(one.path)
+    if by_variant.keys() == {"lora", "rslora"}:
+        return "lora"  # every rsLoRA is a LoRA with another alpha
+    if len(by_variant) == 1:
+        return next(iter(by_variant))
+    kinds = (
+        f"{variant}: {', '.join(map(show_path, paths[:3]))}{', ...' if len(paths) > 3 else ''}"
+        for variant, paths in by_variant.items()
+    )
+    raise PeftFormatError(
+        f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
+        "Save each kind into a directory of its own (`unwrap_lora` a copy of the others' layers); "
+        "PEFT loads several adapters into one model."
+    )
+
+
+def config_of(
+    modules: Mapping[str, Written], variant: str, head: str | None = None
+) -> dict[str, Any]:
+    """The settings of an adapter of PEFT, but for those that name modules.
+
+    - `head`: the head that PEFT ties to an embedding, with the same rank and scale.
+    """
+    general = {
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+    }
+    if variant == "ia3":
+        return general | {"peft_type": "IA3", "feedforward_modules": []}
+    ranks = {module: one.rank for module, one in modules.items()}
+    alphas = {
+        module: _number(alpha_for(variant, one.rank, one.scale, one.alpha))
+        for module, one in modules.items()
+    }
+    if head is not None:
+        embedding = next(module for module in modules if is_embedding(module))
+        ranks[head], alphas[head] = ranks[embedding], alphas[embedding]
+    rank, rank_pattern = _usual_and_others(ranks)
+    alpha, alpha_pattern = _usual_and_others(alphas)
+    return general | {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+        "use_dora": variant == "dora",
+        "use_rslora": variant == "rslora",
+    }
+
+
+def _usual_and_others(numbers: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The most common number, and a pattern for each module that has another."""
+    usual = collections.Counter(numbers.values()).most_common(1)[0][0]
+    # PEFT looks for a pattern at the end of a name, unless it says where the name begins.
+    return usual, {f"^{re.escape(m)}": other for m, other in numbers.items() if other != usual}
+
+
+def _number(value: float) -> int | float:
+    return int(value) if value.is_integer() else value
+
+
+def targets(modules: Mapping[str, Written], model: PyTree, rename: Rename) -> list[str] | str:
+    """The names of the modules; as a regex if one may be the end of a name that is not meant."""
+    names = sorted(modules)
+    ends = tuple(f".{name}" for name in names)
+    # A function may know the names of adapted layers only, so the other names are unknown.
+    if callable(rename) or any(
+        name.endswith(ends) and name not in modules
+        for name in (module_name(path, rename) for path in module_paths(model))
+    ):
+        # PEFT looks for an embedding to tie by its short name.
+        short = [EMBEDDING] if any(map(is_embedding, names)) else []
+        return "|".join(map(re.escape, [*names, *short]))
+    return names
