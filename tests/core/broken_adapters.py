@@ -336,6 +336,45 @@ class NamesAnotherMesh(Good):
         return {"lora_A": jax.sharding.PartitionSpec(None, "an axis of another mesh")}
 
 
+def low_rank(wrapper, x, A, B):
+    return (wrapper.alpha / wrapper.rank) * (B.astype(x.dtype) @ (A.astype(x.dtype) @ x))
+
+
+class StopsItsInput(Good):
+    def __call__(self, x):
+        constant = jax.lax.stop_gradient(x)
+        return self.base(x) + low_rank(self, constant, self.lora_A, self.lora_B)
+
+
+class HidesItsProduct(Good):
+    """All derivatives are right, but Taylor mode does not see them."""
+
+    def __call__(self, x):
+        A, B = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
+        return self.base(x) + (self.alpha / self.rank) * _product(B, _product(A, x))
+
+
+@jax.custom_jvp
+def _product(matrix, x):
+    return matrix @ x
+
+
+@_product.defjvp
+def _product_jvp(primals, tangents):
+    (matrix, x), (dmatrix, dx) = primals, tangents
+    return _product(matrix, x), dmatrix @ x + matrix @ dx
+
+
+class ForgetsMixedDerivatives(Good):
+    """Right by the input, and right by the arrays, but not by both."""
+
+    def __call__(self, x):
+        A, B = self.lora_A, self.lora_B
+        constant, stop = jax.lax.stop_gradient(x), jax.lax.stop_gradient
+        nothing = low_rank(self, constant, A, B) - low_rank(self, constant, stop(A), stop(B))
+        return self.base(x) + low_rank(self, x, stop(A), stop(B)) + nothing
+
+
 def case_of(wrapper):
     return WrapperCase(
         wrapper,
@@ -344,6 +383,8 @@ def case_of(wrapper):
         parameters=2 * (6 + 4),
     )
 
+
+DERIVATIVES = {"input-derivatives", "input-jet", "residual-gradients"}
 
 # The broken adapter for each check, and the other checks that cannot but fail with it.
 BROKEN = {
@@ -363,7 +404,7 @@ BROKEN = {
     "adapter-acts": (DoesNothing, {"gradients"}),
     "merge-equals-call": (
         ForgetsTheScale,
-        {"merge-gradients", "double-precision", "stacked-layers"},
+        {"merge-gradients", "double-precision", "stacked-layers", *DERIVATIVES},
     ),
     "merge-restores-form": (MergesInAnotherDtype, set()),
     "unwrap-restores": (SpoilsItsBase, {"identity-in-half-precision"}),
@@ -371,17 +412,20 @@ BROKEN = {
     "adapter-dtype": (HalfPrecisionAdapter, set()),
     "double-precision": (SinglePrecisionOnly, set()),
     "gradients": (StopsGradient, set()),
-    "merge-gradients": (MergeStopsGradient, set()),
+    "merge-gradients": (MergeStopsGradient, {"residual-gradients"}),
+    "input-derivatives": (StopsItsInput, DERIVATIVES),
+    "input-jet": (HidesItsProduct, set()),
+    "residual-gradients": (ForgetsMixedDerivatives, set()),
     "key-forms": (KeepsItsKey, {"state-round-trip"}),
     "jit": (
         LooksAtValues,
         {"constructor-vmap-and-scan", "eval-shape", "stacked-layers", "state-round-trip"},
     ),
-    "vmap": (MixesTheBatch, set()),
+    "vmap": (MixesTheBatch, DERIVATIVES),
     "stacked-layers": (ReadsAWrongAxis, set()),
     "eval-shape": (AbstractlyOther, {"state-round-trip"}),
     "checkpoint": (HasSideEffects, set()),
     "constructor-vmap-and-scan": (CallsBackInInit, set()),
     "sharding": (NamesAnotherMesh, set()),
-    "no-lapack-in-step": (Solves, set()),
+    "no-lapack-in-step": (Solves, {"input-jet"}),
 }

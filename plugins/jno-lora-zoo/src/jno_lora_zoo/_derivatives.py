@@ -13,8 +13,8 @@ import jax
 from jaxtyping import Array
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-# From the value, the arguments and their tangents (`None` for those that do not vary), the value and
-# its tangent.
+# From the value, the arguments and their tangents (`None` for those that do not vary) to the value
+# and its tangent.
 Rule = Callable[..., tuple[Array, Array | None]]
 
 

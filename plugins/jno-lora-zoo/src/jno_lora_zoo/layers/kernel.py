@@ -175,7 +175,7 @@ def _merged_product_rule(
     """Through `r` channels for `A` and `B`, instead of through the whole kernel."""
     (x, weight, A, B), (dx, dweight, dA, dB) = primals, tangents
     terms = [
-        *([] if dx is None else [_convolve(frame, dx, _adapted(weight, A, B))]),
+        *([] if dx is None else [_merged_product(dx, weight, A, B, frame=frame)]),
         *([] if dweight is None else [_convolve(frame, x, dweight)]),
         *([] if dA is None else [_up(frame, _down(frame, x, dA), B)]),
         *([] if dB is None else [_up(frame, _down(frame, x, A), dB)]),
