@@ -20,17 +20,9 @@ from jno.lora.testing import (
 )
 from jno.lora.testing._conformance import relative_error
 
-from .broken_adapters import (
-    BROKEN,
-    DoesNothing,
-    Good,
-    HalfPrecisionAdapter,
-    MisspeltField,
-    case_of,
-)
+from .broken_adapters import DoesNothing, Good, HalfPrecisionAdapter, MisspeltField, case_of
+from .broken_under_jax import BROKEN, DERIVATIVES
 from .toys import ToyScale
-
-DERIVATIVES = ("input-derivatives", "input-jet", "residual-gradients")
 
 
 @parametrize_with_checks([case_of(Good)], strict=True)
@@ -216,52 +208,6 @@ def test_what_needs_a_merged_layer_is_not_applicable_without_one():
     for name in ("merge-equals-call", "merge-gradients", *DERIVATIVES):
         assert checks[name]() == "the adapter cannot be merged"
     assert checks["merge-restores-form"]() is None
-
-
-def test_a_layer_whose_input_is_an_index_has_no_derivatives_to_check():
-    checks = wrapper_checks(*standard_cases(MyEmbeddingAdapter))
-    assert {checks[name]() for name in DERIVATIVES} == {"no input of the layer is a floating array"}
-
-
-@pytest.mark.parametrize(
-    ("after", "reasons"),
-    [
-        # Taylor mode ignores the rule of `relu` and fails.
-        (jax.nn.relu, [None, "`jet` cannot follow the layer itself", None]),
-        # A loop whose length is not known has derivatives in forward mode only.
-        (
-            lambda y: jax.lax.while_loop(lambda y: y[0] < 9, lambda y: 2 * y + 1, y),
-            [
-                None,
-                "`jet` cannot follow the layer itself",
-                "`hessian` cannot differentiate the layer itself",
-            ],
-        ),
-        (
-            lambda y: jax.pure_callback(lambda y: y, y, y),
-            [
-                "the layer itself cannot be differentiated",
-                "`jet` cannot follow the layer itself",
-                "`hessian` cannot differentiate the layer itself",
-            ],
-        ),
-    ],
-)
-def test_only_derivatives_that_the_layer_itself_has_are_asked_for(after, reasons):
-    case = dataclasses.replace(case_of(Good), call=lambda layer, x: after(layer(x)))
-    checks = wrapper_checks(case)
-    assert [checks[name]() for name in DERIVATIVES] == reasons
-
-
-def test_derivatives_that_only_the_adapter_lacks_are_a_failure():
-    class Rounds(Good):
-        def __call__(self, x):
-            return jax.pure_callback(lambda y: y, x[:4], Good.__call__(self, x))
-
-    checks = wrapper_checks(case_of(Rounds))
-    for name in DERIVATIVES:
-        with pytest.raises(ConformanceError, match="the check stopped at an exception"):
-            checks[name]()
 
 
 def test_a_layer_of_which_nothing_can_be_cut_has_no_sharding_to_check():

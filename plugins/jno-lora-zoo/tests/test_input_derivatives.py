@@ -12,6 +12,7 @@ from zoo_cases import adapters, assert_close, build, case, each, perturb
 
 from jno.lora import lora_trainable_filter
 
+
 def split(adapter, base):
     wrapper = perturb(build(adapter, base))
     return eqx.partition(wrapper, lora_trainable_filter(wrapper))
