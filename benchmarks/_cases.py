@@ -51,7 +51,15 @@ ALL_MEASURES = (
 
 def cases(device: str = "cpu") -> list[Case]:
     """All cases, in the order of the tables. Some are too large for anything but a GPU."""
-    everywhere = [*linear(), *batches(), *deep_oft(), *convs(), *dispatch(), *inits()]
+    everywhere = [
+        *linear(),
+        *batches(),
+        *laplacians(),
+        *deep_oft(),
+        *convs(),
+        *dispatch(),
+        *inits(),
+    ]
     return [*everywhere, *transformer_sized()] if device == "gpu" else everywhere
 
 
@@ -98,6 +106,29 @@ def batches() -> Iterator[Case]:
             aim = aims.get((adapter, batch))
             targets = [] if aim is None else [("step", "jno", aim)]
             yield case | {"group": "batch", "measures": ("step", "forward"), "targets": targets}
+
+
+def laplacians() -> Iterator[Case]:
+    """A physics-informed loss, whose steps differentiate the model twice by its input."""
+    for adapter in TARGETS:
+        yield {
+            **mlp(adapter, batch=1024),
+            "name": f"laplacian/{adapter}",
+            "group": "laplacian",
+            "loss": "laplacian",
+            "model": {
+                "kind": "mlp",
+                "inputs": 2,
+                "outputs": 1,
+                "width": 256,
+                "layers": 5,
+                "activation": "tanh",
+            },
+            "rank": 4,
+            "sides": {"ours": OURS, "floor": FLOOR, "full": FULL},
+            "measures": ("step",),
+            "targets": [("step", "floor", 1.2 if TARGETS[adapter] is LOW_RANK else 1.5)],
+        }
 
 
 def deep_oft() -> Iterator[Case]:

@@ -41,6 +41,13 @@ GROUPS = {
         ),
     ),
     "batch": Group("Smaller batches", "The same model.", (MAIN,)),
+    "laplacian": Group(
+        "A loss of second derivatives",
+        "A step on the mean squared residual of a Poisson equation, `trace(jax.hessian(u)(x))` "
+        "against a right-hand side, at 1,024 points. `u` is an MLP with two inputs, four hidden "
+        "layers of 256 and tanh; rank 4.",
+        ((("step", "floor"), ("step", "full"), ("temp", "floor"), ("flops", "floor")),),
+    ),
     "deep": Group(
         "OFT in several layers",
         "On a machine with few cores, linear solves by LAPACK in several layers can deadlock. "

@@ -29,8 +29,10 @@ def model_of(case: dict[str, Any]) -> Any:
     spec, key = case["model"], jax.random.key(0)
     if spec["kind"] == "mlp":
         width, hidden = spec["width"], spec["layers"] - 1
-        inner, dtype = spec.get("inner", width), dtype_of(case)
-        return eqx.nn.MLP(width, width, inner, hidden, activation=jax.nn.relu, dtype=dtype, key=key)
+        sizes = (spec.get("inputs", width), spec.get("outputs", width), spec.get("inner", width))
+        activation = jnp.tanh if spec.get("activation") == "tanh" else jax.nn.relu
+        dtype = dtype_of(case)
+        return eqx.nn.MLP(*sizes, hidden, activation=activation, dtype=dtype, key=key)
     channels, dilation = spec["channels"], spec.get("dilation", 1)
     return Convolutions(
         [
@@ -57,11 +59,25 @@ def dtype_of(case: dict[str, Any]) -> Any:
 def data_of(case: dict[str, Any], model: Any) -> tuple[jax.Array, jax.Array]:
     """A batch of inputs, and targets of the shape of the outputs."""
     spec = case["model"]
-    one = (spec["width"],) if spec["kind"] == "mlp" else (spec["channels"], *spec["image"])
+    if spec["kind"] == "mlp":
+        one = (spec.get("inputs", spec["width"]),)
+    else:
+        one = (spec["channels"], *spec["image"])
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((case["batch"], *one)), dtype_of(case))
     shape = eqx.filter_eval_shape(jax.vmap(model), x).shape
     return x, jnp.asarray(rng.standard_normal(shape), dtype_of(case))
+
+
+def outputs_of(case: dict[str, Any], model: Any, x: jax.Array) -> jax.Array:
+    """What the loss of a training case compares with the targets: outputs, or Laplacians."""
+    if case.get("loss") != "laplacian":
+        return jax.vmap(model)(x)
+
+    def laplacian(x: jax.Array) -> jax.Array:
+        return jnp.trace(jax.hessian(lambda x: model(x)[0])(x))[None]
+
+    return jax.vmap(laplacian)(x)
 
 
 def many_layers(number: int, width: int) -> eqx.nn.Sequential:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._models import data_of, first_layer, model_of
+from ._models import data_of, first_layer, model_of, outputs_of
 from ._timing import Subject, timed
 
 BASELINES = ("bias", "all")
@@ -58,14 +58,19 @@ def build(case: dict[str, Any], device: str) -> Subject:
             subject.measures |= _adapter_files(lora, model, plain)
     if case["adapter"] == "all":
         subject.measures |= _model_files(plain)
-    subject = _add_training(subject, model, trains, x, y, queue)
+    subject = _add_training(subject, case, model, trains, (x, y), queue)
     if case["adapter"] in BASELINES:
         del subject.measures["compile"]
     return subject
 
 
 def _add_training(
-    subject: Subject, model: Any, trains: Any, x: jax.Array, y: jax.Array, queue: bool
+    subject: Subject,
+    case: dict[str, Any],
+    model: Any,
+    trains: Any,
+    data: tuple[jax.Array, jax.Array],
+    queue: bool,
 ) -> Subject:
     arrays, static = eqx.partition(model, eqx.is_array)
     trainable, frozen = eqx.partition(arrays, trains)
@@ -75,7 +80,7 @@ def _add_training(
     # flattening of modules, and no donated buffer is needed elsewhere.
     state, state_form = jax.tree.flatten(_own((trainable, optimiser.init(trainable))))
     weights, weights_form = jax.tree.flatten(_own(trainable))
-    constants, constants_form = jax.tree.flatten(_own((frozen, x, y)))
+    constants, constants_form = jax.tree.flatten(_own((frozen, *data)))
 
     def step(state: list[jax.Array], constants: list[jax.Array]) -> tuple[Any, jax.Array]:
         trainable, opt_state = jax.tree.unflatten(state_form, state)
@@ -83,7 +88,7 @@ def _add_training(
 
         def loss(trainable: Any) -> jax.Array:
             model = eqx.combine(trainable, frozen, static)
-            return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+            return jnp.mean((outputs_of(case, model, x) - y) ** 2)
 
         value, grads = jax.value_and_grad(loss)(trainable)
         updates, opt_state = optimiser.update(grads, opt_state)

@@ -5,13 +5,14 @@ import random
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks import _cases, _tables, compare, report
 from benchmarks._comparison import Comparison, Settings
 from benchmarks._ratios import Ratio, of_facts, per_round
 from benchmarks._workers import RequestFailedError, Worker, WorkerLostError, command, variables
-from benchmarks.sides import jax_dispatch, jax_init, jax_train
+from benchmarks.sides import _models, jax_dispatch, jax_init, jax_train
 from benchmarks.sides._timing import timed
 
 from jno.lora._registry import _zoo_names
@@ -271,6 +272,19 @@ def test_our_sides_measure_all_they_promise():
             assert measure(1) > 0
         spec = {"size": 12, "rank": 2, "spectrum": "decaying", "adapter": "PiSSALinear"}
         assert jax_init.build(spec, "cpu").facts["energy"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_laplacian_is_what_a_loss_of_second_derivatives_compares():
+    spec = next(spec for spec in _cases.laplacians() if spec["name"] == "laplacian/LoRA")
+    x, y = _models.data_of(spec | {"batch": 3}, _models.model_of(spec))
+    assert (x.shape, y.shape) == ((3, 2), (3, 1))
+
+    def cubes(x):
+        return jnp.sum(x**3, keepdims=True)
+
+    found = _models.outputs_of(spec, cubes, x)
+    assert jnp.allclose(found, 6 * jnp.sum(x, axis=1, keepdims=True), rtol=1e-5)
+    assert jnp.array_equal(_models.outputs_of({}, cubes, x), jax.vmap(cubes)(x))
 
 
 def test_captured_energy():

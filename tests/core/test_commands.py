@@ -202,7 +202,9 @@ def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(name, make, tm
     )
     for result in run_checks(standard_cases(adapter)[0]):
         assert result.error is None
-        assert result.not_applicable is None or result.check == "parameter-count"
+        # An index has no derivatives.
+        is_lookup = result.not_applicable == "no input of the layer is a floating array"
+        assert result.not_applicable is None or result.check == "parameter-count" or is_lookup
     stack = eqx.filter_vmap(make)(jax.random.split(getkey(), 3))
     adapted = apply_lora([stack], 2, key=getkey(), wrappers=adapter)
     assert adapted[0].left.shape[0] == 3

@@ -20,14 +20,8 @@ from jno.lora.testing import (
 )
 from jno.lora.testing._conformance import relative_error
 
-from .broken_adapters import (
-    BROKEN,
-    DoesNothing,
-    Good,
-    HalfPrecisionAdapter,
-    MisspeltField,
-    case_of,
-)
+from .broken_adapters import DoesNothing, Good, HalfPrecisionAdapter, MisspeltField, case_of
+from .broken_under_jax import BROKEN, DERIVATIVES
 from .toys import ToyScale
 
 
@@ -211,7 +205,7 @@ class Unmergeable(Good):
 def test_what_needs_a_merged_layer_is_not_applicable_without_one():
     case = dataclasses.replace(case_of(Unmergeable), mergeable=False)
     checks = wrapper_checks(case)
-    for name in ("merge-equals-call", "merge-gradients"):
+    for name in ("merge-equals-call", "merge-gradients", *DERIVATIVES):
         assert checks[name]() == "the adapter cannot be merged"
     assert checks["merge-restores-form"]() is None
 

@@ -4,8 +4,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._derivatives import differentiated_by
 
-@jax.custom_jvp
+
+def _cayley_rule(R: Array, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # dR = -2 (I + Q)^-1 dQ (I + Q)^-1, and (I + Q)^-1 = (I + R) / 2: two products, no solve.
+    half = (R + jnp.broadcast_to(jnp.eye(R.shape[-1], dtype=R.dtype), R.shape)) / 2
+    return R, -2 * (half @ tangents[0] @ half)
+
+
+@differentiated_by(_cayley_rule)
 def cayley(skew: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
     """`R = (I - Q)(I + Q)^-1` of antisymmetric matrices `Q`: a rotation, however large `Q` is.
 
@@ -39,12 +47,3 @@ def cayley(skew: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
 
 def _like(row: Array, column: Array) -> Array:
     return jnp.broadcast_to(row, column.shape)
-
-
-@cayley.defjvp
-def _cayley_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # dR = -2 (I + Q)^-1 dQ (I + Q)^-1, and (I + Q)^-1 = (I + R) / 2: two products, no solve.
-    (skew,), (dskew,) = primals, tangents
-    R = cayley(skew)
-    half = (R + jnp.broadcast_to(jnp.eye(R.shape[-1], dtype=R.dtype), R.shape)) / 2
-    return R, -2 * (half @ dskew @ half)

@@ -10,7 +10,13 @@ from .._errors import warn
 from .._showing import tracked
 
 # The modules of checks put them into `CHECKS`, in this order.
-from . import _checks_class, _checks_transforms, _checks_values, _conformance  # noqa: F401
+from . import (  # noqa: F401
+    _checks_class,
+    _checks_derivatives,
+    _checks_transforms,
+    _checks_values,
+    _conformance,
+)
 from ._case import WrapperCase
 from ._conformance import ConformanceError
 

@@ -19,6 +19,7 @@ from .._arrays import (
     is_float_array,
     sharded_over,
 )
+from .._derivatives import differentiated_by
 from .._layer_kind import Factor, LayerKind, Map, MeshAxes, unchanged
 
 
@@ -168,50 +169,45 @@ def _with_one_group(frame: Any) -> Any:
     return one
 
 
-@eqx.filter_custom_jvp
-def _merged_product(x: Array, weight: Array, A: Array, B: Array, *, frame: Any) -> Array:
-    """`(W + B A) x` as one convolution, which is cheaper than two beside it.
-
-    By the rule below, the derivatives with respect to `A` and `B` go through `r` channels instead
-    of through the whole kernel.
-    """
-    return _convolve(frame, x, _adapted(weight, A, B))
-
-
-@_merged_product.def_jvp
-def _merged_product_jvp(primals: Any, tangents: Any, *, frame: Any) -> tuple[Array, Array | None]:
+def _merged_product_rule(
+    y: Array, primals: Any, tangents: Any, *, frame: Any
+) -> tuple[Array, Array | None]:
+    """Through `r` channels for `A` and `B`, instead of through the whole kernel."""
     (x, weight, A, B), (dx, dweight, dA, dB) = primals, tangents
-    kernel = _adapted(weight, A, B)
     terms = [
-        *([] if dx is None else [_convolve(frame, dx, kernel)]),
+        *([] if dx is None else [_merged_product(dx, weight, A, B, frame=frame)]),
         *([] if dweight is None else [_convolve(frame, x, dweight)]),
         *([] if dA is None else [_up(frame, _down(frame, x, dA), B)]),
         *([] if dB is None else [_up(frame, _down(frame, x, A), dB)]),
     ]
-    return _convolve(frame, x, kernel), sum(terms[1:], terms[0]) if terms else None
+    return y, sum(terms[1:], terms[0]) if terms else None
+
+
+@differentiated_by(_merged_product_rule)
+def _merged_product(x: Array, weight: Array, A: Array, B: Array, *, frame: Any) -> Array:
+    """`(W + B A) x` as one convolution, which is cheaper than two beside it."""
+    return _convolve(frame, x, _adapted(weight, A, B))
 
 
 def _adapted(weight: Array, A: Array, B: Array) -> Array:
     return weight + (B @ A).reshape(weight.shape)
 
 
-@eqx.filter_custom_jvp
-def _with_rows_changed(x: Array, weight: Array, p: Any, *, f: Any, frame: Any) -> Array:
-    """`f(W, p) x` as one convolution: a kernel has fewer numbers than the outputs.
-
-    Its derivative goes through `f(W x, p)`, without that of the whole kernel.
-    """
-    return _convolve(frame, x, f(weight, p))
-
-
-@_with_rows_changed.def_jvp
-def _with_rows_changed_jvp(
-    primals: Any, tangents: Any, *, f: Any, frame: Any
+def _with_rows_changed_rule(
+    y: Array, primals: Any, tangents: Any, *, f: Any, frame: Any
 ) -> tuple[Array, Array | None]:
+    """The value and derivative of `f(W x, p)`, without the derivative of the whole kernel."""
+
     def outputs_changed(x: Array, weight: Array, p: Any) -> Array:
         return f(_convolve(frame, x, weight), p)
 
     return eqx.filter_jvp(outputs_changed, primals, tangents)
+
+
+@differentiated_by(_with_rows_changed_rule)
+def _with_rows_changed(x: Array, weight: Array, p: Any, *, f: Any, frame: Any) -> Array:
+    """`f(W, p) x` as one convolution: a kernel has fewer numbers than the outputs."""
+    return _convolve(frame, x, f(weight, p))
 
 
 def kernel_shape(leaf: Any) -> tuple[Any, ...]:

@@ -50,7 +50,7 @@ class DoRA(Scaled):
 
     def forward(self, x: Any) -> Array:
         B = self.multiplied(self.lora_B)
-        y = self.low_rank(x, self.lora_A, B, after=lambda y: self.scaling * y)
+        y = self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
         return scaled(y, self.row_factor(self.factored_norms(self.matrix(self.base))))
 
     def row_factor(self, norms: Float[Array, " out"]) -> Float[Array, " out"]:

@@ -31,7 +31,7 @@ class LowRank(Scaled):
 
     def forward(self, x: Any) -> Array:
         B = self.multiplied(self.lora_B)
-        return self.low_rank(x, self.lora_A, B, after=lambda y: self.scaling * y)
+        return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
 
     def low_rank_update(self) -> tuple[Array, Array]:
         return self.lora_A, self.times_scale(self.lora_B)

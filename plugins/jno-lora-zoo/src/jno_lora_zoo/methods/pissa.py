@@ -69,7 +69,7 @@ class SingularSplit(Method):
         return W + self.update(self.lora_B, self.lora_A, W)
 
     def forward(self, x: Any) -> Array:
-        return self.low_rank(x, self.lora_A, self.lora_B, after=lambda y: self.scaling * y)
+        return self.low_rank(x, self.lora_A, self.lora_B, between=lambda h: self.scaling * h)
 
     def low_rank_update(self) -> tuple[Array, Array]:
         # The start of the factors was taken out of the weight: it comes with the other sign.

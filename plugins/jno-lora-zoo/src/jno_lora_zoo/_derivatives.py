@@ -1,0 +1,62 @@
+"""Functions with a derivative of their own, which Taylor mode (`jax.experimental.jet`) can follow.
+
+JAX's `jet` ignores rules of `jax.custom_jvp` and fails at the first operation inside such a
+function. The two functions below therefore contain no operation: they return what they are given.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+from jaxtyping import Array
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+# From the value, the arguments and their tangents (`None` for those that do not vary) to the value
+# and its tangent.
+Rule = Callable[..., tuple[Array, Array | None]]
+
+
+def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
+    """Give `function(*arrays, **static)` a rule: `rule(value, arrays, tangents, **static)`.
+
+    The function computes its value outside of the rule, from arguments that are constants for
+    differentiation. So nothing is differentiated twice, and `jet` sees the plain operations. A rule
+    that finds the value on its way to the tangent returns that one; the compiler then drops the
+    other.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def differentiated(*args: Any, **static: Any) -> Any:
+            value = function(*_detached(args), **static)
+            return _ruled(value, *args, rule=functools.partial(rule, **static))
+
+        return differentiated  # pyright: ignore[reportReturnType]
+
+    return decorate
+
+
+@eqx.filter_custom_jvp
+def _detached(args: Any) -> Any:
+    """`args`, constant for differentiation. `jet`, unlike with `stop_gradient`, sees them vary."""
+    return args
+
+
+@_detached.def_jvp
+def _detached_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    (args,) = primals
+    # Called again, so that an outer derivative takes them as constants too.
+    return _detached(args), jax.tree.map(lambda _: None, args)
+
+
+@eqx.filter_custom_jvp
+def _ruled(value: Array, *args: Any, rule: Rule) -> Array:
+    """`value`, whose derivative with respect to `args` is that of `rule`."""
+    return value
+
+
+@_ruled.def_jvp
+def _ruled_jvp(primals: Any, tangents: Any, *, rule: Rule) -> tuple[Array, Array | None]:
+    return rule(_ruled(*primals, rule=rule), primals[1:], tangents[1:])

@@ -1,0 +1,200 @@
+"""Checks of derivatives with respect to a layer's input: physics-informed losses are made of them.
+
+The layer is restricted to a plane of its inputs, through the case's own: all derivatives of a
+function of two numbers are cheap to compile, whatever the layer is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.jet import jet
+from jaxtyping import Array, Float, PyTree
+
+from .._contract import merged_layer
+from ._case import NOT_MERGEABLE, WrapperCase, split
+from ._conformance import require_close, required
+
+_TOLERANCE = 2e-4
+_ORIGIN = np.zeros(2, np.float32)
+_NO_INPUT = "no input of the layer is a floating array"
+_ORDER = 3
+
+Derivatives = dict[str, Callable[[Callable[..., Array]], Callable[..., Array]]]
+
+DERIVATIVES: Derivatives = {
+    "grad": jax.grad,
+    "jacfwd(jacfwd)": lambda f: jax.jacfwd(jax.jacfwd(f)),
+    "jacrev(jacrev)": lambda f: jax.jacrev(jax.jacrev(f)),
+    "hessian": jax.hessian,
+    "jacfwd(hessian)": lambda f: jax.jacfwd(jax.hessian(f)),
+}
+
+
+@required(
+    "let the input reach the output by JAX operations that can be differentiated again and again: "
+    "no `stop_gradient` on it, no rule that is right to the first order only."
+)
+def check_input_derivatives(case: WrapperCase) -> str | None:
+    """Derivatives with respect to the input, to the third order, are those of the merged layer."""
+    if (reason := _reason_to_skip(case)) is not None:
+        return reason
+    names = tuple(name for name in DERIVATIVES if _can(case, _derivatives, (name,)))
+    if not names:
+        return "the layer itself cannot be differentiated"
+    trained = case.make_trained()
+    expected = _derivatives(merged_layer(trained), case.call, _plane(case), names)
+    got = _derivatives(trained, case.call, _plane(case), names)
+    for name in names:
+        require_close(
+            got[name],
+            expected[name],
+            _TOLERANCE,
+            f"`{name}` with respect to the input differs from the merged layer's",
+        )
+    return None
+
+
+@required(
+    "keep operations on the input out of functions with `jax.custom_jvp` or `jax.custom_vjp`: "
+    "`jet` ignores their rules, and cannot look into them. Compute the value outside, and let such "
+    "a function return what it is given."
+)
+def check_input_jet(case: WrapperCase) -> str | None:
+    """Taylor mode (`jax.experimental.jet`) of the input gives the terms of the merged layer."""
+    if (reason := _reason_to_skip(case)) is not None:
+        return reason
+    if not _can(case, _taylor_terms):
+        return "`jet` cannot follow the layer itself"
+    trained = case.make_trained()
+    require_close(
+        _taylor_terms(trained, case.call, _plane(case)),
+        _taylor_terms(merged_layer(trained), case.call, _plane(case)),
+        _TOLERANCE,
+        "The Taylor terms that `jet` gives differ from the merged layer's",
+    )
+    return None
+
+
+@required(
+    "differentiate in the trainable arrays what is differentiated in the input: a rule, or a "
+    "`stop_gradient`, must not take them as constants in the derivatives of the input."
+)
+def check_residual_gradients(case: WrapperCase) -> str | None:
+    """A loss of the layer's Laplacian has the gradients that merging inside the loss gives."""
+    if (reason := _reason_to_skip(case)) is not None:
+        return reason
+    if not _can(case, _derivatives, ("hessian",)):
+        return "`hessian` cannot differentiate the layer itself"
+    trained, plane = case.make_trained(), _plane(case)
+    trainable, frozen = split(trained)
+    # The gradients for the merged layer's arrays, taken back through `merge()`.
+    merged, pull_back = eqx.filter_vjp(
+        lambda trainable: eqx.filter(
+            merged_layer(eqx.combine(trainable, frozen)), eqx.is_inexact_array
+        ),
+        trainable,
+    )
+    _, other = eqx.partition(merged_layer(trained), eqx.is_inexact_array)
+    (expected,) = pull_back(_residual_gradients(merged, other, case.call, plane))
+    require_close(
+        _residual_gradients(trainable, frozen, case.call, plane),
+        expected,
+        _TOLERANCE,
+        "The gradients of a loss of the Laplacian differ from those through `merge()`",
+    )
+    return None
+
+
+class _Plane(eqx.Module):
+    """A point of the input, and directions from there: as many as there are Taylor terms."""
+
+    point: PyTree
+    directions: list[PyTree]
+    fixed: PyTree
+
+    def at(self, t: Float[Array, "2"]) -> tuple[Any, ...]:
+        """The inputs at `t` in the plane of the first two directions."""
+
+        def move(x: Array, u: Array, v: Array, *_: Array) -> Array:
+            along_u, along_v = t.astype(x.dtype)
+            return x + along_u * u + along_v * v
+
+        return eqx.combine(jax.tree.map(move, self.point, *self.directions), self.fixed)
+
+
+def _plane(case: WrapperCase) -> _Plane:
+    point, fixed = eqx.partition(case.make_inputs(), eqx.is_inexact_array)
+    leaves, form = jax.tree.flatten(point)
+    size = max(sum(leaf.size for leaf in leaves), 1)
+
+    def direction(key: Any) -> PyTree:
+        keys = jax.random.split(key, max(len(leaves), 1))
+        pairs = zip(leaves, keys, strict=False)
+        drawn = [jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in pairs]
+        return jax.tree.unflatten(form, [array / size**0.5 for array in drawn])
+
+    keys = jax.random.split(jax.random.key(8), _ORDER)
+    return _Plane(point, [direction(key) for key in keys], fixed)
+
+
+def _reason_to_skip(case: WrapperCase) -> str | None:
+    if not case.mergeable:
+        return NOT_MERGEABLE
+    return None if jax.tree.leaves(_plane(case).point) else _NO_INPUT
+
+
+def _can(case: WrapperCase, function: Callable[..., Any], *args: Any) -> bool:
+    """Whether the layer itself, without an adapter, can be differentiated in this way."""
+    try:
+        eqx.filter_eval_shape(function, case.make_base(), case.call, _plane(case), *args)
+    except Exception:  # a missing rule may raise anything
+        return False
+    return True
+
+
+def _along(layer: Any, call: Any, plane: _Plane) -> Callable[[Array], Array]:
+    """A number that depends on every output of the layer, as a function of the plane."""
+
+    def number(t: Array) -> Array:
+        first, *others = (jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(call(layer, *plane.at(t))))
+        return sum(others, first)
+
+    return number
+
+
+# The functions below are compiled once for all adapters of layers of the same form: each is given
+# nothing but arrays and the case's own `call`.
+
+
+@eqx.filter_jit
+def _derivatives(layer: Any, call: Any, plane: _Plane, names: tuple[str, ...]) -> dict[str, Array]:
+    number = _along(layer, call, plane)
+    return {name: DERIVATIVES[name](number)(_ORIGIN) for name in names}
+
+
+@eqx.filter_jit
+def _taylor_terms(layer: Any, call: Any, plane: _Plane) -> Any:
+    """The layer's outputs along a curve whose Taylor terms are the directions."""
+    leaves, form = jax.tree.flatten(plane.point)
+
+    def outputs(*leaves: Array) -> list[Array]:
+        inputs = eqx.combine(jax.tree.unflatten(form, leaves), plane.fixed)
+        return jax.tree.leaves(call(layer, *inputs))
+
+    series = [list(terms) for terms in zip(*map(jax.tree.leaves, plane.directions), strict=True)]
+    return jet(outputs, tuple(leaves), tuple(series))
+
+
+@eqx.filter_jit
+def _residual_gradients(varied: Any, fixed: Any, call: Any, plane: _Plane) -> Any:
+    """The gradients of a squared residual that holds the layer's Laplacian."""
+
+    def loss(varied: Any) -> Array:
+        number = _along(eqx.combine(varied, fixed), call, plane)
+        return (jnp.trace(jax.hessian(number)(_ORIGIN)) - 1) ** 2
+
+    return jax.grad(loss)(varied)

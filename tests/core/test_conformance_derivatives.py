@@ -1,0 +1,61 @@
+"""Derivatives by the input are checked as far as the layer itself has them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jno.lora.testing import ConformanceError, wrapper_checks
+
+from .broken_adapters import Good, case_of
+from .broken_under_jax import DERIVATIVES
+
+
+def test_an_input_of_integers_has_no_derivatives_to_check():
+    case = dataclasses.replace(case_of(Good), inputs=lambda key: (jnp.arange(6),))
+    checks = wrapper_checks(case)
+    assert {checks[name]() for name in DERIVATIVES} == {"no input of the layer is a floating array"}
+
+
+@pytest.mark.parametrize(
+    ("after", "reasons"),
+    [
+        # Taylor mode ignores the rule of `relu` and fails.
+        (jax.nn.relu, [None, "`jet` cannot follow the layer itself", None]),
+        # A loop whose length is not known has derivatives in forward mode only.
+        (
+            lambda y: jax.lax.while_loop(lambda y: y[0] < 9, lambda y: 2 * y + 1, y),
+            [
+                None,
+                "`jet` cannot follow the layer itself",
+                "`hessian` cannot differentiate the layer itself",
+            ],
+        ),
+        (
+            lambda y: jax.pure_callback(lambda y: y, y, y),
+            [
+                "the layer itself cannot be differentiated",
+                "`jet` cannot follow the layer itself",
+                "`hessian` cannot differentiate the layer itself",
+            ],
+        ),
+    ],
+)
+def test_only_derivatives_that_the_layer_itself_has_are_asked_for(after, reasons):
+    case = dataclasses.replace(case_of(Good), call=lambda layer, x: after(layer(x)))
+    checks = wrapper_checks(case)
+    assert [
+        checks[name]() for name in ("input-derivatives", "input-jet", "residual-gradients")
+    ] == reasons
+
+
+def test_derivatives_that_only_the_adapter_lacks_are_a_failure():
+    class Rounds(Good):
+        def __call__(self, x):
+            return jax.pure_callback(lambda y: y, x[:4], Good.__call__(self, x))
+
+    checks = wrapper_checks(case_of(Rounds))
+    for name in DERIVATIVES:
+        with pytest.raises(ConformanceError, match="the check stopped at an exception"):
+            checks[name]()
