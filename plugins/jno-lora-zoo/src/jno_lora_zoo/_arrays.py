@@ -3,11 +3,14 @@
 import functools
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
+
+from ._derivatives import differentiated_by
 
 Matrix = Float[Array, "out in"]
 
@@ -65,9 +68,24 @@ def scaled(y: Float[Array, "n *rest"], v: Float[Array, " n"]) -> Float[Array, "n
     The product is taken in float32 at least: half precision would round a factor within 0.4 % of 1
     to 1.
     """
+    return _times(y, v) if y.dtype.itemsize >= 4 else _half_times(y, v)
+
+
+def _times(y: Array, v: Array) -> Array:
     wide = in_compute_dtype(y)
     factor = v.astype(wide.dtype).reshape(-1, *(1,) * (y.ndim - 1))
     return (wide * factor).astype(y.dtype)
+
+
+def _half_times_rule(value: Array, primals: Any, tangents: Any) -> tuple[Array, Array | None]:
+    # The derivative by `v` is to keep `y` as it is, not its copy in float32.
+    kept = jax.checkpoint(_times, prevent_cse=False)
+    return value, eqx.filter_jvp(kept, primals, tangents)[1]
+
+
+@differentiated_by(_half_times_rule)
+def _half_times(y: Array, v: Array) -> Array:
+    return _times(y, v)
 
 
 def mixed(h: Float[Array, "r *rest"], R: Float[Array, "k r"]) -> Float[Array, "k *rest"]:
