@@ -106,12 +106,13 @@ def assert_equal(function, trainable, frozen, *args):
 IDS = jnp.array([0, 5, 23, -1, 5])
 
 
-@pytest.mark.parametrize("method", METHODS)
+# rsLoRA and LoRA-FA compute as LoRA does, MiLoRA as PiSSA.
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"rslora", "lora-fa", "milora"}))
 def test_values_and_gradients_are_those_of_the_function(model, method):
     assert_equal(lambda m, ids: m(ids), *adapted(model, method), IDS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora", "pissa", "vera", "dora", "oft"])
 def test_the_adapter_computes_every_use_that_it_can(model, method):
     report = report_uses(lambda m, ids: m(ids), eqx.combine(*adapted(model, method)), IDS)
     merged = {use.operation.removesuffix("_general") for use in report if use.reason is not None}
