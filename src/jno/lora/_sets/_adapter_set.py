@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,9 +19,14 @@ from .._paths import bullets, path_str, show_array, show_path, show_place
 from .._tree import adapted_layers, refuse_second
 
 
+# All floating dtypes are one kind, all complex dtypes another. So are the integers of 32 and 64 bits:
+# whether x64 is on decides between them.
+_PRECISION = re.compile(r"^b?(float|complex)\w+|^(u?int)(32|64)\b")
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerForm:
-    """The class and the arrays that a layer must have for an adapter to fit.
+    """The class and the arrays that a layer must have for an adapter to fit, in any precision.
 
     - `layer`: the name of its class.
     - `arrays`: path, shape and dtype of each of its arrays, those of a stack with all their axes.
@@ -43,17 +49,21 @@ class LayerForm:
         arrays = ", ".join(f"{path} {array}" for path, array in self._shown().items())
         return f"{self.layer}({arrays})"
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The shape of each array, by path, and its dtype without the precision."""
+        return {path: _PRECISION.sub(r"\1\2", array) for path, array in self._shown().items()}
+
     def problems(self, layer: Any) -> list[str]:
-        """Why `layer` does not have this form. Any class with the same arrays will do."""
-        wanted, here = self._shown(), LayerForm.of(layer, 0)._shown()
-        # NumPy's arrays also fit by their own dtype.
-        own = {path: show_array(array) for path, array in _arrays_of(layer)}
+        """Why `layer` does not fit. Any class with arrays of the same `kinds` will do."""
+        here = LayerForm.of(layer, 0)
+        wanted, found, kinds = self._shown(), here._shown(), here.kinds
         missing = "no such array"
         return [
             f"{path}: the adapter was made for {wanted.get(path, missing)}, the "
-            f"{type(layer).__name__} has {here.get(path, missing)}"
-            for path in wanted | here
-            if wanted.get(path) not in (here.get(path), own.get(path))
+            f"{type(layer).__name__} has {found.get(path, missing)}"
+            for path in wanted | found
+            if self.kinds.get(path) != kinds.get(path)
         ]
 
     def _shown(self) -> dict[str, str]:
