@@ -63,8 +63,7 @@ def save(adapters: AdapterSet, path: FilePath, registry: Registry) -> None:
             write_atomically(path, content)
         except CheckpointError as err:
             error = err
-    failed = multihost_utils.broadcast_one_to_all(np.asarray(error is not None))
-    if failed:
+    if multihost_utils.broadcast_one_to_all(np.asarray(error is not None)):
         raise error or CheckpointError("The first process could not write the file; see its error.")
 
 

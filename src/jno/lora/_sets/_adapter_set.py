@@ -18,15 +18,13 @@ from .._errors import SelectionError, WrapperError, failing
 from .._paths import bullets, path_str, show_array, show_path, show_place
 from .._tree import adapted_layers, refuse_second
 
-
-# All floating dtypes are one kind, all complex dtypes another. So are the integers of 32 and 64 bits:
-# whether x64 is on decides between them.
+# Dtypes that differ only in precision. JAX's x64 decides between integers of 32 and 64 bits.
 _PRECISION = re.compile(r"^b?(float|complex)\w+|^(u?int)(32|64)\b")
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerForm:
-    """The class and the arrays that a layer must have for an adapter to fit, in any precision.
+    """The class and the arrays of the layer that an adapter was made for.
 
     - `layer`: the name of its class.
     - `arrays`: path, shape and dtype of each of its arrays, those of a stack with all their axes.
@@ -51,11 +49,11 @@ class LayerForm:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """The shape of each array, by path, and its dtype without the precision."""
+        """The shape and the dtype of each array, by path, without the precision."""
         return {path: _PRECISION.sub(r"\1\2", array) for path, array in self._shown().items()}
 
     def problems(self, layer: Any) -> list[str]:
-        """Why `layer` does not fit. Any class with arrays of the same `kinds` will do."""
+        """Why `layer` does not fit. Any class with arrays of the same kinds will do."""
         here = LayerForm.of(layer, 0)
         wanted, found, kinds = self._shown(), here._shown(), here.kinds
         missing = "no such array"
