@@ -73,14 +73,13 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
             "There are no adapters to save. Save before merging; a plain model is saved with "
             "`eqx.tree_serialise_leaves`."
         )
+    loose = adapters.adapters
     # Once for each class: the registry searches all plugins for a class that none of them provides.
-    classes = {adapter.wrapper for adapter in adapters.adapters.values()}
-    providers = {cls: registry.provider_of(cls) for cls in classes}
+    providers = {cls: registry.provider_of(cls) for cls in {one.wrapper for one in loose.values()}}
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
-    for path, adapter in adapters.adapters.items():
-        cls = adapter.wrapper
-        where = show_place(cls, path)
+    for path, adapter in loose.items():
+        cls, where = adapter.wrapper, show_place(adapter.wrapper, path)
         if not adapter.state:
             raise CheckpointError(f"There are no arrays to save in {where}.")
         plugin: tuple[str | None, str] = (None, "")

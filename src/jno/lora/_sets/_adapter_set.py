@@ -54,9 +54,8 @@ class LayerForm:
 
     def problems(self, layer: Any) -> list[str]:
         """Why `layer` does not fit. Any class with arrays of the same kinds will do."""
-        here = LayerForm.of(layer, 0)
+        here, missing = LayerForm.of(layer, 0), "no such array"
         wanted, found, kinds = self._shown(), here._shown(), here.kinds
-        missing = "no such array"
         return [
             f"{path}: the adapter was made for {wanted.get(path, missing)}, the "
             f"{type(layer).__name__} has {found.get(path, missing)}"
