@@ -43,8 +43,8 @@ def load_adapters(
 
     **Arguments:**
 
-    - `model`: the model that the adapters were made for (its layers of the same shapes and dtypes
-        at the same paths), or a `Net` of it, which is changed and returned.
+    - `model`: the model that the adapters were made for (layers of the same shapes at the same
+        paths, in any precision), or a `Net` of it, which is changed and returned.
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
         `JnoLoraWarning` lists the others.

@@ -63,8 +63,7 @@ def save(adapters: AdapterSet, path: FilePath, registry: Registry) -> None:
             write_atomically(path, content)
         except CheckpointError as err:
             error = err
-    failed = multihost_utils.broadcast_one_to_all(np.asarray(error is not None))
-    if failed:
+    if multihost_utils.broadcast_one_to_all(np.asarray(error is not None)):
         raise error or CheckpointError("The first process could not write the file; see its error.")
 
 
@@ -74,14 +73,13 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
             "There are no adapters to save. Save before merging; a plain model is saved with "
             "`eqx.tree_serialise_leaves`."
         )
+    loose = adapters.adapters
     # Once for each class: the registry searches all plugins for a class that none of them provides.
-    classes = {adapter.wrapper for adapter in adapters.adapters.values()}
-    providers = {cls: registry.provider_of(cls) for cls in classes}
+    providers = {cls: registry.provider_of(cls) for cls in {one.wrapper for one in loose.values()}}
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
-    for path, adapter in adapters.adapters.items():
-        cls = adapter.wrapper
-        where = show_place(cls, path)
+    for path, adapter in loose.items():
+        cls, where = adapter.wrapper, show_place(adapter.wrapper, path)
         if not adapter.state:
             raise CheckpointError(f"There are no arrays to save in {where}.")
         plugin: tuple[str | None, str] = (None, "")

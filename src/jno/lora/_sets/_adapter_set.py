@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,10 +18,13 @@ from .._errors import SelectionError, WrapperError, failing
 from .._paths import bullets, path_str, show_array, show_path, show_place
 from .._tree import adapted_layers, refuse_second
 
+# Dtypes that differ only in precision. JAX's x64 decides between integers of 32 and 64 bits.
+_PRECISION = re.compile(r"^b?(float|complex)\w+|^(u?int)(32|64)\b")
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerForm:
-    """The class and the arrays that a layer must have for an adapter to fit.
+    """The class and the arrays of the layer that an adapter was made for.
 
     - `layer`: the name of its class.
     - `arrays`: path, shape and dtype of each of its arrays, those of a stack with all their axes.
@@ -43,17 +47,20 @@ class LayerForm:
         arrays = ", ".join(f"{path} {array}" for path, array in self._shown().items())
         return f"{self.layer}({arrays})"
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The shape and the dtype of each array, by path, without the precision."""
+        return {path: _PRECISION.sub(r"\1\2", array) for path, array in self._shown().items()}
+
     def problems(self, layer: Any) -> list[str]:
-        """Why `layer` does not have this form. Any class with the same arrays will do."""
-        wanted, here = self._shown(), LayerForm.of(layer, 0)._shown()
-        # NumPy's arrays also fit by their own dtype.
-        own = {path: show_array(array) for path, array in _arrays_of(layer)}
-        missing = "no such array"
+        """Why `layer` does not fit. Any class with arrays of the same kinds will do."""
+        here, missing = LayerForm.of(layer, 0), "no such array"
+        wanted, found, kinds = self._shown(), here._shown(), here.kinds
         return [
             f"{path}: the adapter was made for {wanted.get(path, missing)}, the "
-            f"{type(layer).__name__} has {here.get(path, missing)}"
-            for path in wanted | here
-            if wanted.get(path) not in (here.get(path), own.get(path))
+            f"{type(layer).__name__} has {found.get(path, missing)}"
+            for path in wanted | found
+            if self.kinds.get(path) != kinds.get(path)
         ]
 
     def _shown(self) -> dict[str, str]:

@@ -157,7 +157,7 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
             if density is not None and round(density * entries) == 0:
                 empty[f"{show_path(path)}: of {entries:,} entries"] = None
             former, first = seen.setdefault(path, (index, adapter))
-            if first.layer.arrays != adapter.layer.arrays:
+            if first.layer.kinds != adapter.layer.kinds:
                 misfits.append(
                     f"{show_path(path)}: set {former} is for {first.layer}, set {index} for "
                     f"{adapter.layer}"

@@ -27,8 +27,9 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
 
     **Arguments:**
 
-    - `model`: a plain model, or an adapted one.
+    - `model`: a plain model, or an adapted one, in any precision.
     - `adapters`: a set, as `extract_adapters`, `read_adapters` and the functions of sets return it.
+        Its arrays keep their dtypes.
 
     **Raises:** `SelectionError` that lists every path that is missing or in a norm, and every layer
     of other arrays or that the adapter's class does not apply to; or that names the adapter which
