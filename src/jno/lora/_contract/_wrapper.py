@@ -51,6 +51,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # For listings: the arXiv number of the paper, and how many parameters train, as a formula.
     paper: ClassVar[str | None] = None
     formula: ClassVar[str | None] = None
+    # For summaries: a phrase on what a call costs beside the layer's own, if that matters.
+    cost: ClassVar[str | None] = None
     bibtex: ClassVar[str | None] = None  # for `citation`: one or more BibTeX entries
 
     if TYPE_CHECKING:

@@ -83,6 +83,11 @@ class LoraReport(Printed[ReportRow]):
     def _caption(self) -> str:
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"
 
+    def _costs(self) -> str:
+        """A line for each adapter class that says what its calls cost."""
+        costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
+        return "".join(f"\n{name} {cost}" for name, cost in costs.items())
+
     def _table(self) -> Table:
         numbers = ["rank", "alpha", "trainable", "total"] + ["merge error"] * self.merge_errors
         columns = [("path", "left"), ("layer", "left"), ("adapter", "left"), ("from", "left")]
@@ -101,7 +106,7 @@ class LoraReport(Printed[ReportRow]):
             )[: len(columns)]
             for row in self.rows
         )
-        return table_by_path(self._title(), columns, cells, self._caption())
+        return table_by_path(self._title(), columns, cells, self._caption() + self._costs())
 
 
 def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:

@@ -35,6 +35,7 @@ class DoRA(Scaled):
     variant = "dora"
     paper = "2402.09353"
     formula = "r (in + out) + out"
+    cost = "reads the whole weight at every call, for its norms: merge before decoding."
 
     magnitude: Float[Array, " out"]
     lora_A: Float[Array, "r in"]
