@@ -124,7 +124,7 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     """
     check_set(adapters, "adapters")
     check_number("factor", factor)
-    _check_products([adapters])
+    check_products([adapters], "scaled")
 
     scaled: dict[str, LooseAdapter] = {}
     for path, adapter in adapters.adapters.items():
@@ -147,7 +147,7 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
     """**Raises:** `SelectionError` that lists the adapters that are not products, those at one path
     that are for different matrices, or the matrices that `density` leaves empty.
     """
-    _check_products(sets)
+    check_products(sets, "added up")
     misfits: list[str] = []
     empty: dict[str, None] = {}
     seen: dict[str, tuple[int, LooseAdapter]] = {}
@@ -174,19 +174,28 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
         raise SelectionError(f"{said}:\n{bullets(misfits or empty)}")
 
 
-def _check_products(sets: Sequence[AdapterSet]) -> None:
+def check_products(sets: Sequence[AdapterSet], done: str) -> None:
+    """**Raises:** `SelectionError` that lists every adapter that is not a product.
+
+    - `done`: a participle that says what will be done with them.
+    """
     others = [
         f"{show_path(path)}: a {adapter.wrapper.__name__}{f' in set {index}' * (len(sets) > 1)}"
         for index, one in enumerate(sets)
         for path, adapter in one.adapters.items()
-        if scale_of(adapter) is None or not adapter.state.keys() <= _STATE
+        if not is_product(adapter)
     ]
     if others:
         raise SelectionError(
-            "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be added "
-            f"up and scaled, but there are others:\n{bullets(others)}\n"
+            "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
+            f"{done}, but there are others:\n{bullets(others)}\n"
             "Convert them first: extract_adapters(to_lora(model, rank=...)[0])."
         )
+
+
+def is_product(adapter: LooseAdapter) -> bool:
+    """Whether the update is only a product, known without the layer."""
+    return scale_of(adapter) is not None and adapter.state.keys() <= _STATE
 
 
 def scale_of(adapter: LooseAdapter) -> Any:
