@@ -36,8 +36,8 @@ def stack_adapters(
     - `base_slot`: whether slot 0 is the base alone; set `i` is then in slot `i + 1`. For products
         only: the zero of other methods (DoRA's magnitude) depends on the weights of the layer.
 
-    **Raises:** `SelectionError` that lists every difference, every adapter that is not a product
-    if one is needed, or every adapter of a rank above `rank`.
+    **Raises:** `SelectionError` that lists every difference and every adapter of a rank above
+    `rank`, or every adapter that is not a product if one is needed.
     """
     sets = listed_sets(sets, "stack")
     if rank is not None:
@@ -45,27 +45,16 @@ def stack_adapters(
     if rank is not None or base_slot:
         check_products(sets, "padded or stacked with a base slot")
     is_padded = all(is_product(one) for each in sets for one in each.adapters.values())
-    problems = list(_differences(sets, is_padded))
+    problems = list(_differences(sets, is_padded, rank))
     if problems:
         raise SelectionError(
-            "Only sets of the same structure can be stacked (of products such as LoRA: of the same "
-            f"classes for the same layers), but\n{bullets(problems)}\n"
-            "to_lora(model, rank=...) makes products of other adapters."
+            f"Sets that differ like this cannot be stacked:\n{bullets(problems)}\n"
+            "Products (LoRA, rsLoRA, LoRA-FA) may differ in rank, alpha and path, others in "
+            'nothing. to_lora(model, rank=...) makes products, and combine([one], [1.0], "svd", '
+            "rank=...) cuts their rank."
         )
-    are_alike = all(_structure(one) == _structure(sets[0]) for one in sets)
-    if not is_padded or (are_alike and rank is None and not base_slot):
+    if not is_padded or not (rank or base_slot or any(_differences(sets, is_padded=False))):
         return jax.tree.map(lambda *arrays: jnp.stack(arrays), *sets)
-    too_large = [
-        f"{show_path(path)}: rank {adapter.rank} in set {index}"
-        for index, one in enumerate(sets)
-        for path, adapter in one.adapters.items()
-        if rank is not None and (adapter.rank or 0) > rank
-    ]
-    if too_large:
-        raise SelectionError(
-            f"A stack of `rank` {rank} cannot hold\n{bullets(too_large)}\nGive a larger `rank`, or "
-            f'cut a set to it: combine([one], [1.0], "svd", rank={rank})'
-        )
     if base_slot:
         sets = [AdapterSet({}), *sets]
     paths = dict.fromkeys(path for one in sets for path in one)
@@ -85,90 +74,76 @@ def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
     not one whole number; or if `stacked` is not a stack.
     """
     check_set(stacked, "stacked")
-    if not (is_whole(index) or (_is_integer(index) and index.ndim == 0)):
+    whole = is_whole(index) or jnp.issubdtype(getattr(index, "dtype", bool), jnp.integer)
+    if not whole or jnp.ndim(index):
         raise SelectionError(f"`index` must be one whole number, but is {index!r}.")
-    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(stacked)} or {()}
-    if len(lengths) > 1 or () in lengths:
+    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(stacked)}
+    if len(lengths) != 1 or () in lengths:
         raise SelectionError("`stacked` is not a set of adapters that stack_adapters made.")
-    (slots,) = lengths.pop()
+    ((slots,),) = lengths
     if not is_traced(index):
-        if not 0 <= int(index) < slots:
-            raise SelectionError(
-                f"The index {int(index)} is outside a stack of {slots} slots (0 to {slots - 1})."
-            )
+        if not 0 <= index < slots:
+            raise SelectionError(f"There is no slot {index}: the stack has {slots}, from 0.")
         return jax.tree.map(lambda array: array[int(index)], stacked)
     index = index.astype(jax.dtypes.canonicalize_dtype(int))
-    is_inside, nearest = (index >= 0) & (index < slots), jnp.clip(index, 0, slots - 1)
+    is_inside = (index >= 0) & (index < slots)
 
     def take(array: Array) -> Array:
-        is_inexact = jnp.issubdtype(array.dtype, jnp.inexact)
-        return jnp.where(is_inside, array[nearest], jnp.nan) if is_inexact else array[nearest]
+        own = array[jnp.clip(index, 0, slots - 1)]
+        inexact = jnp.issubdtype(array.dtype, jnp.inexact)
+        return jnp.where(is_inside, own, jnp.nan) if inexact else own
 
     return jax.tree.map(take, stacked)
-
-
-def _is_integer(index: Any) -> bool:
-    return isinstance(index, jax.Array | np.ndarray) and jnp.issubdtype(index.dtype, jnp.integer)
 
 
 def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapter:
     """The stack of products at one path, with zero where there is no adapter.
 
-    The first scale stays, and the others become factors of `lora_B`.
+    The scale of the first stays, and others are divided by it and become factors of `lora_B`.
     """
     present = [adapter for adapter in adapters if adapter is not None]
     first = present[0]
-    largest = min(first.state["lora_A"].shape[-1], first.state["lora_B"].shape[-2])
-    rank = min(rank or max(adapter.rank or 0 for adapter in present), largest)
     scale = next((s for s in map(scale_of, present) if s), 1.0)
-    ratios = [float(scale_of(adapter) / scale) for adapter in present]
-    states = [adapter.state for adapter in present]
-    dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
-    if any(ratio != 1 for ratio in ratios) or any("multiplier" in state for state in states):
-        dtype = widest([dtype, jnp.dtype(jnp.float32)])  # half precision would round the scale
-    slots = [slot for slot, adapter in enumerate(adapters) if adapter is not None]
-    factors = [np.asarray(ratio, widest([dtype, jnp.dtype(jnp.float32)])) for ratio in ratios]
-    state = on_the_mesh(states, _stacked, states, factors, rank, tuple(slots), len(adapters), dtype)
+    states = [None if adapter is None else adapter.state for adapter in adapters]
+    ratios = [0.0 if adapter is None else scale_of(adapter) / scale for adapter in adapters]
+    arrays = [adapter.state[name] for adapter in present for name in ("lora_A", "lora_B")]
+    largest = min(arrays[0].shape[-1], arrays[1].shape[-2])
+    rank = min(rank or max(A.shape[-2] for A in arrays[::2]), largest)
+    dtype = widest(array.dtype for array in arrays)
+    wide = widest([dtype, jnp.dtype(jnp.float32)])
+    if {*ratios} - {0.0, 1.0} or any("multiplier" in one.state for one in present):
+        dtype = wide  # half precision would round the scale
+    scales = [np.asarray(ratio, wide) for ratio in ratios]
+    state = on_the_mesh(states, _stacked, states, scales, rank, dtype)
     alpha = float(scale / (first.wrapper.low_rank_scale(rank, 1.0) or 1.0))
     return LooseAdapter(state, first.wrapper, rank, alpha, first.layer)
 
 
 def _stacked(
-    states: list[Mapping[str, Any]],
-    ratios: list[Any],
-    rank: int,
-    slots: tuple[int, ...],
-    number: int,
-    dtype: Any,
+    states: list[Mapping[str, Any] | None], scales: list[Any], rank: int, dtype: Any
 ) -> dict[str, Array]:
+    some = next(state for state in states if state is not None)
+    none = {name: jnp.zeros_like(some[name]) for name in ("lora_A", "lora_B")}
+
+    def padded(array: Array, axis: int) -> Array:
+        missing = [(0, 0)] * array.ndim
+        missing[axis] = (0, rank - array.shape[axis])
+        return jnp.pad(array.astype(dtype), missing)
+
     updates = [
-        factors_of(state, jnp.asarray(ratio), ratio.dtype)
-        for state, ratio in zip(states, ratios, strict=True)
+        factors_of(none if state is None else state, jnp.asarray(scale), scale.dtype)
+        for state, scale in zip(states, scales, strict=True)
     ]
-
-    def stack(arrays: list[Array], axis: int) -> Array:
-        shape = list(arrays[0].shape)
-        shape[axis] = rank
-        filled = [jnp.zeros(shape, dtype)] * number
-        for slot, array in zip(slots, arrays, strict=True):
-            missing = [(0, 0)] * array.ndim
-            missing[axis] = (0, rank - array.shape[axis])
-            filled[slot] = jnp.pad(array.astype(dtype), missing)
-        return jnp.stack(filled)
-
     return {
-        "lora_A": stack([update.A for update in updates], -2),
-        "lora_B": stack([update.B for update in updates], -1),
+        "lora_A": jnp.stack([padded(update.A, -2) for update in updates]),
+        "lora_B": jnp.stack([padded(update.B, -1) for update in updates]),
     }
 
 
-def _structure(one: AdapterSet) -> Any:
-    leaves, treedef = jax.tree.flatten(one)
-    return treedef, [(leaf.shape, leaf.dtype) for leaf in leaves]
-
-
-def _differences(sets: Sequence[AdapterSet], is_padded: bool) -> Iterator[str]:
-    """How the sets differ, except for what padding makes the same."""
+def _differences(
+    sets: Sequence[AdapterSet], is_padded: bool, rank: int | None = None
+) -> Iterator[str]:
+    """How the sets differ, except for what padding to `rank` makes the same."""
     for path in dict.fromkeys(path for one in sets for path in one):
         former, first = next((i, one[path]) for i, one in enumerate(sets) if path in one.adapters)
         here = _described(first, is_padded)
@@ -177,19 +152,21 @@ def _differences(sets: Sequence[AdapterSet], is_padded: bool) -> Iterator[str]:
                 if not is_padded:
                     yield f"{show_path(path)}: set {index} has no adapter there"
                 continue
-            there = _described(one[path], is_padded)
+            adapter, there = one[path], _described(one[path], is_padded)
             for name in dict.fromkeys([*here, *there]):
                 if here.get(name) != there.get(name):
                     yield (
                         f"{show_path(path)}, {name}: {here.get(name, 'none')} in set {former}, "
                         f"{there.get(name, 'none')} in set {index}"
                     )
-            if here["class"] == there["class"] and first.wrapper is not one[path].wrapper:
+            if here["class"] == there["class"] and first.wrapper is not adapter.wrapper:
                 yield (
                     f"{show_path(path)}: {here['class']} in set {index} is another class than in "
                     f"set {former}. It was defined twice (a notebook cell that ran again): make "
                     "both sets with one"
                 )
+            if rank and (adapter.rank or 0) > rank:
+                yield f"{show_path(path)}: rank {adapter.rank} in set {index}, above {rank}"
 
 
 def _described(adapter: LooseAdapter, is_padded: bool) -> dict[str, Any]:
