@@ -54,21 +54,19 @@ def lora_param_labels(params: PyTree) -> PyTree[str]:
     **Raises:** `SelectionError` if `params` is a `Net` or a set.
     """
     expect_model(params, "lora_param_labels")
-    return jtu.tree_map(
-        lambda node: _labels(node) if is_adapter(node) else "other", params, is_leaf=is_adapter
-    )
+    return jtu.tree_map(_labels, params, is_leaf=is_adapter)
 
 
-def _labels(adapter: LoRAWrapper) -> Any:
-    def label(path: KeyPath, node: Any) -> Any:
-        if is_leaf(node):  # an adapter may be built of adapters
-            return _labels(node)
+def _labels(node: Any) -> Any:
+    def label(path: KeyPath, inner: Any) -> Any:
+        if is_adapter(inner):  # an adapter may be built of adapters
+            return _labels(inner)
         return "other" if path[0].name == "base" else path[0].name
 
-    def is_leaf(node: Any) -> bool:
-        return is_adapter(node) and node is not adapter
+    def is_leaf(inner: Any) -> bool:
+        return is_adapter(inner) and inner is not node
 
-    return jtu.tree_map_with_path(label, adapter, is_leaf=is_leaf)
+    return jtu.tree_map_with_path(label, node, is_leaf=is_leaf) if is_adapter(node) else "other"
 
 
 def may_train(model: PyTree) -> PyTree[bool]:

@@ -185,6 +185,11 @@ def test_sets_of_other_ranks_are_brought_to_one():
     ]
     same = [combine([one], [1.0], "svd", rank=3) for one in sets]
     assert stack_adapters(same)["linear"].state["lora_B"].shape == (2, 4, 3)
+    # A set that was cut has another alpha than the one it came from, and stacks with it.
+    mixed = stack_adapters([same[0], sets[1]])
+    for slot, one in enumerate((sets[0], sets[1])):
+        found = update(take_adapters(mixed, slot)["linear"])
+        assert relative(found, update(one["linear"])) < 1e-5
 
 
 def test_every_difference_is_listed():
