@@ -35,6 +35,12 @@ class Factors(NamedTuple):
         """The largest rank that the matrix allows: its smaller side."""
         return min(self.B.shape[-2], self.A.shape[-1])
 
+    def padded_to(self, rank: int) -> "Factors":
+        """The same update with at least `rank` on the common side. Zeros fill it up."""
+        stack, missing = [(0, 0)] * (self.A.ndim - 2), (0, max(rank - self.rank, 0))
+        A = jnp.pad(self.A, [*stack, missing, (0, 0)])
+        return Factors(A, jnp.pad(self.B, [*stack, (0, 0), missing]))
+
     def as_adapter(self, cls: type[LoRAWrapper]) -> tuple[dict[str, Array], int, float]:
         """State, rank and alpha of an adapter of a class with a `low_rank_scale`.
 
@@ -74,11 +80,8 @@ class Triplets(NamedTuple):
 
         The rows of `A` are orthonormal, so that `B` alone holds the size of the update.
         """
-        missing = max(rank - self.S.shape[-1], 0)
-        stack = [(0, 0)] * (self.S.ndim - 1)
-        A = jnp.pad(self.Vt[..., :rank, :], [*stack, (0, missing), (0, 0)])
-        B = jnp.pad(self.U[..., :rank] * self.S[..., None, :rank], [*stack, (0, 0), (0, missing)])
-        return Factors(A, B)
+        B = self.U[..., :rank] * self.S[..., None, :rank]
+        return Factors(self.Vt[..., :rank, :], B).padded_to(rank)
 
     def lost_by_cutting(self, rank: int) -> Float[Array, ""]:
         """`||W - W_rank|| / ||W||` in the Frobenius norm, over all of a stack; 0 if `W` is 0."""

@@ -101,17 +101,17 @@ def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapt
 
     The scale of the first stays, and others are divided by it and become factors of `lora_B`.
     """
-    present = [adapter for adapter in adapters if adapter is not None]
-    first = present[0]
-    scale = next((s for s in map(scale_of, present) if s), 1.0)
-    states = [None if adapter is None else adapter.state for adapter in adapters]
-    ratios = [0.0 if adapter is None else scale_of(adapter) / scale for adapter in adapters]
-    arrays = [adapter.state[name] for adapter in present for name in ("lora_A", "lora_B")]
-    largest = min(arrays[0].shape[-1], arrays[1].shape[-2])
-    rank = min(rank or max(A.shape[-2] for A in arrays[::2]), largest)
-    dtype = widest(array.dtype for array in arrays)
+    first = next(adapter for adapter in adapters if adapter is not None)
+    zero = jax.tree.map(jnp.zeros_like, first)
+    filled = [zero if adapter is None else adapter for adapter in adapters]
+    states = [adapter.state for adapter in filled]
+    scale = next((s for s in map(scale_of, filled) if s), 1.0)
+    ratios = [scale_of(adapter) / scale for adapter in filled]
+    A, B = ([state[name] for state in states] for name in ("lora_A", "lora_B"))
+    rank = min(rank or max(array.shape[-2] for array in A), A[0].shape[-1], B[0].shape[-2])
+    dtype = widest(array.dtype for array in (*A, *B))
     wide = widest([dtype, jnp.dtype(jnp.float32)])
-    if {*ratios} - {0.0, 1.0} or any("multiplier" in one.state for one in present):
+    if not {*ratios} <= {0.0, 1.0} or any("multiplier" in state for state in states):
         dtype = wide  # half precision would round the scale
     scales = [np.asarray(ratio, wide) for ratio in ratios]
     state = on_the_mesh(states, _stacked, states, scales, rank, dtype)
@@ -120,24 +120,14 @@ def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapt
 
 
 def _stacked(
-    states: list[Mapping[str, Any] | None], scales: list[Any], rank: int, dtype: Any
+    states: list[Mapping[str, Any]], scales: list[Any], rank: int, dtype: Any
 ) -> dict[str, Array]:
-    some = next(state for state in states if state is not None)
-    none = {name: jnp.zeros_like(some[name]) for name in ("lora_A", "lora_B")}
-
-    def padded(array: Array, axis: int) -> Array:
-        missing = [(0, 0)] * array.ndim
-        missing[axis] = (0, rank - array.shape[axis])
-        return jnp.pad(array.astype(dtype), missing)
-
     updates = [
-        factors_of(none if state is None else state, jnp.asarray(scale), scale.dtype)
+        factors_of(state, jnp.asarray(scale), scale.dtype).padded_to(rank)
         for state, scale in zip(states, scales, strict=True)
     ]
-    return {
-        "lora_A": jnp.stack([padded(update.A, -2) for update in updates]),
-        "lora_B": jnp.stack([padded(update.B, -1) for update in updates]),
-    }
+    A, B = (jnp.stack(arrays).astype(dtype) for arrays in zip(*updates, strict=True))
+    return {"lora_A": A, "lora_B": B}
 
 
 def _differences(
