@@ -31,6 +31,7 @@ from jno.lora import (
     merge_lora,
     stack_adapters,
     swap_adapters,
+    take_adapters,
 )
 
 from ._ratios import per_round
@@ -101,7 +102,7 @@ def sides_of(case: Case) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
     groups = jnp.split(x, case.adapters)
 
     def of_example(model: Any, stacked: Any, index: Any, x: Any) -> Any:
-        return swap_adapters(model, jax.tree.map(lambda a: a[index], stacked))(x)
+        return swap_adapters(model, take_adapters(stacked, index))(x)
 
     per_example = eqx.filter_jit(eqx.filter_vmap(of_example, in_axes=(None, None, 0, 0)))
     with_one = eqx.filter_jit(lambda model, one, x: jax.vmap(swap_adapters(model, one))(x))

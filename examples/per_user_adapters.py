@@ -20,7 +20,14 @@ import optax
 from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
-from jno.lora import Net, extract_adapters, lora_report, stack_adapters, swap_adapters
+from jno.lora import (
+    Net,
+    extract_adapters,
+    lora_report,
+    stack_adapters,
+    swap_adapters,
+    take_adapters,
+)
 
 USERS = 8
 
@@ -94,7 +101,7 @@ def main(arguments=()):
     @eqx.filter_jit
     def serve(adapters, users, images):
         def one(user, image):
-            return swap_adapters(model, jax.tree.map(lambda a: a[user], adapters))(image)
+            return swap_adapters(model, take_adapters(adapters, user))(image)
 
         return jax.vmap(one)(users, images)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jno.lora import JnoLoraWarning, Net, SelectionError, WrapperError
+from jno.lora import JnoLoraWarning, Net, SelectionError, WrapperError, save_adapters
 
 from .toys import Model, ToyLinear, ToyScale, adapters_in, array_paths, same, selected
 
@@ -271,3 +271,28 @@ def test_a_tree_that_looks_like_something_else_is_told(net, name):
     tree, says = WHOLES[name]
     with pytest.raises(SelectionError, match=says):
         net.update(tree(net))
+
+
+# --- a partition that never came back
+
+
+def test_saving_says_once_that_a_partition_never_came_back(net, tmp_path):
+    file = tmp_path / "adapters.safetensors"
+    net.save_adapters(file)  # as they started: nothing was given away
+    trainable, _ = net.partition()
+    with pytest.warns(JnoLoraWarning, match=r"net\.update\(\.\.\.\) was not called since"):
+        save_adapters(net, file)
+    net.save_adapters(file)
+    net.update(moved(trainable)).merge().lora(1, wrapper=ToyScale)
+    net.partition()
+    with pytest.warns(JnoLoraWarning, match="was not called since"):  # other adapters
+        net.save_adapters(file)
+
+
+def test_a_partition_after_an_update_is_for_reading(net, tmp_path):
+    net.update(moved(net.partition()[0]))
+    net.partition()
+    net.save_adapters(tmp_path / "adapters.safetensors")
+    copied = copy.copy(net)
+    copied.partition()
+    copied.save_adapters(tmp_path / "adapters.safetensors")

@@ -1,6 +1,8 @@
 """Functions of models, ours and those of JAX and Equinox, refuse a `Net`: it is not a pytree."""
 
+import copy
 import inspect
+import pickle
 
 import equinox as eqx
 import jax
@@ -70,6 +72,40 @@ def test_functions_of_pytrees_refuse_a_net_too(name, model):
     net = Net(model).lora(1, wrapper=ToyLinear)
     with pytest.raises(SelectionError, match=r"is a handle.*not a pytree.*net\.module"):
         OTHERS[name](net)
+
+
+# JAX keeps what these compile by the hash of the function, with the weights of the first call.
+CACHED = {
+    "jit of it": lambda net: jax.jit(net)(0),
+    "jit with it": lambda net: jax.jit(lambda n, x: n(x), static_argnums=0)(net, 0),
+    "checkpoint": lambda net: jax.checkpoint(net)(0),
+    "cond": lambda net: jax.lax.cond(jnp.asarray(True), net, net, 0),
+    "make_jaxpr": lambda net: jax.make_jaxpr(net)(0),
+}
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_what_is_compiled_for_a_net_itself_is_refused(name, model):
+    net = Net(model).lora(1, wrapper=ToyLinear)
+    with pytest.raises(SelectionError, match=r"A Net changes.*jax\.jit\(net\).*net\.module, x\)"):
+        CACHED[name](net)
+
+
+def test_the_advice_follows_an_update(model):
+    net = Net(model).freeze().lora(1, wrapper=ToyLinear)
+    call = eqx.filter_jit(lambda model, x: model(x))
+    before = call(net.module, 0)
+    net.update(jax.tree.map(lambda a: a + 1, net.partition()[0]))
+    assert not jnp.allclose(before, net(0))
+    assert jnp.allclose(call(net.module, 0), net(0), rtol=1e-6)
+    assert jax.vmap(net)(jnp.arange(2)).shape[0] == 2
+
+
+def test_a_net_says_why_it_cannot_be_pickled(model):
+    net = Net(model)
+    with pytest.raises(SelectionError, match=r"cannot be pickled.*net\.save_adapters\(path\)"):
+        pickle.dumps(net)
+    assert copy.deepcopy(net).module is net.module
 
 
 def test_no_empty_file_is_written_for_a_net(model, tmp_path):

@@ -8,7 +8,9 @@ import pytest
 
 from jno.lora import (
     LoRAWrapper,
+    Net,
     apply_lora,
+    lora_param_labels,
     lora_trainable_filter,
     partial_lora_trainable_filter,
     refresh,
@@ -222,3 +224,43 @@ def test_fields_that_a_class_is_given_later_train_after_a_refresh(linear, getkey
     refresh()
     mask = lora_trainable_filter(wrapper)
     assert sum(jax.tree.leaves(mask)) == len(ToyLinear.adapter_fields) > 1
+
+
+# --- labels for optax
+
+
+def test_labels_are_fields_of_adapters_and_other(adapted, linear, getkey):
+    key = getkey()
+    model = {"a": ToyLinear(linear, 1, 1.0, key=key), "nested": Outer(linear, 1, 1.0, key=key)}
+    labels = lora_param_labels({**model, "plain": linear})
+    assert jax.tree.structure(labels) == jax.tree.structure({**model, "plain": linear})
+    a, nested = labels["a"], labels["nested"]
+    assert (a.lora_A, a.lora_B, a.base.weight) == ("lora_A", "lora_B", "other")
+    assert (nested.inner.gain, nested.inner.base.weight) == ("gain", "other")
+    assert set(jax.tree.leaves(labels["plain"])) == {"other"}
+    trainable, _ = eqx.partition(adapted, lora_trainable_filter(adapted))
+    assert jax.tree.leaves(lora_param_labels(trainable)) == ["gain"]
+
+
+def test_optax_takes_the_labels_of_a_model_that_is_callable(getkey):
+    optax = pytest.importorskip("optax")
+    model = eqx.nn.MLP(2, 2, 4, 1, key=getkey())  # has a `__call__`
+    net = Net(model).lora(2, wrapper=ToyLinear, target="layers/0")
+    trainable, _ = net.partition()
+    grads = jax.tree.map(jnp.ones_like, trainable)
+    rates = {"lora_A": 1.0, "lora_B": 16.0, "other": 2.0}
+    plus = optax.multi_transform(
+        {name: optax.sgd(rate) for name, rate in rates.items()}, lora_param_labels
+    )
+    update = eqx.filter_jit(plus.update)
+    updates, _ = update(grads, plus.init(trainable), trainable)
+    assert jnp.all(updates.layers[0].lora_A == -1) and jnp.all(updates.layers[0].lora_B == -16)
+    assert jnp.all(updates.layers[1].weight == -2)
+
+    def decayed(params):
+        return jax.tree.map(lambda label: label != "lora_B", lora_param_labels(params))
+
+    decay = optax.add_decayed_weights(1.0, mask=decayed)
+    moved, _ = decay.update(grads, decay.init(trainable), trainable)
+    assert jnp.array_equal(moved.layers[0].lora_B, grads.layers[0].lora_B)
+    assert jnp.allclose(moved.layers[0].lora_A, 1 + trainable.layers[0].lora_A)

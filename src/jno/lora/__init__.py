@@ -48,9 +48,10 @@ from ._sets import (
     scale_adapters,
     stack_adapters,
     swap_adapters,
+    take_adapters,
     to_lora,
 )
-from ._trainability import lora_trainable_filter, partial_lora_trainable_filter
+from ._trainability import lora_param_labels, lora_trainable_filter, partial_lora_trainable_filter
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ __all__ = [
     "extract_adapters",
     "hookimpl",
     "load_adapters",
+    "lora_param_labels",
     "lora_report",
     "lora_trainable_filter",
     "merge_lora",
@@ -98,6 +100,7 @@ __all__ = [
     "scale_adapters",
     "stack_adapters",
     "swap_adapters",
+    "take_adapters",
     "to_lora",
     "unwrap_lora",
 ]

@@ -41,6 +41,34 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
     return _select(model, _ADAPTER | _OUTSIDE)
 
 
+def lora_param_labels(params: PyTree) -> PyTree[str]:
+    """The name of the field for each array of an adapter (`"lora_B"`), `"other"` for other leaves.
+
+    Give optax the function itself, since it would call a tree of labels that is a callable module:
+    `optax.multi_transform({"lora_A": slow, "lora_B": fast, "other": slow}, lora_param_labels)`.
+
+    **Arguments:** `params`, an adapted model, or a part that `eqx.partition` gives.
+
+    **Returns:** strings in the structure of `params`. Adapted layers themselves are `"other"`.
+
+    **Raises:** `SelectionError` if `params` is a `Net` or a set.
+    """
+    expect_model(params, "lora_param_labels")
+    return jtu.tree_map(_labels, params, is_leaf=is_adapter)
+
+
+def _labels(node: Any) -> Any:
+    def label(path: KeyPath, inner: Any) -> Any:
+        if is_adapter(inner):  # an adapter may be built of adapters
+            return _labels(inner)
+        return "other" if path[0].name == "base" else path[0].name
+
+    def is_leaf(inner: Any) -> bool:
+        return is_adapter(inner) and inner is not node
+
+    return jtu.tree_map_with_path(label, node, is_leaf=is_leaf) if is_adapter(node) else "other"
+
+
 def may_train(model: PyTree) -> PyTree[bool]:
     """`True` for every inexact array but those that an adapter keeps frozen (LoRA-FA's `lora_A`).
 

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from ._checkpoint import read_json, read_tensors, values_of, write_together
-from ._contract import expect_model, merged_layer, weights_read_by
-from ._errors import failing, imported_for, warn
+from ._contract import expect_model, weights_read_by
+from ._errors import imported_for, warn
 from ._paths import bullets, nearest, show_array, show_path
 from ._registry import default_registry
 from ._sets import known_factors, put_around
@@ -27,11 +27,9 @@ __all__ = [
     "check_ending",
     "default_registry",
     "expect_model",
-    "failing",
     "imported_for",
     "known_factors",
     "layers_at",
-    "merged_layer",
     "module_paths",
     "nearest",
     "new_picture",

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 import pytest
 
 from jno.lora import (
@@ -15,11 +16,12 @@ from jno.lora import (
     extract_adapters,
     stack_adapters,
     swap_adapters,
+    take_adapters,
     to_lora,
 )
 from jno_lora_zoo import LoRALinear
 
-from ._tools import layers, trained
+from ._tools import layers, relative, trained, update, updates
 
 OWN = [0, 2, 1, 2, 2, 0]
 BATCH = len(OWN)
@@ -32,8 +34,10 @@ def model_of(key):
 
 def own_adapter(model, stacked, index, x):
     """The recipe of the documentation."""
-    adapters = jax.tree.map(lambda a: a[index], stacked)
-    return swap_adapters(model, adapters)(x)
+    return swap_adapters(model, take_adapters(stacked, index))(x)
+
+
+serve = eqx.filter_jit(eqx.filter_vmap(own_adapter, in_axes=(None, None, 0, 0)))
 
 
 @pytest.mark.parametrize("variant", ["lora", "dora", "pissa"])
@@ -41,8 +45,7 @@ def test_each_example_uses_its_own_adapter(variant, getkey):
     model, x = model_of(getkey()), jax.random.normal(getkey(), (BATCH, WIDTH))
     adapted = [trained(model, variant, seed, rank=1) for seed in range(3)]
     stacked = stack_adapters([extract_adapters(one) for one in adapted])
-    run = eqx.filter_jit(eqx.filter_vmap(own_adapter, in_axes=(None, None, 0, 0)))
-    out = run(model, stacked, jnp.asarray(OWN), x)
+    out = serve(model, stacked, jnp.asarray(OWN), x)
     expected = jnp.stack([adapted[i](x[n]) for n, i in enumerate(OWN)])
     assert jnp.allclose(out, expected, rtol=1e-4, atol=1e-4)
 
@@ -88,6 +91,93 @@ def test_the_stack_of_a_scanned_layer_gets_one_axis_more():
     assert eqx.tree_equal(jax.tree.map(lambda a: a[1], stacked), sets[1])
 
 
+@pytest.mark.parametrize("variant", ["lora", "rslora", "lora-fa"])
+def test_ranks_alphas_and_paths_may_differ_and_slot_0_is_the_base(variant, getkey):
+    model, x = model_of(getkey()), jax.random.normal(getkey(), (BATCH, WIDTH))
+    adapted = [
+        trained(model, variant, 1, rank=1, alpha=3.0),
+        trained(model, variant, 2, rank=3, alpha=2.0, target="1"),
+        trained(model, variant, 3, rank=2, alpha=0.0, options={"multiplier": 0.7}),
+        trained(model, variant, 4, rank=2, alpha=5.0, options={"multiplier": 0.7}),
+    ]
+    sets = [extract_adapters(one) for one in adapted]
+    stacked = stack_adapters(sets, base_slot=True)
+    assert stacked["layers/0"].rank == 2 and stacked["layers/1"].rank == 3
+    own = [4, 0, 2, 1, 3, 0]
+    out = serve(model, stacked, jnp.asarray(own), x)
+    expected = jnp.stack([[model, *adapted][i](x[n]) for n, i in enumerate(own)])
+    assert jnp.allclose(out, expected, rtol=1e-4, atol=1e-4)
+    base = swap_adapters(model, take_adapters(stacked, 0))
+    assert jnp.array_equal(jax.vmap(base)(x), jax.vmap(model)(x))
+    larger = stack_adapters(sets, rank=5)
+    assert {one.rank for one in larger.adapters.values()} == {5}
+    assert jnp.allclose(serve(model, larger, jnp.asarray([3]), x[:1])[0], adapted[3](x[0]), 1e-4)
+
+
+def test_stacks_convolutions_and_half_precision_are_padded():
+    sets = [
+        extract_adapters(trained(layers(), "lora", rank, rank=rank, alpha=rank * 1.5))
+        for rank in (1, 2)
+    ]
+    stacked = stack_adapters(sets, rank=50)  # more than a matrix allows
+    for slot, one in enumerate(sets):
+        for path, expected in updates(one).items():
+            assert relative(update(take_adapters(stacked, slot)[path]), expected) < 1e-6
+        # One scale: the factors are the same bits.
+        B = stacked["stack"].state["lora_B"][slot]
+        rank = one["stack"].rank
+        assert jnp.array_equal(B[..., :rank], one["stack"].state["lora_B"])
+        assert not jnp.any(B[..., rank:])
+    assert stacked["stack"].state["lora_A"].shape == (2, 2, 3, 4)
+
+    def halved(adapters):
+        return jax.tree.map(lambda a: a.astype(jnp.bfloat16), adapters)
+
+    (same,) = {a.dtype for a in jax.tree.leaves(stack_adapters([halved(one) for one in sets]))}
+    assert same == jnp.bfloat16
+    other = extract_adapters(trained(layers(), "lora", 3, rank=2, alpha=0.7))
+    scaled = stack_adapters([halved(sets[0]), halved(other)])  # rounded once more in bfloat16
+    found, expected = update(take_adapters(scaled, 1)["linear"]), update(halved(other)["linear"])
+    assert relative(found, expected) < 1e-6
+
+
+def test_a_base_slot_and_a_rank_need_products(getkey):
+    model = model_of(getkey())
+    sets = [extract_adapters(trained(model, "dora", seed)) for seed in (1, 2)]
+    for asked in ({"base_slot": True}, {"rank": 4}):
+        with pytest.raises(SelectionError, match=r"product .* base slot.*\n.*layers/0: a DoRALin"):
+            stack_adapters(sets, **asked)
+    lora = [extract_adapters(trained(model, "lora", 1, rank=rank)) for rank in (1, 3)]
+    with pytest.raises(SelectionError, match=r"0: rank 3 in set 1, above 2\n(?s:.*)svd"):
+        stack_adapters(lora, rank=2)
+    with pytest.raises(SelectionError, match="whole number of at least 1"):
+        stack_adapters(lora, rank=0)
+
+
+@pytest.mark.parametrize("variant", ["lora", "pissa"])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8, jnp.uint32])
+def test_an_index_outside_the_stack_serves_nobody_elses_adapter(variant, dtype, getkey):
+    model, x = model_of(getkey()), jax.random.normal(getkey(), (4, WIDTH))
+    adapted = [trained(model, variant, seed, rank=1) for seed in range(2)]
+    stacked = stack_adapters([extract_adapters(one) for one in adapted])
+    out = serve(model, stacked, jnp.asarray([0, 2, -1, 1]).astype(dtype), x)
+    assert jnp.isnan(out[1:3]).all()
+    expected = jnp.stack([adapted[0](x[0]), adapted[1](x[3])])
+    assert jnp.allclose(out[jnp.asarray([0, 3])], expected, rtol=1e-4, atol=1e-4)
+    for index in (2, -1, np.int64(2), jnp.asarray(-1)):
+        with pytest.raises(SelectionError, match=r"There is no slot .*: the stack has 2, from 0"):
+            take_adapters(stacked, index)
+
+
+def test_what_is_no_index_and_no_stack_is_refused(getkey):
+    one = extract_adapters(trained(model_of(getkey()), "lora", 1, rank=1))
+    for index in (True, 1.0, jnp.zeros(1, int), "0"):
+        with pytest.raises(SelectionError, match="`index` must be one whole number"):
+            take_adapters(stack_adapters([one]), index)
+    with pytest.raises(SelectionError, match="not a set of adapters that stack_adapters made"):
+        take_adapters(one, 0)
+
+
 def test_sets_of_other_ranks_are_brought_to_one():
     sets = [
         extract_adapters(trained(layers(), "lora", rank, rank=rank, target="linear"))
@@ -95,6 +185,11 @@ def test_sets_of_other_ranks_are_brought_to_one():
     ]
     same = [combine([one], [1.0], "svd", rank=3) for one in sets]
     assert stack_adapters(same)["linear"].state["lora_B"].shape == (2, 4, 3)
+    # A set that was cut has another alpha than the one it came from, and stacks with it.
+    mixed = stack_adapters([same[0], sets[1]])
+    for slot, one in enumerate((sets[0], sets[1])):
+        found = update(take_adapters(mixed, slot)["linear"])
+        assert relative(found, update(one["linear"])) < 1e-5
 
 
 def test_every_difference_is_listed():

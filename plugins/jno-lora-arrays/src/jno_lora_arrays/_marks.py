@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.tree_util as jtu
 
-from jno.lora.extending import merged_layer
+from jno.lora import merge_lora
 
 
 class _Shape(NamedTuple):
@@ -48,7 +48,7 @@ def read_marked(adapter: Any, name: str) -> Any:
     try:
         mark = _mark(treedef, shapes, name, type(adapter).__name__)
     except TypeError:  # a static field that cannot be hashed
-        return getattr(merged_layer(adapter), name)
+        return getattr(merge_lora(adapter), name)
     return mark.read([x for x in leaves if eqx.is_array(x)])
 
 
@@ -63,7 +63,7 @@ def _mark(treedef: Any, leaves: tuple[Any, ...], name: str, adapter_name: str) -
     label = f"read_of_jno_lora_{next(_numbers)}"
 
     def read(arrays: list[Any]) -> Any:
-        return getattr(merged_layer(_filled(treedef, leaves, arrays)), name)
+        return getattr(merge_lora(_filled(treedef, leaves, arrays)), name)
 
     read.__name__ = label
     mark = _marks[label] = Mark(treedef, leaves, name, adapter_name, jax.jit(read))

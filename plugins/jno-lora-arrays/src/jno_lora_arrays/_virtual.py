@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jno.lora import LoRAWrapper
-from jno.lora.extending import merged_layer
+from jno.lora import LoRAWrapper, merge_lora
 from jno_lora_embedding import EmbeddingLayer
 from jno_lora_zoo import LinearLayer, Method, unchanged
 
@@ -41,7 +40,7 @@ class Virtual(eqx.Module):
 
     def dense(self) -> Array:
         """The merged weight itself."""
-        weight = getattr(merged_layer(self.adapter), self.name)
+        weight = getattr(merge_lora(self.adapter), self.name)
         own = _axes_of(self.adapter, weight.ndim)
         return weight.transpose([own.index(axis) for axis in self.axes]).astype(self.dtype)
 

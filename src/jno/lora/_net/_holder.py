@@ -16,7 +16,7 @@ from .._registry import Registry, default_registry
 from .._sets import AdapterSet, check_fit, extract_adapters
 from .._trainability import partial_lora_trainable_filter
 from .._tree import holds_adapters, replace_layers
-from ._state import Kept, NetState, originals_of
+from ._state import UNKNOWN, Kept, NetState, originals_of
 
 H = TypeVar("H", bound="Holder")
 
@@ -33,6 +33,25 @@ class Holder(Handle):
         self._named: Mapping[str, Kept | None] = {}
         # The state with adapters, while `disabled` shows the model without them.
         self._disabled: NetState | None = None
+        # The adapters (`NetState.whose`) of the tree that `partition` returned last, and those that
+        # `save_adapters` need not warn of, since an update came back or it has warned.
+        self._given: object = UNKNOWN
+        self._settled: frozenset[object] = frozenset()
+
+    def __hash__(self) -> int:
+        # `jax.jit`, `jax.checkpoint` and `lax.cond` keep what they compile by the function's hash.
+        raise SelectionError(
+            f"A {type(self).__name__} changes, and has no hash: what is compiled for it, as by "
+            "jax.jit(net), would keep the weights of its first call. Compile a function of the "
+            "model: eqx.filter_jit(lambda model, x: model(x))(net.module, x)"
+        )
+
+    def __reduce__(self) -> Any:
+        raise SelectionError(
+            f"A {type(self).__name__} cannot be pickled: it holds a registry of plugins, and "
+            "functions of JAX in its model may not be pickled. Write the adapters by "
+            "net.save_adapters(path), or the model by eqx.tree_serialise_leaves(path, net.module)."
+        )
 
     def __copy__(self: H) -> H:
         made = object.__new__(type(self))
@@ -170,7 +189,8 @@ class Holder(Handle):
         """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
 
         Adapters that are kept under a name are written by `save_adapters(net.adapter(name), path)`.
-        Warns if arrays outside the adapters train too, since the file does not hold them.
+        Warns if arrays outside the adapters train too, since the file does not hold them; and once
+        if `partition` gave these adapters away and no `update` ever brought them back.
 
         **Arguments** and **Raises:** as there. The default `registry` is the net's.
         """
@@ -183,6 +203,13 @@ class Holder(Handle):
                 f"file:\n{bullets(map(show_path, left_out), 5)}\n"
                 "`net.freeze().lora(...)` trains adapters only; to keep the others as well, save "
                 "`net.partition()[0]` with `eqx.tree_serialise_leaves`."
+            )
+        if self._given is state.whose and state.whose not in self._settled:
+            self._settled |= {state.whose}
+            warn(
+                "The adapters were saved as they are in the net, and net.update(...) was not "
+                "called since net.partition(). If you trained what it returned, call "
+                "net.update(trainable) and save again."
             )
         return self
 

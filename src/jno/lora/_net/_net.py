@@ -15,7 +15,7 @@ from .._planning import MaskLike, Plan, SpecLike, TargetLike, WrapperLike, parse
 from .._registry import Registry
 from .._reports import LoraReport, report_on
 from ._holder import Holder
-from ._state import UNKNOWN, originals_of
+from ._state import originals_of
 
 
 class Net(Holder):
@@ -58,11 +58,14 @@ class Net(Holder):
         super().__init__(model, registry)
         self._key = jax.random.key(0) if key is None else key
         check_key(self._key)
-        # The adapters (`NetState.whose`) of the tree that `partition` returned last.
-        self._given = UNKNOWN
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The current model's output."""
+        """The current model's output.
+
+        A function that calls the net and is compiled (`jax.jit(jax.vmap(net))`, or with a `lambda`)
+        holds today's weights as constants, also after `update`. Compile a function of the model,
+        and give it `net.module`.
+        """
         return self.module(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -196,6 +199,7 @@ class Net(Holder):
         """
         self._refuse_disabled("update")
         self._now = self._now.updated(trainable, self._given)
+        self._settled |= {self._now.whose}
         return self
 
     def merge(self) -> "Net":

@@ -69,8 +69,7 @@ def combine(
     r"""Combine several sets of adapters into one.
 
     All methods act on the updates `U_i = s_i B_i A_i` of a layer's matrix, with each adapter's own
-    scale. (PEFT's, except `cat` and `svd`, act on `A` and `B` separately, which leaves products
-    `B_i A_j` of different adapters in the result.) With weights `w_i`:
+    scale (most of PEFT's act on `A` and `B` separately). With weights `w_i`:
 
     | method | update | rank |
     |---|---|---|
@@ -112,9 +111,7 @@ def combine(
     path at which the layers differ, or every matrix that `density` leaves empty; or if an argument
     is missing or makes no sense.
 
-    Papers: Yadav et al., "TIES-Merging: Resolving Interference When Merging Models",
-    arXiv:2306.01708; Yu et al., "Language Models are Super Mario: Absorbing Abilities from
-    Homologous Models as a Free Lunch" (DARE), arXiv:2311.03099.
+    Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099.
     """
     sets = listed_sets(sets, "combine")
     weights = _listed_weights(weights, len(sets))

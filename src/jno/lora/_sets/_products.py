@@ -35,6 +35,12 @@ class Factors(NamedTuple):
         """The largest rank that the matrix allows: its smaller side."""
         return min(self.B.shape[-2], self.A.shape[-1])
 
+    def padded_to(self, rank: int) -> "Factors":
+        """The same update with at least `rank` on the common side. Zeros fill it up."""
+        stack, missing = [(0, 0)] * (self.A.ndim - 2), (0, max(rank - self.rank, 0))
+        A = jnp.pad(self.A, [*stack, missing, (0, 0)])
+        return Factors(A, jnp.pad(self.B, [*stack, (0, 0), missing]))
+
     def as_adapter(self, cls: type[LoRAWrapper]) -> tuple[dict[str, Array], int, float]:
         """State, rank and alpha of an adapter of a class with a `low_rank_scale`.
 
@@ -74,11 +80,8 @@ class Triplets(NamedTuple):
 
         The rows of `A` are orthonormal, so that `B` alone holds the size of the update.
         """
-        missing = max(rank - self.S.shape[-1], 0)
-        stack = [(0, 0)] * (self.S.ndim - 1)
-        A = jnp.pad(self.Vt[..., :rank, :], [*stack, (0, missing), (0, 0)])
-        B = jnp.pad(self.U[..., :rank] * self.S[..., None, :rank], [*stack, (0, 0), (0, missing)])
-        return Factors(A, B)
+        B = self.U[..., :rank] * self.S[..., None, :rank]
+        return Factors(self.Vt[..., :rank, :], B).padded_to(rank)
 
     def lost_by_cutting(self, rank: int) -> Float[Array, ""]:
         """`||W - W_rank|| / ||W||` in the Frobenius norm, over all of a stack; 0 if `W` is 0."""
@@ -124,7 +127,7 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     """
     check_set(adapters, "adapters")
     check_number("factor", factor)
-    _check_products([adapters])
+    check_products([adapters], "scaled")
 
     scaled: dict[str, LooseAdapter] = {}
     for path, adapter in adapters.adapters.items():
@@ -147,7 +150,7 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
     """**Raises:** `SelectionError` that lists the adapters that are not products, those at one path
     that are for different matrices, or the matrices that `density` leaves empty.
     """
-    _check_products(sets)
+    check_products(sets, "added up")
     misfits: list[str] = []
     empty: dict[str, None] = {}
     seen: dict[str, tuple[int, LooseAdapter]] = {}
@@ -174,19 +177,28 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
         raise SelectionError(f"{said}:\n{bullets(misfits or empty)}")
 
 
-def _check_products(sets: Sequence[AdapterSet]) -> None:
+def check_products(sets: Sequence[AdapterSet], done: str) -> None:
+    """**Raises:** `SelectionError` that lists every adapter that is not a product.
+
+    - `done`: a participle that says what will be done with them.
+    """
     others = [
         f"{show_path(path)}: a {adapter.wrapper.__name__}{f' in set {index}' * (len(sets) > 1)}"
         for index, one in enumerate(sets)
         for path, adapter in one.adapters.items()
-        if scale_of(adapter) is None or not adapter.state.keys() <= _STATE
+        if not is_product(adapter)
     ]
     if others:
         raise SelectionError(
-            "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be added "
-            f"up and scaled, but there are others:\n{bullets(others)}\n"
+            "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
+            f"{done}, but there are others:\n{bullets(others)}\n"
             "Convert them first: extract_adapters(to_lora(model, rank=...)[0])."
         )
+
+
+def is_product(adapter: LooseAdapter) -> bool:
+    """Whether the update is only a product, known without the layer."""
+    return scale_of(adapter) is not None and adapter.state.keys() <= _STATE
 
 
 def scale_of(adapter: LooseAdapter) -> Any:

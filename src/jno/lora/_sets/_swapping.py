@@ -105,8 +105,7 @@ def _hint(layer: Any, adapter: LooseAdapter) -> str:
     except Exception:
         return ""
     return (
-        "It is of a set that `stack_adapters` made. Give one of them: "
-        "jax.tree.map(lambda a: a[index], stacked)"
+        "It is of a set that `stack_adapters` made. Give one of them: take_adapters(stacked, index)"
     )
 
 

@@ -1,0 +1,170 @@
+"""Stack sets of adapters, so that each example of a batch can use its own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._contract import check_rank, is_traced
+from .._errors import SelectionError
+from .._paths import bullets, show_array, show_path
+from .._sharding import on_the_mesh
+from ._adapter_set import AdapterSet, LooseAdapter, check_set, listed_sets
+from ._products import check_products, factors_of, is_product, scale_of, widest
+
+
+def stack_adapters(
+    sets: Sequence[AdapterSet], *, rank: int | None = None, base_slot: bool = False
+) -> AdapterSet:
+    """The sets as one, whose arrays have a leading axis with a slot for each set.
+
+    Then the examples of a batch can use different adapters of one base: inside `vmap`, each takes
+    its own by `take_adapters(stacked, index)` and swaps it in. `swap_adapters` does not take the
+    stack itself.
+
+    **Arguments:**
+
+    - `sets`: with adapters of the same classes for the same layers. If the update of every adapter
+        is only a product (LoRA, rsLoRA, LoRA-FA), ranks, alphas and paths may differ: zeros fill up
+        the factors, other scales go into `lora_B`, and a set without an adapter at a path adds zero
+        there. Other methods need one structure in all sets.
+    - `rank`: of each product in the stack, at most what its matrix allows. By default the largest
+        at its path. A larger one leaves room for sets that are stacked later.
+    - `base_slot`: whether slot 0 is the base alone; set `i` is then in slot `i + 1`. For products
+        only: the zero of other methods (DoRA's magnitude) depends on the weights of the layer.
+
+    **Raises:** `SelectionError` that lists every difference and every adapter of a rank above
+    `rank`, or every adapter that is not a product if one is needed.
+    """
+    sets = listed_sets(sets, "stack")
+    if rank is not None:
+        check_rank(rank)
+    if rank is not None or base_slot:
+        check_products(sets, "padded or stacked with a base slot")
+    is_padded = all(is_product(one) for each in sets for one in each.adapters.values())
+    problems = list(_differences(sets, is_padded, rank))
+    if problems:
+        raise SelectionError(
+            f"Sets that differ like this cannot be stacked:\n{bullets(problems)}\n"
+            "Products (LoRA, rsLoRA, LoRA-FA) may differ in rank, alpha and path, others in "
+            'nothing. to_lora(model, rank=...) makes products, and combine([one], [1.0], "svd", '
+            "rank=...) cuts their rank."
+        )
+    if not is_padded or not (rank or base_slot or any(_differences(sets, is_padded=False))):
+        return jax.tree.map(lambda *arrays: jnp.stack(arrays), *sets)
+    if base_slot:
+        sets = [AdapterSet({}), *sets]
+    paths = dict.fromkeys(path for one in sets for path in one)
+    return AdapterSet({path: _padded([s.adapters.get(path) for s in sets], rank) for path in paths})
+
+
+def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
+    """The set in one slot of a stack. Inside `vmap`, each example takes its own.
+
+    **Arguments:**
+
+    - `stacked`: a set that `stack_adapters` made, perhaps trained.
+    - `index`: one whole number from 0, which may be traced. A traced index that is outside the
+        stack gives NaN in every array, so that the example's output is NaN, and others' are not.
+
+    **Raises:** `SelectionError` if the index is known and outside the stack (negative ones too), or
+    not one whole number; or if `stacked` is not a stack.
+    """
+    check_set(stacked, "stacked")
+    is_int = isinstance(index, int) and not isinstance(index, bool)
+    whole = is_int or jnp.issubdtype(getattr(index, "dtype", bool), jnp.integer)
+    if not whole or jnp.ndim(index):
+        raise SelectionError(f"`index` must be one whole number, but is {index!r}.")
+    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(stacked)}
+    if len(lengths) != 1 or () in lengths:
+        raise SelectionError("`stacked` is not a set of adapters that stack_adapters made.")
+    ((slots,),) = lengths
+    if not is_traced(index):
+        if not 0 <= index < slots:
+            raise SelectionError(f"There is no slot {index}: the stack has {slots}, from 0.")
+        return jax.tree.map(lambda array: array[int(index)], stacked)
+    index = jnp.asarray(index).astype(int)
+    is_inside = (index >= 0) & (index < slots)
+
+    def take(array: Array) -> Array:
+        own = array[jnp.clip(index, 0, slots - 1)]
+        inexact = jnp.issubdtype(array.dtype, jnp.inexact)
+        return jnp.where(is_inside, own, jnp.nan) if inexact else own
+
+    return jax.tree.map(take, stacked)
+
+
+def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapter:
+    """The stack of products at one path, with zero where there is no adapter.
+
+    The scale of the first stays, and others are divided by it and become factors of `lora_B`.
+    """
+    first = next(adapter for adapter in adapters if adapter is not None)
+    zero = jax.tree.map(jnp.zeros_like, first)
+    filled = [zero if adapter is None else adapter for adapter in adapters]
+    states = [adapter.state for adapter in filled]
+    scale = next((s for s in map(scale_of, filled) if s), 1.0)
+    ratios = [scale_of(adapter) / scale for adapter in filled]
+    A, B = ([state[name] for state in states] for name in ("lora_A", "lora_B"))
+    rank = min(rank or max(array.shape[-2] for array in A), A[0].shape[-1], B[0].shape[-2])
+    dtype = widest(array.dtype for array in (*A, *B))
+    wide = widest([dtype, jnp.dtype(jnp.float32)])
+    if not {*ratios} <= {0.0, 1.0} or any("multiplier" in state for state in states):
+        dtype = wide  # half precision would round the scale
+    scales = [np.asarray(ratio, wide) for ratio in ratios]
+    state = on_the_mesh(states, _stacked, states, scales, rank, dtype)
+    alpha = float(scale / (first.wrapper.low_rank_scale(rank, 1.0) or 1.0))
+    return LooseAdapter(state, first.wrapper, rank, alpha, first.layer)
+
+
+def _stacked(
+    states: list[Mapping[str, Any]], scales: list[Any], rank: int, dtype: Any
+) -> dict[str, Array]:
+    updates = [
+        factors_of(state, jnp.asarray(scale), scale.dtype).padded_to(rank)
+        for state, scale in zip(states, scales, strict=True)
+    ]
+    A, B = (jnp.stack(arrays).astype(dtype) for arrays in zip(*updates, strict=True))
+    return {"lora_A": A, "lora_B": B}
+
+
+def _differences(
+    sets: Sequence[AdapterSet], is_padded: bool, rank: int | None = None
+) -> Iterator[str]:
+    """How the sets differ, except for what padding to `rank` makes the same."""
+    for path in dict.fromkeys(path for one in sets for path in one):
+        former, first = next((i, one[path]) for i, one in enumerate(sets) if path in one.adapters)
+        here = _described(first, is_padded)
+        for index, one in enumerate(sets):
+            if path not in one.adapters:
+                if not is_padded:
+                    yield f"{show_path(path)}: set {index} has no adapter there"
+                continue
+            adapter, there = one[path], _described(one[path], is_padded)
+            for name in dict.fromkeys([*here, *there]):
+                if here.get(name) != there.get(name):
+                    yield (
+                        f"{show_path(path)}, {name}: {here.get(name, 'none')} in set {former}, "
+                        f"{there.get(name, 'none')} in set {index}"
+                    )
+            if here["class"] == there["class"] and first.wrapper is not adapter.wrapper:
+                yield (
+                    f"{show_path(path)}: {here['class']} in set {index} is another class than in "
+                    f"set {former}. It was defined twice (a notebook cell that ran again): make "
+                    "both sets with one"
+                )
+            if rank and (adapter.rank or 0) > rank:
+                yield f"{show_path(path)}: rank {adapter.rank} in set {index}, above {rank}"
+
+
+def _described(adapter: LooseAdapter, is_padded: bool) -> dict[str, Any]:
+    fixed = {
+        "class": f"{adapter.wrapper.__module__}.{adapter.wrapper.__qualname__}",
+        "made for": str(adapter.layer),
+        "axes of a stack": adapter.layer.stack_ndim,
+    }
+    arrays = {name: show_array(array) for name, array in adapter.state.items()}
+    return fixed if is_padded else {**fixed, "rank": adapter.rank, "alpha": adapter.alpha, **arrays}
