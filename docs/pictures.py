@@ -43,8 +43,10 @@ SCRIPTS = {
 def main(names: list[str]) -> None:
     """Make what is named, or everything."""
     makers = {
+        "index": lambda: run_page(DOCS / "index.md"),
         "getting-started": lambda: run_page(DOCS / "getting-started.md"),
         "inspecting": lambda: run_page(DOCS / "inspecting.md"),
+        "methods": lambda: [run_page(page) for page in sorted((DOCS / "methods").glob("*.md"))],
         "digits": run_digits,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
         "plugin": run_plugin,
