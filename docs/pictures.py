@@ -35,6 +35,7 @@ BLOCK = re.compile(
 SCRIPTS = {
     "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.png")],
     "minilm": ["minilm_classification.py"],
+    "llm": ["llm_finetune.py"],
     "attention": ["attention_adapter.py"],
     "per-user": ["per_user_adapters.py"],
 }
@@ -80,7 +81,7 @@ def run_script(name: str) -> None:
     script, *arguments = SCRIPTS[name]
     command = [sys.executable, ROOT / "examples" / script, *arguments]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    page = DOCS / "examples" / f"{name}.md"
+    (page,) = DOCS.glob(f"**/{name}.md")
     page.write_text(with_printed(page.read_text(), printed))
 
 

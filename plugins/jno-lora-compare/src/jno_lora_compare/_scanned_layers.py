@@ -29,6 +29,8 @@ class ScannedLayers(eqx.Module):
     plain = eqx.tree_at(blocks, net.module, net.module.blocks[0].unstacked())
     ```
 
+    The stack is a copy of the layers' arrays. Drop the first model if memory is short.
+
     **Arguments:**
 
     - `layers`: at least one, adapted or not, all of one structure, with arrays of the same shapes.
@@ -65,7 +67,8 @@ class ScannedLayers(eqx.Module):
             out = eqx.combine(arrays, static)(x, *args)
             return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
 
-        body = jax.checkpoint(body) if self.remat else body
+        # A scan keeps the compiler from merging both computations, so nothing else needs to.
+        body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
         x, others = jax.lax.scan(body, x, arrays, length=self.count)
         return x if others is None else (x, *others)
 
