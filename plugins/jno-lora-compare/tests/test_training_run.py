@@ -72,6 +72,24 @@ def test_a_killed_run_goes_on_to_the_bit(trainer, tmp_path):
     assert eqx.tree_equal(finished.state, whole.state)
 
 
+def test_one_step_is_compiled_also_for_a_run_that_was_loaded(tmp_path):
+    traces = []
+
+    def counted(model, batch):
+        traces.append(batch)
+        return loss(model, batch)
+
+    adam = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(0.1, 5))
+    )
+    trainer = Trainer(counted, optax.MultiSteps(adam, 2))
+    trainable, frozen = net_of().partition()
+    run, _ = trained(trainer, trainer.start(trainable), frozen, 3)
+    run.save(tmp_path / "run")
+    trained(trainer, trainer.start(trainable).load(tmp_path / "run"), frozen, 6)
+    assert len(traces) == 1
+
+
 def test_a_run_in_half_precision_comes_back(tmp_path):
     trainer = Trainer(loss, optax.sgd(1e-2))
     trainable = {"a": jnp.ones(3, jnp.bfloat16), "b": None, "c": jnp.arange(2.0)}
