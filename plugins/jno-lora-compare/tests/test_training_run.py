@@ -1,5 +1,6 @@
 """A loop of one's own by `Trainer`: early stopping, the best, and a run that is killed goes on."""
 
+import io
 import math
 
 import equinox as eqx
@@ -120,6 +121,18 @@ def test_evaluation_is_the_mean_loss(trainer):
         trainer.evaluate(net.module, iter(()))
 
 
+def pickled():
+    """An array as NumPy writes it, with a pickle inside that would run code."""
+    file = io.BytesIO()
+    np.save(file, np.array([Exploding()], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+class Exploding:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was read",)
+
+
 def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
     run = trainer.start(net_of().partition()[0])
     run.save(tmp_path / "run")
@@ -133,6 +146,10 @@ def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
     (tmp_path / "run").write_bytes(content + content[:200])
     with pytest.raises(CheckpointError, match="more arrays"):
         run.load(tmp_path / "run")
+    for start in (b"PK\x03\x04", b"PK\x05\x06", b"\x80\x04", pickled()):
+        (tmp_path / "run").write_bytes(start + content)
+        with pytest.raises(CheckpointError):
+            run.load(tmp_path / "run")
     with pytest.raises(FileNotFoundError):
         run.load(tmp_path / "nobody")
     with pytest.raises(CheckpointError):

@@ -6,7 +6,7 @@ Plugins use `jno.lora`, `jno.lora.types`, `jno.lora.testing` and this module, an
 import os
 from typing import TYPE_CHECKING
 
-from ._checkpoint import read_json, read_tensors, values_of, write_atomically, write_together
+from ._checkpoint import read_json, read_tensors, values_of, write_together
 from ._contract import expect_model, merged_layer, weights_read_by
 from ._errors import failing, imported_for, warn
 from ._paths import bullets, nearest, show_array, show_path
@@ -46,7 +46,6 @@ __all__ = [
     "values_of",
     "warn",
     "weights_read_by",
-    "write_atomically",
     "write_together",
 ]
 

@@ -9,7 +9,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from jno.lora import CheckpointError
-from jno.lora.extending import sharded_like, write_atomically
+from jno.lora.extending import sharded_like, write_together
 
 
 class TrainingRun(eqx.Module):
@@ -46,7 +46,7 @@ class TrainingRun(eqx.Module):
         """
         file = io.BytesIO()
         eqx.tree_serialise_leaves(file, self)
-        write_atomically(path, file.getvalue())
+        write_together({path: file.getvalue()})
 
     def load(self, path: str | os.PathLike[str]) -> "TrainingRun":
         """Read the run that `save` wrote, for the same model, adapters and optimiser as this run.
