@@ -7,6 +7,7 @@ import argparse
 import json
 import pathlib
 import re
+import statistics
 from typing import Any
 
 from ._plots import plot
@@ -15,18 +16,32 @@ from ._workers import ROOT
 
 # Over what a method's page gives the time of its step.
 MEASURED = ("floor", "full", "jno", "peft")
+# Over what the page opens with the time of a step.
+COMPARED = ("jno", "peft", "full", "floor")
 RESULTS = ROOT / "benchmarks" / "results"
 
 HEAD = """\
 # Benchmarks
 
-The tables show ratios between our side and others on one machine. They show no times, because times
-differ between machines, and from minute to minute on one machine. A ratio below 1 means that ours
-takes less.
+Ratios between our side and others, measured side by side. **A ratio below 1 means that ours takes
+less.** The page opens with the results, then says [how they are measured](#how-it-is-measured), and
+ends with [the targets that were missed](#missed-targets).
+"""
 
-* **jNO** is `jax-neural-operators`, whose adapters have the same names and laws. **PEFT** is `peft`
-  on PyTorch, run eagerly. **Floor** trains only the biases of the plain model, which costs the
-  forward pass and the gradients of the layers' inputs. **Full fine-tuning** trains everything.
+LEGEND = """\
+**jNO** is `jax-neural-operators`, whose adapters have the same names and laws. **PEFT** is `peft`
+on PyTorch, run eagerly. **Floor** trains only the biases of the plain model, which costs the
+forward pass and the gradients of the layers' inputs. **Full fine-tuning** trains everything. A cell
+shows the median, and the quartiles in brackets. A number in parentheses is the target, set in
+advance; **bold** marks a missed target.
+"""
+
+METHOD = """\
+## How it is measured
+
+The tables show no times, because times differ between machines, and from minute to minute on one
+machine.
+
 * Each side runs in its own process, started for each row, in its own environment; floor and full
   fine-tuning run in ours. All sides have the same shapes, the same loss and Adam. The steps of JAX
   are compiled, with donated state. Their arguments are flat lists of arrays, so flattening modules
@@ -40,8 +55,8 @@ takes less.
 * PEFT's methods differ in three cases. Its LoRA-FA is LoRA with `lora_A` frozen. Its LoKr has the
   same two dense factors as ours. Its OFT is the default one, which rotates inputs and approximates
   the inverse by five terms of a series; ours is exact.
-* A number in parentheses is the target, set in advance: the measured result of a one-page version
-  of each method, or a goal that seemed worth reaching. **Bold** marks a missed target.
+* A target is the measured result of a one-page version of each method, or a goal that seemed worth
+  reaching.
 * *save* and *load* are for the adapters alone (`save_adapters`, `load_adapters`). Full fine-tuning
   must save the whole model, with Equinox's own functions.
 
@@ -75,11 +90,13 @@ def page_folder(results: pathlib.Path) -> pathlib.Path:
 
 def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
     """Write `benchmarks.md` and `images/` of all devices' results, and return the page's path."""
-    parts = [HEAD]
+    devices = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    parts = [HEAD, *map(overview, devices), LEGEND]
+    parts += [section(device, docs) for device in devices]
+    parts.append(METHOD)
     if not (results / "gpu.json").exists():
         parts.append(NO_GPU)
-    for path in sorted(results.glob("*.json")):
-        parts.append(section(json.loads(path.read_text()), docs))
+    parts += ["## Missed targets\n", *map(misses, devices)]
     page = docs / "benchmarks.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts).rstrip() + "\n")
@@ -105,16 +122,26 @@ def with_measurements(text: str, records: list[dict[str, Any]]) -> str:
     return re.sub(r"(<!-- measured (\w+) -->).*?(<!-- /measured -->)", measured, text)
 
 
+def overview(results: dict[str, Any]) -> str:
+    """One device in a row for each other side: the time of our steps beside its steps."""
+    steps = [r["ratios"].get("step", {}) for r in results["cases"] if r["group"] == "linear"]
+    rows = []
+    for side in COMPARED:
+        medians = sorted(ratios[side]["median"] for ratios in steps if side in ratios)
+        if medians:
+            shown = (statistics.median(medians), medians[0], medians[-1])
+            rows.append(f"| {SIDES[side]} | {' | '.join(map(number, shown))} |")
+    if not rows:
+        return ""
+    head = f"| our step on the {results['device'].upper()}, over that of | median | least | most |"
+    text = "Over the methods of the zoo, on linear layers:\n"
+    return "\n".join([text, head, "|---" * 4 + "|", *rows, ""])
+
+
 def section(results: dict[str, Any], docs: pathlib.Path) -> str:
-    """One device: machine, versions, what is missed, tables and plots."""
+    """One device: machine, versions, tables and plots."""
     device = results["device"]
     parts = [f"## On the {device.upper()}", "", describe(results), ""]
-    missed = verdicts(results["cases"])
-    if missed:
-        parts += ["Targets that were missed or could not be checked:", ""]
-        parts += [f"* {sentence}" for sentence in missed] + [""]
-    else:
-        parts += ["All targets are met.", ""]
     for name, group in GROUPS.items():
         records = [record for record in results["cases"] if record["group"] == name]
         if not records:
@@ -128,6 +155,18 @@ def section(results: dict[str, Any], docs: pathlib.Path) -> str:
         if plot(records, group, docs / image):
             parts += [f"![{group.title}]({image})", ""]
     return "\n".join(parts)
+
+
+def misses(results: dict[str, Any]) -> str:
+    """One device: the targets that were missed or could not be checked."""
+    device, records = results["device"].upper(), results["cases"]
+    number_of_targets = sum(len(record["targets"]) for record in records)
+    missed = verdicts(records)
+    if not missed:
+        return f"On the {device}, all {number_of_targets} targets are met.\n"
+    share = f"{len(missed)} of {number_of_targets} targets"
+    head = f"On the {device}, {share} were missed or could not be checked:\n"
+    return "\n".join([head, *(f"* {sentence}" for sentence in missed), ""])
 
 
 def describe(results: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ BLOCK = re.compile(
 SCRIPTS = {
     "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.png")],
     "minilm": ["minilm_classification.py"],
+    "llm": ["llm_finetune.py"],
     "attention": ["attention_adapter.py"],
     "per-user": ["per_user_adapters.py"],
 }
@@ -43,8 +44,10 @@ SCRIPTS = {
 def main(names: list[str]) -> None:
     """Make what is named, or everything."""
     makers = {
+        "index": lambda: run_page(DOCS / "index.md"),
         "getting-started": lambda: run_page(DOCS / "getting-started.md"),
         "inspecting": lambda: run_page(DOCS / "inspecting.md"),
+        "methods": lambda: [run_page(page) for page in sorted((DOCS / "methods").glob("*.md"))],
         "digits": run_digits,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
         "plugin": run_plugin,
@@ -78,7 +81,7 @@ def run_script(name: str) -> None:
     script, *arguments = SCRIPTS[name]
     command = [sys.executable, ROOT / "examples" / script, *arguments]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    page = DOCS / "examples" / f"{name}.md"
+    (page,) = DOCS.glob(f"**/{name}.md")
     page.write_text(with_printed(page.read_text(), printed))
 
 

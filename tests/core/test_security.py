@@ -67,6 +67,7 @@ ALLOWED = {
     f"{CORE}/in_jno/_places.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
     f"{PEFT}/_files.py": {"mkdir"},
     f"{COMPARE}/_comparison.py": {"open"},
+    f"{COMPARE}/_training_run.py": {"open", "tree_serialise_leaves", "tree_deserialise_leaves"},
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
     f"{COMPARE}/_demo/_run.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
     f"{COMPARE}/_demo/_plot.py": {"savefig"},

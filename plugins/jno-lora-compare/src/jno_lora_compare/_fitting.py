@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
+
+from ._training_run import TrainingRun
 
 # `loss(model, batch)` is a scalar.
 Loss = Callable[[Any, Any], Array]
@@ -37,7 +40,20 @@ class Cost(NamedTuple):
 
 
 class Trainer:
-    """One training step, compiled for whatever it is first called with.
+    """The steps of a training loop, each compiled for whatever it is first called with.
+
+    `fit` is a loop without more. In a loop of your own, call `step`, and `evaluate` now and then:
+
+    ```python
+    run = trainer.start(trainable)
+    while run.step < 1000 and run.waited < 3:
+        run, loss = trainer.step(run, frozen, batches[run.step])
+        if run.step % 50 == 0:
+            model = eqx.combine(run.trainable, frozen)
+            run = run.evaluated(trainer.evaluate(model, held_out))
+            run.save(path)  # `trainer.start(trainable).load(path)` goes on from there
+    net.update(run.best)
+    ```
 
     **Arguments:**
 
@@ -60,6 +76,28 @@ class Trainer:
             return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, trainable), state, value
 
         self._step: Any = eqx.filter_jit(step)
+        self._loss: Any = eqx.filter_jit(loss)
+
+    def start(self, trainable: PyTree) -> TrainingRun:
+        """The run before its first step, for the trainable part of a model."""
+        trainable = _strongly_typed(trainable)
+        return TrainingRun(trainable, self.optimizer.init(trainable), step=0, best=trainable)
+
+    def step(self, run: TrainingRun, frozen: PyTree, batch: PyTree) -> tuple[TrainingRun, Array]:
+        """Train on one batch. Returns the run after it, and the loss of the batch before it."""
+        batch = _on_the_device(batch)
+        trainable, state, loss = self._step(run.trainable, frozen, run.state, batch)
+        return replace(run, trainable=trainable, state=state, step=run.step + 1), loss
+
+    def evaluate(self, model: PyTree, batches: Iterable[PyTree]) -> float:
+        """The mean of the loss over `batches`; nothing trains.
+
+        **Raises:** `ValueError` if there are no batches.
+        """
+        losses = [self._loss(model, _on_the_device(batch)) for batch in batches]
+        if not losses:
+            raise ValueError("`batches` should hold at least one batch to evaluate, but is empty.")
+        return statistics.fmean(map(float, losses))
 
     def compile(self, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Cost:
         """Compile the step, as `fit` would at its first."""

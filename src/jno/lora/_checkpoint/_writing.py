@@ -24,7 +24,7 @@ def write_atomically(path: FilePath, content: bytes) -> None:
 
 
 def write_together(files: Mapping[FilePath, bytes]) -> None:
-    """Write two files: the content, and then its description.
+    """Write two files: the content, and then its description. One file alone is written whole.
 
     Both are on the disk before an old one is touched. The old description goes before the content
     changes, so that nobody reads new content by an old description. After an interrupt, both files
@@ -33,7 +33,10 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
     **Raises:** `CheckpointError` if that fails. The old files are whole then, unless the new
     description alone could not take its place: then it is missing.
     """
-    (content_path, content), (description_path, description) = files.items()
+    (content_path, content), *described = files.items()
+    if not described:
+        return write_atomically(content_path, content)
+    ((description_path, description),) = described
     with (
         _written_beside(content_path, content) as new,
         _written_beside(description_path, description) as new_description,

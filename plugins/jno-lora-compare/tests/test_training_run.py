@@ -1,0 +1,156 @@
+"""A loop of one's own by `Trainer`: early stopping, the best, and a run that is killed goes on."""
+
+import io
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from compare_cases import loss
+from tests.core.toys import ToyLinear
+
+from jno.lora import CheckpointError, Net
+from jno_lora_compare import Trainer
+
+
+def net_of(width=4):
+    model = eqx.nn.MLP(3, 2, width, 1, key=jax.random.key(0))
+    return Net(model).freeze().lora(rank=2, alpha=2.0, wrapper=ToyLinear)
+
+
+def batch(number):
+    x = np.asarray(jax.random.normal(jax.random.key(number), (6, 3)))
+    return x, np.sin(x[:, :2])
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    adam = optax.adam(optax.cosine_decay_schedule(1e-2, 20))
+    return Trainer(loss, optax.MultiSteps(adam, 2))
+
+
+def trained(trainer, run, frozen, until):
+    losses = []
+    while run.step < until:
+        run, value = trainer.step(run, frozen, batch(run.step))
+        losses.append(float(value))
+    return run, losses
+
+
+def test_steps_are_those_of_fit(trainer):
+    trainable, frozen = net_of().partition()
+    run, losses = trained(trainer, trainer.start(trainable), frozen, 6)
+    fit = trainer.fit(trainable, frozen, [batch(number) for number in range(6)])
+    assert losses == list(fit.losses) and run.step == 6
+    assert eqx.tree_equal(run.trainable, fit.trainable)
+
+
+def test_an_accumulated_gradient_moves_nothing_until_it_is_whole(trainer):
+    trainable, frozen = net_of().partition()
+    run, _ = trained(trainer, trainer.start(trainable), frozen, 1)
+    assert eqx.tree_equal(run.trainable, trainable)
+    run, _ = trained(trainer, run, frozen, 2)
+    assert not eqx.tree_equal(run.trainable, trainable)
+
+
+def test_a_killed_run_goes_on_to_the_bit(trainer, tmp_path):
+    trainable, frozen = net_of().partition()
+    whole, losses = trained(trainer, trainer.start(trainable), frozen, 7)
+    # In the middle of an accumulated gradient.
+    half, _ = trained(trainer, trainer.start(trainable), frozen, 3)
+    half.evaluated(0.5).evaluated(0.75).save(tmp_path / "run")
+
+    again = Trainer(loss, trainer.optimizer)
+    loaded = again.start(net_of().partition()[0]).load(tmp_path / "run")
+    assert (loaded.step, loaded.best_loss, loaded.waited) == (3, 0.5, 1)
+    assert eqx.tree_equal(loaded.best, half.trainable)
+    finished, rest = trained(again, loaded, frozen, 7)
+    assert rest == losses[3:]
+    assert eqx.tree_equal(finished.trainable, whole.trainable)
+    assert eqx.tree_equal(finished.state, whole.state)
+
+
+def test_one_step_is_compiled_also_for_a_run_that_was_loaded(tmp_path):
+    traces = []
+
+    def counted(model, batch):
+        traces.append(batch)
+        return loss(model, batch)
+
+    adam = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(0.1, 5))
+    )
+    trainer = Trainer(counted, optax.MultiSteps(adam, 2))
+    trainable, frozen = net_of().partition()
+    run, _ = trained(trainer, trainer.start(trainable), frozen, 3)
+    run.save(tmp_path / "run")
+    trained(trainer, trainer.start(trainable).load(tmp_path / "run"), frozen, 6)
+    assert len(traces) == 1
+
+
+def test_a_run_in_half_precision_comes_back(tmp_path):
+    trainer = Trainer(loss, optax.sgd(1e-2))
+    trainable = {"a": jnp.ones(3, jnp.bfloat16), "b": None, "c": jnp.arange(2.0)}
+    trainer.start(trainable).save(tmp_path / "run")
+    empty = jax.tree.map(jnp.zeros_like, trainable)
+    loaded = trainer.start(empty).load(tmp_path / "run")
+    assert eqx.tree_equal(loaded.trainable, trainable)
+
+
+def test_the_best_is_kept_and_the_wait_counted(trainer):
+    start = trainer.start(net_of().partition()[0])
+    moved = eqx.tree_at(lambda run: run.trainable, start, jax.tree.map(jnp.ones_like, start.best))
+    run = moved.evaluated(1.0)
+    assert run.best is moved.trainable and (run.best_loss, run.waited) == (1.0, 0)
+    for value in (2.0, 1.0, math.nan):
+        run = run.evaluated(value)
+    assert run.best is moved.trainable and (run.best_loss, run.waited) == (1.0, 3)
+    assert start.evaluated(math.nan).best is start.trainable
+    assert run.evaluated(0.5).waited == 0
+
+
+def test_evaluation_is_the_mean_loss(trainer):
+    net = net_of()
+    batches = [batch(number) for number in range(3)]
+    expected = np.mean([float(loss(net.module, one)) for one in batches])
+    assert trainer.evaluate(net.module, batches) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="at least one batch"):
+        trainer.evaluate(net.module, iter(()))
+
+
+def pickled():
+    """An array as NumPy writes it, with a pickle inside that would run code."""
+    file = io.BytesIO()
+    np.save(file, np.array([Exploding()], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+class Exploding:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was read",)
+
+
+def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
+    run = trainer.start(net_of().partition()[0])
+    run.save(tmp_path / "run")
+    content = (tmp_path / "run").read_bytes()
+    other = trainer.start(net_of(width=5).partition()[0])
+    with pytest.raises(CheckpointError, match="should hold a training run of this model"):
+        other.load(tmp_path / "run")
+    (tmp_path / "run").write_bytes(content[:-100])
+    with pytest.raises(CheckpointError, match="should hold a training run of this model"):
+        run.load(tmp_path / "run")
+    (tmp_path / "run").write_bytes(content + content[:200])
+    with pytest.raises(CheckpointError, match="more arrays"):
+        run.load(tmp_path / "run")
+    for start in (b"PK\x03\x04", b"PK\x05\x06", b"\x80\x04", pickled()):
+        (tmp_path / "run").write_bytes(start + content)
+        with pytest.raises(CheckpointError):
+            run.load(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        run.load(tmp_path / "nobody")
+    with pytest.raises(CheckpointError):
+        run.save(tmp_path / "missing" / "run")

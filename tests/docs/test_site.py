@@ -1,0 +1,55 @@
+"""The site says which version it is, and each method's page shows the method at work."""
+
+import importlib.util
+import inspect
+import pathlib
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from jno.lora import __version__
+from jno_lora_zoo import METHODS, adapters
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def site_facts():
+    spec = importlib.util.spec_from_file_location("site_facts", DOCS / "site_facts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def config():
+    return SimpleNamespace(site_name="jno-lora", repo_url=None, repo_name=None)
+
+
+def test_the_site_shows_the_version(site_facts):
+    assert site_facts.on_config(config()).site_name == f"jno-lora {__version__}"
+
+
+@pytest.mark.parametrize("address", [None, "https://example.org/jno-lora"])
+def test_the_site_links_the_repository_that_the_project_names(site_facts, tmp_path, address):
+    (tmp_path / "src/jno/lora").mkdir(parents=True)
+    (tmp_path / "src/jno/lora/_version.py").write_text('"""Doc."""\n\n__version__ = "1.2.3"\n')
+    urls = f'[project.urls]\nRepository = "{address}"\n' if address else ""
+    (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "jno-lora"\n{urls}')
+    site_facts.ROOT = tmp_path
+    done = site_facts.on_config(config())
+    assert done.site_name == "jno-lora 1.2.3"
+    assert (done.repo_url, done.repo_name) == (address, "jno-lora" if address else None)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.variant)
+def test_a_methods_page_shows_its_call_its_adapter_and_its_options(method):
+    page = (DOCS / "methods" / f"{method.variant}.md").read_text()
+    cls = getattr(adapters, f"{method.__name__}Linear")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert any(f'.lora(wrapper="{method.variant}"' in re.sub(r"\w+=\d+, ", "", c) for c in code)
+    assert f"```text\n{cls.__name__}(" in page
+    row = re.search(r"^\| options \| (.*) \|$", page, re.MULTILINE)[1]
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"key"}
+    assert set(re.findall(r"`(\w+)`:", row)) == options
