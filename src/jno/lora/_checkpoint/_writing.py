@@ -101,9 +101,10 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
             if permissions is not None:
                 os.chmod(new.temporary, permissions)
         yield new
-    finally:  # it is gone already if it was put in place
+    except BaseException:
         with contextlib.suppress(OSError):
             new.temporary.unlink()
+        raise
 
 
 @contextlib.contextmanager
