@@ -205,6 +205,28 @@ def test_half_precision_rounds_as_the_adapter_does(model):
     assert jnp.max(jnp.abs(result - called)) <= 0.05
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "vera"])
+def test_products_that_are_wider_than_their_factors_keep_their_digits(model, method):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, model)
+    m = eqx.combine(*adapted(half, method, target="dense|experts"))
+    x = jr.normal(jr.key(4), (5, SIZE), jnp.bfloat16)
+
+    def function(m, x):
+        wide = jnp.dot(x, m.dense.weight, preferred_element_type=jnp.float32)
+        cast = x.astype(jnp.float32) @ m.dense.weight.astype(jnp.float32)
+        weight = m.experts.weight.transpose(0, 2, 1)
+        sizes = jnp.array([2, 0, 3])
+        ragged = jax.lax.ragged_dot(x, weight, sizes, preferred_element_type=jnp.float32)
+        return wide, cast, ragged
+
+    found = through(function)(m, x)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_array(x) else x, m)
+    expected = function(wide, x.astype(jnp.float32))
+    for y, z, bound in zip(found, expected, (1e-5, 1e-5, 0.05), strict=True):
+        assert y.dtype == jnp.float32
+        assert jnp.max(jnp.abs(y - z)) <= bound * (1 + jnp.max(jnp.abs(z)))
+
+
 def test_results_may_hold_weights_and_anything_else(model):
     m = eqx.combine(*adapted(model, "lora"))
     weight, name, layer = through(lambda m: (m.dense.weight, "name", m.dense))(m)

@@ -1,11 +1,13 @@
 """Operations on virtual weights: views of them, and products with arrays."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import GatherScatterMode
 from jaxtyping import Array
 
@@ -56,6 +58,7 @@ def _same_shape(eqn: Any, values: Sequence[Any]) -> Any:
 @_rule("dot_general")
 def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     (contracting, batch), precision = eqn.params["dimension_numbers"], eqn.params["precision"]
+    out = eqn.outvars[0].aval
     sides = [isinstance(x, Virtual) for x in values]
     if all(sides):
         return Declined("a product of two weights")
@@ -78,6 +81,9 @@ def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     x = x.transpose([labels.index(label) for label in (*front, *own, summed)])
     rows = x.shape[len(front) : -1]
     vectors = x.reshape((*x.shape[: len(front)], math.prod(rows), x.shape[-1]))
+    # A product may be wider than its factors: `preferred_element_type`.
+    dtype = functools.reduce(np.promote_types, (x.dtype, weight.dtype, out.dtype))
+    vectors = vectors.astype(dtype)
     product = times_inputs if summed == "i" else times_outputs
     y = _over_stack(product, weight, vectors, [label in shared for label in stack])
     if y is None:
@@ -87,7 +93,7 @@ def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     free = [label for label in weight.axes if label not in (*shared, summed)]
     order = (*shared, *free, *own) if side == 0 else (*shared, *own, *free)
     y = y.transpose([labels_of_y.index(label) for label in order])
-    return y.astype(eqn.outvars[0].aval.dtype)
+    return y.astype(out.dtype)
 
 
 @_rule("ragged_dot_general", "ragged_dot")
@@ -108,10 +114,11 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
         return Declined(f"the update of a {type(weight.adapter).__name__} is not a product")
     A, B = factors
     first, second = (A.mT, B.mT) if weight.axes == "0io" else (B, A)
-    y = jax.lax.ragged_dot(x, weight.base(), sizes)
-    low = jax.lax.ragged_dot(x, first.astype(x.dtype), sizes)
-    update = jax.lax.ragged_dot(low, second.astype(x.dtype), sizes)
-    return (y + update.astype(y.dtype)).astype(eqn.outvars[0].aval.dtype)
+    product = functools.partial(
+        jax.lax.ragged_dot, group_sizes=sizes, preferred_element_type=eqn.outvars[0].aval.dtype
+    )
+    low = product(x, first.astype(x.dtype))
+    return product(x, weight.base()) + product(low.astype(x.dtype), second.astype(x.dtype))
 
 
 @_rule("gather")

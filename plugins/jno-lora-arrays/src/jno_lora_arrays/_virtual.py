@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jno.lora import LoRAWrapper, merge_lora
@@ -94,16 +95,16 @@ def _axes_of(adapter: LoRAWrapper, ndim: int) -> Any:
 
 
 def times_inputs(adapter: Any, x: Array) -> Array | None:
-    """`W' x` for vectors `(n, in)`, or `None` if the adapter has no fast path."""
-    linear = _as_linear(adapter)
+    """`W' x` for vectors `(n, in)`, in their dtype; `None` if the adapter has no fast path."""
+    linear = _as_linear(adapter, x.dtype)
     if not linear.has_fast_path():
         return None
     return jax.vmap(linear.forward)(x)
 
 
 def times_outputs(adapter: Any, y: Array) -> Array | None:
-    """`W'ᵀ y` for vectors `(n, out)`, or `None` if the adapter has no fast path."""
-    linear = _as_linear(adapter)
+    """`W'ᵀ y` for vectors `(n, out)`, as `times_inputs`."""
+    linear = _as_linear(adapter, y.dtype)
     if not linear.has_fast_path():
         return None
     x = jax.ShapeDtypeStruct((y.shape[0], linear.base.in_features), y.dtype)
@@ -137,7 +138,7 @@ class _Factored(LinearLayer):
         self, x: Any, A: Any, B: Any, between: Any = unchanged, after: Any = unchanged
     ) -> Array:
         A, B = between(A), after(B)
-        dtype = jnp.promote_types(A.dtype, B.dtype)
+        dtype = np.promote_types(A.dtype, B.dtype)
         return jnp.concatenate([A.astype(dtype), B.T.astype(dtype)], axis=1)
 
 
@@ -147,9 +148,9 @@ def _factors(adapter: Any) -> Factors:
     return Factors(both[:, :inputs], both[:, inputs:].T)
 
 
-def _as_linear(adapter: Any) -> Any:
-    """The adapter around a linear layer with the same matrix, without a bias."""
-    matrix = _matrix_as_stored(adapter)
+def _as_linear(adapter: Any, dtype: Any) -> Any:
+    """The adapter around a linear layer with the same matrix, in a dtype, without a bias."""
+    matrix = _matrix_as_stored(adapter).astype(dtype)
     sizes = {"in_features": matrix.shape[1], "out_features": matrix.shape[0]}
     base = _without_init(eqx.nn.Linear, weight=matrix, bias=None, use_bias=False, **sizes)
     return _as_kind(adapter, LinearLayer, base)
