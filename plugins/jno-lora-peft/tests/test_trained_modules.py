@@ -237,3 +237,42 @@ def test_what_peft_would_not_know_is_refused(given, reason, tmp_path):
     with pytest.raises(PeftFormatError, match=reason):
         save_peft(apply_lora(layers(), 2, key=KEY, target="^fc"), tmp_path, **given)
     assert not list(tmp_path.iterdir())
+
+
+class Pair(eqx.Module):
+    first: eqx.nn.Linear
+    second: eqx.nn.Linear
+
+    def __init__(self):
+        keys = jax.random.split(jax.random.key(0))
+        self.first, self.second = (eqx.nn.Linear(4, 4, key=key) for key in keys)
+
+    def __call__(self, x):
+        return self.second(self.first(x))
+
+
+def trained_base(wrapper, mask):
+    net = Net(Pair()).freeze().lora(2, 2.0, target="first", wrapper=wrapper)
+    net.mask(mask).unfreeze()
+    trainable, _ = net.partition()
+    return net.update(jax.tree.map(lambda x: x + 0.5, trainable))
+
+
+def test_a_bias_that_trains_inside_an_adapter_is_written(tmp_path):
+    net = trained_base("lora", "first/base/bias")
+    save_peft(net, tmp_path)
+    x = jnp.arange(4.0)
+    assert jnp.allclose(load_peft(Pair(), tmp_path)(x), net.module(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "mask", "message"),
+    [
+        ("lora", "first/base/weight", r"first .LoRALinear.: its own weight trains too"),
+        ("ia3", "first/base/bias", "PEFT's IA3"),
+    ],
+)
+def test_other_arrays_that_train_inside_an_adapter_are_refused(tmp_path, wrapper, mask, message):
+    with pytest.raises(PeftFormatError, match=message):
+        save_peft(trained_base(wrapper, mask), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,6 @@
 """Saving a model's adapters as PEFT's files."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxtyping import PyTree
@@ -14,7 +14,7 @@ from ._names import HEAD, Rename, is_embedding, may_be_tied, peft_name
 from ._others import Others
 from ._ties import Ties
 from ._updates import MisfitError
-from ._written import Written, written, written_base
+from ._written import Written, trained_in_base, written, written_base
 from ._written_config import common_variant, config_of, described, targets
 
 
@@ -67,7 +67,7 @@ def save_peft(
         model, trainable = model.module, model.trainable
     expect_model(model, "save_peft")
     ties = Ties(model, tied)
-    saving = _Saving(model, rename, ties)
+    saving = _Saving(model, trainable, rename, ties)
     if saving.problems:
         raise PeftFormatError(
             f"These adapters have no exact equivalent in PEFT:\n{bullets(saving.problems)}\n"
@@ -106,7 +106,7 @@ def save_peft(
 class _Saving:
     """The tensors of a model's adapters, and all problems."""
 
-    def __init__(self, model: PyTree, rename: Rename, ties: Ties):
+    def __init__(self, model: PyTree, trainable: PyTree | None, rename: Rename, ties: Ties):
         self.problems: list[str] = []
         self.modules: dict[str, Written] = {}
         self.tensors: dict[str, Any] = {}
@@ -114,11 +114,13 @@ class _Saving:
         self.ties_adapter = self.has_bias = False
         self._rename = rename
         self._ties = ties
-        for path, node in adapted_layers(model):
+        flags = () if trainable is None else (trainable,)
+        for path, node, *trains in adapted_layers(model, *flags):
             try:
+                trained = trained_in_base(node, trains[0]) if trains else frozenset()
                 for one in written(node, self._ties.outer(path)):
                     module = self._add(one)
-                    self._add_base(module, node, one)
+                    self._add_base(module, node, one, trained)
                     self._tie(module, one, node, self._ties.of(path))
             except MisfitError as err:
                 where = f"{show_path(path)} ({type(node).__name__})"
@@ -134,9 +136,13 @@ class _Saving:
         self._put(module, one.tensors)
         return module
 
-    def _add_base(self, module: str, node: LoRAWrapper, one: Written) -> None:
-        """Arrays of the layer itself that are not those of the model before `load_peft`."""
-        arrays = written_base(node, one.place)
+    def _add_base(
+        self, module: str, node: LoRAWrapper, one: Written, trained: Collection[str]
+    ) -> None:
+        """Arrays of the layer itself that train, or that `load_peft` read."""
+        arrays = written_base(node, one.place, trained)
+        if "bias" in arrays and one.variant == "ia3":
+            raise MisfitError("its bias is not that of the base model, and PEFT's IA3 keeps that")
         self.has_bias |= "bias" in arrays
         self._put(f"{module}.base_layer", arrays)
 

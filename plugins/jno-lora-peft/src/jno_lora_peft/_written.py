@@ -1,8 +1,9 @@
 """One adapter as PEFT has it, or the reason why PEFT cannot have it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax.tree_util as jtu
 import numpy as np
 
 from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError
@@ -12,6 +13,7 @@ from jno_lora_zoo import DoRA
 from ._layouts import METHODS, Layout, Shape, layout_of
 from ._loaded import is_loaded
 from ._names import show_index
+from ._untied import path_of
 from ._updates import MisfitError, refuse_layer, widened
 
 Arrays = Mapping[str, np.ndarray]
@@ -61,14 +63,31 @@ def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
         yield Written(whole, variant, tensors, rank, scale, wrapper.alpha, index)
 
 
-def written_base(wrapper: LoRAWrapper, index: Shape) -> Arrays:
-    """The arrays of the layer in an adapter that `load_peft` read, for PEFT."""
+def trained_in_base(wrapper: LoRAWrapper, trains: Any) -> frozenset[str]:
+    """The names of the arrays in the layer of an adapter that train: `"bias"` or none.
+
+    - `trains`: bools in the structure of the adapter.
+
+    **Raises:** `MisfitError` for any other array of the layer that trains.
+    """
+    leaves = jtu.tree_leaves_with_path(trains.base)
+    names = frozenset(path_of(keys) for keys, trains in leaves if trains is True)
+    if names - {"bias"}:
+        raise MisfitError(
+            f"its own {', '.join(sorted(names - {'bias'}))} trains too, and PEFT saves adapters "
+            "beside frozen weights. Freeze the layer"
+        )
+    return names
+
+
+def written_base(wrapper: LoRAWrapper, index: Shape, trained: Collection[str] = ()) -> Arrays:
+    """The arrays of the layer in an adapter that train or that `load_peft` read, for PEFT."""
     own = {name: getattr(wrapper.base, name, None) for name in ("weight", "bias")}
     where = f"in the {type(wrapper).__name__}"
     arrays = {
         n: values_for_peft(x, f"the array {n!r} {where}")[index]
         for n, x in own.items()
-        if is_loaded(x)
+        if is_loaded(x) or n in trained
     }
     return {name: x.reshape(-1) if name == "bias" else x for name, x in arrays.items()}
 
