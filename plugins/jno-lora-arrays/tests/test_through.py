@@ -161,15 +161,74 @@ def test_other_uses_get_the_merged_weight(model):
     def function(m, x):
         weight = m.dense.weight
         odd = weight[:, 2] + weight[2] + weight.reshape(-1)[:SIZE] + weight @ weight @ x[0]
-        return odd[None] + x @ (weight * weight).T + jnp.dot(x, weight, precision="highest")
+        return odd[None] + x @ (weight * weight).T
 
     trainable, frozen = adapted(model, "lora")
     x = jnp.ones((2, SIZE))
     assert_equal(function, trainable, frozen, x)
     report = report_uses(function, eqx.combine(trainable, frozen), x)
     reasons = {use.reason for use in report}
-    assert {"a product of two weights", "a product of its own precision", "no rule"} <= reasons
+    assert {"a product of two weights", "no rule"} <= reasons
     assert "need the merged weight" in str(report)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", None])
+def test_products_have_the_precision_that_the_function_asks_for(model, precision):
+    def function(m, x):
+        return jnp.dot(x, m.dense.weight, precision=precision)
+
+    trainable, frozen = adapted(model, "lora")
+    x = jnp.ones((2, SIZE))
+    assert_equal(function, trainable, frozen, x)
+    m = eqx.combine(trainable, frozen)
+    assert all(use.reason is None for use in report_uses(function, m, x))
+    text = str(
+        jax.make_jaxpr(lambda a, x: through(function)(eqx.combine(a, frozen), x))(trainable, x)
+    )
+    assert ("precision=None" not in text) == (precision is not None)
+
+
+def test_functions_that_were_compiled_before_are_traced_anew(model):
+    m = eqx.combine(*adapted(model, "lora"))
+    compiled = eqx.filter_jit(lambda m, x: x @ m.dense.weight)
+    x = jnp.ones((2, SIZE))
+    expected = compiled(m, x)
+    (use,) = report_uses(compiled, m, x)
+    assert use.reason is None
+    assert jnp.allclose(through(compiled)(m, x), expected, atol=1e-5)
+    assert jnp.array_equal(compiled(m, x), expected)
+
+
+def test_reads_in_functions_with_a_rule_of_their_own_are_told(model):
+    arrays, rest = eqx.partition(eqx.combine(*adapted(model, "lora")), eqx.is_array)
+
+    @jax.custom_vjp
+    def function(arrays, x):
+        return x @ eqx.combine(arrays, rest).dense.weight
+
+    function.defvjp(lambda a, x: (function(a, x), (a, x)), lambda kept, _: kept)
+    (use,) = report_uses(function, arrays, jnp.ones((2, SIZE)))
+    assert use.reason == "a function with a rule of its own reads it"
+
+
+def test_derivatives_inside_of_the_function_are_merged_and_told(model):
+    def function(m, x):
+        return eqx.filter_grad(lambda m: jnp.sum((x @ m.dense.weight) ** 2))(m).dense.lora_A
+
+    m = eqx.combine(*adapted(model, "lora"))
+    x = jnp.ones((2, SIZE))
+    assert jnp.allclose(through(function)(m, x), function(m, x), atol=1e-4)
+    assert {use.operation for use in report_uses(function, m, x)} == {"read"}
+
+
+def test_meshes_with_explicit_axes(model):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    m = eqx.combine(*adapted(model, "lora"))
+    rows = jnp.arange(4.0 * SIZE).reshape(4, SIZE) / SIZE
+    with jax.set_mesh(mesh):
+        x = jax.device_put(rows, jax.sharding.NamedSharding(mesh, jax.P("x")))
+        found = through(lambda m, x: x @ m.table.weight.T)(m, x)
+    assert jnp.allclose(found, rows @ m.table.weight.T, atol=1e-4)
 
 
 def test_strict_names_the_use(model):

@@ -14,9 +14,15 @@ from ._marks import Mark, mark_called
 
 
 def mark_in(eqn: Any) -> Mark | None:
-    """The mark that this equation is, if it reads a weight."""
+    """The mark of this equation, if it reads a weight."""
     name = eqn.params.get("name") if eqn.primitive.name in ("jit", "pjit") else None
     return mark_called(name) if isinstance(name, str) else None
+
+
+def is_changed(eqn: Any, mark: Mark) -> bool:
+    """Whether the read was differentiated, or mapped by `vmap`, inside of the traced function."""
+    shapes = [var.aval.shape for var in eqn.invars]
+    return len(eqn.outvars) != 1 or shapes != mark.shapes
 
 
 def evaluate_plainly(jaxpr: Any, eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
@@ -29,11 +35,15 @@ def evaluate_plainly(jaxpr: Any, eqn: Any, values: Sequence[Any]) -> Sequence[An
     return jax.core.eval_jaxpr(alone, (), *given.values())
 
 
-def reads_weights(jaxpr: Any) -> bool:
-    """Whether a traced function reads a weight of an adapter, also in functions that it calls."""
-    return any(
-        mark_in(eqn) is not None or any(map(reads_weights, jaxprs_in(eqn))) for eqn in jaxpr.eqns
-    )
+def marks_in(jaxpr: Any) -> Iterator[Mark]:
+    """The reads of weights in a traced function, also in functions that it calls."""
+    for eqn in jaxpr.eqns:
+        mark = mark_in(eqn)
+        if mark is not None:
+            yield mark
+        else:
+            for inner in jaxprs_in(eqn):
+                yield from marks_in(inner)
 
 
 def opened(traced: Any) -> tuple[Any, Sequence[Any]]:

@@ -11,10 +11,11 @@ from jno.lora import JnoLoraError
 from ._equations import (
     counts_of_scan,
     evaluate_plainly,
+    is_changed,
     jaxprs_in,
     mark_in,
+    marks_in,
     opened,
-    reads_weights,
 )
 from ._report import Use
 from ._rules import RULES, Declined
@@ -45,16 +46,22 @@ class Evaluation:
         """The results of one equation."""
         mark = mark_in(eqn)
         if mark is not None:
-            adapter = mark.adapter(list(map(dense, values)))
-            weight = None if adapter is None else virtual(adapter, mark.name)
-            if weight is not None:
-                return [weight]
-            reason = "this adapter has no rules" if adapter else "mapped by vmap"
+            reason = "differentiated or mapped by vmap inside of the function"
+            if not is_changed(eqn, mark):
+                weight = virtual(mark.adapter(list(map(dense, values))), mark.name)
+                if weight is not None:
+                    return [weight]
+                reason = "this adapter has no rules"
             self._note(Use(mark.adapter_name, eqn.outvars[0].aval.shape, "read", reason))
+            return evaluate_plainly(jaxpr, eqn, list(map(dense, values)))
         is_virtual = any(isinstance(x, Virtual) for x in values)
         call = _CALLS.get(eqn.primitive.name)
-        if call is not None and (is_virtual or any(map(reads_weights, jaxprs_in(eqn)))):
+        inner = [mark for one in jaxprs_in(eqn) for mark in marks_in(one)]
+        if call is not None and (is_virtual or inner):
             return call(self, eqn, values)
+        for one in inner:
+            reason = "a function with a rule of its own reads it"
+            self._note(Use(one.adapter_name, (), eqn.primitive.name, reason))
         if is_virtual:
             rule = RULES.get(eqn.primitive.name)
             result = Declined("no rule") if rule is None else rule(eqn, values)

@@ -30,10 +30,13 @@ class Mark(NamedTuple):
     adapter_name: str
     read: Callable[[list[Any]], Any]
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the adapter's arrays."""
+        return [leaf.shape for leaf in self.leaves if type(leaf) is _Shape]
+
     def adapter(self, arrays: list[Any]) -> Any:
-        """The adapter that holds these arrays, or `None` if `vmap` has given them more axes."""
-        if [_Shape(x.shape) for x in arrays] != [x for x in self.leaves if type(x) is _Shape]:
-            return None
+        """The adapter that holds these arrays."""
         return _filled(self.treedef, self.leaves, arrays)
 
 

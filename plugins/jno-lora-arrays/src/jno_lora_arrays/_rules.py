@@ -1,5 +1,6 @@
 """Operations on virtual weights: views of them, and products with arrays."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -62,8 +63,8 @@ def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     sides = [isinstance(x, Virtual) for x in values]
     if all(sides):
         return Declined("a product of two weights")
-    if precision is not None:
-        return Declined("a product of its own precision")
+    if not _is_usual(precision):
+        return Declined(f"a product with the precision {precision}")
     side = sides.index(True)
     weight, x = values[side], values[1 - side]
     summed = "".join(weight.axes[axis] for axis in contracting[side])
@@ -85,7 +86,8 @@ def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     dtype = functools.reduce(np.promote_types, (x.dtype, weight.dtype, out.dtype))
     vectors = vectors.astype(dtype)
     product = times_inputs if summed == "i" else times_outputs
-    y = _over_stack(product, weight, vectors, [label in shared for label in stack])
+    with _computing_in(precision):
+        y = _over_stack(product, weight, vectors, [label in shared for label in stack])
     if y is None:
         return Declined(f"{type(weight.adapter).__name__} has no fast path here")
     y = y.reshape((*y.shape[: len(stack)], *rows, y.shape[-1]))
@@ -107,15 +109,19 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
         numbers.dot_dimension_numbers != plain or tuple(numbers.rhs_group_dimensions) != (0,)
     ):
         return Declined("a ragged product that is not x @ weight[group]")
-    if eqn.params.get("precision") is not None or eqn.params.get("group_offset") is not None:
-        return Declined("a product of its own precision or offset")
+    precision = eqn.params.get("precision")
+    if not _is_usual(precision) or eqn.params.get("group_offset") is not None:
+        return Declined("a product with a precision or offset of its own")
     factors = weight.factors()
     if factors is None:
         return Declined(f"the update of a {type(weight.adapter).__name__} is not a product")
     A, B = factors
     first, second = (A.mT, B.mT) if weight.axes == "0io" else (B, A)
     product = functools.partial(
-        jax.lax.ragged_dot, group_sizes=sizes, preferred_element_type=eqn.outvars[0].aval.dtype
+        jax.lax.ragged_dot,
+        group_sizes=sizes,
+        precision=precision,
+        preferred_element_type=eqn.outvars[0].aval.dtype,
     )
     low = product(x, first.astype(x.dtype))
     return product(x, weight.base()) + product(low.astype(x.dtype), second.astype(x.dtype))
@@ -150,6 +156,19 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     (at,) = numbers.offset_dims
     found = found.reshape((*index.shape[:-1], found.shape[-1]))
     return jnp.moveaxis(found, -1, at).astype(out.dtype)
+
+
+def _is_usual(precision: Any) -> bool:
+    """Whether both sides of a product have one precision, as `default_matmul_precision` sets."""
+    pair = precision if isinstance(precision, tuple) else (precision, precision)
+    return precision is None or (pair[0] == pair[1] and isinstance(pair[0], jax.lax.Precision))
+
+
+def _computing_in(precision: Any) -> contextlib.AbstractContextManager[Any]:
+    if precision is None:
+        return contextlib.nullcontext()
+    one = precision[0] if isinstance(precision, tuple) else precision
+    return jax.default_matmul_precision(one.name.lower())
 
 
 def _over_stack(

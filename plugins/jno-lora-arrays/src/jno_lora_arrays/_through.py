@@ -1,5 +1,6 @@
 """`through`: a function of adapted models, computed without the merged weights that it reads."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,8 @@ def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[.
     - `strict`: raise an error where the merged weight would be needed.
 
     **Returns:** a function with the same arguments, results and derivatives, to rounding. Call it
-    under `jax.jit`, because each call traces `function` anew.
+    under `jax.jit`, because each call traces `function` anew. Derivatives with respect to the model
+    are taken of it: `jax.grad` goes around `through`, not into `function`.
 
     **Raises:** with `strict`, a `JnoLoraError` that names adapter, operation and reason.
     """
@@ -66,7 +68,7 @@ def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> 
 
     def traced(arrays: Any) -> Any:
         args, kwargs = eqx.combine(arrays, rest)
-        with weights_read_by(read_marked):
+        with weights_read_by(read_marked), _apart():
             result = function(*args, **kwargs)
         computed, other = eqx.partition(result, _is_array)
         others.append(other)
@@ -76,6 +78,16 @@ def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> 
     results = evaluation.run_dense(traced_function, jax.tree.leaves(arrays))
     computed = jax.tree.unflatten(jax.tree.structure(shapes), results)
     return eqx.combine(computed, others[-1])
+
+
+def _apart() -> contextlib.AbstractContextManager[Any]:
+    """A context whose traces JAX keeps apart from those of the same functions elsewhere.
+
+    A function that is jitted, and was traced before, would come from JAX's cache without marks. The
+    cache looks at the default device, which changes nothing while a function is only traced.
+    """
+    current = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.default_device(jax.local_devices()[0] if current is None else None)
 
 
 def _is_array(leaf: Any) -> bool:

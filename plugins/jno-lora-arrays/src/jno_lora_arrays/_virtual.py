@@ -107,11 +107,10 @@ def times_outputs(adapter: Any, y: Array) -> Array | None:
     linear = _as_linear(adapter, y.dtype)
     if not linear.has_fast_path():
         return None
-    x = jax.ShapeDtypeStruct((y.shape[0], linear.base.in_features), y.dtype)
-    forward = jax.vmap(linear.forward)
-    out = jax.eval_shape(forward, x)
-    (result,) = jax.linear_transpose(forward, x)(y.astype(out.dtype))
-    return result
+    x = jax.ShapeDtypeStruct((linear.base.in_features,), y.dtype)
+    dtype = jax.eval_shape(linear.forward, x).dtype
+    transposed = jax.linear_transpose(linear.forward, x)
+    return jax.vmap(lambda row: transposed(row)[0])(y.astype(dtype))
 
 
 def columns(adapter: Any, index: Array) -> Array | None:
