@@ -1,5 +1,6 @@
 """Deep models, many specs and many wrappers work; how fast they do is for `benchmarks/scale.py`."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -126,8 +127,9 @@ def test_each_of_three_hundred_specs_takes_its_layer():
     adapters = adapters_in(apply_lora(model, specs=specs, key=jax.random.key(0)))
     assert [type(adapter) for adapter in adapters.values()] == [row.wrapper for row in plan.wrapped]
     specs.append({"target": "", "wrapper": ToyLinear, "rank": 1})
-    with pytest.raises(SelectionError, match=r"specs\[300\] .* selects no layer"):
-        plan_lora(model, specs=specs)
+    problem = plan_lora(model, specs=specs).problem
+    assert problem is not None
+    assert re.match(r"specs\[300\] .* selects no layer", problem)
 
 
 def test_a_thousand_wrappers_of_a_hundred_plugins_are_found_and_told_apart(site):

@@ -100,6 +100,32 @@ def test_names_are_the_ends_of_paths(model):
         f"blocks/{n}/{path}" for n in (0, 1) for path in ("attention/q_proj", "mixture/experts/1")
     ]
     assert wrapped(model, target=("proj",)) == []
+
+
+def test_a_name_without_a_layer_is_an_error(model):
+    with pytest.raises(SelectionError, match=r"(?s)ends in 'nosuch'.*nearest paths"):
+        apply_lora(model, 2, key=jr.key(0), target=["q_proj", "nosuch"], wrappers=ToyLinear)
+
+
+@pytest.mark.parametrize("target", ["all_linear", "All-Linear", "alllinear"])
+def test_all_linear_spelled_otherwise_is_suggested(model, target):
+    with pytest.raises(SelectionError, match="did you mean 'all-linear'"):
+        plan_lora(model, 2, target=target, wrappers=ToyLinear)
+
+
+def test_a_router_may_be_a_module():
+    class Router(eqx.Module):
+        proj: eqx.nn.Linear
+
+    class Routed(eqx.Module):
+        router: Router
+        up: eqx.nn.Linear
+
+    blocks = [Routed(Router(linear(4, 2)), linear(4, 4)) for _ in range(2)]
+    assert wrapped({"blocks": blocks}, target="all-linear") == ["blocks/0/up", "blocks/1/up"]
+
+
+def test_names_are_taken_literally():
     dotted = {"a.b": linear(2, 2), "axb": linear(2, 2)}
     assert wrapped(dotted, target=["a.b"]) == ["a.b"]
 

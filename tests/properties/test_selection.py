@@ -59,8 +59,7 @@ def test_a_plan_is_what_a_naive_reading_of_the_documentation_selects(case):
     expected, finds_all = expected_of(model, call, mask)
     arguments = {**call, "param_mask": mask, "registry": REGISTRY}
     if not finds_all:
-        with pytest.raises(SelectionError, match="selects no layer"):
-            plan_lora(model, **arguments)
+        assert "selects no layer" in str(plan_lora(model, **arguments).problem)
         return
     assert wrapped_by(plan_lora(model, **arguments)) == expected.wrapped
 

@@ -13,7 +13,7 @@ import pytest
 
 import jno.lora
 import jno_lora_zoo
-from jno.lora import Net, Registry, plan_lora
+from jno.lora import Net, Registry, apply_lora, plan_lora
 from jno.lora._registry._zoo_names import DEFAULT_NAMES, ZOO_METHODS, ZOO_NAMES
 
 
@@ -177,4 +177,4 @@ def test_a_plan_says_what_keeps_a_layer_from_being_adapted(layer, reason, getkey
     else:
         assert reason in row.reason and row.explanation == f"no wrapper applies: {row.reason}"
         with pytest.raises(jno.lora.SelectionError, match=re.escape(reason)):
-            plan_lora(layer, 1)
+            apply_lora(layer, 1, key=jax.random.key(0))

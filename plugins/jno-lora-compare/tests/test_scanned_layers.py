@@ -89,3 +89,17 @@ def test_layers_that_differ_are_refused():
         ScannedLayers([first, *blocks(extras=True)])
     with pytest.raises(SelectionError, match="at least one layer"):
         ScannedLayers([])
+
+
+def test_a_key_is_split_among_the_layers():
+    class Noise(eqx.Module):
+        def __call__(self, x, *, key):
+            return x + jax.random.normal(key, x.shape)
+
+    layers = [Noise(), Noise()]
+    x, key = jnp.zeros(3), jax.random.key(1)
+    expected = x
+    for layer, own in zip(layers, jax.random.split(key, 2), strict=True):
+        expected = layer(expected, key=own)
+    scanned = ScannedLayers(layer for layer in layers)
+    assert jnp.allclose(scanned(x, key=key), expected)

@@ -154,3 +154,28 @@ def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
         run.load(tmp_path / "nobody")
     with pytest.raises(CheckpointError):
         run.save(tmp_path / "missing" / "run")
+
+
+def test_before_an_evaluation_the_newest_is_the_best(tmp_path):
+    net = Net(eqx.nn.Linear(3, 2, key=jax.random.key(0))).freeze().lora(2)
+    trainable, frozen = net.partition()
+    trainer = Trainer(lambda model, x: jnp.sum(jax.vmap(model)(x) ** 2), optax.sgd(0.1))
+    run = trainer.start(trainable)
+    run, _ = trainer.step(run, frozen, jnp.ones((4, 3)))
+    assert run.best is run.trainable
+    evaluated = run.evaluated(1.0)
+    after, _ = trainer.step(evaluated, frozen, jnp.ones((4, 3)))
+    assert after.best is evaluated.best
+
+
+@pytest.mark.parametrize("other", [{"alpha": 8.0}, {"wrapper": "rslora"}])
+def test_a_run_of_other_adapters_is_refused(tmp_path, other):
+    def start(**kwargs):
+        net = Net(eqx.nn.Linear(3, 2, key=jax.random.key(0))).freeze().lora(2, **kwargs)
+        trainer = Trainer(lambda model, x: jnp.sum(model(x)), optax.sgd(0.1))
+        return trainer.start(net.partition()[0])
+
+    start().save(tmp_path / "run")
+    assert start().load(tmp_path / "run").step == 0
+    with pytest.raises(CheckpointError, match="Its adapters are others"):
+        start(**other).load(tmp_path / "run")

@@ -258,3 +258,19 @@ def test_gradients_reach_the_adapter_through_lookups_alone(tmp_path):
 def test_a_copy_in_a_head_is_another_array():
     model = holding()
     assert model.lm_head.weight is model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("use", [list, np.asarray])
+def test_a_table_is_neither_iterated_nor_made_an_array(use):
+    model = {"embed_tokens": eqx.nn.Embedding(5, 3, key=jax.random.key(0))}
+    weight = untie(model, "embed_tokens")["embed_tokens"].weight
+    assert len(weight) == 5
+    with pytest.raises(TypeError, match=r"Write `weight\[ids\]`"):
+        use(weight)
+
+
+def test_an_untied_table_of_numpy_is_looked_up():
+    table = eqx.nn.Embedding(5, 3, key=jax.random.key(0))
+    model = {"embed_tokens": eqx.tree_at(lambda e: e.weight, table, np.asarray(table.weight))}
+    untied = untie(model, "embed_tokens")["embed_tokens"]
+    assert np.array_equal(untied.weight[np.array([1, 2])], table.weight[1:3])

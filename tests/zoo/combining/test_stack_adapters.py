@@ -150,7 +150,7 @@ def test_a_base_slot_and_a_rank_need_products(getkey):
     lora = [extract_adapters(trained(model, "lora", 1, rank=rank)) for rank in (1, 3)]
     with pytest.raises(SelectionError, match=r"0: rank 3 in set 1, above 2\n(?s:.*)svd"):
         stack_adapters(lora, rank=2)
-    with pytest.raises(SelectionError, match="whole number of at least 1"):
+    with pytest.raises(SelectionError, match="an integer of at least 1"):
         stack_adapters(lora, rank=0)
 
 

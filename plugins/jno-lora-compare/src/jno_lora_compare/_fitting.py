@@ -1,5 +1,6 @@
 """Train the trainable part of a model by one compiled step, and measure that."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -87,7 +88,9 @@ class Trainer:
         """Train on one batch. Returns the run after it, and the loss of the batch before it."""
         batch = _on_the_device(batch)
         trainable, state, loss = self._step(run.trainable, frozen, run.state, batch)
-        return replace(run, trainable=trainable, state=state, step=run.step + 1), loss
+        # Before the first evaluation, the newest is the best that is known.
+        best = trainable if math.isinf(run.best_loss) else run.best
+        return replace(run, trainable=trainable, state=state, step=run.step + 1, best=best), loss
 
     def evaluate(self, model: PyTree, batches: Iterable[PyTree]) -> float:
         """The mean of the loss over `batches`; nothing trains.

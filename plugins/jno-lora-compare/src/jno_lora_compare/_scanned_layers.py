@@ -1,12 +1,12 @@
 """Layers of one structure as one module, compiled once, that keeps only each layer's input."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jno.lora import SelectionError
 
@@ -43,7 +43,8 @@ class ScannedLayers(eqx.Module):
     count: int = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
-    def __init__(self, layers: Sequence[PyTree], *, remat: bool = True):
+    def __init__(self, layers: Iterable[PyTree], *, remat: bool = True):
+        layers = list(layers)
         forms = [_form(layer) for layer in layers]
         for number, form in enumerate(forms):
             if form != forms[0]:
@@ -59,17 +60,23 @@ class ScannedLayers(eqx.Module):
         self.stack = eqx.combine(arrays, parts[0][1])
         self.count, self.remat = len(layers), remat
 
-    def __call__(self, x: Any, *args: Any) -> Any:
-        """The last layer's output, for an input of the first. All layers get the same `args`."""
-        arrays, static = eqx.partition(self.stack, eqx.is_array)
+    def __call__(self, x: Any, *args: Any, key: PRNGKeyArray | None = None) -> Any:
+        """The last layer's output, for an input of the first.
 
-        def body(x: Any, arrays: PyTree) -> tuple[Any, Any]:
-            out = eqx.combine(arrays, static)(x, *args)
+        All layers get the same `args`. A `key` is split, one for each layer, as `key=`.
+        """
+        arrays, static = eqx.partition(self.stack, eqx.is_array)
+        keys = None if key is None else jax.random.split(key, self.count)
+
+        def body(x: Any, slices: Any) -> tuple[Any, Any]:
+            arrays, key = slices
+            named = {} if key is None else {"key": key}
+            out = eqx.combine(arrays, static)(x, *args, **named)
             return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
 
         # A scan keeps the compiler from merging both computations, so nothing else needs to.
         body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
-        x, others = jax.lax.scan(body, x, arrays, length=self.count)
+        x, others = jax.lax.scan(body, x, (arrays, keys), length=self.count)
         return x if others is None else (x, *others)
 
     def unstacked(self) -> list[PyTree]:

@@ -70,7 +70,8 @@ class Table(eqx.Module):
         if not is_number and not (is_array(ids) and jnp.issubdtype(ids.dtype, jnp.integer)):
             _refuse(self, f"was indexed by {ids!r}")
         ids = jnp.asarray(ids)
-        rows = jax.vmap(self.layer)(ids.reshape(-1))
+        layer = jax.tree.map(lambda x: jnp.asarray(x) if is_array(x) else x, self.layer)
+        rows = jax.vmap(layer)(ids.reshape(-1))
         return rows.reshape(*ids.shape, self.table.shape[1]).astype(self.dtype)
 
     def __matmul__(self, other: Any) -> Array:
@@ -105,6 +106,16 @@ class Table(eqx.Module):
     def astype(self, dtype: Any) -> "Table":
         """The table, read in another dtype."""
         return Table(self.layer, self.table, jnp.dtype(dtype))
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.table.shape[0]
+
+    def __iter__(self) -> Any:
+        _refuse(self, "was iterated over")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        _refuse(self, "was made a NumPy array")
 
     def __rmatmul__(self, other: Any) -> Any:
         _refuse(self, "was multiplied from the left")

@@ -8,7 +8,7 @@ from .._errors import warn
 from .._paths import FEW, bullets, nearest, show_path
 from .._tree import NORMALISED
 from ._plan import Plan, PlanRow
-from ._roles import LinearInBlocks
+from ._roles import LinearInBlocks, NamedLayers
 from ._walk import Walk
 
 _WHY_REFUSED = (
@@ -35,6 +35,14 @@ def problem_of(walk: Walk) -> str | None:
             names = ", ".join(cls.__name__ for tier in rule.tiers for cls in tier)
             head = f"{rule.label} ({target}, wrapper {names}) selects no layer."
             return "\n".join([head, *_explain(walk, index)])
+        paths = [row.path for row in walk.rows]
+        unknown = rule.target.missing_from(paths) if isinstance(rule.target, NamedLayers) else []
+        if unknown:
+            near = bullets(nearest(unknown[0], paths, n=5))
+            ends = (
+                f"{rule.label}: no layer has a path (its names are joined by slashes) that ends in"
+            )
+            return f"{ends} {unknown[0]!r}. The nearest paths are:\n{near}"
     return None
 
 
@@ -61,7 +69,11 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
         yield _listed(taken, lambda row: _taker(walk, row.path))
     statuses = ("wrapped", "target does not match", "mask does not select")
     adaptable = {row.path: row for row in rows if row.status in statuses}
-    if isinstance(rule.target, re.Pattern) and rows and not any(map(rule.matches, paths)):
+    if (
+        isinstance(rule.target, re.Pattern | NamedLayers)
+        and rows
+        and not any(map(rule.matches, paths))
+    ):
         by_path = {row.path: row for row in rows}
         near = nearest(rule.target.pattern, by_path, n=len(by_path))
         near.sort(key=lambda path: path not in adaptable)

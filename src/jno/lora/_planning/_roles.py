@@ -15,7 +15,9 @@ from .._paths import KeyPath, path_str
 from .._tree import modules_in
 
 ALL_LINEAR = "all-linear"
-_HEAD = re.compile(r"head|logits|unembed|classifier|lm_out|vocab|output_(layer|proj|projection)$")
+_HEAD = re.compile(
+    r"(^|_)head$|logits|unembed|classifier|(^|_)lm_out|vocab|output_(layer|proj|projection)$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class LinearInBlocks:
                 for keys, node in modules
                 if _is_linear(node)
                 and (_is_stacked(node) or any(keys[:n] in blocks for n in range(len(keys))))
-                and role_of(path_str(keys[-1:]), keys[:-1] in mixtures) != "router"
+                and role_of(path_str(keys), keys[:-1] in mixtures) != "router"
             )
         )
 
@@ -57,12 +59,33 @@ class LinearInBlocks:
         return path in self.paths or None
 
 
-def role_of(name: str, beside_experts: bool) -> str | None:
-    """The role that the name of a layer tells: `"output head"`, `"router"` or neither.
+@dataclasses.dataclass(frozen=True)
+class NamedLayers:
+    """A target of names: it is found in the paths that end in one of them."""
+
+    names: tuple[str, ...]
+
+    @property
+    def pattern(self) -> str:
+        """The names, for messages."""
+        return ", ".join(self.names)
+
+    def search(self, path: str) -> bool | None:
+        """Whether the target is found in `path`, as of a compiled regex."""
+        return any(path == name or path.endswith(f"/{name}") for name in self.names) or None
+
+    def missing_from(self, paths: list[str]) -> list[str]:
+        """The names that no path ends in."""
+        return [n for n in self.names if not any(NamedLayers((n,)).search(p) for p in paths)]
+
+
+def role_of(path: str, beside_experts: bool) -> str | None:
+    """The role that the path of a layer tells: `"output head"`, `"router"` or neither.
 
     - `beside_experts`: whether the module that holds the layer has a field for experts.
     """
-    if "router" in name or (name == "gate" and beside_experts):
+    name = path.rpartition("/")[2]
+    if "router" in path or (name == "gate" and beside_experts):
         return "router"
     return "output head" if _HEAD.search(name) else None
 

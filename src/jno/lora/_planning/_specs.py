@@ -15,12 +15,14 @@ from .._errors import SelectionError, WrapperError
 from .._paths import nearest
 from .._registry import Registry
 from ._masks import compiled
-from ._roles import ALL_LINEAR, LinearInBlocks
+from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
 
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 
 # A regex, a list of names, or "all-linear".
 TargetLike: TypeAlias = str | re.Pattern[str] | Sequence[str] | None
+
+Target: TypeAlias = re.Pattern[str] | NamedLayers | LinearInBlocks
 
 # Adapters in order of priority. Those of one tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
@@ -48,7 +50,7 @@ _KEYS = tuple(field.name for field in dataclasses.fields(Spec))
 class Rule:
     """A spec, parsed: layers whose path matches `target` get one of `tiers`, with this rank."""
 
-    target: re.Pattern[str] | LinearInBlocks | None
+    target: Target | None
     rank: int | None  # of adapters that take one
     alpha: float
     tiers: Tiers
@@ -130,12 +132,18 @@ def _parse(registry: Registry, spec: Spec, label: str, target: str) -> Rule:
     )
 
 
-def _parse_target(target: Any, what: str) -> re.Pattern[str] | LinearInBlocks | None:
-    if isinstance(target, str) and target == ALL_LINEAR:
+def _parse_target(target: Any, what: str) -> Target | None:
+    if isinstance(target, str) and re.fullmatch(r"all.?linear", target, re.IGNORECASE):
+        if target != ALL_LINEAR:
+            raise SelectionError(f"`{what}` is {target!r}; did you mean {ALL_LINEAR!r}?")
         return LinearInBlocks()  # of no model yet
     if isinstance(target, list | tuple) and target and all(isinstance(x, str) for x in target):
-        names = "|".join(map(re.escape, target))
-        return re.compile(f"(^|/)({names})$")
+        return NamedLayers(tuple(target))
+    if not (target is None or isinstance(target, str | re.Pattern)):
+        raise SelectionError(
+            f"`{what}` must be a regex (a string), a list of names that paths end in, or "
+            f"{ALL_LINEAR!r}, but is {target!r}."
+        )
     return compiled(target, what)
 
 

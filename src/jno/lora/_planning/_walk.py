@@ -112,7 +112,7 @@ class Walk:
             rule.rank if "rank" in taken else None,
             rule.alpha if "alpha" in taken else None,
             options=rule.options,
-            role=None if spec is None else role_of(path_str(keys[-1:]), keys[:-1] in self.mixtures),
+            role=None if spec is None else role_of(path, keys[:-1] in self.mixtures),
             spec=claim.rule,
         )
 

@@ -163,7 +163,7 @@ def _differences(
 def _described(adapter: LooseAdapter, is_padded: bool) -> dict[str, Any]:
     fixed = {
         "class": f"{adapter.wrapper.__module__}.{adapter.wrapper.__qualname__}",
-        "made for": str(adapter.layer),
+        "made for": str(adapter.layer.kinds),
         "axes of a stack": adapter.layer.stack_ndim,
     }
     arrays = {name: show_array(array) for name, array in adapter.state.items()}
