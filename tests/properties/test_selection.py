@@ -71,12 +71,12 @@ def test_what_is_planned_is_wrapped_and_nothing_else(case):
     model, call, mask = case
     arguments = {**call, "param_mask": mask, "registry": REGISTRY}
     before = arrays_of("", model)
-    try:
-        planned = wrapped_by(plan_lora(model, **arguments))
-    except SelectionError:
-        with pytest.raises(SelectionError):
+    plan = plan_lora(model, **arguments)
+    if plan.problem is not None:
+        with pytest.raises(SelectionError, match=re.escape(plan.problem)):
             apply_lora(model, key=KEY, **arguments)
         return
+    planned = wrapped_by(plan)
     if any(lacks_an_option(cls, options) for cls, _, _, options in planned.values()):
         with pytest.raises(SelectionError, match="has no option"):
             apply_lora(model, key=KEY, **arguments)
