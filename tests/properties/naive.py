@@ -120,7 +120,9 @@ def rules_of(call: Mapping[str, Any], installed: Mapping[str, type[LoRAWrapper]]
     return [
         Rule(
             spec.get("target"),
-            tiers_of(spec.get("wrapper", call.get("wrappers")), installed),
+            tiers_of(
+                call.get("wrappers") if spec.get("wrapper") is None else spec["wrapper"], installed
+            ),
             spec.get("rank", call["rank"]),
             spec.get("alpha", call["alpha"]),
             spec.get("options", call.get("options", {})),

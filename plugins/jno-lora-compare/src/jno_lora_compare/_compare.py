@@ -135,10 +135,13 @@ def _check_plans(net: Net, adapters: Sequence[Any], rank: int, asked: Mapping[st
     errors: list[JnoLoraError] = []
     for adapter in adapters:
         try:
-            net.plan(rank, wrapper=adapter, **asked)
-            return
+            plan = net.plan(rank, wrapper=adapter, **asked)
         except JnoLoraError as err:
             errors.append(err)
+        else:
+            if plan.problem is None:
+                return
+            errors.append(SelectionError(plan.problem))
     if errors:
         raise errors[0]
 
