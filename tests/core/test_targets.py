@@ -7,7 +7,7 @@ import pytest
 
 from jno.lora import SelectionError, Spec, apply_lora, plan_lora
 
-from .toys import ToyLinear
+from .toys import ToyLinear, ToyStacked
 
 
 def linear(*sizes):
@@ -72,7 +72,8 @@ def test_all_linear_leaves_out_the_head_and_routers(model):
 
 def test_all_linear_finds_the_layers_of_a_stack():
     stack = eqx.filter_vmap(lambda key: eqx.nn.MLP(2, 2, 4, 1, key=key))(jr.split(jr.key(0), 3))
-    row = plan_lora({"blocks": stack, "head": linear(2, 2)}, 2, target="all-linear")
+    model = {"blocks": stack, "head": linear(2, 2)}
+    row = plan_lora(model, 2, target="all-linear", wrappers=ToyStacked)
     assert [row.path for row in row.wrapped] == ["blocks/layers/0", "blocks/layers/1"]
 
 
