@@ -13,7 +13,7 @@ from jno.lora._tree import (
     adapted_layers,
     layers_at,
     map_adapters,
-    module_paths,
+    modules_by_path,
     modules_in,
     norms_around,
     replace_layers,
@@ -46,7 +46,7 @@ def paths_in(*args, **kwargs):
 def test_modules_are_listed_from_the_outside_in_and_adapters_are_not_entered():
     model = {"a": ONE, "block": BLOCK, "number": 1.0}
     assert paths_in(model) == ["a", "block", "block/inner"]
-    assert module_paths(adapted(model, "inner")) == ["a", "block", "block/inner"]
+    assert list(modules_by_path(adapted(model, "inner"))) == ["a", "block", "block/inner"]
     assert paths_in(BLOCK) == ["", "inner"]
     assert [node for _, node in modules_in(BLOCK)] == [BLOCK, THREE]
 

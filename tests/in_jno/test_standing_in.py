@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from jno.lora.in_jno import find_bad_installs
+
 
 def test_importing_jno_lets_it_use_ours(site):
     site.run(
@@ -235,3 +237,74 @@ def test_without_jno_there_is_nothing_to_enable():
     with pytest.raises(JnoLoraError, match="jNO is not installed"):
         in_jno.enable()
     in_jno.disable()
+
+
+def test_threads_that_enable_and_disable_leave_one_whole_state(site):
+    site.run(
+        """
+        import jno, sys, threading
+        from jno.lora import in_jno
+        core = sys.modules["jno.core"]
+
+        def switch(number):
+            for turn in range(100):
+                (in_jno.enable if (turn + number) % 2 else in_jno.disable)()
+
+        sys.setswitchinterval(1e-6)
+        threads = [threading.Thread(target=switch, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        in_jno.disable()
+        assert core._apply_lora(model, key=None) == core._merge_lora(model) == "theirs"
+        assert not hasattr(jno.Model.lora, "__wrapped__")
+        in_jno.enable()
+        ours = {core._apply_lora.__module__, core._merge_lora.__module__}
+        assert ours == {"jno.lora.in_jno._adapting"}
+        assert jno.Model.lora.__wrapped__.__module__ == "jno.trace"
+        """
+    )
+
+
+def installed(folder, *names):
+    """A folder in which distributions of these names are installed, for `importlib.metadata`."""
+    for name in names:
+        info = folder / f"{name.replace('-', '_')}-0.4.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.4.2\n")
+    return folder
+
+
+OLD, NEW = "jax-neural-operators", "jax-numerical-operators"
+
+
+@pytest.mark.parametrize(
+    ("names", "elsewhere", "package", "trouble", "cure"),
+    [
+        ((NEW,), None, None, "jno-lora hides an editable jNO", "Install both as wheels"),
+        ((NEW, OLD), None, "jno/__init__.py", "are both installed", "Uninstall both, then install"),
+        ((NEW,), "src", "src/jno/__init__.py", "hides it wherever", "Install both as wheels"),
+    ],
+)
+def test_a_bad_installation_is_found_with_its_cure(
+    tmp_path, monkeypatch, names, elsewhere, package, trouble, cure
+):
+    folder = installed(tmp_path, *names)
+    monkeypatch.syspath_prepend(folder)
+    if elsewhere is not None:
+        (folder / elsewhere / "jno").mkdir(parents=True)
+        (folder / elsewhere / "jno" / "__init__.py").touch()
+        monkeypatch.syspath_prepend(folder / elsewhere)
+    package = package and str(folder / package)
+    (found,) = find_bad_installs([str(folder / "jno" / "lora")], package)
+    assert trouble in found
+    assert cure in found
+
+
+def test_a_good_installation_has_no_troubles(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(installed(tmp_path, NEW))
+    (tmp_path / "jno" / "lora").mkdir(parents=True)
+    (tmp_path / "jno" / "__init__.py").touch()
+    package = tmp_path / "jno"
+    assert find_bad_installs([str(package / "lora")], str(package / "__init__.py")) == []

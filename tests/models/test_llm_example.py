@@ -2,9 +2,6 @@
 
 import ast
 import dataclasses
-import importlib.util
-import os
-import pathlib
 import sys
 
 import equinox as eqx
@@ -13,32 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "llm_finetune.py"
-# Distribution -> what it is imported as. None of them is imported to find it.
-PACKAGES = {
-    "eqx-zoo": "eqx_zoo",
-    "jno-lora-compare": "jno_lora_compare",
-    "jno-lora-peft": "jno_lora_peft",
-    "optax": "optax",
-}
+from ._example import EXAMPLES, load, skip_without
 
-
-def load():
-    spec = importlib.util.spec_from_file_location(EXAMPLE.stem, EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+NAME = "llm_finetune"
+EXAMPLE = EXAMPLES / f"{NAME}.py"
 
 
 @pytest.fixture
 def example(monkeypatch):
-    missing = [d for d, name in PACKAGES.items() if importlib.util.find_spec(name) is None]
-    if missing:
-        message = f"needs {', '.join(missing)}, which `make test-models` installs"
-        if os.environ.get("JNO_LORA_TEST_MODELS"):
-            raise ImportError(message)
-        pytest.skip(message)
-    module = load()
+    skip_without(
+        {
+            "eqx-zoo": "eqx_zoo",
+            "jno-lora-compare": "jno_lora_compare",
+            "jno-lora-peft": "jno_lora_peft",
+            "optax": "optax",
+        }
+    )
+    module = load(NAME)
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
     monkeypatch.setattr(module, "LLAMA", dataclasses.replace(module.LLAMA, **small))
     monkeypatch.setattr(module, "LENGTH", 16)
@@ -95,7 +83,7 @@ def test_a_killed_run_ends_with_the_same_bits(example, data, tmp_path, monkeypat
 def test_it_says_what_to_install(example, monkeypatch):
     monkeypatch.setitem(sys.modules, "eqx_zoo", None)
     with pytest.raises(ImportError, match="pip install eqx-zoo"):
-        load()
+        load(NAME)
 
 
 def test_the_recipe_is_short():

@@ -8,6 +8,7 @@ import pytest
 
 from jno.lora import JnoLoraError, LoRALinear, Net, apply_lora, lora_trainable_filter
 from jno_lora_arrays import report_uses, through
+from jno_lora_zoo import LinearLayer, LoRA
 
 METHODS = (
     *("lora", "rslora", "lora-fa", "dora", "pissa", "milora"),
@@ -48,7 +49,7 @@ class Model(eqx.Module):
 
     def mix(self, x):
         x = x @ self.dense.weight.T + jnp.einsum("...i,io->...o", x, self.dense.weight)
-        x = jax.checkpoint(lambda x: (self.dense.weight @ x.T).T)(x)
+        x = jax.checkpoint(lambda x: (self.dense.weight @ x.T).T + self.dense.bias[None])(x)
         x = eqx.filter_jit(lambda layer, x: jax.vmap(lambda v: layer.weight @ v)(x))(self.dense, x)
         return jax.vmap(self.dense)(jnp.tanh(x))
 
@@ -242,6 +243,44 @@ def test_adapters_without_rules_are_merged():
     assert_equal(function, trainable, frozen, jnp.ones(2))
     (use,) = report_uses(function, eqx.combine(trainable, frozen), jnp.ones(2))
     assert (use.operation, use.reason) == ("read", "this adapter has no rules")
+
+
+def test_layers_that_lay_out_their_matrix_otherwise_are_merged():
+    class Transposed(eqx.Module):
+        """Its weight is `(in, out)`, which its adapter says."""
+
+        weight: jax.Array
+        in_features: int = eqx.field(static=True)
+        out_features: int = eqx.field(static=True)
+
+        def __call__(self, x):
+            return x @ self.weight
+
+    class TransposedLayer(LinearLayer):
+        @classmethod
+        def fits(cls, leaf):
+            return isinstance(leaf, Transposed)
+
+        @classmethod
+        def matrix(cls, layer):
+            return layer.weight.T
+
+        @classmethod
+        def with_matrix(cls, base, matrix):
+            return eqx.tree_at(lambda m: m.weight, base, matrix.T)
+
+        def computes(self, x):
+            return False
+
+    class LoRATransposed(LoRA, TransposedLayer):
+        pass
+
+    layer = Transposed(jr.normal(jr.key(0), (4, 3)), 4, 3)
+    trainable, frozen = adapted(layer, LoRATransposed)
+    function = lambda m, x: x @ m.weight  # noqa: E731
+    assert_equal(function, trainable, frozen, jnp.ones((2, 4)))
+    (use,) = report_uses(function, eqx.combine(trainable, frozen), jnp.ones((2, 4)))
+    assert use.reason == "this adapter has no rules"
 
 
 def test_ensembles_under_vmap_are_merged(model):

@@ -52,9 +52,12 @@ def modules_in(
     return found
 
 
-def module_paths(model: PyTree) -> list[str]:
-    """The paths of all modules, plain or adapted, that are not in an adapted one."""
-    return [path_str(keys) for keys, _ in modules_in(model)]
+def modules_by_path(model: PyTree) -> dict[str, eqx.Module]:
+    """All modules, plain or adapted, that are not in an adapted one; the first at each path."""
+    found: dict[str, eqx.Module] = {}
+    for keys, node in modules_in(model):
+        found.setdefault(path_str(keys), node)
+    return found
 
 
 def holds_adapters(tree: Any) -> bool:

@@ -14,7 +14,7 @@ from ._registry import default_registry
 from ._sets import known_factors, put_around
 from ._sharding import sharded_like
 from ._showing import Bar, Printed, table
-from ._tree import adapted_layers, layers_at, module_paths, norms_around
+from ._tree import adapted_layers, layers_at, modules_by_path, norms_around
 
 if TYPE_CHECKING:
     from ._showing.plots import Picture
@@ -30,7 +30,7 @@ __all__ = [
     "imported_for",
     "known_factors",
     "layers_at",
-    "module_paths",
+    "modules_by_path",
     "nearest",
     "new_picture",
     "norms_around",

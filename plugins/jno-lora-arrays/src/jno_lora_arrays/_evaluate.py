@@ -48,7 +48,7 @@ class Evaluation:
         if mark is not None:
             reason = "differentiated or mapped by vmap inside of the function"
             if not is_changed(eqn, mark):
-                weight = virtual(mark.adapter(list(map(dense, values))), mark.name)
+                weight = virtual(mark.adapter(list(map(dense, values))))
                 if weight is not None:
                     return [weight]
                 reason = "this adapter has no rules"

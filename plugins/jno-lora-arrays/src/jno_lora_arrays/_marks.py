@@ -22,11 +22,10 @@ class _Shape(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A read of the attribute `name` from an adapter of this structure."""
+    """A read of the merged weight of an adapter of this structure."""
 
     treedef: Any
     leaves: tuple[Any, ...]  # `_Shape` for an array
-    name: str
     adapter_name: str
     read: Callable[[list[Any]], Any]
 
@@ -45,13 +44,15 @@ _marks: dict[str, Mark] = {}
 
 
 def read_marked(adapter: Any, name: str) -> Any:
-    """The attribute `name` of the merged layer, marked."""
+    """The attribute `name` of the merged layer, marked if it is the weight."""
+    if name != "weight":  # such as a bias, which merging leaves as it is
+        return getattr(merge_lora(adapter), name)
     leaves, treedef = jtu.tree_flatten(adapter)
     shapes = tuple(_Shape(x.shape) if eqx.is_array(x) else x for x in leaves)
     try:
-        mark = _mark(treedef, shapes, name, type(adapter).__name__)
+        mark = _mark(treedef, shapes, type(adapter).__name__)
     except TypeError:  # a static field that cannot be hashed
-        return getattr(merge_lora(adapter), name)
+        return merge_lora(adapter).weight
     return mark.read([x for x in leaves if eqx.is_array(x)])
 
 
@@ -62,14 +63,14 @@ def mark_called(label: str) -> Mark | None:
 
 # JAX keeps traced functions, and the labels in them, so that no mark may be forgotten.
 @functools.cache
-def _mark(treedef: Any, leaves: tuple[Any, ...], name: str, adapter_name: str) -> Mark:
+def _mark(treedef: Any, leaves: tuple[Any, ...], adapter_name: str) -> Mark:
     label = f"read_of_jno_lora_{next(_numbers)}"
 
     def read(arrays: list[Any]) -> Any:
-        return getattr(merge_lora(_filled(treedef, leaves, arrays)), name)
+        return merge_lora(_filled(treedef, leaves, arrays)).weight
 
     read.__name__ = label
-    mark = _marks[label] = Mark(treedef, leaves, name, adapter_name, jax.jit(read))
+    mark = _marks[label] = Mark(treedef, leaves, adapter_name, jax.jit(read))
     return mark
 
 

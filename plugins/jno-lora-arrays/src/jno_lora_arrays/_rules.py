@@ -143,7 +143,9 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
         and sizes[axis] == 1
     )
     if not is_lookup:
-        return Declined("a lookup of other parts than its columns")
+        return Declined(
+            "not a lookup, by ids, of rows of an embedding or columns of a linear layer"
+        )
     places = index.reshape(-1)
     found = columns(weight.adapter, jnp.clip(places, 0, weight.shape[axis] - 1))
     if found is None:

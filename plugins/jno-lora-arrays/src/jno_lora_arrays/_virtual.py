@@ -6,58 +6,49 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from jno.lora import LoRAWrapper, merge_lora
 from jno_lora_embedding import EmbeddingLayer
-from jno_lora_zoo import LinearLayer, Method, unchanged
+from jno_lora_zoo import LinearLayer, Method, MiLoRA, PiSSA
 
 # The axes of a weight, by the kind of its layer: o counts its outputs, i its inputs. In front lie
 # those of a stack, which are numbered.
-_AXES = {LinearLayer: "oi", EmbeddingLayer: "io"}
+_AXES: dict[Any, str] = {LinearLayer: "oi", EmbeddingLayer: "io"}
 
 
 class Virtual(eqx.Module):
     """The weight of an adapted layer, seen with its axes in some order and in some dtype.
 
     - `adapter`: the adapter, whose base is one layer or a stack of layers.
-    - `name`: the attribute that the weight is.
     - `axes`: one letter for each axis, in their order here: `o`, `i` and a number for each axis of
         a stack.
     """
 
-    adapter: LoRAWrapper
-    name: str = eqx.field(static=True)
+    adapter: Any
     axes: str = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape with the axes in their order here."""
-        shape = getattr(self.adapter.base, self.name).shape
-        return tuple(shape[_axes_of(self.adapter, len(shape)).index(axis)] for axis in self.axes)
+        shape = self.adapter.base.weight.shape
+        return tuple(shape[place] for place in self._places())
 
     def dense(self) -> Array:
         """The merged weight itself."""
-        weight = getattr(merge_lora(self.adapter), self.name)
-        own = _axes_of(self.adapter, weight.ndim)
-        return weight.transpose([own.index(axis) for axis in self.axes]).astype(self.dtype)
+        return self._seen(merge_lora(self.adapter).weight)
 
     def base(self) -> Array:
-        """The weight of the base, in the order of the axes here."""
-        weight = getattr(self.adapter.base, self.name)
-        own = _axes_of(self.adapter, weight.ndim)
-        return weight.transpose([own.index(axis) for axis in self.axes]).astype(self.dtype)
+        """The weight of the base."""
+        return self._seen(self.adapter.base.weight)
 
     def factors(self) -> "Factors | None":
-        """The factors of `W' = W + B A`, if the method is one. Stacked if the layer is."""
+        """The factors of `W' = W + B A` for the base's `W`, if the update is that. Stacked too."""
         find = _factors
         for _ in range(len(self.axes) - 2):
             find = jax.vmap(find)
-        is_low_rank = type(self.adapter).low_rank_update is not LoRAWrapper.low_rank_update
-        return find(self.adapter) if is_low_rank else None
+        return find(self.adapter)
 
     def can_be_scanned(self) -> bool:
         """Whether the first axis is that of a stack, and of all arrays of the adapter."""
@@ -77,21 +68,35 @@ class Virtual(eqx.Module):
         """This weight in another dtype."""
         return dataclasses.replace(self, dtype=dtype)
 
+    def _places(self) -> list[int]:
+        """For each axis here, its place in the weight as it is stored."""
+        own = _axes_of(self.adapter)
+        return [own.index(axis) for axis in self.axes]
 
-def virtual(adapter: LoRAWrapper, name: str) -> Virtual | None:
-    """The weight `name` of an adapter, if its products are known without it."""
-    weight = getattr(adapter.base, name)
-    axes = _axes_of(adapter, weight.ndim) if name == "weight" else None
-    if axes is None or not isinstance(adapter, Method):
+    def _seen(self, weight: Array) -> Array:
+        """A weight as it is stored, with the axes in their order here, in the dtype here."""
+        return weight.transpose(self._places()).astype(self.dtype)
+
+
+def virtual(adapter: Any) -> Virtual | None:
+    """The weight of an adapter, if the products with it are known."""
+    # A subclass may lay out the matrix, or merge, in another way.
+    kind = next((kind for kind in _AXES if isinstance(adapter, kind)), None)
+    if kind is None or not isinstance(adapter, Method):
         return None
-    return Virtual(adapter, name, axes, weight.dtype)
+    cls = type(adapter)
+    base: Any = adapter.base
+    is_usual = (cls.matrix.__func__, cls.with_matrix.__func__, cls.merge) == (
+        kind.matrix.__func__,
+        kind.with_matrix.__func__,
+        Method.merge,
+    )
+    return Virtual(adapter, _axes_of(adapter), base.weight.dtype) if is_usual else None
 
 
-def _axes_of(adapter: LoRAWrapper, ndim: int) -> Any:
-    for kind, axes in _AXES.items():
-        if isinstance(adapter, kind):
-            return "".join(map(str, range(ndim - 2))) + axes
-    return None
+def _axes_of(adapter: Any) -> str:
+    axes = next(axes for kind, axes in _AXES.items() if isinstance(adapter, kind))
+    return "".join(map(str, range(adapter.base.weight.ndim - 2))) + axes
 
 
 def times_inputs(adapter: Any, x: Array) -> Array | None:
@@ -130,21 +135,14 @@ class Factors(NamedTuple):
     B: Array
 
 
-class _Factored(LinearLayer):
-    """A kind of layer whose `low_rank` returns both factors, `A` and `Bᵀ` side by side."""
-
-    def low_rank(
-        self, x: Any, A: Any, B: Any, between: Any = unchanged, after: Any = unchanged
-    ) -> Array:
-        A, B = between(A), after(B)
-        dtype = np.promote_types(A.dtype, B.dtype)
-        return jnp.concatenate([A.astype(dtype), B.T.astype(dtype)], axis=1)
-
-
-def _factors(adapter: Any) -> Factors:
-    both = _as_kind(adapter, _Factored, adapter.base).forward(None)
-    inputs = _matrix_as_stored(adapter).shape[1]
-    return Factors(both[:, :inputs], both[:, inputs:].T)
+def _factors(adapter: Any) -> Factors | None:
+    if isinstance(adapter, PiSSA | MiLoRA):
+        # `low_rank_update` counts from the original weight, and the base holds the residual.
+        return Factors(adapter.lora_A, adapter.scaling * adapter.lora_B)
+    if type(adapter).unwrap is not LoRAWrapper.unwrap:
+        return None
+    update = adapter.low_rank_update()
+    return None if update is None else Factors(*update)
 
 
 def _as_linear(adapter: Any, dtype: Any) -> Any:

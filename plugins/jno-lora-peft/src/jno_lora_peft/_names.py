@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from jaxtyping import PyTree
 
 from jno.lora import SelectionError
-from jno.lora.extending import bullets, module_paths, nearest, show_path
+from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
 from ._updates import MisfitError
 
@@ -84,7 +84,7 @@ class Paths:
     """The paths of a model's modules, those inside adapters left out, and how to find one."""
 
     def __init__(self, model: PyTree):
-        self.all = module_paths(model)
+        self.all = list(modules_by_path(model))
         self._by_name: dict[str, list[str]] = {}
         for path in self.all:
             self._by_name.setdefault(path.replace("/", "."), []).append(path)

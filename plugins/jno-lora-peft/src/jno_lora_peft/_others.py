@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
-from jno.lora.extending import show_path
+from jno.lora.extending import modules_by_path, show_path
 
 from ._files import PREFIX
 from ._layouts import is_transposed, layout_of
 from ._loaded import is_loaded
 from ._names import HEAD, Rename, is_embedding, module_name, peft_name, show_index
-from ._ties import Ties, modules_of
+from ._ties import Ties
 from ._untied import Untied, is_array, is_table, path_of
 from ._updates import MisfitError
 from ._written import values_for_peft
@@ -44,7 +44,7 @@ class Others:
         self._ties = ties
         self._adapted = adapted
         self._nodes = jtu.tree_leaves_with_path(model, is_leaf=lambda n: isinstance(n, LoRAWrapper))
-        self._layers = modules_of(model)
+        self._layers: dict[str, Any] = modules_by_path(model)
 
     def choose(self, trainable: PyTree | None, pattern: str | None) -> None:
         """Fill in the modules that hold arrays which train, match, or were loaded."""

@@ -6,14 +6,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, unwrap_lora
-from jno.lora.extending import layers_at
+from jno.lora import unwrap_lora
+from jno.lora.extending import layers_at, modules_by_path
 
 from ._layouts import layout_of
-from ._untied import INNER, Untied, is_table, path_of
+from ._untied import INNER, Untied, is_table
 
 
 class Ties:
@@ -33,7 +32,7 @@ class Ties:
     def __init__(self, model: PyTree, given: bool | None = None):
         self._given = given
         plain = unwrap_lora(model)
-        self._layers = modules_of(plain)
+        self._layers: dict[str, Any] = modules_by_path(plain)
         tables = collections.Counter(
             id(layer.weight) for layer in self._layers.values() if is_table(layer)
         )
@@ -98,19 +97,6 @@ class Ties:
         for layer in self._layers.values():
             if isinstance(layer, eqx.nn.Shared):
                 yield from jax.tree.leaves(layer.get(layer.pytree))
-
-
-def modules_of(model: PyTree) -> dict[str, Any]:
-    """All modules of a model by path, adapters too, but not what is inside of them."""
-    found: dict[str, Any] = {}
-
-    def is_leaf(keys: Any, node: Any) -> bool:
-        if isinstance(node, eqx.Module):
-            found.setdefault(path_of(keys), node)
-        return isinstance(node, LoRAWrapper)
-
-    jtu.tree_leaves_with_path(model, is_leaf=is_leaf, is_leaf_takes_path=True)
-    return found
 
 
 def modules_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:

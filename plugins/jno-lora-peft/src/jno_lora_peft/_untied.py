@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jno.lora import SelectionError
-from jno.lora.extending import expect_model, layers_at, module_paths, nearest, show_path
+from jno.lora.extending import expect_model, layers_at, modules_by_path, nearest, show_path
 
 from ._layouts import layout_of
 
@@ -139,7 +139,7 @@ def untie(model: M, path: str) -> M:
     expect_model(model, "untie")
     layer = layers_at(model, [path]).get(path)
     if layer is None:
-        near = ", ".join(map(show_path, nearest(path, module_paths(model), n=3)))
+        near = ", ".join(map(show_path, nearest(path, list(modules_by_path(model)), n=3)))
         raise SelectionError(f"The model has no layer {path!r}; the nearest are {near}.")
     if not is_table(layer):
         raise SelectionError(

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from jno.lora import PeftFormatError
-from jno.lora.extending import bullets, module_paths, nearest, show_path
+from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
 from ._names import EMBEDDING, Rename, is_embedding, module_name
 from ._updates import alpha_for
@@ -116,7 +116,7 @@ def targets(modules: Mapping[str, Written], model: PyTree, rename: Rename) -> li
     # A function may know the names of adapted layers only, so the other names are unknown.
     if callable(rename) or any(
         name.endswith(ends) and name not in modules
-        for name in (module_name(path, rename) for path in module_paths(model))
+        for name in (module_name(path, rename) for path in modules_by_path(model))
     ):
         # PEFT looks for an embedding to tie by its short name.
         short = [EMBEDDING] if any(map(is_embedding, names)) else []

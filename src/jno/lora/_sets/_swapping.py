@@ -12,7 +12,7 @@ from .._errors import SelectionError, failing
 from .._merge import plain_layer
 from .._paths import FEW, bullets, nearest, show_path, show_place
 from .._sharding import restored_layer
-from .._tree import claims, layers_at, map_adapters, module_paths, norms_around, replace_layers
+from .._tree import claims, layers_at, map_adapters, modules_by_path, norms_around, replace_layers
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
 
 M = TypeVar("M")
@@ -55,7 +55,7 @@ def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
     """Why `adapters` do not fit `model`, as lines by path."""
     layers = layers_at(model, adapters)
     missing = [path for path in adapters if path not in layers]
-    known = module_paths(model) if missing else []
+    known = list(modules_by_path(model)) if missing else []
     # The search for the nearest of many paths is slow, and a few hints are enough.
     near = {path: nearest(path, known, n=1) for path in missing[:FEW]}
     norms = norms_around(model, adapters)

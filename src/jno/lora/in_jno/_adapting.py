@@ -1,7 +1,6 @@
 """The functions that stand in for those of `jno.architectures.lora`, under jNO's own names."""
 
 import contextlib
-import re
 import sys
 import weakref
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ from .._contract import LoRAWrapper
 from .._dispatch import apply_lora as _apply_lora
 from .._errors import JnoLoraError, SelectionError, warn
 from .._paths import bullets, path_str
-from .._planning import parse_wrapper
+from .._planning import Spec, TargetLike, parse_specs, parse_wrapper
 from .._registry import default_registry
 from .._sets import AdapterSet, extract_adapters
 
@@ -53,7 +52,7 @@ def apply_lora(
     alpha: float = 1.0,
     *,
     key: PRNGKeyArray,
-    target: str | None = None,
+    target: TargetLike = None,
     specs: Iterable[Mapping[str, Any]] | None = None,
     wrappers: Any = None,
     param_mask: Any = None,
@@ -69,15 +68,14 @@ def apply_lora(
         kept = {name: value for name, value in spec.items() if name != "wrappers"}
         ours.append({**kept, "wrapper": list(_normalize_wrappers(wrapper))})
     mask = None if param_mask is None else _mask_of(model, param_mask)
-    targets = [spec.get("target") for spec in ours]
     try:
         adapted = _apply_lora(model, specs=ours, key=key, param_mask=mask)
     except SelectionError as err:
-        constrained = _constrained_arrays(model, targets)
+        constrained = _constrained_arrays(model, ours)
         if not constrained:
             raise
         raise SelectionError(f"{_why_not(constrained)}\n{err}") from err
-    constrained = _constrained_arrays(adapted, targets) if mask is None else []
+    constrained = _constrained_arrays(adapted, ours) if mask is None else []
     if constrained:
         warn(_why_not(constrained))
     return adapted
@@ -141,7 +139,7 @@ def _is_true(leaf: Any) -> bool:
     return is_bool and bool(leaf)
 
 
-def _constrained_arrays(model: Any, targets: list[str | None]) -> list[str]:
+def _constrained_arrays(model: Any, specs: list[dict[str, Any]]) -> list[str]:
     """The paths, outside adapted layers, of targeted arrays that `constrain()` has wrapped."""
     paramax = sys.modules.get("paramax")
     if paramax is None:
@@ -154,7 +152,16 @@ def _constrained_arrays(model: Any, targets: list[str | None]) -> list[str]:
         model, is_leaf=lambda node: is_constrained(node) or isinstance(node, LoRAWrapper)
     )[0]
     paths = [path_str(keys) for keys, leaf in leaves if is_constrained(leaf)]
-    return [path for path in paths if any(t is None or re.search(t, path) for t in targets)]
+    if not paths:
+        return []
+    rules = [rule.on(model) for rule in parse_specs(default_registry(), specs, Spec(alpha=1.0))]
+    return [path for path in paths if any(rule.matches(p) for rule in rules for p in _around(path))]
+
+
+def _around(path: str) -> list[str]:
+    """The path of an array, and those of the modules around it."""
+    parts = path.split("/")
+    return ["/".join(parts[:length]) for length in range(len(parts) + 1)]
 
 
 def _why_not(constrained: list[str]) -> str:

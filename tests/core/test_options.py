@@ -1,0 +1,96 @@
+"""`options`: further arguments of an adapter's constructor."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import SelectionError, apply_lora, merge_lora
+
+from .toys import ToyLinear, ToyScale
+
+
+def test_options_reach_the_constructor_and_a_spec_may_have_its_own(model, getkey):
+    class Scaled(ToyScale):
+        def __init__(self, base, rank, alpha, *, key, start=1.0):
+            ToyScale.__init__(self, base, rank, alpha, key=key)
+            self.gain = jnp.full(base.out_features, start)
+
+    specs = [{"target": "head", "options": {"start": 3.0}}, {}]
+    adapted = apply_lora(
+        model, 1, key=getkey(), wrappers=Scaled, specs=specs, options={"start": 2.0}
+    )
+    assert adapted.head.gain[0] == 3.0 and adapted.encoder[0].gain[0] == 2.0
+
+
+class Keeping(ToyScale):
+    """Keeps an option as a static field."""
+
+    kept: object = eqx.field(static=True)
+
+    def __init__(self, base, rank, alpha, *, key, kept=1.0):
+        ToyScale.__init__(self, base, rank, alpha, key=key)
+        self.kept = kept
+        self.gain = jnp.full(base.out_features, kept, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "number", [np.float32(2), np.int64(2), np.bool_(True), jnp.bfloat16.dtype.type(2)]
+)
+def test_a_numpy_number_among_the_options_may_be_kept_as_a_static_field(model, getkey, number):
+    options = {"kept": number}
+    adapted = apply_lora(model, 1, key=getkey(), wrappers=Keeping, options=options)
+    assert adapted.head.kept == number and not eqx.is_array(adapted.head.kept)
+    assert merge_lora(adapted).head.weight[0, 0] == float(number) * model.head.weight[0, 0]
+
+
+def test_an_array_among_the_options_that_is_kept_as_a_static_field_is_warned_of(model, getkey):
+    two = jnp.float32(2)
+    with pytest.warns(UserWarning, match="set as static"):
+        adapted = apply_lora(model, 1, key=getkey(), wrappers=Keeping, options={"kept": two})
+    assert adapted.head.kept is two
+    assert merge_lora(adapted).head.weight[0, 0] == 2 * model.head.weight[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "said"),
+    [
+        (Keeping, "has no option 'kpt'; did you mean 'kept'? Its options: kept."),
+        (ToyLinear, "has no option 'kpt'. Its options: none."),
+    ],
+)
+def test_an_option_that_the_adapter_lacks_is_named_with_the_nearest(model, getkey, wrapper, said):
+    with pytest.raises(SelectionError) as caught:
+        apply_lora(model, 1, key=getkey(), wrappers=wrapper, options={"kpt": 1})
+    where = f"{wrapper.__name__}, the adapter for the Linear at 'encoder/0', "
+    assert str(caught.value) == where + said
+
+
+@pytest.mark.parametrize("given", ["base", "rank", "alpha", "key"])
+def test_what_the_call_itself_gives_is_no_option(model, getkey, given):
+    with pytest.raises(SelectionError, match=f"no option '{given}'.* Its options: kept"):
+        apply_lora(model, 1, key=getkey(), wrappers=Keeping, options={given: 1})
+
+
+def test_options_are_checked_before_any_adapter_is_built(model, getkey):
+    built = []
+
+    class Counting(ToyLinear):
+        def __init__(self, base, rank, alpha, *, key):
+            built.append(base)
+            ToyLinear.__init__(self, base, rank, alpha, key=key)
+
+    specs = [{"target": "encoder"}, {"target": "head", "options": {"kpt": 1}}]
+    with pytest.raises(SelectionError, match="'head'"):
+        apply_lora(model, 1, key=getkey(), wrappers=Counting, specs=specs)
+    assert not built
+
+
+def test_a_constructor_may_take_whatever_options_it_is_given(model, getkey):
+    class Open(Keeping):
+        def __init__(self, base, rank, alpha, *, key, **options):
+            Keeping.__init__(self, base, rank, alpha, key=key, kept=len(options))
+
+    options = {"anything": 1}
+    adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=Open, options=options)
+    assert adapted.head.kept == 1
