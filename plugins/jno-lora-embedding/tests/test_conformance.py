@@ -2,7 +2,7 @@
 
 import equinox as eqx
 import jax
-from zoo_cases import METHODS, parameter_count
+from zoo_cases import ALL_METHODS, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_embedding import adapters
@@ -18,7 +18,7 @@ NUM, DIM, R = 11, 6, 4
         rank=R,
         parameters=parameter_count(method, R, DIM, NUM),
     )
-    for method in METHODS
+    for method in ALL_METHODS
 )
 def test_conformance(check):
     check()

@@ -17,7 +17,7 @@ from foundax_cases import (
     perturbed,
     run,
 )
-from zoo_cases import METHODS
+from zoo_cases import ALL_METHODS
 
 import jno_lora_foundax as package
 from jno_lora_foundax import ChannelLastConvLayer, ChannelLastConvTransposeLayer
@@ -34,7 +34,7 @@ def every_case():
     """Every method on one layer of each kind, and LoRA on all layers."""
     for kind, layers in KINDS.items():
         for number, (name, layer) in enumerate(layers.items()):
-            for method in METHODS if number == 0 else ["LoRA"]:
+            for method in ALL_METHODS if number == 0 else ["LoRA"]:
                 yield pytest.param(method + kind, layer, id=f"{method}{kind}-{name}")
 
 
@@ -118,7 +118,7 @@ def test_a_batch_and_one_of_it_are_the_same(getkey):
 
 
 def test_there_is_one_automatic_adapter_of_each_kind():
-    adapters = [getattr(package, m + kind) for kind in KINDS for m in METHODS]
+    adapters = [getattr(package, m + kind) for kind in KINDS for m in ALL_METHODS]
     adapters += [package.LoRASpectral, package.rsLoRASpectral]
     assert [cls.__name__ for cls in adapters if cls.auto] == [
         *("LoRA" + kind for kind in KINDS),

@@ -2,7 +2,7 @@
 
 import equinox as eqx
 import jax
-from zoo_cases import METHODS, parameter_count
+from zoo_cases import ALL_METHODS, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_recurrent import adapters
@@ -29,7 +29,7 @@ def step_with_memory(key):
 
 # Every method on the GRU; what the LSTM adds (a tuple as its state, no bias) does not depend on it.
 CASES = [
-    *((method, gru, step, 3) for method in METHODS),
+    *((method, gru, step, 3) for method in ALL_METHODS),
     *((method, lstm, step_with_memory, 4) for method in ("LoRA", "DoRA")),
 ]
 

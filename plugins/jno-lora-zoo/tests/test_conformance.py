@@ -2,7 +2,7 @@
 
 import equinox as eqx
 import jax
-from zoo_cases import METHODS, parameter_count
+from zoo_cases import ALL_METHODS, METHODS, parameter_count
 
 import jno_lora_zoo
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -25,9 +25,9 @@ def conv(key):
 
 
 BASES = [
-    ("Linear", linear, (7,), (5, 7)),
-    ("Conv", grouped_conv, (4, 6, 5), (8, 12)),
-    ("Conv", conv, (3, 8), (5, 9)),
+    ("Linear", linear, (7,), (5, 7), ALL_METHODS),
+    ("Conv", grouped_conv, (4, 6, 5), (8, 12), ALL_METHODS),
+    ("Conv", conv, (3, 8), (5, 9), METHODS),
 ]
 CASES = [
     WrapperCase(
@@ -38,8 +38,8 @@ CASES = [
         parameters=parameter_count(method, RANK, *matrix),
         name=f"{method}-{base.__name__}",
     )
-    for kind, base, shape, matrix in BASES
-    for method in METHODS
+    for kind, base, shape, matrix, methods in BASES
+    for method in methods
 ]
 
 

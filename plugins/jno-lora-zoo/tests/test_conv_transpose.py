@@ -5,7 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from zoo_cases import METHODS, assert_close, build, on_cases, pairs, parameter_count, perturb
+from zoo_cases import ALL_METHODS, assert_close, build, on_cases, pairs, parameter_count, perturb
 from zoo_cases.layers import CONV_TRANSPOSES
 
 import jno_lora_zoo
@@ -27,7 +27,7 @@ def grouped(key):
         rank=R,
         parameters=parameter_count(method, R, 6, 12),
     )
-    for method in METHODS
+    for method in ALL_METHODS
 )
 def test_conformance(check):
     check()

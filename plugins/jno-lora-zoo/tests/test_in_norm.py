@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import METHODS, assert_close, build, on_cases, pairs, parameter_count, perturb
+from zoo_cases import ALL_METHODS, assert_close, build, on_cases, pairs, parameter_count, perturb
 from zoo_cases.layers import NORMS
 
 import jno_lora_zoo
@@ -39,7 +39,7 @@ def whole_norm(key):
         rank=R,
         parameters=parameter_count(method, R, 5, 7),
     )
-    for method in METHODS
+    for method in ALL_METHODS
 )
 def test_conformance(check):
     check()

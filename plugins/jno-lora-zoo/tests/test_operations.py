@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from zoo_cases import adapters, assert_close, build
 
-from jno_lora_zoo import mixed, rotated, scaled
+from jno_lora_zoo import Update, mixed, rotated, scaled
 
 RANK = 2
 everywhere = adapters("LoRA", linear=("plain",), conv=("plain", "groups"))
@@ -60,13 +60,36 @@ def test_a_map_of_the_outputs_is_one_of_the_rows(base, wrapper, whole, factors):
 
 
 @everywhere
-def test_a_kronecker_product_is_added_and_cut(base, wrapper, whole):
+def test_an_update_is_added_in_each_way_that_it_offers(base, wrapper, whole):
     W, (x,) = jnp.asarray(base.matrix(), jnp.float32), base.arguments()
-    outputs, inputs = W.shape
-    A = jax.random.normal(jax.random.key(1), (RANK, RANK))
-    B = jax.random.normal(jax.random.key(2), (-(-outputs // RANK), -(-inputs // RANK)))
-    update = jnp.kron(A, B)[:outputs, :inputs]
-    assert_close(wrapper.kronecker(x, A, B), whole(W + update), 1e-5)
+    U = jax.random.normal(jax.random.key(1), W.shape)
+    expected = whole(W + U)
+    assert_close(wrapper.plus(x, Update(lambda: U)), expected, 1e-5)
+    every_way = Update(lambda: U, lambda v: U @ v, lambda i: U[:, i])
+    assert_close(wrapper.plus(x, every_way), expected, 1e-5)
+
+
+@adapters("LoRA", linear=("plain",), conv=("pointwise",))
+def test_a_map_of_the_inputs_is_one_of_the_columns(base, wrapper, whole):
+    W, (x,) = jnp.asarray(base.matrix(), jnp.float32), base.arguments()
+    F = jax.random.normal(jax.random.key(1), (W.shape[1], W.shape[1]))
+    assert wrapper.reads_features()
+    assert_close(wrapper.product(x, lambda v: mixed(v, F)), whole(W @ F), 1e-5)
+
+
+@adapters("LoRA", linear=(), conv=("plain", "groups"))
+def test_a_kernel_over_several_places_does_not_read_features(wrapper):
+    assert not wrapper.reads_features()
+
+
+@everywhere
+def test_a_bias_is_replaced(base, wrapper):
+    layer = wrapper.base
+    b = wrapper.bias(layer) + jnp.arange(len(base.matrix()), dtype=jnp.float32)
+    other = wrapper.with_bias(layer, b)
+    assert bool(jnp.array_equal(wrapper.bias(other), b))
+    (x,) = base.arguments()
+    assert_close(wrapper.finish(wrapper.product(x), b), other(x), 1e-6)
 
 
 @everywhere
@@ -74,6 +97,6 @@ def test_the_matrix_and_the_end_of_a_call_are_those_of_the_base(base, wrapper):
     (x,) = base.arguments()
     layer = wrapper.base
     assert wrapper.computes(x)
-    assert_close(wrapper.finish(wrapper.product(x)), layer(x), 1e-6)
+    assert_close(wrapper.finish(wrapper.product(x), wrapper.bias(layer)), layer(x), 1e-6)
     again = wrapper.with_matrix(layer, wrapper.matrix(layer))
     assert bool(eqx.tree_equal(again, layer))

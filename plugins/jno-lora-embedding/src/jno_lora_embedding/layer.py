@@ -9,13 +9,16 @@ from jaxtyping import Array, Float
 
 from jno_lora_zoo import (
     LayerKind,
+    Map,
     MeshAxes,
+    Update,
     cast_like,
     compute_dtype,
     describe,
     in_compute_dtype,
     is_float_array,
     sharded_over,
+    unchanged,
 )
 
 
@@ -81,7 +84,7 @@ class EmbeddingLayer(LayerKind):
     def computes(self, x: Any) -> bool:
         return type(self.base) is eqx.nn.Embedding
 
-    def product(self, x: Any) -> Array:
+    def product(self, x: Any, before: Map = unchanged) -> Array:
         # The base itself, so that an input that it refuses (a vector of ids) is refused here too.
         return in_compute_dtype(self.base(x))
 
@@ -89,14 +92,12 @@ class EmbeddingLayer(LayerKind):
         # The same indexing as the base's: negative ids count from the end, others are clamped.
         return A[:, x].astype(compute_dtype(self.base.weight))
 
-    def kronecker(self, x: Any, A: Float[Array, "r r"], B: Float[Array, "p q"]) -> Array:
-        # Column i of A ⊗ B is A[:, i // q] ⊗ B[:, i % q].
-        column, q = self._column(x), B.shape[1]
-        dtype = compute_dtype(self.base.weight)
-        outer, inner = A[:, column // q].astype(dtype), B[:, column % q].astype(dtype)
-        return self.product(x) + jnp.outer(outer, inner).reshape(-1)[: self.base.embedding_size]
+    def plus(self, x: Any, U: Update) -> Array:
+        i = self._column(x)
+        column = U.matrix()[:, i] if U.column is None else U.column(i)
+        return self.product(x) + column.astype(compute_dtype(self.base.weight))
 
-    def finish(self, y: Array) -> Array:
+    def finish(self, y: Array, b: Float[Array, " out"] | None) -> Array:
         return cast_like(y, self.base.weight)
 
     def _column(self, x: Any) -> Array:

@@ -9,6 +9,7 @@ add a method for every kind of layer, or a kind of layer for every method.
 from . import adapters, methods
 from ._adapters_for import adapters_for
 from ._arrays import (
+    Matrix,
     cast_like,
     compute_dtype,
     describe,
@@ -17,12 +18,17 @@ from ._arrays import (
     is_float_array,
     mixed,
     rotated,
+    row_norms,
     scaled,
     sharded_over,
 )
 from ._bibtex import bibtex_of
-from ._layer_kind import LayerKind, MeshAxes, unchanged
-from ._method import Method, Scaled, adapter_dtype_for
+from ._cayley import cayley
+from ._layer_kind import Bias, LayerKind, Map, MeshAxes, Update, unchanged
+from ._method import FAMILIES, Method, adapter_dtype_for
+from ._random import low_rank_start, uniform_matrix
+from ._scaled import Additive, Scaled
+from ._svd import Triplets, largest, smallest
 from .adapters import *
 from .layers import (
     ConvLayer,
@@ -35,30 +41,43 @@ from .methods import *
 from .plugin import adapters_defined_in
 
 __all__ = [
+    "FAMILIES",
+    "Additive",
+    "Bias",
     "ConvLayer",
     "ConvTransposeLayer",
     "InNormLayer",
     "KernelLayer",
     "LayerKind",
     "LinearLayer",
+    "Map",
+    "Matrix",
     "MeshAxes",
     "Method",
     "Scaled",
+    "Triplets",
+    "Update",
     "adapter_dtype_for",
     "adapters_defined_in",
     "adapters_for",
     "bibtex_of",
     "cast_like",
+    "cayley",
     "compute_dtype",
     "describe",
     "dtype_of",
     "in_compute_dtype",
     "is_float_array",
+    "largest",
+    "low_rank_start",
     "mixed",
     "rotated",
+    "row_norms",
     "scaled",
     "sharded_over",
+    "smallest",
     "unchanged",
+    "uniform_matrix",
 ]
 __all__ += adapters.__all__
 __all__ += methods.__all__

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
 
-from ._arrays import Matrix, mixed
+from ._arrays import Matrix, cast_like, is_float_array, mixed
 
 
 class MeshAxes(NamedTuple):
@@ -26,7 +27,20 @@ def unchanged(y: Array) -> Array:
 
 
 Factor = Float[Array, "_ _"]
+Bias = Float[Array, " out"]
 Map = Callable[[Array], Array]
+
+
+class Update(NamedTuple):
+    """An update `U` of the matrix, in the ways to use it that a method offers.
+
+    `matrix()` is `U`. `times(v)` is `U v` for features `v`, and `column(i)` is `U[:, i]`, both
+    without the whole `U`; `None` where that is not cheaper.
+    """
+
+    matrix: Callable[[], Matrix]
+    times: Map | None = None
+    column: Map | None = None
 
 
 class LayerKind(LoRAWrapper):
@@ -102,8 +116,15 @@ class LayerKind(LoRAWrapper):
     def with_matrix(cls, base: eqx.Module, matrix: Matrix) -> eqx.Module:
         """`matrix(with_matrix(base, W)) == W`, to the rounding of the weight's own dtype."""
 
-    def product(self, x: Any) -> Array:
-        """`W x`, without the bias."""
+    def reads_features(self) -> bool:
+        """Whether `x` itself, first axis, is the input axis of `W`: then `product` takes a map."""
+        return False
+
+    def product(self, x: Any, before: Map = unchanged) -> Array:
+        """`W before(x)`, without the bias, for a map that is linear along the input axis.
+
+        Only a layer with `reads_features()` takes another map than the default.
+        """
         raise NotImplementedError
 
     def down(self, x: Any, A: Factor) -> Array:
@@ -134,10 +155,22 @@ class LayerKind(LoRAWrapper):
         """
         return f(self.product(x), p)
 
-    def kronecker(self, x: Any, A: Factor, B: Factor) -> Array:
-        """`(W + A ⊗ B) x`, the Kronecker product cut to the inputs and outputs of the layer."""
+    def plus(self, x: Any, U: Update) -> Array:
+        """`(W + U) x`, by the cheapest way that `U` offers to this kind."""
         raise NotImplementedError
 
-    def finish(self, y: Array) -> Array:
-        """`finish(product(x)) == base(x)`: adds the bias, in the shape that the layer returns."""
+    def finish(self, y: Array, b: Bias | None) -> Array:
+        """`finish(product(x), bias(base)) == base(x)`: adds `b`, in the shape of the output."""
         raise NotImplementedError
+
+    @classmethod
+    def bias(cls, layer: Any) -> Bias | None:
+        """`b`: the number that the layer adds to each row of `W x`. `None`: it adds nothing."""
+        bias = getattr(layer, "bias", None)
+        return jnp.reshape(bias, -1) if is_float_array(bias) else None
+
+    @classmethod
+    def with_bias(cls, base: Any, bias: Bias) -> eqx.Module:
+        """`bias(with_bias(base, b)) == b`, for a layer that has a bias."""
+        own = cast_like(bias, base.bias).reshape(base.bias.shape)
+        return eqx.tree_at(lambda m: m.bias, base, own)

@@ -5,19 +5,28 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import AbstractArray, Array, Float, PRNGKeyArray
+from jaxtyping import AbstractArray, Array, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, WrapperError
-
-from ._arrays import Matrix, compute_dtype, in_compute_dtype
+from ._arrays import Matrix, compute_dtype
 from ._bibtex import ENTRIES, bibtex_of
-from ._layer_kind import LayerKind
+from ._layer_kind import Bias, LayerKind
+
+# How the methods are sorted in lists: by what they do to `W`.
+FAMILIES = (
+    "low rank",  # add a product of two trained factors
+    "singular",  # train within the singular directions of W
+    "structured",  # add an update of high rank with few parameters
+    "rotation",  # rotate or reflect the inputs or outputs
+    "transform",  # train coefficients of a transform of the update
+    "sparse",  # train some entries
+    "scale",  # scale the outputs
+)
 
 
 class Method(LayerKind):
@@ -26,10 +35,13 @@ class Method(LayerKind):
     The law is the definition. `forward` must equal it, and is used where the layer's own
     `__call__` is known to be `W x + b`. Every other layer gets the law's weight and is called.
 
-    A subclass declares its arrays as fields and defines `start`, `law` and `forward`. Keyword-only
-    parameters of `start` are options of the constructor (`options={...}` of `apply_lora`).
+    A subclass declares its arrays as fields and defines `start`, `law` and, where the law has a
+    cheaper form than its own weight, `forward`. Keyword-only parameters of `start` are options of
+    the constructor (`options={...}` of `apply_lora`).
     """
 
+    # One of `FAMILIES`, by which lists are sorted.
+    family: ClassVar[str]
     # Whether the law changes nothing but the scale of each row of the matrix.
     scales_rows_only: ClassVar[bool] = False
 
@@ -76,19 +88,24 @@ class Method(LayerKind):
     def law(self, W: Matrix) -> Matrix:
         """The adapted matrix `W'`, for the matrix `W` of `base`."""
 
-    @abc.abstractmethod
+    def bias_law(self, b: Bias) -> Bias:
+        """The adapted bias, for the bias `b` of `base`: `b` itself unless a method adapts it."""
+        return b
+
     def forward(self, x: Any) -> Array:
         """`W' x` by the operations of the layer kind."""
+        raise NotImplementedError
 
     def has_fast_path(self) -> bool:
         """Whether `forward` computes the law for this layer. Decided by static facts only."""
-        return True
+        return type(self).forward is not Method.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted layer's output, for the arguments that the layer itself takes."""
         only_input = len(args) == 1 and kwargs.keys() <= {"key"}
         if only_input and self.computes(args[0]) and self.has_fast_path():
-            return self.finish(self.forward(args[0]))
+            b = self.bias(self.base)
+            return self.finish(self.forward(args[0]), b if b is None else self.bias_law(b))
         return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
@@ -102,8 +119,11 @@ class Method(LayerKind):
         }
 
     def merge(self) -> eqx.Module:
-        """The base layer with the law's weight, computed in float32 at least."""
-        return self.with_matrix(self.base, self.law(self.matrix(self.base)))
+        """The base layer with the law's weight and bias, computed in float32 at least."""
+        layer = self.with_matrix(self.base, self.law(self.matrix(self.base)))
+        b = self.bias(self.base)
+        adapted = b if b is None else self.bias_law(b)
+        return layer if adapted is b else self.with_bias(layer, adapted)
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -132,76 +152,6 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
     setattr(construct, "is_generated", True)  # noqa: B010
     setattr(construct, "__signature__", signature.replace(parameters=named))  # noqa: B010
     return construct
-
-
-class Scaled(Method):
-    """A method whose update is multiplied by a number that depends on `alpha` and the rank.
-
-    That number is static. With the option `multiplier`, the update is also multiplied by a frozen
-    scalar array, which may differ from model to model without compiling anew, and be mapped over.
-    """
-
-    multiplier: Float[Array, ""] | None
-
-    def _initial_fields(
-        self, *start: Any, multiplier: Any = None, **options: Any
-    ) -> dict[str, Any]:
-        """The fields of `start`, and the multiplier."""
-        return {**self.start(*start, **options), "multiplier": as_multiplier(multiplier)}
-
-    @classmethod
-    def scale_for(cls, rank: int, alpha: float) -> float:
-        """The factor `s` of the update, for the effective rank. It is linear in `alpha`."""
-        return alpha / rank
-
-    @property
-    def scaling(self) -> float:
-        """The factor `s` of the update."""
-        return self.scale_for(self.rank, self.alpha)
-
-    def times_scale(self, factor: Array) -> Array:
-        """`s` times the multiplier, if any, times `factor`, in float32 at least for its digits."""
-        return self.scaling * in_compute_dtype(self.multiplied(factor))
-
-    def multiplied(self, factor: Array) -> Array:
-        """`factor` times the multiplier, if any."""
-        if self.multiplier is None:
-            return factor
-        factor = in_compute_dtype(factor)
-        return factor * self.multiplier.astype(factor.dtype)
-
-    @classmethod
-    def from_state(
-        cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
-    ) -> LoRAWrapper:
-        """Restore the saved arrays. **Raises:** `WrapperError` if they do not fit."""
-        arrays = {name: array for name, array in state.items() if name != "multiplier"}
-        restored: Any = super().from_state(base, arrays, rank, alpha)
-        if "multiplier" not in state:
-            return restored
-        try:
-            multiplier = as_multiplier(state["multiplier"])
-        except ValueError as err:
-            raise WrapperError(f"The saved state does not fit {cls.__name__}: {err}") from err
-        return eqx.tree_at(
-            lambda w: w.multiplier, restored, multiplier, is_leaf=lambda x: x is None
-        )
-
-
-def as_multiplier(value: Any) -> Float[Array, ""] | None:
-    """The field for this argument. **Raises:** `ValueError` unless it is one number or `None`."""
-    if value is None:
-        return None
-    array = None
-    if not isinstance(value, str):
-        with contextlib.suppress(TypeError, ValueError):  # what JAX says of other objects
-            # Copied: it is a leaf of each layer, and one buffer in two leaves cannot be donated.
-            array = jnp.copy(jnp.asarray(value, jnp.float32))
-    if array is None:
-        raise ValueError(f"`multiplier` must be one real number, but is {value!r}")
-    if array.shape != ():
-        raise ValueError(f"`multiplier` must be one number, but has the shape {array.shape}")
-    return array
 
 
 def adapter_dtype_for(weight: Any, adapter_dtype: Any) -> Any:

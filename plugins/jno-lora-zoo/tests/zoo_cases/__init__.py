@@ -13,7 +13,7 @@ from .adapters import (
     pairs,
     perturb,
 )
-from .laws import EFFECTIVE_RANK, fields_of, parameter_count, reference
+from .laws import ALL_METHODS, EFFECTIVE_RANK, fields_of, parameter_count, reference
 from .layers import CONVS, LINEARS, Case, case
 from .tools import (
     assert_close,
@@ -25,6 +25,7 @@ from .tools import (
 
 __all__ = [
     "ADAPTERS",
+    "ALL_METHODS",
     "CONVS",
     "EFFECTIVE_RANK",
     "LINEARS",

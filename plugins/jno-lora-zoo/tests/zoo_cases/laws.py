@@ -1,10 +1,16 @@
-"""The eleven laws in NumPy and float64, written from the papers and not from our code."""
+"""The laws in NumPy and float64, written from the papers and not from our code.
+
+The eleven of the first version are here, and cross every test. The later ones are in
+`laws_structured` and `laws_turned`; the conformance kit and the oracles take them all.
+"""
 
 import math
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from . import laws_structured, laws_turned
 
 # The effective rank for a requested one and an (out, in) matrix.
 EFFECTIVE_RANK = {
@@ -15,6 +21,8 @@ EFFECTIVE_RANK = {
     "OFT": lambda rank, out, inputs: min(rank, out),
     "VeRA": lambda rank, out, inputs: rank,
     "IA3": lambda rank, out, inputs: rank,
+    **laws_structured.EFFECTIVE_RANK,
+    **laws_turned.EFFECTIVE_RANK,
 }
 
 # The number of trained parameters, for the effective rank.
@@ -30,6 +38,8 @@ _PARAMETER_COUNT = {
     "IA3": lambda r, out, inputs: out,
     "LoKr": lambda r, out, inputs: r * r + math.ceil(out / r) * math.ceil(inputs / r),
     "OFT": lambda r, out, inputs: math.ceil(out / r) * r * r,
+    **laws_structured.PARAMETER_COUNT,
+    **laws_turned.PARAMETER_COUNT,
 }
 
 
@@ -56,7 +66,7 @@ def reference(method: str, fields: Any, W: np.ndarray, rank: int, alpha: float) 
         frozen, where that is not to be computed from `W`.
     """
     r = EFFECTIVE_RANK[method](rank, *W.shape)
-    return _LAWS[method](fields, W, r, alpha)
+    return (_LAWS | _LATER)[method](fields, W, r, alpha)
 
 
 def _lora(f, W, r, alpha):
@@ -131,4 +141,7 @@ _LAWS = {
     "OFT": _oft,
 }
 
+_LATER = laws_structured.LAWS | laws_turned.LAWS
+
 METHODS = tuple(_LAWS)
+ALL_METHODS = (*METHODS, *_LATER)

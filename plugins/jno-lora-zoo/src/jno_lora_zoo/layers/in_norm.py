@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 
 from .._arrays import Matrix
-from .._layer_kind import LayerKind, MeshAxes
+from .._layer_kind import Bias, LayerKind, MeshAxes
 from .._method import Method
 from .conv import ConvLayer, ConvTransposeLayer
 from .linear import LinearLayer
@@ -55,6 +55,15 @@ class InNormLayer(LayerKind):
     @classmethod
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         layer = _kind(base).with_matrix(base.layer, matrix)
+        return eqx.tree_at(lambda norm: norm.layer, base, layer)
+
+    @classmethod
+    def bias(cls, layer: Any) -> Bias | None:
+        return _kind(layer).bias(layer.layer)
+
+    @classmethod
+    def with_bias(cls, base: Any, bias: Bias) -> eqx.Module:
+        layer = _kind(base).with_bias(base.layer, bias)
         return eqx.tree_at(lambda norm: norm.layer, base, layer)
 
     @classmethod

@@ -1,7 +1,6 @@
 """The part that layers share whose weight is the kernel of a convolution."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -14,13 +13,12 @@ from jaxtyping import Array, Float
 from .._arrays import (
     Matrix,
     cast_like,
-    compute_dtype,
     in_compute_dtype,
     is_float_array,
     sharded_over,
 )
 from .._derivatives import differentiated_by
-from .._layer_kind import Factor, LayerKind, Map, MeshAxes, unchanged
+from .._layer_kind import Bias, Factor, LayerKind, Map, MeshAxes, Update, unchanged
 
 
 class KernelLayer(LayerKind):
@@ -69,8 +67,11 @@ class KernelLayer(LayerKind):
     def computes(self, x: Any) -> bool:
         return type(self.base) in self.known
 
-    def product(self, x: Any) -> Array:
-        return _convolve(self._frame(), x, self._weight)
+    def reads_features(self) -> bool:
+        return self.base.groups == 1 and set(kernel_shape(self.base)[2:]) == {1}
+
+    def product(self, x: Any, before: Map = unchanged) -> Array:
+        return _convolve(self._frame(), before(x), self._weight)
 
     def down(self, x: Any, A: Factor) -> Array:
         return _down(self._frame(), x, A)
@@ -92,18 +93,15 @@ class KernelLayer(LayerKind):
             return f(self.product(x), p)
         return _with_rows_changed(x, self._weight, p, f=f, frame=self._frame())
 
-    def kronecker(self, x: Any, A: Factor, B: Factor) -> Array:
-        # A kernel has no factors that a convolution could use one after the other.
-        weight, dtype = self._weight, compute_dtype(self._weight)
-        outputs, inputs = len(weight), math.prod(weight.shape[1:])
-        update = jnp.kron(A.astype(dtype), B.astype(dtype))[:outputs, :inputs]
-        update = update.astype(weight.dtype).reshape(weight.shape)
+    def plus(self, x: Any, U: Update) -> Array:
+        weight = self._weight
+        update = cast_like(U.matrix(), weight).reshape(weight.shape)
         if self._rounds:
             return self.product(x) + _convolve(self._frame(), x, update)
         return _convolve(self._frame(), x, weight + update)
 
-    def finish(self, y: Array) -> Array:
-        return y if self.base.bias is None else y + self.base.bias
+    def finish(self, y: Array, b: Bias | None) -> Array:
+        return y if b is None else y + b.reshape(-1, *(1,) * (y.ndim - 1))
 
     @property
     def _weight(self) -> Array:

@@ -17,7 +17,7 @@ from .._arrays import (
     is_float_array,
     sharded_over,
 )
-from .._layer_kind import Factor, LayerKind, MeshAxes
+from .._layer_kind import Bias, Factor, LayerKind, Map, MeshAxes, Update, unchanged
 
 
 class LinearLayer(LayerKind):
@@ -65,24 +65,29 @@ class LinearLayer(LayerKind):
         ndim = 0 if self.base.in_features == "scalar" else 1
         return type(self.base) is eqx.nn.Linear and jnp.ndim(x) == ndim
 
-    def product(self, x: Any) -> Array:
-        return self.base.weight @ self._vector(x)
+    def reads_features(self) -> bool:
+        return True
+
+    def product(self, x: Any, before: Map = unchanged) -> Array:
+        return self.base.weight @ before(self._vector(x))
 
     def down(self, x: Any, A: Factor) -> Array:
         # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
         x = self._vector(x)
         return x @ A.T.astype(x.dtype)
 
-    def kronecker(self, x: Any, A: Factor, B: Factor) -> Array:
-        # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.
-        vector, r, q = self._vector(x), A.shape[0], B.shape[1]
-        X = jnp.pad(vector, (0, r * q - vector.size)).reshape(r, q)
-        Y = A.astype(X.dtype) @ (X @ B.T.astype(X.dtype))
-        return self.product(x) + Y.reshape(-1)[: _size(self.base.out_features)]
+    def plus(self, x: Any, U: Update) -> Array:
+        if U.times is not None:
+            return self.product(x) + U.times(self._vector(x))
+        weight = jnp.asarray(self.base.weight)
+        update = cast_like(U.matrix(), weight)
+        if weight.dtype.itemsize < 4:  # the weight would round away a small update
+            return self.product(x) + update @ self._vector(x)
+        return (weight + update) @ self._vector(x)
 
-    def finish(self, y: Array) -> Array:
-        if self.base.bias is not None:
-            y = y + self.base.bias
+    def finish(self, y: Array, b: Bias | None) -> Array:
+        if b is not None:
+            y = y + b
         return jnp.squeeze(y) if self.base.out_features == "scalar" else y
 
     def _vector(self, x: Any) -> Array:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, row_norms, scaled
-from .._method import Scaled
 from .._random import low_rank_start
+from .._scaled import Scaled
 
 
 class DoRA(Scaled):
@@ -33,6 +33,7 @@ class DoRA(Scaled):
 
     adapter_fields = ("magnitude", "lora_A", "lora_B")
     variant = "dora"
+    family = "low rank"
     paper = "2402.09353"
     formula = "r (in + out) + out"
     cost = "reads the whole weight at every call, for its norms: merge before decoding."

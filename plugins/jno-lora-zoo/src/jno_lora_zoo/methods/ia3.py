@@ -22,6 +22,7 @@ class IA3(Method):
 
     adapter_fields = ("scale",)
     variant = "ia3"
+    family = "scale"
     paper = "2205.05638"
     formula = "out"
     scales_rows_only = True

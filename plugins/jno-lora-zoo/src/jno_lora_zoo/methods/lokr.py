@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
 from .._bibtex import bibtex_of
-from .._method import Scaled
+from .._scaled import Additive
 
 
-class LoKr(Scaled):
+class LoKr(Additive):
     """LoKr: an update of high rank from two small factors.
 
     Law: `W' = W + (alpha / r) crop(A ⊗ B)`, `A` `(r, r) ~ N(0, 1/r)`, `B` `(ceil(out/r),
@@ -26,6 +26,7 @@ class LoKr(Scaled):
 
     adapter_fields = ("kron_A", "kron_B")
     variant = "lokr"
+    family = "structured"
     paper = "2309.14859"
     bibtex = bibtex_of("2212.10650", "2309.14859")
     formula = "r^2 + ceil(out / r) ceil(in / r)"
@@ -38,10 +39,19 @@ class LoKr(Scaled):
         A = jax.random.normal(key, (r, r), dtype) / math.sqrt(r)
         return {"kron_A": A, "kron_B": jnp.zeros((-(-outputs // r), -(-inputs // r)), dtype)}
 
-    def law(self, W: Matrix) -> Matrix:
+    def update(self, W: Matrix) -> Matrix:
         outputs, inputs = W.shape
         A = self.times_scale(self.kron_A.astype(W.dtype))
-        return W + jnp.kron(A, self.kron_B.astype(W.dtype))[:outputs, :inputs]
+        return jnp.kron(A, self.kron_B.astype(W.dtype))[:outputs, :inputs]
 
-    def forward(self, x: Any) -> Array:
-        return self.kronecker(x, self.times_scale(self.kron_A), self.kron_B)
+    def times(self, shape: tuple[int, int], v: Float[Array, " in"]) -> Float[Array, " out"]:
+        # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.
+        A, B = self.times_scale(self.kron_A).astype(v.dtype), self.kron_B.astype(v.dtype)
+        X = jnp.pad(v, (0, len(A) * B.shape[1] - v.size)).reshape(len(A), -1)
+        return (A @ (X @ B.T)).reshape(-1)[: shape[0]]
+
+    def column(self, shape: tuple[int, int], i: Array) -> Float[Array, " out"]:
+        # Column i of A ⊗ B is A[:, i // q] ⊗ B[:, i % q].
+        q = self.kron_B.shape[1]
+        outer = self.times_scale(self.kron_A[:, i // q])
+        return jnp.outer(outer, self.kron_B[:, i % q].astype(outer.dtype)).reshape(-1)[: shape[0]]

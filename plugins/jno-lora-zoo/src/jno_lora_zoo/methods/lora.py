@@ -6,8 +6,8 @@ from typing import Any
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
-from .._method import Scaled
 from .._random import low_rank_start
+from .._scaled import Scaled
 
 
 class LowRank(Scaled):
@@ -18,6 +18,7 @@ class LowRank(Scaled):
     """
 
     adapter_fields = ("lora_A", "lora_B")
+    family = "low rank"
     formula = "r (in + out)"
 
     lora_A: Float[Array, "r in"]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype, mixed
-from .._method import Scaled
+from .._scaled import Scaled
 from .._svd import largest
 
 
@@ -26,6 +26,7 @@ class LoRAXS(Scaled):
 
     adapter_fields = ("R",)
     variant = "lora-xs"
+    family = "singular"
     paper = "2405.17604"
     formula = "r^2"
 

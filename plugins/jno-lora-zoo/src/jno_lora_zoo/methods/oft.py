@@ -32,6 +32,7 @@ class OFT(Method):
 
     adapter_fields = ("Q_blocks",)
     variant = "oft"
+    family = "rotation"
     paper = "2306.07280"
     formula = "ceil(out / r) r^2"
 

@@ -24,6 +24,7 @@ class SingularSplit(Method):
     """
 
     adapter_fields = ("lora_A", "lora_B")
+    family = "singular"
     formula = "r (in + out)"
 
     lora_A: Float[Array, "r in"]

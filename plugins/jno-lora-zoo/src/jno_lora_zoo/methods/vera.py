@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._arrays import Matrix, scaled
-from .._method import Scaled
 from .._random import uniform_matrix
+from .._scaled import Scaled
 
 
 class VeRA(Scaled):
@@ -26,6 +26,7 @@ class VeRA(Scaled):
 
     adapter_fields = ("b", "d")
     variant = "vera"
+    family = "structured"
     paper = "2310.11454"
     formula = "out + r"
 

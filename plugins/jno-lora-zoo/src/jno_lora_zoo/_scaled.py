@@ -1,0 +1,115 @@
+"""Methods that add an update to the weight, with a scale that depends on `alpha` and the rank."""
+
+import abc
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jno.lora import LoRAWrapper, WrapperError
+
+from ._arrays import Matrix, in_compute_dtype
+from ._layer_kind import Update
+from ._method import Method
+
+
+class Scaled(Method):
+    """A method whose update is multiplied by a number that depends on `alpha` and the rank.
+
+    That number is static. With the option `multiplier`, the update is also multiplied by a frozen
+    scalar array, which may differ from model to model without compiling anew, and be mapped over.
+    """
+
+    multiplier: Float[Array, ""] | None
+
+    def _initial_fields(
+        self, *start: Any, multiplier: Any = None, **options: Any
+    ) -> dict[str, Any]:
+        """The fields of `start`, and the multiplier."""
+        return {**self.start(*start, **options), "multiplier": as_multiplier(multiplier)}
+
+    @classmethod
+    def scale_for(cls, rank: int, alpha: float) -> float:
+        """The factor `s` of the update, for the effective rank. It is linear in `alpha`."""
+        return alpha / rank
+
+    @property
+    def scaling(self) -> float:
+        """The factor `s` of the update."""
+        return self.scale_for(self.rank, self.alpha)
+
+    def times_scale(self, factor: Array) -> Array:
+        """`s` times the multiplier, if any, times `factor`, in float32 at least for its digits."""
+        return self.scaling * in_compute_dtype(self.multiplied(factor))
+
+    def multiplied(self, factor: Array) -> Array:
+        """`factor` times the multiplier, if any."""
+        if self.multiplier is None:
+            return factor
+        factor = in_compute_dtype(factor)
+        return factor * self.multiplier.astype(factor.dtype)
+
+    @classmethod
+    def from_state(
+        cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
+    ) -> LoRAWrapper:
+        """Restore the saved arrays. **Raises:** `WrapperError` if they do not fit."""
+        arrays = {name: array for name, array in state.items() if name != "multiplier"}
+        restored: Any = super().from_state(base, arrays, rank, alpha)
+        if "multiplier" not in state:
+            return restored
+        try:
+            multiplier = as_multiplier(state["multiplier"])
+        except ValueError as err:
+            raise WrapperError(f"The saved state does not fit {cls.__name__}: {err}") from err
+        return eqx.tree_at(
+            lambda w: w.multiplier, restored, multiplier, is_leaf=lambda x: x is None
+        )
+
+
+class Additive(Scaled):
+    """`W' = W + U`, for an update `U` that is not a product of two factors.
+
+    A subclass defines `update`, and `times` or `column` where they cost less than `U`. Both are
+    given the shape of `W`.
+    """
+
+    # times(shape, v): `U v` for features `v` `(in,)`, in their dtype.
+    times: ClassVar[Callable[..., Array] | None] = None
+    # column(shape, i): `U[:, i]`.
+    column: ClassVar[Callable[..., Array] | None] = None
+
+    @abc.abstractmethod
+    def update(self, W: Matrix) -> Matrix:
+        """`U`, with its scale, in the dtype of `W`."""
+
+    def law(self, W: Matrix) -> Matrix:
+        return W + self.update(W)
+
+    def forward(self, x: Any) -> Array:
+        W = self.matrix(self.base)
+        times, column = (
+            way if way is None else functools.partial(way, W.shape)
+            for way in (self.times, self.column)
+        )
+        return self.plus(x, Update(lambda: self.update(W), times, column))
+
+
+def as_multiplier(value: Any) -> Float[Array, ""] | None:
+    """The field for this argument. **Raises:** `ValueError` unless it is one number or `None`."""
+    if value is None:
+        return None
+    array = None
+    if not isinstance(value, str):
+        with contextlib.suppress(TypeError, ValueError):  # what JAX says of other objects
+            # Copied: it is a leaf of each layer, and one buffer in two leaves cannot be donated.
+            array = jnp.copy(jnp.asarray(value, jnp.float32))
+    if array is None:
+        raise ValueError(f"`multiplier` must be one real number, but is {value!r}")
+    if array.shape != ():
+        raise ValueError(f"`multiplier` must be one number, but has the shape {array.shape}")
+    return array
