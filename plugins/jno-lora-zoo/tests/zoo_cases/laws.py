@@ -1,7 +1,7 @@
 """The laws in NumPy and float64, written from the papers and not from our code.
 
 The eleven of the first version are here, and cross every test. The later ones are in
-`laws_structured` and `laws_turned`; the conformance kit and the oracles take them all.
+`laws_structured`, `laws_sparse` and `laws_turned`; the conformance kit and the oracles take them all.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import laws_structured, laws_turned
+from . import laws_sparse, laws_structured, laws_turned
 
 # The effective rank for a requested one and an (out, in) matrix.
 EFFECTIVE_RANK = {
@@ -22,6 +22,7 @@ EFFECTIVE_RANK = {
     "VeRA": lambda rank, out, inputs: rank,
     "IA3": lambda rank, out, inputs: rank,
     **laws_structured.EFFECTIVE_RANK,
+    **laws_sparse.EFFECTIVE_RANK,
     **laws_turned.EFFECTIVE_RANK,
 }
 
@@ -39,6 +40,7 @@ _PARAMETER_COUNT = {
     "LoKr": lambda r, out, inputs: r * r + math.ceil(out / r) * math.ceil(inputs / r),
     "OFT": lambda r, out, inputs: math.ceil(out / r) * r * r,
     **laws_structured.PARAMETER_COUNT,
+    **laws_sparse.PARAMETER_COUNT,
     **laws_turned.PARAMETER_COUNT,
 }
 
@@ -141,7 +143,7 @@ _LAWS = {
     "OFT": _oft,
 }
 
-_LATER = laws_structured.LAWS | laws_turned.LAWS
+_LATER = laws_structured.LAWS | laws_sparse.LAWS | laws_turned.LAWS
 
 METHODS = tuple(_LAWS)
 ALL_METHODS = (*METHODS, *_LATER)

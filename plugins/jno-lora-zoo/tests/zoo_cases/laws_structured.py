@@ -1,4 +1,4 @@
-"""Laws of structured, transformed and sparse updates, in NumPy and float64."""
+"""Laws of structured updates, in NumPy and float64."""
 
 from collections.abc import Callable
 from typing import Any
