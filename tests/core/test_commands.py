@@ -102,12 +102,23 @@ def test_adapters_say_what_they_are_for(site):
         "distribution": "whole",
         "version": "1.2",
         "variant": "shift",
+        "family": None,
         "auto": False,
         "layers": ["Linear"],
         "formula": "out",
         "paper": "0000.00000",
     }
-    assert "Shift" in run("adapters")
+    assert "Shift" in run("adapters", "shift") and "Shift" in run("adapters", "Shift")
+    assert "near it: shift" in run("adapters", "shaft", code=2)
+
+
+def test_adapters_are_listed_as_methods_by_family(site):
+    turned = GOOD.replace('variant = "shift"', 'variant = "shift"\n    family = "turns"')
+    assert turned != GOOD
+    site.install("whole", turned)
+    heading, method = [line for line in run("adapters").splitlines() if "  " in line][-2:]
+    assert heading.strip() == "turns:"
+    assert method.split() == ["shift", "out", "Linear", "(1)", "0000.00000"]
 
 
 def test_doctor_is_content_with_a_whole_installation(site):
@@ -284,7 +295,7 @@ def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(site):
     site.install("careless", careless)
     (adapter,) = json.loads(run("adapters", "--json"))
     assert adapter["layers"] == []
-    (line,) = (line for line in run("adapters").splitlines() if " Shift " in line)
+    (line,) = (line for line in run("adapters").splitlines() if " shift " in line)
     assert "(others)" in line
 
 

@@ -54,7 +54,8 @@ class PrefixAttention(AttentionUnit):
     variant = "prefix-attention"
     paper = "2101.00190"
     bibtex = bibtex_of("2101.00190", "2303.16199")
-    formula = "rank heads (qk_size + vo_size) + heads"
+    family = "prefix"
+    formula = "r heads (qk + vo) + heads"
 
     base: eqx.nn.MultiheadAttention
     prefix_keys: Float[Array, "rank heads qk"]

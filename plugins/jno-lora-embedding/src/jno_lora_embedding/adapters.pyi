@@ -38,6 +38,7 @@ class LoRAEmbedding(LoRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class IA3Embedding(IA3, EmbeddingLayer):
@@ -72,6 +73,7 @@ class LoRAFAEmbedding(LoRAFA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class LoKrEmbedding(LoKr, EmbeddingLayer):
@@ -108,6 +110,7 @@ class rsLoRAEmbedding(rsLoRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class DoRAEmbedding(DoRA, EmbeddingLayer):

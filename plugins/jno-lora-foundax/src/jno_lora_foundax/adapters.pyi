@@ -62,6 +62,7 @@ class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class IA3ChannelLastConv(IA3, ChannelLastConvLayer):
@@ -96,6 +97,7 @@ class LoRAFAChannelLastConv(LoRAFA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class LoKrChannelLastConv(LoKr, ChannelLastConvLayer):
@@ -132,6 +134,7 @@ class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class DoRAChannelLastConv(DoRA, ChannelLastConvLayer):
@@ -193,6 +196,7 @@ class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
@@ -227,6 +231,7 @@ class LoRAFAChannelLastConvTranspose(LoRAFA, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class LoKrChannelLastConvTranspose(LoKr, ChannelLastConvTransposeLayer):
@@ -263,6 +268,7 @@ class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class DoRAChannelLastConvTranspose(DoRA, ChannelLastConvTransposeLayer):
@@ -324,6 +330,7 @@ class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class IA3SubsampledLinear(IA3, SubsampledLinearLayer):
@@ -358,6 +365,7 @@ class LoRAFASubsampledLinear(LoRAFA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class LoKrSubsampledLinear(LoKr, SubsampledLinearLayer):
@@ -394,6 +402,7 @@ class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class DoRASubsampledLinear(DoRA, SubsampledLinearLayer):

@@ -38,6 +38,7 @@ class LoRARecurrent(LoRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class IA3Recurrent(IA3, RecurrentLayer):
@@ -72,6 +73,7 @@ class LoRAFARecurrent(LoRAFA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class LoKrRecurrent(LoKr, RecurrentLayer):
@@ -108,6 +110,7 @@ class rsLoRARecurrent(rsLoRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class DoRARecurrent(DoRA, RecurrentLayer):

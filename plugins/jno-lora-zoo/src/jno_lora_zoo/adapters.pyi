@@ -74,6 +74,7 @@ class LoRALinear(LoRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class IA3Linear(IA3, LinearLayer):
@@ -108,6 +109,7 @@ class LoRAFALinear(LoRAFA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class LoKrLinear(LoKr, LinearLayer):
@@ -144,6 +146,7 @@ class rsLoRALinear(rsLoRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class DoRALinear(DoRA, LinearLayer):
@@ -205,6 +208,7 @@ class LoRAConv(LoRA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class IA3Conv(IA3, ConvLayer):
@@ -239,6 +243,7 @@ class LoRAFAConv(LoRAFA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class LoKrConv(LoKr, ConvLayer):
@@ -275,6 +280,7 @@ class rsLoRAConv(rsLoRA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class DoRAConv(DoRA, ConvLayer):
@@ -336,6 +342,7 @@ class LoRAConvTranspose(LoRA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class IA3ConvTranspose(IA3, ConvTransposeLayer):
@@ -370,6 +377,7 @@ class LoRAFAConvTranspose(LoRAFA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class LoKrConvTranspose(LoKr, ConvTransposeLayer):
@@ -406,6 +414,7 @@ class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class DoRAConvTranspose(DoRA, ConvTransposeLayer):
@@ -467,6 +476,7 @@ class LoRAInNorm(LoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class IA3InNorm(IA3, InNormLayer):
@@ -501,6 +511,7 @@ class LoRAFAInNorm(LoRAFA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class LoKrInNorm(LoKr, InNormLayer):
@@ -537,6 +548,7 @@ class rsLoRAInNorm(rsLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
     ) -> None: ...
 
 class DoRAInNorm(DoRA, InNormLayer):

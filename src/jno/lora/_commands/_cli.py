@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from .._errors import JnoLoraError
+from .._paths import nearest
 from .._registry import BROKEN, PluginRecord, default_registry
 from .._showing import Table
 
@@ -112,12 +113,22 @@ def plugins(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("variant", required=False)
 @_json_option
-def adapters(as_json: bool) -> None:
-    """List the adapters: what they are for, what they cost, where they come from."""
+def adapters(variant: str | None, as_json: bool) -> None:
+    """List the methods by family, or the adapters of one VARIANT (or class name)."""
     from . import installed
 
-    _print(installed.adapters(records()), installed.adapters_as_table, as_json)
+    found = installed.adapters(records())
+    if variant is None:
+        _print(found, installed.methods_as_table, as_json)
+        return
+    chosen = [it for it in found if variant in (it["variant"], it["name"])]
+    if not chosen:
+        known = [it[key] for it in found for key in ("variant", "name") if it[key]]
+        near = ", ".join(nearest(variant, known)) or "nothing: no adapter is installed"
+        raise click.BadParameter(f"no adapter is called {variant!r}; near it: {near}")
+    _print(chosen, installed.adapters_as_table, as_json)
 
 
 @cli.command()

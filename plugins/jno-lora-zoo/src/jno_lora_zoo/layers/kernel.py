@@ -77,11 +77,18 @@ class KernelLayer(LayerKind):
         return _down(self._frame(), x, A)
 
     def low_rank(
-        self, x: Any, A: Factor, B: Factor, between: Map = unchanged, after: Map = unchanged
+        self,
+        x: Any,
+        A: Factor,
+        B: Factor,
+        between: Map = unchanged,
+        after: Map = unchanged,
+        seen: Any = None,
     ) -> Array:
         frame, weight = self._frame(), self._weight
-        if self._rounds:
-            return self.product(x) + after(_up(frame, between(_down(frame, x, A)), B))
+        if self._rounds or seen is not None:
+            h = _down(frame, x if seen is None else seen, A)
+            return self.product(x) + after(_up(frame, between(h), B))
         A, B = between(A.astype(weight.dtype)), after(B.astype(weight.dtype))
         if is_narrow(frame, A.shape[0]):
             return _merged_product(x, weight, A, B, frame=frame)

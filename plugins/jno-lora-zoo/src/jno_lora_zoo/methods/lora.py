@@ -3,9 +3,14 @@
 import math
 from typing import Any
 
+import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import WrapperError
+
 from .._arrays import Matrix
+from .._layer_kind import LayerKind
 from .._random import low_rank_start
 from .._scaled import Scaled
 
@@ -13,8 +18,12 @@ from .._scaled import Scaled
 class LowRank(Scaled):
     """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; `s` is `alpha / r` unless told otherwise.
 
+    With the option `dropout=p`, training computes `W x + s B A dropout(x)`. A call then needs
+    `key=`, and `eqx.nn.inference_mode` switches dropout off. It is no part of saved adapters.
+
     **Raises** (as all of the zoo's constructors): `ValueError` unless `adapter_dtype` is a floating
-    dtype and `multiplier` a real number.
+    dtype and `multiplier` a real number. A call with dropout and without a key, or of a layer whose
+    inputs the adapter does not see, raises `WrapperError`.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -23,9 +32,16 @@ class LowRank(Scaled):
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
+    dropout: eqx.nn.Dropout | None
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         return low_rank_start(W, r, key, dtype, self.fan_in(W))
+
+    def _initial_fields(
+        self, *start: Any, multiplier: Any = None, dropout: Any = None, **options: Any
+    ) -> dict[str, Any]:
+        fields = super()._initial_fields(*start, multiplier=multiplier, **options)
+        return {**fields, "dropout": as_dropout(dropout, type(self))}
 
     def law(self, W: Matrix) -> Matrix:
         return W + self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype)
@@ -33,6 +49,20 @@ class LowRank(Scaled):
     def forward(self, x: Any) -> Array:
         B = self.multiplied(self.lora_B)
         return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output, with dropout in training if the adapter has any."""
+        if self.dropout is None or self.dropout.inference:
+            return super().__call__(*args, **kwargs)
+        x, key = args[0], kwargs.get("key")
+        if len(args) != 1 or not self.computes(x) or not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise WrapperError(f"{_layer(self)} {_NO_FEATURES}")
+        if key is None:
+            raise WrapperError(f"{_layer(self)} {_NO_KEY}")
+        A, B = self.lora_A, self.multiplied(self.lora_B)
+        seen = self.dropout(x, key=key)
+        y = self.low_rank(x, A, B, between=lambda h: self.scaling * h, seen=seen)
+        return self.finish(y, self.bias(self.base))
 
     def low_rank_update(self) -> tuple[Array, Array]:
         return self.lora_A, self.times_scale(self.lora_B)
@@ -47,10 +77,9 @@ class LoRA(LowRank):
     """LoRA: a low-rank update beside the frozen weight.
 
     Law: `W' = W + (alpha / r) B A`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out)` parameters train.
-    `r = min(rank, in, out)`.
+    `r = min(rank, in, out)`. The option `dropout` drops inputs of `B A` in training.
 
-    Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. No
-    dropout on the input: put an `eqx.nn.Dropout` before the layer.
+    Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
     """
 
     variant = "lora"
@@ -88,3 +117,32 @@ class LoRAFA(LowRank):
     variant = "lora-fa"
     paper = "2308.03303"
     formula = "r out"
+
+
+_NO_FEATURES = (
+    "was built with `dropout`, which acts on the features that its low-rank product reads; but the "
+    "adapter does not see them here, for the layer has a `__call__` of its own or reads ids. Leave "
+    "`dropout` out for this layer (`specs=`), or switch it off by `eqx.nn.inference_mode(model)`."
+)
+_NO_KEY = (
+    "was built with `dropout` and was called without `key=`. Give each adapted layer a key, "
+    "`layer(x, key=key)` (`eqx.nn.MLP` does not do so), or switch dropout off by "
+    "`eqx.nn.inference_mode(model)`."
+)
+
+
+def _layer(adapter: LowRank) -> str:
+    """The adapter in a message: its class, and the layer with its sizes."""
+    outputs, inputs = adapter.matrix(adapter.base).shape
+    return f"The {type(adapter).__name__} of a {type(adapter.base).__name__} ({outputs}, {inputs})"
+
+
+def as_dropout(p: Any, cls: type[LowRank]) -> eqx.nn.Dropout | None:
+    """The field for this option. **Raises:** `ValueError` unless it is `None` or a probability."""
+    if p is None or p == 0:
+        return None
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 < p < 1:
+        raise ValueError(f"`dropout` must be a probability from 0 to below 1, but is {p!r}")
+    if cls.computes is LayerKind.computes:
+        raise ValueError(f"`dropout` cannot be used by {cls.__name__}, which calls its layer whole")
+    return eqx.nn.Dropout(float(p))
