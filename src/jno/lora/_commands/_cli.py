@@ -162,17 +162,22 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
     "--layer", type=_LAYERS, help="The layer to wrap. By default that in NAME, or linear."
 )
 @click.option(
+    "--method", is_flag=True, help="A method for all kinds of layer of the zoo, not one adapter."
+)
+@click.option(
     "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
 )
-def new(name: str, layer: str | None, output: Path) -> None:
+def new(name: str, layer: str | None, method: bool, output: Path) -> None:
     """Write a plugin to start from: six files that work.
 
-    NAME is what the adapter is called, such as embedding-bias.
+    NAME is what the adapter (or with --method, the method) is called, such as embedding-bias.
     """
+    if method and layer is not None:
+        raise click.BadParameter("a method is for all kinds of layer: leave `--layer` out")
     from .. import __version__
     from . import scaffold
 
-    target = scaffold.create(name, layer, output, __version__, records())
+    target = scaffold.create(name, layer, method, output, __version__, records())
     click.echo(f"Written: {target}")
     click.echo(f'Next:    cd {target} && pip install -e ".[test]" && pytest')
 
