@@ -30,7 +30,7 @@ def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
         def differentiated(*args: Any, **static: Any) -> Any:
-            value = function(*jax.tree.map(_detached, args), **static)
+            value = function(*_detached(args), **static)
             return _ruled(value, *args, rule=functools.partial(rule, **static))
 
         return differentiated  # pyright: ignore[reportReturnType]
@@ -39,20 +39,16 @@ def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
 
 
 @eqx.filter_custom_jvp
-def _detached(x: Any) -> Any:
-    """`x`, constant for differentiation. `jet`, unlike with `stop_gradient`, sees it vary.
-
-    One array at a time: from JAX 0.12 on, all results of a function with a rule vary if one of its
-    arguments does, and a product of two that vary has no transpose.
-    """
-    return x
+def _detached(args: Any) -> Any:
+    """`args`, constant for differentiation. `jet`, unlike with `stop_gradient`, sees them vary."""
+    return args
 
 
 @_detached.def_jvp
 def _detached_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    (x,) = primals
-    # Called again, so that an outer derivative takes it as a constant too.
-    return _detached(x), None
+    (args,) = primals
+    # Called again, so that an outer derivative takes them as constants too.
+    return _detached(args), jax.tree.map(lambda _: None, args)
 
 
 @eqx.filter_custom_jvp
