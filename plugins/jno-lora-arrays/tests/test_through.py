@@ -200,6 +200,19 @@ def test_parts_of_weights(model, method, function):
     assert all(use.adapter.lower().startswith(method.replace("-", "")) for use in report)
 
 
+@pytest.mark.parametrize("method", ["dora", "oft", "ia3", "lokr"])
+def test_one_layer_of_a_stack_has_the_adapter_of_that_layer(model, method):
+    def function(m, x, place):
+        w = m.experts.weight
+        return (x @ w[1].T + x @ w[place].T) @ w[-1] + jnp.einsum("ni,eoi->neo", x, w[:2])[:, 0, :1]
+
+    trainable, frozen = adapted(model, method, target="experts")
+    args = jr.normal(jr.key(5), (4, SIZE)), jnp.array(2)
+    assert_equal(function, trainable, frozen, *args)
+    report = report_uses(function, eqx.combine(trainable, frozen), *args)
+    assert all(use.reason is None for use in report)
+
+
 def test_parts_that_skip_places_are_merged(model):
     trainable, frozen = adapted(model, "lora")
     function = lambda m, x: x @ m.dense.weight[::2].T  # noqa: E731
