@@ -9,6 +9,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jno.lora import CheckpointError
@@ -85,7 +86,7 @@ class TrainingRun(eqx.Module):
 
 
 def _is_key(leaf: object) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _with_data_of_keys(run: TrainingRun) -> TrainingRun:
