@@ -42,8 +42,8 @@ GROUPS = {
     ),
     "later": Group(
         "Methods that jNO lacks",
-        "The same model. Ranks and sizes of blocks are 16, and 32 for C3A and RandLoRA. PEFT has the "
-        "same method with the same sizes; a few of its defaults differ.",
+        "The same model. Ranks and sizes of blocks are 16, and 32 for C3A and RandLoRA. PEFT has "
+        "the same method with the same sizes; a few of its defaults differ.",
         (
             (("step", "floor"), ("step", "full"), ("step", "peft"), ("forward", "floor")),
             (("forward", "peft"), ("temp", "floor"), ("temp", "full"), ("flops", "floor")),
