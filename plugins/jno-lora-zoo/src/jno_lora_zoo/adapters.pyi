@@ -5,7 +5,10 @@ from .layers.conv import ConvLayer
 from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
+from .methods.boft import BOFT
+from .methods.deft import DEFT
 from .methods.dora import DoRA
+from .methods.hra import HRA
 from .methods.ia3 import IA3
 from .methods.lokr import LoKr
 from .methods.lora import LoRA
@@ -13,8 +16,12 @@ from .methods.lora import LoRAFA
 from .methods.lora import rsLoRA
 from .methods.lora_xs import LoRAXS
 from .methods.oft import OFT
+from .methods.oft_in import OFTIn
 from .methods.pissa import MiLoRA
+from .methods.pissa import OLoRA
 from .methods.pissa import PiSSA
+from .methods.psoft import PSOFT
+from .methods.road import RoAd
 from .methods.vera import VeRA
 
 __all__ = [
@@ -24,44 +31,72 @@ __all__ = [
     "LoRAFALinear",
     "LoKrLinear",
     "VeRALinear",
+    "BOFTLinear",
     "rsLoRALinear",
     "DoRALinear",
     "PiSSALinear",
+    "HRALinear",
     "LoRAXSLinear",
+    "OLoRALinear",
     "MiLoRALinear",
+    "RoAdLinear",
+    "PSOFTLinear",
+    "OFTInLinear",
+    "DEFTLinear",
     "LoRAConv",
     "IA3Conv",
     "OFTConv",
     "LoRAFAConv",
     "LoKrConv",
     "VeRAConv",
+    "BOFTConv",
     "rsLoRAConv",
     "DoRAConv",
     "PiSSAConv",
+    "HRAConv",
     "LoRAXSConv",
+    "OLoRAConv",
     "MiLoRAConv",
+    "RoAdConv",
+    "PSOFTConv",
+    "OFTInConv",
+    "DEFTConv",
     "LoRAConvTranspose",
     "IA3ConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
     "VeRAConvTranspose",
+    "BOFTConvTranspose",
     "rsLoRAConvTranspose",
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
+    "HRAConvTranspose",
     "LoRAXSConvTranspose",
+    "OLoRAConvTranspose",
     "MiLoRAConvTranspose",
+    "RoAdConvTranspose",
+    "PSOFTConvTranspose",
+    "OFTInConvTranspose",
+    "DEFTConvTranspose",
     "LoRAInNorm",
     "IA3InNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
     "LoKrInNorm",
     "VeRAInNorm",
+    "BOFTInNorm",
     "rsLoRAInNorm",
     "DoRAInNorm",
     "PiSSAInNorm",
+    "HRAInNorm",
     "LoRAXSInNorm",
+    "OLoRAInNorm",
     "MiLoRAInNorm",
+    "RoAdInNorm",
+    "PSOFTInNorm",
+    "OFTInInNorm",
+    "DEFTInNorm",
 ]
 
 class LoRALinear(LoRA, LinearLayer):
@@ -134,6 +169,18 @@ class VeRALinear(VeRA, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTLinear(BOFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRALinear(rsLoRA, LinearLayer):
     def __init__(
         self,
@@ -170,6 +217,18 @@ class PiSSALinear(PiSSA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRALinear(HRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSLinear(LoRAXS, LinearLayer):
     def __init__(
         self,
@@ -183,6 +242,17 @@ class LoRAXSLinear(LoRAXS, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRALinear(OLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRALinear(MiLoRA, LinearLayer):
     def __init__(
         self,
@@ -193,6 +263,60 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdLinear(RoAd, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTLinear(PSOFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInLinear(OFTIn, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTLinear(DEFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAConv(LoRA, ConvLayer):
@@ -265,6 +389,18 @@ class VeRAConv(VeRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTConv(BOFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAConv(rsLoRA, ConvLayer):
     def __init__(
         self,
@@ -301,6 +437,18 @@ class PiSSAConv(PiSSA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAConv(HRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConv(LoRAXS, ConvLayer):
     def __init__(
         self,
@@ -314,6 +462,17 @@ class LoRAXSConv(LoRAXS, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRAConv(OLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRAConv(MiLoRA, ConvLayer):
     def __init__(
         self,
@@ -324,6 +483,60 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdConv(RoAd, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTConv(PSOFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInConv(OFTIn, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTConv(DEFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
@@ -396,6 +609,18 @@ class VeRAConvTranspose(VeRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTConvTranspose(BOFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -432,6 +657,18 @@ class PiSSAConvTranspose(PiSSA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAConvTranspose(HRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
     def __init__(
         self,
@@ -445,6 +682,17 @@ class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRAConvTranspose(OLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -455,6 +703,60 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdConvTranspose(RoAd, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTConvTranspose(PSOFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInConvTranspose(OFTIn, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTConvTranspose(DEFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAInNorm(LoRA, InNormLayer):
@@ -527,6 +829,18 @@ class VeRAInNorm(VeRA, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTInNorm(BOFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAInNorm(rsLoRA, InNormLayer):
     def __init__(
         self,
@@ -563,6 +877,18 @@ class PiSSAInNorm(PiSSA, InNormLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAInNorm(HRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSInNorm(LoRAXS, InNormLayer):
     def __init__(
         self,
@@ -576,6 +902,17 @@ class LoRAXSInNorm(LoRAXS, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRAInNorm(OLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRAInNorm(MiLoRA, InNormLayer):
     def __init__(
         self,
@@ -586,4 +923,58 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdInNorm(RoAd, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTInNorm(PSOFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInInNorm(OFTIn, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTInNorm(DEFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
