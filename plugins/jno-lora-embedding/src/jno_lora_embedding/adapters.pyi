@@ -2,7 +2,10 @@
 # ruff: noqa
 from typing import Any
 from .layer import EmbeddingLayer
+from jno_lora_zoo import BOFT
+from jno_lora_zoo import DEFT
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import HRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
@@ -10,7 +13,11 @@ from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import OFT
+from jno_lora_zoo import OFTIn
+from jno_lora_zoo import OLoRA
+from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RoAd
 from jno_lora_zoo import VeRA
 from jno_lora_zoo import rsLoRA
 
@@ -21,11 +28,18 @@ __all__ = [
     "LoRAFAEmbedding",
     "LoKrEmbedding",
     "VeRAEmbedding",
+    "BOFTEmbedding",
     "rsLoRAEmbedding",
     "DoRAEmbedding",
     "PiSSAEmbedding",
+    "HRAEmbedding",
     "LoRAXSEmbedding",
+    "OLoRAEmbedding",
     "MiLoRAEmbedding",
+    "RoAdEmbedding",
+    "PSOFTEmbedding",
+    "OFTInEmbedding",
+    "DEFTEmbedding",
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
@@ -100,6 +114,18 @@ class VeRAEmbedding(VeRA, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTEmbedding(BOFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAEmbedding(rsLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -137,6 +163,18 @@ class PiSSAEmbedding(PiSSA, EmbeddingLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAEmbedding(HRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSEmbedding(LoRAXS, EmbeddingLayer):
     def __init__(
         self,
@@ -150,6 +188,17 @@ class LoRAXSEmbedding(LoRAXS, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRAEmbedding(OLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -160,4 +209,58 @@ class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdEmbedding(RoAd, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTEmbedding(PSOFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInEmbedding(OFTIn, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTEmbedding(DEFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...

@@ -4,7 +4,10 @@ from typing import Any
 from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
+from jno_lora_zoo import BOFT
+from jno_lora_zoo import DEFT
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import HRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
@@ -12,7 +15,11 @@ from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import OFT
+from jno_lora_zoo import OFTIn
+from jno_lora_zoo import OLoRA
+from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RoAd
 from jno_lora_zoo import VeRA
 from jno_lora_zoo import rsLoRA
 
@@ -23,33 +30,54 @@ __all__ = [
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
     "VeRAChannelLastConv",
+    "BOFTChannelLastConv",
     "rsLoRAChannelLastConv",
     "DoRAChannelLastConv",
     "PiSSAChannelLastConv",
+    "HRAChannelLastConv",
     "LoRAXSChannelLastConv",
+    "OLoRAChannelLastConv",
     "MiLoRAChannelLastConv",
+    "RoAdChannelLastConv",
+    "PSOFTChannelLastConv",
+    "OFTInChannelLastConv",
+    "DEFTChannelLastConv",
     "LoRAChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
     "OFTChannelLastConvTranspose",
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
     "VeRAChannelLastConvTranspose",
+    "BOFTChannelLastConvTranspose",
     "rsLoRAChannelLastConvTranspose",
     "DoRAChannelLastConvTranspose",
     "PiSSAChannelLastConvTranspose",
+    "HRAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
+    "OLoRAChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
+    "RoAdChannelLastConvTranspose",
+    "PSOFTChannelLastConvTranspose",
+    "OFTInChannelLastConvTranspose",
+    "DEFTChannelLastConvTranspose",
     "LoRASubsampledLinear",
     "IA3SubsampledLinear",
     "OFTSubsampledLinear",
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
     "VeRASubsampledLinear",
+    "BOFTSubsampledLinear",
     "rsLoRASubsampledLinear",
     "DoRASubsampledLinear",
     "PiSSASubsampledLinear",
+    "HRASubsampledLinear",
     "LoRAXSSubsampledLinear",
+    "OLoRASubsampledLinear",
     "MiLoRASubsampledLinear",
+    "RoAdSubsampledLinear",
+    "PSOFTSubsampledLinear",
+    "OFTInSubsampledLinear",
+    "DEFTSubsampledLinear",
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
@@ -124,6 +152,18 @@ class VeRAChannelLastConv(VeRA, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTChannelLastConv(BOFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -161,6 +201,18 @@ class PiSSAChannelLastConv(PiSSA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAChannelLastConv(HRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
     def __init__(
         self,
@@ -174,6 +226,17 @@ class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRAChannelLastConv(OLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -184,6 +247,60 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdChannelLastConv(RoAd, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTChannelLastConv(PSOFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInChannelLastConv(OFTIn, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTChannelLastConv(DEFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
@@ -258,6 +375,18 @@ class VeRAChannelLastConvTranspose(VeRA, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTChannelLastConvTranspose(BOFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -295,6 +424,18 @@ class PiSSAChannelLastConvTranspose(PiSSA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAChannelLastConvTranspose(HRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -308,6 +449,17 @@ class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRAChannelLastConvTranspose(OLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -318,6 +470,60 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdChannelLastConvTranspose(RoAd, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTChannelLastConvTranspose(PSOFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInChannelLastConvTranspose(OFTIn, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTChannelLastConvTranspose(DEFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
@@ -392,6 +598,18 @@ class VeRASubsampledLinear(VeRA, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTSubsampledLinear(BOFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -429,6 +647,18 @@ class PiSSASubsampledLinear(PiSSA, SubsampledLinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRASubsampledLinear(HRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
     def __init__(
         self,
@@ -442,6 +672,17 @@ class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRASubsampledLinear(OLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -452,4 +693,58 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdSubsampledLinear(RoAd, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTSubsampledLinear(PSOFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInSubsampledLinear(OFTIn, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTSubsampledLinear(DEFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...

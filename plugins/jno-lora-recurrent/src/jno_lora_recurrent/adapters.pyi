@@ -2,7 +2,10 @@
 # ruff: noqa
 from typing import Any
 from .layer import RecurrentLayer
+from jno_lora_zoo import BOFT
+from jno_lora_zoo import DEFT
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import HRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
@@ -10,7 +13,11 @@ from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import OFT
+from jno_lora_zoo import OFTIn
+from jno_lora_zoo import OLoRA
+from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RoAd
 from jno_lora_zoo import VeRA
 from jno_lora_zoo import rsLoRA
 
@@ -21,11 +28,18 @@ __all__ = [
     "LoRAFARecurrent",
     "LoKrRecurrent",
     "VeRARecurrent",
+    "BOFTRecurrent",
     "rsLoRARecurrent",
     "DoRARecurrent",
     "PiSSARecurrent",
+    "HRARecurrent",
     "LoRAXSRecurrent",
+    "OLoRARecurrent",
     "MiLoRARecurrent",
+    "RoAdRecurrent",
+    "PSOFTRecurrent",
+    "OFTInRecurrent",
+    "DEFTRecurrent",
 ]
 
 class LoRARecurrent(LoRA, RecurrentLayer):
@@ -100,6 +114,18 @@ class VeRARecurrent(VeRA, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTRecurrent(BOFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRARecurrent(rsLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -137,6 +163,18 @@ class PiSSARecurrent(PiSSA, RecurrentLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRARecurrent(HRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSRecurrent(LoRAXS, RecurrentLayer):
     def __init__(
         self,
@@ -150,6 +188,17 @@ class LoRAXSRecurrent(LoRAXS, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRARecurrent(OLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRARecurrent(MiLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -160,4 +209,58 @@ class MiLoRARecurrent(MiLoRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdRecurrent(RoAd, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTRecurrent(PSOFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInRecurrent(OFTIn, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTRecurrent(DEFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...

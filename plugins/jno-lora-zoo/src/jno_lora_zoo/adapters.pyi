@@ -5,7 +5,10 @@ from .layers.conv import ConvLayer
 from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
+from .methods.boft import BOFT
+from .methods.deft import DEFT
 from .methods.dora import DoRA
+from .methods.hra import HRA
 from .methods.ia3 import IA3
 from .methods.lokr import LoKr
 from .methods.lora import LoRA
@@ -13,8 +16,12 @@ from .methods.lora import LoRAFA
 from .methods.lora import rsLoRA
 from .methods.lora_xs import LoRAXS
 from .methods.oft import OFT
+from .methods.oft_in import OFTIn
 from .methods.pissa import MiLoRA
+from .methods.pissa import OLoRA
 from .methods.pissa import PiSSA
+from .methods.psoft import PSOFT
+from .methods.road import RoAd
 from .methods.vera import VeRA
 
 __all__ = [
@@ -24,44 +31,72 @@ __all__ = [
     "LoRAFALinear",
     "LoKrLinear",
     "VeRALinear",
+    "BOFTLinear",
     "rsLoRALinear",
     "DoRALinear",
     "PiSSALinear",
+    "HRALinear",
     "LoRAXSLinear",
+    "OLoRALinear",
     "MiLoRALinear",
+    "RoAdLinear",
+    "PSOFTLinear",
+    "OFTInLinear",
+    "DEFTLinear",
     "LoRAConv",
     "IA3Conv",
     "OFTConv",
     "LoRAFAConv",
     "LoKrConv",
     "VeRAConv",
+    "BOFTConv",
     "rsLoRAConv",
     "DoRAConv",
     "PiSSAConv",
+    "HRAConv",
     "LoRAXSConv",
+    "OLoRAConv",
     "MiLoRAConv",
+    "RoAdConv",
+    "PSOFTConv",
+    "OFTInConv",
+    "DEFTConv",
     "LoRAConvTranspose",
     "IA3ConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
     "VeRAConvTranspose",
+    "BOFTConvTranspose",
     "rsLoRAConvTranspose",
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
+    "HRAConvTranspose",
     "LoRAXSConvTranspose",
+    "OLoRAConvTranspose",
     "MiLoRAConvTranspose",
+    "RoAdConvTranspose",
+    "PSOFTConvTranspose",
+    "OFTInConvTranspose",
+    "DEFTConvTranspose",
     "LoRAInNorm",
     "IA3InNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
     "LoKrInNorm",
     "VeRAInNorm",
+    "BOFTInNorm",
     "rsLoRAInNorm",
     "DoRAInNorm",
     "PiSSAInNorm",
+    "HRAInNorm",
     "LoRAXSInNorm",
+    "OLoRAInNorm",
     "MiLoRAInNorm",
+    "RoAdInNorm",
+    "PSOFTInNorm",
+    "OFTInInNorm",
+    "DEFTInNorm",
 ]
 
 class LoRALinear(LoRA, LinearLayer):
@@ -136,6 +171,18 @@ class VeRALinear(VeRA, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTLinear(BOFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRALinear(rsLoRA, LinearLayer):
     def __init__(
         self,
@@ -173,6 +220,18 @@ class PiSSALinear(PiSSA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRALinear(HRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSLinear(LoRAXS, LinearLayer):
     def __init__(
         self,
@@ -186,6 +245,17 @@ class LoRAXSLinear(LoRAXS, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRALinear(OLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRALinear(MiLoRA, LinearLayer):
     def __init__(
         self,
@@ -196,6 +266,60 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdLinear(RoAd, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTLinear(PSOFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInLinear(OFTIn, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTLinear(DEFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAConv(LoRA, ConvLayer):
@@ -270,6 +394,18 @@ class VeRAConv(VeRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTConv(BOFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAConv(rsLoRA, ConvLayer):
     def __init__(
         self,
@@ -307,6 +443,18 @@ class PiSSAConv(PiSSA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAConv(HRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConv(LoRAXS, ConvLayer):
     def __init__(
         self,
@@ -320,6 +468,17 @@ class LoRAXSConv(LoRAXS, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRAConv(OLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRAConv(MiLoRA, ConvLayer):
     def __init__(
         self,
@@ -330,6 +489,60 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdConv(RoAd, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTConv(PSOFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInConv(OFTIn, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTConv(DEFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
@@ -404,6 +617,18 @@ class VeRAConvTranspose(VeRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTConvTranspose(BOFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -441,6 +666,18 @@ class PiSSAConvTranspose(PiSSA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAConvTranspose(HRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
     def __init__(
         self,
@@ -454,6 +691,17 @@ class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRAConvTranspose(OLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -464,6 +712,60 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdConvTranspose(RoAd, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTConvTranspose(PSOFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInConvTranspose(OFTIn, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTConvTranspose(DEFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAInNorm(LoRA, InNormLayer):
@@ -538,6 +840,18 @@ class VeRAInNorm(VeRA, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTInNorm(BOFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAInNorm(rsLoRA, InNormLayer):
     def __init__(
         self,
@@ -575,6 +889,18 @@ class PiSSAInNorm(PiSSA, InNormLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAInNorm(HRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSInNorm(LoRAXS, InNormLayer):
     def __init__(
         self,
@@ -588,6 +914,17 @@ class LoRAXSInNorm(LoRAXS, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class OLoRAInNorm(OLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class MiLoRAInNorm(MiLoRA, InNormLayer):
     def __init__(
         self,
@@ -598,4 +935,58 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class RoAdInNorm(RoAd, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTInNorm(PSOFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInInNorm(OFTIn, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTInNorm(DEFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...

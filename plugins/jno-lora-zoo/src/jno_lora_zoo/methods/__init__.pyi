@@ -1,7 +1,10 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from .._method import Method
+from .boft import BOFT as BOFT
+from .deft import DEFT as DEFT
 from .dora import DoRA as DoRA
+from .hra import HRA as HRA
 from .ia3 import IA3 as IA3
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA
@@ -9,8 +12,12 @@ from .lora import LoRAFA as LoRAFA
 from .lora import rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
 from .oft import OFT as OFT
+from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA
+from .pissa import OLoRA as OLoRA
 from .pissa import PiSSA as PiSSA
+from .psoft import PSOFT as PSOFT
+from .road import RoAd as RoAd
 from .vera import VeRA as VeRA
 
 __all__ = [
@@ -21,10 +28,17 @@ __all__ = [
     "LoRAFA",
     "LoKr",
     "VeRA",
+    "BOFT",
     "rsLoRA",
     "DoRA",
     "PiSSA",
+    "HRA",
     "LoRAXS",
+    "OLoRA",
     "MiLoRA",
+    "RoAd",
+    "PSOFT",
+    "OFTIn",
+    "DEFT",
 ]
 METHODS: tuple[type[Method], ...]
