@@ -2,7 +2,10 @@
 # ruff: noqa
 from typing import Any
 from .layer import EmbeddingLayer
+from jno_lora_zoo import AdaLoRA
+from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import FourierFT
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
@@ -11,12 +14,17 @@ from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import OFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import SHiRA
+from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TinyLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAEmbedding",
     "IA3Embedding",
+    "AdaLoRAEmbedding",
     "OFTEmbedding",
     "LoRAFAEmbedding",
     "LoKrEmbedding",
@@ -24,8 +32,14 @@ __all__ = [
     "rsLoRAEmbedding",
     "DoRAEmbedding",
     "PiSSAEmbedding",
+    "FourierFTEmbedding",
     "LoRAXSEmbedding",
     "MiLoRAEmbedding",
+    "SHiRAEmbedding",
+    "DeLoRAEmbedding",
+    "WaveFTEmbedding",
+    "TinyLoRAEmbedding",
+    "SuperTuningEmbedding",
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
@@ -49,6 +63,18 @@ class IA3Embedding(IA3, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAEmbedding(AdaLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTEmbedding(OFT, EmbeddingLayer):
@@ -134,6 +160,19 @@ class PiSSAEmbedding(PiSSA, EmbeddingLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTEmbedding(FourierFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAXSEmbedding(LoRAXS, EmbeddingLayer):
     def __init__(
         self,
@@ -157,4 +196,67 @@ class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class SHiRAEmbedding(SHiRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class DeLoRAEmbedding(DeLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class WaveFTEmbedding(WaveFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAEmbedding(TinyLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningEmbedding(SuperTuning, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...

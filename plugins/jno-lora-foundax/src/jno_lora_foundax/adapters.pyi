@@ -4,7 +4,10 @@ from typing import Any
 from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
+from jno_lora_zoo import AdaLoRA
+from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import FourierFT
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
@@ -13,12 +16,17 @@ from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import OFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import SHiRA
+from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TinyLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAChannelLastConv",
     "IA3ChannelLastConv",
+    "AdaLoRAChannelLastConv",
     "OFTChannelLastConv",
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
@@ -26,10 +34,17 @@ __all__ = [
     "rsLoRAChannelLastConv",
     "DoRAChannelLastConv",
     "PiSSAChannelLastConv",
+    "FourierFTChannelLastConv",
     "LoRAXSChannelLastConv",
     "MiLoRAChannelLastConv",
+    "SHiRAChannelLastConv",
+    "DeLoRAChannelLastConv",
+    "WaveFTChannelLastConv",
+    "TinyLoRAChannelLastConv",
+    "SuperTuningChannelLastConv",
     "LoRAChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
+    "AdaLoRAChannelLastConvTranspose",
     "OFTChannelLastConvTranspose",
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
@@ -37,10 +52,17 @@ __all__ = [
     "rsLoRAChannelLastConvTranspose",
     "DoRAChannelLastConvTranspose",
     "PiSSAChannelLastConvTranspose",
+    "FourierFTChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
+    "SHiRAChannelLastConvTranspose",
+    "DeLoRAChannelLastConvTranspose",
+    "WaveFTChannelLastConvTranspose",
+    "TinyLoRAChannelLastConvTranspose",
+    "SuperTuningChannelLastConvTranspose",
     "LoRASubsampledLinear",
     "IA3SubsampledLinear",
+    "AdaLoRASubsampledLinear",
     "OFTSubsampledLinear",
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
@@ -48,8 +70,14 @@ __all__ = [
     "rsLoRASubsampledLinear",
     "DoRASubsampledLinear",
     "PiSSASubsampledLinear",
+    "FourierFTSubsampledLinear",
     "LoRAXSSubsampledLinear",
     "MiLoRASubsampledLinear",
+    "SHiRASubsampledLinear",
+    "DeLoRASubsampledLinear",
+    "WaveFTSubsampledLinear",
+    "TinyLoRASubsampledLinear",
+    "SuperTuningSubsampledLinear",
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
@@ -73,6 +101,18 @@ class IA3ChannelLastConv(IA3, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAChannelLastConv(AdaLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTChannelLastConv(OFT, ChannelLastConvLayer):
@@ -158,6 +198,19 @@ class PiSSAChannelLastConv(PiSSA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTChannelLastConv(FourierFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
     def __init__(
         self,
@@ -183,6 +236,69 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAChannelLastConv(SHiRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class DeLoRAChannelLastConv(DeLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class WaveFTChannelLastConv(WaveFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAChannelLastConv(TinyLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningChannelLastConv(SuperTuning, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
 class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -204,6 +320,18 @@ class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAChannelLastConvTranspose(AdaLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTChannelLastConvTranspose(OFT, ChannelLastConvTransposeLayer):
@@ -289,6 +417,19 @@ class PiSSAChannelLastConvTranspose(PiSSA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTChannelLastConvTranspose(FourierFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -314,6 +455,69 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAChannelLastConvTranspose(SHiRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class WaveFTChannelLastConvTranspose(WaveFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAChannelLastConvTranspose(TinyLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningChannelLastConvTranspose(SuperTuning, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -335,6 +539,18 @@ class IA3SubsampledLinear(IA3, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRASubsampledLinear(AdaLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTSubsampledLinear(OFT, SubsampledLinearLayer):
@@ -420,6 +636,19 @@ class PiSSASubsampledLinear(PiSSA, SubsampledLinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTSubsampledLinear(FourierFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
     def __init__(
         self,
@@ -443,4 +672,67 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class SHiRASubsampledLinear(SHiRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class DeLoRASubsampledLinear(DeLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class WaveFTSubsampledLinear(WaveFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRASubsampledLinear(TinyLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningSubsampledLinear(SuperTuning, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...

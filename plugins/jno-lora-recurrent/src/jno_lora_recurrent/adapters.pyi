@@ -2,7 +2,10 @@
 # ruff: noqa
 from typing import Any
 from .layer import RecurrentLayer
+from jno_lora_zoo import AdaLoRA
+from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import FourierFT
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
@@ -11,12 +14,17 @@ from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import OFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import SHiRA
+from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TinyLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRARecurrent",
     "IA3Recurrent",
+    "AdaLoRARecurrent",
     "OFTRecurrent",
     "LoRAFARecurrent",
     "LoKrRecurrent",
@@ -24,8 +32,14 @@ __all__ = [
     "rsLoRARecurrent",
     "DoRARecurrent",
     "PiSSARecurrent",
+    "FourierFTRecurrent",
     "LoRAXSRecurrent",
     "MiLoRARecurrent",
+    "SHiRARecurrent",
+    "DeLoRARecurrent",
+    "WaveFTRecurrent",
+    "TinyLoRARecurrent",
+    "SuperTuningRecurrent",
 ]
 
 class LoRARecurrent(LoRA, RecurrentLayer):
@@ -49,6 +63,18 @@ class IA3Recurrent(IA3, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRARecurrent(AdaLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTRecurrent(OFT, RecurrentLayer):
@@ -134,6 +160,19 @@ class PiSSARecurrent(PiSSA, RecurrentLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTRecurrent(FourierFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAXSRecurrent(LoRAXS, RecurrentLayer):
     def __init__(
         self,
@@ -157,4 +196,67 @@ class MiLoRARecurrent(MiLoRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class SHiRARecurrent(SHiRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class DeLoRARecurrent(DeLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class WaveFTRecurrent(WaveFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRARecurrent(TinyLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningRecurrent(SuperTuning, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...

@@ -5,7 +5,10 @@ from .layers.conv import ConvLayer
 from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
+from .methods.adalora import AdaLoRA
+from .methods.delora import DeLoRA
 from .methods.dora import DoRA
+from .methods.fourierft import FourierFT
 from .methods.ia3 import IA3
 from .methods.lokr import LoKr
 from .methods.lora import LoRA
@@ -15,11 +18,16 @@ from .methods.lora_xs import LoRAXS
 from .methods.oft import OFT
 from .methods.pissa import MiLoRA
 from .methods.pissa import PiSSA
+from .methods.shira import SHiRA
+from .methods.supertuning import SuperTuning
+from .methods.tinylora import TinyLoRA
 from .methods.vera import VeRA
+from .methods.waveft import WaveFT
 
 __all__ = [
     "LoRALinear",
     "IA3Linear",
+    "AdaLoRALinear",
     "OFTLinear",
     "LoRAFALinear",
     "LoKrLinear",
@@ -27,10 +35,17 @@ __all__ = [
     "rsLoRALinear",
     "DoRALinear",
     "PiSSALinear",
+    "FourierFTLinear",
     "LoRAXSLinear",
     "MiLoRALinear",
+    "SHiRALinear",
+    "DeLoRALinear",
+    "WaveFTLinear",
+    "TinyLoRALinear",
+    "SuperTuningLinear",
     "LoRAConv",
     "IA3Conv",
+    "AdaLoRAConv",
     "OFTConv",
     "LoRAFAConv",
     "LoKrConv",
@@ -38,10 +53,17 @@ __all__ = [
     "rsLoRAConv",
     "DoRAConv",
     "PiSSAConv",
+    "FourierFTConv",
     "LoRAXSConv",
     "MiLoRAConv",
+    "SHiRAConv",
+    "DeLoRAConv",
+    "WaveFTConv",
+    "TinyLoRAConv",
+    "SuperTuningConv",
     "LoRAConvTranspose",
     "IA3ConvTranspose",
+    "AdaLoRAConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
@@ -49,10 +71,17 @@ __all__ = [
     "rsLoRAConvTranspose",
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
+    "FourierFTConvTranspose",
     "LoRAXSConvTranspose",
     "MiLoRAConvTranspose",
+    "SHiRAConvTranspose",
+    "DeLoRAConvTranspose",
+    "WaveFTConvTranspose",
+    "TinyLoRAConvTranspose",
+    "SuperTuningConvTranspose",
     "LoRAInNorm",
     "IA3InNorm",
+    "AdaLoRAInNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
     "LoKrInNorm",
@@ -60,8 +89,14 @@ __all__ = [
     "rsLoRAInNorm",
     "DoRAInNorm",
     "PiSSAInNorm",
+    "FourierFTInNorm",
     "LoRAXSInNorm",
     "MiLoRAInNorm",
+    "SHiRAInNorm",
+    "DeLoRAInNorm",
+    "WaveFTInNorm",
+    "TinyLoRAInNorm",
+    "SuperTuningInNorm",
 ]
 
 class LoRALinear(LoRA, LinearLayer):
@@ -85,6 +120,18 @@ class IA3Linear(IA3, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRALinear(AdaLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTLinear(OFT, LinearLayer):
@@ -170,6 +217,19 @@ class PiSSALinear(PiSSA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTLinear(FourierFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAXSLinear(LoRAXS, LinearLayer):
     def __init__(
         self,
@@ -195,6 +255,69 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRALinear(SHiRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class DeLoRALinear(DeLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class WaveFTLinear(WaveFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRALinear(TinyLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningLinear(SuperTuning, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
 class LoRAConv(LoRA, ConvLayer):
     def __init__(
         self,
@@ -216,6 +339,18 @@ class IA3Conv(IA3, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAConv(AdaLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTConv(OFT, ConvLayer):
@@ -301,6 +436,19 @@ class PiSSAConv(PiSSA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTConv(FourierFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConv(LoRAXS, ConvLayer):
     def __init__(
         self,
@@ -326,6 +474,69 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAConv(SHiRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class DeLoRAConv(DeLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class WaveFTConv(WaveFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAConv(TinyLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningConv(SuperTuning, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -347,6 +558,18 @@ class IA3ConvTranspose(IA3, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAConvTranspose(AdaLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTConvTranspose(OFT, ConvTransposeLayer):
@@ -432,6 +655,19 @@ class PiSSAConvTranspose(PiSSA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTConvTranspose(FourierFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
     def __init__(
         self,
@@ -457,6 +693,69 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAConvTranspose(SHiRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class WaveFTConvTranspose(WaveFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAConvTranspose(TinyLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningConvTranspose(SuperTuning, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
 class LoRAInNorm(LoRA, InNormLayer):
     def __init__(
         self,
@@ -478,6 +777,18 @@ class IA3InNorm(IA3, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAInNorm(AdaLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInNorm(OFT, InNormLayer):
@@ -563,6 +874,19 @@ class PiSSAInNorm(PiSSA, InNormLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTInNorm(FourierFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAXSInNorm(LoRAXS, InNormLayer):
     def __init__(
         self,
@@ -586,4 +910,67 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class SHiRAInNorm(SHiRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class DeLoRAInNorm(DeLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class WaveFTInNorm(WaveFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAInNorm(TinyLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningInNorm(SuperTuning, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...

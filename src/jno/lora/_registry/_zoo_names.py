@@ -6,7 +6,8 @@ ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 # Written by `python tests/zoo/listings.py --write`, from the methods of the zoo.
 _METHODS = """
-LoRA IA3 OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA LoRAXS MiLoRA
+LoRA IA3 AdaLoRA OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA FourierFT LoRAXS MiLoRA SHiRA DeLoRA WaveFT
+TinyLoRA SuperTuning
 """
 _LAYERS = """
 Linear Conv ConvTranspose InNorm

@@ -5,14 +5,21 @@ writes the stubs and lists that name them.
 """
 
 from .._method import Method
+from .adalora import AdaLoRA as AdaLoRA
+from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
+from .fourierft import FourierFT as FourierFT
 from .ia3 import IA3 as IA3
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
 from .oft import OFT as OFT
 from .pissa import MiLoRA as MiLoRA, PiSSA as PiSSA
+from .shira import SHiRA as SHiRA
+from .supertuning import SuperTuning as SuperTuning
+from .tinylora import TinyLoRA as TinyLoRA
 from .vera import VeRA as VeRA
+from .waveft import WaveFT as WaveFT
 
 _imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]
 
