@@ -123,7 +123,7 @@ ENTRIES = {
     ),
     # The names are not known here; a corporate author in their place.
     "2607.09287": (
-        "supertuning2026",
+        "unknown2026supertuning",
         "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning",
         "{Authors of arXiv:2607.09287}",
     ),
