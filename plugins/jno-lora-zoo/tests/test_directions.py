@@ -1,5 +1,7 @@
 """AdaLoRA, DeLoRA and TinyLoRA: what the law in NumPy does not show of them."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -64,7 +66,7 @@ def test_delora_starts_at_alpha_and_keeps_the_norms_if_the_base_changes():
     assert_close(wrapper.norms, np.linalg.norm(np.asarray(layer.weight), axis=0), 1e-6)
     other = eqx.tree_at(lambda layer: layer.weight, layer, 2 * layer.weight)
     moved = perturb(wrapper)
-    elsewhere = DeLoRALinear.from_state(other, moved.state(), 2, 7.0)
+    elsewhere: Any = DeLoRALinear.from_state(other, moved.state(), 2, 7.0)
     update = moved.merge().weight - layer.weight
     assert_close(elsewhere.merge().weight - other.weight, update, 1e-5)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt
 Positions = Shaped[Array, "n 4"]
 
 
-def count_of(shape: tuple[int, int], r: int, n: Any, option: str) -> int:
+def count_of(shape: tuple[int, ...], r: int, n: Any, option: str) -> int:
     """How many entries are chosen: `n`, or as many numbers as LoRA of rank `r` trains, at most all.
 
     **Raises:** `ValueError` unless `n`, which `option` names in the message, is a whole number from
@@ -63,14 +63,14 @@ def number_of(digits: Shaped[Array, "*n 4"]) -> UInt[Array, "*n"]:
     return low | (high << 16)
 
 
-def row_and_column(positions: Positions, shape: tuple[int, int]) -> tuple[Array, Array]:
+def row_and_column(positions: Positions, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """The rows and columns of the entries, which are counted row by row."""
     flat = number_of(positions)
     return flat // shape[1], flat % shape[1]
 
 
 def scattered(
-    values: Float[Array, " n"], positions: Positions, shape: tuple[int, int]
+    values: Float[Array, " n"], positions: Positions, shape: tuple[int, ...]
 ) -> Float[Array, "out in"]:
     """The matrix with these values at these positions, and zeros elsewhere."""
     return jnp.zeros(shape, values.dtype).at[row_and_column(positions, shape)].add(values)
