@@ -5,9 +5,12 @@ writes the stubs and lists that name them.
 """
 
 from .._method import Method
+from .adalora import AdaLoRA as AdaLoRA
 from .boft import BOFT as BOFT
 from .deft import DEFT as DEFT
+from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
+from .fourierft import FourierFT as FourierFT
 from .hra import HRA as HRA
 from .ia3 import IA3 as IA3
 from .lokr import LoKr as LoKr
@@ -18,7 +21,11 @@ from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA, OLoRA as OLoRA, PiSSA as PiSSA
 from .psoft import PSOFT as PSOFT
 from .road import RoAd as RoAd
+from .shira import SHiRA as SHiRA
+from .supertuning import SuperTuning as SuperTuning
+from .tinylora import TinyLoRA as TinyLoRA
 from .vera import VeRA as VeRA
+from .waveft import WaveFT as WaveFT
 
 _imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]
 

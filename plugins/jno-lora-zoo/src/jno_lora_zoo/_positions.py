@@ -1,0 +1,76 @@
+"""Positions in a matrix: how many, drawn at random, stored so that casts keep them, and filled."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt
+
+# Each position is four numbers from 0 to 255, lowest first. These are small enough to survive a
+# cast of the whole model to any floating dtype, where a position itself would be rounded.
+Positions = Shaped[Array, "n 4"]
+
+
+def count_of(shape: tuple[int, ...], r: int, n: Any, option: str) -> int:
+    """How many entries are chosen: `n`, or as many numbers as LoRA of rank `r` trains, at most all.
+
+    **Raises:** `ValueError` unless `n`, which `option` names in the message, is a whole number from
+    1 to that of all entries, and if the positions of these need more than 32 bits.
+    """
+    size = math.prod(shape)
+    if size >= 2**32:
+        raise ValueError(f"the weight has {size} entries, but positions end at 2^32")
+    if n is None:
+        return min(r * sum(shape), size)
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= size:
+        raise ValueError(
+            f"`{option}` must be a whole number from 1 to {size}, the entries of a weight {shape}, "
+            f"but is {n!r}"
+        )
+    return int(n)
+
+
+def drawn_positions(key: PRNGKeyArray, n: int, size: int) -> Positions:
+    """`n` different positions below `size`: one in each of `n` stretches, shifted around the end.
+
+    All entries are equally likely. A permutation of all entries would take far longer.
+    """
+    # The remainders of random words: the bias is below `size` over 2^32.
+    words = jax.random.bits(key, (n + 1,), jnp.uint32)
+    stretch = jnp.arange(n, dtype=jnp.uint32)
+    length, longer = divmod(size, n)  # the first ones are longer by 1
+    first = stretch * jnp.uint32(length) + jnp.minimum(stretch, jnp.uint32(longer))
+    lengths = jnp.uint32(length) + (stretch < longer).astype(jnp.uint32)
+    flat = first + words[:n] % lengths
+    shift = words[n] % jnp.uint32(size)
+    rest = jnp.uint32(size) - shift
+    return digits_of(jnp.where(flat < rest, flat + shift, flat - rest))
+
+
+def digits_of(numbers: Shaped[Array, " n"]) -> Positions:
+    """Whole numbers below 2^32 as four digits each, lowest first."""
+    shifts = jnp.arange(0, 32, 8, dtype=jnp.uint32)
+    return ((numbers.astype(jnp.uint32)[:, None] >> shifts[None, :]) & 255).astype(jnp.uint8)
+
+
+def number_of(digits: Shaped[Array, "*n 4"]) -> UInt[Array, "*n"]:
+    """The number with these digits, which may have any dtype."""
+    is_float = jnp.issubdtype(digits.dtype, jnp.floating)
+    whole = (jnp.round(digits) if is_float else digits).astype(jnp.uint32)
+    low, high = whole[..., 0] | (whole[..., 1] << 8), whole[..., 2] | (whole[..., 3] << 8)
+    return low | (high << 16)
+
+
+def row_and_column(positions: Positions, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The rows and columns of the entries, which are counted row by row."""
+    flat = number_of(positions)
+    return flat // shape[1], flat % shape[1]
+
+
+def scattered(
+    values: Float[Array, " n"], positions: Positions, shape: tuple[int, ...]
+) -> Float[Array, "out in"]:
+    """The matrix with these values at these positions, and zeros elsewhere."""
+    return jnp.zeros(shape, values.dtype).at[row_and_column(positions, shape)].add(values)
