@@ -4,6 +4,7 @@ from typing import Any
 from .layer import EmbeddingLayer
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
@@ -16,6 +17,7 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAEmbedding",
+    "LoHaEmbedding",
     "IA3Embedding",
     "OFTEmbedding",
     "LoRAFAEmbedding",
@@ -29,6 +31,18 @@ __all__ = [
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class LoHaEmbedding(LoHa, EmbeddingLayer):
     def __init__(
         self,
         base: Any,

@@ -6,6 +6,7 @@ from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
@@ -18,6 +19,7 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAChannelLastConv",
+    "LoHaChannelLastConv",
     "IA3ChannelLastConv",
     "OFTChannelLastConv",
     "LoRAFAChannelLastConv",
@@ -29,6 +31,7 @@ __all__ = [
     "LoRAXSChannelLastConv",
     "MiLoRAChannelLastConv",
     "LoRAChannelLastConvTranspose",
+    "LoHaChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
     "OFTChannelLastConvTranspose",
     "LoRAFAChannelLastConvTranspose",
@@ -40,6 +43,7 @@ __all__ = [
     "LoRAXSChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
     "LoRASubsampledLinear",
+    "LoHaSubsampledLinear",
     "IA3SubsampledLinear",
     "OFTSubsampledLinear",
     "LoRAFASubsampledLinear",
@@ -53,6 +57,18 @@ __all__ = [
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class LoHaChannelLastConv(LoHa, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -195,6 +211,18 @@ class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaChannelLastConvTranspose(LoHa, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -315,6 +343,18 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
     ) -> None: ...
 
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class LoHaSubsampledLinear(LoHa, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,

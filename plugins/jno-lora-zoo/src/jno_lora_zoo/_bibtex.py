@@ -19,6 +19,11 @@ ENTRIES = {
         "Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi "
         "and Wang, Shean and Wang, Lu and Chen, Weizhu",
     ),
+    "2108.06098": (
+        "hyeonwoo2021fedpara",
+        "{FedPara}: Low-rank {Hadamard} Product for Communication-Efficient Federated Learning",
+        "Hyeon-Woo, Nam and Ye-Bin, Moon and Oh, Tae-Hyun",
+    ),
     "2205.05638": (
         "liu2022ia3",
         "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",

@@ -7,6 +7,7 @@ from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
 from .methods.dora import DoRA
 from .methods.ia3 import IA3
+from .methods.loha import LoHa
 from .methods.lokr import LoKr
 from .methods.lora import LoRA
 from .methods.lora import LoRAFA
@@ -19,6 +20,7 @@ from .methods.vera import VeRA
 
 __all__ = [
     "LoRALinear",
+    "LoHaLinear",
     "IA3Linear",
     "OFTLinear",
     "LoRAFALinear",
@@ -30,6 +32,7 @@ __all__ = [
     "LoRAXSLinear",
     "MiLoRALinear",
     "LoRAConv",
+    "LoHaConv",
     "IA3Conv",
     "OFTConv",
     "LoRAFAConv",
@@ -41,6 +44,7 @@ __all__ = [
     "LoRAXSConv",
     "MiLoRAConv",
     "LoRAConvTranspose",
+    "LoHaConvTranspose",
     "IA3ConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
@@ -52,6 +56,7 @@ __all__ = [
     "LoRAXSConvTranspose",
     "MiLoRAConvTranspose",
     "LoRAInNorm",
+    "LoHaInNorm",
     "IA3InNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
@@ -65,6 +70,18 @@ __all__ = [
 ]
 
 class LoRALinear(LoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class LoHaLinear(LoHa, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -207,6 +224,18 @@ class LoRAConv(LoRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaConv(LoHa, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Conv(IA3, ConvLayer):
     def __init__(
         self,
@@ -338,6 +367,18 @@ class LoRAConvTranspose(LoRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaConvTranspose(LoHa, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ConvTranspose(IA3, ConvTransposeLayer):
     def __init__(
         self,
@@ -458,6 +499,18 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
     ) -> None: ...
 
 class LoRAInNorm(LoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class LoHaInNorm(LoHa, InNormLayer):
     def __init__(
         self,
         base: Any,

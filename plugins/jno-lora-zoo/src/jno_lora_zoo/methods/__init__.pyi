@@ -3,6 +3,7 @@
 from .._method import Method
 from .dora import DoRA as DoRA
 from .ia3 import IA3 as IA3
+from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA
 from .lora import LoRAFA as LoRAFA
@@ -16,6 +17,7 @@ from .vera import VeRA as VeRA
 __all__ = [
     "METHODS",
     "LoRA",
+    "LoHa",
     "IA3",
     "OFT",
     "LoRAFA",
