@@ -3,6 +3,7 @@
 from typing import Any
 from .layer import EmbeddingLayer
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
@@ -28,6 +29,7 @@ __all__ = [
     "PiSSAEmbedding",
     "LoRAXSEmbedding",
     "MiLoRAEmbedding",
+    "HiRAEmbedding",
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
@@ -171,4 +173,16 @@ class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class HiRAEmbedding(HiRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -5,6 +5,7 @@ from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
@@ -30,6 +31,7 @@ __all__ = [
     "PiSSAChannelLastConv",
     "LoRAXSChannelLastConv",
     "MiLoRAChannelLastConv",
+    "HiRAChannelLastConv",
     "LoRAChannelLastConvTranspose",
     "LoHaChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
@@ -42,6 +44,7 @@ __all__ = [
     "PiSSAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
+    "HiRAChannelLastConvTranspose",
     "LoRASubsampledLinear",
     "LoHaSubsampledLinear",
     "IA3SubsampledLinear",
@@ -54,6 +57,7 @@ __all__ = [
     "PiSSASubsampledLinear",
     "LoRAXSSubsampledLinear",
     "MiLoRASubsampledLinear",
+    "HiRASubsampledLinear",
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
@@ -199,6 +203,18 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HiRAChannelLastConv(HiRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -342,6 +358,18 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -483,4 +511,16 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class HiRASubsampledLinear(HiRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -6,6 +6,7 @@ from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
 from .methods.dora import DoRA
+from .methods.hira import HiRA
 from .methods.ia3 import IA3
 from .methods.loha import LoHa
 from .methods.lokr import LoKr
@@ -31,6 +32,7 @@ __all__ = [
     "PiSSALinear",
     "LoRAXSLinear",
     "MiLoRALinear",
+    "HiRALinear",
     "LoRAConv",
     "LoHaConv",
     "IA3Conv",
@@ -43,6 +45,7 @@ __all__ = [
     "PiSSAConv",
     "LoRAXSConv",
     "MiLoRAConv",
+    "HiRAConv",
     "LoRAConvTranspose",
     "LoHaConvTranspose",
     "IA3ConvTranspose",
@@ -55,6 +58,7 @@ __all__ = [
     "PiSSAConvTranspose",
     "LoRAXSConvTranspose",
     "MiLoRAConvTranspose",
+    "HiRAConvTranspose",
     "LoRAInNorm",
     "LoHaInNorm",
     "IA3InNorm",
@@ -67,6 +71,7 @@ __all__ = [
     "PiSSAInNorm",
     "LoRAXSInNorm",
     "MiLoRAInNorm",
+    "HiRAInNorm",
 ]
 
 class LoRALinear(LoRA, LinearLayer):
@@ -212,6 +217,18 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HiRALinear(HiRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAConv(LoRA, ConvLayer):
     def __init__(
         self,
@@ -353,6 +370,18 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class HiRAConv(HiRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
@@ -498,6 +527,18 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HiRAConvTranspose(HiRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAInNorm(LoRA, InNormLayer):
     def __init__(
         self,
@@ -639,4 +680,16 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class HiRAInNorm(HiRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -2,6 +2,7 @@
 # ruff: noqa
 from .._method import Method
 from .dora import DoRA as DoRA
+from .hira import HiRA as HiRA
 from .ia3 import IA3 as IA3
 from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
@@ -28,5 +29,6 @@ __all__ = [
     "PiSSA",
     "LoRAXS",
     "MiLoRA",
+    "HiRA",
 ]
 METHODS: tuple[type[Method], ...]
