@@ -14,6 +14,7 @@ from .methods.lora import LoRA
 from .methods.lora import LoRAFA
 from .methods.lora import rsLoRA
 from .methods.lora_xs import LoRAXS
+from .methods.miss import MiSS
 from .methods.oft import OFT
 from .methods.pissa import MiLoRA
 from .methods.pissa import PiSSA
@@ -32,6 +33,7 @@ __all__ = [
     "PiSSALinear",
     "LoRAXSLinear",
     "MiLoRALinear",
+    "MiSSLinear",
     "HiRALinear",
     "LoRAConv",
     "LoHaConv",
@@ -45,6 +47,7 @@ __all__ = [
     "PiSSAConv",
     "LoRAXSConv",
     "MiLoRAConv",
+    "MiSSConv",
     "HiRAConv",
     "LoRAConvTranspose",
     "LoHaConvTranspose",
@@ -58,6 +61,7 @@ __all__ = [
     "PiSSAConvTranspose",
     "LoRAXSConvTranspose",
     "MiLoRAConvTranspose",
+    "MiSSConvTranspose",
     "HiRAConvTranspose",
     "LoRAInNorm",
     "LoHaInNorm",
@@ -71,6 +75,7 @@ __all__ = [
     "PiSSAInNorm",
     "LoRAXSInNorm",
     "MiLoRAInNorm",
+    "MiSSInNorm",
     "HiRAInNorm",
 ]
 
@@ -215,6 +220,20 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class MiSSLinear(MiSS, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class HiRALinear(HiRA, LinearLayer):
@@ -372,6 +391,20 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class MiSSConv(MiSS, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HiRAConv(HiRA, ConvLayer):
     def __init__(
         self,
@@ -527,6 +560,20 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class MiSSConvTranspose(MiSS, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HiRAConvTranspose(HiRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -680,6 +727,20 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class MiSSInNorm(MiSS, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class HiRAInNorm(HiRA, InNormLayer):
