@@ -3,6 +3,7 @@
 from typing import Any
 from .layer import EmbeddingLayer
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoHa
@@ -31,6 +32,7 @@ __all__ = [
     "LoRAXSEmbedding",
     "MiLoRAEmbedding",
     "MiSSEmbedding",
+    "GraLoRAEmbedding",
     "HiRAEmbedding",
 ]
 
@@ -188,6 +190,19 @@ class MiSSEmbedding(MiSS, EmbeddingLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAEmbedding(GraLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

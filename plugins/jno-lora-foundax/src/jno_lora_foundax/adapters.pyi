@@ -5,6 +5,7 @@ from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import LoHa
@@ -33,6 +34,7 @@ __all__ = [
     "LoRAXSChannelLastConv",
     "MiLoRAChannelLastConv",
     "MiSSChannelLastConv",
+    "GraLoRAChannelLastConv",
     "HiRAChannelLastConv",
     "LoRAChannelLastConvTranspose",
     "LoHaChannelLastConvTranspose",
@@ -47,6 +49,7 @@ __all__ = [
     "LoRAXSChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
     "MiSSChannelLastConvTranspose",
+    "GraLoRAChannelLastConvTranspose",
     "HiRAChannelLastConvTranspose",
     "LoRASubsampledLinear",
     "LoHaSubsampledLinear",
@@ -61,6 +64,7 @@ __all__ = [
     "LoRAXSSubsampledLinear",
     "MiLoRASubsampledLinear",
     "MiSSSubsampledLinear",
+    "GraLoRASubsampledLinear",
     "HiRASubsampledLinear",
 ]
 
@@ -218,6 +222,19 @@ class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAChannelLastConv(GraLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -390,6 +407,19 @@ class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class GraLoRAChannelLastConvTranspose(GraLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -556,6 +586,19 @@ class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRASubsampledLinear(GraLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -6,6 +6,7 @@ from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
 from .methods.dora import DoRA
+from .methods.gralora import GraLoRA
 from .methods.hira import HiRA
 from .methods.ia3 import IA3
 from .methods.loha import LoHa
@@ -34,6 +35,7 @@ __all__ = [
     "LoRAXSLinear",
     "MiLoRALinear",
     "MiSSLinear",
+    "GraLoRALinear",
     "HiRALinear",
     "LoRAConv",
     "LoHaConv",
@@ -48,6 +50,7 @@ __all__ = [
     "LoRAXSConv",
     "MiLoRAConv",
     "MiSSConv",
+    "GraLoRAConv",
     "HiRAConv",
     "LoRAConvTranspose",
     "LoHaConvTranspose",
@@ -62,6 +65,7 @@ __all__ = [
     "LoRAXSConvTranspose",
     "MiLoRAConvTranspose",
     "MiSSConvTranspose",
+    "GraLoRAConvTranspose",
     "HiRAConvTranspose",
     "LoRAInNorm",
     "LoHaInNorm",
@@ -76,6 +80,7 @@ __all__ = [
     "LoRAXSInNorm",
     "MiLoRAInNorm",
     "MiSSInNorm",
+    "GraLoRAInNorm",
     "HiRAInNorm",
 ]
 
@@ -233,6 +238,19 @@ class MiSSLinear(MiSS, LinearLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRALinear(GraLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -405,6 +423,19 @@ class MiSSConv(MiSS, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class GraLoRAConv(GraLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HiRAConv(HiRA, ConvLayer):
     def __init__(
         self,
@@ -574,6 +605,19 @@ class MiSSConvTranspose(MiSS, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class GraLoRAConvTranspose(GraLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HiRAConvTranspose(HiRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -740,6 +784,19 @@ class MiSSInNorm(MiSS, InNormLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAInNorm(GraLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -6,6 +6,7 @@ writes the stubs and lists that name them.
 
 from .._method import Method
 from .dora import DoRA as DoRA
+from .gralora import GraLoRA as GraLoRA
 from .hira import HiRA as HiRA
 from .ia3 import IA3 as IA3
 from .loha import LoHa as LoHa

@@ -2,6 +2,7 @@
 # ruff: noqa
 from .._method import Method
 from .dora import DoRA as DoRA
+from .gralora import GraLoRA as GraLoRA
 from .hira import HiRA as HiRA
 from .ia3 import IA3 as IA3
 from .loha import LoHa as LoHa
@@ -31,6 +32,7 @@ __all__ = [
     "LoRAXS",
     "MiLoRA",
     "MiSS",
+    "GraLoRA",
     "HiRA",
 ]
 METHODS: tuple[type[Method], ...]
