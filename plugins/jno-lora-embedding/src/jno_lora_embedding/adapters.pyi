@@ -2,6 +2,7 @@
 # ruff: noqa
 from typing import Any
 from .layer import EmbeddingLayer
+from jno_lora_zoo import C3A
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HiRA
@@ -31,6 +32,7 @@ __all__ = [
     "PiSSAEmbedding",
     "LoRAXSEmbedding",
     "MiLoRAEmbedding",
+    "C3AEmbedding",
     "MiSSEmbedding",
     "GraLoRAEmbedding",
     "HiRAEmbedding",
@@ -177,6 +179,19 @@ class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class C3AEmbedding(C3A, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class MiSSEmbedding(MiSS, EmbeddingLayer):

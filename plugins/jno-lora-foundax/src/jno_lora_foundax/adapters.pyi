@@ -4,6 +4,7 @@ from typing import Any
 from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
+from jno_lora_zoo import C3A
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HiRA
@@ -33,6 +34,7 @@ __all__ = [
     "PiSSAChannelLastConv",
     "LoRAXSChannelLastConv",
     "MiLoRAChannelLastConv",
+    "C3AChannelLastConv",
     "MiSSChannelLastConv",
     "GraLoRAChannelLastConv",
     "HiRAChannelLastConv",
@@ -48,6 +50,7 @@ __all__ = [
     "PiSSAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
+    "C3AChannelLastConvTranspose",
     "MiSSChannelLastConvTranspose",
     "GraLoRAChannelLastConvTranspose",
     "HiRAChannelLastConvTranspose",
@@ -63,6 +66,7 @@ __all__ = [
     "PiSSASubsampledLinear",
     "LoRAXSSubsampledLinear",
     "MiLoRASubsampledLinear",
+    "C3ASubsampledLinear",
     "MiSSSubsampledLinear",
     "GraLoRASubsampledLinear",
     "HiRASubsampledLinear",
@@ -209,6 +213,19 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class C3AChannelLastConv(C3A, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
@@ -393,6 +410,19 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class C3AChannelLastConvTranspose(C3A, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -573,6 +603,19 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class C3ASubsampledLinear(C3A, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):

@@ -2,6 +2,7 @@
 # ruff: noqa
 from typing import Any
 from .layer import RecurrentLayer
+from jno_lora_zoo import C3A
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HiRA
@@ -31,6 +32,7 @@ __all__ = [
     "PiSSARecurrent",
     "LoRAXSRecurrent",
     "MiLoRARecurrent",
+    "C3ARecurrent",
     "MiSSRecurrent",
     "GraLoRARecurrent",
     "HiRARecurrent",
@@ -177,6 +179,19 @@ class MiLoRARecurrent(MiLoRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class C3ARecurrent(C3A, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class MiSSRecurrent(MiSS, RecurrentLayer):

@@ -5,6 +5,7 @@ from .layers.conv import ConvLayer
 from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
+from .methods.c3a import C3A
 from .methods.dora import DoRA
 from .methods.gralora import GraLoRA
 from .methods.hira import HiRA
@@ -34,6 +35,7 @@ __all__ = [
     "PiSSALinear",
     "LoRAXSLinear",
     "MiLoRALinear",
+    "C3ALinear",
     "MiSSLinear",
     "GraLoRALinear",
     "HiRALinear",
@@ -49,6 +51,7 @@ __all__ = [
     "PiSSAConv",
     "LoRAXSConv",
     "MiLoRAConv",
+    "C3AConv",
     "MiSSConv",
     "GraLoRAConv",
     "HiRAConv",
@@ -64,6 +67,7 @@ __all__ = [
     "PiSSAConvTranspose",
     "LoRAXSConvTranspose",
     "MiLoRAConvTranspose",
+    "C3AConvTranspose",
     "MiSSConvTranspose",
     "GraLoRAConvTranspose",
     "HiRAConvTranspose",
@@ -79,6 +83,7 @@ __all__ = [
     "PiSSAInNorm",
     "LoRAXSInNorm",
     "MiLoRAInNorm",
+    "C3AInNorm",
     "MiSSInNorm",
     "GraLoRAInNorm",
     "HiRAInNorm",
@@ -225,6 +230,19 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class C3ALinear(C3A, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class MiSSLinear(MiSS, LinearLayer):
@@ -409,6 +427,19 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class C3AConv(C3A, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class MiSSConv(MiSS, ConvLayer):
     def __init__(
         self,
@@ -591,6 +622,19 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class C3AConvTranspose(C3A, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class MiSSConvTranspose(MiSS, ConvTransposeLayer):
     def __init__(
         self,
@@ -771,6 +815,19 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class C3AInNorm(C3A, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class MiSSInNorm(MiSS, InNormLayer):

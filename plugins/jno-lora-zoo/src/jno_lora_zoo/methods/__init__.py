@@ -5,6 +5,7 @@ writes the stubs and lists that name them.
 """
 
 from .._method import Method
+from .c3a import C3A as C3A
 from .dora import DoRA as DoRA
 from .gralora import GraLoRA as GraLoRA
 from .hira import HiRA as HiRA

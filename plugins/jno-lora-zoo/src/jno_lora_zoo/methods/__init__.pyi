@@ -1,6 +1,7 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from .._method import Method
+from .c3a import C3A as C3A
 from .dora import DoRA as DoRA
 from .gralora import GraLoRA as GraLoRA
 from .hira import HiRA as HiRA
@@ -31,6 +32,7 @@ __all__ = [
     "PiSSA",
     "LoRAXS",
     "MiLoRA",
+    "C3A",
     "MiSS",
     "GraLoRA",
     "HiRA",
