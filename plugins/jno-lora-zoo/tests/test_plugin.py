@@ -6,7 +6,7 @@ import re
 from importlib import metadata
 
 import pytest
-from zoo_cases import ADAPTERS, ALL_METHODS, METHODS, build, each
+from zoo_cases import ADAPTERS, ALL_METHODS, build, each
 
 import jno.lora
 import jno_lora_zoo
@@ -113,7 +113,7 @@ def test_each_is_documented_with_its_law_its_cost_and_its_paper(adapter):
 
 
 def test_methods_and_layer_kinds_are_exported_for_other_plugins():
-    for name in (*METHODS, "LinearLayer", "ConvLayer", "LayerKind", "Method"):
+    for name in (*ALL_METHODS, "LinearLayer", "ConvLayer", "LayerKind", "Method"):
         assert name in jno_lora_zoo.__all__
         assert inspect.getdoc(getattr(jno_lora_zoo, name))
     for adapter in ADAPTERS:

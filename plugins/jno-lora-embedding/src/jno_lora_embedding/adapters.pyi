@@ -2,28 +2,42 @@
 # ruff: noqa
 from typing import Any
 from .layer import EmbeddingLayer
+from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
+from jno_lora_zoo import C3A
 from jno_lora_zoo import DEFT
+from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import FourierFT
+from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
+from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
 from jno_lora_zoo import OFTIn
 from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
 from jno_lora_zoo import RoAd
+from jno_lora_zoo import SHiRA
+from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TinyLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAEmbedding",
+    "LoHaEmbedding",
     "IA3Embedding",
+    "AdaLoRAEmbedding",
     "OFTEmbedding",
     "LoRAFAEmbedding",
     "LoKrEmbedding",
@@ -32,14 +46,24 @@ __all__ = [
     "rsLoRAEmbedding",
     "DoRAEmbedding",
     "PiSSAEmbedding",
+    "FourierFTEmbedding",
     "HRAEmbedding",
     "LoRAXSEmbedding",
     "OLoRAEmbedding",
     "MiLoRAEmbedding",
+    "SHiRAEmbedding",
+    "C3AEmbedding",
     "RoAdEmbedding",
+    "MiSSEmbedding",
+    "DeLoRAEmbedding",
     "PSOFTEmbedding",
+    "WaveFTEmbedding",
+    "GraLoRAEmbedding",
     "OFTInEmbedding",
     "DEFTEmbedding",
+    "TinyLoRAEmbedding",
+    "SuperTuningEmbedding",
+    "HiRAEmbedding",
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
@@ -55,6 +79,18 @@ class LoRAEmbedding(LoRA, EmbeddingLayer):
         dropout: Any = ...,
     ) -> None: ...
 
+class LoHaEmbedding(LoHa, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Embedding(IA3, EmbeddingLayer):
     def __init__(
         self,
@@ -64,6 +100,18 @@ class IA3Embedding(IA3, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAEmbedding(AdaLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTEmbedding(OFT, EmbeddingLayer):
@@ -163,6 +211,19 @@ class PiSSAEmbedding(PiSSA, EmbeddingLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTEmbedding(FourierFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAEmbedding(HRA, EmbeddingLayer):
     def __init__(
         self,
@@ -211,6 +272,30 @@ class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAEmbedding(SHiRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class C3AEmbedding(C3A, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdEmbedding(RoAd, EmbeddingLayer):
     def __init__(
         self,
@@ -222,6 +307,31 @@ class RoAdEmbedding(RoAd, EmbeddingLayer):
         adapter_dtype: Any = ...,
         per_pair: Any = ...,
         group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSEmbedding(MiSS, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DeLoRAEmbedding(DeLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class PSOFTEmbedding(PSOFT, EmbeddingLayer):
@@ -237,6 +347,33 @@ class PSOFTEmbedding(PSOFT, EmbeddingLayer):
         scale_outputs: Any = ...,
         terms: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class WaveFTEmbedding(WaveFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAEmbedding(GraLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInEmbedding(OFTIn, EmbeddingLayer):
@@ -263,4 +400,43 @@ class DEFTEmbedding(DEFT, EmbeddingLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAEmbedding(TinyLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningEmbedding(SuperTuning, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
+class HiRAEmbedding(HiRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

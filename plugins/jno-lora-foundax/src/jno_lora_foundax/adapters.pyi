@@ -4,28 +4,42 @@ from typing import Any
 from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
+from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
+from jno_lora_zoo import C3A
 from jno_lora_zoo import DEFT
+from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import FourierFT
+from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
+from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
 from jno_lora_zoo import OFTIn
 from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
 from jno_lora_zoo import RoAd
+from jno_lora_zoo import SHiRA
+from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TinyLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAChannelLastConv",
+    "LoHaChannelLastConv",
     "IA3ChannelLastConv",
+    "AdaLoRAChannelLastConv",
     "OFTChannelLastConv",
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
@@ -34,16 +48,28 @@ __all__ = [
     "rsLoRAChannelLastConv",
     "DoRAChannelLastConv",
     "PiSSAChannelLastConv",
+    "FourierFTChannelLastConv",
     "HRAChannelLastConv",
     "LoRAXSChannelLastConv",
     "OLoRAChannelLastConv",
     "MiLoRAChannelLastConv",
+    "SHiRAChannelLastConv",
+    "C3AChannelLastConv",
     "RoAdChannelLastConv",
+    "MiSSChannelLastConv",
+    "DeLoRAChannelLastConv",
     "PSOFTChannelLastConv",
+    "WaveFTChannelLastConv",
+    "GraLoRAChannelLastConv",
     "OFTInChannelLastConv",
     "DEFTChannelLastConv",
+    "TinyLoRAChannelLastConv",
+    "SuperTuningChannelLastConv",
+    "HiRAChannelLastConv",
     "LoRAChannelLastConvTranspose",
+    "LoHaChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
+    "AdaLoRAChannelLastConvTranspose",
     "OFTChannelLastConvTranspose",
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
@@ -52,16 +78,28 @@ __all__ = [
     "rsLoRAChannelLastConvTranspose",
     "DoRAChannelLastConvTranspose",
     "PiSSAChannelLastConvTranspose",
+    "FourierFTChannelLastConvTranspose",
     "HRAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "OLoRAChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
+    "SHiRAChannelLastConvTranspose",
+    "C3AChannelLastConvTranspose",
     "RoAdChannelLastConvTranspose",
+    "MiSSChannelLastConvTranspose",
+    "DeLoRAChannelLastConvTranspose",
     "PSOFTChannelLastConvTranspose",
+    "WaveFTChannelLastConvTranspose",
+    "GraLoRAChannelLastConvTranspose",
     "OFTInChannelLastConvTranspose",
     "DEFTChannelLastConvTranspose",
+    "TinyLoRAChannelLastConvTranspose",
+    "SuperTuningChannelLastConvTranspose",
+    "HiRAChannelLastConvTranspose",
     "LoRASubsampledLinear",
+    "LoHaSubsampledLinear",
     "IA3SubsampledLinear",
+    "AdaLoRASubsampledLinear",
     "OFTSubsampledLinear",
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
@@ -70,14 +108,24 @@ __all__ = [
     "rsLoRASubsampledLinear",
     "DoRASubsampledLinear",
     "PiSSASubsampledLinear",
+    "FourierFTSubsampledLinear",
     "HRASubsampledLinear",
     "LoRAXSSubsampledLinear",
     "OLoRASubsampledLinear",
     "MiLoRASubsampledLinear",
+    "SHiRASubsampledLinear",
+    "C3ASubsampledLinear",
     "RoAdSubsampledLinear",
+    "MiSSSubsampledLinear",
+    "DeLoRASubsampledLinear",
     "PSOFTSubsampledLinear",
+    "WaveFTSubsampledLinear",
+    "GraLoRASubsampledLinear",
     "OFTInSubsampledLinear",
     "DEFTSubsampledLinear",
+    "TinyLoRASubsampledLinear",
+    "SuperTuningSubsampledLinear",
+    "HiRASubsampledLinear",
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
@@ -93,6 +141,18 @@ class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
         dropout: Any = ...,
     ) -> None: ...
 
+class LoHaChannelLastConv(LoHa, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ChannelLastConv(IA3, ChannelLastConvLayer):
     def __init__(
         self,
@@ -102,6 +162,18 @@ class IA3ChannelLastConv(IA3, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAChannelLastConv(AdaLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTChannelLastConv(OFT, ChannelLastConvLayer):
@@ -201,6 +273,19 @@ class PiSSAChannelLastConv(PiSSA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTChannelLastConv(FourierFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAChannelLastConv(HRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -249,6 +334,30 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAChannelLastConv(SHiRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class C3AChannelLastConv(C3A, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdChannelLastConv(RoAd, ChannelLastConvLayer):
     def __init__(
         self,
@@ -260,6 +369,31 @@ class RoAdChannelLastConv(RoAd, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         per_pair: Any = ...,
         group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DeLoRAChannelLastConv(DeLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class PSOFTChannelLastConv(PSOFT, ChannelLastConvLayer):
@@ -275,6 +409,33 @@ class PSOFTChannelLastConv(PSOFT, ChannelLastConvLayer):
         scale_outputs: Any = ...,
         terms: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class WaveFTChannelLastConv(WaveFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAChannelLastConv(GraLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInChannelLastConv(OFTIn, ChannelLastConvLayer):
@@ -303,6 +464,45 @@ class DEFTChannelLastConv(DEFT, ChannelLastConvLayer):
         orthogonal: Any = ...,
     ) -> None: ...
 
+class TinyLoRAChannelLastConv(TinyLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningChannelLastConv(SuperTuning, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
+class HiRAChannelLastConv(HiRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -316,6 +516,18 @@ class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
         dropout: Any = ...,
     ) -> None: ...
 
+class LoHaChannelLastConvTranspose(LoHa, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -325,6 +537,18 @@ class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAChannelLastConvTranspose(AdaLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTChannelLastConvTranspose(OFT, ChannelLastConvTransposeLayer):
@@ -424,6 +648,19 @@ class PiSSAChannelLastConvTranspose(PiSSA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTChannelLastConvTranspose(FourierFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAChannelLastConvTranspose(HRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -472,6 +709,30 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAChannelLastConvTranspose(SHiRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class C3AChannelLastConvTranspose(C3A, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdChannelLastConvTranspose(RoAd, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -483,6 +744,31 @@ class RoAdChannelLastConvTranspose(RoAd, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         per_pair: Any = ...,
         group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class PSOFTChannelLastConvTranspose(PSOFT, ChannelLastConvTransposeLayer):
@@ -498,6 +784,33 @@ class PSOFTChannelLastConvTranspose(PSOFT, ChannelLastConvTransposeLayer):
         scale_outputs: Any = ...,
         terms: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class WaveFTChannelLastConvTranspose(WaveFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAChannelLastConvTranspose(GraLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInChannelLastConvTranspose(OFTIn, ChannelLastConvTransposeLayer):
@@ -526,6 +839,45 @@ class DEFTChannelLastConvTranspose(DEFT, ChannelLastConvTransposeLayer):
         orthogonal: Any = ...,
     ) -> None: ...
 
+class TinyLoRAChannelLastConvTranspose(TinyLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningChannelLastConvTranspose(SuperTuning, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
+class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -539,6 +891,18 @@ class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
         dropout: Any = ...,
     ) -> None: ...
 
+class LoHaSubsampledLinear(LoHa, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3SubsampledLinear(IA3, SubsampledLinearLayer):
     def __init__(
         self,
@@ -548,6 +912,18 @@ class IA3SubsampledLinear(IA3, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRASubsampledLinear(AdaLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTSubsampledLinear(OFT, SubsampledLinearLayer):
@@ -647,6 +1023,19 @@ class PiSSASubsampledLinear(PiSSA, SubsampledLinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTSubsampledLinear(FourierFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRASubsampledLinear(HRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -695,6 +1084,30 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRASubsampledLinear(SHiRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class C3ASubsampledLinear(C3A, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdSubsampledLinear(RoAd, SubsampledLinearLayer):
     def __init__(
         self,
@@ -706,6 +1119,31 @@ class RoAdSubsampledLinear(RoAd, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         per_pair: Any = ...,
         group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DeLoRASubsampledLinear(DeLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class PSOFTSubsampledLinear(PSOFT, SubsampledLinearLayer):
@@ -721,6 +1159,33 @@ class PSOFTSubsampledLinear(PSOFT, SubsampledLinearLayer):
         scale_outputs: Any = ...,
         terms: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class WaveFTSubsampledLinear(WaveFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRASubsampledLinear(GraLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInSubsampledLinear(OFTIn, SubsampledLinearLayer):
@@ -747,4 +1212,43 @@ class DEFTSubsampledLinear(DEFT, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+    ) -> None: ...
+
+class TinyLoRASubsampledLinear(TinyLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningSubsampledLinear(SuperTuning, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
+class HiRASubsampledLinear(HiRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -2,28 +2,42 @@
 # ruff: noqa
 from typing import Any
 from .layer import RecurrentLayer
+from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
+from jno_lora_zoo import C3A
 from jno_lora_zoo import DEFT
+from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import FourierFT
+from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
+from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
 from jno_lora_zoo import OFTIn
 from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
 from jno_lora_zoo import RoAd
+from jno_lora_zoo import SHiRA
+from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TinyLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRARecurrent",
+    "LoHaRecurrent",
     "IA3Recurrent",
+    "AdaLoRARecurrent",
     "OFTRecurrent",
     "LoRAFARecurrent",
     "LoKrRecurrent",
@@ -32,14 +46,24 @@ __all__ = [
     "rsLoRARecurrent",
     "DoRARecurrent",
     "PiSSARecurrent",
+    "FourierFTRecurrent",
     "HRARecurrent",
     "LoRAXSRecurrent",
     "OLoRARecurrent",
     "MiLoRARecurrent",
+    "SHiRARecurrent",
+    "C3ARecurrent",
     "RoAdRecurrent",
+    "MiSSRecurrent",
+    "DeLoRARecurrent",
     "PSOFTRecurrent",
+    "WaveFTRecurrent",
+    "GraLoRARecurrent",
     "OFTInRecurrent",
     "DEFTRecurrent",
+    "TinyLoRARecurrent",
+    "SuperTuningRecurrent",
+    "HiRARecurrent",
 ]
 
 class LoRARecurrent(LoRA, RecurrentLayer):
@@ -55,6 +79,18 @@ class LoRARecurrent(LoRA, RecurrentLayer):
         dropout: Any = ...,
     ) -> None: ...
 
+class LoHaRecurrent(LoHa, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Recurrent(IA3, RecurrentLayer):
     def __init__(
         self,
@@ -64,6 +100,18 @@ class IA3Recurrent(IA3, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRARecurrent(AdaLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTRecurrent(OFT, RecurrentLayer):
@@ -163,6 +211,19 @@ class PiSSARecurrent(PiSSA, RecurrentLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTRecurrent(FourierFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRARecurrent(HRA, RecurrentLayer):
     def __init__(
         self,
@@ -211,6 +272,30 @@ class MiLoRARecurrent(MiLoRA, RecurrentLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRARecurrent(SHiRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class C3ARecurrent(C3A, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdRecurrent(RoAd, RecurrentLayer):
     def __init__(
         self,
@@ -222,6 +307,31 @@ class RoAdRecurrent(RoAd, RecurrentLayer):
         adapter_dtype: Any = ...,
         per_pair: Any = ...,
         group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSRecurrent(MiSS, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DeLoRARecurrent(DeLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class PSOFTRecurrent(PSOFT, RecurrentLayer):
@@ -237,6 +347,33 @@ class PSOFTRecurrent(PSOFT, RecurrentLayer):
         scale_outputs: Any = ...,
         terms: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class WaveFTRecurrent(WaveFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRARecurrent(GraLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInRecurrent(OFTIn, RecurrentLayer):
@@ -263,4 +400,43 @@ class DEFTRecurrent(DEFT, RecurrentLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+    ) -> None: ...
+
+class TinyLoRARecurrent(TinyLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningRecurrent(SuperTuning, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
+class HiRARecurrent(HiRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -1,6 +1,6 @@
-"""The papers that the first party's adapters cite, by their arXiv numbers."""
+"""The papers that the first party's adapters cite, by their numbers on arXiv or OpenReview."""
 
-# The entry's key, its title and its authors. arXiv numbers begin with the year.
+# The entry's key, which names the year, its title and its authors.
 ENTRIES = {
     "2010.08895": (
         "li2020fno",
@@ -18,6 +18,11 @@ ENTRIES = {
         "{LoRA}: Low-Rank Adaptation of Large Language Models",
         "Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi "
         "and Wang, Shean and Wang, Lu and Chen, Weizhu",
+    ),
+    "2108.06098": (
+        "hyeonwoo2021fedpara",
+        "{FedPara}: Low-rank {Hadamard} Product for Communication-Efficient Federated Learning",
+        "Hyeon-Woo, Nam and Ye-Bin, Moon and Oh, Tae-Hyun",
     ),
     "2205.05638": (
         "liu2022ia3",
@@ -89,16 +94,17 @@ ENTRIES = {
         "Models",
         "Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan",
     ),
-    "2405.17484": (
-        "yuan2024hra",
-        "Bridging The Gap between Low-rank and Orthogonal Adaptation via {Householder} Reflection "
-        "Adaptation",
-        "Yuan, Shen and Liu, Haotian and Xu, Hongteng",
     "2405.03003": (
         "gao2024fourierft",
         "Parameter-Efficient Fine-Tuning with Discrete {Fourier} Transform",
         "Gao, Ziqi and Wang, Qichao and Chen, Aochuan and Liu, Zijing and Wu, Bingzhe and Chen, "
         "Liang and Li, Jia",
+    ),
+    "2405.17484": (
+        "yuan2024hra",
+        "Bridging The Gap between Low-rank and Orthogonal Adaptation via {Householder} Reflection "
+        "Adaptation",
+        "Yuan, Shen and Liu, Haotian and Xu, Hongteng",
     ),
     "2405.17604": (
         "balazy2024loraxs",
@@ -115,16 +121,56 @@ ENTRIES = {
         "{MiLoRA}: Harnessing Minor Singular Components for Parameter-Efficient {LLM} Finetuning",
         "Wang, Hanqing and Li, Yixia and Wang, Shuo and Chen, Guanhua and Chen, Yun",
     ),
+    "2406.13175": (
+        "bhardwaj2024shira",
+        "Sparse High Rank Adapters",
+        "Bhardwaj, Kartikeya and Pandey, Nilesh Prasad and Priyadarshi, Sweta and Ganapathy, "
+        "Viswanath and Kadambi, Shreya and Esteves, Rafael and Borse, Shubhankar and Whatmough, "
+        "Paul and Garrepalli, Risheek and Van Baalen, Mart and Teague, Harris and Nagel, Markus",
+    ),
+    "2407.19342": (
+        "chen2024c3a",
+        "Parameter-Efficient Fine-Tuning via Circular Convolution",
+        "Chen, Aochuan and Cheng, Jiashun and Liu, Zijing and Gao, Ziqi and Tsung, Fugee and Li, "
+        "Yu and Li, Jia",
+    ),
     "2409.00119": (
         "liao2024road",
         "3-in-1: {2D} Rotary Adaptation for Efficient Finetuning, Efficient Batching and "
         "Composability",
         "Liao, Baohao and Monz, Christof",
     ),
+    "2409.15371": (
+        "kang2024miss",
+        "{MiSS}: Revisiting the Trade-off in {LoRA} with an Efficient Shard-Sharing Structure",
+        "Kang, Jiale and Yin, Qingyu",
+    ),
+    "2502.00987": (
+        "albert2025randlora",
+        "{RandLoRA}: Full-rank parameter-efficient fine-tuning of large models",
+        "Albert, Paul and Zhang, Frederic Z. and Saratchandran, Hemanth and Rodriguez-Opazo, "
+        "Cristian and van den Hengel, Anton and Abbasnejad, Ehsan",
+    ),
+    "2503.18225": (
+        "bini2025delora",
+        "Decoupling Angles and Strength in Low-rank Adaptation",
+        "Bini, Massimo and Girrbach, Leander and Akata, Zeynep",
+    ),
     "2505.11235": (
         "wu2025psoft",
         "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation",
         "Wu, Fei and Hu, Jia and Min, Geyong and Wang, Shiqiang",
+    ),
+    "2505.12532": (
+        "bilican2025waveft",
+        "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets",
+        r"Bilican, Ahmet and Y{\i}lmaz, M. Ak{\i}n and Tekalp, A. Murat and Cinbi{\c s}, R. "
+        r"G{\"o}kberk",
+    ),
+    "2505.20355": (
+        "jung2025gralora",
+        "{GraLoRA}: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
+        "Jung, Yeonjoon and Ahn, Daehyun and Kim, Hyungjun and Kim, Taesu and Park, Eunhyeok",
     ),
     "2506.19847": (
         "qiu2025oftv2",
@@ -136,23 +182,6 @@ ENTRIES = {
         "{DEFT}: Decompositional Efficient Fine-Tuning for Text-to-Image Models",
         "Kumar, Komal and Anwer, Rao Muhammad and Khan, Fahad Shahbaz and Khan, Salman and Laptev, "
         "Ivan and Cholakkal, Hisham",
-    "2406.13175": (
-        "bhardwaj2024shira",
-        "Sparse High Rank Adapters",
-        "Bhardwaj, Kartikeya and Pandey, Nilesh Prasad and Priyadarshi, Sweta and Ganapathy, "
-        "Viswanath and Kadambi, Shreya and Esteves, Rafael and Borse, Shubhankar and Whatmough, "
-        "Paul and Garrepalli, Risheek and Van Baalen, Mart and Teague, Harris and Nagel, Markus",
-    ),
-    "2503.18225": (
-        "bini2025delora",
-        "Decoupling Angles and Strength in Low-rank Adaptation",
-        "Bini, Massimo and Girrbach, Leander and Akata, Zeynep",
-    ),
-    "2505.12532": (
-        "bilican2025waveft",
-        "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets",
-        r"Bilican, Ahmet and Y{\i}lmaz, M. Ak{\i}n and Tekalp, A. Murat and Cinbi{\c s}, R. "
-        r"G{\"o}kberk",
     ),
     "2602.04118": (
         "morris2026tinylora",
@@ -165,16 +194,34 @@ ENTRIES = {
         "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning",
         "{Authors of arXiv:2607.09287}",
     ),
+    "TwJrTz9cRS": (
+        "huang2025hira",
+        "{HiRA}: Parameter-Efficient {Hadamard} High-Rank Adaptation for Large Language Models",
+        "Huang, Qiushi and Ko, Tom and Zhuang, Zhan and Tang, Lilian and Zhang, Yu",
+    ),
 }
 
 
-def bibtex_of(*numbers: str) -> str:
-    """The BibTeX entries of these arXiv numbers. **Raises:** `KeyError` for an unknown one."""
-    return "\n".join(_entry(number, *ENTRIES[number]) for number in numbers)
+def url_of(paper: str) -> str:
+    """The page of a paper, by its number."""
+    if _is_on_arxiv(paper):
+        return f"https://arxiv.org/abs/{paper}"
+    return f"https://openreview.net/forum?id={paper}"
 
 
-def _entry(number: str, key: str, title: str, authors: str) -> str:
+def bibtex_of(*papers: str) -> str:
+    """The BibTeX entries of papers, by their numbers. **Raises:** `KeyError` for an unknown one."""
+    return "\n".join(_entry(paper, *ENTRIES[paper]) for paper in papers)
+
+
+def _entry(paper: str, key: str, title: str, authors: str) -> str:
+    year = "".join(letter for letter in key if letter.isdigit())[:4]
+    archive = "arXiv" if _is_on_arxiv(paper) else "OpenReview"
     return (
         f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{authors}}},\n"
-        f"  year = {{20{number[:2]}}},\n  eprint = {{{number}}},\n  archivePrefix = {{arXiv}},\n}}"
+        f"  year = {{{year}}},\n  eprint = {{{paper}}},\n  archivePrefix = {{{archive}}},\n}}"
     )
+
+
+def _is_on_arxiv(paper: str) -> bool:
+    return paper[:4].isdigit()

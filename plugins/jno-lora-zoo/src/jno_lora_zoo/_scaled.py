@@ -34,7 +34,7 @@ class Scaled(Method):
 
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
-        """The factor `s` of the update, for the effective rank. It is linear in `alpha`."""
+        """The factor `s` of the update, for the effective rank: linear in `alpha`, or always 1."""
         return alpha / rank
 
     @property
@@ -87,6 +87,10 @@ class Additive(Scaled):
     def update(self, W: Matrix) -> Matrix:
         """`U`, with its scale, in the dtype of `W`."""
 
+    def matrix_is_cheaper(self, shape: tuple[int, int]) -> bool:
+        """Whether `U` costs less than `times` for a matrix `W` of this shape."""
+        return False
+
     def law(self, W: Matrix) -> Matrix:
         return W + self.update(W)
 
@@ -96,6 +100,8 @@ class Additive(Scaled):
             way if way is None else functools.partial(way, W.shape)
             for way in (self.times, self.column)
         )
+        if self.matrix_is_cheaper(W.shape):
+            times = None
         return self.plus(x, Update(lambda: self.update(W), times, column))
 
 

@@ -5,16 +5,24 @@ from .layers.conv import ConvLayer
 from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
+from .methods.adalora import AdaLoRA
 from .methods.boft import BOFT
+from .methods.c3a import C3A
 from .methods.deft import DEFT
+from .methods.delora import DeLoRA
 from .methods.dora import DoRA
+from .methods.fourierft import FourierFT
+from .methods.gralora import GraLoRA
+from .methods.hira import HiRA
 from .methods.hra import HRA
 from .methods.ia3 import IA3
+from .methods.loha import LoHa
 from .methods.lokr import LoKr
 from .methods.lora import LoRA
 from .methods.lora import LoRAFA
 from .methods.lora import rsLoRA
 from .methods.lora_xs import LoRAXS
+from .methods.miss import MiSS
 from .methods.oft import OFT
 from .methods.oft_in import OFTIn
 from .methods.pissa import MiLoRA
@@ -22,11 +30,17 @@ from .methods.pissa import OLoRA
 from .methods.pissa import PiSSA
 from .methods.psoft import PSOFT
 from .methods.road import RoAd
+from .methods.shira import SHiRA
+from .methods.supertuning import SuperTuning
+from .methods.tinylora import TinyLoRA
 from .methods.vera import VeRA
+from .methods.waveft import WaveFT
 
 __all__ = [
     "LoRALinear",
+    "LoHaLinear",
     "IA3Linear",
+    "AdaLoRALinear",
     "OFTLinear",
     "LoRAFALinear",
     "LoKrLinear",
@@ -35,16 +49,28 @@ __all__ = [
     "rsLoRALinear",
     "DoRALinear",
     "PiSSALinear",
+    "FourierFTLinear",
     "HRALinear",
     "LoRAXSLinear",
     "OLoRALinear",
     "MiLoRALinear",
+    "SHiRALinear",
+    "C3ALinear",
     "RoAdLinear",
+    "MiSSLinear",
+    "DeLoRALinear",
     "PSOFTLinear",
+    "WaveFTLinear",
+    "GraLoRALinear",
     "OFTInLinear",
     "DEFTLinear",
+    "TinyLoRALinear",
+    "SuperTuningLinear",
+    "HiRALinear",
     "LoRAConv",
+    "LoHaConv",
     "IA3Conv",
+    "AdaLoRAConv",
     "OFTConv",
     "LoRAFAConv",
     "LoKrConv",
@@ -53,16 +79,28 @@ __all__ = [
     "rsLoRAConv",
     "DoRAConv",
     "PiSSAConv",
+    "FourierFTConv",
     "HRAConv",
     "LoRAXSConv",
     "OLoRAConv",
     "MiLoRAConv",
+    "SHiRAConv",
+    "C3AConv",
     "RoAdConv",
+    "MiSSConv",
+    "DeLoRAConv",
     "PSOFTConv",
+    "WaveFTConv",
+    "GraLoRAConv",
     "OFTInConv",
     "DEFTConv",
+    "TinyLoRAConv",
+    "SuperTuningConv",
+    "HiRAConv",
     "LoRAConvTranspose",
+    "LoHaConvTranspose",
     "IA3ConvTranspose",
+    "AdaLoRAConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
@@ -71,16 +109,28 @@ __all__ = [
     "rsLoRAConvTranspose",
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
+    "FourierFTConvTranspose",
     "HRAConvTranspose",
     "LoRAXSConvTranspose",
     "OLoRAConvTranspose",
     "MiLoRAConvTranspose",
+    "SHiRAConvTranspose",
+    "C3AConvTranspose",
     "RoAdConvTranspose",
+    "MiSSConvTranspose",
+    "DeLoRAConvTranspose",
     "PSOFTConvTranspose",
+    "WaveFTConvTranspose",
+    "GraLoRAConvTranspose",
     "OFTInConvTranspose",
     "DEFTConvTranspose",
+    "TinyLoRAConvTranspose",
+    "SuperTuningConvTranspose",
+    "HiRAConvTranspose",
     "LoRAInNorm",
+    "LoHaInNorm",
     "IA3InNorm",
+    "AdaLoRAInNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
     "LoKrInNorm",
@@ -89,14 +139,24 @@ __all__ = [
     "rsLoRAInNorm",
     "DoRAInNorm",
     "PiSSAInNorm",
+    "FourierFTInNorm",
     "HRAInNorm",
     "LoRAXSInNorm",
     "OLoRAInNorm",
     "MiLoRAInNorm",
+    "SHiRAInNorm",
+    "C3AInNorm",
     "RoAdInNorm",
+    "MiSSInNorm",
+    "DeLoRAInNorm",
     "PSOFTInNorm",
+    "WaveFTInNorm",
+    "GraLoRAInNorm",
     "OFTInInNorm",
     "DEFTInNorm",
+    "TinyLoRAInNorm",
+    "SuperTuningInNorm",
+    "HiRAInNorm",
 ]
 
 class LoRALinear(LoRA, LinearLayer):
@@ -112,6 +172,18 @@ class LoRALinear(LoRA, LinearLayer):
         dropout: Any = ...,
     ) -> None: ...
 
+class LoHaLinear(LoHa, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Linear(IA3, LinearLayer):
     def __init__(
         self,
@@ -121,6 +193,18 @@ class IA3Linear(IA3, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRALinear(AdaLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTLinear(OFT, LinearLayer):
@@ -220,6 +304,19 @@ class PiSSALinear(PiSSA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTLinear(FourierFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRALinear(HRA, LinearLayer):
     def __init__(
         self,
@@ -268,6 +365,30 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRALinear(SHiRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class C3ALinear(C3A, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdLinear(RoAd, LinearLayer):
     def __init__(
         self,
@@ -279,6 +400,31 @@ class RoAdLinear(RoAd, LinearLayer):
         adapter_dtype: Any = ...,
         per_pair: Any = ...,
         group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSLinear(MiSS, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DeLoRALinear(DeLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class PSOFTLinear(PSOFT, LinearLayer):
@@ -294,6 +440,33 @@ class PSOFTLinear(PSOFT, LinearLayer):
         scale_outputs: Any = ...,
         terms: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class WaveFTLinear(WaveFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRALinear(GraLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInLinear(OFTIn, LinearLayer):
@@ -322,6 +495,45 @@ class DEFTLinear(DEFT, LinearLayer):
         orthogonal: Any = ...,
     ) -> None: ...
 
+class TinyLoRALinear(TinyLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningLinear(SuperTuning, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
+class HiRALinear(HiRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAConv(LoRA, ConvLayer):
     def __init__(
         self,
@@ -335,6 +547,18 @@ class LoRAConv(LoRA, ConvLayer):
         dropout: Any = ...,
     ) -> None: ...
 
+class LoHaConv(LoHa, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Conv(IA3, ConvLayer):
     def __init__(
         self,
@@ -344,6 +568,18 @@ class IA3Conv(IA3, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAConv(AdaLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTConv(OFT, ConvLayer):
@@ -443,6 +679,19 @@ class PiSSAConv(PiSSA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTConv(FourierFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAConv(HRA, ConvLayer):
     def __init__(
         self,
@@ -491,6 +740,30 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAConv(SHiRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class C3AConv(C3A, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdConv(RoAd, ConvLayer):
     def __init__(
         self,
@@ -502,6 +775,31 @@ class RoAdConv(RoAd, ConvLayer):
         adapter_dtype: Any = ...,
         per_pair: Any = ...,
         group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSConv(MiSS, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DeLoRAConv(DeLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class PSOFTConv(PSOFT, ConvLayer):
@@ -517,6 +815,33 @@ class PSOFTConv(PSOFT, ConvLayer):
         scale_outputs: Any = ...,
         terms: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class WaveFTConv(WaveFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAConv(GraLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInConv(OFTIn, ConvLayer):
@@ -545,6 +870,45 @@ class DEFTConv(DEFT, ConvLayer):
         orthogonal: Any = ...,
     ) -> None: ...
 
+class TinyLoRAConv(TinyLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningConv(SuperTuning, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
+class HiRAConv(HiRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -558,6 +922,18 @@ class LoRAConvTranspose(LoRA, ConvTransposeLayer):
         dropout: Any = ...,
     ) -> None: ...
 
+class LoHaConvTranspose(LoHa, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ConvTranspose(IA3, ConvTransposeLayer):
     def __init__(
         self,
@@ -567,6 +943,18 @@ class IA3ConvTranspose(IA3, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAConvTranspose(AdaLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTConvTranspose(OFT, ConvTransposeLayer):
@@ -666,6 +1054,19 @@ class PiSSAConvTranspose(PiSSA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTConvTranspose(FourierFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAConvTranspose(HRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -714,6 +1115,30 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAConvTranspose(SHiRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class C3AConvTranspose(C3A, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdConvTranspose(RoAd, ConvTransposeLayer):
     def __init__(
         self,
@@ -725,6 +1150,31 @@ class RoAdConvTranspose(RoAd, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         per_pair: Any = ...,
         group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSConvTranspose(MiSS, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class PSOFTConvTranspose(PSOFT, ConvTransposeLayer):
@@ -740,6 +1190,33 @@ class PSOFTConvTranspose(PSOFT, ConvTransposeLayer):
         scale_outputs: Any = ...,
         terms: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class WaveFTConvTranspose(WaveFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAConvTranspose(GraLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInConvTranspose(OFTIn, ConvTransposeLayer):
@@ -768,6 +1245,45 @@ class DEFTConvTranspose(DEFT, ConvTransposeLayer):
         orthogonal: Any = ...,
     ) -> None: ...
 
+class TinyLoRAConvTranspose(TinyLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningConvTranspose(SuperTuning, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
+class HiRAConvTranspose(HiRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAInNorm(LoRA, InNormLayer):
     def __init__(
         self,
@@ -781,6 +1297,18 @@ class LoRAInNorm(LoRA, InNormLayer):
         dropout: Any = ...,
     ) -> None: ...
 
+class LoHaInNorm(LoHa, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3InNorm(IA3, InNormLayer):
     def __init__(
         self,
@@ -790,6 +1318,18 @@ class IA3InNorm(IA3, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class AdaLoRAInNorm(AdaLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInNorm(OFT, InNormLayer):
@@ -889,6 +1429,19 @@ class PiSSAInNorm(PiSSA, InNormLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class FourierFTInNorm(FourierFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAInNorm(HRA, InNormLayer):
     def __init__(
         self,
@@ -937,6 +1490,30 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class SHiRAInNorm(SHiRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class C3AInNorm(C3A, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdInNorm(RoAd, InNormLayer):
     def __init__(
         self,
@@ -948,6 +1525,31 @@ class RoAdInNorm(RoAd, InNormLayer):
         adapter_dtype: Any = ...,
         per_pair: Any = ...,
         group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSInNorm(MiSS, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class DeLoRAInNorm(DeLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class PSOFTInNorm(PSOFT, InNormLayer):
@@ -963,6 +1565,33 @@ class PSOFTInNorm(PSOFT, InNormLayer):
         scale_outputs: Any = ...,
         terms: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class WaveFTInNorm(WaveFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAInNorm(GraLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInInNorm(OFTIn, InNormLayer):
@@ -989,4 +1618,43 @@ class DEFTInNorm(DEFT, InNormLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAInNorm(TinyLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningInNorm(SuperTuning, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
+    ) -> None: ...
+
+class HiRAInNorm(HiRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -1,13 +1,88 @@
 """Laws of structured updates, in NumPy and float64."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+
+def _smallest(rank, out, inputs):
+    return min(rank, out, inputs)
+
+
+def _loha(f, W, r, alpha):
+    new = W.copy()
+    for o, i in np.ndindex(W.shape):
+        new[o, i] += alpha / r * (f.B1[o] @ f.A1[:, i]) * (f.B2[o] @ f.A2[:, i])
+    return new
+
+
+def _hira(f, W, r, alpha):
+    new = W.copy()
+    for o, i in np.ndindex(W.shape):
+        new[o, i] *= 1 + alpha / r * (f.lora_B[o] @ f.lora_A[:, i])
+    return new
+
+
+def _miss(f, W, r, alpha):
+    new = W.copy()
+    for o, i in np.ndindex(W.shape):
+        new[o, i] += f.D[i % r, o]
+    return new
+
+
+def _gralora(f, W, r, alpha):
+    k, q, _ = f.A.shape
+    p = f.B.shape[2]
+    U = np.zeros((k * p, k * q))
+    for j, n in np.ndindex(k, k):
+        right = f.A[n][:, j * r // k : (j + 1) * r // k]
+        left = f.B[j][n * r // k : (n + 1) * r // k]
+        U[j * p : (j + 1) * p, n * q : (n + 1) * q] = left.T @ right.T
+    return W + alpha / r * U[: len(W), : W.shape[1]]
+
+
+def _blocks(r):
+    """GraLoRA's default number of blocks in a row: the smallest divisor of the rank above 1."""
+    return min(n for n in range(1, r + 1) if r % n == 0 and (n > 1 or r == 1))
+
+
+def _gralora_count(r, out, inputs):
+    k = _blocks(r)
+    return k * r * (math.ceil(inputs / k) + math.ceil(out / k))
+
+
+def _c3a(f, W, r, alpha):
+    new = W.copy()
+    for o, i in np.ndindex(W.shape):
+        new[o, i] += f.kernel[o // r, i // r, (i % r - o % r) % r] / W.shape[1]
+    return new
+
+
 # The effective rank for a requested one and an (out, in) matrix.
-EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {}
+EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
+    "LoHa": _smallest,
+    "HiRA": _smallest,
+    "MiSS": lambda rank, out, inputs: min(rank, inputs),
+    "GraLoRA": lambda rank, out, inputs: rank,
+    "C3A": _smallest,
+}
 
 # The number of trained parameters, for the effective rank.
-PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {}
+PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
+    "LoHa": lambda r, out, inputs: 2 * r * (inputs + out),
+    "HiRA": lambda r, out, inputs: r * (inputs + out),
+    "MiSS": lambda r, out, inputs: r * out,
+    "GraLoRA": _gralora_count,
+    "C3A": lambda r, out, inputs: math.ceil(out / r) * math.ceil(inputs / r) * r,
+}
 
 # `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
-LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {}
+LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
+    "LoHa": _loha,
+    "HiRA": _hira,
+    "MiSS": _miss,
+    "GraLoRA": _gralora,
+    "C3A": _c3a,
+}

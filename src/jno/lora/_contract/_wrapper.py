@@ -48,8 +48,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
     variant: ClassVar[str | None] = None
     auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
-    # For listings: the kind of method ("low rank", "rotation"), the arXiv number of the paper, and
-    # how many parameters train, as a formula.
+    # For listings: the kind of method ("low rank", "rotation"), the paper's number on arXiv (or
+    # OpenReview), and how many parameters train, as a formula.
     family: ClassVar[str | None] = None
     paper: ClassVar[str | None] = None
     formula: ClassVar[str | None] = None

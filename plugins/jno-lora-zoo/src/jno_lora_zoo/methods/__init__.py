@@ -7,15 +7,20 @@ writes the stubs and lists that name them.
 from .._method import Method
 from .adalora import AdaLoRA as AdaLoRA
 from .boft import BOFT as BOFT
+from .c3a import C3A as C3A
 from .deft import DEFT as DEFT
 from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
 from .fourierft import FourierFT as FourierFT
+from .gralora import GraLoRA as GraLoRA
+from .hira import HiRA as HiRA
 from .hra import HRA as HRA
 from .ia3 import IA3 as IA3
+from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
+from .miss import MiSS as MiSS
 from .oft import OFT as OFT
 from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA, OLoRA as OLoRA, PiSSA as PiSSA
@@ -29,6 +34,6 @@ from .waveft import WaveFT as WaveFT
 
 _imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]
 
-# Oldest paper first.
+# Oldest paper first; those that are not on arXiv last.
 METHODS: tuple[type[Method], ...] = tuple(sorted(_imported, key=lambda method: method.paper))
 __all__ = ["METHODS", *(method.__name__ for method in METHODS)]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,16 +1,24 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from .._method import Method
+from .adalora import AdaLoRA as AdaLoRA
 from .boft import BOFT as BOFT
+from .c3a import C3A as C3A
 from .deft import DEFT as DEFT
+from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
+from .fourierft import FourierFT as FourierFT
+from .gralora import GraLoRA as GraLoRA
+from .hira import HiRA as HiRA
 from .hra import HRA as HRA
 from .ia3 import IA3 as IA3
+from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA
 from .lora import LoRAFA as LoRAFA
 from .lora import rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
+from .miss import MiSS as MiSS
 from .oft import OFT as OFT
 from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA
@@ -18,12 +26,18 @@ from .pissa import OLoRA as OLoRA
 from .pissa import PiSSA as PiSSA
 from .psoft import PSOFT as PSOFT
 from .road import RoAd as RoAd
+from .shira import SHiRA as SHiRA
+from .supertuning import SuperTuning as SuperTuning
+from .tinylora import TinyLoRA as TinyLoRA
 from .vera import VeRA as VeRA
+from .waveft import WaveFT as WaveFT
 
 __all__ = [
     "METHODS",
     "LoRA",
+    "LoHa",
     "IA3",
+    "AdaLoRA",
     "OFT",
     "LoRAFA",
     "LoKr",
@@ -32,13 +46,23 @@ __all__ = [
     "rsLoRA",
     "DoRA",
     "PiSSA",
+    "FourierFT",
     "HRA",
     "LoRAXS",
     "OLoRA",
     "MiLoRA",
+    "SHiRA",
+    "C3A",
     "RoAd",
+    "MiSS",
+    "DeLoRA",
     "PSOFT",
+    "WaveFT",
+    "GraLoRA",
     "OFTIn",
     "DEFT",
+    "TinyLoRA",
+    "SuperTuning",
+    "HiRA",
 ]
 METHODS: tuple[type[Method], ...]
