@@ -1,18 +1,18 @@
 """A case: one adapter around one kind of layer, with inputs; and what checks build from it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._caches import remembered
+from .._compute import call_compiled
 from .._contract import LoRAWrapper, construct
-from .._dispatch import apply_lora
-from .._trainability import lora_trainable_filter
 from .._tree import claims
 
 # Why a check is not applicable to such a case.
@@ -23,7 +23,18 @@ def _call(layer: Any, *inputs: Any) -> Any:
     return layer(*inputs)
 
 
-@dataclasses.dataclass(frozen=True)
+def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, whose results are kept until those of the next cases take their place."""
+    found = remembered(16)(lambda case, x64, *args, **names: make(case, *args, **names))
+
+    @functools.wraps(make)
+    def made(case: Any, *args: Any, **names: Any) -> Any:
+        return found(case, jax.config.jax_enable_x64, *args, **names)
+
+    return made
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class WrapperCase:
     """An adapter and a layer for it, as the checks need them.
 
@@ -57,10 +68,12 @@ class WrapperCase:
     def __str__(self) -> str:
         return self.name or self.wrapper.__name__
 
+    @_kept
     def make_base(self, dtype: Any = None, seed: int = 1) -> Any:
         """The layer, its floating arrays cast to `dtype`."""
         return _cast(self.base(jax.random.key(seed)), dtype)
 
+    @_kept
     def make_inputs(self, dtype: Any = None, seed: int = 2) -> tuple[Any, ...]:
         """The inputs, their floating arrays cast to `dtype`."""
         return _cast(self.inputs(jax.random.key(seed)), dtype)
@@ -70,16 +83,21 @@ class WrapperCase:
         key = jax.random.key(3) if key is None else key
         return construct(self.wrapper, base, self.rank, self.alpha, key=key, options=self.options)
 
+    @_kept
     def make(self, dtype: Any = None) -> Any:
         """The adapter around `make_base(dtype)`, as initialised."""
-        return self.build(self.make_base(dtype))
+        base = self.make_base(dtype)
+        return self.build(base) if dtype is None else call_compiled(_build, self, base)
 
+    @_kept
     def make_trained(self, dtype: Any = None) -> Any:
         """The adapter after its trainable arrays moved at random."""
+        from ._programs import perturbed
+
         return perturbed(self.make(dtype))
 
     def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
-        """The layer's output."""
+        """The layer's output, operation by operation."""
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
 
 
@@ -89,26 +107,8 @@ def apply(case: WrapperCase, base: Any) -> Any:
     return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
 
 
-def run_jitted(case: WrapperCase, layer: Any, inputs: tuple[Any, ...]) -> Any:
-    """The layer's output, from a compiled call."""
-    return eqx.filter_jit(lambda layer, inputs: case.run(layer, inputs))(layer, inputs)
-
-
-def perturbed(adapter: Any, size: float = 0.3, seed: int = 4) -> Any:
-    """`adapter` with random numbers added to its trainable arrays."""
-    trainable, frozen = split(adapter)
-    leaves, treedef = jtu.tree_flatten(trainable)
-    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
-    moved = [
-        leaf + size * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for leaf, key in zip(leaves, keys, strict=False)
-    ]
-    return eqx.combine(jtu.tree_unflatten(treedef, moved), frozen)
-
-
-def split(adapter: Any) -> tuple[PyTree, PyTree]:
-    """The adapter's trainable arrays, and the rest."""
-    return eqx.partition(adapter, lora_trainable_filter(adapter))
+def _build(case: WrapperCase, base: Any) -> Any:
+    return case.build(base)
 
 
 def standard_cases(wrapper: type[LoRAWrapper]) -> list[WrapperCase]:

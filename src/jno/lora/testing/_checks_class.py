@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checkpoint import load, save
-from .._contract import contract_problems, merged_layer
+from .._contract import contract_problems
 from .._paths import bullets
 from .._registry import Registry
 from .._reports import count
 from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
-from ._case import WrapperCase, split
+from ._case import WrapperCase
 from ._conformance import advice, arrays_of, is_key, relative_error, require, required, same_bits
+from ._programs import attributes, merged, output, split
 
 
 @required("see the docstring of `jno.lora.LoRAWrapper` for how an adapter is written.")
@@ -165,19 +166,22 @@ def check_no_shared_buffers(case: WrapperCase) -> None:
 def check_reads_like_the_layer(case: WrapperCase) -> None:
     """A model reads the same attributes of the adapted layer, and sees the adapter in them."""
     base, adapter = case.make_base(), case.make_trained()
-    plain = merged_layer(adapter) if case.mergeable else base
+    plain = merged(adapter) if case.mergeable else base
     own = {"rank", "alpha", *(field.name for field in dataclasses.fields(adapter))}
-    for field in dataclasses.fields(base):
-        if field.name in own or hasattr(case.wrapper, field.name):
-            continue
-        expected, got = getattr(plain, field.name), getattr(adapter, field.name, None)
+    names = tuple(
+        field.name
+        for field in dataclasses.fields(base)
+        if field.name not in own and not hasattr(case.wrapper, field.name)
+    )
+    for name, got in attributes(adapter, names).items():
+        expected = getattr(plain, name)
         if arrays_of(expected):
             is_same = relative_error(got, expected) <= 1e-5
         else:
             is_same = got is expected or bool(got == expected)
         require(
             is_same,
-            f"`wrapper.{field.name}` is {eqx.tree_pformat(got)}, but the merged layer's is "
+            f"`wrapper.{name}` is {eqx.tree_pformat(got)}, but the merged layer's is "
             f"{eqx.tree_pformat(expected)}.",
         )
 
@@ -194,7 +198,7 @@ def check_state_round_trip(case: WrapperCase) -> None:
         model = {"layer": case.make_base()}
         loaded = load(model, file, strict=True, wrappers=case.wrapper, registry=registry)
     restored = loaded["layer"]
-    before, after = case.run(trained), case.run(restored)
+    before, after = output(case, trained), output(case, restored)
     require(
         same_bits(before, after),
         "The adapter that `from_state` restored computes something else than the one saved "

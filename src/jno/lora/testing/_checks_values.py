@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._contract import merged_layer
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
-from ._case import NOT_MERGEABLE, WrapperCase, split
+from ._case import NOT_MERGEABLE, WrapperCase
 from ._conformance import ConformanceError, advice, relative_error, require, require_close, required
+from ._programs import merged, output, split
 
 # Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
 # output's own dtype; a weight that was changed and cast back (PiSSA) adds one per weight.
@@ -27,7 +27,7 @@ _HALVES = (jnp.bfloat16, jnp.float16)
 )
 def check_identity_at_init(case: WrapperCase) -> None:
     """A fresh adapter changes nothing."""
-    fresh, plain = case.run(case.make()), case.run(case.make_base())
+    fresh, plain = output(case, case.make()), output(case, case.make_base())
     require_close(fresh, plain, _FLOAT32, "The fresh adapter's output differs from the layer's")
 
 
@@ -37,8 +37,8 @@ def check_identity_in_half_precision(case: WrapperCase) -> None:
     for dtype in _HALVES:
         inputs = case.make_inputs(dtype)
         require_close(
-            case.run(case.make(dtype), inputs),
-            case.run(case.make_base(dtype), inputs),
+            output(case, case.make(dtype), inputs),
+            output(case, case.make_base(dtype), inputs),
             _HALF_ROUNDINGS * float(jnp.finfo(dtype).eps),
             f"With {jnp.dtype(dtype).name}, the fresh adapter's output differs from the layer's",
         )
@@ -47,7 +47,7 @@ def check_identity_in_half_precision(case: WrapperCase) -> None:
 @required("use the adapter's arrays in `__call__`.")
 def check_adapter_acts(case: WrapperCase) -> None:
     """An adapter whose arrays have moved computes something else than the layer."""
-    error = relative_error(case.run(case.make_trained()), case.run(case.make_base()))
+    error = relative_error(output(case, case.make_trained()), output(case, case.make_base()))
     require(error > 1e-4, "After every trainable array moved, the output is still the layer's.")
 
 
@@ -57,10 +57,10 @@ def check_merge_equals_call(case: WrapperCase) -> str | None:
     if not case.mergeable:
         return NOT_MERGEABLE
     trained = case.make_trained()
-    plain = merged_layer(trained)
+    plain = merged(trained)
     for seed in (11, 12):
         inputs = case.make_inputs(seed=seed)
-        expected, got = case.run(trained, inputs), case.run(plain, inputs)
+        expected, got = output(case, trained, inputs), output(case, plain, inputs)
         require_close(got, expected, 4 * _FLOAT32, "`merge()(x)` and `wrapper(x)` differ")
     return None
 
@@ -90,7 +90,7 @@ def check_merge_restores_form(case: WrapperCase) -> None:
 
 def _check_refuses_to_merge(case: WrapperCase) -> None:
     try:
-        merged_layer(case.make_trained())
+        merged(case.make_trained())
     except WrapperError:
         return
     raise ConformanceError(
@@ -115,16 +115,17 @@ def check_unwrap_restores(case: WrapperCase) -> None:
 @required("cast the adapter's arrays to the dtype of the features when they are used.")
 def check_output_dtype(case: WrapperCase) -> None:
     """The output has the dtype that the layer gives, in every precision."""
-    for dtype in (jnp.float32, *_HALVES, jnp.float64):
+    for dtype in (None, *_HALVES, jnp.float64):
         with jax.enable_x64(True) if dtype is jnp.float64 else contextlib.nullcontext():
             inputs = case.make_inputs(dtype)
             expected, got = (
-                [leaf.dtype for leaf in jax.tree.leaves(case.run(layer, inputs))]
+                [leaf.dtype for leaf in jax.tree.leaves(output(case, layer, inputs))]
                 for layer in (case.make_base(dtype), case.make_trained(dtype))
             )
         require(
             got == expected,
-            f"With {jnp.dtype(dtype).name}, the output is {got}, the layer's is {expected}.",
+            f"With {jnp.dtype(dtype or jnp.float32).name}, the output is {got}, the layer's is "
+            f"{expected}.",
         )
 
 
@@ -147,10 +148,10 @@ def check_double_precision(case: WrapperCase) -> None:
     """With x64 enabled, everything happens in float64."""
     with jax.enable_x64(True):
         inputs, base = case.make_inputs(jnp.float64), case.make_base(jnp.float64)
-        trained = case.make_trained(jnp.float64)
-        start = relative_error(case.run(case.build(base), inputs), case.run(base, inputs))
-        plain = merged_layer(trained) if case.mergeable else trained
-        merge = relative_error(case.run(plain, inputs), case.run(trained, inputs))
+        fresh, trained = case.make(jnp.float64), case.make_trained(jnp.float64)
+        start = relative_error(output(case, fresh, inputs), output(case, base, inputs))
+        plain = merged(trained) if case.mergeable else trained
+        merge = relative_error(output(case, plain, inputs), output(case, trained, inputs))
     require(
         max(start, merge) <= _FLOAT64,
         f"With float64, the output differs by {start:.1e} at the start, and by {merge:.1e} merged "
