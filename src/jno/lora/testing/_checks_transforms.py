@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._dispatch import apply_lora
 from .._merge import merge_lora
-from .._paths import path_str
+from .._paths import path_str, stable_hash
 from ._case import NOT_MERGEABLE, WrapperCase
 from ._conformance import (
     ConformanceError,
@@ -211,7 +211,9 @@ def check_sharding(case: WrapperCase) -> str | None:
     layer, shardings = _shard(plain)
     if not shardings:
         return "the layer has no array that could be cut"
-    adapted, alone = (perturbed(_apply(case, base)) for base in (layer, plain))
+    adapted = perturbed(_apply(case, layer))
+    # By the key that the dispatcher gives to a model that is one layer.
+    alone = perturbed(case.build(plain, jax.random.fold_in(jax.random.key(3), stable_hash(""))))
     devices = shardings[0].device_set
     require(
         all(array.sharding.device_set == devices for array in arrays_of(adapted)),

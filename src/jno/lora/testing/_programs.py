@@ -119,7 +119,7 @@ def perturbed(adapter: Any) -> Any:
         # By NumPy: JAX would compile an addition for each shape.
         array = np.asarray(leaf) + step
         is_placed = isinstance(leaf, jax.Array) and leaf.committed
-        return jax.device_put(array, leaf.sharding) if is_placed else jnp.asarray(array)
+        return jax.device_put(array, leaf.sharding if is_placed else None)
 
     trainable, frozen = split(adapter)
     return eqx.combine(jax.tree.map(moved, trainable), frozen)
