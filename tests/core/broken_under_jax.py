@@ -145,6 +145,16 @@ def low_rank(wrapper, x, A, B):
     return (wrapper.alpha / wrapper.rank) * (B.astype(x.dtype) @ (A.astype(x.dtype) @ x))
 
 
+class TakesRowsOfTheWeight(Good):
+    """There are only four."""
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        W = float_of(base.weight)
+        self.lora_A = jnp.copy(W[:rank])
+        self.lora_B = jnp.zeros((W.shape[0], rank), W.dtype)
+
+
 class StopsItsInput(Good):
     def __call__(self, x):
         constant = jax.lax.stop_gradient(x)
@@ -198,6 +208,7 @@ BROKEN = {
     ),
     "identity-in-half-precision": (LosesHalfPrecision, set()),
     "adapter-acts": (DoesNothing, {"gradients"}),
+    "ranks": (TakesRowsOfTheWeight, set()),
     "merge-equals-call": (
         ForgetsTheScale,
         {"merge-gradients", "double-precision", "stacked-layers", *DERIVATIVES},

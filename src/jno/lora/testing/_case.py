@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -49,7 +49,12 @@ class WrapperCase:
     - `parameters`: the number of trained parameters that the documentation promises for this base
         and rank; `None` leaves that unchecked.
     - `mergeable`: `False` for an adapter that cannot be a weight of its layer, such as a prefix.
-        Its `merge()` must refuse with a `WrapperError`; checks of the merged layer are left out.
+        Its `merge()` must refuse with a `WrapperError`; checks of the merged layer are left out. By
+        default what the class says.
+    - `law`: the method written once more, from the paper and in NumPy, say: a function of the
+        trained adapter that returns the merged layer's `weight`, or a dict of its attributes
+        (`weight`, `bias`). Without it a mistake that `merge` and `__call__` share, such as a
+        transposed matrix, passes.
     - `name`: the name in test ids, by default that of the wrapper. Name the cases of a wrapper that
         has several: expected failures and tables tell them apart by it.
     """
@@ -62,8 +67,13 @@ class WrapperCase:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     call: Callable[..., Any] = _call
     parameters: int | None = None
-    mergeable: bool = True
+    mergeable: bool | None = None
+    law: Callable[[Any], Any] | None = None
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mergeable is None:
+            object.__setattr__(self, "mergeable", self.wrapper.mergeable)
 
     def __str__(self) -> str:
         return self.name or self.wrapper.__name__
@@ -111,12 +121,15 @@ def _build(case: WrapperCase, base: Any) -> Any:
     return case.build(base)
 
 
-def standard_cases(wrapper: type[LoRAWrapper]) -> list[WrapperCase]:
-    """A case for each of the common Equinox layers that `wrapper` claims."""
+def standard_cases(wrapper: type[LoRAWrapper], layers: Collection[str] = ()) -> list[WrapperCase]:
+    """A case for each of the common Equinox layers that `wrapper` claims, or of those in `layers`.
+
+    **Arguments:** `layers`: keys of `standard_layers()`.
+    """
     cases: list[WrapperCase] = []
-    for base, inputs in standard_layers().values():
+    for layer_name, (base, inputs) in standard_layers().items():
         layer = base(jax.random.key(0))
-        if claims(wrapper, layer):
+        if (not layers or layer_name in layers) and claims(wrapper, layer):
             name = f"{wrapper.__name__}-{type(layer).__name__}"
             cases.append(WrapperCase(wrapper, base, inputs, name=name))
     return cases

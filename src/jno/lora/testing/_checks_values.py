@@ -1,17 +1,31 @@
 """Checks of an adapter's output: at the start, merged, and in every precision."""
 
 import contextlib
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from .._contract import takes
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import NOT_MERGEABLE, WrapperCase
-from ._conformance import ConformanceError, advice, relative_error, require, require_close, required
-from ._programs import merged, output, split
+from ._conformance import (
+    ConformanceError,
+    advice,
+    arrays_of,
+    is_refusal,
+    raised_in,
+    relative_error,
+    require,
+    require_close,
+    required,
+)
+from ._programs import merged, output, split, start_and_merge
 
 # Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
 # output's own dtype; a weight that was changed and cast back (PiSSA) adds one per weight.
@@ -62,6 +76,62 @@ def check_merge_equals_call(case: WrapperCase) -> str | None:
         inputs = case.make_inputs(seed=seed)
         expected, got = output(case, trained, inputs), output(case, plain, inputs)
         require_close(got, expected, 4 * _FLOAT32, "`merge()(x)` and `wrapper(x)` differ")
+    return None
+
+
+@required(
+    "compare `merge()` with the paper: a transposed matrix, a scale, the order of factors. If the "
+    "case's `law` is wrong, correct that."
+)
+def check_law(case: WrapperCase) -> str | None:
+    """The merged layer is the one that the case's own `law` gives."""
+    if case.law is None:
+        return "the case has no `law`"
+    if not case.mergeable:
+        return NOT_MERGEABLE
+    trained = case.make_trained()
+    plain, found = merged(trained), case.law(trained)
+    expected = found if isinstance(found, Mapping) else {"weight": found}
+    for name, array in expected.items():
+        problem = f"`merge().{name}` and the law differ"
+        require_close(getattr(plain, name), array, 4 * _FLOAT32, problem)
+    return None
+
+
+@required(
+    "clamp a rank that is too large, or refuse it: `raise ValueError(...)` in `__init__`, with a "
+    "message that says which ranks are possible."
+)
+def check_ranks(case: WrapperCase) -> str | None:
+    """At rank 1, an odd rank and one larger than the layer, it starts and merges as it should."""
+    if "rank" not in takes(case.wrapper):
+        return "the adapter takes no rank"
+    base = case.make_base()
+    beyond = 1 + max((array.size for array in arrays_of(base)), default=0)
+    for rank in {1, 3, beyond} - {case.rank}:  # its own is for the other checks
+        other = dataclasses.replace(case, rank=rank)
+        try:
+            start, trained, plain = start_and_merge(other)
+        except Exception as err:
+            require(
+                is_refusal(err),
+                f"With rank {rank}, it fails: {type(err).__name__}: {err}\n"
+                f"{raised_in(err, case.wrapper)}",
+            )
+            continue
+        require(
+            all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trained)),
+            f"With rank {rank}, the output is not finite.",
+        )
+        require_close(
+            start,
+            output(case, base),
+            _FLOAT32,
+            f"With rank {rank}, the fresh adapter's output differs from the layer's",
+        )
+        require_close(
+            plain, trained, 4 * _FLOAT32, f"With rank {rank}, `merge()(x)` and `wrapper(x)` differ"
+        )
     return None
 
 
