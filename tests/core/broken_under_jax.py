@@ -204,14 +204,14 @@ BROKEN = {
     "state-round-trip": (ForgetsState, set()),
     "identity-at-init": (
         StartsElsewhere,
-        {"identity-in-half-precision", "double-precision", "stacked-layers"},
+        {"identity-in-half-precision", "double-precision", "stacked-layers", "ranks"},
     ),
     "identity-in-half-precision": (LosesHalfPrecision, set()),
     "adapter-acts": (DoesNothing, {"gradients"}),
     "ranks": (TakesRowsOfTheWeight, set()),
     "merge-equals-call": (
         ForgetsTheScale,
-        {"merge-gradients", "double-precision", "stacked-layers", *DERIVATIVES},
+        {"merge-gradients", "double-precision", "stacked-layers", "ranks", *DERIVATIVES},
     ),
     "merge-restores-form": (MergesInAnotherDtype, set()),
     "unwrap-restores": (SpoilsItsBase, {"identity-in-half-precision"}),
@@ -232,7 +232,7 @@ BROKEN = {
     "stacked-layers": (ReadsAWrongAxis, set()),
     "eval-shape": (AbstractlyOther, {"state-round-trip"}),
     "checkpoint": (HasSideEffects, set()),
-    "constructor-vmap-and-scan": (CallsBackInInit, set()),
+    "constructor-vmap-and-scan": (CallsBackInInit, {"ranks"}),
     "sharding": (NamesAnotherMesh, set()),
     "no-lapack-in-step": (Solves, {"input-jet"}),
 }

@@ -149,7 +149,7 @@ class Residual(Good):
 
     @classmethod
     def from_state(cls, base, state, rank, alpha):
-        shifted = eqx.tree_at(lambda m: m.weight, base, base.weight * jnp.float32(1 + 2e-7))
+        shifted = eqx.tree_at(lambda m: m.weight, base, base.weight * jnp.float32(1 + 2e-7))  # pyright: ignore
         return super().from_state(shifted, state, rank, alpha)
 
 

@@ -187,6 +187,7 @@ def check(
     required one fails: users rely on those. Advice is printed, too. --only and --layer can be given
     several times.
     """
+    from ..testing import messages
     from . import check as check_
 
     # The module may lie where the command is run, as for `python -m pytest`.
@@ -194,9 +195,11 @@ def check(
     results, left_out = check_.run(check_.find_wrappers(what), only or ("*",), layers, rank)
     _print(results, lambda results: check_.as_table(results, left_out))
     failed = [result for result in results if result.error is not None]
-    for message in check_.messages(failed):
+    broken = [result for result in failed if result.level == "required"]
+    advice = [result for result in failed if result.level == "advice"]
+    for message in (*messages(broken), *(f"Advice: {text}" for text in messages(advice))):
         click.echo(f"\n{message}")
-    ctx.exit(1 if any(strict or result.level == "required" for result in failed) else 0)
+    ctx.exit(1 if broken or (strict and advice) else 0)
 
 
 def _print(found: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:

@@ -8,7 +8,6 @@ from .._errors import PluginError, SelectionError, WrapperError
 from .._registry import normalise, why_unusable
 from .._showing import Table, table
 from ..testing import CheckResult, run_checks, standard_cases, standard_layers
-from ..testing._run import messages as messages
 from ._cli import records
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._caches import remembered
 from .._compute import call_compiled
-from .._contract import LoRAWrapper, construct
+from .._contract import LoRAWrapper, construct, is_traced
+from .._trainability import lora_trainable_filter
 from .._tree import claims
 
 # Why a check is not applicable to such a case.
@@ -25,11 +27,12 @@ def _call(layer: Any, *inputs: Any) -> Any:
 
 def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
     """`make`, whose results are kept until those of the next cases take their place."""
-    found = remembered(16)(lambda case, x64, *args, **names: make(case, *args, **names))
+    found = remembered(16)(lambda case, widest, *args, **names: make(case, *args, **names))
 
     @functools.wraps(make)
     def made(case: Any, *args: Any, **names: Any) -> Any:
-        return found(case, jax.config.jax_enable_x64, *args, **names)
+        widest = jax.dtypes.canonicalize_dtype(float)  # other arrays with 64 bits enabled
+        return found(case, widest, *args, **names)
 
     return made
 
@@ -102,8 +105,6 @@ class WrapperCase:
     @_kept
     def make_trained(self, dtype: Any = None) -> Any:
         """The adapter after its trainable arrays moved at random."""
-        from ._programs import perturbed
-
         return perturbed(self.make(dtype))
 
     def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
@@ -111,14 +112,33 @@ class WrapperCase:
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
 
 
-def apply(case: WrapperCase, base: Any) -> Any:
-    """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
-    settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
-    return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
-
-
 def _build(case: WrapperCase, base: Any) -> Any:
     return case.build(base)
+
+
+def split(adapter: Any) -> tuple[PyTree, PyTree]:
+    """The adapter's trainable arrays, and the rest."""
+    return eqx.partition(adapter, lora_trainable_filter(adapter))
+
+
+def perturbed(adapter: Any) -> Any:
+    """`adapter` with random numbers added to its trainable arrays."""
+    random = np.random.default_rng(4)
+
+    def moved(leaf: Any) -> Any:
+        step = 0.3 * random.normal(size=leaf.shape)
+        if np.iscomplexobj(leaf):
+            step = step + 0.3j * random.normal(size=leaf.shape)
+        step = step.astype(leaf.dtype)
+        if is_traced(leaf):
+            return leaf + step
+        # By NumPy: JAX would compile an addition for each shape.
+        array = np.asarray(leaf) + step
+        is_placed = isinstance(leaf, jax.Array) and leaf.committed
+        return jax.device_put(array, leaf.sharding if is_placed else None)
+
+    trainable, frozen = split(adapter)
+    return eqx.combine(jax.tree.map(moved, trainable), frozen)
 
 
 def standard_cases(wrapper: type[LoRAWrapper], layers: Collection[str] = ()) -> list[WrapperCase]:

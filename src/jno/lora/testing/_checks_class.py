@@ -18,9 +18,13 @@ from .._registry import Registry
 from .._reports import count
 from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
-from ._case import WrapperCase
+from ._case import WrapperCase, split
 from ._conformance import advice, arrays_of, is_key, relative_error, require, required, same_bits
-from ._programs import attributes, merged, output, split
+from ._programs import (
+    attributes,
+    merged,
+    output,
+)
 
 
 @required("see the docstring of `jno.lora.LoRAWrapper` for how an adapter is written.")

@@ -14,9 +14,12 @@ import numpy as np
 from jax.experimental.jet import jet
 from jaxtyping import Array, Float, PyTree
 
-from ._case import NOT_MERGEABLE, WrapperCase
+from ._case import NOT_MERGEABLE, WrapperCase, split
 from ._conformance import require_close, required
-from ._programs import merged, split, through_merge
+from ._programs import (
+    merged,
+    through_merge,
+)
 
 _TOLERANCE = 2e-4
 _ORIGIN = np.zeros(2, np.float32)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str, stable_hash
-from ._case import NOT_MERGEABLE, WrapperCase
+from ._case import NOT_MERGEABLE, WrapperCase, perturbed, split
 from ._conformance import (
     ConformanceError,
     advice,
@@ -27,9 +27,7 @@ from ._programs import (
     mapped_output,
     merged,
     output,
-    perturbed,
     slice_of,
-    split,
     stacked,
     through_merge,
 )

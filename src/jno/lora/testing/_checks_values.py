@@ -13,7 +13,7 @@ import numpy as np
 from .._contract import takes
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
-from ._case import NOT_MERGEABLE, WrapperCase
+from ._case import NOT_MERGEABLE, WrapperCase, split
 from ._conformance import (
     ConformanceError,
     advice,
@@ -25,7 +25,11 @@ from ._conformance import (
     require_close,
     required,
 )
-from ._programs import merged, output, split, start_and_merge
+from ._programs import (
+    merged,
+    output,
+    start_and_merge,
+)
 
 # Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
 # output's own dtype; a weight that was changed and cast back (PiSSA) adds one per weight.

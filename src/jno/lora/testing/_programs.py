@@ -16,16 +16,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._compute import call_compiled
-from .._contract import is_traced, merged_layer
+from .._contract import merged_layer
 from .._merge import plain_layer
-from .._trainability import lora_trainable_filter
-from ._case import WrapperCase
+from ._case import WrapperCase, perturbed
 from ._conformance import is_key
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """`function` as a program; as it is if that fails: only the check `jit` asks for programs."""
-    jitted = eqx.filter_jit(function)
+    jitted: Any = eqx.filter_jit(function)
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
@@ -34,8 +33,9 @@ def compiled(function: Callable[..., Any]) -> Any:
         except Exception:
             return function(*args)
 
-    call.lower = jitted.lower  # pyright: ignore[reportFunctionMemberAccess]
-    return call
+    result: Any = call
+    result.lower = jitted.lower
+    return result
 
 
 def output(case: WrapperCase, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
@@ -118,31 +118,6 @@ def attributes(adapter: Any, names: tuple[str, ...]) -> dict[str, Any]:
 def merged(adapter: Any) -> Any:
     """The merged layer. `merge_lora` runs the same program."""
     return plain_layer(adapter, merged_layer)
-
-
-def split(adapter: Any) -> tuple[PyTree, PyTree]:
-    """The adapter's trainable arrays, and the rest."""
-    return eqx.partition(adapter, lora_trainable_filter(adapter))
-
-
-def perturbed(adapter: Any) -> Any:
-    """`adapter` with random numbers added to its trainable arrays."""
-    random = np.random.default_rng(4)
-
-    def moved(leaf: Any) -> Any:
-        step = 0.3 * random.normal(size=leaf.shape)
-        if np.iscomplexobj(leaf):
-            step = step + 0.3j * random.normal(size=leaf.shape)
-        step = step.astype(leaf.dtype)
-        if is_traced(leaf):
-            return leaf + step
-        # By NumPy: JAX would compile an addition for each shape.
-        array = np.asarray(leaf) + step
-        is_placed = isinstance(leaf, jax.Array) and leaf.committed
-        return jax.device_put(array, leaf.sharding if is_placed else None)
-
-    trainable, frozen = split(adapter)
-    return eqx.combine(jax.tree.map(moved, trainable), frozen)
 
 
 def stacked(trees: list[Any]) -> Any:

@@ -99,8 +99,7 @@ def _message(results: list[CheckResult]) -> str:
             f"[{names}] {results[0].case}: {len(results)} checks stopped at an exception, "
             f"{error.exception}"
         )
-    is_advice = all(result.level == "advice" for result in results)
-    return f"Advice: {text}" if is_advice else text
+    return text
 
 
 def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
@@ -118,7 +117,7 @@ def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
         listed = "\n\n".join(messages(broken))
         raise ConformanceError(f"{case} fails {len(broken)} of {len(CHECKS)} checks.\n\n{listed}")
     for message in messages(failed):
-        warn(message)
+        warn(f"Advice: {message}")
 
 
 def parametrize_with_checks(
