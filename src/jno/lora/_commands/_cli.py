@@ -184,24 +184,38 @@ def new(name: str, layer: str | None, method: bool, output: Path) -> None:
 
 @cli.command()
 @click.argument("what", metavar="MODULE:CLASS | DISTRIBUTION")
+@click.option("--only", multiple=True, metavar="CHECK", help="Run this check; *-merge* is several.")
+@click.option("--layer", "layers", multiple=True, help="Run on this layer, such as Linear.")
+@click.option("--rank", type=click.IntRange(min=1), help="The rank of the adapters. By default 2.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if there is advice, too.")
 @click.pass_context
-def check(ctx: click.Context, what: str, strict: bool) -> None:
+def check(
+    ctx: click.Context,
+    what: str,
+    only: tuple[str, ...],
+    layers: tuple[str, ...],
+    rank: int | None,
+    strict: bool,
+) -> None:
     """Run the conformance kit on an adapter class, or on all adapters of a plugin.
 
     Every check runs on every common Equinox layer that an adapter claims. Exits with 1 if a
-    required one fails: users rely on those. Advice is printed, too.
+    required one fails: users rely on those. Advice is printed, too. --only and --layer can be given
+    several times.
     """
+    from ..testing import messages
     from . import check as check_
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
-    results, left_out = check_.run(check_.find_wrappers(what))
+    results, left_out = check_.run(check_.find_wrappers(what), only or ("*",), layers, rank)
     _print(results, lambda results: check_.as_table(results, left_out))
     failed = [result for result in results if result.error is not None]
-    for result in failed:
-        click.echo(f"\n{'Advice: ' if result.level == 'advice' else ''}{result.error}")
-    ctx.exit(1 if any(strict or result.level == "required" for result in failed) else 0)
+    broken = [result for result in failed if result.level == "required"]
+    advice = [result for result in failed if result.level == "advice"]
+    for message in (*messages(broken), *(f"Advice: {text}" for text in messages(advice))):
+        click.echo(f"\n{message}")
+    ctx.exit(1 if broken or (strict and advice) else 0)
 
 
 def _print(found: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:

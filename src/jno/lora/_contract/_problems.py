@@ -11,7 +11,15 @@ from .._paths import bullets
 from ._constructing import constructor_problem, takes
 from ._wrapper import LoRAWrapper
 
-_CLASSMETHODS = ("applies_to", "why_not", "stack_ndim", "from_state", "matrix", "low_rank_scale")
+_CLASSMETHODS = (
+    "applies_to",
+    "why_not",
+    "stack_ndim",
+    "options_of",
+    "from_state",
+    "matrix",
+    "low_rank_scale",
+)
 
 
 def contract_problems(cls: Any) -> tuple[str, ...]:
@@ -61,6 +69,8 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     for name in _CLASSMETHODS:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             yield f"`{name}` must be a classmethod"
+    if not isinstance(cls.mergeable, bool):
+        yield f"`mergeable` must be True or False, but is {cls.mergeable!r}"
     for name in ("variant", "paper", "formula", "bibtex"):
         value = getattr(cls, name)
         if not (value is None or (isinstance(value, str) and value)):

@@ -36,7 +36,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     are compiled once for all layers of one signature (class, static fields, shapes, dtypes).
 
     A wrapper reads like the layer that it wraps: an attribute that it lacks comes from `base` if it
-    holds no array (`in_features`), and from the merged layer if it does (`weight`).
+    holds no array (`in_features`), and from the merged layer if it does (`weight`). An adapter that
+    is not `mergeable` gives the fields of `base`.
 
     The page "Extending" of the documentation has a complete one; `jno-lora new` writes another.
     """
@@ -48,6 +49,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
     variant: ClassVar[str | None] = None
     auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
+    # Whether the adapted layer can be a plain one. `merge` of any other raises a `WrapperError`.
+    mergeable: ClassVar[bool] = True
     # For listings: the kind of method ("low rank", "rotation"), the paper's number on arXiv (or
     # OpenReview), and how many parameters train, as a formula.
     family: ClassVar[str | None] = None
@@ -139,7 +142,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def state(self) -> dict[str, Any]:
         """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
 
-        What an option changed must be in it, or be known to `from_state`.
+        What an option changed must be in it, or follow from it by `options_of` or `from_state`.
         """
         return {
             path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
@@ -148,17 +151,29 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         }
 
     @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The options of the constructor that this `state()` was saved with. Default: none.
+
+        Needed for options that change the names or shapes of arrays: `from_state` asks `__init__`
+        for them. The arrays may be traced, so only names, shapes and dtypes can be looked at. A
+        stacked layer's state is that of one layer here.
+        """
+        return {}
+
+    @classmethod
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: Any, alpha: Any
     ) -> "LoRAWrapper":
         """The adapter around `base` that `state()` described, without running the initialiser.
 
         `base` is the layer as it was before adapting. `rank` and `alpha` are `None` if the adapter
-        lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`).
+        lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`), with the options
+        that `options_of(state)` gives.
 
         **Raises:** `WrapperError` if the names or shapes in `state` are others.
         """
-        make = functools.partial(construct, cls, key=jax.random.key(0))
+        options = cls.options_of(state)
+        make = functools.partial(construct, cls, key=jax.random.key(0), options=options)
         template = eqx.filter_eval_shape(make, base, rank, alpha)
         leaves, treedef = jtu.tree_flatten_with_path(_without_base(template))
         names = [path_str(path) for path, _ in leaves]
@@ -206,9 +221,11 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             ) from None
         # A method of an Equinox module is a pytree that holds the module, and is seen here as well.
         # A value without arrays (a static field, `Shared`'s placeholder) is the base's own.
-        if any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
-            return _read_weight.get()(self, name)
-        return value
+        if not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
+            return value
+        if not type(self).mergeable and name in {f.name for f in dataclasses.fields(base)}:
+            return value  # its methods are refused: they would compute without the adapter
+        return _read_weight.get()(self, name)
 
 
 def merged_layer(adapter: LoRAWrapper) -> eqx.Module:
