@@ -83,8 +83,9 @@ class Virtual(eqx.Module):
         else:
             W, A = cut(W, axis=-1), cut(A, axis=-1)
         rank = A.shape[-2]
-        lora = {"lora_A": A, "lora_B": B, "rank": rank, "alpha": float(rank), "multiplier": None}
-        adapter = _without_init(LoRALinear, base=_linear(W), **lora)
+        lora = {"lora_A": A, "lora_B": B, "rank": rank, "alpha": float(rank)}
+        absent = dict.fromkeys(("multiplier", "dropout", "bias_update"))
+        adapter = _without_init(LoRALinear, base=_linear(W), **lora, **absent)
         return dataclasses.replace(self, adapter=adapter)
 
     def single(self, axis: int) -> "Virtual":

@@ -77,6 +77,7 @@ class LoRAEmbedding(LoRA, EmbeddingLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaEmbedding(LoHa, EmbeddingLayer):
@@ -136,6 +137,7 @@ class LoRAFAEmbedding(LoRAFA, EmbeddingLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrEmbedding(LoKr, EmbeddingLayer):
@@ -185,6 +187,7 @@ class rsLoRAEmbedding(rsLoRA, EmbeddingLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAEmbedding(DoRA, EmbeddingLayer):

@@ -139,6 +139,7 @@ class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaChannelLastConv(LoHa, ChannelLastConvLayer):
@@ -198,6 +199,7 @@ class LoRAFAChannelLastConv(LoRAFA, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrChannelLastConv(LoKr, ChannelLastConvLayer):
@@ -247,6 +249,7 @@ class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAChannelLastConv(DoRA, ChannelLastConvLayer):
@@ -514,6 +517,7 @@ class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaChannelLastConvTranspose(LoHa, ChannelLastConvTransposeLayer):
@@ -573,6 +577,7 @@ class LoRAFAChannelLastConvTranspose(LoRAFA, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrChannelLastConvTranspose(LoKr, ChannelLastConvTransposeLayer):
@@ -622,6 +627,7 @@ class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAChannelLastConvTranspose(DoRA, ChannelLastConvTransposeLayer):
@@ -889,6 +895,7 @@ class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaSubsampledLinear(LoHa, SubsampledLinearLayer):
@@ -948,6 +955,7 @@ class LoRAFASubsampledLinear(LoRAFA, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrSubsampledLinear(LoKr, SubsampledLinearLayer):
@@ -997,6 +1005,7 @@ class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRASubsampledLinear(DoRA, SubsampledLinearLayer):

@@ -77,6 +77,7 @@ class LoRARecurrent(LoRA, RecurrentLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaRecurrent(LoHa, RecurrentLayer):
@@ -136,6 +137,7 @@ class LoRAFARecurrent(LoRAFA, RecurrentLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrRecurrent(LoKr, RecurrentLayer):
@@ -185,6 +187,7 @@ class rsLoRARecurrent(rsLoRA, RecurrentLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRARecurrent(DoRA, RecurrentLayer):

@@ -170,6 +170,7 @@ class LoRALinear(LoRA, LinearLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaLinear(LoHa, LinearLayer):
@@ -229,6 +230,7 @@ class LoRAFALinear(LoRAFA, LinearLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrLinear(LoKr, LinearLayer):
@@ -278,6 +280,7 @@ class rsLoRALinear(rsLoRA, LinearLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRALinear(DoRA, LinearLayer):
@@ -545,6 +548,7 @@ class LoRAConv(LoRA, ConvLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaConv(LoHa, ConvLayer):
@@ -604,6 +608,7 @@ class LoRAFAConv(LoRAFA, ConvLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrConv(LoKr, ConvLayer):
@@ -653,6 +658,7 @@ class rsLoRAConv(rsLoRA, ConvLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAConv(DoRA, ConvLayer):
@@ -920,6 +926,7 @@ class LoRAConvTranspose(LoRA, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaConvTranspose(LoHa, ConvTransposeLayer):
@@ -979,6 +986,7 @@ class LoRAFAConvTranspose(LoRAFA, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrConvTranspose(LoKr, ConvTransposeLayer):
@@ -1028,6 +1036,7 @@ class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAConvTranspose(DoRA, ConvTransposeLayer):
@@ -1295,6 +1304,7 @@ class LoRAInNorm(LoRA, InNormLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaInNorm(LoHa, InNormLayer):
@@ -1354,6 +1364,7 @@ class LoRAFAInNorm(LoRAFA, InNormLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrInNorm(LoKr, InNormLayer):
@@ -1403,6 +1414,7 @@ class rsLoRAInNorm(rsLoRA, InNormLayer):
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
         dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAInNorm(DoRA, InNormLayer):

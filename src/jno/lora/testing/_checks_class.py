@@ -133,14 +133,15 @@ def check_key_forms(case: WrapperCase) -> None:
 
 @required("name only fields of floating arrays in `adapter_fields`; integers cannot train.")
 def check_trainable_fields(case: WrapperCase) -> None:
-    """Every field in `adapter_fields` holds floating arrays, and only those train."""
+    """Every field in `adapter_fields` holds floating arrays (or `None`), and only those train."""
     adapter = case.make()
     trains = any(jax.tree.leaves(lora_trainable_filter(adapter)))
     for name in case.wrapper.adapter_fields:
-        field = jax.tree.leaves(getattr(adapter, name))
+        field = getattr(adapter, name)
+        arrays = jax.tree.leaves(field)
         require(
-            trains and field and all(map(eqx.is_inexact_array, field)),
-            f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in field]}.",
+            trains and (arrays or field is None) and all(map(eqx.is_inexact_array, arrays)),
+            f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in arrays]}.",
         )
 
 

@@ -1,6 +1,7 @@
 """LoRA, and two that change one thing about it: rsLoRA the scale, LoRA-FA which factor trains."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -9,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
 
-from .._arrays import Matrix
-from .._layer_kind import LayerKind
+from .._arrays import Matrix, cast_like, in_compute_dtype
+from .._layer_kind import Bias, LayerKind
 from .._random import low_rank_start
 from .._scaled import Scaled
 
@@ -19,29 +20,45 @@ class LowRank(Scaled):
     """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; `s` is `alpha / r` unless told otherwise.
 
     With the option `dropout=p`, training computes `W x + s B A dropout(x)`. A call then needs
-    `key=`, and `eqx.nn.inference_mode` switches dropout off. It is no part of saved adapters.
+    `key=`, and `eqx.nn.inference_mode` switches dropout off. Saved adapters do not hold it.
+
+    With the option `bias="train"`, an update of the layer's bias trains as well, from zero: `out`
+    more parameters. A layer without a bias has none.
 
     **Raises** (as all of the zoo's constructors): `ValueError` unless `adapter_dtype` is a floating
     dtype and `multiplier` a real number. A call with dropout and without a key, or of a layer whose
     inputs the adapter does not see, raises `WrapperError`.
     """
 
-    adapter_fields = ("lora_A", "lora_B")
+    adapter_fields = ("lora_A", "lora_B", "bias_update")
     family = "low rank"
     formula = "r (in + out)"
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
+    bias_update: Float[Array, " out"] | None
     dropout: eqx.nn.Dropout | None
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         return low_rank_start(W, r, key, dtype, self.fan_in(W))
 
     def _initial_fields(
-        self, *start: Any, multiplier: Any = None, dropout: Any = None, **options: Any
+        self,
+        *start: Any,
+        multiplier: Any = None,
+        dropout: Any = None,
+        bias: str | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
-        fields = super()._initial_fields(*start, multiplier=multiplier, **options)
-        return {**fields, "dropout": as_dropout(dropout, type(self))}
+        if bias not in (None, "train"):
+            raise ValueError(f'`bias` must be "train" or None, but is {bias!r}')
+        W, _, _, dtype = start
+        has_bias = bias == "train" and self.bias(self.base) is not None
+        return {
+            **super()._initial_fields(*start, multiplier=multiplier, **options),
+            "bias_update": jnp.zeros(len(W), dtype) if has_bias else None,
+            "dropout": as_dropout(dropout, type(self)),
+        }
 
     def law(self, W: Matrix) -> Matrix:
         return W + self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype)
@@ -62,9 +79,23 @@ class LowRank(Scaled):
         A, B = self.lora_A, self.multiplied(self.lora_B)
         seen = self.dropout(x, key=key)
         y = self.low_rank(x, A, B, between=lambda h: self.scaling * h, seen=seen)
-        return self.finish(y, self.bias(self.base))
+        b = self.bias(self.base)
+        return self.finish(y, b if b is None else self.bias_law(b))
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def bias_law(self, b: Bias) -> Bias:
+        if self.bias_update is None:
+            return b
+        wide = in_compute_dtype(b)
+        return cast_like(wide + self.bias_update.astype(wide.dtype), b)
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        options = super().options_of(state)
+        return {**options, "bias": "train"} if "bias_update" in state else options
+
+    def low_rank_update(self) -> tuple[Array, Array] | None:
+        if self.bias_update is not None:
+            return None
         return self.lora_A, self.times_scale(self.lora_B)
 
     @classmethod
@@ -77,7 +108,8 @@ class LoRA(LowRank):
     """LoRA: a low-rank update beside the frozen weight.
 
     Law: `W' = W + (alpha / r) B A`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out)` parameters train.
-    `r = min(rank, in, out)`. The option `dropout` drops inputs of `B A` in training.
+    `r = min(rank, in, out)`. The option `dropout` drops inputs of `B A` in training, and
+    `bias="train"` trains an update of the bias.
 
     Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
     """
@@ -113,7 +145,7 @@ class LoRAFA(LowRank):
     Fine-tuning", arXiv:2308.03303.
     """
 
-    adapter_fields = ("lora_B",)
+    adapter_fields = ("lora_B", "bias_update")
     variant = "lora-fa"
     paper = "2308.03303"
     formula = "r out"
