@@ -138,6 +138,7 @@ def run_digits() -> None:
 
 def run_all_methods() -> None:
     """Train every method on the digits of the demo, for the page on choosing."""
+    import jax
     from rich.console import Console
 
     from jno.lora import compare
@@ -161,9 +162,7 @@ def run_all_methods() -> None:
     )
     comparison.plot(IMAGES / "all-methods.png", times=True)
     page = DOCS / "choosing.md"
-    shown = (
-        f"![Score over trained parameters](images/all-methods.png)\n\n```text\n{comparison}\n```\n"
-    )
+    shown = f"![Validation score over trained parameters](images/all-methods.png)\n\n```text\n{comparison}\n```\n"
     text, number = re.subn(
         r"(?<=<!-- all-methods -->\n).*?(?=<!-- /all-methods -->)",
         lambda _: shown,
