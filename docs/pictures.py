@@ -162,7 +162,7 @@ def run_all_methods() -> None:
     )
     comparison.plot(IMAGES / "all-methods.png", times=True)
     page = DOCS / "choosing.md"
-    shown = f"![Validation score over trained parameters](images/all-methods.png)\n\n```text\n{comparison}\n```\n"
+    shown = f"![Score over parameters](images/all-methods.png)\n\n```text\n{comparison}\n```\n"
     text, number = re.subn(
         r"(?<=<!-- all-methods -->\n).*?(?=<!-- /all-methods -->)",
         lambda _: shown,

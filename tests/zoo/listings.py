@@ -157,7 +157,7 @@ def _way(method: Any) -> str:
     """How `forward` computes the law, by the operation of the layer kind that it calls."""
     if issubclass(method, Additive):
         return "its weight" if method.times is None else "features"
-    ways = {"low_rank": "features", "on_output": "outputs", "product": "features"}
+    ways = {"on_output": "outputs", **dict.fromkeys(("low_rank", "product", "plus"), "features")}
     called = inspect.unwrap(method.forward).__code__.co_names
     return next((way for name, way in ways.items() if name in called), "its weight")
 
