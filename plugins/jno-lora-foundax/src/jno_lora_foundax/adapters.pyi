@@ -18,6 +18,7 @@ from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import VeRA
 from jno_lora_zoo import rsLoRA
 
@@ -36,6 +37,7 @@ __all__ = [
     "MiLoRAChannelLastConv",
     "C3AChannelLastConv",
     "MiSSChannelLastConv",
+    "RandLoRAChannelLastConv",
     "GraLoRAChannelLastConv",
     "HiRAChannelLastConv",
     "LoRAChannelLastConvTranspose",
@@ -52,6 +54,7 @@ __all__ = [
     "MiLoRAChannelLastConvTranspose",
     "C3AChannelLastConvTranspose",
     "MiSSChannelLastConvTranspose",
+    "RandLoRAChannelLastConvTranspose",
     "GraLoRAChannelLastConvTranspose",
     "HiRAChannelLastConvTranspose",
     "LoRASubsampledLinear",
@@ -68,6 +71,7 @@ __all__ = [
     "MiLoRASubsampledLinear",
     "C3ASubsampledLinear",
     "MiSSSubsampledLinear",
+    "RandLoRASubsampledLinear",
     "GraLoRASubsampledLinear",
     "HiRASubsampledLinear",
 ]
@@ -239,6 +243,19 @@ class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAChannelLastConv(RandLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -437,6 +454,19 @@ class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class RandLoRAChannelLastConvTranspose(RandLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class GraLoRAChannelLastConvTranspose(GraLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -629,6 +659,19 @@ class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRASubsampledLinear(RandLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -16,6 +16,7 @@ from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import VeRA
 from jno_lora_zoo import rsLoRA
 
@@ -34,6 +35,7 @@ __all__ = [
     "MiLoRARecurrent",
     "C3ARecurrent",
     "MiSSRecurrent",
+    "RandLoRARecurrent",
     "GraLoRARecurrent",
     "HiRARecurrent",
 ]
@@ -205,6 +207,19 @@ class MiSSRecurrent(MiSS, RecurrentLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRARecurrent(RandLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

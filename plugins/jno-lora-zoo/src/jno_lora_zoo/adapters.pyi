@@ -20,6 +20,7 @@ from .methods.miss import MiSS
 from .methods.oft import OFT
 from .methods.pissa import MiLoRA
 from .methods.pissa import PiSSA
+from .methods.randlora import RandLoRA
 from .methods.vera import VeRA
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "MiLoRALinear",
     "C3ALinear",
     "MiSSLinear",
+    "RandLoRALinear",
     "GraLoRALinear",
     "HiRALinear",
     "LoRAConv",
@@ -53,6 +55,7 @@ __all__ = [
     "MiLoRAConv",
     "C3AConv",
     "MiSSConv",
+    "RandLoRAConv",
     "GraLoRAConv",
     "HiRAConv",
     "LoRAConvTranspose",
@@ -69,6 +72,7 @@ __all__ = [
     "MiLoRAConvTranspose",
     "C3AConvTranspose",
     "MiSSConvTranspose",
+    "RandLoRAConvTranspose",
     "GraLoRAConvTranspose",
     "HiRAConvTranspose",
     "LoRAInNorm",
@@ -85,6 +89,7 @@ __all__ = [
     "MiLoRAInNorm",
     "C3AInNorm",
     "MiSSInNorm",
+    "RandLoRAInNorm",
     "GraLoRAInNorm",
     "HiRAInNorm",
 ]
@@ -256,6 +261,19 @@ class MiSSLinear(MiSS, LinearLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRALinear(RandLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -454,6 +472,19 @@ class MiSSConv(MiSS, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class RandLoRAConv(RandLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class GraLoRAConv(GraLoRA, ConvLayer):
     def __init__(
         self,
@@ -649,6 +680,19 @@ class MiSSConvTranspose(MiSS, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class RandLoRAConvTranspose(RandLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class GraLoRAConvTranspose(GraLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -841,6 +885,19 @@ class MiSSInNorm(MiSS, InNormLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAInNorm(RandLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -17,6 +17,7 @@ from .lora_xs import LoRAXS as LoRAXS
 from .miss import MiSS as MiSS
 from .oft import OFT as OFT
 from .pissa import MiLoRA as MiLoRA, PiSSA as PiSSA
+from .randlora import RandLoRA as RandLoRA
 from .vera import VeRA as VeRA
 
 _imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]

@@ -16,6 +16,7 @@ from .miss import MiSS as MiSS
 from .oft import OFT as OFT
 from .pissa import MiLoRA as MiLoRA
 from .pissa import PiSSA as PiSSA
+from .randlora import RandLoRA as RandLoRA
 from .vera import VeRA as VeRA
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "MiLoRA",
     "C3A",
     "MiSS",
+    "RandLoRA",
     "GraLoRA",
     "HiRA",
 ]
