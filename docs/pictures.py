@@ -93,7 +93,7 @@ def run_plugin() -> None:
         plugin = ROOT / "examples" / "plugin_of_your_own"
         subprocess.run([*pip, "--no-build-isolation", "--target", folder, plugin], check=True)
         printed = subprocess.run(
-            [sys.executable, "-m", "jno.lora", "check", "jno-lora-loha"],
+            [sys.executable, "-m", "jno.lora", "check", "jno-lora-svft"],
             check=True,
             env=os.environ
             | {"PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.jet import jet
-from zoo_cases import assert_close, fields_of, perturb, reference, shapes_in_jaxpr
+from zoo_cases import assert_close, equal_leaves, fields_of, perturb, reference, shapes_in_jaxpr
 from zoo_cases.layers import matrix_of
 
 import jno_lora_embedding
@@ -186,3 +186,44 @@ def test_c3a_may_start_from_random_kernels():
     assert not np.any(make().kernel)
     with pytest.raises(ValueError, match="'zeros' or 'xavier_uniform', but is 'gaussian'"):
         make(init="gaussian")
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(7, 5), (5, 7), (6, 6)])
+def test_randlora_keeps_given_bases_and_reads_them_from_a_state(inputs, outputs):
+    smaller, larger = sorted((inputs, outputs))
+    n = -(-smaller // 3)
+    rng = np.random.default_rng(0)
+    A, B = rng.normal(size=(3, smaller)), rng.normal(size=(larger, 3 * n))
+    wrapper = trained("RandLoRALinear", linear(inputs, outputs), 3, bases=(A, B))
+    W = np.asarray(wrapper.base.weight).astype(np.float64)
+    fields = fields_of(
+        eqx.tree_at(lambda w: w.multiplier, wrapper, 1.0, is_leaf=lambda x: x is None)
+    )
+    fields.A, fields.B = A, B
+    assert_computes(wrapper, reference("RandLoRA", fields, W, 3, 3.0))
+    options = type(wrapper).options_of(wrapper.state())
+    again = trained("RandLoRALinear", linear(inputs, outputs), 3, **options)
+    assert equal_leaves(again.merge(), wrapper.merge())
+
+
+def test_randlora_saves_a_seed_or_its_bases_and_trains_neither():
+    wrapper = trained("RandLoRALinear", linear(7, 5), 3)
+    assert wrapper.state().keys() == {"lambdas", "gammas", "seed"}
+    assert type(wrapper).options_of(wrapper.state()) == {}
+    bases = (jnp.ones((3, 5)), jnp.ones((7, 6)))
+    wrapper = trained("RandLoRALinear", linear(7, 5), 3, bases=bases)
+    assert np.all(wrapper.basis_A == 1) and np.all(wrapper.basis_B == 1)
+
+
+def test_randlora_refuses_bases_of_other_shapes():
+    with pytest.raises(ValueError, match=r"the shapes \(3, 5\) and \(7, 6\), but theirs are"):
+        trained("RandLoRALinear", linear(7, 5), 3, bases=(jnp.ones((3, 7)), jnp.ones((5, 6))))
+
+
+@pytest.mark.parametrize("name", ["RandLoRALinear", "RandLoRAEmbedding"])
+def test_the_update_of_randlora_is_a_product_of_full_rank(name):
+    wrapper = trained(name, table_or_linear(name, 7, 5), 3)
+    A, B = wrapper.low_rank_update()
+    update = np.asarray(wrapper.matrix(wrapper.merge()) - wrapper.matrix(wrapper.base))
+    assert_close(B @ A, update, 1e-5)
+    assert np.linalg.matrix_rank(update) == 5

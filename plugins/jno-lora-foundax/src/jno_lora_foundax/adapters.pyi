@@ -27,6 +27,7 @@ from jno_lora_zoo import OFTIn
 from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
@@ -57,6 +58,7 @@ __all__ = [
     "C3AChannelLastConv",
     "RoAdChannelLastConv",
     "MiSSChannelLastConv",
+    "RandLoRAChannelLastConv",
     "DeLoRAChannelLastConv",
     "PSOFTChannelLastConv",
     "WaveFTChannelLastConv",
@@ -87,6 +89,7 @@ __all__ = [
     "C3AChannelLastConvTranspose",
     "RoAdChannelLastConvTranspose",
     "MiSSChannelLastConvTranspose",
+    "RandLoRAChannelLastConvTranspose",
     "DeLoRAChannelLastConvTranspose",
     "PSOFTChannelLastConvTranspose",
     "WaveFTChannelLastConvTranspose",
@@ -117,6 +120,7 @@ __all__ = [
     "C3ASubsampledLinear",
     "RoAdSubsampledLinear",
     "MiSSSubsampledLinear",
+    "RandLoRASubsampledLinear",
     "DeLoRASubsampledLinear",
     "PSOFTSubsampledLinear",
     "WaveFTSubsampledLinear",
@@ -385,6 +389,19 @@ class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAChannelLastConv(RandLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -766,6 +783,19 @@ class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class RandLoRAChannelLastConvTranspose(RandLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -1141,6 +1171,19 @@ class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRASubsampledLinear(RandLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

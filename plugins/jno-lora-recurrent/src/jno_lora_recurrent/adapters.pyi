@@ -25,6 +25,7 @@ from jno_lora_zoo import OFTIn
 from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
@@ -55,6 +56,7 @@ __all__ = [
     "C3ARecurrent",
     "RoAdRecurrent",
     "MiSSRecurrent",
+    "RandLoRARecurrent",
     "DeLoRARecurrent",
     "PSOFTRecurrent",
     "WaveFTRecurrent",
@@ -323,6 +325,19 @@ class MiSSRecurrent(MiSS, RecurrentLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRARecurrent(RandLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -29,6 +29,7 @@ from .methods.pissa import MiLoRA
 from .methods.pissa import OLoRA
 from .methods.pissa import PiSSA
 from .methods.psoft import PSOFT
+from .methods.randlora import RandLoRA
 from .methods.road import RoAd
 from .methods.shira import SHiRA
 from .methods.supertuning import SuperTuning
@@ -58,6 +59,7 @@ __all__ = [
     "C3ALinear",
     "RoAdLinear",
     "MiSSLinear",
+    "RandLoRALinear",
     "DeLoRALinear",
     "PSOFTLinear",
     "WaveFTLinear",
@@ -88,6 +90,7 @@ __all__ = [
     "C3AConv",
     "RoAdConv",
     "MiSSConv",
+    "RandLoRAConv",
     "DeLoRAConv",
     "PSOFTConv",
     "WaveFTConv",
@@ -118,6 +121,7 @@ __all__ = [
     "C3AConvTranspose",
     "RoAdConvTranspose",
     "MiSSConvTranspose",
+    "RandLoRAConvTranspose",
     "DeLoRAConvTranspose",
     "PSOFTConvTranspose",
     "WaveFTConvTranspose",
@@ -148,6 +152,7 @@ __all__ = [
     "C3AInNorm",
     "RoAdInNorm",
     "MiSSInNorm",
+    "RandLoRAInNorm",
     "DeLoRAInNorm",
     "PSOFTInNorm",
     "WaveFTInNorm",
@@ -416,6 +421,19 @@ class MiSSLinear(MiSS, LinearLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRALinear(RandLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -797,6 +815,19 @@ class MiSSConv(MiSS, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class RandLoRAConv(RandLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRAConv(DeLoRA, ConvLayer):
     def __init__(
         self,
@@ -1175,6 +1206,19 @@ class MiSSConvTranspose(MiSS, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class RandLoRAConvTranspose(RandLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -1550,6 +1594,19 @@ class MiSSInNorm(MiSS, InNormLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAInNorm(RandLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

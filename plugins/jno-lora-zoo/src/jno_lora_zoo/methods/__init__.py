@@ -25,6 +25,7 @@ from .oft import OFT as OFT
 from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA, OLoRA as OLoRA, PiSSA as PiSSA
 from .psoft import PSOFT as PSOFT
+from .randlora import RandLoRA as RandLoRA
 from .road import RoAd as RoAd
 from .shira import SHiRA as SHiRA
 from .supertuning import SuperTuning as SuperTuning

@@ -25,6 +25,7 @@ from .pissa import MiLoRA as MiLoRA
 from .pissa import OLoRA as OLoRA
 from .pissa import PiSSA as PiSSA
 from .psoft import PSOFT as PSOFT
+from .randlora import RandLoRA as RandLoRA
 from .road import RoAd as RoAd
 from .shira import SHiRA as SHiRA
 from .supertuning import SuperTuning as SuperTuning
@@ -55,6 +56,7 @@ __all__ = [
     "C3A",
     "RoAd",
     "MiSS",
+    "RandLoRA",
     "DeLoRA",
     "PSOFT",
     "WaveFT",
