@@ -9,9 +9,10 @@ from typing import Any
 from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, warn
 
-from ._layouts import METHODS
 from ._names import EMBEDDING, HEAD, is_embedding, may_be_tied
-from ._refusals import KNOWN, TYPES, refused_settings, refused_type
+from ._refusals import KNOWN, refused_settings, refused_type
+from ._type import Setting
+from ._types import TYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +54,11 @@ class Config:
 
     def rank(self, module: str) -> int:
         """The rank for the module of that name."""
-        return self._for(module, "rank_pattern", *_RANKS[self.type])
+        return self._for(module, TYPES[self.type].rank)
 
     def alpha(self, module: str) -> float:
         """The numerator of the scale for the module of that name."""
-        name = "alpha" if self.type in ("LOHA", "LOKR") else "lora_alpha"
-        return self._for(module, "alpha_pattern", name, 8)
-
-    def scale(self, module: str) -> float:
-        """The factor of the update, by PEFT's rule."""
-        rank, alpha = self.rank(module), self.alpha(module)
-        if self.type == "ADALORA":
-            return (alpha if alpha > 0 else rank) / (rank + 1e-5)
-        return METHODS["rslora" if self.values.get("use_rslora") else "lora"].scale_for(rank, alpha)
+        return self._for(module, TYPES[self.type].alpha)
 
     def is_target(self, module: str) -> bool:
         """Whether PEFT would put an adapter on the module of that name."""
@@ -101,21 +94,21 @@ class Config:
         """Whether the module of that name is one of `modules_to_save`."""
         return any(module.endswith(name) for name in self.values.get("modules_to_save") or ())
 
-    def scales_inputs(self, module: str) -> bool:
-        """Whether IA3 scales the inputs of the module of that name, not its outputs."""
-        names = self.values.get("feedforward_modules") or ()
-        if isinstance(names, str):
-            return re.fullmatch(names, module) is not None
-        return any(module.endswith(name) for name in names)
+    def rows(self, module: str) -> list[int] | None:
+        """Which rows of the embedding of that name the file replaces."""
+        rows = self.values.get("token_indices") or self.values.get("trainable_token_indices")
+        if isinstance(rows, dict):
+            return next((own for name, own in rows.items() if module.endswith(name)), None)
+        return rows
 
-    def _for(self, module: str, pattern: str, name: str, default: Any) -> Any:
-        # AdaLoRA keeps in its rank_pattern which components are left, and has no alpha_pattern.
-        patterns = {} if self.type == "ADALORA" else self.values.get(pattern) or {}
-        for key, value in patterns.items():
+    def _for(self, module: str, setting: Setting | None) -> Any:
+        if setting is None:
+            return 1
+        for key, value in (self.values.get(setting.pattern) or {}).items():
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
-        value = self.values.get(name)
-        return default if value is None else value
+        value = self.values.get(setting.name)
+        return setting.default if value is None else value
 
     def _is_layer_to_transform(self, module: str) -> bool:
         wanted = self.values.get("layers_to_transform")
@@ -128,14 +121,6 @@ class Config:
             if found:  # the last group: the pattern may have some of its own
                 return int(found[found.re.groups]) in wanted
         return False
-
-
-# PEFT's names for the rank, and the defaults.
-_RANKS = {
-    **dict.fromkeys(("LORA", "LOHA", "LOKR"), ("r", 8)),
-    "VERA": ("r", 256),
-    "ADALORA": ("init_r", 12),
-}
 
 
 def _names(names: str | list[str], module: str) -> bool:

@@ -13,6 +13,7 @@ from ._layouts import layout_of
 from ._names import HEAD, Rename, is_embedding, may_be_tied, peft_name
 from ._others import Others
 from ._ties import Ties
+from ._types import TYPE_OF, TYPES
 from ._updates import MisfitError
 from ._written import Written, trained_in_base, written, written_base
 from ._written_config import common_variant, config_of, described, targets
@@ -83,7 +84,8 @@ def save_peft(
             "Nothing was written. To write the adapters alone, save `net.module`."
         )
     variant = common_variant(saving.modules)
-    if (others.ties and variant == "ia3") or (
+    kind = TYPES[TYPE_OF[variant]]
+    if (others.ties and TYPE_OF[variant] != "LORA") or (
         saving.ties_adapter and any(map(may_be_tied, others.names))
     ):
         raise PeftFormatError(
@@ -97,8 +99,9 @@ def save_peft(
         "target_modules": targets(saving.modules, model, rename),
         "modules_to_save": others.names or None,
     }
-    if variant != "ia3":
-        config["bias"] = "lora_only" if saving.has_bias else "none"
+    if kind.bias:
+        config["bias"] = kind.bias if saving.has_bias else "none"
+    if TYPE_OF[variant] == "LORA":
         config["ensure_weight_tying"] = saving.ties_adapter or others.ties
     write(directory, config, {**saving.tensors, **others.tensors})
 
@@ -141,8 +144,10 @@ class _Saving:
     ) -> None:
         """Arrays of the layer itself that train, or that `load_peft` read."""
         arrays = written_base(node, one.place, trained)
-        if "bias" in arrays and one.variant == "ia3":
-            raise MisfitError("its bias is not that of the base model, and PEFT's IA3 keeps that")
+        if "bias" in arrays and not TYPES[one.type].bias:
+            raise MisfitError(
+                f"its bias is not that of the base model, and PEFT's {one.type} keeps that"
+            )
         self.has_bias |= "bias" in arrays
         self._put(f"{module}.base_layer", arrays)
 

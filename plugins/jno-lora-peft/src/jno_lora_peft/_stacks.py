@@ -6,8 +6,8 @@ import numpy as np
 
 from jno.lora.extending import bullets
 
-from ._converted import Converted
 from ._layouts import Shape
+from ._module import Converted
 from ._names import show_index
 from ._updates import MisfitError
 

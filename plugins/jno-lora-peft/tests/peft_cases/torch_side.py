@@ -14,6 +14,7 @@ from .twins import inputs
 LINEAR = ["fc", "block.out", "layers.0.fc", "layers.1.fc"]
 CONV = ["conv1", "conv2"]
 ALL = [*LINEAR, *CONV, "embed"]
+EVEN = ["wide", "deep"]
 
 
 class Model(nn.Module):
@@ -30,6 +31,8 @@ class Model(nn.Module):
         self.embed = nn.Embedding(7, 4)
         self.norm = nn.LayerNorm(4)
         self.head = nn.Linear(4, 2)
+        self.wide = nn.Linear(8, 6)
+        self.deep = nn.Linear(6, 8, bias=False)
 
     def forward(self, x):
         return self.head(self.norm(self.embed(x)))
@@ -75,6 +78,38 @@ CASES = {
         r=1, target_modules=CONV, use_effective_conv2d=True, decompose_factor=1
     ),
     "norms": lambda: peft.LNTuningConfig(target_modules=["norm"]),
+    "tokens": lambda: peft.TrainableTokensConfig(target_modules=["embed"], token_indices=[1, 3]),
+    "lora-tokens": lambda: lora(["fc"], trainable_token_indices={"embed": [1, 3]}),
+    "beft": lambda: peft.BeftConfig(target_modules=["wide", "block.fc"]),
+    "ia3-inputs": lambda: peft.IA3Config(
+        target_modules=[*EVEN, "conv2"], feedforward_modules=["wide", "conv2"]
+    ),
+    "pissa": lambda: lora(EVEN, init_lora_weights="pissa"),
+    "pissa-rslora": lambda: lora(EVEN, init_lora_weights="pissa", use_rslora=True),
+    "pissa-niter": lambda: lora(EVEN, init_lora_weights="pissa_niter_99"),
+    "olora": lambda: lora(EVEN, init_lora_weights="olora"),
+    "osf": lambda: peft.OSFConfig(effective_rank=2, target_modules=EVEN),
+    "pvera": lambda: peft.PveraConfig(r=2, target_modules=EVEN),
+    "vblora": lambda: peft.VBLoRAConfig(
+        r=2, num_vectors=5, vector_length=2, topk=2, target_modules=EVEN
+    ),
+    "vblora-topk": lambda: peft.VBLoRAConfig(
+        r=2, num_vectors=5, vector_length=2, topk=3, target_modules=EVEN,
+        save_only_topk_weights=True,
+    ),
+    "unilora": lambda: peft.UniLoraConfig(
+        r=2, theta_d_length=5, save_indices=True, target_modules=EVEN
+    ),
+    "glora": lambda: peft.GloraConfig(r=2, target_modules=EVEN),
+    "glora-vectors": lambda: peft.GloraConfig(
+        config_A_B="vector", config_C="vector", config_D_E="vector", target_modules=EVEN
+    ),
+    "glora-constants": lambda: peft.GloraConfig(
+        config_A_B="constant", config_C="none", target_modules=EVEN
+    ),
+    "frod": lambda: peft.FrodConfig(
+        sparse_rate=0.3, progressbar=False, target_modules=["layers.0.fc", "layers.1.fc"]
+    ),
 }
 
 

@@ -6,7 +6,7 @@ writes the stubs and lists that name them.
 
 from .._method import Method
 from .dora import DoRA as DoRA
-from .ia3 import IA3 as IA3
+from .ia3 import IA3 as IA3, IA3In as IA3In, IA3Out as IA3Out
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS

@@ -1,0 +1,42 @@
+"""What is known of one of PEFT's types of adapter."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ._module import Converted, Module
+from ._same import Adapter, File
+
+
+class Setting(NamedTuple):
+    """A setting with a number: its name, its default, and the table for single modules."""
+
+    name: str
+    default: float
+    pattern: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Type:
+    """One type of adapter.
+
+    - `held`: how it is held here, for the documentation.
+    - `parts`, `shared`: regular expressions for the tensors of a module, and of none alone.
+    - `read`: the adapter here of one module. **Raises:** `MisfitError`.
+    - `rank`, `alpha`: the settings for them, if it has them.
+    - `writes`: by variant of the methods that are written as this type.
+    - `only`: settings of which one value is held, and why no other.
+    - `common`: settings that name modules, from the variants of all modules.
+    - `bias`: the value of its setting `bias` with which the adapted layers' own biases train.
+    """
+
+    held: str
+    parts: str
+    read: Callable[[Module], Converted]
+    rank: Setting | None = None
+    alpha: Setting | None = None
+    shared: str = "(?!)"
+    writes: Mapping[str, Callable[[Adapter], File]] = dataclasses.field(default_factory=dict)
+    only: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    common: Callable[[Mapping[str, str]], dict[str, Any]] = lambda variants: {}
+    bias: str = ""
