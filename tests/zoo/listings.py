@@ -18,6 +18,7 @@ import textwrap
 from typing import Any
 
 from jno_lora_zoo import METHODS
+from jno_lora_zoo._bibtex import url_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 COLUMNS = ("zoo", "embedding", "recurrent", "foundax")
@@ -139,7 +140,7 @@ def _row(method: Any) -> str:
     law = re.search(r"Law: (`[^`]+`(?: with `[^`]+`)?)", " ".join(inspect.getdoc(method).split()))
     assert law is not None, f"the docstring of {method.__name__} says no `Law: ...`"
     arrays = [_array(f, f.name in method.adapter_fields) for f in dataclasses.fields(method)]
-    paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})"
+    paper = f"[{method.paper}]({url_of(method.paper)})"
     variant = f"[`{method.variant}`](methods/{method.variant}.md)"
     cells = [variant, ", ".join(filter(None, arrays)), law[1], method.formula, paper]
     return f"| {' | '.join(cells)} |\n"

@@ -31,12 +31,13 @@ def test_the_entries_are_whole_and_agree_with_the_documentation(cls):
         assert entry.count("{") == entry.count("}")
         fields = dict(FIELD.findall(entry))
         assert fields.keys() == {"title", "author", "year", "eprint", "archivePrefix"}
-        # arXiv's numbers begin with the year and month.
-        assert fields["year"] == f"20{fields['eprint'][:2]}"
-        assert f"arXiv:{fields['eprint']}" in documentation
+        if fields["archivePrefix"] == "arXiv":  # whose numbers begin with the year and month
+            assert fields["year"] == f"20{fields['eprint'][:2]}"
+        number = f"{fields['archivePrefix']}:{fields['eprint']}"
+        assert number in documentation
         surname = plain(fields["author"]).split(",")[0].split()[-1]
         assert surname in documentation
-        title = re.search(r'"([^"]*)", arXiv:' + fields["eprint"], documentation)
+        title = re.search(rf'"([^"]*)", {number}', documentation)
         assert title is not None
         assert plain(fields["title"]).startswith(title[1])
     assert any(f"eprint = {{{cls.paper}}}" in entry for entry in entries)

@@ -3,7 +3,11 @@
 from typing import Any
 from .layer import EmbeddingLayer
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import IA3In
+from jno_lora_zoo import IA3Out
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
@@ -16,7 +20,10 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAEmbedding",
+    "LoHaEmbedding",
     "IA3Embedding",
+    "IA3InEmbedding",
+    "IA3OutEmbedding",
     "OFTEmbedding",
     "LoRAFAEmbedding",
     "LoKrEmbedding",
@@ -26,6 +33,7 @@ __all__ = [
     "PiSSAEmbedding",
     "LoRAXSEmbedding",
     "MiLoRAEmbedding",
+    "HiRAEmbedding",
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
@@ -40,7 +48,41 @@ class LoRAEmbedding(LoRA, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaEmbedding(LoHa, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Embedding(IA3, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InEmbedding(IA3In, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutEmbedding(IA3Out, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -157,4 +199,16 @@ class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class HiRAEmbedding(HiRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -5,7 +5,11 @@ from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import IA3In
+from jno_lora_zoo import IA3Out
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
@@ -18,7 +22,10 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAChannelLastConv",
+    "LoHaChannelLastConv",
     "IA3ChannelLastConv",
+    "IA3InChannelLastConv",
+    "IA3OutChannelLastConv",
     "OFTChannelLastConv",
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
@@ -28,8 +35,12 @@ __all__ = [
     "PiSSAChannelLastConv",
     "LoRAXSChannelLastConv",
     "MiLoRAChannelLastConv",
+    "HiRAChannelLastConv",
     "LoRAChannelLastConvTranspose",
+    "LoHaChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
+    "IA3InChannelLastConvTranspose",
+    "IA3OutChannelLastConvTranspose",
     "OFTChannelLastConvTranspose",
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
@@ -39,8 +50,12 @@ __all__ = [
     "PiSSAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
+    "HiRAChannelLastConvTranspose",
     "LoRASubsampledLinear",
+    "LoHaSubsampledLinear",
     "IA3SubsampledLinear",
+    "IA3InSubsampledLinear",
+    "IA3OutSubsampledLinear",
     "OFTSubsampledLinear",
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
@@ -50,6 +65,7 @@ __all__ = [
     "PiSSASubsampledLinear",
     "LoRAXSSubsampledLinear",
     "MiLoRASubsampledLinear",
+    "HiRASubsampledLinear",
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
@@ -64,7 +80,41 @@ class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaChannelLastConv(LoHa, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ChannelLastConv(IA3, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InChannelLastConv(IA3In, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutChannelLastConv(IA3Out, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -183,6 +233,18 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HiRAChannelLastConv(HiRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -195,7 +257,41 @@ class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaChannelLastConvTranspose(LoHa, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InChannelLastConvTranspose(IA3In, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutChannelLastConvTranspose(IA3Out, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -314,6 +410,18 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -326,7 +434,41 @@ class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaSubsampledLinear(LoHa, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3SubsampledLinear(IA3, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InSubsampledLinear(IA3In, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutSubsampledLinear(IA3Out, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -443,4 +585,16 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class HiRASubsampledLinear(HiRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

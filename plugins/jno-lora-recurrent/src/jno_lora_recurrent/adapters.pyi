@@ -3,7 +3,11 @@
 from typing import Any
 from .layer import RecurrentLayer
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import IA3In
+from jno_lora_zoo import IA3Out
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
@@ -16,7 +20,10 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRARecurrent",
+    "LoHaRecurrent",
     "IA3Recurrent",
+    "IA3InRecurrent",
+    "IA3OutRecurrent",
     "OFTRecurrent",
     "LoRAFARecurrent",
     "LoKrRecurrent",
@@ -26,6 +33,7 @@ __all__ = [
     "PiSSARecurrent",
     "LoRAXSRecurrent",
     "MiLoRARecurrent",
+    "HiRARecurrent",
 ]
 
 class LoRARecurrent(LoRA, RecurrentLayer):
@@ -40,7 +48,41 @@ class LoRARecurrent(LoRA, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaRecurrent(LoHa, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Recurrent(IA3, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InRecurrent(IA3In, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutRecurrent(IA3Out, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -157,4 +199,16 @@ class MiLoRARecurrent(MiLoRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class HiRARecurrent(HiRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

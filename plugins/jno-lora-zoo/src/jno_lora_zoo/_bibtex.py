@@ -1,6 +1,6 @@
-"""The papers that the first party's adapters cite, by their arXiv numbers."""
+"""The papers that the first party's adapters cite, by their numbers on arXiv or OpenReview."""
 
-# The entry's key, its title and its authors. arXiv numbers begin with the year.
+# The entry's key, which names the year, its title and its authors.
 ENTRIES = {
     "2010.08895": (
         "li2020fno",
@@ -18,6 +18,11 @@ ENTRIES = {
         "{LoRA}: Low-Rank Adaptation of Large Language Models",
         "Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi "
         "and Wang, Shean and Wang, Lu and Chen, Weizhu",
+    ),
+    "2108.06098": (
+        "hyeonwoo2021fedpara",
+        "{FedPara}: Low-rank {Hadamard} Product for Communication-Efficient Federated Learning",
+        "Hyeon-Woo, Nam and Ye-Bin, Moon and Oh, Tae-Hyun",
     ),
     "2205.05638": (
         "liu2022ia3",
@@ -86,16 +91,34 @@ ENTRIES = {
         "{MiLoRA}: Harnessing Minor Singular Components for Parameter-Efficient {LLM} Finetuning",
         "Wang, Hanqing and Li, Yixia and Wang, Shuo and Chen, Guanhua and Chen, Yun",
     ),
+    "TwJrTz9cRS": (
+        "huang2025hira",
+        "{HiRA}: Parameter-Efficient {Hadamard} High-Rank Adaptation for Large Language Models",
+        "Huang, Qiushi and Ko, Tom and Zhuang, Zhan and Tang, Lilian and Zhang, Yu",
+    ),
 }
 
 
-def bibtex_of(*numbers: str) -> str:
-    """The BibTeX entries of these arXiv numbers. **Raises:** `KeyError` for an unknown one."""
-    return "\n".join(_entry(number, *ENTRIES[number]) for number in numbers)
+def url_of(paper: str) -> str:
+    """The page of a paper, by its number."""
+    if _is_on_arxiv(paper):
+        return f"https://arxiv.org/abs/{paper}"
+    return f"https://openreview.net/forum?id={paper}"
 
 
-def _entry(number: str, key: str, title: str, authors: str) -> str:
+def bibtex_of(*papers: str) -> str:
+    """The BibTeX entries of papers, by their numbers. **Raises:** `KeyError` for an unknown one."""
+    return "\n".join(_entry(paper, *ENTRIES[paper]) for paper in papers)
+
+
+def _entry(paper: str, key: str, title: str, authors: str) -> str:
+    year = "".join(letter for letter in key if letter.isdigit())[:4]
+    archive = "arXiv" if _is_on_arxiv(paper) else "OpenReview"
     return (
         f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{authors}}},\n"
-        f"  year = {{20{number[:2]}}},\n  eprint = {{{number}}},\n  archivePrefix = {{arXiv}},\n}}"
+        f"  year = {{{year}}},\n  eprint = {{{paper}}},\n  archivePrefix = {{{archive}}},\n}}"
     )
+
+
+def _is_on_arxiv(paper: str) -> bool:
+    return paper[:4].isdigit()

@@ -87,6 +87,10 @@ class Additive(Scaled):
     def update(self, W: Matrix) -> Matrix:
         """`U`, with its scale, in the dtype of `W`."""
 
+    def matrix_is_cheaper(self, shape: tuple[int, int]) -> bool:
+        """Whether `U` costs less than `times` for a matrix `W` of this shape."""
+        return False
+
     def law(self, W: Matrix) -> Matrix:
         return W + self.update(W)
 
@@ -96,6 +100,8 @@ class Additive(Scaled):
             way if way is None else functools.partial(way, W.shape)
             for way in (self.times, self.column)
         )
+        if self.matrix_is_cheaper(W.shape):
+            times = None
         return self.plus(x, Update(lambda: self.update(W), times, column))
 
 

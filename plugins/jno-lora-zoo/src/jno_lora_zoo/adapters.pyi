@@ -6,7 +6,11 @@ from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
 from .methods.dora import DoRA
+from .methods.hira import HiRA
 from .methods.ia3 import IA3
+from .methods.ia3 import IA3In
+from .methods.ia3 import IA3Out
+from .methods.loha import LoHa
 from .methods.lokr import LoKr
 from .methods.lora import LoRA
 from .methods.lora import LoRAFA
@@ -19,7 +23,10 @@ from .methods.vera import VeRA
 
 __all__ = [
     "LoRALinear",
+    "LoHaLinear",
     "IA3Linear",
+    "IA3InLinear",
+    "IA3OutLinear",
     "OFTLinear",
     "LoRAFALinear",
     "LoKrLinear",
@@ -29,8 +36,12 @@ __all__ = [
     "PiSSALinear",
     "LoRAXSLinear",
     "MiLoRALinear",
+    "HiRALinear",
     "LoRAConv",
+    "LoHaConv",
     "IA3Conv",
+    "IA3InConv",
+    "IA3OutConv",
     "OFTConv",
     "LoRAFAConv",
     "LoKrConv",
@@ -40,8 +51,12 @@ __all__ = [
     "PiSSAConv",
     "LoRAXSConv",
     "MiLoRAConv",
+    "HiRAConv",
     "LoRAConvTranspose",
+    "LoHaConvTranspose",
     "IA3ConvTranspose",
+    "IA3InConvTranspose",
+    "IA3OutConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
@@ -51,8 +66,12 @@ __all__ = [
     "PiSSAConvTranspose",
     "LoRAXSConvTranspose",
     "MiLoRAConvTranspose",
+    "HiRAConvTranspose",
     "LoRAInNorm",
+    "LoHaInNorm",
     "IA3InNorm",
+    "IA3InInNorm",
+    "IA3OutInNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
     "LoKrInNorm",
@@ -62,6 +81,7 @@ __all__ = [
     "PiSSAInNorm",
     "LoRAXSInNorm",
     "MiLoRAInNorm",
+    "HiRAInNorm",
 ]
 
 class LoRALinear(LoRA, LinearLayer):
@@ -76,7 +96,41 @@ class LoRALinear(LoRA, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaLinear(LoHa, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Linear(IA3, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InLinear(IA3In, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutLinear(IA3Out, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -195,6 +249,18 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HiRALinear(HiRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAConv(LoRA, ConvLayer):
     def __init__(
         self,
@@ -207,7 +273,41 @@ class LoRAConv(LoRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaConv(LoHa, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Conv(IA3, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InConv(IA3In, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutConv(IA3Out, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -326,6 +426,18 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HiRAConv(HiRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -338,7 +450,41 @@ class LoRAConvTranspose(LoRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaConvTranspose(LoHa, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ConvTranspose(IA3, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InConvTranspose(IA3In, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutConvTranspose(IA3Out, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -457,6 +603,18 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HiRAConvTranspose(HiRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAInNorm(LoRA, InNormLayer):
     def __init__(
         self,
@@ -469,7 +627,41 @@ class LoRAInNorm(LoRA, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaInNorm(LoHa, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3InNorm(IA3, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InInNorm(IA3In, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutInNorm(IA3Out, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -586,4 +778,16 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class HiRAInNorm(HiRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -6,7 +6,7 @@ ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 # Written by `python tests/zoo/listings.py --write`, from the methods of the zoo.
 _METHODS = """
-LoRA IA3 OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA LoRAXS MiLoRA
+LoRA LoHa IA3 IA3In IA3Out OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA LoRAXS MiLoRA HiRA
 """
 _LAYERS = """
 Linear Conv ConvTranspose InNorm

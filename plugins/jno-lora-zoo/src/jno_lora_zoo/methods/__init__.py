@@ -6,7 +6,9 @@ writes the stubs and lists that name them.
 
 from .._method import Method
 from .dora import DoRA as DoRA
+from .hira import HiRA as HiRA
 from .ia3 import IA3 as IA3, IA3In as IA3In, IA3Out as IA3Out
+from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
@@ -16,6 +18,6 @@ from .vera import VeRA as VeRA
 
 _imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]
 
-# Oldest paper first.
+# Oldest paper first; those that are not on arXiv last.
 METHODS: tuple[type[Method], ...] = tuple(sorted(_imported, key=lambda method: method.paper))
 __all__ = ["METHODS", *(method.__name__ for method in METHODS)]  # pyright: ignore[reportUnsupportedDunderAll]

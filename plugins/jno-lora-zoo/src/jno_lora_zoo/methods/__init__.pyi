@@ -2,7 +2,11 @@
 # ruff: noqa
 from .._method import Method
 from .dora import DoRA as DoRA
+from .hira import HiRA as HiRA
 from .ia3 import IA3 as IA3
+from .ia3 import IA3In as IA3In
+from .ia3 import IA3Out as IA3Out
+from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA
 from .lora import LoRAFA as LoRAFA
@@ -16,7 +20,10 @@ from .vera import VeRA as VeRA
 __all__ = [
     "METHODS",
     "LoRA",
+    "LoHa",
     "IA3",
+    "IA3In",
+    "IA3Out",
     "OFT",
     "LoRAFA",
     "LoKr",
@@ -26,5 +33,6 @@ __all__ = [
     "PiSSA",
     "LoRAXS",
     "MiLoRA",
+    "HiRA",
 ]
 METHODS: tuple[type[Method], ...]
