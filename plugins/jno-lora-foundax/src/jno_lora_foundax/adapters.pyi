@@ -15,6 +15,7 @@ from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
+from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
 from jno_lora_zoo import PiSSA
 from jno_lora_zoo import VeRA
@@ -35,6 +36,7 @@ __all__ = [
     "PiSSAChannelLastConv",
     "LoRAXSChannelLastConv",
     "MiLoRAChannelLastConv",
+    "MiSSChannelLastConv",
     "HiRAChannelLastConv",
     "LoRAChannelLastConvTranspose",
     "LoHaChannelLastConvTranspose",
@@ -50,6 +52,7 @@ __all__ = [
     "PiSSAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
+    "MiSSChannelLastConvTranspose",
     "HiRAChannelLastConvTranspose",
     "LoRASubsampledLinear",
     "LoHaSubsampledLinear",
@@ -65,6 +68,7 @@ __all__ = [
     "PiSSASubsampledLinear",
     "LoRAXSSubsampledLinear",
     "MiLoRASubsampledLinear",
+    "MiSSSubsampledLinear",
     "HiRASubsampledLinear",
 ]
 
@@ -231,6 +235,20 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class HiRAChannelLastConv(HiRA, ChannelLastConvLayer):
@@ -410,6 +428,20 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -585,6 +617,20 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class HiRASubsampledLinear(HiRA, SubsampledLinearLayer):

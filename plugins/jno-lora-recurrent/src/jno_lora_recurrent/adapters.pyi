@@ -13,6 +13,7 @@ from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
+from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
 from jno_lora_zoo import PiSSA
 from jno_lora_zoo import VeRA
@@ -33,6 +34,7 @@ __all__ = [
     "PiSSARecurrent",
     "LoRAXSRecurrent",
     "MiLoRARecurrent",
+    "MiSSRecurrent",
     "HiRARecurrent",
 ]
 
@@ -199,6 +201,20 @@ class MiLoRARecurrent(MiLoRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class MiSSRecurrent(MiSS, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class HiRARecurrent(HiRA, RecurrentLayer):

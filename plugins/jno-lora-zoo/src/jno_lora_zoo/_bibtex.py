@@ -91,6 +91,28 @@ ENTRIES = {
         "{MiLoRA}: Harnessing Minor Singular Components for Parameter-Efficient {LLM} Finetuning",
         "Wang, Hanqing and Li, Yixia and Wang, Shuo and Chen, Guanhua and Chen, Yun",
     ),
+    "2407.19342": (
+        "chen2024c3a",
+        "Parameter-Efficient Fine-Tuning via Circular Convolution",
+        "Chen, Aochuan and Cheng, Jiashun and Liu, Zijing and Gao, Ziqi and Tsung, Fugee and Li, "
+        "Yu and Li, Jia",
+    ),
+    "2409.15371": (
+        "kang2024miss",
+        "{MiSS}: Revisiting the Trade-off in {LoRA} with an Efficient Shard-Sharing Structure",
+        "Kang, Jiale and Yin, Qingyu",
+    ),
+    "2502.00987": (
+        "albert2025randlora",
+        "{RandLoRA}: Full-rank parameter-efficient fine-tuning of large models",
+        "Albert, Paul and Zhang, Frederic Z. and Saratchandran, Hemanth and Rodriguez-Opazo, "
+        "Cristian and van den Hengel, Anton and Abbasnejad, Ehsan",
+    ),
+    "2505.20355": (
+        "jung2025gralora",
+        "{GraLoRA}: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
+        "Jung, Yeonjoon and Ahn, Daehyun and Kim, Hyungjun and Kim, Taesu and Park, Eunhyeok",
+    ),
     "TwJrTz9cRS": (
         "huang2025hira",
         "{HiRA}: Parameter-Efficient {Hadamard} High-Rank Adaptation for Large Language Models",

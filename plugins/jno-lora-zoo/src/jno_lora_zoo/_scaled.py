@@ -34,7 +34,7 @@ class Scaled(Method):
 
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
-        """The factor `s` of the update, for the effective rank. It is linear in `alpha`."""
+        """The factor `s` of the update, for the effective rank: linear in `alpha`, or always 1."""
         return alpha / rank
 
     @property

@@ -16,6 +16,7 @@ from .methods.lora import LoRA
 from .methods.lora import LoRAFA
 from .methods.lora import rsLoRA
 from .methods.lora_xs import LoRAXS
+from .methods.miss import MiSS
 from .methods.oft import OFT
 from .methods.pissa import MiLoRA
 from .methods.pissa import PiSSA
@@ -36,6 +37,7 @@ __all__ = [
     "PiSSALinear",
     "LoRAXSLinear",
     "MiLoRALinear",
+    "MiSSLinear",
     "HiRALinear",
     "LoRAConv",
     "LoHaConv",
@@ -51,6 +53,7 @@ __all__ = [
     "PiSSAConv",
     "LoRAXSConv",
     "MiLoRAConv",
+    "MiSSConv",
     "HiRAConv",
     "LoRAConvTranspose",
     "LoHaConvTranspose",
@@ -66,6 +69,7 @@ __all__ = [
     "PiSSAConvTranspose",
     "LoRAXSConvTranspose",
     "MiLoRAConvTranspose",
+    "MiSSConvTranspose",
     "HiRAConvTranspose",
     "LoRAInNorm",
     "LoHaInNorm",
@@ -81,6 +85,7 @@ __all__ = [
     "PiSSAInNorm",
     "LoRAXSInNorm",
     "MiLoRAInNorm",
+    "MiSSInNorm",
     "HiRAInNorm",
 ]
 
@@ -247,6 +252,20 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class MiSSLinear(MiSS, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class HiRALinear(HiRA, LinearLayer):
@@ -426,6 +445,20 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class MiSSConv(MiSS, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HiRAConv(HiRA, ConvLayer):
     def __init__(
         self,
@@ -603,6 +636,20 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class MiSSConvTranspose(MiSS, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HiRAConvTranspose(HiRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -778,6 +825,20 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         svd: Any = ...,
+    ) -> None: ...
+
+class MiSSInNorm(MiSS, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class HiRAInNorm(HiRA, InNormLayer):

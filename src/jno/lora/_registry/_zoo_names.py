@@ -7,6 +7,7 @@ ZOO_PACKAGE = "jno_lora_zoo"
 # Written by `python tests/zoo/listings.py --write`, from the methods of the zoo.
 _METHODS = """
 LoRA LoHa IA3 IA3In IA3Out OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA LoRAXS MiLoRA HiRA
+LoRA LoHa IA3 OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA LoRAXS MiLoRA MiSS HiRA
 """
 _LAYERS = """
 Linear Conv ConvTranspose InNorm

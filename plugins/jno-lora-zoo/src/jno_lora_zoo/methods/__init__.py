@@ -12,6 +12,7 @@ from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
+from .miss import MiSS as MiSS
 from .oft import OFT as OFT
 from .pissa import MiLoRA as MiLoRA, PiSSA as PiSSA
 from .vera import VeRA as VeRA

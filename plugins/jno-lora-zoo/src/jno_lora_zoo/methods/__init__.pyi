@@ -12,6 +12,7 @@ from .lora import LoRA as LoRA
 from .lora import LoRAFA as LoRAFA
 from .lora import rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
+from .miss import MiSS as MiSS
 from .oft import OFT as OFT
 from .pissa import MiLoRA as MiLoRA
 from .pissa import PiSSA as PiSSA
@@ -33,6 +34,7 @@ __all__ = [
     "PiSSA",
     "LoRAXS",
     "MiLoRA",
+    "MiSS",
     "HiRA",
 ]
 METHODS: tuple[type[Method], ...]
