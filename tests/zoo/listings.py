@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 import textwrap
+import typing
 from typing import Any
 
 from jno_lora_zoo import METHODS
@@ -147,8 +148,10 @@ def _row(method: Any) -> str:
 
 
 def _array(field: Any, trains: bool) -> str:
-    shape = getattr(field.type, "dim_str", None)
-    if shape is None:  # the base, a static field, the multiplier
+    # Fields that an option leaves out have a type such as `Float[Array, "r in"] | None`.
+    types = typing.get_args(field.type) or (field.type,)
+    shape = next((t.dim_str for t in types if hasattr(t, "dim_str")), "")
+    if not shape:  # the base, a static field, a scalar
         return ""
     name = f"**{field.name}**" if trains else field.name
     return f"{name} ({', '.join(shape.split())})"

@@ -2,8 +2,11 @@
 # ruff: noqa
 from typing import Any
 from .layer import EmbeddingLayer
+from jno_lora_zoo import BOFT
+from jno_lora_zoo import DEFT
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import HiRA
+from jno_lora_zoo import HRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import IA3In
 from jno_lora_zoo import IA3Out
@@ -15,7 +18,11 @@ from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
+from jno_lora_zoo import OFTIn
+from jno_lora_zoo import OLoRA
+from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RoAd
 from jno_lora_zoo import VeRA
 from jno_lora_zoo import rsLoRA
 
@@ -29,13 +36,20 @@ __all__ = [
     "LoRAFAEmbedding",
     "LoKrEmbedding",
     "VeRAEmbedding",
+    "BOFTEmbedding",
     "rsLoRAEmbedding",
     "DoRAEmbedding",
     "PiSSAEmbedding",
+    "HRAEmbedding",
     "LoRAXSEmbedding",
+    "OLoRAEmbedding",
     "MiLoRAEmbedding",
     "MiSSEmbedding",
     "HiRAEmbedding",
+    "RoAdEmbedding",
+    "PSOFTEmbedding",
+    "OFTInEmbedding",
+    "DEFTEmbedding",
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
@@ -142,6 +156,18 @@ class VeRAEmbedding(VeRA, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTEmbedding(BOFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAEmbedding(rsLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -178,6 +204,18 @@ class PiSSAEmbedding(PiSSA, EmbeddingLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAEmbedding(HRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSEmbedding(LoRAXS, EmbeddingLayer):
     def __init__(
         self,
@@ -189,6 +227,17 @@ class LoRAXSEmbedding(LoRAXS, EmbeddingLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAEmbedding(OLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
@@ -204,6 +253,7 @@ class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
     ) -> None: ...
 
 class MiSSEmbedding(MiSS, EmbeddingLayer):
+class RoAdEmbedding(RoAd, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -218,6 +268,11 @@ class MiSSEmbedding(MiSS, EmbeddingLayer):
     ) -> None: ...
 
 class HiRAEmbedding(HiRA, EmbeddingLayer):
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTEmbedding(PSOFT, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -227,4 +282,34 @@ class HiRAEmbedding(HiRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInEmbedding(OFTIn, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTEmbedding(DEFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...

@@ -4,8 +4,11 @@ from typing import Any
 from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
+from jno_lora_zoo import BOFT
+from jno_lora_zoo import DEFT
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import HiRA
+from jno_lora_zoo import HRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import IA3In
 from jno_lora_zoo import IA3Out
@@ -17,7 +20,11 @@ from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
+from jno_lora_zoo import OFTIn
+from jno_lora_zoo import OLoRA
+from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RoAd
 from jno_lora_zoo import VeRA
 from jno_lora_zoo import rsLoRA
 
@@ -31,13 +38,20 @@ __all__ = [
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
     "VeRAChannelLastConv",
+    "BOFTChannelLastConv",
     "rsLoRAChannelLastConv",
     "DoRAChannelLastConv",
     "PiSSAChannelLastConv",
+    "HRAChannelLastConv",
     "LoRAXSChannelLastConv",
+    "OLoRAChannelLastConv",
     "MiLoRAChannelLastConv",
     "MiSSChannelLastConv",
     "HiRAChannelLastConv",
+    "RoAdChannelLastConv",
+    "PSOFTChannelLastConv",
+    "OFTInChannelLastConv",
+    "DEFTChannelLastConv",
     "LoRAChannelLastConvTranspose",
     "LoHaChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
@@ -47,13 +61,20 @@ __all__ = [
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
     "VeRAChannelLastConvTranspose",
+    "BOFTChannelLastConvTranspose",
     "rsLoRAChannelLastConvTranspose",
     "DoRAChannelLastConvTranspose",
     "PiSSAChannelLastConvTranspose",
+    "HRAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
+    "OLoRAChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
     "MiSSChannelLastConvTranspose",
     "HiRAChannelLastConvTranspose",
+    "RoAdChannelLastConvTranspose",
+    "PSOFTChannelLastConvTranspose",
+    "OFTInChannelLastConvTranspose",
+    "DEFTChannelLastConvTranspose",
     "LoRASubsampledLinear",
     "LoHaSubsampledLinear",
     "IA3SubsampledLinear",
@@ -63,13 +84,20 @@ __all__ = [
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
     "VeRASubsampledLinear",
+    "BOFTSubsampledLinear",
     "rsLoRASubsampledLinear",
     "DoRASubsampledLinear",
     "PiSSASubsampledLinear",
+    "HRASubsampledLinear",
     "LoRAXSSubsampledLinear",
+    "OLoRASubsampledLinear",
     "MiLoRASubsampledLinear",
     "MiSSSubsampledLinear",
     "HiRASubsampledLinear",
+    "RoAdSubsampledLinear",
+    "PSOFTSubsampledLinear",
+    "OFTInSubsampledLinear",
+    "DEFTSubsampledLinear",
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
@@ -176,6 +204,18 @@ class VeRAChannelLastConv(VeRA, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTChannelLastConv(BOFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -212,6 +252,18 @@ class PiSSAChannelLastConv(PiSSA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAChannelLastConv(HRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
     def __init__(
         self,
@@ -223,6 +275,17 @@ class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAChannelLastConv(OLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
@@ -238,6 +301,7 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
     ) -> None: ...
 
 class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
+class RoAdChannelLastConv(RoAd, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -252,6 +316,11 @@ class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
     ) -> None: ...
 
 class HiRAChannelLastConv(HiRA, ChannelLastConvLayer):
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTChannelLastConv(PSOFT, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -261,6 +330,36 @@ class HiRAChannelLastConv(HiRA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInChannelLastConv(OFTIn, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTChannelLastConv(DEFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
@@ -367,6 +466,18 @@ class VeRAChannelLastConvTranspose(VeRA, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTChannelLastConvTranspose(BOFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -403,6 +514,18 @@ class PiSSAChannelLastConvTranspose(PiSSA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAChannelLastConvTranspose(HRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -414,6 +537,17 @@ class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAChannelLastConvTranspose(OLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
@@ -429,6 +563,7 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
     ) -> None: ...
 
 class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
+class RoAdChannelLastConvTranspose(RoAd, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -443,6 +578,11 @@ class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
     ) -> None: ...
 
 class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTChannelLastConvTranspose(PSOFT, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -452,6 +592,36 @@ class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInChannelLastConvTranspose(OFTIn, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTChannelLastConvTranspose(DEFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
@@ -558,6 +728,18 @@ class VeRASubsampledLinear(VeRA, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTSubsampledLinear(BOFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -594,6 +776,18 @@ class PiSSASubsampledLinear(PiSSA, SubsampledLinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRASubsampledLinear(HRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
     def __init__(
         self,
@@ -605,6 +799,17 @@ class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRASubsampledLinear(OLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
@@ -620,6 +825,7 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
     ) -> None: ...
 
 class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
+class RoAdSubsampledLinear(RoAd, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -634,6 +840,11 @@ class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
     ) -> None: ...
 
 class HiRASubsampledLinear(HiRA, SubsampledLinearLayer):
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTSubsampledLinear(PSOFT, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -643,4 +854,34 @@ class HiRASubsampledLinear(HiRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInSubsampledLinear(OFTIn, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTSubsampledLinear(DEFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...

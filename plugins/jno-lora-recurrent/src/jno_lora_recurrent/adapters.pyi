@@ -2,8 +2,11 @@
 # ruff: noqa
 from typing import Any
 from .layer import RecurrentLayer
+from jno_lora_zoo import BOFT
+from jno_lora_zoo import DEFT
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import HiRA
+from jno_lora_zoo import HRA
 from jno_lora_zoo import IA3
 from jno_lora_zoo import IA3In
 from jno_lora_zoo import IA3Out
@@ -15,7 +18,11 @@ from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
+from jno_lora_zoo import OFTIn
+from jno_lora_zoo import OLoRA
+from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RoAd
 from jno_lora_zoo import VeRA
 from jno_lora_zoo import rsLoRA
 
@@ -29,13 +36,20 @@ __all__ = [
     "LoRAFARecurrent",
     "LoKrRecurrent",
     "VeRARecurrent",
+    "BOFTRecurrent",
     "rsLoRARecurrent",
     "DoRARecurrent",
     "PiSSARecurrent",
+    "HRARecurrent",
     "LoRAXSRecurrent",
+    "OLoRARecurrent",
     "MiLoRARecurrent",
     "MiSSRecurrent",
     "HiRARecurrent",
+    "RoAdRecurrent",
+    "PSOFTRecurrent",
+    "OFTInRecurrent",
+    "DEFTRecurrent",
 ]
 
 class LoRARecurrent(LoRA, RecurrentLayer):
@@ -142,6 +156,18 @@ class VeRARecurrent(VeRA, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTRecurrent(BOFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRARecurrent(rsLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -178,6 +204,18 @@ class PiSSARecurrent(PiSSA, RecurrentLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRARecurrent(HRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSRecurrent(LoRAXS, RecurrentLayer):
     def __init__(
         self,
@@ -189,6 +227,17 @@ class LoRAXSRecurrent(LoRAXS, RecurrentLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRARecurrent(OLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRARecurrent(MiLoRA, RecurrentLayer):
@@ -204,6 +253,7 @@ class MiLoRARecurrent(MiLoRA, RecurrentLayer):
     ) -> None: ...
 
 class MiSSRecurrent(MiSS, RecurrentLayer):
+class RoAdRecurrent(RoAd, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -218,6 +268,11 @@ class MiSSRecurrent(MiSS, RecurrentLayer):
     ) -> None: ...
 
 class HiRARecurrent(HiRA, RecurrentLayer):
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTRecurrent(PSOFT, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -227,4 +282,34 @@ class HiRARecurrent(HiRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInRecurrent(OFTIn, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTRecurrent(DEFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...

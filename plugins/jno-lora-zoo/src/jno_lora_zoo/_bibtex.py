@@ -64,6 +64,13 @@ ENTRIES = {
         "{VeRA}: Vector-based Random Matrix Adaptation",
         "Kopiczko, Dawid J. and Blankevoort, Tijmen and Asano, Yuki M.",
     ),
+    "2311.06243": (
+        "liu2023boft",
+        "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
+        r"Liu, Weiyang and Qiu, Zeju and Feng, Yao and Xiu, Yuliang and Xue, Yuxuan and Yu, "
+        r"Longhui and Feng, Haiwen and Liu, Zhen and Heo, Juyeon and Peng, Songyou and Wen, "
+        r"Yandong and Black, Michael J. and Weller, Adrian and Sch{\"o}lkopf, Bernhard",
+    ),
     "2312.03732": (
         "kalajdzievski2023rslora",
         "A Rank Stabilization Scaling Factor for Fine-Tuning with {LoRA}",
@@ -81,10 +88,21 @@ ENTRIES = {
         "Models",
         "Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan",
     ),
+    "2405.17484": (
+        "yuan2024hra",
+        "Bridging The Gap between Low-rank and Orthogonal Adaptation via {Householder} Reflection "
+        "Adaptation",
+        "Yuan, Shen and Liu, Haotian and Xu, Hongteng",
+    ),
     "2405.17604": (
         "balazy2024loraxs",
         "{LoRA-XS}: Low-Rank Adaptation with Extremely Small Number of Parameters",
         r"Ba{\l}azy, Klaudia and Banaei, Mohammadreza and Aberer, Karl and Tabor, Jacek",
+    ),
+    "2406.01775": (
+        "buyukakyuz2024olora",
+        "{OLoRA}: Orthonormal Low-Rank Adaptation of Large Language Models",
+        r"B{\"u}y{\"u}kaky{\"u}z, Kerim",
     ),
     "2406.09044": (
         "wang2024milora",
@@ -117,6 +135,27 @@ ENTRIES = {
         "huang2025hira",
         "{HiRA}: Parameter-Efficient {Hadamard} High-Rank Adaptation for Large Language Models",
         "Huang, Qiushi and Ko, Tom and Zhuang, Zhan and Tang, Lilian and Zhang, Yu",
+    "2409.00119": (
+        "liao2024road",
+        "3-in-1: {2D} Rotary Adaptation for Efficient Finetuning, Efficient Batching and "
+        "Composability",
+        "Liao, Baohao and Monz, Christof",
+    ),
+    "2505.11235": (
+        "wu2025psoft",
+        "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation",
+        "Wu, Fei and Hu, Jia and Min, Geyong and Wang, Shiqiang",
+    ),
+    "2506.19847": (
+        "qiu2025oftv2",
+        "Orthogonal Finetuning Made Scalable",
+        r"Qiu, Zeju and Liu, Weiyang and Weller, Adrian and Sch{\"o}lkopf, Bernhard",
+    ),
+    "2509.22793": (
+        "kumar2025deft",
+        "{DEFT}: Decompositional Efficient Fine-Tuning for Text-to-Image Models",
+        "Kumar, Komal and Anwer, Rao Muhammad and Khan, Fahad Shahbaz and Khan, Salman and Laptev, "
+        "Ivan and Cholakkal, Hisham",
     ),
 }
 

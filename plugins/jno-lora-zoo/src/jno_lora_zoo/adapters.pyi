@@ -5,8 +5,11 @@ from .layers.conv import ConvLayer
 from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
+from .methods.boft import BOFT
+from .methods.deft import DEFT
 from .methods.dora import DoRA
 from .methods.hira import HiRA
+from .methods.hra import HRA
 from .methods.ia3 import IA3
 from .methods.ia3 import IA3In
 from .methods.ia3 import IA3Out
@@ -18,8 +21,12 @@ from .methods.lora import rsLoRA
 from .methods.lora_xs import LoRAXS
 from .methods.miss import MiSS
 from .methods.oft import OFT
+from .methods.oft_in import OFTIn
 from .methods.pissa import MiLoRA
+from .methods.pissa import OLoRA
 from .methods.pissa import PiSSA
+from .methods.psoft import PSOFT
+from .methods.road import RoAd
 from .methods.vera import VeRA
 
 __all__ = [
@@ -32,13 +39,20 @@ __all__ = [
     "LoRAFALinear",
     "LoKrLinear",
     "VeRALinear",
+    "BOFTLinear",
     "rsLoRALinear",
     "DoRALinear",
     "PiSSALinear",
+    "HRALinear",
     "LoRAXSLinear",
+    "OLoRALinear",
     "MiLoRALinear",
     "MiSSLinear",
     "HiRALinear",
+    "RoAdLinear",
+    "PSOFTLinear",
+    "OFTInLinear",
+    "DEFTLinear",
     "LoRAConv",
     "LoHaConv",
     "IA3Conv",
@@ -48,13 +62,20 @@ __all__ = [
     "LoRAFAConv",
     "LoKrConv",
     "VeRAConv",
+    "BOFTConv",
     "rsLoRAConv",
     "DoRAConv",
     "PiSSAConv",
+    "HRAConv",
     "LoRAXSConv",
+    "OLoRAConv",
     "MiLoRAConv",
     "MiSSConv",
     "HiRAConv",
+    "RoAdConv",
+    "PSOFTConv",
+    "OFTInConv",
+    "DEFTConv",
     "LoRAConvTranspose",
     "LoHaConvTranspose",
     "IA3ConvTranspose",
@@ -64,13 +85,20 @@ __all__ = [
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
     "VeRAConvTranspose",
+    "BOFTConvTranspose",
     "rsLoRAConvTranspose",
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
+    "HRAConvTranspose",
     "LoRAXSConvTranspose",
+    "OLoRAConvTranspose",
     "MiLoRAConvTranspose",
     "MiSSConvTranspose",
     "HiRAConvTranspose",
+    "RoAdConvTranspose",
+    "PSOFTConvTranspose",
+    "OFTInConvTranspose",
+    "DEFTConvTranspose",
     "LoRAInNorm",
     "LoHaInNorm",
     "IA3InNorm",
@@ -80,13 +108,20 @@ __all__ = [
     "LoRAFAInNorm",
     "LoKrInNorm",
     "VeRAInNorm",
+    "BOFTInNorm",
     "rsLoRAInNorm",
     "DoRAInNorm",
     "PiSSAInNorm",
+    "HRAInNorm",
     "LoRAXSInNorm",
+    "OLoRAInNorm",
     "MiLoRAInNorm",
     "MiSSInNorm",
     "HiRAInNorm",
+    "RoAdInNorm",
+    "PSOFTInNorm",
+    "OFTInInNorm",
+    "DEFTInNorm",
 ]
 
 class LoRALinear(LoRA, LinearLayer):
@@ -193,6 +228,18 @@ class VeRALinear(VeRA, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTLinear(BOFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRALinear(rsLoRA, LinearLayer):
     def __init__(
         self,
@@ -229,6 +276,18 @@ class PiSSALinear(PiSSA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRALinear(HRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSLinear(LoRAXS, LinearLayer):
     def __init__(
         self,
@@ -240,6 +299,17 @@ class LoRAXSLinear(LoRAXS, LinearLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRALinear(OLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRALinear(MiLoRA, LinearLayer):
@@ -255,6 +325,7 @@ class MiLoRALinear(MiLoRA, LinearLayer):
     ) -> None: ...
 
 class MiSSLinear(MiSS, LinearLayer):
+class RoAdLinear(RoAd, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -269,6 +340,11 @@ class MiSSLinear(MiSS, LinearLayer):
     ) -> None: ...
 
 class HiRALinear(HiRA, LinearLayer):
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTLinear(PSOFT, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -278,6 +354,36 @@ class HiRALinear(HiRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInLinear(OFTIn, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTLinear(DEFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAConv(LoRA, ConvLayer):
@@ -384,6 +490,18 @@ class VeRAConv(VeRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTConv(BOFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAConv(rsLoRA, ConvLayer):
     def __init__(
         self,
@@ -420,6 +538,18 @@ class PiSSAConv(PiSSA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAConv(HRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConv(LoRAXS, ConvLayer):
     def __init__(
         self,
@@ -431,6 +561,17 @@ class LoRAXSConv(LoRAXS, ConvLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAConv(OLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAConv(MiLoRA, ConvLayer):
@@ -446,6 +587,7 @@ class MiLoRAConv(MiLoRA, ConvLayer):
     ) -> None: ...
 
 class MiSSConv(MiSS, ConvLayer):
+class RoAdConv(RoAd, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -460,6 +602,11 @@ class MiSSConv(MiSS, ConvLayer):
     ) -> None: ...
 
 class HiRAConv(HiRA, ConvLayer):
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTConv(PSOFT, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -469,6 +616,36 @@ class HiRAConv(HiRA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInConv(OFTIn, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTConv(DEFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
@@ -575,6 +752,18 @@ class VeRAConvTranspose(VeRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTConvTranspose(BOFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -611,6 +800,18 @@ class PiSSAConvTranspose(PiSSA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAConvTranspose(HRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
     def __init__(
         self,
@@ -622,6 +823,17 @@ class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAConvTranspose(OLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
@@ -637,6 +849,7 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
     ) -> None: ...
 
 class MiSSConvTranspose(MiSS, ConvTransposeLayer):
+class RoAdConvTranspose(RoAd, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -651,6 +864,11 @@ class MiSSConvTranspose(MiSS, ConvTransposeLayer):
     ) -> None: ...
 
 class HiRAConvTranspose(HiRA, ConvTransposeLayer):
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTConvTranspose(PSOFT, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -660,6 +878,36 @@ class HiRAConvTranspose(HiRA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInConvTranspose(OFTIn, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTConvTranspose(DEFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class LoRAInNorm(LoRA, InNormLayer):
@@ -766,6 +1014,18 @@ class VeRAInNorm(VeRA, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTInNorm(BOFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAInNorm(rsLoRA, InNormLayer):
     def __init__(
         self,
@@ -802,6 +1062,18 @@ class PiSSAInNorm(PiSSA, InNormLayer):
         svd: Any = ...,
     ) -> None: ...
 
+class HRAInNorm(HRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSInNorm(LoRAXS, InNormLayer):
     def __init__(
         self,
@@ -813,6 +1085,17 @@ class LoRAXSInNorm(LoRAXS, InNormLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAInNorm(OLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAInNorm(MiLoRA, InNormLayer):
@@ -828,6 +1111,7 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
     ) -> None: ...
 
 class MiSSInNorm(MiSS, InNormLayer):
+class RoAdInNorm(RoAd, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -842,6 +1126,11 @@ class MiSSInNorm(MiSS, InNormLayer):
     ) -> None: ...
 
 class HiRAInNorm(HiRA, InNormLayer):
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class PSOFTInNorm(PSOFT, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -851,4 +1140,34 @@ class HiRAInNorm(HiRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class OFTInInNorm(OFTIn, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTInNorm(DEFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...

@@ -8,6 +8,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 
 from . import laws_sparse, laws_structured, laws_turned
@@ -69,6 +70,16 @@ def reference(method: str, fields: Any, W: np.ndarray, rank: int, alpha: float) 
     """
     r = EFFECTIVE_RANK[method](rank, *W.shape)
     return (_LAWS | _LATER)[method](fields, W, r, alpha)
+
+
+def adapted_bias(method: str, fields: Any, layer: Any) -> Any:
+    """`layer` with the bias that the method gives it, in NumPy. Few methods touch the bias."""
+    law = laws_turned.BIAS_LAWS.get(method)
+    if law is None or getattr(layer, "bias", None) is None:
+        return layer
+    bias = np.asarray(layer.bias)
+    new = law(fields, bias.reshape(-1)).reshape(bias.shape)
+    return eqx.tree_at(lambda layer: layer.bias, layer, new)
 
 
 def _lora(f, W, r, alpha):

@@ -1,12 +1,32 @@
 """Laws of low rank, of singular directions and of rotations, in NumPy and float64."""
 
+import math
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+
+
+def _even(n: int) -> int:
+    return n + n % 2
+
+
+def _butterfly_blocks(r: int, inputs: int) -> int:
+    """Blocks of each of two factors (one factor if the blocks have no halves)."""
+    return math.ceil(inputs / r) if r % 2 else 2 * math.ceil(inputs / (2 * r))
+
 
 # The effective rank for a requested one and an (out, in) matrix.
 EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
     "IA3In": lambda rank, out, inputs: rank,
     "IA3Out": lambda rank, out, inputs: rank,
+    "OFTIn": lambda rank, out, inputs: min(rank, inputs),
+    "HRA": lambda rank, out, inputs: _even(rank),
+    "BOFT": lambda rank, out, inputs: min(rank, inputs),
+    "RoAd": lambda rank, out, inputs: rank,
+    "OLoRA": lambda rank, out, inputs: min(rank, out, inputs),
+    "PSOFT": lambda rank, out, inputs: min(rank, out, inputs),
+    "DEFT": lambda rank, out, inputs: min(rank, out),
 }
 
 # The number of trained parameters, for the effective rank.
@@ -24,4 +44,127 @@ LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
 # `b'` from the fields and the bias, for the methods that change it.
 BIAS_LAWS: dict[str, Callable[[Any, Any], Any]] = {
     "IA3Out": lambda f, b: f.scale * b,
+    "OFTIn": lambda r, out, inputs: math.ceil(inputs / r) * r * (r - 1) // 2,
+    "HRA": lambda r, out, inputs: r * inputs,
+    "BOFT": lambda r, out, inputs: (1 if r % 2 else 2) * _butterfly_blocks(r, inputs) * r * r + out,
+    "RoAd": lambda r, out, inputs: _even(out),
+    "OLoRA": lambda r, out, inputs: r * (inputs + out),
+    "PSOFT": lambda r, out, inputs: r * (r - 1) // 2 + 2 * r,
+    "DEFT": lambda r, out, inputs: r * (inputs + out),
+}
+
+
+def _skew(packed, r):
+    """The antisymmetric matrix of the entries above its diagonal, row by row."""
+    Q, entries = np.zeros((r, r)), iter(packed)
+    for i in range(r):
+        for j in range(i + 1, r):
+            Q[i, j] = next(entries)
+            Q[j, i] = -Q[i, j]
+    return Q
+
+
+def _cayley(Q):
+    return (np.eye(len(Q)) - Q) @ np.linalg.inv(np.eye(len(Q)) + Q)
+
+
+def truncated(Q, terms):
+    """PEFT's series with that many terms: all but the first and the last twice."""
+    last = 1 if terms == 2 else max(terms - 1, 3)
+    R = np.eye(len(Q))
+    for k in range(1, last + 1):
+        R = R + (1 if k == last and terms > 2 else 2) * np.linalg.matrix_power(-Q, k)
+    return R
+
+
+def _oft_in(f, W, r, alpha):
+    inputs = W.shape[1]
+    terms = len(f.series) if "series" in vars(f) and f.series.ndim else None
+    R = np.zeros((inputs, inputs))
+    for k in range(math.ceil(inputs / r)):
+        n = min(r, inputs - k * r)  # the last block may be smaller
+        Q = _skew(f.Q_packed[min(k, len(f.Q_packed) - 1)], r)[:n, :n]
+        R[k * r : k * r + n, k * r : k * r + n] = truncated(Q, terms) if terms else _cayley(Q)
+    return W @ R
+
+
+def _hra(f, W, r, alpha):
+    for u in f.U.T:
+        W = W @ (np.eye(len(u)) - 2 * np.outer(u, u) / (u @ u))
+    return W
+
+
+def _boft(f, W, r, alpha):
+    inputs, size = W.shape[1], f.Q_blocks.shape[1] * r
+    padded = np.zeros((len(W), size))
+    padded[:, :inputs] = W
+    for i, blocks in enumerate(f.Q_blocks):
+        F = np.eye(size)
+        for k, Q in enumerate(blocks):
+            where = [place for place in _inputs_of(i, k, r) if place < inputs]
+            kept = [n for n, place in enumerate(_inputs_of(i, k, r)) if place < inputs]
+            skew = ((Q - Q.T) / 2)[np.ix_(kept, kept)]
+            F[np.ix_(where, where)] = _cayley(skew)
+        padded = padded @ F
+    return f.s[:, None] * padded[:, :inputs]
+
+
+def _inputs_of(i, k, r):
+    """The inputs that block `k` of the butterfly's factor `i` rotates: two halves `2^i` apart."""
+    if i == 0:
+        return list(range(k * r, (k + 1) * r))
+    half = r // 2
+    first = k // 2**i * 2 ** (i + 1) + k % 2**i  # in halves
+    return [h * half + n for h in (first, first + 2**i) for n in range(half)]
+
+
+def _road_matrix(f, out):
+    """`R` of pairs half a group apart; outputs beyond `out` do not exist."""
+    per_pair, groups, half = f.theta.shape
+    R = np.zeros((2 * groups * half, 2 * groups * half))
+    for g in range(groups):
+        for n in range(half):
+            i, j = 2 * g * half + n, 2 * g * half + half + n
+            # c_1, c_2, s_1, s_2
+            theta, scale = (
+                [array[k % per_pair, g, n] for k in range(4)] for array in (f.theta, f.scale)
+            )
+            R[i, i], R[j, j] = (scale[k] * np.cos(theta[k]) for k in (0, 1))
+            R[i, j], R[j, i] = -scale[2] * np.sin(theta[2]), scale[3] * np.sin(theta[3])
+    return R[:out, :out]
+
+
+def _road(f, W, r, alpha):
+    return _road_matrix(f, len(W)) @ W
+
+
+def _olora(f, W, r, alpha):
+    Q, R = np.linalg.qr(W)
+    residual = vars(f).get("residual", W - alpha / r * Q[:, :r] @ R[:r])
+    return residual + alpha / r * f.lora_B @ f.lora_A
+
+
+def _psoft(f, W, r, alpha):
+    R = np.diag(f.b) @ _cayley(_skew(f.Q_packed, r)) @ np.diag(f.a)
+    return W + f.lora_B @ (R - np.eye(r)) @ f.lora_A
+
+
+def _deft(f, W, r, alpha):
+    return (np.eye(len(W)) - f.P @ np.maximum(f.P, 0).T) @ W + f.P @ f.R
+
+
+# `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
+LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
+    "OFTIn": _oft_in,
+    "HRA": _hra,
+    "BOFT": _boft,
+    "RoAd": _road,
+    "OLoRA": _olora,
+    "PSOFT": _psoft,
+    "DEFT": _deft,
+}
+
+# The bias, where a method adapts it: from the fields and the original one.
+BIAS_LAWS: dict[str, Callable[[Any, Any], Any]] = {
+    "RoAd": lambda f, b: _road_matrix(f, len(b)) @ b,
 }

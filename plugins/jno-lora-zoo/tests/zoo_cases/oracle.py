@@ -4,7 +4,6 @@ Nothing is shared with what is tested but the adapter's arrays (of VeRA also the
 it draws), so that the bounds can be those of double precision.
 """
 
-import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from jno.lora import lora_trainable_filter
 
 from .adapters import perturb
-from .laws import fields_of, reference, triplets
+from .laws import adapted_bias, fields_of, reference, triplets
 from .layers import matrix_of
 from .tools import assert_close, cast_floats, central_difference
 
@@ -77,7 +76,9 @@ class Oracle:
         self._method, self._arguments, self._weights = method, arguments, weights
         self._names = cls.adapter_fields
         self._law = lambda fields: reference(method, SimpleNamespace(**fields), W, rank, ALPHA)
-        self._loops = functools.partial(output, layer)
+        self._loops = lambda fields, *arguments: output(
+            adapted_bias(method, SimpleNamespace(**fields), layer), *arguments
+        )
 
     def check_merged(self) -> None:
         """The merged weight is the law, and what LoRA-XS keeps frozen is of the weight."""
@@ -89,7 +90,7 @@ class Oracle:
     def check_output(self) -> None:
         """The wrapped layer computes what the loops do with the law."""
         W = self._law(self._fields)
-        expected = jax.tree.leaves(self._loops(W, W, *self._arguments))
+        expected = jax.tree.leaves(self._loops(self._fields, W, W, *self._arguments))
         for one, other in zip(jax.tree.leaves(self._output), expected, strict=True):
             assert_close(one, other, VALUE)
 
@@ -111,8 +112,8 @@ class Oracle:
         def loss(moving):
             fields = {name: array for name, array in moving.items() if name in trained}
             arguments = [moving.get(n, x) for n, x in enumerate(inputs)]
-            W = self._law({**self._fields, **constant, **fields})
-            y = self._loops(W, at, *jax.tree.unflatten(treedef, arguments))
+            fields = {**self._fields, **constant, **fields}
+            y = self._loops(fields, self._law(fields), at, *jax.tree.unflatten(treedef, arguments))
             terms = jax.tree.map(lambda w, y: np.sum(w * np.sin(y)), self._weights, y)
             return sum(jax.tree.leaves(terms))
 

@@ -5,16 +5,23 @@ writes the stubs and lists that name them.
 """
 
 from .._method import Method
+from .boft import BOFT as BOFT
+from .deft import DEFT as DEFT
 from .dora import DoRA as DoRA
 from .hira import HiRA as HiRA
 from .ia3 import IA3 as IA3, IA3In as IA3In, IA3Out as IA3Out
 from .loha import LoHa as LoHa
+from .hra import HRA as HRA
+from .ia3 import IA3 as IA3
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
 from .miss import MiSS as MiSS
 from .oft import OFT as OFT
-from .pissa import MiLoRA as MiLoRA, PiSSA as PiSSA
+from .oft_in import OFTIn as OFTIn
+from .pissa import MiLoRA as MiLoRA, OLoRA as OLoRA, PiSSA as PiSSA
+from .psoft import PSOFT as PSOFT
+from .road import RoAd as RoAd
 from .vera import VeRA as VeRA
 
 _imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]

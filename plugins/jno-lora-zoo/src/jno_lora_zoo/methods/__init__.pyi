@@ -1,8 +1,11 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from .._method import Method
+from .boft import BOFT as BOFT
+from .deft import DEFT as DEFT
 from .dora import DoRA as DoRA
 from .hira import HiRA as HiRA
+from .hra import HRA as HRA
 from .ia3 import IA3 as IA3
 from .ia3 import IA3In as IA3In
 from .ia3 import IA3Out as IA3Out
@@ -14,8 +17,12 @@ from .lora import rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
 from .miss import MiSS as MiSS
 from .oft import OFT as OFT
+from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA
+from .pissa import OLoRA as OLoRA
 from .pissa import PiSSA as PiSSA
+from .psoft import PSOFT as PSOFT
+from .road import RoAd as RoAd
 from .vera import VeRA as VeRA
 
 __all__ = [
@@ -29,12 +36,19 @@ __all__ = [
     "LoRAFA",
     "LoKr",
     "VeRA",
+    "BOFT",
     "rsLoRA",
     "DoRA",
     "PiSSA",
+    "HRA",
     "LoRAXS",
+    "OLoRA",
     "MiLoRA",
     "MiSS",
     "HiRA",
+    "RoAd",
+    "PSOFT",
+    "OFTIn",
+    "DEFT",
 ]
 METHODS: tuple[type[Method], ...]

@@ -1,4 +1,4 @@
-"""PiSSA and MiLoRA: the weight's own singular triplets, taken out of it and trained."""
+"""PiSSA, MiLoRA and OLoRA: a part of the weight itself, taken out of it and trained."""
 
 import abc
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from .._method import Method
 from .._svd import Triplets, largest, smallest
 
 
-class SingularSplit(Method):
+class Split(Method):
     """`W = (W - s B0 A0) + s B0 A0`: the first part is frozen as `base`, the second trains.
 
     The initial factors are kept, so that `unwrap` gives the original weight back (to rounding) and
@@ -32,17 +32,8 @@ class SingularSplit(Method):
     initial_A: Float[Array, "r in"]
     initial_B: Float[Array, "out r"]
 
-    def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
-    ) -> dict[str, Any]:
-        if self.alpha <= 0:
-            raise ValueError(
-                f"{type(self).__name__} divides by its scale, so alpha must be greater than 0, "
-                f"but is {self.alpha}"
-            )
-        U, S, Vt = self.triplets(W, r, svd, key)
-        root = jnp.sqrt(S / self.scaling)
-        A, B = (root[:, None] * Vt).astype(dtype), (U * root[None, :]).astype(dtype)
+    def split(self, W: Matrix, A: Array, B: Array) -> dict[str, Any]:
+        """The fields, for a start from these factors."""
         return {
             "lora_A": A,
             "lora_B": B,
@@ -51,11 +42,6 @@ class SingularSplit(Method):
             "initial_B": jnp.copy(B),
             "base": self.with_matrix(self.base, W - self.update(B, A, W)),
         }
-
-    @staticmethod
-    @abc.abstractmethod
-    def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
-        """The `r` singular triplets of `W` that are trained."""
 
     @property
     def scaling(self) -> float:
@@ -92,6 +78,28 @@ class SingularSplit(Method):
         W = cls.matrix(base)
         residual = W - restored.update(restored.initial_B, restored.initial_A, W)
         return eqx.tree_at(lambda w: w.base, restored, cls.with_matrix(base, residual))
+
+
+class SingularSplit(Split):
+    """A split whose part are singular triplets of the weight, half of each value in each factor."""
+
+    def start(
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
+    ) -> dict[str, Any]:
+        if self.alpha <= 0:
+            raise ValueError(
+                f"{type(self).__name__} divides by its scale, so alpha must be greater than 0, "
+                f"but is {self.alpha}"
+            )
+        U, S, Vt = self.triplets(W, r, svd, key)
+        root = jnp.sqrt(S / self.scaling)
+        A, B = (root[:, None] * Vt).astype(dtype), (U * root[None, :]).astype(dtype)
+        return self.split(W, A, B)
+
+    @staticmethod
+    @abc.abstractmethod
+    def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
+        """The `r` singular triplets of `W` that are trained."""
 
 
 class PiSSA(SingularSplit):
@@ -139,3 +147,23 @@ class MiLoRA(SingularSplit):
     @staticmethod
     def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
         return smallest(W, r, svd)
+
+
+class OLoRA(Split):
+    """OLoRA: train a part of the weight with an orthonormal basis, freeze the rest.
+
+    Law: `W' = base + (alpha / r) B A`. With `W = Q R` and `s` the scale, `B` starts as the first
+    `r` columns of `Q` and `A` as the first `r` rows of `R`, and `base` holds `W - s B A`.
+    `r(in + out)` parameters train. The decomposition runs in float32 at least.
+
+    Paper: Büyükakyüz, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models",
+    arXiv:2406.01775.
+    """
+
+    variant = "olora"
+    paper = "2406.01775"
+    family = "low rank"
+
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+        Q, R = jnp.linalg.qr(W)
+        return self.split(W, R[:r].astype(dtype), Q[:, :r].astype(dtype))

@@ -1,0 +1,94 @@
+"""Orthogonal matrices from packed numbers, from reflections and from columns, without LAPACK."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from ._cayley import cayley
+from ._derivatives import differentiated_by
+
+
+def antisymmetric(packed: Float[Array, "*batch n"], r: int) -> Float[Array, "*batch r r"]:
+    """`Q` with these `n = r (r - 1) / 2` numbers above its diagonal, row by row."""
+    above = jnp.zeros((*packed.shape[:-1], r, r), packed.dtype)
+    above = above.at[(..., *np.triu_indices(r, 1))].set(packed)
+    return above - above.mT
+
+
+def series_for(terms: int | None) -> Float[Array, " terms"] | None:
+    """The coefficients `1, 2, ..., 2, 1` of the Cayley map's series in `-Q`, cut after `terms`.
+
+    They are those of PEFT: two terms are `1, 2`, and three are as four. `None`: the map itself.
+
+    **Raises:** `ValueError` unless `terms` is `None` or a whole number above 1.
+    """
+    if terms is None:
+        return None
+    if not isinstance(terms, int) or terms < 2:
+        raise ValueError(f"`terms` must be None or a whole number above 1, but is {terms!r}")
+    return jnp.array([1.0, 2.0] if terms == 2 else [1.0, *[2.0] * (max(terms, 4) - 2), 1.0])
+
+
+def rotation(
+    Q: Float[Array, "*batch r r"], series: Float[Array, " terms"] | None
+) -> Float[Array, "*batch r r"]:
+    """`R = (I - Q)(I + Q)^-1`, or `sum_k c_k (-Q)^k` for the coefficients `c` of `series`.
+
+    The sum is a rotation as far as it approximates the map: for a `Q` of norm well below 1.
+    """
+    if series is None:
+        return cayley(Q)
+    eye = jnp.broadcast_to(jnp.eye(Q.shape[-1], dtype=Q.dtype), Q.shape)
+    *others, last = series.astype(Q.dtype)
+    R = last * eye
+    for coefficient in reversed(others):
+        R = coefficient * eye - Q @ R
+    return R
+
+
+def reflections(U: Float[Array, "n r"]) -> Float[Array, "r r"]:
+    """`T` with `I - U T U^T = (I - 2 u_1 u_1^T / |u_1|^2) (I - 2 u_2 u_2^T / |u_2|^2) ...`.
+
+    `T` is the inverse of the upper triangle of `U^T U` with its diagonal halved. A column of zeros
+    reflects nothing.
+    """
+    gram = U.T @ U
+    squares = jnp.diagonal(gram)
+    return _upper_inverse(jnp.triu(gram, 1) + jnp.diag(jnp.where(squares > 0, squares / 2, 1)))
+
+
+def _upper_inverse_rule(
+    T: Array, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    return T, -(T @ tangents[0] @ T)
+
+
+@differentiated_by(_upper_inverse_rule)
+def _upper_inverse(S: Float[Array, "r r"]) -> Float[Array, "r r"]:
+    """`S^-1` of an upper triangular matrix, row by row from below."""
+    r = len(S)
+    eye = jnp.eye(r, dtype=S.dtype)
+
+    def solve(k: Array, T: Array) -> Array:
+        i = r - 1 - k
+        return T.at[i].set((eye[i] - S[i] @ T) / S[i, i])
+
+    return lax.fori_loop(0, r, solve, jnp.zeros_like(S))
+
+
+def orthonormal(U: Float[Array, "n r"]) -> Float[Array, "n r"]:
+    """The columns, made orthonormal from the first on: `Q` of `U = Q R` with a positive diagonal.
+
+    Gram and Schmidt's way, each column twice for its digits. A column of zeros stays.
+    """
+
+    def add(k: Array, Q: Array) -> Array:
+        u = U[:, k]
+        for _ in range(2):
+            u = u - Q @ (Q.T @ u)
+            square = u @ u
+            u = u / jnp.sqrt(jnp.where(square > 0, square, 1))
+        return Q.at[:, k].set(u)
+
+    return lax.fori_loop(0, U.shape[1], add, jnp.zeros_like(U))

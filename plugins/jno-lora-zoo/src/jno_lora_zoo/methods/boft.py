@@ -1,0 +1,118 @@
+"""BOFT: rotate the inputs by a butterfly of block rotations, and scale the outputs."""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._arrays import Matrix, rotated, scaled
+from .._cayley import cayley
+from .._method import Method
+
+
+class BOFT(Method):
+    """BOFT: orthogonal fine-tuning by butterfly factors, each a rotation in blocks.
+
+    Law: `W' = diag(s) W F_0 F_1 ... F_(m-1)`, `F_i = P_i blockdiag(R_1, R_2, ...) P_i^T`, with
+    `R = (I - Q~)(I + Q~)^-1`, `Q~ = (Q - Q^T) / 2`, `Q = 0`, `s = 1`. The blocks are `r x r` with
+    `r = min(rank, in)`. In factor `i`, a block rotates two halves of `r / 2` inputs that lie
+    `2^i` halves apart: each factor doubles the number of inputs that an output of the product sees.
+    `m blocks r^2 + out` parameters train, with `blocks = ceil(in / (2^(m-1) r)) 2^(m-1)`; only
+    antisymmetric parts act. Surplus inputs of the last blocks are masked before the Cayley map.
+    `alpha` is ignored.
+
+    `factors` is the number `m`: by default 2, and 1 where `r` is odd and has no halves. One factor
+    is OFT of the inputs, with a scale.
+
+    Paper: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
+    arXiv:2311.06243. The authors' code (and PEFT) rotates by the transpose of each `R`: its
+    matrices are the transposes of those here.
+
+    A linear layer and a convolution with a kernel of one rotate their inputs. Every other layer
+    gets the law's weight: a column of the product depends on `2^(m-1)` blocks in each factor.
+
+    **Raises:** `ValueError` for `factors` below 1, and for more than 1 where `r` is odd.
+    """
+
+    adapter_fields = ("Q_blocks", "s")
+    variant = "boft"
+    family = "rotation"
+    paper = "2311.06243"
+    formula = "m ceil(in / r) r^2 + out"
+
+    Q_blocks: Float[Array, "m blocks r r"]
+    s: Float[Array, " out"]
+
+    @classmethod
+    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
+        return min(rank, inputs)
+
+    def start(
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, factors: int | None = None
+    ) -> dict[str, Any]:
+        m = (1 if r % 2 else 2) if factors is None else factors
+        if m < 1:
+            raise ValueError(f"`factors` must be at least 1, but is {m}")
+        if m > 1 and r % 2:
+            raise ValueError(
+                f"a butterfly of {m} factors rotates halves of blocks, but its blocks are of "
+                f"{r} inputs: give an even rank or `factors` 1"
+            )
+        blocks = math.ceil(W.shape[1] / (2 ** (m - 1) * r)) * 2 ** (m - 1)
+        return {"Q_blocks": jnp.zeros((m, blocks, r, r), dtype), "s": jnp.ones(W.shape[0], dtype)}
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The options that the saved arrays show."""
+        return {"factors": len(state["Q_blocks"])}
+
+    def rotations(self, W: Matrix) -> Float[Array, "m blocks r r"]:
+        """The blocks `R` of every factor, each orthogonal, in the dtype of `W`."""
+        m, blocks, r, _ = self.Q_blocks.shape
+        Q = self.Q_blocks.astype(W.dtype)
+        exists = (jnp.arange(blocks * r) < W.shape[1]).astype(W.dtype)
+        exists = jnp.stack([gathered(exists, i, r) for i in range(m)]).reshape(m, blocks, r)
+        return cayley((Q - Q.mT) / 2 * exists[..., :, None] * exists[..., None, :])
+
+    def law(self, W: Matrix) -> Matrix:
+        # W F_0 F_1 ... = (... F_1^T F_0^T W^T)^T
+        R = self.rotations(W).mT
+        turned = functools.reduce(lambda v, i: butterfly(v, R[i], i), range(len(R)), W.T)
+        return scaled(turned.T, self.s)
+
+    def has_fast_path(self) -> bool:
+        return self.reads_features()
+
+    def forward(self, x: Any) -> Array:
+        R = self.rotations(self.matrix(self.base))
+
+        def turned(v: Array) -> Array:
+            return functools.reduce(lambda v, i: butterfly(v, R[i], i), reversed(range(len(R))), v)
+
+        return scaled(self.product(x, before=turned), self.s)
+
+
+def butterfly(
+    v: Float[Array, "n *rest"], R: Float[Array, "blocks r r"], i: int
+) -> Float[Array, "n *rest"]:
+    """`F_i v` along the first axis."""
+    blocks, r, _ = R.shape
+    padded = jnp.pad(v, ((0, blocks * r - len(v)), *((0, 0),) * (v.ndim - 1)))
+    return gathered(rotated(gathered(padded, i, r), R), i, r, back=True)[: len(v)]
+
+
+def gathered(
+    v: Float[Array, "n *rest"], i: int, r: int, back: bool = False
+) -> Float[Array, "n *rest"]:
+    """`P_i^T v`, where the two halves that a block of factor `i` rotates are neighbours.
+
+    `back`: `P_i v`.
+    """
+    if i == 0:  # they are neighbours, and an odd block has none
+        return v
+    shape = (2**i, 2) if back else (2, 2**i)
+    halves = v.reshape(-1, *shape, r // 2, *v.shape[1:])
+    return jnp.swapaxes(halves, 1, 2).reshape(v.shape)

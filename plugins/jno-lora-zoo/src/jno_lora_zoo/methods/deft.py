@@ -1,0 +1,93 @@
+"""DEFT: take a subspace out of the outputs, and inject something else into it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._arrays import Matrix, mixed
+from .._method import Method
+from .._orthogonal import orthonormal
+
+
+class DEFT(Method):
+    """DEFT: a projection onto the complement of a small subspace, and an injection into it.
+
+    Law: `W' = (I - P relu(P)^T) W + P R`, `P ~ N(0, 0.02^2)`, `R = relu(P)^T W`. `r(in + out)`
+    parameters train; `r = min(rank, out)`. `alpha` is ignored.
+
+    - `orthogonal=True`: `W' = (I - Q Q^T) W + Q R`, where `Q` has the columns of `P` made
+        orthonormal. The array of that name only records the option.
+    - `inject=False`: without `R`, which is the law of PaRa (Chen et al., arXiv:2406.05641), with
+        `r out` parameters. A subspace is missing from the start on: the adapted model starts away
+        from the original.
+
+    Paper: Kumar et al., "DEFT: Decompositional Efficient Fine-Tuning for Text-to-Image Models",
+    arXiv:2509.22793. The paper starts `R` at random; here, as in PEFT, the injection starts as what
+    the projection takes away, and the adapted model equals the original to rounding. PEFT's factor
+    `alpha / r` of the injection belongs into `R`, and its orthonormal columns may have the other
+    sign than those here.
+
+    The projection acts on `W x`; a convolution with groups gets the law's kernel instead.
+    """
+
+    adapter_fields = ("P", "R")
+    variant = "deft"
+    family = "low rank"
+    paper = "2509.22793"
+    formula = "r (in + out)"
+
+    P: Float[Array, "out r"]
+    R: Float[Array, "r in"] | None
+    orthogonal: Float[Array, ""] | None
+
+    @classmethod
+    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
+        return min(rank, outputs)
+
+    def start(
+        self,
+        W: Matrix,
+        r: int,
+        key: PRNGKeyArray,
+        dtype: Any,
+        *,
+        inject: bool = True,
+        orthogonal: bool = False,
+    ) -> dict[str, Any]:
+        self.P = (0.02 * jax.random.normal(key, (W.shape[0], r))).astype(dtype)
+        self.orthogonal = jnp.ones(()) if orthogonal else None
+        _, right = self.projection(W)
+        R = (right.T @ W).astype(dtype) if inject else None
+        return {"P": self.P, "R": R, "orthogonal": self.orthogonal}
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The options that the saved arrays show."""
+        return {"inject": "R" in state, "orthogonal": "orthogonal" in state}
+
+    def projection(self, W: Matrix) -> tuple[Float[Array, "out r"], Float[Array, "out r"]]:
+        """The two factors of `P relu(P)^T` or `Q Q^T`, in the dtype of `W`."""
+        P = self.P.astype(W.dtype)
+        if self.orthogonal is None:
+            return P, jnp.where(P > 0, P, 0)
+        Q = orthonormal(P)
+        return Q, Q
+
+    def law(self, W: Matrix) -> Matrix:
+        P, right = self.projection(W)
+        taken = right.T @ W
+        return W + P @ ((0 if self.R is None else self.R.astype(W.dtype)) - taken)
+
+    def has_fast_path(self) -> bool:
+        return self.group_size(self.base) is None
+
+    def forward(self, x: Any) -> Array:
+        P, right = self.projection(self.matrix(self.base))
+        y = self.product(x)
+        h = -mixed(y, right.T)
+        if self.R is not None:
+            h = h + self.down(x, self.R).reshape(h.shape)
+        return y + mixed(h, P)

@@ -1,0 +1,80 @@
+"""HRA: reflect the inputs, a few times."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._arrays import Matrix, mixed
+from .._layer_kind import Update
+from .._method import Method
+from .._orthogonal import orthonormal, reflections
+
+
+class HRA(Method):
+    """HRA: Householder reflections of the layer's inputs, as many as the rank.
+
+    Law: `W' = W H_1 H_2 ... H_r` with `H_i = I - 2 u_i u_i^T / (u_i^T u_i)`. `U` `(in, r)` has the
+    vectors `u_i` as columns; `r in` parameters train. Each pair of neighbours starts equal, at
+    random, and two equal reflections are the identity. An odd rank is therefore rounded up; it may
+    exceed the layer's sizes. A vector of zeros reflects nothing. `alpha` is ignored.
+
+    The product is computed as `I - U T U^T` for a small triangular `T`: three thin products for a
+    batch, however many reflections there are.
+
+    `gram_schmidt=True` makes the vectors orthonormal first, so that `W' = W (I - 2 U U^T)` (the
+    paper's regulariser at infinity). No such product is the identity: the adapted model starts
+    elsewhere. The array of that name only records the option.
+
+    Paper: Yuan et al., "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
+    Reflection Adaptation", arXiv:2405.17484. The paper's penalty on vectors that are not orthogonal
+    is left to the loss.
+    """
+
+    adapter_fields = ("U",)
+    variant = "hra"
+    family = "rotation"
+    paper = "2405.17484"
+    formula = "r in"
+
+    U: Float[Array, "in r"]
+    gram_schmidt: Float[Array, ""] | None
+
+    @classmethod
+    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
+        return rank + rank % 2
+
+    def start(
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, gram_schmidt: bool = False
+    ) -> dict[str, Any]:
+        if gram_schmidt:
+            U = jax.random.normal(key, (W.shape[1], r), dtype)
+            return {"U": U, "gram_schmidt": jnp.ones(())}
+        half = jax.random.normal(key, (W.shape[1], r // 2), dtype)
+        return {"U": jnp.repeat(half, 2, axis=1), "gram_schmidt": None}
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The options that the saved arrays show."""
+        return {"gram_schmidt": "gram_schmidt" in state}
+
+    def factors(self, W: Matrix) -> tuple[Float[Array, "in r"], Float[Array, "r r"]]:
+        """`U` and `T` of the product `I - U T U^T`, in the dtype of `W`."""
+        U = self.U.astype(W.dtype)
+        if self.gram_schmidt is not None:
+            U = orthonormal(U)
+        return U, reflections(U)
+
+    def law(self, W: Matrix) -> Matrix:
+        U, T = self.factors(W)
+        return W - W @ U @ T @ U.T
+
+    def forward(self, x: Any) -> Array:
+        W = self.matrix(self.base)
+        U, T = self.factors(W)
+        if self.reads_features():
+            return self.product(x, before=lambda v: v - mixed(mixed(v, T @ U.T), U))
+        image = -(W @ U) @ T
+        return self.plus(x, Update(lambda: image @ U.T, column=lambda i: image @ U[i]))

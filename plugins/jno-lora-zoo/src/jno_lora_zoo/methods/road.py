@@ -1,0 +1,106 @@
+"""RoAd: rotate and scale the outputs, two by two."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._arrays import Matrix, in_compute_dtype
+from .._layer_kind import Bias
+from .._method import Method
+
+Angles = Float[Array, "per_pair groups half"]
+
+
+class RoAd(Method):
+    """RoAd: a rotation and a scale of each pair of outputs, of the bias as well.
+
+    Law: `W' = blockdiag(R_1, R_2, ...) W` with `R = [[c_1, -s_1], [s_2, c_2]]`, and the same for
+    the bias; `c = scale cos(theta)`, `s = scale sin(theta)`. `theta` starts at 0 and `scale` at 1.
+    `per_pair` says how many of each a pair has: 1, the default, for all four entries; 2, one for
+    each row; 4, one for each entry (the paper's variants). `2 ceil(out / 2)` parameters train,
+    times `per_pair`. `rank` and `alpha` are ignored.
+
+    An output is paired with that half a group away. `group_size` is the size of a group, and must
+    be even and divide the outputs (PEFT's default is 64). By default, all outputs are one group; if
+    their number is odd, the last is scaled alone.
+
+    Paper: Liao and Monz, "3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching
+    and Composability", arXiv:2409.00119. The paper pairs neighbours.
+
+    In a convolution with groups, pairs that lie in two of them get the law's kernel. In a cell, the
+    bias of the gates is rotated, and the second bias of a GRU is not.
+
+    **Raises:** `ValueError` for another `per_pair` or `group_size`.
+    """
+
+    adapter_fields = ("theta", "scale")
+    variant = "road"
+    family = "rotation"
+    paper = "2409.00119"
+    formula = "2 ceil(out / 2)"
+
+    theta: Angles
+    scale: Angles
+
+    @classmethod
+    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
+        return rank
+
+    def start(
+        self,
+        W: Matrix,
+        r: int,
+        key: PRNGKeyArray,
+        dtype: Any,
+        *,
+        per_pair: int = 1,
+        group_size: int | None = None,
+    ) -> dict[str, Any]:
+        outputs = W.shape[0]
+        size = outputs + outputs % 2 if group_size is None else group_size
+        if per_pair not in (1, 2, 4):
+            raise ValueError(f"`per_pair` must be 1, 2 or 4, but is {per_pair!r}")
+        if group_size is not None and (size < 2 or size % 2 or outputs % size):
+            raise ValueError(
+                f"`group_size` must be even and divide the {outputs} outputs, but is {size}: give "
+                "another, or None for one group"
+            )
+        shape = (per_pair, -(-outputs // size), size // 2)
+        return {"theta": jnp.zeros(shape, dtype), "scale": jnp.ones(shape, dtype)}
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The options that the saved arrays show."""
+        per_pair, groups, half = state["theta"].shape
+        # One group may have an odd number of outputs, which is none that may be asked for.
+        return {"per_pair": per_pair, "group_size": None if groups == 1 else 2 * half}
+
+    def law(self, W: Matrix) -> Matrix:
+        return turned(W, (self.theta, self.scale))
+
+    def bias_law(self, b: Bias) -> Bias:
+        return turned(b, (self.theta, self.scale))
+
+    def has_fast_path(self) -> bool:
+        size = self.group_size(self.base)
+        return size is None or size % (2 * self.theta.shape[2]) == 0
+
+    def forward(self, x: Any) -> Array:
+        return self.on_output(x, turned, (self.theta, self.scale))
+
+
+def turned(y: Float[Array, "n *rest"], p: tuple[Angles, Angles]) -> Float[Array, "n *rest"]:
+    """`R y` along the first axis, computed in float32 at least as in `scaled`."""
+    # For the four entries of each block: c_1, c_2, s_1, s_2.
+    theta, scale = (jnp.tile(angles, (4 // len(angles), 1, 1)) for angles in p)
+    c, s = scale[:2] * jnp.cos(theta[:2]), scale[2:] * jnp.sin(theta[2:])
+    _, groups, half = c.shape
+    wide, rest = in_compute_dtype(y), y.shape[1:]
+    padded = jnp.pad(wide, ((0, 2 * groups * half - len(y)), *((0, 0),) * len(rest)))
+    pairs = padded.reshape(groups, 2, half, *rest)
+    c, s = (v.astype(wide.dtype).reshape(*v.shape, *(1,) * len(rest)) for v in (c, s))
+    first, second = pairs[:, 0], pairs[:, 1]
+    new = jnp.stack([c[0] * first - s[0] * second, s[1] * first + c[1] * second], axis=1)
+    return new.reshape(-1, *rest)[: len(y)].astype(y.dtype)
