@@ -7,6 +7,10 @@ from jno_lora_zoo import DEFT
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import HRA
+from jno_lora_zoo import AdaLoRA
+from jno_lora_zoo import DeLoRA
+from jno_lora_zoo import DoRA
+from jno_lora_zoo import FourierFT
 from jno_lora_zoo import IA3
 from jno_lora_zoo import IA3In
 from jno_lora_zoo import IA3Out
@@ -23,7 +27,11 @@ from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
 from jno_lora_zoo import RoAd
+from jno_lora_zoo import SHiRA
+from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TinyLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
 __all__ = [
@@ -32,6 +40,7 @@ __all__ = [
     "IA3Embedding",
     "IA3InEmbedding",
     "IA3OutEmbedding",
+    "AdaLoRAEmbedding",
     "OFTEmbedding",
     "LoRAFAEmbedding",
     "LoKrEmbedding",
@@ -41,6 +50,7 @@ __all__ = [
     "DoRAEmbedding",
     "PiSSAEmbedding",
     "HRAEmbedding",
+    "FourierFTEmbedding",
     "LoRAXSEmbedding",
     "OLoRAEmbedding",
     "MiLoRAEmbedding",
@@ -50,6 +60,11 @@ __all__ = [
     "PSOFTEmbedding",
     "OFTInEmbedding",
     "DEFTEmbedding",
+    "SHiRAEmbedding",
+    "DeLoRAEmbedding",
+    "WaveFTEmbedding",
+    "TinyLoRAEmbedding",
+    "SuperTuningEmbedding",
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
@@ -99,6 +114,7 @@ class IA3InEmbedding(IA3In, EmbeddingLayer):
     ) -> None: ...
 
 class IA3OutEmbedding(IA3Out, EmbeddingLayer):
+class AdaLoRAEmbedding(AdaLoRA, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -107,6 +123,7 @@ class IA3OutEmbedding(IA3Out, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTEmbedding(OFT, EmbeddingLayer):
@@ -205,6 +222,7 @@ class PiSSAEmbedding(PiSSA, EmbeddingLayer):
     ) -> None: ...
 
 class HRAEmbedding(HRA, EmbeddingLayer):
+class FourierFTEmbedding(FourierFT, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -214,6 +232,8 @@ class HRAEmbedding(HRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         gram_schmidt: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAXSEmbedding(LoRAXS, EmbeddingLayer):
@@ -254,6 +274,7 @@ class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
 
 class MiSSEmbedding(MiSS, EmbeddingLayer):
 class RoAdEmbedding(RoAd, EmbeddingLayer):
+class SHiRAEmbedding(SHiRA, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -273,6 +294,9 @@ class HiRAEmbedding(HiRA, EmbeddingLayer):
     ) -> None: ...
 
 class PSOFTEmbedding(PSOFT, EmbeddingLayer):
+    ) -> None: ...
+
+class DeLoRAEmbedding(DeLoRA, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -289,6 +313,36 @@ class PSOFTEmbedding(PSOFT, EmbeddingLayer):
     ) -> None: ...
 
 class OFTInEmbedding(OFTIn, EmbeddingLayer):
+    ) -> None: ...
+
+class WaveFTEmbedding(WaveFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAEmbedding(TinyLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningEmbedding(SuperTuning, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -312,4 +366,7 @@ class DEFTEmbedding(DEFT, EmbeddingLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...

@@ -9,6 +9,10 @@ from jno_lora_zoo import DEFT
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import HRA
+from jno_lora_zoo import AdaLoRA
+from jno_lora_zoo import DeLoRA
+from jno_lora_zoo import DoRA
+from jno_lora_zoo import FourierFT
 from jno_lora_zoo import IA3
 from jno_lora_zoo import IA3In
 from jno_lora_zoo import IA3Out
@@ -25,7 +29,11 @@ from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
 from jno_lora_zoo import RoAd
+from jno_lora_zoo import SHiRA
+from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TinyLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
 __all__ = [
@@ -34,6 +42,7 @@ __all__ = [
     "IA3ChannelLastConv",
     "IA3InChannelLastConv",
     "IA3OutChannelLastConv",
+    "AdaLoRAChannelLastConv",
     "OFTChannelLastConv",
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
@@ -43,6 +52,7 @@ __all__ = [
     "DoRAChannelLastConv",
     "PiSSAChannelLastConv",
     "HRAChannelLastConv",
+    "FourierFTChannelLastConv",
     "LoRAXSChannelLastConv",
     "OLoRAChannelLastConv",
     "MiLoRAChannelLastConv",
@@ -52,11 +62,17 @@ __all__ = [
     "PSOFTChannelLastConv",
     "OFTInChannelLastConv",
     "DEFTChannelLastConv",
+    "SHiRAChannelLastConv",
+    "DeLoRAChannelLastConv",
+    "WaveFTChannelLastConv",
+    "TinyLoRAChannelLastConv",
+    "SuperTuningChannelLastConv",
     "LoRAChannelLastConvTranspose",
     "LoHaChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
     "IA3InChannelLastConvTranspose",
     "IA3OutChannelLastConvTranspose",
+    "AdaLoRAChannelLastConvTranspose",
     "OFTChannelLastConvTranspose",
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
@@ -66,6 +82,7 @@ __all__ = [
     "DoRAChannelLastConvTranspose",
     "PiSSAChannelLastConvTranspose",
     "HRAChannelLastConvTranspose",
+    "FourierFTChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "OLoRAChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
@@ -75,11 +92,17 @@ __all__ = [
     "PSOFTChannelLastConvTranspose",
     "OFTInChannelLastConvTranspose",
     "DEFTChannelLastConvTranspose",
+    "SHiRAChannelLastConvTranspose",
+    "DeLoRAChannelLastConvTranspose",
+    "WaveFTChannelLastConvTranspose",
+    "TinyLoRAChannelLastConvTranspose",
+    "SuperTuningChannelLastConvTranspose",
     "LoRASubsampledLinear",
     "LoHaSubsampledLinear",
     "IA3SubsampledLinear",
     "IA3InSubsampledLinear",
     "IA3OutSubsampledLinear",
+    "AdaLoRASubsampledLinear",
     "OFTSubsampledLinear",
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
@@ -89,6 +112,7 @@ __all__ = [
     "DoRASubsampledLinear",
     "PiSSASubsampledLinear",
     "HRASubsampledLinear",
+    "FourierFTSubsampledLinear",
     "LoRAXSSubsampledLinear",
     "OLoRASubsampledLinear",
     "MiLoRASubsampledLinear",
@@ -98,6 +122,11 @@ __all__ = [
     "PSOFTSubsampledLinear",
     "OFTInSubsampledLinear",
     "DEFTSubsampledLinear",
+    "SHiRASubsampledLinear",
+    "DeLoRASubsampledLinear",
+    "WaveFTSubsampledLinear",
+    "TinyLoRASubsampledLinear",
+    "SuperTuningSubsampledLinear",
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
@@ -147,6 +176,7 @@ class IA3InChannelLastConv(IA3In, ChannelLastConvLayer):
     ) -> None: ...
 
 class IA3OutChannelLastConv(IA3Out, ChannelLastConvLayer):
+class AdaLoRAChannelLastConv(AdaLoRA, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -155,6 +185,7 @@ class IA3OutChannelLastConv(IA3Out, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTChannelLastConv(OFT, ChannelLastConvLayer):
@@ -253,6 +284,7 @@ class PiSSAChannelLastConv(PiSSA, ChannelLastConvLayer):
     ) -> None: ...
 
 class HRAChannelLastConv(HRA, ChannelLastConvLayer):
+class FourierFTChannelLastConv(FourierFT, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -262,6 +294,8 @@ class HRAChannelLastConv(HRA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         gram_schmidt: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
@@ -302,6 +336,7 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
 
 class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
 class RoAdChannelLastConv(RoAd, ChannelLastConvLayer):
+class SHiRAChannelLastConv(SHiRA, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -321,6 +356,9 @@ class HiRAChannelLastConv(HiRA, ChannelLastConvLayer):
     ) -> None: ...
 
 class PSOFTChannelLastConv(PSOFT, ChannelLastConvLayer):
+    ) -> None: ...
+
+class DeLoRAChannelLastConv(DeLoRA, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -337,6 +375,36 @@ class PSOFTChannelLastConv(PSOFT, ChannelLastConvLayer):
     ) -> None: ...
 
 class OFTInChannelLastConv(OFTIn, ChannelLastConvLayer):
+    ) -> None: ...
+
+class WaveFTChannelLastConv(WaveFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAChannelLastConv(TinyLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningChannelLastConv(SuperTuning, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -360,6 +428,9 @@ class DEFTChannelLastConv(DEFT, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...
 
 class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
@@ -409,6 +480,7 @@ class IA3InChannelLastConvTranspose(IA3In, ChannelLastConvTransposeLayer):
     ) -> None: ...
 
 class IA3OutChannelLastConvTranspose(IA3Out, ChannelLastConvTransposeLayer):
+class AdaLoRAChannelLastConvTranspose(AdaLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -417,6 +489,7 @@ class IA3OutChannelLastConvTranspose(IA3Out, ChannelLastConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTChannelLastConvTranspose(OFT, ChannelLastConvTransposeLayer):
@@ -515,6 +588,7 @@ class PiSSAChannelLastConvTranspose(PiSSA, ChannelLastConvTransposeLayer):
     ) -> None: ...
 
 class HRAChannelLastConvTranspose(HRA, ChannelLastConvTransposeLayer):
+class FourierFTChannelLastConvTranspose(FourierFT, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -524,6 +598,8 @@ class HRAChannelLastConvTranspose(HRA, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         gram_schmidt: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
@@ -564,6 +640,7 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
 
 class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
 class RoAdChannelLastConvTranspose(RoAd, ChannelLastConvTransposeLayer):
+class SHiRAChannelLastConvTranspose(SHiRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -583,6 +660,9 @@ class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
     ) -> None: ...
 
 class PSOFTChannelLastConvTranspose(PSOFT, ChannelLastConvTransposeLayer):
+    ) -> None: ...
+
+class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -599,6 +679,36 @@ class PSOFTChannelLastConvTranspose(PSOFT, ChannelLastConvTransposeLayer):
     ) -> None: ...
 
 class OFTInChannelLastConvTranspose(OFTIn, ChannelLastConvTransposeLayer):
+    ) -> None: ...
+
+class WaveFTChannelLastConvTranspose(WaveFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAChannelLastConvTranspose(TinyLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningChannelLastConvTranspose(SuperTuning, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -622,6 +732,9 @@ class DEFTChannelLastConvTranspose(DEFT, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...
 
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
@@ -671,6 +784,7 @@ class IA3InSubsampledLinear(IA3In, SubsampledLinearLayer):
     ) -> None: ...
 
 class IA3OutSubsampledLinear(IA3Out, SubsampledLinearLayer):
+class AdaLoRASubsampledLinear(AdaLoRA, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -679,6 +793,7 @@ class IA3OutSubsampledLinear(IA3Out, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTSubsampledLinear(OFT, SubsampledLinearLayer):
@@ -777,6 +892,7 @@ class PiSSASubsampledLinear(PiSSA, SubsampledLinearLayer):
     ) -> None: ...
 
 class HRASubsampledLinear(HRA, SubsampledLinearLayer):
+class FourierFTSubsampledLinear(FourierFT, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -786,6 +902,8 @@ class HRASubsampledLinear(HRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         gram_schmidt: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
@@ -826,6 +944,7 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
 
 class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
 class RoAdSubsampledLinear(RoAd, SubsampledLinearLayer):
+class SHiRASubsampledLinear(SHiRA, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -845,6 +964,9 @@ class HiRASubsampledLinear(HiRA, SubsampledLinearLayer):
     ) -> None: ...
 
 class PSOFTSubsampledLinear(PSOFT, SubsampledLinearLayer):
+    ) -> None: ...
+
+class DeLoRASubsampledLinear(DeLoRA, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -861,6 +983,36 @@ class PSOFTSubsampledLinear(PSOFT, SubsampledLinearLayer):
     ) -> None: ...
 
 class OFTInSubsampledLinear(OFTIn, SubsampledLinearLayer):
+    ) -> None: ...
+
+class WaveFTSubsampledLinear(WaveFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRASubsampledLinear(TinyLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningSubsampledLinear(SuperTuning, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -884,4 +1036,7 @@ class DEFTSubsampledLinear(DEFT, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...

@@ -7,6 +7,10 @@ from jno_lora_zoo import DEFT
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import HRA
+from jno_lora_zoo import AdaLoRA
+from jno_lora_zoo import DeLoRA
+from jno_lora_zoo import DoRA
+from jno_lora_zoo import FourierFT
 from jno_lora_zoo import IA3
 from jno_lora_zoo import IA3In
 from jno_lora_zoo import IA3Out
@@ -23,7 +27,11 @@ from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
 from jno_lora_zoo import RoAd
+from jno_lora_zoo import SHiRA
+from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TinyLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
 __all__ = [
@@ -32,6 +40,7 @@ __all__ = [
     "IA3Recurrent",
     "IA3InRecurrent",
     "IA3OutRecurrent",
+    "AdaLoRARecurrent",
     "OFTRecurrent",
     "LoRAFARecurrent",
     "LoKrRecurrent",
@@ -41,6 +50,7 @@ __all__ = [
     "DoRARecurrent",
     "PiSSARecurrent",
     "HRARecurrent",
+    "FourierFTRecurrent",
     "LoRAXSRecurrent",
     "OLoRARecurrent",
     "MiLoRARecurrent",
@@ -50,6 +60,11 @@ __all__ = [
     "PSOFTRecurrent",
     "OFTInRecurrent",
     "DEFTRecurrent",
+    "SHiRARecurrent",
+    "DeLoRARecurrent",
+    "WaveFTRecurrent",
+    "TinyLoRARecurrent",
+    "SuperTuningRecurrent",
 ]
 
 class LoRARecurrent(LoRA, RecurrentLayer):
@@ -99,6 +114,7 @@ class IA3InRecurrent(IA3In, RecurrentLayer):
     ) -> None: ...
 
 class IA3OutRecurrent(IA3Out, RecurrentLayer):
+class AdaLoRARecurrent(AdaLoRA, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -107,6 +123,7 @@ class IA3OutRecurrent(IA3Out, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTRecurrent(OFT, RecurrentLayer):
@@ -205,6 +222,7 @@ class PiSSARecurrent(PiSSA, RecurrentLayer):
     ) -> None: ...
 
 class HRARecurrent(HRA, RecurrentLayer):
+class FourierFTRecurrent(FourierFT, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -214,6 +232,8 @@ class HRARecurrent(HRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         gram_schmidt: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAXSRecurrent(LoRAXS, RecurrentLayer):
@@ -254,6 +274,7 @@ class MiLoRARecurrent(MiLoRA, RecurrentLayer):
 
 class MiSSRecurrent(MiSS, RecurrentLayer):
 class RoAdRecurrent(RoAd, RecurrentLayer):
+class SHiRARecurrent(SHiRA, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -273,6 +294,9 @@ class HiRARecurrent(HiRA, RecurrentLayer):
     ) -> None: ...
 
 class PSOFTRecurrent(PSOFT, RecurrentLayer):
+    ) -> None: ...
+
+class DeLoRARecurrent(DeLoRA, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -289,6 +313,36 @@ class PSOFTRecurrent(PSOFT, RecurrentLayer):
     ) -> None: ...
 
 class OFTInRecurrent(OFTIn, RecurrentLayer):
+    ) -> None: ...
+
+class WaveFTRecurrent(WaveFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRARecurrent(TinyLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningRecurrent(SuperTuning, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -312,4 +366,7 @@ class DEFTRecurrent(DEFT, RecurrentLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...

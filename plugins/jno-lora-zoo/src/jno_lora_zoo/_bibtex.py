@@ -36,6 +36,12 @@ ENTRIES = {
         "Edalati, Ali and Tahaei, Marzieh and Kobyzev, Ivan and Partovi Nia, Vahid and Clark, "
         "James J. and Rezagholizadeh, Mehdi",
     ),
+    "2303.10512": (
+        "zhang2023adalora",
+        "{AdaLoRA}: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+        "Zhang, Qingru and Chen, Minshuo and Bukharin, Alexander and Karampatziakis, Nikos and He, "
+        "Pengcheng and Cheng, Yu and Chen, Weizhu and Zhao, Tuo",
+    ),
     "2303.16199": (
         "zhang2023llamaadapter",
         "{LLaMA-Adapter}: Efficient Fine-tuning of Language Models with Zero-init Attention",
@@ -93,6 +99,11 @@ ENTRIES = {
         "Bridging The Gap between Low-rank and Orthogonal Adaptation via {Householder} Reflection "
         "Adaptation",
         "Yuan, Shen and Liu, Haotian and Xu, Hongteng",
+    "2405.03003": (
+        "gao2024fourierft",
+        "Parameter-Efficient Fine-Tuning with Discrete {Fourier} Transform",
+        "Gao, Ziqi and Wang, Qichao and Chen, Aochuan and Liu, Zijing and Wu, Bingzhe and Chen, "
+        "Liang and Li, Jia",
     ),
     "2405.17604": (
         "balazy2024loraxs",
@@ -156,6 +167,28 @@ ENTRIES = {
         "{DEFT}: Decompositional Efficient Fine-Tuning for Text-to-Image Models",
         "Kumar, Komal and Anwer, Rao Muhammad and Khan, Fahad Shahbaz and Khan, Salman and Laptev, "
         "Ivan and Cholakkal, Hisham",
+    "2406.13175": (
+        "bhardwaj2024shira",
+        "Sparse High Rank Adapters",
+        "Bhardwaj, Kartikeya and Pandey, Nilesh Prasad and Priyadarshi, Sweta and Ganapathy, "
+        "Viswanath and Kadambi, Shreya and Esteves, Rafael and Borse, Shubhankar and Whatmough, "
+        "Paul and Garrepalli, Risheek and Van Baalen, Mart and Teague, Harris and Nagel, Markus",
+    ),
+    "2503.18225": (
+        "bini2025delora",
+        "Decoupling Angles and Strength in Low-rank Adaptation",
+        "Bini, Massimo and Girrbach, Leander and Akata, Zeynep",
+    ),
+    "2505.12532": (
+        "bilican2025waveft",
+        "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets",
+        r"Bilican, Ahmet and Y{\i}lmaz, M. Ak{\i}n and Tekalp, A. Murat and Cinbi{\c s}, R. "
+        r"G{\"o}kberk",
+    ),
+    "2602.04118": (
+        "morris2026tinylora",
+        "Learning to Reason in 13 Parameters",
+        "Morris, John X. and Mireshghallah, Niloofar and Ibrahim, Mark and Mahloujifar, Saeed",
     ),
 }
 

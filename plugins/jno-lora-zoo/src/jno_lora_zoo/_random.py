@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from ._arrays import Matrix
+from ._positions import number_of
 
 
 def low_rank_start(
@@ -29,10 +30,7 @@ def uniform_matrix(
     fuses into its consumer. Not for cryptography; `jax.random` costs several times as much. `seed`
     has four numbers from 0 to 255, of any dtype; `stream` tells the matrices of one seed apart.
     """
-    is_float = jnp.issubdtype(seed.dtype, jnp.floating)
-    digits = (jnp.round(seed) if is_float else seed).astype(jnp.uint32)
-    word = digits[0] | (digits[1] << 8) | (digits[2] << 16) | (digits[3] << 24)
-    word = _hash(word ^ jnp.uint32((0x9E3779B9 * (stream + 1)) % 2**32))
+    word = _hash(number_of(seed) ^ jnp.uint32((0x9E3779B9 * (stream + 1)) % 2**32))
     rows, columns = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
     bits = _hash(_hash(rows * jnp.uint32(shape[1]) + columns + word) ^ word)
     # A float32 holds 24 bits; the half step makes the mean exactly 0.

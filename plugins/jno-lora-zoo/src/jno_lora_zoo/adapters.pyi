@@ -10,6 +10,10 @@ from .methods.deft import DEFT
 from .methods.dora import DoRA
 from .methods.hira import HiRA
 from .methods.hra import HRA
+from .methods.adalora import AdaLoRA
+from .methods.delora import DeLoRA
+from .methods.dora import DoRA
+from .methods.fourierft import FourierFT
 from .methods.ia3 import IA3
 from .methods.ia3 import IA3In
 from .methods.ia3 import IA3Out
@@ -27,7 +31,11 @@ from .methods.pissa import OLoRA
 from .methods.pissa import PiSSA
 from .methods.psoft import PSOFT
 from .methods.road import RoAd
+from .methods.shira import SHiRA
+from .methods.supertuning import SuperTuning
+from .methods.tinylora import TinyLoRA
 from .methods.vera import VeRA
+from .methods.waveft import WaveFT
 
 __all__ = [
     "LoRALinear",
@@ -35,6 +43,7 @@ __all__ = [
     "IA3Linear",
     "IA3InLinear",
     "IA3OutLinear",
+    "AdaLoRALinear",
     "OFTLinear",
     "LoRAFALinear",
     "LoKrLinear",
@@ -44,6 +53,7 @@ __all__ = [
     "DoRALinear",
     "PiSSALinear",
     "HRALinear",
+    "FourierFTLinear",
     "LoRAXSLinear",
     "OLoRALinear",
     "MiLoRALinear",
@@ -53,11 +63,17 @@ __all__ = [
     "PSOFTLinear",
     "OFTInLinear",
     "DEFTLinear",
+    "SHiRALinear",
+    "DeLoRALinear",
+    "WaveFTLinear",
+    "TinyLoRALinear",
+    "SuperTuningLinear",
     "LoRAConv",
     "LoHaConv",
     "IA3Conv",
     "IA3InConv",
     "IA3OutConv",
+    "AdaLoRAConv",
     "OFTConv",
     "LoRAFAConv",
     "LoKrConv",
@@ -67,6 +83,7 @@ __all__ = [
     "DoRAConv",
     "PiSSAConv",
     "HRAConv",
+    "FourierFTConv",
     "LoRAXSConv",
     "OLoRAConv",
     "MiLoRAConv",
@@ -76,11 +93,17 @@ __all__ = [
     "PSOFTConv",
     "OFTInConv",
     "DEFTConv",
+    "SHiRAConv",
+    "DeLoRAConv",
+    "WaveFTConv",
+    "TinyLoRAConv",
+    "SuperTuningConv",
     "LoRAConvTranspose",
     "LoHaConvTranspose",
     "IA3ConvTranspose",
     "IA3InConvTranspose",
     "IA3OutConvTranspose",
+    "AdaLoRAConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
@@ -90,6 +113,7 @@ __all__ = [
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
     "HRAConvTranspose",
+    "FourierFTConvTranspose",
     "LoRAXSConvTranspose",
     "OLoRAConvTranspose",
     "MiLoRAConvTranspose",
@@ -99,11 +123,17 @@ __all__ = [
     "PSOFTConvTranspose",
     "OFTInConvTranspose",
     "DEFTConvTranspose",
+    "SHiRAConvTranspose",
+    "DeLoRAConvTranspose",
+    "WaveFTConvTranspose",
+    "TinyLoRAConvTranspose",
+    "SuperTuningConvTranspose",
     "LoRAInNorm",
     "LoHaInNorm",
     "IA3InNorm",
     "IA3InInNorm",
     "IA3OutInNorm",
+    "AdaLoRAInNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
     "LoKrInNorm",
@@ -113,6 +143,7 @@ __all__ = [
     "DoRAInNorm",
     "PiSSAInNorm",
     "HRAInNorm",
+    "FourierFTInNorm",
     "LoRAXSInNorm",
     "OLoRAInNorm",
     "MiLoRAInNorm",
@@ -122,6 +153,11 @@ __all__ = [
     "PSOFTInNorm",
     "OFTInInNorm",
     "DEFTInNorm",
+    "SHiRAInNorm",
+    "DeLoRAInNorm",
+    "WaveFTInNorm",
+    "TinyLoRAInNorm",
+    "SuperTuningInNorm",
 ]
 
 class LoRALinear(LoRA, LinearLayer):
@@ -171,6 +207,7 @@ class IA3InLinear(IA3In, LinearLayer):
     ) -> None: ...
 
 class IA3OutLinear(IA3Out, LinearLayer):
+class AdaLoRALinear(AdaLoRA, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -179,6 +216,7 @@ class IA3OutLinear(IA3Out, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTLinear(OFT, LinearLayer):
@@ -277,6 +315,7 @@ class PiSSALinear(PiSSA, LinearLayer):
     ) -> None: ...
 
 class HRALinear(HRA, LinearLayer):
+class FourierFTLinear(FourierFT, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -286,6 +325,8 @@ class HRALinear(HRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         gram_schmidt: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAXSLinear(LoRAXS, LinearLayer):
@@ -326,6 +367,7 @@ class MiLoRALinear(MiLoRA, LinearLayer):
 
 class MiSSLinear(MiSS, LinearLayer):
 class RoAdLinear(RoAd, LinearLayer):
+class SHiRALinear(SHiRA, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -345,6 +387,9 @@ class HiRALinear(HiRA, LinearLayer):
     ) -> None: ...
 
 class PSOFTLinear(PSOFT, LinearLayer):
+    ) -> None: ...
+
+class DeLoRALinear(DeLoRA, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -361,6 +406,36 @@ class PSOFTLinear(PSOFT, LinearLayer):
     ) -> None: ...
 
 class OFTInLinear(OFTIn, LinearLayer):
+    ) -> None: ...
+
+class WaveFTLinear(WaveFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRALinear(TinyLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningLinear(SuperTuning, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -384,6 +459,9 @@ class DEFTLinear(DEFT, LinearLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...
 
 class LoRAConv(LoRA, ConvLayer):
@@ -433,6 +511,7 @@ class IA3InConv(IA3In, ConvLayer):
     ) -> None: ...
 
 class IA3OutConv(IA3Out, ConvLayer):
+class AdaLoRAConv(AdaLoRA, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -441,6 +520,7 @@ class IA3OutConv(IA3Out, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTConv(OFT, ConvLayer):
@@ -539,6 +619,7 @@ class PiSSAConv(PiSSA, ConvLayer):
     ) -> None: ...
 
 class HRAConv(HRA, ConvLayer):
+class FourierFTConv(FourierFT, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -548,6 +629,8 @@ class HRAConv(HRA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         gram_schmidt: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAXSConv(LoRAXS, ConvLayer):
@@ -588,6 +671,7 @@ class MiLoRAConv(MiLoRA, ConvLayer):
 
 class MiSSConv(MiSS, ConvLayer):
 class RoAdConv(RoAd, ConvLayer):
+class SHiRAConv(SHiRA, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -607,6 +691,9 @@ class HiRAConv(HiRA, ConvLayer):
     ) -> None: ...
 
 class PSOFTConv(PSOFT, ConvLayer):
+    ) -> None: ...
+
+class DeLoRAConv(DeLoRA, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -623,6 +710,36 @@ class PSOFTConv(PSOFT, ConvLayer):
     ) -> None: ...
 
 class OFTInConv(OFTIn, ConvLayer):
+    ) -> None: ...
+
+class WaveFTConv(WaveFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAConv(TinyLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningConv(SuperTuning, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -646,6 +763,9 @@ class DEFTConv(DEFT, ConvLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...
 
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
@@ -695,6 +815,7 @@ class IA3InConvTranspose(IA3In, ConvTransposeLayer):
     ) -> None: ...
 
 class IA3OutConvTranspose(IA3Out, ConvTransposeLayer):
+class AdaLoRAConvTranspose(AdaLoRA, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -703,6 +824,7 @@ class IA3OutConvTranspose(IA3Out, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTConvTranspose(OFT, ConvTransposeLayer):
@@ -801,6 +923,7 @@ class PiSSAConvTranspose(PiSSA, ConvTransposeLayer):
     ) -> None: ...
 
 class HRAConvTranspose(HRA, ConvTransposeLayer):
+class FourierFTConvTranspose(FourierFT, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -810,6 +933,8 @@ class HRAConvTranspose(HRA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         gram_schmidt: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
@@ -850,6 +975,7 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
 
 class MiSSConvTranspose(MiSS, ConvTransposeLayer):
 class RoAdConvTranspose(RoAd, ConvTransposeLayer):
+class SHiRAConvTranspose(SHiRA, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -869,6 +995,9 @@ class HiRAConvTranspose(HiRA, ConvTransposeLayer):
     ) -> None: ...
 
 class PSOFTConvTranspose(PSOFT, ConvTransposeLayer):
+    ) -> None: ...
+
+class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -885,6 +1014,36 @@ class PSOFTConvTranspose(PSOFT, ConvTransposeLayer):
     ) -> None: ...
 
 class OFTInConvTranspose(OFTIn, ConvTransposeLayer):
+    ) -> None: ...
+
+class WaveFTConvTranspose(WaveFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAConvTranspose(TinyLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningConvTranspose(SuperTuning, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -908,6 +1067,9 @@ class DEFTConvTranspose(DEFT, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...
 
 class LoRAInNorm(LoRA, InNormLayer):
@@ -957,6 +1119,7 @@ class IA3InInNorm(IA3In, InNormLayer):
     ) -> None: ...
 
 class IA3OutInNorm(IA3Out, InNormLayer):
+class AdaLoRAInNorm(AdaLoRA, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -965,6 +1128,7 @@ class IA3OutInNorm(IA3Out, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class OFTInNorm(OFT, InNormLayer):
@@ -1063,6 +1227,7 @@ class PiSSAInNorm(PiSSA, InNormLayer):
     ) -> None: ...
 
 class HRAInNorm(HRA, InNormLayer):
+class FourierFTInNorm(FourierFT, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -1072,6 +1237,8 @@ class HRAInNorm(HRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         gram_schmidt: Any = ...,
+        n_frequency: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class LoRAXSInNorm(LoRAXS, InNormLayer):
@@ -1112,6 +1279,7 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
 
 class MiSSInNorm(MiSS, InNormLayer):
 class RoAdInNorm(RoAd, InNormLayer):
+class SHiRAInNorm(SHiRA, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -1131,6 +1299,9 @@ class HiRAInNorm(HiRA, InNormLayer):
     ) -> None: ...
 
 class PSOFTInNorm(PSOFT, InNormLayer):
+    ) -> None: ...
+
+class DeLoRAInNorm(DeLoRA, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -1147,6 +1318,36 @@ class PSOFTInNorm(PSOFT, InNormLayer):
     ) -> None: ...
 
 class OFTInInNorm(OFTIn, InNormLayer):
+    ) -> None: ...
+
+class WaveFTInNorm(WaveFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        n_frequency: Any = ...,
+        wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class TinyLoRAInNorm(TinyLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        u: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
+class SuperTuningInNorm(SuperTuning, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -1170,4 +1371,7 @@ class DEFTInNorm(DEFT, InNormLayer):
         adapter_dtype: Any = ...,
         inject: Any = ...,
         orthogonal: Any = ...,
+        sparsity: Any = ...,
+        count: Any = ...,
+        largest: Any = ...,
     ) -> None: ...

@@ -12,6 +12,10 @@ from .hira import HiRA as HiRA
 from .ia3 import IA3 as IA3, IA3In as IA3In, IA3Out as IA3Out
 from .loha import LoHa as LoHa
 from .hra import HRA as HRA
+from .adalora import AdaLoRA as AdaLoRA
+from .delora import DeLoRA as DeLoRA
+from .dora import DoRA as DoRA
+from .fourierft import FourierFT as FourierFT
 from .ia3 import IA3 as IA3
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
@@ -22,7 +26,12 @@ from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA, OLoRA as OLoRA, PiSSA as PiSSA
 from .psoft import PSOFT as PSOFT
 from .road import RoAd as RoAd
+from .pissa import MiLoRA as MiLoRA, PiSSA as PiSSA
+from .shira import SHiRA as SHiRA
+from .supertuning import SuperTuning as SuperTuning
+from .tinylora import TinyLoRA as TinyLoRA
 from .vera import VeRA as VeRA
+from .waveft import WaveFT as WaveFT
 
 _imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]
 

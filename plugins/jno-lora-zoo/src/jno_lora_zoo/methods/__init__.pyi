@@ -6,6 +6,10 @@ from .deft import DEFT as DEFT
 from .dora import DoRA as DoRA
 from .hira import HiRA as HiRA
 from .hra import HRA as HRA
+from .adalora import AdaLoRA as AdaLoRA
+from .delora import DeLoRA as DeLoRA
+from .dora import DoRA as DoRA
+from .fourierft import FourierFT as FourierFT
 from .ia3 import IA3 as IA3
 from .ia3 import IA3In as IA3In
 from .ia3 import IA3Out as IA3Out
@@ -23,7 +27,11 @@ from .pissa import OLoRA as OLoRA
 from .pissa import PiSSA as PiSSA
 from .psoft import PSOFT as PSOFT
 from .road import RoAd as RoAd
+from .shira import SHiRA as SHiRA
+from .supertuning import SuperTuning as SuperTuning
+from .tinylora import TinyLoRA as TinyLoRA
 from .vera import VeRA as VeRA
+from .waveft import WaveFT as WaveFT
 
 __all__ = [
     "METHODS",
@@ -32,6 +40,7 @@ __all__ = [
     "IA3",
     "IA3In",
     "IA3Out",
+    "AdaLoRA",
     "OFT",
     "LoRAFA",
     "LoKr",
@@ -41,6 +50,7 @@ __all__ = [
     "DoRA",
     "PiSSA",
     "HRA",
+    "FourierFT",
     "LoRAXS",
     "OLoRA",
     "MiLoRA",
@@ -50,5 +60,10 @@ __all__ = [
     "PSOFT",
     "OFTIn",
     "DEFT",
+    "SHiRA",
+    "DeLoRA",
+    "WaveFT",
+    "TinyLoRA",
+    "SuperTuning",
 ]
 METHODS: tuple[type[Method], ...]

@@ -1,0 +1,73 @@
+"""Super-Tuning: train the entries of the weight that are largest in size."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from .._arrays import Matrix
+from .._positions import count_of, digits_of
+from .shira import Scattered
+
+
+class SuperTuning(Scattered):
+    """Super-Tuning: trained values at the entries of the weight that are largest in size.
+
+    Law: `W' = W + scatter(values)`, `values = 0`, at the positions of the largest `|W_ij|`.
+    `min(r(in + out), in out)` parameters train, or `(1 - sparsity) in out`. `alpha` is ignored.
+    The positions are saved: found again in a weight that was rounded, they could be others.
+
+    Paper: "Super-Tuning", arXiv:2607.09287. It chooses by size or by activations; this is the
+    choice by size, which the paper finds better. Its mixture with LoRA ("Supra") is left out. The
+    paper and PEFT have no rank: `options={"sparsity": 0.99}` is their choice.
+
+    **Arguments:** at most one of the first two.
+
+    - `sparsity`: the part of the entries that does not train, from 0 to less than 1.
+    - `count`: how many entries train.
+    - `largest`: `False` for the smallest entries.
+
+    **Raises:** `ValueError` if these do not leave between one and all entries.
+    """
+
+    variant = "supertuning"
+    paper = "2607.09287"
+
+    def start(
+        self,
+        W: Matrix,
+        r: int,
+        key: PRNGKeyArray,
+        dtype: Any,
+        *,
+        sparsity: float | None = None,
+        count: int | None = None,
+        largest: bool = True,
+    ) -> dict[str, Any]:
+        if sparsity is not None:
+            count = _count(W, sparsity, count)
+        n = count_of(W, r, count, "count")
+        sizes = jnp.abs(W).reshape(-1)
+        positions = jax.lax.top_k(sizes if largest else -sizes, n)[1]
+        # In the order of memory.
+        return {"values": jnp.zeros(n, dtype), "positions": digits_of(jnp.sort(positions))}
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The options that a saved state implies."""
+        return {"count": len(state["values"])}
+
+
+def _count(W: Matrix, sparsity: float, count: int | None) -> int:
+    """The number of entries that train. **Raises:** `ValueError` if there is none."""
+    if count is not None:
+        raise ValueError("`sparsity` and `count` say the same: give one of them")
+    n = int(W.size * (1 - sparsity)) if 0 <= sparsity < 1 else 0
+    if n == 0:
+        raise ValueError(
+            "`sparsity` must be at least 0 and less than 1, and leave an entry of a weight "
+            f"{W.shape} that trains, but is {sparsity!r}"
+        )
+    return n

@@ -1,0 +1,98 @@
+"""WaveFT: train a few coefficients of the update's wavelet transform."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._arrays import Matrix
+from .._positions import row_and_column, scattered
+from .._wavelets import daubechies, synthesised
+from .fourierft import Transformed
+
+_DAUBECHIES = {f"db{moments}": moments for moments in range(1, 11)}
+
+
+class WaveFT(Transformed):
+    """WaveFT: trained coefficients of the update's discrete wavelet transform.
+
+    Law: `W' = W + alpha IDWT2(scatter(coefficients))`, `coefficients = 0`, at positions drawn from
+    the key and saved. `min(r(in + out), in out)` parameters train, or `n_frequency`. `alpha` is the
+    paper's scale, not divided by the rank; PEFT's default is 25. `r = min(rank, in, out)` says only
+    how many coefficients there are: as many as LoRA has numbers.
+
+    Paper: Bilican et al., "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets",
+    arXiv:2505.12532. The transform has one level, as in PEFT. Its four quarters form a matrix that
+    is `taps - 2` larger than `W` each way (1 more if that is odd); positions are drawn in the
+    middle of it, where PEFT draws them.
+
+    **Arguments:**
+
+    - `n_frequency`: how many coefficients train.
+    - `wavelet`: `"db1"` (Haar) to `"db10"`, `"none"` (the coefficients are entries of the update),
+        or the taps of an orthogonal low-pass filter whose sum is sqrt(2).
+
+    **Raises:** `ValueError` for an unknown wavelet, an odd number of taps, and unless `n_frequency`
+    is a whole number from 1 to `in out`.
+    """
+
+    variant = "waveft"
+    paper = "2505.12532"
+
+    # An array, so that a saved adapter holds it. Without taps there is no transform.
+    low_pass: Float[Array, " taps"]
+
+    def start(
+        self,
+        W: Matrix,
+        r: int,
+        key: PRNGKeyArray,
+        dtype: Any,
+        *,
+        n_frequency: int | None = None,
+        wavelet: str | Sequence[float] = "db1",
+    ) -> dict[str, Any]:
+        fields = super().start(W, r, key, dtype, n_frequency=n_frequency)
+        return {**fields, "low_pass": jnp.asarray(_taps(wavelet), W.dtype)}
+
+    def update(self, W: Matrix) -> Matrix:
+        outputs, inputs = W.shape
+        c = self.times_scale(self.coefficients.astype(W.dtype))
+        if self.low_pass.size == 0:
+            return scattered(c, self.positions, W.shape)
+        more = self.low_pass.size - 2
+        height, width = ((size + more + 1) // 2 for size in W.shape)
+        rows, columns = row_and_column(self.positions, W.shape)
+        rows, columns = rows + (2 * height - outputs) // 2, columns + (2 * width - inputs) // 2
+        # The quarters: averages, details of the rows; details of the columns, details of both.
+        # Those on the right are details along the first axis, in PEFT's order.
+        quarters = jnp.zeros((2, height, 2, width), W.dtype)
+        quarters = quarters.at[columns // width, rows % height, rows // height, columns % width]
+        low = self.low_pass.astype(W.dtype)
+        U = synthesised(quarters.add(c).reshape(2 * height, 2 * width), low)
+        return synthesised(U.T, low).T[:outputs, :inputs]
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The options that a saved state implies. Only the number of taps: they are saved."""
+        return {**super().options_of(state), "wavelet": (0.0,) * len(state["low_pass"])}
+
+
+def _taps(wavelet: str | Sequence[float]) -> Any:
+    """The low-pass filter. **Raises:** `ValueError` if it is unknown, or its length is odd."""
+    if isinstance(wavelet, str):
+        if wavelet == "none":
+            return ()
+        if wavelet in _DAUBECHIES:
+            return daubechies(_DAUBECHIES[wavelet])
+        raise ValueError(
+            f"`wavelet` must be 'db1' to 'db10', 'none', or the taps of a filter, but is "
+            f"{wavelet!r}"
+        )
+    if len(wavelet) % 2:
+        raise ValueError(
+            f"`wavelet` must have an even number of taps, but has {len(wavelet)}: give the "
+            "low-pass filter of an orthogonal wavelet"
+        )
+    return wavelet
