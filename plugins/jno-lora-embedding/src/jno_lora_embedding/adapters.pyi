@@ -2,31 +2,18 @@
 # ruff: noqa
 from typing import Any
 from .layer import EmbeddingLayer
-from jno_lora_zoo import BOFT
-from jno_lora_zoo import DEFT
-from jno_lora_zoo import DoRA
-from jno_lora_zoo import HiRA
-from jno_lora_zoo import HRA
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import IA3
-from jno_lora_zoo import IA3In
-from jno_lora_zoo import IA3Out
-from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
-from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
-from jno_lora_zoo import OFTIn
-from jno_lora_zoo import OLoRA
-from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
-from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
 from jno_lora_zoo import TinyLoRA
@@ -36,30 +23,18 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAEmbedding",
-    "LoHaEmbedding",
     "IA3Embedding",
-    "IA3InEmbedding",
-    "IA3OutEmbedding",
     "AdaLoRAEmbedding",
     "OFTEmbedding",
     "LoRAFAEmbedding",
     "LoKrEmbedding",
     "VeRAEmbedding",
-    "BOFTEmbedding",
     "rsLoRAEmbedding",
     "DoRAEmbedding",
     "PiSSAEmbedding",
-    "HRAEmbedding",
     "FourierFTEmbedding",
     "LoRAXSEmbedding",
-    "OLoRAEmbedding",
     "MiLoRAEmbedding",
-    "MiSSEmbedding",
-    "HiRAEmbedding",
-    "RoAdEmbedding",
-    "PSOFTEmbedding",
-    "OFTInEmbedding",
-    "DEFTEmbedding",
     "SHiRAEmbedding",
     "DeLoRAEmbedding",
     "WaveFTEmbedding",
@@ -68,18 +43,6 @@ __all__ = [
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class LoHaEmbedding(LoHa, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -102,18 +65,6 @@ class IA3Embedding(IA3, EmbeddingLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
-class IA3InEmbedding(IA3In, EmbeddingLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
-class IA3OutEmbedding(IA3Out, EmbeddingLayer):
 class AdaLoRAEmbedding(AdaLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -173,18 +124,6 @@ class VeRAEmbedding(VeRA, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class BOFTEmbedding(BOFT, EmbeddingLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        factors: Any = ...,
-    ) -> None: ...
-
 class rsLoRAEmbedding(rsLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -221,7 +160,6 @@ class PiSSAEmbedding(PiSSA, EmbeddingLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class HRAEmbedding(HRA, EmbeddingLayer):
 class FourierFTEmbedding(FourierFT, EmbeddingLayer):
     def __init__(
         self,
@@ -231,7 +169,6 @@ class FourierFTEmbedding(FourierFT, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        gram_schmidt: Any = ...,
         n_frequency: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
@@ -249,17 +186,6 @@ class LoRAXSEmbedding(LoRAXS, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class OLoRAEmbedding(OLoRA, EmbeddingLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
 class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -272,8 +198,6 @@ class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class MiSSEmbedding(MiSS, EmbeddingLayer):
-class RoAdEmbedding(RoAd, EmbeddingLayer):
 class SHiRAEmbedding(SHiRA, EmbeddingLayer):
     def __init__(
         self,
@@ -283,17 +207,6 @@ class SHiRAEmbedding(SHiRA, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        mini: Any = ...,
-        bat: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class HiRAEmbedding(HiRA, EmbeddingLayer):
-        per_pair: Any = ...,
-        group_size: Any = ...,
-    ) -> None: ...
-
-class PSOFTEmbedding(PSOFT, EmbeddingLayer):
     ) -> None: ...
 
 class DeLoRAEmbedding(DeLoRA, EmbeddingLayer):
@@ -305,14 +218,6 @@ class DeLoRAEmbedding(DeLoRA, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-        scale_inputs: Any = ...,
-        scale_outputs: Any = ...,
-        terms: Any = ...,
-        svd: Any = ...,
-    ) -> None: ...
-
-class OFTInEmbedding(OFTIn, EmbeddingLayer):
     ) -> None: ...
 
 class WaveFTEmbedding(WaveFT, EmbeddingLayer):
@@ -351,21 +256,6 @@ class SuperTuningEmbedding(SuperTuning, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        terms: Any = ...,
-        block_share: Any = ...,
-    ) -> None: ...
-
-class DEFTEmbedding(DEFT, EmbeddingLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        inject: Any = ...,
-        orthogonal: Any = ...,
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,

@@ -4,31 +4,18 @@ from typing import Any
 from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
-from jno_lora_zoo import BOFT
-from jno_lora_zoo import DEFT
-from jno_lora_zoo import DoRA
-from jno_lora_zoo import HiRA
-from jno_lora_zoo import HRA
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import IA3
-from jno_lora_zoo import IA3In
-from jno_lora_zoo import IA3Out
-from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
-from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
-from jno_lora_zoo import OFTIn
-from jno_lora_zoo import OLoRA
-from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
-from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
 from jno_lora_zoo import TinyLoRA
@@ -38,90 +25,54 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAChannelLastConv",
-    "LoHaChannelLastConv",
     "IA3ChannelLastConv",
-    "IA3InChannelLastConv",
-    "IA3OutChannelLastConv",
     "AdaLoRAChannelLastConv",
     "OFTChannelLastConv",
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
     "VeRAChannelLastConv",
-    "BOFTChannelLastConv",
     "rsLoRAChannelLastConv",
     "DoRAChannelLastConv",
     "PiSSAChannelLastConv",
-    "HRAChannelLastConv",
     "FourierFTChannelLastConv",
     "LoRAXSChannelLastConv",
-    "OLoRAChannelLastConv",
     "MiLoRAChannelLastConv",
-    "MiSSChannelLastConv",
-    "HiRAChannelLastConv",
-    "RoAdChannelLastConv",
-    "PSOFTChannelLastConv",
-    "OFTInChannelLastConv",
-    "DEFTChannelLastConv",
     "SHiRAChannelLastConv",
     "DeLoRAChannelLastConv",
     "WaveFTChannelLastConv",
     "TinyLoRAChannelLastConv",
     "SuperTuningChannelLastConv",
     "LoRAChannelLastConvTranspose",
-    "LoHaChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
-    "IA3InChannelLastConvTranspose",
-    "IA3OutChannelLastConvTranspose",
     "AdaLoRAChannelLastConvTranspose",
     "OFTChannelLastConvTranspose",
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
     "VeRAChannelLastConvTranspose",
-    "BOFTChannelLastConvTranspose",
     "rsLoRAChannelLastConvTranspose",
     "DoRAChannelLastConvTranspose",
     "PiSSAChannelLastConvTranspose",
-    "HRAChannelLastConvTranspose",
     "FourierFTChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
-    "OLoRAChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
-    "MiSSChannelLastConvTranspose",
-    "HiRAChannelLastConvTranspose",
-    "RoAdChannelLastConvTranspose",
-    "PSOFTChannelLastConvTranspose",
-    "OFTInChannelLastConvTranspose",
-    "DEFTChannelLastConvTranspose",
     "SHiRAChannelLastConvTranspose",
     "DeLoRAChannelLastConvTranspose",
     "WaveFTChannelLastConvTranspose",
     "TinyLoRAChannelLastConvTranspose",
     "SuperTuningChannelLastConvTranspose",
     "LoRASubsampledLinear",
-    "LoHaSubsampledLinear",
     "IA3SubsampledLinear",
-    "IA3InSubsampledLinear",
-    "IA3OutSubsampledLinear",
     "AdaLoRASubsampledLinear",
     "OFTSubsampledLinear",
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
     "VeRASubsampledLinear",
-    "BOFTSubsampledLinear",
     "rsLoRASubsampledLinear",
     "DoRASubsampledLinear",
     "PiSSASubsampledLinear",
-    "HRASubsampledLinear",
     "FourierFTSubsampledLinear",
     "LoRAXSSubsampledLinear",
-    "OLoRASubsampledLinear",
     "MiLoRASubsampledLinear",
-    "MiSSSubsampledLinear",
-    "HiRASubsampledLinear",
-    "RoAdSubsampledLinear",
-    "PSOFTSubsampledLinear",
-    "OFTInSubsampledLinear",
-    "DEFTSubsampledLinear",
     "SHiRASubsampledLinear",
     "DeLoRASubsampledLinear",
     "WaveFTSubsampledLinear",
@@ -130,18 +81,6 @@ __all__ = [
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class LoHaChannelLastConv(LoHa, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -164,18 +103,6 @@ class IA3ChannelLastConv(IA3, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
-class IA3InChannelLastConv(IA3In, ChannelLastConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
-class IA3OutChannelLastConv(IA3Out, ChannelLastConvLayer):
 class AdaLoRAChannelLastConv(AdaLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -235,18 +162,6 @@ class VeRAChannelLastConv(VeRA, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class BOFTChannelLastConv(BOFT, ChannelLastConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        factors: Any = ...,
-    ) -> None: ...
-
 class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -283,7 +198,6 @@ class PiSSAChannelLastConv(PiSSA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class HRAChannelLastConv(HRA, ChannelLastConvLayer):
 class FourierFTChannelLastConv(FourierFT, ChannelLastConvLayer):
     def __init__(
         self,
@@ -293,7 +207,6 @@ class FourierFTChannelLastConv(FourierFT, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        gram_schmidt: Any = ...,
         n_frequency: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
@@ -311,17 +224,6 @@ class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class OLoRAChannelLastConv(OLoRA, ChannelLastConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
 class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -334,8 +236,6 @@ class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
-class RoAdChannelLastConv(RoAd, ChannelLastConvLayer):
 class SHiRAChannelLastConv(SHiRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -345,17 +245,6 @@ class SHiRAChannelLastConv(SHiRA, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        mini: Any = ...,
-        bat: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class HiRAChannelLastConv(HiRA, ChannelLastConvLayer):
-        per_pair: Any = ...,
-        group_size: Any = ...,
-    ) -> None: ...
-
-class PSOFTChannelLastConv(PSOFT, ChannelLastConvLayer):
     ) -> None: ...
 
 class DeLoRAChannelLastConv(DeLoRA, ChannelLastConvLayer):
@@ -367,14 +256,6 @@ class DeLoRAChannelLastConv(DeLoRA, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-        scale_inputs: Any = ...,
-        scale_outputs: Any = ...,
-        terms: Any = ...,
-        svd: Any = ...,
-    ) -> None: ...
-
-class OFTInChannelLastConv(OFTIn, ChannelLastConvLayer):
     ) -> None: ...
 
 class WaveFTChannelLastConv(WaveFT, ChannelLastConvLayer):
@@ -413,39 +294,12 @@ class SuperTuningChannelLastConv(SuperTuning, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        terms: Any = ...,
-        block_share: Any = ...,
-    ) -> None: ...
-
-class DEFTChannelLastConv(DEFT, ChannelLastConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        inject: Any = ...,
-        orthogonal: Any = ...,
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,
     ) -> None: ...
 
 class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class LoHaChannelLastConvTranspose(LoHa, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -468,18 +322,6 @@ class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
-class IA3InChannelLastConvTranspose(IA3In, ChannelLastConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
-class IA3OutChannelLastConvTranspose(IA3Out, ChannelLastConvTransposeLayer):
 class AdaLoRAChannelLastConvTranspose(AdaLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -539,18 +381,6 @@ class VeRAChannelLastConvTranspose(VeRA, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class BOFTChannelLastConvTranspose(BOFT, ChannelLastConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        factors: Any = ...,
-    ) -> None: ...
-
 class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -587,7 +417,6 @@ class PiSSAChannelLastConvTranspose(PiSSA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class HRAChannelLastConvTranspose(HRA, ChannelLastConvTransposeLayer):
 class FourierFTChannelLastConvTranspose(FourierFT, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -597,7 +426,6 @@ class FourierFTChannelLastConvTranspose(FourierFT, ChannelLastConvTransposeLayer
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        gram_schmidt: Any = ...,
         n_frequency: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
@@ -615,17 +443,6 @@ class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class OLoRAChannelLastConvTranspose(OLoRA, ChannelLastConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
 class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -638,8 +455,6 @@ class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
-class RoAdChannelLastConvTranspose(RoAd, ChannelLastConvTransposeLayer):
 class SHiRAChannelLastConvTranspose(SHiRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -649,17 +464,6 @@ class SHiRAChannelLastConvTranspose(SHiRA, ChannelLastConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        mini: Any = ...,
-        bat: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
-        per_pair: Any = ...,
-        group_size: Any = ...,
-    ) -> None: ...
-
-class PSOFTChannelLastConvTranspose(PSOFT, ChannelLastConvTransposeLayer):
     ) -> None: ...
 
 class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
@@ -671,14 +475,6 @@ class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-        scale_inputs: Any = ...,
-        scale_outputs: Any = ...,
-        terms: Any = ...,
-        svd: Any = ...,
-    ) -> None: ...
-
-class OFTInChannelLastConvTranspose(OFTIn, ChannelLastConvTransposeLayer):
     ) -> None: ...
 
 class WaveFTChannelLastConvTranspose(WaveFT, ChannelLastConvTransposeLayer):
@@ -717,39 +513,12 @@ class SuperTuningChannelLastConvTranspose(SuperTuning, ChannelLastConvTransposeL
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        terms: Any = ...,
-        block_share: Any = ...,
-    ) -> None: ...
-
-class DEFTChannelLastConvTranspose(DEFT, ChannelLastConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        inject: Any = ...,
-        orthogonal: Any = ...,
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,
     ) -> None: ...
 
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class LoHaSubsampledLinear(LoHa, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -772,18 +541,6 @@ class IA3SubsampledLinear(IA3, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
-class IA3InSubsampledLinear(IA3In, SubsampledLinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
-class IA3OutSubsampledLinear(IA3Out, SubsampledLinearLayer):
 class AdaLoRASubsampledLinear(AdaLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -843,18 +600,6 @@ class VeRASubsampledLinear(VeRA, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class BOFTSubsampledLinear(BOFT, SubsampledLinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        factors: Any = ...,
-    ) -> None: ...
-
 class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -891,7 +636,6 @@ class PiSSASubsampledLinear(PiSSA, SubsampledLinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class HRASubsampledLinear(HRA, SubsampledLinearLayer):
 class FourierFTSubsampledLinear(FourierFT, SubsampledLinearLayer):
     def __init__(
         self,
@@ -901,7 +645,6 @@ class FourierFTSubsampledLinear(FourierFT, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        gram_schmidt: Any = ...,
         n_frequency: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
@@ -919,17 +662,6 @@ class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class OLoRASubsampledLinear(OLoRA, SubsampledLinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
 class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -942,8 +674,6 @@ class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
-class RoAdSubsampledLinear(RoAd, SubsampledLinearLayer):
 class SHiRASubsampledLinear(SHiRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -953,17 +683,6 @@ class SHiRASubsampledLinear(SHiRA, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        mini: Any = ...,
-        bat: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class HiRASubsampledLinear(HiRA, SubsampledLinearLayer):
-        per_pair: Any = ...,
-        group_size: Any = ...,
-    ) -> None: ...
-
-class PSOFTSubsampledLinear(PSOFT, SubsampledLinearLayer):
     ) -> None: ...
 
 class DeLoRASubsampledLinear(DeLoRA, SubsampledLinearLayer):
@@ -975,14 +694,6 @@ class DeLoRASubsampledLinear(DeLoRA, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-        scale_inputs: Any = ...,
-        scale_outputs: Any = ...,
-        terms: Any = ...,
-        svd: Any = ...,
-    ) -> None: ...
-
-class OFTInSubsampledLinear(OFTIn, SubsampledLinearLayer):
     ) -> None: ...
 
 class WaveFTSubsampledLinear(WaveFT, SubsampledLinearLayer):
@@ -1021,21 +732,6 @@ class SuperTuningSubsampledLinear(SuperTuning, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        terms: Any = ...,
-        block_share: Any = ...,
-    ) -> None: ...
-
-class DEFTSubsampledLinear(DEFT, SubsampledLinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        inject: Any = ...,
-        orthogonal: Any = ...,
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,

@@ -2,31 +2,18 @@
 # ruff: noqa
 from typing import Any
 from .layer import RecurrentLayer
-from jno_lora_zoo import BOFT
-from jno_lora_zoo import DEFT
-from jno_lora_zoo import DoRA
-from jno_lora_zoo import HiRA
-from jno_lora_zoo import HRA
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import IA3
-from jno_lora_zoo import IA3In
-from jno_lora_zoo import IA3Out
-from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
-from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
-from jno_lora_zoo import OFTIn
-from jno_lora_zoo import OLoRA
-from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
-from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
 from jno_lora_zoo import TinyLoRA
@@ -36,30 +23,18 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRARecurrent",
-    "LoHaRecurrent",
     "IA3Recurrent",
-    "IA3InRecurrent",
-    "IA3OutRecurrent",
     "AdaLoRARecurrent",
     "OFTRecurrent",
     "LoRAFARecurrent",
     "LoKrRecurrent",
     "VeRARecurrent",
-    "BOFTRecurrent",
     "rsLoRARecurrent",
     "DoRARecurrent",
     "PiSSARecurrent",
-    "HRARecurrent",
     "FourierFTRecurrent",
     "LoRAXSRecurrent",
-    "OLoRARecurrent",
     "MiLoRARecurrent",
-    "MiSSRecurrent",
-    "HiRARecurrent",
-    "RoAdRecurrent",
-    "PSOFTRecurrent",
-    "OFTInRecurrent",
-    "DEFTRecurrent",
     "SHiRARecurrent",
     "DeLoRARecurrent",
     "WaveFTRecurrent",
@@ -68,18 +43,6 @@ __all__ = [
 ]
 
 class LoRARecurrent(LoRA, RecurrentLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class LoHaRecurrent(LoHa, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -102,18 +65,6 @@ class IA3Recurrent(IA3, RecurrentLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
-class IA3InRecurrent(IA3In, RecurrentLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
-class IA3OutRecurrent(IA3Out, RecurrentLayer):
 class AdaLoRARecurrent(AdaLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -173,18 +124,6 @@ class VeRARecurrent(VeRA, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class BOFTRecurrent(BOFT, RecurrentLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        factors: Any = ...,
-    ) -> None: ...
-
 class rsLoRARecurrent(rsLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -221,7 +160,6 @@ class PiSSARecurrent(PiSSA, RecurrentLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class HRARecurrent(HRA, RecurrentLayer):
 class FourierFTRecurrent(FourierFT, RecurrentLayer):
     def __init__(
         self,
@@ -231,7 +169,6 @@ class FourierFTRecurrent(FourierFT, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        gram_schmidt: Any = ...,
         n_frequency: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
@@ -249,17 +186,6 @@ class LoRAXSRecurrent(LoRAXS, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class OLoRARecurrent(OLoRA, RecurrentLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
 class MiLoRARecurrent(MiLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -272,8 +198,6 @@ class MiLoRARecurrent(MiLoRA, RecurrentLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class MiSSRecurrent(MiSS, RecurrentLayer):
-class RoAdRecurrent(RoAd, RecurrentLayer):
 class SHiRARecurrent(SHiRA, RecurrentLayer):
     def __init__(
         self,
@@ -283,17 +207,6 @@ class SHiRARecurrent(SHiRA, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        mini: Any = ...,
-        bat: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class HiRARecurrent(HiRA, RecurrentLayer):
-        per_pair: Any = ...,
-        group_size: Any = ...,
-    ) -> None: ...
-
-class PSOFTRecurrent(PSOFT, RecurrentLayer):
     ) -> None: ...
 
 class DeLoRARecurrent(DeLoRA, RecurrentLayer):
@@ -305,14 +218,6 @@ class DeLoRARecurrent(DeLoRA, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-        scale_inputs: Any = ...,
-        scale_outputs: Any = ...,
-        terms: Any = ...,
-        svd: Any = ...,
-    ) -> None: ...
-
-class OFTInRecurrent(OFTIn, RecurrentLayer):
     ) -> None: ...
 
 class WaveFTRecurrent(WaveFT, RecurrentLayer):
@@ -351,21 +256,6 @@ class SuperTuningRecurrent(SuperTuning, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        terms: Any = ...,
-        block_share: Any = ...,
-    ) -> None: ...
-
-class DEFTRecurrent(DEFT, RecurrentLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        inject: Any = ...,
-        orthogonal: Any = ...,
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,

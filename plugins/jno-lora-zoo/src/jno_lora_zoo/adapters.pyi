@@ -5,32 +5,19 @@ from .layers.conv import ConvLayer
 from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
-from .methods.boft import BOFT
-from .methods.deft import DEFT
-from .methods.dora import DoRA
-from .methods.hira import HiRA
-from .methods.hra import HRA
 from .methods.adalora import AdaLoRA
 from .methods.delora import DeLoRA
 from .methods.dora import DoRA
 from .methods.fourierft import FourierFT
 from .methods.ia3 import IA3
-from .methods.ia3 import IA3In
-from .methods.ia3 import IA3Out
-from .methods.loha import LoHa
 from .methods.lokr import LoKr
 from .methods.lora import LoRA
 from .methods.lora import LoRAFA
 from .methods.lora import rsLoRA
 from .methods.lora_xs import LoRAXS
-from .methods.miss import MiSS
 from .methods.oft import OFT
-from .methods.oft_in import OFTIn
 from .methods.pissa import MiLoRA
-from .methods.pissa import OLoRA
 from .methods.pissa import PiSSA
-from .methods.psoft import PSOFT
-from .methods.road import RoAd
 from .methods.shira import SHiRA
 from .methods.supertuning import SuperTuning
 from .methods.tinylora import TinyLoRA
@@ -39,120 +26,72 @@ from .methods.waveft import WaveFT
 
 __all__ = [
     "LoRALinear",
-    "LoHaLinear",
     "IA3Linear",
-    "IA3InLinear",
-    "IA3OutLinear",
     "AdaLoRALinear",
     "OFTLinear",
     "LoRAFALinear",
     "LoKrLinear",
     "VeRALinear",
-    "BOFTLinear",
     "rsLoRALinear",
     "DoRALinear",
     "PiSSALinear",
-    "HRALinear",
     "FourierFTLinear",
     "LoRAXSLinear",
-    "OLoRALinear",
     "MiLoRALinear",
-    "MiSSLinear",
-    "HiRALinear",
-    "RoAdLinear",
-    "PSOFTLinear",
-    "OFTInLinear",
-    "DEFTLinear",
     "SHiRALinear",
     "DeLoRALinear",
     "WaveFTLinear",
     "TinyLoRALinear",
     "SuperTuningLinear",
     "LoRAConv",
-    "LoHaConv",
     "IA3Conv",
-    "IA3InConv",
-    "IA3OutConv",
     "AdaLoRAConv",
     "OFTConv",
     "LoRAFAConv",
     "LoKrConv",
     "VeRAConv",
-    "BOFTConv",
     "rsLoRAConv",
     "DoRAConv",
     "PiSSAConv",
-    "HRAConv",
     "FourierFTConv",
     "LoRAXSConv",
-    "OLoRAConv",
     "MiLoRAConv",
-    "MiSSConv",
-    "HiRAConv",
-    "RoAdConv",
-    "PSOFTConv",
-    "OFTInConv",
-    "DEFTConv",
     "SHiRAConv",
     "DeLoRAConv",
     "WaveFTConv",
     "TinyLoRAConv",
     "SuperTuningConv",
     "LoRAConvTranspose",
-    "LoHaConvTranspose",
     "IA3ConvTranspose",
-    "IA3InConvTranspose",
-    "IA3OutConvTranspose",
     "AdaLoRAConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
     "VeRAConvTranspose",
-    "BOFTConvTranspose",
     "rsLoRAConvTranspose",
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
-    "HRAConvTranspose",
     "FourierFTConvTranspose",
     "LoRAXSConvTranspose",
-    "OLoRAConvTranspose",
     "MiLoRAConvTranspose",
-    "MiSSConvTranspose",
-    "HiRAConvTranspose",
-    "RoAdConvTranspose",
-    "PSOFTConvTranspose",
-    "OFTInConvTranspose",
-    "DEFTConvTranspose",
     "SHiRAConvTranspose",
     "DeLoRAConvTranspose",
     "WaveFTConvTranspose",
     "TinyLoRAConvTranspose",
     "SuperTuningConvTranspose",
     "LoRAInNorm",
-    "LoHaInNorm",
     "IA3InNorm",
-    "IA3InInNorm",
-    "IA3OutInNorm",
     "AdaLoRAInNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
     "LoKrInNorm",
     "VeRAInNorm",
-    "BOFTInNorm",
     "rsLoRAInNorm",
     "DoRAInNorm",
     "PiSSAInNorm",
-    "HRAInNorm",
     "FourierFTInNorm",
     "LoRAXSInNorm",
-    "OLoRAInNorm",
     "MiLoRAInNorm",
-    "MiSSInNorm",
-    "HiRAInNorm",
-    "RoAdInNorm",
-    "PSOFTInNorm",
-    "OFTInInNorm",
-    "DEFTInNorm",
     "SHiRAInNorm",
     "DeLoRAInNorm",
     "WaveFTInNorm",
@@ -161,18 +100,6 @@ __all__ = [
 ]
 
 class LoRALinear(LoRA, LinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class LoHaLinear(LoHa, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -195,18 +122,6 @@ class IA3Linear(IA3, LinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
-class IA3InLinear(IA3In, LinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
-class IA3OutLinear(IA3Out, LinearLayer):
 class AdaLoRALinear(AdaLoRA, LinearLayer):
     def __init__(
         self,
@@ -266,18 +181,6 @@ class VeRALinear(VeRA, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class BOFTLinear(BOFT, LinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        factors: Any = ...,
-    ) -> None: ...
-
 class rsLoRALinear(rsLoRA, LinearLayer):
     def __init__(
         self,
@@ -314,7 +217,6 @@ class PiSSALinear(PiSSA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class HRALinear(HRA, LinearLayer):
 class FourierFTLinear(FourierFT, LinearLayer):
     def __init__(
         self,
@@ -324,7 +226,6 @@ class FourierFTLinear(FourierFT, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        gram_schmidt: Any = ...,
         n_frequency: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
@@ -342,17 +243,6 @@ class LoRAXSLinear(LoRAXS, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class OLoRALinear(OLoRA, LinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
 class MiLoRALinear(MiLoRA, LinearLayer):
     def __init__(
         self,
@@ -365,8 +255,6 @@ class MiLoRALinear(MiLoRA, LinearLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class MiSSLinear(MiSS, LinearLayer):
-class RoAdLinear(RoAd, LinearLayer):
 class SHiRALinear(SHiRA, LinearLayer):
     def __init__(
         self,
@@ -376,17 +264,6 @@ class SHiRALinear(SHiRA, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        mini: Any = ...,
-        bat: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class HiRALinear(HiRA, LinearLayer):
-        per_pair: Any = ...,
-        group_size: Any = ...,
-    ) -> None: ...
-
-class PSOFTLinear(PSOFT, LinearLayer):
     ) -> None: ...
 
 class DeLoRALinear(DeLoRA, LinearLayer):
@@ -398,14 +275,6 @@ class DeLoRALinear(DeLoRA, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-        scale_inputs: Any = ...,
-        scale_outputs: Any = ...,
-        terms: Any = ...,
-        svd: Any = ...,
-    ) -> None: ...
-
-class OFTInLinear(OFTIn, LinearLayer):
     ) -> None: ...
 
 class WaveFTLinear(WaveFT, LinearLayer):
@@ -444,39 +313,12 @@ class SuperTuningLinear(SuperTuning, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        terms: Any = ...,
-        block_share: Any = ...,
-    ) -> None: ...
-
-class DEFTLinear(DEFT, LinearLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        inject: Any = ...,
-        orthogonal: Any = ...,
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,
     ) -> None: ...
 
 class LoRAConv(LoRA, ConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class LoHaConv(LoHa, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -499,18 +341,6 @@ class IA3Conv(IA3, ConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
-class IA3InConv(IA3In, ConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
-class IA3OutConv(IA3Out, ConvLayer):
 class AdaLoRAConv(AdaLoRA, ConvLayer):
     def __init__(
         self,
@@ -570,18 +400,6 @@ class VeRAConv(VeRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class BOFTConv(BOFT, ConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        factors: Any = ...,
-    ) -> None: ...
-
 class rsLoRAConv(rsLoRA, ConvLayer):
     def __init__(
         self,
@@ -618,7 +436,6 @@ class PiSSAConv(PiSSA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class HRAConv(HRA, ConvLayer):
 class FourierFTConv(FourierFT, ConvLayer):
     def __init__(
         self,
@@ -628,7 +445,6 @@ class FourierFTConv(FourierFT, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        gram_schmidt: Any = ...,
         n_frequency: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
@@ -646,17 +462,6 @@ class LoRAXSConv(LoRAXS, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class OLoRAConv(OLoRA, ConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
 class MiLoRAConv(MiLoRA, ConvLayer):
     def __init__(
         self,
@@ -669,8 +474,6 @@ class MiLoRAConv(MiLoRA, ConvLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class MiSSConv(MiSS, ConvLayer):
-class RoAdConv(RoAd, ConvLayer):
 class SHiRAConv(SHiRA, ConvLayer):
     def __init__(
         self,
@@ -680,17 +483,6 @@ class SHiRAConv(SHiRA, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        mini: Any = ...,
-        bat: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class HiRAConv(HiRA, ConvLayer):
-        per_pair: Any = ...,
-        group_size: Any = ...,
-    ) -> None: ...
-
-class PSOFTConv(PSOFT, ConvLayer):
     ) -> None: ...
 
 class DeLoRAConv(DeLoRA, ConvLayer):
@@ -702,14 +494,6 @@ class DeLoRAConv(DeLoRA, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-        scale_inputs: Any = ...,
-        scale_outputs: Any = ...,
-        terms: Any = ...,
-        svd: Any = ...,
-    ) -> None: ...
-
-class OFTInConv(OFTIn, ConvLayer):
     ) -> None: ...
 
 class WaveFTConv(WaveFT, ConvLayer):
@@ -748,39 +532,12 @@ class SuperTuningConv(SuperTuning, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        terms: Any = ...,
-        block_share: Any = ...,
-    ) -> None: ...
-
-class DEFTConv(DEFT, ConvLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        inject: Any = ...,
-        orthogonal: Any = ...,
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,
     ) -> None: ...
 
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class LoHaConvTranspose(LoHa, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -803,18 +560,6 @@ class IA3ConvTranspose(IA3, ConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
-class IA3InConvTranspose(IA3In, ConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
-class IA3OutConvTranspose(IA3Out, ConvTransposeLayer):
 class AdaLoRAConvTranspose(AdaLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -874,18 +619,6 @@ class VeRAConvTranspose(VeRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class BOFTConvTranspose(BOFT, ConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        factors: Any = ...,
-    ) -> None: ...
-
 class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -922,7 +655,6 @@ class PiSSAConvTranspose(PiSSA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class HRAConvTranspose(HRA, ConvTransposeLayer):
 class FourierFTConvTranspose(FourierFT, ConvTransposeLayer):
     def __init__(
         self,
@@ -932,7 +664,6 @@ class FourierFTConvTranspose(FourierFT, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        gram_schmidt: Any = ...,
         n_frequency: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
@@ -950,17 +681,6 @@ class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class OLoRAConvTranspose(OLoRA, ConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
 class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -973,8 +693,6 @@ class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class MiSSConvTranspose(MiSS, ConvTransposeLayer):
-class RoAdConvTranspose(RoAd, ConvTransposeLayer):
 class SHiRAConvTranspose(SHiRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -984,17 +702,6 @@ class SHiRAConvTranspose(SHiRA, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        mini: Any = ...,
-        bat: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class HiRAConvTranspose(HiRA, ConvTransposeLayer):
-        per_pair: Any = ...,
-        group_size: Any = ...,
-    ) -> None: ...
-
-class PSOFTConvTranspose(PSOFT, ConvTransposeLayer):
     ) -> None: ...
 
 class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
@@ -1006,14 +713,6 @@ class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-        scale_inputs: Any = ...,
-        scale_outputs: Any = ...,
-        terms: Any = ...,
-        svd: Any = ...,
-    ) -> None: ...
-
-class OFTInConvTranspose(OFTIn, ConvTransposeLayer):
     ) -> None: ...
 
 class WaveFTConvTranspose(WaveFT, ConvTransposeLayer):
@@ -1052,39 +751,12 @@ class SuperTuningConvTranspose(SuperTuning, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        terms: Any = ...,
-        block_share: Any = ...,
-    ) -> None: ...
-
-class DEFTConvTranspose(DEFT, ConvTransposeLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        inject: Any = ...,
-        orthogonal: Any = ...,
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,
     ) -> None: ...
 
 class LoRAInNorm(LoRA, InNormLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class LoHaInNorm(LoHa, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -1107,18 +779,6 @@ class IA3InNorm(IA3, InNormLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
-class IA3InInNorm(IA3In, InNormLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
-class IA3OutInNorm(IA3Out, InNormLayer):
 class AdaLoRAInNorm(AdaLoRA, InNormLayer):
     def __init__(
         self,
@@ -1178,18 +838,6 @@ class VeRAInNorm(VeRA, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class BOFTInNorm(BOFT, InNormLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        factors: Any = ...,
-    ) -> None: ...
-
 class rsLoRAInNorm(rsLoRA, InNormLayer):
     def __init__(
         self,
@@ -1226,7 +874,6 @@ class PiSSAInNorm(PiSSA, InNormLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class HRAInNorm(HRA, InNormLayer):
 class FourierFTInNorm(FourierFT, InNormLayer):
     def __init__(
         self,
@@ -1236,7 +883,6 @@ class FourierFTInNorm(FourierFT, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        gram_schmidt: Any = ...,
         n_frequency: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
@@ -1254,17 +900,6 @@ class LoRAXSInNorm(LoRAXS, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
-class OLoRAInNorm(OLoRA, InNormLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-    ) -> None: ...
-
 class MiLoRAInNorm(MiLoRA, InNormLayer):
     def __init__(
         self,
@@ -1277,8 +912,6 @@ class MiLoRAInNorm(MiLoRA, InNormLayer):
         svd: Any = ...,
     ) -> None: ...
 
-class MiSSInNorm(MiSS, InNormLayer):
-class RoAdInNorm(RoAd, InNormLayer):
 class SHiRAInNorm(SHiRA, InNormLayer):
     def __init__(
         self,
@@ -1288,17 +921,6 @@ class SHiRAInNorm(SHiRA, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        mini: Any = ...,
-        bat: Any = ...,
-        multiplier: Any = ...,
-    ) -> None: ...
-
-class HiRAInNorm(HiRA, InNormLayer):
-        per_pair: Any = ...,
-        group_size: Any = ...,
-    ) -> None: ...
-
-class PSOFTInNorm(PSOFT, InNormLayer):
     ) -> None: ...
 
 class DeLoRAInNorm(DeLoRA, InNormLayer):
@@ -1310,14 +932,6 @@ class DeLoRAInNorm(DeLoRA, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        multiplier: Any = ...,
-        scale_inputs: Any = ...,
-        scale_outputs: Any = ...,
-        terms: Any = ...,
-        svd: Any = ...,
-    ) -> None: ...
-
-class OFTInInNorm(OFTIn, InNormLayer):
     ) -> None: ...
 
 class WaveFTInNorm(WaveFT, InNormLayer):
@@ -1356,21 +970,6 @@ class SuperTuningInNorm(SuperTuning, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
-        terms: Any = ...,
-        block_share: Any = ...,
-    ) -> None: ...
-
-class DEFTInNorm(DEFT, InNormLayer):
-    def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: Any,
-        adapter_dtype: Any = ...,
-        inject: Any = ...,
-        orthogonal: Any = ...,
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,

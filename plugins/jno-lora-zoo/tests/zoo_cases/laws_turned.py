@@ -33,17 +33,6 @@ EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
 PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
     "IA3In": lambda r, out, inputs: inputs,
     "IA3Out": lambda r, out, inputs: out,
-}
-
-# `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
-LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
-    "IA3In": lambda f, W, r, alpha: W * f.scale[None, :],
-    "IA3Out": lambda f, W, r, alpha: f.scale[:, None] * W,
-}
-
-# `b'` from the fields and the bias, for the methods that change it.
-BIAS_LAWS: dict[str, Callable[[Any, Any], Any]] = {
-    "IA3Out": lambda f, b: f.scale * b,
     "OFTIn": lambda r, out, inputs: math.ceil(inputs / r) * r * (r - 1) // 2,
     "HRA": lambda r, out, inputs: r * inputs,
     "BOFT": lambda r, out, inputs: (1 if r % 2 else 2) * _butterfly_blocks(r, inputs) * r * r + out,
@@ -155,6 +144,8 @@ def _deft(f, W, r, alpha):
 
 # `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
 LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
+    "IA3In": lambda f, W, r, alpha: W * f.scale[None, :],
+    "IA3Out": lambda f, W, r, alpha: f.scale[:, None] * W,
     "OFTIn": _oft_in,
     "HRA": _hra,
     "BOFT": _boft,
@@ -166,5 +157,6 @@ LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
 
 # The bias, where a method adapts it: from the fields and the original one.
 BIAS_LAWS: dict[str, Callable[[Any, Any], Any]] = {
+    "IA3Out": lambda f, b: f.scale * b,
     "RoAd": lambda f, b: _road_matrix(f, len(b)) @ b,
 }

@@ -6,9 +6,6 @@ ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 # Written by `python tests/zoo/listings.py --write`, from the methods of the zoo.
 _METHODS = """
-LoRA LoHa IA3 IA3In IA3Out OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA LoRAXS MiLoRA HiRA
-LoRA LoHa IA3 OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA LoRAXS MiLoRA MiSS HiRA
-LoRA IA3 OFT LoRAFA LoKr VeRA BOFT rsLoRA DoRA PiSSA HRA LoRAXS OLoRA MiLoRA RoAd PSOFT OFTIn DEFT
 LoRA IA3 AdaLoRA OFT LoRAFA LoKr VeRA rsLoRA DoRA PiSSA FourierFT LoRAXS MiLoRA SHiRA DeLoRA WaveFT
 TinyLoRA SuperTuning
 """

@@ -5,18 +5,16 @@ writes the stubs and lists that name them.
 """
 
 from .._method import Method
+from .adalora import AdaLoRA as AdaLoRA
 from .boft import BOFT as BOFT
 from .deft import DEFT as DEFT
-from .dora import DoRA as DoRA
-from .hira import HiRA as HiRA
-from .ia3 import IA3 as IA3, IA3In as IA3In, IA3Out as IA3Out
-from .loha import LoHa as LoHa
-from .hra import HRA as HRA
-from .adalora import AdaLoRA as AdaLoRA
 from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
 from .fourierft import FourierFT as FourierFT
-from .ia3 import IA3 as IA3
+from .hira import HiRA as HiRA
+from .hra import HRA as HRA
+from .ia3 import IA3 as IA3, IA3In as IA3In, IA3Out as IA3Out
+from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
@@ -26,7 +24,6 @@ from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA, OLoRA as OLoRA, PiSSA as PiSSA
 from .psoft import PSOFT as PSOFT
 from .road import RoAd as RoAd
-from .pissa import MiLoRA as MiLoRA, PiSSA as PiSSA
 from .shira import SHiRA as SHiRA
 from .supertuning import SuperTuning as SuperTuning
 from .tinylora import TinyLoRA as TinyLoRA

@@ -1,32 +1,19 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from .._method import Method
-from .boft import BOFT as BOFT
-from .deft import DEFT as DEFT
-from .dora import DoRA as DoRA
-from .hira import HiRA as HiRA
-from .hra import HRA as HRA
 from .adalora import AdaLoRA as AdaLoRA
 from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
 from .fourierft import FourierFT as FourierFT
 from .ia3 import IA3 as IA3
-from .ia3 import IA3In as IA3In
-from .ia3 import IA3Out as IA3Out
-from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA
 from .lora import LoRAFA as LoRAFA
 from .lora import rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
-from .miss import MiSS as MiSS
 from .oft import OFT as OFT
-from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA
-from .pissa import OLoRA as OLoRA
 from .pissa import PiSSA as PiSSA
-from .psoft import PSOFT as PSOFT
-from .road import RoAd as RoAd
 from .shira import SHiRA as SHiRA
 from .supertuning import SuperTuning as SuperTuning
 from .tinylora import TinyLoRA as TinyLoRA
@@ -36,30 +23,18 @@ from .waveft import WaveFT as WaveFT
 __all__ = [
     "METHODS",
     "LoRA",
-    "LoHa",
     "IA3",
-    "IA3In",
-    "IA3Out",
     "AdaLoRA",
     "OFT",
     "LoRAFA",
     "LoKr",
     "VeRA",
-    "BOFT",
     "rsLoRA",
     "DoRA",
     "PiSSA",
-    "HRA",
     "FourierFT",
     "LoRAXS",
-    "OLoRA",
     "MiLoRA",
-    "MiSS",
-    "HiRA",
-    "RoAd",
-    "PSOFT",
-    "OFTIn",
-    "DEFT",
     "SHiRA",
     "DeLoRA",
     "WaveFT",
