@@ -3,17 +3,29 @@
 from typing import Any
 from .layer import EmbeddingLayer
 from jno_lora_zoo import AdaLoRA
+from jno_lora_zoo import BOFT
+from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import FourierFT
+from jno_lora_zoo import HRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import IA3In
+from jno_lora_zoo import IA3Out
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
+from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
+from jno_lora_zoo import OFTIn
+from jno_lora_zoo import OLoRA
+from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
 from jno_lora_zoo import TinyLoRA
@@ -23,23 +35,35 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAEmbedding",
+    "LoHaEmbedding",
     "IA3Embedding",
+    "IA3InEmbedding",
+    "IA3OutEmbedding",
     "AdaLoRAEmbedding",
     "OFTEmbedding",
     "LoRAFAEmbedding",
     "LoKrEmbedding",
     "VeRAEmbedding",
+    "BOFTEmbedding",
     "rsLoRAEmbedding",
     "DoRAEmbedding",
     "PiSSAEmbedding",
     "FourierFTEmbedding",
+    "HRAEmbedding",
     "LoRAXSEmbedding",
+    "OLoRAEmbedding",
     "MiLoRAEmbedding",
     "SHiRAEmbedding",
+    "RoAdEmbedding",
+    "MiSSEmbedding",
     "DeLoRAEmbedding",
+    "PSOFTEmbedding",
     "WaveFTEmbedding",
+    "OFTInEmbedding",
+    "DEFTEmbedding",
     "TinyLoRAEmbedding",
     "SuperTuningEmbedding",
+    "HiRAEmbedding",
 ]
 
 class LoRAEmbedding(LoRA, EmbeddingLayer):
@@ -54,7 +78,41 @@ class LoRAEmbedding(LoRA, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaEmbedding(LoHa, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Embedding(IA3, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InEmbedding(IA3In, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutEmbedding(IA3Out, EmbeddingLayer):
     def __init__(
         self,
         base: Any,
@@ -124,6 +182,18 @@ class VeRAEmbedding(VeRA, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTEmbedding(BOFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAEmbedding(rsLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -173,6 +243,18 @@ class FourierFTEmbedding(FourierFT, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class HRAEmbedding(HRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSEmbedding(LoRAXS, EmbeddingLayer):
     def __init__(
         self,
@@ -184,6 +266,17 @@ class LoRAXSEmbedding(LoRAXS, EmbeddingLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAEmbedding(OLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
@@ -209,6 +302,33 @@ class SHiRAEmbedding(SHiRA, EmbeddingLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class RoAdEmbedding(RoAd, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSEmbedding(MiSS, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRAEmbedding(DeLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -218,6 +338,21 @@ class DeLoRAEmbedding(DeLoRA, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class PSOFTEmbedding(PSOFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class WaveFTEmbedding(WaveFT, EmbeddingLayer):
@@ -232,6 +367,32 @@ class WaveFTEmbedding(WaveFT, EmbeddingLayer):
         n_frequency: Any = ...,
         wavelet: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OFTInEmbedding(OFTIn, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTEmbedding(DEFT, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class TinyLoRAEmbedding(TinyLoRA, EmbeddingLayer):
@@ -259,4 +420,16 @@ class SuperTuningEmbedding(SuperTuning, EmbeddingLayer):
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,
+    ) -> None: ...
+
+class HiRAEmbedding(HiRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -5,17 +5,29 @@ from .layers import ChannelLastConvLayer
 from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
 from jno_lora_zoo import AdaLoRA
+from jno_lora_zoo import BOFT
+from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import FourierFT
+from jno_lora_zoo import HRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import IA3In
+from jno_lora_zoo import IA3Out
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
+from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
+from jno_lora_zoo import OFTIn
+from jno_lora_zoo import OLoRA
+from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
 from jno_lora_zoo import TinyLoRA
@@ -25,59 +37,95 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRAChannelLastConv",
+    "LoHaChannelLastConv",
     "IA3ChannelLastConv",
+    "IA3InChannelLastConv",
+    "IA3OutChannelLastConv",
     "AdaLoRAChannelLastConv",
     "OFTChannelLastConv",
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
     "VeRAChannelLastConv",
+    "BOFTChannelLastConv",
     "rsLoRAChannelLastConv",
     "DoRAChannelLastConv",
     "PiSSAChannelLastConv",
     "FourierFTChannelLastConv",
+    "HRAChannelLastConv",
     "LoRAXSChannelLastConv",
+    "OLoRAChannelLastConv",
     "MiLoRAChannelLastConv",
     "SHiRAChannelLastConv",
+    "RoAdChannelLastConv",
+    "MiSSChannelLastConv",
     "DeLoRAChannelLastConv",
+    "PSOFTChannelLastConv",
     "WaveFTChannelLastConv",
+    "OFTInChannelLastConv",
+    "DEFTChannelLastConv",
     "TinyLoRAChannelLastConv",
     "SuperTuningChannelLastConv",
+    "HiRAChannelLastConv",
     "LoRAChannelLastConvTranspose",
+    "LoHaChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
+    "IA3InChannelLastConvTranspose",
+    "IA3OutChannelLastConvTranspose",
     "AdaLoRAChannelLastConvTranspose",
     "OFTChannelLastConvTranspose",
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
     "VeRAChannelLastConvTranspose",
+    "BOFTChannelLastConvTranspose",
     "rsLoRAChannelLastConvTranspose",
     "DoRAChannelLastConvTranspose",
     "PiSSAChannelLastConvTranspose",
     "FourierFTChannelLastConvTranspose",
+    "HRAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
+    "OLoRAChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
     "SHiRAChannelLastConvTranspose",
+    "RoAdChannelLastConvTranspose",
+    "MiSSChannelLastConvTranspose",
     "DeLoRAChannelLastConvTranspose",
+    "PSOFTChannelLastConvTranspose",
     "WaveFTChannelLastConvTranspose",
+    "OFTInChannelLastConvTranspose",
+    "DEFTChannelLastConvTranspose",
     "TinyLoRAChannelLastConvTranspose",
     "SuperTuningChannelLastConvTranspose",
+    "HiRAChannelLastConvTranspose",
     "LoRASubsampledLinear",
+    "LoHaSubsampledLinear",
     "IA3SubsampledLinear",
+    "IA3InSubsampledLinear",
+    "IA3OutSubsampledLinear",
     "AdaLoRASubsampledLinear",
     "OFTSubsampledLinear",
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
     "VeRASubsampledLinear",
+    "BOFTSubsampledLinear",
     "rsLoRASubsampledLinear",
     "DoRASubsampledLinear",
     "PiSSASubsampledLinear",
     "FourierFTSubsampledLinear",
+    "HRASubsampledLinear",
     "LoRAXSSubsampledLinear",
+    "OLoRASubsampledLinear",
     "MiLoRASubsampledLinear",
     "SHiRASubsampledLinear",
+    "RoAdSubsampledLinear",
+    "MiSSSubsampledLinear",
     "DeLoRASubsampledLinear",
+    "PSOFTSubsampledLinear",
     "WaveFTSubsampledLinear",
+    "OFTInSubsampledLinear",
+    "DEFTSubsampledLinear",
     "TinyLoRASubsampledLinear",
     "SuperTuningSubsampledLinear",
+    "HiRASubsampledLinear",
 ]
 
 class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
@@ -92,7 +140,41 @@ class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaChannelLastConv(LoHa, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ChannelLastConv(IA3, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InChannelLastConv(IA3In, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutChannelLastConv(IA3Out, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -162,6 +244,18 @@ class VeRAChannelLastConv(VeRA, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTChannelLastConv(BOFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -211,6 +305,18 @@ class FourierFTChannelLastConv(FourierFT, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class HRAChannelLastConv(HRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
     def __init__(
         self,
@@ -222,6 +328,17 @@ class LoRAXSChannelLastConv(LoRAXS, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAChannelLastConv(OLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
@@ -247,6 +364,33 @@ class SHiRAChannelLastConv(SHiRA, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class RoAdChannelLastConv(RoAd, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRAChannelLastConv(DeLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -256,6 +400,21 @@ class DeLoRAChannelLastConv(DeLoRA, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class PSOFTChannelLastConv(PSOFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class WaveFTChannelLastConv(WaveFT, ChannelLastConvLayer):
@@ -270,6 +429,32 @@ class WaveFTChannelLastConv(WaveFT, ChannelLastConvLayer):
         n_frequency: Any = ...,
         wavelet: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OFTInChannelLastConv(OFTIn, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTChannelLastConv(DEFT, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class TinyLoRAChannelLastConv(TinyLoRA, ChannelLastConvLayer):
@@ -299,6 +484,18 @@ class SuperTuningChannelLastConv(SuperTuning, ChannelLastConvLayer):
         largest: Any = ...,
     ) -> None: ...
 
+class HiRAChannelLastConv(HiRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -311,7 +508,41 @@ class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaChannelLastConvTranspose(LoHa, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InChannelLastConvTranspose(IA3In, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutChannelLastConvTranspose(IA3Out, ChannelLastConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -381,6 +612,18 @@ class VeRAChannelLastConvTranspose(VeRA, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTChannelLastConvTranspose(BOFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -430,6 +673,18 @@ class FourierFTChannelLastConvTranspose(FourierFT, ChannelLastConvTransposeLayer
         multiplier: Any = ...,
     ) -> None: ...
 
+class HRAChannelLastConvTranspose(HRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -441,6 +696,17 @@ class LoRAXSChannelLastConvTranspose(LoRAXS, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAChannelLastConvTranspose(OLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
@@ -466,6 +732,33 @@ class SHiRAChannelLastConvTranspose(SHiRA, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class RoAdChannelLastConvTranspose(RoAd, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -475,6 +768,21 @@ class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class PSOFTChannelLastConvTranspose(PSOFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class WaveFTChannelLastConvTranspose(WaveFT, ChannelLastConvTransposeLayer):
@@ -489,6 +797,32 @@ class WaveFTChannelLastConvTranspose(WaveFT, ChannelLastConvTransposeLayer):
         n_frequency: Any = ...,
         wavelet: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OFTInChannelLastConvTranspose(OFTIn, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTChannelLastConvTranspose(DEFT, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class TinyLoRAChannelLastConvTranspose(TinyLoRA, ChannelLastConvTransposeLayer):
@@ -518,6 +852,18 @@ class SuperTuningChannelLastConvTranspose(SuperTuning, ChannelLastConvTransposeL
         largest: Any = ...,
     ) -> None: ...
 
+class HiRAChannelLastConvTranspose(HiRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -530,7 +876,41 @@ class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaSubsampledLinear(LoHa, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3SubsampledLinear(IA3, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InSubsampledLinear(IA3In, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutSubsampledLinear(IA3Out, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,
@@ -600,6 +980,18 @@ class VeRASubsampledLinear(VeRA, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTSubsampledLinear(BOFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -649,6 +1041,18 @@ class FourierFTSubsampledLinear(FourierFT, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class HRASubsampledLinear(HRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
     def __init__(
         self,
@@ -660,6 +1064,17 @@ class LoRAXSSubsampledLinear(LoRAXS, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRASubsampledLinear(OLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
@@ -685,6 +1100,33 @@ class SHiRASubsampledLinear(SHiRA, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class RoAdSubsampledLinear(RoAd, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRASubsampledLinear(DeLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -694,6 +1136,21 @@ class DeLoRASubsampledLinear(DeLoRA, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class PSOFTSubsampledLinear(PSOFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class WaveFTSubsampledLinear(WaveFT, SubsampledLinearLayer):
@@ -708,6 +1165,32 @@ class WaveFTSubsampledLinear(WaveFT, SubsampledLinearLayer):
         n_frequency: Any = ...,
         wavelet: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OFTInSubsampledLinear(OFTIn, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTSubsampledLinear(DEFT, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class TinyLoRASubsampledLinear(TinyLoRA, SubsampledLinearLayer):
@@ -735,4 +1218,16 @@ class SuperTuningSubsampledLinear(SuperTuning, SubsampledLinearLayer):
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,
+    ) -> None: ...
+
+class HiRASubsampledLinear(HiRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

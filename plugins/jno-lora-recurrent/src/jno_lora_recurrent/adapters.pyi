@@ -3,17 +3,29 @@
 from typing import Any
 from .layer import RecurrentLayer
 from jno_lora_zoo import AdaLoRA
+from jno_lora_zoo import BOFT
+from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import FourierFT
+from jno_lora_zoo import HRA
+from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import IA3In
+from jno_lora_zoo import IA3Out
+from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
+from jno_lora_zoo import MiSS
 from jno_lora_zoo import OFT
+from jno_lora_zoo import OFTIn
+from jno_lora_zoo import OLoRA
+from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
 from jno_lora_zoo import TinyLoRA
@@ -23,23 +35,35 @@ from jno_lora_zoo import rsLoRA
 
 __all__ = [
     "LoRARecurrent",
+    "LoHaRecurrent",
     "IA3Recurrent",
+    "IA3InRecurrent",
+    "IA3OutRecurrent",
     "AdaLoRARecurrent",
     "OFTRecurrent",
     "LoRAFARecurrent",
     "LoKrRecurrent",
     "VeRARecurrent",
+    "BOFTRecurrent",
     "rsLoRARecurrent",
     "DoRARecurrent",
     "PiSSARecurrent",
     "FourierFTRecurrent",
+    "HRARecurrent",
     "LoRAXSRecurrent",
+    "OLoRARecurrent",
     "MiLoRARecurrent",
     "SHiRARecurrent",
+    "RoAdRecurrent",
+    "MiSSRecurrent",
     "DeLoRARecurrent",
+    "PSOFTRecurrent",
     "WaveFTRecurrent",
+    "OFTInRecurrent",
+    "DEFTRecurrent",
     "TinyLoRARecurrent",
     "SuperTuningRecurrent",
+    "HiRARecurrent",
 ]
 
 class LoRARecurrent(LoRA, RecurrentLayer):
@@ -54,7 +78,41 @@ class LoRARecurrent(LoRA, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaRecurrent(LoHa, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Recurrent(IA3, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InRecurrent(IA3In, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutRecurrent(IA3Out, RecurrentLayer):
     def __init__(
         self,
         base: Any,
@@ -124,6 +182,18 @@ class VeRARecurrent(VeRA, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTRecurrent(BOFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRARecurrent(rsLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -173,6 +243,18 @@ class FourierFTRecurrent(FourierFT, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class HRARecurrent(HRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSRecurrent(LoRAXS, RecurrentLayer):
     def __init__(
         self,
@@ -184,6 +266,17 @@ class LoRAXSRecurrent(LoRAXS, RecurrentLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRARecurrent(OLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRARecurrent(MiLoRA, RecurrentLayer):
@@ -209,6 +302,33 @@ class SHiRARecurrent(SHiRA, RecurrentLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class RoAdRecurrent(RoAd, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSRecurrent(MiSS, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRARecurrent(DeLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -218,6 +338,21 @@ class DeLoRARecurrent(DeLoRA, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class PSOFTRecurrent(PSOFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class WaveFTRecurrent(WaveFT, RecurrentLayer):
@@ -232,6 +367,32 @@ class WaveFTRecurrent(WaveFT, RecurrentLayer):
         n_frequency: Any = ...,
         wavelet: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OFTInRecurrent(OFTIn, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTRecurrent(DEFT, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class TinyLoRARecurrent(TinyLoRA, RecurrentLayer):
@@ -259,4 +420,16 @@ class SuperTuningRecurrent(SuperTuning, RecurrentLayer):
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,
+    ) -> None: ...
+
+class HiRARecurrent(HiRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

@@ -99,6 +99,7 @@ ENTRIES = {
         "Bridging The Gap between Low-rank and Orthogonal Adaptation via {Householder} Reflection "
         "Adaptation",
         "Yuan, Shen and Liu, Haotian and Xu, Hongteng",
+    ),
     "2405.03003": (
         "gao2024fourierft",
         "Parameter-Efficient Fine-Tuning with Discrete {Fourier} Transform",
@@ -146,6 +147,7 @@ ENTRIES = {
         "huang2025hira",
         "{HiRA}: Parameter-Efficient {Hadamard} High-Rank Adaptation for Large Language Models",
         "Huang, Qiushi and Ko, Tom and Zhuang, Zhan and Tang, Lilian and Zhang, Yu",
+    ),
     "2409.00119": (
         "liao2024road",
         "3-in-1: {2D} Rotary Adaptation for Efficient Finetuning, Efficient Batching and "
@@ -167,6 +169,7 @@ ENTRIES = {
         "{DEFT}: Decompositional Efficient Fine-Tuning for Text-to-Image Models",
         "Kumar, Komal and Anwer, Rao Muhammad and Khan, Fahad Shahbaz and Khan, Salman and Laptev, "
         "Ivan and Cholakkal, Hisham",
+    ),
     "2406.13175": (
         "bhardwaj2024shira",
         "Sparse High Rank Adapters",

@@ -6,18 +6,30 @@ from .layers.conv import ConvTransposeLayer
 from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
 from .methods.adalora import AdaLoRA
+from .methods.boft import BOFT
+from .methods.deft import DEFT
 from .methods.delora import DeLoRA
 from .methods.dora import DoRA
 from .methods.fourierft import FourierFT
+from .methods.hira import HiRA
+from .methods.hra import HRA
 from .methods.ia3 import IA3
+from .methods.ia3 import IA3In
+from .methods.ia3 import IA3Out
+from .methods.loha import LoHa
 from .methods.lokr import LoKr
 from .methods.lora import LoRA
 from .methods.lora import LoRAFA
 from .methods.lora import rsLoRA
 from .methods.lora_xs import LoRAXS
+from .methods.miss import MiSS
 from .methods.oft import OFT
+from .methods.oft_in import OFTIn
 from .methods.pissa import MiLoRA
+from .methods.pissa import OLoRA
 from .methods.pissa import PiSSA
+from .methods.psoft import PSOFT
+from .methods.road import RoAd
 from .methods.shira import SHiRA
 from .methods.supertuning import SuperTuning
 from .methods.tinylora import TinyLoRA
@@ -26,77 +38,125 @@ from .methods.waveft import WaveFT
 
 __all__ = [
     "LoRALinear",
+    "LoHaLinear",
     "IA3Linear",
+    "IA3InLinear",
+    "IA3OutLinear",
     "AdaLoRALinear",
     "OFTLinear",
     "LoRAFALinear",
     "LoKrLinear",
     "VeRALinear",
+    "BOFTLinear",
     "rsLoRALinear",
     "DoRALinear",
     "PiSSALinear",
     "FourierFTLinear",
+    "HRALinear",
     "LoRAXSLinear",
+    "OLoRALinear",
     "MiLoRALinear",
     "SHiRALinear",
+    "RoAdLinear",
+    "MiSSLinear",
     "DeLoRALinear",
+    "PSOFTLinear",
     "WaveFTLinear",
+    "OFTInLinear",
+    "DEFTLinear",
     "TinyLoRALinear",
     "SuperTuningLinear",
+    "HiRALinear",
     "LoRAConv",
+    "LoHaConv",
     "IA3Conv",
+    "IA3InConv",
+    "IA3OutConv",
     "AdaLoRAConv",
     "OFTConv",
     "LoRAFAConv",
     "LoKrConv",
     "VeRAConv",
+    "BOFTConv",
     "rsLoRAConv",
     "DoRAConv",
     "PiSSAConv",
     "FourierFTConv",
+    "HRAConv",
     "LoRAXSConv",
+    "OLoRAConv",
     "MiLoRAConv",
     "SHiRAConv",
+    "RoAdConv",
+    "MiSSConv",
     "DeLoRAConv",
+    "PSOFTConv",
     "WaveFTConv",
+    "OFTInConv",
+    "DEFTConv",
     "TinyLoRAConv",
     "SuperTuningConv",
+    "HiRAConv",
     "LoRAConvTranspose",
+    "LoHaConvTranspose",
     "IA3ConvTranspose",
+    "IA3InConvTranspose",
+    "IA3OutConvTranspose",
     "AdaLoRAConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
     "VeRAConvTranspose",
+    "BOFTConvTranspose",
     "rsLoRAConvTranspose",
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
     "FourierFTConvTranspose",
+    "HRAConvTranspose",
     "LoRAXSConvTranspose",
+    "OLoRAConvTranspose",
     "MiLoRAConvTranspose",
     "SHiRAConvTranspose",
+    "RoAdConvTranspose",
+    "MiSSConvTranspose",
     "DeLoRAConvTranspose",
+    "PSOFTConvTranspose",
     "WaveFTConvTranspose",
+    "OFTInConvTranspose",
+    "DEFTConvTranspose",
     "TinyLoRAConvTranspose",
     "SuperTuningConvTranspose",
+    "HiRAConvTranspose",
     "LoRAInNorm",
+    "LoHaInNorm",
     "IA3InNorm",
+    "IA3InInNorm",
+    "IA3OutInNorm",
     "AdaLoRAInNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
     "LoKrInNorm",
     "VeRAInNorm",
+    "BOFTInNorm",
     "rsLoRAInNorm",
     "DoRAInNorm",
     "PiSSAInNorm",
     "FourierFTInNorm",
+    "HRAInNorm",
     "LoRAXSInNorm",
+    "OLoRAInNorm",
     "MiLoRAInNorm",
     "SHiRAInNorm",
+    "RoAdInNorm",
+    "MiSSInNorm",
     "DeLoRAInNorm",
+    "PSOFTInNorm",
     "WaveFTInNorm",
+    "OFTInInNorm",
+    "DEFTInNorm",
     "TinyLoRAInNorm",
     "SuperTuningInNorm",
+    "HiRAInNorm",
 ]
 
 class LoRALinear(LoRA, LinearLayer):
@@ -111,7 +171,41 @@ class LoRALinear(LoRA, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaLinear(LoHa, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Linear(IA3, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InLinear(IA3In, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutLinear(IA3Out, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -181,6 +275,18 @@ class VeRALinear(VeRA, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTLinear(BOFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRALinear(rsLoRA, LinearLayer):
     def __init__(
         self,
@@ -230,6 +336,18 @@ class FourierFTLinear(FourierFT, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class HRALinear(HRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSLinear(LoRAXS, LinearLayer):
     def __init__(
         self,
@@ -241,6 +359,17 @@ class LoRAXSLinear(LoRAXS, LinearLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRALinear(OLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRALinear(MiLoRA, LinearLayer):
@@ -266,6 +395,33 @@ class SHiRALinear(SHiRA, LinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class RoAdLinear(RoAd, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSLinear(MiSS, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRALinear(DeLoRA, LinearLayer):
     def __init__(
         self,
@@ -275,6 +431,21 @@ class DeLoRALinear(DeLoRA, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class PSOFTLinear(PSOFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class WaveFTLinear(WaveFT, LinearLayer):
@@ -289,6 +460,32 @@ class WaveFTLinear(WaveFT, LinearLayer):
         n_frequency: Any = ...,
         wavelet: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OFTInLinear(OFTIn, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTLinear(DEFT, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class TinyLoRALinear(TinyLoRA, LinearLayer):
@@ -318,6 +515,18 @@ class SuperTuningLinear(SuperTuning, LinearLayer):
         largest: Any = ...,
     ) -> None: ...
 
+class HiRALinear(HiRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAConv(LoRA, ConvLayer):
     def __init__(
         self,
@@ -330,7 +539,41 @@ class LoRAConv(LoRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaConv(LoHa, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3Conv(IA3, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InConv(IA3In, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutConv(IA3Out, ConvLayer):
     def __init__(
         self,
         base: Any,
@@ -400,6 +643,18 @@ class VeRAConv(VeRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTConv(BOFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAConv(rsLoRA, ConvLayer):
     def __init__(
         self,
@@ -449,6 +704,18 @@ class FourierFTConv(FourierFT, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class HRAConv(HRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConv(LoRAXS, ConvLayer):
     def __init__(
         self,
@@ -460,6 +727,17 @@ class LoRAXSConv(LoRAXS, ConvLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAConv(OLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAConv(MiLoRA, ConvLayer):
@@ -485,6 +763,33 @@ class SHiRAConv(SHiRA, ConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class RoAdConv(RoAd, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSConv(MiSS, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRAConv(DeLoRA, ConvLayer):
     def __init__(
         self,
@@ -494,6 +799,21 @@ class DeLoRAConv(DeLoRA, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class PSOFTConv(PSOFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class WaveFTConv(WaveFT, ConvLayer):
@@ -508,6 +828,32 @@ class WaveFTConv(WaveFT, ConvLayer):
         n_frequency: Any = ...,
         wavelet: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OFTInConv(OFTIn, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTConv(DEFT, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class TinyLoRAConv(TinyLoRA, ConvLayer):
@@ -537,6 +883,18 @@ class SuperTuningConv(SuperTuning, ConvLayer):
         largest: Any = ...,
     ) -> None: ...
 
+class HiRAConv(HiRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAConvTranspose(LoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -549,7 +907,41 @@ class LoRAConvTranspose(LoRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaConvTranspose(LoHa, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3ConvTranspose(IA3, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InConvTranspose(IA3In, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutConvTranspose(IA3Out, ConvTransposeLayer):
     def __init__(
         self,
         base: Any,
@@ -619,6 +1011,18 @@ class VeRAConvTranspose(VeRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTConvTranspose(BOFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -668,6 +1072,18 @@ class FourierFTConvTranspose(FourierFT, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class HRAConvTranspose(HRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
     def __init__(
         self,
@@ -679,6 +1095,17 @@ class LoRAXSConvTranspose(LoRAXS, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAConvTranspose(OLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
@@ -704,6 +1131,33 @@ class SHiRAConvTranspose(SHiRA, ConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class RoAdConvTranspose(RoAd, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSConvTranspose(MiSS, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -713,6 +1167,21 @@ class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class PSOFTConvTranspose(PSOFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class WaveFTConvTranspose(WaveFT, ConvTransposeLayer):
@@ -727,6 +1196,32 @@ class WaveFTConvTranspose(WaveFT, ConvTransposeLayer):
         n_frequency: Any = ...,
         wavelet: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OFTInConvTranspose(OFTIn, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTConvTranspose(DEFT, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class TinyLoRAConvTranspose(TinyLoRA, ConvTransposeLayer):
@@ -756,6 +1251,18 @@ class SuperTuningConvTranspose(SuperTuning, ConvTransposeLayer):
         largest: Any = ...,
     ) -> None: ...
 
+class HiRAConvTranspose(HiRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class LoRAInNorm(LoRA, InNormLayer):
     def __init__(
         self,
@@ -768,7 +1275,41 @@ class LoRAInNorm(LoRA, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class LoHaInNorm(LoHa, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class IA3InNorm(IA3, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InInNorm(IA3In, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutInNorm(IA3Out, InNormLayer):
     def __init__(
         self,
         base: Any,
@@ -838,6 +1379,18 @@ class VeRAInNorm(VeRA, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class BOFTInNorm(BOFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        factors: Any = ...,
+    ) -> None: ...
+
 class rsLoRAInNorm(rsLoRA, InNormLayer):
     def __init__(
         self,
@@ -887,6 +1440,18 @@ class FourierFTInNorm(FourierFT, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class HRAInNorm(HRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        gram_schmidt: Any = ...,
+    ) -> None: ...
+
 class LoRAXSInNorm(LoRAXS, InNormLayer):
     def __init__(
         self,
@@ -898,6 +1463,17 @@ class LoRAXSInNorm(LoRAXS, InNormLayer):
         adapter_dtype: Any = ...,
         svd: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OLoRAInNorm(OLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
     ) -> None: ...
 
 class MiLoRAInNorm(MiLoRA, InNormLayer):
@@ -923,6 +1499,33 @@ class SHiRAInNorm(SHiRA, InNormLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class RoAdInNorm(RoAd, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        per_pair: Any = ...,
+        group_size: Any = ...,
+    ) -> None: ...
+
+class MiSSInNorm(MiSS, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        mini: Any = ...,
+        bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class DeLoRAInNorm(DeLoRA, InNormLayer):
     def __init__(
         self,
@@ -932,6 +1535,21 @@ class DeLoRAInNorm(DeLoRA, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class PSOFTInNorm(PSOFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        scale_inputs: Any = ...,
+        scale_outputs: Any = ...,
+        terms: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class WaveFTInNorm(WaveFT, InNormLayer):
@@ -946,6 +1564,32 @@ class WaveFTInNorm(WaveFT, InNormLayer):
         n_frequency: Any = ...,
         wavelet: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class OFTInInNorm(OFTIn, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        terms: Any = ...,
+        block_share: Any = ...,
+    ) -> None: ...
+
+class DEFTInNorm(DEFT, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        inject: Any = ...,
+        orthogonal: Any = ...,
     ) -> None: ...
 
 class TinyLoRAInNorm(TinyLoRA, InNormLayer):
@@ -973,4 +1617,16 @@ class SuperTuningInNorm(SuperTuning, InNormLayer):
         sparsity: Any = ...,
         count: Any = ...,
         largest: Any = ...,
+    ) -> None: ...
+
+class HiRAInNorm(HiRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...

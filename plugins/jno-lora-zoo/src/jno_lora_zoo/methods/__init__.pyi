@@ -2,18 +2,30 @@
 # ruff: noqa
 from .._method import Method
 from .adalora import AdaLoRA as AdaLoRA
+from .boft import BOFT as BOFT
+from .deft import DEFT as DEFT
 from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
 from .fourierft import FourierFT as FourierFT
+from .hira import HiRA as HiRA
+from .hra import HRA as HRA
 from .ia3 import IA3 as IA3
+from .ia3 import IA3In as IA3In
+from .ia3 import IA3Out as IA3Out
+from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA
 from .lora import LoRAFA as LoRAFA
 from .lora import rsLoRA as rsLoRA
 from .lora_xs import LoRAXS as LoRAXS
+from .miss import MiSS as MiSS
 from .oft import OFT as OFT
+from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA
+from .pissa import OLoRA as OLoRA
 from .pissa import PiSSA as PiSSA
+from .psoft import PSOFT as PSOFT
+from .road import RoAd as RoAd
 from .shira import SHiRA as SHiRA
 from .supertuning import SuperTuning as SuperTuning
 from .tinylora import TinyLoRA as TinyLoRA
@@ -23,22 +35,34 @@ from .waveft import WaveFT as WaveFT
 __all__ = [
     "METHODS",
     "LoRA",
+    "LoHa",
     "IA3",
+    "IA3In",
+    "IA3Out",
     "AdaLoRA",
     "OFT",
     "LoRAFA",
     "LoKr",
     "VeRA",
+    "BOFT",
     "rsLoRA",
     "DoRA",
     "PiSSA",
     "FourierFT",
+    "HRA",
     "LoRAXS",
+    "OLoRA",
     "MiLoRA",
     "SHiRA",
+    "RoAd",
+    "MiSS",
     "DeLoRA",
+    "PSOFT",
     "WaveFT",
+    "OFTIn",
+    "DEFT",
     "TinyLoRA",
     "SuperTuning",
+    "HiRA",
 ]
 METHODS: tuple[type[Method], ...]
