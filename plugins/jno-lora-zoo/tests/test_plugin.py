@@ -7,7 +7,6 @@ from importlib import metadata
 
 import pytest
 from zoo_cases import ADAPTERS, ALL_METHODS, build, each
-from zoo_cases import ADAPTERS, ALL_METHODS, METHODS, build, each
 
 import jno.lora
 import jno_lora_zoo

@@ -108,3 +108,31 @@ def test_the_shapes_of_miss_tell_its_options(options):
     wrapper = trained("MiSSLinear", linear(8, 4), 2, **options)
     again = trained("MiSSLinear", linear(8, 4), 2, **type(wrapper).options_of(wrapper.state()))
     assert again.D.shape == wrapper.D.shape
+
+
+@pytest.mark.parametrize(("rank", "k"), [(1, 1), (2, 2), (3, 3), (4, 2), (9, 3)])
+def test_gralora_has_a_default_grid_for_every_rank(rank, k):
+    wrapper = trained("GraLoRALinear", linear(7, 5), rank)
+    assert wrapper.A.shape == (k, -(-7 // k), rank)
+    assert wrapper.rank == rank
+
+
+@pytest.mark.parametrize("name", ["GraLoRALinear", "GraLoRAEmbedding"])
+def test_gralora_takes_another_grid_which_its_shapes_tell(name):
+    wrapper = trained(name, table_or_linear(name, 12, 8), 4, k=4)
+    A, B = (np.asarray(x).astype(np.float64) for x in (wrapper.A, wrapper.B))
+    blocks = [[np.outer(B[j, n], A[n, :, j]) for n in range(4)] for j in range(4)]
+    W = np.asarray(wrapper.matrix(wrapper.base)).astype(np.float64)
+    assert_computes(wrapper, W + 3 / 4 * np.block(blocks))
+    assert type(wrapper).options_of(wrapper.state()) == {"k": 4}
+
+
+def test_gralora_multiplies_by_its_blocks():
+    wrapper = trained("GraLoRALinear", linear(12, 8), 2)
+    assert (8, 12) not in calls_shapes(wrapper)
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_gralora_refuses_a_grid_that_does_not_divide_the_rank(k):
+    with pytest.raises(ValueError, match=f"`k` is {k} and the rank 4"):
+        trained("GraLoRALinear", linear(12, 8), 4, k=k)

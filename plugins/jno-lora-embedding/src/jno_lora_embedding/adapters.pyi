@@ -8,6 +8,7 @@ from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import FourierFT
+from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
@@ -59,6 +60,7 @@ __all__ = [
     "DeLoRAEmbedding",
     "PSOFTEmbedding",
     "WaveFTEmbedding",
+    "GraLoRAEmbedding",
     "OFTInEmbedding",
     "DEFTEmbedding",
     "TinyLoRAEmbedding",
@@ -366,6 +368,19 @@ class WaveFTEmbedding(WaveFT, EmbeddingLayer):
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
         wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAEmbedding(GraLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -10,6 +10,7 @@ from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import FourierFT
+from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
@@ -61,6 +62,7 @@ __all__ = [
     "DeLoRAChannelLastConv",
     "PSOFTChannelLastConv",
     "WaveFTChannelLastConv",
+    "GraLoRAChannelLastConv",
     "OFTInChannelLastConv",
     "DEFTChannelLastConv",
     "TinyLoRAChannelLastConv",
@@ -91,6 +93,7 @@ __all__ = [
     "DeLoRAChannelLastConvTranspose",
     "PSOFTChannelLastConvTranspose",
     "WaveFTChannelLastConvTranspose",
+    "GraLoRAChannelLastConvTranspose",
     "OFTInChannelLastConvTranspose",
     "DEFTChannelLastConvTranspose",
     "TinyLoRAChannelLastConvTranspose",
@@ -121,6 +124,7 @@ __all__ = [
     "DeLoRASubsampledLinear",
     "PSOFTSubsampledLinear",
     "WaveFTSubsampledLinear",
+    "GraLoRASubsampledLinear",
     "OFTInSubsampledLinear",
     "DEFTSubsampledLinear",
     "TinyLoRASubsampledLinear",
@@ -428,6 +432,19 @@ class WaveFTChannelLastConv(WaveFT, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
         wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAChannelLastConv(GraLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -799,6 +816,19 @@ class WaveFTChannelLastConvTranspose(WaveFT, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class GraLoRAChannelLastConvTranspose(GraLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class OFTInChannelLastConvTranspose(OFTIn, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -1164,6 +1194,19 @@ class WaveFTSubsampledLinear(WaveFT, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
         wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRASubsampledLinear(GraLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

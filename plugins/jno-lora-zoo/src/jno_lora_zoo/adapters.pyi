@@ -11,6 +11,7 @@ from .methods.deft import DEFT
 from .methods.delora import DeLoRA
 from .methods.dora import DoRA
 from .methods.fourierft import FourierFT
+from .methods.gralora import GraLoRA
 from .methods.hira import HiRA
 from .methods.hra import HRA
 from .methods.ia3 import IA3
@@ -62,6 +63,7 @@ __all__ = [
     "DeLoRALinear",
     "PSOFTLinear",
     "WaveFTLinear",
+    "GraLoRALinear",
     "OFTInLinear",
     "DEFTLinear",
     "TinyLoRALinear",
@@ -92,6 +94,7 @@ __all__ = [
     "DeLoRAConv",
     "PSOFTConv",
     "WaveFTConv",
+    "GraLoRAConv",
     "OFTInConv",
     "DEFTConv",
     "TinyLoRAConv",
@@ -122,6 +125,7 @@ __all__ = [
     "DeLoRAConvTranspose",
     "PSOFTConvTranspose",
     "WaveFTConvTranspose",
+    "GraLoRAConvTranspose",
     "OFTInConvTranspose",
     "DEFTConvTranspose",
     "TinyLoRAConvTranspose",
@@ -152,6 +156,7 @@ __all__ = [
     "DeLoRAInNorm",
     "PSOFTInNorm",
     "WaveFTInNorm",
+    "GraLoRAInNorm",
     "OFTInInNorm",
     "DEFTInNorm",
     "TinyLoRAInNorm",
@@ -459,6 +464,19 @@ class WaveFTLinear(WaveFT, LinearLayer):
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
         wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRALinear(GraLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -830,6 +848,19 @@ class WaveFTConv(WaveFT, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class GraLoRAConv(GraLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class OFTInConv(OFTIn, ConvLayer):
     def __init__(
         self,
@@ -1198,6 +1229,19 @@ class WaveFTConvTranspose(WaveFT, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class GraLoRAConvTranspose(GraLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class OFTInConvTranspose(OFTIn, ConvTransposeLayer):
     def __init__(
         self,
@@ -1563,6 +1607,19 @@ class WaveFTInNorm(WaveFT, InNormLayer):
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
         wavelet: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class GraLoRAInNorm(GraLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        k: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -1,5 +1,6 @@
 """Laws of structured updates, in NumPy and float64."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,11 +32,33 @@ def _miss(f, W, r, alpha):
     return new
 
 
+def _gralora(f, W, r, alpha):
+    k, q, _ = f.A.shape
+    p = f.B.shape[2]
+    U = np.zeros((k * p, k * q))
+    for j, n in np.ndindex(k, k):
+        right = f.A[n][:, j * r // k : (j + 1) * r // k]
+        left = f.B[j][n * r // k : (n + 1) * r // k]
+        U[j * p : (j + 1) * p, n * q : (n + 1) * q] = left.T @ right.T
+    return W + alpha / r * U[: len(W), : W.shape[1]]
+
+
+def _blocks(r):
+    """GraLoRA's default number of blocks in a row: the smallest divisor of the rank above 1."""
+    return min(n for n in range(1, r + 1) if r % n == 0 and (n > 1 or r == 1))
+
+
+def _gralora_count(r, out, inputs):
+    k = _blocks(r)
+    return k * r * (math.ceil(inputs / k) + math.ceil(out / k))
+
+
 # The effective rank for a requested one and an (out, in) matrix.
 EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
     "LoHa": _smallest,
     "HiRA": _smallest,
     "MiSS": lambda rank, out, inputs: min(rank, inputs),
+    "GraLoRA": lambda rank, out, inputs: rank,
 }
 
 # The number of trained parameters, for the effective rank.
@@ -43,6 +66,7 @@ PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
     "LoHa": lambda r, out, inputs: 2 * r * (inputs + out),
     "HiRA": lambda r, out, inputs: r * (inputs + out),
     "MiSS": lambda r, out, inputs: r * out,
+    "GraLoRA": _gralora_count,
 }
 
 # `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
@@ -50,4 +74,5 @@ LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
     "LoHa": _loha,
     "HiRA": _hira,
     "MiSS": _miss,
+    "GraLoRA": _gralora,
 }

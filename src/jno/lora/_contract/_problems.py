@@ -11,7 +11,15 @@ from .._paths import bullets
 from ._constructing import constructor_problem, takes
 from ._wrapper import LoRAWrapper
 
-_CLASSMETHODS = ("applies_to", "why_not", "stack_ndim", "from_state", "matrix", "low_rank_scale")
+_CLASSMETHODS = (
+    "applies_to",
+    "why_not",
+    "stack_ndim",
+    "options_of",
+    "from_state",
+    "matrix",
+    "low_rank_scale",
+)
 
 
 def contract_problems(cls: Any) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def state(self) -> dict[str, Any]:
         """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
 
-        What an option changed must be in it, or be known to `from_state`.
+        What an option changed must be in it, or follow from it by `options_of` or `from_state`.
         """
         return {
             path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
@@ -146,17 +146,29 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         }
 
     @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The options of the constructor that this `state()` was saved with. Default: none.
+
+        Needed for options that change the names or shapes of arrays: `from_state` asks `__init__`
+        for them. The arrays may be traced, so only names, shapes and dtypes can be looked at. A
+        stacked layer's state is that of one layer here.
+        """
+        return {}
+
+    @classmethod
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: Any, alpha: Any
     ) -> "LoRAWrapper":
         """The adapter around `base` that `state()` described, without running the initialiser.
 
         `base` is the layer as it was before adapting. `rank` and `alpha` are `None` if the adapter
-        lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`).
+        lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`), with the options
+        that `options_of(state)` gives.
 
         **Raises:** `WrapperError` if the names or shapes in `state` are others.
         """
-        make = functools.partial(construct, cls, key=jax.random.key(0))
+        options = cls.options_of(state)
+        make = functools.partial(construct, cls, key=jax.random.key(0), options=options)
         template = eqx.filter_eval_shape(make, base, rank, alpha)
         leaves, treedef = jtu.tree_flatten_with_path(_without_base(template))
         names = [path_str(path) for path, _ in leaves]

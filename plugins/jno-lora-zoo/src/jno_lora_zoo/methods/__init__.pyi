@@ -7,6 +7,7 @@ from .deft import DEFT as DEFT
 from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
 from .fourierft import FourierFT as FourierFT
+from .gralora import GraLoRA as GraLoRA
 from .hira import HiRA as HiRA
 from .hra import HRA as HRA
 from .ia3 import IA3 as IA3
@@ -59,6 +60,7 @@ __all__ = [
     "DeLoRA",
     "PSOFT",
     "WaveFT",
+    "GraLoRA",
     "OFTIn",
     "DEFT",
     "TinyLoRA",

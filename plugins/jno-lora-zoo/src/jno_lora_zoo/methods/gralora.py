@@ -1,0 +1,86 @@
+"""GraLoRA: a grid of blocks, each with a low-rank update of its own."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._arrays import Matrix, compute_dtype
+from .._scaled import Additive
+
+
+class GraLoRA(Additive):
+    """GraLoRA: granular low-rank adaptation. The rank of the whole update is up to `k r`.
+
+    Law: `W' = W + (alpha / r) U`, where `U` is a grid of `k x k` blocks: block `(j, n)` is the
+    product of the `n`-th `r / k` columns of `B_j` and the `j`-th `r / k` rows of `A_n`. `A_n`
+    `(in / k, r)` is kept transposed, `~ N(0, k/in)`; `B_j` `(r, out / k)` as well, `= 0`.
+    `r(in + out)` parameters train. Where `k` does not divide a size of `W`, the last blocks are
+    cut. The rank is not clamped.
+
+    `k` is an option. By default it is the smallest divisor of the rank above 1: 2 for even ranks.
+    With a rank of 1 it is 1, which is LoRA.
+
+    Paper: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
+    arXiv:2505.20355. Its hybrid with a LoRA of all inputs is not here.
+
+    **Raises:** `ValueError` if `k` does not divide the rank.
+    """
+
+    adapter_fields = ("A", "B")
+    variant = "gralora"
+    family = "structured"
+    paper = "2505.20355"
+    formula = "k r (ceil(in / k) + ceil(out / k))"
+
+    A: Float[Array, "k q r"]
+    B: Float[Array, "k r p"]
+
+    @classmethod
+    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
+        return rank
+
+    def start(
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, k: int | None = None
+    ) -> dict[str, Any]:
+        if k is None:
+            k = next((n for n in range(2, r + 1) if r % n == 0), 1)
+        if k < 1 or r % k:
+            raise ValueError(
+                f"GraLoRA shares the rank out among `k` blocks, so that `k` must divide the rank, "
+                f"but `k` is {k} and the rank {r}"
+            )
+        p, q = (-(-size // k) for size in W.shape)
+        A = jax.random.normal(key, (k, q, r), dtype) * math.sqrt(k / self.fan_in(W))
+        return {"A": A, "B": jnp.zeros((k, r, p), dtype)}
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The options of the constructor that gave arrays of these shapes."""
+        return {"k": len(state["A"])}
+
+    def blocks(self, dtype: Any) -> tuple[Array, Array]:
+        """`A` as `(n, q, j, r / k)` and `s B` as `(j, n, r / k, p)`, in this dtype."""
+        k, q, r = self.A.shape
+        A, B = self.A.astype(dtype), self.times_scale(self.B.astype(dtype))
+        return A.reshape(k, q, k, r // k), B.reshape(k, k, r // k, -1)
+
+    def update(self, W: Matrix) -> Matrix:
+        A, B = self.blocks(W.dtype)
+        U = jnp.einsum("nqjs,jnsp->jpnq", A, B)
+        outputs, inputs = W.shape
+        return U.reshape(-1, A.shape[0] * A.shape[1])[:outputs, :inputs]
+
+    def times(self, shape: tuple[int, int], v: Float[Array, " in"]) -> Float[Array, " out"]:
+        A, B = (factor.astype(v.dtype) for factor in self.blocks(compute_dtype(self.B)))
+        padded = jnp.pad(v, (0, A.shape[0] * A.shape[1] - v.size)).reshape(A.shape[:2])
+        h = jnp.einsum("nq,nqjs->jns", padded, A)
+        return jnp.einsum("jns,jnsp->jp", h, B).reshape(-1)[: shape[0]]
+
+    def column(self, shape: tuple[int, int], i: Array) -> Float[Array, " out"]:
+        A, B = self.blocks(compute_dtype(self.B))
+        n, at = jnp.divmod(i, A.shape[1])
+        return jnp.einsum("js,jsp->jp", A[n, at], B[:, n]).reshape(-1)[: shape[0]]
