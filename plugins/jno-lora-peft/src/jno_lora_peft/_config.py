@@ -135,10 +135,14 @@ def _malformed(values: Mapping[str, Any]) -> list[str]:
     if values["peft_type"] == "ADALORA":
         # It keeps there which components are left; the tensors hold those alone.
         values = {**values, "rank_pattern": None}
+    kind, checks = TYPES[values["peft_type"]], dict(_CHECKS)
+    for setting, check in ((kind.rank, _RANK), (kind.alpha, _NUMBER)):
+        if setting is not None:
+            checks[setting.name] = check
     found = [
-        f"{name} is {value!r}, not {_CHECKS[name][0]}"
+        f"{name} is {value!r}, not {checks[name][0]}"
         for name, value in values.items()
-        if value is not None and name in _CHECKS and not _CHECKS[name][1](value)
+        if value is not None and name in checks and not checks[name][1](value)
     ]
     return found or _bad_regexes(values)
 
@@ -184,14 +188,16 @@ def _is_indices(value: Any) -> bool:
 
 
 _NAMES = ("a list of names or a regular expression", lambda v: isinstance(v, str) or _is_names(v))
+_RANK = ("a whole number above 0", _is_rank)
+_NUMBER = ("a number", _is_number)
 # By setting: the words for it, and the check.
 _CHECKS: dict[str, tuple[str, Any]] = {
-    **dict.fromkeys(("r", "init_r"), ("a whole number above 0", _is_rank)),
-    **dict.fromkeys(("lora_alpha", "alpha"), ("a number", _is_number)),
     **dict.fromkeys(("target_modules", "exclude_modules"), _NAMES),
     **dict.fromkeys(("feedforward_modules", "layers_pattern"), _NAMES),
     "modules_to_save": ("a list of names", _is_names),
     "layers_to_transform": ("a number or a list of them", _is_indices),
     "alpha_pattern": ("a table of numbers", _is_table(_is_number)),
-    "rank_pattern": ("a table of ranks", _is_table(_is_rank)),
+    **dict.fromkeys(
+        ("rank_pattern", "n_frequency_pattern"), ("a table of ranks", _is_table(_is_rank))
+    ),
 }

@@ -48,9 +48,9 @@ def to_ia3(adapter: Adapter) -> File:
     return File(1, {"ia3_l": scale.reshape(shape)}, {})
 
 
-def feedforward(variants: Mapping[str, str]) -> dict[str, Any]:
+def feedforward(modules: Mapping[str, Any]) -> dict[str, Any]:
     """The setting that names the modules whose inputs are scaled."""
-    names = [re.escape(module) for module, variant in variants.items() if variant == "ia3-in"]
+    names = [re.escape(name) for name, one in modules.items() if one.variant == "ia3-in"]
     return {"feedforward_modules": "|".join(names) if names else []}
 
 

@@ -32,8 +32,9 @@ def lora(m: Module) -> Converted:
             "sees those of one, so that no kernel holds it"
         )
     if (start := residual_of(m, scale)) is not None:
-        found = m.low_rank(matrices, scale, "pissa", **shift)
-        return dataclasses.replace(found, state={**found.state, **start})
+        found = m.low_rank(matrices, scale, **shift)
+        name = str(m.values["init_lora_weights"]).lower().partition("_")[0]
+        return dataclasses.replace(found, variant=name, state={**found.state, **start})
     found = m.low_rank(matrices, scale, variant, **shift)
     vectors = {field: array.reshape(-1) for field, array in arrays.items()}
     return dataclasses.replace(found, state={**found.state, **vectors})

@@ -13,6 +13,10 @@ _BY_REASON = {
     "it runs a small network beside the model": "SHADOW",
     "its update depends on the input through an activation function": "PEANUT",
     "which rows of the weight form a group is not in the file": "ADAMSS",
+    "it turns singular vectors into each other, whose signs are not in the file and differ between "
+    "libraries": "PSOFT",
+    "it has one matrix for each number of the layer in the model, which is not in the file": "TINYLORA",
+    "no method here has its law yet": "C3A RANDLORA",
 }
 REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 
@@ -95,6 +99,13 @@ KNOWN = frozenset(
         *("unilora_dropout", "init_theta_d_bound", "save_indices", "pvera_dropout"),
         *("sample_at_inference", "effective_rank", "target_svd_config", "config_A_B"),
         *("config_C", "config_D_E", "frod_dropout", "sparse_rate", "regularization_alpha"),
-        *("progressbar", "runtime_offload_base_weight"),
+        *("progressbar", "runtime_offload_base_weight", "hira_dropout", "apply_GS", "miss_dropout"),
+        *("mini_r", "gralora_k", "hybrid_r", "gralora_dropout", "delora_lambda", "lambda_pattern"),
+        *("oft_block_size", "coft", "eps", "block_share", "use_cayley_neumann"),
+        *("num_cayley_neumann_terms", "boft_block_size", "boft_block_num", "boft_dropout"),
+        *("boft_n_butterfly_factor", "variant", "group_size", "decomposition_method", "para"),
+        *("init_scale", "deft_dropout", "mask_type", "random_seed", "sparsity", "select_top"),
+        *("save_precomputed_indices", "n_frequency", "n_frequency_pattern", "scaling"),
+        *("random_loc_seed", "wavelet_family", "use_idwt", "proportional_parameters"),
     }
 )

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._layouts import Layout, Shape
+from ._layouts import METHODS, Layout, Shape
 from ._module import Converted, Module
-from ._updates import MisfitError, Parts
+from ._updates import MisfitError, Parts, refuse_layer
 
 
 class Tensor(NamedTuple):
@@ -25,8 +25,8 @@ class Tensor(NamedTuple):
     @property
     def both(self) -> tuple[list[str], list[str]]:
         """The names of the axes, PEFT's and ours."""
-        theirs, _, ours = self.axes.partition("->")
-        return theirs.split(), (ours or theirs).split()
+        theirs, arrow, ours = self.axes.partition("->")
+        return theirs.split(), (ours if arrow else theirs).split()
 
     def read(self, array: np.ndarray) -> np.ndarray:
         """The array here."""
@@ -64,11 +64,15 @@ class Adapter(NamedTuple):
 
 
 class File(NamedTuple):
-    """One adapter as PEFT has it. `settings` are those beside the rank and alpha."""
+    """One adapter as PEFT has it. `settings` are those beside the rank and alpha.
+
+    - `alpha`: PEFT's, if it is not the alpha here.
+    """
 
     rank: int
     tensors: Parts
     settings: Mapping[str, Any]
+    alpha: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +80,26 @@ class Same:
     """A method with PEFT's arrays.
 
     - `variant`: that of the method; `tensors`: by field.
-    - `kinds`: the layers that PEFT has the type for.
-    - `options`: the settings that PEFT gets when it is written; they must say what the arrays mean.
-    - `sizes`: what else is checked, or known, of the axes before the tensors are looked at.
+    - `kinds`: the layers that PEFT has the type for; `groups`: whether with groups too.
+    - `settings`: those that are written beside the rank and alpha.
+    - `alpha`: ours for that of the file.
     """
 
     variant: str
     tensors: Mapping[str, Tensor]
     kinds: tuple[str, ...] = ("linear",)
-    options: Callable[[Adapter], Mapping[str, Any]] = lambda adapter: {}
+    groups: bool = False
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     alpha: Callable[[Module], float] = lambda m: m.alpha
 
     def read(self, m: Module) -> Converted:
-        """The adapter here of one module of a file."""
-        self._check(m.layout)
+        """The adapter here of one module of a file. **Raises:** `MisfitError`."""
+        check_kind(m.layout, self.kinds, self.groups)
         outputs, inputs = m.layout.matrix
+        if METHODS[self.variant].effective_rank(m.rank, outputs, inputs) != m.rank:
+            raise MisfitError(
+                f"its rank {m.rank} is more than the ({outputs}, {inputs}) of its weight"
+            )
         sizes = {"1": 1, "out": outputs, "in": inputs, "r": m.rank}
         shapes = {
             tensor.name: tensor.shape(
@@ -103,15 +112,19 @@ class Same:
         return Converted(self.variant, m.rank, self.alpha(m), state)
 
     def write(self, adapter: Adapter) -> File:
-        """The tensors of one adapter, and its settings."""
-        self._check(adapter.layout)
+        """The tensors of one adapter, and its settings. **Raises:** `MisfitError`."""
+        check_kind(adapter.layout, self.kinds, self.groups)
         tensors = {t.name: t.write(adapter.state[field]) for field, t in self.tensors.items()}
-        return File(adapter.rank, tensors, self.options(adapter))
-
-    def _check(self, layout: Layout) -> None:
-        if layout.kind not in self.kinds or layout.groups > 1:
-            raise MisfitError(f"PEFT has this type for layers of the kind {_either(self.kinds)}")
+        return File(adapter.rank, tensors, self.settings)
 
 
-def _either(kinds: tuple[str, ...]) -> str:
-    return " or ".join(kinds)
+def check_kind(layout: Layout, kinds: tuple[str, ...], groups: bool = False) -> None:
+    """**Raises:** `MisfitError` unless the layer is of one of these kinds."""
+    kind = f"conv{len(layout.kernel)}d" if layout.kind == "conv" else layout.kind
+    if kind not in kinds:
+        raise MisfitError(
+            f"PEFT has adapters of this type for {', '.join(kinds)}, and this is {kind}"
+        )
+    if layout.groups > 1 and not groups:
+        raise MisfitError("PEFT has adapters of this type for convolutions without groups")
+    refuse_layer(layout, dora=False)

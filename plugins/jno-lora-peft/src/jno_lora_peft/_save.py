@@ -74,15 +74,20 @@ def save_peft(
             f"These adapters have no exact equivalent in PEFT:\n{bullets(saving.problems)}\n"
             "Nothing was written."
         )
-    if not saving.modules:
-        raise PeftFormatError("The model carries no adapters to save. Save before merging.")
     others = Others(model, rename, ties, saving.modules)
-    others.choose(trainable, modules_to_save)
+    # Without adapters a model may hold arrays that `load_peft` read, and nothing else is meant.
+    others.choose(trainable if saving.modules else None, modules_to_save)
     if others.problems:
         raise PeftFormatError(
             f"PEFT cannot save these arrays beside the adapters:\n{bullets(others.problems)}\n"
             "Nothing was written. To write the adapters alone, save `net.module`."
         )
+    if not saving.modules:
+        if not others.names:
+            raise PeftFormatError("The model carries no adapters to save. Save before merging.")
+        config, tensors = others.alone()
+        write(directory, {**described_as, "inference_mode": True, **config}, tensors)
+        return
     variant = common_variant(saving.modules)
     kind = TYPES[TYPE_OF[variant]]
     if (others.ties and TYPE_OF[variant] != "LORA") or (

@@ -34,6 +34,6 @@ def check_stack(slices: Mapping[Shape, Converted], stack: Shape) -> None:
 def stacked(slices: list[Mapping[str, np.ndarray]], stack: Shape) -> dict[str, np.ndarray]:
     """The arrays of the layers of a stack, in its order, as arrays of the stack."""
     return {
-        name: np.stack([one[name] for one in slices]).reshape(*stack, *slices[0][name].shape)
+        name: np.stack([one[name] for one in slices]).reshape((*stack, *slices[0][name].shape))
         for name in slices[0]
     }

@@ -36,10 +36,9 @@ def residual_of(m: Module, scale: float) -> dict[str, np.ndarray] | None:
     start = m.values.get("init_lora_weights")
     if not is_found(start):
         return None
-    if m.layout.kind != "linear" or m.values.get("use_dora") or scale == 0:
+    if m.layout.kind != "linear" or m.values.get("use_dora") or scale <= 0:
         raise MisfitError(
-            f"init_lora_weights={start!r} is read for LoRA of a scale that is not 0, on linear "
-            "layers"
+            f"init_lora_weights={start!r} is read for LoRA of a scale above 0, on linear layers"
         )
     if str(start).lower() == "olora":
         Q, R = np.linalg.qr(m.W)

@@ -9,11 +9,15 @@ from ._same import Adapter, File
 
 
 class Setting(NamedTuple):
-    """A setting with a number: its name, its default, and the table for single modules."""
+    """A setting with a number: its name, its default, and the table for single modules.
+
+    - `by_name`: whether PEFT looks for whole names in the table, or else for the end of a name.
+    """
 
     name: str
     default: float
     pattern: str = ""
+    by_name: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Type:
     - `rank`, `alpha`: the settings for them, if it has them.
     - `writes`: by variant of the methods that are written as this type.
     - `only`: settings of which one value is held, and why no other.
-    - `common`: settings that name modules, from the variants of all modules.
+    - `common`: settings that depend on all modules, from what is written of each, by name.
     - `bias`: the value of its setting `bias` with which the adapted layers' own biases train.
     """
 
@@ -38,5 +42,5 @@ class Type:
     shared: str = "(?!)"
     writes: Mapping[str, Callable[[Adapter], File]] = dataclasses.field(default_factory=dict)
     only: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
-    common: Callable[[Mapping[str, str]], dict[str, Any]] = lambda variants: {}
+    common: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda modules: {}
     bias: str = ""

@@ -1,9 +1,49 @@
 """PEFT's types that are held here. A further type is one more entry."""
 
 from ._ia3 import feedforward, ia3, to_ia3
-from ._low_rank import adalora, loha, lokr, lora, pvera, unilora, vblora, vera
+from ._low_rank import lora, pvera, unilora, vblora, vera
 from ._module import Converted, Module
+from ._sparse import (
+    fourierft,
+    shira,
+    sparsity,
+    supertuning,
+    to_fourierft,
+    to_shira,
+    to_supertuning,
+    to_waveft,
+    waveft,
+)
 from ._starts import osf
+from ._structured import (
+    adalora,
+    delora,
+    gralora,
+    hira,
+    loha,
+    lokr,
+    miss,
+    to_adalora,
+    to_gralora,
+    to_hira,
+    to_loha,
+    to_lokr,
+    to_miss,
+)
+from ._turned import (
+    boft,
+    boft_blocks,
+    deft,
+    hra,
+    oft,
+    oft_blocks,
+    road,
+    to_boft,
+    to_deft,
+    to_hra,
+    to_oft,
+    to_road,
+)
 from ._type import Setting, Type
 from ._updates import MisfitError
 from ._weights import frod, glora
@@ -37,25 +77,103 @@ TYPES: dict[str, Type] = {
         bias="lora_only",
     ),
     "ADALORA": Type(
-        "LoRA, `A = diag(E) A`",
+        "AdaLoRA, with the components that are left",
         "lora_[ABE]",
         adalora,
         Setting("init_r", 12),
         Setting("lora_alpha", 8),
+        writes={"adalora": to_adalora},
+        bias="lora_only",
     ),
     "LOHA": Type(
-        "LoRA of rank r², or of the layer's rank if that is smaller",
+        "LoHa; LoRA if a kernel has a core, or the rank is above the layer's",
         "hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)",
         loha,
         R_PATTERN,
         ALPHA,
+        writes={"loha": to_loha},
     ),
     "LOKR": Type(
-        "LoRA whose two factors are Kronecker products of LoKr's factors",
+        "LoKr if the settings make square first factors, and both whole; else LoRA",
         "lokr_(?:w1|w1_a|w1_b|w2|w2_a|w2_b|t2)",
         lokr,
         R_PATTERN,
         ALPHA,
+        writes={"lokr": to_lokr},
+    ),
+    "HIRA": Type(
+        "HiRA",
+        "hira_(?:embedding_)?[AB]",
+        hira,
+        Setting("r", 32),
+        writes={"hira": to_hira},
+    ),
+    "DELORA": Type(
+        "DeLoRA",
+        "delora_(?:A|B|lambda|w_norm)",
+        delora.read,
+        R_PATTERN,
+        writes={"delora": delora.write},
+        bias="delora_only",
+    ),
+    "GRALORA": Type(
+        "GraLoRA; LoRA if it is a hybrid",
+        r"gralora_[AB](?:_general\.weight)?",
+        gralora,
+        Setting("r", 32),
+        Setting("alpha", 64),
+        writes={"gralora": to_gralora},
+        bias="gralora_only",
+    ),
+    "MISS": Type(
+        "MiSS", "miss_block", miss, Setting("r", 64), writes={"miss": to_miss}, bias="miss_only"
+    ),
+    "OFT": Type(
+        "OFT of the inputs (`oft-in`)",
+        r"oft_R\.weight",
+        oft,
+        common=oft_blocks,
+        writes={"oft-in": to_oft},
+        bias="oft_only",
+    ),
+    "BOFT": Type(
+        "BOFT",
+        "boft_[Rs]",
+        boft,
+        common=boft_blocks,
+        writes={"boft": to_boft},
+        bias="boft_only",
+    ),
+    "HRA": Type("HRA", "hra_u", hra, R, writes={"hra": to_hra}, bias="hra_only"),
+    "ROAD": Type("RoAd, the bias with it", "road_(?:theta|alpha)", road, writes={"road": to_road}),
+    "DEFT": Type("DEFT", "deft_[PR]", deft, R, writes={"deft": to_deft}, bias="deft_only"),
+    "SHIRA": Type(
+        "SHiRA", "shira_(?:weight|indices)", shira, Setting("r", 32), writes={"shira": to_shira}
+    ),
+    "SUPERTUNING": Type(
+        "Super-Tuning; LoRA if it has a LoRA beside it",
+        r"supertuning_(?:values|indices|lora_[AB]\.weight)",
+        supertuning,
+        writes={"supertuning": to_supertuning},
+        common=sparsity,
+    ),
+    "FOURIERFT": Type(
+        "FourierFT, at the positions that its seed gives",
+        "fourierft_spectrum",
+        fourierft,
+        Setting("n_frequency", 1000, "n_frequency_pattern", by_name=True),
+        Setting("scaling", 150.0),
+        writes={"fourierft": to_fourierft},
+        bias="fourier_only",
+    ),
+    "WAVEFT": Type(
+        "WaveFT, at the positions that its seed gives",
+        "waveft_spectrum",
+        waveft,
+        Setting("n_frequency", 2592, "n_frequency_pattern", by_name=True),
+        Setting("scaling", 25.0),
+        writes={"waveft": to_waveft},
+        bias="waveft_only",
     ),
     "VERA": Type(
         "LoRA, `A = diag(d) A`, `B = diag(b) B`",

@@ -9,7 +9,7 @@ import numpy as np
 from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError
 from jno.lora.extending import known_factors, show_path, values_of
 
-from ._layouts import METHODS, Shape, layout_of
+from ._layouts import METHODS, Layout, Shape, layout_of
 from ._loaded import is_loaded
 from ._names import show_index
 from ._same import Adapter
@@ -36,6 +36,7 @@ class Written(NamedTuple):
     scale: float
     alpha: float
     settings: Mapping[str, Any]
+    layout: Layout
     place: Shape = ()
 
     @property
@@ -74,7 +75,10 @@ def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
             )
         file = kind.writes[variant](Adapter(variant, one, wrapper.rank, alpha, layout, has_bias))
         whole = f"{path}[{show_index(index)}]" if index else path
-        yield Written(whole, variant, file.tensors, file.rank, scale, alpha, file.settings, index)
+        alpha = alpha if file.alpha is None else file.alpha
+        yield Written(
+            whole, variant, file.tensors, file.rank, scale, alpha, file.settings, layout, index
+        )
 
 
 def trained_in_base(wrapper: LoRAWrapper, trains: Any) -> frozenset[str]:

@@ -11,9 +11,9 @@ from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
 from ._names import EMBEDDING, Rename, is_embedding, module_name
-from ._type import Setting
+from ._type import Setting, Type
 from ._types import TYPES
-from ._updates import alpha_for
+from ._updates import MisfitError, alpha_for
 from ._written import Written
 
 # PEFT's types of tasks.
@@ -93,8 +93,15 @@ def config_of(
         **_numbers(kind.alpha, alphas, modules),
         **_of_all(modules),
         **({"use_rslora": variant == "rslora"} if is_lora else {}),
-        **kind.common({module: one.variant for module, one in modules.items()}),
+        **_common(kind, modules),
     }
+
+
+def _common(kind: Type, modules: Mapping[str, Written]) -> dict[str, Any]:
+    try:
+        return kind.common(modules)
+    except MisfitError as err:
+        raise PeftFormatError(f"{err}. Nothing was written.") from err
 
 
 def _of_all(modules: Mapping[str, Written]) -> dict[str, Any]:
@@ -114,9 +121,13 @@ def _numbers(
     if setting is None:
         return {}
     usual, others = _usual_and_others(numbers)
-    if setting.pattern:
+    if setting.by_name:
+        others = {name: number for name, number in numbers.items() if number != usual}
+        ends = tuple(f".{name}" for name in others)
+        others = {} if any(name.endswith(ends) for name in numbers) and ends else others
+    if setting.pattern and (others or len({*numbers.values()}) == 1):
         return {setting.name: usual, setting.pattern: others}
-    if others:
+    if len({*numbers.values()}) > 1:
         raise _differ(
             setting.name, {show_path(one.path): numbers[name] for name, one in modules.items()}
         )

@@ -94,7 +94,11 @@ CASES = {
         r=2, num_vectors=5, vector_length=2, topk=2, target_modules=EVEN
     ),
     "vblora-topk": lambda: peft.VBLoRAConfig(
-        r=2, num_vectors=5, vector_length=2, topk=3, target_modules=EVEN,
+        r=2,
+        num_vectors=5,
+        vector_length=2,
+        topk=3,
+        target_modules=EVEN,
         save_only_topk_weights=True,
     ),
     "unilora": lambda: peft.UniLoraConfig(
@@ -107,6 +111,51 @@ CASES = {
     "glora-constants": lambda: peft.GloraConfig(
         config_A_B="constant", config_C="none", target_modules=EVEN
     ),
+    "hira": lambda: peft.HiraConfig(r=2, target_modules=[*EVEN, *CONV, "embed"]),
+    "hra": lambda: peft.HRAConfig(r=4, target_modules=EVEN),
+    "hra-odd": lambda: peft.HRAConfig(r=3, target_modules=EVEN),
+    "hra-orthogonal": lambda: peft.HRAConfig(r=4, apply_GS=True, target_modules=EVEN),
+    "miss": lambda: peft.MissConfig(r=3, target_modules=EVEN),
+    "miss-bat": lambda: peft.MissConfig(r=2, init_weights="bat", target_modules=EVEN),
+    "miss-mini": lambda: peft.MissConfig(r=3, init_weights="mini", mini_r=2, target_modules=EVEN),
+    "gralora": lambda: peft.GraloraConfig(r=4, alpha=3, gralora_k=2, target_modules=EVEN),
+    "gralora-hybrid": lambda: peft.GraloraConfig(
+        r=4, alpha=3, gralora_k=2, hybrid_r=1, target_modules=EVEN
+    ),
+    "delora": lambda: peft.DeloraConfig(r=2, rank_pattern={"wide": 3}, target_modules=EVEN),
+    "road": lambda: peft.RoadConfig(group_size=2, target_modules=EVEN),
+    "road-2": lambda: peft.RoadConfig(variant="road_2", group_size=2, target_modules=EVEN),
+    "road-4": lambda: peft.RoadConfig(variant="road_4", group_size=2, target_modules=EVEN),
+    "oft": lambda: peft.OFTConfig(oft_block_size=2, target_modules=EVEN),
+    "oft-cayley": lambda: peft.OFTConfig(
+        oft_block_size=2, use_cayley_neumann=False, bias="oft_only", target_modules=EVEN
+    ),
+    "oft-shared": lambda: peft.OFTConfig(oft_block_size=2, block_share=True, target_modules=EVEN),
+    "oft-two-terms": lambda: peft.OFTConfig(
+        r=2, oft_block_size=0, num_cayley_neumann_terms=2, target_modules=EVEN
+    ),
+    "coft": lambda: peft.OFTConfig(oft_block_size=2, coft=True, eps=0.3, target_modules=EVEN),
+    "boft": lambda: peft.BOFTConfig(boft_block_size=2, target_modules=EVEN),
+    "deft": lambda: peft.DeftConfig(r=2, alpha=3, target_modules=EVEN),
+    "deft-qr": lambda: peft.DeftConfig(r=2, decomposition_method="qr", target_modules=EVEN),
+    "para": lambda: peft.DeftConfig(r=2, para=True, target_modules=EVEN),
+    "shira": lambda: peft.ShiraConfig(r=1, random_seed=1, target_modules=EVEN),
+    "supertuning": lambda: peft.SupertuningConfig(sparsity=0.8, target_modules=EVEN),
+    "supertuning-found": lambda: peft.SupertuningConfig(
+        sparsity=0.8, save_precomputed_indices=False, target_modules=EVEN
+    ),
+    "supertuning-lora": lambda: peft.SupertuningConfig(
+        sparsity=0.8, r=2, lora_alpha=3, target_modules=EVEN
+    ),
+    "fourierft": lambda: peft.FourierFTConfig(
+        n_frequency=6, n_frequency_pattern={"wide": 9}, target_modules=EVEN
+    ),
+    "waveft": lambda: peft.WaveFTConfig(n_frequency=6, target_modules=EVEN),
+    "waveft-db2": lambda: peft.WaveFTConfig(
+        n_frequency=6, wavelet_family="db2", target_modules=EVEN
+    ),
+    "waveft-entries": lambda: peft.WaveFTConfig(n_frequency=6, use_idwt=False, target_modules=EVEN),
+    "lokr-square": lambda: peft.LoKrConfig(r=8, alpha=3, decompose_factor=2, target_modules=EVEN),
     "frod": lambda: peft.FrodConfig(
         sparse_rate=0.3, progressbar=False, target_modules=["layers.0.fc", "layers.1.fc"]
     ),
@@ -170,6 +219,8 @@ def loaded(directory):
 def outputs(module):
     """What each layer makes of its batch, those inside adapters too."""
     inner = module.base_model.model if isinstance(module, peft.PeftModel) else module
-    return {
-        name: inner.get_submodule(name)(torch.from_numpy(x)).numpy() for name, x in inputs().items()
-    }
+    with quiet():
+        return {
+            name: inner.get_submodule(name)(torch.from_numpy(x)).numpy()
+            for name, x in inputs().items()
+        }
