@@ -1,11 +1,14 @@
 """Structured updates: which way they are computed, and their options."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import assert_close, perturb, shapes_in_jaxpr
+from jax.experimental.jet import jet
+from zoo_cases import assert_close, equal_leaves, fields_of, perturb, reference, shapes_in_jaxpr
 from zoo_cases.layers import matrix_of
 
 import jno_lora_embedding
@@ -136,3 +139,91 @@ def test_gralora_multiplies_by_its_blocks():
 def test_gralora_refuses_a_grid_that_does_not_divide_the_rank(k):
     with pytest.raises(ValueError, match=f"`k` is {k} and the rank 4"):
         trained("GraLoRALinear", linear(12, 8), 4, k=k)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(70, 68), (64, 96)])
+def test_c3a_convolves_large_blocks_by_fft(inputs, outputs):
+    wrapper = trained("C3ALinear", linear(inputs, outputs), 32)
+    assert wrapper.base.weight.shape not in calls_shapes(wrapper)
+    W = np.asarray(wrapper.base.weight).astype(np.float64)
+    expected = reference("C3A", fields_of(wrapper), W, 32, 3.0)
+    assert_computes(wrapper, expected)
+    x = jnp.linspace(-1, 1, inputs)
+    assert_close(wrapper(x) - wrapper.base.bias, expected @ np.asarray(x), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_c3a_convolves_half_precision_in_float32(dtype):
+    wrapper = trained("C3ALinear", eqx.nn.Linear(40, 36, key=jax.random.key(0), dtype=dtype), 32)
+    x = jnp.linspace(-1, 1, 40).astype(dtype)
+    assert wrapper(x).dtype == dtype
+    assert_close(wrapper(x), wrapper.merge()(x), 8 * float(jnp.finfo(dtype).eps))
+
+
+def test_taylor_mode_follows_the_fft_of_c3a():
+    wrapper = trained("C3ALinear", linear(36, 33), 32)
+    x = jnp.linspace(-1, 1, 36)
+
+    def third_derivative(layer):
+        return jet(lambda x: jnp.sin(layer(x)), (x,), ((x, 2 * x, 0 * x),))[1][2]
+
+    assert_close(third_derivative(wrapper), third_derivative(wrapper.merge()), 1e-4)
+
+
+def test_an_embedding_by_c3a_is_not_divided_by_the_size_of_the_table():
+    wrapper = trained("C3AEmbedding", table_or_linear("C3AEmbedding", 9, 6), 4)
+    W, K = np.asarray(wrapper.matrix(wrapper.base)).astype(np.float64), np.asarray(wrapper.kernel)
+    for o, i in np.ndindex(W.shape):
+        W[o, i] += K[o // 4, i // 4, (i - o) % 4]
+    assert_computes(wrapper, W)
+
+
+def test_c3a_may_start_from_random_kernels():
+    make = functools.partial(jno_lora_zoo.C3ALinear, linear(8, 6), 2, 1.0, key=jax.random.key(0))
+    kernel = make(init="xavier_uniform").kernel
+    bound = np.sqrt(6 / (8 + 6))
+    assert bound / 2 < np.max(np.abs(kernel)) <= bound
+    assert not np.any(make().kernel)
+    with pytest.raises(ValueError, match="'zeros' or 'xavier_uniform', but is 'gaussian'"):
+        make(init="gaussian")
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(7, 5), (5, 7), (6, 6)])
+def test_randlora_keeps_given_bases_and_reads_them_from_a_state(inputs, outputs):
+    smaller, larger = sorted((inputs, outputs))
+    n = -(-smaller // 3)
+    rng = np.random.default_rng(0)
+    A, B = rng.normal(size=(3, smaller)), rng.normal(size=(larger, 3 * n))
+    wrapper = trained("RandLoRALinear", linear(inputs, outputs), 3, bases=(A, B))
+    W = np.asarray(wrapper.base.weight).astype(np.float64)
+    fields = fields_of(
+        eqx.tree_at(lambda w: w.multiplier, wrapper, 1.0, is_leaf=lambda x: x is None)
+    )
+    fields.A, fields.B = A, B
+    assert_computes(wrapper, reference("RandLoRA", fields, W, 3, 3.0))
+    options = type(wrapper).options_of(wrapper.state())
+    again = trained("RandLoRALinear", linear(inputs, outputs), 3, **options)
+    assert equal_leaves(again.merge(), wrapper.merge())
+
+
+def test_randlora_saves_a_seed_or_its_bases_and_trains_neither():
+    wrapper = trained("RandLoRALinear", linear(7, 5), 3)
+    assert wrapper.state().keys() == {"lambdas", "gammas", "seed"}
+    assert type(wrapper).options_of(wrapper.state()) == {}
+    bases = (jnp.ones((3, 5)), jnp.ones((7, 6)))
+    wrapper = trained("RandLoRALinear", linear(7, 5), 3, bases=bases)
+    assert np.all(wrapper.basis_A == 1) and np.all(wrapper.basis_B == 1)
+
+
+def test_randlora_refuses_bases_of_other_shapes():
+    with pytest.raises(ValueError, match=r"the shapes \(3, 5\) and \(7, 6\), but theirs are"):
+        trained("RandLoRALinear", linear(7, 5), 3, bases=(jnp.ones((3, 7)), jnp.ones((5, 6))))
+
+
+@pytest.mark.parametrize("name", ["RandLoRALinear", "RandLoRAEmbedding"])
+def test_the_update_of_randlora_is_a_product_of_full_rank(name):
+    wrapper = trained(name, table_or_linear(name, 7, 5), 3)
+    A, B = wrapper.low_rank_update()
+    update = np.asarray(wrapper.matrix(wrapper.merge()) - wrapper.matrix(wrapper.base))
+    assert_close(B @ A, update, 1e-5)
+    assert np.linalg.matrix_rank(update) == 5

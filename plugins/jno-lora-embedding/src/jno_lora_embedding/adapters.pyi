@@ -4,6 +4,7 @@ from typing import Any
 from .layer import EmbeddingLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
+from jno_lora_zoo import C3A
 from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
@@ -26,6 +27,7 @@ from jno_lora_zoo import OFTIn
 from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
@@ -55,8 +57,10 @@ __all__ = [
     "OLoRAEmbedding",
     "MiLoRAEmbedding",
     "SHiRAEmbedding",
+    "C3AEmbedding",
     "RoAdEmbedding",
     "MiSSEmbedding",
+    "RandLoRAEmbedding",
     "DeLoRAEmbedding",
     "PSOFTEmbedding",
     "WaveFTEmbedding",
@@ -304,6 +308,19 @@ class SHiRAEmbedding(SHiRA, EmbeddingLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class C3AEmbedding(C3A, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdEmbedding(RoAd, EmbeddingLayer):
     def __init__(
         self,
@@ -328,6 +345,19 @@ class MiSSEmbedding(MiSS, EmbeddingLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAEmbedding(RandLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -6,6 +6,7 @@ from .layers import ChannelLastConvTransposeLayer
 from .layers import SubsampledLinearLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
+from jno_lora_zoo import C3A
 from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
@@ -28,6 +29,7 @@ from jno_lora_zoo import OFTIn
 from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
+from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
@@ -57,8 +59,10 @@ __all__ = [
     "OLoRAChannelLastConv",
     "MiLoRAChannelLastConv",
     "SHiRAChannelLastConv",
+    "C3AChannelLastConv",
     "RoAdChannelLastConv",
     "MiSSChannelLastConv",
+    "RandLoRAChannelLastConv",
     "DeLoRAChannelLastConv",
     "PSOFTChannelLastConv",
     "WaveFTChannelLastConv",
@@ -88,8 +92,10 @@ __all__ = [
     "OLoRAChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
     "SHiRAChannelLastConvTranspose",
+    "C3AChannelLastConvTranspose",
     "RoAdChannelLastConvTranspose",
     "MiSSChannelLastConvTranspose",
+    "RandLoRAChannelLastConvTranspose",
     "DeLoRAChannelLastConvTranspose",
     "PSOFTChannelLastConvTranspose",
     "WaveFTChannelLastConvTranspose",
@@ -119,8 +125,10 @@ __all__ = [
     "OLoRASubsampledLinear",
     "MiLoRASubsampledLinear",
     "SHiRASubsampledLinear",
+    "C3ASubsampledLinear",
     "RoAdSubsampledLinear",
     "MiSSSubsampledLinear",
+    "RandLoRASubsampledLinear",
     "DeLoRASubsampledLinear",
     "PSOFTSubsampledLinear",
     "WaveFTSubsampledLinear",
@@ -368,6 +376,19 @@ class SHiRAChannelLastConv(SHiRA, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class C3AChannelLastConv(C3A, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdChannelLastConv(RoAd, ChannelLastConvLayer):
     def __init__(
         self,
@@ -392,6 +413,19 @@ class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAChannelLastConv(RandLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -749,6 +783,19 @@ class SHiRAChannelLastConvTranspose(SHiRA, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class C3AChannelLastConvTranspose(C3A, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdChannelLastConvTranspose(RoAd, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -773,6 +820,19 @@ class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAChannelLastConvTranspose(RandLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -1130,6 +1190,19 @@ class SHiRASubsampledLinear(SHiRA, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class C3ASubsampledLinear(C3A, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdSubsampledLinear(RoAd, SubsampledLinearLayer):
     def __init__(
         self,
@@ -1154,6 +1227,19 @@ class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRASubsampledLinear(RandLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -7,6 +7,7 @@ from .layers.in_norm import InNormLayer
 from .layers.linear import LinearLayer
 from .methods.adalora import AdaLoRA
 from .methods.boft import BOFT
+from .methods.c3a import C3A
 from .methods.deft import DEFT
 from .methods.delora import DeLoRA
 from .methods.dora import DoRA
@@ -30,6 +31,7 @@ from .methods.pissa import MiLoRA
 from .methods.pissa import OLoRA
 from .methods.pissa import PiSSA
 from .methods.psoft import PSOFT
+from .methods.randlora import RandLoRA
 from .methods.road import RoAd
 from .methods.shira import SHiRA
 from .methods.supertuning import SuperTuning
@@ -58,8 +60,10 @@ __all__ = [
     "OLoRALinear",
     "MiLoRALinear",
     "SHiRALinear",
+    "C3ALinear",
     "RoAdLinear",
     "MiSSLinear",
+    "RandLoRALinear",
     "DeLoRALinear",
     "PSOFTLinear",
     "WaveFTLinear",
@@ -89,8 +93,10 @@ __all__ = [
     "OLoRAConv",
     "MiLoRAConv",
     "SHiRAConv",
+    "C3AConv",
     "RoAdConv",
     "MiSSConv",
+    "RandLoRAConv",
     "DeLoRAConv",
     "PSOFTConv",
     "WaveFTConv",
@@ -120,8 +126,10 @@ __all__ = [
     "OLoRAConvTranspose",
     "MiLoRAConvTranspose",
     "SHiRAConvTranspose",
+    "C3AConvTranspose",
     "RoAdConvTranspose",
     "MiSSConvTranspose",
+    "RandLoRAConvTranspose",
     "DeLoRAConvTranspose",
     "PSOFTConvTranspose",
     "WaveFTConvTranspose",
@@ -151,8 +159,10 @@ __all__ = [
     "OLoRAInNorm",
     "MiLoRAInNorm",
     "SHiRAInNorm",
+    "C3AInNorm",
     "RoAdInNorm",
     "MiSSInNorm",
+    "RandLoRAInNorm",
     "DeLoRAInNorm",
     "PSOFTInNorm",
     "WaveFTInNorm",
@@ -400,6 +410,19 @@ class SHiRALinear(SHiRA, LinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class C3ALinear(C3A, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdLinear(RoAd, LinearLayer):
     def __init__(
         self,
@@ -424,6 +447,19 @@ class MiSSLinear(MiSS, LinearLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRALinear(RandLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -781,6 +817,19 @@ class SHiRAConv(SHiRA, ConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class C3AConv(C3A, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdConv(RoAd, ConvLayer):
     def __init__(
         self,
@@ -805,6 +854,19 @@ class MiSSConv(MiSS, ConvLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAConv(RandLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -1162,6 +1224,19 @@ class SHiRAConvTranspose(SHiRA, ConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class C3AConvTranspose(C3A, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdConvTranspose(RoAd, ConvTransposeLayer):
     def __init__(
         self,
@@ -1186,6 +1261,19 @@ class MiSSConvTranspose(MiSS, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAConvTranspose(RandLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -1543,6 +1631,19 @@ class SHiRAInNorm(SHiRA, InNormLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class C3AInNorm(C3A, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        init: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class RoAdInNorm(RoAd, InNormLayer):
     def __init__(
         self,
@@ -1567,6 +1668,19 @@ class MiSSInNorm(MiSS, InNormLayer):
         adapter_dtype: Any = ...,
         mini: Any = ...,
         bat: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class RandLoRAInNorm(RandLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        bases: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

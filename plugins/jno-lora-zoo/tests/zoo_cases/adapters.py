@@ -96,7 +96,7 @@ def perturb(model: Any, size: float = 0.4, seed: int = 0) -> Any:
 def law_of(adapter: Adapter, wrapper: Any, base: Case, **fields: Any) -> np.ndarray:
     """`W'` by the law in NumPy, for the wrapper's arrays (or other `fields`) and the base."""
     arrays = fields_of(wrapper)
-    if adapter.method == "VeRA":
+    if hasattr(wrapper, "projections"):  # VeRA's and RandLoRA's random matrices
         arrays.A, arrays.B = (
             np.asarray(x).astype(np.float64)
             for x in wrapper.projections(jnp.zeros(base.matrix().shape))

@@ -53,12 +53,29 @@ def _gralora_count(r, out, inputs):
     return k * r * (math.ceil(inputs / k) + math.ceil(out / k))
 
 
+def _c3a(f, W, r, alpha):
+    new = W.copy()
+    for o, i in np.ndindex(W.shape):
+        new[o, i] += f.kernel[o // r, i // r, (i % r - o % r) % r] / W.shape[1]
+    return new
+
+
+def _randlora(f, W, r, alpha):
+    n = f.lambdas.shape[1]
+    U = np.zeros((max(W.shape), min(W.shape)))
+    for j in range(n):
+        U += f.B[:, j::n] @ np.diag(f.lambdas[:, j]) @ f.A @ np.diag(f.gammas[j])
+    return W + alpha / r * (U if W.shape[0] >= W.shape[1] else U.T)
+
+
 # The effective rank for a requested one and an (out, in) matrix.
 EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
     "LoHa": _smallest,
     "HiRA": _smallest,
     "MiSS": lambda rank, out, inputs: min(rank, inputs),
     "GraLoRA": lambda rank, out, inputs: rank,
+    "C3A": _smallest,
+    "RandLoRA": lambda rank, out, inputs: rank,
 }
 
 # The number of trained parameters, for the effective rank.
@@ -67,6 +84,8 @@ PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
     "HiRA": lambda r, out, inputs: r * (inputs + out),
     "MiSS": lambda r, out, inputs: r * out,
     "GraLoRA": _gralora_count,
+    "RandLoRA": lambda r, out, inputs: math.ceil(min(out, inputs) / r) * (r + min(out, inputs)),
+    "C3A": lambda r, out, inputs: math.ceil(out / r) * math.ceil(inputs / r) * r,
 }
 
 # `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
@@ -75,4 +94,6 @@ LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
     "HiRA": _hira,
     "MiSS": _miss,
     "GraLoRA": _gralora,
+    "C3A": _c3a,
+    "RandLoRA": _randlora,
 }

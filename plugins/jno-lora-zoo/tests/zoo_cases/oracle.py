@@ -1,7 +1,7 @@
 """An adapted layer in double precision against NumPy: values, and every single derivative.
 
-Nothing is shared with what is tested but the adapter's arrays (of VeRA also the two matrices that
-it draws), so that the bounds can be those of double precision.
+Nothing is shared with what is tested but the adapter's arrays (of VeRA and RandLoRA also the two
+matrices that they draw), so that the bounds can be those of double precision.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ class Oracle:
             fields = vars(fields_of(wrapper))
             fields.pop("multiplier", None)
             W = matrix(layer)
-            if method == "VeRA":
+            if hasattr(wrapper, "projections"):
                 fields["A"], fields["B"] = map(np.asarray, wrapper.projections(jnp.zeros(W.shape)))
         assert all(x.dtype == np.float64 for x in jax.tree.leaves((self._output, shapes)))
         self._W = W

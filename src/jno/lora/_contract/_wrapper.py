@@ -48,7 +48,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
     variant: ClassVar[str | None] = None
     auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
-    # For listings: the paper's number on arXiv (or OpenReview), and how many parameters train, as a formula.
+    # For listings: the paper's number on arXiv (or OpenReview), and how many parameters train, as a
+    # formula.
     paper: ClassVar[str | None] = None
     formula: ClassVar[str | None] = None
     # For summaries: a phrase on what a call costs beside the layer's own, if that matters.

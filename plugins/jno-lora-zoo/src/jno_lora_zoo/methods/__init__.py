@@ -7,6 +7,7 @@ writes the stubs and lists that name them.
 from .._method import Method
 from .adalora import AdaLoRA as AdaLoRA
 from .boft import BOFT as BOFT
+from .c3a import C3A as C3A
 from .deft import DEFT as DEFT
 from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
@@ -24,6 +25,7 @@ from .oft import OFT as OFT
 from .oft_in import OFTIn as OFTIn
 from .pissa import MiLoRA as MiLoRA, OLoRA as OLoRA, PiSSA as PiSSA
 from .psoft import PSOFT as PSOFT
+from .randlora import RandLoRA as RandLoRA
 from .road import RoAd as RoAd
 from .shira import SHiRA as SHiRA
 from .supertuning import SuperTuning as SuperTuning

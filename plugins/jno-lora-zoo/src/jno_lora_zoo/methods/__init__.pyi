@@ -3,6 +3,7 @@
 from .._method import Method
 from .adalora import AdaLoRA as AdaLoRA
 from .boft import BOFT as BOFT
+from .c3a import C3A as C3A
 from .deft import DEFT as DEFT
 from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
@@ -26,6 +27,7 @@ from .pissa import MiLoRA as MiLoRA
 from .pissa import OLoRA as OLoRA
 from .pissa import PiSSA as PiSSA
 from .psoft import PSOFT as PSOFT
+from .randlora import RandLoRA as RandLoRA
 from .road import RoAd as RoAd
 from .shira import SHiRA as SHiRA
 from .supertuning import SuperTuning as SuperTuning
@@ -55,8 +57,10 @@ __all__ = [
     "OLoRA",
     "MiLoRA",
     "SHiRA",
+    "C3A",
     "RoAd",
     "MiSS",
+    "RandLoRA",
     "DeLoRA",
     "PSOFT",
     "WaveFT",

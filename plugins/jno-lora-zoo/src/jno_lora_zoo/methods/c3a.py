@@ -1,0 +1,88 @@
+"""C3A: circulant blocks as the update."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._arrays import Matrix, compute_dtype
+from .._scaled import Additive
+
+# On a CPU, for 512 units and a batch of 64, a step takes 1.42 of LoRA's by FFT and 1.67 by the
+# matrix with blocks of 64; 1.6 and 1.7 with 32; 2.3 and 1.75 with 8.
+_SMALLEST_FOR_FFT = 32
+
+
+class C3A(Additive):
+    """C3A: circular convolution adaptation, an update of full rank from circulant blocks.
+
+    Law: `W' = W + C / in` with `C[m r + i, n r + j] = kernel[m, n, (j - i) mod r]`, cut to the
+    shape of `W`, `kernel = 0`. `ceil(out / r) ceil(in / r) r` parameters train, about `out in / r`.
+
+    The rank `r` is the size of a block: a *larger* one trains fewer parameters. It is `min(rank,
+    out, in)`. `alpha` is ignored: the paper has no scale. In an embedding, whose outputs sum over a
+    single entry, `C` is not divided.
+
+    A linear layer with blocks of 32 or more convolves by FFT. With smaller blocks it makes the
+    matrix, as convolutions do.
+
+    Paper: Chen et al., "Parameter-Efficient Fine-Tuning via Circular Convolution",
+    arXiv:2407.19342. PEFT starts from random kernels unless told otherwise, which change the model
+    at once: `init="xavier_uniform"`. Blocks need not divide the sizes of the matrix here.
+
+    **Raises:** `ValueError` for another `init` than that and `"zeros"`.
+    """
+
+    adapter_fields = ("kernel",)
+    variant = "c3a"
+    family = "structured"
+    paper = "2407.19342"
+    formula = "ceil(out / r) ceil(in / r) r"
+
+    kernel: Float[Array, "p q r"]
+
+    @classmethod
+    def scale_for(cls, rank: int, alpha: float) -> float:
+        return 1.0
+
+    def start(
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, init: str = "zeros"
+    ) -> dict[str, Any]:
+        if init not in ("zeros", "xavier_uniform"):
+            raise ValueError(f"`init` must be 'zeros' or 'xavier_uniform', but is {init!r}")
+        shape = (-(-W.shape[0] // r), -(-W.shape[1] // r), r)
+        bound = math.sqrt(6 / sum(W.shape)) if init == "xavier_uniform" else 0
+        return {"kernel": bound * jax.random.uniform(key, shape, dtype, -1, 1)}
+
+    def divided(self, dtype: Any) -> Float[Array, "p q r"]:
+        """The kernel over the number of inputs, in this dtype."""
+        kernel = self.multiplied(self.kernel.astype(dtype))
+        return kernel / self.fan_in(self.matrix(self.base))
+
+    def update(self, W: Matrix) -> Matrix:
+        kernel = self.divided(W.dtype)
+        p, q, r = kernel.shape
+        i = jnp.arange(r)
+        C = kernel[:, :, (i[None, :] - i[:, None]) % r].swapaxes(1, 2)
+        return C.reshape(p * r, q * r)[: W.shape[0], : W.shape[1]]
+
+    def matrix_is_cheaper(self, shape: tuple[int, int]) -> bool:
+        return self.kernel.shape[2] < _SMALLEST_FOR_FFT
+
+    def times(self, shape: tuple[int, int], v: Float[Array, " in"]) -> Float[Array, " out"]:
+        dtype = compute_dtype(v)  # the FFT knows no half precision
+        kernel = self.divided(dtype)
+        _, q, r = kernel.shape
+        blocks = jnp.pad(v.astype(dtype), (0, q * r - v.size)).reshape(q, r)
+        # A correlation with the kernel: a product with the conjugate of its transform.
+        F, K = jnp.fft.rfft(blocks), jnp.conj(jnp.fft.rfft(kernel))
+        y = jnp.fft.irfft(jnp.einsum("qf,pqf->pf", F, K), r)
+        return y.reshape(-1)[: shape[0]].astype(v.dtype)
+
+    def column(self, shape: tuple[int, int], i: Array) -> Float[Array, " out"]:
+        kernel = self.divided(compute_dtype(self.kernel))
+        n, j = jnp.divmod(i, kernel.shape[2])
+        rows = jnp.arange(kernel.shape[2])
+        return kernel[:, n, (j - rows) % rows.size].reshape(-1)[: shape[0]]
