@@ -93,6 +93,8 @@ everywhere = pytest.mark.parametrize(
     # A layer that does more than a lookup is called with the merged table, whatever the method.
     [
         *((method, name) for name in ("one", "batch") for method in METHODS),
+        # Later methods with a column of their own.
+        *((method, "batch") for method in ("OFTIn", "HRA", "DEFT")),
         *(("DoRA", name) for name in ("duck", "subclass")),
     ],
     scope="module",

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import Matrix, mixed
+from .._arrays import Matrix
+from .._layer_kind import Update
 from .._method import Method
 from .._orthogonal import orthonormal
 
@@ -29,8 +30,6 @@ class DEFT(Method):
     the projection takes away, and the adapted model equals the original to rounding. PEFT's factor
     `alpha / r` of the injection belongs into `R`, and its orthonormal columns may have the other
     sign than those here.
-
-    The projection acts on `W x`; a convolution with groups gets the law's kernel instead.
     """
 
     adapter_fields = ("P", "R")
@@ -38,6 +37,7 @@ class DEFT(Method):
     family = "low rank"
     paper = "2509.22793"
     formula = "r (in + out)"
+    cost = "reads the whole weight at every call, for what is projected: merge before decoding."
 
     P: Float[Array, "out r"]
     R: Float[Array, "r in"] | None
@@ -72,22 +72,37 @@ class DEFT(Method):
         """The two factors of `P relu(P)^T` or `Q Q^T`, in the dtype of `W`."""
         P = self.P.astype(W.dtype)
         if self.orthogonal is None:
-            return P, jnp.where(P > 0, P, 0)
+            return P, jnp.where(P > 0, P, 0)  # `jet` cannot follow `jax.nn.relu`
         Q = orthonormal(P)
         return Q, Q
 
-    def law(self, W: Matrix) -> Matrix:
+    def factors(self, W: Matrix) -> tuple[Float[Array, "out r"], Float[Array, "r in"]]:
+        """`P` (or `Q`) and `R - relu(P)^T W` (or `R - Q^T W`): the update is their product.
+
+        Once for a batch. Projecting each output apart takes 1.5 to 2 times as long in a step.
+        """
         P, right = self.projection(W)
         taken = right.T @ W
-        return W + P @ ((0 if self.R is None else self.R.astype(W.dtype)) - taken)
+        return P, -taken if self.R is None else self.R.astype(W.dtype) - taken
 
-    def has_fast_path(self) -> bool:
-        return self.group_size(self.base) is None
+    def law(self, W: Matrix) -> Matrix:
+        P, A = self.factors(W)
+        return W + P @ A
+
+    def low_rank_update(self) -> tuple[Array, Array]:
+        P, A = self.factors(self.matrix(self.base))
+        return A, P
 
     def forward(self, x: Any) -> Array:
-        P, right = self.projection(self.matrix(self.base))
-        y = self.product(x)
-        h = -mixed(y, right.T)
-        if self.R is not None:
-            h = h + self.down(x, self.R).reshape(h.shape)
-        return y + mixed(h, P)
+        W = self.matrix(self.base)
+        P, A = self.factors(W)
+
+        def column(i: Array) -> Float[Array, " out"]:
+            _, right = self.projection(W)
+            injected = 0 if self.R is None else self.R[:, i].astype(W.dtype)
+            return P @ (injected - right.T @ W[:, i])
+
+        def times(v: Array) -> Array:
+            return P.astype(v.dtype) @ (A.astype(v.dtype) @ v)
+
+        return self.plus(x, Update(lambda: P @ A, times, column))

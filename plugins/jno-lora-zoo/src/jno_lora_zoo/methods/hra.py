@@ -71,10 +71,14 @@ class HRA(Method):
         U, T = self.factors(W)
         return W - W @ U @ T @ U.T
 
-    def forward(self, x: Any) -> Array:
+    def low_rank_update(self) -> tuple[Array, Array]:
         W = self.matrix(self.base)
         U, T = self.factors(W)
+        return U.T, -(W @ U) @ T
+
+    def forward(self, x: Any) -> Array:
         if self.reads_features():
+            U, T = self.factors(self.matrix(self.base))
             return self.product(x, before=lambda v: v - mixed(mixed(v, T @ U.T), U))
-        image = -(W @ U) @ T
-        return self.plus(x, Update(lambda: image @ U.T, column=lambda i: image @ U[i]))
+        A, B = self.low_rank_update()
+        return self.plus(x, Update(lambda: B @ A, column=lambda i: B @ A[:, i]))

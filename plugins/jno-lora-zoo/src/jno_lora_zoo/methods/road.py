@@ -100,7 +100,11 @@ def turned(y: Float[Array, "n *rest"], p: tuple[Angles, Angles]) -> Float[Array,
     wide, rest = in_compute_dtype(y), y.shape[1:]
     padded = jnp.pad(wide, ((0, 2 * groups * half - len(y)), *((0, 0),) * len(rest)))
     pairs = padded.reshape(groups, 2, half, *rest)
-    c, s = (v.astype(wide.dtype).reshape(*v.shape, *(1,) * len(rest)) for v in (c, s))
-    first, second = pairs[:, 0], pairs[:, 1]
-    new = jnp.stack([c[0] * first - s[0] * second, s[1] * first + c[1] * second], axis=1)
-    return new.reshape(-1, *rest)[: len(y)].astype(y.dtype)
+    partners = jnp.concatenate([-pairs[:, 1:], pairs[:, :1]], axis=1)
+    c, s = (
+        jnp.swapaxes(v, 0, 1).astype(wide.dtype).reshape(groups, 2, half, *(1,) * len(rest))
+        for v in (c, s)
+    )
+    # A CPU takes longer for this than for products: 1.6 of LoRA's step with 64 vectors of 512
+    # outputs, and 2.0 with 1024, where the law's weight would take 1.3.
+    return (c * pairs + s * partners).reshape(-1, *rest)[: len(y)].astype(y.dtype)
