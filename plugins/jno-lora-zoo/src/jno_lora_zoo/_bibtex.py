@@ -193,6 +193,13 @@ ENTRIES = {
         "Learning to Reason in 13 Parameters",
         "Morris, John X. and Mireshghallah, Niloofar and Ibrahim, Mark and Mahloujifar, Saeed",
     ),
+    # The names are not known here; a corporate author in their place.
+    ),
+    "2607.09287": (
+        "unknown2026supertuning",
+        "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning",
+        "{Authors of arXiv:2607.09287}",
+    ),
 }
 
 

@@ -31,10 +31,10 @@ class Transformed(Additive):
         key: PRNGKeyArray,
         dtype: Any,
         *,
-        n_frequency: int | None = None,
+        n_frequency: Any = None,
     ) -> dict[str, Any]:
-        n = count_of(W, r, n_frequency, "n_frequency")
-        return {"coefficients": jnp.zeros(n, dtype), "positions": drawn_positions(key, n, W)}
+        n = count_of(W.shape, r, n_frequency, "n_frequency")
+        return {"coefficients": jnp.zeros(n, dtype), "positions": drawn_positions(key, n, W.size)}
 
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:

@@ -26,8 +26,9 @@ class Scattered(Method):
         return W.at[entries].add(self.values.astype(W.dtype))
 
     def forward(self, x: Any) -> Array:
-        # Through the weight: a product with the values alone, by their rows and columns, makes a
-        # step of `Linear(512, 512)` at rank 8 and 64 samples take four times as long.
+        # Through the weight. A product with the values alone, by their rows and columns, makes a
+        # step of `Linear(512, 512)` at rank 8 take 4 times as long for 64 samples, and a column of
+        # an `Embedding(20000, 256)` twice as long for 16 lookups, and 15 times for 128.
         W = self.matrix(self.base)
         values = self.values.astype(W.dtype)
         return self.plus(x, Update(lambda: scattered(values, self.positions, W.shape)))
@@ -50,5 +51,5 @@ class SHiRA(Scattered):
     paper = "2406.13175"
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
-        n = count_of(W, r, None, "rank")
-        return {"values": jnp.zeros(n, dtype), "positions": drawn_positions(key, n, W)}
+        n = count_of(W.shape, r, None, "rank")
+        return {"values": jnp.zeros(n, dtype), "positions": drawn_positions(key, n, W.size)}

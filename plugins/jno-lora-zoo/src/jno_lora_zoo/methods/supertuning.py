@@ -19,9 +19,9 @@ class SuperTuning(Scattered):
     `min(r(in + out), in out)` parameters train, or `(1 - sparsity) in out`. `alpha` is ignored.
     The positions are saved: found again in a weight that was rounded, they could be others.
 
-    Paper: "Super-Tuning", arXiv:2607.09287. It chooses by size or by activations; this is the
-    choice by size, which the paper finds better. Its mixture with LoRA ("Supra") is left out. The
-    paper and PEFT have no rank: `options={"sparsity": 0.99}` is their choice.
+    Paper: "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning", arXiv:2607.09287. It
+    chooses by size or by activations; this is the choice by size, as in PEFT. Its mixture with LoRA
+    ("Supra") is left out. Both have no rank: `options={"sparsity": 0.99}` is their choice.
 
     **Arguments:** at most one of the first two.
 
@@ -42,13 +42,13 @@ class SuperTuning(Scattered):
         key: PRNGKeyArray,
         dtype: Any,
         *,
-        sparsity: float | None = None,
-        count: int | None = None,
+        sparsity: Any = None,
+        count: Any = None,
         largest: bool = True,
     ) -> dict[str, Any]:
         if sparsity is not None:
             count = _count(W, sparsity, count)
-        n = count_of(W, r, count, "count")
+        n = count_of(W.shape, r, count, "count")
         sizes = jnp.abs(W).reshape(-1)
         positions = jax.lax.top_k(sizes if largest else -sizes, n)[1]
         # In the order of memory.
@@ -60,7 +60,7 @@ class SuperTuning(Scattered):
         return {"count": len(state["values"])}
 
 
-def _count(W: Matrix, sparsity: float, count: int | None) -> int:
+def _count(W: Matrix, sparsity: Any, count: Any) -> int:
     """The number of entries that train. **Raises:** `ValueError` if there is none."""
     if count is not None:
         raise ValueError("`sparsity` and `count` say the same: give one of them")

@@ -50,7 +50,7 @@ class TinyLoRA(Method):
         key: PRNGKeyArray,
         dtype: Any,
         *,
-        u: int = 64,
+        u: Any = 64,
         svd: str = "auto",
     ) -> dict[str, Any]:
         if not isinstance(u, int) or u < 1:

@@ -50,7 +50,7 @@ class WaveFT(Transformed):
         key: PRNGKeyArray,
         dtype: Any,
         *,
-        n_frequency: int | None = None,
+        n_frequency: Any = None,
         wavelet: str | Sequence[float] = "db1",
     ) -> dict[str, Any]:
         fields = super().start(W, r, key, dtype, n_frequency=n_frequency)
