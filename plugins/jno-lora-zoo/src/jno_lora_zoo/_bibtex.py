@@ -194,7 +194,6 @@ ENTRIES = {
         "Morris, John X. and Mireshghallah, Niloofar and Ibrahim, Mark and Mahloujifar, Saeed",
     ),
     # The names are not known here; a corporate author in their place.
-    ),
     "2607.09287": (
         "unknown2026supertuning",
         "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning",
