@@ -15,8 +15,6 @@ _BY_REASON = {
     "which rows of the weight form a group is not in the file": "ADAMSS",
     "it turns singular vectors into each other, whose signs are not in the file and differ between "
     "libraries": "PSOFT",
-    "it has one matrix for each number of the layer in the model, which is not in the file": "TINYLORA",
-    "no method here has its law yet": "C3A RANDLORA",
 }
 REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 
@@ -106,6 +104,14 @@ KNOWN = frozenset(
         *("boft_n_butterfly_factor", "variant", "group_size", "decomposition_method", "para"),
         *("init_scale", "deft_dropout", "mask_type", "random_seed", "sparsity", "select_top"),
         *("save_precomputed_indices", "n_frequency", "n_frequency_pattern", "scaling"),
-        *("random_loc_seed", "wavelet_family", "use_idwt", "proportional_parameters"),
+        *("block_size", "block_size_pattern", "randlora_alpha", "randlora_dropout", "sparse"),
+        *("very_sparse", "u", "weight_tying", "projection_seed", "init_v_bound"),
+        *(
+            "tinylora_dropout",
+            "random_loc_seed",
+            "wavelet_family",
+            "use_idwt",
+            "proportional_parameters",
+        ),
     }
 )

@@ -16,7 +16,7 @@ from ._ties import Ties
 from ._types import TYPE_OF, TYPES
 from ._updates import MisfitError
 from ._written import Written, trained_in_base, written, written_base
-from ._written_config import common_variant, config_of, described, targets
+from ._written_config import common_variant, config_of, described, from_all, targets
 
 
 def save_peft(
@@ -108,7 +108,8 @@ def save_peft(
         config["bias"] = kind.bias if saving.has_bias else "none"
     if TYPE_OF[variant] == "LORA":
         config["ensure_weight_tying"] = saving.ties_adapter or others.ties
-    write(directory, config, {**saving.tensors, **others.tensors})
+    shared = from_all(kind.shares, saving.modules)
+    write(directory, config, {**saving.tensors, **others.tensors, **shared})
 
 
 class _Saving:

@@ -7,6 +7,7 @@ import numpy as np
 
 from jno_lora_zoo import daubechies
 
+from ._drawn import permuted
 from ._layouts import Layout
 from ._module import Converted, Module
 from ._same import Adapter, File, check_kind
@@ -144,8 +145,8 @@ def _to_transform(adapter: Adapter, name: str, settings: dict[str, Any]) -> File
     values, flat = adapter.state["coefficients"], _flat(adapter.state["positions"])
     if not np.array_equal(flat, permuted(_size(adapter.layout), len(values), SEED)):
         raise MisfitError(
-            f"PEFT draws its positions by Torch from a seed, and no file holds others. Those of the "
-            f"seed {SEED} are written, as an adapter has them that `load_peft` read"
+            "Torch draws PEFT's positions by a seed, and no file holds others. Those of the seed "
+            f"{SEED} can be written, which `load_peft` has read"
         )
     settings = {**settings, "random_loc_seed": SEED}
     return File(len(values), {f"{name}_spectrum": values}, settings)
@@ -155,27 +156,11 @@ def _to_transform(adapter: Adapter, name: str, settings: dict[str, Any]) -> File
 SEED = 777
 
 
-def permuted(size: int, count: int, seed: int) -> np.ndarray:
-    """The first `count` numbers of Torch's `randperm(size)` on a CPU.
-
-    Torch takes each from those left by a Mersenne twister, which NumPy has too.
-    """
-    draws = np.random.RandomState(seed).randint(0, 2**32, count, dtype=np.uint32)
-    moved: dict[int, int] = {}
-    chosen = np.empty(count, np.int64)
-    for i, draw in enumerate(draws.tolist()):
-        other = i + (draw % (size - i) if i < size - 1 else 0)
-        chosen[i], moved[other] = moved.get(other, other), moved.get(i, i)
-    return chosen
-
-
 def _drawn(m: Module) -> np.ndarray:
     """The positions that PEFT draws for this layer."""
     seed, size = m.values.get("random_loc_seed", SEED), _size(m.layout)
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise MisfitError(
-            f"random_loc_seed is {seed!r}: its positions are not in the file, and no seed gives them"
-        )
+        raise MisfitError(f"random_loc_seed is {seed!r}, and its positions are not in the file")
     if size >= 2**32 // 20:
         raise MisfitError("Torch draws positions in so large a weight in another way")
     return _digits(m, permuted(size, m.rank, seed))

@@ -52,8 +52,7 @@ def to_lokr(adapter: Adapter) -> File:
     A, B, r = adapter.state["kron_A"], adapter.state["kron_B"], adapter.rank
     if (r * len(B), r * B.shape[1]) != adapter.layout.matrix:
         raise MisfitError(
-            f"PEFT's factors must divide the ({adapter.layout.outputs}, {adapter.layout.inputs}) of "
-            f"the weight, and {r} does not"
+            f"PEFT's factors must divide {adapter.layout.matrix}, the weight's sizes, and {r} does not"
         )
     settings = {"decompose_factor": r, "decompose_both": False}
     whole = max(adapter.layout.matrix)
@@ -71,7 +70,7 @@ _ADALORA = Same(
 
 
 def adalora(m: Module) -> Converted:
-    """AdaLoRA, with the components that are left; LoRA if none is, or more than the layer's rank."""
+    """AdaLoRA with the components that are left; LoRA if these are none, or above the layer's rank."""
     A = m.parts.get("lora_A")
     left = len(A) if A is not None and A.ndim == 2 else 0
     if not 0 < left <= min(m.layout.matrix):
@@ -82,7 +81,7 @@ def adalora(m: Module) -> Converted:
 
 
 def to_adalora(adapter: Adapter) -> File:
-    """An adapter of the variant `"adalora"` for PEFT, which divides by a little more than the rank."""
+    """An adapter of the variant `"adalora"` for PEFT, which divides by the rank and 1e-5."""
     file, r = _ADALORA.write(adapter), adapter.rank
     schedule = {"target_r": r, "total_step": 1, "tinit": 0, "tfinal": 0}
     return file._replace(settings=schedule, alpha=adapter.alpha * (r + 1e-5) / r)
@@ -122,6 +121,9 @@ delora = Same(
     },
     alpha=lambda m: 1.0,
 )
+
+
+c3a = Same("c3a", {"kernel": Tensor("c3a_kernel", "p q r")}, alpha=lambda m: 1.0)
 
 
 def miss(m: Module) -> Converted:

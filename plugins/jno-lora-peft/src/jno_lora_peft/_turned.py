@@ -47,7 +47,7 @@ def to_oft(adapter: Adapter) -> File:
     Q, series = adapter.state["Q_packed"], adapter.state.get("series")
     if adapter.layout.inputs % adapter.rank:
         raise MisfitError(
-            f"PEFT would take other blocks than of {adapter.rank} for {adapter.layout.inputs} inputs"
+            f"PEFT's blocks divide the {adapter.layout.inputs} inputs, and {adapter.rank} does not"
         )
     settings = {
         "coft": False,
@@ -123,7 +123,7 @@ _HRA = Same("hra", {"U": Tensor("hra_u", "in r")}, ("linear", "conv2d"), alpha=l
 
 
 def hra(m: Module) -> Converted:
-    """Reflections. An odd number of them gets one more by a vector of zeros, which reflects none."""
+    """Reflections. An odd number gets one more, by a vector of zeros, which reflects nothing."""
     m.check({"hra_u": (m.layout.matrix[1], m.rank)})
     U, orthogonal = m.parts["hra_u"], m.values.get("apply_GS")
     if m.rank % 2:

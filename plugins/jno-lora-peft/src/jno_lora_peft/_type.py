@@ -31,6 +31,7 @@ class Type:
     - `writes`: by variant of the methods that are written as this type.
     - `only`: settings of which one value is held, and why no other.
     - `common`: settings that depend on all modules, from what is written of each, by name.
+    - `shares`: tensors of all modules together, by their whole names, as `common` is given them.
     - `bias`: the value of its setting `bias` with which the adapted layers' own biases train.
     """
 
@@ -43,4 +44,5 @@ class Type:
     writes: Mapping[str, Callable[[Adapter], File]] = dataclasses.field(default_factory=dict)
     only: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
     common: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda modules: {}
+    shares: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda modules: {}
     bias: str = ""

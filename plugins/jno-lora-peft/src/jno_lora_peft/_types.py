@@ -1,5 +1,6 @@
 """PEFT's types that are held here. A further type is one more entry."""
 
+from ._drawn import randlora, shared_bases, tinylora, to_randlora
 from ._ia3 import feedforward, ia3, to_ia3
 from ._low_rank import lora, pvera, unilora, vblora, vera
 from ._module import Converted, Module
@@ -17,6 +18,7 @@ from ._sparse import (
 from ._starts import osf
 from ._structured import (
     adalora,
+    c3a,
     delora,
     gralora,
     hira,
@@ -170,10 +172,36 @@ TYPES: dict[str, Type] = {
         "WaveFT, at the positions that its seed gives",
         "waveft_spectrum",
         waveft,
-        Setting("n_frequency", 2592, "n_frequency_pattern", by_name=True),
+        Setting("n_frequency", 2592, "n_frequency_pattern"),
         Setting("scaling", 25.0),
         writes={"waveft": to_waveft},
         bias="waveft_only",
+    ),
+    "C3A": Type(
+        "C3A",
+        "c3a_kernel",
+        c3a.read,
+        Setting("block_size", 256, "block_size_pattern", by_name=True),
+        writes={"c3a": c3a.write},
+        bias="c3a_only",
+    ),
+    "RANDLORA": Type(
+        "RandLoRA with the file's bases",
+        "randlora_(?:lambda|gamma|A|B)",
+        randlora,
+        Setting("r", 32),
+        Setting("randlora_alpha", 640),
+        shared=r"base_model\.randlora_[AB]",
+        writes={"randlora": to_randlora},
+        shares=shared_bases,
+        bias="randlora_only",
+    ),
+    "TINYLORA": Type(
+        "TinyLoRA, each layer with a vector of its own",
+        "tinylora_[ABP]",
+        tinylora,
+        Setting("r", 2),
+        shared=r"base_model\.tinylora_v\..*",
     ),
     "VERA": Type(
         "LoRA, `A = diag(d) A`, `B = diag(b) B`",

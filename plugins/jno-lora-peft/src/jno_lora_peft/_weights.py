@@ -36,7 +36,7 @@ def frod(m: Module) -> Converted:
             "the matrix that its layers share is not in the file: save it in PEFT with "
             "save_projection=True"
         )
-    outputs, inputs = m.layout.matrix
+    inputs = m.layout.inputs
     V, indices, size = (m.shared[name] for name in names)
     if V.shape != (inputs, inputs) or size.tolist() != [inputs, inputs]:
         raise MisfitError(f"the shared matrix is {V.shape}, the layer has {inputs} inputs")

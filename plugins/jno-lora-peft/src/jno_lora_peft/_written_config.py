@@ -2,7 +2,7 @@
 
 import collections
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import PyTree
@@ -11,7 +11,7 @@ from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
 from ._names import EMBEDDING, Rename, is_embedding, module_name
-from ._type import Setting, Type
+from ._type import Setting
 from ._types import TYPES
 from ._updates import MisfitError, alpha_for
 from ._written import Written
@@ -93,13 +93,14 @@ def config_of(
         **_numbers(kind.alpha, alphas, modules),
         **_of_all(modules),
         **({"use_rslora": variant == "rslora"} if is_lora else {}),
-        **_common(kind, modules),
+        **from_all(kind.common, modules),
     }
 
 
-def _common(kind: Type, modules: Mapping[str, Written]) -> dict[str, Any]:
+def from_all(function: Callable[[Any], Any], modules: Mapping[str, Any]) -> Any:
+    """What a type has once for all modules. **Raises:** `PeftFormatError` if they disagree."""
     try:
-        return kind.common(modules)
+        return function(modules)
     except MisfitError as err:
         raise PeftFormatError(f"{err}. Nothing was written.") from err
 
@@ -138,7 +139,8 @@ def _differ(name: str, values: Mapping[str, Any]) -> PeftFormatError:
     lines = (f"{path}: {value!r}" for path, value in values.items())
     return PeftFormatError(
         f"PEFT has one `{name}` for all layers of an adapter of this type, but these have "
-        f"several:\n{bullets(lines, 8)}\nNothing was written. Save each into a directory of its own."
+        f"several:\n{bullets(lines, 8)}\n"
+        "Nothing was written. Save each into a directory of its own."
     )
 
 

@@ -156,6 +156,12 @@ CASES = {
     ),
     "waveft-entries": lambda: peft.WaveFTConfig(n_frequency=6, use_idwt=False, target_modules=EVEN),
     "lokr-square": lambda: peft.LoKrConfig(r=8, alpha=3, decompose_factor=2, target_modules=EVEN),
+    "c3a": lambda: peft.C3AConfig(
+        block_size=2, block_size_pattern={"wide": 1}, target_modules=EVEN
+    ),
+    "randlora": lambda: peft.RandLoraConfig(r=2, randlora_alpha=5, target_modules=EVEN),
+    "tinylora": lambda: peft.TinyLoraConfig(r=2, u=8, target_modules=EVEN),
+    "tinylora-tied": lambda: peft.TinyLoraConfig(r=2, u=3, weight_tying=1.0, target_modules=EVEN),
     "frod": lambda: peft.FrodConfig(
         sparse_rate=0.3, progressbar=False, target_modules=["layers.0.fc", "layers.1.fc"]
     ),
