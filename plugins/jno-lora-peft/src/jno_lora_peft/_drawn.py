@@ -8,7 +8,7 @@ import numpy as np
 from ._files import PREFIX
 from ._module import Converted, Module
 from ._same import Adapter, File, check_kind
-from ._updates import MisfitError, widened
+from ._updates import MisfitError
 
 LINEAR = ("linear",)
 
@@ -55,7 +55,7 @@ def tinylora(m: Module) -> Converted:
     if v is None or v.shape != (u,):
         raise MisfitError("its trained vector is not in the file")
     arrays = {"lora_A": m.parts["tinylora_A"], "lora_B": m.parts["tinylora_B"], "P": P}
-    return Converted("tinylora", r, 1.0, {**arrays, "v": widened(v)})
+    return Converted("tinylora", r, 1.0, {**arrays, "v": v})
 
 
 def _number(m: Module, P: np.ndarray, r: int) -> int:
@@ -91,7 +91,7 @@ def randlora(m: Module) -> Converted:
             "the matrices that all layers share are not in the file, and only Torch draws the same "
             "again from their seed: save it in PEFT with save_projection=True"
         )
-    A, B = (widened(basis) for basis in bases if basis is not None)
+    A, B = (basis for basis in bases if basis is not None)
     if A.ndim != 3 or B.ndim != 3 or A.shape[:2] != (r, 1) or B.shape[2] != r:
         raise MisfitError(f"the shared matrices {A.shape} and {B.shape} do not have rank {r}")
     if A.shape[2] < smaller or len(B) < larger or B.shape[1] < n:

@@ -1,6 +1,7 @@
 """Loading PEFT's files: adapters around the layers of a model."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ from ._stacks import check_stack, stacked
 from ._ties import Ties, modules_at
 from ._types import TYPES
 from ._untied import Untied, inner_path, is_table, untied
-from ._updates import MisfitError, Parts, widened
+from ._updates import MisfitError, floating
 
 M = TypeVar("M")
 
@@ -148,7 +149,10 @@ class _Loading:
                 continue
             path, index = places[module]
             with self._misfits_of(module):
-                one = self._module(module, path, index, parts, found.shared)
+                layout, layer = self._layout(module, path), self._layers[path]
+                rank, alpha = self.config.rank(module), self.config.alpha(module)
+                of = functools.partial(Module, module, self.config.values, rank, alpha)
+                one = of(floating(parts), floating(found.shared), layer, index, layout)
                 slices.setdefault(path, {})[index] = TYPES[self.config.type].read(one)
         for path, adapters in slices.items():
             with self._misfits_of(path):
@@ -270,22 +274,6 @@ class _Loading:
                 "convolutions and embeddings"
             )
         return layout
-
-    def _module(self, name: str, path: str, index: Shape, parts: Parts, shared: Parts) -> Module:
-        layout, layer = self._layout(name, path), self._layers[path]
-        for part, tensor in {**parts, **shared}.items():
-            is_whole = "indices" in part or part.rpartition(".")[0].endswith("_s_size")
-            kind = jnp.integer if is_whole else jnp.floating
-            if not jnp.issubdtype(tensor.dtype, kind):
-                what = "whole" if is_whole else "floating"
-                raise MisfitError(f"{part}: expected {what} numbers, got {tensor.dtype}")
-        wide = {
-            part: widened(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
-            for part, x in parts.items()
-        }
-        rank, alpha = self.config.rank(name), self.config.alpha(name)
-        values = self.config.values
-        return Module(name, values, rank, alpha, wide, shared, layer, index, layout)
 
     def _adapt(self, path: str, slices: Mapping[Shape, Converted]) -> None:
         layer = self._layers[path]

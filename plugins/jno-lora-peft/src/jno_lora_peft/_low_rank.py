@@ -7,7 +7,7 @@ import numpy as np
 from ._layouts import METHODS
 from ._module import Converted, Module
 from ._starts import residual_of
-from ._updates import Factors, MisfitError, factors, refuse_layer, widened
+from ._updates import Factors, MisfitError, factors, refuse_layer
 
 
 def lora(m: Module) -> Converted:
@@ -100,7 +100,7 @@ def vblora(m: Module) -> Converted:
             weights = np.concatenate([first, 1 - first.sum(-1, keepdims=True)], -1)
         if chosen.min() < 0 or chosen.max() >= len(bank):
             raise MisfitError(f"{name}: it chooses vectors that the bank of {len(bank)} lacks")
-        pieces[part] = np.einsum("ijk,ijkl->ijl", weights, widened(bank)[chosen])
+        pieces[part] = np.einsum("ijk,ijkl->ijl", weights, bank[chosen])
     A, B = pieces["A"].reshape(m.rank, -1), pieces["B"].swapaxes(1, 2).reshape(-1, m.rank)
     return m.low_rank((A.astype(np.float32), B.astype(np.float32)))
 
@@ -110,14 +110,11 @@ def unilora(m: Module) -> Converted:
     theta = m.shared.get("base_model.unilora_theta_d")
     outputs, inputs = m.layout.matrix
     shapes = {"A": (m.rank, inputs), "B": (outputs, m.rank)}
-    if theta is None or "unilora_indices_A" not in m.parts:
-        raise MisfitError(
-            "which entry of the shared vector stands where is not in the file, and only Torch "
-            "draws the same again: save it in PEFT with save_indices=True"
-        )
+    if theta is None:
+        raise MisfitError("the vector that all layers share is not in the file")
     m.check({f"unilora_{kind}_{n}": s for kind in ("indices", "scales") for n, s in shapes.items()})
     A, B = (
-        widened(theta)[m.parts[f"unilora_indices_{n}"].astype(int)] * m.parts[f"unilora_scales_{n}"]
+        theta[m.parts[f"unilora_indices_{n}"].astype(int)] * m.parts[f"unilora_scales_{n}"]
         for n in shapes
     )
     return m.low_rank((A, B))
@@ -178,7 +175,7 @@ def _projections(m: Module, prefix: str, rank: int) -> tuple[np.ndarray, np.ndar
             "the matrices that all layers share are not in the file, and only Torch draws the same "
             "again from their seed: save it in PEFT with save_projection=True"
         )
-    A, B = (widened(m.shared[name]) for name in names)
+    A, B = (m.shared[name] for name in names)
     outputs, inputs = m.layout.matrix
     if A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, m.rank):
         raise MisfitError(f"the shared matrices {A.shape} and {B.shape} do not have rank {m.rank}")

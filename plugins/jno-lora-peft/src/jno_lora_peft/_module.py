@@ -30,7 +30,7 @@ class Module:
     """One adapted module of a file, with everything that the law of its type needs.
 
     - `name`, `values`: its name, and the settings of the file; `rank` and `alpha` are its own.
-    - `parts`: its tensors, in float32 at least; `shared`: those that no module has alone.
+    - `parts`: its tensors; `shared`: those that no module has alone. All are float32 at least.
     - `layer`, `index`, `layout`: its layer here, its index in a stack, and the layer for PEFT.
     """
 

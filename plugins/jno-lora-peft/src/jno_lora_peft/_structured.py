@@ -29,9 +29,9 @@ to_loha = _LOHA.write
 
 
 def loha(m: Module) -> Converted:
-    """LoHa, but LoRA with the same update for kernels with a core, and for ranks too large."""
-    fits = m.rank <= min(m.layout.matrix) and not m.layout.odd
-    return as_lora(m) if "hada_t1" in m.parts or not fits else _LOHA.read(m)
+    """LoHa, but LoRA with the same update if kernels have cores, and for ranks too large."""
+    has_cores, fits = m.values.get("use_effective_conv2d"), m.rank <= min(m.layout.matrix)
+    return as_lora(m) if has_cores or not fits or m.layout.odd else _LOHA.read(m)
 
 
 def lokr(m: Module) -> Converted:
@@ -52,7 +52,7 @@ def to_lokr(adapter: Adapter) -> File:
     A, B, r = adapter.state["kron_A"], adapter.state["kron_B"], adapter.rank
     if (r * len(B), r * B.shape[1]) != adapter.layout.matrix:
         raise MisfitError(
-            f"PEFT's factors must divide {adapter.layout.matrix}, the weight's sizes, and {r} does not"
+            f"PEFT's factors must divide the sizes {adapter.layout.matrix} of the weight, not {r}"
         )
     settings = {"decompose_factor": r, "decompose_both": False}
     whole = max(adapter.layout.matrix)
@@ -70,7 +70,7 @@ _ADALORA = Same(
 
 
 def adalora(m: Module) -> Converted:
-    """AdaLoRA with the components that are left; LoRA if these are none, or above the layer's rank."""
+    """AdaLoRA, with the components that are left; LoRA if none is, or more than fit the layer."""
     A = m.parts.get("lora_A")
     left = len(A) if A is not None and A.ndim == 2 else 0
     if not 0 < left <= min(m.layout.matrix):

@@ -58,15 +58,6 @@ def to_oft(adapter: Adapter) -> File:
     return File(adapter.rank, {"oft_R.weight": -Q if series is None else Q}, settings)
 
 
-_BOFT = Same(
-    "boft",
-    {
-        "Q_blocks": Tensor("boft_R", "m blocks r r -> m blocks r r"),
-        "s": Tensor("boft_s", "out 1 -> out"),
-    },
-)
-
-
 def boft(m: Module) -> Converted:
     """Butterfly factors. PEFT rotates by the transpose of each block."""
     check_kind(m.layout, LINEAR)

@@ -88,7 +88,7 @@ TYPES: dict[str, Type] = {
         bias="lora_only",
     ),
     "LOHA": Type(
-        "LoHa; LoRA if a kernel has a core, or the rank is above the layer's",
+        "LoHa; LoRA if kernels have cores (`use_effective_conv2d`), or the rank is above the layer's",
         "hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)",
         loha,
         R_PATTERN,
@@ -232,6 +232,13 @@ TYPES: dict[str, Type] = {
         unilora,
         Setting("r", 4),
         shared=r"base_model\.unilora_theta_d",
+        only={
+            "save_indices": (
+                True,
+                "which entry of the shared vector stands where is not in the file, and only Torch "
+                "draws the same again: save it in PEFT with save_indices=True",
+            )
+        },
     ),
     "OSF": Type("MiLoRA", r"osf_svd_params\.[USV]_low", osf),
     "GLORA": Type(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from ._layouts import METHODS, Layout, Shape
@@ -43,6 +44,21 @@ def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
 def widened(array: np.ndarray) -> np.ndarray:
     """The array in float32 at least."""
     return array.astype(np.promote_types(array.dtype, np.float32))
+
+
+def floating(parts: Parts) -> Parts:
+    """The tensors in float32 at least, but for indices and sizes, which are whole numbers.
+
+    **Raises:** `MisfitError` for tensors of another kind.
+    """
+    wide: dict[str, np.ndarray] = {}
+    for name, tensor in parts.items():
+        is_whole = "indices" in name or "_s_size." in name
+        kind, words = (jnp.integer, "whole") if is_whole else (jnp.floating, "floating")
+        if not jnp.issubdtype(tensor.dtype, kind):
+            raise MisfitError(f"{name}: expected {words} numbers, got {tensor.dtype}")
+        wide[name] = tensor if is_whole else widened(tensor)
+    return wide
 
 
 def check(parts: Parts, shapes: Mapping[str, Shape], ignored: str = "") -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ._module import Converted, Module
-from ._updates import MisfitError, widened
+from ._updates import MisfitError
 
 
 def glora(m: Module) -> Converted:
@@ -42,7 +42,7 @@ def frod(m: Module) -> Converted:
         raise MisfitError(f"the shared matrix is {V.shape}, the layer has {inputs} inputs")
     count = indices.shape[1] if indices.ndim == 2 else 0
     m.check({"frod_lambda_l": (inputs,), "frod_lambda_s_values": (count,)})
-    V = widened(V).astype(np.float64)
+    V = V.astype(np.float64)
     U = np.linalg.solve(V, m.W.T).T
     lengths = np.linalg.norm(U, axis=0)
     U = np.where(lengths > 1e-12, U / np.maximum(lengths, 1e-12), 0).astype(np.float32)

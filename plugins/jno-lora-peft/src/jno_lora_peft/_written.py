@@ -45,7 +45,7 @@ class Written(NamedTuple):
         return TYPE_OF[self.variant]
 
 
-def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
+def written(wrapper: LoRAWrapper, path: str) -> list[Written]:
     """The adapter at `path` for PEFT, or one for each layer of a stack.
 
     **Raises:** `MisfitError` if PEFT has no exact equivalent; `PeftFormatError` for values that
@@ -61,18 +61,47 @@ def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     # First: nothing can be computed with arrays that cannot be read.
     state = {n: values_for_peft(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
-    variant, scale, arrays = _as_update(wrapper, state, where)
     bias = getattr(base, "bias", None)
     has_bias = bias is not None and bool(values_for_peft(bias, f"the bias {where}").any())
+    as_own = _as_own_type(wrapper, state)
+    try:
+        if as_own is not None:
+            return [*_written(wrapper, path, layout, has_bias, *as_own)]
+        refused = MisfitError(
+            "its update is not a product of two factors of low rank. `to_lora` approximates it by "
+            "one"
+        )
+    except MisfitError as err:
+        refused = err
+    product = None if as_own is not None and as_own[0] in _LORA else known_factors(wrapper)
+    if product is None:
+        raise refused
+    named = zip(("lora_A", "lora_B"), product, strict=True)
+    factors = {n: values_for_peft(x, f"the factor {n[-1]} {where}") for n, x in named}
+    return [*_written(wrapper, path, layout, has_bias, "lora", 1.0, factors)]
+
+
+_LORA = ("lora", "rslora", "dora")
+
+
+def _written(
+    wrapper: LoRAWrapper,
+    path: str,
+    layout: Layout,
+    has_bias: bool,
+    variant: str,
+    scale: float,
+    arrays: Arrays,
+) -> Iterator[Written]:
+    """The adapter in this variant. **Raises:** `MisfitError` if PEFT's type does not have it."""
+    base: Any = wrapper.base
     kind = TYPES[TYPE_OF[variant]]
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
-        one = {name: array[index] for name, array in arrays.items()}
+        one = {name: np.asarray(array[index]) for name, array in arrays.items()}
         # The scale of every method is linear in alpha.
         alpha = wrapper.alpha * float(one.pop("multiplier", 1.0))
         if alpha != wrapper.alpha and kind.alpha is None:
-            raise MisfitError(
-                "its update has a multiplier, and PEFT's type has no scale to hold it"
-            )
+            raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
         file = kind.writes[variant](Adapter(variant, one, wrapper.rank, alpha, layout, has_bias))
         whole = f"{path}[{show_index(index)}]" if index else path
         alpha = alpha if file.alpha is None else file.alpha
@@ -110,25 +139,18 @@ def written_base(wrapper: LoRAWrapper, index: Shape, trained: Collection[str] = 
     return {name: x.reshape(-1) if name == "bias" else x for name, x in arrays.items()}
 
 
-def _as_update(wrapper: LoRAWrapper, state: Arrays, where: str) -> tuple[str, float, Arrays]:
-    """The variant and scale of an adapter for PEFT, and its arrays under the names of the zoo."""
+def _as_own_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arrays] | None:
+    """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
     cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
     variant = str(cls.variant)
     scale = cls.low_rank_scale(rank, alpha)
     if scale is not None:
         return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)
-    if variant in TYPE_OF and issubclass(cls, METHODS[variant]):
-        if variant == "dora":
-            return variant, METHODS[variant].scale_for(rank, alpha), _without_multiplier(state)
-        return variant, 1.0, state
-    product = known_factors(wrapper)
-    if product is None:
-        raise MisfitError(
-            "its update is not a product of two factors of low rank. `to_lora` approximates it by "
-            "one"
-        )
-    named = zip(("lora_A", "lora_B"), product, strict=True)
-    return "lora", 1.0, {n: values_for_peft(x, f"the factor {n[-1]} {where}") for n, x in named}
+    if variant not in TYPE_OF or not issubclass(cls, METHODS[variant]):
+        return None
+    if variant == "dora":
+        return variant, METHODS[variant].scale_for(rank, alpha), _without_multiplier(state)
+    return variant, 1.0, state
 
 
 def _without_multiplier(state: Arrays) -> Arrays:

@@ -167,6 +167,57 @@ CASES = {
     ),
 }
 
+# Configurations of files that are refused, and the reason.
+REFUSED = {
+    "groups": (lambda: lora(["grouped"]), "sees the inputs of all 2 groups"),
+    "pissa-random": (
+        lambda: lora(EVEN, init_lora_weights="pissa_niter_1"),
+        "starts from numbers that Torch draws",
+    ),
+    "vera-drawn": (
+        lambda: peft.VeraConfig(r=2, target_modules=["fc"], save_projection=False),
+        "save_projection=True",
+    ),
+    "randlora-drawn": (
+        lambda: peft.RandLoraConfig(r=2, target_modules=EVEN, save_projection=False),
+        "save_projection=True",
+    ),
+    "unilora-drawn": (
+        lambda: peft.UniLoraConfig(r=2, theta_d_length=5, target_modules=EVEN),
+        "save_indices=True",
+    ),
+    "tinylora-few": (
+        lambda: peft.TinyLoraConfig(r=2, u=3, target_modules=EVEN),
+        "which of the trained vectors",
+    ),
+    "lora-bias": (lambda: lora(["out"], lora_bias=True), "has no bias to hold it"),
+    "ia3-groups": (
+        lambda: peft.IA3Config(target_modules=["grouped"], feedforward_modules=["grouped"]),
+        "scales the inputs of each group otherwise",
+    ),
+    "oft-convolution": (
+        lambda: peft.OFTConfig(oft_block_size=2, target_modules=["conv2"]),
+        "PEFT has adapters of this type for linear",
+    ),
+    "waveft-family": (
+        lambda: peft.WaveFTConfig(n_frequency=6, wavelet_family="sym2", target_modules=EVEN),
+        "wavelet_family is 'sym2'",
+    ),
+    "psoft": (lambda: peft.PsoftConfig(r=2, psoft_alpha=2, target_modules=EVEN), "whose signs"),
+    "adamss": (
+        lambda: peft.AdamssConfig(r=4, num_subspaces=2, target_modules=EVEN),
+        "which rows of the weight form a group",
+    ),
+    "lily": (
+        lambda: peft.LilyConfig(r=2, target_modules=["layers.0.fc", "layers.1.fc"]),
+        "it mixes several adapters",
+    ),
+    "peanut": (
+        lambda: peft.PeanutConfig(r=2, target_modules=EVEN),
+        "through an activation function",
+    ),
+}
+
 
 @contextlib.contextmanager
 def quiet():
