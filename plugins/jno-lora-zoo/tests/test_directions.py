@@ -87,7 +87,7 @@ def test_tinylora_trains_u_numbers_which_the_state_implies(u):
 
 
 @pytest.mark.parametrize("u", [0, -1, 2.0])
-def test_a_number_of_parameters_that_is_none_is_refused(u):
+def test_a_number_of_parameters_below_one_is_refused(u):
     with pytest.raises(ValueError, match="`u` must be a whole number of 1 or more, but is"):
         built(TinyLoRALinear, linear(), u=u)
 

@@ -4,6 +4,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 
@@ -21,19 +22,28 @@ def daubechies(moments: int) -> np.ndarray:
     return taps * math.sqrt(2) / np.sum(taps)
 
 
-def synthesised(c: Float[Array, "p m"], low: Float[Array, " taps"]) -> Float[Array, "n m"]:
-    """One level of the inverse transform along the first axis: `n = p - taps + 2`.
+def synthesised(
+    c: Float[Array, "_ _"], low: Float[Array, " taps"], axis: int
+) -> Float[Array, "_ _"]:
+    """One level of the inverse transform along an axis, which becomes `taps - 2` shorter.
 
-    `c` has the averages above the details. `y_k = sum_i low[k - 2 i] a_i + high[k - 2 i] d_i`,
-    where all taps meet coefficients.
+    `c` has the averages `a`, then the details `d`: `y_k = sum_i low[k - 2 i] a_i + high[k - 2 i]
+    d_i`, for the `k` where all taps meet coefficients.
     """
-    averages, details = jnp.split(c, 2)
+    averages, details = jnp.split(c, 2, axis)
     signs = jnp.where(jnp.arange(low.size) % 2 == 0, 1, -1).astype(low.dtype)
     high = signs * low[::-1]
-    n = len(averages) - low.size // 2 + 1
-    pairs = [
-        low[2 * j : 2 * j + 2][None, :, None] * averages[first : first + n, None]
-        + high[2 * j : 2 * j + 2][None, :, None] * details[first : first + n, None]
-        for j, first in enumerate(reversed(range(low.size // 2)))
-    ]
-    return sum(pairs[1:], pairs[0]).reshape(2 * n, -1)
+    taps = low.size // 2  # those of every second output
+    n = averages.shape[axis] - taps + 1
+
+    def every_second(first: int) -> Array:
+        terms = []
+        for j in range(taps):
+            start, tap = taps - 1 - j, first + 2 * j
+            a, d = (lax.slice_in_dim(x, start, start + n, axis=axis) for x in (averages, details))
+            terms.append(low[tap] * a + high[tap] * d)
+        return sum(terms[1:], terms[0])
+
+    # Without a transposition, which takes more time than the sums.
+    pairs = jnp.stack([every_second(0), every_second(1)], axis + 1)
+    return pairs.reshape(*c.shape[:axis], 2 * n, *c.shape[axis + 1 :])

@@ -61,7 +61,7 @@ class SuperTuning(Scattered):
 
 
 def _count(W: Matrix, sparsity: Any, count: Any) -> int:
-    """The number of entries that train. **Raises:** `ValueError` if there is none."""
+    """The number of entries that train. **Raises:** `ValueError` if that is zero."""
     if count is not None:
         raise ValueError("`sparsity` and `count` say the same: give one of them")
     n = int(W.size * (1 - sparsity)) if 0 <= sparsity < 1 else 0

@@ -70,8 +70,8 @@ class WaveFT(Transformed):
         quarters = jnp.zeros((2, height, 2, width), W.dtype)
         quarters = quarters.at[columns // width, rows % height, rows // height, columns % width]
         low = self.low_pass.astype(W.dtype)
-        U = synthesised(quarters.add(c).reshape(2 * height, 2 * width), low)
-        return synthesised(U.T, low).T[:outputs, :inputs]
+        U = synthesised(quarters.add(c).reshape(2 * height, 2 * width), low, axis=0)
+        return synthesised(U, low, axis=1)[:outputs, :inputs]
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
