@@ -3,8 +3,8 @@
 import abc
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -78,31 +78,34 @@ class Additive(Scaled):
     given the shape of `W`.
     """
 
-    # times(shape, v): `U v` for features `v` `(in,)`, in their dtype.
-    times: ClassVar[Callable[..., Array] | None] = None
-    # column(shape, i): `U[:, i]`.
-    column: ClassVar[Callable[..., Array] | None] = None
-
     @abc.abstractmethod
     def update(self, W: Matrix) -> Matrix:
         """`U`, with its scale, in the dtype of `W`."""
 
-    def matrix_is_cheaper(self, shape: tuple[int, int]) -> bool:
-        """Whether `U` costs less than `times` for a matrix `W` of this shape."""
-        return False
+    def times(self, shape: tuple[int, ...], v: Float[Array, " in"]) -> Float[Array, " out"]:
+        """`U v` for features `v`, in their dtype."""
+        raise NotImplementedError
+
+    def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
+        """`U[:, i]`."""
+        raise NotImplementedError
+
+    def matrix_is_cheaper(self, shape: tuple[int, ...]) -> bool:
+        """Whether `U` costs less than `times`, for a matrix `W` of this shape."""
+        return type(self).times is Additive.times
 
     def law(self, W: Matrix) -> Matrix:
         return W + self.update(W)
 
     def forward(self, x: Any) -> Array:
         W = self.matrix(self.base)
-        times, column = (
-            way if way is None else functools.partial(way, W.shape)
-            for way in (self.times, self.column)
+        by_column = type(self).column is not Additive.column
+        update = Update(
+            lambda: self.update(W),
+            None if self.matrix_is_cheaper(W.shape) else functools.partial(self.times, W.shape),
+            functools.partial(self.column, W.shape) if by_column else None,
         )
-        if self.matrix_is_cheaper(W.shape):
-            times = None
-        return self.plus(x, Update(lambda: self.update(W), times, column))
+        return self.plus(x, update)
 
 
 def as_multiplier(value: Any) -> Float[Array, ""] | None:

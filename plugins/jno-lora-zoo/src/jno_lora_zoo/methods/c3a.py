@@ -68,10 +68,10 @@ class C3A(Additive):
         C = kernel[:, :, (i[None, :] - i[:, None]) % r].swapaxes(1, 2)
         return C.reshape(p * r, q * r)[: W.shape[0], : W.shape[1]]
 
-    def matrix_is_cheaper(self, shape: tuple[int, int]) -> bool:
+    def matrix_is_cheaper(self, shape: tuple[int, ...]) -> bool:
         return self.kernel.shape[2] < _SMALLEST_FOR_FFT
 
-    def times(self, shape: tuple[int, int], v: Float[Array, " in"]) -> Float[Array, " out"]:
+    def times(self, shape: tuple[int, ...], v: Float[Array, " in"]) -> Float[Array, " out"]:
         dtype = compute_dtype(v)  # the FFT knows no half precision
         kernel = self.divided(dtype)
         _, q, r = kernel.shape
@@ -81,7 +81,7 @@ class C3A(Additive):
         y = jnp.fft.irfft(jnp.einsum("qf,pqf->pf", F, K), r)
         return y.reshape(-1)[: shape[0]].astype(v.dtype)
 
-    def column(self, shape: tuple[int, int], i: Array) -> Float[Array, " out"]:
+    def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         kernel = self.divided(compute_dtype(self.kernel))
         n, j = jnp.divmod(i, kernel.shape[2])
         rows = jnp.arange(kernel.shape[2])

@@ -74,13 +74,13 @@ class GraLoRA(Additive):
         outputs, inputs = W.shape
         return U.reshape(-1, A.shape[0] * A.shape[1])[:outputs, :inputs]
 
-    def times(self, shape: tuple[int, int], v: Float[Array, " in"]) -> Float[Array, " out"]:
+    def times(self, shape: tuple[int, ...], v: Float[Array, " in"]) -> Float[Array, " out"]:
         A, B = (factor.astype(v.dtype) for factor in self.blocks(compute_dtype(self.B)))
         padded = jnp.pad(v, (0, A.shape[0] * A.shape[1] - v.size)).reshape(A.shape[:2])
         h = jnp.einsum("nq,nqjs->jns", padded, A)
         return jnp.einsum("jns,jnsp->jp", h, B).reshape(-1)[: shape[0]]
 
-    def column(self, shape: tuple[int, int], i: Array) -> Float[Array, " out"]:
+    def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         A, B = self.blocks(compute_dtype(self.B))
         n, at = jnp.divmod(i, A.shape[1])
         return jnp.einsum("js,jsp->jp", A[n, at], B[:, n]).reshape(-1)[: shape[0]]

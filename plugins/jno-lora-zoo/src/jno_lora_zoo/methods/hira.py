@@ -38,7 +38,7 @@ class HiRA(Additive):
     def update(self, W: Matrix) -> Matrix:
         return W * (self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype))
 
-    def column(self, shape: tuple[int, int], i: Array) -> Float[Array, " out"]:
+    def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         w = self.matrix(self.base)[:, i]
         return w * (self.times_scale(self.lora_B) @ in_compute_dtype(self.lora_A[:, i])).astype(
             w.dtype

@@ -67,14 +67,14 @@ class LoHa(Additive):
         A, B = A1[:, None] * A2[None], B1[:, :, None] * B2[:, None]
         return A.reshape(-1, A.shape[-1]), B.reshape(len(B), -1)
 
-    def matrix_is_cheaper(self, shape: tuple[int, int]) -> bool:
+    def matrix_is_cheaper(self, shape: tuple[int, ...]) -> bool:
         outputs, inputs = shape
         return 2 * self.rank**2 * (outputs + inputs) > outputs * inputs
 
-    def times(self, shape: tuple[int, int], v: Float[Array, " in"]) -> Float[Array, " out"]:
+    def times(self, shape: tuple[int, ...], v: Float[Array, " in"]) -> Float[Array, " out"]:
         A, B = (factor.astype(v.dtype) for factor in self.low_rank_update())
         return (v @ A.T) @ B.T
 
-    def column(self, shape: tuple[int, int], i: Array) -> Float[Array, " out"]:
+    def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         A1, B1, A2, B2 = self.parts(compute_dtype(self.B2))
         return (B1 @ A1[:, i]) * (B2 @ A2[:, i])

@@ -44,13 +44,13 @@ class LoKr(Additive):
         A = self.times_scale(self.kron_A.astype(W.dtype))
         return jnp.kron(A, self.kron_B.astype(W.dtype))[:outputs, :inputs]
 
-    def times(self, shape: tuple[int, int], v: Float[Array, " in"]) -> Float[Array, " out"]:
+    def times(self, shape: tuple[int, ...], v: Float[Array, " in"]) -> Float[Array, " out"]:
         # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.
         A, B = self.times_scale(self.kron_A).astype(v.dtype), self.kron_B.astype(v.dtype)
         X = jnp.pad(v, (0, len(A) * B.shape[1] - v.size)).reshape(len(A), -1)
         return (A @ (X @ B.T)).reshape(-1)[: shape[0]]
 
-    def column(self, shape: tuple[int, int], i: Array) -> Float[Array, " out"]:
+    def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         # Column i of A ⊗ B is A[:, i // q] ⊗ B[:, i % q].
         q = self.kron_B.shape[1]
         outer = self.times_scale(self.kron_A[:, i // q])

@@ -88,14 +88,14 @@ class MiSS(Additive):
             return (jnp.einsum("kins,kst->kint", V, D) + D[:, :, None]).reshape(W.shape)
         return jnp.tile(D, (-(-inputs // len(D)), outputs // D.shape[1]))[:inputs].T
 
-    def times(self, shape: tuple[int, int], v: Float[Array, " in"]) -> Float[Array, " out"]:
+    def times(self, shape: tuple[int, ...], v: Float[Array, " in"]) -> Float[Array, " out"]:
         r, columns = self.D.shape
         sums = jnp.pad(v, (0, -v.size % r)).reshape(-1, r).sum(0)
         y = sums @ self.multiplied(self.D).astype(v.dtype)
         # Not `jnp.tile`, which Taylor mode cannot follow.
         return jnp.broadcast_to(y, (shape[0] // columns, columns)).reshape(-1)
 
-    def column(self, shape: tuple[int, int], i: Array) -> Float[Array, " out"]:
+    def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         D = in_compute_dtype(self.multiplied(self.D))
         return jnp.tile(D[i % len(D)], shape[0] // D.shape[1])
 

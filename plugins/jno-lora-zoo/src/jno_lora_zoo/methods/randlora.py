@@ -86,7 +86,7 @@ class RandLoRA(Scaled):
         B = uniform_matrix(self.seed, 1, (larger, self.lambdas.size), 1.0, W.dtype)
         return A, B
 
-    def factors(self, W: Matrix) -> tuple[Matrix, Matrix]:
+    def factors(self, W: Matrix) -> tuple[Float[Array, "rn in"], Float[Array, "out rn"]]:
         """The factors `(r n, in)` and `(out, r n)` of the update, between which `Λ` stands."""
         A, B = self.projections(W)
         scaled_A = (A[:, None] * self.gammas.astype(W.dtype)[None]).reshape(B.shape[1], -1)
