@@ -32,7 +32,8 @@ class BOFT(Method):
     matrices are the transposes of those here.
 
     A linear layer and a convolution with a kernel of one rotate their inputs. Every other layer
-    gets the law's weight: a column of the product depends on `2^(m-1)` blocks in each factor.
+    gets the law's weight: a column of the product depends on `2^(m-1)` blocks in each factor. In a
+    `WeightNorm` of rows, `s` does not act.
 
     **Raises:** `ValueError` for `factors` below 1, and for more than 1 where `r` is odd.
     """
