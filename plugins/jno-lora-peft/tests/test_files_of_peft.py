@@ -4,6 +4,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from peft_cases import listing
 from peft_cases.files import read_files
 from peft_cases.twins import assert_close, outputs, twin
 from safetensors.numpy import load_file
@@ -54,6 +55,10 @@ CASES = {
 # What is written as another type than it was read from.
 AS_LORA = ("vera", "lokr-small", "pissa", "olora", "osf", "tinylora", "vblora", "unilora", "pvera")
 AS_LORA = (*AS_LORA, "glora", "frod")
+
+
+def test_the_page_lists_the_types_as_they_are():
+    assert listing.PAGE.read_text() == listing.page()
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ to_loha = _LOHA.write
 
 def loha(m: Module) -> Converted:
     """LoHa, but LoRA with the same update if kernels have cores, and for ranks too large."""
-    has_cores, fits = m.values.get("use_effective_conv2d"), m.rank <= min(m.layout.matrix)
+    has_cores = m.values.get("use_effective_conv2d") or "hada_t1" in m.parts
+    fits = m.rank <= min(m.layout.matrix)
     return as_lora(m) if has_cores or not fits or m.layout.odd else _LOHA.read(m)
 
 

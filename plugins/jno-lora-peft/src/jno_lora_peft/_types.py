@@ -88,7 +88,7 @@ TYPES: dict[str, Type] = {
         bias="lora_only",
     ),
     "LOHA": Type(
-        "LoHa; LoRA if kernels have cores (`use_effective_conv2d`), or the rank is above the layer's",
+        "LoHa; LoRA if kernels have cores, or the rank is above the layer's",
         "hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)",
         loha,
         R_PATTERN,
