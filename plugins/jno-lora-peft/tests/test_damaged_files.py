@@ -16,7 +16,7 @@ from jno.lora.peft import load_peft
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"peft_type": "OFT"}, "rotates the inputs of a layer"),
+        ({"peft_type": "PSOFT"}, "whose signs are not in the file"),
         ({"peft_type": "NEW"}, "no adapter of jno.lora computes the same"),
         ({"peft_type": 3}, "has the peft_type 3"),
         ({"r": 0}, "r is 0, not a whole number above 0"),

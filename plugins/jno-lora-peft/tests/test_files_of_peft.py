@@ -4,11 +4,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from peft_cases import listing
+from peft_cases.files import read_files
 from peft_cases.twins import assert_close, outputs, twin
 from safetensors.numpy import load_file
 
 from jno.lora import lora_report
-from jno.lora.peft import load_peft
+from jno.lora.peft import load_peft, save_peft
 
 FILES = Path(__file__).with_name("peft_cases") / "files.tar.xz"
 # What each holds: the classes of its adapters here.
@@ -19,10 +21,44 @@ CASES = {
     "bias": {"LoRALinear", "LoRAConv"},
     "modules": {"LoRALinear"},
     "vera": {"LoRALinear"},
-    "ia3-bias": {"IA3Linear", "IA3Conv"},
-    "loha": {"LoRALinear", "LoRAConv"},
+    "ia3-bias": {"IA3OutLinear", "IA3OutConv"},
+    "ia3-inputs": {"IA3InLinear", "IA3InConv", "IA3Linear"},
+    "loha": {"LoHaLinear", "LoHaConv"},
     "lokr-small": {"LoRALinear", "LoRAConv"},
+    "lokr-square": {"LoKrLinear"},
+    "pissa": {"PiSSALinear"},
+    "olora": {"OLoRALinear"},
+    "osf": {"MiLoRALinear"},
+    "adalora": {"AdaLoRALinear"},
+    "hira": {"HiRALinear", "HiRAConv", "HiRAEmbedding"},
+    "delora": {"DeLoRALinear"},
+    "gralora": {"GraLoRALinear"},
+    "miss": {"MiSSLinear"},
+    "miss-bat": {"MiSSLinear"},
+    "c3a": {"C3ALinear"},
+    "randlora": {"RandLoRALinear"},
+    "oft": {"OFTInLinear"},
+    "oft-cayley": {"OFTInLinear"},
+    "boft": {"BOFTLinear"},
+    "hra": {"HRALinear"},
+    "road-4": {"RoAdLinear"},
+    "deft": {"DEFTLinear"},
+    "shira": {"SHiRALinear"},
+    "supertuning": {"SuperTuningLinear"},
+    "fourierft": {"FourierFTLinear"},
+    "waveft": {"WaveFTLinear"},
+    "tinylora": {"TinyLoRALinear"},
+    **dict.fromkeys(("vblora", "unilora", "pvera", "glora", "frod"), {"LoRALinear"}),
+    # Nothing but arrays of the model changed.
+    **dict.fromkeys(("beft", "tokens", "norms"), set()),
 }
+# What is written as another type than it was read from.
+AS_LORA = ("vera", "lokr-small", "pissa", "olora", "osf", "tinylora", "vblora", "unilora", "pvera")
+AS_LORA = (*AS_LORA, "glora", "frod")
+
+
+def test_the_page_lists_the_types_as_they_are():
+    assert listing.PAGE.read_text() == listing.page()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +75,14 @@ def plain(files):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_file_of_peft_computes_what_it_did_in_torch(case, files, plain):
-    model = load_peft(plain, files / case)
-    assert_close(outputs(model), load_file(files / case / "outputs.safetensors"))
+def test_a_file_of_peft_computes_what_it_did_in_torch_and_is_written_back(
+    case, files, plain, tmp_path
+):
+    model = load_peft(plain, files / case, tied=False)
+    expected = load_file(files / case / "outputs.safetensors")
+    assert_close(outputs(model), expected)
     assert {row.wrapper.__name__ for row in lora_report(model).rows} == CASES[case]
+    save_peft(model, tmp_path, tied=False)
+    kind = "LORA" if case in AS_LORA else read_files(files / case)[0]["peft_type"]
+    assert read_files(tmp_path)[0]["peft_type"] == kind
+    assert_close(outputs(load_peft(plain, tmp_path, tied=False)), expected)

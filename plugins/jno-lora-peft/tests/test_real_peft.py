@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from peft_cases.files import read_files
 from peft_cases.twins import assert_close, outputs, twin
 
 from jno.lora import PeftFormatError, apply_lora, lora_trainable_filter
@@ -35,15 +36,38 @@ def test_the_twins_agree(plain):
     assert_close(outputs(plain), torch.outputs(torch.model()))
 
 
+# The cases of types that are held by LoRA, or by the weight itself, and are written otherwise.
+WRITTEN_AS = {
+    **dict.fromkeys(("vera", "pvera", "vblora", "vblora-topk", "unilora", "frod", "osf"), "LORA"),
+    **dict.fromkeys(("lokr", "lokr-small", "lokr-core", "gralora-hybrid", "loha-small"), "LORA"),
+    **dict.fromkeys(("supertuning-lora", "tinylora", "tinylora-tied"), "LORA"),
+    **dict.fromkeys(("glora", "glora-vectors", "glora-constants"), "LORA"),
+}
+
+
 @pytest.mark.parametrize("case", torch.CASES)
-def test_what_peft_saves_computes_the_same_here(case, plain, tmp_path):
+def test_what_peft_saves_computes_the_same_here_and_is_written_back(case, plain, tmp_path):
     theirs = torch.trained(torch.CASES[case])
     saved(theirs, tmp_path)
-    ours = load_peft(plain, tmp_path)
+    ours = load_peft(plain, tmp_path, tied=False)
     assert_close(outputs(ours), torch.outputs(theirs))
     # The adapters do something, or nothing would have been compared.
     with pytest.raises(AssertionError):
         assert_close(outputs(plain), torch.outputs(theirs), 1e-2)
+    save_peft(ours, tmp_path / "again", tied=False)
+    config, _ = read_files(tmp_path / "again")
+    assert config["peft_type"] == WRITTEN_AS.get(case, read_files(tmp_path)[0]["peft_type"])
+    again, warned = torch.loaded(tmp_path / "again")
+    assert not [text for text in warned if "missing" in text or "unexpected" in text]
+    assert_close(torch.outputs(again), torch.outputs(theirs))
+    assert_close(outputs(load_peft(plain, tmp_path / "again", tied=False)), outputs(ours))
+
+
+@pytest.mark.parametrize("case", ["pissa", "pissa-rslora", "olora", "osf"])
+def test_a_start_that_changed_the_weight_is_found_as_peft_finds_it(case, plain, tmp_path):
+    saved(torch.trained(torch.CASES[case]), tmp_path)
+    theirs, _ = torch.loaded(tmp_path)
+    assert_close(outputs(load_peft(plain, tmp_path)), torch.outputs(theirs), 1e-4)
 
 
 def test_a_converted_pissa_adapter_computes_the_same_here(plain, tmp_path):
@@ -51,30 +75,16 @@ def test_a_converted_pissa_adapter_computes_the_same_here(plain, tmp_path):
     assert_close(outputs(load_peft(plain, tmp_path)), torch.outputs(theirs))
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (lambda: torch.lora(["grouped"]), "sees the inputs of all 2 groups"),
-        (lambda: torch.lora(["fc"], init_lora_weights="pissa"), "path_initial_model_for_weight"),
-        (
-            lambda: torch.peft.VeraConfig(r=2, target_modules=["fc"], save_projection=False),
-            "save_projection=True",
-        ),
-        (
-            lambda: torch.peft.IA3Config(target_modules=["fc"], feedforward_modules=["fc"]),
-            "PEFT scales their inputs",
-        ),
-        (lambda: torch.lora(["out"], lora_bias=True), "has no bias to hold it"),
-        (lambda: torch.peft.OFTConfig(oft_block_size=2, target_modules=["layers.0.fc"]), "'OFT'"),
-    ],
-)
-def test_what_has_no_exact_form_is_refused(config, reason, plain, tmp_path):
+@pytest.mark.parametrize("case", torch.REFUSED)
+def test_what_has_no_exact_form_is_refused(case, plain, tmp_path):
+    config, reason = torch.REFUSED[case]
     saved(torch.trained(config), tmp_path)
     with pytest.raises(PeftFormatError, match=reason):
         load_peft(plain, tmp_path)
 
 
 LAYERS = "fc|out|conv|grouped|embed"
+EVEN = "wide|deep"
 WRITTEN = {
     "lora": {
         "wrappers": "lora",
@@ -92,6 +102,29 @@ WRITTEN = {
     "lora-xs": {"wrappers": "lora-xs", "target": LAYERS},
     "vera": {"wrappers": "vera", "rank": 6, "target": LAYERS},
     "ia3": {"wrappers": "ia3", "target": "out"},
+    "ia3-in": {"wrappers": "ia3-in", "target": "fc|out|wide|deep"},
+    "ia3-out": {"wrappers": "ia3-out", "target": "fc|out|wide|conv2|grouped"},
+    "loha": {"wrappers": "loha", "target": "fc|out|conv|grouped"},
+    "lokr": {"wrappers": "lokr", "target": EVEN},
+    "adalora": {"wrappers": "adalora", "target": "fc|wide|deep"},
+    "hira": {"wrappers": "hira", "target": "fc|out|conv|embed"},
+    "delora": {"wrappers": "delora", "target": "fc|out"},
+    "gralora": {"wrappers": "gralora", "target": EVEN},
+    "miss": {"wrappers": "miss", "target": "fc|out"},
+    "miss-bat": {"wrappers": "miss", "target": EVEN, "options": {"bat": True}},
+    "oft-in": {"wrappers": "oft-in", "target": EVEN},
+    "oft-in-series": {"wrappers": "oft-in", "target": EVEN, "options": {"terms": 6}},
+    "boft": {"wrappers": "boft", "target": EVEN, "options": {"factors": 1}},
+    "hra": {"wrappers": "hra", "target": "fc|out"},
+    "road": {"wrappers": "road", "target": EVEN, "options": {"group_size": 2, "per_pair": 2}},
+    "deft": {"wrappers": "deft", "target": "fc|out"},
+    "deft-qr": {"wrappers": "deft", "target": "fc|out", "options": {"orthogonal": True}},
+    "psoft": {"wrappers": "psoft", "target": "fc|out"},
+    "c3a": {"wrappers": "c3a", "target": EVEN},
+    "shira": {"wrappers": "shira", "rank": 1, "target": EVEN},
+    "supertuning": {"wrappers": "supertuning", "target": EVEN, "options": {"count": 9}},
+    "tinylora": {"wrappers": "tinylora", "target": "fc|out"},
+    "randlora": {"wrappers": "randlora", "target": "fc|out"},
     "several": {
         "specs": [
             {"target": "out", "wrapper": "rslora", "rank": 3},

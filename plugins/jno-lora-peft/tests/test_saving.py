@@ -198,7 +198,7 @@ def read_bfloat16(folder):
 def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
     model = {
         "oft": eqx.nn.Linear(4, 4, key=KEY),
-        "lokr": eqx.nn.Linear(4, 4, key=KEY),
+        "lokr": eqx.nn.Linear(5, 4, key=KEY),
         "biased": eqx.nn.Linear(4, 4, key=KEY),
         "conv1": eqx.nn.Conv1d(2, 4, 3, use_bias=False, key=KEY),
         "norm": eqx.nn.WeightNorm(eqx.nn.Linear(4, 4, key=KEY)),
@@ -213,7 +213,7 @@ def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
     message = str(error.value)
     for line in (
         "oft (OFTLinear): its update is not a product",
-        "lokr (LoKrLinear): its update is not a product",
+        "lokr (LoKrLinear): PEFT's factors must divide the sizes (4, 5) of the weight, not 2",
         "biased (IA3Linear): PEFT's IA3 also scales the bias",
         "conv1 (IA3Conv): PEFT's IA3 has no equivalent for convolutions of one axis",
         "norm (LoRAInNorm): PEFT adapts linear layers, convolutions and embeddings",

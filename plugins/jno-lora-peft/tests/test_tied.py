@@ -98,7 +98,7 @@ def test_a_head_of_its_own_carries_the_adapter_that_the_file_has_for_it(form, tm
         (
             {},
             {"alpha_pattern": {"embed_tokens": 5}},
-            "its update has the scale 1.5, that of 'embed_.* 2.5",
+            "it and 'embed_.*' have rank 2 with alpha 3 and rank 2 with alpha 5",
         ),
         ({}, {"use_dora": True}, "PEFT scales the rows of its weight"),
     ],

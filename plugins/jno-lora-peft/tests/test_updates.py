@@ -277,12 +277,12 @@ def test_vera_takes_its_part_of_the_matrices_that_all_layers_share(tmp_path):
         (
             {"peft_type": "IA3", "feedforward_modules": "f."},
             {"ia3_l": (4, 1)},
-            "scales their inputs",
+            r"ia3_l: expected shape \(1, 6\), got \(4, 1\)",
         ),
         (
             {"peft_type": "IA3", "feedforward_modules": ["fc"]},
             {"ia3_l": (4, 1)},
-            "scales their inputs",
+            r"ia3_l: expected shape \(1, 6\), got \(4, 1\)",
         ),
         (
             {"use_dora": True},

@@ -13,6 +13,8 @@ from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import IA3In
+from jno_lora_zoo import IA3Out
 from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
@@ -38,6 +40,8 @@ __all__ = [
     "LoRAEmbedding",
     "LoHaEmbedding",
     "IA3Embedding",
+    "IA3InEmbedding",
+    "IA3OutEmbedding",
     "AdaLoRAEmbedding",
     "OFTEmbedding",
     "LoRAFAEmbedding",
@@ -95,6 +99,28 @@ class LoHaEmbedding(LoHa, EmbeddingLayer):
     ) -> None: ...
 
 class IA3Embedding(IA3, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InEmbedding(IA3In, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutEmbedding(IA3Out, EmbeddingLayer):
     def __init__(
         self,
         base: Any,

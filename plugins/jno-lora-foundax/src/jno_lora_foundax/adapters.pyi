@@ -15,6 +15,8 @@ from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import IA3In
+from jno_lora_zoo import IA3Out
 from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
@@ -40,6 +42,8 @@ __all__ = [
     "LoRAChannelLastConv",
     "LoHaChannelLastConv",
     "IA3ChannelLastConv",
+    "IA3InChannelLastConv",
+    "IA3OutChannelLastConv",
     "AdaLoRAChannelLastConv",
     "OFTChannelLastConv",
     "LoRAFAChannelLastConv",
@@ -71,6 +75,8 @@ __all__ = [
     "LoRAChannelLastConvTranspose",
     "LoHaChannelLastConvTranspose",
     "IA3ChannelLastConvTranspose",
+    "IA3InChannelLastConvTranspose",
+    "IA3OutChannelLastConvTranspose",
     "AdaLoRAChannelLastConvTranspose",
     "OFTChannelLastConvTranspose",
     "LoRAFAChannelLastConvTranspose",
@@ -102,6 +108,8 @@ __all__ = [
     "LoRASubsampledLinear",
     "LoHaSubsampledLinear",
     "IA3SubsampledLinear",
+    "IA3InSubsampledLinear",
+    "IA3OutSubsampledLinear",
     "AdaLoRASubsampledLinear",
     "OFTSubsampledLinear",
     "LoRAFASubsampledLinear",
@@ -159,6 +167,28 @@ class LoHaChannelLastConv(LoHa, ChannelLastConvLayer):
     ) -> None: ...
 
 class IA3ChannelLastConv(IA3, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InChannelLastConv(IA3In, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutChannelLastConv(IA3Out, ChannelLastConvLayer):
     def __init__(
         self,
         base: Any,
@@ -560,6 +590,28 @@ class IA3ChannelLastConvTranspose(IA3, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class IA3InChannelLastConvTranspose(IA3In, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutChannelLastConvTranspose(IA3Out, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class AdaLoRAChannelLastConvTranspose(AdaLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -941,6 +993,28 @@ class LoHaSubsampledLinear(LoHa, SubsampledLinearLayer):
     ) -> None: ...
 
 class IA3SubsampledLinear(IA3, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InSubsampledLinear(IA3In, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutSubsampledLinear(IA3Out, SubsampledLinearLayer):
     def __init__(
         self,
         base: Any,

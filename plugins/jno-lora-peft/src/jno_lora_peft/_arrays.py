@@ -13,7 +13,7 @@ from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.extending import sharded_like, show_array, show_path
 
 from ._layouts import Shape, is_transposed
-from ._loaded import remember
+from ._loaded import Source, remember
 from ._names import show_index
 
 M = TypeVar("M")
@@ -78,8 +78,30 @@ class Arrays:
                     self._put(key, vars(layer)[name], new)
         return problems
 
-    def change_bias(self, path: str, layer: Any, changes: Mapping[str, np.ndarray]) -> list[str]:
-        """Multiply a layer's bias by `"factor"`, or add `"shift"`; a line if that cannot be."""
+    def replace_rows(
+        self, path: str, layer: Any, index: Shape, rows: list[int] | None, tensor: np.ndarray
+    ) -> list[str]:
+        """Replace these rows of the weight of a layer, or of one of a stack; a line if unfit."""
+        key, old = self._present(path, layer, "weight")
+        if isinstance(layer, LoRAWrapper) or old is None or rows is None or is_transposed(layer):
+            return [f"{key}: it is not the weight of a plain layer whose rows the settings name"]
+        own = old.shape[len(index) :]
+        fits = all(i < n for i, n in zip(index, old.shape, strict=False)) and own[1:] != ()
+        if not fits or tensor.shape != (len(rows), *own[1:]):
+            return [_differ(key, old, tensor, f", of which rows {rows} are meant")]
+        if not all(0 <= row < own[0] for row in rows) or len({*rows}) < len(rows):
+            return [f"{key}: the rows {rows} are not different rows of its {own[0]}"]
+        new = jnp.asarray(old).at[(*index, jnp.asarray(rows))].set(tensor.astype(old.dtype))
+        source = Source(
+            "TRAINABLE_TOKENS", {"trainable_tokens_delta": tensor}, {"token_indices": rows}
+        )
+        self._put(key, vars(layer)["weight"], sharded_like(new, old), None if index else source)
+        return []
+
+    def change_bias(
+        self, path: str, layer: Any, changes: Mapping[str, np.ndarray], source: Source | None = None
+    ) -> list[str]:
+        """Add `"shift"` to a layer's bias; a line if that cannot be."""
         key, old = self._present(path, layer, "bias")
         if old is None and eqx.is_array(getattr(layer, "bias", None)):
             return [
@@ -87,23 +109,22 @@ class Arrays:
             ]
         if old is None:
             return [
-                f"{show_path(path)}: lora_bias adds to what the layer returns, and the "
+                f"{show_path(path)}: the file adds to what the layer returns, and the "
                 f"{type(layer).__name__} has no bias to hold it"
-                for kind, change in changes.items()
-                if kind == "shift" and change.any()
+                for change in changes.values()
+                if change.any()
             ]
-        for kind, change in changes.items():
+        for change in changes.values():
             if not _fits("bias", change.shape, old.shape, ()):
                 return [_differ(key, old, change)]
             wide = jnp.asarray(old, np.promote_types(old.dtype, np.float32))
-            change = jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
-            new = wide * change if kind == "factor" else wide + change
-            self._put(key, layer.bias, sharded_like(new.astype(old.dtype), old))
+            new = wide + jnp.asarray(change.reshape(old.shape)).astype(wide.dtype)
+            self._put(key, layer.bias, sharded_like(new.astype(old.dtype), old), source)
         return []
 
-    def _put(self, key: str, old: Any, new: jax.Array) -> None:
+    def _put(self, key: str, old: Any, new: jax.Array, source: Source | None = None) -> None:
         self._new[key], self._old[key] = new, old
-        remember(new)
+        remember(new, source)
 
     def _present(self, path: str, layer: Any, name: str) -> tuple[str, Any]:
         """The path of an array of `layer`, and the array. A property is not an array to replace."""

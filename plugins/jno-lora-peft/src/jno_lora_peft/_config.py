@@ -9,9 +9,10 @@ from typing import Any
 from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, warn
 
-from ._layouts import METHODS
 from ._names import EMBEDDING, HEAD, is_embedding, may_be_tied
-from ._refusals import KNOWN, TYPES, refused_settings, refused_type
+from ._refusals import KNOWN, refused_settings, refused_type
+from ._type import Setting
+from ._types import TYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +54,11 @@ class Config:
 
     def rank(self, module: str) -> int:
         """The rank for the module of that name."""
-        return self._for(module, "rank_pattern", *_RANKS[self.type])
+        return self._for(module, TYPES[self.type].rank)
 
     def alpha(self, module: str) -> float:
         """The numerator of the scale for the module of that name."""
-        name = "alpha" if self.type in ("LOHA", "LOKR") else "lora_alpha"
-        return self._for(module, "alpha_pattern", name, 8)
-
-    def scale(self, module: str) -> float:
-        """The factor of the update, by PEFT's rule."""
-        rank, alpha = self.rank(module), self.alpha(module)
-        if self.type == "ADALORA":
-            return (alpha if alpha > 0 else rank) / (rank + 1e-5)
-        return METHODS["rslora" if self.values.get("use_rslora") else "lora"].scale_for(rank, alpha)
+        return self._for(module, TYPES[self.type].alpha)
 
     def is_target(self, module: str) -> bool:
         """Whether PEFT would put an adapter on the module of that name."""
@@ -101,21 +94,21 @@ class Config:
         """Whether the module of that name is one of `modules_to_save`."""
         return any(module.endswith(name) for name in self.values.get("modules_to_save") or ())
 
-    def scales_inputs(self, module: str) -> bool:
-        """Whether IA3 scales the inputs of the module of that name, not its outputs."""
-        names = self.values.get("feedforward_modules") or ()
-        if isinstance(names, str):
-            return re.fullmatch(names, module) is not None
-        return any(module.endswith(name) for name in names)
+    def rows(self, module: str) -> list[int] | None:
+        """Which rows of the embedding of that name the file replaces."""
+        rows = self.values.get("token_indices") or self.values.get("trainable_token_indices")
+        if isinstance(rows, dict):
+            return next((own for name, own in rows.items() if module.endswith(name)), None)
+        return rows
 
-    def _for(self, module: str, pattern: str, name: str, default: Any) -> Any:
-        # AdaLoRA keeps in its rank_pattern which components are left, and has no alpha_pattern.
-        patterns = {} if self.type == "ADALORA" else self.values.get(pattern) or {}
-        for key, value in patterns.items():
+    def _for(self, module: str, setting: Setting | None) -> Any:
+        if setting is None:
+            return 1
+        for key, value in (self.values.get(setting.pattern) or {}).items():
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
-        value = self.values.get(name)
-        return default if value is None else value
+        value = self.values.get(setting.name)
+        return setting.default if value is None else value
 
     def _is_layer_to_transform(self, module: str) -> bool:
         wanted = self.values.get("layers_to_transform")
@@ -130,14 +123,6 @@ class Config:
         return False
 
 
-# PEFT's names for the rank, and the defaults.
-_RANKS = {
-    **dict.fromkeys(("LORA", "LOHA", "LOKR"), ("r", 8)),
-    "VERA": ("r", 256),
-    "ADALORA": ("init_r", 12),
-}
-
-
 def _names(names: str | list[str], module: str) -> bool:
     """Whether `module` is named: by a regex as a whole, by a list also by the end of its name."""
     if isinstance(names, str):
@@ -150,10 +135,14 @@ def _malformed(values: Mapping[str, Any]) -> list[str]:
     if values["peft_type"] == "ADALORA":
         # It keeps there which components are left; the tensors hold those alone.
         values = {**values, "rank_pattern": None}
+    kind, checks = TYPES[values["peft_type"]], dict(_CHECKS)
+    for setting, check in ((kind.rank, _RANK), (kind.alpha, _NUMBER)):
+        if setting is not None:
+            checks[setting.name] = check
     found = [
-        f"{name} is {value!r}, not {_CHECKS[name][0]}"
+        f"{name} is {value!r}, not {checks[name][0]}"
         for name, value in values.items()
-        if value is not None and name in _CHECKS and not _CHECKS[name][1](value)
+        if value is not None and name in checks and not checks[name][1](value)
     ]
     return found or _bad_regexes(values)
 
@@ -199,14 +188,16 @@ def _is_indices(value: Any) -> bool:
 
 
 _NAMES = ("a list of names or a regular expression", lambda v: isinstance(v, str) or _is_names(v))
+_RANK = ("a whole number above 0", _is_rank)
+_NUMBER = ("a number", _is_number)
 # By setting: the words for it, and the check.
 _CHECKS: dict[str, tuple[str, Any]] = {
-    **dict.fromkeys(("r", "init_r"), ("a whole number above 0", _is_rank)),
-    **dict.fromkeys(("lora_alpha", "alpha"), ("a number", _is_number)),
     **dict.fromkeys(("target_modules", "exclude_modules"), _NAMES),
     **dict.fromkeys(("feedforward_modules", "layers_pattern"), _NAMES),
     "modules_to_save": ("a list of names", _is_names),
     "layers_to_transform": ("a number or a list of them", _is_indices),
     "alpha_pattern": ("a table of numbers", _is_table(_is_number)),
-    "rank_pattern": ("a table of ranks", _is_table(_is_rank)),
+    **dict.fromkeys(
+        ("rank_pattern", "n_frequency_pattern"), ("a table of ranks", _is_table(_is_rank))
+    ),
 }

@@ -21,19 +21,8 @@ _PICKLE = "adapter_model.bin"
 
 # In front of every name: the two levels that PEFT puts around a model.
 PREFIX = "base_model.model."
-# The matrices that the layers of a VeRA adapter share.
-SHARED = ("base_model.vera_A", "base_model.vera_B")
-
-_PARTS = {
-    "LORA": r"lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?"
-    r"|lora_velora_embed",
-    "ADALORA": "lora_[ABE]",
-    "LOHA": "hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)",
-    "LOKR": "lokr_(?:w1|w1_a|w1_b|w2|w2_a|w2_b|t2)",
-    "VERA": "vera_lambda_[bd]",
-    "IA3": "ia3_l",
-    "LN_TUNING": "(?!)",  # its tensors are those of plain modules
-}
+# Rows of an embedding that were trained alone: of a type of its own, or beside LoRA.
+_ROWS = re.compile(r"(?:(.*)\.)?trainable_tokens_delta")
 # Where PEFT keeps the module that it wrapped, or the copy of it that was trained.
 _WRAPPED = re.compile(r"(^|\.)(base_layer|modules_to_save|ln_tuning_layers)(?=\.)")
 
@@ -70,22 +59,24 @@ class Tensors:
     - `adapters`: those of the adapters: `{module: {part: tensor}}`, such as `lora_A.weight`.
     - `plain`: whole arrays of modules: `{module: {name: tensor}}`, such as `weight`.
     - `base`: the same for layers in adapters, whose arrays PEFT writes for embeddings and biases.
+    - `rows`: rows of the weights of embeddings: `{module: {"weight": rows}}`.
     - `shared`: those that no module has alone.
     """
 
     adapters: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     plain: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     base: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    rows: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     shared: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def without(self, modules: Iterable[str]) -> "Tensors":
         """All but the tensors of these modules."""
         left_out = frozenset(modules)
-        adapters, plain, base = (
+        tables = (
             {module: own for module, own in table.items() if module not in left_out}
             for table in self._tables
         )
-        return Tensors(adapters, plain, base, self.shared)
+        return Tensors(*tables, self.shared)
 
     @property
     def modules(self) -> list[str]:
@@ -94,22 +85,27 @@ class Tensors:
 
     @property
     def _tables(self) -> tuple[dict[str, dict[str, np.ndarray]], ...]:
-        return self.adapters, self.plain, self.base
+        return self.adapters, self.plain, self.base, self.rows
 
 
-def by_module(tensors: Mapping[str, np.ndarray], peft_type: str) -> Tensors:
-    """The tensors of a file, sorted by module."""
-    part_of_adapter = re.compile(rf"(?:(.*)\.)?({_PARTS[peft_type]})")
+def by_module(tensors: Mapping[str, np.ndarray], parts: str, shared: str) -> Tensors:
+    """The tensors of a file, sorted by module.
+
+    - `parts`, `shared`: regular expressions for those of a module's adapter, and of none alone.
+    """
+    part_of_adapter, of_none_alone = re.compile(rf"(?:(.*)\.)?({parts})"), re.compile(shared)
     found = Tensors()
     for key, tensor in tensors.items():
-        if key in SHARED:
+        if of_none_alone.fullmatch(key):
             found.shared[key] = tensor
             continue
         name = key.removeprefix(PREFIX)
-        match = part_of_adapter.fullmatch(name)
-        if match:
+        if match := part_of_adapter.fullmatch(name):
             part = match[2].removesuffix(".weight") if "magnitude" in match[2] else match[2]
             found.adapters.setdefault(match[1] or "", {})[part] = tensor
+        elif match := _ROWS.fullmatch(name):
+            module = (match[1] or "").removesuffix("token_adapter").removesuffix(".")
+            found.rows[module] = {"weight": tensor}
         elif ".original_module." not in f".{name}":  # which PEFT keeps beside what was trained
             module, _, array = _WRAPPED.sub("", name).removeprefix(".").rpartition(".")
             table = found.base if name.endswith(f"base_layer.{array}") else found.plain

@@ -61,11 +61,10 @@ def check_head(config: Config, head: Head, found: Tensors) -> None:
     is_same = np.array_equal(parts["lora_embedding_A"], own["lora_B.weight"].T)
     if not is_same or not np.array_equal(parts["lora_embedding_B"], own["lora_A.weight"].T):
         raise MisfitError(f"its tensors are not those of {embedding!r}, {_ONE_TABLE}")
-    if config.scale(module) != config.scale(embedding):
-        raise MisfitError(
-            f"its update has the scale {config.scale(module):g}, that of {embedding!r} "
-            f"{config.scale(embedding):g}, {_ONE_TABLE}"
-        )
+    scales = [(config.rank(name), config.alpha(name)) for name in (module, embedding)]
+    if scales[0] != scales[1]:
+        shown = " and ".join(f"rank {rank} with alpha {alpha:g}" for rank, alpha in scales)
+        raise MisfitError(f"it and {embedding!r} have {shown}, {_ONE_TABLE}")
 
 
 def heads_of_tables(

@@ -8,10 +8,10 @@ import equinox as eqx
 import numpy as np
 
 from jno.lora import ConvLike, LinearLike
-from jno_lora_zoo import IA3, DoRA, LoRA, rsLoRA
+from jno_lora_zoo import METHODS as _METHODS
 
-# The methods that PEFT has as well, by variant.
-METHODS: dict[str, Any] = {str(method.variant): method for method in (LoRA, rsLoRA, DoRA, IA3)}
+# The methods of the zoo, by variant.
+METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
 
 Shape = tuple[int, ...]
 
@@ -45,24 +45,28 @@ class Layout:
         """The shape of that weight as a matrix."""
         return self.outputs, self.inputs // self.groups * math.prod(self.kernel)
 
-    def tensors(self, variant: str, rank: int) -> dict[str, tuple[str, Shape]]:
-        """PEFT's names and shapes for the arrays of an adapter here, by their fields."""
-        embedding = self.kind == "embedding"
+    @property
+    def row(self) -> Shape:
+        """The shape of an array with a number for each output."""
+        return (1, self.outputs, *(1 for _ in self.kernel)) if self.kernel else (self.outputs,)
+
+    def pair(self, prefix: str, rank: int) -> dict[str, tuple[str, Shape]]:
+        """PEFT's names and shapes for two factors, by the names that the zoo has for them."""
         ones = (1,) * len(self.kernel)
-        row = (1, self.outputs, *ones) if self.kernel else (self.outputs,)
-        table: dict[str, tuple[str, Shape]] = {
-            "lora_A": (
-                "lora_embedding_A" if embedding else "lora_A.weight",
-                (rank, self.inputs, *self.kernel),
-            ),
-            "lora_B": (
-                "lora_embedding_B" if embedding else "lora_B.weight",
-                (self.outputs, rank // self.groups, *ones),
-            ),
-            "magnitude": ("lora_magnitude_vector", row),
-            "scale": ("ia3_l", row if self.kernel else (self.outputs, 1)),
+        shapes = (
+            (rank, self.inputs, *self.kernel),
+            (self.outputs, rank // self.groups, *ones),
+        )
+        end = ".weight" if prefix == "lora" else ""
+        return {
+            f"lora_{letter}": (
+                f"{prefix}_embedding_{letter}"
+                if self.kind == "embedding"
+                else f"{prefix}_{letter}{end}",
+                shape,
+            )
+            for letter, shape in zip("AB", shapes, strict=True)
         }
-        return {field: table[field] for field in METHODS[variant].adapter_fields}
 
     def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """`(r, in)` and `(out, r)`, whose product is the update that PEFT's `A` and `B` make.

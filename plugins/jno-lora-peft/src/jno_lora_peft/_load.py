@@ -1,6 +1,7 @@
 """Loading PEFT's files: adapters around the layers of a model."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -25,15 +26,17 @@ from jno.lora.types import LayerForm, LooseAdapter
 from ._arrays import Arrays
 from ._classes import adapter_class
 from ._config import Config
-from ._converted import Converted, convert
 from ._files import Directory, Tensors, by_module, not_finite, read
 from ._heads import check_head, heads_of_tables, tied_heads
 from ._layouts import Layout, Shape, layout_of
+from ._loaded import Source
+from ._module import Converted, Module
 from ._names import Paths, Place, Rename, dotted_path
 from ._stacks import check_stack, stacked
 from ._ties import Ties, modules_at
+from ._types import TYPES
 from ._untied import Untied, inner_path, is_table, untied
-from ._updates import MisfitError
+from ._updates import MisfitError, floating
 
 M = TypeVar("M")
 
@@ -86,7 +89,8 @@ def load_peft(
     values, tensors = read(directory)
     config = Config.parse(values)
     loading = _Loading(config, default_registry(registry), Ties(model, tied))
-    plain = loading.read(by_module(tensors, config.type), model, rename)
+    kind = TYPES[config.type]
+    plain = loading.read(by_module(tensors, kind.parts, kind.shared), model, rename)
     if loading.problems:
         raise PeftFormatError(
             f"The {config.type} adapter does not fit the model:\n{bullets(loading.problems)}\n"
@@ -126,6 +130,11 @@ class _Loading:
         # What lies in adapters: the embedding's table, which its head reads as well, and biases.
         base = Arrays()
         self._replace(base, found.base, places)
+        for module, named in found.rows.items():
+            if module in places:
+                path, index = places[module]
+                rows, layer = self.config.rows(module), self._layers[path]
+                self.problems += base.replace_rows(path, layer, index, rows, named["weight"])
         model = base.put_into(model, everywhere=True)
         tables = dict(heads.values())
         model = untied(model, {*self._tables_to_untie(found, places), *tables})
@@ -140,9 +149,11 @@ class _Loading:
                 continue
             path, index = places[module]
             with self._misfits_of(module):
-                layout = self._layout(module, path)
-                adapter = convert(self.config, module, parts, found.shared, layout)
-                slices.setdefault(path, {})[index] = adapter
+                layout, layer = self._layout(module, path), self._layers[path]
+                rank, alpha = self.config.rank(module), self.config.alpha(module)
+                of = functools.partial(Module, module, self.config.values, rank, alpha)
+                one = of(floating(parts), floating(found.shared), layer, index, layout)
+                slices.setdefault(path, {})[index] = TYPES[self.config.type].read(one)
         for path, adapters in slices.items():
             with self._misfits_of(path):
                 self._adapt(path, adapters)
@@ -266,13 +277,20 @@ class _Loading:
 
     def _adapt(self, path: str, slices: Mapping[Shape, Converted]) -> None:
         layer = self._layers[path]
-        cls = adapter_class(self.registry, next(iter(slices.values())).variant, layer, path)
-        ndim = cls.stack_ndim(layer)
+        variant = next(iter(slices.values())).variant
+        cls = None if variant is None else adapter_class(self.registry, variant, layer, path)
+        ndim = len(next(iter(slices))) if cls is None else cls.stack_ndim(layer)
         stack = layer.weight.shape[:ndim]
         check_stack(slices, stack)
         ordered = [slices[index] for index in np.ndindex(*stack)]
         changes = stacked([one.bias for one in ordered], stack)
-        self.problems += self.arrays.change_bias(path, layer, changes)
+        source = None
+        if cls is None and not stack:
+            tensors = {"beft_bias": changes["shift"][None]}
+            source = Source(self.config.type, tensors, {})
+        self.problems += self.arrays.change_bias(path, layer, changes, source)
+        if cls is None:
+            return
         # JAX holds 64-bit numbers in 32 bits, unless told otherwise.
         arrays = {
             name: jnp.asarray(value, jax.dtypes.canonicalize_dtype(value.dtype))

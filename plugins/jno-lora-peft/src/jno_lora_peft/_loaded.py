@@ -5,19 +5,40 @@ trained after loading is another one, and is not found here.
 """
 
 import weakref
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 
-_by_id: dict[int, "weakref.ref[jax.Array]"] = {}
+
+class Source(NamedTuple):
+    """What a file of this type had in place of the array: its tensors, and its settings."""
+
+    type: str
+    tensors: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
 
-def remember(array: jax.Array) -> None:
-    """Note that a file holds this array."""
+_by_id: dict[int, tuple["weakref.ref[jax.Array]", Source | None]] = {}
+
+
+def remember(array: jax.Array, source: Source | None = None) -> None:
+    """Note that a file holds this array, or something that makes it."""
     key = id(array)
-    _by_id[key] = weakref.ref(array, lambda _: _by_id.pop(key, None))
+    _by_id[key] = weakref.ref(array, lambda _: _by_id.pop(key, None)), source
 
 
 def is_loaded(array: object) -> bool:
     """Whether `load_peft` read this array."""
-    reference = _by_id.get(id(array))
-    return reference is not None and reference() is array
+    return _found(array) is not None
+
+
+def source_of(array: object) -> Source | None:
+    """What the file had in place of this array; `None` if it had the array, or was not read."""
+    found = _found(array)
+    return None if found is None else found[1]
+
+
+def _found(array: object) -> tuple[Any, Source | None] | None:
+    found = _by_id.get(id(array))
+    return found if found is not None and found[0]() is array else None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import equinox as eqx
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
@@ -13,7 +14,7 @@ from jno.lora.extending import modules_by_path, show_path
 
 from ._files import PREFIX
 from ._layouts import is_transposed, layout_of
-from ._loaded import is_loaded
+from ._loaded import is_loaded, source_of
 from ._names import HEAD, Rename, is_embedding, module_name, peft_name, show_index
 from ._ties import Ties
 from ._untied import Untied, is_array, is_table, path_of
@@ -61,6 +62,28 @@ class Others:
             except MisfitError as err:
                 self.problems += [f"{show_path(path)}: {line}" for line in err.args]
         self._save_namesakes()
+
+    def alone(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings and tensors of a file without adapters, of the type that was read."""
+        sources = {path_of(keys): source_of(leaf) for keys, leaf in self._nodes if is_loaded(leaf)}
+        types = {None if source is None else source.type for source in sources.values()}
+        settings = [source.settings for source in sources.values() if source is not None]
+        if len(types) != 1 or None in types or any(own != settings[0] for own in settings):
+            tensors = {
+                f"{PREFIX}{name}.ln_tuning_layers.{key.removeprefix(f'{PREFIX}{name}.')}": tensor
+                for name in self.names
+                for key, tensor in self.tensors.items()
+                if key.startswith(f"{PREFIX}{name}.")
+            }
+            return {"peft_type": "LN_TUNING", "target_modules": self.names}, tensors
+        tensors, names = {}, []
+        for path, source in sources.items():
+            module = path.rpartition("/")[0]
+            if source is not None and isinstance(self._layers.get(module), eqx.Module):
+                name = peft_name(self._ties.outer(module), self._rename)
+                names.append(name)
+                tensors |= {f"{PREFIX}{name}.{part}": x for part, x in source.tensors.items()}
+        return {"peft_type": types.pop(), "target_modules": names, **settings[0]}, tensors
 
     def _chosen(self, trainable: PyTree | None, pattern: str | None) -> Iterator[str]:
         trains: dict[str, Any] = {}

@@ -13,9 +13,10 @@ from ._layouts import layout_of
 from ._names import HEAD, Rename, is_embedding, may_be_tied, peft_name
 from ._others import Others
 from ._ties import Ties
+from ._types import TYPE_OF, TYPES
 from ._updates import MisfitError
 from ._written import Written, trained_in_base, written, written_base
-from ._written_config import common_variant, config_of, described, targets
+from ._written_config import common_variant, config_of, described, from_all, targets
 
 
 def save_peft(
@@ -73,17 +74,23 @@ def save_peft(
             f"These adapters have no exact equivalent in PEFT:\n{bullets(saving.problems)}\n"
             "Nothing was written."
         )
-    if not saving.modules:
-        raise PeftFormatError("The model carries no adapters to save. Save before merging.")
     others = Others(model, rename, ties, saving.modules)
-    others.choose(trainable, modules_to_save)
+    # Without adapters a model may hold arrays that `load_peft` read, and nothing else is meant.
+    others.choose(trainable if saving.modules else None, modules_to_save)
     if others.problems:
         raise PeftFormatError(
             f"PEFT cannot save these arrays beside the adapters:\n{bullets(others.problems)}\n"
             "Nothing was written. To write the adapters alone, save `net.module`."
         )
+    if not saving.modules:
+        if not others.names:
+            raise PeftFormatError("The model carries no adapters to save. Save before merging.")
+        config, tensors = others.alone()
+        write(directory, {**described_as, "inference_mode": True, **config}, tensors)
+        return
     variant = common_variant(saving.modules)
-    if (others.ties and variant == "ia3") or (
+    kind = TYPES[TYPE_OF[variant]]
+    if (others.ties and TYPE_OF[variant] != "LORA") or (
         saving.ties_adapter and any(map(may_be_tied, others.names))
     ):
         raise PeftFormatError(
@@ -97,10 +104,12 @@ def save_peft(
         "target_modules": targets(saving.modules, model, rename),
         "modules_to_save": others.names or None,
     }
-    if variant != "ia3":
-        config["bias"] = "lora_only" if saving.has_bias else "none"
+    if kind.bias:
+        config["bias"] = kind.bias if saving.has_bias else "none"
+    if TYPE_OF[variant] == "LORA":
         config["ensure_weight_tying"] = saving.ties_adapter or others.ties
-    write(directory, config, {**saving.tensors, **others.tensors})
+    shared = from_all(kind.shares, saving.modules)
+    write(directory, config, {**saving.tensors, **others.tensors, **shared})
 
 
 class _Saving:
@@ -141,8 +150,10 @@ class _Saving:
     ) -> None:
         """Arrays of the layer itself that train, or that `load_peft` read."""
         arrays = written_base(node, one.place, trained)
-        if "bias" in arrays and one.variant == "ia3":
-            raise MisfitError("its bias is not that of the base model, and PEFT's IA3 keeps that")
+        if "bias" in arrays and not TYPES[one.type].bias:
+            raise MisfitError(
+                f"its bias is not that of the base model, and PEFT's {one.type} keeps that"
+            )
         self.has_bias |= "bias" in arrays
         self._put(f"{module}.base_layer", arrays)
 

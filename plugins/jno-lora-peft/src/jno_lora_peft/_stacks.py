@@ -6,8 +6,8 @@ import numpy as np
 
 from jno.lora.extending import bullets
 
-from ._converted import Converted
 from ._layouts import Shape
+from ._module import Converted
 from ._names import show_index
 from ._updates import MisfitError
 
@@ -34,6 +34,6 @@ def check_stack(slices: Mapping[Shape, Converted], stack: Shape) -> None:
 def stacked(slices: list[Mapping[str, np.ndarray]], stack: Shape) -> dict[str, np.ndarray]:
     """The arrays of the layers of a stack, in its order, as arrays of the stack."""
     return {
-        name: np.stack([one[name] for one in slices]).reshape(*stack, *slices[0][name].shape)
+        name: np.stack([one[name] for one in slices]).reshape((*stack, *slices[0][name].shape))
         for name in slices[0]
     }

@@ -8,13 +8,14 @@ import numpy as np
 
 from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError
 from jno.lora.extending import known_factors, show_path, values_of
-from jno_lora_zoo import DoRA
 
 from ._layouts import METHODS, Layout, Shape, layout_of
 from ._loaded import is_loaded
 from ._names import show_index
+from ._same import Adapter
+from ._types import TYPE_OF, TYPES
 from ._untied import path_of
-from ._updates import MisfitError, refuse_layer, widened
+from ._updates import MisfitError, widened
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -23,8 +24,9 @@ class Written(NamedTuple):
     """One adapter as PEFT has it.
 
     - `path`: of its layer here, with its index in a stack: `layers/q_proj[3]`; `place`: that index.
-    - `variant`: `"lora"`, `"rslora"`, `"dora"` or `"ia3"`.
-    - `scale`: the factor of its update; `alpha` gives it here.
+    - `variant`: of the method of the zoo that PEFT's type has, such as `"lora"`.
+    - `scale`: the factor of its update, if it is LoRA; `alpha` gives it here.
+    - `settings`: those beside the rank and alpha.
     """
 
     path: str
@@ -33,10 +35,17 @@ class Written(NamedTuple):
     rank: int
     scale: float
     alpha: float
+    settings: Mapping[str, Any]
+    layout: Layout
     place: Shape = ()
 
+    @property
+    def type(self) -> str:
+        """PEFT's type."""
+        return TYPE_OF[self.variant]
 
-def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
+
+def written(wrapper: LoRAWrapper, path: str) -> list[Written]:
     """The adapter at `path` for PEFT, or one for each layer of a stack.
 
     **Raises:** `MisfitError` if PEFT has no exact equivalent; `PeftFormatError` for values that
@@ -52,15 +61,53 @@ def written(wrapper: LoRAWrapper, path: str) -> Iterator[Written]:
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     # First: nothing can be computed with arrays that cannot be read.
     state = {n: values_for_peft(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
-    variant, scale, arrays = _as_update(wrapper, state, where)
     bias = getattr(base, "bias", None)
-    if variant == "ia3" and bias is not None and values_for_peft(bias, f"the bias {where}").any():
-        raise MisfitError("PEFT's IA3 also scales the bias of a layer, which IA3 here leaves alone")
+    has_bias = bias is not None and bool(values_for_peft(bias, f"the bias {where}").any())
+    as_own = _as_own_type(wrapper, state)
+    try:
+        if as_own is not None:
+            return [*_written(wrapper, path, layout, has_bias, *as_own)]
+        refused = MisfitError(
+            "its update is not a product of two factors of low rank. `to_lora` approximates it by "
+            "one"
+        )
+    except MisfitError as err:
+        refused = err
+    product = None if as_own is not None and as_own[0] in _LORA else known_factors(wrapper)
+    if product is None:
+        raise refused
+    named = zip(("lora_A", "lora_B"), product, strict=True)
+    factors = {n: values_for_peft(x, f"the factor {n[-1]} {where}") for n, x in named}
+    return [*_written(wrapper, path, layout, has_bias, "lora", 1.0, factors)]
+
+
+_LORA = ("lora", "rslora", "dora")
+
+
+def _written(
+    wrapper: LoRAWrapper,
+    path: str,
+    layout: Layout,
+    has_bias: bool,
+    variant: str,
+    scale: float,
+    arrays: Arrays,
+) -> Iterator[Written]:
+    """The adapter in this variant. **Raises:** `MisfitError` if PEFT's type does not have it."""
+    base: Any = wrapper.base
+    kind = TYPES[TYPE_OF[variant]]
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
-        one = {name: array[index] for name, array in arrays.items()}
-        rank, tensors = _tensors(variant, one, layout)
+        one = {name: np.asarray(array[index]) for name, array in arrays.items()}
+        # The scale of every method is linear in alpha.
+        alpha = wrapper.alpha * float(one.pop("multiplier", 1.0))
+        if alpha != wrapper.alpha and kind.alpha is None:
+            raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
+        file = kind.writes[variant](Adapter(variant, one, wrapper.rank, alpha, layout, has_bias))
         whole = f"{path}[{show_index(index)}]" if index else path
-        yield Written(whole, variant, tensors, rank, scale, wrapper.alpha, index)
+        alpha = alpha if file.alpha is None else file.alpha
+        yield Written(
+            whole, variant, file.tensors, file.rank, scale, alpha, file.settings, layout, index
+        )
 
 
 def trained_in_base(wrapper: LoRAWrapper, trains: Any) -> frozenset[str]:
@@ -92,24 +139,18 @@ def written_base(wrapper: LoRAWrapper, index: Shape, trained: Collection[str] = 
     return {name: x.reshape(-1) if name == "bias" else x for name, x in arrays.items()}
 
 
-def _as_update(wrapper: LoRAWrapper, state: Arrays, where: str) -> tuple[str, float, Arrays]:
-    """The variant and scale of an adapter for PEFT, and its arrays under the names of the zoo."""
+def _as_own_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arrays] | None:
+    """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
     cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
-    state = _without_multiplier(state)
-    for variant in ("ia3", "dora"):
-        if cls.variant == variant and state.keys() == {*METHODS[variant].adapter_fields}:
-            return variant, DoRA.scale_for(rank, alpha) if variant == "dora" else 1.0, state
+    variant = str(cls.variant)
     scale = cls.low_rank_scale(rank, alpha)
     if scale is not None:
-        return "rslora" if cls.variant == "rslora" else "lora", scale, state
-    product = known_factors(wrapper)
-    if product is None:
-        raise MisfitError(
-            "its update is not a product of two factors of low rank. `to_lora` approximates it by "
-            "one"
-        )
-    named = zip(("lora_A", "lora_B"), product, strict=True)
-    return "lora", 1.0, {n: values_for_peft(x, f"the factor {n[-1]} {where}") for n, x in named}
+        return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)
+    if variant not in TYPE_OF or not issubclass(cls, METHODS[variant]):
+        return None
+    if variant == "dora":
+        return variant, METHODS[variant].scale_for(rank, alpha), _without_multiplier(state)
+    return variant, 1.0, state
 
 
 def _without_multiplier(state: Arrays) -> Arrays:
@@ -119,27 +160,6 @@ def _without_multiplier(state: Arrays) -> Arrays:
     B, multiplier = widened(state["lora_B"]), widened(state["multiplier"])
     others = {name: array for name, array in state.items() if name != "multiplier"}
     return others | {"lora_B": B * multiplier[..., None, None]}
-
-
-def _tensors(variant: str, arrays: Arrays, layout: Layout) -> tuple[int, Arrays]:
-    if variant == "ia3":
-        if layout.kind == "embedding" or len(layout.kernel) == 1:
-            what = "embeddings" if layout.kind == "embedding" else "convolutions of one axis"
-            raise MisfitError(f"PEFT's IA3 has no equivalent for {what}")
-        rank = 1
-    else:
-        A, B = arrays["lora_A"], arrays["lora_B"]
-        outputs, inputs = layout.matrix
-        if A.shape != (len(A), inputs) or B.shape != (outputs, len(A)):
-            raise MisfitError(
-                f"its factors {B.shape} and {A.shape} do not make the ({outputs}, {inputs}) of "
-                "PEFT's weight for this layer"
-            )
-        refuse_layer(layout, dora=variant == "dora")
-        arrays = {**arrays, "lora_A": layout.for_all_groups(A)}
-        rank = len(arrays["lora_A"])
-    table = layout.tensors(variant, rank)
-    return rank, {name: arrays[field].reshape(shape) for field, (name, shape) in table.items()}
 
 
 def values_for_peft(array: Any, what: str) -> np.ndarray:

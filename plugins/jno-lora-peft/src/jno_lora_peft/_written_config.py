@@ -2,7 +2,7 @@
 
 import collections
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import PyTree
@@ -11,7 +11,9 @@ from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
 from ._names import EMBEDDING, Rename, is_embedding, module_name
-from ._updates import alpha_for
+from ._type import Setting
+from ._types import TYPES
+from ._updates import MisfitError, alpha_for
 from ._written import Written
 
 # PEFT's types of tasks.
@@ -43,17 +45,19 @@ def described(base_model_name_or_path: Any, task_type: Any) -> dict[str, Any]:
 
 
 def common_variant(modules: Mapping[str, Written]) -> str:
-    """The kind of all these adapters. **Raises:** `PeftFormatError` if they are of several."""
-    by_variant: dict[str, list[str]] = {}
+    """A variant of all these adapters' type. **Raises:** `PeftFormatError` if they have several."""
+    by_kind: dict[str, list[Written]] = {}
     for one in modules.values():
-        by_variant.setdefault(one.variant, []).append(one.path)
-    if by_variant.keys() == {"lora", "rslora"}:
-        return "lora"  # every rsLoRA is a LoRA with another alpha
-    if len(by_variant) == 1:
-        return next(iter(by_variant))
+        # Every rsLoRA is a LoRA with another alpha.
+        kind = {"rslora": "lora"}.get(one.variant, one.variant)
+        by_kind.setdefault(kind if one.type == "LORA" else one.type, []).append(one)
+    if len(by_kind) == 1:
+        found = {one.variant for one in modules.values()}
+        return "lora" if found == {"lora", "rslora"} else next(iter(found))
     kinds = (
-        f"{variant}: {', '.join(map(show_path, paths[:3]))}{', ...' if len(paths) > 3 else ''}"
-        for variant, paths in by_variant.items()
+        f"{kind}: {', '.join(show_path(one.path) for one in ones[:3])}"
+        f"{', ...' if len(ones) > 3 else ''}"
+        for kind, ones in by_kind.items()
     )
     raise PeftFormatError(
         f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
@@ -69,33 +73,75 @@ def config_of(
 
     - `head`: the head that PEFT ties to an embedding, with the same rank and scale.
     """
-    general = {
-        "inference_mode": True,
-        "fan_in_fan_out": False,
-    }
-    if variant == "ia3":
-        return general | {"peft_type": "IA3", "feedforward_modules": []}
+    name = next(iter(modules.values())).type
+    kind, is_lora = TYPES[name], name == "LORA"
     ranks = {module: one.rank for module, one in modules.items()}
     alphas = {
-        module: _number(alpha_for(variant, one.rank, one.scale, one.alpha))
+        module: _number(
+            alpha_for(variant, one.rank, one.scale, one.alpha) if is_lora else one.alpha
+        )
         for module, one in modules.items()
     }
     if head is not None:
         embedding = next(module for module in modules if is_embedding(module))
         ranks[head], alphas[head] = ranks[embedding], alphas[embedding]
-    rank, rank_pattern = _usual_and_others(ranks)
-    alpha, alpha_pattern = _usual_and_others(alphas)
-    return general | {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": rank_pattern,
-        "alpha_pattern": alpha_pattern,
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
-        "use_dora": variant == "dora",
-        "use_rslora": variant == "rslora",
+    return {
+        "peft_type": name,
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+        **_numbers(kind.rank, ranks, modules),
+        **_numbers(kind.alpha, alphas, modules),
+        **_of_all(modules),
+        **({"use_rslora": variant == "rslora"} if is_lora else {}),
+        **from_all(kind.common, modules),
     }
+
+
+def from_all(function: Callable[[Any], Any], modules: Mapping[str, Any]) -> Any:
+    """What a type has once for all modules. **Raises:** `PeftFormatError` if they disagree."""
+    try:
+        return function(modules)
+    except MisfitError as err:
+        raise PeftFormatError(f"{err}. Nothing was written.") from err
+
+
+def _of_all(modules: Mapping[str, Written]) -> dict[str, Any]:
+    """The settings that all adapters share. **Raises:** `PeftFormatError` if they differ."""
+    settings: dict[str, Any] = {}
+    for one in modules.values():
+        for name, value in one.settings.items():
+            if settings.setdefault(name, value) != value:
+                raise _differ(name, {show_path(m.path): m.settings[name] for m in modules.values()})
+    return settings
+
+
+def _numbers(
+    setting: Setting | None, numbers: Mapping[str, Any], modules: Mapping[str, Written]
+) -> dict[str, Any]:
+    """A setting with a number, and a pattern for the modules that have another one."""
+    if setting is None:
+        return {}
+    usual, others = _usual_and_others(numbers)
+    if setting.by_name:
+        others = {name: number for name, number in numbers.items() if number != usual}
+        ends = tuple(f".{name}" for name in others)
+        others = {} if any(name.endswith(ends) for name in numbers) and ends else others
+    if setting.pattern and (others or len({*numbers.values()}) == 1):
+        return {setting.name: usual, setting.pattern: others}
+    if len({*numbers.values()}) > 1:
+        raise _differ(
+            setting.name, {show_path(one.path): numbers[name] for name, one in modules.items()}
+        )
+    return {setting.name: usual}
+
+
+def _differ(name: str, values: Mapping[str, Any]) -> PeftFormatError:
+    lines = (f"{path}: {value!r}" for path, value in values.items())
+    return PeftFormatError(
+        f"PEFT has one `{name}` for all layers of an adapter of this type, but these have "
+        f"several:\n{bullets(lines, 8)}\n"
+        "Nothing was written. Save each into a directory of its own."
+    )
 
 
 def _usual_and_others(numbers: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

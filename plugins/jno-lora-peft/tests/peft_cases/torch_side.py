@@ -14,6 +14,7 @@ from .twins import inputs
 LINEAR = ["fc", "block.out", "layers.0.fc", "layers.1.fc"]
 CONV = ["conv1", "conv2"]
 ALL = [*LINEAR, *CONV, "embed"]
+EVEN = ["wide", "deep"]
 
 
 class Model(nn.Module):
@@ -30,6 +31,8 @@ class Model(nn.Module):
         self.embed = nn.Embedding(7, 4)
         self.norm = nn.LayerNorm(4)
         self.head = nn.Linear(4, 2)
+        self.wide = nn.Linear(8, 6)
+        self.deep = nn.Linear(6, 8, bias=False)
 
     def forward(self, x):
         return self.head(self.norm(self.embed(x)))
@@ -75,6 +78,144 @@ CASES = {
         r=1, target_modules=CONV, use_effective_conv2d=True, decompose_factor=1
     ),
     "norms": lambda: peft.LNTuningConfig(target_modules=["norm"]),
+    "tokens": lambda: peft.TrainableTokensConfig(target_modules=["embed"], token_indices=[1, 3]),
+    "lora-tokens": lambda: lora(["fc"], trainable_token_indices={"embed": [1, 3]}),
+    "beft": lambda: peft.BeftConfig(target_modules=["wide", "block.fc"]),
+    "ia3-inputs": lambda: peft.IA3Config(
+        target_modules=[*EVEN, "conv2"], feedforward_modules=["wide", "conv2"]
+    ),
+    "pissa": lambda: lora(EVEN, init_lora_weights="pissa"),
+    "pissa-rslora": lambda: lora(EVEN, init_lora_weights="pissa", use_rslora=True),
+    "pissa-niter": lambda: lora(EVEN, init_lora_weights="pissa_niter_99"),
+    "olora": lambda: lora(EVEN, init_lora_weights="olora"),
+    "osf": lambda: peft.OSFConfig(effective_rank=2, target_modules=EVEN),
+    "pvera": lambda: peft.PveraConfig(r=2, target_modules=EVEN),
+    "vblora": lambda: peft.VBLoRAConfig(
+        r=2, num_vectors=5, vector_length=2, topk=2, target_modules=EVEN
+    ),
+    "vblora-topk": lambda: peft.VBLoRAConfig(
+        r=2,
+        num_vectors=5,
+        vector_length=2,
+        topk=3,
+        target_modules=EVEN,
+        save_only_topk_weights=True,
+    ),
+    "unilora": lambda: peft.UniLoraConfig(
+        r=2, theta_d_length=5, save_indices=True, target_modules=EVEN
+    ),
+    "glora": lambda: peft.GloraConfig(r=2, target_modules=EVEN),
+    "glora-vectors": lambda: peft.GloraConfig(
+        config_A_B="vector", config_C="vector", config_D_E="vector", target_modules=EVEN
+    ),
+    "glora-constants": lambda: peft.GloraConfig(
+        config_A_B="constant", config_C="none", target_modules=EVEN
+    ),
+    "hira": lambda: peft.HiraConfig(r=2, target_modules=[*EVEN, *CONV, "embed"]),
+    "hra": lambda: peft.HRAConfig(r=4, target_modules=EVEN),
+    "hra-odd": lambda: peft.HRAConfig(r=3, target_modules=EVEN),
+    "hra-orthogonal": lambda: peft.HRAConfig(r=4, apply_GS=True, target_modules=EVEN),
+    "miss": lambda: peft.MissConfig(r=3, target_modules=EVEN),
+    "miss-bat": lambda: peft.MissConfig(r=2, init_weights="bat", target_modules=EVEN),
+    "miss-mini": lambda: peft.MissConfig(r=3, init_weights="mini", mini_r=2, target_modules=EVEN),
+    "gralora": lambda: peft.GraloraConfig(r=4, alpha=3, gralora_k=2, target_modules=EVEN),
+    "gralora-hybrid": lambda: peft.GraloraConfig(
+        r=4, alpha=3, gralora_k=2, hybrid_r=1, target_modules=EVEN
+    ),
+    "delora": lambda: peft.DeloraConfig(r=2, rank_pattern={"wide": 3}, target_modules=EVEN),
+    "road": lambda: peft.RoadConfig(group_size=2, target_modules=EVEN),
+    "road-2": lambda: peft.RoadConfig(variant="road_2", group_size=2, target_modules=EVEN),
+    "road-4": lambda: peft.RoadConfig(variant="road_4", group_size=2, target_modules=EVEN),
+    "oft": lambda: peft.OFTConfig(oft_block_size=2, target_modules=EVEN),
+    "oft-cayley": lambda: peft.OFTConfig(
+        oft_block_size=2, use_cayley_neumann=False, bias="oft_only", target_modules=EVEN
+    ),
+    "oft-shared": lambda: peft.OFTConfig(oft_block_size=2, block_share=True, target_modules=EVEN),
+    "oft-two-terms": lambda: peft.OFTConfig(
+        r=2, oft_block_size=0, num_cayley_neumann_terms=2, target_modules=EVEN
+    ),
+    "coft": lambda: peft.OFTConfig(oft_block_size=2, coft=True, eps=0.3, target_modules=EVEN),
+    "boft": lambda: peft.BOFTConfig(boft_block_size=2, target_modules=EVEN),
+    "deft": lambda: peft.DeftConfig(r=2, alpha=3, target_modules=EVEN),
+    "deft-qr": lambda: peft.DeftConfig(r=2, decomposition_method="qr", target_modules=EVEN),
+    "para": lambda: peft.DeftConfig(r=2, para=True, target_modules=EVEN),
+    "shira": lambda: peft.ShiraConfig(r=1, random_seed=1, target_modules=EVEN),
+    "supertuning": lambda: peft.SupertuningConfig(sparsity=0.8, target_modules=EVEN),
+    "supertuning-found": lambda: peft.SupertuningConfig(
+        sparsity=0.8, save_precomputed_indices=False, target_modules=EVEN
+    ),
+    "supertuning-lora": lambda: peft.SupertuningConfig(
+        sparsity=0.8, r=2, lora_alpha=3, target_modules=EVEN
+    ),
+    "fourierft": lambda: peft.FourierFTConfig(
+        n_frequency=6, n_frequency_pattern={"wide": 9}, target_modules=EVEN
+    ),
+    "waveft": lambda: peft.WaveFTConfig(n_frequency=6, target_modules=EVEN),
+    "waveft-db2": lambda: peft.WaveFTConfig(
+        n_frequency=6, wavelet_family="db2", target_modules=EVEN
+    ),
+    "waveft-entries": lambda: peft.WaveFTConfig(n_frequency=6, use_idwt=False, target_modules=EVEN),
+    "lokr-square": lambda: peft.LoKrConfig(r=8, alpha=3, decompose_factor=2, target_modules=EVEN),
+    "c3a": lambda: peft.C3AConfig(
+        block_size=2, block_size_pattern={"wide": 1}, target_modules=EVEN
+    ),
+    "randlora": lambda: peft.RandLoraConfig(r=2, randlora_alpha=5, target_modules=EVEN),
+    "tinylora": lambda: peft.TinyLoraConfig(r=2, u=8, target_modules=EVEN),
+    "tinylora-tied": lambda: peft.TinyLoraConfig(r=2, u=3, weight_tying=1.0, target_modules=EVEN),
+    "frod": lambda: peft.FrodConfig(
+        sparse_rate=0.3, progressbar=False, target_modules=["layers.0.fc", "layers.1.fc"]
+    ),
+}
+
+# Configurations of files that are refused, and the reason.
+REFUSED = {
+    "groups": (lambda: lora(["grouped"]), "sees the inputs of all 2 groups"),
+    "pissa-random": (
+        lambda: lora(EVEN, init_lora_weights="pissa_niter_1"),
+        "starts from numbers that Torch draws",
+    ),
+    "vera-drawn": (
+        lambda: peft.VeraConfig(r=2, target_modules=["fc"], save_projection=False),
+        "save_projection=True",
+    ),
+    "randlora-drawn": (
+        lambda: peft.RandLoraConfig(r=2, target_modules=EVEN, save_projection=False),
+        "save_projection=True",
+    ),
+    "unilora-drawn": (
+        lambda: peft.UniLoraConfig(r=2, theta_d_length=5, target_modules=EVEN),
+        "save_indices=True",
+    ),
+    "tinylora-few": (
+        lambda: peft.TinyLoraConfig(r=2, u=3, target_modules=EVEN),
+        "which of the trained vectors",
+    ),
+    "lora-bias": (lambda: lora(["out"], lora_bias=True), "has no bias to hold it"),
+    "ia3-groups": (
+        lambda: peft.IA3Config(target_modules=["grouped"], feedforward_modules=["grouped"]),
+        "scales the inputs of each group otherwise",
+    ),
+    "oft-convolution": (
+        lambda: peft.OFTConfig(oft_block_size=2, target_modules=["conv2"]),
+        "PEFT has adapters of this type for linear",
+    ),
+    "waveft-family": (
+        lambda: peft.WaveFTConfig(n_frequency=6, wavelet_family="sym2", target_modules=EVEN),
+        "wavelet_family is 'sym2'",
+    ),
+    "psoft": (lambda: peft.PsoftConfig(r=2, psoft_alpha=2, target_modules=EVEN), "whose signs"),
+    "adamss": (
+        lambda: peft.AdamssConfig(r=4, num_subspaces=2, target_modules=EVEN),
+        "which rows of the weight form a group",
+    ),
+    "lily": (
+        lambda: peft.LilyConfig(r=2, target_modules=["layers.0.fc", "layers.1.fc"]),
+        "it mixes several adapters",
+    ),
+    "peanut": (
+        lambda: peft.PeanutConfig(r=2, target_modules=EVEN),
+        "through an activation function",
+    ),
 }
 
 
@@ -135,6 +276,8 @@ def loaded(directory):
 def outputs(module):
     """What each layer makes of its batch, those inside adapters too."""
     inner = module.base_model.model if isinstance(module, peft.PeftModel) else module
-    return {
-        name: inner.get_submodule(name)(torch.from_numpy(x)).numpy() for name, x in inputs().items()
-    }
+    with quiet():
+        return {
+            name: inner.get_submodule(name)(torch.from_numpy(x)).numpy()
+            for name, x in inputs().items()
+        }

@@ -31,6 +31,8 @@ def twin(weights):
         "embed": filled(eqx.nn.Embedding(7, 4, key=key), "embed"),
         "norm": filled(eqx.nn.LayerNorm(4), "norm"),
         "head": filled(linear(4, 2, key=key), "head"),
+        "wide": filled(linear(8, 6, key=key), "wide"),
+        "deep": filled(linear(6, 8, use_bias=False, key=key), "deep"),
     }
 
 
@@ -48,6 +50,8 @@ def inputs():
         "grouped": (4, 3, 3),
         "norm": (4,),
         "head": (4,),
+        "wide": (8,),
+        "deep": (6,),
     }
     batches = {n: random.standard_normal((3, *s), np.float32) for n, s in shapes.items()}
     return batches | {"embed": np.array([0, 6, 3])}

@@ -13,6 +13,8 @@ from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
 from jno_lora_zoo import HiRA
 from jno_lora_zoo import IA3
+from jno_lora_zoo import IA3In
+from jno_lora_zoo import IA3Out
 from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
@@ -38,6 +40,8 @@ __all__ = [
     "LoRARecurrent",
     "LoHaRecurrent",
     "IA3Recurrent",
+    "IA3InRecurrent",
+    "IA3OutRecurrent",
     "AdaLoRARecurrent",
     "OFTRecurrent",
     "LoRAFARecurrent",
@@ -95,6 +99,28 @@ class LoHaRecurrent(LoHa, RecurrentLayer):
     ) -> None: ...
 
 class IA3Recurrent(IA3, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InRecurrent(IA3In, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutRecurrent(IA3Out, RecurrentLayer):
     def __init__(
         self,
         base: Any,

@@ -26,9 +26,11 @@ from ._bibtex import bibtex_of
 from ._cayley import cayley
 from ._layer_kind import Bias, LayerKind, Map, MeshAxes, Update, unchanged
 from ._method import FAMILIES, Method, adapter_dtype_for
+from ._orthogonal import series_for
 from ._random import low_rank_start, uniform_matrix
 from ._scaled import Additive, Scaled
 from ._svd import Triplets, largest, smallest
+from ._wavelets import daubechies
 from .adapters import *
 from .layers import (
     ConvLayer,
@@ -64,6 +66,7 @@ __all__ = [
     "cast_like",
     "cayley",
     "compute_dtype",
+    "daubechies",
     "describe",
     "dtype_of",
     "in_compute_dtype",
@@ -74,6 +77,7 @@ __all__ = [
     "rotated",
     "row_norms",
     "scaled",
+    "series_for",
     "sharded_over",
     "smallest",
     "unchanged",

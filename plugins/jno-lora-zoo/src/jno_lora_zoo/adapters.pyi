@@ -16,6 +16,8 @@ from .methods.gralora import GraLoRA
 from .methods.hira import HiRA
 from .methods.hra import HRA
 from .methods.ia3 import IA3
+from .methods.ia3 import IA3In
+from .methods.ia3 import IA3Out
 from .methods.loha import LoHa
 from .methods.lokr import LoKr
 from .methods.lora import LoRA
@@ -41,6 +43,8 @@ __all__ = [
     "LoRALinear",
     "LoHaLinear",
     "IA3Linear",
+    "IA3InLinear",
+    "IA3OutLinear",
     "AdaLoRALinear",
     "OFTLinear",
     "LoRAFALinear",
@@ -72,6 +76,8 @@ __all__ = [
     "LoRAConv",
     "LoHaConv",
     "IA3Conv",
+    "IA3InConv",
+    "IA3OutConv",
     "AdaLoRAConv",
     "OFTConv",
     "LoRAFAConv",
@@ -103,6 +109,8 @@ __all__ = [
     "LoRAConvTranspose",
     "LoHaConvTranspose",
     "IA3ConvTranspose",
+    "IA3InConvTranspose",
+    "IA3OutConvTranspose",
     "AdaLoRAConvTranspose",
     "OFTConvTranspose",
     "LoRAFAConvTranspose",
@@ -134,6 +142,8 @@ __all__ = [
     "LoRAInNorm",
     "LoHaInNorm",
     "IA3InNorm",
+    "IA3InInNorm",
+    "IA3OutInNorm",
     "AdaLoRAInNorm",
     "OFTInNorm",
     "LoRAFAInNorm",
@@ -191,6 +201,28 @@ class LoHaLinear(LoHa, LinearLayer):
     ) -> None: ...
 
 class IA3Linear(IA3, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InLinear(IA3In, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutLinear(IA3Out, LinearLayer):
     def __init__(
         self,
         base: Any,
@@ -592,6 +624,28 @@ class IA3Conv(IA3, ConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class IA3InConv(IA3In, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutConv(IA3Out, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class AdaLoRAConv(AdaLoRA, ConvLayer):
     def __init__(
         self,
@@ -983,6 +1037,28 @@ class IA3ConvTranspose(IA3, ConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class IA3InConvTranspose(IA3In, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutConvTranspose(IA3Out, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
 class AdaLoRAConvTranspose(AdaLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -1364,6 +1440,28 @@ class LoHaInNorm(LoHa, InNormLayer):
     ) -> None: ...
 
 class IA3InNorm(IA3, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3InInNorm(IA3In, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class IA3OutInNorm(IA3Out, InNormLayer):
     def __init__(
         self,
         base: Any,

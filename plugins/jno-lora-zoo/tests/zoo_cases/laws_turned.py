@@ -18,6 +18,8 @@ def _butterfly_blocks(r: int, inputs: int) -> int:
 
 # The effective rank for a requested one and an (out, in) matrix.
 EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
+    "IA3In": lambda rank, out, inputs: rank,
+    "IA3Out": lambda rank, out, inputs: rank,
     "OFTIn": lambda rank, out, inputs: min(rank, inputs),
     "HRA": lambda rank, out, inputs: _even(rank),
     "BOFT": lambda rank, out, inputs: min(rank, inputs),
@@ -29,6 +31,8 @@ EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
 
 # The number of trained parameters, for the effective rank.
 PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
+    "IA3In": lambda r, out, inputs: inputs,
+    "IA3Out": lambda r, out, inputs: out,
     "OFTIn": lambda r, out, inputs: math.ceil(inputs / r) * r * (r - 1) // 2,
     "HRA": lambda r, out, inputs: r * inputs,
     "BOFT": lambda r, out, inputs: (1 if r % 2 else 2) * _butterfly_blocks(r, inputs) * r * r + out,
@@ -140,6 +144,8 @@ def _deft(f, W, r, alpha):
 
 # `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
 LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
+    "IA3In": lambda f, W, r, alpha: W * f.scale[None, :],
+    "IA3Out": lambda f, W, r, alpha: f.scale[:, None] * W,
     "OFTIn": _oft_in,
     "HRA": _hra,
     "BOFT": _boft,
@@ -151,5 +157,6 @@ LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
 
 # The bias, where a method adapts it: from the fields and the original one.
 BIAS_LAWS: dict[str, Callable[[Any, Any], Any]] = {
+    "IA3Out": lambda f, b: f.scale * b,
     "RoAd": lambda f, b: _road_matrix(f, len(b)) @ b,
 }

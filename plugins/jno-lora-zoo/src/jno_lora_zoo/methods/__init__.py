@@ -15,7 +15,7 @@ from .fourierft import FourierFT as FourierFT
 from .gralora import GraLoRA as GraLoRA
 from .hira import HiRA as HiRA
 from .hra import HRA as HRA
-from .ia3 import IA3 as IA3
+from .ia3 import IA3 as IA3, IA3In as IA3In, IA3Out as IA3Out
 from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA

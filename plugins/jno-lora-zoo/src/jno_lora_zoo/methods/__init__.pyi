@@ -12,6 +12,8 @@ from .gralora import GraLoRA as GraLoRA
 from .hira import HiRA as HiRA
 from .hra import HRA as HRA
 from .ia3 import IA3 as IA3
+from .ia3 import IA3In as IA3In
+from .ia3 import IA3Out as IA3Out
 from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA
@@ -38,6 +40,8 @@ __all__ = [
     "LoRA",
     "LoHa",
     "IA3",
+    "IA3In",
+    "IA3Out",
     "AdaLoRA",
     "OFT",
     "LoRAFA",

@@ -1,4 +1,4 @@
-"""IA3: one trained factor per output."""
+"""IA3: one trained factor per output, or per input."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, scaled
+from .._layer_kind import Bias
 from .._method import Method
 
 
@@ -41,3 +42,54 @@ class IA3(Method):
 
     def forward(self, x: Any) -> Array:
         return self.on_output(x, scaled, self.scale)
+
+
+class IA3In(Method):
+    """IA³ on the inputs of a layer: one trained factor per input.
+
+    Law: `W' = W diag(scale)`, `scale = 1`, the bias untouched. `in` parameters train. `rank` and
+    `alpha` are ignored. A layer whose weight is zero stays zero.
+
+    Paper: as IA³'s, arXiv:2205.05638. It scales the inner activations of feed-forward blocks, which
+    are the inputs of their second layer. PEFT calls such layers `feedforward_modules`.
+    """
+
+    adapter_fields = ("scale",)
+    variant = "ia3-in"
+    family = "scale"
+    paper = "2205.05638"
+    formula = "in"
+
+    scale: Float[Array, " in"]
+
+    @classmethod
+    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
+        return rank
+
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+        return {"scale": jnp.ones(W.shape[1], dtype)}
+
+    def law(self, W: Matrix) -> Matrix:
+        return W * self.scale.astype(W.dtype)[None, :]
+
+    def has_fast_path(self) -> bool:
+        return self.reads_features()
+
+    def forward(self, x: Any) -> Array:
+        return self.product(x, before=lambda v: scaled(v, self.scale))
+
+
+class IA3Out(IA3):
+    """IA³ on the outputs of a layer, the bias among them: one trained factor per output.
+
+    Law: `W' = diag(scale) W` and `b' = scale b`, `scale = 1`. `out` parameters train. `rank` and
+    `alpha` are ignored. A layer whose weight and bias are zero stays zero.
+
+    Paper: as IA³'s, arXiv:2205.05638. It scales activations, as PEFT does; `IA3` leaves the bias
+    untouched.
+    """
+
+    variant = "ia3-out"
+
+    def bias_law(self, b: Bias) -> Bias:
+        return scaled(b, self.scale)

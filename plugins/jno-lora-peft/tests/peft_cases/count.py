@@ -1,0 +1,47 @@
+"""Counts how many files of PEFT load, of all types that the real PEFT has.
+
+.venv-peft/bin/python -m peft_cases.count    # from plugins/jno-lora-peft/tests
+"""
+
+import tempfile
+
+import peft
+
+from jno.lora import PeftFormatError
+from jno.lora.peft import load_peft
+from jno_lora_peft._refusals import REASONS
+from jno_lora_peft._types import TYPES
+
+from . import torch_side as torch
+from .twins import assert_close, outputs, twin
+
+
+def main():
+    plain = twin(torch.weights(torch.model()))
+    cases = torch.CASES | {name: config for name, (config, _) in torch.REFUSED.items()}
+    loaded: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
+    for case, config in cases.items():
+        theirs = torch.trained(config)
+        with tempfile.TemporaryDirectory() as folder, torch.quiet():
+            theirs.save_pretrained(folder)
+            kind = str(theirs.peft_config["default"].peft_type.value)
+            try:
+                assert_close(outputs(load_peft(plain, folder, tied=False)), torch.outputs(theirs))
+                loaded.setdefault(kind, []).append(case)
+            except PeftFormatError:
+                refused.setdefault(kind, []).append(case)
+    types = {kind.value for kind in peft.PeftType}
+    assert types == TYPES.keys() | REASONS.keys(), types ^ (TYPES.keys() | REASONS.keys())
+    for kind in sorted(types):
+        files = [*loaded.get(kind, []), *(f"not {case}" for case in refused.get(kind, []))]
+        print(f"{kind:24} {', '.join(files) or REASONS[kind]}")
+    total = sum(map(len, loaded.values()))
+    others = sum(map(len, refused.values())) + len(types - loaded.keys() - refused.keys())
+    print(
+        f"{len(loaded)} of {len(types)} types, {total} of {total + others} files load, none wrong"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The table of PEFT's types in docs/peft.md, from what the package knows of them.
+
+python -m peft_cases.listing            # from plugins/jno-lora-peft/tests: is the page up to date?
+python -m peft_cases.listing --write    # writes it
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from jno_lora_peft._refusals import REASONS
+from jno_lora_peft._types import TYPES
+
+PAGE = Path(__file__).parents[4] / "docs/peft.md"
+_WRITTEN = {
+    "BEFT": "while it is as it was loaded",
+    "TRAINABLE_TOKENS": "while it is as it was loaded",
+    "LN_TUNING": "while it is as it was loaded",
+}
+
+
+def table() -> str:
+    """A row for each type: whether it is read and written, and how it is held, or why not."""
+    rows = ["| type | read | written | held as, or why not |", "|---|---|---|---|"]
+    for name, kind in sorted(TYPES.items()):
+        written = _WRITTEN.get(name, "yes" if kind.writes else "as LoRA")
+        rows.append(f"| `{name}` | yes | {written} | {kind.held} |")
+    rows += [f"| `{name}` | no | no | {reason} |" for name, reason in sorted(REASONS.items())]
+    return "\n".join(rows) + "\n"
+
+
+def page() -> str:
+    """The page with that table in it."""
+    new, count = re.subn(
+        r"(?<=<!-- types -->\n).*?(?=<!-- /types -->)",
+        lambda _: table(),
+        PAGE.read_text(),
+        flags=re.S,
+    )
+    assert count == 1
+    return new
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        PAGE.write_text(page())
+    elif PAGE.read_text() != page():
+        sys.exit(f"{PAGE} is out of date: python -m peft_cases.listing --write")
