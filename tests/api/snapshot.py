@@ -111,6 +111,7 @@ def _of_plugin(name: str, value: Any, package: str) -> Iterator[str]:
         yield f"class {name}{_signature(adapter.__init__)}: {said}"
     elif adapter.__bases__[0] is LoRA:
         # A method on a kind of layer. Its options are the method's: one stands for all of the kind.
+        said = f"variant = {adapter.variant!r}, auto = {adapter.auto!r}"
         yield f"class {name}: {said}; a class for each method"
 
 

@@ -156,7 +156,7 @@ def _families() -> str:
 def _way(method: Any) -> str:
     """How `forward` computes the law, by the operation of the layer kind that it calls."""
     if issubclass(method, Additive):
-        return "its weight" if method.times is None else "features"
+        return "its weight" if method.times is Additive.times else "features"
     ways = {"on_output": "outputs", **dict.fromkeys(("low_rank", "product", "plus"), "features")}
     called = inspect.unwrap(method.forward).__code__.co_names
     return next((way for name, way in ways.items() if name in called), "its weight")
