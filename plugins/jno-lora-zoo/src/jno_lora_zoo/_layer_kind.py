@@ -174,7 +174,7 @@ class LayerKind(LoRAWrapper):
     def bias(cls, layer: Any) -> Bias | None:
         """`b`: the number that the layer adds to each row of `W x`. `None`: it adds nothing."""
         bias = getattr(layer, "bias", None)
-        return jnp.reshape(bias, -1) if is_float_array(bias) else None
+        return jnp.asarray(bias).reshape(-1) if is_float_array(bias) else None
 
     @classmethod
     def with_bias(cls, base: Any, bias: Bias) -> eqx.Module:
