@@ -48,9 +48,9 @@ CASES = {
     "fourierft": {"FourierFTLinear"},
     "waveft": {"WaveFTLinear"},
     "tinylora": {"TinyLoRALinear"},
-    **dict.fromkeys(("vblora", "unilora", "pvera", "glora", "frod"), {"LoRALinear"}),
+    **{key: {"LoRALinear"} for key in ("vblora", "unilora", "pvera", "glora", "frod")},
     # Nothing but arrays of the model changed.
-    **dict.fromkeys(("beft", "tokens", "norms"), set()),
+    **{key: set() for key in ("beft", "tokens", "norms")},
 }
 # What is written as another type than it was read from.
 AS_LORA = ("vera", "lokr-small", "pissa", "olora", "osf", "tinylora", "vblora", "unilora", "pvera")
