@@ -31,6 +31,31 @@ METHODS = {
     "IA3": "IA3",
 }
 
+# The methods that jNO lacks, with their rank (or the size of their blocks), by class.
+LATER = {
+    "AdaLoRA": 16,
+    "BOFT": 16,
+    "C3A": 32,
+    "DEFT": 16,
+    "DeLoRA": 16,
+    "FourierFT": 16,
+    "GraLoRA": 16,
+    "HiRA": 16,
+    "HRA": 16,
+    "IA3In": 16,
+    "LoHa": 16,
+    "MiSS": 16,
+    "OFTIn": 16,
+    "OLoRA": 16,
+    "PSOFT": 16,
+    "RandLoRA": 32,
+    "RoAd": 16,
+    "SHiRA": 16,
+    "SuperTuning": 16,
+    "TinyLoRA": 16,
+    "WaveFT": 16,
+}
+
 # step and forward and temporary memory over jNO, step over the floor, step over PEFT
 LOW_RANK = (1.02, 1.02, 1.0, 1.15, 0.85)
 TARGETS = {
@@ -53,6 +78,7 @@ def cases(device: str = "cpu") -> list[Case]:
     """All cases, in the order of the tables. Some are too large for anything but a GPU."""
     everywhere = [
         *linear(),
+        *later(),
         *batches(),
         *laplacians(),
         *deep_oft(),
@@ -67,11 +93,11 @@ def mlp(adapter: str, *, batch: int = 256, layers: int = 4) -> Case:
     """The MLP of `layers` times `Linear(1024, 1024)` that all linear cases train."""
     return {
         "name": f"mlp/{adapter}/{layers}-layers/batch-{batch}",
-        "label": METHODS[adapter],
+        "label": METHODS.get(adapter, adapter),
         "kind": "train",
         "model": {"kind": "mlp", "width": 1024, "layers": layers},
         "adapter": f"{adapter}Linear",
-        "rank": 256 if adapter == "VeRA" else 16,
+        "rank": 256 if adapter == "VeRA" else LATER.get(adapter, 16),
         "batch": batch,
         "sides": {"ours": OURS, "jno": JNO, "peft": PEFT, "floor": FLOOR, "full": FULL},
     }
@@ -94,6 +120,19 @@ def linear() -> Iterator[Case]:
         if adapter == "OFT":
             case["label"] = "OFT (1 layer)"
         yield case | ({"note": STAND_IN} if adapter in ("MiLoRA", "LoRAXS") else {})
+
+
+def later() -> Iterator[Case]:
+    """The methods that jNO lacks, on the same MLP. LoRA is among them, to compare with."""
+    for adapter in ("LoRA", *LATER):
+        case = mlp(adapter)
+        yield case | {
+            "name": f"later/{adapter}",
+            "group": "later",
+            "sides": {"ours": OURS, "peft": PEFT, "floor": FLOOR, "full": FULL},
+            "measures": ("step", "forward", "apply", "merge"),
+            "targets": [],
+        }
 
 
 def batches() -> Iterator[Case]:

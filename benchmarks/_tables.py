@@ -40,6 +40,16 @@ GROUPS = {
             (("trainable", None), ("trainable", "jno"), ("trainable", "peft"), ("traces", None)),
         ),
     ),
+    "later": Group(
+        "Methods that jNO lacks",
+        "The same model. Ranks and sizes of blocks are 16, and 32 for C3A and RandLoRA. PEFT has "
+        "the same method with the same sizes; a few of its defaults differ.",
+        (
+            (("step", "floor"), ("step", "full"), ("step", "peft"), ("forward", "floor")),
+            (("forward", "peft"), ("temp", "floor"), ("temp", "full"), ("flops", "floor")),
+            (("trainable", None), ("trainable", "peft")),
+        ),
+    ),
     "batch": Group("Smaller batches", "The same model.", (MAIN,)),
     "laplacian": Group(
         "A loss of second derivatives",

@@ -1,20 +1,25 @@
-"""Models that read weights: a step by `through`, by merging, and by layers that are called.
+"""Transformers in bfloat16: what adapters cost that a model reads, calls and keeps for later.
 
     python -m benchmarks.reading [--quick]
 
-* **tied**: a table of embeddings that is also the output head, in bfloat16.
-* **experts**: three products by `ragged_dot` with the weights of experts, in bfloat16.
+* **tied**: a step of a model whose table of embeddings is also its output head.
+* **experts**: a step of a model with three products by `ragged_dot` with the weights of experts.
+* **one token**: the forward pass of a transformer's block, as in decoding, also in float32.
+* **kept**: the activations that such a block keeps for the backward pass.
 
-The sides: **through**; **merged**, the same adapters without it; **full** fine-tuning; and
-**floor**, LoRA on the dense layer alone, with the read weights frozen. Ratios of seconds are
-formed within a round, in which every side has its turn in random order; the table shows medians
-and quartiles. Memory is the temporary memory that XLA plans for the compiled step.
+The sides of the steps: **through**; **merged**, the same adapters without it; **full** fine-tuning;
+and **floor**, LoRA on the dense layer alone, with the read weights frozen. Time is the processor's,
+of all threads, because other programs may run meanwhile. Its ratios are formed within a round, in
+which every side has its turn in random order; the table shows medians and quartiles. Memory is the
+temporary memory that XLA plans for the compiled step. `before` is the figure of a trial that came
+before all of this, on the same table of embeddings; the sizes of its other models are not known.
 """
 
 import argparse
 import random
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -22,12 +27,22 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from jno.lora import apply_lora, lora_trainable_filter
+from jno.lora import apply_lora, lora_trainable_filter, merge_lora
 from jno_lora_arrays import through
 
 from ._ratios import per_round
 
 VARIANTS = ("lora", "dora", "vera", "auto")
+
+# Of the trial: milliseconds and MiB of a step, and those of its floor.
+BEFORE = {
+    ("tied", "full"): (463 / 97, 76 / 18),
+    ("tied", "auto merged"): (1194 / 97, 163 / 18),
+    ("tied", "dora merged"): (2340 / 97, 260 / 18),
+    ("experts", "auto merged"): (814 / 453, 84 / 56),
+}
+BEFORE_ONE_TOKEN = {"dora": 6.35}  # of the base's forward pass
+BEFORE_KEPT = {"lora": 12.0, "dora": 17.0, "vera": 15.5, "ia3": 15.4, "lokr": 15.1}  # MiB
 
 
 class Tied(eqx.Module):
@@ -79,42 +94,102 @@ class Experts(eqx.Module):
         return jax.lax.ragged_dot(hidden, self.down.weight.transpose(0, 2, 1), sizes)
 
 
+class Block(eqx.Module):
+    """A transformer's block with the layers of Llama."""
+
+    layers: dict[str, eqx.nn.Linear]
+    norms: list[eqx.nn.RMSNorm]
+    heads: int = eqx.field(static=True)
+
+    def __init__(self, size: int, hidden: int, heads: int, key: Any):
+        sizes = dict.fromkeys("qkvo", (size, size))
+        sizes |= {"gate": (size, hidden), "up": (size, hidden), "down": (hidden, size)}
+        pairs = zip(sizes.items(), jr.split(key, len(sizes)), strict=True)
+        self.layers = {name: eqx.nn.Linear(*s, use_bias=False, key=k) for (name, s), k in pairs}
+        self.norms = [eqx.nn.RMSNorm(size, use_bias=False) for _ in range(2)]
+        self.heads = heads
+
+    def __call__(self, x: Any) -> Any:
+        """The outputs for a row of tokens, `(tokens, size)`."""
+        call = {name: jax.vmap(layer) for name, layer in self.layers.items()}
+        h = jax.vmap(self.norms[0])(x)
+        q, k, v = (call[name](h).reshape(len(x), self.heads, -1) for name in "qkv")
+        x = x + call["o"](jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
+        h = jax.vmap(self.norms[1])(x)
+        return x + call["down"](jax.nn.silu(call["gate"](h)) * call["up"](h))
+
+
 def main() -> None:
-    """Time both models with every variant and print the ratios."""
+    """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small shapes: does it run?")
     quick = parser.parse_args().quick
-    words, size, tokens = (256, 32, 16) if quick else (32_768, 512, 256)
-    keys = jr.split(jr.key(0), 4)
+    words, size, tokens, hidden = (256, 32, 16, 32) if quick else (32_768, 512, 256, 1024)
+    rounds = 2 if quick else 7
+    keys = jr.split(jr.key(0), 5)
     ids = jr.randint(keys[2], (tokens,), 0, words)
     x = jr.normal(keys[3], (tokens, size), jnp.bfloat16)
-    report("tied", Tied(words, size, keys[0]), ids, rounds=2 if quick else 7)
-    hidden = 32 if quick else 1024
-    report("experts", Experts(8, size, hidden, keys[1]), x, rounds=2 if quick else 7)
+    steps("tied", half(Tied(words, size, keys[0])), ids, rounds)
+    steps("experts", half(Experts(8, size, hidden, keys[1])), x, rounds)
+    block = Block(size, 4 * size, 8, keys[4])
+    one_token(half(block), x[:1], rounds)
+    one_token(block, x[:1].astype(jnp.float32), rounds)
+    kept(half(block), x)
 
 
-def report(name: str, model: Any, x: Any, rounds: int) -> None:
+def half(model: Any) -> Any:
+    """The model in bfloat16."""
+    return jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, model)
+
+
+def adapted(model: Any, variant: str) -> Any:
+    """The model with adapters of rank 8 on all layers."""
+    return apply_lora(model, 8, key=jr.key(1), wrappers=variant)
+
+
+def steps(name: str, model: Any, x: Any, rounds: int) -> None:
     """Print time and memory of a step of each side, in units of the floor."""
-    model = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, model)
     call = lambda model, x: model(x)  # noqa: E731
     dense = apply_lora(model, 8, key=jr.key(1), target="dense", wrappers="LoRALinear")
     sides = {"floor": step(dense, call, x), "full": step(model, call, x, full=True)}
     for variant in VARIANTS:
-        adapted = apply_lora(model, 8, key=jr.key(1), wrappers=variant)
-        sides[f"{variant} merged"] = step(adapted, call, x)
-        sides[f"{variant} through"] = step(adapted, through(call), x)
-    seconds: list[dict[str, float]] = []
-    for _ in range(rounds):
-        order = random.sample(list(sides), len(sides))
-        seconds.append({side: timed(sides[side][0]) for side in order})
+        sides[f"{variant} merged"] = step(adapted(model, variant), call, x)
+        sides[f"{variant} through"] = step(adapted(model, variant), through(call), x)
+    seconds = interleaved({side: run for side, (run, _) in sides.items()}, rounds)
     least = sides["floor"][1].temp_size_in_bytes
-    print(f"{name}: time and temporary memory of a step over the floor's ({least / 2**20:.0f} MiB)")
+    time = statistics.median(one["floor"] for one in seconds)
+    print(f"{name}: a step over the floor's ({1e3 * time:.0f} ms, {least / 2**20:.0f} MiB)")
     for side, (_, memory) in sides.items():
         if side != "floor":
-            ratio = per_round(seconds, side)["floor"]
-            quartiles = f"[{ratio['q1']:.2f}, {ratio['q3']:.2f}]"
+            before = BEFORE.get((name, side))
+            then = "" if before is None else "   before {:.2f}, {:.2f}".format(*before)
             size = memory.temp_size_in_bytes / least
-            print(f"  {side:14} time {ratio['median']:5.2f} {quartiles:14} memory {size:5.2f}")
+            print(f"  {side:14} time {over(seconds, side, 'floor')} memory {size:5.2f}{then}")
+
+
+def one_token(block: Block, x: Any, rounds: int) -> None:
+    """Print the time of the forward pass of one token, in units of the base's."""
+    models = {variant: adapted(block, variant) for variant in ("lora", "vera", "dora")}
+    models |= {"base": block, "dora, merged": merge_lora(models["dora"])}
+    sides = {name: forward(model, x) for name, model in models.items()}
+    seconds = interleaved(sides, 3 * rounds)
+    print(f"one token: the forward pass of a block in {x.dtype} over the base's")
+    for side in sorted(sides.keys() - {"base"}):
+        then = f"   before {BEFORE_ONE_TOKEN[side]}" if side in BEFORE_ONE_TOKEN else ""
+        print(f"  {side:14} time {over(seconds, side, 'base')}{then}")
+
+
+def kept(block: Block, x: Any) -> None:
+    """Print the activations that a block keeps for the backward pass."""
+    least = 0.0
+    print(f"kept: MiB of a block for a row of {len(x)} tokens, and over LoRA's")
+    for variant, before in BEFORE_KEPT.items():
+        model = adapted(block, variant)
+        trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
+        size = growth(trainable, frozen, x) / 2**20
+        least = least or size
+        then = f"   before {before}, {before / BEFORE_KEPT['lora']:.2f}"
+        print(f"  {variant:14} {size:5.2f}, {size / least:.2f}{then}")
 
 
 def step(model: Any, function: Any, x: Any, full: bool = False) -> tuple[Callable[[], Any], Any]:
@@ -131,11 +206,49 @@ def step(model: Any, function: Any, x: Any, full: bool = False) -> tuple[Callabl
     return lambda: jax.block_until_ready(compiled(trainable, arrays, x)), compiled.memory_analysis()
 
 
+def forward(model: Any, x: Any) -> Callable[[], Any]:
+    """Many calls of the compiled model."""
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    arrays = jax.tree.map(jnp.copy, arrays)  # or sides that share weights would share caches
+    compiled = jax.jit(lambda arrays, x: eqx.combine(arrays, rest)(x)).lower(arrays, x).compile()
+    return lambda: jax.block_until_ready([compiled(arrays, x) for _ in range(20)])
+
+
+def growth(trainable: Any, frozen: Any, x: Any) -> int:
+    """The bytes that the backward pass keeps for one row more: without weights, which are there."""
+
+    def size(rows: int) -> int:
+        def backward(trainable: Any, xs: Any) -> Any:
+            call = lambda t, xs: jax.vmap(eqx.combine(t, frozen))(xs)  # noqa: E731
+            return jax.vjp(call, trainable, xs)[1]
+
+        shapes = jax.eval_shape(backward, trainable, jnp.stack([x] * rows))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+    return size(2) - size(1)
+
+
+def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
+    """The processor's seconds of each side in each round."""
+    return [
+        {side: timed(sides[side]) for side in random.sample(list(sides), len(sides))}
+        for _ in range(rounds)
+    ]
+
+
+def over(seconds: list[dict[str, float]], side: str, other: str) -> str:
+    """The median and quartiles of a ratio."""
+    ratio = per_round(seconds, side)[other]
+    return "{median:5.2f} {quartiles:14}".format(
+        median=ratio["median"], quartiles=f"[{ratio['q1']:.2f}, {ratio['q3']:.2f}]"
+    )
+
+
 def timed(run: Callable[[], Any]) -> float:
-    """The seconds of one call."""
-    start = time.perf_counter()
+    """The processor's seconds of one call."""
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 if __name__ == "__main__":

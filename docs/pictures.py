@@ -49,6 +49,7 @@ def main(names: list[str]) -> None:
         "inspecting": lambda: run_page(DOCS / "inspecting.md"),
         "methods": lambda: [run_page(page) for page in sorted((DOCS / "methods").glob("*.md"))],
         "digits": run_digits,
+        "all-methods": run_all_methods,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
         "plugin": run_plugin,
     }
@@ -92,7 +93,7 @@ def run_plugin() -> None:
         plugin = ROOT / "examples" / "plugin_of_your_own"
         subprocess.run([*pip, "--no-build-isolation", "--target", folder, plugin], check=True)
         printed = subprocess.run(
-            [sys.executable, "-m", "jno.lora", "check", "jno-lora-loha"],
+            [sys.executable, "-m", "jno.lora", "check", "jno-lora-svft"],
             check=True,
             env=os.environ
             | {"PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])},
@@ -118,7 +119,9 @@ def run_digits() -> None:
     by_name = {row.name: row for row in demo.outcomes}
     full = by_name["full fine-tuning"]
     for method in (DOCS / "methods").glob("*.md"):
-        row = by_name[method.stem]
+        row = by_name.get(method.stem)
+        if row is None:  # the demo has the first methods only
+            continue
         said = (
             f"On the [digits of the demo](../examples/digits.md), {row.row.trainable:,} trained "
             f"parameters ({row.share:.1%} of the model) take the target domain from "
@@ -131,6 +134,43 @@ def run_digits() -> None:
         )
         assert number == 1, method
         method.write_text(text)
+
+
+def run_all_methods() -> None:
+    """Train every method on the digits of the demo, for the page on choosing."""
+    import jax
+    from rich.console import Console
+
+    from jno.lora import compare
+    from jno_lora_compare._demo import _candidates, _classifier, _data, _run
+
+    digits = _data.load(0)
+    effort = _run.FULL
+    model = _run._pretrained(Console(file=io.StringIO()), digits, effort, 0)
+    batches = list(_classifier.batches_of(digits.training, epochs=effort.epochs, seed=0))
+    comparison = compare(
+        model,
+        _classifier.loss,
+        batches,
+        ["none", "full", "all"],
+        steps=len(batches),
+        key=jax.random.key(0),
+        rank=_candidates.RANK,
+        alpha=_candidates.ALPHA,
+        learning_rate=effort.rates,
+        score=lambda model: _classifier.measure(model, digits).order,
+    )
+    comparison.plot(IMAGES / "all-methods.png", times=True)
+    page = DOCS / "choosing.md"
+    shown = f"![Score over parameters](images/all-methods.png)\n\n```text\n{comparison}\n```\n"
+    text, number = re.subn(
+        r"(?<=<!-- all-methods -->\n).*?(?=<!-- /all-methods -->)",
+        lambda _: shown,
+        page.read_text(),
+        flags=re.S,
+    )
+    assert number == 1, page
+    page.write_text(text)
 
 
 def shrink(picture: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Training an adapted MLP with PEFT on PyTorch, eager as its users run it."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -62,6 +63,32 @@ def build(case: dict[str, Any], device: str) -> Subject:
     )
 
 
+# PEFT's configuration of a method that only it has, for our rank or size of a block.
+LATER: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+    "AdaLoRALinear": ("AdaLoraConfig", lambda r: {"init_r": r, "total_step": 10_000}),
+    "BOFTLinear": ("BOFTConfig", lambda r: {"boft_block_size": r, "boft_n_butterfly_factor": 2}),
+    "C3ALinear": ("C3AConfig", lambda r: {"block_size": r}),
+    "DEFTLinear": ("DeftConfig", lambda r: {"r": r}),
+    "DeLoRALinear": ("DeloraConfig", lambda r: {"r": r}),
+    "FourierFTLinear": ("FourierFTConfig", lambda r: {"n_frequency": 2 * 1024 * r}),
+    "GraLoRALinear": ("GraloraConfig", lambda r: {"r": r, "alpha": r}),
+    "HiRALinear": ("HiraConfig", lambda r: {"r": r}),
+    "HRALinear": ("HRAConfig", lambda r: {"r": r}),
+    "IA3InLinear": ("IA3Config", lambda r: {"feedforward_modules": r"layer\d+"}),
+    "LoHaLinear": ("LoHaConfig", lambda r: {"r": r, "alpha": r}),
+    "MiSSLinear": ("MissConfig", lambda r: {"r": r}),
+    "OFTInLinear": ("OFTConfig", lambda r: {"r": 0, "oft_block_size": r}),
+    "OLoRALinear": ("LoraConfig", lambda r: {"r": r, "init_lora_weights": "olora"}),
+    "PSOFTLinear": ("PsoftConfig", lambda r: {"r": r}),
+    "RandLoRALinear": ("RandLoraConfig", lambda r: {"r": r}),
+    "RoAdLinear": ("RoadConfig", lambda r: {"group_size": r}),
+    "SHiRALinear": ("ShiraConfig", lambda r: {"r": r}),
+    "SuperTuningLinear": ("SupertuningConfig", lambda r: {"r": r}),
+    "TinyLoRALinear": ("TinyLoraConfig", lambda r: {"r": r}),
+    "WaveFTLinear": ("WaveFTConfig", lambda r: {"n_frequency": 2 * 1024 * r}),
+}
+
+
 def config_of(adapter: str, rank: int, targets: list[str]) -> Any:
     """PEFT's nearest relative of an adapter, with as many parameters where it has such a form."""
 
@@ -86,6 +113,9 @@ def config_of(adapter: str, rank: int, targets: list[str]) -> Any:
             return peft.OFTConfig(r=0, oft_block_size=rank, target_modules=targets)
         case "IA3Linear":
             return peft.IA3Config(target_modules=targets, feedforward_modules=[])
+        case _ if adapter in LATER:
+            name, settings = LATER[adapter]
+            return getattr(peft, name)(target_modules=targets, **settings(rank))
         case _:
             # LoRA and LoRA-FA; MiLoRA and LoRA-XS, of which PEFT has no form.
             return lora()

@@ -45,7 +45,7 @@ def test_it_is_found_by_name():
 def test_it_trains_singular_values():
     """The paper: the singular vectors stay, and the values move by `m`."""
     layer = eqx.nn.Linear(6, 4, key=jax.random.key(0))
-    adapter = SVFTLinear(layer, 2, 1.0, key=jax.random.key(1))
+    adapter = Net(layer).lora(rank=2, wrapper="svft").module
     adapter = eqx.tree_at(lambda a: a.m, adapter, jnp.array([0.5, 0.25]))
     before, after = (
         jnp.linalg.svd(one.weight, compute_uv=False) for one in (layer, adapter.merge())

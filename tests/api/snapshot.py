@@ -19,6 +19,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from jno_lora_zoo import METHODS, LoRA
+
 HERE = pathlib.Path(__file__).parent
 FILE = HERE / "public_api.txt"
 CHANGELOG = HERE.parents[1] / "CHANGELOG.md"
@@ -105,7 +107,12 @@ def _of_plugin(name: str, value: Any, package: str) -> Iterator[str]:
     adapter: Any = value
     attributes = ("adapter_fields", "variant", "auto")
     said = ", ".join(f"{attribute} = {getattr(adapter, attribute)!r}" for attribute in attributes)
-    yield f"class {name}{_signature(adapter.__init__)}: {said}"
+    if getattr(adapter, "law", None) is None or adapter in METHODS:
+        yield f"class {name}{_signature(adapter.__init__)}: {said}"
+    elif adapter.__bases__[0] is LoRA:
+        # A method on a kind of layer. Its options are the method's: one stands for all of the kind.
+        said = f"variant = {adapter.variant!r}, auto = {adapter.auto!r}"
+        yield f"class {name}: {said}; a class for each method"
 
 
 def _members(cls: type, ours: str) -> set[str]:

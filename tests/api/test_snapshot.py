@@ -144,11 +144,9 @@ def test_a_file_that_was_changed_by_hand_is_seen_and_not_written_over(files, cap
 def test_plugins_and_commands_are_there():
     lines = snapshot.lines()
     for start in [
-        *(
-            f"class jno_lora_{p}.LoRA{s}("
-            for p, s in [("zoo", "Linear"), ("embedding", "Embedding")]
-        ),
-        *("class jno_lora_attention.PrefixAttention(", "class jno_lora_recurrent.LoRARecurrent("),
+        *("class jno_lora_zoo.LoRALinear: ", "class jno_lora_embedding.LoRAEmbedding: "),
+        *("class jno_lora_zoo.VeRA(", "class jno_lora_recurrent.LoRARecurrent: "),
+        "class jno_lora_attention.PrefixAttention(",
         *("class jno_lora_foundax.LoRASpectral(", "jno_lora_foundax.ChannelLastKernelLayer."),
         *("jno-lora compare MODULE:FACTORY", "jno-lora compare --plot", "jno-lora demo --seed"),
     ]:

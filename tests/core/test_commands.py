@@ -102,12 +102,23 @@ def test_adapters_say_what_they_are_for(site):
         "distribution": "whole",
         "version": "1.2",
         "variant": "shift",
+        "family": None,
         "auto": False,
         "layers": ["Linear"],
         "formula": "out",
         "paper": "0000.00000",
     }
-    assert "Shift" in run("adapters")
+    assert "Shift" in run("adapters", "shift") and "Shift" in run("adapters", "Shift")
+    assert "near it: shift" in run("adapters", "shaft", code=2)
+
+
+def test_adapters_are_listed_as_methods_by_family(site):
+    turned = GOOD.replace('variant = "shift"', 'variant = "shift"\n    family = "turns"')
+    assert turned != GOOD
+    site.install("whole", turned)
+    heading, method = [line for line in run("adapters").splitlines() if "  " in line][-2:]
+    assert heading.strip() == "turns:"
+    assert method.split() == ["shift", "out", "Linear", "(1)", "0000.00000"]
 
 
 def test_doctor_is_content_with_a_whole_installation(site):
@@ -204,7 +215,8 @@ def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(name, make, tm
         assert result.error is None
         # An index has no derivatives.
         is_lookup = result.not_applicable == "no input of the layer is a floating array"
-        assert result.not_applicable is None or result.check == "parameter-count" or is_lookup
+        unknown = result.check in ("parameter-count", "law")  # which only a written case knows
+        assert result.not_applicable is None or unknown or is_lookup
     stack = eqx.filter_vmap(make)(jax.random.split(getkey(), 3))
     adapted = apply_lora([stack], 2, key=getkey(), wrappers=adapter)
     assert adapted[0].left.shape[0] == 3
@@ -244,11 +256,12 @@ def test_a_reader_that_has_enough_is_no_error(monkeypatch):
 def test_check_runs_the_kit_on_a_class(site, monkeypatch):
     module = site.install("whole", GOOD)
     text = run("check", f"{module}:Shift")
-    checks = len(CHECKS) - 2  # it claims no stacks, and no number of parameters is known
+    # It claims no stacks, and no number of parameters and no law are known.
+    checks = len(CHECKS) - 3
     assert text.startswith(f"0 of {checks} checks fail\n")
     (row,) = (line.split(maxsplit=4) for line in text.splitlines() if "Shift-Linear" in line)
     passed = f"{checks}/{checks}"
-    assert row == ["Shift-Linear", passed, "-", "-", "parameter-count, stacked-layers"]
+    assert row == ["Shift-Linear", passed, "-", "-", "parameter-count, stacked-layers, law"]
 
 
 def test_check_prints_advice_and_fails_for_it_only_on_request(site):
@@ -284,7 +297,7 @@ def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(site):
     site.install("careless", careless)
     (adapter,) = json.loads(run("adapters", "--json"))
     assert adapter["layers"] == []
-    (line,) = (line for line in run("adapters").splitlines() if " Shift " in line)
+    (line,) = (line for line in run("adapters").splitlines() if " shift " in line)
     assert "(others)" in line
 
 

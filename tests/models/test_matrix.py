@@ -10,9 +10,8 @@ import re
 
 import jax
 import pytest
-from jaxtyping import PyTree
 
-from jno.lora import PlanRow, SelectionError, plan_lora
+from jno.lora import Net, SelectionError, plan_lora
 
 from ._checks import ALPHA, RANK, adapt, every_check, further_checks
 from ._model import Model
@@ -44,14 +43,6 @@ def trial_of(model: Model) -> Trial:
     return Trial(model)
 
 
-def planned(model: PyTree, wrappers: str | None) -> tuple[tuple[PlanRow, ...], str]:
-    """The rows of the plan, or what is said if no layer can be adapted."""
-    try:
-        return plan_lora(model, RANK, ALPHA, wrappers=wrappers).rows, ""
-    except SelectionError as err:
-        return (), str(err)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     "model",
@@ -63,17 +54,20 @@ def test_matrix(model, variant, record_property):
     cell = {"model": model.name, "note": model.note, "variant": variant}
     record_property("cell", json.dumps(cell))  # for the report, should the rest fail
     trial = trial_of(model)
-    rows, refusal = planned(trial.model, wrappers)
-    if refusal:
+    plan = plan_lora(trial.model, RANK, ALPHA, wrappers=wrappers)
+    if plan.problem is not None:
+        with pytest.raises(SelectionError) as error:
+            Net(trial.model).lora(RANK, ALPHA, wrapper=wrappers)
+        refusal = str(error.value)
         # It says of each layer why not: "path: Layer (reason)".
         cell["refused"] = sorted(set(re.findall(r": (\w+ \(.*\))$", refusal, re.MULTILINE)))
         record_property("cell", json.dumps(cell))
         assert not model.adaptable or (variant == "default" and model.layers == 0), refusal
         assert cell["refused"], f"no layer is refused with a reason:\n{refusal}"
         return
-    wrapped = [row for row in rows if row.status == "wrapped"]
+    wrapped = plan.wrapped
     cell["layers"] = len(wrapped)
-    cell["left out"] = sorted((r.layer, r.explanation) for r in rows if r.status != "wrapped")
+    cell["left out"] = sorted((r.layer, r.explanation) for r in plan if r.status != "wrapped")
     problems = []
     if variant == "default" and len(wrapped) != model.layers:
         problems.append(f"{len(wrapped)} layers are wrapped, expected {model.layers}")

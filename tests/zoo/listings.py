@@ -3,8 +3,8 @@
     python tests/zoo/listings.py            # which files are out of date
     python tests/zoo/listings.py --write    # writes them
 
-Written are the stubs of adapters for type checkers, the names that the core reserves, the table in
-docs/zoo.md and the pages of methods in mkdocs.yml. A method is one line in
+Written are the stubs of adapters for type checkers, the names that the core reserves, the tables in
+docs/zoo.md and docs/choosing.md, and the pages of methods in mkdocs.yml. A method is one line in
 `jno_lora_zoo/methods/__init__.py`; the rest is read from its class.
 """
 
@@ -18,7 +18,7 @@ import textwrap
 import typing
 from typing import Any
 
-from jno_lora_zoo import METHODS
+from jno_lora_zoo import FAMILIES, METHODS, Additive
 from jno_lora_zoo._bibtex import url_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,6 +36,10 @@ def files() -> dict[pathlib.Path, str]:
     )
     zoo = ROOT / "docs/zoo.md"
     found[zoo] = _replaced(zoo, r"(?<=<!-- methods -->\n).*?(?=<!-- /methods -->)", _table(), re.S)
+    choosing = ROOT / "docs/choosing.md"
+    found[choosing] = _replaced(
+        choosing, r"(?<=<!-- families -->\n).*?(?=<!-- /families -->)", _families(), re.S
+    )
     nav = ROOT / "mkdocs.yml"
     pages = "".join(f"      - methods/{method.variant}.md\n" for method in METHODS)
     found[nav] = _replaced(nav, r"^(      - methods/.*\n)+", pages, re.M)
@@ -135,6 +139,27 @@ def _table() -> str:
     """A row for each method: its variant, arrays, law, parameters and paper."""
     head = "| variant | arrays | law | parameters | paper |\n|---|---|---|---|---|\n"
     return head + "".join(map(_row, METHODS))
+
+
+def _families() -> str:
+    """A row for each method, by family: its variant, its parameters, and its way in a step."""
+    head = "| family | variant | parameters | in a step |\n|---|---|---|---|\n"
+    rows: list[str] = []
+    for family in FAMILIES:
+        named = sorted((m.variant, m) for m in METHODS if m.family == family)
+        for number, (variant, method) in enumerate(named):
+            cells = ["" if number else family, f"[`{variant}`](methods/{variant}.md)"]
+            rows.append(f"| {' | '.join([*cells, method.formula, _way(method)])} |\n")
+    return head + "".join(rows)
+
+
+def _way(method: Any) -> str:
+    """How `forward` computes the law, by the operation of the layer kind that it calls."""
+    if issubclass(method, Additive):
+        return "its weight" if method.times is Additive.times else "features"
+    ways = {"on_output": "outputs", **dict.fromkeys(("low_rank", "product", "plus"), "features")}
+    called = inspect.unwrap(method.forward).__code__.co_names
+    return next((way for name, way in ways.items() if name in called), "its weight")
 
 
 def _row(method: Any) -> str:

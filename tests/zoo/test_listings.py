@@ -5,10 +5,14 @@ import pathlib
 import pickle
 import pydoc
 
+import jax
 import pytest
 
 import jno.lora
 import jno_lora_zoo
+from jno.lora._commands import installed
+from jno.lora.extending import default_registry
+from jno_lora_zoo import METHODS
 
 from . import listings
 
@@ -46,3 +50,21 @@ def test_an_adapter_is_a_class_as_if_written_by_hand(module, name):
 def test_type_checkers_find_the_zoo_in_the_core():
     source = pathlib.Path(jno.lora.__file__).read_text()
     assert "    from jno_lora_zoo.adapters import *" in source
+
+
+def test_the_methods_are_listed_by_family_within_100_columns():
+    found = installed.adapters(default_registry().records())
+    lines = str(installed.methods_as_table(found)).splitlines()
+    assert max(map(len, lines)) <= 100
+    families = [line.strip() for line in lines if line.endswith(":")]
+    assert {f"{method.family}:" for method in METHODS} <= {*families}
+    assert {method.family for method in METHODS} <= {*jno_lora_zoo.FAMILIES}
+    assert "others:" not in families
+    assert all(any(f" {method.variant} " in line for line in lines) for method in METHODS)
+
+
+def test_an_unknown_variant_is_answered_with_the_families():
+    with pytest.raises(jno.lora.SelectionError, match="rotation: oft") as caught:
+        jno.lora.apply_lora({}, rank=2, wrappers="off", key=jax.random.key(0))
+    # Not the second name of the same method.
+    assert "oft-in-norm" not in str(caught.value).partition("by family:")[2]

@@ -169,8 +169,79 @@ def test_other_uses_get_the_merged_weight(model):
     assert_equal(function, trainable, frozen, x)
     report = report_uses(function, eqx.combine(trainable, frozen), x)
     reasons = {use.reason for use in report}
-    assert {"a product of two weights", "no rule"} <= reasons
+    assert {"a product of two weights", "the shape changes", "no rule"} <= reasons
     assert "need the merged weight" in str(report)
+
+
+def rows_and_columns(m, x, place):
+    """Of the table and the dense layer, by numbers, by ranges and by a number that is traced."""
+    dense, table = m.dense.weight, m.table.weight
+    some = dense[3] + dense[:, -2] + table[5] + table[place] + dense[place] + dense.T[2]
+    return x @ table[4 : 4 + SIZE] + some[None] + x[:, 1:] @ dense[2:7, 1:].T @ dense[:5]
+
+
+def one_of_a_stack(m, x, place):
+    """Experts by number, some of them by a range, and rows of one."""
+    w = m.experts.weight
+    y = x @ w[1].T + x @ w[place].T + jnp.einsum("ni,eoi->neo", x, w[1:]).sum(axis=1)
+    y = y + x[:, 1:] @ w[2, :, 1:].T
+    return y @ w[-1] + x * w[0, 2][None] + jnp.einsum("ni,ei->ne", x, w[:, 3]) @ w[place, :3]
+
+
+@pytest.mark.parametrize("function", [rows_and_columns, one_of_a_stack])
+@pytest.mark.parametrize("method", ["lora", "pissa", "vera", "lora-xs", "dora"])
+def test_parts_of_weights(model, method, function):
+    trainable, frozen = adapted(model, method)
+    x = jr.normal(jr.key(5), (4, SIZE))
+    assert_equal(function, trainable, frozen, x, jnp.array(2))
+    report = report_uses(function, eqx.combine(trainable, frozen), x, jnp.array(2))
+    merged = {use.operation for use in report if use.reason is not None}
+    assert merged == (set() if method in LOW_RANK else {"slice", "dynamic_slice"})
+    assert all(use.adapter.lower().startswith(method.replace("-", "")) for use in report)
+
+
+@pytest.mark.parametrize("method", ["dora", "oft", "ia3", "lokr"])
+def test_one_layer_of_a_stack_has_the_adapter_of_that_layer(model, method):
+    def function(m, x, place):
+        w = m.experts.weight
+        return (x @ w[1].T + x @ w[place].T) @ w[-1] + jnp.einsum("ni,eoi->neo", x, w[:2])[:, 0, :1]
+
+    trainable, frozen = adapted(model, method, target="experts")
+    args = jr.normal(jr.key(5), (4, SIZE)), jnp.array(2)
+    assert_equal(function, trainable, frozen, *args)
+    report = report_uses(function, eqx.combine(trainable, frozen), *args)
+    assert all(use.reason is None for use in report)
+
+
+def test_parts_that_skip_places_are_merged(model):
+    trainable, frozen = adapted(model, "lora")
+    function = lambda m, x: x @ m.dense.weight[::2].T  # noqa: E731
+    assert_equal(function, trainable, frozen, jnp.ones((2, SIZE)))
+    (use,) = report_uses(function, eqx.combine(trainable, frozen), jnp.ones((2, SIZE)))
+    assert use.reason == "a slice with strides"
+
+
+def test_a_row_costs_as_much_as_a_row(model):
+    """Not as much as the merged table, in the forward and the backward pass."""
+
+    def function(m, x):
+        return x @ m.table.weight[3:5].T
+
+    def largest(jaxpr):
+        sizes = [
+            v.aval.size for e in jaxpr.eqns if e.primitive.name == "dot_general" for v in e.outvars
+        ]
+        inner = [i.jaxpr for e in jaxpr.eqns for i in e.params.values() if hasattr(i, "jaxpr")]
+        return max([0, *sizes, *map(largest, inner)])
+
+    trainable, frozen = adapted(model, "lora", target="table")
+
+    def step(function):
+        loss = lambda t: jnp.sum(function(eqx.combine(t, frozen), jnp.ones((2, SIZE))))  # noqa: E731
+        return largest(jax.make_jaxpr(jax.grad(loss))(trainable).jaxpr)
+
+    assert step(function) == WORDS * SIZE
+    assert step(through(function)) <= 2 * SIZE
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", None])

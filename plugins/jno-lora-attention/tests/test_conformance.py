@@ -43,7 +43,6 @@ def inputs(key):
             base,
             inputs,
             parameters=2 * HEADS * (QK + VO) + HEADS,
-            mergeable=False,
         ),
     ]
 )

@@ -171,7 +171,7 @@ class Interrupting(ToyScale):
 
 
 def test_interrupting_keeps_what_is_finished(model, batches):
-    settings = {**SETTINGS, "steps": 1}
+    settings = {**SETTINGS, "steps": 1, "rank": 2}
     made = compare(model, loss, batches, ["none", Interrupting, "full"], **settings)
     assert [row.name for row in made] == ["none"]
     assert made.interrupted
@@ -276,6 +276,33 @@ def test_an_error_in_the_loss_is_the_users_and_says_where(model, batches):
 
 def test_one_name_need_not_be_in_a_list(model, batches):
     assert [row.name for row in compare(model, loss, batches, "full", **SETTINGS)] == ["full"]
+
+
+class First(ToyLinear):
+    variant, family = "first", "turns"
+
+
+class Second(ToyLinear):
+    variant, family = "second", "adds"
+
+
+class Elsewhere(ToyConv):
+    variant, family = "elsewhere", "adds"
+
+
+class Named(ToyScale):
+    variant, family = "named", "adds"
+
+
+def test_all_stands_for_every_variant_that_takes_a_layer(model, batches):
+    registry = Registry(discover=False)
+    for cls in (First, Second, Elsewhere, Named):
+        registry.register(cls)
+    settings = {**SETTINGS, "steps": 1, "rank": 2}
+    found = compare(model, loss, batches, ["none", "named", "all"], registry=registry, **settings)
+    # By family, without the variant that was named already and without that of other layers.
+    assert [row.name for row in found] == ["none", "named", "second", "first"]
+    assert [row.error for row in found] == [None] * 4
 
 
 def test_half_precision_stays_half(model, batches):

@@ -1,5 +1,7 @@
 """`Comparison.plot`."""
 
+import dataclasses
+
 import pytest
 
 from jno.lora import SelectionError
@@ -26,6 +28,20 @@ def test_a_comparison_has_a_line_for_each_candidate_that_was_trained(tmp_path):
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["lora", "full", "none"]
     assert (tmp_path / "way.png").stat().st_size > 0
+
+
+def test_many_candidates_are_named_points_coloured_by_time(tmp_path):
+    timed = [dataclasses.replace(row, milliseconds=3.0 + n) for n, row in enumerate(ROWS)]
+    figure = Comparison(tuple(timed), steps=2).plot(tmp_path / "times.svg", times=True)
+    axes, bar = figure.axes
+    (points,) = axes.collections
+    assert points.get_offsets().tolist() == [[10, 0.5], [1000, 0.2], [0, 1.0]]
+    assert points.get_array().tolist() == [3.0, 4.0, 6.0]
+    assert [text.get_text() for text in axes.texts] == ["lora", "full", "none"]
+    assert (axes.get_ylabel(), axes.get_yscale()) == ("final loss", "log")
+    assert bar.get_ylabel() == "milliseconds per step"
+    scored = Comparison(tuple(dataclasses.replace(row, score=0.9) for row in timed[:2]), steps=2)
+    assert scored.plot(times=True).axes[0].get_ylabel() == "score"
 
 
 def test_losses_below_zero_are_drawn_on_a_plain_axis():

@@ -177,5 +177,31 @@ def test_a_run_of_other_adapters_is_refused(tmp_path, other):
 
     start().save(tmp_path / "run")
     assert start().load(tmp_path / "run").step == 0
-    with pytest.raises(CheckpointError, match="Its adapters are others"):
+    with pytest.raises(CheckpointError, match="Its adapters or random keys are others"):
         start(**other).load(tmp_path / "run")
+
+
+def noisy(key):
+    adding = optax.add_noise(0.1, 0.5, key)
+    return Trainer(loss, optax.chain(adding, optax.adam(1e-2)))
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_typed_keys_of_an_optimiser_go_on_to_the_bit(tmp_path, impl):
+    trainable, frozen = net_of().partition()
+    trainer = noisy(jax.random.key(5, impl=impl))
+    half, _ = trained(trainer, trainer.start(trainable), frozen, 2)
+    half.save(tmp_path / "run")
+    start = noisy(jax.random.key(6, impl=impl)).start(trainable)
+    loaded = start.load(tmp_path / "run")
+    assert jax.tree.structure(loaded) == jax.tree.structure(half)
+    assert trained(trainer, loaded, frozen, 4)[1] == trained(trainer, half, frozen, 4)[1]
+    assert trained(trainer, start, frozen, 2)[1] != trained(trainer, half, frozen, 4)[1]
+
+
+def test_keys_of_another_kind_are_refused(tmp_path):
+    trainable, _ = net_of().partition()
+    noisy(jax.random.key(5)).start(trainable).save(tmp_path / "run")
+    other = noisy(jax.random.key(5, impl="rbg")).start(trainable)
+    with pytest.raises(CheckpointError, match=r"adapters or random keys are others.*threefry"):
+        other.load(tmp_path / "run")

@@ -50,7 +50,7 @@ CASES = {
     "tinylora": {"TinyLoRALinear"},
     **{key: {"LoRALinear"} for key in ("vblora", "unilora", "pvera", "glora", "frod")},
     # Nothing but arrays of the model changed.
-    **{key: set() for key in ("beft", "tokens", "norms")},
+    **{key: set[str]() for key in ("beft", "tokens", "norms")},
 }
 # What is written as another type than it was read from.
 AS_LORA = ("vera", "lokr-small", "pissa", "olora", "osf", "tinylora", "vblora", "unilora", "pvera")

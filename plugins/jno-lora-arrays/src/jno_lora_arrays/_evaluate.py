@@ -68,8 +68,7 @@ class Evaluation:
             reason = result.reason if isinstance(result, Declined) else None
             if not isinstance(result, Virtual):
                 weight = next(x for x in values if isinstance(x, Virtual))
-                name = type(weight.adapter).__name__
-                self._note(Use(name, weight.shape, eqn.primitive.name, reason))
+                self._note(Use(weight.name, weight.shape, eqn.primitive.name, reason))
             if reason is None:
                 return [result]
         return evaluate_plainly(jaxpr, eqn, list(map(dense, values)))

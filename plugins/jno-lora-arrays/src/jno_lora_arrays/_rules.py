@@ -50,7 +50,30 @@ def _same(eqn: Any, values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else Declined("no rule")
 
 
-@_rule("reshape", "squeeze", "broadcast_in_dim")
+@_rule("slice", "dynamic_slice")
+def _slice(eqn: Any, values: Sequence[Any]) -> Any:
+    weight, *starts = values
+    if eqn.params.get("strides") is not None:
+        return Declined("a slice with strides")
+    starts = starts or eqn.params["start_indices"]
+    for axis, size in enumerate(eqn.outvars[0].aval.shape):
+        if size != weight.shape[axis]:
+            part = weight.part(axis, starts[axis], size)
+            if part is None:
+                return Declined(f"the update of a {weight.name} is not a product")
+            weight = part
+    return weight
+
+
+@_rule("squeeze")
+def _squeeze(eqn: Any, values: Sequence[Any]) -> Any:
+    (weight,), axes = values, sorted(eqn.params["dimensions"], reverse=True)
+    if not {"i", "o"}.isdisjoint(weight.axes[axis] for axis in axes):
+        return jnp.squeeze(weight.dense(), axes)  # one row or column, merged
+    return functools.reduce(Virtual.single, axes, weight)
+
+
+@_rule("reshape", "broadcast_in_dim")
 def _same_shape(eqn: Any, values: Sequence[Any]) -> Any:
     is_same = eqn.outvars[0].aval.shape == values[0].shape
     return values[0] if is_same and len(values) == 1 else Declined("the shape changes")
@@ -89,7 +112,7 @@ def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     with _computing_in(precision):
         y = _over_stack(product, weight, vectors, [label in shared for label in stack])
     if y is None:
-        return Declined(f"{type(weight.adapter).__name__} has no fast path here")
+        return Declined(f"{weight.name} has no fast path here")
     y = y.reshape((*y.shape[: len(stack)], *rows, y.shape[-1]))
     labels_of_y = [*stack, *own, "o" if summed == "i" else "i"]
     free = [label for label in weight.axes if label not in (*shared, summed)]
@@ -114,7 +137,7 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
         return Declined("a product with a precision or offset of its own")
     factors = weight.factors()
     if factors is None:
-        return Declined(f"the update of a {type(weight.adapter).__name__} is not a product")
+        return Declined(f"the update of a {weight.name} is not a product")
     A, B = factors
     first, second = (A.mT, B.mT) if weight.axes == "0io" else (B, A)
     product = functools.partial(
@@ -149,7 +172,7 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     places = index.reshape(-1)
     found = columns(weight.adapter, jnp.clip(places, 0, weight.shape[axis] - 1))
     if found is None:
-        return Declined(f"{type(weight.adapter).__name__} has no fast path here")
+        return Declined(f"{weight.name} has no fast path here")
     if eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP:
         fill = eqn.params["fill_value"]
         is_there = (places >= 0) & (places < weight.shape[axis])

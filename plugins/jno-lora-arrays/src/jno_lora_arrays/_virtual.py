@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from jno.lora import LoRAWrapper, merge_lora
 from jno_lora_embedding import EmbeddingLayer
-from jno_lora_zoo import LinearLayer, Method, MiLoRA, PiSSA
+from jno_lora_zoo import LinearLayer, LoRALinear, Method, MiLoRA, PiSSA
 
 # The axes of a weight, by the kind of its layer: o counts its outputs, i its inputs. In front lie
 # those of a stack, which are numbered.
@@ -23,11 +25,13 @@ class Virtual(eqx.Module):
     - `adapter`: the adapter, whose base is one layer or a stack of layers.
     - `axes`: one letter for each axis, in their order here: `o`, `i` and a number for each axis of
         a stack.
+    - `name`: the class of the adapter in the model.
     """
 
     adapter: Any
     axes: str = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
+    name: str = eqx.field(static=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,8 +60,40 @@ class Virtual(eqx.Module):
 
     def slice_of(self, axes: str) -> "Virtual":
         """One slice of a scanned weight, whose adapter holds the slice already."""
-        renamed = "".join(a if a in "io" else str(int(a) - 1) for a in axes)
-        return dataclasses.replace(self, axes=renamed)
+        return dataclasses.replace(self, axes=_without_stack_axis(axes, 0))
+
+    def part(self, axis: int, start: Any, size: int) -> "Virtual | None":
+        """`size` places of an axis, from `start` on; `None` if that needs factors and has none.
+
+        Some rows or columns of `W + B A` are those of `W`, and of `B` or `A`: a LoRA again.
+        """
+        letter = self.axes[axis]
+        cut = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
+        if letter not in "io":
+            cut_all = functools.partial(jax.tree.map, functools.partial(cut, axis=int(letter)))
+            return dataclasses.replace(self, adapter=_on_arrays(cut_all, self.adapter))
+        factors = self.factors()
+        if factors is None:
+            return None
+        as_stored = dataclasses.replace(self, dtype=self.adapter.base.weight.dtype)
+        order = tuple(self.axes.index(a) for a in (*sorted(self.axes)[:-2], "o", "i"))
+        W, (A, B) = as_stored.transposed(order).base(), factors
+        if letter == "o":
+            W, B = cut(W, axis=-2), cut(B, axis=-2)
+        else:
+            W, A = cut(W, axis=-1), cut(A, axis=-1)
+        rank = A.shape[-2]
+        lora = {"lora_A": A, "lora_B": B, "rank": rank, "alpha": float(rank)}
+        absent = dict.fromkeys(("multiplier", "dropout", "bias_update"))
+        adapter = _without_init(LoRALinear, base=_linear(W), **lora, **absent)
+        return dataclasses.replace(self, adapter=adapter)
+
+    def single(self, axis: int) -> "Virtual":
+        """Without an axis of a stack of one."""
+        place = int(self.axes[axis])
+        squeeze = functools.partial(jax.tree.map, functools.partial(jnp.squeeze, axis=place))
+        axes = _without_stack_axis(self.axes.replace(str(place), ""), place)
+        return dataclasses.replace(self, adapter=_on_arrays(squeeze, self.adapter), axes=axes)
 
     def transposed(self, order: tuple[int, ...]) -> "Virtual":
         """This weight with its axes in another order."""
@@ -91,12 +127,24 @@ def virtual(adapter: Any) -> Virtual | None:
         kind.with_matrix.__func__,
         Method.merge,
     )
-    return Virtual(adapter, _axes_of(adapter), base.weight.dtype) if is_usual else None
+    if not is_usual:
+        return None
+    return Virtual(adapter, _axes_of(adapter), base.weight.dtype, cls.__name__)
 
 
 def _axes_of(adapter: Any) -> str:
     axes = next(axes for kind, axes in _AXES.items() if isinstance(adapter, kind))
     return "".join(map(str, range(adapter.base.weight.ndim - 2))) + axes
+
+
+def _without_stack_axis(axes: str, place: int) -> str:
+    """The letters once a stack has lost its axis of that number."""
+    return "".join(a if a in "io" or int(a) < place else str(int(a) - 1) for a in axes)
+
+
+def _on_arrays(f: Any, adapter: Any) -> Any:
+    arrays, rest = eqx.partition(adapter, eqx.is_array)
+    return eqx.combine(f(arrays), rest)
 
 
 def times_inputs(adapter: Any, x: Array) -> Array | None:
@@ -147,10 +195,13 @@ def _factors(adapter: Any) -> Factors | None:
 
 def _as_linear(adapter: Any, dtype: Any) -> Any:
     """The adapter around a linear layer with the same matrix, in a dtype, without a bias."""
-    matrix = _matrix_as_stored(adapter).astype(dtype)
-    sizes = {"in_features": matrix.shape[1], "out_features": matrix.shape[0]}
-    base = _without_init(eqx.nn.Linear, weight=matrix, bias=None, use_bias=False, **sizes)
-    return _as_kind(adapter, LinearLayer, base)
+    return _as_kind(adapter, LinearLayer, _linear(_matrix_as_stored(adapter).astype(dtype)))
+
+
+def _linear(matrix: Array) -> Any:
+    """The linear layer with this matrix, or the stack of them."""
+    sizes = {"in_features": matrix.shape[-1], "out_features": matrix.shape[-2]}
+    return _without_init(eqx.nn.Linear, weight=matrix, bias=None, use_bias=False, **sizes)
 
 
 def _matrix_as_stored(adapter: Any) -> Array:

@@ -36,7 +36,8 @@ class IA3Attention(AttentionUnit):
     variant = "ia3-attention"
     paper = "2205.05638"
     bibtex = IA3.bibtex
-    formula = "heads (qk_size + vo_size)"
+    family = "scale"
+    formula = "heads (qk + vo)"
 
     base: eqx.nn.MultiheadAttention
     key_scale: Float[Array, " heads*qk"]

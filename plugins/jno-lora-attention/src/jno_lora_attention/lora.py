@@ -49,7 +49,8 @@ class LoRAAttention(AttentionUnit):
     variant = "lora-attention"
     paper = "2106.09685"
     bibtex = LoRA.bibtex
-    formula = "r sum(in + out) over the projections"
+    family = "low rank"
+    formula = "r (in + out) per projection"
 
     base: eqx.nn.MultiheadAttention
     # By the letter of the projection: (r, in) and (out, r).

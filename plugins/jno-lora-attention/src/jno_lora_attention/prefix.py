@@ -1,6 +1,5 @@
 """Prefix tuning: trained keys and values that every query may attend to."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -54,7 +53,9 @@ class PrefixAttention(AttentionUnit):
     variant = "prefix-attention"
     paper = "2101.00190"
     bibtex = bibtex_of("2101.00190", "2303.16199")
-    formula = "rank heads (qk_size + vo_size) + heads"
+    family = "prefix"
+    formula = "r heads (qk + vo) + heads"
+    mergeable = False
 
     base: eqx.nn.MultiheadAttention
     prefix_keys: Float[Array, "rank heads qk"]
@@ -118,14 +119,6 @@ class PrefixAttention(AttentionUnit):
     def merge(self) -> eqx.Module:
         """**Raises:** `WrapperError`, always: a prefix cannot be merged."""
         raise WrapperError(_NO_MERGE)
-
-    def __getattr__(self, name: str) -> Any:
-        # Attributes with arrays are otherwise read from the merged layer. A prefix has none: only
-        # fields of the base are read, since its methods would compute without the prefix.
-        base = self.__dict__.get("base")
-        if base is not None and name in {field.name for field in dataclasses.fields(base)}:
-            return getattr(base, name)
-        return super().__getattr__(name)
 
     def _attend(self, queries: Float[Array, "q_seq heads qk"]) -> Float[Array, "q_seq heads vo"]:
         """The queries' attention to the prefix, times the gate."""

@@ -36,7 +36,7 @@ def check_candidates(candidates: list[Any]) -> None:
         if not one_of_them or not all(map(_names_an_adapter, one_of_them)):
             raise SelectionError(
                 "A candidate is the name, variant or class of an adapter, a list of those, "
-                f'"full" or "none", but among `wrappers` is {candidate!r}.'
+                f'"full", "none" or "all", but among `wrappers` is {candidate!r}.'
             )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
-from jno.lora.extending import Bar, imported_for
+from jno.lora.extending import Bar, default_registry, imported_for
 
 from ._checks import check_batches, check_candidates, check_loss, check_model, checked_rates
 from ._comparison import Comparison, ComparisonRow
@@ -25,6 +25,8 @@ _DEFAULT_RATE = 1e-3
 
 # Candidates without an adapter: everything trains, nothing trains.
 FULL, NONE = "full", "none"
+# Stands for a candidate of each method that takes a layer of the model.
+ALL = "all"
 
 Candidate: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
 
@@ -61,6 +63,7 @@ def compare(
         most `steps` batches are kept, and used again from the first.
     - `wrappers`: the candidates: names (`"DoRALinear"`), variants (`"dora"`), classes, or lists of
         those in order of priority, as for `Net.lora`. `"full"` trains everything, `"none"` nothing.
+        `"all"` stands for every registered variant that takes a layer of the model.
     - `steps`: how many each candidate is trained.
     - `key`: for the adapters' initial values.
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
@@ -94,8 +97,14 @@ def compare(
             "`optimizer` has a learning rate of its own: leave `learning_rate` out, or it."
         )
     asked = {"alpha": alpha, "target": target, "options": options}
+    fresh = Net(model, key=key, registry=registry)
+    if ALL in candidates:
+        every = _every_variant(fresh, registry or default_registry(), rank, asked)
+        at = candidates.index(ALL)
+        others = [name for name in every if name not in candidates]
+        candidates[at : at + 1] = others
     adapters = [candidate for candidate in candidates if candidate not in (FULL, NONE)]
-    _check_plans(Net(model, key=key, registry=registry), adapters, rank, asked)
+    _check_plans(fresh, adapters, rank, asked)
     # Only now, for it may use up an iterator.
     kept = list(itertools.islice(batches, steps))
     check_batches(kept)
@@ -128,6 +137,14 @@ def compare(
     except KeyboardInterrupt:
         interrupted = True
     return Comparison(tuple(rows), steps, interrupted, rates)
+
+
+def _every_variant(net: Net, registry: Registry, rank: int, asked: Mapping[str, Any]) -> list[str]:
+    """The registered variants that take a layer of the model, by family."""
+    classes = [wrapper.cls for record in registry.records() for wrapper in record.wrappers]
+    families = {cls.variant: cls.family or "" for cls in classes if cls.variant}
+    ordered = sorted(families, key=lambda variant: (families[variant], variant))
+    return [name for name in ordered if net.plan(rank, wrapper=name, **asked).wrapped]
 
 
 def _check_plans(net: Net, adapters: Sequence[Any], rank: int, asked: Mapping[str, Any]) -> None:

@@ -100,12 +100,15 @@ class Comparison(Printed[ComparisonRow]):
             caption="\n".join([*stopped, *failed]),
         )
 
-    def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
+    def plot(self, path: str | PathLike[str] | None = None, *, times: bool = False) -> "Figure":
         """The losses on the way, and the final loss over the number of trained parameters.
 
         **Arguments:**
 
         - `path`: where to save the picture, in the format of the ending. Nowhere without it.
+        - `times`: whether to draw one panel instead, for many candidates: a named point for each,
+            at the score (without one, the final loss) over the trained parameters. Its colour is
+            the time of a step.
 
         **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
@@ -114,12 +117,12 @@ class Comparison(Printed[ComparisonRow]):
         written.
         """
         check_ending(path)
-        from ._drawing import draw_comparison
+        from ._drawing import draw_comparison, draw_times
 
         trained = [row for row in self.rows if row.error is None]
         if not trained:
             raise SelectionError(f"No candidate was trained, so there is nothing to draw:\n{self}")
-        return draw_comparison(trained).saved(path)
+        return (draw_times if times else draw_comparison)(trained).saved(path)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the table to `path`, one line per candidate, all digits, nothing where it failed.

@@ -47,6 +47,30 @@ def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
     return figure
 
 
+def draw_times(rows: Sequence[ComparisonRow]) -> Any:
+    """What each candidate reached for how many parameters, coloured by the time of a step."""
+    figure = new_picture(9, 5.5)
+    axes = figure.subplots()
+    is_scored = all(row.score is not None for row in rows)
+    reached = [row.score if is_scored else row.final_loss for row in rows]
+    trained = [row.trainable or 0 for row in rows]
+    times = [row.milliseconds or np.nan for row in rows]
+    points = axes.scatter(trained, reached, c=times, cmap="viridis", norm="log", s=45, zorder=2)
+    for row, x, y in zip(rows, trained, reached, strict=True):
+        place = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 8}
+        axes.annotate(row.name, (x, y), **place)
+    # Linear up to one parameter, for a candidate that trains none.
+    axes.set_xscale("symlog", linthresh=1)
+    if not is_scored and min(reached) > 0:
+        axes.set_yscale("log")
+        _round_labels(axes.yaxis, reached)
+    axes.set_xlabel("trainable parameters")
+    axes.set_ylabel("score" if is_scored else "final loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.colorbar(points, label="milliseconds per step")
+    return figure
+
+
 def _round_labels(axis: Axis, values: Sequence[float]) -> None:
     """On a logarithmic axis, few labels: by default those within a decade lie on each other."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))

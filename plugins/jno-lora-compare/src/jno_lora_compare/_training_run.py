@@ -5,8 +5,11 @@ import json
 import math
 import os
 from dataclasses import replace
+from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jno.lora import CheckpointError
@@ -49,10 +52,10 @@ class TrainingRun(eqx.Module):
         **Raises:** `CheckpointError` if it cannot be written.
         """
         file = io.BytesIO()
-        file.write(_adapters_of(self))
+        file.write(_description(self))
         try:
-            eqx.tree_serialise_leaves(file, self)
-        except Exception as err:  # such as typed keys in the state of an optimiser
+            eqx.tree_serialise_leaves(file, _with_data_of_keys(self))
+        except Exception as err:  # such as arrays of other processes
             raise CheckpointError(f"The run cannot be written into {path}: {err}") from err
         write_together({path: file.getvalue()})
 
@@ -63,30 +66,47 @@ class TrainingRun(eqx.Module):
         of adapters (LoRA-FA's `A`) are the same if the `Net` has the same key.
 
         **Raises:** `CheckpointError` if the file is damaged, if its adapters have other classes,
-        ranks or alphas, or if its arrays have other shapes or dtypes; `FileNotFoundError` if there
-        is no file.
+        ranks or alphas, if its random keys are of another kind (`jax.random.key_impl`), or if its
+        arrays have other shapes or dtypes; `FileNotFoundError` if there is no file.
         """
         with open(path, "rb") as file:
-            adapters = file.readline(_LONGEST)
-            if adapters != _adapters_of(self):
-                raise CheckpointError(f"{_misfit(path)} Its adapters are others: {adapters!r:.300}")
+            described = file.readline(_LONGEST)
+            if described != _description(self):
+                raise CheckpointError(
+                    f"{_misfit(path)} Its adapters or random keys are others: {described!r:.300}"
+                )
             try:
-                loaded = eqx.tree_deserialise_leaves(file, self)
+                loaded = eqx.tree_deserialise_leaves(file, _with_data_of_keys(self))
                 fits = not file.read(1)
             except (RuntimeError, ValueError, EOFError) as err:
                 raise CheckpointError(f"{_misfit(path)} {err}") from err
         if not fits:
             raise CheckpointError(f"{_misfit(path)} It holds more arrays than this run.")
-        return sharded_like(loaded, self)
+        return sharded_like(jax.tree.map(_as_key, loaded, self), self)
 
 
-def _adapters_of(run: TrainingRun) -> bytes:
-    """A line that describes the adapters in the trainable part."""
+def _is_key(leaf: object) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _with_data_of_keys(run: TrainingRun) -> TrainingRun:
+    """The run with the bits of typed keys in their place, which files can hold."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, run)
+
+
+def _as_key(leaf: Any, like: Any) -> Any:
+    """`leaf`, as a typed key if `like` is one."""
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+
+
+def _description(run: TrainingRun) -> bytes:
+    """A line that describes the adapters in the trainable part, and the kinds of typed keys."""
     described = [
         [path, type(adapter).__name__, adapter.rank, adapter.alpha]
         for path, adapter in adapted_layers(run.trainable)
     ]
-    return json.dumps(described).encode() + b"\n"
+    kinds = [str(jax.random.key_impl(leaf)) for leaf in jax.tree.leaves(run) if _is_key(leaf)]
+    return json.dumps(described + kinds).encode() + b"\n"
 
 
 def _misfit(path: object) -> str:

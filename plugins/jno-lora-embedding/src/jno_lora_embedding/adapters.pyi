@@ -82,6 +82,8 @@ class LoRAEmbedding(LoRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaEmbedding(LoHa, EmbeddingLayer):
@@ -162,6 +164,8 @@ class LoRAFAEmbedding(LoRAFA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrEmbedding(LoKr, EmbeddingLayer):
@@ -210,6 +214,8 @@ class rsLoRAEmbedding(rsLoRA, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAEmbedding(DoRA, EmbeddingLayer):

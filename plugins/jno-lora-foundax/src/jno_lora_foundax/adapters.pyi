@@ -150,6 +150,8 @@ class LoRAChannelLastConv(LoRA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaChannelLastConv(LoHa, ChannelLastConvLayer):
@@ -230,6 +232,8 @@ class LoRAFAChannelLastConv(LoRAFA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrChannelLastConv(LoKr, ChannelLastConvLayer):
@@ -278,6 +282,8 @@ class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAChannelLastConv(DoRA, ChannelLastConvLayer):
@@ -557,6 +563,8 @@ class LoRAChannelLastConvTranspose(LoRA, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaChannelLastConvTranspose(LoHa, ChannelLastConvTransposeLayer):
@@ -637,6 +645,8 @@ class LoRAFAChannelLastConvTranspose(LoRAFA, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrChannelLastConvTranspose(LoKr, ChannelLastConvTransposeLayer):
@@ -685,6 +695,8 @@ class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAChannelLastConvTranspose(DoRA, ChannelLastConvTransposeLayer):
@@ -964,6 +976,8 @@ class LoRASubsampledLinear(LoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaSubsampledLinear(LoHa, SubsampledLinearLayer):
@@ -1044,6 +1058,8 @@ class LoRAFASubsampledLinear(LoRAFA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrSubsampledLinear(LoKr, SubsampledLinearLayer):
@@ -1092,6 +1108,8 @@ class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRASubsampledLinear(DoRA, SubsampledLinearLayer):

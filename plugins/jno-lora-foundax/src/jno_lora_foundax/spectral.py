@@ -26,6 +26,7 @@ class SpectralLowRank(LoRAWrapper):
     """
 
     adapter_fields = ("lora_A", "lora_B")
+    family = "low rank"
     formula = "2 r (in + out) per mode"
 
     base: eqx.Module

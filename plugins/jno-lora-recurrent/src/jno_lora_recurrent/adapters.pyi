@@ -82,6 +82,8 @@ class LoRARecurrent(LoRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaRecurrent(LoHa, RecurrentLayer):
@@ -162,6 +164,8 @@ class LoRAFARecurrent(LoRAFA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrRecurrent(LoKr, RecurrentLayer):
@@ -210,6 +214,8 @@ class rsLoRARecurrent(rsLoRA, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRARecurrent(DoRA, RecurrentLayer):

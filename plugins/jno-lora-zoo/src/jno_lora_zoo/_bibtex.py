@@ -94,17 +94,17 @@ ENTRIES = {
         "Models",
         "Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan",
     ),
-    "2405.17484": (
-        "yuan2024hra",
-        "Bridging The Gap between Low-rank and Orthogonal Adaptation via {Householder} Reflection "
-        "Adaptation",
-        "Yuan, Shen and Liu, Haotian and Xu, Hongteng",
-    ),
     "2405.03003": (
         "gao2024fourierft",
         "Parameter-Efficient Fine-Tuning with Discrete {Fourier} Transform",
         "Gao, Ziqi and Wang, Qichao and Chen, Aochuan and Liu, Zijing and Wu, Bingzhe and Chen, "
         "Liang and Li, Jia",
+    ),
+    "2405.17484": (
+        "yuan2024hra",
+        "Bridging The Gap between Low-rank and Orthogonal Adaptation via {Householder} Reflection "
+        "Adaptation",
+        "Yuan, Shen and Liu, Haotian and Xu, Hongteng",
     ),
     "2405.17604": (
         "balazy2024loraxs",
@@ -121,11 +121,24 @@ ENTRIES = {
         "{MiLoRA}: Harnessing Minor Singular Components for Parameter-Efficient {LLM} Finetuning",
         "Wang, Hanqing and Li, Yixia and Wang, Shuo and Chen, Guanhua and Chen, Yun",
     ),
+    "2406.13175": (
+        "bhardwaj2024shira",
+        "Sparse High Rank Adapters",
+        "Bhardwaj, Kartikeya and Pandey, Nilesh Prasad and Priyadarshi, Sweta and Ganapathy, "
+        "Viswanath and Kadambi, Shreya and Esteves, Rafael and Borse, Shubhankar and Whatmough, "
+        "Paul and Garrepalli, Risheek and Van Baalen, Mart and Teague, Harris and Nagel, Markus",
+    ),
     "2407.19342": (
         "chen2024c3a",
         "Parameter-Efficient Fine-Tuning via Circular Convolution",
         "Chen, Aochuan and Cheng, Jiashun and Liu, Zijing and Gao, Ziqi and Tsung, Fugee and Li, "
         "Yu and Li, Jia",
+    ),
+    "2409.00119": (
+        "liao2024road",
+        "3-in-1: {2D} Rotary Adaptation for Efficient Finetuning, Efficient Batching and "
+        "Composability",
+        "Liao, Baohao and Monz, Christof",
     ),
     "2409.15371": (
         "kang2024miss",
@@ -138,26 +151,26 @@ ENTRIES = {
         "Albert, Paul and Zhang, Frederic Z. and Saratchandran, Hemanth and Rodriguez-Opazo, "
         "Cristian and van den Hengel, Anton and Abbasnejad, Ehsan",
     ),
-    "2505.20355": (
-        "jung2025gralora",
-        "{GraLoRA}: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
-        "Jung, Yeonjoon and Ahn, Daehyun and Kim, Hyungjun and Kim, Taesu and Park, Eunhyeok",
-    ),
-    "TwJrTz9cRS": (
-        "huang2025hira",
-        "{HiRA}: Parameter-Efficient {Hadamard} High-Rank Adaptation for Large Language Models",
-        "Huang, Qiushi and Ko, Tom and Zhuang, Zhan and Tang, Lilian and Zhang, Yu",
-    ),
-    "2409.00119": (
-        "liao2024road",
-        "3-in-1: {2D} Rotary Adaptation for Efficient Finetuning, Efficient Batching and "
-        "Composability",
-        "Liao, Baohao and Monz, Christof",
+    "2503.18225": (
+        "bini2025delora",
+        "Decoupling Angles and Strength in Low-rank Adaptation",
+        "Bini, Massimo and Girrbach, Leander and Akata, Zeynep",
     ),
     "2505.11235": (
         "wu2025psoft",
         "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation",
         "Wu, Fei and Hu, Jia and Min, Geyong and Wang, Shiqiang",
+    ),
+    "2505.12532": (
+        "bilican2025waveft",
+        "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets",
+        r"Bilican, Ahmet and Y{\i}lmaz, M. Ak{\i}n and Tekalp, A. Murat and Cinbi{\c s}, R. "
+        r"G{\"o}kberk",
+    ),
+    "2505.20355": (
+        "jung2025gralora",
+        "{GraLoRA}: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
+        "Jung, Yeonjoon and Ahn, Daehyun and Kim, Hyungjun and Kim, Taesu and Park, Eunhyeok",
     ),
     "2506.19847": (
         "qiu2025oftv2",
@@ -170,24 +183,6 @@ ENTRIES = {
         "Kumar, Komal and Anwer, Rao Muhammad and Khan, Fahad Shahbaz and Khan, Salman and Laptev, "
         "Ivan and Cholakkal, Hisham",
     ),
-    "2406.13175": (
-        "bhardwaj2024shira",
-        "Sparse High Rank Adapters",
-        "Bhardwaj, Kartikeya and Pandey, Nilesh Prasad and Priyadarshi, Sweta and Ganapathy, "
-        "Viswanath and Kadambi, Shreya and Esteves, Rafael and Borse, Shubhankar and Whatmough, "
-        "Paul and Garrepalli, Risheek and Van Baalen, Mart and Teague, Harris and Nagel, Markus",
-    ),
-    "2503.18225": (
-        "bini2025delora",
-        "Decoupling Angles and Strength in Low-rank Adaptation",
-        "Bini, Massimo and Girrbach, Leander and Akata, Zeynep",
-    ),
-    "2505.12532": (
-        "bilican2025waveft",
-        "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets",
-        r"Bilican, Ahmet and Y{\i}lmaz, M. Ak{\i}n and Tekalp, A. Murat and Cinbi{\c s}, R. "
-        r"G{\"o}kberk",
-    ),
     "2602.04118": (
         "morris2026tinylora",
         "Learning to Reason in 13 Parameters",
@@ -198,6 +193,11 @@ ENTRIES = {
         "unknown2026supertuning",
         "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning",
         "{Authors of arXiv:2607.09287}",
+    ),
+    "TwJrTz9cRS": (
+        "huang2025hira",
+        "{HiRA}: Parameter-Efficient {Hadamard} High-Rank Adaptation for Large Language Models",
+        "Huang, Qiushi and Ko, Tom and Zhuang, Zhan and Tang, Lilian and Zhang, Yu",
     ),
 }
 

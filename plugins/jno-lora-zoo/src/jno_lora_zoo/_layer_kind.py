@@ -132,21 +132,28 @@ class LayerKind(LoRAWrapper):
         raise NotImplementedError
 
     def low_rank(
-        self, x: Any, A: Factor, B: Factor, between: Map = unchanged, after: Map = unchanged
+        self,
+        x: Any,
+        A: Factor,
+        B: Factor,
+        between: Map = unchanged,
+        after: Map = unchanged,
+        seen: Any = None,
     ) -> Array:
-        """`(W + after(B between(A))) x`: the layer's product and a low-rank one.
+        """`W x + after(B between(A seen))`: the layer's product and a low-rank one.
 
         **Arguments:**
 
         - `A`, `B`: the factors, `(r, in)` and `(out, r)`.
         - `between`: a map that is linear along the rank axis.
         - `after`: a map that multiplies each entry of the output axis by a number.
+        - `seen`: the input of the low-rank product, `x` unless given.
 
         Both maps are applied to features here; a kind may apply them to the factors instead.
         """
         # The layer's own product first: XLA keeps to the order, and holds less at once.
         y = self.product(x)
-        return y + after(mixed(between(self.down(x, A)), B))
+        return y + after(mixed(between(self.down(x if seen is None else seen, A)), B))
 
     def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
         """`f(W x, p)`, for parameters `p` and an `f` that is linear along the output axis.

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -113,9 +114,11 @@ class Method(LayerKind):
         axes = self.mesh_axes(self.base)
         by_name = {"out": axes.outputs, "in": axes.inputs}
         return {
-            field.name: PartitionSpec(*axes.stack, *map(by_name.get, field.type.dim_str.split()))
+            field.name: PartitionSpec(*axes.stack, *map(by_name.get, annotation.dim_str.split()))
             for field in dataclasses.fields(self)
-            if isinstance(field.type, type) and issubclass(field.type, AbstractArray)
+            for annotation in typing.get_args(field.type) or (field.type,)
+            if isinstance(annotation, type) and issubclass(annotation, AbstractArray)
+            if getattr(self, field.name) is not None
         }
 
     def merge(self) -> eqx.Module:

@@ -6,11 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-from jno.lora import LoRAWrapper, WrapperError
 
 from ._arrays import Matrix, in_compute_dtype
 from ._layer_kind import Update
@@ -54,21 +51,9 @@ class Scaled(Method):
         return factor * self.multiplier.astype(factor.dtype)
 
     @classmethod
-    def from_state(
-        cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
-    ) -> LoRAWrapper:
-        """Restore the saved arrays. **Raises:** `WrapperError` if they do not fit."""
-        arrays = {name: array for name, array in state.items() if name != "multiplier"}
-        restored: Any = super().from_state(base, arrays, rank, alpha)
-        if "multiplier" not in state:
-            return restored
-        try:
-            multiplier = as_multiplier(state["multiplier"])
-        except ValueError as err:
-            raise WrapperError(f"The saved state does not fit {cls.__name__}: {err}") from err
-        return eqx.tree_at(
-            lambda w: w.multiplier, restored, multiplier, is_leaf=lambda x: x is None
-        )
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        options = super().options_of(state)
+        return {**options, "multiplier": 1.0} if "multiplier" in state else options
 
 
 class Additive(Scaled):

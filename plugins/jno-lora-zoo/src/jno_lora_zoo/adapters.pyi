@@ -184,6 +184,8 @@ class LoRALinear(LoRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaLinear(LoHa, LinearLayer):
@@ -264,6 +266,8 @@ class LoRAFALinear(LoRAFA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrLinear(LoKr, LinearLayer):
@@ -312,6 +316,8 @@ class rsLoRALinear(rsLoRA, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRALinear(DoRA, LinearLayer):
@@ -591,6 +597,8 @@ class LoRAConv(LoRA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaConv(LoHa, ConvLayer):
@@ -671,6 +679,8 @@ class LoRAFAConv(LoRAFA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrConv(LoKr, ConvLayer):
@@ -719,6 +729,8 @@ class rsLoRAConv(rsLoRA, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAConv(DoRA, ConvLayer):
@@ -998,6 +1010,8 @@ class LoRAConvTranspose(LoRA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaConvTranspose(LoHa, ConvTransposeLayer):
@@ -1078,6 +1092,8 @@ class LoRAFAConvTranspose(LoRAFA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrConvTranspose(LoKr, ConvTransposeLayer):
@@ -1126,6 +1142,8 @@ class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAConvTranspose(DoRA, ConvTransposeLayer):
@@ -1405,6 +1423,8 @@ class LoRAInNorm(LoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoHaInNorm(LoHa, InNormLayer):
@@ -1485,6 +1505,8 @@ class LoRAFAInNorm(LoRAFA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class LoKrInNorm(LoKr, InNormLayer):
@@ -1533,6 +1555,8 @@ class rsLoRAInNorm(rsLoRA, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
     ) -> None: ...
 
 class DoRAInNorm(DoRA, InNormLayer):

@@ -1,5 +1,6 @@
 """The zoo's entry point: tiny, so that finding it costs nothing."""
 
+import inspect
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -17,8 +18,7 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
 
 
 def adapters_defined_in(module: ModuleType) -> list[type[LoRAWrapper]]:
-    """The adapter classes of a module, without those that it imports."""
+    """The adapter classes of a module, without those that it imports, and without methods."""
     classes = [item for item in vars(module).values() if isinstance(item, type)]
-    return [
-        cls for cls in classes if issubclass(cls, LoRAWrapper) and cls.__module__ == module.__name__
-    ]
+    own = [cls for cls in classes if cls.__module__ == module.__name__]
+    return [cls for cls in own if issubclass(cls, LoRAWrapper) and not inspect.isabstract(cls)]

@@ -1,7 +1,7 @@
 """The laws in NumPy and float64, written from the papers and not from our code.
 
-The eleven of the first version are here, and cross every test. The later ones are in
-`laws_structured`, `laws_sparse` and `laws_turned`; the conformance kit and the oracles take them all.
+The eleven of the first version are here, and cross every test. The later ones are in the modules
+beside this one, and the conformance kit and the oracles take them as well.
 """
 
 import math

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from .._errors import JnoLoraError
+from .._paths import nearest
 from .._registry import BROKEN, PluginRecord, default_registry
 from .._showing import Table
 
@@ -112,12 +113,22 @@ def plugins(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("variant", required=False)
 @_json_option
-def adapters(as_json: bool) -> None:
-    """List the adapters: what they are for, what they cost, where they come from."""
+def adapters(variant: str | None, as_json: bool) -> None:
+    """List the methods by family, or the adapters of one VARIANT (or class name)."""
     from . import installed
 
-    _print(installed.adapters(records()), installed.adapters_as_table, as_json)
+    found = installed.adapters(records())
+    if variant is None:
+        _print(found, installed.methods_as_table, as_json)
+        return
+    chosen = [it for it in found if variant in (it["variant"], it["name"])]
+    if not chosen:
+        known = [it[key] for it in found for key in ("variant", "name") if it[key]]
+        near = ", ".join(nearest(variant, known)) or "nothing: no adapter is installed"
+        raise click.BadParameter(f"no adapter is called {variant!r}; near it: {near}")
+    _print(chosen, installed.adapters_as_table, as_json)
 
 
 @cli.command()
@@ -151,41 +162,60 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
     "--layer", type=_LAYERS, help="The layer to wrap. By default that in NAME, or linear."
 )
 @click.option(
+    "--method", is_flag=True, help="A method for all kinds of layer of the zoo, not one adapter."
+)
+@click.option(
     "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
 )
-def new(name: str, layer: str | None, output: Path) -> None:
+def new(name: str, layer: str | None, method: bool, output: Path) -> None:
     """Write a plugin to start from: six files that work.
 
-    NAME is what the adapter is called, such as embedding-bias.
+    NAME is what the adapter (or with --method, the method) is called, such as embedding-bias.
     """
+    if method and layer is not None:
+        raise click.BadParameter("a method is for all kinds of layer: leave `--layer` out")
     from .. import __version__
     from . import scaffold
 
-    target = scaffold.create(name, layer, output, __version__, records())
+    target = scaffold.create(name, layer, method, output, __version__, records())
     click.echo(f"Written: {target}")
     click.echo(f'Next:    cd {target} && pip install -e ".[test]" && pytest')
 
 
 @cli.command()
 @click.argument("what", metavar="MODULE:CLASS | DISTRIBUTION")
+@click.option("--only", multiple=True, metavar="CHECK", help="Run this check; *-merge* is several.")
+@click.option("--layer", "layers", multiple=True, help="Run on this layer, such as Linear.")
+@click.option("--rank", type=click.IntRange(min=1), help="The rank of the adapters. By default 2.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if there is advice, too.")
 @click.pass_context
-def check(ctx: click.Context, what: str, strict: bool) -> None:
+def check(
+    ctx: click.Context,
+    what: str,
+    only: tuple[str, ...],
+    layers: tuple[str, ...],
+    rank: int | None,
+    strict: bool,
+) -> None:
     """Run the conformance kit on an adapter class, or on all adapters of a plugin.
 
     Every check runs on every common Equinox layer that an adapter claims. Exits with 1 if a
-    required one fails: users rely on those. Advice is printed, too.
+    required one fails: users rely on those. Advice is printed, too. --only and --layer can be given
+    several times.
     """
+    from ..testing import messages
     from . import check as check_
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
-    results, left_out = check_.run(check_.find_wrappers(what))
+    results, left_out = check_.run(check_.find_wrappers(what), only or ("*",), layers, rank)
     _print(results, lambda results: check_.as_table(results, left_out))
     failed = [result for result in results if result.error is not None]
-    for result in failed:
-        click.echo(f"\n{'Advice: ' if result.level == 'advice' else ''}{result.error}")
-    ctx.exit(1 if any(strict or result.level == "required" for result in failed) else 0)
+    broken = [result for result in failed if result.level == "required"]
+    advice = [result for result in failed if result.level == "advice"]
+    for message in (*messages(broken), *(f"Advice: {text}" for text in messages(advice))):
+        click.echo(f"\n{message}")
+    ctx.exit(1 if broken or (strict and advice) else 0)
 
 
 def _print(found: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:

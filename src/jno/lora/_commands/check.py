@@ -1,12 +1,13 @@
 """`jno-lora check`: the conformance kit without pytest."""
 
+import dataclasses
 import importlib
 
 from .._contract import LoRAWrapper
-from .._errors import PluginError, WrapperError
+from .._errors import PluginError, SelectionError, WrapperError
 from .._registry import normalise, why_unusable
 from .._showing import Table, table
-from ..testing import CheckResult, run_checks, standard_cases
+from ..testing import CheckResult, run_checks, standard_cases, standard_layers
 from ._cli import records
 
 
@@ -44,20 +45,35 @@ def _wrappers_of_distribution(distribution: str) -> list[type[LoRAWrapper]]:
     return wrappers
 
 
-def run(wrappers: list[type[LoRAWrapper]]) -> tuple[list[CheckResult], str]:
-    """Run every check on every common Equinox layer that the classes claim.
+def run(
+    wrappers: list[type[LoRAWrapper]],
+    only: tuple[str, ...],
+    layers: tuple[str, ...],
+    rank: int | None,
+) -> tuple[list[CheckResult], str]:
+    """Run checks on the common Equinox layers that the classes claim: on all, or on `layers`.
 
     Also returns a sentence about classes that claim no such layer. It is an error if all do so.
     """
-    cases = {wrapper: standard_cases(wrapper) for wrapper in wrappers}
+    unknown_layers = {*layers} - standard_layers().keys()
+    if unknown_layers:
+        raise SelectionError(
+            f"{sorted(unknown_layers)} are not layers that this command knows. "
+            f"Layers: {', '.join(standard_layers())}."
+        )
+    cases = {wrapper: standard_cases(wrapper, layers) for wrapper in wrappers}
     unknown = [wrapper.__name__ for wrapper, own in cases.items() if not own]
     left_out = (
-        f"Not checked, for they claim no layer that this command knows: {', '.join(unknown)}. "
+        f"Not checked, for they claim no {' or '.join(layers) or 'layer that this command knows'}: "
+        f"{', '.join(unknown)}. "
         "Write their cases: `jno.lora.testing.WrapperCase` and `parametrize_with_checks`."
     )
     if len(unknown) == len(wrappers):
         raise WrapperError(left_out)
-    results = [result for own in cases.values() for case in own for result in run_checks(case)]
+    chosen = [case for own in cases.values() for case in own]
+    if rank is not None:
+        chosen = [dataclasses.replace(case, rank=rank) for case in chosen]
+    results = [result for case in chosen for result in run_checks(case, only)]
     return results, left_out if unknown else ""
 
 

@@ -1,6 +1,7 @@
 """`jno-lora plugins`, `adapters` and `doctor`: what is installed, and whether it is in order."""
 
 import platform
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from ..testing import standard_layers
 
 # A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
 SLOW_SECONDS = 1.0
+
+_OTHERS = "(others)"
 
 _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
 
@@ -61,6 +64,7 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
         {
             **{name: getattr(wrapper, name) for name in of_wrapper},
             "variant": wrapper.cls.variant,
+            "family": wrapper.cls.family,
             "auto": wrapper.cls.auto,
             "layers": [name for name, layer in layers.items() if claims(wrapper.cls, layer)],
             "formula": wrapper.cls.formula,
@@ -78,12 +82,44 @@ def adapters_as_table(found: list[dict[str, Any]]) -> Table:
         (
             it["name"],
             it["variant"] or "",
-            ", ".join(it["layers"]) or "(others)",
+            ", ".join(it["layers"]) or _OTHERS,
             *(it[key] or "" for key in ("formula", "paper", "distribution")),
         )
         for it in found
     )
     return table(f"{len(found)} adapters", [(name, "left") for name in names], rows)
+
+
+def methods_as_table(found: list[dict[str, Any]]) -> Table:
+    """A line per method, by family. Adapters of one method have its paper and its formula."""
+    families: dict[str, dict[Any, list[dict[str, Any]]]] = {}
+    for it in found:
+        key = (it["formula"], it["paper"]) if it["paper"] else _called(it)
+        families.setdefault(it["family"] or "others", {}).setdefault(key, []).append(it)
+    rows: list[tuple[str, ...]] = []
+    for family, methods in sorted(families.items()):
+        rows.append((f"{family}:", "", "", ""))
+        named = ((min(map(_called, group), key=len), group) for group in methods.values())
+        rows += (
+            (f"  {name}", group[0]["formula"] or "", _few_layers(group), group[0]["paper"] or "")
+            for name, group in sorted(named, key=lambda it: it[0])
+        )
+    columns = [(name, "left") for name in ("variant", "parameters", "layers (adapters)", "paper")]
+    caption = "`jno-lora adapters VARIANT` lists the adapters of a variant."
+    return table(f"{len(found)} adapters", columns, rows, caption)
+
+
+def _called(adapter: dict[str, Any]) -> str:
+    return adapter["variant"] or adapter["name"]
+
+
+def _few_layers(group: list[dict[str, Any]]) -> str:
+    """The first common layers that the adapters of a method claim, and the number of adapters."""
+    claimed = {layer for it in group for layer in it["layers"]}
+    names = [re.sub(r"\dd$", "", layer) for layer in standard_layers() if layer in claimed]
+    first = list(dict.fromkeys(names))
+    shown = ", ".join([*first[:2], *(["..."] if len(first) > 2 else [])]) or _OTHERS
+    return f"{shown} ({len(group)})"
 
 
 def facts(records: tuple[PluginRecord, ...]) -> str:

@@ -6,12 +6,21 @@ import re
 import string
 
 from .._errors import JnoLoraError
-from .._registry import API_VERSION, FIRST_PARTY, ZOO_METHODS, ZOO_NAMES, PluginRecord, squash
+from .._registry import (
+    API_VERSION,
+    FIRST_PARTY,
+    ZOO_DISTRIBUTION,
+    ZOO_METHODS,
+    ZOO_NAMES,
+    PluginRecord,
+    squash,
+)
 
 
 def create(
     name: str,
     layer: str | None,
+    is_method: bool,
     directory: pathlib.Path,
     version: str,
     installed: tuple[PluginRecord, ...],
@@ -19,6 +28,7 @@ def create(
     """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
 
     - `layer`: `"linear"` or `"embedding"`; by default the one in the name, else `"linear"`.
+    - `is_method`: whether it has a method of the zoo's form instead, for all of its kinds of layer.
     - `version`: of jno-lora, for the plugin's dependency on it.
     - `installed`: the plugins whose adapters must not have the same name.
     """
@@ -51,21 +61,25 @@ def create(
         raise JnoLoraError(f"{target} exists already; nothing was written. Choose another name.")
     layer = layer or ("embedding" if "embedding" in short else "linear")
     major, minor, *_ = version.split(".")
+    versions = f">={major}.{minor},<{major}.{int(minor) + 1}"
+    needs = ["jno-lora", *([ZOO_DISTRIBUTION] if is_method else [])]
     words = {
         "distribution": distribution,
         "package": package,
         "adapter": adapter,
         "variant": short,
         "layer": layer.capitalize(),
+        "layers": "the zoo's kinds of layer" if is_method else f"eqx.nn.{layer.capitalize()}",
         "sample": "normal(key, (6,))" if layer == "linear" else "randint(key, (), 0, 6)",
         "api": str(API_VERSION),
-        "requires": f"jno-lora>={major}.{minor},<{major}.{int(minor) + 1}",
+        "requires": ", ".join(f'"{name}{versions}"' for name in needs),
     }
     templates = pathlib.Path(__file__).parent / "templates"
-    for template in templates.rglob("*.txt"):
-        path = f"{template.relative_to(templates)}".removesuffix(".txt")
-        file = target / path.replace("PACKAGE", package)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = string.Template(template.read_text("utf-8"))
-        file.write_text(text.substitute(words), "utf-8")
+    for folder in (templates / "both", templates / ("method" if is_method else "adapter")):
+        for template in folder.rglob("*.txt"):
+            path = f"{template.relative_to(folder)}".removesuffix(".txt")
+            file = target / path.replace("PACKAGE", package)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            text = string.Template(template.read_text("utf-8"))
+            file.write_text(text.substitute(words), "utf-8")
     return target

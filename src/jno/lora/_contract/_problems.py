@@ -69,6 +69,8 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     for name in _CLASSMETHODS:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             yield f"`{name}` must be a classmethod"
+    if not isinstance(cls.mergeable, bool):
+        yield f"`mergeable` must be True or False, but is {cls.mergeable!r}"
     for name in ("variant", "paper", "formula", "bibtex"):
         value = getattr(cls, name)
         if not (value is None or (isinstance(value, str) and value)):

@@ -36,7 +36,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     are compiled once for all layers of one signature (class, static fields, shapes, dtypes).
 
     A wrapper reads like the layer that it wraps: an attribute that it lacks comes from `base` if it
-    holds no array (`in_features`), and from the merged layer if it does (`weight`).
+    holds no array (`in_features`), and from the merged layer if it does (`weight`). An adapter that
+    is not `mergeable` gives the fields of `base`.
 
     The page "Extending" of the documentation has a complete one; `jno-lora new` writes another.
     """
@@ -48,8 +49,11 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
     variant: ClassVar[str | None] = None
     auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
-    # For listings: the paper's number on arXiv (or OpenReview), and how many parameters train, as a
-    # formula.
+    # Whether the adapted layer can be a plain one. `merge` of any other raises a `WrapperError`.
+    mergeable: ClassVar[bool] = True
+    # For listings: the kind of method ("low rank", "rotation"), the paper's number on arXiv (or
+    # OpenReview), and how many parameters train, as a formula.
+    family: ClassVar[str | None] = None
     paper: ClassVar[str | None] = None
     formula: ClassVar[str | None] = None
     # For summaries: a phrase on what a call costs beside the layer's own, if that matters.
@@ -217,9 +221,11 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             ) from None
         # A method of an Equinox module is a pytree that holds the module, and is seen here as well.
         # A value without arrays (a static field, `Shared`'s placeholder) is the base's own.
-        if any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
-            return _read_weight.get()(self, name)
-        return value
+        if not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
+            return value
+        if not type(self).mergeable and name in {f.name for f in dataclasses.fields(base)}:
+            return value  # its methods are refused: they would compute without the adapter
+        return _read_weight.get()(self, name)
 
 
 def merged_layer(adapter: LoRAWrapper) -> eqx.Module:

@@ -40,6 +40,8 @@ class Holder(Handle):
 
     def __hash__(self) -> int:
         # `jax.jit`, `jax.checkpoint` and `lax.cond` keep what they compile by the function's hash.
+        # So does `jax.make_jaxpr`, which asks for it as the harmless `jax.eval_shape(net, x)` does:
+        # both would be allowed, or none.
         raise SelectionError(
             f"A {type(self).__name__} changes, and has no hash: what is compiled for it, as by "
             "jax.jit(net), would keep the weights of its first call. Compile a function of the "

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
@@ -196,7 +197,21 @@ class Catalog:
         if broken:
             reasons = bullets(map(why_unusable, broken))
             lines += ["It may belong to a plugin that could not be used:", reasons]
-        lines.append("`jno.lora.registered()` lists what is installed.")
+        if variants:
+            lines += ["The variants are, by family:", bullets(_by_family(self.wrappers))]
+        lines.append("`jno.lora.registered()`, or `jno-lora adapters`, lists what is installed.")
         error = SelectionError("\n".join(lines))
         error.__cause__ = broken[0].error if broken else None
         return error
+
+
+def _by_family(wrappers: Iterable[RegisteredWrapper]) -> list[str]:
+    """A line for each family: the variants of its methods, the shortest name of each."""
+    methods: dict[Any, type[LoRAWrapper]] = {}
+    for cls in (wrapper.cls for wrapper in wrappers if wrapper.cls.variant):
+        key = (cls.paper, cls.formula) if cls.paper else cls.variant
+        methods[key] = min(methods.get(key, cls), cls, key=lambda it: len(it.variant or ""))
+    families: dict[str, list[str]] = {}
+    for cls in methods.values():
+        families.setdefault(cls.family or "others", []).append(str(cls.variant))
+    return [f"{family}: {', '.join(sorted(set(it)))}" for family, it in sorted(families.items())]

@@ -158,7 +158,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
             if lost:
                 raise WrapperError(
                     f"an option in a static field is not in `state()`: {lost}. Keep it in an "
-                    "array, or write a `from_state` that restores it."
+                    "array, or restore it by `options_of` or `from_state`."
                 )
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
     return AdapterSet(found)
@@ -181,7 +181,7 @@ def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, str]) 
         key = object()
 
     def rebuild(w: LoRAWrapper) -> LoRAWrapper:
-        # The default `from_state` calls the constructor without any option.
+        # The default `from_state` calls the constructor with the options of `options_of` alone.
         return type(w).from_state(w.unwrap(), w.state(), w.rank, w.alpha)
 
     try:

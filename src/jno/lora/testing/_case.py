@@ -1,17 +1,19 @@
 """A case: one adapter around one kind of layer, with inputs; and what checks build from it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._contract import LoRAWrapper, construct
-from .._dispatch import apply_lora
+from .._caches import remembered
+from .._compute import call_compiled
+from .._contract import LoRAWrapper, construct, is_traced
 from .._trainability import lora_trainable_filter
 from .._tree import claims
 
@@ -23,7 +25,19 @@ def _call(layer: Any, *inputs: Any) -> Any:
     return layer(*inputs)
 
 
-@dataclasses.dataclass(frozen=True)
+def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, whose results are kept until those of the next cases take their place."""
+    found = remembered(16)(lambda case, widest, *args, **names: make(case, *args, **names))
+
+    @functools.wraps(make)
+    def made(case: Any, *args: Any, **names: Any) -> Any:
+        widest = jax.dtypes.canonicalize_dtype(float)  # other arrays with 64 bits enabled
+        return found(case, widest, *args, **names)
+
+    return made
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class WrapperCase:
     """An adapter and a layer for it, as the checks need them.
 
@@ -38,7 +52,12 @@ class WrapperCase:
     - `parameters`: the number of trained parameters that the documentation promises for this base
         and rank; `None` leaves that unchecked.
     - `mergeable`: `False` for an adapter that cannot be a weight of its layer, such as a prefix.
-        Its `merge()` must refuse with a `WrapperError`; checks of the merged layer are left out.
+        Its `merge()` must refuse with a `WrapperError`; checks of the merged layer are left out. By
+        default what the class says.
+    - `law`: the method written once more, from the paper and in NumPy, say: a function of the
+        trained adapter that returns the merged layer's `weight`, or a dict of its attributes
+        (`weight`, `bias`). Without it a mistake that `merge` and `__call__` share, such as a
+        transposed matrix, passes.
     - `name`: the name in test ids, by default that of the wrapper. Name the cases of a wrapper that
         has several: expected failures and tables tell them apart by it.
     """
@@ -51,16 +70,23 @@ class WrapperCase:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     call: Callable[..., Any] = _call
     parameters: int | None = None
-    mergeable: bool = True
+    mergeable: bool | None = None
+    law: Callable[[Any], Any] | None = None
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mergeable is None:
+            object.__setattr__(self, "mergeable", self.wrapper.mergeable)
 
     def __str__(self) -> str:
         return self.name or self.wrapper.__name__
 
+    @_kept
     def make_base(self, dtype: Any = None, seed: int = 1) -> Any:
         """The layer, its floating arrays cast to `dtype`."""
         return _cast(self.base(jax.random.key(seed)), dtype)
 
+    @_kept
     def make_inputs(self, dtype: Any = None, seed: int = 2) -> tuple[Any, ...]:
         """The inputs, their floating arrays cast to `dtype`."""
         return _cast(self.inputs(jax.random.key(seed)), dtype)
@@ -70,40 +96,24 @@ class WrapperCase:
         key = jax.random.key(3) if key is None else key
         return construct(self.wrapper, base, self.rank, self.alpha, key=key, options=self.options)
 
+    @_kept
     def make(self, dtype: Any = None) -> Any:
         """The adapter around `make_base(dtype)`, as initialised."""
-        return self.build(self.make_base(dtype))
+        base = self.make_base(dtype)
+        return self.build(base) if dtype is None else call_compiled(_build, self, base)
 
+    @_kept
     def make_trained(self, dtype: Any = None) -> Any:
         """The adapter after its trainable arrays moved at random."""
         return perturbed(self.make(dtype))
 
     def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
-        """The layer's output."""
+        """The layer's output, operation by operation."""
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
 
 
-def apply(case: WrapperCase, base: Any) -> Any:
-    """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
-    settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
-    return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
-
-
-def run_jitted(case: WrapperCase, layer: Any, inputs: tuple[Any, ...]) -> Any:
-    """The layer's output, from a compiled call."""
-    return eqx.filter_jit(lambda layer, inputs: case.run(layer, inputs))(layer, inputs)
-
-
-def perturbed(adapter: Any, size: float = 0.3, seed: int = 4) -> Any:
-    """`adapter` with random numbers added to its trainable arrays."""
-    trainable, frozen = split(adapter)
-    leaves, treedef = jtu.tree_flatten(trainable)
-    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
-    moved = [
-        leaf + size * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for leaf, key in zip(leaves, keys, strict=False)
-    ]
-    return eqx.combine(jtu.tree_unflatten(treedef, moved), frozen)
+def _build(case: WrapperCase, base: Any) -> Any:
+    return case.build(base)
 
 
 def split(adapter: Any) -> tuple[PyTree, PyTree]:
@@ -111,12 +121,35 @@ def split(adapter: Any) -> tuple[PyTree, PyTree]:
     return eqx.partition(adapter, lora_trainable_filter(adapter))
 
 
-def standard_cases(wrapper: type[LoRAWrapper]) -> list[WrapperCase]:
-    """A case for each of the common Equinox layers that `wrapper` claims."""
+def perturbed(adapter: Any) -> Any:
+    """`adapter` with random numbers added to its trainable arrays."""
+    random = np.random.default_rng(4)
+
+    def moved(leaf: Any) -> Any:
+        step = 0.3 * random.normal(size=leaf.shape)
+        if np.iscomplexobj(leaf):
+            step = step + 0.3j * random.normal(size=leaf.shape)
+        step = step.astype(leaf.dtype)
+        if is_traced(leaf):
+            return leaf + step
+        # By NumPy: JAX would compile an addition for each shape.
+        array = np.asarray(leaf) + step
+        is_placed = isinstance(leaf, jax.Array) and leaf.committed
+        return jax.device_put(array, leaf.sharding if is_placed else None)
+
+    trainable, frozen = split(adapter)
+    return eqx.combine(jax.tree.map(moved, trainable), frozen)
+
+
+def standard_cases(wrapper: type[LoRAWrapper], layers: Collection[str] = ()) -> list[WrapperCase]:
+    """A case for each of the common Equinox layers that `wrapper` claims, or of those in `layers`.
+
+    **Arguments:** `layers`: keys of `standard_layers()`.
+    """
     cases: list[WrapperCase] = []
-    for base, inputs in standard_layers().values():
+    for layer_name, (base, inputs) in standard_layers().items():
         layer = base(jax.random.key(0))
-        if claims(wrapper, layer):
+        if (not layers or layer_name in layers) and claims(wrapper, layer):
             name = f"{wrapper.__name__}-{type(layer).__name__}"
             cases.append(WrapperCase(wrapper, base, inputs, name=name))
     return cases

@@ -14,9 +14,12 @@ import numpy as np
 from jax.experimental.jet import jet
 from jaxtyping import Array, Float, PyTree
 
-from .._contract import merged_layer
 from ._case import NOT_MERGEABLE, WrapperCase, split
 from ._conformance import require_close, required
+from ._programs import (
+    merged,
+    through_merge,
+)
 
 _TOLERANCE = 2e-4
 _ORIGIN = np.zeros(2, np.float32)
@@ -46,7 +49,7 @@ def check_input_derivatives(case: WrapperCase) -> str | None:
     if not names:
         return "the layer itself cannot be differentiated"
     trained = case.make_trained()
-    expected = _derivatives(merged_layer(trained), case.call, _plane(case), names)
+    expected = _derivatives(merged(trained), case.call, _plane(case), names)
     got = _derivatives(trained, case.call, _plane(case), names)
     for name in names:
         require_close(
@@ -72,7 +75,7 @@ def check_input_jet(case: WrapperCase) -> str | None:
     trained = case.make_trained()
     require_close(
         _taylor_terms(trained, case.call, _plane(case)),
-        _taylor_terms(merged_layer(trained), case.call, _plane(case)),
+        _taylor_terms(merged(trained), case.call, _plane(case)),
         _TOLERANCE,
         "The Taylor terms that `jet` gives differ from the merged layer's",
     )
@@ -91,18 +94,11 @@ def check_residual_gradients(case: WrapperCase) -> str | None:
         return "`hessian` cannot differentiate the layer itself"
     trained, plane = case.make_trained(), _plane(case)
     trainable, frozen = split(trained)
-    # The gradients for the merged layer's arrays, taken back through `merge()`.
-    merged, pull_back = eqx.filter_vjp(
-        lambda trainable: eqx.filter(
-            merged_layer(eqx.combine(trainable, frozen)), eqx.is_inexact_array
-        ),
-        trainable,
-    )
-    _, other = eqx.partition(merged_layer(trained), eqx.is_inexact_array)
-    (expected,) = pull_back(_residual_gradients(merged, other, case.call, plane))
+    varied, fixed = eqx.partition(merged(trained), eqx.is_inexact_array)
+    of_merged = _residual_gradients(varied, fixed, case.call, plane)
     require_close(
         _residual_gradients(trainable, frozen, case.call, plane),
-        expected,
+        through_merge(trainable, frozen, of_merged),
         _TOLERANCE,
         "The gradients of a loss of the Laplacian differ from those through `merge()`",
     )

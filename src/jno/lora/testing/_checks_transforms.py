@@ -1,19 +1,17 @@
 """Checks of an adapter under JAX: gradients, transformations, and meshes of devices."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._contract import merged_layer
+from .._dispatch import apply_lora
 from .._merge import merge_lora
-from .._paths import path_str
-from ._case import NOT_MERGEABLE, WrapperCase, apply, perturbed, run_jitted, split
+from .._paths import path_str, stable_hash
+from ._case import NOT_MERGEABLE, WrapperCase, perturbed, split
 from ._conformance import (
     ConformanceError,
     advice,
@@ -23,6 +21,16 @@ from ._conformance import (
     require_close,
     required,
 )
+from ._programs import (
+    gradients,
+    mapped_and_scanned,
+    mapped_output,
+    merged,
+    output,
+    slice_of,
+    stacked,
+    through_merge,
+)
 
 _TOLERANCE = 2e-5
 
@@ -31,15 +39,15 @@ _TOLERANCE = 2e-5
 def check_gradients(case: WrapperCase) -> None:
     """Gradients are finite, and nonzero for the trainable arrays and no others."""
     for stage, adapter in (("at the start", case.make()), ("after a step", case.make_trained())):
-        for path, grad in jtu.tree_leaves_with_path(_gradients(adapter, case.run)):
+        for path, grad in jtu.tree_leaves_with_path(_gradients(case, adapter)):
             where = f"The gradient of `{path_str(path)}` {stage}"
             require(
-                jnp.all(jnp.isfinite(grad)),
+                np.all(np.isfinite(grad)),
                 f"{where} is not finite.",
                 "mind divisions by norms that may be zero, and square roots at zero.",
             )
             require(
-                stage == "at the start" or jnp.any(grad != 0),
+                stage == "at the start" or np.any(np.asarray(grad) != 0),
                 f"{where} is zero everywhere.",
                 "use the array in `__call__`; do not `stop_gradient` what should train.",
             )
@@ -51,9 +59,11 @@ def check_merge_gradients(case: WrapperCase) -> str | None:
     if not case.mergeable:
         return NOT_MERGEABLE
     trained = case.make_trained()
+    varied, fixed = eqx.partition(merged(trained), eqx.is_inexact_array)
+    of_merged = gradients(varied, fixed, case.call, case.make_inputs())
     require_close(
-        _gradients(trained, lambda adapter: case.run(merged_layer(adapter))),
-        _gradients(trained, case.run),
+        through_merge(*split(trained), of_merged),
+        _gradients(case, trained),
         10 * _TOLERANCE,
         "The gradients through `merge()` differ from those through `__call__`",
     )
@@ -63,11 +73,15 @@ def check_merge_gradients(case: WrapperCase) -> str | None:
 @required("no Python `int()`, `float()` or `if` on array values in `__init__` or `__call__`.")
 def check_jit(case: WrapperCase) -> None:
     """The constructor and the call work under `jit`, and give the same."""
-    base, key = case.make_base(), jax.random.key(3)
-    compiled = perturbed(eqx.filter_jit(lambda base, key: case.build(base, key))(base, key))
+    inputs = case.make_inputs()
+
+    @eqx.filter_jit
+    def compiled(base: Any, key: Any, inputs: tuple[Any, ...]) -> Any:
+        return case.run(perturbed(case.build(base, key)), inputs)
+
     require_close(
-        run_jitted(case, compiled, case.make_inputs()),
-        case.run(perturbed(case.build(base, key))),
+        compiled(case.make_base(), jax.random.key(3), inputs),
+        case.run(case.make_trained(), inputs),
         10 * _TOLERANCE,
         "Compiled and eager outputs differ",
     )
@@ -78,8 +92,8 @@ def check_vmap(case: WrapperCase) -> None:
     """`vmap` over inputs gives what a loop gives."""
     trained = case.make_trained()
     several = [case.make_inputs(seed=seed) for seed in (21, 22, 23)]
-    mapped = jax.vmap(lambda inputs: case.run(trained, inputs))(_stack(several))
-    looped = _stack([case.run(trained, inputs) for inputs in several])
+    mapped = mapped_output(trained, case.call, stacked(several))
+    looped = stacked([output(case, trained, inputs) for inputs in several])
     require_close(mapped, looped, _TOLERANCE, "`vmap` and a loop differ")
 
 
@@ -88,23 +102,17 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     """The constructor can be mapped over layers, and the stack run by `lax.scan`."""
     bases = [case.make_base(seed=seed) for seed in (31, 32)]
     keys = jax.random.split(jax.random.key(33), 2)
-    adapters = perturbed(eqx.filter_vmap(case.build)(_stack(bases), keys))
-    arrays, static = eqx.partition(adapters, eqx.is_array)
     inputs = case.make_inputs()
-
-    def body(carry: None, arrays: Any) -> tuple[None, Any]:
-        return carry, case.run(eqx.combine(arrays, static), inputs)
-
-    _, scanned = jax.lax.scan(body, None, arrays)
+    adapters, scanned = mapped_and_scanned(case, stacked(bases), keys, inputs)
     for index in range(2):
         require_close(
-            _slice(scanned, index),
-            case.run(_slice(adapters, index), inputs),
+            slice_of(scanned, index),
+            output(case, slice_of(adapters, index), inputs),
             10 * _TOLERANCE,
             f"The mapped constructor's stack, run by `lax.scan`, differs from slice {index} alone",
             "keep everything that differs between layers in array fields.",
         )
-    shapes = [array.shape for array in arrays_of(case.build(bases[0], keys[0]))]
+    shapes = [array.shape for array in arrays_of(case.make())]
     require(
         shapes == [array.shape[1:] for array in arrays_of(adapters)],
         "A mapped constructor gives other shapes than one call.",
@@ -119,13 +127,13 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
 def check_stacked_layers(case: WrapperCase) -> str | None:
     """A stacked layer that the adapter claims is adapted and merged slice by slice."""
     bases = [case.make_base(seed=seed) for seed in (41, 42)]
-    stacked = _stack(bases)
-    if not case.wrapper.applies_to(stacked):
+    stack = stacked(bases)
+    if not case.wrapper.applies_to(stack):
         return "the adapter does not claim stacked layers"  # no adapter has to
     try:
-        _adapt_and_merge_a_stack(case, bases, stacked)
+        _adapt_and_merge_a_stack(case, bases, stack)
     except Exception as err:
-        ndim = case.wrapper.stack_ndim(stacked)
+        ndim = case.wrapper.stack_ndim(stack)
         if isinstance(err, ConformanceError) or ndim == 1:
             raise
         # An adapter that takes the stack for one layer may fail in any way.
@@ -137,14 +145,14 @@ def check_stacked_layers(case: WrapperCase) -> str | None:
     return None
 
 
-def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stacked: Any) -> None:
-    adapted = apply(case, stacked)
+def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stack: Any) -> None:
+    adapted = _apply(case, stack)
     trained = perturbed(adapted)
     plain: Any = merge_lora(trained) if case.mergeable else trained
     for index, base in enumerate(bases):
-        one, layer = _slice(trained, index), _slice(plain, index)
-        start = relative_error(case.run(_slice(adapted, index)), case.run(base))
-        error = relative_error(case.run(layer), case.run(one))
+        one, layer = slice_of(trained, index), slice_of(plain, index)
+        start = relative_error(output(case, slice_of(adapted, index)), output(case, base))
+        error = relative_error(output(case, layer), output(case, one))
         require(
             start <= _TOLERANCE and error <= 2 * _TOLERANCE,
             f"Slice {index} of a stacked layer: {start:.1e} from the layer at the start, merged "
@@ -156,7 +164,7 @@ def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stacked: Any) 
 def check_eval_shape(case: WrapperCase) -> None:
     """`eqx.filter_eval_shape` of the constructor gives the shapes of a real one."""
     base, key = case.make_base(), jax.random.key(3)
-    template, actual = eqx.filter_eval_shape(case.build, base, key), case.build(base, key)
+    template, actual = eqx.filter_eval_shape(case.build, base, key), case.make()
     expected, got = (
         [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
         for tree in (actual, template)
@@ -170,11 +178,11 @@ def check_eval_shape(case: WrapperCase) -> None:
 @required("keep `__call__` pure.")
 def check_checkpoint(case: WrapperCase) -> None:
     """Gradients under `eqx.filter_checkpoint` (rematerialisation) are the same."""
-    trained, inputs = case.make_trained(), case.make_inputs()
-    run = eqx.filter_checkpoint(lambda layer, inputs: case.run(layer, inputs))
+    trained = case.make_trained()
+    call = eqx.filter_checkpoint(case.call)
     require_close(
-        _gradients(trained, lambda layer: run(layer, inputs)),
-        _gradients(trained, case.run),
+        gradients(*split(trained), call, case.make_inputs()),
+        _gradients(case, trained),
         _TOLERANCE,
         "Gradients with and without `filter_checkpoint` differ",
     )
@@ -183,9 +191,9 @@ def check_checkpoint(case: WrapperCase) -> None:
 @required("decompose in `__init__` only; in a step use matrix products or an elimination in JAX.")
 def check_no_lapack_in_step(case: WrapperCase) -> None:
     """The compiled forward and gradient call no LAPACK routine."""
-    step: Any = eqx.filter_jit(lambda adapter: _gradients(adapter, case.run))
+    step = gradients.lower(*split(case.make_trained()), case.call, case.make_inputs())
     require(
-        "lapack" not in step.lower(case.make_trained()).as_text().lower(),
+        "lapack" not in step.as_text().lower(),
         "The step calls LAPACK (an inverse, solve, SVD or QR). Several such calls in one compiled "
         "step can wait for each other forever on a CPU with few cores.",
     )
@@ -201,7 +209,9 @@ def check_sharding(case: WrapperCase) -> str | None:
     layer, shardings = _shard(plain)
     if not shardings:
         return "the layer has no array that could be cut"
-    adapted, alone = (perturbed(apply(case, base)) for base in (layer, plain))
+    adapted = perturbed(_apply(case, layer))
+    # By the key that the dispatcher gives to a model that is one layer.
+    alone = perturbed(case.build(plain, jax.random.fold_in(jax.random.key(3), stable_hash(""))))
     devices = shardings[0].device_set
     require(
         all(array.sharding.device_set == devices for array in arrays_of(adapted)),
@@ -210,8 +220,8 @@ def check_sharding(case: WrapperCase) -> str | None:
     )
     inputs = jax.device_put(case.make_inputs(), NamedSharding(shardings[0].mesh, PartitionSpec()))
     require_close(
-        run_jitted(case, adapted, inputs),
-        case.run(alone),
+        output(case, adapted, inputs),
+        output(case, alone),
         10 * _TOLERANCE,
         "Sharded and on one device, the outputs differ",
     )
@@ -247,23 +257,12 @@ def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
     return jax.tree.map(place, layer), shardings
 
 
-def _gradients(adapter: Any, run: Callable[[Any], Any]) -> Any:
-    """The gradients of a loss of the output of `run(adapter)`, for the trainable arrays."""
-    trainable, frozen = split(adapter)
-
-    def loss(trainable: Any) -> Any:
-        output = run(eqx.combine(trainable, frozen))
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(output))
-
-    return jax.grad(loss)(trainable)
+def _apply(case: WrapperCase, base: Any) -> Any:
+    """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
+    settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
+    return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
 
 
-def _stack(trees: list[Any]) -> Any:
-    def stack(*leaves: Any) -> Any:
-        return jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
-
-    return jax.tree.map(stack, *trees)
-
-
-def _slice(stacked: Any, index: int) -> Any:
-    return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, stacked)
+def _gradients(case: WrapperCase, adapter: Any) -> Any:
+    """The gradients of a loss of the adapter's output, for its trainable arrays."""
+    return gradients(*split(adapter), case.call, case.make_inputs())

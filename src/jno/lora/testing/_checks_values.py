@@ -1,17 +1,35 @@
 """Checks of an adapter's output: at the start, merged, and in every precision."""
 
 import contextlib
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from .._contract import merged_layer
+from .._contract import takes
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import NOT_MERGEABLE, WrapperCase, split
-from ._conformance import ConformanceError, advice, relative_error, require, require_close, required
+from ._conformance import (
+    ConformanceError,
+    advice,
+    arrays_of,
+    is_refusal,
+    raised_in,
+    relative_error,
+    require,
+    require_close,
+    required,
+)
+from ._programs import (
+    merged,
+    output,
+    start_and_merge,
+)
 
 # Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
 # output's own dtype; a weight that was changed and cast back (PiSSA) adds one per weight.
@@ -27,7 +45,7 @@ _HALVES = (jnp.bfloat16, jnp.float16)
 )
 def check_identity_at_init(case: WrapperCase) -> None:
     """A fresh adapter changes nothing."""
-    fresh, plain = case.run(case.make()), case.run(case.make_base())
+    fresh, plain = output(case, case.make()), output(case, case.make_base())
     require_close(fresh, plain, _FLOAT32, "The fresh adapter's output differs from the layer's")
 
 
@@ -37,8 +55,8 @@ def check_identity_in_half_precision(case: WrapperCase) -> None:
     for dtype in _HALVES:
         inputs = case.make_inputs(dtype)
         require_close(
-            case.run(case.make(dtype), inputs),
-            case.run(case.make_base(dtype), inputs),
+            output(case, case.make(dtype), inputs),
+            output(case, case.make_base(dtype), inputs),
             _HALF_ROUNDINGS * float(jnp.finfo(dtype).eps),
             f"With {jnp.dtype(dtype).name}, the fresh adapter's output differs from the layer's",
         )
@@ -47,7 +65,7 @@ def check_identity_in_half_precision(case: WrapperCase) -> None:
 @required("use the adapter's arrays in `__call__`.")
 def check_adapter_acts(case: WrapperCase) -> None:
     """An adapter whose arrays have moved computes something else than the layer."""
-    error = relative_error(case.run(case.make_trained()), case.run(case.make_base()))
+    error = relative_error(output(case, case.make_trained()), output(case, case.make_base()))
     require(error > 1e-4, "After every trainable array moved, the output is still the layer's.")
 
 
@@ -57,11 +75,67 @@ def check_merge_equals_call(case: WrapperCase) -> str | None:
     if not case.mergeable:
         return NOT_MERGEABLE
     trained = case.make_trained()
-    plain = merged_layer(trained)
+    plain = merged(trained)
     for seed in (11, 12):
         inputs = case.make_inputs(seed=seed)
-        expected, got = case.run(trained, inputs), case.run(plain, inputs)
+        expected, got = output(case, trained, inputs), output(case, plain, inputs)
         require_close(got, expected, 4 * _FLOAT32, "`merge()(x)` and `wrapper(x)` differ")
+    return None
+
+
+@required(
+    "compare `merge()` with the paper: a transposed matrix, a scale, the order of factors. If the "
+    "case's `law` is wrong, correct that."
+)
+def check_law(case: WrapperCase) -> str | None:
+    """The merged layer is the one that the case's own `law` gives."""
+    if case.law is None:
+        return "the case has no `law`"
+    if not case.mergeable:
+        return NOT_MERGEABLE
+    trained = case.make_trained()
+    plain, found = merged(trained), case.law(trained)
+    expected = found if isinstance(found, Mapping) else {"weight": found}
+    for name, array in expected.items():
+        problem = f"`merge().{name}` and the law differ"
+        require_close(getattr(plain, name), array, 4 * _FLOAT32, problem)
+    return None
+
+
+@required(
+    "clamp a rank that is too large, or refuse it: `raise ValueError(...)` in `__init__`, with a "
+    "message that says which ranks are possible."
+)
+def check_ranks(case: WrapperCase) -> str | None:
+    """At rank 1, an odd rank and one larger than the layer, it starts and merges as it should."""
+    if "rank" not in takes(case.wrapper):
+        return "the adapter takes no rank"
+    base = case.make_base()
+    beyond = 1 + max((array.size for array in arrays_of(base)), default=0)
+    for rank in {1, 3, beyond} - {case.rank}:  # its own is for the other checks
+        other = dataclasses.replace(case, rank=rank)
+        try:
+            start, trained, plain = start_and_merge(other)
+        except Exception as err:
+            require(
+                is_refusal(err),
+                f"With rank {rank}, it fails: {type(err).__name__}: {err}\n"
+                f"{raised_in(err, case.wrapper)}",
+            )
+            continue
+        require(
+            all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trained)),
+            f"With rank {rank}, the output is not finite.",
+        )
+        require_close(
+            start,
+            output(case, base),
+            _FLOAT32,
+            f"With rank {rank}, the fresh adapter's output differs from the layer's",
+        )
+        require_close(
+            plain, trained, 4 * _FLOAT32, f"With rank {rank}, `merge()(x)` and `wrapper(x)` differ"
+        )
     return None
 
 
@@ -90,7 +164,7 @@ def check_merge_restores_form(case: WrapperCase) -> None:
 
 def _check_refuses_to_merge(case: WrapperCase) -> None:
     try:
-        merged_layer(case.make_trained())
+        merged(case.make_trained())
     except WrapperError:
         return
     raise ConformanceError(
@@ -115,16 +189,17 @@ def check_unwrap_restores(case: WrapperCase) -> None:
 @required("cast the adapter's arrays to the dtype of the features when they are used.")
 def check_output_dtype(case: WrapperCase) -> None:
     """The output has the dtype that the layer gives, in every precision."""
-    for dtype in (jnp.float32, *_HALVES, jnp.float64):
+    for dtype in (None, *_HALVES, jnp.float64):
         with jax.enable_x64(True) if dtype is jnp.float64 else contextlib.nullcontext():
             inputs = case.make_inputs(dtype)
             expected, got = (
-                [leaf.dtype for leaf in jax.tree.leaves(case.run(layer, inputs))]
+                [leaf.dtype for leaf in jax.tree.leaves(output(case, layer, inputs))]
                 for layer in (case.make_base(dtype), case.make_trained(dtype))
             )
         require(
             got == expected,
-            f"With {jnp.dtype(dtype).name}, the output is {got}, the layer's is {expected}.",
+            f"With {jnp.dtype(dtype or jnp.float32).name}, the output is {got}, the layer's is "
+            f"{expected}.",
         )
 
 
@@ -147,10 +222,10 @@ def check_double_precision(case: WrapperCase) -> None:
     """With x64 enabled, everything happens in float64."""
     with jax.enable_x64(True):
         inputs, base = case.make_inputs(jnp.float64), case.make_base(jnp.float64)
-        trained = case.make_trained(jnp.float64)
-        start = relative_error(case.run(case.build(base), inputs), case.run(base, inputs))
-        plain = merged_layer(trained) if case.mergeable else trained
-        merge = relative_error(case.run(plain, inputs), case.run(trained, inputs))
+        fresh, trained = case.make(jnp.float64), case.make_trained(jnp.float64)
+        start = relative_error(output(case, fresh, inputs), output(case, base, inputs))
+        plain = merged(trained) if case.mergeable else trained
+        merge = relative_error(output(case, plain, inputs), output(case, trained, inputs))
     require(
         max(start, merge) <= _FLOAT64,
         f"With float64, the output differs by {start:.1e} at the start, and by {merge:.1e} merged "

@@ -1,16 +1,18 @@
 """The two levels of checks, how a check is run, and the comparisons that checks share."""
 
 import functools
-import sys
+import pathlib
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+
+from .._errors import JnoLoraError
 
 # A check of a case. It returns the reason if it does not concern the case.
 Check: TypeAlias = Callable[[Any], str | None]
@@ -20,8 +22,24 @@ CHECKS: dict[str, Check] = {}
 ADVICE: set[str] = set()
 
 
+class Exceptional(NamedTuple):
+    """An exception that stopped a check, as text."""
+
+    kind: str
+    message: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}\n{self.place}"
+
+
 class ConformanceError(AssertionError):
-    """An adapter fails a check. The message says which, what came, and what to do."""
+    """An adapter fails a check. The message says which, what came, and what to do.
+
+    - `exception`: what stopped the check, if an exception did.
+    """
+
+    exception: Exceptional | None = None
 
 
 def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], Check]:
@@ -46,13 +64,14 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
                         f"[{name}] {case}: {problem}\nWhat to do: {own or remedy}"
                     ) from err
                 except Exception as err:
-                    where = _author_frame(err, case.wrapper)
-                    raise ConformanceError(
-                        f"[{name}] {case}: the check stopped at an exception, "
-                        f"{type(err).__name__}: {err}\n"
-                        f"(raised in {where.name}, {where.filename}:{where.lineno}: {where.line})\n"
+                    place = raised_in(err, case.wrapper)
+                    exception = Exceptional(type(err).__name__, f"{err}", place)
+                    stopped = ConformanceError(
+                        f"[{name}] {case}: the check stopped at an exception, {exception}\n"
                         f"What is checked: {check.__doc__}"
-                    ) from err
+                    )
+                    stopped.exception = exception
+                    raise stopped from err
 
         CHECKS[name] = checked
         if is_advice:
@@ -65,13 +84,45 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
 advice = functools.partial(required, is_advice=True)
 
 
-def _author_frame(err: Exception, cls: type) -> traceback.FrameSummary:
-    """The last frame of `err` in the adapter's own module, or in that of a class it inherits."""
-    frames = traceback.extract_tb(err.__traceback__)
-    modules = {c.__module__ for c in cls.__mro__ if not c.__module__.startswith("jno.lora.")}
-    files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
-    own = [frame for frame in frames if frame.filename in files]
-    return (own or frames)[-1]
+def raised_in(err: BaseException, cls: type) -> str:
+    """The innermost line of the author of `cls` that led to `err`, or else of anybody."""
+    where = (_frames(err, cls) or _frames(err))[-1]
+    return f"(raised in {where.name}, {where.filename}:{where.lineno}: {where.line})"
+
+
+def _frames(err: BaseException, author_of: type | None = None) -> list[traceback.FrameSummary]:
+    """The lines that led to an error, its causes after it; only those in the author's packages."""
+    packages = {_package(c.__module__) for c in author_of.__mro__} if author_of else set()
+    found: list[traceback.FrameSummary] = []
+    seen: BaseException | None = err
+    while seen is not None:
+        for frame, line in traceback.walk_tb(seen.__traceback__):
+            if not author_of or _package(frame.f_globals.get("__name__", "")) in packages - _OURS:
+                code = frame.f_code
+                found.append(traceback.FrameSummary(code.co_filename, line, code.co_name))
+        seen = seen.__cause__
+    return found
+
+
+# Packages of classes that every adapter inherits.
+_OURS = {"jno.lora", "equinox", "abc", "builtins", "typing"}
+
+
+def _package(module: str) -> str:
+    # Other distributions have modules in `jno`.
+    return "jno.lora" if f"{module}.".startswith("jno.lora.") else module.partition(".")[0]
+
+
+def is_refusal(err: BaseException) -> bool:
+    """Whether a constructor raised this `ValueError`, or error of jno-lora, on purpose.
+
+    An operation on arrays did not.
+    """
+    *_, where = frames = _frames(err)
+    is_raised = (where.line or "").startswith("raise ") and "__init__" in {f.name for f in frames}
+    libraries = {"jax", "jaxlib", "numpy", "equinox"}
+    is_clean = isinstance(err, ValueError | JnoLoraError)
+    return is_clean and is_raised and libraries.isdisjoint(pathlib.Path(where.filename).parts)
 
 
 def require(condition: Any, problem: str, remedy: str = "") -> None:

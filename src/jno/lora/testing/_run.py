@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from .._errors import warn
+from .._errors import SelectionError, warn
 from .._showing import tracked
 
 # The modules of checks put them into `CHECKS`, in this order.
@@ -55,16 +56,50 @@ def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], str | None]]:
     return {name: functools.partial(check, case) for name, check in CHECKS.items()}
 
 
-def run_checks(case: WrapperCase) -> list[CheckResult]:
-    """Run every check of `case`, whether the others pass or not. Shows its progress."""
+def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckResult]:
+    """Run the checks of `case`, whether the others pass or not. Shows its progress.
+
+    **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all.
+
+    **Raises:** `SelectionError` for one that is not the id of a check.
+    """
+    chosen: set[str] = set()
+    for pattern in only:
+        found = fnmatch.filter(CHECKS, pattern)
+        if not found:
+            raise SelectionError(f"{pattern!r} is not a check. Checks: {', '.join(CHECKS)}.")
+        chosen.update(found)
+    wanted = tuple(name for name in CHECKS if name in chosen)
     results: list[CheckResult] = []
-    with contextlib.closing(tracked(tuple(CHECKS), f"Checking {case}")) as names:
+    with contextlib.closing(tracked(wanted, f"Checking {case}")) as names:
         for name in names:
             try:
                 results.append(CheckResult(str(case), name, None, CHECKS[name](case)))
             except ConformanceError as err:
                 results.append(CheckResult(str(case), name, err))
     return results
+
+
+def messages(failed: Iterable[CheckResult]) -> list[str]:
+    """What to print about checks that failed: one text for all that stopped at the same line."""
+    alike: dict[tuple[str, ...], list[CheckResult]] = {}
+    for result in failed:
+        found = result.error and result.error.exception
+        key = (found.kind, found.place) if found else (result.check,)
+        alike.setdefault((result.case, *key), []).append(result)
+    return [_message(results) for results in alike.values()]
+
+
+def _message(results: list[CheckResult]) -> str:
+    error = results[0].error
+    text = f"{error}"
+    if len(results) > 1 and error is not None:
+        names = ", ".join(result.check for result in results)
+        text = (
+            f"[{names}] {results[0].case}: {len(results)} checks stopped at an exception, "
+            f"{error.exception}"
+        )
+    return text
 
 
 def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
@@ -79,10 +114,10 @@ def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
     failed = [result for result in run_checks(case) if result.error is not None]
     broken = [result for result in failed if strict or result.level == "required"]
     if broken:
-        listed = "\n\n".join(f"{result.error}" for result in broken)
+        listed = "\n\n".join(messages(broken))
         raise ConformanceError(f"{case} fails {len(broken)} of {len(CHECKS)} checks.\n\n{listed}")
-    for result in failed:
-        warn(f"Advice: {result.error}")
+    for message in messages(failed):
+        warn(f"Advice: {message}")
 
 
 def parametrize_with_checks(

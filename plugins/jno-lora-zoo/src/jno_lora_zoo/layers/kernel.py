@@ -77,11 +77,18 @@ class KernelLayer(LayerKind):
         return _down(self._frame(), x, A)
 
     def low_rank(
-        self, x: Any, A: Factor, B: Factor, between: Map = unchanged, after: Map = unchanged
+        self,
+        x: Any,
+        A: Factor,
+        B: Factor,
+        between: Map = unchanged,
+        after: Map = unchanged,
+        seen: Any = None,
     ) -> Array:
         frame, weight = self._frame(), self._weight
-        if self._rounds:
-            return self.product(x) + after(_up(frame, between(_down(frame, x, A)), B))
+        if self._rounds or seen is not None:
+            h = _down(frame, x if seen is None else seen, A)
+            return self.product(x) + after(_up(frame, between(h), B))
         A, B = between(A.astype(weight.dtype)), after(B.astype(weight.dtype))
         if is_narrow(frame, A.shape[0]):
             return _merged_product(x, weight, A, B, frame=frame)
@@ -172,8 +179,10 @@ def _merged_product_rule(
 ) -> tuple[Array, Array | None]:
     """Through `r` channels for `A` and `B`, instead of through the whole kernel."""
     (x, weight, A, B), (dx, dweight, dA, dB) = primals, tangents
+    # No rule is used on `dx`: from JAX 0.12 on, a function with a rule that is given one tangent
+    # returns tangents alone, such as the kernel, and a product of two has no transpose.
     terms = [
-        *([] if dx is None else [_merged_product(dx, weight, A, B, frame=frame)]),
+        *([] if dx is None else [_convolve(frame, dx, _adapted(weight, A, B))]),
         *([] if dweight is None else [_convolve(frame, x, dweight)]),
         *([] if dA is None else [_up(frame, _down(frame, x, dA), B)]),
         *([] if dB is None else [_up(frame, _down(frame, x, A), dB)]),

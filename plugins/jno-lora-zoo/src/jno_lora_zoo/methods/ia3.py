@@ -90,6 +90,7 @@ class IA3Out(IA3):
     """
 
     variant = "ia3-out"
+    formula = "out, for the bias too"
 
     def bias_law(self, b: Bias) -> Bias:
         return scaled(b, self.scale)

@@ -1,11 +1,17 @@
 """LoRA, and two that change one thing about it: rsLoRA the scale, LoRA-FA which factor trains."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import Matrix
+from jno.lora import WrapperError
+
+from .._arrays import Matrix, cast_like, in_compute_dtype
+from .._layer_kind import Bias, LayerKind
 from .._random import low_rank_start
 from .._scaled import Scaled
 
@@ -13,19 +19,46 @@ from .._scaled import Scaled
 class LowRank(Scaled):
     """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; `s` is `alpha / r` unless told otherwise.
 
+    With the option `dropout=p`, training computes `W x + s B A dropout(x)`. A call then needs
+    `key=`, and `eqx.nn.inference_mode` switches dropout off. Saved adapters do not hold it.
+
+    With the option `bias="train"`, an update of the layer's bias trains as well, from zero: `out`
+    more parameters. A layer without a bias has none.
+
     **Raises** (as all of the zoo's constructors): `ValueError` unless `adapter_dtype` is a floating
-    dtype and `multiplier` a real number.
+    dtype and `multiplier` a real number. A call with dropout and without a key, or of a layer whose
+    inputs the adapter does not see, raises `WrapperError`.
     """
 
-    adapter_fields = ("lora_A", "lora_B")
+    adapter_fields = ("lora_A", "lora_B", "bias_update")
     family = "low rank"
     formula = "r (in + out)"
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
+    bias_update: Float[Array, " out"] | None
+    dropout: eqx.nn.Dropout | None
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         return low_rank_start(W, r, key, dtype, self.fan_in(W))
+
+    def _initial_fields(
+        self,
+        *start: Any,
+        multiplier: Any = None,
+        dropout: Any = None,
+        bias: str | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        if bias not in (None, "train"):
+            raise ValueError(f'`bias` must be "train" or None, but is {bias!r}')
+        W, _, _, dtype = start
+        has_bias = bias == "train" and self.bias(self.base) is not None
+        return {
+            **super()._initial_fields(*start, multiplier=multiplier, **options),
+            "bias_update": jnp.zeros(len(W), dtype) if has_bias else None,
+            "dropout": as_dropout(dropout, type(self)),
+        }
 
     def law(self, W: Matrix) -> Matrix:
         return W + self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype)
@@ -34,7 +67,35 @@ class LowRank(Scaled):
         B = self.multiplied(self.lora_B)
         return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output, with dropout in training if the adapter has any."""
+        if self.dropout is None or self.dropout.inference:
+            return super().__call__(*args, **kwargs)
+        x, key = args[0], kwargs.get("key")
+        if len(args) != 1 or not self.computes(x) or not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise WrapperError(f"{_layer(self)} {_NO_FEATURES}")
+        if key is None:
+            raise WrapperError(f"{_layer(self)} {_NO_KEY}")
+        A, B = self.lora_A, self.multiplied(self.lora_B)
+        seen = self.dropout(x, key=key)
+        y = self.low_rank(x, A, B, between=lambda h: self.scaling * h, seen=seen)
+        b = self.bias(self.base)
+        return self.finish(y, b if b is None else self.bias_law(b))
+
+    def bias_law(self, b: Bias) -> Bias:
+        if self.bias_update is None:
+            return b
+        wide = in_compute_dtype(b)
+        return cast_like(wide + self.bias_update.astype(wide.dtype), b)
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        options = super().options_of(state)
+        return {**options, "bias": "train"} if "bias_update" in state else options
+
+    def low_rank_update(self) -> tuple[Array, Array] | None:
+        if self.bias_update is not None:
+            return None
         return self.lora_A, self.times_scale(self.lora_B)
 
     @classmethod
@@ -47,10 +108,10 @@ class LoRA(LowRank):
     """LoRA: a low-rank update beside the frozen weight.
 
     Law: `W' = W + (alpha / r) B A`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out)` parameters train.
-    `r = min(rank, in, out)`.
+    `r = min(rank, in, out)`. The option `dropout` drops inputs of `B A` in training, and
+    `bias="train"` trains an update of the bias.
 
-    Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. No
-    dropout on the input: put an `eqx.nn.Dropout` before the layer.
+    Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
     """
 
     variant = "lora"
@@ -84,7 +145,36 @@ class LoRAFA(LowRank):
     Fine-tuning", arXiv:2308.03303.
     """
 
-    adapter_fields = ("lora_B",)
+    adapter_fields = ("lora_B", "bias_update")
     variant = "lora-fa"
     paper = "2308.03303"
     formula = "r out"
+
+
+_NO_FEATURES = (
+    "was built with `dropout`, which acts on the features that its low-rank product reads; but the "
+    "adapter does not see them here, for the layer has a `__call__` of its own or reads ids. Leave "
+    "`dropout` out for this layer (`specs=`), or switch it off by `eqx.nn.inference_mode(model)`."
+)
+_NO_KEY = (
+    "was built with `dropout` and was called without `key=`. Give each adapted layer a key, "
+    "`layer(x, key=key)` (`eqx.nn.MLP` does not do so), or switch dropout off by "
+    "`eqx.nn.inference_mode(model)`."
+)
+
+
+def _layer(adapter: LowRank) -> str:
+    """The adapter in a message: its class, and the layer with its sizes."""
+    outputs, inputs = adapter.matrix(adapter.base).shape
+    return f"The {type(adapter).__name__} of a {type(adapter.base).__name__} ({outputs}, {inputs})"
+
+
+def as_dropout(p: Any, cls: type[LowRank]) -> eqx.nn.Dropout | None:
+    """The field for this option. **Raises:** `ValueError` unless it is `None` or a probability."""
+    if p is None or p == 0:
+        return None
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 < p < 1:
+        raise ValueError(f"`dropout` must be a probability from 0 to below 1, but is {p!r}")
+    if cls.computes is LayerKind.computes:
+        raise ValueError(f"`dropout` cannot be used by {cls.__name__}, which calls its layer whole")
+    return eqx.nn.Dropout(float(p))

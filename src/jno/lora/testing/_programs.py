@@ -1,0 +1,140 @@
+"""What the checks compute. Each function is one compiled program, which checks and cases share.
+
+A program takes a layer and the case's own `call`, so that all layers of one structure, the merged
+layers of all methods among them, use the same one. Operation by operation, each new shape would be
+a program of its own: compiling them would take most of a check's time.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .._compute import call_compiled
+from .._contract import merged_layer
+from .._merge import plain_layer
+from ._case import WrapperCase, perturbed
+from ._conformance import is_key
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """`function` as a program; as it is if that fails: only the check `jit` asks for programs."""
+    jitted: Any = eqx.filter_jit(function)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            return jitted(*args)
+        except Exception:
+            return function(*args)
+
+    result: Any = call
+    result.lower = jitted.lower
+    return result
+
+
+def output(case: WrapperCase, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
+    """The layer's output for `inputs`, by default those of the case."""
+    return _output(layer, case.call, case.make_inputs() if inputs is None else inputs)
+
+
+@compiled
+def _output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
+    return call(layer, *inputs)
+
+
+@compiled
+def mapped_output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
+    """The outputs for inputs that are stacked along a first axis."""
+    return jax.vmap(lambda inputs: call(layer, *inputs))(inputs)
+
+
+# Constructors may decompose: `call_compiled` runs LAPACK with one thread.
+
+
+def mapped_and_scanned(case: WrapperCase, *arguments: Any) -> tuple[Any, Any]:
+    """The adapters around stacked `bases`, by `vmap`, and their outputs, by `lax.scan`."""
+    return call_compiled(_mapped_and_scanned, case, *arguments)
+
+
+def _mapped_and_scanned(
+    case: WrapperCase, bases: Any, keys: Any, inputs: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    adapters = perturbed(eqx.filter_vmap(case.build)(bases, keys))
+    arrays, static = eqx.partition(adapters, eqx.is_array)
+
+    def body(carry: None, arrays: Any) -> tuple[None, Any]:
+        return carry, case.call(eqx.combine(arrays, static), *inputs)
+
+    return adapters, jax.lax.scan(body, None, arrays)[1]
+
+
+def start_and_merge(case: WrapperCase) -> tuple[Any, Any, Any]:
+    """The outputs of the adapter at the start, and trained; and of the trained one's merge."""
+    return call_compiled(_start_and_merge, case, case.make_base(), case.make_inputs())
+
+
+def _start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    fresh = case.build(base)
+    trained = perturbed(fresh)
+    plain: Any = merged_layer(trained) if case.mergeable else trained
+    start, after, merged = (case.call(layer, *inputs) for layer in (fresh, trained, plain))
+    return start, after, merged
+
+
+@compiled
+def gradients(varied: PyTree, fixed: PyTree, call: Any, inputs: tuple[Any, ...]) -> PyTree:
+    """The gradients of a loss of the output, for the arrays in `varied`."""
+
+    def loss(varied: PyTree) -> Any:
+        result = call(eqx.combine(varied, fixed), *inputs)
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(result))
+
+    return jax.grad(loss)(varied)
+
+
+@compiled
+def through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTree:
+    """Gradients for the arrays of the merged layer, taken back through `merge()`."""
+
+    def arrays(trainable: PyTree) -> PyTree:
+        return eqx.filter(merged_layer(eqx.combine(trainable, frozen)), eqx.is_inexact_array)
+
+    _, pull_back = eqx.filter_vjp(arrays, trainable)
+    return pull_back(gradients)[0]
+
+
+@compiled
+def attributes(adapter: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """The adapter's attributes as a model reads them."""
+    return {name: getattr(adapter, name, None) for name in names}
+
+
+def merged(adapter: Any) -> Any:
+    """The merged layer. `merge_lora` runs the same program."""
+    return plain_layer(adapter, merged_layer)
+
+
+def stacked(trees: list[Any]) -> Any:
+    """The trees as one, the arrays stacked along a first axis."""
+
+    def stack(*leaves: Any) -> Any:
+        return jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
+
+    return jax.tree.map(stack, *trees)
+
+
+def slice_of(stack: Any, index: int) -> Any:
+    """One of the trees of a stack."""
+
+    def part(leaf: Any) -> Any:
+        if not eqx.is_array(leaf) or is_key(leaf):
+            return leaf[index] if eqx.is_array(leaf) else leaf
+        return jnp.asarray(np.asarray(leaf)[index])  # by NumPy, for JAX would compile it
+
+    return jax.tree.map(part, stack)

@@ -1,0 +1,156 @@
+"""The kit's messages: the author's own line, and one message for failures that are the same."""
+
+import importlib
+import sys
+
+import pytest
+
+from jno.lora import SelectionError
+from jno.lora.testing import (
+    CHECKS,
+    ConformanceError,
+    check_wrapper,
+    messages,
+    run_checks,
+    wrapper_checks,
+)
+
+from .asking import run
+from .broken_adapters import Good, HalfPrecisionAdapter, case_of
+
+ADAPTER = """
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jno.lora import LoRAWrapper
+from .helpers.arithmetic import apply
+
+class Adapter(LoRAWrapper):
+    adapter_fields = ("delta",)
+    base: eqx.nn.Linear
+    delta: jax.Array
+
+    @classmethod
+    def applies_to(cls, leaf):
+        exact = type(leaf) is eqx.nn.Linear and eqx.is_inexact_array(leaf.weight)
+        return exact and leaf.weight.ndim == 2
+
+    def __init__(self, base, *, key):
+        self.base, self.delta = base, jnp.zeros(base.weight.shape)
+
+    def __call__(self, x):
+        return apply(self, x)
+
+    def merge(self):
+        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + self.delta)
+"""
+HELPER = """
+import jax.numpy as jnp
+
+def apply(adapter, x):
+    return adapter.base(x) + jnp.matmul(
+        adapter.delta.T, x)
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A third party's package of two modules; the mistake is in the second one."""
+    folder = tmp_path / "someones_adapters"
+    (folder / "helpers").mkdir(parents=True)
+    (folder / "__init__.py").write_text(ADAPTER)
+    (folder / "helpers" / "__init__.py").write_text("")
+    (folder / "helpers" / "arithmetic.py").write_text(HELPER)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("someones_adapters")
+    for name in [name for name in sys.modules if name.startswith("someones_adapters")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("check", ["identity-at-init", "gradients", "jit", "vmap", "sharding"])
+def test_the_line_is_the_author_s_own_in_whichever_module_and_under_jit(package, check):
+    checks = wrapper_checks(case_of(package.Adapter))
+    with pytest.raises(ConformanceError, match="the check stopped at an exception, Type") as error:
+        checks[check]()
+    assert "(raised in apply, " in str(error.value)
+    assert "helpers/arithmetic.py:5: return adapter.base(x) + jnp.matmul(" in str(error.value)
+
+
+class RaisesInInit(Good):
+    def __init__(self, base, rank, alpha, *, key):
+        raise RuntimeError("out of order")
+
+
+def test_an_error_behind_another_one_is_the_author_s_too():
+    with pytest.raises(ConformanceError) as error:  # by `apply_lora`, with an error of its own
+        wrapper_checks(case_of(RaisesInInit))["sharding"]()
+    assert f"(raised in __init__, {__file__}:" in str(error.value)
+
+
+def test_checks_that_stop_at_one_line_for_one_reason_share_a_message(package):
+    results = run_checks(case_of(package.Adapter))
+    failed = [r for r in results if r.error is not None and r.level == "required"]
+    stopped = [r.check for r in failed if r.error and r.error.exception]
+    assert len(stopped) > 10
+    texts = messages(failed)
+    several = [text for text in texts if "checks stopped at an exception" in text]
+    (text,) = several
+    names = text.removeprefix("[").partition("] Adapter: ")[0].split(", ")
+    assert f"] Adapter: {len(names)} checks stopped at an exception, TypeError: " in text
+    assert set(names) < set(stopped) and len(names) > 10
+    assert len(texts) == len(failed) - len(names) + 1
+    with pytest.raises(ConformanceError, match=rf"fails \d+ of {len(CHECKS)} checks") as error:
+        check_wrapper(case_of(package.Adapter))
+    assert str(error.value).count(text) == 1
+
+
+def test_the_command_prints_one_message_for_all(package):
+    text = run("check", "someones_adapters:Adapter", code=1)
+    assert text.count("identity-at-init, ") >= 1
+    assert text.count("checks stopped at an exception, TypeError: ") == 1
+
+
+def test_other_failures_keep_a_message_each():
+    failed = [r for r in run_checks(case_of(HalfPrecisionAdapter)) if r.error is not None]
+    (text,) = messages(failed)
+    assert text == f"{failed[0].error}"
+
+
+def test_single_checks_can_be_run_by_their_ids_and_by_patterns():
+    case = case_of(Good)
+    assert [r.check for r in run_checks(case, ["jit", "merge-*"])] == [
+        name for name in CHECKS if name == "jit" or name.startswith("merge-")
+    ]
+    with pytest.raises(SelectionError, match=r"'no-such-check' is not a check\. Checks: contr"):
+        run_checks(case, ["no-such-check"])
+
+
+def rows(text):
+    return [line.split()[:2] for line in text.splitlines() if "-Linear" in line or "-Conv" in line]
+
+
+def test_the_command_runs_chosen_checks_on_chosen_layers_at_a_chosen_rank(package):
+    own = "someones_adapters:Adapter"
+    text = run("check", own, "--only", "contract", "--only", "applies-*", "--layer", "Linear")
+    assert rows(text) == [["Adapter-Linear", "4/4"]]
+    assert run("check", f"{__name__}:Picky", "--only", "key-forms", "--rank", "5", code=0)
+    assert "only even ranks" in run("check", f"{__name__}:Picky", "--only", "key-forms", code=1)
+    assert "Linears are not" not in text
+    for arguments, code, said in [
+        (
+            ("--layer", "Linears"),
+            1,
+            "['Linears'] are not layers that this command knows. Layers: Lin",
+        ),
+        (("--layer", "Conv1d"), 1, "they claim no Conv1d: Adapter."),
+        (("--only", "jits"), 1, "'jits' is not a check. Checks: contract, "),
+        (("--rank", "0"), 2, "0 is not in the range"),
+    ]:
+        assert said in " ".join(run("check", own, *arguments, code=code).split())
+
+
+class Picky(Good):
+    def __init__(self, base, rank, alpha, *, key):
+        if rank < 4:
+            raise ValueError("only even ranks")
+        Good.__init__(self, base, rank, alpha, key=key)
