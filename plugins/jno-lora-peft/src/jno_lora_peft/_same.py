@@ -53,7 +53,10 @@ class Tensor(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """One adapter here, to be written: its arrays without the axes of a stack."""
+    """One adapter here, to be written: its arrays without the axes of a stack.
+
+    - `scale`: the factor of its update, if it is LoRA.
+    """
 
     variant: str
     state: Parts
@@ -61,6 +64,7 @@ class Adapter(NamedTuple):
     alpha: float
     layout: Layout
     has_bias: bool
+    scale: float = 1.0
 
 
 class File(NamedTuple):

@@ -49,7 +49,7 @@ from ._turned import (
 from ._type import Setting, Type
 from ._updates import MisfitError
 from ._weights import frod, glora
-from ._written_lora import to_lora
+from ._written_lora import lora_bias, no_biases, to_lora
 
 
 def beft(m: Module) -> Converted:
@@ -76,6 +76,8 @@ TYPES: dict[str, Type] = {
         R_PATTERN,
         Setting("lora_alpha", 8, "alpha_pattern"),
         writes=dict.fromkeys(("lora", "rslora", "dora"), to_lora),
+        common=lora_bias,
+        shares=no_biases,
         bias="lora_only",
     ),
     "ADALORA": Type(
