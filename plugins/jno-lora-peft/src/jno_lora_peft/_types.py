@@ -69,7 +69,7 @@ ALPHA = Setting("alpha", 8, "alpha_pattern")
 
 TYPES: dict[str, Type] = {
     "LORA": Type(
-        "LoRA, rsLoRA or DoRA; PiSSA if its start took a part out of the weight",
+        "LoRA, rsLoRA or DoRA; PiSSA or OLoRA if that is its start",
         r"lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?"
         r"|lora_velora_embed",
         lora,
@@ -188,7 +188,7 @@ TYPES: dict[str, Type] = {
         bias="c3a_only",
     ),
     "RANDLORA": Type(
-        "RandLoRA with the file's bases",
+        "RandLoRA, with the bases of the file",
         "randlora_(?:lambda|gamma|A|B)",
         randlora,
         Setting("r", 32),

@@ -87,8 +87,8 @@ class IA3Out(IA3):
     `alpha` are ignored. A layer whose weight and bias are zero stays zero.
 
     Paper: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
-    In-Context Learning", arXiv:2205.05638. It scales activations, as PEFT does; `IA3` leaves the bias
-    untouched.
+    In-Context Learning", arXiv:2205.05638. It scales activations, as PEFT does; `IA3` leaves the
+    bias untouched.
     """
 
     variant = "ia3-out"
