@@ -193,3 +193,26 @@ def test_the_draws_are_those_of_torch():
     assert permuted(6, 6, 3).tolist() == [4, 0, 3, 2, 1, 5]
     assert len(drawn(32, 42)) == 16
     assert sorted(permuted(5, 5, 1)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "is_held"), [({"dilation": 2}, True), ({"padding_mode": "CIRCULAR"}, False)]
+)
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
+def test_updates_that_peft_runs_with_another_padding_are_refused(kind, options, is_held, tmp_path):
+    layer = eqx.nn.Conv1d(2, 4, 3, key=KEY, **options)
+    parts = {"lokr_w1": (2, 1), "lokr_w2": (2, 2, 3)}
+    if kind == "LOHA":
+        parts = {"hada_w1_a": (4, 1), "hada_w1_b": (1, 6), "hada_w2_a": (4, 1), "hada_w2_b": (1, 6)}
+    tensors = {f"{PREFIX}fc.{name}": normal(*shape) for name, shape in parts.items()}
+    folder = write_files(tmp_path, tensors, peft_type=kind, r=1, alpha=1)
+    if is_held:
+        assert_differ(load_peft({"fc": layer}, folder)["fc"].weight, layer.weight)
+    else:
+        with pytest.raises(PeftFormatError, match="padding_mode='CIRCULAR'"):
+            load_peft({"fc": layer}, folder)
+
+
+def assert_differ(one, other):
+    assert one.shape == other.shape
+    assert np.abs(one - other).max() > 0.1

@@ -287,8 +287,7 @@ class _Loading:
         changes = stacked([one.bias for one in ordered], stack)
         source = None
         if cls is None and not stack:
-            tensors = {"beft_bias": changes["shift"][None]}
-            source = Source(self.config.type, tensors, {})
+            source = Source(self.config.type, {"beft_bias": changes["shift"][None]}, {})
         self.problems += self.arrays.change_bias(path, layer, changes, source)
         if cls is None:
             return

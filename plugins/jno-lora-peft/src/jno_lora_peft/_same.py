@@ -131,4 +131,4 @@ def check_kind(layout: Layout, kinds: tuple[str, ...], groups: bool = False) -> 
         )
     if layout.groups > 1 and not groups:
         raise MisfitError("PEFT has adapters of this type for convolutions without groups")
-    refuse_layer(layout, dora=False)
+    refuse_layer(layout)
