@@ -96,6 +96,8 @@ WRITTEN = {
         "specs": [{"target": "conv|grouped", "rank": 3, "alpha": 2.0}, {"target": LAYERS}],
     },
     "lora-fa": {"wrappers": "lora-fa", "target": LAYERS},
+    "lora-bias": {"wrappers": "lora", "target": "fc|out", "options": {"bias": "train"}},
+    "rslora-bias": {"wrappers": "rslora", "target": "fc|conv2", "options": {"bias": "train"}},
     "dora": {"wrappers": "dora", "target": "fc|out|conv|embed"},
     "pissa": {"wrappers": "pissa", "target": LAYERS},
     "milora": {"wrappers": "milora", "target": LAYERS},

@@ -34,7 +34,7 @@ def whole_norm(key):
 @parametrize_with_checks(
     WrapperCase(
         getattr(jno_lora_zoo, f"{method}InNorm"),
-        base=whole_norm if method == "IA3" else weight_norm,
+        base=whole_norm if method in ("IA3", "IA3Out") else weight_norm,
         inputs=lambda key: (jax.random.normal(key, (7,)),),
         rank=R,
         parameters=parameter_count(method, R, 5, 7),

@@ -72,11 +72,11 @@ class Tensors:
     def without(self, modules: Iterable[str]) -> "Tensors":
         """All but the tensors of these modules."""
         left_out = frozenset(modules)
-        tables = (
+        adapters, plain, base, rows = (
             {module: own for module, own in table.items() if module not in left_out}
             for table in self._tables
         )
-        return Tensors(*tables, self.shared)
+        return Tensors(adapters, plain, base, rows, self.shared)
 
     @property
     def modules(self) -> list[str]:

@@ -51,13 +51,14 @@ def load_peft(
 ) -> M:
     """`model` with the adapter that PEFT saved into `directory`.
 
-    LoRA, rsLoRA, DoRA and IA³ that scales outputs become the adapters of those names; VeRA,
-    AdaLoRA, LoHa and LoKr become LoRA with the same update, of the rank that this takes, in float32
-    at least. The outputs are PEFT's. An adapter without an exact equivalent here is an error.
+    A type that the zoo has a method for becomes that method's adapters, in float32 at least; other
+    types whose law is one of the weight become LoRA with the same update, of the rank that this
+    takes. The page "Coming from PEFT" lists them. The outputs are PEFT's. An adapter without an
+    exact equivalent here is an error.
 
-    Trained biases and the modules of `modules_to_save` take the place of the model's own arrays, in
-    the dtype of the model. So does a bias that PEFT changes by its adapter (`lora_bias`, IA³ on a
-    layer with a bias): `unwrap_lora` does not bring the former one back.
+    Trained biases, the modules of `modules_to_save` and trained rows of embeddings take the place
+    of the model's own arrays, in the dtype of the model. So does a bias that PEFT changes by its
+    adapter (`lora_bias`, BEFT): `unwrap_lora` does not bring the former one back.
 
     An adapter of PEFT on an embedding acts on lookups, and not on an output head that is tied to
     the embedding, unless the file says `ensure_weight_tying`. If a head may read the table, the
@@ -286,8 +287,7 @@ class _Loading:
         changes = stacked([one.bias for one in ordered], stack)
         source = None
         if cls is None and not stack:
-            tensors = {"beft_bias": changes["shift"][None]}
-            source = Source(self.config.type, tensors, {})
+            source = Source(self.config.type, {"beft_bias": changes["shift"][None]}, {})
         self.problems += self.arrays.change_bias(path, layer, changes, source)
         if cls is None:
             return

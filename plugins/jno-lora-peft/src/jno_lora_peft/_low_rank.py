@@ -122,6 +122,7 @@ def unilora(m: Module) -> Converted:
 
 def loha(m: Module) -> Converted:
     """`(B1 A1) * (B2 A2)`, number by number: a sum over all pairs of their components."""
+    refuse_layer(m.layout, dilated=True)
     outputs, inputs = m.layout.matrix
     has_cores, scale = "hada_t1" in m.parts, m.alpha / m.rank
     a, b, shapes = (outputs, m.rank), (m.rank, inputs), {}
@@ -143,6 +144,7 @@ def loha(m: Module) -> Converted:
 
 def lokr(m: Module) -> Converted:
     """A Kronecker product, whose factors are the Kronecker products of the factors'."""
+    refuse_layer(m.layout, dilated=True)
     parts, scale = m.parts, m.alpha / m.rank
     names = {"lokr_w1"} if "lokr_w1" in parts else {"lokr_w1_a", "lokr_w1_b"}
     names |= {"lokr_w2"} if "lokr_w2" in parts else {"lokr_w2_a", "lokr_w2_b"}

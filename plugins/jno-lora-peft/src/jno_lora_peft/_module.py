@@ -85,8 +85,7 @@ class Module:
 
     def update(self, U: np.ndarray, **bias: np.ndarray) -> Converted:
         """`W + U` as LoRA, for an update of any rank."""
-        U, bias = (
-            U.astype(np.float32),
-            {name: change.astype(np.float32) for name, change in bias.items()},
-        )
-        return self.low_rank(factors(U), **bias)
+        product = factors(U.astype(np.float32))
+        found = self.low_rank(product)
+        small = {name: change.astype(np.float32) for name, change in bias.items()}
+        return dataclasses.replace(found, bias=small)

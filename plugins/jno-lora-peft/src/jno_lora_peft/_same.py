@@ -53,7 +53,10 @@ class Tensor(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """One adapter here, to be written: its arrays without the axes of a stack."""
+    """One adapter here, to be written: its arrays without the axes of a stack.
+
+    - `scale`: the factor of its update, if it is LoRA.
+    """
 
     variant: str
     state: Parts
@@ -61,6 +64,7 @@ class Adapter(NamedTuple):
     alpha: float
     layout: Layout
     has_bias: bool
+    scale: float = 1.0
 
 
 class File(NamedTuple):
@@ -127,4 +131,4 @@ def check_kind(layout: Layout, kinds: tuple[str, ...], groups: bool = False) -> 
         )
     if layout.groups > 1 and not groups:
         raise MisfitError("PEFT has adapters of this type for convolutions without groups")
-    refuse_layer(layout, dora=False)
+    refuse_layer(layout)

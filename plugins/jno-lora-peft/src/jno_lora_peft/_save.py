@@ -31,13 +31,15 @@ def save_peft(
 ) -> None:
     """Write the adapters of `model` as one adapter of PEFT, for `PeftModel.from_pretrained`.
 
-    LoRA, rsLoRA, DoRA and IA³ are written as such; LoRA-FA, PiSSA, MiLoRA, LoRA-XS and VeRA as LoRA
-    with the same update (of twice the rank for PiSSA and MiLoRA), as is what mixes LoRA and rsLoRA.
+    A method that PEFT has as well is written as PEFT's type. Others are written as LoRA with the
+    same update if that is a product of two factors of low rank (of twice the rank for PiSSA, OLoRA
+    and MiLoRA), as is what mixes LoRA and rsLoRA. The page "Coming from PEFT" lists them.
     The adapted layers themselves are not written: PEFT puts the adapters around its own.
 
     Trained arrays outside the adapters are written as PEFT's `modules_to_save`: those that a `Net`
     trains, those that `modules_to_save` names, and those that `load_peft` read from a file and that
-    are still the same arrays. A plain model does not tell what else was trained.
+    are still the same arrays. A plain model does not tell what else was trained. A model without
+    adapters is written with these arrays alone, in the type that was read or as `LN_TUNING`.
 
     **Arguments:**
 

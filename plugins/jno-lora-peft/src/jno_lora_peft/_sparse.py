@@ -1,6 +1,7 @@
 """Trained values at chosen entries, of the update or of its transform."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def to_supertuning(adapter: Adapter) -> File:
     return File(1, tensors, {"save_precomputed_indices": True})
 
 
-def sparsity(modules: dict[str, Any]) -> dict[str, Any]:
+def sparsity(modules: Mapping[str, Any]) -> dict[str, Any]:
     """A sparsity with which PEFT counts as many entries in each layer as these have values."""
     sizes = [
         (one.tensors["supertuning_values"].size, np.prod(one.layout.matrix))

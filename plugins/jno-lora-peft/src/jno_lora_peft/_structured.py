@@ -39,9 +39,10 @@ def lokr(m: Module) -> Converted:
     """LoKr if the settings make square first factors, and both whole; else LoRA."""
     w1, w2 = m.parts.get("lokr_w1"), m.parts.get("lokr_w2")
     found = kronecker(m)  # which checks the parts
-    r = m.values.get("decompose_factor")
-    is_whole = w1 is not None and w2 is not None and m.rank >= max(m.layout.matrix)
-    if m.layout.kind != "linear" or not is_whole or w1.shape != (r, r):
+    if m.layout.kind != "linear" or w1 is None or w2 is None or m.rank < max(m.layout.matrix):
+        return found
+    r = len(w1)
+    if w1.shape != (r, r) or m.values.get("decompose_factor") != r:
         return found
     alpha = alpha_for("lokr", r, m.alpha / m.rank, m.alpha)
     return Converted("lokr", r, alpha, {"kron_A": w1, "kron_B": w2})

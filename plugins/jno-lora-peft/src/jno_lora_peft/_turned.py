@@ -110,7 +110,7 @@ def _blocks(modules: Mapping[str, Any], size: str, count: str) -> dict[str, Any]
     return {size: 0, count: counts.pop()} if len(sizes) > 1 else {size: sizes.pop(), count: 0}
 
 
-_HRA = Same("hra", {"U": Tensor("hra_u", "in r")}, ("linear", "conv2d"), alpha=lambda m: 1.0)
+_HRA = Same("hra", {"U": Tensor("hra_u", "in r")}, alpha=lambda m: 1.0)
 
 
 def hra(m: Module) -> Converted:

@@ -49,7 +49,7 @@ from ._turned import (
 from ._type import Setting, Type
 from ._updates import MisfitError
 from ._weights import frod, glora
-from ._written_lora import to_lora
+from ._written_lora import lora_bias, no_biases, to_lora
 
 
 def beft(m: Module) -> Converted:
@@ -69,13 +69,15 @@ ALPHA = Setting("alpha", 8, "alpha_pattern")
 
 TYPES: dict[str, Type] = {
     "LORA": Type(
-        "LoRA, rsLoRA or DoRA; PiSSA if its start took a part out of the weight",
+        "LoRA, rsLoRA or DoRA; PiSSA or OLoRA if that is its start",
         r"lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?"
         r"|lora_velora_embed",
         lora,
         R_PATTERN,
         Setting("lora_alpha", 8, "alpha_pattern"),
         writes=dict.fromkeys(("lora", "rslora", "dora"), to_lora),
+        common=lora_bias,
+        shares=no_biases,
         bias="lora_only",
     ),
     "ADALORA": Type(
@@ -186,7 +188,7 @@ TYPES: dict[str, Type] = {
         bias="c3a_only",
     ),
     "RANDLORA": Type(
-        "RandLoRA with the file's bases",
+        "RandLoRA, with the bases of the file",
         "randlora_(?:lambda|gamma|A|B)",
         randlora,
         Setting("r", 32),

@@ -24,9 +24,12 @@ def factors(kernel: np.ndarray) -> Factors:
     return (matrix, eye) if outputs <= inputs else (eye, matrix)
 
 
-def refuse_layer(layout: Layout, *, dora: bool) -> None:
-    """**Raises:** `MisfitError` if PEFT's update of the layer is not an update of its weight."""
-    if layout.odd:
+def refuse_layer(layout: Layout, *, dora: bool = False, dilated: bool = False) -> None:
+    """**Raises:** `MisfitError` if PEFT's update of the layer is not an update of its weight.
+
+    - `dilated`: whether PEFT runs the update as dilated as the layer.
+    """
+    if layout.odd and not (dilated and "padding_mode" not in layout.odd):
         raise MisfitError(
             f"the layer has {layout.odd}, which PEFT leaves out when it runs the update beside it, "
             "so that no kernel does the same"

@@ -102,7 +102,9 @@ def _written(
         alpha = wrapper.alpha * float(one.pop("multiplier", 1.0))
         if alpha != wrapper.alpha and kind.alpha is None:
             raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
-        file = kind.writes[variant](Adapter(variant, one, wrapper.rank, alpha, layout, has_bias))
+        file = kind.writes[variant](
+            Adapter(variant, one, wrapper.rank, alpha, layout, has_bias, scale)
+        )
         whole = f"{path}[{show_index(index)}]" if index else path
         alpha = alpha if file.alpha is None else file.alpha
         yield Written(

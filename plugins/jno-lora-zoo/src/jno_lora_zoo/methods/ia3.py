@@ -50,8 +50,9 @@ class IA3In(Method):
     Law: `W' = W diag(scale)`, `scale = 1`, the bias untouched. `in` parameters train. `rank` and
     `alpha` are ignored. A layer whose weight is zero stays zero.
 
-    Paper: as IA³'s, arXiv:2205.05638. It scales the inner activations of feed-forward blocks, which
-    are the inputs of their second layer. PEFT calls such layers `feedforward_modules`.
+    Paper: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
+    In-Context Learning", arXiv:2205.05638. It scales the inner activations of feed-forward blocks,
+    which are the inputs of their second layer. PEFT calls such layers `feedforward_modules`.
     """
 
     adapter_fields = ("scale",)
@@ -85,8 +86,9 @@ class IA3Out(IA3):
     Law: `W' = diag(scale) W` and `b' = scale b`, `scale = 1`. `out` parameters train. `rank` and
     `alpha` are ignored. A layer whose weight and bias are zero stays zero.
 
-    Paper: as IA³'s, arXiv:2205.05638. It scales activations, as PEFT does; `IA3` leaves the bias
-    untouched.
+    Paper: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
+    In-Context Learning", arXiv:2205.05638. It scales activations, as PEFT does; `IA3` leaves the
+    bias untouched.
     """
 
     variant = "ia3-out"
