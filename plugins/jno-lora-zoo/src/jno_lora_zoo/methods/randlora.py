@@ -37,7 +37,7 @@ class RandLoRA(Scaled):
     variant = "randlora"
     family = "structured"
     paper = "2502.00987"
-    formula = "ceil(min(in, out) / r) (r + min(in, out))"
+    formula = "ceil(m / r) (r + m), m = min(in, out)"
     cost = "draws matrices as large as the weight at every call: merge before decoding."
 
     lambdas: Float[Array, "r n"]
