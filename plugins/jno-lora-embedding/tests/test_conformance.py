@@ -2,7 +2,8 @@
 
 import equinox as eqx
 import jax
-from zoo_cases import ALL_METHODS, parameter_count
+import pytest
+from zoo_cases import LATER, METHODS, check_kind, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_embedding import adapters
@@ -10,15 +11,21 @@ from jno_lora_embedding import adapters
 NUM, DIM, R = 11, 6, 4
 
 
-@parametrize_with_checks(
-    WrapperCase(
+def case_of(method):
+    return WrapperCase(
         getattr(adapters, f"{method}Embedding"),
         base=lambda key: eqx.nn.Embedding(NUM, DIM, key=key),
         inputs=lambda key: (jax.random.randint(key, (), 0, NUM),),
         rank=R,
         parameters=parameter_count(method, R, DIM, NUM),
     )
-    for method in ALL_METHODS
-)
+
+
+@parametrize_with_checks(map(case_of, METHODS))
 def test_conformance(check):
     check()
+
+
+@pytest.mark.parametrize("method", LATER)
+def test_later_methods(method):
+    check_kind(case_of(method))

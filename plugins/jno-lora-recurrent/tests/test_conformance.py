@@ -2,7 +2,8 @@
 
 import equinox as eqx
 import jax
-from zoo_cases import ALL_METHODS, parameter_count
+import pytest
+from zoo_cases import LATER, METHODS, check_kind, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_recurrent import adapters
@@ -27,15 +28,8 @@ def step_with_memory(key):
     return x, (h, jax.random.normal(key, (HIDDEN,)))
 
 
-# Every method on the GRU; what the LSTM adds (a tuple as its state, no bias) does not depend on it.
-CASES = [
-    *((method, gru, step, 3) for method in ALL_METHODS),
-    *((method, lstm, step_with_memory, 4) for method in ("LoRA", "DoRA")),
-]
-
-
-@parametrize_with_checks(
-    WrapperCase(
+def case_of(method, base, inputs, gates):
+    return WrapperCase(
         getattr(adapters, f"{method}Recurrent"),
         base=base,
         inputs=inputs,
@@ -44,7 +38,20 @@ CASES = [
         parameters=parameter_count(method, R, gates * HIDDEN, INPUTS + HIDDEN),
         name=f"{method}-{base.__name__}",
     )
-    for method, base, inputs, gates in CASES
-)
+
+
+# On the GRU; what the LSTM adds (a tuple as its state, no bias) does not depend on the method.
+CASES = [
+    *(case_of(method, gru, step, 3) for method in METHODS),
+    *(case_of(method, lstm, step_with_memory, 4) for method in ("LoRA", "DoRA")),
+]
+
+
+@parametrize_with_checks(CASES)
 def test_conformance(check):
     check()
+
+
+@pytest.mark.parametrize("method", LATER)
+def test_later_methods(method):
+    check_kind(case_of(method, gru, step, 3))

@@ -2,7 +2,8 @@
 
 import equinox as eqx
 import jax
-from zoo_cases import ALL_METHODS, METHODS, parameter_count
+import pytest
+from zoo_cases import ALL_METHODS, LATER, METHODS, check_kind, parameter_count
 
 import jno_lora_zoo
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -26,23 +27,31 @@ def conv(key):
 
 BASES = [
     ("Linear", linear, (7,), (5, 7), ALL_METHODS),
-    ("Conv", grouped_conv, (4, 6, 5), (8, 12), ALL_METHODS),
+    ("Conv", grouped_conv, (4, 6, 5), (8, 12), METHODS),
     ("Conv", conv, (3, 8), (5, 9), METHODS),
 ]
-CASES = [
-    WrapperCase(
+
+
+def case(method, kind, base, shape, matrix):
+    return WrapperCase(
         getattr(jno_lora_zoo, method + kind),
         base=base,
-        inputs=lambda key, shape=shape: (jax.random.normal(key, shape),),
+        inputs=lambda key: (jax.random.normal(key, shape),),
         rank=RANK,
         parameters=parameter_count(method, RANK, *matrix),
         name=f"{method}-{base.__name__}",
     )
-    for kind, base, shape, matrix, methods in BASES
-    for method in methods
-]
+
+
+CASES = [case(method, *base) for *base, methods in BASES for method in methods]
 
 
 @parametrize_with_checks(CASES)
 def test_conformance(check):
     check()
+
+
+# The later methods use the same operations of a convolution.
+@pytest.mark.parametrize("method", LATER)
+def test_later_methods_on_convolutions(method):
+    check_kind(case(method, *BASES[1][:-1]))

@@ -5,7 +5,18 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from zoo_cases import ALL_METHODS, assert_close, build, on_cases, pairs, parameter_count, perturb
+import pytest
+from zoo_cases import (
+    LATER,
+    METHODS,
+    assert_close,
+    build,
+    check_kind,
+    on_cases,
+    pairs,
+    parameter_count,
+    perturb,
+)
 from zoo_cases.layers import CONV_TRANSPOSES
 
 import jno_lora_zoo
@@ -19,18 +30,24 @@ def grouped(key):
     return eqx.nn.ConvTranspose2d(4, 6, (3, 2), stride=(2, 1), padding=1, groups=2, key=key)
 
 
-@parametrize_with_checks(
-    WrapperCase(
+def case_of(method):
+    return WrapperCase(
         getattr(jno_lora_zoo, f"{method}ConvTranspose"),
         base=grouped,
         inputs=lambda key: (jax.random.normal(key, (4, 4, 5)),),
         rank=R,
         parameters=parameter_count(method, R, 6, 12),
     )
-    for method in ALL_METHODS
-)
+
+
+@parametrize_with_checks(map(case_of, METHODS))
 def test_conformance(check):
     check()
+
+
+@pytest.mark.parametrize("method", LATER)
+def test_later_methods(method):
+    check_kind(case_of(method))
 
 
 # That every method computes its law, with these layers' settings: `test_oracles.py`.

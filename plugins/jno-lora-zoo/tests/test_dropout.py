@@ -10,9 +10,11 @@ from jno.lora import (
     Net,
     WrapperError,
     apply_lora,
+    extract_adapters,
     load_adapters,
     merge_lora,
     save_adapters,
+    swap_adapters,
 )
 
 KEY = jax.random.key(0)
@@ -79,6 +81,21 @@ def test_it_is_no_part_of_a_file(tmp_path):
     loaded = load_adapters({"a": layer}, tmp_path / "a.safetensors")
     x = jnp.ones(shape)
     assert_close(loaded["a"](x), eqx.nn.inference_mode(model)["a"](x), 1e-6)
+
+
+def test_a_set_that_is_swapped_in_is_trained_with_it():
+    layer, _ = LAYERS["linear"]
+    model = {"a": adapted(layer)}
+    plain = apply_lora({"a": layer}, 2, 4.0, key=jax.random.key(5))
+    swapped = swap_adapters(model, extract_adapters(plain))
+    assert swapped["a"].dropout.p == 0.5
+    assert bool(jnp.array_equal(swapped["a"].lora_A, plain["a"].lora_A))
+
+
+def test_a_scalar_layer_takes_a_number():
+    layer = eqx.nn.Linear("scalar", 3, key=KEY)
+    model = apply_lora(layer, 1, options={"dropout": 0.5}, key=KEY)
+    assert model(1.0, key=KEY).shape == (3,)
 
 
 def test_a_stack_and_a_net_train_with_it():

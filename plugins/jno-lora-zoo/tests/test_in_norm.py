@@ -5,7 +5,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import ALL_METHODS, assert_close, build, on_cases, pairs, parameter_count, perturb
+from zoo_cases import (
+    LATER,
+    METHODS,
+    assert_close,
+    build,
+    check_kind,
+    on_cases,
+    pairs,
+    parameter_count,
+    perturb,
+)
 from zoo_cases.layers import NORMS
 
 import jno_lora_zoo
@@ -31,18 +41,24 @@ def whole_norm(key):
     return eqx.nn.WeightNorm(eqx.nn.Linear(7, 5, key=key), axis=None)
 
 
-@parametrize_with_checks(
-    WrapperCase(
+def case_of(method):
+    return WrapperCase(
         getattr(jno_lora_zoo, f"{method}InNorm"),
         base=whole_norm if method in ("IA3", "IA3Out") else weight_norm,
         inputs=lambda key: (jax.random.normal(key, (7,)),),
         rank=R,
         parameters=parameter_count(method, R, 5, 7),
     )
-    for method in ALL_METHODS
-)
+
+
+@parametrize_with_checks(map(case_of, METHODS))
 def test_conformance(check):
     check()
+
+
+@pytest.mark.parametrize("method", LATER)
+def test_later_methods(method):
+    check_kind(case_of(method))
 
 
 # What every method computes in there: `test_oracles.py`.

@@ -5,7 +5,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import ADAPTERS, METHODS, adapters, assert_close, build, equal_leaves, perturb
+from zoo_cases import (
+    ADAPTERS,
+    METHODS,
+    adapters,
+    assert_close,
+    build,
+    case,
+    equal_leaves,
+    perturb,
+)
 
 import jno_lora_zoo
 from jno.lora import (
@@ -62,6 +71,21 @@ def test_a_state_restores_it(method):
     wrong = state | {"multiplier": jnp.ones(2)}
     with pytest.raises(WrapperError, match=r"multiplier: expected shape \(\), got \(2,\)"):
         adapter.cls.from_state(base.layer, wrong, wrapper.rank, wrapper.alpha)
+
+
+LATER = [
+    method.__name__
+    for method in jno_lora_zoo.METHODS
+    if issubclass(method, jno_lora_zoo.Scaled) and method.__name__ not in SCALED
+]
+
+
+@pytest.mark.parametrize("method", LATER)
+def test_the_state_of_every_later_method_restores_it(method):
+    cls, layer = getattr(jno_lora_zoo, f"{method}Linear"), case("Linear", "plain").layer
+    wrapper = perturb(cls(layer, 2, 3.0, key=jax.random.key(0), multiplier=0.25))
+    restored = cls.from_state(layer, wrapper.state(), wrapper.rank, wrapper.alpha)
+    assert equal_leaves(restored, wrapper)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -85,9 +85,9 @@ def test_a_kernel_over_several_places_does_not_read_features(wrapper):
 @everywhere
 def test_a_bias_is_replaced(base, wrapper):
     layer = wrapper.base
-    b = wrapper.bias(layer) + jnp.arange(len(base.matrix()), dtype=jnp.float32)
-    other = wrapper.with_bias(layer, b)
-    assert bool(jnp.array_equal(wrapper.bias(other), b))
+    b = wrapper.bias_of(layer) + jnp.arange(len(base.matrix()), dtype=jnp.float32)
+    other = wrapper.replace_bias(layer, b)
+    assert bool(jnp.array_equal(wrapper.bias_of(other), b))
     (x,) = base.arguments()
     assert_close(wrapper.finish(wrapper.product(x), b), other(x), 1e-6)
 
@@ -97,6 +97,6 @@ def test_the_matrix_and_the_end_of_a_call_are_those_of_the_base(base, wrapper):
     (x,) = base.arguments()
     layer = wrapper.base
     assert wrapper.computes(x)
-    assert_close(wrapper.finish(wrapper.product(x), wrapper.bias(layer)), layer(x), 1e-6)
+    assert_close(wrapper.finish(wrapper.product(x), wrapper.bias_of(layer)), layer(x), 1e-6)
     again = wrapper.with_matrix(layer, wrapper.matrix(layer))
     assert bool(eqx.tree_equal(again, layer))

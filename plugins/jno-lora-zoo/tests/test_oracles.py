@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import ALL_METHODS, METHODS, assert_close, case, cast_floats, on_cases, pairs
+from zoo_cases import LATER, METHODS, assert_close, case, cast_floats, on_cases, pairs
 from zoo_cases.layers import CONV_TRANSPOSES, CONVS, LINEARS, NORMS
 from zoo_cases.maps import output
 from zoo_cases.oracle import VALUE, Oracle
@@ -35,13 +35,11 @@ EVERY = {"Linear": LINEARS, "Conv": CONVS, "ConvTranspose": CONV_TRANSPOSES, "In
 OTHERS = {kind: [name for name in EVERY[kind] if name not in LAYERS[kind]] for kind in EVERY}
 OTHERS["InNorm"].remove("rows_linear")
 
-LATER = tuple(method for method in ALL_METHODS if method not in METHODS)
-
 everywhere = on_cases(
     [
         *pairs(**LAYERS),
         # The later methods share the layers' operations with the first ones.
-        *(pairs(*LATER, Linear=LINEAR, Conv=CONV) if LATER else []),
+        *pairs(*LATER, Linear=LINEAR, Conv=CONV),
         *pairs(*NOT_IA3, InNorm=["rows_linear"]),
         # Every other layer, by a method whose factors, norm and scale the layer's kind must serve.
         *pairs("DoRA", **OTHERS),

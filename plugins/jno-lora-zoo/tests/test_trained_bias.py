@@ -16,6 +16,7 @@ from jno.lora import (
     merge_lora,
     save_adapters,
     stack_adapters,
+    to_lora,
     unwrap_lora,
 )
 from jno.lora.testing import WrapperCase, check_wrapper
@@ -86,6 +87,17 @@ def test_it_is_not_lost_where_only_products_are_combined():
     assert "bias_update" in stack_adapters(sets)["a"].state
     with pytest.raises(SelectionError, match="low-rank product"):
         stack_adapters(sets, rank=3)
+
+
+def test_plain_lora_cannot_hold_it():
+    model = {"a": adapted(eqx.nn.Linear(6, 5, key=KEY))}
+    with pytest.raises(WrapperError, match="also trains bias_update; merge it instead"):
+        to_lora(model)
+
+
+def test_a_model_that_reads_the_bias_sees_it():
+    model = adapted(eqx.nn.Linear(6, 5, key=KEY))
+    assert_close(model.bias, merge_lora(model).bias, 1e-6)
 
 
 def test_only_train_is_a_value():

@@ -144,7 +144,8 @@ def _is_frozen(node: Any) -> bool:
 
 def _inside(adapter: LoRAWrapper) -> Any:
     """The role of each leaf of an adapter, in the structure of the adapter."""
-    roles = {**dict.fromkeys(type(adapter).adapter_fields, _ADAPTER), "base": _BASE}
+    cls = type(adapter)
+    roles = {**dict.fromkeys((*cls.adapter_fields, *cls.optional_fields), _ADAPTER), "base": _BASE}
 
     def mark(path: KeyPath, node: Any) -> Any:
         role = roles.get(path[0].name, 0)

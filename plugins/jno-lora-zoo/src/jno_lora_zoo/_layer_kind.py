@@ -167,17 +167,17 @@ class LayerKind(LoRAWrapper):
         raise NotImplementedError
 
     def finish(self, y: Array, b: Bias | None) -> Array:
-        """`finish(product(x), bias(base)) == base(x)`: adds `b`, in the shape of the output."""
+        """`finish(product(x), bias_of(base)) == base(x)`: adds `b`, in the shape of the output."""
         raise NotImplementedError
 
     @classmethod
-    def bias(cls, layer: Any) -> Bias | None:
+    def bias_of(cls, layer: Any) -> Bias | None:
         """`b`: the number that the layer adds to each row of `W x`. `None`: it adds nothing."""
         bias = getattr(layer, "bias", None)
         return jnp.asarray(bias).reshape(-1) if is_float_array(bias) else None
 
     @classmethod
-    def with_bias(cls, base: Any, bias: Bias) -> eqx.Module:
-        """`bias(with_bias(base, b)) == b`, for a layer that has a bias."""
+    def replace_bias(cls, base: Any, bias: Bias) -> eqx.Module:
+        """`bias_of(replace_bias(base, b)) == b`, for a layer that has a bias."""
         own = cast_like(bias, base.bias).reshape(base.bias.shape)
         return eqx.tree_at(lambda m: m.bias, base, own)

@@ -105,9 +105,13 @@ class Method(LayerKind):
         """The adapted layer's output, for the arguments that the layer itself takes."""
         only_input = len(args) == 1 and kwargs.keys() <= {"key"}
         if only_input and self.computes(args[0]) and self.has_fast_path():
-            b = self.bias(self.base)
-            return self.finish(self.forward(args[0]), b if b is None else self.bias_law(b))
+            return self.finished(self.forward(args[0]))
         return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def finished(self, y: Array) -> Array:
+        """The layer's output for `y = W' x`: with the adapted bias."""
+        b = self.bias_of(self.base)
+        return self.finish(y, b if b is None else self.bias_law(b))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         """The axes called `out` and `in` in a field's annotation lie as the weight's do."""
@@ -124,9 +128,9 @@ class Method(LayerKind):
     def merge(self) -> eqx.Module:
         """The base layer with the law's weight and bias, computed in float32 at least."""
         layer = self.with_matrix(self.base, self.law(self.matrix(self.base)))
-        b = self.bias(self.base)
+        b = self.bias_of(self.base)
         adapted = b if b is None else self.bias_law(b)
-        return layer if adapted is b else self.with_bias(layer, adapted)
+        return layer if adapted is b else self.replace_bias(layer, adapted)
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)

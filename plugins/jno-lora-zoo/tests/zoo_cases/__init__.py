@@ -13,12 +13,13 @@ from .adapters import (
     pairs,
     perturb,
 )
-from .laws import ALL_METHODS, EFFECTIVE_RANK, fields_of, parameter_count, reference
+from .laws import ALL_METHODS, EFFECTIVE_RANK, LATER, fields_of, parameter_count, reference
 from .layers import CONVS, LINEARS, Case, case
 from .tools import (
     assert_close,
     cast_floats,
     central_difference,
+    check_kind,
     equal_leaves,
     shapes_in_jaxpr,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "ALL_METHODS",
     "CONVS",
     "EFFECTIVE_RANK",
+    "LATER",
     "LINEARS",
     "METHODS",
     "Adapter",
@@ -38,6 +40,7 @@ __all__ = [
     "case",
     "cast_floats",
     "central_difference",
+    "check_kind",
     "each",
     "equal_leaves",
     "everywhere",

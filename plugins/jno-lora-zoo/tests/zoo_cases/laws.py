@@ -157,4 +157,5 @@ _LAWS = {
 _LATER = laws_structured.LAWS | laws_sparse.LAWS | laws_turned.LAWS
 
 METHODS = tuple(_LAWS)
-ALL_METHODS = (*METHODS, *_LATER)
+LATER = tuple(_LATER)
+ALL_METHODS = (*METHODS, *LATER)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jno.lora.testing import WrapperCase, run_checks
+
 
 def assert_close(actual: Any, expected: Any, tolerance: float, scale: float | None = None) -> None:
     """The largest error is at most `tolerance` times the largest expected number (or `scale`)."""
@@ -69,3 +71,23 @@ def _shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
                 yield from _shapes(inner)
+
+
+# What the kind of layer contributes to an adapter. The rest of the kit looks at the method, and
+# runs on linear layers for all of them.
+OF_THE_KIND = (
+    "identity-at-init",
+    "adapter-acts",
+    "merge-equals-call",
+    "unwrap-restores",
+    "gradients",
+    "parameter-count",
+    "state-round-trip",
+    "stacked-layers",
+)
+
+
+def check_kind(case: WrapperCase) -> None:
+    """Run those checks of the kit in which the kind of layer matters."""
+    for result in run_checks(case, OF_THE_KIND):
+        assert result.error is None, result.error

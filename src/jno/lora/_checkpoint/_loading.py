@@ -194,7 +194,7 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
     problems: list[str] = []
     for name, array in arrays.items():
         where, dtype = f"{show_path(entry.path)}/{name}", array.dtype
-        trains = name.partition("/")[0] in cls.adapter_fields
+        trains = name.partition("/")[0] in (*cls.adapter_fields, *cls.optional_fields)
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             x64 = "`jax.config.update('jax_enable_x64', True)`"
             problems.append(f"{where}: {dtype}, which JAX holds only with {x64}")

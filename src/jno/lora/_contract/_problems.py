@@ -44,12 +44,13 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             f'`("lora_A",)` (mind the comma), but is {names!r}'
         )
         names = ()
-    for name in names:
+    trained = {"adapter_fields": names, "optional_fields": cls.optional_fields}
+    for where, name in ((where, name) for where, named in trained.items() for name in named):
         if name not in fields:
             others = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
-            yield f"`adapter_fields` names {name!r}, which is not a field (fields: {others or '-'})"
+            yield f"`{where}` names {name!r}, which is not a field (fields: {others or '-'})"
         elif fields[name].metadata.get("static", False):
-            yield f"`adapter_fields` names {name!r}, which is static: it cannot train"
+            yield f"`{where}` names {name!r}, which is static: it cannot train"
     if "base" in names:
         yield "`adapter_fields` names 'base', which must stay frozen"
     if "base" not in fields:

@@ -44,6 +44,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     # Names of the trainable fields. Everything else in the adapter is frozen.
     adapter_fields: AbstractClassVar[tuple[str, ...]]
+    # Names of further trainable fields, each of which an option adds; `None` without the option.
+    optional_fields: ClassVar[tuple[str, ...]] = ()
     base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".

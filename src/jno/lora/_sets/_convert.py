@@ -26,7 +26,7 @@ from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer
 from .._tree import holds_adapters, map_adapters
-from ._products import Factors, Triplets, known_factors
+from ._products import PRODUCT_STATE, Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
@@ -105,8 +105,11 @@ def _converted(
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
     """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
-    if type(adapter) in classes and energy is None and (rank is None or adapter.rank <= rank):
-        return adapter, jnp.zeros(())
+    if type(adapter) in classes:
+        if others := sorted(adapter.state().keys() - PRODUCT_STATE):
+            raise WrapperError(f"it also trains {', '.join(others)}; merge it instead")
+        if energy is None and (rank is None or adapter.rank <= rank):
+            return adapter, jnp.zeros(())
     if template := refusal_of_template(adapter, "Give the model itself."):
         raise WrapperError(template)
     layer = plain_layer(adapter)

@@ -16,7 +16,8 @@ from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
 
 # `multiplier` is a frozen factor of the scale.
-_STATE = {"lora_A", "lora_B", "multiplier"}
+# The state of an adapter whose whole effect is a product.
+PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}
 
 
 class Factors(NamedTuple):
@@ -184,6 +185,7 @@ def check_products(sets: Sequence[AdapterSet], done: str) -> None:
     """
     others = [
         f"{show_path(path)}: a {adapter.wrapper.__name__}{f' in set {index}' * (len(sets) > 1)}"
+        f"{_beside(adapter)}"
         for index, one in enumerate(sets)
         for path, adapter in one.adapters.items()
         if not is_product(adapter)
@@ -192,13 +194,20 @@ def check_products(sets: Sequence[AdapterSet], done: str) -> None:
         raise SelectionError(
             "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
             f"{done}, but there are others:\n{bullets(others)}\n"
-            "Convert them first: extract_adapters(to_lora(model, rank=...)[0])."
+            "Convert them first, if they hold nothing beside their update: "
+            "extract_adapters(to_lora(model, rank=...)[0])."
         )
+
+
+def _beside(adapter: LooseAdapter) -> str:
+    """The arrays that a class of products holds beside one, such as a trained bias."""
+    others = sorted(adapter.state.keys() - PRODUCT_STATE) if scale_of(adapter) is not None else []
+    return f", with {', '.join(others)} beside its product" if others else ""
 
 
 def is_product(adapter: LooseAdapter) -> bool:
     """Whether the update is only a product, known without the layer."""
-    return scale_of(adapter) is not None and adapter.state.keys() <= _STATE
+    return scale_of(adapter) is not None and adapter.state.keys() <= PRODUCT_STATE
 
 
 def scale_of(adapter: LooseAdapter) -> Any:

@@ -112,4 +112,24 @@ def _hint(layer: Any, adapter: LooseAdapter) -> str:
 def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
     """`adapter` around `layer`, in the place of the adapter that it carries, if it carries one."""
     plain = plain_layer(layer) if is_adapter(layer) else layer
-    return restored_layer(adapter.wrapper, plain, adapter.state, adapter.rank, adapter.alpha)
+    built = restored_layer(adapter.wrapper, plain, adapter.state, adapter.rank, adapter.alpha)
+    return _with_settings_of(layer, built) if type(layer) is adapter.wrapper else built
+
+
+def _with_settings_of(former: LoRAWrapper, adapter: LoRAWrapper) -> LoRAWrapper:
+    """`adapter` with the fields of `former` that hold no array, such as dropout: no state does."""
+    own = {name: value for name, value in vars(former).items() if name != "base"}
+    names = [
+        name
+        for name, value in own.items()
+        if isinstance(value, eqx.Module) and getattr(adapter, name) is None
+        if not any(map(eqx.is_array, jax.tree.leaves(value)))
+    ]
+    if not names:
+        return adapter
+    return eqx.tree_at(
+        lambda a: [getattr(a, name) for name in names],
+        adapter,
+        [own[name] for name in names],
+        is_leaf=lambda x: x is None,
+    )

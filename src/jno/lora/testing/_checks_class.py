@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checkpoint import load, save
-from .._contract import contract_problems
+from .._contract import LoRAWrapper, contract_problems
 from .._errors import CheckpointError
 from .._paths import bullets
 from .._registry import Registry
@@ -133,15 +133,14 @@ def check_key_forms(case: WrapperCase) -> None:
 
 @required("name only fields of floating arrays in `adapter_fields`; integers cannot train.")
 def check_trainable_fields(case: WrapperCase) -> None:
-    """Every field in `adapter_fields` holds floating arrays (or `None`), and only those train."""
+    """Every field in `adapter_fields` holds floating arrays, and only those train."""
     adapter = case.make()
     trains = any(jax.tree.leaves(lora_trainable_filter(adapter)))
     for name in case.wrapper.adapter_fields:
-        field = getattr(adapter, name)
-        arrays = jax.tree.leaves(field)
+        field = jax.tree.leaves(getattr(adapter, name))
         require(
-            trains and (arrays or field is None) and all(map(eqx.is_inexact_array, arrays)),
-            f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in arrays]}.",
+            trains and field and all(map(eqx.is_inexact_array, field)),
+            f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in field]}.",
         )
 
 
@@ -177,7 +176,7 @@ def check_reads_like_the_layer(case: WrapperCase) -> None:
     names = tuple(
         field.name
         for field in dataclasses.fields(base)
-        if field.name not in own and not hasattr(case.wrapper, field.name)
+        if field.name not in own and not hasattr(LoRAWrapper, field.name)
     )
     for name, got in attributes(adapter, names).items():
         expected = getattr(plain, name)

@@ -58,12 +58,12 @@ class InNormLayer(LayerKind):
         return eqx.tree_at(lambda norm: norm.layer, base, layer)
 
     @classmethod
-    def bias(cls, layer: Any) -> Bias | None:
-        return _kind(layer).bias(layer.layer)
+    def bias_of(cls, layer: Any) -> Bias | None:
+        return _kind(layer).bias_of(layer.layer)
 
     @classmethod
-    def with_bias(cls, base: Any, bias: Bias) -> eqx.Module:
-        layer = _kind(base).with_bias(base.layer, bias)
+    def replace_bias(cls, base: Any, bias: Bias) -> eqx.Module:
+        layer = _kind(base).replace_bias(base.layer, bias)
         return eqx.tree_at(lambda norm: norm.layer, base, layer)
 
     @classmethod

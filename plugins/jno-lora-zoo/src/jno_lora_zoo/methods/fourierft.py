@@ -43,7 +43,7 @@ class Transformed(Additive):
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         """The options that a saved state implies."""
-        return {"n_frequency": len(state["coefficients"])}
+        return {**super().options_of(state), "n_frequency": len(state["coefficients"])}
 
 
 class FourierFT(Transformed):

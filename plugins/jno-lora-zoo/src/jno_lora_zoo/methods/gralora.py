@@ -60,7 +60,7 @@ class GraLoRA(Additive):
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         """The options of the constructor that gave arrays of these shapes."""
-        return {"k": len(state["A"])}
+        return {**super().options_of(state), "k": len(state["A"])}
 
     def blocks(self, dtype: Any) -> tuple[Array, Array]:
         """`A` as `(n, q, j, r / k)` and `s B` as `(j, n, r / k, p)`, in this dtype."""

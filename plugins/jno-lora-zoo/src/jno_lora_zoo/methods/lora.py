@@ -20,7 +20,8 @@ class LowRank(Scaled):
     """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; `s` is `alpha / r` unless told otherwise.
 
     With the option `dropout=p`, training computes `W x + s B A dropout(x)`. A call then needs
-    `key=`, and `eqx.nn.inference_mode` switches dropout off. Saved adapters do not hold it.
+    `key=`, and `eqx.nn.inference_mode` switches dropout off. Files and sets do not hold
+    it: to go on with it, adapt with the option and swap the set in.
 
     With the option `bias="train"`, an update of the layer's bias trains as well, from zero: `out`
     more parameters. A layer without a bias has none.
@@ -30,7 +31,8 @@ class LowRank(Scaled):
     inputs the adapter does not see, raises `WrapperError`.
     """
 
-    adapter_fields = ("lora_A", "lora_B", "bias_update")
+    adapter_fields = ("lora_A", "lora_B")
+    optional_fields = ("bias_update",)
     family = "low rank"
     formula = "r (in + out)"
 
@@ -53,7 +55,7 @@ class LowRank(Scaled):
         if bias not in (None, "train"):
             raise ValueError(f'`bias` must be "train" or None, but is {bias!r}')
         W, _, _, dtype = start
-        has_bias = bias == "train" and self.bias(self.base) is not None
+        has_bias = bias == "train" and self.bias_of(self.base) is not None
         return {
             **super()._initial_fields(*start, multiplier=multiplier, **options),
             "bias_update": jnp.zeros(len(W), dtype) if has_bias else None,
@@ -63,24 +65,20 @@ class LowRank(Scaled):
     def law(self, W: Matrix) -> Matrix:
         return W + self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: Any, seen: Any = None) -> Array:
         B = self.multiplied(self.lora_B)
-        return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
+        return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h, seen=seen)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's output, with dropout in training if the adapter has any."""
         if self.dropout is None or self.dropout.inference:
             return super().__call__(*args, **kwargs)
-        x, key = args[0], kwargs.get("key")
-        if len(args) != 1 or not self.computes(x) or not jnp.issubdtype(x.dtype, jnp.inexact):
+        x = jnp.asarray(args[0]) if len(args) == 1 else None
+        if x is None or not self.computes(x) or not jnp.issubdtype(x.dtype, jnp.inexact):
             raise WrapperError(f"{_layer(self)} {_NO_FEATURES}")
-        if key is None:
+        if kwargs.get("key") is None:
             raise WrapperError(f"{_layer(self)} {_NO_KEY}")
-        A, B = self.lora_A, self.multiplied(self.lora_B)
-        seen = self.dropout(x, key=key)
-        y = self.low_rank(x, A, B, between=lambda h: self.scaling * h, seen=seen)
-        b = self.bias(self.base)
-        return self.finish(y, b if b is None else self.bias_law(b))
+        return self.finished(self.forward(x, seen=self.dropout(x, key=kwargs["key"])))
 
     def bias_law(self, b: Bias) -> Bias:
         if self.bias_update is None:
@@ -145,16 +143,17 @@ class LoRAFA(LowRank):
     Fine-tuning", arXiv:2308.03303.
     """
 
-    adapter_fields = ("lora_B", "bias_update")
+    adapter_fields = ("lora_B",)
     variant = "lora-fa"
     paper = "2308.03303"
     formula = "r out"
 
 
 _NO_FEATURES = (
-    "was built with `dropout`, which acts on the features that its low-rank product reads; but the "
-    "adapter does not see them here, for the layer has a `__call__` of its own or reads ids. Leave "
-    "`dropout` out for this layer (`specs=`), or switch it off by `eqx.nn.inference_mode(model)`."
+    "was built with `dropout`, which acts on the features that its low-rank product reads. The "
+    "adapter does not see them here: the layer has a `__call__` of its own, reads integers, or was "
+    "not given its input by position. Leave `dropout` out for this layer (`specs=`), or switch it "
+    "off by `eqx.nn.inference_mode(model)`."
 )
 _NO_KEY = (
     "was built with `dropout` and was called without `key=`. Give each adapted layer a key, "

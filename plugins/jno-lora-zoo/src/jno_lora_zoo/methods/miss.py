@@ -77,7 +77,8 @@ class MiSS(Additive):
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         """The options of the constructor that gave arrays of these shapes."""
         D = state["D"]
-        return {"bat": True} if D.ndim == 3 else {"mini": D.shape[1]}
+        own = {"bat": True} if D.ndim == 3 else {"mini": D.shape[1]}
+        return {**super().options_of(state), **own}
 
     def update(self, W: Matrix) -> Matrix:
         outputs, inputs = W.shape

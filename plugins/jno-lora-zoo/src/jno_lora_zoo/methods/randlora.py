@@ -74,8 +74,10 @@ class RandLoRA(Scaled):
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         """The options of the constructor that gave these arrays."""
-        kept = "basis_A" in state
-        return {"bases": (state["basis_A"], state["basis_B"])} if kept else {}
+        options = super().options_of(state)
+        if "basis_A" in state:
+            options["bases"] = (state["basis_A"], state["basis_B"])
+        return options
 
     def projections(self, W: Array) -> tuple[Float[Array, "r smaller"], Float[Array, "larger rn"]]:
         """The random matrices `A` and `B`, in the dtype of `W`."""

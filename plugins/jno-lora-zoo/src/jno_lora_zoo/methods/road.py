@@ -74,7 +74,7 @@ class RoAd(Method):
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         """The options that the saved arrays show."""
         per_pair, groups, half = state["theta"].shape
-        # One group may have an odd number of outputs, which is none that may be asked for.
+        # One group may have an odd number of outputs, which `group_size` cannot ask for.
         return {"per_pair": per_pair, "group_size": None if groups == 1 else 2 * half}
 
     def law(self, W: Matrix) -> Matrix:
