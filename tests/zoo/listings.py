@@ -15,10 +15,15 @@ import pathlib
 import re
 import sys
 import textwrap
+import types
 import typing
 from typing import Any
 
-from jno_lora_zoo import FAMILIES, METHODS, Additive
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
 from jno_lora_zoo._bibtex import url_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -154,12 +159,36 @@ def _families() -> str:
 
 
 def _way(method: Any) -> str:
-    """How `forward` computes the law, by the operation of the layer kind that it calls."""
-    if issubclass(method, Additive):
-        return "its weight" if method.times is Additive.times else "features"
-    ways = {"on_output": "outputs", **dict.fromkeys(("low_rank", "product", "plus"), "features")}
-    called = inspect.unwrap(method.forward).__code__.co_names
-    return next((way for name, way in ways.items() if name in called), "its weight")
+    """How `forward` computes the law on a linear layer, at a small or at a larger rank."""
+    cls: Any = types.new_class(f"Watched{method.__name__}", (method, _Watched))
+    layer = eqx.nn.Linear(256, 192, key=jax.random.key(0))
+    ways: set[str] = set()
+    for rank in (2, 32):
+        try:
+            cls(layer, rank, 1.0, key=jax.random.key(0)).forward(jnp.ones(256))
+        except _WayError as seen:
+            ways.add(str(seen))
+    return min(ways)  # "features" before "its weight"
+
+
+class _WayError(Exception):
+    """What an operation works on."""
+
+
+class _Watched(LinearLayer):
+    """A linear layer whose operations say by what a method computes its law."""
+
+    def low_rank(self, *_: Any, **__: Any) -> Any:
+        raise _WayError("features")
+
+    def product(self, *_: Any, **__: Any) -> Any:
+        raise _WayError("features")
+
+    def on_output(self, *_: Any, **__: Any) -> Any:
+        raise _WayError("outputs")
+
+    def plus(self, x: Any, U: Update) -> Any:
+        raise _WayError("its weight" if U.times is None else "features")
 
 
 def _row(method: Any) -> str:

@@ -45,7 +45,7 @@ _marks: dict[str, Mark] = {}
 
 def read_marked(adapter: Any, name: str) -> Any:
     """The attribute `name` of the merged layer, marked if it is the weight."""
-    if name != "weight":  # such as a bias, which merging leaves as it is
+    if name != "weight":  # such as a bias, which is cheap to merge
         return getattr(merge_lora(adapter), name)
     leaves, treedef = jtu.tree_flatten(adapter)
     shapes = tuple(_Shape(x.shape) if eqx.is_array(x) else x for x in leaves)

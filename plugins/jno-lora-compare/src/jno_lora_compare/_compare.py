@@ -63,7 +63,8 @@ def compare(
         most `steps` batches are kept, and used again from the first.
     - `wrappers`: the candidates: names (`"DoRALinear"`), variants (`"dora"`), classes, or lists of
         those in order of priority, as for `Net.lora`. `"full"` trains everything, `"none"` nothing.
-        `"all"` stands for every registered variant that takes a layer of the model.
+        `"all"` stands for every registered variant that takes a layer of the model; `options` must
+        suit all of them then.
     - `steps`: how many each candidate is trained.
     - `key`: for the adapters' initial values.
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
@@ -102,7 +103,8 @@ def compare(
         every = _every_variant(fresh, registry or default_registry(), rank, asked)
         at = candidates.index(ALL)
         others = [name for name in every if name not in candidates]
-        candidates[at : at + 1] = others
+        named = [candidate for candidate in candidates if candidate != ALL]
+        candidates = [*named[:at], *others, *named[at:]]
     adapters = [candidate for candidate in candidates if candidate not in (FULL, NONE)]
     _check_plans(fresh, adapters, rank, asked)
     # Only now, for it may use up an iterator.

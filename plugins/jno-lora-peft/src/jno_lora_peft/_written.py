@@ -98,7 +98,7 @@ def _written(
     kind = TYPES[TYPE_OF[variant]]
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
         one = {name: np.asarray(array[index]) for name, array in arrays.items()}
-        # The scale of every method is linear in alpha.
+        # Where a method has a scale, it is linear in alpha.
         alpha = wrapper.alpha * float(one.pop("multiplier", 1.0))
         if alpha != wrapper.alpha and kind.alpha is None:
             raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")

@@ -41,10 +41,10 @@ def to_lora(
 ) -> tuple[M, UpdateReport]:
     """`model` with every adapter as plain LoRA around the layer as it was before adapting.
 
-    The factors of an update that is known as a product (rsLoRA, LoRA-FA, LoRA-XS, VeRA, PiSSA,
-    MiLoRA) are taken, and nothing is lost if its rank is allowed. Otherwise a singular value
-    decomposition cuts the update `merge(W) - W`. (Both in float32 at least.) A stack of layers gets
-    one rank. Plain LoRA of an allowed rank stays as it is.
+    The factors of an update that is known as a product (that of an adapter with a
+    `low_rank_update`) are taken, and nothing is lost if its rank is allowed. Otherwise a singular
+    value decomposition cuts the update `merge(W) - W`. (Both in float32 at least.) A stack of
+    layers gets one rank. Plain LoRA of an allowed rank stays as it is.
 
     **Arguments:**
 
@@ -52,7 +52,7 @@ def to_lora(
     - `rank`: the largest rank to keep.
     - `energy`: in `(0, 1]`: the smallest rank that keeps this part of the squared Frobenius norm of
         the update. The error is then at most `sqrt(1 - energy)`. Without `rank` and `energy`, every
-        update must be a product, and is kept whole: PiSSA and MiLoRA give twice their rank.
+        update must be a product, and is kept whole: PiSSA, MiLoRA and OLoRA give twice their rank.
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer.
