@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._arrays import Matrix, scaled
+from .._derivatives import recomputed
 from .._random import uniform_matrix
 from .._scaled import Scaled
 
@@ -92,15 +93,15 @@ class RandLoRA(Scaled):
         scaled_A = (A[:, None] * self.gammas.astype(W.dtype)[None]).reshape(B.shape[1], -1)
         return (scaled_A, B) if W.shape[0] >= W.shape[1] else (B.T, scaled_A.T)
 
-    def low_rank_update(self) -> tuple[Array, Array]:
-        A, B = self.factors(self.matrix(self.base))
-        return A, B * self.times_scale(self.lambdas).reshape(1, -1).astype(B.dtype)
-
     def law(self, W: Matrix) -> Matrix:
         A, B = self.factors(W)
         return W + B @ scaled(A, self.times_scale(self.lambdas.astype(W.dtype)).reshape(-1))
 
     def forward(self, x: Any) -> Array:
+        # Kept for the backward pass, the random matrices would be as large as the model.
+        return recomputed(RandLoRA._forward)(self, x)
+
+    def _forward(self, x: Any) -> Array:
         A, B = self.factors(self.matrix(self.base))
         lambdas = self.times_scale(self.lambdas).reshape(-1)
         return self.low_rank(x, A, B, between=lambda h: scaled(h, lambdas))
