@@ -21,9 +21,9 @@ class RandLoRA(Scaled):
     r)`, and transposed, `sum_j Γ_j A^T Λ_j B_j^T`, where there are fewer outputs than inputs. `A`
     `(r, min)` is one for all terms; `B_j` `(max, r)` is every `n`-th column, from the `j`-th on, of
     one matrix `B` `(max, r n)`. Both are uniform with mean 0 and variance 1, drawn from `seed` at
-    every use, also in the backward pass, and not saved. `Λ_j`, the columns of `lambdas`, start at 0, and `Γ_j`, the rows of
-    `gammas`, at `1 / max(n, min)`. `n (r + min)` parameters train: *fewer* at a higher rank. The
-    rank is not clamped.
+    every use, also in the backward pass, and not saved. `Λ_j`, the columns of `lambdas`, start at
+    0, and `Γ_j`, the rows of `gammas`, at `1 / max(n, min)`. `n (r + min)` parameters train:
+    *fewer* at a higher rank. The rank is not clamped.
 
     Option `bases=(A, B)`: given matrices, which are kept and saved, in the place of random ones.
 
