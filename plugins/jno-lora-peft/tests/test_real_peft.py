@@ -126,7 +126,6 @@ WRITTEN = {
     "shira": {"wrappers": "shira", "rank": 1, "target": EVEN},
     "supertuning": {"wrappers": "supertuning", "target": EVEN, "options": {"count": 9}},
     "tinylora": {"wrappers": "tinylora", "target": "fc|out"},
-    "randlora": {"wrappers": "randlora", "target": "fc|out"},
     "several": {
         "specs": [
             {"target": "out", "wrapper": "rslora", "rank": 3},

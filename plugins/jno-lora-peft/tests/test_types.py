@@ -68,6 +68,7 @@ def assert_same(one, other):
         (of("ia3", "wide"), "use IA3Out"),
         (of("ia3-in", "conv"), "one factor for all of a channel's places in a kernel"),
         (of("c3a", "wide", options={"multiplier": 0.5}), "PEFT's type has no scale for it"),
+        (of("randlora", "wide", "deep"), "bases are drawn, for each layer others"),
     ],
 )
 def test_what_one_file_has_no_room_for_is_told(specs, reason, tmp_path):
@@ -88,7 +89,6 @@ def test_what_one_file_has_no_room_for_is_told(specs, reason, tmp_path):
         ([*of("hira", "wide"), *of("hira", "deep", "conv")], "HIRA"),
         ([*of("delora", "wide", rank=3), *of("delora", "deep")], "DELORA"),
         (of("delora", "conv"), "LORA"),  # PEFT has it for linear layers alone
-        (of("randlora", "wide", "deep"), "LORA"),
         (of("psoft", "wide"), "LORA"),
         (of("gralora", "wide", options={"multiplier": 0.5}), "GRALORA"),
         (of("adalora", "wide", "deep"), "ADALORA"),

@@ -71,6 +71,18 @@ def test_delora_starts_at_alpha_and_keeps_the_norms_if_the_base_changes():
     assert_close(elsewhere.merge().weight - other.weight, update, 1e-5)
 
 
+def test_delora_without_a_strength_is_refused():
+    with pytest.raises(ValueError, match="with alpha 0 nothing would train"):
+        built(DeLoRALinear, linear(), alpha=0.0)
+
+
+def test_a_column_of_zeros_stays_zero_under_delora():
+    layer = eqx.tree_at(lambda layer: layer.weight, linear(), jnp.eye(10, 12))
+    wrapper = perturb(built(DeLoRALinear, layer))
+    changed = np.any(np.asarray(wrapper.merge().weight - layer.weight) != 0, axis=0)
+    assert list(changed) == [True] * 10 + [False] * 2
+
+
 def test_derivatives_of_delora_are_finite_where_all_is_zero():
     layer = eqx.tree_at(lambda layer: layer.weight, linear(), jnp.zeros((10, 12)))
     wrapper = built(DeLoRALinear, layer)
@@ -86,7 +98,7 @@ def test_tinylora_trains_u_numbers_which_the_state_implies(u):
     assert TinyLoRALinear.options_of(wrapper.state()) == {"u": u}
 
 
-@pytest.mark.parametrize("u", [0, -1, 2.0])
+@pytest.mark.parametrize("u", [0, -1, 2.0, True])
 def test_a_number_of_parameters_below_one_is_refused(u):
     with pytest.raises(ValueError, match="`u` must be a whole number of 1 or more, but is"):
         built(TinyLoRALinear, linear(), u=u)

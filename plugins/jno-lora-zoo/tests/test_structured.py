@@ -13,6 +13,7 @@ from zoo_cases.layers import matrix_of
 
 import jno_lora_embedding
 import jno_lora_zoo
+from jno.lora import lora_trainable_filter
 
 
 def trained(name, layer, rank, **options):
@@ -97,7 +98,8 @@ def test_miss_bat_maps_each_block_of_the_weight(name):
     [
         ({"mini": 2, "bat": True}, "not both"),
         ({"mini": 4}, "divide the number of outputs, 6, but is 4"),
-        ({"mini": 0}, "divide the number of outputs, 6, but is 0"),
+        ({"mini": 0}, "`mini` must be a whole number of 1 or more, but is 0"),
+        ({"mini": 2.0}, "`mini` must be a whole number of 1 or more, but is 2.0"),
         ({"bat": True}, r"divide the sizes of the matrix, \(6, 7\), but is 3"),
     ],
 )
@@ -135,10 +137,26 @@ def test_gralora_multiplies_by_its_blocks():
     assert (8, 12) not in calls_shapes(wrapper)
 
 
-@pytest.mark.parametrize("k", [0, 3])
-def test_gralora_refuses_a_grid_that_does_not_divide_the_rank(k):
-    with pytest.raises(ValueError, match=f"`k` is {k} and the rank 4"):
-        trained("GraLoRALinear", linear(12, 8), 4, k=k)
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [
+        (3, "`k` is 3 and the rank 4"),
+        (0, "`k` must be a whole number of 1 or more, but is 0"),
+        (2.0, "`k` must be a whole number of 1 or more, but is 2.0"),
+        (4, r"\(5, 12\) has no 4 x 4 blocks with an entry in each"),
+    ],
+)
+def test_gralora_refuses_a_grid_that_does_not_fit(k, message):
+    with pytest.raises(ValueError, match=message):
+        trained("GraLoRALinear", linear(12, 5), 4, k=k)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "k"), [(7, 2, 1), (2, 7, 1), (7, 3, 3), (5, 7, 3)])
+def test_every_block_of_the_default_grid_has_an_entry(inputs, outputs, k):
+    wrapper = trained("GraLoRALinear", linear(inputs, outputs), 9)
+    assert type(wrapper).options_of(wrapper.state()) == {"k": k}
+    fields, W = fields_of(wrapper), matrix_of(wrapper.base)
+    assert_computes(wrapper, reference("GraLoRA", fields, W, 9, 3.0))
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(70, 68), (64, 96)])
@@ -221,9 +239,46 @@ def test_randlora_refuses_bases_of_other_shapes():
 
 
 @pytest.mark.parametrize("name", ["RandLoRALinear", "RandLoRAEmbedding"])
-def test_the_update_of_randlora_is_a_product_of_full_rank(name):
+def test_the_update_of_randlora_has_full_rank_and_is_not_exported_as_low_rank(name):
     wrapper = trained(name, table_or_linear(name, 7, 5), 3)
-    A, B = wrapper.low_rank_update()
     update = np.asarray(wrapper.matrix(wrapper.merge()) - wrapper.matrix(wrapper.base))
-    assert_close(B @ A, update, 1e-5)
     assert np.linalg.matrix_rank(update) == 5
+    assert wrapper.low_rank_update() is None
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_loha_of_full_rank_is_not_exported_as_low_rank(rank):
+    wrapper = trained("LoHaLinear", linear(12, 9), rank)
+    assert wrapper.low_rank_update() is None
+    assert trained("LoHaLinear", linear(12, 9), 2).low_rank_update() is not None
+
+
+RECOMPUTED = [
+    *("RandLoRALinear", "HiRALinear", "SHiRALinear", "SuperTuningLinear"),
+    *("FourierFTLinear", "WaveFTLinear", "C3ALinear"),
+]
+
+
+@pytest.mark.parametrize("name", RECOMPUTED)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_backward_pass_of_a_scan_keeps_no_matrix_of_a_layer(name, dtype):
+    layers, n = 5, 24
+    keys = jax.random.split(jax.random.key(0), layers)
+
+    def layer(key):
+        return getattr(jno_lora_zoo, name)(
+            eqx.nn.Linear(n, n, dtype=dtype, key=key), 2, 3.0, key=key
+        )
+
+    stack = eqx.filter_vmap(layer)(keys)
+    trainable, frozen = eqx.partition(stack, lora_trainable_filter(stack))
+    frozen, static = eqx.partition(frozen, eqx.is_array)
+
+    def loss(trainable):
+        def step(x, one):
+            return eqx.combine(*one, static)(x), None
+
+        return jnp.sum(jax.lax.scan(step, jnp.ones(n, dtype), (trainable, frozen))[0])
+
+    kept = shapes_in_jaxpr(jax.grad(loss), trainable)
+    assert (n, n) in kept and (layers, n, n) not in kept

@@ -89,12 +89,25 @@ def test_inputs_are_rotated_by_rotations():
         (zoo.OFTInLinear, 4, {"block_share": True}, "the rank must divide the 6 inputs, but is 4"),
         (zoo.OFTInLinear, 2, {"terms": 1}, "a whole number above 1, but is 1"),
         (zoo.PSOFTLinear, 2, {"terms": 0}, "a whole number above 1, but is 0"),
-        (zoo.BOFTLinear, 2, {"factors": 0}, "at least 1, but is 0"),
+        (zoo.BOFTLinear, 2, {"factors": 0}, "from 1 to 3 for 6 inputs in blocks of 2, but is 0"),
+        (zoo.BOFTLinear, 2, {"factors": 4}, "from 1 to 3 for 6 inputs in blocks of 2, but is 4"),
+        (zoo.BOFTLinear, 9, {"factors": 2}, "from 1 to 1 for 6 inputs in blocks of 6, but is 2"),
+        (zoo.BOFTLinear, 2, {"factors": 2.0}, "`factors` must be a whole number .* but is 2.0"),
+        (zoo.BOFTLinear, 2, {"factors": True}, "`factors` must be a whole number .* but is True"),
+        (zoo.HRALinear, 7, {"gram_schmidt": True}, "there are 6 inputs: give a rank of at most 6"),
+        (
+            zoo.PSOFTLinear,
+            1,
+            {"scale_inputs": False, "scale_outputs": False},
+            "nothing would train: give a rank of 2 or more",
+        ),
         (zoo.BOFTLinear, 3, {"factors": 2}, "give an even rank or `factors` 1"),
         (zoo.RoAdLinear, 2, {"per_pair": 3}, "must be 1, 2 or 4, but is 3"),
         (zoo.RoAdLinear, 2, {"group_size": 3}, "divide the 4 outputs, but is 3"),
         (zoo.RoAdLinear, 2, {"group_size": 8}, "divide the 4 outputs, but is 8"),
-        (zoo.RoAdLinear, 2, {"group_size": 0}, "divide the 4 outputs, but is 0"),
+        (zoo.RoAdLinear, 2, {"group_size": 0}, "`group_size` must be a whole number .* but is 0"),
+        (zoo.RoAdLinear, 2, {"group_size": 2.0}, "`group_size` must be a whole number .* is 2.0"),
+        (zoo.RoAdLinear, 2, {"per_pair": 2.0}, "`per_pair` must be a whole number .* but is 2.0"),
     ],
 )
 def test_what_cannot_be_is_refused(cls, rank, options, message):
@@ -143,6 +156,33 @@ def test_a_butterfly_has_as_many_factors_as_told(inputs, rank, factors):
     assert len(wrapper.Q_blocks) == factors
     check(wrapper, reference("BOFT", fields_of(wrapper), matrix_of(wrapper.base), rank, 1.0))
     check_restored(wrapper)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rank", "shape"),
+    [(8, 8, (1, 1, 8, 8)), (5, 8, (1, 1, 5, 5)), (9, 8, (2, 2, 8, 8)), (8, 4, (2, 2, 4, 4))],
+)
+def test_a_butterfly_has_no_factor_that_rotates_nothing(inputs, rank, shape):
+    base = linear(inputs, 5)
+    wrapper = zoo.BOFTLinear(base, rank, 1.0, key=KEY)
+    assert wrapper.Q_blocks.shape == shape
+    factors, _, r, _ = shape
+    h = 2 ** (factors - 1)
+    trained = sum(x.size for x in (wrapper.Q_blocks, wrapper.s))
+    assert trained == factors * h * r**2 * -(-inputs // (h * r)) + 5
+    # The last factor mixes inputs that its predecessors keep apart.
+    most = int(np.ceil(np.log2(inputs / r))) + 1
+    zoo.BOFTLinear(base, rank, 1.0, key=KEY, factors=most if r % 2 == 0 else 1)
+    with pytest.raises(ValueError, match=f"from 1 to {most} "):
+        zoo.BOFTLinear(base, rank, 1.0, key=KEY, factors=most + 1)
+
+
+def test_reflections_of_one_input_are_none():
+    base = linear(1, 4)
+    wrapper = trained(zoo.HRALinear, base, 2)
+    assert_close(wrapper(jnp.ones(1)), base(jnp.ones(1)), 1e-6)
+    with pytest.raises(ValueError, match="there are 1 inputs: leave out `gram_schmidt`"):
+        zoo.HRALinear(base, 2, 1.0, key=KEY, gram_schmidt=True)
 
 
 def test_every_factor_doubles_what_an_input_reaches():
@@ -252,12 +292,13 @@ def test_a_principal_subspace_is_that_of_the_weight():
     assert_close(wrapper.lora_A @ wrapper.lora_A.T, np.eye(2), 1e-5)
 
 
-def test_olora_starts_with_an_orthonormal_basis_and_keeps_the_model():
-    base = linear(6, 5)
-    wrapper = zoo.OLoRALinear(base, 2, 4.0, key=KEY)
+@pytest.mark.parametrize(("inputs", "outputs", "r"), [(6, 5, 2), (6, 5, 5), (3, 7, 3), (4, 1, 1)])
+def test_olora_starts_with_an_orthonormal_basis_and_keeps_the_model(inputs, outputs, r):
+    base = linear(inputs, outputs)
+    wrapper = zoo.OLoRALinear(base, r, 4.0, key=KEY)
     Q, R = np.linalg.qr(matrix_of(base))
-    assert_close(wrapper.lora_B @ wrapper.lora_A, Q[:, :2] @ R[:2], 1e-5)
-    assert_close(wrapper.lora_B.T @ wrapper.lora_B, np.eye(2), 1e-5)
+    assert_close(wrapper.lora_B @ wrapper.lora_A, Q[:, :r] @ R[:r], 1e-5)
+    assert_close(wrapper.lora_B.T @ wrapper.lora_B, np.eye(r), 1e-5)
     assert_close(matrix_of(wrapper.merge()), matrix_of(base), 1e-5)
     assert_close(matrix_of(wrapper.unwrap()), matrix_of(base), 1e-5)
 
@@ -275,6 +316,15 @@ def test_a_step_of_a_linear_layer_builds_no_adapted_weight(method):
     shapes = shapes_in_jaxpr(jax.grad(loss), trainable)
     assert (7, out) in shapes
     assert not shapes & {(out, inputs), (inputs, out), (inputs, inputs), (out, out)}
+
+
+def test_a_lookup_scales_the_vector_that_it_reads():
+    embedding = pytest.importorskip("jno_lora_embedding")
+    wrapper = trained(embedding.IA3InEmbedding, eqx.nn.Embedding(12, 5, key=KEY), 1)
+    shapes = shapes_in_jaxpr(lambda w: w(jnp.array(7)), wrapper)
+    assert not shapes & {(12, 5)} and (5,) in shapes
+    for i in (7, -2):
+        assert_close(wrapper(jnp.array(i)), wrapper.merge()(jnp.array(i)), 1e-6)
 
 
 def test_a_lookup_rotates_the_block_that_it_reads():

@@ -38,6 +38,22 @@ def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
     return decorate
 
 
+def recomputed(function: _Function) -> _Function:
+    """`function(*arguments)`, of which the backward pass keeps the arguments only.
+
+    The pass computes the rest again. Everything that is differentiated must be an argument: an
+    array, or a tree with arrays such as a module. `jax.checkpoint` alone would stop Taylor mode.
+    Outside of loops XLA for CPUs (of JAX 0.10) merges what is computed twice, and keeps it after
+    all.
+    """
+    again = eqx.filter_checkpoint(function)
+
+    def rule(value: Array, primals: Any, tangents: Any) -> tuple[Array, Array | None]:
+        return value, eqx.filter_jvp(again, primals, tangents)[1]
+
+    return differentiated_by(rule)(function)
+
+
 @eqx.filter_custom_jvp
 def _detached(args: Any) -> Any:
     """`args`, constant for differentiation. `jet`, unlike with `stop_gradient`, sees them vary."""

@@ -36,6 +36,9 @@ class Update(NamedTuple):
 
     `matrix()` is `U`. `times(v)` is `U v` for features `v`, and `column(i)` is `U[:, i]`, both
     without the whole `U`; `None` where that is not cheaper.
+
+    If `matrix` is a `jax.tree_util.Partial`, whose arguments hold all arrays that it uses, a linear
+    layer keeps these for the backward pass, and computes `U` again there.
     """
 
     matrix: Callable[[], Matrix]

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt
+
+from ._options import whole_number
 
 # Each position is four numbers from 0 to 255, lowest first. These are small enough to survive a
 # cast of the whole model to any floating dtype, where a position itself would be rounded.
@@ -24,12 +25,7 @@ def count_of(shape: tuple[int, ...], r: int, n: Any, option: str) -> int:
         raise ValueError(f"the weight has {size} entries, but positions end at 2^32")
     if n is None:
         return min(r * sum(shape), size)
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= size:
-        raise ValueError(
-            f"`{option}` must be a whole number from 1 to {size}, the entries of a weight {shape}, "
-            f"but is {n!r}"
-        )
-    return int(n)
+    return whole_number(n, option, size, f", the entries of a weight {shape}")
 
 
 def drawn_positions(key: PRNGKeyArray, n: int, size: int) -> Positions:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from ._arrays import Matrix, in_compute_dtype
@@ -79,16 +80,20 @@ class Additive(Scaled):
         """Whether `U` costs less than `times`, for a matrix `W` of this shape."""
         return type(self).times is Additive.times
 
+    def own_update(self) -> Matrix:
+        """`U` for the matrix of `base`."""
+        return self.update(self.matrix(self.base))
+
     def law(self, W: Matrix) -> Matrix:
         return W + self.update(W)
 
     def forward(self, x: Any) -> Array:
-        W = self.matrix(self.base)
+        shape = self.matrix(self.base).shape
         by_column = type(self).column is not Additive.column
         update = Update(
-            lambda: self.update(W),
-            None if self.matrix_is_cheaper(W.shape) else functools.partial(self.times, W.shape),
-            functools.partial(self.column, W.shape) if by_column else None,
+            Partial(type(self).own_update, self),
+            None if self.matrix_is_cheaper(shape) else functools.partial(self.times, shape),
+            functools.partial(self.column, shape) if by_column else None,
         )
         return self.plus(x, update)
 

@@ -43,13 +43,17 @@ def _gralora(f, W, r, alpha):
     return W + alpha / r * U[: len(W), : W.shape[1]]
 
 
-def _blocks(r):
-    """GraLoRA's default number of blocks in a row: the smallest divisor of the rank above 1."""
-    return min(n for n in range(1, r + 1) if r % n == 0 and (n > 1 or r == 1))
+def _blocks(r, *sizes):
+    """GraLoRA's default number of blocks in a row: the smallest divisor of the rank above 1.
+
+    It is 1 if the last block would have no entry.
+    """
+    divisors = (n for n in range(2, r + 1) if r % n == 0)
+    return next((n for n in divisors if all(math.ceil(s / n) * (n - 1) < s for s in sizes)), 1)
 
 
 def _gralora_count(r, out, inputs):
-    k = _blocks(r)
+    k = _blocks(r, out, inputs)
     return k * r * (math.ceil(inputs / k) + math.ceil(out / k))
 
 

@@ -12,8 +12,8 @@ def _even(n: int) -> int:
 
 
 def _butterfly_blocks(r: int, inputs: int) -> int:
-    """Blocks of each of two factors (one factor if the blocks have no halves)."""
-    return math.ceil(inputs / r) if r % 2 else 2 * math.ceil(inputs / (2 * r))
+    """Blocks of all factors: of two, or of one if a block has no halves or holds all inputs."""
+    return math.ceil(inputs / r) if r % 2 or r == inputs else 4 * math.ceil(inputs / (2 * r))
 
 
 # The effective rank for a requested one and an (out, in) matrix.
@@ -35,7 +35,7 @@ PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
     "IA3Out": lambda r, out, inputs: out,
     "OFTIn": lambda r, out, inputs: math.ceil(inputs / r) * r * (r - 1) // 2,
     "HRA": lambda r, out, inputs: r * inputs,
-    "BOFT": lambda r, out, inputs: (1 if r % 2 else 2) * _butterfly_blocks(r, inputs) * r * r + out,
+    "BOFT": lambda r, out, inputs: _butterfly_blocks(r, inputs) * r * r + out,
     "RoAd": lambda r, out, inputs: _even(out),
     "OLoRA": lambda r, out, inputs: r * (inputs + out),
     "PSOFT": lambda r, out, inputs: r * (r - 1) // 2 + 2 * r,

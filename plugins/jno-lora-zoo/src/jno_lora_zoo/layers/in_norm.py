@@ -21,8 +21,8 @@ class InNormLayer(LayerKind):
     would be rescaled or bypassed, and is refused.
 
     `WeightNorm` with its default `axis=0` takes the scale of each row out again, and so does every
-    norm of a single row: IA³ only scales rows and is refused there, and the magnitude of DoRA does
-    not act.
+    norm of a single row: IA³ on outputs only scales rows of the weight and is refused there, and
+    the magnitude of DoRA does not act.
     """
 
     @classmethod
@@ -36,7 +36,8 @@ class InNormLayer(LayerKind):
         if _is_normed(leaf) and _scales_rows_only(cls):
             method = cls.__name__.removesuffix("InNorm")
             return (
-                f"the norm takes the scale of each row out again, which is all that {method} trains"
+                "the norm takes the scale of each row out again, which is all that "
+                f"{method} changes in the weight"
             )
         return (
             f"it norms {leaf.weight_name!r} of a {type(leaf.layer).__name__}, not the weight of a "

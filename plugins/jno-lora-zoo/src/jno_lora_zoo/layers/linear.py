@@ -1,9 +1,11 @@
 """Linear layers: `eqx.nn.Linear`, and everything that looks like it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array
 
 from jno.lora import LinearLike
@@ -17,6 +19,7 @@ from .._arrays import (
     is_float_array,
     sharded_over,
 )
+from .._derivatives import recomputed
 from .._layer_kind import Bias, Factor, LayerKind, Map, MeshAxes, Update, unchanged
 
 
@@ -79,11 +82,9 @@ class LinearLayer(LayerKind):
     def plus(self, x: Any, U: Update) -> Array:
         if U.times is not None:
             return self.product(x) + U.times(self._vector(x))
-        weight = jnp.asarray(self.base.weight)
-        update = cast_like(U.matrix(), weight)
-        if weight.dtype.itemsize < 4:  # the weight would round away a small update
-            return self.product(x) + update @ self._vector(x)
-        return (weight + update) @ self._vector(x)
+        # Kept for the backward pass, the matrices of all layers would be as large as the model.
+        plus = recomputed(_plus) if isinstance(U.matrix, Partial) else _plus
+        return plus(jnp.asarray(self.base.weight), U.matrix, self._vector(x))
 
     def finish(self, y: Array, b: Bias | None) -> Array:
         if b is not None:
@@ -95,6 +96,14 @@ class LinearLayer(LayerKind):
         # Integer features would turn the adapter's arrays into integers.
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.base.weight)))
         return jnp.reshape(x, (1,)) if self.base.in_features == "scalar" else x
+
+
+def _plus(weight: Array, matrix: Callable[[], Matrix], x: Array) -> Array:
+    """`(W + U) x` by the matrix `U`."""
+    update = cast_like(matrix(), weight)
+    if weight.dtype.itemsize < 4:  # the weight would round away a small update
+        return weight @ x + update @ x
+    return (weight + update) @ x
 
 
 def _size(features: Any) -> Any:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._arrays import Matrix, rotated, scaled
 from .._cayley import cayley
 from .._method import Method
+from .._options import whole_number
 
 
 class BOFT(Method):
@@ -24,8 +25,8 @@ class BOFT(Method):
     antisymmetric parts act. Surplus inputs of the last blocks are masked before the Cayley map.
     `alpha` is ignored.
 
-    `factors` is the number `m`: by default 2, and 1 where `r` is odd and has no halves. One factor
-    is OFT of the inputs, with a scale.
+    `factors` is the number `m`: by default 2, and 1 where `r` is odd and has no halves, or where
+    one block holds all inputs. One factor is OFT of the inputs, with a scale.
 
     Paper: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
     arXiv:2311.06243. The authors' code (and PEFT) rotates by the transpose of each `R`: its
@@ -35,14 +36,16 @@ class BOFT(Method):
     gets the law's weight: a column of the product depends on `2^(m-1)` blocks in each factor. In a
     `WeightNorm` of rows, `s` does not act.
 
-    **Raises:** `ValueError` for `factors` below 1, and for more than 1 where `r` is odd.
+    **Raises:** `ValueError` for `factors` below 1, for more than 1 where `r` is odd, and for so
+    many that the last one would find no two halves to rotate: `2^(m-2) r` must be below `in`.
     """
 
     adapter_fields = ("Q_blocks", "s")
     variant = "boft"
     family = "rotation"
     paper = "2311.06243"
-    formula = "m ceil(in / r) r^2 + out"
+    formula = "m h r^2 ceil(in/hr) + out, h = 2^(m-1)"
+    cost = "rotates the whole weight at every call, unless it is of a layer that reads features."
 
     Q_blocks: Float[Array, "m blocks r r"]
     s: Float[Array, " out"]
@@ -52,17 +55,19 @@ class BOFT(Method):
         return min(rank, inputs)
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, factors: int | None = None
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, factors: Any = None
     ) -> dict[str, Any]:
-        m = (1 if r % 2 else 2) if factors is None else factors
-        if m < 1:
-            raise ValueError(f"`factors` must be at least 1, but is {m}")
+        inputs = W.shape[1]
+        if factors is None:
+            factors = 1 if r % 2 or r == inputs else 2
+        most = 1 + ((inputs - 1) // r).bit_length()
+        m = whole_number(factors, "factors", most, f" for {inputs} inputs in blocks of {r}")
         if m > 1 and r % 2:
             raise ValueError(
                 f"a butterfly of {m} factors rotates halves of blocks, but its blocks are of "
                 f"{r} inputs: give an even rank or `factors` 1"
             )
-        blocks = math.ceil(W.shape[1] / (2 ** (m - 1) * r)) * 2 ** (m - 1)
+        blocks = math.ceil(inputs / (2 ** (m - 1) * r)) * 2 ** (m - 1)
         return {"Q_blocks": jnp.zeros((m, blocks, r, r), dtype), "s": jnp.ones(W.shape[0], dtype)}
 
     @classmethod

@@ -40,6 +40,7 @@ class C3A(Additive):
     family = "structured"
     paper = "2407.19342"
     formula = "ceil(out / r) ceil(in / r) r"
+    cost = "makes a matrix as large as the weight at every call, if its blocks are below 32."
 
     kernel: Float[Array, "p q r"]
 

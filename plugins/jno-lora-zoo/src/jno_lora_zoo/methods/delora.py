@@ -24,6 +24,11 @@ class DeLoRA(Method):
     Paper: Bini et al., "Decoupling Angles and Strength in Low-rank Adaptation", arXiv:2503.18225.
     The paper starts `B` at random too and subtracts a frozen copy of the initial update. The start
     from zero and the least norm are PEFT's, as are norms that stay as they are if the base changes.
+
+    A column of zeros stays zero, and a layer of zeros never trains: their norms scale the update.
+
+    **Raises:** `ValueError` if `alpha` is 0: `strength` and `B` would both start at zero, and so
+    would every gradient.
     """
 
     adapter_fields = ("lora_A", "lora_B", "strength")
@@ -38,6 +43,11 @@ class DeLoRA(Method):
     norms: Float[Array, " in"]
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+        if self.alpha == 0:
+            raise ValueError(
+                "DeLoRA starts its strength at alpha, and with alpha 0 nothing would train: give "
+                "another, such as 15"
+            )
         return {
             **low_rank_start(W, r, key, dtype, self.fan_in(W)),
             "strength": jnp.asarray(self.alpha, dtype),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, compute_dtype
+from .._options import whole_number
 from .._scaled import Additive
 
 
@@ -22,12 +23,12 @@ class GraLoRA(Additive):
     cut. The rank is not clamped.
 
     `k` is an option. By default it is the smallest divisor of the rank above 1: 2 for even ranks.
-    With a rank of 1 it is 1, which is LoRA.
+    With a rank of 1, or where the weight is too small, it is 1, which is LoRA.
 
     Paper: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
     arXiv:2505.20355. Its hybrid with a LoRA of all inputs is not here.
 
-    **Raises:** `ValueError` if `k` does not divide the rank.
+    **Raises:** `ValueError` if `k` does not divide the rank, or if a block would have no entry.
     """
 
     adapter_fields = ("A", "B")
@@ -44,14 +45,20 @@ class GraLoRA(Additive):
         return rank
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, k: int | None = None
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, k: Any = None
     ) -> dict[str, Any]:
         if k is None:
-            k = next((n for n in range(2, r + 1) if r % n == 0), 1)
-        if k < 1 or r % k:
+            k = next((n for n in range(2, r + 1) if r % n == 0 and _fits(n, W.shape)), 1)
+        k = whole_number(k, "k")
+        if r % k:
             raise ValueError(
                 f"GraLoRA shares the rank out among `k` blocks, so that `k` must divide the rank, "
                 f"but `k` is {k} and the rank {r}"
+            )
+        if not _fits(k, W.shape):
+            raise ValueError(
+                f"a weight {W.shape} has no {k} x {k} blocks with an entry in each: give a smaller "
+                "`k`"
             )
         p, q = (-(-size // k) for size in W.shape)
         A = jax.random.normal(key, (k, q, r), dtype) * math.sqrt(k / self.fan_in(W))
@@ -84,3 +91,8 @@ class GraLoRA(Additive):
         A, B = self.blocks(compute_dtype(self.B))
         n, at = jnp.divmod(i, A.shape[1])
         return jnp.einsum("js,jsp->jp", A[n, at], B[:, n]).reshape(-1)[: shape[0]]
+
+
+def _fits(k: int, shape: tuple[int, ...]) -> bool:
+    """Whether all of the `k` blocks of `ceil(size / k)` in a row have entries, along both axes."""
+    return all(-(-size // k) * (k - 1) < size for size in shape)

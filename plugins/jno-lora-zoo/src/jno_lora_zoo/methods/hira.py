@@ -28,6 +28,7 @@ class HiRA(Additive):
     family = "structured"
     paper = "TwJrTz9cRS"  # on OpenReview; arXiv has none
     formula = "r (in + out)"
+    cost = "makes a matrix as large as the weight at every call: merge before decoding."
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]

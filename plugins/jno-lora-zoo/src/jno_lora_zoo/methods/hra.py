@@ -31,6 +31,11 @@ class HRA(Method):
     Paper: Yuan et al., "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
     Reflection Adaptation", arXiv:2405.17484. The paper's penalty on vectors that are not orthogonal
     is left to the loss.
+
+    A layer with one input stays as it is: every reflection of it is `-1`, and they are even in
+    number.
+
+    **Raises:** `ValueError` for `gram_schmidt` with more vectors than inputs.
     """
 
     adapter_fields = ("U",)
@@ -49,6 +54,13 @@ class HRA(Method):
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, gram_schmidt: bool = False
     ) -> dict[str, Any]:
+        inputs = W.shape[1]
+        if gram_schmidt and r > inputs:
+            most = f"give a rank of at most {inputs - inputs % 2}, or " if inputs > 1 else ""
+            raise ValueError(
+                f"with `gram_schmidt`, the {r} vectors (the rank, rounded up to an even number) "
+                f"are orthonormal, but there are {inputs} inputs: {most}leave out `gram_schmidt`"
+            )
         if gram_schmidt:
             U = jax.random.normal(key, (W.shape[1], r), dtype)
             return {"U": U, "gram_schmidt": jnp.ones(())}

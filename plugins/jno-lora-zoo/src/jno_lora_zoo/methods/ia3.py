@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, scaled
-from .._layer_kind import Bias
+from .._layer_kind import Bias, Update
 from .._method import Method
 
 
@@ -48,7 +48,9 @@ class IA3In(Method):
     """IA³ on the inputs of a layer: one trained factor per input.
 
     Law: `W' = W diag(scale)`, `scale = 1`, the bias untouched. `in` parameters train. `rank` and
-    `alpha` are ignored. A layer whose weight is zero stays zero.
+    `alpha` are ignored. A layer whose weight is zero stays zero. In a convolution, an input is a
+    column of the kernel's matrix: `in` is that of a group times the places of the kernel. Only a
+    kernel of one has a factor per channel.
 
     Paper: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
     In-Context Learning", arXiv:2205.05638. It scales the inner activations of feed-forward blocks,
@@ -73,11 +75,20 @@ class IA3In(Method):
     def law(self, W: Matrix) -> Matrix:
         return W * self.scale.astype(W.dtype)[None, :]
 
-    def has_fast_path(self) -> bool:
-        return self.reads_features()
-
     def forward(self, x: Any) -> Array:
-        return self.product(x, before=lambda v: scaled(v, self.scale))
+        if self.reads_features():
+            return self.product(x, before=lambda v: scaled(v, self.scale))
+        W = self.matrix(self.base)
+        return self.plus(x, Update(lambda: W * self.change(W)[None], column=self.column))
+
+    def column(self, i: Array) -> Float[Array, " out"]:
+        """`(W diag(scale) - W)[:, i]`."""
+        W = self.matrix(self.base)
+        return W[:, i] * self.change(W)[i]
+
+    def change(self, W: Matrix) -> Float[Array, " in"]:
+        """`scale - 1`, in the dtype of `W`."""
+        return self.scale.astype(W.dtype) - 1
 
 
 class IA3Out(IA3):

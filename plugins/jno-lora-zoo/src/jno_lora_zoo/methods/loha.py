@@ -61,7 +61,12 @@ class LoHa(Additive):
         A1, B1, A2, B2 = self.parts(W.dtype)
         return (B1 @ A1) * (B2 @ A2)
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def low_rank_update(self) -> tuple[Array, Array] | None:
+        full = self.rank**2 >= min(self.matrix(self.base).shape)
+        return None if full else self.products()
+
+    def products(self) -> tuple[Float[Array, "rr in"], Float[Array, "out rr"]]:
+        """The factors of rank `r^2`, whose product is the update."""
         # A pair of terms is one term: (b1 a1ᵀ) ⊙ (b2 a2ᵀ) = (b1 ⊙ b2) (a1 ⊙ a2)ᵀ.
         A1, B1, A2, B2 = self.parts(compute_dtype(self.B2))
         A, B = A1[:, None] * A2[None], B1[:, :, None] * B2[:, None]
@@ -72,7 +77,7 @@ class LoHa(Additive):
         return 2 * self.rank**2 * (outputs + inputs) > outputs * inputs
 
     def times(self, shape: tuple[int, ...], v: Float[Array, " in"]) -> Float[Array, " out"]:
-        A, B = (factor.astype(v.dtype) for factor in self.low_rank_update())
+        A, B = (factor.astype(v.dtype) for factor in self.products())
         return (v @ A.T) @ B.T
 
     def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:

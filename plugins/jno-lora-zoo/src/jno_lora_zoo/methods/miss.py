@@ -5,10 +5,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype
 from .._layer_kind import Update
+from .._options import whole_number
 from .._scaled import Additive
 
 
@@ -39,6 +41,7 @@ class MiSS(Additive):
     family = "structured"
     paper = "2409.15371"
     formula = "r out"
+    cost = "with `bat`, makes a matrix as large as the weight at every call: merge before decoding."
 
     # `(r, out)`; `(r, n)` with `mini`; `(out / r, r, r)` with `bat`.
     D: Float[Array, "*blocks r columns"]
@@ -58,7 +61,7 @@ class MiSS(Additive):
         key: PRNGKeyArray,
         dtype: Any,
         *,
-        mini: int | None = None,
+        mini: Any = None,
         bat: bool = False,
     ) -> dict[str, Any]:
         outputs, inputs = W.shape
@@ -68,8 +71,8 @@ class MiSS(Additive):
             raise ValueError(
                 f"with `bat`, the rank must divide the sizes of the matrix, {W.shape}, but is {r}"
             )
-        columns = outputs if mini is None else mini
-        if columns < 1 or outputs % columns:
+        columns = outputs if mini is None else whole_number(mini, "mini")
+        if outputs % columns:
             raise ValueError(f"`mini` must divide the number of outputs, {outputs}, but is {mini}")
         return {"D": jnp.zeros((outputs // r, r, r) if bat else (r, columns), dtype)}
 
@@ -103,7 +106,7 @@ class MiSS(Additive):
     def forward(self, x: Any) -> Array:
         if self.D.ndim == 2:
             return super().forward(x)
-        return self.plus(x, Update(lambda: self.update(self.matrix(self.base))))
+        return self.plus(x, Update(Partial(MiSS.own_update, self)))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         """`D` is replicated, for it is small: only the axes of a stack are sharded."""

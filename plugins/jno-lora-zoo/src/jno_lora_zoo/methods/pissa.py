@@ -19,8 +19,7 @@ class Split(Method):
     """`W = (W - s B0 A0) + s B0 A0`: the first part is frozen as `base`, the second trains.
 
     The initial factors are kept, so that `unwrap` gives the original weight back (to rounding) and
-    a checkpoint is restored without another decomposition. A layer whose weight is zero stays zero:
-    both factors start there, and so does every gradient.
+    a checkpoint is restored without another decomposition.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -81,7 +80,10 @@ class Split(Method):
 
 
 class SingularSplit(Split):
-    """A split whose part are singular triplets of the weight, half of each value in each factor."""
+    """A split whose part are singular triplets of the weight, half of each value in each factor.
+
+    A layer whose weight is zero stays zero: both factors start there, and so does every gradient.
+    """
 
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
@@ -165,5 +167,6 @@ class OLoRA(Split):
     family = "low rank"
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
-        Q, R = jnp.linalg.qr(W)
-        return self.split(W, R[:r].astype(dtype), Q[:, :r].astype(dtype))
+        # The first columns of `Q` are those of the first columns of `W`.
+        Q, _ = jnp.linalg.qr(W[:, :r])
+        return self.split(W, (Q.T @ W).astype(dtype), Q.astype(dtype))

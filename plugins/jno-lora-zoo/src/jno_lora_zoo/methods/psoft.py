@@ -31,7 +31,8 @@ class PSOFT(Method):
     arXiv:2505.11235. The authors' code (and PEFT) rotates by `R^T`: its vectors are the negatives
     of those here. A layer whose weight is zero stays zero.
 
-    **Raises:** `ValueError` unless `terms` is `None` or a whole number above 1.
+    **Raises:** `ValueError` unless `terms` is `None` or a whole number above 1, and for an
+    effective rank of 1 without `a` and `b`, where nothing could train.
     """
 
     adapter_fields = ("Q_packed", "a", "b")
@@ -59,6 +60,11 @@ class PSOFT(Method):
         terms: int | None = None,
         svd: str = "auto",
     ) -> dict[str, Any]:
+        if r == 1 and not (scale_inputs or scale_outputs):
+            raise ValueError(
+                "a rotation of one direction is the identity, so that nothing would train: give a "
+                "rank of 2 or more, or leave `scale_inputs` or `scale_outputs` on"
+            )
         U, S, Vt = largest(W, r, svd, key)
         return {
             "lora_A": Vt.astype(dtype),

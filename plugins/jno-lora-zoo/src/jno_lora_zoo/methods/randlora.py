@@ -1,4 +1,4 @@
-"""RandLoRA: a full-rank update from trained scales of random matrices that are never stored."""
+"""RandLoRA: a full-rank update from trained scales of random matrices that are not stored."""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._arrays import Matrix, scaled
+from .._derivatives import recomputed
 from .._random import uniform_matrix
 from .._scaled import Scaled
 
@@ -20,9 +21,9 @@ class RandLoRA(Scaled):
     r)`, and transposed, `sum_j Γ_j A^T Λ_j B_j^T`, where there are fewer outputs than inputs. `A`
     `(r, min)` is one for all terms; `B_j` `(max, r)` is every `n`-th column, from the `j`-th on, of
     one matrix `B` `(max, r n)`. Both are uniform with mean 0 and variance 1, drawn from `seed` at
-    every use and not saved. `Λ_j`, the columns of `lambdas`, start at 0, and `Γ_j`, the rows of
-    `gammas`, at `1 / max(n, min)`. `n (r + min)` parameters train: *fewer* at a higher rank. The
-    rank is not clamped.
+    every use, also in the backward pass, and not saved. `Λ_j`, the columns of `lambdas`, start at
+    0, and `Γ_j`, the rows of `gammas`, at `1 / max(n, min)`. `n (r + min)` parameters train:
+    *fewer* at a higher rank. The rank is not clamped.
 
     Option `bases=(A, B)`: given matrices, which are kept and saved, in the place of random ones.
 
@@ -94,15 +95,15 @@ class RandLoRA(Scaled):
         scaled_A = (A[:, None] * self.gammas.astype(W.dtype)[None]).reshape(B.shape[1], -1)
         return (scaled_A, B) if W.shape[0] >= W.shape[1] else (B.T, scaled_A.T)
 
-    def low_rank_update(self) -> tuple[Array, Array]:
-        A, B = self.factors(self.matrix(self.base))
-        return A, B * self.times_scale(self.lambdas).reshape(1, -1).astype(B.dtype)
-
     def law(self, W: Matrix) -> Matrix:
         A, B = self.factors(W)
         return W + B @ scaled(A, self.times_scale(self.lambdas.astype(W.dtype)).reshape(-1))
 
     def forward(self, x: Any) -> Array:
+        # Kept for the backward pass, the random matrices would be as large as the model.
+        return recomputed(RandLoRA._forward)(self, x)
+
+    def _forward(self, x: Any) -> Array:
         A, B = self.factors(self.matrix(self.base))
         lambdas = self.times_scale(self.lambdas).reshape(-1)
         return self.low_rank(x, A, B, between=lambda h: scaled(h, lambdas))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._arrays import Matrix, in_compute_dtype
 from .._layer_kind import Bias
 from .._method import Method
+from .._options import whole_number
 
 Angles = Float[Array, "per_pair groups half"]
 
@@ -24,7 +25,8 @@ class RoAd(Method):
 
     An output is paired with that half a group away. `group_size` is the size of a group, and must
     be even and divide the outputs (PEFT's default is 64). By default, all outputs are one group; if
-    their number is odd, the last is scaled alone.
+    their number is odd, the last is scaled alone, by `scale cos(theta)`. There `theta` has no slope
+    at its start, so that only `scale` trains.
 
     Paper: Liao and Monz, "3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching
     and Composability", arXiv:2409.00119. The paper pairs neighbours.
@@ -55,14 +57,16 @@ class RoAd(Method):
         key: PRNGKeyArray,
         dtype: Any,
         *,
-        per_pair: int = 1,
-        group_size: int | None = None,
+        per_pair: Any = 1,
+        group_size: Any = None,
     ) -> dict[str, Any]:
         outputs = W.shape[0]
-        size = outputs + outputs % 2 if group_size is None else group_size
-        if per_pair not in (1, 2, 4):
+        size = outputs + outputs % 2
+        if whole_number(per_pair, "per_pair") not in (1, 2, 4):
             raise ValueError(f"`per_pair` must be 1, 2 or 4, but is {per_pair!r}")
-        if group_size is not None and (size < 2 or size % 2 or outputs % size):
+        if group_size is not None:
+            size = whole_number(group_size, "group_size")
+        if group_size is not None and (size % 2 or outputs % size):
             raise ValueError(
                 f"`group_size` must be even and divide the {outputs} outputs, but is {size}: give "
                 "another, or None for one group"

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype, mixed
 from .._method import Method
+from .._options import whole_number
 from .._svd import largest
 
 
@@ -53,8 +54,7 @@ class TinyLoRA(Method):
         u: Any = 64,
         svd: str = "auto",
     ) -> dict[str, Any]:
-        if not isinstance(u, int) or u < 1:
-            raise ValueError(f"`u` must be a whole number of 1 or more, but is {u!r}")
+        u = whole_number(u, "u")
         for_svd, for_P = jax.random.split(key)
         U, S, Vt = largest(W, r, svd, for_svd)
         return {

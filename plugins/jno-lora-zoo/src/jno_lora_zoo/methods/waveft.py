@@ -39,6 +39,7 @@ class WaveFT(Transformed):
 
     variant = "waveft"
     paper = "2505.12532"
+    cost = "a wavelet transform of the size of the weight at every call: merge before decoding."
 
     # An array, so that a saved adapter holds it. Without taps there is no transform.
     low_pass: Float[Array, " taps"]

@@ -1,0 +1,18 @@
+"""Options of constructors that must be whole numbers."""
+
+from typing import Any
+
+import numpy as np
+
+
+def whole_number(value: Any, option: str, most: int | None = None, why: str = "") -> int:
+    """`value` as an `int`.
+
+    **Raises:** `ValueError` that names the `option`, unless `value` is a whole number from 1 to
+    `most`. `why` says in the message where that end comes from.
+    """
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if is_whole and value >= 1 and (most is None or value <= most):
+        return int(value)
+    wanted = "of 1 or more" if most is None else f"from 1 to {most}"
+    raise ValueError(f"`{option}` must be a whole number {wanted}{why}, but is {value!r}")
