@@ -84,7 +84,7 @@ def test_each_says_what_it_is(adapter):
 
 
 OPTIONS = {
-    **dict.fromkeys(("LoRA", "rsLoRA", "LoRAFA"), ("multiplier", "dropout")),
+    **dict.fromkeys(("LoRA", "rsLoRA", "LoRAFA"), ("multiplier", "dropout", "bias")),
     **dict.fromkeys(("DoRA", "VeRA", "LoKr"), ("multiplier",)),
     **dict.fromkeys(("PiSSA", "MiLoRA"), ("svd",)),
     "LoRAXS": ("svd", "multiplier"),
