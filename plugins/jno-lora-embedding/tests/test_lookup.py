@@ -21,6 +21,7 @@ from jno_lora_embedding import (
     LoRAEmbedding,
     PiSSAEmbedding,
 )
+from jno_lora_zoo import METHODS
 
 NUM, DIM, RANK = 11, 6, 4
 ADAPTERS = [
@@ -40,8 +41,8 @@ def table(key, dtype=jnp.float32, num=NUM, dim=DIM):
     return eqx.nn.Embedding(weight=jax.random.normal(key, (num, dim)).astype(dtype))
 
 
-def test_there_are_eleven_and_one_of_them_is_automatic():
-    assert len(ADAPTERS) == 11
+def test_there_is_one_for_each_method_and_one_of_them_is_automatic():
+    assert len(ADAPTERS) == len(METHODS)
     assert [cls for cls in ADAPTERS if cls.auto] == [LoRAEmbedding]
 
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
@@ -88,7 +89,8 @@ class Additive(Scaled):
         return W + self.update(W)
 
     def forward(self, x: Any) -> Array:
-        shape = self.matrix(self.base).shape
+        # Only its shape: a matrix may be another array than the weight, such as its transpose.
+        shape = eqx.filter_eval_shape(self.matrix, self.base).shape
         by_column = type(self).column is not Additive.column
         update = Update(
             Partial(type(self).own_update, self),

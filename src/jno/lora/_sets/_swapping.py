@@ -37,10 +37,17 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     """
     expect_model(model, "swap_adapters")
     # Dropped first: an adapter around a block hides its layers, and one inside changes the block.
-    plain = map_adapters(lambda _, adapter: plain_layer(adapter), model)
+    former: dict[Any, LoRAWrapper] = {}
+
+    def drop(path: Any, adapter: LoRAWrapper) -> Any:
+        former[path] = adapter
+        return plain_layer(adapter)
+
+    plain = map_adapters(drop, model)
     advice = "\nSwap them into the model that they were made for, or one with the same layers."
     check_fit(plain, adapters, "These adapters", advice)
-    return put_around(plain, adapters)
+    swapped = put_around(plain, adapters)
+    return map_adapters(lambda path, it: _with_settings_of(former.get(path), it), swapped)
 
 
 def check_fit(model: PyTree, adapters: AdapterSet, what: str, advice: str = "") -> None:
@@ -112,12 +119,13 @@ def _hint(layer: Any, adapter: LooseAdapter) -> str:
 def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
     """`adapter` around `layer`, in the place of the adapter that it carries, if it carries one."""
     plain = plain_layer(layer) if is_adapter(layer) else layer
-    built = restored_layer(adapter.wrapper, plain, adapter.state, adapter.rank, adapter.alpha)
-    return _with_settings_of(layer, built) if type(layer) is adapter.wrapper else built
+    return restored_layer(adapter.wrapper, plain, adapter.state, adapter.rank, adapter.alpha)
 
 
-def _with_settings_of(former: LoRAWrapper, adapter: LoRAWrapper) -> LoRAWrapper:
-    """`adapter` with the fields of `former` that hold no array, such as dropout: no state does."""
+def _with_settings_of(former: LoRAWrapper | None, adapter: LoRAWrapper) -> LoRAWrapper:
+    """`adapter` with the settings of one of its class, such as dropout, that no state holds."""
+    if former is None or type(former) is not type(adapter):
+        return adapter
     own = {name: value for name, value in vars(former).items() if name != "base"}
     names = [
         name

@@ -183,7 +183,7 @@ def check_checkpoint(case: WrapperCase) -> None:
     require_close(
         gradients(*split(trained), call, case.make_inputs()),
         _gradients(case, trained),
-        _TOLERANCE,
+        10 * _TOLERANCE,  # two programs, whose roundings differ
         "Gradients with and without `filter_checkpoint` differ",
     )
 
