@@ -10,8 +10,8 @@ import pytest
 
 import jno.lora
 import jno_lora_zoo
+from jno.lora import Registry
 from jno.lora._commands import installed
-from jno.lora.extending import default_registry
 from jno_lora_zoo import METHODS
 
 from . import listings
@@ -53,7 +53,7 @@ def test_type_checkers_find_the_zoo_in_the_core():
 
 
 def test_the_methods_are_listed_by_family_within_100_columns():
-    found = installed.adapters(default_registry().records())
+    found = installed.adapters(Registry().records())
     lines = str(installed.methods_as_table(found)).splitlines()
     assert max(map(len, lines)) <= 100
     families = [line.strip() for line in lines if line.endswith(":")]
