@@ -83,12 +83,7 @@ def the_core_alone(environment):
     environment.install(
         environment.wheel("jno-lora"), "pytest", "pytest-xdist", "hypothesis", "beartype"
     )
-    # Without those that take minutes and name nothing but toys.
-    slow = ("conformance_*", "growth", "scale", "registry_threads", "writing_crashes", "effects")
-    left_out = [f"--ignore-glob=*/test_{name}.py" for name in slow]
-    environment.run(
-        *("pytest", "-q", "-n", "2", "tests/core", *left_out, "-p", "no:cacheprovider"), cwd=ROOT
-    )
+    environment.run("pytest", "-q", "-n", "2", "tests/core", "-p", "no:cacheprovider", cwd=ROOT)
     hint = environment.python("from jno.lora import DoRALinear", check=False)
     assert hint.returncode == 1
     assert 'pip install "jno-lora[zoo]"' in hint.stderr

@@ -180,11 +180,15 @@ def check_checkpoint(case: WrapperCase) -> None:
     """Gradients under `eqx.filter_checkpoint` (rematerialisation) are the same."""
     trained = case.make_trained()
     call = eqx.filter_checkpoint(case.call)
+    expected = _gradients(case, trained)
+    largest = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(expected))
     require_close(
         gradients(*split(trained), call, case.make_inputs()),
-        _gradients(case, trained),
-        10 * _TOLERANCE,  # two programs, whose roundings differ
+        expected,
+        _TOLERANCE,
         "Gradients with and without `filter_checkpoint` differ",
+        # Two programs: a gradient that vanishes but for rounding differs between them.
+        least=max(1e-3, 1e-2 * largest),
     )
 
 

@@ -132,15 +132,23 @@ def require(condition: Any, problem: str, remedy: str = "") -> None:
 
 
 def require_close(
-    actual: PyTree, expected: PyTree, bound: float, problem: str, remedy: str = ""
+    actual: PyTree,
+    expected: PyTree,
+    bound: float,
+    problem: str,
+    remedy: str = "",
+    least: float = 1e-3,
 ) -> None:
-    """**Raises:** `ConformanceError` if the relative error is larger than `bound`."""
-    error = relative_error(actual, expected)
+    """**Raises:** `ConformanceError` if the `relative_error` is larger than `bound`."""
+    error = relative_error(actual, expected, least)
     require(error <= bound, f"{problem}: relative error {error:.1e}, allowed {bound:.1e}.", remedy)
 
 
-def relative_error(actual: PyTree, expected: PyTree) -> float:
-    """The largest difference between two outputs, relative to the largest expected number."""
+def relative_error(actual: PyTree, expected: PyTree, least: float = 1e-3) -> float:
+    """The largest difference of two arrays, relative to the largest expected number in them.
+
+    Numbers below `least` count as that: a difference of two roundings has no digits.
+    """
     actual_leaves, expected_leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
     if [jnp.shape(a) for a in actual_leaves] != [jnp.shape(e) for e in expected_leaves]:
         return float("inf")
@@ -149,7 +157,7 @@ def relative_error(actual: PyTree, expected: PyTree) -> float:
         wide = np.complex128 if np.iscomplexobj(a) or np.iscomplexobj(e) else np.float64
         a, e = np.asarray(a, wide), np.asarray(e, wide)
         if a.size:
-            error = np.max(np.abs(a - e)) / max(float(np.max(np.abs(e))), 1e-3)
+            error = np.max(np.abs(a - e)) / max(float(np.max(np.abs(e))), least)
             worst = max(worst, float(error)) if np.isfinite(error) else float("inf")
     return worst
 
