@@ -102,6 +102,7 @@ def test_adapters_say_what_they_are_for(site):
         "distribution": "whole",
         "version": "1.2",
         "variant": "shift",
+        "method": "shift",
         "family": None,
         "auto": False,
         "layers": ["Linear"],

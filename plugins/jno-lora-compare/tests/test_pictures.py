@@ -40,6 +40,8 @@ def test_many_candidates_are_named_points_coloured_by_time(tmp_path):
     assert [text.get_text() for text in axes.texts] == ["lora", "full", "none"]
     assert (axes.get_ylabel(), axes.get_yscale()) == ("final loss", "log")
     assert bar.get_ylabel() == "milliseconds per step"
+    twice = Comparison((timed[0], dataclasses.replace(timed[0], name="same")), steps=2)
+    assert [text.get_text() for text in twice.plot(times=True).axes[0].texts] == ["lora, same"]
     scored = Comparison(tuple(dataclasses.replace(row, score=0.9) for row in timed[:2]), steps=2)
     assert scored.plot(times=True).axes[0].get_ylabel() == "score"
 

@@ -56,9 +56,14 @@ def draw_times(rows: Sequence[ComparisonRow]) -> Any:
     trained = [row.trainable or 0 for row in rows]
     times = [row.milliseconds or np.nan for row in rows]
     points = axes.scatter(trained, reached, c=times, cmap="viridis", norm="log", s=45, zorder=2)
-    for row, x, y in zip(rows, trained, reached, strict=True):
-        place = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(row.name, (x, y), **place)
+    # Points that lie on each other have one text.
+    named: dict[Any, list[int]] = {}
+    for index, (x, y) in enumerate(zip(trained, reached, strict=True)):
+        named.setdefault((round(np.log10(max(x, 1)), 1), round(y, 2)), []).append(index)
+    for indices in named.values():
+        at = (trained[indices[-1]], reached[indices[-1]])
+        text = ", ".join(rows[index].name for index in indices)
+        axes.annotate(text, at, (5, 3), textcoords="offset points", fontsize=8)
     # Linear up to one parameter, for a candidate that trains none.
     axes.set_xscale("symlog", linthresh=1)
     if not is_scored and min(reached) > 0:

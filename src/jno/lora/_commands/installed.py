@@ -11,7 +11,7 @@ import jax
 import jno
 
 from .. import __path__ as _package_path
-from .._registry import BROKEN, ZOO_DISTRIBUTION, PluginRecord
+from .._registry import BROKEN, ZOO_DISTRIBUTION, PluginRecord, methods_of
 from .._showing import Table, table
 from .._tree import claims
 from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
@@ -60,10 +60,12 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     """One JSON object per adapter. `layers` are the common Equinox layers that it claims."""
     layers = {name: make(jax.random.key(0)) for name, (make, _) in standard_layers().items()}
     of_wrapper = ("name", "qualified_name", "distribution", "version")
+    methods = methods_of(wrapper.cls for record in records for wrapper in record.wrappers)
     return [
         {
             **{name: getattr(wrapper, name) for name in of_wrapper},
             "variant": wrapper.cls.variant,
+            "method": methods[wrapper.cls],
             "family": wrapper.cls.family,
             "auto": wrapper.cls.auto,
             "layers": [name for name, layer in layers.items() if claims(wrapper.cls, layer)],
@@ -91,26 +93,21 @@ def adapters_as_table(found: list[dict[str, Any]]) -> Table:
 
 
 def methods_as_table(found: list[dict[str, Any]]) -> Table:
-    """A line per method, by family. Adapters of one method have its paper and its formula."""
+    """A line per method, by family."""
     families: dict[str, dict[Any, list[dict[str, Any]]]] = {}
     for it in found:
-        key = (it["formula"], it["paper"]) if it["paper"] else _called(it)
+        key = (it["method"], it["formula"] or "")
         families.setdefault(it["family"] or "others", {}).setdefault(key, []).append(it)
     rows: list[tuple[str, ...]] = []
     for family, methods in sorted(families.items()):
         rows.append((f"{family}:", "", "", ""))
-        named = ((min(map(_called, group), key=len), group) for group in methods.values())
         rows += (
-            (f"  {name}", group[0]["formula"] or "", _few_layers(group), group[0]["paper"] or "")
-            for name, group in sorted(named, key=lambda it: it[0])
+            (f"  {name}", formula, _few_layers(group), group[0]["paper"] or "")
+            for (name, formula), group in sorted(methods.items(), key=lambda it: it[0][0])
         )
     columns = [(name, "left") for name in ("variant", "parameters", "layers (adapters)", "paper")]
     caption = "`jno-lora adapters VARIANT` lists the adapters of a variant."
     return table(f"{len(found)} adapters", columns, rows, caption)
-
-
-def _called(adapter: dict[str, Any]) -> str:
-    return adapter["variant"] or adapter["name"]
 
 
 def _few_layers(group: list[dict[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """The registry: which adapters there are, and where they come from."""
 
+from ._catalog import methods_of
 from ._hookspecs import API_VERSION, hookimpl
 from ._plugins import normalise
 from ._records import BROKEN, IN_PROCESS, PluginRecord, RegisteredWrapper, why_unusable

@@ -205,13 +205,22 @@ class Catalog:
         return error
 
 
+def methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], str]:
+    """The name of each adapter's method: the shortest variant with its paper and formula."""
+    methods: dict[Any, list[type[LoRAWrapper]]] = {}
+    for cls in classes:
+        key = (cls.paper, cls.formula) if cls.paper else cls.variant or cls.__name__
+        methods.setdefault(key, []).append(cls)
+    return {
+        cls: min((it.variant or it.__name__ for it in method), key=len)
+        for method in methods.values()
+        for cls in method
+    }
+
+
 def _by_family(wrappers: Iterable[RegisteredWrapper]) -> list[str]:
-    """A line for each family: the variants of its methods, the shortest name of each."""
-    methods: dict[Any, type[LoRAWrapper]] = {}
-    for cls in (wrapper.cls for wrapper in wrappers if wrapper.cls.variant):
-        key = (cls.paper, cls.formula) if cls.paper else cls.variant
-        methods[key] = min(methods.get(key, cls), cls, key=lambda it: len(it.variant or ""))
-    families: dict[str, list[str]] = {}
-    for cls in methods.values():
-        families.setdefault(cls.family or "others", []).append(str(cls.variant))
-    return [f"{family}: {', '.join(sorted(set(it)))}" for family, it in sorted(families.items())]
+    """A line for each family: the names of its methods that have a variant."""
+    families: dict[str, set[str]] = {}
+    for cls, method in methods_of(it.cls for it in wrappers if it.cls.variant).items():
+        families.setdefault(cls.family or "others", set()).add(method)
+    return [f"{family}: {', '.join(sorted(names))}" for family, names in sorted(families.items())]
