@@ -163,8 +163,8 @@ def run_all_methods() -> None:
     comparison.plot(IMAGES / "all-methods.png", times=True)
     page = DOCS / "choosing.md"
     shown = (
-        "On the [digits of the demo](examples/digits.md), each at its best of four rates. The score\n"
-        "is the accuracy on 150 validation scans.\n\n"
+        "On the [digits of the demo](examples/digits.md), each at its best of four rates. The\n"
+        "score is the accuracy on 150 validation scans.\n\n"
         f"![Score over parameters](images/all-methods.png)\n\n```text\n{comparison}\n```\n"
     )
     text, number = re.subn(
