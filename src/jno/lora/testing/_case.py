@@ -121,14 +121,14 @@ def split(adapter: Any) -> tuple[PyTree, PyTree]:
     return eqx.partition(adapter, lora_trainable_filter(adapter))
 
 
-def perturbed(adapter: Any) -> Any:
-    """`adapter` with random numbers added to its trainable arrays."""
+def perturbed(adapter: Any, size: float = 0.3) -> Any:
+    """`adapter` with random numbers of this `size` added to its trainable arrays."""
     random = np.random.default_rng(4)
 
     def moved(leaf: Any) -> Any:
-        step = 0.3 * random.normal(size=leaf.shape)
+        step = size * random.normal(size=leaf.shape)
         if np.iscomplexobj(leaf):
-            step = step + 0.3j * random.normal(size=leaf.shape)
+            step = step + 1j * size * random.normal(size=leaf.shape)
         step = step.astype(leaf.dtype)
         if is_traced(leaf):
             return leaf + step
