@@ -13,15 +13,16 @@ from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
 from . import types as _types
+from ._calibration import allocate, calibrate
 from ._checkpoint import load_adapters, read_adapters, save_adapters
-from ._contract import ConvLike, LinearLike, LoRAWrapper
+from ._contract import ConvLike as ConvLike, LinearLike as LinearLike, LoRAWrapper, Statistic
 from ._dispatch import apply_lora, plan_lora
 from ._errors import (
     CheckpointError,
     JnoLoraError,
     JnoLoraWarning,
-    MissingLibraryError,
-    PeftFormatError,
+    MissingLibraryError as MissingLibraryError,
+    PeftFormatError as PeftFormatError,
     PluginError,
     SelectionError,
     WrapperError,
@@ -42,7 +43,7 @@ from ._registry import (
 )
 from ._reports import adapter_effects, citation, lora_report, plot_adapters
 from ._sets import (
-    AdapterSet,
+    AdapterSet as AdapterSet,
     combine,
     extract_adapters,
     scale_adapters,
@@ -63,23 +64,21 @@ if TYPE_CHECKING:
     from .types import Comparison as Comparison, ComparisonRow as ComparisonRow
 
 __all__ = [
-    "AdapterSet",
     "CheckpointError",
-    "ConvLike",
     "JnoLoraError",
     "JnoLoraWarning",
-    "LinearLike",
     "LoRAWrapper",
-    "MissingLibraryError",
     "Net",
-    "PeftFormatError",
     "PluginError",
     "Registry",
     "SelectionError",
     "Spec",
+    "Statistic",
     "WrapperError",
     "adapter_effects",
+    "allocate",
     "apply_lora",
+    "calibrate",
     "citation",
     "combine",
     "extract_adapters",

@@ -9,6 +9,7 @@ from .._caches import remembered
 from .._errors import WrapperError
 from .._paths import bullets
 from ._constructing import constructor_problem, takes
+from ._statistics import BUILT_IN, Statistic
 from ._wrapper import LoRAWrapper
 
 _CLASSMETHODS = (
@@ -18,6 +19,8 @@ _CLASSMETHODS = (
     "options_of",
     "from_state",
     "matrix",
+    "inputs_of",
+    "outputs_of",
     "low_rank_scale",
 )
 
@@ -61,11 +64,13 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
                 f"`{name}` is not defined, but `__init__` takes it: keep it, as in `{declared} = "
                 "eqx.field(static=True)`, so that a file can restore the adapter; or do not take it"
             )
+    yield from _mistaken_needs(cls)
     problem = constructor_problem(cls)
     if problem is not None:
         yield (
             "`__init__` must accept `(self, base, rank, alpha, *, key)`, or "
-            f"`(self, base, *, key)` if it has no use for them: {problem}"
+            "`(self, base, *, key)` if it has no use for them, and `statistics=` if the class has "
+            f"`needs`: {problem}"
         )
     for name in _CLASSMETHODS:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
@@ -76,6 +81,25 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
         value = getattr(cls, name)
         if not (value is None or (isinstance(value, str) and value)):
             yield f"`{name}` must be a text that is not empty, or None, but is {value!r}"
+
+
+def _mistaken_needs(cls: type[LoRAWrapper]) -> Iterator[str]:
+    needs: Any = cls.needs
+    if not isinstance(needs, tuple):
+        yield (
+            '`needs` must be a tuple of names of statistics, such as `("gradient",)`, but is '
+            f"{needs!r}"
+        )
+        return
+    for one in needs:
+        is_class = isinstance(one, type) and issubclass(one, Statistic) and hasattr(one, "name")
+        if not is_class and not (isinstance(one, str) and one in BUILT_IN):
+            yield (
+                f"`needs` names {one!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
+                "subclass of jno.lora.Statistic with a name"
+            )
+    if needs and cls.matrix.__func__ is LoRAWrapper.matrix.__func__:  # pyright: ignore[reportFunctionMemberAccess]
+        yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
 
 
 def check_contract(cls: Any) -> None:

@@ -16,12 +16,13 @@ import jax.tree_util as jtu
 import numpy as np
 from equinox import AbstractClassVar, AbstractVar
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._errors import WrapperError
 from .._paths import bullets, path_str
 from ._calling import over_stack
 from ._constructing import construct
+from ._statistics import Statistic, zero_statistics
 
 
 class LoRAWrapper(eqx.nn.StatefulLayer):
@@ -61,6 +62,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # For summaries: a phrase on what a call costs beside the layer's own, if that matters.
     cost: ClassVar[str | None] = None
     bibtex: ClassVar[str | None] = None  # for `citation`: one or more BibTeX entries
+    # Statistics of data that the start depends on, by name ("input_covariance", "input_mean",
+    # "output_covariance", "gradient") or as classes. The constructor gets them as `statistics=`, a
+    # dict by name, of one layer. They may be zero or of low rank.
+    needs: ClassVar[tuple[str | type[Statistic], ...]] = ()
 
     if TYPE_CHECKING:
         # The rank in use and the numerator of the scale; `None` in an adapter without such a field.
@@ -112,6 +117,19 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         For tools that compare or convert updates.
         """
         return None
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        """The vectors that the matrix of one `layer` multiplies in this call, for `needs`.
+
+        By default the first argument, whose last axis must be the matrix's `in`.
+        """
+        return _rows(args[0], jax.eval_shape(cls.matrix, layer).shape[1], "inputs")
+
+    @classmethod
+    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
+        """The rows of the layer's output `y`, for `needs`: by default along its last axis."""
+        return _rows(y, jax.eval_shape(cls.matrix, layer).shape[0], "outputs")
 
     @classmethod
     def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
@@ -174,8 +192,13 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
         **Raises:** `WrapperError` if the names or shapes in `state` are others.
         """
-        options = cls.options_of(state)
-        make = functools.partial(construct, cls, key=jax.random.key(0), options=options)
+        make = functools.partial(
+            construct,
+            cls,
+            key=jax.random.key(0),
+            options=cls.options_of(state),
+            statistics=zero_statistics(cls, base),
+        )
         template = eqx.filter_eval_shape(make, base, rank, alpha)
         leaves, treedef = jtu.tree_flatten_with_path(_without_base(template))
         names = [path_str(path) for path, _ in leaves]
@@ -268,6 +291,17 @@ def is_adapter(node: Any) -> TypeGuard[LoRAWrapper]:
     """Whether `node` is an adapted layer."""
     # By its type: `isinstance` looks up `__class__`, which Equinox intercepts at a price.
     return issubclass(type(node), LoRAWrapper)
+
+
+def _rows(values: Any, width: int, what: str) -> Array:
+    """`values` as rows of this width. **Raises:** `WrapperError` if they are others."""
+    shape = jnp.shape(values)
+    if not shape or shape[-1] != width:
+        raise WrapperError(
+            f"the {what} {shape} of a call are not vectors of the {width} {what} that the matrix "
+            f"has. Define `{what}_of` for this kind of layer"
+        )
+    return jnp.reshape(jnp.asarray(values), (-1, width))
 
 
 def _without_base(adapter: LoRAWrapper) -> Any:

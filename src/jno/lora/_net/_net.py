@@ -1,12 +1,13 @@
 """`Net`: a mutable handle on an immutable model. It also knows which arrays train."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._calibration import calibrate as collect
 from .._contract import check_key
 from .._dispatch import carry_out, plan_lora
 from .._errors import SelectionError
@@ -95,6 +96,8 @@ class Net(Holder):
         wrapper: WrapperLike = None,
         specs: Iterable[SpecLike] | None = None,
         options: Mapping[str, Any] | None = None,
+        statistics: Mapping[str, Mapping[str, Any]] | None = None,
+        calibrate: tuple[Iterable[Any], Callable[[Any, Any], Any]] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> "Net":
         """Put adapters around the selected layers.
@@ -115,6 +118,8 @@ class Net(Holder):
             spec leaves out. The first spec whose target matches and whose wrapper applies wins.
         - `options`: further keyword arguments for the adapters' constructors, such as
             `{"adapter_dtype": jnp.bfloat16}`.
+        - `statistics`: what `jno.lora.calibrate` returned, for adapters that start from data (EVA).
+        - `calibrate`: `(batches, loss)`, to collect the statistics here.
         - `key`: overrides the key of the `Net`.
 
         **Raises:** `SelectionError` if nothing can be adapted (no match, or all matches carry an
@@ -123,6 +128,19 @@ class Net(Holder):
         """
         self._refuse_disabled("lora")
         state = self._now
+        if calibrate is not None:
+            if statistics is not None:
+                raise SelectionError("Give `statistics` or `calibrate`, not both.")
+            asked = {"target": target, "wrappers": wrapper, "specs": specs}
+            batches, loss = calibrate
+            statistics = collect(
+                state.module,
+                batches,
+                loss,
+                param_mask=self._mask,
+                registry=self._registry,
+                **asked,
+            )
         plan = self._plan(
             rank, alpha, target=target, wrappers=wrapper, specs=specs, options=options
         )
@@ -135,7 +153,8 @@ class Net(Holder):
                 "Call net.merge() to keep what they learned, or net.unwrap() to drop it, and then "
                 "net.lora(...)."
             )
-        module = carry_out(state.module, plan, key=self._key if key is None else key)
+        key = self._key if key is None else key
+        module = carry_out(state.module, plan, key=key, statistics=statistics)
         if module is not state.module:
             state = state.adapted(module, originals_of(state.module, module))
         return self._become(state)
