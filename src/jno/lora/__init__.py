@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 from . import types as _types
 from ._calibration import allocate, calibrate
 from ._checkpoint import load_adapters, read_adapters, save_adapters
-from ._contract import ConvLike as ConvLike, LinearLike as LinearLike, LoRAWrapper, Statistic
+from ._contract import (
+    ConvLike as ConvLike,
+    LinearLike as LinearLike,
+    LoRAWrapper,
+    Shared,
+    Statistic,
+)
 from ._dispatch import apply_lora, plan_lora
 from ._errors import (
     CheckpointError,
@@ -52,6 +58,7 @@ from ._sets import (
     take_adapters,
     to_lora,
 )
+from ._shared_arrays import resolve
 from ._trainability import lora_param_labels, lora_trainable_filter, partial_lora_trainable_filter
 from ._version import __version__ as __version__
 
@@ -72,6 +79,7 @@ __all__ = [
     "PluginError",
     "Registry",
     "SelectionError",
+    "Shared",
     "Spec",
     "Statistic",
     "WrapperError",
@@ -95,6 +103,7 @@ __all__ = [
     "refresh",
     "register",
     "registered",
+    "resolve",
     "save_adapters",
     "scale_adapters",
     "stack_adapters",

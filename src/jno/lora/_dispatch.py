@@ -44,6 +44,7 @@ from ._planning import (
 )
 from ._registry import Registry, default_registry
 from ._sharding import on_the_mesh, place_like_base, with_dtypes_of_base
+from ._shared_arrays import uses_shared, with_shared_arrays
 from ._showing import tracked
 
 M = TypeVar("M")
@@ -154,7 +155,8 @@ def carry_out(
     warn_of_clamped_ranks(rows, adapters)
     rest = iter(adapters)
     adapted = [next(rest) if keys in chosen else node for keys, node in nodes]
-    return jtu.tree_unflatten(treedef, adapted)
+    model = jtu.tree_unflatten(treedef, adapted)
+    return with_shared_arrays(model, key=key) if any(map(uses_shared, adapters)) else model
 
 
 def _construct(

@@ -12,7 +12,8 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._caches import remembered
-from ._contract import LoRAWrapper, expect_model, is_adapter
+from ._contract import LoRAWrapper, expect_model, is_adapter, is_shared
+from ._errors import SelectionError
 from ._paths import KeyPath
 from ._tree import map_adapters
 
@@ -124,6 +125,11 @@ def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any]
     """The filter as immutable parts, and the tree that joins them to lists and dicts."""
     # These are new in each filter, since a user may change them.
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
+    if any(is_shared(x) and x.held for x in jtu.tree_leaves(model, is_leaf=is_shared)):
+        raise SelectionError(
+            "This model was resolved. It is for calls: the arrays that its adapters share are not "
+            "among its leaves. Ask about, and train, the model that `jno.lora.resolve` was given."
+        )
     marked = jtu.tree_map(
         lambda node: _inside(node) if is_adapter(node) else _OUTSIDE, model, is_leaf=is_adapter
     )

@@ -18,7 +18,8 @@ from .._errors import CheckpointError, PluginError, SelectionError, reason_of, w
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, built_around, misfits
-from .._tree import layers_at, nested_with, replace_layers
+from .._shared_arrays import names_shared_in, put_shared, shared_arrays
+from .._tree import layers_at, map_adapters, nested_with, replace_layers
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 
@@ -62,7 +63,12 @@ def load_adapters(
         return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
     registry = default_registry(registry)
     loaded = load(model, path, strict=strict, wrappers=wrappers, registry=registry)
-    return replace_layers(model, loaded)
+    return with_loaded(model, loaded)
+
+
+def with_loaded(model: M, loaded: Mapping[str, LoRAWrapper]) -> M:
+    """`model` with these adapters, by path, in the places of those that it carries there."""
+    return put_shared(replace_layers(model, loaded), shared_arrays(model))
 
 
 def read_adapters(
@@ -147,6 +153,10 @@ def load(
         except Exception as err:
             cls = adapters[name].wrapper.__name__
             problems[f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"] = err
+    others = map_adapters(lambda name, it: None if name in built else it, model)
+    for name in names_shared_in(others) & adapters.shared.keys():
+        line = f"the model's other adapters share an array {name!r} already, and the file holds one"
+        problems[f"{line}: unwrap them first"] = None
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
         _refuse(problems, path, "does not fit this model", advice)
@@ -156,7 +166,7 @@ def load(
             f"{len(built)} of {len(contents.configuration.entries)} adapters of "
             f"{os.fspath(path)!r} were loaded. The others were left out:\n{bullets(problems)}"
         )
-    return built
+    return put_shared(built, adapters.shared)
 
 
 def _adapters(
@@ -187,7 +197,19 @@ def _adapters(
             # Copies: JAX might share NumPy's memory, which cannot be donated then.
             state = {name: jnp.array(array) for name, array in arrays.items()}
             found[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
-    return AdapterSet(found), problems
+    shared = {
+        name: contents.values[it] for name, it in contents.configuration.shared_tensors.items()
+    }
+    problems |= {it: None for name, array in shared.items() if (it := _too_wide(name, array))}
+    return AdapterSet(found, {name: jnp.array(x) for name, x in shared.items()}), problems
+
+
+def _too_wide(where: str, array: np.ndarray) -> str:
+    """The problem with an array of a dtype that JAX does not hold; else empty."""
+    if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
+        return ""
+    x64 = "`jax.config.update('jax_enable_x64', True)`"
+    return f"{where}: {array.dtype}, which JAX holds only with {x64}"
 
 
 def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndarray]) -> list[str]:
@@ -195,9 +217,8 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
     for name, array in arrays.items():
         where, dtype = f"{show_path(entry.path)}/{name}", array.dtype
         trains = name.partition("/")[0] in (*cls.adapter_fields, *cls.optional_fields)
-        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            x64 = "`jax.config.update('jax_enable_x64', True)`"
-            problems.append(f"{where}: {dtype}, which JAX holds only with {x64}")
+        if problem := _too_wide(where, array):
+            problems.append(problem)
         elif trains and not jnp.issubdtype(dtype, jnp.inexact):
             problems.append(f"{where}: {dtype}, but it trains, so it must have a floating dtype")
     return problems + [

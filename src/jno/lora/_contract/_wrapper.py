@@ -22,6 +22,7 @@ from .._errors import WrapperError
 from .._paths import bullets, path_str
 from ._calling import over_stack
 from ._constructing import construct
+from ._shared import is_shared
 from ._statistics import Statistic, zero_statistics
 
 
@@ -162,11 +163,12 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def state(self) -> dict[str, Any]:
         """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
 
+        Those of a `Shared` are not among them: a file holds them once.
         What an option changed must be in it, or follow from it by `options_of` or `from_state`.
         """
         return {
             path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-            for path, leaf in jtu.tree_leaves_with_path(_without_base(self))
+            for path, leaf in jtu.tree_leaves_with_path(_without_base(self), is_leaf=is_shared)
             if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
         }
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jaxtyping import PyTree
 
-from .._checkpoint import Classes, FilePath, load, save
+from .._checkpoint import Classes, FilePath, load, save, with_loaded
 from .._contract import Handle, expect_model
 from .._errors import SelectionError, warn
 from .._paths import bullets, nearest, show_path
@@ -242,7 +242,7 @@ class Holder(Handle):
         )
         if loaded:
             originals = originals_of(plain, replace_layers(plain, loaded))
-            state = state.adapted(replace_layers(state.module, loaded), originals, loaded)
+            state = state.adapted(with_loaded(state.module, loaded), originals, loaded)
         return self._become(state)
 
     def _become(self: H, state: NetState, named: Mapping[str, Kept | None] | None = None) -> H:

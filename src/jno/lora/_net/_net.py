@@ -15,6 +15,7 @@ from .._paths import bullets, show_path
 from .._planning import MaskLike, Plan, SpecLike, TargetLike, WrapperLike, parse_mask
 from .._registry import Registry
 from .._reports import LoraReport, report_on
+from .._shared_arrays import resolve
 from ._holder import Holder
 from ._state import originals_of
 
@@ -67,7 +68,7 @@ class Net(Holder):
         holds today's weights as constants, also after `update`. Compile a function of the model,
         and give it `net.module`.
         """
-        return self.module(*args, **kwargs)
+        return resolve(self.module)(*args, **kwargs)
 
     def __repr__(self) -> str:
         found, model = self.summary(), type(self.module).__name__

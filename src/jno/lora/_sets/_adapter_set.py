@@ -15,6 +15,7 @@ from .._compute import held_dtype
 from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, over_stack
 from .._errors import SelectionError, WrapperError, failing
 from .._paths import path_str, show_place
+from .._shared_arrays import shared_arrays, without_shared
 from .._tree import adapted_layers, refuse_second
 
 # Dtypes that differ only in precision. JAX's x64 decides between integers of 32 and 64 bits.
@@ -94,9 +95,12 @@ class AdapterSet(Loose, eqx.Module):
     """The adapters of a model, by the paths of their layers, without the model. A pytree.
 
     Iterates over the paths. `extract_adapters` makes one, `swap_adapters` puts it around layers.
+
+    - `shared`: the arrays that several of the adapters use, by name.
     """
 
     adapters: dict[str, LooseAdapter]
+    shared: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.adapters)
@@ -147,8 +151,13 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     expect_model(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
     known_losses: dict[Any, str] = {}
-    for path, node in adapted_layers(model):
+    shared: dict[str, Any] = {}
+    for path, adapter in adapted_layers(model):
         refuse_second(path, found, "adapted layers")
+        node, kept = without_shared(adapter)
+        if shared.keys() & kept.keys():
+            shared_arrays(model)  # raises
+        shared |= kept
         cls = type(node)
         with failing(f"take {show_place(cls, path)} out", WrapperError):
             ndim = call_or_trace(cls.stack_ndim, node.base)
@@ -161,7 +170,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
                     "array, or restore it by `options_of` or `from_state`."
                 )
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
-    return AdapterSet(found)
+    return AdapterSet(found, shared)
 
 
 def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, str]) -> str:

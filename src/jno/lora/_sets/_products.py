@@ -136,7 +136,7 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
         wide = at_least_float32(B)  # half precision would round the factor itself
         B = (wide * jnp.asarray(factor, wide.dtype)).astype(B.dtype)
         scaled[path] = dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
-    return AdapterSet(scaled)
+    return AdapterSet(scaled, adapters.shared)
 
 
 def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:

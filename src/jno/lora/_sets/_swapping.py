@@ -12,6 +12,7 @@ from .._errors import SelectionError, failing
 from .._merge import plain_layer
 from .._paths import FEW, bullets, nearest, show_path, show_place
 from .._sharding import restored_layer
+from .._shared_arrays import filler, put_shared, uses_shared
 from .._tree import claims, layers_at, map_adapters, modules_by_path, norms_around, replace_layers
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
 
@@ -38,10 +39,11 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     expect_model(model, "swap_adapters")
     # Dropped first: an adapter around a block hides its layers, and one inside changes the block.
     former: dict[Any, LoRAWrapper] = {}
+    fill = filler(model)
 
     def drop(path: Any, adapter: LoRAWrapper) -> Any:
         former[path] = adapter
-        return plain_layer(adapter)
+        return plain_layer(fill(adapter))
 
     plain = map_adapters(drop, model)
     advice = "\nSwap them into the model that they were made for, or one with the same layers."
@@ -99,7 +101,8 @@ def put_around(model: M, adapters: AdapterSet) -> M:
         what = f"build {show_place(adapter.wrapper, path)}"
         with failing(what, SelectionError, partial(_hint, layers[path], adapter)):
             built[path] = built_around(layers[path], adapter)
-    return replace_layers(model, built)
+    model = replace_layers(model, built)
+    return put_shared(model, adapters.shared) if any(map(uses_shared, built.values())) else model
 
 
 def _hint(layer: Any, adapter: LooseAdapter) -> str:
