@@ -20,6 +20,7 @@ KEY = jax.random.key(0)
 CALLS = {
     "adapter_effects": jno.lora.adapter_effects,
     "apply_lora": lambda net: jno.lora.apply_lora(net, key=KEY),
+    "calibrate": lambda net: jno.lora.calibrate(net, [], max, wrappers="lora"),
     "citation": jno.lora.citation,
     "extract_adapters": extract_adapters,
     "lora_report": jno.lora.lora_report,
@@ -29,6 +30,7 @@ CALLS = {
     "partial_lora_trainable_filter": jno.lora.partial_lora_trainable_filter,
     "plan_lora": jno.lora.plan_lora,
     "plot_adapters": jno.lora.plot_adapters,
+    "resolve": jno.lora.resolve,
     "swap_adapters": lambda net: jno.lora.swap_adapters(net, AdapterSet({})),
     "to_lora": jno.lora.to_lora,
     "unwrap_lora": jno.lora.unwrap_lora,

@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jno.lora
 from jno.lora import LoRAWrapper, Net, SelectionError, Shared, WrapperError, resolve
-from jno.lora.extending import with_shared_arrays
 
 
 def normal(key: Any, shape: Any) -> Any:
@@ -311,9 +310,9 @@ def test_a_part_of_a_model_lacks_the_array() -> None:
 def test_an_adapter_that_is_built_by_hand() -> None:
     layer = eqx.nn.Linear(3, 2, key=jax.random.key(0))
     alone: Any = Tied(layer, 2, 1.0, key=jax.random.key(1))
-    with pytest.raises(WrapperError, match="with_shared_arrays"):
+    with pytest.raises(WrapperError, match=r"resolve\(adapter, key=key\)"):
         alone(X[0])
-    whole: Any = with_shared_arrays(alone, key=jax.random.key(1))
+    whole: Any = resolve(alone, key=jax.random.key(1))
     np.testing.assert_array_equal(whole(X[0]), layer(X[0]))
 
 

@@ -26,7 +26,7 @@ from ._dispatch import apply_lora, plan_lora
 from ._errors import (
     CheckpointError,
     JnoLoraError,
-    JnoLoraWarning,
+    JnoLoraWarning as JnoLoraWarning,
     MissingLibraryError as MissingLibraryError,
     PeftFormatError as PeftFormatError,
     PluginError,
@@ -73,7 +73,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "JnoLoraError",
-    "JnoLoraWarning",
     "LoRAWrapper",
     "Net",
     "PluginError",

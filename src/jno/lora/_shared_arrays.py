@@ -20,7 +20,7 @@ from ._sharding import replicated_beside
 M = TypeVar("M")
 
 
-def resolve(model: M) -> M:
+def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
     """`model` with the arrays that adapters share in the hands of each of them.
 
     Call it where the model is called, inside the loss and inside `jit`:
@@ -29,15 +29,22 @@ def resolve(model: M) -> M:
             model = jno.lora.resolve(eqx.combine(trainable, frozen))
             ...
 
-    Without it, a call says so (or JAX, that a scan over a stack of layers "got values with different
-    leading axis sizes"). The arrays are not copied. The gradient with respect to `trainable` is the sum over all
-    adapters. The result is for calls: train, save and merge the model that was given. A model
-    without shared arrays comes back as it is.
+    Without it, a call says so (or JAX, that a scan over a stack of layers "got values with
+    different leading axis sizes"). The arrays are not copied. The gradient with respect to
+    `trainable` is the sum over all adapters. The result is for calls: train, save and merge the
+    model that was given. A model without shared arrays comes back as it is.
+
+    **Arguments:**
+
+    - `model`: a pytree, adapted or not.
+    - `key`: makes arrays that do not exist yet, around an adapter that was built by hand.
 
     **Raises:** `SelectionError` if an array is missing, or if two arrays have one name (two models
     in one tree: resolve each); or if `model` is a `Net` or a set.
     """
     expect_model(model, "resolve")
+    if key is not None:
+        model = with_shared_arrays(model, key=key)
     boxes = {name: Box(array) for name, array in shared_arrays(model).items()}
 
     def hand_over(shared: Shared) -> Shared:

@@ -13,7 +13,6 @@ from ._paths import bullets, nearest, show_array, show_path
 from ._registry import default_registry
 from ._sets import known_factors, put_around
 from ._sharding import sharded_like
-from ._shared_arrays import with_shared_arrays
 from ._showing import Bar, Printed, table
 from ._tree import adapted_layers, layers_at, modules_by_path, norms_around
 
@@ -45,7 +44,6 @@ __all__ = [
     "values_of",
     "warn",
     "weights_read_by",
-    "with_shared_arrays",
     "write_together",
 ]
 

@@ -108,7 +108,7 @@ class Configuration:
         """**Raises:** `MalformedError` unless these are the names of all arrays of all adapters."""
         names = [tensor for entry in self.entries for tensor in entry.tensors.values()]
         names += self.shared_tensors.values()
-        if len(set(names)) < len(names):
+        if len(set(names)) < sum(len(entry.arrays) for entry in self.entries) + len(self.shared):
             raise MalformedError("two of its arrays have the same name")
         missing, added = set(names).difference(tensors), set(tensors).difference(names)
         lines = [f"{brief(name)}: in its configuration only" for name in sorted(missing)]

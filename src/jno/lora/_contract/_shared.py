@@ -60,7 +60,7 @@ class Shared(eqx.Module):
                 "first of them. Hand it to all of them where the model is called, in the loss:\n"
                 "    model = jno.lora.resolve(eqx.combine(trainable, frozen))\n"
                 "(`net(x)` and `merge_lora` do so themselves. An adapter that was built by hand "
-                "gets its arrays by `jno.lora.extending.with_shared_arrays(adapter, key=key)`.)"
+                "gets new arrays by `jno.lora.resolve(adapter, key=key)`.)"
             )
         return found
 
