@@ -14,6 +14,7 @@ from .._showing import tracked
 from . import (  # noqa: F401
     _checks_class,
     _checks_derivatives,
+    _checks_rank,
     _checks_transforms,
     _checks_values,
     _conformance,
