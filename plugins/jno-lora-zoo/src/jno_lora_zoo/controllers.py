@@ -31,7 +31,7 @@ class AdaLoRAState(eqx.Module):
     step: Int[Array, ""]
     sensitivity: tuple[dict[str, Array], ...]
     uncertainty: tuple[dict[str, Array], ...]
-    kept: tuple[Bool[Array, "*stack r"], ...]
+    kept: tuple[Bool[Array, "..."], ...]
     is_final: Bool[Array, ""]
 
 
