@@ -62,8 +62,7 @@ def ways(rank: int) -> list[Way]:
 
 def train(model: Any, way: Way, batches: Any, rate: float, key: Any) -> Any:
     """The adapted model after one step for each batch."""
-    net = Net(model, key=key)
-    net.freeze().lora(rank=way.rank, alpha=way.rank, wrapper=way.variant)
+    net = Net(model, key=key).freeze().lora(rank=way.rank, alpha=way.rank, wrapper=way.variant)
     steps = len(batches[0])
     controller = AdaLoRAController(
         target_rank=way.target or way.rank,
@@ -112,17 +111,19 @@ def measure(model: Any, digits: Any) -> Result:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="AdaLoRA and its allocator")
     parser.add_argument("--quick", action="store_true", help="so little that it means nothing")
     quick = parser.parse_args(arguments).quick
     epochs, seeds, finals = (4, 2, (2,)) if quick else (200, 5, (2, 4, 8))
     results: dict[tuple[int, str], list[Result]] = {}
+    steps = 0
     for seed in range(seeds):
         digits = _data.load(seed)
         effort = _run.QUICK if quick else _run.FULL
         model = _run._pretrained(Console(quiet=True), digits, effort, seed)
         found = list(_classifier.batches_of(digits.training, epochs=epochs, seed=seed))
         batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
+        steps = len(found)
         for final in finals:
             for way in ways(final):
                 tried = [
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for (final, name), found in results.items()
     ]
-    caption = f"{seeds} seeds, {len(batches[0])} steps. Rates: {', '.join(map(str, RATES))}."
+    caption = f"{seeds} seeds, {steps} steps. Rates: {', '.join(map(str, RATES))}."
     Console(width=110).print(table("Digits of another domain", columns, rows, caption))
 
 

@@ -7,7 +7,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import equinox as eqx
@@ -50,7 +49,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # For controllers of rank: the trained field, `(r,)` in one layer, whose zeros switch directions
     # off; and for other trained fields the axis of one layer's array along which directions lie.
     rank_gate: ClassVar[str | None] = None
-    rank_axes: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    rank_axes: ClassVar[Mapping[str, int]] = {}
     base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
@@ -135,10 +134,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         return None
 
     def penalty(self) -> Array:
-        """A number that `jno.lora.penalty` adds up, for a loss. Default 0.
-
-        It depends on the trained fields. Constants in it are for `jax.lax.stop_gradient`.
-        """
+        """A number for `jno.lora.penalty`, whose gradient moves trained fields alone. Default 0."""
         return jnp.zeros(())
 
     def is_stateful(self) -> bool:

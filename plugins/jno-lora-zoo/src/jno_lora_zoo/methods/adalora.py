@@ -1,8 +1,8 @@
 """AdaLoRA: an update in the form of a singular value decomposition."""
 
 import math
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class AdaLoRA(Scaled):
 
     adapter_fields = ("lora_A", "lora_B", "lora_E")
     rank_gate = "lora_E"
-    rank_axes = MappingProxyType({"lora_A": 0, "lora_B": 1})
+    rank_axes: ClassVar[Mapping[str, int]] = {"lora_A": 0, "lora_B": 1}
     variant = "adalora"
     family = "low rank"
     paper = "2303.10512"
