@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="AdaLoRA and its allocator")
     parser.add_argument("--quick", action="store_true", help="so little that it means nothing")
     quick = parser.parse_args(arguments).quick
-    epochs, seeds, finals = (4, 2, (2,)) if quick else (200, 5, (2, 4, 8))
+    epochs, seeds, finals = (4, 2, (2,)) if quick else (100, 5, (2, 4, 8))
     results: dict[tuple[int, str], list[Result]] = {}
     steps = 0
     for seed in range(seeds):
