@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class AdaLoRAState(eqx.Module):
-    """What `AdaLoRAController` remembers. A pytree of arrays, an entry for each adapter.
+    """The memory of an `AdaLoRAController`: a pytree of arrays, with an entry for each adapter.
 
     - `step`: the number of updates so far.
     - `sensitivity`, `uncertainty`: the averages of each trained array's sensitivity, and of its
@@ -98,7 +98,7 @@ class AdaLoRAController:
     def init(self, model: PyTree) -> AdaLoRAState:
         """The state before the first step.
 
-        **Arguments:** `model`: what trains, as `eqx.partition` gives it, or the whole model.
+        **Arguments:** `model`: the trainable part, as `eqx.partition` gives it, or the whole model.
 
         **Raises:** `ValueError` if no adapter of it has a `rank_gate`, or if they have less rank
         than `target_rank` asks for.
@@ -131,8 +131,8 @@ class AdaLoRAController:
         **Arguments:**
 
         - `model`: the tree that `init` saw, after the optimiser's step.
-        - `grads`: the gradients of that step, in the structure of `model`. `None` stands for those
-            of arrays that do not train.
+        - `grads`: the gradients of that step, in the structure of `model`, with `None` for arrays
+            that do not train.
         - `step`: the number of the step, from 0 on. By default the state counts.
 
         **Raises:** `ValueError` if other adapters have gradients than `init` saw.
@@ -146,7 +146,7 @@ class AdaLoRAController:
             raise ValueError(
                 f"The state is for {len(state.kept)} adapters, but there are gradients for "
                 f"{len(members)} or for other fields of them: {given or '-'}. Give `update` the "
-                "tree that `init` saw, and gradients of all that trains in it."
+                "tree that `init` saw, and the gradients of all its trained arrays."
             )
         now = tuple(one.sensitivity() for one in members)
         sensitivity = _smoothed(self.beta1, state.sensitivity, now)

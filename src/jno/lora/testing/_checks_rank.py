@@ -17,7 +17,7 @@ from ._conformance import arrays_of, relative_error, require, require_close, req
 _TOLERANCE = 1e-5
 
 
-@required("put what should not be moved into `jax.lax.stop_gradient`.")
+@required("wrap the arrays that should not move in `jax.lax.stop_gradient`.")
 def check_penalty(case: WrapperCase) -> str | None:
     """The penalty is one finite number, and moves trained arrays and no others."""
     if case.wrapper.penalty is LoRAWrapper.penalty:
@@ -37,7 +37,7 @@ def check_penalty(case: WrapperCase) -> str | None:
         require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
     for path, grad in jtu.tree_leaves_with_path(still):
         where = f"The gradient of the penalty by `{path_str(path)}`"
-        require(not np.any(grad), f"{where} is not zero, and that does not train.")
+        require(not np.any(grad), f"{where} is not zero, but this array does not train.")
     require(
         any(np.any(grad) for grad in arrays_of(moved)),
         "The penalty moves no trained array.",
