@@ -28,6 +28,7 @@ from .broken_adapters import (
     float_of,
     update,
 )
+from .gated_adapters import MixesItsDirections, PenaltyPullsOnTheBase
 
 
 class StopsGradient(Good):
@@ -234,5 +235,7 @@ BROKEN = {
     "checkpoint": (HasSideEffects, set()),
     "constructor-vmap-and-scan": (CallsBackInInit, {"ranks"}),
     "sharding": (NamesAnotherMesh, set()),
+    "penalty": (PenaltyPullsOnTheBase, set()),
+    "rank-gate": (MixesItsDirections, set()),
     "no-lapack-in-step": (Solves, {"input-jet"}),
 }

@@ -36,6 +36,7 @@ from ._errors import (
 )
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
+from ._penalty import penalty as penalty
 from ._planning import Spec
 from ._registry import (
     ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION,
@@ -53,6 +54,7 @@ from ._sets import (
     combine,
     extract_adapters,
     scale_adapters,
+    shrink as shrink,
     stack_adapters,
     swap_adapters,
     take_adapters,

@@ -14,7 +14,13 @@ from ._registry import default_registry
 from ._sets import known_factors, put_around
 from ._sharding import sharded_like
 from ._showing import Bar, Printed, table
-from ._tree import adapted_layers, layers_at, modules_by_path, norms_around
+from ._tree import (
+    adapted_layers,
+    layers_at,
+    map_adapters as map_adapters,
+    modules_by_path,
+    norms_around,
+)
 
 if TYPE_CHECKING:
     from ._showing.plots import Picture

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._caches import remembered
@@ -56,6 +56,7 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             yield f"`{where}` names {name!r}, which is static: it cannot train"
     if "base" in names:
         yield "`adapter_fields` names 'base', which must stay frozen"
+    yield from _rank_mistakes(cls, names)
     if "base" not in fields:
         yield "`base` must be a field (`base: eqx.Module`)"
     for name, declared in (("rank", "rank: int"), ("alpha", "alpha: float")):
@@ -100,6 +101,26 @@ def _mistaken_needs(cls: type[LoRAWrapper]) -> Iterator[str]:
             )
     if needs and cls.matrix.__func__ is LoRAWrapper.matrix.__func__:  # pyright: ignore[reportFunctionMemberAccess]
         yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
+
+
+def _rank_mistakes(cls: type[LoRAWrapper], trained: tuple[str, ...]) -> Iterator[str]:
+    gate, axes = cls.rank_gate, cls.rank_axes
+    if gate is not None and gate not in trained:
+        yield f"`rank_gate` must be one of the `adapter_fields`, or None, but is {gate!r}"
+    if not isinstance(axes, Mapping):
+        yield (
+            "`rank_axes` must map fields to axes, such as `{'lora_A': 0, 'lora_B': 1}`, but is "
+            f"{axes!r}"
+        )
+        return
+    for name, axis in axes.items():
+        if name not in trained or name == gate:
+            yield f"`rank_axes` names {name!r}, which is not another one of the `adapter_fields`"
+        if type(axis) is not int or axis < 0:
+            yield (
+                f"`rank_axes` must give {name!r} an axis of one layer's array, counted from 0, but "
+                f"gives {axis!r}"
+            )
 
 
 def check_contract(cls: Any) -> None:

@@ -48,6 +48,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     adapter_fields: AbstractClassVar[tuple[str, ...]]
     # Names of further trainable fields, each of which an option adds; `None` without the option.
     optional_fields: ClassVar[tuple[str, ...]] = ()
+    # For controllers of rank: the trained field, `(r,)` in one layer, whose zeros switch directions
+    # off; and for other trained fields the axis of one layer's array along which directions lie.
+    rank_gate: ClassVar[str | None] = None
+    rank_axes: ClassVar[Mapping[str, int]] = {}
     base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
@@ -106,8 +110,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def stack_ndim(cls, leaf: Any) -> int:
         """The number of leading axes of `leaf`'s arrays before one layer's own. Default 0.
 
-        `__init__`, `merge`, `unwrap`, `state`, `from_state` and `low_rank_update` are mapped over
-        those axes: each of them only ever sees one layer.
+        `__init__`, `merge`, `unwrap`, `state`, `from_state`, `low_rank_update` and `penalty` are
+        mapped over those axes: each of them only ever sees one layer.
         """
         return 0
 
@@ -147,6 +151,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         For export as plain LoRA. `k` may be larger than `rank`.
         """
         return None
+
+    def penalty(self) -> Array:
+        """A number for `jno.lora.penalty`, whose gradient moves trained fields alone. Default 0."""
+        return jnp.zeros(())
 
     def is_stateful(self) -> bool:
         """Whether `eqx.nn.Sequential` is to pass its state, as it would to the wrapped layer."""

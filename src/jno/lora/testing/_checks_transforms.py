@@ -13,7 +13,7 @@ from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str, stable_hash
 from .._shared_arrays import filler
-from ._case import NOT_MERGEABLE, WrapperCase, perturbed, split
+from ._case import NOT_MERGEABLE, WrapperCase, invented_statistics, perturbed, split
 from ._conformance import (
     ConformanceError,
     advice,

@@ -15,6 +15,7 @@ from . import (  # noqa: F401
     _checks_class,
     _checks_data,
     _checks_derivatives,
+    _checks_rank,
     _checks_transforms,
     _checks_values,
     _conformance,
