@@ -46,6 +46,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     adapter_fields: AbstractClassVar[tuple[str, ...]]
     # Names of further trainable fields, each of which an option adds; `None` without the option.
     optional_fields: ClassVar[tuple[str, ...]] = ()
+    # Which fields are factors of a low-rank product `B A`: "input" for `A` `(..., r, in)`, "output"
+    # for `B` `(..., out, r)`, or dicts of them. The first input belongs to the first output, and so
+    # on. Fields that the class lacks do not count. For optimisers (`jno.lora.optim`).
+    factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input", "lora_B": "output"}
     base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
