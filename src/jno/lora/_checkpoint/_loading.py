@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,14 @@ from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, built_around, misfits
 from .._tree import layers_at, nested_with, replace_layers
+from ._base_values import hashes, is_comparable, known_layers
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 
 M = TypeVar("M")
 
+# The type of `strict=`.
+Strict: TypeAlias = bool | Literal["values"]
 # The type of `wrappers=`.
 Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
@@ -32,7 +35,7 @@ def load_adapters(
     model: M,
     path: FilePath,
     *,
-    strict: bool = True,
+    strict: Strict = True,
     wrappers: Classes = (),
     registry: Registry | None = None,
 ) -> M:
@@ -47,11 +50,13 @@ def load_adapters(
         paths, in any precision), or a `Net` of it, which is changed and returned.
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
-        `JnoLoraWarning` lists the others.
+        `JnoLoraWarning` lists the others. `"values"`: the layers must also have the values that the
+        adapters were made for, as far as they can be compared (see `save_adapters`).
     - `wrappers`: one class or several. All others come from the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed ones.
 
-    **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`.
+    **Returns:** the adapted model (or the `Net`). NaN, infinity and, unless `strict` is "values",
+    layers of other values than those that the adapters were made for only cause a `JnoLoraWarning`.
 
     **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
     that wrote it, or something does not fit the model: everything is listed at once. `WrapperError`
@@ -121,15 +126,19 @@ def load(
     model: PyTree,
     path: FilePath,
     *,
-    strict: bool,
+    strict: Strict,
     wrappers: Classes,
     registry: Registry,
     plain: PyTree | None = None,
+    originals: Mapping[str, Any] | None = None,
 ) -> dict[str, LoRAWrapper]:
     """The adapters of a file around the layers of `model`, by path: all, or those that fit.
 
     - `plain`: the same model without adapters, whose layers the loaded adapters get.
+    - `originals`: layers that were adapted and are known bit for bit, by path.
     """
+    if not isinstance(strict, bool) and strict != "values":
+        raise SelectionError(f"`strict` must be True, False or 'values', but is {strict!r}.")
     contents = read(path)
     adapters, problems = _adapters(contents, wrappers, registry)
     try:
@@ -138,6 +147,10 @@ def load(
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
     problems |= dict.fromkeys(itertools.chain(*unfit.values()))
+    known = known_layers(model, adapters.adapters.keys() - unfit, originals)
+    if strict == "values":
+        others = _of_other_values(contents, known)
+        problems |= dict.fromkeys(f"{path}: {_OTHER_VALUES}" for path in others)
     built: dict[str, LoRAWrapper] = {}
     # Nothing is built for a file that is refused anyway.
     fitting = [] if strict and problems else [path for path in adapters if path not in unfit]
@@ -149,14 +162,35 @@ def load(
             problems[f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"] = err
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
+        if strict == "values":
+            advice += " Other values are only a warning then, and with strict=True."
         _refuse(problems, path, "does not fit this model", advice)
     _warn_of_non_finite(path, contents, built)
+    others = _of_other_values(contents, {path: known[path] for path in built if path in known})
+    if others:
+        warn(
+            f"The adapters of {os.fspath(path)!r} were made for a model of other values. At these "
+            f"layers, {_OTHER_VALUES}:\n{bullets(others)}\n"
+            "The adapters were loaded, and compute something else here. Load them onto the model "
+            "that they were trained on; strict='values' makes this an error."
+        )
     if problems:
         warn(
             f"{len(built)} of {len(contents.configuration.entries)} adapters of "
             f"{os.fspath(path)!r} were loaded. The others were left out:\n{bullets(problems)}"
         )
     return built
+
+
+_OTHER_VALUES = "the layer has other values than the one that the adapter was made for"
+
+
+def _of_other_values(contents: Contents, layers: Mapping[str, Any]) -> list[str]:
+    """The paths of `layers` whose values are not those that the file has a hash of."""
+    entries = contents.configuration.entries
+    said = {e.path: e.base_values for e in entries if is_comparable(e.base_values)}
+    found = hashes(layers, {e.path: e.layer for e in entries if e.path in said})
+    return [show_path(path) for path, own in found.items() if own != said[path]]
 
 
 def _adapters(
