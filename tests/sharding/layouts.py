@@ -329,9 +329,7 @@ def step_and_merge(mesh: Mesh, folder: pathlib.Path) -> dict[str, np.ndarray]:
     doubled = jax.tree.map(lambda leaf: 2 * leaf if eqx.is_array(leaf) else leaf, plain)
     with pytest.raises(CheckpointError, match=r"\n  - conv: the layer(.|\n)*\n  - up: the layer"):
         load_adapters(doubled, file, strict="values")
-    with pytest.raises(
-        CheckpointError, match="cannot be written"
-    ):  # every process learns that the first one failed
+    with pytest.raises(CheckpointError):  # every process learns that the first one failed
         save_adapters(trained, folder / "no such folder" / "file")
     merged = merge_lora(trained)
     assert_same_sharding(merged, plain)

@@ -115,7 +115,7 @@ def test_the_same_base_loads_without_a_word(model, getkey, file):
 def test_another_base_is_told_and_loaded(model, getkey, file):
     save_adapters(adapted(model, getkey), file)
     other = changed(changed(model, lambda m: m.head), lambda m: m.encoder[1])
-    with pytest.warns(JnoLoraWarning, match=r"other values(.|\n)*encoder/1\n  - head\n") as told:
+    with pytest.warns(JnoLoraWarning, match=r"another base(.|\n)*encoder/1\n  - head\n") as told:
         loaded = load(other, file)
     assert "encoder/0" not in str(told[0].message) and "strict='values'" in str(told[0].message)
     assert isinstance(loaded.head, ToyLinear)

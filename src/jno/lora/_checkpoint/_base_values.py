@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
@@ -14,8 +15,10 @@ from jaxtyping import PyTree
 
 from .._compute import held_dtype
 from .._contract import LoRAWrapper, is_adapter
+from .._paths import show_path
 from .._sets import LayerForm, arrays_of
 from .._tree import layers_at
+from ._configuration import Entry
 
 _ALGORITHM = "sha256"  # 1.25 GB/s on the processor of docs/saving.md, BLAKE2b 1.0
 
@@ -58,9 +61,11 @@ def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[st
     return found
 
 
-def is_comparable(said: str | None) -> bool:
-    """Whether a file says a hash that `hashes` could give."""
-    return said is not None and said.startswith(f"{_ALGORITHM}:")
+def with_other_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> list[str]:
+    """The paths of `layers` with other values than those that the entries have a hash of."""
+    known = {e.path: e for e in entries if (e.base_values or "").startswith(f"{_ALGORITHM}:")}
+    found = hashes(layers, {path: entry.layer for path, entry in known.items()})
+    return [show_path(path) for path, own in found.items() if own != known[path].base_values]
 
 
 def _hash(arrays: Iterable[tuple[str, Any]]) -> str:
@@ -94,13 +99,13 @@ def _digest(array: Any) -> str:
 
 def _digest_anew(array: Any) -> str:
     values = np.ascontiguousarray(_on_the_host(array))
-    return hashlib.new(_ALGORITHM, values.reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.new(_ALGORITHM, values.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _on_the_host(array: Any) -> np.ndarray:
     if isinstance(array, np.ndarray):
         return array.astype(held_dtype(array), copy=False)
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -19,7 +19,7 @@ from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, built_around, misfits
 from .._tree import layers_at, nested_with, replace_layers
-from ._base_values import hashes, is_comparable, known_layers
+from ._base_values import known_layers, with_other_values
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 
@@ -66,7 +66,7 @@ def load_adapters(
         net: Any = model
         return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
     registry = default_registry(registry)
-    loaded = load(model, path, strict=strict, wrappers=wrappers, registry=registry)
+    loaded = load(model, path, wrappers, registry, strict=strict)
     return replace_layers(model, loaded)
 
 
@@ -125,10 +125,10 @@ def _refuse(problems: _Problems, path: FilePath, what: str, advice: str) -> None
 def load(
     model: PyTree,
     path: FilePath,
-    *,
-    strict: Strict,
     wrappers: Classes,
     registry: Registry,
+    *,
+    strict: Strict,
     plain: PyTree | None = None,
     originals: Mapping[str, Any] | None = None,
 ) -> dict[str, LoRAWrapper]:
@@ -149,8 +149,8 @@ def load(
     problems |= dict.fromkeys(itertools.chain(*unfit.values()))
     known = known_layers(model, adapters.adapters.keys() - unfit, originals)
     if strict == "values":
-        others = _of_other_values(contents, known)
-        problems |= dict.fromkeys(f"{path}: {_OTHER_VALUES}" for path in others)
+        others = with_other_values(contents.configuration.entries, known)
+        problems |= dict.fromkeys(f"{name}: {_OTHER_VALUES}" for name in others)
     built: dict[str, LoRAWrapper] = {}
     # Nothing is built for a file that is refused anyway.
     fitting = [] if strict and problems else [path for path in adapters if path not in unfit]
@@ -166,13 +166,13 @@ def load(
             advice += " Other values are only a warning then, and with strict=True."
         _refuse(problems, path, "does not fit this model", advice)
     _warn_of_non_finite(path, contents, built)
-    others = _of_other_values(contents, {path: known[path] for path in built if path in known})
+    known = {name: layer for name, layer in known.items() if name in built}
+    others = with_other_values(contents.configuration.entries, known)
     if others:
         warn(
-            f"The adapters of {os.fspath(path)!r} were made for a model of other values. At these "
-            f"layers, {_OTHER_VALUES}:\n{bullets(others)}\n"
-            "The adapters were loaded, and compute something else here. Load them onto the model "
-            "that they were trained on; strict='values' makes this an error."
+            f"Adapters of {os.fspath(path)!r} were loaded onto another base, where they compute "
+            f"something else. At these paths, {_OTHER_VALUES}:\n{bullets(others)}\n"
+            "Load them onto the model that they were trained on. strict='values' raises here."
         )
     if problems:
         warn(
@@ -183,14 +183,6 @@ def load(
 
 
 _OTHER_VALUES = "the layer has other values than the one that the adapter was made for"
-
-
-def _of_other_values(contents: Contents, layers: Mapping[str, Any]) -> list[str]:
-    """The paths of `layers` whose values are not those that the file has a hash of."""
-    entries = contents.configuration.entries
-    said = {e.path: e.base_values for e in entries if is_comparable(e.base_values)}
-    found = hashes(layers, {e.path: e.layer for e in entries if e.path in said})
-    return [show_path(path) for path, own in found.items() if own != said[path]]
 
 
 def _adapters(

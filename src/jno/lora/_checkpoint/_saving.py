@@ -123,8 +123,8 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
         rank = None if adapter.rank is None else operator.index(adapter.rank)
         alpha = adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha)
         arrays, layer = tuple(adapter.state), adapter.layer
-        named = path, cls.__name__, *plugin, cls.variant
-        entry = Entry(*named, rank, alpha, arrays, layer, values.get(path))
+        base = values.get(path)
+        entry = Entry(path, cls.__name__, *plugin, cls.variant, rank, alpha, arrays, layer, base)
         entries.append(entry)
         for name, tensor in entry.tensors.items():
             tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")

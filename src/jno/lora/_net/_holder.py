@@ -245,15 +245,9 @@ class Holder(Handle):
         self._refuse_mask("load_adapters")
         state, registry = self._now, registry or self._registry
         # Built around the plain layers: an adapter in the way may keep its layer changed (PiSSA).
-        plain = state.plain().module
+        plain, known = state.plain().module, state.original_layers()
         loaded = load(
-            state.module,
-            path,
-            strict=strict,
-            wrappers=wrappers,
-            registry=registry,
-            plain=plain,
-            originals=state.original_layers(),
+            state.module, path, wrappers, registry, strict=strict, plain=plain, originals=known
         )
         if loaded:
             originals = originals_of(plain, replace_layers(plain, loaded))
