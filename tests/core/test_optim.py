@@ -26,6 +26,7 @@ from .toys import ToyLinear, ToyScale
 
 optax = pytest.importorskip("optax")
 optim = importlib.import_module("jno.lora.optim")
+_solve = importlib.import_module("jno.lora.optim._preconditioners")._solve
 
 
 class Product(ToyLinear):
@@ -336,6 +337,19 @@ def test_rank_deficient_factors_give_finite_gradients_of_the_same_dtype(dtype, l
     scaled, _ = stepped(optim.scale_by_riemannian(), params, grads)
     for one in jax.tree.leaves(scaled):
         assert one.dtype == dtype and bool(jnp.all(jnp.isfinite(one)))
+
+
+def test_a_factor_of_rank_one_has_a_positive_preconditioner(getkey):
+    with jax.numpy_rank_promotion("allow"):
+        rows = jax.random.normal(getkey(), (200, 2, 1)) * jax.random.normal(
+            getkey(), (200, 1, 4096)
+        )
+    identity = jnp.broadcast_to(jnp.eye(2), (200, 2, 2))
+    inverses = np.asarray(jax.jit(_solve, static_argnums=2)(rows, identity, 1e-8), np.float64)
+    grams = np.asarray(rows, np.float64) @ np.asarray(rows, np.float64).swapaxes(1, 2)
+    damping = 8 * np.finfo(np.float32).eps * np.trace(grams, axis1=1, axis2=2)
+    values = np.linalg.eigvalsh((inverses + inverses.swapaxes(1, 2)) / 2) * damping[:, None]
+    assert values.min() > 0 and values.max() < 2
 
 
 def test_masked_factors_have_no_partner(linear, getkey):

@@ -28,7 +28,7 @@ def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
     A step of plain gradient descent then moves the matrix by `s^2` times the projected gradient.
 
     **Arguments:** `damping`, `delta`. Where the Gram matrix `G` is so large that adding `delta`
-    would be lost to rounding, it is `r eps trace(G)`.
+    would be lost to rounding, it is `8 eps trace(G)`.
 
     **Raises:** `SelectionError` unless `damping` is positive; at `init`, if no product has two
     trained factors; at `update`, if it is called without `params`.
@@ -154,11 +154,29 @@ def _solve(
     @partial(jnp.vectorize, signature="(r,n),(r,m)->(r,m)")
     def solve(F: Array, R: Array) -> Array:
         G = jnp.matmul(F, F.T, precision="highest")
-        rounding = len(G) * jnp.finfo(G.dtype).eps * jnp.trace(G)
+        # Less than that can vanish in the rounding of `G`: half of it gave indefinite matrices.
+        rounding = 8 * jnp.finfo(G.dtype).eps * jnp.trace(G)
         damped = G + jnp.maximum(damping, rounding) * jnp.eye(len(G), dtype=G.dtype)
-        return jax.scipy.linalg.solve(damped, R, assume_a="pos")
+        return jnp.matmul(_inverse(damped), R, precision="highest")
 
     return solve(jnp.asarray(factor, right.dtype), right)
+
+
+def _inverse(G: Float[Array, "r r"]) -> Float[Array, "r r"]:
+    """The inverse of a positive definite matrix, by Gauss-Jordan elimination without pivoting.
+
+    In plain HLO, because several LAPACK calls in one compiled step can deadlock on a CPU.
+    """
+    row = jnp.arange(len(G))[:, None]
+
+    def eliminate(k: Array, rows: Array) -> Array:
+        column = jax.lax.dynamic_slice_in_dim(rows, k, 1, axis=1)
+        pivot = jax.lax.dynamic_slice_in_dim(rows, k, 1, axis=0)
+        pivot = pivot / jax.lax.dynamic_slice_in_dim(pivot, k, 1, axis=1)
+        return jnp.where(row == k, pivot, rows - column * pivot)
+
+    augmented = jnp.concatenate([G, jnp.eye(len(G), dtype=G.dtype)], axis=1)
+    return jax.lax.fori_loop(0, len(G), eliminate, augmented)[:, len(G) :]
 
 
 def _check_damping(damping: Any) -> None:
