@@ -340,10 +340,7 @@ def test_rank_deficient_factors_give_finite_gradients_of_the_same_dtype(dtype, l
 
 
 def test_a_factor_of_rank_one_has_a_positive_preconditioner(getkey):
-    with jax.numpy_rank_promotion("allow"):
-        rows = jax.random.normal(getkey(), (200, 2, 1)) * jax.random.normal(
-            getkey(), (200, 1, 4096)
-        )
+    rows = jax.random.normal(getkey(), (200, 2, 1)) @ jax.random.normal(getkey(), (200, 1, 4096))
     identity = jnp.broadcast_to(jnp.eye(2), (200, 2, 2))
     inverses = np.asarray(jax.jit(_solve, static_argnums=2)(rows, identity, 1e-8), np.float64)
     grams = np.asarray(rows, np.float64) @ np.asarray(rows, np.float64).swapaxes(1, 2)

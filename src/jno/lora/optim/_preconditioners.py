@@ -154,7 +154,7 @@ def _solve(
     @partial(jnp.vectorize, signature="(r,n),(r,m)->(r,m)")
     def solve(F: Array, R: Array) -> Array:
         G = jnp.matmul(F, F.T, precision="highest")
-        # Less than that can vanish in the rounding of `G`: half of it gave indefinite matrices.
+        # Less can vanish in the rounding of `G`: a quarter of it gave indefinite matrices.
         rounding = 8 * jnp.finfo(G.dtype).eps * jnp.trace(G)
         damped = G + jnp.maximum(damping, rounding) * jnp.eye(len(G), dtype=G.dtype)
         return jnp.matmul(_inverse(damped), R, precision="highest")
