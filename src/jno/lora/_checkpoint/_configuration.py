@@ -25,6 +25,7 @@ class Entry:
     """One adapter of a file: its class by name, and the names of the arrays in its `state()`.
 
     - `distribution`, `version`: of the plugin that provides the class; `None` and `""` without one.
+    - `base_values`: a hash of the layer's values, if the file has one.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Entry:
     alpha: float | None
     arrays: tuple[str, ...]
     layer: LayerForm
+    base_values: str | None = None
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -195,6 +197,7 @@ _ADAPTER = {
     "alpha": _Kind(
         "a finite number", lambda x: type(x) in (int, float) and abs(x) <= sys.float_info.max
     ).or_null(),
+    "base_values": _matching("a hash", r"[a-z0-9_]{1,20}:[0-9a-f]{8,128}").or_null(),
     "arrays": _TEXTS,
     "layer": {
         "class": _TEXT,

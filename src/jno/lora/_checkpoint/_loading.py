@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,15 @@ from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, built_around, misfits
 from .._shared_arrays import names_shared_in, put_shared, shared_arrays
-from .._tree import layers_at, map_adapters, nested_with, replace_layers
+from .._tree import adapted_layers, layers_at, nested_with, replace_layers
+from ._base_values import known_layers, with_other_values
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 
 M = TypeVar("M")
 
+# The type of `strict=`.
+Strict: TypeAlias = bool | Literal["values"]
 # The type of `wrappers=`.
 Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
@@ -33,7 +36,7 @@ def load_adapters(
     model: M,
     path: FilePath,
     *,
-    strict: bool = True,
+    strict: Strict = True,
     wrappers: Classes = (),
     registry: Registry | None = None,
 ) -> M:
@@ -48,11 +51,13 @@ def load_adapters(
         paths, in any precision), or a `Net` of it, which is changed and returned.
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
-        `JnoLoraWarning` lists the others.
+        `JnoLoraWarning` lists the others. `"values"`: the layers must also have the values that the
+        adapters were made for, as far as they can be compared (see `save_adapters`).
     - `wrappers`: one class or several. All others come from the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed ones.
 
-    **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`.
+    **Returns:** the adapted model (or the `Net`). NaN, infinity and, unless `strict` is "values",
+    layers of other values than those that the adapters were made for only cause a `JnoLoraWarning`.
 
     **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
     that wrote it, or something does not fit the model: everything is listed at once. `WrapperError`
@@ -62,7 +67,7 @@ def load_adapters(
         net: Any = model
         return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
     registry = default_registry(registry)
-    loaded = load(model, path, strict=strict, wrappers=wrappers, registry=registry)
+    loaded = load(model, path, wrappers, registry, strict=strict)
     return with_loaded(model, loaded)
 
 
@@ -126,16 +131,20 @@ def _refuse(problems: _Problems, path: FilePath, what: str, advice: str) -> None
 def load(
     model: PyTree,
     path: FilePath,
-    *,
-    strict: bool,
     wrappers: Classes,
     registry: Registry,
+    *,
+    strict: Strict,
     plain: PyTree | None = None,
+    originals: Mapping[str, Any] | None = None,
 ) -> dict[str, LoRAWrapper]:
     """The adapters of a file around the layers of `model`, by path: all, or those that fit.
 
     - `plain`: the same model without adapters, whose layers the loaded adapters get.
+    - `originals`: layers that were adapted and are known bit for bit, by path.
     """
+    if not isinstance(strict, bool) and strict != "values":
+        raise SelectionError(f"`strict` must be True, False or 'values', but is {strict!r}.")
     contents = read(path)
     adapters, problems = _adapters(contents, wrappers, registry)
     try:
@@ -144,6 +153,10 @@ def load(
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
     problems |= dict.fromkeys(itertools.chain(*unfit.values()))
+    known = known_layers(model, adapters.adapters.keys() - unfit, originals)
+    if strict == "values":
+        others = with_other_values(contents.configuration.entries, known)
+        problems |= dict.fromkeys(f"{name}: {_OTHER_VALUES}" for name in others)
     built: dict[str, LoRAWrapper] = {}
     # Nothing is built for a file that is refused anyway.
     fitting = [] if strict and problems else [path for path in adapters if path not in unfit]
@@ -153,20 +166,41 @@ def load(
         except Exception as err:
             cls = adapters[name].wrapper.__name__
             problems[f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"] = err
-    others = map_adapters(lambda name, it: None if name in built else it, model)
-    for name in names_shared_in(others) & adapters.shared.keys():
+    for name in _shared_by_others(model, adapters) & adapters.shared.keys():
         line = f"the model's other adapters share an array {name!r} already, and the file holds one"
         problems[f"{line}: unwrap them first"] = None
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
+        if strict == "values":
+            advice += " Other values are only a warning then, and with strict=True."
         _refuse(problems, path, "does not fit this model", advice)
     _warn_of_non_finite(path, contents, built)
+    known = {name: layer for name, layer in known.items() if name in built}
+    others = with_other_values(contents.configuration.entries, known)
+    if others:
+        warn(
+            f"Adapters of {os.fspath(path)!r} were loaded onto another base, where they compute "
+            f"something else. At these paths, {_OTHER_VALUES}:\n{bullets(others)}\n"
+            "Load them onto the model that they were trained on. strict='values' raises here."
+        )
     if problems:
         warn(
             f"{len(built)} of {len(contents.configuration.entries)} adapters of "
             f"{os.fspath(path)!r} were loaded. The others were left out:\n{bullets(problems)}"
         )
     return put_shared(built, adapters.shared)
+
+
+def _shared_by_others(model: PyTree, adapters: AdapterSet) -> set[str]:
+    """The names of the arrays that adapters of `model` at other paths share."""
+    if not adapters.shared:
+        return set()
+    return names_shared_in(
+        [it for name, it in adapted_layers(model) if name not in adapters.adapters]
+    )
+
+
+_OTHER_VALUES = "the layer has other values than the one that the adapter was made for"
 
 
 def _adapters(

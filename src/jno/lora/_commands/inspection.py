@@ -20,6 +20,8 @@ _COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "arrays": ("right", lambda it: f"{len(it['arrays'])}"),
     "numbers": ("right", lambda it: f"{it['numbers']:,}"),
     "bytes": ("right", lambda it: f"{it['bytes']:,}"),
+    # The start of the hash, behind the name of its algorithm.
+    "base values": ("left", lambda it: (it["base_values"] or "").rpartition(":")[2][:8]),
     "NaN or inf": ("right", lambda it: f"{it.get('non_finite', 0):,}"),  # if values were read
 }
 

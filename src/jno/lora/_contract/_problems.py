@@ -54,6 +54,7 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             yield f"`{where}` names {name!r}, which is not a field (fields: {others or '-'})"
         elif fields[name].metadata.get("static", False):
             yield f"`{where}` names {name!r}, which is static: it cannot train"
+    yield from _wrong_sides(cls, fields)
     if "base" in names:
         yield "`adapter_fields` names 'base', which must stay frozen"
     yield from _rank_mistakes(cls, names)
@@ -121,6 +122,21 @@ def _rank_mistakes(cls: type[LoRAWrapper], trained: tuple[str, ...]) -> Iterator
                 f"`rank_axes` must give {name!r} an axis of one layer's array, counted from 0, but "
                 f"gives {axis!r}"
             )
+
+
+def _wrong_sides(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
+    sides: Any = cls.factor_sides
+    if not isinstance(sides, Mapping) or not all(
+        isinstance(name, str) and side in ("input", "output") for name, side in sides.items()
+    ):
+        yield (
+            "`factor_sides` must map names of fields to 'input' or 'output', such as "
+            f"{LoRAWrapper.factor_sides}, but is {sides!r}"
+        )
+    elif sides is not LoRAWrapper.factor_sides:
+        for name in sides:
+            if name not in fields or fields[name].metadata.get("static", False):
+                yield f"`factor_sides` names {name!r}, which is not a field of arrays"
 
 
 def check_contract(cls: Any) -> None:

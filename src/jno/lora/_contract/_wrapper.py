@@ -52,6 +52,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # off; and for other trained fields the axis of one layer's array along which directions lie.
     rank_gate: ClassVar[str | None] = None
     rank_axes: ClassVar[Mapping[str, int]] = {}
+    # Which fields are factors of a low-rank product `B A`: "input" for `A` `(..., r, in)`, "output"
+    # for `B` `(..., out, r)`, or dicts of them. The first input belongs to the first output, and so
+    # on. Fields that the class lacks do not count. For optimisers (`jno.lora.optim`).
+    factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input", "lora_B": "output"}
     base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".

@@ -85,13 +85,20 @@ class NetState:
     def plain(self) -> "NetState":
         """Without adapters. Layers are the originals, unless they were trained in an adapter."""
 
-        def restore(path: str, adapter: LoRAWrapper) -> Any:
-            layer, base = self.originals.get(path, (adapter, None))
+        known = self.original_layers()
+        module = map_adapters(lambda path, adapter: known.get(path, adapter), self.module)
+        return self._without_adapters(unwrap_lora(module))
+
+    def original_layers(self) -> dict[str, Any]:
+        """By path, the layers that their adapters changed, and that were not trained in them."""
+        found: dict[str, Any] = {}
+        for path, adapter in adapted_layers(self.module):
+            layer, base = self.originals.get(path, (None, None))
             # Training a base replaces its arrays by others.
             is_same = map(operator.is_, jax.tree.leaves(adapter.base), jax.tree.leaves(base))
-            return layer if all(is_same) else adapter
-
-        return self._without_adapters(unwrap_lora(map_adapters(restore, self.module)))
+            if path in self.originals and all(is_same):
+                found[path] = layer
+        return found
 
     def merged(self) -> "NetState":
         """With every adapter folded into its layer."""

@@ -1,6 +1,6 @@
 """Sets of adapters without their model: extract, swap, combine, stack and convert them."""
 
-from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, extract_adapters
+from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, arrays_of, extract_adapters
 from ._combine import combine
 from ._convert import to_lora
 from ._products import known_factors, scale_adapters

@@ -40,7 +40,7 @@ class LayerForm:
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
         """The form of `layer`."""
         # In the dtypes of JAX: PiSSA, which changes the weight, makes a JAX array of NumPy's.
-        arrays = ((path, tuple(x.shape), str(held_dtype(x))) for path, x in _arrays_of(layer))
+        arrays = ((path, tuple(x.shape), str(held_dtype(x))) for path, x in arrays_of(layer))
         return cls(type(layer).__name__, tuple(arrays), stack_ndim)
 
     def __str__(self) -> str:
@@ -67,7 +67,8 @@ class LayerForm:
         return {path: f"{dtype}{list(shape)}" for path, shape, dtype in self.arrays}
 
 
-def _arrays_of(layer: Any) -> list[tuple[str, Any]]:
+def arrays_of(layer: Any) -> list[tuple[str, Any]]:
+    """The arrays of `layer` with their paths."""
     # A list, since a layer may have two arrays of one path.
     return [
         (path_str(keys), leaf)
