@@ -108,7 +108,7 @@ def the_core_and_the_zoo(environment):
         "    assert jax.numpy.allclose(net.merge()(x), model(x), atol=1e-6)\n"
     )
     (zoo,) = environment.plugins()
-    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 132)
+    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 148)
     assert environment.run("jno-lora", "doctor").returncode == 0
 
 

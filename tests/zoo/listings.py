@@ -23,6 +23,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from jno.lora._contract import zero_statistics
 from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
 from jno_lora_zoo._bibtex import url_of
 
@@ -165,7 +166,8 @@ def _way(method: Any) -> str:
     ways: set[str] = set()
     for rank in (2, 32):
         try:
-            cls(layer, rank, 1.0, key=jax.random.key(0)).forward(jnp.ones(256))
+            data = {"statistics": zero_statistics(cls, layer)} if cls.needs else {}
+            cls(layer, rank, 1.0, key=jax.random.key(0), **data).forward(jnp.ones(256))
         except _WayError as seen:
             ways.add(str(seen))
     return min(ways)  # "features" before "its weight"

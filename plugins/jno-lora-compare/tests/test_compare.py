@@ -71,6 +71,30 @@ def test_the_parameters_that_train_are_counted(comparison):
     }
 
 
+class ToyFromData(ToyLinear):
+    """One that keeps the mean of its inputs."""
+
+    needs = ("input_mean",)
+    mean: jax.Array
+
+    def __init__(self, base, rank, alpha, *, key, statistics):
+        super().__init__(base, rank, alpha, key=key)
+        self.mean = statistics["input_mean"]
+
+    @classmethod
+    def matrix(cls, layer):
+        return layer.weight
+
+
+def test_an_adapter_that_starts_from_data_is_calibrated_on_the_first_batches(model, batches):
+    many = [(x + number, y) for number in range(10) for x, y in batches]
+    (row,) = compare(model, loss, many, [ToyFromData], rank=2, **SETTINGS)
+    assert row.error is None
+    first_eight = np.concatenate([x for x, _ in many[:8]])
+    mean = row.model.layers[0].mean
+    np.testing.assert_allclose(mean, first_eight.mean(axis=0), rtol=1e-5)
+
+
 def test_every_candidate_starts_from_the_model_as_it_is(comparison, model, batches):
     start = float(loss(model, batches[0]))
     for row in comparison:

@@ -13,6 +13,7 @@ from zoo_cases import (
     build,
     case,
     equal_leaves,
+    given_to,
     perturb,
 )
 
@@ -83,7 +84,8 @@ LATER = [
 @pytest.mark.parametrize("method", LATER)
 def test_the_state_of_every_later_method_restores_it(method):
     cls, layer = getattr(jno_lora_zoo, f"{method}Linear"), case("Linear", "plain").layer
-    wrapper = perturb(cls(layer, 2, 3.0, key=jax.random.key(0), multiplier=0.25))
+    data = given_to(cls, layer)
+    wrapper = perturb(cls(layer, 2, 3.0, key=jax.random.key(0), multiplier=0.25, **data))
     restored = cls.from_state(layer, wrapper.state(), wrapper.rank, wrapper.alpha)
     assert equal_leaves(restored, wrapper)
 

@@ -5,9 +5,11 @@ from .layer import EmbeddingLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
 from jno_lora_zoo import C3A
+from jno_lora_zoo import CorDA
 from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import EVA
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
@@ -19,6 +21,8 @@ from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
+from jno_lora_zoo import LoRAGA
+from jno_lora_zoo import LoRAOne
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
@@ -55,12 +59,16 @@ __all__ = [
     "HRAEmbedding",
     "LoRAXSEmbedding",
     "OLoRAEmbedding",
+    "CorDAEmbedding",
     "MiLoRAEmbedding",
     "SHiRAEmbedding",
+    "LoRAGAEmbedding",
     "C3AEmbedding",
     "RoAdEmbedding",
     "MiSSEmbedding",
+    "EVAEmbedding",
     "RandLoRAEmbedding",
+    "LoRAOneEmbedding",
     "DeLoRAEmbedding",
     "PSOFTEmbedding",
     "WaveFTEmbedding",
@@ -291,6 +299,20 @@ class OLoRAEmbedding(OLoRA, EmbeddingLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAEmbedding(CorDA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -312,6 +334,20 @@ class SHiRAEmbedding(SHiRA, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAEmbedding(LoRAGA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AEmbedding(C3A, EmbeddingLayer):
@@ -354,6 +390,23 @@ class MiSSEmbedding(MiSS, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAEmbedding(EVA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAEmbedding(RandLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -365,6 +418,21 @@ class RandLoRAEmbedding(RandLoRA, EmbeddingLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneEmbedding(LoRAOne, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAEmbedding(DeLoRA, EmbeddingLayer):

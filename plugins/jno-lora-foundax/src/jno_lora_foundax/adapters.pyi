@@ -7,9 +7,11 @@ from .layers import SubsampledLinearLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
 from jno_lora_zoo import C3A
+from jno_lora_zoo import CorDA
 from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import EVA
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
@@ -21,6 +23,8 @@ from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
+from jno_lora_zoo import LoRAGA
+from jno_lora_zoo import LoRAOne
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
@@ -57,12 +61,16 @@ __all__ = [
     "HRAChannelLastConv",
     "LoRAXSChannelLastConv",
     "OLoRAChannelLastConv",
+    "CorDAChannelLastConv",
     "MiLoRAChannelLastConv",
     "SHiRAChannelLastConv",
+    "LoRAGAChannelLastConv",
     "C3AChannelLastConv",
     "RoAdChannelLastConv",
     "MiSSChannelLastConv",
+    "EVAChannelLastConv",
     "RandLoRAChannelLastConv",
+    "LoRAOneChannelLastConv",
     "DeLoRAChannelLastConv",
     "PSOFTChannelLastConv",
     "WaveFTChannelLastConv",
@@ -90,12 +98,16 @@ __all__ = [
     "HRAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "OLoRAChannelLastConvTranspose",
+    "CorDAChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
     "SHiRAChannelLastConvTranspose",
+    "LoRAGAChannelLastConvTranspose",
     "C3AChannelLastConvTranspose",
     "RoAdChannelLastConvTranspose",
     "MiSSChannelLastConvTranspose",
+    "EVAChannelLastConvTranspose",
     "RandLoRAChannelLastConvTranspose",
+    "LoRAOneChannelLastConvTranspose",
     "DeLoRAChannelLastConvTranspose",
     "PSOFTChannelLastConvTranspose",
     "WaveFTChannelLastConvTranspose",
@@ -123,12 +135,16 @@ __all__ = [
     "HRASubsampledLinear",
     "LoRAXSSubsampledLinear",
     "OLoRASubsampledLinear",
+    "CorDASubsampledLinear",
     "MiLoRASubsampledLinear",
     "SHiRASubsampledLinear",
+    "LoRAGASubsampledLinear",
     "C3ASubsampledLinear",
     "RoAdSubsampledLinear",
     "MiSSSubsampledLinear",
+    "EVASubsampledLinear",
     "RandLoRASubsampledLinear",
+    "LoRAOneSubsampledLinear",
     "DeLoRASubsampledLinear",
     "PSOFTSubsampledLinear",
     "WaveFTSubsampledLinear",
@@ -359,6 +375,20 @@ class OLoRAChannelLastConv(OLoRA, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAChannelLastConv(CorDA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -380,6 +410,20 @@ class SHiRAChannelLastConv(SHiRA, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAChannelLastConv(LoRAGA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AChannelLastConv(C3A, ChannelLastConvLayer):
@@ -422,6 +466,23 @@ class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAChannelLastConv(EVA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAChannelLastConv(RandLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -433,6 +494,21 @@ class RandLoRAChannelLastConv(RandLoRA, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneChannelLastConv(LoRAOne, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAChannelLastConv(DeLoRA, ChannelLastConvLayer):
@@ -772,6 +848,20 @@ class OLoRAChannelLastConvTranspose(OLoRA, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAChannelLastConvTranspose(CorDA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -793,6 +883,20 @@ class SHiRAChannelLastConvTranspose(SHiRA, ChannelLastConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAChannelLastConvTranspose(LoRAGA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AChannelLastConvTranspose(C3A, ChannelLastConvTransposeLayer):
@@ -835,6 +939,23 @@ class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAChannelLastConvTranspose(EVA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAChannelLastConvTranspose(RandLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -846,6 +967,21 @@ class RandLoRAChannelLastConvTranspose(RandLoRA, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneChannelLastConvTranspose(LoRAOne, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
@@ -1185,6 +1321,20 @@ class OLoRASubsampledLinear(OLoRA, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDASubsampledLinear(CorDA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -1206,6 +1356,20 @@ class SHiRASubsampledLinear(SHiRA, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGASubsampledLinear(LoRAGA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3ASubsampledLinear(C3A, SubsampledLinearLayer):
@@ -1248,6 +1412,23 @@ class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVASubsampledLinear(EVA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRASubsampledLinear(RandLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -1259,6 +1440,21 @@ class RandLoRASubsampledLinear(RandLoRA, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneSubsampledLinear(LoRAOne, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRASubsampledLinear(DeLoRA, SubsampledLinearLayer):

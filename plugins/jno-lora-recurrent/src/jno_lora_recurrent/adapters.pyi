@@ -5,9 +5,11 @@ from .layer import RecurrentLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
 from jno_lora_zoo import C3A
+from jno_lora_zoo import CorDA
 from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import EVA
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
@@ -19,6 +21,8 @@ from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
+from jno_lora_zoo import LoRAGA
+from jno_lora_zoo import LoRAOne
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
@@ -55,12 +59,16 @@ __all__ = [
     "HRARecurrent",
     "LoRAXSRecurrent",
     "OLoRARecurrent",
+    "CorDARecurrent",
     "MiLoRARecurrent",
     "SHiRARecurrent",
+    "LoRAGARecurrent",
     "C3ARecurrent",
     "RoAdRecurrent",
     "MiSSRecurrent",
+    "EVARecurrent",
     "RandLoRARecurrent",
+    "LoRAOneRecurrent",
     "DeLoRARecurrent",
     "PSOFTRecurrent",
     "WaveFTRecurrent",
@@ -291,6 +299,20 @@ class OLoRARecurrent(OLoRA, RecurrentLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDARecurrent(CorDA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRARecurrent(MiLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -312,6 +334,20 @@ class SHiRARecurrent(SHiRA, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGARecurrent(LoRAGA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3ARecurrent(C3A, RecurrentLayer):
@@ -354,6 +390,23 @@ class MiSSRecurrent(MiSS, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVARecurrent(EVA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRARecurrent(RandLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -365,6 +418,21 @@ class RandLoRARecurrent(RandLoRA, RecurrentLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneRecurrent(LoRAOne, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRARecurrent(DeLoRA, RecurrentLayer):

@@ -8,9 +8,11 @@ from .layers.linear import LinearLayer
 from .methods.adalora import AdaLoRA
 from .methods.boft import BOFT
 from .methods.c3a import C3A
+from .methods.corda import CorDA
 from .methods.deft import DEFT
 from .methods.delora import DeLoRA
 from .methods.dora import DoRA
+from .methods.eva import EVA
 from .methods.fourierft import FourierFT
 from .methods.gralora import GraLoRA
 from .methods.hira import HiRA
@@ -23,6 +25,8 @@ from .methods.lokr import LoKr
 from .methods.lora import LoRA
 from .methods.lora import LoRAFA
 from .methods.lora import rsLoRA
+from .methods.lora_ga import LoRAGA
+from .methods.lora_one import LoRAOne
 from .methods.lora_xs import LoRAXS
 from .methods.miss import MiSS
 from .methods.oft import OFT
@@ -58,12 +62,16 @@ __all__ = [
     "HRALinear",
     "LoRAXSLinear",
     "OLoRALinear",
+    "CorDALinear",
     "MiLoRALinear",
     "SHiRALinear",
+    "LoRAGALinear",
     "C3ALinear",
     "RoAdLinear",
     "MiSSLinear",
+    "EVALinear",
     "RandLoRALinear",
+    "LoRAOneLinear",
     "DeLoRALinear",
     "PSOFTLinear",
     "WaveFTLinear",
@@ -91,12 +99,16 @@ __all__ = [
     "HRAConv",
     "LoRAXSConv",
     "OLoRAConv",
+    "CorDAConv",
     "MiLoRAConv",
     "SHiRAConv",
+    "LoRAGAConv",
     "C3AConv",
     "RoAdConv",
     "MiSSConv",
+    "EVAConv",
     "RandLoRAConv",
+    "LoRAOneConv",
     "DeLoRAConv",
     "PSOFTConv",
     "WaveFTConv",
@@ -124,12 +136,16 @@ __all__ = [
     "HRAConvTranspose",
     "LoRAXSConvTranspose",
     "OLoRAConvTranspose",
+    "CorDAConvTranspose",
     "MiLoRAConvTranspose",
     "SHiRAConvTranspose",
+    "LoRAGAConvTranspose",
     "C3AConvTranspose",
     "RoAdConvTranspose",
     "MiSSConvTranspose",
+    "EVAConvTranspose",
     "RandLoRAConvTranspose",
+    "LoRAOneConvTranspose",
     "DeLoRAConvTranspose",
     "PSOFTConvTranspose",
     "WaveFTConvTranspose",
@@ -157,12 +173,16 @@ __all__ = [
     "HRAInNorm",
     "LoRAXSInNorm",
     "OLoRAInNorm",
+    "CorDAInNorm",
     "MiLoRAInNorm",
     "SHiRAInNorm",
+    "LoRAGAInNorm",
     "C3AInNorm",
     "RoAdInNorm",
     "MiSSInNorm",
+    "EVAInNorm",
     "RandLoRAInNorm",
+    "LoRAOneInNorm",
     "DeLoRAInNorm",
     "PSOFTInNorm",
     "WaveFTInNorm",
@@ -393,6 +413,20 @@ class OLoRALinear(OLoRA, LinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDALinear(CorDA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRALinear(MiLoRA, LinearLayer):
     def __init__(
         self,
@@ -414,6 +448,20 @@ class SHiRALinear(SHiRA, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGALinear(LoRAGA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3ALinear(C3A, LinearLayer):
@@ -456,6 +504,23 @@ class MiSSLinear(MiSS, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVALinear(EVA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRALinear(RandLoRA, LinearLayer):
     def __init__(
         self,
@@ -467,6 +532,21 @@ class RandLoRALinear(RandLoRA, LinearLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneLinear(LoRAOne, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRALinear(DeLoRA, LinearLayer):
@@ -806,6 +886,20 @@ class OLoRAConv(OLoRA, ConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAConv(CorDA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAConv(MiLoRA, ConvLayer):
     def __init__(
         self,
@@ -827,6 +921,20 @@ class SHiRAConv(SHiRA, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAConv(LoRAGA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AConv(C3A, ConvLayer):
@@ -869,6 +977,23 @@ class MiSSConv(MiSS, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAConv(EVA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAConv(RandLoRA, ConvLayer):
     def __init__(
         self,
@@ -880,6 +1005,21 @@ class RandLoRAConv(RandLoRA, ConvLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneConv(LoRAOne, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAConv(DeLoRA, ConvLayer):
@@ -1219,6 +1359,20 @@ class OLoRAConvTranspose(OLoRA, ConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAConvTranspose(CorDA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -1240,6 +1394,20 @@ class SHiRAConvTranspose(SHiRA, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAConvTranspose(LoRAGA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AConvTranspose(C3A, ConvTransposeLayer):
@@ -1282,6 +1450,23 @@ class MiSSConvTranspose(MiSS, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAConvTranspose(EVA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAConvTranspose(RandLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -1293,6 +1478,21 @@ class RandLoRAConvTranspose(RandLoRA, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneConvTranspose(LoRAOne, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
@@ -1632,6 +1832,20 @@ class OLoRAInNorm(OLoRA, InNormLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAInNorm(CorDA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAInNorm(MiLoRA, InNormLayer):
     def __init__(
         self,
@@ -1653,6 +1867,20 @@ class SHiRAInNorm(SHiRA, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAInNorm(LoRAGA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AInNorm(C3A, InNormLayer):
@@ -1695,6 +1923,23 @@ class MiSSInNorm(MiSS, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAInNorm(EVA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAInNorm(RandLoRA, InNormLayer):
     def __init__(
         self,
@@ -1706,6 +1951,21 @@ class RandLoRAInNorm(RandLoRA, InNormLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneInNorm(LoRAOne, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAInNorm(DeLoRA, InNormLayer):

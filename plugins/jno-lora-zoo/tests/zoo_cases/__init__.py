@@ -14,6 +14,7 @@ from .adapters import (
     perturb,
 )
 from .laws import ALL_METHODS, EFFECTIVE_RANK, LATER, fields_of, parameter_count, reference
+from .laws_from_data import given_to
 from .layers import CONVS, LINEARS, Case, case
 from .tools import (
     assert_close,
@@ -45,6 +46,7 @@ __all__ = [
     "equal_leaves",
     "everywhere",
     "fields_of",
+    "given_to",
     "law_of",
     "on_cases",
     "pairs",

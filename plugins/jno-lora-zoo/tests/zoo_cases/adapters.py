@@ -15,6 +15,7 @@ import jno_lora_zoo
 from jno.lora import lora_trainable_filter
 
 from .laws import METHODS, fields_of, reference
+from .laws_from_data import given_to
 from .layers import CONVS, LINEARS, Case, case
 
 
@@ -79,6 +80,7 @@ def build(adapter: Adapter, base: Case | Any, alpha: float = 3.0, rank: int | No
     """The adapter around the layer, as it starts."""
     if isinstance(base, Case):
         rank, base = base.rank if rank is None else rank, base.layer
+    kw = given_to(adapter.cls, base) | kw
     return adapter.cls(base, 2 if rank is None else rank, alpha, key=_key(), **kw)
 
 

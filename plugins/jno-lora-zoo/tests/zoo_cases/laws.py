@@ -11,7 +11,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from . import laws_sparse, laws_structured, laws_turned
+from . import laws_from_data, laws_sparse, laws_structured, laws_turned
 
 # The effective rank for a requested one and an (out, in) matrix.
 EFFECTIVE_RANK = {
@@ -25,6 +25,7 @@ EFFECTIVE_RANK = {
     **laws_structured.EFFECTIVE_RANK,
     **laws_sparse.EFFECTIVE_RANK,
     **laws_turned.EFFECTIVE_RANK,
+    **laws_from_data.EFFECTIVE_RANK,
 }
 
 # The number of trained parameters, for the effective rank.
@@ -43,6 +44,7 @@ _PARAMETER_COUNT = {
     **laws_structured.PARAMETER_COUNT,
     **laws_sparse.PARAMETER_COUNT,
     **laws_turned.PARAMETER_COUNT,
+    **laws_from_data.PARAMETER_COUNT,
 }
 
 
@@ -154,7 +156,7 @@ _LAWS = {
     "OFT": _oft,
 }
 
-_LATER = laws_structured.LAWS | laws_sparse.LAWS | laws_turned.LAWS
+_LATER = laws_structured.LAWS | laws_sparse.LAWS | laws_turned.LAWS | laws_from_data.LAWS
 
 METHODS = tuple(_LAWS)
 LATER = tuple(_LATER)

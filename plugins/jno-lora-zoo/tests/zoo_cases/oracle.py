@@ -17,6 +17,7 @@ from jno.lora import lora_trainable_filter
 
 from .adapters import perturb
 from .laws import adapted_bias, fields_of, reference, triplets
+from .laws_from_data import given_to
 from .layers import matrix_of
 from .tools import assert_close, cast_floats, central_difference
 
@@ -57,7 +58,8 @@ class Oracle:
     ):
         with jax.enable_x64(True):
             layer = cast_floats(layer, jnp.float64)
-            wrapper = perturb(cls(layer, rank, ALPHA, key=jax.random.key(11)))
+            data = given_to(cls, layer)
+            wrapper = perturb(cls(layer, rank, ALPHA, key=jax.random.key(11), **data))
             on_device = jax.tree.map(jnp.asarray, arguments)
             shapes = eqx.filter_eval_shape(call, wrapper, *on_device)
             rng = np.random.default_rng(3)

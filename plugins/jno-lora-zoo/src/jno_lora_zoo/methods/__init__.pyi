@@ -4,9 +4,11 @@ from .._method import Method
 from .adalora import AdaLoRA as AdaLoRA
 from .boft import BOFT as BOFT
 from .c3a import C3A as C3A
+from .corda import CorDA as CorDA
 from .deft import DEFT as DEFT
 from .delora import DeLoRA as DeLoRA
 from .dora import DoRA as DoRA
+from .eva import EVA as EVA
 from .fourierft import FourierFT as FourierFT
 from .gralora import GraLoRA as GraLoRA
 from .hira import HiRA as HiRA
@@ -19,6 +21,8 @@ from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA
 from .lora import LoRAFA as LoRAFA
 from .lora import rsLoRA as rsLoRA
+from .lora_ga import LoRAGA as LoRAGA
+from .lora_one import LoRAOne as LoRAOne
 from .lora_xs import LoRAXS as LoRAXS
 from .miss import MiSS as MiSS
 from .oft import OFT as OFT
@@ -55,12 +59,16 @@ __all__ = [
     "HRA",
     "LoRAXS",
     "OLoRA",
+    "CorDA",
     "MiLoRA",
     "SHiRA",
+    "LoRAGA",
     "C3A",
     "RoAd",
     "MiSS",
+    "EVA",
     "RandLoRA",
+    "LoRAOne",
     "DeLoRA",
     "PSOFT",
     "WaveFT",
