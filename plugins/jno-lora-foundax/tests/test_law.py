@@ -17,7 +17,7 @@ from foundax_cases import (
     perturbed,
     run,
 )
-from zoo_cases import ALL_METHODS, given_to
+from zoo_cases import ALL_METHODS, made
 
 import jno_lora_foundax as package
 from jno_lora_foundax import ChannelLastConvLayer, ChannelLastConvTransposeLayer
@@ -44,7 +44,7 @@ def test_every_adapter(adapter, layer, getkey):
     result = check_everything(
         layer.make,
         layer.data,
-        lambda base, key: cls(base, 3, 2.0, key=key, **given_to(cls, base)),
+        lambda base, key: made(cls, base, 3, 2.0, key=key),
         getkey(),
     )
     assert all(np.any(g != 0) for g in jax.tree.leaves(result.gradient))

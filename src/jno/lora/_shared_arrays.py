@@ -101,6 +101,8 @@ def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     for name, shape in shapes.items():
         if name not in arrays:
             shared, layer = first[name]
+            if shared.make is None:  # an adapter whose array was taken away is not to get another
+                raise _missing(name)
             made = shared.make(jax.random.fold_in(key, stable_hash(name)), shape)
             arrays[name] = replicated_beside(layer, made)
         elif arrays[name].shape != tuple(map(max, shape, arrays[name].shape)):
@@ -125,7 +127,7 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
         array = shared.value if shared.value is not None else _found(shared, arrays)
         keeps = shared.value is not None or shared.name not in kept
         kept.add(shared.name)
-        return _replaced(shared, value=array if keeps else None, shape=array.shape)
+        return _replaced(shared, value=array if keeps else None, shape=array.shape, make=None)
 
     arrays = {**arrays, **shared_arrays(model)}
     return _on_shared(put, model)
@@ -182,8 +184,12 @@ def _on_shared(function: Callable[[Shared], Shared], tree: M) -> M:
 def _found(shared: Shared, arrays: Mapping[str, Any]) -> Any:
     if shared.name in arrays:
         return arrays[shared.name]
-    raise SelectionError(
-        f"An adapter uses the shared array {shared.name!r}, which is missing: another adapter "
+    raise _missing(shared.name)
+
+
+def _missing(name: str) -> SelectionError:
+    return SelectionError(
+        f"An adapter uses the shared array {name!r}, which is missing: another adapter "
         "of the model that this one was taken from keeps it. Give the whole model, or set."
     )
 

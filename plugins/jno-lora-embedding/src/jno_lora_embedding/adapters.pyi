@@ -35,8 +35,11 @@ from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TiedLoRA
 from jno_lora_zoo import TinyLoRA
+from jno_lora_zoo import VBLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import VeRAShared
 from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
@@ -51,11 +54,14 @@ __all__ = [
     "LoRAFAEmbedding",
     "LoKrEmbedding",
     "VeRAEmbedding",
+    "VeRASharedEmbedding",
     "BOFTEmbedding",
+    "TiedLoRAEmbedding",
     "rsLoRAEmbedding",
     "DoRAEmbedding",
     "PiSSAEmbedding",
     "FourierFTEmbedding",
+    "VBLoRAEmbedding",
     "HRAEmbedding",
     "LoRAXSEmbedding",
     "OLoRAEmbedding",
@@ -200,6 +206,19 @@ class VeRAEmbedding(VeRA, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedEmbedding(VeRAShared, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTEmbedding(BOFT, EmbeddingLayer):
     def __init__(
         self,
@@ -210,6 +229,19 @@ class BOFTEmbedding(BOFT, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAEmbedding(TiedLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAEmbedding(rsLoRA, EmbeddingLayer):
@@ -260,6 +292,22 @@ class FourierFTEmbedding(FourierFT, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VBLoRAEmbedding(VBLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -37,8 +37,11 @@ from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TiedLoRA
 from jno_lora_zoo import TinyLoRA
+from jno_lora_zoo import VBLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import VeRAShared
 from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
@@ -53,11 +56,14 @@ __all__ = [
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
     "VeRAChannelLastConv",
+    "VeRASharedChannelLastConv",
     "BOFTChannelLastConv",
+    "TiedLoRAChannelLastConv",
     "rsLoRAChannelLastConv",
     "DoRAChannelLastConv",
     "PiSSAChannelLastConv",
     "FourierFTChannelLastConv",
+    "VBLoRAChannelLastConv",
     "HRAChannelLastConv",
     "LoRAXSChannelLastConv",
     "OLoRAChannelLastConv",
@@ -90,11 +96,14 @@ __all__ = [
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
     "VeRAChannelLastConvTranspose",
+    "VeRASharedChannelLastConvTranspose",
     "BOFTChannelLastConvTranspose",
+    "TiedLoRAChannelLastConvTranspose",
     "rsLoRAChannelLastConvTranspose",
     "DoRAChannelLastConvTranspose",
     "PiSSAChannelLastConvTranspose",
     "FourierFTChannelLastConvTranspose",
+    "VBLoRAChannelLastConvTranspose",
     "HRAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "OLoRAChannelLastConvTranspose",
@@ -127,11 +136,14 @@ __all__ = [
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
     "VeRASubsampledLinear",
+    "VeRASharedSubsampledLinear",
     "BOFTSubsampledLinear",
+    "TiedLoRASubsampledLinear",
     "rsLoRASubsampledLinear",
     "DoRASubsampledLinear",
     "PiSSASubsampledLinear",
     "FourierFTSubsampledLinear",
+    "VBLoRASubsampledLinear",
     "HRASubsampledLinear",
     "LoRAXSSubsampledLinear",
     "OLoRASubsampledLinear",
@@ -276,6 +288,19 @@ class VeRAChannelLastConv(VeRA, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedChannelLastConv(VeRAShared, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTChannelLastConv(BOFT, ChannelLastConvLayer):
     def __init__(
         self,
@@ -286,6 +311,19 @@ class BOFTChannelLastConv(BOFT, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAChannelLastConv(TiedLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
@@ -336,6 +374,22 @@ class FourierFTChannelLastConv(FourierFT, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VBLoRAChannelLastConv(VBLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -749,6 +803,19 @@ class VeRAChannelLastConvTranspose(VeRA, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedChannelLastConvTranspose(VeRAShared, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTChannelLastConvTranspose(BOFT, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -759,6 +826,19 @@ class BOFTChannelLastConvTranspose(BOFT, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAChannelLastConvTranspose(TiedLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
@@ -809,6 +889,22 @@ class FourierFTChannelLastConvTranspose(FourierFT, ChannelLastConvTransposeLayer
         key: Any,
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VBLoRAChannelLastConvTranspose(VBLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -1222,6 +1318,19 @@ class VeRASubsampledLinear(VeRA, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedSubsampledLinear(VeRAShared, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTSubsampledLinear(BOFT, SubsampledLinearLayer):
     def __init__(
         self,
@@ -1232,6 +1341,19 @@ class BOFTSubsampledLinear(BOFT, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRASubsampledLinear(TiedLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
@@ -1282,6 +1404,22 @@ class FourierFTSubsampledLinear(FourierFT, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VBLoRASubsampledLinear(VBLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

@@ -35,8 +35,11 @@ from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TiedLoRA
 from jno_lora_zoo import TinyLoRA
+from jno_lora_zoo import VBLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import VeRAShared
 from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
@@ -51,11 +54,14 @@ __all__ = [
     "LoRAFARecurrent",
     "LoKrRecurrent",
     "VeRARecurrent",
+    "VeRASharedRecurrent",
     "BOFTRecurrent",
+    "TiedLoRARecurrent",
     "rsLoRARecurrent",
     "DoRARecurrent",
     "PiSSARecurrent",
     "FourierFTRecurrent",
+    "VBLoRARecurrent",
     "HRARecurrent",
     "LoRAXSRecurrent",
     "OLoRARecurrent",
@@ -200,6 +206,19 @@ class VeRARecurrent(VeRA, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedRecurrent(VeRAShared, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTRecurrent(BOFT, RecurrentLayer):
     def __init__(
         self,
@@ -210,6 +229,19 @@ class BOFTRecurrent(BOFT, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRARecurrent(TiedLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRARecurrent(rsLoRA, RecurrentLayer):
@@ -260,6 +292,22 @@ class FourierFTRecurrent(FourierFT, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VBLoRARecurrent(VBLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

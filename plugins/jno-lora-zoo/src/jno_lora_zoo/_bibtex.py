@@ -77,6 +77,11 @@ ENTRIES = {
         r"Longhui and Feng, Haiwen and Liu, Zhen and Heo, Juyeon and Peng, Songyou and Wen, "
         r"Yandong and Black, Michael J. and Weller, Adrian and Sch{\"o}lkopf, Bernhard",
     ),
+    "2311.09578": (
+        "renduchintala2023tiedlora",
+        "{Tied-LoRA}: Enhancing parameter efficiency of {LoRA} with Weight Tying",
+        "Renduchintala, Adithya and Konuk, Tugrul and Kuchaiev, Oleksii",
+    ),
     "2312.03732": (
         "kalajdzievski2023rslora",
         "A Rank Stabilization Scaling Factor for Fine-Tuning with {LoRA}",
@@ -99,6 +104,11 @@ ENTRIES = {
         "Parameter-Efficient Fine-Tuning with Discrete {Fourier} Transform",
         "Gao, Ziqi and Wang, Qichao and Chen, Aochuan and Liu, Zijing and Wu, Bingzhe and Chen, "
         "Liang and Li, Jia",
+    ),
+    "2405.15179": (
+        "li2024vblora",
+        "{VB-LoRA}: Extreme Parameter Efficient Fine-Tuning with Vector Banks",
+        "Li, Yang and Han, Shaobo and Ji, Shihao",
     ),
     "2405.17484": (
         "yuan2024hra",

@@ -39,8 +39,11 @@ from .methods.randlora import RandLoRA
 from .methods.road import RoAd
 from .methods.shira import SHiRA
 from .methods.supertuning import SuperTuning
+from .methods.tied_lora import TiedLoRA
 from .methods.tinylora import TinyLoRA
+from .methods.vb_lora import VBLoRA
 from .methods.vera import VeRA
+from .methods.vera_shared import VeRAShared
 from .methods.waveft import WaveFT
 
 __all__ = [
@@ -54,11 +57,14 @@ __all__ = [
     "LoRAFALinear",
     "LoKrLinear",
     "VeRALinear",
+    "VeRASharedLinear",
     "BOFTLinear",
+    "TiedLoRALinear",
     "rsLoRALinear",
     "DoRALinear",
     "PiSSALinear",
     "FourierFTLinear",
+    "VBLoRALinear",
     "HRALinear",
     "LoRAXSLinear",
     "OLoRALinear",
@@ -91,11 +97,14 @@ __all__ = [
     "LoRAFAConv",
     "LoKrConv",
     "VeRAConv",
+    "VeRASharedConv",
     "BOFTConv",
+    "TiedLoRAConv",
     "rsLoRAConv",
     "DoRAConv",
     "PiSSAConv",
     "FourierFTConv",
+    "VBLoRAConv",
     "HRAConv",
     "LoRAXSConv",
     "OLoRAConv",
@@ -128,11 +137,14 @@ __all__ = [
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
     "VeRAConvTranspose",
+    "VeRASharedConvTranspose",
     "BOFTConvTranspose",
+    "TiedLoRAConvTranspose",
     "rsLoRAConvTranspose",
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
     "FourierFTConvTranspose",
+    "VBLoRAConvTranspose",
     "HRAConvTranspose",
     "LoRAXSConvTranspose",
     "OLoRAConvTranspose",
@@ -165,11 +177,14 @@ __all__ = [
     "LoRAFAInNorm",
     "LoKrInNorm",
     "VeRAInNorm",
+    "VeRASharedInNorm",
     "BOFTInNorm",
+    "TiedLoRAInNorm",
     "rsLoRAInNorm",
     "DoRAInNorm",
     "PiSSAInNorm",
     "FourierFTInNorm",
+    "VBLoRAInNorm",
     "HRAInNorm",
     "LoRAXSInNorm",
     "OLoRAInNorm",
@@ -314,6 +329,19 @@ class VeRALinear(VeRA, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedLinear(VeRAShared, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTLinear(BOFT, LinearLayer):
     def __init__(
         self,
@@ -324,6 +352,19 @@ class BOFTLinear(BOFT, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRALinear(TiedLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRALinear(rsLoRA, LinearLayer):
@@ -374,6 +415,22 @@ class FourierFTLinear(FourierFT, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VBLoRALinear(VBLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -787,6 +844,19 @@ class VeRAConv(VeRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedConv(VeRAShared, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTConv(BOFT, ConvLayer):
     def __init__(
         self,
@@ -797,6 +867,19 @@ class BOFTConv(BOFT, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAConv(TiedLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAConv(rsLoRA, ConvLayer):
@@ -847,6 +930,22 @@ class FourierFTConv(FourierFT, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VBLoRAConv(VBLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -1260,6 +1359,19 @@ class VeRAConvTranspose(VeRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedConvTranspose(VeRAShared, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTConvTranspose(BOFT, ConvTransposeLayer):
     def __init__(
         self,
@@ -1270,6 +1382,19 @@ class BOFTConvTranspose(BOFT, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAConvTranspose(TiedLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
@@ -1320,6 +1445,22 @@ class FourierFTConvTranspose(FourierFT, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VBLoRAConvTranspose(VBLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 
@@ -1733,6 +1874,19 @@ class VeRAInNorm(VeRA, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedInNorm(VeRAShared, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTInNorm(BOFT, InNormLayer):
     def __init__(
         self,
@@ -1743,6 +1897,19 @@ class BOFTInNorm(BOFT, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAInNorm(TiedLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAInNorm(rsLoRA, InNormLayer):
@@ -1793,6 +1960,22 @@ class FourierFTInNorm(FourierFT, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         n_frequency: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
+class VBLoRAInNorm(VBLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
         multiplier: Any = ...,
     ) -> None: ...
 

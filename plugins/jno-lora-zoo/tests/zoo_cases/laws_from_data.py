@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from .laws_shared import OPTIONS
+
 
 def statistics_for(needs: tuple[Any, ...], out: int, inputs: int) -> dict[str, np.ndarray]:
     """Made-up statistics of a layer with a matrix of this shape, in float32."""
@@ -22,9 +24,9 @@ def statistics_for(needs: tuple[Any, ...], out: int, inputs: int) -> dict[str, n
 
 
 def given_to(cls: Any, layer: Any) -> dict[str, Any]:
-    """The keywords by which the constructor of `cls` gets made-up statistics, if it needs any."""
+    """The keywords of the constructor of `cls`: options for small layers, made-up statistics."""
     if not cls.needs:
-        return {}
+        return next((OPTIONS[base.__name__] for base in cls.__mro__ if base.__name__ in OPTIONS), {})
     made = statistics_for(cls.needs, *cls.matrix(layer).shape)
     return {"statistics": {name: jnp.asarray(array) for name, array in made.items()}}
 

@@ -30,14 +30,16 @@ class Shared(eqx.Module):
         sizes need another array.
     - `shape`: the least shape that this adapter needs. The array has the largest size that any
         adapter needs along each axis, so an adapter reads its part (`array[:, :inputs]`).
-    - `make`: `make(key, shape)` gives the first values. A function of a module, not a `lambda` or
-        `functools.partial`, which would differ from adapter to adapter.
+    - `make`: `make(key, shape)` gives the first values. It is called once, by that of the first
+        adapter, and dropped when the array exists.
     """
 
     value: Array | None  # of the adapter that keeps the array
     name: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
-    make: Callable[[PRNGKeyArray, tuple[int, ...]], Array] = eqx.field(static=True)
+    # `None` once the array exists: functions such as `partial` differ from adapter to adapter, and
+    # a function compiled for the one would be compiled anew for the other.
+    make: Callable[[PRNGKeyArray, tuple[int, ...]], Array] | None = eqx.field(static=True)
     held: Box | None = eqx.field(static=True)
 
     def __init__(

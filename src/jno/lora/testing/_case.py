@@ -95,15 +95,7 @@ class WrapperCase:
     def build(self, base: Any, key: Any = None) -> Any:
         """The adapter around `base`, which is one layer (not a stack)."""
         key = jax.random.key(3) if key is None else key
-        made = construct(
-            self.wrapper,
-            base,
-            self.rank,
-            self.alpha,
-            key=key,
-            options=self.options,
-            statistics=invented_statistics(self.wrapper, base),
-        )
+        made = constructed(self, base, key)
         return with_shared_arrays(made, key=key) if uses_shared(made) else made
 
     @_kept
@@ -120,6 +112,19 @@ class WrapperCase:
     def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
         """The layer's output, operation by operation."""
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
+
+
+def constructed(case: WrapperCase, base: Any, key: Any) -> Any:
+    """The adapter as its constructor makes it, without the arrays that it shares."""
+    return construct(
+        case.wrapper,
+        base,
+        case.rank,
+        case.alpha,
+        key=key,
+        options=case.options,
+        statistics=invented_statistics(case.wrapper, base),
+    )
 
 
 def invented_statistics(

@@ -11,8 +11,8 @@ from .._calibration import calibrate
 from .._contract import construct, is_shared
 from .._merge import merge_lora
 from .._registry import Registry
-from .._shared_arrays import resolve, shared_arrays, uses_shared, with_shared_arrays, without_shared
-from ._case import WrapperCase, invented_statistics, perturbed
+from .._shared_arrays import resolve, shared_arrays, uses_shared, with_shared_arrays
+from ._case import WrapperCase, constructed, invented_statistics, perturbed
 from ._conformance import arrays_of, relative_error, require, require_close, required
 from ._programs import output
 
@@ -88,7 +88,7 @@ def check_shared_arrays(case: WrapperCase) -> str | None:
     if not uses_shared(case.make()):
         return "the adapter shares no array"
     layers = [case.make_base(seed=seed) for seed in (61, 62)]
-    pair: list[Any] = [without_shared(case.build(layer))[0] for layer in layers]
+    pair = [constructed(case, layer, jax.random.key(3)) for layer in layers]
     names = {field.name for field in vars(pair[0]).values() if is_shared(field)}
     model = perturbed(with_shared_arrays(pair, key=jax.random.key(3)))
     kept = shared_arrays(model)

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str, stable_hash
-from .._shared_arrays import filler
-from ._case import NOT_MERGEABLE, WrapperCase, invented_statistics, perturbed, split
+from .._shared_arrays import filler, with_shared_arrays
+from ._case import NOT_MERGEABLE, WrapperCase, constructed, invented_statistics, perturbed, split
 from ._conformance import (
     ConformanceError,
     advice,
@@ -220,7 +220,9 @@ def check_sharding(case: WrapperCase) -> str | None:
         return "the layer has no array that could be cut"
     adapted = perturbed(_apply(case, layer))
     # By the key that the dispatcher gives to a model that is one layer.
-    alone = perturbed(case.build(plain, jax.random.fold_in(jax.random.key(3), stable_hash(""))))
+    key = jax.random.key(3)
+    one = constructed(case, plain, jax.random.fold_in(key, stable_hash("")))
+    alone = perturbed(with_shared_arrays(one, key=key))
     devices = shardings[0].device_set
     require(
         all(array.sharding.device_set == devices for array in arrays_of(adapted)),

@@ -33,8 +33,11 @@ from .randlora import RandLoRA as RandLoRA
 from .road import RoAd as RoAd
 from .shira import SHiRA as SHiRA
 from .supertuning import SuperTuning as SuperTuning
+from .tied_lora import TiedLoRA as TiedLoRA
 from .tinylora import TinyLoRA as TinyLoRA
+from .vb_lora import VBLoRA as VBLoRA
 from .vera import VeRA as VeRA
+from .vera_shared import VeRAShared as VeRAShared
 from .waveft import WaveFT as WaveFT
 
 _imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]

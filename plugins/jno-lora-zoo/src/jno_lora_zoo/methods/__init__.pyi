@@ -35,8 +35,11 @@ from .randlora import RandLoRA as RandLoRA
 from .road import RoAd as RoAd
 from .shira import SHiRA as SHiRA
 from .supertuning import SuperTuning as SuperTuning
+from .tied_lora import TiedLoRA as TiedLoRA
 from .tinylora import TinyLoRA as TinyLoRA
+from .vb_lora import VBLoRA as VBLoRA
 from .vera import VeRA as VeRA
+from .vera_shared import VeRAShared as VeRAShared
 from .waveft import WaveFT as WaveFT
 
 __all__ = [
@@ -51,11 +54,14 @@ __all__ = [
     "LoRAFA",
     "LoKr",
     "VeRA",
+    "VeRAShared",
     "BOFT",
+    "TiedLoRA",
     "rsLoRA",
     "DoRA",
     "PiSSA",
     "FourierFT",
+    "VBLoRA",
     "HRA",
     "LoRAXS",
     "OLoRA",
