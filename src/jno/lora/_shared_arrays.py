@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from ._contract import Box, LoRAWrapper, Shared, expect_model, is_adapter, is_shared
+from ._contract import Box, LoRAWrapper, Shared, expect_model, is_adapter, is_shared, replaced
 from ._errors import SelectionError
 from ._paths import stable_hash
 from ._sharding import replicated_beside
@@ -50,7 +50,7 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
     def hand_over(shared: Shared) -> Shared:
         if shared.held is not None:
             return shared
-        return _replaced(shared, value=None, held=_found(shared, boxes))
+        return replaced(shared, value=None, held=_found(shared, boxes))
 
     return _on_shared(hand_over, model)
 
@@ -74,7 +74,7 @@ def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
         def own(shared: Shared) -> Shared:
             array = _found(shared, arrays) if shared.held is None else shared.held.array
             stacked = jnp.broadcast_to(array, (*stack, *array.shape))
-            return _replaced(shared, value=stacked, held=None)
+            return replaced(shared, value=stacked, held=None)
 
         return _on_shared(own, adapter)
 
@@ -127,7 +127,7 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
         array = shared.value if shared.value is not None else _found(shared, arrays)
         keeps = shared.value is not None or shared.name not in kept
         kept.add(shared.name)
-        return _replaced(shared, value=array if keeps else None, shape=array.shape, make=None)
+        return replaced(shared, value=array if keeps else None, shape=array.shape, make=None)
 
     arrays = {**arrays, **shared_arrays(model)}
     return _on_shared(put, model)
@@ -137,7 +137,7 @@ def without_shared(adapter: LoRAWrapper) -> tuple[LoRAWrapper, dict[str, Array]]
     """`adapter` without the shared arrays that it keeps, and these."""
     if not uses_shared(adapter):
         return adapter, {}
-    bare = _on_shared(lambda shared: _replaced(shared, value=None, held=None), adapter)
+    bare = _on_shared(lambda shared: replaced(shared, value=None, held=None), adapter)
     return bare, shared_arrays(adapter)
 
 
@@ -192,11 +192,3 @@ def _missing(name: str) -> SelectionError:
         f"An adapter uses the shared array {name!r}, which is missing: another adapter "
         "of the model that this one was taken from keeps it. Give the whole model, or set."
     )
-
-
-def _replaced(shared: Shared, **changes: Any) -> Shared:
-    """`shared` with other fields."""
-    made = object.__new__(Shared)
-    for name, value in {**vars(shared), **changes}.items():
-        object.__setattr__(made, name, value)
-    return made

@@ -26,7 +26,9 @@ def statistics_for(needs: tuple[Any, ...], out: int, inputs: int) -> dict[str, n
 def given_to(cls: Any, layer: Any) -> dict[str, Any]:
     """The keywords of the constructor of `cls`: options for small layers, made-up statistics."""
     if not cls.needs:
-        return next((OPTIONS[base.__name__] for base in cls.__mro__ if base.__name__ in OPTIONS), {})
+        return next(
+            (OPTIONS[base.__name__] for base in cls.__mro__ if base.__name__ in OPTIONS), {}
+        )
     made = statistics_for(cls.needs, *cls.matrix(layer).shape)
     return {"statistics": {name: jnp.asarray(array) for name, array in made.items()}}
 

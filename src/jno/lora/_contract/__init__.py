@@ -14,7 +14,7 @@ from ._checks import (
 from ._constructing import construct, option_names, takes
 from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike
-from ._shared import Box, Shared, is_shared
+from ._shared import Box, Shared, is_shared, replaced
 from ._statistics import BUILT_IN, Statistic, mean_shape, statistics_of, zero_statistics
 from ._wrapper import (
     LoRAWrapper,

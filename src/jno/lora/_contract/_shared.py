@@ -70,3 +70,11 @@ class Shared(eqx.Module):
 def is_shared(node: Any) -> bool:
     """Whether `node` is a `Shared`."""
     return issubclass(type(node), Shared)
+
+
+def replaced(shared: Shared, **changes: Any) -> Shared:
+    """`shared` with other fields."""
+    made = object.__new__(Shared)
+    for name, value in {**vars(shared), **changes}.items():
+        object.__setattr__(made, name, value)
+    return made

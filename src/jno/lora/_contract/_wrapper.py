@@ -22,7 +22,7 @@ from .._errors import WrapperError
 from .._paths import bullets, path_str
 from ._calling import over_stack
 from ._constructing import construct
-from ._shared import is_shared
+from ._shared import is_shared, replaced
 from ._statistics import Statistic, zero_statistics
 
 
@@ -226,6 +226,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             raise WrapperError(f"The saved state does not fit {cls.__name__}:\n{bullets(wrong)}")
         filled = [state.get(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
         empty = jtu.tree_unflatten(treedef, filled)
+        # A shared array must be the one that was saved, never a new one.
+        empty = jax.tree.map(
+            lambda x: replaced(x, make=None) if is_shared(x) else x, empty, is_leaf=is_shared
+        )
         return eqx.tree_at(lambda w: w.base, empty, base, is_leaf=lambda x: x is None)
 
     def __init_subclass__(cls, **kwargs: Any):

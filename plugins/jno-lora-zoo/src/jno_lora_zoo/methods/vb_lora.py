@@ -64,9 +64,9 @@ class VBLoRA(Scaled):
         key: PRNGKeyArray,
         dtype: Any,
         *,
-        vectors: int = 256,
-        vector_length: int = 256,
-        top_k: int = 2,
+        vectors: Any = 256,
+        vector_length: Any = 256,
+        top_k: Any = 2,
         initial: str = "zero",
     ) -> dict[str, Any]:
         _check(vectors, vector_length, top_k, initial)

@@ -33,6 +33,7 @@ class VeRAShared(BetweenVectors):
 
     variant = "vera-shared"
     paper = "2310.11454"
+    formula = "out + r, beside a frozen pair"
 
     A: Shared
     B: Shared
