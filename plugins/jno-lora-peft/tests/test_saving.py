@@ -94,6 +94,7 @@ VARIANTS = {
     "milora": None,
     "lora-xs": None,
     "vera": None,
+    "tied-lora": None,
     "ia3": None,
 }
 

@@ -181,7 +181,7 @@ def test_a_step_forms_no_matrix_of_the_layer():
     for variant in OPTIONS:
         wrapper = perturb(adapted(variant, layer))
         x = jnp.ones(40)
-        assert (36, 40) not in shapes_in_jaxpr(lambda w, x: w(x), wrapper, x)  # noqa: B023
+        assert (36, 40) not in shapes_in_jaxpr(lambda w, x: w(x), wrapper, x)
 
 
 @every

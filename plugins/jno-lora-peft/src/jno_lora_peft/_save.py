@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, Net, PeftFormatError
+from jno.lora import LoRAWrapper, Net, PeftFormatError, resolve
 from jno.lora.extending import adapted_layers, bullets, expect_model, show_path
 
 from ._files import PREFIX, Directory, write
@@ -126,10 +126,14 @@ class _Saving:
         self._rename = rename
         self._ties = ties
         flags = () if trainable is None else (trainable,)
-        for path, node, *trains in adapted_layers(model, *flags):
+        # With the arrays that adapters share; not for the flags, which have the model's structure.
+        resolved = (whole for _, whole in adapted_layers(resolve(model)))
+        for (path, node, *trains), whole in zip(
+            adapted_layers(model, *flags), resolved, strict=True
+        ):
             try:
                 trained = trained_in_base(node, trains[0]) if trains else frozenset()
-                for one in written(node, self._ties.outer(path)):
+                for one in written(whole, self._ties.outer(path)):
                     module = self._add(one)
                     self._add_base(module, node, one, trained)
                     self._tie(module, one, node, self._ties.of(path))

@@ -17,9 +17,9 @@ from .._contract import Handle, LoRAWrapper, check_contract, takes
 from .._errors import CheckpointError, PluginError, SelectionError, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
-from .._sets import AdapterSet, LooseAdapter, built_around, misfits
-from .._shared_arrays import names_shared_in, put_shared, shared_arrays
-from .._tree import adapted_layers, layers_at, nested_with, replace_layers
+from .._sets import AdapterSet, LooseAdapter, built_around, misfits, shared_by_others
+from .._shared_arrays import put_shared, shared_arrays
+from .._tree import layers_at, nested_with, replace_layers
 from ._base_values import known_layers, with_other_values
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
@@ -166,7 +166,7 @@ def load(
         except Exception as err:
             cls = adapters[name].wrapper.__name__
             problems[f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"] = err
-    for name in _shared_by_others(model, adapters) & adapters.shared.keys():
+    for name in sorted(shared_by_others(model, adapters) & adapters.shared.keys()):
         line = f"the model's other adapters share an array {name!r} already, and the file holds one"
         problems[f"{line}: unwrap them first"] = None
     if strict:
@@ -189,15 +189,6 @@ def load(
             f"{os.fspath(path)!r} were loaded. The others were left out:\n{bullets(problems)}"
         )
     return put_shared(built, adapters.shared)
-
-
-def _shared_by_others(model: PyTree, adapters: AdapterSet) -> set[str]:
-    """The names of the arrays that adapters of `model` at other paths share."""
-    if not adapters.shared:
-        return set()
-    return names_shared_in(
-        [it for name, it in adapted_layers(model) if name not in adapters.adapters]
-    )
 
 
 _OTHER_VALUES = "the layer has other values than the one that the adapter was made for"

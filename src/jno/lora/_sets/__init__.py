@@ -6,5 +6,12 @@ from ._convert import to_lora
 from ._products import known_factors, scale_adapters
 from ._shrink import shrink
 from ._stacking import stack_adapters, take_adapters
-from ._swapping import built_around, check_fit, misfits, put_around, swap_adapters
+from ._swapping import (
+    built_around,
+    check_fit,
+    misfits,
+    put_around,
+    shared_by_others,
+    swap_adapters,
+)
 from ._update_report import UpdateReport, UpdateRow
