@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jno.lora
 from jno.lora import LoRAWrapper, Net, SelectionError, Shared, WrapperError, resolve
+from jno.lora.extending import put_around
+from jno.lora.in_jno._adapting import apply_lora as apply_lora_in_jno
 
 
 def normal(key: Any, shape: Any) -> Any:
@@ -314,6 +316,43 @@ def test_an_adapter_that_is_built_by_hand() -> None:
         alone(X[0])
     whole: Any = resolve(alone, key=jax.random.key(1))
     np.testing.assert_array_equal(whole(X[0]), layer(X[0]))
+
+
+class Sized(Tied):
+    """Its arrays are made by a function that differs from adapter to adapter."""
+
+    def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
+        super().__init__(base, rank, alpha, key=key)
+        self.A = Shared("sized-A", self.A.shape, lambda key, shape: 3 * normal(key, shape))
+
+
+def test_the_function_that_makes_an_array_is_dropped_when_the_array_exists() -> None:
+    one, other = (
+        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), wrappers=Sized) for _ in range(2)
+    )
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    swapped = jno.lora.swap_adapters(mlp(), jno.lora.extract_adapters(one))
+    assert eqx.tree_equal(swapped, one)
+
+
+def test_an_adapter_whose_array_was_taken_away_gets_no_other_one() -> None:
+    alone = adapted().layers[1]
+    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
+        resolve(alone, key=jax.random.key(0))
+    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
+        resolve(Tied.from_state(alone.base, alone.state(), 2, 1.0), key=jax.random.key(0))
+
+
+def test_adapters_that_bring_an_array_which_others_share_are_refused() -> None:
+    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/0")
+    brought = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/1")
+    with pytest.raises(SelectionError, match="share an array 'tied-A' already"):
+        put_around(model, jno.lora.extract_adapters(brought))
+
+
+def test_jno_does_not_get_adapters_that_its_loss_would_not_resolve() -> None:
+    with pytest.raises(SelectionError, match="share 'tied-A', 'tied-B'"):
+        apply_lora_in_jno(mlp(), 2, key=jax.random.key(0), wrappers=Tied)
 
 
 def test_names_that_clash() -> None:

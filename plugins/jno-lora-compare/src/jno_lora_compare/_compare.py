@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
+from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError, resolve
 from jno.lora.extending import Bar, default_registry, imported_for
 
 from ._checks import check_batches, check_candidates, check_loss, check_model, checked_rates
@@ -202,7 +202,7 @@ class _Contest(NamedTuple):
             fit = trainer.fit(trainable, frozen, supply, state=state, on_step=on_step)
             means = _running_means(fit.losses, max(1, self.steps // 10))
             model = eqx.combine(fit.trainable, frozen)
-            given = () if self.score is None else self.score(model)
+            given = () if self.score is None else self.score(resolve(model))
             score = tuple(map(float, given if isinstance(given, tuple) else (given,)))
             return _Trial(rate, fit, means, model, score)
 
