@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str, stable_hash
-from .._shared_arrays import filler
+from .._shared_arrays import filler, with_shared_arrays, without_shared
 from ._case import NOT_MERGEABLE, WrapperCase, invented_statistics, perturbed, split
 from ._conformance import (
     ConformanceError,
@@ -219,8 +219,9 @@ def check_sharding(case: WrapperCase) -> str | None:
     if not shardings:
         return "the layer has no array that could be cut"
     adapted = perturbed(_apply(case, layer))
-    # By the key that the dispatcher gives to a model that is one layer.
-    alone = perturbed(case.build(plain, jax.random.fold_in(jax.random.key(3), stable_hash(""))))
+    # By the keys that the dispatcher gives to a model that is one layer, and to shared arrays.
+    own = case.build(plain, jax.random.fold_in(jax.random.key(3), stable_hash("")))
+    alone = perturbed(with_shared_arrays(without_shared(own)[0], key=jax.random.key(3)))
     devices = shardings[0].device_set
     require(
         all(array.sharding.device_set == devices for array in arrays_of(adapted)),
