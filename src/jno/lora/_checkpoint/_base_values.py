@@ -93,7 +93,8 @@ def _digest(array: Any) -> str:
     reference, digest = _known.get(place, (None, ""))
     if reference is None or reference() is not array:
         digest = _digest_anew(array)
-        _known[place] = weakref.ref(array, lambda _: _known.pop(place, None)), digest
+        reference = weakref.ref(array, lambda _, known=_known: known.pop(place, None))
+        _known[place] = reference, digest
     return digest
 
 
@@ -109,8 +110,6 @@ def _on_the_host(array: Any) -> np.ndarray:
         array = jax.random.key_data(array)
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    if array.is_fully_replicated:
-        return np.asarray(array.addressable_data(0))
     # Another array of the same buffers: JAX keeps what it gathers with the array that it was asked
     # for, which would be a second copy of the model.
     parts = [shard.data for shard in array.addressable_shards]
