@@ -20,7 +20,8 @@ from .._sets import LayerForm, arrays_of
 from .._tree import layers_at
 from ._configuration import Entry
 
-_ALGORITHM = "sha256"  # 1.25 GB/s on the processor of docs/saving.md, BLAKE2b 1.0
+# As fast as any that is not broken, see `python -m benchmarks.base_values`.
+_ALGORITHM = "sha256"
 
 # The digests of arrays by identity, so that a model is hashed once, however often it is saved.
 _known: dict[int, tuple[weakref.ref[Any], str]] = {}
