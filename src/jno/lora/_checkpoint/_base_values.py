@@ -20,7 +20,7 @@ from .._sets import LayerForm, arrays_of
 from .._tree import layers_at
 from ._configuration import Entry
 
-# As fast as any that is not broken, see `python -m benchmarks.base_values`.
+# The fastest of Python's that is not broken, see `python -m benchmarks.base_values`.
 _ALGORITHM = "sha256"
 
 # The digests of arrays by identity, so that a model is hashed once, however often it is saved.
