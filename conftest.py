@@ -1,6 +1,8 @@
 """What every test runs under: strict promotion, checked shapes, warnings as errors, 8 devices."""
 
+import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -48,6 +50,27 @@ import pytest
 pytest.register_assert_rewrite("zoo_cases", "attention_cases", "foundax_cases", "peft_cases")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish():
+    """Collects garbage less often: a program is many objects, and those of the imports stay."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_programs_are_kept() -> Iterator[None]:
+    """Keeps this process's programs in files: a module compiles none that an earlier one did.
+
+    In memory they would be too many. The processes share no folder, as JAX does not write the files
+    atomically, and start with an empty one.
+    """
+    # By default, programs that were compiled in less than a second are not kept.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    with tempfile.TemporaryDirectory(prefix="jno-lora-programs-") as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture

@@ -84,7 +84,8 @@ def the_core_alone(environment):
     environment.install(
         environment.wheel("jno-lora"), "pytest", "pytest-xdist", "hypothesis", "beartype"
     )
-    environment.run("pytest", "-q", "-n", "2", "tests/core", "-p", "no:cacheprovider", cwd=ROOT)
+    sharing = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    environment.run("pytest", "-q", *sharing, "tests/core", "-p", "no:cacheprovider", cwd=ROOT)
     hint = environment.python("from jno.lora import DoRALinear", check=False)
     assert hint.returncode == 1
     assert 'pip install "jno-lora[zoo]"' in hint.stderr
