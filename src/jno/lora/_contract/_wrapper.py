@@ -132,12 +132,12 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
         By default the first argument, whose last axis must be the matrix's `in`.
         """
-        return rows_of(args[0], jax.eval_shape(cls.matrix, layer).shape[1], "inputs")
+        return rows_of(args[0], eqx.filter_eval_shape(cls.matrix, layer).shape[1], "inputs")
 
     @classmethod
     def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
         """The rows of the layer's output `y`, for `needs`: by default along its last axis."""
-        return rows_of(y, jax.eval_shape(cls.matrix, layer).shape[0], "outputs")
+        return rows_of(y, eqx.filter_eval_shape(cls.matrix, layer).shape[0], "outputs")
 
     @classmethod
     def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
