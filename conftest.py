@@ -2,7 +2,6 @@
 
 import gc
 import os
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -21,6 +20,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Without a folder nothing is cached, and JAX still writes down and hashes each program for its key.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 # Decompositions in a loop can make OpenBLAS's threads spin.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 for variable in ("JNO_LORA_PLUGINS", "JNO_LORA_BLOCK", "JNO_LORA_STRICT"):
@@ -56,21 +57,6 @@ def pytest_collection_finish():
     """Collects garbage less often: a program is many objects, and those of the imports stay."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compiled_programs_are_kept() -> Iterator[None]:
-    """Keeps this process's programs in files: a module compiles none that an earlier one did.
-
-    In memory they would be too many. The processes share no folder, as JAX does not write the files
-    atomically, and start with an empty one.
-    """
-    # By default, programs that were compiled in less than a second are not kept.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    with tempfile.TemporaryDirectory(prefix="jno-lora-programs-") as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        yield
-        jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture
