@@ -28,7 +28,7 @@ from .broken_adapters import (
     float_of,
     update,
 )
-from .data_adapters import DividesByTheVariance, SeesOtherInputs, TiesNothing
+from .data_adapters import DividesByTheVariance, ReadsTheValue, SeesOtherInputs
 from .gated_adapters import MixesItsDirections, PenaltyPullsOnTheBase
 
 
@@ -238,7 +238,7 @@ BROKEN = {
     "sharding": (NamesAnotherMesh, set()),
     "poor-statistics": (DividesByTheVariance, set()),
     "calibration": (SeesOtherInputs, set()),
-    "shared-arrays": (TiesNothing, set()),
+    "shared-arrays": (ReadsTheValue, set()),
     "penalty": (PenaltyPullsOnTheBase, set()),
     "rank-gate": (MixesItsDirections, set()),
     "no-lapack-in-step": (Solves, {"input-jet"}),

@@ -1,7 +1,5 @@
 """Adapters that start from data or share an array, and those that break a promise about it."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +18,7 @@ class Informed(Good):
         return float_of(layer.weight)
 
     def __init__(self, base, rank, alpha, *, key, statistics):
+        rank = min(rank, *base.weight.shape)
         super().__init__(base, rank, alpha, key=key)
         _, vectors = jnp.linalg.eigh(statistics["input_covariance"].astype(self.lora_A.dtype))
         self.lora_A = self.scaled(vectors[:, -rank:].T, statistics["input_covariance"])
@@ -54,10 +53,7 @@ class Tied(Good):
 
     def __init__(self, base, rank, alpha, *, key):
         super().__init__(base, rank, alpha, key=key)
-        self.lora_A = Shared(self.name(), (rank, base.weight.shape[1]), normal)
-
-    def name(self):
-        return "tied-A"
+        self.lora_A = Shared("tied-A", (rank, base.weight.shape[1]), normal)
 
     def low_rank_update(self):
         dtype = self.lora_B.dtype
@@ -74,10 +70,9 @@ class Tied(Good):
         return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))
 
 
-class TiesNothing(Tied):
-    """A name for each adapter: nothing is shared."""
+class ReadsTheValue(Tied):
+    """Reads what only the adapter that keeps the array has."""
 
-    _numbers = itertools.count()
-
-    def name(self):
-        return f"tied-A-{next(self._numbers)}"
+    def low_rank_update(self):
+        A, B = self.lora_A.value, super().low_rank_update()[1]
+        return jnp.zeros(self.lora_A.shape, B.dtype) if A is None else A.astype(B.dtype), B
