@@ -27,6 +27,7 @@ from jno_lora_zoo import AdaLoRAController
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 PENALTY = 0.1
+ADAM = optax.scale_by_adam()
 LAYERS = ("edges", "shapes", "hidden", "output")
 
 
@@ -41,9 +42,8 @@ class Way(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One training: what the validation scans say, the test accuracy, and the final ranks."""
+    """The best of the trainings at all rates: test accuracy, size when shrunk, and final ranks."""
 
-    order: tuple[float, float]
     accuracy: float
     trainable: int
     ranks: tuple[int, ...]
@@ -60,10 +60,10 @@ def ways(rank: int) -> list[Way]:
     ]
 
 
-def train(model: Any, way: Way, batches: Any, rate: float, key: Any) -> Any:
+def train(model: Any, way: Way, batches: Sequence[Any], rate: float, key: Any) -> Any:
     """The adapted model after one step for each batch."""
     net = Net(model, key=key).freeze().lora(rank=way.rank, alpha=way.rank, wrapper=way.variant)
-    steps = len(batches[0])
+    steps = len(batches)
     controller = AdaLoRAController(
         target_rank=way.target or way.rank,
         warmup=steps // 10,
@@ -72,66 +72,52 @@ def train(model: Any, way: Way, batches: Any, rate: float, key: Any) -> Any:
         every=10,
     )
     trainable, frozen = net.partition()
-    return net.update(_fit(trainable, frozen, batches, jnp.asarray(rate), controller, way)).module
+    moments = ADAM.init(trainable)
+    state = None if way.target is None else controller.init(trainable)
+    numbers = jnp.asarray(rate), jnp.asarray(way.penalty)  # compiled once for all
+    for batch in batches:
+        trainable, moments, state = _step(
+            trainable, frozen, moments, state, batch, *numbers, controller
+        )
+    return net.update(trainable).module
 
 
 @eqx.filter_jit
-def _fit(
-    trainable: Any, frozen: Any, batches: Any, rate: Any, controller: AdaLoRAController, way: Way
+def _step(
+    trainable: Any,
+    frozen: Any,
+    moments: Any,
+    state: Any,
+    batch: Any,
+    rate: Any,
+    weight: Any,
+    controller: AdaLoRAController,
 ) -> Any:
-    adam = optax.scale_by_adam()
-    state = None if way.target is None else controller.init(trainable)
-
-    def loss(trainable: Any, batch: Any) -> Any:
+    def loss(trainable: Any) -> Any:
         model = eqx.combine(trainable, frozen)
-        return _classifier.loss(model, batch) + way.penalty * penalty(model)
+        return _classifier.loss(model, batch) + weight * penalty(model)
 
-    def step(carry: Any, batch: Any) -> Any:
-        trainable, moments, state = carry
-        grads = eqx.filter_grad(loss)(trainable, batch)
-        updates, moments = adam.update(grads, moments)
-        trainable = jax.tree.map(lambda w, u: w - rate * u, trainable, updates)
-        if state is not None:
-            trainable, state = controller.update(trainable, grads, state)
-        return (trainable, moments, state), None
-
-    (trainable, _, _), _ = jax.lax.scan(step, (trainable, adam.init(trainable), state), batches)
-    return trainable
+    grads = eqx.filter_grad(loss)(trainable)
+    updates, moments = ADAM.update(grads, moments)
+    trainable = jax.tree.map(lambda w, u: w - rate * u, trainable, updates)
+    if state is not None:
+        trainable, state = controller.update(trainable, grads, state)
+    return trainable, moments, state
 
 
-def measure(model: Any, digits: Any) -> Result:
-    """The scores of a trained model, made as small as it is."""
-    small = shrink(model)
-    score = _classifier.measure(merge_lora(small), digits)
-    report = lora_report(small)
+def best(model: Any, way: Way, digits: Any, batches: Any, key: Any) -> Result:
+    """The training that is best on the validation scans."""
+    trained = [train(model, way, batches, rate, key) for rate in RATES]
+    scored = [(_classifier.measure(merge_lora(one), digits), one) for one in trained]
+    score, chosen = max(scored, key=lambda pair: pair[0].order)
+    report = lora_report(shrink(chosen))
     ranks = {row.path: row.rank or 0 for row in report}
     own = sum(row.trainable for row in report)
-    return Result(score.order, score.target, own, tuple(ranks.get(name, 0) for name in LAYERS))
+    return Result(score.target, own, tuple(ranks.get(name, 0) for name in LAYERS))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, and print the table."""
-    parser = argparse.ArgumentParser(description="AdaLoRA and its allocator")
-    parser.add_argument("--quick", action="store_true", help="so little that it means nothing")
-    quick = parser.parse_args(arguments).quick
-    epochs, seeds, finals = (4, 2, (2,)) if quick else (100, 5, (2, 4, 8))
-    results: dict[tuple[int, str], list[Result]] = {}
-    steps = 0
-    for seed in range(seeds):
-        digits = _data.load(seed)
-        effort = _run.QUICK if quick else _run.FULL
-        model = _run._pretrained(Console(quiet=True), digits, effort, seed)
-        found = list(_classifier.batches_of(digits.training, epochs=epochs, seed=seed))
-        batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
-        steps = len(found)
-        for final in finals:
-            for way in ways(final):
-                tried = [
-                    measure(train(model, way, batches, rate, jax.random.key(seed)), digits)
-                    for rate in RATES
-                ]
-                best = max(tried, key=lambda result: result.order)
-                results.setdefault((final, way.name), []).append(best)
+def show(results: dict[tuple[int, str], list[Result]], steps: int) -> None:
+    """Print the table of the seeds that are done."""
     columns = [("rank", "right"), ("way", "left"), ("parameters", "right")]
     columns += [("target %", "right"), (f"ranks of {', '.join(LAYERS)} (seed 0)", "left")]
     rows = [
@@ -139,14 +125,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{final}",
             name,
             f"{statistics.mean(r.trainable for r in found):,.0f}",
-            f"{100 * statistics.mean(r.accuracy for r in found):.1f} ± "
-            f"{100 * statistics.stdev(r.accuracy for r in found) / len(found) ** 0.5:.1f}",
+            _mean([100 * r.accuracy for r in found]),
             ", ".join(map(str, found[0].ranks)),
         )
         for (final, name), found in results.items()
     ]
+    seeds = len(next(iter(results.values())))
     caption = f"{seeds} seeds, {steps} steps. Rates: {', '.join(map(str, RATES))}."
     Console(width=110).print(table("Digits of another domain", columns, rows, caption))
+
+
+def _mean(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.1f} ± {error:.1f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run, and print the table after each seed."""
+    parser = argparse.ArgumentParser(description="AdaLoRA and its allocator")
+    parser.add_argument("--quick", action="store_true", help="so little that it means nothing")
+    quick = parser.parse_args(arguments).quick
+    epochs, seeds, finals = (4, 1, (2,)) if quick else (100, 5, (2, 8))
+    results: dict[tuple[int, str], list[Result]] = {}
+    for seed in range(seeds):
+        digits = _data.load(seed)
+        effort = _run.QUICK if quick else _run.FULL
+        model = _run._pretrained(Console(quiet=True), digits, effort, seed)
+        batches = list(_classifier.batches_of(digits.training, epochs=epochs, seed=seed))
+        for final in finals:
+            for way in ways(final):
+                result = best(model, way, digits, batches, jax.random.key(seed))
+                results.setdefault((final, way.name), []).append(result)
+        show(results, len(batches))
 
 
 if __name__ == "__main__":

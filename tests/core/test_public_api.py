@@ -32,6 +32,8 @@ FUNCTIONAL = {
     "calibrate",
     "allocate",
     "resolve",
+    "penalty",
+    "shrink",
     "save_adapters",
     "load_adapters",
     "read_adapters",
@@ -41,7 +43,7 @@ TYPES = {"LoRAWrapper", "Net", "Shared", "Statistic"}
 INSPECTING = {"adapter_effects", "plot_adapters", "citation"}
 RESULTS = {
     *("AdapterSet", "Allocation", "AllocationRow", "ConvLike", "LinearLike", "Statistics"),
-    *("JnoLoraWarning", "MissingLibraryError", "PeftFormatError"),
+    *("PluginError", "JnoLoraWarning", "MissingLibraryError", "PeftFormatError"),
     *("Plan", "PlanRow", "LoraReport", "ReportRow", "AdapterEffect", "AdapterEffects"),
     *("LooseAdapter", "LayerForm", "UpdateReport", "UpdateRow"),
     *("PluginRecord", "RegisteredWrapper", "Table"),
@@ -51,7 +53,6 @@ ERRORS = {
     "JnoLoraError",
     "SelectionError",
     "WrapperError",
-    "PluginError",
     "CheckpointError",
 }
 METHODS = ["LoRA", "rsLoRA", "LoRAFA", "DoRA", "PiSSA", "LoRAXS", "VeRA", "MiLoRA", "IA3", "LoKr"]

@@ -29,14 +29,14 @@ from ._errors import (
     JnoLoraWarning as JnoLoraWarning,
     MissingLibraryError as MissingLibraryError,
     PeftFormatError as PeftFormatError,
-    PluginError,
+    PluginError as PluginError,
     SelectionError,
     WrapperError,
     imported_for as _imported_for,
 )
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
-from ._penalty import penalty as penalty
+from ._penalty import penalty
 from ._planning import Spec
 from ._registry import (
     ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION,
@@ -54,7 +54,7 @@ from ._sets import (
     combine,
     extract_adapters,
     scale_adapters,
-    shrink as shrink,
+    shrink,
     stack_adapters,
     swap_adapters,
     take_adapters,
@@ -77,7 +77,6 @@ __all__ = [
     "JnoLoraError",
     "LoRAWrapper",
     "Net",
-    "PluginError",
     "Registry",
     "SelectionError",
     "Shared",
@@ -98,6 +97,7 @@ __all__ = [
     "lora_trainable_filter",
     "merge_lora",
     "partial_lora_trainable_filter",
+    "penalty",
     "plan_lora",
     "plot_adapters",
     "read_adapters",
@@ -107,6 +107,7 @@ __all__ = [
     "resolve",
     "save_adapters",
     "scale_adapters",
+    "shrink",
     "stack_adapters",
     "swap_adapters",
     "take_adapters",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._calibration import Allocation, AllocationRow, Statistics
 from ._contract import ConvLike, LinearLike
-from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, imported_for
+from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, PluginError, imported_for
 from ._planning import Plan, PlanRow
 from ._registry import PluginRecord, RegisteredWrapper
 from ._reports import AdapterEffect, AdapterEffects, LoraReport, ReportRow
@@ -30,6 +30,7 @@ __all__ = [
     "PeftFormatError",
     "Plan",
     "PlanRow",
+    "PluginError",
     "PluginRecord",
     "RegisteredWrapper",
     "ReportRow",

@@ -32,8 +32,9 @@ def save_peft(
     """Write the adapters of `model` as one adapter of PEFT, for `PeftModel.from_pretrained`.
 
     A method that PEFT has as well is written as PEFT's type. Others are written as LoRA with the
-    same update if that is a product of two factors of low rank (of twice the rank for PiSSA, OLoRA
-    and MiLoRA), as is what mixes LoRA and rsLoRA. The page "Coming from PEFT" lists them.
+    same update if that is a product of two factors of low rank (of twice the rank for PiSSA and
+    others that change the weight at first), as is what mixes LoRA and rsLoRA. The page "Coming from
+    PEFT" lists them.
     The adapted layers themselves are not written: PEFT puts the adapters around its own.
 
     Trained arrays outside the adapters are written as PEFT's `modules_to_save`: those that a `Net`

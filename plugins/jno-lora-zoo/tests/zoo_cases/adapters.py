@@ -115,4 +115,5 @@ def law_of(adapter: Adapter, wrapper: Any, base: Case, **fields: Any) -> np.ndar
 
 @functools.cache
 def _key() -> jax.Array:
-    return jax.random.key(11)
+    with jax.ensure_compile_time_eval():  # the first that asks may be traced
+        return jax.random.key(11)

@@ -20,7 +20,8 @@ from .._sets import LayerForm, arrays_of
 from .._tree import layers_at
 from ._configuration import Entry
 
-_ALGORITHM = "sha256"  # 1.25 GB/s on the processor of docs/saving.md, BLAKE2b 1.0
+# The fastest of Python's that is not broken, see `python -m benchmarks.base_values`.
+_ALGORITHM = "sha256"
 
 # The digests of arrays by identity, so that a model is hashed once, however often it is saved.
 _known: dict[int, tuple[weakref.ref[Any], str]] = {}
@@ -93,7 +94,8 @@ def _digest(array: Any) -> str:
     reference, digest = _known.get(place, (None, ""))
     if reference is None or reference() is not array:
         digest = _digest_anew(array)
-        _known[place] = weakref.ref(array, lambda _: _known.pop(place, None)), digest
+        reference = weakref.ref(array, lambda _, known=_known: known.pop(place, None))
+        _known[place] = reference, digest
     return digest
 
 
@@ -109,8 +111,6 @@ def _on_the_host(array: Any) -> np.ndarray:
         array = jax.random.key_data(array)
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    if array.is_fully_replicated:
-        return np.asarray(array.addressable_data(0))
     # Another array of the same buffers: JAX keeps what it gathers with the array that it was asked
     # for, which would be a second copy of the model.
     parts = [shard.data for shard in array.addressable_shards]

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -101,7 +102,7 @@ def zero_statistics(cls: Any, layer: Any) -> dict[str, Array] | None:
     """What calibration gives for one `layer` that only sees zeros. `None` if nothing is needed."""
     if not cls.needs:
         return None
-    shape = jax.eval_shape(cls.matrix, layer).shape
+    shape = eqx.filter_eval_shape(cls.matrix, layer).shape
     return {
         it.name: it.value(jnp.zeros(mean_shape(it, shape), jnp.float32))
         for it in statistics_of(cls)

@@ -1,12 +1,10 @@
 """The contract of an adapter: `LoRAWrapper`."""
 
 import abc
-import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import equinox as eqx
@@ -22,6 +20,7 @@ from .._errors import WrapperError
 from .._paths import bullets, path_str
 from ._calling import over_stack
 from ._constructing import construct
+from ._reading import in_scope, read_weight, rows_of
 from ._shared import is_shared, replaced
 from ._statistics import Statistic, zero_statistics
 
@@ -133,12 +132,12 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
         By default the first argument, whose last axis must be the matrix's `in`.
         """
-        return _rows(args[0], jax.eval_shape(cls.matrix, layer).shape[1], "inputs")
+        return rows_of(args[0], eqx.filter_eval_shape(cls.matrix, layer).shape[1], "inputs")
 
     @classmethod
     def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
         """The rows of the layer's output `y`, for `needs`: by default along its last axis."""
-        return _rows(y, jax.eval_shape(cls.matrix, layer).shape[0], "outputs")
+        return rows_of(y, eqx.filter_eval_shape(cls.matrix, layer).shape[0], "outputs")
 
     @classmethod
     def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
@@ -240,7 +239,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         # Looked up as an instance would: it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
         if not getattr(call, "__isabstractmethod__", False) and not hasattr(call, "_has_scope"):
-            setattr(cls, "__call__", _in_scope(call))  # noqa: B010
+            setattr(cls, "__call__", in_scope(call))  # noqa: B010
 
     def __dir__(self) -> list[str]:
         # For completion, with the attributes that `__getattr__` finds in the layer.
@@ -268,34 +267,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             return value
         if not type(self).mergeable and name in {f.name for f in dataclasses.fields(base)}:
             return value  # its methods are refused: they would compute without the adapter
-        return _read_weight.get()(self, name)
-
-
-def merged_layer(adapter: LoRAWrapper) -> eqx.Module:
-    """`adapter.merge()`, mapped over the axes of a stacked layer."""
-    return over_stack(lambda one: one.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
-
-
-def _read_merged(adapter: LoRAWrapper, name: str) -> Any:
-    return getattr(merged_layer(adapter), name)
-
-
-_read_weight: ContextVar[Callable[[LoRAWrapper, str], Any]] = ContextVar(
-    "_read_weight", default=_read_merged
-)
-
-
-@contextlib.contextmanager
-def weights_read_by(read: Callable[[LoRAWrapper, str], Any]) -> Iterator[None]:
-    """A context in which `read(adapter, name)` gives the merged arrays that a model reads.
-
-    By default, `adapter.weight` is `getattr(merged_layer(adapter), "weight")`.
-    """
-    token = _read_weight.set(read)
-    try:
-        yield
-    finally:
-        _read_weight.reset(token)
+        return read_weight(self, name)
 
 
 def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:
@@ -311,32 +283,5 @@ def is_adapter(node: Any) -> TypeGuard[LoRAWrapper]:
     return issubclass(type(node), LoRAWrapper)
 
 
-def _rows(values: Any, width: int, what: str) -> Array:
-    """`values` as rows of this width. **Raises:** `WrapperError` if they are others."""
-    shape = jnp.shape(values)
-    if not shape or shape[-1] != width:
-        raise WrapperError(
-            f"the {what} {shape} of a call are not vectors of the {width} {what} that the matrix "
-            f"has. Define `{what}_of` for this kind of layer"
-        )
-    return jnp.reshape(jnp.asarray(values), (-1, width))
-
-
 def _without_base(adapter: LoRAWrapper) -> Any:
     return eqx.tree_at(lambda one: one.base, adapter, None)
-
-
-def _in_scope(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` in a scope of the adapter's name, for profiles, and without a `key=` that it lacks."""
-    parameters = inspect.signature(call).parameters
-    takes_key = "key" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-    @functools.wraps(call)
-    def wrapped(self: LoRAWrapper, *args: Any, **kwargs: Any) -> Any:
-        if not takes_key:
-            kwargs.pop("key", None)
-        with jax.named_scope(type(self).__name__):
-            return call(self, *args, **kwargs)
-
-    wrapped._has_scope = True  # pyright: ignore[reportAttributeAccessIssue]
-    return wrapped
