@@ -11,6 +11,7 @@ from zoo_cases.laws_shared import vb_factors
 
 import jno.lora
 from jno.lora import Net, SelectionError, WrapperError, apply_lora, merge_lora, resolve
+from jno.lora.extending import known_factors
 
 VB = {"vectors": 8, "vector_length": 4, "top_k": 2}
 OPTIONS = {"vera-shared": {}, "tied-lora": {}, "vb-lora": VB}
@@ -70,6 +71,17 @@ def test_every_adapter_becomes_plain_lora(variant):
     trained = perturb(adapted(variant))
     plain, _ = jno.lora.to_lora(trained)
     assert_close(run(plain), run(trained), 1e-5)
+
+
+@every
+def test_the_factors_of_a_resolved_stack_are_those_of_its_layers(variant):
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 8, key=key))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    trained = perturb(adapted(variant, {"stack": stack}))
+    A, B = known_factors(resolve(trained)["stack"])
+    update = merge_lora(trained)["stack"].weight - stack.weight
+    assert_close(jnp.einsum("loi,lij->loj", B, A), update, 1e-5)
 
 
 def test_vera_shares_one_pair_of_the_largest_sizes_and_each_layer_reads_its_part():

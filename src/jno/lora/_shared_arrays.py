@@ -168,6 +168,11 @@ def uses_shared(adapter: LoRAWrapper) -> bool:
     return any(map(is_shared, vars(adapter).values()))
 
 
+def is_resolved(adapter: LoRAWrapper) -> bool:
+    """Whether `adapter` comes from a model that was resolved."""
+    return any(is_shared(field) and field.held is not None for field in vars(adapter).values())
+
+
 def _users(model: Any) -> Iterator[tuple[Any, Shared]]:
     """Each `Shared` of `model`, with the layer of the adapter around it."""
     for node in jax.tree.leaves(model, is_leaf=is_adapter):
