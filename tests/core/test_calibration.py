@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jno.lora
 from jno.lora import LoRAWrapper, Net, SelectionError, Statistic, WrapperError
@@ -161,7 +161,7 @@ def test_a_layer_that_is_used_twice_counts_both_uses() -> None:
 
 def test_sharded_layers_and_batches() -> None:
     model, batches = model_and_batches()
-    mesh = jax.sharding.Mesh(jax.devices()[:4], ("x",))
+    mesh = Mesh(jax.devices()[:4], ("x",))
     batch = jax.device_put(jnp.concatenate(batches), NamedSharding(mesh, PartitionSpec("x")))
     wide = eqx.filter_shard(model, NamedSharding(mesh, PartitionSpec()))
     expected, found = calibrated(model, batches), calibrated(wide, [batch])
@@ -205,7 +205,7 @@ def test_another_file_is_refused(tmp_path: Any) -> None:
     import safetensors.numpy
 
     safetensors.numpy.save_file({"x": np.ones(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(jno.lora.CheckpointError, match="not a statistic"):
+    with pytest.raises(jno.lora.CheckpointError, match="does not hold statistics"):
         Statistics.load(tmp_path / "other.safetensors")
 
 
@@ -359,3 +359,74 @@ def test_unusable_budgets(arguments: Any, message: str) -> None:
 def test_a_missing_statistic_is_named() -> None:
     with pytest.raises(SelectionError, match="no 'gradient', only input_mean"):
         jno.lora.allocate({"a": {"input_mean": np.ones(2)}}, budget=4, method="gradient")
+
+
+def test_a_gradient_that_is_zero_is_a_layer_that_is_not_reached() -> None:
+    class ByGradient(Informed):
+        needs = ("gradient",)
+
+    model, batches = model_and_batches()
+    with pytest.raises(SelectionError, match=r"does not reach.*\n.*layers/1"):
+        jno.lora.calibrate(
+            model,
+            batches,
+            lambda m, b: jnp.sum(jax.vmap(m.layers[0])(b)),
+            wrappers=ByGradient,
+        )
+
+
+def test_allocation_gives_no_more_directions_than_a_matrix_has() -> None:
+    layers = [
+        eqx.nn.Linear(6, 2, key=jax.random.key(0)),
+        eqx.nn.Linear(2, 6, key=jax.random.key(1)),
+    ]
+    batch = jax.random.normal(jax.random.key(2), (9, 6))
+    found = calibrated(layers, [batch], lambda m, b: jnp.sum(jax.vmap(lambda x: m[1](m[0](x)))(b)))
+    assert [row.rank for row in jno.lora.allocate(found, budget=20)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [({"least": -1}, "`least` must be"), ({"least": 3, "most": 1}, "`most` must be")],
+)
+def test_unusable_bounds_of_ranks(bounds: Any, message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        jno.lora.allocate(statistics_of(a=[1.0, 1.0]), budget=2, **bounds)
+    with pytest.raises(SelectionError, match="`statistics` are empty"):
+        jno.lora.allocate({}, budget=2)
+
+
+def test_calibration_under_shard_map() -> None:
+    model, batches = model_and_batches()
+    mesh = Mesh(jax.devices()[:4], ("x",))
+
+    def sharded(model: Any, batch: Any) -> Any:
+        def local(batch: Any) -> Any:
+            return jax.lax.pmean(loss(model, batch), "x")
+
+        specs = {"in_specs": PartitionSpec("x"), "out_specs": PartitionSpec()}
+        return jax.shard_map(local, mesh=mesh, **specs)(batch)
+
+    found = calibrated(model, [jnp.concatenate(batches)], sharded)["layers/0"]
+    close(found["input_covariance"], calibrated(model, batches)["layers/0"]["input_covariance"])
+
+
+def test_calibration_on_explicit_axes() -> None:
+    model, batches = model_and_batches()
+    mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4])
+    whole = eqx.filter_shard(model, NamedSharding(mesh, PartitionSpec()))
+    batch = jax.device_put(jnp.concatenate(batches), NamedSharding(mesh, PartitionSpec("x")))
+    found = calibrated(whole, [batch])["layers/0"]
+    close(found["input_covariance"], calibrated(model, batches)["layers/0"]["input_covariance"])
+
+
+def test_a_layer_that_is_called_by_keyword() -> None:
+    layer = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    with pytest.raises(WrapperError, match="by keyword"):
+        calibrated(layer, [jnp.ones((2, 3))], lambda m, b: jnp.sum(jax.vmap(lambda x: m(x=x))(b)))
+
+
+def test_the_pair_of_a_net_is_checked() -> None:
+    model, batches = model_and_batches()
+    with pytest.raises(SelectionError, match="pair `\\(batches, loss\\)`"):
+        Net(model).lora(wrapper=Informed, calibrate=(loss, batches))

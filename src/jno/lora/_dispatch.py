@@ -22,7 +22,6 @@ from ._contract import (
     keys_for_stack,
     option_names,
     over_stack,
-    statistics_of,
     zero_statistics,
 )
 from ._errors import SelectionError, failing
@@ -165,8 +164,6 @@ def _construct(
     """The adapter around each layer."""
     for row in rows:
         _check_options(row)
-    for row, layer in zip(rows, layers, strict=True):
-        _check_statistics(row, layer, statistics)
     show = not is_traced(key, layers[:1])
     calls = list(zip(rows, layers, strict=True))
     # JAX takes long to look up where a typed key lies, and there is one call for each layer.
@@ -174,7 +171,9 @@ def _construct(
     impl = jax.random.key_impl(key) if is_typed else None
     data = jax.random.key_data(key) if is_typed else key
     with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:
-        return [_built(row, layer, impl, data, _needed(row, statistics)) for row, layer in steps]
+        return [
+            _built(row, layer, impl, data, _needed(row, layer, statistics)) for row, layer in steps
+        ]
 
 
 def _check_options(row: PlanRow) -> None:
@@ -191,14 +190,15 @@ def _check_options(row: PlanRow) -> None:
             )
 
 
-def _check_statistics(row: PlanRow, layer: Any, statistics: Statistics) -> None:
-    """**Raises:** `SelectionError` if `statistics` lack one that `row.wrapper` needs."""
+def _needed(row: PlanRow, layer: Any, statistics: Statistics) -> dict[str, Any] | None:
+    """The statistics that `row.wrapper` needs. **Raises:** `SelectionError` if some are missing."""
     cls: Any = row.wrapper
     if not cls.needs:
-        return
+        return None
     zeros = over_stack(partial(zero_statistics, cls), cls.stack_ndim(layer))
     shapes = {name: x.shape for name, x in eqx.filter_eval_shape(zeros, layer).items()}
-    given = {name: jnp.shape(x) for name, x in statistics.get(row.path, {}).items()}
+    found = statistics.get(row.path, {})
+    given = {name: jnp.shape(x) for name, x in found.items()}
     lacking = [name for name in shapes if given.get(name) != shapes[name]]
     if lacking:
         expected = ", ".join(f"{name} {shapes[name]}" for name in lacking)
@@ -211,14 +211,7 @@ def _check_statistics(row: PlanRow, layer: Any, statistics: Statistics) -> None:
             f"    statistics = jno.lora.calibrate(model, batches, loss, wrappers={name!r})\n"
             "or let `net.lora(..., calibrate=(batches, loss))` do both."
         )
-
-
-def _needed(row: PlanRow, statistics: Statistics) -> dict[str, Any] | None:
-    cls: Any = row.wrapper
-    if not cls.needs:
-        return None
-    given = statistics[row.path]
-    return {it.name: given[it.name] for it in statistics_of(cls)}
+    return {name: found[name] for name in shapes}
 
 
 def _built(

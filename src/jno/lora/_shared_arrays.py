@@ -4,6 +4,7 @@ An adapter refers to such an array by a field of type `Shared`, by name. The tre
 the values in one leaf. So masks, optimisers, counts and shardings see one array.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from ._contract import Box, LoRAWrapper, Shared, expect_model, is_adapter, is_shared, replaced
 from ._errors import SelectionError
-from ._paths import stable_hash
+from ._paths import show_array, stable_hash
 from ._sharding import replicated_beside
 
 M = TypeVar("M")
@@ -31,8 +32,8 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
 
     Without it, a call says so (or JAX, that a scan over a stack of layers "got values with
     different leading axis sizes"). The arrays are not copied. The gradient with respect to
-    `trainable` is the sum over all adapters. The result is for calls: train, save and merge the
-    model that was given. A model without shared arrays comes back as it is.
+    `trainable` is the sum over all adapters. The result is for calls: train (differentiate by),
+    save and merge the model that was given. A model without shared arrays comes back as it is.
 
     **Arguments:**
 
@@ -125,12 +126,24 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
 
     def put(shared: Shared) -> Shared:
         array = shared.value if shared.value is not None else _found(shared, arrays)
+        _check_size(shared, array)
         keeps = shared.value is not None or shared.name not in kept
         kept.add(shared.name)
         return replaced(shared, value=array if keeps else None, shape=array.shape, make=None)
 
     arrays = {**arrays, **shared_arrays(model)}
     return _on_shared(put, model)
+
+
+def _check_size(shared: Shared, array: Any) -> None:
+    """**Raises:** `SelectionError` if `array` is too small for an adapter, or of another rank."""
+    stacked = array.ndim - len(shared.shape)  # sets that `stack_adapters` made
+    fits = stacked >= 0 and not any(map(operator.lt, array.shape[stacked:], shared.shape))
+    if not fits or not jnp.issubdtype(array.dtype, jnp.inexact):
+        raise SelectionError(
+            f"The shared array {shared.name!r} is {show_array(array)}, but an adapter needs "
+            f"floating numbers of the shape {shared.shape}."
+        )
 
 
 def without_shared(adapter: LoRAWrapper) -> tuple[LoRAWrapper, dict[str, Array]]:
@@ -141,12 +154,26 @@ def without_shared(adapter: LoRAWrapper) -> tuple[LoRAWrapper, dict[str, Array]]
     return bare, shared_arrays(adapter)
 
 
-def shared_arrays(model: Any) -> dict[str, Array]:
+def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any]) -> Any:
+    """`mask`, an adapter's tree of bools, with one where `adapter` keeps a shared array.
+
+    - `values`: by name. Another array is `True` if its field is in the adapter's fields.
+    """
+    fields: dict[str, Shared] = {}
+    for name, own in vars(adapter).items():
+        if is_shared(own):
+            new = values.get(own.name, name in type(adapter).adapter_fields)
+            fields[name] = replaced(own, value=None if own.value is None else new)
+    where = lambda node: [getattr(node, name) for name in fields]  # noqa: E731
+    return eqx.tree_at(where, mask, list(fields.values()), is_leaf=is_shared)
+
+
+def shared_arrays(model: Any) -> dict[str, Any]:
     """The arrays that the adapters of `model` share, by name.
 
     **Raises:** `SelectionError` if two have one name.
     """
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
     for _, shared in _users(model):
         if shared.value is not None:
             if shared.name in found:

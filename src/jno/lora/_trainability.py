@@ -15,6 +15,7 @@ from ._caches import remembered
 from ._contract import LoRAWrapper, expect_model, is_adapter, is_shared
 from ._errors import SelectionError
 from ._paths import KeyPath
+from ._shared_arrays import shared_arrays, uses_shared, with_shared_values
 from ._tree import map_adapters
 
 
@@ -88,9 +89,16 @@ def carry_to_adapted(
     - `replaced`: the paths of layers that had another adapter before.
     """
 
+    trained: dict[str, Any] = {}  # whether each shared array trains
+
     def carry(path: str, adapter: LoRAWrapper, before: Any) -> Any:
         is_new = not is_adapter(before) or path in replaced
-        return lora_trainable_filter(adapter) if is_new else before
+        mask = lora_trainable_filter(adapter) if is_new else before
+        if not uses_shared(adapter):
+            return mask
+        if not trained:
+            trained.update(shared_arrays(trainable))
+        return with_shared_values(mask, adapter, trained)
 
     return map_adapters(carry, adapted, trainable)
 

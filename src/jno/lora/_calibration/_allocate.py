@@ -69,12 +69,22 @@ def allocate(
     everywhere.
     """
     check_rank(budget, "`budget`")
+    if type(least) is not int or least < 0:
+        raise SelectionError(f"`least` must be a whole number from 0, but is {least!r}.")
+    if most is not None and (type(most) is not int or most < max(least, 1)):
+        raise SelectionError(
+            f"`most` must be a whole number from 1 that is not below `least`, but is {most!r}."
+        )
+    if not statistics:
+        raise SelectionError("`statistics` are empty: there are no layers to give a rank.")
     spectrum = _SPECTRA.get(method)
     if spectrum is None:
         raise SelectionError(f"`method` must be 'variance' or 'gradient', but is {method!r}.")
     energies = {path: _energies(path, arrays, spectrum) for path, arrays in statistics.items()}
     layers = {path: max(energy.shape[0], 1) for path, energy in energies.items()}
-    mean = {path: energy.mean(axis=0) for path, energy in energies.items()}
+    # A matrix has no more directions than its smaller side.
+    sides = {path: min(shape) for path, shape in getattr(statistics, "shapes", {}).items()}
+    mean = {path: it.mean(axis=0)[: sides.get(path)] for path, it in energies.items()}
     ranks = {path: min(least, energy.size) for path, energy in mean.items()}
     left = budget - sum(ranks[path] * layers[path] for path in ranks)
     if left < 0:

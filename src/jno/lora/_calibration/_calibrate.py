@@ -17,6 +17,7 @@ from .._errors import SelectionError
 from .._paths import FEW, bullets, show_path
 from .._planning import MaskLike, PlanRow, SpecLike, TargetLike, WrapperLike
 from .._registry import Registry
+from .._sharding import replicated_beside
 from .._showing import tracked
 from .._tree import layers_at, replace_layers
 from ._probe import Probe, Rows, RowsOut, directions
@@ -61,7 +62,7 @@ def calibrate(
     layer are not vectors of its matrix.
     """
     expect_model(model, "calibrate")
-    if sketch is not None and (isinstance(sketch, bool) or not sketch >= 1):
+    if sketch is not None and (type(sketch) is not int or sketch < 1):
         raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
     asked = {"target": target, "specs": specs, "wrappers": wrappers, "param_mask": param_mask}
     plan = plan_lora(model, 1, registry=registry, **asked)
@@ -85,19 +86,20 @@ def calibrate(
         raise SelectionError("`batches` is empty. Give at least one batch of data.")
     _check_reached(totals, rows)
     means = {path: _means(probe, totals[path], count) for path, probe in probes.items()}
-    return Statistics(means)
+    shapes = {path: _matrix_of(it.base, it.wrapper).shape[-2:] for path, it in probes.items()}
+    return Statistics(means, shapes)
 
 
 def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
     cls: Any = row.wrapper
     measured = [it for it in statistics_of(cls) if it.of != "gradient"]
     measured += [it for it in (Rows, RowsOut) if any(it.of == other.of for other in measured)]
-    W = eqx.filter_eval_shape(over_stack(cls.matrix, cls.stack_ndim(layer)), layer)
+    W = _matrix_of(layer, cls)
     sums: dict[str, Array] = {}
     for it in measured:
         k, m = mean_shape(it, W.shape[-2:])
         m = min(m, sketch) if it.is_covariance and sketch is not None else m
-        sums[it.name] = jnp.zeros((*W.shape[:-2], k, m), W.dtype)
+        sums[it.name] = replicated_beside(layer, jnp.zeros((*W.shape[:-2], k, m), W.dtype))
     probe: Any = Probe  # whose constructor takes its fields
     return probe(layer, sums, tuple(measured), cls, sketch)
 
@@ -135,6 +137,11 @@ def _sums(
     return found
 
 
+def _matrix_of(layer: Any, cls: Any) -> Any:
+    """The matrix of a layer or of a stack, without values."""
+    return eqx.filter_eval_shape(over_stack(cls.matrix, cls.stack_ndim(layer)), layer)
+
+
 def _stack_ndim(probe: Probe) -> int:
     return probe.wrapper.stack_ndim(probe.base)
 
@@ -150,29 +157,35 @@ def _each(batches: Iterable[Any]) -> Generator[Any, None, None]:
 
 def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanRow]) -> None:
     """**Raises:** `SelectionError` for layers that the loss does not reach, or that give NaN."""
-    counts = (Rows.name, RowsOut.name)
-    missed = [
-        p for p, sums in totals.items() if any(n in sums and not np.all(sums[n]) for n in counts)
-    ]
+    missed = [path for path, sums in totals.items() if not _is_reached(sums)]
     if missed:
         lines = [f"{show_path(path)} ({rows[path].layer})" for path in missed]
         raise SelectionError(
             "The gradient of the loss does not reach the outputs of these layers, so nothing was "
             f"collected there:\n{bullets(lines, FEW)}\n"
-            "Either the loss does not depend on them, or the model reads their weight instead of "
-            "calling them. Leave them out with `target=` or `specs=`."
+            "The loss does not depend on them, or differentiates them itself, or the model reads "
+            "their weight instead of calling them. Leave them out with `target=` or `specs=`; for "
+            "statistics of inputs, any loss of the outputs will do: "
+            "lambda model, batch: jnp.sum(jax.vmap(model)(batch))"
         )
     bad = [
         f"{show_path(path)}: {name}"
         for path, sums in totals.items()
         for name, total in sums.items()
-        if not np.all(np.isfinite(total))
+        if name not in (Rows.name, RowsOut.name) and not np.all(np.isfinite(total))
     ]
     if bad:
         raise SelectionError(
             f"These statistics hold NaN or infinity:\n{bullets(bad, FEW)}\nLook at the batches, "
             "and at loss(model, batch) for each of them."
         )
+
+
+def _is_reached(sums: dict[str, Array]) -> bool:
+    counts = [sums[it.name] for it in (Rows, RowsOut) if it.name in sums]
+    if counts:
+        return all(map(np.all, counts))
+    return all(map(np.any, sums.values()))  # gradients
 
 
 def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array | Factor]:

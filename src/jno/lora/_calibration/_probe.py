@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._contract import LoRAWrapper, Statistic
+from .._errors import WrapperError
 
 
 class Rows(Statistic):
@@ -54,6 +55,11 @@ class Probe(LoRAWrapper):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         y = self.base(*args, **kwargs)
+        if not args:
+            raise WrapperError(
+                f"a {type(self.base).__name__} is called by keyword, but its inputs are looked for "
+                "in the first argument. Call it by position"
+            )
         seen = {
             "inputs": lambda: self.wrapper.inputs_of(self.base, *args, **kwargs),
             "outputs": lambda: self.wrapper.outputs_of(self.base, y),
@@ -63,10 +69,10 @@ class Probe(LoRAWrapper):
             if statistic.of not in rows:
                 rows[statistic.of] = jax.lax.stop_gradient(seen[statistic.of]())
             V = rows[statistic.of].astype(self.sums[statistic.name].dtype)
-            # Zeros that depend on the rows: under `vmap`, a factor that is the same for all
-            # examples would be counted once.
+            # Zeros that depend on the rows: a factor that is the same for all examples would be
+            # counted once under `vmap`, and refused under `shard_map`.
             left = statistic.left(V) + 0 * V[:, :1]
-            right = sketched(statistic, V, self.sketch)
+            right = sketched(statistic, V, self.sketch) + 0 * V[:, :1]
             product = jnp.matmul(left, self.sums[statistic.name], precision="highest")
             arrays, rest = eqx.partition(y, eqx.is_inexact_array)
             y = eqx.combine(_with_cotangent(arrays, product, right), rest)

@@ -1,5 +1,6 @@
 """`Statistics`: what calibration collected, by path and name; in memory and in a file."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checkpoint import FilePath, read_tensors, values_of, write_together
+from .._checkpoint import FilePath, read_file, values_of, write_together
 from .._errors import CheckpointError
 from .._paths import show_array, show_path
 from .._showing import Printed, Table, table_by_path
 
 _FACTOR = "/factor"
+_KEY = "jno.lora.statistics"  # in the metadata of a file
 
 
 class Factor(NamedTuple):
@@ -27,9 +29,16 @@ class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
 
     Stacked layers have the axes of their stack in front of each array. A covariance of which a
     sketch is kept is put together when it is asked for.
+
+    - `shapes`: the `(out, in)` of each layer's matrix, by path.
     """
 
-    def __init__(self, found: Mapping[str, Mapping[str, Array | Factor]]):
+    def __init__(
+        self,
+        found: Mapping[str, Mapping[str, Array | Factor]],
+        shapes: Mapping[str, tuple[int, ...]],
+    ):
+        self.shapes = dict(shapes)
         self._found = {path: dict(arrays) for path, arrays in found.items()}
         self.rows = tuple(self._found)
 
@@ -52,25 +61,31 @@ class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
                 array, end = (value.F, _FACTOR) if isinstance(value, Factor) else (value, "")
                 what = f"the {name} of {show_path(layer)!r}"
                 tensors[f"{layer}:{name}{end}"] = values_of(array, what)
-        write_together({path: safetensors.numpy.save(tensors)})
+        metadata = {_KEY: json.dumps(self.shapes)}
+        write_together({path: safetensors.numpy.save(tensors, metadata)})
 
     @classmethod
     def load(cls, path: FilePath) -> "Statistics":
         """Those that `save` wrote. **Raises:** `CheckpointError` if the file is another one."""
-        found: dict[str, dict[str, Array | Factor]] = {}
-        for tensor, values in read_tensors(path).items():
-            layer, colon, name = tensor.rpartition(":")
-            if not colon:
-                raise CheckpointError(
-                    f"{os.fspath(path)!r} holds an array {tensor!r}, which is not a statistic. "
-                    "Give a file that `Statistics.save` wrote."
-                )
+        tensors, metadata = read_file(path)
+        try:
+            shapes = {
+                layer: tuple(map(int, it)) for layer, it in json.loads(metadata[_KEY]).items()
+            }
+        except (KeyError, ValueError, TypeError, AttributeError) as err:
+            raise CheckpointError(
+                f"{os.fspath(path)!r} does not hold statistics. Give a file that `Statistics.save` "
+                "wrote."
+            ) from err
+        found: dict[str, dict[str, Array | Factor]] = {layer: {} for layer in shapes}
+        for tensor, values in tensors.items():
+            layer, _, name = tensor.rpartition(":")
             array = jnp.array(values)
             is_factor = name.endswith(_FACTOR)
             found.setdefault(layer, {})[name.removesuffix(_FACTOR)] = (
                 Factor(array) if is_factor else array
             )
-        return cls(found)
+        return cls(found, shapes)
 
     def _table(self) -> Table:
         rows = (

@@ -15,7 +15,6 @@ from jaxtyping import PyTree
 
 from .._compute import held_dtype
 from .._contract import LoRAWrapper, is_adapter
-from .._paths import show_path
 from .._sets import LayerForm, arrays_of
 from .._tree import layers_at
 from ._configuration import Entry
@@ -66,7 +65,7 @@ def with_other_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> li
     """The paths of `layers` with other values than those that the entries have a hash of."""
     known = {e.path: e for e in entries if (e.base_values or "").startswith(f"{_ALGORITHM}:")}
     found = hashes(layers, {path: entry.layer for path, entry in known.items()})
-    return [show_path(path) for path, own in found.items() if own != known[path].base_values]
+    return [path for path, own in found.items() if own != known[path].base_values]
 
 
 def _hash(arrays: Iterable[tuple[str, Any]]) -> str:

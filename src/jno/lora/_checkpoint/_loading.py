@@ -18,7 +18,7 @@ from .._errors import CheckpointError, PluginError, SelectionError, reason_of, w
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, built_around, misfits, shared_by_others
-from .._shared_arrays import put_shared, shared_arrays
+from .._shared_arrays import names_shared_in, put_shared, shared_arrays, uses_shared
 from .._tree import layers_at, nested_with, replace_layers
 from ._base_values import known_layers, with_other_values
 from ._configuration import KEY, Configuration, Entry
@@ -154,9 +154,13 @@ def load(
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
     problems |= dict.fromkeys(itertools.chain(*unfit.values()))
     known = known_layers(model, adapters.adapters.keys() - unfit, originals)
+    others = with_other_values(contents.configuration.entries, known)
     if strict == "values":
-        others = with_other_values(contents.configuration.entries, known)
-        problems |= dict.fromkeys(f"{name}: {_OTHER_VALUES}" for name in others)
+        problems |= dict.fromkeys(f"{show_path(name)}: {_OTHER_VALUES}" for name in others)
+    clash = shared_by_others(model, adapters) & adapters.shared.keys()
+    for name in sorted(clash):
+        line = f"the model's other adapters share an array {name!r} already, and the file holds one"
+        problems[f"{line}: unwrap them first"] = None
     built: dict[str, LoRAWrapper] = {}
     # Nothing is built for a file that is refused anyway.
     fitting = [] if strict and problems else [path for path in adapters if path not in unfit]
@@ -166,17 +170,20 @@ def load(
         except Exception as err:
             cls = adapters[name].wrapper.__name__
             problems[f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"] = err
-    for name in sorted(shared_by_others(model, adapters) & adapters.shared.keys()):
-        line = f"the model's other adapters share an array {name!r} already, and the file holds one"
-        problems[f"{line}: unwrap them first"] = None
+    try:
+        shared = {name: array for name, array in adapters.shared.items() if name not in clash}
+        users = {name for name, it in built.items() if names_shared_in(it) & clash}
+        built = put_shared({k: it for k, it in built.items() if k not in users}, shared)
+    except SelectionError as err:  # an array is missing, or too small
+        problems |= {f"{err}": err}
+        built = {name: it for name, it in built.items() if not uses_shared(it)}
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
         if strict == "values":
             advice += " Other values are only a warning then, and with strict=True."
         _refuse(problems, path, "does not fit this model", advice)
     _warn_of_non_finite(path, contents, built)
-    known = {name: layer for name, layer in known.items() if name in built}
-    others = with_other_values(contents.configuration.entries, known)
+    others = [show_path(name) for name in others if name in built]
     if others:
         warn(
             f"Adapters of {os.fspath(path)!r} were loaded onto another base, where they compute "
@@ -188,7 +195,7 @@ def load(
             f"{len(built)} of {len(contents.configuration.entries)} adapters of "
             f"{os.fspath(path)!r} were loaded. The others were left out:\n{bullets(problems)}"
         )
-    return put_shared(built, adapters.shared)
+    return built
 
 
 _OTHER_VALUES = "the layer has other values than the one that the adapter was made for"
@@ -254,11 +261,11 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
 
 
 def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[str]) -> None:
+    configuration = contents.configuration
+    own = [it.tensors.values() for it in configuration.entries if it.path in loaded]
     lines = [
         f"{name}: {count:,} of {contents.values[name].size:,} numbers"
-        for entry in contents.configuration.entries
-        if entry.path in loaded
-        for name in entry.tensors.values()
+        for name in itertools.chain(*own, configuration.shared_tensors.values())
         if (count := count_non_finite(contents.values[name]))
     ]
     if lines:

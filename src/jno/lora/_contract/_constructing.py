@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import PRNGKeyArray
 
 from .._caches import remembered
+from .._errors import WrapperError
+from ._shared import is_shared
 
 
 class _Parameters(NamedTuple):
@@ -49,7 +52,12 @@ def construct(
     args, kwargs = _scale(cls, rank, alpha)
     if cls.needs:
         kwargs["statistics"] = statistics
-    return cls(base, *args, **kwargs, key=key, **options)
+    made = cls(base, *args, **kwargs, key=key, **options)
+    fields = [id(value) for value in vars(made).values() if is_shared(value)]
+    shared = filter(is_shared, jax.tree.leaves(made, is_leaf=is_shared))
+    if any(id(it) not in fields for it in shared):
+        raise WrapperError("a `Shared` must be a field of the adapter itself, not in a dict")
+    return made
 
 
 def _scale(cls: Any, rank: Any, alpha: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -10,10 +10,20 @@ from .._errors import WrapperError
 
 
 class Box:
-    """An array that is no leaf: equal to itself only, so that it can be a static field."""
+    """An array in a static field. Boxes of one array object are equal, and those of others differ.
+
+    So a function that was compiled for a resolved model is found again if the model is resolved
+    again.
+    """
 
     def __init__(self, array: Array):
         self.array = array
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Box) and self.array is other.array
+
+    def __hash__(self) -> int:
+        return id(self.array)
 
 
 class Shared(eqx.Module):

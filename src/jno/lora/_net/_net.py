@@ -1,6 +1,6 @@
 """`Net`: a mutable handle on an immutable model. It also knows which arrays train."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -98,7 +98,7 @@ class Net(Holder):
         specs: Iterable[SpecLike] | None = None,
         options: Mapping[str, Any] | None = None,
         statistics: Mapping[str, Mapping[str, Any]] | None = None,
-        calibrate: tuple[Iterable[Any], Callable[[Any, Any], Any]] | None = None,
+        calibrate: Sequence[Any] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> "Net":
         """Put adapters around the selected layers.
@@ -132,6 +132,11 @@ class Net(Holder):
         if calibrate is not None:
             if statistics is not None:
                 raise SelectionError("Give `statistics` or `calibrate`, not both.")
+            if len(calibrate) != 2 or not callable(calibrate[1]):
+                raise SelectionError(
+                    "`calibrate` must be a pair `(batches, loss)`, with a function "
+                    f"`loss(model, batch)`, but is {calibrate!r}."
+                )
             asked = {"target": target, "wrappers": wrapper, "specs": specs}
             batches, loss = calibrate
             statistics = collect(

@@ -15,7 +15,7 @@ from .._compute import held_dtype
 from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, over_stack
 from .._errors import SelectionError, WrapperError, failing
 from .._paths import path_str, show_place
-from .._shared_arrays import shared_arrays, without_shared
+from .._shared_arrays import names_shared_in, shared_arrays, uses_shared, without_shared
 from .._tree import adapted_layers, refuse_second
 
 # Dtypes that differ only in precision. JAX's x64 decides between integers of 32 and 64 bits.
@@ -153,12 +153,14 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     found: dict[str, LooseAdapter] = {}
     known_losses: dict[Any, str] = {}
     shared: dict[str, Any] = {}
+    used: set[str] = set()
     for path, adapter in adapted_layers(model):
         refuse_second(path, found, "adapted layers")
         node, kept = without_shared(adapter)
         if shared.keys() & kept.keys():
             shared_arrays(model)  # raises
         shared |= kept
+        used |= names_shared_in(adapter) if uses_shared(adapter) else set()
         cls = type(node)
         with failing(f"take {show_place(cls, path)} out", WrapperError):
             ndim = call_or_trace(cls.stack_ndim, node.base)
@@ -171,6 +173,13 @@ def extract_adapters(model: PyTree) -> AdapterSet:
                     "array, or restore it by `options_of` or `from_state`."
                 )
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
+    missing = used - shared.keys()
+    if missing:
+        raise SelectionError(
+            f"The adapters share the arrays {', '.join(sorted(map(repr, missing)))}, which are not "
+            "in this model: it was resolved, or is a part of one. Give the whole model, as it was "
+            "before `jno.lora.resolve`."
+        )
     return AdapterSet(found, shared)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._contract import LoRAWrapper, expect_model, is_traced
-from .._errors import SelectionError
+from .._errors import SelectionError, warn
 from .._merge import plain_layer
 from .._registry import Registry
 from .._sharding import restored_layer
@@ -44,8 +44,17 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
             "depend on which directions are zero. Call it when training is done."
         )
     converted, _ = to_lora(gated, registry=registry)
+    if gated and not any(map(_is_open, gated.values())):
+        warn(
+            "Every gate is zero, so no adapter is left. AdaLoRA's gates start at zero: call shrink "
+            "when training is done."
+        )
     small = {path: _without_zeros(adapter) for path, adapter in converted.items()}
     return map_adapters(lambda path, adapter: small.get(path, adapter), model)
+
+
+def _is_open(adapter: LoRAWrapper) -> bool:
+    return bool(np.any(getattr(adapter, type(adapter).rank_gate or "")))
 
 
 def _without_zeros(adapter: LoRAWrapper) -> Any:
