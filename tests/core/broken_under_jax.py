@@ -28,6 +28,8 @@ from .broken_adapters import (
     float_of,
     update,
 )
+from .data_adapters import DividesByTheVariance, ReadsTheValue, SeesOtherInputs
+from .gated_adapters import MixesItsDirections, PenaltyPullsOnTheBase
 
 
 class StopsGradient(Good):
@@ -234,5 +236,10 @@ BROKEN = {
     "checkpoint": (HasSideEffects, set()),
     "constructor-vmap-and-scan": (CallsBackInInit, {"ranks"}),
     "sharding": (NamesAnotherMesh, set()),
+    "poor-statistics": (DividesByTheVariance, set()),
+    "calibration": (SeesOtherInputs, set()),
+    "shared-arrays": (ReadsTheValue, set()),
+    "penalty": (PenaltyPullsOnTheBase, set()),
+    "rank-gate": (MixesItsDirections, set()),
     "no-lapack-in-step": (Solves, {"input-jet"}),
 }

@@ -22,10 +22,12 @@ from jno.lora.testing._conformance import relative_error
 
 from .broken_adapters import DoesNothing, Good, HalfPrecisionAdapter, MisspeltField, case_of
 from .broken_under_jax import BROKEN, DERIVATIVES
+from .data_adapters import Informed, Tied
+from .gated_adapters import Gated
 from .toys import ToyScale
 
 
-@parametrize_with_checks([case_of(Good)], strict=True)
+@parametrize_with_checks([case_of(it) for it in (Good, Gated, Informed, Tied)], strict=True)
 def test_a_correct_adapter_passes(check):
     check()
 
@@ -195,6 +197,11 @@ def test_a_check_that_has_nothing_to_see_is_not_applicable_and_says_why():
         "parameter-count": "the case has no `parameters`",
         "law": "the case has no `law`",
         "stacked-layers": "the adapter does not claim stacked layers",
+        "poor-statistics": "the adapter needs no statistics",
+        "calibration": "the adapter needs no statistics",
+        "shared-arrays": "the adapter shares no array",
+        "penalty": "the adapter defines no `penalty`",
+        "rank-gate": "the adapter declares no `rank_gate`",
     }
 
 

@@ -73,6 +73,29 @@ def test_what_listings_show_is_a_text_or_none(name, value):
     assert contract_problems(define(**{name: None})) == ()
 
 
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (
+            {"rank_gate": "detla"},
+            "`rank_gate` must be one of the `adapter_fields`, or None, but is ",
+        ),
+        ({"rank_gate": ("delta",)}, "`rank_gate` must be one of the `adapter_fields`, or None, "),
+        ({"rank_axes": ("delta",)}, "`rank_axes` must map fields to axes, such as "),
+        ({"rank_axes": {"detla": 0}}, "`rank_axes` names 'detla', which is not another one of "),
+        ({"rank_gate": "delta", "rank_axes": {"delta": 0}}, "`rank_axes` names 'delta', which is "),
+        (
+            {"rank_axes": {"delta": -1}},
+            "`rank_axes` must give 'delta' an axis of one layer's array",
+        ),
+        ({"rank_axes": {"delta": True}}, "`rank_axes` must give 'delta' an axis of one layer's "),
+    ],
+)
+def test_a_gate_and_the_axes_of_directions_name_trained_fields(members, said):
+    (problem,) = contract_problems(define(**members))
+    assert problem.startswith(said)
+
+
 def test_several_missing_members_are_all_named():
     problems = contract_problems(define(without("merge", "base", "adapter_fields")))
     assert problems == tuple(f"`{n}` is not defined" for n in ("adapter_fields", "base", "merge"))

@@ -31,7 +31,9 @@ def saved(tmp_path, getkey, site):
 def test_inspect_shows_a_file_as_a_table(saved):
     text = run("inspect", saved)
     (row,) = [line.split() for line in text.splitlines() if "[red]a" in line]
-    assert row == ["[red]a", "Linear", "ToyLinear", "(no", "plugin)", "1", "2", "2", "5", "20"]
+    form, (values, *_) = row[:-1], json.loads(run("inspect", saved, "--json"))["adapters"]
+    assert form == ["[red]a", "Linear", "ToyLinear", "(no", "plugin)", "1", "2", "2", "5", "20"]
+    assert values["base_values"].startswith(f"sha256:{row[-1]}") and len(row[-1]) == 8
     assert "2 adapters" in text
     assert "4 arrays, 9 numbers" in text
     assert "NaN" not in text
@@ -66,6 +68,7 @@ def test_inspect_prints_json_with_stable_keys(saved):
         "variant": None,
         "rank": 1,
         "alpha": 2.0,
+        "base_values": found["adapters"][1]["base_values"],
         "layer": {
             "class": "Linear",
             "stack_ndim": 0,

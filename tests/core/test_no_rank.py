@@ -210,7 +210,7 @@ def constructed_as(signature):
     """What a constructor with this signature gets for rank 3 and alpha 7, by its own names."""
     scope = {}
     exec(f"def __init__{signature}: self.given = locals()", scope)
-    cls = type("Constructed", (), {"__init__": scope["__init__"]})
+    cls = type("Constructed", (), {"__init__": scope["__init__"], "needs": ()})
     given = construct(cls, "base", 3, 7.0, key=jax.random.key(0)).given
     return {name: x for name, x in given.items() if name not in ("self", "base", "key")}
 

@@ -29,20 +29,21 @@ FUNCTIONAL = {
     "scale_adapters",
     "stack_adapters",
     "to_lora",
+    "calibrate",
+    "allocate",
+    "resolve",
+    "penalty",
+    "shrink",
     "save_adapters",
     "load_adapters",
     "read_adapters",
 }
 REGISTRY = {"hookimpl", "registered", "register", "refresh"}
-TYPES = {
-    "LoRAWrapper",
-    "LinearLike",
-    "ConvLike",
-    "Net",
-    "AdapterSet",
-}
+TYPES = {"LoRAWrapper", "Net", "Shared", "Statistic"}
 INSPECTING = {"adapter_effects", "plot_adapters", "citation"}
 RESULTS = {
+    *("AdapterSet", "Allocation", "AllocationRow", "ConvLike", "LinearLike", "Statistics"),
+    *("PluginError", "JnoLoraWarning", "MissingLibraryError", "PeftFormatError"),
     *("Plan", "PlanRow", "LoraReport", "ReportRow", "AdapterEffect", "AdapterEffects"),
     *("LooseAdapter", "LayerForm", "UpdateReport", "UpdateRow"),
     *("PluginRecord", "RegisteredWrapper", "Table"),
@@ -52,11 +53,7 @@ ERRORS = {
     "JnoLoraError",
     "SelectionError",
     "WrapperError",
-    "PluginError",
     "CheckpointError",
-    "PeftFormatError",
-    "MissingLibraryError",
-    "JnoLoraWarning",
 }
 METHODS = ["LoRA", "rsLoRA", "LoRAFA", "DoRA", "PiSSA", "LoRAXS", "VeRA", "MiLoRA", "IA3", "LoKr"]
 ZOO = {f"{method}{layer}" for method in [*METHODS, "OFT"] for layer in ("Linear", "Conv")}

@@ -63,6 +63,7 @@ def test_the_distributions_stand_apart(tmp_path):
     environment = Environment(tmp_path)
     the_metadata(environment)
     the_core_alone(environment)
+    a_plugin_from_outside(environment)
     the_core_and_the_zoo(environment)
     everything(environment)
     a_scaffolded_plugin(environment)
@@ -83,7 +84,8 @@ def the_core_alone(environment):
     environment.install(
         environment.wheel("jno-lora"), "pytest", "pytest-xdist", "hypothesis", "beartype"
     )
-    environment.run("pytest", "-q", "-n", "2", "tests/core", "-p", "no:cacheprovider", cwd=ROOT)
+    sharing = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    environment.run("pytest", "-q", *sharing, "tests/core", "-p", "no:cacheprovider", cwd=ROOT)
     hint = environment.python("from jno.lora import DoRALinear", check=False)
     assert hint.returncode == 1
     assert 'pip install "jno-lora[zoo]"' in hint.stderr
@@ -93,6 +95,14 @@ def the_core_alone(environment):
         assert f'pip install "jno-lora[{extra}]"' in hint.stderr
     assert environment.plugins() == []
     assert environment.run("jno-lora", "doctor", check=False).returncode == 1
+
+
+def a_plugin_from_outside(environment):
+    project = ROOT / "tests" / "packaging" / "outside_plugin"
+    environment.build(project)
+    environment.install("--no-deps", environment.wheel("jno-lora-outside"))
+    environment.run("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", ".", cwd=project)
+    environment.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "jno-lora-outside")
 
 
 def the_core_and_the_zoo(environment):
@@ -108,7 +118,7 @@ def the_core_and_the_zoo(environment):
         "    assert jax.numpy.allclose(net.merge()(x), model(x), atol=1e-6)\n"
     )
     (zoo,) = environment.plugins()
-    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 132)
+    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 148)
     assert environment.run("jno-lora", "doctor").returncode == 0
 
 

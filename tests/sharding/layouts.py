@@ -325,7 +325,10 @@ def step_and_merge(mesh: Mesh, folder: pathlib.Path) -> dict[str, np.ndarray]:
     trained = eqx.combine(trainable, model)
     file = folder / "adapters.safetensors"
     save_adapters(trained, file)
-    loaded = load_adapters(plain, file)
+    loaded = load_adapters(plain, file, strict="values")
+    doubled = jax.tree.map(lambda leaf: 2 * leaf if eqx.is_array(leaf) else leaf, plain)
+    with pytest.raises(CheckpointError, match=r"\n  - conv: the layer(.|\n)*\n  - up: the layer"):
+        load_adapters(doubled, file, strict="values")
     with pytest.raises(CheckpointError):  # every process learns that the first one failed
         save_adapters(trained, folder / "no such folder" / "file")
     merged = merge_lora(trained)

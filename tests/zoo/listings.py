@@ -23,6 +23,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from jno.lora import Shared, resolve
+from jno.lora._contract import zero_statistics
 from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
 from jno_lora_zoo._bibtex import url_of
 
@@ -165,7 +167,9 @@ def _way(method: Any) -> str:
     ways: set[str] = set()
     for rank in (2, 32):
         try:
-            cls(layer, rank, 1.0, key=jax.random.key(0)).forward(jnp.ones(256))
+            data = {"statistics": zero_statistics(cls, layer)} if cls.needs else {}
+            key = jax.random.key(0)
+            resolve(cls(layer, rank, 1.0, key=key, **data), key=key).forward(jnp.ones(256))
         except _WayError as seen:
             ways.add(str(seen))
     return min(ways)  # "features" before "its weight"
@@ -205,6 +209,7 @@ def _array(field: Any, trains: bool) -> str:
     # Fields that an option leaves out have a type such as `Float[Array, "r in"] | None`.
     types = typing.get_args(field.type) or (field.type,)
     shape = next((t.dim_str for t in types if hasattr(t, "dim_str")), "")
+    shape = "shared" if field.type is Shared else shape
     if not shape:  # the base, a static field, a scalar
         return ""
     name = f"**{field.name}**" if trains else field.name

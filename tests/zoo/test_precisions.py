@@ -22,6 +22,7 @@ from jno.lora import (
     save_adapters,
     swap_adapters,
 )
+from jno.lora._contract import zero_statistics
 from jno.lora.types import LayerForm
 
 
@@ -143,7 +144,8 @@ def test_the_adapters_of_all_plugins_take_the_dtype_of_the_layer_that_they_move_
 
     def moved(layer, cls):
         old, new = ([cast(layer, name)] for name in (made_for, dtype))
-        adapted = apply_lora(old, 2, key=jax.random.key(0), wrappers=cls)
+        data = {"0": zero_statistics(cls, old[0]) or {}}
+        adapted = apply_lora(old, 2, key=jax.random.key(0), wrappers=cls, statistics=data)
         return swap_adapters(new, extract_adapters(adapted))[0]
 
     def dtypes(layer, inputs):

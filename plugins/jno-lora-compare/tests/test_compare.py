@@ -17,7 +17,7 @@ from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 import jno.lora
 import jno_lora_compare._compare as comparing
 import jno_lora_compare._fitting as fitting
-from jno.lora import Net, Registry, SelectionError, extract_adapters, lora_report
+from jno.lora import Net, Registry, SelectionError, Shared, extract_adapters, lora_report
 from jno.lora.extending import Bar, Printed
 from jno_lora_compare import Comparison, ComparisonRow, compare
 from jno_lora_compare._compare import _running_means
@@ -69,6 +69,56 @@ def test_the_parameters_that_train_are_counted(comparison):
         "full": 4 * 3 + 4 + 2 * 4 + 2,
         "none": 0,
     }
+
+
+class ToyFromData(ToyLinear):
+    """One that keeps the mean of its inputs."""
+
+    needs = ("input_mean",)
+    mean: jax.Array
+
+    def __init__(self, base, rank, alpha, *, key, statistics):
+        super().__init__(base, rank, alpha, key=key)
+        self.mean = statistics["input_mean"]
+
+    @classmethod
+    def matrix(cls, layer):
+        return layer.weight
+
+
+def test_an_adapter_that_starts_from_data_is_calibrated_on_the_first_batches(model, batches):
+    many = [(x + number, y) for number in range(10) for x, y in batches]
+    (row,) = compare(model, loss, many, [ToyFromData], rank=2, **SETTINGS)
+    assert row.error is None
+    first_eight = np.concatenate([x for x, _ in many[:8]])
+    mean = row.model.layers[0].mean
+    np.testing.assert_allclose(mean, first_eight.mean(axis=0), rtol=1e-5)
+
+
+def ones(key, shape):
+    return jnp.ones(shape)
+
+
+class ToyShared(ToyLinear):
+    """One whose layers share a vector of scales."""
+
+    adapter_fields = ("lora_A", "lora_B", "scales")
+    scales: Shared
+
+    def __init__(self, base, rank, alpha, *, key):
+        super().__init__(base, rank, alpha, key=key)
+        self.scales = Shared("toy-scales", (self.rank,), ones)
+
+    def __call__(self, x):
+        return self.base(x) + self.lora_B @ (self.scales.array * (self.lora_A @ x))
+
+
+def test_adapters_that_share_an_array_are_trained_and_scored(model, batches):
+    score = lambda model: -loss(model, batches[0])  # noqa: E731
+    (row,) = compare(model, loss, batches, [ToyShared], rank=2, score=score, **SETTINGS)
+    assert row.error is None and row.trainable == 2 * (3 + 4) + 2 * (4 + 2) + 2
+    assert row.losses[2] < row.losses[0]  # of the same batch
+    assert not np.array_equal(row.model.layers[0].scales.value, np.ones(2))
 
 
 def test_every_candidate_starts_from_the_model_as_it_is(comparison, model, batches):

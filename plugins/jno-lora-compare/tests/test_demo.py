@@ -24,9 +24,6 @@ from jno_lora_compare._demo._candidates import (
 from jno_lora_compare._demo._classifier import Classifier, measure
 from jno_lora_compare._demo._data import TEST, TRAINING, VALIDATION, load, split
 
-# Its two runs compile a step for each adapter once, if they are in one process.
-pytestmark = pytest.mark.xdist_group("demo")
-
 SEED = 3
 # (out, in) of the matrices of the two convolutions and the two linear layers.
 LAYERS = ((32, 9), (64, 288), (64, 1024), (10, 64))

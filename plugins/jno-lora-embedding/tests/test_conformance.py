@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import LATER, METHODS, check_kind, parameter_count
+from zoo_cases import LATER, METHODS, OPTIONS, check_kind, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_embedding import adapters
@@ -17,6 +17,7 @@ def case_of(method):
         base=lambda key: eqx.nn.Embedding(NUM, DIM, key=key),
         inputs=lambda key: (jax.random.randint(key, (), 0, NUM),),
         rank=R,
+        options=OPTIONS.get(method, {}),
         parameters=parameter_count(method, R, DIM, NUM),
     )
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import perturb, shapes_in_jaxpr
+from zoo_cases import made, perturb, shapes_in_jaxpr
 
 import jno_lora_embedding as package
 from jno.lora import (
@@ -49,7 +49,7 @@ def test_there_is_one_for_each_method_and_one_of_them_is_automatic():
 @every_adapter
 def test_starts_as_the_base_and_equals_its_merged_table(cls, getkey):
     base = table(getkey())
-    wrapper = cls(base, RANK, 4.0, key=getkey())
+    wrapper = made(cls, base, RANK, 4.0, key=getkey())
     ids = jnp.arange(NUM)
     np.testing.assert_allclose(jax.vmap(wrapper)(ids), base.weight, rtol=1e-5, atol=2e-6)
 

@@ -17,7 +17,7 @@ from foundax_cases import (
     perturbed,
     run,
 )
-from zoo_cases import ALL_METHODS
+from zoo_cases import ALL_METHODS, made
 
 import jno_lora_foundax as package
 from jno_lora_foundax import ChannelLastConvLayer, ChannelLastConvTransposeLayer
@@ -42,7 +42,10 @@ def every_case():
 def test_every_adapter(adapter, layer, getkey):
     cls = getattr(package, adapter)
     result = check_everything(
-        layer.make, layer.data, lambda base, key: cls(base, 3, 2.0, key=key), getkey()
+        layer.make,
+        layer.data,
+        lambda base, key: made(cls, base, 3, 2.0, key=key),
+        getkey(),
     )
     assert all(np.any(g != 0) for g in jax.tree.leaves(result.gradient))
 

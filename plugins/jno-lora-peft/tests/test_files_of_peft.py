@@ -20,7 +20,8 @@ CASES = {
     "dora": {"DoRALinear", "DoRAConv", "DoRAEmbedding"},
     "bias": {"LoRALinear", "LoRAConv"},
     "modules": {"LoRALinear"},
-    "vera": {"LoRALinear"},
+    "vera": {"VeRASharedLinear"},
+    "vblora": {"VBLoRALinear"},
     "ia3-bias": {"IA3OutLinear", "IA3OutConv"},
     "ia3-inputs": {"IA3InLinear", "IA3InConv", "IA3Linear"},
     "loha": {"LoHaLinear", "LoHaConv"},
@@ -48,12 +49,12 @@ CASES = {
     "fourierft": {"FourierFTLinear"},
     "waveft": {"WaveFTLinear"},
     "tinylora": {"TinyLoRALinear"},
-    **{key: {"LoRALinear"} for key in ("vblora", "unilora", "pvera", "glora", "frod")},
+    **{key: {"LoRALinear"} for key in ("unilora", "pvera", "glora", "frod")},
     # Nothing but arrays of the model changed.
     **{key: set[str]() for key in ("beft", "tokens", "norms")},
 }
 # What is written as another type than it was read from.
-AS_LORA = ("vera", "lokr-small", "pissa", "olora", "osf", "tinylora", "vblora", "unilora", "pvera")
+AS_LORA = ("lokr-small", "pissa", "olora", "osf", "tinylora", "unilora", "pvera")
 AS_LORA = (*AS_LORA, "glora", "frod")
 
 

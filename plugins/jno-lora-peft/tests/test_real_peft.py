@@ -38,7 +38,7 @@ def test_the_twins_agree(plain):
 
 # The cases of types that are held by LoRA, or by the weight itself, and are written otherwise.
 WRITTEN_AS = {
-    **dict.fromkeys(("vera", "pvera", "vblora", "vblora-topk", "unilora", "frod", "osf"), "LORA"),
+    **dict.fromkeys(("pvera", "vblora-topk", "unilora", "frod", "osf"), "LORA"),
     **dict.fromkeys(("lokr", "lokr-small", "lokr-core", "gralora-hybrid", "loha-small"), "LORA"),
     **dict.fromkeys(("supertuning-lora", "tinylora", "tinylora-tied"), "LORA"),
     **dict.fromkeys(("glora", "glora-vectors", "glora-constants"), "LORA"),
@@ -103,6 +103,20 @@ WRITTEN = {
     "milora": {"wrappers": "milora", "target": LAYERS},
     "lora-xs": {"wrappers": "lora-xs", "target": LAYERS},
     "vera": {"wrappers": "vera", "rank": 6, "target": LAYERS},
+    "vera-shared": {"wrappers": "vera-shared", "rank": 6, "target": "fc|out|wide|deep"},
+    "vera-shared-convs": {"wrappers": "vera-shared", "rank": 2, "target": "conv"},
+    "tied-lora": {"wrappers": "tied-lora", "target": "fc|out|wide|deep"},
+    "vb-lora": {
+        "wrappers": "vb-lora",
+        "target": EVEN,
+        "alpha": 1.0,
+        "options": {"vectors": 8, "vector_length": 2},
+    },
+    "vb-lora-scaled": {
+        "wrappers": "vb-lora",
+        "target": EVEN,
+        "options": {"vectors": 8, "vector_length": 3},
+    },
     "ia3": {"wrappers": "ia3", "target": "out"},
     "ia3-in": {"wrappers": "ia3-in", "target": "fc|out|wide|deep"},
     "ia3-out": {"wrappers": "ia3-out", "target": "fc|out|wide|conv2|grouped"},

@@ -17,6 +17,7 @@ from jno.lora import (
     PeftFormatError,
     SelectionError,
     apply_lora,
+    calibrate,
     lora_trainable_filter,
     merge_lora,
 )
@@ -94,6 +95,7 @@ VARIANTS = {
     "milora": None,
     "lora-xs": None,
     "vera": None,
+    "tied-lora": None,
     "ia3": None,
 }
 
@@ -111,6 +113,24 @@ def test_every_variant_that_has_an_exact_form_is_written_in_it(variant, tmp_path
     flag = VARIANTS[variant]
     assert config["peft_type"] == ("IA3" if variant == "ia3" else "LORA")
     assert [name for name in ("use_dora", "use_rslora") if config.get(name)] == [flag] * bool(flag)
+    assert_same_weights(load_peft(plain, tmp_path), model)
+
+
+@pytest.mark.parametrize(
+    ("variant", "rank"), [("eva", 2), ("corda", 4), ("lora-ga", 4), ("lora-one", 4)]
+)
+def test_a_start_from_data_is_written_as_lora_on_the_original_weight(variant, rank, tmp_path):
+    plain = {"fc": eqx.nn.Linear(5, 5, key=KEY)}
+    batches = jax.random.normal(KEY, (2, 10, 5))
+
+    def loss(model, x):
+        return jnp.mean(jax.vmap(model["fc"])(x) ** 2)
+
+    found = calibrate(plain, batches, loss, wrappers=variant)
+    model = trained(plain, variant, statistics=found)
+    save_peft(model, tmp_path)
+    config, _ = read(tmp_path)
+    assert (config["peft_type"], config["r"], config["init_lora_weights"]) == ("LORA", rank, True)
     assert_same_weights(load_peft(plain, tmp_path), model)
 
 

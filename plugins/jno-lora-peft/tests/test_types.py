@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from peft_cases.files import PREFIX, normal, read_files, write_files
 
-from jno.lora import PeftFormatError, apply_lora, lora_trainable_filter, merge_lora
+import jno.lora
+from jno.lora import PeftFormatError, SelectionError, apply_lora, lora_trainable_filter, merge_lora
 from jno.lora.peft import load_peft, save_peft
 from jno_lora_peft._drawn import normal as drawn, permuted
 
@@ -93,6 +94,12 @@ def test_what_one_file_has_no_room_for_is_told(specs, reason, tmp_path):
         (of("gralora", "wide", options={"multiplier": 0.5}), "GRALORA"),
         (of("adalora", "wide", "deep"), "ADALORA"),
         (of("boft", "wide", rank=4, options={"factors": 2}), "BOFT"),
+        (of("vera-shared", "wide", "deep"), "VERA"),
+        (of("vera-shared", "conv"), "LORA"),  # PEFT has it for linear layers alone
+        (of("vb-lora", "wide", "deep", alpha=1.0, options={"vector_length": 2}), "VBLORA"),
+        (of("vb-lora", "wide", options={"vector_length": 2}), "LORA"),  # PEFT's has no scale
+        (of("vb-lora", "wide", alpha=1.0, options={"vector_length": 4}), "LORA"),
+        (of("tied-lora", "wide", "deep"), "LORA"),
     ],
 )
 def test_the_type_of_a_file_follows_from_its_adapters(specs, kind, tmp_path):
@@ -124,6 +131,47 @@ def test_bases_of_several_files_are_not_one_pair(tmp_path):
     save_peft(trained(specs), tmp_path)
     assert read_files(tmp_path)[0]["peft_type"] == "RANDLORA"
     assert_same(load_peft(PLAIN, tmp_path), trained(specs))
+
+
+def test_shared_matrices_are_read_whole_and_written_as_large_as_the_layers(tmp_path):
+    model = trained([*of("vera-shared", "wide", "deep"), *of("vera-shared", "conv")])
+    assert model["conv"].A.array.shape == (2, 18)
+    linear = {**model, "conv": PLAIN["conv"]}
+    with pytest.raises(SelectionError, match="'vera-A', which is missing"):
+        save_peft(linear, tmp_path)  # the convolution kept it
+    linear = trained(of("vera-shared", "wide", "deep"))
+    save_peft(linear, tmp_path)
+    config, tensors = read_files(tmp_path)
+    assert tensors["base_model.vera_A"].shape == (2, 8)
+    assert tensors["base_model.vera_B"].shape == (8, 2)
+    assert config["save_projection"] is True and config["bias"] == "none"
+    again = load_peft(PLAIN, tmp_path)
+    assert jno.lora.lora_report(again).rows[0].wrapper.__name__ == "VeRASharedLinear"
+    assert eqx.tree_equal(again["deep"].A.value, linear["deep"].A.value)
+    # The default alpha is 1 there, and `b` has the scale.
+    assert np.allclose(again["wide"].b, 3 * linear["wide"].b)
+
+
+def test_a_second_file_does_not_get_the_arrays_of_the_first(tmp_path):
+    for name in ("wide", "deep"):
+        save_peft(trained(of("vera-shared", name)), tmp_path / name)
+    first = load_peft(PLAIN, tmp_path / "wide")
+    with pytest.raises(SelectionError, match="share an array 'vera-A' already"):
+        load_peft(first, tmp_path / "deep")
+
+
+def test_layers_of_a_stack_share_a_bank(tmp_path):
+    stack = {"fc": eqx.filter_vmap(lambda k: eqx.nn.Linear(4, 6, key=k))(jax.random.split(KEY, 2))}
+    options = {"vectors": 6, "vector_length": 2}
+    model = apply_lora(stack, 2, 1.0, key=KEY, wrappers="vb-lora", options=options)
+    trains, rest = eqx.partition(model, lora_trainable_filter(model))
+    model = eqx.combine(jax.tree.map(lambda a: a + normal(*a.shape), trains), rest)
+    save_peft(model, tmp_path, rename={r"fc\[(\d+)\]": r"\1/fc"})
+    config, tensors = read_files(tmp_path)
+    assert config["peft_type"] == "VBLORA" and config["topk"] == 2
+    assert tensors["base_model.vblora_vector_bank"].shape == (6, 2)
+    again = load_peft(stack, tmp_path, rename={r"(\d+)/fc": r"fc[\1]"})
+    assert eqx.tree_equal(again, model)
 
 
 def test_a_trained_array_is_not_taken_for_the_one_that_was_loaded(tmp_path):

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import LATER, METHODS, check_kind, parameter_count
+from zoo_cases import LATER, METHODS, OPTIONS, check_kind, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_recurrent import adapters
@@ -34,6 +34,7 @@ def case_of(method, base, inputs, gates):
         base=base,
         inputs=inputs,
         rank=R,
+        options=OPTIONS.get(method, {}),
         # Of the two weights side by side.
         parameters=parameter_count(method, R, gates * HIDDEN, INPUTS + HIDDEN),
         name=f"{method}-{base.__name__}",

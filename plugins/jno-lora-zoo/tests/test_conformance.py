@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import ALL_METHODS, LATER, METHODS, check_kind, parameter_count
+from zoo_cases import ALL_METHODS, LATER, METHODS, OPTIONS, check_kind, parameter_count
 
 import jno_lora_zoo
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -38,6 +38,7 @@ def case(method, kind, base, shape, matrix):
         base=base,
         inputs=lambda key: (jax.random.normal(key, shape),),
         rank=RANK,
+        options=OPTIONS.get(method, {}),
         parameters=parameter_count(method, RANK, *matrix),
         name=f"{method}-{base.__name__}",
     )

@@ -9,6 +9,7 @@ import pytest
 from zoo_cases import (
     LATER,
     METHODS,
+    OPTIONS,
     assert_close,
     build,
     check_kind,
@@ -36,6 +37,7 @@ def case_of(method):
         base=grouped,
         inputs=lambda key: (jax.random.normal(key, (4, 4, 5)),),
         rank=R,
+        options=OPTIONS.get(method, {}),
         parameters=parameter_count(method, R, 6, 12),
     )
 

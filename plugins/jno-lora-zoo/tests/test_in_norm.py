@@ -8,6 +8,7 @@ import pytest
 from zoo_cases import (
     LATER,
     METHODS,
+    OPTIONS,
     assert_close,
     build,
     check_kind,
@@ -47,6 +48,7 @@ def case_of(method):
         base=whole_norm if method in ("IA3", "IA3Out") else weight_norm,
         inputs=lambda key: (jax.random.normal(key, (7,)),),
         rank=R,
+        options=OPTIONS.get(method, {}),
         parameters=parameter_count(method, R, 5, 7),
     )
 

@@ -13,22 +13,30 @@ from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
 from . import types as _types
+from ._calibration import allocate, calibrate
 from ._checkpoint import load_adapters, read_adapters, save_adapters
-from ._contract import ConvLike, LinearLike, LoRAWrapper
+from ._contract import (
+    ConvLike as ConvLike,
+    LinearLike as LinearLike,
+    LoRAWrapper,
+    Shared,
+    Statistic,
+)
 from ._dispatch import apply_lora, plan_lora
 from ._errors import (
     CheckpointError,
     JnoLoraError,
-    JnoLoraWarning,
-    MissingLibraryError,
-    PeftFormatError,
-    PluginError,
+    JnoLoraWarning as JnoLoraWarning,
+    MissingLibraryError as MissingLibraryError,
+    PeftFormatError as PeftFormatError,
+    PluginError as PluginError,
     SelectionError,
     WrapperError,
     imported_for as _imported_for,
 )
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
+from ._penalty import penalty
 from ._planning import Spec
 from ._registry import (
     ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION,
@@ -42,15 +50,17 @@ from ._registry import (
 )
 from ._reports import adapter_effects, citation, lora_report, plot_adapters
 from ._sets import (
-    AdapterSet,
+    AdapterSet as AdapterSet,
     combine,
     extract_adapters,
     scale_adapters,
+    shrink,
     stack_adapters,
     swap_adapters,
     take_adapters,
     to_lora,
 )
+from ._shared_arrays import resolve
 from ._trainability import lora_param_labels, lora_trainable_filter, partial_lora_trainable_filter
 from ._version import __version__ as __version__
 
@@ -63,23 +73,20 @@ if TYPE_CHECKING:
     from .types import Comparison as Comparison, ComparisonRow as ComparisonRow
 
 __all__ = [
-    "AdapterSet",
     "CheckpointError",
-    "ConvLike",
     "JnoLoraError",
-    "JnoLoraWarning",
-    "LinearLike",
     "LoRAWrapper",
-    "MissingLibraryError",
     "Net",
-    "PeftFormatError",
-    "PluginError",
     "Registry",
     "SelectionError",
+    "Shared",
     "Spec",
+    "Statistic",
     "WrapperError",
     "adapter_effects",
+    "allocate",
     "apply_lora",
+    "calibrate",
     "citation",
     "combine",
     "extract_adapters",
@@ -90,14 +97,17 @@ __all__ = [
     "lora_trainable_filter",
     "merge_lora",
     "partial_lora_trainable_filter",
+    "penalty",
     "plan_lora",
     "plot_adapters",
     "read_adapters",
     "refresh",
     "register",
     "registered",
+    "resolve",
     "save_adapters",
     "scale_adapters",
+    "shrink",
     "stack_adapters",
     "swap_adapters",
     "take_adapters",

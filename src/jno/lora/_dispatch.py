@@ -3,8 +3,10 @@
 import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -20,6 +22,7 @@ from ._contract import (
     keys_for_stack,
     option_names,
     over_stack,
+    zero_statistics,
 )
 from ._errors import SelectionError, failing
 from ._paths import show_path, stable_hash
@@ -40,9 +43,12 @@ from ._planning import (
 )
 from ._registry import Registry, default_registry
 from ._sharding import on_the_mesh, place_like_base, with_dtypes_of_base
+from ._shared_arrays import uses_shared, with_shared_arrays
 from ._showing import tracked
 
 M = TypeVar("M")
+# For each layer, by path, its statistics by name.
+Statistics: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 def apply_lora(
@@ -56,6 +62,7 @@ def apply_lora(
     wrappers: WrapperLike = None,
     param_mask: MaskLike | None = None,
     options: Mapping[str, Any] | None = None,
+    statistics: Statistics | None = None,
     registry: Registry | None = None,
 ) -> M:
     """`model` with adapters around the selected layers.
@@ -80,6 +87,7 @@ def apply_lora(
         selected leaf are wrapped.
     - `options`: further keyword arguments for the adapters' constructors, such as
         `{"adapter_dtype": jnp.bfloat16}`; a spec may have `options` of its own.
+    - `statistics`: what `calibrate` returned, for adapters whose start depends on data (EVA).
     - `registry`: where names are looked up, instead of among the installed plugins.
 
     **Returns:** the adapted model. Layers that carry an adapter already stay as they are; if
@@ -91,7 +99,8 @@ def apply_lora(
     """
     expect_model(model, "apply_lora")
     call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrappers, options=options)
-    return carry_out(model, _plan(model, specs, call, param_mask, registry), key=key)
+    plan = _plan(model, specs, call, param_mask, registry)
+    return carry_out(model, plan, key=key, statistics=statistics)
 
 
 def plan_lora(
@@ -124,7 +133,9 @@ def _plan(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | No
     return Plan(tuple(walk.over(model)), problem_of(walk))
 
 
-def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
+def carry_out(
+    model: M, plan: Plan, *, key: PRNGKeyArray, statistics: Statistics | None = None
+) -> M:
     """Build the adapters of `plan` and put them into `model`."""
     check_key(key)
     if plan.problem is not None:
@@ -138,14 +149,18 @@ def carry_out(model: M, plan: Plan, *, key: PRNGKeyArray) -> M:
         model, is_leaf=lambda keys, _: keys in chosen, is_leaf_takes_path=True
     )
     rows = [chosen[keys] for keys, _ in nodes if keys in chosen]
-    adapters = _construct(rows, [node for keys, node in nodes if keys in chosen], key)
+    layers = [node for keys, node in nodes if keys in chosen]
+    adapters = _construct(rows, layers, key, {} if statistics is None else statistics)
     warn_of_clamped_ranks(rows, adapters)
     rest = iter(adapters)
     adapted = [next(rest) if keys in chosen else node for keys, node in nodes]
-    return jtu.tree_unflatten(treedef, adapted)
+    model = jtu.tree_unflatten(treedef, adapted)
+    return with_shared_arrays(model, key=key) if any(map(uses_shared, adapters)) else model
 
 
-def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> list[LoRAWrapper]:
+def _construct(
+    rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray, statistics: Statistics
+) -> list[LoRAWrapper]:
     """The adapter around each layer."""
     for row in rows:
         _check_options(row)
@@ -156,7 +171,9 @@ def _construct(rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray) -> lis
     impl = jax.random.key_impl(key) if is_typed else None
     data = jax.random.key_data(key) if is_typed else key
     with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:
-        return [_built(row, layer, impl, data) for row, layer in steps]
+        return [
+            _built(row, layer, impl, data, _needed(row, layer, statistics)) for row, layer in steps
+        ]
 
 
 def _check_options(row: PlanRow) -> None:
@@ -173,16 +190,43 @@ def _check_options(row: PlanRow) -> None:
             )
 
 
-def _built(row: PlanRow, layer: Any, impl: Any, key: Any) -> LoRAWrapper:
+def _needed(row: PlanRow, layer: Any, statistics: Statistics) -> dict[str, Any] | None:
+    """The statistics that `row.wrapper` needs. **Raises:** `SelectionError` if some are missing."""
+    cls: Any = row.wrapper
+    if not cls.needs:
+        return None
+    zeros = over_stack(partial(zero_statistics, cls), cls.stack_ndim(layer))
+    shapes = {name: x.shape for name, x in eqx.filter_eval_shape(zeros, layer).items()}
+    found = statistics.get(row.path, {})
+    given = {name: jnp.shape(x) for name, x in found.items()}
+    lacking = [name for name in shapes if given.get(name) != shapes[name]]
+    if lacking:
+        expected = ", ".join(f"{name} {shapes[name]}" for name in lacking)
+        came = ", ".join(f"{name} {given[name]}" for name in lacking if name in given)
+        name = cls.variant or cls.__name__
+        raise SelectionError(
+            f"{cls.__name__} starts from data. It needs statistics of the {row.layer} at "
+            f"{show_path(row.path)!r}: {expected}, but got {came or 'none'}. Collect them, and "
+            "pass `statistics=`:\n"
+            f"    statistics = jno.lora.calibrate(model, batches, loss, wrappers={name!r})\n"
+            "or let `net.lora(..., calibrate=(batches, loss))` do both."
+        )
+    return {name: found[name] for name in shapes}
+
+
+def _built(
+    row: PlanRow, layer: Any, impl: Any, key: Any, statistics: dict[str, Any] | None
+) -> LoRAWrapper:
     cls: Any = row.wrapper
     number = np.asarray(stable_hash(row.path), np.uint32)
     with failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"):
         settings = (cls, row.rank, row.alpha, cls.stack_ndim(layer), dict(row.options), impl)
-        adapter = on_the_mesh(layer, _make, settings, key, layer, number, settle=place_like_base)
+        args = settings, key, layer, number, statistics
+        adapter = on_the_mesh(layer, _make, *args, settle=place_like_base)
         return with_dtypes_of_base(adapter, layer)
 
 
-def _make(settings: Any, key: Any, layer: Any, number: Any) -> LoRAWrapper:
+def _make(settings: Any, key: Any, layer: Any, number: Any, statistics: Any) -> LoRAWrapper:
     """The adapter around `layer`, by a key that `number` tells apart from those of other layers.
 
     - `key`: raw. The adapter gets it as a typed key of the kind `impl`, if that is not `None`.
@@ -190,8 +234,9 @@ def _make(settings: Any, key: Any, layer: Any, number: Any) -> LoRAWrapper:
     cls, rank, alpha, ndim, options, impl = settings
     key = key if impl is None else jax.random.wrap_key_data(key, impl=impl)
 
-    def one(base: Any, key: Any) -> Any:
-        return construct(cls, base, rank, alpha, key=key, options=options)
+    def one(base: Any, key: Any, statistics: Any) -> Any:
+        given = {"options": options, "statistics": statistics}
+        return construct(cls, base, rank, alpha, key=key, **given)
 
     own_key = jax.random.fold_in(key, number)
-    return over_stack(one, ndim)(layer, keys_for_stack(own_key, layer, ndim))
+    return over_stack(one, ndim)(layer, keys_for_stack(own_key, layer, ndim), statistics)

@@ -16,6 +16,7 @@ from ._contract import (
 from ._errors import failing
 from ._paths import show_place
 from ._sharding import on_the_mesh, sharded_like
+from ._shared_arrays import filler
 from ._tree import map_adapters
 
 M = TypeVar("M")
@@ -52,7 +53,10 @@ def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: st
     expect_model(model, f"{verb}_lora")
     advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
 
+    fill = filler(model)
+
     def checked(path: str, adapter: LoRAWrapper) -> Any:
+        adapter = fill(adapter)
         where = show_place(type(adapter), path)
         with failing(f"{verb} {where}", hint=partial(refusal_of_template, adapter, advice)):
             layer = plain_layer(adapter, take_out)

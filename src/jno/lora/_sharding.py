@@ -108,6 +108,12 @@ def sharded_like(layer: Any, model: Any) -> Any:
     return jax.tree.map(place, layer, model)
 
 
+def replicated_beside(layer: Any, array: Any) -> Any:
+    """`array`, whole on every device of the mesh that `layer` lies on, if it lies on one."""
+    mesh = _mesh(layer)
+    return array if mesh is None else _put(array, NamedSharding(mesh, PartitionSpec()))
+
+
 def restored_layer(
     cls: type[LoRAWrapper], base: Any, state: Mapping[str, Any], rank: Any, alpha: Any
 ) -> LoRAWrapper:

@@ -12,8 +12,10 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._caches import remembered
-from ._contract import LoRAWrapper, expect_model, is_adapter
+from ._contract import LoRAWrapper, expect_model, is_adapter, is_shared
+from ._errors import SelectionError
 from ._paths import KeyPath
+from ._shared_arrays import shared_arrays, uses_shared, with_shared_values
 from ._tree import map_adapters
 
 
@@ -87,9 +89,16 @@ def carry_to_adapted(
     - `replaced`: the paths of layers that had another adapter before.
     """
 
+    trained: dict[str, Any] = {}  # whether each shared array trains
+
     def carry(path: str, adapter: LoRAWrapper, before: Any) -> Any:
         is_new = not is_adapter(before) or path in replaced
-        return lora_trainable_filter(adapter) if is_new else before
+        mask = lora_trainable_filter(adapter) if is_new else before
+        if not uses_shared(adapter):
+            return mask
+        if not trained:
+            trained.update(shared_arrays(trainable))
+        return with_shared_values(mask, adapter, trained)
 
     return map_adapters(carry, adapted, trainable)
 
@@ -124,6 +133,11 @@ def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any]
     """The filter as immutable parts, and the tree that joins them to lists and dicts."""
     # These are new in each filter, since a user may change them.
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
+    if any(is_shared(x) and x.held for x in jtu.tree_leaves(model, is_leaf=is_shared)):
+        raise SelectionError(
+            "This model was resolved. It is for calls: the arrays that its adapters share are not "
+            "among its leaves. Ask about, and train, the model that `jno.lora.resolve` was given."
+        )
     marked = jtu.tree_map(
         lambda node: _inside(node) if is_adapter(node) else _OUTSIDE, model, is_leaf=is_adapter
     )

@@ -82,6 +82,9 @@ def adapted_layers(model: PyTree, *others: PyTree) -> Iterator[tuple[Any, ...]]:
 def map_adapters(function: Callable[..., Any], model: PyTree, *others: PyTree) -> Any:
     """Put `function(path, adapter, *nodes)` in the place of each adapted layer.
 
+    An adapter inside another adapter belongs to that one. A model's part, as `eqx.partition` gives
+    it, has the same adapters, with `None` in the place of the other part.
+
     - `others`: as for `adapted_layers`. Everywhere else, the result is the last of the trees.
     """
 

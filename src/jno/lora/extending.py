@@ -14,7 +14,13 @@ from ._registry import default_registry
 from ._sets import known_factors, put_around
 from ._sharding import sharded_like
 from ._showing import Bar, Printed, table
-from ._tree import adapted_layers, layers_at, modules_by_path, norms_around
+from ._tree import (
+    adapted_layers,
+    layers_at,
+    map_adapters,
+    modules_by_path,
+    norms_around,
+)
 
 if TYPE_CHECKING:
     from ._showing.plots import Picture
@@ -24,12 +30,12 @@ __all__ = [
     "Printed",
     "adapted_layers",
     "bullets",
-    "check_ending",
     "default_registry",
     "expect_model",
     "imported_for",
     "known_factors",
     "layers_at",
+    "map_adapters",
     "modules_by_path",
     "nearest",
     "new_picture",
@@ -48,23 +54,19 @@ __all__ = [
 ]
 
 
-def new_picture(width: float, height: float) -> "Picture":
+def new_picture(
+    width: float, height: float, path: str | os.PathLike[str] | None = None
+) -> "Picture":
     """An empty `matplotlib.figure.Figure`, sizes in inches, which shows itself in a notebook.
 
     It needs no screen; `saved(path)` writes it to a file.
 
-    **Raises:** `MissingLibraryError` without matplotlib (the extra `plot`).
-    """
-    from ._showing.plots import Picture
+    **Arguments:** `path`: where it is to be saved. Its ending is checked now, before long work.
 
+    **Raises:** `MissingLibraryError` without matplotlib (the extra `plot`); `SelectionError` for an
+    ending that matplotlib does not know.
+    """
+    from ._showing.plots import Picture, check_ending
+
+    check_ending(path)
     return Picture(width, height)
-
-
-def check_ending(path: str | os.PathLike[str] | None) -> None:
-    """Check that a picture can be saved in the format that `path` ends in.
-
-    **Raises:** `SelectionError` if it cannot; `MissingLibraryError` without matplotlib.
-    """
-    from ._showing import plots
-
-    plots.check_ending(path)

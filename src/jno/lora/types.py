@@ -1,12 +1,14 @@
-"""The types of results, for annotations: plans, reports, records of plugins, parts of sets."""
+"""Types for annotations: of results, of rarer errors, and of layers by their attributes."""
 
 from typing import TYPE_CHECKING, Any
 
-from ._errors import imported_for
+from ._calibration import Allocation, AllocationRow, Statistics
+from ._contract import ConvLike, LinearLike
+from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, PluginError, imported_for
 from ._planning import Plan, PlanRow
 from ._registry import PluginRecord, RegisteredWrapper
 from ._reports import AdapterEffect, AdapterEffects, LoraReport, ReportRow
-from ._sets import LayerForm, LooseAdapter, UpdateReport, UpdateRow
+from ._sets import AdapterSet, LayerForm, LooseAdapter, UpdateReport, UpdateRow
 from ._showing import Table
 
 if TYPE_CHECKING:
@@ -15,14 +17,24 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterEffect",
     "AdapterEffects",
+    "AdapterSet",
+    "Allocation",
+    "AllocationRow",
+    "ConvLike",
+    "JnoLoraWarning",
     "LayerForm",
+    "LinearLike",
     "LooseAdapter",
     "LoraReport",
+    "MissingLibraryError",
+    "PeftFormatError",
     "Plan",
     "PlanRow",
+    "PluginError",
     "PluginRecord",
     "RegisteredWrapper",
     "ReportRow",
+    "Statistics",
     "Table",
     "UpdateReport",
     "UpdateRow",

@@ -20,7 +20,7 @@ def renamed(path):
 
 
 CONFIGURATIONS = {
-    "version 2": (lambda c: c.update(format_version=2), "pip install -U jno-lora"),
+    "version 3": (lambda c: c.update(format_version=3), "pip install -U jno-lora"),
     "version 0": (
         lambda c: c.update(format_version=0),
         "is 0, which is not a whole number from 1",
@@ -56,6 +56,9 @@ CONFIGURATIONS = {
     "arrays text": (with_adapter(arrays="lora_A"), "not a list"),
     "arrays of numbers": (with_adapter(arrays=[1, 2]), "not a list of printable text"),
     "an array twice": (with_adapter(arrays=["lora_A", "lora_B", "lora_A"]), "the same name"),
+    "base values a number": (with_adapter(base_values=3), "is 3, which is not a hash"),
+    "base values an escape": (with_adapter(base_values="sha256:\x1b[31m"), "which is not a hash"),
+    "base values of a megabyte": (with_adapter(base_values="x:" + "a" * 2**20), "not a hash"),
     "layer null": (with_adapter(layer=None), "not a JSON object"),
     "a layer without stack_ndim": (
         with_adapter(layer={"class": "Linear", "arrays": {}}),

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from jno.lora import PluginError, SelectionError
-from jno.lora.extending import check_ending, imported_for
+from jno.lora.extending import imported_for, new_picture
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -53,7 +53,7 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
                 f"there is no directory {str(file.parent)!r}. Make it first.", param_hint=option
             )
     if plot_file is not None:
-        check_ending(plot_file)
+        new_picture(1, 1, plot_file)
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
     comparison = compare_(**_task(what, inspect.signature(compare_)))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
+from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError, resolve
 from jno.lora.extending import Bar, default_registry, imported_for
 
 from ._checks import check_batches, check_candidates, check_loss, check_model, checked_rates
@@ -22,6 +22,9 @@ from ._fitting import Fit, Loss, Trainer, number_of
 _LOG = logging.getLogger("jno.lora.compare")
 
 _DEFAULT_RATE = 1e-3
+
+# So many of the batches are calibrated on, for adapters that start from data.
+_FOR_STATISTICS = 8
 
 # Candidates without an adapter: everything trains, nothing trains.
 FULL, NONE = "full", "none"
@@ -50,7 +53,8 @@ def compare(
 ) -> Comparison:
     """Train several adapters on your model, from the same start and under the same budget.
 
-    Only the adapters train. The best learning rate differs between methods: a fair comparison
+    Only the adapters train. Those that start from data (EVA) are calibrated on the first 8 batches
+    with the same `loss`. The best learning rate differs between methods: a fair comparison
     gives several, and decides by data that nobody trained on (`score`). Ctrl-C keeps the finished
     candidates.
 
@@ -113,12 +117,17 @@ def compare(
     check_loss(loss, model, kept[0])
     contest = _Contest(loss, kept, steps, optimizer, rates, score)
 
+    def starts_from_data(net: Net, candidate: Candidate) -> bool:
+        rows = net.plan(rank, wrapper=candidate, **asked).wrapped
+        return any(row.wrapper is not None and row.wrapper.needs for row in rows)
+
     def trained(candidate: Candidate, name: str, on_step: Callable[[], None]) -> ComparisonRow:
         net = Net(model, key=key, registry=registry)
         if candidate != FULL:
             net.freeze()
         if candidate not in (FULL, NONE):
-            net.lora(rank, wrapper=candidate, **asked)
+            data = (kept[:_FOR_STATISTICS], loss) if starts_from_data(net, candidate) else None
+            net.lora(rank, wrapper=candidate, calibrate=data, **asked)
         return contest.row_of(name, net, on_step)
 
     rows: list[ComparisonRow] = []
@@ -193,7 +202,7 @@ class _Contest(NamedTuple):
             fit = trainer.fit(trainable, frozen, supply, state=state, on_step=on_step)
             means = _running_means(fit.losses, max(1, self.steps // 10))
             model = eqx.combine(fit.trainable, frozen)
-            given = () if self.score is None else self.score(model)
+            given = () if self.score is None else self.score(resolve(model))
             score = tuple(map(float, given if isinstance(given, tuple) else (given,)))
             return _Trial(rate, fit, means, model, score)
 

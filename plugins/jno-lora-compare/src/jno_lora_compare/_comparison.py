@@ -7,7 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from jno.lora import SelectionError
-from jno.lora.extending import Printed, check_ending, table
+from jno.lora.extending import Printed, new_picture, table
 from jno.lora.types import Table
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Comparison(Printed[ComparisonRow]):
         `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the file cannot be
         written.
         """
-        check_ending(path)
+        new_picture(1, 1, path)  # an ending that is unknown is an error before anything is drawn
         from ._drawing import draw_comparison, draw_times
 
         trained = [row for row in self.rows if row.error is None]

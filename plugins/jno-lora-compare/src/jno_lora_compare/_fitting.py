@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jno.lora import resolve
+
 from ._training_run import TrainingRun
 
 # `loss(model, batch)` is a scalar.
@@ -58,7 +60,7 @@ class Trainer:
 
     **Arguments:**
 
-    - `loss`: `loss(model, batch)`, a scalar.
+    - `loss`: `loss(model, batch)`, a scalar, of a model that is resolved (`jno.lora.resolve`).
     - `optimizer`: from optax, or like one of optax's (`init`, `update`).
     """
 
@@ -68,7 +70,7 @@ class Trainer:
         def step(trainable: PyTree, frozen: PyTree, state: PyTree, batch: PyTree) -> Any:
             # Only what trains is differentiated: the frozen part gets no gradient, not even zeros.
             value, gradient = eqx.filter_value_and_grad(
-                lambda trainable: loss(eqx.combine(trainable, frozen), batch)
+                lambda trainable: loss(resolve(eqx.combine(trainable, frozen)), batch)
             )(trainable)
             # Optax raises a float to the power of an integer; the model itself needs no promotion.
             with jax.numpy_dtype_promotion("standard"):
@@ -77,7 +79,7 @@ class Trainer:
             return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, trainable), state, value
 
         self._step: Any = eqx.filter_jit(step)
-        self._loss: Any = eqx.filter_jit(loss)
+        self._loss: Any = eqx.filter_jit(lambda model, batch: loss(resolve(model), batch))
 
     def start(self, trainable: PyTree) -> TrainingRun:
         """The run before its first step, for the trainable part of a model."""

@@ -5,9 +5,11 @@ from .layer import EmbeddingLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
 from jno_lora_zoo import C3A
+from jno_lora_zoo import CorDA
 from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import EVA
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
@@ -19,6 +21,8 @@ from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
+from jno_lora_zoo import LoRAGA
+from jno_lora_zoo import LoRAOne
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
@@ -31,8 +35,11 @@ from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TiedLoRA
 from jno_lora_zoo import TinyLoRA
+from jno_lora_zoo import VBLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import VeRAShared
 from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
@@ -47,20 +54,27 @@ __all__ = [
     "LoRAFAEmbedding",
     "LoKrEmbedding",
     "VeRAEmbedding",
+    "VeRASharedEmbedding",
     "BOFTEmbedding",
+    "TiedLoRAEmbedding",
     "rsLoRAEmbedding",
     "DoRAEmbedding",
     "PiSSAEmbedding",
     "FourierFTEmbedding",
+    "VBLoRAEmbedding",
     "HRAEmbedding",
     "LoRAXSEmbedding",
     "OLoRAEmbedding",
+    "CorDAEmbedding",
     "MiLoRAEmbedding",
     "SHiRAEmbedding",
+    "LoRAGAEmbedding",
     "C3AEmbedding",
     "RoAdEmbedding",
     "MiSSEmbedding",
+    "EVAEmbedding",
     "RandLoRAEmbedding",
+    "LoRAOneEmbedding",
     "DeLoRAEmbedding",
     "PSOFTEmbedding",
     "WaveFTEmbedding",
@@ -192,6 +206,19 @@ class VeRAEmbedding(VeRA, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedEmbedding(VeRAShared, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTEmbedding(BOFT, EmbeddingLayer):
     def __init__(
         self,
@@ -202,6 +229,19 @@ class BOFTEmbedding(BOFT, EmbeddingLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAEmbedding(TiedLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAEmbedding(rsLoRA, EmbeddingLayer):
@@ -255,6 +295,22 @@ class FourierFTEmbedding(FourierFT, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VBLoRAEmbedding(VBLoRA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAEmbedding(HRA, EmbeddingLayer):
     def __init__(
         self,
@@ -291,6 +347,20 @@ class OLoRAEmbedding(OLoRA, EmbeddingLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAEmbedding(CorDA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAEmbedding(MiLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -312,6 +382,20 @@ class SHiRAEmbedding(SHiRA, EmbeddingLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAEmbedding(LoRAGA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AEmbedding(C3A, EmbeddingLayer):
@@ -354,6 +438,23 @@ class MiSSEmbedding(MiSS, EmbeddingLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAEmbedding(EVA, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAEmbedding(RandLoRA, EmbeddingLayer):
     def __init__(
         self,
@@ -365,6 +466,21 @@ class RandLoRAEmbedding(RandLoRA, EmbeddingLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneEmbedding(LoRAOne, EmbeddingLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAEmbedding(DeLoRA, EmbeddingLayer):

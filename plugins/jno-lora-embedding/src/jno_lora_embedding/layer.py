@@ -93,16 +93,22 @@ class EmbeddingLayer(LayerKind):
         return A[:, x].astype(compute_dtype(self.base.weight))
 
     def plus(self, x: Any, U: Update) -> Array:
-        i = self._column(x)
+        i = _row(self.base, x)
         column = U.matrix()[:, i] if U.column is None else U.column(i)
         return self.product(x) + column.astype(compute_dtype(self.base.weight))
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        rows = jnp.arange(layer.num_embeddings)
+        return (_row(layer, args[0]).reshape(-1, 1) == rows[None]).astype(jnp.float32)
 
     def finish(self, y: Array, b: Float[Array, " out"] | None) -> Array:
         return cast_like(y, self.base.weight)
 
-    def _column(self, x: Any) -> Array:
-        """The row that `weight[x]` reads, as a number that can be divided."""
-        count = self.base.num_embeddings
-        # JAX's own integer type: an `uint8` id cannot hold the count.
-        index = jnp.asarray(x).astype(int)
-        return jnp.clip(jnp.where(index < 0, index + count, index), 0, count - 1)
+
+def _row(layer: Any, x: Any) -> Array:
+    """The row that `layer.weight[x]` reads, as a number that can be divided."""
+    count = layer.num_embeddings
+    # JAX's own integer type: an `uint8` id cannot hold the count.
+    index = jnp.asarray(x).astype(int)
+    return jnp.clip(jnp.where(index < 0, index + count, index), 0, count - 1)

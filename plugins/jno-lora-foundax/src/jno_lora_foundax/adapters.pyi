@@ -7,9 +7,11 @@ from .layers import SubsampledLinearLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
 from jno_lora_zoo import C3A
+from jno_lora_zoo import CorDA
 from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import EVA
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
@@ -21,6 +23,8 @@ from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
+from jno_lora_zoo import LoRAGA
+from jno_lora_zoo import LoRAOne
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
@@ -33,8 +37,11 @@ from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TiedLoRA
 from jno_lora_zoo import TinyLoRA
+from jno_lora_zoo import VBLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import VeRAShared
 from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
@@ -49,20 +56,27 @@ __all__ = [
     "LoRAFAChannelLastConv",
     "LoKrChannelLastConv",
     "VeRAChannelLastConv",
+    "VeRASharedChannelLastConv",
     "BOFTChannelLastConv",
+    "TiedLoRAChannelLastConv",
     "rsLoRAChannelLastConv",
     "DoRAChannelLastConv",
     "PiSSAChannelLastConv",
     "FourierFTChannelLastConv",
+    "VBLoRAChannelLastConv",
     "HRAChannelLastConv",
     "LoRAXSChannelLastConv",
     "OLoRAChannelLastConv",
+    "CorDAChannelLastConv",
     "MiLoRAChannelLastConv",
     "SHiRAChannelLastConv",
+    "LoRAGAChannelLastConv",
     "C3AChannelLastConv",
     "RoAdChannelLastConv",
     "MiSSChannelLastConv",
+    "EVAChannelLastConv",
     "RandLoRAChannelLastConv",
+    "LoRAOneChannelLastConv",
     "DeLoRAChannelLastConv",
     "PSOFTChannelLastConv",
     "WaveFTChannelLastConv",
@@ -82,20 +96,27 @@ __all__ = [
     "LoRAFAChannelLastConvTranspose",
     "LoKrChannelLastConvTranspose",
     "VeRAChannelLastConvTranspose",
+    "VeRASharedChannelLastConvTranspose",
     "BOFTChannelLastConvTranspose",
+    "TiedLoRAChannelLastConvTranspose",
     "rsLoRAChannelLastConvTranspose",
     "DoRAChannelLastConvTranspose",
     "PiSSAChannelLastConvTranspose",
     "FourierFTChannelLastConvTranspose",
+    "VBLoRAChannelLastConvTranspose",
     "HRAChannelLastConvTranspose",
     "LoRAXSChannelLastConvTranspose",
     "OLoRAChannelLastConvTranspose",
+    "CorDAChannelLastConvTranspose",
     "MiLoRAChannelLastConvTranspose",
     "SHiRAChannelLastConvTranspose",
+    "LoRAGAChannelLastConvTranspose",
     "C3AChannelLastConvTranspose",
     "RoAdChannelLastConvTranspose",
     "MiSSChannelLastConvTranspose",
+    "EVAChannelLastConvTranspose",
     "RandLoRAChannelLastConvTranspose",
+    "LoRAOneChannelLastConvTranspose",
     "DeLoRAChannelLastConvTranspose",
     "PSOFTChannelLastConvTranspose",
     "WaveFTChannelLastConvTranspose",
@@ -115,20 +136,27 @@ __all__ = [
     "LoRAFASubsampledLinear",
     "LoKrSubsampledLinear",
     "VeRASubsampledLinear",
+    "VeRASharedSubsampledLinear",
     "BOFTSubsampledLinear",
+    "TiedLoRASubsampledLinear",
     "rsLoRASubsampledLinear",
     "DoRASubsampledLinear",
     "PiSSASubsampledLinear",
     "FourierFTSubsampledLinear",
+    "VBLoRASubsampledLinear",
     "HRASubsampledLinear",
     "LoRAXSSubsampledLinear",
     "OLoRASubsampledLinear",
+    "CorDASubsampledLinear",
     "MiLoRASubsampledLinear",
     "SHiRASubsampledLinear",
+    "LoRAGASubsampledLinear",
     "C3ASubsampledLinear",
     "RoAdSubsampledLinear",
     "MiSSSubsampledLinear",
+    "EVASubsampledLinear",
     "RandLoRASubsampledLinear",
+    "LoRAOneSubsampledLinear",
     "DeLoRASubsampledLinear",
     "PSOFTSubsampledLinear",
     "WaveFTSubsampledLinear",
@@ -260,6 +288,19 @@ class VeRAChannelLastConv(VeRA, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedChannelLastConv(VeRAShared, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTChannelLastConv(BOFT, ChannelLastConvLayer):
     def __init__(
         self,
@@ -270,6 +311,19 @@ class BOFTChannelLastConv(BOFT, ChannelLastConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAChannelLastConv(TiedLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAChannelLastConv(rsLoRA, ChannelLastConvLayer):
@@ -323,6 +377,22 @@ class FourierFTChannelLastConv(FourierFT, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VBLoRAChannelLastConv(VBLoRA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAChannelLastConv(HRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -359,6 +429,20 @@ class OLoRAChannelLastConv(OLoRA, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAChannelLastConv(CorDA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAChannelLastConv(MiLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -380,6 +464,20 @@ class SHiRAChannelLastConv(SHiRA, ChannelLastConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAChannelLastConv(LoRAGA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AChannelLastConv(C3A, ChannelLastConvLayer):
@@ -422,6 +520,23 @@ class MiSSChannelLastConv(MiSS, ChannelLastConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAChannelLastConv(EVA, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAChannelLastConv(RandLoRA, ChannelLastConvLayer):
     def __init__(
         self,
@@ -433,6 +548,21 @@ class RandLoRAChannelLastConv(RandLoRA, ChannelLastConvLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneChannelLastConv(LoRAOne, ChannelLastConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAChannelLastConv(DeLoRA, ChannelLastConvLayer):
@@ -673,6 +803,19 @@ class VeRAChannelLastConvTranspose(VeRA, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedChannelLastConvTranspose(VeRAShared, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTChannelLastConvTranspose(BOFT, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -683,6 +826,19 @@ class BOFTChannelLastConvTranspose(BOFT, ChannelLastConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAChannelLastConvTranspose(TiedLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAChannelLastConvTranspose(rsLoRA, ChannelLastConvTransposeLayer):
@@ -736,6 +892,22 @@ class FourierFTChannelLastConvTranspose(FourierFT, ChannelLastConvTransposeLayer
         multiplier: Any = ...,
     ) -> None: ...
 
+class VBLoRAChannelLastConvTranspose(VBLoRA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAChannelLastConvTranspose(HRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -772,6 +944,20 @@ class OLoRAChannelLastConvTranspose(OLoRA, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAChannelLastConvTranspose(CorDA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAChannelLastConvTranspose(MiLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -793,6 +979,20 @@ class SHiRAChannelLastConvTranspose(SHiRA, ChannelLastConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAChannelLastConvTranspose(LoRAGA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AChannelLastConvTranspose(C3A, ChannelLastConvTransposeLayer):
@@ -835,6 +1035,23 @@ class MiSSChannelLastConvTranspose(MiSS, ChannelLastConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAChannelLastConvTranspose(EVA, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAChannelLastConvTranspose(RandLoRA, ChannelLastConvTransposeLayer):
     def __init__(
         self,
@@ -846,6 +1063,21 @@ class RandLoRAChannelLastConvTranspose(RandLoRA, ChannelLastConvTransposeLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneChannelLastConvTranspose(LoRAOne, ChannelLastConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAChannelLastConvTranspose(DeLoRA, ChannelLastConvTransposeLayer):
@@ -1086,6 +1318,19 @@ class VeRASubsampledLinear(VeRA, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedSubsampledLinear(VeRAShared, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTSubsampledLinear(BOFT, SubsampledLinearLayer):
     def __init__(
         self,
@@ -1096,6 +1341,19 @@ class BOFTSubsampledLinear(BOFT, SubsampledLinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRASubsampledLinear(TiedLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRASubsampledLinear(rsLoRA, SubsampledLinearLayer):
@@ -1149,6 +1407,22 @@ class FourierFTSubsampledLinear(FourierFT, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VBLoRASubsampledLinear(VBLoRA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRASubsampledLinear(HRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -1185,6 +1459,20 @@ class OLoRASubsampledLinear(OLoRA, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDASubsampledLinear(CorDA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRASubsampledLinear(MiLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -1206,6 +1494,20 @@ class SHiRASubsampledLinear(SHiRA, SubsampledLinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGASubsampledLinear(LoRAGA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3ASubsampledLinear(C3A, SubsampledLinearLayer):
@@ -1248,6 +1550,23 @@ class MiSSSubsampledLinear(MiSS, SubsampledLinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVASubsampledLinear(EVA, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRASubsampledLinear(RandLoRA, SubsampledLinearLayer):
     def __init__(
         self,
@@ -1259,6 +1578,21 @@ class RandLoRASubsampledLinear(RandLoRA, SubsampledLinearLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneSubsampledLinear(LoRAOne, SubsampledLinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRASubsampledLinear(DeLoRA, SubsampledLinearLayer):

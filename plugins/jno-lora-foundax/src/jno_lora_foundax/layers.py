@@ -1,6 +1,7 @@
 """foundax's layers: convolutions whose kernels have the channels last, and MPP's linear layers."""
 
 import abc
+import math
 from typing import Any
 
 import equinox as eqx
@@ -64,6 +65,16 @@ class ChannelLastKernelLayer(LayerKind):
         kernel = cast_like(matrix, base.weight).reshape(outputs, inputs, *kernel_size)
         kernel = jnp.moveaxis(kernel, (0, 1), (-1, -2))
         return eqx.tree_at(lambda m: m.weight, base, kernel)
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        """The patches: the outputs of the layer for kernels with a single one."""
+        *kernel_size, inputs, _ = layer.weight.shape
+        width = math.prod(kernel_size) * inputs
+        ones = jnp.eye(width, dtype=layer.weight.dtype).reshape(width, inputs, *kernel_size)
+        new = (jnp.moveaxis(ones, (0, 1), (-1, -2)), None)
+        probe = eqx.tree_at(lambda m: (m.weight, m.bias), layer, new, is_leaf=lambda x: x is None)
+        return super().inputs_of(layer, probe(*args, **kwargs))
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:

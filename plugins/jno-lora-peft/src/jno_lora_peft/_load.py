@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -32,7 +31,7 @@ from ._layouts import Layout, Shape, layout_of
 from ._loaded import Source
 from ._module import Converted, Module
 from ._names import Paths, Place, Rename, dotted_path
-from ._stacks import check_stack, stacked
+from ._stacks import check_stack, on_device, stacked
 from ._ties import Ties, modules_at
 from ._types import TYPES
 from ._untied import Untied, inner_path, is_table, untied
@@ -100,7 +99,7 @@ def load_peft(
     if lines := not_finite(tensors):
         warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
     changed = loading.arrays.put_into(plain)
-    return put_around(changed, AdapterSet(loading.adapters))
+    return put_around(changed, AdapterSet(loading.adapters, loading.shared))
 
 
 class _Loading:
@@ -111,6 +110,7 @@ class _Loading:
         self.registry = registry
         self.problems: list[str] = []
         self.adapters: dict[str, LooseAdapter] = {}
+        self.shared: dict[str, jax.Array] = {}
         self.arrays = Arrays()
         self._ties = ties
         # Heads that have the tensors of an embedding, which PEFT adapts without targeting them.
@@ -291,10 +291,9 @@ class _Loading:
         self.problems += self.arrays.change_bias(path, layer, changes, source)
         if cls is None:
             return
-        # JAX holds 64-bit numbers in 32 bits, unless told otherwise.
-        arrays = {
-            name: jnp.asarray(value, jax.dtypes.canonicalize_dtype(value.dtype))
-            for name, value in stacked([one.state for one in ordered], stack).items()
-        }
+        arrays = on_device(stacked([one.state for one in ordered], stack))
+        # The same for every module of the file.
+        new = {n: x for n, x in ordered[0].shared.items() if n not in self.shared}
+        self.shared |= on_device(new)
         rank, alpha = ordered[0].rank, ordered[0].alpha
         self.adapters[path] = LooseAdapter(arrays, cls, rank, alpha, LayerForm.of(layer, ndim))

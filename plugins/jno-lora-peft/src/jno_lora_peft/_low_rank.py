@@ -6,6 +6,7 @@ import numpy as np
 
 from ._layouts import METHODS
 from ._module import Converted, Module
+from ._sharing import projections
 from ._starts import residual_of
 from ._updates import Factors, MisfitError, factors, refuse_layer
 
@@ -50,59 +51,12 @@ def adalora(m: Module) -> Converted:
     return m.low_rank((m.parts["lora_E"] * m.parts["lora_A"], m.parts["lora_B"]), scale)
 
 
-def vera(m: Module) -> Converted:
-    """`diag(b) B diag(d) A`, with the matrices that all layers share."""
-    m.check({"vera_lambda_b": (m.layout.outputs,), "vera_lambda_d": (m.rank,)})
-    A, B = _projections(m, "vera", m.rank)
-    d, b = m.parts["vera_lambda_d"], m.parts["vera_lambda_b"]
-    return m.low_rank((d[:, None] * A, b[:, None] * B))
-
-
 def pvera(m: Module) -> Converted:
     """As VeRA: the second half of `d` and `A` makes the variance, which training alone draws by."""
     m.check({"pvera_lambda_b": (m.layout.outputs,), "pvera_lambda_d": (2 * m.rank,)})
-    A, B = _projections(m, "pvera", 2 * m.rank)
+    A, B = projections(m, "pvera", 2 * m.rank)
     d, b = m.parts["pvera_lambda_d"][: m.rank], m.parts["pvera_lambda_b"]
     return m.low_rank((d[:, None] * A[: m.rank], b[:, None] * B))
-
-
-def vblora(m: Module) -> Converted:
-    """Factors of pieces, each a mean of the vectors that its largest logits choose."""
-    bank = m.shared.get("base_model.vblora_vector_bank")
-    k = m.values.get("topk", 2)
-    if bank is None or bank.ndim != 2 or not isinstance(k, int):
-        raise MisfitError("the bank of vectors is missing, or `topk` is not a number")
-    outputs, inputs = m.layout.matrix
-    length, pieces = bank.shape[1], {}
-    for part, shape in {
-        "A": (m.rank, inputs // length),
-        "B": (outputs // length, m.rank),
-    }.items():
-        name = f"vblora_logits_{part}"
-        if name in m.parts:
-            m.check(
-                {
-                    n: (*shape, len(bank)) if n == name else m.parts[n].shape
-                    for n in (*m.parts, name)
-                }
-            )
-            chosen = np.argsort(-m.parts[name], axis=-1, kind="stable")[..., :k]
-            logits = np.take_along_axis(m.parts[name], chosen, -1)
-            powers = np.exp(logits - logits.max(-1, keepdims=True))
-            weights = powers / powers.sum(-1, keepdims=True)
-        else:  # `save_only_topk_weights`: all but the last weight, for they sum to 1
-            few = f"{name}_topk_weights", (*shape, k - 1)
-            which = f"{name}_topk_indices", (*shape, k)
-            m.check({n: dict([few, which]).get(n, m.parts[n].shape) for n in (*m.parts,)})
-            if few[0] not in m.parts or which[0] not in m.parts:
-                raise MisfitError(f"{name}: missing")
-            first, chosen = m.parts[few[0]], m.parts[which[0]].astype(int)
-            weights = np.concatenate([first, 1 - first.sum(-1, keepdims=True)], -1)
-        if chosen.min() < 0 or chosen.max() >= len(bank):
-            raise MisfitError(f"{name}: it chooses vectors that the bank of {len(bank)} lacks")
-        pieces[part] = np.einsum("ijk,ijkl->ijl", weights, bank[chosen])
-    A, B = pieces["A"].reshape(m.rank, -1), pieces["B"].swapaxes(1, 2).reshape(-1, m.rank)
-    return m.low_rank((A.astype(np.float32), B.astype(np.float32)))
 
 
 def unilora(m: Module) -> Converted:
@@ -167,25 +121,6 @@ def lokr(m: Module) -> Converted:
         # Their product is smaller, however large the factors' rank is.
         return m.low_rank(factors(np.kron(b1 @ a1, b2 @ a2)), scale)
     return m.low_rank((np.kron(a1, a2), np.kron(b1, b2)), scale)
-
-
-def _projections(m: Module, prefix: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part for this layer of the random matrices that all layers share."""
-    names = [f"base_model.{prefix}_{letter}" for letter in "AB"]
-    if not all(name in m.shared for name in names):
-        raise MisfitError(
-            "the matrices that all layers share are not in the file, and only Torch draws the same "
-            "again from their seed: save it in PEFT with save_projection=True"
-        )
-    A, B = (m.shared[name] for name in names)
-    outputs, inputs = m.layout.matrix
-    if A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, m.rank):
-        raise MisfitError(f"the shared matrices {A.shape} and {B.shape} do not have rank {m.rank}")
-    if A.shape[1] < inputs or len(B) < outputs:
-        raise MisfitError(
-            f"the shared matrices {A.shape} and {B.shape} are too small for the layer"
-        )
-    return A[:, :inputs], B[:outputs]
 
 
 def _kernel(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

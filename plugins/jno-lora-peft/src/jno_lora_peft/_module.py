@@ -16,6 +16,7 @@ class Converted:
 
     - `variant`: `None` if nothing but the bias changes.
     - `bias`: `"shift"`, to add to the layer's bias, or nothing.
+    - `shared`: arrays that it shares with the other adapters of the file, by the names here.
     """
 
     variant: str | None
@@ -23,6 +24,7 @@ class Converted:
     alpha: float
     state: Mapping[str, np.ndarray]
     bias: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    shared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

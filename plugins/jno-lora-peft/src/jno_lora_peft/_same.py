@@ -56,6 +56,7 @@ class Adapter(NamedTuple):
     """One adapter here, to be written: its arrays without the axes of a stack.
 
     - `scale`: the factor of its update, if it is LoRA.
+    - `shared`: the arrays that it shares with other adapters, by field.
     """
 
     variant: str
@@ -65,18 +66,21 @@ class Adapter(NamedTuple):
     layout: Layout
     has_bias: bool
     scale: float = 1.0
+    shared: Parts = {}  # noqa: RUF012  # a `NamedTuple`, whose defaults are never changed
 
 
 class File(NamedTuple):
     """One adapter as PEFT has it. `settings` are those beside the rank and alpha.
 
     - `alpha`: PEFT's, if it is not the alpha here.
+    - `shared`: the tensors that all modules have part of, as this one needs them.
     """
 
     rank: int
     tensors: Parts
     settings: Mapping[str, Any]
     alpha: float | None = None
+    shared: Parts = {}  # noqa: RUF012
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, Net, PeftFormatError
+from jno.lora import LoRAWrapper, Net, PeftFormatError, resolve
 from jno.lora.extending import adapted_layers, bullets, expect_model, show_path
 
 from ._files import PREFIX, Directory, write
@@ -32,8 +32,9 @@ def save_peft(
     """Write the adapters of `model` as one adapter of PEFT, for `PeftModel.from_pretrained`.
 
     A method that PEFT has as well is written as PEFT's type. Others are written as LoRA with the
-    same update if that is a product of two factors of low rank (of twice the rank for PiSSA, OLoRA
-    and MiLoRA), as is what mixes LoRA and rsLoRA. The page "Coming from PEFT" lists them.
+    same update if that is a product of two factors of low rank (of twice the rank for PiSSA and
+    others that change the weight at first), as is what mixes LoRA and rsLoRA. The page "Coming from
+    PEFT" lists them.
     The adapted layers themselves are not written: PEFT puts the adapters around its own.
 
     Trained arrays outside the adapters are written as PEFT's `modules_to_save`: those that a `Net`
@@ -126,10 +127,14 @@ class _Saving:
         self._rename = rename
         self._ties = ties
         flags = () if trainable is None else (trainable,)
-        for path, node, *trains in adapted_layers(model, *flags):
+        # With the arrays that adapters share; not for the flags, which have the model's structure.
+        resolved = (whole for _, whole in adapted_layers(resolve(model)))
+        for (path, node, *trains), whole in zip(
+            adapted_layers(model, *flags), resolved, strict=True
+        ):
             try:
                 trained = trained_in_base(node, trains[0]) if trains else frozenset()
-                for one in written(node, self._ties.outer(path)):
+                for one in written(whole, self._ties.outer(path)):
                     module = self._add(one)
                     self._add_base(module, node, one, trained)
                     self._tie(module, one, node, self._ties.of(path))

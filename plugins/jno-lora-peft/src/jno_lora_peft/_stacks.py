@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jno.lora.extending import bullets
@@ -36,4 +38,12 @@ def stacked(slices: list[Mapping[str, np.ndarray]], stack: Shape) -> dict[str, n
     return {
         name: np.stack([one[name] for one in slices]).reshape((*stack, *slices[0][name].shape))
         for name in slices[0]
+    }
+
+
+def on_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The arrays as JAX holds them: 64-bit numbers in 32 bits, unless told otherwise."""
+    return {
+        name: jnp.asarray(value, jax.dtypes.canonicalize_dtype(value.dtype))
+        for name, value in arrays.items()
     }

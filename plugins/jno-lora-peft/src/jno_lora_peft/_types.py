@@ -2,8 +2,9 @@
 
 from ._drawn import randlora, shared_bases, tinylora, to_randlora
 from ._ia3 import feedforward, ia3, to_ia3
-from ._low_rank import lora, pvera, unilora, vblora, vera
+from ._low_rank import lora, pvera, unilora
 from ._module import Converted, Module
+from ._sharing import shared_tensors, to_vblora, to_vera, vblora, vera
 from ._sparse import (
     fourierft,
     shira,
@@ -206,15 +207,17 @@ TYPES: dict[str, Type] = {
         shared=r"base_model\.tinylora_v\..*",
     ),
     "VERA": Type(
-        "LoRA, `A = diag(d) A`, `B = diag(b) B`",
+        "VeRA with shared matrices (`vera-shared`), those of the file",
         "vera_lambda_[bd]",
         vera,
         Setting("r", 256),
         shared=r"base_model\.vera_[AB]",
+        writes={"vera-shared": to_vera},
+        shares=shared_tensors,
         bias="vera_only",
     ),
     "PVERA": Type(
-        "LoRA, as VeRA",
+        "LoRA, `A = diag(d) A`, `B = diag(b) B`",
         "pvera_lambda_[bd]",
         pvera,
         Setting("r", 256),
@@ -222,11 +225,14 @@ TYPES: dict[str, Type] = {
         only={"sample_at_inference": (False, "its outputs are drawn at random")},
     ),
     "VBLORA": Type(
-        "LoRA, its factors put together from the bank of vectors",
+        "VB-LoRA; LoRA if only the chosen weights were saved",
         "vblora_logits_[AB](?:_topk_(?:weights|indices))?",
         vblora,
         Setting("r", 4),
         shared=r"base_model\.vblora_vector_bank",
+        writes={"vb-lora": to_vblora},
+        shares=shared_tensors,
+        bias="vblora_only",
     ),
     "UNILORA": Type(
         "LoRA, its factors put together from the shared vector",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.tree_util as jtu
 import numpy as np
 
-from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError
+from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError, Shared
 from jno.lora.extending import known_factors, show_path, values_of
 
 from ._layouts import METHODS, Layout, Shape, layout_of
@@ -27,6 +27,7 @@ class Written(NamedTuple):
     - `variant`: of the method of the zoo that PEFT's type has, such as `"lora"`.
     - `scale`: the factor of its update, if it is LoRA; `alpha` gives it here.
     - `settings`: those beside the rank and alpha.
+    - `shared`: the tensors that all modules have part of, as this one needs them.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Written(NamedTuple):
     settings: Mapping[str, Any]
     layout: Layout
     place: Shape = ()
+    shared: Arrays = {}  # noqa: RUF012
 
     @property
     def type(self) -> str:
@@ -46,7 +48,7 @@ class Written(NamedTuple):
 
 
 def written(wrapper: LoRAWrapper, path: str) -> list[Written]:
-    """The adapter at `path` for PEFT, or one for each layer of a stack.
+    """The adapter at `path`, of a model that was resolved, or one for each layer of a stack.
 
     **Raises:** `MisfitError` if PEFT has no exact equivalent; `PeftFormatError` for values that
     cannot be read.
@@ -61,12 +63,14 @@ def written(wrapper: LoRAWrapper, path: str) -> list[Written]:
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     # First: nothing can be computed with arrays that cannot be read.
     state = {n: values_for_peft(x, f"the array {n!r} {where}") for n, x in wrapper.state().items()}
+    fields = {n: field.array for n, field in vars(wrapper).items() if isinstance(field, Shared)}
+    shared = {n: values_for_peft(x, f"the array {n!r} {where}") for n, x in fields.items()}
     bias = getattr(base, "bias", None)
     has_bias = bias is not None and bool(values_for_peft(bias, f"the bias {where}").any())
     as_own = _as_own_type(wrapper, state)
     try:
         if as_own is not None:
-            return [*_written(wrapper, path, layout, has_bias, *as_own)]
+            return [*_written(wrapper, path, layout, has_bias, *as_own, shared)]
         refused = MisfitError(
             "its update is not a product of two factors of low rank. `to_lora` approximates it by "
             "one"
@@ -78,7 +82,7 @@ def written(wrapper: LoRAWrapper, path: str) -> list[Written]:
         raise refused
     named = zip(("lora_A", "lora_B"), product, strict=True)
     factors = {n: values_for_peft(x, f"the factor {n[-1]} {where}") for n, x in named}
-    return [*_written(wrapper, path, layout, has_bias, "lora", 1.0, factors)]
+    return [*_written(wrapper, path, layout, has_bias, "lora", 1.0, factors, {})]
 
 
 _LORA = ("lora", "rslora", "dora")
@@ -92,6 +96,7 @@ def _written(
     variant: str,
     scale: float,
     arrays: Arrays,
+    shared: Arrays,
 ) -> Iterator[Written]:
     """The adapter in this variant. **Raises:** `MisfitError` if PEFT's type does not have it."""
     base: Any = wrapper.base
@@ -103,12 +108,21 @@ def _written(
         if alpha != wrapper.alpha and kind.alpha is None:
             raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
         file = kind.writes[variant](
-            Adapter(variant, one, wrapper.rank, alpha, layout, has_bias, scale)
+            Adapter(variant, one, wrapper.rank, alpha, layout, has_bias, scale, shared)
         )
         whole = f"{path}[{show_index(index)}]" if index else path
         alpha = alpha if file.alpha is None else file.alpha
         yield Written(
-            whole, variant, file.tensors, file.rank, scale, alpha, file.settings, layout, index
+            whole,
+            variant,
+            file.tensors,
+            file.rank,
+            scale,
+            alpha,
+            file.settings,
+            layout,
+            index,
+            file.shared,
         )
 
 

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jno.lora import resolve
+
 
 def twin(weights):
     """The model with the weights of Torch's, by Torch's names for them."""
@@ -65,6 +67,7 @@ def layer_at(model, name):
 
 def outputs(model):
     """What each layer makes of its batch."""
+    model = resolve(model)
     return {name: jax.vmap(layer_at(model, name))(x) for name, x in inputs().items()}
 
 

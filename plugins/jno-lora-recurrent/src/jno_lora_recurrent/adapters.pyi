@@ -5,9 +5,11 @@ from .layer import RecurrentLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
 from jno_lora_zoo import C3A
+from jno_lora_zoo import CorDA
 from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
+from jno_lora_zoo import EVA
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA
@@ -19,6 +21,8 @@ from jno_lora_zoo import LoHa
 from jno_lora_zoo import LoKr
 from jno_lora_zoo import LoRA
 from jno_lora_zoo import LoRAFA
+from jno_lora_zoo import LoRAGA
+from jno_lora_zoo import LoRAOne
 from jno_lora_zoo import LoRAXS
 from jno_lora_zoo import MiLoRA
 from jno_lora_zoo import MiSS
@@ -31,8 +35,11 @@ from jno_lora_zoo import RandLoRA
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning
+from jno_lora_zoo import TiedLoRA
 from jno_lora_zoo import TinyLoRA
+from jno_lora_zoo import VBLoRA
 from jno_lora_zoo import VeRA
+from jno_lora_zoo import VeRAShared
 from jno_lora_zoo import WaveFT
 from jno_lora_zoo import rsLoRA
 
@@ -47,20 +54,27 @@ __all__ = [
     "LoRAFARecurrent",
     "LoKrRecurrent",
     "VeRARecurrent",
+    "VeRASharedRecurrent",
     "BOFTRecurrent",
+    "TiedLoRARecurrent",
     "rsLoRARecurrent",
     "DoRARecurrent",
     "PiSSARecurrent",
     "FourierFTRecurrent",
+    "VBLoRARecurrent",
     "HRARecurrent",
     "LoRAXSRecurrent",
     "OLoRARecurrent",
+    "CorDARecurrent",
     "MiLoRARecurrent",
     "SHiRARecurrent",
+    "LoRAGARecurrent",
     "C3ARecurrent",
     "RoAdRecurrent",
     "MiSSRecurrent",
+    "EVARecurrent",
     "RandLoRARecurrent",
+    "LoRAOneRecurrent",
     "DeLoRARecurrent",
     "PSOFTRecurrent",
     "WaveFTRecurrent",
@@ -192,6 +206,19 @@ class VeRARecurrent(VeRA, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedRecurrent(VeRAShared, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTRecurrent(BOFT, RecurrentLayer):
     def __init__(
         self,
@@ -202,6 +229,19 @@ class BOFTRecurrent(BOFT, RecurrentLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRARecurrent(TiedLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRARecurrent(rsLoRA, RecurrentLayer):
@@ -255,6 +295,22 @@ class FourierFTRecurrent(FourierFT, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VBLoRARecurrent(VBLoRA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRARecurrent(HRA, RecurrentLayer):
     def __init__(
         self,
@@ -291,6 +347,20 @@ class OLoRARecurrent(OLoRA, RecurrentLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDARecurrent(CorDA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRARecurrent(MiLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -312,6 +382,20 @@ class SHiRARecurrent(SHiRA, RecurrentLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGARecurrent(LoRAGA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3ARecurrent(C3A, RecurrentLayer):
@@ -354,6 +438,23 @@ class MiSSRecurrent(MiSS, RecurrentLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVARecurrent(EVA, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRARecurrent(RandLoRA, RecurrentLayer):
     def __init__(
         self,
@@ -365,6 +466,21 @@ class RandLoRARecurrent(RandLoRA, RecurrentLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneRecurrent(LoRAOne, RecurrentLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRARecurrent(DeLoRA, RecurrentLayer):

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jno.lora import WrapperError
 from jno_lora_zoo import (
     LayerKind,
     MeshAxes,
@@ -70,6 +71,16 @@ class RecurrentLayer(LayerKind):
             cast_like(matrix[:, split:], base.weight_hh),
         )
         return eqx.tree_at(lambda cell: (cell.weight_ih, cell.weight_hh), base, weights)
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        x, hidden, *_ = args
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # an LSTM has a cell state too
+        return super().inputs_of(layer, jnp.concatenate([x, hidden]))
+
+    @classmethod
+    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
+        raise WrapperError("the gates of a cell are not among its outputs")
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:

@@ -32,6 +32,7 @@ from ._scaled import Additive, Scaled
 from ._svd import Triplets, largest, smallest
 from ._wavelets import daubechies
 from .adapters import *
+from .controllers import AdaLoRAController, AdaLoRAState
 from .layers import (
     ConvLayer,
     ConvTransposeLayer,
@@ -44,6 +45,8 @@ from .plugin import adapters_defined_in
 
 __all__ = [
     "FAMILIES",
+    "AdaLoRAController",
+    "AdaLoRAState",
     "Additive",
     "Bias",
     "ConvLayer",

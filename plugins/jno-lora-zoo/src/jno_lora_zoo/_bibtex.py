@@ -77,6 +77,11 @@ ENTRIES = {
         r"Longhui and Feng, Haiwen and Liu, Zhen and Heo, Juyeon and Peng, Songyou and Wen, "
         r"Yandong and Black, Michael J. and Weller, Adrian and Sch{\"o}lkopf, Bernhard",
     ),
+    "2311.09578": (
+        "renduchintala2023tiedlora",
+        "{Tied-LoRA}: Enhancing parameter efficiency of {LoRA} with Weight Tying",
+        "Renduchintala, Adithya and Konuk, Tugrul and Kuchaiev, Oleksii",
+    ),
     "2312.03732": (
         "kalajdzievski2023rslora",
         "A Rank Stabilization Scaling Factor for Fine-Tuning with {LoRA}",
@@ -100,6 +105,11 @@ ENTRIES = {
         "Gao, Ziqi and Wang, Qichao and Chen, Aochuan and Liu, Zijing and Wu, Bingzhe and Chen, "
         "Liang and Li, Jia",
     ),
+    "2405.15179": (
+        "li2024vblora",
+        "{VB-LoRA}: Extreme Parameter Efficient Fine-Tuning with Vector Banks",
+        "Li, Yang and Han, Shaobo and Ji, Shihao",
+    ),
     "2405.17484": (
         "yuan2024hra",
         "Bridging The Gap between Low-rank and Orthogonal Adaptation via {Householder} Reflection "
@@ -116,6 +126,13 @@ ENTRIES = {
         "{OLoRA}: Orthonormal Low-Rank Adaptation of Large Language Models",
         r"B{\"u}y{\"u}kaky{\"u}z, Kerim",
     ),
+    "2406.05223": (
+        "yang2024corda",
+        "{CorDA}: Context-Oriented Decomposition Adaptation of Large Language Models for "
+        "Task-Aware Parameter-Efficient Fine-tuning",
+        "Yang, Yibo and Li, Xiaojie and Zhou, Zhongzhu and Song, Shuaiwen Leon and Wu, Jianlong "
+        "and Nie, Liqiang and Ghanem, Bernard",
+    ),
     "2406.09044": (
         "wang2024milora",
         "{MiLoRA}: Harnessing Minor Singular Components for Parameter-Efficient {LLM} Finetuning",
@@ -127,6 +144,11 @@ ENTRIES = {
         "Bhardwaj, Kartikeya and Pandey, Nilesh Prasad and Priyadarshi, Sweta and Ganapathy, "
         "Viswanath and Kadambi, Shreya and Esteves, Rafael and Borse, Shubhankar and Whatmough, "
         "Paul and Garrepalli, Risheek and Van Baalen, Mart and Teague, Harris and Nagel, Markus",
+    ),
+    "2407.05000": (
+        "wang2024loraga",
+        "{LoRA-GA}: Low-Rank Adaptation with Gradient Approximation",
+        "Wang, Shaowen and Yu, Linxi and Li, Jian",
     ),
     "2407.19342": (
         "chen2024c3a",
@@ -145,11 +167,23 @@ ENTRIES = {
         "{MiSS}: Revisiting the Trade-off in {LoRA} with an Efficient Shard-Sharing Structure",
         "Kang, Jiale and Yin, Qingyu",
     ),
+    "2410.07170": (
+        "paischer2024eva",
+        "Parameter Efficient Fine-tuning via Explained Variance Adaptation",
+        "Paischer, Fabian and Hauzenberger, Lukas and Schmied, Thomas and Alkin, Benedikt and "
+        "Deisenroth, Marc Peter and Hochreiter, Sepp",
+    ),
     "2502.00987": (
         "albert2025randlora",
         "{RandLoRA}: Full-rank parameter-efficient fine-tuning of large models",
         "Albert, Paul and Zhang, Frederic Z. and Saratchandran, Hemanth and Rodriguez-Opazo, "
         "Cristian and van den Hengel, Anton and Abbasnejad, Ehsan",
+    ),
+    "2502.01235": (
+        "zhang2025loraone",
+        "{LoRA-One}: One-Step Full Gradient Could Suffice for Fine-Tuning Large Language Models, "
+        "Provably and Efficiently",
+        "Zhang, Yuanhe and Liu, Fanghui and Chen, Yudong",
     ),
     "2503.18225": (
         "bini2025delora",

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -64,8 +64,21 @@ class Method(LayerKind):
         self.base, self.alpha = base, alpha
         self.rank = self.effective_rank(rank, *W.shape)
         dtype = adapter_dtype_for(W, adapter_dtype)
+        if self.needs:
+            options["statistics"] = self._in_dtype_of(W, options.get("statistics"))
         for name, value in self._initial_fields(W, self.rank, key, dtype, **options).items():
             setattr(self, name, value)
+
+    @classmethod
+    def _in_dtype_of(cls, W: Matrix, statistics: Mapping[str, Array] | None) -> dict[str, Array]:
+        names = [it if isinstance(it, str) else it.name for it in cls.needs]
+        missing = [name for name in names if name not in (statistics or {})]
+        if statistics is None or missing:
+            raise ValueError(
+                f"{cls.__name__} starts from data: `statistics=` must hold {', '.join(missing)}, "
+                "as `jno.lora.calibrate` collects it"
+            )
+        return {name: jnp.asarray(statistics[name]).astype(W.dtype) for name in names}
 
     @classmethod
     def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
@@ -78,7 +91,8 @@ class Method(LayerKind):
 
         `W` is the base's matrix, `r` the effective rank, `key` the only source of randomness.
         `self.base` and `self.alpha` are set. A method that starts by changing the base returns the
-        new one as `"base"`.
+        new one as `"base"`. A method with `needs` has one more keyword, `statistics`: the arrays by
+        name, in the dtype of `W`.
         """
 
     def _initial_fields(self, *start: Any, **options: Any) -> dict[str, Any]:

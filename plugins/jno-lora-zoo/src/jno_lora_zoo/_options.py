@@ -1,5 +1,6 @@
-"""Options of constructors that must be whole numbers."""
+"""Options of constructors that must be numbers of a kind."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,3 +17,11 @@ def whole_number(value: Any, option: str, most: int | None = None, why: str = ""
         return int(value)
     wanted = "of 1 or more" if most is None else f"from 1 to {most}"
     raise ValueError(f"`{option}` must be a whole number {wanted}{why}, but is {value!r}")
+
+
+def positive_number(value: Any, option: str) -> float:
+    """`value` as a `float`. **Raises:** `ValueError` that names the `option`, unless positive."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 0 < value < math.inf:
+        return float(value)
+    raise ValueError(f"`{option}` must be a positive number, but is {value!r}")

@@ -8,9 +8,11 @@ from .layers.linear import LinearLayer
 from .methods.adalora import AdaLoRA
 from .methods.boft import BOFT
 from .methods.c3a import C3A
+from .methods.corda import CorDA
 from .methods.deft import DEFT
 from .methods.delora import DeLoRA
 from .methods.dora import DoRA
+from .methods.eva import EVA
 from .methods.fourierft import FourierFT
 from .methods.gralora import GraLoRA
 from .methods.hira import HiRA
@@ -23,6 +25,8 @@ from .methods.lokr import LoKr
 from .methods.lora import LoRA
 from .methods.lora import LoRAFA
 from .methods.lora import rsLoRA
+from .methods.lora_ga import LoRAGA
+from .methods.lora_one import LoRAOne
 from .methods.lora_xs import LoRAXS
 from .methods.miss import MiSS
 from .methods.oft import OFT
@@ -35,8 +39,11 @@ from .methods.randlora import RandLoRA
 from .methods.road import RoAd
 from .methods.shira import SHiRA
 from .methods.supertuning import SuperTuning
+from .methods.tied_lora import TiedLoRA
 from .methods.tinylora import TinyLoRA
+from .methods.vb_lora import VBLoRA
 from .methods.vera import VeRA
+from .methods.vera_shared import VeRAShared
 from .methods.waveft import WaveFT
 
 __all__ = [
@@ -50,20 +57,27 @@ __all__ = [
     "LoRAFALinear",
     "LoKrLinear",
     "VeRALinear",
+    "VeRASharedLinear",
     "BOFTLinear",
+    "TiedLoRALinear",
     "rsLoRALinear",
     "DoRALinear",
     "PiSSALinear",
     "FourierFTLinear",
+    "VBLoRALinear",
     "HRALinear",
     "LoRAXSLinear",
     "OLoRALinear",
+    "CorDALinear",
     "MiLoRALinear",
     "SHiRALinear",
+    "LoRAGALinear",
     "C3ALinear",
     "RoAdLinear",
     "MiSSLinear",
+    "EVALinear",
     "RandLoRALinear",
+    "LoRAOneLinear",
     "DeLoRALinear",
     "PSOFTLinear",
     "WaveFTLinear",
@@ -83,20 +97,27 @@ __all__ = [
     "LoRAFAConv",
     "LoKrConv",
     "VeRAConv",
+    "VeRASharedConv",
     "BOFTConv",
+    "TiedLoRAConv",
     "rsLoRAConv",
     "DoRAConv",
     "PiSSAConv",
     "FourierFTConv",
+    "VBLoRAConv",
     "HRAConv",
     "LoRAXSConv",
     "OLoRAConv",
+    "CorDAConv",
     "MiLoRAConv",
     "SHiRAConv",
+    "LoRAGAConv",
     "C3AConv",
     "RoAdConv",
     "MiSSConv",
+    "EVAConv",
     "RandLoRAConv",
+    "LoRAOneConv",
     "DeLoRAConv",
     "PSOFTConv",
     "WaveFTConv",
@@ -116,20 +137,27 @@ __all__ = [
     "LoRAFAConvTranspose",
     "LoKrConvTranspose",
     "VeRAConvTranspose",
+    "VeRASharedConvTranspose",
     "BOFTConvTranspose",
+    "TiedLoRAConvTranspose",
     "rsLoRAConvTranspose",
     "DoRAConvTranspose",
     "PiSSAConvTranspose",
     "FourierFTConvTranspose",
+    "VBLoRAConvTranspose",
     "HRAConvTranspose",
     "LoRAXSConvTranspose",
     "OLoRAConvTranspose",
+    "CorDAConvTranspose",
     "MiLoRAConvTranspose",
     "SHiRAConvTranspose",
+    "LoRAGAConvTranspose",
     "C3AConvTranspose",
     "RoAdConvTranspose",
     "MiSSConvTranspose",
+    "EVAConvTranspose",
     "RandLoRAConvTranspose",
+    "LoRAOneConvTranspose",
     "DeLoRAConvTranspose",
     "PSOFTConvTranspose",
     "WaveFTConvTranspose",
@@ -149,20 +177,27 @@ __all__ = [
     "LoRAFAInNorm",
     "LoKrInNorm",
     "VeRAInNorm",
+    "VeRASharedInNorm",
     "BOFTInNorm",
+    "TiedLoRAInNorm",
     "rsLoRAInNorm",
     "DoRAInNorm",
     "PiSSAInNorm",
     "FourierFTInNorm",
+    "VBLoRAInNorm",
     "HRAInNorm",
     "LoRAXSInNorm",
     "OLoRAInNorm",
+    "CorDAInNorm",
     "MiLoRAInNorm",
     "SHiRAInNorm",
+    "LoRAGAInNorm",
     "C3AInNorm",
     "RoAdInNorm",
     "MiSSInNorm",
+    "EVAInNorm",
     "RandLoRAInNorm",
+    "LoRAOneInNorm",
     "DeLoRAInNorm",
     "PSOFTInNorm",
     "WaveFTInNorm",
@@ -294,6 +329,19 @@ class VeRALinear(VeRA, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedLinear(VeRAShared, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTLinear(BOFT, LinearLayer):
     def __init__(
         self,
@@ -304,6 +352,19 @@ class BOFTLinear(BOFT, LinearLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRALinear(TiedLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRALinear(rsLoRA, LinearLayer):
@@ -357,6 +418,22 @@ class FourierFTLinear(FourierFT, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VBLoRALinear(VBLoRA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRALinear(HRA, LinearLayer):
     def __init__(
         self,
@@ -393,6 +470,20 @@ class OLoRALinear(OLoRA, LinearLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDALinear(CorDA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRALinear(MiLoRA, LinearLayer):
     def __init__(
         self,
@@ -414,6 +505,20 @@ class SHiRALinear(SHiRA, LinearLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGALinear(LoRAGA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3ALinear(C3A, LinearLayer):
@@ -456,6 +561,23 @@ class MiSSLinear(MiSS, LinearLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVALinear(EVA, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRALinear(RandLoRA, LinearLayer):
     def __init__(
         self,
@@ -467,6 +589,21 @@ class RandLoRALinear(RandLoRA, LinearLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneLinear(LoRAOne, LinearLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRALinear(DeLoRA, LinearLayer):
@@ -707,6 +844,19 @@ class VeRAConv(VeRA, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedConv(VeRAShared, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTConv(BOFT, ConvLayer):
     def __init__(
         self,
@@ -717,6 +867,19 @@ class BOFTConv(BOFT, ConvLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAConv(TiedLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAConv(rsLoRA, ConvLayer):
@@ -770,6 +933,22 @@ class FourierFTConv(FourierFT, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VBLoRAConv(VBLoRA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAConv(HRA, ConvLayer):
     def __init__(
         self,
@@ -806,6 +985,20 @@ class OLoRAConv(OLoRA, ConvLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAConv(CorDA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAConv(MiLoRA, ConvLayer):
     def __init__(
         self,
@@ -827,6 +1020,20 @@ class SHiRAConv(SHiRA, ConvLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAConv(LoRAGA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AConv(C3A, ConvLayer):
@@ -869,6 +1076,23 @@ class MiSSConv(MiSS, ConvLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAConv(EVA, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAConv(RandLoRA, ConvLayer):
     def __init__(
         self,
@@ -880,6 +1104,21 @@ class RandLoRAConv(RandLoRA, ConvLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneConv(LoRAOne, ConvLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAConv(DeLoRA, ConvLayer):
@@ -1120,6 +1359,19 @@ class VeRAConvTranspose(VeRA, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedConvTranspose(VeRAShared, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTConvTranspose(BOFT, ConvTransposeLayer):
     def __init__(
         self,
@@ -1130,6 +1382,19 @@ class BOFTConvTranspose(BOFT, ConvTransposeLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAConvTranspose(TiedLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAConvTranspose(rsLoRA, ConvTransposeLayer):
@@ -1183,6 +1448,22 @@ class FourierFTConvTranspose(FourierFT, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VBLoRAConvTranspose(VBLoRA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAConvTranspose(HRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -1219,6 +1500,20 @@ class OLoRAConvTranspose(OLoRA, ConvTransposeLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAConvTranspose(CorDA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAConvTranspose(MiLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -1240,6 +1535,20 @@ class SHiRAConvTranspose(SHiRA, ConvTransposeLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAConvTranspose(LoRAGA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AConvTranspose(C3A, ConvTransposeLayer):
@@ -1282,6 +1591,23 @@ class MiSSConvTranspose(MiSS, ConvTransposeLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAConvTranspose(EVA, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAConvTranspose(RandLoRA, ConvTransposeLayer):
     def __init__(
         self,
@@ -1293,6 +1619,21 @@ class RandLoRAConvTranspose(RandLoRA, ConvTransposeLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneConvTranspose(LoRAOne, ConvTransposeLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAConvTranspose(DeLoRA, ConvTransposeLayer):
@@ -1533,6 +1874,19 @@ class VeRAInNorm(VeRA, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VeRASharedInNorm(VeRAShared, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        d_initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class BOFTInNorm(BOFT, InNormLayer):
     def __init__(
         self,
@@ -1543,6 +1897,19 @@ class BOFTInNorm(BOFT, InNormLayer):
         key: Any,
         adapter_dtype: Any = ...,
         factors: Any = ...,
+    ) -> None: ...
+
+class TiedLoRAInNorm(TiedLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        zero: Any = ...,
+        multiplier: Any = ...,
     ) -> None: ...
 
 class rsLoRAInNorm(rsLoRA, InNormLayer):
@@ -1596,6 +1963,22 @@ class FourierFTInNorm(FourierFT, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class VBLoRAInNorm(VBLoRA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        vectors: Any = ...,
+        vector_length: Any = ...,
+        top_k: Any = ...,
+        initial: Any = ...,
+        multiplier: Any = ...,
+    ) -> None: ...
+
 class HRAInNorm(HRA, InNormLayer):
     def __init__(
         self,
@@ -1632,6 +2015,20 @@ class OLoRAInNorm(OLoRA, InNormLayer):
         adapter_dtype: Any = ...,
     ) -> None: ...
 
+class CorDAInNorm(CorDA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        mode: Any = ...,
+        svd: Any = ...,
+    ) -> None: ...
+
 class MiLoRAInNorm(MiLoRA, InNormLayer):
     def __init__(
         self,
@@ -1653,6 +2050,20 @@ class SHiRAInNorm(SHiRA, InNormLayer):
         *,
         key: Any,
         adapter_dtype: Any = ...,
+    ) -> None: ...
+
+class LoRAGAInNorm(LoRAGA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class C3AInNorm(C3A, InNormLayer):
@@ -1695,6 +2106,23 @@ class MiSSInNorm(MiSS, InNormLayer):
         multiplier: Any = ...,
     ) -> None: ...
 
+class EVAInNorm(EVA, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        whiten: Any = ...,
+        svd: Any = ...,
+        multiplier: Any = ...,
+        dropout: Any = ...,
+        bias: Any = ...,
+    ) -> None: ...
+
 class RandLoRAInNorm(RandLoRA, InNormLayer):
     def __init__(
         self,
@@ -1706,6 +2134,21 @@ class RandLoRAInNorm(RandLoRA, InNormLayer):
         adapter_dtype: Any = ...,
         bases: Any = ...,
         multiplier: Any = ...,
+    ) -> None: ...
+
+class LoRAOneInNorm(LoRAOne, InNormLayer):
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: Any,
+        adapter_dtype: Any = ...,
+        statistics: Any = ...,
+        step: Any = ...,
+        gamma: Any = ...,
+        svd: Any = ...,
     ) -> None: ...
 
 class DeLoRAInNorm(DeLoRA, InNormLayer):

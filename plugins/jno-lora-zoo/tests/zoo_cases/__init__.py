@@ -9,11 +9,14 @@ from .adapters import (
     each,
     everywhere,
     law_of,
+    made,
     on_cases,
     pairs,
     perturb,
 )
 from .laws import ALL_METHODS, EFFECTIVE_RANK, LATER, fields_of, parameter_count, reference
+from .laws_from_data import given_to
+from .laws_shared import OPTIONS
 from .layers import CONVS, LINEARS, Case, case
 from .tools import (
     assert_close,
@@ -32,6 +35,7 @@ __all__ = [
     "LATER",
     "LINEARS",
     "METHODS",
+    "OPTIONS",
     "Adapter",
     "Case",
     "adapters",
@@ -45,7 +49,9 @@ __all__ = [
     "equal_leaves",
     "everywhere",
     "fields_of",
+    "given_to",
     "law_of",
+    "made",
     "on_cases",
     "pairs",
     "parameter_count",

@@ -13,8 +13,10 @@ import pytest
 
 import jno_lora_zoo
 from jno.lora import lora_trainable_filter
+from jno.lora._shared_arrays import with_shared_arrays
 
 from .laws import METHODS, fields_of, reference
+from .laws_from_data import given_to
 from .layers import CONVS, LINEARS, Case, case
 
 
@@ -79,7 +81,13 @@ def build(adapter: Adapter, base: Case | Any, alpha: float = 3.0, rank: int | No
     """The adapter around the layer, as it starts."""
     if isinstance(base, Case):
         rank, base = base.rank if rank is None else rank, base.layer
-    return adapter.cls(base, 2 if rank is None else rank, alpha, key=_key(), **kw)
+    return made(adapter.cls, base, 2 if rank is None else rank, alpha, key=_key(), **kw)
+
+
+def made(cls: Any, layer: Any, rank: int, alpha: float, *, key: Any, **kw: Any) -> Any:
+    """The adapter as its constructor makes it, with everything that it needs."""
+    kw = given_to(cls, layer) | kw
+    return with_shared_arrays(cls(layer, rank, alpha, key=key, **kw), key=key)
 
 
 def perturb(model: Any, size: float = 0.4, seed: int = 0) -> Any:
@@ -107,4 +115,5 @@ def law_of(adapter: Adapter, wrapper: Any, base: Case, **fields: Any) -> np.ndar
 
 @functools.cache
 def _key() -> jax.Array:
-    return jax.random.key(11)
+    with jax.ensure_compile_time_eval():  # the first that asks may be traced
+        return jax.random.key(11)

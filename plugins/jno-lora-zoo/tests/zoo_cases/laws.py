@@ -11,7 +11,9 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from . import laws_sparse, laws_structured, laws_turned
+from jno.lora import Shared
+
+from . import laws_from_data, laws_shared, laws_sparse, laws_structured, laws_turned
 
 # The effective rank for a requested one and an (out, in) matrix.
 EFFECTIVE_RANK = {
@@ -25,6 +27,8 @@ EFFECTIVE_RANK = {
     **laws_structured.EFFECTIVE_RANK,
     **laws_sparse.EFFECTIVE_RANK,
     **laws_turned.EFFECTIVE_RANK,
+    **laws_from_data.EFFECTIVE_RANK,
+    **laws_shared.EFFECTIVE_RANK,
 }
 
 # The number of trained parameters, for the effective rank.
@@ -43,6 +47,8 @@ _PARAMETER_COUNT = {
     **laws_structured.PARAMETER_COUNT,
     **laws_sparse.PARAMETER_COUNT,
     **laws_turned.PARAMETER_COUNT,
+    **laws_from_data.PARAMETER_COUNT,
+    **laws_shared.PARAMETER_COUNT,
 }
 
 
@@ -55,8 +61,14 @@ def fields_of(wrapper: Any) -> SimpleNamespace:
     """The arrays of an adapter in float64, by the names that the papers give them."""
     names = [name for name in wrapper.__dict__ if name not in ("base", "rank", "alpha")]
     return SimpleNamespace(
-        **{name: np.asarray(getattr(wrapper, name)).astype(np.float64) for name in names}
+        **{name: np.asarray(array_of(wrapper, name)).astype(np.float64) for name in names}
     )
+
+
+def array_of(wrapper: Any, name: str) -> Any:
+    """The array of a field, also of one that is shared with other adapters."""
+    field = getattr(wrapper, name)
+    return field.value if isinstance(field, Shared) else field
 
 
 def reference(method: str, fields: Any, W: np.ndarray, rank: int, alpha: float) -> np.ndarray:
@@ -154,7 +166,13 @@ _LAWS = {
     "OFT": _oft,
 }
 
-_LATER = laws_structured.LAWS | laws_sparse.LAWS | laws_turned.LAWS
+_LATER = {
+    **laws_structured.LAWS,
+    **laws_sparse.LAWS,
+    **laws_turned.LAWS,
+    **laws_from_data.LAWS,
+    **laws_shared.LAWS,
+}
 
 METHODS = tuple(_LAWS)
 LATER = tuple(_LATER)

@@ -15,8 +15,8 @@ import numpy as np
 
 from jno.lora import lora_trainable_filter
 
-from .adapters import perturb
-from .laws import adapted_bias, fields_of, reference, triplets
+from .adapters import made, perturb
+from .laws import adapted_bias, array_of, fields_of, reference, triplets
 from .layers import matrix_of
 from .tools import assert_close, cast_floats, central_difference
 
@@ -57,7 +57,7 @@ class Oracle:
     ):
         with jax.enable_x64(True):
             layer = cast_floats(layer, jnp.float64)
-            wrapper = perturb(cls(layer, rank, ALPHA, key=jax.random.key(11)))
+            wrapper = perturb(made(cls, layer, rank, ALPHA, key=jax.random.key(11)))
             on_device = jax.tree.map(jnp.asarray, arguments)
             shapes = eqx.filter_eval_shape(call, wrapper, *on_device)
             rng = np.random.default_rng(3)
@@ -68,7 +68,7 @@ class Oracle:
             fields = vars(fields_of(wrapper))
             fields.pop("multiplier", None)
             W = matrix(layer)
-            if hasattr(wrapper, "projections"):
+            if hasattr(wrapper, "seed") and hasattr(wrapper, "projections"):
                 fields["A"], fields["B"] = map(np.asarray, wrapper.projections(jnp.zeros(W.shape)))
         assert all(x.dtype == np.float64 for x in jax.tree.leaves((self._output, shapes)))
         self._W = W
@@ -123,7 +123,7 @@ class Oracle:
         }
         largest = max(np.max(np.abs(gradient)) for gradient in expected.values())
         for fields, arguments in self._gradients:
-            actual = {name: getattr(fields, name) for name in trained}
+            actual = {name: array_of(fields, name) for name in trained}
             others = [name for name in moving if name not in trained]
             actual |= zip(others, jax.tree.leaves(arguments), strict=True)
             for name, gradient in expected.items():

@@ -1,7 +1,16 @@
 """Adapters as files: one safetensors file, with its configuration in the metadata."""
 
 from ._configuration import Entry
-from ._container import FilePath, read_json, read_tensors
-from ._loading import Classes, Contents, load, load_adapters, read, read_adapters
-from ._saving import save, save_adapters, values_of
+from ._container import FilePath, read_file, read_json, read_tensors
+from ._loading import (
+    Classes,
+    Contents,
+    Strict,
+    load,
+    load_adapters,
+    read,
+    read_adapters,
+    with_loaded,
+)
+from ._saving import layers_to_hash, save, save_adapters, values_of
 from ._writing import write_together

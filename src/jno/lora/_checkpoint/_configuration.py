@@ -17,7 +17,7 @@ from ._container import MalformedError, brief, fits_numpy, parse_json
 
 # The key in the metadata, and the version of the format.
 KEY = "jno.lora"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Entry:
     """One adapter of a file: its class by name, and the names of the arrays in its `state()`.
 
     - `distribution`, `version`: of the plugin that provides the class; `None` and `""` without one.
+    - `base_values`: a hash of the layer's values, if the file has one.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Entry:
     alpha: float | None
     arrays: tuple[str, ...]
     layer: LayerForm
+    base_values: str | None = None
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -52,11 +54,25 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """The adapters of a file, and the versions of its format and of the libraries that wrote it."""
+    """The adapters of a file, and the versions of its format and of the libraries that wrote it.
+
+    - `shared`: the names of the arrays that several adapters use.
+    """
 
     entries: tuple[Entry, ...]
     versions: dict[str, str]
-    format_version: int = FORMAT_VERSION
+    shared: tuple[str, ...] = ()
+
+    @property
+    def format_version(self) -> int:
+        """The version of the format. Older versions can read files without shared arrays."""
+        return 2 if self.shared else 1
+
+    @property
+    def shared_tensors(self) -> dict[str, str]:
+        """The names of the shared arrays in the file, by their own."""
+        # Slashes that no path has.
+        return {name: f"//shared:{name}" for name in self.shared}
 
     def dump(self) -> str:
         """The text for the metadata. **Raises:** `MalformedError` if `parse` reads it otherwise."""
@@ -69,7 +85,8 @@ class Configuration:
                 )
         adapters = {entry.path: entry.as_json() for entry in self.entries}
         found = {"format_version": self.format_version, "versions": self.versions}
-        written = json.dumps(found | {"adapters": adapters})
+        shared = {"shared": self.shared} if self.shared else {}
+        written = json.dumps(found | shared | {"adapters": adapters})
         if Configuration.parse(written) != self:
             raise MalformedError("what was written is read as something else")
         return written
@@ -87,12 +104,13 @@ class Configuration:
             )
         _check(found, _CONFIGURATION)
         entries = tuple(_entry(path, adapter) for path, adapter in found["adapters"].items())
-        return cls(entries, found["versions"], version)
+        return cls(entries, found["versions"], tuple(found.get("shared") or ()))
 
     def check_tensors(self, tensors: Iterable[str]) -> None:
         """**Raises:** `MalformedError` unless these are the names of all arrays of all adapters."""
         names = [tensor for entry in self.entries for tensor in entry.tensors.values()]
-        if len(set(names)) < sum(len(entry.arrays) for entry in self.entries):
+        names += self.shared_tensors.values()
+        if len(set(names)) < sum(len(entry.arrays) for entry in self.entries) + len(self.shared):
             raise MalformedError("two of its arrays have the same name")
         missing, added = set(names).difference(tensors), set(tensors).difference(names)
         lines = [f"{brief(name)}: in its configuration only" for name in sorted(missing)]
@@ -165,6 +183,7 @@ _PATH = _Kind(
     # The path of the root is empty.
     lambda x: _is_text(x) and (not x or {"", ".", ".."}.isdisjoint(x.split("/"))),
 )
+_TEXTS = _Kind("a list of printable text", lambda x: isinstance(x, list) and all(map(_is_text, x)))
 _ADAPTER = {
     # The name of a class goes into code that a message shows, a distribution and its version into
     # a command. So nothing else may get in.
@@ -178,9 +197,8 @@ _ADAPTER = {
     "alpha": _Kind(
         "a finite number", lambda x: type(x) in (int, float) and abs(x) <= sys.float_info.max
     ).or_null(),
-    "arrays": _Kind(
-        "a list of printable text", lambda x: isinstance(x, list) and all(map(_is_text, x))
-    ),
+    "base_values": _matching("a hash", r"[a-z0-9_]{1,20}:[0-9a-f]{8,128}").or_null(),
+    "arrays": _TEXTS,
     "layer": {
         "class": _TEXT,
         "stack_ndim": _Kind("a whole number from 0 to 32", lambda x: _is_count(x) and x <= 32),
@@ -193,4 +211,8 @@ _ADAPTER = {
     },
 }
 _VERSIONED = {"format_version": _Kind("a whole number from 1", lambda x: _is_count(x) and x > 0)}
-_CONFIGURATION = {"versions": {_TEXT: _TEXT}, "adapters": {_PATH: _ADAPTER}}
+_CONFIGURATION = {
+    "versions": {_TEXT: _TEXT},
+    "adapters": {_PATH: _ADAPTER},
+    "shared": _TEXTS.or_null(),
+}

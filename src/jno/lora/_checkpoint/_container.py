@@ -112,13 +112,19 @@ class Container:
         return raw.view(tensor.dtype).reshape(tensor.shape)
 
 
+def read_file(path: FilePath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All arrays of a safetensors file, and its metadata. **Raises:** as `read_tensors`."""
+    with opened(path) as file:
+        container = Container(path, file)
+        return container.read_all(), container.metadata
+
+
 def read_tensors(path: FilePath) -> dict[str, np.ndarray]:
     """All arrays of a safetensors file.
 
     **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
     """
-    with opened(path) as file:
-        return Container(path, file).read_all()
+    return read_file(path)[0]
 
 
 def read_json(path: FilePath) -> dict[str, Any]:

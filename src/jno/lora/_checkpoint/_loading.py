@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,17 @@ from .._contract import Handle, LoRAWrapper, check_contract, takes
 from .._errors import CheckpointError, PluginError, SelectionError, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
-from .._sets import AdapterSet, LooseAdapter, built_around, misfits
+from .._sets import AdapterSet, LooseAdapter, built_around, misfits, shared_by_others
+from .._shared_arrays import names_shared_in, put_shared, shared_arrays, uses_shared
 from .._tree import layers_at, nested_with, replace_layers
+from ._base_values import known_layers, with_other_values
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 
 M = TypeVar("M")
 
+# The type of `strict=`.
+Strict: TypeAlias = bool | Literal["values"]
 # The type of `wrappers=`.
 Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
@@ -32,7 +36,7 @@ def load_adapters(
     model: M,
     path: FilePath,
     *,
-    strict: bool = True,
+    strict: Strict = True,
     wrappers: Classes = (),
     registry: Registry | None = None,
 ) -> M:
@@ -47,11 +51,13 @@ def load_adapters(
         paths, in any precision), or a `Net` of it, which is changed and returned.
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
-        `JnoLoraWarning` lists the others.
+        `JnoLoraWarning` lists the others. `"values"`: the layers must also have the values that the
+        adapters were made for, as far as they can be compared (see `save_adapters`).
     - `wrappers`: one class or several. All others come from the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed ones.
 
-    **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`.
+    **Returns:** the adapted model (or the `Net`). NaN, infinity and, unless `strict` is "values",
+    layers of other values than those that the adapters were made for only cause a `JnoLoraWarning`.
 
     **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
     that wrote it, or something does not fit the model: everything is listed at once. `WrapperError`
@@ -61,8 +67,13 @@ def load_adapters(
         net: Any = model
         return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
     registry = default_registry(registry)
-    loaded = load(model, path, strict=strict, wrappers=wrappers, registry=registry)
-    return replace_layers(model, loaded)
+    loaded = load(model, path, wrappers, registry, strict=strict)
+    return with_loaded(model, loaded)
+
+
+def with_loaded(model: M, loaded: Mapping[str, LoRAWrapper]) -> M:
+    """`model` with these adapters, by path, in the places of those that it carries there."""
+    return put_shared(replace_layers(model, loaded), shared_arrays(model))
 
 
 def read_adapters(
@@ -120,16 +131,20 @@ def _refuse(problems: _Problems, path: FilePath, what: str, advice: str) -> None
 def load(
     model: PyTree,
     path: FilePath,
-    *,
-    strict: bool,
     wrappers: Classes,
     registry: Registry,
+    *,
+    strict: Strict,
     plain: PyTree | None = None,
+    originals: Mapping[str, Any] | None = None,
 ) -> dict[str, LoRAWrapper]:
     """The adapters of a file around the layers of `model`, by path: all, or those that fit.
 
     - `plain`: the same model without adapters, whose layers the loaded adapters get.
+    - `originals`: layers that were adapted and are known bit for bit, by path.
     """
+    if not isinstance(strict, bool) and strict != "values":
+        raise SelectionError(f"`strict` must be True, False or 'values', but is {strict!r}.")
     contents = read(path)
     adapters, problems = _adapters(contents, wrappers, registry)
     try:
@@ -138,6 +153,14 @@ def load(
     except SelectionError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
     problems |= dict.fromkeys(itertools.chain(*unfit.values()))
+    known = known_layers(model, adapters.adapters.keys() - unfit, originals)
+    others = with_other_values(contents.configuration.entries, known)
+    if strict == "values":
+        problems |= dict.fromkeys(f"{show_path(name)}: {_OTHER_VALUES}" for name in others)
+    clash = shared_by_others(model, adapters) & adapters.shared.keys()
+    for name in sorted(clash):
+        line = f"the model's other adapters share an array {name!r} already, and the file holds one"
+        problems[f"{line}: unwrap them first"] = None
     built: dict[str, LoRAWrapper] = {}
     # Nothing is built for a file that is refused anyway.
     fitting = [] if strict and problems else [path for path in adapters if path not in unfit]
@@ -147,16 +170,35 @@ def load(
         except Exception as err:
             cls = adapters[name].wrapper.__name__
             problems[f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"] = err
+    try:
+        shared = {name: array for name, array in adapters.shared.items() if name not in clash}
+        users = {name for name, it in built.items() if names_shared_in(it) & clash}
+        built = put_shared({k: it for k, it in built.items() if k not in users}, shared)
+    except SelectionError as err:  # an array is missing, or too small
+        problems |= {f"{err}": err}
+        built = {name: it for name, it in built.items() if not uses_shared(it)}
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
+        if strict == "values":
+            advice += " Other values are only a warning then, and with strict=True."
         _refuse(problems, path, "does not fit this model", advice)
     _warn_of_non_finite(path, contents, built)
+    others = [show_path(name) for name in others if name in built]
+    if others:
+        warn(
+            f"Adapters of {os.fspath(path)!r} were loaded onto another base, where they compute "
+            f"something else. At these paths, {_OTHER_VALUES}:\n{bullets(others)}\n"
+            "Load them onto the model that they were trained on. strict='values' raises here."
+        )
     if problems:
         warn(
             f"{len(built)} of {len(contents.configuration.entries)} adapters of "
             f"{os.fspath(path)!r} were loaded. The others were left out:\n{bullets(problems)}"
         )
     return built
+
+
+_OTHER_VALUES = "the layer has other values than the one that the adapter was made for"
 
 
 def _adapters(
@@ -187,7 +229,19 @@ def _adapters(
             # Copies: JAX might share NumPy's memory, which cannot be donated then.
             state = {name: jnp.array(array) for name, array in arrays.items()}
             found[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
-    return AdapterSet(found), problems
+    shared = {
+        name: contents.values[it] for name, it in contents.configuration.shared_tensors.items()
+    }
+    problems |= {it: None for name, array in shared.items() if (it := _too_wide(name, array))}
+    return AdapterSet(found, {name: jnp.array(x) for name, x in shared.items()}), problems
+
+
+def _too_wide(where: str, array: np.ndarray) -> str:
+    """The problem with an array of a dtype that JAX does not hold; else empty."""
+    if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
+        return ""
+    x64 = "`jax.config.update('jax_enable_x64', True)`"
+    return f"{where}: {array.dtype}, which JAX holds only with {x64}"
 
 
 def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndarray]) -> list[str]:
@@ -195,9 +249,8 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
     for name, array in arrays.items():
         where, dtype = f"{show_path(entry.path)}/{name}", array.dtype
         trains = name.partition("/")[0] in (*cls.adapter_fields, *cls.optional_fields)
-        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            x64 = "`jax.config.update('jax_enable_x64', True)`"
-            problems.append(f"{where}: {dtype}, which JAX holds only with {x64}")
+        if problem := _too_wide(where, array):
+            problems.append(problem)
         elif trains and not jnp.issubdtype(dtype, jnp.inexact):
             problems.append(f"{where}: {dtype}, but it trains, so it must have a floating dtype")
     return problems + [
@@ -208,11 +261,11 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
 
 
 def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[str]) -> None:
+    configuration = contents.configuration
+    own = [it.tensors.values() for it in configuration.entries if it.path in loaded]
     lines = [
         f"{name}: {count:,} of {contents.values[name].size:,} numbers"
-        for entry in contents.configuration.entries
-        if entry.path in loaded
-        for name in entry.tensors.values()
+        for name in itertools.chain(*own, configuration.shared_tensors.values())
         if (count := count_non_finite(contents.values[name]))
     ]
     if lines:

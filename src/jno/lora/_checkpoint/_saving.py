@@ -1,6 +1,7 @@
 """From adapters to a file."""
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -11,19 +12,24 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from .._contract import Handle
+from .._contract import Handle, expect_model
 from .._errors import CheckpointError
 from .._paths import show_place
 from .._registry import IN_PROCESS, Registry, default_registry
-from .._sets import AdapterSet, extract_adapters
+from .._sets import AdapterSet, check_fit, extract_adapters
 from .._version import __version__
+from ._base_values import hashes, known_layers
 from ._configuration import KEY, Configuration, Entry
 from ._container import DTYPES, MOST_JSON_BYTES, FilePath, MalformedError, brief
 from ._writing import write_atomically
 
 
 def save_adapters(
-    model: PyTree | Handle | AdapterSet, path: FilePath, *, registry: Registry | None = None
+    model: PyTree | Handle | AdapterSet,
+    path: FilePath,
+    *,
+    registry: Registry | None = None,
+    base_values: bool | PyTree = True,
 ) -> None:
     """Write the adapters of a model, and nothing else of it, into one safetensors file.
 
@@ -37,21 +43,48 @@ def save_adapters(
     - `model`: an adapted model, a `Net`, or the `AdapterSet` of `extract_adapters`.
     - `path`: of the file, by custom `NAME.safetensors`. Its directory must exist.
     - `registry`: where the plugins of the classes are looked up, instead of among the installed.
+    - `base_values`: whether the file holds a hash of the values of each adapted layer, by which
+        `load_adapters` tells another base. A set has no layers: give the model that it is for.
+        Left out for layers that an adapter changed and nobody kept (PiSSA, except in a `Net`).
 
     **Raises:** `CheckpointError` if there are no adapters, an array cannot be stored (typed PRNG
-    keys, dtypes that safetensors lacks, tracers), or the file cannot be written.
+    keys, dtypes that safetensors lacks, tracers), or the file cannot be written. `SelectionError`
+    if the model given as `base_values` lacks the layers of the set.
     """
     if isinstance(model, Handle):
         net: Any = model
-        net.save_adapters(path, registry=registry)
+        net.save_adapters(path, registry=registry, base_values=base_values)
         return
     adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
-    save(adapters, path, default_registry(registry))
+    layers = layers_to_hash(base_values, {} if adapters is model else model, adapters)
+    save(adapters, path, default_registry(registry), layers)
 
 
-def save(adapters: AdapterSet, path: FilePath, registry: Registry) -> None:
-    """Write `adapters` into one safetensors file, at once or not at all."""
-    content = _content(adapters, registry)
+def layers_to_hash(
+    base_values: bool | PyTree,
+    model: PyTree,
+    adapters: AdapterSet,
+    originals: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The layers of `adapters` that the argument `base_values` asks for, by path.
+
+    - `originals`: as in `known_layers`.
+    """
+    if isinstance(base_values, bool):
+        return known_layers(model, adapters, originals) if base_values else {}
+    expect_model(base_values, "`base_values` of save_adapters")
+    check_fit(base_values, adapters, "The adapters to save")
+    return known_layers(base_values, adapters)
+
+
+def save(
+    adapters: AdapterSet, path: FilePath, registry: Registry, layers: Mapping[str, Any]
+) -> None:
+    """Write `adapters` into one safetensors file, at once or not at all.
+
+    - `layers`: those whose values are to be hashed, by path.
+    """
+    content = _content(adapters, registry, layers)
     arrays = jax.tree.leaves(adapters)
     if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
         write_atomically(path, content)
@@ -67,7 +100,7 @@ def save(adapters: AdapterSet, path: FilePath, registry: Registry) -> None:
         raise error or CheckpointError("The first process could not write the file; see its error.")
 
 
-def _content(adapters: AdapterSet, registry: Registry) -> bytes:
+def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]) -> bytes:
     if not len(adapters):
         raise CheckpointError(
             "There are no adapters to save. Save before merging; a plain model is saved with "
@@ -76,6 +109,7 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
     loose = adapters.adapters
     # Once for each class: the registry searches all plugins for a class that none of them provides.
     providers = {cls: registry.provider_of(cls) for cls in {one.wrapper for one in loose.values()}}
+    values = hashes(layers, {path: one.layer for path, one in loose.items()})
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
     for path, adapter in loose.items():
@@ -89,12 +123,16 @@ def _content(adapters: AdapterSet, registry: Registry) -> bytes:
         rank = None if adapter.rank is None else operator.index(adapter.rank)
         alpha = adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha)
         arrays, layer = tuple(adapter.state), adapter.layer
-        entry = Entry(path, cls.__name__, *plugin, cls.variant, rank, alpha, arrays, layer)
+        base = values.get(path)
+        entry = Entry(path, cls.__name__, *plugin, cls.variant, rank, alpha, arrays, layer, base)
         entries.append(entry)
         for name, tensor in entry.tensors.items():
             tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
+    shared = tuple(adapters.shared)
+    for name, array in adapters.shared.items():
+        tensors[f"//shared:{name}"] = values_of(array, f"the shared array {name!r}")
     versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
-    configuration = Configuration(tuple(entries), versions)
+    configuration = Configuration(tuple(entries), versions, shared)
     try:
         text = configuration.dump()
         configuration.check_tensors(tensors)

@@ -20,6 +20,8 @@ _COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "arrays": ("right", lambda it: f"{len(it['arrays'])}"),
     "numbers": ("right", lambda it: f"{it['numbers']:,}"),
     "bytes": ("right", lambda it: f"{it['bytes']:,}"),
+    # The start of the hash, behind the name of its algorithm.
+    "base values": ("left", lambda it: (it["base_values"] or "").rpartition(":")[2][:8]),
     "NaN or inf": ("right", lambda it: f"{it.get('non_finite', 0):,}"),  # if values were read
 }
 
@@ -29,15 +31,23 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     contents = read(file, values=values)
     bad = {name: count_non_finite(array) for name, array in contents.values.items()}
     adapters = [_adapter(entry, contents, bad) for entry in contents.configuration.entries]
+    shared = contents.configuration.shared_tensors
+    tensors = {name: contents.tensors[tensor] for name, tensor in shared.items()}
     found = {
         "file": str(file),
         "format_version": contents.configuration.format_version,
         "versions": contents.configuration.versions,
         "adapters": adapters,
-        "arrays": sum(len(adapter["arrays"]) for adapter in adapters),
-        "numbers": sum(adapter["numbers"] for adapter in adapters),
+        "arrays": sum(len(adapter["arrays"]) for adapter in adapters) + len(tensors),
+        "numbers": sum(adapter["numbers"] for adapter in adapters)
+        + sum(math.prod(it.shape) for it in tensors.values()),
         "bytes": contents.nbytes,
     }
+    if tensors:
+        found["shared"] = {
+            name: {"shape": it.shape, "dtype": str(it.dtype), "bytes": it.nbytes}
+            for name, it in tensors.items()
+        }
     return found | ({"non_finite": sum(bad.values())} if values else {})
 
 
@@ -46,6 +56,7 @@ def as_table(found: dict[str, Any]) -> Table:
     columns = _COLUMNS if "non_finite" in found else dict(list(_COLUMNS.items())[:-1])
     caption = [
         f"{found['arrays']} arrays, {found['numbers']:,} numbers, {found['bytes']:,} bytes",
+        *(f"shared: {name} {list(it['shape'])}" for name, it in found.get("shared", {}).items()),
         f"format {found['format_version']}",
         *(f"{library} {version}" for library, version in found["versions"].items()),
     ]

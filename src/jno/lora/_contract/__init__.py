@@ -14,10 +14,7 @@ from ._checks import (
 from ._constructing import construct, option_names, takes
 from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike
-from ._wrapper import (
-    LoRAWrapper,
-    is_adapter,
-    merged_layer,
-    unwrapped_layer,
-    weights_read_by,
-)
+from ._reading import merged_layer, weights_read_by
+from ._shared import Box, Shared, is_shared, replaced
+from ._statistics import BUILT_IN, Statistic, mean_shape, statistics_of, zero_statistics
+from ._wrapper import LoRAWrapper, is_adapter, unwrapped_layer

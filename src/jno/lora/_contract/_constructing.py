@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import PRNGKeyArray
 
 from .._caches import remembered
+from .._errors import WrapperError
+from ._shared import is_shared
 
 
 class _Parameters(NamedTuple):
@@ -29,7 +32,7 @@ def _parameters(cls: Any) -> _Parameters:
         by_position = not {*named} <= {*places}
     else:
         by_position = len(places) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in variable)
-    taken = {"key", *(places[:2] if by_position else named)}
+    taken = {"key", "statistics", *(places[:2] if by_position else named)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in variable)
     options = None if takes_any else [name for name in keywords if name not in taken]
     return _Parameters(("rank", "alpha") if by_position else named, by_position, options)
@@ -43,10 +46,18 @@ def construct(
     *,
     key: PRNGKeyArray,
     options: Mapping[str, Any] = MappingProxyType({}),
+    statistics: Mapping[str, Any] | None = None,
 ) -> Any:
     """The adapter of class `cls` around `base`, which is one layer."""
     args, kwargs = _scale(cls, rank, alpha)
-    return cls(base, *args, **kwargs, key=key, **options)
+    if cls.needs:
+        kwargs["statistics"] = statistics
+    made = cls(base, *args, **kwargs, key=key, **options)
+    fields = [id(value) for value in vars(made).values() if is_shared(value)]
+    shared = filter(is_shared, jax.tree.leaves(made, is_leaf=is_shared))
+    if any(id(it) not in fields for it in shared):
+        raise WrapperError("a `Shared` must be a field of the adapter itself, not in a dict")
+    return made
 
 
 def _scale(cls: Any, rank: Any, alpha: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -69,6 +80,8 @@ def option_names(cls: Any) -> list[str] | None:
 def constructor_problem(cls: Any) -> str | None:
     """Why the constructor of `cls` cannot be called, if so."""
     args, kwargs = _scale(cls, 4, 1.0)
+    if cls.needs:
+        kwargs["statistics"] = {}
     try:
         inspect.signature(cls.__init__).bind(None, None, *args, **kwargs, key=None)
     except TypeError as err:

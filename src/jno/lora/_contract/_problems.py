@@ -2,13 +2,14 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._caches import remembered
 from .._errors import WrapperError
 from .._paths import bullets
 from ._constructing import constructor_problem, takes
+from ._statistics import BUILT_IN, Statistic
 from ._wrapper import LoRAWrapper
 
 _CLASSMETHODS = (
@@ -18,6 +19,8 @@ _CLASSMETHODS = (
     "options_of",
     "from_state",
     "matrix",
+    "inputs_of",
+    "outputs_of",
     "low_rank_scale",
 )
 
@@ -51,8 +54,10 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             yield f"`{where}` names {name!r}, which is not a field (fields: {others or '-'})"
         elif fields[name].metadata.get("static", False):
             yield f"`{where}` names {name!r}, which is static: it cannot train"
+    yield from _wrong_sides(cls, fields)
     if "base" in names:
         yield "`adapter_fields` names 'base', which must stay frozen"
+    yield from _rank_mistakes(cls, names)
     if "base" not in fields:
         yield "`base` must be a field (`base: eqx.Module`)"
     for name, declared in (("rank", "rank: int"), ("alpha", "alpha: float")):
@@ -61,11 +66,13 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
                 f"`{name}` is not defined, but `__init__` takes it: keep it, as in `{declared} = "
                 "eqx.field(static=True)`, so that a file can restore the adapter; or do not take it"
             )
+    yield from _mistaken_needs(cls)
     problem = constructor_problem(cls)
     if problem is not None:
         yield (
             "`__init__` must accept `(self, base, rank, alpha, *, key)`, or "
-            f"`(self, base, *, key)` if it has no use for them: {problem}"
+            "`(self, base, *, key)` if it has no use for them, and `statistics=` if the class has "
+            f"`needs`: {problem}"
         )
     for name in _CLASSMETHODS:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
@@ -76,6 +83,60 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
         value = getattr(cls, name)
         if not (value is None or (isinstance(value, str) and value)):
             yield f"`{name}` must be a text that is not empty, or None, but is {value!r}"
+
+
+def _mistaken_needs(cls: type[LoRAWrapper]) -> Iterator[str]:
+    needs: Any = cls.needs
+    if not isinstance(needs, tuple):
+        yield (
+            '`needs` must be a tuple of names of statistics, such as `("gradient",)`, but is '
+            f"{needs!r}"
+        )
+        return
+    for one in needs:
+        is_class = isinstance(one, type) and issubclass(one, Statistic) and hasattr(one, "name")
+        if not is_class and not (isinstance(one, str) and one in BUILT_IN):
+            yield (
+                f"`needs` names {one!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
+                "subclass of jno.lora.Statistic with a name"
+            )
+    if needs and cls.matrix.__func__ is LoRAWrapper.matrix.__func__:  # pyright: ignore[reportFunctionMemberAccess]
+        yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
+
+
+def _rank_mistakes(cls: type[LoRAWrapper], trained: tuple[str, ...]) -> Iterator[str]:
+    gate, axes = cls.rank_gate, cls.rank_axes
+    if gate is not None and gate not in trained:
+        yield f"`rank_gate` must be one of the `adapter_fields`, or None, but is {gate!r}"
+    if not isinstance(axes, Mapping):
+        yield (
+            "`rank_axes` must map fields to axes, such as `{'lora_A': 0, 'lora_B': 1}`, but is "
+            f"{axes!r}"
+        )
+        return
+    for name, axis in axes.items():
+        if name not in trained or name == gate:
+            yield f"`rank_axes` names {name!r}, which is not another one of the `adapter_fields`"
+        if type(axis) is not int or axis < 0:
+            yield (
+                f"`rank_axes` must give {name!r} an axis of one layer's array, counted from 0, but "
+                f"gives {axis!r}"
+            )
+
+
+def _wrong_sides(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
+    sides: Any = cls.factor_sides
+    if not isinstance(sides, Mapping) or not all(
+        isinstance(name, str) and side in ("input", "output") for name, side in sides.items()
+    ):
+        yield (
+            "`factor_sides` must map names of fields to 'input' or 'output', such as "
+            f"{LoRAWrapper.factor_sides}, but is {sides!r}"
+        )
+    elif sides is not LoRAWrapper.factor_sides:
+        for name in sides:
+            if name not in fields or fields[name].metadata.get("static", False):
+                yield f"`factor_sides` names {name!r}, which is not a field of arrays"
 
 
 def check_contract(cls: Any) -> None:

@@ -1,12 +1,10 @@
 """The contract of an adapter: `LoRAWrapper`."""
 
 import abc
-import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import equinox as eqx
@@ -16,12 +14,15 @@ import jax.tree_util as jtu
 import numpy as np
 from equinox import AbstractClassVar, AbstractVar
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._errors import WrapperError
 from .._paths import bullets, path_str
 from ._calling import over_stack
 from ._constructing import construct
+from ._reading import in_scope, read_weight, rows_of
+from ._shared import is_shared, replaced
+from ._statistics import Statistic, zero_statistics
 
 
 class LoRAWrapper(eqx.nn.StatefulLayer):
@@ -46,6 +47,14 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     adapter_fields: AbstractClassVar[tuple[str, ...]]
     # Names of further trainable fields, each of which an option adds; `None` without the option.
     optional_fields: ClassVar[tuple[str, ...]] = ()
+    # For controllers of rank: the trained field, `(r,)` in one layer, whose zeros switch directions
+    # off; and for other trained fields the axis of one layer's array along which directions lie.
+    rank_gate: ClassVar[str | None] = None
+    rank_axes: ClassVar[Mapping[str, int]] = {}
+    # Which fields are factors of a low-rank product `B A`: "input" for `A` `(..., r, in)`, "output"
+    # for `B` `(..., out, r)`, or dicts of them. The first input belongs to the first output, and so
+    # on. Fields that the class lacks do not count. For optimisers (`jno.lora.optim`).
+    factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input", "lora_B": "output"}
     base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
@@ -61,6 +70,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     # For summaries: a phrase on what a call costs beside the layer's own, if that matters.
     cost: ClassVar[str | None] = None
     bibtex: ClassVar[str | None] = None  # for `citation`: one or more BibTeX entries
+    # Statistics of data that the start depends on, by name ("input_covariance", "input_mean",
+    # "output_covariance", "gradient") or as classes. The constructor gets them as `statistics=`, a
+    # dict by name, of one layer. They may be zero or of low rank.
+    needs: ClassVar[tuple[str | type[Statistic], ...]] = ()
 
     if TYPE_CHECKING:
         # The rank in use and the numerator of the scale; `None` in an adapter without such a field.
@@ -100,8 +113,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def stack_ndim(cls, leaf: Any) -> int:
         """The number of leading axes of `leaf`'s arrays before one layer's own. Default 0.
 
-        `__init__`, `merge`, `unwrap`, `state`, `from_state` and `low_rank_update` are mapped over
-        those axes: each of them only ever sees one layer.
+        `__init__`, `merge`, `unwrap`, `state`, `from_state`, `low_rank_update` and `penalty` are
+        mapped over those axes: each of them only ever sees one layer.
         """
         return 0
 
@@ -112,6 +125,19 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         For tools that compare or convert updates.
         """
         return None
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        """The vectors that the matrix of one `layer` multiplies in this call, for `needs`.
+
+        By default the first argument, whose last axis must be the matrix's `in`.
+        """
+        return rows_of(args[0], eqx.filter_eval_shape(cls.matrix, layer).shape[1], "inputs")
+
+    @classmethod
+    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
+        """The rows of the layer's output `y`, for `needs`: by default along its last axis."""
+        return rows_of(y, eqx.filter_eval_shape(cls.matrix, layer).shape[0], "outputs")
 
     @classmethod
     def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
@@ -129,6 +155,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         """
         return None
 
+    def penalty(self) -> Array:
+        """A number for `jno.lora.penalty`, whose gradient moves trained fields alone. Default 0."""
+        return jnp.zeros(())
+
     def is_stateful(self) -> bool:
         """Whether `eqx.nn.Sequential` is to pass its state, as it would to the wrapped layer."""
         return isinstance(self.base, eqx.nn.StatefulLayer) and self.base.is_stateful()
@@ -144,11 +174,12 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def state(self) -> dict[str, Any]:
         """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
 
+        Those of a `Shared` are not among them: a file holds them once.
         What an option changed must be in it, or follow from it by `options_of` or `from_state`.
         """
         return {
             path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-            for path, leaf in jtu.tree_leaves_with_path(_without_base(self))
+            for path, leaf in jtu.tree_leaves_with_path(_without_base(self), is_leaf=is_shared)
             if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
         }
 
@@ -174,8 +205,13 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
         **Raises:** `WrapperError` if the names or shapes in `state` are others.
         """
-        options = cls.options_of(state)
-        make = functools.partial(construct, cls, key=jax.random.key(0), options=options)
+        make = functools.partial(
+            construct,
+            cls,
+            key=jax.random.key(0),
+            options=cls.options_of(state),
+            statistics=zero_statistics(cls, base),
+        )
         template = eqx.filter_eval_shape(make, base, rank, alpha)
         leaves, treedef = jtu.tree_flatten_with_path(_without_base(template))
         names = [path_str(path) for path, _ in leaves]
@@ -189,6 +225,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             raise WrapperError(f"The saved state does not fit {cls.__name__}:\n{bullets(wrong)}")
         filled = [state.get(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
         empty = jtu.tree_unflatten(treedef, filled)
+        # A shared array must be the one that was saved, never a new one.
+        empty = jax.tree.map(
+            lambda x: replaced(x, make=None) if is_shared(x) else x, empty, is_leaf=is_shared
+        )
         return eqx.tree_at(lambda w: w.base, empty, base, is_leaf=lambda x: x is None)
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -199,7 +239,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         # Looked up as an instance would: it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
         if not getattr(call, "__isabstractmethod__", False) and not hasattr(call, "_has_scope"):
-            setattr(cls, "__call__", _in_scope(call))  # noqa: B010
+            setattr(cls, "__call__", in_scope(call))  # noqa: B010
 
     def __dir__(self) -> list[str]:
         # For completion, with the attributes that `__getattr__` finds in the layer.
@@ -227,34 +267,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             return value
         if not type(self).mergeable and name in {f.name for f in dataclasses.fields(base)}:
             return value  # its methods are refused: they would compute without the adapter
-        return _read_weight.get()(self, name)
-
-
-def merged_layer(adapter: LoRAWrapper) -> eqx.Module:
-    """`adapter.merge()`, mapped over the axes of a stacked layer."""
-    return over_stack(lambda one: one.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
-
-
-def _read_merged(adapter: LoRAWrapper, name: str) -> Any:
-    return getattr(merged_layer(adapter), name)
-
-
-_read_weight: ContextVar[Callable[[LoRAWrapper, str], Any]] = ContextVar(
-    "_read_weight", default=_read_merged
-)
-
-
-@contextlib.contextmanager
-def weights_read_by(read: Callable[[LoRAWrapper, str], Any]) -> Iterator[None]:
-    """A context in which `read(adapter, name)` gives the merged arrays that a model reads.
-
-    By default, `adapter.weight` is `getattr(merged_layer(adapter), "weight")`.
-    """
-    token = _read_weight.set(read)
-    try:
-        yield
-    finally:
-        _read_weight.reset(token)
+        return read_weight(self, name)
 
 
 def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:
@@ -272,19 +285,3 @@ def is_adapter(node: Any) -> TypeGuard[LoRAWrapper]:
 
 def _without_base(adapter: LoRAWrapper) -> Any:
     return eqx.tree_at(lambda one: one.base, adapter, None)
-
-
-def _in_scope(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` in a scope of the adapter's name, for profiles, and without a `key=` that it lacks."""
-    parameters = inspect.signature(call).parameters
-    takes_key = "key" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-    @functools.wraps(call)
-    def wrapped(self: LoRAWrapper, *args: Any, **kwargs: Any) -> Any:
-        if not takes_key:
-            kwargs.pop("key", None)
-        with jax.named_scope(type(self).__name__):
-            return call(self, *args, **kwargs)
-
-    wrapped._has_scope = True  # pyright: ignore[reportAttributeAccessIssue]
-    return wrapped

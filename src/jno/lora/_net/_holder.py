@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jaxtyping import PyTree
 
-from .._checkpoint import Classes, FilePath, load, save
+from .._checkpoint import Classes, FilePath, Strict, layers_to_hash, load, save, with_loaded
 from .._contract import Handle, expect_model
 from .._errors import SelectionError, warn
 from .._paths import bullets, nearest, show_path
@@ -187,17 +187,26 @@ class Holder(Handle):
             # Nothing is called here, see `_become`.
             self._now, self._disabled, self._mask = state, None, mask
 
-    def save_adapters(self: H, path: FilePath, *, registry: Registry | None = None) -> H:
+    def save_adapters(
+        self: H,
+        path: FilePath,
+        *,
+        registry: Registry | None = None,
+        base_values: bool | PyTree = True,
+    ) -> H:
         """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
 
         Adapters that are kept under a name are written by `save_adapters(net.adapter(name), path)`.
+        The file also has hashes of layers that an adapter changed, which the net keeps (PiSSA).
         Warns if arrays outside the adapters train too, since the file does not hold them; and once
         if `partition` gave these adapters away and no `update` ever brought them back.
 
         **Arguments** and **Raises:** as there. The default `registry` is the net's.
         """
         state = self._disabled or self._now
-        save(extract_adapters(state.module), path, registry or self._registry)
+        adapters, originals = extract_adapters(state.module), state.original_layers()
+        layers = layers_to_hash(base_values, state.module, adapters, originals)
+        save(adapters, path, registry or self._registry, layers)
         left_out = state.trained_outside()
         if left_out:
             warn(
@@ -219,7 +228,7 @@ class Holder(Handle):
         self: H,
         path: FilePath,
         *,
-        strict: bool = True,
+        strict: Strict = True,
         wrappers: Classes = (),
         registry: Registry | None = None,
     ) -> H:
@@ -236,13 +245,13 @@ class Holder(Handle):
         self._refuse_mask("load_adapters")
         state, registry = self._now, registry or self._registry
         # Built around the plain layers: an adapter in the way may keep its layer changed (PiSSA).
-        plain = state.plain().module
+        plain, known = state.plain().module, state.original_layers()
         loaded = load(
-            state.module, path, strict=strict, wrappers=wrappers, registry=registry, plain=plain
+            state.module, path, wrappers, registry, strict=strict, plain=plain, originals=known
         )
         if loaded:
             originals = originals_of(plain, replace_layers(plain, loaded))
-            state = state.adapted(replace_layers(state.module, loaded), originals, loaded)
+            state = state.adapted(with_loaded(state.module, loaded), originals, loaded)
         return self._become(state)
 
     def _become(self: H, state: NetState, named: Mapping[str, Kept | None] | None = None) -> H:

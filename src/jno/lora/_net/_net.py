@@ -1,12 +1,13 @@
 """`Net`: a mutable handle on an immutable model. It also knows which arrays train."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._calibration import calibrate as collect
 from .._contract import check_key
 from .._dispatch import carry_out, plan_lora
 from .._errors import SelectionError
@@ -14,6 +15,7 @@ from .._paths import bullets, show_path
 from .._planning import MaskLike, Plan, SpecLike, TargetLike, WrapperLike, parse_mask
 from .._registry import Registry
 from .._reports import LoraReport, report_on
+from .._shared_arrays import resolve
 from ._holder import Holder
 from ._state import originals_of
 
@@ -66,7 +68,7 @@ class Net(Holder):
         holds today's weights as constants, also after `update`. Compile a function of the model,
         and give it `net.module`.
         """
-        return self.module(*args, **kwargs)
+        return resolve(self.module)(*args, **kwargs)
 
     def __repr__(self) -> str:
         found, model = self.summary(), type(self.module).__name__
@@ -95,6 +97,8 @@ class Net(Holder):
         wrapper: WrapperLike = None,
         specs: Iterable[SpecLike] | None = None,
         options: Mapping[str, Any] | None = None,
+        statistics: Mapping[str, Mapping[str, Any]] | None = None,
+        calibrate: Sequence[Any] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> "Net":
         """Put adapters around the selected layers.
@@ -115,6 +119,8 @@ class Net(Holder):
             spec leaves out. The first spec whose target matches and whose wrapper applies wins.
         - `options`: further keyword arguments for the adapters' constructors, such as
             `{"adapter_dtype": jnp.bfloat16}`.
+        - `statistics`: what `jno.lora.calibrate` returned, for adapters that start from data (EVA).
+        - `calibrate`: `(batches, loss)`, to collect the statistics here.
         - `key`: overrides the key of the `Net`.
 
         **Raises:** `SelectionError` if nothing can be adapted (no match, or all matches carry an
@@ -123,6 +129,24 @@ class Net(Holder):
         """
         self._refuse_disabled("lora")
         state = self._now
+        if calibrate is not None:
+            if statistics is not None:
+                raise SelectionError("Give `statistics` or `calibrate`, not both.")
+            if len(calibrate) != 2 or not callable(calibrate[1]):
+                raise SelectionError(
+                    "`calibrate` must be a pair `(batches, loss)`, with a function "
+                    f"`loss(model, batch)`, but is {calibrate!r}."
+                )
+            asked = {"target": target, "wrappers": wrapper, "specs": specs}
+            batches, loss = calibrate
+            statistics = collect(
+                state.module,
+                batches,
+                loss,
+                param_mask=self._mask,
+                registry=self._registry,
+                **asked,
+            )
         plan = self._plan(
             rank, alpha, target=target, wrappers=wrapper, specs=specs, options=options
         )
@@ -135,7 +159,8 @@ class Net(Holder):
                 "Call net.merge() to keep what they learned, or net.unwrap() to drop it, and then "
                 "net.lora(...)."
             )
-        module = carry_out(state.module, plan, key=self._key if key is None else key)
+        key = self._key if key is None else key
+        module = carry_out(state.module, plan, key=key, statistics=statistics)
         if module is not state.module:
             state = state.adapted(module, originals_of(state.module, module))
         return self._become(state)

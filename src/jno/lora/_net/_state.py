@@ -85,13 +85,20 @@ class NetState:
     def plain(self) -> "NetState":
         """Without adapters. Layers are the originals, unless they were trained in an adapter."""
 
-        def restore(path: str, adapter: LoRAWrapper) -> Any:
-            layer, base = self.originals.get(path, (adapter, None))
+        known = self.original_layers()
+        module = map_adapters(lambda path, adapter: known.get(path, adapter), self.module)
+        return self._without_adapters(unwrap_lora(module))
+
+    def original_layers(self) -> dict[str, Any]:
+        """By path, the layers that their adapters changed, and that were not trained in them."""
+        found: dict[str, Any] = {}
+        for path, adapter in adapted_layers(self.module):
+            layer, base = self.originals.get(path, (None, None))
             # Training a base replaces its arrays by others.
             is_same = map(operator.is_, jax.tree.leaves(adapter.base), jax.tree.leaves(base))
-            return layer if all(is_same) else adapter
-
-        return self._without_adapters(unwrap_lora(map_adapters(restore, self.module)))
+            if path in self.originals and all(is_same):
+                found[path] = layer
+        return found
 
     def merged(self) -> "NetState":
         """With every adapter folded into its layer."""
@@ -128,31 +135,34 @@ class NetState:
 class Kept:
     """A set of adapters that is not in the model.
 
-    - `trains`: by path, which leaves of the adapted layer trained when it was put away. At other
-        paths, the layer trains as one with a new adapter does.
+    - `trains`: by path, whether each leaf of the adapted layer trained when it was put away. Other
+        leaves train as those of a new adapter do.
     """
 
     adapters: AdapterSet
-    trains: Mapping[str, tuple[bool, ...]] = dataclasses.field(default_factory=dict)
+    trains: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
     whose: object = dataclasses.field(default_factory=object)
 
     @classmethod
     def of(cls, state: NetState) -> "Kept":
         """The adapters of a model."""
-        masks = {path: tuple(jax.tree.leaves(m)) for path, m in adapted_layers(state.trainable)}
+        masks = {path: _by_path(mask) for path, mask in adapted_layers(state.trainable)}
         return cls(extract_adapters(state.module), masks, state.whose)
 
     def put_into(self, plain: NetState) -> NetState:
         """A model without adapters, with these."""
         module = put_around(plain.module, self.adapters)
 
-        def restore(path: str, adapter: Any, mask: Any) -> Any:
-            if path not in self.trains:
-                return mask
-            return jtu.tree_unflatten(jtu.tree_structure(adapter), self.trains[path])
+        def restore(path: str, _: Any, mask: Any) -> Any:
+            own = self.trains.get(path, {})
+            return jtu.tree_map_with_path(lambda keys, new: own.get(path_str(keys), new), mask)
 
         trainable = map_adapters(restore, module, carry_to_adapted(plain.trainable, module))
         return NetState(module, trainable, originals_of(plain.module, module), self.whose)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {path_str(keys): leaf for keys, leaf in jtu.tree_leaves_with_path(tree)}
 
 
 def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
@@ -166,8 +176,7 @@ def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
 
 def _check_update(expected: PyTree, given: PyTree) -> None:
     advice = "Pass the tree that `net.partition()` returned, with new values."
-    want = {path_str(k): leaf for k, leaf in jtu.tree_leaves_with_path(expected)}
-    got = {path_str(k): leaf for k, leaf in jtu.tree_leaves_with_path(given)}
+    want, got = _by_path(expected), _by_path(given)
     wrong = [f"{show_path(p)}: trained here, missing in the update" for p in want.keys() - got]
     wrong += [f"{show_path(p)}: not a trainable leaf of this net" for p in got.keys() - want]
     for path in want.keys() & got.keys():

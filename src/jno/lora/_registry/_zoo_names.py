@@ -6,9 +6,9 @@ ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 # Written by `python tests/zoo/listings.py --write`, from the methods of the zoo.
 _METHODS = """
-LoRA LoHa IA3 IA3In IA3Out AdaLoRA OFT LoRAFA LoKr VeRA BOFT rsLoRA DoRA PiSSA FourierFT HRA LoRAXS
-OLoRA MiLoRA SHiRA C3A RoAd MiSS RandLoRA DeLoRA PSOFT WaveFT GraLoRA OFTIn DEFT TinyLoRA
-SuperTuning HiRA
+LoRA LoHa IA3 IA3In IA3Out AdaLoRA OFT LoRAFA LoKr VeRA VeRAShared BOFT TiedLoRA rsLoRA DoRA PiSSA
+FourierFT VBLoRA HRA LoRAXS OLoRA CorDA MiLoRA SHiRA LoRAGA C3A RoAd MiSS EVA RandLoRA LoRAOne
+DeLoRA PSOFT WaveFT GraLoRA OFTIn DEFT TinyLoRA SuperTuning HiRA
 """
 _LAYERS = """
 Linear Conv ConvTranspose InNorm

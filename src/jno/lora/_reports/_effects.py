@@ -17,6 +17,7 @@ from .._contract import LoRAWrapper, check_same_structure, expect_model, refusal
 from .._errors import SelectionError, WrapperError, failing
 from .._merge import wide_layers
 from .._paths import bullets, path_str, show_path, show_place
+from .._shared_arrays import filler
 from .._showing import Printed, Table, table
 from .._tree import adapted_layers
 
@@ -106,7 +107,9 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     expect_model(model, "adapter_effects")
     rows: list[AdapterEffect] = []
     left_out: list[str] = []
-    for path, node in adapted_layers(model):
+    fill = filler(model)
+    for path, adapter in adapted_layers(model):
+        node = fill(adapter)
         where = show_place(type(node), path)
         what = f"compare {where} with the layer that it wraps"
         hint = partial(refusal_of_template, node, "Give the model itself.")

@@ -23,6 +23,7 @@ from .._merge import wide_layers
 from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh
+from .._shared_arrays import filler
 from .._showing import Printed, Table, table_by_path
 from .._trainability import lora_trainable_filter, may_train
 from .._tree import adapted_layers
@@ -160,11 +161,12 @@ def report_on(
     """`lora_report`, counting what `trainable` marks as trained."""
     counted = may_train(model)
     rows: list[ReportRow] = []
+    fill = filler(model)
     for path, node, own_trainable, own_counted in adapted_layers(model, trainable, counted):
         provider = registry.provider(type(node))
         distribution = None if provider is None else provider.distribution
         numbers = node.rank, node.alpha, count(node, own_trainable), count(node, own_counted)
-        error = _error_of_merging(node, path) if measure else None
+        error = _error_of_merging(fill(node), path) if measure else None
         layer = type(node.base).__name__
         rows.append(ReportRow(path, layer, type(node), distribution, *numbers, error))
     return LoraReport(tuple(rows), count(model, trainable), count(model, counted), measure)

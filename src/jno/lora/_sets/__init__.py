@@ -1,9 +1,17 @@
 """Sets of adapters without their model: extract, swap, combine, stack and convert them."""
 
-from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, extract_adapters
+from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, arrays_of, extract_adapters
 from ._combine import combine
 from ._convert import to_lora
 from ._products import known_factors, scale_adapters
+from ._shrink import shrink
 from ._stacking import stack_adapters, take_adapters
-from ._swapping import built_around, check_fit, misfits, put_around, swap_adapters
+from ._swapping import (
+    built_around,
+    check_fit,
+    misfits,
+    put_around,
+    shared_by_others,
+    swap_adapters,
+)
 from ._update_report import UpdateReport, UpdateRow

@@ -15,6 +15,7 @@ from .._compute import held_dtype
 from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, over_stack
 from .._errors import SelectionError, WrapperError, failing
 from .._paths import path_str, show_place
+from .._shared_arrays import names_shared_in, shared_arrays, uses_shared, without_shared
 from .._tree import adapted_layers, refuse_second
 
 # Dtypes that differ only in precision. JAX's x64 decides between integers of 32 and 64 bits.
@@ -39,7 +40,7 @@ class LayerForm:
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
         """The form of `layer`."""
         # In the dtypes of JAX: PiSSA, which changes the weight, makes a JAX array of NumPy's.
-        arrays = ((path, tuple(x.shape), str(held_dtype(x))) for path, x in _arrays_of(layer))
+        arrays = ((path, tuple(x.shape), str(held_dtype(x))) for path, x in arrays_of(layer))
         return cls(type(layer).__name__, tuple(arrays), stack_ndim)
 
     def __str__(self) -> str:
@@ -66,7 +67,8 @@ class LayerForm:
         return {path: f"{dtype}{list(shape)}" for path, shape, dtype in self.arrays}
 
 
-def _arrays_of(layer: Any) -> list[tuple[str, Any]]:
+def arrays_of(layer: Any) -> list[tuple[str, Any]]:
+    """The arrays of `layer` with their paths."""
     # A list, since a layer may have two arrays of one path.
     return [
         (path_str(keys), leaf)
@@ -94,9 +96,12 @@ class AdapterSet(Loose, eqx.Module):
     """The adapters of a model, by the paths of their layers, without the model. A pytree.
 
     Iterates over the paths. `extract_adapters` makes one, `swap_adapters` puts it around layers.
+
+    - `shared`: the arrays that several of the adapters use, by name.
     """
 
     adapters: dict[str, LooseAdapter]
+    shared: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.adapters)
@@ -147,8 +152,15 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     expect_model(model, "extract_adapters")
     found: dict[str, LooseAdapter] = {}
     known_losses: dict[Any, str] = {}
-    for path, node in adapted_layers(model):
+    shared: dict[str, Any] = {}
+    used: set[str] = set()
+    for path, adapter in adapted_layers(model):
         refuse_second(path, found, "adapted layers")
+        node, kept = without_shared(adapter)
+        if shared.keys() & kept.keys():
+            shared_arrays(model)  # raises
+        shared |= kept
+        used |= names_shared_in(adapter) if uses_shared(adapter) else set()
         cls = type(node)
         with failing(f"take {show_place(cls, path)} out", WrapperError):
             ndim = call_or_trace(cls.stack_ndim, node.base)
@@ -161,7 +173,14 @@ def extract_adapters(model: PyTree) -> AdapterSet:
                     "array, or restore it by `options_of` or `from_state`."
                 )
         found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
-    return AdapterSet(found)
+    missing = used - shared.keys()
+    if missing:
+        raise SelectionError(
+            f"The adapters share the arrays {', '.join(sorted(map(repr, missing)))}, which are not "
+            "in this model: it was resolved, or is a part of one. Give the whole model, as it was "
+            "before `jno.lora.resolve`."
+        )
+    return AdapterSet(found, shared)
 
 
 def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, str]) -> str:

@@ -25,6 +25,7 @@ from .._merge import plain_layer
 from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer
+from .._shared_arrays import filler
 from .._tree import holds_adapters, map_adapters
 from ._products import PRODUCT_STATE, Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
@@ -80,10 +81,12 @@ def to_lora(
     rows: list[UpdateRow] = []
     problems: list[str] = []
 
+    fill = filler(model)
+
     def convert(path: str, adapter: LoRAWrapper) -> Any:
         former = type(adapter)
         try:
-            made, error = _converted(adapter, classes, rank, energy)
+            made, error = _converted(fill(adapter), classes, rank, energy)
         except Exception as err:  # a constructor or a merge may raise anything
             problems.append(f"{show_path(path)} ({former.__name__}): {reason_of(err)}")
             return adapter

@@ -13,6 +13,7 @@ from .._contract import LoRAWrapper, check_number, over_stack
 from .._errors import SelectionError
 from .._paths import bullets, show_path
 from .._sharding import on_the_mesh
+from .._shared_arrays import filler, is_resolved
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
 
 # `multiplier` is a frozen factor of the scale.
@@ -101,6 +102,8 @@ def known_factors(adapter: LoRAWrapper) -> Factors | None:
 
     The factors are float32 at least. Those of a stack have the axes of the stack in front.
     """
+    if is_resolved(adapter):  # a compiled program would keep the array, as a constant
+        adapter = filler(adapter)(adapter)
     known = on_the_mesh(adapter, _low_rank_update, adapter)
     return None if known is None else Factors(*known)
 
@@ -136,7 +139,7 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
         wide = at_least_float32(B)  # half precision would round the factor itself
         B = (wide * jnp.asarray(factor, wide.dtype)).astype(B.dtype)
         scaled[path] = dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
-    return AdapterSet(scaled)
+    return AdapterSet(scaled, adapters.shared)
 
 
 def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:

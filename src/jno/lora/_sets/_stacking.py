@@ -135,6 +135,10 @@ def _differences(
     sets: Sequence[AdapterSet], is_padded: bool, rank: int | None = None
 ) -> Iterator[str]:
     """How the sets differ, except for what padding to `rank` makes the same."""
+    shared = [{name: show_array(x) for name, x in one.shared.items()} for one in sets]
+    for index, own in enumerate(shared):
+        if own != shared[0]:
+            yield f"shared arrays: {shared[0]} in set 0, {own} in set {index}"
     for path in dict.fromkeys(path for one in sets for path in one):
         former, first = next((i, one[path]) for i, one in enumerate(sets) if path in one.adapters)
         here = _described(first, is_padded)

@@ -12,7 +12,16 @@ from .._errors import SelectionError, failing
 from .._merge import plain_layer
 from .._paths import FEW, bullets, nearest, show_path, show_place
 from .._sharding import restored_layer
-from .._tree import claims, layers_at, map_adapters, modules_by_path, norms_around, replace_layers
+from .._shared_arrays import filler, names_shared_in, put_shared, uses_shared
+from .._tree import (
+    adapted_layers,
+    claims,
+    layers_at,
+    map_adapters,
+    modules_by_path,
+    norms_around,
+    replace_layers,
+)
 from ._adapter_set import AdapterSet, LooseAdapter, check_set
 
 M = TypeVar("M")
@@ -38,10 +47,11 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     expect_model(model, "swap_adapters")
     # Dropped first: an adapter around a block hides its layers, and one inside changes the block.
     former: dict[Any, LoRAWrapper] = {}
+    fill = filler(model)
 
     def drop(path: Any, adapter: LoRAWrapper) -> Any:
         former[path] = adapter
-        return plain_layer(adapter)
+        return plain_layer(fill(adapter))
 
     plain = map_adapters(drop, model)
     advice = "\nSwap them into the model that they were made for, or one with the same layers."
@@ -91,15 +101,31 @@ def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
 def put_around(model: M, adapters: AdapterSet) -> M:
     """`model` with `adapters`, which fit it, around its layers. Adapters at other paths stay.
 
-    **Raises:** `SelectionError` that names the path, if an adapter cannot be built from its state.
+    **Raises:** `SelectionError` that names the path, if an adapter cannot be built from its state;
+    or if adapters at other paths share an array of a name that `adapters` hold as well.
     """
+    for name in sorted(shared_by_others(model, adapters) & adapters.shared.keys()):
+        raise SelectionError(
+            f"The model's other adapters share an array {name!r} already, and these adapters come "
+            "with one. Unwrap the others first."
+        )
     layers = layers_at(model, adapters)
     built: dict[str, LoRAWrapper] = {}
     for path, adapter in adapters.adapters.items():
         what = f"build {show_place(adapter.wrapper, path)}"
         with failing(what, SelectionError, partial(_hint, layers[path], adapter)):
             built[path] = built_around(layers[path], adapter)
-    return replace_layers(model, built)
+    model = replace_layers(model, built)
+    return put_shared(model, adapters.shared) if any(map(uses_shared, built.values())) else model
+
+
+def shared_by_others(model: PyTree, adapters: AdapterSet) -> set[str]:
+    """The names of the arrays that adapters of `model` at other paths share."""
+    if not adapters.shared:
+        return set()
+    return names_shared_in(
+        [it for name, it in adapted_layers(model) if name not in adapters.adapters]
+    )
 
 
 def _hint(layer: Any, adapter: LooseAdapter) -> str:

@@ -18,6 +18,7 @@ from .._paths import bullets, path_str
 from .._planning import Spec, TargetLike, parse_specs, parse_wrapper
 from .._registry import default_registry
 from .._sets import AdapterSet, extract_adapters
+from .._shared_arrays import names_shared_in
 
 JNO_ADAPTERS = "jno.architectures.lora"
 
@@ -75,6 +76,12 @@ def apply_lora(
         if not constrained:
             raise
         raise SelectionError(f"{_why_not(constrained)}\n{err}") from err
+    if names := sorted(names_shared_in(adapted)):
+        raise SelectionError(
+            f"These adapters share {', '.join(map(repr, names))}, which `jno.lora.resolve` must "
+            "hand to each of them in the loss, and jNO's own loss does not call it. Choose another "
+            "method (`vera` for `vera-shared`), or train `jno.lora.Net` in a loop of your own."
+        )
     constrained = _constrained_arrays(adapted, ours) if mask is None else []
     if constrained:
         warn(_why_not(constrained))

@@ -13,7 +13,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._caches import remembered
 from .._compute import call_compiled
-from .._contract import LoRAWrapper, construct, is_traced
+from .._contract import LoRAWrapper, construct, is_traced, statistics_of
+from .._shared_arrays import uses_shared, with_shared_arrays
 from .._trainability import lora_trainable_filter
 from .._tree import claims
 
@@ -94,7 +95,8 @@ class WrapperCase:
     def build(self, base: Any, key: Any = None) -> Any:
         """The adapter around `base`, which is one layer (not a stack)."""
         key = jax.random.key(3) if key is None else key
-        return construct(self.wrapper, base, self.rank, self.alpha, key=key, options=self.options)
+        made = constructed(self, base, key)
+        return with_shared_arrays(made, key=key) if uses_shared(made) else made
 
     @_kept
     def make(self, dtype: Any = None) -> Any:
@@ -110,6 +112,44 @@ class WrapperCase:
     def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
         """The layer's output, operation by operation."""
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
+
+
+def constructed(case: WrapperCase, base: Any, key: Any) -> Any:
+    """The adapter as its constructor makes it, without the arrays that it shares."""
+    return construct(
+        case.wrapper,
+        base,
+        case.rank,
+        case.alpha,
+        key=key,
+        options=case.options,
+        statistics=invented_statistics(case.wrapper, base),
+    )
+
+
+def invented_statistics(
+    cls: type[LoRAWrapper], layer: Any, rows: int | None = None
+) -> dict[str, Any] | None:
+    """The statistics that `cls` needs of one `layer`, for data that are drawn at random.
+
+    - `rows`: how many vectors were seen. By default more than there are inputs.
+    """
+    if not cls.needs:
+        return None
+    outputs, inputs = eqx.filter_eval_shape(cls.matrix, layer).shape
+    random = np.random.default_rng(6)
+    found: dict[str, Any] = {}
+    for it in statistics_of(cls):
+        width = {"inputs": inputs, "outputs": outputs, "gradient": inputs}[it.of]
+        n = 2 * width if rows is None else rows
+        V = jnp.asarray(random.normal(size=(n, width)), jnp.float32)
+        if it.of == "gradient":
+            left = jnp.asarray(random.normal(size=(outputs, n)), jnp.float32)
+            mean = it.right(left @ V / max(n, 1))
+        else:
+            mean = it.left(V).T @ it.right(V) / max(n, 1)
+        found[it.name] = it.value(mean)
+    return found
 
 
 def _build(case: WrapperCase, base: Any) -> Any:

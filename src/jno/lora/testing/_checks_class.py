@@ -199,10 +199,10 @@ def check_state_round_trip(case: WrapperCase) -> None:
     registry = Registry(discover=False)
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "adapter.safetensors"
-        save(extract_adapters({"layer": trained}), file, registry)
+        save(extract_adapters({"layer": trained}), file, registry, layers={})
         model = {"layer": case.make_base()}
         try:
-            loaded = load(model, file, strict=True, wrappers=case.wrapper, registry=registry)
+            loaded = load(model, file, case.wrapper, registry, strict=True)
         except CheckpointError as err:
             require(
                 not case.options,

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -11,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str, stable_hash
-from ._case import NOT_MERGEABLE, WrapperCase, perturbed, split
+from .._shared_arrays import filler, with_shared_arrays
+from ._case import NOT_MERGEABLE, WrapperCase, constructed, invented_statistics, perturbed, split
 from ._conformance import (
     ConformanceError,
     advice,
@@ -149,6 +151,9 @@ def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stack: Any) ->
     adapted = _apply(case, stack)
     trained = perturbed(adapted)
     plain: Any = merge_lora(trained) if case.mergeable else trained
+    # Each slice with the arrays that all of them share.
+    adapted, trained = filler(adapted)(adapted), filler(trained)(trained)
+    plain = plain if case.mergeable else trained
     for index, base in enumerate(bases):
         one, layer = slice_of(trained, index), slice_of(plain, index)
         start = relative_error(output(case, slice_of(adapted, index)), output(case, base))
@@ -215,7 +220,9 @@ def check_sharding(case: WrapperCase) -> str | None:
         return "the layer has no array that could be cut"
     adapted = perturbed(_apply(case, layer))
     # By the key that the dispatcher gives to a model that is one layer.
-    alone = perturbed(case.build(plain, jax.random.fold_in(jax.random.key(3), stable_hash(""))))
+    key = jax.random.key(3)
+    one = constructed(case, plain, jax.random.fold_in(key, stable_hash("")))
+    alone = perturbed(with_shared_arrays(one, key=key))
     devices = shardings[0].device_set
     require(
         all(array.sharding.device_set == devices for array in arrays_of(adapted)),
@@ -264,6 +271,13 @@ def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
 def _apply(case: WrapperCase, base: Any) -> Any:
     """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
     settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
+    one = invented_statistics(case.wrapper, case.make_base())
+    if one is not None:
+        alone, whole = (arrays_of(layer)[0].shape for layer in (case.make_base(), base))
+        leading = whole[: len(whole) - len(alone)]
+        settings["statistics"] = {
+            "": {name: jnp.broadcast_to(x, (*leading, *x.shape)) for name, x in one.items()}
+        }
     return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+from jaxtyping import Array
 
 from .._arrays import Matrix
 from .._layer_kind import Bias, LayerKind, MeshAxes
@@ -57,6 +58,15 @@ class InNormLayer(LayerKind):
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         layer = _kind(base).with_matrix(base.layer, matrix)
         return eqx.tree_at(lambda norm: norm.layer, base, layer)
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Array:
+        return _kind(layer).inputs_of(layer.layer, *args)
+
+    @classmethod
+    def outputs_of(cls, layer: Any, y: Any) -> Array:
+        # A `SpectralNorm` returns its state, too.
+        return _kind(layer).outputs_of(layer.layer, y[0] if isinstance(y, tuple) else y)
 
     @classmethod
     def bias_of(cls, layer: Any) -> Bias | None:

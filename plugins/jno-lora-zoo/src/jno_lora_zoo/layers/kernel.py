@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jno.lora import WrapperError
+
 from .._arrays import (
     Matrix,
     cast_like,
@@ -50,6 +52,20 @@ class KernelLayer(LayerKind):
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         kernel = cast_like(matrix, base.weight).reshape(base.weight.shape)
         return eqx.tree_at(lambda m: m.weight, base, kernel)
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        """The patches of all groups and positions: the outputs for kernels with a single one."""
+        if type(layer) not in cls.known:
+            raise WrapperError(f"the inputs of a {type(layer).__name__} are not known as patches")
+        frame = eqx.filter(layer, eqx.is_array, inverse=True)
+        width = cls.matrix(layer).shape[1]
+        patches = _down(frame, args[0], jnp.eye(width, dtype=args[0].dtype))
+        return patches.reshape(width, -1).T
+
+    @classmethod
+    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
+        return super().outputs_of(layer, jnp.moveaxis(y, 0, -1))
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jno.lora import LinearLike
 
@@ -57,6 +57,20 @@ class LinearLayer(LayerKind):
     @classmethod
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         return eqx.tree_at(lambda m: m.weight, base, cast_like(matrix, base.weight))
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        x = jnp.asarray(args[0])
+        # `eqx.nn.Linear` takes a matrix as well, whose columns are the inputs.
+        x = x.T if type(layer) is eqx.nn.Linear and x.ndim == 2 else x
+        x = x[..., None] if layer.in_features == "scalar" and x.ndim == 0 else x
+        return super().inputs_of(layer, x)
+
+    @classmethod
+    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
+        y = y.T if type(layer) is eqx.nn.Linear and jnp.ndim(y) == 2 else y
+        y = y[..., None] if layer.out_features == "scalar" and jnp.ndim(y) == 0 else y
+        return super().outputs_of(layer, y)
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:

@@ -1,7 +1,8 @@
 """AdaLoRA: an update in the form of a singular value decomposition."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,19 @@ class AdaLoRA(Scaled):
     Law: `W' = W + (alpha / r) B diag(E) A`, `A ~ N(0, 1/in)`, `B ~ N(0, 1/out)`, `E = 0`.
     `r(in + out + 1)` parameters train. `r = min(rank, in, out)`.
 
-    A direction whose entry of `E` is zero has no effect: an allocator moves rank between layers by
-    entries that it holds at zero, and no shape changes.
+    A direction whose entry of `E` is zero has no effect. `AdaLoRAController`, the paper's
+    allocator, moves rank between layers by entries that it sets to zero, and no shape changes;
+    `jno.lora.shrink` takes these directions away. The penalty `||A A^T - I||^2 + ||B^T B - I||^2`
+    (Frobenius norms; see `jno.lora.penalty`) keeps rows of `A` and columns of `B` orthonormal. With
+    the variances here they start close to that.
 
     Paper: Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
-    arXiv:2303.10512. This is the law alone, without the paper's allocator and its penalty, which
-    keeps rows of `A` and columns of `B` orthonormal; with the variances here they start close to
-    that. PEFT starts both factors from `N(0, 0.02^2)`, and divides by `r + 1e-5`.
+    arXiv:2303.10512. PEFT starts both factors from `N(0, 0.02^2)`, and divides by `r + 1e-5`.
     """
 
     adapter_fields = ("lora_A", "lora_B", "lora_E")
+    rank_gate = "lora_E"
+    rank_axes: ClassVar[Mapping[str, int]] = {"lora_A": 0, "lora_B": 1}
     variant = "adalora"
     family = "low rank"
     paper = "2303.10512"
@@ -52,6 +56,11 @@ class AdaLoRA(Scaled):
     def low_rank_update(self) -> tuple[Array, Array]:
         A = in_compute_dtype(self.lora_A)
         return scaled(A, self.times_scale(self.lora_E)), self.lora_B
+
+    def penalty(self) -> Float[Array, ""]:
+        A, B = in_compute_dtype(self.lora_A), in_compute_dtype(self.lora_B)
+        identity = jnp.eye(len(A), dtype=A.dtype)
+        return jnp.sum((A @ A.T - identity) ** 2) + jnp.sum((B.T @ B - identity) ** 2)
 
     def forward(self, x: Any) -> Array:
         E = self.times_scale(self.lora_E)

@@ -31,6 +31,21 @@ class Split(Method):
     initial_A: Float[Array, "r in"]
     initial_B: Float[Array, "out r"]
 
+    def halved(self, W: Matrix, triplets: Triplets, dtype: Any) -> dict[str, Any]:
+        """The fields, for a start from `U S V^T`: half of each value is in each factor.
+
+        **Raises:** `ValueError` if `alpha` is not positive.
+        """
+        if self.alpha <= 0:
+            raise ValueError(
+                f"{type(self).__name__} divides by its scale, so alpha must be greater than 0, "
+                f"but is {self.alpha}"
+            )
+        U, S, Vt = triplets
+        root = jnp.sqrt(S / self.scaling)
+        A, B = (root[:, None] * Vt).astype(dtype), (U * root[None, :]).astype(dtype)
+        return self.split(W, A, B)
+
     def split(self, W: Matrix, A: Array, B: Array) -> dict[str, Any]:
         """The fields, for a start from these factors."""
         return {
@@ -88,15 +103,7 @@ class SingularSplit(Split):
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
     ) -> dict[str, Any]:
-        if self.alpha <= 0:
-            raise ValueError(
-                f"{type(self).__name__} divides by its scale, so alpha must be greater than 0, "
-                f"but is {self.alpha}"
-            )
-        U, S, Vt = self.triplets(W, r, svd, key)
-        root = jnp.sqrt(S / self.scaling)
-        A, B = (root[:, None] * Vt).astype(dtype), (U * root[None, :]).astype(dtype)
-        return self.split(W, A, B)
+        return self.halved(W, self.triplets(W, r, svd, key), dtype)
 
     @staticmethod
     @abc.abstractmethod

@@ -1,5 +1,6 @@
 """VeRA: two trained vectors around random matrices that are never stored."""
 
+import abc
 from typing import Any
 
 import jax
@@ -11,45 +12,23 @@ from .._random import uniform_matrix
 from .._scaled import Scaled
 
 
-class VeRA(Scaled):
-    """VeRA: vector-based random matrix adaptation.
-
-    Law: `W' = W + (alpha / r) diag(b) B diag(d) A`. `A` `(r, in)` and `B` `(out, r)` are uniform
-    with mean 0 and variances `1/in` and 1. They are drawn from `seed` at every use, and are not
-    saved. `b` starts at 0 and `d` at 1; `out + r` parameters train. The rank is not clamped.
-
-    Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
-    paper shares one pair of matrices among all layers and starts `d` at 0.1; here each layer has a
-    seed of its own, and `d` starts at 1. The paper has no scale: `alpha = rank` gives its factor of
-    1, and the default `alpha = 1` a smaller update the higher the rank.
-    """
+class BetweenVectors(Scaled):
+    """`W' = W + s diag(b) B diag(d) A`, where `b` and `d` train. The rank is not clamped."""
 
     adapter_fields = ("b", "d")
-    variant = "vera"
     family = "structured"
-    paper = "2310.11454"
     formula = "out + r"
 
     b: Float[Array, " out"]
     d: Float[Array, " r"]
-    # Four numbers from 0 to 255: small enough to survive a cast of the whole model to any floating
-    # dtype. An array, not static, so that layers can be stacked and seeds differ without retracing.
-    seed: Shaped[Array, "4"]
 
     @classmethod
     def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
         return rank
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
-        seed = jax.random.bits(key, (4,), jnp.uint8)
-        return {"b": jnp.zeros(W.shape[0], dtype), "d": jnp.ones(r, dtype), "seed": seed}
-
+    @abc.abstractmethod
     def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
-        """The random matrices `A` and `B`, in the dtype of `W`."""
-        outputs, inputs = W.shape
-        A = uniform_matrix(self.seed, 0, (self.rank, inputs), 1 / self.fan_in(W), W.dtype)
-        B = uniform_matrix(self.seed, 1, (outputs, self.rank), 1.0, W.dtype)
-        return A, B
+        """The matrices `A` and `B`, in the dtype of `W`."""
 
     def law(self, W: Matrix) -> Matrix:
         A, B = self.projections(W)
@@ -65,3 +44,34 @@ class VeRA(Scaled):
         return self.low_rank(
             x, A, B, between=lambda h: scaled(h, self.d), after=lambda y: scaled(y, b)
         )
+
+
+class VeRA(BetweenVectors):
+    """VeRA: vector-based random matrix adaptation.
+
+    Law: `W' = W + (alpha / r) diag(b) B diag(d) A`. `A` `(r, in)` and `B` `(out, r)` are uniform
+    with mean 0 and variances `1/in` and 1. They are drawn from `seed` at every use, and are not
+    saved. `b` starts at 0 and `d` at 1; `out + r` parameters train. The rank is not clamped.
+
+    Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
+    paper shares one pair of matrices among all layers and starts `d` at 0.1, as `VeRAShared` does;
+    here each layer has a seed of its own, and `d` starts at 1. The paper has no scale: `alpha =
+    rank` gives its factor of 1, and the default `alpha = 1` a smaller update the higher the rank.
+    """
+
+    variant = "vera"
+    paper = "2310.11454"
+
+    # Four numbers from 0 to 255: small enough to survive a cast of the whole model to any floating
+    # dtype. An array, not static, so that layers can be stacked and seeds differ without retracing.
+    seed: Shaped[Array, "4"]
+
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+        seed = jax.random.bits(key, (4,), jnp.uint8)
+        return {"b": jnp.zeros(W.shape[0], dtype), "d": jnp.ones(r, dtype), "seed": seed}
+
+    def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
+        outputs, inputs = W.shape
+        A = uniform_matrix(self.seed, 0, (self.rank, inputs), 1 / self.fan_in(W), W.dtype)
+        B = uniform_matrix(self.seed, 1, (outputs, self.rank), 1.0, W.dtype)
+        return A, B

@@ -1,0 +1,248 @@
+"""AdaLoRA's allocator: it moves rank between layers while they train, by masks of fixed shape."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jno.lora import LoRAWrapper
+from jno.lora.extending import adapted_layers, map_adapters, show_path
+
+from ._arrays import in_compute_dtype
+
+T = TypeVar("T")
+
+
+class AdaLoRAState(eqx.Module):
+    """The memory of an `AdaLoRAController`: a pytree of arrays, with an entry for each adapter.
+
+    - `step`: the number of updates so far.
+    - `sensitivity`, `uncertainty`: the averages of each trained array's sensitivity, and of its
+        distance from that average, by field.
+    - `kept`: the directions that the last allocation kept.
+    - `is_final`: whether that was the last allocation of all.
+    """
+
+    step: Int[Array, ""]
+    sensitivity: tuple[dict[str, Array], ...]
+    uncertainty: tuple[dict[str, Array], ...]
+    kept: tuple[Bool[Array, "..."], ...]
+    is_final: Bool[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaLoRAController:
+    """AdaLoRA's allocator: the least important directions of all layers lose their rank.
+
+        controller = AdaLoRAController(target_rank=4, warmup=100, final=300, total=1000)
+        state = controller.init(trainable)
+        ...
+        updates, opt_state = optimiser.update(grads, opt_state)
+        trainable = eqx.apply_updates(trainable, updates)
+        trainable, state = controller.update(trainable, grads, state)
+
+    The sensitivity `|w g|` of each trained number `w` with the gradient `g` is smoothed, and so is
+    its distance from the average; their product is the importance of the number. The importance of
+    a direction is that of its gate, plus the means over its part of each other field (its row of
+    `A` and column of `B`). The budget, a number of directions of all layers together, falls from
+    all to `target_rank` for each layer, as a cube. Every `every` steps, the gates of the directions
+    beyond the budget become zero. In between they train, and may come back. From step
+    `total - final` on, those that are zero stay zero.
+
+    It works on every adapter with a `rank_gate`, of any plugin, and on stacks. No shape depends on
+    a value: under `jit` nothing is compiled anew. At the end, `jno.lora.shrink` makes the model
+    smaller.
+
+    **Arguments:**
+
+    - `target_rank`: the mean rank that is left for each layer; a layer of a stack counts as one.
+    - `warmup`: the steps before the budget begins to fall.
+    - `final`: the last steps, with a fixed choice of directions; at least 1.
+    - `total`: all steps.
+    - `every`: the steps between two allocations.
+    - `beta1`, `beta2`: the smoothing of the sensitivity, and of its uncertainty.
+
+    **Raises:** `ValueError` for numbers out of range.
+
+    Paper: Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+    arXiv:2303.10512.
+    """
+
+    target_rank: float
+    warmup: int
+    final: int
+    total: int
+    every: int = 10
+    beta1: float = 0.85
+    beta2: float = 0.85
+
+    def __post_init__(self) -> None:
+        if not self.target_rank > 0:
+            raise ValueError(f"`target_rank` must be more than 0, but is {self.target_rank}")
+        if not (self.warmup >= 0 and self.final >= 1 and self.warmup + self.final < self.total):
+            raise ValueError(
+                "`warmup` and `final` (at least 1) must leave steps of `total` between them, but "
+                f"are {self.warmup} and {self.final} of {self.total}"
+            )
+        if self.every < 1:
+            raise ValueError(f"`every` must be at least 1, but is {self.every}")
+        for name in ("beta1", "beta2"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in (0, 1), but is {getattr(self, name)}")
+
+    def init(self, model: PyTree) -> AdaLoRAState:
+        """The state before the first step.
+
+        **Arguments:** `model`: the trainable part, as `eqx.partition` gives it, or the whole model.
+
+        **Raises:** `ValueError` if no adapter of it has a `rank_gate`, or if they have less rank
+        than `target_rank` asks for.
+        """
+        members = _members(model, model)
+        budget, directions = self._last_budget(members), _count(members)
+        if not members:
+            raise ValueError(
+                "No adapter of this model has a `rank_gate` that trains, so that no rank can move. "
+                'AdaLoRA\'s have one: net.lora(wrapper="adalora")'
+            )
+        if budget > directions:
+            raise ValueError(
+                f"`target_rank` {self.target_rank} asks for {budget} directions, but the adapters "
+                f"have {directions} in all. Start with a larger `rank`."
+            )
+
+        def zeros() -> tuple[dict[str, Array], ...]:
+            return jax.tree.map(jnp.zeros_like, tuple(one.sensitivity() for one in members))
+
+        kept = tuple(jnp.ones(one.gate.shape, bool) for one in members)
+        # Separate buffers, so that all can be donated.
+        return AdaLoRAState(jnp.asarray(0, jnp.int32), zeros(), zeros(), kept, jnp.asarray(False))
+
+    def update(
+        self, model: T, grads: PyTree, state: AdaLoRAState, step: Int[Array, ""] | int | None = None
+    ) -> tuple[T, AdaLoRAState]:
+        """`model` with the gates of unimportant directions at zero, and the next state.
+
+        **Arguments:**
+
+        - `model`: the tree that `init` saw, after the optimiser's step.
+        - `grads`: the gradients of that step, in the structure of `model`, with `None` for arrays
+            that do not train.
+        - `step`: the number of the step, from 0 on. By default the state counts.
+
+        **Raises:** `ValueError` if other adapters have gradients than `init` saw.
+        """
+        step = state.step if step is None else jnp.asarray(step, jnp.int32)
+        members = _members(model, grads)
+        if [set(one.fields) for one in members] != [set(one) for one in state.sensitivity]:
+            given = ", ".join(
+                f"{show_path(one.path)!r} ({', '.join(one.fields)})" for one in members
+            )
+            raise ValueError(
+                f"The state is for {len(state.kept)} adapters, but there are gradients for "
+                f"{len(members)} or for other fields of them: {given or '-'}. Give `update` the "
+                "tree that `init` saw, and the gradients of all its trained arrays."
+            )
+        now = tuple(one.sensitivity() for one in members)
+        sensitivity = _smoothed(self.beta1, state.sensitivity, now)
+        distance = jax.tree.map(lambda x, mean: jnp.abs(x - mean), now, sensitivity)
+        uncertainty = _smoothed(self.beta2, state.uncertainty, distance)
+        scores = jax.tree.map(jnp.multiply, sensitivity, uncertainty)
+        importance = [one.of_directions(score) for one, score in zip(members, scores, strict=True)]
+
+        last = self.total - self.final
+        is_last = (step >= last) & ~state.is_final
+        is_due = is_last | ((self.warmup < step) & (step < last) & (step % self.every == 0))
+        is_final = state.is_final | is_last
+        budget = self.budget(step, _count(members), self._last_budget(members))
+        chosen = zip(_largest(importance, budget), state.kept, strict=True)
+        kept = tuple(jnp.where(is_due, new, old) for new, old in chosen)
+        # Between two allocations all directions train, also those that were switched off.
+        open_gates = iter([mask | ~(is_due | is_final) for mask in kept])
+
+        def gated(path: str, adapter: Any, own_grads: Any, _: Any) -> Any:
+            one = _member(path, adapter, own_grads)
+            if one is None:
+                return adapter
+            gate = jnp.where(next(open_gates), one.gate, jnp.zeros_like(one.gate))
+            return eqx.tree_at(lambda node: getattr(node, next(iter(one.fields))), adapter, gate)
+
+        made = map_adapters(gated, model, grads, model)
+        return made, AdaLoRAState(step + 1, sensitivity, uncertainty, kept, is_final)
+
+    def budget(self, step: Int[Array, ""] | int, initial: int, target: int) -> Int[Array, ""]:
+        """The number of directions after this step: from `initial` to `target`, as a cube."""
+        between = self.total - self.final - self.warmup
+        left = 1 - (jnp.asarray(step, jnp.float32) - self.warmup) / between
+        cube = jnp.clip(left, 0, 1) ** 3
+        return target + jnp.round((initial - target) * cube).astype(jnp.int32)
+
+    def _last_budget(self, members: "list[_Member]") -> int:
+        layers = sum(one.gate.size // one.gate.shape[-1] for one in members)
+        return round(self.target_rank * layers)
+
+
+class _Member(NamedTuple):
+    """An adapter that takes part: its trained arrays by field, the gate first, and gradients."""
+
+    path: str
+    cls: type[LoRAWrapper]
+    fields: dict[str, Array]
+    grads: dict[str, Array]
+
+    @property
+    def gate(self) -> Float[Array, "*stack r"]:
+        """The array whose zeros switch directions off."""
+        return next(iter(self.fields.values()))
+
+    def sensitivity(self) -> dict[str, Array]:
+        """`|w g|` for every number, float32 at least."""
+        wide = jax.tree.map(in_compute_dtype, (self.fields, self.grads))
+        return jax.tree.map(lambda w, g: jnp.abs(w * g), *wide)
+
+    def of_directions(self, scores: dict[str, Array]) -> Float[Array, "*stack r"]:
+        """The importance of each direction, from that of each number."""
+        stack = self.gate.ndim - 1
+        total = jnp.zeros_like(scores[next(iter(self.fields))])
+        for name in self.fields:
+            score = jnp.moveaxis(scores[name], stack + self.cls.rank_axes.get(name, 0), stack)
+            total = total + score.mean(axis=range(stack + 1, score.ndim))
+        return total
+
+
+def _members(model: PyTree, grads: PyTree) -> list[_Member]:
+    found = (_member(*layer) for layer in adapted_layers(model, grads))
+    return [one for one in found if one is not None]
+
+
+def _member(path: str, adapter: LoRAWrapper, grads: Any) -> _Member | None:
+    """The adapter with what trains in it; `None` if its gate does not."""
+    cls = type(adapter)
+    names = [name for name in (cls.rank_gate, *cls.rank_axes) if name is not None]
+    trained = [name for name in names if eqx.is_inexact_array(getattr(grads, name, None))]
+    if not trained or trained[0] != cls.rank_gate:
+        return None
+    fields, own = ({name: getattr(tree, name) for name in trained} for tree in (adapter, grads))
+    return _Member(path, cls, fields, own)
+
+
+def _count(members: list[_Member]) -> int:
+    return sum(one.gate.size for one in members)
+
+
+def _smoothed(beta: float, mean: T, now: T) -> T:
+    return jax.tree.map(lambda old, new: beta * old + (1 - beta) * new, mean, now)
+
+
+def _largest(scores: Sequence[Array], number: Int[Array, ""]) -> list[Bool[Array, "..."]]:
+    """Masks of the largest scores of all arrays together; of equal ones, the first."""
+    widest = max((score.dtype for score in scores), key=lambda dtype: dtype.itemsize)
+    every = jnp.concatenate([score.ravel().astype(widest) for score in scores])
+    place = jnp.argsort(jnp.argsort(-every))
+    parts = jnp.split(place < number, np.cumsum([score.size for score in scores])[:-1])
+    return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]

@@ -1,0 +1,57 @@
+"""EVA: LoRA that starts from the directions in which the layer's inputs vary most."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from .._arrays import Matrix
+from .._svd import largest
+from .lora import LowRank
+
+# Directions with less than this part of the largest variance are not blown up any further.
+_LEAST_VARIANCE = 1e-6
+
+
+class EVA(LowRank):
+    """EVA: LoRA whose `A` starts as the principal directions of the layer's inputs.
+
+    Law: `W' = W + (alpha / r) B A`, `A = V_r^T` and `B = 0`. `V_r` are the `r` eigenvectors of the
+    covariance of the inputs, `E[x x^T] - E[x] E[x]^T`, with the largest eigenvalues (the explained
+    variance). `r(in + out)` parameters train. The options `dropout` and `bias` are LoRA's.
+
+    - `whiten`: with `True`, each row of `A` is divided by the root of its eigenvalue, so that the
+        entries of `A (x - E[x])` have the variance 1.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for covariances
+        that are large beside the rank.
+
+    Paper: Paischer et al., "Parameter Efficient Fine-tuning via Explained Variance Adaptation",
+    arXiv:2410.07170. The paper takes singular vectors of the inputs; its code centres the inputs,
+    as here, and follows the vectors batch by batch until they stand still, where here they are
+    those of all batches. It whitens by the root of a singular value, which grows with the number of
+    samples. How the paper spreads ranks over layers is not a matter of the adapter.
+    """
+
+    needs = ("input_covariance", "input_mean")
+    variant = "eva"
+    paper = "2410.07170"
+
+    def start(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        W: Matrix,
+        r: int,
+        key: PRNGKeyArray,
+        dtype: Any,
+        *,
+        statistics: Mapping[str, Array],
+        whiten: bool = False,
+        svd: str = "auto",
+    ) -> dict[str, Any]:
+        mean = statistics["input_mean"]
+        covariance = statistics["input_covariance"] - jnp.outer(mean, mean)
+        _, variance, A = largest(covariance, r, svd, key)
+        if whiten:
+            variance = jnp.maximum(variance, _LEAST_VARIANCE * variance[0])
+            A = A / jnp.sqrt(jnp.where(variance > 0, variance, 1))[:, None]
+        return {"lora_A": A.astype(dtype), "lora_B": jnp.zeros((len(W), r), dtype)}

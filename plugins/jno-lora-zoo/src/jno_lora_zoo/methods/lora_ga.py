@@ -1,0 +1,53 @@
+"""LoRA-GA: factors whose first step is as near to one of full fine-tuning as their rank allows."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, PRNGKeyArray
+
+from .._arrays import Matrix
+from .._options import positive_number
+from .._svd import largest
+from .pissa import Split
+
+
+class LoRAGA(Split):
+    """LoRA-GA: both factors start as singular vectors of the gradient.
+
+    Law: `W' = base + (alpha / r) B A`. With `U S V^T` the singular value decomposition of the
+    gradient of the loss by `W`, `A = c V_[1:r]^T` and `B = c U_[r+1:2r]` with
+    `c = out^(1/4) / sqrt(gamma)` at first, and `base` holds `W - (alpha / r) B A`. `r(in + out)`
+    parameters train. Where there are fewer than `2 r` vectors, `B` takes the last `r`: those of `A`
+    and `B` together span the gradient then as well.
+
+    - `gamma`: a positive number, 16 by default. A larger one makes both factors smaller.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for gradients
+        that are large beside the rank.
+
+    Paper: Wang, Yu and Li, "LoRA-GA: Low-Rank Adaptation with Gradient Approximation",
+    arXiv:2407.05000. The paper's scale is rsLoRA's, `alpha / sqrt(r)`: for its start, multiply its
+    `alpha` by `sqrt(r)`. PEFT multiplies `B` by singular values, and scales `B` alone.
+
+    **Raises:** `ValueError` if `gamma` is not positive.
+    """
+
+    needs = ("gradient",)
+    variant = "lora-ga"
+    paper = "2407.05000"
+    family = "low rank"
+
+    def start(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        W: Matrix,
+        r: int,
+        key: PRNGKeyArray,
+        dtype: Any,
+        *,
+        statistics: Mapping[str, Array],
+        gamma: Any = 16.0,
+        svd: str = "auto",
+    ) -> dict[str, Any]:
+        U, _, Vt = largest(statistics["gradient"], min(2 * r, *W.shape), svd, key)
+        c = len(W) ** 0.25 / math.sqrt(positive_number(gamma, "gamma"))
+        return self.split(W, (c * Vt[:r]).astype(dtype), (c * U[:, -r:]).astype(dtype))

@@ -1,0 +1,61 @@
+"""LoRA-One: factors that start along the largest step that full fine-tuning would take."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from .._arrays import Matrix
+from .._options import positive_number
+from .._svd import largest
+from .pissa import Split
+
+
+class LoRAOne(Split):
+    """LoRA-One: the factors start as the best approximation of the first full gradient step.
+
+    Law: `W' = base + (alpha / r) B A`. With `U S V^T` the `r` largest singular triplets of the
+    *negative* gradient of the loss by `W`, `B = U sqrt(S / (gamma S_1))` and
+    `A = sqrt(S / (gamma S_1)) V^T` at first, and `base` holds `W - (alpha / r) B A`. `r(in + out)`
+    parameters train.
+
+    - `step`: with `True`, `base` is `W`, as in the paper: the adapted layer starts one step of
+        gradient descent, of the length `alpha / (r gamma S_1)`, away from the original one.
+    - `gamma`: a positive number, 128 by default. A larger one makes both factors smaller.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for gradients
+        that are large beside the rank.
+
+    Paper: Zhang, Liu and Chen, "LoRA-One: One-Step Full Gradient Could Suffice for Fine-Tuning
+    Large Language Models, Provably and Efficiently", arXiv:2502.01235. By default the adapted model
+    equals the original here. The scale of the authors' code is rsLoRA's, `alpha / sqrt(r)`: for its
+    start, multiply its `alpha` by `sqrt(r)`. The paper's preconditioner is a matter of the
+    optimiser. A layer whose gradient is zero stays as it is.
+
+    **Raises:** `ValueError` if `gamma` is not positive.
+    """
+
+    needs = ("gradient",)
+    variant = "lora-one"
+    paper = "2502.01235"
+    family = "low rank"
+
+    def start(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        W: Matrix,
+        r: int,
+        key: PRNGKeyArray,
+        dtype: Any,
+        *,
+        statistics: Mapping[str, Array],
+        step: bool = False,
+        gamma: Any = 128.0,
+        svd: str = "auto",
+    ) -> dict[str, Any]:
+        gamma = positive_number(gamma, "gamma")
+        U, S, Vt = largest(-statistics["gradient"], r, svd, key)
+        root = jnp.sqrt(S / (gamma * jnp.where(S[0] > 0, S[0], 1)))
+        A, B = (root[:, None] * Vt).astype(dtype), (U * root[None, :]).astype(dtype)
+        fields = self.split(W, A, B)
+        # Nothing is taken out of the weight, so nothing is to be put back.
+        return {**fields, "base": self.base, "initial_B": jnp.zeros_like(B)} if step else fields

@@ -1,0 +1,74 @@
+"""Tied-LoRA: the factors of LoRA, trained, but one pair for all layers of a shape."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno.lora import Shared
+
+from .._arrays import Matrix
+from .vera import BetweenVectors
+
+
+class TiedLoRA(BetweenVectors):
+    """Tied-LoRA: layers of equal shape share both factors, and scale them by their own vectors.
+
+    Law: `W' = W + (alpha / r) diag(b) B diag(d) A`. `A ~ N(0, 1/in)` and `B = 0` are shared by all
+    layers whose matrix has the same shape; `b = 1` and `d = 1` are each layer's own. `out + r`
+    parameters train in a layer, and `r(in + out)` for each shape. `r = min(rank, in, out)`; layers
+    of a lower rank than others of their shape use the first components.
+
+    The paper also compares frozen factors and vectors. Freeze them by a mask:
+    `net.mask("lora_A").freeze()`. With the option `zero="b"`, `B ~ N(0, 1)` and `b = 0` instead,
+    so that a frozen `B` is not zero.
+
+    Paper: Renduchintala et al., "Tied-LoRA: Enhancing parameter efficiency of LoRA with Weight
+    Tying", arXiv:2311.09578. `b` and `d` are the paper's `v` and `u`. Call
+    `jno.lora.resolve(model)` in the loss.
+
+    **Raises:** `ValueError` unless `zero` is `"B"` or `"b"`.
+    """
+
+    adapter_fields = ("lora_A", "lora_B", "b", "d")
+    variant = "tied-lora"
+    family = "low rank"
+    paper = "2311.09578"
+    formula = "out + r, and r (in + out) once"
+
+    lora_A: Shared
+    lora_B: Shared
+
+    @classmethod
+    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
+        return min(rank, outputs, inputs)
+
+    def start(
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, zero: str = "B"
+    ) -> dict[str, Any]:
+        if zero not in ("B", "b"):
+            raise ValueError(f'`zero` must be "B" or "b", but is {zero!r}')
+        outputs, inputs = W.shape
+        fan_in = self.fan_in(W)
+        # A lookup reads a single column of `A`, whose entries are larger.
+        shape = f"{outputs}x{inputs}" + ("" if fan_in == inputs else "-of-lookups")
+        make_A = functools.partial(normal, dtype=dtype, scale=1 / math.sqrt(fan_in))
+        make_B = functools.partial(normal, dtype=dtype, scale=0.0 if zero == "B" else 1.0)
+        return {
+            "lora_A": Shared(f"tied-A-{shape}", (r, inputs), make_A),
+            "lora_B": Shared(f"tied-B-{shape}", (outputs, r), make_B),
+            "b": jnp.full(outputs, 1.0 if zero == "B" else 0.0, dtype),
+            "d": jnp.ones(r, dtype),
+        }
+
+    def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
+        A, B = self.lora_A.array[: self.rank], self.lora_B.array[:, : self.rank]
+        return A.astype(W.dtype), B.astype(W.dtype)
+
+
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any, scale: float) -> Array:
+    """Normal numbers with mean 0 and this standard deviation."""
+    return scale * jax.random.normal(key, shape, dtype)

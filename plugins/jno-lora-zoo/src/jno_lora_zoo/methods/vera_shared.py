@@ -1,0 +1,72 @@
+"""VeRA as published: one pair of random matrices for all layers."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno.lora import Shared
+
+from .._arrays import Matrix
+from .vera import BetweenVectors
+
+
+class VeRAShared(BetweenVectors):
+    """VeRA with one pair of frozen random matrices that all layers share, stored and saved once.
+
+    Law: `W' = W + alpha diag(b) B diag(d) A`. `A` and `B` are the first `(r, in)` and `(out, r)`
+    entries of two matrices with the largest rank, `in` and `out` of all layers. Those are uniform
+    with mean 0 and variances `2/in` and `2/r` for these largest sizes. `b` starts at 0 and `d` at
+    the option `d_initial`, 0.1 by default; `out + r` parameters train. The rank is not clamped. All
+    layers of one rank see the same random directions; `VeRA` draws others for each.
+
+    Embeddings share an `A` of their own, of variance 2, because a lookup reads a single column. It
+    is `(r, num_embeddings)`: VeRA, which stores no matrix, suits large tables better.
+
+    Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
+    paper has no scale, which is the default `alpha = 1`. Call `jno.lora.resolve(model)` in the
+    loss.
+    """
+
+    variant = "vera-shared"
+    paper = "2310.11454"
+    formula = "out + r, beside a frozen pair"
+
+    A: Shared
+    B: Shared
+
+    def start(
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, d_initial: float = 0.1
+    ) -> dict[str, Any]:
+        outputs, inputs = W.shape
+        looks_up = self.fan_in(W) == 1 < inputs
+        kaiming = functools.partial(kaiming_uniform, dtype=dtype)
+        for_lookups = functools.partial(kaiming_uniform, dtype=dtype, fan_in=1)
+        return {
+            "b": jnp.zeros(outputs, dtype),
+            "d": jnp.full(r, d_initial, dtype),
+            "A": Shared("vera-A-of-lookups", (r, inputs), for_lookups)
+            if looks_up
+            else Shared("vera-A", (r, inputs), kaiming),
+            "B": Shared("vera-B", (outputs, r), kaiming),
+        }
+
+    @classmethod
+    def scale_for(cls, rank: int, alpha: float) -> float:
+        return alpha
+
+    def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
+        outputs, inputs = W.shape
+        A, B = self.A.array[: self.rank, :inputs], self.B.array[:outputs, : self.rank]
+        return A.astype(W.dtype), B.astype(W.dtype)
+
+
+def kaiming_uniform(
+    key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any, fan_in: int | None = None
+) -> Array:
+    """Uniform with mean 0 and variance `2 / fan_in`, by default for the last axis."""
+    bound = math.sqrt(6 / (shape[-1] if fan_in is None else fan_in))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)

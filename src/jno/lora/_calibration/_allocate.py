@@ -1,0 +1,142 @@
+"""A total rank, spread over layers by what the statistics say of each direction."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .._contract import check_rank
+from .._errors import SelectionError
+from .._paths import show_path
+from .._planning import Spec
+from .._showing import Printed, Table, table_by_path
+
+
+@dataclasses.dataclass(frozen=True)
+class AllocationRow:
+    """The rank of one layer, and which part of its energy that many directions hold."""
+
+    path: str
+    rank: int
+    part: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Allocation(Printed[AllocationRow]):
+    """The rank of each layer. Prints as a table."""
+
+    rows: tuple[AllocationRow, ...]
+
+    @property
+    def specs(self) -> list[Spec]:
+        """For `specs=`: a spec for each layer with a rank. The call gives wrapper and alpha."""
+        return [
+            Spec(target=f"^{re.escape(row.path)}$", rank=row.rank) for row in self.rows if row.rank
+        ]
+
+    def _table(self) -> Table:
+        columns = [("path", "left"), ("rank", "right"), ("energy kept", "right")]
+        rows = ((show_path(row.path), str(row.rank), f"{row.part:.1%}") for row in self.rows)
+        total = sum(row.rank for row in self.rows)
+        return table_by_path("Ranks", columns, rows, f"{total:,} in all")
+
+
+def allocate(
+    statistics: Mapping[str, Mapping[str, Any]],
+    budget: int,
+    *,
+    method: str = "variance",
+    least: int = 1,
+    most: int | None = None,
+) -> Allocation:
+    """Spread a total rank over layers: each next rank goes where it adds most.
+
+    **Arguments:**
+
+    - `statistics`: what `calibrate` returned.
+    - `budget`: the sum of the ranks of all layers. Each layer of a stack counts.
+    - `method`: how directions are compared. `"variance"` takes the eigenvalues of the covariance of
+        a layer's inputs, each as a part of their sum, as EVA does (around the mean, where
+        `input_mean` was collected). `"gradient"` takes the squared singular values of the gradient.
+    - `least`, `most`: the bounds of each layer's rank. With `least=0` a layer may go without an
+        adapter.
+
+    **Returns:** an `Allocation`, whose `specs` are for `apply_lora` and `net.lora`.
+
+    **Raises:** `SelectionError` if a layer lacks the statistic, or the budget is below `least`
+    everywhere.
+    """
+    check_rank(budget, "`budget`")
+    if type(least) is not int or least < 0:
+        raise SelectionError(f"`least` must be a whole number from 0, but is {least!r}.")
+    if most is not None and (type(most) is not int or most < max(least, 1)):
+        raise SelectionError(
+            f"`most` must be a whole number from 1 that is not below `least`, but is {most!r}."
+        )
+    if not statistics:
+        raise SelectionError("`statistics` are empty: there are no layers to give a rank.")
+    spectrum = _SPECTRA.get(method)
+    if spectrum is None:
+        raise SelectionError(f"`method` must be 'variance' or 'gradient', but is {method!r}.")
+    energies = {path: _energies(path, arrays, spectrum) for path, arrays in statistics.items()}
+    layers = {path: max(energy.shape[0], 1) for path, energy in energies.items()}
+    # A matrix has no more directions than its smaller side.
+    sides = {path: min(shape) for path, shape in getattr(statistics, "shapes", {}).items()}
+    mean = {path: it.mean(axis=0)[: sides.get(path)] for path, it in energies.items()}
+    ranks = {path: min(least, energy.size) for path, energy in mean.items()}
+    left = budget - sum(ranks[path] * layers[path] for path in ranks)
+    if left < 0:
+        raise SelectionError(
+            f"`budget` is {budget}, but {sum(layers.values())} layers of rank {least} need "
+            f"{budget - left}. Raise it, or lower `least`."
+        )
+    # Within a layer the values fall, so the order of all is that of each.
+    order = sorted(
+        (-value, path) for path, energy in mean.items() for value in energy[ranks[path] : most]
+    )
+    for _, path in order:
+        if layers[path] <= left:
+            ranks[path] += 1
+            left -= layers[path]
+    return Allocation(
+        tuple(
+            AllocationRow(path, rank, float(mean[path][:rank].sum() / (mean[path].sum() or 1.0)))
+            for path, rank in ranks.items()
+        )
+    )
+
+
+def _energies(path: str, arrays: Mapping[str, Any], spectrum: Any) -> np.ndarray:
+    """For each layer of a stack, a number for each direction, largest first."""
+    name, values = spectrum
+    if name not in arrays:
+        raise SelectionError(
+            f"The statistics of {show_path(path)!r} have no {name!r}, only {', '.join(arrays)}. "
+            "Calibrate for adapters that need it, or choose another `method`."
+        )
+    found = values(arrays)
+    return found.reshape(-1, found.shape[-1])
+
+
+def _variance(arrays: Mapping[str, Any]) -> np.ndarray:
+    C = np.asarray(arrays["input_covariance"], np.float64)
+    if "input_mean" in arrays:
+        mean = np.asarray(arrays["input_mean"], np.float64)
+        C = C - mean[..., :, None] * mean[..., None, :]
+    values = np.maximum(np.linalg.eigvalsh(C)[..., ::-1], 0)
+    total = values.sum(axis=-1, keepdims=True)
+    return values / np.where(total > 0, total, 1)
+
+
+def _gradient(arrays: Mapping[str, Any]) -> np.ndarray:
+    G = np.asarray(arrays["gradient"], np.float64)
+    return np.square(np.linalg.svd(G, compute_uv=False))
+
+
+# The statistic that each method compares directions by.
+_SPECTRA: dict[str, tuple[str, Callable[[Mapping[str, Any]], np.ndarray]]] = {
+    "variance": ("input_covariance", _variance),
+    "gradient": ("gradient", _gradient),
+}

@@ -1,0 +1,212 @@
+"""One pass over some batches, which collects the statistics that adapters start from."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._contract import Statistic, expect_model, mean_shape, over_stack, statistics_of
+from .._dispatch import plan_lora
+from .._errors import SelectionError
+from .._paths import FEW, bullets, show_path
+from .._planning import MaskLike, PlanRow, SpecLike, TargetLike, WrapperLike
+from .._registry import Registry
+from .._sharding import replicated_beside
+from .._showing import tracked
+from .._tree import layers_at, replace_layers
+from ._probe import Probe, Rows, RowsOut, directions
+from ._statistics import Factor, Statistics
+
+Loss = Callable[[Any, Any], Any]
+
+
+def calibrate(
+    model: PyTree,
+    batches: Iterable[Any],
+    loss: Loss,
+    *,
+    wrappers: WrapperLike,
+    target: TargetLike = None,
+    specs: Iterable[SpecLike] | None = None,
+    param_mask: MaskLike | None = None,
+    sketch: int | None = None,
+    registry: Registry | None = None,
+) -> Statistics:
+    """Collect what adapters that start from data (EVA, CorDA, LoRA-GA) need, in one pass.
+
+    Each layer to be adapted runs as ever, under whatever `vmap`, `scan` or `jax.checkpoint` the
+    model has. A layer that is used several times gives its rows each time.
+
+    **Arguments:**
+
+    - `model`: a pytree, as for `apply_lora`. It is not changed.
+    - `batches`: some batches of data. Each is given to `loss` as it is.
+    - `loss`: `loss(model, batch)`, a scalar that JAX can differentiate. Statistics of inputs and
+        outputs do not depend on its value, but are only collected where its gradient arrives.
+    - `wrappers`, `target`, `specs`, `param_mask`, `registry`: which layers get which adapter, as
+        for `apply_lora`.
+    - `sketch`: the most columns that are kept of a covariance. A wider one is known by its products
+        with as many random vectors (Nyström), exactly if its rank is lower. `None`: all columns.
+
+    **Returns:** `Statistics`, for `apply_lora(..., statistics=)`, `net.lora(..., statistics=)`
+    and `allocate`. They can be saved.
+
+    **Raises:** `SelectionError` if no selected adapter needs statistics, `batches` is empty, the
+    loss does not reach a layer, or statistics are not finite; `WrapperError` if the inputs of a
+    layer are not vectors of its matrix.
+    """
+    expect_model(model, "calibrate")
+    if sketch is not None and (type(sketch) is not int or sketch < 1):
+        raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
+    asked = {"target": target, "specs": specs, "wrappers": wrappers, "param_mask": param_mask}
+    plan = plan_lora(model, 1, registry=registry, **asked)
+    rows = {row.path: row for row in plan.wrapped if row.wrapper is not None and row.wrapper.needs}
+    if not rows:
+        raise SelectionError(
+            f"{plan.problem or 'No selected layer gets an adapter that needs statistics.'} Name "
+            'adapters that do, such as calibrate(model, batches, loss, wrappers="eva").'
+        )
+    layers = layers_at(model, rows)
+    probes = {path: _probe(row, layers[path], sketch) for path, row in rows.items()}
+    totals: Any = None
+    count = 0
+    show = isinstance(batches, Sequence)
+    with contextlib.closing(tracked(batches, "Calibrating") if show else _each(batches)) as items:
+        for batch in items:
+            found = _sums(model, probes, batch, loss=loss)
+            totals = found if totals is None else _added(totals, found)
+            count += 1
+    if totals is None:
+        raise SelectionError("`batches` is empty. Give at least one batch of data.")
+    _check_reached(totals, rows)
+    means = {path: _means(probe, totals[path], count) for path, probe in probes.items()}
+    shapes = {path: _matrix_of(it.base, it.wrapper).shape[-2:] for path, it in probes.items()}
+    return Statistics(means, shapes)
+
+
+def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
+    cls: Any = row.wrapper
+    measured = [it for it in statistics_of(cls) if it.of != "gradient"]
+    measured += [it for it in (Rows, RowsOut) if any(it.of == other.of for other in measured)]
+    W = _matrix_of(layer, cls)
+    sums: dict[str, Array] = {}
+    for it in measured:
+        k, m = mean_shape(it, W.shape[-2:])
+        m = min(m, sketch) if it.is_covariance and sketch is not None else m
+        sums[it.name] = replicated_beside(layer, jnp.zeros((*W.shape[:-2], k, m), W.dtype))
+    probe: Any = Probe  # whose constructor takes its fields
+    return probe(layer, sums, tuple(measured), cls, sketch)
+
+
+def _gradients_of(probe: Probe) -> list[type[Statistic]]:
+    return [it for it in statistics_of(probe.wrapper) if it.of == "gradient"]
+
+
+@eqx.filter_jit
+def _sums(
+    model: Any, probes: dict[str, Probe], batch: Any, *, loss: Loss
+) -> dict[str, dict[str, Array]]:
+    """By path and name, the sums over one batch."""
+
+    def varies(probe: Probe) -> Any:
+        by_weight = bool(_gradients_of(probe))
+        base = jax.tree.map(lambda x: by_weight and eqx.is_inexact_array(x), probe.base)
+        sums = dict.fromkeys(probe.sums, True)
+        return eqx.tree_at(lambda it: (it.base, it.sums), probe, (base, sums))
+
+    varied, rest = eqx.partition(probes, {path: varies(probe) for path, probe in probes.items()})
+
+    def with_probes(varied: Any) -> Any:
+        return loss(replace_layers(model, eqx.combine(varied, rest)), batch)
+
+    grads = eqx.filter_grad(with_probes)(varied)
+    found = {path: dict(grad.sums) for path, grad in grads.items()}
+    for path, probe in probes.items():
+        if _gradients_of(probe):
+            # Whatever does not vary, such as sizes, comes from the layer.
+            base = eqx.combine(grads[path].base, rest[path].base)
+            ndim = _stack_ndim(probe)
+            G = over_stack(probe.wrapper.matrix, ndim)(base)
+            found[path] |= {it.name: over_stack(it.right, ndim)(G) for it in _gradients_of(probe)}
+    return found
+
+
+def _matrix_of(layer: Any, cls: Any) -> Any:
+    """The matrix of a layer or of a stack, without values."""
+    return eqx.filter_eval_shape(over_stack(cls.matrix, cls.stack_ndim(layer)), layer)
+
+
+def _stack_ndim(probe: Probe) -> int:
+    return probe.wrapper.stack_ndim(probe.base)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _added(totals: Any, found: Any) -> Any:
+    return jax.tree.map(jnp.add, totals, found)
+
+
+def _each(batches: Iterable[Any]) -> Generator[Any, None, None]:
+    yield from batches
+
+
+def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanRow]) -> None:
+    """**Raises:** `SelectionError` for layers that the loss does not reach, or that give NaN."""
+    missed = [path for path, sums in totals.items() if not _is_reached(sums)]
+    if missed:
+        lines = [f"{show_path(path)} ({rows[path].layer})" for path in missed]
+        raise SelectionError(
+            "The gradient of the loss does not reach the outputs of these layers, so nothing was "
+            f"collected there:\n{bullets(lines, FEW)}\n"
+            "The loss does not depend on them, or differentiates them itself, or the model reads "
+            "their weight instead of calling them. Leave them out with `target=` or `specs=`; for "
+            "statistics of inputs, any loss of the outputs will do: "
+            "lambda model, batch: jnp.sum(jax.vmap(model)(batch))"
+        )
+    bad = [
+        f"{show_path(path)}: {name}"
+        for path, sums in totals.items()
+        for name, total in sums.items()
+        if name not in (Rows.name, RowsOut.name) and not np.all(np.isfinite(total))
+    ]
+    if bad:
+        raise SelectionError(
+            f"These statistics hold NaN or infinity:\n{bullets(bad, FEW)}\nLook at the batches, "
+            "and at loss(model, batch) for each of them."
+        )
+
+
+def _is_reached(sums: dict[str, Array]) -> bool:
+    counts = [sums[it.name] for it in (Rows, RowsOut) if it.name in sums]
+    if counts:
+        return all(map(np.all, counts))
+    return all(map(np.any, sums.values()))  # gradients
+
+
+def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array | Factor]:
+    found: dict[str, Array | Factor] = {}
+    for it in statistics_of(probe.wrapper):
+        count = {"inputs": sums.get(Rows.name), "outputs": sums.get(RowsOut.name)}.get(it.of)
+        mean = sums[it.name] / (batches if count is None else count)
+        if it.is_covariance and mean.shape[-1] < mean.shape[-2]:
+            *stack, width, size = mean.shape
+            flat = [_nystrom(one) for one in np.asarray(mean).reshape(-1, width, size)]
+            found[it.name] = Factor(jnp.asarray(np.stack(flat).reshape(*stack, width, size)))
+        else:
+            found[it.name] = over_stack(it.value, _stack_ndim(probe))(mean)
+    return found
+
+
+def _nystrom(sketch: np.ndarray) -> np.ndarray:
+    """`F`, `(width, size)`, with `F F^T` close to `C`, for a sketch `C Omega`."""
+    Y, (width, size) = sketch.astype(np.float64), sketch.shape
+    Omega = np.asarray(directions(width, size, jnp.float32), np.float64)
+    values, vectors = np.linalg.eigh(Omega.T @ Y)
+    kept = values > 1e-6 * max(values[-1], np.finfo(np.float64).tiny)
+    scale = np.where(kept, 1 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
+    return ((Y @ vectors) * scale).astype(sketch.dtype)

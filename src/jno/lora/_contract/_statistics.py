@@ -1,0 +1,109 @@
+"""Statistics of a layer's data, which an adapter class may ask for: see `LoRAWrapper.needs`."""
+
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Statistic:
+    """A mean that `calibrate` takes over some batches: of `left(V)^T right(V)` for rows `V`.
+
+    The rows, `(n, width)`, are the vectors that the layer's matrix multiplies (`of = "inputs"`:
+    `width` is `in`) or that it gives (`"outputs"`: `out`), in float32 at least. There is one for
+    each example of a batch, and for each position of a convolution. The mean is over all of them.
+
+    With `of = "gradient"`, `V` is the gradient `(out, in)` of the loss by the matrix, and the mean
+    is that of `right(V)` over the batches.
+
+    A subclass gives a `name` and the maps that it needs. An adapter class lists it in `needs`.
+    """
+
+    name: ClassVar[str]
+    of: ClassVar[Literal["inputs", "outputs", "gradient"]] = "inputs"
+    # Whether `left` and `right` are one map, so that a sketch of the mean can be kept in its place.
+    is_covariance: ClassVar[bool] = False
+
+    @staticmethod
+    def left(V: Float[Array, "n width"]) -> Float[Array, "n k"]:
+        """The rows of the left factor. By default `V`."""
+        return V
+
+    @staticmethod
+    def right(V: Float[Array, "n width"]) -> Float[Array, "n m"]:
+        """The rows of the right factor. By default `V`."""
+        return V
+
+    @staticmethod
+    def value(mean: Float[Array, "k m"]) -> Array:
+        """The array that the adapter's constructor gets. By default the mean."""
+        return mean
+
+
+class InputCovariance(Statistic):
+    """`(in, in)`: the mean of `x x^T`, not centred."""
+
+    name = "input_covariance"
+    is_covariance = True
+
+
+class InputMean(Statistic):
+    """`(in,)`: the mean of `x`."""
+
+    name = "input_mean"
+
+    @staticmethod
+    def left(V: Array) -> Array:
+        return jnp.ones((V.shape[0], 1), V.dtype)
+
+    @staticmethod
+    def value(mean: Array) -> Array:
+        return mean[0]
+
+
+class OutputCovariance(Statistic):
+    """`(out, out)`: the mean of `y y^T` for the layer's outputs, not centred."""
+
+    name = "output_covariance"
+    of = "outputs"
+    is_covariance = True
+
+
+class Gradient(Statistic):
+    """`(out, in)`: the mean over the batches of the gradient of the loss by the matrix."""
+
+    name = "gradient"
+    of = "gradient"
+
+
+BUILT_IN: dict[str, type[Statistic]] = {
+    it.name: it for it in (InputCovariance, InputMean, OutputCovariance, Gradient)
+}
+
+
+def statistics_of(cls: Any) -> tuple[type[Statistic], ...]:
+    """The statistics that an adapter class needs."""
+    return tuple(BUILT_IN[it] if isinstance(it, str) else it for it in cls.needs)
+
+
+def mean_shape(statistic: type[Statistic], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the mean for a matrix of this shape."""
+    if statistic.of == "gradient":
+        rows = jax.ShapeDtypeStruct(shape, jnp.float32)
+        return jax.eval_shape(statistic.right, rows).shape
+    width = shape[1] if statistic.of == "inputs" else shape[0]
+    rows = jax.ShapeDtypeStruct((1, width), jnp.float32)
+    return jax.eval_shape(lambda V: statistic.left(V).T @ statistic.right(V), rows).shape
+
+
+def zero_statistics(cls: Any, layer: Any) -> dict[str, Array] | None:
+    """What calibration gives for one `layer` that only sees zeros. `None` if nothing is needed."""
+    if not cls.needs:
+        return None
+    shape = eqx.filter_eval_shape(cls.matrix, layer).shape
+    return {
+        it.name: it.value(jnp.zeros(mean_shape(it, shape), jnp.float32))
+        for it in statistics_of(cls)
+    }

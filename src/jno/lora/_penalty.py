@@ -1,0 +1,57 @@
+"""The adapters' own penalties, summed for a loss."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ._compute import at_least_float32
+from ._contract import LoRAWrapper, expect_model, over_stack
+from ._errors import WrapperError, failing
+from ._paths import show_place
+from ._tree import adapted_layers
+
+
+def penalty(model: PyTree) -> Float[Array, ""]:
+    """The sum of the penalties that adapters define, to add to a loss.
+
+        loss(model) + 0.1 * jno.lora.penalty(model)
+
+    AdaLoRA's keeps its directions orthonormal. The layers of a stack count one by one. The sum is
+    differentiable, and 0 if no adapter of `model` defines a `penalty`.
+
+    **Arguments:** `model`, the whole model: `eqx.combine(trainable, frozen)`.
+
+    **Returns:** a scalar, float32 at least.
+
+    **Raises:** `WrapperError`, naming the path, if an adapter's `penalty` fails or is more than one
+    real number; `SelectionError` if `model` is a `Net` or a set.
+    """
+    expect_model(model, "penalty")
+    found: list[Array] = []
+    for path, adapter in adapted_layers(model):
+        if type(adapter).penalty is not LoRAWrapper.penalty:
+            where = show_place(type(adapter), path)
+            with failing(f"compute the penalty of {where}", hint=partial(_advice, adapter)):
+                found.append(_penalty_of(adapter))
+    widest = max((value.dtype for value in found), key=lambda dtype: dtype.itemsize, default=None)
+    return sum((value.astype(widest) for value in found), start=jnp.asarray(0.0))
+
+
+def _penalty_of(adapter: LoRAWrapper) -> Array:
+    ndim = type(adapter).stack_ndim(adapter.base)
+    value = over_stack(lambda one: jnp.asarray(one.penalty()), ndim)(adapter)
+    if value.ndim != ndim or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise WrapperError(
+            f"`penalty()` must return one real number for a layer, but returned {value.dtype} "
+            f"{value.shape[ndim:]}"
+        )
+    return jnp.sum(at_least_float32(value))
+
+
+def _advice(adapter: LoRAWrapper) -> str:
+    if any(map(eqx.is_array, jax.tree.leaves(adapter.base))):
+        return ""
+    return "The layer has no arrays. Give the whole model: eqx.combine(trainable, frozen)"

@@ -1,0 +1,74 @@
+"""Make adapters smaller by the directions that they hold at zero."""
+
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._contract import LoRAWrapper, expect_model, is_traced
+from .._errors import SelectionError, warn
+from .._merge import plain_layer
+from .._registry import Registry
+from .._sharding import restored_layer
+from .._tree import adapted_layers, map_adapters, refuse_second
+from ._convert import to_lora
+from ._products import Factors, known_factors
+
+M = TypeVar("M")
+
+
+def shrink(model: M, *, registry: Registry | None = None) -> M:
+    """`model` with the adapters that have a `rank_gate` as plain LoRA, of the rank that is left.
+
+    A direction whose gate is zero is left out, and nothing else changes but by rounding. A layer
+    without any direction becomes the plain layer. A stack of layers gets the largest rank among its
+    layers. Other adapters stay as they are. For a `Net`: `Net(shrink(net.module))`.
+
+    **Arguments:**
+
+    - `model`: an adapted model, not traced: the ranks decide about shapes.
+    - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
+
+    **Raises:** `WrapperError` that lists every adapter with a `rank_gate` whose update is not known
+    as a product (`low_rank_update`); `SelectionError` if `model` is traced, a `Net` or a set.
+    """
+    expect_model(model, "shrink")
+    gated: dict[str, LoRAWrapper] = {}
+    for path, adapter in adapted_layers(model):
+        if type(adapter).rank_gate is not None:
+            refuse_second(path, gated, "adapters")
+            gated[path] = adapter
+    if is_traced(gated):
+        raise SelectionError(
+            "shrink cannot run under `jit` or another transformation: the shapes of its result "
+            "depend on which directions are zero. Call it when training is done."
+        )
+    converted, _ = to_lora(gated, registry=registry)
+    if gated and not any(map(_is_open, gated.values())):
+        warn(
+            "Every gate is zero, so no adapter is left. AdaLoRA's gates start at zero: call shrink "
+            "when training is done."
+        )
+    small = {path: _without_zeros(adapter) for path, adapter in converted.items()}
+    return map_adapters(lambda path, adapter: small.get(path, adapter), model)
+
+
+def _is_open(adapter: LoRAWrapper) -> bool:
+    return bool(np.any(getattr(adapter, type(adapter).rank_gate or "")))
+
+
+def _without_zeros(adapter: LoRAWrapper) -> Any:
+    """Plain LoRA without the directions that are zero; the plain layer if all of them are."""
+    factors = known_factors(adapter)
+    assert factors is not None
+    layer = plain_layer(adapter)
+    alive = np.any(factors.A != 0, axis=-1) & np.any(factors.B != 0, axis=-2)
+    rank = int(alive.sum(axis=-1).max())
+    if rank == 0:
+        return layer
+    first = np.argsort(~alive, axis=-1, kind="stable")[..., :rank]  # those alive come first
+    update = Factors(
+        jnp.take_along_axis(factors.A, first[..., :, None], axis=-2),
+        jnp.take_along_axis(factors.B, first[..., None, :], axis=-1),
+    )
+    return restored_layer(type(adapter), layer, *update.as_adapter(type(adapter)))

@@ -1,0 +1,226 @@
+"""Arrays that many adapters use: made once, kept by the first of them, handed to all of them.
+
+An adapter refers to such an array by a field of type `Shared`, by name. The tree of the model holds
+the values in one leaf. So masks, optimisers, counts and shardings see one array.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from ._contract import Box, LoRAWrapper, Shared, expect_model, is_adapter, is_shared, replaced
+from ._errors import SelectionError
+from ._paths import show_array, stable_hash
+from ._sharding import replicated_beside
+
+M = TypeVar("M")
+
+
+def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
+    """`model` with the arrays that adapters share in the hands of each of them.
+
+    Call it where the model is called, inside the loss and inside `jit`:
+
+        def loss(trainable, frozen, batch):
+            model = jno.lora.resolve(eqx.combine(trainable, frozen))
+            ...
+
+    Without it, a call says so (or JAX, that a scan over a stack of layers "got values with
+    different leading axis sizes"). The arrays are not copied. The gradient with respect to
+    `trainable` is the sum over all adapters. The result is for calls: train (differentiate by),
+    save and merge the model that was given. A model without shared arrays comes back as it is.
+
+    **Arguments:**
+
+    - `model`: a pytree, adapted or not.
+    - `key`: makes arrays that do not exist yet, around an adapter that was built by hand.
+
+    **Raises:** `SelectionError` if an array is missing, or if two arrays have one name (two models
+    in one tree: resolve each); or if `model` is a `Net` or a set.
+    """
+    expect_model(model, "resolve")
+    if key is not None:
+        model = with_shared_arrays(model, key=key)
+    boxes = {name: Box(array) for name, array in shared_arrays(model).items()}
+
+    def hand_over(shared: Shared) -> Shared:
+        if shared.held is not None:
+            return shared
+        return replaced(shared, value=None, held=_found(shared, boxes))
+
+    return _on_shared(hand_over, model)
+
+
+def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
+    """A function that gives an adapter of `model` a copy of each shared array, to merge it alone.
+
+    That of a stacked layer has the axes of the stack.
+    """
+    arrays: dict[str, Array] = {}
+
+    def fill(adapter: LoRAWrapper) -> LoRAWrapper:
+        if not uses_shared(adapter):
+            return adapter
+        if not arrays:
+            arrays.update(shared_arrays(model))
+        ndim = type(adapter).stack_ndim(adapter.base)
+        leaves = jax.tree.leaves(eqx.filter(adapter.base, eqx.is_array)) if ndim else ()
+        stack = leaves[0].shape[:ndim] if leaves else ()
+
+        def own(shared: Shared) -> Shared:
+            array = _found(shared, arrays) if shared.held is None else shared.held.array
+            stacked = jnp.broadcast_to(array, (*stack, *array.shape))
+            return replaced(shared, value=stacked, held=None)
+
+        return _on_shared(own, adapter)
+
+    return fill
+
+
+def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
+    """`model` in which every array that its adapters share exists, made from `key` if it is new.
+
+    **Raises:** `SelectionError` if an array exists and is too small for an adapter.
+    """
+    arrays = shared_arrays(model)
+    shapes: dict[str, tuple[int, ...]] = {}
+    first: dict[str, tuple[Shared, Any]] = {}
+    for layer, shared in _users(model):
+        name, known = shared.name, shapes.get(shared.name, shared.shape)
+        if len(known) != len(shared.shape):
+            raise SelectionError(
+                f"Two adapters share an array {name!r}, but one needs the shape {known}, and the "
+                f"other {shared.shape}. Their authors must choose different names."
+            )
+        shapes[name] = tuple(map(max, known, shared.shape))
+        first.setdefault(name, (shared, layer))
+    for name, shape in shapes.items():
+        if name not in arrays:
+            shared, layer = first[name]
+            if shared.make is None:  # an adapter whose array was taken away is not to get another
+                raise _missing(name)
+            made = shared.make(jax.random.fold_in(key, stable_hash(name)), shape)
+            arrays[name] = replicated_beside(layer, made)
+        elif arrays[name].shape != tuple(map(max, shape, arrays[name].shape)):
+            raise SelectionError(
+                f"The model has an array {name!r} of shape {arrays[name].shape} already, which its "
+                f"adapters share, but the new ones need {shape}. Adapt all of the layers in one "
+                "call, or unwrap the adapters first."
+            )
+    return put_shared(model, arrays)
+
+
+def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
+    """`model` in which the first adapter that uses each of `arrays` keeps it.
+
+    An array that the model keeps already stays where it is.
+
+    **Raises:** `SelectionError` if an adapter uses an array that is in neither.
+    """
+    kept = {s.name for _, s in _users(model) if s.value is not None}
+
+    def put(shared: Shared) -> Shared:
+        array = shared.value if shared.value is not None else _found(shared, arrays)
+        _check_size(shared, array)
+        keeps = shared.value is not None or shared.name not in kept
+        kept.add(shared.name)
+        return replaced(shared, value=array if keeps else None, shape=array.shape, make=None)
+
+    arrays = {**arrays, **shared_arrays(model)}
+    return _on_shared(put, model)
+
+
+def _check_size(shared: Shared, array: Any) -> None:
+    """**Raises:** `SelectionError` if `array` is too small for an adapter, or of another rank."""
+    stacked = array.ndim - len(shared.shape)  # sets that `stack_adapters` made
+    fits = stacked >= 0 and not any(map(operator.lt, array.shape[stacked:], shared.shape))
+    if not fits or not jnp.issubdtype(array.dtype, jnp.inexact):
+        raise SelectionError(
+            f"The shared array {shared.name!r} is {show_array(array)}, but an adapter needs "
+            f"floating numbers of the shape {shared.shape}."
+        )
+
+
+def without_shared(adapter: LoRAWrapper) -> tuple[LoRAWrapper, dict[str, Array]]:
+    """`adapter` without the shared arrays that it keeps, and these."""
+    if not uses_shared(adapter):
+        return adapter, {}
+    bare = _on_shared(lambda shared: replaced(shared, value=None, held=None), adapter)
+    return bare, shared_arrays(adapter)
+
+
+def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any]) -> Any:
+    """`mask`, an adapter's tree of bools, with one where `adapter` keeps a shared array.
+
+    - `values`: by name. Another array is `True` if its field is in the adapter's fields.
+    """
+    fields: dict[str, Shared] = {}
+    for name, own in vars(adapter).items():
+        if is_shared(own):
+            new = values.get(own.name, name in type(adapter).adapter_fields)
+            fields[name] = replaced(own, value=None if own.value is None else new)
+    where = lambda node: [getattr(node, name) for name in fields]  # noqa: E731
+    return eqx.tree_at(where, mask, list(fields.values()), is_leaf=is_shared)
+
+
+def shared_arrays(model: Any) -> dict[str, Any]:
+    """The arrays that the adapters of `model` share, by name.
+
+    **Raises:** `SelectionError` if two have one name.
+    """
+    found: dict[str, Any] = {}
+    for _, shared in _users(model):
+        if shared.value is not None:
+            if shared.name in found:
+                raise SelectionError(
+                    f"There are two arrays {shared.name!r} in this tree, each shared by adapters: "
+                    "it holds two models. Give each of them alone."
+                )
+            found[shared.name] = shared.value
+    return found
+
+
+def names_shared_in(model: Any) -> set[str]:
+    """The names of the shared arrays that adapters of `model` use."""
+    return {shared.name for _, shared in _users(model)}
+
+
+def uses_shared(adapter: LoRAWrapper) -> bool:
+    """Whether a field of `adapter` is `Shared`."""
+    return any(map(is_shared, vars(adapter).values()))
+
+
+def is_resolved(adapter: LoRAWrapper) -> bool:
+    """Whether `adapter` comes from a model that was resolved."""
+    return any(is_shared(field) and field.held is not None for field in vars(adapter).values())
+
+
+def _users(model: Any) -> Iterator[tuple[Any, Shared]]:
+    """Each `Shared` of `model`, with the layer of the adapter around it."""
+    for node in jax.tree.leaves(model, is_leaf=is_adapter):
+        if is_adapter(node):
+            yield from ((node.base, field) for field in vars(node).values() if is_shared(field))
+
+
+def _on_shared(function: Callable[[Shared], Shared], tree: M) -> M:
+    if not names_shared_in(tree):
+        return tree
+    return jax.tree.map(lambda x: function(x) if is_shared(x) else x, tree, is_leaf=is_shared)
+
+
+def _found(shared: Shared, arrays: Mapping[str, Any]) -> Any:
+    if shared.name in arrays:
+        return arrays[shared.name]
+    raise _missing(shared.name)
+
+
+def _missing(name: str) -> SelectionError:
+    return SelectionError(
+        f"An adapter uses the shared array {name!r}, which is missing: another adapter "
+        "of the model that this one was taken from keeps it. Give the whole model, or set."
+    )

@@ -1,0 +1,24 @@
+"""Optimisers that know adapters, as transformations of optax (the extra `optim`).
+
+    from jno.lora.optim import lora_plus
+
+    optimiser = lora_plus(optax.adam(1e-4), ratio=16)
+
+All of them take the trees that `net.partition()` returns. Which fields of an adapter are factors
+of a product `B A` is said by its class (`LoRAWrapper.factor_sides`), a third party's as well.
+"""
+
+from .._errors import imported_for
+
+with imported_for("jno.lora.optim", "optim", "optax"):
+    from ._preconditioners import PreconditionerState, lora_fa, scale_by_riemannian
+    from ._rates import lora_plus, path_labels, side_labels
+
+__all__ = [
+    "PreconditionerState",
+    "lora_fa",
+    "lora_plus",
+    "path_labels",
+    "scale_by_riemannian",
+    "side_labels",
+]

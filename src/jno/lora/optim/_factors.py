@@ -1,0 +1,61 @@
+"""The factors of the products in adapters, as their classes name them (`factor_sides`)."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from .._contract import LoRAWrapper, is_adapter
+from .._paths import KeyPath
+
+ADVICE = (
+    "Give optax the trained part of an adapted model, `net.partition()[0]`. The class of an "
+    "adapter says in `factor_sides` which of its fields are factors."
+)
+
+
+class Factor(NamedTuple):
+    """A factor of a product, and its key path in the tree."""
+
+    keys: KeyPath
+    array: Any
+
+
+class Product(NamedTuple):
+    """The product `B A` in an adapter."""
+
+    adapter: LoRAWrapper
+    A: Factor
+    B: Factor
+
+
+def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Any]]:
+    """Each adapter of `tree`, and by side, for each field, its factors by their path in the field.
+
+    Fields whose arrays were taken out (`eqx.partition`, `optax.masked`) have none. An adapter may
+    be built of adapters.
+
+    - `keys`: the key path of `tree` itself.
+    """
+    for inner, adapter in jtu.tree_leaves_with_path(tree, is_leaf=is_adapter):
+        if not is_adapter(adapter):
+            continue
+        fields = {name: value for name, value in vars(adapter).items() if name != "base"}
+        found: dict[str, list[dict[KeyPath, Factor]]] = {"input": [], "output": []}
+        for name, side in type(adapter).factor_sides.items():
+            place = (*keys, *inner, jtu.GetAttrKey(name))
+            leaves = jtu.tree_leaves_with_path(fields.get(name))
+            found[side].append({k: Factor((*place, *k), leaf) for k, leaf in leaves})
+        yield adapter, found
+        for name, value in fields.items():
+            yield from factors(value, (*keys, *inner, jtu.GetAttrKey(name)))
+
+
+def products(tree: PyTree) -> Iterator[Product]:
+    """The products in `tree` of which both factors are there."""
+    for adapter, found in factors(tree):
+        for inputs, outputs in zip(found["input"], found["output"], strict=False):
+            for inner, A in inputs.items():
+                if inner in outputs:
+                    yield Product(adapter, A, outputs[inner])

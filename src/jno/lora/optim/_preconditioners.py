@@ -1,0 +1,184 @@
+"""Gradients preconditioned by the factors, `r x r`: Riemannian LoRA, and LoRA-FA's correction."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from .._compute import at_least_float32
+from .._contract import LoRAWrapper, expect_model
+from .._errors import SelectionError
+from .._paths import KeyPath, bullets, path_str, show_path
+from ._factors import ADVICE, Product, products
+
+
+def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
+    r"""Precondition the gradients of factors by the Gram matrix of the other factor, `r x r`.
+
+    `g_A <- (B^T B + delta I)^-1 g_A` and `g_B <- g_B (A A^T + delta I)^-1`. Put it in front of an
+    optimiser: `optax.chain(scale_by_riemannian(), optax.adam(1e-3))` is the paper's scaled AdamW.
+    Computed in float32 at least; the dtypes of the gradients stay. Stacks of layers have a
+    preconditioner for each layer. `A` or `B` whose partner does not train keeps its gradient.
+
+    The scale `s` of an update `s B A` is not taken into account, as in the paper, whose `s` is 1.
+    A step of plain gradient descent then moves the matrix by `s^2` times the projected gradient.
+
+    **Arguments:** `damping`, `delta`. Where the Gram matrix `G` is so large that adding `delta`
+    would be lost to rounding, it is `8 eps trace(G)`.
+
+    **Raises:** `SelectionError` unless `damping` is positive; at `init`, if no product has two
+    trained factors; at `update`, if it is called without `params`.
+
+    Paper: Zhang and Pilanci, "Riemannian Preconditioned LoRA for Fine-Tuning Foundation Models",
+    arXiv:2402.02347.
+    """
+    _check_damping(damping)
+
+    def init(params: PyTree) -> optax.EmptyState:
+        expect_model(params, "scale_by_riemannian")
+        if next(products(params), None) is None:
+            raise SelectionError(
+                "scale_by_riemannian found no product `B A` of which both factors train. For "
+                f"adapters with a frozen `A`, use lora_fa(model). {ADVICE}"
+            )
+        return optax.EmptyState()
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        if params is None:
+            raise SelectionError(
+                "scale_by_riemannian reads the factors: call optimiser.update(grads, state, params)"
+            )
+        to_A = {product.A.keys: product.B.array for product in products(params)}
+        to_B = {product.B.keys: product.A.array for product in products(params)}
+
+        def scale(keys: KeyPath, g: Array) -> Array:
+            wide = at_least_float32(g)
+            if keys in to_A:
+                wide = _solve(to_A[keys].mT, wide, damping)
+            elif keys in to_B:
+                wide = _solve(to_B[keys], wide.mT, damping).mT
+            return wide.astype(g.dtype)
+
+        return jtu.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+class PreconditionerState(NamedTuple):
+    """The state of `lora_fa`: by the path of each `B`, `(A A^T + delta I)^-1 / s^2`, `(..., r, r)`.
+
+    It is computed once, because `A` is frozen.
+    """
+
+    preconditioners: dict[str, Float[Array, "... r r"]]
+
+
+def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformation:
+    """LoRA-FA's correction of the gradients of `B`, for adapters whose `A` is frozen.
+
+    `g_B <- g_B (A A^T + delta I)^-1 / s^2`: of all updates that a frozen `A` allows, the step of
+    the matrix is the nearest to that of full fine-tuning. Put it in front of an optimiser:
+    `optax.chain(lora_fa(net.module), optax.adamw(1e-3))`. Other gradients stay as they are.
+
+    **Arguments:**
+
+    - `model`: the adapted model, which holds the factors `A`; the optimiser does not see them.
+    - `damping`: `delta`, as in `scale_by_riemannian`.
+
+    **Raises:** `SelectionError` unless `damping` is positive, or if `model` is a `Net` or a set; at
+    `init`, if there is no adapter of an update `s B A` with `A` frozen and `B` among `params`.
+
+    Paper: Zhang et al., "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models
+    Fine-tuning", arXiv:2308.03303.
+    """
+    expect_model(model, "lora_fa")
+    _check_damping(damping)
+
+    def init(params: PyTree) -> PreconditionerState:
+        trained = {keys for keys, _ in jtu.tree_leaves_with_path(params)}
+        there = [one for one in products(model) if _scale_of(one.adapter) is not None]
+        frozen = [one for one in there if one.A.keys not in trained]
+        found = [one for one in frozen if one.B.keys in trained]
+        if not found:
+            paths = [path_str(one.A.keys) for one in there if one.A.keys in trained]
+            trains = f" These train:\n{bullets(map(show_path, paths))}\n" if paths else " "
+            raise SelectionError(
+                "lora_fa found no update `s B A` with `A` frozen and `B` among the arrays that "
+                f'train.{trains}Adapt with net.lora(wrapper="lora-fa"), or freeze `A` by '
+                'net.mask("lora_A$").freeze(), and give lora_fa the model that is partitioned, '
+                "net.module."
+            )
+        return PreconditionerState(
+            {path_str(one.B.keys): _correction(one, damping) for one in found}
+        )
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        def correct(keys: KeyPath, g: Array) -> Array:
+            inverse = state.preconditioners.get(path_str(keys))
+            if inverse is None:
+                return g
+            return (g.astype(inverse.dtype) @ inverse).astype(g.dtype)
+
+        return jtu.tree_map_with_path(correct, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scale_of(adapter: LoRAWrapper) -> Any:
+    """The scale `s` of an adapter whose update is `s B A`; `None` for other adapters."""
+    if adapter.rank is None or adapter.alpha is None:
+        return None
+    return type(adapter).low_rank_scale(adapter.rank, adapter.alpha)
+
+
+def _correction(product: Product, damping: float) -> Float[Array, "... r r"]:
+    """`(A A^T + delta I)^-1 / s^2`. A `multiplier` is a frozen factor of `s`, one for a layer."""
+    A, scale = at_least_float32(jnp.asarray(product.A.array)), _scale_of(product.adapter)
+    identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=A.dtype), (*A.shape[:-1], A.shape[-2]))
+    inverse = _solve(A, identity, damping) / scale**2
+    multiplier = vars(product.adapter).get("multiplier")
+    if multiplier is None:
+        return inverse
+    return inverse / jnp.square(jnp.asarray(multiplier, A.dtype))[..., None, None]
+
+
+def _solve(
+    factor: Float[Array, "... r n"], right: Float[Array, "... r m"], damping: float
+) -> Float[Array, "... r m"]:
+    """`(F F^T + delta I)^-1 R`, for each matrix of a stack."""
+
+    @partial(jnp.vectorize, signature="(r,n),(r,m)->(r,m)")
+    def solve(F: Array, R: Array) -> Array:
+        G = jnp.matmul(F, F.T, precision="highest")
+        # Less can vanish in the rounding of `G`: a quarter of it gave indefinite matrices.
+        rounding = 8 * jnp.finfo(G.dtype).eps * jnp.trace(G)
+        damped = G + jnp.maximum(damping, rounding) * jnp.eye(len(G), dtype=G.dtype)
+        return jnp.matmul(_inverse(damped), R, precision="highest")
+
+    return solve(jnp.asarray(factor, right.dtype), right)
+
+
+def _inverse(G: Float[Array, "r r"]) -> Float[Array, "r r"]:
+    """The inverse of a positive definite matrix, by Gauss-Jordan elimination without pivoting.
+
+    In plain HLO, because several LAPACK calls in one compiled step can deadlock on a CPU.
+    """
+    row = jnp.arange(len(G))[:, None]
+
+    def eliminate(k: Array, rows: Array) -> Array:
+        column = jax.lax.dynamic_slice_in_dim(rows, k, 1, axis=1)
+        pivot = jax.lax.dynamic_slice_in_dim(rows, k, 1, axis=0)
+        pivot = pivot / jax.lax.dynamic_slice_in_dim(pivot, k, 1, axis=1)
+        return jnp.where(row == k, pivot, rows - column * pivot)
+
+    augmented = jnp.concatenate([G, jnp.eye(len(G), dtype=G.dtype)], axis=1)
+    return jax.lax.fori_loop(0, len(G), eliminate, augmented)[:, len(G) :]
+
+
+def _check_damping(damping: Any) -> None:
+    if not isinstance(damping, float | int) or not damping > 0:
+        raise SelectionError(f"`damping` must be a positive number, but is {damping!r}.")

@@ -1,0 +1,125 @@
+"""Learning rates by the side of a factor, and by path."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jaxtyping import Array, PyTree
+
+from .._contract import check_number, expect_model
+from .._errors import SelectionError
+from .._paths import KeyPath, bullets, nearest, path_str, show_path
+from .._planning import compiled
+from ._factors import ADVICE, factors
+
+
+def side_labels(params: PyTree) -> PyTree[str]:
+    """`"input"` and `"output"` for factors on these sides of a product, `"other"` for other arrays.
+
+    For optax, which takes the function itself: `optax.multi_transform({"input": slow, "output":
+    fast, "other": slow}, side_labels)`.
+
+    **Arguments:** `params`, an adapted model, or a part that `eqx.partition` gives.
+
+    **Returns:** strings in the structure of `params`.
+
+    **Raises:** `SelectionError` if `params` is a `Net` or a set.
+    """
+    expect_model(params, "side_labels")
+    sides = {
+        factor.keys: side
+        for _, fields in factors(params)
+        for side, found in fields.items()
+        for of_field in found
+        for factor in of_field.values()
+    }
+    return jtu.tree_map_with_path(lambda keys, _: sides.get(keys, "other"), params)
+
+
+def path_labels(
+    patterns: Mapping[str, str], default: str = "other"
+) -> Callable[[PyTree], PyTree[str]]:
+    """A function that labels arrays by their paths, for `optax.multi_transform`.
+
+    Example: `optax.multi_transform({"low": optax.adam(1e-5), "other": optax.adam(1e-3)},
+    path_labels({"low": "encoder/layers/[0-5]/"}))`.
+
+    **Arguments:**
+
+    - `patterns`: by label, a regex that is searched in the slash-joined path of each array, such as
+        `encoder/layers/0/lora_A`. The first that is found wins.
+    - `default`: the label of all other arrays.
+
+    **Returns:** a function of `params`. It raises a `SelectionError` if a regex is found nowhere.
+
+    **Raises:** `SelectionError` for an invalid regex.
+    """
+    regexes: Any = {
+        label: compiled(pattern, f"patterns[{label!r}]") for label, pattern in patterns.items()
+    }
+
+    def labels(params: PyTree) -> PyTree[str]:
+        expect_model(params, "path_labels")
+        paths = [path_str(keys) for keys, _ in jtu.tree_leaves_with_path(params)]
+        for label, regex in regexes.items():
+            if not any(map(regex.search, paths)):
+                near = bullets(map(show_path, nearest(regex.pattern, paths))) if paths else ""
+                raise SelectionError(
+                    f"`patterns[{label!r}]`, {regex.pattern!r}, is found in the path of no trained "
+                    f"array. The nearest paths are:\n{near}"
+                )
+
+        def label_of(keys: KeyPath, _: Any) -> str:
+            path = path_str(keys)
+            return next((name for name, it in regexes.items() if it.search(path)), default)
+
+        return jtu.tree_map_with_path(label_of, params)
+
+    return labels
+
+
+def lora_plus(
+    optimiser: optax.GradientTransformation, ratio: Any = 16.0
+) -> optax.GradientTransformationExtraArgs:
+    """LoRA+: `optimiser` with a learning rate of output factors (`B`) that is `ratio` times larger.
+
+    The updates of `B` are multiplied by `ratio`. That is the larger rate exactly if the optimiser's
+    updates are its rate times a direction which does not depend on the rate, as those of SGD,
+    Adam, AdamW and Lion. AdamW's decay of `B` is multiplied as well, as it is in the code of the
+    paper. For others, such as Prodigy, use `optax.multi_transform` with `side_labels`.
+
+    **Arguments:**
+
+    - `optimiser`: with the rate of `A` and of everything else: `optax.adam(1e-4)`.
+    - `ratio`: one positive number, which may be traced.
+
+    **Raises:** `SelectionError` if `optimiser` or `ratio` is something else; at `init`, if no
+    trained array is an output factor.
+
+    Paper: Hayou et al., "LoRA+: Efficient Low Rank Adaptation of Large Models", arXiv:2402.12354.
+    """
+    if not isinstance(optimiser, optax.GradientTransformation):
+        raise SelectionError(
+            f"`optimiser` must be an optimiser of optax, but is {optimiser!r}. Call the function "
+            "that makes it: lora_plus(optax.adam(1e-4), ratio=16)"
+        )
+    check_number("ratio", ratio)
+
+    def init(params: PyTree) -> optax.EmptyState:
+        if "output" not in jax.tree.leaves(side_labels(params)):
+            raise SelectionError(
+                "lora_plus found no output factor (`lora_B`) among the arrays that train, so it "
+                f"would change nothing. {ADVICE}"
+            )
+        return optax.EmptyState()
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        def scale(label: str, u: Array) -> Array:
+            return u * jnp.asarray(ratio, u.dtype) if label == "output" else u
+
+        return jax.tree.map(scale, side_labels(updates), updates), state
+
+    return optax.chain(optimiser, optax.GradientTransformation(init, update))

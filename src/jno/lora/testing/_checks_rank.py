@@ -1,0 +1,103 @@
+"""Checks of an adapter's penalty, and of its directions for controllers of rank."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+import numpy as np
+
+from .._contract import LoRAWrapper
+from .._paths import path_str
+from .._penalty import penalty
+from .._trainability import lora_trainable_filter
+from ._case import WrapperCase
+from ._conformance import arrays_of, relative_error, require, require_close, required
+
+_TOLERANCE = 1e-5
+
+
+@required("wrap the arrays that should not move in `jax.lax.stop_gradient`.")
+def check_penalty(case: WrapperCase) -> str | None:
+    """The penalty is one finite number, and moves trained arrays and no others."""
+    if case.wrapper.penalty is LoRAWrapper.penalty:
+        return "the adapter defines no `penalty`"
+    trained = case.make_trained()
+    varied, fixed = eqx.partition(trained, eqx.is_inexact_array)
+
+    def value_of(varied: Any) -> Any:
+        return penalty(eqx.combine(varied, fixed))
+
+    value, (compiled, grads) = penalty(trained), jax.jit(jax.value_and_grad(value_of))(varied)
+    require(np.isfinite(value), f"The penalty is {value}.", "mind divisions, and roots, at zero.")
+    require_close(compiled, value, 10 * _TOLERANCE, "Compiled and eager penalties differ")
+    moved, still = eqx.partition(grads, lora_trainable_filter(trained))
+    for path, grad in jtu.tree_leaves_with_path(grads):
+        where = f"The gradient of the penalty by `{path_str(path)}`"
+        require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
+    for path, grad in jtu.tree_leaves_with_path(still):
+        where = f"The gradient of the penalty by `{path_str(path)}`"
+        require(not np.any(grad), f"{where} is not zero, but this array does not train.")
+    require(
+        any(np.any(grad) for grad in arrays_of(moved)),
+        "The penalty moves no trained array.",
+        "let it depend on a trained field.",
+    )
+    return None
+
+
+@required(
+    "let `rank_gate` name the field with a factor for each direction, and `rank_axes` the axis of "
+    "the directions in one layer's array of each other field."
+)
+def check_rank_gate(case: WrapperCase) -> str | None:
+    """A direction whose gate is zero has no effect, any other has one, in the same program."""
+    name = case.wrapper.rank_gate
+    if name is None:
+        return "the adapter declares no `rank_gate`"
+    on, inputs, axes = case.make_trained(), case.make_inputs(), case.wrapper.rank_axes
+    gate = getattr(on, name)
+    require(gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,).")
+    for field, axis in axes.items():
+        shape = getattr(on, field).shape
+        require(
+            shape[axis : axis + 1] == gate.shape,
+            f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {shape}, but the gate has "
+            f"{gate.size} directions.",
+        )
+    traces: list[None] = []
+
+    @eqx.filter_jit
+    def run(adapter: Any) -> Any:
+        traces.append(None)
+        return case.run(adapter, inputs)
+
+    off = _with(on, name, gate.at[-1].set(0))
+    with_it, without = run(on), run(off)
+    require(
+        relative_error(without, with_it) > 10 * _TOLERANCE,
+        f"The output does not change if an entry of the gate {name!r} becomes zero.",
+    )
+    for field, axis in axes.items():
+        array = getattr(on, field)
+        other = array.at[(slice(None),) * axis + (-1,)].add(1)
+        require_close(
+            run(_with(off, field, other)),
+            without,
+            _TOLERANCE,
+            f"The direction of {field!r} along axis {axis} whose gate is zero changes the output",
+        )
+        require(
+            relative_error(run(_with(on, field, other)), with_it) > 10 * _TOLERANCE,
+            f"The direction of {field!r} along axis {axis} has no effect, though its gate is open.",
+        )
+    require(
+        len(traces) == 1,
+        f"The call was traced {len(traces)} times for other values of one shape.",
+        "keep everything that a controller changes in array fields.",
+    )
+    return None
+
+
+def _with(adapter: Any, field: str, array: Any) -> Any:
+    return eqx.tree_at(lambda one: getattr(one, field), adapter, array)

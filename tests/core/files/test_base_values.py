@@ -1,0 +1,323 @@
+"""Files know the values of the layers that their adapters were made for."""
+
+import gc
+import hashlib
+import json
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jno.lora import (
+    CheckpointError,
+    JnoLoraWarning,
+    Net,
+    SelectionError,
+    apply_lora,
+    extract_adapters,
+    load_adapters,
+    read_adapters,
+    save_adapters,
+)
+from jno.lora._checkpoint import _base_values
+
+from ..toys import ToyLinear, same
+from ._tools import OWN, adapted, assembled, parts
+
+
+class Shifted(ToyLinear):
+    """Starts by changing its base, as PiSSA does; `unwrap` restores it up to rounding only."""
+
+    def __init__(self, base, rank, alpha, *, key):
+        super().__init__(base, rank, alpha, key=key)
+        self.base = eqx.tree_at(lambda layer: layer.weight, base, base.weight + 0.1)
+
+    def unwrap(self):
+        return eqx.tree_at(lambda layer: layer.weight, self.base, self.base.weight - 0.1)
+
+
+class Odd(eqx.Module):
+    """A layer with a key, integers, bools, a scalar and an empty array beside its weight."""
+
+    weight: jax.Array
+    key: jax.Array
+    ids: np.ndarray
+    flags: jax.Array
+    scale: jax.Array
+    none: jax.Array
+    function: object = eqx.field(static=True)
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+
+    def __init__(self, seed=0):
+        self.weight, self.key = jnp.ones((2, 3)), jax.random.key(seed)
+        self.ids, self.flags = np.arange(3), jnp.asarray([True, False])
+        self.scale, self.none = jnp.asarray(2.0), jnp.zeros((0, 4))
+        self.function, self.in_features, self.out_features = lambda x: x, 3, 2
+
+    def __call__(self, x):
+        return self.weight @ x
+
+
+class ToyOdd(ToyLinear):
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, Odd)
+
+
+CLASSES = [*OWN, Shifted, ToyOdd]
+
+
+def entries(file):
+    """The adapters in the configuration of a file, by path."""
+    return parts(file.read_bytes())[1]["adapters"]
+
+
+def known(file):
+    return {path: entry["base_values"] is not None for path, entry in entries(file).items()}
+
+
+def changed(model, at):
+    """`model` with another weight of the layer that `at` gives."""
+    return eqx.tree_at(lambda m: at(m).weight, model, at(model).weight.at[0, 0].add(2**-8))
+
+
+def load(model, file, **options):
+    return load_adapters(model, file, wrappers=CLASSES, **options)
+
+
+def test_the_hash_is_that_of_path_form_and_bytes(model, getkey, file):
+    save_adapters(adapted(model, getkey, target="head"), file)
+    lines = b"".join(
+        json.dumps(
+            [name, "float32", list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+        ).encode()
+        for name, array in (
+            ("bias", np.asarray(model.head.bias)),
+            ("weight", np.asarray(model.head.weight)),
+        )
+    )
+    expected = f"sha256:{hashlib.sha256(lines).hexdigest()}"
+    assert entries(file)["head"]["base_values"] == expected
+
+
+def test_the_same_base_loads_without_a_word(model, getkey, file):
+    save_adapters(adapted(model, getkey), file)
+    assert all(known(file).values()) and len(known(file)) > 1
+    loaded = load(model, file, strict="values")
+    assert same(load(loaded, file, strict="values"), loaded)  # around the base that it carries
+
+
+def test_another_base_is_told_and_loaded(model, getkey, file):
+    save_adapters(adapted(model, getkey), file)
+    other = changed(changed(model, lambda m: m.head), lambda m: m.encoder[1])
+    with pytest.warns(JnoLoraWarning, match=r"another base(.|\n)*encoder/1\n  - head\n") as told:
+        loaded = load(other, file)
+    assert "encoder/0" not in str(told[0].message) and "strict='values'" in str(told[0].message)
+    assert isinstance(loaded.head, ToyLinear)
+    with pytest.warns(JnoLoraWarning, match="other values"):
+        load(apply_lora(other, 1, key=getkey(), wrappers=ToyLinear), file)
+    with pytest.warns(JnoLoraWarning, match="other values"):
+        load(Net(other), file)
+
+
+def test_strict_about_values_another_base_is_refused(model, getkey, file):
+    save_adapters(adapted(model, getkey), file)
+    other = changed(model, lambda m: m.head)
+    with pytest.raises(CheckpointError, match="  - head: the layer has other values than the one"):
+        load(other, file, strict="values")
+    net = Net(other)
+    with pytest.raises(CheckpointError, match="head: the layer has other values"):
+        net.load_adapters(file, wrappers=CLASSES, strict="values")
+    assert net.module is other
+    # Together with what does not fit.
+    wrong = eqx.tree_at(lambda m: m.encoder[0], other, eqx.nn.Linear(3, 7, key=getkey()))
+    with pytest.raises(CheckpointError, match=r"encoder/0/weight: the adap(.|\n)*head: the layer"):
+        load(wrong, file, strict="values")
+
+
+def test_a_strict_of_another_kind_is_refused(model, getkey, file, unchecked):
+    save_adapters(adapted(model, getkey), file)
+    with pytest.raises(SelectionError, match="`strict` must be True, False or 'values'"):
+        load(model, file, strict="value")
+
+
+def test_without_strict_the_others_are_loaded_and_told(model, getkey, file):
+    save_adapters(adapted(model, getkey, target="head|encoder/0"), file)
+    other = changed(model, lambda m: m.head)
+    wrong = eqx.tree_at(lambda m: m.encoder[0], other, eqx.nn.Linear(3, 7, key=getkey()))
+    with pytest.warns(JnoLoraWarning) as told:
+        load(wrong, file, strict=False)
+    assert ["other values" in str(one.message) for one in told] == [True, False]
+    assert "encoder/0" not in str(told[0].message)
+
+
+def test_a_file_without_hashes_fits_every_base(model, getkey, file):
+    trained = adapted(model, getkey)
+    save_adapters(trained, file, base_values=False)
+    assert not any(known(file).values())
+    load(changed(model, lambda m: m.head), file, strict="values")
+    Net(model).freeze().lora(2, wrapper=ToyLinear).save_adapters(file, base_values=False)
+    assert not any(known(file).values())
+    # As a file from before there were hashes, and from a version with another algorithm.
+    save_adapters(trained, file)
+    header, configuration, data = parts(file.read_bytes())
+    for entry in configuration["adapters"].values():
+        del entry["base_values"]
+    file.write_bytes(assembled(header, configuration, data))
+    load(changed(model, lambda m: m.head), file, strict="values")
+    for entry in configuration["adapters"].values():
+        entry["base_values"] = "blake3:0123456789abcdef"
+    file.write_bytes(assembled(header, configuration, data))
+    load(model, file, strict="values")
+
+
+def test_another_precision_cannot_be_compared(model, getkey, file):
+    save_adapters(adapted(model, getkey), file)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, model)
+    load(half, file, strict="values")
+    save_adapters(adapted(half, getkey), file)
+    load(half, file, strict="values")
+    with pytest.warns(JnoLoraWarning, match="other values"):
+        load(changed(half, lambda m: m.head), file)
+
+
+def test_an_adapter_that_changed_its_base_has_the_hash_that_a_net_knows(model, getkey, file):
+    save_adapters(adapted(model, getkey, Shifted), file)
+    assert not any(known(file).values())
+    net = Net(model).freeze().lora(2, wrapper=Shifted)
+    net.save_adapters(file)
+    assert all(known(file).values())
+    load(model, file, strict="values")
+    again = net.load_adapters(file, wrappers=CLASSES, strict="values")
+    assert isinstance(again.module.head, Shifted)
+    # Of what only the adapter holds, nothing is said.
+    load(adapted(model, getkey, Shifted), file, strict="values")
+    with net.disabled():
+        net.save_adapters(file)
+    assert all(known(file).values())
+    # A base that was trained in the adapter is another one, and is not known.
+    net.mask("head/base/weight").unfreeze()
+    trainable, _ = net.partition()
+    net.update(jax.tree.map(lambda a: a + 1, trainable))
+    with pytest.warns(JnoLoraWarning, match="other arrays train"):
+        net.save_adapters(file)
+    assert known(file) == {"encoder/0": True, "encoder/1": True, "head": False}
+
+
+def test_a_trained_base_is_the_one_that_counts(model, file):
+    net = Net(model).freeze().lora(2, wrapper=ToyLinear, target="head").mask("head").unfreeze()
+    trainable, _ = net.partition()
+    net.update(jax.tree.map(lambda a: a + 1, trainable))
+    with pytest.warns(JnoLoraWarning, match="other arrays train"):
+        net.save_adapters(file)
+    with pytest.warns(JnoLoraWarning, match="other values"):
+        load(model, file)
+    load(net.module, file, strict="values")
+
+
+def test_a_set_has_no_layers_unless_its_model_is_given(model, getkey, file):
+    trained = adapted(model, getkey, Shifted)
+    adapters = extract_adapters(trained)
+    save_adapters(adapters, file)
+    assert not any(known(file).values())
+    save_adapters(adapters, file, base_values=model)
+    assert all(known(file).values())
+    load(model, file, strict="values")
+    save_adapters(read_adapters(file, wrappers=CLASSES), file, base_values=changed(model, _head))
+    with pytest.raises(CheckpointError, match="head: the layer has other values"):
+        load(model, file, strict="values")
+    net = Net(model).lora(2, wrapper=ToyLinear)
+    net.freeze().save_adapters(file, base_values=changed(model, _head))
+    with pytest.warns(JnoLoraWarning, match=":\n  - head\n"):
+        load(model, file)
+    with pytest.raises(SelectionError, match="`base_values` of save_adapters takes a model"):
+        save_adapters(adapters, file, base_values=net)
+    with pytest.raises(SelectionError, match=r"The adapters to save do not fit(.|\n)*no layer"):
+        save_adapters(adapters, file, base_values={"elsewhere": model})
+
+
+def _head(model):
+    return model.head
+
+
+def test_arrays_of_all_kinds_are_hashed(getkey, file):
+    layer = Odd()
+    save_adapters(apply_lora([layer], 1, key=getkey(), wrappers=ToyOdd), file)
+    assert known(file) == {"0": True}
+    load([Odd()], file, strict="values")  # with another function in a static field
+    others = [
+        Odd(seed=1),
+        eqx.tree_at(lambda it: it.ids, layer, np.arange(1, 4)),
+        eqx.tree_at(lambda it: it.flags, layer, jnp.asarray([True, True])),
+        eqx.tree_at(lambda it: it.scale, layer, jnp.asarray(3.0)),
+        eqx.tree_at(lambda it: it.weight, layer, -layer.weight),
+    ]
+    for other in others:
+        with pytest.raises(CheckpointError, match="0: the layer has other values"):
+            load([other], file, strict="values")
+
+
+def test_numpys_double_precision_is_hashed_as_jax_holds_it(getkey, file):
+    layer = eqx.nn.Linear(3, 2, key=getkey())
+    values = np.asarray(layer.weight, np.float64) + 1e-12
+    doubles = eqx.tree_at(lambda it: it.weight, layer, np.asfortranarray(values))
+    save_adapters(apply_lora([doubles], 1, key=getkey(), wrappers=ToyLinear), file)
+    load([doubles], file, strict="values")
+    load([layer], file, strict="values")
+    doubles.weight[0, 0] += 1  # NumPy's arrays can change: their hash is not remembered
+    with pytest.warns(JnoLoraWarning, match="other values"):
+        load([doubles], file)
+
+
+def test_layers_without_values_are_left_out(model, getkey, file):
+    trained = adapted(model, getkey)
+    save_adapters(trained, file)
+    eqx.filter_eval_shape(lambda m: load(m, file, strict="values"), model)
+    head = jax.tree.map(jnp.copy, trained.head.base)
+    donated = eqx.tree_at(lambda m: m.head.base, trained, head)
+    head.weight.delete()
+    save_adapters(donated, file)
+    assert known(file) == {"encoder/0": True, "encoder/1": True, "head": False}
+
+
+def test_a_sharded_layer_has_the_hash_of_the_whole(file, getkey):
+    layer = eqx.nn.Linear(16, 8, key=getkey())
+    save_adapters(apply_lora([layer], 1, key=getkey(), wrappers=ToyLinear), file)
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+    for spec in (("b", "a"), (None, "a"), (None, None)):
+        weight = jax.device_put(layer.weight, NamedSharding(mesh, PartitionSpec(*spec)))
+        sharded = eqx.tree_at(lambda it: it.weight, layer, weight)
+        load([sharded], file, strict="values")
+        assert weight._npy_value is None  # no copy of it stays
+
+
+def test_an_array_is_hashed_once(model, getkey, file, monkeypatch):
+    counted = []
+
+    def count(array, anew=_base_values._digest_anew):
+        counted.append(array)
+        return anew(array)
+
+    monkeypatch.setattr(_base_values, "_digest_anew", count)
+    trained = adapted(jax.tree.map(lambda a: a + 1 if eqx.is_array(a) else a, model), getkey)
+    for _ in range(3):
+        save_adapters(trained, file)
+    assert len(counted) == 6
+    counted.clear()
+    remembered = len(_base_values._known)
+    del trained
+    gc.collect()
+    assert len(_base_values._known) <= remembered - 6
+
+
+def test_no_warning_about_values_reaches_a_program_whose_base_is_right(model, file):
+    net = Net(model).freeze().lora(2, wrapper=ToyLinear)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.save_adapters(file)
+        Net(model).load_adapters(file, wrappers=CLASSES)

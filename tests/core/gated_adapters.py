@@ -1,0 +1,54 @@
+"""An adapter with a gate and a penalty, and those that break a promise about one of them."""
+
+import jax
+import jax.numpy as jnp
+
+from .broken_adapters import Good, eqx, float_of
+
+
+class Gated(Good):
+    """`W + s B diag(gate) A`: a correct adapter, with a penalty on rows of `A`."""
+
+    adapter_fields = ("lora_A", "lora_B", "gate")
+    rank_gate = "gate"
+    rank_axes = {"lora_A": 0, "lora_B": 1}  # noqa: RUF012
+    gate: jax.Array
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        W = float_of(base.weight)
+        self.lora_A = jax.random.normal(key, (rank, W.shape[1]), W.dtype)
+        self.lora_B = jax.random.normal(key, (W.shape[0], rank), W.dtype)
+        self.gate = jnp.zeros(rank, W.dtype)
+
+    def seen(self):
+        """The factor that reads the input."""
+        return self.lora_A
+
+    def low_rank_update(self):
+        return self.seen(), (self.alpha / self.rank) * self.lora_B * self.gate[None, :]
+
+    def __call__(self, x):
+        A, B = (factor.astype(x.dtype) for factor in self.low_rank_update())
+        return self.base(x) + B @ (A @ x)
+
+    def merge(self):
+        A, B = self.low_rank_update()
+        W = float_of(self.base.weight) + B @ A
+        return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))
+
+    def penalty(self):
+        identity = jnp.eye(self.rank, dtype=self.lora_A.dtype)
+        return jnp.sum((self.lora_A @ self.lora_A.T - identity) ** 2)
+
+
+class PenaltyPullsOnTheBase(Gated):
+    def penalty(self):
+        return jnp.sum(self.merge().weight ** 2)
+
+
+class MixesItsDirections(Gated):
+    """Each gate lets two rows of `A` through."""
+
+    def seen(self):
+        return self.lora_A + jnp.roll(self.lora_A, 1, axis=0)

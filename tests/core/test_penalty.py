@@ -1,0 +1,158 @@
+"""The penalties that adapters define are summed; and what the kit says of them and of gates."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import Net, SelectionError, WrapperError, apply_lora, penalty
+from jno.lora.extending import map_adapters
+from jno.lora.testing import ConformanceError, wrapper_checks
+
+from .broken_adapters import Good, case_of
+from .gated_adapters import Gated
+
+
+@pytest.fixture
+def layers():
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 4, key=key))
+    return {
+        "one": eqx.nn.Linear(6, 4, key=jax.random.key(0)),
+        "stack": stack(jax.random.split(jax.random.key(1), 3)),
+        "plain": jnp.ones(2),
+    }
+
+
+@pytest.fixture
+def adapted(layers):
+    return apply_lora(layers, 2, 4.0, key=jax.random.key(2), wrappers=Gated)
+
+
+def of_rows(A):
+    A = np.asarray(A, np.float64)
+    return np.sum((A @ A.T - np.eye(len(A))) ** 2)
+
+
+def test_penalties_are_summed_over_adapters_and_over_the_layers_of_a_stack(adapted):
+    matrices = [adapted["one"].lora_A, *adapted["stack"].lora_A]
+    expected = sum(map(of_rows, matrices))
+    found = penalty(adapted)
+    assert found.shape == () and found.dtype == jnp.float32
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(eqx.filter_jit(penalty)(adapted)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_is_that_of_each_adapter_alone(adapted):
+    grads = eqx.filter_grad(penalty)(adapted)
+    A = np.asarray(adapted["stack"].lora_A[1], np.float64)
+    expected = 4 * (A @ A.T - np.eye(2)) @ A
+    np.testing.assert_allclose(grads["stack"].lora_A[1], expected, rtol=1e-4, atol=1e-4)
+    assert not np.any(grads["one"].lora_B) and not np.any(grads["plain"])
+
+
+@pytest.mark.parametrize("is_adapted", [True, False])
+def test_a_model_without_penalties_has_none(layers, is_adapted):
+    adapted = apply_lora(layers, 2, key=jax.random.key(0), wrappers=Good)
+    model = adapted if is_adapted else layers
+    assert float(penalty(model)) == 0.0
+    # It can be added to a loss of any precision.
+    for dtype in (jnp.bfloat16, jnp.float32):
+        assert (jnp.ones((), dtype) + 0.1 * penalty(model)).dtype == dtype
+
+
+def test_the_sum_is_float32_at_least(adapted):
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), eqx.filter(adapted, eqx.is_array))
+    assert penalty(half).dtype == jnp.float32
+    with jax.enable_x64(True):
+        wide = eqx.tree_at(lambda m: m["one"].lora_A, adapted, jnp.ones((2, 6), jnp.float64))
+        assert penalty(wide).dtype == jnp.float64
+        expected = sum(map(of_rows, [np.ones((2, 6)), *adapted["stack"].lora_A]))
+        assert float(penalty(wide)) == pytest.approx(expected)
+
+
+def test_a_part_of_a_model_is_refused_with_the_way_to_the_whole(adapted):
+    trainable, _ = eqx.partition(adapted, lambda leaf: False)
+    with pytest.raises(WrapperError, match=r"penalty of the Gated at 'one'.*\n.*eqx.combine"):
+        penalty(trainable)
+
+
+def test_a_penalty_must_be_one_real_number(layers):
+    class OfRows(Gated):
+        def penalty(self):
+            return self.lora_A[:, 0]
+
+    model = apply_lora(layers, 2, key=jax.random.key(2), wrappers=OfRows)
+    with pytest.raises(WrapperError, match=r"OfRows at 'one'.*one real number.*float32 \(2,\)$"):
+        penalty(model)
+
+
+def test_a_net_is_refused(adapted):
+    with pytest.raises(SelectionError, match="penalty takes a model"):
+        penalty(Net(adapted))
+
+
+def test_authors_can_walk_over_adapters_with_other_trees(adapted):
+    seen = []
+
+    def reset(path, adapter, grads):
+        seen.append((path, grads.lora_A.shape))
+        return adapter.base
+
+    plain = map_adapters(reset, adapted, eqx.filter_grad(penalty)(adapted))
+    assert seen == [("one", (2, 6)), ("stack", (3, 2, 6))]
+    assert type(plain["one"]) is eqx.nn.Linear
+
+
+def error_of(name, wrapper):
+    with pytest.raises(ConformanceError) as error:
+        wrapper_checks(case_of(wrapper))[name]()
+    return str(error.value)
+
+
+def test_the_kit_finds_penalties_that_are_not_finite_or_move_nothing():
+    class NotFinite(Gated):
+        def penalty(self):
+            return jnp.log(-jnp.sum(self.lora_A**2))
+
+    class RootAtZero(Gated):
+        def penalty(self):
+            return jnp.sqrt(jnp.sum(0 * self.lora_A))
+
+    class MovesNothing(Gated):
+        def penalty(self):
+            return jnp.sum(jax.lax.stop_gradient(self.lora_A))
+
+    assert "The penalty is nan." in error_of("penalty", NotFinite)
+    assert "by `lora_A` is not finite" in error_of("penalty", RootAtZero)
+    assert "moves no trained array" in error_of("penalty", MovesNothing)
+
+
+def test_the_kit_finds_gates_and_axes_that_are_not_those_of_directions():
+    class OfAnotherShape(Gated):
+        rank_gate = "lora_B"
+        rank_axes = {}  # noqa: RUF012
+
+    class OfAnotherAxis(Gated):
+        rank_axes = {"lora_A": 1}  # noqa: RUF012
+
+    class Ignored(Gated):
+        def low_rank_update(self):
+            return self.lora_A, 0 * self.lora_B * self.gate[None, :]
+
+    class WithoutEffect(Gated):
+        adapter_fields = ("lora_A", "lora_B", "gate", "extra")
+        rank_axes = {"extra": 0}  # noqa: RUF012
+        extra: jax.Array
+
+        def __init__(self, base, rank, alpha, *, key):
+            Gated.__init__(self, base, rank, alpha, key=key)
+            self.extra = jnp.zeros(rank)
+
+    for wrapper, said in {
+        OfAnotherShape: "'lora_B' of one layer has the shape (4, 2), not (r,)",
+        OfAnotherAxis: "gives axis 1 of 'lora_A', whose shape is (2, 6)",
+        Ignored: "does not change if an entry of the gate",
+        WithoutEffect: "has no effect, though its gate is open",
+    }.items():
+        assert said in error_of("rank-gate", wrapper)

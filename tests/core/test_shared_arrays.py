@@ -1,0 +1,469 @@
+"""Arrays that many adapters share: one leaf, its gradient the sum over all of its users."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jno.lora
+from jno.lora import LoRAWrapper, Net, SelectionError, Shared, WrapperError, resolve
+from jno.lora._commands import inspection
+from jno.lora.extending import put_around
+from jno.lora.in_jno._adapting import apply_lora as apply_lora_in_jno
+
+
+def normal(key: Any, shape: Any) -> Any:
+    return jax.random.normal(key, shape)
+
+
+class Tied(LoRAWrapper):
+    """`W + diag(b) B A`, with one `A` and one `B` for all layers, cut to each layer's size."""
+
+    adapter_fields = ("A", "b")
+    variant = "tied"
+
+    base: Any
+    A: Shared  # trained
+    B: Shared  # frozen
+    b: Any
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        return isinstance(leaf, eqx.nn.Linear)
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        return leaf.weight.ndim - 2
+
+    @classmethod
+    def matrix(cls, layer: Any) -> Any:
+        return layer.weight
+
+    def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
+        outputs, inputs = base.weight.shape
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.A = Shared("tied-A", (rank, inputs), normal)
+        self.B = Shared("tied-B", (outputs, rank), normal)
+        self.b = jnp.zeros(outputs)
+
+    def update(self) -> Any:
+        outputs, inputs = self.base.weight.shape
+        return self.b[:, None] * (self.B.array[:outputs] @ self.A.array[:, :inputs])
+
+    def __call__(self, x: Any) -> Any:
+        return self.base(x) + self.update() @ x
+
+    def merge(self) -> Any:
+        new = self.base.weight + self.update()
+        return eqx.tree_at(lambda m: m.weight, self.base, new)
+
+
+def mlp() -> Any:
+    return eqx.nn.MLP(3, 2, 5, 2, key=jax.random.key(0))
+
+
+X = np.asarray(jax.random.normal(jax.random.key(1), (4, 3)))
+
+
+def adapted(model: Any = None) -> Any:
+    """A model whose adapters do something."""
+    net = jno.lora.apply_lora(model or mlp(), 2, key=jax.random.key(2), wrappers=Tied)
+    return moved(net)
+
+
+def moved(model: Any) -> Any:
+    trainable, frozen = eqx.partition(model, jno.lora.lora_trainable_filter(model))
+    return eqx.combine(jax.tree.map(lambda x: x + 0.1, trainable), frozen)
+
+
+def run(model: Any) -> Any:
+    return jax.vmap(resolve(model))(X)
+
+
+def leaves_named(model: Any, end: str) -> list[str]:
+    paths = [jax.tree_util.keystr(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(model)]
+    return [path for path in paths if path.endswith(end)]
+
+
+def test_an_array_is_one_leaf_of_the_first_adapter_in_its_largest_shape() -> None:
+    model = adapted()
+    assert leaves_named(model, ".A.value") == [".layers[0].A.value"]
+    assert model.layers[0].A.value.shape == (2, 5) and model.layers[0].B.value.shape == (5, 2)
+    report = jno.lora.lora_report(model)
+    assert report.trainable == 2 * 5 + (5 + 5 + 2)
+
+
+def test_the_gradient_is_the_sum_over_all_users() -> None:
+    model = adapted()
+    trainable, frozen = eqx.partition(model, jno.lora.lora_trainable_filter(model))
+
+    @eqx.filter_jit
+    def gradient(trainable: Any) -> Any:
+        return eqx.filter_grad(lambda t: jnp.sum(run(eqx.combine(t, frozen)) ** 2))(trainable)
+
+    def by_hand(arrays: list[Any]) -> Any:
+        """With a copy of the array for each layer."""
+
+        def layer(at: Any, A: Any, x: Any) -> Any:
+            B = model.layers[0].B.value[: at.b.size]
+            return at.base(x) + at.b * (B @ (A[:, : x.size] @ x))
+
+        def one(x: Any) -> Any:
+            for at, A in zip(model.layers[:-1], arrays[:-1], strict=True):
+                x = jax.nn.relu(layer(at, A, x))
+            return layer(model.layers[-1], arrays[-1], x)
+
+        return jnp.sum(jax.vmap(one)(X) ** 2)
+
+    A = model.layers[0].A.value
+    expected = sum(jax.grad(by_hand)([A, A, A]))
+    np.testing.assert_allclose(
+        gradient(trainable).layers[0].A.value, expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_an_optimiser_keeps_one_state_and_training_moves_the_array() -> None:
+    net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied)
+    trainable, frozen = net.partition()
+    optimiser = optax.adam(1e-2)
+    state = optimiser.init(trainable)
+    assert len(leaves_named(state[0].mu, ".A.value")) == 1
+    before = net.module.layers[0].A.value
+    for _ in range(2):  # `b` is zero at first
+        grads = eqx.filter_grad(lambda t: jnp.sum(run(eqx.combine(t, frozen)) ** 2))(trainable)
+        with jax.numpy_dtype_promotion("standard"):  # for optax
+            updates, state = optimiser.update(grads, state)
+        trainable = eqx.apply_updates(trainable, updates)
+    net.update(trainable)
+    assert not jnp.allclose(net.module.layers[0].A.value, before)
+    np.testing.assert_array_equal(jax.vmap(net)(X), run(net.module))
+
+
+def test_forgetting_to_resolve_is_an_error_that_says_so() -> None:
+    with pytest.raises(WrapperError, match=r"jno\.lora\.resolve\("):
+        jax.vmap(adapted())(X)
+
+
+def test_a_resolved_model_is_not_trained_by_mistake() -> None:
+    resolved = resolve(adapted())
+    with pytest.raises(SelectionError, match="was resolved"):
+        jno.lora.lora_trainable_filter(resolved)
+    assert eqx.tree_equal(jax.tree.leaves(resolve(resolved)), jax.tree.leaves(resolved))
+
+
+def test_a_model_without_shared_arrays_is_returned_as_it_is() -> None:
+    model = mlp()
+    assert resolve(model) is model
+
+
+def test_merge_unwrap_and_weights_that_are_read() -> None:
+    model = adapted()
+    expected = run(model)
+    np.testing.assert_allclose(jax.vmap(jno.lora.merge_lora(model))(X), expected, rtol=1e-5)
+    assert eqx.tree_equal(jno.lora.unwrap_lora(model), mlp())
+    resolved = resolve(model)
+    merged = jno.lora.merge_lora(resolved)
+    np.testing.assert_array_equal(resolved.layers[1].weight, merged.layers[1].weight)
+    with pytest.raises(WrapperError, match="resolve"):
+        _ = model.layers[1].weight
+
+
+def test_a_merge_in_the_loss_has_the_same_gradient() -> None:
+    model = adapted()
+    trainable, frozen = eqx.partition(model, jno.lora.lora_trainable_filter(model))
+
+    def loss(trainable: Any, ready: Any) -> Any:
+        return jnp.sum(jax.vmap(ready(eqx.combine(trainable, frozen)))(X) ** 2)
+
+    one, two = (eqx.filter_grad(loss)(trainable, ready) for ready in (resolve, jno.lora.merge_lora))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_effects_sets_and_swaps() -> None:
+    model = adapted()
+    assert len(jno.lora.adapter_effects(model)) == 3
+    adapters = jno.lora.extract_adapters(model)
+    assert set(adapters.shared) == {"tied-A", "tied-B"}
+    assert "A/value" not in adapters["layers/0"].state
+    swapped = jno.lora.swap_adapters(mlp(), adapters)
+    assert eqx.tree_equal(swapped, model)
+    again = jno.lora.swap_adapters(moved(model), adapters)
+    assert eqx.tree_equal(again, model)
+
+
+def test_sets_stack_with_their_shared_arrays() -> None:
+    models = [adapted(), moved(adapted())]
+    stacked = jno.lora.stack_adapters([jno.lora.extract_adapters(m) for m in models])
+    assert stacked.shared["tied-A"].shape == (2, 2, 5)
+
+    def one(slot: Any, x: Any) -> Any:
+        own = jno.lora.swap_adapters(mlp(), jno.lora.take_adapters(stacked, slot))
+        return resolve(own)(x)
+
+    found = jax.vmap(one)(jnp.array([1, 0]), jnp.asarray(X[:2]))
+    expected = jnp.stack([run(models[1])[0], run(models[0])[1]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_file_holds_the_array_once(tmp_path: Any) -> None:
+    import safetensors.numpy
+
+    model, path = adapted(), tmp_path / "tied.safetensors"
+    jno.lora.save_adapters(model, path)
+    assert len(safetensors.numpy.load_file(path)) == 3 + 2
+    found = inspection.inspect(path, values=True)
+    assert found["arrays"] == 5 and found["numbers"] == 5 + 5 + 2 + 2 * (2 * 5)
+    assert "shared: tied-A [2, 5]" in str(inspection.as_table(found))
+    loaded = jno.lora.load_adapters(mlp(), path, wrappers=Tied)
+    assert eqx.tree_equal(loaded, model)
+    read = jno.lora.read_adapters(path, wrappers=Tied)
+    assert eqx.tree_equal(jno.lora.swap_adapters(mlp(), read), model)
+    net = Net(mlp()).load_adapters(path, wrappers=Tied)
+    np.testing.assert_array_equal(jax.vmap(net)(X), run(model))
+
+
+def test_a_file_over_adapters_that_keep_the_array(tmp_path: Any) -> None:
+    first = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/0")
+    jno.lora.save_adapters(first, tmp_path / "first.safetensors")
+    with pytest.raises(jno.lora.CheckpointError, match="share an array 'tied-A' already"):
+        jno.lora.load_adapters(adapted(), tmp_path / "first.safetensors", wrappers=Tied)
+
+
+def test_named_adapters_of_a_net() -> None:
+    net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied).add_adapter("one")
+    net.update(moved(net.partition()[0]))
+    expected = jax.vmap(net)(X)
+    net.mask(r"layers/0/A").freeze()
+    net.deactivate()
+    net.activate("one")
+    np.testing.assert_array_equal(jax.vmap(net)(X), expected)
+    assert not net.trainable.layers[0].A.value and net.trainable.layers[1].b
+
+
+def test_a_second_call_uses_the_array_that_exists() -> None:
+    net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied, target="layers/[12]")
+    kept = net.module.layers[1].A.value
+    net.lora(rank=2, wrapper=Tied, target="layers/0")
+    assert leaves_named(net.module, ".A.value") == [".layers[1].A.value"]
+    assert net.module.layers[1].A.value is kept
+    jax.vmap(net)(X)
+
+
+def test_a_second_call_that_needs_a_larger_array_is_refused() -> None:
+    net = Net(mlp()).lora(rank=2, wrapper=Tied, target="layers/0")
+    with pytest.raises(SelectionError, match="in one call"):
+        net.lora(rank=2, wrapper=Tied, target="layers/1")
+    assert net.module.layers[1].__class__ is eqx.nn.Linear
+
+
+def test_stacked_layers_run_by_a_scan() -> None:
+    make = lambda key: eqx.nn.Linear(3, 3, key=key)  # noqa: E731
+    stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 2))
+    model = adapted([stack, eqx.nn.Linear(3, 3, key=jax.random.key(5))])
+
+    def call(model: Any, x: Any) -> Any:
+        arrays, rest = eqx.partition(model[0], eqx.is_array)
+        x, _ = jax.lax.scan(lambda x, own: (jnp.tanh(eqx.combine(own, rest)(x)), None), x, arrays)
+        return model[1](x)
+
+    def loss(model: Any, ready: Any) -> Any:
+        return jnp.sum(jax.vmap(lambda x: call(ready(model), x))(X) ** 2)
+
+    (one, by_call), (two, by_merge) = (
+        eqx.filter_value_and_grad(loss)(model, ready) for ready in (resolve, jno.lora.merge_lora)
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    np.testing.assert_allclose(by_call[0].A.value, by_merge[0].A.value, rtol=1e-4, atol=1e-5)
+    # Without `resolve`: JAX sees an array without the axis of the stack, or we a slice of one.
+    with pytest.raises(ValueError, match="different leading axis sizes"):
+        loss(model, lambda model: model)
+    same = adapted([eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 3))])
+    same = eqx.tree_at(lambda m: m[0].A.value, same, jnp.zeros((3, 3)))
+    same = eqx.tree_at(lambda m: m[0].B.value, same, jnp.zeros((3, 2)))
+    with pytest.raises(WrapperError, match="resolve"):
+        loss([same[0], model[1]], lambda model: model)
+
+
+def test_a_sharded_model_keeps_the_array_on_every_device() -> None:
+    mesh = Mesh(jax.devices()[:2], ("x",))
+    model = eqx.filter_shard(mlp(), NamedSharding(mesh, PartitionSpec()))
+    array = adapted(model).layers[0].A.value
+    assert array.sharding == NamedSharding(mesh, PartitionSpec())
+
+
+def test_two_models_in_one_tree() -> None:
+    pair = [adapted(), adapted()]
+    with pytest.raises(SelectionError, match="two models"):
+        resolve(pair)
+    with pytest.raises(SelectionError, match="two models"):
+        jno.lora.extract_adapters(pair)
+    assert len([resolve(one) for one in pair]) == 2
+
+
+def test_a_part_of_a_model_lacks_the_array() -> None:
+    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
+        resolve(adapted().layers[1])
+
+
+def test_an_adapter_that_is_built_by_hand() -> None:
+    layer = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    alone: Any = Tied(layer, 2, 1.0, key=jax.random.key(1))
+    with pytest.raises(WrapperError, match=r"resolve\(adapter, key=key\)"):
+        alone(X[0])
+    whole: Any = resolve(alone, key=jax.random.key(1))
+    np.testing.assert_array_equal(whole(X[0]), layer(X[0]))
+
+
+class Sized(Tied):
+    """Its arrays are made by a function that differs from adapter to adapter."""
+
+    def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
+        super().__init__(base, rank, alpha, key=key)
+        self.A = Shared("sized-A", self.A.shape, lambda key, shape: 3 * normal(key, shape))
+
+
+def test_the_function_that_makes_an_array_is_dropped_when_the_array_exists() -> None:
+    one, other = (
+        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), wrappers=Sized) for _ in range(2)
+    )
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    swapped = jno.lora.swap_adapters(mlp(), jno.lora.extract_adapters(one))
+    assert eqx.tree_equal(swapped, one)
+
+
+def test_an_adapter_whose_array_was_taken_away_gets_no_other_one() -> None:
+    alone = adapted().layers[1]
+    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
+        resolve(alone, key=jax.random.key(0))
+    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
+        resolve(Tied.from_state(alone.base, alone.state(), 2, 1.0), key=jax.random.key(0))
+
+
+def test_adapters_that_bring_an_array_which_others_share_are_refused() -> None:
+    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/0")
+    brought = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/1")
+    with pytest.raises(SelectionError, match="share an array 'tied-A' already"):
+        put_around(model, jno.lora.extract_adapters(brought))
+
+
+def test_jno_does_not_get_adapters_that_its_loss_would_not_resolve() -> None:
+    with pytest.raises(SelectionError, match="share 'tied-A', 'tied-B'"):
+        apply_lora_in_jno(mlp(), 2, key=jax.random.key(0), wrappers=Tied)
+
+
+def test_names_that_clash() -> None:
+    class Other(Tied):
+        def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
+            super().__init__(base, rank, alpha, key=key)
+            self.A = Shared("tied-A", (rank,), normal)
+
+    specs = [{"target": "layers/0", "wrapper": Other}, {"wrapper": Tied}]
+    with pytest.raises(SelectionError, match="choose different names"):
+        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), specs=specs)
+
+
+def test_a_resolved_model_or_a_part_is_not_saved(tmp_path: Any) -> None:
+    model = adapted()
+    for wrong in (resolve(model), model.layers[1]):
+        with pytest.raises(SelectionError, match="Give the whole model"):
+            jno.lora.save_adapters(wrong, tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:1], lambda x: x.astype(np.int32), lambda x: x[0, 0]]
+)
+def test_a_file_with_an_array_that_does_not_fit(change: Any, tmp_path: Any) -> None:
+    import safetensors
+    import safetensors.numpy
+
+    path = tmp_path / "tied.safetensors"
+    jno.lora.save_adapters(adapted(), path)
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    arrays = safetensors.numpy.load_file(path)
+    arrays["//shared:tied-A"] = np.ascontiguousarray(change(arrays["//shared:tied-A"]))
+    safetensors.numpy.save_file(arrays, path, metadata)
+    with pytest.raises(jno.lora.CheckpointError, match="shared array 'tied-A' is"):
+        jno.lora.load_adapters(mlp(), path, wrappers=Tied)
+
+
+def test_a_file_with_nan_in_a_shared_array_warns(tmp_path: Any) -> None:
+    model = adapted()
+    model = eqx.tree_at(lambda m: m.layers[0].A.value, model, jnp.full((2, 5), jnp.nan))
+    jno.lora.save_adapters(model, tmp_path / "a.safetensors")
+    with pytest.warns(jno.lora.JnoLoraWarning, match="//shared:tied-A: 10 of 10"):
+        jno.lora.load_adapters(mlp(), tmp_path / "a.safetensors", wrappers=Tied)
+
+
+def test_not_strict_the_adapters_of_an_array_that_exists_are_left_out(tmp_path: Any) -> None:
+    first = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/0")
+    jno.lora.save_adapters(first, tmp_path / "a.safetensors")
+    second = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(1), wrappers=Tied, target="layers/1")
+    with pytest.warns(jno.lora.JnoLoraWarning, match="0 of 1 adapters"):
+        loaded = jno.lora.load_adapters(
+            second, tmp_path / "a.safetensors", wrappers=Tied, strict=False
+        )
+    assert eqx.tree_equal(loaded, second)
+
+
+def test_another_adapter_keeps_the_array_if_the_first_one_is_replaced(tmp_path: Any) -> None:
+    from .toys import ToyLinear
+
+    other = jno.lora.apply_lora(
+        mlp(), 2, key=jax.random.key(0), wrappers=ToyLinear, target="layers/0"
+    )
+    jno.lora.save_adapters(other, tmp_path / "a.safetensors")
+    for freeze in (False, True):
+        net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied)
+        if freeze:
+            net.mask("layers/0/A").freeze()
+        kept = net.module.layers[0].A.value
+        net.load_adapters(tmp_path / "a.safetensors", wrappers=ToyLinear)
+        assert net.module.layers[1].A.value is kept
+        assert net.trainable.layers[1].A.value is not freeze
+        assert net.trainable.layers[1].B.value is False
+        net.update(net.partition()[0])
+        jax.vmap(net)(X)
+
+
+def test_a_compiled_function_is_found_again() -> None:
+    traces = []
+
+    @eqx.filter_jit
+    def call(model: Any, x: Any) -> Any:
+        traces.append(None)
+        return model(x)
+
+    model = adapted()
+    for _ in range(3):
+        call(resolve(model), jnp.asarray(X[0]))
+    assert len(traces) == 1
+
+
+def test_merge_errors_of_a_stack() -> None:
+    make = lambda key: eqx.nn.Linear(3, 3, key=key)  # noqa: E731
+    stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 2))
+    model = adapted([stack, eqx.nn.Linear(3, 3, key=jax.random.key(5))])
+    report = Net(model).summary(merge_error=True)
+    assert all(row.merge_error is not None for row in report)
+
+
+def test_a_shared_array_in_a_dict_is_refused() -> None:
+    class InDict(Tied):
+        A: Any
+
+        def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
+            super().__init__(base, rank, alpha, key=key)
+            self.A = {"one": Shared("tied-A", (rank, 5), normal)}
+
+    with pytest.raises(WrapperError, match="must be a field of the adapter itself"):
+        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=InDict)
