@@ -7,7 +7,14 @@ import os
 from typing import TYPE_CHECKING
 
 from ._checkpoint import read_json, read_tensors, values_of, write_together
-from ._contract import expect_model, weights_read_by
+from ._contract import (
+    CodedArray,
+    expect_model,
+    is_coded,
+    row_products,
+    weights_read_by,
+    with_arrays,
+)
 from ._errors import imported_for, warn
 from ._paths import bullets, nearest, show_array, show_path
 from ._registry import default_registry
@@ -27,12 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bar",
+    "CodedArray",
     "Printed",
     "adapted_layers",
     "bullets",
     "default_registry",
     "expect_model",
     "imported_for",
+    "is_coded",
     "known_factors",
     "layers_at",
     "map_adapters",
@@ -43,6 +52,7 @@ __all__ = [
     "put_around",
     "read_json",
     "read_tensors",
+    "row_products",
     "sharded_like",
     "show_array",
     "show_path",
@@ -50,6 +60,7 @@ __all__ = [
     "values_of",
     "warn",
     "weights_read_by",
+    "with_arrays",
     "write_together",
 ]
 

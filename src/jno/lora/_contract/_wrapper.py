@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._errors import WrapperError
 from .._paths import bullets, path_str
 from ._calling import over_stack
+from ._coded import refuse_coded, with_arrays
 from ._constructing import construct
 from ._shared import is_shared
 from ._statistics import Statistic, zero_statistics
@@ -268,12 +269,16 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
 
 def merged_layer(adapter: LoRAWrapper) -> eqx.Module:
-    """`adapter.merge()`, mapped over the axes of a stacked layer."""
+    """`adapter.merge()`, mapped over the axes of a stacked layer.
+
+    **Raises:** `WrapperError` if the layer keeps an array in a form that other values do not have.
+    """
+    refuse_coded(adapter.base)
     return over_stack(lambda one: one.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
 def _read_merged(adapter: LoRAWrapper, name: str) -> Any:
-    return getattr(merged_layer(adapter), name)
+    return getattr(merged_layer(with_arrays(adapter)), name)
 
 
 _read_weight: ContextVar[Callable[[LoRAWrapper, str], Any]] = ContextVar(
