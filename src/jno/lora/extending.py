@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ._checkpoint import read_json, read_tensors, values_of, write_together
 from ._contract import (
     CodedArray,
+    class_of,
     expect_model,
     is_coded,
     row_products,
@@ -38,6 +39,7 @@ __all__ = [
     "Printed",
     "adapted_layers",
     "bullets",
+    "class_of",
     "default_registry",
     "expect_model",
     "imported_for",

@@ -95,8 +95,7 @@ def _transpose(y: Any, x: Any, *leaves: Any, function: Map) -> tuple[Any, ...]:
 
 
 def _batch(args: Any, axes: Any, *, function: Map) -> tuple[Array, int]:
-    places = tuple(None if axis is batching.not_mapped else axis for axis in axes)
-    return linear(_Mapped(function, places), *args), 0
+    return linear(_Mapped(function, tuple(axes)), *args), 0
 
 
 def _expand(primals: Any, series: Any, *, function: Map) -> tuple[Array, list[Array]]:
@@ -116,8 +115,7 @@ def _after_x(x: Array, *leaves: Array, function: Map) -> Array:
         return function(x, *leaves)
     first = jnp.real(jax.lax.reshape(x, (x.size,))[0])
     never = (first != first) & (first == jnp.asarray(jnp.inf, first.dtype))
-    codes, *scales = leaves
-    return function(x, codes ^ never.astype(codes.dtype), *scales)
+    return function(x, *(leaf ^ never.astype(leaf.dtype) for leaf in leaves))
 
 
 ad.primitive_jvps[linear_p] = _differentiate

@@ -16,17 +16,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
-from jno.lora.extending import bullets, expect_model, is_coded, nearest, show_path, with_arrays
+from jno.lora.extending import bullets, expect_model, is_coded, nearest, show_path
 from jno_lora_embedding import EmbeddingLayer
 from jno_lora_zoo import ConvLayer, ConvTransposeLayer, LayerKind, LinearLayer
 
 from ._array import QuantizedArray
+from ._layers import all_plain, decoding
 from ._plan import QuantizationPlan, QuantizationRow
 from ._schemes import Int8, NormalFloat4, Scheme
 
 M = TypeVar("M")
 
-_KINDS: tuple[type[LayerKind], ...] = (LinearLayer, ConvLayer, ConvTransposeLayer, EmbeddingLayer)
+_CONVOLUTIONS: tuple[type[LayerKind], ...] = (ConvLayer, ConvTransposeLayer)
+_KINDS = (LinearLayer, *_CONVOLUTIONS, EmbeddingLayer)
 _NORMS = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)
 
 
@@ -84,7 +86,7 @@ def dequantize(model: M) -> M:
     **Raises:** `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "dequantize")
-    return eqx.filter_eval_shape(with_arrays, model) if _is_template(model) else with_arrays(model)
+    return eqx.filter_eval_shape(all_plain, model) if _is_template(model) else all_plain(model)
 
 
 def plan_quantization(
@@ -169,7 +171,8 @@ def _quantized(keys: Any, layer: Any, scheme: Scheme) -> Any:
             "infinities, for which there are no codes."
         )
     codes = QuantizedArray.of(weight, scheme, _kind(layer).stack_ndim(layer))
-    return eqx.tree_at(lambda m: m.weight, layer, _placed(codes, weight))
+    made = eqx.tree_at(lambda m: m.weight, layer, _placed(codes, weight))
+    return decoding(made) if _kind(layer) in _CONVOLUTIONS else made
 
 
 def _placed(codes: QuantizedArray, weight: Any) -> QuantizedArray:

@@ -95,7 +95,8 @@ class NormalFloat4(Scheme):
         return packed, self._encode_scales(scales) if self.double else (_as_bits(scales),)
 
     def levels(self, codes: UInt8[Array, "rows bytes"]) -> Matrix:
-        pairs = jnp.stack([codes >> jnp.uint8(4), codes & jnp.uint8(15)], axis=2)
+        # Entry by entry, without a concatenation of halves: XLA fuses it with what follows.
+        pairs = (codes[:, :, None] >> jnp.asarray([[[4, 0]]], jnp.uint8)) & jnp.uint8(15)
         return chosen(pairs, NORMAL_FLOAT_4).reshape(len(codes), -1)
 
     def _encode_scales(self, scales: Float[Array, "rows blocks"]) -> Parts:

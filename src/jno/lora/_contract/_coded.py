@@ -107,6 +107,11 @@ def with_arrays(tree: PyTree) -> Any:
     return jax.tree.map(lambda x: x.decoded() if is_coded(x) else x, tree, is_leaf=is_coded)
 
 
+def class_of(layer: Any) -> type:
+    """The class of `layer`, or the one that it stands for: one that adds coded weights to it."""
+    return getattr(type(layer), "stands_for", type(layer))
+
+
 def coded_size(tree: PyTree) -> int:
     """The number of entries of all arrays that `CodedArray`s in `tree` stand for."""
     return sum(x.size for x in jax.tree.leaves(tree, is_leaf=is_coded) if is_coded(x))

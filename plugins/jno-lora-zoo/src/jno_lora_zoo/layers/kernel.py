@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jno.lora import WrapperError
-from jno.lora.extending import is_coded
+from jno.lora.extending import class_of, is_coded
 
 from .._arrays import (
     Matrix,
@@ -65,7 +65,7 @@ class KernelLayer(LayerKind):
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         """The patches of all groups and positions: the outputs for kernels with a single one."""
-        if type(layer) not in cls.known:
+        if class_of(layer) not in cls.known:
             raise WrapperError(f"the inputs of a {type(layer).__name__} are not known as patches")
         frame = eqx.filter(layer, eqx.is_array, inverse=True)
         width = cls.matrix(layer).shape[1]
@@ -90,7 +90,7 @@ class KernelLayer(LayerKind):
         return None if base.groups == 1 else base.out_channels // base.groups
 
     def computes(self, x: Any) -> bool:
-        return type(self.base) in self.known
+        return class_of(self.base) in self.known
 
     def reads_features(self) -> bool:
         return self.base.groups == 1 and set(kernel_shape(self.base)[2:]) == {1}

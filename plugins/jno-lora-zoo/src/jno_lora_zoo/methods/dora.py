@@ -65,9 +65,10 @@ class DoRA(Scaled):
 
         `||V_i||^2 = ||W_i||^2 + 2 (B * W A^T)_i + (B (A A^T) * B)_i`, summed over `r`.
         """
-        products, squares = self.row_products(self.base, self.lora_A)
-        A, B = (factor.astype(products.dtype) for factor in (self.lora_A, self.lora_B))
-        B = self.times_scale(B)
+        # Detached before the products, which a loop over blocks of rows would keep the parts of.
+        A, B = (jax.lax.stop_gradient(factor) for factor in (self.lora_A, self.lora_B))
+        products, squares = self.row_products(self.base, A)
+        A, B = A.astype(products.dtype), self.times_scale(B.astype(products.dtype))
         cross = jnp.sum(B * products, axis=1)
         update = jnp.sum((B @ (A @ A.T)) * B, axis=1)
         # Rounding may leave a row that is nearly zero with a negative square.
