@@ -1,6 +1,7 @@
 """Quantised frozen weights of Equinox models, beside which adapters of jno-lora train (QLoRA)."""
 
 from ._array import QuantizedArray
+from ._files import load_quantized, save_quantized
 from ._plan import QuantizationPlan, QuantizationRow
 from ._quantize import dequantize, plan_quantization, quantize
 
@@ -9,6 +10,8 @@ __all__ = [
     "QuantizationRow",
     "QuantizedArray",
     "dequantize",
+    "load_quantized",
     "plan_quantization",
     "quantize",
+    "save_quantized",
 ]

@@ -83,14 +83,13 @@ class QuantizedArray(CodedArray):
 
     def row_products(self, A: Float[Array, "r in"]) -> tuple[Array, Array]:
         """`W A^T` and the squared norm of each row, by blocks of rows: `W` is never there whole."""
-        dtype = jnp.promote_types(self.dtype, jnp.float32)
-        A, count = A.astype(dtype), self.form[0]
+        A, count = A.astype(self.compute_dtype), self.form[0]
         at_once = min(count, max(1, _AT_ONCE // math.prod(self.form[1:])))
         starts = jnp.arange(0, count, at_once)
 
         def products(start: Array) -> tuple[Array, Array]:
             rows = jnp.minimum(start + jnp.arange(at_once), count - 1)
-            return row_products(self._rows(rows).astype(dtype), A)
+            return row_products(self._rows(rows).astype(A.dtype), A)
 
         found = jax.lax.map(products, starts)
         return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], found)

@@ -39,7 +39,11 @@ def dynamic_tree_8() -> np.ndarray:
     """
     values = [0.0, 1.0]
     for exponent in range(-6, 1):
-        edges = np.linspace(0.1, 1, 2 ** (exponent + 6) + 1, dtype=np.float32)
+        parts = 2 ** (exponent + 6)
+        # A float32 step from both ends, rounded once: to the last bit the values of bitsandbytes.
+        step, places = float(np.float32(0.9) / np.float32(parts)), np.arange(parts + 1)
+        lower, upper = float(np.float32(0.1)) + step * places, 1 - step * (parts - places)
+        edges = np.where(places < (parts + 1) // 2, lower, upper).astype(np.float32)
         middles = (edges[:-1] + edges[1:]) / np.float32(2)
         positive = (np.float32(10.0**exponent) * middles).tolist()
         values += [*positive, *(-value for value in positive)]

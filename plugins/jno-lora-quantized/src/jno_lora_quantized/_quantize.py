@@ -23,7 +23,7 @@ from jno_lora_zoo import ConvLayer, ConvTransposeLayer, LayerKind, LinearLayer
 from ._array import QuantizedArray
 from ._layers import all_plain, decoding
 from ._plan import QuantizationPlan, QuantizationRow
-from ._schemes import Int8, NormalFloat4, Scheme
+from ._schemes import Scheme, scheme_named
 
 M = TypeVar("M")
 
@@ -60,7 +60,7 @@ def quantize(
     holds NaN or infinities, and if `model` is a `Net` or a set.
     """
     expect_model(model, "quantize")
-    made, pattern = _scheme(scheme, block, double), _pattern(target)
+    made, pattern = scheme_named(scheme, block, double), _pattern(target)
     if _is_template(model):
         function = functools.partial(
             quantize, scheme=scheme, target=target, block=block, double=double
@@ -102,7 +102,7 @@ def plan_quantization(
     **Arguments** and **Raises:** as `quantize`, but a plan may quantise nothing.
     """
     expect_model(model, "plan_quantization")
-    made, pattern = _scheme(scheme, block, double), _pattern(target)
+    made, pattern = scheme_named(scheme, block, double), _pattern(target)
     if _is_template(model):
         plans: list[QuantizationPlan] = []
         eqx.filter_eval_shape(lambda traced: plans.append(_plan(traced, made, pattern)), model)
@@ -172,7 +172,7 @@ def _quantized(keys: Any, layer: Any, scheme: Scheme) -> Any:
         )
     codes = QuantizedArray.of(weight, scheme, _kind(layer).stack_ndim(layer))
     made = eqx.tree_at(lambda m: m.weight, layer, _placed(codes, weight))
-    return decoding(made) if _kind(layer) in _CONVOLUTIONS else made
+    return decoding(made) if is_convolution(layer) else made
 
 
 def _placed(codes: QuantizedArray, weight: Any) -> QuantizedArray:
@@ -202,6 +202,11 @@ def _kind(node: Any) -> Any:
     return next((kind for kind in _KINDS if kind.applies_to(node)), None)
 
 
+def is_convolution(layer: Any) -> bool:
+    """Whether `layer` hands its weight to JAX's convolution."""
+    return _kind(layer) in _CONVOLUTIONS
+
+
 def _own_arrays(node: Any) -> list[Any]:
     values = (getattr(node, field.name, None) for field in dataclasses.fields(node))
     return [value for value in values if eqx.is_inexact_array(value)]
@@ -217,17 +222,6 @@ def _path(keys: Any) -> str:
 
 def _is_template(model: PyTree) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model))
-
-
-def _scheme(name: Any, block: Any, double: Any) -> Scheme:
-    if isinstance(block, bool) or not isinstance(block, int) or block < 2:
-        raise SelectionError(f"`block` must be an integer of at least 2, but is {block!r}.")
-    if not isinstance(double, bool):
-        raise SelectionError(f"`double` must be True or False, but is {double!r}.")
-    known: dict[Any, Scheme] = {"nf4": NormalFloat4(block, double), "int8": Int8()}
-    if name not in known:
-        raise SelectionError(f"`scheme` must be one of {', '.join(known)}, but is {name!r}.")
-    return known[name]
 
 
 def _pattern(target: Any) -> re.Pattern[str] | None:

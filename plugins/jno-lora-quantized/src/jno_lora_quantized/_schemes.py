@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, UInt8
 
+from jno.lora import SelectionError
+
 from ._code_books import NORMAL_FLOAT_4, chosen, dynamic_tree_8, nearest_code
 
 Matrix = Float[Array, "rows columns"]
@@ -100,7 +102,9 @@ class NormalFloat4(Scheme):
         return chosen(pairs, NORMAL_FLOAT_4).reshape(len(codes), -1)
 
     def _encode_scales(self, scales: Float[Array, "rows blocks"]) -> Parts:
+        # Twice, so that the sum of many scales is not rounded much.
         mean = jnp.mean(scales)
+        mean = mean + jnp.mean(scales - mean)
         flat = (scales - mean).reshape(-1)
         seconds = jnp.pad(flat, (0, -flat.size % _SECOND_BLOCK)).reshape(-1, _SECOND_BLOCK)
         largest = jnp.max(jnp.abs(seconds), axis=1)
@@ -138,6 +142,18 @@ class Int8(Scheme):
 
     def scales(self, parts: Parts, rows: Rows | None) -> Float[Array, "n 1"]:
         return _as_floats(_at(parts[0], rows))
+
+
+def scheme_named(name: Any, block: Any = 64, double: Any = True) -> Scheme:
+    """The scheme of this name. **Raises:** `SelectionError` for wrong arguments."""
+    if isinstance(block, bool) or not isinstance(block, int) or block < 2:
+        raise SelectionError(f"`block` must be an integer of at least 2, but is {block!r}.")
+    if not isinstance(double, bool):
+        raise SelectionError(f"`double` must be True or False, but is {double!r}.")
+    known: dict[str, Scheme] = {"nf4": NormalFloat4(block, double), "int8": Int8()}
+    if not isinstance(name, str) or name not in known:
+        raise SelectionError(f"`scheme` must be one of {', '.join(known)}, but is {name!r}.")
+    return known[name]
 
 
 def _divisor(scales: Array) -> Array:

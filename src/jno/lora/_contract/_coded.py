@@ -50,11 +50,15 @@ class CodedArray(eqx.Module):
     def row_products(self, A: Float[Array, "r in"]) -> tuple[Array, Array]:
         """`W A^T` and the squared norm of each row, for `W` as a matrix in float32 at least."""
         W = self.decoded().reshape(self.shape[0], -1)
-        W = W.astype(jnp.promote_types(W.dtype, jnp.float32))
-        return row_products(W, A.astype(W.dtype))
+        return row_products(W.astype(self.compute_dtype), A.astype(self.compute_dtype))
 
     def __getitem__(self, index: Any) -> Array:
         return self.decoded()[index]
+
+    @property
+    def compute_dtype(self) -> Any:
+        """The dtype to compute in: the array's own, or float32 if that is more."""
+        return jnp.dtype(jnp.float32) if self.dtype.itemsize < 4 else self.dtype
 
     @property
     def ndim(self) -> int:

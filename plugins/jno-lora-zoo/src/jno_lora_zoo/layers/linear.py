@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jno.lora import LinearLike
-from jno.lora.extending import CodedArray, is_coded
+from jno.lora.extending import is_coded
 
 from .._arrays import (
     Matrix,
@@ -121,7 +121,7 @@ class LinearLayer(LayerKind):
         return jnp.reshape(x, (1,)) if self.base.in_features == "scalar" else x
 
 
-def _plus(weight: Array | CodedArray, matrix: Callable[[], Matrix], x: Array) -> Array:
+def _plus(weight: Any, matrix: Callable[[], Matrix], x: Array) -> Array:
     """`(W + U) x` by the matrix `U`."""
     update = cast_like(matrix(), weight)
     # The first would round away a small update, the second is not to be decoded beside it.
