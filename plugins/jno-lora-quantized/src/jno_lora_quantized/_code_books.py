@@ -51,9 +51,11 @@ def dynamic_tree_8() -> np.ndarray:
 
 
 def nearest_code(values: Float[Array, "*axes"], book: np.ndarray) -> UInt8[Array, "*axes"]:
-    """The index of the entry of the ascending `book` that is nearest to each value."""
-    middles = jnp.asarray((book[:-1] + book[1:]) / np.float32(2))
-    return jnp.searchsorted(middles, values, side="left").astype(jnp.uint8)
+    """The index of the entry of the ascending `book` that is nearest: the lower one of two."""
+    entries = jnp.asarray(book)
+    lower = jnp.searchsorted(entries[1:-1], values, side="right")
+    is_upper = entries[lower + 1] - values < values - entries[lower]
+    return (lower + is_upper.astype(lower.dtype)).astype(jnp.uint8)
 
 
 def chosen(codes: UInt8[Array, "*axes"], book: tuple[float, ...]) -> Float[Array, "*axes"]:
