@@ -84,7 +84,8 @@ class QuantizedArray(CodedArray):
     def row_products(self, A: Float[Array, "r in"]) -> tuple[Array, Array]:
         """`W A^T` and the squared norm of each row, by blocks of rows: `W` is never there whole."""
         A, count = A.astype(self.compute_dtype), self.form[0]
-        at_once = min(count, max(1, _AT_ONCE // math.prod(self.form[1:])))
+        # In four steps at least: XLA would take a loop of one step apart, and hold all weights.
+        at_once = max(1, min(-(-count // 4), _AT_ONCE // math.prod(self.form[1:])))
         starts = jnp.arange(0, count, at_once)
 
         def products(start: Array) -> tuple[Array, Array]:
