@@ -39,7 +39,7 @@ def model(getkey):
     return Model(getkey())
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+@pytest.mark.parametrize("scheme", ["nf4", "int4", "int8", "fp8"])
 def test_there_and_back(getkey, model, tmp_path, scheme):
     file = tmp_path / "base.safetensors"
     made = quantize(model, scheme, target="table|conv|stack", block=4)

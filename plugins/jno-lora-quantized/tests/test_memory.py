@@ -38,5 +38,5 @@ def test_one_decoded_weight_at_a_time(wrapper):
     model = eqx.nn.Sequential(parts)
     decoded = SIZE * SIZE * 4
     bound = temporaries(model, wrapper) + 1.1 * decoded
-    for scheme in ("nf4", "int8"):
+    for scheme in ("nf4", "int4", "int8", "fp8"):
         assert temporaries(quantize(model, scheme), wrapper) <= bound

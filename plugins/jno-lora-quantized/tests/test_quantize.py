@@ -58,7 +58,7 @@ def scheme_of(weight):
     return weight.scheme.name if isinstance(weight, QuantizedArray) else None
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+@pytest.mark.parametrize("scheme", ["nf4", "int4", "int8", "fp8"])
 def test_there_and_back(model, scheme):
     made = quantize(model, scheme)
     quantised = (made.table, *made.layers, made.other)
@@ -176,7 +176,10 @@ def test_shardings(getkey):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: quantize(m, "nf5"), "`scheme` must be one of nf4, int8, but is 'nf5'"),
+        (
+            lambda m: quantize(m, "nf5"),
+            "must be one of nf4, int4, int8, fp8, but is 'nf5'",
+        ),
         (lambda m: quantize(m, ["nf4"]), "`scheme` must be"),
         (lambda m: quantize(m, block=1), "`block` must be an integer of at least 2"),
         (lambda m: quantize(m, block=True), "`block`"),

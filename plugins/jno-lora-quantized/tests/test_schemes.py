@@ -10,7 +10,7 @@ import pytest
 
 from jno_lora_quantized import QuantizedArray, quantize
 from jno_lora_quantized._code_books import NORMAL_FLOAT_4, dynamic_tree_8
-from jno_lora_quantized._schemes import Int8, NormalFloat4
+from jno_lora_quantized._schemes import Float8, Int4, Int8, NormalFloat4
 
 # By bitsandbytes 0.50.2 on a CPU: quantize_4bit(w, quant_type="nf4", compress_statistics=True).
 REFERENCE = np.load(pathlib.Path(__file__).parent / "bitsandbytes.npz")
@@ -111,8 +111,32 @@ def test_int8_by_numpy():
     np.testing.assert_allclose(own.decoded(), codes * scale, rtol=1e-6)
 
 
+def test_fp8_by_numpy():
+    W = weights(5, 7)
+    W[2] = 0
+    own = QuantizedArray.of(jnp.asarray(W), Float8())
+    scale = np.abs(W).max(axis=1, keepdims=True) / np.float32(448)
+    codes = (W / np.where(scale > 0, scale, 1)).astype(jnp.float8_e4m3fn)
+    np.testing.assert_array_equal(own.codes, codes.view(np.uint8))
+    np.testing.assert_allclose(own.decoded(), codes.astype(np.float32) * scale, rtol=1e-6)
+
+
+def test_int4_by_numpy():
+    W = weights(3, 8)
+    own = QuantizedArray.of(jnp.asarray(W), Int4(block=4, double=False))
+    scale = np.abs(W).reshape(3, 2, 4).max(axis=2).repeat(4, axis=1)
+    expected = np.round(W / scale * 7) / 7 * scale
+    np.testing.assert_allclose(own.decoded(), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("scheme", "error", "bytes_each"), [("nf4", 0.0919, 0.53), ("int8", 0.0079, 1.005)]
+    ("scheme", "error", "bytes_each"),
+    [
+        ("nf4", 0.0919, 0.53),
+        ("int4", 0.1077, 0.53),
+        ("int8", 0.0079, 1.005),
+        ("fp8", 0.0264, 1.005),
+    ],
 )
 def test_published_errors(scheme, error, bytes_each):
     W = jax.random.normal(jax.random.key(5), (1024, 1024))

@@ -49,10 +49,10 @@ def quantize(
     **Arguments:**
 
     - `model`: any pytree, or its template (`eqx.filter_eval_shape`).
-    - `scheme`: `"nf4"` (about 4.13 bits for each number) or `"int8"` (8 bits).
+    - `scheme`: `"nf4"` or `"int4"` (about 4.13 bits for each number), `"int8"` or `"fp8"` (8 bits).
     - `target`: a regex, searched for in the paths of layers (`encoder/layers/0/query`).
-    - `block`: for nf4, the number of entries of a row that share a scale.
-    - `double`: for nf4, whether scales are quantised as well.
+    - `block`: for the first two, the number of entries of a row that share a scale.
+    - `double`: for the first two, whether scales are quantised as well.
 
     **Returns:** the model, with a `QuantizedArray` for each weight.
 

@@ -66,21 +66,20 @@ class Scheme(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class NormalFloat4(Scheme):
-    """QLoRA's NF4: quantiles of the normal distribution, scaled by the largest entry of a block.
+class FourBits(Scheme):
+    """Codes of 16 numbers from -1 to 1, scaled by the largest entry of a block.
 
     The first of two codes is in the high half of a byte. With `double`, scales are 8-bit codes of
-    their difference from their mean, scaled by the largest of 256 scales.
-
-    Paper: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv:2305.14314.
+    their difference from their mean, scaled by the largest of 256 scales, as in QLoRA.
     """
 
     block: int = 64
     double: bool = True
 
     @property
-    def name(self) -> str:
-        return "nf4"
+    @abc.abstractmethod
+    def book(self) -> tuple[float, ...]:
+        """The numbers, ascending. Zero is one of them."""
 
     def block_in(self, columns: int) -> int:
         return min(self.block, columns)
@@ -89,9 +88,10 @@ class NormalFloat4(Scheme):
         blocks = self.blocks_of(W)
         scales = jnp.max(jnp.abs(blocks), axis=2)
         unit = blocks / _divisor(scales)[:, :, None]
-        codes = nearest_code(unit, np.asarray(NORMAL_FLOAT_4, np.float32)).reshape(len(W), -1)
+        codes = nearest_code(unit, np.asarray(self.book, np.float32)).reshape(len(W), -1)
         # Codes of zeros, so that each byte has two.
-        codes = jnp.pad(codes, ((0, 0), (0, codes.shape[1] % 2)), constant_values=7)
+        zero = self.book.index(0.0)
+        codes = jnp.pad(codes, ((0, 0), (0, codes.shape[1] % 2)), constant_values=zero)
         codes = codes[:, : W.shape[1] + W.shape[1] % 2]
         packed = (codes[:, ::2] << jnp.uint8(4)) | codes[:, 1::2]
         return packed, self._encode_scales(scales) if self.double else (_as_bits(scales),)
@@ -99,7 +99,7 @@ class NormalFloat4(Scheme):
     def levels(self, codes: UInt8[Array, "rows bytes"]) -> Matrix:
         # Entry by entry, without a concatenation of halves: XLA fuses it with what follows.
         pairs = (codes[:, :, None] >> jnp.asarray([[[4, 0]]], jnp.uint8)) & jnp.uint8(15)
-        return chosen(pairs, NORMAL_FLOAT_4).reshape(len(codes), -1)
+        return chosen(pairs, self.book).reshape(len(codes), -1)
 
     def _encode_scales(self, scales: Float[Array, "rows blocks"]) -> Parts:
         # Twice, so that the sum of many scales is not rounded much.
@@ -123,25 +123,81 @@ class NormalFloat4(Scheme):
 
 
 @dataclasses.dataclass(frozen=True)
-class Int8(Scheme):
-    """Integers from -127 to 127, scaled so that the largest entry of a row is 127."""
+class NormalFloat4(FourBits):
+    """NF4: quantiles of the normal distribution.
+
+    Paper: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv:2305.14314.
+    """
+
+    @property
+    def name(self) -> str:
+        return "nf4"
+
+    @property
+    def book(self) -> tuple[float, ...]:
+        return NORMAL_FLOAT_4
+
+
+@dataclasses.dataclass(frozen=True)
+class Int4(FourBits):
+    """Integers from -7 to 7."""
+
+    @property
+    def name(self) -> str:
+        return "int4"
+
+    @property
+    def book(self) -> tuple[float, ...]:
+        return tuple(number / 7 for number in range(-8, 8))
+
+
+class EightBits(Scheme):
+    """One code a byte. The scale of a row gives its largest entry the largest code."""
+
+    def block_in(self, columns: int) -> int:
+        return columns
+
+    def scales(self, parts: Parts, rows: Rows | None) -> Float[Array, "n 1"]:
+        return _as_floats(_at(parts[0], rows))
+
+    @staticmethod
+    def scaled_to(largest: int, W: Matrix) -> tuple[Matrix, Parts]:
+        """`W`, scaled such that the largest entry of each row is `largest`, and the scales."""
+        scales = jnp.max(jnp.abs(W), axis=1, keepdims=True) / largest
+        return W / _divisor(scales), (_as_bits(scales),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8(EightBits):
+    """Integers from -127 to 127."""
 
     @property
     def name(self) -> str:
         return "int8"
 
-    def block_in(self, columns: int) -> int:
-        return columns
-
     def encode(self, W: Matrix) -> tuple[Codes, Parts]:
-        scales = jnp.max(jnp.abs(W), axis=1, keepdims=True) / 127
-        return jnp.round(W / _divisor(scales)).astype(jnp.int8), (_as_bits(scales),)
+        scaled, scales = self.scaled_to(127, W)
+        return jnp.round(scaled).astype(jnp.int8), scales
 
     def levels(self, codes: Codes) -> Matrix:
         return codes.astype(jnp.float32)
 
-    def scales(self, parts: Parts, rows: Rows | None) -> Float[Array, "n 1"]:
-        return _as_floats(_at(parts[0], rows))
+
+@dataclasses.dataclass(frozen=True)
+class Float8(EightBits):
+    """Floating numbers of 8 bits, `float8_e4m3fn`: three of the mantissa, and up to 448."""
+
+    @property
+    def name(self) -> str:
+        return "fp8"
+
+    def encode(self, W: Matrix) -> tuple[Codes, Parts]:
+        scaled, scales = self.scaled_to(448, W)
+        # As their bits: Equinox would take this dtype for one that trains.
+        return jax.lax.bitcast_convert_type(scaled.astype(jnp.float8_e4m3fn), jnp.uint8), scales
+
+    def levels(self, codes: Codes) -> Matrix:
+        return jax.lax.bitcast_convert_type(codes, jnp.float8_e4m3fn).astype(jnp.float32)
 
 
 def scheme_named(name: Any, block: Any = 64, double: Any = True) -> Scheme:
@@ -150,7 +206,8 @@ def scheme_named(name: Any, block: Any = 64, double: Any = True) -> Scheme:
         raise SelectionError(f"`block` must be an integer of at least 2, but is {block!r}.")
     if not isinstance(double, bool):
         raise SelectionError(f"`double` must be True or False, but is {double!r}.")
-    known: dict[str, Scheme] = {"nf4": NormalFloat4(block, double), "int8": Int8()}
+    made: tuple[Scheme, ...] = (NormalFloat4(block, double), Int4(block, double), Int8(), Float8())
+    known = {scheme.name: scheme for scheme in made}
     if not isinstance(name, str) or name not in known:
         raise SelectionError(f"`scheme` must be one of {', '.join(known)}, but is {name!r}.")
     return known[name]
