@@ -22,6 +22,7 @@ from jno.lora import (
     save_adapters,
     unwrap_lora,
 )
+from jno.lora.types import JnoLoraWarning
 from jno_lora_quantized import dequantize, quantize
 
 SCHEMES = ("nf4", "int8")
@@ -162,6 +163,15 @@ def test_files_of_adapters_load_both_ways(getkey, tmp_path, saved_from, loaded_i
     assert own is not None and all(map(jnp.array_equal, got, expected))
     expected = adapted(x) if saved_from == loaded_into else dequantize(loaded)(x)
     close(loaded(x), expected)
+
+
+def test_files_know_the_codes_of_their_base(getkey, tmp_path):
+    model, file = make_model(getkey()), tmp_path / "adapters.safetensors"
+    save_adapters(apply_lora(quantize(model), 2, key=getkey()), file)
+    load_adapters(quantize(model), file)
+    other = eqx.tree_at(lambda m: m.layers[0].weight, model, replace_fn=lambda W: W + 1)
+    with pytest.warns(JnoLoraWarning, match="layers/0"):
+        load_adapters(quantize(other), file)
 
 
 def test_look_alikes_see_the_adapted_weight(getkey):

@@ -48,6 +48,10 @@ class QuantizedArray(CodedArray):
     scheme: Scheme = eqx.field(static=True)
 
     @property
+    def code(self) -> str:
+        return self.scheme.name
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return (*self.codes.shape[:-2], *self.form)
 

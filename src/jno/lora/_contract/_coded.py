@@ -29,6 +29,11 @@ class CodedArray(eqx.Module):
 
     @property
     @abc.abstractmethod
+    def code(self) -> str:
+        """A short name of the form, of small letters and digits: files compare equal forms only."""
+
+    @property
+    @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
         """The shape of the array."""
 
