@@ -97,8 +97,11 @@ class FourBits(Scheme):
         return packed, self._encode_scales(scales) if self.double else (_as_bits(scales),)
 
     def levels(self, codes: UInt8[Array, "rows bytes"]) -> Matrix:
-        # Entry by entry, without a concatenation of halves: XLA fuses it with what follows.
-        pairs = (codes[:, :, None] >> jnp.asarray([[[4, 0]]], jnp.uint8)) & jnp.uint8(15)
+        # Entry by entry, without a concatenation of halves or a table: XLA fuses it with what
+        # follows, and vectorises it.
+        half = jax.lax.broadcasted_iota(jnp.int32, (*codes.shape, 2), 2)
+        byte = codes[:, :, None]
+        pairs = jnp.where(half == 0, byte >> jnp.uint8(4), byte & jnp.uint8(15))
         return chosen(pairs, self.book).reshape(len(codes), -1)
 
     def _encode_scales(self, scales: Float[Array, "rows blocks"]) -> Parts:
