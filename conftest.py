@@ -41,6 +41,7 @@ jaxtyping.install_import_hook(
         "jno_lora_foundax",
         "jno_lora_peft",
         "jno_lora_compare",
+        "jno_lora_quantized",
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )

@@ -28,6 +28,7 @@ CORE = (
     "jno.lora",
     "jno.lora.types",
     "jno.lora.extending",
+    "jno.lora.coded",
     "jno.lora.in_jno",
     "jno.lora.optim",
     "jno.lora.peft",
@@ -190,7 +191,7 @@ def untold(changed: list[str], changelog: str) -> list[str]:
 
 
 # With the dot after it, or as the name of the package alone.
-PACKAGE = r"\b(?:jno\.lora(?:\.peft|\.testing|\.types|\.extending)?|jno_lora_\w+)(?:\.|\b)"
+PACKAGE = r"\b(?:jno\.lora(?:\.peft|\.testing|\.types|\.extending|\.coded)?|jno_lora_\w+)(?:\.|\b)"
 
 
 def _package(line: str) -> str:

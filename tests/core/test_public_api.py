@@ -11,6 +11,7 @@ import pytest
 
 import jno
 import jno.lora
+import jno.lora.coded
 import jno.lora.extending
 from jno.lora import MissingLibraryError, PluginError
 
@@ -66,7 +67,7 @@ def test_the_documented_names_are_exported():
     assert len(jno.lora.extending.__all__) <= 25
 
 
-@pytest.mark.parametrize("module", [jno.lora, jno.lora.types, jno.lora.extending])
+@pytest.mark.parametrize("module", [jno.lora, jno.lora.types, jno.lora.extending, jno.lora.coded])
 def test_every_exported_name_exists_is_documented_and_listed_once(module):
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:

@@ -8,7 +8,7 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._contract import LoRAWrapper, is_adapter
+from ._contract import LoRAWrapper, is_adapter, is_coded
 from ._errors import SelectionError
 from ._paths import KeyPath, path_str, show_path
 
@@ -45,6 +45,8 @@ def modules_in(
         # By its type: `isinstance` of a module is slow, and most nodes are arrays.
         if not issubclass(type(node), eqx.Module):
             return False
+        if is_coded(node):  # an array of its layer
+            return True
         found.append(((*keys, *inner), node))
         return is_adapter(node) or (bool(inner) and issubclass(type(node), norms))
 

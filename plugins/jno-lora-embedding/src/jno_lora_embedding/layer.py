@@ -16,6 +16,7 @@ from jno_lora_zoo import (
     compute_dtype,
     describe,
     in_compute_dtype,
+    in_form_of,
     is_float_array,
     sharded_over,
     unchanged,
@@ -68,7 +69,7 @@ class EmbeddingLayer(LayerKind):
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
-        return eqx.tree_at(lambda m: m.weight, base, cast_like(matrix.T, base.weight))
+        return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix.T, base.weight))
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:

@@ -10,6 +10,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
+from jno.lora import WrapperError
+from jno.lora.coded import is_coded
+
 from ._derivatives import differentiated_by
 
 Matrix = Float[Array, "out in"]
@@ -18,8 +21,11 @@ _ARRAYS = (jax.Array, np.ndarray)
 
 
 def is_float_array(weight: Any) -> bool:
-    """Whether `weight` is a real floating array. (`Shared` puts placeholders in its place.)"""
-    return isinstance(weight, _ARRAYS) and _is_floating(weight.dtype)
+    """Whether `weight` is a real floating array, perhaps kept in another form (`CodedArray`).
+
+    (`Shared` puts placeholders in its place.)
+    """
+    return (isinstance(weight, _ARRAYS) or is_coded(weight)) and _is_floating(weight.dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -29,7 +35,7 @@ def _is_floating(dtype: Any) -> bool:
 
 def describe(weight: Any) -> str:
     """A weight in a message: its shape, and its dtype if that is what is wrong."""
-    if not isinstance(weight, _ARRAYS):
+    if not (isinstance(weight, _ARRAYS) or is_coded(weight)):
         return f"a {type(weight).__name__}"
     return f"{weight.shape}" if is_float_array(weight) else f"{weight.dtype} {weight.shape}"
 
@@ -54,12 +60,24 @@ def compute_dtype(weight: Any) -> Any:
 
 def in_compute_dtype(weight: Any) -> Array:
     """`weight` as an array of its `compute_dtype`."""
+    if is_coded(weight):
+        weight = weight.decoded()
     return jnp.asarray(weight, compute_dtype(weight))
 
 
 def cast_like(array: Array, weight: Any) -> Array:
     """`array` in the dtype of `weight`."""
     return array.astype(dtype_of(weight))
+
+
+def in_form_of(array: Array, weight: Any) -> Array:
+    """`array`, as it is put in the place of `weight`: in its shape and dtype.
+
+    **Raises:** `WrapperError` if `weight` is kept in a form that other values do not have.
+    """
+    if is_coded(weight):
+        raise WrapperError(weight.refusal)
+    return cast_like(array, weight).reshape(weight.shape)
 
 
 def scaled(y: Float[Array, "n *rest"], v: Float[Array, " n"]) -> Float[Array, "n *rest"]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
+from jno.lora.coded import row_products
 
 from ._arrays import Matrix, cast_like, is_float_array, mixed
 
@@ -118,6 +119,12 @@ class LayerKind(LoRAWrapper):
     @abc.abstractmethod
     def with_matrix(cls, base: eqx.Module, matrix: Matrix) -> eqx.Module:
         """`matrix(with_matrix(base, W)) == W`, to the rounding of the weight's own dtype."""
+
+    @classmethod
+    def row_products(cls, layer: eqx.Module, A: Factor) -> tuple[Array, Array]:
+        """`W A^T`, and the squared norm of each row of `W`, in the dtype of `W`."""
+        W = cls.matrix(layer)
+        return row_products(W, A.astype(W.dtype))
 
     def reads_features(self) -> bool:
         """Whether `x` itself, first axis, is the input axis of `W`: then `product` takes a map."""

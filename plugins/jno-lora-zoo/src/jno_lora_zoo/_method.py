@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import AbstractArray, Array, PRNGKeyArray
 
+from jno.lora.coded import with_arrays
+
 from ._arrays import Matrix, compute_dtype
 from ._bibtex import ENTRIES, bibtex_of
 from ._layer_kind import Bias, LayerKind
@@ -120,7 +122,8 @@ class Method(LayerKind):
         only_input = len(args) == 1 and kwargs.keys() <= {"key"}
         if only_input and self.computes(args[0]) and self.has_fast_path():
             return self.finished(self.forward(args[0]))
-        return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        # The law on plain arrays: it has no other form that a layer may keep them in.
+        return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def finished(self, y: Array) -> Array:
         """The layer's output for `y = W' x`: with the adapted bias."""

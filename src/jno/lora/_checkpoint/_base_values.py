@@ -14,7 +14,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from .._compute import held_dtype
-from .._contract import LoRAWrapper, is_adapter
+from .._contract import LoRAWrapper, is_adapter, is_coded
+from .._paths import path_str
 from .._sets import LayerForm, arrays_of
 from .._tree import layers_at
 from ._configuration import Entry
@@ -55,26 +56,41 @@ def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[st
     for path, form in forms.items():
         layer = layers.get(path)
         if layer is not None and sorted(LayerForm.of(layer, 0).arrays) == sorted(form.arrays):
-            arrays = sorted(arrays_of(layer), key=lambda pair: pair[0])
+            known = sorted(arrays_of(layer), key=lambda pair: pair[0])
+            arrays = [stored for pair in known for stored in _stored(*pair)]
             if all(_has_values(array) for _, array in arrays):
-                found[path] = _hash(arrays)
+                codes = [array.code for _, array in known if is_coded(array)]
+                found[path] = f"{'_'.join([_ALGORITHM, *codes])}:{_hash(arrays)}"
     return found
 
 
 def with_other_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> list[str]:
     """The paths of `layers` with other values than those that the entries have a hash of."""
-    known = {e.path: e for e in entries if (e.base_values or "").startswith(f"{_ALGORITHM}:")}
+    known = {e.path: e for e in entries if (e.base_values or "").startswith(_ALGORITHM)}
     found = hashes(layers, {path: entry.layer for path, entry in known.items()})
-    return [path for path, own in found.items() if own != known[path].base_values]
+    return [path for path, own in found.items() if _is_other(own, known[path].base_values or "")]
+
+
+def _is_other(own: str, saved: str) -> bool:
+    """Whether two hashes differ that are of one kind: hashes of codes say nothing of the weight."""
+    return own != saved and own.partition(":")[0] == saved.partition(":")[0]
+
+
+def _stored(path: str, array: Any) -> list[tuple[str, Any]]:
+    """The arrays that `array` is kept as, with their paths."""
+    if not is_coded(array):
+        return [(path, array)]
+    leaves = jax.tree_util.tree_leaves_with_path(array)
+    return [(f"{path}/{path_str(keys)}", leaf) for keys, leaf in leaves]
 
 
 def _hash(arrays: Iterable[tuple[str, Any]]) -> str:
-    """`sha256:` and the digest of the path, dtype, shape and values of each array."""
+    """The digest of the path, dtype, shape and values of each array."""
     whole = hashlib.new(_ALGORITHM)
     for path, array in arrays:
         line = [path, str(held_dtype(array)), list(array.shape), _digest(array)]
         whole.update(json.dumps(line).encode())
-    return f"{_ALGORITHM}:{whole.hexdigest()}"
+    return whole.hexdigest()
 
 
 def _has_values(array: Any) -> bool:

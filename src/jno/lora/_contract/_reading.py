@@ -14,15 +14,20 @@ from jaxtyping import Array
 
 from .._errors import WrapperError
 from ._calling import over_stack
+from ._coded import refuse_coded, with_arrays
 
 
 def merged_layer(adapter: Any) -> eqx.Module:
-    """`adapter.merge()`, mapped over the axes of a stacked layer."""
+    """`adapter.merge()`, mapped over the axes of a stacked layer.
+
+    **Raises:** `WrapperError` if the layer keeps an array in a form that other values do not have.
+    """
+    refuse_coded(adapter.base)
     return over_stack(lambda one: one.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
 def _read_merged(adapter: Any, name: str) -> Any:
-    return getattr(merged_layer(adapter), name)
+    return getattr(merged_layer(with_arrays(adapter)), name)
 
 
 _read_weight: ContextVar[Callable[[Any, str], Any]] = ContextVar(

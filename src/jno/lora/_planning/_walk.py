@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_adapter, takes
+from .._contract import LoRAWrapper, is_adapter, is_coded, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
 from .._registry import Registry
@@ -58,6 +58,8 @@ class Walk:
         # By its type: `isinstance` of a module is slow, and most nodes are arrays.
         if not issubclass(type(node), eqx.Module):
             return False
+        if is_coded(node):  # an array of its layer
+            return True
         if has_experts(type(node)):
             self.mixtures.add(keys)
         row = self._decide(keys, node)
@@ -195,7 +197,7 @@ def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:
 def _owns_arrays(node: eqx.Module) -> bool:
     # A direct field that is an array makes a layer of its own.
     fields = (getattr(node, f.name, None) for f in dataclasses.fields(node))
-    return any(eqx.is_inexact_array(x) or _is_integer_matrix(x) for x in fields)
+    return any(eqx.is_inexact_array(x) or is_coded(x) or _is_integer_matrix(x) for x in fields)
 
 
 def _quantized(node: eqx.Module) -> str | None:

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from .._contract import (
     LoRAWrapper,
     check_same_structure,
+    coded_size,
     expect_model,
     merged_layer,
     refusal_of_template,
@@ -165,11 +166,11 @@ def report_on(
     for path, node, own_trainable, own_counted in adapted_layers(model, trainable, counted):
         provider = registry.provider(type(node))
         distribution = None if provider is None else provider.distribution
-        numbers = node.rank, node.alpha, count(node, own_trainable), count(node, own_counted)
+        numbers = node.rank, node.alpha, count(node, own_trainable), count_all(node, own_counted)
         error = _error_of_merging(fill(node), path) if measure else None
         layer = type(node.base).__name__
         rows.append(ReportRow(path, layer, type(node), distribution, *numbers, error))
-    return LoraReport(tuple(rows), count(model, trainable), count(model, counted), measure)
+    return LoraReport(tuple(rows), count(model, trainable), count_all(model, counted), measure)
 
 
 def _error_of_merging(adapter: LoRAWrapper, path: str) -> float | None:
@@ -200,6 +201,11 @@ def _distance(one: Any, other: Any) -> float:
 
     arrays = (eqx.filter(tree, eqx.is_inexact_array) for tree in (one, other))
     return float(sum(jax.tree.leaves(jax.tree.map(squared, *arrays)))) ** 0.5
+
+
+def count_all(model: PyTree, mask: PyTree[bool]) -> int:
+    """`count`, and the numbers of arrays that are kept in another form."""
+    return count(model, mask) + coded_size(model)
 
 
 def count(model: PyTree, mask: PyTree[bool]) -> int:

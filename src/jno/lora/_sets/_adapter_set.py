@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compute import held_dtype
-from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, over_stack
+from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, is_coded, over_stack
 from .._errors import SelectionError, WrapperError, failing
 from .._paths import path_str, show_place
 from .._shared_arrays import names_shared_in, shared_arrays, uses_shared, without_shared
@@ -68,12 +68,12 @@ class LayerForm:
 
 
 def arrays_of(layer: Any) -> list[tuple[str, Any]]:
-    """The arrays of `layer` with their paths."""
+    """The arrays of `layer` with their paths. One in another form counts as the array."""
     # A list, since a layer may have two arrays of one path.
     return [
         (path_str(keys), leaf)
-        for keys, leaf in jtu.tree_leaves_with_path(layer)
-        if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+        for keys, leaf in jtu.tree_leaves_with_path(layer, is_leaf=is_coded)
+        if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct) or is_coded(leaf)
     ]
 
 

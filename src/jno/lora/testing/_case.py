@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._caches import remembered
 from .._compute import call_compiled
-from .._contract import LoRAWrapper, construct, is_traced, statistics_of
+from .._contract import LoRAWrapper, construct, is_coded, is_traced, statistics_of
 from .._shared_arrays import uses_shared, with_shared_arrays
 from .._trainability import lora_trainable_filter
 from .._tree import claims
@@ -232,4 +232,8 @@ def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], t
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
     if dtype is None:
         return tree
-    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
+
+    def cast(leaf: Any) -> Any:
+        return leaf.astype(dtype) if eqx.is_inexact_array(leaf) or is_coded(leaf) else leaf
+
+    return jax.tree.map(cast, tree, is_leaf=is_coded)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._calibration import calibrate
-from .._contract import construct, is_shared
+from .._contract import construct, is_shared, with_arrays
 from .._merge import merge_lora
 from .._registry import Registry
 from .._shared_arrays import resolve, shared_arrays, uses_shared, with_shared_arrays
@@ -113,7 +113,7 @@ def check_shared_arrays(case: WrapperCase) -> str | None:
         "The gradient of a shared array is not the sum over its users",
     )
     if case.mergeable:
-        merged, resolved = merge_lora(model), resolve(model)
+        merged, resolved = merge_lora(with_arrays(model)), resolve(model)
         for plain, adapter in zip(merged, resolved, strict=True):
             require_close(
                 case.run(plain),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._contract import takes
+from .._contract import takes, with_arrays
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import NOT_MERGEABLE, WrapperCase, split
@@ -148,7 +148,7 @@ def check_merge_restores_form(case: WrapperCase) -> None:
     for dtype in (None, jnp.bfloat16):
         trained = case.make_trained(dtype)
         try:
-            plain: Any = merge_lora(trained)
+            plain: Any = merge_lora(with_arrays(trained))
         except JnoLoraError as err:
             raise ConformanceError(
                 f"{err}",

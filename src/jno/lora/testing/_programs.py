@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._compute import call_compiled
-from .._contract import merged_layer
+from .._contract import merged_layer, with_arrays
 from .._merge import plain_layer
 from ._case import WrapperCase, perturbed
 from ._conformance import is_key
@@ -82,7 +82,7 @@ def start_and_merge(case: WrapperCase) -> tuple[Any, Any, Any]:
 def _start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     fresh = case.build(base)
     trained = perturbed(fresh)
-    plain: Any = merged_layer(trained) if case.mergeable else trained
+    plain: Any = merged_layer(with_arrays(trained)) if case.mergeable else trained
     start, after, merged = (case.call(layer, *inputs) for layer in (fresh, trained, plain))
     return start, after, merged
 
@@ -103,7 +103,8 @@ def through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTre
     """Gradients for the arrays of the merged layer, taken back through `merge()`."""
 
     def arrays(trainable: PyTree) -> PyTree:
-        return eqx.filter(merged_layer(eqx.combine(trainable, frozen)), eqx.is_inexact_array)
+        adapter = with_arrays(eqx.combine(trainable, frozen))
+        return eqx.filter(merged_layer(adapter), eqx.is_inexact_array)
 
     _, pull_back = eqx.filter_vjp(arrays, trainable)
     return pull_back(gradients)[0]
@@ -116,8 +117,8 @@ def attributes(adapter: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def merged(adapter: Any) -> Any:
-    """The merged layer. `merge_lora` runs the same program."""
-    return plain_layer(adapter, merged_layer)
+    """The merged layer, with plain arrays. `merge_lora` runs the same program."""
+    return plain_layer(with_arrays(adapter), merged_layer)
 
 
 def stacked(trees: list[Any]) -> Any:

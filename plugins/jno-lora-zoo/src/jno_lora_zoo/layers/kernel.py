@@ -1,6 +1,7 @@
 """The part that layers share whose weight is the kernel of a convolution."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,11 +12,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jno.lora import WrapperError
+from jno.lora.coded import class_of, is_coded
 
 from .._arrays import (
     Matrix,
     cast_like,
+    dtype_of,
     in_compute_dtype,
+    in_form_of,
     is_float_array,
     sharded_over,
 )
@@ -50,13 +54,18 @@ class KernelLayer(LayerKind):
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
-        kernel = cast_like(matrix, base.weight).reshape(base.weight.shape)
-        return eqx.tree_at(lambda m: m.weight, base, kernel)
+        return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix, base.weight))
+
+    @classmethod
+    def row_products(cls, layer: Any, A: Factor) -> tuple[Array, Array]:
+        if is_coded(layer.weight):
+            return layer.weight.row_products(A)
+        return super().row_products(layer, A)
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         """The patches of all groups and positions: the outputs for kernels with a single one."""
-        if type(layer) not in cls.known:
+        if class_of(layer) not in cls.known:
             raise WrapperError(f"the inputs of a {type(layer).__name__} are not known as patches")
         frame = eqx.filter(layer, eqx.is_array, inverse=True)
         width = cls.matrix(layer).shape[1]
@@ -81,12 +90,15 @@ class KernelLayer(LayerKind):
         return None if base.groups == 1 else base.out_channels // base.groups
 
     def computes(self, x: Any) -> bool:
-        return type(self.base) in self.known
+        return class_of(self.base) in self.known
 
     def reads_features(self) -> bool:
         return self.base.groups == 1 and set(kernel_shape(self.base)[2:]) == {1}
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
+        weight = self.base.weight
+        if is_coded(weight):
+            return weight.applied(_Convolution(self._frame()), before(x))
         return _convolve(self._frame(), before(x), self._weight)
 
     def down(self, x: Any, A: Factor) -> Array:
@@ -101,10 +113,11 @@ class KernelLayer(LayerKind):
         after: Map = unchanged,
         seen: Any = None,
     ) -> Array:
-        frame, weight = self._frame(), self._weight
+        frame = self._frame()
         if self._rounds or seen is not None:
             h = _down(frame, x if seen is None else seen, A)
             return self.product(x) + after(_up(frame, between(h), B))
+        weight = self._weight
         A, B = between(A.astype(weight.dtype)), after(B.astype(weight.dtype))
         if is_narrow(frame, A.shape[0]):
             return _merged_product(x, weight, A, B, frame=frame)
@@ -117,11 +130,10 @@ class KernelLayer(LayerKind):
         return _with_rows_changed(x, self._weight, p, f=f, frame=self._frame())
 
     def plus(self, x: Any, U: Update) -> Array:
-        weight = self._weight
-        update = cast_like(U.matrix(), weight).reshape(weight.shape)
+        update = cast_like(U.matrix(), self.base.weight).reshape(self.base.weight.shape)
         if self._rounds:
             return self.product(x) + _convolve(self._frame(), x, update)
-        return _convolve(self._frame(), x, weight + update)
+        return _convolve(self._frame(), x, self._weight + update)
 
     def finish(self, y: Array, b: Bias | None) -> Array:
         return y if b is None else y + b.reshape(-1, *(1,) * (y.ndim - 1))
@@ -133,8 +145,9 @@ class KernelLayer(LayerKind):
 
     @property
     def _rounds(self) -> bool:
-        """Whether the kernel would round away an update that is small beside it."""
-        return self._weight.dtype.itemsize < 4
+        """Whether the kernel would round away an update that is small beside it, or is coded."""
+        weight = self.base.weight
+        return is_coded(weight) or dtype_of(weight).itemsize < 4
 
     def _frame(self) -> Any:
         """The base without its arrays: how it pads, strides, dilates and groups."""
@@ -146,6 +159,16 @@ def _convolve(frame: Any, x: Array, kernel: Array) -> Array:
     bias = jnp.zeros((kernel.shape[0], *(1,) * (kernel.ndim - 2)), kernel.dtype)
     arrays = (kernel, bias) if frame.use_bias else (kernel, None)
     return eqx.tree_at(lambda m: (m.weight, m.bias), frame, arrays, is_leaf=lambda v: v is None)(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Convolution:
+    """`_convolve` as a function of kernel and input. Equal for layers that convolve alike."""
+
+    frame: Any
+
+    def __call__(self, kernel: Array, x: Array) -> Array:
+        return _convolve(self.frame, x, kernel)
 
 
 def is_narrow(frame: Any, r: int) -> bool:

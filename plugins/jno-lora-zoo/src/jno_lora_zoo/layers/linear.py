@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jno.lora import LinearLike
+from jno.lora.coded import is_coded
 
 from .._arrays import (
     Matrix,
@@ -16,6 +17,7 @@ from .._arrays import (
     describe,
     dtype_of,
     in_compute_dtype,
+    in_form_of,
     is_float_array,
     sharded_over,
 )
@@ -56,7 +58,13 @@ class LinearLayer(LayerKind):
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
-        return eqx.tree_at(lambda m: m.weight, base, cast_like(matrix, base.weight))
+        return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix, base.weight))
+
+    @classmethod
+    def row_products(cls, layer: Any, A: Factor) -> tuple[Array, Array]:
+        if is_coded(layer.weight):
+            return layer.weight.row_products(A)
+        return super().row_products(layer, A)
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
@@ -98,7 +106,8 @@ class LinearLayer(LayerKind):
             return self.product(x) + U.times(self._vector(x))
         # Kept for the backward pass, the matrices of all layers would be as large as the model.
         plus = recomputed(_plus) if isinstance(U.matrix, Partial) else _plus
-        return plus(jnp.asarray(self.base.weight), U.matrix, self._vector(x))
+        weight = self.base.weight
+        return plus(weight if is_coded(weight) else jnp.asarray(weight), U.matrix, self._vector(x))
 
     def finish(self, y: Array, b: Bias | None) -> Array:
         if b is not None:
@@ -112,10 +121,11 @@ class LinearLayer(LayerKind):
         return jnp.reshape(x, (1,)) if self.base.in_features == "scalar" else x
 
 
-def _plus(weight: Array, matrix: Callable[[], Matrix], x: Array) -> Array:
+def _plus(weight: Any, matrix: Callable[[], Matrix], x: Array) -> Array:
     """`(W + U) x` by the matrix `U`."""
     update = cast_like(matrix(), weight)
-    if weight.dtype.itemsize < 4:  # the weight would round away a small update
+    # The first would round away a small update, the second is not to be decoded beside it.
+    if weight.dtype.itemsize < 4 or is_coded(weight):
         return weight @ x + update @ x
     return (weight + update) @ x
 

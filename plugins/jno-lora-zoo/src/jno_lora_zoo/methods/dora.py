@@ -53,20 +53,23 @@ class DoRA(Scaled):
     def forward(self, x: Any) -> Array:
         B = self.multiplied(self.lora_B)
         y = self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
-        return scaled(y, self.row_factor(self.factored_norms(self.matrix(self.base))))
+        return scaled(y, self.row_factor(self.factored_norms()))
 
     def row_factor(self, norms: Float[Array, " out"]) -> Float[Array, " out"]:
         """`m / ||V||_row`, the norm detached."""
         norms = jax.lax.stop_gradient(norms)
         return self.magnitude.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)
 
-    def factored_norms(self, W: Matrix) -> Float[Array, " out"]:
+    def factored_norms(self) -> Float[Array, " out"]:
         """`||V||_row` without forming `B A`, where `B` includes the scale.
 
         `||V_i||^2 = ||W_i||^2 + 2 (B * W A^T)_i + (B (A A^T) * B)_i`, summed over `r`.
         """
-        A, B = self.lora_A.astype(W.dtype), self.times_scale(self.lora_B.astype(W.dtype))
-        cross = jnp.sum(B * (W @ A.T), axis=1)
+        # Detached before the products, which a loop over blocks of rows would keep the parts of.
+        A, B = (jax.lax.stop_gradient(factor) for factor in (self.lora_A, self.lora_B))
+        products, squares = self.row_products(self.base, A)
+        A, B = A.astype(products.dtype), self.times_scale(B.astype(products.dtype))
+        cross = jnp.sum(B * products, axis=1)
         update = jnp.sum((B @ (A @ A.T)) * B, axis=1)
         # Rounding may leave a row that is nearly zero with a negative square.
-        return jnp.sqrt(jnp.maximum(jnp.sum(W * W, axis=1) + 2 * cross + update, 0))
+        return jnp.sqrt(jnp.maximum(squares + 2 * cross + update, 0))

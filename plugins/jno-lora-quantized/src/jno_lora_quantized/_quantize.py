@@ -1,0 +1,242 @@
+"""Put codes in the place of the weights of a model, and weights in the place of codes."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jno.lora import LoRAWrapper, SelectionError
+from jno.lora.coded import is_coded
+from jno.lora.extending import bullets, expect_model, nearest, show_path
+from jno_lora_embedding import EmbeddingLayer
+from jno_lora_zoo import ConvLayer, ConvTransposeLayer, LayerKind, LinearLayer
+
+from ._array import QuantizedArray
+from ._layers import all_plain, decoding
+from ._plan import QuantizationPlan, QuantizationRow
+from ._schemes import Scheme, scheme_named
+
+M = TypeVar("M")
+
+_CONVOLUTIONS: tuple[type[LayerKind], ...] = (ConvLayer, ConvTransposeLayer)
+_KINDS = (LinearLayer, *_CONVOLUTIONS, EmbeddingLayer)
+_NORMS = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)
+
+
+def quantize(
+    model: M,
+    scheme: str = "nf4",
+    *,
+    target: str | None = None,
+    block: int = 64,
+    double: bool = True,
+) -> M:
+    """`model`, with codes in the place of the weights of its layers. Adapters then go on as ever.
+
+    Linear, convolution and embedding layers, look-alikes of them and stacks; the layers inside
+    adapters, too. Other layers are left alone: `plan_quantization` lists them. Layer by layer: no
+    more than one weight is there twice, if the caller drops the old model's layers.
+
+    **Arguments:**
+
+    - `model`: any pytree, or its template (`eqx.filter_eval_shape`).
+    - `scheme`: `"nf4"` or `"int4"` (about 4.13 bits for each number), `"int8"` or `"fp8"` (8 bits).
+    - `target`: a regex, searched for in the paths of layers (`encoder/layers/0/query`).
+    - `block`: for the first two, the number of entries of a row that share a scale.
+    - `double`: for the first two, whether scales are quantised as well.
+
+    **Returns:** the model, with a `QuantizedArray` for each weight.
+
+    **Raises:** `SelectionError` for an unknown scheme, if nothing can be quantised, if a weight
+    holds NaN or infinities, and if `model` is a `Net` or a set.
+    """
+    expect_model(model, "quantize")
+    made, pattern = scheme_named(scheme, block, double), _pattern(target)
+    if _is_template(model):
+        function = functools.partial(
+            quantize, scheme=scheme, target=target, block=block, double=double
+        )
+        return eqx.filter_eval_shape(function, model)
+    found = {keys: layer for keys, layer, reason in _layers(model, pattern) if reason is None}
+    if not found:
+        raise SelectionError(_nothing_to_do(model, pattern))
+
+    def replace(keys: Any, node: Any) -> Any:
+        return _quantized(keys, node, made) if keys in found else node
+
+    return jtu.tree_map_with_path(
+        replace, model, is_leaf=lambda keys, _: keys in found, is_leaf_takes_path=True
+    )
+
+
+def dequantize(model: M) -> M:
+    """`model`, with the decoded weight in the place of each `QuantizedArray`.
+
+    **Arguments:** `model`, any pytree. All but its quantised weights is returned as it is.
+
+    **Raises:** `SelectionError` if `model` is a `Net` or a set.
+    """
+    expect_model(model, "dequantize")
+    return eqx.filter_eval_shape(all_plain, model) if _is_template(model) else all_plain(model)
+
+
+def plan_quantization(
+    model: PyTree,
+    scheme: str = "nf4",
+    *,
+    target: str | None = None,
+    block: int = 64,
+    double: bool = True,
+) -> QuantizationPlan:
+    """The layers that `quantize` would change, and why it would leave the others alone.
+
+    **Arguments** and **Raises:** as `quantize`, but a plan may quantise nothing.
+    """
+    expect_model(model, "plan_quantization")
+    made, pattern = scheme_named(scheme, block, double), _pattern(target)
+    if _is_template(model):
+        plans: list[QuantizationPlan] = []
+        eqx.filter_eval_shape(lambda traced: plans.append(_plan(traced, made, pattern)), model)
+        return plans[0]
+    return _plan(model, made, pattern)
+
+
+def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str] | None) -> QuantizationPlan:
+    rows: list[QuantizationRow] = []
+    for keys, layer, reason in _layers(model, pattern):
+        before = after = sum(_nbytes(array) for array in _own_arrays(layer))
+        name = None
+        if reason is None:
+            make = functools.partial(
+                QuantizedArray.of, scheme=scheme, stack_ndim=_kind(layer).stack_ndim(layer)
+            )
+            codes = eqx.filter_eval_shape(make, jnp.asarray(layer.weight))
+            name, before, after = scheme.name, _nbytes(layer.weight), codes.nbytes
+        rows.append(QuantizationRow(_path(keys), type(layer).__name__, name, reason, before, after))
+    return QuantizationPlan(tuple(rows))
+
+
+def _layers(
+    model: PyTree, pattern: re.Pattern[str] | None
+) -> Iterator[tuple[Any, Any, str | None]]:
+    """The keys of each layer with floating arrays, the layer, and why it is left alone, if so."""
+    found: list[tuple[Any, Any, str | None]] = []
+
+    def visit(keys: Any, node: Any) -> bool:
+        if not isinstance(node, eqx.Module):
+            return False
+        if is_coded(node):
+            return True
+        kind = _kind(node)
+        if kind is not None:
+            found.append((keys, node, _reason(keys, node, pattern)))
+            return True
+        if isinstance(node, _NORMS):
+            found.append((keys, node, f"the {type(node).__name__} rewrites the weight inside"))
+            return True
+        if not isinstance(node, LoRAWrapper) and _own_arrays(node):
+            answers = (kind.why_not(node) for kind in _KINDS)
+            reason = next((answer for answer in answers if answer is not None), None)
+            what = "it is not a linear, convolution or embedding layer"
+            found.append((keys, node, reason or what))
+        return False
+
+    jtu.tree_flatten_with_path(model, is_leaf=visit, is_leaf_takes_path=True)
+    return iter(found)
+
+
+def _reason(keys: Any, layer: Any, pattern: re.Pattern[str] | None) -> str | None:
+    if is_coded(layer.weight):
+        return "its weight is quantised already"
+    if pattern is not None and not pattern.search(_path(keys)):
+        return "the target does not match its path"
+    return None
+
+
+def _quantized(keys: Any, layer: Any, scheme: Scheme) -> Any:
+    weight = jnp.asarray(layer.weight)
+    is_finite = jnp.all(jnp.isfinite(weight))
+    if not isinstance(is_finite, Tracer) and not is_finite:
+        raise SelectionError(
+            f"The weight of the {type(layer).__name__} at {show_path(_path(keys))!r} holds NaN or "
+            "infinities, for which there are no codes."
+        )
+    codes = QuantizedArray.of(weight, scheme, _kind(layer).stack_ndim(layer))
+    made = eqx.tree_at(lambda m: m.weight, layer, _placed(codes, weight))
+    return decoding(made) if is_convolution(layer) else made
+
+
+def _placed(codes: QuantizedArray, weight: Any) -> QuantizedArray:
+    """`codes` on the mesh of `weight`, cut along the same axes where these divide."""
+    sharding = None if isinstance(weight, Tracer) else weight.sharding
+    if not isinstance(sharding, NamedSharding):
+        return codes
+    stack = codes.codes.ndim - 2
+    spec = (*sharding.spec, *(None,) * (weight.ndim - len(sharding.spec)))
+
+    def place(leaf: Any) -> Any:
+        # Codes and scales have the axes of the stack, and mostly those of rows and blocks.
+        axes = spec[: leaf.ndim] if leaf.ndim == stack + 2 else spec[:stack]
+        pairs = zip(axes, leaf.shape, strict=False)  # the rest is not sharded
+        own = [axis if _divides(sharding.mesh, axis, count) else None for axis, count in pairs]
+        return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec(*own)))
+
+    return jax.tree.map(place, codes)
+
+
+def _divides(mesh: Any, axis: Any, count: int) -> bool:
+    names = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    return count % int(np.prod([mesh.shape[name] for name in names], dtype=int)) == 0
+
+
+def _kind(node: Any) -> Any:
+    return next((kind for kind in _KINDS if kind.applies_to(node)), None)
+
+
+def is_convolution(layer: Any) -> bool:
+    """Whether `layer` hands its weight to JAX's convolution."""
+    return _kind(layer) in _CONVOLUTIONS
+
+
+def _own_arrays(node: Any) -> list[Any]:
+    values = (getattr(node, field.name, None) for field in dataclasses.fields(node))
+    return [value for value in values if eqx.is_inexact_array(value)]
+
+
+def _nbytes(array: Any) -> int:
+    return array.size * array.dtype.itemsize
+
+
+def _path(keys: Any) -> str:
+    return jtu.keystr(keys, simple=True, separator="/")
+
+
+def _is_template(model: PyTree) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model))
+
+
+def _pattern(target: Any) -> re.Pattern[str] | None:
+    try:
+        return None if target is None else re.compile(target)
+    except (re.error, TypeError) as err:
+        raise SelectionError(f"`target` must be a regex, but is {target!r}: {err}") from err
+
+
+def _nothing_to_do(model: PyTree, pattern: re.Pattern[str] | None) -> str:
+    rows = {_path(keys): reason for keys, _, reason in _layers(model, None)}
+    if pattern is not None and not any(map(pattern.search, rows)):
+        near = bullets(map(show_path, nearest(pattern.pattern, rows)))
+        return f"target {pattern.pattern!r} matches no layer. The nearest paths are:\n{near}"
+    matching = {path: why for path, why in rows.items() if not pattern or pattern.search(path)}
+    listed = bullets(f"{show_path(path)}: {why}" for path, why in matching.items())
+    return f"quantize finds no weight that it could quantise:\n{listed or '  (no layers)'}"

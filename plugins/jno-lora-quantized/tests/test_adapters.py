@@ -1,0 +1,238 @@
+"""Adapters on quantised layers: as on the dequantised model, but for merges, which are refused."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import jno_lora_zoo
+from jno.lora import (
+    LoRALinear,
+    LoRAWrapper,
+    Net,
+    WrapperError,
+    apply_lora,
+    load_adapters,
+    lora_report,
+    lora_trainable_filter,
+    merge_lora,
+    plan_lora,
+    save_adapters,
+    unwrap_lora,
+)
+from jno.lora.types import JnoLoraWarning
+from jno_lora_quantized import dequantize, quantize
+
+SCHEMES = ("nf4", "int8")
+
+
+def close(got, expected, tolerance=1e-5):
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def make_model(key):
+    first, second = jr.split(key)
+    parts = [eqx.nn.Linear(6, 8, key=first), eqx.nn.Lambda(jnp.tanh)]
+    return eqx.nn.Sequential([*parts, eqx.nn.Linear(8, 5, key=second)])
+
+
+def moved(model, size=0.2):
+    def move(leaf, trains):
+        return leaf + size * jr.normal(jr.key(leaf.size), leaf.shape) if trains else leaf
+
+    return jax.tree.map(move, model, lora_trainable_filter(model))
+
+
+def adapted_pair(key, scheme, **options):
+    base = quantize(make_model(key), scheme)
+    return [
+        moved(apply_lora(model, 3, key=jr.key(1), **options)) for model in (base, dequantize(base))
+    ]
+
+
+def test_the_default_adapts_quantised_layers(getkey):
+    net = Net(quantize(make_model(getkey())))
+    net.lora(rank=2)
+    assert [type(layer) for layer in net.module.layers[::2]] == [LoRALinear, LoRALinear]
+    assert {row.status for row in plan_lora(quantize(make_model(getkey())), 2)} == {"wrapped"}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("method", ["lora", "dora", "hira", "ia3", "oft", "vera", "fourierft"])
+def test_as_on_the_dequantised_model(getkey, scheme, method):
+    coded, plain = adapted_pair(getkey(), scheme, wrappers=method)
+    x = jr.normal(getkey(), (6,))
+    close(coded(x), plain(x))
+    slopes = []
+    for model in (coded, plain):
+        trained, frozen = eqx.partition(model, lora_trainable_filter(model))
+
+        def loss(trained, frozen=frozen):
+            return jnp.sum(jnp.sin(eqx.combine(trained, frozen)(x)))
+
+        slopes.append(jax.tree.leaves(eqx.filter_jit(jax.grad(loss))(trained)))
+    jax.tree.map(close, *slopes)
+    close(merge_lora(dequantize(coded))(x), coded(x))
+    close(coded.layers[0].weight, plain.layers[0].weight, 1e-6)
+    assert unwrap_lora(coded).layers[0].weight == coded.layers[0].base.weight
+
+
+def test_merging_refuses(getkey):
+    coded, plain = adapted_pair(getkey(), "nf4")
+    with pytest.raises(WrapperError, match=r"'layers/0': (.|\n)*merge_lora\(dequantize"):
+        merge_lora(coded)
+    with pytest.raises(WrapperError, match="dequantize"):
+        coded.layers[0].merge()
+    for got, expected in zip(
+        jax.tree.leaves(eqx.filter(merge_lora(dequantize(coded)), eqx.is_array)),
+        jax.tree.leaves(eqx.filter(merge_lora(plain), eqx.is_array)),
+        strict=True,
+    ):
+        close(got, expected, 1e-6)
+
+
+def test_merging_refuses_adapters_of_ones_own(getkey):
+    class Shift(LoRAWrapper):
+        adapter_fields = ("delta",)
+        base: eqx.Module
+        delta: jax.Array
+        rank: int = eqx.field(static=True)
+        alpha: float = eqx.field(static=True)
+
+        @classmethod
+        def applies_to(cls, leaf):
+            return isinstance(leaf, eqx.nn.Linear)
+
+        def __init__(self, base, rank, alpha, *, key):
+            self.base, self.rank, self.alpha = base, rank, alpha
+            self.delta = jnp.zeros(base.weight.shape)
+
+        def __call__(self, x):
+            return self.base(x) + self.delta @ x
+
+        def merge(self):
+            weight = self.base.weight + self.delta
+            return eqx.tree_at(lambda m: m.weight, self.base, weight)
+
+    model = moved(apply_lora(quantize(make_model(getkey())), 1, key=getkey(), wrappers=Shift))
+    x = jr.normal(getkey(), (6,))
+    with pytest.raises(WrapperError, match="dequantize"):
+        merge_lora(model)
+    close(merge_lora(dequantize(model))(x), model(x))
+
+
+@pytest.mark.parametrize("method", ["pissa", "milora", "olora"])
+def test_a_start_that_changes_the_weight_refuses(getkey, method):
+    model = make_model(getkey())
+    with pytest.raises(WrapperError, match=r"layers/0(.|\n)*quantize\(apply_lora"):
+        apply_lora(quantize(model), 2, key=getkey(), wrappers=method)
+    # The other way round is QPiSSA.
+    adapted = quantize(apply_lora(model, 2, 2.0, key=getkey(), wrappers=method), "int8")
+    x = jr.normal(getkey(), (6,))
+    close(adapted(x), dequantize(adapted)(x))
+    close(adapted(x), model(x), 0.05)
+
+
+def test_reports_count_coded_weights(getkey):
+    model = make_model(getkey())
+    counts = [
+        [(row.trainable, row.total) for row in report] + [(report.trainable, report.total)]
+        for report in (
+            lora_report(apply_lora(m, 2, key=getkey())) for m in (model, quantize(model))
+        )
+    ]
+    assert counts[0] == counts[1]
+    report = lora_report(moved(apply_lora(quantize(model), 2, key=getkey())), merge_error=True)
+    assert [row.merge_error for row in report] == [None, None]
+
+
+@pytest.mark.parametrize("saved_from", ["float32", *SCHEMES])
+@pytest.mark.parametrize("loaded_into", ["float32", *SCHEMES])
+def test_files_of_adapters_load_both_ways(getkey, tmp_path, saved_from, loaded_into):
+    model, file, x = make_model(getkey()), tmp_path / "adapters.safetensors", jnp.ones(6)
+    bases = {"float32": model, **{scheme: quantize(model, scheme) for scheme in SCHEMES}}
+    adapted = moved(apply_lora(bases[saved_from], 2, key=getkey()))
+    save_adapters(adapted, file)
+    loaded = load_adapters(bases[loaded_into], file)
+    own = lora_trainable_filter(adapted)
+    got, expected = (
+        jax.tree.leaves(eqx.filter(m, lora_trainable_filter(m))) for m in (loaded, adapted)
+    )
+    assert own is not None and all(map(jnp.array_equal, got, expected))
+    expected = adapted(x) if saved_from == loaded_into else dequantize(loaded)(x)
+    close(loaded(x), expected)
+
+
+def test_files_know_the_codes_of_their_base(getkey, tmp_path):
+    model, file = make_model(getkey()), tmp_path / "adapters.safetensors"
+    save_adapters(apply_lora(quantize(model), 2, key=getkey()), file)
+    load_adapters(quantize(model), file)
+    other = eqx.tree_at(lambda m: m.layers[0].weight, model, replace_fn=lambda W: W + 1)
+    with pytest.warns(JnoLoraWarning, match="layers/0"):
+        load_adapters(quantize(other), file)
+
+
+def test_look_alikes_see_the_adapted_weight(getkey):
+    class Scaled(eqx.nn.Linear):
+        def __call__(self, x, *, key=None):
+            return 2 * (self.weight @ x)
+
+    layer = quantize(Scaled(6, 4, key=getkey()), "int8")
+    adapted = moved(LoRALinear(layer, 2, 1.0, key=getkey()))
+    x = jr.normal(getkey(), (6,))
+    close(adapted(x), dequantize(adapted)(x))
+    close(adapted(x), merge_lora(dequantize(adapted))(x))
+
+
+def test_stacks_under_adapters(getkey):
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 6, key=key))
+    stack = quantize(make(jr.split(getkey(), 3)))
+    adapted = moved(apply_lora(stack, 2, key=getkey()))
+    assert adapted.lora_A.shape == (3, 2, 6)
+
+    def run(stack, x):
+        dynamic, static = eqx.partition(stack, eqx.is_array)
+        return jax.lax.scan(lambda h, one: (eqx.combine(one, static)(h), None), x, dynamic)[0]
+
+    x = jr.normal(getkey(), (6,))
+    close(run(adapted, x), run(dequantize(adapted), x))
+    close(run(merge_lora(dequantize(adapted)), x), run(adapted, x))
+
+
+CONV = (lambda key: eqx.nn.Conv2d(4, 8, 3, groups=2, key=key), (4, 5, 5))
+POINTWISE = (lambda key: eqx.nn.Conv1d(4, 6, 1, key=key), (4, 5))
+TRANSPOSED = (lambda key: eqx.nn.ConvTranspose1d(4, 5, 3, stride=2, key=key), (4, 6))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "layer"),
+    [
+        ("LoRAConv", CONV),
+        ("DoRAConv", CONV),
+        ("OFTConv", CONV),
+        ("LoHaConv", CONV),
+        ("IA3Conv", POINTWISE),
+        ("IA3Conv", CONV),
+        ("LoRAConvTranspose", TRANSPOSED),
+    ],
+)
+def test_convolutions(getkey, adapter, layer):
+    make, shape = layer
+    cls, base, x = (
+        getattr(jno_lora_zoo, adapter),
+        quantize(make(getkey())),
+        jr.normal(getkey(), shape),
+    )
+    coded = moved(cls(base, 2, 1.0, key=jr.key(1)))
+    close(coded(x), dequantize(coded)(x))
+    close(coded(x), merge_lora(dequantize(coded))(x), 1e-4)
+
+
+@pytest.mark.parametrize("adapter", ["LoRAEmbedding", "DoRAEmbedding", "HiRAEmbedding"])
+def test_embeddings(getkey, adapter):
+    base = quantize(eqx.nn.Embedding(11, 6, key=getkey()))
+    coded = moved(apply_lora(base, 2, key=getkey(), wrappers=adapter))
+    close(coded(3), dequantize(coded)(3))
+    close(coded(3), merge_lora(dequantize(coded))(3))

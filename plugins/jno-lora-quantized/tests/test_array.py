@@ -1,0 +1,165 @@
+"""A quantised weight reads like the weight, and nothing changes it."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from jax.experimental.jet import jet
+
+from jno_lora_quantized import QuantizedArray, dequantize, quantize
+
+SCHEMES = ("nf4", "int8")
+
+
+def close(got, expected, tolerance=1e-5):
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def linear(getkey, scheme, inputs=70, outputs=9):
+    return quantize(eqx.nn.Linear(inputs, outputs, key=getkey()), scheme)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_reads_like_the_weight(getkey, scheme):
+    weight = linear(getkey, scheme).weight
+    W = weight.decoded()
+    assert isinstance(weight, QuantizedArray)
+    assert (weight.shape, weight.ndim, weight.size, len(weight)) == ((9, 70), 2, 630, 9)
+    assert weight.dtype == W.dtype == jnp.float32
+    x, y = jr.normal(getkey(), (70, 3)), jr.normal(getkey(), (2, 9))
+    close(weight @ x, W @ x)
+    close(weight @ x[:, 0], W @ x[:, 0])
+    close(y @ weight, y @ W)
+    close(weight.__rmatmul__(y), y @ W)
+    close(jnp.asarray(weight), W)
+    close(jnp.add(W, weight), W + W)
+    close(weight.T, W.T)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "index",
+    [
+        3,
+        -1,
+        jnp.asarray(4),
+        jnp.asarray([1, -2, 8]),
+        np.asarray([[0, 1], [2, 3]]),
+        slice(1, 4),
+        (2, 5),
+        np.arange(9) > 4,
+    ],
+    ids=str,
+)
+def test_rows(getkey, scheme, index):
+    weight = linear(getkey, scheme).weight
+    close(weight[index], weight.decoded()[index], 1e-6)
+
+
+def test_rows_out_of_bounds_are_those_of_jax(getkey):
+    weight = linear(getkey, "nf4").weight
+    far = jnp.asarray([99, -99])
+    close(weight[far], weight.decoded()[far])
+
+
+def test_another_dtype_keeps_the_codes(getkey):
+    weight = linear(getkey, "nf4").weight
+    half = weight.astype(jnp.bfloat16)
+    assert half.codes is weight.codes and half.dtype == jnp.bfloat16
+    assert (half @ jnp.ones(70, jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half.decoded(), weight.decoded().astype(jnp.bfloat16))
+    with pytest.raises(TypeError, match="floating"):
+        weight.astype(jnp.int8)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nothing_changes_the_codes(getkey, scheme):
+    layer = linear(getkey, scheme)
+    assert jax.tree.leaves(eqx.filter(layer.weight, eqx.is_inexact_array)) == []
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_inexact_array(x) else x, layer)
+    assert half.weight == layer.weight
+    params, static = eqx.partition(layer, eqx.is_inexact_array)
+    optimiser = optax.sgd(0.1)
+    gradients = jax.grad(lambda p: jnp.sum(eqx.combine(p, static)(jnp.ones(70))))(params)
+    updates, _ = optimiser.update(gradients, optimiser.init(params), params)
+    moved = eqx.combine(eqx.apply_updates(params, updates), static)
+    assert moved.weight == layer.weight and not jnp.array_equal(moved.bias, layer.bias)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_derivatives_of_every_order(getkey, scheme):
+    layer = linear(getkey, scheme, 6, 6)
+    plain, x, v = dequantize(layer), jr.normal(getkey(), (6,)), jr.normal(getkey(), (6,))
+
+    def energy(layer, x):
+        return jnp.sum(jnp.tanh(layer(jnp.sin(layer(x)))))
+
+    close(jax.grad(energy, 1)(layer, x), jax.grad(energy, 1)(plain, x))
+    close(jax.hessian(energy, 1)(layer, x), jax.hessian(energy, 1)(plain, x))
+    third = [
+        jax.jacfwd(jax.jacrev(jax.grad(lambda x, m=m: energy(m, x))))(x) for m in (layer, plain)
+    ]
+    close(*third)
+    terms = [jet(lambda x, m=m: energy(m, x), (x,), ([v, x, v],)) for m in (layer, plain)]
+    jax.tree.map(close, *terms)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_transformations(getkey, scheme):
+    layer = linear(getkey, scheme, 5, 5)
+    plain, xs = dequantize(layer), jr.normal(getkey(), (4, 5))
+
+    def loss(layer, xs):
+        return jnp.sum(jax.vmap(lambda x: layer(jnp.cos(layer(x))))(xs) ** 2)
+
+    for transform in (
+        lambda f: f,
+        eqx.filter_jit,
+        lambda f: lambda layer, xs: jax.grad(f, 1)(layer, xs),
+        lambda f: lambda layer, xs: eqx.filter_jit(jax.grad(f, 1))(layer, xs),
+        lambda f: lambda layer, xs: jax.vmap(jax.grad(f, 1), (None, 1))(layer, xs[..., None, :]),
+        lambda f: lambda layer, xs: jax.grad(jax.checkpoint(lambda xs: f(layer, xs)))(xs),
+    ):
+        close(transform(loss)(layer, xs), transform(loss)(plain, xs))
+    close(jax.vmap(layer, 1, 1)(xs.T), jax.vmap(plain, 1, 1)(xs.T))
+    assert loss(layer, xs[:0]) == 0
+
+
+def test_a_nan_stays_where_it_is(getkey):
+    layer = linear(getkey, "int8", 5, 5)
+    xs = jnp.ones((2, 5)).at[0, 0].set(jnp.nan)
+    run = jax.jit(jax.vmap(layer))
+    close(run(xs)[1], layer(xs[1]))
+    assert jnp.isnan(run(xs)[0]).all()
+    close(run(xs.at[0, 0].set(jnp.inf))[1], layer(xs[1]))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_stacks(getkey, scheme):
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 6, key=key))
+    stack = quantize(make(jr.split(getkey(), 3)), scheme)
+    plain, x = dequantize(stack), jr.normal(getkey(), (6,))
+    assert stack.weight.shape == (3, 6, 6)
+
+    def run(stack, x):
+        dynamic, static = eqx.partition(stack, eqx.is_array)
+        return jax.lax.scan(lambda h, one: (eqx.combine(one, static)(h), None), x, dynamic)[0]
+
+    close(run(stack, x), run(plain, x))
+    close(jax.jacrev(run, 1)(stack, x), jax.jacrev(run, 1)(plain, x))
+    close(eqx.filter_vmap(lambda m: m(x))(stack), eqx.filter_vmap(lambda m: m(x))(plain))
+    one = quantize(jax.tree.map(lambda leaf: leaf[1], make(jr.split(jr.key(1), 3))), scheme)
+    again = quantize(make(jr.split(jr.key(1), 3)), scheme)
+    close(again.weight.decoded()[1], one.weight.decoded(), 1e-6)
+    close(stack.weight[1], plain.weight[1])
+
+
+def test_row_products(getkey):
+    weight = linear(getkey, "nf4", 3000, 50).weight  # three blocks of rows
+    W, A = weight.decoded(), jr.normal(getkey(), (4, 3000))
+    products, squares = weight.row_products(A)
+    np.testing.assert_allclose(products, W @ A.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(squares, jnp.sum(W * W, axis=1), rtol=1e-5)

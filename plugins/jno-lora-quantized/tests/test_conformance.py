@@ -1,0 +1,69 @@
+"""Adapters on quantised layers keep every promise, as the kit checks it."""
+
+import equinox as eqx
+import jax
+import pytest
+from zoo_cases import ALL_METHODS, check_kind, parameter_count
+
+import jno_lora_embedding
+import jno_lora_zoo
+from jno.lora import WrapperError
+from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno_lora_quantized import quantize
+
+RANK = 3
+# They start by taking a part out of the weight, which a quantised one refuses.
+REFUSED = ("PiSSA", "MiLoRA", "OLoRA", "CorDA", "LoRAGA", "LoRAOne")
+WHOLE_KIT = ("LoRA", "DoRA")
+
+
+def linear_case(method, scheme="nf4"):
+    return WrapperCase(
+        getattr(jno_lora_zoo, f"{method}Linear"),
+        base=lambda key: quantize(eqx.nn.Linear(7, 5, key=key), scheme),
+        inputs=lambda key: (jax.random.normal(key, (7,)),),
+        rank=RANK,
+        parameters=parameter_count(method, RANK, 5, 7),
+        name=f"{method}-{scheme}",
+    )
+
+
+@parametrize_with_checks([linear_case(method) for method in WHOLE_KIT])
+def test_conformance(check):
+    check()
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in ALL_METHODS if method not in (*REFUSED, *WHOLE_KIT)]
+)
+def test_other_methods(method):
+    check_kind(linear_case(method, "int8" if len(method) % 2 else "nf4"))
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_refused(method):
+    case = linear_case(method)
+    with pytest.raises(WrapperError, match=r"quantize\(apply_lora"):
+        case.make()
+
+
+def test_convolutions():
+    check_kind(
+        WrapperCase(
+            jno_lora_zoo.DoRAConv,
+            base=lambda key: quantize(eqx.nn.Conv1d(3, 5, 3, padding=2, key=key)),
+            inputs=lambda key: (jax.random.normal(key, (3, 8)),),
+            rank=RANK,
+        )
+    )
+
+
+def test_embeddings():
+    check_kind(
+        WrapperCase(
+            jno_lora_embedding.LoRAEmbedding,
+            base=lambda key: quantize(eqx.nn.Embedding(11, 6, key=key)),
+            inputs=lambda key: (jax.random.randint(key, (), 0, 11),),
+            rank=RANK,
+        )
+    )

@@ -1,0 +1,153 @@
+"""A quantised model in one file, and files that were damaged."""
+
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from jno.lora import CheckpointError, Net, SelectionError, apply_lora
+from jno_lora_quantized import load_quantized, quantize, save_quantized
+
+
+class Model(eqx.Module):
+    table: eqx.nn.Embedding
+    conv: eqx.nn.Conv1d
+    stack: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
+    steps: jax.Array
+    name: str = eqx.field(static=True)
+
+    def __init__(self, key, size=8):
+        k = jr.split(key, 3)
+        self.table = eqx.nn.Embedding(11, size, key=k[0], dtype=jnp.bfloat16)
+        self.conv = eqx.nn.Conv1d(1, 2, 3, key=k[1])
+        make = eqx.filter_vmap(lambda key: eqx.nn.Linear(size, size, key=key))
+        self.stack = make(jr.split(k[2], 3))
+        self.norm = eqx.nn.LayerNorm(size)
+        self.steps = jnp.arange(3)
+        self.name = "model"
+
+
+@pytest.fixture
+def model(getkey):
+    return Model(getkey())
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int4", "int8", "fp8"])
+def test_there_and_back(getkey, model, tmp_path, scheme):
+    file = tmp_path / "base.safetensors"
+    made = quantize(model, scheme, target="table|conv|stack", block=4)
+    save_quantized(made, file)
+    template = eqx.filter_eval_shape(Model, getkey())
+    for other in (template, Model(getkey()), quantize(model, "nf4"), quantize(template, "int8")):
+        loaded = load_quantized(other, file)
+        assert jax.tree.structure(loaded) == jax.tree.structure(made)
+        assert loaded == made
+    assert type(loaded.conv) is type(made.conv)
+    np.testing.assert_array_equal(loaded.conv(jnp.ones((1, 5))), made.conv(jnp.ones((1, 5))))
+
+
+def test_two_schemes_and_none(getkey, model, tmp_path):
+    file = tmp_path / "base.safetensors"
+    made = quantize(quantize(model, "int8", target="conv"), "nf4", target="stack", double=False)
+    save_quantized(made, file)
+    assert load_quantized(Model(getkey()), file) == made
+    save_quantized(model, file)
+    assert load_quantized(quantize(model), file) == model
+
+
+def test_adapted_models_are_refused(getkey, model, tmp_path):
+    adapted = apply_lora(quantize(model), 2, key=getkey())
+    with pytest.raises(CheckpointError, match="unwrap_lora"):
+        save_quantized(adapted, tmp_path / "base.safetensors")
+    with pytest.raises(SelectionError, match="handle"):
+        save_quantized(Net(model), tmp_path / "base.safetensors")
+    with pytest.raises(SelectionError, match="handle"):
+        load_quantized(Net(model), tmp_path / "base.safetensors")
+    with pytest.raises(CheckpointError, match="slash"):
+        save_quantized({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match="key"):
+        save_quantized({"a": jr.key(0)}, tmp_path / "x")
+
+
+def test_another_model_is_refused(getkey, model, tmp_path):
+    file = tmp_path / "base.safetensors"
+    save_quantized(quantize(model), file)
+    with pytest.raises(CheckpointError, match=r"stack/bias: expected float32\[3, 9\], the file"):
+        load_quantized(Model(getkey(), 9), file)
+    with pytest.raises(CheckpointError, match="table/weight"):
+        load_quantized({"other": model.norm}, file)
+
+
+def changed(file, change):
+    """The file, with another description or other arrays."""
+    with safetensors.safe_open(file, framework="numpy") as opened:
+        found = json.loads(opened.metadata()["jno_lora_quantized"])
+    tensors = safetensors.numpy.load_file(file)
+    metadata = change(found, tensors)
+    text = json.dumps(found) if metadata is None else metadata
+    safetensors.numpy.save_file(tensors, file, metadata={"jno_lora_quantized": text})
+
+
+WEIGHT = "stack/weight"
+CHANGES = {
+    "text": lambda found, tensors: "{",
+    "list": lambda found, tensors: "[]",
+    "deep": lambda found, tensors: "[" * 100_000,
+    "version": lambda found, tensors: found.update(version=2),
+    "weights": lambda found, tensors: found.update(weights=[]),
+    "scheme": lambda found, tensors: found["weights"][WEIGHT].update(scheme="nf5"),
+    "scheme's type": lambda found, tensors: found["weights"][WEIGHT].update(scheme=[]),
+    "block": lambda found, tensors: found["weights"][WEIGHT].update(block=2),
+    "block's type": lambda found, tensors: found["weights"][WEIGHT].update(block="4"),
+    "zero block": lambda found, tensors: found["weights"][WEIGHT].update(block=0),
+    "more": lambda found, tensors: found["weights"][WEIGHT].update(more=0),
+    "less": lambda found, tensors: found["weights"][WEIGHT].pop("dtype"),
+    "dtype": lambda found, tensors: found["weights"][WEIGHT].update(dtype="int8"),
+    "stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=3),
+    "negative stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=-1),
+    "stack's type": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim="1"),
+    "no dict": lambda found, tensors: found["weights"].update({WEIGHT: 3}),
+    "another weight": lambda found, tensors: found["weights"].update(x={}),
+    "integers": lambda found, tensors: found["weights"].update(
+        steps={**found["weights"][WEIGHT], "dtype": "int32", "stack_ndim": 0}
+    ),
+    "no codes": lambda found, tensors: tensors.pop(f"{WEIGHT}/codes") is None or None,
+    "codes": lambda found, tensors: tensors.update(
+        {f"{WEIGHT}/codes": tensors[f"{WEIGHT}/codes"].astype(np.int8)}
+    ),
+    "scales": lambda found, tensors: tensors.update(
+        {f"{WEIGHT}/parts/1": tensors[f"{WEIGHT}/parts/1"][..., :-1]}
+    ),
+    "an array more": lambda found, tensors: tensors.update(x=np.ones(1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_files_are_refused(model, tmp_path, change):
+    file = tmp_path / "base.safetensors"
+    save_quantized(quantize(model), file)
+    changed(file, lambda *parts: CHANGES[change](*parts))
+    with pytest.raises(CheckpointError, match=r"base\.safetensors"):
+        load_quantized(model, file)
+
+
+def test_other_files_are_refused(model, tmp_path):
+    file = tmp_path / "base.safetensors"
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_quantized(model, file)
+    safetensors.numpy.save_file({"a": np.ones(1)}, file)
+    with pytest.raises(CheckpointError, match="not a file of save_quantized"):
+        load_quantized(model, file)
+    save_quantized(quantize(model), file)
+    content = file.read_bytes()
+    for length in (0, 7, 100, len(content) - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"base\.safetensors"):
+            load_quantized(model, file)

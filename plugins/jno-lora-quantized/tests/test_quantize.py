@@ -1,0 +1,212 @@
+"""Which layers are quantised, which are left alone and why, and the way back."""
+
+import pickle
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jno.lora import Net, SelectionError, apply_lora
+from jno_lora_quantized import QuantizedArray, dequantize, plan_quantization, quantize
+
+
+class LookAlike(eqx.Module):
+    """Another library's layer: scaled, and with a second argument."""
+
+    weight: jax.Array
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+
+    def __call__(self, x, shift=0.0):
+        return 3 * jnp.dot(self.weight, x) + shift
+
+
+class Model(eqx.Module):
+    table: eqx.nn.Embedding
+    layers: list
+    norm: eqx.nn.LayerNorm
+    head: eqx.nn.WeightNorm
+    other: LookAlike
+    kernel: jax.Array
+
+    def __init__(self, key):
+        k = jr.split(key, 6)
+        self.table = eqx.nn.Embedding(11, 8, key=k[0])
+        self.layers = [eqx.nn.Linear(8, 8, key=k[1]), eqx.nn.Linear(8, 8, key=k[2])]
+        self.norm = eqx.nn.LayerNorm(8)
+        self.head = eqx.nn.WeightNorm(eqx.nn.Linear(8, 4, key=k[3]))
+        self.other = LookAlike(jr.normal(k[4], (8, 8)), 8, 8)
+        self.kernel = jr.normal(k[5], (8, 8))
+
+    def __call__(self, i):
+        x = self.other(self.table(i), 1.0)
+        for layer in self.layers:
+            x = jnp.tanh(layer(x))
+        return self.head(self.norm(self.kernel @ x))
+
+
+@pytest.fixture
+def model(getkey):
+    return Model(getkey())
+
+
+def scheme_of(weight):
+    return weight.scheme.name if isinstance(weight, QuantizedArray) else None
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int4", "int8", "fp8"])
+def test_there_and_back(model, scheme):
+    made = quantize(model, scheme)
+    quantised = (made.table, *made.layers, made.other)
+    assert {scheme_of(layer.weight) for layer in quantised} == {scheme}
+    assert made.head == model.head and made.kernel is model.kernel
+    plain = dequantize(made)
+    assert jax.tree.structure(plain) == jax.tree.structure(model)
+    np.testing.assert_allclose(made(3), plain(3), rtol=1e-5, atol=1e-5)
+    assert dequantize(model) == model
+
+
+def test_target_and_second_scheme(model):
+    some = quantize(model, "int8", target="layers/0|table")
+    assert scheme_of(some.layers[0].weight) == "int8" and some.layers[1] == model.layers[1]
+    rest = quantize(some, "nf4")
+    assert scheme_of(rest.layers[0].weight) == "int8"
+    assert scheme_of(rest.layers[1].weight) == "nf4"
+
+
+def test_plan(model):
+    plan = plan_quantization(quantize(model, "int8", target="table"), target="layers|table")
+    reasons = {row.path: row.reason for row in plan.left_alone}
+    assert [row.path for row in plan.quantized] == ["layers/0", "layers/1"]
+    assert reasons == {
+        "": "it is not a linear, convolution or embedding layer",
+        "table": "its weight is quantised already",
+        "norm": "it is not a linear, convolution or embedding layer",
+        "head": "the WeightNorm rewrites the weight inside",
+        "other": "the target does not match its path",
+    }
+    row = plan.quantized[0]
+    assert (row.layer, row.scheme, row.before) == ("Linear", "nf4", 256)
+    assert row.after == quantize(model).layers[0].weight.nbytes
+    assert "2 of 7 layers are quantised" in str(plan)
+
+
+def test_templates(model):
+    template = eqx.filter_eval_shape(quantize, model)
+    direct = quantize(eqx.filter_eval_shape(lambda m: m, model))
+    made = quantize(model)
+    for found in (template, direct):
+        assert jax.tree.structure(found) == jax.tree.structure(made)
+        shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(eqx.filter(made, eqx.is_array))]
+        found = [x for x in jax.tree.leaves(found) if isinstance(x, jax.ShapeDtypeStruct)]
+        assert [(x.shape, x.dtype) for x in found] == shapes
+    assert plan_quantization(eqx.filter_eval_shape(lambda m: m, model)) == plan_quantization(model)
+    back = dequantize(template)
+    assert back.layers[0].weight.shape == (8, 8)
+
+
+CONVOLUTIONS = {
+    "Conv1d": (lambda k: eqx.nn.Conv1d(4, 6, 3, padding="SAME", key=k), (4, 8)),
+    "Conv2d": (lambda k: eqx.nn.Conv2d(4, 6, (3, 2), 2, groups=2, key=k), (4, 8, 7)),
+    "Conv3d": (lambda k: eqx.nn.Conv3d(1, 2, 2, use_bias=False, key=k), (1, 3, 3, 3)),
+    "ConvTranspose1d": (lambda k: eqx.nn.ConvTranspose1d(4, 6, 3, stride=2, key=k), (4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(getkey, name):
+    make, shape = CONVOLUTIONS[name]
+    layer = make(getkey())
+    made = quantize(layer)
+    plain, x = dequantize(made), jr.normal(getkey(), shape)
+    assert type(plain) is type(layer) and isinstance(made, type(layer))
+    assert type(made).__name__ == name
+    np.testing.assert_allclose(made(x), plain(x), rtol=1e-5, atol=1e-5)
+    slopes = [jax.grad(lambda x, m=m: jnp.sum(jnp.sin(m(x))))(x) for m in (made, plain)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(eqx.filter_jit(made)(x), made(x), rtol=1e-5, atol=1e-5)
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_a_convolution_of_ones_own(getkey):
+    class Padded(eqx.nn.Conv1d):
+        def __call__(self, x, *, key=None):
+            return 2 * super().__call__(jnp.pad(x, ((0, 0), (1, 1))))
+
+    layer, x = Padded(2, 3, 3, key=getkey()), jr.normal(getkey(), (2, 5))
+    made = quantize(layer, "int8")
+    np.testing.assert_allclose(made(x), dequantize(made)(x), rtol=1e-5, atol=1e-5)
+    assert type(dequantize(made)) is Padded
+
+
+def test_layers_in_adapters(model):
+    adapted = apply_lora(model, 2, key=jr.key(0), target="layers/0")
+    made = quantize(adapted)
+    assert scheme_of(made.layers[0].base.weight) == "nf4"
+    assert made.layers[0].lora_A is adapted.layers[0].lora_A
+
+
+def test_half_precision_and_numpy(getkey):
+    layer = eqx.nn.Linear(6, 5, key=getkey(), dtype=jnp.bfloat16)
+    made = quantize(layer)
+    assert made.weight.dtype == jnp.bfloat16 and made(jnp.ones(6, jnp.bfloat16)).dtype == "bfloat16"
+    in_numpy = eqx.tree_at(lambda m: m.weight, layer, np.asarray(layer.weight))
+    assert quantize(in_numpy).weight == made.weight
+
+
+def test_shardings(getkey):
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+    layer = eqx.nn.Linear(256, 6, key=getkey())
+    placed = NamedSharding(mesh, PartitionSpec("a", "b"))
+    sharded = eqx.tree_at(lambda m: m.weight, layer, jax.device_put(layer.weight, placed))
+    made = quantize(sharded)
+    assert made.weight.sharding.is_equivalent_to(placed, 2)
+    assert {x.sharding.mesh for x in jax.tree.leaves(made.weight)} == {mesh}
+    assert made.weight.parts[0].sharding.spec == PartitionSpec("a", "b")
+    np.testing.assert_allclose(made.weight.decoded(), quantize(layer).weight.decoded(), rtol=1e-5)
+    odd = eqx.nn.Linear(30, 6, key=getkey())  # 15 bytes a row
+    odd = eqx.tree_at(lambda m: m.weight, odd, jax.device_put(odd.weight, placed))
+    assert quantize(odd).weight.codes.sharding.spec == PartitionSpec("a", None)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda m: quantize(m, "nf5"),
+            "must be one of nf4, int4, int8, fp8, but is 'nf5'",
+        ),
+        (lambda m: quantize(m, ["nf4"]), "`scheme` must be"),
+        (lambda m: quantize(m, block=1), "`block` must be an integer of at least 2"),
+        (lambda m: quantize(m, block=True), "`block`"),
+        (lambda m: quantize(m, double=1), "`double` must be True or False"),
+        (lambda m: quantize(m, target="("), "`target` must be a regex"),
+        (
+            lambda m: quantize(m, target="layer/0"),
+            "matches no layer. The nearest paths(.|\n)*layers/0",
+        ),
+        (lambda m: quantize(m, target="norm"), "norm: it is not a linear"),
+        (lambda m: quantize(quantize(m)), "layers/0: its weight is quantised already"),
+        (lambda m: quantize(Net(m)), "handle"),
+        (lambda m: dequantize(Net(m)), "handle"),
+        (lambda m: plan_quantization(Net(m)), "handle"),
+        (
+            lambda m: quantize(eqx.tree_at(lambda m: m.layers[1].weight, m, replace_fn=jnp.log)),
+            "Linear at 'layers/1' holds NaN",
+        ),
+    ],
+)
+def test_errors(model, unchecked, call, message):
+    with pytest.raises(SelectionError, match=message):
+        call(model)
+
+
+def test_integer_weights_are_left_alone(getkey):
+    layer = eqx.nn.Linear(3, 2, key=getkey())
+    integers = eqx.tree_at(lambda m: m.weight, layer, jnp.ones((2, 3), int))
+    with pytest.raises(SelectionError, match="int32"):
+        quantize(integers)
