@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import ALL_METHODS, check_kind, parameter_count
+from zoo_cases import ALL_METHODS, OPTIONS, check_kind, parameter_count
 
 import jno_lora_embedding
 import jno_lora_zoo
@@ -23,6 +23,7 @@ def linear_case(method, scheme="nf4"):
         base=lambda key: quantize(eqx.nn.Linear(7, 5, key=key), scheme),
         inputs=lambda key: (jax.random.normal(key, (7,)),),
         rank=RANK,
+        options=OPTIONS.get(method, {}),
         parameters=parameter_count(method, RANK, 5, 7),
         name=f"{method}-{scheme}",
     )

@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import CheckpointError, SelectionError
+from jno.lora.coded import is_coded
 from jno.lora.extending import (
     adapted_layers,
     bullets,
     expect_model,
-    is_coded,
     read_tensors,
     show_array,
     values_of,
