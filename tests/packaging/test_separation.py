@@ -118,7 +118,7 @@ def the_core_and_the_zoo(environment):
         "    assert jax.numpy.allclose(net.merge()(x), model(x), atol=1e-6)\n"
     )
     (zoo,) = environment.plugins()
-    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 148)
+    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 160)
     assert environment.run("jno-lora", "doctor").returncode == 0
 
 
