@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -130,6 +129,7 @@ def test_the_gradient_is_the_sum_over_all_users() -> None:
 
 
 def test_an_optimiser_keeps_one_state_and_training_moves_the_array() -> None:
+    optax = pytest.importorskip("optax")
     net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied)
     trainable, frozen = net.partition()
     optimiser = optax.adam(1e-2)

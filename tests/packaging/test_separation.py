@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import venv
@@ -98,7 +99,8 @@ def the_core_alone(environment):
 
 
 def a_plugin_from_outside(environment):
-    project = ROOT / "tests" / "packaging" / "outside_plugin"
+    project = environment.folder / "outside"
+    shutil.copytree(ROOT / "tests" / "packaging" / "outside_plugin", project)
     environment.build(project)
     environment.install("--no-deps", environment.wheel("jno-lora-outside"))
     environment.run("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", ".", cwd=project)

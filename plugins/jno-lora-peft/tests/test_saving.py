@@ -21,7 +21,7 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
 )
-from jno.lora.extending import read_tensors
+from jno.lora.extending import read_file
 from jno.lora.peft import load_peft, save_peft
 from jno_lora_peft import _files as files
 from jno_lora_zoo import rsLoRALinear
@@ -380,12 +380,12 @@ def test_files_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch
     save_peft(old, tmp_path)
 
     def slow(path):
-        found = read_tensors(path)
+        found = read_file(path)
         config = path.with_name("adapter_config.json")
         config.write_text(config.read_text().replace('"r": 2', '"r": 1'))
         return found
 
-    monkeypatch.setattr(files, "read_tensors", slow)
+    monkeypatch.setattr(files, "read_file", slow)
     with pytest.raises(PeftFormatError, match="was written while it was read"):
         load_peft(plain, tmp_path)
 

@@ -6,7 +6,7 @@ Plugins use `jno.lora`, `jno.lora.types`, `jno.lora.testing` and this module, an
 import os
 from typing import TYPE_CHECKING
 
-from ._checkpoint import read_json, read_tensors, values_of, write_together
+from ._checkpoint import read_file, read_json, values_of, write_together
 from ._contract import expect_model, weights_read_by
 from ._errors import imported_for, warn
 from ._paths import bullets, nearest, show_array, show_path
@@ -41,8 +41,8 @@ __all__ = [
     "new_picture",
     "norms_around",
     "put_around",
+    "read_file",
     "read_json",
-    "read_tensors",
     "sharded_like",
     "show_array",
     "show_path",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jno.lora import CheckpointError, PeftFormatError
-from jno.lora.extending import read_json, read_tensors, write_together
+from jno.lora.extending import read_file, read_json, write_together
 
 Directory = str | os.PathLike[str]
 
@@ -43,7 +43,7 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 "it is read. Load it with PEFT where you trust it, and save it again: "
                 f"`save_pretrained` writes {TENSORS}."
             )
-        tensors = read_tensors(folder / TENSORS)
+        tensors, _ = read_file(folder / TENSORS)
         changed = read_json(folder / CONFIG) != config
     except CheckpointError as err:
         raise PeftFormatError(str(err)) from err

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import reprlib
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -20,7 +21,7 @@ from jno.lora.extending import (
     adapted_layers,
     bullets,
     expect_model,
-    read_tensors,
+    read_file,
     show_array,
     values_of,
     write_together,
@@ -91,7 +92,8 @@ def load_quantized(template: M, path: FilePath) -> M:
     """
     expect_model(template, "load_quantized")
     plain = eqx.filter_eval_shape(all_plain, template)
-    tensors, coded = read_tensors(path), _described(path)
+    tensors, metadata = read_file(path)
+    coded = _described(path, metadata)
     expected = dict(_arrays(plain))
     made: dict[str, Any] = {}
     problems: list[str] = []
@@ -153,14 +155,10 @@ def _coded_form(weight: Any, described: Any) -> QuantizedArray | str:
     return eqx.filter_eval_shape(make, weight)
 
 
-def _described(path: FilePath) -> dict[str, Any]:
-    """The descriptions of the quantised weights in a file whose header was checked."""
-    import safetensors
-
-    with safetensors.safe_open(path, framework="numpy") as file:
-        text = (file.metadata() or {}).get(_KEY)
+def _described(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The descriptions of the quantised weights in a file with these metadata."""
     try:
-        found = json.loads(text or "null")
+        found = json.loads(metadata.get(_KEY, "null"))
         weights = found["weights"] if found["version"] == 1 else None
     except (ValueError, TypeError, KeyError, RecursionError):
         weights = None

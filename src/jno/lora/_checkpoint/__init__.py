@@ -1,7 +1,7 @@
 """Adapters as files: one safetensors file, with its configuration in the metadata."""
 
 from ._configuration import Entry
-from ._container import FilePath, read_file, read_json, read_tensors
+from ._container import FilePath, read_file, read_json
 from ._loading import (
     Classes,
     Contents,

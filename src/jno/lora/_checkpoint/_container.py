@@ -113,18 +113,13 @@ class Container:
 
 
 def read_file(path: FilePath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All arrays of a safetensors file, and its metadata. **Raises:** as `read_tensors`."""
-    with opened(path) as file:
-        container = Container(path, file)
-        return container.read_all(), container.metadata
-
-
-def read_tensors(path: FilePath) -> dict[str, np.ndarray]:
-    """All arrays of a safetensors file.
+    """All arrays of a safetensors file, and its metadata.
 
     **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
     """
-    return read_file(path)[0]
+    with opened(path) as file:
+        container = Container(path, file)
+        return container.read_all(), container.metadata
 
 
 def read_json(path: FilePath) -> dict[str, Any]:
