@@ -10,85 +10,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jno.lora
-from jno.lora import LoRAWrapper, Net, SelectionError, Shared, WrapperError, resolve
-from jno.lora._commands import inspection
+from jno.lora import Net, SelectionError, Shared, WrapperError, resolve
 from jno.lora.extending import put_around
 from jno.lora.in_jno._adapting import apply_lora as apply_lora_in_jno
 
-
-def normal(key: Any, shape: Any) -> Any:
-    return jax.random.normal(key, shape)
-
-
-class Tied(LoRAWrapper):
-    """`W + diag(b) B A`, with one `A` and one `B` for all layers, cut to each layer's size."""
-
-    adapter_fields = ("A", "b")
-    variant = "tied"
-
-    base: Any
-    A: Shared  # trained
-    B: Shared  # frozen
-    b: Any
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
-        return isinstance(leaf, eqx.nn.Linear)
-
-    @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
-        return leaf.weight.ndim - 2
-
-    @classmethod
-    def matrix(cls, layer: Any) -> Any:
-        return layer.weight
-
-    def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
-        outputs, inputs = base.weight.shape
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.A = Shared("tied-A", (rank, inputs), normal)
-        self.B = Shared("tied-B", (outputs, rank), normal)
-        self.b = jnp.zeros(outputs)
-
-    def update(self) -> Any:
-        outputs, inputs = self.base.weight.shape
-        return self.b[:, None] * (self.B.array[:outputs] @ self.A.array[:, :inputs])
-
-    def __call__(self, x: Any) -> Any:
-        return self.base(x) + self.update() @ x
-
-    def merge(self) -> Any:
-        new = self.base.weight + self.update()
-        return eqx.tree_at(lambda m: m.weight, self.base, new)
-
-
-def mlp() -> Any:
-    return eqx.nn.MLP(3, 2, 5, 2, key=jax.random.key(0))
-
-
-X = np.asarray(jax.random.normal(jax.random.key(1), (4, 3)))
-
-
-def adapted(model: Any = None) -> Any:
-    """A model whose adapters do something."""
-    net = jno.lora.apply_lora(model or mlp(), 2, key=jax.random.key(2), wrappers=Tied)
-    return moved(net)
-
-
-def moved(model: Any) -> Any:
-    trainable, frozen = eqx.partition(model, jno.lora.lora_trainable_filter(model))
-    return eqx.combine(jax.tree.map(lambda x: x + 0.1, trainable), frozen)
-
-
-def run(model: Any) -> Any:
-    return jax.vmap(resolve(model))(X)
-
-
-def leaves_named(model: Any, end: str) -> list[str]:
-    paths = [jax.tree_util.keystr(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(model)]
-    return [path for path in paths if path.endswith(end)]
+from .tied import Tied, X, adapted, leaves_named, mlp, moved, normal, run
 
 
 def test_an_array_is_one_leaf_of_the_first_adapter_in_its_largest_shape() -> None:
@@ -211,30 +137,6 @@ def test_sets_stack_with_their_shared_arrays() -> None:
     found = jax.vmap(one)(jnp.array([1, 0]), jnp.asarray(X[:2]))
     expected = jnp.stack([run(models[1])[0], run(models[0])[1]])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_file_holds_the_array_once(tmp_path: Any) -> None:
-    import safetensors.numpy
-
-    model, path = adapted(), tmp_path / "tied.safetensors"
-    jno.lora.save_adapters(model, path)
-    assert len(safetensors.numpy.load_file(path)) == 3 + 2
-    found = inspection.inspect(path, values=True)
-    assert found["arrays"] == 5 and found["numbers"] == 5 + 5 + 2 + 2 * (2 * 5)
-    assert "shared: tied-A [2, 5]" in str(inspection.as_table(found))
-    loaded = jno.lora.load_adapters(mlp(), path, wrappers=Tied)
-    assert eqx.tree_equal(loaded, model)
-    read = jno.lora.read_adapters(path, wrappers=Tied)
-    assert eqx.tree_equal(jno.lora.swap_adapters(mlp(), read), model)
-    net = Net(mlp()).load_adapters(path, wrappers=Tied)
-    np.testing.assert_array_equal(jax.vmap(net)(X), run(model))
-
-
-def test_a_file_over_adapters_that_keep_the_array(tmp_path: Any) -> None:
-    first = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/0")
-    jno.lora.save_adapters(first, tmp_path / "first.safetensors")
-    with pytest.raises(jno.lora.CheckpointError, match="share an array 'tied-A' already"):
-        jno.lora.load_adapters(adapted(), tmp_path / "first.safetensors", wrappers=Tied)
 
 
 def test_named_adapters_of_a_net() -> None:
@@ -368,71 +270,6 @@ def test_names_that_clash() -> None:
     specs = [{"target": "layers/0", "wrapper": Other}, {"wrapper": Tied}]
     with pytest.raises(SelectionError, match="choose different names"):
         jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), specs=specs)
-
-
-def test_a_resolved_model_or_a_part_is_not_saved(tmp_path: Any) -> None:
-    model = adapted()
-    for wrong in (resolve(model), model.layers[1]):
-        with pytest.raises(SelectionError, match="Give the whole model"):
-            jno.lora.save_adapters(wrong, tmp_path / "a.safetensors")
-    assert not (tmp_path / "a.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    "change", [lambda x: x[:1], lambda x: x.astype(np.int32), lambda x: x[0, 0]]
-)
-def test_a_file_with_an_array_that_does_not_fit(change: Any, tmp_path: Any) -> None:
-    import safetensors
-    import safetensors.numpy
-
-    path = tmp_path / "tied.safetensors"
-    jno.lora.save_adapters(adapted(), path)
-    with safetensors.safe_open(path, "numpy") as file:
-        metadata = file.metadata()
-    arrays = safetensors.numpy.load_file(path)
-    arrays["//shared:tied-A"] = np.ascontiguousarray(change(arrays["//shared:tied-A"]))
-    safetensors.numpy.save_file(arrays, path, metadata)
-    with pytest.raises(jno.lora.CheckpointError, match="shared array 'tied-A' is"):
-        jno.lora.load_adapters(mlp(), path, wrappers=Tied)
-
-
-def test_a_file_with_nan_in_a_shared_array_warns(tmp_path: Any) -> None:
-    model = adapted()
-    model = eqx.tree_at(lambda m: m.layers[0].A.value, model, jnp.full((2, 5), jnp.nan))
-    jno.lora.save_adapters(model, tmp_path / "a.safetensors")
-    with pytest.warns(jno.lora.JnoLoraWarning, match="//shared:tied-A: 10 of 10"):
-        jno.lora.load_adapters(mlp(), tmp_path / "a.safetensors", wrappers=Tied)
-
-
-def test_not_strict_the_adapters_of_an_array_that_exists_are_left_out(tmp_path: Any) -> None:
-    first = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/0")
-    jno.lora.save_adapters(first, tmp_path / "a.safetensors")
-    second = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(1), wrappers=Tied, target="layers/1")
-    with pytest.warns(jno.lora.JnoLoraWarning, match="0 of 1 adapters"):
-        loaded = jno.lora.load_adapters(
-            second, tmp_path / "a.safetensors", wrappers=Tied, strict=False
-        )
-    assert eqx.tree_equal(loaded, second)
-
-
-def test_another_adapter_keeps_the_array_if_the_first_one_is_replaced(tmp_path: Any) -> None:
-    from .toys import ToyLinear
-
-    other = jno.lora.apply_lora(
-        mlp(), 2, key=jax.random.key(0), wrappers=ToyLinear, target="layers/0"
-    )
-    jno.lora.save_adapters(other, tmp_path / "a.safetensors")
-    for freeze in (False, True):
-        net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied)
-        if freeze:
-            net.mask("layers/0/A").freeze()
-        kept = net.module.layers[0].A.value
-        net.load_adapters(tmp_path / "a.safetensors", wrappers=ToyLinear)
-        assert net.module.layers[1].A.value is kept
-        assert net.trainable.layers[1].A.value is not freeze
-        assert net.trainable.layers[1].B.value is False
-        net.update(net.partition()[0])
-        jax.vmap(net)(X)
 
 
 def test_a_compiled_function_is_found_again() -> None:

@@ -64,16 +64,21 @@ def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[st
     return found
 
 
-def with_other_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> list[str]:
-    """The paths of `layers` with other values than those that the entries have a hash of."""
-    known = {e.path: e for e in entries if (e.base_values or "").startswith(_ALGORITHM)}
-    found = hashes(layers, {path: entry.layer for path, entry in known.items()})
-    return [path for path, own in found.items() if _is_other(own, known[path].base_values or "")]
+def same_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> dict[str, bool]:
+    """By path, whether a layer has the values that its entry has a hash of.
+
+    Left out are layers that cannot be compared: entries without a hash, or with one of another
+    kind (hashes of codes say nothing of the weight), and the layers that `hashes` leaves out.
+    """
+    saved = {e.path: e.base_values for e in entries if (e.base_values or "").startswith(_ALGORITHM)}
+    found = hashes(layers, {e.path: e.layer for e in entries if e.path in saved})
+    return {
+        path: own == saved[path] for path, own in found.items() if _kind(own) == _kind(saved[path])
+    }
 
 
-def _is_other(own: str, saved: str) -> bool:
-    """Whether two hashes differ that are of one kind: hashes of codes say nothing of the weight."""
-    return own != saved and own.partition(":")[0] == saved.partition(":")[0]
+def _kind(found: str | None) -> str:
+    return (found or "").partition(":")[0]
 
 
 def _stored(path: str, array: Any) -> list[tuple[str, Any]]:

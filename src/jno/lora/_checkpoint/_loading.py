@@ -20,7 +20,7 @@ from .._registry import Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, built_around, misfits, shared_by_others
 from .._shared_arrays import names_shared_in, put_shared, shared_arrays, uses_shared
 from .._tree import layers_at, nested_with, replace_layers
-from ._base_values import known_layers, with_other_values
+from ._base_values import known_layers, same_values
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 
@@ -52,7 +52,7 @@ def load_adapters(
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
         `JnoLoraWarning` lists the others. `"values"`: the layers must also have the values that the
-        adapters were made for, as far as they can be compared (see `save_adapters`).
+        adapters were made for, and it must be possible to compare them (see `save_adapters`).
     - `wrappers`: one class or several. All others come from the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed ones.
 
@@ -154,9 +154,12 @@ def load(
         raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
     problems |= dict.fromkeys(itertools.chain(*unfit.values()))
     known = known_layers(model, adapters.adapters.keys() - unfit, originals)
-    others = with_other_values(contents.configuration.entries, known)
+    compared = same_values(contents.configuration.entries, known)
+    others = [name for name, is_same in compared.items() if not is_same]
     if strict == "values":
+        unknown = [it for it in adapters if it not in unfit and it not in compared]
         problems |= dict.fromkeys(f"{show_path(name)}: {_OTHER_VALUES}" for name in others)
+        problems |= dict.fromkeys(f"{show_path(name)}: {_UNKNOWN_VALUES}" for name in unknown)
     clash = shared_by_others(model, adapters) & adapters.shared.keys()
     for name in sorted(clash):
         line = f"the model's other adapters share an array {name!r} already, and the file holds one"
@@ -199,6 +202,10 @@ def load(
 
 
 _OTHER_VALUES = "the layer has other values than the one that the adapter was made for"
+_UNKNOWN_VALUES = (
+    "the values of the layer cannot be compared: the file has no hash of them (save it again by "
+    "save_adapters(..., base_values=model)), or the layer is in another precision or has no values"
+)
 
 
 def _adapters(
