@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from .._showing import tracked
 from .._tree import layers_at, replace_layers
 from ._probe import Probe, Rows, RowsOut, directions
 from ._statistics import Factor, Statistics
+
+# A statistic that is larger is not collected unless `sketch` is given.
+_MOST_BYTES = 2 * 2**30
 
 Loss = Callable[[Any, Any], Any]
 
@@ -52,14 +56,15 @@ def calibrate(
     - `wrappers`, `target`, `specs`, `param_mask`, `registry`: which layers get which adapter, as
         for `apply_lora`.
     - `sketch`: the most columns that are kept of a covariance. A wider one is known by its products
-        with as many random vectors (Nyström), exactly if its rank is lower. `None`: all columns.
+        with as many random vectors (Nyström), exactly if its rank is lower. `None`: all columns, if
+        they take at most 2 GiB. The start of an adapter puts one layer's covariance together.
 
     **Returns:** `Statistics`, for `apply_lora(..., statistics=)`, `net.lora(..., statistics=)`
     and `allocate`. They can be saved.
 
     **Raises:** `SelectionError` if no selected adapter needs statistics, `batches` is empty, the
-    loss does not reach a layer, or statistics are not finite; `WrapperError` if the inputs of a
-    layer are not vectors of its matrix.
+    loss does not reach a layer, a covariance is too large, or statistics are not finite;
+    `WrapperError` if the inputs of a layer are not vectors of its matrix.
     """
     expect_model(model, "calibrate")
     if sketch is not None and (type(sketch) is not int or sketch < 1):
@@ -99,6 +104,15 @@ def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
     for it in measured:
         k, m = mean_shape(it, W.shape[-2:])
         m = min(m, sketch) if it.is_covariance and sketch is not None else m
+        size = math.prod((*W.shape[:-2], k, m)) * W.dtype.itemsize
+        if sketch is None and size > _MOST_BYTES:
+            raise SelectionError(
+                f"The {it.name} of the {row.layer} at {show_path(row.path)!r} is {k} x {m}, which "
+                f"takes {size / 2**30:.1f} GiB. Leave the layer out by `target=` or `specs=` (a "
+                "table of embeddings has an input for each token), or keep fewer columns: "
+                "sketch=512. "
+                f"`sketch={m}` keeps all."
+            )
         sums[it.name] = replicated_beside(layer, jnp.zeros((*W.shape[:-2], k, m), W.dtype))
     probe: Any = Probe  # whose constructor takes its fields
     return probe(layer, sums, tuple(measured), cls, sketch)
