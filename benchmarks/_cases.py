@@ -54,6 +54,14 @@ LATER = {
     "SuperTuning": 16,
     "TinyLoRA": 16,
     "WaveFT": 16,
+    # From data, and with shared arrays.
+    "CorDA": 16,
+    "EVA": 16,
+    "LoRAGA": 16,
+    "LoRAOne": 16,
+    "TiedLoRA": 16,
+    "VBLoRA": 4,
+    "VeRAShared": 256,
 }
 
 # step and forward and temporary memory over jNO, step over the floor, step over PEFT

@@ -7,6 +7,7 @@ the inputs, which no adapter can avoid), `"all"` fine-tunes everything.
 
 import importlib
 import pathlib
+import sys
 import tempfile
 import time
 from typing import Any
@@ -34,21 +35,27 @@ def build(case: dict[str, Any], device: str) -> Subject:
         lora = importlib.import_module("jno.lora")
         cls = getattr(lora, case["adapter"])
         rank, alpha, key = case["rank"], float(case["rank"]), jax.random.key(1)
+        given: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        if getattr(cls, "needs", ()):  # statistics of the data it trains on
+            found = lora.calibrate(plain, [(x, y)], _mean_square, wrappers=cls)
+            given, own = {"statistics": found}, {"statistics": found[next(iter(found))]}
 
         def apply() -> Any:
-            return eqx.filter(
-                lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls), eqx.is_array
-            )
+            adapted = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls, **given)
+            return eqx.filter(adapted, eqx.is_array)
 
         def init() -> Any:
-            return eqx.filter(cls(first_layer(plain), rank, alpha, key=key), eqx.is_array)
+            return eqx.filter(cls(first_layer(plain), rank, alpha, key=key, **own), eqx.is_array)
 
         start = time.perf_counter()
         jax.block_until_ready(apply())
         first_apply = time.perf_counter() - start
-        model = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls)
+        model = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls, **given)
         trains = lora.lora_trainable_filter(model)
-        subject = Subject({"apply_seconds": first_apply, "traces": _traces(lora, cls, plain)})
+        subject = Subject({"apply_seconds": first_apply})
+        if not given:
+            subject.facts["traces"] = _traces(lora, cls, plain)
         subject.measures |= {
             "apply": timed(apply, jax.block_until_ready, queue=queue),
             "init": timed(init, jax.block_until_ready, queue=queue),
@@ -87,7 +94,7 @@ def _add_training(
         frozen, x, y = jax.tree.unflatten(constants_form, constants)
 
         def loss(trainable: Any) -> jax.Array:
-            model = eqx.combine(trainable, frozen, static)
+            model = _resolved(eqx.combine(trainable, frozen, static))
             return jnp.mean((outputs_of(case, model, x) - y) ** 2)
 
         value, grads = jax.value_and_grad(loss)(trainable)
@@ -98,7 +105,7 @@ def _add_training(
     def forward(weights: list[jax.Array], constants: list[jax.Array]) -> jax.Array:
         trainable = jax.tree.unflatten(weights_form, weights)
         frozen, x, _ = jax.tree.unflatten(constants_form, constants)
-        return jax.vmap(eqx.combine(trainable, frozen, static))(x)
+        return jax.vmap(_resolved(eqx.combine(trainable, frozen, static)))(x)
 
     def compile_step() -> Any:
         # A new function object: nothing of an earlier trace is reused.
@@ -124,6 +131,17 @@ def _add_training(
         "compile": timed(compile_step, lambda _: None, queue=False),
     }
     return subject
+
+
+def _resolved(model: Any) -> Any:
+    """`model` with the arrays that its adapters share; jNO's share none."""
+    lora = sys.modules.get("jno.lora")
+    return lora.resolve(model) if hasattr(lora, "resolve") else model  # pyright: ignore
+
+
+def _mean_square(model: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    x, y = batch
+    return jnp.mean((jax.vmap(model)(x) - y) ** 2)
 
 
 def _merges(lora: Any, model: Any, queue: bool) -> dict[str, Any]:
