@@ -134,10 +134,11 @@ def later() -> Iterator[Case]:
     """The methods that jNO lacks, on the same MLP. LoRA is among them, to compare with."""
     for adapter in ("LoRA", *LATER):
         case = mlp(adapter)
+        peft = {} if adapter == "TiedLoRA" else {"peft": PEFT}  # which lacks it
         yield case | {
             "name": f"later/{adapter}",
             "group": "later",
-            "sides": {"ours": OURS, "peft": PEFT, "floor": FLOOR, "full": FULL},
+            "sides": {"ours": OURS, **peft, "floor": FLOOR, "full": FULL},
             "measures": ("step", "forward", "apply", "merge"),
             "targets": [],
         }

@@ -112,8 +112,11 @@ def with_measurements(text: str, records: list[dict[str, Any]]) -> str:
 
     def measured(match: re.Match[str]) -> str:
         start, adapter, end = match.groups()
-        linear = (r for r in records if r["name"].startswith(f"mlp/{adapter}/"))
-        ratios = next((r["ratios"].get("step", {}) for r in linear if r["group"] == "linear"), {})
+        names = re.compile(rf"mlp/{adapter}/.*|later/{adapter}")
+        own = (
+            r for r in records if r["group"] in ("linear", "later") and names.fullmatch(r["name"])
+        )
+        ratios = next((r["ratios"].get("step", {}) for r in own), {})
         said = [f"{number(ratios[o]['median'])} of {SIDES[o]}" for o in MEASURED if o in ratios]
         where = "[benchmarks](../benchmarks.md)"
         text = f"A training step takes {', '.join(said)} ({where}, `Linear(1024, 1024)`)."

@@ -85,6 +85,8 @@ LATER: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "SHiRALinear": ("ShiraConfig", lambda r: {"r": r}),
     "SuperTuningLinear": ("SupertuningConfig", lambda r: {"r": r}),
     "TinyLoRALinear": ("TinyLoraConfig", lambda r: {"r": r}),
+    "VBLoRALinear": ("VBLoRAConfig", lambda r: {"r": r, "num_vectors": 256, "vector_length": 256}),
+    "VeRASharedLinear": ("VeraConfig", lambda r: {"r": r}),
     "WaveFTLinear": ("WaveFTConfig", lambda r: {"n_frequency": 2 * 1024 * r}),
 }
 
