@@ -23,8 +23,9 @@ BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
 
+# The tests of the core run where the core is alone: in an environment of tests/packaging.
 test: $(VENV)/.ready
-	$(BIN)/pytest $(SHARED)
+	$(BIN)/pytest $(SHARED) --ignore tests/core
 
 # Models of other projects. Some of their packages need Python 3.12; of two only the data are used.
 test-models: .venv-models/.ready
@@ -91,7 +92,7 @@ test-matrix: $(MATRIX:%=test-matrix-%) test-matrix-oldest
 
 test-matrix-%: .venv-matrix/%/.ready
 	.venv-matrix/$*/bin/pytest $(SHARED) --ignore tests/benchmarks \
-		$(if $(filter oldest,$*),--ignore tests/packaging)
+		--ignore tests/$(if $(filter oldest,$*),packaging,core)
 
 .venv-matrix/%/.ready: pyproject.toml tests/oldest-versions.txt $(wildcard plugins/*/pyproject.toml)
 	v=$(subst oldest,3.11,$*); for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do \

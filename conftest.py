@@ -1,6 +1,7 @@
 """What every test runs under: strict promotion, checked shapes, warnings as errors, 8 devices."""
 
 import gc
+import itertools
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -48,10 +49,29 @@ jaxtyping.install_import_hook(
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 pytest.register_assert_rewrite("zoo_cases", "attention_cases", "foundax_cases", "peft_cases")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def share_contexts(made_for: int = 100):
+    """Lets that many programs share an MLIR context.
+
+    JAX makes one for each, which takes longer than to lower a small program into it.
+    """
+    make, numbers, shared = mlir.make_ir_context, itertools.count(), [None]
+
+    def context():
+        if next(numbers) % made_for == 0:
+            shared[0] = make()
+        return shared[0]
+
+    mlir.make_ir_context = context
+
+
+share_contexts()
 
 
 def pytest_collection_finish():

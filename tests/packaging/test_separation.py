@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,9 @@ class Environment:
     def python(self, code, **kwargs):
         return self.run("python", "-c", code, **kwargs)
 
+    def tests_of_the_core(self, *arguments):
+        self.run("pytest", "-q", "-p", "no:cacheprovider", *arguments, cwd=ROOT)
+
     def plugins(self):
         return json.loads(self.run("jno-lora", "plugins", "--json").stdout)
 
@@ -86,7 +90,7 @@ def the_core_alone(environment):
         environment.wheel("jno-lora"), "pytest", "pytest-xdist", "hypothesis", "beartype"
     )
     sharing = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
-    environment.run("pytest", "-q", *sharing, "tests/core", "-p", "no:cacheprovider", cwd=ROOT)
+    environment.tests_of_the_core(*sharing, "tests/core")
     hint = environment.python("from jno.lora import DoRALinear", check=False)
     assert hint.returncode == 1
     assert 'pip install "jno-lora[zoo]"' in hint.stderr
@@ -138,6 +142,11 @@ def everything(environment):
     environment.python("from jno_lora_quantized import dequantize, quantize")
     environment.python("from jno.lora import Comparison, compare")
     assert "  compare " in environment.run("jno-lora", "--help").stdout
+    # The tests that the core alone skipped.
+    environment.install("optax")
+    wants_more = re.compile(r"pytest\.importorskip|skipif\(not importlib")
+    files = (ROOT / "tests" / "core").rglob("test_*.py")
+    environment.tests_of_the_core(*(f for f in files if wants_more.search(f.read_text())))
 
 
 def a_scaffolded_plugin(environment):
