@@ -1,4 +1,6 @@
-"""The arrays that a half-precision layer keeps for the backward pass."""
+"""The arrays that a step with a half-precision layer computes, and keeps for the backward pass."""
+
+import re
 
 import equinox as eqx
 import jax
@@ -6,7 +8,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 from jax.experimental.jet import jet
+from zoo_cases import ALL_METHODS, OPTIONS, made
 
+import jno_lora_zoo
 from jno.lora import apply_lora, lora_trainable_filter
 
 ROWS, SIZE = 32, 64
@@ -47,3 +51,30 @@ def test_taylor_mode_follows_them(layer):
     _, (first, second) = jet(dora, (x,), ((x, jnp.zeros_like(x)),))
     assert jnp.allclose(first, dora(x) - layer.bias, atol=0.05)
     assert jnp.all(second == 0)
+
+
+# DoRA needs the norms of rows, HiRA each entry, and DEFT projects the weight anew at every call.
+READ_IN_FLOAT32 = {"DoRA", "HiRA", "DEFT"}
+# These laws make the update as a matrix, and cast the gradient by it.
+MAKE_THE_UPDATE = {"C3A", "SHiRA", "SuperTuning", "FourierFT", "WaveFT"}
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_no_step_makes_a_float32_copy_of_the_weight(method):
+    base = eqx.nn.Linear(SIZE, SIZE - 4, dtype=jnp.bfloat16, key=jr.key(0))
+    cls, options = getattr(jno_lora_zoo, method + "Linear"), OPTIONS.get(method, {})
+    adapted = made(cls, base, 2, 3.0, key=jr.key(1), **options)
+    trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+    x = jr.normal(jr.key(2), (ROWS, SIZE), jnp.bfloat16)
+
+    def loss(trainable, weight, x):
+        layer = eqx.combine(trainable, frozen)
+        layer = eqx.tree_at(lambda m: m.base.weight, layer, weight)
+        return jnp.sum(jax.vmap(layer)(x).astype(jnp.float32))
+
+    def makes_a_copy(function):
+        program = jax.jit(function).lower(trainable, adapted.base.weight, x).as_text()
+        return bool(re.search(r"convert.*<(60x64|64x60)xbf16>\) -> tensor<\1xf32>", program))
+
+    assert makes_a_copy(loss) == (method in READ_IN_FLOAT32)
+    assert makes_a_copy(jax.grad(loss)) == (method in READ_IN_FLOAT32 | MAKE_THE_UPDATE)
