@@ -72,9 +72,6 @@ def test_no_step_makes_a_float32_copy_of_the_weight(method):
         layer = eqx.tree_at(lambda m: m.base.weight, layer, weight)
         return jnp.sum(jax.vmap(layer)(x).astype(jnp.float32))
 
-    def makes_a_copy(function):
-        program = jax.jit(function).lower(trainable, adapted.base.weight, x).as_text()
-        return bool(re.search(r"convert.*<(60x64|64x60)xbf16>\) -> tensor<\1xf32>", program))
-
-    assert makes_a_copy(loss) == (method in READ_IN_FLOAT32)
-    assert makes_a_copy(jax.grad(loss)) == (method in READ_IN_FLOAT32 | MAKE_THE_UPDATE)
+    program = jax.jit(jax.grad(loss)).lower(trainable, adapted.base.weight, x).as_text()
+    copies = re.findall(r"convert.*<(60x64|64x60)xbf16>\) -> tensor<\1xf32>", program)
+    assert bool(copies) == (method in READ_IN_FLOAT32 | MAKE_THE_UPDATE)

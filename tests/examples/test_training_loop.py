@@ -1,0 +1,48 @@
+"""The loop that the documentation offers to copy, killed while it runs."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from jno.lora import Net
+
+LINE = re.compile(r"step (\d+): (\S+)")
+
+
+def run(example, folder, killed_at=None):
+    """The losses by step that a process prints, which `kill -9` may end."""
+    losses = {}
+    command = [sys.executable, example.__file__, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if found := LINE.match(line):
+                losses[int(found[1])] = found[2]
+            if killed_at is not None and killed_at in losses:
+                process.kill()
+                break
+    assert (process.returncode == 0) == (killed_at is None)
+    return losses
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(example, tmp_path):
+    whole = run(example, tmp_path / "whole")
+    assert len(whole) > 100
+    first = run(example, tmp_path / "killed", killed_at=70)
+    second = run(example, tmp_path / "killed")
+    assert min(second) == 60  # the last evaluation
+    assert first | second == whole
+    files = [tmp_path / name / "adapters.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_best_adapters_are_those_of_the_best_evaluation(example, tmp_path, capsys):
+    net = example.main(tmp_path)
+    best = re.search(r"held out: (\S+)", capsys.readouterr().out)[1]
+    x, y = example.data(1, 256)
+    assert f"{np.mean((jax.vmap(net.module)(x) - y) ** 2):.4f}" == best
+    start = example.eqx.nn.MLP(4, 2, 32, 2, key=jax.random.key(0))
+    loaded = Net(start).load_adapters(tmp_path / "adapters.safetensors")
+    np.testing.assert_array_equal(jax.vmap(loaded.module)(x), jax.vmap(net.module)(x))
