@@ -86,7 +86,10 @@ def main(folder):
     @eqx.filter_jit
     def evaluate(run, frozen, x, y):
         value = loss(run.trainable, frozen, x, y)
-        keep = lambda new, old: jnp.where(value < run.best_loss, new, old)
+
+        def keep(new, old):
+            return jnp.where(value < run.best_loss, new, old)
+
         best = jax.tree.map(keep, run.trainable, run.best)
         since = keep(0, run.evaluations_since + 1)
         new = (best, keep(value, run.best_loss), since)
