@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.coded import is_coded
@@ -127,15 +127,19 @@ def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str] | None) -> Qua
 
 
 def _layers(
-    model: PyTree, pattern: re.Pattern[str] | None
+    model: PyTree, pattern: re.Pattern[str] | None, parent: tuple[Any, ...] = ()
 ) -> Iterator[tuple[Any, Any, str | None]]:
     """The keys of each layer with floating arrays, the layer, and why it is left alone, if so."""
     found: list[tuple[Any, Any, str | None]] = []
 
-    def visit(keys: Any, node: Any) -> bool:
+    def visit(own_keys: Any, node: Any) -> bool:
+        keys = (*parent, *own_keys)
         if not isinstance(node, eqx.Module):
             return False
         if is_coded(node):
+            return True
+        if isinstance(node, LoRAWrapper):  # what else it holds is its own, and may train
+            found.extend(_layers(node.base, pattern, (*keys, jtu.GetAttrKey("base"))))
             return True
         kind = _kind(node)
         if kind is not None:
@@ -144,9 +148,11 @@ def _layers(
         if isinstance(node, _NORMS):
             found.append((keys, node, f"the {type(node).__name__} rewrites the weight inside"))
             return True
-        if not isinstance(node, LoRAWrapper) and _own_arrays(node):
+        if _own_arrays(node):
             answers = (kind.why_not(node) for kind in _KINDS)
             reason = next((answer for answer in answers if answer is not None), None)
+            if any(jnp.iscomplexobj(array) for array in _own_arrays(node)):
+                reason = "its numbers are complex, and have no codes"
             what = "it is not a linear, convolution or embedding layer"
             found.append((keys, node, reason or what))
         return False
@@ -158,6 +164,8 @@ def _layers(
 def _reason(keys: Any, layer: Any, pattern: re.Pattern[str] | None) -> str | None:
     if is_coded(layer.weight):
         return "its weight is quantised already"
+    if layer.weight.size == 0:
+        return "its weight is empty"
     if pattern is not None and not pattern.search(_path(keys)):
         return "the target does not match its path"
     return None
@@ -165,23 +173,30 @@ def _reason(keys: Any, layer: Any, pattern: re.Pattern[str] | None) -> str | Non
 
 def _quantized(keys: Any, layer: Any, scheme: Scheme) -> Any:
     weight = jnp.asarray(layer.weight)
-    is_finite = jnp.all(jnp.isfinite(weight))
-    if not isinstance(is_finite, Tracer) and not is_finite:
-        raise SelectionError(
-            f"The weight of the {type(layer).__name__} at {show_path(_path(keys))!r} holds NaN or "
-            "infinities, for which there are no codes."
-        )
     codes = QuantizedArray.of(weight, scheme, _kind(layer).stack_ndim(layer))
-    made = eqx.tree_at(lambda m: m.weight, layer, _placed(codes, weight))
+    if not isinstance(weight, Tracer) and not _is_finite(codes):
+        raise SelectionError(
+            f"The weight of the {type(layer).__name__} at {show_path(_path(keys))!r} holds NaN, "
+            f"infinities, or numbers too near to the largest of {weight.dtype}: its codes do not "
+            "stand for finite numbers."
+        )
+    made = eqx.tree_at(lambda m: m.weight, layer, placed_like(codes, weight))
     return decoding(made) if is_convolution(layer) else made
 
 
-def _placed(codes: QuantizedArray, weight: Any) -> QuantizedArray:
-    """`codes` on the mesh of `weight`, cut along the same axes where these divide."""
-    sharding = None if isinstance(weight, Tracer) else weight.sharding
+@jax.jit
+def _is_finite(codes: QuantizedArray) -> Bool[Array, ""]:
+    return jnp.all(jnp.isfinite(codes.decoded()))
+
+
+def placed_like(array: Any, weight: Any) -> Any:
+    """`array` on the mesh of `weight`, cut along the same axes; codes, where these divide."""
+    sharding = None if isinstance(weight, Tracer) else getattr(weight, "sharding", None)
     if not isinstance(sharding, NamedSharding):
-        return codes
-    stack = codes.codes.ndim - 2
+        return array
+    if not is_coded(array):
+        return jax.device_put(array, sharding)
+    stack = array.codes.ndim - 2
     spec = (*sharding.spec, *(None,) * (weight.ndim - len(sharding.spec)))
 
     def place(leaf: Any) -> Any:
@@ -191,12 +206,21 @@ def _placed(codes: QuantizedArray, weight: Any) -> QuantizedArray:
         own = [axis if _divides(sharding.mesh, axis, count) else None for axis, count in pairs]
         return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec(*own)))
 
-    return jax.tree.map(place, codes)
+    return jax.tree.map(place, array)
 
 
 def _divides(mesh: Any, axis: Any, count: int) -> bool:
     names = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
     return count % int(np.prod([mesh.shape[name] for name in names], dtype=int)) == 0
+
+
+def stack_axes(model: PyTree) -> dict[str, int]:
+    """The paths of all weights that can be quantised; for each, how many axes are of a stack."""
+    return {
+        _path((*keys, jtu.GetAttrKey("weight"))): _kind(layer).stack_ndim(layer)
+        for keys, layer, reason in _layers(model, None)
+        if reason is None
+    }
 
 
 def _kind(node: Any) -> Any:
