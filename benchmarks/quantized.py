@@ -1,12 +1,14 @@
 """A base of linear layers in float32, bfloat16 and in codes: memory, and time of a step with LoRA.
 
-    python -m benchmarks.quantized [--quick]
+    python -m benchmarks.quantized [--quick] [--device cpu|gpu]
 
 The bytes of the base, and the temporary memory that XLA plans for the compiled step, are in MiB. A
 step is the gradient of a loss by the adapters, and the time is the processor's, of all threads. Its
 ratio to the float32 step is formed within a round, in which each side has its turn in random order;
-the table shows medians and quartiles. On a GPU the processor only waits: there, read the memory. At
-the end, the wall time of decoding one weight.
+the table shows medians and quartiles. The forward pass alone is timed like the step. On a GPU the
+processor only waits: there, the times are wall times. Then the wall time of decoding one weight; the
+errors of LoftQ and QPiSSA on matrices with the spectrum of a trained one; and the resident memory
+of `quantize(make_model())` at its peak, in a process of its own, over that of the model.
 """
 
 import argparse

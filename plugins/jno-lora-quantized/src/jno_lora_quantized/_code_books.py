@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -54,10 +53,8 @@ def dynamic_tree_8() -> np.ndarray:
 def nearest_code(values: Float[Array, "*axes"], book: np.ndarray) -> UInt8[Array, "*axes"]:
     """The index of the entry of the ascending `book` that is nearest: the lower one of two."""
     # Counted, not searched for: XLA fuses this, and holds no more than `values` and the codes.
-    lower, upper, value = jnp.asarray(book[:-1]), jnp.asarray(book[1:]), values[..., None]
-    is_nearer = jax.lax.expand_dims(upper, range(values.ndim)) - value < value - jax.lax.expand_dims(
-        lower, range(values.ndim)
-    )
+    entries, value = jnp.asarray(book).reshape(*(1,) * values.ndim, -1), values[..., None]
+    is_nearer = entries[..., 1:] - value < value - entries[..., :-1]
     return jnp.sum(is_nearer, axis=-1, dtype=jnp.uint8)
 
 
