@@ -133,6 +133,8 @@ def test_a_start_that_changes_the_weight_refuses(getkey, method):
     x = jr.normal(getkey(), (6,))
     close(adapted(x), dequantize(adapted)(x))
     close(adapted(x), model(x), 0.05)
+    with pytest.raises(WrapperError, match=r"Codes cannot give(.|\n)*loftq"):
+        unwrap_lora(adapted)
 
 
 def test_reports_count_coded_weights(getkey):
