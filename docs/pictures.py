@@ -39,6 +39,7 @@ SCRIPTS = {
     "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.png")],
     "minilm": ["minilm_classification.py"],
     "llm": ["llm_finetune.py"],
+    "quantized-llm": ["quantized_llm.py"],
     "attention": ["attention_adapter.py"],
     "per-user": ["per_user_adapters.py"],
 }

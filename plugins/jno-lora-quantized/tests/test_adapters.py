@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+import jno_lora_attention
 import jno_lora_zoo
 from jno.lora import (
     LoRALinear,
@@ -133,6 +134,8 @@ def test_a_start_that_changes_the_weight_refuses(getkey, method):
     x = jr.normal(getkey(), (6,))
     close(adapted(x), dequantize(adapted)(x))
     close(adapted(x), model(x), 0.05)
+    with pytest.raises(WrapperError, match=r"Codes cannot give(.|\n)*loftq"):
+        unwrap_lora(adapted)
 
 
 def test_reports_count_coded_weights(getkey):
@@ -228,6 +231,14 @@ def test_convolutions(getkey, adapter, layer):
     coded = moved(cls(base, 2, 1.0, key=jr.key(1)))
     close(coded(x), dequantize(coded)(x))
     close(coded(x), merge_lora(dequantize(coded))(x), 1e-4)
+
+
+@pytest.mark.parametrize("adapter", jno_lora_attention.__all__)
+def test_attention(getkey, adapter):
+    base = quantize(eqx.nn.MultiheadAttention(2, 8, key=getkey()))
+    coded = moved(apply_lora(base, 2, key=getkey(), wrappers=adapter))
+    x = jr.normal(getkey(), (3, 8))
+    close(coded(x, x, x), dequantize(coded)(x, x, x))
 
 
 @pytest.mark.parametrize("adapter", ["LoRAEmbedding", "DoRAEmbedding", "HiRAEmbedding"])

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.experimental.jet import jet
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jno_lora_quantized import QuantizedArray, dequantize, quantize
 
@@ -57,6 +58,65 @@ def test_reads_like_the_weight(getkey, scheme):
 def test_rows(getkey, scheme, index):
     weight = linear(getkey, scheme).weight
     close(weight[index], weight.decoded()[index], 1e-6)
+
+
+def test_sequences_and_arithmetic(getkey):
+    weight = linear(getkey, "int8").weight
+    W = weight.decoded()
+    np.testing.assert_array_equal(jnp.stack(list(weight)), W)
+    np.testing.assert_array_equal(np.asarray(weight), W)
+    np.testing.assert_array_equal(weight.reshape(-1, 10), W.reshape(-1, 10))
+    for got, expected in (
+        (weight + 1, W + 1),
+        (1 - weight, 1 - W),
+        (2 * weight, 2 * W),
+        (weight / 3, W / 3),
+        (-weight, -W),
+        (weight**2, W**2),
+        (W * weight, W * W),
+    ):
+        close(got, expected, 1e-6)
+
+
+def test_integers_as_inputs(getkey):
+    weight = linear(getkey, "int8").weight
+    with jax.numpy_dtype_promotion("standard"):
+        for x in (jnp.arange(70), jnp.ones(70, bool), jnp.ones(70, complex)):
+            close(jax.jit(lambda x: weight @ x)(x), weight.decoded() @ x, 1e-4)
+
+
+def on_mesh(kind):
+    return jax.make_mesh((2,), ("d",), axis_types=(kind,), devices=jax.devices()[:2])
+
+
+def test_under_shard_map(getkey):
+    layer, xs, scale = linear(getkey, "int8", 6, 6), jr.normal(getkey(), (4, 6)), jnp.ones(6)
+    mesh = on_mesh(AxisType.Auto)
+
+    def slope(layer):
+        def loss(scale, xs):
+            mean = jnp.mean(jnp.sin(jax.vmap(layer)(xs * scale[None])))
+            return jax.lax.pmean(mean, "d")
+
+        specs = (PartitionSpec(), PartitionSpec("d"))
+        whole = jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+        return jax.jit(jax.grad(whole))(scale, xs)
+
+    close(slope(layer), slope(dequantize(layer)))
+
+
+def test_on_explicit_axes(getkey):
+    mesh = on_mesh(AxisType.Explicit)
+    layer = quantize(eqx.nn.Linear(64, 6, use_bias=False, key=getkey()))
+    placed = jax.tree.map(
+        lambda leaf: jax.device_put(leaf, NamedSharding(mesh, PartitionSpec())), layer
+    )
+    xs = jax.device_put(jr.normal(getkey(), (4, 64)), NamedSharding(mesh, PartitionSpec("d", None)))
+    with jax.set_mesh(mesh):
+        y = jax.jit(jax.vmap(placed))(xs)
+        slope = jax.jit(jax.grad(lambda xs: jnp.sum(jnp.sin(jax.vmap(placed)(xs)))))(xs)
+    assert y.sharding.spec == slope.sharding.spec == PartitionSpec("d", None)
+    close(y, jax.vmap(dequantize(layer))(np.asarray(xs)))
 
 
 def test_rows_out_of_bounds_are_those_of_jax(getkey):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jno.lora import CheckpointError, Net, SelectionError, apply_lora
 from jno_lora_quantized import load_quantized, quantize, save_quantized
@@ -62,6 +63,19 @@ def test_two_schemes_and_none(getkey, model, tmp_path):
     assert load_quantized(quantize(model), file) == model
 
 
+def test_loads_onto_a_mesh(getkey, tmp_path):
+    file, mesh = tmp_path / "base.safetensors", Mesh(np.array(jax.devices()[:2]), ("a",))
+    layer = eqx.nn.Linear(8, 4, key=getkey())
+    save_quantized(quantize(layer), file)
+    placed = NamedSharding(mesh, PartitionSpec("a"))
+    template = jax.tree.map(lambda leaf: jax.device_put(leaf, placed), layer)
+    for other in (template, quantize(template)):
+        loaded = load_quantized(other, file)
+        assert loaded.bias.sharding == placed
+        assert loaded.weight.codes.sharding.spec[0] == "a"
+        np.testing.assert_array_equal(loaded.weight.codes, quantize(layer).weight.codes)
+
+
 def test_adapted_models_are_refused(getkey, model, tmp_path):
     adapted = apply_lora(quantize(model), 2, key=getkey())
     with pytest.raises(CheckpointError, match="unwrap_lora"):
@@ -112,6 +126,11 @@ CHANGES = {
     "dtype": lambda found, tensors: found["weights"][WEIGHT].update(dtype="int8"),
     "stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=3),
     "negative stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=-1),
+    "a real stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=1.5),
+    "another stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=0),
+    "a norm": lambda found, tensors: found["weights"].update(
+        {"norm/weight": {**found["weights"][WEIGHT], "stack_ndim": 0}}
+    ),
     "stack's type": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim="1"),
     "no dict": lambda found, tensors: found["weights"].update({WEIGHT: 3}),
     "another weight": lambda found, tensors: found["weights"].update(x={}),

@@ -1,6 +1,9 @@
 """Which layers are quantised, which are left alone and why, and the way back."""
 
+import copy
+import inspect
 import pickle
+import weakref
 
 import equinox as eqx
 import jax
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jno.lora import Net, SelectionError, apply_lora
+from jno.lora import LoRAWrapper, Net, SelectionError, apply_lora
 from jno_lora_quantized import QuantizedArray, dequantize, plan_quantization, quantize
 
 
@@ -148,6 +151,101 @@ def test_layers_in_adapters(model):
     made = quantize(adapted)
     assert scheme_of(made.layers[0].base.weight) == "nf4"
     assert made.layers[0].lora_A is adapted.layers[0].lora_A
+
+
+def test_old_layers_are_dropped_one_by_one(getkey, monkeypatch):
+    model = [eqx.nn.Linear(8, 8, key=getkey()) for _ in range(3)]
+    references, alive = [weakref.ref(layer.weight) for layer in model], []
+    of = QuantizedArray.of.__func__
+
+    def counted(cls, *args):
+        alive.append(sum(reference() is not None for reference in references))
+        return of(cls, *args)
+
+    monkeypatch.setattr(QuantizedArray, "of", classmethod(counted))
+    held = [model]
+    del model
+    inspect.unwrap(quantize)(held.pop())
+    assert alive == [3, 2, 1]
+
+
+def test_layers_of_an_adapter_itself_are_left_alone(getkey):
+    class Beside(LoRAWrapper):
+        adapter_fields = ("beside",)
+        base: eqx.nn.Linear
+        beside: eqx.nn.Linear
+
+        @classmethod
+        def applies_to(cls, leaf):
+            return isinstance(leaf, eqx.nn.Linear)
+
+        def __init__(self, base, *, key):
+            self.base, self.beside = base, eqx.nn.Linear(4, 4, key=key)
+
+        def __call__(self, x):
+            return self.base(x) + self.beside(x)
+
+        def merge(self):
+            return self.base
+
+    adapted = apply_lora(eqx.nn.Linear(4, 4, key=getkey()), key=getkey(), wrappers=Beside)
+    made = quantize(adapted)
+    assert scheme_of(made.base.weight) == "nf4" and made.beside.weight is adapted.beside.weight
+    assert [row.path for row in plan_quantization(adapted).rows] == ["base"]
+
+
+def test_tied_weights(getkey):
+    parts = (
+        eqx.nn.Embedding(11, 6, key=getkey()),
+        eqx.nn.Linear(6, 11, use_bias=False, key=getkey()),
+    )
+    tied = eqx.nn.Shared(parts, lambda pair: pair[1].weight, lambda pair: pair[0].weight)
+    made = quantize(tied)
+    (table, head), (plain_table, plain_head) = made(), dequantize(made)()
+    np.testing.assert_allclose(head(table(3)), plain_head(plain_table(3)), rtol=1e-5)
+
+
+def test_equinox_files_and_copies(getkey, tmp_path):
+    parts = [eqx.nn.Conv1d(2, 3, 2, key=getkey()), eqx.nn.Linear(4, 3, key=getkey())]
+    made = quantize(parts)
+    eqx.tree_serialise_leaves(tmp_path / "leaves", made)
+    template = eqx.filter_eval_shape(quantize, parts)
+    assert eqx.tree_equal(eqx.tree_deserialise_leaves(tmp_path / "leaves", template), made)
+    assert eqx.tree_equal(copy.deepcopy(made), made)
+    x = jnp.ones((2, 5))
+    np.testing.assert_array_equal(made[0](x=x), made[0](x, key=getkey()))
+
+
+def test_empty_weights_and_other_reasons(getkey):
+    class Spectral(eqx.Module):
+        weights: jax.Array
+
+    empty = LookAlike(jnp.zeros((3, 0)), 0, 3)
+    parts = {"cell": eqx.nn.GRUCell(4, 4, key=getkey()), "spectral": Spectral(jnp.ones(2, complex))}
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 3, key=key))(jr.split(getkey(), 2))
+    parts |= {"empty": empty, "stack": jax.tree.map(lambda leaf: leaf[:0], stack)}
+    plan = plan_quantization({**parts, "mha": eqx.nn.MultiheadAttention(2, 8, key=getkey())})
+    reasons = {row.path: row.reason for row in plan.left_alone}
+    assert reasons == {
+        "cell": "it is not a linear, convolution or embedding layer",
+        "spectral": "its numbers are complex, and have no codes",
+        "empty": "its weight (3, 0) is empty",
+        "stack": "its weight is empty",
+    }
+    assert len(plan.quantized) == 4  # the projections of the attention
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_sizes_at_the_ends_of_a_dtype(getkey, scheme):
+    W = jr.normal(getkey(), (8, 64))
+    W = W / jnp.abs(W).max()
+    for weight in (1e-40 * W, 1e30 * W, (65504 * W).astype(jnp.float16)):
+        made = quantize(eqx.nn.Embedding(weight=weight), scheme)
+        decoded, old = made.weight.decoded().astype(jnp.float32), weight.astype(jnp.float32)
+        assert jnp.max(jnp.abs(decoded - old)) <= 0.25 * jnp.max(jnp.abs(old)) + 1e-36
+    if scheme == "nf4":  # the mean of the scales is not finite
+        with pytest.raises(SelectionError, match="too near to the largest of float32"):
+            quantize(eqx.nn.Embedding(weight=3e38 * W.at[:, 0].set(1)))
 
 
 def test_half_precision_and_numpy(getkey):

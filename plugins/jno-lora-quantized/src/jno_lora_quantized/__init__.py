@@ -1,17 +1,23 @@
 """Quantised frozen weights of Equinox models, beside which adapters of jno-lora train (QLoRA)."""
 
 from ._array import QuantizedArray
+from ._errors import QuantizationError, QuantizationErrors, quantization_errors
 from ._files import load_quantized, save_quantized
+from ._loftq import loftq
 from ._plan import QuantizationPlan, QuantizationRow
 from ._quantize import dequantize, plan_quantization, quantize
 
 __all__ = [
+    "QuantizationError",
+    "QuantizationErrors",
     "QuantizationPlan",
     "QuantizationRow",
     "QuantizedArray",
     "dequantize",
     "load_quantized",
+    "loftq",
     "plan_quantization",
+    "quantization_errors",
     "quantize",
     "save_quantized",
 ]

@@ -38,7 +38,8 @@ class QuantizedArray(CodedArray):
         "of a small update. Merge into plain layers by merge_lora(dequantize(model)), of "
         "jno_lora_quantized, and quantise the result anew if it must be small. Adapters that start "
         "by changing the weight (PiSSA, MiLoRA, OLoRA) go in first: "
-        "quantize(apply_lora(model, ...))."
+        "quantize(apply_lora(model, ...)). Codes cannot give the original weight back: for files "
+        'and unwrapping, start LoRA by loftq(model, start="pissa").'
     )
 
     codes: Integer[Array, "*stack rows bytes"]

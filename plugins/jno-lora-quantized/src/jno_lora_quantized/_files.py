@@ -29,7 +29,7 @@ from jno.lora.extending import (
 
 from ._array import QuantizedArray
 from ._layers import all_plain, decoding
-from ._quantize import is_convolution
+from ._quantize import is_convolution, placed_like, stack_axes
 from ._schemes import scheme_named
 
 M = TypeVar("M")
@@ -82,7 +82,8 @@ def load_quantized(template: M, path: FilePath) -> M:
     **Arguments:**
 
     - `template`: a model of the same classes and shapes, quantised or not. Its values are not
-        used: `eqx.filter_eval_shape(make_model)` gives one without memory.
+        used: `eqx.filter_eval_shape(make_model)` gives one without memory. Arrays go onto the mesh
+        of the template's, if these lie on one.
     - `path`: of the file.
 
     **Returns:** the template with the file's arrays and quantised weights in it.
@@ -91,14 +92,21 @@ def load_quantized(template: M, path: FilePath) -> M:
     does not fit the template; `SelectionError` if `template` is a `Net` or a set.
     """
     expect_model(template, "load_quantized")
-    plain = eqx.filter_eval_shape(all_plain, template)
+    stacks: dict[str, int] = {}
+
+    def examine(model: Any) -> Any:
+        made = all_plain(model)
+        stacks.update(stack_axes(made))
+        return made
+
+    plain = eqx.filter_eval_shape(examine, template)
     tensors, metadata = read_file(path)
     coded = _described(path, metadata)
-    expected = dict(_arrays(plain))
+    expected, old_ones = dict(_arrays(plain)), dict(_arrays(template))
     made: dict[str, Any] = {}
     problems: list[str] = []
     for name, old in expected.items():
-        new = _coded_form(old, coded.get(name)) if name in coded else old
+        new = _coded_form(old, stacks.get(name), coded[name]) if name in coded else old
         if isinstance(new, str):
             problems.append(f"{name}: {new}")
             continue
@@ -112,7 +120,8 @@ def load_quantized(template: M, path: FilePath) -> M:
         problems += wrong
         if not wrong:
             values = [jnp.asarray(tensors.pop(own)) for own in leaves]
-            made[name] = jtu.tree_unflatten(jtu.tree_structure(new), values)
+            array = jtu.tree_unflatten(jtu.tree_structure(new), values)
+            made[name] = placed_like(array, old_ones[name])
     problems += [f"{name}: not an array of the model" for name in coded if name not in expected]
     if not problems:
         problems += [f"{name}: not an array of the model" for name in tensors]
@@ -135,22 +144,24 @@ def _filled(plain: Any, made: dict[str, Any]) -> Any:
     )
 
 
-def _coded_form(weight: Any, described: Any) -> QuantizedArray | str:
-    """The quantised form of a weight by a file's description, or what is wrong with it."""
+def _coded_form(weight: Any, stack_ndim: int | None, described: Any) -> QuantizedArray | str:
+    """The quantised form of a weight by a file's description, or what is wrong with it.
+
+    - `stack_ndim`: the number of axes of its stack; `None` if it is not a weight to quantise.
+    """
+    if stack_ndim is None:
+        return "the file has codes, but it is not a weight that `quantize` takes"
     try:
         rest = dict(described)
-        dtype, stack_ndim, name = (rest.pop(it) for it in ("dtype", "stack_ndim", "scheme"))
+        dtype, stack, name = (rest.pop(it) for it in ("dtype", "stack_ndim", "scheme"))
         scheme = scheme_named(name, **rest)
     except (TypeError, ValueError, KeyError, SelectionError) as err:
         return f"the file describes {reprlib.repr(described)}, which is no known form ({err})"
-    is_fitting = (
-        dtype == str(weight.dtype)
-        and jnp.issubdtype(weight.dtype, jnp.floating)
-        and stack_ndim in range(weight.ndim)
-        and weight.size > 0
-    )
-    if not is_fitting:
-        return f"the file has the form {described!r}, the template {show_array(weight)}"
+    if dtype != str(weight.dtype) or stack != stack_ndim:
+        return (
+            f"the file has the form {reprlib.repr(described)}, the template {show_array(weight)}, "
+            f"in a stack of {stack_ndim} axes"
+        )
     make = functools.partial(QuantizedArray.of, scheme=scheme, stack_ndim=stack_ndim)
     return eqx.filter_eval_shape(make, weight)
 

@@ -31,10 +31,11 @@ def _decoding(cls: Any) -> Any:
     """`cls`, whose call also works with a coded weight."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        is_plain = len(args) == 1 and kwargs.keys() <= {"key"}
+        if cls.__module__.partition(".")[0] != "equinox" or not is_plain:
+            return cls.__call__(with_arrays(self), *args, **kwargs)  # more than a convolution
         if not is_coded(self.weight):
             return cls.__call__(self, *args, **kwargs)
-        if cls.__module__.partition(".")[0] != "equinox":  # it may do more than convolve
-            return cls.__call__(with_arrays(self), *args, **kwargs)
         y = self.weight.applied(_Convolution(_frame(self)), *args)
         return y if self.bias is None else y + self.bias
 

@@ -36,7 +36,7 @@ class Applied:
 
 @dataclasses.dataclass(frozen=True)
 class _Transposed:
-    """The transpose of `of`, which takes an `x` of this form."""
+    """The transpose of `of`, which takes an `x` of this type."""
 
     of: Map
     x: Any
@@ -76,8 +76,8 @@ def _run(*args: Array, function: Map) -> Array:
 
 @linear_p.def_abstract_eval
 def _abstract(*args: Any, function: Map) -> ShapedArray:
-    out = jax.eval_shape(function, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args))
-    return ShapedArray(out.shape, out.dtype)
+    # Traced with the arguments' own types, which say how they lie on a mesh.
+    return jax.make_jaxpr(function)(*args).out_avals[0]
 
 
 def _differentiate(primals: Any, tangents: Any, *, function: Map) -> tuple[Array, Any]:
@@ -89,8 +89,7 @@ def _differentiate(primals: Any, tangents: Any, *, function: Map) -> tuple[Array
 
 
 def _transpose(y: Any, x: Any, *leaves: Any, function: Map) -> tuple[Any, ...]:
-    form = jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype)
-    back = linear(_Transposed(function, form), y, *leaves)
+    back = linear(_Transposed(function, x.aval), y, *leaves)
     return back, *(None for _ in leaves)
 
 
@@ -113,8 +112,9 @@ def _after_x(x: Array, *leaves: Array, function: Map) -> Array:
     """
     if x.size == 0:
         return function(x, *leaves)
-    first = jnp.real(jax.lax.reshape(x, (x.size,))[0])
-    never = (first != first) & (first == jnp.asarray(jnp.inf, first.dtype))
+    # Of all entries: one alone could not be read where the axes of a mesh are explicit.
+    some = jnp.max(jnp.real(x)).astype(jnp.float32)
+    never = (some != some) & (some == jnp.float32(jnp.inf))
     return function(x, *(leaf ^ never.astype(leaf.dtype) for leaf in leaves))
 
 

@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.coded import is_coded
@@ -44,8 +44,8 @@ def quantize(
     """`model`, with codes in the place of the weights of its layers. Adapters then go on as ever.
 
     Linear, convolution and embedding layers, look-alikes of them and stacks; the layers inside
-    adapters, too. Other layers are left alone: `plan_quantization` lists them. Layer by layer: no
-    more than one weight is there twice, if the caller drops the old model's layers.
+    adapters, too. Other layers are left alone: `plan_quantization` lists them. Layer by layer:
+    `quantize(make_model())` never holds more than the model, the codes so far and one layer more.
 
     **Arguments:**
 
@@ -61,22 +61,27 @@ def quantize(
     holds NaN or infinities, and if `model` is a `Net` or a set.
     """
     expect_model(model, "quantize")
-    made, pattern = scheme_named(scheme, block, double), _pattern(target)
-    if _is_template(model):
+    chosen, pattern = scheme_named(scheme, block, double), as_pattern(target)
+    if is_template(model):
         function = functools.partial(
             quantize, scheme=scheme, target=target, block=block, double=double
         )
         return eqx.filter_eval_shape(function, model)
-    found = {keys: layer for keys, layer, reason in _layers(model, pattern) if reason is None}
+    found = {keys for keys, _, reason in layers_to_quantize(model, pattern) if reason is None}
     if not found:
-        raise SelectionError(_nothing_to_do(model, pattern))
+        raise SelectionError(nothing_to_do(model, pattern))
 
-    def replace(keys: Any, node: Any) -> Any:
-        return _quantized(keys, node, made) if keys in found else node
-
-    return jtu.tree_map_with_path(
-        replace, model, is_leaf=lambda keys, _: keys in found, is_leaf_takes_path=True
+    nodes, treedef = jtu.tree_flatten_with_path(
+        model, is_leaf=lambda keys, _: keys in found, is_leaf_takes_path=True
     )
+    # No name holds an old layer once its codes are there.
+    del model
+    made: list[Any] = []
+    nodes.reverse()
+    while nodes:
+        keys, node = nodes.pop()
+        made.append(_quantized(keys, node, chosen) if keys in found else node)
+    return jtu.tree_unflatten(treedef, made)
 
 
 def dequantize(model: M) -> M:
@@ -87,7 +92,7 @@ def dequantize(model: M) -> M:
     **Raises:** `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "dequantize")
-    return eqx.filter_eval_shape(all_plain, model) if _is_template(model) else all_plain(model)
+    return eqx.filter_eval_shape(all_plain, model) if is_template(model) else all_plain(model)
 
 
 def plan_quantization(
@@ -103,8 +108,8 @@ def plan_quantization(
     **Arguments** and **Raises:** as `quantize`, but a plan may quantise nothing.
     """
     expect_model(model, "plan_quantization")
-    made, pattern = scheme_named(scheme, block, double), _pattern(target)
-    if _is_template(model):
+    made, pattern = scheme_named(scheme, block, double), as_pattern(target)
+    if is_template(model):
         plans: list[QuantizationPlan] = []
         eqx.filter_eval_shape(lambda traced: plans.append(_plan(traced, made, pattern)), model)
         return plans[0]
@@ -113,7 +118,7 @@ def plan_quantization(
 
 def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str] | None) -> QuantizationPlan:
     rows: list[QuantizationRow] = []
-    for keys, layer, reason in _layers(model, pattern):
+    for keys, layer, reason in layers_to_quantize(model, pattern):
         before = after = sum(_nbytes(array) for array in _own_arrays(layer))
         name = None
         if reason is None:
@@ -122,20 +127,26 @@ def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str] | None) -> Qua
             )
             codes = eqx.filter_eval_shape(make, jnp.asarray(layer.weight))
             name, before, after = scheme.name, _nbytes(layer.weight), codes.nbytes
-        rows.append(QuantizationRow(_path(keys), type(layer).__name__, name, reason, before, after))
+        rows.append(
+            QuantizationRow(path_of(keys), type(layer).__name__, name, reason, before, after)
+        )
     return QuantizationPlan(tuple(rows))
 
 
-def _layers(
-    model: PyTree, pattern: re.Pattern[str] | None
+def layers_to_quantize(
+    model: PyTree, pattern: re.Pattern[str] | None, parent: tuple[Any, ...] = ()
 ) -> Iterator[tuple[Any, Any, str | None]]:
     """The keys of each layer with floating arrays, the layer, and why it is left alone, if so."""
     found: list[tuple[Any, Any, str | None]] = []
 
-    def visit(keys: Any, node: Any) -> bool:
+    def visit(own_keys: Any, node: Any) -> bool:
+        keys = (*parent, *own_keys)
         if not isinstance(node, eqx.Module):
             return False
         if is_coded(node):
+            return True
+        if isinstance(node, LoRAWrapper):  # what else it holds is its own, and may train
+            found.extend(layers_to_quantize(node.base, pattern, (*keys, jtu.GetAttrKey("base"))))
             return True
         kind = _kind(node)
         if kind is not None:
@@ -144,9 +155,11 @@ def _layers(
         if isinstance(node, _NORMS):
             found.append((keys, node, f"the {type(node).__name__} rewrites the weight inside"))
             return True
-        if not isinstance(node, LoRAWrapper) and _own_arrays(node):
+        if _own_arrays(node):
             answers = (kind.why_not(node) for kind in _KINDS)
             reason = next((answer for answer in answers if answer is not None), None)
+            if any(jnp.iscomplexobj(array) for array in _own_arrays(node)):
+                reason = "its numbers are complex, and have no codes"
             what = "it is not a linear, convolution or embedding layer"
             found.append((keys, node, reason or what))
         return False
@@ -158,30 +171,47 @@ def _layers(
 def _reason(keys: Any, layer: Any, pattern: re.Pattern[str] | None) -> str | None:
     if is_coded(layer.weight):
         return "its weight is quantised already"
-    if pattern is not None and not pattern.search(_path(keys)):
+    if layer.weight.size == 0:
+        return "its weight is empty"
+    if pattern is not None and not pattern.search(path_of(keys)):
         return "the target does not match its path"
     return None
 
 
 def _quantized(keys: Any, layer: Any, scheme: Scheme) -> Any:
+    codes = QuantizedArray.of(jnp.asarray(layer.weight), scheme, _kind(layer).stack_ndim(layer))
+    return with_codes(path_of(keys), layer, codes)
+
+
+def with_codes(path: str, layer: Any, codes: QuantizedArray) -> Any:
+    """`layer`, with `codes` in the place of its weight.
+
+    **Raises:** `SelectionError` if they stand for numbers that are not finite.
+    """
     weight = jnp.asarray(layer.weight)
-    is_finite = jnp.all(jnp.isfinite(weight))
-    if not isinstance(is_finite, Tracer) and not is_finite:
+    if not isinstance(weight, Tracer) and not _is_finite(codes):
         raise SelectionError(
-            f"The weight of the {type(layer).__name__} at {show_path(_path(keys))!r} holds NaN or "
-            "infinities, for which there are no codes."
+            f"The weight of the {type(layer).__name__} at {show_path(path)!r} holds NaN, "
+            f"infinities, or numbers too near to the largest of {weight.dtype}: its codes do not "
+            "stand for finite numbers."
         )
-    codes = QuantizedArray.of(weight, scheme, _kind(layer).stack_ndim(layer))
-    made = eqx.tree_at(lambda m: m.weight, layer, _placed(codes, weight))
+    made = eqx.tree_at(lambda m: m.weight, layer, placed_like(codes, weight))
     return decoding(made) if is_convolution(layer) else made
 
 
-def _placed(codes: QuantizedArray, weight: Any) -> QuantizedArray:
-    """`codes` on the mesh of `weight`, cut along the same axes where these divide."""
-    sharding = None if isinstance(weight, Tracer) else weight.sharding
+@jax.jit
+def _is_finite(codes: QuantizedArray) -> Bool[Array, ""]:
+    return jnp.all(jnp.isfinite(codes.decoded()))
+
+
+def placed_like(array: Any, weight: Any) -> Any:
+    """`array` on the mesh of `weight`, cut along the same axes; codes, where these divide."""
+    sharding = None if isinstance(weight, Tracer) else getattr(weight, "sharding", None)
     if not isinstance(sharding, NamedSharding):
-        return codes
-    stack = codes.codes.ndim - 2
+        return array
+    if not is_coded(array):
+        return jax.device_put(array, sharding)
+    stack = array.codes.ndim - 2
     spec = (*sharding.spec, *(None,) * (weight.ndim - len(sharding.spec)))
 
     def place(leaf: Any) -> Any:
@@ -191,12 +221,21 @@ def _placed(codes: QuantizedArray, weight: Any) -> QuantizedArray:
         own = [axis if _divides(sharding.mesh, axis, count) else None for axis, count in pairs]
         return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec(*own)))
 
-    return jax.tree.map(place, codes)
+    return jax.tree.map(place, array)
 
 
 def _divides(mesh: Any, axis: Any, count: int) -> bool:
     names = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
     return count % int(np.prod([mesh.shape[name] for name in names], dtype=int)) == 0
+
+
+def stack_axes(model: PyTree) -> dict[str, int]:
+    """The paths of all weights that can be quantised; for each, how many axes are of a stack."""
+    return {
+        path_of((*keys, jtu.GetAttrKey("weight"))): _kind(layer).stack_ndim(layer)
+        for keys, layer, reason in layers_to_quantize(model, None)
+        if reason is None
+    }
 
 
 def _kind(node: Any) -> Any:
@@ -217,23 +256,23 @@ def _nbytes(array: Any) -> int:
     return array.size * array.dtype.itemsize
 
 
-def _path(keys: Any) -> str:
+def path_of(keys: Any) -> str:
     return jtu.keystr(keys, simple=True, separator="/")
 
 
-def _is_template(model: PyTree) -> bool:
+def is_template(model: PyTree) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model))
 
 
-def _pattern(target: Any) -> re.Pattern[str] | None:
+def as_pattern(target: Any) -> re.Pattern[str] | None:
     try:
         return None if target is None else re.compile(target)
     except (re.error, TypeError) as err:
         raise SelectionError(f"`target` must be a regex, but is {target!r}: {err}") from err
 
 
-def _nothing_to_do(model: PyTree, pattern: re.Pattern[str] | None) -> str:
-    rows = {_path(keys): reason for keys, _, reason in _layers(model, None)}
+def nothing_to_do(model: PyTree, pattern: re.Pattern[str] | None) -> str:
+    rows = {path_of(keys): reason for keys, _, reason in layers_to_quantize(model, None)}
     if pattern is not None and not any(map(pattern.search, rows)):
         near = bullets(map(show_path, nearest(pattern.pattern, rows)))
         return f"target {pattern.pattern!r} matches no layer. The nearest paths are:\n{near}"

@@ -121,8 +121,10 @@ class FourBits(Scheme):
         codes, largest, mean = parts
         numbers = jnp.arange(len(codes)) if rows is None else rows
         flat = numbers[:, None] * codes.shape[1] + jnp.arange(codes.shape[1])[None]
-        second = _as_floats(largest)[flat // _SECOND_BLOCK]
-        return jnp.asarray(dynamic_tree_8())[_at(codes, rows)] * second + _as_floats(mean)
+        second, own = _as_floats(largest)[flat // _SECOND_BLOCK], _at(codes, rows)
+        # The codes decide where the scales lie, on a mesh whose axes are explicit.
+        book = jnp.asarray(dynamic_tree_8()).at[own].get(out_sharding=jax.typeof(own).sharding)
+        return book * second + _as_floats(mean)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeGuard
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from equinox import AbstractVar
 from jaxtyping import Array, Float, PyTree
 
@@ -80,8 +81,18 @@ class CodedArray(eqx.Module):
         """The array, transposed."""
         return self.decoded().T
 
+    def reshape(self, *shape: Any) -> Array:
+        """The array in another shape."""
+        return self.decoded().reshape(*shape)
+
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self.decoded())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.decoded(), dtype)
 
     def __matmul__(self, x: Any) -> Array:
         return self.applied(_times, jnp.asarray(x))
@@ -91,6 +102,17 @@ class CodedArray(eqx.Module):
 
     def __jax_array__(self) -> Array:
         return self.decoded()
+
+
+def _by_decoding(operator: str) -> Callable[..., Array]:
+    def operate(self: CodedArray, *others: Any) -> Array:
+        return getattr(self.decoded(), operator)(*others)
+
+    return operate
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "pow"):
+    setattr(CodedArray, f"__{_name}__", _by_decoding(f"__{_name}__"))
 
 
 def _times(W: Array, x: Array) -> Array:

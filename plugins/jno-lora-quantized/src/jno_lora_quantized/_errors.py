@@ -1,0 +1,125 @@
+"""How far the weights of a quantised model are from those of the model that it was made from."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from jno.lora import LoRAWrapper, SelectionError
+from jno.lora.coded import is_coded
+from jno.lora.extending import Printed, expect_model, layers_at, show_path, table
+from jno.lora.types import Table
+
+from ._quantize import layers_to_quantize, path_of
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationError:
+    """One layer, and how far its weight, with its adapter, is from the original.
+
+    - `adapter`: the class of the layer's adapter; `None` without one.
+    - `relative`: the Frobenius norm of the difference over that of the original weight.
+    - `largest`: the largest absolute difference of two entries.
+    """
+
+    path: str
+    layer: str
+    scheme: str
+    adapter: str | None
+    relative: float
+    largest: float
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class QuantizationErrors(Printed[QuantizationError]):
+    """The errors of all quantised layers of a model, and of all these weights together."""
+
+    rows: tuple[QuantizationError, ...]
+    relative: float
+    largest: float
+
+    def _table(self) -> Table:
+        columns = [("path", "left"), ("layer", "left"), ("scheme", "left"), ("adapter", "left")]
+        columns += [("relative error", "right"), ("largest error", "right")]
+        rows = (
+            (
+                show_path(row.path),
+                row.layer,
+                row.scheme,
+                row.adapter or "",
+                f"{row.relative:.4f}",
+                f"{row.largest:.3g}",
+            )
+            for row in self.rows
+        )
+        return table(
+            f"{len(self.rows)} quantised layers",
+            columns,
+            rows,
+            f"All together: relative error {self.relative:.4f}, largest {self.largest:.3g}.",
+        )
+
+
+def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
+    """The errors of the weights of a quantised model, adapters merged, against the original ones.
+
+    **Arguments:**
+
+    - `model`: the model before it was adapted and quantised.
+    - `quantized`: what was made from it: by `quantize`, with adapters or without, or by `loftq`.
+
+    **Raises:** `SelectionError` if no layer of `model` is a quantised one of `quantized`, if the
+    weight at a path has another shape there, and if one of the two is a `Net` or a set.
+    """
+    expect_model(model, "quantization_errors")
+    expect_model(quantized, "quantization_errors")
+    layers = {
+        path_of(keys): layer
+        for keys, layer, reason in layers_to_quantize(model, None)
+        if reason is None
+    }
+    found = layers_at(quantized, layers)
+    rows: list[QuantizationError] = []
+    sums: list[tuple[float, float]] = []
+    for path, layer in layers.items():
+        made = found.get(path)
+        codes = _base_of(made)
+        if not is_coded(codes):
+            continue
+        if codes.shape != layer.weight.shape:
+            raise SelectionError(
+                f"The weight at {show_path(path)!r} has the shape {layer.weight.shape} in the "
+                f"original model, and {codes.shape} in the quantised one."
+            )
+        missing, whole, largest = map(float, _differences(layer.weight, made.weight))
+        sums.append((missing, whole))
+        adapter = type(made).__name__ if isinstance(made, LoRAWrapper) else None
+        names = type(layer).__name__, codes.code, adapter
+        rows.append(QuantizationError(path, *names, _ratio(missing, whole), largest))
+    if not rows:
+        raise SelectionError(
+            "No layer of the first model is quantised in the second one. Give the original model "
+            "first, and the quantised one second."
+        )
+    missing, whole = map(sum, zip(*sums, strict=True))
+    return QuantizationErrors(tuple(rows), _ratio(missing, whole), max(row.largest for row in rows))
+
+
+def _base_of(layer: Any) -> Any:
+    while isinstance(layer, LoRAWrapper):
+        layer = layer.base
+    return getattr(layer, "weight", None)
+
+
+@jax.jit
+def _differences(original: Array, weight: Any) -> tuple[Array, Array, Array]:
+    old = jnp.asarray(original, jnp.float32)
+    rest = jnp.asarray(weight).astype(jnp.float32) - old
+    return jnp.sum(rest**2), jnp.sum(old**2), jnp.max(jnp.abs(rest))
+
+
+def _ratio(missing: float, whole: float) -> float:
+    return math.sqrt(missing / whole) if whole > 0 else 0.0

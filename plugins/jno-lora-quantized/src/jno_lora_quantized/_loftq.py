@@ -1,0 +1,156 @@
+"""LoftQ and QPiSSA: LoRA starts with what the codes of a weight miss."""
+
+import functools
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jno.lora import SelectionError
+from jno.lora.coded import is_coded
+from jno.lora.extending import adapted_layers, bullets, expect_model, map_adapters, show_path
+from jno_lora_zoo import largest
+
+from ._array import QuantizedArray
+from ._quantize import (
+    as_pattern,
+    is_template,
+    layers_to_quantize,
+    path_of,
+    placed_like,
+    quantize,
+    with_codes,
+)
+from ._schemes import Scheme, scheme_named
+
+M = TypeVar("M")
+Matrix = Float[Array, "out in"]
+_STARTS = ("codes", "pissa")
+
+
+def loftq(
+    model: M,
+    scheme: str = "nf4",
+    *,
+    iterations: int = 5,
+    start: str = "codes",
+    svd: str = "exact",
+    target: str | None = None,
+    block: int = 64,
+    double: bool = True,
+) -> M:
+    """`quantize(model, ...)`, whose LoRA adapters start with what the codes miss.
+
+    Of a layer that `W` is the matrix of, the codes `Q` of `W - s B A` and the `r` largest singular
+    triplets `s B A` of `W - Q` are found in turn. So the model starts closer to the one that was
+    adapted. LoRA, rsLoRA and LoRA-FA start so. All other layers are quantised as they are.
+
+    Papers: Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models",
+    arXiv:2310.08659; QPiSSA in Meng et al., arXiv:2404.02948.
+
+    **Arguments:**
+
+    - `model`: with adapters, as `apply_lora(model, rank, key=key)` gives it. What these have
+        learned counts as part of `W`.
+    - `iterations`: how often the codes are found.
+    - `start`: `"codes"`: the codes of `W` come first, and triplets last (LoftQ). `"pissa"`: the
+        triplets of `W` come first, and codes last (QPiSSA).
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, as for PiSSA. `"exact"` finds more in `W - Q`,
+        which has no few directions that are much larger than the others.
+    - `scheme`, `target`, `block`, `double`: as for `quantize`.
+
+    **Returns:** the model, with codes in the adapted layers and in the others. Its adapters are
+    those of the given classes: they save and load as ever, onto the base of
+    `save_quantized(unwrap_lora(model), path)`.
+
+    **Raises:** `SelectionError` for a wrong argument, if no adapter can start so, for an adapter
+    whose scale is 0, and as `quantize`.
+    """
+    expect_model(model, "loftq")
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise SelectionError(f"`iterations` must be a positive integer, but is {iterations!r}.")
+    if start not in _STARTS:
+        raise SelectionError(f'`start` must be "codes" or "pissa", but is {start!r}.')
+    settings = {"scheme": scheme, "target": target, "block": block, "double": double}
+    if is_template(model):
+        own = {"iterations": iterations, "start": start, "svd": svd}
+        return eqx.filter_eval_shape(functools.partial(loftq, **own, **settings), model)
+    made, pattern = scheme_named(scheme, block, double), as_pattern(target)
+    reasons = {path_of(keys): reason for keys, _, reason in layers_to_quantize(model, pattern)}
+    left_out: list[str] = []
+
+    def started(path: str, adapter: Any) -> Any:
+        base = f"{path}/base" if path else "base"
+        reason = reasons.get(base, "it is not a layer that quantize takes") or _why_not(adapter)
+        if reason is None:
+            return _started(path, adapter, made, iterations, start, svd)
+        left_out.append(f"{show_path(path)} ({type(adapter).__name__}): {reason}")
+        return adapter
+
+    adapters = [path for path, _ in adapted_layers(model)]
+    found = map_adapters(started, model)
+    if len(left_out) == len(adapters):
+        listed = bullets(left_out) if left_out else "  (no adapters: apply_lora comes first)"
+        raise SelectionError(f"loftq finds no adapter that it could start:\n{listed}")
+    is_left = any(reason is None for *_, reason in layers_to_quantize(found, pattern))
+    return quantize(found, **settings) if is_left else found
+
+
+def _why_not(adapter: Any) -> str | None:
+    if adapter.low_rank_scale(adapter.rank, adapter.alpha) is None:
+        return "its update is not a scale times B A"
+    if not adapter.state().keys() <= {"lora_A", "lora_B", "bias_update"}:
+        return "it has arrays beside its factors, such as a multiplier"
+    return None
+
+
+def _started(path: str, adapter: Any, scheme: Scheme, iterations: int, start: str, svd: str) -> Any:
+    """The adapter around the codes of its base."""
+    scale = adapter.low_rank_scale(adapter.rank, adapter.alpha)
+    if scale == 0:
+        raise SelectionError(
+            f"The adapter at {show_path(path)!r} has the scale 0: give it another."
+        )
+    function = functools.partial(
+        _alternated, scheme=scheme, scale=scale, iterations=iterations, start=start, svd=svd
+    )
+    for _ in range(adapter.stack_ndim(adapter.base)):
+        function = eqx.filter_vmap(function)
+    weight = adapter.base.weight
+    codes, A, B = eqx.filter_jit(function)(adapter)
+    base = with_codes(path, adapter.base, codes.astype(weight.dtype))
+    factors = placed_like(A, adapter.lora_A), placed_like(B, adapter.lora_B)
+    where = lambda m: (m.base, m.lora_A, m.lora_B)  # noqa: E731
+    return eqx.tree_at(where, adapter, (base, *factors))
+
+
+def _alternated(
+    adapter: Any, *, scheme: Scheme, scale: float, iterations: int, start: str, svd: str
+) -> tuple[QuantizedArray, Array, Array]:
+    """The codes of one layer, and the factors `A` and `B`."""
+    dtype, r = adapter.lora_A.dtype, adapter.lora_A.shape[0]
+    wide = _with_weight(adapter.base, jnp.asarray(adapter.base.weight).astype(jnp.float32))
+    W = adapter.matrix(eqx.tree_at(lambda m: m.base, adapter, wide).merge())
+
+    def factors_of(R: Matrix) -> tuple[Array, Array]:
+        U, S, Vt = largest(R, r, svd, jax.random.key(0))
+        root = jnp.sqrt(S / abs(scale))
+        sign = 1.0 if scale > 0 else -1.0
+        return (root[:, None] * Vt).astype(dtype), (sign * U * root[None]).astype(dtype)
+
+    def codes_of(R: Matrix) -> QuantizedArray:
+        return QuantizedArray.of(adapter.with_matrix(wide, R).weight, scheme)
+
+    nothing = jnp.zeros_like(adapter.lora_A), jnp.zeros_like(adapter.lora_B)
+    A, B = factors_of(W) if start == "pissa" else nothing
+    for step in range(1, iterations + 1):
+        codes = codes_of(W - scale * (B.astype(W.dtype) @ A.astype(W.dtype)))
+        if start == "codes" or step < iterations:
+            A, B = factors_of(W - adapter.matrix(_with_weight(wide, codes.decoded())))
+    return codes, A, B
+
+
+def _with_weight(layer: Any, weight: Any) -> Any:
+    return eqx.tree_at(lambda m: m.weight, layer, weight, is_leaf=is_coded)
