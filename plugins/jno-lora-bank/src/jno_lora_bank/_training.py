@@ -1,0 +1,61 @@
+"""An optimiser for all slots at once, each apart."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+from jno.lora import SelectionError
+from jno.lora.extending import imported_for
+
+# From its axis of slots on, a factor has this many axes.
+_NDIM = 3
+
+
+def slotwise(
+    make: Callable[[Any], Any],
+    rates: Float[Any, " slots"],
+    trains: Mapping[str, Any],
+) -> Any:
+    """`make(rate)` for each slot, as one optimiser of the factors of all slots.
+
+    - `trains`: by the path of each array of factors, which slots move.
+    """
+    with imported_for("AdapterBank.optimiser", "optim", "optax"):
+        import optax
+
+    def init(params: PyTree) -> Any:
+        return jax.vmap(lambda rate, own: make(rate).init(own))(jnp.asarray(rates), _front(params))
+
+    def back(keys: Any, update: Array) -> Array:
+        moves = trains[jtu.keystr(keys, simple=True, separator="/")]
+        kept = jnp.where(moves.reshape(-1, *(1,) * (update.ndim - 1)), update, 0)
+        return jnp.moveaxis(kept, 0, -_NDIM)
+
+    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        def one(rate: Array, *own: Any) -> Any:
+            return make(rate).update(*own)
+
+        own = (_front(grads), state, _front(params))
+        updates, state = jax.vmap(one)(jnp.asarray(rates), *own)
+        return jtu.tree_map_with_path(back, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _front(tree: PyTree) -> PyTree:
+    """The factors, with the axis of their slots in front of that of a stack."""
+
+    def move(keys: Any, x: Array) -> Array:
+        name = jtu.keystr(keys, simple=True, separator="/")
+        if name.rpartition("/")[2] not in ("lora_A", "lora_B"):
+            raise SelectionError(
+                f"{name} is not a factor of a slot. Give the optimiser of a bank the trainable "
+                "part that bank.partition() returns."
+            )
+        return jnp.moveaxis(x, -_NDIM, 0)
+
+    return jtu.tree_map_with_path(move, tree)
