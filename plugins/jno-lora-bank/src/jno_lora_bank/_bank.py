@@ -3,17 +3,17 @@
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Int, PyTree
+from jax.core import Tracer
+from jaxtyping import PyTree
 
 from jno.lora import (
     AdapterSet,
@@ -25,115 +25,16 @@ from jno.lora.extending import (
     adapted_layers,
     bullets,
     expect_model,
-    layers_at,
-    nearest,
-    put_around,
-    sharded_like,
     show_path,
 )
-from jno.lora.types import LayerForm, LooseAdapter
+from jno.lora.types import LooseAdapter
 
 from ._slots import Slots, at_slot, slots_class
+from ._state import Form, Snapshot, State, banked
 from ._training import slotwise
 from ._values import Values, is_product, values_of
 
-# The number of axes that an array of `Slots` has from its axis of slots on.
-_NDIM = {"lora_A": 3, "lora_B": 3, "scale": 1, "gain": 2, "shift": 2}
-
 Source = AdapterSet | str | os.PathLike[str]
-
-
-class Snapshot(NamedTuple):
-    """A bank at one moment: what is added or removed later does not change it.
-
-    - `model`: with all slots in its adapted layers, for `at_slot`.
-    - `slots`: the slot of each adapter by its name.
-    """
-
-    model: Any
-    slots: Mapping[str, int]
-
-    def index(self, names: Iterable[str | None]) -> Int[np.ndarray, " n"]:
-        """The slots of these names; that of `None` is 0, the base alone.
-
-        **Raises:** `SelectionError` for a name that the bank does not have.
-        """
-        return np.asarray([self.slot(name) for name in names], np.int32)
-
-    def slot(self, name: str | None) -> int:
-        """The slot of one name. **Raises:** as `index`."""
-        if name is None:
-            return 0
-        if name not in self.slots:
-            near = ", ".join(map(repr, nearest(str(name), self.slots, n=3))) or "none"
-            raise SelectionError(
-                f"The bank has no adapter {name!r} (the nearest names: {near}). It was never added "
-                "or was removed; None is the base alone."
-            )
-        return self.slots[name]
-
-
-class _State(NamedTuple):
-    """The model as leaves, and where in them the arrays of each layer's slots are.
-
-    - `free`: the empty slots, in the order in which they will be used.
-    """
-
-    leaves: list[Any]
-    treedef: Any
-    places: Mapping[str, Mapping[str, int]]
-    slots: Mapping[str, int]
-    free: tuple[int, ...]
-
-    @classmethod
-    def of(cls, model: PyTree, *rest: Any) -> "_State":
-        """The state with this model."""
-        pairs, treedef = jtu.tree_flatten_with_path(model)
-        index = {jtu.keystr(k, simple=True, separator="/"): i for i, (k, _) in enumerate(pairs)}
-        places = {
-            path: {f: index[cls.name(path, f)] for f in _NDIM if cls.name(path, f) in index}
-            for path, _ in _banked(model)
-        }
-        return cls([leaf for _, leaf in pairs], treedef, places, *rest)
-
-    @staticmethod
-    def name(path: str, field: str) -> str:
-        """The path of an array."""
-        return f"{path}/{field}".lstrip("/")
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The model and the names."""
-        return Snapshot(jtu.tree_unflatten(self.treedef, self.leaves), self.slots)
-
-    @property
-    def capacity(self) -> int:
-        """The number of slots, with slot 0."""
-        return 1 + len(self.slots) + len(self.free)
-
-    def arrays(self, path: str) -> dict[str, Array]:
-        """The arrays of the slots of one layer, by field."""
-        return {field: self.leaves[place] for field, place in self.places.get(path, {}).items()}
-
-    def written(self, slot: int, values: Mapping[str, Values], in_place: bool) -> "_State":
-        """The state with other values in one slot, in the fields that `values` hold.
-
-        `in_place`: whether this state may become unusable.
-        """
-        where = [(self.places[path][field], field) for path in values for field in values[path]]
-        old = [self.leaves[place] for place, _ in where]
-        new = [values[path][field] for path in values for field in values[path]]
-        axes = tuple(x.ndim - _NDIM[field] for x, (_, field) in zip(old, where, strict=True))
-        new = [
-            _filled_up(value, (*x.shape[:axis], *x.shape[axis + 1 :]), x.dtype)
-            for value, x, axis in zip(new, old, axes, strict=True)
-        ]
-        write = _write_in_place if in_place else _write
-        made = sharded_like(write(old, new, np.int32(slot), axes), old)
-        leaves = list(self.leaves)
-        for (place, _), array in zip(where, made, strict=True):
-            leaves[place] = array
-        return self._replace(leaves=leaves)
 
 
 class AdapterBank:
@@ -187,10 +88,10 @@ class AdapterBank:
         self._plain, self._rank, self._fixed = model, rank, False
         self._lock = threading.RLock()
         free = tuple(range(1, 1 + max(slots, len(sets))))
-        self._state = _State.of(model, MappingProxyType({}), free)
+        self._state = State.of(model, MappingProxyType({}), free)
         self._origins: dict[str, AdapterSet] = {}
         self._is_shared = True  # whether somebody else may hold the arrays of the state
-        self._partitioned: _State | None = None
+        self._partitioned: State | None = None
         for name, one in sets.items():
             self.add(one, name)
         self._fixed = fixed
@@ -265,11 +166,8 @@ class AdapterBank:
                 own = dict(adapter.state)
                 for field, shape in own.items():
                     if isinstance(shape, jax.ShapeDtypeStruct):
-                        array = state.arrays(path)[field]
-                        axis = array.ndim - _NDIM[field]
-                        array = lax.index_in_dim(array, slot, axis, keepdims=False)
-                        array = array[tuple(slice(0, size) for size in shape.shape)]
-                        own[field] = array.astype(shape.dtype)
+                        inside = tuple(slice(0, size) for size in shape.shape)
+                        own[field] = state.at(slot, path, field)[inside].astype(shape.dtype)
                 found[path] = dataclasses.replace(adapter, state=own)
             return AdapterSet(found, origin.shared)
 
@@ -300,8 +198,8 @@ class AdapterBank:
         **Raises:** `SelectionError` as `at_slot`, or inside `jit`, whose program would keep the
         adapters of now.
         """
-        *args, slot = args
-        if isinstance(jnp.zeros(()), jax.core.Tracer):
+        *inputs, slot = args
+        if isinstance(jnp.zeros(()), Tracer):
             raise SelectionError(
                 "A bank was called inside jit, whose program would keep the adapters of now. Give "
                 "the program the model: f(bank.snapshot().model, xs, slots), with "
@@ -310,7 +208,7 @@ class AdapterBank:
         with self._lock:
             now = self._state.snapshot
             slot = now.slot(slot) if slot is None or isinstance(slot, str) else slot
-            return _one(now.model, slot, args)
+            return _one(now.model, slot, inputs)
 
     def run(
         self, names: Sequence[str | None], *args: Any, function: Callable[..., Any] | None = None
@@ -328,7 +226,7 @@ class AdapterBank:
         **Raises:** `SelectionError` for an unknown name.
         """
         with self._lock:
-            index = self._state.snapshot.index(names)
+            index = self._state.snapshot.indices(names)
             return _batch(self._state.snapshot.model, index, args, function or _call)
 
     def partition(self) -> tuple[PyTree, PyTree]:
@@ -356,8 +254,11 @@ class AdapterBank:
                 )
             model = state.snapshot.model
             mine = eqx.filter(model, lora_trainable_filter(model))
-            shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), it) for it in (mine, trainable)]
-            if shapes[0] != shapes[1]:
+            forms = [
+                (jtu.tree_structure(it), [(x.shape, x.dtype) for x in jax.tree.leaves(it)])
+                for it in (mine, trainable)
+            ]
+            if forms[0] != forms[1]:
                 raise SelectionError(
                     "`trainable` must be the tree that partition() returned, with other values."
                 )
@@ -385,7 +286,7 @@ class AdapterBank:
         """
         with self._lock:
             state = self._state
-            index = state.snapshot.index(rates)
+            index = state.snapshot.indices(rates)
             trains = {
                 state.name(path, field): np.zeros(state.capacity, bool)
                 for path in state.places
@@ -411,17 +312,17 @@ class AdapterBank:
             adapters = read_adapters(adapters)
         return adapters, values_of(self._plain, adapters)
 
-    def _with_room(self, adapters: AdapterSet, values: Mapping[str, Values], slots: int) -> _State:
+    def _with_room(self, adapters: AdapterSet, values: Mapping[str, Values], slots: int) -> State:
         """The state, or a larger one, with room for the values and for more slots."""
         state = self._state
-        carried = {path: adapter for path, adapter in _banked(state.snapshot.model)}
+        carried = dict(banked(state.snapshot.model))
         lacking: list[str] = []
         if len(state.free) < slots:
             lacking.append(f"an empty slot (it has {state.capacity - 1}, all in use)")
-        forms: dict[str, _Form] = {}
+        forms: dict[str, Form] = {}
         for path in dict.fromkeys([*carried, *values]):
             arrays, new = state.arrays(path), values.get(path, {})
-            cls = slots_class(adapters[path].wrapper) if new else type(carried[path])
+            cls: Any = slots_class(adapters[path].wrapper) if new else type(carried[path])
             if path in carried and cls is not type(carried[path]):
                 raise SelectionError(
                     f"{show_path(path)}: the {adapters[path].wrapper.__name__} sees the matrix of "
@@ -431,7 +332,7 @@ class AdapterBank:
                 x.shape[-2] for x in (arrays.get("lora_A"), new.get("lora_A")) if x is not None
             ]
             fields = frozenset([*arrays, *new]) & {"gain", "shift"}
-            forms[path] = _Form(cls, max(self._rank, *ranks), fields)
+            forms[path] = Form(cls, max(self._rank, *ranks), fields)
             if not arrays:
                 lacking.append(f"slots in the layer {show_path(path)!r}")
             elif forms[path].rank > arrays["lora_A"].shape[-2]:
@@ -447,81 +348,19 @@ class AdapterBank:
         if self._fixed:
             raise SelectionError(
                 f"The bank is fixed, and the adapters need more room:\n{bullets(lacking)}\n"
-                "Remove an adapter, cut the rank by to_lora(model, rank=...), or make a larger bank."
+                "Remove an adapter, cut the rank by to_lora(model, rank=...), or make a new bank."
             )
         free = state.free
         if len(free) < slots:
             free = (*free, *range(state.capacity, 2 * state.capacity))
-        return self._grown(forms, free)
+        return state.grown(self._plain, forms, free)
 
-    def _grown(self, forms: Mapping[str, "_Form"], free: tuple[int, ...]) -> _State:
-        state = self._state
-        capacity = 1 + len(state.slots) + len(free)
-        layers = layers_at(self._plain, forms)
-        used = np.asarray([0, *state.slots.values()])
-        made: dict[str, LooseAdapter] = {}
-        for path, form in forms.items():
-            layer, old = layers[path], state.arrays(path)
-            ndim = form.cls.stack_ndim(layer)
-            arrays = form.empty(layer, ndim, capacity)
-            if not old:  # the adapters of now leave this layer as it is
-                arrays["scale"] = arrays["scale"].at[..., used].set(0)
-            for field, array in old.items():
-                inside = tuple(slice(0, size) for size in array.shape)
-                arrays[field] = arrays[field].at[inside].set(array)
-            form_of_layer = LayerForm.of(layer, ndim)
-            made[path] = LooseAdapter(arrays, form.cls, form.rank, 1.0, form_of_layer)
-        model = put_around(self._plain, AdapterSet(made))
-        return _State.of(model, state.slots, free)
-
-    def _write(self, state: _State, slot: int, values: Mapping[str, Values]) -> None:
-        whole = {path: self._completed(state, path, values.get(path, {})) for path in state.places}
+    def _write(self, state: State, slot: int, values: Mapping[str, Values]) -> None:
         is_own = not self._is_shared or state.leaves is not self._state.leaves
-        self._publish(state.written(slot, whole, is_own))
+        self._publish(state.written(slot, state.completed(values), is_own))
 
-    def _completed(self, state: _State, path: str, values: Values) -> Values:
-        """`values`, and for the fields that they lack those that change nothing."""
-        return {f: values.get(f, float(f == "gain")) for f in state.places[path]}
-
-    def _publish(self, state: _State) -> None:
+    def _publish(self, state: State) -> None:
         self._state, self._is_shared = state, False
-
-
-class _Form(NamedTuple):
-    """What the slots of one layer have room for."""
-
-    cls: type[Slots]
-    rank: int
-    fields: frozenset[str]
-
-    def empty(self, layer: Any, ndim: int, capacity: int) -> dict[str, Array]:
-        """The arrays of empty slots for `layer`, with `ndim` axes of a stack."""
-
-        def start(layer: Any) -> dict[str, Array]:
-            options = {field: True for field in self.fields}
-            key = jax.random.key(0)
-            return self.cls(layer, self.rank, 1.0, key=key, slots=capacity, **options).state()
-
-        for _ in range(ndim):
-            start = eqx.filter_vmap(start)
-        return start(layer)
-
-
-def _banked(model: PyTree) -> Iterator[tuple[str, Slots]]:
-    """The layers with slots, by path."""
-    return (pair for pair in adapted_layers(model) if isinstance(pair[1], Slots))
-
-
-def _filled_up(value: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """`value` in this shape and dtype, with zeros behind it along each axis that is longer."""
-    if isinstance(value, jax.Array) and value.shape == shape:
-        return value.astype(dtype)
-    value = np.asarray(value, dtype)
-    if value.ndim < len(shape):
-        return np.broadcast_to(value, shape)
-    filled = np.zeros(shape, dtype)
-    filled[tuple(slice(0, size) for size in value.shape)] = value
-    return filled
 
 
 def _skeleton(adapters: AdapterSet) -> AdapterSet:
@@ -540,17 +379,6 @@ def _skeleton(adapters: AdapterSet) -> AdapterSet:
     return AdapterSet(found, adapters.shared)
 
 
-def _written(old: list[Array], new: list[Any], slot: Any, axes: tuple[int, ...]) -> list[Array]:
-    return [
-        lax.dynamic_update_index_in_dim(array, value, slot, axis)
-        for array, value, axis in zip(old, new, axes, strict=True)
-    ]
-
-
-_write = jax.jit(_written, static_argnums=3)
-_write_in_place = jax.jit(_written, static_argnums=3, donate_argnums=0)
-
-
 def _call(model: Any, *args: Any) -> Any:
     return model(*args)
 
@@ -561,5 +389,5 @@ def _one(model: Any, slot: Any, args: Any) -> Any:
 
 
 @eqx.filter_jit
-def _batch(model: Any, index: Array, args: Any, function: Callable[..., Any]) -> Any:
+def _batch(model: Any, index: Any, args: Any, function: Callable[..., Any]) -> Any:
     return eqx.filter_vmap(lambda slot, args: function(at_slot(model, slot), *args))(index, args)

@@ -93,14 +93,14 @@ class _Blocks(NamedTuple):
     """The examples sorted by slot, and cut into blocks of one slot, at most `size` examples each.
 
     - `order`: the example at each place; `slots`: its slot.
-    - `firsts`: the place of the first example of each block; `count`: the number of blocks.
+    - `firsts`: the place of the first example of each block; `total`: the number of blocks.
     - `n`: the rows of each example.
     """
 
     order: Int[Array, " b"]
     slots: Int[Array, " b"]
     firsts: Int[Array, " b"]
-    count: Int[Array, ""]
+    total: Int[Array, ""]
     size: int
     n: int
 
@@ -120,7 +120,7 @@ class _Blocks(NamedTuple):
             first = self.firsts[i]
             return write(first, self.slots[first], result)
 
-        return lax.fori_loop(0, self.count, body, start)
+        return lax.fori_loop(0, self.total, body, start)
 
 
 def _blocks_of(x: Array, slots: Array, count: int) -> _Blocks:
@@ -164,7 +164,7 @@ def _shape_of_outer(x: Any, y: Any, slots: Any, *, count: int, dtype: Any) -> Sh
 _times = _primitive("jno_lora_slot_times", _shape_of_times)
 _outer = _primitive("jno_lora_slot_outer", _shape_of_outer)
 
-# One rule by the platform. A loop of small products suits a CPU; an accelerator would wait for each.
+# One rule by the platform: a loop of small products suits a CPU, and keeps an accelerator waiting.
 _lowered(_times, None, _gathered_times)
 _lowered(_outer, None, _gathered_outer)
 _lowered(_times, "cpu", _looped_times)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jno.lora import SelectionError
@@ -21,7 +21,6 @@ from jno_lora_zoo import (
     Matrix,
     Method,
     adapters_for,
-    compute_dtype,
     scaled,
 )
 
@@ -121,7 +120,7 @@ class Slots(Method):
         return jnp.where(self.slot == 0, jnp.asarray(-0.0, update.dtype), update)
 
 
-class SlotsLinear(Slots, LinearLayer):
+class SlotsLinear(Slots, LinearLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Slots of a linear layer."""
 
     def updated(self, x: Any) -> Array:
@@ -131,31 +130,32 @@ class SlotsLinear(Slots, LinearLayer):
         return y + self.or_base(slot_product(self.times_scale(h), self.lora_B, self.nearest))
 
 
-class SlotsEmbedding(Slots, EmbeddingLayer):
+class SlotsEmbedding(Slots, EmbeddingLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Slots of an embedding table. A lookup reads one column of one `A`."""
 
     def updated(self, x: Any) -> Array:
         y = self.product(x)
-        h = self.lora_A[self.nearest, :, x].astype(compute_dtype(self.base.weight))
+        h = self.lora_A[self.nearest, :, x].astype(y.dtype)
         return y + self.or_base(slot_product(self.times_scale(h), self.lora_B, self.nearest))
 
 
-class SlotsRecurrent(Slots, RecurrentLayer):
+class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Slots of a cell. What they change in the gates is added to the cell's biases."""
 
     def __call__(self, x: Array, hidden: Any, **kwargs: Any) -> Any:
-        is_gru = type(self.base) is eqx.nn.GRUCell
-        if not is_gru and type(self.base) is not eqx.nn.LSTMCell:
+        cell: Any = self.base
+        is_gru = type(cell) is eqx.nn.GRUCell
+        if not is_gru and type(cell) is not eqx.nn.LSTMCell:
             return super().__call__(x, hidden, **kwargs)  # a subclass may do anything
         if not is_gru:
             change = self._change(jnp.concatenate([x, hidden[0]]))
-            return _with_biases(self.base, bias=change)(x, hidden)
+            return _with_biases(cell, bias=change)(x, hidden)
         of_input = self._change(jnp.concatenate([x, jnp.zeros_like(hidden)]))
         of_state = self._change(jnp.concatenate([jnp.zeros_like(x), hidden]))
         # The reset gate multiplies what the new state gets from the old one, and `bias_n` with it.
-        split = 2 * self.base.hidden_size
+        split = 2 * cell.hidden_size
         bias = of_input + jnp.pad(of_state[:split], (0, len(of_state) - split))
-        return _with_biases(self.base, bias=bias, bias_n=of_state[split:])(x, hidden)
+        return _with_biases(cell, bias=bias, bias_n=of_state[split:])(x, hidden)
 
     def _change(self, v: Array) -> Array:
         """`W' v - W v`."""
@@ -218,7 +218,7 @@ def at_slot(model: M, slot: Any) -> M:
     if not (is_int or jnp.issubdtype(getattr(slot, "dtype", bool), jnp.integer)) or jnp.ndim(slot):
         raise SelectionError(f"`slot` must be one whole number, but is {slot!r}.")
     count = layers[0].scale.shape[-1]
-    if not isinstance(slot, jax.core.Tracer) and not 0 <= int(slot) < count:
+    if not isinstance(slot, Tracer) and not 0 <= int(slot) < count:
         raise SelectionError(f"There is no slot {slot}: the bank has {count}, from 0.")
     index = jnp.asarray(slot).astype(jnp.int32)
 

@@ -35,11 +35,11 @@ def slotwise(
         kept = jnp.where(moves.reshape(-1, *(1,) * (update.ndim - 1)), update, 0)
         return jnp.moveaxis(kept, 0, -_NDIM)
 
-    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def one(rate: Array, *own: Any) -> Any:
             return make(rate).update(*own)
 
-        own = (_front(grads), state, _front(params))
+        own = (_front(updates), state, _front(params))
         updates, state = jax.vmap(one)(jnp.asarray(rates), *own)
         return jtu.tree_map_with_path(back, updates), state
 

@@ -1,6 +1,6 @@
 """What a slot holds for each adapter of a set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -139,11 +139,3 @@ def _shift(adapter: Any) -> Any:
     """The change of the bias; `None` without one."""
     bias = adapter.bias_of(adapter.base)
     return None if bias is None else adapter.bias_law(bias) - bias
-
-
-def fields_of(values: Mapping[str, Values]) -> dict[str, tuple[int, frozenset[str]]]:
-    """By path, the rank of the values, and which fields they need beside the product."""
-    return {
-        path: (own["lora_A"].shape[-2], frozenset(own) & {"gain", "shift"})
-        for path, own in values.items()
-    }
