@@ -30,7 +30,7 @@ from jno.lora.extending import (
 from jno.lora.types import LooseAdapter
 
 from ._slots import Slots, at_slot, slots_class
-from ._state import Form, Snapshot, State, banked
+from ._state import Form, Snapshot, State, axis_size, banked
 from ._training import slotwise
 from ._values import Values, is_product, values_of
 
@@ -58,8 +58,11 @@ class AdapterBank:
     - `slots`: how many adapters there is room for at first, beside slot 0. By default for `sets`.
     - `rank`: the smallest rank that the slots have room for. Zeros fill up lower ranks.
     - `fixed`: refuse an adapter that needs more room, instead of making it.
+    - `axis`: of the mesh that the model lies on, over which the slots are split at rest. By default
+        every device has all slots, with the part of their factors that belongs to its part of the
+        weight.
 
-    **Raises:** `SelectionError` if `model` is adapted, or as `add`.
+    **Raises:** `SelectionError` if `model` is adapted, or has no such mesh axis; or as `add`.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class AdapterBank:
         slots: int | None = None,
         rank: int = 1,
         fixed: bool = False,
+        axis: str | None = None,
     ):
         expect_model(model, "AdapterBank")
         if any(adapted_layers(model)):
@@ -85,9 +89,11 @@ class AdapterBank:
         for what, number, least in (("slots", slots, 0), ("rank", rank, 1)):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise SelectionError(f"`{what}` must be an int from {least}, but is {number!r}.")
-        self._plain, self._rank, self._fixed = model, rank, False
+        self._plain, self._rank, self._fixed, self._axis = model, rank, False, axis
         self._lock = threading.RLock()
-        free = tuple(range(1, 1 + max(slots, len(sets))))
+        parts = 1 if axis is None else axis_size(model, axis)
+        capacity = -(-(1 + max(slots, len(sets))) // parts) * parts
+        free = tuple(range(1, capacity))
         self._state = State.of(model, MappingProxyType({}), free)
         self._origins: dict[str, AdapterSet] = {}
         self._is_shared = True  # whether somebody else may hold the arrays of the state
@@ -353,7 +359,7 @@ class AdapterBank:
         free = state.free
         if len(free) < slots:
             free = (*free, *range(state.capacity, 2 * state.capacity))
-        return state.grown(self._plain, forms, free)
+        return state.grown(self._plain, forms, free, self._axis)
 
     def _write(self, state: State, slot: int, values: Mapping[str, Values]) -> None:
         is_own = not self._is_shared or state.leaves is not self._state.leaves

@@ -177,24 +177,20 @@ def _with_biases(cell: Any, **changes: Array) -> Any:
     return made
 
 
-_KNOWN: dict[type[LayerKind], type[Slots]] = {
-    LinearLayer: SlotsLinear,
-    EmbeddingLayer: SlotsEmbedding,
-    RecurrentLayer: SlotsRecurrent,
-}
-
-
-@functools.cache
 def slots_class(adapter: type) -> type[Slots] | None:
     """The slots for the layers of an adapter class, by its layer kind; `None` without one."""
     kinds = (c for c in adapter.__mro__ if issubclass(c, LayerKind) and not issubclass(c, Method))
     kind = next(kinds, LayerKind)
-    if kind is LayerKind:
-        return None
-    if kind not in _KNOWN:
-        (made,) = adapters_for(kind, __name__, methods=[Slots]).values()
-        return made
-    return _KNOWN[kind]
+    return None if kind is LayerKind else _of_kind(kind)
+
+
+@functools.cache
+def _of_kind(kind: type[LayerKind]) -> type[Slots]:
+    for known in (SlotsLinear, SlotsEmbedding, SlotsRecurrent):
+        if kind in known.__bases__:
+            return known
+    (made,) = adapters_for(kind, __name__, methods=[Slots]).values()
+    return made
 
 
 def at_slot(model: M, slot: Any) -> M:

@@ -8,6 +8,7 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from jno.lora import AdapterSet, SelectionError
@@ -131,8 +132,17 @@ class State(NamedTuple):
             leaves[place] = array
         return self._replace(leaves=leaves)
 
-    def grown(self, plain: PyTree, forms: Mapping[str, "Form"], free: tuple[int, ...]) -> "State":
-        """The state with room for `forms`, at least as large as those of now, and `free` slots."""
+    def grown(
+        self,
+        plain: PyTree,
+        forms: Mapping[str, "Form"],
+        free: tuple[int, ...],
+        axis: str | None,
+    ) -> "State":
+        """The state with room for `forms`, at least as large as those of now, and `free` slots.
+
+        `axis`: the mesh axis over which the slots are split, if any.
+        """
         capacity = 1 + len(self.slots) + len(free)
         layers = layers_at(plain, forms)
         used = np.asarray([0, *self.slots.values()])
@@ -147,7 +157,11 @@ class State(NamedTuple):
                 inside = tuple(slice(0, size) for size in array.shape)
                 arrays[field] = arrays[field].at[inside].set(array)
             made[path] = LooseAdapter(arrays, form.cls, form.rank, 1.0, LayerForm.of(layer, ndim))
-        return State.of(put_around(plain, AdapterSet(made)), self.slots, free)
+        grown = State.of(put_around(plain, AdapterSet(made)), self.slots, free)
+        for fields in grown.places.values() if axis else ():
+            for field, place in fields.items():
+                grown.leaves[place] = _split(grown.leaves[place], _NDIM[field], axis)
+        return grown
 
 
 class Form(NamedTuple):
@@ -171,6 +185,31 @@ class Form(NamedTuple):
         for _ in range(ndim):
             mapped = eqx.filter_vmap(mapped)
         return mapped(layer)
+
+
+def axis_size(model: PyTree, axis: str) -> int:
+    """The size of an axis of the mesh that `model` lies on.
+
+    **Raises:** `SelectionError` if there is no such axis.
+    """
+    homes = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(model))
+    meshes = [home.mesh for home in homes if isinstance(home, NamedSharding)]
+    for mesh in meshes:
+        if axis in mesh.shape:
+            return mesh.shape[axis]
+    known = ", ".join(dict.fromkeys(name for mesh in meshes for name in mesh.shape)) or "none"
+    raise SelectionError(f"`axis` is {axis!r}, but the mesh of the model has the axes: {known}.")
+
+
+def _split(array: Array, ndim: int, axis: Any) -> Array:
+    """`array` with its axis of slots split over a mesh axis, which no other axis uses then."""
+    home = array.sharding
+    if not isinstance(home, NamedSharding):
+        return array
+    spec: list[Any] = [*home.spec, *(None,) * (array.ndim - len(home.spec))]
+    spec = [None if own == axis else own for own in spec]
+    spec[-ndim] = axis
+    return jax.device_put(array, NamedSharding(home.mesh, PartitionSpec(*spec)))
 
 
 def banked(model: PyTree) -> Iterator[tuple[str, Slots]]:

@@ -30,18 +30,20 @@ def slotwise(
     def init(params: PyTree) -> Any:
         return jax.vmap(lambda rate, own: make(rate).init(own))(jnp.asarray(rates), _front(params))
 
-    def back(keys: Any, update: Array) -> Array:
-        moves = trains[jtu.keystr(keys, simple=True, separator="/")]
-        kept = jnp.where(moves.reshape(-1, *(1,) * (update.ndim - 1)), update, 0)
-        return jnp.moveaxis(kept, 0, -_NDIM)
+    def moving(keys: Any, x: Array) -> Array:
+        """`x`, or zero in the slots that do not train. Its first axis is that of the slots."""
+        moves = trains[_name(keys)]
+        return jnp.where(moves.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def one(rate: Array, *own: Any) -> Any:
             return make(rate).update(*own)
 
-        own = (_front(updates), state, _front(params))
-        updates, state = jax.vmap(one)(jnp.asarray(rates), *own)
-        return jtu.tree_map_with_path(back, updates), state
+        # Before, since norms must not count a frozen factor; and after, since it must not decay.
+        updates = jtu.tree_map_with_path(moving, _front(updates))
+        updates, state = jax.vmap(one)(jnp.asarray(rates), updates, state, _front(params))
+        updates = jtu.tree_map_with_path(moving, updates)
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -_NDIM), updates), state
 
     return optax.GradientTransformation(init, update)
 
@@ -50,7 +52,7 @@ def _front(tree: PyTree) -> PyTree:
     """The factors, with the axis of their slots in front of that of a stack."""
 
     def move(keys: Any, x: Array) -> Array:
-        name = jtu.keystr(keys, simple=True, separator="/")
+        name = _name(keys)
         if name.rpartition("/")[2] not in ("lora_A", "lora_B"):
             raise SelectionError(
                 f"{name} is not a factor of a slot. Give the optimiser of a bank the trainable "
@@ -59,3 +61,7 @@ def _front(tree: PyTree) -> PyTree:
         return jnp.moveaxis(x, -_NDIM, 0)
 
     return jtu.tree_map_with_path(move, tree)
+
+
+def _name(keys: Any) -> str:
+    return jtu.keystr(keys, simple=True, separator="/")
