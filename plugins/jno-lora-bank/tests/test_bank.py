@@ -144,6 +144,20 @@ def test_it_grows(model, sets, xs):
     np.testing.assert_allclose(bank.run(names, xs), expected(model, now, names, xs), atol=1e-5)
 
 
+def test_a_snapshot_stays_as_it_was(model, sets, xs):
+    bank = AdapterBank(model, {"a": sets["lora"], "b": sets["rslora"]})
+    before = bank.snapshot()
+    bank.remove("a")
+    bank.add(sets["one layer"], "c")  # in the slot of "a"
+    bank.replace("b", sets["lora-fa"])
+    now = {"a": sets["lora"], "b": sets["rslora"]}
+    for name, own in now.items():
+        ys = per_example(before.model, xs, jnp.full(BATCH, before.slot(name)))
+        np.testing.assert_allclose(ys, plain(swap_adapters(model, own), xs), atol=1e-5)
+    with pytest.raises(SelectionError, match="no adapter 'a'"):
+        bank.snapshot().indices(["a"])
+
+
 class Layers(eqx.Module):
     """Every kind of layer, and a stack that a scan runs over."""
 
@@ -223,12 +237,12 @@ def test_the_program_holds_no_copies(layers, sets_of_layers):
         text = program.as_text()
         for shape in [
             *([rows, outputs, inputs], [rows, inputs, outputs]),  # a weight for each example
-            *([rows, 2, inputs], [rows, outputs, 2]),  # factors for each example
+            *([rows, 2, inputs], [rows, 2, outputs]),  # factors for each example
             *([slots + 1, outputs, inputs], [slots + 1, inputs, outputs]),  # a weight for each slot
             *([slots + 1, rows, outputs], [slots + 1, rows, inputs]),  # activations for each slot
         ]:
             assert str(shape).replace(" ", "") not in text
-        assert f"[{slots + 1},{outputs},2]" in text
+        assert f"[{slots + 1},2,{outputs}]" in text
         results = [line.split(" dot(")[0] for line in text.splitlines() if " dot(" in line]
         assert sum(f"f32[{rows},{outputs}]" in result for result in results) == 1
         temporary.append(program.memory_analysis().temp_size_in_bytes)

@@ -34,6 +34,9 @@ from ._state import Form, Snapshot, State, axis_size, banked
 from ._training import slotwise
 from ._values import Values, is_product, values_of
 
+# The field of `Slots` for each factor of a product.
+_FIELDS = {"lora_A": "lora_A", "lora_B": "lora_Bt"}
+
 Source = AdapterSet | str | os.PathLike[str]
 
 
@@ -156,7 +159,8 @@ class AdapterBank:
                 path: {"scale": np.full(state.arrays(path)["scale"].shape[:-1], np.nan)}
                 for path in state.places
             }
-            self._publish(state.written(slot, empty, not self._is_shared))
+            # Only the scales are new, so that the rest is as shared as before.
+            self._state = state.written(slot, empty, not self._is_shared)
             del self._origins[name]
 
     def adapters(self, name: str) -> AdapterSet:
@@ -173,7 +177,9 @@ class AdapterBank:
                 for field, shape in own.items():
                     if isinstance(shape, jax.ShapeDtypeStruct):
                         inside = tuple(slice(0, size) for size in shape.shape)
-                        own[field] = state.at(slot, path, field)[inside].astype(shape.dtype)
+                        array = state.at(slot, path, _FIELDS[field])
+                        array = array.mT if field == "lora_B" else array
+                        own[field] = array[inside].astype(shape.dtype)
                 found[path] = dataclasses.replace(adapter, state=own)
             return AdapterSet(found, origin.shared)
 
@@ -269,8 +275,8 @@ class AdapterBank:
                     "`trainable` must be the tree that partition() returned, with other values."
                 )
             leaves = jax.tree.leaves(eqx.combine(trainable, model))
-            self._publish(state._replace(leaves=leaves))
-            self._is_shared, self._partitioned = True, self._state
+            self._state = self._partitioned = state._replace(leaves=leaves)
+            self._is_shared = True
 
     def optimiser(self, make: Callable[[Any], Any], rates: Mapping[str, float]) -> Any:
         """An optimiser (of optax) that treats the slots apart: each has its own state and rate.
@@ -306,9 +312,9 @@ class AdapterBank:
                             f"{show_path(path)!r} is more, or other, than a product of its own "
                             "factors. Add it as LoRA: extract_adapters(to_lora(...)[0])."
                         )
-                    for field in Slots.adapter_fields:
+                    for field, of_slots in _FIELDS.items():
                         is_trained = field in adapter.wrapper.adapter_fields
-                        trains[state.name(path, field)][slot] = is_trained
+                        trains[state.name(path, of_slots)][slot] = is_trained
             every = np.zeros(state.capacity, np.float32)
             every[index] = [rates[name] for name in rates]
         return slotwise(make, every, trains)
@@ -363,10 +369,8 @@ class AdapterBank:
 
     def _write(self, state: State, slot: int, values: Mapping[str, Values]) -> None:
         is_own = not self._is_shared or state.leaves is not self._state.leaves
-        self._publish(state.written(slot, state.completed(values), is_own))
-
-    def _publish(self, state: State) -> None:
-        self._state, self._is_shared = state, False
+        self._state = state.written(slot, state.completed(values), is_own)
+        self._is_shared = False  # all arrays of slots are new
 
 
 def _skeleton(adapters: AdapterSet) -> AdapterSet:
@@ -376,7 +380,7 @@ def _skeleton(adapters: AdapterSet) -> AdapterSet:
         if not is_product(adapter):
             return adapter
         state = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype) if name in ("lora_A", "lora_B") else x
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype) if name in _FIELDS else x
             for name, x in adapter.state.items()
         }
         return dataclasses.replace(adapter, state=state)

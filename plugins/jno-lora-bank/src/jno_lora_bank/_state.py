@@ -25,7 +25,7 @@ from ._slots import Slots
 from ._values import Values
 
 # The number of axes that an array of `Slots` has from its axis of slots on.
-_NDIM = {"lora_A": 3, "lora_B": 3, "scale": 1, "gain": 2, "shift": 2}
+_NDIM = {"lora_A": 3, "lora_Bt": 3, "scale": 1, "gain": 2, "shift": 2}
 
 
 class Snapshot(NamedTuple):

@@ -53,7 +53,7 @@ def _front(tree: PyTree) -> PyTree:
 
     def move(keys: Any, x: Array) -> Array:
         name = _name(keys)
-        if name.rpartition("/")[2] not in ("lora_A", "lora_B"):
+        if name.rpartition("/")[2] not in ("lora_A", "lora_Bt"):
             raise SelectionError(
                 f"{name} is not a factor of a slot. Give the optimiser of a bank the trainable "
                 "part that bank.partition() returns."

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
@@ -54,7 +55,15 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
             f"{bullets(problems)}\nTake the nearest product instead: "
             "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0])"
         )
+    for values in found.values():
+        values["lora_Bt"] = _transposed(values.pop("lora_B"))
     return found
+
+
+def _transposed(B: Any) -> Any:
+    # As NumPy's, which compiles nothing, unless another process has a part of it.
+    is_whole = not isinstance(B, jax.Array) or B.is_fully_addressable
+    return np.swapaxes(np.asarray(B), -1, -2) if is_whole else B.mT
 
 
 def is_product(adapter: LooseAdapter) -> bool:
