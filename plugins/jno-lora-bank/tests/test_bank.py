@@ -279,9 +279,9 @@ def test_sharded(model, sets, xs, axis):
     sharded = jax.tree.map(put, model)
     bank = AdapterBank(sharded, {"a": sets["lora"]}, slots=4, axis=axis)
     bank.add(sets["pissa"], "b")
-    B = bank.snapshot().model.layers[0].lora_B
-    assert B.sharding.spec == PartitionSpec(axis, "out", None)
-    assert len(B) == (6 if axis else 5)
+    Bt = bank.snapshot().model.layers[0].lora_Bt
+    assert Bt.sharding.spec == PartitionSpec(axis, None, "out")
+    assert len(Bt) == (6 if axis else 5)
     names = ["a", "b", None] * 4
     now = {"a": sets["lora"], "b": sets["pissa"]}
     np.testing.assert_allclose(bank.run(names, xs), expected(model, now, names, xs), atol=1e-5)
