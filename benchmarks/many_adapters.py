@@ -8,7 +8,8 @@
 * **base**: the plain model on the whole batch, which no way can beat.
 
 The adapters are LoRA of rank 16 on all linear layers, and the examples use them in random order.
-**training** is a step of Adam, of all adapters in a bank over one adapter on the same examples.
+The gradient of a loss, and a step of Adam, are those of all adapters in a bank over those of one
+adapter on the same examples.
 
 Ratios are formed within a round, in which every side has its turn in random order; the tables show
 medians and quartiles. On a CPU the time is the processor's, of all threads: others on the machine
@@ -104,10 +105,12 @@ def main() -> None:
             seconds = interleaved(serving(case, count), clock, rounds)
             cells = [over(seconds, side, "base") for side in ("bank", "stack", "one by one")]
             print(f"| {count} | {' | '.join(cells)} |", flush=True)
-        print("\n| adapters | training, over one adapter |\n|---|---|")
+        print("\n| adapters | gradient, over one adapter | step of Adam, over one adapter |")
+        print("|---|---|---|")
         for count in counts:
             seconds = interleaved(training(case, count), clock, rounds)
-            print(f"| {count} | {over(seconds, 'bank', 'one')} |", flush=True)
+            cells = [over(seconds, side, f"{side} of one") for side in ("gradient", "step")]
+            print(f"| {count} | {' | '.join(cells)} |", flush=True)
     for count in (count for count in counts[-2:] if count > 1):
         print("\n" + housekeeping(cases(options.quick)[0], count))
 
@@ -163,7 +166,7 @@ def serving(case: Case, count: int) -> dict[str, Callable[[], Any]]:
 
 
 def training(case: Case, count: int) -> dict[str, Callable[[], Any]]:
-    """Steps of Adam: of many adapters at once, and of one with all examples."""
+    """Gradients and steps of many adapters at once, and of one with all examples."""
     bank = AdapterBank(case.model, [extract_adapters(trained(case, i)) for i in range(count)])
     of_all = bank.optimiser(optax.adam, dict.fromkeys(bank.slots, 1e-4))
     slots = at_random(count, len(case.xs)) + 1
@@ -173,21 +176,28 @@ def training(case: Case, count: int) -> dict[str, Callable[[], Any]]:
 
     adapted = trained(case, 0)
     one = eqx.partition(adapted, lora_trainable_filter(adapted))
-    return {
-        "bank": step(of_all, bank.partition(), many, case.xs),
-        "one": step(optax.adam(1e-4), one, lambda model, xs: jax.vmap(model)(xs), case.xs),
+    steps = {
+        "": steps_of(of_all, bank.partition(), many, case.xs),
+        " of one": steps_of(optax.adam(1e-4), one, lambda m, xs: jax.vmap(m)(xs), case.xs),
     }
+    return {f"{name}{of}": run for of, both in steps.items() for name, run in both.items()}
 
 
-def step(optimiser: Any, parts: Any, run: Callable[..., Any], xs: Any) -> Callable[[], Any]:
-    """A step of training, in place, which goes on from the last one."""
+def steps_of(
+    optimiser: Any, parts: Any, run: Callable[..., Any], xs: Any
+) -> dict[str, Callable[[], Any]]:
+    """The gradient of a loss; and a step of training, in place, which goes on from the last one."""
     trainable, frozen = parts
 
-    def update(trainable: Any, state: Any, frozen: Any, xs: Any) -> Any:
+    def gradient(trainable: Any, frozen: Any, xs: Any) -> Any:
         def loss(trainable: Any) -> Any:
             return jnp.mean(run(eqx.combine(trainable, frozen), xs) ** 2)
 
-        updates, state = optimiser.update(eqx.filter_grad(loss)(trainable), state, trainable)
+        return eqx.filter_grad(loss)(trainable)
+
+    def update(trainable: Any, state: Any, frozen: Any, xs: Any) -> Any:
+        gradients = gradient(trainable, frozen, xs)
+        updates, state = optimiser.update(gradients, state, trainable)
         return eqx.apply_updates(trainable, updates), state
 
     compiled = jax.jit(
@@ -203,7 +213,8 @@ def step(optimiser: Any, parts: Any, run: Callable[..., Any], xs: Any) -> Callab
         now[0] = compiled(*now[0], arrays, xs)
         return now[0][0]
 
-    return run_once
+    only = eqx.filter_jit(gradient)
+    return {"gradient": lambda: only(trainable, frozen, xs), "step": run_once}
 
 
 def housekeeping(case: Case, count: int) -> str:

@@ -41,6 +41,7 @@ SCRIPTS = {
     "llm": ["llm_finetune.py"],
     "attention": ["attention_adapter.py"],
     "per-user": ["per_user_adapters.py"],
+    "serving": ["serve_many.py"],
 }
 
 

@@ -140,7 +140,7 @@ def main(arguments=()):
             net.update(jax.tree.map(lambda a: a + 0.02, trainable))  # stands for the training
             files[f"user {number}"] = pathlib.Path(folder, f"{number}.safetensors")
             save_adapters(net.module, files[f"user {number}"])
-        kept = {user: path for user, path in list(files.items())[:USERS]}
+        kept = dict(list(files.items())[:USERS])
         bank = AdapterBank(model, kept, slots=USERS + GUESTS, fixed=True)
         bank.run([None] * BATCH, np.zeros((BATCH, 64), np.float32))  # compiles
 
@@ -169,10 +169,7 @@ def main(arguments=()):
     )
     late = np.percentile([1000 * taken for *_, taken, _ in log], [50, 95, 99])
     print(f"{len(log)} requests in {server.batches} batches, {len(log) / seconds:.0f} a second")
-    print(
-        "latency: "
-        + ", ".join(f"{p} % {ms:.1f} ms" for p, ms in zip((50, 95, 99), late, strict=True))
-    )
+    print("latency: {:.1f} ms, of 5 % above {:.1f} ms, of 1 % above {:.1f} ms".format(*late))
     added = 1000 * np.median(changes)
     print(f"{len(changes)} adapters came under load, each in {added:.1f} ms (median)")
     print(f"{len(refused)} requests were for an adapter that had gone; {wrong} answers are wrong")

@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
-from jno.lora.extending import adapted_layers, bullets, known_factors, layers_at, show_path
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    known_factors,
+    layers_at,
+    norms_around,
+    show_path,
+)
 from jno.lora.types import LooseAdapter
 from jno_lora_zoo import IA3, DoRA, Method, row_norms
 
@@ -79,7 +86,7 @@ def _fits(model: PyTree, adapters: AdapterSet) -> bool:
     if not isinstance(adapters, AdapterSet):
         return False
     layers = layers_at(model, adapters)
-    return all(
+    return not norms_around(model, adapters) and all(
         path in layers
         and not adapters[path].layer.problems(layers[path])
         and adapters[path].wrapper.applies_to(layers[path])
