@@ -244,7 +244,8 @@ class AdapterBank:
     def partition(self) -> tuple[PyTree, PyTree]:
         """`(trainable, frozen)`: the factors of all slots, and everything else.
 
-        `eqx.combine` makes the model of them, for `at_slot`. Train with `optimiser`.
+        `eqx.combine` makes the model of them, for `at_slot`. Train with `optimiser`. The arrays are
+        those of the bank: copy them before a step of yours that donates them.
         """
         with self._lock:
             model = self.snapshot().model

@@ -70,7 +70,7 @@ class Slots(Method):
         return {
             "lora_A": jnp.zeros((slots, r, inputs), dtype),
             "lora_Bt": jnp.zeros((slots, r, outputs), dtype),
-            "scale": jnp.full(slots, jnp.nan, jnp.float32).at[0].set(0),
+            "scale": jnp.full(slots, jnp.nan, dtype).at[0].set(0),
             "gain": jnp.ones((slots, outputs), dtype) if gain else None,
             "shift": jnp.zeros((slots, outputs), dtype) if shift else None,
             "slot": jnp.zeros((), jnp.int32),

@@ -98,9 +98,9 @@ def _of_product(adapter: LooseAdapter) -> Values:
     state = adapter.state
     stack = state["lora_A"].shape[:-2]
     scale = adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha)
-    scales = np.full(stack, scale, np.float32)
+    scales = np.full(stack, scale, np.float64)
     if "multiplier" in state:
-        scales = scales * np.asarray(state["multiplier"], np.float32)
+        scales = scales * np.asarray(state["multiplier"], np.float64)
     values = {"lora_A": state["lora_A"], "lora_B": state["lora_B"], "scale": scales}
     if "bias_update" in state:
         values["shift"] = state["bias_update"]
