@@ -100,8 +100,8 @@ def _looped(
         return lax.dynamic_update_slice_in_dim(y, own, first * blocks.n, 0)
 
     y = blocks.loop(write, jnp.zeros((len(rows), width), x.dtype))
-    y = y[: x.shape[0] * x.shape[1]].reshape(*x.shape[:2], width)
-    return jnp.zeros_like(y).at[blocks.order].set(y, unique_indices=True)
+    places = jnp.zeros_like(blocks.order).at[blocks.order].set(jnp.arange(len(x)))
+    return y.reshape(-1, x.shape[1], width)[places]
 
 
 def _looped_outer(x: Array, y: Array, slots: Array, *, count: int, dtype: Any) -> Array:
@@ -162,9 +162,9 @@ class _Blocks(NamedTuple):
     n: int
 
     def sorted_rows(self, x: Float[Array, "b n k"]) -> Float[Array, "rows k"]:
-        """The rows of all examples in order, and enough zeros for the last block to be whole."""
-        rows = x[self.order].reshape(-1, x.shape[2])
-        return jnp.pad(rows, ((0, self.size * self.n), (0, 0)))
+        """The rows of all examples in order, and enough others for the last block to be whole."""
+        order = jnp.concatenate([self.order, self.order[: self.size]])
+        return x[order].reshape(-1, x.shape[2])
 
     def cut(self, rows: Array, first: Array) -> Array:
         """The rows of the block that begins with the example at the place `first`."""
