@@ -154,6 +154,10 @@ def test_a_snapshot_stays_as_it_was(model, sets, xs):
         np.testing.assert_allclose(ys, plain(swap_adapters(model, own), xs), atol=1e-5)
     with pytest.raises(SelectionError, match="no adapter 'a'"):
         bank.snapshot().indices(["a"])
+    with jax.enable_x64(True):
+        slots = jnp.asarray([1, 3, -1, 2**32 + 1] * 3)
+        is_refused = jnp.isnan(per_example(before.model, xs, slots)).all(axis=1)
+        assert jnp.array_equal(is_refused, slots != 1)  # no example gets another one's adapter
 
 
 class Layers(eqx.Module):

@@ -218,7 +218,9 @@ def at_slot(model: M, slot: Any) -> M:
     count = layers[0].scale.shape[-1]
     if not isinstance(slot, Tracer) and not 0 <= int(slot) < count:
         raise SelectionError(f"There is no slot {slot}: the bank has {count}, from 0.")
-    index = jnp.asarray(slot).astype(jnp.int32)
+    index = jnp.asarray(slot).astype(int)
+    # Marked before it is cut to 32 bits, where another slot's number could be left.
+    index = jnp.where((index >= 0) & (index < count), index, -1).astype(jnp.int32)
 
     def put(_: str, adapter: Any) -> Any:
         if not isinstance(adapter, Slots):
