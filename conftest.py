@@ -38,6 +38,7 @@ jaxtyping.install_import_hook(
         "jno_lora_embedding",
         "jno_lora_arrays",
         "jno_lora_attention",
+        "jno_lora_bank",
         "jno_lora_recurrent",
         "jno_lora_foundax",
         "jno_lora_peft",

@@ -1,21 +1,25 @@
-"""Many adapters on one base in one batch: each example with its own, against other ways to do it.
+"""Many adapters of one model in one batch, each example with its own, over the model alone.
 
-    python -m benchmarks.many_adapters [--quick]
+    python -m benchmarks.many_adapters [--quick] [--device cpu|gpu]
 
-* **own**: one program in which each example takes its adapter out of a stack (`stack_adapters`).
+* **bank**: an `AdapterBank`; its program reads each example's slot.
+* **stack**: `stack_adapters`, of which each example of a `vmap` takes its own.
 * **one by one**: the examples sorted by adapter; one program, run once for each adapter.
-* **merge and run**: each adapter merged into the weights, and the plain model run on its examples.
-* **merged before**: the same with merged models that are kept: as many copies of the weights.
 * **base**: the plain model on the whole batch, which no way can beat.
 
-Ratios of seconds are formed within a round, in which every side has its turn in random order; the
-table shows their medians and quartiles. Less than 1 means that "own" takes less. Memory and flops
-are what XLA says of the compiled programs.
+The adapters are LoRA of rank 16 on all linear layers, and the examples use them in random order.
+The gradient of a loss, and a step of Adam, are those of all adapters in a bank over those of one
+adapter on the same examples.
+
+Ratios are formed within a round, in which every side has its turn in random order; the tables show
+medians and quartiles. On a CPU the time is the processor's, of all threads: others on the machine
+count less. On a GPU it is the wall's.
 """
 
 import argparse
 import dataclasses
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,116 +27,238 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
+import optax
 
 from jno.lora import (
     apply_lora,
     extract_adapters,
     lora_trainable_filter,
-    merge_lora,
+    save_adapters,
     stack_adapters,
     swap_adapters,
     take_adapters,
 )
+from jno_lora_bank import AdapterBank, at_slot
 
-from ._ratios import per_round
+from .reading import over
+
+COUNTS = (1, 8, 64, 256)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """How many adapters, of which rank, for how many examples, on how wide a model."""
+    """A model, and the examples of a batch."""
 
-    adapters: int
-    batch: int
-    width: int
+    name: str
+    model: Any
+    xs: Any
     rank: int
 
 
-CASES = [
-    Case(adapters, batch, 1024, 8)
-    for adapters, batch in [(8, 8), (8, 64), (8, 256), (64, 64), (64, 256)]
-]
+class Block(eqx.Module):
+    """A transformer block: attention, and two layers with a residual around both."""
+
+    attention: eqx.nn.MultiheadAttention
+    up: eqx.nn.Linear
+    down: eqx.nn.Linear
+
+    def __init__(self, size: int, key: Any):
+        keys = jr.split(key, 3)
+        self.attention = eqx.nn.MultiheadAttention(4, size, key=keys[0])
+        self.up = eqx.nn.Linear(size, 4 * size, key=keys[1])
+        self.down = eqx.nn.Linear(4 * size, size, key=keys[2])
+
+    def __call__(self, x: Any) -> Any:
+        """For the tokens of one sequence."""
+        x = x + self.attention(x, x, x)
+        return x + jax.vmap(self.down)(jax.nn.gelu(jax.vmap(self.up)(x)))
+
+
+def cases(quick: bool) -> list[Case]:
+    """The models of the tables."""
+    width, size, tokens, batch, rank = (32, 16, 3, 8, 2) if quick else (1024, 256, 16, 256, 16)
+    key = jr.key(0)
+    mlp = eqx.nn.MLP(width, width, width, 3, key=key)
+    block = Block(size, key)
+    return [
+        Case(f"MLP of 4 x {width}", mlp, jr.normal(key, (batch, width)), rank),
+        Case(
+            f"block of {size}, {tokens} tokens", block, jr.normal(key, (batch, tokens, size)), rank
+        ),
+    ]
 
 
 def main() -> None:
-    """Time every case and print its ratios."""
+    """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one small case: does it run?")
-    quick = parser.parse_args().quick
-    for case in [Case(4, 8, 64, 2)] if quick else CASES:
-        report(case, rounds=3 if quick else 25)
+    parser.add_argument("--quick", action="store_true", help="small shapes: does it run?")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    options = parser.parse_args()
+    jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])
+    clock = time.process_time if options.device == "cpu" else time.perf_counter
+    counts, rounds = ((1, 4), 2) if options.quick else (COUNTS, 15)
+    for case in cases(options.quick):
+        print(f"\n{case.name}, rank {case.rank}, batch {len(case.xs)}: time over the base alone\n")
+        print("| adapters | bank | stack | one by one |\n|---|---|---|---|")
+        for count in counts:
+            seconds = interleaved(serving(case, count), clock, rounds)
+            cells = [over(seconds, side, "base") for side in ("bank", "stack", "one by one")]
+            print(f"| {count} | {' | '.join(cells)} |", flush=True)
+        print("\n| adapters | gradient, over one adapter | step of Adam, over one adapter |")
+        print("|---|---|---|")
+        for count in counts:
+            seconds = interleaved(training(case, count), clock, rounds)
+            cells = [over(seconds, side, f"{side} of one") for side in ("gradient", "step")]
+            print(f"| {count} | {' | '.join(cells)} |", flush=True)
+    for count in (count for count in counts[-2:] if count > 1):
+        print("\n" + housekeeping(cases(options.quick)[0], count))
 
 
-def report(case: Case, rounds: int) -> None:
-    """Print what `own` takes, in units of the other sides."""
-    sides, programs = sides_of(case)
-    expected = sides["own"]()
-    for name, run in sides.items():  # compiles
-        result = run()
-        assert name == "base" or jnp.allclose(result, expected, atol=1e-3), name
+def interleaved(
+    sides: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds: int
+) -> list[dict[str, float]]:
+    """The seconds of each side in each round."""
+    for run in sides.values():  # compiles
+        jax.block_until_ready(run())
     seconds: list[dict[str, float]] = []
     for _ in range(rounds):
-        order = random.sample(list(sides), len(sides))
-        seconds.append({name: timed(sides[name]) for name in order})
-    print(case)
-    for other, ratio in per_round(seconds, "own").items():
-        quartiles = f"[{ratio['q1']:.2f}, {ratio['q3']:.2f}]"
-        print(f"  time of own / {other:14} {ratio['median']:.2f} {quartiles}")
-    for name, compiled in programs.items():
-        flops = compiled.cost_analysis()["flops"]
-        temporary = compiled.memory_analysis().temp_size_in_bytes
-        print(f"  {name}: {flops:.3g} flops, {temporary / 2**20:.2f} MiB of intermediate results")
+        taken: dict[str, float] = {}
+        for side in random.sample(list(sides), len(sides)):
+            start = clock()
+            jax.block_until_ready(sides[side]())
+            taken[side] = clock() - start
+        seconds.append(taken)
+    return seconds
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """The seconds of one call."""
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
+def at_random(count: int, batch: int) -> Any:
+    """The number of the adapter of each example, as many of each, in random order."""
+    return jr.permutation(jr.key(1), jnp.arange(batch) * count // batch)
 
 
-def sides_of(case: Case) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
-    """Functions that compute the batch, and the compiled programs of two of them."""
-    key = jax.random.key(0)
-    model = eqx.nn.MLP(case.width, case.width, case.width, 3, key=key)
-    adapted = [trained(model, case.rank, seed) for seed in range(case.adapters)]
-    sets = [extract_adapters(one) for one in adapted]
-    stacked = stack_adapters(sets)
-    x = jax.random.normal(key, (case.batch, case.width))
-    own = jnp.arange(case.batch) * case.adapters // case.batch  # sorted, and as many of each
-    groups = jnp.split(x, case.adapters)
+def serving(case: Case, count: int) -> dict[str, Callable[[], Any]]:
+    """Functions that compute the batch."""
+    sets = [extract_adapters(trained(case, seed)) for seed in range(count)]
+    stacked, bank = stack_adapters(sets), AdapterBank(case.model, sets).snapshot().model
+    own = at_random(count, len(case.xs))
+    groups = jnp.split(case.xs[jnp.argsort(own)], count)
 
-    def of_example(model: Any, stacked: Any, index: Any, x: Any) -> Any:
+    def of_stack(model: Any, stacked: Any, index: Any, x: Any) -> Any:
         return swap_adapters(model, take_adapters(stacked, index))(x)
 
-    per_example = eqx.filter_jit(eqx.filter_vmap(of_example, in_axes=(None, None, 0, 0)))
-    with_one = eqx.filter_jit(lambda model, one, x: jax.vmap(swap_adapters(model, one))(x))
-    plain = eqx.filter_jit(lambda model, x: jax.vmap(model)(x))
-    merge = eqx.filter_jit(lambda model, one: merge_lora(swap_adapters(model, one)))
-    kept = [merge_lora(one) for one in adapted]
-
-    def together(outputs: Any) -> Any:
-        return jnp.concatenate(list(outputs))
-
+    plain = eqx.filter_jit(lambda model, xs: jax.vmap(model)(xs))
+    with_one = eqx.filter_jit(lambda model, one, xs: jax.vmap(swap_adapters(model, one))(xs))
+    per_example = eqx.filter_jit(eqx.filter_vmap(of_stack, in_axes=(None, None, 0, 0)))
+    with_bank = eqx.filter_jit(
+        lambda model, slots, xs: jax.vmap(lambda slot, x: at_slot(model, slot)(x))(slots, xs)
+    )
     sides = {
-        "own": lambda: per_example(model, stacked, own, x),
-        "one by one": lambda: together(map(with_one, [model] * len(sets), sets, groups)),
-        "merge and run": lambda: together(
-            plain(merge(model, one), group) for one, group in zip(sets, groups, strict=True)
+        "base": lambda: plain(case.model, case.xs),
+        "bank": lambda: with_bank(bank, own + 1, case.xs),
+        "stack": lambda: per_example(case.model, stacked, own, case.xs),
+        "one by one": lambda: [
+            with_one(case.model, one, group) for one, group in zip(sets, groups, strict=True)
+        ],
+    }
+    assert jnp.allclose(sides["bank"](), sides["stack"](), atol=1e-2)
+    return sides
+
+
+def training(case: Case, count: int) -> dict[str, Callable[[], Any]]:
+    """Gradients and steps of many adapters at once, and of one with all examples."""
+    bank = AdapterBank(case.model, [extract_adapters(trained(case, i)) for i in range(count)])
+    of_all = bank.optimiser(optax.adam, dict.fromkeys(bank.slots, 1e-4))
+    slots = at_random(count, len(case.xs)) + 1
+
+    def many(model: Any, xs: Any) -> Any:
+        return jax.vmap(lambda slot, x: at_slot(model, slot)(x))(slots, xs)
+
+    adapted = trained(case, 0)
+    one = eqx.partition(adapted, lora_trainable_filter(adapted))
+    steps = {
+        "": steps_of(of_all, bank.partition(), many, case.xs),
+        " of one": steps_of(optax.adam(1e-4), one, lambda m, xs: jax.vmap(m)(xs), case.xs),
+    }
+    return {f"{name}{of}": run for of, both in steps.items() for name, run in both.items()}
+
+
+def steps_of(
+    optimiser: Any, parts: Any, run: Callable[..., Any], xs: Any
+) -> dict[str, Callable[[], Any]]:
+    """The gradient of a loss; and a step of training, in place, which goes on from the last one."""
+    trainable, frozen = parts
+
+    def gradient(trainable: Any, frozen: Any, xs: Any) -> Any:
+        def loss(trainable: Any) -> Any:
+            return jnp.mean(run(eqx.combine(trainable, frozen), xs) ** 2)
+
+        return eqx.filter_grad(loss)(trainable)
+
+    def update(trainable: Any, state: Any, frozen: Any, xs: Any) -> Any:
+        gradients = gradient(trainable, frozen, xs)
+        updates, state = optimiser.update(gradients, state, trainable)
+        return eqx.apply_updates(trainable, updates), state
+
+    compiled = jax.jit(
+        lambda trainable, state, arrays, xs: update(
+            trainable, state, eqx.combine(arrays, static), xs
         ),
-        "merged before": lambda: together(map(plain, kept, groups)),
-        "base": lambda: plain(model, x),
-    }
-    programs = {
-        "own": per_example.lower(model, stacked, own, x).compile().compiled,
-        "base": plain.lower(model, x).compile().compiled,
-    }
-    return sides, programs
+        donate_argnums=(0, 1),
+    )
+    arrays, static = eqx.partition(frozen, eqx.is_array)
+    now = [(jax.tree.map(jnp.copy, trainable), optimiser.init(trainable))]
+
+    def run_once() -> Any:
+        now[0] = compiled(*now[0], arrays, xs)
+        return now[0][0]
+
+    only = eqx.filter_jit(gradient)
+    return {"gradient": lambda: only(trainable, frozen, xs), "step": run_once}
 
 
-def trained(model: Any, rank: int, seed: int) -> Any:
-    """`model` with adapters that have moved away from their start."""
-    key = jax.random.key(seed)
-    adapted = apply_lora(model, rank, float(rank), key=key)
+def housekeeping(case: Case, count: int) -> str:
+    """What an adapter takes in memory, and how long a file takes to be added and used.
+
+    The time of the call that uses it is that of the next one, which is taken away again.
+    """
+    one = extract_adapters(trained(case, 0))
+    sizes = [nbytes(AdapterBank(case.model, [one], slots=n).snapshot().model) for n in (1, count)]
+    growth = (sizes[1] - sizes[0]) / (count - 1)
+    bank = AdapterBank(case.model, [one], slots=count)
+    bank.add(one, "first")
+    seconds: dict[str, list[float]] = {"in place": [], "beside a snapshot": []}
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        save_adapters(swap_adapters(case.model, one), file.name)
+        for turn in range(24):
+            bank.remove("first")
+            held = bank.snapshot() if turn % 2 else None
+            jax.block_until_ready(bank.run(["0"], case.xs[:1]))
+            start = time.perf_counter()
+            bank.add(file.name, "first")
+            jax.block_until_ready(bank.run(["first"], case.xs[:1]))
+            ready = time.perf_counter()
+            jax.block_until_ready(bank.run(["first"], case.xs[:1]))
+            taken = (ready - start) - (time.perf_counter() - ready)
+            if turn > 3:
+                seconds["in place" if held is None else "beside a snapshot"].append(taken)
+    times = ", ".join(
+        f"{1000 * sorted(own)[len(own) // 2]:.1f} ms {how}" for how, own in seconds.items()
+    )
+    return (
+        f"{count} slots of {case.name}: an adapter takes {growth / nbytes(one):.3f} of its own "
+        f"bytes, and adding a file {times} (median)."
+    )
+
+
+def nbytes(tree: Any) -> int:
+    """The bytes of all arrays."""
+    return sum(x.nbytes for x in jax.tree.leaves(tree) if eqx.is_array(x))
+
+
+def trained(case: Case, seed: int) -> Any:
+    """The model with adapters that have moved away from their start."""
+    adapted = apply_lora(case.model, case.rank, float(case.rank), key=jr.key(seed))
     trains, rest = eqx.partition(adapted, lora_trainable_filter(adapted))
     return eqx.combine(jax.tree.map(lambda a: a + 0.01, trains), rest)
 

@@ -42,6 +42,7 @@ SCRIPTS = {
     "quantized-llm": ["quantized_llm.py"],
     "attention": ["attention_adapter.py"],
     "per-user": ["per_user_adapters.py"],
+    "serving": ["serve_many.py"],
 }
 
 

@@ -34,7 +34,7 @@ CORE = (
     "jno.lora.peft",
     "jno.lora.testing",
 )
-PLUGINS = ("zoo", "embedding", "arrays", "attention", "recurrent", "foundax", "compare")
+PLUGINS = ("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare")
 SEAL = "# Written by snapshot.py --write: "
 
 

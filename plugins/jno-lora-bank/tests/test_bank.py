@@ -1,0 +1,371 @@
+"""A bank: each example of a batch gets what its own adapter gives alone."""
+
+import threading
+from dataclasses import fields
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jno.lora import (
+    JnoLoraError,
+    Net,
+    SelectionError,
+    extract_adapters,
+    lora_trainable_filter,
+    read_adapters,
+    save_adapters,
+    swap_adapters,
+    to_lora,
+)
+from jno_lora_bank import AdapterBank, at_slot
+
+SIZE, BATCH = 6, 12
+METHODS = ("lora", "rslora", "lora-fa", "pissa", "milora", "vera", "dora", "ia3-out")
+
+
+def adapters_of(model, wrapper="lora", seed=0, rank=2, target=None, options=None):
+    """A set of adapters that have moved away from their start."""
+    net = Net(model, key=jr.key(seed)).freeze()
+    net.lora(rank, 3.0, wrapper=wrapper, target=target, options=options)
+    trainable, _ = net.partition()
+    keys = iter(jr.split(jr.key(seed + 100), 99))
+    moved = jax.tree.map(lambda a: a + 0.3 * jr.normal(next(keys), a.shape, a.dtype), trainable)
+    return extract_adapters(net.update(moved).module)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return eqx.nn.MLP(SIZE, 4, 8, 1, key=jr.key(0))
+
+
+@pytest.fixture(scope="module")
+def sets(model):
+    made = {name: adapters_of(model, name, seed) for seed, name in enumerate(METHODS)}
+    made["biased"] = adapters_of(model, "lora", 20, 3, options={"bias": "train"})
+    made["one layer"] = adapters_of(model, "rslora", 21, 4, target="layers/1")
+    return made
+
+
+@pytest.fixture(scope="module")
+def xs():
+    return jr.normal(jr.key(1), (BATCH, SIZE))
+
+
+@pytest.fixture(scope="module")
+def bank(model, sets):
+    return AdapterBank(model, sets)
+
+
+@eqx.filter_jit
+def plain(model, xs):
+    return jax.vmap(model)(xs)
+
+
+def expected(model, sets, names, xs):
+    models = [model if name is None else swap_adapters(model, sets[name]) for name in names]
+    return jnp.stack([own(x) for own, x in zip(models, xs, strict=True)])
+
+
+def same(one, other):
+    return all(jax.tree.leaves(jax.tree.map(jnp.array_equal, one, other)))
+
+
+def test_each_example_uses_its_own(model, sets, bank, xs):
+    names = [*sets, *METHODS][:BATCH]
+    ys = bank.run(names, xs)
+    np.testing.assert_allclose(ys, expected(model, sets, names, xs), atol=1e-5)
+    index = jnp.asarray(bank.snapshot().indices(names))
+    np.testing.assert_allclose(jax.vmap(bank)(xs, index), ys, atol=1e-6)
+    np.testing.assert_allclose(bank(xs[3], names[3]), ys[3], atol=1e-6)
+
+
+def test_slot_0_is_the_base_bit_for_bit(model, sets, bank, xs):
+    of_base = plain(model, xs)
+    assert jnp.array_equal(bank.run([None] * BATCH, xs), of_base)
+    mixed = bank.run([None, "dora", None, "pissa"] * 3, xs)
+    assert jnp.array_equal(mixed[::2], of_base[::2])
+    assert not jnp.any(mixed[1::2] == of_base[1::2])
+    # Even where a product with zeros would not be zero.
+    wild = xs.at[0].set(jnp.inf)
+    assert jnp.array_equal(bank.run([None] * BATCH, wild), plain(model, wild), equal_nan=True)
+
+
+class Compilations:
+    """Counts the programs that JAX compiles."""
+
+    def __enter__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+        return self
+
+    def _note(self, event, duration, **kwargs):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._note)
+
+
+def test_adapters_come_and_go_without_compiling(model, sets, xs):
+    bank = AdapterBank(model, {"a": sets["lora"]}, slots=3, rank=4, fixed=True)
+    names = ["a", None] * (BATCH // 2)
+    bank.run(names, xs)
+    bank.add(sets["rslora"], "b")
+    bank.remove("b")
+    with Compilations() as compilations:
+        assert bank.add(sets["one layer"], "c") == 3  # the slot of "b" was emptied later
+        assert bank.replace("a", sets["rslora"]) == 1
+        assert bank.add(sets["lora-fa"], "d") == 2
+        ys = bank.run(["c", "a", "d"] * 4, xs)
+        bank.remove("c")
+    assert compilations.count == 0
+    now = {"a": sets["rslora"], "c": sets["one layer"], "d": sets["lora-fa"]}
+    np.testing.assert_allclose(ys, expected(model, now, ["c", "a", "d"] * 4, xs), atol=1e-5)
+    assert dict(bank.slots) == {"a": 1, "d": 2}
+    assert bank.capacity == 3
+    assert jnp.isnan(bank(xs[0], 3)).all()  # the slot of "c": no other adapter answers
+
+
+def test_it_grows(model, sets, xs):
+    bank = AdapterBank(model, {"a": sets["one layer"]}, slots=1)
+    with Compilations() as compilations:
+        for name in ("lora", "biased", "dora"):  # another layer, a higher rank, a shift, a gain
+            bank.add(sets[name], name)
+    assert compilations.count > 0
+    assert bank.capacity == 7  # 2, 4, 8 slots with slot 0
+    names = ["a", "lora", "biased", "dora"] * 3
+    now = {**sets, "a": sets["one layer"]}
+    np.testing.assert_allclose(bank.run(names, xs), expected(model, now, names, xs), atol=1e-5)
+
+
+def test_a_snapshot_stays_as_it_was(model, sets, xs):
+    bank = AdapterBank(model, {"a": sets["lora"], "b": sets["rslora"]})
+    before = bank.snapshot()
+    bank.remove("a")
+    bank.add(sets["one layer"], "c")  # in the slot of "a"
+    bank.replace("b", sets["lora-fa"])
+    now = {"a": sets["lora"], "b": sets["rslora"]}
+    for name, own in now.items():
+        ys = per_example(before.model, xs, jnp.full(BATCH, before.slot(name)))
+        np.testing.assert_allclose(ys, plain(swap_adapters(model, own), xs), atol=1e-5)
+    with pytest.raises(SelectionError, match="no adapter 'a'"):
+        bank.snapshot().indices(["a"])
+    with jax.enable_x64(True):
+        slots = jnp.asarray([1, 3, -1, 2**32 + 1] * 3)
+        is_refused = jnp.isnan(per_example(before.model, xs, slots)).all(axis=1)
+        assert jnp.array_equal(is_refused, slots != 1)  # no example gets another one's adapter
+
+
+class Layers(eqx.Module):
+    """Every kind of layer, and a stack that a scan runs over."""
+
+    table: eqx.nn.Embedding
+    conv: eqx.nn.Conv1d
+    grouped: eqx.nn.Conv1d
+    gru: eqx.nn.GRUCell
+    lstm: eqx.nn.LSTMCell
+    blocks: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jr.split(key, 6)
+        self.table = eqx.nn.Embedding(9, 4, key=keys[0])
+        self.conv = eqx.nn.Conv1d(4, 4, 3, padding=1, padding_mode="CIRCULAR", key=keys[1])
+        self.grouped = eqx.nn.Conv1d(4, 4, 1, groups=2, key=keys[2])
+        self.gru = eqx.nn.GRUCell(4, 4, key=keys[3])
+        self.lstm = eqx.nn.LSTMCell(4, 4, use_bias=False, key=keys[4])
+        make = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))
+        self.blocks = make(jr.split(keys[5], 3))
+
+    def __call__(self, ids):
+        x = jax.vmap(self.table)(ids)
+        x = self.grouped(jnp.tanh(self.conv(x.T))).T
+        state = self.gru(x[0], x[1])
+        state, cell = self.lstm(x[2], (state, x[0]))
+        arrays, rest = eqx.partition(self.blocks, eqx.is_array)
+
+        def block(x, own):
+            return jnp.tanh(eqx.combine(own, rest)(x)), None
+
+        return jax.lax.scan(block, state + cell, arrays)[0]
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return Layers(jr.key(2))
+
+
+@pytest.fixture(scope="module")
+def sets_of_layers(layers):
+    return {
+        "lora": adapters_of(layers, ["lora"]),
+        "pissa": adapters_of(layers, ["pissa"], 1, 1),
+        "dora": adapters_of(layers, ["dora"], 2),
+    }
+
+
+def test_every_kind_of_layer(layers, sets_of_layers):
+    bank = AdapterBank(layers, sets_of_layers)
+    assert sorted(bank.adapters("dora")) == sorted(field.name for field in fields(layers))
+    ids = jr.randint(jr.key(3), (8, 3), 0, 9)
+    names = [None, "lora", "dora", "pissa"] * 2
+    ys = bank.run(names, ids)
+    for name in ("lora", "dora", "pissa"):
+        own = slice(names.index(name), None, 4)
+        alone = plain(swap_adapters(layers, sets_of_layers[name]), ids)[own]
+        np.testing.assert_allclose(ys[own], alone, atol=2e-5)
+    assert jnp.array_equal(ys[::4], plain(layers, ids)[::4])
+    for name, own in sets_of_layers.items():  # a stack has an axis before that of the slots
+        assert same(bank.adapters(name), own)
+
+
+@eqx.filter_jit
+def per_example(model, xs, slots):
+    return jax.vmap(lambda x, slot: at_slot(model, slot)(x))(xs, slots)
+
+
+@eqx.filter_jit
+def gradient(model, xs, slots):
+    trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
+
+    def loss(trainable):
+        return jnp.sum(jnp.sin(per_example(eqx.combine(trainable, frozen), xs, slots)))
+
+    return eqx.filter_grad(loss)(trainable)
+
+
+@pytest.mark.parametrize("function", [per_example, gradient])
+def test_the_program_holds_no_copies(function):
+    """The base runs once over the batch, whatever the number of slots."""
+    outputs, inputs, rows, rank = 37, 31, 24, 2
+    linear = eqx.nn.Linear(inputs, outputs, key=jr.key(0))
+    xs = jr.normal(jr.key(1), (rows, inputs))
+    others = []
+    for slots in (5, 41):
+        bank = AdapterBank(linear, {"a": adapters_of(linear)}, slots=slots - 1)
+        model = bank.snapshot().model
+        program = function.lower(model, xs, jnp.arange(rows) % 2).compile().compiled
+        text = program.as_text()
+        for shape in [
+            *([rows, outputs, inputs], [rows, inputs, outputs]),  # a weight for each example
+            *([rows, rank, inputs], [rows, rank, outputs]),  # factors for each example
+            *([slots, outputs, inputs], [slots, inputs, outputs]),  # a weight for each slot
+            *([slots, rows, outputs], [slots, rows, inputs]),  # activations for each slot
+        ]:
+            assert str(shape).replace(" ", "") not in text
+        assert f"[{slots},{rank},{outputs}]" in text
+        results = [line.split(" dot(")[0] for line in text.splitlines() if " dot(" in line]
+        assert sum(f"f32[{rows},{outputs}]" in result for result in results) == 1
+        of_factors = 4 * slots * rank * (inputs + outputs)
+        memory = program.memory_analysis().temp_size_in_bytes
+        others.append(memory - (of_factors if function is gradient else 0))
+    # Activations for 36 more slots would be 128 KiB.
+    assert others[1] <= others[0] + 4096
+
+
+def test_a_scanned_stack_is_not_copied(layers, sets_of_layers):
+    model = AdapterBank(layers, sets_of_layers).snapshot().model
+    lowered = per_example.lower(model, jnp.zeros((7, 3), int), jnp.arange(7) % 4)
+    text = lowered.compile().compiled.as_text()
+    assert "f32[3,4,4]" in text  # the weights of the stack
+    assert "f32[3,7,4,4]" not in text
+    assert "f32[7,3,4,4]" not in text
+
+
+def test_files(model, sets, tmp_path, xs):
+    path = tmp_path / "style.safetensors"
+    adapted = swap_adapters(model, sets["rslora"])
+    save_adapters(adapted, path)
+    bank = AdapterBank(model, [path, sets["lora"]])
+    assert same(bank.adapters("0"), read_adapters(path))
+    np.testing.assert_allclose(bank(xs[0], "0"), adapted(xs[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [None, "slots"])
+def test_sharded(model, sets, xs, axis):
+    mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("slots", "out"))
+
+    def put(x):
+        if not eqx.is_array(x):
+            return x
+        spec = PartitionSpec("out", None) if x.ndim == 2 else PartitionSpec()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    sharded = jax.tree.map(put, model)
+    bank = AdapterBank(sharded, {"a": sets["lora"]}, slots=4, axis=axis)
+    bank.add(sets["pissa"], "b")
+    Bt = bank.snapshot().model.layers[0].lora_Bt
+    assert Bt.sharding.spec == PartitionSpec(axis, None, "out")
+    assert len(Bt) == (6 if axis else 5)
+    names = ["a", "b", None] * 4
+    now = {"a": sets["lora"], "b": sets["pissa"]}
+    np.testing.assert_allclose(bank.run(names, xs), expected(model, now, names, xs), atol=1e-5)
+    with pytest.raises(SelectionError, match="has the axes: slots, out"):
+        AdapterBank(sharded, axis="rows")
+
+
+def test_errors_change_nothing(model, sets, xs, unchecked):
+    other = eqx.nn.MLP(SIZE, 4, 9, 1, key=jr.key(0))
+    fixed = AdapterBank(model, {"a": sets["lora"]}, fixed=True)
+    before = fixed.snapshot()
+    oft = adapters_of(model, "oft")
+    for call, message in [
+        (lambda: fixed.add(adapters_of(other), "b"), "do not fit the model"),
+        (lambda: fixed.add(sets["lora"], "a"), "bank.replace"),
+        (lambda: fixed.add(sets["lora"], "b"), "an empty slot .it has 1, all in use"),
+        (lambda: fixed.replace("a", sets["one layer"]), r"rank 4 at 'layers/1' .it has 2"),
+        (lambda: fixed.replace("a", sets["dora"]), "a gain of the outputs of 'layers/0'"),
+        (lambda: fixed.replace("b", sets["lora"]), "no adapter 'b' .the nearest names: 'a'"),
+        (lambda: fixed.replace("a", oft), "(?s)OFTLinear, whose update has another form.*to_lora"),
+        (lambda: fixed.replace("a", model), "must be an AdapterSet"),
+        (lambda: fixed.remove("b"), "no adapter 'b'"),
+        (lambda: fixed.run(["b"], xs[:1]), "no adapter 'b'"),
+        (lambda: fixed.add(sets["lora"], 3), "must be a str"),
+        (lambda: fixed(xs[0], 2), "no slot 2: the bank has 2, from 0"),
+        (lambda: fixed(xs[0], 1.0), "one whole number"),
+        (lambda: jax.jit(lambda x: fixed(x, 1))(xs[0]), "inside jit"),
+        (lambda: at_slot(model, 1), "has no slots"),
+        (lambda: AdapterBank(swap_adapters(model, sets["lora"])), "must be plain"),
+        (lambda: AdapterBank(model, sets["lora"]), "a list"),
+        (lambda: AdapterBank(model, slots=-1), "an int from 0"),
+        (lambda: fixed.update(None), "partition.. was never called"),
+    ]:
+        with pytest.raises(JnoLoraError, match=message):
+            call()
+    after = fixed.snapshot()
+    assert all(one is two for one, two in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+    lora, _ = to_lora(swap_adapters(model, oft), rank=2)
+    fixed.replace("a", extract_adapters(lora))  # as the message says
+
+
+def test_from_threads(model, sets, xs):
+    """Adapters come and go while others are asked for: every answer is that of one of them."""
+    bank = AdapterBank(model, {"kept": sets["lora"], "moving": sets["rslora"]}, slots=3)
+    kept = plain(swap_adapters(model, sets["lora"]), xs)
+    moving = [plain(swap_adapters(model, sets[name]), xs) for name in ("rslora", "lora-fa")]
+    wrong, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            ys = bank.run(["kept", "moving"] * (BATCH // 2), xs)
+            if not jnp.allclose(ys[::2], kept[::2], atol=1e-5):
+                wrong.append("kept")
+            if not any(jnp.allclose(ys[1::2], own[1::2], atol=1e-5) for own in moving):
+                wrong.append("moving")
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(30):
+        bank.replace("moving", sets["lora-fa" if turn % 2 else "rslora"])
+        bank.add(sets["lora"], "short")
+        if turn % 3 == 0:
+            bank.snapshot()  # what it holds stays
+        bank.remove("short")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -1,0 +1,182 @@
+"""Adapters that train at once learn what each would learn alone."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+from jno.lora import (
+    Net,
+    SelectionError,
+    extract_adapters,
+    lora_trainable_filter,
+    swap_adapters,
+)
+from jno_lora_bank import AdapterBank, at_slot
+
+RATES = {"a": 1e-2, "b": 1e-3, "c": 3e-2}
+
+
+class Stack(eqx.Module):
+    """Two layers, and a stack of two."""
+
+    first: eqx.nn.Linear
+    blocks: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jr.split(key, 3)
+        self.first = eqx.nn.Linear(5, 4, key=keys[0])
+        self.blocks = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))(keys[1:])
+
+    def __call__(self, x):
+        arrays, rest = eqx.partition(self.blocks, eqx.is_array)
+
+        def block(x, own):
+            return jnp.tanh(eqx.combine(own, rest)(x)), None
+
+        return jax.lax.scan(block, self.first(x), arrays)[0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Stack(jr.key(0))
+
+
+@pytest.fixture(scope="module")
+def sets(model):
+    made = {}
+    for seed, (name, wrapper) in enumerate(zip(RATES, ["lora", "rslora", "lora-fa"], strict=True)):
+        net = Net(model, key=jr.key(seed)).freeze().lora(1 + seed, 2.0, wrapper=wrapper)
+        trainable, _ = net.partition()
+        made[name] = extract_adapters(net.update(jax.tree.map(lambda a: a + 0.2, trainable)).module)
+    return made
+
+
+xs = jr.normal(jr.key(7), (12, 5))
+names = ["a", "b", "c", "b"] * 3
+
+
+def of_one(y):
+    return jnp.sum(jnp.sin(y) ** 2)
+
+
+def gradients(loss, trainable):
+    return eqx.filter_jit(eqx.filter_grad(loss))(trainable)
+
+
+def largest_difference(one, other):
+    differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), one, other)
+    return max(float(leaf) for leaf in jax.tree.leaves(differences))
+
+
+def alone(model, own, mine):
+    """The loss of one adapter on its examples, and its trainable part."""
+    adapted = swap_adapters(model, own)
+    trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+    return lambda t: jnp.sum(jax.vmap(lambda x: of_one(eqx.combine(t, frozen)(x)))(mine)), trainable
+
+
+def together(bank):
+    """The loss of all adapters, each on its examples, and their trainable part."""
+    trainable, frozen = bank.partition()
+    slots = jnp.asarray(bank.snapshot().indices(names))
+
+    def loss(trainable):
+        model = eqx.combine(trainable, frozen)
+        return jnp.sum(jax.vmap(lambda x, slot: of_one(at_slot(model, slot)(x)))(xs, slots))
+
+    return loss, trainable
+
+
+def examples_of(name):
+    return xs[np.asarray([own == name for own in names])]
+
+
+def test_gradients_are_those_of_separate_runs(model, sets):
+    bank = AdapterBank(model, sets)
+    loss, trainable = together(bank)
+    bank.update(gradients(loss, trainable))  # as values, to read them adapter by adapter
+    for name, own in sets.items():
+        found = extract_adapters(swap_adapters(model, bank.adapters(name)))
+        grads = gradients(*alone(model, own, examples_of(name)))
+        for path in own:
+            for field in own[path].wrapper.adapter_fields:
+                expected = getattr(getattr(grads, path), field)
+                np.testing.assert_allclose(found[path].state[field], expected, atol=1e-5)
+
+
+def test_each_has_its_own_optimiser(model, sets):
+    def make(rate):
+        # Three things that must not be shared: a norm, a count and a rate.
+        return optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(rate))
+
+    bank = AdapterBank(model, {**sets, "idle": sets["a"]})
+    optimiser = bank.optimiser(make, RATES)
+    loss, trainable = together(bank)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # for optax
+        bank.update(trained(optimiser, loss, trainable))
+        for name, own in sets.items():
+            of_own, mine = alone(model, own, examples_of(name))
+            mine = trained(make(RATES[name]), of_own, mine)
+            for path, adapter in bank.adapters(name).adapters.items():
+                for field in adapter.wrapper.adapter_fields:
+                    expected = getattr(getattr(mine, path), field)
+                    np.testing.assert_allclose(adapter.state[field], expected, atol=1e-5)
+                    assert not np.allclose(expected, own[path].state[field], atol=1e-3)
+    A = [one["first"].state["lora_A"] for one in (bank.adapters("c"), sets["c"])]
+    assert jnp.array_equal(*A)  # LoRA-FA freezes it
+    assert largest_difference(bank.adapters("idle"), sets["a"]) == 0
+
+
+def trained(optimiser, loss, trainable):
+    @eqx.filter_jit
+    def step(trainable, state):
+        updates, state = optimiser.update(eqx.filter_grad(loss)(trainable), state, trainable)
+        return eqx.apply_updates(trainable, updates), state
+
+    state = optimiser.init(trainable)
+    for _ in range(3):
+        trainable, state = step(trainable, state)
+    return trainable
+
+
+def test_derivatives_by_the_input(model, sets):
+    """Per example and in any order, as losses of differential equations need them."""
+    bank = AdapterBank(model, sets).snapshot()
+    slots = jnp.asarray(bank.indices(names))
+
+    def laplacian(u, x):
+        return jnp.trace(jax.hessian(u)(x))
+
+    @eqx.filter_jit
+    def residuals(model, slots):
+        def one(x, slot):
+            return laplacian(lambda x: of_one(at_slot(model, slot)(x)), x)
+
+        return jax.vmap(one)(xs, slots)
+
+    found = residuals(bank.model, slots)
+    adapted = swap_adapters(model, sets["b"])
+    own = np.asarray([name == "b" for name in names])
+    expected = jax.jit(jax.vmap(lambda x: laplacian(lambda x: of_one(adapted(x)), x)))(xs)
+    np.testing.assert_allclose(found[own], expected[own], atol=1e-4)
+
+
+def test_what_cannot_train_is_refused(model, sets):
+    pissa = extract_adapters(Net(model).lora(2, 2.0, wrapper="pissa").module)
+    bank = AdapterBank(model, {**sets, "pissa": pissa})
+    with pytest.raises(SelectionError, match=r"(?s)'pissa' cannot train.*PiSSALinear.*to_lora"):
+        bank.optimiser(optax.sgd, {"a": 1.0, "pissa": 1.0})
+    with pytest.raises(SelectionError, match="no adapter 'd'"):
+        bank.optimiser(optax.sgd, {"d": 1.0})
+    trainable, frozen = bank.partition()
+    with pytest.raises(SelectionError, match="other values"):
+        bank.update(frozen)
+    with pytest.raises(SelectionError, match="not a factor of a slot"):
+        bank.optimiser(optax.sgd, {"a": 1.0}).init(eqx.filter(model, eqx.is_inexact_array))
+    bank.remove("a")
+    with pytest.raises(SelectionError, match="changed after partition"):
+        bank.update(trainable)
