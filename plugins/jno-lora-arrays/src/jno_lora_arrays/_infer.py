@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
@@ -91,42 +92,40 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
     expect_model(params, "infer")
     leaves, treedef = jtu.tree_flatten_with_path(params)
     in_layers = _paths_in_layers(params)
-    evaluation, records, rows = Evaluation(), {}, {}
+    evaluation, records = Evaluation(), {}
 
-    def traced(values: Sequence[Any], others: Any) -> Any:
-        dynamic, static = others
-        args, kwargs = eqx.combine(dynamic, static)
-
-        def call(values: Sequence[Any]) -> Any:
-            result = function(jax.tree.unflatten(treedef, values), *args, **kwargs)
-            return eqx.filter(result, eqx.is_array)
-
+    def watch(values: Sequence[Any], args: Any, kwargs: Any) -> None:
         arrays, rest = eqx.partition(list(values), eqx.is_array)
-        jaxpr = jax.make_jaxpr(lambda arrays: call(eqx.combine(arrays, rest)))(arrays)
+
+        def call(arrays: Any) -> Any:
+            model = jax.tree.unflatten(treedef, eqx.combine(arrays, rest))
+            return eqx.filter(function(model, *args, **kwargs), eqx.is_array)
+
         given = []
         for (keys, _), value in zip(leaves, values, strict=True):
             path = path_of(keys)
-            if eqx.is_array(value):
-                watched = path not in in_layers and _why_never(value) is None
-                given.append(_watched(path, value, records) if watched else value)
-        evaluation.run_dense(jaxpr, given)
-        return ()
+            is_watched = path not in in_layers and _why_never(value) is None
+            given.append(_watched(path, value, records) if is_watched else value)
+        traced = jax.make_jaxpr(call)(arrays)
+        evaluation.run_dense(traced, [x for x, one in zip(given, arrays, strict=True) if one is not None])
 
-    eqx.filter_eval_shape(
-        lambda values, others: traced(values, (others, None)), [leaf for _, leaf in leaves], (args, kwargs)
-    )
-    for keys, leaf in leaves:
-        path = path_of(keys)
-        if not hasattr(leaf, "shape"):
-            continue
-        axes, reason = None, _why_never(leaf)
-        if path in in_layers:
-            reason = _IN_LAYER
-        elif reason is None:
-            uses = [use for use in evaluation.uses if path in use.adapter.split(" + ")]
-            axes, reason = _axes(leaf.shape, records[path], uses)
-        rows[path] = ArrayAxes(path, tuple(leaf.shape), axes, reason)
-    return InferredAxes(tuple(rows.values()))
+    eqx.filter_eval_shape(watch, [leaf for _, leaf in leaves], args, kwargs)
+    rows = [
+        _row(path_of(keys), leaf, in_layers, records, evaluation.uses)
+        for keys, leaf in leaves
+        if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | np.ndarray)
+    ]
+    return InferredAxes(tuple(rows))
+
+
+def _row(
+    path: str, array: Any, in_layers: set[str], records: Mapping[str, "Record"], uses: Sequence[Use]
+) -> ArrayAxes:
+    axes, reason = None, _IN_LAYER if path in in_layers else _why_never(array)
+    if reason is None:
+        own = [use for use in uses if path in use.adapter.split(" + ")]
+        axes, reason = _axes(array.shape, records[path], own)
+    return ArrayAxes(path, tuple(array.shape), axes, reason)
 
 
 def path_of(keys: Any) -> str:
@@ -139,13 +138,14 @@ def _paths_in_layers(params: PyTree) -> set[str]:
     modules = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, eqx.Module))
     if not any(isinstance(node, eqx.Module) for node in modules):
         return set()
-    plan = eqx.filter_eval_shape  # noqa: F841
     layers = tuple(row.path for row in plan_lora(params, 1, wrappers="auto").wrapped)
     paths = (path_of(keys) for keys, _ in jtu.tree_leaves_with_path(params))
     return {path for path in paths if any(path.startswith(f"{layer}/") for layer in layers)}
 
 
 def _why_never(array: Any) -> str | None:
+    if not hasattr(array, "dtype"):
+        return "not an array"
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return f"{array.dtype}: adapters need real floating arrays"
     if len(array.shape) < 2:
