@@ -1,25 +1,33 @@
 """Operations that call a traced function: it is evaluated in the same way."""
 
+import abc
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
-from ._jax import counts_of_scan, custom_function
+from ._jax import counts_of_scan, custom_function, manual_axes
 from ._views import Declined
 from ._virtual import Virtual, dense
 
 
-class Evaluates(Protocol):
+_CARRIED = "carried by a loop, which may change it"
+
+
+class Evaluates(abc.ABC):
     """What the calls use of an `Evaluation`."""
 
+    @abc.abstractmethod
     def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
         """The results of a traced function. Arguments may be virtual, and results too."""
-        ...
+
+    @abc.abstractmethod
+    def merged(self, value: Any, operation: str, reason: str) -> Any:
+        """An array: the merged weight if `value` is a virtual one, which is told."""
 
     def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
         """As `run`, but the results are arrays."""
-        ...
+        return list(map(dense, self.run(traced, args)))
 
 
 def _jit(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
@@ -39,10 +47,15 @@ def _remat(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
 def _scan(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
     n, m = counts_of_scan(eqn)
-    consts, carry, xs = values[:n], list(map(dense, values[n : n + m])), values[n + m :]
+    consts, xs = values[:n], values[n + m :]
+    carry = [evaluation.merged(x, "scan", _CARRIED) for x in values[n : n + m]]
     # A virtual weight is scanned with its adapter.
     scanned = [x.scanned() if isinstance(x, Virtual) else None for x in xs]
-    arrays = [dense(x) if pair is None else pair[0] for x, pair in zip(xs, scanned, strict=True)]
+    reason = "a scan over inputs or outputs"
+    arrays = [
+        evaluation.merged(x, "scan", reason) if pair is None else pair[0]
+        for x, pair in zip(xs, scanned, strict=True)
+    ]
 
     def body(carry: Any, arrays: Any) -> Any:
         slices = [
@@ -63,13 +76,15 @@ def _cond(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     def branch(traced: Any) -> Callable[[], list[Any]]:
         return lambda: evaluation.run_dense(traced, operands)
 
-    return jax.lax.switch(dense(index), list(map(branch, eqn.params["branches"])))
+    index = evaluation.merged(index, "cond", "an index")
+    return jax.lax.switch(index, list(map(branch, eqn.params["branches"])))
 
 
 def _while(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
     n, m = params["cond_nconsts"], params["body_nconsts"]
-    of_cond, of_body, start = values[:n], values[n : n + m], list(map(dense, values[n + m :]))
+    of_cond, of_body = values[:n], values[n : n + m]
+    start = [evaluation.merged(x, "while", _CARRIED) for x in values[n + m :]]
 
     return jax.lax.while_loop(
         lambda state: evaluation.run_dense(params["cond_jaxpr"], [*of_cond, *state])[0],
@@ -83,8 +98,9 @@ def _shard_map(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     specs: list[Any] = []
     for place, (x, spec) in enumerate(zip(values, params["in_specs"], strict=True)):
         of_x = x.specs(spec) if isinstance(x, Virtual) else spec
-        if of_x is None:  # each device has a part of an adapter that has no parts
-            values[place], of_x = dense(x), spec
+        if of_x is None:
+            reason = f"each device has a part, and the update of a {x.name} has no parts"
+            values[place], of_x = evaluation.merged(x, "shard_map", reason), spec
         specs.append(of_x)
 
     mapped = jax.shard_map(
@@ -92,7 +108,7 @@ def _shard_map(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
         mesh=params["mesh"],
         in_specs=tuple(specs),
         out_specs=tuple(params["out_specs"]),
-        axis_names=set(params["manual_axes"]),
+        axis_names=manual_axes(eqn),
         check_vma=params["check_vma"],
     )
     return mapped(*values)

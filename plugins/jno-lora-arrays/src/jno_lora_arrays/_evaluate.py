@@ -5,7 +5,7 @@ from typing import Any
 
 from jno.lora import JnoLoraError, merge_lora
 
-from ._calls import CALLS
+from ._calls import CALLS, Evaluates
 from ._jax import (
     context_of,
     evaluate_plainly,
@@ -23,7 +23,7 @@ from ._virtual import Virtual, dense, virtual
 from .layer import is_declared, unadapted
 
 
-class Evaluation:
+class Evaluation(Evaluates):
     """One evaluation of a traced function, and the uses of virtual weights that it met."""
 
     def __init__(self, strict: bool = False):
@@ -31,21 +31,24 @@ class Evaluation:
         self.uses: list[Use] = []
 
     def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
-        """The results of a traced function. Arguments may be virtual, and results too."""
         jaxpr, consts = opened(traced)
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
         plain: list[Any] = []  # equations without virtual weights, to evaluate at once
         for eqn in jaxpr.eqns:
             values = [read(env, var) for var in eqn.invars]
-            inner = [mark for one in jaxprs_in(eqn) for mark in marks_in(one)]
-            if not inner and not any(isinstance(x, Virtual) for x in values):
+            mark = mark_in(eqn)
+            inner = [] if mark else [it for one in jaxprs_in(eqn) for it in marks_in(one)]
+            if not (mark or inner or any(isinstance(x, Virtual) for x in values)):
                 plain.append(eqn)
                 continue
             if plain:
                 env.update(evaluate_plainly(jaxpr, plain, env))
                 values, plain = [read(env, var) for var in eqn.invars], []
             with context_of(eqn):
-                results = self._results(eqn, values, inner)
+                if mark is not None:
+                    results = self._read(eqn, mark, values)
+                else:
+                    results = self._results(eqn, values, inner)
             if results is None:
                 env.update(evaluate_plainly(jaxpr, [eqn], {**env, **_dense_of(eqn, env)}))
             else:
@@ -67,15 +70,13 @@ class Evaluation:
             return plain
         return weight
 
-    def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
-        """As `run`, but the results are arrays."""
-        return list(map(dense, self.run(traced, args)))
+    def merged(self, value: Any, operation: str, reason: str) -> Any:
+        if isinstance(value, Virtual):
+            self._note(Use(value.name, value.shape, operation, reason))
+        return dense(value)
 
     def _results(self, eqn: Any, values: list[Any], inner: list[Any]) -> Sequence[Any] | None:
         """The results of one equation; `None` if JAX is to compute it with merged weights."""
-        mark = mark_in(eqn)
-        if mark is not None:
-            return self._read(eqn, mark, values)
         is_virtual = [x for x in values if isinstance(x, Virtual)]
         name = eqn.primitive.name
         result: Any = Declined("no rule")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -76,7 +77,9 @@ class Factored(View):
             return array.reshape(array.shape[0], *sizes)
 
         A, B = factor(self.A, "is"), factor(self.B, "os")
-        return self._with(self.base.reshape(shape), A, B, "".join(kinds))
+        view = self._with(self.base.reshape(shape), A, B, "".join(kinds))
+        # One row of a matrix is values.
+        return view if {"i", "o"} <= {*kinds} else view.dense()
 
     def cast(self, dtype: Any) -> "Factored":
         return self._with(self.base.astype(dtype), self.A, self.B, self.kinds)
@@ -269,15 +272,14 @@ class Factored(View):
 
         return (self.base, moving), one
 
-    def specs(self, spec: PartitionSpec) -> "Factored":
+    def specs(self, spec: PartitionSpec) -> Any:
         over = [*spec, *[None] * (self.ndim - len(spec))]
 
         def of(has: str) -> PartitionSpec:
             cut = (axes for axes, kind in zip(over, self.kinds, strict=True) if kind in has)
             return PartitionSpec(None, *cut)
 
-        specs: Any = (spec, of("is"), of("os"))
-        return self._with(*specs, kinds=self.kinds)
+        return jax.tree.unflatten(jax.tree.structure(self), [spec, of("is"), of("os")])
 
     def _with(self, base: Array, A: Array, B: Array, kinds: str) -> "Factored":
         return Factored(base, A, B, kinds, self.name)

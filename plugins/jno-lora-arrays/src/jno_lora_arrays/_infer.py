@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
 from jno.lora import plan_lora
@@ -199,7 +200,8 @@ class Watched(RunsView):
     def cut(self, axis: int, start: Any, size: int) -> "Watched":
         runs = list(self.runs)
         if size == 1:
-            self.record.stacked.update(side for side, *_ in runs[axis])
+            if sum(n > 1 for n in self.shape) > 2:  # a row of a matrix may be anything
+                self.record.stacked.update(side for side, *_ in runs[axis])
             runs[axis] = ()
         else:
             # Some places of an axis are inputs or outputs as all of them are.
@@ -244,6 +246,9 @@ class Watched(RunsView):
     def scanned(self) -> tuple[Any, Callable[[Any], "Watched"]]:
         self.record.stacked.update(side for side, *_ in self.runs[0])
         return self.array, lambda one: dataclasses.replace(self, array=one, runs=self.runs[1:])
+
+    def specs(self, spec: PartitionSpec) -> None:
+        return None  # each device has other sizes than the runs
 
     def _note(self, axes: Mapping[str, Sequence[int]]) -> None:
         letters: dict[str, str] = {}

@@ -5,6 +5,7 @@ Everything else in this package uses documented functions of JAX. Where versions
 * `counts_of_scan`: `num_consts` and `num_carry` of a scan until JAX 0.11, `ft_in` from 0.12 on.
 * `opened`: the jaxprs inside of equations are closed, with constants, until JAX 0.11; from 0.12 on
   they are open and have none.
+* `manual_axes`: `manual_axes` of a `shard_map`, or `newly_manual_axes`.
 * `custom_function`: `call_jaxpr` of `custom_jvp_call` and `custom_vjp_call` is the same from 0.8.1 to
   0.12.
 * `Jaxpr.replace`, `jax.core.eval_jaxpr`, `eqn.ctx.manager`, `eqn.source_info.name_stack`, and the
@@ -75,6 +76,12 @@ def counts_of_scan(eqn: Any) -> tuple[int, int]:
         consts, carry, _ = eqn.params["ft_in"].unpack()
         return len(consts), len(carry)
     return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def manual_axes(eqn: Any) -> set[str]:
+    """The axes of the mesh that a `shard_map` maps over."""
+    name = "newly_manual_axes" if "newly_manual_axes" in eqn.params else "manual_axes"
+    return set(eqn.params[name])
 
 
 def custom_function(eqn: Any) -> Any:

@@ -131,8 +131,7 @@ def _as_linear(adapter: Any, dtype: Any) -> Any:
 
 def _as_kind(adapter: Any, kind: type[LayerKind], base: Any) -> Any:
     fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
-    matrix = jax.eval_shape(lambda: kind.matrix(base))
-    cls = _class_of(type(adapter), kind, adapter.fan_in(matrix))
+    cls = _class_of(type(adapter), kind, adapter.fan_in(adapter.matrix(adapter.base)))
     return _without_init(cls, **{**fields, "base": base})
 
 

@@ -177,7 +177,7 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     out = _shape(eqn)
     at = tuple(n for n in range(len(out.shape)) if n not in numbers.offset_dims)
     lookup = Lookup(axes, places, at, is_there, lambda array: _bound(eqn, array, index), out)
-    return weight.looked_up(lookup)
+    return weight.each(lambda view: view.looked_up(lookup))
 
 
 def _shape(eqn: Any) -> jax.ShapeDtypeStruct:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from ._factored import Factored
 from ._kinds import axes_of, factors_of, is_known, weight_of
-from ._views import Conv, Declined, Dot, Lookup, View
+from ._views import Conv, Declined, Dot, View
 from ._whole import whole_view
 
 
@@ -61,11 +61,13 @@ class Virtual(eqx.Module):
         return functools.reduce(operator.add, values)
 
     def each(self, f: Callable[[View], Any]) -> Any:
-        """With `f` of each view in its place; `Declined` if one of them declines."""
+        """With `f` of each view in its place, or the sum of the values that it gives.
+
+        `Declined` if one of them declines.
+        """
         found = [f(term.view) for term in self.terms]
-        declined = next((one for one in found if isinstance(one, Declined)), None)
-        if declined is not None:
-            return declined
+        if not all(isinstance(one, View) for one in found):
+            return self.values(lambda view: found.pop(0), self.dtype)
         terms = (Term(t.factor, view) for t, view in zip(self.terms, found, strict=True))
         return Virtual(tuple(terms), self.dtype)
 
@@ -100,19 +102,13 @@ class Virtual(eqx.Module):
         if isinstance(other, Virtual):
             return Virtual((*self.terms, *other.terms), dtype)
         last = self.terms[-1]
-        if last.factor is not None or jnp.shape(other) != self.shape or other.dtype != self.dtype:
+        sign = {None: 1, -1: -1}.get(last.factor if isinstance(last.factor, int | None) else 0)
+        if sign is None or jnp.shape(other) != self.shape or other.dtype != last.view.dtype:
             return Declined("added to an array")
-        total = last.view.plus(other)
+        total = last.view.plus(sign * other)
         if isinstance(total, Declined):
             return total
-        return Virtual((*self.terms[:-1], Term(None, total)), dtype)
-
-    def looked_up(self, lookup: Lookup) -> Any:
-        """The slices at some places: values, or a virtual weight."""
-        found = self.each(lambda view: view.looked_up(lookup))
-        if isinstance(found, Declined) or isinstance(found.terms[0].view, View):
-            return found
-        return found.values(lambda values: values, lookup.out.dtype)
+        return Virtual((*self.terms[:-1], Term(last.factor, total)), dtype)
 
     def scanned(self) -> tuple[Any, Callable[[Any], "Virtual"]] | None:
         """Arrays to scan over, and the virtual weight of their slices."""
@@ -133,8 +129,11 @@ class Virtual(eqx.Module):
         found = [term.view.specs(spec) for term in self.terms]
         if any(one is None for one in found):
             return None
-        factors = [jax.tree.map(lambda _: PartitionSpec(), term.factor) for term in self.terms]
-        return Virtual(tuple(map(Term, factors, found)), self.dtype)
+        leaves: list[Any] = []
+        for term, specs in zip(self.terms, found, strict=True):
+            leaves += [PartitionSpec()] * len(jax.tree.leaves(term.factor))
+            leaves += jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+        return jax.tree.unflatten(jax.tree.structure(self), leaves)
 
     def product(self, use: Dot | Conv) -> Any:
         """The values of a product or convolution, whose other side may be complex."""
