@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jno.lora import LoRAWrapper
@@ -131,19 +132,32 @@ def _as_linear(adapter: Any, dtype: Any) -> Any:
 
 def _as_kind(adapter: Any, kind: type[LayerKind], base: Any) -> Any:
     fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
-    cls = _class_of(type(adapter), kind, adapter.fan_in(adapter.matrix(adapter.base)))
+    letters = "".join(letter for letter, _ in axes_of(adapter))
+    fan_in = adapter.fan_in(adapter.matrix(adapter.base))
+    cls = _class_of(type(adapter), kind, fan_in, letters.find("i") < letters.find("o"))
     return _without_init(cls, **{**fields, "base": base})
 
 
 @functools.lru_cache(maxsize=256)
-def _class_of(cls: type[Method], kind: type, fan_in: int) -> type:
-    """The method of `cls` on another kind of layer. Its random factors keep their variance."""
+def _class_of(cls: type[Method], kind: type, fan_in: int, has_inputs_first: bool) -> type:
+    """The method of `cls` on another kind of layer.
+
+    Its random factors keep their variance, and the norms of rows are those of columns where the
+    weight is stored so: the whole matrix would be copied to change its layout.
+    """
     method: Any = next(
         c
         for c in cls.__mro__
         if issubclass(c, Method) and getattr(c.fits, "__isabstractmethod__", False)
     )
+
+    def row_products(cls: type[LayerKind], layer: Any, A: Array) -> tuple[Array, Array]:
+        stored = cls.matrix(layer).T
+        return (A.astype(stored.dtype) @ stored).T, jnp.sum(stored * stored, axis=0)
+
     body = {"fan_in": classmethod(lambda _, W: fan_in), "__module__": __name__}
+    if has_inputs_first:
+        body["row_products"] = classmethod(row_products)
     return type(method.__name__, (method, kind), body)
 
 
