@@ -1,6 +1,6 @@
 """Declared arrays beside layers and beside merging: a step's flops, memory, tracing and compiling.
 
-    python -m benchmarks.arrays [--quick]
+    python -m benchmarks.arrays [--quick] [--write docs/flax-and-haiku.md]
 
 Two models, each as Equinox layers and as a dict of arrays, as Flax keeps them: an **MLP** of six
 matrices, and an **attention** block with kernels `(in, heads, size)`. The sides of a step (the
@@ -13,6 +13,7 @@ medians of several runs, in which the sides take turns in random order, as ratio
 """
 
 import argparse
+import pathlib
 import random
 import re
 import statistics
@@ -156,27 +157,40 @@ def measure(model: Any, variant: str, rounds: int) -> dict[str, dict[str, float]
     return found
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, one round")
-    is_quick = parser.parse_args().quick
-    print(
-        "| model | method | flops / layers | memory / layers | flops / merged | memory / merged "
-        "| trace / merged | compile / merged | weight-sized |\n|---|---|--:|--:|--:|--:|--:|--:|--:|"
-    )
+def table(is_quick: bool) -> str:
+    """The figures of every model and method, in Markdown."""
+    heads = ("flops", "memory", "trace", "compile")
+    lines = [
+        "| model | method | flops / layers | memory / layers | "
+        + " | ".join(f"{head} / merged" for head in heads)
+        + " | weight-sized |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for name, model in models(is_quick).items():
         for variant in VARIANTS:
             figures = measure(model, variant, 1 if is_quick else 5)
-            mine = figures["through"]
-            ratios = [
-                *(mine[key] / figures["layers"][key] for key in ("flops", "memory")),
-                *(mine[key] / figures["merged"][key] for key in ("flops", "memory")),
-                *(mine[key] / figures["merged"][key] for key in ("trace", "compile")),
-            ]
-            cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
-            weights = f"{mine['weights']} (merged {figures['merged']['weights']})"
-            print(f"| {name} | `{variant}` | {cells} | {weights} |", flush=True)
+            mine, layers, merged = (figures[side] for side in ("through", "layers", "merged"))
+            ratios = [mine[head] / layers[head] for head in heads[:2]]
+            ratios += [mine[head] / merged[head] for head in heads]
+            cells = [f"{ratio:.2f}" for ratio in ratios]
+            cells.append(f"{mine['weights']} (merged {merged['weights']})")
+            lines.append(f"| {name} | `{variant}` | {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Print the table, or write it into a page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round")
+    parser.add_argument("--write", type=pathlib.Path, help="the page to write the table into")
+    given = parser.parse_args()
+    text = f"JAX {jax.__version__}.\n\n{table(given.quick)}"
+    if given.write is not None:
+        pattern = r"(?<=<!-- arrays -->\n).*?(?=<!-- /arrays -->)"
+        page, count = re.subn(pattern, lambda _: text, given.write.read_text(), flags=re.S)
+        assert count == 1, f"{given.write} needs one place for the table"
+        given.write.write_text(page)
 
 
 if __name__ == "__main__":

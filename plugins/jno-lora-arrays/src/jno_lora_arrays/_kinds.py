@@ -132,9 +132,13 @@ def _as_linear(adapter: Any, dtype: Any) -> Any:
 
 def _as_kind(adapter: Any, kind: type[LayerKind], base: Any) -> Any:
     fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
-    letters = "".join(letter for letter, _ in axes_of(adapter))
-    fan_in = adapter.fan_in(adapter.matrix(adapter.base))
-    cls = _class_of(type(adapter), kind, fan_in, letters.find("i") < letters.find("o"))
+    own = adapter.base  # one layer of a stack
+    if type(own) is DeclaredArray:
+        has_inputs_first = own.own_axes[0] in INPUTS
+    else:
+        has_inputs_first = isinstance(adapter, EmbeddingLayer)
+    fan_in = adapter.fan_in(adapter.matrix(own))
+    cls = _class_of(type(adapter), kind, fan_in, has_inputs_first)
     return _without_init(cls, **{**fields, "base": base})
 
 

@@ -80,6 +80,15 @@ class DeclaredArray(eqx.Module):
         """The product with the values `x` of the input axes: those of the output axes."""
         return (jnp.asarray(self.matrix()) @ jnp.reshape(x, -1)).reshape(self.sizes("o"))
 
+    @property
+    def weight(self) -> Array:
+        """The matrix, for tools that read layers."""
+        return self.matrix()
+
+    def linear_features(self) -> tuple[int, int]:
+        """The outputs and inputs of one slice: files of PEFT hold it as a linear layer."""
+        return math.prod(self.sizes("o")), math.prod(self.sizes(INPUTS))
+
     @staticmethod
     def jno_lora_adapters() -> tuple[type[LoRAWrapper], ...]:
         """The adapter of `net.lora(rank=4)`: to declare an array is to ask for it."""
