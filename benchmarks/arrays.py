@@ -4,8 +4,8 @@
 
 Two models, each as Equinox layers and as a dict of arrays, as Flax keeps them: an **MLP** of six
 matrices, and an **attention** block with kernels `(in, heads, size)`. The sides of a step (the
-gradient by the adapters): **layers**, the adapters of the zoo around Equinox layers; **through**, the
-same methods on declared arrays; **merged**, the function of `plain(params)` inside of the loss.
+gradient by the adapters): **layers**, the adapters of the zoo around Equinox layers; **through**,
+the same methods on declared arrays; **merged**, the function of `plain(params)` in the loss.
 
 Flops and temporary memory are those of XLA's compiled step. `weights` counts the operations in it,
 but copies and changes of layout, whose result is as large as a weight. Tracing and compiling are
@@ -88,7 +88,9 @@ def models(is_quick: bool) -> dict[str, tuple[Any, Any, Any, Any]]:
         for name, key in zip("qkvo", keys[:4], strict=True)
     }
     kernels = {
-        name: {"kernel": p.weight.T.reshape((heads, -1, size) if name == "o" else (size, heads, -1))}
+        name: {
+            "kernel": p.weight.T.reshape((heads, -1, size) if name == "o" else (size, heads, -1))
+        }
         for name, p in projections.items()
     }
     x = jr.normal(keys[7], (8, tokens, size))
@@ -127,7 +129,9 @@ def weight_sized(text: str, sizes: set[int]) -> int:
     found = re.findall(r"= \w+\[([\d,]*)\]\S* ([\w-]+)\(", text)
     shapes = [(tuple(map(int, shape.split(","))), name) for shape, name in found if shape]
     return sum(
-        name not in free and len(shape) > 1 and eqx.filter_eval_shape(jnp.zeros, shape).size in sizes
+        name not in free
+        and len(shape) > 1
+        and eqx.filter_eval_shape(jnp.zeros, shape).size in sizes
         for shape, name in shapes
     )
 

@@ -32,6 +32,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """The outputs for `(batch, tokens, 32)`."""
         x = x + nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x))
         return x + nn.Dense(32)(nn.gelu(nn.Dense(64)(nn.LayerNorm()(x))))
 
@@ -41,6 +42,7 @@ class Digits(nn.Module):
 
     @nn.compact
     def __call__(self, images):
+        """The logits for images `(batch, 8, 8)`."""
         x = nn.Conv(32, (2, 2), strides=(2, 2))(images[..., None])
         x = x.reshape(len(images), 16, 32)
         x = x + self.param("positions", nn.initializers.normal(0.1), (1, 16, 32))

@@ -49,9 +49,14 @@ class Report:
         self.found[framework, what][method] = report.outcome
 
     def pytest_sessionfinish(self):
-        versions = (f"{name} {importlib.metadata.version(name)}" for name in ("flax", "dm-haiku", "jax"))
+        versions = (
+            f"{name} {importlib.metadata.version(name)}" for name in ("flax", "dm-haiku", "jax")
+        )
         lines = [f"Run with {', '.join(versions)}.\n"]
-        lines += [f"| framework | test | {' | '.join(METHODS)} |", "|---|---|" + "---|" * len(METHODS)]
+        lines += [
+            f"| framework | test | {' | '.join(METHODS)} |",
+            "|---|---|" + "---|" * len(METHODS),
+        ]
         for (framework, what), methods in sorted(self.found.items()):
             cells = (methods.get(method, "") for method in METHODS)
             lines.append(f"| {framework} | {what} | {' | '.join(cells)} |")

@@ -19,7 +19,9 @@ def network(ids, is_training):
     x = embed(ids)
 
     def block(x):
-        attention = hk.MultiHeadAttention(2, 4, model_size=8, w_init=hk.initializers.RandomNormal(0.3))
+        attention = hk.MultiHeadAttention(
+            2, 4, model_size=8, w_init=hk.initializers.RandomNormal(0.3)
+        )
         x = x + attention(x, x, x)
         return x + hk.Linear(8)(jax.nn.gelu(hk.Linear(16)(x)))
 

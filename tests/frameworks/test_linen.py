@@ -149,4 +149,6 @@ def test_files(tmp_path):
     net = net_of(model.apply, params, X, axes=axes)
     net.save_adapters(tmp_path / "adapters.safetensors")
     other = Net(declare(params, axes)).load_adapters(tmp_path / "adapters.safetensors")
-    assert jnp.array_equal(through(model.apply)(other.module, X), through(model.apply)(net.module, X))
+    assert jnp.array_equal(
+        through(model.apply)(other.module, X), through(model.apply)(net.module, X)
+    )

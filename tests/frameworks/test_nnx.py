@@ -16,9 +16,7 @@ class Block(nnx.Module):
     """A block of a transformer, with a batch norm and dropout."""
 
     def __init__(self, rngs):
-        self.attention = nnx.MultiHeadAttention(
-            num_heads=2, in_features=8, decode=False, rngs=rngs
-        )
+        self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, decode=False, rngs=rngs)
         self.first, self.second = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs)
         self.norm = nnx.BatchNorm(8, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)

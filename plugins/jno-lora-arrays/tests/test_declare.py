@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
+from safetensors.numpy import load_file
 
 from jno.lora import Net, SelectionError, apply_lora, lora_report, merge_lora, plan_lora
+from jno.lora.peft import load_peft, save_peft
 from jno_lora_arrays import DeclaredArray, LoRAArray, declare, infer, plain, through
 
 AXES = {"(query|key)/kernel": "ioo", "out/kernel": "iio", "experts": "ios", "embedding": "eo"}
@@ -37,7 +39,9 @@ IDS = jnp.array([0, 8, 3])
 def trained(net):
     """The net with its adapters away from their start."""
     trainable, _ = net.partition()
-    return net.update(jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), trainable))
+    return net.update(
+        jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), trainable)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +181,7 @@ def test_errors_name_the_path(axes, message):
 
 
 def test_arrays_that_no_adapter_takes_are_refused():
-    with pytest.raises(SelectionError, match="codes.*int32.*real floating"):
+    with pytest.raises(SelectionError, match=r"codes.*int32.*real floating"):
         declare({"codes": jnp.ones((2, 2), jnp.int32)}, {"codes": "io"})
     with pytest.raises(SelectionError, match="complex64"):
         declare({"modes": jnp.ones((2, 2), jnp.complex64)}, {"modes": "io"})
@@ -205,3 +209,20 @@ def test_inferred_axes_are_declared_as_they_are():
     declared = declare(params(), axes)
     assert eqx.tree_equal(plain(declared), params())
     assert merge_lora(declared)["experts"].axes == "ioo"
+
+
+def test_files_of_peft_hold_declared_arrays_as_linear_layers(tmp_path):
+    params = {
+        "dense": {"kernel": jr.normal(jr.key(0), (4, 6))},
+        "heads": jr.normal(jr.key(1), (6, 2, 3)),
+    }
+    declared = declare(params, {"kernel": "io", "heads": "ioo"})
+    net = trained(Net(declared).freeze().lora(2, alpha=4.0))
+    save_peft(net, tmp_path, rename={"dense/kernel": "model/dense", "^heads": "model/query"})
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    prefix = "base_model.model.model"
+    update = saved[f"{prefix}.query.lora_B.weight"] @ saved[f"{prefix}.query.lora_A.weight"]
+    expected = plain(net.module)["heads"] - params["heads"]
+    assert jnp.allclose(2 * update.T.reshape(6, 2, 3), expected, atol=1e-5)
+    rename = {"model/dense": "dense/kernel", "model/query": "heads"}
+    assert eqx.tree_equal(load_peft(declared, tmp_path, rename=rename), net.module)

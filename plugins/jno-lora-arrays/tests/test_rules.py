@@ -43,7 +43,11 @@ def views(w):
 @rule((6, 2, 4), "ioo")
 def heads_of_outputs(w):
     joined = X @ w.reshape(6, 8)
-    return jnp.einsum("ni,ihd->hnd", X, w), joined, jnp.einsum("hid,ni->nhd", w.transpose(1, 0, 2), X)
+    return (
+        jnp.einsum("ni,ihd->hnd", X, w),
+        joined,
+        jnp.einsum("hid,ni->nhd", w.transpose(1, 0, 2), X),
+    )
 
 
 @rule((2, 3, 8), "iio")
@@ -79,9 +83,9 @@ def sums_with_arrays(w):
 
 @rule((6, 8), "io")
 def casts(w):
-    return (X.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).astype(jnp.float32) @ jnp.zeros((8, 8)) + (
-        X @ lax.stop_gradient(w)
-    )
+    return (X.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).astype(jnp.float32) @ jnp.zeros(
+        (8, 8)
+    ) + (X @ lax.stop_gradient(w))
 
 
 @rule((6, 8), "io")
@@ -144,13 +148,19 @@ def grouped_convolutions(w):
 
 @rule((3, 8, 6), "ioi", LOW)
 def convolutions_to_the_inputs(w):
-    return lax.conv_general_dilated(IMAGES, w.transpose(0, 2, 1), (1,), "SAME", dimension_numbers=NWC)
+    return lax.conv_general_dilated(
+        IMAGES, w.transpose(0, 2, 1), (1,), "SAME", dimension_numbers=NWC
+    )
 
 
 @rule((3, 6, 8), "ooi", LOW)
 def convolutions_whose_places_are_outputs(w):
     return lax.conv_general_dilated(
-        jnp.tile(IMAGES, (1, 1, 2))[..., :8], w.transpose(0, 2, 1), (1,), "SAME", dimension_numbers=NWC
+        jnp.tile(IMAGES, (1, 1, 2))[..., :8],
+        w.transpose(0, 2, 1),
+        (1,),
+        "SAME",
+        dimension_numbers=NWC,
     )
 
 
@@ -178,7 +188,12 @@ def one_of_a_stack(w):
 
 @rule((6, 8), "io", LOW)
 def parts(w):
-    return X @ w[:, 2:5], jnp.sin(w[3, 1:4]), X[:, :2] @ w[1:3], X @ lax.dynamic_slice(w, (0, jnp.argmax(X[0])), (6, 2))
+    return (
+        X @ w[:, 2:5],
+        jnp.sin(w[3, 1:4]),
+        X[:, :2] @ w[1:3],
+        X @ lax.dynamic_slice(w, (0, jnp.argmax(X[0])), (6, 2)),
+    )
 
 
 @rule((3, 6, 8), "sio", LOW)
@@ -223,7 +238,14 @@ def rules_of_its_own(w):
 @rule((6, 8), "io", ())
 def everything_else(w):
     normed = w / jnp.linalg.norm(w, axis=0, keepdims=True)
-    return X @ normed, jnp.sort(w, axis=0), jnp.outer(X[0], w[0]).sum(), X @ (w * w), w.sum(), X @ w[::2].T[:6]
+    return (
+        X @ normed,
+        jnp.sort(w, axis=0),
+        jnp.outer(X[0], w[0]).sum(),
+        X @ (w * w),
+        w.sum(),
+        X @ w[::2].T[:6],
+    )
 
 
 def adapted(shape, axes, method):

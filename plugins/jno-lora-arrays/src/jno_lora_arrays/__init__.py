@@ -1,8 +1,8 @@
 """Adapters for arrays that no layer holds: Flax, Haiku, raw weights, and layers that are read.
 
 `declare` says which axes of an array are inputs and outputs (`infer` finds out), so that every
-method of the zoo adapts it. `through` computes a function of such arrays, or of layers whose weights
-are read, at the price of the adapters.
+method of the zoo adapts it. `through` computes a function of such arrays, or of layers whose
+weights are read, at the price of the adapters.
 """
 
 # ruff: noqa: F403

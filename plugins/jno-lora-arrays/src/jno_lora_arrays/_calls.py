@@ -10,7 +10,6 @@ from ._jax import counts_of_scan, custom_function, manual_axes
 from ._views import Declined
 from ._virtual import Virtual, dense
 
-
 _CARRIED = "carried by a loop, which may change it"
 
 

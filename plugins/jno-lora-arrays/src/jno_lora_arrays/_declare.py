@@ -30,10 +30,10 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
 
     - `params`: any pytree of arrays: the parameters of Flax or Haiku, an Equinox module, a dict.
     - `axes`: what `infer` returned; or, for a regex that is searched in the slash-joined path of an
-        array, a letter for each of its axes: `{"(query|key|value)/kernel": "ioo", "embedding": "eo"}`.
+        array, a letter for each of its axes: `{"(query|key)/kernel": "ioo", "embedding": "eo"}`.
         The first regex that matches an array counts. `o` is an output, `i` an input, `s` an axis
         of a stack, whose slices are adapted each on its own, and `e` an input that is looked up by
-        number, such as the words of an embedding. Inputs may lie anywhere, and there may be several.
+        number, such as the words of an embedding. Letters may come in any order, and repeat.
 
     **Raises:** `SelectionError` if a regex matches no array, or one with another number of axes or
     another dtype than a real floating one, or one that is declared already; for letters that are

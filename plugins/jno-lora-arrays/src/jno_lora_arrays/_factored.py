@@ -119,11 +119,16 @@ class Factored(View):
 
         def found(factor: Array, has: str) -> Array:
             own = self._names(has, names)
-            asked = {own.index(names[a]): p for a, p in zip(lookup.axes, lookup.places, strict=True)
-                     if names[a] in own}
+            asked = {
+                own.index(names[a]): p
+                for a, p in zip(lookup.axes, lookup.places, strict=True)
+                if names[a] in own
+            }
             if asked:
                 rest = [axis for axis in range(factor.ndim) if axis not in asked]
-                factor = factor.transpose([*asked, *rest]).at[tuple(asked.values())].get(mode="clip")
+                factor = (
+                    factor.transpose([*asked, *rest]).at[tuple(asked.values())].get(mode="clip")
+                )
                 own = batch + "".join(own[axis] for axis in rest)
                 if lookup.is_there is not None:
                     there = lookup.is_there.reshape(*lookup.is_there.shape, *(1,) * len(rest))

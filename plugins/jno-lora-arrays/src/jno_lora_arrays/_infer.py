@@ -86,7 +86,7 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
         layers that have adapters are left to them.
     - `args`, `kwargs`: as of a call; arrays may be given by their shapes.
 
-    **Returns:** `InferredAxes` for `declare`. `print` it: each array that gets no axes has a reason,
+    **Returns:** `InferredAxes` for `declare`. `print` it: each array without axes has a reason,
     such as that it has one axis, is only added or multiplied entry by entry, or has uses that
     contradict each other.
     """
@@ -108,7 +108,9 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
             is_watched = path not in in_layers and _why_never(value) is None
             given.append(_watched(path, value, records) if is_watched else value)
         traced = jax.make_jaxpr(call)(arrays)
-        evaluation.run_dense(traced, [x for x, one in zip(given, arrays, strict=True) if one is not None])
+        evaluation.run_dense(
+            traced, [x for x, one in zip(given, arrays, strict=True) if one is not None]
+        )
 
     eqx.filter_eval_shape(watch, [leaf for _, leaf in leaves], args, kwargs)
     rows = [
@@ -205,7 +207,9 @@ class Watched(RunsView):
             runs[axis] = ()
         else:
             # Some places of an axis are inputs or outputs as all of them are.
-            runs[axis] = ((runs[axis][0][0], 1, size),) if len(runs[axis]) == 1 else (("?", 1, size),)
+            runs[axis] = (
+                ((runs[axis][0][0], 1, size),) if len(runs[axis]) == 1 else (("?", 1, size),)
+            )
         array = lax.dynamic_slice_in_dim(self.array, start, size, axis)
         return dataclasses.replace(self, array=array, runs=tuple(runs))
 
@@ -277,14 +281,16 @@ def _axes(
         return None, "not in a product"
     found: dict[str, str] = dict.fromkeys(record.stacked, "s")
     for letters in record.products:
-        swapped = {side: {"i": "o", "o": "i"}.get(letter, letter) for side, letter in letters.items()}
-        fitting = (one for one in (letters, swapped) if _agree(found, one))
-        fit = next(fitting, None)
+        # A product from the other side has inputs and outputs the other way round.
+        fit = next((one for one in (letters, _swapped(letters)) if _agree(found, one)), None)
         if fit is None or "?" in fit.values():
             seen = " and ".join(dict.fromkeys(_shown(shape, one) for one in record.products))
             return None, f"uses that contradict each other: {seen}"
         found.update(fit)
-    found.update(dict.fromkeys(record.looked_up, "e") if _all_are(found, record.looked_up, "i") else {})
+    if {found.get(side) for side in record.looked_up} == {"o"}:
+        found = _swapped(found)
+    if {found.get(side) for side in record.looked_up} == {"i"}:
+        found |= dict.fromkeys(record.looked_up, "e")
     letters = _shown(shape, found)
     # An axis of size one is what the others lack.
     letters = letters.replace("-", "o" if "o" not in letters else "i", 1).replace("-", "i")
@@ -306,8 +312,8 @@ def _agree(found: Mapping[str, str], letters: Mapping[str, str]) -> bool:
     return all(found.get(side, letter) == letter for side, letter in letters.items())
 
 
-def _all_are(found: Mapping[str, str], sides: set[str], letter: str) -> bool:
-    return all(found.get(side) == letter for side in sides)
+def _swapped(letters: Mapping[str, str]) -> dict[str, str]:
+    return {side: {"i": "o", "o": "i"}.get(letter, letter) for side, letter in letters.items()}
 
 
 def _shown(shape: tuple[int, ...], letters: Mapping[str, str]) -> str:

@@ -6,8 +6,7 @@ Everything else in this package uses documented functions of JAX. Where versions
 * `opened`: the jaxprs inside of equations are closed, with constants, until JAX 0.11; from 0.12 on
   they are open and have none.
 * `manual_axes`: `manual_axes` of a `shard_map`, or `newly_manual_axes`.
-* `custom_function`: `call_jaxpr` of `custom_jvp_call` and `custom_vjp_call` is the same from 0.8.1 to
-  0.12.
+* `custom_function`: `call_jaxpr` of `custom_jvp_call` and `custom_vjp_call` from 0.8.1 to 0.12.
 * `Jaxpr.replace`, `jax.core.eval_jaxpr`, `eqn.ctx.manager`, `eqn.source_info.name_stack`, and the
   names and parameters of primitives in `_rules.py` and `_calls.py` are the same from 0.8.1 to 0.12.
 

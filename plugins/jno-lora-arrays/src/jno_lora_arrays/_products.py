@@ -6,9 +6,7 @@ import jax
 from jaxtyping import Array
 
 
-def contract(
-    a: Array, names_a: str, b: Array, names_b: str, names: str, **options: Any
-) -> Array:
+def contract(a: Array, names_a: str, b: Array, names_b: str, names: str, **options: Any) -> Array:
     """The sum of `a b` over the axes that `names` lacks, as `einsum` has it.
 
     Traces faster than `jnp.einsum`. A name that is in one array alone and not in the result may

@@ -124,7 +124,9 @@ class View(eqx.Module):
 
     def looked_up(self, lookup: Lookup) -> Any:
         """The slices at some places."""
-        return Declined("not a lookup, by ids, of rows of an embedding or columns of a linear layer")
+        return Declined(
+            "not a lookup, by ids, of rows of an embedding or columns of a linear layer"
+        )
 
     def dot(self, dot: Dot) -> Any:
         """A product with an array."""

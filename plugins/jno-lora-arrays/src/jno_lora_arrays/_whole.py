@@ -20,6 +20,7 @@ from ._kinds import columns, matrix_of, matrix_shape, times_inputs, times_output
 from ._runs import Run, RunsView, joint
 from ._views import Declined, Dot, Lookup
 
+
 class Whole(RunsView):
     """The weight of an adapter, whose axes were moved, joined or split.
 
