@@ -159,7 +159,8 @@ class Factored(View):
             *both, numbers, precision=dot.precision, preferred_element_type=dot.out.dtype
         )
         summed = {self.kinds[axis] for axis in dot.of_weight[0]}
-        return y + self._update(dot, "".join(of_x), out, names, is_first="AB"[summed == {"o"}])
+        update = self._update(dot, "".join(of_x), out, names, is_first="AB"[summed == {"o"}])
+        return lax.add(y, update)
 
     def _update(self, dot: Dot, of_x: str, out: str, names: str, is_first: str) -> Array:
         """The product with `B A` alone, in the layout of the whole product."""
@@ -168,7 +169,7 @@ class Factored(View):
         of_first, of_second = self._names(has_first, names), self._names(has_second, names)
         # A product may be wider than its factors: `preferred_element_type`.
         dtype = np.promote_types(dot.x.dtype, dot.out.dtype)
-        x, first, second = dot.x.astype(dtype), first.astype(dtype), second.astype(dtype)
+        x, first, second = (_cast(array, dtype) for array in (dot.x, first, second))
         # An algorithm is one for dtypes.
         precision = dot.precision
         if not (dtype == dot.x.dtype == self.dtype or _is_plain(precision)):
@@ -179,7 +180,7 @@ class Factored(View):
         h = contract(x, of_x, first, of_first, low, precision=precision)
         seen = "".join(name for name in out if name in low or name in of_second)
         y = contract(h, low, second, of_second, seen, precision=precision)
-        return y.reshape(dot.out.shape).astype(dot.out.dtype)
+        return _cast(lax.reshape(y, dot.out.shape), dot.out.dtype)
 
     def conv(self, conv: Conv) -> Any:
         numbers, groups = conv.params["dimension_numbers"], conv.params["feature_group_count"]
@@ -307,3 +308,7 @@ def _part(array: Array, start: Any, size: int, axis: int) -> Array:
 def _is_plain(precision: Any) -> bool:
     one = precision[0] if isinstance(precision, tuple) else precision
     return one is None or isinstance(one, lax.Precision)
+
+
+def _cast(array: Array, dtype: Any) -> Array:
+    return lax.convert_element_type(array, dtype)  # traces faster than `astype`

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -45,13 +46,13 @@ def axes_of(adapter: Any) -> list[tuple[str, int]]:
     """For each axis of the bare weight, its letter (`s`, `o` or `i`) and its size."""
     base = adapter.base
     if type(base) is DeclaredArray:
-        shape = jax.eval_shape(base.plain).shape
         letters = base.axes.translate(str.maketrans(INPUTS, "i" * len(INPUTS)))
-    else:
-        shape = base.weight.shape
-        letters = "oi" if isinstance(adapter, LinearLayer) else "io"
-        letters = "s" * (len(shape) - 2) + letters
-    return list(zip(letters, shape, strict=True))
+        first = base.array.ndim - len(base.own_axes)
+        stack, own = iter(base.array.shape[:first]), iter(base.array.shape[first:])
+        return [(letter, next(stack if letter == "s" else own)) for letter in letters]
+    letters = "oi" if isinstance(adapter, LinearLayer) else "io"
+    shape = base.weight.shape
+    return list(zip("s" * (len(shape) - 2) + letters, shape, strict=True))
 
 
 def matrix_of(layer: Any) -> Array:
@@ -63,8 +64,14 @@ def matrix_of(layer: Any) -> Array:
 
 
 def matrix_shape(adapter: Any) -> tuple[int, ...]:
-    """The shape of `matrix_of`."""
-    return eqx.filter_eval_shape(matrix_of, adapter.base).shape
+    """The shape of `matrix_of`, of an adapter's base."""
+    base = adapter.base
+    if type(base) is DeclaredArray:
+        stack = base.array.shape[: base.array.ndim - len(base.own_axes)]
+        return (*stack, *base.linear_features())
+    *stack, first, second = base.weight.shape
+    sizes = (first, second) if isinstance(adapter, LinearLayer) else (second, first)
+    return (*stack, *sizes)
 
 
 class Factors(NamedTuple):
@@ -134,16 +141,17 @@ def _as_kind(adapter: Any, kind: type[LayerKind], base: Any) -> Any:
     fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
     own = adapter.base  # one layer of a stack
     if type(own) is DeclaredArray:
-        has_inputs_first = own.own_axes[0] in INPUTS
+        looked_up, has_inputs_first = math.prod(own.sizes("e")), own.own_axes[0] in INPUTS
     else:
-        has_inputs_first = isinstance(adapter, EmbeddingLayer)
-    fan_in = adapter.fan_in(adapter.matrix(own))
-    cls = _class_of(type(adapter), kind, fan_in, has_inputs_first)
+        looked_up, has_inputs_first = None, isinstance(adapter, EmbeddingLayer)
+    cls = _class_of(type(adapter), kind, looked_up, has_inputs_first)
     return _without_init(cls, **{**fields, "base": base})
 
 
 @functools.lru_cache(maxsize=256)
-def _class_of(cls: type[Method], kind: type, fan_in: int, has_inputs_first: bool) -> type:
+def _class_of(
+    cls: type[Method], kind: type, looked_up: int | None, has_inputs_first: bool
+) -> type:
     """The method of `cls` on another kind of layer.
 
     Its random factors keep their variance, and the norms of rows are those of columns where the
@@ -159,7 +167,10 @@ def _class_of(cls: type[Method], kind: type, fan_in: int, has_inputs_first: bool
         stored = cls.matrix(layer).T
         return (A.astype(stored.dtype) @ stored).T, jnp.sum(stored * stored, axis=0)
 
-    body = {"fan_in": classmethod(lambda _, W: fan_in), "__module__": __name__}
+    def fan_in(_: type[LayerKind], W: Array) -> int:
+        return cls.fan_in(W) if looked_up is None else W.shape[1] // looked_up
+
+    body = {"fan_in": classmethod(fan_in), "__module__": __name__}
     if has_inputs_first:
         body["row_products"] = classmethod(row_products)
     return type(method.__name__, (method, kind), body)

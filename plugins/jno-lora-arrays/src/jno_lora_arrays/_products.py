@@ -27,7 +27,7 @@ def contract(a: Array, names_a: str, b: Array, names_b: str, names: str, **optio
     y = jax.lax.dot_general(a, b, numbers, **options)
     rest = [x for x in names_a + names_b if x not in both]
     order = [[*shared, *rest].index(name) for name in names]
-    return y if order == sorted(order) else y.transpose(order)
+    return y if order == sorted(order) else jax.lax.transpose(y, order)
 
 
 def _without(x: Array, names: str, kept: set[str]) -> tuple[Array, str]:

@@ -171,10 +171,13 @@ def virtual(adapter: Any) -> Virtual | None:
         stack = [place for place, (own, _) in enumerate(axes) if own == "s"]
         sizes = [axes[place][1] for place in (*stack, *sides)]
         stored = [*stack, *sides]
-        factor = factor.reshape([factor.shape[0], *sizes])
-        return factor.transpose([0, *(1 + stored.index(place) for place in sorted(stored))])
+        factor = jax.lax.reshape(factor, (factor.shape[0], *sizes))
+        order = [0, *(1 + stored.index(place) for place in sorted(stored))]
+        return factor if order == sorted(order) else jax.lax.transpose(factor, order)
 
-    A, B = jnp.moveaxis(factors.A, -2, 0), jnp.moveaxis(factors.B, -1, 0)
+    *stack, rank, other = range(factors.A.ndim)
+    A = factors.A if not stack else jax.lax.transpose(factors.A, [rank, *stack, other])
+    B = jax.lax.transpose(factors.B, [other, *stack, rank])
     kinds = "".join(letter for letter, _ in axes)
     return of_view(Factored(weight, arranged(A, "i"), arranged(B, "o"), kinds, name))
 
