@@ -7,7 +7,15 @@ import jax.random as jr
 import pytest
 from safetensors.numpy import load_file
 
-from jno.lora import Net, SelectionError, apply_lora, lora_report, merge_lora, plan_lora
+from jno.lora import (
+    Net,
+    SelectionError,
+    WrapperError,
+    apply_lora,
+    lora_report,
+    merge_lora,
+    plan_lora,
+)
 from jno.lora.peft import load_peft, save_peft
 from jno_lora_arrays import DeclaredArray, LoRAArray, declare, infer, plain, through
 
@@ -188,6 +196,14 @@ def test_arrays_that_no_adapter_takes_are_refused():
     declared = declare({"w": jnp.ones((2, 2))}, {"w": "io"})
     with pytest.raises(SelectionError, match="declared already, with the axes 'io'"):
         declare(declared, {"w": "oi"})
+
+
+def test_dropout_is_refused_as_it_would_do_nothing():
+    net = Net(declare(params(), AXES)).freeze().lora(rank=2, options={"dropout": 0.5})
+    with pytest.raises(WrapperError, match="Leave `dropout` out"):
+        eqx.filter_eval_shape(through(apply), net.module, IDS)
+    quiet = eqx.nn.inference_mode(net.module)
+    assert eqx.filter_eval_shape(through(apply), quiet, IDS).shape == (3, 4, 5)
 
 
 def test_the_first_regex_counts():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jno.lora import JnoLoraError, merge_lora
+from jno.lora import JnoLoraError, WrapperError, merge_lora
 
 from ._calls import CALLS, Evaluates
 from ._jax import (
@@ -62,6 +62,13 @@ class Evaluation(Evaluates):
             return leaf
         if unadapted(leaf) is leaf:
             return leaf.plain()
+        dropout = getattr(leaf, "dropout", None)
+        if dropout is not None and not dropout.inference:
+            raise WrapperError(
+                f"A {type(leaf).__name__} was built with `dropout`, which acts on the inputs of "
+                "one use of a layer, and an array has any number of uses. Leave `dropout` out, or "
+                "switch it off by `eqx.nn.inference_mode(model)`."
+            )
         weight = virtual(leaf)
         if weight is None:
             plain = merge_lora(leaf).plain()

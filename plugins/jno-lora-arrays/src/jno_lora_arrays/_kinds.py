@@ -149,9 +149,7 @@ def _as_kind(adapter: Any, kind: type[LayerKind], base: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _class_of(
-    cls: type[Method], kind: type, looked_up: int | None, has_inputs_first: bool
-) -> type:
+def _class_of(cls: type[Method], kind: type, looked_up: int | None, has_inputs_first: bool) -> type:
     """The method of `cls` on another kind of layer.
 
     Its random factors keep their variance, and the norms of rows are those of columns where the

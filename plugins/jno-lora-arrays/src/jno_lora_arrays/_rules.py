@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.lax import GatherScatterMode
@@ -51,12 +52,9 @@ def _same(eqn: Any, values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else Declined("no rule")
 
 
-@_rule("stop_gradient", "pvary", "pcast", "optimization_barrier")
+@_rule("stop_gradient", "pvary", "pcast")
 def _leafwise(eqn: Any, values: Sequence[Any]) -> Any:
-    if len(values) != 1:
-        return Declined("no rule")
-    on_array = lambda x: _bound(eqn, x) if jnp.issubdtype(x.dtype, jnp.inexact) else x  # noqa: E731
-    return jax.tree.map(on_array, values[0])
+    return jax.tree.map(lambda x: _bound(eqn, x) if eqx.is_inexact_array(x) else x, values[0])
 
 
 @_rule("sharding_constraint", "reshard")
@@ -118,6 +116,8 @@ def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     sides = [isinstance(x, Virtual) for x in values]
     if all(sides):
         return Declined("a product of two weights")
+    if eqn.params.get("out_sharding") is not None:
+        return Declined("a product that asks for a sharding")
     side = sides.index(True)
     contracting, batch = eqn.params["dimension_numbers"]
     dot = Dot(

@@ -30,8 +30,9 @@ class Term(NamedTuple):
             return value
         if isinstance(self.factor, int):
             return self.factor * value
-        dtype = np.promote_types(self.factor.dtype, value.dtype)
-        return jnp.asarray(self.factor, dtype) * jnp.asarray(value, dtype)
+        factor = jnp.asarray(self.factor)
+        dtype = np.promote_types(factor.dtype, value.dtype)
+        return factor.astype(dtype) * jnp.asarray(value, dtype)
 
 
 class Virtual(eqx.Module):
