@@ -152,3 +152,22 @@ def test_files(tmp_path):
     assert jnp.array_equal(
         through(model.apply)(other.module, X), through(model.apply)(net.module, X)
     )
+
+
+def test_real_sizes_are_reached():
+    """A model of the size of GPT-2, of shapes alone."""
+
+    class Large(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            embed = nn.Embed(50257, 768)
+            x = embed(ids) + nn.Embed(1024, 768)(jnp.arange(ids.shape[-1]))
+            for _ in range(12):
+                h = nn.LayerNorm()(x)
+                x = x + nn.MultiHeadDotProductAttention(num_heads=12)(h)
+                x = x + nn.Dense(768)(nn.gelu(nn.Dense(3072)(nn.LayerNorm()(x))))
+            return embed.attend(nn.LayerNorm()(x))
+
+    ids = jnp.zeros((1, 16), int)
+    params = jax.eval_shape(Large().init, jr.key(0), ids)
+    assert infer(Large().apply, params, ids).coverage > 0.999
