@@ -85,7 +85,7 @@ def factors_of(adapter: Any) -> Factors | None:
     """The factors of `W' = W + B A` for the base's `W`, if the law is that. Stacked too."""
     find = _factors
     for _ in matrix_shape(adapter)[:-2]:
-        find = jax.vmap(find)
+        find = eqx.filter_vmap(find)  # an adapter may hold numbers, too
     return find(adapter)
 
 

@@ -202,6 +202,6 @@ def _over_stack(
 
     mapped = one
     for has_axis in reversed(is_mapped):
-        mapped = jax.vmap(mapped, in_axes=(0, 0 if has_axis else None))
+        mapped = eqx.filter_vmap(mapped, in_axes=(eqx.if_array(0), 0 if has_axis else None))
     y = mapped(adapter, x)
     return None if any(declined) else y
