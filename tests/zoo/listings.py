@@ -29,7 +29,7 @@ from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
 from jno_lora_zoo._bibtex import url_of
 
 ROOT = pathlib.Path(__file__).parents[2]
-COLUMNS = ("zoo", "embedding", "recurrent", "foundax")
+COLUMNS = ("zoo", "embedding", "recurrent", "foundax", "arrays")
 HEADER = "# Written by `python tests/zoo/listings.py --write`.\n"
 
 

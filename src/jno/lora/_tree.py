@@ -30,6 +30,31 @@ def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
         return False
 
 
+def own_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
+    """The adapters that the class of `layer` names for calls that name none (`wrapper=None`)."""
+    return getattr(type(layer), "jno_lora_adapters", tuple)()
+
+
+def callable_model(model: Any) -> Callable[..., Any]:
+    """What a `Net` calls: `model`, or what the class of a layer in it makes of it.
+
+    **Raises:** `SelectionError` if the model cannot be called.
+    """
+
+    def has_hook(node: Any) -> bool:
+        return hasattr(type(node), "jno_lora_call")
+
+    for node in jax.tree.leaves(model, is_leaf=has_hook):
+        if has_hook(node):
+            return type(node).jno_lora_call(model)
+    if not callable(model):
+        raise SelectionError(
+            f"The model of this net is a {type(model).__name__}, which cannot be called. Call the "
+            "function that takes it: apply(net.module, x)"
+        )
+    return model
+
+
 def modules_in(
     tree: PyTree, keys: KeyPath = (), *, enter_norms: bool = True
 ) -> list[tuple[KeyPath, eqx.Module]]:

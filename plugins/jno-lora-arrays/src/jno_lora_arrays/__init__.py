@@ -1,6 +1,30 @@
-"""Functions that read weights of adapted layers, at the price of the adapters."""
+"""Adapters for arrays that no layer holds: Flax, Haiku, raw weights, and layers that are read.
 
+`declare` says which axes of an array are inputs and outputs (`infer` finds out), so that every
+method of the zoo adapts it. `through` computes a function of such arrays, or of layers whose
+weights are read, at the price of the adapters.
+"""
+
+# ruff: noqa: F403
+from . import adapters
+from ._declare import declare, plain
+from ._infer import ArrayAxes, InferredAxes, infer
 from ._report import Use, UseReport
 from ._through import report_uses, through
+from .adapters import *
+from .layer import ArrayLayer, DeclaredArray
 
-__all__ = ["Use", "UseReport", "report_uses", "through"]
+__all__ = [
+    "ArrayAxes",
+    "ArrayLayer",
+    "DeclaredArray",
+    "InferredAxes",
+    "Use",
+    "UseReport",
+    "declare",
+    "infer",
+    "plain",
+    "report_uses",
+    "through",
+]
+__all__ += adapters.__all__

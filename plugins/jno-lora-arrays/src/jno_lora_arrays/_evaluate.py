@@ -1,28 +1,29 @@
 """Evaluating a traced function, in which some values are virtual weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-from jax.extend.core import Literal
+from jno.lora import JnoLoraError, WrapperError, merge_lora
 
-from jno.lora import JnoLoraError
-
-from ._equations import (
-    counts_of_scan,
+from ._calls import CALLS, Evaluates
+from ._jax import (
+    context_of,
     evaluate_plainly,
     is_changed,
     jaxprs_in,
     mark_in,
     marks_in,
     opened,
+    read,
 )
 from ._report import Use
-from ._rules import RULES, Declined
-from ._virtual import Virtual, virtual
+from ._rules import RULES
+from ._views import Declined
+from ._virtual import Virtual, dense, virtual
+from .layer import is_declared, unadapted
 
 
-class Evaluation:
+class Evaluation(Evaluates):
     """One evaluation of a traced function, and the uses of virtual weights that it met."""
 
     def __init__(self, strict: bool = False):
@@ -30,126 +31,102 @@ class Evaluation:
         self.uses: list[Use] = []
 
     def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
-        """The results of a traced function. Arguments may be virtual, and results too."""
         jaxpr, consts = opened(traced)
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-
-        def read(var: Any) -> Any:
-            return var.val if isinstance(var, Literal) else env[var]
-
+        plain: list[Any] = []  # equations without virtual weights, to evaluate at once
         for eqn in jaxpr.eqns:
-            results = self._results(jaxpr, eqn, [read(var) for var in eqn.invars])
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [read(var) for var in jaxpr.outvars]
+            values = [read(env, var) for var in eqn.invars]
+            mark = mark_in(eqn)
+            inner = [] if mark else [it for one in jaxprs_in(eqn) for it in marks_in(one)]
+            if not (mark or inner or any(isinstance(x, Virtual) for x in values)):
+                plain.append(eqn)
+                continue
+            if plain:
+                env.update(evaluate_plainly(jaxpr, plain, env))
+                values, plain = [read(env, var) for var in eqn.invars], []
+            with context_of(eqn):
+                if mark is not None:
+                    results = self._read(eqn, mark, values)
+                else:
+                    results = self._results(eqn, values, inner)
+            if results is None:
+                env.update(evaluate_plainly(jaxpr, [eqn], {**env, **_dense_of(eqn, env)}))
+            else:
+                env.update(zip(eqn.outvars, results, strict=True))
+        env.update(evaluate_plainly(jaxpr, plain, env))
+        return [read(env, var) for var in jaxpr.outvars]
 
-    def _results(self, jaxpr: Any, eqn: Any, values: list[Any]) -> Sequence[Any]:
-        """The results of one equation."""
-        mark = mark_in(eqn)
-        if mark is not None:
-            reason = "differentiated or mapped by vmap inside of the function"
-            if not is_changed(eqn, mark):
-                weight = virtual(mark.adapter(list(map(dense, values))))
-                if weight is not None:
-                    return [weight]
-                reason = "this adapter has no rules"
-            self._note(Use(mark.adapter_name, eqn.outvars[0].aval.shape, "read", reason))
-            return evaluate_plainly(jaxpr, eqn, list(map(dense, values)))
-        is_virtual = any(isinstance(x, Virtual) for x in values)
-        call = _CALLS.get(eqn.primitive.name)
-        inner = [mark for one in jaxprs_in(eqn) for mark in marks_in(one)]
-        if call is not None and (is_virtual or inner):
-            return call(self, eqn, values)
+    def value_of(self, leaf: Any) -> Any:
+        """What stands for a declared array, or an adapter of one, in the evaluation."""
+        if not is_declared(leaf):
+            return leaf
+        if unadapted(leaf) is leaf:
+            return leaf.plain()
+        dropout = getattr(leaf, "dropout", None)
+        if dropout is not None and not dropout.inference:
+            raise WrapperError(
+                f"A {type(leaf).__name__} was built with `dropout`, which acts on the inputs of "
+                "one use of a layer, and an array has any number of uses. Leave `dropout` out, or "
+                "switch it off by `eqx.nn.inference_mode(model)`."
+            )
+        weight = virtual(leaf)
+        if weight is None:
+            plain = merge_lora(leaf).plain()
+            reason = "this adapter has no rules"
+            self._note(Use(type(leaf).__name__, plain.shape, "read", reason))
+            return plain
+        return weight
+
+    def merged(self, value: Any, operation: str, reason: str) -> Any:
+        if isinstance(value, Virtual):
+            self._note(Use(value.name, value.shape, operation, reason))
+        return dense(value)
+
+    def _results(self, eqn: Any, values: list[Any], inner: list[Any]) -> Sequence[Any] | None:
+        """The results of one equation; `None` if JAX is to compute it with merged weights."""
+        is_virtual = [x for x in values if isinstance(x, Virtual)]
+        name = eqn.primitive.name
+        result: Any = Declined("no rule")
+        if name in CALLS:
+            result = CALLS[name](self, eqn, values)
+            if not isinstance(result, Declined):
+                return result
         for one in inner:
             reason = "a function with a rule of its own reads it"
-            self._note(Use(one.adapter_name, (), eqn.primitive.name, reason))
-        if is_virtual:
-            rule = RULES.get(eqn.primitive.name)
-            result = Declined("no rule") if rule is None else rule(eqn, values)
-            reason = result.reason if isinstance(result, Declined) else None
-            if not isinstance(result, Virtual):
-                weight = next(x for x in values if isinstance(x, Virtual))
-                self._note(Use(weight.name, weight.shape, eqn.primitive.name, reason))
-            if reason is None:
-                return [result]
-        return evaluate_plainly(jaxpr, eqn, list(map(dense, values)))
+            self._note(Use(one.adapter_name, (), name, reason))
+        if not is_virtual:
+            return None
+        if name in RULES:
+            result = RULES[name](eqn, values)
+        if isinstance(result, Virtual):
+            return [result]
+        declined = result if isinstance(result, Declined) else None
+        for weight in is_virtual:
+            reason = None if declined is None else declined.reason
+            self._note(Use(weight.name, weight.shape, name, reason), declined)
+        return [result] if declined is None else None
 
-    def _note(self, use: Use) -> None:
+    def _read(self, eqn: Any, mark: Any, values: list[Any]) -> Sequence[Any] | None:
+        reason = "differentiated or mapped by vmap inside of the function"
+        if not is_changed(eqn, mark):
+            weight = virtual(mark.adapter(list(map(dense, values))))
+            if weight is not None:
+                return [weight]
+            reason = "this adapter has no rules"
+        self._note(Use(mark.adapter_name, eqn.outvars[0].aval.shape, "read", reason))
+        return None
+
+    def _note(self, use: Use, declined: Declined | None = None) -> None:
         self.uses.append(use)
-        if self.strict and use.reason is not None:
+        is_choice = declined is not None and declined.is_choice
+        if self.strict and use.reason is not None and not is_choice:
             raise JnoLoraError(
                 f"{use.operation} of the weight {use.shape} of a {use.adapter} needs the merged "
                 f"weight: {use.reason}. Without `strict`, it is merged there."
             )
 
-    def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
-        """As `run`, but the results are arrays."""
-        return list(map(dense, self.run(traced, args)))
 
-
-def dense(value: Any) -> Any:
-    """The array itself, if `value` is a virtual weight."""
-    return value.dense() if isinstance(value, Virtual) else value
-
-
-def _jit(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
-    with jax.named_scope(eqn.params["name"]):
-        return evaluation.run(eqn.params["jaxpr"], values)
-
-
-def _remat(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
-    params = eqn.params
-
-    def run(*values: Any) -> list[Any]:
-        return evaluation.run_dense(params["jaxpr"], values)
-
-    return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])(*values)
-
-
-def _scan(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
-    params = eqn.params
-    n, m = counts_of_scan(eqn)
-    consts, carry, xs = values[:n], list(map(dense, values[n : n + m])), values[n + m :]
-    # A virtual weight whose first axis is that of a stack is scanned with its adapter.
-    xs = [x if not isinstance(x, Virtual) or x.can_be_scanned() else x.dense() for x in xs]
-    dims = [x.axes[1:] if isinstance(x, Virtual) else None for x in xs]
-
-    def body(carry: Any, xs: Any) -> Any:
-        parts = [x if axes is None else x.slice_of(axes) for x, axes in zip(xs, dims, strict=True)]
-        results = evaluation.run_dense(params["jaxpr"], [*consts, *carry, *parts])
-        return results[:m], results[m:]
-
-    carry, ys = jax.lax.scan(
-        body, carry, xs, params["length"], reverse=params["reverse"], unroll=params["unroll"]
-    )
-    return [*carry, *ys]
-
-
-def _cond(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
-    index, *operands = values
-
-    def branch(traced: Any) -> Callable[[], list[Any]]:
-        return lambda: evaluation.run_dense(traced, operands)
-
-    return jax.lax.switch(dense(index), list(map(branch, eqn.params["branches"])))
-
-
-def _while(evaluation: Evaluation, eqn: Any, values: list[Any]) -> Sequence[Any]:
-    params = eqn.params
-    n, m = params["cond_nconsts"], params["body_nconsts"]
-    of_cond, of_body, start = values[:n], values[n : n + m], list(map(dense, values[n + m :]))
-
-    return jax.lax.while_loop(
-        lambda state: evaluation.run_dense(params["cond_jaxpr"], [*of_cond, *state])[0],
-        lambda state: evaluation.run_dense(params["body_jaxpr"], [*of_body, *state]),
-        start,
-    )
-
-
-# Operations that call a traced function, by the names that JAX has given them.
-_CALLS: dict[str, Callable[[Evaluation, Any, list[Any]], Sequence[Any]]] = {
-    **dict.fromkeys(("jit", "pjit"), _jit),
-    **dict.fromkeys(("checkpoint", "remat", "remat2"), _remat),
-    "scan": _scan,
-    "cond": _cond,
-    "while": _while,
-}
+def _dense_of(eqn: Any, env: dict[Any, Any]) -> dict[Any, Any]:
+    """The merged weights among the operands."""
+    variables = (var for var in eqn.invars if isinstance(read(env, var), Virtual))
+    return {var: dense(env[var]) for var in variables}

@@ -14,6 +14,8 @@ import jax.tree_util as jtu
 
 from jno.lora import merge_lora
 
+from .layer import is_declared
+
 
 class _Shape(NamedTuple):
     """In the place of an array."""
@@ -45,7 +47,8 @@ _marks: dict[str, Mark] = {}
 
 def read_marked(adapter: Any, name: str) -> Any:
     """The attribute `name` of the merged layer, marked if it is the weight."""
-    if name != "weight":  # such as a bias, which is cheap to merge
+    # A bias is cheap to merge. The matrix of a declared array has other axes than the array.
+    if name != "weight" or is_declared(adapter):
         return getattr(merge_lora(adapter), name)
     leaves, treedef = jtu.tree_flatten(adapter)
     shapes = tuple(_Shape(x.shape) if eqx.is_array(x) else x for x in leaves)

@@ -9,11 +9,14 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from jno.lora import resolve
 from jno.lora.extending import weights_read_by
 
 from ._evaluate import Evaluation
+from ._kinds import weight_of
 from ._marks import read_marked
 from ._report import UseReport
+from .layer import is_declared, unadapted
 
 
 def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]:
@@ -63,11 +66,14 @@ def report_uses(function: Callable[..., Any], *args: Any, **kwargs: Any) -> UseR
 
 
 def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> Any:
-    arrays, rest = eqx.partition((args, kwargs), _is_array)
+    leaves, treedef = jax.tree.flatten(resolve((args, kwargs)), is_leaf=is_declared)
+    # The function is traced with bare arrays, and evaluated with their adapters.
+    bare = [weight_of(unadapted(leaf)) if is_declared(leaf) else leaf for leaf in leaves]
+    arrays, rest = eqx.partition(bare, _is_array)
     others: list[Any] = []  # of the result: everything but its arrays
 
     def traced(arrays: Any) -> Any:
-        args, kwargs = eqx.combine(arrays, rest)
+        args, kwargs = jax.tree.unflatten(treedef, eqx.combine(arrays, rest))
         with weights_read_by(read_marked), _apart():
             result = function(*args, **kwargs)
         computed, other = eqx.partition(result, _is_array)
@@ -75,7 +81,9 @@ def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> 
         return computed
 
     traced_function, shapes = jax.make_jaxpr(traced, return_shape=True)(arrays)
-    results = evaluation.run_dense(traced_function, jax.tree.leaves(arrays))
+    values = [evaluation.value_of(leaf) for leaf in leaves]
+    given = [x for x, one in zip(values, bare, strict=True) if _is_array(one)]
+    results = evaluation.run_dense(traced_function, given)
     computed = jax.tree.unflatten(jax.tree.structure(shapes), results)
     return eqx.combine(computed, others[-1])
 

@@ -1,235 +1,193 @@
-"""Virtual weights: arrays that stand for the weight of an adapted layer, which is not computed."""
+"""Virtual weights: what a function sees in the place of the weight of an adapted layer."""
 
-import dataclasses
 import functools
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from jno.lora import LoRAWrapper, merge_lora
-from jno_lora_embedding import EmbeddingLayer
-from jno_lora_zoo import LinearLayer, LoRALinear, Method, MiLoRA, PiSSA
+from ._factored import Factored
+from ._kinds import axes_of, factors_of, is_known, weight_of
+from ._views import Conv, Declined, Dot, View
+from ._whole import whole_view
 
-# The axes of a weight, by the kind of its layer: o counts its outputs, i its inputs. In front lie
-# those of a stack, which are numbered.
-_AXES: dict[Any, str] = {LinearLayer: "oi", EmbeddingLayer: "io"}
+
+class Term(NamedTuple):
+    """A multiple of a view. The factor `None` is one."""
+
+    factor: Any
+    view: View
+
+    def times(self, value: Any) -> Any:
+        """`value`, times the factor."""
+        if self.factor is None:
+            return value
+        if isinstance(self.factor, int):
+            return self.factor * value
+        factor = jnp.asarray(self.factor)
+        dtype = np.promote_types(factor.dtype, value.dtype)
+        return factor.astype(dtype) * jnp.asarray(value, dtype)
 
 
 class Virtual(eqx.Module):
-    """The weight of an adapted layer, seen with its axes in some order and in some dtype.
+    """A sum of multiples of views, in some dtype, which may be a complex one."""
 
-    - `adapter`: the adapter, whose base is one layer or a stack of layers.
-    - `axes`: one letter for each axis, in their order here: `o`, `i` and a number for each axis of
-        a stack.
-    - `name`: the class of the adapter in the model.
-    """
-
-    adapter: Any
-    axes: str = eqx.field(static=True)
+    terms: tuple[Term, ...]
     dtype: Any = eqx.field(static=True)
-    name: str = eqx.field(static=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape with the axes in their order here."""
-        shape = self.adapter.base.weight.shape
-        return tuple(shape[place] for place in self._places())
+        """The shape, which all terms have."""
+        return self.terms[0].view.shape
+
+    @property
+    def name(self) -> str:
+        """The adapter in reports."""
+        return " + ".join(dict.fromkeys(term.view.name for term in self.terms))
+
+    @property
+    def only_watches(self) -> bool:
+        """As the views' own."""
+        return self.terms[0].view.only_watches
 
     def dense(self) -> Array:
-        """The merged weight itself."""
-        return self._seen(merge_lora(self.adapter).weight)
+        """The merged weight."""
+        values = (term.times(term.view.dense()).astype(self.dtype) for term in self.terms)
+        return functools.reduce(operator.add, values)
 
-    def base(self) -> Array:
-        """The weight of the base."""
-        return self._seen(self.adapter.base.weight)
+    def each(self, f: Callable[[View], Any]) -> Any:
+        """With `f` of each view in its place, or the sum of the values that it gives.
 
-    def factors(self) -> "Factors | None":
-        """The factors of `W' = W + B A` for the base's `W`, if the update is that. Stacked too."""
-        find = _factors
-        for _ in range(len(self.axes) - 2):
-            find = jax.vmap(find)
-        return find(self.adapter)
-
-    def can_be_scanned(self) -> bool:
-        """Whether the first axis is that of a stack, and of all arrays of the adapter."""
-        return self.axes[0] == "0"
-
-    def slice_of(self, axes: str) -> "Virtual":
-        """One slice of a scanned weight, whose adapter holds the slice already."""
-        return dataclasses.replace(self, axes=_without_stack_axis(axes, 0))
-
-    def part(self, axis: int, start: Any, size: int) -> "Virtual | None":
-        """`size` places of an axis, from `start` on; `None` if that needs factors and has none.
-
-        Some rows or columns of `W + B A` are those of `W`, and of `B` or `A`: a LoRA again.
+        `Declined` if one of them declines.
         """
-        letter = self.axes[axis]
-        cut = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
-        if letter not in "io":
-            cut_all = functools.partial(jax.tree.map, functools.partial(cut, axis=int(letter)))
-            return dataclasses.replace(self, adapter=_on_arrays(cut_all, self.adapter))
-        factors = self.factors()
-        if factors is None:
+        found = [f(term.view) for term in self.terms]
+        if not all(isinstance(one, View) for one in found):
+            return self.values(lambda view: found.pop(0), self.dtype)
+        terms = (Term(t.factor, view) for t, view in zip(self.terms, found, strict=True))
+        return Virtual(tuple(terms), self.dtype)
+
+    def values(self, f: Callable[[View], Any], dtype: Any) -> Any:
+        """The sum of the values that `f`, which is linear, gives for each view."""
+        found = [f(term.view) for term in self.terms]
+        declined = next((one for one in found if isinstance(one, Declined)), None)
+        if declined is not None:
+            return declined
+        values = (t.times(value) for t, value in zip(self.terms, found, strict=True))
+        return functools.reduce(operator.add, values).astype(dtype)
+
+    def cast(self, dtype: Any) -> Any:
+        """In another dtype. Views stay real."""
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            return Virtual(self.terms, dtype)
+        if not jnp.issubdtype(dtype, jnp.floating) or jnp.iscomplexobj(jnp.zeros((), self.dtype)):
+            return Declined("cast to another kind of number")
+        cast = self.each(lambda view: view.cast(dtype))
+        return Virtual(cast.terms, dtype)
+
+    def scaled(self, factor: Any, dtype: Any) -> "Virtual":
+        """Times a number."""
+        terms = (
+            Term(factor if term.factor is None else term.times(factor), term.view)
+            for term in self.terms
+        )
+        return Virtual(tuple(terms), dtype)
+
+    def plus(self, other: Any, dtype: Any) -> Any:
+        """With another virtual weight, or an array of this shape, added."""
+        if isinstance(other, Virtual):
+            return Virtual((*self.terms, *other.terms), dtype)
+        last = self.terms[-1]
+        sign = {None: 1, -1: -1}.get(last.factor if isinstance(last.factor, int | None) else 0)
+        if sign is None or jnp.shape(other) != self.shape or other.dtype != last.view.dtype:
+            return Declined("added to an array")
+        total = last.view.plus(sign * other)
+        if isinstance(total, Declined):
+            return total
+        return Virtual((*self.terms[:-1], Term(last.factor, total)), dtype)
+
+    def scanned(self) -> tuple[Any, Callable[[Any], "Virtual"]] | None:
+        """Arrays to scan over, and the virtual weight of their slices."""
+        found = [term.view.scanned() for term in self.terms]
+        if any(one is None for one in found):
             return None
-        as_stored = dataclasses.replace(self, dtype=self.adapter.base.weight.dtype)
-        order = tuple(self.axes.index(a) for a in (*sorted(self.axes)[:-2], "o", "i"))
-        W, (A, B) = as_stored.transposed(order).base(), factors
-        if letter == "o":
-            W, B = cut(W, axis=-2), cut(B, axis=-2)
-        else:
-            W, A = cut(W, axis=-1), cut(A, axis=-1)
-        rank = A.shape[-2]
-        lora = {"lora_A": A, "lora_B": B, "rank": rank, "alpha": float(rank)}
-        absent = dict.fromkeys(("multiplier", "dropout", "bias_update"))
-        adapter = _without_init(LoRALinear, base=_linear(W), **lora, **absent)
-        return dataclasses.replace(self, adapter=adapter)
+        arrays, parts = zip(*found, strict=True)
 
-    def single(self, axis: int) -> "Virtual":
-        """Without an axis of a stack of one."""
-        place = int(self.axes[axis])
-        squeeze = functools.partial(jax.tree.map, functools.partial(jnp.squeeze, axis=place))
-        axes = _without_stack_axis(self.axes.replace(str(place), ""), place)
-        return dataclasses.replace(self, adapter=_on_arrays(squeeze, self.adapter), axes=axes)
+        def one(arrays: Any) -> Virtual:
+            views = (part(own) for part, own in zip(parts, arrays, strict=True))
+            terms = (Term(t.factor, view) for t, view in zip(self.terms, views, strict=True))
+            return Virtual(tuple(terms), self.dtype)
 
-    def transposed(self, order: tuple[int, ...]) -> "Virtual":
-        """This weight with its axes in another order."""
-        axes = "".join(self.axes[axis] for axis in order)
-        return dataclasses.replace(self, axes=axes)
+        return arrays, one
 
-    def cast(self, dtype: Any) -> "Virtual":
-        """This weight in another dtype."""
-        return dataclasses.replace(self, dtype=dtype)
+    def specs(self, spec: PartitionSpec) -> Any:
+        """The shardings of all arrays, for that of the weight; `None` if a view has none."""
+        found = [term.view.specs(spec) for term in self.terms]
+        if any(one is None for one in found):
+            return None
+        leaves: list[Any] = []
+        for term, specs in zip(self.terms, found, strict=True):
+            leaves += [PartitionSpec()] * len(jax.tree.leaves(term.factor))
+            leaves += jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+        return jax.tree.unflatten(jax.tree.structure(self), leaves)
 
-    def _places(self) -> list[int]:
-        """For each axis here, its place in the weight as it is stored."""
-        own = _axes_of(self.adapter)
-        return [own.index(axis) for axis in self.axes]
+    def product(self, use: Dot | Conv) -> Any:
+        """The values of a product or convolution, whose other side may be complex."""
+        name = "dot" if isinstance(use, Dot) else "conv"
+        dtype = use.out.dtype
+        if not jnp.issubdtype(dtype, jnp.complexfloating):
+            return self.values(lambda view: getattr(view, name)(use), dtype)
+        # Two real products for each view, which is real.
+        real = jax.ShapeDtypeStruct(use.out.shape, jnp.zeros((), dtype).real.dtype)
 
-    def _seen(self, weight: Array) -> Array:
-        """A weight as it is stored, with the axes in their order here, in the dtype here."""
-        return weight.transpose(self._places()).astype(self.dtype)
+        def both(view: View) -> Any:
+            if not jnp.iscomplexobj(use.x):
+                return getattr(view, name)(use._replace(out=real))
+            parts = [
+                getattr(view, name)(use._replace(x=x, out=real)) for x in (use.x.real, use.x.imag)
+            ]
+            declined = next((one for one in parts if isinstance(one, Declined)), None)
+            return jax.lax.complex(*parts) if declined is None else declined
+
+        return self.values(both, dtype)
 
 
 def virtual(adapter: Any) -> Virtual | None:
     """The weight of an adapter, if the products with it are known."""
-    # A subclass may lay out the matrix, or merge, in another way.
-    kind = next((kind for kind in _AXES if isinstance(adapter, kind)), None)
-    if kind is None or not isinstance(adapter, Method):
+    if not is_known(adapter):
         return None
-    cls = type(adapter)
-    base: Any = adapter.base
-    is_usual = (cls.matrix.__func__, cls.with_matrix.__func__, cls.merge) == (
-        kind.matrix.__func__,
-        kind.with_matrix.__func__,
-        Method.merge,
-    )
-    if not is_usual:
-        return None
-    return Virtual(adapter, _axes_of(adapter), base.weight.dtype, cls.__name__)
+    name, axes = type(adapter).__name__, axes_of(adapter)
+    weight, factors = weight_of(adapter.base), factors_of(adapter)
+    if factors is None:
+        return of_view(whole_view(adapter, axes, weight.dtype, name))
+
+    # The factors along the axes of the weight, the rank first: the stack is in front of each.
+    def arranged(factor: Array, letter: str) -> Array:
+        sides = [place for place, (own, _) in enumerate(axes) if own == letter]
+        stack = [place for place, (own, _) in enumerate(axes) if own == "s"]
+        sizes = [axes[place][1] for place in (*stack, *sides)]
+        stored = [*stack, *sides]
+        factor = jax.lax.reshape(factor, (factor.shape[0], *sizes))
+        order = [0, *(1 + stored.index(place) for place in sorted(stored))]
+        return factor if order == sorted(order) else jax.lax.transpose(factor, order)
+
+    *stack, rank, other = range(factors.A.ndim)
+    A = factors.A if not stack else jax.lax.transpose(factors.A, [rank, *stack, other])
+    B = jax.lax.transpose(factors.B, [other, *stack, rank])
+    kinds = "".join(letter for letter, _ in axes)
+    return of_view(Factored(weight, arranged(A, "i"), arranged(B, "o"), kinds, name))
 
 
-def _axes_of(adapter: Any) -> str:
-    axes = next(axes for kind, axes in _AXES.items() if isinstance(adapter, kind))
-    return "".join(map(str, range(adapter.base.weight.ndim - 2))) + axes
+def of_view(view: View) -> Virtual:
+    """A virtual weight that is this view."""
+    return Virtual((Term(None, view),), view.dtype)
 
 
-def _without_stack_axis(axes: str, place: int) -> str:
-    """The letters once a stack has lost its axis of that number."""
-    return "".join(a if a in "io" or int(a) < place else str(int(a) - 1) for a in axes)
-
-
-def _on_arrays(f: Any, adapter: Any) -> Any:
-    arrays, rest = eqx.partition(adapter, eqx.is_array)
-    return eqx.combine(f(arrays), rest)
-
-
-def times_inputs(adapter: Any, x: Array) -> Array | None:
-    """`W' x` for vectors `(n, in)`, in their dtype; `None` if the adapter has no fast path."""
-    linear = _as_linear(adapter, x.dtype)
-    if not linear.has_fast_path():
-        return None
-    return jax.vmap(linear.forward)(x)
-
-
-def times_outputs(adapter: Any, y: Array) -> Array | None:
-    """`W'ᵀ y` for vectors `(n, out)`, as `times_inputs`."""
-    linear = _as_linear(adapter, y.dtype)
-    if not linear.has_fast_path():
-        return None
-    x = jax.ShapeDtypeStruct((linear.base.in_features,), y.dtype)
-    dtype = jax.eval_shape(linear.forward, x).dtype
-    transposed = jax.linear_transpose(linear.forward, x)
-    return jax.vmap(lambda row: transposed(row)[0])(y.astype(dtype))
-
-
-def columns(adapter: Any, index: Array) -> Array | None:
-    """The columns of `W'` at a vector of indices, `(n, out)`."""
-    table = _matrix_as_stored(adapter).T
-    base = _without_init(
-        eqx.nn.Embedding, weight=table, num_embeddings=table.shape[0], embedding_size=table.shape[1]
-    )
-    lookup = _as_kind(adapter, EmbeddingLayer, base)
-    return jax.vmap(lookup.forward)(index) if lookup.has_fast_path() else None
-
-
-class Factors(NamedTuple):
-    """`A` `(r, in)` and `B` `(out, r)` of an update `B A`, its scale included."""
-
-    A: Array
-    B: Array
-
-
-def _factors(adapter: Any) -> Factors | None:
-    if isinstance(adapter, PiSSA | MiLoRA):
-        # `low_rank_update` counts from the original weight, and the base holds the residual.
-        return Factors(adapter.lora_A, adapter.scaling * adapter.lora_B)
-    if type(adapter).unwrap is not LoRAWrapper.unwrap:
-        return None
-    update = adapter.low_rank_update()
-    return None if update is None else Factors(*update)
-
-
-def _as_linear(adapter: Any, dtype: Any) -> Any:
-    """The adapter around a linear layer with the same matrix, in a dtype, without a bias."""
-    return _as_kind(adapter, LinearLayer, _linear(_matrix_as_stored(adapter).astype(dtype)))
-
-
-def _linear(matrix: Array) -> Any:
-    """The linear layer with this matrix, or the stack of them."""
-    sizes = {"in_features": matrix.shape[-1], "out_features": matrix.shape[-2]}
-    return _without_init(eqx.nn.Linear, weight=matrix, bias=None, use_bias=False, **sizes)
-
-
-def _matrix_as_stored(adapter: Any) -> Array:
-    """The `(out, in)` matrix of the base, in its own dtype."""
-    weight = adapter.base.weight
-    return weight.T if isinstance(adapter, EmbeddingLayer) else weight
-
-
-def _as_kind(adapter: Any, kind: type, base: Any) -> Any:
-    fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
-    return _without_init(_class_of(type(adapter), kind), **{**fields, "base": base})
-
-
-@functools.lru_cache(maxsize=256)
-def _class_of(cls: type[Method], kind: type) -> type:
-    """The method of `cls` on another kind of layer. Its random factors keep their variance."""
-    method: Any = next(
-        c
-        for c in cls.__mro__
-        if issubclass(c, Method) and getattr(c.fits, "__isabstractmethod__", False)
-    )
-    fan_in = classmethod(lambda _, W: cls.fan_in(W))
-    return type(method.__name__, (method, kind), {"fan_in": fan_in, "__module__": __name__})
-
-
-def _without_init(cls: type, **fields: Any) -> Any:
-    """An instance of an Equinox module with these fields."""
-    module = object.__new__(cls)
-    for name, value in fields.items():
-        object.__setattr__(module, name, value)
-    return module
+def dense(value: Any) -> Any:
+    """The array itself, if `value` is a virtual weight."""
+    return value.dense() if isinstance(value, Virtual) else value

@@ -102,7 +102,11 @@ def layout_of(layer: Any) -> Layout | None:
     weight: Any = getattr(layer, "weight", None)
     if getattr(weight, "ndim", 0) < 2:
         return None
-    layout = _embedding(layer) or _conv(layer) or _linear(layer)
+    features = getattr(type(layer), "linear_features", None)
+    if features is not None:  # a layer of another plugin, which says that its weight is one matrix
+        layout = Layout("linear", *features(layer))
+    else:
+        layout = _embedding(layer) or _conv(layer) or _linear(layer)
     if layout is None or weight.shape[-len(layout.weight_shape) :] != layout.weight_shape:
         return None
     return layout

@@ -16,6 +16,7 @@ from .._planning import MaskLike, Plan, SpecLike, TargetLike, WrapperLike, parse
 from .._registry import Registry
 from .._reports import LoraReport, report_on
 from .._shared_arrays import resolve
+from .._tree import callable_model
 from ._holder import Holder
 from ._state import originals_of
 
@@ -67,8 +68,10 @@ class Net(Holder):
         A function that calls the net and is compiled (`jax.jit(jax.vmap(net))`, or with a `lambda`)
         holds today's weights as constants, also after `update`. Compile a function of the model,
         and give it `net.module`.
+
+        **Raises:** `SelectionError` if the model cannot be called, such as a dict.
         """
-        return resolve(self.module)(*args, **kwargs)
+        return callable_model(resolve(self.module))(*args, **kwargs)
 
     def __repr__(self) -> str:
         found, model = self.summary(), type(self.module).__name__

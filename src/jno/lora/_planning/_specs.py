@@ -26,6 +26,8 @@ Target: TypeAlias = re.Pattern[str] | NamedLayers | LinearInBlocks
 
 # Adapters in order of priority. Those of one tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
+# The tier of the adapters that a layer's own class names: `own_adapters`.
+LAYERS_OWN: tuple[type[LoRAWrapper], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,7 @@ def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
     if wrapper is None or (isinstance(wrapper, str) and wrapper == "auto"):
         defaults = registry.defaults()
         others = tuple(cls for cls in registry.auto() if cls not in defaults) if wrapper else ()
-        return (*((cls,) for cls in defaults), *filter(None, [others]))
+        return (*((cls,) for cls in defaults), LAYERS_OWN, *filter(None, [others]))
     if isinstance(wrapper, type):
         check_contract(wrapper)
         return ((wrapper,),)

@@ -14,10 +14,10 @@ from .._contract import LoRAWrapper, is_adapter, is_coded, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
 from .._registry import Registry
-from .._tree import NORMALISED, holds_adapters, modules_in
+from .._tree import NORMALISED, holds_adapters, modules_in, own_adapters
 from ._plan import PlanRow
 from ._roles import has_experts, role_of
-from ._specs import Rule
+from ._specs import LAYERS_OWN, Rule
 
 AdapterClass = type[LoRAWrapper]
 
@@ -40,6 +40,7 @@ class Walk:
         self.selects = selects  # what the mask says of the node at these keys
         self.tiers = [(index, tier) for index, rule in enumerate(rules) for tier in rule.tiers]
         self.in_play = tuple(dict.fromkeys(cls for _, tier in self.tiers for cls in tier))
+        self.asks_layers = any(tier == LAYERS_OWN for _, tier in self.tiers)
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()  # the rules that matched a layer, whatever the mask says
         self.mixtures: set[KeyPath] = set()  # modules with a field for experts
@@ -90,13 +91,14 @@ class Walk:
             provider, spec = self._distribution(type(node)), self._note(claim, keys)
             return row("already adapted", type(node), provider, node.rank, node.alpha, spec=spec)
         if claim is None:
-            if any(_ask(cls, "applies_to", path, node) for cls in self.in_play):
+            in_play = self.in_play + (own_adapters(node) if self.asks_layers else ())
+            if any(_ask(cls, "applies_to", path, node) for cls in in_play):
                 return row("target does not match")
             if not _owns_arrays(node):
                 return None
             answers = (
                 _quantized(node),
-                *(_ask(cls, "why_not", path, node) for cls in self.in_play),
+                *(_ask(cls, "why_not", path, node) for cls in in_play),
             )
             reason = next((str(answer) for answer in answers if answer is not None), None)
             return row("no wrapper applies", reason=reason)
@@ -135,7 +137,8 @@ class Walk:
         for order, (rule, tier) in enumerate(self.tiers):
             if self.rules[rule].matches(path):
                 if tier not in found:
-                    found[tier] = [cls for cls in tier if _ask(cls, "applies_to", path, node)]
+                    classes = own_adapters(node) if tier == LAYERS_OWN else tier
+                    found[tier] = [cls for cls in classes if _ask(cls, "applies_to", path, node)]
                 if found[tier]:
                     return Claim(order, rule, found[tier])
         return None

@@ -1,0 +1,119 @@
+"""`declare`: boxes around arrays, so that adapters find them. `plain`: the bare arrays again."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from jno.lora import SelectionError, merge_lora
+from jno.lora.extending import bullets, expect_model, nearest, show_array, show_path
+
+from ._infer import InferredAxes, path_of
+from .layer import INPUTS, DeclaredArray, is_declared, unadapted
+
+T = TypeVar("T")
+
+
+def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
+    """`params` with a `DeclaredArray` in the place of each array whose axes are given.
+
+    All adapters, masks, plans, files and reports then see the array as a layer, at its path. Only
+    `through` and `plain` know what to do with the box: a function is called as
+    `through(f)(params, x)`.
+
+    **Arguments:**
+
+    - `params`: any pytree of arrays: the parameters of Flax or Haiku, an Equinox module, a dict.
+    - `axes`: what `infer` returned; or, for a regex that is searched in the slash-joined path of an
+        array, a letter for each of its axes: `{"(query|key)/kernel": "ioo", "embedding": "eo"}`.
+        The first regex that matches an array counts. `o` is an output, `i` an input, `s` an axis
+        of a stack, whose slices are adapted each on its own, and `e` an input that is looked up by
+        number, such as the words of an embedding. Letters may come in any order, and repeat.
+
+    **Raises:** `SelectionError` if a regex matches no array, or one with another number of axes or
+    another dtype than a real floating one, or one that is declared already; for letters that are
+    others, or without an input or an output. It names the path.
+    """
+    expect_model(params, "declare")
+    is_exact = isinstance(axes, InferredAxes)
+    patterns = {} if is_exact else {_compiled(key): _checked(key, own) for key, own in axes.items()}
+    found = axes.letters if is_exact else {}
+    nodes, treedef = jtu.tree_flatten_with_path(params, is_leaf=is_declared)
+    matched: set[str] = set()
+    new: list[Any] = []
+    for keys, node in nodes:
+        path = path_of(keys)
+        key = path if is_exact else next((p for p in patterns if p.search(path)), None)
+        letters = found.get(path) if is_exact else patterns.get(key)
+        if letters is None or not (is_declared(node) or eqx.is_array_like(node)):
+            new.append(node)
+            continue
+        matched.add(path if is_exact else key.pattern)
+        new.append(_declared(node, letters, path))
+    asked = set(found) if is_exact else {p.pattern for p in patterns}
+    for missing in sorted(asked - matched):
+        paths = [path_of(keys) for keys, _ in nodes]
+        raise SelectionError(
+            f"{missing!r} matches no array whose axes an earlier entry has not declared. The "
+            f"nearest paths are:\n{bullets(nearest(missing, paths, n=5))}"
+        )
+    return jtu.tree_unflatten(treedef, new)
+
+
+def plain(tree: T) -> T:
+    """`tree` with bare arrays in the place of declared ones, and every adapter folded in.
+
+    Pure and differentiable. `f(*plain(args))` is what `through(f)(*args)` computes.
+
+    **Raises:** as `jno.lora.merge_lora`.
+    """
+    merged = merge_lora(tree)
+    return jax.tree.map(lambda x: x.plain() if is_declared(x) else x, merged, is_leaf=is_declared)
+
+
+def _compiled(key: Any) -> re.Pattern[str]:
+    try:
+        return re.compile(key)
+    except (re.error, TypeError) as err:
+        raise SelectionError(
+            f"A key of `axes` must be a regex (a string) on paths, but is {key!r}: {err}"
+        ) from err
+
+
+def _checked(key: str, letters: Any) -> str:
+    if not isinstance(letters, str) or not {*letters} <= {*"ios", *INPUTS}:
+        raise SelectionError(
+            f"The axes of {key!r} must be a string of the letters o (output), i (input), s (stack) "
+            f"and e (input, looked up), one for each axis, but are {letters!r}."
+        )
+    if "o" not in letters or not {*letters} & {*INPUTS}:
+        raise SelectionError(
+            f"The axes {letters!r} of {key!r} need at least one output and one input: an adapter "
+            "changes a map from inputs to outputs."
+        )
+    return letters
+
+
+def _declared(node: Any, letters: str, path: str) -> DeclaredArray:
+    if is_declared(node):
+        raise SelectionError(
+            f"{show_path(path)} is declared already, with the axes {unadapted(node).axes!r}. To "
+            "declare it anew, take `plain` of it first."
+        )
+    array = jnp.asarray(node) if isinstance(node, np.ndarray) else node
+    if not eqx.is_array(array) or not jnp.issubdtype(array.dtype, jnp.floating):
+        came = show_array(array) if eqx.is_array(array) else repr(node)
+        raise SelectionError(
+            f"{show_path(path)} is {came}, and adapters need real floating arrays."
+        )
+    if array.ndim != len(letters):
+        raise SelectionError(
+            f"{show_path(path)} is {show_array(array)}, but was declared with the "
+            f"{len(letters)} axes {letters!r}. Give a letter for each axis, or a narrower regex."
+        )
+    return DeclaredArray.of(array, letters)

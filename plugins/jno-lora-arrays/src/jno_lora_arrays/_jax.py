@@ -1,0 +1,109 @@
+"""What is used of JAX's traced functions, in one place.
+
+Everything else in this package uses documented functions of JAX. Where versions differ:
+
+* `counts_of_scan`: `num_consts` and `num_carry` of a scan until JAX 0.11, `ft_in` from 0.12 on.
+* `opened`: the jaxprs inside of equations are closed, with constants, until JAX 0.11; from 0.12 on
+  they are open and have none.
+* `manual_axes`: `manual_axes` of a `shard_map`, or `newly_manual_axes`.
+* `custom_function`: `call_jaxpr` of `custom_jvp_call` and `custom_vjp_call` from 0.8.1 to 0.12.
+* `Jaxpr.replace`, `jax.core.eval_jaxpr`, `eqn.ctx.manager`, `eqn.source_info.name_stack`, and the
+  names and parameters of primitives in `_rules.py` and `_calls.py` are the same from 0.8.1 to 0.12.
+
+`tests/test_jax.py` names for each of them what breaks if JAX changes it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.core
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from ._marks import Mark, mark_called
+
+
+def mark_in(eqn: Any) -> Mark | None:
+    """The mark of this equation, if it reads a weight."""
+    name = eqn.params.get("name") if eqn.primitive.name in ("jit", "pjit") else None
+    return mark_called(name) if isinstance(name, str) else None
+
+
+def is_changed(eqn: Any, mark: Mark) -> bool:
+    """Whether the read was differentiated, or mapped by `vmap`, inside of the traced function."""
+    shapes = [var.aval.shape for var in eqn.invars]
+    return len(eqn.outvars) != 1 or shapes != mark.shapes
+
+
+def read(env: Mapping[Any, Any], var: Any) -> Any:
+    """The value of a literal, or of a variable; `None` if it has none yet."""
+    return var.val if isinstance(var, Literal) else env.get(var)
+
+
+def evaluate_plainly(jaxpr: Any, eqns: Sequence[Any], env: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The results of some equations of `jaxpr` on arrays, by variable, as JAX computes them."""
+    made = {var for eqn in eqns for var in eqn.outvars}
+    needed = {var: None for eqn in eqns for var in eqn.invars if not isinstance(var, Literal)}
+    given = [var for var in needed if var not in made]
+    results = [var for eqn in eqns for var in eqn.outvars]
+    unnamed = jaxpr.debug_info._replace(arg_names=None, result_paths=None)
+    alone = jaxpr.replace(
+        constvars=[], invars=given, outvars=results, eqns=list(eqns), debug_info=unnamed
+    )
+    values = jax.core.eval_jaxpr(alone, (), *(env[var] for var in given))
+    return dict(zip(results, values, strict=True))
+
+
+@contextlib.contextmanager
+def context_of(eqn: Any) -> Iterator[None]:
+    """What was set where the equation was traced: its scope of names, and JAX's own contexts."""
+    scope = str(eqn.source_info.name_stack)
+    named = jax.named_scope(scope) if scope else contextlib.nullcontext()
+    with eqn.ctx.manager, named:
+        yield
+
+
+def opened(traced: Any) -> tuple[Any, Sequence[Any]]:
+    """The jaxpr of a traced function, and its constants."""
+    return (traced.jaxpr, traced.consts) if isinstance(traced, ClosedJaxpr) else (traced, ())
+
+
+def counts_of_scan(eqn: Any) -> tuple[int, int]:
+    """The number of constants of a scan, and of the values that it carries."""
+    if "ft_in" in eqn.params:
+        consts, carry, _ = eqn.params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def manual_axes(eqn: Any) -> set[str]:
+    """The axes of the mesh that a `shard_map` maps over."""
+    name = "newly_manual_axes" if "newly_manual_axes" in eqn.params else "manual_axes"
+    return set(eqn.params[name])
+
+
+def custom_function(eqn: Any) -> Any:
+    """The function of a `custom_jvp` or `custom_vjp`, without its rule."""
+    return eqn.params["call_jaxpr"]
+
+
+def marks_in(jaxpr: Any) -> Iterator[Mark]:
+    """The reads of weights in a traced function, also in functions that it calls."""
+    for eqn in jaxpr.eqns:
+        mark = mark_in(eqn)
+        if mark is not None:
+            yield mark
+        else:
+            for inner in jaxprs_in(eqn):
+                yield from marks_in(inner)
+
+
+def jaxprs_in(eqn: Any) -> Iterator[Any]:
+    """The traced functions that an equation calls."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item

@@ -1,0 +1,244 @@
+"""Declared arrays as layers: selected, adapted, saved, merged and called."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+from safetensors.numpy import load_file
+
+from jno.lora import (
+    Net,
+    SelectionError,
+    WrapperError,
+    apply_lora,
+    lora_report,
+    merge_lora,
+    plan_lora,
+)
+from jno.lora.peft import load_peft, save_peft
+from jno_lora_arrays import DeclaredArray, LoRAArray, declare, infer, plain, through
+
+AXES = {"(query|key)/kernel": "ioo", "out/kernel": "iio", "experts": "ios", "embedding": "eo"}
+
+
+def params():
+    keys = iter(jr.split(jr.key(0), 5))
+    return {
+        "query": {"kernel": jr.normal(next(keys), (6, 2, 3)), "bias": jnp.ones((2, 3))},
+        "key": {"kernel": jr.normal(next(keys), (6, 2, 3))},
+        "out": {"kernel": jr.normal(next(keys), (2, 3, 6))},
+        "experts": jr.normal(next(keys), (6, 5, 4)),
+        "embedding": jr.normal(next(keys), (9, 6)),
+    }
+
+
+def apply(params, ids):
+    x = params["embedding"][ids]
+    q, k = (jnp.einsum("ni,ihd->nhd", x, params[name]["kernel"]) for name in ("query", "key"))
+    mixed = jnp.einsum("nhd,mhd->hnm", q + params["query"]["bias"][None], k)
+    x = x + jnp.einsum("hnm,mhd,hdo->no", mixed, k, params["out"]["kernel"])
+    return jnp.einsum("ni,ios->nso", x, params["experts"])
+
+
+IDS = jnp.array([0, 8, 3])
+
+
+def trained(net):
+    """The net with its adapters away from their start."""
+    trainable, _ = net.partition()
+    return net.update(
+        jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), trainable)
+    )
+
+
+@pytest.fixture(scope="module")
+def net():
+    return trained(Net(declare(params(), AXES)).freeze().lora(rank=2, alpha=3.0))
+
+
+def test_the_default_adapts_declared_arrays(net):
+    rows = {row.path: row.wrapper for row in lora_report(net.module)}
+    expected = dict.fromkeys(("query/kernel", "key/kernel", "out/kernel", "experts", "embedding"))
+    assert rows == dict.fromkeys(expected, LoRAArray)
+    # `(in, 6 outputs)`, `(6 inputs, out)`, four slices `(6, 5)`, and a lookup.
+    assert net.module["query"]["kernel"].lora_B.shape == (6, 2)
+    assert net.module["out"]["kernel"].lora_A.shape == (2, 6)
+    assert net.module["experts"].lora_A.shape == (4, 2, 6)
+    assert net.module["embedding"].lora_A.shape == (2, 9)
+
+
+def test_a_model_without_declared_arrays_is_adapted_as_before():
+    linear = eqx.nn.Linear(3, 4, key=jr.key(0))
+    rows = plan_lora({"layer": linear, "array": jnp.ones((3, 4))}, 2).wrapped
+    assert [row.wrapper.__name__ for row in rows] == ["LoRALinear"]
+
+
+def test_targets_masks_specs_and_plans():
+    declared = declare(params(), AXES)
+    plan = Net(declared).plan(rank=2, target="kernel")
+    assert [row.path for row in plan.wrapped] == ["key/kernel", "out/kernel", "query/kernel"]
+    unmatched = [row for row in plan if row.path == "experts"]
+    assert [row.status for row in unmatched] == ["target does not match"]
+    specs = [{"target": "out", "wrapper": "dora"}, {"target": "query", "rank": 1}]
+    net = Net(declared).mask("query|out|key").freeze().mask("query|out").lora(2, specs=specs)
+    assert [type(net.module[n]["kernel"]).__name__ for n in ("query", "key", "out")] == [
+        "LoRAArray",
+        "DeclaredArray",
+        "DoRAArray",
+    ]
+    assert net.module["query"]["kernel"].rank == 1
+
+
+def test_frozen_arrays_stay_and_adapters_train(net):
+    trainable, frozen = net.partition()
+
+    def loss(trainable):
+        return jnp.sum(through(apply)(eqx.combine(trainable, frozen), IDS) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(trainable)
+    assert jax.tree.structure(gradient) == jax.tree.structure(trainable)
+    assert len(jax.tree.leaves(gradient)) == 10  # two factors for each array
+    assert all(jnp.any(x != 0) for x in jax.tree.leaves(gradient))
+
+
+def test_plain_has_the_structure_of_the_parameters(net):
+    bare = plain(net.module)
+    assert jax.tree.structure(bare) == jax.tree.structure(params())
+    assert jnp.allclose(apply(bare, IDS), through(apply)(net.module, IDS), rtol=1e-4, atol=1e-3)
+    undone = plain(Net(declare(params(), AXES)).module)
+    assert eqx.tree_equal(undone, params())
+    assert eqx.tree_equal(plain(Net(net.module).unwrap().module), params())
+
+
+def test_a_file_restores_the_adapters(net, tmp_path):
+    net.save_adapters(tmp_path / "adapters.safetensors")
+    other = Net(declare(params(), AXES)).load_adapters(tmp_path / "adapters.safetensors")
+    assert eqx.tree_equal(other.module, net.module)
+
+
+def test_templates_are_declared_and_adapted():
+    skeleton = jax.eval_shape(params)
+    adapted = eqx.filter_eval_shape(
+        lambda tree: apply_lora(declare(tree, AXES), 2, key=jr.key(0)), skeleton
+    )
+    assert adapted["experts"].lora_B.shape == (4, 5, 2)
+
+
+@pytest.mark.parametrize("axes", ["ioo", "iio", "oio", "sio", "ios", "iso", "soi", "oei"])
+def test_a_box_keeps_the_array_and_its_matrix(axes):
+    array = jnp.arange(24.0).reshape(2, 3, 4)
+    box = DeclaredArray.of(array, axes)
+    assert jnp.array_equal(box.plain(), array)
+    stack = LoRAArray.stack_ndim(box)
+    assert stack == axes.count("s")
+    inputs = [n for n, letter in enumerate(axes) if letter in "ie"]
+    moved = jnp.moveaxis(array, inputs, range(-len(inputs), 0))
+    if "s" in axes:
+        moved = jnp.moveaxis(array, [axes.index(x) for x in "soi"], (0, 1, 2))
+    expected = moved.reshape(*box.array.shape[:stack], -1, box.matrix().shape[-1])
+    assert jnp.array_equal(box.matrix(), expected)
+
+
+def test_words_that_are_looked_up_start_as_embeddings_do():
+    table = {"embedding": jnp.ones((4000, 4))}
+    for axes, size in (("eo", 1.0), ("io", 4000**-0.5)):
+        A = apply_lora(declare(table, {"emb": axes}), 2, key=jr.key(0))["embedding"].lora_A
+        assert jnp.std(A) == pytest.approx(size, rel=0.1)
+
+
+def test_a_model_of_modules_is_called_through():
+    class Model(eqx.Module):
+        weight: jax.Array
+        layer: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.layer(jnp.tanh(x @ self.weight))
+
+    model = Model(jr.normal(jr.key(0), (3, 4)), eqx.nn.Linear(4, 2, key=jr.key(1)))
+    net = trained(Net(declare(model, {"^weight": "io"})).freeze().lora(2))
+    x = jnp.ones(3)
+    merged = plain(net.module)
+    assert type(merged.weight) is not DeclaredArray and type(merged.layer) is eqx.nn.Linear
+    assert jnp.allclose(net(x), merged(x), atol=1e-5)
+    assert jnp.allclose(jax.jit(lambda x: net(x))(x), merged(x), atol=1e-5)
+    assert jnp.allclose(net.merge()(x), merged(x), atol=1e-6)
+    assert not jnp.allclose(merged(x), model(x), atol=1e-3)
+
+
+def test_a_net_of_parameters_says_how_it_is_called(net):
+    with pytest.raises(SelectionError, match=r"through\(apply\)\(net.module, x\)"):
+        net(IDS)
+    with pytest.raises(SelectionError, match=r"a dict, which cannot be called.*apply\(net.module"):
+        Net({"layer": eqx.nn.Linear(2, 2, key=jr.key(0))})(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"qery/kernel": "ioo"}, "'qery/kernel' matches no array(.|\n)*query/kernel"),
+        ({"kernel": "io"}, r"key/kernel is float32\[6, 2, 3\].* 2 axes 'io'"),
+        ({"embedding": "xo"}, "letters o .* but are 'xo'"),
+        ({"embedding": "oo"}, "at least one output and one input"),
+        ({"(": "io"}, "must be a regex"),
+    ],
+)
+def test_errors_name_the_path(axes, message):
+    with pytest.raises(SelectionError, match=message):
+        declare(params(), axes)
+
+
+def test_arrays_that_no_adapter_takes_are_refused():
+    with pytest.raises(SelectionError, match=r"codes.*int32.*real floating"):
+        declare({"codes": jnp.ones((2, 2), jnp.int32)}, {"codes": "io"})
+    with pytest.raises(SelectionError, match="complex64"):
+        declare({"modes": jnp.ones((2, 2), jnp.complex64)}, {"modes": "io"})
+    declared = declare({"w": jnp.ones((2, 2))}, {"w": "io"})
+    with pytest.raises(SelectionError, match="declared already, with the axes 'io'"):
+        declare(declared, {"w": "oi"})
+
+
+def test_dropout_is_refused_as_it_would_do_nothing():
+    net = Net(declare(params(), AXES)).freeze().lora(rank=2, options={"dropout": 0.5})
+    with pytest.raises(WrapperError, match="Leave `dropout` out"):
+        eqx.filter_eval_shape(through(apply), net.module, IDS)
+    quiet = eqx.nn.inference_mode(net.module)
+    assert eqx.filter_eval_shape(through(apply), quiet, IDS).shape == (3, 4, 5)
+
+
+def test_the_first_regex_counts():
+    declared = declare(params(), {"out/kernel": "iio", "kernel": "ioo"})
+    assert declared["out"]["kernel"].axes == "iio"
+    with pytest.raises(SelectionError, match="matches no array whose axes an earlier"):
+        declare(params(), {"kernel": "ioo", "out/kernel": "iio"})
+
+
+def test_inferred_axes_are_declared_as_they_are():
+    axes = infer(apply, params(), IDS)
+    assert axes.letters == {
+        "query/kernel": "ioo",
+        "key/kernel": "ioo",
+        "out/kernel": "iio",
+        "experts": "ioo",  # kept, as no other side has it
+        "embedding": "eo",
+    }
+    declared = declare(params(), axes)
+    assert eqx.tree_equal(plain(declared), params())
+    assert merge_lora(declared)["experts"].axes == "ioo"
+
+
+def test_files_of_peft_hold_declared_arrays_as_linear_layers(tmp_path):
+    params = {
+        "dense": {"kernel": jr.normal(jr.key(0), (4, 6))},
+        "heads": jr.normal(jr.key(1), (6, 2, 3)),
+    }
+    declared = declare(params, {"kernel": "io", "heads": "ioo"})
+    net = trained(Net(declared).freeze().lora(2, alpha=4.0))
+    save_peft(net, tmp_path, rename={"dense/kernel": "model/dense", "^heads": "model/query"})
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    prefix = "base_model.model.model"
+    update = saved[f"{prefix}.query.lora_B.weight"] @ saved[f"{prefix}.query.lora_A.weight"]
+    expected = plain(net.module)["heads"] - params["heads"]
+    assert jnp.allclose(2 * update.T.reshape(6, 2, 3), expected, atol=1e-5)
+    rename = {"model/dense": "dense/kernel", "model/query": "heads"}
+    assert eqx.tree_equal(load_peft(declared, tmp_path, rename=rename), net.module)

@@ -1,0 +1,328 @@
+"""Each rule, for a law that is `W + B A` (LoRA) and one that is not (DoRA): values and gradients.
+
+The function and the merged weight are the reference. `BY_ADAPTER` says which uses the adapters
+compute themselves; all others must be equal too, and are told.
+"""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from jno.lora import JnoLoraError, apply_lora, lora_trainable_filter
+from jno_lora_arrays import DeclaredArray, declare, infer, plain, report_uses, through
+
+X = jr.normal(jr.key(0), (4, 6))
+IMAGES = jr.normal(jr.key(1), (2, 5, 6))
+NWC = ("NWC", "WIO", "NWC")
+# The name of a function: the shape and axes of its weight, and the methods that compute each of
+# its uses. A convolution by a kernel that is no sum is merged; so is a part of its inputs.
+ALL, LOW = ("lora", "dora"), ("lora",)
+BY_ADAPTER = {}
+
+
+def rule(shape, axes, methods=ALL):
+    def register(function):
+        BY_ADAPTER[function.__name__] = (function, shape, axes, methods)
+        return function
+
+    return register
+
+
+@rule((6, 8), "io")
+def views(w):
+    y = X @ w.T[None].reshape(2, 4, 6).transpose(2, 0, 1).reshape(6, 8)
+    return y + X @ jnp.squeeze(jnp.expand_dims(w, 1), 1)
+
+
+@rule((6, 2, 4), "ioo")
+def heads_of_outputs(w):
+    joined = X @ w.reshape(6, 8)
+    return (
+        jnp.einsum("ni,ihd->hnd", X, w),
+        joined,
+        jnp.einsum("hid,ni->nhd", w.transpose(1, 0, 2), X),
+    )
+
+
+@rule((2, 3, 8), "iio")
+def heads_of_inputs(w):
+    x = X.reshape(4, 2, 3)
+    return jnp.einsum("nhd,hdo->on", x, w), jnp.einsum("ndh,hdo->no", x.transpose(0, 2, 1), w)
+
+
+@rule((2, 3, 8), "iio", LOW)
+def one_of_several_inputs_is_shared(w):
+    return jnp.einsum("nhd,hdo->nho", X.reshape(4, 2, 3), w)
+
+
+@rule((6, 8), "io")
+def transposed_product(w):
+    return (X @ w) @ w.T, jnp.einsum("io,no->in", w, X @ w)
+
+
+@rule((6, 8), "io")
+def multiples(w):
+    return X @ (-w * 3.0 / 2.0), (jnp.sum(X) * w).T @ X.T
+
+
+@rule((6, 8), "io")
+def sums_of_views(w):
+    return X @ (w + 2.0 * w - w.reshape(6, 8))
+
+
+@rule((6, 8), "io", LOW)
+def sums_with_arrays(w):
+    return X @ (w + jnp.ones((6, 8))) + X @ (jnp.ones((6, 8)) - w)
+
+
+@rule((6, 8), "io")
+def casts(w):
+    return (X.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).astype(jnp.float32) @ jnp.zeros(
+        (8, 8)
+    ) + (X @ lax.stop_gradient(w))
+
+
+@rule((6, 8), "io")
+def complex_numbers(w):
+    z = lax.complex(X, 2 * X)
+    y = z @ lax.complex(w, 3.0 * w) + jnp.dot(z, w.astype(jnp.complex64) * jnp.array(1j))
+    return y.real, y.imag
+
+
+@rule((6, 5, 3), "ios")
+def modes_of_a_stack(w):
+    return jnp.einsum("nim,iom->nom", jnp.tile(X[..., None], 3), w), w[..., 1].T @ X.T
+
+
+@rule((3, 6, 6), "sio")
+def scans(w):
+    y, _ = lax.scan(lambda x, w: (jnp.tanh(x @ w), None), X, w)
+    return lax.scan(lambda x, w: (jnp.tanh(x @ w.T), x), y, w, reverse=True)
+
+
+@rule((6, 3, 6), "iso")
+def scans_over_another_axis(w):
+    return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), X, jnp.moveaxis(w, 1, 0))[0]
+
+
+@rule((6, 2, 6), "ioo", LOW)
+def scans_over_outputs(w):
+    return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), X, jnp.moveaxis(w, 1, 0))[0]
+
+
+@rule((6, 6), "io")
+def checkpoints(w):
+    return jax.checkpoint(lambda x, w: jnp.tanh(x @ w), prevent_cse=False)(X, w)
+
+
+@rule((6, 6), "io")
+def loops_and_branches(w):
+    step = lambda _, x: lax.cond(x[0, 0] > 9.0, lambda: x, lambda: jnp.tanh(x @ w))  # noqa: E731
+    return lax.fori_loop(0, 3, step, X)
+
+
+@rule((6, 8), "io")
+def jitted(w):
+    return jax.jit(lambda w, x: x @ w)(w, X)
+
+
+@rule((3, 6, 8), "iio", LOW)
+def convolutions(w):
+    conv = functools.partial(lax.conv_general_dilated, dimension_numbers=NWC)
+    y = conv(IMAGES, w, (1,), "SAME") + conv(IMAGES, w, (1,), [(2, 2)], rhs_dilation=(2,))
+    return y, conv(IMAGES, w, (2,), "VALID"), conv(IMAGES, w, (1,), [(1, 1)], lhs_dilation=(2,))
+
+
+@rule((3, 3, 8), "iio", LOW)
+def grouped_convolutions(w):
+    return lax.conv_general_dilated(
+        IMAGES, w, (1,), "SAME", dimension_numbers=NWC, feature_group_count=2
+    )
+
+
+@rule((3, 8, 6), "ioi", LOW)
+def convolutions_to_the_inputs(w):
+    return lax.conv_general_dilated(
+        IMAGES, w.transpose(0, 2, 1), (1,), "SAME", dimension_numbers=NWC
+    )
+
+
+@rule((3, 6, 8), "ooi", LOW)
+def convolutions_whose_places_are_outputs(w):
+    return lax.conv_general_dilated(
+        jnp.tile(IMAGES, (1, 1, 2))[..., :8],
+        w.transpose(0, 2, 1),
+        (1,),
+        "SAME",
+        dimension_numbers=NWC,
+    )
+
+
+@rule((9, 6), "eo")
+def lookups(w):
+    ids = jnp.array([[0, 8], [3, 3]])
+    filled = jnp.take(w, jnp.array([2, 11]), axis=0, fill_value=7.0)
+    return w[ids], jnp.take(w.T, ids, axis=1), filled
+
+
+@rule((9, 6), "oe")
+def lookups_of_columns(w):
+    return w[:, jnp.array([0, 5, 2])]
+
+
+@rule((3, 6, 8), "sio", LOW)
+def lookups_in_a_stack(w):
+    return jnp.einsum("ni,nio->no", X, w[jnp.array([0, 2, 2, 1])])
+
+
+@rule((3, 6, 8), "sio")
+def one_of_a_stack(w):
+    return X @ w[1] + X @ w[jnp.argmax(X[0, :3])] + jnp.einsum("ni,eio->neo", X, w[:2]).sum(axis=1)
+
+
+@rule((6, 8), "io", LOW)
+def parts(w):
+    return (
+        X @ w[:, 2:5],
+        jnp.sin(w[3, 1:4]),
+        X[:, :2] @ w[1:3],
+        X @ lax.dynamic_slice(w, (0, jnp.argmax(X[0])), (6, 2)),
+    )
+
+
+@rule((3, 6, 8), "sio", LOW)
+def ragged(w):
+    return lax.ragged_dot(X, w, jnp.array([1, 0, 3]))
+
+
+@rule((6, 8), "io", LOW)
+def shards(w):
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def part(x, w):
+        return lax.psum(x @ w, "a")
+
+    specs = {"in_specs": (P(None, "a"), P("a", "b")), "out_specs": P(None, "b")}
+    return jax.jit(jax.shard_map(part, mesh=mesh, **specs))(X, w)
+
+
+@rule((6, 8), "io")
+def constrained(w):
+    mesh = jax.make_mesh((2,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+    where = jax.sharding.NamedSharding(mesh, P(None, "a"))
+    return X @ lax.with_sharding_constraint(w, where)
+
+
+@jax.custom_vjp
+def doubled(x, w):
+    return x @ w
+
+
+# Not the derivative: it must be kept.
+doubled.defvjp(lambda x, w: (x @ w, (x, w)), lambda kept, g: (g @ kept[1].T, 2 * kept[0].T @ g))
+
+
+@rule((6, 8), "io", ())
+def rules_of_its_own(w):
+    jvp = jax.custom_jvp(lambda w: X @ w)
+    jvp.defjvp(lambda w, t: (X @ w[0], 3 * (X @ t[0])))
+    return doubled(X, w), jvp(w)
+
+
+@rule((6, 8), "io", ())
+def everything_else(w):
+    normed = w / jnp.linalg.norm(w, axis=0, keepdims=True)
+    return (
+        X @ normed,
+        jnp.sort(w, axis=0),
+        jnp.outer(X[0], w[0]).sum(),
+        X @ (w * w),
+        w.sum(),
+        X @ w[::2].T[:6],
+    )
+
+
+def adapted(shape, axes, method):
+    box = DeclaredArray.of(jr.normal(jr.key(2), shape) / 2, axes)
+    adapter = apply_lora(box, 2, 3.0, key=jr.key(3), wrappers=method)
+    trainable, frozen = eqx.partition(adapter, lora_trainable_filter(adapter))
+    moved = jax.tree.map(lambda x: x + 0.2 * jr.normal(jr.key(x.size), x.shape), trainable)
+    return moved, frozen
+
+
+def value_and_gradient(function, trainable, frozen):
+    def loss(trainable):
+        results = jax.tree.leaves(function(eqx.combine(trainable, frozen)))
+        return sum(jnp.sum(jnp.sin(y)) for y in results), results
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(trainable)
+
+
+CASES = [pytest.param(name, method, id=f"{name}-{method}") for name in BY_ADAPTER for method in ALL]
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_values_gradients_and_reports(name, method):
+    function, shape, axes, methods = BY_ADAPTER[name]
+    trainable, frozen = adapted(shape, axes, method)
+    expected = value_and_gradient(lambda w: function(plain(w)), trainable, frozen)
+    found = value_and_gradient(through(function), trainable, frozen)
+    tolerance = 2e-2 if name == "casts" else 1e-4
+    for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert jnp.max(jnp.abs(x - y)) <= tolerance * (1 + jnp.max(jnp.abs(x)))
+    merged = [use for use in report_uses(function, eqx.combine(trainable, frozen)) if use.reason]
+    assert (merged == []) == (method in methods)
+    if merged and name != "everything_else":
+        with pytest.raises(JnoLoraError, match="needs the merged weight"):
+            eqx.filter_eval_shape(through(function, strict=True), eqx.combine(trainable, frozen))
+
+
+@pytest.mark.parametrize(("kernel", "channels"), [((3, 6, 3), 3), ((3, 1, 6), 6)])
+def test_convolutions_to_few_channels_are_merged_which_is_cheaper(kernel, channels):
+    """Also a depthwise one. That is a choice: `strict` takes it."""
+
+    def function(w):
+        groups = 6 // w.shape[1]
+        return lax.conv_general_dilated(
+            IMAGES, w, (1,), "SAME", dimension_numbers=NWC, feature_group_count=groups
+        )
+
+    adapter = eqx.combine(*adapted(kernel, "iio", "lora"))
+    (use,) = report_uses(function, adapter)
+    assert use.reason.startswith("merging is cheaper")
+    found = through(function, strict=True)(adapter)
+    assert found.shape[-1] == channels
+    assert jnp.allclose(found, function(plain(adapter)), atol=1e-5)
+
+
+def test_equations_keep_their_scopes_and_contexts():
+    def function(w):
+        with jax.named_scope("inner"), jax.default_matmul_precision("highest"):
+            return X @ w
+
+    adapter = eqx.combine(*adapted((6, 8), "io", "lora"))
+    arrays, rest = eqx.partition(adapter, eqx.is_array)
+    step = jax.jit(lambda arrays: through(function)(eqx.combine(arrays, rest)))
+    text = step.lower(arrays).as_text(debug_info=True)
+    assert "inner/dot_general" in text
+    assert text.count("precision = [HIGHEST, HIGHEST]") == 3
+
+
+@pytest.mark.parametrize("name", ["views", "sums_of_views", "scans", "convolutions", "lookups"])
+def test_axes_follow_from_the_use(name):
+    function, shape, axes, _ = BY_ADAPTER[name]
+    assert infer(lambda p: function(p["w"]), {"w": jnp.ones(shape)}).letters == {"w": axes}
+
+
+@pytest.mark.parametrize("name", sorted(BY_ADAPTER))
+def test_every_inferred_array_is_computed_as_the_function(name):
+    function, shape, _, _ = BY_ADAPTER[name]
+    params = {"w": jr.normal(jr.key(2), shape)}
+    axes = infer(lambda p: function(p["w"]), params)
+    assert plain(declare(params, axes))["w"].shape == shape
