@@ -94,3 +94,14 @@ def test_all_platforms_compute_the_same(rows):
     outers = (_products._gathered_outer, _products._looped_outer)
     sums = [f(xs, xs, slots, count=SLOTS, dtype=np.dtype("float32")) for f in outers]
     np.testing.assert_allclose(*sums, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_nan_stays_in_its_slot(side):
+    """The gradient of one adapter does not depend on the examples of another."""
+    sides = [x[:, None], x[:, None]]
+    sides[side] = sides[side].at[0].set(jnp.nan)
+    for function in (_products._gathered_outer, _products._looped_outer):
+        sums = function(*sides, slots, count=SLOTS, dtype=np.dtype("float32"))
+        is_nan = np.isnan(sums).any(axis=(1, 2))
+        np.testing.assert_array_equal(is_nan, np.arange(SLOTS) == slots[0])

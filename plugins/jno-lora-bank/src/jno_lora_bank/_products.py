@@ -114,9 +114,10 @@ def _looped_outer(x: Array, y: Array, slots: Array, *, count: int, dtype: Any) -
     of_row = jnp.pad(jnp.repeat(blocks.slots, blocks.n), missing, constant_values=count)
 
     def write(first: Array, slot: Array, sums: Array) -> Array:
-        is_own = blocks.cut(of_row, first) == slot
-        left = jnp.where(is_own[:, None], blocks.cut(lefts, first), 0)
-        product = (left.T @ blocks.cut(rights, first)).astype(dtype)
+        is_own = (blocks.cut(of_row, first) == slot)[:, None]
+        # Both, since the NaN of another slot's example times zero is NaN.
+        left, right = (jnp.where(is_own, blocks.cut(rows, first), 0) for rows in (lefts, rights))
+        product = (left.T @ right).astype(dtype)
         own = lax.dynamic_index_in_dim(sums, slot, keepdims=False) + product
         return lax.dynamic_update_index_in_dim(sums, own, slot, 0)
 
