@@ -204,6 +204,7 @@ def sets_of_layers(layers):
         "lora": adapters_of(layers, ["lora"]),
         "pissa": adapters_of(layers, ["pissa"], 1, 1),
         "dora": adapters_of(layers, ["dora"], 2),
+        "biased": adapters_of(layers, ["lora"], 3, options={"bias": "train"}),
     }
 
 
@@ -211,10 +212,10 @@ def test_every_kind_of_layer(layers, sets_of_layers):
     bank = AdapterBank(layers, sets_of_layers)
     assert sorted(bank.adapters("dora")) == sorted(field.name for field in fields(layers))
     ids = jr.randint(jr.key(3), (8, 3), 0, 9)
-    names = [None, "lora", "dora", "pissa"] * 2
+    names = [None, "lora", "dora", "pissa", None, "lora", "dora", "biased"]
     ys = bank.run(names, ids)
-    for name in ("lora", "dora", "pissa"):
-        own = slice(names.index(name), None, 4)
+    for name in sets_of_layers:
+        own = np.asarray([other == name for other in names])
         alone = plain(swap_adapters(layers, sets_of_layers[name]), ids)[own]
         np.testing.assert_allclose(ys[own], alone, atol=2e-5)
     assert jnp.array_equal(ys[::4], plain(layers, ids)[::4])

@@ -152,13 +152,13 @@ class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatib
             return super().__call__(x, hidden, **kwargs)  # a subclass may do anything
         if not is_gru:
             change = self._change(jnp.concatenate([x, hidden[0]]))
-            return _with_biases(cell, bias=change)(x, hidden)
+            return _with_biases(cell, bias=self.bias_law(change))(x, hidden)
         of_input = self._change(jnp.concatenate([x, jnp.zeros_like(hidden)]))
         of_state = self._change(jnp.concatenate([jnp.zeros_like(x), hidden]))
         # The reset gate multiplies what the new state gets from the old one, and `bias_n` with it.
         split = 2 * cell.hidden_size
         bias = of_input + jnp.pad(of_state[:split], (0, len(of_state) - split))
-        return _with_biases(cell, bias=bias, bias_n=of_state[split:])(x, hidden)
+        return _with_biases(cell, bias=self.bias_law(bias), bias_n=of_state[split:])(x, hidden)
 
     def _change(self, v: Array) -> Array:
         """`W' v - W v`."""
