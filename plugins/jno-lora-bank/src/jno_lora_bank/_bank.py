@@ -211,16 +211,14 @@ class AdapterBank:
         adapters of now.
         """
         *inputs, slot = args
-        if isinstance(jnp.zeros(()), Tracer):
-            raise SelectionError(
-                "A bank was called inside jit, whose program would keep the adapters of now. Give "
-                "the program the model: f(bank.snapshot().model, xs, slots), with "
-                "at_slot(model, slot)(x) inside."
-            )
         with self._lock:
-            now = self._state.snapshot
-            slot = now.slot(slot) if slot is None or isinstance(slot, str) else slot
-            return _one(now.model, slot, inputs)
+            now = self._now(args)
+            if slot is None or isinstance(slot, str):
+                model = _at_slot(now.model, now.slot(slot))
+            else:
+                model = at_slot(now.model, slot)
+            # The slot is in the arrays of the model: a program has no constant for it.
+            return _one(model, *inputs)
 
     def run(
         self, names: Sequence[str | None], *args: Any, function: Callable[..., Any] | None = None
@@ -235,11 +233,20 @@ class AdapterBank:
         - `function`: what is called with the model and the arguments of one example, instead of
             the model itself. Give the same object each time: another one compiles.
 
-        **Raises:** `SelectionError` for an unknown name.
+        **Raises:** `SelectionError` for an unknown name; if the number of examples is not that of
+        the names; or inside `jit`, as a call.
         """
+        arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array | np.ndarray)]
+        sizes = sorted({x.shape[:1] for x in arrays} - {(len(names),)})
+        if isinstance(names, str) or sizes:
+            came = f"is {names!r}" if isinstance(names, str) else f"has {len(names)}"
+            raise SelectionError(
+                f"`names` must be a list with one name for each example, but {came}. First axes "
+                f"of other sizes: {', '.join(map(str, sizes)) or 'none'}."
+            )
         with self._lock:
-            index = self._state.snapshot.indices(names)
-            return _batch(self._state.snapshot.model, index, args, function or _call)
+            now = self._now(args)
+            return _batch(now.model, now.indices(names), args, function or _call)
 
     def partition(self) -> tuple[PyTree, PyTree]:
         """`(trainable, frozen)`: the factors of all slots, and everything else.
@@ -320,6 +327,18 @@ class AdapterBank:
             every[index] = [rates[name] for name in rates]
         return slotwise(make, every, trains)
 
+    def _now(self, args: Any) -> Snapshot:
+        """The bank for a program that runs at once, with these arguments."""
+        if isinstance(jnp.zeros(()), Tracer):
+            raise SelectionError(
+                "A bank was called inside jit, whose program would keep the adapters of now. Give "
+                "the program the model: f(bank.snapshot().model, xs, slots), with "
+                "at_slot(model, slot)(x) inside."
+            )
+        # A derivative keeps arrays of the bank for its backward pass.
+        self._is_shared |= any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
+        return self._state.snapshot
+
     def _values(self, adapters: Source) -> tuple[AdapterSet, dict[str, Values]]:
         if isinstance(adapters, str | os.PathLike):
             adapters = read_adapters(adapters)
@@ -394,11 +413,14 @@ def _call(model: Any, *args: Any) -> Any:
     return model(*args)
 
 
-@eqx.filter_jit
-def _one(model: Any, slot: Any, args: Any) -> Any:
-    return at_slot(model, slot)(*args)
+_one = eqx.filter_jit(_call)
 
 
 @eqx.filter_jit
 def _batch(model: Any, index: Any, args: Any, function: Callable[..., Any]) -> Any:
-    return eqx.filter_vmap(lambda slot, args: function(at_slot(model, slot), *args))(index, args)
+    return eqx.filter_vmap(lambda slot, args: function(_at_slot(model, slot), *args))(index, args)
+
+
+def _at_slot(model: Any, slot: Any) -> Any:
+    """`at_slot`, or the model itself while no adapter was added."""
+    return at_slot(model, slot) if any(banked(model)) else model

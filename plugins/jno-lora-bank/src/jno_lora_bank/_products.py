@@ -321,7 +321,7 @@ def _batched(primitive: Primitive) -> Callable[..., tuple[Array, int]]:
             x = jnp.moveaxis(x, dims[0], 1)
             b, v, n, k = x.shape
             y = primitive.bind(x.reshape(b, v * n, k), *stacks, slots, **params)
-            return y.reshape(b, v, n, -1), 1
+            return y.reshape(b, v, n, y.shape[2]), 1
         v = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
         x, slots = _in_front(x, dims[0], v), _in_front(slots, dims[-1], v)
         if any(dim is not None for dim in dims[1:-1]):  # the stacks one after the other
@@ -329,7 +329,7 @@ def _batched(primitive: Primitive) -> Callable[..., tuple[Array, int]]:
             slots = _shifted(slots, stacks[0].shape[1])
             stacks = [M.reshape(-1, *M.shape[2:]) for M in stacks]
         y = primitive.bind(x.reshape(-1, *x.shape[2:]), *stacks, slots.reshape(-1), **params)
-        return y.reshape(v, -1, *y.shape[1:]), 0
+        return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
     return rule
 

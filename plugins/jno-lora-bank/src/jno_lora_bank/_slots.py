@@ -211,7 +211,9 @@ def at_slot(model: M, slot: Any) -> M:
     """
     layers = [adapter for _, adapter in adapted_layers(model) if isinstance(adapter, Slots)]
     if not layers:
-        raise SelectionError("`model` has no slots: give the `model` of a bank.")
+        raise SelectionError(
+            "`model` has no slots: give the `model` of a bank, to which an adapter was added."
+        )
     is_int = isinstance(slot, int) and not isinstance(slot, bool)
     if not (is_int or jnp.issubdtype(getattr(slot, "dtype", bool), jnp.integer)) or jnp.ndim(slot):
         raise SelectionError(f"`slot` must be one whole number, but is {slot!r}.")
