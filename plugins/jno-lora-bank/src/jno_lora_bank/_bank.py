@@ -301,9 +301,19 @@ class AdapterBank:
         - `make`: a function from a learning rate, which is traced, to an optimiser.
         - `rates`: the learning rates of the adapters that train, by name.
 
-        **Raises:** `SelectionError` for an unknown name, or an adapter that is not a product of its
-        own factors (PiSSA, VeRA, DoRA, IA3): `to_lora` makes a LoRA of it.
+        It is for the slots as they are now: make another one after a change of the bank.
+
+        **Raises:** `SelectionError` for an unknown name; for a rate that is not a number; or for an
+        adapter that is not a product of its own factors (PiSSA, VeRA, DoRA, IA3): `to_lora` makes a
+        LoRA of it.
         """
+        for name, rate in rates.items():
+            if name is None or callable(rate):
+                raise SelectionError(
+                    f"`rates` must hold a number for the name of an adapter, but has {rate!r} for "
+                    f"{name!r}. A schedule belongs into `make`: lambda rate: "
+                    "optax.adam(lambda step: rate * schedule(step))"
+                )
         with self._lock:
             state = self._state
             index = state.snapshot.indices(rates)
@@ -323,7 +333,7 @@ class AdapterBank:
                     for field, of_slots in _FIELDS.items():
                         is_trained = field in adapter.wrapper.adapter_fields
                         trains[state.name(path, of_slots)][slot] = is_trained
-            every = np.zeros(state.capacity, np.float32)
+            every = np.zeros(state.capacity)
             every[index] = [rates[name] for name in rates]
         return slotwise(make, every, trains)
 
