@@ -30,7 +30,7 @@ from jno.lora.extending import (
 from jno.lora.types import LooseAdapter
 
 from ._slots import Slots, at_slot, slots_class
-from ._state import Form, Snapshot, State, axis_size, banked
+from ._state import OPTIONAL, Form, Snapshot, State, axis_size, banked
 from ._training import slotwise
 from ._values import Values, is_product, values_of
 
@@ -58,12 +58,11 @@ class AdapterBank:
 
     - `model`: a plain model. The bank keeps it.
     - `sets`: sets of adapters or files, by name. Those of a list are named "0", "1", and so on.
-    - `slots`: how many adapters there is room for at first, beside slot 0. By default for `sets`.
+    - `slots`: the number of adapters that there is room for at first. By default that of `sets`.
     - `rank`: the smallest rank that the slots have room for. Zeros fill up lower ranks.
     - `fixed`: refuse an adapter that needs more room, instead of making it.
-    - `axis`: of the mesh that the model lies on, over which the slots are split at rest. By default
-        every device has all slots, with the part of their factors that belongs to its part of the
-        weight.
+    - `axis`: the axis of the model's mesh over which the slots are split at rest. By default every
+        device has all slots, with the part of their factors that belongs to its part of the weight.
 
     **Raises:** `SelectionError` if `model` is adapted, or has no such mesh axis; or as `add`.
     """
@@ -145,7 +144,7 @@ class AdapterBank:
             return slot
 
     def remove(self, name: str) -> None:
-        """Empty the slot of `name`: an example that still uses it gets NaN, and none of the others.
+        """Empty the slot of `name`. An example that still has its number gets NaN.
 
         **Raises:** `SelectionError` if there is no such adapter.
         """
@@ -228,10 +227,10 @@ class AdapterBank:
         **Arguments:**
 
         - `names`: of the adapter of each example; `None` is the base alone.
-        - `args`: what the model is called with: arrays, or trees of them, with the axis of the
+        - `args`: the arguments of the model: arrays, or trees of them, with the axis of the
             examples in front.
-        - `function`: what is called with the model and the arguments of one example, instead of
-            the model itself. Give the same object each time: another one compiles.
+        - `function`: called with the model and the arguments of one example, in the place of the
+            model. Give the same object each time: another one compiles.
 
         **Raises:** `SelectionError` for an unknown name; if the number of examples is not that of
         the names; or inside `jit`, as a call.
@@ -357,34 +356,27 @@ class AdapterBank:
     def _with_room(self, adapters: AdapterSet, values: Mapping[str, Values], slots: int) -> State:
         """The state, or a larger one, with room for the values and for more slots."""
         state = self._state
-        carried = dict(banked(state.snapshot.model))
-        lacking: list[str] = []
+        forms, lacking = dict(state.forms), list[str]()
         if len(state.free) < slots:
             lacking.append(f"an empty slot (it has {state.capacity - 1}, all in use)")
-        forms: dict[str, Form] = {}
-        for path in dict.fromkeys([*carried, *values]):
-            arrays, new = state.arrays(path), values.get(path, {})
-            cls: Any = slots_class(adapters[path].wrapper) if new else type(carried[path])
-            if path in carried and cls is not type(carried[path]):
+        for path, new in values.items():
+            cls: Any = slots_class(adapters[path].wrapper)
+            own = Form(cls, max(self._rank, new["lora_A"].shape[-2]), OPTIONAL & new.keys())
+            have = forms.setdefault(path, own)
+            if have is own:
+                lacking.append(f"slots in the layer {show_path(path)!r}")
+            if have.cls is not cls:
                 raise SelectionError(
                     f"{show_path(path)}: the {adapters[path].wrapper.__name__} sees the matrix of "
                     "the layer in another way than the adapters in the bank."
                 )
-            ranks = [
-                x.shape[-2] for x in (arrays.get("lora_A"), new.get("lora_A")) if x is not None
-            ]
-            fields = frozenset([*arrays, *new]) & {"gain", "shift"}
-            forms[path] = Form(cls, max(self._rank, *ranks), fields)
-            if not arrays:
-                lacking.append(f"slots in the layer {show_path(path)!r}")
-            elif forms[path].rank > arrays["lora_A"].shape[-2]:
-                have = arrays["lora_A"].shape[-2]
-                lacking.append(f"rank {forms[path].rank} at {show_path(path)!r} (it has {have})")
+            if own.rank > have.rank:
+                lacking.append(f"rank {own.rank} at {show_path(path)!r} (it has {have.rank})")
             lacking += [
                 f"a {field} of the outputs of {show_path(path)!r}"
-                for field in sorted(fields - arrays.keys())
-                if arrays
+                for field in sorted(own.fields - have.fields)
             ]
+            forms[path] = Form(cls, max(own.rank, have.rank), own.fields | have.fields)
         if not lacking:
             return state
         if self._fixed:

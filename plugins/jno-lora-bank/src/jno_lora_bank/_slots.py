@@ -30,7 +30,7 @@ M = TypeVar("M")
 
 
 class Slots(Method):
-    """A low-rank update of one layer for each slot, of which a call uses that in `slot`.
+    """A low-rank update of one layer for each slot. A call uses the one in `slot`.
 
     Law: `W' = diag(g_i) (W + s_i B_i A_i)` and `b' = b + d_i`, for the slot `i`. Slot 0 is the base
     alone. A scale `s_i` of NaN marks an empty slot: every output is NaN then.
@@ -118,7 +118,7 @@ class Slots(Method):
         return self.scaling.astype(u.dtype) * u
 
     def or_base(self, update: Array) -> Array:
-        """`update`, or in slot 0 the number that changes no number that it is added to."""
+        """`update`, or in slot 0 -0.0, which changes no number that it is added to."""
         return jnp.where(self.slot == 0, jnp.asarray(-0.0, update.dtype), update)
 
 
@@ -143,7 +143,7 @@ class SlotsEmbedding(Slots, EmbeddingLayer):  # pyright: ignore[reportIncompatib
 
 
 class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Slots of a cell. What they change in the gates is added to the cell's biases."""
+    """Slots of a cell. Their change of the gates is added to the cell's biases."""
 
     def __call__(self, x: Array, hidden: Any, **kwargs: Any) -> Any:
         cell: Any = self.base
