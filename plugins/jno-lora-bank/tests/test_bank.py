@@ -116,11 +116,13 @@ def test_adapters_come_and_go_without_compiling(model, sets, xs):
     bank.run(names, xs)
     bank.add(sets["rslora"], "b")
     bank.remove("b")
+    bank(xs[0], "a")
     with Compilations() as compilations:
         assert bank.add(sets["one layer"], "c") == 3  # the slot of "b" was emptied later
         assert bank.replace("a", sets["rslora"]) == 1
         assert bank.add(sets["lora-fa"], "d") == 2
         ys = bank.run(["c", "a", "d"] * 4, xs)
+        np.testing.assert_allclose(bank(xs[0], "c"), ys[0], atol=1e-6)
         bank.remove("c")
     assert compilations.count == 0
     now = {"a": sets["rslora"], "c": sets["one layer"], "d": sets["lora-fa"]}
@@ -140,6 +142,28 @@ def test_it_grows(model, sets, xs):
     names = ["a", "lora", "biased", "dora"] * 3
     now = {**sets, "a": sets["one layer"]}
     np.testing.assert_allclose(bank.run(names, xs), expected(model, now, names, xs), atol=1e-5)
+
+
+def test_it_may_be_empty(model, sets, xs):
+    """A server may start before its first adapter, and have a turn without a request."""
+    bank = AdapterBank(model, slots=2)
+    assert jnp.array_equal(bank.run([None] * BATCH, xs), plain(model, xs))
+    np.testing.assert_allclose(bank(xs[0], None), model(xs[0]), atol=1e-6)
+    bank.add(sets["lora"], "a")
+    assert bank.run([], xs[:0]).shape == (0, 4)
+
+
+def test_a_derivative_outlives_a_change(model, sets, xs):
+    bank = AdapterBank(model, {"a": sets["lora"]}, slots=3)
+    bank.add(sets["lora-fa"], "b")
+    own = swap_adapters(model, sets["lora"])
+    expected = jax.vjp(own, xs[0])[1](jnp.ones(4))
+    _, of_one = jax.vjp(lambda x: bank(x, "a"), xs[0])
+    bank.replace("b", sets["lora"])
+    _, of_batch = jax.vjp(lambda x: bank.run(["a"], x), xs[:1])
+    bank.replace("a", sets["lora-fa"])
+    np.testing.assert_allclose(of_one(jnp.ones(4)), expected, atol=1e-6)
+    np.testing.assert_allclose(of_batch(jnp.ones((1, 4)))[0][0], expected[0], atol=1e-6)
 
 
 def test_a_snapshot_stays_as_it_was(model, sets, xs):
@@ -204,6 +228,7 @@ def sets_of_layers(layers):
         "lora": adapters_of(layers, ["lora"]),
         "pissa": adapters_of(layers, ["pissa"], 1, 1),
         "dora": adapters_of(layers, ["dora"], 2),
+        "biased": adapters_of(layers, ["lora"], 3, options={"bias": "train"}),
     }
 
 
@@ -211,10 +236,10 @@ def test_every_kind_of_layer(layers, sets_of_layers):
     bank = AdapterBank(layers, sets_of_layers)
     assert sorted(bank.adapters("dora")) == sorted(field.name for field in fields(layers))
     ids = jr.randint(jr.key(3), (8, 3), 0, 9)
-    names = [None, "lora", "dora", "pissa"] * 2
+    names = [None, "lora", "dora", "pissa", None, "lora", "dora", "biased"]
     ys = bank.run(names, ids)
-    for name in ("lora", "dora", "pissa"):
-        own = slice(names.index(name), None, 4)
+    for name in sets_of_layers:
+        own = np.asarray([other == name for other in names])
         alone = plain(swap_adapters(layers, sets_of_layers[name]), ids)[own]
         np.testing.assert_allclose(ys[own], alone, atol=2e-5)
     assert jnp.array_equal(ys[::4], plain(layers, ids)[::4])
@@ -327,6 +352,9 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
         (lambda: fixed(xs[0], 2), "no slot 2: the bank has 2, from 0"),
         (lambda: fixed(xs[0], 1.0), "one whole number"),
         (lambda: jax.jit(lambda x: fixed(x, 1))(xs[0]), "inside jit"),
+        (lambda: jax.jit(lambda xs: fixed.run(["a"] * BATCH, xs))(xs), "inside jit"),
+        (lambda: fixed.run(["a"] * 3, xs), r"but has 3. First axes .* sizes: \(12,\)"),
+        (lambda: fixed.run("a", xs[:1]), "must be a list"),
         (lambda: at_slot(model, 1), "has no slots"),
         (lambda: AdapterBank(swap_adapters(model, sets["lora"])), "must be plain"),
         (lambda: AdapterBank(model, sets["lora"]), "a list"),

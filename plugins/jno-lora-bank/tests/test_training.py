@@ -143,6 +143,17 @@ def trained(optimiser, loss, trainable):
     return trainable
 
 
+def test_a_rate_is_of_the_precision_of_the_factors():
+    with jax.enable_x64(True):
+        model = eqx.nn.Linear(3, 2, key=jr.key(0), dtype=jnp.float64)
+        own = extract_adapters(Net(model).freeze().lora(1, 2.0).module)
+        bank = AdapterBank(model, {"a": own})
+        trainable, _ = bank.partition()
+        optimiser = bank.optimiser(optax.sgd, {"a": 0.1})
+        updates, _ = optimiser.update(trainable, optimiser.init(trainable))
+        assert jnp.array_equal(updates.lora_A[1], -0.1 * trainable.lora_A[1])
+
+
 def test_derivatives_by_the_input(model, sets):
     """Per example and in any order, as losses of differential equations need them."""
     bank = AdapterBank(model, sets).snapshot()
@@ -165,13 +176,16 @@ def test_derivatives_by_the_input(model, sets):
     np.testing.assert_allclose(found[own], expected[own], atol=1e-4)
 
 
-def test_what_cannot_train_is_refused(model, sets):
+def test_what_cannot_train_is_refused(model, sets, unchecked):
     pissa = extract_adapters(Net(model).lora(2, 2.0, wrapper="pissa").module)
     bank = AdapterBank(model, {**sets, "pissa": pissa})
     with pytest.raises(SelectionError, match=r"(?s)'pissa' cannot train.*PiSSALinear.*to_lora"):
         bank.optimiser(optax.sgd, {"a": 1.0, "pissa": 1.0})
     with pytest.raises(SelectionError, match="no adapter 'd'"):
         bank.optimiser(optax.sgd, {"d": 1.0})
+    for wrong in ({None: 1.0}, {"a": optax.constant_schedule(1.0)}):
+        with pytest.raises(SelectionError, match="must hold a number for the name"):
+            bank.optimiser(optax.sgd, wrong)
     trainable, frozen = bank.partition()
     with pytest.raises(SelectionError, match="other values"):
         bank.update(frozen)

@@ -30,7 +30,7 @@ from jno.lora.extending import (
 from jno.lora.types import LooseAdapter
 
 from ._slots import Slots, at_slot, slots_class
-from ._state import Form, Snapshot, State, axis_size, banked
+from ._state import OPTIONAL, Form, Snapshot, State, axis_size, banked
 from ._training import slotwise
 from ._values import Values, is_product, values_of
 
@@ -58,12 +58,11 @@ class AdapterBank:
 
     - `model`: a plain model. The bank keeps it.
     - `sets`: sets of adapters or files, by name. Those of a list are named "0", "1", and so on.
-    - `slots`: how many adapters there is room for at first, beside slot 0. By default for `sets`.
+    - `slots`: the number of adapters that there is room for at first. By default that of `sets`.
     - `rank`: the smallest rank that the slots have room for. Zeros fill up lower ranks.
     - `fixed`: refuse an adapter that needs more room, instead of making it.
-    - `axis`: of the mesh that the model lies on, over which the slots are split at rest. By default
-        every device has all slots, with the part of their factors that belongs to its part of the
-        weight.
+    - `axis`: the axis of the model's mesh over which the slots are split at rest. By default every
+        device has all slots, with the part of their factors that belongs to its part of the weight.
 
     **Raises:** `SelectionError` if `model` is adapted, or has no such mesh axis; or as `add`.
     """
@@ -145,7 +144,7 @@ class AdapterBank:
             return slot
 
     def remove(self, name: str) -> None:
-        """Empty the slot of `name`: an example that still uses it gets NaN, and none of the others.
+        """Empty the slot of `name`. An example that still has its number gets NaN.
 
         **Raises:** `SelectionError` if there is no such adapter.
         """
@@ -211,16 +210,14 @@ class AdapterBank:
         adapters of now.
         """
         *inputs, slot = args
-        if isinstance(jnp.zeros(()), Tracer):
-            raise SelectionError(
-                "A bank was called inside jit, whose program would keep the adapters of now. Give "
-                "the program the model: f(bank.snapshot().model, xs, slots), with "
-                "at_slot(model, slot)(x) inside."
-            )
         with self._lock:
-            now = self._state.snapshot
-            slot = now.slot(slot) if slot is None or isinstance(slot, str) else slot
-            return _one(now.model, slot, inputs)
+            now = self._now(args)
+            if slot is None or isinstance(slot, str):
+                model = _at_slot(now.model, now.slot(slot))
+            else:
+                model = at_slot(now.model, slot)
+            # The slot is in the arrays of the model: a program has no constant for it.
+            return _one(model, *inputs)
 
     def run(
         self, names: Sequence[str | None], *args: Any, function: Callable[..., Any] | None = None
@@ -230,16 +227,25 @@ class AdapterBank:
         **Arguments:**
 
         - `names`: of the adapter of each example; `None` is the base alone.
-        - `args`: what the model is called with: arrays, or trees of them, with the axis of the
+        - `args`: the arguments of the model: arrays, or trees of them, with the axis of the
             examples in front.
-        - `function`: what is called with the model and the arguments of one example, instead of
-            the model itself. Give the same object each time: another one compiles.
+        - `function`: called with the model and the arguments of one example, in the place of the
+            model. Give the same object each time: another one compiles.
 
-        **Raises:** `SelectionError` for an unknown name.
+        **Raises:** `SelectionError` for an unknown name; if the number of examples is not that of
+        the names; or inside `jit`, as a call.
         """
+        arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array | np.ndarray)]
+        sizes = sorted({x.shape[:1] for x in arrays} - {(len(names),)})
+        if isinstance(names, str) or sizes:
+            came = f"is {names!r}" if isinstance(names, str) else f"has {len(names)}"
+            raise SelectionError(
+                f"`names` must be a list with one name for each example, but {came}. First axes "
+                f"of other sizes: {', '.join(map(str, sizes)) or 'none'}."
+            )
         with self._lock:
-            index = self._state.snapshot.indices(names)
-            return _batch(self._state.snapshot.model, index, args, function or _call)
+            now = self._now(args)
+            return _batch(now.model, now.indices(names), args, function or _call)
 
     def partition(self) -> tuple[PyTree, PyTree]:
         """`(trainable, frozen)`: the factors of all slots, and everything else.
@@ -294,9 +300,19 @@ class AdapterBank:
         - `make`: a function from a learning rate, which is traced, to an optimiser.
         - `rates`: the learning rates of the adapters that train, by name.
 
-        **Raises:** `SelectionError` for an unknown name, or an adapter that is not a product of its
-        own factors (PiSSA, VeRA, DoRA, IA3): `to_lora` makes a LoRA of it.
+        It is for the slots as they are now: make another one after a change of the bank.
+
+        **Raises:** `SelectionError` for an unknown name; for a rate that is not a number; or for an
+        adapter that is not a product of its own factors (PiSSA, VeRA, DoRA, IA3): `to_lora` makes a
+        LoRA of it.
         """
+        for name, rate in rates.items():
+            if name is None or callable(rate):
+                raise SelectionError(
+                    f"`rates` must hold a number for the name of an adapter, but has {rate!r} for "
+                    f"{name!r}. A schedule belongs into `make`: lambda rate: "
+                    "optax.adam(lambda step: rate * schedule(step))"
+                )
         with self._lock:
             state = self._state
             index = state.snapshot.indices(rates)
@@ -316,9 +332,21 @@ class AdapterBank:
                     for field, of_slots in _FIELDS.items():
                         is_trained = field in adapter.wrapper.adapter_fields
                         trains[state.name(path, of_slots)][slot] = is_trained
-            every = np.zeros(state.capacity, np.float32)
+            every = np.zeros(state.capacity)
             every[index] = [rates[name] for name in rates]
         return slotwise(make, every, trains)
+
+    def _now(self, args: Any) -> Snapshot:
+        """The bank for a program that runs at once, with these arguments."""
+        if isinstance(jnp.zeros(()), Tracer):
+            raise SelectionError(
+                "A bank was called inside jit, whose program would keep the adapters of now. Give "
+                "the program the model: f(bank.snapshot().model, xs, slots), with "
+                "at_slot(model, slot)(x) inside."
+            )
+        # A derivative keeps arrays of the bank for its backward pass.
+        self._is_shared |= any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
+        return self._state.snapshot
 
     def _values(self, adapters: Source) -> tuple[AdapterSet, dict[str, Values]]:
         if isinstance(adapters, str | os.PathLike):
@@ -328,34 +356,27 @@ class AdapterBank:
     def _with_room(self, adapters: AdapterSet, values: Mapping[str, Values], slots: int) -> State:
         """The state, or a larger one, with room for the values and for more slots."""
         state = self._state
-        carried = dict(banked(state.snapshot.model))
-        lacking: list[str] = []
+        forms, lacking = dict(state.forms), list[str]()
         if len(state.free) < slots:
             lacking.append(f"an empty slot (it has {state.capacity - 1}, all in use)")
-        forms: dict[str, Form] = {}
-        for path in dict.fromkeys([*carried, *values]):
-            arrays, new = state.arrays(path), values.get(path, {})
-            cls: Any = slots_class(adapters[path].wrapper) if new else type(carried[path])
-            if path in carried and cls is not type(carried[path]):
+        for path, new in values.items():
+            cls: Any = slots_class(adapters[path].wrapper)
+            own = Form(cls, max(self._rank, new["lora_A"].shape[-2]), OPTIONAL & new.keys())
+            have = forms.setdefault(path, own)
+            if have is own:
+                lacking.append(f"slots in the layer {show_path(path)!r}")
+            if have.cls is not cls:
                 raise SelectionError(
                     f"{show_path(path)}: the {adapters[path].wrapper.__name__} sees the matrix of "
                     "the layer in another way than the adapters in the bank."
                 )
-            ranks = [
-                x.shape[-2] for x in (arrays.get("lora_A"), new.get("lora_A")) if x is not None
-            ]
-            fields = frozenset([*arrays, *new]) & {"gain", "shift"}
-            forms[path] = Form(cls, max(self._rank, *ranks), fields)
-            if not arrays:
-                lacking.append(f"slots in the layer {show_path(path)!r}")
-            elif forms[path].rank > arrays["lora_A"].shape[-2]:
-                have = arrays["lora_A"].shape[-2]
-                lacking.append(f"rank {forms[path].rank} at {show_path(path)!r} (it has {have})")
+            if own.rank > have.rank:
+                lacking.append(f"rank {own.rank} at {show_path(path)!r} (it has {have.rank})")
             lacking += [
                 f"a {field} of the outputs of {show_path(path)!r}"
-                for field in sorted(fields - arrays.keys())
-                if arrays
+                for field in sorted(own.fields - have.fields)
             ]
+            forms[path] = Form(cls, max(own.rank, have.rank), own.fields | have.fields)
         if not lacking:
             return state
         if self._fixed:
@@ -394,11 +415,14 @@ def _call(model: Any, *args: Any) -> Any:
     return model(*args)
 
 
-@eqx.filter_jit
-def _one(model: Any, slot: Any, args: Any) -> Any:
-    return at_slot(model, slot)(*args)
+_one = eqx.filter_jit(_call)
 
 
 @eqx.filter_jit
 def _batch(model: Any, index: Any, args: Any, function: Callable[..., Any]) -> Any:
-    return eqx.filter_vmap(lambda slot, args: function(at_slot(model, slot), *args))(index, args)
+    return eqx.filter_vmap(lambda slot, args: function(_at_slot(model, slot), *args))(index, args)
+
+
+def _at_slot(model: Any, slot: Any) -> Any:
+    """`at_slot`, or the model itself while no adapter was added."""
+    return at_slot(model, slot) if any(banked(model)) else model

@@ -38,7 +38,8 @@ def slot_low_rank(
     slot: Int[Array, ""],
 ) -> Float[Array, " m"]:
     """`B[slot] A[slot] x`, in the dtype of `x`, for `Bt`, the transposes of `B`."""
-    return _low_rank.bind(x[None, None], A, Bt, slot[None])[0, 0]
+    h = _times.bind(x[None, None], A, slot[None], transposed=True)
+    return _times.bind(h, Bt, slot[None], transposed=False)[0, 0]
 
 
 # `x` is `(b, n, k)` below: `n` rows for each of `b` examples. `M` is `(slots, k, m)`, or
@@ -51,11 +52,6 @@ def _gathered_times(x: Array, M: Array, slots: Array, *, transposed: bool) -> Ar
     return jnp.einsum("bnk,bmk->bnm" if transposed else "bnk,bkm->bnm", x, own)
 
 
-def _gathered_low_rank(x: Array, A: Array, Bt: Array, slots: Array) -> Array:
-    h = _gathered_times(x, A, slots, transposed=True)
-    return _gathered_times(h, Bt, slots, transposed=False)
-
-
 def _gathered_outer(x: Array, y: Array, slots: Array, *, count: int, dtype: Any) -> Array:
     """The sum of `x_b^T y_b` over the `b` of each slot: `(count, k, m)`, and 0 without a `b`."""
     products = jnp.einsum("bnk,bnm->bkm", x, y).astype(dtype)
@@ -66,39 +62,16 @@ def _looped_times(x: Array, M: Array, slots: Array, *, transposed: bool) -> Arra
     """`_gathered_times`, one block of examples after the other, without copies."""
     if not _pays(x, *M.shape[1:]):
         return _gathered_times(x, M, slots, transposed=transposed)
-
-    def product(rows: Array, slot: Array) -> Array:
-        own = lax.dynamic_index_in_dim(M, slot, keepdims=False).astype(x.dtype)
-        return rows @ (own.T if transposed else own)
-
-    return _looped(product, x, slots, len(M), M.shape[1 if transposed else 2])
-
-
-def _looped_low_rank(x: Array, A: Array, Bt: Array, slots: Array) -> Array:
-    """`_gathered_low_rank`, by one such loop."""
-    if not _pays(x, *A.shape[1:]):
-        return _gathered_low_rank(x, A, Bt, slots)
-
-    def product(rows: Array, slot: Array) -> Array:
-        own = (lax.dynamic_index_in_dim(M, slot, keepdims=False) for M in (A, Bt))
-        down, up = (M.astype(x.dtype) for M in own)
-        return (rows @ down.T) @ up
-
-    return _looped(product, x, slots, len(A), Bt.shape[2])
-
-
-def _looped(
-    product: Callable[[Array, Array], Array], x: Array, slots: Array, count: int, width: int
-) -> Array:
-    """`product(rows, slot)` of all examples."""
-    blocks = _blocks_of(x, slots, count)
+    blocks = _blocks_of(x, slots, len(M))
     rows = blocks.sorted_rows(x)
 
     def write(first: Array, slot: Array, y: Array) -> Array:
+        own = lax.dynamic_index_in_dim(M, slot, keepdims=False).astype(x.dtype)
+        product = blocks.cut(rows, first) @ (own.T if transposed else own)
         # The rows behind those of the slot are wrong until the next block writes them.
-        own = product(blocks.cut(rows, first), slot)
-        return lax.dynamic_update_slice_in_dim(y, own, first * blocks.n, 0)
+        return lax.dynamic_update_slice_in_dim(y, product, first * blocks.n, 0)
 
+    width = M.shape[1 if transposed else 2]
     y = blocks.loop(write, jnp.zeros((len(rows), width), x.dtype))
     places = jnp.zeros_like(blocks.order).at[blocks.order].set(jnp.arange(len(x)))
     return y.reshape(-1, x.shape[1], width)[places]
@@ -114,9 +87,10 @@ def _looped_outer(x: Array, y: Array, slots: Array, *, count: int, dtype: Any) -
     of_row = jnp.pad(jnp.repeat(blocks.slots, blocks.n), missing, constant_values=count)
 
     def write(first: Array, slot: Array, sums: Array) -> Array:
-        is_own = blocks.cut(of_row, first) == slot
-        left = jnp.where(is_own[:, None], blocks.cut(lefts, first), 0)
-        product = (left.T @ blocks.cut(rights, first)).astype(dtype)
+        is_own = (blocks.cut(of_row, first) == slot)[:, None]
+        # Both, since the NaN of another slot's example times zero is NaN.
+        left, right = (jnp.where(is_own, blocks.cut(rows, first), 0) for rows in (lefts, rights))
+        product = (left.T @ right).astype(dtype)
         own = lax.dynamic_index_in_dim(sums, slot, keepdims=False) + product
         return lax.dynamic_update_index_in_dim(sums, own, slot, 0)
 
@@ -139,11 +113,6 @@ def _ragged_times(x: Array, M: Array, slots: Array, *, transposed: bool) -> Arra
     y = lax.ragged_dot(rows, own.mT if transposed else own, sizes)
     y = y.reshape(*x.shape[:2], -1)
     return jnp.zeros_like(y).at[order].set(y, unique_indices=True)
-
-
-def _ragged_low_rank(x: Array, A: Array, Bt: Array, slots: Array) -> Array:
-    h = _ragged_times(x, A, slots, transposed=True)
-    return _ragged_times(h, Bt, slots, transposed=False)
 
 
 class _Blocks(NamedTuple):
@@ -214,27 +183,19 @@ def _shape_of_times(x: Any, M: Any, slots: Any, *, transposed: bool) -> ShapedAr
     return ShapedArray((*x.shape[:2], M.shape[1 if transposed else 2]), x.dtype)
 
 
-def _shape_of_low_rank(x: Any, A: Any, Bt: Any, slots: Any) -> ShapedArray:
-    return ShapedArray((*x.shape[:2], Bt.shape[2]), x.dtype)
-
-
 def _shape_of_outer(x: Any, y: Any, slots: Any, *, count: int, dtype: Any) -> ShapedArray:
     return ShapedArray((count, x.shape[2], y.shape[2]), np.dtype(dtype))
 
 
 _times = _primitive("jno_lora_slot_times", _shape_of_times)
 _outer = _primitive("jno_lora_slot_outer", _shape_of_outer)
-_low_rank = _primitive("jno_lora_slot_low_rank", _shape_of_low_rank)
 
 # One rule by the platform: a loop of small products suits a CPU, and keeps an accelerator waiting.
 _lowered(_times, None, _gathered_times)
 _lowered(_outer, None, _gathered_outer)
-_lowered(_low_rank, None, _gathered_low_rank)
 _lowered(_times, "cpu", _looped_times)
 _lowered(_outer, "cpu", _looped_outer)
-_lowered(_low_rank, "cpu", _looped_low_rank)
 _lowered(_times, "tpu", _ragged_times)
-_lowered(_low_rank, "tpu", _ragged_low_rank)
 
 
 def _by_operations(function: Callable[..., Array]) -> Callable[..., Any]:
@@ -249,7 +210,6 @@ def _by_operations(function: Callable[..., Array]) -> Callable[..., Any]:
 
 jet.jet_rules[_times] = _by_operations(_gathered_times)
 jet.jet_rules[_outer] = _by_operations(_gathered_outer)
-jet.jet_rules[_low_rank] = _by_operations(_gathered_low_rank)
 
 ad.defjvp(
     _times,
@@ -263,26 +223,6 @@ ad.defjvp(
     lambda dy, x, y, slots, **params: _outer.bind(x, dy, slots, **params),
     None,
 )
-
-
-def _jvp_of_low_rank(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """By the two products: the derivative by `Bt` needs what is between them."""
-    (x, A, Bt, slots), (dx, dA, dBt, _) = primals, tangents
-
-    def product(transposed: bool, *pairs: tuple[Any, Any]) -> Any:
-        """The sum over the pairs, of which those with a zero are left out."""
-        factors = [pair for pair in pairs if ad.Zero not in map(type, pair)]
-        terms = [_times.bind(*pair, slots, transposed=transposed) for pair in factors]
-        return functools.reduce(jnp.add, terms) if terms else None
-
-    h = product(True, (x, A))
-    dh = product(True, (dx, A), (x, dA))
-    y = product(False, (h, Bt))
-    dy = product(False, *([] if dh is None else [(dh, Bt)]), (h, dBt))
-    return y, jnp.zeros_like(y) if dy is None else dy
-
-
-ad.primitive_jvps[_low_rank] = _jvp_of_low_rank
 
 
 def _transpose_times(ct: Any, x: Any, M: Any, slots: Any, *, transposed: bool) -> list[Any]:
@@ -311,26 +251,22 @@ ad.primitive_transposes[_times] = _transpose_times
 ad.primitive_transposes[_outer] = _transpose_outer
 
 
-def _batched(primitive: Primitive) -> Callable[..., tuple[Array, int]]:
-    """The rule of `primitive(x, *stacks, slots)`: the new axis lengthens `n` or `b`."""
-
-    def rule(args: Any, dims: Any, **params: Any) -> tuple[Array, int]:
-        x, *stacks, slots = args
-        if all(dim is None for dim in dims[1:]):  # more rows of the same examples
-            x = jnp.moveaxis(x, dims[0], 1)
-            b, v, n, k = x.shape
-            y = primitive.bind(x.reshape(b, v * n, k), *stacks, slots, **params)
-            return y.reshape(b, v, n, -1), 1
-        v = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
-        x, slots = _in_front(x, dims[0], v), _in_front(slots, dims[-1], v)
-        if any(dim is not None for dim in dims[1:-1]):  # the stacks one after the other
-            stacks = [_in_front(M, dim, v) for M, dim in zip(stacks, dims[1:-1], strict=True)]
-            slots = _shifted(slots, stacks[0].shape[1])
-            stacks = [M.reshape(-1, *M.shape[2:]) for M in stacks]
-        y = primitive.bind(x.reshape(-1, *x.shape[2:]), *stacks, slots.reshape(-1), **params)
-        return y.reshape(v, -1, *y.shape[1:]), 0
-
-    return rule
+def _batch_times(args: Any, dims: Any, *, transposed: bool) -> tuple[Array, int]:
+    """The new axis lengthens `n` or `b`."""
+    x, M, slots = args
+    if dims[1:] == (None, None):  # more rows of the same examples
+        x = jnp.moveaxis(x, dims[0], 1)
+        rows = x.reshape(len(x), x.shape[1] * x.shape[2], x.shape[3])
+        y = _times.bind(rows, M, slots, transposed=transposed)
+        return y.reshape(*x.shape[:3], y.shape[2]), 1
+    v = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    x, slots = _in_front(x, dims[0], v), _in_front(slots, dims[2], v)
+    if dims[1] is not None:  # the stacks one after the other
+        M = jnp.moveaxis(M, dims[1], 0)
+        slots = _shifted(slots, M.shape[1])
+        M = M.reshape(-1, *M.shape[2:])
+    y = _times.bind(x.reshape(-1, *x.shape[2:]), M, slots.reshape(-1), transposed=transposed)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
 def _batch_outer(args: Any, dims: Any, *, count: int, dtype: Any) -> tuple[Array, int]:
@@ -353,6 +289,5 @@ def _shifted(slots: Int[Array, "v b"], count: int) -> Int[Array, "v b"]:
     return slots + count * jnp.arange(len(slots), dtype=slots.dtype)[:, None]
 
 
-batching.primitive_batchers[_times] = _batched(_times)
-batching.primitive_batchers[_low_rank] = _batched(_low_rank)
+batching.primitive_batchers[_times] = _batch_times
 batching.primitive_batchers[_outer] = _batch_outer

@@ -30,7 +30,7 @@ M = TypeVar("M")
 
 
 class Slots(Method):
-    """A low-rank update of one layer for each slot, of which a call uses that in `slot`.
+    """A low-rank update of one layer for each slot. A call uses the one in `slot`.
 
     Law: `W' = diag(g_i) (W + s_i B_i A_i)` and `b' = b + d_i`, for the slot `i`. Slot 0 is the base
     alone. A scale `s_i` of NaN marks an empty slot: every output is NaN then.
@@ -118,7 +118,7 @@ class Slots(Method):
         return self.scaling.astype(u.dtype) * u
 
     def or_base(self, update: Array) -> Array:
-        """`update`, or in slot 0 the number that changes no number that it is added to."""
+        """`update`, or in slot 0 -0.0, which changes no number that it is added to."""
         return jnp.where(self.slot == 0, jnp.asarray(-0.0, update.dtype), update)
 
 
@@ -143,7 +143,7 @@ class SlotsEmbedding(Slots, EmbeddingLayer):  # pyright: ignore[reportIncompatib
 
 
 class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Slots of a cell. What they change in the gates is added to the cell's biases."""
+    """Slots of a cell. Their change of the gates is added to the cell's biases."""
 
     def __call__(self, x: Array, hidden: Any, **kwargs: Any) -> Any:
         cell: Any = self.base
@@ -152,13 +152,13 @@ class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatib
             return super().__call__(x, hidden, **kwargs)  # a subclass may do anything
         if not is_gru:
             change = self._change(jnp.concatenate([x, hidden[0]]))
-            return _with_biases(cell, bias=change)(x, hidden)
+            return _with_biases(cell, bias=self.bias_law(change))(x, hidden)
         of_input = self._change(jnp.concatenate([x, jnp.zeros_like(hidden)]))
         of_state = self._change(jnp.concatenate([jnp.zeros_like(x), hidden]))
         # The reset gate multiplies what the new state gets from the old one, and `bias_n` with it.
         split = 2 * cell.hidden_size
         bias = of_input + jnp.pad(of_state[:split], (0, len(of_state) - split))
-        return _with_biases(cell, bias=bias, bias_n=of_state[split:])(x, hidden)
+        return _with_biases(cell, bias=self.bias_law(bias), bias_n=of_state[split:])(x, hidden)
 
     def _change(self, v: Array) -> Array:
         """`W' v - W v`."""
@@ -211,7 +211,9 @@ def at_slot(model: M, slot: Any) -> M:
     """
     layers = [adapter for _, adapter in adapted_layers(model) if isinstance(adapter, Slots)]
     if not layers:
-        raise SelectionError("`model` has no slots: give the `model` of a bank.")
+        raise SelectionError(
+            "`model` has no slots: give the `model` of a bank, to which an adapter was added."
+        )
     is_int = isinstance(slot, int) and not isinstance(slot, bool)
     if not (is_int or jnp.issubdtype(getattr(slot, "dtype", bool), jnp.integer)) or jnp.ndim(slot):
         raise SelectionError(f"`slot` must be one whole number, but is {slot!r}.")

@@ -1,9 +1,8 @@
-"""What a bank holds at one moment: the model with its slots, and how they are written."""
+"""The state of a bank: the model with its slots, and how they are written."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import numpy as np
@@ -22,14 +21,16 @@ from jno.lora.extending import (
 from jno.lora.types import LayerForm, LooseAdapter
 
 from ._slots import Slots
-from ._values import Values
+from ._values import Values, over_stack
 
 # The number of axes that an array of `Slots` has from its axis of slots on.
 _NDIM = {"lora_A": 3, "lora_Bt": 3, "scale": 1, "gain": 2, "shift": 2}
+# The fields of `Slots` that a layer may lack.
+OPTIONAL = frozenset({"gain", "shift"})
 
 
 class Snapshot(NamedTuple):
-    """A bank at one moment: what is added or removed later does not change it.
+    """A bank at one moment. Later changes of the bank do not change it.
 
     - `model`: with all slots in its adapted layers, for `at_slot`.
     - `slots`: the slot of each adapter by its name.
@@ -96,12 +97,20 @@ class State(NamedTuple):
         """The number of slots, with slot 0."""
         return 1 + len(self.slots) + len(self.free)
 
+    @property
+    def forms(self) -> dict[str, "Form"]:
+        """What the slots of each layer have room for."""
+        return {
+            path: Form(type(slots), slots.lora_A.shape[-2], OPTIONAL & self.places[path].keys())
+            for path, slots in banked(self.snapshot.model)
+        }
+
     def arrays(self, path: str) -> dict[str, Array]:
         """The arrays of the slots of one layer, by field."""
         return {field: self.leaves[place] for field, place in self.places.get(path, {}).items()}
 
     def completed(self, values: Mapping[str, Values]) -> dict[str, Values]:
-        """`values`, with what changes nothing in the layers and fields that they lack."""
+        """`values`, and numbers without effect for the layers and fields that they lack."""
         return {
             path: {f: values.get(path, {}).get(f, float(f == "gain")) for f in fields}
             for path, fields in self.places.items()
@@ -173,18 +182,14 @@ class Form(NamedTuple):
 
     def empty(self, layer: Any, ndim: int, capacity: int) -> dict[str, Array]:
         """The arrays of empty slots for `layer`, with `ndim` axes of a stack."""
-
         make: Any = self.cls
+        options: Any = dict.fromkeys(self.fields, True)
+        options |= {"key": jax.random.key(0), "slots": capacity}  # nothing is drawn
 
         def start(layer: Any) -> dict[str, Array]:
-            options: Any = dict.fromkeys(self.fields, True)
-            key = jax.random.key(0)
-            return make(layer, self.rank, 1.0, key=key, slots=capacity, **options).state()
+            return make(layer, self.rank, 1.0, **options).state()
 
-        mapped = start
-        for _ in range(ndim):
-            mapped = eqx.filter_vmap(mapped)
-        return mapped(layer)
+        return over_stack(start, layer, ndim)
 
 
 def axis_size(model: PyTree, axis: str) -> int:

@@ -28,7 +28,11 @@ def slotwise(
         import optax
 
     def init(params: PyTree) -> Any:
-        return jax.vmap(lambda rate, own: make(rate).init(own))(jnp.asarray(rates), _front(params))
+        return jax.vmap(lambda rate, own: make(rate).init(own))(typed(params), _front(params))
+
+    def typed(factors: PyTree) -> Array:
+        """The rates in the dtype of the factors: a traced rate would change theirs."""
+        return jnp.asarray(rates, next((x.dtype for x in jax.tree.leaves(factors)), None))
 
     def moving(keys: Any, x: Array) -> Array:
         """`x`, or zero in the slots that do not train. Its first axis is that of the slots."""
@@ -41,7 +45,7 @@ def slotwise(
 
         # Before, since norms must not count a frozen factor; and after, since it must not decay.
         updates = jtu.tree_map_with_path(moving, _front(updates))
-        updates, state = jax.vmap(one)(jnp.asarray(rates), updates, state, _front(params))
+        updates, state = jax.vmap(one)(typed(updates), updates, state, _front(params))
         updates = jtu.tree_map_with_path(moving, updates)
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -_NDIM), updates), state
 

@@ -1,4 +1,4 @@
-"""What a slot holds for each adapter of a set."""
+"""The values that a slot holds for each adapter of a set."""
 
 from collections.abc import Callable
 from typing import Any
@@ -114,29 +114,25 @@ def _of_adapter(adapter: LoRAWrapper) -> Values | None:
         one = np.ones(known.A.shape[:-2], np.float32)
         values = {"lora_A": known.A, "lora_B": known.B, "scale": one}
     elif isinstance(adapter, Method) and type(adapter).law in (DoRA.law, IA3.law):
-        values = _of_rows(adapter, ndim)
+        values = _compiled_over_stack(_of_rows, adapter, ndim)
     else:
         return None
     if isinstance(adapter, Method) and type(adapter).bias_law is not Method.bias_law:
-        shift = _shift(adapter, ndim)
+        shift = _compiled_over_stack(_shift, adapter, ndim)
         values |= {} if shift is None else {"shift": shift}
     return values
 
 
-def _over_stack(function: Callable[[Any], Any]) -> Callable[[Any, int], Any]:
-    """`function` of one adapter as a compiled one of a stack, with that many leading axes."""
-
-    @eqx.filter_jit
-    def compiled(adapter: Any, ndim: int) -> Any:
-        mapped = function
-        for _ in range(ndim):
-            mapped = eqx.filter_vmap(mapped)
-        return mapped(adapter)
-
-    return compiled
+def over_stack(function: Callable[[Any], Any], layer: Any, ndim: int) -> Any:
+    """`function` of each layer of a stack, which has that many leading axes."""
+    for _ in range(ndim):
+        function = eqx.filter_vmap(function)
+    return function(layer)
 
 
-@_over_stack
+_compiled_over_stack = eqx.filter_jit(over_stack)
+
+
 def _of_rows(adapter: Any) -> Values:
     """The values of a DoRA or an IA3: their law multiplies each row by a number."""
     W = adapter.matrix(adapter.base)
@@ -150,7 +146,6 @@ def _of_rows(adapter: Any) -> Values:
     return {"lora_A": adapter.lora_A, "lora_B": B, "scale": jnp.ones(()), "gain": gain}
 
 
-@_over_stack
 def _shift(adapter: Any) -> Any:
     """The change of the bias; `None` without one."""
     bias = adapter.bias_of(adapter.base)
