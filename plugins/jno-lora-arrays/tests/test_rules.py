@@ -40,6 +40,11 @@ def views(w):
     return y + X @ jnp.squeeze(jnp.expand_dims(w, 1), 1)
 
 
+@rule((2, 6, 4), "oio")
+def reshapes_that_transpose(w):
+    return X @ lax.reshape(w, (6, 8), dimensions=(1, 0, 2))
+
+
 @rule((6, 2, 4), "ioo")
 def heads_of_outputs(w):
     joined = X @ w.reshape(6, 8)
@@ -68,12 +73,12 @@ def transposed_product(w):
 
 @rule((6, 8), "io")
 def multiples(w):
-    return X @ (-w * 3.0 / 2.0), (jnp.sum(X) * w).T @ X.T
+    return X @ (-w * 3.0 / 2.0), (jnp.sum(X) * w).T @ X.T, X @ -(2.0 * w)
 
 
 @rule((6, 8), "io")
 def sums_of_views(w):
-    return X @ (w + 2.0 * w - w.reshape(6, 8))
+    return X @ (w + 2.0 * w - w.reshape(6, 8)), X @ (w - 3.0 * w)
 
 
 @rule((6, 8), "io", LOW)
@@ -100,6 +105,18 @@ def modes_of_a_stack(w):
     return jnp.einsum("nim,iom->nom", jnp.tile(X[..., None], 3), w), w[..., 1].T @ X.T
 
 
+@rule((6, 2, 4), "sio")
+def stacks_that_are_split(w):
+    w = w.reshape(2, 3, 2, 4)
+    batch = X[:, None, None, :2] * jnp.arange(6.0).reshape(1, 3, 2, 1)
+    return jnp.einsum("ni,abio->nabo", X[:, :2], w), jnp.einsum("nbai,abio->nabo", batch, w)
+
+
+@rule((6, 2, 4), "sio", LOW)
+def a_part_of_a_stack_is_a_batch(w):
+    return jnp.einsum("bni,abio->nabo", X.reshape(3, 4, 2), w.reshape(2, 3, 2, 4))
+
+
 @rule((3, 6, 6), "sio")
 def scans(w):
     y, _ = lax.scan(lambda x, w: (jnp.tanh(x @ w), None), X, w)
@@ -118,7 +135,8 @@ def scans_over_outputs(w):
 
 @rule((6, 6), "io")
 def checkpoints(w):
-    return jax.checkpoint(lambda x, w: jnp.tanh(x @ w), prevent_cse=False)(X, w)
+    negative = jax.checkpoint(lambda w: X @ w)(-w)  # a factor goes along
+    return jax.checkpoint(lambda x, w: jnp.tanh(x @ w), prevent_cse=False)(X, w), negative
 
 
 @rule((6, 6), "io")
@@ -169,6 +187,11 @@ def lookups(w):
     ids = jnp.array([[0, 8], [3, 3]])
     filled = jnp.take(w, jnp.array([2, 11]), axis=0, fill_value=7.0)
     return w[ids], jnp.take(w.T, ids, axis=1), filled
+
+
+@rule((9, 6), "eo", ())
+def multiples_that_are_filled(w):
+    return jnp.take(w - 3.0 * w, jnp.array([2, 11]), axis=0, fill_value=7.0)
 
 
 @rule((9, 6), "oe")
@@ -245,6 +268,9 @@ def everything_else(w):
         X @ (w * w),
         w.sum(),
         X @ w[::2].T[:6],
+        w[:0].reshape(0).sum(),
+        X @ jnp.where(jnp.arange(8)[None] > jnp.arange(6)[:, None], w, 0.0),
+        X @ w[::-1],
     )
 
 
@@ -299,6 +325,26 @@ def test_convolutions_to_few_channels_are_merged_which_is_cheaper(kernel, channe
     found = through(function, strict=True)(adapter)
     assert found.shape[-1] == channels
     assert jnp.allclose(found, function(plain(adapter)), atol=1e-5)
+
+
+def test_a_sum_of_views_of_which_one_gives_values():
+    """A lookup in a stack is a view, one along inputs is not."""
+    first, second = (eqx.combine(*adapted((3, 6, 8), axes, "lora")) for axes in ("sio", "iio"))
+    function = lambda v, w: (v + 2.0 * w)[jnp.array([0, 2])]  # noqa: E731
+    expected = function(plain(first), plain(second))
+    assert jnp.allclose(through(function)(first, second), expected, atol=1e-5)
+
+
+def test_convolutions_have_the_precision_that_the_function_asks_for():
+    trainable, frozen = adapted((3, 6, 8), "iio", "lora")
+
+    def function(trainable):
+        w = eqx.combine(trainable, frozen)
+        conv = functools.partial(lax.conv_general_dilated, precision="highest")
+        return through(lambda w: conv(IMAGES, w, (1,), "SAME", dimension_numbers=NWC))(w)
+
+    traced = str(jax.make_jaxpr(function)(trainable))
+    assert "Precision.HIGHEST" in traced and "precision=None" not in traced
 
 
 def test_equations_keep_their_scopes_and_contexts():

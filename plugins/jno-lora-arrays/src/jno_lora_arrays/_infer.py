@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
-from jno.lora import plan_lora
+from jno.lora import SelectionError, plan_lora
 from jno.lora.extending import Printed, expect_model, table
 from jno.lora.types import Table
 
@@ -23,6 +23,7 @@ from ._report import Use
 from ._runs import Run, RunsView, joint
 from ._views import Conv, Declined, Dot, Lookup, Ragged
 from ._virtual import of_view
+from .layer import is_declared
 
 
 class ArrayAxes(NamedTuple):
@@ -88,9 +89,16 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
 
     **Returns:** `InferredAxes` for `declare`. `print` it: each array without axes has a reason,
     such as that it has one axis, is only added or multiplied entry by entry, or has uses that
-    contradict each other.
+    contradict each other. A weight that is masked by `jnp.where` has axes, but `through` merges it.
+
+    **Raises:** `SelectionError` if `params` hold declared arrays.
     """
     expect_model(params, "infer")
+    if any(is_declared(node) for node in jax.tree.leaves(params, is_leaf=is_declared)):
+        raise SelectionError(
+            "`infer` calls the function with bare arrays, but these are declared already. Take "
+            "`plain` of them first."
+        )
     leaves, treedef = jtu.tree_flatten_with_path(params)
     in_layers = _paths_in_layers(params)
     evaluation, records = Evaluation(), {}
