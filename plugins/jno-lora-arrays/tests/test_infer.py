@@ -123,7 +123,7 @@ def test_masked_weights_have_axes():
 
 
 def test_declared_arrays_are_refused():
-    with pytest.raises(SelectionError, match="declared already. Take `plain`"):
+    with pytest.raises(SelectionError, match=r"declared already\. Take `plain`"):
         infer(lambda p: X @ p["w"], declare({"w": jnp.ones((6, 8))}, {"w": "io"}))
 
 

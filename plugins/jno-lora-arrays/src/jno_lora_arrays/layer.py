@@ -25,7 +25,17 @@ from jno_lora_zoo import (
 INPUTS = "ie"  # the letters of input axes
 
 
-class DeclaredArray(eqx.Module):
+class _Boxed:
+    """Says what to do if a function takes the box for an array."""
+
+    def __jax_array__(self) -> Array:
+        raise SelectionError(
+            "A declared array cannot be used as an array. Call the function by `through`, with the "
+            "declared arrays in its arguments: through(apply)(net.module, x). Or take `plain`."
+        )
+
+
+class DeclaredArray(_Boxed, eqx.Module):
     """An array of a model, with the meaning of its axes. `jno_lora_arrays.declare` makes them.
 
     Called with the values of its input axes, it gives those of its output axes. A model does not
@@ -137,7 +147,7 @@ def inverse(order: list[int]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-class ArrayLayer(LayerKind):
+class ArrayLayer(_Boxed, LayerKind):
     """A `DeclaredArray`: any array whose axes are declared as inputs, outputs and a stack.
 
     The matrix has the output axes, in their order, as rows and the input axes as columns. So the
