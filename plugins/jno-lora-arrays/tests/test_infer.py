@@ -111,13 +111,16 @@ def test_modules_keep_their_layers():
     assert axes.letters == {"bare": "io"}
     reasons = {row.path: row.reason for row in axes}
     assert reasons["layer/weight"] == "in a layer that has adapters of its own"
-    assert reasons["count"] == "int32: adapters need real floating arrays"
+    assert reasons["count"] == "int32: a mask or an index, not a parameter"
     assert axes.coverage == 1.0
 
 
 def test_masked_weights_have_axes():
     mask = jnp.arange(8)[None] > jnp.arange(6)[:, None]
     assert found(lambda p: X @ jnp.where(mask, p["w"], 0.0)[::-1], w=(6, 8)) == {"w": "io"}
+    params = {"mask": mask, "w": jnp.ones((6, 8))}
+    axes = infer(lambda p: X @ jnp.where(p["mask"], p["w"], 0.0), params)
+    assert (axes.letters, axes.coverage) == ({"w": "io"}, 1.0)
     rows = found(lambda p: X @ jnp.where(mask, p["v"], p["w"]), v=(6, 8), w=(6, 8))
     assert rows["v"] == "not in a product: select_n"
 

@@ -53,11 +53,12 @@ class InferredAxes(Printed[ArrayAxes]):
 
     @property
     def coverage(self) -> float:
-        """The part of the entries of all arrays with two axes or more that adapters reach.
+        """The part of the entries of all parameters with two axes or more that adapters reach.
 
         Arrays in layers that have adapters of their own count as reached.
         """
-        sizes = [(math.prod(row.shape), row) for row in self.rows if len(row.shape) > 1]
+        rows = (row for row in self.rows if not (row.reason or "").endswith(_NO_PARAMETER))
+        sizes = [(math.prod(row.shape), row) for row in rows if len(row.shape) > 1]
         reached = sum(n for n, row in sizes if row.axes is not None or row.reason == _IN_LAYER)
         return reached / max(1, sum(n for n, _ in sizes))
 
@@ -69,6 +70,7 @@ class InferredAxes(Printed[ArrayAxes]):
 
 
 _IN_LAYER = "in a layer that has adapters of its own"
+_NO_PARAMETER = ": a mask or an index, not a parameter"
 
 
 def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> InferredAxes:
@@ -157,6 +159,8 @@ def _paths_in_layers(params: PyTree) -> set[str]:
 def _why_never(array: Any) -> str | None:
     if not hasattr(array, "dtype"):
         return "not an array"
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return f"{array.dtype}{_NO_PARAMETER}"
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return f"{array.dtype}: adapters need real floating arrays"
     if len(array.shape) < 2:

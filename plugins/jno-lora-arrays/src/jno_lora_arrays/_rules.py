@@ -1,5 +1,6 @@
 """Operations on virtual weights: views of them, sums of them, and products with arrays."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def _transpose_and_reshape(eqn: Any, values: Sequence[Any]) -> Any:
 def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
     shape = eqn.outvars[0].aval.shape
     kept = [shape[axis] for axis in eqn.params["broadcast_dimensions"]]
-    if kept != [*values[0].shape] or len(values) != 1 or _size(shape) != _size(kept):
+    if kept != [*values[0].shape] or len(values) != 1 or math.prod(shape) != math.prod(kept):
         return Declined("repeated along an axis")
     return _reshape(eqn, values)
 
@@ -204,10 +205,6 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
 def _shape(eqn: Any) -> jax.ShapeDtypeStruct:
     aval = eqn.outvars[0].aval
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-
-
-def _size(shape: Sequence[int]) -> int:
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.float32).size
 
 
 def _bound(eqn: Any, *values: Any) -> Any:

@@ -25,17 +25,14 @@ from jno_lora_zoo import (
 INPUTS = "ie"  # the letters of input axes
 
 
-class _Boxed:
-    """Says what to do if a function takes the box for an array."""
-
-    def __jax_array__(self) -> Array:
-        raise SelectionError(
-            "A declared array cannot be used as an array. Call the function by `through`, with the "
-            "declared arrays in its arguments: through(apply)(net.module, x). Or take `plain`."
-        )
+def _not_an_array(_: Any) -> Array:
+    raise SelectionError(
+        "A declared array cannot be used as an array. Call the function by `through`, with the "
+        "declared arrays in its arguments: through(apply)(net.module, x). Or take `plain`."
+    )
 
 
-class DeclaredArray(_Boxed, eqx.Module):
+class DeclaredArray(eqx.Module):
     """An array of a model, with the meaning of its axes. `jno_lora_arrays.declare` makes them.
 
     Called with the values of its input axes, it gives those of its output axes. A model does not
@@ -49,6 +46,8 @@ class DeclaredArray(_Boxed, eqx.Module):
 
     array: Any
     axes: str = eqx.field(static=True)
+
+    __jax_array__ = _not_an_array  # what JAX asks where a function takes the box for its array
 
     @classmethod
     def of(cls, plain: Any, axes: str) -> "DeclaredArray":
@@ -147,13 +146,15 @@ def inverse(order: list[int]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-class ArrayLayer(_Boxed, LayerKind):
+class ArrayLayer(LayerKind):
     """A `DeclaredArray`: any array whose axes are declared as inputs, outputs and a stack.
 
     The matrix has the output axes, in their order, as rows and the input axes as columns. So the
     kernel `(in, heads, size)` of an attention, `"ioo"`, has one row for each head and place in it,
     and `"iiio"`, a kernel `(height, width, in, out)` of a convolution, one row for each channel.
     """
+
+    __jax_array__ = _not_an_array
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
