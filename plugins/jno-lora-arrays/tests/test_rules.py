@@ -225,6 +225,17 @@ def parts(w):
     )
 
 
+@rule((6, 8), "io", LOW)
+def parts_by_split(w):
+    first, second = jnp.split(w, [3], axis=1)
+    return X @ first, X @ second
+
+
+@rule((2, 6, 4), "sio")
+def parts_by_unstack(w):
+    return [X @ one for one in jnp.unstack(w)]
+
+
 @rule((3, 6, 8), "sio", LOW, tested=LOW)
 def ragged(w):
     return lax.ragged_dot(X, w, jnp.array([1, 0, 3]))

@@ -131,6 +131,21 @@ def _slice(eqn: Any, values: Sequence[Any]) -> Any:
     return weight
 
 
+@_rule("split", "unstack")
+def _split(eqn: Any, values: Sequence[Any]) -> Any:
+    axis, start, parts = eqn.params["axis"], 0, []
+    sizes = [int(size) for size in eqn.params.get("sizes", (1,) * len(eqn.outvars))]
+    for size, var in zip(sizes, eqn.outvars, strict=True):
+        part = values[0].each(lambda view, n=start, size=size: view.cut(axis, n, size))
+        if isinstance(part, Virtual) and part.shape != var.aval.shape:  # an `unstack`
+            part = part.each(lambda view, shape=var.aval.shape: view.reshaped(shape))
+        if isinstance(part, Declined):
+            return part
+        parts.append(part)
+        start += size
+    return parts
+
+
 @_rule("dot_general")
 def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     sides = [isinstance(x, Virtual) for x in values]
