@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 from jax import lax
+from jax.experimental import pallas
 from jax.sharding import PartitionSpec as P
 
 from jno.lora import JnoLoraError, apply_lora, lora_trainable_filter
@@ -273,6 +274,17 @@ def rules_of_its_own(w):
     jvp = jax.custom_jvp(lambda w: X @ w)
     jvp.defjvp(lambda w, t: (X @ w[0], 3 * (X @ t[0])))
     return doubled(X, w), jvp(w)
+
+
+@rule((6, 8), "io", (), tested=LOW)
+def functions_for_platforms(w):
+    def elsewhere(w):  # a kernel that only compiles for others
+        def kernel(w_ref, y_ref):
+            y_ref[...] = w_ref[...]
+
+        return X @ pallas.pallas_call(kernel, jax.ShapeDtypeStruct(w.shape, w.dtype))(w)
+
+    return lax.platform_dependent(lax.stop_gradient(w), cpu=lambda w: X @ w, cuda=elsewhere)
 
 
 @rule((6, 8), "io", (), tested=LOW)
