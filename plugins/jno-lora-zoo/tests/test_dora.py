@@ -8,7 +8,7 @@ import pytest
 from zoo_cases import adapters, assert_close, build, cast_floats, fields_of, perturb
 from zoo_cases.layers import matrix_of, with_matrix
 
-from jno.lora import lora_trainable_filter
+from jno.lora import DoRALinear, lora_trainable_filter
 
 
 def with_zero_rows(base):
@@ -108,6 +108,16 @@ def test_merging_is_exact_where_the_update_nearly_cancels_the_weight(adapter, ba
     # What float32 leaves of the difference is lost, but not of the norm.
     assert_close(merged, m[:, None] * V / np.linalg.norm(V, axis=1)[:, None], 1e-6 + 2e-7 / left)
     assert_close(np.linalg.norm(merged, axis=1), np.abs(m), 1e-6)
+
+
+def test_the_norm_of_a_layer_with_one_input_is_exact():
+    # With one input, an update cancels some row most of the time.
+    layer = eqx.nn.Linear(1, 64, use_bias=False, key=jax.random.key(0))
+    dora = DoRALinear(layer, 1, 1.0, key=jax.random.key(1))
+    left = jnp.geomspace(1e-6, 1, 64)[:, None]
+    dora = eqx.tree_at(lambda d: d.lora_B, dora, layer.weight * (left - 1) / dora.lora_A)
+    x = jnp.ones(1)
+    assert_close(dora(x), dora.merge()(x), 1e-6)
 
 
 @pytest.mark.parametrize("left", [1e-1, 1e-2])

@@ -24,8 +24,8 @@ class DoRA(Scaled):
     `merge` takes the norm of `V` itself; the forward pass computes it from the factors. Where `B A`
     cancels most of a row of `W`, that norm is off by up to `2 e c^2` of itself: `e` is the rounding
     of the dtype (6e-8 in float32), `c` the sum of the norms of both parts over that of `V`. That is
-    5e-3 if 0.99 of a row is cancelled. Rows below 1e-19 or above 1e19 give zeros: float32 cannot
-    hold their squares.
+    5e-3 if 0.99 of a row is cancelled, and nothing where the rank is the number of inputs. Rows
+    below 1e-19 or above 1e19 give zeros: float32 cannot hold their squares.
 
     Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353. The paper
     norms columns of `(in, out)` matrices; these are the rows here.
@@ -67,6 +67,9 @@ class DoRA(Scaled):
         """
         # Detached before the products, which a loop over blocks of rows would keep the parts of.
         A, B = (jax.lax.stop_gradient(factor) for factor in (self.lora_A, self.lora_B))
+        if A.shape[0] == A.shape[1]:  # `V` is no larger than `W A^T` then, and its norm is exact
+            W = jax.lax.stop_gradient(self.matrix(self.base))
+            return row_norms(W + self.times_scale(B.astype(W.dtype)) @ A.astype(W.dtype))
         products, squares = self.row_products(self.base, A)
         A, B = A.astype(products.dtype), self.times_scale(B.astype(products.dtype))
         cross = jnp.sum(B * products, axis=1)
