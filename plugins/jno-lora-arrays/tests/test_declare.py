@@ -173,6 +173,13 @@ def test_a_net_of_parameters_says_how_it_is_called(net):
         Net({"layer": eqx.nn.Linear(2, 2, key=jr.key(0))})(jnp.ones(2))
 
 
+def test_functions_without_through_say_so(net):
+    for params in (declare({"w": jnp.ones((2, 2))}, {"w": "io"}), {"w": net.module["embedding"]}):
+        for use in (lambda p: jnp.ones((2, 2)) @ p["w"], lambda p: jnp.sum(p["w"])):
+            with pytest.raises(SelectionError, match=r"Call the function by `through`"):
+                use(params)
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 
-from jno_lora_arrays import infer
+from jno.lora import SelectionError
+from jno_lora_arrays import declare, infer
 
 X = jnp.ones((4, 6))
 
@@ -110,8 +111,23 @@ def test_modules_keep_their_layers():
     assert axes.letters == {"bare": "io"}
     reasons = {row.path: row.reason for row in axes}
     assert reasons["layer/weight"] == "in a layer that has adapters of its own"
-    assert reasons["count"] == "int32: adapters need real floating arrays"
+    assert reasons["count"] == "int32: a mask or an index, not a parameter"
     assert axes.coverage == 1.0
+
+
+def test_masked_weights_have_axes():
+    mask = jnp.arange(8)[None] > jnp.arange(6)[:, None]
+    assert found(lambda p: X @ jnp.where(mask, p["w"], 0.0)[::-1], w=(6, 8)) == {"w": "io"}
+    params = {"mask": mask, "w": jnp.ones((6, 8))}
+    axes = infer(lambda p: X @ jnp.where(p["mask"], p["w"], 0.0), params)
+    assert (axes.letters, axes.coverage) == ({"w": "io"}, 1.0)
+    rows = found(lambda p: X @ jnp.where(mask, p["v"], p["w"]), v=(6, 8), w=(6, 8))
+    assert rows["v"] == "not in a product: select_n"
+
+
+def test_declared_arrays_are_refused():
+    with pytest.raises(SelectionError, match=r"declared already\. Take `plain`"):
+        infer(lambda p: X @ p["w"], declare({"w": jnp.ones((6, 8))}, {"w": "io"}))
 
 
 def test_nothing_is_computed_and_shapes_suffice():

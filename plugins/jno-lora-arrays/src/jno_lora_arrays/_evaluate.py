@@ -98,13 +98,14 @@ class Evaluation(Evaluates):
             return None
         if name in RULES:
             result = RULES[name](eqn, values)
-        if isinstance(result, Virtual):
-            return [result]
+        results = result if isinstance(result, list) else [result]
+        if all(isinstance(one, Virtual) for one in results):
+            return results
         declined = result if isinstance(result, Declined) else None
         for weight in is_virtual:
             reason = None if declined is None else declined.reason
             self._note(Use(weight.name, weight.shape, name, reason), declined)
-        return [result] if declined is None else None
+        return results if declined is None else None
 
     def _read(self, eqn: Any, mark: Any, values: list[Any]) -> Sequence[Any] | None:
         reason = "differentiated or mapped by vmap inside of the function"

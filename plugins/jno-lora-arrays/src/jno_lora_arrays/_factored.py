@@ -65,7 +65,9 @@ class Factored(View):
     def reshaped(self, shape: Sequence[int]) -> Any:
         kinds = ["1"] * len(shape)
         groups = regrouped(self.shape, shape)
-        for before, after in groups or ():
+        if groups is None:
+            return Declined("an empty array")
+        for before, after in groups:
             of_group = {self.kinds[axis] for axis in before}
             if len(of_group) > 1:
                 return Declined("a reshape that joins axes of different kinds")
@@ -204,6 +206,7 @@ class Factored(View):
         dtype = np.promote_types(conv.x.dtype, conv.out.dtype)
         x, first, second = conv.x.astype(dtype), first.astype(dtype), second.astype(dtype)
         y = self._convolved(conv, conv.x, self.base, conv.out.dtype)
+        precision = conv.params["precision"]
 
         def kernel(factor: Array, own: str, output: str, input: str) -> Array:
             """A factor as a kernel: with the rank in the place of one of the two channels."""
@@ -219,7 +222,8 @@ class Factored(View):
             at = list(string.ascii_uppercase[: x.ndim])
             at[numbers.lhs_spec[1]] = names[inputs]
             of_x = "".join(at)
-            h = contract(x, of_x, first, of_first, of_x.replace(names[inputs], _RANK))
+            low = of_x.replace(names[inputs], _RANK)
+            h = contract(x, of_x, first, of_first, low, precision=precision)
             up = kernel(second, of_second, names[outputs], _RANK)
             update = self._convolved(conv, h, up, dtype)
             return y + update.astype(y.dtype)
@@ -230,7 +234,7 @@ class Factored(View):
         letters = string.ascii_uppercase[: conv.x.ndim]
         of_h = letters[:out_channel] + "g" + _RANK + letters[out_channel + 1 :]
         result = letters[:out_channel] + "go" + letters[out_channel + 1 :]
-        update = contract(h, of_h, up, _RANK + "go", result)
+        update = contract(h, of_h, up, _RANK + "go", result, precision=precision)
         return y + update.reshape(y.shape).astype(y.dtype)
 
     def _is_narrow(self, conv: Conv, groups: int) -> bool:

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
-from jno.lora import plan_lora
+from jno.lora import SelectionError, plan_lora
 from jno.lora.extending import Printed, expect_model, table
 from jno.lora.types import Table
 
@@ -23,6 +23,7 @@ from ._report import Use
 from ._runs import Run, RunsView, joint
 from ._views import Conv, Declined, Dot, Lookup, Ragged
 from ._virtual import of_view
+from .layer import is_declared
 
 
 class ArrayAxes(NamedTuple):
@@ -52,11 +53,12 @@ class InferredAxes(Printed[ArrayAxes]):
 
     @property
     def coverage(self) -> float:
-        """The part of the entries of all arrays with two axes or more that adapters reach.
+        """The part of the entries of all parameters with two axes or more that adapters reach.
 
         Arrays in layers that have adapters of their own count as reached.
         """
-        sizes = [(math.prod(row.shape), row) for row in self.rows if len(row.shape) > 1]
+        rows = (row for row in self.rows if not (row.reason or "").endswith(_NO_PARAMETER))
+        sizes = [(math.prod(row.shape), row) for row in rows if len(row.shape) > 1]
         reached = sum(n for n, row in sizes if row.axes is not None or row.reason == _IN_LAYER)
         return reached / max(1, sum(n for n, _ in sizes))
 
@@ -68,6 +70,7 @@ class InferredAxes(Printed[ArrayAxes]):
 
 
 _IN_LAYER = "in a layer that has adapters of its own"
+_NO_PARAMETER = ": a mask or an index, not a parameter"
 
 
 def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> InferredAxes:
@@ -88,9 +91,16 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
 
     **Returns:** `InferredAxes` for `declare`. `print` it: each array without axes has a reason,
     such as that it has one axis, is only added or multiplied entry by entry, or has uses that
-    contradict each other.
+    contradict each other. A weight that is masked by `jnp.where` has axes, but `through` merges it.
+
+    **Raises:** `SelectionError` if `params` hold declared arrays.
     """
     expect_model(params, "infer")
+    if any(is_declared(node) for node in jax.tree.leaves(params, is_leaf=is_declared)):
+        raise SelectionError(
+            "`infer` calls the function with bare arrays, but these are declared already. Take "
+            "`plain` of them first."
+        )
     leaves, treedef = jtu.tree_flatten_with_path(params)
     in_layers = _paths_in_layers(params)
     evaluation, records = Evaluation(), {}
@@ -149,6 +159,8 @@ def _paths_in_layers(params: PyTree) -> set[str]:
 def _why_never(array: Any) -> str | None:
     if not hasattr(array, "dtype"):
         return "not an array"
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return f"{array.dtype}{_NO_PARAMETER}"
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return f"{array.dtype}: adapters need real floating arrays"
     if len(array.shape) < 2:

@@ -1,11 +1,13 @@
 """Operations on virtual weights: views of them, sums of them, and products with arrays."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import GatherScatterMode
 
 from ._views import Conv, Declined, Dot, Lookup, Ragged
@@ -28,16 +30,23 @@ def _transpose(eqn: Any, values: Sequence[Any]) -> Any:
     return values[0].each(lambda view: view.transposed(eqn.params["permutation"]))
 
 
-@_rule("reshape", "squeeze", "expand_dims")
+@_rule("squeeze", "expand_dims")
 def _reshape(eqn: Any, values: Sequence[Any]) -> Any:
     return values[0].each(lambda view: view.reshaped(eqn.outvars[0].aval.shape))
+
+
+@_rule("reshape")
+def _transpose_and_reshape(eqn: Any, values: Sequence[Any]) -> Any:
+    order = eqn.params["dimensions"]  # as `vmap` of a convolution makes it
+    weight = values[0] if order is None else values[0].each(lambda view: view.transposed(order))
+    return _reshape(eqn, [weight])
 
 
 @_rule("broadcast_in_dim")
 def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
     shape = eqn.outvars[0].aval.shape
     kept = [shape[axis] for axis in eqn.params["broadcast_dimensions"]]
-    if kept != [*values[0].shape] or len(values) != 1 or _size(shape) != _size(kept):
+    if kept != [*values[0].shape] or len(values) != 1 or math.prod(shape) != math.prod(kept):
         return Declined("repeated along an axis")
     return _reshape(eqn, values)
 
@@ -64,7 +73,7 @@ def _constrain(eqn: Any, values: Sequence[Any]) -> Any:
 
 @_rule("neg")
 def _negate(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].scaled(-1, values[0].dtype)
+    return values[0].negated()
 
 
 @_rule("mul", "div")
@@ -73,8 +82,10 @@ def _scale(eqn: Any, values: Sequence[Any]) -> Any:
     is_number = not isinstance(number, Virtual) and jnp.ndim(number) == 0
     if not is_number or (eqn.primitive.name == "div" and weight is not values[0]):
         return Declined("multiplied by an array")
-    factor = 1 / number if eqn.primitive.name == "div" else number
-    return weight.scaled(factor, eqn.outvars[0].aval.dtype)
+    dtype = eqn.outvars[0].aval.dtype
+    if eqn.primitive.name == "div":  # half precision would round the inverse
+        number = 1 / jnp.asarray(number, np.promote_types(dtype, jnp.float32))
+    return weight.scaled(number, dtype)
 
 
 @_rule("add", "add_any", "sub")
@@ -82,7 +93,7 @@ def _add(eqn: Any, values: Sequence[Any]) -> Any:
     first, second = values
     dtype = eqn.outvars[0].aval.dtype
     if eqn.primitive.name == "sub":
-        second = second.scaled(-1, dtype) if isinstance(second, Virtual) else -second
+        second = second.negated() if isinstance(second, Virtual) else -second
     if isinstance(first, Virtual):
         return first.plus(second, dtype)
     return second.plus(first, dtype)
@@ -97,6 +108,15 @@ def _complex(eqn: Any, values: Sequence[Any]) -> Any:
     return real.plus(imaginary.scaled(jnp.asarray(1j, dtype), dtype), dtype)
 
 
+@_rule("select_n", "rev")
+def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
+    # The entries keep their axes, which is all that `infer` asks.
+    weights = [x for x in values if isinstance(x, Virtual)]
+    if len(weights) == 1 and weights[0].only_watches:
+        return weights[0]
+    return Declined("reversed" if eqn.primitive.name == "rev" else "masked")
+
+
 @_rule("slice", "dynamic_slice")
 def _slice(eqn: Any, values: Sequence[Any]) -> Any:
     weight, *starts = values
@@ -109,6 +129,21 @@ def _slice(eqn: Any, values: Sequence[Any]) -> Any:
             if isinstance(weight, Declined):
                 return weight
     return weight
+
+
+@_rule("split", "unstack")
+def _split(eqn: Any, values: Sequence[Any]) -> Any:
+    axis, start, parts = eqn.params["axis"], 0, []
+    sizes = [int(size) for size in eqn.params.get("sizes", (1,) * len(eqn.outvars))]
+    for size, var in zip(sizes, eqn.outvars, strict=True):
+        part = values[0].each(lambda view, n=start, size=size: view.cut(axis, n, size))
+        if isinstance(part, Virtual) and part.shape != var.aval.shape:  # an `unstack`
+            part = part.each(lambda view, shape=var.aval.shape: view.reshaped(shape))
+        if isinstance(part, Declined):
+            return part
+        parts.append(part)
+        start += size
+    return parts
 
 
 @_rule("dot_general")
@@ -159,7 +194,7 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     if not isinstance(weight, Virtual):
         return Declined("a weight that is used as an index")
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    axes, mode = numbers.start_index_map, eqn.params["mode"]
+    axes, mode, fill = numbers.start_index_map, eqn.params["mode"], eqn.params["fill_value"]
     others = [axis for axis in range(len(sizes)) if axis not in axes]
     if (
         tuple(sorted(axes)) != tuple(numbers.collapsed_slice_dims)
@@ -167,6 +202,8 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
         or any(sizes[axis] != weight.shape[axis] for axis in others)
     ):
         return Declined("a gather of parts of slices")
+    if mode == GatherScatterMode.FILL_OR_DROP and fill and not (weight.is_one_view or fill != fill):
+        return Declined("a lookup in a sum or multiple that is filled with a number")
     last = [weight.shape[axis] - 1 for axis in axes]
     raw = [index[..., n] for n in range(len(axes))]
     is_there = None
@@ -183,10 +220,6 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
 def _shape(eqn: Any) -> jax.ShapeDtypeStruct:
     aval = eqn.outvars[0].aval
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-
-
-def _size(shape: Sequence[int]) -> int:
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.float32).size
 
 
 def _bound(eqn: Any, *values: Any) -> Any:

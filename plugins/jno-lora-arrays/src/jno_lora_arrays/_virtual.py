@@ -28,11 +28,9 @@ class Term(NamedTuple):
         """`value`, times the factor."""
         if self.factor is None:
             return value
-        if isinstance(self.factor, int):
-            return self.factor * value
-        factor = jnp.asarray(self.factor)
+        factor, value = jnp.asarray(self.factor), jnp.asarray(value)
         dtype = np.promote_types(factor.dtype, value.dtype)
-        return factor.astype(dtype) * jnp.asarray(value, dtype)
+        return factor.astype(dtype) * value.astype(dtype)
 
 
 class Virtual(eqx.Module):
@@ -56,6 +54,11 @@ class Virtual(eqx.Module):
         """As the views' own."""
         return self.terms[0].view.only_watches
 
+    @property
+    def is_one_view(self) -> bool:
+        """Whether this is one view, and not a multiple or a sum."""
+        return len(self.terms) == 1 and self.terms[0].factor is None
+
     def dense(self) -> Array:
         """The merged weight."""
         values = (term.times(term.view.dense()).astype(self.dtype) for term in self.terms)
@@ -68,7 +71,8 @@ class Virtual(eqx.Module):
         """
         found = [f(term.view) for term in self.terms]
         if not all(isinstance(one, View) for one in found):
-            return self.values(lambda view: found.pop(0), self.dtype)
+            arrays = [one.dense() if isinstance(one, View) else one for one in found]
+            return self.values(lambda view: arrays.pop(0), self.dtype)
         terms = (Term(t.factor, view) for t, view in zip(self.terms, found, strict=True))
         return Virtual(tuple(terms), self.dtype)
 
@@ -98,15 +102,20 @@ class Virtual(eqx.Module):
         )
         return Virtual(tuple(terms), dtype)
 
+    def negated(self) -> "Virtual":
+        """Times minus one."""
+        return self.scaled(np.array(-1, self.dtype), self.dtype)
+
     def plus(self, other: Any, dtype: Any) -> Any:
         """With another virtual weight, or an array of this shape, added."""
         if isinstance(other, Virtual):
             return Virtual((*self.terms, *other.terms), dtype)
         last = self.terms[-1]
-        sign = {None: 1, -1: -1}.get(last.factor if isinstance(last.factor, int | None) else 0)
-        if sign is None or jnp.shape(other) != self.shape or other.dtype != last.view.dtype:
+        is_negated = type(last.factor) is np.ndarray and last.factor == -1
+        is_plain = last.factor is None or is_negated
+        if not is_plain or jnp.shape(other) != self.shape or other.dtype != last.view.dtype:
             return Declined("added to an array")
-        total = last.view.plus(sign * other)
+        total = last.view.plus(-other if is_negated else other)
         if isinstance(total, Declined):
             return total
         return Virtual((*self.terms[:-1], Term(last.factor, total)), dtype)

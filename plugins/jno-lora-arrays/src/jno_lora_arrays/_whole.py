@@ -80,6 +80,9 @@ class Whole(RunsView):
         sides = {side for side, *_ in summed} or {side for side in "io" if sizes[side] == 1}
         if len(sides) != 1 or not sides <= {*"io"} or not {run[0] for run in batch} <= {*stack}:
             return Declined("a sum over other axes than all inputs or all outputs")
+        in_batch = [math.prod(n for number, _, n in batch if number == one) for one in stack]
+        if any(n not in (1, size) for n, size in zip(in_batch, stack_sizes, strict=True)):
+            return Declined("a product of which a part of a stack is a batch")
         (side,) = sides
         if math.prod(size for *_, size in summed) != sizes[side]:
             return Declined("a sum over a part of the inputs or outputs")
@@ -90,20 +93,19 @@ class Whole(RunsView):
         # `x` as rows of vectors, `(*stack, rows, summed)`: its runs as the adapter has them.
         x = dot.x.transpose([*dot.of_x[1], *x_free, *dot.of_x[0]])
         here: list[Run] = [*batch, ("x", 1, rows), *summed]
-        there = [*sorted(batch), ("x", 1, rows), *sorted(summed, key=_as_stored)]
+        there = [*sorted(batch, key=_as_stored), ("x", 1, rows), *sorted(summed, key=_as_stored)]
         x = x.reshape([size for *_, size in here]).transpose([here.index(run) for run in there])
-        x = x.reshape([*(size for *_, size in sorted(batch)), rows, sizes[side]])
+        x = x.reshape([*(size for size in in_batch if size > 1), rows, sizes[side]])
         # A product may be wider than its factors: `preferred_element_type`.
         dtype = functools.reduce(np.promote_types, (x.dtype, self.dtype, dot.out.dtype))
         product = times_inputs if side == "i" else times_outputs
-        is_shared = [number in {run[0] for run in batch} for number in stack]
         with _computing_in(dot.precision):
-            y = _over_stack(product, self.adapter, x.astype(dtype), is_shared)
+            y = _over_stack(product, self.adapter, x.astype(dtype), [n > 1 for n in in_batch])
         if y is None:
             return Declined(f"{self.name} has no fast path here")
         free = joint(self.runs[axis] for axis in w_free)
         own: list[Run] = [("x", 1, rows)]
-        of_stack = sorted(run for run in (*batch, *free) if run[0] in stack)
+        of_stack = sorted((run for run in (*batch, *free) if run[0] in stack), key=_as_stored)
         others = sorted((run for run in free if run[0] not in stack), key=_as_stored)
         there = [*of_stack, *own, *others]
         here = [*batch, *(free + own if dot.weight_first else own + free)]

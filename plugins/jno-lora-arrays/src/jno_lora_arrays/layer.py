@@ -25,6 +25,13 @@ from jno_lora_zoo import (
 INPUTS = "ie"  # the letters of input axes
 
 
+def _not_an_array(_: Any) -> Array:
+    raise SelectionError(
+        "A declared array cannot be used as an array. Call the function by `through`, with the "
+        "declared arrays in its arguments: through(apply)(net.module, x). Or take `plain`."
+    )
+
+
 class DeclaredArray(eqx.Module):
     """An array of a model, with the meaning of its axes. `jno_lora_arrays.declare` makes them.
 
@@ -39,6 +46,8 @@ class DeclaredArray(eqx.Module):
 
     array: Any
     axes: str = eqx.field(static=True)
+
+    __jax_array__ = _not_an_array  # what JAX asks where a function takes the box for its array
 
     @classmethod
     def of(cls, plain: Any, axes: str) -> "DeclaredArray":
@@ -144,6 +153,8 @@ class ArrayLayer(LayerKind):
     kernel `(in, heads, size)` of an attention, `"ioo"`, has one row for each head and place in it,
     and `"iiio"`, a kernel `(height, width, in, out)` of a convolution, one row for each channel.
     """
+
+    __jax_array__ = _not_an_array
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
