@@ -190,6 +190,8 @@ class Watched(RunsView):
     runs: tuple[tuple[Run, ...], ...] = eqx.field(static=True)
     record: Record = eqx.field(static=True)
     name: str = eqx.field(static=True)
+    # The axes of which a list of places was looked up: of a stack, if no convolution uses them.
+    picked: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     @property
     def dtype(self) -> Any:
@@ -218,10 +220,7 @@ class Watched(RunsView):
                 self.record.stacked.update(side for side, *_ in runs[axis])
             runs[axis] = ()
         else:
-            # Some places of an axis are inputs or outputs as all of them are.
-            runs[axis] = (
-                ((runs[axis][0][0], 1, size),) if len(runs[axis]) == 1 else (("?", 1, size),)
-            )
+            runs[axis] = self._resized(axis, size)
         array = lax.dynamic_slice_in_dim(self.array, start, size, axis)
         return dataclasses.replace(self, array=array, runs=tuple(runs))
 
@@ -234,17 +233,37 @@ class Watched(RunsView):
             kept = {side: "o" for axis in others for side, *_ in self.runs[axis]}
             self.record.products.append({**dict.fromkeys(sides, "i"), **kept})
             return rows
-        self.record.stacked.update(sides)
+        is_list = len(lookup.axes) == len(lookup.at) == 1 and rows.shape[lookup.at[0]] > 1
+        if not is_list:
+            self.record.stacked.update(sides)
         left = iter(others)
         runs = tuple(
-            (("?", 1, size),) if place in lookup.at else self.runs[next(left)]
+            self.runs[next(left)]
+            if place not in lookup.at
+            else self._resized(lookup.axes[0], size)
+            if is_list
+            else (("?", 1, size),)
             for place, size in enumerate(rows.shape)
         )
-        return dataclasses.replace(self, array=rows, runs=runs)
+        picked = self.picked | sides if is_list else self.picked
+        return dataclasses.replace(self, array=rows, runs=runs, picked=picked)
+
+    def summed(self, axes: Sequence[int]) -> "Watched":
+        # As a product with ones: what the other uses do not say is an input.
+        runs = tuple(own for axis, own in enumerate(self.runs) if axis not in axes)
+        return dataclasses.replace(self, array=self.array.sum(axes), runs=runs)
+
+    def padded(self, axis: int, before: int, after: int) -> "Watched":
+        widths = [(before, after) if one == axis else (0, 0) for one in range(self.ndim)]
+        array = jnp.pad(self.array, widths)
+        runs = list(self.runs)
+        runs[axis] = self._resized(axis, array.shape[axis])
+        return dataclasses.replace(self, array=array, runs=tuple(runs))
 
     def dot(self, dot: Dot) -> Array:
         summed, batch = dot.of_weight
-        self._note({"i": summed, "s": batch, "o": dot.free()[1]})
+        self.record.stacked.update(self.picked)
+        self._note({"i": summed, "s": batch, "o": dot.free()[1]}, self.picked)
         sides = (dot.of_weight, dot.of_x) if dot.weight_first else (dot.of_x, dot.of_weight)
         both = (self.array, dot.x) if dot.weight_first else (dot.x, self.array)
         numbers: Any = tuple(zip(*sides, strict=True))
@@ -266,13 +285,21 @@ class Watched(RunsView):
     def specs(self, spec: PartitionSpec) -> None:
         return None  # each device has other sizes than the runs
 
-    def _note(self, axes: Mapping[str, Sequence[int]]) -> None:
+    def _resized(self, axis: int, size: int) -> tuple[Run, ...]:
+        """Some places of an axis: inputs or outputs, as all of them are."""
+        sides = {side for side, *_ in self.runs[axis]}
+        return ((sides.pop() if len(sides) == 1 else "?", 1, size),)
+
+    def _note(
+        self, axes: Mapping[str, Sequence[int]], but: frozenset[str] = frozenset()
+    ) -> None:
         letters: dict[str, str] = {}
         for letter, places in axes.items():
             for side, *_ in joint(self.runs[place] for place in places):
                 if letters.setdefault(side, letter) != letter:
                     letters[side] = "?"  # parts of one axis have two meanings
-        letters.pop("?", None)
+        for side in ("?", *but):
+            letters.pop(side, None)
         self.record.products.append(letters)
 
 
@@ -304,7 +331,7 @@ def _axes(
     if {found.get(side) for side in record.looked_up} == {"i"}:
         found |= dict.fromkeys(record.looked_up, "e")
     letters = _shown(shape, found)
-    # An axis of size one is what the others lack.
+    # An axis of size one, or one that is summed on its own, is what the others lack.
     letters = letters.replace("-", "o" if "o" not in letters else "i", 1).replace("-", "i")
     if "o" not in letters:
         return None, f"a product that keeps none of its axes ({letters})"
