@@ -106,7 +106,7 @@ MODELS = {
         pit,
         call,
         ((1, 16, 2),),
-        0.2,
+        0.85,
         ("bias", "r", "m_dist_down", "m_dist_proc", "m_dist_up"),
     ),
     "foundax-walrus": Case(
@@ -114,11 +114,11 @@ MODELS = {
         call_walrus,
         ((1, 2, 8, 8, 2), (1, 2, 8, 8, 8, 2)),
         0.98,
-        merged=frozenset({"summed over an axis", "joined with other arrays", "reversed"}),
+        merged=frozenset({"summed over an axis", "reversed"}),
     ),
     # Biases of scanned layers have two axes, and count as matrices.
     "flowjax-masked-autoregressive": Case(
-        flow, log_prob, ((5, 3),), 0.8, ("bias",), frozenset({"masked"})
+        flow, log_prob, ((5, 3),), 0.83, ("bias",), frozenset({"masked"})
     ),
 }
 
@@ -153,7 +153,7 @@ def test_bare_arrays_are_adapted(name, method):
         for f in (through(case.call), lambda model, *x: case.call(plain(model), *x))
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert jnp.max(jnp.abs(a - b)) <= 1e-3 * (1 + jnp.max(jnp.abs(b)))
+        assert jnp.max(jnp.abs(a - b)) <= 1e-4 * jnp.max(jnp.abs(b))
     if method == "lora":
         uses = [use for use in report_uses(case.call, net.module, *inputs) if use.reason]
         assert {u.reason for u in uses if "merging is cheaper" not in u.reason} == case.merged

@@ -300,6 +300,8 @@ def everything_else(w):
         w[:0].reshape(0).sum(),
         X @ jnp.where(jnp.arange(8)[None] > jnp.arange(6)[:, None], w, 0.0),
         X @ w[::-1],
+        X @ jnp.concatenate([w[:4], w[4:]]),
+        X @ w.mean(1),
     )
 
 

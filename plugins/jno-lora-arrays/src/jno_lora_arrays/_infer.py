@@ -79,8 +79,8 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
     The function is traced once, nothing is computed. An axis that a product, a convolution or an
     `einsum` sums over is an input, one that it keeps is an output. An axis that is scanned, or that
     both sides of a product share, is one of a stack. An axis that is looked up by number is an
-    input too (`e`). Transposes, reshapes, casts, slices, `scan`, `checkpoint` and functions with
-    rules of their own are looked through.
+    input too (`e`). Transposes, reshapes, casts, slices, `concatenate`, sums over an axis, `scan`,
+    `checkpoint` and functions with rules of their own are looked through.
 
     **Arguments:**
 
@@ -91,7 +91,8 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
 
     **Returns:** `InferredAxes` for `declare`. `print` it: each array without axes has a reason,
     such as that it has one axis, is only added or multiplied entry by entry, or has uses that
-    contradict each other. A weight that is masked by `jnp.where` has axes, but `through` merges it.
+    contradict each other. A weight that is masked by `jnp.where`, summed over an axis, reversed or
+    joined with others has axes, but `through` merges it.
 
     **Raises:** `SelectionError` if `params` hold declared arrays.
     """
@@ -151,7 +152,12 @@ def _paths_in_layers(params: PyTree) -> set[str]:
     modules = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, eqx.Module))
     if not any(isinstance(node, eqx.Module) for node in modules):
         return set()
-    layers = tuple(row.path for row in plan_lora(params, 1, wrappers="auto").wrapped)
+    layers: list[str] = []
+
+    def plan(params: Any) -> None:
+        layers.extend(row.path for row in plan_lora(params, 1, wrappers="auto").wrapped)
+
+    eqx.filter_eval_shape(plan, params)  # a layer of shapes is a layer, too
     paths = (path_of(keys) for keys, _ in jtu.tree_leaves_with_path(params))
     return {path for path in paths if any(path.startswith(f"{layer}/") for layer in layers)}
 
