@@ -296,9 +296,7 @@ class Watched(RunsView):
         sides = {side for side, *_ in self.runs[axis]}
         return ((sides.pop() if len(sides) == 1 else "?", 1, size),)
 
-    def _note(
-        self, axes: Mapping[str, Sequence[int]], but: frozenset[str] = frozenset()
-    ) -> None:
+    def _note(self, axes: Mapping[str, Sequence[int]], but: frozenset[str] = frozenset()) -> None:
         letters: dict[str, str] = {}
         for letter, places in axes.items():
             for side, *_ in joint(self.runs[place] for place in places):
