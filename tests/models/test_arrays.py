@@ -153,7 +153,8 @@ def test_bare_arrays_are_adapted(name, method):
         for f in (through(case.call), lambda model, *x: case.call(plain(model), *x))
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert jnp.max(jnp.abs(a - b)) <= 1e-4 * jnp.max(jnp.abs(b))
+        # Norms undo the magnitude of a kernel: DoRA's gradient by it cancels to rounding.
+        assert jnp.max(jnp.abs(a - b)) <= 1e-6 + 1e-4 * jnp.max(jnp.abs(b))
     if method == "lora":
         uses = [use for use in report_uses(case.call, net.module, *inputs) if use.reason]
         assert {u.reason for u in uses if "merging is cheaper" not in u.reason} == case.merged

@@ -158,6 +158,8 @@ def test_a_list_of_channels_of_a_kernel_is_no_stack():
         product = lambda p, spec=spec, x=x: jnp.einsum(spec, x, p["w"][some])  # noqa: E731
         assert found(product, w=(4, 6, 3)) == {"w": "sio"}
     assert found(lambda p: conv(p["k"][some[0]]), k=(3, 5, 4, 3)) == {"k": "soii"}
+    of_two = lambda p: jnp.einsum("ki,kio->ko", x, p["w"].reshape(6, 6, 3)[some])  # noqa: E731
+    assert found(of_two, w=(2, 3, 6, 3)) == {"w": "ssio"}
 
 
 def test_declared_arrays_are_refused():

@@ -239,7 +239,8 @@ class Watched(RunsView):
             kept = {side: "o" for axis in others for side, *_ in self.runs[axis]}
             self.record.products.append({**dict.fromkeys(sides, "i"), **kept})
             return rows
-        is_list = len(lookup.axes) == len(lookup.at) == 1 and rows.shape[lookup.at[0]] > 1
+        is_list = len(sides) == len(lookup.axes) == len(lookup.at) == 1
+        is_list = is_list and rows.shape[lookup.at[0]] > 1
         if not is_list:
             self.record.stacked.update(sides)
         left = iter(others)
