@@ -152,9 +152,11 @@ def test_bare_arrays_are_adapted(name, method):
         eqx.filter_jit(eqx.filter_value_and_grad(lambda t, f=f: loss(t, f), has_aux=True))(moved)
         for f in (through(case.call), lambda model, *x: case.call(plain(model), *x))
     )
+    largest = max(jnp.max(jnp.abs(b)) for b in jax.tree.leaves(expected[1]))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        # Norms undo the magnitude of a kernel: DoRA's gradient by it cancels to rounding.
-        assert jnp.max(jnp.abs(a - b)) <= 1e-6 + 1e-4 * jnp.max(jnp.abs(b))
+        # Norms undo the magnitude of a kernel, so that terms of DoRA's gradient by it cancel. With
+        # 64 bits the two agree to 1e-11.
+        assert jnp.max(jnp.abs(a - b)) <= 1e-6 * largest + 1e-4 * jnp.max(jnp.abs(b))
     if method == "lora":
         uses = [use for use in report_uses(case.call, net.module, *inputs) if use.reason]
         assert {u.reason for u in uses if "merging is cheaper" not in u.reason} == case.merged
