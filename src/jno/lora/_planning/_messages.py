@@ -22,8 +22,10 @@ _OTHER_ADAPTERS = (
     "name (`jno-lora adapters` lists them)."
 )
 _NO_MODULE = (
-    "The model holds no Equinox module with arrays. (To adapt a skeleton of shapes: "
-    "eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton).)"
+    "The model holds no Equinox module with arrays. To adapt bare arrays, such as the parameters "
+    'of Flax or Haiku, declare them: see jno_lora_arrays, of pip install "jno-lora[arrays]". To '
+    "adapt a skeleton of shapes: "
+    "eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton)."
 )
 
 
