@@ -183,6 +183,14 @@ def table(is_quick: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(path: pathlib.Path, name: str, text: str) -> None:
+    """Put a table between the comments of a page that have this name."""
+    pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
+    page, count = re.subn(pattern, lambda _: text, path.read_text(), flags=re.S)
+    assert count == 1, f"{path} needs one place for the table"
+    path.write_text(page)
+
+
 def main() -> None:
     """Print the table, or write it into a page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -191,10 +199,7 @@ def main() -> None:
     given = parser.parse_args()
     text = f"JAX {jax.__version__}.\n\n{table(given.quick)}"
     if given.write is not None:
-        pattern = r"(?<=<!-- arrays -->\n).*?(?=<!-- /arrays -->)"
-        page, count = re.subn(pattern, lambda _: text, given.write.read_text(), flags=re.S)
-        assert count == 1, f"{given.write} needs one place for the table"
-        given.write.write_text(page)
+        write(given.write, "arrays", text)
 
 
 if __name__ == "__main__":

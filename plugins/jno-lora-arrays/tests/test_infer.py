@@ -53,7 +53,7 @@ def test_contradictions_are_shown():
     )
     assert rows == {"w": "uses that contradict each other: ioo and iio"}
     rows = found(lambda p: X @ jnp.concatenate([p["w"], p["w"]]).reshape(6, 8)[:, :2], w=(4, 6))
-    assert rows["w"].startswith("not in a product: concatenate")
+    assert rows["w"].startswith("not in a product: reshape")
 
 
 def test_products_without_inputs_or_outputs():
@@ -113,6 +113,9 @@ def test_modules_keep_their_layers():
     assert reasons["layer/weight"] == "in a layer that has adapters of its own"
     assert reasons["count"] == "int32: a mask or an index, not a parameter"
     assert axes.coverage == 1.0
+    with jax.numpy_dtype_promotion("standard"):
+        of_shapes = infer(lambda m, x: m(x), eqx.filter_eval_shape(lambda: model), X)
+    assert of_shapes.rows == axes.rows
 
 
 def test_masked_weights_have_axes():
@@ -123,6 +126,40 @@ def test_masked_weights_have_axes():
     assert (axes.letters, axes.coverage) == ({"w": "io"}, 1.0)
     rows = found(lambda p: X @ jnp.where(mask, p["v"], p["w"]), v=(6, 8), w=(6, 8))
     assert rows["v"] == "not in a product: select_n"
+
+
+def conv(kernel):
+    """Of a kernel `(out, in, places)`."""
+    return jax.lax.conv_general_dilated(jnp.ones((2, kernel.shape[1], 9)), kernel, (1,), "SAME")
+
+
+def test_sums_are_products_with_ones():
+    assert found(lambda p: conv(p["k"].sum(2, keepdims=True)), k=(5, 4, 3)) == {"k": "oii"}
+    assert found(lambda p: X @ p["w"].mean(2), w=(6, 8, 3)) == {"w": "ioi"}
+    assert found(lambda p: X[0] @ p["w"].sum(1), w=(6, 8)) == {"w": "io"}
+    assert found(lambda p: p["w"].sum(), w=(6, 8)) == {"w": "not in a product"}
+
+
+def test_parts_that_are_joined_keep_their_axes():
+    def scaled(p):
+        return X @ jnp.concatenate([2 * p["w"][:4], p["w"][4:]])
+
+    assert found(scaled, w=(6, 8)) == {"w": "io"}
+    fused = lambda p: X @ jnp.concatenate([p["q"], jnp.ones((6, 2)), p["k"]], 1)  # noqa: E731
+    assert found(fused, q=(6, 8), k=(6, 4)) == {"q": "io", "k": "io"}
+
+
+def test_a_list_of_channels_of_a_kernel_is_no_stack():
+    some = jnp.array([2, 0])
+    assert found(lambda p: conv(p["k"][:, some]), k=(5, 4, 3)) == {"k": "oii"}
+    assert found(lambda p: conv(p["k"][some]), k=(5, 4, 3)) == {"k": "oii"}
+    for spec in ("ni,kio->nko", "ki,kio->ko"):
+        x = jnp.ones((2, 6))
+        product = lambda p, spec=spec, x=x: jnp.einsum(spec, x, p["w"][some])  # noqa: E731
+        assert found(product, w=(4, 6, 3)) == {"w": "sio"}
+    assert found(lambda p: conv(p["k"][some[0]]), k=(3, 5, 4, 3)) == {"k": "soii"}
+    of_two = lambda p: jnp.einsum("ki,kio->ko", x, p["w"].reshape(6, 6, 3)[some])  # noqa: E731
+    assert found(of_two, w=(2, 3, 6, 3)) == {"w": "ssio"}
 
 
 def test_declared_arrays_are_refused():

@@ -79,8 +79,8 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
     The function is traced once, nothing is computed. An axis that a product, a convolution or an
     `einsum` sums over is an input, one that it keeps is an output. An axis that is scanned, or that
     both sides of a product share, is one of a stack. An axis that is looked up by number is an
-    input too (`e`). Transposes, reshapes, casts, slices, `scan`, `checkpoint` and functions with
-    rules of their own are looked through.
+    input too (`e`). Transposes, reshapes, casts, slices, `concatenate`, sums over an axis, `scan`,
+    `checkpoint` and functions with rules of their own are looked through.
 
     **Arguments:**
 
@@ -91,7 +91,8 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
 
     **Returns:** `InferredAxes` for `declare`. `print` it: each array without axes has a reason,
     such as that it has one axis, is only added or multiplied entry by entry, or has uses that
-    contradict each other. A weight that is masked by `jnp.where` has axes, but `through` merges it.
+    contradict each other. A weight that is masked by `jnp.where`, summed over an axis, reversed or
+    joined with others has axes, but `through` merges it.
 
     **Raises:** `SelectionError` if `params` hold declared arrays.
     """
@@ -151,7 +152,12 @@ def _paths_in_layers(params: PyTree) -> set[str]:
     modules = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, eqx.Module))
     if not any(isinstance(node, eqx.Module) for node in modules):
         return set()
-    layers = tuple(row.path for row in plan_lora(params, 1, wrappers="auto").wrapped)
+    layers: list[str] = []
+
+    def plan(params: Any) -> None:
+        layers.extend(row.path for row in plan_lora(params, 1, wrappers="auto").wrapped)
+
+    eqx.filter_eval_shape(plan, params)  # a layer of shapes is a layer, too
     paths = (path_of(keys) for keys, _ in jtu.tree_leaves_with_path(params))
     return {path for path in paths if any(path.startswith(f"{layer}/") for layer in layers)}
 
@@ -190,6 +196,8 @@ class Watched(RunsView):
     runs: tuple[tuple[Run, ...], ...] = eqx.field(static=True)
     record: Record = eqx.field(static=True)
     name: str = eqx.field(static=True)
+    # The axes of which a list of places was looked up: of a stack, if no convolution uses them.
+    picked: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     @property
     def dtype(self) -> Any:
@@ -218,10 +226,7 @@ class Watched(RunsView):
                 self.record.stacked.update(side for side, *_ in runs[axis])
             runs[axis] = ()
         else:
-            # Some places of an axis are inputs or outputs as all of them are.
-            runs[axis] = (
-                ((runs[axis][0][0], 1, size),) if len(runs[axis]) == 1 else (("?", 1, size),)
-            )
+            runs[axis] = self._resized(axis, size)
         array = lax.dynamic_slice_in_dim(self.array, start, size, axis)
         return dataclasses.replace(self, array=array, runs=tuple(runs))
 
@@ -234,17 +239,38 @@ class Watched(RunsView):
             kept = {side: "o" for axis in others for side, *_ in self.runs[axis]}
             self.record.products.append({**dict.fromkeys(sides, "i"), **kept})
             return rows
-        self.record.stacked.update(sides)
+        is_list = len(sides) == len(lookup.axes) == len(lookup.at) == 1
+        is_list = is_list and rows.shape[lookup.at[0]] > 1
+        if not is_list:
+            self.record.stacked.update(sides)
         left = iter(others)
         runs = tuple(
-            (("?", 1, size),) if place in lookup.at else self.runs[next(left)]
+            self.runs[next(left)]
+            if place not in lookup.at
+            else self._resized(lookup.axes[0], size)
+            if is_list
+            else (("?", 1, size),)
             for place, size in enumerate(rows.shape)
         )
-        return dataclasses.replace(self, array=rows, runs=runs)
+        picked = self.picked | sides if is_list else self.picked
+        return dataclasses.replace(self, array=rows, runs=runs, picked=picked)
+
+    def summed(self, axes: Sequence[int]) -> "Watched":
+        # As a product with ones: what the other uses do not say is an input.
+        runs = tuple(own for axis, own in enumerate(self.runs) if axis not in axes)
+        return dataclasses.replace(self, array=self.array.sum(axes), runs=runs)
+
+    def padded(self, axis: int, before: int, after: int) -> "Watched":
+        widths = [(before, after) if one == axis else (0, 0) for one in range(self.ndim)]
+        array = jnp.pad(self.array, widths)
+        runs = list(self.runs)
+        runs[axis] = self._resized(axis, array.shape[axis])
+        return dataclasses.replace(self, array=array, runs=tuple(runs))
 
     def dot(self, dot: Dot) -> Array:
         summed, batch = dot.of_weight
-        self._note({"i": summed, "s": batch, "o": dot.free()[1]})
+        self.record.stacked.update(self.picked)
+        self._note({"i": summed, "s": batch, "o": dot.free()[1]}, self.picked)
         sides = (dot.of_weight, dot.of_x) if dot.weight_first else (dot.of_x, dot.of_weight)
         both = (self.array, dot.x) if dot.weight_first else (dot.x, self.array)
         numbers: Any = tuple(zip(*sides, strict=True))
@@ -266,13 +292,19 @@ class Watched(RunsView):
     def specs(self, spec: PartitionSpec) -> None:
         return None  # each device has other sizes than the runs
 
-    def _note(self, axes: Mapping[str, Sequence[int]]) -> None:
+    def _resized(self, axis: int, size: int) -> tuple[Run, ...]:
+        """Some places of an axis: inputs or outputs, as all of them are."""
+        sides = {side for side, *_ in self.runs[axis]}
+        return ((sides.pop() if len(sides) == 1 else "?", 1, size),)
+
+    def _note(self, axes: Mapping[str, Sequence[int]], but: frozenset[str] = frozenset()) -> None:
         letters: dict[str, str] = {}
         for letter, places in axes.items():
             for side, *_ in joint(self.runs[place] for place in places):
                 if letters.setdefault(side, letter) != letter:
                     letters[side] = "?"  # parts of one axis have two meanings
-        letters.pop("?", None)
+        for side in ("?", *but):
+            letters.pop(side, None)
         self.record.products.append(letters)
 
 
@@ -304,7 +336,7 @@ def _axes(
     if {found.get(side) for side in record.looked_up} == {"i"}:
         found |= dict.fromkeys(record.looked_up, "e")
     letters = _shown(shape, found)
-    # An axis of size one is what the others lack.
+    # An axis of size one, or one that is summed on its own, is what the others lack.
     letters = letters.replace("-", "o" if "o" not in letters else "i", 1).replace("-", "i")
     if "o" not in letters:
         return None, f"a product that keeps none of its axes ({letters})"

@@ -117,6 +117,27 @@ def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
     return Declined("reversed" if eqn.primitive.name == "rev" else "masked")
 
 
+@_rule("reduce_sum")
+def _sum(eqn: Any, values: Sequence[Any]) -> Any:
+    return values[0].each(lambda view: view.summed(eqn.params["axes"]))
+
+
+@_rule("concatenate")
+def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
+    # A sum of parts, each padded to the whole. An array beside them has nothing that is watched.
+    axis, end = eqn.params["dimension"], eqn.outvars[0].aval.shape[eqn.params["dimension"]]
+    start, terms = 0, []
+    for value in values:
+        size = value.shape[axis]
+        if isinstance(value, Virtual):
+            part = value.each(lambda v, n=start, rest=end - start - size: v.padded(axis, n, rest))
+            if isinstance(part, Declined):
+                return part
+            terms += part.terms
+        start += size
+    return Virtual(tuple(terms), eqn.outvars[0].aval.dtype)
+
+
 @_rule("slice", "dynamic_slice")
 def _slice(eqn: Any, values: Sequence[Any]) -> Any:
     weight, *starts = values

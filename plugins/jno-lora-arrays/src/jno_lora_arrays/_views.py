@@ -122,6 +122,14 @@ class View(eqx.Module):
         """`size` places of an axis, from `start` on."""
         return Declined(f"the update of a {self.name} is not a product")
 
+    def summed(self, axes: Sequence[int]) -> Any:
+        """Summed over some axes."""
+        return Declined("summed over an axis")
+
+    def padded(self, axis: int, before: int, after: int) -> Any:
+        """With zeros before and after the places of an axis."""
+        return Declined("joined with other arrays")
+
     def looked_up(self, lookup: Lookup) -> Any:
         """The slices at some places."""
         return Declined(
