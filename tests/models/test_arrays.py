@@ -29,6 +29,14 @@ def fno(key):
     )
 
 
+def unet(key):
+    import pdequinox
+
+    return pdequinox.arch.ModernUNet(
+        1, 2, 3, hidden_channels=8, num_levels=1, num_blocks=1, key=key
+    )
+
+
 def pit(key):
     import foundax
 
@@ -101,6 +109,7 @@ class Case(NamedTuple):
 
 MODELS = {
     "pdequinox-fno": Case(fno, call, ((2, 16),), 0.98, ("bias",)),
+    "pdequinox-unet": Case(unet, call, ((2, 16),), 0.98, ("bias",)),
     # Its tables of distances are constants, and `r` is a scale for them.
     "foundax-pit": Case(
         pit,
