@@ -36,7 +36,7 @@ BLOCK = re.compile(
 )
 # The page of each script, and what the script is called with.
 SCRIPTS = {
-    "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.png")],
+    "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.svg")],
     "minilm": ["minilm_classification.py"],
     "llm": ["llm_finetune.py"],
     "quantized-llm": ["quantized_llm.py"],
