@@ -15,7 +15,7 @@ PAGES = [
 ]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXCERPT = re.compile(
-    r'^```.* title="((?:examples|plugins)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL
+    r'^```[^\n]* title="((?:examples|plugins)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL
 )
 
 
