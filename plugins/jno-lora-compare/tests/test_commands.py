@@ -29,7 +29,7 @@ def run():
 @pytest.fixture
 def forgotten(monkeypatch):
     """The demo as if nothing had imported it yet."""
-    parts = ("jno_lora_compare._demo", "jno_lora_compare.burgers")
+    parts = tuple(f"jno_lora_compare.{name}" for name in ("_demo", "_operator", "burgers"))
     for name in [name for name in sys.modules if name.startswith(parts)]:
         monkeypatch.delitem(sys.modules, name)
 

@@ -141,7 +141,7 @@ def demo(task: str, output: Path, seed: int, quick: bool) -> None:
         if task == "operator":
             import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
 
-            from ._demo._operator import run_operator as run
+            from ._operator import run_operator as run
         else:
             from ._demo import run_demo as run
     try:

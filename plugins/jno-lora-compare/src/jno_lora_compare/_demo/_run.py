@@ -15,10 +15,10 @@ from jno.lora import Net, merge_lora
 from jno.lora.extending import Bar, default_registry, table
 
 from .._fitting import Trainer, number_of
+from .._output import new_console, say, say_what_next
 from ._candidates import ADAPTERS, ALPHA, RANK, Outcome, adapt
 from ._classifier import Classifier, batches_of, logits_of, loss, measure
 from ._data import NOISE, ROTATION, Digits, load
-from ._output import new_console, say, say_what_next
 from ._plot import save_plot
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from jno.lora import Net
 from jno.lora.extending import Bar, default_registry, table
 
-from .. import burgers
-from .._fitting import number_of
+from . import burgers
+from ._fitting import number_of
 from ._output import new_console, say, say_what_next
 
 NOTHING, EVERYTHING = "no adaptation", "full fine-tuning"
