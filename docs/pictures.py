@@ -58,6 +58,7 @@ def main(names: list[str]) -> None:
         "from-data": run_from_data,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
         "plugin": run_plugin,
+        "numbers": lambda: subprocess.run([sys.executable, DOCS / "site_facts.py"], check=True),
     }
     IMAGES.mkdir(exist_ok=True)
     for name in names or makers:

@@ -85,7 +85,7 @@ def numbers(docs: str) -> Iterator[tuple[str, str, str]]:
     have = f"**{len(METHODS)} methods x {kinds} kinds of layer**"
     theirs = len([case for case in cases if case["group"] == "linear"])
     reads = f"we read {types.count('yes')} of its {len(types)} types"
-    yield have, f"all of its {theirs} are among ours", reads
+    yield have, f"{theirs} measured beside its own", reads
 
     report = (ROOT / "docs/models.md").read_text()
     table, failures = report.partition("\n## Failures\n")[::2]
