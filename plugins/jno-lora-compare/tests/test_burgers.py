@@ -13,8 +13,8 @@ from compare_cases import names_commands_that_exist
 from jno.lora import Net
 from jno.lora._commands._cli import cli
 
+pytest.importorskip("foundax")
 burgers = pytest.importorskip("jno_lora_compare.burgers")
-pytest.importorskip("jno_lora_foundax")
 
 
 def cole_hopf(u, viscosity):
