@@ -24,6 +24,7 @@ ADAPTERS = {
     ("LoRAFAChannelLastConvTranspose", "ConvTranspose1d"): lambda out, inp: R * out,
     ("LoRASubsampledLinear", "subsample_in"): lambda out, inp: R * (inp + out),
     ("LoRASpectral", "SpectralConv2d"): lambda out, inp: R * (inp + out),
+    ("GainSpectral", "SpectralConv1d"): lambda out, inp: out,
 }
 LAYERS = CONVS | CONV_TRANSPOSES | SUBSAMPLED | SPECTRAL
 

@@ -3,6 +3,9 @@
 `test_spectral_oracles.py` has the law of every layer, in double precision.
 """
 
+import sys
+import types
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from foundax_cases import (
 from foundax_cases.maps import spectral
 from zoo_cases import assert_close, cast_floats
 
-from jno_lora_foundax import LoRASpectral, ModeWeights, rsLoRASpectral
+from jno_lora_foundax import GainSpectral, LoRASpectral, ModeWeights, rsLoRASpectral
 from jno_lora_foundax._mode_weights import mode_weights_of
 
 CORNERS = {
@@ -169,3 +172,58 @@ def test_a_subclass_declares_another_library(getkey):
     assert run(wrapper, jnp.ones((8, 5))).shape == (8, 4)
     with pytest.raises(TypeError, match="declared spectral weights"):
         LoRAOtherSpectral(filled(SPECTRAL["SpectralConv1d"].make, getkey()), 2, 2.0, key=getkey())
+
+
+class SpectralConv(eqx.Module):
+    """As pdequinox's: channels first, the corners of the spectrum on the first axis."""
+
+    num_spatial_dims: int
+    weights_real: jax.Array  # (corners, out, in, *modes), as the call reads them
+    weights_imag: jax.Array
+
+    def __call__(self, x):
+        weights = self.weights_real + 1j * self.weights_imag
+        modes = weights.shape[3:]
+        x_hat = jnp.fft.rfftn(x, axes=tuple(range(1, x.ndim)))
+        y_hat = jnp.zeros((weights.shape[1], *x_hat.shape[1:]), x_hat.dtype)
+        for corner, W in enumerate(weights):
+            at = (slice(None), slice(0, modes[0]) if corner == 0 else slice(-modes[0], None))
+            at = (*at[: x.ndim - 1], slice(0, modes[-1]))
+            y_hat = y_hat.at[at].set(jnp.einsum("i...,oi...->o...", x_hat[at], W))
+        return jnp.fft.irfftn(y_hat, s=x.shape[1:], axes=tuple(range(1, x.ndim)))
+
+
+@pytest.fixture
+def pdequinox(monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "pdequinox.conv", types.SimpleNamespace(SpectralConv=SpectralConv)
+    )
+
+
+@pytest.mark.parametrize("modes", [(3,), (3, 2)])
+def test_layers_with_stacked_corners(modes, pdequinox, getkey):
+    shape = (2 ** (len(modes) - 1), 5, 4, *modes)
+    real, imag = jax.random.normal(getkey(), (2, *shape))
+    base = SpectralConv(len(modes), real, imag)
+    assert LoRASpectral.applies_to(base) and GainSpectral.applies_to(base)
+    wrapper = perturbed(LoRASpectral(base, 2, 2.0, key=getkey()))
+    A, B = wrapper.lora_A["weights"], wrapper.lora_B["weights"]
+    assert A.shape == (2, len(real), *modes, 2, 4) and B.shape == (2, len(real), *modes, 5, 2)
+    merged = wrapper.merge()
+    update = jnp.stack([merged.weights_real - real, merged.weights_imag - imag])
+    update = as_complex(jnp.moveaxis(update, (2, 3), (-2, -1)))
+    np.testing.assert_allclose(update, as_complex(B) @ as_complex(A), rtol=1e-4, atol=1e-5)
+    x = jax.random.normal(getkey(), (4, 7, 6)[: len(modes) + 1])
+    np.testing.assert_allclose(run(wrapper, x), run(merged, x), rtol=1e-5, atol=1e-5)
+    stack = jax.tree.map(lambda a: jnp.stack([a, a]), base)
+    assert LoRASpectral.stack_ndim(SpectralConv(len(modes), *jax.tree.leaves(stack)[-2:])) == 1
+
+
+def test_a_gain_multiplies_one_output_at_one_mode(getkey):
+    base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
+    wrapper = GainSpectral(base, key=getkey())
+    gain = wrapper.gain["weight"].at[0, 1, 2].set(-1.0).at[1, 1, 2].set(2.0)
+    merged = eqx.tree_at(lambda w: w.gain["weight"], wrapper, gain).merge()
+    expected = complex_weight(base, "weight")
+    expected[1, 2] *= 2j
+    np.testing.assert_allclose(complex_weight(merged, "weight"), expected, rtol=1e-6)

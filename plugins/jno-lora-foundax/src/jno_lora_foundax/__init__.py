@@ -2,7 +2,7 @@
 
 They are found by name (`net.lora(wrapper="LoRASpectral")`), by variant (`wrapper="lora"`) and by
 `wrapper="auto"`. Kernels whose layout nobody declares are refused; `ChannelLastKernelLayer` and
-`SpectralLowRank.mode_weights` are where another library's are declared.
+`SpectralAdapter.mode_weights` are where another library's are declared.
 """
 
 # ruff: noqa: F403
@@ -15,14 +15,22 @@ from .layers import (
     ChannelLastKernelLayer,
     SubsampledLinearLayer,
 )
-from .spectral import LoRASpectral, SpectralLowRank, rsLoRASpectral
+from .spectral import (
+    GainSpectral,
+    LoRASpectral,
+    SpectralAdapter,
+    SpectralLowRank,
+    rsLoRASpectral,
+)
 
 __all__ = [
     "ChannelLastConvLayer",
     "ChannelLastConvTransposeLayer",
     "ChannelLastKernelLayer",
+    "GainSpectral",
     "LoRASpectral",
     "ModeWeights",
+    "SpectralAdapter",
     "SpectralLowRank",
     "SubsampledLinearLayer",
     "rsLoRASpectral",

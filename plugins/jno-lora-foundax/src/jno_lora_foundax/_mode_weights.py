@@ -1,6 +1,6 @@
 """The layers that hold one matrix for each mode, and how their arrays are laid out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,6 +9,14 @@ from jaxtyping import Array, Float, Shaped
 from jno_lora_zoo import cast_like, in_compute_dtype, is_float_array, sharded_over
 
 from ._classes import value_for
+
+
+class MatrixAxes(NamedTuple):
+    """Mesh axes: of a stack, the parts and the modes together, of the outputs and of the inputs."""
+
+    batch: tuple[Any, ...]
+    outputs: Any
+    inputs: Any
 
 
 class ModeWeights(NamedTuple):
@@ -55,11 +63,13 @@ class ModeWeights(NamedTuple):
         arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
         return dict(zip(self.fields, arrays, strict=True))
 
-    def mesh_axes(self, layer: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The mesh axes that a stack lies on, and those of each letter of `axes`."""
-        axes = sharded_over(getattr(layer, self.fields[0]))
+    def mesh_axes(self, layer: Any) -> MatrixAxes:
+        """The mesh axes that the matrices lie on."""
+        found = sharded_over(getattr(layer, self.fields[0]))
         stack = self.stack_ndim(layer)
-        return axes[:stack], dict(zip(self.axes, axes[stack:], strict=True))
+        axes = dict(zip(self.axes, found[stack:], strict=True))
+        batch = (*found[:stack], axes.get("p"), *(axes[letter] for letter in self.modes))
+        return MatrixAxes(batch, axes["o"], axes["i"])
 
     @property
     def modes(self) -> str:
@@ -89,8 +99,16 @@ def _geometric(axes: str) -> dict[str, ModeWeights]:
     }
 
 
+def _corners_stacked(leaf: Any) -> dict[str, ModeWeights]:
+    # The sizes are named `(corners, in, out, *modes)`, but the call sums over the third axis. A
+    # layer with other outputs than inputs cannot run, so only the meaning differs.
+    modes = "xyz"[: leaf.num_spatial_dims]
+    return {"weights": ModeWeights(("weights_real", "weights_imag"), f"coi{modes}")}
+
+
 _FNO = "foundax.architectures.fno"
-_FAMILIES: dict[tuple[str, str], dict[str, ModeWeights]] = {
+_Families = Mapping[str, ModeWeights]
+_FAMILIES: dict[tuple[str, str], _Families | Callable[[Any], _Families]] = {
     (_FNO, "SpectralConv1d"): _pairs("iox", "weight"),
     # One weight for each corner of the spectrum that is kept.
     (_FNO, "SpectralConv2d"): _pairs("ioxy", "weight_1", "weight_2"),
@@ -102,9 +120,11 @@ _FAMILIES: dict[tuple[str, str], dict[str, ModeWeights]] = {
         "w1": ModeWeights(("w1",), "pbio"),
         "w2": ModeWeights(("w2",), "pbio"),
     },
+    ("pdequinox.conv", "SpectralConv"): _corners_stacked,
 }
 
 
 def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
-    """The families of matrices that a layer of foundax holds, by name; `None` if it holds none."""
-    return value_for(leaf, _FAMILIES)
+    """The families of matrices that a layer of a known class holds, by name; otherwise `None`."""
+    families = value_for(leaf, _FAMILIES)
+    return families(leaf) if callable(families) else families

@@ -13,6 +13,6 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
     from jno_lora_zoo import adapters_defined_in
 
     from . import adapters
-    from .spectral import LoRASpectral, rsLoRASpectral
+    from .spectral import GainSpectral, LoRASpectral, rsLoRASpectral
 
-    return [*adapters_defined_in(adapters), LoRASpectral, rsLoRASpectral]
+    return [*adapters_defined_in(adapters), LoRASpectral, rsLoRASpectral, GainSpectral]

@@ -1,8 +1,8 @@
-"""LoRA for the spectral weights of Fourier neural operators: a low-rank update for each mode."""
+"""Adapters for the spectral weights of Fourier neural operators: one update for each mode."""
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -17,52 +17,21 @@ from jno_lora_zoo import adapter_dtype_for, bibtex_of
 from ._mode_weights import ModeWeights, mode_weights_of
 
 
-class SpectralLowRank(LoRAWrapper):
-    """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is.
+class SpectralAdapter(LoRAWrapper):
+    """An adapter of layers with one matrix for each mode; a subclass says how it changes them.
 
     The arrays are real: the first axis has the real and the imaginary part (a layer's real
     matrices have one part only), so that optimisers, casts and checkpoints need not know of
     complex numbers. The layer's own `__call__` runs with the updated weights in it.
     """
 
-    adapter_fields = ("lora_A", "lora_B")
-    family = "low rank"
-    formula = "2 r (in + out) per mode"
-
     base: eqx.Module
-    # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r).
-    lora_A: dict[str, Float[Array, "_ ... r _"]]
-    lora_B: dict[str, Float[Array, "_ ... r"]]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
-    def __init__(
-        self,
-        base: eqx.Module,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-    ):
-        matrices = {name: family.read(base) for name, family in self._families(base).items()}
-        self.base = base
-        self.rank = r = min(rank, *(size for W in matrices.values() for size in W.shape[-2:]))
-        self.alpha = alpha
-        keys = jax.random.split(key, len(matrices))
-        self.lora_A, self.lora_B = {}, {}
-        for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
-            *batch, outputs, inputs = W.shape
-            dtype = adapter_dtype_for(W, adapter_dtype)
-            # The parts share the variance: E|a|^2 = 1/in.
-            A = jax.random.normal(family_key, (*batch, r, inputs), dtype)
-            self.lora_A[name] = A / math.sqrt(batch[0] * inputs)
-            self.lora_B[name] = jnp.zeros((*batch, outputs, r), dtype)
-
-    @property
     @abc.abstractmethod
-    def scaling(self) -> float:
-        """The factor `s` of the updates."""
+    def law(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """The adapted matrices of the family `name`, for the matrices `W` of `base`."""
 
     @classmethod
     def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
@@ -101,21 +70,12 @@ class SpectralLowRank(LoRAWrapper):
         """The layer with the updates in its weights, computed in float32 at least."""
         new: dict[str, Array] = {}
         for name, family in self._families(self.base).items():
-            W = family.read(self.base)
-            B, A = self.lora_B[name].astype(W.dtype), self.lora_A[name].astype(W.dtype)
-            new |= family.written(self.base, W + self.scaling * _complex_product(B, A))
+            new |= family.written(self.base, self.law(name, family.read(self.base)))
         return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
 
-    def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` lies as the modes and inputs of its family's weight do, `B` as modes and outputs."""
-        specs: dict[str, PartitionSpec] = {}
-        for name, family in self._families(self.base).items():
-            stack, axes = family.mesh_axes(self.base)
-            modes = [axes[letter] for letter in family.modes]
-            batch = (*stack, axes.get("p"), *modes)
-            specs[f"lora_A/{name}"] = PartitionSpec(*batch, None, axes["i"])
-            specs[f"lora_B/{name}"] = PartitionSpec(*batch, axes["o"], None)
-        return specs
+    @classmethod
+    def _matrices(cls, base: eqx.Module) -> dict[str, Float[Array, "parts *modes out in"]]:
+        return {name: family.read(base) for name, family in cls._families(base).items()}
 
     @classmethod
     def _families(cls, layer: Any) -> Mapping[str, ModeWeights]:
@@ -126,6 +86,65 @@ class SpectralLowRank(LoRAWrapper):
                 f"{type(layer).__name__}"
             )
         return families
+
+
+class SpectralLowRank(SpectralAdapter):
+    """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is."""
+
+    adapter_fields = ("lora_A", "lora_B")
+    family = "low rank"
+    formula = "2 r (in + out) per mode"
+
+    base: eqx.Module
+    # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r).
+    lora_A: dict[str, Float[Array, "_ ... r _"]]
+    lora_B: dict[str, Float[Array, "_ ... r"]]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        matrices = self._matrices(base)
+        self.base = base
+        self.rank = r = min(rank, *(size for W in matrices.values() for size in W.shape[-2:]))
+        self.alpha = alpha
+        keys = jax.random.split(key, len(matrices))
+        self.lora_A, self.lora_B = {}, {}
+        for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
+            *batch, outputs, inputs = W.shape
+            dtype = adapter_dtype_for(W, adapter_dtype)
+            # The parts share the variance: E|a|^2 = 1/in.
+            A = jax.random.normal(family_key, (*batch, r, inputs), dtype)
+            self.lora_A[name] = A / math.sqrt(batch[0] * inputs)
+            self.lora_B[name] = jnp.zeros((*batch, outputs, r), dtype)
+
+    @property
+    @abc.abstractmethod
+    def scaling(self) -> float:
+        """The factor `s` of the updates."""
+
+    def law(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """`W_k + s B_k A_k`."""
+        B, A = self.lora_B[name].astype(W.dtype), self.lora_A[name].astype(W.dtype)
+        return W + self.scaling * _complex(jnp.matmul, B, A)
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """`A` lies as the modes and inputs of its family's weight do, `B` as modes and outputs."""
+        specs: dict[str, PartitionSpec] = {}
+        for name, family in self._families(self.base).items():
+            batch, outputs, inputs = family.mesh_axes(self.base)
+            specs[f"lora_A/{name}"] = PartitionSpec(*batch, None, inputs)
+            specs[f"lora_B/{name}"] = PartitionSpec(*batch, outputs, None)
+        return specs
 
 
 class LoRASpectral(SpectralLowRank):
@@ -189,11 +208,64 @@ class rsLoRASpectral(SpectralLowRank):
         return self.alpha / math.sqrt(self.rank)
 
 
-def _complex_product(
-    B: Float[Array, "parts *modes out r"], A: Float[Array, "parts *modes r in"]
-) -> Float[Array, "parts *modes out in"]:
-    """`B A` for each mode, of numbers whose parts lie on the first axis."""
-    if B.shape[0] == 1:
-        return B @ A
-    real = B[0] @ A[0] - B[1] @ A[1]
-    return jnp.stack([real, B[0] @ A[1] + B[1] @ A[0]])
+class GainSpectral(SpectralAdapter):
+    """A complex gain for each mode and output channel of spectral weights.
+
+    Law: `W_k' = diag(1 + g_k) W_k` for each mode `k`, with `g_k` `(out)` complex and `= 0`. `2 out`
+    real parameters train for each mode (`out` where the matrices are real): a small part of the
+    `2 in out` that the layer has. `rank` and `alpha` play no part.
+
+    A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
+    with the frequency, and by a phase.
+
+    **Arguments:**
+
+    - `base`: a layer as for `LoRASpectral`.
+    - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
+
+    Papers: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
+    In-Context Learning" (IA3), arXiv:2205.05638, whose factors are real and of features; Li et al.,
+    "Fourier Neural Operator for Parametric Partial Differential Equations", arXiv:2010.08895. The
+    gain of modes is ours.
+    """
+
+    adapter_fields = ("gain",)
+    variant = "gain"
+    family = "scale"
+    formula = "2 out per mode"
+    paper = "2205.05638"
+    bibtex = bibtex_of("2205.05638", "2010.08895")
+
+    base: eqx.Module
+    # By the name of the family: (parts, *modes, out).
+    gain: dict[str, Float[Array, "_ ... _"]]
+
+    def __init__(self, base: eqx.Module, *, key: PRNGKeyArray, adapter_dtype: Any = None):
+        self.base = base
+        self.gain = {
+            name: jnp.zeros(W.shape[:-1], adapter_dtype_for(W, adapter_dtype))
+            for name, W in self._matrices(base).items()
+        }
+
+    def law(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """`diag(1 + g_k) W_k`."""
+        return W + _complex(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """The gains lie as the modes and outputs of their family's weight do."""
+        axes = {name: f.mesh_axes(self.base) for name, f in self._families(self.base).items()}
+        return {f"gain/{name}": PartitionSpec(*it.batch, it.outputs) for name, it in axes.items()}
+
+
+def _complex(
+    product: Callable[[Array, Array], Array],
+    a: Float[Array, "parts *modes _ _"],
+    b: Float[Array, "parts *modes _ _"],
+) -> Float[Array, "parts *modes _ _"]:
+    """A bilinear product of complex arrays whose parts lie on the first axis, or of real ones."""
+    if a.shape[0] == 1:
+        return product(a, b)
+    real = product(a[0], b[0]) - product(a[1], b[1])
+    return jnp.stack([real, product(a[0], b[1]) + product(a[1], b[0])])

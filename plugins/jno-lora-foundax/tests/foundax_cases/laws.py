@@ -14,6 +14,11 @@ def per_mode(W: np.ndarray, A: np.ndarray, B: np.ndarray, scale: float) -> np.nd
     return W + scale * complex_of(B) @ complex_of(A)
 
 
+def gains(W: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """`diag(1 + g_k) W_k`, with `gain` `(parts, *modes, out)` as above."""
+    return (1 + complex_of(gain))[..., None] * W
+
+
 def complex_of(parts: np.ndarray) -> np.ndarray:
     """Complex numbers from their parts on the first axis; real ones from one part."""
     return parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
