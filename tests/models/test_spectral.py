@@ -1,4 +1,4 @@
-"""The spectral weights of pdequinox's Fourier neural operators, which its models call themselves."""
+"""Spectral weights of the Fourier neural operators of pdequinox, on the package itself."""
 
 import os
 

@@ -11,7 +11,9 @@ adapter, `test_law.py` and `test_spectral.py` every adapter and layer, with fewe
 
 import functools
 
-from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, filled
+import equinox as eqx
+import jax
+from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, Layer, filled
 
 import jno_lora_foundax as package
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -25,8 +27,23 @@ ADAPTERS = {
     ("LoRASubsampledLinear", "subsample_in"): lambda out, inp: R * (inp + out),
     ("LoRASpectral", "SpectralConv2d"): lambda out, inp: R * (inp + out),
     ("GainSpectral", "SpectralConv1d"): lambda out, inp: out,
+    ("BottleneckChannelLastConv", "Conv1dNHWC"): lambda out, inp: R * (inp + out + 1),
+    ("BottleneckLinear", "Linear"): lambda out, inp: R * (inp + out + 1),
+    ("BottleneckConv", "Conv1d"): lambda out, inp: R * (inp + out + 1),
 }
-LAYERS = CONVS | CONV_TRANSPOSES | SUBSAMPLED | SPECTRAL
+# Those of Equinox.
+OTHERS = {
+    "Linear": Layer(
+        lambda key: eqx.nn.Linear(4, 5, key=key), lambda key: (jax.random.normal(key, (4,)),), 5, 4
+    ),
+    "Conv1d": Layer(
+        lambda key: eqx.nn.Conv1d(4, 6, 2, groups=2, key=key),
+        lambda key: (jax.random.normal(key, (4, 5)),),
+        6,
+        4,
+    ),
+}
+LAYERS = CONVS | CONV_TRANSPOSES | SUBSAMPLED | SPECTRAL | OTHERS
 
 
 def case(adapter, name, count):

@@ -9,6 +9,12 @@ They are found by name (`net.lora(wrapper="LoRASpectral")`), by variant (`wrappe
 from . import adapters
 from ._mode_weights import ModeWeights
 from .adapters import *
+from .bottleneck import (
+    Bottleneck,
+    BottleneckChannelLastConv,
+    BottleneckConv,
+    BottleneckLinear,
+)
 from .layers import (
     ChannelLastConvLayer,
     ChannelLastConvTransposeLayer,
@@ -24,6 +30,10 @@ from .spectral import (
 )
 
 __all__ = [
+    "Bottleneck",
+    "BottleneckChannelLastConv",
+    "BottleneckConv",
+    "BottleneckLinear",
     "ChannelLastConvLayer",
     "ChannelLastConvTransposeLayer",
     "ChannelLastKernelLayer",
