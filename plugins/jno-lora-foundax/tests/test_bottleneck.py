@@ -10,6 +10,8 @@ import pytest
 from foundax.architectures import common, unet
 from foundax.architectures.linear import Linear
 from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, filled, perturbed, run
+from jax.experimental.jet import jet
+from zoo_cases import cast_floats
 
 from jno.lora import Net, WrapperError, plan_lora
 from jno_lora_foundax import BottleneckChannelLastConv, BottleneckConv, BottleneckLinear
@@ -118,3 +120,45 @@ def test_a_bottleneck_is_not_merged_and_is_found_by_its_variant(getkey):
         net.merge()
     assert net.module[0].weight is net.module[0].base.weight
     assert plan_lora(model, 2, 2.0, wrappers="auto").rows[0].wrapper is not BottleneckConv
+
+
+@pytest.mark.parametrize("name", ["Linear", "strided", "Conv1dNHWC"])
+def test_every_derivative_of_the_input_and_its_gradients(name, getkey):
+    # The kit compares derivatives with the merged layer, and there is none.
+    cls, layer, x, _ = layer_and_input(name, getkey())
+    adapter = perturbed(cls(layer, 3, 6.0, key=getkey()))
+    with jax.enable_x64(True):
+        adapter, x = cast_floats((adapter, x), jnp.float64)
+        u = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
+
+        def along(adapter, t):
+            return jnp.sum(jnp.sin(adapter(x + t * u)))
+
+        def second(adapter):
+            return jax.jvp(jax.grad(lambda t: along(adapter, t)), (0.0,), (1.0,))[1]
+
+        @eqx.filter_jit
+        def computed(adapter):
+            _, terms = jet(lambda t: along(adapter, t), (0.0,), ([1.0, 0.0],))
+            twice = (second(adapter), jax.hessian(lambda t: along(adapter, t))(0.0))
+            return terms, twice, eqx.filter_grad(second)(adapter), along(adapter, 0.0)
+
+        terms, twice, gradient, _ = run(computed, adapter)
+        values = [float(run(eqx.filter_jit(along), adapter, t)) for t in (-1e-3, 0.0, 1e-3)]
+        numeric = [(values[2] - values[0]) / 2e-3, np.diff(values, 2)[0] / 1e-6]
+        np.testing.assert_allclose(terms, numeric, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(twice, [terms[1]] * 2, rtol=1e-10)
+        compiled = eqx.filter_jit(second)
+        for field in cls.adapter_fields:
+            size = np.random.default_rng(1).normal(size=getattr(adapter, field).shape)
+
+            def moved(step, field=field, size=size):
+                def where(m):
+                    return getattr(m, field)
+
+                return eqx.tree_at(where, adapter, where(adapter) + step * jnp.asarray(size))
+
+            slope = (run(compiled, moved(1e-5)) - run(compiled, moved(-1e-5))) / 2e-5
+            np.testing.assert_allclose(
+                np.sum(size * np.asarray(getattr(gradient, field))), slope, rtol=1e-5
+            )

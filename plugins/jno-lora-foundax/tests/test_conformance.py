@@ -9,6 +9,7 @@ weights have dictionaries of arrays. `test_oracles.py` and `test_spectral_oracle
 adapter, `test_law.py` and `test_spectral.py` every adapter and layer, with fewer checks.
 """
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -59,6 +60,15 @@ def case(adapter, name, count):
     )
 
 
-@parametrize_with_checks(case(*names, count) for names, count in ADAPTERS.items())
+# Of 3 x 2 modes in each of two corners, frequency 0 has one, and frequency 1 three and two.
+BANDS = dataclasses.replace(
+    case("LoRASpectral", "SpectralConv2d", max),
+    options={"bands": {1: 2, 2: 1}},
+    parameters=2 * (2 * 1 + 1 * 5) * (5 + 4),
+    name="LoRASpectral-bands",
+)
+
+
+@parametrize_with_checks([*(case(*names, count) for names, count in ADAPTERS.items()), BANDS])
 def test_conformance(check):
     check()

@@ -141,6 +141,56 @@ def test_a_layer_runs_at_another_resolution(points, getkey):
         assert_close(y, spectral(base, [matrices], x), 1e-12)
 
 
+def test_each_band_has_its_rank(getkey):
+    base = filled(SPECTRAL["SpectralConv2d"].make, getkey())  # 3 x 2 modes
+    bands = {1: 3, 2: 1}
+    wrapper = perturbed(LoRASpectral(base, 9, 6.0, key=getkey(), bands=bands))
+    assert wrapper.rank == 4 and LoRASpectral.options_of(wrapper.state()) == {"bands": bands}
+    # |k_x| is 0, 1, 2 in the first corner, and 3, 2, 1 in the second.
+    assert {n: A.shape[1:3] for n, A in wrapper.lora_A.items()} == {
+        "weight_1_below_1": (1, 3),
+        "weight_1_below_2": (3, 1),
+        "weight_2_below_2": (2, 1),
+    }
+    update = jax.tree.map(lambda a, b: np.asarray(a - b), wrapper.merge(), base)
+    for corner, heights in (("weight_1", [0, 1, 2]), ("weight_2", [3, 2, 1])):
+        ranks = [
+            np.linalg.matrix_rank(matrix, tol=1e-4) for matrix in complex_weight(update, corner)
+        ]
+        expected = [{0: 3, 1: 1}.get(max(x, y), 0) for x in heights for y in (0, 1)]
+        assert ranks == expected
+    A, B = (as_complex(one["weight_2_below_2"]) for one in (wrapper.lora_A, wrapper.lora_B))
+    np.testing.assert_allclose(
+        complex_weight(update, "weight_2")[4:], 6.0 * B @ A, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_the_frequencies_are_those_of_waves(dims, getkey):
+    cls = (fno.SpectralConv1d, fno.SpectralConv2d, fno.SpectralConv3d)[dims - 1]
+    base = filled(lambda key: cls(2, 2, *[3] * dims, linear_conv=False, key=key), getkey())
+    wrapper = perturbed(LoRASpectral(base, 2, 2.0, key=getkey(), bands={2: 1}))
+    k = np.array(list(np.ndindex(*[5] * dims)))
+    k[:, :-1] -= 2  # from -2 to 2, and from 0 to 4
+    points = np.stack(np.meshgrid(*[np.arange(9)] * dims, indexing="ij"), axis=-1)
+    waves = np.cos(2 * np.pi / 9 * np.einsum("...d,kd->k...", points, k))[..., None]
+    x = jnp.asarray(waves * np.ones(2), jnp.float32)
+    changed = run(jax.vmap(wrapper), x) - run(jax.vmap(base), x)
+    size = np.max(np.abs(np.asarray(changed)), axis=tuple(range(1, dims + 2)))
+    heights = np.max(np.abs(k), axis=1)
+    assert np.all(size[heights < 2] > 1e-2) and np.all(size[heights >= 2] < 1e-4)
+
+
+def test_bands_that_mean_nothing_are_refused(getkey):
+    base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
+    for bands in ({}, {0: 1}, {2: 0}, {2: 1.5}, {True: 1}, [2, 1], "4:8"):
+        with pytest.raises(ValueError, match="`bands` must give ranks by the frequency"):
+            LoRASpectral(base, 2, 2.0, key=getkey(), bands=bands)
+    blocks = filled(SPECTRAL["AFNO2D"].make, getkey())
+    with pytest.raises(ValueError, match="the modes of 'w1' of a AFNO2D have"):
+        LoRASpectral(blocks, 2, 2.0, key=getkey(), bands={2: 1})
+
+
 class OtherSpectral(eqx.Module):
     """Somebody's own layer, whose real arrays hold both parts at the end."""
 

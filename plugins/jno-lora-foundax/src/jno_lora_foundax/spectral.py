@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -89,14 +90,20 @@ class SpectralAdapter(LoRAWrapper):
 
 
 class SpectralLowRank(SpectralAdapter):
-    """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is."""
+    """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is.
+
+    With the option `bands={4: 8, 12: 2}`, modes whose frequency is below 4 have rank 8, those from
+    there to below 12 have rank 2, and higher ones have no update. The frequency of a mode is the
+    largest `|k_j|` over the axes. No band has a higher rank than `rank`.
+    """
 
     adapter_fields = ("lora_A", "lora_B")
     family = "low rank"
     formula = "2 r (in + out) per mode"
 
     base: eqx.Module
-    # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r).
+    # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r). With bands, by
+    # family and band, `weight_below_4`, and the modes of a band lie on one axis.
     lora_A: dict[str, Float[Array, "_ ... r _"]]
     lora_B: dict[str, Float[Array, "_ ... r"]]
     rank: int = eqx.field(static=True)
@@ -110,41 +117,115 @@ class SpectralLowRank(SpectralAdapter):
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
+        bands: Any = None,
     ):
         matrices = self._matrices(base)
-        self.base = base
-        self.rank = r = min(rank, *(size for W in matrices.values() for size in W.shape[-2:]))
-        self.alpha = alpha
+        most = min(size for W in matrices.values() for size in W.shape[-2:])
+        self.base, self.alpha = base, alpha
+        self.rank = min(most, rank)
         keys = jax.random.split(key, len(matrices))
         self.lora_A, self.lora_B = {}, {}
         for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
-            *batch, outputs, inputs = W.shape
+            parts, *modes, outputs, inputs = W.shape
             dtype = adapter_dtype_for(W, adapter_dtype)
-            # The parts share the variance: E|a|^2 = 1/in.
-            A = jax.random.normal(family_key, (*batch, r, inputs), dtype)
-            self.lora_A[name] = A / math.sqrt(batch[0] * inputs)
-            self.lora_B[name] = jnp.zeros((*batch, outputs, r), dtype)
+            sizes = {name: (modes, self.rank)}
+            if bands is not None:
+                _check_bands(bands)
+                found = self._band_modes(name, W.shape, sorted(bands))
+                sizes = {
+                    _name_of_band(name, end): ([len(at)], min(self.rank, bands[end]))
+                    for end, at in found.items()
+                }
+            of_arrays = [family_key] if bands is None else jax.random.split(family_key, len(sizes))
+            for array_key, (array, (batch, r)) in zip(of_arrays, sizes.items(), strict=True):
+                # The parts share the variance: E|a|^2 = 1/in.
+                A = jax.random.normal(array_key, (parts, *batch, r, inputs), dtype)
+                self.lora_A[array] = A / math.sqrt(parts * inputs)
+                self.lora_B[array] = jnp.zeros((parts, *batch, outputs, r), dtype)
+
+    @abc.abstractmethod
+    def scale_for(self, rank: int) -> float:
+        """The factor `s` of an update of this rank."""
 
     @property
-    @abc.abstractmethod
     def scaling(self) -> float:
-        """The factor `s` of the updates."""
+        """The factor `s` of the updates, without bands."""
+        return self.scale_for(self.rank)
 
     def law(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
         """`W_k + s B_k A_k`."""
-        B, A = self.lora_B[name].astype(W.dtype), self.lora_A[name].astype(W.dtype)
-        return W + self.scaling * _complex(jnp.matmul, B, A)
+        if name in self.lora_A:
+            return W + self._update(name, W.dtype)
+        ends = sorted({int(array.rpartition(_BELOW)[2]) for array in self.lora_A})
+        new = W.reshape(W.shape[0], -1, *W.shape[-2:])
+        for end, at in self._band_modes(name, W.shape, ends).items():
+            new = new.at[:, at].add(self._update(_name_of_band(name, end), W.dtype))
+        return new.reshape(W.shape)
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The bands, by the names and shapes of the arrays."""
+        factors = {
+            key: A for key, A in state.items() if key.startswith("lora_A/") and _BELOW in key
+        }
+        if not factors:
+            return {}
+        return {"bands": {int(k.rpartition(_BELOW)[2]): A.shape[-2] for k, A in factors.items()}}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` lies as the modes and inputs of its family's weight do, `B` as modes and outputs."""
+        """`A` lies as the modes and inputs of its family's weight do, `B` as modes and outputs.
+
+        The modes of a band are not cut.
+        """
         specs: dict[str, PartitionSpec] = {}
-        for name, family in self._families(self.base).items():
+        families = self._families(self.base)
+        for array in self.lora_A:
+            family = families[array if array in families else array.rpartition(_BELOW)[0]]
             batch, outputs, inputs = family.mesh_axes(self.base)
-            specs[f"lora_A/{name}"] = PartitionSpec(*batch, None, inputs)
-            specs[f"lora_B/{name}"] = PartitionSpec(*batch, outputs, None)
+            if array not in families:
+                batch = (*batch[: -len(family.modes)], None)
+            specs[f"lora_A/{array}"] = PartitionSpec(*batch, None, inputs)
+            specs[f"lora_B/{array}"] = PartitionSpec(*batch, outputs, None)
         return specs
+
+    def _update(self, array: str, dtype: Any) -> Array:
+        B, A = self.lora_B[array].astype(dtype), self.lora_A[array].astype(dtype)
+        return self.scale_for(A.shape[-2]) * _complex(jnp.matmul, B, A)
+
+    def _band_modes(
+        self, name: str, shape: tuple[int, ...], ends: list[int]
+    ) -> dict[int, np.ndarray]:
+        """By the end of each band: where its modes are among all modes, if it has any."""
+        frequency = self._families(self.base)[name].frequency
+        if frequency is None:
+            raise ValueError(
+                "`bands` are bands of frequencies, but nothing says which frequencies the modes of "
+                f"{name!r} of a {type(self.base).__name__} have: leave `bands` out for this layer"
+            )
+        height = frequency(shape[1:-2]).ravel()
+        bands = zip([0, *ends], ends, strict=False)
+        found = {end: np.flatnonzero((height >= start) & (height < end)) for start, end in bands}
+        return {end: at for end, at in found.items() if at.size}
+
+
+_BELOW = "_below_"
+
+
+def _name_of_band(family: str, end: int) -> str:
+    return f"{family}{_BELOW}{end}"
+
+
+def _check_bands(bands: Any) -> None:
+    """**Raises:** `ValueError` unless ends and ranks are positive integers."""
+    is_mapping = isinstance(bands, Mapping) and len(bands) > 0
+    numbers = [*bands.keys(), *bands.values()] if is_mapping else [None]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
+        raise ValueError(
+            "`bands` must give ranks by the frequency that a band ends before, both at least 1, "
+            f"such as {{4: 8, 12: 2}}, but is {bands!r}"
+        )
 
 
 class LoRASpectral(SpectralLowRank):
@@ -172,10 +253,18 @@ class LoRASpectral(SpectralLowRank):
     - `rank`, `alpha`: of every mode.
     - `key`: for the `A_k`.
     - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
+    - `bands`: ranks by frequency, `{4: 8, 12: 2}`: rank 8 for modes whose frequency, the largest
+        `|k_j|` over the axes, is below 4, rank 2 from there to below 12, and no update above. No
+        band has a higher rank than `rank`.
+
+    **Raises:** `ValueError` for `bands` that are not positive integers, or of a layer whose modes
+    have no known frequencies (GeoFNO, PCNO, `AFNO2D`).
 
     Papers: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685; Li
     et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
-    arXiv:2010.08895. The update of complex matrices is ours.
+    arXiv:2010.08895; Zhang et al., "F-Adapter: Frequency-Adaptive Parameter-Efficient Fine-Tuning
+    in Scientific Machine Learning", arXiv:2509.23173, for more capacity at low frequencies. The
+    update of complex matrices is ours.
     """
 
     variant = "lora"
@@ -183,9 +272,8 @@ class LoRASpectral(SpectralLowRank):
     paper = "2106.09685"
     bibtex = bibtex_of("2106.09685", "2010.08895")
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
+    def scale_for(self, rank: int) -> float:
+        return self.alpha / rank
 
 
 class rsLoRASpectral(SpectralLowRank):
@@ -203,9 +291,8 @@ class rsLoRASpectral(SpectralLowRank):
     paper = "2312.03732"
     bibtex = bibtex_of("2312.03732", "2010.08895")
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / math.sqrt(self.rank)
+    def scale_for(self, rank: int) -> float:
+        return self.alpha / math.sqrt(rank)
 
 
 class GainSpectral(SpectralAdapter):
