@@ -31,7 +31,7 @@ def test_each_mode_gets_its_own_update(dims):
     base = SpectralConv(dims, 3, 3, 2, key=jr.key(0))
     x = jr.normal(jr.key(1), (3, *(6, 5, 7)[:dims]))
     lora = moved(LoRASpectral(base, 2, 2.0, key=jr.key(2)))
-    gain = moved(GainSpectral(base, key=jr.key(2)))
+    gain = moved(GainSpectral(base, key=jr.key(2), per="output"))
     A, B, g = (
         a[0] + 1j * a[1]
         for a in (lora.lora_A["weights"], lora.lora_B["weights"], gain.gain["weights"])

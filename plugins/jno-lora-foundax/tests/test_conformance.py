@@ -27,7 +27,7 @@ ADAPTERS = {
     ("LoRAFAChannelLastConvTranspose", "ConvTranspose1d"): lambda out, inp: R * out,
     ("LoRASubsampledLinear", "subsample_in"): lambda out, inp: R * (inp + out),
     ("LoRASpectral", "SpectralConv2d"): lambda out, inp: R * (inp + out),
-    ("GainSpectral", "SpectralConv1d"): lambda out, inp: out,
+    ("GainSpectral", "SpectralConv1d"): lambda out, inp: 1,
     ("BottleneckChannelLastConv", "Conv1dNHWC"): lambda out, inp: R * (inp + out + 1),
     ("BottleneckLinear", "Linear"): lambda out, inp: R * (inp + out + 1),
     ("BottleneckConv", "Conv1d"): lambda out, inp: R * (inp + out + 1),

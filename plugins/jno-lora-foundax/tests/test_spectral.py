@@ -269,11 +269,20 @@ def test_layers_with_stacked_corners(modes, pdequinox, getkey):
     assert LoRASpectral.stack_ndim(SpectralConv(len(modes), *jax.tree.leaves(stack)[-2:])) == 1
 
 
-def test_a_gain_multiplies_one_output_at_one_mode(getkey):
+@pytest.mark.parametrize(("per", "outputs"), [("mode", 1), ("output", 5)])
+def test_a_gain_multiplies_one_mode(per, outputs, getkey):
     base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
-    wrapper = GainSpectral(base, key=getkey())
-    gain = wrapper.gain["weight"].at[0, 1, 2].set(-1.0).at[1, 1, 2].set(2.0)
+    wrapper = GainSpectral(base, key=getkey(), per=per)
+    assert wrapper.gain["weight"].shape == (2, 3, outputs)
+    assert GainSpectral.options_of(wrapper.state()) == {"per": per}
+    gain = wrapper.gain["weight"].at[0, 1, -1].set(-1.0).at[1, 1, -1].set(2.0)
     merged = eqx.tree_at(lambda w: w.gain["weight"], wrapper, gain).merge()
     expected = complex_weight(base, "weight")
-    expected[1, 2] *= 2j
+    expected[1, slice(None) if per == "mode" else 4] *= 2j
     np.testing.assert_allclose(complex_weight(merged, "weight"), expected, rtol=1e-6)
+
+
+def test_gains_are_per_mode_or_per_output(getkey):
+    base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
+    with pytest.raises(ValueError, match='`per` must be "mode" or "output"'):
+        GainSpectral(base, key=getkey(), per="input")

@@ -34,9 +34,10 @@ SINGLE = ("SpectralConv2d", "SpectralConv3d", "AFNO2D")
 CASES = [
     *((LoRASpectral, name) for name in SPECTRAL),
     (rsLoRASpectral, "SpectralConv1d"),
-    # Complex matrices, and real ones too.
     *((GainSpectral, name) for name in ("SpectralConv1d", "SpectralConvGeo")),
 ]
+# The first of its layers has complex matrices, the second real ones too.
+PER = {"SpectralConv1d": "output", "SpectralConvGeo": "mode"}
 every_case = pytest.mark.parametrize(
     ("cls", "name"), [pytest.param(*c, id=f"{c[0].__name__}-{c[1]}") for c in CASES]
 )
@@ -100,8 +101,10 @@ def flat(wrapper):
     return {f"{f}/{name}": a for f, by_name in fields.items() for name, a in by_name.items()}
 
 
-def made(cls, base, key):
-    return cls(base, key=key) if cls is GainSpectral else cls(base, RANK, ALPHA, key=key)
+def made(cls, base, name, key):
+    if cls is GainSpectral:
+        return cls(base, key=key, per=PER[name])
+    return cls(base, RANK, ALPHA, key=key)
 
 
 @functools.lru_cache(maxsize=len(CASES))  # four tests want each
@@ -111,7 +114,7 @@ def both(cls, name):
     base, (x, *bases) = filled(SPECTRAL[name].make, key), SPECTRAL[name].data(key)
     with jax.enable_x64(True):
         base, x, bases = cast_floats((base, x, bases), jnp.float64)
-        wrapper = perturbed(made(cls, base, key))
+        wrapper = perturbed(made(cls, base, name, key))
         y_shape = eqx.filter_eval_shape(functools.partial(run, base), x, *bases).shape
         weights = random.normal(size=y_shape)
         of_matrices = jax.tree.map(lambda a: jnp.asarray(random.normal(size=a.shape)), base)

@@ -152,5 +152,5 @@ class BottleneckChannelLastConv(Bottleneck, ChannelLastConvLayer):
     def bottleneck_features(self, *args: Any, **kwargs: Any) -> Float[Array, "r groups *rest"]:
         groups = getattr(self.base, "groups", 1)
         A = jnp.tile(self.down_weight, (groups, 1))
-        h = jnp.moveaxis(self.called_with(self.base, A)(*args, **kwargs), -1, 0)
+        h = jnp.moveaxis(self._called_with(self.base, A)(*args, **kwargs), -1, 0)
         return jnp.swapaxes(h.reshape(groups, -1, *h.shape[1:]), 0, 1)

@@ -70,10 +70,10 @@ class ChannelLastKernelLayer(LayerKind):
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         """The patches: the outputs of the layer for kernels with a single one."""
         ones = jnp.eye(math.prod(layer.weight.shape[:-1]), dtype=layer.weight.dtype)
-        return super().inputs_of(layer, cls.called_with(layer, ones)(*args, **kwargs))
+        return super().inputs_of(layer, cls._called_with(layer, ones)(*args, **kwargs))
 
     @classmethod
-    def called_with(cls, layer: Any, matrix: Float[Array, "_ in"]) -> Any:
+    def _called_with(cls, layer: Any, matrix: Float[Array, "_ in"]) -> Any:
         """`layer` with the kernels of another matrix, of any number of outputs, and no bias."""
         *kernel_size, inputs, _ = layer.weight.shape
         kernel = cast_like(matrix, layer.weight).reshape(-1, inputs, *kernel_size)

@@ -29,7 +29,7 @@ class SpectralAdapter(LoRAWrapper):
     base: eqx.Module
 
     @abc.abstractmethod
-    def law(
+    def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
         """The adapted matrices of the family `name`, for the matrices `W` of `base`."""
@@ -71,7 +71,7 @@ class SpectralAdapter(LoRAWrapper):
         """The layer with the updates in its weights, computed in float32 at least."""
         new: dict[str, Array] = {}
         for name, family in self._families(self.base).items():
-            new |= family.written(self.base, self.law(name, family.read(self.base)))
+            new |= family.written(self.base, self.adapted_matrices(name, family.read(self.base)))
         return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
 
     @classmethod
@@ -152,7 +152,7 @@ class SpectralLowRank(SpectralAdapter):
         """The factor `s` of the updates, without bands."""
         return self.scale_for(self.rank)
 
-    def law(
+    def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
         """`W_k + s B_k A_k`."""
@@ -296,11 +296,12 @@ class rsLoRASpectral(SpectralLowRank):
 
 
 class GainSpectral(SpectralAdapter):
-    """A complex gain for each mode and output channel of spectral weights.
+    """A complex gain for each mode of spectral weights.
 
-    Law: `W_k' = diag(1 + g_k) W_k` for each mode `k`, with `g_k` `(out)` complex and `= 0`. `2 out`
-    real parameters train for each mode (`out` where the matrices are real): a small part of the
-    `2 in out` that the layer has. `rank` and `alpha` play no part.
+    Law: `W_k' = (1 + g_k) W_k` for each mode `k`, with `g_k` complex and `= 0`. 2 real parameters
+    train for each mode (1 where the matrices are real), of the `2 in out` that the layer has. The
+    option `per="output"` gives each output channel a gain of its own: `W_k' = diag(1 + g_k) W_k`,
+    with `2 out` for each mode. There is no rank.
 
     A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
     with the frequency, and by a phase.
@@ -309,6 +310,9 @@ class GainSpectral(SpectralAdapter):
 
     - `base`: a layer as for `LoRASpectral`.
     - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
+    - `per`: `"mode"` for one gain that all channels share, `"output"` for one per output channel.
+
+    **Raises:** `ValueError` for another `per`.
 
     Papers: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
     In-Context Learning" (IA3), arXiv:2205.05638, whose factors are real and of features; Li et al.,
@@ -319,31 +323,53 @@ class GainSpectral(SpectralAdapter):
     adapter_fields = ("gain",)
     variant = "gain"
     family = "scale"
-    formula = "2 out per mode"
+    formula = "2 per mode"
     paper = "2205.05638"
     bibtex = bibtex_of("2205.05638", "2010.08895")
 
     base: eqx.Module
-    # By the name of the family: (parts, *modes, out).
+    # By the name of the family: (parts, *modes, 1 or out).
     gain: dict[str, Float[Array, "_ ... _"]]
 
-    def __init__(self, base: eqx.Module, *, key: PRNGKeyArray, adapter_dtype: Any = None):
+    def __init__(
+        self,
+        base: eqx.Module,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+        per: Any = "mode",
+    ):
+        if per not in ("mode", "output"):
+            raise ValueError(f'`per` must be "mode" or "output", but is {per!r}')
         self.base = base
         self.gain = {
-            name: jnp.zeros(W.shape[:-1], adapter_dtype_for(W, adapter_dtype))
+            name: jnp.zeros(
+                (*W.shape[:-2], W.shape[-2] if per == "output" else 1),
+                adapter_dtype_for(W, adapter_dtype),
+            )
             for name, W in self._matrices(base).items()
         }
 
-    def law(
+    def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
         """`diag(1 + g_k) W_k`."""
         return W + _complex(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
 
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """Whether there are gains per output, by the shapes of the arrays."""
+        alike = all(gain.shape[-1] == 1 for gain in state.values())
+        return {"per": "mode" if alike else "output"}
+
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The gains lie as the modes and outputs of their family's weight do."""
-        axes = {name: f.mesh_axes(self.base) for name, f in self._families(self.base).items()}
-        return {f"gain/{name}": PartitionSpec(*it.batch, it.outputs) for name, it in axes.items()}
+        """The gains lie as the modes, and perhaps the outputs, of their family's weight do."""
+        specs: dict[str, PartitionSpec] = {}
+        for name, family in self._families(self.base).items():
+            batch, outputs, _ = family.mesh_axes(self.base)
+            along = outputs if self.gain[name].shape[-1] > 1 else None
+            specs[f"gain/{name}"] = PartitionSpec(*batch, along)
+        return specs
 
 
 def _complex(
