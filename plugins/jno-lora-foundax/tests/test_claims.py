@@ -169,7 +169,7 @@ def test_found_by_name_by_variant_and_in_auto_but_not_by_default(model, getkey):
     record = next(r for r in registered() if r.distribution == "jno-lora-foundax")
     names = set(package.__all__) - NOT_ADAPTERS
     assert record.status == "loaded" and {w.name for w in record.wrappers} == names
-    assert len(names) == 3 * len(METHODS) + 6
+    assert len(names) == 3 * len(METHODS) + 7
 
     def wrapped(**kwargs):
         adapted = apply_lora(model, 2, 4.0, key=getkey(), **kwargs)

@@ -28,6 +28,7 @@ ADAPTERS = {
     ("LoRASubsampledLinear", "subsample_in"): lambda out, inp: R * (inp + out),
     ("LoRASpectral", "SpectralConv2d"): lambda out, inp: R * (inp + out),
     ("GainSpectral", "SpectralConv1d"): lambda out, inp: 1,
+    ("CPSpectral", "SpectralConv1d"): lambda out, inp: R * (out + inp + 3) // 3,  # of 3 modes
     ("BottleneckChannelLastConv", "Conv1dNHWC"): lambda out, inp: R * (inp + out + 1),
     ("BottleneckLinear", "Linear"): lambda out, inp: R * (inp + out + 1),
     ("BottleneckConv", "Conv1d"): lambda out, inp: R * (inp + out + 1),

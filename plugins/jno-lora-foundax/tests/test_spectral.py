@@ -23,7 +23,7 @@ from foundax_cases import (
 from foundax_cases.maps import spectral
 from zoo_cases import assert_close, cast_floats
 
-from jno_lora_foundax import GainSpectral, LoRASpectral, ModeWeights, rsLoRASpectral
+from jno_lora_foundax import CPSpectral, GainSpectral, LoRASpectral, ModeWeights, rsLoRASpectral
 from jno_lora_foundax._mode_weights import mode_weights_of
 
 CORNERS = {
@@ -286,3 +286,16 @@ def test_gains_are_per_mode_or_per_output(getkey):
     base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
     with pytest.raises(ValueError, match='`per` must be "mode" or "output"'):
         GainSpectral(base, key=getkey(), per="input")
+
+
+def test_all_modes_share_the_directions_of_an_update(getkey):
+    base = filled(SPECTRAL["SpectralConv2d"].make, getkey())
+    wrapper = perturbed(CPSpectral(base, 1, 6.0, key=getkey()))
+    update = jax.tree.map(lambda a, b: np.asarray(a - b), wrapper.merge(), base)
+    for corner in ("weight_1", "weight_2"):
+        of_modes = complex_weight(update, corner)
+        together = np.concatenate(list(of_modes))  # one direction among the inputs
+        assert np.linalg.matrix_rank(together, tol=1e-4) == 1
+        assert np.linalg.matrix_rank(of_modes.reshape(len(of_modes), -1), tol=1e-4) == 1
+        largest = np.max(np.abs(of_modes), axis=(1, 2))
+        assert np.max(largest) > 1.1 * np.min(largest)  # weighted by mode

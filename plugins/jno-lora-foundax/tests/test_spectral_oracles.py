@@ -18,12 +18,12 @@ from foundax_cases import (
     perturbed,
     run,
 )
-from foundax_cases.laws import complex_of, gains, per_mode
+from foundax_cases.laws import complex_of, gains, per_mode, shared
 from foundax_cases.maps import afno, geometric, spectral
 from zoo_cases import assert_close, cast_floats, central_difference
 
 from jno.lora import lora_trainable_filter
-from jno_lora_foundax import GainSpectral, LoRASpectral, rsLoRASpectral
+from jno_lora_foundax import CPSpectral, GainSpectral, LoRASpectral, rsLoRASpectral
 
 RANK, ALPHA = 2, 3.0
 SCALES = {LoRASpectral: ALPHA / RANK, rsLoRASpectral: ALPHA / RANK**0.5}
@@ -34,9 +34,13 @@ SINGLE = ("SpectralConv2d", "SpectralConv3d", "AFNO2D")
 CASES = [
     *((LoRASpectral, name) for name in SPECTRAL),
     (rsLoRASpectral, "SpectralConv1d"),
-    *((GainSpectral, name) for name in ("SpectralConv1d", "SpectralConvGeo")),
+    # Complex matrices, and real ones too.
+    *(
+        (cls, name)
+        for cls in (GainSpectral, CPSpectral)
+        for name in ("SpectralConv1d", "SpectralConvGeo")
+    ),
 ]
-# The first of its layers has complex matrices, the second real ones too.
 PER = {"SpectralConv1d": "output", "SpectralConvGeo": "mode"}
 every_case = pytest.mark.parametrize(
     ("cls", "name"), [pytest.param(*c, id=f"{c[0].__name__}-{c[1]}") for c in CASES]
@@ -127,6 +131,11 @@ def both(cls, name):
         new = arrays | changed
         if cls is GainSpectral:
             return {name: gains(W, new[f"gain/{name}"]) for name, W in originals.items()}
+        if cls is CPSpectral:
+            return {
+                name: shared(W, *(new[f"{f}/{name}"] for f in cls.adapter_fields), ALPHA / RANK)
+                for name, W in originals.items()
+            }
         return {
             name: per_mode(W, new[f"lora_A/{name}"], new[f"lora_B/{name}"], SCALES[cls])
             for name, W in originals.items()

@@ -22,6 +22,7 @@ from .layers import (
     SubsampledLinearLayer,
 )
 from .spectral import (
+    CPSpectral,
     GainSpectral,
     LoRASpectral,
     SpectralAdapter,
@@ -34,6 +35,7 @@ __all__ = [
     "BottleneckChannelLastConv",
     "BottleneckConv",
     "BottleneckLinear",
+    "CPSpectral",
     "ChannelLastConvLayer",
     "ChannelLastConvTransposeLayer",
     "ChannelLastKernelLayer",

@@ -94,6 +94,11 @@ ENTRIES = {
         "{Tied-LoRA}: Enhancing parameter efficiency of {LoRA} with Weight Tying",
         "Renduchintala, Adithya and Konuk, Tugrul and Kuchaiev, Oleksii",
     ),
+    "2310.00120": (
+        "kossaifi2023tfno",
+        "Multi-Grid Tensorized {Fourier} Neural Operator for High-Resolution {PDEs}",
+        "Kossaifi, Jean and Kovachki, Nikola and Azizzadenesheli, Kamyar and Anandkumar, Anima",
+    ),
     "2312.03732": (
         "kalajdzievski2023rslora",
         "A Rank Stabilization Scaling Factor for Fine-Tuning with {LoRA}",
