@@ -116,7 +116,7 @@ class Bottleneck(LayerKind):
 _BATCHED = {("foundax.architectures.linear", "Linear"): True}
 
 
-class BottleneckLinear(Bottleneck, LinearLayer):
+class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (that of `Bottleneck`)
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         known = isinstance(leaf, eqx.nn.Linear) or value_for(leaf, _BATCHED)
@@ -131,7 +131,7 @@ class BottleneckLinear(Bottleneck, LinearLayer):
         return jnp.moveaxis(self.down(rows, self.down_weight), -1, 0)[:, None]
 
 
-class BottleneckConv(Bottleneck, ConvLayer):
+class BottleneckConv(Bottleneck, ConvLayer):  # noqa: D101 (that of `Bottleneck`)
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         return isinstance(leaf, eqx.nn.Conv) and super().fits(leaf)
@@ -143,7 +143,7 @@ class BottleneckConv(Bottleneck, ConvLayer):
         return self.down(x, self.down_weight)
 
 
-class BottleneckChannelLastConv(Bottleneck, ChannelLastConvLayer):
+class BottleneckChannelLastConv(Bottleneck, ChannelLastConvLayer):  # noqa: D101 (that of `Bottleneck`)
     def channel_axis(self) -> int:
         return -1
 
