@@ -36,7 +36,7 @@ BLOCK = re.compile(
 )
 # The page of each script, and what the script is called with.
 SCRIPTS = {
-    "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.png")],
+    "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.svg")],
     "minilm": ["minilm_classification.py"],
     "llm": ["llm_finetune.py"],
     "quantized-llm": ["quantized_llm.py"],
@@ -58,6 +58,7 @@ def main(names: list[str]) -> None:
         "from-data": run_from_data,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
         "plugin": run_plugin,
+        "numbers": lambda: subprocess.run([sys.executable, DOCS / "site_facts.py"], check=True),
     }
     IMAGES.mkdir(exist_ok=True)
     for name in names or makers:

@@ -1,14 +1,23 @@
-"""Fill in, when the site is built, the facts about the project that another file states.
+"""Fill in the facts about the project that another file states.
 
-`mkdocs.yml` names this file as a hook.
+`mkdocs.yml` names this file as a hook: when the site is built, it gets the version and the link to
+the repository. The table of numbers stands in the README and on the first page, and is written by
+
+    python docs/site_facts.py
 """
 
+import collections
+import json
 import pathlib
 import re
+import statistics
 import tomllib
+from collections.abc import Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
+# The pages with the table, and the way from there to the documentation.
+NUMBERED = {"README.md": "docs/", "docs/index.md": ""}
 
 
 def on_config(config: Any) -> Any:
@@ -23,3 +32,70 @@ def on_config(config: Any) -> Any:
     if address is not None:
         config.repo_url, config.repo_name = address, project["name"]
     return config
+
+
+def with_numbers(page: str) -> str:
+    """The text of a page of `NUMBERED`, with the table of numbers as it should be."""
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in numbers(NUMBERED[page]))
+    text, count = re.subn(
+        r"(?<=<!-- numbers -->\n).*?(?=<!-- /numbers -->)",
+        lambda _: f"{rows}\n",
+        (ROOT / page).read_text(),
+        flags=re.DOTALL,
+    )
+    assert count == 1, f"{page} should have the comments `numbers` once"
+    return text
+
+
+def numbers(docs: str) -> Iterator[tuple[str, str, str]]:
+    """The rows of the table: from benchmarks, the pages on models and PEFT, and the zoo."""
+    from jno.lora.extending import default_registry
+    from jno_lora_zoo import METHODS
+
+    cases = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())["cases"]
+
+    def ratio(group: str, measure: str, over: str) -> str:
+        """The median over the cases of a group, the least and the most."""
+        ratios = [c["ratios"].get(measure, {}).get(over) for c in cases if c["group"] == group]
+        medians = [found["median"] for found in ratios if found is not None]
+        if not medians:
+            return "not measured"
+        least, most = min(medians), max(medians)
+        return f"**{statistics.median(medians):.2f}** ({least:.2f} to {most:.2f})"
+
+    def sides(group: str, measure: str) -> tuple[str, str]:
+        return ratio(group, measure, "jno"), ratio(group, measure, "peft")
+
+    yield "ours / theirs, on a CPU: median (least to most)", "jNO", "PEFT"
+    yield "---", "---", "---"
+    yield "time of a training step, linear layers", *sides("linear", "step")
+    yield "temporary memory of that step", *sides("linear", "temp")
+    yield "time of a step, convolutions", *sides("conv", "step")
+    later = sum(case["group"] == "later" and case["label"] != "LoRA" for case in cases)
+    lacking = ratio("later", "step", "peft")
+    yield f"time of a step, {later} methods that jNO lacks", "does not have them", lacking
+
+    # A class joins a method and a kind of layer, and a plugin for a kind has every method.
+    classes = [
+        wrapper.cls for record in default_registry().records() for wrapper in record.wrappers
+    ]
+    of_methods = collections.Counter(cls.__bases__[0] for cls in classes)
+    kinds = min(of_methods[method] for method in METHODS)
+    types = re.findall(r"^\| `\w+` \| (yes|no) \|", (ROOT / "docs/peft.md").read_text(), re.M)
+    have = f"**{len(METHODS)} methods x {kinds} kinds of layer**"
+    theirs = len([case for case in cases if case["group"] == "linear"])
+    reads = f"we read {types.count('yes')} of its {len(types)} types"
+    yield have, f"{theirs} measured beside its own", reads
+
+    report = (ROOT / "docs/models.md").read_text()
+    table, failures = report.partition("\n## Failures\n")[::2]
+    assert failures.startswith("\nNone."), "docs/models.md should have no failures"
+    rows = re.findall(r"^\| [\w-]+ \|(?: (\d+) \|| \*none\* \|){2}", table, re.M)
+    passed = sum(1 for auto in rows if auto)
+    where = f"[{passed} of {len(rows)}]({docs}models.md)"
+    yield f"**{where} models of other projects** pass every check", "", ""
+
+
+if __name__ == "__main__":
+    for page in NUMBERED:
+        (ROOT / page).write_text(with_numbers(page))

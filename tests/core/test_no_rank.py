@@ -33,7 +33,7 @@ from .toys import MODEL_LINEARS, ToyLinear, UserEmbedding, adapters_in, same, sh
 
 
 class OutputGain(LoRAWrapper):
-    """README's adapter."""
+    """Multiplies each output by a number."""
 
     adapter_fields = ("gain",)
     base: eqx.nn.Linear
@@ -234,13 +234,10 @@ def test_rank_and_alpha_go_by_name_or_else_by_position(signature, given):
     assert constructed_as(signature) == given
 
 
-def test_the_adapter_of_the_readme_passes_the_kit():
-    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-    (block,) = re.findall(
-        r"```python\n(import jax.numpy as jnp\n.*?)\nNet\(model\)", text, re.DOTALL
-    )
-    scope = {"eqx": eqx, "jax": jax}
-    exec(block, scope)
-    cases = standard_cases(scope["OutputGain"])
+def test_the_adapter_that_extending_begins_with_passes_the_kit():
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    scope = {"__name__": "extending"}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], scope)
+    cases = standard_cases(scope["Shift"])
     assert cases
     assert [result.error for case in cases for result in run_checks(case) if result.error] == []

@@ -69,6 +69,7 @@ ALLOWED = {
     f"{COMPARE}/_comparison.py": {"open"},
     f"{COMPARE}/_training_run.py": {"open", "tree_serialise_leaves", "tree_deserialise_leaves"},
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
+    f"{COMPARE}/burgers.py": {"savefig"},
     f"{COMPARE}/_demo/_run.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
     f"{COMPARE}/_demo/_plot.py": {"savefig"},
 }

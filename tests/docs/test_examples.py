@@ -1,5 +1,6 @@
 """Every Python block of the README and the documentation runs, page by page, as it stands."""
 
+import json
 import pathlib
 import re
 
@@ -7,16 +8,28 @@ import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+    *sorted((ROOT / "docs").glob("**/*.ipynb")),
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXCERPT = re.compile(
-    r'^```.* title="((?:examples|plugins)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL
+    r'^```[^\n]* title="((?:examples|plugins)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL
 )
+
+
+def blocks_of(page):
+    """The code of a page, or of the cells of a notebook."""
+    if page.suffix == ".md":
+        return BLOCK.findall(page.read_text())
+    cells = json.loads(page.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_blocks_run(page):
-    blocks = BLOCK.findall(page.read_text())
+    blocks = blocks_of(page)
     # The blocks of a page build on each other, and are written for JAX's own defaults.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         namespace = {"__name__": f"docs.{page.stem}"}
@@ -25,7 +38,14 @@ def test_code_blocks_run(page):
 
 
 def test_the_pages_have_code():
-    assert sum(len(BLOCK.findall(page.read_text())) for page in PAGES) > 8
+    assert sum(len(blocks_of(page)) for page in PAGES) > 8
+
+
+def test_notebooks_are_stored_without_outputs():
+    # The site runs them when it is built.
+    for notebook in (ROOT / "docs").glob("**/*.ipynb"):
+        cells = json.loads(notebook.read_text())["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
 def test_what_is_shown_of_the_examples_is_what_they_say():

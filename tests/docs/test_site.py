@@ -1,4 +1,4 @@
-"""The site says which version it is, and each method's page shows the method at work."""
+"""The site says which version it is, and its numbers are current, and methods' pages show them."""
 
 import importlib.util
 import inspect
@@ -40,6 +40,12 @@ def test_the_site_links_the_repository_that_the_project_names(site_facts, tmp_pa
     done = site_facts.on_config(config())
     assert done.site_name == "jno-lora 1.2.3"
     assert (done.repo_url, done.repo_name) == (address, "jno-lora" if address else None)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_table_of_numbers_is_that_of_the_stored_results(site_facts, page):
+    # If not: `python docs/site_facts.py`.
+    assert site_facts.with_numbers(page) == (DOCS.parent / page).read_text()
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.variant)

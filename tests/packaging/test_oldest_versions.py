@@ -1,11 +1,15 @@
 """`make test-matrix` runs the suite with the oldest versions that pyproject.toml allows: these."""
 
+import itertools
 import pathlib
 import tomllib
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from jno.lora import __version__
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -26,6 +30,21 @@ def test_the_oldest_versions_are_the_lower_bounds():
     assert all("==" in line for line in pinned)
     assert lower_bounds(pinned) == lower_bounds(project["dependencies"])
     assert len(pinned) == len(project["dependencies"])
+
+
+def test_our_distributions_require_each_other_as_they_are():
+    # Before 1.0, a minor version may change what plugins build on.
+    major, minor, *_ = Version(__version__).release
+    wanted = SpecifierSet(f">={major}.{minor},<{major}.{minor + 1}")
+    projects = [ROOT / "pyproject.toml", *(ROOT / "plugins").glob("*/pyproject.toml")]
+    for project in (tomllib.loads(path.read_text())["project"] for path in projects):
+        extras = project.get("optional-dependencies", {}).values()
+        for requirement in map(Requirement, itertools.chain(project["dependencies"], *extras)):
+            if requirement.name.startswith("jno-lora") and not requirement.extras:
+                assert requirement.specifier == wanted or requirement.name == project["name"], (
+                    project["name"],
+                    str(requirement),
+                )
 
 
 def test_the_oldest_interpreter_is_the_one_that_the_matrix_takes():

@@ -1,9 +1,12 @@
-"""A small task that the tests of `compare` share."""
+"""What the tests of `compare` share: a small task, and the end of a demo."""
 
 from typing import NamedTuple
 
+import click
 import jax
 import jax.numpy as jnp
+
+from jno.lora._commands._cli import cli
 
 
 class GradientDescent(NamedTuple):
@@ -24,3 +27,13 @@ def loss(model, batch):
 
 
 SETTINGS = {"steps": 20, "key": jax.random.key(2), "optimizer": GradientDescent()}
+
+
+def names_commands_that_exist(text):
+    """The end of a demo names three commands of `jno-lora`."""
+    commands = cli.list_commands(click.Context(cli))
+    lines = text.rstrip().splitlines()
+    assert lines[-4] == "Next:"
+    for line in lines[-3:]:
+        program, command, *_ = line.split()
+        assert program == "jno-lora" and command in commands

@@ -29,7 +29,8 @@ def run():
 @pytest.fixture
 def forgotten(monkeypatch):
     """The demo as if nothing had imported it yet."""
-    for name in [name for name in sys.modules if name.startswith("jno_lora_compare._demo")]:
+    parts = tuple(f"jno_lora_compare.{name}" for name in ("_demo", "_operator", "burgers"))
+    for name in [name for name in sys.modules if name.startswith(parts)]:
         monkeypatch.delitem(sys.modules, name)
 
 
@@ -37,6 +38,7 @@ def test_help_of_the_demo_names_its_options_and_defaults(run):
     code, text = run("demo", "--help")
     assert code == 0
     assert all(option in text for option in ("--output", "demo-output", "--seed", "--quick"))
+    assert "[digits|operator]" in text
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "optax", "scipy", "sklearn"])
@@ -49,6 +51,18 @@ def test_a_missing_library_is_named_with_what_to_install(
     code, text = run("demo", "--output", str(tmp_path / "out"))
     assert code == 1
     assert text.startswith(f"Error: The demo needs {library}")
+    assert 'pip install "jno-lora[demo]"' in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("library", ["foundax", "jno_lora_foundax"])
+def test_an_operator_needs_foundax_and_its_adapters(run, forgotten, monkeypatch, tmp_path, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    # The package remembers the module, too.
+    monkeypatch.delattr(jno_lora_compare, "burgers", raising=False)
+    code, text = run("demo", "--task", "operator", "--output", str(tmp_path / "out"))
+    assert code == 1
+    assert f"needs {library}, which is not installed" in text
     assert 'pip install "jno-lora[demo]"' in text
     assert not (tmp_path / "out").exists()
 

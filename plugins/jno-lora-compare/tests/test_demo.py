@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from compare_cases import names_commands_that_exist
 from sklearn.datasets import load_digits
 
 from jno.lora import Net, lora_report
@@ -62,6 +63,7 @@ def test_it_prints_the_paths_of_what_it_wrote(printed):
     assert plot.read_bytes().startswith(b"\x89PNG\r\n")
     assert model.stat().st_size > 0
     assert sorted(output.iterdir()) == [plot, model]
+    names_commands_that_exist(text)
 
 
 def test_its_table_has_every_row_and_fits(printed):

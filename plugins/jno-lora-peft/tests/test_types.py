@@ -194,7 +194,7 @@ def test_a_trained_array_is_not_taken_for_the_one_that_was_loaded(tmp_path):
     [
         ([1, 9], "are not different rows of its 7"),
         ([1, 1], "are not different rows of its 7"),
-        ([1], r"of which rows \[1\] are meant"),
+        ([1], r"where rows \[1\] are meant"),
         (None, "whose rows the settings name"),
     ],
 )

@@ -36,7 +36,7 @@ def own_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
 
 
 def callable_model(model: Any) -> Callable[..., Any]:
-    """What a `Net` calls: `model`, or what the class of a layer in it makes of it.
+    """The callable that a `Net` calls: `model`, or the one that a layer's class makes of it.
 
     **Raises:** `SelectionError` if the model cannot be called.
     """

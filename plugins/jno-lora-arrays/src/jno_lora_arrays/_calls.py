@@ -14,7 +14,7 @@ _CARRIED = "carried by a loop, which may change it"
 
 
 class Evaluates(abc.ABC):
-    """What the calls use of an `Evaluation`."""
+    """The members of an `Evaluation` that calls use."""
 
     @abc.abstractmethod
     def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:

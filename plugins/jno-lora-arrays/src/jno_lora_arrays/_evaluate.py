@@ -57,7 +57,7 @@ class Evaluation(Evaluates):
         return [read(env, var) for var in jaxpr.outvars]
 
     def value_of(self, leaf: Any) -> Any:
-        """What stands for a declared array, or an adapter of one, in the evaluation."""
+        """The value that stands for a declared array, or its adapter, in the evaluation."""
         if not is_declared(leaf):
             return leaf
         if unadapted(leaf) is leaf:

@@ -27,7 +27,7 @@ from .layer import is_declared
 
 
 class ArrayAxes(NamedTuple):
-    """What `infer` found out about one array.
+    """The result of `infer` for one array.
 
     - `path`, `shape`: the array.
     - `axes`: a letter for each of its axes, as `declare` takes them; `None` if it has none.
@@ -175,7 +175,7 @@ def _why_never(array: Any) -> str | None:
 
 
 class Record(NamedTuple):
-    """What was seen of one array.
+    """The uses seen of one array.
 
     - `products`: for each product, the letters of those axes that it used.
     - `stacked`: axes that were scanned, or taken apart by number.

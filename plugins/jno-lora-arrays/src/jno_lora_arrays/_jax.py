@@ -1,4 +1,4 @@
-"""What is used of JAX's traced functions, in one place.
+"""The parts of JAX's traced functions that are used here, in one place.
 
 Everything else in this package uses documented functions of JAX. Where versions differ:
 
@@ -57,7 +57,7 @@ def evaluate_plainly(jaxpr: Any, eqns: Sequence[Any], env: Mapping[Any, Any]) ->
 
 @contextlib.contextmanager
 def context_of(eqn: Any) -> Iterator[None]:
-    """What was set where the equation was traced: its scope of names, and JAX's own contexts."""
+    """The settings under which the equation was traced: scope of names, JAX's contexts."""
     scope = str(eqn.source_info.name_stack)
     named = jax.named_scope(scope) if scope else contextlib.nullcontext()
     with eqn.ctx.manager, named:

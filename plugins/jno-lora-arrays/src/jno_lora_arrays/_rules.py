@@ -103,7 +103,7 @@ def _add(eqn: Any, values: Sequence[Any]) -> Any:
 def _complex(eqn: Any, values: Sequence[Any]) -> Any:
     real, imaginary = values
     if not (isinstance(real, Virtual) and isinstance(imaginary, Virtual)):
-        return Declined("a complex number of which one part is an array")
+        return Declined("a complex number with an array as one part")
     dtype = eqn.outvars[0].aval.dtype
     return real.plus(imaginary.scaled(jnp.asarray(1j, dtype), dtype), dtype)
 

@@ -1,4 +1,4 @@
-"""What the rules ask of a view of an adapted weight, and the descriptions of its uses."""
+"""Views of an adapted weight, as the rules see them, and descriptions of its uses."""
 
 import abc
 from collections.abc import Callable, Sequence

@@ -82,7 +82,7 @@ class Whole(RunsView):
             return Declined("a sum over other axes than all inputs or all outputs")
         in_batch = [math.prod(n for number, _, n in batch if number == one) for one in stack]
         if any(n not in (1, size) for n, size in zip(in_batch, stack_sizes, strict=True)):
-            return Declined("a product of which a part of a stack is a batch")
+            return Declined("a product that has a part of a stack as its batch")
         (side,) = sides
         if math.prod(size for *_, size in summed) != sizes[side]:
             return Declined("a sum over a part of the inputs or outputs")

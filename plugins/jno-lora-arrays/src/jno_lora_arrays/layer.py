@@ -107,7 +107,7 @@ class DeclaredArray(eqx.Module):
 
     @staticmethod
     def jno_lora_call(model: Any) -> Callable[..., Any]:
-        """How a `Net` calls a model that holds declared arrays: by `through`.
+        """A `Net` calls a model that holds declared arrays by `through`.
 
         **Raises:** `SelectionError` if the model is a tree of arrays and not a function.
         """

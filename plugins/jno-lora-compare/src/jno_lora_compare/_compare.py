@@ -96,7 +96,7 @@ def compare(
     rates: tuple[float, ...] = ()
     if optimizer is None:
         rates = checked_rates(_DEFAULT_RATE if learning_rate is None else learning_rate)
-        optimizer = _adam()
+        optimizer = adam()
     elif learning_rate is not None:
         raise SelectionError(
             "`optimizer` has a learning rate of its own: leave `learning_rate` out, or it."
@@ -251,7 +251,7 @@ def _name(candidate: Candidate) -> str:
     return ", ".join(map(_name, candidate))
 
 
-def _adam() -> Any:
+def adam() -> Any:
     """Adam with its learning rate in its state, so that one compiled step serves for all rates."""
     with imported_for("compare", "compare", "optax"):
         import optax

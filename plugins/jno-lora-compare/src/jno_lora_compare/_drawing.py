@@ -48,7 +48,7 @@ def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
 
 
 def draw_times(rows: Sequence[ComparisonRow]) -> Any:
-    """What each candidate reached for how many parameters, coloured by the time of a step."""
+    """Draw each candidate's result over its parameters, coloured by the time of a step."""
     figure = new_picture(9, 5.5)
     axes = figure.subplots()
     is_scored = all(row.score is not None for row in rows)

@@ -88,7 +88,7 @@ class Arrays:
         own = old.shape[len(index) :]
         fits = all(i < n for i, n in zip(index, old.shape, strict=False)) and own[1:] != ()
         if not fits or tensor.shape != (len(rows), *own[1:]):
-            return [_differ(key, old, tensor, f", of which rows {rows} are meant")]
+            return [_differ(key, old, tensor, f", where rows {rows} are meant")]
         if not all(0 <= row < own[0] for row in rows) or len({*rows}) < len(rows):
             return [f"{key}: the rows {rows} are not different rows of its {own[0]}"]
         new = jnp.asarray(old).at[(*index, jnp.asarray(rows))].set(tensor.astype(old.dtype))

@@ -126,7 +126,7 @@ def to_randlora(adapter: Adapter) -> File:
 
 
 def shared_bases(modules: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The one pair of bases of which all layers have a part, for all and for each."""
+    """The one pair of bases that all layers use a part of, for all and for each."""
     # PEFT makes it for a layer with the most outputs and the most inputs of all.
     most = np.max([one.layout.matrix for one in modules.values()], axis=0)
     smaller, larger = sorted(most.tolist())

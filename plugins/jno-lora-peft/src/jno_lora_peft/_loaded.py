@@ -12,7 +12,7 @@ import jax
 
 
 class Source(NamedTuple):
-    """What a file of this type had in place of the array: its tensors, and its settings."""
+    """The tensors and settings that a file of this type had in place of the array."""
 
     type: str
     tensors: Mapping[str, Any]
@@ -34,7 +34,7 @@ def is_loaded(array: object) -> bool:
 
 
 def source_of(array: object) -> Source | None:
-    """What the file had in place of this array; `None` if it had the array, or was not read."""
+    """The file's substitute for this array; `None` if it had the array, or was not read."""
     found = _found(array)
     return None if found is None else found[1]
 

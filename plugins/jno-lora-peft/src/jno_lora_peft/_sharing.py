@@ -127,7 +127,7 @@ def to_vblora(adapter: Adapter) -> File:
 
 
 def shared_tensors(modules: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors of which all modules have part, of the largest size that one needs."""
+    """The tensors that all modules use a part of, as large as the largest part."""
     whole: dict[str, np.ndarray] = {}
     for name in next(iter(modules.values())).shared:
         parts = [one.shared[name] for one in modules.values()]

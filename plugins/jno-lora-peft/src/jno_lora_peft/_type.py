@@ -1,4 +1,4 @@
-"""What is known of one of PEFT's types of adapter."""
+"""The description of one of PEFT's types of adapter."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ class Type:
     - `read`: the adapter here of one module. **Raises:** `MisfitError`.
     - `rank`, `alpha`: the settings for them, if it has them.
     - `writes`: by variant of the methods that are written as this type.
-    - `only`: settings of which one value is held, and why no other.
+    - `only`: settings that may have one value only, and why.
     - `common`: settings that depend on all modules, from what is written of each, by name.
     - `shares`: tensors of all modules together, by their whole names, as `common` is given them.
     - `bias`: the value of its setting `bias` with which the adapted layers' own biases train.

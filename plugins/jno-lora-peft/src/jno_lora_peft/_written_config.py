@@ -98,7 +98,7 @@ def config_of(
 
 
 def from_all(function: Callable[[Any], Any], modules: Mapping[str, Any]) -> Any:
-    """What a type has once for all modules. **Raises:** `PeftFormatError` if they disagree."""
+    """The settings that a type has once. **Raises:** `PeftFormatError` if modules disagree."""
     try:
         return function(modules)
     except MisfitError as err:

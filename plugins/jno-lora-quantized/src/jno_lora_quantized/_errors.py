@@ -1,4 +1,4 @@
-"""How far the weights of a quantised model are from those of the model that it was made from."""
+"""The distance of a quantised model's weights from those of its original."""
 
 import dataclasses
 import math

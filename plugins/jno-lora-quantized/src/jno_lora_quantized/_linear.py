@@ -60,7 +60,7 @@ linear_p = Primitive("jno_lora_linear")
 
 
 def linear(function: Map, x: Array, *leaves: Array) -> Array:
-    """`function(x, *leaves)`, of which the backward pass keeps the leaves only."""
+    """`function(x, *leaves)`, whose backward pass keeps only the leaves."""
     return linear_p.bind(x, *leaves, function=function)
 
 

@@ -1,4 +1,4 @@
-"""What `quantize` does to each layer, as a table."""
+"""The table of how `quantize` treats each layer."""
 
 import dataclasses
 

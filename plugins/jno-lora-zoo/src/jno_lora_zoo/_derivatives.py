@@ -39,7 +39,7 @@ def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
 
 
 def recomputed(function: _Function) -> _Function:
-    """`function(*arguments)`, of which the backward pass keeps the arguments only.
+    """`function(*arguments)`, whose backward pass keeps only the arguments.
 
     The pass computes the rest again. Everything that is differentiated must be an argument: an
     array, or a tree with arrays such as a module. `jax.checkpoint` alone would stop Taylor mode.

@@ -15,7 +15,7 @@ Positions = Shaped[Array, "n 4"]
 
 
 def count_of(shape: tuple[int, ...], r: int, n: Any, option: str) -> int:
-    """How many entries are chosen: `n`, or as many numbers as LoRA of rank `r` trains, at most all.
+    """The number of chosen entries: `n`, or as many as LoRA of rank `r` trains, at most all.
 
     **Raises:** `ValueError` unless `n`, which `option` names in the message, is a whole number from
     1 to that of all entries, and if the positions of these need more than 32 bits.

@@ -2,15 +2,7 @@
 
 from ._configuration import Entry
 from ._container import FilePath, read_file, read_json
-from ._loading import (
-    Classes,
-    Contents,
-    Strict,
-    load,
-    load_adapters,
-    read,
-    read_adapters,
-    with_loaded,
-)
+from ._loading import Strict, load, load_adapters, with_loaded
+from ._reading import Classes, Contents, read, read_adapters
 from ._saving import layers_to_hash, save, save_adapters, values_of
 from ._writing import write_together

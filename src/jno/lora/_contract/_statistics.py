@@ -99,7 +99,7 @@ def mean_shape(statistic: type[Statistic], shape: tuple[int, ...]) -> tuple[int,
 
 
 def zero_statistics(cls: Any, layer: Any) -> dict[str, Array] | None:
-    """What calibration gives for one `layer` that only sees zeros. `None` if nothing is needed."""
+    """The statistics of a `layer` that only sees zeros. `None` if nothing is needed."""
     if not cls.needs:
         return None
     shape = eqx.filter_eval_shape(cls.matrix, layer).shape

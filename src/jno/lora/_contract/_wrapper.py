@@ -45,7 +45,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     # Names of the trainable fields. Everything else in the adapter is frozen.
     adapter_fields: AbstractClassVar[tuple[str, ...]]
-    # Names of further trainable fields, each of which an option adds; `None` without the option.
+    # Names of further trainable fields. An option adds each; it is `None` without the option.
     optional_fields: ClassVar[tuple[str, ...]] = ()
     # For controllers of rank: the trained field, `(r,)` in one layer, whose zeros switch directions
     # off; and for other trained fields the axis of one layer's array along which directions lie.

@@ -134,7 +134,7 @@ def _stacked(
 def _differences(
     sets: Sequence[AdapterSet], is_padded: bool, rank: int | None = None
 ) -> Iterator[str]:
-    """How the sets differ, except for what padding to `rank` makes the same."""
+    """The differences between the sets that remain after padding to `rank`."""
     shared = [{name: show_array(x) for name, x in one.shared.items()} for one in sets]
     for index, own in enumerate(shared):
         if own != shared[0]:

@@ -24,7 +24,7 @@ def describe_jno() -> str:
 
 
 def find_bad_installs(packages: list[str], package_of_jno: str | None) -> list[str]:
-    """What is wrong with the way that jNO and `jno.lora` are installed, each with its cure.
+    """The problems of how jNO and `jno.lora` are installed, each with its cure.
 
     **Arguments:**
 

@@ -113,7 +113,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _differences(where: str, theirs: Any, ours: Any) -> list[str]:
-    """What keeps `ours` from being called as `theirs` is."""
+    """The reason why `ours` cannot be called as `theirs` is."""
     if not callable(theirs):
         return [f"{where} is missing"]
     if isinstance(ours, type):

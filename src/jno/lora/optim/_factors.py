@@ -53,7 +53,7 @@ def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Any
 
 
 def products(tree: PyTree) -> Iterator[Product]:
-    """The products in `tree` of which both factors are there."""
+    """The products in `tree` that have both factors."""
     for adapter, found in factors(tree):
         for inputs, outputs in zip(found["input"], found["output"], strict=False):
             for inner, A in inputs.items():

@@ -42,7 +42,7 @@ def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
         expect_model(params, "scale_by_riemannian")
         if next(products(params), None) is None:
             raise SelectionError(
-                "scale_by_riemannian found no product `B A` of which both factors train. For "
+                "scale_by_riemannian found no product `B A` whose two factors train. For "
                 f"adapters with a frozen `A`, use lora_fa(model). {ADVICE}"
             )
         return optax.EmptyState()

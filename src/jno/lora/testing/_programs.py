@@ -1,4 +1,4 @@
-"""What the checks compute. Each function is one compiled program, which checks and cases share.
+"""The programs of the checks. Each function is compiled once, for all checks and cases.
 
 A program takes a layer and the case's own `call`, so that all layers of one structure, the merged
 layers of all methods among them, use the same one. Operation by operation, each new shape would be

@@ -83,7 +83,7 @@ def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckRes
 
 
 def messages(failed: Iterable[CheckResult]) -> list[str]:
-    """What to print about checks that failed: one text for all that stopped at the same line."""
+    """The texts about checks that failed: one text for all that stopped at the same line."""
     alike: dict[tuple[str, ...], list[CheckResult]] = {}
     for result in failed:
         found = result.error and result.error.exception

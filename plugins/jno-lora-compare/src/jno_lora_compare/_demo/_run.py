@@ -15,6 +15,7 @@ from jno.lora import Net, merge_lora
 from jno.lora.extending import Bar, default_registry, table
 
 from .._fitting import Trainer, number_of
+from .._output import new_console, say, say_what_next
 from ._candidates import ADAPTERS, ALPHA, RANK, Outcome, adapt
 from ._classifier import Classifier, batches_of, logits_of, loss, measure
 from ._data import NOISE, ROTATION, Digits, load
@@ -67,14 +68,12 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
     """
     default_registry().defaults()  # without the zoo, say so now and not after pretraining
     effort = QUICK if quick else FULL
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100)  # a pipe has no width of its own
+    console = new_console()
     digits = load(seed)
     _print_data(console, digits)
     model = _pretrained(console, digits, effort, seed)
     parameters, score = number_of(Net(model).partition()[0]), measure(model, digits)
-    _print(
+    say(
         console,
         f"Pretrained {parameters:,} parameters: {score.source:.1%} right on the source domain, "
         f"{score.target:.1%} on the target domain.",
@@ -87,6 +86,7 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
     plot = output / "demo.png"
     save_plot(outcomes, plot)
     _print_files(console, plot, best, merged)
+    say_what_next(console, "jno-lora demo --task operator", "a neural operator, to new physics")
     return Demo(outcomes, best, merged, plot)
 
 
@@ -118,7 +118,7 @@ def _merged(best: Outcome, digits: Digits, path: Path) -> Merged:
 
 
 def _print_data(console: Console, digits: Digits) -> None:
-    _print(
+    say(
         console,
         f"Source domain: {len(digits.pretraining)} scans of handwritten digits to pretrain on.",
         f"Target domain: rotated by {ROTATION:g} degrees, noise of {NOISE:g}; "
@@ -165,7 +165,7 @@ def _print_table(
 
 
 def _print_files(console: Console, plot: Path, best: Outcome, merged: Merged) -> None:
-    _print(
+    say(
         console,
         f"Best adapter on the validation scans: {best.name} ({best.after.validation:.0%} right).",
         f"Its merged model, read back: logits differ by at most {merged.difference:.1e} (the "
@@ -175,9 +175,3 @@ def _print_files(console: Console, plot: Path, best: Outcome, merged: Merged) ->
         f"Plot:         {plot}",
         f"Merged model: {merged.path}",
     )
-
-
-def _print(console: Console, *lines: str) -> None:
-    for line in lines:
-        # As it is: no markup, no colours for numbers, and a path is never broken.
-        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -22,7 +22,7 @@ class MiSS(Additive):
 
     A linear layer sums its inputs in `r` classes and multiplies the sums by `D`.
 
-    Options, of which one may be given:
+    Options. One of them may be given:
 
     - `mini=n`: `D` is `(r, n)`, repeated over the outputs as well. `r n` parameters train.
     - `bat=True`: each `r` outputs have a `D` `(r, r)` of their own, and each `(r, r)` block `V` of

@@ -1,0 +1,128 @@
+"""The Burgers task: its solver is right, its protocol is fair, and the demo of an operator runs."""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from compare_cases import names_commands_that_exist
+
+from jno.lora import Net
+from jno.lora._commands._cli import cli
+
+pytest.importorskip("foundax")
+burgers = pytest.importorskip("jno_lora_compare.burgers")
+
+
+def cole_hopf(u, viscosity):
+    """The exact solution at time 1, by the Cole-Hopf transformation: exp(-U / 2 nu) diffuses."""
+    n = u.size
+    k = np.fft.rfftfreq(n, 1 / n)
+    u_k = np.fft.rfft(u)
+    potential = np.fft.irfft(np.where(k > 0, u_k / np.where(k > 0, 1j * k, 1), 0), n)
+    phi_k = np.fft.rfft(np.exp(-(potential - potential.min()) / (2 * viscosity)))
+    phi_k = phi_k * np.exp(-viscosity * k**2)
+    return -2 * viscosity * np.fft.irfft(1j * k * phi_k, n) / np.fft.irfft(phi_k, n)
+
+
+def test_the_solver_agrees_with_the_exact_solution():
+    fields = burgers.initial_fields(jax.random.key(3), 4)
+    assert jnp.abs(fields.mean(axis=1)).max() < 1e-5  # which the transformation asks for
+    # Where fronts are steeper, the transformation loses its digits.
+    for viscosity, size in ((0.1, 1.0), (0.02, 0.2)):
+        solutions = np.asarray(burgers.solve(size * fields, viscosity))
+        for field, solution in zip(np.asarray(size * fields, np.float64), solutions, strict=True):
+            exact = cole_hopf(field, viscosity)
+            assert np.linalg.norm(solution - exact) < 1e-4 * np.linalg.norm(exact)
+
+
+def test_a_shifted_simulation_is_a_simulation():
+    fields = burgers.initial_fields(jax.random.key(3), 4)
+    solved = burgers.solve(fields, 0.1)
+    moved = burgers.solve(jnp.roll(fields, 12, axis=1), 0.1)
+    assert jnp.allclose(moved, jnp.roll(solved, 12, axis=1), atol=1e-5)
+    pair = np.asarray(fields[:, ::4]), np.asarray(solved[:, ::4])
+    starts, ends = burgers.shifted(pair, [2, 2], [3, 0])
+    assert np.array_equal(starts, np.stack([np.roll(pair[0][2], 3), pair[0][2]]))
+    assert np.allclose(ends[0], moved[2, ::4], atol=1e-5)
+
+
+class Factor(eqx.Module):
+    """An operator with one number: it multiplies the field."""
+
+    by: jax.Array
+
+    def __call__(self, inputs):
+        return (self.by * inputs[:, :1])[None]
+
+
+def times(*factors):
+    """Simulations whose solutions are multiples of their fields."""
+    fields = np.asarray(burgers.initial_fields(jax.random.key(0), len(factors))[:, ::4])
+    return fields, fields * np.asarray(factors, np.float32)[:, None]
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    return burgers.Protocol(rates=(1e-2, 1e-1), steps=40, every=2, patience=3)
+
+
+def test_a_quarter_validates_and_the_rest_trains(protocol):
+    # The model learns the factor 2. Validation says that 2 is right, or that 3 is.
+    learned = protocol.adapt(Net(Factor(jnp.asarray(1.0))), times(2, 2, 2, 2))
+    assert learned.model.by == pytest.approx(2, abs=0.05)
+    assert learned.validation_error < 0.05 and learned.rate == 1e-1
+    torn = protocol.adapt(Net(Factor(jnp.asarray(1.0))), times(3, 2, 2, 2))
+    assert torn.validation_error == pytest.approx((3 - float(torn.model.by)) / 3, abs=1e-3)
+    assert 1.9 < torn.model.by < 2.3
+
+
+def test_the_untouched_model_is_a_candidate(protocol):
+    start = jnp.asarray(3.0)
+    net = Net(Factor(start))
+    kept = protocol.adapt(net, times(3, 2))  # training leads away from what validation wants
+    assert kept.model.by == start and net.module.by == start
+    assert kept.validation_error == pytest.approx(0, abs=1e-6)
+
+
+def test_one_simulation_is_too_few(protocol):
+    with pytest.raises(ValueError, match="two or more, but holds 1"):
+        protocol.adapt(Net(Factor(jnp.asarray(1.0))), times(2))
+
+
+def test_the_error_is_the_mean_over_all_fields(protocol):
+    factors = np.arange(1, 33)
+    model = Factor(jnp.asarray(2.0))
+    expected = np.mean(np.abs(2 - factors) / factors)
+    assert protocol.error(model, times(*factors)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="multiple of 16, but holds 3"):
+        protocol.error(model, times(1, 2, 3))
+
+
+def test_a_picture_of_the_same_numbers_is_the_same_file(tmp_path):
+    model, test = Factor(jnp.asarray(1.0)), times(1, 2)
+    errors = {"before": [0.5, 0.5], "after": [0.4, 0.2]}
+    for name in ("one.svg", "two.svg"):
+        burgers.draw(tmp_path / name, errors, [2, 4], {"before": model}, test)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_the_demo_of_an_operator(tmp_path):
+    arguments = ["demo", "--task", "operator", "--quick", "--output", str(tmp_path)]
+    # foundax is written for JAX's own defaults.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    row = re.compile(
+        r"^ *(no adaptation|full fine-tuning|lora) +([\d,]+) +[\d.]+ +([\d.]+) +([\d.]+) *$"
+    )
+    rows = [match.groups() for match in map(row.match, result.output.splitlines()) if match]
+    assert [name for name, *_ in rows] == ["no adaptation", "full fine-tuning", "lora"]
+    trained = [int(number.replace(",", "")) for _, number, *_ in rows]
+    assert trained[0] == 0 < trained[2] < trained[1]
+    assert all(0 < float(error) < 2 for row in rows for error in row[2:])
+    assert (tmp_path / "operator.png").read_bytes().startswith(b"\x89PNG")
+    names_commands_that_exist(result.output)

@@ -1,0 +1,200 @@
+"""From a file to adapters, without a model."""
+
+import dataclasses
+import itertools
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._compute import count_non_finite
+from .._contract import LoRAWrapper, check_contract, takes
+from .._errors import CheckpointError, PluginError, SelectionError, warn
+from .._paths import bullets, show_path
+from .._registry import Registry, default_registry
+from .._sets import AdapterSet, LooseAdapter
+from ._configuration import KEY, Configuration, Entry
+from ._container import Container, FilePath, MalformedError, Tensor, opened
+
+# The type of `wrappers=`.
+Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
+
+
+def read_adapters(
+    path: FilePath, *, wrappers: Classes = (), registry: Registry | None = None
+) -> AdapterSet:
+    """The adapters of a file, without a model: for `swap_adapters`, or to combine them.
+
+    **Arguments** and **Raises:** as `load_adapters`.
+    """
+    contents = read(path)
+    adapters, problems = adapters_in(contents, wrappers, default_registry(registry))
+    refuse(problems, path, "holds adapters that cannot be read here", "No adapter was read.")
+    warn_of_non_finite(path, contents, adapters.adapters)
+    return adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """The configuration and the arrays of a file. `values` is empty unless they were read."""
+
+    configuration: Configuration
+    tensors: dict[str, Tensor]
+    values: dict[str, np.ndarray]
+    nbytes: int
+
+
+def read(path: FilePath, *, values: bool = True) -> Contents:
+    """The contents of a file. No plugin runs. **Raises:** `CheckpointError` if it is damaged."""
+    with opened(path) as file:
+        container = Container(path, file)
+        text = container.metadata.get(KEY)
+        if text is None:
+            raise MalformedError(
+                f"it is a safetensors file, but not one of jno-lora: its metadata have no {KEY!r}. "
+                "(A PEFT adapter is a directory, for `jno.lora.peft`.)"
+            )
+        configuration = Configuration.parse(text)
+        configuration.check_tensors(container.tensors)
+        arrays = container.read_all() if values else {}
+        return Contents(configuration, container.tensors, arrays, container.nbytes)
+
+
+# Why adapters cannot be loaded: lines for a message, with the errors behind them.
+Problems = dict[str, Exception | None]
+
+
+def refuse(problems: Problems, path: FilePath, what: str, advice: str) -> None:
+    """**Raises:** `CheckpointError` if there are problems."""
+    if problems:
+        cause = next(filter(None, problems.values()), None)
+        message = f"{os.fspath(path)!r} {what}:\n{bullets(problems)}\n{advice}"
+        raise CheckpointError(message) from cause
+
+
+def adapters_in(
+    contents: Contents, wrappers: Classes, registry: Registry
+) -> tuple[AdapterSet, Problems]:
+    """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
+    entries, given = contents.configuration.entries, _classes_by_name(wrappers)
+    of_class: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        key = (entry.distribution, entry.version, entry.wrapper)
+        of_class.setdefault(key, []).append(entry)
+    problems: Problems = {}
+    classes: dict[str, type[LoRAWrapper]] = {}
+    for alike in of_class.values():
+        try:
+            classes |= dict.fromkeys([x.path for x in alike], _class_of(alike[0], given, registry))
+        except PluginError as err:
+            paths = ", ".join(show_path(entry.path) for entry in alike[:3])
+            more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
+            problems[f"{paths}{more}: {err}"] = err
+    found: dict[str, LooseAdapter] = {}
+    for entry in (entry for entry in entries if entry.path in classes):
+        cls = classes[entry.path]
+        arrays = {name: contents.values[tensor] for name, tensor in entry.tensors.items()}
+        wrong = _problems_of(entry, cls, arrays)
+        problems |= dict.fromkeys(wrong)
+        if not wrong:
+            # Copies: JAX might share NumPy's memory, which cannot be donated then.
+            state = {name: jnp.array(array) for name, array in arrays.items()}
+            found[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
+    shared = {
+        name: contents.values[it] for name, it in contents.configuration.shared_tensors.items()
+    }
+    problems |= {it: None for name, array in shared.items() if (it := _too_wide(name, array))}
+    return AdapterSet(found, {name: jnp.array(x) for name, x in shared.items()}), problems
+
+
+def _too_wide(where: str, array: np.ndarray) -> str:
+    """The problem with an array of a dtype that JAX does not hold; else empty."""
+    if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
+        return ""
+    x64 = "`jax.config.update('jax_enable_x64', True)`"
+    return f"{where}: {array.dtype}, which JAX holds only with {x64}"
+
+
+def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndarray]) -> list[str]:
+    problems: list[str] = []
+    for name, array in arrays.items():
+        where, dtype = f"{show_path(entry.path)}/{name}", array.dtype
+        trains = name.partition("/")[0] in (*cls.adapter_fields, *cls.optional_fields)
+        if problem := _too_wide(where, array):
+            problems.append(problem)
+        elif trains and not jnp.issubdtype(dtype, jnp.inexact):
+            problems.append(f"{where}: {dtype}, but it trains, so it must have a floating dtype")
+    return problems + [
+        f"{show_path(entry.path)}: its {name} is null, but a {cls.__name__} needs a finite number"
+        for name in takes(cls)
+        if getattr(entry, name) is None
+    ]
+
+
+def warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[str]) -> None:
+    configuration = contents.configuration
+    own = [it.tensors.values() for it in configuration.entries if it.path in loaded]
+    lines = [
+        f"{name}: {count:,} of {contents.values[name].size:,} numbers"
+        for name in itertools.chain(*own, configuration.shared_tensors.values())
+        if (count := count_non_finite(contents.values[name]))
+    ]
+    if lines:
+        warn(f"Arrays of {os.fspath(path)!r} hold NaN or infinity:\n{bullets(lines)}")
+
+
+def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
+    if isinstance(given, str) or not isinstance(given, type | Iterable | None):
+        raise SelectionError(
+            f"`wrappers` must be adapter classes, but is {given!r}. What plugins provide is found "
+            "without it."
+        )
+    found: dict[str, type[LoRAWrapper]] = {}
+    for cls in [given] if isinstance(given, type) else given or ():
+        check_contract(cls)
+        if found.setdefault(cls.__name__, cls) is not cls:
+            raise SelectionError(
+                f"`wrappers` has two classes of the name {cls.__name__!r}. Load the adapters of "
+                "each in a call of its own, with strict=False."
+            )
+    return found
+
+
+def _class_of(
+    entry: Entry, given: Mapping[str, type[LoRAWrapper]], registry: Registry
+) -> type[LoRAWrapper]:
+    """The class of an adapter. **Raises:** `PluginError` that says what to install or to pass."""
+    if entry.wrapper in given:
+        return given[entry.wrapper]
+    try:
+        provided = registry.provided(entry.distribution, entry.wrapper)
+    except PluginError as err:
+        advice = f"Pass it: load_adapters(..., wrappers=[{entry.wrapper}])"
+        if entry.distribution is None:
+            problem = f"{entry.wrapper} is a class that no plugin provides. {advice}"
+        else:
+            problem = f"{err}. {_how_to_install(entry) if registry.discover else advice}"
+        raise PluginError(problem) from err
+    if provided.version and _major_minor(provided.version) < _major_minor(entry.version):
+        raise PluginError(
+            f"it was saved with {entry.wrapper} of {entry.distribution} {entry.version}, which is "
+            f"newer than the installed {provided.version}. {_how_to_install(entry)}"
+        )
+    return provided.cls
+
+
+def _how_to_install(entry: Entry) -> str:
+    # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
+    public = entry.version.partition("+")[0]
+    bound = f">={public}" if public else ""
+    return f'If you trust this file:\n    pip install -U "{entry.distribution}{bound}"\n'
+
+
+def _major_minor(version: str) -> tuple[int, int]:
+    """`(1, 2)` for a version such as `1.2.3`. Versions that do not parse sort first."""
+    found = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?", version)
+    return (0, 0) if found is None else (int(found[1]), int(found[2] or 0))
