@@ -68,9 +68,8 @@ def _looped_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Arr
     flat = _flat(x)
 
     def write(own: Array, slot: Array, y: Array) -> Array:
-        existing = _existing(own, len(x))
-        scale = s[existing]
-        h = _rows(flat, existing, x.shape[2]) @ _factor(A, slot, x.dtype).T
+        scale = s.at[own].get(mode="fill", fill_value=0)
+        h = _rows(flat, own, x.shape[2]) @ _factor(A, slot, x.dtype).T
         h = jnp.repeat(scale, x.shape[1])[:, None] * h
         u = (h @ _factor(Bt, slot, x.dtype)).reshape(len(own), *y.shape[1:])
         return y.at[jnp.where(scale == 0, len(x), own)].add(u, mode="drop")
@@ -85,14 +84,12 @@ def _looped_sums(x: Array, A: Array, y: Array, s: Array, slots: Array, *, dtype:
     lefts, rights = _flat(x), _flat(y)
 
     def write(own: Array, slot: Array, sums: Array) -> Array:
-        existing = _existing(own, len(x))
-        scale = jnp.where(own < len(x), s[existing], 0)
-        h = _rows(lefts, existing, x.shape[2]) @ _factor(A, slot, x.dtype).T
-        scale = jnp.repeat(scale, x.shape[1])[:, None]
-        h = jnp.where(scale == 0, 0, scale * h)
-        product = h.T @ _rows(rights, existing, y.shape[2])
-        own = lax.dynamic_index_in_dim(sums, slot, keepdims=False) + product.astype(dtype)
-        return lax.dynamic_update_index_in_dim(sums, own, slot, 0)
+        scale = jnp.repeat(s.at[own].get(mode="fill", fill_value=0), x.shape[1])[:, None]
+        h = scale * (_rows(lefts, own, x.shape[2]) @ _factor(A, slot, x.dtype).T)
+        # Both, since the NaN of another slot's example times zero is NaN.
+        h, right = (jnp.where(scale == 0, 0, a) for a in (h, _rows(rights, own, y.shape[2])))
+        total = lax.dynamic_index_in_dim(sums, slot, keepdims=False) + (h.T @ right).astype(dtype)
+        return lax.dynamic_update_index_in_dim(sums, total, slot, 0)
 
     return _loop(write, jnp.zeros((*A.shape[:2], y.shape[2]), dtype), x, slots, len(A))
 
@@ -135,12 +132,7 @@ def _flat(x: Array) -> Array:
 
 
 def _rows(flat: Array, examples: Array, width: int) -> Array:
-    return flat.at[examples].get(mode="promise_in_bounds").reshape(-1, width)
-
-
-def _existing(examples: Array, count: int) -> Array:
-    """The examples, with another one of the same slot for those that do not exist."""
-    return jnp.where(examples < count, examples, examples[0])
+    return flat.at[examples].get(mode="clip").reshape(-1, width)
 
 
 def _factor(M: Array, slot: Array, dtype: Any) -> Array:
