@@ -19,6 +19,7 @@ count less. On a GPU it is the wall's.
 import argparse
 import dataclasses
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -112,7 +113,8 @@ def main() -> None:
             cells = [over(seconds, side, f"{side} of one") for side in ("gradient", "step")]
             print(f"| {count} | {' | '.join(cells)} |", flush=True)
     for count in (count for count in counts[-2:] if count > 1):
-        print("\n" + housekeeping(cases(options.quick)[0], count))
+        print("\n" + housekeeping(cases(options.quick)[0], count, clock))
+        print("\n" + floors(cases(options.quick)[0], count, clock, rounds))
 
 
 def interleaved(
@@ -217,7 +219,7 @@ def steps_of(
     return {"gradient": lambda: only(trainable, frozen, xs), "step": run_once}
 
 
-def housekeeping(case: Case, count: int) -> str:
+def housekeeping(case: Case, count: int, clock: Callable[[], float]) -> str:
     """What an adapter takes in memory, and how long a file takes to be added and used.
 
     The time of the call that uses it is that of the next one, which is taken away again.
@@ -234,12 +236,12 @@ def housekeeping(case: Case, count: int) -> str:
             bank.remove("first")
             held = bank.snapshot() if turn % 2 else None
             jax.block_until_ready(bank.run(["0"], case.xs[:1]))
-            start = time.perf_counter()
+            start = clock()
             bank.add(file.name, "first")
             jax.block_until_ready(bank.run(["first"], case.xs[:1]))
-            ready = time.perf_counter()
+            ready = clock()
             jax.block_until_ready(bank.run(["first"], case.xs[:1]))
-            taken = (ready - start) - (time.perf_counter() - ready)
+            taken = (ready - start) - (clock() - ready)
             if turn > 3:
                 seconds["in place" if held is None else "beside a snapshot"].append(taken)
     times = ", ".join(
@@ -249,6 +251,43 @@ def housekeeping(case: Case, count: int) -> str:
         f"{count} slots of {case.name}: an adapter takes {growth / nbytes(one):.3f} of its own "
         f"bytes, and adding a file {times} (median)."
     )
+
+
+def floors(case: Case, count: int, clock: Callable[[], float], rounds: int) -> str:
+    """The least time of programs that write all factors: whatever computes them takes longer."""
+    bank = AdapterBank(case.model, [extract_adapters(trained(case, 0))] * count)
+    factors = bank.partition()[0]
+    adam = optax.adam(1e-4)
+    now = [jax.tree.map(jnp.copy, factors), (jax.tree.map(jnp.copy, factors), adam.init(factors))]
+
+    def step(both: Any, gradients: Any) -> Any:
+        updates, state = adam.update(gradients, both[1], both[0])
+        return eqx.apply_updates(both[0], updates), state
+
+    def twice(tree: Any) -> Any:
+        return jax.tree.map(lambda a: 2 * a, tree)
+
+    anew, in_place = jax.jit(twice), jax.jit(twice, donate_argnums=0)
+    stepped = jax.jit(step, donate_argnums=0)
+
+    def run_in_place() -> Any:
+        now[0] = in_place(now[0])
+        return now[0]
+
+    def run_step() -> Any:
+        now[1] = stepped(now[1], factors)
+        return now[1]
+
+    sides = {
+        "written to new arrays": lambda: anew(factors),
+        "written in place": run_in_place,
+        "stepped by Adam in place": run_step,
+    }
+    seconds = interleaved(sides, clock, rounds)
+    times = ", ".join(
+        f"{1000 * statistics.median(one[side] for one in seconds):.1f} ms {side}" for side in sides
+    )
+    return f"All factors of {count} adapters ({nbytes(factors) / 2**20:.0f} MiB): {times} (median)."
 
 
 def nbytes(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""Products with one of many matrices are those of `vmap`, in values and derivatives."""
+"""The update of one of many slots is that of `vmap`, in values and derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from jax.experimental.jet import jet
 
 from jno_lora_bank import _products
-from jno_lora_bank._products import slot_low_rank, slot_product
+from jno_lora_bank._products import slot_update
 
 SLOTS, BATCH, SIZES = 5, 11, (6, 2, 4)
 keys = jr.split(jr.key(0), 4)
@@ -16,10 +16,15 @@ x = jr.normal(keys[0], (BATCH, SIZES[0]))
 A = jr.normal(keys[1], (SLOTS, SIZES[1], SIZES[0]))
 Bt = jr.normal(keys[2], (SLOTS, SIZES[1], SIZES[2]))
 slots = jr.randint(keys[3], (BATCH,), 0, SLOTS)
+scales = jnp.asarray([0.0, 1.0, -0.5, 0.5, 0.75])
+
+
+def found(x, A, Bt, slot):
+    return slot_update(jnp.cos(x[: SIZES[2]]), x, A, Bt, scales[slot], slot)
 
 
 def expected(x, A, Bt, slot):
-    return (A[slot] @ x) @ Bt[slot]
+    return jnp.cos(x[: SIZES[2]]) + scales[slot] * ((A[slot] @ x) @ Bt[slot])
 
 
 def batch(function):
@@ -51,10 +56,13 @@ def of_many_stacks(function):
 
 
 def transposes(function):
-    """Of the linear function of `x`, as iterative solvers ask for them."""
-    return lambda x, A, Bt: jax.linear_transpose(lambda x: batch(function)(x, A, Bt), x)(
-        jnp.ones((BATCH, SIZES[2]))
-    )
+    """Of the derivative by `x`, as iterative solvers ask for them."""
+
+    def transposed(x, A, Bt):
+        of_x = jax.linearize(lambda x: batch(function)(x, A, Bt), x)[1]
+        return jax.linear_transpose(of_x, x)(jnp.ones((BATCH, SIZES[2])))
+
+    return transposed
 
 
 def taylor(function):
@@ -77,28 +85,61 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_they_are_those_of_vmap(case):
-    found, wanted = (jax.jit(CASES[case](f))(x, A, Bt) for f in (slot_low_rank, expected))
-    for own, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    ours, wanted = (jax.jit(CASES[case](f))(x, A, Bt) for f in (found, expected))
+    for own, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(own, other, atol=2e-5, rtol=1e-5)
 
 
-def test_one_product():
-    found = jax.vmap(lambda x, slot: slot_product(x, A.mT, slot))(x, slots)
-    np.testing.assert_allclose(found, jnp.einsum("bri,bi->br", A[slots], x), atol=1e-5)
+def test_derivatives_by_the_scale():
+    """Also of the gradient, and where the scale is 0."""
+
+    def of_slot(s, x, A, slot, function):
+        return jnp.sum(jnp.sin(function(s, x, A, slot)))
+
+    def ours(s, x, A, slot):
+        return slot_update(jnp.zeros(SIZES[2]), x, A, Bt, s, slot)
+
+    def plain(s, x, A, slot):
+        return s * ((A[slot] @ x) @ Bt[slot])
+
+    def both(function):
+        def total(s, A):
+            own = jax.vmap(lambda s, x, slot: of_slot(s, x, A, slot, function))
+            return jnp.sum(own(s, x, slots))
+
+        def steepness(s):
+            return jnp.sum(jax.grad(total, 1)(s, A) ** 2)
+
+        return jax.jit(lambda s: (jax.grad(total)(s, A), jax.grad(steepness)(s)))(scales[slots])
+
+    for own, other in zip(both(ours), both(plain), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_all_platforms_compute_the_same(rows):
     """The loop of CPUs, the copies of GPUs and the ragged product of TPUs."""
-    xs = jnp.stack([x] * rows, axis=1)
-    for transposed, M in ((True, A), (False, A.mT)):
-        wanted = _products._gathered_times(xs, M, slots, transposed=transposed)
-        for function in (_products._looped_times, _products._ragged_times):
-            found = function(xs, M, slots, transposed=transposed)
-            np.testing.assert_allclose(found, wanted, atol=1e-5)
-    outers = (_products._gathered_outer, _products._looped_outer)
-    sums = [f(xs, xs, slots, count=SLOTS, dtype=np.dtype("float32")) for f in outers]
+    xs, s = jnp.stack([x] * rows, axis=1), scales[slots]
+    ys = jnp.ones((BATCH, rows, SIZES[2]))
+    wanted = _products._gathered_update(ys, xs, A, Bt, s, slots)
+    for function in (_products._looped_update, _products._ragged_update):
+        np.testing.assert_allclose(function(ys, xs, A, Bt, s, slots), wanted, atol=1e-5)
+    functions = (_products._gathered_sums, _products._looped_sums)
+    sums = [f(xs, A, ys, s, slots, dtype=np.dtype("float32")) for f in functions]
     np.testing.assert_allclose(*sums, atol=1e-4)
+
+
+UPDATES = [getattr(_products, f"_{way}_update") for way in ("gathered", "looped", "ragged")]
+
+
+@pytest.mark.parametrize("function", UPDATES)
+def test_a_scale_of_zero_leaves_the_output_as_it_is(function):
+    xs = x.at[:].set(jnp.inf)[:, None]
+    ys = jr.normal(jr.key(1), (BATCH, 1, SIZES[2])).at[0].set(-0.0)
+    s = jnp.where(slots == 2, 0, 1.0)
+    found = function(ys, xs, A, Bt, s, slots)
+    is_same = np.asarray(found).view(np.int32) == np.asarray(ys).view(np.int32)
+    np.testing.assert_array_equal(is_same.all(axis=(1, 2)), slots == 2)
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -106,7 +147,11 @@ def test_a_nan_stays_in_its_slot(side):
     """The gradient of one adapter does not depend on the examples of another."""
     sides = [x[:, None], x[:, None]]
     sides[side] = sides[side].at[0].set(jnp.nan)
-    for function in (_products._gathered_outer, _products._looped_outer):
-        sums = function(*sides, slots, count=SLOTS, dtype=np.dtype("float32"))
+    s = jnp.ones(BATCH)
+    for function in (_products._gathered_sums, _products._looped_sums):
+        sums = function(sides[0], A, sides[1], s, slots, dtype=np.dtype("float32"))
         is_nan = np.isnan(sums).any(axis=(1, 2))
         np.testing.assert_array_equal(is_nan, np.arange(SLOTS) == slots[0])
+    for function in UPDATES:
+        ys = function(sides[1][..., : SIZES[2]], sides[0], A, Bt, s, slots)
+        np.testing.assert_array_equal(np.isnan(ys).any(axis=(1, 2)), np.arange(BATCH) == 0)

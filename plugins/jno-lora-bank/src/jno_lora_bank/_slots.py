@@ -24,7 +24,7 @@ from jno_lora_zoo import (
     scaled,
 )
 
-from ._products import slot_low_rank, slot_product
+from ._products import slot_update
 
 M = TypeVar("M")
 
@@ -99,6 +99,11 @@ class Slots(Method):
         # With `seen`, no kind puts the update into its weight: that would be copied as well.
         return self.low_rank(x, A, B, between=self.times_scale, after=self.or_base, seen=x)
 
+    def added(self, y: Array, x: Array, A: Array) -> Array:
+        """`y + s B A x` by the product of the whole batch; `y` itself in slot 0."""
+        s = self.scaling.astype(y.dtype)
+        return slot_update(y, x.astype(y.dtype), A, self.lora_Bt, s, self.nearest)
+
     def own(self, stack: Array) -> Array:
         """The entry of this slot, or of the nearest one that exists."""
         return stack[self.nearest]
@@ -126,20 +131,16 @@ class SlotsLinear(Slots, LinearLayer):  # pyright: ignore[reportIncompatibleVari
     """Slots of a linear layer."""
 
     def updated(self, x: Any) -> Array:
-        y = self.product(x)
-        x = jnp.reshape(jnp.asarray(x), (-1,)).astype(y.dtype)
-        u = slot_low_rank(x, self.lora_A, self.lora_Bt, self.nearest)
-        return y + self.or_base(self.times_scale(u))
+        return self.added(self.product(x), jnp.reshape(jnp.asarray(x), (-1,)), self.lora_A)
 
 
 class SlotsEmbedding(Slots, EmbeddingLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Slots of an embedding table. A lookup reads one column of one `A`."""
 
     def updated(self, x: Any) -> Array:
-        y = self.product(x)
-        h = self.lora_A[self.nearest, :, x].astype(y.dtype)
-        u = slot_product(h, self.lora_Bt, self.nearest)
-        return y + self.or_base(self.times_scale(u))
+        h = self.lora_A[self.nearest, :, x]
+        same = jnp.broadcast_to(jnp.eye(len(h), dtype=h.dtype), (len(self.scale), len(h), len(h)))
+        return self.added(self.product(x), h, same)
 
 
 class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -162,7 +163,7 @@ class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatib
 
     def _change(self, v: Array) -> Array:
         """`W' v - W v`."""
-        u = self.times_scale(slot_low_rank(v, self.lora_A, self.lora_Bt, self.nearest))
+        u = self.added(jnp.full(self.lora_Bt.shape[-1], -0.0, v.dtype), v, self.lora_A)
         if self.gain is not None:
             product = self.matrix(self.base).astype(v.dtype) @ v
             u = scaled(product + u, self.own(self.gain)) - product
