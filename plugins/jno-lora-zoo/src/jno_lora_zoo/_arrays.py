@@ -109,34 +109,33 @@ def _half_times(y: Array, v: Array) -> Array:
 def mixed(h: Float[Array, "r *rest"], R: Float[Array, "k r"]) -> Float[Array, "k *rest"]:
     """`R h`: a matrix on the first axis."""
     # `h @ R.T` for a vector: under `vmap` this is one plain matrix product.
-    R = gradient_by_columns(R.astype(h.dtype))
+    R = R.astype(h.dtype)
+    R = with_stored_gradient(R.T).T if R.shape[0] > R.shape[1] else R
     return jnp.moveaxis(jnp.tensordot(h, R, ((0,), (1,))), -1, 0)
 
 
 @jax.custom_jvp
-def gradient_by_columns(R: Float[Array, "k r"]) -> Float[Array, "k r"]:
-    """`R` itself, whose gradient a compiler lays out as that of its transpose.
+def with_stored_gradient(a: Array) -> Array:
+    """`a` itself, whose gradient the compiler is to store as an array in this layout.
 
-    XLA on a CPU takes ten times as long for the product of `k x n` and `n x r` that gives the
-    gradient of a tall `R`, unless its result is laid out by columns.
+    XLA on a CPU chooses layouts by what reads an array, or reads it piece by piece in each of its
+    readers, which can take ten times as long.
     """
-    return R
+    return a
 
 
-@gradient_by_columns.defjvp
-def _gradient_by_columns_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (R,), (dR,) = primals, tangents
-    return gradient_by_columns(R), jax.lax.optimization_barrier(dR.T).T
+@with_stored_gradient.defjvp
+def _with_stored_gradient_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return with_stored_gradient(*primals), jax.lax.optimization_barrier(*tangents)
 
 
 def rotated(y: Float[Array, "n *rest"], R: Float[Array, "blocks r r"]) -> Float[Array, "n *rest"]:
     """`blockdiag(R_1, R_2, ...) y` along the first axis, cut to its length."""
     blocks, r, _ = R.shape
     padded = jnp.pad(y, ((0, blocks * r - y.shape[0]), *((0, 0),) * (y.ndim - 1)))
-    turned = jnp.einsum(
-        "kij,kj...->ki...", R.astype(y.dtype), padded.reshape(blocks, r, *y.shape[1:])
-    )
-    return turned.reshape(-1, *y.shape[1:])[: y.shape[0]]
+    in_blocks = with_stored_gradient(padded.reshape(blocks, r, *y.shape[1:]))
+    turned = jnp.einsum("kj...,kij->ki...", in_blocks, R.astype(y.dtype))
+    return with_stored_gradient(turned).reshape(-1, *y.shape[1:])[: y.shape[0]]
 
 
 def row_norms(V: Matrix) -> Float[Array, " out"]:
