@@ -108,18 +108,21 @@ def _half_times(y: Array, v: Array) -> Array:
 
 def mixed(h: Float[Array, "r *rest"], R: Float[Array, "k r"]) -> Float[Array, "k *rest"]:
     """`R h`: a matrix on the first axis."""
-    # `h @ R.T` for a vector: under `vmap` this is one plain matrix product.
     R = R.astype(h.dtype)
+    # The gradient of a tall matrix costs XLA on a CPU ten times as much by rows as by columns.
     R = with_stored_gradient(R.T).T if R.shape[0] > R.shape[1] else R
-    return jnp.moveaxis(jnp.tensordot(h, R, ((0,), (1,))), -1, 0)
+    # `h @ R.T` for a vector: under `vmap` this is one plain matrix product.
+    y = jax.lax.dot_general(h, R, (((0,), (1,)), ((), ())))
+    return y if h.ndim == 1 else jnp.moveaxis(y, -1, 0)
 
 
 @jax.custom_jvp
 def with_stored_gradient(a: Array) -> Array:
-    """`a` itself, whose gradient the compiler is to store as an array in this layout.
+    """`a` itself, whose gradient the compiler stores as an array of this shape.
 
-    XLA on a CPU chooses layouts by what reads an array, or reads it piece by piece in each of its
-    readers, which can take ten times as long.
+    Otherwise XLA may choose a layout in which a product takes ten times as long, or compute the
+    gradient again, entry by entry, in an order that suits its reader. The function contains no
+    operation, for Taylor mode.
     """
     return a
 
