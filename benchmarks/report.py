@@ -37,8 +37,8 @@ advance; **bold** marks a missed target.
 """
 
 WHERE_THE_REST_GOES = """\
-The [cost model](cost-model.md#where-the-rest-of-a-step-goes) says where the rest of a step goes, and
-which changes won and lost.
+The [cost model](cost-model.md#where-the-rest-of-a-step-goes) says where the rest of a step goes,
+and which changes won and lost.
 """
 
 METHOD = """\
