@@ -36,6 +36,11 @@ shows the median, and the quartiles in brackets. A number in parentheses is the 
 advance; **bold** marks a missed target.
 """
 
+WHERE_THE_REST_GOES = """\
+The [cost model](cost-model.md#where-the-rest-of-a-step-goes) says where the rest of a step goes,
+and which changes won and lost.
+"""
+
 METHOD = """\
 ## How it is measured
 
@@ -96,7 +101,7 @@ def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
     parts.append(METHOD)
     if not (results / "gpu.json").exists():
         parts.append(NO_GPU)
-    parts += ["## Missed targets\n", *map(misses, devices)]
+    parts += ["## Missed targets\n", WHERE_THE_REST_GOES, *map(misses, devices)]
     page = docs / "benchmarks.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts).rstrip() + "\n")

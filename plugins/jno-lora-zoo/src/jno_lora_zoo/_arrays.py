@@ -108,18 +108,37 @@ def _half_times(y: Array, v: Array) -> Array:
 
 def mixed(h: Float[Array, "r *rest"], R: Float[Array, "k r"]) -> Float[Array, "k *rest"]:
     """`R h`: a matrix on the first axis."""
+    R = R.astype(h.dtype)
+    # The gradient of a tall matrix costs XLA on a CPU ten times as much by rows as by columns.
+    R = with_stored_gradient(R.T).T if R.shape[0] > R.shape[1] else R
     # `h @ R.T` for a vector: under `vmap` this is one plain matrix product.
-    return jnp.moveaxis(jnp.tensordot(h, R.astype(h.dtype), ((0,), (1,))), -1, 0)
+    y = jax.lax.dot_general(h, R, (((0,), (1,)), ((), ())))
+    return y if h.ndim == 1 else jnp.moveaxis(y, -1, 0)
+
+
+@jax.custom_jvp
+def with_stored_gradient(a: Array) -> Array:
+    """`a` itself, whose gradient the compiler stores as an array of this shape.
+
+    Otherwise XLA may choose a layout in which a product takes ten times as long, or compute the
+    gradient again, entry by entry, in an order that suits its reader. The function contains no
+    operation, for Taylor mode.
+    """
+    return a
+
+
+@with_stored_gradient.defjvp
+def _with_stored_gradient_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return with_stored_gradient(*primals), jax.lax.optimization_barrier(*tangents)
 
 
 def rotated(y: Float[Array, "n *rest"], R: Float[Array, "blocks r r"]) -> Float[Array, "n *rest"]:
     """`blockdiag(R_1, R_2, ...) y` along the first axis, cut to its length."""
     blocks, r, _ = R.shape
     padded = jnp.pad(y, ((0, blocks * r - y.shape[0]), *((0, 0),) * (y.ndim - 1)))
-    turned = jnp.einsum(
-        "kij,kj...->ki...", R.astype(y.dtype), padded.reshape(blocks, r, *y.shape[1:])
-    )
-    return turned.reshape(-1, *y.shape[1:])[: y.shape[0]]
+    in_blocks = with_stored_gradient(padded.reshape(blocks, r, *y.shape[1:]))
+    turned = jnp.einsum("kj...,kij->ki...", in_blocks, R.astype(y.dtype))
+    return with_stored_gradient(turned).reshape(-1, *y.shape[1:])[: y.shape[0]]
 
 
 def row_norms(V: Matrix) -> Float[Array, " out"]:

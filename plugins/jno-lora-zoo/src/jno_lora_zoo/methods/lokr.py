@@ -48,7 +48,7 @@ class LoKr(Additive):
         # (A ⊗ B) vec(X) = vec(A X Bᵀ), with X the input in rows of length q.
         A, B = self.times_scale(self.kron_A).astype(v.dtype), self.kron_B.astype(v.dtype)
         X = jnp.pad(v, (0, len(A) * B.shape[1] - v.size)).reshape(len(A), -1)
-        return (A @ (X @ B.T)).reshape(-1)[: shape[0]]
+        return ((X @ B.T).T @ A.T).T.reshape(-1)[: shape[0]]
 
     def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         # Column i of A ⊗ B is A[:, i // q] ⊗ B[:, i % q].
