@@ -17,6 +17,7 @@ from jno_lora_zoo import (
     cast_like,
     dtype_of,
     in_compute_dtype,
+    mixed,
     sharded_over,
 )
 
@@ -170,7 +171,7 @@ class _LowRankProjection(eqx.Module):
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.linear.weight)))
         # `x @ A.T`, not `A @ x`: under the layer's `vmap` this is one plain matrix product.
         h = x @ self.A.T.astype(x.dtype)
-        return self.linear(x) + self.scaling * (h @ self.B.T.astype(x.dtype))
+        return self.linear(x) + self.scaling * mixed(h, self.B)
 
 
 def _with_update(linear: Any, A: Array, B: Array, scaling: float) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import Matrix, compute_dtype
+from .._arrays import Matrix, compute_dtype, mixed
 from .._bibtex import bibtex_of
 from .._scaled import Additive
 
@@ -78,7 +78,7 @@ class LoHa(Additive):
 
     def times(self, shape: tuple[int, ...], v: Float[Array, " in"]) -> Float[Array, " out"]:
         A, B = (factor.astype(v.dtype) for factor in self.products())
-        return (v @ A.T) @ B.T
+        return mixed(v @ A.T, B)
 
     def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         A1, B1, A2, B2 = self.parts(compute_dtype(self.B2))
