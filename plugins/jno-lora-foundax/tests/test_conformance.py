@@ -9,9 +9,12 @@ weights have dictionaries of arrays. `test_oracles.py` and `test_spectral_oracle
 adapter, `test_law.py` and `test_spectral.py` every adapter and layer, with fewer checks.
 """
 
+import dataclasses
 import functools
 
-from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, filled
+import equinox as eqx
+import jax
+from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, Layer, filled
 
 import jno_lora_foundax as package
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -24,8 +27,25 @@ ADAPTERS = {
     ("LoRAFAChannelLastConvTranspose", "ConvTranspose1d"): lambda out, inp: R * out,
     ("LoRASubsampledLinear", "subsample_in"): lambda out, inp: R * (inp + out),
     ("LoRASpectral", "SpectralConv2d"): lambda out, inp: R * (inp + out),
+    ("GainSpectral", "SpectralConv1d"): lambda out, inp: 1,
+    ("CPSpectral", "SpectralConv1d"): lambda out, inp: R * (out + inp + 3) // 3,  # of 3 modes
+    ("BottleneckChannelLastConv", "Conv1dNHWC"): lambda out, inp: R * (inp + out + 1),
+    ("BottleneckLinear", "Linear"): lambda out, inp: R * (inp + out + 1),
+    ("BottleneckConv", "Conv1d"): lambda out, inp: R * (inp + out + 1),
 }
-LAYERS = CONVS | CONV_TRANSPOSES | SUBSAMPLED | SPECTRAL
+# Those of Equinox.
+OTHERS = {
+    "Linear": Layer(
+        lambda key: eqx.nn.Linear(4, 5, key=key), lambda key: (jax.random.normal(key, (4,)),), 5, 4
+    ),
+    "Conv1d": Layer(
+        lambda key: eqx.nn.Conv1d(4, 6, 2, groups=2, key=key),
+        lambda key: (jax.random.normal(key, (4, 5)),),
+        6,
+        4,
+    ),
+}
+LAYERS = CONVS | CONV_TRANSPOSES | SUBSAMPLED | SPECTRAL | OTHERS
 
 
 def case(adapter, name, count):
@@ -41,6 +61,15 @@ def case(adapter, name, count):
     )
 
 
-@parametrize_with_checks(case(*names, count) for names, count in ADAPTERS.items())
+# Of 3 x 2 modes in each of two corners, frequency 0 has one, and frequency 1 three and two.
+BANDS = dataclasses.replace(
+    case("LoRASpectral", "SpectralConv2d", max),
+    options={"bands": {1: 2, 2: 1}},
+    parameters=2 * (2 * 1 + 1 * 5) * (5 + 4),
+    name="LoRASpectral-bands",
+)
+
+
+@parametrize_with_checks([*(case(*names, count) for names, count in ADAPTERS.items()), BANDS])
 def test_conformance(check):
     check()

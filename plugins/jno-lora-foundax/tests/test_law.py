@@ -122,7 +122,8 @@ def test_a_batch_and_one_of_it_are_the_same(getkey):
 
 def test_there_is_one_automatic_adapter_of_each_kind():
     adapters = [getattr(package, m + kind) for kind in KINDS for m in ALL_METHODS]
-    adapters += [package.LoRASpectral, package.rsLoRASpectral]
+    spectral = ("LoRASpectral", "rsLoRASpectral", "GainSpectral", "CPSpectral")
+    adapters += [getattr(package, name) for name in spectral]
     assert [cls.__name__ for cls in adapters if cls.auto] == [
         *("LoRA" + kind for kind in KINDS),
         "LoRASpectral",

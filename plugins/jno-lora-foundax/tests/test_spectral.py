@@ -3,6 +3,9 @@
 `test_spectral_oracles.py` has the law of every layer, in double precision.
 """
 
+import sys
+import types
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from foundax_cases import (
 from foundax_cases.maps import spectral
 from zoo_cases import assert_close, cast_floats
 
-from jno_lora_foundax import LoRASpectral, ModeWeights, rsLoRASpectral
+from jno_lora_foundax import CPSpectral, GainSpectral, LoRASpectral, ModeWeights, rsLoRASpectral
 from jno_lora_foundax._mode_weights import mode_weights_of
 
 CORNERS = {
@@ -138,6 +141,56 @@ def test_a_layer_runs_at_another_resolution(points, getkey):
         assert_close(y, spectral(base, [matrices], x), 1e-12)
 
 
+def test_each_band_has_its_rank(getkey):
+    base = filled(SPECTRAL["SpectralConv2d"].make, getkey())  # 3 x 2 modes
+    bands = {1: 3, 2: 1}
+    wrapper = perturbed(LoRASpectral(base, 9, 6.0, key=getkey(), bands=bands))
+    assert wrapper.rank == 4 and LoRASpectral.options_of(wrapper.state()) == {"bands": bands}
+    # |k_x| is 0, 1, 2 in the first corner, and 3, 2, 1 in the second.
+    assert {n: A.shape[1:3] for n, A in wrapper.lora_A.items()} == {
+        "weight_1_below_1": (1, 3),
+        "weight_1_below_2": (3, 1),
+        "weight_2_below_2": (2, 1),
+    }
+    update = jax.tree.map(lambda a, b: np.asarray(a - b), wrapper.merge(), base)
+    for corner, heights in (("weight_1", [0, 1, 2]), ("weight_2", [3, 2, 1])):
+        ranks = [
+            np.linalg.matrix_rank(matrix, tol=1e-4) for matrix in complex_weight(update, corner)
+        ]
+        expected = [{0: 3, 1: 1}.get(max(x, y), 0) for x in heights for y in (0, 1)]
+        assert ranks == expected
+    A, B = (as_complex(one["weight_2_below_2"]) for one in (wrapper.lora_A, wrapper.lora_B))
+    np.testing.assert_allclose(
+        complex_weight(update, "weight_2")[4:], 6.0 * B @ A, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_the_frequencies_are_those_of_waves(dims, getkey):
+    cls = (fno.SpectralConv1d, fno.SpectralConv2d, fno.SpectralConv3d)[dims - 1]
+    base = filled(lambda key: cls(2, 2, *[3] * dims, linear_conv=False, key=key), getkey())
+    wrapper = perturbed(LoRASpectral(base, 2, 2.0, key=getkey(), bands={2: 1}))
+    k = np.array(list(np.ndindex(*[5] * dims)))
+    k[:, :-1] -= 2  # from -2 to 2, and from 0 to 4
+    points = np.stack(np.meshgrid(*[np.arange(9)] * dims, indexing="ij"), axis=-1)
+    waves = np.cos(2 * np.pi / 9 * np.einsum("...d,kd->k...", points, k))[..., None]
+    x = jnp.asarray(waves * np.ones(2), jnp.float32)
+    changed = run(jax.vmap(wrapper), x) - run(jax.vmap(base), x)
+    size = np.max(np.abs(np.asarray(changed)), axis=tuple(range(1, dims + 2)))
+    heights = np.max(np.abs(k), axis=1)
+    assert np.all(size[heights < 2] > 1e-2) and np.all(size[heights >= 2] < 1e-4)
+
+
+def test_bands_that_mean_nothing_are_refused(getkey):
+    base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
+    for bands in ({}, {0: 1}, {2: 0}, {2: 1.5}, {True: 1}, [2, 1], "4:8"):
+        with pytest.raises(ValueError, match="`bands` must give ranks by the frequency"):
+            LoRASpectral(base, 2, 2.0, key=getkey(), bands=bands)
+    blocks = filled(SPECTRAL["AFNO2D"].make, getkey())
+    with pytest.raises(ValueError, match="the modes of 'w1' of a AFNO2D have"):
+        LoRASpectral(blocks, 2, 2.0, key=getkey(), bands={2: 1})
+
+
 class OtherSpectral(eqx.Module):
     """Somebody's own layer, whose real arrays hold both parts at the end."""
 
@@ -169,3 +222,80 @@ def test_a_subclass_declares_another_library(getkey):
     assert run(wrapper, jnp.ones((8, 5))).shape == (8, 4)
     with pytest.raises(TypeError, match="declared spectral weights"):
         LoRAOtherSpectral(filled(SPECTRAL["SpectralConv1d"].make, getkey()), 2, 2.0, key=getkey())
+
+
+class SpectralConv(eqx.Module):
+    """As pdequinox's: channels first, the corners of the spectrum on the first axis."""
+
+    num_spatial_dims: int
+    weights_real: jax.Array  # (corners, out, in, *modes), as the call reads them
+    weights_imag: jax.Array
+
+    def __call__(self, x):
+        weights = self.weights_real + 1j * self.weights_imag
+        modes = weights.shape[3:]
+        x_hat = jnp.fft.rfftn(x, axes=tuple(range(1, x.ndim)))
+        y_hat = jnp.zeros((weights.shape[1], *x_hat.shape[1:]), x_hat.dtype)
+        for corner, W in enumerate(weights):
+            at = (slice(None), slice(0, modes[0]) if corner == 0 else slice(-modes[0], None))
+            at = (*at[: x.ndim - 1], slice(0, modes[-1]))
+            y_hat = y_hat.at[at].set(jnp.einsum("i...,oi...->o...", x_hat[at], W))
+        return jnp.fft.irfftn(y_hat, s=x.shape[1:], axes=tuple(range(1, x.ndim)))
+
+
+@pytest.fixture
+def pdequinox(monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "pdequinox.conv", types.SimpleNamespace(SpectralConv=SpectralConv)
+    )
+
+
+@pytest.mark.parametrize("modes", [(3,), (3, 2)])
+def test_layers_with_stacked_corners(modes, pdequinox, getkey):
+    shape = (2 ** (len(modes) - 1), 5, 4, *modes)
+    real, imag = jax.random.normal(getkey(), (2, *shape))
+    base = SpectralConv(len(modes), real, imag)
+    assert LoRASpectral.applies_to(base) and GainSpectral.applies_to(base)
+    wrapper = perturbed(LoRASpectral(base, 2, 2.0, key=getkey()))
+    A, B = wrapper.lora_A["weights"], wrapper.lora_B["weights"]
+    assert A.shape == (2, len(real), *modes, 2, 4) and B.shape == (2, len(real), *modes, 5, 2)
+    merged = wrapper.merge()
+    update = jnp.stack([merged.weights_real - real, merged.weights_imag - imag])
+    update = as_complex(jnp.moveaxis(update, (2, 3), (-2, -1)))
+    np.testing.assert_allclose(update, as_complex(B) @ as_complex(A), rtol=1e-4, atol=1e-5)
+    x = jax.random.normal(getkey(), (4, 7, 6)[: len(modes) + 1])
+    np.testing.assert_allclose(run(wrapper, x), run(merged, x), rtol=1e-5, atol=1e-5)
+    stack = jax.tree.map(lambda a: jnp.stack([a, a]), base)
+    assert LoRASpectral.stack_ndim(SpectralConv(len(modes), *jax.tree.leaves(stack)[-2:])) == 1
+
+
+@pytest.mark.parametrize(("per", "outputs"), [("mode", 1), ("output", 5)])
+def test_a_gain_multiplies_one_mode(per, outputs, getkey):
+    base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
+    wrapper = GainSpectral(base, key=getkey(), per=per)
+    assert wrapper.gain["weight"].shape == (2, 3, outputs)
+    assert GainSpectral.options_of(wrapper.state()) == {"per": per}
+    gain = wrapper.gain["weight"].at[0, 1, -1].set(-1.0).at[1, 1, -1].set(2.0)
+    merged = eqx.tree_at(lambda w: w.gain["weight"], wrapper, gain).merge()
+    expected = complex_weight(base, "weight")
+    expected[1, slice(None) if per == "mode" else 4] *= 2j
+    np.testing.assert_allclose(complex_weight(merged, "weight"), expected, rtol=1e-6)
+
+
+def test_gains_are_per_mode_or_per_output(getkey):
+    base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
+    with pytest.raises(ValueError, match='`per` must be "mode" or "output"'):
+        GainSpectral(base, key=getkey(), per="input")
+
+
+def test_all_modes_share_the_directions_of_an_update(getkey):
+    base = filled(SPECTRAL["SpectralConv2d"].make, getkey())
+    wrapper = perturbed(CPSpectral(base, 1, 6.0, key=getkey()))
+    update = jax.tree.map(lambda a, b: np.asarray(a - b), wrapper.merge(), base)
+    for corner in ("weight_1", "weight_2"):
+        of_modes = complex_weight(update, corner)
+        together = np.concatenate(list(of_modes))  # one direction among the inputs
+        assert np.linalg.matrix_rank(together, tol=1e-4) == 1
+        assert np.linalg.matrix_rank(of_modes.reshape(len(of_modes), -1), tol=1e-4) == 1
+        largest = np.max(np.abs(of_modes), axis=(1, 2))
+        assert np.max(largest) > 1.1 * np.min(largest)  # weighted by mode

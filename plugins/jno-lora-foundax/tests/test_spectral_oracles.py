@@ -18,12 +18,12 @@ from foundax_cases import (
     perturbed,
     run,
 )
-from foundax_cases.laws import complex_of, per_mode
+from foundax_cases.laws import complex_of, gains, per_mode, shared
 from foundax_cases.maps import afno, geometric, spectral
 from zoo_cases import assert_close, cast_floats, central_difference
 
 from jno.lora import lora_trainable_filter
-from jno_lora_foundax import LoRASpectral, rsLoRASpectral
+from jno_lora_foundax import CPSpectral, GainSpectral, LoRASpectral, rsLoRASpectral
 
 RANK, ALPHA = 2, 3.0
 SCALES = {LoRASpectral: ALPHA / RANK, rsLoRASpectral: ALPHA / RANK**0.5}
@@ -31,7 +31,17 @@ VALUE, GRADIENT = 1e-12, 1e-7
 # The layers that write into arrays of single precision.
 SINGLE = ("SpectralConv2d", "SpectralConv3d", "AFNO2D")
 
-CASES = [(LoRASpectral, name) for name in SPECTRAL] + [(rsLoRASpectral, "SpectralConv1d")]
+CASES = [
+    *((LoRASpectral, name) for name in SPECTRAL),
+    (rsLoRASpectral, "SpectralConv1d"),
+    # Complex matrices, and real ones too.
+    *(
+        (cls, name)
+        for cls in (GainSpectral, CPSpectral)
+        for name in ("SpectralConv1d", "SpectralConvGeo")
+    ),
+]
+PER = {"SpectralConv1d": "output", "SpectralConvGeo": "mode"}
 every_case = pytest.mark.parametrize(
     ("cls", "name"), [pytest.param(*c, id=f"{c[0].__name__}-{c[1]}") for c in CASES]
 )
@@ -91,8 +101,14 @@ def computed(wrapper, x, bases, weights, of_matrices):
 
 
 def flat(wrapper):
-    factors = {"A": wrapper.lora_A, "B": wrapper.lora_B}
-    return {f"{f}/{name}": a for f, by_name in factors.items() for name, a in by_name.items()}
+    fields = {field: getattr(wrapper, field) for field in wrapper.adapter_fields}
+    return {f"{f}/{name}": a for f, by_name in fields.items() for name, a in by_name.items()}
+
+
+def made(cls, base, name, key):
+    if cls is GainSpectral:
+        return cls(base, key=key, per=PER[name])
+    return cls(base, RANK, ALPHA, key=key)
 
 
 @functools.lru_cache(maxsize=len(CASES))  # four tests want each
@@ -102,7 +118,7 @@ def both(cls, name):
     base, (x, *bases) = filled(SPECTRAL[name].make, key), SPECTRAL[name].data(key)
     with jax.enable_x64(True):
         base, x, bases = cast_floats((base, x, bases), jnp.float64)
-        wrapper = perturbed(cls(base, RANK, ALPHA, key=key))
+        wrapper = perturbed(made(cls, base, name, key))
         y_shape = eqx.filter_eval_shape(functools.partial(run, base), x, *bases).shape
         weights = random.normal(size=y_shape)
         of_matrices = jax.tree.map(lambda a: jnp.asarray(random.normal(size=a.shape)), base)
@@ -113,8 +129,15 @@ def both(cls, name):
 
     def law(changed):
         new = arrays | changed
+        if cls is GainSpectral:
+            return {name: gains(W, new[f"gain/{name}"]) for name, W in originals.items()}
+        if cls is CPSpectral:
+            return {
+                name: shared(W, *(new[f"{f}/{name}"] for f in cls.adapter_fields), ALPHA / RANK)
+                for name, W in originals.items()
+            }
         return {
-            name: per_mode(W, new[f"A/{name}"], new[f"B/{name}"], SCALES[cls])
+            name: per_mode(W, new[f"lora_A/{name}"], new[f"lora_B/{name}"], SCALES[cls])
             for name, W in originals.items()
         }
 

@@ -1,14 +1,24 @@
 """The layers that hold one matrix for each mode, and how their arrays are laid out."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from jno_lora_zoo import cast_like, in_compute_dtype, is_float_array, sharded_over
 
 from ._classes import value_for
+
+
+class MatrixAxes(NamedTuple):
+    """Mesh axes: of a stack, the parts and the modes together, of the outputs and of the inputs."""
+
+    batch: tuple[Any, ...]
+    outputs: Any
+    inputs: Any
 
 
 class ModeWeights(NamedTuple):
@@ -20,10 +30,13 @@ class ModeWeights(NamedTuple):
         enough for real matrices, or if it has an axis for the two parts.
     - `axes`: what the axes of each of those arrays are, one letter each: `i` for the inputs, `o`
         for the outputs, `p` for the parts, any other letter for modes.
+    - `frequency`: gives, for the sizes of the modes' axes, an integer array of these sizes: how
+        high the frequency of each mode is. `None` if the modes are not in such an order.
     """
 
     fields: tuple[str, ...]
     axes: str
+    frequency: Callable[[tuple[int, ...]], np.ndarray] | None = None
 
     def fits(self, layer: Any) -> bool:
         """Whether the layer's arrays can be these: floating, of one shape, with all the axes."""
@@ -55,11 +68,13 @@ class ModeWeights(NamedTuple):
         arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
         return dict(zip(self.fields, arrays, strict=True))
 
-    def mesh_axes(self, layer: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The mesh axes that a stack lies on, and those of each letter of `axes`."""
-        axes = sharded_over(getattr(layer, self.fields[0]))
+    def mesh_axes(self, layer: Any) -> MatrixAxes:
+        """The mesh axes that the matrices lie on."""
+        found = sharded_over(getattr(layer, self.fields[0]))
         stack = self.stack_ndim(layer)
-        return axes[:stack], dict(zip(self.axes, axes[stack:], strict=True))
+        axes = dict(zip(self.axes, found[stack:], strict=True))
+        batch = (*found[:stack], axes.get("p"), *(axes[letter] for letter in self.modes))
+        return MatrixAxes(batch, axes["o"], axes["i"])
 
     @property
     def modes(self) -> str:
@@ -76,8 +91,34 @@ class ModeWeights(NamedTuple):
         return self.axes.index(letter) - len(self.axes)
 
 
+def _largest_frequency(*corners: tuple[bool, ...]) -> Callable[[tuple[int, ...]], np.ndarray]:
+    """The largest `|k_j|` over the axes, for modes `0, 1, ...` or, where `True`, `..., -2, -1`.
+
+    Several corners lie on an axis of their own, the first.
+    """
+
+    def frequency(sizes: tuple[int, ...]) -> np.ndarray:
+        found: list[np.ndarray] = []
+        for corner in corners:
+            k = np.indices(sizes[-len(corner) :])
+            last = np.reshape(sizes[-len(corner) :], (-1, *(1,) * len(corner)))
+            negative = np.reshape(corner, last.shape)
+            found.append(np.max(np.where(negative, last - k, k), axis=0))
+        return np.stack(found) if len(sizes) > len(corners[0]) else found[0]
+
+    return frequency
+
+
+def _negative(dims: int) -> list[tuple[bool, ...]]:
+    """Which axes of each corner of the spectrum have negative frequencies: never the last."""
+    return [(*axes, False) for axes in itertools.product((False, True), repeat=dims - 1)]
+
+
 def _pairs(axes: str, *names: str) -> dict[str, ModeWeights]:
-    return {name: ModeWeights((f"{name}_real", f"{name}_imag"), axes) for name in names}
+    return {
+        name: ModeWeights((f"{name}_real", f"{name}_imag"), axes, _largest_frequency(corner))
+        for name, corner in zip(names, _negative(len(axes) - 2), strict=True)
+    }
 
 
 def _geometric(axes: str) -> dict[str, ModeWeights]:
@@ -89,8 +130,19 @@ def _geometric(axes: str) -> dict[str, ModeWeights]:
     }
 
 
+def _corners_stacked(leaf: Any) -> dict[str, ModeWeights]:
+    # The sizes are named `(corners, in, out, *modes)`, but the call sums over the third axis. A
+    # layer with other outputs than inputs cannot run, so only the meaning differs.
+    dims = leaf.num_spatial_dims
+    # The first axis is the fastest among the corners.
+    corners = sorted(_negative(dims), key=lambda corner: corner[::-1])
+    fields = ("weights_real", "weights_imag")
+    return {"weights": ModeWeights(fields, f"coi{'xyz'[:dims]}", _largest_frequency(*corners))}
+
+
 _FNO = "foundax.architectures.fno"
-_FAMILIES: dict[tuple[str, str], dict[str, ModeWeights]] = {
+_Families = Mapping[str, ModeWeights]
+_FAMILIES: dict[tuple[str, str], _Families | Callable[[Any], _Families]] = {
     (_FNO, "SpectralConv1d"): _pairs("iox", "weight"),
     # One weight for each corner of the spectrum that is kept.
     (_FNO, "SpectralConv2d"): _pairs("ioxy", "weight_1", "weight_2"),
@@ -102,9 +154,11 @@ _FAMILIES: dict[tuple[str, str], dict[str, ModeWeights]] = {
         "w1": ModeWeights(("w1",), "pbio"),
         "w2": ModeWeights(("w2",), "pbio"),
     },
+    ("pdequinox.conv", "SpectralConv"): _corners_stacked,
 }
 
 
 def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
-    """The families of matrices that a layer of foundax holds, by name; `None` if it holds none."""
-    return value_for(leaf, _FAMILIES)
+    """The families of matrices that a layer of a known class holds, by name; otherwise `None`."""
+    families = value_for(leaf, _FAMILIES)
+    return families(leaf) if callable(families) else families

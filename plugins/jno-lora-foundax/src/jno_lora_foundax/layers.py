@@ -69,12 +69,16 @@ class ChannelLastKernelLayer(LayerKind):
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         """The patches: the outputs of the layer for kernels with a single one."""
+        ones = jnp.eye(math.prod(layer.weight.shape[:-1]), dtype=layer.weight.dtype)
+        return super().inputs_of(layer, cls._called_with(layer, ones)(*args, **kwargs))
+
+    @classmethod
+    def _called_with(cls, layer: Any, matrix: Float[Array, "_ in"]) -> Any:
+        """`layer` with the kernels of another matrix, of any number of outputs, and no bias."""
         *kernel_size, inputs, _ = layer.weight.shape
-        width = math.prod(kernel_size) * inputs
-        ones = jnp.eye(width, dtype=layer.weight.dtype).reshape(width, inputs, *kernel_size)
-        new = (jnp.moveaxis(ones, (0, 1), (-1, -2)), None)
-        probe = eqx.tree_at(lambda m: (m.weight, m.bias), layer, new, is_leaf=lambda x: x is None)
-        return super().inputs_of(layer, probe(*args, **kwargs))
+        kernel = cast_like(matrix, layer.weight).reshape(-1, inputs, *kernel_size)
+        new = (jnp.moveaxis(kernel, (0, 1), (-1, -2)), None)
+        return eqx.tree_at(lambda m: (m.weight, m.bias), layer, new, is_leaf=lambda x: x is None)
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:

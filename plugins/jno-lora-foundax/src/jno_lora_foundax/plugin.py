@@ -9,10 +9,13 @@ jno_lora_api = 1
 
 @hookimpl
 def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
-    """Every adapter that `adapters.py` defines, and those of spectral weights."""
+    """Every adapter that `adapters.py` defines, those of spectral weights, and bottlenecks."""
     from jno_lora_zoo import adapters_defined_in
 
-    from . import adapters
-    from .spectral import LoRASpectral, rsLoRASpectral
+    from . import adapters, bottleneck, spectral
 
-    return [*adapters_defined_in(adapters), LoRASpectral, rsLoRASpectral]
+    return [
+        adapter
+        for module in (adapters, spectral, bottleneck)
+        for adapter in adapters_defined_in(module)
+    ]

@@ -1,13 +1,14 @@
-"""LoRA for the spectral weights of Fourier neural operators: a low-rank update for each mode."""
+"""Adapters for the spectral weights of Fourier neural operators: one update for each mode."""
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -17,52 +18,21 @@ from jno_lora_zoo import adapter_dtype_for, bibtex_of
 from ._mode_weights import ModeWeights, mode_weights_of
 
 
-class SpectralLowRank(LoRAWrapper):
-    """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is.
+class SpectralAdapter(LoRAWrapper):
+    """An adapter of layers with one matrix for each mode; a subclass says how it changes them.
 
     The arrays are real: the first axis has the real and the imaginary part (a layer's real
     matrices have one part only), so that optimisers, casts and checkpoints need not know of
     complex numbers. The layer's own `__call__` runs with the updated weights in it.
     """
 
-    adapter_fields = ("lora_A", "lora_B")
-    family = "low rank"
-    formula = "2 r (in + out) per mode"
-
     base: eqx.Module
-    # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r).
-    lora_A: dict[str, Float[Array, "_ ... r _"]]
-    lora_B: dict[str, Float[Array, "_ ... r"]]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
-    def __init__(
-        self,
-        base: eqx.Module,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-    ):
-        matrices = {name: family.read(base) for name, family in self._families(base).items()}
-        self.base = base
-        self.rank = r = min(rank, *(size for W in matrices.values() for size in W.shape[-2:]))
-        self.alpha = alpha
-        keys = jax.random.split(key, len(matrices))
-        self.lora_A, self.lora_B = {}, {}
-        for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
-            *batch, outputs, inputs = W.shape
-            dtype = adapter_dtype_for(W, adapter_dtype)
-            # The parts share the variance: E|a|^2 = 1/in.
-            A = jax.random.normal(family_key, (*batch, r, inputs), dtype)
-            self.lora_A[name] = A / math.sqrt(batch[0] * inputs)
-            self.lora_B[name] = jnp.zeros((*batch, outputs, r), dtype)
-
-    @property
     @abc.abstractmethod
-    def scaling(self) -> float:
-        """The factor `s` of the updates."""
+    def adapted_matrices(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """The adapted matrices of the family `name`, for the matrices `W` of `base`."""
 
     @classmethod
     def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
@@ -101,21 +71,12 @@ class SpectralLowRank(LoRAWrapper):
         """The layer with the updates in its weights, computed in float32 at least."""
         new: dict[str, Array] = {}
         for name, family in self._families(self.base).items():
-            W = family.read(self.base)
-            B, A = self.lora_B[name].astype(W.dtype), self.lora_A[name].astype(W.dtype)
-            new |= family.written(self.base, W + self.scaling * _complex_product(B, A))
+            new |= family.written(self.base, self.adapted_matrices(name, family.read(self.base)))
         return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
 
-    def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` lies as the modes and inputs of its family's weight do, `B` as modes and outputs."""
-        specs: dict[str, PartitionSpec] = {}
-        for name, family in self._families(self.base).items():
-            stack, axes = family.mesh_axes(self.base)
-            modes = [axes[letter] for letter in family.modes]
-            batch = (*stack, axes.get("p"), *modes)
-            specs[f"lora_A/{name}"] = PartitionSpec(*batch, None, axes["i"])
-            specs[f"lora_B/{name}"] = PartitionSpec(*batch, axes["o"], None)
-        return specs
+    @classmethod
+    def _matrices(cls, base: eqx.Module) -> dict[str, Float[Array, "parts *modes out in"]]:
+        return {name: family.read(base) for name, family in cls._families(base).items()}
 
     @classmethod
     def _families(cls, layer: Any) -> Mapping[str, ModeWeights]:
@@ -126,6 +87,145 @@ class SpectralLowRank(LoRAWrapper):
                 f"{type(layer).__name__}"
             )
         return families
+
+
+class SpectralLowRank(SpectralAdapter):
+    """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is.
+
+    With the option `bands={4: 8, 12: 2}`, modes whose frequency is below 4 have rank 8, those from
+    there to below 12 have rank 2, and higher ones have no update. The frequency of a mode is the
+    largest `|k_j|` over the axes. No band has a higher rank than `rank`.
+    """
+
+    adapter_fields = ("lora_A", "lora_B")
+    family = "low rank"
+    formula = "2 r (in + out) per mode"
+
+    base: eqx.Module
+    # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r). With bands, by
+    # family and band, `weight_below_4`, and the modes of a band lie on one axis.
+    lora_A: dict[str, Float[Array, "_ ... r _"]]
+    lora_B: dict[str, Float[Array, "_ ... r"]]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+        bands: Any = None,
+    ):
+        matrices = self._matrices(base)
+        most = min(size for W in matrices.values() for size in W.shape[-2:])
+        self.base, self.alpha = base, alpha
+        self.rank = min(most, rank)
+        keys = jax.random.split(key, len(matrices))
+        self.lora_A, self.lora_B = {}, {}
+        for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
+            parts, *modes, outputs, inputs = W.shape
+            dtype = adapter_dtype_for(W, adapter_dtype)
+            sizes = {name: (modes, self.rank)}
+            if bands is not None:
+                _check_bands(bands)
+                found = self._band_modes(name, W.shape, sorted(bands))
+                sizes = {
+                    _name_of_band(name, end): ([len(at)], min(self.rank, bands[end]))
+                    for end, at in found.items()
+                }
+            of_arrays = [family_key] if bands is None else jax.random.split(family_key, len(sizes))
+            for array_key, (array, (batch, r)) in zip(of_arrays, sizes.items(), strict=True):
+                # The parts share the variance: E|a|^2 = 1/in.
+                A = jax.random.normal(array_key, (parts, *batch, r, inputs), dtype)
+                self.lora_A[array] = A / math.sqrt(parts * inputs)
+                self.lora_B[array] = jnp.zeros((parts, *batch, outputs, r), dtype)
+
+    @abc.abstractmethod
+    def scale_for(self, rank: int) -> float:
+        """The factor `s` of an update of this rank."""
+
+    @property
+    def scaling(self) -> float:
+        """The factor `s` of the updates, without bands."""
+        return self.scale_for(self.rank)
+
+    def adapted_matrices(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """`W_k + s B_k A_k`."""
+        if name in self.lora_A:
+            return W + self._update(name, W.dtype)
+        ends = sorted({int(array.rpartition(_BELOW)[2]) for array in self.lora_A})
+        new = W.reshape(W.shape[0], -1, *W.shape[-2:])
+        for end, at in self._band_modes(name, W.shape, ends).items():
+            new = new.at[:, at].add(self._update(_name_of_band(name, end), W.dtype))
+        return new.reshape(W.shape)
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The bands, by the names and shapes of the arrays."""
+        factors = {
+            key: A for key, A in state.items() if key.startswith("lora_A/") and _BELOW in key
+        }
+        if not factors:
+            return {}
+        return {"bands": {int(k.rpartition(_BELOW)[2]): A.shape[-2] for k, A in factors.items()}}
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """`A` lies as the modes and inputs of its family's weight do, `B` as modes and outputs.
+
+        The modes of a band are not cut.
+        """
+        specs: dict[str, PartitionSpec] = {}
+        families = self._families(self.base)
+        for array in self.lora_A:
+            family = families[array if array in families else array.rpartition(_BELOW)[0]]
+            batch, outputs, inputs = family.mesh_axes(self.base)
+            if array not in families:
+                batch = (*batch[: -len(family.modes)], None)
+            specs[f"lora_A/{array}"] = PartitionSpec(*batch, None, inputs)
+            specs[f"lora_B/{array}"] = PartitionSpec(*batch, outputs, None)
+        return specs
+
+    def _update(self, array: str, dtype: Any) -> Array:
+        B, A = self.lora_B[array].astype(dtype), self.lora_A[array].astype(dtype)
+        return self.scale_for(A.shape[-2]) * _complex(jnp.matmul, B, A)
+
+    def _band_modes(
+        self, name: str, shape: tuple[int, ...], ends: list[int]
+    ) -> dict[int, np.ndarray]:
+        """By the end of each band: where its modes are among all modes, if it has any."""
+        frequency = self._families(self.base)[name].frequency
+        if frequency is None:
+            raise ValueError(
+                "`bands` are bands of frequencies, but nothing says which frequencies the modes of "
+                f"{name!r} of a {type(self.base).__name__} have: leave `bands` out for this layer"
+            )
+        height = frequency(shape[1:-2]).ravel()
+        bands = zip([0, *ends], ends, strict=False)
+        found = {end: np.flatnonzero((height >= start) & (height < end)) for start, end in bands}
+        return {end: at for end, at in found.items() if at.size}
+
+
+_BELOW = "_below_"
+
+
+def _name_of_band(family: str, end: int) -> str:
+    return f"{family}{_BELOW}{end}"
+
+
+def _check_bands(bands: Any) -> None:
+    """**Raises:** `ValueError` unless ends and ranks are positive integers."""
+    is_mapping = isinstance(bands, Mapping) and len(bands) > 0
+    numbers = [*bands.keys(), *bands.values()] if is_mapping else [None]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
+        raise ValueError(
+            "`bands` must give ranks by the frequency that a band ends before, both at least 1, "
+            f"such as {{4: 8, 12: 2}}, but is {bands!r}"
+        )
 
 
 class LoRASpectral(SpectralLowRank):
@@ -153,10 +253,18 @@ class LoRASpectral(SpectralLowRank):
     - `rank`, `alpha`: of every mode.
     - `key`: for the `A_k`.
     - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
+    - `bands`: ranks by frequency, `{4: 8, 12: 2}`: rank 8 for modes whose frequency, the largest
+        `|k_j|` over the axes, is below 4, rank 2 from there to below 12, and no update above. No
+        band has a higher rank than `rank`.
+
+    **Raises:** `ValueError` for `bands` that are not positive integers, or of a layer whose modes
+    have no known frequencies (GeoFNO, PCNO, `AFNO2D`).
 
     Papers: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685; Li
     et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
-    arXiv:2010.08895. The update of complex matrices is ours.
+    arXiv:2010.08895; Zhang et al., "F-Adapter: Frequency-Adaptive Parameter-Efficient Fine-Tuning
+    in Scientific Machine Learning", arXiv:2509.23173, for more capacity at low frequencies. The
+    update of complex matrices is ours.
     """
 
     variant = "lora"
@@ -164,9 +272,8 @@ class LoRASpectral(SpectralLowRank):
     paper = "2106.09685"
     bibtex = bibtex_of("2106.09685", "2010.08895")
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
+    def scale_for(self, rank: int) -> float:
+        return self.alpha / rank
 
 
 class rsLoRASpectral(SpectralLowRank):
@@ -184,16 +291,171 @@ class rsLoRASpectral(SpectralLowRank):
     paper = "2312.03732"
     bibtex = bibtex_of("2312.03732", "2010.08895")
 
-    @property
-    def scaling(self) -> float:
-        return self.alpha / math.sqrt(self.rank)
+    def scale_for(self, rank: int) -> float:
+        return self.alpha / math.sqrt(rank)
 
 
-def _complex_product(
-    B: Float[Array, "parts *modes out r"], A: Float[Array, "parts *modes r in"]
-) -> Float[Array, "parts *modes out in"]:
-    """`B A` for each mode, of numbers whose parts lie on the first axis."""
-    if B.shape[0] == 1:
-        return B @ A
-    real = B[0] @ A[0] - B[1] @ A[1]
-    return jnp.stack([real, B[0] @ A[1] + B[1] @ A[0]])
+class GainSpectral(SpectralAdapter):
+    """A complex gain for each mode of spectral weights.
+
+    Law: `W_k' = (1 + g_k) W_k` for each mode `k`, with `g_k` complex and `= 0`. 2 real parameters
+    train for each mode (1 where the matrices are real), of the `2 in out` that the layer has. The
+    option `per="output"` gives each output channel a gain of its own: `W_k' = diag(1 + g_k) W_k`,
+    with `2 out` for each mode. There is no rank.
+
+    A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
+    with the frequency, and by a phase.
+
+    **Arguments:**
+
+    - `base`: a layer as for `LoRASpectral`.
+    - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
+    - `per`: `"mode"` for one gain that all channels share, `"output"` for one per output channel.
+
+    **Raises:** `ValueError` for another `per`.
+
+    Papers: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
+    In-Context Learning" (IA3), arXiv:2205.05638, whose factors are real and of features; Li et al.,
+    "Fourier Neural Operator for Parametric Partial Differential Equations", arXiv:2010.08895. The
+    gain of modes is ours.
+    """
+
+    adapter_fields = ("gain",)
+    variant = "gain"
+    family = "scale"
+    formula = "2 per mode"
+    paper = "2205.05638"
+    bibtex = bibtex_of("2205.05638", "2010.08895")
+
+    base: eqx.Module
+    # By the name of the family: (parts, *modes, 1 or out).
+    gain: dict[str, Float[Array, "_ ... _"]]
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+        per: Any = "mode",
+    ):
+        if per not in ("mode", "output"):
+            raise ValueError(f'`per` must be "mode" or "output", but is {per!r}')
+        self.base = base
+        self.gain = {
+            name: jnp.zeros(
+                (*W.shape[:-2], W.shape[-2] if per == "output" else 1),
+                adapter_dtype_for(W, adapter_dtype),
+            )
+            for name, W in self._matrices(base).items()
+        }
+
+    def adapted_matrices(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """`diag(1 + g_k) W_k`."""
+        return W + _complex(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """Whether there are gains per output, by the shapes of the arrays."""
+        alike = all(gain.shape[-1] == 1 for gain in state.values())
+        return {"per": "mode" if alike else "output"}
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """The gains lie as the modes, and perhaps the outputs, of their family's weight do."""
+        specs: dict[str, PartitionSpec] = {}
+        for name, family in self._families(self.base).items():
+            batch, outputs, _ = family.mesh_axes(self.base)
+            along = outputs if self.gain[name].shape[-1] > 1 else None
+            specs[f"gain/{name}"] = PartitionSpec(*batch, along)
+        return specs
+
+
+class CPSpectral(SpectralAdapter):
+    """A low-rank update of spectral weights whose factors all modes share.
+
+    Law: `W_k' = W_k + (alpha / r) B diag(c_k) A` for each mode `k`, with `A` `(r, in)` complex
+    normal, `E|a|^2 = 1/in`, `B` `(out, r)` `= 0` and `c_k` `(r)` complex, `= 1`: a CP decomposition
+    of the update of all modes. `2 r (in + out + modes)` real parameters train for each family of
+    modes. The rank is not clamped.
+
+    The directions among the channels are the same at all frequencies, and each mode weights them.
+    `LoRASpectral` has to learn directions for each mode from that mode alone.
+
+    **Arguments:** as for `LoRASpectral`, without `bands`.
+
+    Papers: Kossaifi et al., "Multi-Grid Tensorized Fourier Neural Operator for High-Resolution
+    PDEs", arXiv:2310.00120, who decompose the weights themselves; Li et al., "Fourier Neural
+    Operator for Parametric Partial Differential Equations", arXiv:2010.08895. The update of
+    pretrained weights is ours.
+    """
+
+    adapter_fields = ("A", "B", "mode_factors")
+    variant = "cp"
+    family = "low rank"
+    formula = "2 r (in + out + modes)"
+    paper = "2310.00120"
+    bibtex = bibtex_of("2310.00120", "2010.08895")
+
+    base: eqx.Module
+    # By the name of the family: (parts, r, in), (parts, out, r) and (parts, *modes, r).
+    A: dict[str, Float[Array, "_ r _"]]
+    B: dict[str, Float[Array, "_ _ r"]]
+    mode_factors: dict[str, Float[Array, "_ ... r"]]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        matrices = self._matrices(base)
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.A, self.B, self.mode_factors = {}, {}, {}
+        keys = jax.random.split(key, len(matrices))
+        for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
+            parts, *modes, outputs, inputs = W.shape
+            dtype = adapter_dtype_for(W, adapter_dtype)
+            A = jax.random.normal(family_key, (parts, rank, inputs), dtype)
+            self.A[name] = A / math.sqrt(parts * inputs)
+            self.B[name] = jnp.zeros((parts, outputs, rank), dtype)
+            # The real part is 1.
+            self.mode_factors[name] = jnp.zeros((parts, *modes, rank), dtype).at[0].set(1)
+
+    def adapted_matrices(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """`W_k + (alpha / r) B diag(c_k) A`."""
+        modes = range(1, W.ndim - 2)
+        A, B = (jnp.expand_dims(one[name].astype(W.dtype), modes) for one in (self.A, self.B))
+        c = self.mode_factors[name].astype(W.dtype)[..., None, :]
+        return W + self.alpha / self.rank * _complex(jnp.matmul, _complex(jnp.multiply, B, c), A)
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """The factors lie as the inputs, outputs and modes of their family's weight do."""
+        specs: dict[str, PartitionSpec] = {}
+        for name, family in self._families(self.base).items():
+            batch, outputs, inputs = family.mesh_axes(self.base)
+            parts = batch[: -len(family.modes)]
+            specs[f"A/{name}"] = PartitionSpec(*parts, None, inputs)
+            specs[f"B/{name}"] = PartitionSpec(*parts, outputs, None)
+            specs[f"mode_factors/{name}"] = PartitionSpec(*batch, None)
+        return specs
+
+
+def _complex(
+    product: Callable[[Array, Array], Array],
+    a: Float[Array, "parts ..."],
+    b: Float[Array, "parts ..."],
+) -> Float[Array, "parts ..."]:
+    """A bilinear product of complex arrays whose parts lie on the first axis, or of real ones."""
+    if a.shape[0] == 1:
+        return product(a, b)
+    real = product(a[0], b[0]) - product(a[1], b[1])
+    return jnp.stack([real, product(a[0], b[1]) + product(a[1], b[0])])

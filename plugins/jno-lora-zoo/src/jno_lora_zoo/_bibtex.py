@@ -2,6 +2,12 @@
 
 # The entry's key, which names the year, its title and its authors.
 ENTRIES = {
+    "1902.00751": (
+        "houlsby2019adapters",
+        "Parameter-Efficient Transfer Learning for {NLP}",
+        "Houlsby, Neil and Giurgiu, Andrei and Jastrzebski, Stanislaw and Morrone, Bruna and de "
+        "Laroussilhe, Quentin and Gesmundo, Andrea and Attariyan, Mona and Gelly, Sylvain",
+    ),
     "2010.08895": (
         "li2020fno",
         "{Fourier} Neural Operator for Parametric Partial Differential Equations",
@@ -23,6 +29,12 @@ ENTRIES = {
         "hyeonwoo2021fedpara",
         "{FedPara}: Low-rank {Hadamard} Product for Communication-Efficient Federated Learning",
         "Hyeon-Woo, Nam and Ye-Bin, Moon and Oh, Tae-Hyun",
+    ),
+    "2110.04366": (
+        "he2021unified",
+        "Towards a Unified View of Parameter-Efficient Transfer Learning",
+        "He, Junxian and Zhou, Chunting and Ma, Xuezhe and Berg-Kirkpatrick, Taylor and Neubig, "
+        "Graham",
     ),
     "2205.05638": (
         "liu2022ia3",
@@ -81,6 +93,11 @@ ENTRIES = {
         "renduchintala2023tiedlora",
         "{Tied-LoRA}: Enhancing parameter efficiency of {LoRA} with Weight Tying",
         "Renduchintala, Adithya and Konuk, Tugrul and Kuchaiev, Oleksii",
+    ),
+    "2310.00120": (
+        "kossaifi2023tfno",
+        "Multi-Grid Tensorized {Fourier} Neural Operator for High-Resolution {PDEs}",
+        "Kossaifi, Jean and Kovachki, Nikola and Azizzadenesheli, Kamyar and Anandkumar, Anima",
     ),
     "2312.03732": (
         "kalajdzievski2023rslora",

@@ -1,0 +1,156 @@
+"""Bottleneck adapters: a small nonlinear network beside a layer, on its channels."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno.lora import WrapperError
+from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, bibtex_of
+
+from ._classes import value_for
+from .layers import ChannelLastConvLayer
+
+_NO_MERGE = (
+    "A bottleneck cannot be merged: it adds a nonlinear function of the input, which no weight "
+    "computes. Keep the layer wrapped (save it with its adapters), or drop the bottleneck with "
+    "`unwrap` (`jno.lora.unwrap_lora(model)`)."
+)
+
+
+class Bottleneck(LayerKind):
+    """A nonlinear bottleneck of `rank` channels beside a layer.
+
+    Law: `y = layer(x) + (alpha / rank) B gelu(A x + a)`, with `A ~ N(0, 1/in)`, `a = 0` and
+    `B = 0`. `A` reads what the layer reads: the patches of its kernel, for a convolution. `rank
+    (in + out + 1)` parameters train. The rank is not clamped.
+
+    A bottleneck is not a change of the weight, so `merge` raises. The layer's weight reads as the
+    base's own. With groups, `A` and `a` serve each group, and `B`'s rows are divided among them.
+
+    **Arguments:**
+
+    - `base`: the layer.
+    - `rank`: the width of the bottleneck.
+    - `alpha`: the numerator of its scale.
+    - `key`: for `A`.
+    - `adapter_dtype`: of the arrays; by default the weight's, float32 at least.
+
+    Papers: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", arXiv:1902.00751; the
+    parallel form with a scale is that of He et al., "Towards a Unified View of Parameter-Efficient
+    Transfer Learning", arXiv:2110.04366.
+    """
+
+    adapter_fields = ("down_weight", "down_bias", "up_weight")
+    variant = "bottleneck"
+    family = "bottleneck"
+    paper = "1902.00751"
+    bibtex = bibtex_of("1902.00751", "2110.04366")
+    formula = "r (in + out + 1)"
+    mergeable = False
+
+    base: eqx.Module
+    down_weight: Float[Array, "r in"]
+    down_bias: Float[Array, " r"]
+    up_weight: Float[Array, "out r"]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        outputs, inputs = eqx.filter_eval_shape(self.matrix, base).shape
+        dtype = adapter_dtype_for(base.weight, adapter_dtype)
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.down_weight = jax.random.normal(key, (rank, inputs), dtype) / inputs**0.5
+        self.down_bias = jnp.zeros(rank, dtype)
+        self.up_weight = jnp.zeros((outputs, rank), dtype)
+
+    @abc.abstractmethod
+    def bottleneck_features(self, *args: Any, **kwargs: Any) -> Float[Array, "r groups *rest"]:
+        """`A x` for each group of channels, for the arguments of a call."""
+
+    @abc.abstractmethod
+    def channel_axis(self) -> int:
+        """The axis of the layer's output that has the channels."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output and the bottleneck's, for the arguments that the layer takes."""
+        y = self.base(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        h = self.bottleneck_features(*args, **kwargs)
+        a = self.down_bias.astype(h.dtype)
+        h = jax.nn.gelu(h + a.reshape(-1, *(1,) * (h.ndim - 1)))
+        B = (self.alpha / self.rank * self.up_weight).astype(h.dtype)
+        update = jnp.einsum("gor,rg...->go...", B.reshape(h.shape[1], -1, self.rank), h)
+        update = jnp.moveaxis(update.reshape(-1, *h.shape[2:]), 0, self.channel_axis())
+        return y + update.astype(y.dtype).reshape(y.shape)
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """`A` lies as the weight's inputs do, and `B` as its outputs."""
+        axes = self.mesh_axes(self.base)
+        return {
+            "down_weight": PartitionSpec(*axes.stack, None, axes.inputs),
+            "down_bias": PartitionSpec(*axes.stack),
+            "up_weight": PartitionSpec(*axes.stack, axes.outputs),
+        }
+
+    def merge(self) -> eqx.Module:
+        """**Raises:** `WrapperError`, always: a bottleneck cannot be merged."""
+        raise WrapperError(_NO_MERGE)
+
+
+_BATCHED = {("foundax.architectures.linear", "Linear"): True}
+
+
+class BottleneckLinear(Bottleneck, LinearLayer):
+    """A bottleneck beside `eqx.nn.Linear`, or foundax's `Linear`, which takes batches."""
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        known = isinstance(leaf, eqx.nn.Linear) or value_for(leaf, _BATCHED)
+        return bool(known) and super().fits(leaf)
+
+    def channel_axis(self) -> int:
+        return 0 if isinstance(self.base, eqx.nn.Linear) else -1
+
+    def bottleneck_features(self, x: Any, **_: Any) -> Float[Array, "r 1 *rest"]:
+        x = jnp.asarray(x)
+        rows = jnp.moveaxis(x, self.channel_axis(), -1) if x.ndim else x
+        return jnp.moveaxis(self.down(rows, self.down_weight), -1, 0)[:, None]
+
+
+class BottleneckConv(Bottleneck, ConvLayer):
+    """A bottleneck beside `eqx.nn.Conv`: its `A` is a kernel of the layer's own size."""
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        return isinstance(leaf, eqx.nn.Conv) and super().fits(leaf)
+
+    def channel_axis(self) -> int:
+        return 0
+
+    def bottleneck_features(self, x: Any, **_: Any) -> Float[Array, "r groups *rest"]:
+        return self.down(x, self.down_weight)
+
+
+class BottleneckChannelLastConv(Bottleneck, ChannelLastConvLayer):
+    """A bottleneck beside foundax's channel-last convolutions."""
+
+    def channel_axis(self) -> int:
+        return -1
+
+    def bottleneck_features(self, *args: Any, **kwargs: Any) -> Float[Array, "r groups *rest"]:
+        groups = getattr(self.base, "groups", 1)
+        A = jnp.tile(self.down_weight, (groups, 1))
+        h = jnp.moveaxis(self._called_with(self.base, A)(*args, **kwargs), -1, 0)
+        return jnp.swapaxes(h.reshape(groups, -1, *h.shape[1:]), 0, 1)
