@@ -1,16 +1,13 @@
 """The methods of the study, the most important first: adding one is adding a line."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
 from jno.lora import Net
 
-from ._problems import Problem
-
-RANK, ALPHA = 2, 4.0
+from ._problems import Family, Problem
 
 
 @dataclass(frozen=True)
@@ -19,20 +16,26 @@ class Method:
 
     **Arguments:**
 
-    - `wrappers`: of the adapters, in order of priority.
+    - `dense`: the adapters of linear layers and convolutions; `None` for none.
+    - `rank`: their rank. Alpha is twice the rank, everywhere.
+    - `spectral`, `spectral_rank`: those of the spectral weights, in models that have them.
     - `trains`: what trains without adapters: `"all"`, `"head"`, or a regex of paths.
-    - `target`: regex of the layers that get adapters; `None` for every layer.
     - `rate`: the middle one of the learning rates.
     - `from_data`: whether the adapters start from batches of the training samples.
     """
 
     name: str
-    wrappers: Sequence[str] = ()
+    dense: str | None = None
+    rank: int = 2
+    spectral: str | None = "lora"
+    spectral_rank: int = 2
     trains: str | None = None
-    rank: int = RANK
-    target: str | None = None
     rate: float = 3e-3
     from_data: bool = False
+
+    def on(self, family: Family) -> "Method":
+        """The first method that does the same on a family: most of them, on some family."""
+        return next(other for other in METHODS if other._unnamed(family) == self._unnamed(family))
 
     def applied(self, model: Any, problem: Problem, seed: int, batches: Any, loss: Any) -> Net:
         """The model, with its trainable part chosen. `batches()` are of the training samples."""
@@ -42,37 +45,44 @@ class Method:
         if self.trains is not None:
             where = problem.family.head if self.trains == "head" else self.trains
             return net.freeze().mask(where).unfreeze()
-        more = {"calibrate": (batches(), loss)} if self.from_data else {}
-        alpha = ALPHA / RANK * self.rank
-        return net.freeze().lora(
-            self.rank, alpha, target=self.target, wrapper=list(self.wrappers), **more
-        )
+        net.freeze()
+        spectral = problem.family.spectral
+        if spectral is not None and self.spectral is not None:
+            settings = {"target": spectral, "wrapper": self.spectral}
+            net.lora(self.spectral_rank, 2.0 * self.spectral_rank, **settings)
+        if self.dense is not None:
+            others = None if spectral is None else f"^(?!.*{spectral})"
+            more = {"calibrate": (batches(), loss)} if self.from_data else {}
+            net.lora(self.rank, 2.0 * self.rank, target=others, wrapper=self.dense, **more)
+        return net
 
+    def _unnamed(self, family: Family) -> "Method":
+        if family.spectral is not None:
+            return replace(self, name="")
+        return replace(self, name="", spectral=None, spectral_rank=0)
 
-def _with_lora(name: str, **settings: Any) -> Method:
-    """A method of the zoo where it has an adapter, and LoRA for spectral weights."""
-    return Method(name, [name, "lora"], **settings)
-
-
-# Dense layers only: an FNO's spectral weights stay as they are.
-_DENSE = r"^(?!.*layers_conv)"
 
 METHODS = (
     Method("full", trains="all", rate=1e-3),
-    Method("lora", ["lora"]),
-    Method("lora, rank 1", ["lora"], rank=1),
+    Method("lora", "lora"),
+    Method("lora 1, cp 4", "lora", rank=1, spectral="cp", spectral_rank=4),
+    Method("bottleneck 1, cp 4", "bottleneck", rank=1, spectral="cp", spectral_rank=4),
+    Method("biases", trains="bias$", rate=1e-2),
+    Method("ia3, cp 4", "ia3", spectral="cp", spectral_rank=4, rate=1e-2),
+    Method("lora 1, gain", "lora", rank=1, spectral="gain"),
     Method("head", trains="head"),
-    Method("biases", trains="bias", rate=1e-2),
-    Method("lora, dense", ["lora"], target=_DENSE),
-    _with_lora("dora"),
-    _with_lora("pissa"),
-    _with_lora("ia3", rate=1e-2),
-    Method("ia3, dense", ["ia3"], target=_DENSE, rate=1e-2),
-    _with_lora("lokr"),
-    _with_lora("oft"),
-    Method("lora, rank 8", ["lora"], rank=8),
+    Method("dora 1, cp 4", "dora", rank=1, spectral="cp", spectral_rank=4),
+    Method("lora, no spectral", "lora", spectral=None),
+    Method("dora", "dora"),
+    Method("pissa", "pissa"),
+    Method("ia3", "ia3", rate=1e-2),
+    Method("lokr", "lokr"),
+    Method("oft", "oft"),
+    Method("lora 8", "lora", rank=8, spectral_rank=8),
+    Method("pissa 1, cp 4", "pissa", rank=1, spectral="cp", spectral_rank=4),
+    Method("bottleneck 4, gain", "bottleneck", rank=4, spectral="gain"),
     *(
-        _with_lora(name)
+        Method(name, name)
         for name in (
             *("rslora", "lora-fa", "adalora", "delora", "olora", "deft", "milora", "lora-xs"),
             *("tinylora", "psoft", "vera", "vera-shared", "hira", "loha", "miss", "randlora"),
@@ -80,5 +90,5 @@ METHODS = (
             *("fourierft", "waveft", "shira", "supertuning", "tied-lora", "vb-lora"),
         )
     ),
-    *(_with_lora(name, from_data=True) for name in ("eva", "corda", "lora-ga", "lora-one")),
+    *(Method(name, name, from_data=True) for name in ("eva", "corda", "lora-ga", "lora-one")),
 )

@@ -40,7 +40,7 @@ def run(path: pathlib.Path, effort: Effort, only: str = "") -> None:
         (problem, method)
         for method in METHODS
         for problem in PROBLEMS
-        if re.search(only, f"{problem.name}/{method.name}")
+        if method.on(problem.family) is method and re.search(only, f"{problem.name}/{method.name}")
     ]
     if not pairs:
         raise SystemExit(f"--only {only!r} selects no problem/method.")
