@@ -3,11 +3,12 @@
 import argparse
 import pathlib
 import tempfile
+from dataclasses import replace
 
 import jax
 
-from ._problems import CACHE, FULL, QUICK
-from ._runs import RESULTS, run
+from ._problems import CACHE, QUICK
+from ._runs import PLAN, RESULTS, run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,10 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"wrote {write_page(options.results)}")
     elif options.quick:
         with tempfile.TemporaryDirectory() as folder:
-            run(pathlib.Path(folder) / "quick.jsonl", QUICK, options.only)
+            run(pathlib.Path(folder) / "quick.jsonl", replace(PLAN, effort=QUICK), options.only)
     else:  # a run that goes on compiles nothing again
         jax.config.update("jax_compilation_cache_dir", str(CACHE / "compiled"))
-        run(options.results, FULL, options.only)
+        run(options.results, PLAN, options.only)
 
 
 if __name__ == "__main__":

@@ -55,10 +55,11 @@ class Fitting:
         shifts = jax.random.randint(by, (size, len(axes)), 0, pool[0].shape[1])
         return self._taken(pool, some, shifts)
 
-    def _validation(self, pool: Fields, key: Array, samples: Any) -> Fields:
+    def validation(self, pool: Fields, key: Array, samples: Any) -> Fields:
+        """The fields of the validation split, at shifts that are spread evenly."""
         order, held = self._split(key, samples)
         index = jnp.arange(self.VALIDATED)
-        shifts = index // held * held * pool[0].shape[1] // self.VALIDATED  # evenly spread
+        shifts = index // held * held * pool[0].shape[1] // self.VALIDATED
         shifts = jnp.broadcast_to(shifts[:, None], (self.VALIDATED, len(self.problem.axes)))
         return self._taken(pool, order[index % held], shifts)
 
@@ -88,7 +89,7 @@ class Fitting:
         trainable = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)
         optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
         decay = optax.cosine_decay_schedule(1.0, effort.steps)
-        held_out = self._validation(pool, key, samples)
+        held_out = self.validation(pool, key, samples)
 
         def error(trainable: Any, batch: Fields) -> Array:
             return jnp.mean(self._errors(eqx.combine(trainable, frozen), batch))

@@ -48,12 +48,13 @@ class Method:
         net.freeze()
         spectral = problem.family.spectral
         if spectral is not None and self.spectral is not None:
-            settings = {"target": spectral, "wrapper": self.spectral}
-            net.lora(self.spectral_rank, 2.0 * self.spectral_rank, **settings)
+            alpha = 2.0 * self.spectral_rank
+            net.lora(self.spectral_rank, alpha, target=spectral, wrapper=self.spectral)
         if self.dense is not None:
             others = None if spectral is None else f"^(?!.*{spectral})"
-            more = {"calibrate": (batches(), loss)} if self.from_data else {}
-            net.lora(self.rank, 2.0 * self.rank, target=others, wrapper=self.dense, **more)
+            data = (batches(), loss) if self.from_data else None
+            alpha = 2.0 * self.rank
+            net.lora(self.rank, alpha, target=others, wrapper=self.dense, calibrate=data)
         return net
 
     def _unnamed(self, family: Family) -> "Method":

@@ -1,11 +1,13 @@
 """All runs of the study, in order of importance, each recorded as one line of a file."""
 
+import itertools
 import json
 import pathlib
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -17,37 +19,51 @@ from jno.lora import JnoLoraWarning
 
 from ._fitting import Fields, Fitting
 from ._methods import METHODS, Method
-from ._problems import PROBLEMS, Effort, Problem, pretrained, relative_errors, simulate
+from ._problems import FULL, PROBLEMS, Effort, Problem, pretrained, relative_errors, simulate
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "operators.jsonl"
 # Simulations with these seeds were never used for anything else.
 _TEST_SEED, _POOL_SEED = 1000, 2000
-_KEY = ("problem", "method", "samples", "seed", "rate")
+KEY = ("problem", "method", "samples", "seed", "rate")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the study runs."""
+
+    problems: Sequence[Problem]
+    methods: Sequence[Method]
+    effort: Effort
+
+    def pairs(self) -> list[tuple[Problem, Method]]:
+        """The pairs to run, the most important first, without methods that do the same."""
+        pairs = itertools.product(self.methods, self.problems)
+        return [(p, method) for method, p in pairs if method.on(p.family) is method]
+
+
+PLAN = Plan(PROBLEMS, METHODS, FULL)
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a file, without a last line that a killed run left unfinished."""
+    """The records of a file, without lines that a killed run left unfinished."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def run(path: pathlib.Path, effort: Effort, only: str = "") -> None:
+def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
     """Run what `only`, a regex for `problem/method`, selects and `path` lacks; append it there."""
-    done = {tuple(record[name] for name in _KEY) for record in read(path)}
-    pairs = [
-        (problem, method)
-        for method in METHODS
-        for problem in PROBLEMS
-        if method.on(problem.family) is method and re.search(only, f"{problem.name}/{method.name}")
-    ]
+    done = {tuple(record[name] for name in KEY) for record in read(path)}
+    pairs = [(p, m) for p, m in plan.pairs() if re.search(only, f"{p.name}/{m.name}")]
     if not pairs:
         raise SystemExit(f"--only {only!r} selects no problem/method.")
     path.parent.mkdir(parents=True, exist_ok=True)
     prepared: dict[str, _Prepared] = {}
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with path.open("a") as file, Progress(*columns) as progress:
+        if done and not path.read_text().endswith("\n"):
+            file.write("\n")
         task = progress.add_task("", total=len(pairs))
         for problem, method in pairs:
             progress.update(task, description=f"{problem.name}: {method.name}")
@@ -57,7 +73,7 @@ def run(path: pathlib.Path, effort: Effort, only: str = "") -> None:
                 file.flush()
 
             if problem.name not in prepared:
-                prepared[problem.name] = _Prepared(problem, effort)
+                prepared[problem.name] = _Prepared(problem, plan.effort)
                 for record in prepared[problem.name].untouched(done):
                     write(record)
             begin = time.process_time()
@@ -136,7 +152,7 @@ def _net(ready: _Prepared, method: Method, seed: int, pool: Fields, samples: int
 
 
 def _named(problem: Problem, method: str, samples: int, seed: int, rate: float) -> dict[str, Any]:
-    return dict(zip(_KEY, (problem.name, method, samples, seed, rate), strict=True))
+    return dict(zip(KEY, (problem.name, method, samples, seed, rate), strict=True))
 
 
 def _size(tree: Any) -> int:
