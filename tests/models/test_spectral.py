@@ -49,6 +49,23 @@ def test_each_mode_gets_its_own_update(dims):
         assert np.max(np.abs(y - base(x))) > 1e-2
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_the_frequencies_are_those_of_waves(dims):
+    from pdequinox.conv import SpectralConv
+
+    base = SpectralConv(dims, 2, 2, 3, key=jr.key(0))
+    banded = moved(LoRASpectral(base, 2, 2.0, key=jr.key(1), bands={2: 1}))
+    k = np.array(list(np.ndindex(*[5] * dims)))
+    k[:, :-1] -= 2  # from -2 to 2, and from 0 to 4
+    points = np.stack(np.meshgrid(*[np.arange(9)] * dims, indexing="ij"), axis=-1)
+    waves = np.cos(2 * np.pi / 9 * np.einsum("...d,kd->k...", points, k))
+    x = jnp.asarray(np.stack([waves, waves], axis=1), jnp.float32)
+    changed = jax.vmap(banded)(x) - jax.vmap(base)(x)
+    size = np.max(np.abs(np.asarray(changed)), axis=tuple(range(1, dims + 2)))
+    low = np.max(np.abs(k), axis=1) < 2
+    assert np.all(size[low] > 1e-2) and np.all(size[~low] < 1e-4)
+
+
 def test_the_whole_model_is_within_reach():
     import pdequinox
 

@@ -29,6 +29,10 @@ class Bottleneck(LayerKind):
     `B = 0`. `A` reads what the layer reads: the patches of its kernel, for a convolution. `rank
     (in + out + 1)` parameters train. The rank is not clamped.
 
+    `BottleneckLinear` is for `eqx.nn.Linear` and foundax's `Linear`, which takes batches,
+    `BottleneckConv` for `eqx.nn.Conv`, and `BottleneckChannelLastConv` for the channel-last
+    convolutions of foundax; all of them for subclasses too.
+
     A bottleneck is not a change of the weight, so `merge` raises. The layer's weight reads as the
     base's own. With groups, `A` and `a` serve each group, and `B`'s rows are divided among them.
 
@@ -112,9 +116,7 @@ class Bottleneck(LayerKind):
 _BATCHED = {("foundax.architectures.linear", "Linear"): True}
 
 
-class BottleneckLinear(Bottleneck, LinearLayer):
-    """A bottleneck beside `eqx.nn.Linear`, or foundax's `Linear`, which takes batches."""
-
+class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (that of `Bottleneck`)
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         known = isinstance(leaf, eqx.nn.Linear) or value_for(leaf, _BATCHED)
@@ -129,9 +131,7 @@ class BottleneckLinear(Bottleneck, LinearLayer):
         return jnp.moveaxis(self.down(rows, self.down_weight), -1, 0)[:, None]
 
 
-class BottleneckConv(Bottleneck, ConvLayer):
-    """A bottleneck beside `eqx.nn.Conv`: its `A` is a kernel of the layer's own size."""
-
+class BottleneckConv(Bottleneck, ConvLayer):  # noqa: D101 (that of `Bottleneck`)
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         return isinstance(leaf, eqx.nn.Conv) and super().fits(leaf)
@@ -143,9 +143,7 @@ class BottleneckConv(Bottleneck, ConvLayer):
         return self.down(x, self.down_weight)
 
 
-class BottleneckChannelLastConv(Bottleneck, ChannelLastConvLayer):
-    """A bottleneck beside foundax's channel-last convolutions."""
-
+class BottleneckChannelLastConv(Bottleneck, ChannelLastConvLayer):  # noqa: D101 (that of `Bottleneck`)
     def channel_axis(self) -> int:
         return -1
 

@@ -315,7 +315,7 @@ class GainSpectral(SpectralAdapter):
     **Raises:** `ValueError` for another `per`.
 
     Papers: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
-    In-Context Learning" (IA3), arXiv:2205.05638, whose factors are real and of features; Li et al.,
+    In-Context Learning", arXiv:2205.05638, whose factors (IA3) are real and of features; Li et al.,
     "Fourier Neural Operator for Parametric Partial Differential Equations", arXiv:2010.08895. The
     gain of modes is ours.
     """
