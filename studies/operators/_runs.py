@@ -129,8 +129,8 @@ def _run_pair(ready: _Prepared, method: Method, done: set[Any]) -> Iterator[dict
                 begin = time.process_time()
                 outcome = jax.device_get(fitting.run(trainable, frozen, *arguments))
                 yield named | {
-                    "validation": float(outcome.validation),
-                    "test": float(outcome.test),
+                    "validation": round(float(outcome.validation), 6),
+                    "test": round(float(outcome.test), 6),
                     "best_step": int(outcome.best_step),
                     "steps": int(outcome.steps),
                     "seconds": round(time.process_time() - begin, 3),
