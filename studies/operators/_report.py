@@ -3,6 +3,7 @@
 import pathlib
 import re
 import statistics
+import textwrap
 
 from ._figures import draw_all, draw_few
 from ._problems import Problem
@@ -16,6 +17,8 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PL
     """Fill in the marked parts of `operators.md`, draw its figures, and return the page's path."""
     study = load(results, plan)
     rows = study.rows()
+    if not rows:
+        raise SystemExit("No method was run in every setting. Run `python -m studies.operators`.")
     page = docs / "operators.md"
     text = page.read_text()
     for name, shown in (
@@ -42,11 +45,11 @@ def _goal(study: Study, rows: list[Row]) -> str:
     good = [f"`{row.name}`" for row in rows if row.meets_the_goal]
     met = f"{', '.join(good)} met it." if good else "No method met it."
     left = "" if there == pairs else f" {there} of {pairs} pairs of problem and method were run."
-    return (
+    return _filled(
         f"The goal was set in advance: at most {SMALL:.0%} of the parameters of each model; a "
-        f"lower error\nthan full fine-tuning in most settings with at most {FEW} samples; at most "
-        f"{CLOSE - 1:.0%} more than it\nat {max(study.plan.effort.samples)}, in the geometric mean "
-        f"over the problems. **{met}**{left}\n"
+        f"lower error than full fine-tuning in most settings with at most {FEW} samples; at most "
+        f"{CLOSE - 1:.0%} more than it at {max(study.plan.effort.samples)}, in the geometric mean "
+        f"over the problems. **{met}**{left}"
     )
 
 
@@ -69,14 +72,14 @@ def _summary(rows: list[Row], most: int) -> str:
 
 def _table(study: Study, problem: Problem) -> str:
     samples = study.plan.effort.samples
-    parts = [f"### {problem.title}\n", problem.text]
+    parts, text = [f"### {problem.title}\n"], problem.text
     source, none = (study.plain.get((problem.name, name)) for name in ("source", "none"))
     if source is not None and none is not None:
-        parts.append(
-            f"The pretrained model has an error of {source:.3f} in its own setting, and of "
+        text += (
+            f" The pretrained model has an error of {source:.3f} in its own setting, and of "
             f"{none:.3f} in the shifted one."
         )
-    parts += ["", f"| method | trained | {' | '.join(map(str, samples))} | seconds |"]
+    parts += [_filled(text), f"| method | trained | {' | '.join(map(str, samples))} | seconds |"]
     parts.append("|---" * (len(samples) + 3) + "|")
     for method in study.plan.methods:
         share = study.share(problem, method.name)
@@ -92,6 +95,10 @@ def _table(study: Study, problem: Problem) -> str:
         columns = [f"`{method.name}`", _percent(share), *shown, f"{seconds:.1f}"]
         parts.append(f"| {' | '.join(columns)} |")
     return "\n".join(parts) + "\n"
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 100, break_on_hyphens=False) + "\n"
 
 
 def _percent(share: float) -> str:
