@@ -29,7 +29,7 @@ class Effort:
     test: int = 128
     samples: tuple[int, ...] = (2, 4, 8, 16, 64, 128)
     seeds: int = 3
-    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)  # times the method's own
+    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the method's own
     batch: int = 8
     steps: int = 400
     every: int = 25  # steps between evaluations

@@ -60,6 +60,7 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
         raise SystemExit(f"--only {only!r} selects no problem/method.")
     path.parent.mkdir(parents=True, exist_ok=True)
     prepared: dict[str, _Prepared] = {}
+    failed: list[str] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with path.open("a") as file, Progress(*columns) as progress:
         if done and not path.read_text().endswith("\n"):
@@ -77,12 +78,19 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
                 for record in prepared[problem.name].untouched(done):
                     write(record)
             begin = time.process_time()
-            for record in _run_pair(prepared[problem.name], method, done):
-                write(record)
+            try:
+                for record in _run_pair(prepared[problem.name], method, done):
+                    write(record)
+            except Exception as err:  # the others are worth having
+                failed.append(f"{problem.name}/{method.name}: {err}")
+                progress.print(failed[-1])
             seconds = time.process_time() - begin
             if seconds > 1:
                 progress.print(f"{problem.name}: {method.name}, {seconds:.0f} s")
+                jax.clear_caches()  # hundreds of programs, each of which runs for one pair only
             progress.advance(task)
+    if failed:
+        raise SystemExit("\n".join(["These failed:", *failed]))
 
 
 class _Prepared:

@@ -17,14 +17,22 @@ from studies.operators._results import load
 from studies.operators._runs import KEY, PLAN, Plan, read, run
 
 
+TRACED = []
+
+
 def initial(key, number):
     return jax.random.normal(key, (number, 16))
+
+
+def predict(model, fields):
+    TRACED.append(fields.shape)
+    return jax.vmap(model)(fields)
 
 
 LINEAR = Family(
     "linear",
     lambda key: eqx.nn.Linear(16, 16, key=key),
-    lambda model, fields: jax.vmap(model)(fields),
+    predict,
     initial,
     lambda fields, by, steps: by * jnp.roll(fields, 1, axis=1),
     {"by": 1.0},
@@ -51,7 +59,7 @@ def fitted():
 
         untouched = jnp.mean(relative_errors(LINEAR.apply(model, test[0]), test[1]))
         outcomes = {name: run(16, rate) for name, rate in RATES.items()}
-        yield outcomes, untouched, fitting, run
+        yield outcomes, untouched, run
 
 
 RATES = {"good": 0.1, "none": 0.0, "absurd": 1e6}
@@ -100,11 +108,10 @@ def test_step_0_is_a_candidate_and_ends_what_does_not_help(fitted, rate):
 
 
 def test_samples_and_rates_compile_nothing_again(fitted):
-    *_, fitting, run = fitted
-    with jax.log_compiles(False):
-        before = fitting.run._cached._cache_size()
-        run(2, 0.01)
-        assert fitting.run._cached._cache_size() == before == 1
+    *_, run = fitted
+    before = len(TRACED)
+    run(2, 0.01)
+    assert len(TRACED) == before > 0
 
 
 def test_every_method_of_the_zoo_is_there_once():
