@@ -1,0 +1,1 @@
+"""Studies: experiments that answer a question of a user, with a page of the documentation each."""

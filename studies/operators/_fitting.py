@@ -1,0 +1,123 @@
+"""One fine-tuning run as one compiled program, with its early stopping inside.
+
+The pool of samples has a fixed size. The number of samples, the seed and the learning rate are
+arguments of the program, so each method compiles once for each problem.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jno.lora import penalty, resolve
+
+from ._problems import Effort, Problem, relative_errors, shifted
+
+Fields = tuple[Array, Array]  # initial ones, and solutions
+
+
+class Outcome(NamedTuple):
+    """Relative errors of the best parameters, the step that had them, and the steps in all."""
+
+    validation: Array
+    test: Array
+    best_step: Array
+    steps: Array
+
+
+class Fitting:
+    """Fine-tuning on one problem.
+
+    A quarter of the samples, at least one, is for validation: it is seen at `VALIDATED` fields in
+    all, shifted where the equation allows it. The training samples are drawn with replacement.
+    """
+
+    VALIDATED = 32
+
+    def __init__(self, problem: Problem, effort: Effort):
+        self.problem = problem
+        self.effort = effort
+        self.run: Any = eqx.filter_jit(self._run)
+
+    def loss(self, model: Any, batch: Fields) -> Float[Array, ""]:
+        """The mean relative error, and AdaLoRA's penalty if the model has its adapters."""
+        return jnp.mean(self._errors(model, batch)) + 0.1 * penalty(model)
+
+    def batch(self, pool: Fields, key: Array, samples: Any, step: Any) -> Fields:
+        """The training batch of a step: samples of the training split at random shifts."""
+        order, held = self._split(key, samples)
+        size, axes = self.effort.batch, self.problem.axes
+        chosen, by = jax.random.split(jax.random.fold_in(key, step))
+        some = order[held + jax.random.randint(chosen, (size,), 0, samples - held)]
+        shifts = jax.random.randint(by, (size, len(axes)), 0, pool[0].shape[1])
+        return self._taken(pool, some, shifts)
+
+    def validation(self, pool: Fields, key: Array, samples: Any) -> Fields:
+        """The fields of the validation split, at shifts that are spread evenly."""
+        order, held = self._split(key, samples)
+        index = jnp.arange(self.VALIDATED)
+        shifts = index // held * held * pool[0].shape[1] // self.VALIDATED
+        shifts = jnp.broadcast_to(shifts[:, None], (self.VALIDATED, len(self.problem.axes)))
+        return self._taken(pool, order[index % held], shifts)
+
+    def _split(self, key: Array, samples: Any) -> tuple[Array, Array]:
+        """The order of the pool, of which the first are the samples; how many are validated."""
+        return jax.random.permutation(key, self.effort.pool), jnp.maximum(1, samples // 4)
+
+    def _taken(self, pool: Fields, some: Array, shifts: Array) -> Fields:
+        fields, solutions = (shifted(part[some], shifts, self.problem.axes) for part in pool)
+        return fields, solutions
+
+    def _errors(self, model: Any, batch: Fields) -> Float[Array, " batch"]:
+        fields, solutions = batch
+        return relative_errors(self.problem.family.apply(resolve(model), fields), solutions)
+
+    def _run(
+        self,
+        trainable: Any,
+        frozen: Any,
+        pool: Fields,
+        test: Fields,
+        key: Array,
+        samples: Any,
+        rate: Any,
+    ) -> Outcome:
+        effort = self.effort
+        trainable = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)
+        optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+        decay = optax.cosine_decay_schedule(1.0, effort.steps)
+        held_out = self.validation(pool, key, samples)
+
+        def error(trainable: Any, batch: Fields) -> Array:
+            return jnp.mean(self._errors(eqx.combine(trainable, frozen), batch))
+
+        def train(step: Array, carry: Any) -> Any:
+            trainable, state = carry
+            batch = self.batch(pool, key, samples, step)
+            slope = eqx.filter_grad(lambda t: self.loss(eqx.combine(t, frozen), batch))(trainable)
+            updates, state = optimiser.update(slope, state)
+            size = -rate * decay(step)
+            return jax.tree.map(lambda x, up: x + size * up, trainable, updates), state
+
+        def going_on(carry: Any) -> Array:
+            step, best_step = carry[:2]
+            return (step < effort.steps) & (step - best_step < effort.every * effort.patience)
+
+        def evaluate(carry: Any) -> Any:
+            step, best_step, lowest, best, now = carry
+            end = step + effort.every
+            now = jax.lax.fori_loop(step, end, train, now)
+            value = error(now[0], held_out)
+            better = value < lowest
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now[0], best)
+            return end, jnp.where(better, end, best_step), jnp.fmin(value, lowest), best, now
+
+        # Step 0 counts: the model as it was is a candidate.
+        zero = jnp.asarray(0)
+        start = (trainable, optimiser.init(trainable))
+        carry = (zero, zero, error(trainable, held_out), trainable, start)
+        steps, best_step, lowest, best, _ = jax.lax.while_loop(going_on, evaluate, carry)
+        return Outcome(lowest, error(best, test), best_step, steps)

@@ -1,0 +1,95 @@
+"""The methods of the study, the most important first: adding one is adding a line."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from jno.lora import Net
+
+from ._problems import Family, Problem
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a net trains, and around which learning rate.
+
+    **Arguments:**
+
+    - `dense`: the adapters of linear layers and convolutions; `None` for none.
+    - `rank`: their rank. Alpha is twice the rank, everywhere.
+    - `spectral`, `spectral_rank`: those of the spectral weights, in models that have them.
+    - `trains`: what trains without adapters: `"all"`, `"head"`, or a regex of paths.
+    - `rate`: the middle one of the learning rates.
+    - `from_data`: whether the adapters start from batches of the training samples.
+    """
+
+    name: str
+    dense: str | None = None
+    rank: int = 2
+    spectral: str | None = "lora"
+    spectral_rank: int = 2
+    trains: str | None = None
+    rate: float = 3e-3
+    from_data: bool = False
+
+    def on(self, family: Family) -> "Method":
+        """The first method that does the same on a family: most of them, on some family."""
+        return next(other for other in METHODS if other._unnamed(family) == self._unnamed(family))
+
+    def applied(self, model: Any, problem: Problem, seed: int, batches: Any, loss: Any) -> Net:
+        """The model, with its trainable part chosen. `batches()` are of the training samples."""
+        net = Net(model, key=jax.random.key(seed))
+        if self.trains == "all":
+            return net
+        if self.trains is not None:
+            where = problem.family.head if self.trains == "head" else self.trains
+            return net.freeze().mask(where).unfreeze()
+        net.freeze()
+        spectral = problem.family.spectral
+        if spectral is not None and self.spectral is not None:
+            alpha = 2.0 * self.spectral_rank
+            net.lora(self.spectral_rank, alpha, target=spectral, wrapper=self.spectral)
+        if self.dense is not None:
+            others = None if spectral is None else f"^(?!.*{spectral})"
+            data = (batches(), loss) if self.from_data else None
+            alpha = 2.0 * self.rank
+            net.lora(self.rank, alpha, target=others, wrapper=self.dense, calibrate=data)
+        return net
+
+    def _unnamed(self, family: Family) -> "Method":
+        if family.spectral is not None:
+            return replace(self, name="")
+        return replace(self, name="", spectral=None, spectral_rank=0)
+
+
+METHODS = (
+    Method("full", trains="all", rate=1e-3),
+    Method("lora", "lora"),
+    Method("lora 1, cp 4", "lora", rank=1, spectral="cp", spectral_rank=4),
+    Method("bottleneck 1, cp 4", "bottleneck", rank=1, spectral="cp", spectral_rank=4),
+    Method("biases", trains="bias$", rate=1e-2),
+    Method("ia3, cp 4", "ia3", spectral="cp", spectral_rank=4, rate=1e-2),
+    Method("lora 1, gain", "lora", rank=1, spectral="gain"),
+    Method("head", trains="head"),
+    Method("dora 1, cp 4", "dora", rank=1, spectral="cp", spectral_rank=4),
+    Method("lora, no spectral", "lora", spectral=None),
+    Method("dora", "dora"),
+    Method("pissa", "pissa"),
+    Method("ia3", "ia3", rate=1e-2),
+    Method("lokr", "lokr"),
+    Method("oft", "oft"),
+    Method("lora 8", "lora", rank=8, spectral_rank=8),
+    Method("pissa 1, cp 4", "pissa", rank=1, spectral="cp", spectral_rank=4),
+    Method("bottleneck 4, gain", "bottleneck", rank=4, spectral="gain"),
+    *(
+        Method(name, name)
+        for name in (
+            *("rslora", "lora-fa", "adalora", "delora", "olora", "deft", "milora", "lora-xs"),
+            *("tinylora", "psoft", "vera", "vera-shared", "hira", "loha", "miss", "randlora"),
+            *("gralora", "c3a", "boft", "hra", "oft-in", "road", "ia3-in", "ia3-out"),
+            *("fourierft", "waveft", "shira", "supertuning", "tied-lora", "vb-lora"),
+        )
+    ),
+    *(Method(name, name, from_data=True) for name in ("eva", "corda", "lora-ga", "lora-one")),
+)

@@ -1,0 +1,167 @@
+"""All runs of the study, in order of importance, each recorded as one line of a file."""
+
+import itertools
+import json
+import pathlib
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jno.lora import JnoLoraWarning
+
+from ._fitting import Fields, Fitting
+from ._methods import METHODS, Method
+from ._problems import FULL, PROBLEMS, Effort, Problem, pretrained, relative_errors, simulate
+
+RESULTS = pathlib.Path(__file__).parents[1] / "results" / "operators.jsonl"
+# Simulations with these seeds were never used for anything else.
+_TEST_SEED, _POOL_SEED = 1000, 2000
+KEY = ("problem", "method", "samples", "seed", "rate")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the study runs."""
+
+    problems: Sequence[Problem]
+    methods: Sequence[Method]
+    effort: Effort
+
+    def pairs(self) -> list[tuple[Problem, Method]]:
+        """The pairs to run, the most important first, without methods that do the same."""
+        pairs = itertools.product(self.methods, self.problems)
+        return [(p, method) for method, p in pairs if method.on(p.family) is method]
+
+
+PLAN = Plan(PROBLEMS, METHODS, FULL)
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a file, without lines that a killed run left unfinished."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
+    """Run what `only`, a regex for `problem/method`, selects and `path` lacks; append it there."""
+    done = {tuple(record[name] for name in KEY) for record in read(path)}
+    pairs = [(p, m) for p, m in plan.pairs() if re.search(only, f"{p.name}/{m.name}")]
+    if not pairs:
+        raise SystemExit(f"--only {only!r} selects no problem/method.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prepared: dict[str, _Prepared] = {}
+    failed: list[str] = []
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with path.open("a") as file, Progress(*columns) as progress:
+        if done and not path.read_text().endswith("\n"):
+            file.write("\n")
+        task = progress.add_task("", total=len(pairs))
+        for problem, method in pairs:
+            progress.update(task, description=f"{problem.name}: {method.name}")
+
+            def write(record: dict[str, Any]) -> None:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+
+            if problem.name not in prepared:
+                prepared[problem.name] = _Prepared(problem, plan.effort)
+                for record in prepared[problem.name].untouched(done):
+                    write(record)
+            begin = time.process_time()
+            try:
+                for record in _run_pair(prepared[problem.name], method, done):
+                    write(record)
+            except Exception as err:  # the others are worth having
+                failed.append(f"{problem.name}/{method.name}: {err}")
+                progress.print(failed[-1])
+            seconds = time.process_time() - begin
+            if seconds > 1:
+                progress.print(f"{problem.name}: {method.name}, {seconds:.0f} s")
+                jax.clear_caches()  # hundreds of programs, each of which runs for one pair only
+            progress.advance(task)
+    if failed:
+        raise SystemExit("\n".join(["These failed:", *failed]))
+
+
+class _Prepared:
+    """A pretrained model, and the simulations of a problem."""
+
+    def __init__(self, problem: Problem, effort: Effort):
+        family = problem.family
+        self.problem, self.effort = problem, effort
+        self.model = pretrained(family, effort)
+        self.source = simulate(family, _TEST_SEED, effort.test, family.source)
+        self.test = simulate(family, _TEST_SEED, effort.test, problem.target)
+        self.pools = [
+            simulate(family, _POOL_SEED + seed, effort.pool, problem.target)
+            for seed in range(effort.seeds)
+        ]
+        self.fitting = Fitting(problem, effort)
+
+    def untouched(self, done: set[Any]) -> Iterator[dict[str, Any]]:
+        """The records of the model as it was, on its own setting and on the shifted one."""
+        apply: Callable[..., Any] = eqx.filter_jit(self.problem.family.apply)
+        for name, (fields, solutions) in (("source", self.source), ("none", self.test)):
+            record = _named(self.problem, name, 0, 0, 0.0)
+            if tuple(record.values()) not in done:
+                errors = relative_errors(apply(self.model, fields), solutions)
+                yield record | {"test": float(jnp.mean(errors))}
+
+
+def _run_pair(ready: _Prepared, method: Method, done: set[Any]) -> Iterator[dict[str, Any]]:
+    effort, fitting = ready.effort, ready.fitting
+    total = _size(eqx.filter(ready.model, eqx.is_inexact_array))
+    for seed, pool in enumerate(ready.pools):
+        key, nets = jax.random.key(seed), {}
+        for samples in effort.samples:
+            for times in effort.rates:
+                rate = method.rate * times
+                named = _named(ready.problem, method.name, samples, seed, rate)
+                if tuple(named.values()) in done:
+                    continue
+                which = samples if method.from_data else 0
+                if which not in nets:
+                    nets[which] = _net(ready, method, seed, pool, samples)
+                trainable, frozen = nets[which].partition()
+                arguments = (pool, ready.test, key, jnp.asarray(samples), jnp.asarray(rate))
+                begin = time.process_time()
+                outcome = jax.device_get(fitting.run(trainable, frozen, *arguments))
+                yield named | {
+                    "validation": round(float(outcome.validation), 6),
+                    "test": round(float(outcome.test), 6),
+                    "best_step": int(outcome.best_step),
+                    "steps": int(outcome.steps),
+                    "seconds": round(time.process_time() - begin, 3),
+                    "trained": _size(trainable),
+                    "total": total,
+                }
+
+
+def _net(ready: _Prepared, method: Method, seed: int, pool: Fields, samples: int) -> Any:
+    fitting = ready.fitting
+
+    def batches() -> list[Fields]:
+        key = jax.random.key(seed)
+        return [fitting.batch(pool, key, jnp.asarray(samples), step) for step in range(4)]
+
+    with warnings.catch_warnings():  # of ranks that small layers do not allow
+        warnings.simplefilter("ignore", JnoLoraWarning)
+        return method.applied(ready.model, ready.problem, seed, batches, fitting.loss)
+
+
+def _named(problem: Problem, method: str, samples: int, seed: int, rate: float) -> dict[str, Any]:
+    return dict(zip(KEY, (problem.name, method, samples, seed, rate), strict=True))
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

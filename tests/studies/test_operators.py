@@ -1,0 +1,178 @@
+"""The study of operators: its splits, its early stopping, and a short form of the whole."""
+
+import json
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from studies.operators import _problems, _report
+from studies.operators.__main__ import main
+from studies.operators._fitting import Fitting
+from studies.operators._methods import METHODS
+from studies.operators._problems import FNO, FULL, PROBLEMS, QUICK, Family, Problem, relative_errors
+from studies.operators._results import load
+from studies.operators._runs import KEY, PLAN, Plan, read, run
+
+
+TRACED = []
+
+
+def initial(key, number):
+    return jax.random.normal(key, (number, 16))
+
+
+def predict(model, fields):
+    TRACED.append(fields.shape)
+    return jax.vmap(model)(fields)
+
+
+LINEAR = Family(
+    "linear",
+    lambda key: eqx.nn.Linear(16, 16, key=key),
+    predict,
+    initial,
+    lambda fields, by, steps: by * jnp.roll(fields, 1, axis=1),
+    {"by": 1.0},
+    head="weight",
+    time_steps=1,
+    points=16,
+)
+PROBLEM = Problem("linear", "Linear", LINEAR, {"by": 2.0}, (1,), "")
+EFFORT = replace(FULL, pool=16, test=16, steps=40, every=10, patience=2)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """The outcomes of runs on a linear model, and its error as it was."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = LINEAR.make(jax.random.key(0))
+        pool, test = (_problems.simulate(LINEAR, seed, 16, PROBLEM.target) for seed in (1, 2))
+        fitting = Fitting(PROBLEM, EFFORT)
+        parts = eqx.partition(model, eqx.is_array)
+
+        def run(samples, rate):
+            arguments = (pool, test, jax.random.key(0), jnp.asarray(samples), jnp.asarray(rate))
+            return fitting.run(*parts, *arguments)
+
+        untouched = jnp.mean(relative_errors(LINEAR.apply(model, test[0]), test[1]))
+        outcomes = {name: run(16, rate) for name, rate in RATES.items()}
+        yield outcomes, untouched, run
+
+
+RATES = {"good": 0.1, "none": 0.0, "absurd": 1e6}
+
+
+@pytest.mark.parametrize("samples", [2, 4, 8, 16])
+def test_training_and_validation_share_no_sample(samples):
+    fitting = Fitting(replace(PROBLEM, axes=()), EFFORT)
+    pool = (jnp.arange(16.0)[:, None] + 0 * jnp.ones((16, 16)),) * 2
+    key = jax.random.key(3)
+    trained = {
+        float(value)
+        for step in range(40)
+        for value in fitting.batch(pool, key, samples, step)[0][:, 0]
+    }
+    validated = {float(value) for value in fitting.validation(pool, key, samples)[0][:, 0]}
+    assert not trained & validated
+    assert len(validated) == max(1, samples // 4)
+    assert len(trained) == samples - len(validated)
+
+
+def test_shifts_move_fields_and_solutions_alike():
+    fitting = Fitting(PROBLEM, EFFORT)
+    pool = _problems.simulate(LINEAR, 1, 16, PROBLEM.target)
+    for fields, solutions in (
+        fitting.batch(pool, jax.random.key(0), 8, 0),
+        fitting.validation(pool, jax.random.key(0), 8),
+    ):
+        np.testing.assert_allclose(solutions, 2 * jnp.roll(fields, 1, axis=1), rtol=1e-6)
+    assert len({field.tobytes() for field in np.asarray(fields)}) == Fitting.VALIDATED
+
+
+def test_training_helps_and_is_not_stopped(fitted):
+    outcomes, untouched, *_ = fitted
+    good = outcomes["good"]
+    assert good.test < 0.8 * untouched
+    assert good.best_step > 0 and good.steps == EFFORT.steps
+
+
+@pytest.mark.parametrize("rate", ["none", "absurd"])
+def test_step_0_is_a_candidate_and_ends_what_does_not_help(fitted, rate):
+    outcomes, untouched, *_ = fitted
+    outcome = outcomes[rate]
+    np.testing.assert_allclose(outcome.test, untouched, rtol=1e-6)
+    assert (outcome.best_step, outcome.steps) == (0, EFFORT.every * EFFORT.patience)
+
+
+def test_samples_and_rates_compile_nothing_again(fitted):
+    *_, run = fitted
+    before = len(TRACED)
+    run(2, 0.01)
+    assert len(TRACED) == before > 0
+
+
+def test_every_method_of_the_zoo_is_there_once():
+    from jno_lora_zoo import METHODS as ZOO
+
+    names = [method.name for method in METHODS]
+    assert len(set(names)) == len(names)
+    assert {method.variant for method in ZOO} <= {method.dense for method in METHODS}
+
+
+def test_methods_that_differ_in_spectral_weights_alone_are_one_elsewhere():
+    by_name = {method.name: method for method in METHODS}
+    dense = by_name["lora, no spectral"]
+    assert dense.on(FNO) is dense
+    assert dense.on(LINEAR) is by_name["lora"]
+
+
+def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(_problems, "CACHE", tmp_path / "cache")
+    effort = replace(EFFORT, pretraining_fields=8, pretraining_steps=4, pool=128, steps=20)
+    effort = replace(effort, samples=(2, 128), seeds=2)
+    methods = [method for method in METHODS if method.name in ("full", "lora", "eva")]
+    plan = Plan((PROBLEM,), methods, effort)
+    file = tmp_path / "results.jsonl"
+    run(file, plan, "linear/full")
+    lines = file.read_text().splitlines()
+    assert len(lines) == 2 + 2 * 2 * 4  # source and untouched; samples, seeds, rates
+    file.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # by a run that was killed
+    run(file, plan)
+    records = read(file)
+    settings = [tuple(record[name] for name in KEY) for record in records]
+    assert len(set(settings)) == len(settings) == 2 + 3 * 2 * 2 * 4
+    assert {json.dumps(record) for record in records} >= set(lines[:-1])
+
+    (tmp_path / "operators.md").write_text((_report.DOCS / "operators.md").read_text())
+    page = _report.write_page(file, tmp_path, plan).read_text()
+    assert f"| `full` | 100 % | {load(file, plan).cell(PROBLEM, 'full', 2)} |" in page
+    assert "### Linear" in page and "**No method met it.**" in page
+    for name in ("operators", "operators-methods"):
+        assert "<svg" in (tmp_path / "images" / f"{name}.svg").read_text()
+
+
+def test_the_rate_is_chosen_by_validation_alone(tmp_path):
+    def record(rate, validation, test, best_step):
+        named = dict(zip(KEY, ("allen-cahn", "full", 2, 0, rate), strict=True))
+        outcome = {"validation": validation, "test": test, "best_step": best_step, "steps": 4}
+        return named | outcome | {"seconds": 1.0, "trained": 1, "total": 10}
+
+    records = [record(0.1, 0.5, 0.1, 2), record(1.0, 0.4, 0.9, 2), record(3.0, 0.6, 0.2, 2)]
+    file = tmp_path / "results.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    problem = next(problem for problem in PROBLEMS if problem.name == "allen-cahn")
+    study = load(file, replace(PLAN, effort=replace(FULL, seeds=1, rates=(0.1, 1.0, 3.0))))
+    cell = study.cell(problem, "full", 2)
+    assert cell.errors == (0.9,) and cell.edges == (0, 0)
+    assert study.share(problem, "full") == 0.1
+
+
+def test_the_command_runs_in_its_short_form(monkeypatch, tmp_path):
+    monkeypatch.setattr(_problems, "CACHE", tmp_path)
+    main(["--quick", "--only", "burgers-force/head"])
+    assert QUICK.steps == 4 and list(tmp_path.glob("fno1d-*.eqx"))
+    with pytest.raises(SystemExit, match="selects no"):
+        main(["--quick", "--only", "nothing"])
