@@ -16,7 +16,6 @@ from studies.operators._problems import FNO, FULL, PROBLEMS, QUICK, Family, Prob
 from studies.operators._results import load
 from studies.operators._runs import KEY, PLAN, Plan, read, run
 
-
 TRACED = []
 
 
@@ -138,12 +137,12 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     file = tmp_path / "results.jsonl"
     run(file, plan, "linear/full")
     lines = file.read_text().splitlines()
-    assert len(lines) == 2 + 2 * 2 * 4  # source and untouched; samples, seeds, rates
+    assert len(lines) == 2 + 2 * 2 * 5  # source and untouched; samples, seeds, rates
     file.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # by a run that was killed
     run(file, plan)
     records = read(file)
     settings = [tuple(record[name] for name in KEY) for record in records]
-    assert len(set(settings)) == len(settings) == 2 + 3 * 2 * 2 * 4
+    assert len(set(settings)) == len(settings) == 2 + 3 * 2 * 2 * 5
     assert {json.dumps(record) for record in records} >= set(lines[:-1])
 
     (tmp_path / "operators.md").write_text((_report.DOCS / "operators.md").read_text())
