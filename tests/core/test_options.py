@@ -68,7 +68,7 @@ def test_an_option_that_the_adapter_lacks_is_named_with_the_nearest(model, getke
 
 def test_an_option_of_another_adapter_of_the_call_says_so(model, getkey):
     specs = [{"target": "encoder", "wrapper": ToyLinear}, {"target": "head", "wrapper": Keeping}]
-    with pytest.raises(SelectionError, match=r"no option 'kept'\. Keeping, of the same call.*specs"):
+    with pytest.raises(SelectionError, match=r"no option 'kept'\. Keeping, of the same call"):
         apply_lora(model, 1, key=getkey(), specs=specs, options={"kept": 1})
 
 

@@ -164,8 +164,8 @@ class LoRAMisnamed(LoRASpectral):
     ("wrapper", "re", "im", "reason"),
     [
         (LoRAMisnamed, (2, 2, 3), (2, 2, 3), "in a field 'imag', which it lacks"),
-        (LoRASpectrum, (2, 2, 3), (2, 2, 4), "re and im differ: float32[2, 2, 3], float32[2, 2, 4]"),
-        (LoRASpectrum, (2, 3), (2, 3), "re is float32[2, 3], but is declared with the 3 axes 'iox'"),
+        (LoRASpectrum, (2, 2, 3), (2, 2, 4), "re and im differ: float32[2, 2, 3], float32[2"),
+        (LoRASpectrum, (2, 3), (2, 3), "re is float32[2, 3], but is declared with the 3 axes"),
         (LoRASpectrum, (2, 2, 0), (2, 2, 0), "re is float32[2, 2, 0], which is empty"),
     ],
 )

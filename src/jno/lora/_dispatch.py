@@ -184,10 +184,11 @@ def _check_options(row: PlanRow, rows: list[PlanRow]) -> None:
         if known is not None and name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             guess = f"; did you mean {near[0]!r}?" if near else "."
-            others = [other.wrapper for other in rows if name in (option_names(other.wrapper) or ())]
-            if others:
+            classes: list[Any] = [other.wrapper for other in rows]
+            having = [other for other in classes if name in (option_names(other) or ())]
+            if having:
                 guess = (
-                    f". {others[0].__name__}, of the same call, has it: give each kind of adapter "
+                    f". {having[0].__name__}, of the same call, has it: give each kind of adapter "
                     "its own options, by `specs`."
                 )
             raise SelectionError(
