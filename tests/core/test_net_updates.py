@@ -263,6 +263,7 @@ WHOLES = {
     "a pair": (lambda net: net.partition(), "It is a pair"),
     "the whole model": (lambda net: net.module, "the whole model"),
     "the frozen half": (lambda net: net.partition()[1], "the frozen half"),
+    "before a merge": (lambda net: (net.update(t := net.partition()[0]).merge(), t)[1], "a merge"),
 }
 
 

@@ -66,6 +66,12 @@ def test_an_option_that_the_adapter_lacks_is_named_with_the_nearest(model, getke
     assert str(caught.value) == where + said
 
 
+def test_an_option_of_another_adapter_of_the_call_says_so(model, getkey):
+    specs = [{"target": "encoder", "wrapper": ToyLinear}, {"target": "head", "wrapper": Keeping}]
+    with pytest.raises(SelectionError, match=r"no option 'kept'\. Keeping, of the same call"):
+        apply_lora(model, 1, key=getkey(), specs=specs, options={"kept": 1})
+
+
 @pytest.mark.parametrize("given", ["base", "rank", "alpha", "key"])
 def test_what_the_call_itself_gives_is_no_option(model, getkey, given):
     with pytest.raises(SelectionError, match=f"no option '{given}'.* Its options: kept"):

@@ -175,7 +175,13 @@ def test_a_net_of_parameters_says_how_it_is_called(net):
 
 def test_functions_without_through_say_so(net):
     for params in (declare({"w": jnp.ones((2, 2))}, {"w": "io"}), {"w": net.module["embedding"]}):
-        for use in (lambda p: jnp.ones((2, 2)) @ p["w"], lambda p: jnp.sum(p["w"])):
+        for use in (
+            lambda p: jnp.ones((2, 2)) @ p["w"],
+            lambda p: jnp.sum(p["w"]),
+            lambda p: p["w"][0],
+            lambda p: 1j * p["w"],
+            lambda p: p["w"] + p["w"],
+        ):
             with pytest.raises(SelectionError, match=r"Call the function by `through`"):
                 use(params)
 
@@ -198,6 +204,8 @@ def test_errors_name_the_path(axes, message):
 def test_arrays_that_no_adapter_takes_are_refused():
     with pytest.raises(SelectionError, match=r"codes.*int32.*real floating"):
         declare({"codes": jnp.ones((2, 2), jnp.int32)}, {"codes": "io"})
+    with pytest.raises(SelectionError, match=r"modes is complex64\[2, 2\].* parts in two arrays"):
+        declare({"modes": jnp.ones((2, 2), jnp.complex64)}, {"modes": "io"})
     with pytest.raises(SelectionError, match="complex64"):
         declare({"modes": jnp.ones((2, 2), jnp.complex64)}, {"modes": "io"})
     declared = declare({"w": jnp.ones((2, 2))}, {"w": "io"})

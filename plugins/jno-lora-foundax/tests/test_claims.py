@@ -20,6 +20,7 @@ from jno_lora_foundax import (
     ChannelLastKernelLayer,
     LoRAChannelLastConv,
     LoRASpectral,
+    ModeWeights,
     SubsampledLinearLayer,
 )
 from jno_lora_zoo import METHODS, LoRA
@@ -134,6 +135,53 @@ def test_a_plugin_declares_another_kernel_in_one_line(getkey):
     expected = base.weight + 2.0 * jnp.einsum("or,rihw->hwio", B, A)
     np.testing.assert_allclose(wrapper.merge().weight, expected, rtol=1e-5, atol=1e-6)
     assert wrapper(jnp.ones((4, 5, 2))).shape == (4, 5, 4)
+
+
+class Spectrum(eqx.Module):
+    """Somebody's spectral layer."""
+
+    re: jax.Array
+    im: jax.Array
+
+
+class LoRASpectrum(LoRASpectral):
+    """Its adapter."""
+
+    @classmethod
+    def mode_weights(cls, leaf):
+        return {"w": ModeWeights(("re", "im"), "iox")} if isinstance(leaf, Spectrum) else None
+
+
+class LoRAMisnamed(LoRASpectral):
+    """The same with a wrong name."""
+
+    @classmethod
+    def mode_weights(cls, leaf):
+        return {"w": ModeWeights(("re", "imag"), "iox")} if isinstance(leaf, Spectrum) else None
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "re", "im", "reason"),
+    [
+        (LoRAMisnamed, (2, 2, 3), (2, 2, 3), "in a field 'imag', which it lacks"),
+        (LoRASpectrum, (2, 2, 3), (2, 2, 4), "re and im differ: float32[2, 2, 3], float32[2"),
+        (LoRASpectrum, (2, 3), (2, 3), "re is float32[2, 3], but is declared with the 3 axes"),
+        (LoRASpectrum, (2, 2, 0), (2, 2, 0), "re is float32[2, 2, 0], which is empty"),
+    ],
+)
+def test_spectral_weights_that_are_not_as_declared_are_refused_with_the_reason(
+    getkey, wrapper, re, im, reason
+):
+    layer = Spectrum(jnp.ones(re), jnp.ones(im))
+    with pytest.raises(SelectionError) as caught:
+        apply_lora(layer, 1, key=getkey(), wrappers=wrapper)
+    assert reason in str(caught.value)
+
+
+def test_complex_spectral_weights_are_refused_with_the_reason(getkey):
+    layer = Spectrum(jnp.ones((2, 2, 3), jnp.complex64), jnp.ones((2, 2, 3)))
+    with pytest.raises(SelectionError, match=r"re is complex64\[2, 2, 3\]: keep its real"):
+        apply_lora(layer, 1, key=getkey(), wrappers=LoRASpectrum)
 
 
 def test_subclasses_are_called_as_they_are(getkey):

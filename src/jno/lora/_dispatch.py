@@ -163,7 +163,7 @@ def _construct(
 ) -> list[LoRAWrapper]:
     """The adapter around each layer."""
     for row in rows:
-        _check_options(row)
+        _check_options(row, rows)
     show = not is_traced(key, layers[:1])
     calls = list(zip(rows, layers, strict=True))
     # JAX takes long to look up where a typed key lies, and there is one call for each layer.
@@ -176,17 +176,24 @@ def _construct(
         ]
 
 
-def _check_options(row: PlanRow) -> None:
+def _check_options(row: PlanRow, rows: list[PlanRow]) -> None:
     """**Raises:** `SelectionError` for an option that the constructor of `row.wrapper` lacks."""
     cls: Any = row.wrapper
     known = option_names(cls)
     for name in row.options:
         if known is not None and name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            guess = f"; did you mean {near[0]!r}?" if near else "."
+            classes: list[Any] = [other.wrapper for other in rows]
+            having = [other for other in classes if name in (option_names(other) or ())]
+            if having:
+                guess = (
+                    f". {having[0].__name__}, of the same call, has it: give each kind of adapter "
+                    "its own options, by `specs`."
+                )
             raise SelectionError(
                 f"{cls.__name__}, the adapter for the {row.layer} at {show_path(row.path)!r}, has "
-                f"no option {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} "
-                f"Its options: {', '.join(known) or 'none'}."
+                f"no option {name!r}{guess} Its options: {', '.join(known) or 'none'}."
             )
 
 

@@ -108,8 +108,11 @@ def _declared(node: Any, letters: str, path: str) -> DeclaredArray:
     array = jnp.asarray(node) if isinstance(node, np.ndarray) else node
     if not eqx.is_array(array) or not jnp.issubdtype(array.dtype, jnp.floating):
         came = show_array(array) if eqx.is_array(array) else repr(node)
+        advice = ""
+        if eqx.is_array(array) and jnp.iscomplexobj(array):
+            advice = " Keep its real and imaginary parts in two arrays; the function joins them."
         raise SelectionError(
-            f"{show_path(path)} is {came}, and adapters need real floating arrays."
+            f"{show_path(path)} is {came}, and adapters need real floating arrays.{advice}"
         )
     if array.ndim != len(letters):
         raise SelectionError(

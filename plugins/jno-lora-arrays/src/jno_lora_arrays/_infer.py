@@ -168,7 +168,7 @@ def _why_never(array: Any) -> str | None:
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return f"{array.dtype}{_NO_PARAMETER}"
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        return f"{array.dtype}: adapters need real floating arrays"
+        return f"{array.dtype}: keep its real and imaginary parts in two arrays"
     if len(array.shape) < 2:
         return "one axis: a bias, or the scale of a norm"
     return None

@@ -25,14 +25,24 @@ from jno_lora_zoo import (
 INPUTS = "ie"  # the letters of input axes
 
 
-def _not_an_array(_: Any) -> Array:
+def _not_an_array(*_: Any) -> Array:
     raise SelectionError(
         "A declared array cannot be used as an array. Call the function by `through`, with the "
         "declared arrays in its arguments: through(apply)(net.module, x). Or take `plain`."
     )
 
 
-class DeclaredArray(eqx.Module):
+class NotAnArray:
+    """The uses of an array that a box refuses: by functions of JAX, Python's operators, indices."""
+
+    __jax_array__ = _not_an_array  # what JAX asks where a function takes the box for its array
+    __getitem__ = __neg__ = __pow__ = _not_an_array
+    __add__ = __radd__ = __sub__ = __rsub__ = _not_an_array
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _not_an_array
+    __matmul__ = __rmatmul__ = _not_an_array
+
+
+class DeclaredArray(NotAnArray, eqx.Module):
     """An array of a model, with the meaning of its axes. `jno_lora_arrays.declare` makes them.
 
     Called with the values of its input axes, it gives those of its output axes. A model does not
@@ -46,8 +56,6 @@ class DeclaredArray(eqx.Module):
 
     array: Any
     axes: str = eqx.field(static=True)
-
-    __jax_array__ = _not_an_array  # what JAX asks where a function takes the box for its array
 
     @classmethod
     def of(cls, plain: Any, axes: str) -> "DeclaredArray":
@@ -146,15 +154,13 @@ def inverse(order: list[int]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-class ArrayLayer(LayerKind):
+class ArrayLayer(NotAnArray, LayerKind):
     """A `DeclaredArray`: any array whose axes are declared as inputs, outputs and a stack.
 
     The matrix has the output axes, in their order, as rows and the input axes as columns. So the
     kernel `(in, heads, size)` of an attention, `"ioo"`, has one row for each head and place in it,
     and `"iiio"`, a kernel `(height, width, in, out)` of a convolution, one row for each channel.
     """
-
-    __jax_array__ = _not_an_array
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:

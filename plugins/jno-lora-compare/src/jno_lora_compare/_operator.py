@@ -124,7 +124,8 @@ def _print_table(console: Console, rows: Sequence[Row], parameters: int, effort:
         columns,
         cells,
         caption=f"{effort.tested} test fields. Adapters: rank {_RANK}, alpha {_ALPHA:g}.\n"
-        f"Rate: the best of {rates} on the validation split.",
+        f"Rate: the best of {rates} on the validation split. A method that\n"
+        "finds nothing better there keeps the model as it was.",
     )
     console.print(made)
     console.print()

@@ -4,10 +4,12 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from jno.lora.extending import show_array
 from jno_lora_zoo import cast_like, in_compute_dtype, is_float_array, sharded_over
 
 from ._classes import value_for
@@ -40,14 +42,35 @@ class ModeWeights(NamedTuple):
 
     def fits(self, layer: Any) -> bool:
         """Whether the layer's arrays can be these: floating, of one shape, with all the axes."""
+        return self.misfit(layer) is None
+
+    def misfit(self, layer: Any) -> str | None:
+        """Why the layer's arrays cannot be these; `None` if they can."""
+        missing = [field for field in self.fields if not hasattr(layer, field)]
+        if missing:
+            return f"its weights are declared in a field {missing[0]!r}, which it lacks"
         arrays = [getattr(layer, field) for field in self.fields]
-        if not all(is_float_array(array) for array in arrays):
-            return False
+        for field, array in zip(self.fields, arrays, strict=True):
+            if eqx.is_array(array) and jnp.iscomplexobj(array):
+                return (
+                    f"{field} is {show_array(array)}: keep its real and imaginary parts in two "
+                    "real arrays"
+                )
+            if not is_float_array(array):
+                came = show_array(array) if eqx.is_array(array) else f"a {type(array).__name__}"
+                return f"{field} is {came}, and adapters need real floating arrays"
         shapes, dtypes = {array.shape for array in arrays}, {array.dtype for array in arrays}
-        if len(shapes) > 1 or len(dtypes) > 1 or 0 in arrays[0].shape:
-            return False
+        if len(shapes) > 1 or len(dtypes) > 1:
+            return f"{' and '.join(self.fields)} differ: {', '.join(map(show_array, arrays))}"
+        first = f"{self.fields[0]} is {show_array(arrays[0])}"
+        if 0 in arrays[0].shape:
+            return f"{first}, which is empty"
+        if arrays[0].ndim < len(self.axes):
+            return f"{first}, but is declared with the {len(self.axes)} axes {self.axes!r}"
         parts = arrays[0].shape[self._axis("p")] if "p" in self.axes else len(arrays)
-        return arrays[0].ndim >= len(self.axes) and parts in (1, 2)
+        if parts not in (1, 2):
+            return f"{first}: it has {parts} parts, and complex numbers have two"
+        return None
 
     def stack_ndim(self, layer: Any) -> int:
         """The axes of a stack, before those of one layer."""

@@ -56,6 +56,15 @@ class SpectralAdapter(LoRAWrapper):
             return False
 
     @classmethod
+    def why_not(cls, leaf: Any) -> str | None:
+        """For a layer with declared weights: the first that is not as declared."""
+        try:
+            families = (cls.mode_weights(leaf) or {}).values()
+            return next((why for family in families if (why := family.misfit(leaf))), None)
+        except Exception:
+            return None
+
+    @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
         """The axes of the weights before those of one layer."""
         return next(iter(cls._families(leaf).values())).stack_ndim(leaf)

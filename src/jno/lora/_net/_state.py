@@ -187,7 +187,7 @@ def _check_update(expected: PyTree, given: PyTree) -> None:
     if wrong:
         if type(given) is tuple and len(given) == 2:
             guess = ". It is a pair: both halves that `net.partition()` returned?"
-        elif got.keys() > want.keys():
+        elif want and got.keys() > want.keys():
             guess = ". It holds all that trains, and more: the whole model?"
         elif got and not got.keys() & want.keys():
             guess = ". None of it trains here: the frozen half, or from before a merge?"
