@@ -242,8 +242,8 @@ def test_every_kind_of_layer(layers, sets_of_layers):
         own = np.asarray([other == name for other in names])
         alone = plain(swap_adapters(layers, sets_of_layers[name]), ids)[own]
         np.testing.assert_allclose(ys[own], alone, atol=2e-5)
-    # XLA of JAX 0.8 compiles the functions between these layers otherwise beside adapters. (Each layer
-    # alone gives the same bits there, too.)
+    # XLA of JAX 0.8 compiles the functions between these layers otherwise beside adapters. (Each
+    # layer alone gives the same bits there, too.)
     rounding = 0 if jax.__version_info__ >= (0, 9) else 1e-6
     np.testing.assert_allclose(ys[::4], plain(layers, ids)[::4], rtol=rounding, atol=rounding)
     for name, own in sets_of_layers.items():  # a stack has an axis before that of the slots

@@ -19,7 +19,7 @@ from ._tools import assembled, parts, refused
 
 def test_what_is_no_file_is_refused(file, tmp_path):
     assert "No such file" in refused(file)
-    assert "a directory" in refused(tmp_path)
+    assert "is a directory, but adapters are one file" in refused(tmp_path)
     os.mkfifo(file)
     assert "a pipe" in refused(file)
     with pytest.raises(CheckpointError, match="embedded null"):

@@ -125,7 +125,7 @@ def _difference(path: object, there: bytes, here: bytes) -> str:
     )
 
 
-def _first_misfit(err: Exception) -> str:
+def _first_misfit(err: BaseException) -> str:
     """Where the file stops fitting, for a message, as far as Equinox's error says."""
     keys = getattr(err, "path", ())
     if not keys:
