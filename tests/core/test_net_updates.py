@@ -290,6 +290,13 @@ def test_saving_says_once_that_a_partition_never_came_back(net, tmp_path):
         net.save_adapters(file)
 
 
+def test_merging_says_that_a_partition_never_came_back(net):
+    trainable, _ = net.partition()
+    with pytest.warns(JnoLoraWarning, match=r"net\.update\(trainable\) before net\.merge\(\)"):
+        copy.copy(net).merge()
+    net.update(moved(trainable)).merge()
+
+
 def test_a_partition_after_an_update_is_for_reading(net, tmp_path):
     net.update(moved(net.partition()[0]))
     net.partition()

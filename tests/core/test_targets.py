@@ -104,8 +104,9 @@ def test_names_are_the_ends_of_paths(model):
 
 
 def test_a_name_without_a_layer_is_an_error(model):
-    with pytest.raises(SelectionError, match=r"(?s)ends in 'nosuch'.*nearest paths"):
-        apply_lora(model, 2, key=jr.key(0), target=["q_proj", "nosuch"], wrappers=ToyLinear)
+    with pytest.raises(SelectionError, match=r"'q_porj'.*end in:\n  - q_proj\n") as error:
+        apply_lora(model, 2, key=jr.key(0), target=["q_proj", "q_porj"], wrappers=ToyLinear)
+    assert "can adapt are:\n  - blocks/0/attention/q_proj" in str(error.value)
 
 
 @pytest.mark.parametrize("target", ["all_linear", "All-Linear", "alllinear"])

@@ -19,7 +19,7 @@ from ._tools import assembled, parts, refused
 
 def test_what_is_no_file_is_refused(file, tmp_path):
     assert "No such file" in refused(file)
-    assert "a directory" in refused(tmp_path)
+    assert "is a directory, but adapters are one file" in refused(tmp_path)
     os.mkfifo(file)
     assert "a pipe" in refused(file)
     with pytest.raises(CheckpointError, match="embedded null"):
@@ -38,7 +38,7 @@ def test_a_longer_file_is_refused(whole, file):
 def test_files_of_other_kinds_are_refused(file):
     plain = safetensors.numpy.save({"lora_A": np.ones(3)}, metadata={"format": "pt"})
     assert "not one of jno-lora" in refused(file, plain)
-    assert "cut short, or is not a safetensors file" in refused(file, b"PK\3\4" + bytes(1000))
+    assert "not a safetensors file, or was cut short" in refused(file, b"PK\3\4" + bytes(1000))
     assert "not text" in refused(file, struct.pack("<Q", 4) + b"\x80\x04K\x01" + bytes(50))
 
 

@@ -238,10 +238,11 @@ class AdapterBank:
         arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array | np.ndarray)]
         sizes = sorted({x.shape[:1] for x in arrays} - {(len(names),)})
         if isinstance(names, str) or sizes:
-            came = f"is {names!r}" if isinstance(names, str) else f"has {len(names)}"
+            came = f"is the string {names!r}" if isinstance(names, str) else f"has {len(names)}"
+            if sizes and not isinstance(names, str):
+                came += f", and first axes of the arguments have {', '.join(map(str, sizes))}"
             raise SelectionError(
-                f"`names` must be a list with one name for each example, but {came}. First axes "
-                f"of other sizes: {', '.join(map(str, sizes)) or 'none'}."
+                f"`names` must be a list with one name for each example, but {came}."
             )
         with self._lock:
             now = self._now(args)

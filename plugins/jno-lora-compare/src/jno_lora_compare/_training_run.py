@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jno.lora import CheckpointError
-from jno.lora.extending import adapted_layers, sharded_like, write_together
+from jno.lora.extending import adapted_layers, bullets, sharded_like, write_together
 
 _LONGEST = 2**28  # bytes of the first line
+_SHOWN = 12  # lines of a message
 
 
 class TrainingRun(eqx.Module):
@@ -72,14 +73,12 @@ class TrainingRun(eqx.Module):
         with open(path, "rb") as file:
             described = file.readline(_LONGEST)
             if described != _description(self):
-                raise CheckpointError(
-                    f"{_misfit(path)} Its adapters or random keys are others: {described!r:.300}"
-                )
+                raise CheckpointError(_difference(path, described, _description(self)))
             try:
                 loaded = eqx.tree_deserialise_leaves(file, _with_data_of_keys(self))
                 fits = not file.read(1)
             except (RuntimeError, ValueError, EOFError) as err:
-                raise CheckpointError(f"{_misfit(path)} {err}") from err
+                raise CheckpointError(f"{_misfit(path)} {_first_misfit(err)}") from err
         if not fits:
             raise CheckpointError(f"{_misfit(path)} It holds more arrays than this run.")
         return sharded_like(jax.tree.map(_as_key, loaded, self), self)
@@ -107,6 +106,37 @@ def _description(run: TrainingRun) -> bytes:
     ]
     kinds = [str(jax.random.key_impl(leaf)) for leaf in jax.tree.leaves(run) if _is_key(leaf)]
     return json.dumps(described + kinds).encode() + b"\n"
+
+
+def _difference(path: object, there: bytes, here: bytes) -> str:
+    """The message for a file of which the first line is `there`, and not the `here` of this run."""
+    try:
+        theirs = json.loads(there)
+    except ValueError:
+        theirs = None
+    if not isinstance(theirs, list):
+        return f"{path} should hold a training run, but was not written by TrainingRun.save."
+    ours = json.loads(here)
+    lines = [f"only in the file: {one}" for one in theirs if one not in ours]
+    lines += [f"only in this run: {one}" for one in ours if one not in theirs]
+    return (
+        f"{_misfit(path)} Its adapters or random keys are others (path, class, rank, alpha of an "
+        f"adapter; kind of a key):\n{bullets(lines or ['the same in another order'], _SHOWN)}"
+    )
+
+
+def _first_misfit(err: BaseException) -> str:
+    """Where the file stops fitting, for a message, as far as Equinox's error says."""
+    keys = getattr(err, "path", ())
+    if not keys:
+        return str(err)
+    where = jax.tree_util.keystr(keys, simple=True, separator="/")
+    other = "model" if where.startswith("trainable/") else "optimiser"
+    while err.__cause__ is not None:
+        err = err.__cause__
+    return (
+        f"It stops fitting at {where!r} ({err}): the {other} is another, or the file was cut short."
+    )
 
 
 def _misfit(path: object) -> str:

@@ -49,8 +49,10 @@ def peft_name(path: str, rename: Rename) -> str:
     module = module_name(path, rename)
     if "[" in module:
         raise MisfitError(
-            "it is a stack of layers, and each has a name of its own in PEFT. Give the names with "
-            r'`rename`, such as rename={r"(\w+)\[(\d+)\]$": r"\2/\1"} for layers/3/q_proj'
+            "it is a stack of layers, and each has a name of its own in PEFT, such as that of "
+            f"{path!r} here. Give the names with `rename`, such as "
+            r'rename={r"^blocks/(.*)\[(\d+)\]$": r"layers/\2/\1"} from blocks/q_proj[3] to '
+            "layers/3/q_proj"
         )
     if not module or module.startswith(".") or module.endswith("."):
         raise MisfitError(
@@ -125,5 +127,6 @@ class Paths:
             f"No module of the file is in the model. The file has\n{bullets(modules, _SHOWN)}\n"
             f"and the nearest layers of the model are\n{bullets(near, _SHOWN)}\n"
             'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules for '
-            "slash-joined names) or a function from PEFT's name to the path here."
+            "slash-joined names) or a function from PEFT's name to the path here. One layer of a "
+            r'stack has an index at the end: rename={r"^layers/(\d+)/(.*)": r"blocks/\2[\1]"}.'
         )

@@ -179,8 +179,8 @@ def _checked_header(
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
         raise MalformedError(
-            f"its header should end after {8 + length:,} bytes, but the file has {size:,}: it was "
-            "cut short, or is not a safetensors file"
+            "it is not a safetensors file, or was cut short: by its first 8 bytes, its header "
+            f"should end after {8 + length:,} bytes, but the file has {size:,}"
         )
     if length > MOST_JSON_BYTES:
         raise MalformedError(

@@ -50,13 +50,18 @@ class Contents:
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
     """The contents of a file. No plugin runs. **Raises:** `CheckpointError` if it is damaged."""
+    if os.path.isdir(path):
+        raise CheckpointError(
+            f"{os.fspath(path)!r} is a directory, but adapters are one file. "
+            "`jno.lora.peft.load_peft` reads the directory of a PEFT adapter."
+        )
     with opened(path) as file:
         container = Container(path, file)
         text = container.metadata.get(KEY)
         if text is None:
             raise MalformedError(
                 f"it is a safetensors file, but not one of jno-lora: its metadata have no {KEY!r}. "
-                "(A PEFT adapter is a directory, for `jno.lora.peft`.)"
+                "`jno.lora.peft.load_peft` reads the directory of a PEFT adapter"
             )
         configuration = Configuration.parse(text)
         configuration.check_tensors(container.tensors)

@@ -215,14 +215,18 @@ class Holder(Handle):
                 "`net.freeze().lora(...)` trains adapters only; to keep the others as well, save "
                 "`net.partition()[0]` with `eqx.tree_serialise_leaves`."
             )
+        self._warn_of_missing_update(state, "saved", "and save again")
+        return self
+
+    def _warn_of_missing_update(self, state: NetState, done: str, then: str) -> None:
+        """Warn once if `partition` gave the adapters of `state` away, and none came back."""
         if self._given is state.whose and state.whose not in self._settled:
             self._settled |= {state.whose}
             warn(
-                "The adapters were saved as they are in the net, and net.update(...) was not "
+                f"The adapters were {done} as they are in the net, and net.update(...) was not "
                 "called since net.partition(). If you trained what it returned, call "
-                "net.update(trainable) and save again."
+                f"net.update(trainable) {then}."
             )
-        return self
 
     def load_adapters(
         self: H,

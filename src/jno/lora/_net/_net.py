@@ -233,10 +233,15 @@ class Net(Holder):
     def merge(self) -> "Net":
         """Fold every adapter into its layer. Frozen layers stay frozen (see `unfreeze`).
 
+        Warns if `partition` gave the adapters away and no `update` ever brought them back.
+
         **Raises:** `SelectionError` if a mask is pending; `WrapperError` as `merge_lora`.
         """
         self._refuse_mask("merge")
-        return self._become(self._now.merged(), self._without(self.active))
+        state, names = self._now, self._without(self.active)
+        merged = state.merged()
+        self._warn_of_missing_update(state, "merged", "before net.merge()")
+        return self._become(merged, names)
 
     def unwrap(self) -> "Net":
         """Drop every adapter that the model carries, trained or not, and restore the layers.

@@ -21,6 +21,7 @@ _OTHER_ADAPTERS = (
     '`wrapper="auto"` asks every installed adapter that has `auto = True`; others are asked for by '
     "name (`jno-lora adapters` lists them)."
 )
+_CAN_ADAPT = "The layers that the wrappers of this call can adapt are:"
 _NO_MODULE = (
     "The model holds no Equinox module with arrays. To adapt bare arrays, such as the parameters "
     'of Flax or Haiku, declare them: see jno_lora_arrays, of pip install "jno-lora[arrays]". To '
@@ -40,11 +41,15 @@ def problem_of(walk: Walk) -> str | None:
         paths = [row.path for row in walk.rows]
         unknown = rule.target.missing_from(paths) if isinstance(rule.target, NamedLayers) else []
         if unknown:
-            near = bullets(nearest(unknown[0], paths, n=5))
-            ends = (
-                f"{rule.label}: no layer has a path (its names are joined by slashes) that ends in"
+            # Names are compared with as many names at the end of each path.
+            parts = unknown[0].count("/") + 1
+            ends = ["/".join(path.split("/")[-parts:]) for path in paths]
+            head = (
+                f"{rule.label}: no layer has a path (its names are joined by slashes) that ends in "
+                f"{unknown[0]!r}. The nearest paths end in:\n{bullets(nearest(unknown[0], ends))}"
             )
-            return f"{ends} {unknown[0]!r}. The nearest paths are:\n{near}"
+            adaptable = _adaptable(walk).values()
+            return "\n".join([head, _CAN_ADAPT, _listed(adaptable)] if adaptable else [head])
     return None
 
 
@@ -69,8 +74,7 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
     if taken:
         yield "Earlier specs, which win, have taken what it matches:"
         yield _listed(taken, lambda row: _taker(walk, row.path))
-    statuses = ("wrapped", "target does not match", "mask does not select")
-    adaptable = {row.path: row for row in rows if row.status in statuses}
+    adaptable = _adaptable(walk)
     if (
         isinstance(rule.target, re.Pattern | NamedLayers)
         and rows
@@ -85,13 +89,19 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
             lambda row: "" if row.path in adaptable else f": {row.layer}, {row.explanation}",
         )
     if adaptable:
-        yield "The layers that the wrappers of this call can adapt are:"
+        yield _CAN_ADAPT
         yield _listed(adaptable.values())
     elif len(unclaimed) < len(rows):
         yield "The wrappers of this call can adapt none of the model's layers:"
         yield _listed(rows, _layer)
     elif not rows:
         yield _NO_MODULE
+
+
+def _adaptable(walk: Walk) -> dict[str, PlanRow]:
+    """The layers that a wrapper of the call adapts if they are selected, by their paths."""
+    statuses = ("wrapped", "target does not match", "mask does not select")
+    return {row.path: row for row in walk.rows if row.status in statuses}
 
 
 def _taker(walk: Walk, path: str) -> str:
