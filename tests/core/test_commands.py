@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import pytest
 
+import jno.lora
 from jno.lora import (
     LoRAWrapper,
     apply_lora,
@@ -337,4 +338,4 @@ def test_it_is_a_module_too():
         [sys.executable, "-m", "jno.lora", "--version"], capture_output=True, text=True
     )
     assert done.returncode == 0
-    assert "0.1" in done.stdout
+    assert done.stdout == f"jno-lora, version {jno.lora.__version__}\n"

@@ -3,12 +3,17 @@
 import importlib
 import sys
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jno.lora import SelectionError
 from jno.lora.testing import (
     CHECKS,
     ConformanceError,
+    WrapperCase,
     check_wrapper,
     messages,
     run_checks,
@@ -158,3 +163,86 @@ class Picky(Good):
         if rank < 4:
             raise ValueError("only even ranks")
         Good.__init__(self, base, rank, alpha, key=key)
+
+
+class KeepsAnArrayAsStatic(Good):
+    signs: np.ndarray = eqx.field(static=True)
+
+    def __init__(self, base, rank, alpha, *, key):
+        Good.__init__(self, base, rank, alpha, key=key)
+        self.signs = np.ones(base.weight.shape)
+
+
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+def test_a_static_field_that_holds_an_array_is_named():
+    with pytest.raises(ConformanceError, match="The static field 'signs' holds an array") as error:
+        wrapper_checks(case_of(KeepsAnArrayAsStatic))["trainable-fields"]()
+    assert "`signs: jax.Array`" in str(error.value)
+
+
+class RaisesWhenAsked(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        return leaf.weight.ndim == 2
+
+
+def test_a_claim_that_raises_is_shown_with_its_line():
+    with pytest.raises(ConformanceError, match="`applies_to` raises for None: Attr") as error:
+        wrapper_checks(case_of(RaisesWhenAsked))["applies-to-total"]()
+    assert f"(raised in applies_to, {__file__}:" in str(error.value)
+
+
+class ForgetsTheScale(Good):
+    def __call__(self, x):
+        return self.base(x) + self.lora_B @ (self.lora_A @ x)
+
+
+def test_a_failure_that_explains_others_comes_first():
+    wanted = ["input-jet", "merge-equals-call"]
+    first, second = messages(run_checks(case_of(ForgetsTheScale), wanted))
+    assert first.startswith("[merge-equals-call]")
+    assert second.startswith("[input-jet]")
+
+
+def test_a_promotion_that_the_kit_forbids_is_explained():
+    with pytest.raises(ConformanceError, match="checks forbid implicit promotion"):
+        wrapper_checks(case_of(ForgetsTheScale))["output-dtype"]()
+
+
+class InFloat32Only(eqx.Module):
+    """A layer that refuses half precision, as an FFT does."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        modes = jnp.fft.rfft(x)
+        return jnp.fft.irfft(modes * self.weight.astype(modes.dtype), n=len(x))
+
+
+class Gain(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        return type(leaf) is InFloat32Only and eqx.is_inexact_array(leaf.weight)
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.lora_A = self.lora_B = jnp.zeros(base.weight.shape, base.weight.dtype)
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+    def merge(self):
+        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + self.lora_A)
+
+
+def test_half_precision_is_not_asked_of_an_adapter_whose_layer_has_none():
+    case = WrapperCase(
+        Gain,
+        base=lambda key: InFloat32Only(jnp.ones(4)),
+        inputs=lambda key: (jax.random.normal(key, (6,)),),
+    )
+    checks = wrapper_checks(case)
+    assert checks["identity-in-half-precision"]() == (
+        "the layer itself cannot compute in half precision"
+    )
+    assert checks["output-dtype"]() is None

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pathlib
 import pickle
 
 import equinox as eqx
@@ -129,3 +130,10 @@ def test_a_set_of_adapters_is_refused_by_name(name, model, registry):
     message = rf"^{name} takes a model, but was given an AdapterSet.*{name}\(swap_adapters\("
     with pytest.raises(SelectionError, match=message):
         CALLS[name](adapters)
+
+
+@pytest.mark.parametrize("path", ["adapters.safetensors", pathlib.Path("adapters.safetensors")])
+@pytest.mark.parametrize("function", [jno.lora.save_adapters, jno.lora.load_adapters])
+def test_a_path_before_the_model_is_named(function, path):
+    with pytest.raises(SelectionError, match=rf"^{function.__name__} takes a model, before.*path"):
+        function(path, path)  # the types of the arguments are checked, so both are paths

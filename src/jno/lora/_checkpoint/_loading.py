@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from jaxtyping import PyTree
 
-from .._contract import Handle, LoRAWrapper
+from .._contract import Handle, LoRAWrapper, expect_model
 from .._errors import CheckpointError, SelectionError, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
@@ -58,6 +58,7 @@ def load_adapters(
     if isinstance(model, Handle):
         net: Any = model
         return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
+    expect_model(model, "load_adapters")
     registry = default_registry(registry)
     loaded = load(model, path, wrappers, registry, strict=strict)
     return with_loaded(model, loaded)

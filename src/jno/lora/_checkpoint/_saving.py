@@ -55,6 +55,8 @@ def save_adapters(
         net: Any = model
         net.save_adapters(path, registry=registry, base_values=base_values)
         return
+    if not isinstance(model, AdapterSet):
+        expect_model(model, "save_adapters")
     adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
     layers = layers_to_hash(base_values, {} if adapters is model else model, adapters)
     save(adapters, path, default_registry(registry), layers)

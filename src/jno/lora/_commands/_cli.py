@@ -159,7 +159,10 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
 @cli.command()
 @click.argument("name")
 @click.option(
-    "--layer", type=_LAYERS, help="The layer to wrap. By default that in NAME, or linear."
+    "--layer",
+    type=_LAYERS,
+    help="The layer to wrap. By default that in NAME, or linear. For another "
+    "layer, put its class in the place of Linear in what is written.",
 )
 @click.option(
     "--method", is_flag=True, help="A method for all kinds of layer of the zoo, not one adapter."

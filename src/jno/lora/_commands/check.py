@@ -66,7 +66,8 @@ def run(
     left_out = (
         f"Not checked, for they claim no {' or '.join(layers) or 'layer that this command knows'}: "
         f"{', '.join(unknown)}. "
-        "Write their cases: `jno.lora.testing.WrapperCase` and `parametrize_with_checks`."
+        "For another layer, write a test with `jno.lora.testing.WrapperCase` and "
+        '`parametrize_with_checks`: see docs/extending.md, "Keep the promises".'
     )
     if len(unknown) == len(wrappers):
         raise WrapperError(left_out)

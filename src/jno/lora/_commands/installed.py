@@ -53,7 +53,7 @@ def plugins_as_table(found: list[dict[str, Any]]) -> Table:
     )
     texts = [(name, "left") for name in ("plugin", "distribution", "version", "status")]
     columns = [*texts, ("adapters", "right"), ("seconds", "right")]
-    return table(f"{len(found)} plugins", columns, rows)
+    return table(f"{len(found)} plugin{'s' * (len(found) != 1)}", columns, rows)
 
 
 def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import numbers
+import os
 from typing import Any
 
 import jax
@@ -39,7 +40,11 @@ def _refuse_to_flatten(net: Handle) -> Any:
 
 
 def expect_model(model: Any, function: str) -> None:
-    """**Raises:** `SelectionError` if `model` is a `Net`, or a set, which holds no layers."""
+    """**Raises:** `SelectionError` if `model` is a `Net`, a set without layers, or a path."""
+    if isinstance(model, str | os.PathLike):
+        raise SelectionError(
+            f"{function} takes a model, before anything else, but was given the path {model!r}."
+        )
     if isinstance(model, Loose):
         raise SelectionError(
             f"{function} takes a model, but was given an AdapterSet, which holds adapters without "

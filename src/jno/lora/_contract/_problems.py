@@ -35,7 +35,11 @@ def contract_problems(cls: Any) -> tuple[str, ...]:
 @remembered(4096)
 def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
-    return tuple(f"`{name}` is not defined" for name in missing) or tuple(_mistakes(cls))
+    refuses = ": with `mergeable = False`, it raises a `WrapperError` that says why"
+    return tuple(
+        f"`{name}` is not defined" + refuses * (name == "merge" and cls.mergeable is False)
+        for name in missing
+    ) or tuple(_mistakes(cls))
 
 
 def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:

@@ -199,7 +199,10 @@ class Catalog:
             lines += ["It may belong to a plugin that could not be used:", reasons]
         if variants:
             lines += ["The variants are, by family:", bullets(_by_family(self.wrappers))]
-        lines.append("`jno.lora.registered()`, or `jno-lora adapters`, lists what is installed.")
+        lines.append(
+            "`jno.lora.registered()`, or `jno-lora adapters`, lists what is installed. A class of "
+            "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it."
+        )
         error = SelectionError("\n".join(lines))
         error.__cause__ = broken[0].error if broken else None
         return error

@@ -19,7 +19,17 @@ from .._reports import count
 from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase, split
-from ._conformance import advice, arrays_of, is_key, relative_error, require, required, same_bits
+from ._conformance import (
+    ConformanceError,
+    advice,
+    arrays_of,
+    is_key,
+    raised_in,
+    relative_error,
+    require,
+    required,
+    same_bits,
+)
 from ._programs import (
     attributes,
     merged,
@@ -75,7 +85,11 @@ def _require_no_claim(case: WrapperCase, odd: dict[str, Any]) -> None:
         try:
             answer = case.wrapper.applies_to(thing)
         except Exception as err:
-            answer = f"{type(err).__name__}: {err}"
+            raise ConformanceError(
+                f"`applies_to` raises for {what}: {type(err).__name__}: {err}\n"
+                f"{raised_in(err, case.wrapper)}",
+                "",
+            ) from err
         require(answer is False, f"`applies_to` answers {answer!r} to {what}.")
 
 
@@ -133,8 +147,16 @@ def check_key_forms(case: WrapperCase) -> None:
 
 @required("name only fields of floating arrays in `adapter_fields`; integers cannot train.")
 def check_trainable_fields(case: WrapperCase) -> None:
-    """Every field in `adapter_fields` holds floating arrays, and only those train."""
+    """Every field in `adapter_fields` holds floating arrays; only those train; none is static."""
     adapter = case.make()
+    for field in dataclasses.fields(adapter):
+        static = getattr(adapter, field.name) if field.metadata.get("static", False) else None
+        require(
+            not any(isinstance(it, jax.Array | np.ndarray) for it in jax.tree.leaves(static)),
+            f"The static field {field.name!r} holds an array, which JAX cannot compare or trace.",
+            f"declare it as an array: `{field.name}: jax.Array`. It is frozen unless "
+            "`adapter_fields` names it.",
+        )
     trains = any(jax.tree.leaves(lora_trainable_filter(adapter)))
     for name in case.wrapper.adapter_fields:
         field = jax.tree.leaves(getattr(adapter, name))
@@ -204,13 +226,19 @@ def check_state_round_trip(case: WrapperCase) -> None:
         try:
             loaded = load(model, file, case.wrapper, registry, strict=True)
         except CheckpointError as err:
-            require(
-                not case.options,
-                f"With the options {dict(case.options)}, the saved adapter cannot be loaded: {err}",
-                "let `options_of(state)` give the options that the names and shapes of the saved "
-                "arrays stand for: `from_state` asks the constructor with them.",
+            remedy = (
+                "let `from_state` take what `state` gives: without one of its own, the names of "
+                "fields."
             )
-            raise
+            if case.options:
+                remedy = (
+                    "let `options_of(state)` give the options that the names and shapes of the "
+                    "saved arrays stand for: `from_state` asks the constructor with them."
+                )
+            start = f"With the options {dict(case.options)}, the" if case.options else "The"
+            raise ConformanceError(
+                f"{start} saved adapter cannot be loaded: {err}", remedy
+            ) from err
     restored = loaded["layer"]
     require(
         same_bits(trained.state(), restored.state()),

@@ -1,6 +1,7 @@
 """The two levels of checks, how a check is run, and the comparisons that checks share."""
 
 import functools
+import inspect
 import pathlib
 import traceback
 from collections.abc import Callable
@@ -30,7 +31,13 @@ class Exceptional(NamedTuple):
     place: str
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.message}\n{self.place}"
+        text = f"{self.kind}: {self.message}\n{self.place}"
+        if "_dtype_promotion" in self.message or "_rank_promotion" in self.message:
+            text += (
+                "\nThe checks forbid implicit promotion, as many users do: cast with `astype`, and "
+                "add axes with `[None, :]`."
+            )
+        return text
 
 
 class ConformanceError(AssertionError):
@@ -66,9 +73,10 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
                 except Exception as err:
                     place = raised_in(err, case.wrapper)
                     exception = Exceptional(type(err).__name__, f"{err}", place)
+                    purpose = inspect.cleandoc(check.__doc__ or "").partition("\n\n")[0]
                     stopped = ConformanceError(
                         f"[{name}] {case}: the check stopped at an exception, {exception}\n"
-                        f"What is checked: {check.__doc__}"
+                        f"What is checked: {purpose}"
                     )
                     stopped.exception = exception
                     raise stopped from err

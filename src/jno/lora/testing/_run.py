@@ -82,10 +82,17 @@ def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckRes
     return results
 
 
+# An adapter that fails one of these fails others for the same reason.
+_CAUSES = ("contract", "trainable-fields", "identity-at-init", "merge-equals-call")
+
+
 def messages(failed: Iterable[CheckResult]) -> list[str]:
-    """The texts about checks that failed: one text for all that stopped at the same line."""
+    """The texts about checks that failed: one text for all that stopped at the same line.
+
+    Failures that explain others come first.
+    """
     alike: dict[tuple[str, ...], list[CheckResult]] = {}
-    for result in failed:
+    for result in sorted(failed, key=lambda result: result.check not in _CAUSES):
         found = result.error and result.error.exception
         key = (found.kind, found.place) if found else (result.check,)
         alike.setdefault((result.case, *key), []).append(result)
