@@ -225,7 +225,7 @@ def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(name, make, tm
     assert adapted[0].left.shape[0] == 3
 
 
-@pytest.mark.parametrize(("name", "layer"), [("gain", "Linear"), ("embedding-gain", "Embedding")])
+@pytest.mark.parametrize(("name", "layer"), [("tint", "Linear"), ("embedding-tint", "Embedding")])
 def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
     run("new", name, "--output", str(tmp_path))
     (code,) = tmp_path.rglob("src/*/__init__.py")
@@ -233,17 +233,17 @@ def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
 
 
 def test_new_refuses_the_name_of_an_installed_adapter_but_not_of_itself(site, tmp_path):
-    site.install("jno-lora-gain", GOOD.replace("Shift", "Gain").replace("shift", "gain"))
-    text = run("new", "ga-in", "--output", str(tmp_path), code=1)
-    assert "'ga-in' is what jno-lora-gain:Gain is called" in text
+    site.install("jno-lora-tint", GOOD.replace("Shift", "Tint").replace("shift", "tint"))
+    text = run("new", "ti-nt", "--output", str(tmp_path), code=1)
+    assert "'ti-nt' is what jno-lora-tint:Tint is called" in text
     assert not list(tmp_path.rglob("pyproject.toml"))
-    run("new", "gain", "--output", str(tmp_path))
-    assert (tmp_path / "jno-lora-gain" / "pyproject.toml").exists()
+    run("new", "tint", "--output", str(tmp_path))
+    assert (tmp_path / "jno-lora-tint" / "pyproject.toml").exists()
 
 
 def test_an_output_that_cannot_be_made_is_a_message_of_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    text = run("new", "gain", "--output", str(tmp_path / "file" / "below"), code=1)
+    text = run("new", "tint", "--output", str(tmp_path / "file" / "below"), code=1)
     assert text.startswith("Error: ") and "Not a directory" in text
     assert str(tmp_path / "file" / "below") in text and text.count("\n") == 1
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from jno.lora import (
+    JnoLoraWarning,
     Net,
     SelectionError,
     combine,
@@ -228,11 +229,17 @@ def test_a_set_that_does_not_fit(model):
     refused(net, lambda: net.add_adapter("one", adapters), r"(?s)layers/1/weight.*layers/2: ")
 
 
+def merge_untrained(net, _):
+    with pytest.warns(JnoLoraWarning, match="merged as they are"):
+        net.merge()
+    net.lora(2)
+
+
 EXCHANGES = {
     "activate": lambda net, adapters: net.activate("other"),
     "lora": lambda net, adapters: net.deactivate().lora(2),
     "add_adapter": lambda net, adapters: net.add_adapter("new", adapters).activate("new"),
-    "merge": lambda net, adapters: net.merge().lora(2),
+    "merge": merge_untrained,
     "unwrap": lambda net, adapters: net.unwrap().lora(2),
 }
 

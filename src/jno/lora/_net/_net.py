@@ -240,7 +240,8 @@ class Net(Holder):
         self._refuse_mask("merge")
         state, names = self._now, self._without(self.active)
         merged = state.merged()
-        self._warn_of_missing_update(state, "merged", "before net.merge()")
+        if merged.whose is not state.whose:  # it had adapters
+            self._warn_of_missing_update(state, "merged", "before net.merge()")
         return self._become(merged, names)
 
     def unwrap(self) -> "Net":
