@@ -8,6 +8,7 @@ from ._results import Row, Study, geometric_mean
 GREY = "#808080"  # is read on white and on black
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#009E73", "#56B4E9", "#E69F00")
+WORST = 1.3
 LABELS = {"full": "full fine-tuning", "lora": "LoRA, rank 2"}
 
 
@@ -18,6 +19,8 @@ def draw_few(study: Study, rows: list[Row], path: pathlib.Path) -> None:
     each model.
     """
     plt, plan = _pyplot(), study.plan
+    from matplotlib.ticker import LogLocator
+
     best = next((row.name for row in rows if max(row.shares) <= 0.1), "lora")
     figure, axes = plt.subplots(
         1, len(plan.problems), figsize=(11, 3), layout="constrained", squeeze=False
@@ -36,10 +39,9 @@ def draw_few(study: Study, rows: list[Row], path: pathlib.Path) -> None:
             axis.axhline(none, color=GREY, ls=":", label="untouched")
         axis.set(xscale="log", yscale="log", xlabel="simulations", title=problem.title)
         axis.set_xticks(plan.effort.samples, [str(n) for n in plan.effort.samples])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(which="minor", labelsize="x-small")
-        axis.tick_params(which="minor", axis="x", length=0)
     axes[0][0].set_ylabel("relative error")
     handles = axes[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=4)
@@ -47,15 +49,18 @@ def draw_few(study: Study, rows: list[Row], path: pathlib.Path) -> None:
 
 
 def draw_all(rows: list[Row], path: pathlib.Path) -> None:
-    """Every method: the trained share, and the error over full fine-tuning's with few samples."""
+    """The trained share, and the error over full fine-tuning's with few samples, up to `WORST`."""
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for row in rows:
         share, ratio = 100 * geometric_mean(row.shares), geometric_mean(row.few)
+        if ratio > WORST:
+            continue
         axis.plot(share, ratio, "o", color=COLOURS[0], ms=4)
         axis.annotate(row.name, (share, ratio), (3, 3), textcoords="offset points", fontsize=7)
     axis.axhline(1, color=GREY, lw=0.8)
     axis.set(xscale="log", xlabel="trained parameters, %")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("error over that of full fine-tuning, at most 16 samples")
     _save(plt, figure, path)
 

@@ -18,6 +18,7 @@ class Method:
 
     - `dense`: the adapters of linear layers and convolutions; `None` for none.
     - `rank`: their rank. Alpha is twice the rank, everywhere.
+    - `attention`: whether only attention and the networks after it get them, in models that attend.
     - `spectral`, `spectral_rank`: those of the spectral weights, in models that have them.
     - `trains`: what trains without adapters: `"all"`, `"head"`, or a regex of paths.
     - `rate`: the middle one of the learning rates.
@@ -27,6 +28,7 @@ class Method:
     name: str
     dense: str | None = None
     rank: int = 2
+    attention: bool = False
     spectral: str | None = "lora"
     spectral_rank: int = 2
     trains: str | None = None
@@ -52,15 +54,20 @@ class Method:
             net.lora(self.spectral_rank, alpha, target=spectral, wrapper=self.spectral)
         if self.dense is not None:
             others = None if spectral is None else f"^(?!.*{spectral})"
+            if self.attention and problem.family.attention is not None:
+                others = problem.family.attention
             data = (batches(), loss) if self.from_data else None
             alpha = 2.0 * self.rank
             net.lora(self.rank, alpha, target=others, wrapper=self.dense, calibrate=data)
         return net
 
     def _unnamed(self, family: Family) -> "Method":
-        if family.spectral is not None:
-            return replace(self, name="")
-        return replace(self, name="", spectral=None, spectral_rank=0)
+        same: dict[str, Any] = {"name": ""}
+        if family.spectral is None:
+            same |= {"spectral": None, "spectral_rank": 0}
+        if family.attention is None:
+            same |= {"attention": False}
+        return replace(self, **same)
 
 
 METHODS = (
@@ -68,8 +75,10 @@ METHODS = (
     Method("lora", "lora"),
     Method("lora 1, cp 4", "lora", rank=1, spectral="cp", spectral_rank=4),
     Method("bottleneck 1, cp 4", "bottleneck", rank=1, spectral="cp", spectral_rank=4),
+    Method("lora 1, cp 4, attention", "lora", 1, True, "cp", 4),
     Method("biases", trains="bias$", rate=1e-2),
     Method("ia3, cp 4", "ia3", spectral="cp", spectral_rank=4, rate=1e-2),
+    Method("ia3, cp 4, attention", "ia3", 2, True, "cp", 4, rate=1e-2),
     Method("lora 1, gain", "lora", rank=1, spectral="gain"),
     Method("head", trains="head"),
     Method("dora 1, cp 4", "dora", rank=1, spectral="cp", spectral_rank=4),

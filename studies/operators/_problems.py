@@ -50,6 +50,7 @@ class Family:
     - `points`: along an axis of the grid that the model sees, which is a part of the solver's.
     - `head`, `spectral`: regex of the layers that a user would call the head, and of those with
         spectral weights.
+    - `attention`: regex of the linear layers of attention and of the networks after it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Family:
     time_steps: int
     points: int
     spectral: str | None = None
+    attention: str | None = None
     batch: int = 32
     steps: int = 2000
     rate: float = 2e-3
@@ -146,6 +148,7 @@ POSEIDON = Family(
     functools.partial(solvers.navier_stokes, time=0.5),
     {"viscosity": 0.02},
     head="patch_recovery",
+    attention="query|key|value|dense",
     time_steps=25,
     points=32,
     batch=16,

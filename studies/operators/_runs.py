@@ -1,5 +1,6 @@
 """All runs of the study, in order of importance, each recorded as one line of a file."""
 
+import gc
 import itertools
 import json
 import pathlib
@@ -87,6 +88,7 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
             seconds = time.process_time() - begin
             if seconds > 1:
                 progress.print(f"{problem.name}: {method.name}, {seconds:.0f} s")
+                gc.collect()
                 jax.clear_caches()  # hundreds of programs, each of which runs for one pair only
             progress.advance(task)
     if failed:
