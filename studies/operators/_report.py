@@ -43,8 +43,10 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PL
 def _goal(study: Study, rows: list[Row]) -> str:
     pairs, there = len(study.plan.pairs()), len(study.shares)
     good = [f"`{row.name}`" for row in rows if row.meets_the_goal]
-    met = f"{', '.join(good)} met it." if good else "No method met it."
-    left = "" if there == pairs else f" {there} of {pairs} pairs of problem and method were run."
+    whole = there == pairs
+    which = "No method" if whole else f"None of the {len(rows) - 1} methods measured so far"
+    met = f"{', '.join(good) or which} met it."
+    left = "" if whole else f" {there} of {pairs} pairs of problem and method were run."
     return _filled(
         f"The goal was set in advance: at most {SMALL:.0%} of the parameters of each model; a "
         f"lower error than full fine-tuning in most settings with at most {FEW} samples; at most "

@@ -138,3 +138,10 @@ def test_the_gradient_of_a_tall_factor_is_laid_out_by_columns():
     text = jax.jit(jax.grad(loss)).lower(trainable, jnp.ones((32, 48))).compile().as_text()
     assert "f32[64,2]{0,1} dot(" in text or "f32[2,64]{1,0} dot(" in text
     assert "f32[64,2]{1,0} dot(" not in text
+
+
+def test_veras_random_matrices_are_drawn_inside_the_products_with_one_example():
+    base = eqx.nn.Linear(512, 512, key=jr.key(0))
+    model = apply_lora(base, 16, key=jr.key(1), wrappers="vera")
+    step = jax.jit(jax.vmap(model)).lower(jnp.zeros((1, 512))).compile()
+    assert step.memory_analysis().temp_size_in_bytes < 16 * 512 * 4

@@ -44,7 +44,7 @@ def slot_update(
 
 
 def _gathered_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array) -> Array:
-    """`y_b + s_b (x_b A^T) Bt` with the factors of `slots_b`, of which each example has a copy."""
+    """`y_b + s_b (x_b A^T) Bt` with a copy of the factors of `slots_b` for each example."""
     h = _gathered_down(x, A, s, slots)
     u = jnp.einsum("bnr,brm->bnm", h, Bt[slots].astype(x.dtype))
     return jnp.where((s == 0)[:, None, None], y, y + u)

@@ -134,7 +134,7 @@ def demo(task: str, output: Path, seed: int, quick: bool) -> None:
     adapted agree.
 
     Operator: pretrains a Fourier neural operator on simulations of the Burgers equation, and adapts
-    it to another viscosity, of which few simulations exist.
+    it to another viscosity, with few simulations.
     """
     libraries = ("foundax", "jno_lora_foundax", "matplotlib", "optax", "scipy", "sklearn")
     with imported_for("The demo", "demo", *libraries):

@@ -109,7 +109,7 @@ def _description(run: TrainingRun) -> bytes:
 
 
 def _difference(path: object, there: bytes, here: bytes) -> str:
-    """The message for a file of which the first line is `there`, and not the `here` of this run."""
+    """The message for a file whose first line is `there`, and not the `here` of this run."""
     try:
         theirs = json.loads(there)
     except ValueError:

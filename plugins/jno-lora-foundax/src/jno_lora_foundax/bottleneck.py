@@ -25,13 +25,9 @@ _NO_MERGE = (
 class Bottleneck(LayerKind):
     """A nonlinear bottleneck of `rank` channels beside a layer.
 
-    Law: `y = layer(x) + (alpha / rank) B gelu(A x + a)`, with `A ~ N(0, 1/in)`, `a = 0` and
-    `B = 0`. `A` reads what the layer reads: the patches of its kernel, for a convolution. `rank
-    (in + out + 1)` parameters train. The rank is not clamped.
-
-    `BottleneckLinear` is for `eqx.nn.Linear` and foundax's `Linear`, which takes batches,
-    `BottleneckConv` for `eqx.nn.Conv`, and `BottleneckChannelLastConv` for the channel-last
-    convolutions of foundax; all of them for subclasses too.
+    Law: `y = layer(x) + (alpha / rank) B gelu(A x + a)`, with GELU in its tanh form, `a = 0`,
+    `B = 0` and `A ~ N(0, 1/in)`. `A` reads what the layer reads: the patches of its kernel, for a
+    convolution. `rank (in + out + 1)` parameters train. The rank is not clamped.
 
     A bottleneck is not a change of the weight, so `merge` raises. The layer's weight reads as the
     base's own. With groups, `A` and `a` serve each group, and `B`'s rows are divided among them.

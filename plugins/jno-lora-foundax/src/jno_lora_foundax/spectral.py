@@ -103,7 +103,9 @@ class SpectralLowRank(SpectralAdapter):
 
     With the option `bands={4: 8, 12: 2}`, modes whose frequency is below 4 have rank 8, those from
     there to below 12 have rank 2, and higher ones have no update. The frequency of a mode is the
-    largest `|k_j|` over the axes. No band has a higher rank than `rank`.
+    largest `|k_j|` over the axes, of the layer's own transform: foundax's FNOs pad their input to
+    twice its size, so that a frequency there is half as high in the domain. No band has a higher
+    rank than `rank`.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -250,7 +252,7 @@ class LoRASpectral(SpectralLowRank):
 
     Per mode, since the matrices act on different frequencies and are never added up, so that no
     single matrix could have a low rank. (Sharing `A` or `B` would tie the frequencies together.)
-    Every mode keeps its place in the spectrum, and a merged model still runs at any resolution.
+    A merged model still runs at every resolution that the model runs at.
 
     Claims foundax's `SpectralConv1d/2d/3d`, and by the same law the layers of GeoFNO and PCNO
     (complex pairs of cosine and sine weights; the constant mode's matrix is real, and so are its
@@ -400,7 +402,7 @@ class CPSpectral(SpectralAdapter):
     pretrained weights is ours.
     """
 
-    adapter_fields = ("A", "B", "mode_factors")
+    adapter_fields = ("lora_A", "lora_B", "mode_factors")
     variant = "cp"
     family = "low rank"
     formula = "2 r (in + out + modes)"
@@ -409,8 +411,8 @@ class CPSpectral(SpectralAdapter):
 
     base: eqx.Module
     # By the name of the family: (parts, r, in), (parts, out, r) and (parts, *modes, r).
-    A: dict[str, Float[Array, "_ r _"]]
-    B: dict[str, Float[Array, "_ _ r"]]
+    lora_A: dict[str, Float[Array, "_ r _"]]
+    lora_B: dict[str, Float[Array, "_ _ r"]]
     mode_factors: dict[str, Float[Array, "_ ... r"]]
     rank: int = eqx.field(static=True)
     alpha: float = eqx.field(static=True)
@@ -426,14 +428,14 @@ class CPSpectral(SpectralAdapter):
     ):
         matrices = self._matrices(base)
         self.base, self.rank, self.alpha = base, rank, alpha
-        self.A, self.B, self.mode_factors = {}, {}, {}
+        self.lora_A, self.lora_B, self.mode_factors = {}, {}, {}
         keys = jax.random.split(key, len(matrices))
         for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
             parts, *modes, outputs, inputs = W.shape
             dtype = adapter_dtype_for(W, adapter_dtype)
             A = jax.random.normal(family_key, (parts, rank, inputs), dtype)
-            self.A[name] = A / math.sqrt(parts * inputs)
-            self.B[name] = jnp.zeros((parts, outputs, rank), dtype)
+            self.lora_A[name] = A / math.sqrt(parts * inputs)
+            self.lora_B[name] = jnp.zeros((parts, outputs, rank), dtype)
             # The real part is 1.
             self.mode_factors[name] = jnp.zeros((parts, *modes, rank), dtype).at[0].set(1)
 
@@ -442,7 +444,8 @@ class CPSpectral(SpectralAdapter):
     ) -> Float[Array, "parts *modes out in"]:
         """`W_k + (alpha / r) B diag(c_k) A`."""
         modes = range(1, W.ndim - 2)
-        A, B = (jnp.expand_dims(one[name].astype(W.dtype), modes) for one in (self.A, self.B))
+        factors = (one[name].astype(W.dtype) for one in (self.lora_A, self.lora_B))
+        A, B = (jnp.expand_dims(factor, modes) for factor in factors)
         c = self.mode_factors[name].astype(W.dtype)[..., None, :]
         return W + self.alpha / self.rank * _complex(jnp.matmul, _complex(jnp.multiply, B, c), A)
 
@@ -452,8 +455,8 @@ class CPSpectral(SpectralAdapter):
         for name, family in self._families(self.base).items():
             batch, outputs, inputs = family.mesh_axes(self.base)
             parts = batch[: -len(family.modes)]
-            specs[f"A/{name}"] = PartitionSpec(*parts, None, inputs)
-            specs[f"B/{name}"] = PartitionSpec(*parts, outputs, None)
+            specs[f"lora_A/{name}"] = PartitionSpec(*parts, None, inputs)
+            specs[f"lora_B/{name}"] = PartitionSpec(*parts, outputs, None)
             specs[f"mode_factors/{name}"] = PartitionSpec(*batch, None)
         return specs
 

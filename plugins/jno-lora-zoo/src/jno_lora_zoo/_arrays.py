@@ -108,12 +108,13 @@ def _half_times(y: Array, v: Array) -> Array:
 
 def mixed(h: Float[Array, "r *rest"], R: Float[Array, "k r"]) -> Float[Array, "k *rest"]:
     """`R h`: a matrix on the first axis."""
-    R = R.astype(h.dtype)
+    transposed = R.astype(h.dtype).T
     # The gradient of a tall matrix costs XLA on a CPU ten times as much by rows as by columns.
-    R = with_stored_gradient(R.T).T if R.shape[0] > R.shape[1] else R
-    # `h @ R.T` for a vector: under `vmap` this is one plain matrix product.
-    y = jax.lax.dot_general(h, R, (((0,), (1,)), ((), ())))
-    return y if h.ndim == 1 else jnp.moveaxis(y, -1, 0)
+    if R.shape[0] > R.shape[1]:
+        transposed = with_stored_gradient(transposed)
+    if h.ndim == 1:  # one matrix product under `vmap`; a random `R` is drawn inside of it
+        return h @ transposed
+    return jnp.moveaxis(jax.lax.dot_general(h, transposed, (((0,), (0,)), ((), ()))), -1, 0)
 
 
 @jax.custom_jvp

@@ -233,14 +233,15 @@ class Net(Holder):
     def merge(self) -> "Net":
         """Fold every adapter into its layer. Frozen layers stay frozen (see `unfreeze`).
 
-        Warns if `partition` gave the adapters away and no `update` ever brought them back.
+        Warns if something trains, `partition` gave the adapters away, and no `update` ever brought
+        them back.
 
         **Raises:** `SelectionError` if a mask is pending; `WrapperError` as `merge_lora`.
         """
         self._refuse_mask("merge")
         state, names = self._now, self._without(self.active)
         merged = state.merged()
-        if merged.whose is not state.whose:  # it had adapters
+        if merged.whose is not state.whose and any(jax.tree.leaves(state.trainable)):
             self._warn_of_missing_update(state, "merged", "before net.merge()")
         return self._become(merged, names)
 

@@ -68,8 +68,9 @@ def _halves_of(case: WrapperCase) -> list[Any]:
     """The half precisions that the layer itself computes in: no FFT does, for example."""
     found: list[Any] = []
     for dtype in _HALVES:
+        base, inputs = case.make_base(dtype), case.make_inputs(dtype)
         with contextlib.suppress(Exception):
-            output(case, case.make_base(dtype), case.make_inputs(dtype))
+            output(case, base, inputs)
             found.append(dtype)
     return found
 
