@@ -8,6 +8,7 @@ They are found by name (`net.lora(wrapper="LoRASpectral")`), by variant (`wrappe
 # ruff: noqa: F403
 from . import adapters
 from ._mode_weights import ModeWeights
+from ._spectral_adapter import SpectralAdapter
 from .adapters import *
 from .bottleneck import (
     Bottleneck,
@@ -21,14 +22,9 @@ from .layers import (
     ChannelLastKernelLayer,
     SubsampledLinearLayer,
 )
-from .spectral import (
-    CPSpectral,
-    GainSpectral,
-    LoRASpectral,
-    SpectralAdapter,
-    SpectralLowRank,
-    rsLoRASpectral,
-)
+from .spectral import LoRASpectral, SpectralLowRank, rsLoRASpectral
+from .spectral_cp import CPSpectral
+from .spectral_gain import GainSpectral
 
 __all__ = [
     "Bottleneck",

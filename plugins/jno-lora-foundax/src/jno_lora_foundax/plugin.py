@@ -12,10 +12,10 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
     """Every adapter that `adapters.py` defines, those of spectral weights, and bottlenecks."""
     from jno_lora_zoo import adapters_defined_in
 
-    from . import adapters, bottleneck, spectral
+    from . import adapters, bottleneck, spectral, spectral_cp, spectral_gain
 
     return [
         adapter
-        for module in (adapters, spectral, bottleneck)
+        for module in (adapters, spectral, spectral_gain, spectral_cp, bottleneck)
         for adapter in adapters_defined_in(module)
     ]

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -12,90 +12,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
-from ._mode_weights import ModeWeights, mode_weights_of
-
-
-class SpectralAdapter(LoRAWrapper):
-    """An adapter of layers with one matrix for each mode; a subclass says how it changes them.
-
-    The arrays are real: the first axis has the real and the imaginary part (a layer's real
-    matrices have one part only), so that optimisers, casts and checkpoints need not know of
-    complex numbers. The layer's own `__call__` runs with the updated weights in it.
-    """
-
-    base: eqx.Module
-
-    @abc.abstractmethod
-    def adapted_matrices(
-        self, name: str, W: Float[Array, "parts *modes out in"]
-    ) -> Float[Array, "parts *modes out in"]:
-        """The adapted matrices of the family `name`, for the matrices `W` of `base`."""
-
-    @classmethod
-    def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
-        """The families of matrices that `leaf` holds, by name; `None` if it holds none.
-
-        A subclass declares another library's layers here.
-        """
-        return mode_weights_of(leaf)
-
-    @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
-        """Whether `leaf` is a layer with declared spectral weights. Never raises."""
-        try:
-            families = (cls.mode_weights(leaf) or {}).values()
-            return (
-                all(family.fits(leaf) for family in families)
-                and len({family.stack_ndim(leaf) for family in families}) == 1
-            )
-        except Exception:
-            # A subclass without those fields is not laid out as declared.
-            return False
-
-    @classmethod
-    def why_not(cls, leaf: Any) -> str | None:
-        """For a layer with declared weights: the first that is not as declared."""
-        try:
-            families = (cls.mode_weights(leaf) or {}).values()
-            return next((why for family in families if (why := family.misfit(leaf))), None)
-        except Exception:
-            return None
-
-    @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weights before those of one layer."""
-        return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the layer with the updated weights, for the arguments it takes itself.
-
-        The weights are updated once for a whole batch, which costs little beside the transforms.
-        """
-        return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-
-    def merge(self) -> eqx.Module:
-        """The layer with the updates in its weights, computed in float32 at least."""
-        new: dict[str, Array] = {}
-        for name, family in self._families(self.base).items():
-            new |= family.written(self.base, self.adapted_matrices(name, family.read(self.base)))
-        return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
-
-    @classmethod
-    def _matrices(cls, base: eqx.Module) -> dict[str, Float[Array, "parts *modes out in"]]:
-        return {name: family.read(base) for name, family in cls._families(base).items()}
-
-    @classmethod
-    def _families(cls, layer: Any) -> Mapping[str, ModeWeights]:
-        families = cls.mode_weights(layer)
-        if families is None:
-            raise TypeError(
-                f"{cls.__name__} is for layers with declared spectral weights, but was given a "
-                f"{type(layer).__name__}"
-            )
-        return families
+from ._spectral_adapter import SpectralAdapter, complex_product
 
 
 class SpectralLowRank(SpectralAdapter):
@@ -203,7 +122,7 @@ class SpectralLowRank(SpectralAdapter):
 
     def _update(self, array: str, dtype: Any) -> Array:
         B, A = self.lora_B[array].astype(dtype), self.lora_A[array].astype(dtype)
-        return self.scale_for(A.shape[-2]) * _complex(jnp.matmul, B, A)
+        return self.scale_for(A.shape[-2]) * complex_product(jnp.matmul, B, A)
 
     def _band_modes(
         self, name: str, shape: tuple[int, ...], ends: list[int]
@@ -304,170 +223,3 @@ class rsLoRASpectral(SpectralLowRank):
 
     def scale_for(self, rank: int) -> float:
         return self.alpha / math.sqrt(rank)
-
-
-class GainSpectral(SpectralAdapter):
-    """A complex gain for each mode of spectral weights.
-
-    Law: `W_k' = (1 + g_k) W_k` for each mode `k`, with `g_k` complex and `= 0`. 2 real parameters
-    train for each mode (1 where the matrices are real), of the `2 in out` that the layer has. The
-    option `per="output"` gives each output channel a gain of its own: `W_k' = diag(1 + g_k) W_k`,
-    with `2 out` for each mode. There is no rank.
-
-    A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
-    with the frequency, and by a phase.
-
-    **Arguments:**
-
-    - `base`: a layer as for `LoRASpectral`.
-    - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
-    - `per`: `"mode"` for one gain that all channels share, `"output"` for one per output channel.
-
-    **Raises:** `ValueError` for another `per`.
-
-    Papers: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
-    In-Context Learning", arXiv:2205.05638, whose factors (IA3) are real and of features; Li et al.,
-    "Fourier Neural Operator for Parametric Partial Differential Equations", arXiv:2010.08895. The
-    gain of modes is ours.
-    """
-
-    adapter_fields = ("gain",)
-    variant = "gain"
-    family = "scale"
-    formula = "2 per mode"
-    paper = "2205.05638"
-    bibtex = bibtex_of("2205.05638", "2010.08895")
-
-    base: eqx.Module
-    # By the name of the family: (parts, *modes, 1 or out).
-    gain: dict[str, Float[Array, "_ ... _"]]
-
-    def __init__(
-        self,
-        base: eqx.Module,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-        per: Any = "mode",
-    ):
-        if per not in ("mode", "output"):
-            raise ValueError(f'`per` must be "mode" or "output", but is {per!r}')
-        self.base = base
-        self.gain = {
-            name: jnp.zeros(
-                (*W.shape[:-2], W.shape[-2] if per == "output" else 1),
-                adapter_dtype_for(W, adapter_dtype),
-            )
-            for name, W in self._matrices(base).items()
-        }
-
-    def adapted_matrices(
-        self, name: str, W: Float[Array, "parts *modes out in"]
-    ) -> Float[Array, "parts *modes out in"]:
-        """`diag(1 + g_k) W_k`."""
-        return W + _complex(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
-
-    @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """Whether there are gains per output, by the shapes of the arrays."""
-        alike = all(gain.shape[-1] == 1 for gain in state.values())
-        return {"per": "mode" if alike else "output"}
-
-    def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The gains lie as the modes, and perhaps the outputs, of their family's weight do."""
-        specs: dict[str, PartitionSpec] = {}
-        for name, family in self._families(self.base).items():
-            batch, outputs, _ = family.mesh_axes(self.base)
-            along = outputs if self.gain[name].shape[-1] > 1 else None
-            specs[f"gain/{name}"] = PartitionSpec(*batch, along)
-        return specs
-
-
-class CPSpectral(SpectralAdapter):
-    """A low-rank update of spectral weights whose factors all modes share.
-
-    Law: `W_k' = W_k + (alpha / r) B diag(c_k) A` for each mode `k`, with `A` `(r, in)` complex
-    normal, `E|a|^2 = 1/in`, `B` `(out, r)` `= 0` and `c_k` `(r)` complex, `= 1`: a CP decomposition
-    of the update of all modes. `2 r (in + out + modes)` real parameters train for each family of
-    modes. The rank is not clamped.
-
-    The directions among the channels are the same at all frequencies, and each mode weights them.
-    `LoRASpectral` has to learn directions for each mode from that mode alone.
-
-    **Arguments:** as for `LoRASpectral`, without `bands`.
-
-    Papers: Kossaifi et al., "Multi-Grid Tensorized Fourier Neural Operator for High-Resolution
-    PDEs", arXiv:2310.00120, who decompose the weights themselves; Li et al., "Fourier Neural
-    Operator for Parametric Partial Differential Equations", arXiv:2010.08895. The update of
-    pretrained weights is ours.
-    """
-
-    adapter_fields = ("lora_A", "lora_B", "mode_factors")
-    variant = "cp"
-    family = "low rank"
-    formula = "2 r (in + out + modes)"
-    paper = "2310.00120"
-    bibtex = bibtex_of("2310.00120", "2010.08895")
-
-    base: eqx.Module
-    # By the name of the family: (parts, r, in), (parts, out, r) and (parts, *modes, r).
-    lora_A: dict[str, Float[Array, "_ r _"]]
-    lora_B: dict[str, Float[Array, "_ _ r"]]
-    mode_factors: dict[str, Float[Array, "_ ... r"]]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    def __init__(
-        self,
-        base: eqx.Module,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-    ):
-        matrices = self._matrices(base)
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.lora_A, self.lora_B, self.mode_factors = {}, {}, {}
-        keys = jax.random.split(key, len(matrices))
-        for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
-            parts, *modes, outputs, inputs = W.shape
-            dtype = adapter_dtype_for(W, adapter_dtype)
-            A = jax.random.normal(family_key, (parts, rank, inputs), dtype)
-            self.lora_A[name] = A / math.sqrt(parts * inputs)
-            self.lora_B[name] = jnp.zeros((parts, outputs, rank), dtype)
-            # The real part is 1.
-            self.mode_factors[name] = jnp.zeros((parts, *modes, rank), dtype).at[0].set(1)
-
-    def adapted_matrices(
-        self, name: str, W: Float[Array, "parts *modes out in"]
-    ) -> Float[Array, "parts *modes out in"]:
-        """`W_k + (alpha / r) B diag(c_k) A`."""
-        modes = range(1, W.ndim - 2)
-        factors = (one[name].astype(W.dtype) for one in (self.lora_A, self.lora_B))
-        A, B = (jnp.expand_dims(factor, modes) for factor in factors)
-        c = self.mode_factors[name].astype(W.dtype)[..., None, :]
-        return W + self.alpha / self.rank * _complex(jnp.matmul, _complex(jnp.multiply, B, c), A)
-
-    def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The factors lie as the inputs, outputs and modes of their family's weight do."""
-        specs: dict[str, PartitionSpec] = {}
-        for name, family in self._families(self.base).items():
-            batch, outputs, inputs = family.mesh_axes(self.base)
-            parts = batch[: -len(family.modes)]
-            specs[f"lora_A/{name}"] = PartitionSpec(*parts, None, inputs)
-            specs[f"lora_B/{name}"] = PartitionSpec(*parts, outputs, None)
-            specs[f"mode_factors/{name}"] = PartitionSpec(*batch, None)
-        return specs
-
-
-def _complex(
-    product: Callable[[Array, Array], Array],
-    a: Float[Array, "parts ..."],
-    b: Float[Array, "parts ..."],
-) -> Float[Array, "parts ..."]:
-    """A bilinear product of complex arrays whose parts lie on the first axis, or of real ones."""
-    if a.shape[0] == 1:
-        return product(a, b)
-    real = product(a[0], b[0]) - product(a[1], b[1])
-    return jnp.stack([real, product(a[0], b[1]) + product(a[1], b[0])])

@@ -16,7 +16,7 @@ from .._registry import Registry, default_registry
 from .._sets import AdapterSet, check_fit, extract_adapters
 from .._trainability import partial_lora_trainable_filter
 from .._tree import holds_adapters, replace_layers
-from ._state import UNKNOWN, Kept, NetState, originals_of
+from ._state import UNKNOWN, Kept, NetState, originals_of, warn_of_lost_update
 
 H = TypeVar("H", bound="Holder")
 
@@ -34,7 +34,7 @@ class Holder(Handle):
         # The state with adapters, while `disabled` shows the model without them.
         self._disabled: NetState | None = None
         # The adapters (`NetState.whose`) of the tree that `partition` returned last, and those that
-        # `save_adapters` need not warn of, since an update came back or it has warned.
+        # need no warning of a lost update, since one came back or the warning was given.
         self._given: object = UNKNOWN
         self._settled: frozenset[object] = frozenset()
 
@@ -222,11 +222,7 @@ class Holder(Handle):
         """Warn once if `partition` gave the adapters of `state` away, and none came back."""
         if self._given is state.whose and state.whose not in self._settled:
             self._settled |= {state.whose}
-            warn(
-                f"The adapters were {done} as they are in the net, and net.update(...) was not "
-                "called since net.partition(). If you trained what it returned, call "
-                f"net.update(trainable) {then}."
-            )
+            warn_of_lost_update(done, then)
 
     def load_adapters(
         self: H,

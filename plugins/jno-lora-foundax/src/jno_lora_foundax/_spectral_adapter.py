@@ -1,0 +1,105 @@
+"""The base of all adapters of spectral weights."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jno.lora import LoRAWrapper
+
+from ._mode_weights import ModeWeights, mode_weights_of
+
+
+class SpectralAdapter(LoRAWrapper):
+    """An adapter of layers with one matrix for each mode; a subclass says how it changes them.
+
+    The arrays are real: the first axis has the real and the imaginary part (a layer's real
+    matrices have one part only), so that optimisers, casts and checkpoints need not know of
+    complex numbers. The layer's own `__call__` runs with the updated weights in it.
+    """
+
+    base: eqx.Module
+
+    @abc.abstractmethod
+    def adapted_matrices(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """The adapted matrices of the family `name`, for the matrices `W` of `base`."""
+
+    @classmethod
+    def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
+        """The families of matrices that `leaf` holds, by name; `None` if it holds none.
+
+        A subclass declares another library's layers here.
+        """
+        return mode_weights_of(leaf)
+
+    @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        """Whether `leaf` is a layer with declared spectral weights. Never raises."""
+        try:
+            families = (cls.mode_weights(leaf) or {}).values()
+            return (
+                all(family.fits(leaf) for family in families)
+                and len({family.stack_ndim(leaf) for family in families}) == 1
+            )
+        except Exception:
+            # A subclass without those fields is not laid out as declared.
+            return False
+
+    @classmethod
+    def why_not(cls, leaf: Any) -> str | None:
+        """For a layer with declared weights: the first that is not as declared."""
+        try:
+            families = (cls.mode_weights(leaf) or {}).values()
+            return next((why for family in families if (why := family.misfit(leaf))), None)
+        except Exception:
+            return None
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        """The axes of the weights before those of one layer."""
+        return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the layer with the updated weights, for the arguments it takes itself.
+
+        The weights are updated once for a whole batch, which costs little beside the transforms.
+        """
+        return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def merge(self) -> eqx.Module:
+        """The layer with the updates in its weights, computed in float32 at least."""
+        new: dict[str, Array] = {}
+        for name, family in self._families(self.base).items():
+            new |= family.written(self.base, self.adapted_matrices(name, family.read(self.base)))
+        return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
+
+    @classmethod
+    def _matrices(cls, base: eqx.Module) -> dict[str, Float[Array, "parts *modes out in"]]:
+        return {name: family.read(base) for name, family in cls._families(base).items()}
+
+    @classmethod
+    def _families(cls, layer: Any) -> Mapping[str, ModeWeights]:
+        families = cls.mode_weights(layer)
+        if families is None:
+            raise TypeError(
+                f"{cls.__name__} is for layers with declared spectral weights, but was given a "
+                f"{type(layer).__name__}"
+            )
+        return families
+
+
+def complex_product(
+    product: Callable[[Array, Array], Array],
+    a: Float[Array, "parts ..."],
+    b: Float[Array, "parts ..."],
+) -> Float[Array, "parts ..."]:
+    """A bilinear product of complex arrays whose parts lie on the first axis, or of real ones."""
+    if a.shape[0] == 1:
+        return product(a, b)
+    real = product(a[0], b[0]) - product(a[1], b[1])
+    return jnp.stack([real, product(a[0], b[1]) + product(a[1], b[0])])

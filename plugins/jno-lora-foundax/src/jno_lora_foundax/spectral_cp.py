@@ -1,0 +1,94 @@
+"""A low-rank update of spectral weights whose factors all modes share."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno_lora_zoo import adapter_dtype_for, bibtex_of
+
+from ._spectral_adapter import SpectralAdapter, complex_product
+
+
+class CPSpectral(SpectralAdapter):
+    """A low-rank update of spectral weights whose factors all modes share.
+
+    Law: `W_k' = W_k + (alpha / r) B diag(c_k) A` for each mode `k`, with `A` `(r, in)` complex
+    normal, `E|a|^2 = 1/in`, `B` `(out, r)` `= 0` and `c_k` `(r)` complex, `= 1`: a CP decomposition
+    of the update of all modes. `2 r (in + out + modes)` real parameters train for each family of
+    modes. The rank is not clamped.
+
+    The directions among the channels are the same at all frequencies, and each mode weights them.
+    `LoRASpectral` has to learn directions for each mode from that mode alone.
+
+    **Arguments:** as for `LoRASpectral`, without `bands`.
+
+    Papers: Kossaifi et al., "Multi-Grid Tensorized Fourier Neural Operator for High-Resolution
+    PDEs", arXiv:2310.00120, who decompose the weights themselves; Li et al., "Fourier Neural
+    Operator for Parametric Partial Differential Equations", arXiv:2010.08895. The update of
+    pretrained weights is ours.
+    """
+
+    adapter_fields = ("lora_A", "lora_B", "mode_factors")
+    variant = "cp"
+    family = "low rank"
+    formula = "2 r (in + out + modes)"
+    paper = "2310.00120"
+    bibtex = bibtex_of("2310.00120", "2010.08895")
+
+    base: eqx.Module
+    # By the name of the family: (parts, r, in), (parts, out, r) and (parts, *modes, r).
+    lora_A: dict[str, Float[Array, "_ r _"]]
+    lora_B: dict[str, Float[Array, "_ _ r"]]
+    mode_factors: dict[str, Float[Array, "_ ... r"]]
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+    ):
+        matrices = self._matrices(base)
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.lora_A, self.lora_B, self.mode_factors = {}, {}, {}
+        keys = jax.random.split(key, len(matrices))
+        for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
+            parts, *modes, outputs, inputs = W.shape
+            dtype = adapter_dtype_for(W, adapter_dtype)
+            A = jax.random.normal(family_key, (parts, rank, inputs), dtype)
+            self.lora_A[name] = A / math.sqrt(parts * inputs)
+            self.lora_B[name] = jnp.zeros((parts, outputs, rank), dtype)
+            # The real part is 1.
+            self.mode_factors[name] = jnp.zeros((parts, *modes, rank), dtype).at[0].set(1)
+
+    def adapted_matrices(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """`W_k + (alpha / r) B diag(c_k) A`."""
+        modes = range(1, W.ndim - 2)
+        factors = (one[name].astype(W.dtype) for one in (self.lora_A, self.lora_B))
+        A, B = (jnp.expand_dims(factor, modes) for factor in factors)
+        c = self.mode_factors[name].astype(W.dtype)[..., None, :]
+        return W + self.alpha / self.rank * complex_product(
+            jnp.matmul, complex_product(jnp.multiply, B, c), A
+        )
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """The factors lie as the inputs, outputs and modes of their family's weight do."""
+        specs: dict[str, PartitionSpec] = {}
+        for name, family in self._families(self.base).items():
+            batch, outputs, inputs = family.mesh_axes(self.base)
+            parts = batch[: -len(family.modes)]
+            specs[f"lora_A/{name}"] = PartitionSpec(*parts, None, inputs)
+            specs[f"lora_B/{name}"] = PartitionSpec(*parts, outputs, None)
+            specs[f"mode_factors/{name}"] = PartitionSpec(*batch, None)
+        return specs

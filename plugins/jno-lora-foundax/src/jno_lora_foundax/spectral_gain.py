@@ -1,0 +1,90 @@
+"""A complex gain for each mode of spectral weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno_lora_zoo import adapter_dtype_for, bibtex_of
+
+from ._spectral_adapter import SpectralAdapter, complex_product
+
+
+class GainSpectral(SpectralAdapter):
+    """A complex gain for each mode of spectral weights.
+
+    Law: `W_k' = (1 + g_k) W_k` for each mode `k`, with `g_k` complex and `= 0`. 2 real parameters
+    train for each mode (1 where the matrices are real), of the `2 in out` that the layer has. The
+    option `per="output"` gives each output channel a gain of its own: `W_k' = diag(1 + g_k) W_k`,
+    with `2 out` for each mode. There is no rank.
+
+    A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
+    with the frequency, and by a phase.
+
+    **Arguments:**
+
+    - `base`: a layer as for `LoRASpectral`.
+    - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
+    - `per`: `"mode"` for one gain that all channels share, `"output"` for one per output channel.
+
+    **Raises:** `ValueError` for another `per`.
+
+    Papers: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
+    In-Context Learning", arXiv:2205.05638, whose factors (IA3) are real and of features; Li et al.,
+    "Fourier Neural Operator for Parametric Partial Differential Equations", arXiv:2010.08895. The
+    gain of modes is ours.
+    """
+
+    adapter_fields = ("gain",)
+    variant = "gain"
+    family = "scale"
+    formula = "2 per mode"
+    paper = "2205.05638"
+    bibtex = bibtex_of("2205.05638", "2010.08895")
+
+    base: eqx.Module
+    # By the name of the family: (parts, *modes, 1 or out).
+    gain: dict[str, Float[Array, "_ ... _"]]
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        *,
+        key: PRNGKeyArray,
+        adapter_dtype: Any = None,
+        per: Any = "mode",
+    ):
+        if per not in ("mode", "output"):
+            raise ValueError(f'`per` must be "mode" or "output", but is {per!r}')
+        self.base = base
+        self.gain = {
+            name: jnp.zeros(
+                (*W.shape[:-2], W.shape[-2] if per == "output" else 1),
+                adapter_dtype_for(W, adapter_dtype),
+            )
+            for name, W in self._matrices(base).items()
+        }
+
+    def adapted_matrices(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """`diag(1 + g_k) W_k`."""
+        return W + complex_product(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """Whether there are gains per output, by the shapes of the arrays."""
+        alike = all(gain.shape[-1] == 1 for gain in state.values())
+        return {"per": "mode" if alike else "output"}
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """The gains lie as the modes, and perhaps the outputs, of their family's weight do."""
+        specs: dict[str, PartitionSpec] = {}
+        for name, family in self._families(self.base).items():
+            batch, outputs, _ = family.mesh_axes(self.base)
+            along = outputs if self.gain[name].shape[-1] > 1 else None
+            specs[f"gain/{name}"] = PartitionSpec(*batch, along)
+        return specs
