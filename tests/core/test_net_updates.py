@@ -290,7 +290,9 @@ def test_saving_says_once_that_a_partition_never_came_back(net, tmp_path):
         net.save_adapters(file)
 
 
-def test_merging_says_that_a_partition_never_came_back(net):
+@pytest.mark.parametrize("made", [lambda net: net, lambda net: Net(net.module)])
+def test_merging_says_that_a_partition_never_came_back(net, made):
+    net = made(net)
     trainable, _ = net.partition()
     with pytest.warns(JnoLoraWarning, match=r"net\.update\(trainable\) before net\.merge\(\)"):
         copy.copy(net).merge()

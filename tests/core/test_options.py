@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora import SelectionError, apply_lora, merge_lora
+from jno.lora import SelectionError, apply_lora, merge_lora, plan_lora
 
 from .toys import ToyLinear, ToyScale
 
@@ -64,6 +64,8 @@ def test_an_option_that_the_adapter_lacks_is_named_with_the_nearest(model, getke
         apply_lora(model, 1, key=getkey(), wrappers=wrapper, options={"kpt": 1})
     where = f"{wrapper.__name__}, the adapter for the Linear at 'encoder/0', "
     assert str(caught.value) == where + said
+    with pytest.raises(SelectionError, match="has no option 'kpt'"):
+        plan_lora(model, 1, wrappers=wrapper, options={"kpt": 1})
 
 
 def test_an_option_of_another_adapter_of_the_call_says_so(model, getkey):

@@ -109,7 +109,16 @@ def test_only_layers_whose_channels_are_known(getkey):
         BottleneckLinear(dense, 2, 1.0, key=getkey()),
         *(None, 3, "x", jnp.ones((3, 3)), object()),
     ]
+    refused.append(Rows(3, 2, key=getkey()))
     assert not any(cls.applies_to(thing) for cls in CLASSES for thing in refused)
+    assert "which axis of its output a Rows has" in BottleneckLinear.why_not(refused[-1])
+
+
+class Rows(eqx.nn.Linear):
+    """Takes a batch, with the channels last."""
+
+    def __call__(self, x):
+        return x @ self.weight.T + self.bias
 
 
 def test_a_bottleneck_is_not_merged_and_is_found_by_its_variant(getkey):

@@ -144,7 +144,8 @@ def test_a_layer_runs_at_another_resolution(points, getkey):
 def test_each_band_has_its_rank(getkey):
     base = filled(SPECTRAL["SpectralConv2d"].make, getkey())  # 3 x 2 modes
     bands = {1: 3, 2: 1}
-    wrapper = perturbed(LoRASpectral(base, 9, 6.0, key=getkey(), bands=bands))
+    asked = {np.int64(1): np.int64(3), 2: 1}
+    wrapper = perturbed(LoRASpectral(base, 9, 6.0, key=getkey(), bands=asked))
     assert wrapper.rank == 4 and LoRASpectral.options_of(wrapper.state()) == {"bands": bands}
     # |k_x| is 0, 1, 2 in the first corner, and 3, 2, 1 in the second.
     assert {n: A.shape[1:3] for n, A in wrapper.lora_A.items()} == {
@@ -186,6 +187,8 @@ def test_bands_that_mean_nothing_are_refused(getkey):
     for bands in ({}, {0: 1}, {2: 0}, {2: 1.5}, {True: 1}, [2, 1], "4:8"):
         with pytest.raises(ValueError, match="`bands` must give ranks by the frequency"):
             LoRASpectral(base, 2, 2.0, key=getkey(), bands=bands)
+    with pytest.raises(ValueError, match="a band of rank 3, but `rank` is 2"):
+        LoRASpectral(base, 2, 2.0, key=getkey(), bands={2: 3, 4: 1})
     blocks = filled(SPECTRAL["AFNO2D"].make, getkey())
     with pytest.raises(ValueError, match="the modes of 'w1' of a AFNO2D have"):
         LoRASpectral(blocks, 2, 2.0, key=getkey(), bands={2: 1})

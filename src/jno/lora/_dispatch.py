@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -130,7 +130,11 @@ def plan_lora(
 def _plan(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
     registry = default_registry(registry)
     walk = Walk(registry, parse_specs(registry, specs, call), selector(model, mask))
-    return Plan(tuple(walk.over(model)), problem_of(walk))
+    plan = Plan(tuple(walk.over(model)), problem_of(walk))
+    wrapped = plan.wrapped
+    for row in wrapped:
+        _check_options(row, wrapped)
+    return plan
 
 
 def carry_out(
@@ -162,8 +166,6 @@ def _construct(
     rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray, statistics: Statistics
 ) -> list[LoRAWrapper]:
     """The adapter around each layer."""
-    for row in rows:
-        _check_options(row, rows)
     show = not is_traced(key, layers[:1])
     calls = list(zip(rows, layers, strict=True))
     # JAX takes long to look up where a typed key lies, and there is one call for each layer.
@@ -176,7 +178,7 @@ def _construct(
         ]
 
 
-def _check_options(row: PlanRow, rows: list[PlanRow]) -> None:
+def _check_options(row: PlanRow, rows: Sequence[PlanRow]) -> None:
     """**Raises:** `SelectionError` for an option that the constructor of `row.wrapper` lacks."""
     cls: Any = row.wrapper
     known = option_names(cls)

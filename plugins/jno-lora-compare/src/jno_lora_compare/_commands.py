@@ -136,8 +136,8 @@ def demo(task: str, output: Path, seed: int, quick: bool) -> None:
     Operator: pretrains a Fourier neural operator on simulations of the Burgers equation, and adapts
     it to another viscosity, with few simulations.
     """
-    libraries = ("foundax", "jno_lora_foundax", "matplotlib", "optax", "scipy", "sklearn")
-    with imported_for("The demo", "demo", *libraries):
+    own = ("foundax", "jno_lora_foundax") if task == "operator" else ("scipy", "sklearn")
+    with imported_for("The demo", "demo", "matplotlib", "optax", *own):
         if task == "operator":
             import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
 

@@ -33,7 +33,9 @@ class ModeWeights(NamedTuple):
     - `axes`: what the axes of each of those arrays are, one letter each: `i` for the inputs, `o`
         for the outputs, `p` for the parts, any other letter for modes.
     - `frequency`: gives, for the sizes of the modes' axes, an integer array of these sizes: how
-        high the frequency of each mode is. `None` if the modes are not in such an order.
+        high the frequency of each mode is, on a grid that is fine enough for all of them (on a
+        coarser one, foundax's layers use negative modes at lower frequencies). `None` if the
+        modes are not in such an order.
     """
 
     fields: tuple[str, ...]

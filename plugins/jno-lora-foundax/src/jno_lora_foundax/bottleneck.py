@@ -112,11 +112,22 @@ class Bottleneck(LayerKind):
 _BATCHED = {("foundax.architectures.linear", "Linear"): True}
 
 
+def _is_called_as(leaf: Any, cls: Any) -> bool:
+    """Whether `leaf` is a `cls`, called as that is, so that its output has the channels first."""
+    return isinstance(leaf, cls) and type(leaf).__call__ is cls.__call__
+
+
 class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (that of `Bottleneck`)
     @classmethod
     def fits(cls, leaf: Any) -> bool:
-        known = isinstance(leaf, eqx.nn.Linear) or value_for(leaf, _BATCHED)
-        return bool(known) and super().fits(leaf)
+        known = _is_called_as(leaf, eqx.nn.Linear) or value_for(leaf, _BATCHED) is not None
+        return known and super().fits(leaf)
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        if super().fits(leaf):
+            return f"nothing says which axis of its output a {type(leaf).__name__} has channels on"
+        return super().misfit(leaf)
 
     def channel_axis(self) -> int:
         return 0 if isinstance(self.base, eqx.nn.Linear) else -1
@@ -130,7 +141,7 @@ class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (that of `Bottlen
 class BottleneckConv(Bottleneck, ConvLayer):  # noqa: D101 (that of `Bottleneck`)
     @classmethod
     def fits(cls, leaf: Any) -> bool:
-        return isinstance(leaf, eqx.nn.Conv) and super().fits(leaf)
+        return _is_called_as(leaf, eqx.nn.Conv) and super().fits(leaf)
 
     def channel_axis(self) -> int:
         return 0

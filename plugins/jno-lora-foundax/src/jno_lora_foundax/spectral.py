@@ -23,8 +23,7 @@ class SpectralLowRank(SpectralAdapter):
     With the option `bands={4: 8, 12: 2}`, modes whose frequency is below 4 have rank 8, those from
     there to below 12 have rank 2, and higher ones have no update. The frequency of a mode is the
     largest `|k_j|` over the axes, of the layer's own transform: foundax's FNOs pad their input to
-    twice its size, so that a frequency there is half as high in the domain. No band has a higher
-    rank than `rank`.
+    twice its size, so that a frequency there is half as high in the domain.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -53,20 +52,20 @@ class SpectralLowRank(SpectralAdapter):
         most = min(size for W in matrices.values() for size in W.shape[-2:])
         self.base, self.alpha = base, alpha
         self.rank = min(most, rank)
+        ranks = None if bands is None else _checked_bands(bands, rank)
         keys = jax.random.split(key, len(matrices))
         self.lora_A, self.lora_B = {}, {}
         for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
             parts, *modes, outputs, inputs = W.shape
             dtype = adapter_dtype_for(W, adapter_dtype)
             sizes = {name: (modes, self.rank)}
-            if bands is not None:
-                _check_bands(bands)
-                found = self._band_modes(name, W.shape, sorted(bands))
+            if ranks is not None:
+                found = self._band_modes(name, W.shape, sorted(ranks))
                 sizes = {
-                    _name_of_band(name, end): ([len(at)], min(self.rank, bands[end]))
+                    _name_of_band(name, end): ([len(at)], min(most, ranks[end]))
                     for end, at in found.items()
                 }
-            of_arrays = [family_key] if bands is None else jax.random.split(family_key, len(sizes))
+            of_arrays = [family_key] if ranks is None else jax.random.split(family_key, len(sizes))
             for array_key, (array, (batch, r)) in zip(of_arrays, sizes.items(), strict=True):
                 # The parts share the variance: E|a|^2 = 1/in.
                 A = jax.random.normal(array_key, (parts, *batch, r, inputs), dtype)
@@ -147,15 +146,23 @@ def _name_of_band(family: str, end: int) -> str:
     return f"{family}{_BELOW}{end}"
 
 
-def _check_bands(bands: Any) -> None:
-    """**Raises:** `ValueError` unless ends and ranks are positive integers."""
+def _checked_bands(bands: Any, rank: int) -> dict[int, int]:
+    """The rank of each band. **Raises:** `ValueError`: not positive integers, or above `rank`."""
     is_mapping = isinstance(bands, Mapping) and len(bands) > 0
     numbers = [*bands.keys(), *bands.values()] if is_mapping else [None]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
+    is_integer = [isinstance(n, int | np.integer) and not isinstance(n, bool) for n in numbers]
+    if not all(is_integer) or min(numbers) < 1:
         raise ValueError(
             "`bands` must give ranks by the frequency that a band ends before, both at least 1, "
             f"such as {{4: 8, 12: 2}}, but is {bands!r}"
         )
+    highest = max(bands.values())
+    if highest > rank:
+        raise ValueError(
+            f"`bands` has a band of rank {highest}, but `rank` is {rank}, and is the highest that "
+            f"any mode has: give rank={highest}, or lower the band"
+        )
+    return {int(end): int(r) for end, r in bands.items()}
 
 
 class LoRASpectral(SpectralLowRank):
@@ -184,11 +191,11 @@ class LoRASpectral(SpectralLowRank):
     - `key`: for the `A_k`.
     - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
     - `bands`: ranks by frequency, `{4: 8, 12: 2}`: rank 8 for modes whose frequency, the largest
-        `|k_j|` over the axes, is below 4, rank 2 from there to below 12, and no update above. No
-        band has a higher rank than `rank`.
+        `|k_j|` over the axes, is below 4, rank 2 from there to below 12, and no update above. The
+        highest must not exceed `rank`.
 
-    **Raises:** `ValueError` for `bands` that are not positive integers, or of a layer whose modes
-    have no known frequencies (GeoFNO, PCNO, `AFNO2D`).
+    **Raises:** `ValueError` for `bands` that are not positive integers, that exceed `rank`, or of a
+    layer whose modes have no known frequencies (GeoFNO, PCNO, `AFNO2D`).
 
     Papers: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685; Li
     et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
@@ -200,7 +207,7 @@ class LoRASpectral(SpectralLowRank):
     variant = "lora"
     auto = True
     paper = "2106.09685"
-    bibtex = bibtex_of("2106.09685", "2010.08895")
+    bibtex = bibtex_of("2106.09685", "2010.08895", "2509.23173")
 
     def scale_for(self, rank: int) -> float:
         return self.alpha / rank

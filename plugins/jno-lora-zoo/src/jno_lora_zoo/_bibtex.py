@@ -234,6 +234,12 @@ ENTRIES = {
         "Kumar, Komal and Anwer, Rao Muhammad and Khan, Fahad Shahbaz and Khan, Salman and Laptev, "
         "Ivan and Cholakkal, Hisham",
     ),
+    "2509.23173": (
+        "zhang2025fadapter",
+        "{F-Adapter}: Frequency-Adaptive Parameter-Efficient Fine-Tuning in Scientific Machine "
+        "Learning",
+        "Zhang, Hangwei and Kang, Chun and Wang, Yan and Zou, Difan",
+    ),
     "2602.04118": (
         "morris2026tinylora",
         "Learning to Reason in 13 Parameters",

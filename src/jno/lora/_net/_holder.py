@@ -27,7 +27,8 @@ class Holder(Handle):
     def __init__(self, model: PyTree, registry: Registry | None):
         expect_model(model, "Net")
         self._registry = default_registry(registry)
-        self._now = NetState(model, partial_lora_trainable_filter(model), whose=None)
+        whose = object() if holds_adapters(model) else None
+        self._now = NetState(model, partial_lora_trainable_filter(model), whose=whose)
         self._mask: MaskLike | None = None
         # All adapters with a name, oldest first. Those in the model are `None` here.
         self._named: Mapping[str, Kept | None] = {}
