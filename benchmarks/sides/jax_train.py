@@ -108,8 +108,8 @@ def _add_training(
         return jax.vmap(_resolved(eqx.combine(trainable, frozen, static)))(x)
 
     def compile_step() -> Any:
-        # A new function object: nothing of an earlier trace is reused.
-        return jax.jit(lambda s, c: step(s, c), donate_argnums=0).lower(state, constants).compile()
+        jax.clear_caches()  # nothing of an earlier trace is reused, as at the first call
+        return jax.jit(step, donate_argnums=0).lower(state, constants).compile()
 
     start = time.perf_counter()
     compiled = compile_step()

@@ -19,6 +19,7 @@ from jno.lora.coded import with_arrays
 from ._arrays import Matrix, compute_dtype
 from ._bibtex import ENTRIES, bibtex_of
 from ._layer_kind import Bias, LayerKind
+from ._tracing import traced_once
 
 # How the methods are sorted in lists: by what they do to `W`.
 FAMILIES = (
@@ -121,7 +122,7 @@ class Method(LayerKind):
         """The adapted layer's output, for the arguments that the layer itself takes."""
         only_input = len(args) == 1 and kwargs.keys() <= {"key"}
         if only_input and self.computes(args[0]) and self.has_fast_path():
-            return self.finished(self.forward(args[0]))
+            return traced_once(_output, self, args[0])
         # The law on plain arrays: it has no other form that a layer may keep them in.
         return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
@@ -159,6 +160,10 @@ class Method(LayerKind):
             inherited is Method.__init__ or hasattr(inherited, "is_generated")
         ):
             cls.__init__ = _constructor(cls)
+
+
+def _output(adapter: Method, x: Any) -> Array:
+    return adapter.finished(adapter.forward(x))
 
 
 def _constructor(cls: type[Method]) -> Callable[..., None]:

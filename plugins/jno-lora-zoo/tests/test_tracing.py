@@ -1,0 +1,84 @@
+"""Layers that are alike share one trace of their adapters."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.jet import jet
+
+from jno.lora import apply_lora
+from jno_lora_zoo import LoRALinear, OFTLinear
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """The layers of each trace of a LoRA's forward pass."""
+    jax.clear_caches()
+    found = []
+    forward = LoRALinear.forward
+
+    def noted(self, x):
+        found.append(self.base.out_features)
+        return forward(self, x)
+
+    monkeypatch.setattr(LoRALinear, "forward", noted)
+    yield found
+    jax.clear_caches()  # of the traces of this method
+
+
+def loss(model, xs):
+    return jnp.sum(jax.vmap(model)(xs) ** 2)
+
+
+def test_layers_that_are_alike_are_traced_once(traces, getkey):
+    plain = eqx.nn.MLP(4, 4, 4, 3, key=getkey())  # four layers 4 x 4
+    model = apply_lora(plain, 2, key=getkey())
+    xs = jax.random.normal(getkey(), (5, 4))
+    grads = eqx.filter_jit(eqx.filter_grad(loss))(model, xs)
+    # The first layer's input does not vary: for JAX it is another function than the others.
+    assert len(traces) <= 2
+    traces.clear()
+    expected = eqx.filter_grad(lambda model: jnp.sum(jnp.stack([model(x) for x in xs]) ** 2))(model)
+    assert eqx.tree_equal(grads, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_that_differ_are_not(traces, getkey):
+    layers = [eqx.nn.Linear(4, 4, key=getkey()), eqx.nn.Linear(4, 3, key=getkey())]
+    layers.append(eqx.nn.Linear(3, 3, use_bias=False, key=getkey()))
+    model = apply_lora(eqx.nn.Sequential(layers), 2, key=getkey())
+    eqx.filter_jit(model)(jnp.ones(4))
+    assert traces == [4, 3, 3]
+
+
+def test_with_values_each_call_is_one_of_python(traces, getkey):
+    model = apply_lora(eqx.nn.MLP(4, 4, 4, 1, key=getkey()), 2, key=getkey())
+    model(jnp.ones(4))
+    assert len(traces) == 2
+
+
+@pytest.mark.parametrize("inside", [lambda f: f, jax.vmap])
+def test_taylor_mode_sees_that_factors_do_not_vary(inside, getkey):
+    # `OFT` loops over its factors, which Taylor mode cannot follow.
+    adapter = OFTLinear(eqx.nn.Linear(4, 4, key=getkey()), 2, 1.0, key=getkey())
+    f = inside(lambda x: jnp.sum(adapter(x) ** 3))
+    x = jax.random.normal(getkey(), (3, 4) if inside is jax.vmap else (4,))
+    y, (rate,) = jet(f, (x,), ((0.1 * x,),))
+    for got, expected in zip((y, rate), jax.jvp(f, (x,), (0.1 * x,)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+class Noted(LoRALinear):
+    """Has a static field that cannot be hashed."""
+
+    notes: list = eqx.field(static=True)
+
+    def __init__(self, *args, **kwargs):
+        self.notes = []
+        super().__init__(*args, **kwargs)
+
+
+def test_a_static_field_that_cannot_be_hashed(getkey):
+    adapter = Noted(eqx.nn.Linear(4, 3, key=getkey()), 2, 1.0, key=getkey())
+    y = jax.vmap(adapter)(jnp.ones((2, 4)))
+    np.testing.assert_allclose(y[0], adapter(jnp.ones(4)), rtol=1e-6)
