@@ -5,7 +5,7 @@ it, the `sides` (each with the environment it runs in and what differs for it), 
 time, and `targets`: `(measure, over, most)`, the largest ratio of ours to `over` that was aimed at;
 with `over` `None`, the largest value of ours.
 
-All cases together take half an hour on a quiet machine of two cores.
+All cases together take 45 minutes on a quiet machine of two cores.
 """
 
 from collections.abc import Iterator

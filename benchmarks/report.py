@@ -60,8 +60,8 @@ machine.
 * PEFT's methods differ in three cases. Its LoRA-FA is LoRA with `lora_A` frozen. Its LoKr has the
   same two dense factors as ours. Its OFT is the default one, which rotates inputs and approximates
   the inverse by five terms of a series; ours is exact.
-* PyTorch's speed depends on the processor more than XLA's. In the table of version 0.1, of an Intel
-  Xeon, the median of our step over PEFT's was 0.64.
+* Ratios to PEFT depend on the machine. In the table of version 0.1, of an Intel Xeon and a build of
+  PyTorch for CPUs, the median of our step over PEFT's was 0.64.
 * A target is the measured result of a one-page version of each method, or a goal that seemed worth
   reaching.
 * *save* and *load* are for the adapters alone (`save_adapters`, `load_adapters`). Full fine-tuning

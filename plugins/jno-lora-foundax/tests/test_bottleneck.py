@@ -109,9 +109,15 @@ def test_only_layers_whose_channels_are_known(getkey):
         BottleneckLinear(dense, 2, 1.0, key=getkey()),
         *(None, 3, "x", jnp.ones((3, 3)), object()),
     ]
-    refused.append(Rows(3, 2, key=getkey()))
+    own = [
+        (Rows(3, 2, key=getkey()), BottleneckLinear),
+        (Columns(3, 2, key=getkey()), BottleneckLinear),
+        (Batches(2, 4, 3, key=getkey()), BottleneckConv),
+    ]
+    refused += [layer for layer, _ in own]
     assert not any(cls.applies_to(thing) for cls in CLASSES for thing in refused)
-    assert "which axis of its output a Rows has" in BottleneckLinear.why_not(refused[-1])
+    for layer, cls in own:
+        assert f"which axis of its output a {type(layer).__name__} has" in cls.why_not(layer)
 
 
 class Rows(eqx.nn.Linear):
@@ -119,6 +125,20 @@ class Rows(eqx.nn.Linear):
 
     def __call__(self, x):
         return x @ self.weight.T + self.bias
+
+
+class Columns(Linear):
+    """Takes a batch, with the channels first."""
+
+    def __call__(self, x):
+        return super().__call__(x.T).T
+
+
+class Batches(eqx.nn.Conv2d):
+    """Takes a batch of images."""
+
+    def __call__(self, x):
+        return jax.vmap(super().__call__)(x)
 
 
 def test_a_bottleneck_is_not_merged_and_is_found_by_its_variant(getkey):

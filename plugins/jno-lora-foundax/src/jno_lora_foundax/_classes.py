@@ -15,7 +15,13 @@ def value_for(leaf: Any, table: Mapping[tuple[str, str], T]) -> T | None:
     an instance of its classes.
     """
     for (module, name), value in table.items():
-        cls = getattr(sys.modules.get(module), name, None)
-        if isinstance(cls, type) and isinstance(leaf, cls):
+        cls = loaded_class(module, name)
+        if cls is not None and isinstance(leaf, cls):
             return value
     return None
+
+
+def loaded_class(module: str, name: str) -> type | None:
+    """The class, if its module is loaded."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls if isinstance(cls, type) else None

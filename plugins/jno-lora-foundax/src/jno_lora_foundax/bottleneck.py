@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jno.lora import WrapperError
 from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, bibtex_of
 
-from ._classes import value_for
+from ._classes import loaded_class
 from .layers import ChannelLastConvLayer
 
 _NO_MERGE = (
@@ -76,6 +76,13 @@ class Bottleneck(LayerKind):
         self.down_bias = jnp.zeros(rank, dtype)
         self.up_weight = jnp.zeros((outputs, rank), dtype)
 
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        # Of the kind of layer, but with a `__call__` of its own.
+        if super().fits(leaf):
+            return f"nothing says which axis of its output a {type(leaf).__name__} has channels on"
+        return super().misfit(leaf)
+
     @abc.abstractmethod
     def bottleneck_features(self, *args: Any, **kwargs: Any) -> Float[Array, "r groups *rest"]:
         """`A x` for each group of channels, for the arguments of a call."""
@@ -109,25 +116,17 @@ class Bottleneck(LayerKind):
         raise WrapperError(_NO_MERGE)
 
 
-_BATCHED = {("foundax.architectures.linear", "Linear"): True}
-
-
 def _is_called_as(leaf: Any, cls: Any) -> bool:
-    """Whether `leaf` is a `cls`, called as that is, so that its output has the channels first."""
-    return isinstance(leaf, cls) and type(leaf).__call__ is cls.__call__
+    """Whether `leaf` is a `cls`, called as that is, so that its channels lie as there."""
+    return cls is not None and isinstance(leaf, cls) and type(leaf).__call__ is cls.__call__
 
 
 class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (that of `Bottleneck`)
     @classmethod
     def fits(cls, leaf: Any) -> bool:
-        known = _is_called_as(leaf, eqx.nn.Linear) or value_for(leaf, _BATCHED) is not None
+        batched = loaded_class("foundax.architectures.linear", "Linear")
+        known = _is_called_as(leaf, eqx.nn.Linear) or _is_called_as(leaf, batched)
         return known and super().fits(leaf)
-
-    @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
-        if super().fits(leaf):
-            return f"nothing says which axis of its output a {type(leaf).__name__} has channels on"
-        return super().misfit(leaf)
 
     def channel_axis(self) -> int:
         return 0 if isinstance(self.base, eqx.nn.Linear) else -1

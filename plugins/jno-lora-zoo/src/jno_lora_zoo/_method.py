@@ -122,7 +122,7 @@ class Method(LayerKind):
         """The adapted layer's output, for the arguments that the layer itself takes."""
         only_input = len(args) == 1 and kwargs.keys() <= {"key"}
         if only_input and self.computes(args[0]) and self.has_fast_path():
-            return traced_once(_output, self, args[0])
+            return self.finished(traced_once(type(self).forward, self, args[0]))
         # The law on plain arrays: it has no other form that a layer may keep them in.
         return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
@@ -160,10 +160,6 @@ class Method(LayerKind):
             inherited is Method.__init__ or hasattr(inherited, "is_generated")
         ):
             cls.__init__ = _constructor(cls)
-
-
-def _output(adapter: Method, x: Any) -> Array:
-    return adapter.finished(adapter.forward(x))
 
 
 def _constructor(cls: type[Method]) -> Callable[..., None]:
