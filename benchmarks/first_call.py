@@ -1,6 +1,6 @@
 """The waits before the first step: adapting a new model, tracing and compiling its step.
 
-    python -m benchmarks.first_call [--quick]
+    python -m benchmarks.first_call [--quick] [--apart]
 
 The model is a transformer of 12 blocks with seven linear layers each, in a Python loop, and every
 linear layer has an adapter of rank 8. Its step is that of Adam.
@@ -29,6 +29,7 @@ import jax.random as jr
 import optax
 
 from jno.lora import Net, apply_lora, lora_trainable_filter, plan_lora
+from jno_lora_zoo import _method
 
 from .reading import Block, half
 
@@ -56,7 +57,11 @@ def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small shapes: does it run?")
-    quick = parser.parse_args().quick
+    parser.add_argument("--apart", action="store_true", help="layers share no traces")
+    options = parser.parse_args()
+    quick = options.quick
+    if options.apart:
+        _method.traced_once = lambda function, layer, x: function(layer, x)
     model = Transformer(*((2, 32, 2) if quick else (12, 256, 4)), key=jr.key(0))
     x = jr.normal(jr.key(1), (4, 16, model.blocks[0].layers["q"].in_features))
     print("net.lora: seconds of the first and the second call")
