@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING
 
 from ._checkpoint import read_file, read_json, values_of, write_together
-from ._contract import expect_model, weights_read_by
+from ._contract import expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
-from ._paths import bullets, nearest, show_array, show_path
+from ._paths import bullets, nearest, path_str, show_array, show_path
 from ._registry import default_registry
 from ._sets import known_factors, put_around
 from ._sharding import sharded_like
@@ -40,6 +40,8 @@ __all__ = [
     "nearest",
     "new_picture",
     "norms_around",
+    "over_stack",
+    "path_str",
     "put_around",
     "read_file",
     "read_json",

@@ -11,9 +11,9 @@ import jax.tree_util as jtu
 import numpy as np
 
 from jno.lora import SelectionError, merge_lora
-from jno.lora.extending import bullets, expect_model, nearest, show_array, show_path
+from jno.lora.extending import bullets, expect_model, nearest, path_str, show_array, show_path
 
-from ._infer import InferredAxes, path_of
+from ._infer import InferredAxes
 from .layer import INPUTS, DeclaredArray, is_declared, unadapted
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
     matched: set[str] = set()
     new: list[Any] = []
     for keys, node in nodes:
-        path = path_of(keys)
+        path = path_str(keys)
         key = path if is_exact else next((p for p in patterns if p.search(path)), None)
         letters = found.get(path) if is_exact else patterns.get(key)
         if letters is None or not eqx.is_array_like(node):
@@ -57,7 +57,7 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
         new.append(_declared(node, letters, path))
     asked = set(found) if is_exact else {p.pattern for p in patterns}
     for missing in sorted(asked - matched):
-        paths = [path_of(keys) for keys, _ in nodes]
+        paths = [path_str(keys) for keys, _ in nodes]
         raise SelectionError(
             f"{missing!r} matches no array whose axes an earlier entry has not declared. The "
             f"nearest paths are:\n{bullets(nearest(missing, paths, n=5))}"

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
 from jno.lora import SelectionError, plan_lora
-from jno.lora.extending import Printed, expect_model, table
+from jno.lora.extending import Printed, expect_model, path_str, table
 from jno.lora.types import Table
 
 from ._evaluate import Evaluation
@@ -115,7 +115,7 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
 
         given = []
         for (keys, _), value in zip(leaves, values, strict=True):
-            path = path_of(keys)
+            path = path_str(keys)
             is_watched = path not in in_layers and _why_never(value) is None
             given.append(_watched(path, value, records) if is_watched else value)
         traced = jax.make_jaxpr(call)(arrays)
@@ -125,7 +125,7 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
 
     eqx.filter_eval_shape(watch, [leaf for _, leaf in leaves], args, kwargs)
     rows = [
-        _row(path_of(keys), leaf, in_layers, records, evaluation.uses)
+        _row(path_str(keys), leaf, in_layers, records, evaluation.uses)
         for keys, leaf in leaves
         if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | np.ndarray)
     ]
@@ -142,23 +142,17 @@ def _row(
     return ArrayAxes(path, tuple(array.shape), axes, reason)
 
 
-def path_of(keys: Any) -> str:
-    """The slash-joined path of a leaf, as plans have it."""
-    return jtu.keystr(keys, simple=True, separator="/")
-
-
 def _paths_in_layers(params: PyTree) -> set[str]:
     """The arrays in layers that `wrapper="auto"` adapts."""
     modules = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, eqx.Module))
     if not any(isinstance(node, eqx.Module) for node in modules):
         return set()
-    layers: list[str] = []
 
-    def plan(params: Any) -> None:
-        layers.extend(row.path for row in plan_lora(params, 1, wrappers="auto").wrapped)
+    def adapted(params: Any) -> list[str]:
+        return [row.path for row in plan_lora(params, 1, wrappers="auto").wrapped]
 
-    eqx.filter_eval_shape(plan, params)  # a layer of shapes is a layer, too
-    paths = (path_of(keys) for keys, _ in jtu.tree_leaves_with_path(params))
+    layers = eqx.filter_eval_shape(adapted, params)  # a layer of shapes is a layer, too
+    paths = (path_str(keys) for keys, _ in jtu.tree_leaves_with_path(params))
     return {path for path in paths if any(path.startswith(f"{layer}/") for layer in layers)}
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jno.lora import LoRAWrapper
 from jno.lora.coded import is_coded
+from jno.lora.extending import over_stack
 from jno_lora_embedding import EmbeddingLayer
 from jno_lora_zoo import LayerKind, LinearLayer, Method, MiLoRA, PiSSA
 
@@ -83,10 +84,7 @@ class Factors(NamedTuple):
 
 def factors_of(adapter: Any) -> Factors | None:
     """The factors of `W' = W + B A` for the base's `W`, if the law is that. Stacked too."""
-    find = _factors
-    for _ in matrix_shape(adapter)[:-2]:
-        find = eqx.filter_vmap(find)  # an adapter may hold numbers, too
-    return find(adapter)
+    return over_stack(_factors, len(matrix_shape(adapter)) - 2)(adapter)
 
 
 def _factors(adapter: Any) -> Factors | None:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno.lora import LoRAWrapper, WrapperError
 from jno_lora_zoo import (
     LoRA,
     adapter_dtype_for,
@@ -122,37 +121,10 @@ class LoRAAttention(AttentionUnit):
         return eqx.tree_at(self._chosen, self.base, merged)
 
     @classmethod
-    def from_state(
-        cls, base: Any, state: Mapping[str, Array], rank: int, alpha: float
-    ) -> LoRAWrapper:
-        """Restore the adapter; the projections are those that `state` holds.
-
-        **Raises:** `WrapperError` if an array is missing, not expected, or of another shape.
-        """
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        """The projections are those that `state` holds."""
         letters = "".join(p for p in FIELDS if f"lora_A/{p}" in state or f"lora_B/{p}" in state)
-        if not letters:
-            raise WrapperError(
-                f"The saved state of a {cls.__name__} holds `lora_A/q` and so on, one for each "
-                f"projection, but this one holds {sorted(state) or 'nothing'}."
-            )
-
-        def build(base: Any, key: Any) -> LoRAWrapper:
-            return cls(base, rank, alpha, key=key, projections=letters)
-
-        template: Any = eqx.filter_eval_shape(build, base, jax.random.key(0))
-        expected = {
-            f"{field}/{p}": array.shape
-            for field in cls.adapter_fields
-            for p, array in getattr(template, field).items()
-        }
-        got = {name: jnp.shape(array) for name, array in state.items()}
-        if got != expected:
-            raise WrapperError(
-                f"The saved state does not fit {cls.__name__}: expected arrays of the shapes "
-                f"{expected}, got {got}."
-            )
-        A, B = ({p: state[f"{field}/{p}"] for p in letters} for field in cls.adapter_fields)
-        return eqx.tree_at(lambda w: (w.base, w.lora_A, w.lora_B), template, (base, A, B))
+        return {"projections": letters} if letters else {}
 
     def _chosen(self, attention: Any) -> list[Any]:
         return [getattr(attention, FIELDS[p]) for p in self.projections]

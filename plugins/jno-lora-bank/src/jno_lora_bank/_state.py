@@ -15,13 +15,15 @@ from jno.lora.extending import (
     adapted_layers,
     layers_at,
     nearest,
+    over_stack,
+    path_str,
     put_around,
     sharded_like,
 )
 from jno.lora.types import LayerForm, LooseAdapter
 
 from ._slots import Slots
-from ._values import Values, over_stack
+from ._values import Values
 
 # The number of axes that an array of `Slots` has from its axis of slots on.
 _NDIM = {"lora_A": 3, "lora_Bt": 3, "scale": 1, "gain": 2, "shift": 2}
@@ -75,7 +77,7 @@ class State(NamedTuple):
     def of(cls, model: PyTree, *rest: Any) -> "State":
         """The state with this model."""
         pairs, treedef = jtu.tree_flatten_with_path(model)
-        index = {jtu.keystr(k, simple=True, separator="/"): i for i, (k, _) in enumerate(pairs)}
+        index = {path_str(k): i for i, (k, _) in enumerate(pairs)}
         places = {
             path: {f: index[cls.name(path, f)] for f in _NDIM if cls.name(path, f) in index}
             for path, _ in banked(model)
@@ -189,7 +191,7 @@ class Form(NamedTuple):
         def start(layer: Any) -> dict[str, Array]:
             return make(layer, self.rank, 1.0, **options).state()
 
-        return over_stack(start, layer, ndim)
+        return over_stack(start, ndim)(layer)
 
 
 def axis_size(model: PyTree, axis: str) -> int:

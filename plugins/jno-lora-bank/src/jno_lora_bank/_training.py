@@ -9,10 +9,10 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import SelectionError
-from jno.lora.extending import imported_for
+from jno.lora.extending import imported_for, path_str
 
 # From its axis of slots on, a factor has this many axes.
-_NDIM = 3
+_FACTOR_NDIM = 3
 
 
 def slotwise(
@@ -36,7 +36,7 @@ def slotwise(
 
     def moving(keys: Any, x: Array) -> Array:
         """`x`, or zero in the slots that do not train. Its first axis is that of the slots."""
-        moves = trains[_name(keys)]
+        moves = trains[path_str(keys)]
         return jnp.where(moves.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -47,7 +47,7 @@ def slotwise(
         updates = jtu.tree_map_with_path(moving, _front(updates))
         updates, state = jax.vmap(one)(typed(updates), updates, state, _front(params))
         updates = jtu.tree_map_with_path(moving, updates)
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -_NDIM), updates), state
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -_FACTOR_NDIM), updates), state
 
     return optax.GradientTransformation(init, update)
 
@@ -56,16 +56,12 @@ def _front(tree: PyTree) -> PyTree:
     """The factors, with the axis of their slots in front of that of a stack."""
 
     def move(keys: Any, x: Array) -> Array:
-        name = _name(keys)
+        name = path_str(keys)
         if name.rpartition("/")[2] not in ("lora_A", "lora_Bt"):
             raise SelectionError(
                 f"{name} is not a factor of a slot. Give the optimiser of a bank the trainable "
                 "part that bank.partition() returns."
             )
-        return jnp.moveaxis(x, -_NDIM, 0)
+        return jnp.moveaxis(x, -_FACTOR_NDIM, 0)
 
     return jtu.tree_map_with_path(move, tree)
-
-
-def _name(keys: Any) -> str:
-    return jtu.keystr(keys, simple=True, separator="/")

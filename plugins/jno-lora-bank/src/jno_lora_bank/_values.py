@@ -16,6 +16,7 @@ from jno.lora.extending import (
     known_factors,
     layers_at,
     norms_around,
+    over_stack,
     show_path,
 )
 from jno.lora.types import LooseAdapter
@@ -123,14 +124,9 @@ def _of_adapter(adapter: LoRAWrapper) -> Values | None:
     return values
 
 
-def over_stack(function: Callable[[Any], Any], layer: Any, ndim: int) -> Any:
-    """`function` of each layer of a stack, which has that many leading axes."""
-    for _ in range(ndim):
-        function = eqx.filter_vmap(function)
-    return function(layer)
-
-
-_compiled_over_stack = eqx.filter_jit(over_stack)
+@eqx.filter_jit
+def _compiled_over_stack(function: Callable[[Any], Any], layer: Any, ndim: int) -> Any:
+    return over_stack(function, ndim)(layer)
 
 
 def _of_rows(adapter: Any) -> Values:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jno.lora import CheckpointError
-from jno.lora.extending import adapted_layers, bullets, sharded_like, write_together
+from jno.lora.extending import adapted_layers, bullets, path_str, sharded_like, write_together
 
 _LONGEST = 2**28  # bytes of the first line
 _SHOWN = 12  # lines of a message
@@ -130,7 +130,7 @@ def _first_misfit(err: BaseException) -> str:
     keys = getattr(err, "path", ())
     if not keys:
         return str(err)
-    where = jax.tree_util.keystr(keys, simple=True, separator="/")
+    where = path_str(keys)
     other = "model" if where.startswith("trainable/") else "optimiser"
     while err.__cause__ is not None:
         err = err.__cause__

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from jno.lora import LoRAWrapper, SelectionError
-from jno.lora.extending import sharded_like, show_array, show_path
+from jno.lora.extending import path_str, sharded_like, show_array, show_path
 
 from ._layouts import Shape, is_transposed
 from ._loaded import Source, remember
@@ -35,7 +35,7 @@ class Arrays:
         by_id = {id(old): self._new[key] for key, old in self._old.items()} if everywhere else {}
 
         def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
-            path = jtu.keystr(keys, simple=True, separator="/")
+            path = path_str(keys)
             if path in found:
                 raise SelectionError(
                     f"Two arrays have the path {path!r}: a dict key in it holds a slash. Rename "

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
-from jno.lora.extending import modules_by_path, show_path
+from jno.lora.extending import modules_by_path, path_str, show_path
 
 from ._files import PREFIX
 from ._layouts import is_transposed, layout_of
 from ._loaded import is_loaded, source_of
 from ._names import HEAD, Rename, is_embedding, module_name, peft_name, show_index
 from ._ties import Ties
-from ._untied import Untied, is_array, is_table, path_of
+from ._untied import Untied, is_array, is_table
 from ._updates import MisfitError
 from ._written import values_for_peft
 
@@ -65,7 +65,7 @@ class Others:
 
     def alone(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings and tensors of a file without adapters, of the type that was read."""
-        sources = {path_of(keys): source_of(leaf) for keys, leaf in self._nodes if is_loaded(leaf)}
+        sources = {path_str(keys): source_of(leaf) for keys, leaf in self._nodes if is_loaded(leaf)}
         types = {None if source is None else source.type for source in sources.values()}
         settings = [source.settings for source in sources.values() if source is not None]
         if len(types) != 1 or None in types or any(own != settings[0] for own in settings):
@@ -88,11 +88,11 @@ class Others:
     def _chosen(self, trainable: PyTree | None, pattern: str | None) -> Iterator[str]:
         trains: dict[str, Any] = {}
         if trainable is not None:
-            trains = {path_of(keys): flag for keys, flag in jtu.tree_leaves_with_path(trainable)}
+            trains = {path_str(keys): flag for keys, flag in jtu.tree_leaves_with_path(trainable)}
         search = None if pattern is None else _compiled(pattern)
         found = False
         for keys, leaf in self._nodes:
-            path = path_of(keys)
+            path = path_str(keys)
             if isinstance(leaf, LoRAWrapper) or not is_array(leaf):
                 continue
             matches = search is not None and search(path) is not None
@@ -115,7 +115,7 @@ class Others:
         return leaf is inner.weight
 
     def _some_paths(self) -> list[str]:
-        paths = [path_of(keys) for keys, leaf in self._nodes if is_array(leaf)]
+        paths = [path_str(keys) for keys, leaf in self._nodes if is_array(leaf)]
         return [repr(path) for path in paths[:3]]
 
     def _check(self, path: str, module_path: str) -> None:
@@ -133,7 +133,7 @@ class Others:
         """Add the module at `path`, each layer of a stack under a name of its own."""
         layer = self._layers[path]
         held = {
-            path_of(keys): leaf
+            path_str(keys): leaf
             for keys, leaf in jtu.tree_leaves_with_path(
                 layer, is_leaf=lambda n: isinstance(n, LoRAWrapper)
             )

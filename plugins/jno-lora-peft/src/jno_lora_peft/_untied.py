@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Array
 
 from jno.lora import SelectionError
-from jno.lora.extending import expect_model, layers_at, modules_by_path, nearest, show_path
+from jno.lora.extending import (
+    expect_model,
+    layers_at,
+    modules_by_path,
+    nearest,
+    path_str,
+    show_path,
+)
 
 from ._layouts import layout_of
 
@@ -153,10 +160,10 @@ def untied(model: M, paths: set[str]) -> M:
     """`model` with the embeddings at `paths` untied."""
 
     def replace(keys: Any, node: Any) -> Any:
-        return Untied(node, node.weight) if path_of(keys) in paths and is_table(node) else node
+        return Untied(node, node.weight) if path_str(keys) in paths and is_table(node) else node
 
     def is_leaf(keys: Any, node: Any) -> bool:
-        return isinstance(node, eqx.Module) and path_of(keys) in paths
+        return isinstance(node, eqx.Module) and path_str(keys) in paths
 
     return jtu.tree_map_with_path(replace, model, is_leaf=is_leaf, is_leaf_takes_path=True)
 
@@ -177,11 +184,6 @@ def is_array(value: Any) -> TypeGuard[jax.Array | np.ndarray]:
 def inner_path(path: str) -> str:
     """The path of the embedding in the `Untied` at `path`."""
     return f"{path}/{INNER}" if path else INNER
-
-
-def path_of(keys: Any) -> str:
-    """A path as the core writes it."""
-    return jtu.keystr(keys, simple=True, separator="/")
 
 
 def _refuse(table: Table, what: str) -> NoReturn:

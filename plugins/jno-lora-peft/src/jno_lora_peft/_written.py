@@ -7,14 +7,13 @@ import jax.tree_util as jtu
 import numpy as np
 
 from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError, Shared
-from jno.lora.extending import known_factors, show_path, values_of
+from jno.lora.extending import known_factors, path_str, show_path, values_of
 
 from ._layouts import METHODS, Layout, Shape, layout_of
 from ._loaded import is_loaded
 from ._names import show_index
 from ._same import Adapter
 from ._types import TYPE_OF, TYPES
-from ._untied import path_of
 from ._updates import MisfitError, widened
 
 Arrays = Mapping[str, np.ndarray]
@@ -134,7 +133,7 @@ def trained_in_base(wrapper: LoRAWrapper, trains: Any) -> frozenset[str]:
     **Raises:** `MisfitError` for any other array of the layer that trains.
     """
     leaves = jtu.tree_leaves_with_path(trains.base)
-    names = frozenset(path_of(keys) for keys, trains in leaves if trains is True)
+    names = frozenset(path_str(keys) for keys, trains in leaves if trains is True)
     if names - {"bias"}:
         raise MisfitError(
             f"its own {', '.join(sorted(names - {'bias'}))} trains too, and PEFT saves adapters "

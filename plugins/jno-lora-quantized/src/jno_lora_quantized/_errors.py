@@ -10,10 +10,10 @@ from jaxtyping import Array, PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.coded import is_coded
-from jno.lora.extending import Printed, expect_model, layers_at, show_path, table
+from jno.lora.extending import Printed, expect_model, layers_at, path_str, show_path, table
 from jno.lora.types import Table
 
-from ._quantize import layers_to_quantize, path_of
+from ._quantize import layers_to_quantize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
     expect_model(model, "quantization_errors")
     expect_model(quantized, "quantization_errors")
     layers = {
-        path_of(keys): layer
+        path_str(keys): layer
         for keys, layer, reason in layers_to_quantize(model, None)
         if reason is None
     }

@@ -21,6 +21,7 @@ from jno.lora.extending import (
     adapted_layers,
     bullets,
     expect_model,
+    path_str,
     read_file,
     show_array,
     values_of,
@@ -92,14 +93,8 @@ def load_quantized(template: M, path: FilePath) -> M:
     does not fit the template; `SelectionError` if `template` is a `Net` or a set.
     """
     expect_model(template, "load_quantized")
-    stacks: dict[str, int] = {}
-
-    def examine(model: Any) -> Any:
-        made = all_plain(model)
-        stacks.update(stack_axes(made))
-        return made
-
-    plain = eqx.filter_eval_shape(examine, template)
+    plain = eqx.filter_eval_shape(all_plain, template)
+    stacks = eqx.filter_eval_shape(stack_axes, plain)
     tensors, metadata = read_file(path)
     coded = _described(path, metadata)
     expected, old_ones = dict(_arrays(plain)), dict(_arrays(template))
@@ -134,7 +129,7 @@ def load_quantized(template: M, path: FilePath) -> M:
 
 def _filled(plain: Any, made: dict[str, Any]) -> Any:
     """The template, with these arrays in the places of its shapes."""
-    filled = jtu.tree_map_with_path(lambda keys, leaf: made.get(_path(keys), leaf), plain)
+    filled = jtu.tree_map_with_path(lambda keys, leaf: made.get(path_str(keys), leaf), plain)
 
     def is_layer(node: Any) -> bool:
         return isinstance(node, eqx.Module) and is_convolution(node) and is_coded(node.weight)
@@ -184,7 +179,7 @@ def _described(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:
 def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
     """The arrays of `tree`, quantised ones as one, with their paths."""
     return [
-        (_path(keys), node)
+        (path_str(keys), node)
         for keys, node in jtu.tree_leaves_with_path(tree, is_leaf=is_coded)
         if eqx.is_array(node) or isinstance(node, jax.ShapeDtypeStruct) or is_coded(node)
     ]
@@ -193,12 +188,8 @@ def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
 def _leaves(name: str, node: Any) -> list[tuple[str, Any]]:
     """The arrays that a file keeps for one array of a model."""
     found = jtu.tree_leaves_with_path(node)
-    return [(f"{name}/{_path(keys)}" if keys else name, leaf) for keys, leaf in found]
+    return [(f"{name}/{path_str(keys)}" if keys else name, leaf) for keys, leaf in found]
 
 
 def _is_alike(one: Any, other: Any) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
-
-
-def _path(keys: Any) -> str:
-    return jtu.keystr(keys, simple=True, separator="/")

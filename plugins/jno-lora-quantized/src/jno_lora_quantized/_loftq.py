@@ -10,7 +10,15 @@ from jaxtyping import Array, Float
 
 from jno.lora import SelectionError
 from jno.lora.coded import is_coded
-from jno.lora.extending import adapted_layers, bullets, expect_model, map_adapters, show_path
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    expect_model,
+    map_adapters,
+    over_stack,
+    path_str,
+    show_path,
+)
 from jno_lora_zoo import largest
 
 from ._array import QuantizedArray
@@ -18,7 +26,6 @@ from ._quantize import (
     as_pattern,
     is_template,
     layers_to_quantize,
-    path_of,
     placed_like,
     quantize,
     with_codes,
@@ -78,7 +85,7 @@ def loftq(
         own = {"iterations": iterations, "start": start, "svd": svd}
         return eqx.filter_eval_shape(functools.partial(loftq, **own, **settings), model)
     made, pattern = scheme_named(scheme, block, double), as_pattern(target)
-    reasons = {path_of(keys): reason for keys, _, reason in layers_to_quantize(model, pattern)}
+    reasons = {path_str(keys): reason for keys, _, reason in layers_to_quantize(model, pattern)}
     left_out: list[str] = []
 
     def started(path: str, adapter: Any) -> Any:
@@ -116,9 +123,8 @@ def _started(path: str, adapter: Any, scheme: Scheme, iterations: int, start: st
     function = functools.partial(
         _alternated, scheme=scheme, scale=scale, iterations=iterations, start=start, svd=svd
     )
-    for _ in range(adapter.stack_ndim(adapter.base)):
-        function = eqx.filter_vmap(function)
     weight = adapter.base.weight
+    function = over_stack(function, adapter.stack_ndim(adapter.base))
     codes, A, B = eqx.filter_jit(function)(adapter)
     base = with_codes(path, adapter.base, codes.astype(weight.dtype))
     factors = placed_like(A, adapter.lora_A), placed_like(B, adapter.lora_B)

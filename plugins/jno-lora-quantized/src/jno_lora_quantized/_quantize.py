@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.coded import is_coded
-from jno.lora.extending import bullets, expect_model, nearest, show_path
+from jno.lora.extending import bullets, expect_model, nearest, path_str, show_path
 from jno_lora_embedding import EmbeddingLayer
 from jno_lora_zoo import ConvLayer, ConvTransposeLayer, LayerKind, LinearLayer
 
@@ -110,9 +110,7 @@ def plan_quantization(
     expect_model(model, "plan_quantization")
     made, pattern = scheme_named(scheme, block, double), as_pattern(target)
     if is_template(model):
-        plans: list[QuantizationPlan] = []
-        eqx.filter_eval_shape(lambda traced: plans.append(_plan(traced, made, pattern)), model)
-        return plans[0]
+        return eqx.filter_eval_shape(_plan, model, made, pattern)
     return _plan(model, made, pattern)
 
 
@@ -128,7 +126,7 @@ def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str] | None) -> Qua
             codes = eqx.filter_eval_shape(make, jnp.asarray(layer.weight))
             name, before, after = scheme.name, _nbytes(layer.weight), codes.nbytes
         rows.append(
-            QuantizationRow(path_of(keys), type(layer).__name__, name, reason, before, after)
+            QuantizationRow(path_str(keys), type(layer).__name__, name, reason, before, after)
         )
     return QuantizationPlan(tuple(rows))
 
@@ -173,14 +171,14 @@ def _reason(keys: Any, layer: Any, pattern: re.Pattern[str] | None) -> str | Non
         return "its weight is quantised already"
     if layer.weight.size == 0:
         return "its weight is empty"
-    if pattern is not None and not pattern.search(path_of(keys)):
+    if pattern is not None and not pattern.search(path_str(keys)):
         return "the target does not match its path"
     return None
 
 
 def _quantized(keys: Any, layer: Any, scheme: Scheme) -> Any:
     codes = QuantizedArray.of(jnp.asarray(layer.weight), scheme, _kind(layer).stack_ndim(layer))
-    return with_codes(path_of(keys), layer, codes)
+    return with_codes(path_str(keys), layer, codes)
 
 
 def with_codes(path: str, layer: Any, codes: QuantizedArray) -> Any:
@@ -232,7 +230,7 @@ def _divides(mesh: Any, axis: Any, count: int) -> bool:
 def stack_axes(model: PyTree) -> dict[str, int]:
     """The paths of all weights that can be quantised; for each, how many axes are of a stack."""
     return {
-        path_of((*keys, jtu.GetAttrKey("weight"))): _kind(layer).stack_ndim(layer)
+        path_str((*keys, jtu.GetAttrKey("weight"))): _kind(layer).stack_ndim(layer)
         for keys, layer, reason in layers_to_quantize(model, None)
         if reason is None
     }
@@ -256,10 +254,6 @@ def _nbytes(array: Any) -> int:
     return array.size * array.dtype.itemsize
 
 
-def path_of(keys: Any) -> str:
-    return jtu.keystr(keys, simple=True, separator="/")
-
-
 def is_template(model: PyTree) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model))
 
@@ -272,7 +266,7 @@ def as_pattern(target: Any) -> re.Pattern[str] | None:
 
 
 def nothing_to_do(model: PyTree, pattern: re.Pattern[str] | None) -> str:
-    rows = {path_of(keys): reason for keys, _, reason in layers_to_quantize(model, None)}
+    rows = {path_str(keys): reason for keys, _, reason in layers_to_quantize(model, None)}
     if pattern is not None and not any(map(pattern.search, rows)):
         near = bullets(map(show_path, nearest(pattern.pattern, rows)))
         return f"target {pattern.pattern!r} matches no layer. The nearest paths are:\n{near}"

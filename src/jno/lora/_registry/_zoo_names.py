@@ -26,5 +26,5 @@ def squash(name: str) -> str:
 DEFAULT_NAMES = ("LoRALinear", "LoRAConv")
 
 # Distributions of this project. They load first, and their names go before those of others.
-_OURS = ("zoo", "embedding", "attention", "recurrent", "foundax", "arrays", "peft", "compare")
-FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS)
+_OURS = "zoo embedding attention recurrent foundax arrays peft compare bank quantized"
+FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS.split())
