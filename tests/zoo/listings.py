@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from jno.lora import Shared, resolve
 from jno.lora._contract import zero_statistics
 from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
-from jno_lora_zoo._bibtex import url_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 COLUMNS = ("zoo", "embedding", "recurrent", "foundax", "arrays")
@@ -199,7 +198,9 @@ def _row(method: Any) -> str:
     law = re.search(r"Law: (`[^`]+`(?: with `[^`]+`)?)", " ".join(inspect.getdoc(method).split()))
     assert law is not None, f"the docstring of {method.__name__} says no `Law: ...`"
     arrays = [_array(f, f.name in method.adapter_fields) for f in dataclasses.fields(method)]
-    paper = f"[{method.paper}]({url_of(method.paper)})"
+    is_on_arxiv = method.paper[:4].isdigit()
+    site = "https://arxiv.org/abs/" if is_on_arxiv else "https://openreview.net/forum?id="
+    paper = f"[{method.paper}]({site}{method.paper})"
     variant = f"[`{method.variant}`](methods/{method.variant}.md)"
     cells = [variant, ", ".join(filter(None, arrays)), law[1], method.formula, paper]
     return f"| {' | '.join(cells)} |\n"

@@ -19,6 +19,6 @@ def remembered(most: int) -> Callable[[Callable[..., Any]], Any]:
 
 
 def forget() -> None:
-    """Ask every class anew: it may have been edited in place."""
+    """Empty the caches, because a class may have been edited in place."""
     for clear in _FORGET:
         clear()

@@ -1,40 +1,23 @@
-"""Operations that call a traced function: it is evaluated in the same way."""
+"""Operations that call a traced function: the same `Evaluation` evaluates it."""
 
-import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from ._jax import counts_of_scan, custom_function, manual_axes
 from ._views import Declined
-from ._virtual import Virtual, dense
+from ._virtual import Virtual
 
 _CARRIED = "carried by a loop, which may change it"
 
 
-class Evaluates(abc.ABC):
-    """The members of an `Evaluation` that calls use."""
-
-    @abc.abstractmethod
-    def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
-        """The results of a traced function. Arguments may be virtual, and results too."""
-
-    @abc.abstractmethod
-    def merged(self, value: Any, operation: str, reason: str) -> Any:
-        """An array: the merged weight if `value` is a virtual one, which is told."""
-
-    def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
-        """As `run`, but the results are arrays."""
-        return list(map(dense, self.run(traced, args)))
-
-
-def _jit(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
+def _jit(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     with jax.named_scope(eqn.params["name"]):
         return evaluation.run(eqn.params["jaxpr"], values)
 
 
-def _remat(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
+def _remat(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
 
     def run(*values: Any) -> list[Any]:
@@ -43,7 +26,7 @@ def _remat(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])(*values)
 
 
-def _scan(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
+def _scan(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
     n, m = counts_of_scan(eqn)
     consts, xs = values[:n], values[n + m :]
@@ -69,7 +52,7 @@ def _scan(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     return [*carry, *ys]
 
 
-def _cond(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
+def _cond(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     index, *operands = values
     # Functions for other platforms may not compile here.
     if eqn.params.get("branches_platforms") and not _is_watched(operands):
@@ -82,7 +65,7 @@ def _cond(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     return jax.lax.switch(index, list(map(branch, eqn.params["branches"])))
 
 
-def _while(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
+def _while(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
     n, m = params["cond_nconsts"], params["body_nconsts"]
     of_cond, of_body = values[:n], values[n : n + m]
@@ -95,7 +78,7 @@ def _while(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     )
 
 
-def _shard_map(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
+def _shard_map(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
     specs: list[Any] = []
     for place, (x, spec) in enumerate(zip(values, params["in_specs"], strict=True)):
@@ -116,7 +99,7 @@ def _shard_map(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
     return mapped(*values)
 
 
-def _custom(evaluation: Evaluates, eqn: Any, values: list[Any]) -> Any:
+def _custom(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     """A function with a rule for its derivative, which may be another than the derivative.
 
     Its rule asks for the derivative by the whole weight, which is merged for it.
@@ -132,7 +115,7 @@ def _is_watched(values: list[Any]) -> bool:
     return bool(weights) and all(weight.only_watches for weight in weights)
 
 
-CALLS: dict[str, Callable[[Evaluates, Any, list[Any]], Any]] = {
+CALLS: dict[str, Callable[[Any, Any, list[Any]], Any]] = {
     **dict.fromkeys(("jit", "pjit"), _jit),
     **dict.fromkeys(("checkpoint", "remat", "remat2"), _remat),
     "scan": _scan,

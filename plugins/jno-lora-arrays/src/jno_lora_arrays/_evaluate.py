@@ -5,7 +5,7 @@ from typing import Any
 
 from jno.lora import JnoLoraError, WrapperError, merge_lora
 
-from ._calls import CALLS, Evaluates
+from ._calls import CALLS
 from ._jax import (
     context_of,
     evaluate_plainly,
@@ -23,14 +23,19 @@ from ._virtual import Virtual, dense, virtual
 from .layer import is_declared, unadapted
 
 
-class Evaluation(Evaluates):
+class Evaluation:
     """One evaluation of a traced function, and the uses of virtual weights that it met."""
 
     def __init__(self, strict: bool = False):
         self.strict = strict
         self.uses: list[Use] = []
 
+    def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
+        """As `run`, but the results are arrays."""
+        return list(map(dense, self.run(traced, args)))
+
     def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
+        """The results of a traced function. Arguments may be virtual, and results too."""
         jaxpr, consts = opened(traced)
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
         plain: list[Any] = []  # equations without virtual weights, to evaluate at once
@@ -78,6 +83,7 @@ class Evaluation(Evaluates):
         return weight
 
     def merged(self, value: Any, operation: str, reason: str) -> Any:
+        """An array: the merged weight if `value` is a virtual one, whose use is noted."""
         if isinstance(value, Virtual):
             self._note(Use(value.name, value.shape, operation, reason))
         return dense(value)

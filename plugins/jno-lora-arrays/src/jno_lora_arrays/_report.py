@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from jno.lora.extending import Printed, table
@@ -28,11 +27,6 @@ class UseReport(Printed[Use]):
     """The uses of weights in a function. Prints as a table; equal uses become one row there."""
 
     rows: tuple[Use, ...]
-
-    @classmethod
-    def of(cls, uses: Iterable[Use]) -> "UseReport":
-        """The report on these uses."""
-        return cls(tuple(uses))
 
     def _table(self) -> Table:
         counted = collections.Counter(self.rows)

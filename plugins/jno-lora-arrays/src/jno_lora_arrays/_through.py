@@ -62,7 +62,7 @@ def report_uses(function: Callable[..., Any], *args: Any, **kwargs: Any) -> UseR
         return _evaluate(function, args, kwargs, evaluation)
 
     eqx.filter_eval_shape(traced, *args, **kwargs)
-    return UseReport.of(evaluation.uses)
+    return UseReport(tuple(evaluation.uses))
 
 
 def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> Any:

@@ -1,6 +1,8 @@
 """Declared arrays: bare arrays that adapters see as layers, and the kind of layer that they are."""
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -122,16 +124,12 @@ class DeclaredArray(NotAnArray, eqx.Module):
         from ._through import through
 
         if callable(model):
-            return lambda *args, **kwargs: through(_call)(model, *args, **kwargs)
+            return functools.partial(through(operator.call), model)
         raise SelectionError(
             f"The model of this net is a {type(model).__name__} with declared arrays, which cannot "
             "be called. Call the function that takes them:\n"
             "    through(apply)(net.module, x)    # from jno_lora_arrays import through"
         )
-
-
-def _call(model: Any, *args: Any, **kwargs: Any) -> Any:
-    return model(*args, **kwargs)
 
 
 def is_declared(node: Any) -> bool:
@@ -210,7 +208,8 @@ class ArrayLayer(NotAnArray, LayerKind):
         return type(base) is DeclaredArray and jnp.shape(x) == base.sizes(INPUTS)
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
-        return self._matrix() @ before(self._vector(x))
+        base: Any = self.base
+        return jnp.asarray(base.matrix()) @ before(self._vector(x))
 
     def reads_features(self) -> bool:
         return True
@@ -236,10 +235,6 @@ class ArrayLayer(NotAnArray, LayerKind):
     def finish(self, y: Array, b: Float[Array, " out"] | None) -> Array:
         base: Any = self.base
         return y.reshape(base.sizes("o"))
-
-    def _matrix(self) -> Array:
-        base: Any = self.base
-        return jnp.asarray(base.matrix())
 
     def _vector(self, x: Any) -> Array:
         x = jnp.reshape(jnp.asarray(x), -1)

@@ -1,6 +1,7 @@
 """`AdapterBank`: many adapters of one model, in the slots of one program."""
 
 import dataclasses
+import operator
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -246,7 +247,7 @@ class AdapterBank:
             )
         with self._lock:
             now = self._now(args)
-            return _batch(now.model, now.indices(names), args, function or _call)
+            return _batch(now.model, now.indices(names), args, function or operator.call)
 
     def partition(self) -> tuple[PyTree, PyTree]:
         """`(trainable, frozen)`: the factors of all slots, and everything else.
@@ -412,11 +413,7 @@ def _skeleton(adapters: AdapterSet) -> AdapterSet:
     return AdapterSet(found, adapters.shared)
 
 
-def _call(model: Any, *args: Any) -> Any:
-    return model(*args)
-
-
-_one = eqx.filter_jit(_call)
+_one = eqx.filter_jit(operator.call)
 
 
 @eqx.filter_jit

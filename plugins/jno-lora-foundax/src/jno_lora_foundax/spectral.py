@@ -76,11 +76,6 @@ class SpectralLowRank(SpectralAdapter):
     def scale_for(self, rank: int) -> float:
         """The factor `s` of an update of this rank."""
 
-    @property
-    def scaling(self) -> float:
-        """The factor `s` of the updates, without bands."""
-        return self.scale_for(self.rank)
-
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:

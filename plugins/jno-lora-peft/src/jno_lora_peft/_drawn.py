@@ -10,8 +10,6 @@ from ._module import Converted, Module
 from ._same import Adapter, File, check_kind
 from ._updates import MisfitError
 
-LINEAR = ("linear",)
-
 
 def permuted(size: int, count: int, seed: int) -> np.ndarray:
     """The first `count` numbers of Torch's `randperm(size)` on a CPU.
@@ -42,7 +40,7 @@ def _twister(seed: int, count: int) -> np.ndarray:
 
 def tinylora(m: Module) -> Converted:
     """A trained vector around matrices of the file. The seed of these says which vector it is."""
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     P, u = m.parts.get("tinylora_P"), m.values.get("u", 64)
     r = min(m.rank, *m.layout.matrix)
     outputs, inputs = m.layout.matrix
@@ -78,7 +76,7 @@ def _number(m: Module, P: np.ndarray, r: int) -> int:
 
 def randlora(m: Module) -> Converted:
     """Random bases that all layers share, scaled by two trained matrices."""
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     r, (smaller, larger) = m.rank, sorted(m.layout.matrix)
     n = -(-smaller // r)
     shapes = {"randlora_lambda": (r, n), "randlora_gamma": (n, smaller)}
@@ -110,7 +108,7 @@ def randlora(m: Module) -> Converted:
 
 def to_randlora(adapter: Adapter) -> File:
     """An adapter of the variant `"randlora"` for PEFT, with its bases."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     state, r = adapter.state, adapter.rank
     if "basis_A" not in state:
         raise MisfitError(

@@ -126,7 +126,7 @@ class Same:
         return File(adapter.rank, tensors, self.settings)
 
 
-def check_kind(layout: Layout, kinds: tuple[str, ...], groups: bool = False) -> None:
+def check_kind(layout: Layout, kinds: tuple[str, ...] = ("linear",), groups: bool = False) -> None:
     """**Raises:** `MisfitError` unless the layer is of one of these kinds."""
     kind = f"conv{len(layout.kernel)}d" if layout.kind == "conv" else layout.kind
     if kind not in kinds:

@@ -9,13 +9,12 @@ from ._module import Converted, Module
 from ._same import Adapter, File, check_kind
 from ._updates import MisfitError
 
-LINEAR = ("linear",)
 BANK = "base_model.vblora_vector_bank"
 
 
 def vera(m: Module) -> Converted:
     """`diag(b) B diag(d) A`, with the matrices that all layers share."""
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     m.check({"vera_lambda_b": (m.layout.outputs,), "vera_lambda_d": (m.rank,)})
     projections(m, "vera", m.rank)
     own = {"b": m.parts["vera_lambda_b"], "d": m.parts["vera_lambda_d"]}
@@ -25,7 +24,7 @@ def vera(m: Module) -> Converted:
 
 def to_vera(adapter: Adapter) -> File:
     """An adapter of the variant `"vera-shared"` for PEFT."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     (outputs, inputs), r = adapter.layout.matrix, adapter.rank
     b = np.asarray(adapter.alpha, adapter.state["b"].dtype) * adapter.state["b"]
     shared = {
@@ -61,7 +60,7 @@ def vblora(m: Module) -> Converted:
     A file with the chosen logits alone (`save_only_topk_weights`) becomes LoRA: it has no others
     to train.
     """
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     bank, k = m.shared.get(BANK), m.values.get("topk", 2)
     if bank is None or bank.ndim != 2 or not isinstance(k, int) or not 0 < k <= len(bank):
         raise MisfitError("the bank of vectors is missing, or `topk` is not a number of them")
@@ -105,7 +104,7 @@ def _chosen(m: Module, part: str, shape: tuple[int, int], k: int, bank: np.ndarr
 
 def to_vblora(adapter: Adapter) -> File:
     """An adapter of the variant `"vb-lora"` for PEFT, with all logits."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     top_k, length = adapter.state["sizes"].shape
     outputs, inputs = adapter.layout.matrix
     if adapter.alpha != 1:

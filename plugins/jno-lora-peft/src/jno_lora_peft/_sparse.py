@@ -14,14 +14,12 @@ from ._module import Converted, Module
 from ._same import Adapter, File, check_kind
 from ._updates import MisfitError, factors
 
-LINEAR = ("linear",)
-
 
 def shira(m: Module) -> Converted:
     """Values at entries that the file names."""
     outputs, inputs = m.layout.matrix
     count = m.rank * (outputs + inputs)
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     m.check({"shira_weight": (count,), "shira_indices": (2, count)})
     rows, columns = m.parts["shira_indices"].astype(np.int64)
     state = {"values": m.parts["shira_weight"], "positions": _digits(m, rows * inputs + columns)}
@@ -30,7 +28,7 @@ def shira(m: Module) -> Converted:
 
 def to_shira(adapter: Adapter) -> File:
     """An adapter of the variant `"shira"` for PEFT."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     outputs, inputs = adapter.layout.matrix
     values, flat = adapter.state["values"], _flat(adapter.state["positions"])
     if len(values) != adapter.rank * (outputs + inputs):
@@ -41,7 +39,7 @@ def to_shira(adapter: Adapter) -> File:
 
 def supertuning(m: Module) -> Converted:
     """Values at the largest entries of the weight, with a LoRA beside them or without."""
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     outputs, inputs = m.layout.matrix
     values, flat = m.parts.get("supertuning_values"), m.parts.get("supertuning_indices")
     count = 0 if values is None else values.size
@@ -70,7 +68,7 @@ def supertuning(m: Module) -> Converted:
 
 def to_supertuning(adapter: Adapter) -> File:
     """An adapter of the variant `"supertuning"` for PEFT."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     tensors = {
         "supertuning_values": adapter.state["values"],
         "supertuning_indices": _flat(adapter.state["positions"]).astype(np.int32),
@@ -95,7 +93,7 @@ def sparsity(modules: Mapping[str, Any]) -> dict[str, Any]:
 
 def fourierft(m: Module) -> Converted:
     """Coefficients of a Fourier transform, at positions that a seed gives."""
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     m.check({"fourierft_spectrum": (m.rank,)})
     state = {"coefficients": m.parts["fourierft_spectrum"], "positions": _drawn(m)}
     return Converted("fourierft", 1, m.alpha, state)
@@ -103,7 +101,7 @@ def fourierft(m: Module) -> Converted:
 
 def waveft(m: Module) -> Converted:
     """Coefficients of a wavelet transform, at positions that a seed gives."""
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     values = m.parts.get("waveft_spectrum")
     if m.values.get("proportional_parameters") and values is not None:
         m = dataclasses.replace(m, rank=values.size)
@@ -142,7 +140,7 @@ def to_waveft(adapter: Adapter) -> File:
 
 
 def _to_transform(adapter: Adapter, name: str, settings: dict[str, Any]) -> File:
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     values, flat = adapter.state["coefficients"], _flat(adapter.state["positions"])
     if not np.array_equal(flat, permuted(_size(adapter.layout), len(values), SEED)):
         raise MisfitError(

@@ -10,7 +10,6 @@ from ._module import Converted, Module
 from ._same import Adapter, File, Same, Tensor, check_kind
 from ._updates import MisfitError, alpha_for, factors
 
-LINEAR = ("linear",)
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
 _LOHA = Same(
@@ -21,7 +20,7 @@ _LOHA = Same(
         "B2": Tensor("hada_w2_a", "out r"),
         "A2": Tensor("hada_w2_b", "r in"),
     },
-    (*LINEAR, "conv1d", "conv2d"),
+    ("linear", "conv1d", "conv2d"),
     groups=True,
     settings={"use_effective_conv2d": False},
 )
@@ -50,7 +49,7 @@ def lokr(m: Module) -> Converted:
 
 def to_lokr(adapter: Adapter) -> File:
     """An adapter of the variant `"lokr"` for PEFT, with a rank that leaves its factors whole."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     A, B, r = adapter.state["kron_A"], adapter.state["kron_B"], adapter.rank
     if (r * len(B), r * B.shape[1]) != adapter.layout.matrix:
         raise MisfitError(
@@ -91,7 +90,7 @@ def to_adalora(adapter: Adapter) -> File:
 
 def hira(m: Module) -> Converted:
     """The weight times `1 + B A`, number by number. PEFT has no scale."""
-    check_kind(m.layout, (*LINEAR, *CONVOLUTIONS, "embedding"))
+    check_kind(m.layout, ("linear", *CONVOLUTIONS, "embedding"))
     table = m.layout.pair("hira", m.rank)
     m.check(dict(table.values()))
     A, B = (m.parts[name].reshape(shape[0], -1) for name, shape in table.values())
@@ -102,7 +101,7 @@ def hira(m: Module) -> Converted:
 
 def to_hira(adapter: Adapter) -> File:
     """An adapter of the variant `"hira"` for PEFT, its scale in `B`."""
-    check_kind(adapter.layout, (*LINEAR, *CONVOLUTIONS, "embedding"))
+    check_kind(adapter.layout, ("linear", *CONVOLUTIONS, "embedding"))
     scale = METHODS["hira"].scale_for(adapter.rank, adapter.alpha)
     arrays = {"lora_A": adapter.state["lora_A"], "lora_B": adapter.state["lora_B"] * scale}
     table = adapter.layout.pair("hira", adapter.rank)
@@ -141,13 +140,13 @@ def miss(m: Module) -> Converted:
         m.check({"miss_block": (m.rank, columns)})
         if m.rank > m.layout.inputs or m.layout.outputs % columns:
             raise MisfitError(f"its matrix ({m.rank}, {columns}) does not fit the layer's weight")
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     return Converted("miss", m.rank, 1.0, {"D": m.parts["miss_block"]})
 
 
 def to_miss(adapter: Adapter) -> File:
     """An adapter of the variant `"miss"` for PEFT."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     D = adapter.state["D"]
     is_mini = D.ndim == 2 and D.shape[1] != adapter.layout.outputs
     start = "bat" if D.ndim == 3 else "mini" if is_mini else True

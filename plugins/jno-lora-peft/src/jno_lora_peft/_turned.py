@@ -13,12 +13,10 @@ from ._module import Converted, Module
 from ._same import Adapter, File, Same, Tensor, check_kind
 from ._updates import MisfitError
 
-LINEAR = ("linear",)
-
 
 def oft(m: Module) -> Converted:
     """Rotations of the inputs: by a series, or by the Cayley map, where PEFT has the other sign."""
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     inputs, packed = m.layout.inputs, m.parts.get("oft_R.weight")
     n = packed.shape[1] if packed is not None and packed.ndim == 2 else 0
     size = round((1 + math.sqrt(1 + 8 * n)) / 2)
@@ -43,7 +41,7 @@ def oft(m: Module) -> Converted:
 
 def to_oft(adapter: Adapter) -> File:
     """An adapter of the variant `"oft-in"` for PEFT."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     Q, series = adapter.state["Q_packed"], adapter.state.get("series")
     if adapter.layout.inputs % adapter.rank:
         raise MisfitError(
@@ -60,7 +58,7 @@ def to_oft(adapter: Adapter) -> File:
 
 def boft(m: Module) -> Converted:
     """Butterfly factors. PEFT rotates by the transpose of each block."""
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     R = m.parts.get("boft_R")
     size = R.shape[-1] if R is not None and R.ndim == 4 else 0
     if size < 1 or m.layout.inputs % size:
@@ -77,7 +75,7 @@ def boft(m: Module) -> Converted:
 
 def to_boft(adapter: Adapter) -> File:
     """An adapter of the variant `"boft"` for PEFT."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     blocks = adapter.state["Q_blocks"]
     factors, count, size, _ = blocks.shape
     if count * size != adapter.layout.inputs:
@@ -138,7 +136,7 @@ def to_hra(adapter: Adapter) -> File:
 
 def road(m: Module) -> Converted:
     """Pairs of outputs half a group apart, the bias among them."""
-    check_kind(m.layout, LINEAR)
+    check_kind(m.layout)
     variant, size = m.values.get("variant", "road_1"), m.values.get("group_size", 64)
     per_pair = {"road_1": 1, "road_2": 2, "road_4": 4}.get(str(variant))
     outputs = m.layout.outputs
@@ -156,7 +154,7 @@ def road(m: Module) -> Converted:
 
 def to_road(adapter: Adapter) -> File:
     """An adapter of the variant `"road"` for PEFT."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     per_pair, _, half = adapter.state["theta"].shape
     if adapter.layout.outputs % (2 * half):
         raise MisfitError("PEFT's groups of outputs must divide them, and their number is odd")
@@ -189,7 +187,7 @@ def deft(m: Module) -> Converted:
 
 def to_deft(adapter: Adapter) -> File:
     """An adapter of the variant `"deft"` for PEFT."""
-    check_kind(adapter.layout, LINEAR)
+    check_kind(adapter.layout)
     state, method = adapter.state, "qr" if "orthogonal" in adapter.state else "relu"
     tensors = {"deft_P": state["P"]}
     if "R" in state:

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,8 @@ class Scheme(abc.ABC):
     So rows can be read, and sharded, alone. A row that no block divides ends in a shorter one.
     """
 
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """The name by which `quantize` knows the scheme."""
+    # The name by which `quantize` knows the scheme.
+    name: ClassVar[str]
 
     @abc.abstractmethod
     def block_in(self, columns: int) -> int:
@@ -73,13 +71,11 @@ class FourBits(Scheme):
     their difference from their mean, scaled by the largest of 256 scales, as in QLoRA.
     """
 
+    # The numbers, ascending. Zero is one of them.
+    book: ClassVar[tuple[float, ...]]
+
     block: int = 64
     double: bool = True
-
-    @property
-    @abc.abstractmethod
-    def book(self) -> tuple[float, ...]:
-        """The numbers, ascending. Zero is one of them."""
 
     def block_in(self, columns: int) -> int:
         return min(self.block, columns)
@@ -127,33 +123,21 @@ class FourBits(Scheme):
         return book * second + _as_floats(mean)
 
 
-@dataclasses.dataclass(frozen=True)
 class NormalFloat4(FourBits):
     """NF4: quantiles of the normal distribution.
 
     Paper: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv:2305.14314.
     """
 
-    @property
-    def name(self) -> str:
-        return "nf4"
-
-    @property
-    def book(self) -> tuple[float, ...]:
-        return NORMAL_FLOAT_4
+    name = "nf4"
+    book = NORMAL_FLOAT_4
 
 
-@dataclasses.dataclass(frozen=True)
 class Int4(FourBits):
     """Integers from -7 to 7."""
 
-    @property
-    def name(self) -> str:
-        return "int4"
-
-    @property
-    def book(self) -> tuple[float, ...]:
-        return tuple(number / 7 for number in range(-8, 8))
+    name = "int4"
+    book = tuple(number / 7 for number in range(-8, 8))
 
 
 class EightBits(Scheme):
@@ -172,13 +156,10 @@ class EightBits(Scheme):
         return W / _divisor(scales), (_as_bits(scales),)
 
 
-@dataclasses.dataclass(frozen=True)
 class Int8(EightBits):
     """Integers from -127 to 127."""
 
-    @property
-    def name(self) -> str:
-        return "int8"
+    name = "int8"
 
     def encode(self, W: Matrix) -> tuple[Codes, Parts]:
         scaled, scales = self.scaled_to(127, W)
@@ -188,13 +169,10 @@ class Int8(EightBits):
         return codes.astype(jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True)
 class Float8(EightBits):
     """Floating numbers of 8 bits, `float8_e4m3fn`: three of the mantissa, and up to 448."""
 
-    @property
-    def name(self) -> str:
-        return "fp8"
+    name = "fp8"
 
     def encode(self, W: Matrix) -> tuple[Codes, Parts]:
         scaled, scales = self.scaled_to(448, W)

@@ -259,13 +259,6 @@ ENTRIES = {
 }
 
 
-def url_of(paper: str) -> str:
-    """The page of a paper, by its number."""
-    if _is_on_arxiv(paper):
-        return f"https://arxiv.org/abs/{paper}"
-    return f"https://openreview.net/forum?id={paper}"
-
-
 def bibtex_of(*papers: str) -> str:
     """The BibTeX entries of papers, by their numbers. **Raises:** `KeyError` for an unknown one."""
     return "\n".join(_entry(paper, *ENTRIES[paper]) for paper in papers)
@@ -273,12 +266,8 @@ def bibtex_of(*papers: str) -> str:
 
 def _entry(paper: str, key: str, title: str, authors: str) -> str:
     year = "".join(letter for letter in key if letter.isdigit())[:4]
-    archive = "arXiv" if _is_on_arxiv(paper) else "OpenReview"
+    archive = "arXiv" if paper[:4].isdigit() else "OpenReview"
     return (
         f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{authors}}},\n"
         f"  year = {{{year}}},\n  eprint = {{{paper}}},\n  archivePrefix = {{{archive}}},\n}}"
     )
-
-
-def _is_on_arxiv(paper: str) -> bool:
-    return paper[:4].isdigit()

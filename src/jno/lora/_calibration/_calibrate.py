@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -81,8 +81,7 @@ def calibrate(
     probes = {path: _probe(row, layers[path], sketch) for path, row in rows.items()}
     totals: Any = None
     count = 0
-    show = isinstance(batches, Sequence)
-    with contextlib.closing(tracked(batches, "Calibrating") if show else _each(batches)) as items:
+    with contextlib.closing(tracked(batches, "Calibrating")) as items:
         for batch in items:
             found = _sums(model, probes, batch, loss=loss)
             totals = found if totals is None else _added(totals, found)
@@ -163,10 +162,6 @@ def _stack_ndim(probe: Probe) -> int:
 @functools.partial(jax.jit, donate_argnums=0)
 def _added(totals: Any, found: Any) -> Any:
     return jax.tree.map(jnp.add, totals, found)
-
-
-def _each(batches: Iterable[Any]) -> Generator[Any, None, None]:
-    yield from batches
 
 
 def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanRow]) -> None:

@@ -130,11 +130,10 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
         entries.append(entry)
         for name, tensor in entry.tensors.items():
             tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
-    shared = tuple(adapters.shared)
-    for name, array in adapters.shared.items():
-        tensors[f"//shared:{name}"] = values_of(array, f"the shared array {name!r}")
     versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
-    configuration = Configuration(tuple(entries), versions, shared)
+    configuration = Configuration(tuple(entries), versions, tuple(adapters.shared))
+    for name, tensor in configuration.shared_tensors.items():
+        tensors[tensor] = values_of(adapters.shared[name], f"the shared array {name!r}")
     try:
         text = configuration.dump()
         configuration.check_tensors(tensors)

@@ -16,7 +16,7 @@ from .._registry import Registry, default_registry
 from .._sets import AdapterSet, check_fit, extract_adapters
 from .._trainability import partial_lora_trainable_filter
 from .._tree import holds_adapters, replace_layers
-from ._state import UNKNOWN, Kept, NetState, originals_of, warn_of_lost_update
+from ._state import UNKNOWN, Kept, NetState, originals_of
 
 H = TypeVar("H", bound="Holder")
 
@@ -223,7 +223,11 @@ class Holder(Handle):
         """Warn once if `partition` gave the adapters of `state` away, and none came back."""
         if self._given is state.whose and state.whose not in self._settled:
             self._settled |= {state.whose}
-            warn_of_lost_update(done, then)
+            warn(
+                f"The adapters were {done} as they are in the net, and net.update(...) was not "
+                "called since net.partition(). If you trained what it returned, call "
+                f"net.update(trainable) {then}."
+            )
 
     def load_adapters(
         self: H,

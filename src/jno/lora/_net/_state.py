@@ -208,12 +208,3 @@ def _selects_nothing(mask: MaskLike, possible: PyTree[bool]) -> str:
     paths = [path_str(keys) for keys, could in jtu.tree_leaves_with_path(possible) if could]
     near = bullets(map(show_path, nearest(regex, paths)))
     return f"The mask {regex!r} {said} The nearest paths are:\n{near}"
-
-
-def warn_of_lost_update(done: str, then: str) -> None:
-    """Warn that adapters were `done` without what was trained. `then` ends the advice."""
-    warn(
-        f"The adapters were {done} as they are in the net, and net.update(...) was not called "
-        "since net.partition(). If you trained what it returned, call net.update(trainable) "
-        f"{then}."
-    )

@@ -54,9 +54,9 @@ class LinearInBlocks:
             )
         )
 
-    def search(self, path: str) -> bool | None:
-        """Whether the target is found in `path`, as of a compiled regex."""
-        return path in self.paths or None
+    def search(self, path: str) -> bool:
+        """Whether the target is found in `path`."""
+        return path in self.paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,9 @@ class NamedLayers:
         """The names, for messages."""
         return ", ".join(self.names)
 
-    def search(self, path: str) -> bool | None:
-        """Whether the target is found in `path`, as of a compiled regex."""
-        return any(path == name or path.endswith(f"/{name}") for name in self.names) or None
+    def search(self, path: str) -> bool:
+        """Whether the target is found in `path`."""
+        return any(path == name or path.endswith(f"/{name}") for name in self.names)
 
     def missing_from(self, paths: list[str]) -> list[str]:
         """The names that no path ends in."""

@@ -67,7 +67,7 @@ class Rule:
 
     def matches(self, path: str) -> bool:
         """Whether the target is found in `path`."""
-        return self.target is None or self.target.search(path) is not None
+        return self.target is None or bool(self.target.search(path))
 
 
 def parse_specs(

@@ -34,11 +34,6 @@ class RegisteredWrapper:
         """The name to use in `wrapper=` where `name` is ambiguous: `"distribution:Name"`."""
         return f"{self.distribution}:{self.name}"
 
-    def describe(self) -> str:
-        """For messages: the qualified name and the version."""
-        version = f" {self.version}" if self.version else ""
-        return f"{self.qualified_name} (from {self.distribution}{version})"
-
 
 @dataclasses.dataclass(frozen=True)
 class Hook:

@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
+import operator
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -20,14 +21,17 @@ _BETWEEN_LINES = 10.0  # seconds
 
 
 def tracked(
-    items: Sequence[T], what: str, *, console: "Console | None" = None, show: bool = True
+    items: Iterable[T], what: str, *, console: "Console | None" = None, show: bool = True
 ) -> Generator[T, None, None]:
     """Yield the items, with a `Bar` once it is clear that the rest will take some seconds.
+
+    Items whose number is unknown have no bar.
 
     The logger `jno.lora` says the same in lines of level INFO, every ten seconds and at the end.
     If the work may raise, close the iterator (`contextlib.closing`), so that the bar does not stay.
     """
-    if not show:
+    total = operator.length_hint(items)  # 0 if unknown; a `len` that raises TypeError is caught
+    if not (show and total):
         yield from items
         return
     bar: Bar | None = None
@@ -37,18 +41,18 @@ def tracked(
             now = time.monotonic()
             if done == 1:
                 begin = now  # the first item compiles what the others use again
-            rest = (now - begin) / (done - 1) * (len(items) - done) if done > 1 else 0.0
+            rest = (now - begin) / (done - 1) * (total - done) if done > 1 else 0.0
             if bar is None and rest > _PATIENCE:
-                bar = stack.enter_context(Bar(len(items), what, console=console))
+                bar = stack.enter_context(Bar(total, what, console=console))
             if bar is not None:
                 bar.update(completed=done)
                 if now - said > _BETWEEN_LINES:
                     said = now
-                    _log.info("%s: %d of %d, about %.0f s left", what, done, len(items), rest)
+                    _log.info("%s: %d of %d, about %.0f s left", what, done, total, rest)
             yield item
     took = time.monotonic() - start
     if took > _PATIENCE:
-        _log.info("%s: %d in %.1f s", what, len(items), took)
+        _log.info("%s: %d in %.1f s", what, total, took)
 
 
 class Bar:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -20,10 +21,6 @@ from .._tree import claims
 
 # Why a check is not applicable to such a case.
 NOT_MERGEABLE = "the adapter cannot be merged"
-
-
-def _call(layer: Any, *inputs: Any) -> Any:
-    return layer(*inputs)
 
 
 def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,7 +66,7 @@ class WrapperCase:
     rank: int = 2
     alpha: float = 4.0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    call: Callable[..., Any] = _call
+    call: Callable[..., Any] = operator.call
     parameters: int | None = None
     mergeable: bool | None = None
     law: Callable[[Any], Any] | None = None
@@ -102,7 +99,7 @@ class WrapperCase:
     def make(self, dtype: Any = None) -> Any:
         """The adapter around `make_base(dtype)`, as initialised."""
         base = self.make_base(dtype)
-        return self.build(base) if dtype is None else call_compiled(_build, self, base)
+        return self.build(base) if dtype is None else call_compiled(WrapperCase.build, self, base)
 
     @_kept
     def make_trained(self, dtype: Any = None) -> Any:
@@ -150,10 +147,6 @@ def invented_statistics(
             mean = it.left(V).T @ it.right(V) / max(n, 1)
         found[it.name] = it.value(mean)
     return found
-
-
-def _build(case: WrapperCase, base: Any) -> Any:
-    return case.build(base)
 
 
 def split(adapter: Any) -> tuple[PyTree, PyTree]:

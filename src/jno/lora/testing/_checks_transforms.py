@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .._compute import call_compiled
 from .._contract import coded_size, with_arrays
 from .._dispatch import apply_lora
 from .._merge import merge_lora
@@ -106,7 +107,7 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     bases = [case.make_base(seed=seed) for seed in (31, 32)]
     keys = jax.random.split(jax.random.key(33), 2)
     inputs = case.make_inputs()
-    adapters, scanned = mapped_and_scanned(case, stacked(bases), keys, inputs)
+    adapters, scanned = call_compiled(mapped_and_scanned, case, stacked(bases), keys, inputs)
     for index in range(2):
         require_close(
             slice_of(scanned, index),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._compute import call_compiled
 from .._contract import takes, with_arrays
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
@@ -25,11 +26,7 @@ from ._conformance import (
     require_close,
     required,
 )
-from ._programs import (
-    merged,
-    output,
-    start_and_merge,
-)
+from ._programs import merged, output, start_and_merge
 
 # Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
 # output's own dtype; a weight that was changed and cast back (PiSSA) adds one per weight.
@@ -128,7 +125,9 @@ def check_ranks(case: WrapperCase) -> str | None:
     for rank in {1, 3, beyond} - {case.rank}:  # its own is for the other checks
         other = dataclasses.replace(case, rank=rank)
         try:
-            start, trained, plain = start_and_merge(other)
+            start, trained, plain = call_compiled(
+                start_and_merge, other, other.make_base(), other.make_inputs()
+            )
         except Exception as err:
             require(
                 is_refusal(err),

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._compute import call_compiled
 from .._contract import merged_layer, with_arrays
 from .._merge import plain_layer
 from ._case import WrapperCase, perturbed
@@ -54,17 +53,13 @@ def mapped_output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
     return jax.vmap(lambda inputs: call(layer, *inputs))(inputs)
 
 
-# Constructors may decompose: `call_compiled` runs LAPACK with one thread.
+# Constructors may decompose, so the next two are for `call_compiled`: LAPACK with one thread.
 
 
-def mapped_and_scanned(case: WrapperCase, *arguments: Any) -> tuple[Any, Any]:
-    """The adapters around stacked `bases`, by `vmap`, and their outputs, by `lax.scan`."""
-    return call_compiled(_mapped_and_scanned, case, *arguments)
-
-
-def _mapped_and_scanned(
+def mapped_and_scanned(
     case: WrapperCase, bases: Any, keys: Any, inputs: tuple[Any, ...]
 ) -> tuple[Any, Any]:
+    """The adapters around stacked `bases`, by `vmap`, and their outputs, by `lax.scan`."""
     adapters = perturbed(eqx.filter_vmap(case.build)(bases, keys))
     arrays, static = eqx.partition(adapters, eqx.is_array)
 
@@ -74,12 +69,8 @@ def _mapped_and_scanned(
     return adapters, jax.lax.scan(body, None, arrays)[1]
 
 
-def start_and_merge(case: WrapperCase) -> tuple[Any, Any, Any]:
+def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     """The outputs of the adapter at the start, and trained; and of the trained one's merge."""
-    return call_compiled(_start_and_merge, case, case.make_base(), case.make_inputs())
-
-
-def _start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     fresh = case.build(base)
     trained = perturbed(fresh)
     plain: Any = merged_layer(with_arrays(trained)) if case.mergeable else trained

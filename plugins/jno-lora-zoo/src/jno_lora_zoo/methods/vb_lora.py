@@ -12,7 +12,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from jno.lora import Shared
 
 from .._arrays import Matrix
+from .._options import whole_number
 from .._scaled import Scaled
+
+_BOUND = 0.02  # of the vectors of a new bank
 
 
 class VBLoRA(Scaled):
@@ -124,11 +127,9 @@ class VBLoRA(Scaled):
         return self.low_rank(x, A, self.multiplied(B), between=lambda h: self.scaling * h)
 
 
-def uniform(
-    key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any, in_pairs: bool, bound: float = 0.02
-) -> Array:
+def uniform(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any, in_pairs: bool) -> Array:
     """A bank of vectors; `in_pairs`: each second one is the negative of the one before."""
-    bank = jax.random.uniform(key, shape, dtype, -bound, bound)
+    bank = jax.random.uniform(key, shape, dtype, -_BOUND, _BOUND)
     if not in_pairs:
         return bank
     return bank.at[1::2].set(-bank[: shape[0] // 2 * 2 : 2])
@@ -137,8 +138,7 @@ def uniform(
 def _check(vectors: Any, vector_length: Any, top_k: Any, initial: Any) -> None:
     given = {"vectors": vectors, "vector_length": vector_length, "top_k": top_k}
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number from 1 on, but is {value!r}")
+        whole_number(value, name)
     if top_k > vectors:
         raise ValueError(f"`top_k` is {top_k}, but the bank has only {vectors} vectors")
     if initial not in ("zero", "random"):
