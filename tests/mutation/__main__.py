@@ -33,8 +33,9 @@ from ._mutants import sample
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = ["src/jno/lora", "plugins/jno-lora-zoo/src"]
-FEW, MANY = 12, 100  # tests on a mutant
-SECONDS = 240  # for one run of tests; a mutant that does not end in it is killed
+FEW, MANY = 12, 400  # tests on a mutant
+# For one run of tests. A mutant that does not end in it is killed if the tests are few: it hangs.
+SECONDS = {FEW: 240, MANY: 1200}
 CONTROL = 20  # how many mutants for each control
 
 
@@ -94,8 +95,10 @@ def run(
                 break
             command = command_of(copy, tests)
             if control:
-                expect_to_pass(command, tests)
-            outcome, diff = tested(mutant, copy, path, command)
+                expect_to_pass(command, tests, SECONDS[most])
+            outcome, diff = tested(mutant, copy, path, command, SECONDS[most])
+            if outcome == "out of time" and most == FEW:
+                outcome = "killed"
             if outcome != "survived" or len(tests) < most:
                 break
     finally:
@@ -124,15 +127,15 @@ def command_of(copy: pathlib.Path, tests: list[str]) -> str:
     return f"bash {script}"
 
 
-def expect_to_pass(command: str, tests: list[str]) -> None:
+def expect_to_pass(command: str, tests: list[str], seconds: float) -> None:
     """**Raises:** `RuntimeError` if tests fail without any mutation."""
-    outcome, output = run_tests(command, SECONDS)
+    outcome, output = run_tests(command, seconds)
     if outcome != TestOutcome.SURVIVED:
         raise RuntimeError(f"Without a mutation, not all of {tests} pass:\n{output}")
 
 
 def tested(
-    mutant: MutationSpec, copy: pathlib.Path, path: pathlib.Path, command: str
+    mutant: MutationSpec, copy: pathlib.Path, path: pathlib.Path, command: str, seconds: float
 ) -> tuple[str, str]:
     """What the tests make of the mutant, and its diff."""
     here = MutationSpec(
@@ -143,10 +146,11 @@ def tested(
         mutant.end_pos,
         mutant.operator_args,
     )
-    result = mutate_and_test([here], command, SECONDS)
+    result = mutate_and_test([here], command, seconds)
     if result.test_outcome is None or result.test_outcome == TestOutcome.INCOMPETENT:
         raise RuntimeError(f"Cosmic Ray could not make the mutant {here}: {result.output}")
-    return result.test_outcome.value, (result.diff or "").replace(f"{copy}/", "")
+    outcome = "out of time" if result.output == "timeout" else result.test_outcome.value
+    return outcome, (result.diff or "").replace(f"{copy}/", "")
 
 
 def report(results: list[dict[str, Any]]) -> None:
