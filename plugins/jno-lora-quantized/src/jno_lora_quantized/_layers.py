@@ -60,7 +60,7 @@ def _frame(layer: Any) -> Any:
 
 
 def _with_class(cls: Any, fields: dict[str, Any]) -> Any:
-    layer = object.__new__(cls)
+    layer = object.__new__(_decoding(cls))
     for name, value in fields.items():
         object.__setattr__(layer, name, value)
     return layer
@@ -68,7 +68,7 @@ def _with_class(cls: Any, fields: dict[str, Any]) -> Any:
 
 def decoding(layer: Any) -> Any:
     """`layer`, with a call that decodes its weight."""
-    return _with_class(_decoding(type(layer)), vars(layer))
+    return _with_class(type(layer), vars(layer))
 
 
 def plain(node: Any) -> Any:
@@ -76,7 +76,10 @@ def plain(node: Any) -> Any:
     node = with_arrays(node)
     if not is_decoding(node):
         return node
-    return _with_class(type(node).stands_for, vars(node))
+    layer = object.__new__(type(node).stands_for)
+    for name, value in vars(node).items():
+        object.__setattr__(layer, name, value)
+    return layer
 
 
 def is_decoding(node: Any) -> bool:
