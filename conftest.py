@@ -1,4 +1,4 @@
-"""What every test runs under: strict promotion, checked shapes, warnings as errors, 8 devices."""
+"""The settings of every test: strict promotion, checked shapes, warnings as errors, 8 devices."""
 
 import gc
 import itertools

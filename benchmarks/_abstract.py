@@ -84,7 +84,7 @@ class Block(eqx.Module):
 
 
 class Compiled(NamedTuple):
-    """What XLA says of a step, on one device. Loops are counted once."""
+    """XLA's own figures of a step, on one device. Loops are counted once."""
 
     trained: int  # parameters, on all devices together
     flops: float
@@ -165,7 +165,7 @@ def compiled_step(
 def parameters(
     sizes: tuple[int, int, int, int], adapter: str | None, rank: int, mesh: Mesh, rules: Rules
 ) -> tuple[Any, Any]:
-    """What trains and what is frozen, as shapes with shardings."""
+    """The trainable and the frozen arrays, as shapes with shardings."""
     key = jax.random.key(0)
 
     def stack(keys: jax.Array) -> Block:
@@ -176,7 +176,7 @@ def parameters(
 
     plain = eqx.filter_eval_shape(stack, jax.random.split(key, STACK))
     if adapter is None:
-        # What is updated is float32; the step casts it.
+        # The arrays that are updated are float32; the step casts them.
         masters = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), plain)
         return eqx.partition(placed(masters, mesh, rules), lambda _: True)
     model = placed(eqx.filter_eval_shape(adapt, plain), mesh, rules)
@@ -218,7 +218,8 @@ def collectives(program: str) -> tuple[float, float]:
 
     **Arguments:**
 
-    - `program`: HLO, split over the devices. What is not in a loop works on the whole stack.
+    - `program`: HLO, split over the devices. Operations outside of loops work on the whole
+        stack.
     """
     body, main = program.split("\nENTRY ")
     numbers = {"gathered": 0.0, "reduced": 0.0}

@@ -1,4 +1,4 @@
-"""What each adapter adds to one linear layer: parameters, multiplications, communication."""
+"""The costs of each adapter on one linear layer: parameters, multiplications, communication."""
 
 import math
 from collections.abc import Callable
@@ -20,13 +20,13 @@ class Layer(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What an adapter adds to a layer. Multiplications are those of one token on one device."""
+    """The costs of an adapter in a layer. Multiplications are those of one token on one device."""
 
     trains: int  # numbers on the device
     holds: int = 0  # numbers of the adapter that are frozen, on the device
     forward: float = 0  # beyond `W x`
     backward: float = 0  # beyond the gradient of `x` through `W`
-    # What of `forward` no gradient needs, and whether one needs `W x` itself.
+    # The part of `forward` that the gradients do not need, and whether one needs `W x` itself.
     unused: float = 0
     needs_product: bool = False
     # FSDP: the adapter's numbers that are gathered.
@@ -106,7 +106,7 @@ def oft(layer: Layer, r: int) -> Terms:
 
 
 def lokr(layer: Layer, r: int) -> Terms:
-    """`A (X B^T)`, with `x` as the matrix `X` of `r` rows. What is cut are the rows."""
+    """`A (X B^T)`, with `x` as the matrix `X` of `r` rows. The rows are cut."""
     devices = layer.out * layer.inputs // layer.weight
     by_B, by_A = layer.out * layer.i / r, r * layer.out / devices
     return Terms(

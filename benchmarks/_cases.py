@@ -1,4 +1,4 @@
-"""What is compared: every case as a plain dict, with the targets it is measured against.
+"""The cases that are compared, each as a plain dict, with the targets it is measured against.
 
 A case has a `name`, the `group` of its table, a `label` (its row), what the worker needs to build
 it, the `sides` (each with the environment it runs in and what differs for it), the `measures` to
@@ -260,7 +260,7 @@ def small_layers(label: str, layers: int, measures: tuple[str, ...], **more: Any
 
 
 def dispatch() -> Iterator[Case]:
-    """What the dispatcher costs with many layers, and how that grows."""
+    """The cost of the dispatcher with many layers, and its growth."""
     warm = [("apply", "jno", 0.2), ("filter", "jno", 0.5), ("merge", "jno", 1.0)]
     for layers in (2_000, 10_000):
         yield small_layers(f"{layers:,} layers", layers, ("apply", "filter", "merge"), targets=warm)

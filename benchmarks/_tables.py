@@ -152,7 +152,7 @@ def value_of(record: Record, measure: str, over: str | None) -> float | None:
 
 
 def cell(record: Record, measure: str, over: str | None) -> str:
-    """What was measured, and the target; bold if that is missed; a peer's failure in words."""
+    """The measured value and the target, bold if it was missed; a peer's failure in words."""
     value = value_of(record, measure, over)
     if value is None:
         side = record["sides"].get(over or "ours", {"status": "ok"})

@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# What would change the measurement, or lead one environment to another's packages.
+# Variables that would change the measurement, or lead one environment to another's packages.
 DROPPED = ("PYTHONPATH", "PYTHONHOME", "XLA_FLAGS", "JAX_ENABLE_X64", "JAX_COMPILATION_CACHE_DIR")
 
 # The same for every side. A thread that spins while it waits takes the processor from the side

@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
 
 def ways(rank: int) -> list[Way]:
-    """What is compared at one final rank."""
+    """The ways that are compared at one final rank."""
     wide = rank * 3 // 2
     return [
         Way("LoRA", "lora", rank),

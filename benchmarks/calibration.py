@@ -1,4 +1,4 @@
-"""What a pass of calibration costs for each batch, beside a gradient step of full fine-tuning.
+"""The cost of a pass of calibration for each batch, beside a gradient step of full fine-tuning.
 
     python -m benchmarks.calibration
 

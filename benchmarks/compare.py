@@ -49,7 +49,7 @@ def default_python(environment: str) -> str:
 
 
 def machine(device_names: dict[str, str]) -> dict[str, Any]:
-    """What the numbers depend on, and nothing that tells whose machine it is."""
+    """The facts that the numbers depend on, without any that tell whose machine it is."""
     return {
         "system": platform.system(),
         "processor": processor(),

@@ -1,4 +1,4 @@
-"""What a training step of a large model costs with each adapter, from shapes alone.
+"""The cost of a training step of a large model with each adapter, from shapes alone.
 
     python -m benchmarks.cost_model [--formulas]
 
@@ -45,7 +45,7 @@ class Base:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """What makes one block."""
+        """The arguments that make one block."""
         return self.width, self.inner, self.keys, self.heads
 
     def layers(self, devices: int, *, tensor: bool) -> Iterator[Layer]:
@@ -73,7 +73,7 @@ BASES = {
 
 
 class Cost(NamedTuple):
-    """What one block takes of one device in a step; `trained` are all its parameters that train."""
+    """The cost of one block in a step, on one device; `trained` are all its trained parameters."""
 
     trained: int
     flops: float
@@ -135,7 +135,7 @@ def cost(
 
 
 def agreement(base: Base, method: str, rank: int, **settings: Any) -> dict[str, float]:
-    """What XLA says of a compiled step, over what the formulas say; and its temporary bytes.
+    """XLA's figures of a compiled step, over those of the formulas; and its temporary bytes.
 
     **Arguments:** those of `cost`.
     """

@@ -220,7 +220,7 @@ def steps_of(
 
 
 def housekeeping(case: Case, count: int, clock: Callable[[], float]) -> str:
-    """What an adapter takes in memory, and how long a file takes to be added and used.
+    """The memory of an adapter, and the time to add a file and use it.
 
     The time of the call that uses it is that of the next one, which is taken away again.
     """

@@ -32,7 +32,7 @@ from jno_lora_quantized import loftq, quantization_errors, quantize
 from .reading import adapted, half, interleaved, over, step
 
 SCHEMES = ("nf4", "int4", "int8", "fp8")
-# What the command is called with in the process that measures the memory of `quantize`.
+# The argument of the command in the process that measures the memory of `quantize`.
 PEAK = "--peak"
 
 

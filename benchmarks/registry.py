@@ -1,4 +1,4 @@
-"""What finding adapters costs: imports, the first default, discovery, listings with broken plugins.
+"""The time to find adapters: imports, the first default, discovery, lists with broken plugins.
 
     python benchmarks/registry.py
 

@@ -34,10 +34,10 @@ OPERATIONS = ("find", "plan", "apply", "filter", "merge", "save", "load")
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What is measured: a model of so many layers, so deep, adapted with so many specs.
+    """One point of a measurement: the size and depth of a model, and the number of specs.
 
     - `depth`: how many containers are around the innermost layer.
-    - `plugins`, `wrappers`: how many are installed beside our own, and what they provide in all.
+    - `plugins`, `wrappers`: the numbers of plugins beside our own, and of their adapters in all.
     """
 
     axis: str
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def in_its_own_process(point: Point) -> dict[str, Any]:
-    """What `measured` returns, in a fresh process in which the plugins are installed."""
+    """The result of `measured` in a fresh process in which the plugins are installed."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         for number in range(point.plugins):
@@ -258,7 +258,7 @@ def print_growth(records: list[dict[str, Any]]) -> None:
 
 
 def plot(records: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """What was measured over sizes, an axis a column, all logarithmic: slope 1 is linear."""
+    """The measurements over sizes, an axis a column, all logarithmic: slope 1 is linear."""
     import matplotlib
 
     matplotlib.use("Agg")

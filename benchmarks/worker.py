@@ -39,7 +39,7 @@ def versions(environment: str) -> dict[str, str]:
 
 
 def device_name(environment: str, device: str) -> str:
-    """What the computations run on. A GPU that is asked for and missing is an error."""
+    """The device that computes. A GPU that is asked for and missing is an error."""
     if environment == "peft":
         import torch
 
@@ -52,7 +52,7 @@ def device_name(environment: str, device: str) -> str:
 
 
 def builder(environment: str, device: str) -> Callable[[dict[str, Any]], Any]:
-    """What makes a subject of a case in this environment."""
+    """The function that makes a subject of a case in this environment."""
 
     def build(case: dict[str, Any]) -> Any:
         library = "torch" if environment == "peft" else "jax"

@@ -111,7 +111,7 @@ def nbytes(tree):
 
 
 def memory(model, adapted):
-    """What the arrays of training take: of all parameters, with LoRA, and with LoRA on codes."""
+    """The bytes of the arrays of training: all parameters, with LoRA, and with LoRA on codes."""
     adapters = eqx.filter(adapted, lora_trainable_filter(adapted))
     size, beside = nbytes(model) // 2, 4 * nbytes(adapters)
     return {

@@ -1,1 +1,1 @@
-"""What a worker process measures: one module per kind of case. JAX's serve ours and jNO alike."""
+"""The measurements of a worker process: one module per kind of case. JAX's serve ours and jNO."""

@@ -70,7 +70,7 @@ def data_of(case: dict[str, Any], model: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def outputs_of(case: dict[str, Any], model: Any, x: jax.Array) -> jax.Array:
-    """What the loss of a training case compares with the targets: outputs, or Laplacians."""
+    """The values that a training case's loss compares with the targets: outputs, or Laplacians."""
     if case.get("loss") != "laplacian":
         return jax.vmap(model)(x)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Subject:
-    """What a worker has built of a case: facts, and what can be timed.
+    """A case that a worker has built: its facts, and the calls that can be timed.
 
     `measures[name](calls)` makes that many calls and returns the seconds that one of them took.
     """

@@ -1,4 +1,4 @@
-"""What the dispatcher costs on models of thousands of small layers. Serves ours and jNO."""
+"""The cost of the dispatcher on models of thousands of small layers. Serves ours and jNO."""
 
 import importlib
 from typing import Any

@@ -16,7 +16,7 @@ NAMES = "layer"
 def build(case: dict[str, Any], device: str) -> Subject:
     """The MLP of the JAX sides: the same shapes, data, loss and optimiser."""
     torch.manual_seed(0)
-    # What XLA does to float32 products on a GPU by default, too.
+    # XLA has the same default for float32 products on a GPU.
     torch.set_float32_matmul_precision("high" if device == "gpu" else "highest")
     where = torch.device("cuda" if device == "gpu" else "cpu")
     spec = case["model"]

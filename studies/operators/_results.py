@@ -1,4 +1,4 @@
-"""What the records of the runs say: the learning rate chosen, the error by setting, the ratios."""
+"""Results from the records: the learning rate chosen, the error by setting, the ratios."""
 
 import math
 import pathlib

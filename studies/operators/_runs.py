@@ -30,7 +30,7 @@ KEY = ("problem", "method", "samples", "seed", "rate")
 
 @dataclass(frozen=True)
 class Plan:
-    """What the study runs."""
+    """The problems and methods that the study runs, and the effort for each."""
 
     problems: Sequence[Problem]
     methods: Sequence[Method]

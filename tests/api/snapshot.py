@@ -54,7 +54,7 @@ def lines() -> list[str]:
 
 
 def _commands() -> Iterator[str]:
-    """What can be typed: `jno-lora COMMAND ARGUMENT`, and each option with its default."""
+    """The lines to type: `jno-lora COMMAND ARGUMENT`, and each option with its default."""
     import click
 
     from jno.lora._commands._cli import cli
@@ -68,7 +68,7 @@ def _commands() -> Iterator[str]:
         yield " ".join(["jno-lora", name, *shown])
         for option in command.params:
             if isinstance(option, click.Option):
-                # What stands for no default depends on the version of click.
+                # The value that stands for a missing default depends on the version of click.
                 has_default = isinstance(option.default, int | str | pathlib.Path)
                 default = f" = {option.default}" if has_default else ""
                 choices = getattr(option.type, "choices", None)
@@ -79,7 +79,7 @@ def _commands() -> Iterator[str]:
 
 def _described(name: str, value: Any, ours: str = "jno") -> Iterator[str]:
     if not isinstance(value, type):
-        # What is no function (`hookimpl`) is of another library, and its signature theirs.
+        # An object that is not a function (`hookimpl`) has the signature of another library.
         is_function = inspect.isfunction(inspect.unwrap(value))
         yield f"{name}{_signature(value)}" if is_function else f"{name}: {type(value).__name__}"
         return
@@ -118,7 +118,7 @@ def _of_plugin(name: str, value: Any, package: str) -> Iterator[str]:
 
 
 def _members(cls: type, ours: str) -> set[str]:
-    """What its classes of that package define for others to use."""
+    """The public names that its classes of that package define."""
     names = {n for k in cls.__mro__ if k.__module__.partition(".")[0] == ours for n in vars(k)}
     return {name for name in names if not name.startswith("_") or name == "__call__"}
 
@@ -231,7 +231,7 @@ def main(arguments: list[str]) -> int:
     changed = difference(before, now)
     print("\n".join(changed) or "Nothing has changed.")
     if not is_whole:
-        # What was there before is not known, so neither is what the changelog should tell of.
+        # The former lines are not known, so the changes that the changelog needs are not, either.
         print(f"\n{FILE.name} was changed by hand, or merged. Take it from a commit, as it was.")
         return 1
     if "--write" not in arguments or not changed:

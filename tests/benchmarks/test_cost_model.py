@@ -30,7 +30,7 @@ def test_formulas_agree_with_the_compiled_step(method, tensor):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         ratios = agreement(SMALL, method, 16, tensor=tensor, **SETTINGS)
     assert ratios["trained"] == 1 and ratios["arguments"] == 1
-    # What is not in the formulas: norms, softmax, activations, and what no batch makes larger.
+    # The formulas leave out norms, softmax, activations, and all that does not grow with the batch.
     assert 1 <= ratios["flops"] < 1.07
     assert ratios["moved"] > 1
     assert 0.9995 < ratios["summed"] < 1.005

@@ -21,7 +21,7 @@ from .toys import Block, Model
 
 _numbers = itertools.count()
 
-# What the fake plugins' modules start with: one function that makes usable adapter classes.
+# The start of the fake plugins' modules: one function that makes usable adapter classes.
 PREAMBLE = """
 import equinox as eqx
 from jno.lora import LoRAWrapper, hookimpl

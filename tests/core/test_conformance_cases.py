@@ -1,4 +1,4 @@
-"""What a case says about its adapter: the law, the ranks, the options, whether it merges."""
+"""Statements of a case about its adapter: the law, the ranks, the options, whether it merges."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a wrapper is: it reads like its layer, tolerates `key=`, unwraps, and keeps its state."""
+"""A wrapper's contract: it reads like its layer, tolerates `key=`, unwraps, and keeps its state."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What people and tools see: scopes in profiles, completion, help, references, logs."""
+"""The view of people and tools: scopes in profiles, completion, help, references, logs."""
 
 import logging
 import pydoc
@@ -61,10 +61,10 @@ def test_the_scope_adds_no_trace(getkey):
 def test_the_call_keeps_its_name_and_documentation():
     class Documented(ToyLinear):
         def __call__(self, x):
-            """What it does."""
+            """The documentation."""
             return self.base(x)
 
-    assert Documented.__call__.__doc__ == "What it does."
+    assert Documented.__call__.__doc__ == "The documentation."
     assert Documented.__call__.__name__ == "__call__"
 
 

@@ -59,7 +59,7 @@ def test_every_function_of_a_model_is_in_the_table():
     assert len(functions) > 14
 
 
-# What Equinox would do to one leaf that is no array: nothing, or with the values of the first call.
+# Equinox would leave a leaf that is not an array alone, or keep the values of the first call.
 OTHERS = {
     "filter_jit of it": lambda net: eqx.filter_jit(net)(1),
     "filter_jit with it": lambda net: eqx.filter_jit(lambda n: n.module.temperature)(net),

@@ -207,7 +207,7 @@ def _header(file):
 
 
 def constructed_as(signature):
-    """What a constructor with this signature gets for rank 3 and alpha 7, by its own names."""
+    """The arguments of a constructor with this signature for rank 3 and alpha 7, by its names."""
     scope = {}
     exec(f"def __init__{signature}: self.given = locals()", scope)
     cls = type("Constructed", (), {"__init__": scope["__init__"], "needs": ()})

@@ -77,7 +77,7 @@ def test_the_end_of_long_work_is_logged(caplog, monkeypatch):
 
 
 def all_of(terminal):
-    """What was written to a terminal whose other end is closed. One read may give only a part."""
+    """All text written to a terminal whose other end is closed. One read may give only a part."""
     written = b""
     with contextlib.suppress(OSError):  # which is how Linux says that there is no more
         while part := os.read(terminal, 10_000):

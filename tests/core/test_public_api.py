@@ -1,4 +1,4 @@
-"""What `jno.lora` exports, what it imports, and what it says about names it lacks."""
+"""The exports and imports of `jno.lora`, and its errors about names that it lacks."""
 
 import importlib
 import json

@@ -63,7 +63,7 @@ BROKEN = {
         "def jno_lora_wrappers():\n    return []",
         "implements none of the hooks. Mark its functions",
     ),
-    "api is no number": (
+    "api is not a number": (
         "jno_lora_api = '1'\n@hookimpl\ndef jno_lora_wrappers():\n    return []",
         "`jno_lora_api` must be an int, but is '1'",
     ),

@@ -1,6 +1,6 @@
 """Many threads that register, refresh and ask at once: nobody waits for ever, or is told nonsense.
 
-What is asked for was installed or registered all the time, so every answer must be the same.
+The adapters asked for were there all the time, so every answer must be the same.
 """
 
 import importlib

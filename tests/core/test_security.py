@@ -1,8 +1,8 @@
-"""What SECURITY.md says of the sources: no pickle, no evaluation, no network, no stray files.
+"""SECURITY.md is true of the sources: no pickle, no evaluation, no network, no stray files.
 
-Every module is parsed. What reads or writes files, or imports by a name that is computed, may only
-stand where it is listed below; what evaluates, unpickles, starts programs or opens connections, may
-not stand anywhere.
+Every module is parsed. Code that reads or writes files, or imports by a computed name, may only
+stand where it is listed below. Code that evaluates, unpickles, starts programs or opens connections
+may not stand anywhere.
 """
 
 import ast
@@ -22,7 +22,7 @@ NOWHERE_MODULES = {
     *("builtins", "runpy", "code", "codeop", "zipimport", "imp"),
 }
 NOWHERE_BUILTINS = {"eval", "exec", "compile", "__import__"}
-NOWHERE = {  # as attributes of anything: `re.compile` is no harm, `os.system` is
+NOWHERE = {  # as attributes of anything: `re.compile` is harmless, `os.system` is not
     *("eval", "exec", "__import__", "exec_module", "load_module", "run_path", "run_module"),
     *("spec_from_file_location", "spec_from_loader", "module_from_spec", "SourceFileLoader"),
     *("system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "startfile"),
@@ -76,7 +76,7 @@ ALLOWED = {
 
 
 def effects(text):
-    """What a module uses of the above, and the lines of what must not be anywhere."""
+    """The names above that a module uses, and the lines of code that may not stand anywhere."""
     found, forbidden = set(), []
     tree = ast.parse(text)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]

@@ -1,4 +1,4 @@
-"""What SECURITY.md says, watched while it runs: an audit hook sees what no reading of sources does.
+"""SECURITY.md, watched at run time: an audit hook sees what no reading of sources does.
 
 `watched.py` is the process; here are plugins for it, one of which is blocked and one of which,
 for the sake of the hook, is not.
@@ -30,7 +30,7 @@ EVIL = """
 
 
 def watched(site, wrapper, forbidden, **environment):
-    """What `watched.py` prints, with the plugin acme-lora and a forbidden one, and its folder."""
+    """The output of `watched.py` with the plugin acme-lora and a forbidden one, and its folder."""
     site.plugin("acme-lora", '"Acme"')
     evil = site.install(forbidden, EVIL)
     folder = site.root / "files"

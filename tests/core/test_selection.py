@@ -1,4 +1,4 @@
-"""What targets, specs and wrappers select, and what is refused."""
+"""Layers that targets, specs and wrappers select, and arguments that are refused."""
 
 import functools
 import re

@@ -1,6 +1,6 @@
 """Saving that is killed, starved or shared: whoever reads finds the old file or the new one, whole.
 
-What happens to one call of the operating system is in `test_writing`. Here processes are killed at
+`test_writing` has failures of single calls of the operating system. Here processes are killed at
 every step and at any time, and several of them write and read one file at once.
 """
 

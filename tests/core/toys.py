@@ -93,7 +93,7 @@ class ToyConv(LoRAWrapper):
 
 
 class UserEmbedding(LoRAWrapper):
-    """What a user with an embedding would write."""
+    """An adapter that a user with an embedding would write."""
 
     adapter_fields = ("delta",)
     base: eqx.nn.Embedding

@@ -15,7 +15,7 @@ import jax
 
 # Of the packages whose frames count.
 OURS = (f"{os.sep}jno{os.sep}lora{os.sep}", f"{os.sep}jno_lora_")
-# What a path in the model and a file is called; no code may be made of it.
+# The name of a path in the model and of a file; no code may be made of it.
 CANARY = "__import__('canary')"
 FILES = ("open", "glob.", "shutil.", "tempfile.", "mmap.")
 FILES += tuple(f"os.{name}" for name in ("list", "scan", "mk", "rm", "re", "ch", "l", "sym", "tr"))
@@ -25,7 +25,7 @@ NEVER += tuple(f"os.{name}" for name in ("system", "exec", "fork", "posix_spawn"
 
 
 class Watch:
-    """What happened, by the name of the step: `(event, first argument, file of the caller)`."""
+    """The events, by the name of the step: `(event, first argument, file of the caller)`."""
 
     def __init__(self):
         self.step, self.seen, self.busy = None, {}, False

@@ -1,4 +1,4 @@
-"""What every model of another framework must do."""
+"""The checks of every model of another framework."""
 
 from typing import Any
 

@@ -12,7 +12,7 @@ import re
 import jax
 import pytest
 
-# Flax and Haiku are no dependencies of the tests.
+# The tests do not depend on Flax and Haiku.
 collect_ignore_glob = [] if os.environ.get("JNO_LORA_TEST_FRAMEWORKS") else ["test_*.py"]
 
 NAMES = {"test_linen": "Flax Linen", "test_nnx": "Flax NNX", "test_haiku": "Haiku"}

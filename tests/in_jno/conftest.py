@@ -1,4 +1,4 @@
-"""What these tests have in common: a small jNO, and which tests need the real one."""
+"""The common parts of these tests: a small jNO, and which tests need the real one."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ collect_ignore = ["test_standing_in.py"] if HAS_JNO else REAL
 if HAS_JNO and not getattr(importlib.util.find_spec("jno"), "has_location", False):
     raise ImportError("JNO_LORA_TEST_JNO=1 needs jNO and jno-lora, both as wheels: make test-jno")
 
-# What jno.lora knows of jNO, in the order in which jNO imports it.
+# The modules of jNO that jno.lora knows, in the order in which jNO imports them.
 FILES = {
     "__init__.py": """
         from . import lora
@@ -85,7 +85,7 @@ FILES = {
     "late.py": "from .architectures.lora import apply_lora",
 }
 
-# What every program starts with.
+# The start of every program.
 START = """
 import warnings
 import equinox as eqx

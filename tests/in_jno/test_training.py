@@ -101,7 +101,7 @@ def test_each_call_trains_adapters_only_and_is_merged(kwargs, classes):
     solved = pinn(net.freeze().lora(**{"rank": 2, **kwargs})).solve(3)
     adapters = in_jno.trained_adapters(net)
     assert {item.wrapper.__name__ for item in adapters.adapters.values()} == classes
-    # What jNO merged is what the adapters make of the model from before, and nothing else changed.
+    # jNO's merged model is the former model with these adapters merged; nothing else changed.
     again = merge_lora(swap_adapters(before, adapters))
     for a, b in zip(jax.tree.leaves(net.module), jax.tree.leaves(again), strict=True):
         assert not eqx.is_array(a) or jnp.allclose(a, b, atol=1e-6)

@@ -63,7 +63,7 @@ def adapt(trial: Trial, wrappers: str | None) -> Adapted:
 
 
 def every_check(trial: Trial, wrappers: str | None, case: Adapted) -> Iterator[str]:
-    """What is checked of every variant."""
+    """The checks of every variant."""
     yield from _named("identity at init", _identity(trial, case))
     yield from _named("merge", _merge(trial, case))
     yield from _named("form", _form(trial.model, case.merged))
@@ -72,7 +72,7 @@ def every_check(trial: Trial, wrappers: str | None, case: Adapted) -> Iterator[s
 
 
 def further_checks(trial: Trial, wrappers: str | None, case: Adapted) -> Iterator[str]:
-    """What is checked of the default and of "auto" only, because it takes longer."""
+    """The checks of the default and of "auto" only, because they take longer."""
     yield from _named("eager", _eager(trial, case))
     yield from _named("training", _training(trial, case))
     yield from _named("saved and loaded", _saved_and_loaded(trial, wrappers, case))

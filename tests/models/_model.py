@@ -1,4 +1,4 @@
-"""What the matrix knows of a model that somebody else wrote."""
+"""The facts of the matrix about a model that somebody else wrote."""
 
 import dataclasses
 from collections.abc import Callable

@@ -102,7 +102,7 @@ class Table:
                     yield f"* `{model}`, {variant}: {problem}"
 
     def left_out(self) -> Iterator[str]:
-        """What `auto` leaves as it is: first where an adapter says why, then the other classes."""
+        """Layers that `auto` leaves alone: first those with a reason, then the other classes."""
         only_auto = [
             f"`{model}`"
             for model in sorted(self.cells)
@@ -140,7 +140,7 @@ class Table:
         )
 
     def notes(self) -> Iterator[str]:
-        """What is particular about some models, and where a variant can do nothing."""
+        """The peculiarities of some models, and where a variant can do nothing."""
         for model in sorted(self.cells):
             cells = self.cells[model].values()
             notes = [next(iter(cells))["note"]]

@@ -95,7 +95,7 @@ class Case(NamedTuple):
 
     - `make`, `call`, `shapes`: the model, how it is called, and the shapes of its inputs.
     - `coverage`: the part of the matrices' entries that `infer` reaches, at the least.
-    - `others`: the ends of the names of arrays that are no matrices of a product.
+    - `others`: the ends of the names of arrays that are not matrices of a product.
     - `merged`: why some uses are merged, besides that merging is cheaper.
     """
 

@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def copy_of_sources(folder: pathlib.Path) -> pathlib.Path:
-    """What a worker mutates in place: the repository's files, without compiled ones."""
+    """A copy of the repository's files, without compiled ones, which a worker mutates in place."""
     files = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.splitlines()
@@ -137,7 +137,7 @@ def expect_to_pass(command: str, tests: list[str], seconds: float) -> None:
 def tested(
     mutant: MutationSpec, copy: pathlib.Path, path: pathlib.Path, command: str, seconds: float
 ) -> tuple[str, str]:
-    """What the tests make of the mutant, and its diff."""
+    """The outcome of the tests with the mutant, and its diff."""
     here = MutationSpec(
         copy / path,
         mutant.operator_name,

@@ -1,4 +1,4 @@
-"""What can be mutated: wherever an operator of Cosmic Ray could change what the code does."""
+"""The possible mutants: each place where an operator of Cosmic Ray could change the code."""
 
 import ast
 import itertools
@@ -33,7 +33,7 @@ def sample(root: pathlib.Path, folders: list[str], size: int, seed: int) -> list
 
 
 def _is_code(mutation: MutationSpec) -> bool:
-    """Whether a mutant is one at all: the `*` among parameters, say, is no product."""
+    """Whether a mutant is one at all: the `*` among parameters, say, is not a product."""
     operator = get_operator(mutation.operator_name)(**mutation.operator_args)
     mutant = mutate_code(mutation.module_path.read_text(), operator, mutation.occurrence)
     try:

@@ -11,7 +11,7 @@ from .odd_nodes import DuckConv, DuckLinear
 
 
 def output_of(layer: Any, plain: Any, rng: np.random.Generator) -> jax.Array:
-    """What a layer, or an adapter around it, makes of random inputs. Of a stack, of each layer.
+    """The output of a layer, or of its adapter, for random inputs; for a stack, of each layer.
 
     - `plain`: the layer without an adapter, which says what it takes.
     """
@@ -33,7 +33,7 @@ def _call(layer: Any, xs: Any) -> Any:
 
 
 def _takes(layer: Any) -> tuple[int, list[tuple[int, ...]]]:
-    """The axes of its first array, if it is no stack, and the shapes of its inputs."""
+    """The axes of its first array, if it is not a stack, and the shapes of its inputs."""
     if isinstance(layer, eqx.nn.Linear | DuckLinear):
         return 2, [(4,)]
     if isinstance(layer, eqx.nn.Conv | eqx.nn.ConvTranspose | DuckConv):

@@ -1,4 +1,4 @@
-"""What a call selects, written from the documentation and without regard to cost."""
+"""The layers that a call selects, written from the documentation and without regard to cost."""
 
 import dataclasses
 import re
@@ -56,7 +56,7 @@ def nodes_below(path: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def leaves_of(path: str, node: Any) -> list[str]:
-    """The paths of the leaves of `node`, as JAX counts them: `None` is none."""
+    """The paths of the leaves of `node`, as JAX counts them: `None` is not a leaf."""
     if node is None:
         return []
     if not is_container(node):
@@ -114,7 +114,7 @@ def _plain(variant: str) -> str:
 def rules_of(call: Mapping[str, Any], installed: Mapping[str, type[LoRAWrapper]]) -> list[Rule]:
     """The rules of a call with `rank`, `alpha`, perhaps `options`, `wrappers`, `target`, `specs`.
 
-    What a spec does not have comes from the call. A call without specs is a rule by itself.
+    Keys that a spec lacks come from the call. A call without specs is a rule by itself.
     """
     specs: Iterable[Any] = call.get("specs", [{"target": call.get("target")}])
     return [
@@ -133,12 +133,12 @@ def rules_of(call: Mapping[str, Any], installed: Mapping[str, type[LoRAWrapper]]
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What a call selects.
+    """The layers that a call selects.
 
-    - `wrapped`: what it wraps, `path -> (adapter, rank, alpha, options)`.
+    - `wrapped`: those that it wraps, `path -> (adapter, rank, alpha, options)`.
     - `matching`: the rules that found a layer at all, whatever the mask says.
-    - `carrying`: what it selects, and does not wrap since it carries an adapter or holds one.
-    - `refused`: what it selects, and does not wrap since it is inside a norm.
+    - `carrying`: those that it does not wrap, since they carry an adapter or hold one.
+    - `refused`: those that it does not wrap, since they are inside a norm.
     """
 
     wrapped: dict[str, tuple[type[LoRAWrapper], int, float, Mapping[str, Any]]]
@@ -153,7 +153,7 @@ def selection(
     chosen: set[str] | None,
     choose: Callable[[str, Any, list[type[LoRAWrapper]]], type[LoRAWrapper]],
 ) -> Selection:
-    """What rules and a mask select.
+    """The layers that rules and a mask select.
 
     The first rule wins whose target is found in the path and of whose adapters one applies. An
     adapter for a container yields to a stronger claim on a layer inside it. Nothing inside an
@@ -179,7 +179,7 @@ def selection(
         return chosen is None or any(leaf in chosen for leaf in leaves_of(path, node))
 
     def inside(path: str, node: Any) -> Iterator[tuple[str, Any]]:
-        """What an adapter could wrap in place of `node`."""
+        """The nodes that an adapter could wrap in place of `node`."""
         for name, child in children(node):
             yield joined(path, name), child
             if not isinstance(child, (LoRAWrapper, *NORMS)):
@@ -196,10 +196,10 @@ def selection(
         claimed = claim(path, node.base if carries else node)
         if claimed is not None:
             (number, _), cls = claimed
-            # Of what an adapter or a norm holds, nothing can be wrapped in its place.
+            # Nothing inside an adapter or a norm can be wrapped in its place.
             yields = not isinstance(node, (LoRAWrapper, *NORMS))
             if not (yields and any(priority < claimed[0] for priority in rivals(path, node))):
-                # What carries an adapter already is no reason to complain of the rule.
+                # A node that carries an adapter already counts as found by the rule.
                 found.matching.add(number)
                 if carries or any(isinstance(n, LoRAWrapper) for _, n in nodes_below(path, node)):
                     if is_chosen(path, node):
@@ -217,7 +217,7 @@ def selection(
                 if claimed is not None and is_chosen(p, n):
                     found.refused.add(p)
                 elif claimed is not None:
-                    # What the mask leaves out is no fault of the rule that would find it.
+                    # A layer that the mask leaves out counts as found by the rule.
                     found.matching.add(claimed[0][0])
             return
         for name, child in children(node):

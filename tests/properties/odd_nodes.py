@@ -1,4 +1,4 @@
-"""What random models are made of: containers, layers of somebody's own, and adapters of those."""
+"""Parts of random models: containers, layers of somebody's own, and adapters of those."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 @jtu.register_dataclass
 @dataclasses.dataclass
 class Record:
-    """A class that is no module, and is registered with JAX with the names of its fields."""
+    """A class that is not a module, and is registered with JAX with the names of its fields."""
 
     first: Any
     second: Any

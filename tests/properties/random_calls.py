@@ -145,7 +145,7 @@ class Chooser:
 
 
 def registry() -> tuple[Registry, dict[str, type[LoRAWrapper]]]:
-    """What is installed and the adapters of the tests; and all of it, by name."""
+    """A registry of the installed adapters and those of the tests; and all of them by name."""
     registry = Registry()
     for item in (NodeAdapter, EmbeddingAdapter, NormAdapter, Chooser()):
         registry.register(item)

@@ -1,7 +1,7 @@
 """Random models and masks: deep and odd in structure, but of few shapes.
 
-What costs time is compiling, for each method and form of layer. So every layer is of one of a few
-forms, whose numbers come from NumPy, and what is random is how they hang together.
+Compiling takes the time, for each method and form of layer. So every layer is of one of a few
+forms, whose numbers come from NumPy. Only their connections are random.
 """
 
 import functools
@@ -97,7 +97,7 @@ _DTYPES = {
 LAYERS = (*_MAKE, *_DTYPES)
 # Another place for what is in the model already: the same object, or a new one of the same arrays.
 SHARED = ("again", "same arrays")
-# What else a model may hold.
+# Other values that a model may hold.
 _ODD = {"none": None, "number": 3, "function": jax.nn.relu, "text": "text"}
 
 
@@ -115,7 +115,7 @@ def layer(kind: str, rng: np.random.Generator) -> Any:
         if not isinstance(x, jax.ShapeDtypeStruct):
             return x
         dtype = _DTYPES.get(kind, x.dtype)
-        # What float32 can hold: JAX has no more of NumPy's float64.
+        # Only what float32 can hold: JAX keeps no more of NumPy's float64.
         numbers = np.asarray(rng.normal(size=x.shape), np.float32).astype(dtype)
         return numbers if kind.startswith("NumPy") else jnp.asarray(numbers)
 

@@ -27,7 +27,7 @@ from .random_calls import ATTENTION, BY_METHOD, EXACT, PREFIX, SPLITTING, WITH_O
 from .random_models import examples, layer, models
 from .trees import adapters, assert_close, moved, owner, same, trained
 
-# What every method has an adapter for.
+# The layers that every method has an adapter for.
 SURE = (
     *("linear", "conv", "stack", "transposed", "embedding", "cell", "duck"),
     *("bfloat16 linear", "NumPy conv", "NumPy float64 linear"),

@@ -88,7 +88,7 @@ def jno_lora_wrappers():
 
 @pytest.fixture(scope="module")
 def registries(tmp_path_factory):
-    """What is installed, and the same with a plugin more, whose adapters take part in "auto"."""
+    """The installed registry, and one with a further plugin, whose adapters take part in "auto"."""
     fewer, more = Registry(), Registry()
     before = {record.distribution for record in fewer.records()}
     where = tmp_path_factory.mktemp("site")

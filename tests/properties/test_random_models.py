@@ -85,7 +85,7 @@ def test_every_kind_of_part_occurs_in_the_models():
 
 
 def forms_in(case: Any) -> set[Any]:
-    """What a call is made of, and what becomes of it."""
+    """The parts of a call, and its outcomes."""
     model, call, mask = case
     found: set[Any] = {"specs" if "specs" in call else "one target" if "target" in call else "all"}
     found.add(("mask", type(mask).__name__ if mask is None or isinstance(mask, str) else "bools"))

@@ -1,4 +1,4 @@
-"""What is planned is what is wrapped, and both are what the documentation says."""
+"""Plans and calls select the same layers, as the documentation says."""
 
 import re
 from typing import Any
@@ -42,7 +42,7 @@ def cases(draw):
 
 
 def expected_of(model, call, mask) -> tuple[Selection, bool]:
-    """What a call should select, and whether every rule of it finds a layer."""
+    """The layers that a call should select, and whether each of its rules finds one."""
     rules = rules_of(call, INSTALLED)
     found = selection(model, rules, chosen_by(mask, model), choose)
     return found, found.matching == set(range(len(rules)))
@@ -106,7 +106,7 @@ def test_what_is_planned_is_wrapped_and_nothing_else(case):
 
 
 def outcome(act) -> Any:
-    """What a call returns, or the kind of error that it ends with."""
+    """The result of a call, or the kind of error that it ends with."""
     try:
         return act()
     except JnoLoraError as err:

@@ -1,4 +1,4 @@
-"""What the properties ask of models: the adapters in them, and whether two are the same."""
+"""Questions of the properties to models: the adapters in them, and whether two are the same."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What these tests share: meshes, how models lie on them, models, and a training step."""
+"""Shared parts of these tests: meshes, how models lie on them, models, and a training step."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ METHODS = [
 ]
 # They decompose the weight, for which every device needs the whole of it.
 BY_SVD = {"PiSSA", "MiLoRA", "LoRAXS"}
-# What each axis of an adapter's array is, as far as it can be sharded.
+# The kind of each axis of an adapter's array, as far as it can be sharded.
 FIELDS = {
     **dict.fromkeys(("lora_A", "initial_A"), (None, "in")),
     **dict.fromkeys(("lora_B", "initial_B"), ("out", None)),
@@ -84,7 +84,7 @@ class Small(eqx.Module):
     up: eqx.nn.Linear
     down: eqx.nn.Linear
 
-    # By a regex on the path: the kinds of axis. What is not named is replicated.
+    # By a regex on the path: the kinds of axis. Others are replicated.
     axes: ClassVar[dict] = {
         "conv/weight": ("tensor", "fsdp", None),
         "conv/bias": ("tensor", None),

@@ -35,7 +35,7 @@ WIDE = {"width": 32, "hidden": 64}
 
 
 class Programs:
-    """What the core compiles and runs: the programs' texts, and the memory they take."""
+    """The programs that the core compiles and runs: their texts, and the memory they take."""
 
     def __init__(self):
         self.texts = []

@@ -160,7 +160,7 @@ def test_a_half_precision_base_has_float32_adapters_on_the_mesh():
 @pytest.mark.parametrize("is_set", [False, True], ids=["", "set"])
 @pytest.mark.parametrize("method", ["LoRA", "DoRA", "PiSSA", "OFT", "LoKr"])
 def test_meshes_with_explicit_axes(method, is_set):
-    # What `jax.make_mesh` gives by default in newer versions of JAX.
+    # `jax.make_mesh` of newer versions of JAX makes such axes by default.
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     plain = shard(base(Small, None), LAYOUTS["2d"], mesh)
     with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():

@@ -53,7 +53,7 @@ def on(layout, data):
 
 @pytest.fixture(scope="module")
 def alone():
-    """What `train` gives on one device, by method."""
+    """The results of `train` on one device, by method."""
     results = {}
 
     def of(method):

@@ -61,7 +61,7 @@ def run_both(folder: pathlib.Path) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each of the processes saw."""
+    """The results of each process."""
     folder = tmp_path_factory.mktemp("processes")
     run_both(folder)
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
@@ -69,7 +69,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What one process on one device sees."""
+    """The results of one process on one device."""
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
     return step_and_merge(mesh, tmp_path_factory.mktemp("alone"))
 

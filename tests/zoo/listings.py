@@ -175,7 +175,7 @@ def _way(method: Any) -> str:
 
 
 class _WayError(Exception):
-    """What an operation works on."""
+    """Stops a trace at an operation; the message says on what the operation works."""
 
 
 class _Watched(LinearLayer):

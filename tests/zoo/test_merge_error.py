@@ -1,4 +1,4 @@
-"""What a merge into the base's dtype costs, as `lora_report` measures it."""
+"""The error of a merge into the base's dtype, as `lora_report` measures it."""
 
 import math
 

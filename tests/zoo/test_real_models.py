@@ -1,4 +1,4 @@
-"""What models in the wild do: state, scans over stacks, typed keys, direct reads of weights."""
+"""Habits of models in the wild: state, scans over stacks, typed keys, direct reads of weights."""
 
 import io
 from collections.abc import Callable
@@ -262,7 +262,7 @@ def test_a_base_inside_an_adapter_can_be_edited_and_a_merged_weight_cannot(encod
     weight = adapted.tokens.base.weight
     edited = eqx.tree_at(lambda m: m.tokens.base.weight, adapted, 2 * weight)
     close(edited.tokens.base.weight, 2 * weight)
-    # What `tokens.weight` reads is computed, not a leaf of the tree.
+    # `tokens.weight` is computed, and not a leaf of the tree.
     with pytest.raises(ValueError, match="where"):
         eqx.tree_at(lambda m: m.tokens.weight, adapted, weight)
 

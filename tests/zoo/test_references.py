@@ -1,4 +1,4 @@
-"""What the first party's adapters cite agrees with what their documentation says."""
+"""The papers that the first party's adapters cite are those of their documentation."""
 
 import re
 

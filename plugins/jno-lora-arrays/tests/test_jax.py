@@ -1,4 +1,4 @@
-"""What `_jax.py` uses of JAX: each test says which change of JAX would break what."""
+"""The parts of JAX that `_jax.py` uses: each test names a change of JAX and what it breaks."""
 
 import jax
 import jax.numpy as jnp

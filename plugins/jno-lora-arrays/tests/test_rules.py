@@ -28,7 +28,8 @@ RULES, CASES = {}, []
 def rule(shape, axes, methods=ALL, tested=ALL):
     """A function of a weight with these axes.
 
-    - `methods`: those that compute each use. A convolution by a kernel that is no sum is merged.
+    - `methods`: those that compute each use. A convolution by a kernel that is not a sum is
+        merged.
     - `tested`: without DoRA where the rule is one for all views.
     """
 

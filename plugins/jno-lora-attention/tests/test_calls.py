@@ -1,4 +1,4 @@
-"""What holds for all three: every argument of the base's call, training, stacks and precision."""
+"""Promises of all three: every argument of the base's call, training, stacks and precision."""
 
 import equinox as eqx
 import jax

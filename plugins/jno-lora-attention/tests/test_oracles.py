@@ -56,7 +56,7 @@ MASKS = {
 
 
 def turned(query, key, value):
-    """What a model may do to the heads; written so that NumPy and JAX both can."""
+    """A change that a model may make to the heads; written so that NumPy and JAX both can."""
     return query[..., ::-1] - 1.0, 2.0 * key, value[::-1]
 
 
@@ -92,7 +92,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an adapted layer computes: its output, and the gradients of a loss by name."""
+    """The results of an adapted layer: its output, and the gradients of a loss by name."""
 
     output: np.ndarray
     gradients: dict[str, np.ndarray]
@@ -125,7 +125,7 @@ def merged(wrapper):
 
 @functools.lru_cache(maxsize=len(CASES))  # three tests want each
 def both(case):
-    """What JAX computes and, as functions of the arrays, what NumPy does."""
+    """The results of JAX, and those of NumPy as functions of the arrays."""
     random = np.random.default_rng(4)
     ways = (as_it_is, merged) if case in MERGEABLE else (as_it_is,)
     mask = MASKS[case.mask]

@@ -1,4 +1,4 @@
-"""What the tests of `compare` share: a small task, and the end of a demo."""
+"""Shared parts of the tests of `compare`: a small task, and the end of a demo."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from jno.lora._commands._cli import cli
 
 
 class GradientDescent(NamedTuple):
-    """What `compare` needs of an optimiser."""
+    """The functions that `compare` needs of an optimiser."""
 
     rate: float = 0.1
 

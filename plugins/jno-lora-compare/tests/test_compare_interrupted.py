@@ -25,7 +25,7 @@ class Interrupt(interrupting.Interrupt):
 
 # Two candidates, of which the first is there when the second is interrupted.
 CANDIDATES = [ToyLinear, ToyScale]
-# What `compare` calls at the start of each part of its work, once for each candidate.
+# The functions that `compare` calls at the start of each part of its work, once for each candidate.
 STARTS = {"building": "trained", "compiling": "compile", "training": "fit"}
 # The first call after it: of the next part, or of what a row is made of, last of all.
 ENDS = {"building": "compile", "compiling": "fit", "training": "milliseconds"}

@@ -60,7 +60,7 @@ def gelu(x):
 
 
 def read_by(row, layer, x, axis):
-    """What the layer computes, of each group of channels, if this is the kernel of all outputs."""
+    """The output of the layer for each group of channels, with this kernel for all outputs."""
     if isinstance(layer, ChannelLast):
         *sizes, inputs, _ = layer.weight.shape
         kernel = np.moveaxis(row.reshape(inputs, *sizes), 0, -1)[..., None]

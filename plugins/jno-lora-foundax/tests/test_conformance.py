@@ -1,8 +1,8 @@
 """Adapters on layers of each kind keep every promise, as the kit checks it.
 
 Nearly all time goes into compiling, some seconds for each adapter: all 35 would take twice as long
-as the rest of this folder. What a method does is checked in the zoo, on the zoo's own layers.
-What is new here are the kinds of layer: each is here once, `ChannelLastConv` twice, with methods
+as the rest of this folder. The zoo's tests check the methods on the zoo's own layers.
+Only the kinds of layer are new here: each is here once, `ChannelLastConv` twice, with methods
 that differ in what the kit looks at. PiSSA changes the base and must restore it, DoRA has a field
 for each output, LoRA-FA a field that is frozen, `SubsampledLinear` a second argument, and spectral
 weights have dictionaries of arrays. `test_oracles.py` and `test_spectral_oracles.py` have every

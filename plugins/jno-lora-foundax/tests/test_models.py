@@ -15,7 +15,7 @@ def normal(*shape):
     return lambda key: (jax.random.normal(key, shape),)
 
 
-# What the default adapters cannot reach, and how often each of ours is used.
+# Layers that the default adapters cannot reach, and how often each of ours is used.
 MODELS = {
     "UNet1D": (
         lambda key: unet.UNet1D(2, 2, depth=1, wf=2, key=key),

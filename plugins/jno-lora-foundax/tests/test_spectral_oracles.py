@@ -66,7 +66,7 @@ def matrices_of(layer):
 
 
 def output_of(layer, matrices, x, *bases):
-    """What the layer computes with these matrices."""
+    """The output of the layer with these matrices."""
     match list(matrices):
         case ["w1", "w2"]:
             return afno(layer, *matrices.values(), x)
@@ -113,7 +113,7 @@ def made(cls, base, name, key):
 
 @functools.lru_cache(maxsize=len(CASES))  # four tests want each
 def both(cls, name):
-    """What JAX computes and, as functions of the arrays, what NumPy does."""
+    """The results of JAX, and those of NumPy as functions of the arrays."""
     key, random = jax.random.key(1), np.random.default_rng(3)
     base, (x, *bases) = filled(SPECTRAL[name].make, key), SPECTRAL[name].data(key)
     with jax.enable_x64(True):

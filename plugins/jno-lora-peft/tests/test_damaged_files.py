@@ -1,4 +1,4 @@
-"""What `load_peft` says of damaged files, and of types that are not held."""
+"""The errors of `load_peft` for damaged files, and for types that are not held."""
 
 import os
 

@@ -13,7 +13,7 @@ from jno.lora import lora_report
 from jno.lora.peft import load_peft, save_peft
 
 FILES = Path(__file__).with_name("peft_cases") / "files.tar.xz"
-# What each holds: the classes of its adapters here.
+# The classes of the adapters in each file.
 CASES = {
     "lora": {"LoRALinear", "LoRAConv", "LoRAEmbedding"},
     "rslora": {"rsLoRALinear", "rsLoRAConv", "rsLoRAEmbedding"},
@@ -53,7 +53,7 @@ CASES = {
     # Nothing but arrays of the model changed.
     **{key: set[str]() for key in ("beft", "tokens", "norms")},
 }
-# What is written as another type than it was read from.
+# Adapters that are written as another type than they were read from.
 AS_LORA = ("lokr-small", "pissa", "olora", "osf", "tinylora", "unilora", "pvera")
 AS_LORA = (*AS_LORA, "glora", "frod")
 

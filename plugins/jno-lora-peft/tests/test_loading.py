@@ -1,4 +1,4 @@
-"""What `load_peft` reads, and how it finds layers."""
+"""The files that `load_peft` reads, and how it finds layers."""
 
 import equinox as eqx
 import jax

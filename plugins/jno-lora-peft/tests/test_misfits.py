@@ -1,4 +1,4 @@
-"""What `load_peft` says of adapters that do not fit the model: everything at once."""
+"""The errors of `load_peft` for adapters that do not fit the model: all reasons at once."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""What `save_peft` writes, and what it refuses."""
+"""The files that `save_peft` writes, and the models that it refuses."""
 
 import json
 import os
@@ -161,7 +161,7 @@ def test_a_name_that_is_the_end_of_another_makes_the_targets_a_regex(tmp_path):
     assert read(tmp_path)[0]["target_modules"] == "fc"
     save_peft(trained(plain, "lora", target="block"), tmp_path)
     assert read(tmp_path)[0]["target_modules"] == ["block.fc"]
-    # What a function calls the other layers is not known.
+    # The names that a function gives to the other layers are not known.
     save_peft(trained(plain, "lora", target="^fc"), tmp_path, rename=lambda path: f"a.{path}")
     assert read(tmp_path)[0]["target_modules"] == r"a\.fc"
 
@@ -297,7 +297,7 @@ def test_names_that_peft_cannot_have_are_refused(tmp_path):
 
 
 def outcome(directory, plain):
-    """What somebody who looks there now finds: `None` if it is no adapter, for want of a file."""
+    """The adapter that a reader finds there now, or `None` if a file of it is missing."""
     if not (directory / "adapter_config.json").exists():
         with pytest.raises(PeftFormatError, match=r"adapter_config.json' cannot be read: No such"):
             load_peft(plain, directory)

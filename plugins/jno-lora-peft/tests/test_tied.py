@@ -33,13 +33,13 @@ from jno.lora.peft import Untied, load_peft, save_peft, untie
 
 TABLE = np.asarray(parts()[0].weight)
 A, B = normal(2, ROWS), normal(SIZE, 2, seed=1)
-# What rank 2 and alpha 3 add to the table.
+# The update of the table with rank 2 and alpha 3.
 UPDATE = 1.5 * (B @ A).T
 EMBEDDING = {
     f"{PREFIX}embed_tokens.lora_embedding_A": A,
     f"{PREFIX}embed_tokens.lora_embedding_B": B,
 }
-# What PEFT writes once more if it ties the head.
+# The arrays that PEFT writes once more if it ties the head.
 HEAD = {
     f"{PREFIX}lm_head.lora_A.weight": np.ascontiguousarray(B.T),
     f"{PREFIX}lm_head.lora_B.weight": np.ascontiguousarray(A.T),

@@ -1,4 +1,4 @@
-"""What PEFT makes of other parts than two factors, against NumPy: each as its paper writes it."""
+"""The updates of PEFT from other parts than two factors, against NumPy, each as in its paper."""
 
 import equinox as eqx
 import jax

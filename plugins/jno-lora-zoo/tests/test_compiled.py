@@ -1,4 +1,4 @@
-"""What XLA makes of a training step: no LAPACK, and the numbers of the uncompiled one."""
+"""XLA's program of a training step: no LAPACK, and the numbers of the uncompiled one."""
 
 import functools
 import threading
@@ -28,7 +28,7 @@ def compiled_step(adapter):
         return jnp.sum(jnp.sin(wrapper(x))) + jnp.sum(jnp.sin(wrapper.merge()(x)))
 
     def step(trainable, x):
-        # What nothing is differentiated of takes another path in a convolution.
+        # A convolution without derivatives takes another path.
         forward = eqx.combine(trainable, frozen)(x)
         return jax.value_and_grad(loss, argnums=(0, 1))(trainable, x), forward
 
@@ -82,7 +82,7 @@ def test_a_step_through_four_oft_layers_finishes():
 
 
 def residual_bytes(adapter, base):
-    """What the backward pass of a batch keeps, in bytes."""
+    """The bytes that the backward pass of a batch keeps."""
     wrapper = perturb(build(adapter, base))
     trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
     (x,) = base.arguments()
@@ -99,7 +99,7 @@ def test_lora_fa_does_not_keep_the_layers_input(adapter, base):
 
 
 def temporary_bytes(adapter, layer, x):
-    """What a compiled step through three layers needs beside its arguments and results."""
+    """The bytes that a compiled step of three layers needs beside its arguments and results."""
     layers = [perturb(build(adapter, layer, rank=2), seed=k) for k in range(3)]
     trainable, frozen = eqx.partition(layers, [lora_trainable_filter(one) for one in layers])
 

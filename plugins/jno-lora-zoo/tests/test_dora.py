@@ -105,7 +105,7 @@ def test_merging_is_exact_where_the_update_nearly_cancels_the_weight(adapter, ba
     wrapper, W, update = nearly_cancelled(adapter, base, left)
     V, m = W + update, np.asarray(wrapper.magnitude).astype(np.float64)
     merged = matrix_of(wrapper.merge())
-    # What float32 leaves of the difference is lost, but not of the norm.
+    # The difference loses digits in float32; the norm does not.
     assert_close(merged, m[:, None] * V / np.linalg.norm(V, axis=1)[:, None], 1e-6 + 2e-7 / left)
     assert_close(np.linalg.norm(merged, axis=1), np.abs(m), 1e-6)
 

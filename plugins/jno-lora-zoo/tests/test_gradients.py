@@ -1,4 +1,4 @@
-"""What trains, what does not, and that the gradients are those of the law."""
+"""Which arrays train, and that the gradients are those of the law."""
 
 import equinox as eqx
 import jax

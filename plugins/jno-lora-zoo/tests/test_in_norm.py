@@ -63,7 +63,7 @@ def test_later_methods(method):
     check_kind(case_of(method))
 
 
-# What every method computes in there: `test_oracles.py`.
+# `test_oracles.py` tests the results of every method in a norm.
 @on_cases(pairs("DoRA", "PiSSA", InNorm=[name for name in NORMS if "spectral" not in name]))
 def test_the_start_is_the_norm_and_merging_changes_nothing(adapter, base):
     (x,) = base.arguments()

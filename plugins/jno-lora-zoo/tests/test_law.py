@@ -23,7 +23,7 @@ def test_merge_is_the_law_in_a_layer_of_the_same_form(adapter, base):
     for new, old in zip(jax.tree.leaves(merged), jax.tree.leaves(base.layer), strict=True):
         assert (new.shape, new.dtype) == (old.shape, old.dtype)
     expected = law_of(adapter, wrapper, base)
-    # Something moved. (Blocks of one are no rotation: OFT of one output is the identity.)
+    # Something moved. (Blocks of one are not rotations: OFT of one output is the identity.)
     if (adapter.method, len(base.matrix())) != ("OFT", 1):
         assert np.max(np.abs(expected - base.matrix())) > 1e-2
     assert_close(matrix_of(merged), expected, 1e-5)

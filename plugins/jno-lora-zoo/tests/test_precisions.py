@@ -18,7 +18,7 @@ MOVES = [
     ("float64", "float32"),
     ("float32", "float64"),
 ]
-# What the law may lose on the way, relative to the largest entry.
+# The error that the law may have, relative to the largest entry.
 LOST = {"float32": 1e-6, "float64": 1e-12, "bfloat16": 1e-5}
 
 

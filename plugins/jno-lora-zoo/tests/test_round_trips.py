@@ -12,7 +12,7 @@ LAYERS = {
     "linear": ("plain", "no_bias", "scalar_input", "duck", "subclass"),
     "conv": ("plain", "groups_straddled", "subclass", "duck"),
 }
-# What a checkpoint holds, by the names that users know.
+# The arrays of a checkpoint, by the names that users know.
 STATE = {
     "LoRA": {"lora_A", "lora_B"},
     "rsLoRA": {"lora_A", "lora_B"},

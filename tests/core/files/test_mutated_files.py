@@ -93,7 +93,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused(data, whole, file, registry
         except CheckpointError:
             return
     assert isinstance(found, AdapterSet)
-    # What we accept, the library that everybody uses accepts too, and finds the same in it.
+    # The common library accepts every file that we accept, and finds the same in it.
     theirs = {name: bytes(info["data"]) for name, info in safetensors.deserialize(content)}
     ours = {
         f"{path}:{name}": np.asarray(array).tobytes()

@@ -12,7 +12,7 @@ jno_lora_api = 1
 
 
 class Linear(LoRAWrapper):
-    """What the three have in common: `W' = W + s B A` on `eqx.nn.Linear`."""
+    """The common part of the three: `W' = W + s B A` on `eqx.nn.Linear`."""
 
     base: eqx.nn.Linear
     rank: int = eqx.field(static=True)

@@ -95,7 +95,7 @@ def test_plain_lora_stays_as_it_is_unless_its_rank_is_too_large():
 
 
 def test_an_adapter_that_has_learnt_nothing_becomes_one_that_changes_nothing():
-    # What DoRA makes of the weight at first is off by rounding, which is not taken for an update.
+    # DoRA's first weight is off by rounding, which is not taken for an update.
     plain = {"linear": layers()["linear"]}
     model = apply_lora(plain, 2, 1.0, key=jax.random.key(0), wrappers="dora")
     converted, report = to_lora(model, energy=0.99)
@@ -174,7 +174,7 @@ class NeverMerges(ScalesBias):
 
 
 class NoProduct(ScalesBias):
-    """Calls itself LoRA, but is no product (as is the LoRA for spectral weights)."""
+    """Calls itself LoRA, but is not a product (as is the LoRA for spectral weights)."""
 
     variant = "lora"
 

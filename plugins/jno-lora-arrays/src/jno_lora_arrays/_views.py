@@ -78,8 +78,8 @@ class Lookup(NamedTuple):
 class View(eqx.Module):
     """An adapted weight as a function sees it: its axes moved, joined, cut, or in another dtype.
 
-    Every operation gives a view, or for a product the values, or `Declined`. What is not defined is
-    declined.
+    Every operation gives a view, or for a product the values, or `Declined`. Operations that are
+    not defined are declined.
     """
 
     # The class of the adapter, for reports.

@@ -1,4 +1,4 @@
-"""What these tests share: attention in NumPy, random layers, and an adapter in training."""
+"""Shared parts of these tests: attention in NumPy, random layers, and an adapter in training."""
 
 from .reference import (
     LETTERS,

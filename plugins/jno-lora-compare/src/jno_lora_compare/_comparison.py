@@ -92,7 +92,7 @@ class Comparison(Printed[ComparisonRow]):
             return [row.name, *("-" if x is None else format(x, spec) for spec, x in values)]
 
         failed = [f"{row.name}: {row.error}" for row in self.rows if row.error is not None]
-        stopped = ["Interrupted: what was not finished is missing."] if self.interrupted else []
+        stopped = ["Interrupted: unfinished candidates are missing."] if self.interrupted else []
         return table(
             f"{len(self.rows)} candidates, {self.steps:,} steps each{at_rates}",
             [("adapter", "left"), *((heading, "right") for heading in columns)],

@@ -1,4 +1,4 @@
-"""What these tests share: foundax's layers, how they can be called under our regime, and in NumPy.
+"""Shared parts of these tests: foundax's layers, how to call them under our regime, and in NumPy.
 
 `laws` and `maps` are oracles, written from the papers: they use nothing of ours. The laws of the
 methods are those of `zoo_cases`.

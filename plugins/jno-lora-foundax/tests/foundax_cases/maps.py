@@ -1,4 +1,4 @@
-"""What foundax's layers compute, in NumPy and float64: the definitions, and nothing else."""
+"""The maps of foundax's layers, in NumPy and float64: the definitions, and nothing else."""
 
 import itertools
 import math

@@ -14,8 +14,8 @@ from jno.lora import lora_trainable_filter, merge_lora, unwrap_lora
 
 @contextlib.contextmanager
 def foundax_regime():
-    """What foundax's own calls need: they add a bias without reshaping it, multiply real numbers
-    with `1j`, and write complex128 into complex64 when x64 is enabled.
+    """Settings that foundax's own calls need: they add a bias without reshaping it, multiply real
+    numbers with `1j`, and write complex128 into complex64 when x64 is enabled.
     """
     with (
         jax.numpy_dtype_promotion("standard"),

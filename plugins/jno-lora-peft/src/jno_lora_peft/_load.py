@@ -128,7 +128,7 @@ class _Loading:
         found = found.without(heads)
         places = self._places(found.modules, paths, rename)
         places = self._into_untied(places, model)
-        # What lies in adapters: the embedding's table, which its head reads as well, and biases.
+        # Arrays that lie in adapters: the embedding's table, which its head reads too, and biases.
         base = Arrays()
         self._replace(base, found.base, places)
         for module, named in found.rows.items():

@@ -87,7 +87,7 @@ TIED = {
 
 
 def logits(lookups, head, proj=None):
-    """What all of these models compute, of the table of the lookups and that of the head."""
+    """The outputs of all these models, from the table of the lookups and that of the head."""
     proj = np.asarray(parts()[1].weight) if proj is None else proj
     return lookups[np.asarray(IDS)] @ proj.T @ head.T
 

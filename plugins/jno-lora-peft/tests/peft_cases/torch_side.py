@@ -274,7 +274,7 @@ def loaded(directory):
 
 @torch.no_grad()
 def outputs(module):
-    """What each layer makes of its batch, those inside adapters too."""
+    """The outputs of each layer for its batch, also of layers inside adapters."""
     inner = module.base_model.model if isinstance(module, peft.PeftModel) else module
     with quiet():
         return {

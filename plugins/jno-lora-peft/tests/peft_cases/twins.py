@@ -66,7 +66,7 @@ def layer_at(model, name):
 
 
 def outputs(model):
-    """What each layer makes of its batch."""
+    """The outputs of each layer for its batch."""
     model = resolve(model)
     return {name: jax.vmap(layer_at(model, name))(x) for name, x in inputs().items()}
 

@@ -151,7 +151,7 @@ def _coded_form(weight: Any, stack_ndim: int | None, described: Any) -> Quantize
         dtype, stack, name = (rest.pop(it) for it in ("dtype", "stack_ndim", "scheme"))
         scheme = scheme_named(name, **rest)
     except (TypeError, ValueError, KeyError, SelectionError) as err:
-        return f"the file describes {reprlib.repr(described)}, which is no known form ({err})"
+        return f"the file describes {reprlib.repr(described)}, which is not a known form ({err})"
     if dtype != str(weight.dtype) or stack != stack_ndim:
         return (
             f"the file has the form {reprlib.repr(described)}, the template {show_array(weight)}, "

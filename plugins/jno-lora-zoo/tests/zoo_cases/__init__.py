@@ -1,4 +1,4 @@
-"""What the tests of the zoo share: base layers, the laws in NumPy, and small tools."""
+"""Shared parts of the zoo's tests: base layers, the laws in NumPy, and small tools."""
 
 from .adapters import (
     ADAPTERS,

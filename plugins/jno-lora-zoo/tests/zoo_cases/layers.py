@@ -61,7 +61,7 @@ class Case:
     rank: int
 
     def arguments(self, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:
-        """What the layer is called with."""
+        """The arguments of the layer's call."""
         rng = np.random.default_rng(17)
         return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in self.shapes)
 

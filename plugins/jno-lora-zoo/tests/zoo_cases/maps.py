@@ -1,4 +1,4 @@
-"""What layers compute, in NumPy and float64: loops that follow the definition, and nothing else."""
+"""The maps of layers, in NumPy and float64: loops that follow the definition, and nothing else."""
 
 import functools
 import itertools
@@ -21,13 +21,13 @@ _PADDING = {
 
 @functools.singledispatch
 def output(layer: Any, W: np.ndarray, at: np.ndarray, *arguments: Any) -> Any:
-    """What `layer` computes with the `(out, in)` matrix `W` as its weight.
+    """The output of `layer` with the `(out, in)` matrix `W` as its weight.
 
     **Arguments:**
 
     - `layer`: its settings and its other arrays are used, its weight is not.
-    - `at`: the matrix where derivatives are taken. What the layer's own derivative takes for
-        constant is computed from it.
+    - `at`: the matrix where derivatives are taken. Values that the layer's own derivative
+        takes for constant are computed from it.
     """
     raise NotImplementedError(type(layer).__name__)
 

@@ -127,7 +127,7 @@ class Oracle:
             others = [name for name in moving if name not in trained]
             actual |= zip(others, jax.tree.leaves(arguments), strict=True)
             for name, gradient in expected.items():
-                # What does not act has differences of rounding.
+                # Fields without effect have differences of rounding.
                 scale = max(np.max(np.abs(gradient)), 1e-2 * largest)
                 assert_close(actual[name], gradient, GRADIENT, scale=scale)
 

@@ -73,8 +73,8 @@ def _shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
                 yield from _shapes(inner)
 
 
-# What the kind of layer contributes to an adapter. The rest of the kit looks at the method, and
-# runs on linear layers for all of them.
+# The checks of the part that a kind of layer has in an adapter. The rest of the kit looks at the
+# method, and runs on linear layers for all of them.
 OF_THE_KIND = (
     "identity-at-init",
     "adapter-acts",

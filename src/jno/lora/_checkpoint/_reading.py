@@ -155,8 +155,8 @@ def warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[st
 def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
     if isinstance(given, str) or not isinstance(given, type | Iterable | None):
         raise SelectionError(
-            f"`wrappers` must be adapter classes, but is {given!r}. What plugins provide is found "
-            "without it."
+            f"`wrappers` must be adapter classes, but is {given!r}. Classes from plugins are "
+            "found without `wrappers`."
         )
     found: dict[str, type[LoRAWrapper]] = {}
     for cls in [given] if isinstance(given, type) else given or ():

@@ -4,8 +4,8 @@
 
     optimiser = lora_plus(optax.adam(1e-4), ratio=16)
 
-All of them take the trees that `net.partition()` returns. Which fields of an adapter are factors
-of a product `B A` is said by its class (`LoRAWrapper.factor_sides`), a third party's as well.
+All of them take the trees that `net.partition()` returns. The class of an adapter says in
+`factor_sides` which of its fields are factors of a product `B A`, a third party's as well.
 """
 
 from .._errors import imported_for
