@@ -241,7 +241,7 @@ MEASURES = {"seconds": seconds_of, "calls": calls_of, "mib": mib_of}
 
 
 def growth(records: list[dict[str, Any]], axis: str, what: str, name: str) -> float:
-    """By what power of the size something grows at the far end of an axis: 1 is linear."""
+    """The power of the size by which a value grows at the far end of an axis: 1 is linear."""
     *_, before, last = (record for record in records if record["axis"] == axis)
     ratio = last[what][name] / before[what][name]
     return math.log(ratio) / math.log(last["size"] / before["size"])

@@ -124,7 +124,7 @@ def main(wrapper, folder, forbidden):
     except lora.JnoLoraError as err:
         error = str(err)
 
-    # That it would be seen.
+    # A control: the hook does see such an event.
     control = compile("exec('1')", f"{os.sep}jno_lora_zoo{os.sep}control.py", "exec")
     watch.during("control", lambda: exec(control))
     found = {"seen": watch.seen, "error": error, "path": sys.path, "modules": list(sys.modules)}

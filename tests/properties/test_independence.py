@@ -119,7 +119,7 @@ ASKED = st.one_of(
 
 
 def with_each(registries, model, wrapper, seed):
-    # For what the wrappers drawn are adapters of.
+    # One layer of each kind that the drawn wrappers adapt.
     rng = np.random.default_rng(seed)
     kinds = ("linear", "conv", "embedding", "attention", "weight norm")
     model = {"model": model, "z": [layer(kind, rng) for kind in kinds]}

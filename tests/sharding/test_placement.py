@@ -86,7 +86,7 @@ def test_frozen_arrays_are_the_same_objects():
     assert adapted("PiSSA", "2d").up.base.bias is plain.up.bias
 
 
-# That merged layers lie where they were on the other meshes is tested with the gathers.
+# The tests of gathers check that merged layers stay in place on the other meshes.
 @pytest.mark.parametrize(("method", "layout"), [*((m, "2d") for m in METHODS), ("LoRA", "data")])
 def test_merged_and_unwrapped_layers_lie_where_the_layers_were(method, layout):
     plain, model = base(Small, layout), perturbed(adapted(method, layout))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
+from jax.experimental.jet import jet
 
 from jno.lora import JnoLoraError, LoRALinear, Net, apply_lora, lora_trainable_filter
 from jno_lora_arrays import report_uses, through
@@ -264,6 +265,16 @@ def test_functions_that_were_compiled_before_are_traced_anew(model):
     assert use.reason is None
     assert jnp.allclose(through(compiled)(m, x), expected, atol=1e-5)
     assert jnp.array_equal(compiled(m, x), expected)
+
+
+# Methods whose forward has a loop, an elimination, a decomposition.
+@pytest.mark.parametrize("method", ["boft", "oft", "hra"])
+def test_taylor_mode_follows_layers_with_loops(model, method):
+    m = eqx.combine(*adapted(model, method))
+    x, series = jnp.linspace(-1, 1, SIZE), (jnp.ones(SIZE), jnp.zeros(SIZE))
+    found = jet(lambda x: through(lambda m, x: jnp.tanh(m.dense(x)))(m, x), (x,), (series,))
+    expected = jet(lambda x: jnp.tanh(m.dense(x)), (x,), (series,))
+    assert eqx.tree_equal(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_reads_in_functions_with_a_rule_of_their_own_are_told(model):

@@ -52,7 +52,7 @@ def test_later_methods(method):
     check_kind(case_of(method))
 
 
-# That every method computes its law, with these layers' settings: `test_oracles.py`.
+# `test_oracles.py` checks that every method computes its law, with these layers' settings.
 @on_cases(pairs("DoRA", "PiSSA", ConvTranspose=CONV_TRANSPOSES))
 def test_the_start_is_the_layer_and_merging_changes_nothing(adapter, base):
     (x,) = base.arguments()

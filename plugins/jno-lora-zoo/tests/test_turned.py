@@ -1,6 +1,6 @@
 """Rotations, reflections and projections: their options, and the paths that they take.
 
-That the defaults compute their laws: `test_oracles.py`. Every law here is in NumPy.
+`test_oracles.py` checks that the defaults compute their laws. Every law here is in NumPy.
 """
 
 import equinox as eqx

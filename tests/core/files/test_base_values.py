@@ -205,7 +205,7 @@ def test_an_adapter_that_changed_its_base_has_the_hash_that_a_net_knows(model, g
     load(model, file, strict="values")
     again = net.load_adapters(file, wrappers=CLASSES, strict="values")
     assert isinstance(again.module.head, Shifted)
-    # Of what only the adapter holds, nothing is said.
+    # A layer that only the adapter holds is not compared.
     load(adapted(model, getkey, Shifted), file)
     refused(adapted(model, getkey, Shifted), file)
     with net.disabled():

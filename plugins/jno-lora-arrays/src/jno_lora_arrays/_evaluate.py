@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jno.lora import JnoLoraError, WrapperError, merge_lora
+from jno_lora_zoo import in_taylor_mode
 
 from ._calls import CALLS
 from ._jax import (
@@ -39,11 +40,14 @@ class Evaluation:
         jaxpr, consts = opened(traced)
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
         plain: list[Any] = []  # equations without virtual weights, to evaluate at once
+        # Taylor mode takes all arguments of a nested jit for varying, and fails at loops over some.
+        opens_jit = any(map(in_taylor_mode, args))
         for eqn in jaxpr.eqns:
             values = [read(env, var) for var in eqn.invars]
             mark = mark_in(eqn)
             inner = [] if mark else [it for one in jaxprs_in(eqn) for it in marks_in(one)]
-            if not (mark or inner or any(isinstance(x, Virtual) for x in values)):
+            opens = opens_jit and CALLS.get(eqn.primitive.name) is CALLS["jit"]
+            if not (mark or inner or opens or any(isinstance(x, Virtual) for x in values)):
                 plain.append(eqn)
                 continue
             if plain:

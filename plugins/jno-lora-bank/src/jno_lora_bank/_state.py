@@ -101,7 +101,7 @@ class State(NamedTuple):
 
     @property
     def forms(self) -> dict[str, "Form"]:
-        """What the slots of each layer have room for."""
+        """The fields and the rank that the slots of each layer have room for."""
         return {
             path: Form(type(slots), slots.lora_A.shape[-2], OPTIONAL & self.places[path].keys())
             for path, slots in banked(self.snapshot.model)
@@ -176,7 +176,7 @@ class State(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What the slots of one layer have room for."""
+    """The fields and the rank that the slots of one layer have room for."""
 
     cls: type[Slots]
     rank: int

@@ -59,8 +59,8 @@ def loftq(
 
     **Arguments:**
 
-    - `model`: with adapters, as `apply_lora(model, rank, key=key)` gives it. What these have
-        learned counts as part of `W`.
+    - `model`: with adapters, as `apply_lora(model, rank, key=key)` gives it. Learned
+        updates count as part of `W`.
     - `iterations`: how often the codes are found.
     - `start`: `"codes"`: the codes of `W` come first, and triplets last (LoftQ). `"pissa"`: the
         triplets of `W` come first, and codes last (QPiSSA).

@@ -31,6 +31,7 @@ from ._orthogonal import series_for
 from ._random import low_rank_start, uniform_matrix
 from ._scaled import Additive, Scaled
 from ._svd import Triplets, largest, smallest
+from ._tracing import in_taylor_mode
 from ._wavelets import daubechies
 from .adapters import *
 from .controllers import AdaLoRAController, AdaLoRAState
@@ -75,6 +76,7 @@ __all__ = [
     "dtype_of",
     "in_compute_dtype",
     "in_form_of",
+    "in_taylor_mode",
     "is_float_array",
     "largest",
     "low_rank_start",

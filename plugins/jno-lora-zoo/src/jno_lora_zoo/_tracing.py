@@ -28,7 +28,7 @@ def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:
     """
     leaves, treedef = jax.tree.flatten((layer, x))
     is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layer))
-    if not is_traced or not all(map(eqx.is_array, leaves)) or any(map(_in_taylor_mode, leaves)):
+    if not is_traced or not all(map(eqx.is_array, leaves)) or any(map(in_taylor_mode, leaves)):
         return function(layer, x)
     try:
         key = _constants(treedef)
@@ -70,7 +70,8 @@ def _constant(value: Any) -> Any:
 _PLAIN = (int, bool, str, type(None))
 
 
-def _in_taylor_mode(tracer: Any) -> bool:
+def in_taylor_mode(tracer: Any) -> bool:
+    """Whether `tracer` carries a Taylor series (`jax.experimental.jet`). Any value may be asked."""
     jet = sys.modules.get("jax.experimental.jet")
     while jet is not None and isinstance(tracer, Tracer):
         if isinstance(tracer, jet.JetTracer):

@@ -86,7 +86,7 @@ class AdapterEffects(Printed[AdapterEffect]):
         )
         missing = ", ".join(map(show_path, self.left_out))
         caption = f"Cannot be merged: {missing}" if missing else ""
-        return table(f"What the adapters did to {len(self.rows)} matrices", columns, cells, caption)
+        return table(f"Effects of adapters on {len(self.rows)} matrices", columns, cells, caption)
 
 
 def adapter_effects(model: PyTree) -> AdapterEffects:
