@@ -64,6 +64,7 @@ test-peft: .venv-peft/.ready
 # jNO with our adapters inside: its versions that are known, and the newest. Wheels, as users have
 # them: an editable jno-lora is not seen beside jNO. Then jNO's own tests of adapters, from its sdist.
 JNO ?= 0.2.3 0.3.1 0.4.2 newest
+JNO_RUN := pytest
 JNO_NAME = $(if $(filter 0.2.%,$*),jax-neural-operators,jax-numerical-operators)
 JNO_REQUIREMENT = $(JNO_NAME)$(if $(filter newest,$*),,==$*)
 
@@ -74,7 +75,7 @@ test-jno-%: .venv-jno/%/.ready
 	$(<D)/bin/python -m pip wheel --quiet --no-deps -w $(<D)/wheels . $(PLUGINS)
 	$(<D)/bin/python -m pip install --quiet --force-reinstall --no-deps $(<D)/wheels/jno_lora*
 	cd tests/in_jno && JNO_LORA_TEST_JNO=1 JNO_LORA_TEST_JNO_WHEELS=$(CURDIR)/$(<D)/wheels \
-		$(CURDIR)/$(<D)/bin/python -m pytest -c pytest.ini --confcutdir . .
+		$(CURDIR)/$(<D)/bin/python -m $(JNO_RUN) -c pytest.ini --confcutdir . .
 	cd $(<D) && PYTHONPATH=$(CURDIR)/tests/in_jno \
 		bin/python -m pytest -c $(CURDIR)/tests/in_jno/pytest.ini --confcutdir own -p own_tests \
 		-q own/test_lora.py
@@ -83,7 +84,8 @@ test-jno-%: .venv-jno/%/.ready
 .venv-jno/%/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip setuptools
-	$(@D)/bin/python -m pip install --quiet blackjax foundax matplotlib optax orbax-checkpoint pytest $(JNO_REQUIREMENT)
+	$(@D)/bin/python -m pip install --quiet blackjax coverage foundax matplotlib optax orbax-checkpoint pytest \
+		$(JNO_REQUIREMENT)
 	version=$$($(@D)/bin/python -c 'import importlib.metadata as m; print(m.version("$(JNO_NAME)"))') && \
 		rm -rf $(@D)/wheels $(@D)/own && mkdir $(@D)/own && \
 		$(@D)/bin/python -m pip download --quiet --no-deps -d $(@D)/wheels $(JNO_NAME)==$$version && \
@@ -135,9 +137,16 @@ bench: $(BENCH_SIDES)
 	$< -m pip install --quiet peft "torch<=2.13"
 	touch $@
 
-# Lines and branches that the suite runs, and which test runs which.
-coverage: $(VENV)/.ready-coverage
-	JNO_LORA_TEST_COVERAGE=1 $(BIN)/pytest $(SHARED) --cov --cov-context=test --cov-report=term
+# Lines and branches that the suite runs, and which test runs which; and those that the tests beside
+# PEFT and inside jNO run, in environments of their own.
+coverage: $(VENV)/.ready-coverage .venv-peft/.ready
+	JNO_LORA_TEST_COVERAGE=1 $(BIN)/pytest $(SHARED) --cov --cov-context=test --cov-report=
+	JNO_LORA_TEST_COVERAGE=1 JNO_LORA_TEST_PEFT=1 .venv-peft/bin/pytest plugins/jno-lora-peft/tests \
+		--cov --cov-append --cov-context=test --cov-report=
+	COVERAGE_FILE=$(CURDIR)/.coverage.in-jno $(MAKE) test-jno-newest \
+		JNO_RUN="coverage run --rcfile=coverage.ini -m pytest"
+	$(BIN)/coverage combine --append
+	$(BIN)/coverage report
 
 # Small changes of the sources, on which tests must fail. Needs what `make coverage` wrote.
 mutation: $(VENV)/.ready-coverage
