@@ -394,7 +394,7 @@ REASONS = {
     ),
     "a sum over a part of the inputs or outputs": (
         *((2, 3, 8), "iio", "dora"),
-        lambda w: jnp.einsum("nd,hdo->nho", X[:, :3], w),
+        lambda w: jnp.einsum("nd,hdo->nho", lax.complex(X, X)[:, :3], lax.complex(w, w)),
     ),
     "a product with the precision (Precision.HIGHEST, Precision.DEFAULT)": (
         *((6, 8), "io", "dora"),
