@@ -313,6 +313,9 @@ def test_a_last_batch_that_is_smaller_is_named(model, batches):
     rest = jax.tree.map(lambda x: x[:2], batches[0])
     with pytest.raises(SelectionError, match=r"(?s)batch 2 differs from.*\[2, 3\].*\[6, 3\]"):
         compare(model, loss, [*batches, rest], ["full"], **SETTINGS)
+    lists = [batches[0], list(batches[1])]
+    with pytest.raises(SelectionError, match=r"(?s)batch 1 differs.*into the same containers"):
+        compare(model, loss, lists, ["full"], **SETTINGS)
 
 
 def test_an_error_in_the_loss_is_the_users_and_says_where(model, batches):
