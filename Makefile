@@ -137,7 +137,7 @@ bench: $(BENCH_SIDES)
 
 # Lines and branches that the suite runs, and which test runs which.
 coverage: $(VENV)/.ready-coverage
-	$(BIN)/pytest $(SHARED) --cov --cov-context=test --cov-report=term
+	JNO_LORA_TEST_COVERAGE=1 $(BIN)/pytest $(SHARED) --cov --cov-context=test --cov-report=term
 
 # Small changes of the sources, on which tests must fail. Needs what `make coverage` wrote.
 mutation: $(VENV)/.ready-coverage

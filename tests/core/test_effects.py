@@ -136,6 +136,21 @@ def test_what_cannot_be_merged_is_named(model, getkey):
     assert str(effects).endswith("Cannot be merged: head")
 
 
+class Counted(eqx.nn.Linear):
+    """A layer with a count beside its arrays, and with no bias."""
+
+    count: jax.Array
+
+    def __init__(self, key):
+        super().__init__(4, 3, use_bias=False, key=key)
+        self.count = jnp.asarray(7)
+
+
+def test_integers_of_a_layer_have_no_row(getkey):
+    layer = adapted(Counted(getkey()), ToyLinear, getkey, lora_B=jnp.ones((3, 3)))
+    assert [row.path for row in adapter_effects([layer]).rows] == ["0"]
+
+
 def test_a_merge_that_fails_otherwise_is_an_error_with_the_path(model, getkey):
     class Broken(ToyLinear):
         def merge(self):

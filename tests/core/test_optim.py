@@ -254,7 +254,9 @@ def test_labels_by_path_choose_rates(linear, getkey):
     assert set(jax.tree.leaves(optim.path_labels({}, "all")(params))) == {"all"}
 
 
-def test_patterns_that_find_nothing_are_errors(linear):
+def test_patterns_that_find_nothing_are_errors(linear, unchecked):
+    with pytest.raises(SelectionError, match=r"'x'\]` must be a regex .*, but is 3"):
+        optim.path_labels({"x": 3})
     with pytest.raises(SelectionError, match=r"patterns\['x'\]` is not a valid regex"):
         optim.path_labels({"x": "("})
     with pytest.raises(SelectionError, match=r"'weigth', is found in the path(.|\n)*- 0/weight"):

@@ -1,11 +1,23 @@
 """`options`: further arguments of an adapter's constructor."""
 
+import enum
+import re
+from typing import Any
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora import SelectionError, apply_lora, merge_lora, plan_lora
+from jno.lora import (
+    SelectionError,
+    WrapperError,
+    apply_lora,
+    extract_adapters,
+    merge_lora,
+    plan_lora,
+)
 
 from .toys import ToyLinear, ToyScale
 
@@ -102,3 +114,38 @@ def test_a_constructor_may_take_whatever_options_it_is_given(model, getkey):
     options = {"anything": 1}
     adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=Open, options=options)
     assert adapted.head.kept == 1
+
+
+class Way(enum.Enum):
+    UP = 1
+    DOWN = 2
+
+
+class Told(ToyScale):
+    """Keeps an option as a static field, and in no array."""
+
+    told: Any = eqx.field(static=True)
+
+    def __init__(self, base, rank, alpha, *, key, told=Way.UP):
+        ToyScale.__init__(self, base, rank, alpha, key=key)
+        self.told = told
+
+
+@pytest.mark.parametrize("told", [Way.DOWN, 2, [1], float("inf")], ids=str)
+def test_an_option_that_a_file_would_lose_is_refused(told):
+    linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    adapted = Told(linear, 1, 1.0, key=jax.random.key(0), told=told)
+    said = re.escape(f"`told`, which is {told!r}, would be {Way.UP!r}")
+    with pytest.raises(WrapperError, match=said):
+        extract_adapters([adapted, adapted])
+
+
+@pytest.mark.parametrize(
+    "told",
+    [Way.UP, jnp.tanh, object(), float("nan")],
+    ids=["equal", "function", "object", "nan"],
+)
+def test_a_value_without_equality_is_not_an_option_that_is_lost(told):
+    linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    adapted = Told(linear, 1, 1.0, key=jax.random.key(0), told=told)
+    assert list(extract_adapters([adapted])) == ["0"]

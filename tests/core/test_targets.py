@@ -95,6 +95,12 @@ def test_a_model_without_blocks_has_no_all_linear():
         apply_lora(mlp, 2, key=jr.key(0), target="all-linear", wrappers=ToyLinear)
 
 
+def test_one_module_in_a_list_is_not_a_repeated_block():
+    plan = plan_lora({"blocks": [Block()], "rest": linear(4, 4)}, 2, target="all-linear")
+    # The experts in it are repeated, without being blocks of the model.
+    assert {row.path.rpartition("/")[0] for row in plan.wrapped} <= {"blocks/0/mixture/experts"}
+
+
 def test_names_are_the_ends_of_paths(model):
     found = wrapped(model, target=["q_proj", "experts/1"])
     assert found == [

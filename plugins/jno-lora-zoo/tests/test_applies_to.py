@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from zoo_cases import ADAPTERS, CONVS, LINEARS, build, case, each
 
+from jno_lora_zoo import ConvLayer
+
 KEY = jax.random.key(0)
 
 
@@ -175,3 +177,18 @@ def test_other_forms_of_the_same_layers_are_claimed(kind, name):
 def test_what_is_wrapped_already_is_claimed_by_nobody(adapter):
     wrapper = build(adapter, case(adapter.kind, "plain"))
     assert not any(other.cls.applies_to(wrapper) for other in ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (eqx.nn.ConvTranspose1d(3, 4, 2, key=KEY), 'adapted on request: `wrapper="LoRAConvTran'),
+        (DuckTranspose(f32(4, 3, 5, 2)), "looks like a transposed convolution but is not an"),
+        (NoKernelSize(f32(4, 3, 5, 2)), "without kernel_size nothing says which axes"),
+        (Kernel(f32(4, 3, 0)), "its kernel (4, 3, 0) is empty"),
+        (Kernel(f32(4, 3, 5)), "groups, *kernel_size) = (4, 3, 5, 2)"),
+    ],
+    ids=["transposed", "duck-typed", "undeclared", "empty", "other sizes"],
+)
+def test_a_kernel_that_does_not_fit_is_explained(layer, said):
+    assert said in ConvLayer.misfit(layer)

@@ -171,3 +171,10 @@ def test_what_corda_refuses(adapter, base):
         build(adapter, base, mode="kpm")
     with pytest.raises(ValueError, match="CorDALinear divides by its scale, so alpha must be"):
         build(adapter, base, alpha=0.0)
+
+
+@on("EVA", "CorDA", "LoRAGA", "LoRAOne", conv=())
+def test_without_statistics_the_constructor_says_which_it_needs(adapter, base):
+    names = ", ".join(adapter.cls.needs)
+    with pytest.raises(ValueError, match=rf"starts from data: `statistics=` must hold {names}, as"):
+        adapter.cls(base.layer, 2, 1.0, key=jax.random.key(0))

@@ -88,6 +88,8 @@ def test_a_norm_around_something_else_is_explained(getkey):
     model = eqx.nn.WeightNorm(eqx.nn.GRUCell(3, 2, key=getkey()), "weight_hh")
     with pytest.raises(SelectionError, match="norms 'weight_hh' of a GRUCell"):
         apply_lora(model, 1, key=getkey(), wrappers="lora-in-norm")
+    with pytest.raises(TypeError, match="linear or convolution layer in the WeightNorm, got GRUC"):
+        jno_lora_zoo.LoRAInNorm.matrix(model)
 
 
 def test_spectral_norm_keeps_its_state_and_works_in_a_sequential(getkey):

@@ -138,7 +138,16 @@ def test_what_is_no_number_and_who_takes_none(getkey):
     layer = eqx.nn.Linear(4, 3, key=getkey())
     with pytest.raises(WrapperError, match=r"one number.*\(2,\)"):
         apply_lora(layer, 2, key=getkey(), options={"multiplier": [1.0, 2.0]})
+    with pytest.raises(WrapperError, match=r"one real number, but is '0.5'"):
+        apply_lora(layer, 2, key=getkey(), options={"multiplier": "0.5"})
     for method in set(METHODS) - set(SCALED):
         cls = getattr(jno_lora_zoo, f"{method}Linear")
         with pytest.raises(SelectionError, match="has no option 'multiplier'"):
             apply_lora(layer, 2, key=getkey(), wrappers=cls, options={"multiplier": 0.5})
+
+
+@pytest.mark.parametrize("method", ["C3A", "MiSS"])
+def test_methods_without_a_scale_ignore_alpha(method, getkey):
+    layer = eqx.nn.Linear(4, 3, key=getkey())
+    adapter = getattr(jno_lora_zoo, f"{method}Linear")(layer, 2, 7.0, key=getkey())
+    assert adapter.scaling == 1.0

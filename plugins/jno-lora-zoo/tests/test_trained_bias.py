@@ -54,6 +54,10 @@ def test_conformance(case):
     check_wrapper(case)
 
 
+def test_with_a_trained_bias_the_update_is_more_than_a_product():
+    assert adapted(eqx.nn.Linear(6, 5, key=KEY)).low_rank_update() is None
+
+
 def adapted(layer):
     return perturb(apply_lora(layer, 2, 4.0, options=OPTIONS, key=KEY))
 

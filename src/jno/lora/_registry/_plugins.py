@@ -60,8 +60,6 @@ def find_plugins(distribution: str | None = None) -> tuple[Found, ...]:
     found: list[Found] = []
     for entry in entries.select(group=ENTRY_POINT_GROUP):
         dist: Any = entry.dist
-        if dist is None:
-            continue
         try:
             name, version = dist.name, dist.version
         except Exception:
