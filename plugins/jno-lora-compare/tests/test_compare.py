@@ -115,7 +115,9 @@ class ToyShared(ToyLinear):
 
 def test_adapters_that_share_an_array_are_trained_and_scored(model, batches):
     score = lambda model: -loss(model, batches[0])  # noqa: E731
-    (row,) = compare(model, loss, batches, [ToyShared], rank=2, score=score, **SETTINGS)
+    made = compare(model, loss, batches, [ToyShared], rank=2, score=score, **SETTINGS)
+    (row,) = made
+    assert f"{row.score:.4g}" in str(made)
     assert row.error is None and row.trainable == 2 * (3 + 4) + 2 * (4 + 2) + 2
     assert row.losses[2] < row.losses[0]  # of the same batch
     assert not np.array_equal(row.model.layers[0].scales.value, np.ones(2))
