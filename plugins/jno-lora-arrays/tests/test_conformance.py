@@ -6,9 +6,10 @@ import jax.random as jr
 import pytest
 from zoo_cases import ALL_METHODS, OPTIONS, made, parameter_count, perturb
 
-from jno.lora import merge_lora
+from jno.lora import calibrate, merge_lora
 from jno.lora.testing import WrapperCase, parametrize_with_checks
-from jno_lora_arrays import DeclaredArray, adapters, through
+from jno_lora_arrays import ArrayLayer, DeclaredArray, adapters, through
+from jno_lora_zoo import CorDA
 
 INPUTS, HEADS, SIZE, R = 5, 2, 3, 2
 
@@ -47,3 +48,25 @@ def test_every_method_is_computed_as_its_merged_weight(method):
     assert not jnp.allclose(merged.array, box.array, atol=1e-3)
     found = jax.jit(through(function))(adapter, x)
     assert jnp.max(jnp.abs(found - function(merged.plain(), x))) <= 2e-5 * jnp.max(jnp.abs(found))
+
+
+# By a map of the inputs, by a product with the update, and by the matrix of the update.
+@pytest.mark.parametrize("method", ["HRA", "DEFT", "SHiRA"])
+def test_an_adapted_box_that_is_called_computes_its_merged_weight(method):
+    cls, x = getattr(adapters, f"{method}Array"), jr.normal(jr.key(1), (INPUTS,))
+    adapter = perturb(made(cls, kernel(jr.key(0)), R, 3.0, key=jr.key(2)))
+    assert jnp.allclose(adapter(x), merge_lora(adapter)(x), atol=1e-5)
+
+
+def test_calls_of_a_box_are_measured_as_vectors_of_its_matrix():
+    class Measured(CorDA, ArrayLayer):
+        needs = ("input_covariance", "output_covariance")
+
+    box = DeclaredArray.of(jr.normal(jr.key(0), (2, 3, 2, 2)), "iioo")
+    x = jr.normal(jr.key(1), (5, 2, 3))
+    loss = lambda box, x: jnp.sum(jax.vmap(box)(x) ** 2)  # noqa: E731
+    found = calibrate(box, [x], loss, wrappers=Measured)[""]
+    inputs = x.reshape(5, 6)
+    outputs = inputs @ box.matrix().T
+    assert jnp.allclose(found["input_covariance"], inputs.T @ inputs / 5, atol=1e-5)
+    assert jnp.allclose(found["output_covariance"], outputs.T @ outputs / 5, atol=1e-4)

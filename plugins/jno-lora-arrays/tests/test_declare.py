@@ -213,6 +213,13 @@ def test_arrays_that_no_adapter_takes_are_refused():
         declare(declared, {"w": "oi"})
 
 
+def test_a_plan_says_why_a_declared_array_has_no_adapter():
+    declared = declare({"w": jnp.ones((0, 2)), "v": jnp.ones((3, 2))}, {"[wv]": "io"})
+    rows = {row.path: row for row in plan_lora(declared, 1)}
+    assert rows["w"].reason == "it is (0, 2), declared with the axes 'io'"
+    assert LoRAArray.why_not(jnp.ones((0, 2))) is None
+
+
 def test_dropout_is_refused_as_it_would_do_nothing():
     net = Net(declare(params(), AXES)).freeze().lora(rank=2, options={"dropout": 0.5})
     with pytest.raises(WrapperError, match="Leave `dropout` out"):

@@ -105,7 +105,19 @@ def casts(w):
 def complex_numbers(w):
     z = lax.complex(X, 2 * X)
     y = z @ lax.complex(w, 3.0 * w) + jnp.dot(z, w.astype(jnp.complex64) * jnp.array(1j))
+    y += lax.dot_general(X, lax.complex(w, w), (((1,), (0,)), ((), ())))  # one side is real
     return y.real, y.imag
+
+
+@rule((6, 8), "io")
+def axes_of_size_one(w):
+    """Neither factor has the first, which is summed."""
+    return lax.dot_general(X[None], jnp.copy(w)[None], (((0, 2), (0, 1)), ((), ())))
+
+
+@rule((6, 8), "io")
+def products_with_a_precision(w):
+    return jnp.dot(X, w, precision="highest"), jnp.dot(X, w, precision="high")
 
 
 @rule((6, 5, 3), "ios")
@@ -238,6 +250,11 @@ def parts_by_unstack(w):
     return [X @ one for one in jnp.unstack(w)]
 
 
+@rule((3, 9, 6), "seo")
+def lookups_in_one_of_a_stack(w):
+    return w[1][jnp.array([0, 8, 3])]
+
+
 @rule((3, 6, 8), "sio", LOW, tested=LOW)
 def ragged(w):
     return lax.ragged_dot(X, w, jnp.array([1, 0, 3]))
@@ -306,9 +323,9 @@ def everything_else(w):
     )
 
 
-def adapted(shape, axes, method):
+def adapted(shape, axes, method, rank=2):
     box = DeclaredArray.of(jr.normal(jr.key(2), shape) / 2, axes)
-    adapter = apply_lora(box, 2, 3.0, key=jr.key(3), wrappers=method)
+    adapter = apply_lora(box, rank, 3.0, key=jr.key(3), wrappers=method)
     trainable, frozen = eqx.partition(adapter, lora_trainable_filter(adapter))
     moved = jax.tree.map(lambda x: x + 0.2 * jr.normal(jr.key(x.size), x.shape), trainable)
     return moved, frozen
@@ -336,6 +353,118 @@ def test_values_gradients_and_reports(name, method, is_computed):
     if merged and name != "everything_else":
         with pytest.raises(JnoLoraError, match="needs the merged weight"):
             eqx.filter_eval_shape(through(function, strict=True), eqx.combine(trainable, frozen))
+
+
+def convolved(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=NWC)
+
+
+REASONS = {
+    "repeated along an axis": (
+        *((6, 8), "io", "lora"),
+        lambda w: X @ jnp.broadcast_to(w, (2, 6, 8)),
+    ),
+    "cast to another kind of number": (
+        *((6, 8), "io", "lora"),
+        lambda w: (4 * w).astype(jnp.int32),
+    ),
+    "a complex number with an array as one part": (
+        *((6, 8), "io", "lora"),
+        lambda w: lax.complex(X, X) @ lax.complex(w, jnp.ones((6, 8))),
+    ),
+    "a lookup along an axis of size one": (
+        *((6, 8), "io", "lora"),
+        lambda w: w[None][jnp.array([0, 0])],
+    ),
+    "not a lookup, by ids, of rows of an embedding or columns of a linear layer": (
+        *((6, 8), "io", "dora"),
+        lambda w: w[:, jnp.array([0, 5])],
+    ),
+    "a gather of parts of slices": (
+        *((6, 8), "io", "lora"),
+        lambda w: jax.vmap(lambda n: lax.dynamic_slice(w, (n, 0 * n), (2, 8)))(jnp.array([0, 3])),
+    ),
+    "BOFTArray has no fast path here": (
+        *((9, 6), "eo", "boft"),
+        lambda w: w[jnp.array([0, 8, 3])],
+    ),
+    "a reshape that splits an axis of the weight unevenly": (
+        *((4, 6), "io", "dora"),
+        lambda w: X @ w.reshape(6, 4),
+    ),
+    "a sum over a part of the inputs or outputs": (
+        *((2, 3, 8), "iio", "dora"),
+        lambda w: jnp.einsum("nd,hdo->nho", lax.complex(X, X)[:, :3], lax.complex(w, w)),
+    ),
+    "a product with the precision (Precision.HIGHEST, Precision.DEFAULT)": (
+        *((6, 8), "io", "dora"),
+        lambda w: jnp.dot(X, w, precision=("highest", "default")),
+    ),
+    "a weight that is convolved itself": (
+        *((4, 8), "io", "lora"),
+        lambda w: convolved(w[None], jnp.ones((3, 8, 2))),
+    ),
+    "a convolution that sums over other axes than a product does": (
+        *((3, 6, 8), "sio", "lora"),
+        lambda w: convolved(IMAGES, w),
+    ),
+    "a convolution whose inputs and outputs are of one kind": (
+        *((3, 6, 8), "ioo", "lora"),
+        lambda w: convolved(IMAGES, w),
+    ),
+    "a ragged product over other axes than those of a stack and a product": (
+        *((3, 6, 8), "iio", "lora"),
+        lambda w: lax.ragged_dot(X, w, jnp.array([1, 0, 3])),
+    ),
+    "a ragged product that is not x @ weight[group]": (
+        *((4, 6), "io", "lora"),
+        lambda w: lax.ragged_dot(w, jnp.ones((3, 6, 8)), jnp.array([1, 0, 3])),
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_use_that_is_merged_says_why(reason):
+    shape, axes, method, function = REASONS[reason]
+    adapter = eqx.combine(*adapted(shape, axes, method))
+    (use,) = report_uses(function, adapter)
+    assert use.reason == reason
+    assert jnp.allclose(through(function)(adapter), function(plain(adapter)), atol=1e-5)
+
+
+def test_a_product_that_asks_for_a_sharding_is_merged():
+    mesh = jax.make_mesh((2,), ("a",), axis_types=(jax.sharding.AxisType.Explicit,))
+    adapter = eqx.combine(*adapted((6, 8), "io", "lora"))
+    function = lambda w: jnp.dot(X, w, out_sharding=P("a"))  # noqa: E731
+    with jax.set_mesh(mesh):
+        (use,) = report_uses(function, adapter)
+        found = through(function)(adapter)
+    assert use.reason == "a product that asks for a sharding"
+    assert found.sharding.spec == P("a", None)
+    assert jnp.allclose(found, X @ plain(adapter), atol=1e-5)
+
+
+def test_a_weight_of_one_number_is_a_value_under_any_shape():
+    adapter = eqx.combine(*adapted((1, 1), "io", "lora", rank=1))
+    assert all(use.reason is None for use in report_uses(lambda w: w.reshape(1), adapter))
+    assert jnp.allclose(through(lambda w: w.reshape(1))(adapter), plain(adapter)[0])
+
+
+def test_an_algorithm_is_kept_where_the_dtypes_are_its_own():
+    """The factors of a bfloat16 weight multiply in the product's float32, which has another."""
+    adapter = eqx.combine(*adapted((6, 8), "io", "lora"))
+
+    def function(w):
+        x, w = X.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+        return jnp.dot(x, w, precision="BF16_BF16_F32", preferred_element_type=jnp.float32)
+
+    products = [
+        eqn.params["precision"]
+        for eqn in jax.make_jaxpr(lambda: through(function)(adapter))().eqns
+        if eqn.primitive.name == "dot_general"
+    ]
+    assert products == [lax.DotAlgorithmPreset.BF16_BF16_F32, None, None]
+    assert jnp.allclose(through(function)(adapter), function(plain(adapter)), atol=0.02)
 
 
 @pytest.mark.parametrize(("kernel", "channels"), [((3, 6, 3), 3), ((3, 1, 6), 6)])

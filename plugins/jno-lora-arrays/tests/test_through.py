@@ -8,8 +8,8 @@ import pytest
 from jax.experimental.jet import jet
 
 from jno.lora import JnoLoraError, LoRALinear, Net, apply_lora, lora_trainable_filter
-from jno_lora_arrays import report_uses, through
-from jno_lora_zoo import LinearLayer, LoRA
+from jno_lora_arrays import ArrayLayer, DeclaredArray, report_uses, through
+from jno_lora_zoo import LinearLayer, LoRA, Method
 
 # These have an update that is a product, as `ragged_dot` needs it.
 LOW_RANK = {"lora", "pissa", "lora-xs", "vera"}
@@ -322,6 +322,64 @@ def test_adapters_without_rules_are_merged():
     assert_equal(function, trainable, frozen, jnp.ones(2))
     (use,) = report_uses(function, eqx.combine(trainable, frozen), jnp.ones(2))
     assert (use.operation, use.reason) == ("read", "this adapter has no rules")
+
+
+def test_declared_arrays_whose_adapter_merges_in_its_own_way_are_merged():
+    class Doubled(LoRA, ArrayLayer):
+        def merge(self):
+            merged = super().merge()
+            return DeclaredArray(2 * merged.array, merged.axes)
+
+    box = DeclaredArray.of(jr.normal(jr.key(0), (3, 4)), "oi")
+    m = eqx.combine(*adapted(box, Doubled))
+    function = lambda w: w @ jnp.ones(4)  # noqa: E731
+    assert jnp.allclose(through(function)(m), function(m.merge().plain()), atol=1e-5)
+    (use,) = report_uses(function, m)
+    assert (use.operation, use.reason) == ("read", "this adapter has no rules")
+
+
+def test_methods_that_only_have_a_law_are_merged():
+    """A product with the inputs, and one with the outputs."""
+
+    class Shifted(Method):
+        adapter_fields = ("shift",)
+        shift: jax.Array
+
+        @classmethod
+        def effective_rank(cls, rank, outputs, inputs):
+            return rank
+
+        def start(self, W, r, key, dtype):
+            return {"shift": jnp.ones((), dtype)}
+
+        def law(self, W):
+            return W + self.shift.astype(W.dtype)
+
+    class ShiftedLinear(Shifted, LinearLayer):
+        pass
+
+    layer = eqx.nn.Linear(4, 3, key=jr.key(0))
+    m = apply_lora(layer, 2, key=jr.key(1), wrappers=ShiftedLinear)
+    function = lambda m, x: x @ m.weight.T @ m.weight  # noqa: E731
+    x = jnp.ones((2, 4))
+    assert jnp.allclose(through(function)(m, x), x @ (layer.weight + 1).T @ (layer.weight + 1))
+    reasons = [use.reason for use in report_uses(function, m, x)]
+    assert reasons == ["ShiftedLinear has no fast path here"] * 2
+
+
+def test_layers_with_a_leaf_that_cannot_be_hashed_are_merged():
+    class Tagged(eqx.nn.Linear):
+        tags: set
+
+        def __init__(self):
+            super().__init__(SIZE, 3, key=jr.key(0))
+            self.tags = {"first"}
+
+    m = eqx.combine(*adapted(Tagged(), "lora"))
+    function = lambda x: x @ m.weight.T  # noqa: E731
+    x = jnp.ones((2, SIZE))
+    assert len(report_uses(function, x)) == 0
+    assert jnp.allclose(through(function)(x), function(x), atol=1e-6)
 
 
 def test_layers_that_lay_out_their_matrix_otherwise_are_merged():

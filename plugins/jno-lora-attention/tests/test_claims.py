@@ -53,6 +53,7 @@ def test_claims_attention_over_plain_linear_layers_only(cls, small, getkey):
         replaced(lambda m: m.key_proj.weight, jnp.ones((8, 8), jnp.complex64)),
         replaced(lambda m: m.key_proj.weight, jnp.ones((8, 8), int)),
         replaced(lambda m: m.key_proj.weight, jnp.ones((3, 8, 8))),
+        replaced(lambda m: m.key_proj.bias, jnp.ones(8, int)),
         shared,
         cls(small, 2, 1.0, key=key),
         eqx.nn.Linear(8, 8, key=key),

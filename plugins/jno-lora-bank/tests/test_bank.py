@@ -13,16 +13,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jno.lora import (
     JnoLoraError,
+    LoRAWrapper,
     Net,
     SelectionError,
+    apply_lora,
     extract_adapters,
     lora_trainable_filter,
+    merge_lora,
     read_adapters,
     save_adapters,
     swap_adapters,
     to_lora,
 )
 from jno_lora_bank import AdapterBank, at_slot
+from jno_lora_zoo import LinearLayer, LoRA
 
 SIZE, BATCH = 6, 12
 METHODS = ("lora", "rslora", "lora-fa", "pissa", "milora", "vera", "dora", "ia3-out")
@@ -47,6 +51,7 @@ def model():
 def sets(model):
     made = {name: adapters_of(model, name, seed) for seed, name in enumerate(METHODS)}
     made["biased"] = adapters_of(model, "lora", 20, 3, options={"bias": "train"})
+    made["times 2"] = adapters_of(model, "lora", 22, options={"multiplier": 2.0})
     made["one layer"] = adapters_of(model, "rslora", 21, 4, target="layers/1")
     return made
 
@@ -250,6 +255,41 @@ def test_every_kind_of_layer(layers, sets_of_layers):
         assert same(bank.adapters(name), own)
 
 
+class Doubled(eqx.nn.GRUCell):
+    def __call__(self, input, hidden, *, key=None):
+        return 2.0 * super().__call__(input, hidden, key=key)
+
+
+class Step(eqx.Module):
+    cell: eqx.nn.GRUCell
+
+    def __call__(self, x):
+        return self.cell(x[:3], x[3:])
+
+
+@pytest.mark.parametrize("cls", [eqx.nn.GRUCell, Doubled])
+def test_a_cell_alone_and_a_subclass_that_is_called_as_it_is(cls):
+    step, xs = Step(cls(3, 2, key=jr.key(0))), jr.normal(jr.key(1), (3, 5))
+    sets = {"a": adapters_of(step, ["lora"]), "b": adapters_of(step, ["lora"], 1)}
+    ys = AdapterBank(step, sets).run(["b", None, "a"], xs)
+    np.testing.assert_allclose(ys, expected(step, sets, ["b", None, "a"], xs), atol=1e-5)
+
+
+def test_a_slot_merges_to_the_weights_of_its_adapter(model, sets, bank, xs):
+    snapshot = bank.snapshot()
+    for name in ("lora", "dora", "biased"):
+        (slot,) = snapshot.indices([name])
+        merged = merge_lora(at_slot(snapshot.model, int(slot)))
+        wanted = merge_lora(swap_adapters(model, sets[name]))
+        assert eqx.tree_equal(merged, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_other_adapters_beside_a_bank_stay_as_they_are(model, sets, bank):
+    other = swap_adapters(model, sets["lora"])
+    _, beside = at_slot((bank.snapshot().model, other), 1)
+    assert eqx.tree_equal(beside, other)
+
+
 @eqx.filter_jit
 def per_example(model, xs, slots):
     return jax.vmap(lambda x, slot: at_slot(model, slot)(x))(xs, slots)
@@ -333,6 +373,40 @@ def test_sharded(model, sets, xs, axis):
     np.testing.assert_allclose(bank.run(names, xs), expected(model, now, names, xs), atol=1e-5)
     with pytest.raises(SelectionError, match="has the axes: slots, out"):
         AdapterBank(sharded, axis="rows")
+    if axis:  # slots of a layer that lies on no mesh are not split
+        first = eqx.tree_at(lambda m: m.layers[1], sharded, model.layers[1])
+        bank = AdapterBank(first, {"a": sets["lora"]}, slots=4, axis=axis)
+        whole, split = (bank.snapshot().model.layers[n].lora_Bt.sharding for n in (1, 0))
+        assert (split.spec[0], whole.spec) == (axis, PartitionSpec())
+
+
+class OwnLayer(LinearLayer):
+    """Another kind of layer, for the same layers."""
+
+
+class LoRAOwn(LoRA, OwnLayer):
+    pass
+
+
+class Gate(LoRAWrapper):
+    """It has no rank."""
+
+    adapter_fields = ("gate",)
+    base: eqx.nn.Linear
+    gate: jax.Array
+
+    def __init__(self, base, *, key):
+        self.base, self.gate = base, jnp.ones(())
+
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, eqx.nn.Linear)
+
+    def __call__(self, x):
+        return self.gate * self.base(x)
+
+    def merge(self):
+        return eqx.tree_at(lambda m: m.weight, self.base, self.gate * self.base.weight)
 
 
 def test_errors_change_nothing(model, sets, xs, unchecked):
@@ -340,6 +414,7 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
     fixed = AdapterBank(model, {"a": sets["lora"]}, fixed=True)
     before = fixed.snapshot()
     oft = adapters_of(model, "oft")
+    gates = extract_adapters(apply_lora(model, key=jr.key(0), wrappers=Gate))
     for call, message in [
         (lambda: fixed.add(adapters_of(other), "b"), "do not fit the model"),
         (lambda: fixed.add(sets["lora"], "a"), "bank.replace"),
@@ -348,6 +423,8 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
         (lambda: fixed.replace("a", sets["dora"]), "a gain of the outputs of 'layers/0'"),
         (lambda: fixed.replace("b", sets["lora"]), "no adapter 'b' .the nearest names: 'a'"),
         (lambda: fixed.replace("a", oft), "(?s)OFTLinear, whose update has another form.*to_lora"),
+        (lambda: fixed.replace("a", adapters_of(model, LoRAOwn)), "LoRAOwn sees the matrix"),
+        (lambda: fixed.replace("a", gates), "layers/0: a Gate, which is not of a layer kind"),
         (lambda: fixed.replace("a", model), "must be an AdapterSet"),
         (lambda: fixed.remove("b"), "no adapter 'b'"),
         (lambda: fixed.run(["b"], xs[:1]), "no adapter 'b'"),

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.core import ShapedArray
 from jax.experimental.jet import jet
+from jax.interpreters import ad
 
 from jno_lora_bank import _products
 from jno_lora_bank._products import slot_update
@@ -65,6 +67,15 @@ def transposes(function):
     return transposed
 
 
+def of_one_example(function):
+    """Without `vmap`."""
+
+    def one(x, A, Bt):
+        return jnp.sum(jnp.sin(function(x[0], A, Bt, slots[1])))
+
+    return jax.grad(one, (0, 1, 2))
+
+
 def taylor(function):
     return lambda x, A, Bt: jet(lambda x: batch(function)(jnp.sin(x), A, Bt), (x,), ((x, x),))
 
@@ -80,6 +91,7 @@ CASES = {
     ),
     "jet": taylor,
     "transposes": transposes,
+    "gradients of one example": of_one_example,
 }
 
 
@@ -88,6 +100,24 @@ def test_they_are_those_of_vmap(case):
     ours, wanted = (jax.jit(CASES[case](f))(x, A, Bt) for f in (found, expected))
     for own, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(own, other, atol=2e-5, rtol=1e-5)
+
+
+def test_outside_of_jit_they_are_the_same():
+    np.testing.assert_allclose(
+        found(x[0], A, Bt, slots[0]), expected(x[0], A, Bt, slots[0]), atol=1e-5
+    )
+
+
+def test_a_cotangent_that_is_known_to_be_zero_gives_zeros():
+    """As JAX asks of rules. Today it leaves out equations whose results are not used."""
+    y_type, x_type = (
+        ShapedArray((1, 1, size), jnp.dtype("float32")) for size in (SIZES[2], SIZES[0])
+    )
+    rule = ad.primitive_transposes[_products._update]
+    y, x = map(ad.UndefinedPrimal, (y_type, x_type))
+    found = rule(ad.Zero(y_type), y, x, A, Bt, scales[:1], slots[:1])
+    assert [type(ct) for ct in found] == [ad.Zero, ad.Zero, *[type(None)] * 4]
+    assert [ct.aval for ct in found[:2]] == [y_type, x_type]
 
 
 def test_derivatives_by_the_scale():

@@ -15,6 +15,7 @@ from jno.lora._commands._cli import cli
 
 pytest.importorskip("foundax")
 burgers = pytest.importorskip("jno_lora_compare.burgers")
+_operator = pytest.importorskip("jno_lora_compare._operator")
 
 
 def cole_hopf(u, viscosity):
@@ -108,6 +109,18 @@ def test_a_picture_of_the_same_numbers_is_the_same_file(tmp_path):
     for name in ("one.svg", "two.svg"):
         burgers.draw(tmp_path / name, errors, [2, 4], {"before": model}, test)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_the_long_demo_of_an_operator_simulates_much(tmp_path, monkeypatch):
+    class AskedError(Exception):
+        pass
+
+    def simulate(key, count, viscosity):
+        raise AskedError(f"{count} at {viscosity}")
+
+    monkeypatch.setattr(burgers, "simulate", simulate)
+    with pytest.raises(AskedError, match=f"512 at {burgers.SOURCE}"):
+        _operator.run_operator(tmp_path)
 
 
 def test_the_demo_of_an_operator(tmp_path):

@@ -1,5 +1,6 @@
 """`jno-lora compare` and `jno-lora demo`: what they print and write, and what went wrong."""
 
+import io
 import sys
 
 import pytest
@@ -157,6 +158,21 @@ def test_compare_prints_a_table_and_writes_files(run, task, tmp_path):
     assert text.startswith("2 candidates, 2 steps each")
     assert len((tmp_path / "made.csv").read_text().splitlines()) == 3
     assert "<svg" in (tmp_path / "made.svg").read_text()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_compare_draws_its_table_on_a_terminal(task, monkeypatch):
+    pytest.importorskip("optax")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main(["compare", f"{task}:task"], standalone_mode=False) == 0
+    text = sys.stdout.getvalue()
+    assert "2 candidates, 2 steps each" in text and "─" in text
+    assert {"lora", "none"} <= {line.split()[0] for line in text.splitlines() if line.split()}
 
 
 def test_compare_exits_with_1_if_a_candidate_failed_and_shows_the_others(run, task):

@@ -115,7 +115,9 @@ class ToyShared(ToyLinear):
 
 def test_adapters_that_share_an_array_are_trained_and_scored(model, batches):
     score = lambda model: -loss(model, batches[0])  # noqa: E731
-    (row,) = compare(model, loss, batches, [ToyShared], rank=2, score=score, **SETTINGS)
+    made = compare(model, loss, batches, [ToyShared], rank=2, score=score, **SETTINGS)
+    (row,) = made
+    assert f"{row.score:.4g}" in str(made)
     assert row.error is None and row.trainable == 2 * (3 + 4) + 2 * (4 + 2) + 2
     assert row.losses[2] < row.losses[0]  # of the same batch
     assert not np.array_equal(row.model.layers[0].scales.value, np.ones(2))
@@ -313,6 +315,9 @@ def test_a_last_batch_that_is_smaller_is_named(model, batches):
     rest = jax.tree.map(lambda x: x[:2], batches[0])
     with pytest.raises(SelectionError, match=r"(?s)batch 2 differs from.*\[2, 3\].*\[6, 3\]"):
         compare(model, loss, [*batches, rest], ["full"], **SETTINGS)
+    lists = [batches[0], list(batches[1])]
+    with pytest.raises(SelectionError, match=r"(?s)batch 1 differs.*into the same containers"):
+        compare(model, loss, lists, ["full"], **SETTINGS)
 
 
 def test_an_error_in_the_loss_is_the_users_and_says_where(model, batches):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -11,9 +12,10 @@ from click.testing import CliRunner
 from compare_cases import names_commands_that_exist
 from sklearn.datasets import load_digits
 
-from jno.lora import Net, lora_report
+from jno.lora import Net, WrapperError, lora_report
 from jno.lora._commands._cli import cli
-from jno_lora_compare._demo import run_demo
+from jno_lora_compare import Comparison, ComparisonRow
+from jno_lora_compare._demo import _candidates, run_demo
 from jno_lora_compare._demo._candidates import (
     ADAPTERS,
     ALPHA,
@@ -160,6 +162,25 @@ def test_the_file_is_a_plain_model_with_the_accuracy_of_the_adapted_one(demo):
     assert not Net(plain).summary().rows
     score = measure(plain, load(SEED))
     assert (score.target, score.source) == (demo.best.after.target, demo.best.after.source)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "error", "message"),
+    [
+        (SimpleNamespace(interrupted=True), KeyboardInterrupt, None),
+        (
+            Comparison((ComparisonRow("dora", error="ValueError: no"),), 1),
+            WrapperError,
+            "The demo cannot train dora: ValueError: no",
+        ),
+    ],
+)
+def test_it_stops_without_all_candidates(monkeypatch, unchecked, comparison, error, message):
+    monkeypatch.setattr(_candidates, "compare", lambda *_, **__: comparison)
+    monkeypatch.setattr(_candidates, "batches_of", lambda *_, **__: [])
+    digits = SimpleNamespace(training=None)
+    with pytest.raises(error, match=message):
+        _candidates.adapt(None, digits, rates=(1e-3,), epochs=1, seed=0)
 
 
 def test_no_scan_is_in_two_groups():

@@ -162,6 +162,14 @@ def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
         run.save(tmp_path / "missing" / "run")
 
 
+def test_a_run_whose_arrays_are_gone_is_not_written(trainer, tmp_path):
+    run = trainer.start(net_of().partition()[0])
+    jax.tree.leaves(run.state)[0].delete()
+    with pytest.raises(CheckpointError, match=r"cannot be written into .*run: .*mini_step"):
+        run.save(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_before_an_evaluation_the_newest_is_the_best(tmp_path):
     net = Net(eqx.nn.Linear(3, 2, key=jax.random.key(0))).freeze().lora(2)
     trainable, frozen = net.partition()

@@ -12,10 +12,13 @@ from jno.lora import (
     Net,
     SelectionError,
     WrapperError,
+    calibrate,
+    plan_lora,
     refresh,
     registered,
 )
 from jno_lora_embedding import EmbeddingLayer, LoRAEmbedding, PiSSAEmbedding
+from jno_lora_zoo import CorDA
 
 NUM, DIM, RANK = 11, 6, 4
 ADAPTERS = {getattr(package, name) for name in package.__all__ if name != "EmbeddingLayer"}
@@ -74,6 +77,27 @@ def test_claims_embeddings_only(getkey):
     ]
     assert not any(EmbeddingLayer.applies_to(leaf) for leaf in refused)
     assert EmbeddingLayer.applies_to(table(key))
+
+
+def test_a_plan_says_why_a_table_is_not_claimed(getkey):
+    turned = eqx.tree_at(lambda m: m.weight, table(getkey()), jnp.ones((DIM, NUM)))
+    (row,) = plan_lora({"table": turned}, 2, wrappers=LoRAEmbedding)
+    assert row.reason == ("its weight is (6, 11), not (num_embeddings, embedding_size) = (11, 6)")
+    assert LoRAEmbedding.why_not(eqx.nn.Linear(2, 2, key=getkey())) is None
+
+
+def test_ids_are_measured_as_the_rows_that_they_read(getkey):
+    """For methods that start from data: the covariance counts how often each row is read."""
+    ids = jnp.array([0, 3, 3, -1, 99])  # from the end, and beyond it
+
+    class Measured(CorDA, EmbeddingLayer):
+        pass
+
+    loss = lambda model, ids: jnp.sum(jax.vmap(model)(ids) ** 2)  # noqa: E731
+    found = calibrate(table(getkey()), [ids], loss, wrappers=Measured)[""]["input_covariance"]
+    counts = np.zeros(NUM)
+    counts[[0, 3, 10]] = 1, 2, 2
+    np.testing.assert_allclose(found, np.diag(counts / 5), atol=1e-6)
 
 
 class Tagger(eqx.Module):

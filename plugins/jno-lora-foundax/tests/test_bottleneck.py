@@ -118,6 +118,7 @@ def test_only_layers_whose_channels_are_known(getkey):
     assert not any(cls.applies_to(thing) for cls in CLASSES for thing in refused)
     for layer, cls in own:
         assert f"which axis of its output a {type(layer).__name__} has" in cls.why_not(layer)
+    assert BottleneckLinear.why_not(eqx.nn.LayerNorm(3)) is None
 
 
 class Rows(eqx.nn.Linear):

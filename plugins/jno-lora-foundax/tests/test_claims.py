@@ -13,7 +13,7 @@ from foundax.architectures.linear import Linear
 from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, filled, perturbed, run
 
 import jno_lora_foundax as package
-from jno.lora import SelectionError, apply_lora, refresh, registered
+from jno.lora import SelectionError, apply_lora, calibrate, refresh, registered
 from jno_lora_foundax import (
     ChannelLastConvLayer,
     ChannelLastConvTransposeLayer,
@@ -23,7 +23,7 @@ from jno_lora_foundax import (
     ModeWeights,
     SubsampledLinearLayer,
 )
-from jno_lora_zoo import METHODS, LoRA
+from jno_lora_zoo import METHODS, CorDA, LoRA
 
 KINDS = {
     ChannelLastConvLayer: CONVS,
@@ -176,6 +176,49 @@ def test_spectral_weights_that_are_not_as_declared_are_refused_with_the_reason(
     with pytest.raises(SelectionError) as caught:
         apply_lora(layer, 1, key=getkey(), wrappers=wrapper)
     assert reason in str(caught.value)
+
+
+class LoRAParts(LoRASpectral):
+    """Parts on an axis of their own."""
+
+    @classmethod
+    def mode_weights(cls, leaf):
+        return {"w": ModeWeights(("re",), "piox")} if isinstance(leaf, Spectrum) else None
+
+
+def test_spectral_weights_with_other_parts_than_a_complex_number_are_refused():
+    layer = Spectrum(jnp.ones((3, 2, 2, 4)), jnp.ones(1))
+    assert LoRAParts.why_not(layer) == (
+        "re is float32[3, 2, 2, 4]: it has 3 parts, and complex numbers have two"
+    )
+    assert LoRAParts.applies_to(eqx.tree_at(lambda m: m.re, layer, jnp.ones((2, 2, 2, 4))))
+
+
+class LoRABroken(LoRASpectral):
+    """Its declaration reads a field that not every layer has."""
+
+    @classmethod
+    def mode_weights(cls, leaf):
+        return {"w": ModeWeights(("re", "im"), "iox" + leaf.more_axes)}
+
+
+def test_a_declaration_that_fails_claims_nothing():
+    layer = Spectrum(jnp.ones((2, 2, 3)), jnp.ones((2, 2, 3)))
+    assert not LoRABroken.applies_to(layer) and LoRABroken.why_not(layer) is None
+
+
+def test_calls_of_a_kernel_are_measured_as_its_patches(getkey):
+    class Measured(CorDA, ChannelLastConvLayer):
+        pass
+
+    layer, x = unet.Conv1dNHWC(2, 3, 3, key=getkey()), jax.random.normal(getkey(), (6, 2))
+    with jax.numpy_rank_promotion("allow"):
+        loss = lambda m, x: jnp.sum(m(x) ** 2)  # noqa: E731
+        found = calibrate(layer, [x], loss, wrappers=Measured)[""]
+    padded = np.pad(np.asarray(x), ((1, 1), (0, 0)))
+    # A channel's three places, then the next channel's, as in the matrix.
+    patches = np.stack([padded[n : n + 3].T.reshape(-1) for n in range(6)])
+    np.testing.assert_allclose(found["input_covariance"], patches.T @ patches / 6, atol=1e-5)
 
 
 def test_complex_spectral_weights_are_refused_with_the_reason(getkey):

@@ -35,6 +35,7 @@ def test_reads_like_the_weight(getkey, scheme):
     close(weight @ x[:, 0], W @ x[:, 0])
     close(y @ weight, y @ W)
     close(weight.__rmatmul__(y), y @ W)
+    assert jax.jit(lambda x: x @ weight)(jnp.ones((0, 9))).shape == (0, 70)
     close(jnp.asarray(weight), W)
     close(jnp.add(W, weight), W + W)
     close(weight.T, W.T)

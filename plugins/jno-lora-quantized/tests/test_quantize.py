@@ -216,6 +216,14 @@ def test_equinox_files_and_copies(getkey, tmp_path):
     np.testing.assert_array_equal(made[0](x=x), made[0](x, key=getkey()))
 
 
+def test_codes_outside_of_a_layer_are_no_layer(getkey):
+    layer = eqx.nn.Linear(4, 3, key=getkey())
+    model = {"codes": quantize(layer).weight, "layer": layer}
+    (row,) = plan_quantization(model)
+    assert row.path == "layer" and row.reason is None
+    assert eqx.tree_equal(quantize(model)["codes"], model["codes"])
+
+
 def test_empty_weights_and_other_reasons(getkey):
     class Spectral(eqx.Module):
         weights: jax.Array

@@ -9,8 +9,16 @@ import pytest
 from zoo_cases import perturb
 
 import jno_lora_recurrent
-from jno.lora import apply_lora, lora_trainable_filter, merge_lora, plan_lora
+from jno.lora import (
+    WrapperError,
+    apply_lora,
+    calibrate,
+    lora_trainable_filter,
+    merge_lora,
+    plan_lora,
+)
 from jno_lora_recurrent import LoRARecurrent, RecurrentLayer
+from jno_lora_zoo import CorDA
 
 METHODS = ("LoRA", "DoRA", "PiSSA", "LoKr")
 
@@ -135,3 +143,31 @@ def test_a_subclass_is_called_as_it_is(getkey):
 )
 def test_other_things_are_not_claimed(leaf):
     assert not LoRARecurrent.applies_to(leaf)
+
+
+def test_a_plan_says_why_a_cell_is_not_claimed(getkey):
+    cell = eqx.tree_at(lambda c: c.weight_hh, eqx.nn.GRUCell(3, 2, key=getkey()), jnp.ones((4, 2)))
+    (row,) = plan_lora({"cell": cell}, 2, wrappers=LoRARecurrent)
+    assert row.reason == ("its weights are (6, 3) and (4, 2), not those of 3 inputs and 2 units")
+
+
+class Measured(CorDA, RecurrentLayer):
+    """Starts from the covariance of what a cell reads."""
+
+
+class MeasuredGates(CorDA, RecurrentLayer):
+    """Asks for the outputs of a matrix whose products a cell does not show."""
+
+    needs = ("output_covariance",)
+
+
+@pytest.mark.parametrize("make", [eqx.nn.GRUCell, eqx.nn.LSTMCell])
+def test_the_inputs_of_a_cell_are_its_input_and_its_state(make, getkey):
+    cell, x, h = make(3, 2, key=getkey()), jnp.arange(3.0), jnp.array([1.0, -2.0])
+    state = h if make is eqx.nn.GRUCell else (h, jnp.ones(2))
+    loss = lambda cell, x: sum(map(jnp.sum, jax.tree.leaves(cell(x, state))))  # noqa: E731
+    found = calibrate(cell, [x], loss, wrappers=Measured)[""]["input_covariance"]
+    read = np.array([0, 1, 2, 1, -2.0])
+    np.testing.assert_allclose(found, np.outer(read, read), atol=1e-6)
+    with pytest.raises(WrapperError, match="gates of a cell are not among its outputs"):
+        calibrate(cell, [x], loss, wrappers=MeasuredGates)

@@ -54,7 +54,7 @@ def read_marked(adapter: Any, name: str) -> Any:
     shapes = tuple(_Shape(x.shape) if eqx.is_array(x) else x for x in leaves)
     try:
         mark = _mark(treedef, shapes, type(adapter).__name__)
-    except TypeError:  # a static field that cannot be hashed
+    except TypeError:  # a leaf that cannot be hashed
         return merge_lora(adapter).weight
     return mark.read([x for x in leaves if eqx.is_array(x)])
 

@@ -58,7 +58,7 @@ def _convert(eqn: Any, values: Sequence[Any]) -> Any:
 
 @_rule("copy", "copy_p")
 def _same(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0] if len(values) == 1 else Declined("no rule")
+    return values[0]
 
 
 @_rule("stop_gradient", "pvary", "pcast")
@@ -212,8 +212,6 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
 @_rule("gather")
 def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     weight, index = values
-    if not isinstance(weight, Virtual):
-        return Declined("a weight that is used as an index")
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     axes, mode, fill = numbers.start_index_map, eqn.params["mode"], eqn.params["fill_value"]
     others = [axis for axis in range(len(sizes)) if axis not in axes]

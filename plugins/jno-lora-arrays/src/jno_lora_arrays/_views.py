@@ -136,9 +136,9 @@ class View(eqx.Module):
             "not a lookup, by ids, of rows of an embedding or columns of a linear layer"
         )
 
+    @abc.abstractmethod
     def dot(self, dot: Dot) -> Any:
         """A product with an array."""
-        return Declined("no rule")
 
     def conv(self, conv: Conv) -> Any:
         """A convolution with this kernel."""
@@ -148,9 +148,12 @@ class View(eqx.Module):
         """A product of each row with the matrix of its group."""
         return Declined(f"the update of a {self.name} is not a product")
 
+    @abc.abstractmethod
     def scanned(self) -> "tuple[Any, Callable[[Any], Any]] | None":
-        """Arrays to scan over, and the view of their slices: for a scan over the first axis."""
-        return None
+        """Arrays to scan over, and the view of their slices: for a scan over the first axis.
+
+        `None` if the view has none.
+        """
 
     def specs(self, spec: PartitionSpec) -> Any:
         """The sharding of each array of the view, for that of the view; `None` if it has none.

@@ -155,13 +155,12 @@ class Virtual(eqx.Module):
         real = jax.ShapeDtypeStruct(use.out.shape, jnp.zeros((), dtype).real.dtype)
 
         def both(view: View) -> Any:
-            if not jnp.iscomplexobj(use.x):
-                return getattr(view, name)(use._replace(out=real))
-            parts = [
-                getattr(view, name)(use._replace(x=x, out=real)) for x in (use.x.real, use.x.imag)
-            ]
+            sides = (use.x.real, use.x.imag) if jnp.iscomplexobj(use.x) else (use.x,)
+            parts = [getattr(view, name)(use._replace(x=x, out=real)) for x in sides]
             declined = next((one for one in parts if isinstance(one, Declined)), None)
-            return jax.lax.complex(*parts) if declined is None else declined
+            if declined is not None:
+                return declined
+            return jax.lax.complex(*parts) if len(parts) == 2 else parts[0].astype(dtype)
 
         return self.values(both, dtype)
 

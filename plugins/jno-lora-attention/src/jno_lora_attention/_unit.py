@@ -29,16 +29,6 @@ class AttentionUnit(LoRAWrapper):
         return len({projection.weight.ndim for projection in projections}) == 1
 
     @classmethod
-    def why_not(cls, leaf: Any) -> str | None:
-        """The projections that are not plain."""
-        if not isinstance(leaf, eqx.nn.MultiheadAttention):
-            return None
-        odd = [field for field in FIELDS.values() if not _is_plain(getattr(leaf, field, None))]
-        if not odd:
-            return None
-        return f"no plain eqx.nn.Linear of floating numbers (any more): {', '.join(odd)}"
-
-    @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
         """The axes of the query projection's weight before `(out, in)`."""
         return leaf.query_proj.weight.ndim - 2

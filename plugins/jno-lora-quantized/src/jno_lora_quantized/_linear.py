@@ -81,11 +81,9 @@ def _abstract(*args: Any, function: Map) -> ShapedArray:
 
 
 def _differentiate(primals: Any, tangents: Any, *, function: Map) -> tuple[Array, Any]:
+    # The leaves are codes, integers without tangents: `x` has one if this is called.
     (x, *leaves), dx = primals, tangents[0]
-    y = linear(function, x, *leaves)
-    if type(dx) is ad.Zero:
-        return y, ad.Zero.from_primal_value(y)
-    return y, linear(function, dx, *leaves)
+    return linear(function, x, *leaves), linear(function, dx, *leaves)
 
 
 def _transpose(y: Any, x: Any, *leaves: Any, function: Map) -> tuple[Any, ...]:
