@@ -125,6 +125,15 @@ def test_effects_sets_and_swaps() -> None:
     assert eqx.tree_equal(again, model)
 
 
+def test_sets_with_other_shared_arrays_do_not_stack() -> None:
+    one = jno.lora.extract_adapters(adapted())
+    other = jno.lora.AdapterSet(one.adapters, {**one.shared, "tied-A": jnp.ones((3, 5))})
+    with pytest.raises(
+        SelectionError, match=r"shared arrays: \{'tied-A': 'float32\[2, 5\]', .*set 1"
+    ):
+        jno.lora.stack_adapters([one, other])
+
+
 def test_sets_stack_with_their_shared_arrays() -> None:
     models = [adapted(), moved(adapted())]
     stacked = jno.lora.stack_adapters([jno.lora.extract_adapters(m) for m in models])
