@@ -96,7 +96,8 @@ def test_a_model_without_blocks_has_no_all_linear():
 
 
 def test_one_module_in_a_list_is_not_a_repeated_block():
-    plan = plan_lora({"blocks": [Block()], "rest": linear(4, 4)}, 2, target="all-linear")
+    model = {"blocks": [Block()], "rest": linear(4, 4)}
+    plan = plan_lora(model, 2, target="all-linear", wrappers=ToyLinear)
     # The experts in it are repeated, without being blocks of the model.
     assert {row.path.rpartition("/")[0] for row in plan.wrapped} <= {"blocks/0/mixture/experts"}
 
