@@ -138,11 +138,12 @@ bench: $(BENCH_SIDES)
 	touch $@
 
 # Lines and branches that the suite runs, and which test runs which; and those that the tests beside
-# PEFT and inside jNO run, in environments of their own.
+# PEFT and inside jNO run, in environments of their own. `make mutation` cannot run those: without
+# a context it does not see them.
 coverage: $(VENV)/.ready-coverage .venv-peft/.ready
 	JNO_LORA_TEST_COVERAGE=1 $(BIN)/pytest $(SHARED) --cov --cov-context=test --cov-report=
 	JNO_LORA_TEST_COVERAGE=1 JNO_LORA_TEST_PEFT=1 .venv-peft/bin/pytest plugins/jno-lora-peft/tests \
-		--cov --cov-append --cov-context=test --cov-report=
+		--cov --cov-append --cov-report=
 	COVERAGE_FILE=$(CURDIR)/.coverage.in-jno $(MAKE) test-jno-newest \
 		JNO_RUN="coverage run --rcfile=coverage.ini -m pytest"
 	$(BIN)/coverage combine --append

@@ -32,6 +32,32 @@ def test_it_hands_on_the_items_in_order():
     assert list(tracked([], "Counting")) == []
 
 
+class Loader:
+    """Batches of a loader, whose length only some datasets know."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        if self.length is None:
+            raise TypeError("this dataset has no length")
+        return self.length
+
+    def __iter__(self):
+        for number in range(1000):
+            time.sleep(0.01)
+            yield number
+
+
+@pytest.mark.parametrize(("length", "is_shown"), [(1000, True), (None, False)])
+def test_a_loader_shows_a_bar_if_it_knows_its_length(length, is_shown):
+    console = terminal()
+    for number in tracked(Loader(length), "Loading", console=console):
+        if number == 20:
+            break
+    assert ("/1000" in shown(console)) == is_shown
+
+
 def test_work_that_is_long_shows_a_bar_and_takes_it_away():
     console = terminal()
     for number in tracked(range(1000), "Counting", console=console):

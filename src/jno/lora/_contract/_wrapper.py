@@ -175,7 +175,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
 
         Those of a `Shared` are not among them: a file holds them once.
-        Options that changed the arrays must follow from them by `options_of` or `from_state`.
+        All that an option changes must be in it, or follow from it by `options_of` or `from_state`.
         """
         return {
             path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
