@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jno.lora import __version__
+from jno.lora import __version__, extending
 from jno_lora_zoo import METHODS, adapters
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -28,6 +28,12 @@ def config():
 
 def test_the_site_shows_the_version(site_facts):
     assert site_facts.on_config(config()).site_name == f"jno-lora {__version__}"
+
+
+def test_the_reference_has_each_helper_for_plugins_once():
+    page = (DOCS / "api.md").read_text()
+    names = re.findall(r"^::: jno\.lora\.extending\.(\w+)$", page, re.MULTILINE)
+    assert sorted(names) == sorted(extending.__all__)
 
 
 @pytest.mark.parametrize("address", [None, "https://example.org/jno-lora"])
