@@ -23,7 +23,7 @@ def _path(m: Module, letter: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         found = own["Xd"] @ own["Xu"] if own.keys() == {"Xd", "Xu"} else own.get("X", 0.0)
         return np.broadcast_to(np.asarray(found, np.float64), shape)
-    except (ValueError, KeyError) as err:
+    except ValueError as err:
         raise MisfitError(f"glora_{letter}: it does not make an array {shape}: {err}") from err
 
 
