@@ -47,23 +47,25 @@ if os.environ.get("JNO_LORA_TEST_COVERAGE"):
 
     _typechecker.get_ast = _without_lines
 
-# The numeric tower of PEP 484: an `int` may stand where a `float` is annotated.
-jaxtyping.install_import_hook(
-    [
-        "jno.lora",
-        "jno_lora_zoo",
-        "jno_lora_embedding",
-        "jno_lora_arrays",
-        "jno_lora_attention",
-        "jno_lora_bank",
-        "jno_lora_recurrent",
-        "jno_lora_foundax",
-        "jno_lora_peft",
-        "jno_lora_compare",
-        "jno_lora_quantized",
-    ],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
-)
+# `make mutation` starts pytest hundreds of times, and these checks take most of a start.
+if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
+    # The numeric tower of PEP 484: an `int` may stand where a `float` is annotated.
+    jaxtyping.install_import_hook(
+        [
+            "jno.lora",
+            "jno_lora_zoo",
+            "jno_lora_embedding",
+            "jno_lora_arrays",
+            "jno_lora_attention",
+            "jno_lora_bank",
+            "jno_lora_recurrent",
+            "jno_lora_foundax",
+            "jno_lora_peft",
+            "jno_lora_compare",
+            "jno_lora_quantized",
+        ],
+        "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    )
 
 import jax
 import pytest

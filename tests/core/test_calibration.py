@@ -189,6 +189,27 @@ def test_a_sketch_keeps_few_columns_and_is_exact_for_a_low_rank(tmp_path: Any) -
     close(again[""]["input_covariance"], found[""]["input_covariance"])
 
 
+def test_a_sketch_of_stacked_layers() -> None:
+    make = lambda key: eqx.nn.Linear(12, 12, key=key)  # noqa: E731
+    stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 3))
+    factors = (
+        jax.random.normal(jax.random.key(1), (9, 3)),
+        jax.random.normal(jax.random.key(2), (3, 12)),
+    )
+
+    def inputs(layers: Any, batch: Any) -> Any:
+        arrays, rest = eqx.partition(layers, eqx.is_array)
+        step = lambda x, arrays: (jax.vmap(eqx.combine(arrays, rest))(x), x)  # noqa: E731
+        last, seen = jax.lax.scan(step, batch, arrays)
+        return seen, last
+
+    batch = factors[0] @ factors[1]
+    found = calibrated(stack, [batch], lambda m, b: jnp.sum(inputs(m, b)[1]), sketch=6)
+    seen = inputs(stack, batch)[0]
+    expected = jnp.einsum("lbi,lbj->lij", seen, seen) / 9
+    np.testing.assert_allclose(found[""]["input_covariance"], expected, atol=1e-3)
+
+
 def test_statistics_are_saved_and_used_again(tmp_path: Any) -> None:
     model, batches = model_and_batches()
     found = calibrated(model, batches)

@@ -69,6 +69,7 @@ def test_plugins_lists_whole_and_broken_ones(site):
     assert "whole" in text
     assert "failed: RuntimeError: no such thing" in text
     found = {record["distribution"]: record for record in json.loads(run("plugins", "--json"))}
+    assert f"{len(found)} plugins\n" in text
     assert found["whole"]["status"] == "loaded"
     assert found["whole"]["wrappers"] == ["Shift"]
     assert found["broken"]["status"] == "failed"
@@ -196,14 +197,18 @@ def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "make"),
+    ("name", "inputs", "make"),
     [
-        ("kit-gain", lambda key: eqx.nn.Linear(6, 4, key=key)),
-        ("kit-embedding", lambda key: eqx.nn.Embedding(6, 4, key=key)),
+        ("kit-gain", "normal(key, (6,))", lambda key: eqx.nn.Linear(6, 4, key=key)),
+        ("kit-embedding", "randint(key, ()", lambda key: eqx.nn.Embedding(6, 4, key=key)),
     ],
 )
-def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(name, make, tmp_path, getkey):
+def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(
+    name, inputs, make, tmp_path, getkey
+):
     run("new", name, "--output", str(tmp_path))
+    (test,) = tmp_path.rglob("test_conformance.py")
+    assert f"jax.random.{inputs}" in test.read_text()
     (code,) = tmp_path.rglob("src/*/__init__.py")
     sys.path.insert(0, str(code.parent.parent))
     try:

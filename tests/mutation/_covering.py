@@ -23,20 +23,27 @@ class Covering:
         self._root = root
         self._lines: dict[pathlib.Path, dict[int, list[str]]] = {}
 
-    def tests(self, path: pathlib.Path, lines: Sequence[int], most: int) -> list[str]:
+    def tests(self, path: pathlib.Path, lines: Sequence[int], most: int, few: int) -> list[str]:
         """Up to `most` tests that run one of the lines; of those that run the file, if none does.
 
         A line that only runs when its module is imported belongs to no test: the snapshot of the
-        interface, which has names and defaults, is asked too. Those that run little else come
-        first: they are written for what is there, and quick.
+        interface, which has names and defaults, is asked too. The first `few` are those that run
+        little else: they are written for what is there, and quick. After these, each test is asked
+        once before any is asked with other parameters.
         """
         by_line = self._of(path)
         found = {test for line in lines for test in by_line.get(line, ()) if test}
         imported = [] if found else ["tests/api"]
         if not found:
             found = {test for tests in by_line.values() for test in tests if test}
-        in_order = sorted(found, key=lambda test: (self._breadth[test], test))
-        return [*imported, *in_order][:most]
+        narrow = sorted(found, key=lambda test: (self._breadth[test], test))
+        names: collections.Counter[str] = collections.Counter()
+        turns: dict[str, int] = {}
+        for test in narrow[few:]:
+            name = test.partition("[")[0]
+            turns[test] = names[name]
+            names[name] += 1
+        return [*imported, *narrow[:few], *sorted(turns, key=lambda test: turns[test])][:most]
 
     @functools.cached_property
     def _breadth(self) -> collections.Counter[str]:

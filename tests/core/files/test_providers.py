@@ -3,6 +3,7 @@
 import sys
 import warnings
 
+import equinox as eqx
 import pytest
 
 from jno.lora import (
@@ -83,6 +84,18 @@ def test_a_missing_plugin_is_named_with_its_command(
     assert 'pip install -U "shifts>=1.2.3"' in message
     with pytest.warns(JnoLoraWarning, match="0 of 3 adapters"):
         assert same(load_adapters(model, file, strict=False), model)
+
+
+def test_a_missing_plugin_of_many_layers_is_told_once(site, getkey, file, monkeypatch):
+    layers = [eqx.nn.Linear(3, 3, key=getkey()) for _ in range(6)]
+    with monkeypatch.context() as inside:
+        site.monkeypatch = inside
+        site.plugin("shifts", SHIFT)
+        save_adapters(shifted(layers, getkey), file)
+    refresh()
+    message = unavailable(file, layers)
+    assert "0, 1, 2 and 3 more: Shift of shifts" in message
+    assert message.count("Shift of shifts") == 1
 
 
 def test_a_plugin_that_is_blocked_broken_or_old_is_named(
