@@ -17,6 +17,7 @@ from jno.lora import (
     apply_lora,
 )
 from jno.lora._commands._cli import cli
+from jno.lora._commands.installed import plugins_as_table
 from jno.lora.testing import CHECKS, run_checks, standard_cases
 
 from .asking import run
@@ -70,6 +71,7 @@ def test_plugins_lists_whole_and_broken_ones(site):
     assert "failed: RuntimeError: no such thing" in text
     found = {record["distribution"]: record for record in json.loads(run("plugins", "--json"))}
     assert f"{len(found)} plugins\n" in text
+    assert "\n1 plugin\n" in f"\n{plugins_as_table([found['whole']])}"
     assert found["whole"]["status"] == "loaded"
     assert found["whole"]["wrappers"] == ["Shift"]
     assert found["broken"]["status"] == "failed"

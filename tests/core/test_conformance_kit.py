@@ -18,6 +18,7 @@ from jno.lora.testing import (
     standard_cases,
     wrapper_checks,
 )
+from jno.lora.testing._checks_transforms import _shard
 from jno.lora.testing._conformance import relative_error
 
 from .broken_adapters import DoesNothing, Good, HalfPrecisionAdapter, MisspeltField, case_of
@@ -216,6 +217,12 @@ def test_what_needs_a_merged_layer_is_not_applicable_without_one():
     for name in ("merge-equals-call", "merge-gradients", *DERIVATIVES):
         assert checks[name]() == "the adapter cannot be merged"
     assert checks["merge-restores-form"]() is None
+
+
+def test_each_array_is_cut_along_an_axis_that_the_devices_divide():
+    _, shardings = _shard(eqx.nn.Linear(8, 6, key=jax.random.key(0)))
+    assert [tuple(sharding.spec) for sharding in shardings] == [(None, "devices"), (None,)]
+    assert shardings[0].mesh.size == 8
 
 
 def test_a_layer_of_which_nothing_can_be_cut_has_no_sharding_to_check():

@@ -137,7 +137,7 @@ def test_super_tuning_takes_the_entries_by_size(sparsity, n, largest):
     assert list(flat(wrapper)) == sorted(expected)
 
 
-@pytest.mark.parametrize("sparsity", [0.99, 1.0, -0.1, float("nan")])
+@pytest.mark.parametrize("sparsity", [0.99, 1.0, 1.5, -0.1, float("nan")])
 def test_a_sparsity_that_leaves_no_entry_is_refused(sparsity):
     with pytest.raises(ValueError, match=r"`sparsity` must be at least 0 .* \(5, 6\) that trains"):
         SuperTuningLinear(linear(6, 5), 2, 1.0, key=jax.random.key(0), sparsity=sparsity)

@@ -71,14 +71,12 @@ class LinearLayer(LayerKind):
         x = jnp.asarray(args[0])
         # `eqx.nn.Linear` takes a matrix as well, whose columns are the inputs.
         x = x.T if type(layer) is eqx.nn.Linear and x.ndim == 2 else x
-        x = x[..., None] if layer.in_features == "scalar" and x.ndim == 0 else x
-        return super().inputs_of(layer, x)
+        return super().inputs_of(layer, jnp.atleast_1d(x))
 
     @classmethod
     def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
         y = y.T if type(layer) is eqx.nn.Linear and jnp.ndim(y) == 2 else y
-        y = y[..., None] if layer.out_features == "scalar" and jnp.ndim(y) == 0 else y
-        return super().outputs_of(layer, y)
+        return super().outputs_of(layer, jnp.atleast_1d(y))
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:
