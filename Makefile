@@ -102,9 +102,10 @@ test-jno-%: .venv-jno/%/.ready
 MATRIX := $(shell for v in 3.11 3.12 3.13; do for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do $$p -c '' 2>/dev/null && echo $$v && break; done; done)
 
 test-matrix: $(MATRIX:%=test-matrix-%) test-matrix-oldest
+	$(PYTHON) docs/matrix.py
 
 test-matrix-%: .venv-matrix/%/.ready
-	.venv-matrix/$*/bin/pytest $(SHARED) --ignore tests/benchmarks \
+	.venv-matrix/$*/bin/pytest $(SHARED) --ignore tests/benchmarks --junitxml .venv-matrix/$*/results.xml \
 		--ignore tests/$(if $(filter oldest,$*),packaging,core)
 
 .venv-matrix/%/.ready: pyproject.toml tests/oldest-versions.txt $(wildcard plugins/*/pyproject.toml)

@@ -71,9 +71,10 @@ def test_what_is_not_finite_has_no_bar(trained, number):
 
 def test_hundreds_of_matrices_still_fit(trained):
     row = adapter_effects(trained).rows[0]
-    figure = plot_adapters(AdapterEffects((row,) * 500))
-    assert figure.get_figheight() <= 14
-    assert len(figure.axes[0].get_yticks()) <= 60
+    pictures = [plot_adapters(AdapterEffects((row,) * n)) for n in (1, 60, 61, 500)]
+    heights = [figure.get_figheight() for figure in pictures]
+    assert heights == sorted(heights) and heights[0] < heights[1] and heights[-1] == 14
+    assert [len(figure.axes[0].get_yticks()) for figure in pictures] == [1, 60, 31, 56]
 
 
 def test_without_adapters_there_is_nothing_to_draw():
