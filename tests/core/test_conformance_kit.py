@@ -219,6 +219,18 @@ def test_what_needs_a_merged_layer_is_not_applicable_without_one():
     assert checks["merge-restores-form"]() is None
 
 
+class RestoresAnotherScale(Good):
+    @classmethod
+    def from_state(cls, base, state, rank, alpha):
+        return super().from_state(base, state, rank, 1.01 * alpha)
+
+
+def test_a_restored_adapter_must_compute_the_same():
+    case = case_of(RestoresAnotherScale)
+    with pytest.raises(ConformanceError, match="restored computes something else"):
+        wrapper_checks(case)["state-round-trip"]()
+
+
 def test_each_array_is_cut_along_an_axis_that_the_devices_divide():
     _, shardings = _shard(eqx.nn.Linear(8, 6, key=jax.random.key(0)))
     assert [tuple(sharding.spec) for sharding in shardings] == [(None, "devices"), (None,)]

@@ -127,7 +127,7 @@ def test_an_integer_of_numpy_is_a_rank(model, unchecked):
     [("tagret", "target"), ("ranks", "rank"), ("wrappers", "wrapper"), ("Alpha", "alpha")],
 )
 def test_an_unknown_spec_key_is_an_error_with_the_nearest_name(model, key, nearest):
-    specs = [{"target": "head"}, {key: 1}]
+    specs = [{"target": "head"}, {key: 1, "optoins": {}}]
     with pytest.raises(SelectionError) as caught:
         plan_lora(model, 1, wrappers=ToyLinear, specs=specs)
     message = str(caught.value)

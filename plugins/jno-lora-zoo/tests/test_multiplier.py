@@ -37,6 +37,12 @@ def linear(method):
     return adapter, adapter.case("plain", "plain")
 
 
+@pytest.mark.parametrize("method", [m for m in jno_lora_zoo.METHODS if hasattr(m, "scale_for")])
+def test_a_class_knows_its_scale(method):
+    ratio = method.scale_for(4, 8.0) / method.scale_for(4, 4.0)
+    assert ratio == (1 if method.variant in ("c3a", "miss") else 2)  # which have no scale
+
+
 @adapters(*SCALED, linear=("plain", "subclass"))
 def test_it_multiplies_the_update_as_alpha_does(adapter, base):
     wrapper = perturb(build(adapter, base, alpha=3.0, multiplier=0.5))

@@ -67,6 +67,11 @@ def test_a_random_subspace_reads_the_matrix_ten_times():
     assert len(reads) == 10
 
 
+def test_an_exact_decomposition_of_a_large_matrix_is_asked_for():
+    program = str(jax.make_jaxpr(lambda W: largest(W, 4, "exact", KEY))(jnp.zeros((512, 600))))
+    assert "svd[" in program and "dot_general" not in program
+
+
 @pytest.mark.parametrize("W", [jnp.zeros((40, 30)), jnp.ones((40, 30))], ids=["zero", "rank one"])
 @pytest.mark.parametrize("svd", ["exact", "randomized"])
 def test_a_matrix_without_so_many_directions_gives_finite_triplets(W, svd):
