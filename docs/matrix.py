@@ -32,12 +32,13 @@ def main() -> None:
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     rows += [row(results) for results in sorted(ENVIRONMENTS.glob("*/results.xml"))]
     text = "\n".join(rows)
-    page = re.sub(
+    page, count = re.subn(
         r"(?<=<!-- versions -->\n).*?(?=\n<!-- /versions -->)",
         lambda _: text,
         PAGE.read_text(),
         flags=re.DOTALL,
     )
+    assert count == 1, f"{PAGE} should have the comments `versions` once"
     PAGE.write_text(page)
     print(text)
 

@@ -203,33 +203,32 @@ def test_glora_of_factors_and_of_nothing(tmp_path):
     assert np.allclose(merged.bias, LINEAR.bias + E, atol=1e-6)
 
 
-def test_frod_is_the_weight_if_its_matrix_is_the_identity(tmp_path):
-    parts = {"frod_lambda_l": np.linalg.norm(LINEAR.weight, axis=0), "frod_lambda_s_values": [0.0]}
-    tensors = {f"{PREFIX}fc.{name}": np.asarray(x, np.float32) for name, x in parts.items()}
-    shared = {"V": np.eye(6), "s_indices": [[0], [1]], "s_size": [6, 6]}
-    tensors |= {
-        f"base_model.frod_{name}.fc": np.asarray(x, np.float32 if name == "V" else np.int32)
-        for name, x in shared.items()
-    }
-    model = load_peft({"fc": LINEAR}, write_files(tmp_path, tensors, peft_type="FROD"))
-    assert np.allclose(merge_lora(model)["fc"].weight, LINEAR.weight, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["attention.output.dense", "blocks.0.fc"])
-def test_layers_of_one_name_share_a_matrix_of_frod(name, tmp_path):
-    key = {"attention.output.dense": "attention_output", "blocks.0.fc": "fc"}[name]
-    parts = {"frod_lambda_l": normal(6), "frod_lambda_s_values": normal(1)}
-    tensors = {f"{PREFIX}{name}.{part}": x for part, x in parts.items()}
-    shared = {"V": np.eye(6), "s_indices": [[0], [1]], "s_size": [6, 6]}
-    tensors |= {
-        f"base_model.frod_{what}.{key}": np.asarray(x, np.float32 if what == "V" else np.int32)
-        for what, x in shared.items()
-    }
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("fc", "fc"),
+        ("blocks.0.fc", "fc"),
+        ("mlp.up", "mlp_up"),
+        ("attention.output.dense", "attention_output"),
+    ],
+)
+def test_frod_finds_its_shared_matrix_by_the_name_of_the_layer(name, key, tmp_path):
+    lengths, values = normal(6), normal(1, seed=1)
+    tensors = {f"{PREFIX}{name}.frod_lambda_l": lengths}
+    tensors[f"{PREFIX}{name}.frod_lambda_s_values"] = values
+    shared = {"V": np.eye(6, dtype=np.float32), "s_indices": np.array([[0], [1]], np.int32)}
+    shared["s_size"] = np.array([6, 6], np.int32)
+    tensors |= {f"base_model.frod_{what}.{key}": x for what, x in shared.items()}
     model = LINEAR
     for part in reversed(name.split(".")):
         model = [model] if part.isdigit() else {part: model}
     loaded = load_peft(model, write_files(tmp_path, tensors, peft_type="FROD"))
-    assert len(jax.tree.leaves(loaded)) > len(jax.tree.leaves(model))
+    (weight,) = (x for x in jax.tree.leaves(merge_lora(loaded)) if x.ndim == 2)
+    W = np.asarray(LINEAR.weight)
+    U = W / np.linalg.norm(W, axis=0)
+    middle = np.diag(lengths)
+    middle[0, 1] += values[0]
+    assert np.allclose(weight, U @ middle, atol=1e-5)
 
 
 def test_a_layer_of_another_kind_is_refused(tmp_path):

@@ -93,7 +93,7 @@ def check_shared_arrays(case: WrapperCase) -> str | None:
     model = perturbed(with_shared_arrays(pair, key=jax.random.key(3)))
     kept = shared_arrays(model)
     require(
-        kept.keys() == names,
+        kept.keys() == names and kept.keys() == shared_arrays(model[0]).keys(),
         f"Of two adapters, the first keeps {sorted(kept)} and both use {sorted(names)}.",
         "give a `Shared` the same name in every layer that is to use one array.",
     )
