@@ -4,6 +4,7 @@ import ast
 import gc
 import itertools
 import os
+import pathlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -98,6 +99,25 @@ def pytest_collection_finish():
     """Collects garbage less often: a program is many objects, and those of the imports stay."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+# The kernel's list of a process's memory maps, where it has one.
+_MAPS = pathlib.Path("/proc/self/maps")
+_tests_run = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Drops the compiled programs before they need more memory maps than a process may have.
+
+    Each needs a few, and stays until it is dropped. Linux allows 65,530 maps by default.
+    """
+    if next(_tests_run) % 50 or not _MAPS.exists():
+        return
+    with _MAPS.open() as maps:
+        many = sum(1 for _ in maps) > 30_000
+    if many:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -62,13 +62,6 @@ def test_half_precision_starts_as_the_base_within_its_rounding(adapter, base, dt
 
 @HALVES
 @adapters(**LAYERS)
-def test_half_precision_layers_have_float32_adapters(adapter, base, dtype):
-    added = outside_base(build(adapter, in_dtype(base, dtype)))
-    assert {leaf.dtype for leaf in added} == {jnp.dtype(jnp.float32)}
-
-
-@HALVES
-@adapters(**LAYERS)
 def test_half_precision_merges_are_the_law_rounded_once(adapter, base, dtype):
     base = in_dtype(base, dtype)
     wrapper = perturb(build(adapter, base))
@@ -115,21 +108,6 @@ def test_an_adapter_dtype_in_which_nothing_could_train_is_refused(adapter, given
     with pytest.raises(ValueError, match="`adapter_dtype` must be a floating dtype") as caught:
         build(adapter, case("Linear", "plain"), adapter_dtype=given)
     assert str(caught.value).endswith(f"but is {given!r}")
-
-
-@each()
-def test_double_precision_is_kept(adapter):
-    base = case(adapter.kind, "plain")
-    with jax.enable_x64(True):
-        base = in_dtype(base, jnp.float64)
-        (x,) = base.arguments(jnp.float64)
-        wrapper = perturb(eqx.filter_jit(lambda layer: build(adapter, layer, 3.0, 2))(base.layer))
-        assert {leaf.dtype for leaf in outside_base(wrapper)} == {jnp.dtype(jnp.float64)}
-        actual, merged = eqx.filter_jit(lambda w, x: (w(x), w.merge()))(wrapper, x)
-        law = law_of(adapter, wrapper, base)
-        assert actual.dtype == merged.weight.dtype == jnp.float64
-        assert_close(matrix_of(merged), law, 1e-12)
-        assert_close(actual, with_matrix(base.layer, law)(x), 1e-12)
 
 
 @pytest.mark.parametrize(

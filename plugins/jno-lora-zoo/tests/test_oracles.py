@@ -1,10 +1,10 @@
 """Values and gradients in double precision, against NumPy: the law, and loops for the layer.
 
-The other tests compare in float32, with JAX's own layers, or along one direction. Here nothing is
-shared with what is tested but the adapter's arrays (of VeRA also the two matrices that it draws),
-so that the bounds can be those of double precision, and every single derivative is compared with a
-central difference: in the adapter's arrays and in the input, of the layer's way to compute its
-output and of the merged layer's.
+The other tests compare in float32, or with JAX's own layers. Here nothing is shared with what is
+tested but the adapter's arrays (of VeRA also the two matrices that it draws), so that the bounds
+can be those of double precision, and every single derivative is compared with a central difference:
+in the adapter's arrays and in the input, of the layer's way to compute its output and of the merged
+layer's.
 """
 
 import functools

@@ -2,7 +2,8 @@
 
 import jax
 import pytest
-from zoo_cases import EFFECTIVE_RANK, build, case, each, everywhere, parameter_count
+from zoo_cases import EFFECTIVE_RANK, adapters, build, case, each, parameter_count
+from zoo_cases.layers import LINEARS
 
 from jno.lora import JnoLoraWarning, apply_lora, lora_trainable_filter
 
@@ -14,7 +15,7 @@ def trained_parameters(model):
     return sum(jax.tree.leaves(sizes))
 
 
-@everywhere()
+@adapters(linear=LINEARS, conv=("groups_straddled", "depthwise", "pointwise"))
 def test_the_number_of_trained_parameters_is_the_formula(adapter, base):
     wrapper = build(adapter, base)
     rank = EFFECTIVE_RANK[adapter.method](base.rank, *base.matrix().shape)

@@ -32,7 +32,15 @@ class Signature(NamedTuple):
     def abstract(self) -> list[jax.ShapeDtypeStruct]:
         """Arrays without values, to trace a function with."""
         arrays = (leaf for leaf in self.leaves if type(leaf) is _Array)
-        return [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in arrays]
+        # NumPy's arrays may have 64 bits where JAX has 32. Newer JAX warns of that.
+        return [
+            jax.ShapeDtypeStruct(
+                x.shape,
+                jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True),
+                weak_type=x.weak_type,
+            )
+            for x in arrays
+        ]
 
     def tree_of(self, arrays: list[Any]) -> Any:
         """The tree of this signature that holds `arrays`."""
