@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jno.lora
 from jno.lora import LoRAWrapper, Net, SelectionError, Statistic, WrapperError
@@ -368,7 +368,7 @@ def test_calibration_under_shard_map() -> None:
 
 def test_calibration_on_explicit_axes() -> None:
     model, batches = model_and_batches()
-    mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4])
+    mesh = jax.make_mesh((4,), ("x",), (AxisType.Explicit,), devices=jax.devices()[:4])
     whole = eqx.filter_shard(model, NamedSharding(mesh, PartitionSpec()))
     batch = jax.device_put(jnp.concatenate(batches), NamedSharding(mesh, PartitionSpec("x")))
     found = calibrated(whole, [batch])["layers/0"]

@@ -98,4 +98,5 @@ class Bar:
 
     def stop(self) -> None:
         """Remove the bar."""
-        self._progress.stop()
+        if not self._progress.disable:  # or older versions of Rich write an empty line
+            self._progress.stop()

@@ -28,7 +28,7 @@ def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
     A step of plain gradient descent then moves the matrix by `s^2` times the projected gradient.
 
     **Arguments:** `damping`, `delta`. Where the Gram matrix `G` is so large that adding `delta`
-    would be lost to rounding, it is `8 eps trace(G)`.
+    would be lost to rounding, it is `max(8, sqrt(n)) eps trace(G)`, for factors of length `n`.
 
     **Raises:** `SelectionError` unless `damping` is positive; at `init`, if no product has two
     trained factors; at `update`, if it is called without `params`.
@@ -154,8 +154,9 @@ def _solve(
     @partial(jnp.vectorize, signature="(r,n),(r,m)->(r,m)")
     def solve(F: Array, R: Array) -> Array:
         G = jnp.matmul(F, F.T, precision="highest")
-        # Less can vanish in the rounding of `G`: a quarter of it gave indefinite matrices.
-        rounding = 8 * jnp.finfo(G.dtype).eps * jnp.trace(G)
+        # Less can vanish in the rounding of `G`: a quarter of it gave indefinite matrices. JAX 0.8
+        # sums in turn on a CPU, with errors of half the root of the number of terms.
+        rounding = max(8.0, F.shape[1] ** 0.5) * jnp.finfo(G.dtype).eps * jnp.trace(G)
         damped = G + jnp.maximum(damping, rounding) * jnp.eye(len(G), dtype=G.dtype)
         return jnp.matmul(_inverse(damped), R, precision="highest")
 
