@@ -25,7 +25,7 @@ def test_an_input_of_integers_has_no_derivatives_to_check():
         (jax.nn.relu, [None, "`jet` cannot follow the layer itself", None]),
         # A loop whose length is not known has derivatives in forward mode only.
         (
-            lambda y: jax.lax.while_loop(lambda y: y[0] < 9, lambda y: y + 1, y),
+            lambda y: jax.lax.while_loop(lambda y: y[0] < 9, lambda y: 2 * y + 1, y),
             [
                 None,
                 "`jet` cannot follow the layer itself",

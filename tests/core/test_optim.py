@@ -341,12 +341,13 @@ def test_rank_deficient_factors_give_finite_gradients_of_the_same_dtype(dtype, l
         assert one.dtype == dtype and bool(jnp.all(jnp.isfinite(one)))
 
 
-def test_a_factor_of_rank_one_has_a_positive_preconditioner(getkey):
-    rows = jax.random.normal(getkey(), (200, 2, 1)) @ jax.random.normal(getkey(), (200, 1, 4096))
+@pytest.mark.parametrize(("length", "roundings"), [(16, 8), (4096, 64)])
+def test_a_factor_of_rank_one_has_a_positive_preconditioner(length, roundings, getkey):
+    rows = jax.random.normal(getkey(), (200, 2, 1)) @ jax.random.normal(getkey(), (200, 1, length))
     identity = jnp.broadcast_to(jnp.eye(2), (200, 2, 2))
     inverses = np.asarray(jax.jit(_solve, static_argnums=2)(rows, identity, 1e-8), np.float64)
     grams = np.asarray(rows, np.float64) @ np.asarray(rows, np.float64).swapaxes(1, 2)
-    damping = 64 * np.finfo(np.float32).eps * np.trace(grams, axis1=1, axis2=2)
+    damping = roundings * np.finfo(np.float32).eps * np.trace(grams, axis1=1, axis2=2)
     values = np.linalg.eigvalsh((inverses + inverses.swapaxes(1, 2)) / 2) * damping[:, None]
     assert values.min() > 0 and values.max() < 2
 

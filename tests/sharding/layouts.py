@@ -74,6 +74,7 @@ LAYOUTS = {
     "fsdp": Layout((("data", 8),), fsdp="data", batch="data"),
     "2d": Layout((("data", 2), ("model", 4)), tensor="model", fsdp="data", batch="data"),
 }
+CUT = ["tensor", "fsdp", "2d"]
 
 
 class Small(eqx.Module):

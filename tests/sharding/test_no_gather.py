@@ -19,6 +19,7 @@ from jno.lora._compute._program import Program
 
 from .layouts import (
     BY_SVD,
+    CUT,
     LAYOUTS,
     METHODS,
     Small,
@@ -87,13 +88,8 @@ def one_layer(method, layout):
     return jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.up)
 
 
-def on_2d_and_one(methods, everywhere):
-    """Parametrises a test by `method` and `layout`: all on two axes, one on every mesh."""
-    cases = [*((method, "2d") for method in methods), (everywhere, "tensor"), (everywhere, "fsdp")]
-    return pytest.mark.parametrize(("method", "layout"), cases)
-
-
-@on_2d_and_one([m for m in METHODS if m not in BY_SVD], "DoRA")
+@pytest.mark.parametrize("layout", CUT)
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in BY_SVD])
 def test_adapting_and_merging_gather_nothing(method, layout, programs):
     layer = one_layer(method, layout)
     whole = layer.weight.size
@@ -108,7 +104,8 @@ def test_adapting_and_merging_gather_nothing(method, layout, programs):
     assert max(sizes) <= whole / 8
 
 
-@on_2d_and_one(sorted(BY_SVD), "PiSSA")
+@pytest.mark.parametrize("layout", CUT)
+@pytest.mark.parametrize("method", sorted(BY_SVD))
 def test_exact_decompositions_need_the_whole_weight_on_every_device(method, layout, programs):
     """The exception, as documented: inside the program, for one layer at a time."""
     layer = one_layer(method, layout)
@@ -125,7 +122,8 @@ def test_exact_decompositions_need_the_whole_weight_on_every_device(method, layo
     assert max(sizes) <= whole / 8
 
 
-@on_2d_and_one(["PiSSA", "LoRAXS"], "PiSSA")
+@pytest.mark.parametrize("layout", CUT)
+@pytest.mark.parametrize("method", ["PiSSA", "LoRAXS"])
 def test_large_weights_are_decomposed_where_they_lie(method, layout, programs):
     model = shard(Small(jax.random.key(0), hidden=1536), LAYOUTS[layout], mesh_of(layout))
     layer, whole = model.up, model.up.weight.size

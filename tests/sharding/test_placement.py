@@ -1,6 +1,7 @@
 """Where the arrays of an adapter lie: when it is made, loaded, merged and dropped."""
 
 import contextlib
+import itertools
 
 import equinox as eqx
 import jax
@@ -53,7 +54,7 @@ def assert_lies_as_its_base(wrapper, mesh):
 
 @pytest.mark.parametrize(
     ("method", "layout"),
-    [*((m, "2d") for m in METHODS), ("LoRA", "tensor"), ("LoRA", "data"), ("DoRA", "fsdp")],
+    [*itertools.product(METHODS, ["tensor", "2d"]), ("LoRA", "data"), ("DoRA", "fsdp")],
 )
 def test_arrays_take_the_matching_axes(method, layout):
     plain, model = base(Small, layout), adapted(method, layout)

@@ -23,7 +23,7 @@ LOST = {"float32": 1e-6, "float64": 1e-12, "bfloat16": 1e-5}
 
 
 @pytest.mark.parametrize(("made_for", "dtype"), MOVES)
-@adapters(conv=())
+@adapters()
 def test_an_adapter_follows_its_law_on_a_layer_of_another_precision(
     adapter, base, made_for, dtype, tmp_path
 ):

@@ -4,9 +4,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from zoo_cases import assert_close, each, perturb
+from zoo_cases import assert_close, each, equal_leaves, perturb
 
-from jno.lora import apply_lora, merge_lora
+from jno.lora import apply_lora, merge_lora, unwrap_lora
 
 DEPTH = 3
 MAKE = {
@@ -56,3 +56,13 @@ def test_a_scan_over_a_stack_is_its_merged_layers_in_turn(adapter):
         assert_close(nth(merged, k).weight, nth(stack, k).merge().weight, 1e-5)
         expected = nth(merged, k)(expected)
     assert_close(scanned, expected, 2e-5)
+
+
+@each()
+def test_a_stack_can_be_unwrapped(adapter):
+    layer, stack = adapt(adapter)
+    unwrapped = unwrap_lora(perturb(stack))
+    if adapter.method in ("PiSSA", "MiLoRA"):
+        assert_close(unwrapped.weight, layer.weight, 1e-6)
+    else:
+        assert equal_leaves(unwrapped, layer)

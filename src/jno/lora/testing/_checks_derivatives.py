@@ -45,9 +45,7 @@ def check_input_derivatives(case: WrapperCase) -> str | None:
     """Derivatives with respect to the input, to the third order, are those of the merged layer."""
     if (reason := _reason_to_skip(case)) is not None:
         return reason
-    names = tuple(DERIVATIVES)
-    if not _can(case, _derivatives, names):
-        names = tuple(name for name in names if _can(case, _derivatives, (name,)))
+    names = tuple(name for name in DERIVATIVES if _can(case, _derivatives, (name,)))
     if not names:
         return "the layer itself cannot be differentiated"
     trained = case.make_trained()
@@ -92,11 +90,12 @@ def check_residual_gradients(case: WrapperCase) -> str | None:
     """A loss of the layer's Laplacian has the gradients that merging inside the loss gives."""
     if (reason := _reason_to_skip(case)) is not None:
         return reason
-    if not _can(case, _gradients_of_plain):
+    if not _can(case, _derivatives, ("hessian",)):
         return "`hessian` cannot differentiate the layer itself"
     trained, plane = case.make_trained(), _plane(case)
     trainable, frozen = split(trained)
-    of_merged = _gradients_of_plain(merged(trained), case.call, plane)
+    varied, fixed = eqx.partition(merged(trained), eqx.is_inexact_array)
+    of_merged = _residual_gradients(varied, fixed, case.call, plane)
     require_close(
         _residual_gradients(trainable, frozen, case.call, plane),
         through_merge(trainable, frozen, of_merged),
@@ -145,12 +144,9 @@ def _reason_to_skip(case: WrapperCase) -> str | None:
 
 
 def _can(case: WrapperCase, function: Callable[..., Any], *args: Any) -> bool:
-    """Whether the layer itself, without an adapter, can be differentiated in this way.
-
-    It is not only traced, since the same program serves the merged layers of all adapters.
-    """
+    """Whether the layer itself, without an adapter, can be differentiated in this way."""
     try:
-        function(case.make_base(), case.call, _plane(case), *args)
+        eqx.filter_eval_shape(function, case.make_base(), case.call, _plane(case), *args)
     except Exception:  # a missing rule may raise anything
         return False
     return True
@@ -198,7 +194,3 @@ def _residual_gradients(varied: Any, fixed: Any, call: Any, plane: _Plane) -> An
         return (jnp.trace(jax.hessian(number)(_ORIGIN)) - 1) ** 2
 
     return jax.grad(loss)(varied)
-
-
-def _gradients_of_plain(layer: Any, call: Any, plane: _Plane) -> Any:
-    return _residual_gradients(*eqx.partition(layer, eqx.is_inexact_array), call, plane)
