@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import pytest
 
-from jno.lora import SelectionError, apply_lora
+from jno.lora import Net, SelectionError, apply_lora
 from jno.lora._merge import plain_layer
 from jno.lora._paths import path_str
 from jno.lora._tree import (
@@ -18,6 +18,7 @@ from jno.lora._tree import (
     norms_around,
     replace_layers,
 )
+from jno.lora.extending import callable_for
 
 from .toys import ToyLinear
 
@@ -33,6 +34,29 @@ class Block(eqx.Module):
 
 
 BLOCK = Block(THREE, jnp.ones(()))
+
+
+class Registered(eqx.Module):
+    """A layer that says how a `Net` calls a model that holds it."""
+
+    weight: jax.Array
+    in_features: int = 2
+    out_features: int = 2
+
+
+class Subclass(Registered):
+    """What is registered for a class serves its subclasses."""
+
+
+class ToyRegistered(ToyLinear):
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, Registered)
+
+
+@callable_for.register(Registered)
+def _(layer, model):
+    return (lambda x: x @ layer.weight) if isinstance(model, dict) else None
 
 
 def adapted(model, target):
@@ -105,3 +129,15 @@ def test_layers_at_paths_are_plain_or_adapted_and_two_of_one_path_are_refused():
     assert layers_at(model, ["a", "b/c", "d"]) == {"a": model["a"], "b/c": TWO}
     with pytest.raises(SelectionError, match="Two layers have the path 'b/c'"):
         layers_at({**model, "b/c": ONE}, ["b/c"])
+
+
+@pytest.mark.parametrize("cls", [Registered, Subclass])
+def test_a_net_calls_what_a_registered_layer_gives(cls):
+    layer = cls(jnp.ones((2, 2)))
+    net = Net({"first": ONE, "layer": layer})
+    assert jnp.array_equal(net(jnp.ones(2)), jnp.full(2, 2.0))
+    # It sees a layer in an adapter, and may leave the call to the model.
+    net.lora(1, wrapper=ToyRegistered)
+    assert jnp.array_equal(net(jnp.ones(2)), jnp.full(2, 2.0))
+    with pytest.raises(SelectionError, match="a list, which cannot be called"):
+        Net([layer])(jnp.ones(2))

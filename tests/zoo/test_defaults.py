@@ -13,8 +13,9 @@ import pytest
 
 import jno.lora
 import jno_lora_zoo
-from jno.lora import Net, Registry, apply_lora, plan_lora
+from jno.lora import LoRAWrapper, Net, Registry, apply_lora, plan_lora
 from jno.lora._registry._zoo_names import DEFAULT_NAMES, ZOO_METHODS, ZOO_NAMES
+from jno.lora.extending import default_adapters
 
 
 def layers(key):
@@ -178,3 +179,56 @@ def test_a_plan_says_what_keeps_a_layer_from_being_adapted(layer, reason, getkey
         assert reason in row.reason and row.explanation == f"no wrapper applies: {row.reason}"
         with pytest.raises(jno.lora.SelectionError, match=re.escape(reason)):
             apply_lora(layer, 1, key=jax.random.key(0))
+
+
+class Registered(eqx.Module):
+    """A layer whose class has adapters of its own."""
+
+    weight: jax.Array
+
+
+class Subclass(Registered):
+    """What is registered for a class serves its subclasses."""
+
+
+class Gain(LoRAWrapper):
+    adapter_fields = ("gain",)
+    base: Registered
+    gain: jax.Array
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return isinstance(leaf, Registered)
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.gain = jnp.ones(())
+
+    def __call__(self, x):
+        return self.merge().weight @ x
+
+    def merge(self):
+        return type(self.base)(self.gain * self.base.weight)
+
+
+@default_adapters.register(Registered)
+def _(layer):
+    return (Gain,)
+
+
+@pytest.mark.parametrize("cls", [Registered, Subclass])
+def test_registered_layers_bring_adapters_for_calls_that_name_none(getkey, cls):
+    linear = eqx.nn.Linear(2, 2, key=getkey())
+    model = {"layer": cls(jnp.ones((2, 2))), "plain": linear}
+    rows = plan_lora(model, 1).rows
+    assert {row.path: row.wrapper for row in rows} == {
+        "layer": Gain,
+        "plain": jno_lora_zoo.LoRALinear,
+    }
+    assert default_adapters(linear) == ()
+    # Adapters that the call names stand alone.
+    assert [row.path for row in plan_lora(model, 1, wrappers=jno_lora_zoo.LoRALinear).wrapped] == [
+        "plain"
+    ]

@@ -1,5 +1,6 @@
 """The layers of a model by their paths: find them, tell which are adapted, replace them."""
 
+import functools
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -30,23 +31,43 @@ def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
         return False
 
 
-def own_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
-    """The adapters that the class of `layer` names for calls that name none (`wrapper=None`)."""
-    return getattr(type(layer), "jno_lora_adapters", tuple)()
+@functools.singledispatch
+def default_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
+    """The adapters that calls with `wrapper=None` try on `layer`, after the defaults.
+
+    An open function, without adapters for layers whose class nobody registered:
+
+    ```python
+    @default_adapters.register(MyLayer)
+    def _(layer): return (MyAdapter,)
+    ```
+    """
+    return ()
+
+
+@functools.singledispatch
+def callable_for(layer: Any, model: Any) -> Callable[..., Any] | None:
+    """The function that a `Net` calls in the place of `model`, which holds `layer`.
+
+    An open function, registered as `default_adapters` is. `None` calls the model.
+    """
+    return None
 
 
 def callable_model(model: Any) -> Callable[..., Any]:
-    """The callable that a `Net` calls: `model`, or the one that a layer's class makes of it.
+    """The function that a `Net` calls: `model`, or the function that one of its layers asks for.
 
     **Raises:** `SelectionError` if the model cannot be called.
     """
+    default = callable_for.dispatch(object)
 
-    def has_hook(node: Any) -> bool:
-        return hasattr(type(node), "jno_lora_call")
+    def is_registered(node: Any) -> bool:
+        return callable_for.dispatch(type(node)) is not default
 
-    for node in jax.tree.leaves(model, is_leaf=has_hook):
-        if has_hook(node):
-            return type(node).jno_lora_call(model)
+    for layer in filter(is_registered, jax.tree.leaves(model, is_leaf=is_registered)):
+        function = callable_for(layer, model)
+        if function is not None:
+            return function
     if not callable(model):
         raise SelectionError(
             f"The model of this net is a {type(model).__name__}, which cannot be called. Call the "

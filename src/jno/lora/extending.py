@@ -16,6 +16,8 @@ from ._sharding import sharded_like
 from ._showing import Bar, Printed, table
 from ._tree import (
     adapted_layers,
+    callable_for,
+    default_adapters,
     layers_at,
     map_adapters,
     modules_by_path,
@@ -30,6 +32,8 @@ __all__ = [
     "Printed",
     "adapted_layers",
     "bullets",
+    "callable_for",
+    "default_adapters",
     "default_registry",
     "expect_model",
     "imported_for",

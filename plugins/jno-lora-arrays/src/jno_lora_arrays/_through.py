@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,14 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from jno.lora import resolve
-from jno.lora.extending import weights_read_by
+from jno.lora import SelectionError, resolve
+from jno.lora.extending import callable_for, weights_read_by
 
 from ._evaluate import Evaluation
 from ._kinds import weight_of
 from ._marks import read_marked
 from ._report import UseReport
-from .layer import is_declared, unadapted
+from .layer import DeclaredArray, is_declared, unadapted
 
 
 def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]:
@@ -48,6 +49,21 @@ def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[.
         return _evaluate(function, args, kwargs, Evaluation(strict))
 
     return evaluated
+
+
+@callable_for.register(DeclaredArray)
+def _(layer: DeclaredArray, model: Any) -> Callable[..., Any]:
+    """A `Net` calls a model that holds declared arrays by `through`.
+
+    **Raises:** `SelectionError` if the model is a tree of arrays and not a function.
+    """
+    if callable(model):
+        return functools.partial(through(operator.call), model)
+    raise SelectionError(
+        f"The model of this net is a {type(model).__name__} with declared arrays, which cannot "
+        "be called. Call the function that takes them:\n"
+        "    through(apply)(net.module, x)    # from jno_lora_arrays import through"
+    )
 
 
 def report_uses(function: Callable[..., Any], *args: Any, **kwargs: Any) -> UseReport:

@@ -1,9 +1,6 @@
 """Declared arrays: bare arrays that adapters see as layers, and the kind of layer that they are."""
 
-import functools
 import math
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -107,29 +104,6 @@ class DeclaredArray(NotAnArray, eqx.Module):
     def linear_features(self) -> tuple[int, int]:
         """The outputs and inputs of one slice: files of PEFT hold it as a linear layer."""
         return math.prod(self.sizes("o")), math.prod(self.sizes(INPUTS))
-
-    @staticmethod
-    def jno_lora_adapters() -> tuple[type[LoRAWrapper], ...]:
-        """The adapter of `net.lora(rank=4)`: to declare an array is to ask for it."""
-        from .adapters import LoRAArray  # pyright: ignore[reportAttributeAccessIssue]
-
-        return (LoRAArray,)
-
-    @staticmethod
-    def jno_lora_call(model: Any) -> Callable[..., Any]:
-        """A `Net` calls a model that holds declared arrays by `through`.
-
-        **Raises:** `SelectionError` if the model is a tree of arrays and not a function.
-        """
-        from ._through import through
-
-        if callable(model):
-            return functools.partial(through(operator.call), model)
-        raise SelectionError(
-            f"The model of this net is a {type(model).__name__} with declared arrays, which cannot "
-            "be called. Call the function that takes them:\n"
-            "    through(apply)(net.module, x)    # from jno_lora_arrays import through"
-        )
 
 
 def is_declared(node: Any) -> bool:

@@ -26,7 +26,7 @@ Target: TypeAlias = re.Pattern[str] | NamedLayers | LinearInBlocks
 
 # Adapters in order of priority. Those of one tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
-# The tier of the adapters that a layer's own class names: `own_adapters`.
+# The tier of the adapters registered for the class of a layer: `default_adapters`.
 LAYERS_OWN: tuple[type[LoRAWrapper], ...] = ()
 
 

@@ -14,7 +14,7 @@ from .._contract import LoRAWrapper, is_adapter, is_coded, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
 from .._registry import Registry
-from .._tree import NORMALISED, holds_adapters, modules_in, own_adapters
+from .._tree import NORMALISED, default_adapters, holds_adapters, modules_in
 from ._plan import PlanRow
 from ._roles import has_experts, role_of
 from ._specs import LAYERS_OWN, Rule
@@ -91,7 +91,7 @@ class Walk:
             provider, spec = self._distribution(type(node)), self._note(claim, keys)
             return row("already adapted", type(node), provider, node.rank, node.alpha, spec=spec)
         if claim is None:
-            in_play = self.in_play + (own_adapters(node) if self.asks_layers else ())
+            in_play = self.in_play + (default_adapters(node) if self.asks_layers else ())
             if any(_ask(cls, "applies_to", path, node) for cls in in_play):
                 return row("target does not match")
             if not _owns_arrays(node):
@@ -137,7 +137,7 @@ class Walk:
         for order, (rule, tier) in enumerate(self.tiers):
             if self.rules[rule].matches(path):
                 if tier not in found:
-                    classes = own_adapters(node) if tier == LAYERS_OWN else tier
+                    classes = default_adapters(node) if tier == LAYERS_OWN else tier
                     found[tier] = [cls for cls in classes if _ask(cls, "applies_to", path, node)]
                 if found[tier]:
                     return Claim(order, rule, found[tier])
