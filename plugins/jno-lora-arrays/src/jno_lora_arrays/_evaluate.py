@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jno.lora import JnoLoraError, WrapperError, merge_lora
+from jno.lora.extending import jaxprs_in
 from jno_lora_zoo import in_taylor_mode
 
 from ._calls import CALLS
@@ -11,7 +12,6 @@ from ._jax import (
     context_of,
     evaluate_plainly,
     is_changed,
-    jaxprs_in,
     mark_in,
     marks_in,
     opened,

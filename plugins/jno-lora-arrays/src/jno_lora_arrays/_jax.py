@@ -19,7 +19,9 @@ from typing import Any
 
 import jax
 import jax.core
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal
+
+from jno.lora.extending import jaxprs_in
 
 from ._marks import Mark, mark_called
 
@@ -97,13 +99,3 @@ def marks_in(jaxpr: Any) -> Iterator[Mark]:
         else:
             for inner in jaxprs_in(eqn):
                 yield from marks_in(inner)
-
-
-def jaxprs_in(eqn: Any) -> Iterator[Any]:
-    """The traced functions that an equation calls."""
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
-                yield item
