@@ -1,4 +1,4 @@
-"""The dispatcher: plans by one walk over the model, builds adapters and puts them in place."""
+"""The dispatcher: it plans, builds adapters and puts them into the model."""
 
 import contextlib
 import difflib
@@ -73,8 +73,8 @@ def apply_lora(
     - `rank`: the rank of the adapters. It may be left out if every spec has one, or if none of the
         adapters takes one.
     - `alpha`: the numerator of the scale (most methods scale their update by `alpha / rank`).
-    - `key`: a typed key or a raw `PRNGKey`. Each adapter's own key is derived from it and from the
-        layer's path, so that adapting one layer more never changes another's initial values.
+    - `key`: a typed key or a raw `PRNGKey`. Each adapter's key is derived from `key` and from the
+        layer's path, so that adapting one layer more never changes the start of other adapters.
     - `target`: a regex, searched in the slash-joined path of each layer; a list of names that paths
         end in (`["q_proj", "v_proj"]`); or `"all-linear"`: the linear layers in repeated blocks,
         which leaves out output heads, and without routers of experts.
@@ -145,85 +145,89 @@ def carry_out(
     if plan.problem is not None:
         advice = "`plan_lora(...)` (or `net.plan(...)`) explains every candidate."
         raise SelectionError(f"{plan.problem}\n{advice}")
-    chosen = {row.keys: row for row in plan.wrapped}
+    wrapped = {row.keys: row for row in plan.wrapped}
     warn_of_omissions(plan)
-    if not chosen:
+    if not wrapped:
         return model
     nodes, treedef = jtu.tree_flatten_with_path(
-        model, is_leaf=lambda keys, _: keys in chosen, is_leaf_takes_path=True
+        model, is_leaf=lambda keys, _: keys in wrapped, is_leaf_takes_path=True
     )
-    rows = [chosen[keys] for keys, _ in nodes if keys in chosen]
-    layers = [node for keys, node in nodes if keys in chosen]
-    adapters = _construct(rows, layers, key, {} if statistics is None else statistics)
+    rows = [wrapped[keys] for keys, _ in nodes if keys in wrapped]
+    layers = [node for keys, node in nodes if keys in wrapped]
+    adapters = _build_all(rows, layers, key, {} if statistics is None else statistics)
     warn_of_clamped_ranks(rows, adapters)
-    rest = iter(adapters)
-    adapted = [next(rest) if keys in chosen else node for keys, node in nodes]
-    model = jtu.tree_unflatten(treedef, adapted)
+    by_keys = {row.keys: adapter for row, adapter in zip(rows, adapters, strict=True)}
+    model = jtu.tree_unflatten(treedef, [by_keys.get(keys, node) for keys, node in nodes])
     return with_shared_arrays(model, key=key) if any(map(uses_shared, adapters)) else model
-
-
-def _construct(
-    rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray, statistics: Statistics
-) -> list[LoRAWrapper]:
-    """The adapter around each layer."""
-    show = not is_traced(key, layers[:1])
-    calls = list(zip(rows, layers, strict=True))
-    # JAX takes long to look up where a typed key lies, and there is one call for each layer.
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    impl = jax.random.key_impl(key) if is_typed else None
-    data = jax.random.key_data(key) if is_typed else key
-    with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:
-        return [
-            _built(row, layer, impl, data, _needed(row, layer, statistics)) for row, layer in steps
-        ]
 
 
 def _check_options(row: PlanRow, rows: Sequence[PlanRow]) -> None:
     """**Raises:** `SelectionError` for an option that the constructor of `row.wrapper` lacks."""
     cls: Any = row.wrapper
-    known = option_names(cls)
+    names = option_names(cls)
     for name in row.options:
-        if known is not None and name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            guess = f"; did you mean {near[0]!r}?" if near else "."
-            classes: list[Any] = [other.wrapper for other in rows]
-            having = [other for other in classes if name in (option_names(other) or ())]
-            if having:
-                guess = (
-                    f". {having[0].__name__}, of the same call, has it: give each kind of adapter "
-                    "its own options, by `specs`."
-                )
+        if names is not None and name not in names:
             raise SelectionError(
                 f"{cls.__name__}, the adapter for the {row.layer} at {show_path(row.path)!r}, has "
-                f"no option {name!r}{guess} Its options: {', '.join(known) or 'none'}."
+                f"no option {name!r}{_option_hint(name, names, rows)} Its options: "
+                f"{', '.join(names) or 'none'}."
             )
 
 
-def _needed(row: PlanRow, layer: Any, statistics: Statistics) -> dict[str, Any] | None:
+def _option_hint(name: Any, names: list[str], rows: Sequence[PlanRow]) -> str:
+    """The end of a sentence about a missing option: who has it, or the nearest of `names`."""
+    classes: list[Any] = [row.wrapper for row in rows]
+    owner = next((cls for cls in classes if name in (option_names(cls) or ())), None)
+    if owner is not None:
+        return (
+            f". {owner.__name__}, of the same call, has it: give each kind of adapter its own "
+            "options, by `specs`."
+        )
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def _build_all(
+    rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray, statistics: Statistics
+) -> list[LoRAWrapper]:
+    """The adapter around each layer."""
+    # JAX takes long to look up where a typed key lies, and there is one call for each layer.
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    impl = jax.random.key_impl(key) if is_typed else None
+    data = jax.random.key_data(key) if is_typed else key
+    calls = list(zip(rows, layers, strict=True))
+    show = not is_traced(key, layers[:1])
+    with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:
+        return [
+            _build(row, layer, impl, data, _statistics_for(row, layer, statistics))
+            for row, layer in steps
+        ]
+
+
+def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[str, Any] | None:
     """The statistics that `row.wrapper` needs. **Raises:** `SelectionError` if some are missing."""
     cls: Any = row.wrapper
     if not cls.needs:
         return None
     zeros = over_stack(partial(zero_statistics, cls), cls.stack_ndim(layer))
     shapes = {name: x.shape for name, x in eqx.filter_eval_shape(zeros, layer).items()}
-    found = statistics.get(row.path, {})
-    given = {name: jnp.shape(x) for name, x in found.items()}
+    collected = statistics.get(row.path, {})
+    given = {name: jnp.shape(x) for name, x in collected.items()}
     lacking = [name for name in shapes if given.get(name) != shapes[name]]
     if lacking:
         expected = ", ".join(f"{name} {shapes[name]}" for name in lacking)
         came = ", ".join(f"{name} {given[name]}" for name in lacking if name in given)
-        name = cls.variant or cls.__name__
         raise SelectionError(
             f"{cls.__name__} starts from data. It needs statistics of the {row.layer} at "
             f"{show_path(row.path)!r}: {expected}, but got {came or 'none'}. Collect them, and "
-            "pass `statistics=`:\n"
-            f"    statistics = jno.lora.calibrate(model, batches, loss, wrappers={name!r})\n"
+            "pass `statistics=`:\n    statistics = jno.lora.calibrate(model, batches, loss, "
+            f"wrappers={cls.variant or cls.__name__!r})\n"
             "or let `net.lora(..., calibrate=(batches, loss))` do both."
         )
-    return {name: found[name] for name in shapes}
+    return {name: collected[name] for name in shapes}
 
 
-def _built(
+def _build(
     row: PlanRow, layer: Any, impl: Any, key: Any, statistics: dict[str, Any] | None
 ) -> LoRAWrapper:
     cls: Any = row.wrapper
@@ -231,21 +235,21 @@ def _built(
     with failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"):
         settings = (cls, row.rank, row.alpha, cls.stack_ndim(layer), dict(row.options), impl)
         args = settings, key, layer, number, statistics
-        adapter = on_the_mesh(layer, _make, *args, settle=place_like_base)
+        adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
         return with_dtypes_of_base(adapter, layer)
 
 
-def _make(settings: Any, key: Any, layer: Any, number: Any, statistics: Any) -> LoRAWrapper:
-    """The adapter around `layer`, by a key that `number` tells apart from those of other layers.
+def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any) -> LoRAWrapper:
+    """The adapter around `layer`, with a key of its own that is folded from `key` and `number`.
 
-    - `key`: raw. The adapter gets it as a typed key of the kind `impl`, if that is not `None`.
+    - `key`: raw. The adapter gets a typed key of the kind `impl`, if that is not `None`.
     """
     cls, rank, alpha, ndim, options, impl = settings
     key = key if impl is None else jax.random.wrap_key_data(key, impl=impl)
+    key = jax.random.fold_in(key, number)
 
-    def one(base: Any, key: Any, statistics: Any) -> Any:
-        given = {"options": options, "statistics": statistics}
-        return construct(cls, base, rank, alpha, key=key, **given)
+    def construct_slice(layer: Any, key: Any, statistics: Any) -> Any:
+        extra = {"options": options, "statistics": statistics}
+        return construct(cls, layer, rank, alpha, key=key, **extra)
 
-    own_key = jax.random.fold_in(key, number)
-    return over_stack(one, ndim)(layer, keys_for_stack(own_key, layer, ndim), statistics)
+    return over_stack(construct_slice, ndim)(layer, keys_for_stack(key, layer, ndim), statistics)

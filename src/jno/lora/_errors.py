@@ -1,4 +1,4 @@
-"""The errors and warnings of `jno.lora`: one base class, so that one `except` catches all."""
+"""The errors and warnings of `jno.lora`. All errors have one base class."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ from types import FrameType
 class JnoLoraError(Exception):
     """Base class of every error that `jno.lora` raises on purpose.
 
-    An operation that raises one has changed nothing. A message lists at most 100 problems, and says
+    An operation that raises it has changed nothing. A message lists at most 100 problems, and says
     how many more there are.
     """
 
@@ -81,8 +81,8 @@ def warn(message: str) -> None:
         frame = frame.f_back
     package = frame.f_globals.get("__name__", "").partition(".")[0]
     # Other distributions have modules in `jno`: their lines are a user's.
-    own = ("jno.lora",) if package == "jno" else ("jno.lora", package)
-    while frame.f_back is not None and _is_inside(frame, (*own, *_TRANSPARENT)):
+    skipped = ("jno.lora",) if package == "jno" else ("jno.lora", package)
+    while frame.f_back is not None and _is_inside(frame, (*skipped, *_TRANSPARENT)):
         frame = frame.f_back
     scope = frame.f_globals
     warnings.warn_explicit(
@@ -112,7 +112,8 @@ def failing(
     **Arguments:**
 
     - `what`: a verb, the class and the path: "merge the LoRALinear at 'layers/0'".
-    - `error`: the class to raise, by default that of a `JnoLoraError` inside, else `WrapperError`.
+    - `error`: the class to raise. By default, a `JnoLoraError` keeps its class, and other errors
+        become `WrapperError`s.
     - `hint`: advice, or a function that returns it.
 
     **Raises:** `JnoLoraError`, from the exception.

@@ -28,12 +28,12 @@ def merge_lora(model: M) -> M:
     Pure and differentiable: may run inside a loss, for models that read their layers' weights in
     ways that an adapter cannot see.
 
-    **Arguments:** `model`, any pytree. All but its adapted layers is returned as it is.
+    **Arguments:** `model`, any pytree. Only its adapted layers change.
 
     **Returns:** a tree of the structure, classes, shapes and dtypes of the model before adapting.
 
-    **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged, or its merged layer
-    is of another structure, shape or dtype; `SelectionError` if `model` is a `Net` or a set.
+    **Raises:** `WrapperError`, naming the path, if an adapter cannot be merged, or if its merged
+    layer has another structure, shape or dtype; `SelectionError` if `model` is a `Net` or a set.
     """
     return _without_adapters(model, merged_layer, "merge")
 
@@ -41,7 +41,7 @@ def merge_lora(model: M) -> M:
 def unwrap_lora(model: M) -> M:
     """`model` with every adapter dropped: the layers as they were before adapting.
 
-    **Arguments:** `model`, any pytree. All but its adapted layers is returned as it is.
+    **Arguments:** `model`, any pytree. Only its adapted layers change.
 
     **Raises:** `WrapperError`, naming the path, if an adapter's `unwrap` fails; `SelectionError` if
     `model` is a `Net` or a set.
@@ -52,7 +52,6 @@ def unwrap_lora(model: M) -> M:
 def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: str) -> M:
     expect_model(model, f"{verb}_lora")
     advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
-
     fill = filler(model)
 
     def checked(path: str, adapter: LoRAWrapper) -> Any:
@@ -67,7 +66,7 @@ def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: st
 
 
 def plain_layer(adapter: LoRAWrapper, take_out: Callable[..., Any] = unwrapped_layer) -> Any:
-    """The layer that `take_out` makes of an adapter: by default, as it was before adapting."""
+    """The layer that `take_out` makes of an adapter: by default, the layer before adapting."""
     return on_the_mesh(
         adapter, take_out, adapter, settle=lambda layer, _: sharded_like(layer, adapter.base)
     )

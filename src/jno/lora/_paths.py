@@ -42,12 +42,12 @@ def nearest(name: str, options: Iterable[str], n: int = 5) -> list[str]:
     """The options most like `name`, best first. At least one, if there are any options."""
     unique = list(dict.fromkeys(options))
     near = difflib.get_close_matches(name, unique, n=n, cutoff=0.4)
-    # No option is too far away: the regex ".*enc.*" should still find "encoder/0".
+    # The regex ".*enc.*" should find "encoder/0", although they are not alike.
     return near or difflib.get_close_matches(name, unique, n=1, cutoff=0.0)
 
 
 def bullets(lines: Iterable[str], limit: int = _EVERY) -> str:
-    """The lines as an indented list. After `limit` lines, a count of the rest."""
+    """The lines as an indented list. After `limit` lines, the number of further lines."""
     lines = list(lines)
     more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
     return "\n".join(f"  - {line}" for line in [*lines[:limit], *more])

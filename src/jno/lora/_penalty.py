@@ -19,7 +19,7 @@ def penalty(model: PyTree) -> Float[Array, ""]:
 
         loss(model) + 0.1 * jno.lora.penalty(model)
 
-    AdaLoRA's keeps its directions orthonormal. The layers of a stack count one by one. The sum is
+    AdaLoRA's penalty keeps its directions orthonormal. Each layer of a stack counts. The sum is
     differentiable, and 0 if no adapter of `model` defines a `penalty`.
 
     **Arguments:** `model`, the whole model: `eqx.combine(trainable, frozen)`.
@@ -30,19 +30,20 @@ def penalty(model: PyTree) -> Float[Array, ""]:
     real number; `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "penalty")
-    found: list[Array] = []
+    penalties: list[Array] = []
     for path, adapter in adapted_layers(model):
         if type(adapter).penalty is not LoRAWrapper.penalty:
             where = show_place(type(adapter), path)
             with failing(f"compute the penalty of {where}", hint=partial(_advice, adapter)):
-                found.append(_penalty_of(adapter))
-    widest = max((value.dtype for value in found), key=lambda dtype: dtype.itemsize, default=None)
-    return sum((value.astype(widest) for value in found), start=jnp.asarray(0.0))
+                penalties.append(_penalty_of(adapter))
+    dtypes = [value.dtype for value in penalties]
+    widest = max(dtypes, key=lambda dtype: dtype.itemsize, default=None)
+    return sum((value.astype(widest) for value in penalties), start=jnp.asarray(0.0))
 
 
 def _penalty_of(adapter: LoRAWrapper) -> Array:
     ndim = type(adapter).stack_ndim(adapter.base)
-    value = over_stack(lambda one: jnp.asarray(one.penalty()), ndim)(adapter)
+    value = over_stack(lambda layer: jnp.asarray(layer.penalty()), ndim)(adapter)
     if value.ndim != ndim or not jnp.issubdtype(value.dtype, jnp.floating):
         raise WrapperError(
             f"`penalty()` must return one real number for a layer, but returned {value.dtype} "

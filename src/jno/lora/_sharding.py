@@ -1,4 +1,4 @@
-"""Sharded layers: adapters go onto the mesh of the layer, merged layers where the layer was."""
+"""Sharded layers: adapters, and merged layers, lie on the mesh of their layer."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -27,17 +27,17 @@ def on_the_mesh(
     """`function(*args)` by a program (see `call_compiled`), on the mesh or device of `layer`.
 
     Operation by operation, some intermediate results (an update made of replicated factors) would
-    lie whole on every device, and processes would have to agree on arrays that each of them made.
+    lie whole on every device, and processes would have to agree on arrays that each process made.
     The compiler splits a program over the mesh.
 
-    - `layer`: one of `args`, or a part of one.
-    - `settle`: puts the arrays of the result in place if `layer` is sharded, which is passed too.
+    - `layer`: an item of `args`, or a subtree of an item.
+    - `settle`: `settle(result, layer)` puts the result's arrays in place if `layer` is sharded.
     """
     try:
-        known = signature_of(args)
-    except TracedError:  # in a program that is being traced, its own compiler decides
+        signed = signature_of(args)
+    except TracedError:  # the compiler of the program around this call decides
         return function(*args)
-    homes = {x.sharding for x in known.arrays if isinstance(x, jax.Array)}
+    homes = {x.sharding for x in signed.arrays if isinstance(x, jax.Array)}
     if len(homes) > 1 or any(isinstance(home, NamedSharding) for home in homes):
         mesh = _mesh(layer if len(homes) > 1 else args)
         if mesh is not None:
@@ -45,29 +45,29 @@ def on_the_mesh(
         anchor = next((x for x in jax.tree.leaves(layer) if isinstance(x, jax.Array)), None)
         if anchor is not None:
             args = jax.tree.map(lambda leaf: _beside(leaf, anchor), args)
-            homes, known = {anchor.sharding}, signature_of(args)
+            homes, signed = {anchor.sharding}, signature_of(args)
     if len(homes) != 1:
-        return call_compiled(function, *args, known=known)
+        return call_compiled(function, *args, signed=signed)
     # For arrays that depend on no argument, such as zeros.
     with jax.default_device(next(iter(homes.pop().device_set))):
-        return call_compiled(function, *args, known=known)
+        return call_compiled(function, *args, signed=signed)
 
 
 def _call_on_mesh(mesh: Mesh, function: Callable[..., T], args: tuple[Any, ...]) -> T:
     joined = jax.tree.map(lambda leaf: _joined(leaf, mesh), args)
-    given = dict(zip(map(id, jax.tree.leaves(joined)), jax.tree.leaves(args), strict=True))
+    originals = dict(zip(map(id, jax.tree.leaves(joined)), jax.tree.leaves(args), strict=True))
     is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
-    # Takes the place of a mesh with explicit axes, if `jax.set_mesh` has set one.
+    # If `jax.set_mesh` has set a mesh with explicit axes, another mesh takes its place.
     with jax.set_mesh(_automatic(mesh)) if is_explicit else contextlib.nullcontext():
         result = call_compiled(function, *joined)
-    return jax.tree.map(lambda x: given.get(id(x), x), result)
+    return jax.tree.map(lambda x: originals.get(id(x), x), result)
 
 
 def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
-    """`wrapper`, built around `layer`, with its arrays on the layer's mesh, if it has one.
+    """`wrapper`, built around `layer`, with its arrays on the layer's mesh, if there is a mesh.
 
-    Each field takes the spec that `wrapper.partition_specs()` names, and is replicated without
-    one. An array of the base that the constructor changed takes the sharding it had.
+    Each field takes its spec in `wrapper.partition_specs()`; fields without a spec are replicated.
+    An array of the base that the constructor changed takes its former sharding.
     """
     mesh = _mesh(layer)
     if mesh is None:
@@ -89,10 +89,11 @@ def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
 
     JAX computes a residual of NumPy's float64 in float32, but a merged layer keeps its dtype.
     """
-    old = wrapper.base
-    is_alike = old is not layer and jtu.tree_structure(old) == jtu.tree_structure(layer)
-    base = in_dtypes_of(layer, old) if is_alike else old
-    return wrapper if base is old else eqx.tree_at(lambda w: w.base, wrapper, base)
+    base = wrapper.base
+    if base is layer or jtu.tree_structure(base) != jtu.tree_structure(layer):
+        return wrapper
+    cast = in_dtypes_of(layer, base)
+    return wrapper if cast is base else eqx.tree_at(lambda w: w.base, wrapper, cast)
 
 
 def sharded_like(layer: Any, model: Any) -> Any:
@@ -109,7 +110,7 @@ def sharded_like(layer: Any, model: Any) -> Any:
 
 
 def replicated_beside(layer: Any, array: Any) -> Any:
-    """`array`, whole on every device of the mesh that `layer` lies on, if it lies on one."""
+    """`array`, whole on every device of the layer's mesh, if the layer lies on a mesh."""
     mesh = _mesh(layer)
     return array if mesh is None else _put(array, NamedSharding(mesh, PartitionSpec()))
 
@@ -125,21 +126,21 @@ def restored_layer(
 
 def _restore(cls: Any, rank: Any, alpha: Any, base: Any, state: Any) -> Any:
     ndim = cls.stack_ndim(base)
-    return over_stack(lambda *one: cls.from_state(*one, rank, alpha), ndim)(base, state)
+    return over_stack(lambda *slices: cls.from_state(*slices, rank, alpha), ndim)(base, state)
 
 
 def _beside(leaf: Any, anchor: jax.Array) -> Any:
     """`leaf` (such as a key), moved to `anchor` if no program can take both where they are."""
     if not isinstance(leaf, jax.Array):
         return leaf
-    there = leaf.sharding.device_set
-    if there == anchor.sharding.device_set or (len(there) == 1 and not anchor.committed):
+    devices = leaf.sharding.device_set
+    if devices == anchor.sharding.device_set or (len(devices) == 1 and not anchor.committed):
         return leaf
     return jax.device_put(leaf, anchor.sharding)
 
 
 def _joined(leaf: Any, mesh: Mesh) -> Any:
-    """`leaf` as a program on `mesh` takes it. Arrays that lie there already are not copied."""
+    """`leaf` as a program on `mesh` takes it. Arrays that lie on the mesh are not copied."""
     if not isinstance(leaf, jax.Array):
         return leaf
     if leaf.sharding.device_set != set(mesh.devices.flat):
@@ -163,7 +164,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
     is_global = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     if sharding.is_fully_addressable or isinstance(leaf, Tracer) or is_global:
         return jax.device_put(leaf, sharding)
-    # Every process holds the same values, and cannot reach the devices of the others.
+    # Every process holds the same values, and cannot reach the devices of other processes.
     values = np.asarray(leaf)
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 

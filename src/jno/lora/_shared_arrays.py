@@ -1,7 +1,7 @@
-"""Arrays that many adapters use: made once, kept by the first of them, handed to all of them.
+"""Arrays that many adapters use: made once, kept by the first adapter, handed to every adapter.
 
-An adapter refers to such an array by a field of type `Shared`, by name. The tree of the model holds
-the values in one leaf. So masks, optimisers, counts and shardings see one array.
+An adapter names such an array in a field of type `Shared`. The tree of the model holds the values
+in one leaf, so that masks, optimisers, counts and shardings see one array.
 """
 
 import operator
@@ -22,7 +22,7 @@ M = TypeVar("M")
 
 
 def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
-    """`model` with the arrays that adapters share in the hands of each of them.
+    """`model`, in which every adapter holds the arrays that it shares.
 
     Call it where the model is called, inside the loss and inside `jit`:
 
@@ -30,10 +30,10 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
             model = jno.lora.resolve(eqx.combine(trainable, frozen))
             ...
 
-    Without it, a call says so (or JAX, that a scan over a stack of layers "got values with
-    different leading axis sizes"). The arrays are not copied. The gradient with respect to
-    `trainable` is the sum over all adapters. The result is for calls: train (differentiate by),
-    save and merge the model that was given. A model without shared arrays comes back as it is.
+    Calling the model itself raises an error (in a scan over a stack of layers, JAX says that it
+    "got values with different leading axis sizes"). The arrays are not copied. The gradient with
+    respect to `trainable` is the sum over all adapters. Use the result for calls only: train, save
+    and merge the model that was given. A model without shared arrays is returned unchanged.
 
     **Arguments:**
 
@@ -51,7 +51,7 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
     def hand_over(shared: Shared) -> Shared:
         if shared.held is not None:
             return shared
-        return replaced(shared, value=None, held=_found(shared, boxes))
+        return replaced(shared, value=None, held=_array_of(shared, boxes))
 
     return _on_shared(hand_over, model)
 
@@ -59,7 +59,7 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
 def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
     """A function that gives an adapter of `model` a copy of each shared array, to merge it alone.
 
-    That of a stacked layer has the axes of the stack.
+    For a stacked layer, the copy has the axes of the stack.
     """
     arrays: dict[str, Array] = {}
 
@@ -72,47 +72,53 @@ def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
         leaves = jax.tree.leaves(eqx.filter(adapter.base, eqx.is_array)) if ndim else ()
         stack = leaves[0].shape[:ndim] if leaves else ()
 
-        def own(shared: Shared) -> Shared:
-            array = _found(shared, arrays) if shared.held is None else shared.held.array
+        def copy(shared: Shared) -> Shared:
+            array = _array_of(shared, arrays) if shared.held is None else shared.held.array
             stacked = jnp.broadcast_to(array, (*stack, *array.shape))
             return replaced(shared, value=stacked, held=None)
 
-        return _on_shared(own, adapter)
+        return _on_shared(copy, adapter)
 
     return fill
 
 
 def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
-    """`model` in which every array that its adapters share exists, made from `key` if it is new.
+    """`model` in which every array that its adapters share exists. `key` makes new arrays.
 
     **Raises:** `SelectionError` if an array exists and is too small for an adapter.
     """
     arrays = shared_arrays(model)
-    shapes: dict[str, tuple[int, ...]] = {}
-    first: dict[str, tuple[Shared, Any]] = {}
+    first_users: dict[str, tuple[Any, Shared]] = {}
     for layer, shared in _users(model):
-        name, known = shared.name, shapes.get(shared.name, shared.shape)
-        if len(known) != len(shared.shape):
-            raise SelectionError(
-                f"Two adapters share an array {name!r}, but one needs the shape {known}, and the "
-                f"other {shared.shape}. Their authors must choose different names."
-            )
-        shapes[name] = tuple(map(max, known, shared.shape))
-        first.setdefault(name, (shared, layer))
-    for name, shape in shapes.items():
+        first_users.setdefault(shared.name, (layer, shared))
+    for name, shape in _shapes_needed(model).items():
         if name not in arrays:
-            shared, layer = first[name]
-            if shared.make is None:  # an adapter whose array was taken away is not to get another
+            layer, shared = first_users[name]
+            if shared.make is None:  # the array was taken away, and a new array would be wrong
                 raise _missing(name)
-            made = shared.make(jax.random.fold_in(key, stable_hash(name)), shape)
-            arrays[name] = replicated_beside(layer, made)
+            array = shared.make(jax.random.fold_in(key, stable_hash(name)), shape)
+            arrays[name] = replicated_beside(layer, array)
         elif arrays[name].shape != tuple(map(max, shape, arrays[name].shape)):
             raise SelectionError(
                 f"The model has an array {name!r} of shape {arrays[name].shape} already, which its "
-                f"adapters share, but the new ones need {shape}. Adapt all of the layers in one "
-                "call, or unwrap the adapters first."
+                f"adapters share, but the new adapters need {shape}. Adapt all of the layers in "
+                "one call, or unwrap the adapters first."
             )
     return put_shared(model, arrays)
+
+
+def _shapes_needed(model: Any) -> dict[str, tuple[int, ...]]:
+    """By name, the least shape that has room for every adapter's part of the shared array."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for _, shared in _users(model):
+        name, shape = shared.name, shapes.get(shared.name, shared.shape)
+        if len(shape) != len(shared.shape):
+            raise SelectionError(
+                f"Two adapters share an array {name!r}, but need the shapes {shape} and "
+                f"{shared.shape}. Their authors must choose different names."
+            )
+        shapes[name] = tuple(map(max, shape, shared.shape))
+    return shapes
 
 
 def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
@@ -120,15 +126,15 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
 
     An array that the model keeps already stays where it is.
 
-    **Raises:** `SelectionError` if an adapter uses an array that is in neither.
+    **Raises:** `SelectionError` if an adapter uses an array that neither `arrays` nor `model` has.
     """
-    kept = {s.name for _, s in _users(model) if s.value is not None}
+    placed = {shared.name for _, shared in _users(model) if shared.value is not None}
 
     def put(shared: Shared) -> Shared:
-        array = shared.value if shared.value is not None else _found(shared, arrays)
+        array = shared.value if shared.value is not None else _array_of(shared, arrays)
         _check_size(shared, array)
-        keeps = shared.value is not None or shared.name not in kept
-        kept.add(shared.name)
+        keeps = shared.value is not None or shared.name not in placed
+        placed.add(shared.name)
         return replaced(shared, value=array if keeps else None, shape=array.shape, make=None)
 
     arrays = {**arrays, **shared_arrays(model)}
@@ -138,8 +144,8 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
 def _check_size(shared: Shared, array: Any) -> None:
     """**Raises:** `SelectionError` if `array` is too small for an adapter, or of another rank."""
     stacked = array.ndim - len(shared.shape)  # sets that `stack_adapters` made
-    fits = stacked >= 0 and not any(map(operator.lt, array.shape[stacked:], shared.shape))
-    if not fits or not jnp.issubdtype(array.dtype, jnp.inexact):
+    is_small = stacked < 0 or any(map(operator.lt, array.shape[stacked:], shared.shape))
+    if is_small or not jnp.issubdtype(array.dtype, jnp.inexact):
         raise SelectionError(
             f"The shared array {shared.name!r} is {show_array(array)}, but an adapter needs "
             f"floating numbers of the shape {shared.shape}."
@@ -147,7 +153,7 @@ def _check_size(shared: Shared, array: Any) -> None:
 
 
 def without_shared(adapter: LoRAWrapper) -> tuple[LoRAWrapper, dict[str, Array]]:
-    """`adapter` without the shared arrays that it keeps, and these."""
+    """`adapter` without the shared arrays that it keeps, and these arrays by name."""
     if not uses_shared(adapter):
         return adapter, {}
     bare = _on_shared(lambda shared: replaced(shared, value=None, held=None), adapter)
@@ -155,15 +161,16 @@ def without_shared(adapter: LoRAWrapper) -> tuple[LoRAWrapper, dict[str, Array]]
 
 
 def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any]) -> Any:
-    """`mask`, an adapter's tree of bools, with one where `adapter` keeps a shared array.
+    """`mask`, an adapter's tree of bools, with a bool where `adapter` keeps a shared array.
 
-    - `values`: by name. Another array is `True` if its field is in the adapter's fields.
+    - `values`: bools by the names of arrays. Without an entry, an array trains if `adapter_fields`
+        names its field.
     """
     fields: dict[str, Shared] = {}
-    for name, own in vars(adapter).items():
-        if is_shared(own):
-            new = values.get(own.name, name in type(adapter).adapter_fields)
-            fields[name] = replaced(own, value=None if own.value is None else new)
+    for name, shared in vars(adapter).items():
+        if is_shared(shared):
+            trains = values.get(shared.name, name in type(adapter).adapter_fields)
+            fields[name] = replaced(shared, value=None if shared.value is None else trains)
     where = lambda node: [getattr(node, name) for name in fields]  # noqa: E731
     return eqx.tree_at(where, mask, list(fields.values()), is_leaf=is_shared)
 
@@ -171,18 +178,18 @@ def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any
 def shared_arrays(model: Any) -> dict[str, Any]:
     """The arrays that the adapters of `model` share, by name.
 
-    **Raises:** `SelectionError` if two have one name.
+    **Raises:** `SelectionError` if two arrays have the same name.
     """
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for _, shared in _users(model):
         if shared.value is not None:
-            if shared.name in found:
+            if shared.name in arrays:
                 raise SelectionError(
                     f"There are two arrays {shared.name!r} in this tree, each shared by adapters: "
-                    "it holds two models. Give each of them alone."
+                    "the tree holds two models. Give each model alone."
                 )
-            found[shared.name] = shared.value
-    return found
+            arrays[shared.name] = shared.value
+    return arrays
 
 
 def names_shared_in(model: Any) -> set[str]:
@@ -213,7 +220,7 @@ def _on_shared(function: Callable[[Shared], Shared], tree: M) -> M:
     return jax.tree.map(lambda x: function(x) if is_shared(x) else x, tree, is_leaf=is_shared)
 
 
-def _found(shared: Shared, arrays: Mapping[str, Any]) -> Any:
+def _array_of(shared: Shared, arrays: Mapping[str, Any]) -> Any:
     if shared.name in arrays:
         return arrays[shared.name]
     raise _missing(shared.name)
@@ -221,6 +228,6 @@ def _found(shared: Shared, arrays: Mapping[str, Any]) -> Any:
 
 def _missing(name: str) -> SelectionError:
     return SelectionError(
-        f"An adapter uses the shared array {name!r}, which is missing: another adapter "
-        "of the model that this one was taken from keeps it. Give the whole model, or set."
+        f"An adapter uses the shared array {name!r}, which is missing: another adapter of the same "
+        "model keeps it. Give the whole model, or set."
     )

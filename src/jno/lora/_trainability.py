@@ -72,9 +72,9 @@ def _labels(node: Any) -> Any:
 
 
 def may_train(model: PyTree) -> PyTree[bool]:
-    """`True` for every inexact array but those that an adapter keeps frozen (LoRA-FA's `lora_A`).
+    """`True` for every inexact array but an adapter's constants (LoRA-FA's `lora_A`).
 
-    A wrapped `base` may be trained if the user insists; an adapter's own constants may not.
+    A wrapped `base` may be trained if the user insists.
     """
     return _select(model, _ADAPTER | _OUTSIDE | _BASE)
 
@@ -84,11 +84,10 @@ def carry_to_adapted(
 ) -> PyTree[bool]:
     """`trainable` of a model, for the same model with more layers adapted.
 
-    New adapters train and their bases do not; everything else stays as it was.
+    New adapters train and their bases do not. Other arrays train as before.
 
     - `replaced`: the paths of layers that had another adapter before.
     """
-
     trained: dict[str, Any] = {}  # whether each shared array trains
 
     def carry(path: str, adapter: LoRAWrapper, before: Any) -> Any:
@@ -121,17 +120,19 @@ def _select(model: PyTree, roles: int) -> PyTree[bool]:
     leaves, treedef = jtu.tree_flatten(model)
     kinds = tuple(map(type, leaves)), tuple([getattr(leaf, "dtype", None) for leaf in leaves])
     try:
-        parts, outer = _filter(treedef, roles, kinds)
+        modules, outer = _filter(treedef, roles, kinds)
     except TypeError:  # a static field that cannot be hashed
-        parts, outer = _filter.__wrapped__(treedef, roles, kinds)
-    return jtu.tree_unflatten(outer, parts)
+        modules, outer = _filter.__wrapped__(treedef, roles, kinds)
+    return jtu.tree_unflatten(outer, modules)
 
 
-# Filters are asked for again and again for models of one structure.
+# Callers ask for the filters of one model again and again.
 @remembered(32)
 def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
-    """The filter as immutable parts, and the tree that joins them to lists and dicts."""
-    # These are new in each filter, since a user may change them.
+    """The immutable modules of a filter, and the structure of lists and dicts around them.
+
+    Each caller gets new lists and dicts, because a user may change them.
+    """
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
     if any(is_shared(x) and x.held for x in jtu.tree_leaves(model, is_leaf=is_shared)):
         raise SelectionError(
@@ -149,11 +150,11 @@ def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any]
 
 
 def _is_frozen(node: Any) -> bool:
-    """Whether `node` is a module, and all that it holds are modules, tuples and leaves."""
+    """Whether `node` is a module that holds modules, tuples and leaves only."""
     if not issubclass(type(node), eqx.Module):
         return False
-    parts = jtu.tree_leaves(node, is_leaf=lambda x: not issubclass(type(x), (eqx.Module, tuple)))
-    return all(isinstance(part, bool | None) for part in parts)
+    nodes = jtu.tree_leaves(node, is_leaf=lambda x: not issubclass(type(x), (eqx.Module, tuple)))
+    return all(isinstance(inner, bool | None) for inner in nodes)
 
 
 def _inside(adapter: LoRAWrapper) -> Any:

@@ -1,4 +1,4 @@
-"""The layers of a model by their paths: find them, tell which are adapted, replace them."""
+"""The layers of a model by their paths: find layers, tell which are adapted, replace them."""
 
 import functools
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
@@ -15,8 +15,8 @@ from ._paths import KeyPath, path_str, show_path
 
 M = TypeVar("M")
 
-# Containers that read and rewrite the weight of the layer inside, so that an adapter in there
-# would be normalised away or bypassed; and the status of such a layer in a plan.
+# Norms read and rewrite the weight of the layer inside. They would bypass an adapter there, or
+# normalise it away. The texts are the status of such a layer in a plan.
 NORMALISED: dict[type, Any] = {
     eqx.nn.WeightNorm: "inside WeightNorm",
     eqx.nn.SpectralNorm: "inside SpectralNorm",
@@ -35,12 +35,7 @@ def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
 def default_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
     """The adapters that calls with `wrapper=None` try on `layer`, after the defaults.
 
-    An open function, without adapters for layers whose class nobody registered:
-
-    ```python
-    @default_adapters.register(MyLayer)
-    def _(layer): return (MyAdapter,)
-    ```
+    An open function: `@default_adapters.register(MyLayer)` says which adapters its layers have.
     """
     return ()
 
@@ -49,7 +44,7 @@ def default_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
 def callable_for(layer: Any, model: Any) -> Callable[..., Any] | None:
     """The function that a `Net` calls in the place of `model`, which holds `layer`.
 
-    An open function, registered as `default_adapters` is. `None` calls the model.
+    An open function, as `default_adapters`. `None` stands for the model itself.
     """
     return None
 
@@ -79,33 +74,34 @@ def callable_model(model: Any) -> Callable[..., Any]:
 def modules_in(
     tree: PyTree, keys: KeyPath = (), *, enter_norms: bool = True
 ) -> list[tuple[KeyPath, eqx.Module]]:
-    """All modules of `tree`, outer ones first, with their key paths. Adapters are not entered.
+    """All modules of `tree`, outer modules first, with their key paths. Adapters are not entered.
 
     - `keys`: the key path of `tree` itself.
     - `enter_norms`: whether to look into norms (`NORMALISED`) other than `tree` itself.
     """
-    found: list[tuple[KeyPath, eqx.Module]] = []
+    modules: list[tuple[KeyPath, eqx.Module]] = []
     norms = () if enter_norms else tuple(NORMALISED)
 
-    def look(inner: KeyPath, node: Any) -> bool:
+    def visit(inner: KeyPath, node: Any) -> bool:
         # By its type: `isinstance` of a module is slow, and most nodes are arrays.
         if not issubclass(type(node), eqx.Module):
             return False
         if is_coded(node):  # an array of its layer
             return True
-        found.append(((*keys, *inner), node))
+        modules.append(((*keys, *inner), node))
         return is_adapter(node) or (bool(inner) and issubclass(type(node), norms))
 
-    jtu.tree_flatten_with_path(tree, is_leaf=look, is_leaf_takes_path=True)
-    return found
+    # JAX walks, because a recursion in Python would fail for deep trees.
+    jtu.tree_flatten_with_path(tree, is_leaf=visit, is_leaf_takes_path=True)
+    return modules
 
 
 def modules_by_path(model: PyTree) -> dict[str, eqx.Module]:
-    """All modules, plain or adapted, that are not in an adapted one; the first at each path."""
-    found: dict[str, eqx.Module] = {}
-    for keys, node in modules_in(model):
-        found.setdefault(path_str(keys), node)
-    return found
+    """All modules outside of adapters, and the adapters; the first module at each path."""
+    modules: dict[str, eqx.Module] = {}
+    for keys, module in modules_in(model):
+        modules.setdefault(path_str(keys), module)
+    return modules
 
 
 def holds_adapters(tree: Any) -> bool:
@@ -113,49 +109,49 @@ def holds_adapters(tree: Any) -> bool:
     return any(is_adapter(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_adapter))
 
 
-def adapted_layers(model: PyTree, *others: PyTree) -> Iterator[tuple[Any, ...]]:
-    """The path of each adapted layer, its adapter, and the nodes of other trees at this place.
+def adapted_layers(model: PyTree, *trees: PyTree) -> Iterator[tuple[Any, ...]]:
+    """The path of each adapted layer, its adapter, and the nodes of `trees` at this place.
 
-    An adapter inside another adapter belongs to that one, and is not listed.
+    An adapter inside of another adapter belongs to the outer adapter, and is not listed.
 
-    - `others`: trees that have the structure of `model` around its adapted layers, such as masks.
+    - `trees`: have the structure of `model` around its adapted layers, as masks do.
     """
     nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_adapter)
-    parts = map(treedef.flatten_up_to, others)
-    for (keys, node), *own in zip(nodes, *parts, strict=True):
+    columns = map(treedef.flatten_up_to, trees)
+    for (keys, node), *nodes_of_trees in zip(nodes, *columns, strict=True):
         if is_adapter(node):
-            yield path_str(keys), node, *own
+            yield path_str(keys), node, *nodes_of_trees
 
 
-def map_adapters(function: Callable[..., Any], model: PyTree, *others: PyTree) -> Any:
+def map_adapters(function: Callable[..., Any], model: PyTree, *trees: PyTree) -> Any:
     """Put `function(path, adapter, *nodes)` in the place of each adapted layer.
 
-    An adapter inside another adapter belongs to that one. A model's part, as `eqx.partition` gives
-    it, has the same adapters, with `None` in the place of the other part.
+    An adapter inside of another adapter belongs to the outer adapter. A tree that `eqx.partition`
+    returns has the adapters of the model, with `None` for the arrays in its other tree.
 
-    - `others`: as for `adapted_layers`. Everywhere else, the result is the last of the trees.
+    - `trees`: as for `adapted_layers`. Everywhere else, the result is the last of all trees.
     """
 
     def replace(keys: KeyPath, *nodes: Any) -> Any:
         return function(path_str(keys), *nodes) if is_adapter(nodes[0]) else nodes[-1]
 
-    return jtu.tree_map_with_path(replace, model, *others, is_leaf=is_adapter)
+    return jtu.tree_map_with_path(replace, model, *trees, is_leaf=is_adapter)
 
 
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
-    """The modules of `model` at these paths, plain or adapted. Missing ones are left out.
+    """The modules of `model` at these paths, plain or adapted. Missing paths are left out.
 
     **Raises:** `SelectionError` if two modules have one of the paths.
     """
     wanted = frozenset(paths)
+    layers: dict[str, Any] = {}
     is_place = _is_place(wanted)
-    found: dict[str, Any] = {}
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_place, is_leaf_takes_path=True):
         path = path_str(keys)
         if isinstance(node, eqx.Module) and path in wanted:
-            refuse_second(path, found, "layers")
-            found[path] = node
-    return found
+            refuse_second(path, layers, "layers")
+            layers[path] = node
+    return layers
 
 
 def replace_layers(model: M, nodes: Mapping[str, Any]) -> M:
@@ -169,46 +165,46 @@ def replace_layers(model: M, nodes: Mapping[str, Any]) -> M:
 
 def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
     """By path, a line for each adapter of `model` around the layer there, or inside of it."""
-    carried = {path: type(adapter).__name__ for path, adapter in adapted_layers(model)}
+    adapters = {path: type(adapter).__name__ for path, adapter in adapted_layers(model)}
     wanted = dict.fromkeys(paths)
-    around = [(path, "inside", above) for path, above in _held(wanted, carried)]
-    within = [(above, "around", path) for path, above in _held(carried, wanted)]
-    found: dict[str, list[str]] = {}
-    for path, where, other in (*around, *within):
-        line = f"{show_path(path)}: {where} the {carried[other]} at {show_path(other)!r}"
-        found.setdefault(path, []).append(f"{line}: merge or unwrap that first")
-    return found
+    outer = [(path, "inside", adapted) for path, adapted in _enclosing(wanted, adapters)]
+    inner = [(path, "around", adapted) for adapted, path in _enclosing(adapters, wanted)]
+    lines: dict[str, list[str]] = {}
+    for path, where, adapted in (*outer, *inner):
+        place = f"{show_path(path)}: {where} the {adapters[adapted]} at {show_path(adapted)!r}"
+        lines.setdefault(path, []).append(f"{place}: merge or unwrap that first")
+    return lines
 
 
 def norms_around(model: PyTree, paths: Iterable[str]) -> dict[str, str]:
     """By path, the path of the outermost norm (`NORMALISED`) around the layer there."""
     kinds = tuple(NORMALISED)
     norms = {path_str(keys) for keys, node in modules_in(model) if issubclass(type(node), kinds)}
-    found: dict[str, str] = {}
-    for path, norm in _held(paths, norms):
-        found.setdefault(path, norm)
-    return found
+    outermost: dict[str, str] = {}
+    for path, norm in _enclosing(paths, norms):
+        outermost.setdefault(path, norm)
+    return outermost
 
 
-def refuse_second(path: str, found: Container[str], what: str) -> None:
-    """**Raises:** `SelectionError` if `path` was found before."""
-    if path in found:
+def refuse_second(path: str, seen: Container[str], nouns: str) -> None:
+    """**Raises:** `SelectionError` if `path` was `seen` before."""
+    if path in seen:
         raise SelectionError(
-            f"Two {what} have the path {show_path(path)!r}: a dict key in it holds a slash. "
+            f"Two {nouns} have the path {show_path(path)!r}: a dict key in it holds a slash. "
             "Rename the key."
         )
 
 
-def _held(paths: Iterable[str], holders: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Each of `paths` with each of the `holders` that is a path around it, outer ones first.
+def _enclosing(paths: Iterable[str], outer_paths: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of a path and an outer path that encloses it, the outermost first.
 
-    Only the lengths of the holders are tried, so that deep paths cost no more than others.
+    Only the lengths of the outer paths are tried, so that deep paths cost no more than short paths.
     """
-    lengths = sorted({len(holder) for holder in holders})
+    lengths = sorted({len(outer) for outer in outer_paths})
     for path in paths:
         for length in lengths:
-            is_above = path[length : length + 1] == "/" if length else path != ""
-            if is_above and path[:length] in holders:
+            ends_here = path[length : length + 1] == "/" if length else path != ""
+            if ends_here and path[:length] in outer_paths:
                 yield path, path[:length]
 
 

@@ -1,9 +1,8 @@
 """Decompositions on a CPU run with one BLAS thread.
 
 On a CPU, JAX calls the LAPACK of SciPy (`svd`, `qr`, `eigh`, `cholesky` of `cython_lapack`),
-which is OpenBLAS with its own threads. They wait for each other by spinning, and compete with XLA's
-threads, so that a decomposition can cost many times its arithmetic on every core. One thread does
-not wait.
+which is OpenBLAS with its own threads. These threads spin while they wait, and compete with XLA's
+threads, so that a decomposition can cost many times its arithmetic on every core.
 """
 
 import contextlib
@@ -31,8 +30,8 @@ _DECOMPOSITIONS = {
     "tridiagonal",
 }
 
-# The whole process has one number of threads. Two calls at once would each restore the number that
-# the other one has set.
+# The number of threads belongs to the process. Two calls at once would each restore the number that
+# the other call has set.
 _lock = threading.RLock()
 
 

@@ -1,4 +1,4 @@
-"""Dtypes to compute in, where those of the arrays would round too much."""
+"""Dtypes to compute in, where the dtypes of the arrays would round too much."""
 
 from typing import Any
 
@@ -29,11 +29,11 @@ def in_dtypes_of(base: Any, layer: Any) -> Any:
     """
 
     def put_back(old: Any, new: Any) -> Any:
-        lacked = isinstance(old, np.ndarray) and held_dtype(old) != old.dtype
-        return np.asarray(new, old.dtype) if lacked and not isinstance(new, Tracer) else new
+        is_lacked = isinstance(old, np.ndarray) and held_dtype(old) != old.dtype
+        return np.asarray(new, old.dtype) if is_lacked and not isinstance(new, Tracer) else new
 
-    has_numpys = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(base))
-    return jax.tree.map(put_back, base, layer) if has_numpys else layer
+    has_numpy = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(base))
+    return jax.tree.map(put_back, base, layer) if has_numpy else layer
 
 
 def at_least_float32(tree: Any) -> Any:
@@ -42,7 +42,7 @@ def at_least_float32(tree: Any) -> Any:
 
 
 def widened(tree: Any) -> Any:
-    """`tree` with half precision widened to float32, and the rest to float64 or complex128.
+    """`tree` with half precision widened to float32, other precisions to float64 or complex128.
 
     Call it, and compute with its result, under `jax.enable_x64(True)`.
     """

@@ -1,6 +1,6 @@
-"""Calling a function on many layers that are alike: one compiled program serves all of them.
+"""Calling a function on many layers that are alike, by one compiled program.
 
-Thousands of small operations, one after the other, are what makes adapting a large model slow. A
+Without programs, a large model is adapted by thousands of small operations, which is slow. A
 program also spares the memory of intermediate results, such as a float32 copy of a weight.
 """
 
@@ -15,27 +15,29 @@ from jaxtyping import Array
 
 from .._caches import remembered
 from ._lapack import decomposes, one_blas_thread
-from ._signature import Known, Signature, TracedError, signature_of
+from ._signature import Signature, SignedTree, TracedError, signature_of
 from ._tracers import keeps_tracer, static_fields_keep_tracer
 
 _log = logging.getLogger("jno.lora")
 
 
-def call_compiled(function: Callable[..., Any], *args: Any, known: Known | None = None) -> Any:
-    """`function(*args)`, by a program that is kept for arguments of the same signature.
+def call_compiled(
+    function: Callable[..., Any], *args: Any, signed: SignedTree | None = None
+) -> Any:
+    """`function(*args)`, by a program that is cached for arguments of the same signature.
 
-    An argument or an array that the function hands through (the base of an adapter) comes back as
-    the object it was. The function is called as it is if arguments are traced, if their static
+    An argument or an array that the function returns unchanged (the base of an adapter) stays the
+    same object. The function is called without a program if arguments are traced, if their static
     fields cannot be hashed, or if it needs the values of arrays and so cannot be compiled.
 
     **Arguments:**
 
     - `function`: hashable, and pure.
     - `args`: pytrees of arrays and of hashable values.
-    - `known`: `signature_of(args)`, if the caller has it.
+    - `signed`: `signature_of(args)`, if the caller has it.
     """
     try:
-        signature, arrays = known or signature_of(args)
+        signature, arrays = signed or signature_of(args)
         # Programs differ by whether 64 bits are enabled.
         program = _program(function, signature, jax.dtypes.canonicalize_dtype(float))
         return program(args, arrays)
@@ -44,7 +46,7 @@ def call_compiled(function: Callable[..., Any], *args: Any, known: Known | None 
             raise  # operation by operation, it would need still more memory
     except Exception as err:
         _log.debug("%s, so a layer is not computed by a program: %s", type(err).__name__, err)
-    # If the function itself fails, it fails again here, with a traceback of its own.
+    # A function that fails by itself fails again here, with its own traceback.
     return function(*args)
 
 
@@ -54,7 +56,7 @@ def _program(function: Callable[..., Any], signature: Signature, widest: Any) ->
 
 
 class _Given(NamedTuple):
-    """In a result: the argument, or the array of one, at this place."""
+    """In a result: the argument, or the array in an argument, at this place."""
 
     place: int
 
@@ -66,8 +68,8 @@ _COMPUTED = object()
 class Program:
     """A function, compiled for arguments of one signature.
 
-    Only the arrays that the function makes are computed. Everything else in the result is put back
-    in Python: arguments, their arrays, and constants.
+    The program computes only the arrays that the function makes. Python puts arguments, their
+    arrays, and constants into the result.
     """
 
     def __init__(self, function: Callable[..., Any], signature: Signature):
@@ -97,18 +99,18 @@ class Program:
             return jax.block_until_ready(jitted(arrays))
 
     def _compute(self, arrays: list[Array]) -> list[Array]:
-        """The arrays of the result that were not given."""
+        """The arrays of the result that are not arguments."""
         args = self._signature.tree_of(arrays)
         places = {id(x): place for place, x in enumerate((*args, *arrays))}
-        found, self._treedef = jtu.tree_flatten(
+        leaves, self._treedef = jtu.tree_flatten(
             self._function(*args), is_leaf=lambda x: id(x) in places
         )
-        new = [x for x in found if id(x) not in places]
+        new = [x for x in leaves if id(x) not in places]
         constants = (x for x in new if not eqx.is_array(x))
         if static_fields_keep_tracer(self._treedef) or any(map(keeps_tracer, constants)):
             raise TracedError("an array was put into a static field or a function")
         self._leaves = tuple(
             _Given(places[id(x)]) if id(x) in places else _COMPUTED if eqx.is_array(x) else x
-            for x in found
+            for x in leaves
         )
         return [x for x in new if eqx.is_array(x)]

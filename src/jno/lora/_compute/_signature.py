@@ -6,6 +6,7 @@ Classes, static fields, shapes and dtypes; not the values of arrays, nor the dev
 import dataclasses
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax.core import Tracer
 
 
 class TracedError(Exception):
-    """An array is traced by JAX where only arrays with values can be."""
+    """JAX traces an array, and only arrays with values can be used."""
 
 
 class _Array(NamedTuple):
@@ -25,7 +26,7 @@ class _Array(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """The signature of a tree. It can be hashed if its static fields and other leaves can."""
+    """The signature of a tree. It can be hashed if static fields and leaves can be hashed."""
 
     treedef: Any
     types: Any  # of the static fields
@@ -33,46 +34,43 @@ class Signature(NamedTuple):
 
     def abstract(self) -> list[jax.ShapeDtypeStruct]:
         """Arrays without values, to trace a function with."""
-        arrays = (leaf for leaf in self.leaves if type(leaf) is _Array)
-        # NumPy's arrays may have 64 bits where JAX has 32. Newer JAX warns of that.
+        # NumPy's arrays may have 64 bits where JAX has 32. Newer versions of JAX warn of that.
+        held = partial(jax.dtypes.canonicalize_dtype, allow_extended_dtype=True)
         return [
-            jax.ShapeDtypeStruct(
-                x.shape,
-                jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True),
-                weak_type=x.weak_type,
-            )
-            for x in arrays
+            jax.ShapeDtypeStruct(leaf.shape, held(leaf.dtype), weak_type=leaf.weak_type)
+            for leaf in self.leaves
+            if type(leaf) is _Array
         ]
 
     def tree_of(self, arrays: list[Any]) -> Any:
         """The tree of this signature that holds `arrays`."""
-        given = iter(arrays)
-        leaves = [next(given) if type(leaf) is _Array else leaf[1] for leaf in self.leaves]
+        remaining = iter(arrays)
+        leaves = [next(remaining) if type(leaf) is _Array else leaf[1] for leaf in self.leaves]
         return jtu.tree_unflatten(self.treedef, leaves)
 
 
-class Known(NamedTuple):
+class SignedTree(NamedTuple):
     """The signature of a tree, and the arrays in it."""
 
     signature: Signature
     arrays: list[Any]
 
 
-def signature_of(tree: Any) -> Known:
+def signature_of(tree: Any) -> SignedTree:
     """The signature of `tree`, and its arrays.
 
     **Raises:** `TracedError` if an array is traced.
     """
     leaves, treedef = jtu.tree_flatten(tree)
     arrays: list[Any] = []
-    parts: list[Any] = []
+    signatures: list[Any] = []
     for leaf in leaves:
         if _is_array_class(type(leaf)):
-            parts.append(_Array(leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)))
+            signatures.append(_Array(leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)))
             arrays.append(leaf)
         else:
-            parts.append((type(leaf), leaf))
-    return Known(Signature(treedef, static_key(treedef), tuple(parts)), arrays)
+            signatures.append((type(leaf), leaf))
+    return SignedTree(Signature(treedef, static_key(treedef), tuple(signatures)), arrays)
 
 
 @functools.lru_cache(maxsize=256)
@@ -87,12 +85,10 @@ def _is_array_class(cls: type) -> bool:
 
 
 def static_key(treedef: Any, key_of: Callable[[Any], Any] = type) -> Any:
-    """A key for the static fields of a tree, which tells 1, 1.0, True and members of enums apart.
+    """A key for the static fields of a tree: `treedef` alone takes 1, 1.0 and True for the same.
 
-    They are equal, and so are the structures that hold them.
-
-    - `key_of`: gives the key of a static value, by default its type. Tuples, lists and frozen
-        dataclasses have keys for their contents, floats their digits.
+    - `key_of`: gives the key of a value, by default its type. Tuples, lists and frozen dataclasses
+        have keys for their contents, and floats their digits.
     """
 
     def key(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Finding traced arrays where JAX does not look for them: in static fields and in functions.
 
-A result that keeps one is broken as soon as its program has been compiled.
+A result that keeps a traced array is broken as soon as its program has been compiled.
 """
 
 import functools
@@ -22,23 +22,23 @@ def static_fields_keep_tracer(treedef: Any) -> bool:
 def keeps_tracer(value: Any) -> bool:
     """Whether `value` is a traced array, or a function that keeps one: in a closure, a default."""
     seen: set[int] = set()
-    rest = [value]
-    while rest:
-        one = rest.pop()
-        if isinstance(one, Tracer):
+    queue = [value]
+    while queue:
+        item = queue.pop()
+        if isinstance(item, Tracer):
             return True
-        if id(one) in seen:
+        if id(item) in seen:
             continue
-        seen.add(id(one))
-        if isinstance(one, functools.partial):
-            rest += [one.func, *one.args, *one.keywords.values()]
-        elif callable(one) and not isinstance(one, type):
-            cells = getattr(one, "__closure__", None) or ()
-            defaults = getattr(one, "__defaults__", None) or ()
-            inner = (getattr(one, name, None) for name in ("__wrapped__", "__self__"))
-            rest += [*map(_content, cells), *defaults, *inner]
-        elif isinstance(one, tuple | list | dict):
-            rest += jtu.tree_leaves(one)
+        seen.add(id(item))
+        if isinstance(item, functools.partial):
+            queue += [item.func, *item.args, *item.keywords.values()]
+        elif callable(item) and not isinstance(item, type):
+            cells = getattr(item, "__closure__", None) or ()
+            defaults = getattr(item, "__defaults__", None) or ()
+            inner = (getattr(item, name, None) for name in ("__wrapped__", "__self__"))
+            queue += [*map(_content, cells), *defaults, *inner]
+        elif isinstance(item, tuple | list | dict):
+            queue += jtu.tree_leaves(item)
     return False
 
 

@@ -4,9 +4,9 @@ from ._calling import call_or_trace, is_traced, keys_for_stack, over_stack, refu
 from ._checks import (
     Handle,
     Loose,
+    check_fraction,
     check_key,
     check_number,
-    check_part,
     check_rank,
     check_same_structure,
     expect_model,

@@ -36,7 +36,7 @@ def call_or_trace(function: Callable[[Any], T], tree: Any) -> T:
 
 
 def refusal_of_template(tree: Any, advice: str) -> str:
-    """Why `tree` has no values, with `advice`, if it is a template; else empty."""
+    """Why `tree` has no values, followed by `advice`, if it is a template; else empty."""
     if not _is_template(tree):
         return ""
     return (

@@ -18,8 +18,8 @@ from .._paths import path_str, show_array
 class Handle:
     """The base class of `Net`. No fields.
 
-    Every tree function refuses it. JAX would take it for one leaf, and Equinox for a constant:
-    `filter_jit` would go on computing with the values of before, and a file would be empty.
+    Every function of trees refuses a net. JAX would take it for a leaf, and Equinox for a constant:
+    `filter_jit` would go on computing with former values, and a file would be empty.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -28,14 +28,14 @@ class Handle:
 
 
 class Loose:
-    """The base class of `AdapterSet`, which is a pytree without any layer. No fields."""
+    """The base class of `AdapterSet`, a pytree without layers. No fields."""
 
 
 def _refuse_to_flatten(net: Handle) -> Any:
     raise SelectionError(
         f"A {type(net).__name__} is a handle on a model and not a pytree, but was given to a "
-        "function of pytrees (of JAX, Equinox or optax), alone or inside of something else. Give "
-        "it the model, `net.module`, or a part that `net.partition()` returns."
+        "function of pytrees (of JAX, Equinox or optax), alone or inside of another tree. Give "
+        "it the model, `net.module`, or a tree that `net.partition()` returns."
     )
 
 
@@ -53,7 +53,7 @@ def expect_model(model: Any, function: str) -> None:
     if isinstance(model, Handle):
         raise SelectionError(
             f"{function} takes a model, but was given a {type(model).__name__}, which is a handle "
-            f"on one. Give its module: {function}(net.module, ...)"
+            f"on a model. Give its module: {function}(net.module, ...)"
         )
 
 
@@ -62,7 +62,7 @@ def check_key(key: Any) -> None:
     is_array = isinstance(key, jax.Array | np.ndarray)
     if is_array and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return
-    if is_array and key.ndim == 1 and key.dtype == np.uint32:  # perhaps a raw one
+    if is_array and key.ndim == 1 and key.dtype == np.uint32:  # perhaps a raw key
         with contextlib.suppress(TypeError, ValueError):  # raised if the length is wrong
             jax.random.wrap_key_data(jnp.asarray(key))
             return
@@ -77,10 +77,10 @@ def check_rank(rank: Any, what: str = "`rank`", advice: str = "") -> None:
         raise SelectionError(f"{what} must be an integer of at least 1, but {came}.{advice}")
 
 
-def check_part(name: str, part: Any) -> None:
-    """**Raises:** `SelectionError` unless `part` is a Python number in `(0, 1]`."""
-    if not (isinstance(part, float | int | np.number) and 0 < part <= 1):
-        raise SelectionError(f"`{name}` must be a Python number in (0, 1], but is {part!r}.")
+def check_fraction(name: str, fraction: Any) -> None:
+    """**Raises:** `SelectionError` unless `fraction` is a Python number in `(0, 1]`."""
+    if not (isinstance(fraction, float | int | np.number) and 0 < fraction <= 1):
+        raise SelectionError(f"`{name}` must be a Python number in (0, 1], but is {fraction!r}.")
 
 
 def check_number(name: str, number: Any) -> None:
@@ -88,15 +88,15 @@ def check_number(name: str, number: Any) -> None:
     is_number = isinstance(number, int | float)
     if isinstance(number, np.ndarray | np.generic | jax.Array):
         real = (np.bool_, jnp.integer, jnp.floating)
-        is_number = number.ndim == 0 and any(jnp.issubdtype(number.dtype, it) for it in real)
+        is_number = number.ndim == 0 and any(jnp.issubdtype(number.dtype, kind) for kind in real)
     if not is_number:
         raise SelectionError(f"`{name}` must be one real number, but is {number!r}.")
 
 
 def check_same_structure(base: Any, layer: Any, what: str, *, dtypes: bool = True) -> None:
-    """See that `layer`, which `what` made, has the structure, shapes and `dtypes` of `base`.
+    """**Raises:** `WrapperError` unless `layer` has the structure, shapes and `dtypes` of `base`.
 
-    **Raises:** `WrapperError` that shows both, and for an array its path.
+    - `what`: the method that made `layer`, for the message.
     """
     before, structure = jtu.tree_flatten(base)
     after, new_structure = jtu.tree_flatten(layer)

@@ -16,14 +16,14 @@ from .._errors import WrapperError
 
 
 class CodedArray(eqx.Module):
-    """A frozen array in another form, in the place of an array of a layer. Reads like the array.
+    """A frozen array in another form. It takes the place of a layer's array, and reads like it.
 
-    A subclass says what it stands for (`shape`, `dtype`) and computes it (`decoded`). Its leaves
+    A subclass describes the array (`shape`, `dtype`) and computes it (`decoded`). Its leaves
     should be integers: then no filter, cast or optimiser touches them. Its fields must keep their
     meaning when the leading axes of a stack are mapped over or scanned.
     """
 
-    # Why no other values can take its place: the error of merges, and of starts that change it.
+    # Why other values cannot take its place: the error of merges, and of starts that change it.
     refusal: ClassVar[str] = "its weight is coded, and other values have no such form."
 
     dtype: AbstractVar[Any]
@@ -105,8 +105,8 @@ class CodedArray(eqx.Module):
 
 
 def _by_decoding(operator: str) -> Callable[..., Array]:
-    def operate(self: CodedArray, *others: Any) -> Array:
-        return getattr(self.decoded(), operator)(*others)
+    def operate(self: CodedArray, *operands: Any) -> Array:
+        return getattr(self.decoded(), operator)(*operands)
 
     return operate
 
@@ -139,7 +139,7 @@ def with_arrays(tree: PyTree) -> Any:
 
 
 def class_of(layer: Any) -> type:
-    """The class of `layer`, or the one that it stands for: one that adds coded weights to it."""
+    """The class of `layer`, or the class to which it adds coded weights (`stands_for`)."""
     return getattr(type(layer), "stands_for", type(layer))
 
 

@@ -23,17 +23,17 @@ class _Parameters(NamedTuple):
 
 @remembered(4096)
 def _parameters(cls: Any) -> _Parameters:
-    found = list(inspect.signature(cls.__init__).parameters.values())
-    variable = [p for p in found if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    places = [p.name for p in found[2:] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    keywords = [p.name for p in found[2:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    parameters = list(inspect.signature(cls.__init__).parameters.values())
+    kinds, behind = {p.kind for p in parameters}, parameters[2:]
+    places = [p.name for p in behind if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    keywords = [p.name for p in behind if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     named = tuple(name for name in ("rank", "alpha") if name in keywords)
     if len(named) == 2:  # both by name, unless the contract's place is closed to them
         by_position = not {*named} <= {*places}
     else:
-        by_position = len(places) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in variable)
+        by_position = len(places) >= 2 or inspect.Parameter.VAR_POSITIONAL in kinds
     taken = {"key", "statistics", *(places[:2] if by_position else named)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in variable)
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
     options = None if takes_any else [name for name in keywords if name not in taken]
     return _Parameters(("rank", "alpha") if by_position else named, by_position, options)
 
@@ -52,19 +52,20 @@ def construct(
     args, kwargs = _scale(cls, rank, alpha)
     if cls.needs:
         kwargs["statistics"] = statistics
-    made = cls(base, *args, **kwargs, key=key, **options)
-    fields = [id(value) for value in vars(made).values() if is_shared(value)]
-    shared = filter(is_shared, jax.tree.leaves(made, is_leaf=is_shared))
-    if any(id(it) not in fields for it in shared):
+    adapter = cls(base, *args, **kwargs, key=key, **options)
+    fields = [id(value) for value in vars(adapter).values() if is_shared(value)]
+    leaves = jax.tree.leaves(adapter, is_leaf=is_shared)
+    if any(is_shared(leaf) and id(leaf) not in fields for leaf in leaves):
         raise WrapperError("a `Shared` must be a field of the adapter itself, not in a dict")
-    return made
+    return adapter
 
 
 def _scale(cls: Any, rank: Any, alpha: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    found = _parameters(cls)
-    if found.by_position:
+    """The positional and the keyword arguments for `rank` and `alpha`."""
+    parameters = _parameters(cls)
+    if parameters.by_position:
         return (rank, alpha), {}
-    return (), {name: rank if name == "rank" else alpha for name in found.scale}
+    return (), {name: rank if name == "rank" else alpha for name in parameters.scale}
 
 
 def takes(cls: Any) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ def option_names(cls: Any) -> list[str] | None:
 
 
 def constructor_problem(cls: Any) -> str | None:
-    """Why the constructor of `cls` cannot be called, if so."""
+    """Why the constructor of `cls` cannot be called; else `None`."""
     args, kwargs = _scale(cls, 4, 1.0)
     if cls.needs:
         kwargs["statistics"] = {}

@@ -24,6 +24,8 @@ _CLASSMETHODS = (
     "low_rank_scale",
 )
 
+_REFUSES = ": with `mergeable = False`, it raises a `WrapperError` that says why"
+
 
 def contract_problems(cls: Any) -> tuple[str, ...]:
     """Everything that keeps `cls` from being a usable adapter class."""
@@ -35,42 +37,54 @@ def contract_problems(cls: Any) -> tuple[str, ...]:
 @remembered(4096)
 def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
-    refuses = ": with `mergeable = False`, it raises a `WrapperError` that says why"
-    return tuple(
-        f"`{name}` is not defined" + refuses * (name == "merge" and cls.mergeable is False)
-        for name in missing
-    ) or tuple(_mistakes(cls))
+    if missing:
+        hints = {} if cls.mergeable is not False else {"merge": _REFUSES}
+        return tuple(f"`{name}` is not defined{hints.get(name, '')}" for name in missing)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    return (
+        *_field_mistakes(cls, fields),
+        *_side_mistakes(cls, fields),
+        *_rank_mistakes(cls),
+        *_needs_mistakes(cls),
+        *_constructor_mistakes(cls, fields),
+        *_attribute_mistakes(cls),
+    )
 
 
-def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
-    names = cls.adapter_fields
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    if not isinstance(names, tuple) or not names or not all(isinstance(n, str) for n in names):
+def _trained(cls: type[LoRAWrapper]) -> tuple[str, ...]:
+    """The `adapter_fields`, or none if they are not a tuple of names."""
+    names: Any = cls.adapter_fields
+    is_valid = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+    return names if is_valid else ()
+
+
+def _field_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
+    trained = {"adapter_fields": _trained(cls), "optional_fields": cls.optional_fields}
+    if not trained["adapter_fields"]:
         yield (
             "`adapter_fields` must be a non-empty tuple of field names, such as "
-            f'`("lora_A",)` (mind the comma), but is {names!r}'
+            f'`("lora_A",)` (mind the comma), but is {cls.adapter_fields!r}'
         )
-        names = ()
-    trained = {"adapter_fields": names, "optional_fields": cls.optional_fields}
-    for where, name in ((where, name) for where, named in trained.items() for name in named):
-        if name not in fields:
-            others = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
-            yield f"`{where}` names {name!r}, which is not a field (fields: {others or '-'})"
-        elif fields[name].metadata.get("static", False):
-            yield f"`{where}` names {name!r}, which is static: it cannot train"
-    yield from _wrong_sides(cls, fields)
-    if "base" in names:
+    for attribute, names in trained.items():
+        for name in names:
+            if name not in fields:
+                known = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
+                yield f"`{attribute}` names {name!r}, which is not a field (fields: {known or '-'})"
+            elif fields[name].metadata.get("static", False):
+                yield f"`{attribute}` names {name!r}, which is static: it cannot train"
+    if "base" in trained["adapter_fields"]:
         yield "`adapter_fields` names 'base', which must stay frozen"
-    yield from _rank_mistakes(cls, names)
     if "base" not in fields:
         yield "`base` must be a field (`base: eqx.Module`)"
+
+
+def _constructor_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
     for name, declared in (("rank", "rank: int"), ("alpha", "alpha: float")):
         if name in takes(cls) and name not in fields and not hasattr(cls, name):
             yield (
                 f"`{name}` is not defined, but `__init__` takes it: keep it, as in `{declared} = "
                 "eqx.field(static=True)`, so that a file can restore the adapter; or do not take it"
             )
-    yield from _mistaken_needs(cls)
     problem = constructor_problem(cls)
     if problem is not None:
         yield (
@@ -78,6 +92,9 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             "`(self, base, *, key)` if it has no use for them, and `statistics=` if the class has "
             f"`needs`: {problem}"
         )
+
+
+def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     for name in _CLASSMETHODS:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             yield f"`{name}` must be a classmethod"
@@ -89,7 +106,7 @@ def _mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             yield f"`{name}` must be a text that is not empty, or None, but is {value!r}"
 
 
-def _mistaken_needs(cls: type[LoRAWrapper]) -> Iterator[str]:
+def _needs_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     needs: Any = cls.needs
     if not isinstance(needs, tuple):
         yield (
@@ -97,19 +114,19 @@ def _mistaken_needs(cls: type[LoRAWrapper]) -> Iterator[str]:
             f"{needs!r}"
         )
         return
-    for one in needs:
-        is_class = isinstance(one, type) and issubclass(one, Statistic) and hasattr(one, "name")
-        if not is_class and not (isinstance(one, str) and one in BUILT_IN):
+    for need in needs:
+        is_class = isinstance(need, type) and issubclass(need, Statistic) and hasattr(need, "name")
+        if not is_class and not (isinstance(need, str) and need in BUILT_IN):
             yield (
-                f"`needs` names {one!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
+                f"`needs` names {need!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
                 "subclass of jno.lora.Statistic with a name"
             )
     if needs and cls.matrix.__func__ is LoRAWrapper.matrix.__func__:  # pyright: ignore[reportFunctionMemberAccess]
         yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
 
 
-def _rank_mistakes(cls: type[LoRAWrapper], trained: tuple[str, ...]) -> Iterator[str]:
-    gate, axes = cls.rank_gate, cls.rank_axes
+def _rank_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
+    gate, axes, trained = cls.rank_gate, cls.rank_axes, _trained(cls)
     if gate is not None and gate not in trained:
         yield f"`rank_gate` must be one of the `adapter_fields`, or None, but is {gate!r}"
     if not isinstance(axes, Mapping):
@@ -128,7 +145,7 @@ def _rank_mistakes(cls: type[LoRAWrapper], trained: tuple[str, ...]) -> Iterator
             )
 
 
-def _wrong_sides(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
+def _side_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
     sides: Any = cls.factor_sides
     if not isinstance(sides, Mapping) or not all(
         isinstance(name, str) and side in ("input", "output") for name, side in sides.items()

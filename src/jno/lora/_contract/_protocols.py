@@ -6,8 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 class _ByAttributes(type(Protocol)):
     """`isinstance` asks an object for its attributes, on every interpreter.
 
-    Since Python 3.12 that of a protocol does not see attributes that come from `__getattr__`, and
-    an adapter gives the attributes of its layer in that way.
+    Since Python 3.12, the `isinstance` of protocols does not see attributes that come from
+    `__getattr__`, by which an adapter gives the attributes of its layer.
     """
 
     def __instancecheck__(cls, instance: Any) -> bool:
@@ -15,7 +15,7 @@ class _ByAttributes(type(Protocol)):
             return True
         is_protocol = cls.__dict__.get("_is_protocol", False)  # and not a class that inherits it
         names = cls.__annotations__ if is_protocol else ()
-        return is_protocol and callable(instance) and all(hasattr(instance, n) for n in names)
+        return is_protocol and callable(instance) and all(hasattr(instance, name) for name in names)
 
 
 @runtime_checkable

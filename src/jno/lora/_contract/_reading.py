@@ -23,7 +23,7 @@ def merged_layer(adapter: Any) -> eqx.Module:
     **Raises:** `WrapperError` if the layer keeps an array in a form that other values do not have.
     """
     refuse_coded(adapter.base)
-    return over_stack(lambda one: one.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
+    return over_stack(lambda layer: layer.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
 def _read_merged(adapter: Any, name: str) -> Any:
@@ -54,7 +54,7 @@ def read_weight(adapter: Any, name: str) -> Any:
 
 
 def rows_of(values: Any, width: int, what: str) -> Array:
-    """`values` as rows of this width. **Raises:** `WrapperError` if they are others."""
+    """`values` as rows of this width. **Raises:** `WrapperError` if their last axis differs."""
     shape = jnp.shape(values)
     if not shape or shape[-1] != width:
         raise WrapperError(
@@ -65,7 +65,7 @@ def rows_of(values: Any, width: int, what: str) -> Array:
 
 
 def in_scope(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` in a scope of the adapter's name, for profiles, and without a `key=` that it lacks."""
+    """`call` in a scope of the adapter's name, for profiles. A `key=` that it lacks is dropped."""
     parameters = inspect.signature(call).parameters
     takes_key = "key" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 

@@ -1,4 +1,4 @@
-"""`Shared`: the field of an adapter whose array many adapters use, and which exists once."""
+"""`Shared`: a field of an adapter for an array that many adapters use."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,9 @@ from .._errors import WrapperError
 
 
 class Box:
-    """An array in a static field. Boxes of one array object are equal, and those of others differ.
+    """An array in a static field. Two boxes are equal if they hold the same array object.
 
-    So a function that was compiled for a resolved model is found again if the model is resolved
-    again.
+    So a function that was compiled for a resolved model serves the same model, resolved again.
     """
 
     def __init__(self, array: Array):
@@ -27,28 +26,28 @@ class Box:
 
 
 class Shared(eqx.Module):
-    """A field that stands for one array, used by every adapter with a `Shared` of this name.
+    """A field for an array that all adapters with a `Shared` of the same name use.
 
     The constructor of an adapter sets the field, and `__call__`, `merge` and the like read
-    `self.field.array`. When a model is adapted, the array is made once and kept by the first of the
-    adapters, where it is trained if `adapter_fields` names the field. The others get it when
-    `jno.lora.resolve(model)` is called in the loss, so its gradient is the sum over all of them.
+    `self.field.array`. When a model is adapted, the array is made once and kept by the first
+    adapter, where it is trained if `adapter_fields` names the field. Other adapters get the array
+    when `jno.lora.resolve(model)` is called in the loss, so its gradient is the sum over all
+    adapters.
 
     **Arguments:**
 
-    - `name`: of the array, one for the whole model. Put the shape into it if layers of other
+    - `name`: of the array, unique in the model. Put the shape into the name if layers of other
         sizes need another array.
     - `shape`: the least shape that this adapter needs. The array has the largest size that any
-        adapter needs along each axis, so an adapter reads its part (`array[:, :inputs]`).
-    - `make`: `make(key, shape)` gives the first values. It is called once, by that of the first
-        adapter, and dropped when the array exists.
+        adapter needs along each axis, so an adapter reads a slice (`array[:, :inputs]`).
+    - `make`: `make(key, shape)` gives the first values. Only the first adapter's is called, once.
     """
 
-    value: Array | None  # of the adapter that keeps the array
+    value: Array | None  # only in the adapter that keeps the array
     name: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
     # `None` once the array exists: functions such as `partial` differ from adapter to adapter, and
-    # a function compiled for the one would be compiled anew for the other.
+    # programs would be compiled for each adapter.
     make: Callable[[PRNGKeyArray, tuple[int, ...]], Array] | None = eqx.field(static=True)
     held: Box | None = eqx.field(static=True)
 
@@ -64,17 +63,17 @@ class Shared(eqx.Module):
     @property
     def array(self) -> Array:
         """The array. **Raises:** `WrapperError` if the model was not resolved."""
-        found = self.value if self.held is None else self.held.array
-        # A scan over a stack of layers gives a slice of what the first one keeps.
-        if found is None or found.shape != self.shape:
+        array = self.value if self.held is None else self.held.array
+        # A scan over a stack of layers gives a slice of the array that the first layer keeps.
+        if array is None or array.shape != self.shape:
             raise WrapperError(
-                f"The array {self.name!r} is shared by several adapters and kept once, by the "
-                "first of them. Hand it to all of them where the model is called, in the loss:\n"
+                f"The array {self.name!r} is shared by several adapters, and the first adapter "
+                "keeps it. Hand it to every adapter where the model is called, in the loss:\n"
                 "    model = jno.lora.resolve(eqx.combine(trainable, frozen))\n"
                 "(`net(x)` and `merge_lora` do so themselves. An adapter that was built by hand "
                 "gets new arrays by `jno.lora.resolve(adapter, key=key)`.)"
             )
-        return found
+        return array
 
 
 def is_shared(node: Any) -> bool:
@@ -84,7 +83,7 @@ def is_shared(node: Any) -> bool:
 
 def replaced(shared: Shared, **changes: Any) -> Shared:
     """`shared` with other fields."""
-    made = object.__new__(Shared)
+    copy = object.__new__(Shared)
     for name, value in {**vars(shared), **changes}.items():
-        object.__setattr__(made, name, value)
-    return made
+        object.__setattr__(copy, name, value)
+    return copy

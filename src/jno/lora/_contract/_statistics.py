@@ -12,18 +12,18 @@ class Statistic:
     """A mean that `calibrate` takes over some batches: of `left(V)^T right(V)` for rows `V`.
 
     The rows, `(n, width)`, are the vectors that the layer's matrix multiplies (`of = "inputs"`:
-    `width` is `in`) or that it gives (`"outputs"`: `out`), in float32 at least. There is one for
-    each example of a batch, and for each position of a convolution. The mean is over all of them.
+    `width` is `in`) or that it gives (`"outputs"`: `out`), in float32 at least. Each example of a
+    batch, and each position of a convolution, gives a row. The mean is over all rows.
 
     With `of = "gradient"`, `V` is the gradient `(out, in)` of the loss by the matrix, and the mean
-    is that of `right(V)` over the batches.
+    of `right(V)` over the batches is taken.
 
     A subclass gives a `name` and the maps that it needs. An adapter class lists it in `needs`.
     """
 
     name: ClassVar[str]
     of: ClassVar[Literal["inputs", "outputs", "gradient"]] = "inputs"
-    # Whether `left` and `right` are one map, so that a sketch of the mean can be kept in its place.
+    # Whether `left` and `right` are the same map, so that a sketch can take the mean's place.
     is_covariance: ClassVar[bool] = False
 
     @staticmethod
@@ -85,7 +85,7 @@ BUILT_IN: dict[str, type[Statistic]] = {
 
 def statistics_of(cls: Any) -> tuple[type[Statistic], ...]:
     """The statistics that an adapter class needs."""
-    return tuple(BUILT_IN[it] if isinstance(it, str) else it for it in cls.needs)
+    return tuple(BUILT_IN[need] if isinstance(need, str) else need for need in cls.needs)
 
 
 def mean_shape(statistic: type[Statistic], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -99,11 +99,11 @@ def mean_shape(statistic: type[Statistic], shape: tuple[int, ...]) -> tuple[int,
 
 
 def zero_statistics(cls: Any, layer: Any) -> dict[str, Array] | None:
-    """The statistics of a `layer` that only sees zeros. `None` if nothing is needed."""
+    """The statistics of a `layer` that only sees zeros. `None` if `cls` needs no statistics."""
     if not cls.needs:
         return None
     shape = eqx.filter_eval_shape(cls.matrix, layer).shape
     return {
-        it.name: it.value(jnp.zeros(mean_shape(it, shape), jnp.float32))
-        for it in statistics_of(cls)
+        statistic.name: statistic.value(jnp.zeros(mean_shape(statistic, shape), jnp.float32))
+        for statistic in statistics_of(cls)
     }

@@ -37,37 +37,37 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     are compiled once for all layers of one signature (class, static fields, shapes, dtypes).
 
     A wrapper reads like the layer that it wraps: an attribute that it lacks comes from `base` if it
-    holds no array (`in_features`), and from the merged layer if it does (`weight`). An adapter that
-    is not `mergeable` gives the fields of `base`.
+    holds no array (`in_features`), else from the merged layer (`weight`). An adapter that is not
+    `mergeable` gives the fields of `base`.
 
-    The page "Extending" of the documentation has a complete one; `jno-lora new` writes another.
+    The page "Extending" of the documentation has a complete adapter, and `jno-lora new` writes one.
     """
 
     # Names of the trainable fields. Everything else in the adapter is frozen.
     adapter_fields: AbstractClassVar[tuple[str, ...]]
-    # Names of further trainable fields. An option adds each; it is `None` without the option.
+    # Names of further trainable fields. Each belongs to an option, and is `None` without it.
     optional_fields: ClassVar[tuple[str, ...]] = ()
     # For controllers of rank: the trained field, `(r,)` in one layer, whose zeros switch directions
     # off; and for other trained fields the axis of one layer's array along which directions lie.
     rank_gate: ClassVar[str | None] = None
     rank_axes: ClassVar[Mapping[str, int]] = {}
     # Which fields are factors of a low-rank product `B A`: "input" for `A` `(..., r, in)`, "output"
-    # for `B` `(..., out, r)`, or dicts of them. The first input belongs to the first output, and so
-    # on. Fields that the class lacks do not count. For optimisers (`jno.lora.optim`).
+    # for `B` `(..., out, r)`, or dicts of arrays. The first input belongs to the first output, and
+    # so on. Fields that the class lacks do not count. For optimisers (`jno.lora.optim`).
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input", "lora_B": "output"}
     base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
     variant: ClassVar[str | None] = None
     auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
-    # Whether the adapted layer can be a plain one. `merge` of any other raises a `WrapperError`.
+    # Whether a plain layer can replace the adapted layer. If not, `merge` raises a `WrapperError`.
     mergeable: ClassVar[bool] = True
     # For listings: the kind of method ("low rank", "rotation"), the paper's number on arXiv (or
     # OpenReview), and how many parameters train, as a formula.
     family: ClassVar[str | None] = None
     paper: ClassVar[str | None] = None
     formula: ClassVar[str | None] = None
-    # For summaries: a phrase on what a call costs beside the layer's own, if that matters.
+    # For summaries: a phrase on what a call costs in addition to the layer, if that matters.
     cost: ClassVar[str | None] = None
     bibtex: ClassVar[str | None] = None  # for `citation`: one or more BibTeX entries
     # Statistics of data that the start depends on, by name ("input_covariance", "input_mean",
@@ -77,7 +77,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     if TYPE_CHECKING:
         # The rank in use and the numerator of the scale; `None` in an adapter without such a field.
-        # `Any`, for type checkers would not let a subclass narrow `int | None`.
+        # `Any`, because type checkers would not let a subclass narrow `int | None`.
         rank: Any
         alpha: Any
 
@@ -106,7 +106,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
-        """For plans: why no adapter claims `leaf`, which looks like a layer for this one, if so."""
+        """Why this adapter rejects a near miss; else `None`. For plans."""
         return None
 
     @classmethod
@@ -120,7 +120,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
-        """The `(out, in)` matrix of one plain `layer`, to which the update is added, if any.
+        """The `(out, in)` matrix of one plain `layer` that the adapter updates, if any.
 
         For tools that compare or convert updates.
         """
@@ -143,8 +143,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
         """The factor `s` of an adapter whose whole effect is an update `s B A` of the matrix.
 
-        Its `state()` then holds `lora_A` `(rank, in)` and `lora_B` `(out, rank)`. Default `None`:
-        the adapter is another one.
+        Its `state()` then holds `lora_A` `(rank, in)` and `lora_B` `(out, rank)`. `None` (the
+        default) for other adapters.
         """
         return None
 
@@ -160,22 +160,22 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         return jnp.zeros(())
 
     def is_stateful(self) -> bool:
-        """Whether `eqx.nn.Sequential` is to pass its state, as it would to the wrapped layer."""
+        """Whether `eqx.nn.Sequential` passes its state, as it does to a stateful layer."""
         return isinstance(self.base, eqx.nn.StatefulLayer) and self.base.is_stateful()
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         """The sharding of the arrays around a sharded base: a spec by field, or by path in a field.
 
-        Asked once, when the base's arrays have a `NamedSharding`. Other arrays are replicated. It
-        sees the whole stack of a stacked layer.
+        Called once, when the base's arrays have a `NamedSharding`. Arrays without a spec are
+        replicated. For a stacked layer, `self` holds the whole stack.
         """
         return {}
 
     def state(self) -> dict[str, Any]:
         """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
 
-        Those of a `Shared` are not among them: a file holds them once.
-        All that an option changes must be in it, or follow from it by `options_of` or `from_state`.
+        Arrays of a `Shared` are left out, because a file holds them once. `options_of` and
+        `from_state` must find in the state everything that an option changes.
         """
         return {
             path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
@@ -187,9 +187,9 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         """The options of the constructor that this `state()` was saved with. Default: none.
 
-        Needed for options that change the names or shapes of arrays: `from_state` asks `__init__`
-        for them. The arrays may be traced, so only names, shapes and dtypes can be looked at. A
-        stacked layer's state is that of one layer here.
+        Needed for options that change the names or shapes of arrays, which `from_state` gets from
+        `__init__`. The arrays may be traced, so look at names, shapes and dtypes only. `state` is
+        the state of one layer, also for a stacked layer.
         """
         return {}
 
@@ -197,13 +197,13 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: Any, alpha: Any
     ) -> "LoRAWrapper":
-        """The adapter around `base` that `state()` described, without running the initialiser.
+        """The adapter around `base` with this `state()`, without running the initialiser.
 
         `base` is the layer as it was before adapting. `rank` and `alpha` are `None` if the adapter
         lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`), with the options
         that `options_of(state)` gives.
 
-        **Raises:** `WrapperError` if the names or shapes in `state` are others.
+        **Raises:** `WrapperError` if `state` has other names or shapes than the adapter.
         """
         make = functools.partial(
             construct,
@@ -216,25 +216,28 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         leaves, treedef = jtu.tree_flatten_with_path(_without_base(template))
         names = [path_str(path) for path, _ in leaves]
         expected = {n: x for n, (_, x) in zip(names, leaves, strict=True) if hasattr(x, "shape")}
-        wrong = [f"{n}: expected, missing" for n in expected if n not in state]
-        wrong += [f"{n}: not a field of {cls.__name__}" for n in state if n not in expected]
-        for name, leaf in expected.items():
-            if name in state and jnp.shape(state[name]) != leaf.shape:
-                wrong.append(f"{name}: expected shape {leaf.shape}, got {jnp.shape(state[name])}")
-        if wrong:
-            raise WrapperError(f"The saved state does not fit {cls.__name__}:\n{bullets(wrong)}")
+        misfits = [f"{n}: expected, missing" for n in expected if n not in state]
+        misfits += [f"{n}: not a field of {cls.__name__}" for n in state if n not in expected]
+        misfits += [
+            f"{n}: expected shape {leaf.shape}, got {jnp.shape(state[n])}"
+            for n, leaf in expected.items()
+            if n in state and jnp.shape(state[n]) != leaf.shape
+        ]
+        if misfits:
+            raise WrapperError(f"The saved state does not fit {cls.__name__}:\n{bullets(misfits)}")
         filled = [state.get(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
-        empty = jtu.tree_unflatten(treedef, filled)
-        # A shared array must be the one that was saved, never a new one.
-        empty = jax.tree.map(
-            lambda x: replaced(x, make=None) if is_shared(x) else x, empty, is_leaf=is_shared
+        # A shared array must be the saved array, never a new array.
+        without_base = jax.tree.map(
+            lambda x: replaced(x, make=None) if is_shared(x) else x,
+            jtu.tree_unflatten(treedef, filled),
+            is_leaf=is_shared,
         )
-        return eqx.tree_at(lambda w: w.base, empty, base, is_leaf=lambda x: x is None)
+        return eqx.tree_at(lambda w: w.base, without_base, base, is_leaf=lambda x: x is None)
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if cls.__doc__ is None:
-            # The inherited one. A dataclass would put its signature here.
+            # The inherited docstring. A dataclass would put its signature here.
             cls.__doc__ = inspect.getdoc(cls)
         # Looked up as an instance would: it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
@@ -261,8 +264,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
                 f"Neither the adapter {type(self).__name__!r} nor the {type(base).__name__!r} "
                 f"that it wraps has an attribute {name!r}"
             ) from None
-        # A method of an Equinox module is a pytree that holds the module, and is seen here as well.
-        # A value without arrays (a static field, `Shared`'s placeholder) is the base's own.
+        # A method of an Equinox module is a pytree that holds the module: it has arrays as well.
+        # A value without arrays (a static field, `Shared`'s placeholder) comes from the base.
         if not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
             return value
         if not type(self).mergeable and name in {f.name for f in dataclasses.fields(base)}:
@@ -274,7 +277,7 @@ def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:
     """`adapter.unwrap()`, mapped over the axes of a stacked layer."""
     if type(adapter).unwrap is LoRAWrapper.unwrap:
         return adapter.base  # mapping would copy the arrays of a stack
-    return over_stack(lambda one: one.unwrap(), type(adapter).stack_ndim(adapter.base))(adapter)
+    return over_stack(lambda layer: layer.unwrap(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
 def is_adapter(node: Any) -> TypeGuard[LoRAWrapper]:
@@ -284,4 +287,4 @@ def is_adapter(node: Any) -> TypeGuard[LoRAWrapper]:
 
 
 def _without_base(adapter: LoRAWrapper) -> Any:
-    return eqx.tree_at(lambda one: one.base, adapter, None)
+    return eqx.tree_at(lambda w: w.base, adapter, None)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._contract import LoRAWrapper, check_key, check_number, check_part, check_rank
+from .._contract import LoRAWrapper, check_fraction, check_key, check_number, check_rank
 from .._errors import SelectionError
 from .._paths import nearest, stable_hash
 from .._sharding import on_the_mesh
@@ -176,7 +176,7 @@ class _Recipe:
         if wrong:
             raise SelectionError(wrong)
         if self.density is not None:
-            check_part("density", self.density)
+            check_fraction("density", self.density)
         if self.rank is not None:
             check_rank(self.rank)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from .._compute import at_least_float32
 from .._contract import (
     LoRAWrapper,
-    check_part,
+    check_fraction,
     check_rank,
     expect_model,
     is_traced,
@@ -69,7 +69,7 @@ def to_lora(
     if rank is not None:
         check_rank(rank)
     if energy is not None:
-        check_part("energy", energy)
+        check_fraction("energy", energy)
     if not holds_adapters(model):
         return model, UpdateReport(())
     registry = default_registry(registry)

@@ -23,12 +23,11 @@ _BETWEEN_LINES = 10.0  # seconds
 def tracked(
     items: Iterable[T], what: str, *, console: "Console | None" = None, show: bool = True
 ) -> Generator[T, None, None]:
-    """Yield the items, with a `Bar` once it is clear that the rest will take some seconds.
+    """Yield the items, with a `Bar` if the remaining items will take some seconds.
 
-    Items whose number is unknown have no bar.
-
-    The logger `jno.lora` says the same in lines of level INFO, every ten seconds and at the end.
-    If the work may raise, close the iterator (`contextlib.closing`), so that the bar does not stay.
+    Items whose number is unknown have no bar. The logger `jno.lora` says the same in lines of level
+    INFO, every ten seconds and at the end. If the work may raise, close the iterator
+    (`contextlib.closing`), so that the bar does not stay.
     """
     total = operator.length_hint(items)  # 0 if unknown; a `len` that raises TypeError is caught
     if not (show and total):
@@ -40,15 +39,15 @@ def tracked(
         for done, item in enumerate(items):
             now = time.monotonic()
             if done == 1:
-                begin = now  # the first item compiles what the others use again
-            rest = (now - begin) / (done - 1) * (total - done) if done > 1 else 0.0
-            if bar is None and rest > _PATIENCE:
+                begin = now  # the first item compiles programs for the other items
+            left = (now - begin) / (done - 1) * (total - done) if done > 1 else 0.0
+            if bar is None and left > _PATIENCE:
                 bar = stack.enter_context(Bar(total, what, console=console))
             if bar is not None:
                 bar.update(completed=done)
                 if now - said > _BETWEEN_LINES:
                     said = now
-                    _log.info("%s: %d of %d, about %.0f s left", what, done, total, rest)
+                    _log.info("%s: %d of %d, about %.0f s left", what, done, total, left)
             yield item
     took = time.monotonic() - start
     if took > _PATIENCE:

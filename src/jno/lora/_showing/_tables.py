@@ -29,15 +29,14 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        made = RichTable(title=Text(self.title, style="table.title"), box=box.SIMPLE_HEAD)
-        made.caption = Text(self.caption, style="table.caption") if self.caption else None
-        made.title_justify = made.caption_justify = "left"
+        shown = RichTable(title=Text(self.title, style="table.title"), box=box.SIMPLE_HEAD)
+        shown.caption = Text(self.caption, style="table.caption") if self.caption else None
+        shown.title_justify = shown.caption_justify = "left"
         for heading, justify in self.columns:
-            made.add_column(Text(heading), justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
+            shown.add_column(Text(heading), justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
         for row in self.rows:
-            # As `Text`: the names of a model's parts are not markup.
-            made.add_row(*map(Text, row))
-        return made
+            shown.add_row(*map(Text, row))  # as `Text`, because names of layers are not markup
+        return shown
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -46,10 +45,10 @@ class Table:
         # No line is folded: the text goes into logs, files and other programs. Without
         # `force_jupyter=False`, rich would show the table in a notebook as well.
         console = Console(file=out, width=10_000, force_terminal=False, force_jupyter=False)
-        # Title and caption apart: rich would fold them to the width of the table.
-        made = self.__rich__()
-        made.title = made.caption = None
-        console.print(made)
+        # Rich would fold the title and the caption to the width of the table.
+        shown = self.__rich__()
+        shown.title = shown.caption = None
+        console.print(shown)
         lines = [self.title, *out.getvalue().splitlines(), self.caption]
         return "\n".join(line.rstrip() for line in lines).strip("\n")
 
@@ -108,10 +107,10 @@ def table_by_path(
     title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = ""
 ) -> Table:
     """A table whose first column holds paths. Rows that differ only in indices become one row."""
-    groups = grouped((path, tuple(rest)) for path, *rest in rows)
+    groups = grouped((path, tuple(cells)) for path, *cells in rows)
     if all(count == 1 for _, count, _ in groups):
-        return table(title, columns, ((path, *rest) for path, _, rest in groups), caption)
-    counted = ((path, "" if count == 1 else f"x {count:,}", *rest) for path, count, rest in groups)
+        return table(title, columns, ((path, *cells) for path, _, cells in groups), caption)
+    counted = ((path, f"x {count:,}" if count > 1 else "", *cells) for path, count, cells in groups)
     return table(title, [columns[0], ("", "right"), *columns[1:]], counted, caption)
 
 

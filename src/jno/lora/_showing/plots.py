@@ -17,14 +17,14 @@ with imported_for("A picture", "plot", "matplotlib"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-# Beyond this many matrices not every one is named.
+# With more matrices, only some have a label.
 _MOST_LABELS = 60
 
 
 class Picture(Figure):
     """A figure that shows itself in a notebook and needs no screen.
 
-    No pyplot: it would choose a backend for the whole process, and keep the figure.
+    It does not use pyplot, which would choose a backend for the process, and keep the figure.
     """
 
     def __init__(self, width: float, height: float):
@@ -43,7 +43,7 @@ class Picture(Figure):
 
 
 def check_ending(path: str | PathLike[str] | None) -> None:
-    """**Raises:** `SelectionError` if no picture can be saved in the format that `path` ends in."""
+    """**Raises:** `SelectionError` for a `path` with an ending that matplotlib does not know."""
     if path is None:
         return
     endings = [f".{name}" for name in sorted(Picture(1, 1).canvas.get_supported_filetypes())]
@@ -55,7 +55,7 @@ def check_ending(path: str | PathLike[str] | None) -> None:
 
 
 def draw_effects(rows: Sequence[Any]) -> Picture:
-    """Draw size, effective rank and singular values of each update, the model's first on top."""
+    """Draw size, effective rank and singular values of each update, the first layer on top."""
     figure = Picture(11, min(2.2 + 0.17 * len(rows), 14))
     sizes, ranks, spectra = figure.subplots(1, 3, width_ratios=(2, 2, 3))
     # Without the ends of the map, which are hard to see on white.
@@ -63,7 +63,7 @@ def draw_effects(rows: Sequence[Any]) -> Picture:
     heights = range(len(rows))
     for axes, name in ((sizes, "relative_norm"), (ranks, "effective_rank")):
         lengths = np.asarray([getattr(row, name) for row in rows])
-        # A change relative to a weight of 0 is infinite: it gets no bar.
+        # A change relative to a weight of 0 is infinite, and gets no bar.
         axes.barh(heights, np.where(np.isfinite(lengths), lengths, np.nan), color=colors)
         axes.set_ylim(len(rows) - 0.4, -0.6)
     step = math.ceil(len(rows) / _MOST_LABELS)

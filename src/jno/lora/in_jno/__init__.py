@@ -33,13 +33,13 @@ _current: Replacement | None = None
 
 
 def enable() -> None:
-    """Let jNO use the adapters of `jno.lora`. Does nothing if it does already.
+    """Let jNO use the adapters of `jno.lora`. A second call changes nothing.
 
     jNO's `net.lora` then takes names and variants, `options=` and `"auto"`, and its training loop,
     filters, logs and merge treat every adapter alike.
 
     **Raises:** `JnoLoraError` if jNO is not installed, or if this version of jNO is too different;
-    the message names the version and what differs. Nothing is changed then.
+    the message names the version and the differences. Nothing is changed then.
     """
     global _current
     with _LOCK:
@@ -50,10 +50,10 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Give jNO its own adapters back. Does nothing if it has them already.
+    """Give jNO its own adapters back. A second call changes nothing.
 
-    Adapters of `jno.lora` must not be passed to jNO's `net.lora` then: its core would not train
-    them. Its own are in `jno.architectures.lora`.
+    Then pass adapters of `jno.architectures.lora` to jNO's `net.lora`, and not adapters of
+    `jno.lora`, which jNO's core would not train.
     """
     global _current
     with _LOCK:
@@ -64,13 +64,13 @@ def disable() -> None:
 
 @contextlib.contextmanager
 def enabled(on: bool = True) -> Iterator[None]:
-    """A context in which jNO uses the adapters of `jno.lora`, or its own.
+    """A context in which jNO uses the adapters of `jno.lora`, or its own adapters.
 
-    The state from before comes back at the end. It is one for all threads.
+    The former state, which all threads share, comes back at the end.
 
     **Arguments:**
 
-    - `on`: `False` for a context in which jNO uses its own.
+    - `on`: `False` for a context in which jNO uses its own adapters.
 
     **Raises:** as `enable`.
     """
@@ -91,15 +91,15 @@ def is_enabled() -> bool:
 def trained_adapters(net: Any) -> AdapterSet:
     """The adapters that the last `solve` trained on `net`, although jNO has merged them.
 
-    Save them, combine them, or put them on the model from before with `swap_adapters`.
+    Save them, combine them, or put them on the former model with `swap_adapters`.
 
     **Arguments:**
 
-    - `net`: what `jno.nn.wrap` returned, or a call of it.
+    - `net`: a model that `jno.nn.wrap` returned, or a call of the model.
 
     **Returns:** an `AdapterSet`.
 
-    **Raises:** `SelectionError` if `net` is neither, or if no adapters were trained in its last
+    **Raises:** `SelectionError` for another `net`, or if no adapters were trained in its last
     solve. (jNO's `load` makes a new model: save the adapters themselves with `save_adapters`.)
     """
     model = getattr(net, "model", net)

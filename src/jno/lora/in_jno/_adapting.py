@@ -1,4 +1,4 @@
-"""The functions that stand in for those of `jno.architectures.lora`, under jNO's own names."""
+"""Stand-ins for functions of `jno.architectures.lora`, under jNO's names."""
 
 import contextlib
 import sys
@@ -28,7 +28,7 @@ _trained: dict[int, tuple[weakref.ref[Any], AdapterSet | JnoLoraError]] = {}
 
 
 def _normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
-    """`wrapper` as jNO keeps it: a tuple, of classes or of names as they were given.
+    """`wrapper` as jNO stores it: a tuple of classes or of the given names.
 
     **Raises:** `SelectionError` for an unknown name or a class of jNO's own; otherwise as
     `parse_wrapper`.
@@ -63,29 +63,32 @@ def apply_lora(
         if rank <= 0:
             return model
         specs = [{"target": target, "rank": rank, "alpha": alpha}]
-    ours: list[dict[str, Any]] = []
-    for spec in specs:
-        wrapper = spec.get("wrappers", spec.get("wrapper", wrappers))
-        kept = {name: value for name, value in spec.items() if name != "wrappers"}
-        ours.append({**kept, "wrapper": list(_normalize_wrappers(wrapper))})
+    specs = [_spec_of(spec, wrappers) for spec in specs]
     mask = None if param_mask is None else _mask_of(model, param_mask)
     try:
-        adapted = _apply_lora(model, specs=ours, key=key, param_mask=mask)
+        adapted = _apply_lora(model, specs=specs, key=key, param_mask=mask)
     except SelectionError as err:
-        constrained = _constrained_arrays(model, ours)
+        constrained = _constrained_arrays(model, specs)
         if not constrained:
             raise
         raise SelectionError(f"{_why_not(constrained)}\n{err}") from err
     if names := sorted(names_shared_in(adapted)):
         raise SelectionError(
             f"These adapters share {', '.join(map(repr, names))}, which `jno.lora.resolve` must "
-            "hand to each of them in the loss, and jNO's own loss does not call it. Choose another "
+            "hand to each adapter in the loss, and jNO's own loss does not call it. Choose another "
             "method (`vera` for `vera-shared`), or train `jno.lora.Net` in a loop of your own."
         )
-    constrained = _constrained_arrays(adapted, ours) if mask is None else []
+    constrained = _constrained_arrays(adapted, specs) if mask is None else []
     if constrained:
         warn(_why_not(constrained))
     return adapted
+
+
+def _spec_of(spec: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
+    """A spec of jNO as a spec of `jno.lora`."""
+    wrapper = spec.get("wrappers", spec.get("wrapper", wrappers))
+    fields = {name: value for name, value in spec.items() if name != "wrappers"}
+    return {**fields, "wrapper": list(_normalize_wrappers(wrapper))}
 
 
 def merge_lora(model: Any) -> Any:
@@ -104,7 +107,7 @@ def merge_lora(model: Any) -> Any:
 
 
 def trained_adapters(module: Any) -> AdapterSet | None:
-    """The adapters that were merged into `module`, if any were.
+    """The adapters that were merged into `module`; `None` without adapters.
 
     **Raises:** the error of `extract_adapters`, if they cannot be taken out.
     """
@@ -119,8 +122,8 @@ def trained_adapters(module: Any) -> AdapterSet | None:
 def _mask_of(model: Any, mask: Any) -> PyTree[bool] | str:
     """jNO's mask in the structure of `model`.
 
-    Masks of jNO may come from another instance, whose static fields differ, or may hold the arrays
-    only. So leaves are found by their paths.
+    A mask of jNO may come from a model with other static fields, or hold the arrays only. So leaves
+    are found by their paths.
 
     **Raises:** `SelectionError` for a mask whose every `True` is at a path that `model` lacks.
     """
@@ -166,9 +169,9 @@ def _constrained_arrays(model: Any, specs: list[dict[str, Any]]) -> list[str]:
 
 
 def _around(path: str) -> list[str]:
-    """The path of an array, and those of the modules around it."""
-    parts = path.split("/")
-    return ["/".join(parts[:length]) for length in range(len(parts) + 1)]
+    """The path of an array, and the paths of the modules around it."""
+    names = path.split("/")
+    return ["/".join(names[:length]) for length in range(len(names) + 1)]
 
 
 def _why_not(constrained: list[str]) -> str:

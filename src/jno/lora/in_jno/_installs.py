@@ -1,5 +1,6 @@
 """Which jNO is installed, and the ways of installing it beside `jno.lora` that do not work."""
 
+import itertools
 import pathlib
 import sys
 from importlib import metadata
@@ -31,7 +32,7 @@ def find_bad_installs(packages: list[str], package_of_jno: str | None) -> list[s
     - `packages`: where `jno.lora` was imported from (its `__path__`).
     - `package_of_jno`: the `__init__.py` of the package `jno`; `None` if it has none.
     """
-    own = {pathlib.Path(package).parent.resolve() for package in packages}
+    ours = {pathlib.Path(package).parent.resolve() for package in packages}
     troubles: list[str] = []
     installed = _installed()
     if len(installed) > 1:
@@ -47,7 +48,7 @@ def find_bad_installs(packages: list[str], package_of_jno: str | None) -> list[s
         )
     for entry in dict.fromkeys(sys.path):
         package = pathlib.Path(entry) / "jno"
-        if (package / "__init__.py").is_file() and package.resolve() not in own:
+        if (package / "__init__.py").is_file() and package.resolve() not in ours:
             troubles.append(
                 f"A package `jno` at {package} does not hold this jno.lora, and hides it wherever "
                 f"that path comes first or jno-lora is editable. {_WHEELS}"
@@ -56,6 +57,9 @@ def find_bad_installs(packages: list[str], package_of_jno: str | None) -> list[s
 
 
 def _installed() -> dict[str, str]:
-    found = {name: metadata.distributions(name=name) for name in JNO_DISTRIBUTIONS}
-    versions = {name: next((d.version for d in f), None) for name, f in found.items()}
-    return {name: version for name, version in versions.items() if version is not None}
+    """The versions of the installed distributions of jNO, by name."""
+    return {
+        name: distribution.version
+        for name in JNO_DISTRIBUTIONS
+        for distribution in itertools.islice(metadata.distributions(name=name), 1)
+    }

@@ -33,9 +33,9 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
             original(self, rank, alpha, target=target, wrapper=wrapper)
         else:
             original(self, specs=[{k: spec[k] for k in call} for spec in checked])
-        for kept, spec in zip(self._lora_config, checked, strict=True):
+        for config, spec in zip(self._lora_config, checked, strict=True):
             if spec["options"] is not None:
-                kept["options"] = dict(spec["options"])
+                config["options"] = dict(spec["options"])
         return self
 
     return lora

@@ -1,4 +1,4 @@
-"""The places in jNO where adapters are used, and putting ours there."""
+"""The places in jNO where adapters are used, and our adapters in these places."""
 
 import importlib
 import inspect
@@ -29,12 +29,12 @@ _METHODS: Mapping[tuple[str, str], Callable[..., Any]] = {
 
 
 class Replacement:
-    """Ours in the places of jNO's adapters, from `put` to `take_back`."""
+    """Our adapters in the places of jNO's adapters, from `put` to `take_back`."""
 
     def __init__(self) -> None:
-        """Find the places and check that ours can be called as jNO's are. Nothing is changed.
+        """Find the places, and check that our functions take the arguments of jNO's functions.
 
-        **Raises:** `JnoLoraError` that names jNO's version and what differs.
+        **Raises:** `JnoLoraError` that names jNO's version and the differences.
         """
         adapters = _import(_adapting.JNO_ADAPTERS)
         _import("jno.core")
@@ -64,13 +64,13 @@ class Replacement:
             )
 
     def put(self) -> None:
-        """Let jNO use ours."""
+        """Let jNO use our adapters."""
         _swap({id(theirs): ours for theirs, ours in self._pairs})
         for cls, name, _, ours in self._methods:
             setattr(cls, name, ours)
 
     def take_back(self) -> None:
-        """Let jNO use its own again, in modules too that were imported since."""
+        """Let jNO use its own adapters again, also in modules that were imported since."""
         _swap({id(ours): theirs for theirs, ours in self._pairs})
         for cls, name, theirs, ours in self._methods:
             if vars(cls).get(name) is ours:
@@ -88,7 +88,7 @@ def forbid_lora(reason: str) -> None:
 
 
 class _Forbidden:
-    """A method that always raises, in the place of another."""
+    """A method that always raises, in the place of `original`."""
 
     def __init__(self, reason: str, original: Any) -> None:
         self.reason, self.original = reason, original
@@ -113,7 +113,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _differences(where: str, theirs: Any, ours: Any) -> list[str]:
-    """The reason why `ours` cannot be called as `theirs` is."""
+    """Why `ours` cannot take the arguments of `theirs`: at most one reason."""
     if not callable(theirs):
         return [f"{where} is missing"]
     if isinstance(ours, type):

@@ -4,8 +4,8 @@
 
     optimiser = lora_plus(optax.adam(1e-4), ratio=16)
 
-All of them take the trees that `net.partition()` returns. The class of an adapter says in
-`factor_sides` which of its fields are factors of a product `B A`, a third party's as well.
+They take the trees that `net.partition()` returns. The class of an adapter, also of a third party,
+says in `factor_sides` which of its fields are factors of a product `B A`.
 """
 
 from .._errors import imported_for

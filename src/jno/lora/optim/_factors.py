@@ -33,8 +33,8 @@ class Product(NamedTuple):
 def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Any]]:
     """Each adapter of `tree`, and by side, for each field, its factors by their path in the field.
 
-    Fields whose arrays were taken out (`eqx.partition`, `optax.masked`) have none. An adapter may
-    be built of adapters.
+    Fields whose arrays were taken out (`eqx.partition`, `optax.masked`) have no factors. An adapter
+    may be built of adapters.
 
     - `keys`: the key path of `tree` itself.
     """
@@ -42,20 +42,20 @@ def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Any
         if not is_adapter(adapter):
             continue
         fields = {name: value for name, value in vars(adapter).items() if name != "base"}
-        found: dict[str, list[dict[KeyPath, Factor]]] = {"input": [], "output": []}
+        sides: dict[str, list[dict[KeyPath, Factor]]] = {"input": [], "output": []}
         for name, side in type(adapter).factor_sides.items():
             place = (*keys, *inner, jtu.GetAttrKey(name))
             leaves = jtu.tree_leaves_with_path(fields.get(name))
-            found[side].append({k: Factor((*place, *k), leaf) for k, leaf in leaves})
-        yield adapter, found
+            sides[side].append({k: Factor((*place, *k), leaf) for k, leaf in leaves})
+        yield adapter, sides
         for name, value in fields.items():
             yield from factors(value, (*keys, *inner, jtu.GetAttrKey(name)))
 
 
 def products(tree: PyTree) -> Iterator[Product]:
     """The products in `tree` that have both factors."""
-    for adapter, found in factors(tree):
-        for inputs, outputs in zip(found["input"], found["output"], strict=False):
+    for adapter, sides in factors(tree):
+        for inputs, outputs in zip(sides["input"], sides["output"], strict=False):
             for inner, A in inputs.items():
                 if inner in outputs:
                     yield Product(adapter, A, outputs[inner])

@@ -23,11 +23,11 @@ def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
     Computed in float32 at least; the dtypes of the gradients stay. Stacks of layers have a
     preconditioner for each layer. `A` or `B` whose partner does not train keeps its gradient.
 
-    The scale `s` of an update `s B A` is not taken into account, as in the paper, whose `s` is 1.
-    A step of plain gradient descent then moves the matrix by `s^2` times the projected gradient.
+    As in the paper, the scale `s` of an update `s B A` is ignored. A step of plain gradient descent
+    then moves the matrix by `s^2` times the projected gradient.
 
-    **Arguments:** `damping`, `delta`. Where the Gram matrix `G` is so large that adding `delta`
-    would be lost to rounding, it is `max(8, sqrt(n)) eps trace(G)`, for factors of length `n`.
+    **Arguments:** `damping`, `delta`. Where the Gram matrix `G` is so large that `delta` would be
+    lost to rounding, `delta` is `max(8, sqrt(n)) eps trace(G)`, for factors of length `n`.
 
     **Raises:** `SelectionError` unless `damping` is positive; at `init`, if no product has two
     trained factors; at `update`, if it is called without `params`.
@@ -79,8 +79,8 @@ class PreconditionerState(NamedTuple):
 def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformation:
     """LoRA-FA's correction of the gradients of `B`, for adapters whose `A` is frozen.
 
-    `g_B <- g_B (A A^T + delta I)^-1 / s^2`: of all updates that a frozen `A` allows, the step of
-    the matrix is the nearest to that of full fine-tuning. Put it in front of an optimiser:
+    `g_B <- g_B (A A^T + delta I)^-1 / s^2`. Among all updates that a frozen `A` allows, this step
+    of the matrix is the nearest to a step of full fine-tuning. Put it in front of an optimiser:
     `optax.chain(lora_fa(net.module), optax.adamw(1e-3))`. Other gradients stay as they are.
 
     **Arguments:**
@@ -99,11 +99,10 @@ def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformatio
 
     def init(params: PyTree) -> PreconditionerState:
         trained = {keys for keys, _ in jtu.tree_leaves_with_path(params)}
-        there = [one for one in products(model) if _scale_of(one.adapter) is not None]
-        frozen = [one for one in there if one.A.keys not in trained]
-        found = [one for one in frozen if one.B.keys in trained]
-        if not found:
-            paths = [path_str(one.A.keys) for one in there if one.A.keys in trained]
+        updates = [x for x in products(model) if _scale_of(x.adapter) is not None]
+        frozen = [x for x in updates if x.A.keys not in trained and x.B.keys in trained]
+        if not frozen:
+            paths = [path_str(x.A.keys) for x in updates if x.A.keys in trained]
             trains = f" These train:\n{bullets(map(show_path, paths))}\n" if paths else " "
             raise SelectionError(
                 "lora_fa found no update `s B A` with `A` frozen and `B` among the arrays that "
@@ -111,9 +110,7 @@ def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformatio
                 'net.mask("lora_A$").freeze(), and give lora_fa the model that is partitioned, '
                 "net.module."
             )
-        return PreconditionerState(
-            {path_str(one.B.keys): _correction(one, damping) for one in found}
-        )
+        return PreconditionerState({path_str(x.B.keys): _correction(x, damping) for x in frozen})
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         def correct(keys: KeyPath, g: Array) -> Array:
@@ -135,7 +132,7 @@ def _scale_of(adapter: LoRAWrapper) -> Any:
 
 
 def _correction(product: Product, damping: float) -> Float[Array, "... r r"]:
-    """`(A A^T + delta I)^-1 / s^2`. A `multiplier` is a frozen factor of `s`, one for a layer."""
+    """`(A A^T + delta I)^-1 / s^2`. A `multiplier` is a frozen factor of `s` for each layer."""
     A, scale = at_least_float32(jnp.asarray(product.A.array)), _scale_of(product.adapter)
     identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=A.dtype), (*A.shape[:-1], A.shape[-2]))
     inverse = _solve(A, identity, damping) / scale**2
@@ -153,8 +150,8 @@ def _solve(
     @partial(jnp.vectorize, signature="(r,n),(r,m)->(r,m)")
     def solve(F: Array, R: Array) -> Array:
         G = jnp.matmul(F, F.T, precision="highest")
-        # Less can vanish in the rounding of `G`: a quarter of it gave indefinite matrices. JAX 0.8
-        # sums in turn on a CPU, with errors of half the root of the number of terms.
+        # Less damping can vanish in the rounding of `G`: a quarter of it gave indefinite matrices.
+        # JAX 0.8 sums in turn on a CPU, with errors of half the root of the number of terms.
         rounding = max(8.0, F.shape[1] ** 0.5) * jnp.finfo(G.dtype).eps * jnp.trace(G)
         identity = jnp.eye(len(G), dtype=G.dtype)
         damped = G + jnp.maximum(damping, rounding) * identity

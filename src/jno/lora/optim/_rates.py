@@ -22,7 +22,7 @@ def side_labels(params: PyTree) -> PyTree[str]:
     For optax, which takes the function itself: `optax.multi_transform({"input": slow, "output":
     fast, "other": slow}, side_labels)`.
 
-    **Arguments:** `params`, an adapted model, or a part that `eqx.partition` gives.
+    **Arguments:** `params`, an adapted model, or a tree that `eqx.partition` gives.
 
     **Returns:** strings in the structure of `params`.
 
@@ -32,9 +32,9 @@ def side_labels(params: PyTree) -> PyTree[str]:
     sides = {
         factor.keys: side
         for _, fields in factors(params)
-        for side, found in fields.items()
-        for of_field in found
-        for factor in of_field.values()
+        for side, factors_of_fields in fields.items()
+        for factors_of_field in factors_of_fields
+        for factor in factors_of_field.values()
     }
     return jtu.tree_map_with_path(lambda keys, _: sides.get(keys, "other"), params)
 
@@ -50,7 +50,7 @@ def path_labels(
     **Arguments:**
 
     - `patterns`: by label, a regex that is searched in the slash-joined path of each array, such as
-        `encoder/layers/0/lora_A`. The first that is found wins.
+        `encoder/layers/0/lora_A`. The first regex that is found wins.
     - `default`: the label of all other arrays.
 
     **Returns:** a function of `params`. It raises a `SelectionError` if a regex is found nowhere.
@@ -74,7 +74,7 @@ def path_labels(
 
         def label_of(keys: KeyPath, _: Any) -> str:
             path = path_str(keys)
-            return next((name for name, it in regexes.items() if it.search(path)), default)
+            return next((name for name, regex in regexes.items() if regex.search(path)), default)
 
         return jtu.tree_map_with_path(label_of, params)
 
@@ -86,17 +86,17 @@ def lora_plus(
 ) -> optax.GradientTransformationExtraArgs:
     """LoRA+: `optimiser` with a learning rate of output factors (`B`) that is `ratio` times larger.
 
-    The updates of `B` are multiplied by `ratio`. That is the larger rate exactly if the optimiser's
-    updates are its rate times a direction which does not depend on the rate, as those of SGD,
-    Adam, AdamW and Lion. AdamW's decay of `B` is multiplied as well, as it is in the code of the
-    paper. For others, such as Prodigy, use `optax.multi_transform` with `side_labels`.
+    The updates of `B` are multiplied by `ratio`. This equals a larger rate if the optimiser's
+    updates are its rate times a direction that does not depend on the rate, as in SGD, Adam, AdamW
+    and Lion. AdamW's decay of `B` is multiplied as well, as in the code of the paper. For other
+    optimisers, such as Prodigy, use `optax.multi_transform` with `side_labels`.
 
     **Arguments:**
 
     - `optimiser`: with the rate of `A` and of everything else: `optax.adam(1e-4)`.
     - `ratio`: one positive number, which may be traced.
 
-    **Raises:** `SelectionError` if `optimiser` or `ratio` is something else; at `init`, if no
+    **Raises:** `SelectionError` for an `optimiser` or a `ratio` of another kind; at `init`, if no
     trained array is an output factor.
 
     Paper: Hayou et al., "LoRA+: Efficient Low Rank Adaptation of Large Models", arXiv:2402.12354.
