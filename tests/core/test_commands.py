@@ -192,7 +192,15 @@ def test_new_refuses_names_that_make_no_package(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lora", "LoRA-FA", "lora_in_norm", "IA3", "DoRALinear", "auto"])
-def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, tmp_path):
+def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, site, tmp_path):
+    site.plugin(
+        "jno-lora-zoo",
+        '"DoRALinear", variant="dora"',
+        '"IA3Linear", variant="ia3"',
+        '"LoRAFALinear", variant="lora-fa"',
+        '"LoRAInNorm", variant="lora-in-norm"',
+        '"LoRALinear", variant="lora"',
+    )
     text = run("new", name, "--output", str(tmp_path), code=1)
     assert "ambiguous" in text and "such as my-" in text
     assert list(tmp_path.iterdir()) == []

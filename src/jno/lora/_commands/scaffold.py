@@ -6,15 +6,7 @@ import re
 import string
 
 from .._errors import JnoLoraError
-from .._registry import (
-    API_VERSION,
-    FIRST_PARTY,
-    ZOO_DISTRIBUTION,
-    ZOO_METHODS,
-    ZOO_NAMES,
-    PluginRecord,
-    squash,
-)
+from .._registry import API_VERSION, FIRST_PARTY, ZOO_DISTRIBUTION, PluginRecord, squash
 
 
 def create(
@@ -45,13 +37,7 @@ def create(
         raise JnoLoraError(
             f"{distribution} is a distribution of jno-lora itself. Choose another name."
         )
-    reserved = ("auto", *ZOO_METHODS, *ZOO_NAMES)
-    taken = dict.fromkeys(map(squash, reserved), "a name of the zoo, or `auto`")
-    for wrapper in (it for record in installed for it in record.wrappers):
-        if wrapper.distribution != distribution:
-            names = filter(None, (wrapper.name, wrapper.cls.variant))
-            taken |= dict.fromkeys(map(squash, names), f"what {wrapper.qualified_name} is called")
-    if why := taken.get(squash(short)):
+    if why := _names_taken(installed, distribution).get(squash(short)):
         raise JnoLoraError(
             f'{short!r} is {why}, so that `wrapper="{short}"` would be ambiguous. Choose a name of '
             f"your own, such as my-{short}."
@@ -83,3 +69,13 @@ def create(
             text = string.Template(template.read_text("utf-8"))
             file.write_text(text.substitute(words), "utf-8")
     return target
+
+
+def _names_taken(installed: tuple[PluginRecord, ...], distribution: str) -> dict[str, str]:
+    """Names and variants that `wrapper=` finds in another distribution, each with its meaning."""
+    taken = {"auto": "a word that `wrapper=` knows"}
+    for wrapper in (wrapper for record in installed for wrapper in record.wrappers):
+        if wrapper.distribution != distribution:
+            names = filter(None, (wrapper.name, wrapper.cls.variant))
+            taken |= dict.fromkeys(map(squash, names), f"what {wrapper.qualified_name} is called")
+    return taken
