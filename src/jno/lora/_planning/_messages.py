@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from .._contract import LoRAWrapper
 from .._errors import warn
@@ -88,6 +89,8 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
             [by_path[path] for path in near[:5]],
             lambda row: "" if row.path in adaptable else f": {row.layer}, {row.explanation}",
         )
+    if rule.former:
+        yield f"Some adapters have another variant than before: {_new_words(rule.former)}."
     if adaptable:
         yield _CAN_ADAPT
         yield _listed(adaptable.values())
@@ -121,6 +124,25 @@ def _layer(row: PlanRow) -> str:
 def _listed(rows: Iterable[PlanRow], more: Callable[[PlanRow], str] = lambda row: "") -> str:
     """The paths of the rows, each with `more` about it."""
     return bullets((f"{show_path(row.path)}{more(row)}" for row in rows), FEW)
+
+
+def _new_words(classes: Iterable[type[LoRAWrapper]]) -> str:
+    """What to write for adapters that have got another variant."""
+    return ", ".join(dict.fromkeys(f'wrapper="{cls.variant or cls.__name__}"' for cls in classes))
+
+
+def warn_of_former_variants(walk: Walk) -> None:
+    """Warn about layers whose adapters were found by the variant of an earlier release."""
+    renamed: dict[tuple[str, str], list[PlanRow]] = {}
+    for row in walk.rows:
+        cls: Any = row.wrapper
+        if row.status == "wrapped" and row.spec is not None and cls in walk.rules[row.spec].former:
+            renamed.setdefault((cls.former_variant, _new_words([cls])), []).append(row)
+    for (former, new), rows in renamed.items():
+        warn(
+            f'wrapper="{former}" will not adapt these layers in the next release. Write {new} '
+            f"instead:\n{_listed(rows, lambda row: f': {row.explanation}')}"
+        )
 
 
 def warn_of_omissions(plan: Plan) -> None:

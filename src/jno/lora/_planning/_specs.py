@@ -13,7 +13,7 @@ import numpy as np
 from .._contract import LoRAWrapper, check_contract, check_rank, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import nearest
-from .._registry import Registry
+from .._registry import Registry, squash
 from ._masks import compiled
 from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
 
@@ -58,6 +58,8 @@ class Rule:
     tiers: Tiers
     options: Mapping[str, Any]
     label: str  # its name in messages
+    # Adapters that had a variant which the rule names. They count if it selects nothing else.
+    former: tuple[type[LoRAWrapper], ...] = ()
 
     def on(self, model: Any) -> "Rule":
         """This rule for a model, whose structure may decide what the target means."""
@@ -131,6 +133,18 @@ def _parse(registry: Registry, spec: Spec, label: str, target: str) -> Rule:
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
+        former=_formerly_meant(registry, spec.wrapper),
+    )
+
+
+def _formerly_meant(registry: Registry, wrapper: WrapperLike) -> tuple[type[LoRAWrapper], ...]:
+    """Adapters that `wrapper` names by the variant of an earlier release alone."""
+    items = wrapper if isinstance(wrapper, list | tuple) else [wrapper]
+    words = {squash(item.rpartition(":")[2]) for item in items if isinstance(item, str)}
+    return tuple(
+        cls
+        for cls in registry.formerly(words)
+        if cls not in items and not words & {squash(cls.variant or ""), squash(cls.__name__)}
     )
 
 

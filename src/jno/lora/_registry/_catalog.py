@@ -134,7 +134,15 @@ class Catalog:
         classes = [wrapper.cls for wrapper in self.wrappers if wrapper.cls.variant]
         if family := tuple(cls for cls in classes if squash(cls.variant or "") == variant):
             return family
+        if renamed := self.formerly([name]):
+            return renamed
         raise self._unknown(name)
+
+    def formerly(self, variants: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
+        """The classes that had one of these variants in an earlier release."""
+        former = {squash(variant) for variant in variants}
+        classes = [wrapper.cls for wrapper in self.wrappers if wrapper.cls.former_variant]
+        return tuple(cls for cls in classes if squash(cls.former_variant or "") in former)
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
         """The adapters of `wrapper=None`, which the zoo names."""

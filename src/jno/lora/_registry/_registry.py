@@ -1,6 +1,6 @@
 """The registry: answers questions about adapters by class, by name or by distribution."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pluggy
@@ -73,6 +73,10 @@ class Registry:
         if name in zoo_classes:
             return (zoo_classes[name],)
         return self._catalog().resolve(name)
+
+    def formerly(self, variants: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
+        """The loaded classes that had one of these variants in an earlier release."""
+        return self._now.catalog.formerly(variants)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
