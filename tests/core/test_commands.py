@@ -201,9 +201,10 @@ def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, site, tmp_p
         '"LoRAInNorm", variant="lora-in-norm"',
         '"LoRALinear", variant="lora"',
     )
-    text = run("new", name, "--output", str(tmp_path), code=1)
+    output = tmp_path / "written"
+    text = run("new", name, "--output", str(output), code=1)
     assert "ambiguous" in text and "such as my-" in text
-    assert list(tmp_path.iterdir()) == []
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(
