@@ -155,7 +155,7 @@ def test_a_zoo_name_without_the_zoo_is_an_import_error_that_says_what_to_install
             exec(f"from jno.lora import {name}")
         assert isinstance(caught.value, PluginError)
         message = str(caught.value)
-        assert message.startswith(f"{name} can only come from the adapter zoo, which is not ins")
+        assert message.startswith(f"{name} is not available. Perhaps it comes from the adapter zoo")
         assert 'pip install "jno-lora[zoo]"' in message
 
 

@@ -56,7 +56,7 @@ def test_without_the_zoo_a_name_belongs_to_who_has_it_until_the_zoo_is_installed
     site.plugin("acme-lora", '"DoRALinear", variant="fake"')
     registry = Registry()
     assert one(registry, "DoRALinear").variant == "fake"
-    with pytest.raises(PluginError, match=r"DoRALinear can only come from the adapter zoo"):
+    with pytest.raises(PluginError, match=r"DoRALinear is not available.*adapter zoo"):
         registry.zoo_class("DoRALinear")
     site.install_zoo()
     assert one(registry, "DoRALinear").variant == "dora"
@@ -79,7 +79,7 @@ def test_a_variant_of_a_blocked_zoo_says_what_blocks_it(site, monkeypatch):
 
 def test_a_zoo_that_lacks_a_name_is_to_be_upgraded(site):
     site.install_zoo()
-    with pytest.raises(PluginError, match=r"OFTConv is not in .*\n.*\n.*install -U jno-lora-zoo"):
+    with pytest.raises(PluginError, match=r"(?s)OFTConv is not av.*has no such.*-U jno-lora-zoo"):
         Registry().zoo_class("OFTConv")
     for name in ("OFTConv", "oft", "jno-lora-zoo:OFTConv"):
         unknown = rf"(?s)No adapter or variant is called '{name}'.*install -U jno-lora-zoo"
@@ -89,9 +89,7 @@ def test_a_zoo_that_lacks_a_name_is_to_be_upgraded(site):
 
 def test_a_zoo_without_defaults_is_to_be_upgraded(site):
     site.plugin("jno-lora-zoo", '"LoRALinear", variant="lora"')
-    with pytest.raises(
-        PluginError, match=r"`wrapper=None` is not in (.|\n)*install -U jno-lora-zoo"
-    ):
+    with pytest.raises(PluginError, match=r"(?s)`wrapper=None` is not av.*-U jno-lora-zoo"):
         Registry().defaults()
 
 
@@ -144,9 +142,9 @@ def test_classes_of_the_zoo_that_are_registered_by_hand_are_its_defaults(site, m
 def test_another_class_of_a_reserved_name_is_no_default(site):
     registry = Registry(discover=False)
     registry.register(type(ToyLinear)("LoRALinear", (ToyLinear,), {"__module__": "mine"}))
-    with pytest.raises(PluginError, match=r"`wrapper=None` can only come from the adapter zoo"):
+    with pytest.raises(PluginError, match=r"`wrapper=None` is not available.*adapter zoo"):
         registry.defaults()
-    with pytest.raises(PluginError, match="LoRALinear can only come from the adapter zoo"):
+    with pytest.raises(PluginError, match=r"LoRALinear is not available.*adapter zoo"):
         registry.zoo_class("LoRALinear")
 
 

@@ -30,7 +30,8 @@ def find_wrappers(what: str) -> list[type[LoRAWrapper]]:
 
 
 def _wrappers_of_distribution(distribution: str) -> list[type[LoRAWrapper]]:
-    plugins = [it for it in records() if it.distribution == normalise(distribution)]
+    name = normalise(distribution)
+    plugins = [record for record in records() if record.distribution == name]
     if not plugins:
         names = ", ".join(dict.fromkeys(record.distribution for record in records())) or "none"
         raise PluginError(

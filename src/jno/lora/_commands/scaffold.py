@@ -19,9 +19,9 @@ def create(
 ) -> pathlib.Path:
     """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
 
-    - `layer`: `"linear"` or `"embedding"`; by default the one in the name, else `"linear"`.
-    - `is_method`: whether it has a method of the zoo's form instead, for all of its kinds of layer.
-    - `version`: of jno-lora, for the plugin's dependency on it.
+    - `layer`: `"linear"` or `"embedding"`; by default the layer in the name, else `"linear"`.
+    - `is_method`: whether to write a method for all of the zoo's kinds of layer, not an adapter.
+    - `version`: the version of jno-lora that the plugin depends on.
     - `installed`: the plugins whose adapters must not have the same name.
     """
     short = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
@@ -30,7 +30,7 @@ def create(
     adapter = "".join(part.capitalize() for part in short.split("-"))
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", short) or keyword.iskeyword(adapter):
         raise JnoLoraError(
-            f"{name!r} makes no package name. Use letters, digits and dashes, beginning with a "
+            f"{name!r} is not a package name. Use letters, digits and dashes, beginning with a "
             "letter, such as embedding-bias."
         )
     if distribution in FIRST_PARTY:
@@ -39,8 +39,8 @@ def create(
         )
     if why := _names_taken(installed, distribution).get(squash(short)):
         raise JnoLoraError(
-            f'{short!r} is {why}, so that `wrapper="{short}"` would be ambiguous. Choose a name of '
-            f"your own, such as my-{short}."
+            f'{short!r} is {why}, so `wrapper="{short}"` would be ambiguous. Choose another name, '
+            f"such as my-{short}."
         )
     target = directory / distribution
     if target.exists():
@@ -72,10 +72,10 @@ def create(
 
 
 def _names_taken(installed: tuple[PluginRecord, ...], distribution: str) -> dict[str, str]:
-    """Names and variants that `wrapper=` finds in another distribution, each with its meaning."""
+    """Names and variants that `wrapper=` finds in other distributions, each with its meaning."""
     taken = {"auto": "a word that `wrapper=` knows"}
-    for wrapper in (wrapper for record in installed for wrapper in record.wrappers):
-        if wrapper.distribution != distribution:
-            names = filter(None, (wrapper.name, wrapper.cls.variant))
-            taken |= dict.fromkeys(map(squash, names), f"what {wrapper.qualified_name} is called")
+    for record in installed:
+        for wrapper in record.wrappers if record.distribution != distribution else ():
+            for name in filter(None, (wrapper.name, wrapper.cls.variant)):
+                taken[squash(name)] = f"a name of {wrapper.qualified_name}"
     return taken

@@ -96,7 +96,8 @@ class Catalog:
     @functools.cached_property
     def zoo_classes(self) -> dict[str, type[LoRAWrapper]]:
         """The classes of the zoo by their names."""
-        return {it.name: it.cls for it in reversed(self.wrappers) if is_of_zoo(it)}
+        of_zoo = [wrapper for wrapper in self.wrappers if is_of_zoo(wrapper)]
+        return {wrapper.name: wrapper.cls for wrapper in reversed(of_zoo)}
 
     @functools.cached_property
     def by_name(self) -> dict[str, list[RegisteredWrapper]]:
@@ -152,7 +153,7 @@ class Catalog:
         return tuple(self.zoo_class(name) for name in declared[0])
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
-        """The class `name` of the zoo. **Raises:** `PluginError` if there is none."""
+        """The class `name` of the zoo. **Raises:** `PluginError` if the zoo lacks the class."""
         if name not in self.zoo_classes:
             raise self.without_zoo(name)
         return self.zoo_classes[name]
@@ -167,7 +168,7 @@ class Catalog:
             if not self.discover:
                 why = "a registry with discover=False does not look at installed plugins"
             raise PluginError(f"{name} of {distribution} is not available: {why}")
-        names = [it.name for it in self._provided if it.distribution == distribution]
+        names = [wrapper.name for record in records for wrapper in record.wrappers]
         near = ", ".join(nearest(name, names)) or "no adapter at all"
         raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")
 
@@ -175,17 +176,18 @@ class Catalog:
         self, distribution: str, name: str, wanted: str
     ) -> RegisteredWrapper | None:
         namesakes = [wrapper for wrapper in self._provided if wrapper.name == name]
-        matches = {it.cls: it for it in namesakes if it.distribution == distribution}
+        matches = [wrapper for wrapper in namesakes if wrapper.distribution == distribution]
         if not matches and distribution == ZOO_DISTRIBUTION:  # registered by hand
-            matches = {wrapper.cls: wrapper for wrapper in namesakes if is_of_zoo(wrapper)}
-        if len(matches) > 1:
+            matches = [wrapper for wrapper in namesakes if is_of_zoo(wrapper)]
+        by_class = {wrapper.cls: wrapper for wrapper in matches}
+        if len(by_class) > 1:
             raise PluginError(
                 f"'{distribution}:{name}' is ambiguous; pass the class itself. It may be\n"
-                + bullets(f"{cls.__module__}.{cls.__qualname__}" for cls in matches)
+                + bullets(f"{cls.__module__}.{cls.__qualname__}" for cls in by_class)
             )
         if not matches:
             self._raise_if_unusable(distribution, wanted)
-        return next(iter(matches.values()), None)
+        return next(iter(by_class.values()), None)
 
     def _raise_if_unusable(self, distribution: str, wanted: str) -> None:
         """Raise the error that kept a plugin of `distribution` from loading, if any did."""
@@ -195,35 +197,35 @@ class Catalog:
                     f"{wanted} is not available: the plugin {why_unusable(record)}"
                 ) from record.error
 
-    @property
-    def has_zoo(self) -> bool:
-        """Whether the zoo is loaded."""
-        return any(it.distribution == ZOO_DISTRIBUTION and it.usable for it in self.records)
-
-    def without_zoo(self, wanted: str) -> PluginError:
-        """The error for something that the zoo lacks, or that needs a zoo. It says what to do."""
-        self._raise_if_unusable(ZOO_DISTRIBUTION, wanted)
-        if self.has_zoo:
-            return PluginError(f"{wanted} is not in the installed {ZOO_DISTRIBUTION}.\n{_UPGRADE}")
-        return PluginError(
-            f"{wanted} can only come from the adapter zoo, {self._how_to_get_zoo()}\n"
-            "or pass adapter classes of your own as `wrapper=`."
-        )
-
-    def _how_to_get_zoo(self) -> str:
+    def _zoo_advice(self) -> str:
+        """How to get the zoo, or a later version of it. Empty for a zoo that cannot be used."""
+        zoo = [record for record in self.records if record.distribution == ZOO_DISTRIBUTION]
+        if zoo:
+            upgrade = f"A later version of it may:\n    pip install -U {ZOO_DISTRIBUTION}"
+            has_none = f"The installed {ZOO_DISTRIBUTION} has no such adapter. {upgrade}"
+            return has_none if zoo[0].usable else ""
         if self.discover:
-            return 'which is not installed. Install it with\n    pip install "jno-lora[zoo]"'
+            return (
+                "Perhaps it comes from the adapter zoo, which is not installed. Install it with\n"
+                '    pip install "jno-lora[zoo]"'
+            )
         return (
-            "and a registry with discover=False holds only what is registered in it. Register it:\n"
+            "Perhaps it comes from the adapter zoo, and a registry with discover=False holds only "
+            "adapters that are registered in it:\n"
             f'    import {ZOO_PACKAGE}  # pip install "jno-lora[zoo]"\n'
             f"    registry.register({ZOO_PACKAGE}.plugin)"
         )
 
+    def without_zoo(self, wanted: str) -> PluginError:
+        """The error for something that only the zoo can provide, and that is not there."""
+        self._raise_if_unusable(ZOO_DISTRIBUTION, wanted)
+        return PluginError(f"{wanted} is not available. {self._zoo_advice()}")
+
     def _unknown(self, name: str) -> SelectionError:
-        variants = {it.cls.variant for it in self.wrappers if it.cls.variant}
-        options = [*self.by_name, *sorted(variants), *(it.qualified_name for it in self.wrappers)]
+        variants = {wrapper.cls.variant for wrapper in self.wrappers if wrapper.cls.variant}
+        qualified = [wrapper.qualified_name for wrapper in self.wrappers]
         lines = [f"No adapter or variant is called {name!r}."]
-        if near := ", ".join(map(repr, nearest(name, options))):
+        if near := ", ".join(map(repr, nearest(name, [*self.by_name, *variants, *qualified]))):
             lines.append(f"The nearest names are {near}.")
         unusable = [record for record in self.records if not record.usable]
         if unusable:
@@ -231,25 +233,21 @@ class Catalog:
             lines += ["It may belong to a plugin that could not be used:", reasons]
         if variants:
             lines += ["The variants are, by family:", bullets(_by_family(self.wrappers))]
-        if self.has_zoo:
-            lines.append(_UPGRADE)
-        elif not any(record.distribution == ZOO_DISTRIBUTION for record in unusable):
-            lines.append(f"It may be part of the adapter zoo, {self._how_to_get_zoo()}")
-        lines.append(
+        lines += [
+            *filter(None, [self._zoo_advice()]),
             "`jno.lora.registered()`, or `jno-lora adapters`, lists all adapters. A class of "
-            "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it."
+            "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it.",
+        ]
+        has_zoo = any(
+            record.distribution == ZOO_DISTRIBUTION and record.usable for record in self.records
         )
-        error_class = SelectionError if self.has_zoo else _UnknownWithoutZooError
-        error = error_class("\n".join(lines))
+        error = (SelectionError if has_zoo else _UnknownWithoutZooError)("\n".join(lines))
         error.__cause__ = unusable[0].error if unusable else None
         return error
 
 
 class _UnknownWithoutZooError(SelectionError, PluginError):
     """A name that no adapter has. The zoo may have it, but cannot be used."""
-
-
-_UPGRADE = f"A later version may have it:\n    pip install -U {ZOO_DISTRIBUTION}"
 
 
 def squash(name: str) -> str:

@@ -84,7 +84,8 @@ class Registry:
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The registered adapter of class `cls`. Loads nothing: only loaded plugins count."""
-        return next((it for it in self._now.catalog.wrappers if it.cls is cls), None)
+        wrappers = self._now.catalog.wrappers
+        return next((wrapper for wrapper in wrappers if wrapper.cls is cls), None)
 
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """As `provider`, but loads the plugins of the package that defines the class."""
@@ -92,8 +93,8 @@ class Registry:
         if provider is not None or not self.discover:
             return provider
         now, package = self._now, cls.__module__.partition(".")[0]
-        plugins = [it for it in now.find() if it.module.partition(".")[0] == package]
-        now.load(plugins, strict=False)
+        plugins = now.find()
+        now.load([p for p in plugins if p.module.partition(".")[0] == package], strict=False)
         return self.provider(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
