@@ -28,23 +28,17 @@ _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safet
 
 def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     """One JSON object per plugin; the keys are stable."""
+    attributes = ("name", "distribution", "version", "value", "status")
     return [
         {
-            "name": record.name,
-            "distribution": record.distribution,
-            "version": record.version,
-            "value": record.value,
-            "status": record.status,
-            "error": _first_line(record.error),
+            **{name: getattr(record, name) for name in attributes},
+            "error": record.error
+            and f"{type(record.error).__name__}: {record.error}".splitlines()[0],
             "seconds": round(record.seconds, 4),
             "wrappers": [wrapper.name for wrapper in record.wrappers],
         }
         for record in records
     ]
-
-
-def _first_line(error: Exception | None) -> str | None:
-    return None if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def plugins_as_table(plugins: list[dict[str, Any]]) -> Table:
@@ -65,14 +59,12 @@ def plugins_as_table(plugins: list[dict[str, Any]]) -> Table:
 
 def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     """One JSON object per adapter. `layers` are the common Equinox layers that it claims."""
+    attributes = ("name", "qualified_name", "distribution", "version")
     layers = {name: make(jax.random.key(0)) for name, (make, _) in standard_layers().items()}
     methods = methods_of(wrapper.cls for record in records for wrapper in record.wrappers)
     return [
         {
-            "name": wrapper.name,
-            "qualified_name": wrapper.qualified_name,
-            "distribution": wrapper.distribution,
-            "version": wrapper.version,
+            **{name: getattr(wrapper, name) for name in attributes},
             "variant": wrapper.cls.variant,
             "method": methods[wrapper.cls],
             "family": wrapper.cls.family,

@@ -198,23 +198,19 @@ class Catalog:
                 ) from record.error
 
     def _zoo_advice(self) -> str:
-        """How to get the zoo, or a later version of it. Empty for a zoo that cannot be used."""
-        zoo = [record for record in self.records if record.distribution == ZOO_DISTRIBUTION]
-        if zoo:
-            upgrade = f"A later version of it may:\n    pip install -U {ZOO_DISTRIBUTION}"
-            has_none = f"The installed {ZOO_DISTRIBUTION} has no such adapter. {upgrade}"
-            return has_none if zoo[0].usable else ""
+        """How to get the zoo, or a later version of it."""
+        if self._has_zoo:
+            return f"A later {ZOO_DISTRIBUTION} may have it:\n    pip install -U {ZOO_DISTRIBUTION}"
         if self.discover:
-            return (
-                "Perhaps it comes from the adapter zoo, which is not installed. Install it with\n"
-                '    pip install "jno-lora[zoo]"'
-            )
-        return (
-            "Perhaps it comes from the adapter zoo, and a registry with discover=False holds only "
-            "adapters that are registered in it:\n"
-            f'    import {ZOO_PACKAGE}  # pip install "jno-lora[zoo]"\n'
-            f"    registry.register({ZOO_PACKAGE}.plugin)"
-        )
+            where, advice = "which is not installed", 'pip install "jno-lora[zoo]"'
+        else:
+            where = "and a registry with discover=False holds only what is registered in it"
+            advice = f"import {ZOO_PACKAGE}; registry.register({ZOO_PACKAGE}.plugin)"
+        return f"Perhaps it comes from the adapter zoo, {where}:\n    {advice}"
+
+    @property
+    def _has_zoo(self) -> bool:
+        return any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in self.wrappers)
 
     def without_zoo(self, wanted: str) -> PluginError:
         """The error for something that only the zoo can provide, and that is not there."""
@@ -222,7 +218,7 @@ class Catalog:
         return PluginError(f"{wanted} is not available. {self._zoo_advice()}")
 
     def _unknown(self, name: str) -> SelectionError:
-        variants = {wrapper.cls.variant for wrapper in self.wrappers if wrapper.cls.variant}
+        variants = sorted({wrapper.cls.variant or "" for wrapper in self.wrappers} - {""})
         qualified = [wrapper.qualified_name for wrapper in self.wrappers]
         lines = [f"No adapter or variant is called {name!r}."]
         if near := ", ".join(map(repr, nearest(name, [*self.by_name, *variants, *qualified]))):
@@ -233,15 +229,13 @@ class Catalog:
             lines += ["It may belong to a plugin that could not be used:", reasons]
         if variants:
             lines += ["The variants are, by family:", bullets(_by_family(self.wrappers))]
-        lines += [
-            *filter(None, [self._zoo_advice()]),
+        if not any(record.distribution == ZOO_DISTRIBUTION for record in unusable):
+            lines.append(self._zoo_advice())
+        lines.append(
             "`jno.lora.registered()`, or `jno-lora adapters`, lists all adapters. A class of "
-            "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it.",
-        ]
-        has_zoo = any(
-            record.distribution == ZOO_DISTRIBUTION and record.usable for record in self.records
+            "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it."
         )
-        error = (SelectionError if has_zoo else _UnknownWithoutZooError)("\n".join(lines))
+        error = (SelectionError if self._has_zoo else _UnknownWithoutZooError)("\n".join(lines))
         error.__cause__ = unusable[0].error if unusable else None
         return error
 

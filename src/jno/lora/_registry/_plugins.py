@@ -180,10 +180,8 @@ def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
 def hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
     """The hooks that a plugin object implements. **Raises:** `PluginError` if it has a bad one."""
     manager = new_manager()
-    specified = {hook.name: hook for hook in vars(manager.hook).values() if hook.has_spec()}
-    signatures = ", ".join(
-        f"`{n}({', '.join(hook.spec.argnames)})`" for n, hook in specified.items()
-    )
+    specs = {hook.name: hook for hook in vars(manager.hook).values() if hook.has_spec()}
+    signatures = ", ".join(f"`{n}({', '.join(hook.spec.argnames)})`" for n, hook in specs.items())
     try:
         manager.register(plugin)
     except pluggy.PluginValidationError as err:
@@ -195,14 +193,14 @@ def hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
     if not hooks:
         raise PluginError(
             f"{plugin!r} implements none of the hooks. Mark its functions "
-            f"{' or '.join(f'`{name}`' for name in specified)} with `@jno.lora.hookimpl`."
+            f"{' or '.join(f'`{name}`' for name in specs)} with `@jno.lora.hookimpl`."
         )
     for hook in hooks:
         is_optional = all(implementation.optionalhook for implementation in hook.get_hookimpls())
-        if hook.name not in specified and not is_optional:
+        if hook.name not in specs and not is_optional:
             raise PluginError(
                 f"{plugin!r} implements a hook {hook.name!r}, which does not exist; did you mean "
-                f"{nearest(hook.name, specified, n=1)[0]!r}? The hooks are {signatures}."
+                f"{nearest(hook.name, specs, n=1)[0]!r}? The hooks are {signatures}."
             )
     return hooks
 
