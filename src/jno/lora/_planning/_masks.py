@@ -25,8 +25,8 @@ def compiled(pattern: Any, argument: str) -> re.Pattern[str] | None:
         return re.compile(pattern)
     except re.error as err:
         raise SelectionError(
-            f"`{argument}` is not a valid regex: {pattern!r}: {err}. It is searched in paths "
-            "joined by slashes such as 'encoder/layers/0'. Escape special characters."
+            f"`{argument}` is not a valid regex: {pattern!r}: {err}. It is searched in paths such "
+            "as 'encoder/layers/0'. Escape special characters with a backslash."
         ) from err
 
 
