@@ -77,5 +77,5 @@ def _names_taken(installed: tuple[PluginRecord, ...], distribution: str) -> dict
     for record in installed:
         for wrapper in record.wrappers if record.distribution != distribution else ():
             for name in filter(None, (wrapper.name, wrapper.cls.variant)):
-                taken[squash(name)] = f"a name of {wrapper.qualified_name}"
+                taken.setdefault(squash(name), f"a name of {wrapper.qualified_name}")
     return taken
