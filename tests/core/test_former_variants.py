@@ -37,7 +37,7 @@ def _registered(registry):
         register(cls)
 
 
-OLD_WORD = r'(?s)wrapper="toy" will not.*Write wrapper="toy-embedding" instead:.*embedding: '
+OLD_WORD = r"(?s)former variant.*embedding: wrapper=\"toy-embedding\", not 'toy'"
 
 
 def of_old_word(*args, **kwargs):
@@ -119,6 +119,12 @@ def test_a_layer_that_carries_an_adapter_counts_as_selected(model, getkey):
     plan = plan_lora(adapted, 1, wrappers="toy")  # a warning would be an error
     assert {row.path for row in plan.having("already adapted")} == {*MODEL_LINEARS}
     assert plan.wrapped == ()
+
+
+def test_a_call_with_two_old_words_has_one_warning(model):
+    model = {"model": model, "norm": eqx.nn.LayerNorm(3)}
+    specs = [{"target": "embed", "wrapper": "toy"}, {"target": "norm", "wrapper": "toy"}]
+    assert of_old_word(model, 1, specs=specs) == {"model/embedding": Embedding, "norm": Norm}
 
 
 def test_auto_and_explicit_classes_know_no_old_words(model):

@@ -135,15 +135,17 @@ def _new_words(classes: Iterable[type[LoRAWrapper]]) -> str:
 
 def warn_of_former_variants(walk: Walk) -> None:
     """Warn about layers whose adapters were found by the variant of an earlier release."""
-    renamed: dict[tuple[str, str], list[PlanRow]] = {}
-    for row in walk.rows:
+
+    def advice(row: PlanRow) -> str:
         cls: Any = row.wrapper
-        if row.status == "wrapped" and row.spec is not None and cls in walk.rules[row.spec].former:
-            renamed.setdefault((cls.former_variant, _new_words([cls])), []).append(row)
-    for (former, new), rows in renamed.items():
+        return f": {_new_words([cls])}, not {cls.former_variant!r}"
+
+    chosen = [row for row in walk.rows if row.status == "wrapped" and row.spec is not None]
+    rows = [row for row in chosen if row.wrapper in walk.rules[row.spec or 0].former]
+    if rows:
         warn(
-            f'wrapper="{former}" will not adapt these layers in the next release. Write {new} '
-            f"instead:\n{_listed(rows, lambda row: f': {row.explanation}')}"
+            "These layers were found by the former variant of their adapter, which the next "
+            f"release will not know. Write the new variant:\n{_listed(rows, advice)}"
         )
 
 
