@@ -15,7 +15,7 @@ from benchmarks._workers import RequestFailedError, Worker, WorkerLostError, com
 from benchmarks.sides import _models, jax_dispatch, jax_init, jax_train
 from benchmarks.sides._timing import timed
 
-from jno.lora._registry import _zoo_names
+import jno_lora_zoo
 
 SETTINGS = Settings(
     rounds=4,
@@ -175,7 +175,7 @@ def test_cases_can_be_sent_and_their_targets_measured():
     for spec in cases:
         json.dumps(spec)
         assert spec["group"] in _tables.GROUPS
-        assert spec.get("adapter", "svd") in {*_zoo_names.ZOO_NAMES, "svd"}
+        assert spec.get("adapter", "svd") in {*jno_lora_zoo.adapters.__all__, "svd"}
         columns = {column for columns in _tables.GROUPS[spec["group"]].tables for column in columns}
         for measure, over, _ in spec["targets"]:
             assert measure in {*spec["measures"], "temp", "traces"}

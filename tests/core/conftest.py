@@ -118,6 +118,8 @@ class Site:
             Conv = adapter("LoRAConv", variant="lora", auto=True, layer=eqx.nn.Conv)
             DoRA = adapter("DoRALinear", variant="dora", auto=True)
 
+            jno_lora_defaults = ("LoRALinear", "LoRAConv")
+
             @hookimpl
             def jno_lora_wrappers():
                 return [Linear, Conv, DoRA]

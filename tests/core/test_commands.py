@@ -187,15 +187,24 @@ def test_new_writes_six_files_and_never_overwrites(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "  ", "-", "a/b", "ünï!"])
 def test_new_refuses_names_that_make_no_package(name, tmp_path):
-    assert "makes no package name" in run("new", "--output", str(tmp_path), "--", name, code=1)
+    assert "is not a package name" in run("new", "--output", str(tmp_path), "--", name, code=1)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["lora", "LoRA-FA", "lora_in_norm", "IA3", "DoRALinear", "auto"])
-def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, tmp_path):
-    text = run("new", name, "--output", str(tmp_path), code=1)
+def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, site, tmp_path):
+    site.plugin(
+        "jno-lora-zoo",
+        '"DoRALinear", variant="dora"',
+        '"IA3Linear", variant="ia3"',
+        '"LoRAFALinear", variant="lora-fa"',
+        '"LoRAInNorm", variant="lora-in-norm"',
+        '"LoRALinear", variant="lora"',
+    )
+    output = tmp_path / "written"
+    text = run("new", name, "--output", str(output), code=1)
     assert "ambiguous" in text and "such as my-" in text
-    assert list(tmp_path.iterdir()) == []
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(
@@ -242,7 +251,7 @@ def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
 def test_new_refuses_the_name_of_an_installed_adapter_but_not_of_itself(site, tmp_path):
     site.install("jno-lora-tint", GOOD.replace("Shift", "Tint").replace("shift", "tint"))
     text = run("new", "ti-nt", "--output", str(tmp_path), code=1)
-    assert "'ti-nt' is what jno-lora-tint:Tint is called" in text
+    assert "'ti-nt' is a name of jno-lora-tint:Tint" in text
     assert not list(tmp_path.rglob("pyproject.toml"))
     run("new", "tint", "--output", str(tmp_path))
     assert (tmp_path / "jno-lora-tint" / "pyproject.toml").exists()

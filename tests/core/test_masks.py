@@ -86,7 +86,7 @@ def test_a_leaf_that_only_the_mask_has_is_named(model):
     with pytest.raises(SelectionError) as caught:
         plan_lora(model, 1, wrappers=ToyLinear, param_mask=nothing(longer))
     message = str(caught.value)
-    assert "it has a leaf at 'encoder/2/weight', the model has none there" in message
+    assert "the mask has a leaf at 'encoder/2/weight', the model has none there" in message
     assert "jax.tree.map(lambda _: False, net.module)" in message
 
 

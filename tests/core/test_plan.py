@@ -186,7 +186,7 @@ def test_a_spec_that_earlier_ones_leave_nothing_is_told_who_took_it(model):
         apply_lora(model, 1, wrappers=ToyLinear, specs=specs, key=jax.random.key(0))
     message = str(caught.value)
     assert message.startswith("specs[2] (target 'encoder/1', wrapper ToyLinear) selects no layer.")
-    taken = message.split("Earlier specs, which win, have taken what it matches:\n")[1]
+    taken = message.split("Earlier specs, which win, have taken the layers that it matches:\n")[1]
     assert taken.startswith("  - encoder/1: specs[0]\n")
 
 

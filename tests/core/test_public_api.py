@@ -120,17 +120,27 @@ def test_the_version_is_that_of_the_installed_distribution():
     assert jno.lora.__version__ == importlib.metadata.version("jno-lora")
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error(site):
+    site.install_zoo()
     with pytest.raises(AttributeError, match=r"module 'jno.lora' has no attribute 'DoRALiner'"):
         _ = jno.lora.DoRALiner
     with pytest.raises(ImportError):
         exec("from jno.lora import DoRALiner")
 
 
-def test_dir_lists_the_zoo_without_importing_it(site):
+@pytest.mark.parametrize("name", ["apply_lore", "APPLY", "_DoRALinear", "dora_Linear"])
+def test_a_name_that_is_not_in_camel_case_loads_nothing(site, name):
     module = site.install_zoo()
-    assert set(dir(jno.lora)) >= ZOO | set(jno.lora.__all__)
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+        getattr(jno.lora, name)
     assert module not in sys.modules
+
+
+def test_dir_lists_the_zoo_and_imports_no_other_plugin(site):
+    zoo, module = site.install_zoo(), site.plugin("acme-lora", '"Acme"')
+    names = {"LoRALinear", "LoRAConv", "DoRALinear"}
+    assert set(dir(jno.lora)) >= names | set(jno.lora.__all__)
+    assert zoo in sys.modules and module not in sys.modules
 
 
 def test_without_the_zoo_only_what_can_be_had_is_listed_so_that_help_works(site):
@@ -145,7 +155,7 @@ def test_a_zoo_name_without_the_zoo_is_an_import_error_that_says_what_to_install
             exec(f"from jno.lora import {name}")
         assert isinstance(caught.value, PluginError)
         message = str(caught.value)
-        assert message.startswith(f"{name} is part of the adapter zoo, which is not installed")
+        assert message.startswith(f"{name} is not available. Perhaps it comes from the adapter zoo")
         assert 'pip install "jno-lora[zoo]"' in message
 
 

@@ -254,19 +254,21 @@ def test_without_the_zoo_the_defaults_say_what_to_install(site, model):
 # --- threads
 
 
-def test_many_threads_load_each_plugin_once_and_see_the_same(site):
+def test_many_threads_import_each_plugin_once_and_see_the_same(site):
+    # The module runs once. Several threads may call the hook; all use the classes that came first.
     code = """
         import time
-        CALLS = []
-        Acme = adapter("Acme{0}", auto=True)
+        RUNS.append("acme-{0}")
         time.sleep(0.02)
         @hookimpl
         def jno_lora_wrappers():
-            CALLS.append(1)
             time.sleep(0.02)
-            return [Acme]
+            return [adapter("Acme{0}", auto=True)]
     """
-    modules = [site.install(f"acme-{n}", code.replace("{0}", str(n))) for n in range(3)]
+    runs = []
+    site.monkeypatch.setattr(builtins, "RUNS", runs, raising=False)
+    for number in range(3):
+        site.install(f"acme-{number}", code.replace("{0}", str(number)))
     zoo = site.install_zoo()
     registry, start, results = Registry(), threading.Barrier(16), []
 
@@ -287,7 +289,7 @@ def test_many_threads_load_each_plugin_once_and_see_the_same(site):
         thread.join(timeout=30)
     assert len(results) == 16 and len(set(results)) == 4
     assert (3, ("loaded",) * 4) in results
-    assert all(sys.modules[module].CALLS == [1] for module in modules)
+    assert sorted(runs) == ["acme-0", "acme-1", "acme-2"]
     assert sys.modules[zoo]
 
 

@@ -236,7 +236,7 @@ def test_asking_for_a_blocked_name_says_which_variable_blocks_it(three, monkeypa
     registry = Registry()
     with pytest.raises(PluginError, match=r"acme-lora is blocked: .* JNO_LORA_BLOCK"):
         registry.resolve("acme-lora:Acme")
-    with pytest.raises(PluginError, match=r"LoRALinear is not available.*JNO_LORA_BLOCK"):
+    with pytest.raises(PluginError, match=r"`wrapper=None` is not available.*JNO_LORA_BLOCK"):
         registry.defaults()
 
 

@@ -1,4 +1,10 @@
-"""The zoo's names are its own, whoever else is installed, and whoever looks for what."""
+"""The zoo's names are its own, whoever else is installed, and whoever looks for what.
+
+The core knows the distributions of this project, and no name of an adapter: the zoo is asked first.
+"""
+
+import sys
+import types
 
 import pytest
 
@@ -25,6 +31,15 @@ def test_a_third_party_cannot_take_a_name_of_the_zoo(site):
     assert one(registry, "Acme")
 
 
+def test_a_third_party_that_was_loaded_first_cannot_take_a_name_of_the_zoo_either(site):
+    acme = site.plugin("acme-lora", '"DoRALinear", variant="fake"')
+    zoo = site.install_zoo()
+    registry = Registry()
+    registry.provided("acme-lora", "DoRALinear")
+    assert acme in sys.modules and zoo not in sys.modules
+    assert one(registry, "DoRALinear").variant == "dora"
+
+
 @pytest.mark.parametrize("ask_first", [Registry.records, Registry.defaults])
 def test_a_distribution_that_calls_itself_first_party_cannot_take_one_either(site, ask_first):
     site.install_zoo()
@@ -37,15 +52,18 @@ def test_a_distribution_that_calls_itself_first_party_cannot_take_one_either(sit
     assert statuses(registry) == {"jno-lora-zoo": "loaded", "jno-lora-recurrent": "conflict"}
 
 
-def test_a_name_of_the_zoo_stays_reserved_while_the_zoo_is_not_installed(site):
-    site.plugin("acme-lora", '"OFTConv", variant="fake"')
+def test_without_the_zoo_a_name_belongs_to_who_has_it_until_the_zoo_is_installed(site):
+    site.plugin("acme-lora", '"DoRALinear", variant="fake"')
     registry = Registry()
-    with pytest.raises(PluginError, match=r"OFTConv is part of the adapter zoo.*not installed"):
-        registry.resolve("OFTConv")
-    assert one(registry, "acme-lora:OFTConv").variant == "fake"
+    assert one(registry, "DoRALinear").variant == "fake"
+    with pytest.raises(PluginError, match=r"DoRALinear is not available.*adapter zoo"):
+        registry.zoo_class("DoRALinear")
+    site.install_zoo()
+    assert one(registry, "DoRALinear").variant == "dora"
+    assert one(registry, "acme-lora:DoRALinear").variant == "fake"
 
 
-@pytest.mark.parametrize("name", ["dora", "LoRA-FA", "rs_lora", "jno-lora-zoo:OFTConv"])
+@pytest.mark.parametrize("name", ["dora", "LoRA-FA", "OFTConv", "jno-lora-zoo:OFTConv"])
 def test_what_the_zoo_provides_is_an_error_that_says_what_to_install(site, name):
     site.plugin("acme-lora", '"Acme", variant="acme"')
     with pytest.raises(PluginError, match=r'(?s)adapter zoo.*pip install "jno-lora\[zoo\]"'):
@@ -55,16 +73,45 @@ def test_what_the_zoo_provides_is_an_error_that_says_what_to_install(site, name)
 def test_a_variant_of_a_blocked_zoo_says_what_blocks_it(site, monkeypatch):
     site.install_zoo()
     monkeypatch.setenv("JNO_LORA_BLOCK", "jno-lora-zoo")
-    with pytest.raises(PluginError, match=r"dora is not available: .*JNO_LORA_BLOCK"):
+    with pytest.raises(PluginError, match=r"(?s)called 'dora'.*zoo 1.0 .*is blocked: .*LORA_BLOCK"):
         Registry().resolve("dora")
 
 
 def test_a_zoo_that_lacks_a_name_is_to_be_upgraded(site):
     site.install_zoo()
-    with pytest.raises(PluginError, match=r"has no OFTConv. .*\n.*install -U jno-lora-zoo"):
-        Registry().resolve("OFTConv")
-    with pytest.raises(SelectionError, match="No adapter or variant is called 'oft'"):
-        Registry().resolve("oft")
+    with pytest.raises(
+        PluginError, match=r"(?s)OFTConv is not available. A later.*-U jno-lora-zoo"
+    ):
+        Registry().zoo_class("OFTConv")
+    for name in ("OFTConv", "oft", "jno-lora-zoo:OFTConv"):
+        unknown = rf"(?s)No adapter or variant is called '{name}'.*install -U jno-lora-zoo"
+        with pytest.raises(SelectionError, match=unknown):
+            Registry().resolve(name)
+
+
+def test_a_zoo_without_defaults_is_to_be_upgraded(site):
+    site.plugin("jno-lora-zoo", '"LoRALinear", variant="lora"')
+    with pytest.raises(PluginError, match=r"(?s)`wrapper=None` is not av.*-U jno-lora-zoo"):
+        Registry().defaults()
+
+
+@pytest.mark.parametrize("distribution", ["acme-lora", "jno-lora-recurrent"])
+def test_the_zoo_alone_names_the_defaults(site, distribution):
+    site.install_zoo()
+    own = "jno_lora_defaults = ('Own',)\n@hookimpl\ndef jno_lora_wrappers():\n"
+    site.install(distribution, f"{own}    return [adapter('Own')]\n")
+    registry = Registry()
+    registry.records()
+    assert [cls.__name__ for cls in registry.defaults()] == ["LoRALinear", "LoRAConv"]
+
+
+def test_a_new_method_and_new_defaults_need_no_new_core(site):
+    code = "jno_lora_defaults = ('NewLinear',)\nNEW = adapter('NewLinear', variant='new')\n"
+    site.install("jno-lora-zoo", f"{code}@hookimpl\ndef jno_lora_wrappers():\n    return [NEW]\n")
+    (new,) = Registry().defaults()
+    from jno.lora import NewLinear
+
+    assert NewLinear.variant == new.variant == "new"
 
 
 def test_a_variant_that_not_every_collection_has_is_an_unknown_name(site):
@@ -80,6 +127,9 @@ def of_the_zoo(base, name):
 
 
 def test_classes_of_the_zoo_that_are_registered_by_hand_are_its_defaults(site, model):
+    # Who has a class of the zoo has imported the zoo, and with it the module of its entry point.
+    entry_module = types.SimpleNamespace(jno_lora_defaults=("LoRALinear", "LoRAConv"))
+    site.monkeypatch.setitem(sys.modules, "jno_lora_zoo.plugin", entry_module)
     registry = Registry(discover=False)
     linear, conv = of_the_zoo(ToyLinear, "LoRALinear"), of_the_zoo(ToyConv, "LoRAConv")
     registry.register(linear)
@@ -94,8 +144,10 @@ def test_classes_of_the_zoo_that_are_registered_by_hand_are_its_defaults(site, m
 def test_another_class_of_a_reserved_name_is_no_default(site):
     registry = Registry(discover=False)
     registry.register(type(ToyLinear)("LoRALinear", (ToyLinear,), {"__module__": "mine"}))
-    with pytest.raises(PluginError, match="LoRALinear is part of the adapter zoo"):
+    with pytest.raises(PluginError, match=r"`wrapper=None` is not available.*adapter zoo"):
         registry.defaults()
+    with pytest.raises(PluginError, match=r"LoRALinear is not available.*adapter zoo"):
+        registry.zoo_class("LoRALinear")
 
 
 @pytest.mark.parametrize("name", ["LoRALinear", "dora"])
@@ -106,11 +158,12 @@ def test_without_discovery_nothing_is_said_to_be_missing_from_the_installation(s
     assert "installed" not in str(caught.value)
 
 
-def test_the_record_says_that_a_reserved_name_needs_the_long_form(site):
-    site.plugin("acme-lora", '"OFTConv"')
-    (record,) = Registry().records()
-    assert record.status == "conflict"
-    assert '"acme-lora:OFTConv"' in str(record.error)
+def test_the_record_says_that_a_name_of_the_zoo_needs_the_long_form(site):
+    site.install_zoo()
+    site.plugin("acme-lora", '"DoRALinear"')
+    zoo, record = Registry().records()
+    assert (zoo.status, record.status) == ("loaded", "conflict")
+    assert '"acme-lora:DoRALinear"' in str(record.error)
 
 
 def test_another_first_party_name_wins_over_a_third_party(site):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 
 import pytest
 
@@ -352,3 +353,67 @@ def test_a_module_that_two_plugins_import_may_ask_for_all(site, gate, monkeypatc
     )
     assert gate.seen == ()
     assert [record.status for record in registry.records()] == ["loaded"] * 3
+
+
+BOTH_ARE_ASKED = """
+import jno_lora_test_gate as gate
+@hookimpl
+def jno_lora_wrappers():
+    gate.turns.append(1)
+    if len(gate.turns) == 1:
+        gate.entered.set()
+        gate.open.wait(30)
+    return [adapter("Acme")]
+"""
+
+
+def test_of_two_threads_that_load_a_plugin_the_first_result_wins(site, gate):
+    site.install("acme-lora", BOTH_ARE_ASKED)
+    gate.turns, registry, answers = [], Registry(), {}
+
+    def ask_first():
+        answers["slow"] = registry.resolve("Acme")
+
+    slow = threading.Thread(target=ask_first, daemon=True)
+    slow.start()
+    assert gate.entered.wait(30)
+    answers["quick"] = registry.resolve("Acme")  # does not wait for a hook
+    gate.open.set()
+    slow.join(timeout=30)
+    assert not slow.is_alive() and len(gate.turns) == 2
+    assert answers["slow"] == answers["quick"] == registry.resolve("Acme")
+
+
+@pytest.mark.parametrize("where", ["the body", "the hook"])
+def test_a_plugin_that_fails_in_two_threads_has_one_warning(site, gate, where):
+    fails = "gate.together.wait(30)\n    raise RuntimeError('broken')\n"
+    code = f"import jno_lora_test_gate as gate\n@hookimpl\ndef jno_lora_wrappers():\n    {fails}"
+    if where == "the body":
+        code = "import time\ntime.sleep(0.2)\nraise RuntimeError('broken')\n"
+    site.install("broken-lora", code)
+    gate.together, registry, answers = threading.Barrier(2), Registry(), []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_all(*[lambda: answers.append(registry.records())] * 2)
+    (warning,) = caught
+    assert "broken-lora" in str(warning.message)
+    assert [[record.status for record in records] for records in answers] == [["failed"]] * 2
+
+
+@pytest.mark.parametrize("registries", ["the same registry", "a registry of its own"])
+def test_a_hook_that_asks_for_all_plugins_is_not_called_again_for_that(site, gate, registries):
+    code = """
+        import jno_lora_test_gate as gate
+        from jno.lora import Registry
+        @hookimpl
+        def jno_lora_wrappers():
+            registry = gate.registry or Registry()
+            gate.seen.append([record.distribution for record in registry.records()])
+            return [adapter("Acme")]
+    """
+    site.install("acme-lora", code)
+    site.plugin("bolt-lora", '"Bolt"')
+    registry = Registry()
+    gate.seen, gate.registry = [], registry if registries == "the same registry" else None
+    assert [record.status for record in registry.records()] == ["loaded", "loaded"]
+    assert gate.seen == [["bolt-lora"]]

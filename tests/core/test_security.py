@@ -61,8 +61,8 @@ ALLOWED = {
     f"{CORE}/_commands/scaffold.py": {"mkdir", "rglob", "read_text", "write_text"},
     f"{CORE}/testing/_checks_class.py": {"tempfile"},  # the kit, in the temporary directory
     # The metadata of distributions, and plugins that are not blocked.
-    f"{CORE}/_registry/_plugins.py": {"entry_points", "load"},
-    f"{CORE}/_commands/check.py": {"import_module"},  # MODULE:NAME of a command line
+    f"{CORE}/_registry/_plugins.py": {"entry_points", "import_module", "load"},
+    f"{CORE}/_commands/conformance.py": {"import_module"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there
     f"{CORE}/in_jno/_places.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
     f"{PEFT}/_files.py": {"mkdir"},

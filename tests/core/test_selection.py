@@ -188,7 +188,7 @@ def test_every_field_of_a_spec_goes_before_that_of_the_call(model, getkey):
 
 
 def test_a_single_dataclass_is_no_list(model, unchecked):
-    with pytest.raises(SelectionError, match=r"One spec is a list, too: specs=\[\{...\}\]"):
+    with pytest.raises(SelectionError, match=r"A single spec is a list, too: specs=\[\{...\}\]"):
         plan_lora(model, specs=Spec(target="head", rank=2))
 
 
@@ -303,5 +303,5 @@ def test_specs_are_a_list(model, specs, unchecked):
     "function", [plan_lora, functools.partial(apply_lora, key=jax.random.key(0))]
 )
 def test_a_single_spec_is_no_list(model, function, unchecked):
-    with pytest.raises(SelectionError, match=r"One spec is a list, too: specs=\[\{...\}\]"):
+    with pytest.raises(SelectionError, match=r"A single spec is a list, too: specs=\[\{...\}\]"):
         function(model, specs={"target": "head", "rank": 2})

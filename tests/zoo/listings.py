@@ -3,8 +3,8 @@
     python tests/zoo/listings.py            # which files are out of date
     python tests/zoo/listings.py --write    # writes them
 
-Written are the stubs of adapters for type checkers, the names that the core reserves, the tables in
-docs/zoo.md and docs/choosing.md, and the pages of methods in mkdocs.yml. A method is one line in
+Written are the stubs of adapters for type checkers, the tables in docs/zoo.md and docs/choosing.md,
+and the pages of methods in mkdocs.yml. A method is one line in
 `jno_lora_zoo/methods/__init__.py`; the rest is read from its class.
 """
 
@@ -14,7 +14,6 @@ import inspect
 import pathlib
 import re
 import sys
-import textwrap
 import types
 import typing
 from typing import Any
@@ -36,10 +35,6 @@ def files() -> dict[pathlib.Path, str]:
     """Each file that is written, wholly or in part, with the text that it should have."""
     found = {_folder(column) / "adapters.pyi": _adapters(column) for column in COLUMNS}
     found[_folder("zoo") / "methods/__init__.pyi"] = _methods()
-    names = ROOT / "src/jno/lora/_registry/_zoo_names.py"
-    found[names] = _replaced(
-        names, r'^_METHODS = """.*?^_LAYERS = """.*?^"""\n', _names(), re.M | re.S
-    )
     zoo = ROOT / "docs/zoo.md"
     found[zoo] = _replaced(zoo, r"(?<=<!-- methods -->\n).*?(?=<!-- /methods -->)", _table(), re.S)
     choosing = ROOT / "docs/choosing.md"
@@ -126,19 +121,6 @@ def _home(cls: type, package: str) -> str:
     if cls.__module__.startswith(f"{package}."):
         return cls.__module__.removeprefix(package)
     return "jno_lora_zoo"
-
-
-def _names() -> str:
-    """The names of the zoo's methods and of its kinds of layer, for the core to reserve."""
-    adapters = importlib.import_module("jno_lora_zoo.adapters")
-    first = METHODS[0]
-    of_first = [name for name in adapters.__all__ if first in getattr(adapters, name).__bases__]
-    layers = [name.removeprefix(first.__name__) for name in of_first]
-    return _words("_METHODS", [m.__name__ for m in METHODS]) + _words("_LAYERS", layers)
-
-
-def _words(name: str, items: list[str]) -> str:
-    return f'{name} = """\n{textwrap.fill(" ".join(items), 100)}\n"""\n'
 
 
 def _table() -> str:

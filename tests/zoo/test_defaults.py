@@ -14,8 +14,8 @@ import pytest
 import jno.lora
 import jno_lora_zoo
 from jno.lora import LoRAWrapper, Net, Registry, apply_lora, plan_lora
-from jno.lora._registry._zoo_names import DEFAULT_NAMES, ZOO_METHODS, ZOO_NAMES
 from jno.lora.extending import default_adapters
+from jno_lora_zoo.plugin import jno_lora_defaults
 
 
 def layers(key):
@@ -66,7 +66,7 @@ def test_auto_begins_with_the_defaults(getkey):
     assert found.items() >= chosen(layers(getkey())).items()
 
 
-@pytest.mark.parametrize("name", ZOO_NAMES)
+@pytest.mark.parametrize("name", jno_lora_zoo.adapters.__all__)
 def test_every_zoo_name_is_the_class_of_the_zoo(name):
     namespace = {}
     exec(f"from jno.lora import {name}", namespace)
@@ -75,16 +75,18 @@ def test_every_zoo_name_is_the_class_of_the_zoo(name):
     assert Registry().resolve(f"jno-lora-zoo:{name}") == (namespace[name],)
 
 
-def test_the_names_that_the_core_knows_are_those_that_the_zoo_provides():
+def test_the_names_of_the_zoo_are_four_for_each_method():
     (record,) = (r for r in Registry().records() if r.distribution == "jno-lora-zoo")
     assert record.status == "loaded" and record.name == "zoo"
-    assert sorted(w.name for w in record.wrappers) == sorted(ZOO_NAMES)
-    assert len(ZOO_NAMES) == len(ZOO_METHODS) * 4 and set(DEFAULT_NAMES) <= set(ZOO_NAMES)
+    names = [wrapper.name for wrapper in record.wrappers]
+    assert sorted(names) == sorted(jno_lora_zoo.adapters.__all__)
+    assert len(names) == len(jno_lora_zoo.METHODS) * 4 and {*jno_lora_defaults} <= {*names}
+    assert record.defaults == jno_lora_defaults
 
 
 def test_every_method_is_a_variant_of_its_layers_and_another_one_inside_a_norm():
     registry = Registry()
-    for method in ZOO_METHODS:
+    for method in (method.__name__ for method in jno_lora_zoo.METHODS):
         inside = registry.zoo_class(f"{method}InNorm")
         variant = registry.zoo_class(f"{method}Linear").variant
         family = registry.resolve(variant)
@@ -106,9 +108,7 @@ SCRIPT = """
         return sorted(n for n in names if n.startswith(("jno_lora", "importlib_metadata")))
     import jno.lora
     steps = {"import": loaded()}
-    dir(jno.lora)
     jno.lora.Net, jno.lora.LoRAWrapper
-    steps["dir"] = loaded()
     import equinox as eqx, jax
     net = jno.lora.Net([eqx.nn.Linear(2, 2, key=jax.random.key(0))])
     net.freeze()
@@ -117,6 +117,8 @@ SCRIPT = """
     steps["lora"] = loaded()
     from jno.lora import DoRALinear
     steps["name"] = loaded()
+    dir(jno.lora)
+    steps["dir"] = loaded()
     print(json.dumps(steps))
 """
 
@@ -130,12 +132,12 @@ def steps():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("step", ["import", "dir", "Net"])
+@pytest.mark.parametrize("step", ["import", "Net"])
 def test_nothing_is_discovered_before_an_adapter_is_asked_for(steps, step):
     assert steps[step] == []
 
 
-@pytest.mark.parametrize("step", ["lora", "name"])
+@pytest.mark.parametrize("step", ["lora", "name", "dir"])
 def test_the_defaults_and_the_zoo_names_import_the_zoo_alone(steps, step):
     assert steps[step] == ["importlib_metadata", "jno_lora_zoo"]
 

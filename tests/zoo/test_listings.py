@@ -1,4 +1,4 @@
-"""Stubs, reserved names and listings follow from the zoo's methods, and are up to date."""
+"""Stubs and listings follow from the zoo's methods, and are up to date."""
 
 import inspect
 import pathlib

@@ -39,8 +39,6 @@ from ._net import Net
 from ._penalty import penalty
 from ._planning import Spec
 from ._registry import (
-    ZOO_DISTRIBUTION as _ZOO_DISTRIBUTION,
-    ZOO_NAMES as _ZOO_NAMES,
     Registry,
     default_registry as _default_registry,
     hookimpl,
@@ -122,24 +120,24 @@ _COMPARING = ("Comparison", "ComparisonRow", "compare")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ZOO_NAMES:
-        return _default_registry().zoo_class(name)
     if name in _COMPARING:
         with _imported_for(f"jno.lora.{name}", "compare", "jno_lora_compare"):
             import jno_lora_compare
         return getattr(jno_lora_compare, name)
     if name in _types.__all__:  # result types were here before they got a module of their own
         return getattr(_types, name)
+    if name.isalnum() and not name.islower() and not name.isupper():  # "DoRALinear"
+        adapters = _default_registry().zoo_classes()
+        if not adapters or name in adapters:  # without the zoo, the error says what to install
+            return _default_registry().zoo_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    names = {*__all__, *(name for name in globals() if name.startswith("__"))}
     # `help` asks for everything that is listed, so names of missing plugins are left out.
-    for distribution, others in ((_ZOO_DISTRIBUTION, _ZOO_NAMES), ("jno-lora-compare", _COMPARING)):
-        if any(_metadata.distributions(name=distribution)):
-            names.update(others)
-    return sorted(names)
+    comparing = _COMPARING if any(_metadata.distributions(name="jno-lora-compare")) else ()
+    special = (name for name in globals() if name.startswith("__"))
+    return sorted({*__all__, *special, *comparing, *_default_registry().zoo_classes()})
 
 
 # Last: beside an installed jNO, it lets jNO use the adapters of this package.

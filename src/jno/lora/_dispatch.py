@@ -33,10 +33,9 @@ from ._planning import (
     Spec,
     SpecLike,
     TargetLike,
-    Walk,
     WrapperLike,
+    make_plan,
     parse_specs,
-    problem_of,
     selector,
     warn_of_clamped_ranks,
     warn_of_omissions,
@@ -129,8 +128,7 @@ def plan_lora(
 
 def _plan(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
     registry = default_registry(registry)
-    walk = Walk(registry, parse_specs(registry, specs, call), selector(model, mask))
-    plan = Plan(tuple(walk.over(model)), problem_of(walk))
+    plan = make_plan(registry, model, parse_specs(registry, specs, call), selector(model, mask))
     wrapped = plan.wrapped
     for row in wrapped:
         _check_options(row, wrapped)

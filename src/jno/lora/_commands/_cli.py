@@ -5,7 +5,6 @@ Each command imports what it needs when it runs.
 
 import json
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,37 +13,38 @@ import click
 
 from .._errors import JnoLoraError
 from .._paths import nearest
-from .._registry import BROKEN, PluginRecord, default_registry
+from .._registry import BROKEN
 from .._showing import Table
+from ._plugins import plugin_commands, records
 
 # Commands of jno-lora-compare, which may be missing. An extra of the same name installs each.
-_OURS = ("compare", "demo")
+_COMPARING = ("compare", "demo")
 
 
 class Group(click.Group):
-    """Built-in commands and those of plugins. Errors are messages for the user, not tracebacks.
+    """Built-in commands and commands of plugins. Errors are messages for the user, not tracebacks.
 
-    The help, and a command that is not built in, load plugins and say on standard error what is
-    left out.
+    The help, and a command that is not built in, load plugins and list on standard error the
+    plugins and commands that are left out.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        found, left_out = plugin_commands(self)
-        _say(left_out)
-        return sorted([*self.commands, *found])
+        added, left_out = plugin_commands(self.commands)
+        _list_left_out(left_out)
+        return sorted([*self.commands, *added])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.commands:
             return self.commands[cmd_name]
-        found, left_out = plugin_commands(self)
-        if cmd_name not in found:
-            _say(left_out)
-            if cmd_name in _OURS:
+        added, left_out = plugin_commands(self.commands)
+        if cmd_name not in added:
+            _list_left_out(left_out)
+            if cmd_name in _COMPARING:
                 raise click.UsageError(
                     f"The command {cmd_name!r} needs jno-lora-compare, which is not installed. "
                     f'Install what it needs with\n    pip install "jno-lora[{cmd_name}]"'
                 )
-        return found.get(cmd_name)
+        return added.get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -55,40 +55,11 @@ class Group(click.Group):
             raise click.ClickException(str(err)) from err
 
 
-def records() -> tuple[PluginRecord, ...]:
-    """The records of all plugins, without warnings: a command shows what is broken."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return default_registry().records(strict=False)
-
-
-def plugin_commands(builtin: click.Group) -> tuple[dict[str, click.Command], list[str]]:
-    """The commands that plugins add, by name, and a line for each that is left out.
-
-    Each plugin gets an empty group of its own, so that it cannot touch the commands of others.
-    """
-    records()  # loads the plugins without their warnings
-    found: dict[str, click.Command] = {}
-    left_out: list[str] = []
-    for record, add_commands in default_registry().hooks("jno_lora_commands"):
-        plugin, own = record.describe(), click.Group()
-        try:
-            add_commands(group=own)
-            commands = dict(own.commands)
-            if not all(isinstance(command, click.Command) for command in commands.values()):
-                raise TypeError(f"these are not all commands of click: {commands}")
-        except (Exception, SystemExit) as err:
-            left_out.append(f"the commands of {plugin}: {type(err).__name__}: {err}")
-            continue
-        taken = commands.keys() & {*builtin.commands, *found}
-        left_out += [f"the command {name!r} of {plugin}: the name is taken" for name in taken]
-        found |= {name: command for name, command in commands.items() if name not in taken}
-    return found, left_out
-
-
-def _say(left_out: list[str]) -> None:
-    broken = (record for record in records() if record.status in BROKEN)
-    for line in (*(f"the plugin {it.describe()}: {it.error}" for it in broken), *left_out):
+def _list_left_out(commands: list[str]) -> None:
+    """Print a line for each broken plugin, and the lines about `commands` that are left out."""
+    broken = [record for record in records() if record.status in BROKEN]
+    plugins = [f"the plugin {record.describe()}: {record.error}" for record in broken]
+    for line in (*plugins, *commands):
         click.echo(f"Left out, see `jno-lora doctor`: {line}", err=True)
 
 
@@ -119,26 +90,27 @@ def adapters(variant: str | None, as_json: bool) -> None:
     """List the methods by family, or the adapters of one VARIANT (or class name)."""
     from . import installed
 
-    found = installed.adapters(records())
+    adapters = installed.adapters(records())
     if variant is None:
-        _print(found, installed.methods_as_table, as_json)
+        _print(adapters, installed.methods_as_table, as_json)
         return
-    chosen = [it for it in found if variant in (it["variant"], it["name"])]
-    if not chosen:
-        known = [it[key] for it in found for key in ("variant", "name") if it[key]]
-        near = ", ".join(nearest(variant, known)) or "nothing: no adapter is installed"
+    matches = [adapter for adapter in adapters if variant in (adapter["variant"], adapter["name"])]
+    if not matches:
+        words = [adapter[key] for adapter in adapters for key in ("variant", "name")]
+        near = ", ".join(nearest(variant, filter(None, words)))
+        near = near or "nothing: no adapter is installed"
         raise click.BadParameter(f"no adapter is called {variant!r}; near it: {near}")
-    _print(chosen, installed.adapters_as_table, as_json)
+    _print(matches, installed.adapters_as_table, as_json)
 
 
 @cli.command()
 @click.pass_context
 def doctor(ctx: click.Context) -> None:
-    """Look for trouble in this installation. Exits with 1 if there is any."""
+    """Look for trouble in this installation. Exits with 1 if there is trouble."""
     from . import installed
 
     click.echo(installed.facts(records()))
-    troubles = list(installed.troubles(records(), plugin_commands(cli)[1]))
+    troubles = list(installed.troubles(records(), plugin_commands(cli.commands)[1]))
     for trouble in troubles:
         click.echo(f"\nTROUBLE: {trouble}")
     click.echo(f"\n{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found.")
@@ -161,11 +133,11 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
 @click.option(
     "--layer",
     type=_LAYERS,
-    help="The layer to wrap. By default that in NAME, or linear. For another "
-    "layer, put its class in the place of Linear in what is written.",
+    help="The layer to wrap. By default the layer in NAME, or linear. For a layer of another "
+    "class, replace Linear by the class in the files that are written.",
 )
 @click.option(
-    "--method", is_flag=True, help="A method for all kinds of layer of the zoo, not one adapter."
+    "--method", is_flag=True, help="A method for all kinds of layer of the zoo, not an adapter."
 )
 @click.option(
     "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
@@ -173,7 +145,7 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
 def new(name: str, layer: str | None, method: bool, output: Path) -> None:
     """Write a plugin to start from: six files that work.
 
-    NAME is what the adapter (or with --method, the method) is called, such as embedding-bias.
+    NAME is the name of the adapter (or with --method, of the method), such as embedding-bias.
     """
     if method and layer is not None:
         raise click.BadParameter("a method is for all kinds of layer: leave `--layer` out")
@@ -203,16 +175,17 @@ def check(
     """Run the conformance kit on an adapter class, or on all adapters of a plugin.
 
     Every check runs on every common Equinox layer that an adapter claims. Exits with 1 if a
-    required one fails: users rely on those. Advice is printed, too. --only and --layer can be given
+    required check fails: users rely on it. Advice is printed, too. --only and --layer can be given
     several times.
     """
     from ..testing import messages
-    from . import check as check_
+    from . import conformance
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
-    results, left_out = check_.run(check_.find_wrappers(what), only or ("*",), layers, rank)
-    _print(results, lambda results: check_.as_table(results, left_out))
+    wrappers = conformance.find_wrappers(what)
+    results, unchecked = conformance.run(wrappers, only or ("*",), layers, rank)
+    _print(results, lambda results: conformance.as_table(results, unchecked))
     failed = [result for result in results if result.error is not None]
     broken = [result for result in failed if result.level == "required"]
     advice = [result for result in failed if result.level == "advice"]
@@ -221,13 +194,13 @@ def check(
     ctx.exit(1 if broken or (strict and advice) else 0)
 
 
-def _print(found: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:
+def _print(facts: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:
     """Print JSON, or a table: with colours in a terminal, as plain text of full width in a pipe."""
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(facts, indent=2))
     elif sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(as_table(found))
+        Console().print(as_table(facts))
     else:
-        click.echo(str(as_table(found)))
+        click.echo(str(as_table(facts)))

@@ -20,50 +20,51 @@ from ..testing import standard_layers
 # A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
 SLOW_SECONDS = 1.0
 
-_OTHERS = "(others)"
+# The layers of an adapter that claims none of the common Equinox layers.
+_UNCOMMON = "(others)"
 
 _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
 
 
 def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     """One JSON object per plugin; the keys are stable."""
-    return list(map(_plugin, records))
+    attributes = ("name", "distribution", "version", "value", "status")
+    return [
+        {
+            **{name: getattr(record, name) for name in attributes},
+            "error": record.error
+            and f"{type(record.error).__name__}: {record.error}".splitlines()[0],
+            "seconds": round(record.seconds, 4),
+            "wrappers": [wrapper.name for wrapper in record.wrappers],
+        }
+        for record in records
+    ]
 
 
-def _plugin(record: PluginRecord) -> dict[str, Any]:
-    same = ("name", "distribution", "version", "value", "status")
-    error = record.error and f"{type(record.error).__name__}: {record.error}".splitlines()[0]
-    return {name: getattr(record, name) for name in same} | {
-        "error": error,
-        "seconds": round(record.seconds, 4),
-        "wrappers": [wrapper.name for wrapper in record.wrappers],
-    }
-
-
-def plugins_as_table(found: list[dict[str, Any]]) -> Table:
+def plugins_as_table(plugins: list[dict[str, Any]]) -> Table:
     """A line per plugin."""
     rows = (
         (
-            *(it[name] for name in ("name", "distribution", "version")),
-            ": ".join(filter(None, [it["status"], it["error"]])),
-            f"{len(it['wrappers'])}",
-            f"{it['seconds']:.2f}",
+            *(plugin[name] for name in ("name", "distribution", "version")),
+            ": ".join(filter(None, [plugin["status"], plugin["error"]])),
+            f"{len(plugin['wrappers'])}",
+            f"{plugin['seconds']:.2f}",
         )
-        for it in found
+        for plugin in plugins
     )
     texts = [(name, "left") for name in ("plugin", "distribution", "version", "status")]
     columns = [*texts, ("adapters", "right"), ("seconds", "right")]
-    return table(f"{len(found)} plugin{'s' * (len(found) != 1)}", columns, rows)
+    return table("1 plugin" if len(plugins) == 1 else f"{len(plugins)} plugins", columns, rows)
 
 
 def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     """One JSON object per adapter. `layers` are the common Equinox layers that it claims."""
+    attributes = ("name", "qualified_name", "distribution", "version")
     layers = {name: make(jax.random.key(0)) for name, (make, _) in standard_layers().items()}
-    of_wrapper = ("name", "qualified_name", "distribution", "version")
     methods = methods_of(wrapper.cls for record in records for wrapper in record.wrappers)
     return [
         {
-            **{name: getattr(wrapper, name) for name in of_wrapper},
+            **{name: getattr(wrapper, name) for name in attributes},
             "variant": wrapper.cls.variant,
             "method": methods[wrapper.cls],
             "family": wrapper.cls.family,
@@ -77,46 +78,45 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def adapters_as_table(found: list[dict[str, Any]]) -> Table:
-    """A line per adapter. One that claims no common layer is for layers that others define."""
+def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
+    """A line per adapter."""
     names = ("name", "variant", "layers", "parameters", "paper", "distribution")
     rows = (
         (
-            it["name"],
-            it["variant"] or "",
-            ", ".join(it["layers"]) or _OTHERS,
-            *(it[key] or "" for key in ("formula", "paper", "distribution")),
+            adapter["name"],
+            adapter["variant"] or "",
+            ", ".join(adapter["layers"]) or _UNCOMMON,
+            *(adapter[key] or "" for key in ("formula", "paper", "distribution")),
         )
-        for it in found
+        for adapter in adapters
     )
-    return table(f"{len(found)} adapters", [(name, "left") for name in names], rows)
+    return table(f"{len(adapters)} adapters", [(name, "left") for name in names], rows)
 
 
-def methods_as_table(found: list[dict[str, Any]]) -> Table:
+def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
     """A line per method, by family."""
-    families: dict[str, dict[Any, list[dict[str, Any]]]] = {}
-    for it in found:
-        key = (it["method"], it["formula"] or "")
-        families.setdefault(it["family"] or "others", {}).setdefault(key, []).append(it)
+    families: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = {}
+    for adapter in adapters:
+        methods = families.setdefault(adapter["family"] or "others", {})
+        methods.setdefault((adapter["method"], adapter["formula"] or ""), []).append(adapter)
     rows: list[tuple[str, ...]] = []
     for family, methods in sorted(families.items()):
         rows.append((f"{family}:", "", "", ""))
-        rows += (
-            (f"  {name}", formula, _few_layers(group), group[0]["paper"] or "")
-            for (name, formula), group in sorted(methods.items(), key=lambda it: it[0][0])
-        )
+        for name, formula in sorted(methods, key=lambda method: method[0]):
+            group = methods[name, formula]
+            rows.append((f"  {name}", formula, _few_layers(group), group[0]["paper"] or ""))
     columns = [(name, "left") for name in ("variant", "parameters", "layers (adapters)", "paper")]
     caption = "`jno-lora adapters VARIANT` lists the adapters of a variant."
-    return table(f"{len(found)} adapters", columns, rows, caption)
+    return table(f"{len(adapters)} adapters", columns, rows, caption)
 
 
-def _few_layers(group: list[dict[str, Any]]) -> str:
+def _few_layers(adapters: list[dict[str, Any]]) -> str:
     """The first common layers that the adapters of a method claim, and the number of adapters."""
-    claimed = {layer for it in group for layer in it["layers"]}
+    claimed = {layer for adapter in adapters for layer in adapter["layers"]}
     names = [re.sub(r"\dd$", "", layer) for layer in standard_layers() if layer in claimed]
-    first = list(dict.fromkeys(names))
-    shown = ", ".join([*first[:2], *(["..."] if len(first) > 2 else [])]) or _OTHERS
-    return f"{shown} ({len(group)})"
+    kinds = list(dict.fromkeys(names))
+    shown = ", ".join([*kinds[:2], "..."] if len(kinds) > 2 else kinds) or _UNCOMMON
+    return f"{shown} ({len(adapters)})"
 
 
 def facts(records: tuple[PluginRecord, ...]) -> str:
@@ -132,19 +132,20 @@ def facts(records: tuple[PluginRecord, ...]) -> str:
     lines.append(("jno.lora imported from", next(iter(_package_path))))
     if jno_version() is not None:
         lines.append((describe_jno(), "ours inside" if is_enabled() else "uses its own adapters"))
-    for it in records:
-        lines.append((f"{it.distribution} {it.version}", f"{it.status}, {it.seconds:.2f} s"))
+    for record in records:
+        plugin = f"{record.distribution} {record.version}"
+        lines.append((plugin, f"{record.status}, {record.seconds:.2f} s"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
 def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator[str]:
-    """Yield what is wrong, and what to do. `left_out` are lines about commands of plugins."""
+    """A text for each problem, with what to do. `left_out` are lines about commands of plugins."""
     yield from find_bad_installs(list(_package_path), getattr(jno, "__file__", None))
     zoo = [record for record in records if record.distribution == ZOO_DISTRIBUTION]
     if not zoo:
         yield (
-            "The adapter zoo is not installed, so that `net.lora()` has no adapters to use. "
+            "The adapter zoo is not installed, so `net.lora()` has no adapters to use. "
             'Install it: pip install "jno-lora[zoo]"'
         )
     elif all(record.status == "blocked" for record in zoo):

@@ -6,15 +6,7 @@ import re
 import string
 
 from .._errors import JnoLoraError
-from .._registry import (
-    API_VERSION,
-    FIRST_PARTY,
-    ZOO_DISTRIBUTION,
-    ZOO_METHODS,
-    ZOO_NAMES,
-    PluginRecord,
-    squash,
-)
+from .._registry import API_VERSION, FIRST_PARTY, ZOO_DISTRIBUTION, PluginRecord, squash
 
 
 def create(
@@ -27,9 +19,9 @@ def create(
 ) -> pathlib.Path:
     """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
 
-    - `layer`: `"linear"` or `"embedding"`; by default the one in the name, else `"linear"`.
-    - `is_method`: whether it has a method of the zoo's form instead, for all of its kinds of layer.
-    - `version`: of jno-lora, for the plugin's dependency on it.
+    - `layer`: `"linear"` or `"embedding"`; by default the layer in the name, else `"linear"`.
+    - `is_method`: whether to write a method for all of the zoo's kinds of layer, not an adapter.
+    - `version`: the version of jno-lora that the plugin depends on.
     - `installed`: the plugins whose adapters must not have the same name.
     """
     short = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
@@ -38,23 +30,17 @@ def create(
     adapter = "".join(part.capitalize() for part in short.split("-"))
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", short) or keyword.iskeyword(adapter):
         raise JnoLoraError(
-            f"{name!r} makes no package name. Use letters, digits and dashes, beginning with a "
+            f"{name!r} is not a package name. Use letters, digits and dashes, beginning with a "
             "letter, such as embedding-bias."
         )
     if distribution in FIRST_PARTY:
         raise JnoLoraError(
             f"{distribution} is a distribution of jno-lora itself. Choose another name."
         )
-    reserved = ("auto", *ZOO_METHODS, *ZOO_NAMES)
-    taken = dict.fromkeys(map(squash, reserved), "a name of the zoo, or `auto`")
-    for wrapper in (it for record in installed for it in record.wrappers):
-        if wrapper.distribution != distribution:
-            names = filter(None, (wrapper.name, wrapper.cls.variant))
-            taken |= dict.fromkeys(map(squash, names), f"what {wrapper.qualified_name} is called")
-    if why := taken.get(squash(short)):
+    if why := _names_taken(installed, distribution).get(squash(short)):
         raise JnoLoraError(
-            f'{short!r} is {why}, so that `wrapper="{short}"` would be ambiguous. Choose a name of '
-            f"your own, such as my-{short}."
+            f'{short!r} is {why}, so `wrapper="{short}"` would be ambiguous. Choose another name, '
+            f"such as my-{short}."
         )
     target = directory / distribution
     if target.exists():
@@ -83,3 +69,13 @@ def create(
             text = string.Template(template.read_text("utf-8"))
             file.write_text(text.substitute(words), "utf-8")
     return target
+
+
+def _names_taken(installed: tuple[PluginRecord, ...], distribution: str) -> dict[str, str]:
+    """Names and variants that `wrapper=` finds in other distributions, each with its meaning."""
+    taken = {"auto": "a word that `wrapper=` knows"}
+    for record in installed:
+        for wrapper in record.wrappers if record.distribution != distribution else ():
+            for name in filter(None, (wrapper.name, wrapper.cls.variant)):
+                taken.setdefault(squash(name), f"a name of {wrapper.qualified_name}")
+    return taken

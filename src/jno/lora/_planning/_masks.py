@@ -1,4 +1,4 @@
-"""Masks and regexes: the leaves, and so the layers, that a call is about."""
+"""Masks and regexes, which select leaves and so layers."""
 
 import re
 from collections.abc import Callable
@@ -15,27 +15,29 @@ from .._paths import KeyPath, path_str, show_path
 MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
 
 
-def compiled(pattern: Any, what: str) -> re.Pattern[str] | None:
-    """`pattern` compiled, or `None`. **Raises:** `SelectionError` that calls it `what`."""
+def compiled(pattern: Any, argument: str) -> re.Pattern[str] | None:
+    """`pattern` compiled, or `None`. **Raises:** `SelectionError` that names the argument."""
     if pattern is None or isinstance(pattern, re.Pattern):
         return pattern
     if not isinstance(pattern, str):
-        raise SelectionError(f"`{what}` must be a regex (a string), but is {pattern!r}.")
+        raise SelectionError(f"`{argument}` must be a regex (a string), but is {pattern!r}.")
     try:
         return re.compile(pattern)
     except re.error as err:
         raise SelectionError(
-            f"`{what}` is not a valid regex: {pattern!r}: {err}. It is searched in slash-joined "
-            "paths such as 'encoder/layers/0'; escape special characters with a backslash."
+            f"`{argument}` is not a valid regex: {pattern!r}: {err}. It is searched in paths such "
+            "as 'encoder/layers/0'. Escape special characters with a backslash."
         ) from err
 
 
 def selector(model: PyTree, mask: MaskLike | None) -> Callable[[KeyPath], bool]:
-    """A function that tells by the keys of a node of `model` whether a leaf in it is selected."""
+    """A function that tells whether a leaf is selected in the node of `model` at a key path."""
     if mask is None:
         return lambda keys: True
     leaves = jtu.tree_leaves_with_path(parse_mask(model, mask))
-    return frozenset(k[:n] for k, leaf in leaves if leaf for n in range(len(k) + 1)).__contains__
+    selected = [keys for keys, is_selected in leaves if is_selected]
+    nodes_around = {keys[:n] for keys in selected for n in range(len(keys) + 1)}
+    return lambda keys: keys in nodes_around
 
 
 def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
@@ -44,8 +46,8 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     - `mask`: bools in the structure of `model` or of a prefix of it (one bool for a whole
         subtree), or a regex that is searched in the path of every leaf.
 
-    **Raises:** `SelectionError` that names the path at which the structures part, or the leaf that
-    is not a bool.
+    **Raises:** `SelectionError` that names the path at which the structures differ, or the leaf
+    that is not a bool.
     """
     if isinstance(mask, str | re.Pattern):
         pattern: Any = compiled(mask, "mask")
@@ -55,9 +57,9 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     for keys, leaf in leaves:
         is_bool = getattr(leaf, "shape", None) == () and getattr(leaf, "dtype", None) == np.bool_
         if not (leaf is None or isinstance(leaf, bool) or is_bool):
-            came = repr(leaf) if len(repr(leaf)) < 60 else f"a {type(leaf).__name__}"
+            value = repr(leaf) if len(repr(leaf)) < 60 else f"a {type(leaf).__name__}"
             raise SelectionError(
-                f"A mask holds one bool per leaf (or subtree), but has {came} at "
+                f"A mask holds one bool per leaf (or subtree), but has {value} at "
                 f"{show_path(path_str(keys))!r}. To select whole layers by name, give a regex: "
                 '.mask("encoder")'
             )
@@ -67,21 +69,22 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
         raise SelectionError(_mismatch(model, mask)) from err
     bools: list[bool] = []
     for (_, value), subtree in zip(leaves, subtrees, strict=True):
-        covered = jtu.tree_leaves(subtree)
-        if value is None and any(map(eqx.is_array, covered)):
+        subtree_leaves = jtu.tree_leaves(subtree)
+        if value is None and any(map(eqx.is_array, subtree_leaves)):
             raise SelectionError(_mismatch(model, mask))
-        bools += [bool(value)] * len(covered)
+        bools += [bool(value)] * len(subtree_leaves)
     return jtu.tree_unflatten(jtu.tree_structure(model), bools)
 
 
 def _mismatch(model: PyTree, mask: PyTree) -> str:
-    of_model, of_mask = (
-        [f"{path_str(keys)}/" for keys, _ in jtu.tree_leaves_with_path(t)] for t in (model, mask)
+    model_paths, mask_paths = (
+        [f"{path_str(keys)}/" for keys, _ in jtu.tree_leaves_with_path(tree)]
+        for tree in (model, mask)
     )
-    alien = [m for m in of_mask if not any(p.startswith(m) for p in of_model)]
-    missing = [p for p in of_model if not p.startswith(tuple(of_mask))]
-    if alien:
-        where = f"it has a leaf at {alien[0][:-1]!r}, the model has none there"
+    unknown = [path for path in mask_paths if not any(p.startswith(path) for p in model_paths)]
+    missing = [path for path in model_paths if not path.startswith(tuple(mask_paths))]
+    if unknown:
+        where = f"the mask has a leaf at {unknown[0][:-1]!r}, the model has none there"
     elif missing:
         where = f"the model has a leaf at {show_path(missing[0][:-1])!r}, the mask has none"
     else:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from .._contract import LoRAWrapper
 from .._errors import warn
@@ -9,6 +10,7 @@ from .._paths import FEW, bullets, nearest, show_path
 from .._tree import NORMALISED
 from ._plan import Plan, PlanRow
 from ._roles import LinearInBlocks, NamedLayers
+from ._specs import Rule
 from ._walk import Walk
 
 _WHY_REFUSED = (
@@ -17,9 +19,9 @@ _WHY_REFUSED = (
     "and its layer as one, with the update inside the norm, ask for it: "
     'wrapper=["lora", "lora-in-norm"].'
 )
-_OTHER_ADAPTERS = (
-    '`wrapper="auto"` asks every installed adapter that has `auto = True`; others are asked for by '
-    "name (`jno-lora adapters` lists them)."
+_MORE_ADAPTERS = (
+    '`wrapper="auto"` asks every installed adapter that has `auto = True`; a name or variant asks '
+    "for any adapter (`jno-lora adapters` lists them)."
 )
 _CAN_ADAPT = "The layers that the wrappers of this call can adapt are:"
 _NO_MODULE = (
@@ -32,18 +34,18 @@ _NO_MODULE = (
 
 def problem_of(walk: Walk) -> str | None:
     """The error of the first rule that matches no layer at all, masked or not."""
+    paths = [row.path for row in walk.rows]
     for index, rule in enumerate(walk.rules):
         if index not in walk.matched:
             target = "every layer" if rule.target is None else f"target {rule.target.pattern!r}"
             names = ", ".join(cls.__name__ for tier in rule.tiers for cls in tier)
             head = f"{rule.label} ({target}, wrapper {names}) selects no layer."
             return "\n".join([head, *_explain(walk, index)])
-        paths = [row.path for row in walk.rows]
         unknown = rule.target.missing_from(paths) if isinstance(rule.target, NamedLayers) else []
         if unknown:
             # Names are compared with as many names at the end of each path.
-            parts = unknown[0].count("/") + 1
-            ends = ["/".join(path.split("/")[-parts:]) for path in paths]
+            length = unknown[0].count("/") + 1
+            ends = ["/".join(path.split("/")[-length:]) for path in paths]
             head = (
                 f"{rule.label}: no layer has a path (its names are joined by slashes) that ends in "
                 f"{unknown[0]!r}. The nearest paths end in:\n{bullets(nearest(unknown[0], ends))}"
@@ -55,39 +57,28 @@ def problem_of(walk: Walk) -> str | None:
 
 def _explain(walk: Walk, index: int) -> Iterator[str]:
     """Lines that say why a rule matches nothing, and what it could match."""
-    rule, rows, alone = walk.rules[index], walk.rows, walk.alone(index)
-    paths = [row.path for row in rows]
+    rule, rows, adaptable = walk.rules[index], walk.rows, _adaptable(walk)
     if isinstance(rule.target, LinearInBlocks) and not rule.target.paths:
         yield rule.target.missing
+    alone = walk.alone(index)
     # Without a target the rule matches everything, which is listed below if that is the reason.
-    matched = [] if rule.target is None else [row for row in alone if rule.matches(row.path)]
-    unclaimed = [row for row in matched if row.spec is None]
+    matches = [] if rule.target is None else [row for row in alone if rule.matches(row.path)]
+    unclaimed = [row for row in matches if row.spec is None]
     if unclaimed:
         yield "It matches these, but none of its wrappers adapts them:"
         yield _listed(unclaimed, _layer)
-        yield _OTHER_ADAPTERS
-    inside = [row for row in rows if row.spec == index and row.status in NORMALISED.values()]
-    if inside:
+        yield _MORE_ADAPTERS
+    refusals = NORMALISED.values()
+    if inside := [row for row in rows if row.spec == index and row.status in refusals]:
         yield f"{_WHY_REFUSED} It matches only:"
         yield _listed(inside, lambda row: f": {row.status}")
-    taken = [row for row in alone if row.spec is not None and row.status not in NORMALISED.values()]
-    if taken:
-        yield "Earlier specs, which win, have taken what it matches:"
+    if taken := [row for row in alone if row.spec is not None and row.status not in refusals]:
+        yield "Earlier specs, which win, have taken the layers that it matches:"
         yield _listed(taken, lambda row: _taker(walk, row.path))
-    adaptable = _adaptable(walk)
-    if (
-        isinstance(rule.target, re.Pattern | NamedLayers)
-        and rows
-        and not any(map(rule.matches, paths))
-    ):
-        by_path = {row.path: row for row in rows}
-        near = nearest(rule.target.pattern, by_path, n=len(by_path))
-        near.sort(key=lambda path: path not in adaptable)
-        yield "The nearest paths are:"
-        yield _listed(
-            [by_path[path] for path in near[:5]],
-            lambda row: "" if row.path in adaptable else f": {row.layer}, {row.explanation}",
-        )
+    if isinstance(rule.target, re.Pattern | NamedLayers):
+        yield from _nearest_paths(rule, rows, adaptable)
+    if rule.former:
+        yield f"Some adapters have another variant than before: {_new_words(rule.former)}."
     if adaptable:
         yield _CAN_ADAPT
         yield _listed(adaptable.values())
@@ -98,6 +89,20 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
         yield _NO_MODULE
 
 
+def _nearest_paths(rule: Rule, rows: list[PlanRow], adaptable: dict[str, PlanRow]) -> Iterator[str]:
+    """Lines with the paths nearest to a target that matches no path. Adaptable layers go first."""
+    by_path = {row.path: row for row in rows}
+    if rule.target is None or not rows or any(map(rule.matches, by_path)):
+        return
+    near = nearest(rule.target.pattern, by_path, n=len(by_path))
+    near.sort(key=lambda path: path not in adaptable)
+    yield "The nearest paths are:"
+    yield _listed(
+        [by_path[path] for path in near[:5]],
+        lambda row: "" if row.path in adaptable else f": {row.layer}, {row.explanation}",
+    )
+
+
 def _adaptable(walk: Walk) -> dict[str, PlanRow]:
     """The layers that a wrapper of the call adapts if they are selected, by their paths."""
     statuses = ("wrapped", "target does not match", "mask does not select")
@@ -105,7 +110,7 @@ def _adaptable(walk: Walk) -> dict[str, PlanRow]:
 
 
 def _taker(walk: Walk, path: str) -> str:
-    """The earlier rule that claims the layer at `path`, or one around it."""
+    """The earlier rule that claims the layer at `path`, or a layer around it."""
     for row in walk.rows:
         if row.spec is not None and (row.path in ("", path) or path.startswith(f"{row.path}/")):
             within = "" if row.path == path else f", inside {show_path(row.path)}"
@@ -115,12 +120,33 @@ def _taker(walk: Walk, path: str) -> str:
 
 def _layer(row: PlanRow) -> str:
     reason = row.explanation if row.status == "already adapted" else row.reason
-    return f": {row.layer}{'' if reason is None else f' ({reason})'}"
+    return f": {row.layer}" if reason is None else f": {row.layer} ({reason})"
 
 
 def _listed(rows: Iterable[PlanRow], more: Callable[[PlanRow], str] = lambda row: "") -> str:
     """The paths of the rows, each with `more` about it."""
     return bullets((f"{show_path(row.path)}{more(row)}" for row in rows), FEW)
+
+
+def _new_words(classes: Iterable[type[LoRAWrapper]]) -> str:
+    """The arguments that ask for adapters by their present variants."""
+    return ", ".join(dict.fromkeys(f'wrapper="{cls.variant or cls.__name__}"' for cls in classes))
+
+
+def warn_of_former_variants(walk: Walk) -> None:
+    """Warn about layers whose adapters were found by the variant of an earlier release."""
+
+    def advice(row: PlanRow) -> str:
+        cls: Any = row.wrapper
+        return f": {_new_words([cls])}, not {cls.former_variant!r}"
+
+    chosen = [row for row in walk.rows if row.status == "wrapped" and row.spec is not None]
+    rows = [row for row in chosen if row.wrapper in walk.rules[row.spec or 0].former]
+    if rows:
+        warn(
+            "These layers were found by the former variant of their adapter, which the next "
+            f"release will not know. Write the new variant:\n{_listed(rows, advice)}"
+        )
 
 
 def warn_of_omissions(plan: Plan) -> None:
@@ -136,7 +162,7 @@ def warn_of_omissions(plan: Plan) -> None:
     if selected:
         warn(
             "Every selected layer carries an adapter already, so nothing was adapted. Merge or "
-            f"unwrap first to adapt them anew:\n{_listed(selected)}"
+            f"unwrap first to adapt them again:\n{_listed(selected)}"
         )
     elif masked:
         warn(f"The mask selects none of these layers, so nothing was adapted:\n{_listed(masked)}")

@@ -1,4 +1,4 @@
-"""Plans: what a call would do, layer by layer."""
+"""Plans: a row for each layer, which says what a call would do with it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ PlanStatus = Literal[
 class PlanRow:
     """One candidate: a layer that holds arrays of its own, or that an adapter claims.
 
-    - `path`: where it is; `layer`: its class.
+    - `path`: where the layer is; `layer`: its class.
     - `status`: `"wrapped"`, or the reason why not.
     - `wrapper`, `distribution`, `rank`, `alpha`: the adapter, to come or already there. The rank is
-        the requested one; a small layer clamps it. Adapters without a rank or alpha have `None`.
-    - `reason`: for `"no wrapper applies"`, the answer of an adapter that nearly does.
+        the requested rank; a small layer clamps it. Adapters without a rank or alpha have `None`.
+    - `reason`: for `"no wrapper applies"`, the answer of an adapter that nearly applies.
     - `options`: further arguments of the wrapper's constructor.
-    - `role`: `"output head"` or `"router"` for a layer to wrap that its name makes look like one.
+    - `role`: `"output head"` or `"router"` if the name of a layer to wrap says so.
     """
 
     path: str
@@ -42,7 +42,7 @@ class PlanRow:
     reason: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     role: str | None = dataclasses.field(default=None, compare=False)
-    # The dispatcher finds the node by its keys. The spec is the index of the one that chose it.
+    # The dispatcher finds the node by its keys. `spec` is the index of the spec that chose it.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -61,8 +61,8 @@ class PlanRow:
 class Plan(Printed[PlanRow]):
     """Every candidate of a model, and what is done with it.
 
-    Prints as a table. Rows that differ only in the indices of their paths are one row there
-    (`layers/[0-11]/query`); `rows` has each of them.
+    Prints as a table, with one line for rows that differ only in the indices of their paths
+    (`layers/[0-11]/query`).
 
     - `problem`: the error that the call raises, if a target or spec selects nothing.
     """

@@ -4,10 +4,8 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import equinox as eqx
 import jax.tree_util as jtu
 
 from .._contract import LinearLike, is_adapter
@@ -22,16 +20,16 @@ _HEAD = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class LinearInBlocks:
-    """The target `"all-linear"`: it is found in the paths of all linear layers in repeated blocks.
+    """The target `"all-linear"`, which matches all linear layers in repeated blocks.
 
-    Repeated blocks are modules of one class in one list or tuple, at least two, that hold layers
-    themselves; or one stacked module, whose weights have an axis more. Routers of experts are left
+    Repeated blocks are two or more modules of one class in a list or tuple that hold layers
+    themselves, or one stacked module, whose weights have one more axis. Routers of experts are left
     out, and so is everything outside of the blocks, such as an output head.
     """
 
     paths: frozenset[str] = frozenset()
     pattern: ClassVar[str] = ALL_LINEAR
-    # The reason if there are no such layers.
+    # The message if the model has no such layers.
     missing: ClassVar[str] = (
         "It means the linear layers in repeated blocks (modules of one class in a list, or a "
         "stack), and this model has none. Leave `target` out to adapt every layer, or give a regex "
@@ -42,26 +40,28 @@ class LinearInBlocks:
     def of(cls, model: Any) -> "LinearInBlocks":
         """The target for this model."""
         modules = modules_in(model)
-        blocks = set(_blocks(modules))
+        blocks = _blocks(modules)
         mixtures = {keys for keys, node in modules if has_experts(type(node))}
-        return cls(
-            frozenset(
-                path_str(keys)
-                for keys, node in modules
-                if _is_linear(node)
-                and (_is_stacked(node) or any(keys[:n] in blocks for n in range(len(keys))))
-                and role_of(path_str(keys), keys[:-1] in mixtures) != "router"
-            )
-        )
+        paths: set[str] = set()
+        for keys, node in modules:
+            layer = node.base if is_adapter(node) else node
+            if not isinstance(layer, LinearLike):
+                continue
+            is_stacked = getattr(layer.weight, "ndim", 0) > 2
+            is_in_block = any(keys[:n] in blocks for n in range(len(keys)))
+            is_router = role_of(path_str(keys), keys[:-1] in mixtures) == "router"
+            if (is_stacked or is_in_block) and not is_router:
+                paths.add(path_str(keys))
+        return cls(frozenset(paths))
 
     def search(self, path: str) -> bool:
-        """Whether the target is found in `path`."""
+        """Whether the target matches `path`."""
         return path in self.paths
 
 
 @dataclasses.dataclass(frozen=True)
 class NamedLayers:
-    """A target of names: it is found in the paths that end in one of them."""
+    """A target of names, which matches the paths that end in one of the names."""
 
     names: tuple[str, ...]
 
@@ -71,16 +71,17 @@ class NamedLayers:
         return ", ".join(self.names)
 
     def search(self, path: str) -> bool:
-        """Whether the target is found in `path`."""
-        return any(path == name or path.endswith(f"/{name}") for name in self.names)
+        """Whether the target matches `path`."""
+        return f"/{path}".endswith(tuple(f"/{name}" for name in self.names))
 
     def missing_from(self, paths: list[str]) -> list[str]:
         """The names that no path ends in."""
-        return [n for n in self.names if not any(NamedLayers((n,)).search(p) for p in paths)]
+        slashed = [f"/{path}" for path in paths]
+        return [n for n in self.names if not any(path.endswith(f"/{n}") for path in slashed)]
 
 
 def role_of(path: str, beside_experts: bool) -> str | None:
-    """The role that the path of a layer tells: `"output head"`, `"router"` or neither.
+    """The role of a layer by its path: `"output head"`, `"router"` or `None`.
 
     - `beside_experts`: whether the module that holds the layer has a field for experts.
     """
@@ -96,21 +97,11 @@ def has_experts(cls: type) -> bool:
     return any("expert" in field.name for field in dataclasses.fields(cls))
 
 
-def _blocks(modules: list[tuple[KeyPath, eqx.Module]]) -> Iterator[KeyPath]:
+def _blocks(modules: list[tuple[KeyPath, Any]]) -> set[KeyPath]:
     """The key paths of modules that repeat in a list or tuple, and that hold layers."""
-    outer = {keys[:n] for keys, _ in modules for n in range(len(keys))}
-    repeated: dict[Any, list[KeyPath]] = collections.defaultdict(list)
+    holders = {keys[:n] for keys, _ in modules for n in range(len(keys))}
+    siblings: dict[Any, list[KeyPath]] = collections.defaultdict(list)  # of one class
     for keys, node in modules:
-        if keys and isinstance(keys[-1], jtu.SequenceKey) and keys in outer:
-            repeated[keys[:-1], type(node)].append(keys)
-    for places in repeated.values():
-        if len(places) > 1:
-            yield from places
-
-
-def _is_linear(node: Any) -> bool:
-    return isinstance(node.base if is_adapter(node) else node, LinearLike)
-
-
-def _is_stacked(node: Any) -> bool:
-    return getattr((node.base if is_adapter(node) else node).weight, "ndim", 0) > 2
+        if keys and isinstance(keys[-1], jtu.SequenceKey) and keys in holders:
+            siblings[keys[:-1], type(node)].append(keys)
+    return {keys for group in siblings.values() if len(group) > 1 for keys in group}

@@ -1,4 +1,4 @@
-"""Specs, as users write them, and the rules that they become: parsed and checked."""
+"""Specs, as users write them, are checked and parsed into rules."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from .._contract import LoRAWrapper, check_contract, check_rank, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import nearest
-from .._registry import Registry
+from .._registry import Registry, squash
 from ._masks import compiled
 from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
 
@@ -24,7 +24,7 @@ TargetLike: TypeAlias = str | re.Pattern[str] | Sequence[str] | None
 
 Target: TypeAlias = re.Pattern[str] | NamedLayers | LinearInBlocks
 
-# Adapters in order of priority. Those of one tier have equal priority.
+# Adapters in order of priority. The adapters of a tier have equal priority.
 Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
 # The tier of the adapters registered for the class of a layer: `default_adapters`.
 LAYERS_OWN: tuple[type[LoRAWrapper], ...] = ()
@@ -34,7 +34,7 @@ LAYERS_OWN: tuple[type[LoRAWrapper], ...] = ()
 class Spec:
     """One entry of `specs=`: which layers get which adapter. `None` is filled in by the call.
 
-    **Arguments:** those of `apply_lora`; its `wrappers` are called `wrapper` here.
+    **Arguments:** as for `apply_lora`, whose `wrappers` are called `wrapper` here.
     """
 
     target: TargetLike = None
@@ -50,14 +50,16 @@ _KEYS = tuple(field.name for field in dataclasses.fields(Spec))
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A spec, parsed: layers whose path matches `target` get one of `tiers`, with this rank."""
+    """A parsed spec: layers whose path matches `target` get an adapter of one of `tiers`."""
 
     target: Target | None
-    rank: int | None  # of adapters that take one
+    rank: int | None  # of adapters that take a rank
     alpha: float
     tiers: Tiers
     options: Mapping[str, Any]
     label: str  # its name in messages
+    # Adapters that formerly had a variant which the rule names: for a rule that selects nothing.
+    former: tuple[type[LoRAWrapper], ...] = ()
 
     def on(self, model: Any) -> "Rule":
         """This rule for a model, whose structure may decide what the target means."""
@@ -66,7 +68,7 @@ class Rule:
         return dataclasses.replace(self, target=LinearInBlocks.of(model))
 
     def matches(self, path: str) -> bool:
-        """Whether the target is found in `path`."""
+        """Whether the target matches `path`."""
         return self.target is None or bool(self.target.search(path))
 
 
@@ -89,7 +91,7 @@ def parse_specs(
         )
     if isinstance(specs, Mapping | Spec | str) or not isinstance(specs, Iterable):
         raise SelectionError(
-            f"`specs` must be a list of dicts, but is {specs!r}. One spec is a list, too: "
+            f"`specs` must be a list of dicts, but is {specs!r}. A single spec is a list, too: "
             "specs=[{...}]"
         )
     rules: list[Rule] = []
@@ -97,22 +99,22 @@ def parse_specs(
         label = f"specs[{index}]"
         if not isinstance(given, Spec | Mapping):
             raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
-        said = dict(given) if isinstance(given, Mapping) else vars(given)
-        unknown = [key for key in said if key not in _KEYS]
+        values = dict(given) if isinstance(given, Mapping) else vars(given)
+        unknown = [key for key in values if key not in _KEYS]
         if unknown:
             near = nearest(str(unknown[0]), _KEYS, n=1)[0]
             raise SelectionError(
                 f"{label} has an unknown key {unknown[0]!r}; did you mean {near!r}? A spec has the "
                 f"keys {', '.join(_KEYS)}."
             )
-        spec = dataclasses.replace(call, **{k: v for k, v in said.items() if v is not None})
+        spec = dataclasses.replace(call, **{k: v for k, v in values.items() if v is not None})
         rules.append(_parse(registry, spec, label, f"{label}['target']"))
     if not rules:
         raise SelectionError("`specs` is empty. Give at least one spec, or leave it out.")
     return tuple(rules)
 
 
-def _parse(registry: Registry, spec: Spec, label: str, target: str) -> Rule:
+def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
     tiers = parse_wrapper(registry, spec.wrapper)
     if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier):
         advice = " Give `rank` in the call, or in the spec."
@@ -124,46 +126,59 @@ def _parse(registry: Registry, spec: Spec, label: str, target: str) -> Rule:
             f"constructor, such as {{'adapter_dtype': jnp.bfloat16}}, but are {options!r}."
         )
     return Rule(
-        target=_parse_target(spec.target, target),
+        target=_parse_target(spec.target, argument),
         rank=None if spec.rank is None else int(spec.rank),
         alpha=_checked_alpha(spec.alpha, label),
         tiers=tiers,
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
+        former=_formerly_meant(registry, spec.wrapper),
     )
 
 
-def _parse_target(target: Any, what: str) -> Target | None:
+def _formerly_meant(registry: Registry, wrapper: WrapperLike) -> tuple[type[LoRAWrapper], ...]:
+    """The adapters that `wrapper` names by nothing but the variant of an earlier release."""
+    items = wrapper if isinstance(wrapper, list | tuple) else [wrapper]
+    words = {squash(item.rpartition(":")[2]) for item in items if isinstance(item, str)}
+    return tuple(
+        cls
+        for cls in registry.formerly(words)
+        if cls not in items and not words & {squash(cls.variant or ""), squash(cls.__name__)}
+    )
+
+
+def _parse_target(target: Any, argument: str) -> Target | None:
     if isinstance(target, str) and re.fullmatch(r"all.?linear", target, re.IGNORECASE):
         if target != ALL_LINEAR:
-            raise SelectionError(f"`{what}` is {target!r}; did you mean {ALL_LINEAR!r}?")
-        return LinearInBlocks()  # of no model yet
+            raise SelectionError(f"`{argument}` is {target!r}; did you mean {ALL_LINEAR!r}?")
+        return LinearInBlocks()  # without a model yet
     if isinstance(target, list | tuple) and target and all(isinstance(x, str) for x in target):
         return NamedLayers(tuple(target))
     if not (target is None or isinstance(target, str | re.Pattern)):
         raise SelectionError(
-            f"`{what}` must be a regex (a string), a list of names that paths end in, or "
+            f"`{argument}` must be a regex (a string), a list of names that paths end in, or "
             f"{ALL_LINEAR!r}, but is {target!r}."
         )
-    return compiled(target, what)
+    return compiled(target, argument)
 
 
 def _checked_alpha(alpha: Any, label: str) -> float:
-    came = f"{type(alpha).__name__} too large for a float"
+    value = f"{type(alpha).__name__} too large for a float"
     with contextlib.suppress(OverflowError):
         if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
             return float(alpha)
-        came = repr(alpha)
-    raise SelectionError(f"The alpha of {label} must be a finite number, but is {came}.")
+        value = repr(alpha)
+    raise SelectionError(f"The alpha of {label} must be a finite number, but is {value}.")
 
 
 def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
     """The adapter classes that `wrapper=` means, in tiers of equal priority."""
     if wrapper is None or (isinstance(wrapper, str) and wrapper == "auto"):
         defaults = registry.defaults()
-        others = tuple(cls for cls in registry.auto() if cls not in defaults) if wrapper else ()
-        return (*((cls,) for cls in defaults), LAYERS_OWN, *filter(None, [others]))
+        tiers = (*((cls,) for cls in defaults), LAYERS_OWN)
+        further = tuple(cls for cls in registry.auto() if cls not in defaults) if wrapper else ()
+        return (*tiers, further) if further else tiers
     if isinstance(wrapper, type):
         check_contract(wrapper)
         return ((wrapper,),)

@@ -2,22 +2,19 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
+
+import pluggy
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from ._plugins import normalise, order
-from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper, why_unusable
-from ._zoo_names import (
-    FIRST_PARTY,
-    ZOO_DISTRIBUTION,
-    ZOO_METHODS,
-    ZOO_NAMES,
-    ZOO_PACKAGE,
-    squash,
-)
+from ._first_party import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE
+from ._hookspecs import new_manager
+from ._plugins import is_of_zoo, normalise, order
+from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of, why_unusable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +26,17 @@ class Catalog:
 
     def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
         """This catalog with one more plugin. It replaces a plugin of the same identity."""
-        others = {key: value for key, value in self.plugins.items() if key != identity}
-        return Catalog({**others, identity: record}, self.discover)
+        remaining = {key: value for key, value in self.plugins.items() if key != identity}
+        return Catalog({**remaining, identity: record}, self.discover)
 
     def of_this_process(self) -> "Catalog":
         """A catalog of only those plugins that were registered in this process."""
-        kept = {key: it for key, it in self.plugins.items() if it.distribution == IN_PROCESS}
-        return Catalog(kept, self.discover)
+        in_process = {
+            identity: record
+            for identity, record in self.plugins.items()
+            if record.distribution == IN_PROCESS
+        }
+        return Catalog(in_process, self.discover)
 
     @functools.cached_property
     def _in_order(self) -> list[PluginRecord]:
@@ -47,28 +48,38 @@ class Catalog:
         return tuple(map(self._with_conflicts, self._in_order))
 
     def _with_conflicts(self, record: PluginRecord) -> PluginRecord:
-        """Mark a plugin with names that also belong to another plugin, or to the zoo."""
+        """Mark a plugin with names that also belong to another plugin."""
         names = [
             wrapper.name
             for wrapper in record.wrappers
-            if [other.cls for other in self.by_name.get(wrapper.name, ())] != [wrapper.cls]
+            if [namesake.cls for namesake in self.by_name[wrapper.name]] != [wrapper.cls]
         ]
         if not names or record.distribution == ZOO_DISTRIBUTION:
             return record
         reason = PluginError(
-            f"the names {', '.join(names)} belong to another plugin too, or are reserved; write "
+            f"the names {', '.join(names)} belong to another plugin too; write "
             f'"{record.distribution}:{names[0]}"'
         )
         return dataclasses.replace(record, status="conflict", error=reason)
 
-    def hooks(self, name: str) -> list[tuple[PluginRecord, Hook]]:
-        """Each implementation of a hook, once, with its plugin, in the order of the records."""
-        unique: dict[object, tuple[PluginRecord, Hook]] = {}  # two plugins may name one module
+    def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
+        """Each plugin that implements the hook `name`, with the hook, in the order of `records`."""
+        by_plugin: dict[int, tuple[PluginRecord, pluggy.HookCaller]] = {}
         for record in self.records:
             for hook in record.hooks:
-                if hook.name == name:
-                    unique.setdefault(hook.implementation.function, (record, hook))
-        return list(unique.values())
+                if hook.name == name:  # two distributions may name one module
+                    by_plugin.setdefault(id(plugin_of(record)), (record, hook))
+        return list(by_plugin.values())
+
+    @functools.cached_property
+    def select(self) -> pluggy.HookCaller:
+        """The hook `jno_lora_select` of all plugins. pluggy calls the last plugin first."""
+        manager = new_manager()
+        for record, _ in self.hooks("jno_lora_select"):
+            plugin = plugin_of(record)
+            if not manager.is_registered(plugin):
+                manager.register(plugin, name=f"{id(plugin)}")
+        return manager.hook.jno_lora_select
 
     @functools.cached_property
     def _provided(self) -> list[RegisteredWrapper]:
@@ -76,82 +87,107 @@ class Catalog:
 
     @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:
-        """Every usable adapter. One class provided twice counts once, for its first provider."""
+        """Every usable adapter. A class that two plugins provide counts for the first plugin."""
         unique: dict[type[LoRAWrapper], RegisteredWrapper] = {}
         for wrapper in self._provided:
             unique.setdefault(wrapper.cls, wrapper)
         return tuple(unique.values())
 
     @functools.cached_property
+    def zoo_classes(self) -> dict[str, type[LoRAWrapper]]:
+        """The classes of the zoo by their names."""
+        of_zoo = [wrapper for wrapper in self.wrappers if is_of_zoo(wrapper)]
+        return {wrapper.name: wrapper.cls for wrapper in reversed(of_zoo)}
+
+    @functools.cached_property
     def by_name(self) -> dict[str, list[RegisteredWrapper]]:
-        """The adapters of each bare name. A name of the zoo belongs to the zoo alone."""
+        """The adapters of each bare name. The zoo goes first, then our other plugins."""
         groups: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in self.wrappers:
-            # Also a class of the zoo that somebody registers.
-            package = wrapper.cls.__module__.partition(".")[0]
-            by_hand = wrapper.distribution == IN_PROCESS and package == ZOO_PACKAGE
-            if by_hand or wrapper.distribution == ZOO_DISTRIBUTION or wrapper.name not in ZOO_NAMES:
-                groups.setdefault(wrapper.name, []).append(wrapper)
-        return {
-            name: [it for it in group if it.distribution in FIRST_PARTY] or group
-            for name, group in groups.items()
-        }
+            groups.setdefault(wrapper.name, []).append(wrapper)
+        return {name: self._preferred(group) for name, group in groups.items()}
+
+    def _preferred(self, namesakes: list[RegisteredWrapper]) -> list[RegisteredWrapper]:
+        of_zoo = [wrapper for wrapper in namesakes if is_of_zoo(wrapper)]
+        ours = [wrapper for wrapper in namesakes if wrapper.distribution in FIRST_PARTY]
+        return of_zoo[:1] or ours or namesakes
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that `name` stands for: one for a name, several for a variant."""
         distribution, colon, bare = name.partition(":")
         if colon:
-            distribution = normalise(distribution)
-            if wrapper := self._of_distribution(distribution, bare, wanted=name):
+            if wrapper := self._of_distribution(normalise(distribution), bare, wanted=name):
                 return (wrapper.cls,)
-            is_of_zoo = distribution == ZOO_DISTRIBUTION and bare in ZOO_NAMES
-            raise self.without_zoo(bare) if is_of_zoo else self._unknown(name)
+            raise self._unknown(name)
         named = self.by_name.get(name, [])
         if len(named) > 1:
             raise PluginError(
                 f"The adapter name {name!r} is ambiguous. Say which one is meant:\n"
                 + bullets(
-                    f'wrapper="{it.qualified_name}"  ({it.version or it.cls.__module__})'
-                    for it in named
+                    f'wrapper="{wrapper.qualified_name}"  '
+                    f"({wrapper.version or wrapper.cls.__module__})"
+                    for wrapper in named
                 )
             )
         if named:
             return (named[0].cls,)
         variant = squash(name)
-        classes = (it.cls for it in self.wrappers)
-        if family := tuple(it for it in classes if it.variant and squash(it.variant) == variant):
+        classes = [wrapper.cls for wrapper in self.wrappers if wrapper.cls.variant]
+        if family := tuple(cls for cls in classes if squash(cls.variant or "") == variant):
             return family
+        if renamed := self.formerly([name]):
+            return renamed
         raise self._unknown(name)
+
+    def formerly(self, variants: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
+        """The classes that had one of these variants in an earlier release."""
+        former = {squash(variant) for variant in variants}
+        classes = [wrapper.cls for wrapper in self.wrappers if wrapper.cls.former_variant]
+        return tuple(cls for cls in classes if squash(cls.former_variant or "") in former)
+
+    def defaults(self) -> tuple[type[LoRAWrapper], ...]:
+        """The adapters of `wrapper=None`, which the zoo names."""
+        declared = [record.defaults for record in self.records if record.defaults]
+        if not declared:
+            raise self.without_zoo("The adapter of `wrapper=None`")
+        return tuple(self.zoo_class(name) for name in declared[0])
+
+    def zoo_class(self, name: str) -> type[LoRAWrapper]:
+        """The class `name` of the zoo. **Raises:** `PluginError` if the zoo lacks the class."""
+        if name not in self.zoo_classes:
+            raise self.without_zoo(name)
+        return self.zoo_classes[name]
 
     def provided(self, distribution: str, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution. **Raises:** `PluginError` if it has none."""
         if wrapper := self._of_distribution(distribution, name, wanted=name):
             return wrapper
-        record = next((it for it in self.records if it.distribution == distribution), None)
-        if record is None:
+        records = [record for record in self.records if record.distribution == distribution]
+        if not records:
             why = f"{distribution} is not installed"
             if not self.discover:
                 why = "a registry with discover=False does not look at installed plugins"
             raise PluginError(f"{name} of {distribution} is not available: {why}")
-        names = [it.name for it in self._provided if it.distribution == distribution]
+        names = [wrapper.name for record in records for wrapper in record.wrappers]
         near = ", ".join(nearest(name, names)) or "no adapter at all"
-        raise PluginError(f"{record.describe()} has no adapter {name!r}; it has {near}")
+        raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")
 
     def _of_distribution(
         self, distribution: str, name: str, wanted: str
     ) -> RegisteredWrapper | None:
-        provided = [it for it in self._provided if it.distribution == distribution]
-        found = {it.cls: it for it in provided if it.name == name}
-        if not found and distribution == ZOO_DISTRIBUTION and name in ZOO_NAMES:
-            found = {it.cls: it for it in self.by_name.get(name, ())}  # registered by hand
-        if len(found) > 1:
+        namesakes = [wrapper for wrapper in self._provided if wrapper.name == name]
+        matches = [wrapper for wrapper in namesakes if wrapper.distribution == distribution]
+        if not matches and distribution == ZOO_DISTRIBUTION:  # registered by hand
+            matches = [wrapper for wrapper in namesakes if is_of_zoo(wrapper)]
+        by_class = {wrapper.cls: wrapper for wrapper in matches}
+        if len(by_class) > 1:
             raise PluginError(
                 f"'{distribution}:{name}' is ambiguous; pass the class itself. It may be\n"
-                + bullets(f"{cls.__module__}.{cls.__qualname__}" for cls in found)
+                + bullets(f"{cls.__module__}.{cls.__qualname__}" for cls in by_class)
             )
-        if not found:
+        if not matches:
             self._raise_if_unusable(distribution, wanted)
-        return next(iter(found.values()), None)
+        return next(iter(by_class.values()), None)
 
     def _raise_if_unusable(self, distribution: str, wanted: str) -> None:
         """Raise the error that kept a plugin of `distribution` from loading, if any did."""
@@ -161,51 +197,56 @@ class Catalog:
                     f"{wanted} is not available: the plugin {why_unusable(record)}"
                 ) from record.error
 
-    def without_zoo(self, wanted: str) -> PluginError:
-        """The error for a missing name or variant of the zoo: it says what to do."""
-        self._raise_if_unusable(ZOO_DISTRIBUTION, wanted)
+    def _zoo_advice(self) -> str:
+        """How to get the zoo, or a later version of it."""
         if self._has_zoo:
-            return PluginError(
-                f"The installed {ZOO_DISTRIBUTION} has no {wanted}. Upgrade it with\n"
-                f"    pip install -U {ZOO_DISTRIBUTION}"
-            )
-        advice = 'which is not installed. Install it with\n    pip install "jno-lora[zoo]"'
-        if not self.discover:
-            advice = (
-                "and a registry with discover=False holds only what is registered in it. Register "
-                f'it:\n    import {ZOO_PACKAGE}  # pip install "jno-lora[zoo]"\n'
-                f"    registry.register({ZOO_PACKAGE}.LoRALinear)"
-            )
-        return PluginError(
-            f"{wanted} is part of the adapter zoo, {advice}\n"
-            "or pass adapter classes of your own as `wrapper=`."
-        )
+            return f"A later {ZOO_DISTRIBUTION} may have it:\n    pip install -U {ZOO_DISTRIBUTION}"
+        if self.discover:
+            where, advice = "which is not installed", 'pip install "jno-lora[zoo]"'
+        else:
+            where = "and a registry with discover=False holds only what is registered in it"
+            advice = f"import {ZOO_PACKAGE}; registry.register({ZOO_PACKAGE}.plugin)"
+        return f"Perhaps it comes from the adapter zoo, {where}:\n    {advice}"
 
     @property
     def _has_zoo(self) -> bool:
-        return any(it.distribution == ZOO_DISTRIBUTION and it.usable for it in self.records)
+        return any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in self.wrappers)
 
-    def _unknown(self, name: str) -> Exception:
-        if squash(name) in map(squash, ZOO_METHODS) and not self._has_zoo:
-            return self.without_zoo(name)
-        variants = {it.cls.variant for it in self.wrappers if it.cls.variant}
-        options = [*self.by_name, *sorted(variants), *(it.qualified_name for it in self.wrappers)]
+    def without_zoo(self, wanted: str) -> PluginError:
+        """The error for something that only the zoo can provide, and that is not there."""
+        self._raise_if_unusable(ZOO_DISTRIBUTION, wanted)
+        return PluginError(f"{wanted} is not available. {self._zoo_advice()}")
+
+    def _unknown(self, name: str) -> SelectionError:
+        variants = sorted({wrapper.cls.variant or "" for wrapper in self.wrappers} - {""})
+        qualified = [wrapper.qualified_name for wrapper in self.wrappers]
         lines = [f"No adapter or variant is called {name!r}."]
-        if near := ", ".join(map(repr, nearest(name, options))):
+        if near := ", ".join(map(repr, nearest(name, [*self.by_name, *variants, *qualified]))):
             lines.append(f"The nearest names are {near}.")
-        broken = [record for record in self.records if not record.usable]
-        if broken:
-            reasons = bullets(map(why_unusable, broken))
+        unusable = [record for record in self.records if not record.usable]
+        if unusable:
+            reasons = bullets(map(why_unusable, unusable))
             lines += ["It may belong to a plugin that could not be used:", reasons]
         if variants:
             lines += ["The variants are, by family:", bullets(_by_family(self.wrappers))]
+        if not any(record.distribution == ZOO_DISTRIBUTION for record in unusable):
+            lines.append(self._zoo_advice())
         lines.append(
-            "`jno.lora.registered()`, or `jno-lora adapters`, lists what is installed. A class of "
+            "`jno.lora.registered()`, or `jno-lora adapters`, lists all adapters. A class of "
             "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it."
         )
-        error = SelectionError("\n".join(lines))
-        error.__cause__ = broken[0].error if broken else None
+        error = (SelectionError if self._has_zoo else _UnknownWithoutZooError)("\n".join(lines))
+        error.__cause__ = unusable[0].error if unusable else None
         return error
+
+
+class _UnknownWithoutZooError(SelectionError, PluginError):
+    """A name that no adapter has. The zoo may have it, but cannot be used."""
+
+
+def squash(name: str) -> str:
+    """A variant as it is compared, without case, dashes and underscores: "LoRA-FA" is "lora_fa"."""
+    return re.sub(r"[-_ ]", "", name).lower()
 
 
 def methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], str]:
@@ -214,16 +255,17 @@ def methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], 
     for cls in classes:
         key = (cls.paper, cls.formula) if cls.paper else cls.variant or cls.__name__
         methods.setdefault(key, []).append(cls)
-    return {
-        cls: min((it.variant or it.__name__ for it in method), key=len)
-        for method in methods.values()
-        for cls in method
-    }
+    names: dict[type[LoRAWrapper], str] = {}
+    for adapters in methods.values():
+        name = min((cls.variant or cls.__name__ for cls in adapters), key=len)
+        names |= dict.fromkeys(adapters, name)
+    return names
 
 
 def _by_family(wrappers: Iterable[RegisteredWrapper]) -> list[str]:
     """A line for each family: the names of its methods that have a variant."""
+    classes = [wrapper.cls for wrapper in wrappers if wrapper.cls.variant]
     families: dict[str, set[str]] = {}
-    for cls, method in methods_of(it.cls for it in wrappers if it.cls.variant).items():
+    for cls, method in methods_of(classes).items():
         families.setdefault(cls.family or "others", set()).add(method)
     return [f"{family}: {', '.join(sorted(names))}" for family, names in sorted(families.items())]

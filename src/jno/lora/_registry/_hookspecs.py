@@ -1,5 +1,6 @@
 """The three hooks that a plugin may implement (pluggy project `jno_lora`)."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper]]":  # pyright: ignore[reportReturnType]
     """Return the adapter classes that this plugin provides.
 
-    Called once, when the plugin is loaded. Import the adapters in here: finding it costs nothing.
+    Called when the plugin is loaded. Threads that load a plugin at the same time each call the
+    hook, and all of them use the classes that came first. Import the adapters in here, so that the
+    plugin costs nothing before.
     """
 
 
@@ -34,9 +37,9 @@ def jno_lora_select(  # pyright: ignore[reportReturnType]
 ) -> "type[LoRAWrapper] | None":
     """Choose among adapters of equal priority that claim `leaf`, or layers inside of it.
 
-    Asked only in that case (`wrapper="auto"`, or a variant that several plugins provide). Return
-    one of `candidates`, or `None` to leave the choice to the next plugin; if no plugin chooses,
-    the user gets an error that names the candidates.
+    Called only for such a tie (`wrapper="auto"`, or a variant that several plugins provide). Return
+    one of `candidates`, or `None` to leave the choice to the next plugin. If no plugin chooses, the
+    user gets an error that names the candidates.
     """
 
 
@@ -48,3 +51,10 @@ def jno_lora_commands(group: "click.Group") -> None:
     this plugin alone. A command whose name is taken is left out with a warning; so are all commands
     of a plugin that raises here. Import what a command needs inside the command.
     """
+
+
+def new_manager() -> pluggy.PluginManager:
+    """A manager of plugins that knows the hooks above."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(sys.modules[__name__])
+    return manager

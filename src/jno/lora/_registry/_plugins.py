@@ -1,12 +1,16 @@
 """Find, load and classify plugins: installed distributions with an entry point `jno.lora`.
 
-Finding imports nothing. Each plugin is loaded so that nothing it does can reach the others.
+Finding imports nothing. Each plugin is loaded so that nothing it does can reach the other plugins.
 """
 
+import importlib
+import itertools
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable
+from importlib._bootstrap import _DeadlockError  # pyright: ignore
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,10 +19,9 @@ import pluggy
 from .._contract import check_contract
 from .._errors import PluginError
 from .._paths import nearest
-from . import _hookspecs
-from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, PROJECT
-from ._records import BROKEN, IN_PROCESS, Hook, PluginRecord, PluginStatus, RegisteredWrapper
-from ._zoo_names import FIRST_PARTY
+from ._first_party import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE
+from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
+from ._records import BROKEN, IN_PROCESS, PluginRecord, PluginStatus, RegisteredWrapper
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds
 
 
-class Found(NamedTuple):
+class InstalledPlugin(NamedTuple):
     """An entry point of a plugin, not loaded yet."""
 
     name: str
@@ -46,8 +49,8 @@ class Found(NamedTuple):
         return (self.distribution, self.name, self.entry_point.value)
 
 
-def find_plugins(distribution: str | None = None) -> tuple[Found, ...]:
-    """The plugins of one distribution (without a look at any other), or all that are installed."""
+def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
+    """All installed plugins, or only those of one distribution."""
     import importlib_metadata
 
     if distribution is None:
@@ -57,7 +60,7 @@ def find_plugins(distribution: str | None = None) -> tuple[Found, ...]:
             entries = importlib_metadata.distribution(distribution).entry_points
         except importlib_metadata.PackageNotFoundError:
             return ()
-    found: list[Found] = []
+    plugins: list[InstalledPlugin] = []
     for entry in entries.select(group=ENTRY_POINT_GROUP):
         dist: Any = entry.dist
         try:
@@ -65,28 +68,31 @@ def find_plugins(distribution: str | None = None) -> tuple[Found, ...]:
         except Exception:
             # The metadata is damaged (a half-removed installation): take the name of its folder.
             name, version = Path(str(getattr(dist, "_path", "unknown"))).name.partition("-")[0], ""
-        found.append(Found(entry.name, normalise(name), version, entry))
-    return tuple(sorted(found, key=order))
+        plugins.append(InstalledPlugin(entry.name, normalise(name), version, entry))
+    return tuple(sorted(plugins, key=order))
 
 
-def order(plugin: Found | PluginRecord) -> tuple[int, str, str]:
+def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
     """The sort key: first-party plugins, then by distribution and name, then of this process."""
     if plugin.distribution == IN_PROCESS:
         return (2, "", "")  # as they were registered
     return (int(plugin.distribution not in FIRST_PARTY), plugin.distribution, plugin.name)
 
 
-def reason_to_block(found: Found) -> str | None:
-    """Why `found` must not be imported, by `JNO_LORA_BLOCK` or `JNO_LORA_PLUGINS`, or `None`."""
-    blocked, allowed = (
-        {normalise(it.strip()) for it in os.environ.get(variable, "").split(",") if it.strip()}
-        for variable in ("JNO_LORA_BLOCK", "JNO_LORA_PLUGINS")
-    )
-    if {found.distribution, normalise(found.name)} & blocked:
+def reason_to_block(installed: InstalledPlugin) -> str | None:
+    """Why `JNO_LORA_BLOCK` or `JNO_LORA_PLUGINS` forbids to import the plugin, or `None`."""
+    blocked = _names_in("JNO_LORA_BLOCK")
+    if installed.distribution in blocked or normalise(installed.name) in blocked:
         return "it is named in JNO_LORA_BLOCK"
-    if "JNO_LORA_PLUGINS" in os.environ and found.distribution not in {*FIRST_PARTY, *allowed}:
+    allowed = {*FIRST_PARTY, *_names_in("JNO_LORA_PLUGINS")}
+    if "JNO_LORA_PLUGINS" in os.environ and installed.distribution not in allowed:
         return "it is not named in JNO_LORA_PLUGINS, the list of allowed distributions"
     return None
+
+
+def _names_in(variable: str) -> set[str]:
+    names = os.environ.get(variable, "").split(",")
+    return {normalise(name.strip()) for name in names if name.strip()}
 
 
 def normalise(name: str) -> str:
@@ -94,18 +100,24 @@ def normalise(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def load(found: Found) -> PluginRecord:
-    """Import an installed plugin and classify it. The record keeps any `Exception`."""
+def load(installed: InstalledPlugin) -> PluginRecord | None:
+    """Import an installed plugin and classify it. The record keeps any `Exception`.
+
+    **Returns:** `None` if the plugin is still being imported, further up in this thread, or by a
+    thread that waits for this thread. The plugin can be loaded later.
+    """
     start = time.perf_counter()
 
-    def record(status: PluginStatus, error: Exception | None = None, *parts: Any) -> PluginRecord:
-        origin = (found.name, found.distribution, found.version, found.entry_point.value)
-        return PluginRecord(*origin, status, error, time.perf_counter() - start, *parts)
+    def record(status: PluginStatus, error: Exception | None = None, **fields: Any) -> PluginRecord:
+        origin = (*installed[:3], installed.entry_point.value)
+        return PluginRecord(*origin, status, error, time.perf_counter() - start, **fields)
 
     try:
-        if reason := reason_to_block(found):
-            return record("blocked", PluginError(f"{found.distribution} is blocked: {reason}"))
-        plugin = found.entry_point.load()
+        if reason := reason_to_block(installed):
+            return record("blocked", PluginError(f"{installed.distribution} is blocked: {reason}"))
+        if not _is_imported(installed.module):
+            return None
+        plugin = installed.entry_point.load()
         wanted = getattr(plugin, "jno_lora_api", API_VERSION)
         if not isinstance(wanted, int):
             raise TypeError(f"`jno_lora_api` must be an int, but is {wanted!r}")
@@ -114,77 +126,107 @@ def load(found: Found) -> PluginRecord:
             advice = "upgrade jno-lora, or install an older version of the plugin"
             return record("incompatible", PluginError(f"{needs}: {advice}"))
         hooks = hooks_of(plugin)
-        wrappers = wrappers_of(hooks, found.distribution, found.version)
-        return record("loaded", None, wrappers, hooks)
+        wrappers = wrappers_of(hooks, installed.distribution, installed.version)
+        is_zoo = installed.distribution == ZOO_DISTRIBUTION
+        defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
+        return record("loaded", wrappers=wrappers, hooks=hooks, defaults=defaults)
+    except _DeadlockError:  # the threads import modules that wait for each other
+        return None
     except SystemExit as err:
         return record("failed", PluginError(f"it tried to end the program: SystemExit: {err}"))
     except Exception as err:  # not Ctrl-C: the next question loads the plugin again
         return record("failed", err)
 
 
+def _is_imported(module: str) -> bool:
+    """Import a module and the packages around it. Returns whether all of their bodies have ended.
+
+    Waits for other threads that import them.
+    """
+    for path in itertools.accumulate(module.split("."), "{}.{}".format):
+        spec = getattr(importlib.import_module(path), "__spec__", None)
+        if getattr(spec, "_initializing", False):
+            return False
+    return True
+
+
 def take_in(item: Any) -> PluginRecord:
     """Classify an adapter class, or an object with hooks, that is registered in this process."""
-    hooks: tuple[Hook, ...] = ()
+    hooks: tuple[pluggy.HookCaller, ...] = ()
     if isinstance(item, type):
         check_contract(item)
         wrappers = (RegisteredWrapper(item, IN_PROCESS, ""),)
     else:
         hooks = hooks_of(item)
         wrappers = wrappers_of(hooks, IN_PROCESS, "")
+    defaults = ()
+    if any(map(is_of_zoo, wrappers)):
+        # Nothing is imported here: whoever has a class of the zoo has imported the zoo.
+        entry_module = sys.modules.get(f"{ZOO_PACKAGE}.plugin")
+        defaults = getattr(entry_module, "jno_lora_defaults", ())
     name: str = getattr(item, "__name__", repr(item))
-    return PluginRecord(name, IN_PROCESS, "", name, "loaded", wrappers=wrappers, hooks=hooks)
+    return PluginRecord(
+        name, IN_PROCESS, "", name, "loaded", wrappers=wrappers, hooks=hooks, defaults=defaults
+    )
 
 
-def hooks_of(plugin: Any) -> tuple[Hook, ...]:
+def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
+    """Whether the zoo provides an adapter, or somebody has registered a class of the zoo."""
+    if wrapper.distribution == IN_PROCESS:
+        return wrapper.cls.__module__.partition(".")[0] == ZOO_PACKAGE
+    return wrapper.distribution == ZOO_DISTRIBUTION
+
+
+def hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
     """The hooks that a plugin object implements. **Raises:** `PluginError` if it has a bad one."""
-    # Each object gets a manager of its own, so that one which is refused leaves nothing behind.
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(_hookspecs)
-    known: list[Any] = [hook for hook in vars(manager.hook).values() if hook.has_spec()]
-    names = [hook.name for hook in known]
-    signatures = ", ".join(f"`{hook.name}({', '.join(hook.spec.argnames)})`" for hook in known)
+    manager = new_manager()
+    specs = {hook.name: hook for hook in vars(manager.hook).values() if hook.has_spec()}
+    signatures = ", ".join(f"`{n}({', '.join(hook.spec.argnames)})`" for n, hook in specs.items())
     try:
         manager.register(plugin)
     except pluggy.PluginValidationError as err:
         raise PluginError(
-            f"{plugin!r} implements a hook with arguments that it does not have. The hooks are "
-            f"{signatures}; an implementation may leave out arguments, not add any. {err}"
+            f"{plugin!r} implements a hook with arguments that the hook does not have. The hooks "
+            f"are {signatures}; an implementation may leave out arguments, not add any. {err}"
         ) from err
-    callers = manager.get_hookcallers(plugin) or []
-    hooks = tuple(Hook(caller.name, it) for caller in callers for it in caller.get_hookimpls())
+    hooks = tuple(manager.get_hookcallers(plugin) or ())
     if not hooks:
         raise PluginError(
             f"{plugin!r} implements none of the hooks. Mark its functions "
-            f"{' or '.join(f'`{name}`' for name in names)} with `@jno.lora.hookimpl`."
+            f"{' or '.join(f'`{name}`' for name in specs)} with `@jno.lora.hookimpl`."
         )
-    for name in (it.name for it in hooks if not it.implementation.optionalhook):
-        if name not in names:
+    for hook in hooks:
+        is_optional = all(implementation.optionalhook for implementation in hook.get_hookimpls())
+        if hook.name not in specs and not is_optional:
             raise PluginError(
-                f"{plugin!r} implements a hook {name!r}, which does not exist; did you mean "
-                f"{nearest(name, names, n=1)[0]!r}? The hooks are {signatures}."
+                f"{plugin!r} implements a hook {hook.name!r}, which does not exist; did you mean "
+                f"{nearest(hook.name, specs, n=1)[0]!r}? The hooks are {signatures}."
             )
     return hooks
 
 
 def wrappers_of(
-    hooks: Iterable[Hook], distribution: str, version: str
+    hooks: Iterable[pluggy.HookCaller], distribution: str, version: str
 ) -> tuple[RegisteredWrapper, ...]:
     """Ask a plugin for its adapter classes. **Raises:** `TypeError` or `WrapperError`."""
     classes: list[Any] = []
-    for returned in (hook() for hook in hooks if hook.name == "jno_lora_wrappers"):
-        if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | type):
-            raise TypeError(
-                "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
-                f"but returned {returned!r}"
-            )
-        classes += returned
+    for hook in hooks:
+        if hook.name != "jno_lora_wrappers":
+            continue
+        for returned in hook() or [None]:  # pluggy leaves out a result of `None`
+            if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | type):
+                raise TypeError(
+                    "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
+                    f"but returned {returned!r}"
+                )
+            classes += returned
     for cls in classes:
         check_contract(cls)
     unique = dict.fromkeys(classes)
     names = [cls.__name__ for cls in unique]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise TypeError(f"it provides two different adapters of one name: {', '.join(twice)}")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise TypeError(f"it provides two different adapters of one name: {', '.join(repeated)}")
     return tuple(RegisteredWrapper(cls, distribution, version) for cls in unique)
 
 
@@ -195,7 +237,7 @@ def complaint_about(record: PluginRecord) -> str | None:
             f"The plugin {record.describe()} could not be loaded and is left out: "
             f"{type(record.error).__name__}: {record.error}"
         )
-    # The time that our own plugins take is up to the machine, and nobody would block them.
+    # Our own plugins are slow only on slow machines, and nobody would block them.
     if record.seconds > PATIENCE and record.distribution not in FIRST_PARTY:
         return (
             f"The plugin {record.describe()} took {record.seconds:.1f} s to load. To do without "

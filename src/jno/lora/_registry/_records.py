@@ -1,4 +1,4 @@
-"""Frozen records of plugins, of the adapters that they provide and of the hooks they implement."""
+"""Frozen records of plugins and of the adapters that they provide."""
 
 import dataclasses
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from .._contract import LoRAWrapper
 
 PluginStatus = Literal["loaded", "blocked", "failed", "incompatible", "conflict"]
 
-# The states of a plugin that could not be loaded, though it should have been.
+# The states of a plugin that should have been loaded, and could not be.
 BROKEN = ("failed", "incompatible")
 
 # The "distribution" of adapters that were registered by `jno.lora.register`.
@@ -35,22 +35,9 @@ class RegisteredWrapper:
         return f"{self.distribution}:{self.name}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Hook:
-    """A plugin's implementation of the hook `name`."""
-
-    name: str
-    implementation: pluggy.HookImpl
-
-    def __call__(self, **given: Any) -> Any:
-        """Call it by keywords. It gets only the arguments that it takes."""
-        taken = (given[name] for name in self.implementation.argnames)
-        return self.implementation.function(*taken)
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class PluginRecord:
-    """One plugin that was found: its origin, its status, and the adapters that it provides.
+    """One plugin: its origin, its status, and the adapters that it provides.
 
     - `name`: the entry point's name; `value`: the module it names.
     - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_PLUGINS` or `JNO_LORA_BLOCK`), `"failed"`,
@@ -58,7 +45,8 @@ class PluginRecord:
         names must be written `"distribution:Name"`, since another plugin has them).
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
-    - `hooks`: the functions by which it takes part.
+    - `hooks`: the hooks that the plugin implements; pluggy's callers, which call this plugin alone.
+    - `defaults`: the names of the adapters of `wrapper=None`. Only the zoo has any.
     """
 
     name: str
@@ -69,7 +57,8 @@ class PluginRecord:
     error: Exception | None = None
     seconds: float = 0.0
     wrappers: tuple[RegisteredWrapper, ...] = ()
-    hooks: tuple[Hook, ...] = ()
+    hooks: tuple[pluggy.HookCaller, ...] = ()
+    defaults: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"PluginRecord({self.describe()}, {self.status}, {len(self.wrappers)} adapters)"
@@ -89,3 +78,8 @@ def why_unusable(record: PluginRecord) -> str:
     """For messages: the plugin, its status and its error."""
     status = "has failed" if record.status == "failed" else f"is {record.status}"
     return f"{record.describe()} {status}: {type(record.error).__name__}: {record.error}"
+
+
+def plugin_of(record: PluginRecord) -> Any:
+    """The object that implements the hooks of a plugin; `None` for a class without a plugin."""
+    return record.hooks[0].get_hookimpls()[0].plugin if record.hooks else None

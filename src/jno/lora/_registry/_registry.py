@@ -1,24 +1,26 @@
 """The registry: answers questions about adapters by class, by name or by distribution."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import pluggy
 
 from .._caches import forget
 from .._contract import LoRAWrapper
 from .._errors import PluginError, failing
 from .._paths import show_path
 from ._catalog import Catalog
-from ._once import LOCK, Generation
+from ._first_party import ZOO_DISTRIBUTION
+from ._generation import LOCK, Generation
 from ._plugins import take_in
-from ._records import IN_PROCESS, Hook, PluginRecord, RegisteredWrapper
-from ._zoo_names import DEFAULT_NAMES, ZOO_DISTRIBUTION, ZOO_NAMES
+from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of
 
 
 class Registry:
     """Finds, loads and names adapters. Safe in many threads.
 
-    Plugins load lazily: the defaults and the zoo's names import only the zoo, explicit classes
-    import nothing, other questions load all installed plugins once.
+    Plugins load lazily. Explicit classes load nothing. The defaults and the names of the zoo's
+    classes load only the zoo. Every other question loads all installed plugins once.
 
     **Arguments:**
 
@@ -44,45 +46,56 @@ class Registry:
         return self._catalog(strict=strict).records
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
-        """The adapters of `wrapper=None`: `LoRALinear` and `LoRAConv`. As `zoo_class`."""
-        return tuple(self.zoo_class(name) for name in DEFAULT_NAMES)
-
-    def zoo_class(self, name: str) -> type[LoRAWrapper]:
-        """One class of the zoo, by its name. Imports only the zoo.
+        """The adapters of `wrapper=None`, which the zoo names. Loads only the zoo.
 
         **Raises:** `PluginError` if the zoo is missing, blocked or broken.
         """
-        catalog = self._catalog(ZOO_DISTRIBUTION)
-        if name not in catalog.by_name:
-            raise catalog.without_zoo(name)
-        return catalog.by_name[name][0].cls
+        return self._catalog(ZOO_DISTRIBUTION).defaults()
+
+    def zoo_class(self, name: str) -> type[LoRAWrapper]:
+        """One class of the zoo, by its name. Loads only the zoo.
+
+        **Raises:** `PluginError` if the zoo is missing, blocked or broken, or lacks the class.
+        """
+        return self._catalog(ZOO_DISTRIBUTION).zoo_class(name)
+
+    def zoo_classes(self) -> dict[str, type[LoRAWrapper]]:
+        """The classes of the zoo by their names; none if it cannot be used. Loads only the zoo."""
+        return self._catalog(ZOO_DISTRIBUTION).zoo_classes
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
-        """The classes that a name or variant stands for.
+        """The classes that a name or variant stands for. The names of the zoo go first.
 
         **Raises:** `PluginError` if the name is ambiguous or its plugin cannot be used, and as
         `records`; `SelectionError` if no adapter or variant has the name.
         """
-        if name in ZOO_NAMES:
-            return (self.zoo_class(name),)
+        zoo_classes = {} if ":" in name else self.zoo_classes()
+        if name in zoo_classes:
+            return (zoo_classes[name],)
         return self._catalog().resolve(name)
+
+    def formerly(self, variants: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
+        """The loaded classes that had one of these variants in an earlier release."""
+        return self._now.catalog.formerly(variants)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
         return tuple(wrapper.cls for wrapper in self._catalog().wrappers if wrapper.cls.auto)
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
-        """The registered adapter of class `cls`, as far as is known without loading anything."""
-        return next((w for w in self._now.catalog.wrappers if w.cls is cls), None)
+        """The registered adapter of class `cls`. Loads nothing: only loaded plugins count."""
+        wrappers = self._now.catalog.wrappers
+        return next((wrapper for wrapper in wrappers if wrapper.cls is cls), None)
 
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """As `provider`, but loads the plugins of the package that defines the class."""
-        known = self.provider(cls)
-        if known is None and self.discover:
-            now, package = self._now, cls.__module__.partition(".")[0]
-            found = [it for it in now.find() if it.module.partition(".")[0] == package]
-            now.load(found, strict=False)
-        return known or self.provider(cls)
+        provider = self.provider(cls)
+        if provider is not None or not self.discover:
+            return provider
+        now, package = self._now, cls.__module__.partition(".")[0]
+        plugins = now.find()
+        now.load([p for p in plugins if p.module.partition(".")[0] == package], strict=False)
+        return self.provider(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
@@ -95,8 +108,8 @@ class Registry:
             return self._now.catalog.provided(IN_PROCESS, name)
         return self._catalog(distribution).provided(distribution, name)
 
-    def hooks(self, name: str) -> list[tuple[PluginRecord, Hook]]:
-        """Each implementation of a hook, with its plugin, in the plugins that are loaded so far."""
+    def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
+        """Each loaded plugin that implements the hook `name`, with the hook."""
         return self._now.catalog.hooks(name)
 
     def select(
@@ -106,11 +119,8 @@ class Registry:
 
         **Raises:** `PluginError` if a hook fails, or chooses something that is not a candidate.
         """
-        hooks = [hook for _, hook in self.hooks("jno_lora_select")][::-1]
-        hooks.sort(key=lambda it: (it.implementation.trylast, not it.implementation.tryfirst))
         with failing(f"ask `jno_lora_select` about the layer at {show_path(path)!r}", PluginError):
-            choices = (hook(path=path, leaf=leaf, candidates=candidates) for hook in hooks)
-            chosen = next((choice for choice in choices if choice is not None), None)
+            chosen = self._now.catalog.select(path=path, leaf=leaf, candidates=candidates)
         if chosen is not None and chosen not in candidates:
             raise PluginError(
                 f"A `jno_lora_select` hook chose {chosen!r} for {show_path(path)!r}, which is not "
@@ -134,8 +144,7 @@ class Registry:
         implements no hook, or one that does not exist or has other arguments.
         """
         records = self._now.catalog.plugins.values()
-        known = (hook.implementation.plugin for record in records for hook in record.hooks)
-        if not any(plugin is item for plugin in known):
+        if not any(record.hooks and plugin_of(record) is item for record in records):
             record = take_in(item)
             name = getattr(item, "__name__", None) or id(item)
             identity = (item.__module__, item.__qualname__) if isinstance(item, type) else (name,)
@@ -144,13 +153,13 @@ class Registry:
         return item
 
     def refresh(self) -> None:
-        """Forget every plugin that was found, so that the next question looks again.
+        """Forget every installed plugin, so that the next question looks for plugins again.
 
         Plugins of this process stay registered, and Python's modules stay imported. Compiled
-        programs and facts about classes are forgotten: classes may have been edited.
+        programs and facts about classes are forgotten, because classes may have been edited.
         """
         with LOCK:
-            self._now = Generation(self._now.catalog.of_this_process(), self._now)
+            self._now = Generation(self._now.catalog.of_this_process())
         forget()
 
 
