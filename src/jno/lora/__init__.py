@@ -52,7 +52,7 @@ from ._reports import adapter_effects, citation, lora_report, plot_adapters
 from ._sets import (
     AdapterSet as AdapterSet,
     combine,
-    combine_with_report,
+    combine_with_report as combine_with_report,
     extract_adapters,
     scale_adapters,
     shrink,
@@ -90,7 +90,6 @@ __all__ = [
     "calibrate",
     "citation",
     "combine",
-    "combine_with_report",
     "extract_adapters",
     "hookimpl",
     "load_adapters",

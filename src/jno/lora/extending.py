@@ -11,7 +11,7 @@ from ._contract import expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
 from ._paths import bullets, nearest, path_str, show_array, show_path
 from ._registry import default_registry
-from ._sets import Triplets, is_product, known_factors, put_around, scale_of
+from ._sets import known_factors, put_around
 from ._sharding import sharded_like
 from ._showing import Bar, Printed, table
 from ._tree import (
@@ -28,13 +28,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Bar",
     "Printed",
-    "Triplets",
     "adapted_layers",
     "bullets",
     "default_registry",
     "expect_model",
     "imported_for",
-    "is_product",
     "known_factors",
     "layers_at",
     "map_adapters",
@@ -47,7 +45,6 @@ __all__ = [
     "put_around",
     "read_file",
     "read_json",
-    "scale_of",
     "sharded_like",
     "show_array",
     "show_path",

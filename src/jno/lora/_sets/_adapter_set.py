@@ -19,6 +19,9 @@ from .._paths import path_str, show_place
 from .._shared_arrays import names_shared_in, shared_arrays, uses_shared, without_shared
 from .._tree import adapted_layers, refuse_second
 
+# The state of an adapter that is only a product. `multiplier` is a frozen factor of its scale.
+PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}
+
 # Dtypes that differ only in precision. JAX's x64 decides between integers of 32 and 64 bits.
 _PRECISION = re.compile(r"^b?(float|complex)\w+|^(u?int)(32|64)\b")
 
@@ -92,6 +95,18 @@ class LooseAdapter(eqx.Module):
     rank: int | None = eqx.field(static=True)
     alpha: float | None = eqx.field(static=True)
     layer: LayerForm = eqx.field(static=True)
+
+    @property
+    def scale(self) -> Any:
+        """The scale `s` of an update `s B A` of `lora_A` and `lora_B`; `None` for other updates."""
+        if self.rank is None or self.alpha is None:
+            return None
+        return self.wrapper.low_rank_scale(self.rank, self.alpha)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the adapter does nothing but add `s B A`."""
+        return self.scale is not None and self.state.keys() <= PRODUCT_STATE
 
 
 class AdapterSet(Loose, eqx.Module):

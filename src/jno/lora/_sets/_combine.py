@@ -15,7 +15,7 @@ from .._errors import SelectionError, warn
 from .._paths import stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
-from ._products import Factors, Triplets, check_combinable, factors_of, scale_of, widest
+from ._products import Factors, Triplets, check_combinable, factors_of, widest
 from ._recipe import Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
@@ -125,7 +125,7 @@ def combine_with_report(
         present = [i for i, adapter_set in enumerate(sets) if path in adapter_set.adapters]
         first = sets[present[0]][path]
         states = [sets[i][path].state for i in present]
-        scales = [scale_of(sets[i][path]) * weights[i] for i in present]
+        scales = [sets[i][path].scale * weights[i] for i in present]
         # Path and position give each update a different key.
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
         state, error = on_the_mesh(

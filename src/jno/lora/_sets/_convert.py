@@ -27,7 +27,8 @@ from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer
 from .._shared_arrays import filler
 from .._tree import holds_adapters, map_adapters
-from ._products import PRODUCT_STATE, Factors, Triplets, known_factors
+from ._adapter_set import PRODUCT_STATE
+from ._products import Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")

@@ -14,10 +14,7 @@ from .._errors import SelectionError
 from .._paths import bullets, show_path
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler, is_resolved
-from ._adapter_set import AdapterSet, LooseAdapter, check_set
-
-# The arrays of an adapter that is only a product. `multiplier` is a frozen factor of its scale.
-PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}
+from ._adapter_set import PRODUCT_STATE, AdapterSet, LooseAdapter, check_set
 
 
 class Factors(NamedTuple):
@@ -191,7 +188,7 @@ def check_products(sets: Sequence[AdapterSet], done: str) -> None:
     for index, adapters in enumerate(sets):
         place = f" in set {index}" if len(sets) > 1 else ""
         for path, adapter in adapters.adapters.items():
-            if not is_product(adapter):
+            if not adapter.is_product:
                 name = f"a {adapter.wrapper.__name__}{place}{_extra_arrays(adapter)}"
                 lines.append(f"{show_path(path)}: {name}")
     if lines:
@@ -205,21 +202,8 @@ def check_products(sets: Sequence[AdapterSet], done: str) -> None:
 
 def _extra_arrays(adapter: LooseAdapter) -> str:
     """The arrays, such as a trained bias, that an adapter holds beside its product."""
-    names = sorted(adapter.state.keys() - PRODUCT_STATE) if scale_of(adapter) is not None else []
+    names = sorted(adapter.state.keys() - PRODUCT_STATE) if adapter.scale is not None else []
     return f", with {', '.join(names)} beside its product" if names else ""
-
-
-def is_product(adapter: LooseAdapter) -> bool:
-    """Whether the state alone says that the update is `s B A` of `lora_A` and `lora_B`."""
-    return scale_of(adapter) is not None and adapter.state.keys() <= PRODUCT_STATE
-
-
-def scale_of(adapter: LooseAdapter | LoRAWrapper) -> Any:
-    """The scale `s` of an adapter whose update is `s B A`; `None` for other adapters."""
-    if adapter.rank is None or adapter.alpha is None:
-        return None
-    cls = adapter.wrapper if isinstance(adapter, LooseAdapter) else type(adapter)
-    return cls.low_rank_scale(adapter.rank, adapter.alpha)
 
 
 def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:

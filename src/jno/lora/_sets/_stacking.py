@@ -13,7 +13,7 @@ from .._errors import SelectionError
 from .._paths import bullets, show_array, show_path
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, check_set, listed_sets, paths_of
-from ._products import check_products, factors_of, is_product, scale_of, widest
+from ._products import check_products, factors_of, widest
 
 
 def stack_adapters(
@@ -44,7 +44,7 @@ def stack_adapters(
         check_rank(rank)
     if rank is not None or base_slot:
         check_products(sets, "padded or stacked with a base slot")
-    is_padded = all(is_product(a) for adapters in sets for a in adapters.adapters.values())
+    is_padded = all(a.is_product for adapters in sets for a in adapters.adapters.values())
     problems = list(_differences(sets, is_padded, rank))
     if problems:
         raise SelectionError(
@@ -106,8 +106,8 @@ def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapt
     zero = jax.tree.map(jnp.zeros_like, first)
     filled = [zero if adapter is None else adapter for adapter in adapters]
     states = [adapter.state for adapter in filled]
-    scale = next((s for s in map(scale_of, filled) if s), 1.0)
-    ratios = [scale_of(adapter) / scale for adapter in filled]
+    scale = next((adapter.scale for adapter in filled if adapter.scale), 1.0)
+    ratios = [adapter.scale / scale for adapter in filled]
     A, B = ([state[name] for state in states] for name in ("lora_A", "lora_B"))
     rank = min(rank or max(array.shape[-2] for array in A), A[0].shape[-1], B[0].shape[-2])
     dtype = widest(array.dtype for array in (*A, *B))
