@@ -19,7 +19,7 @@ from jno.lora.testing import (
     wrapper_checks,
 )
 from jno.lora.testing._checks_transforms import _shard
-from jno.lora.testing._conformance import relative_error
+from jno.lora.testing._comparisons import relative_error
 
 from .broken_adapters import DoesNothing, Good, HalfPrecisionAdapter, MisspeltField, case_of
 from .broken_under_jax import BROKEN, DERIVATIVES

@@ -100,13 +100,17 @@ def load(
     has_same_values = same_values(contents.configuration.entries, known)
     if strict == "values":
         problems |= _problems_of_values(fitting, has_same_values)
-    clashes = sorted(shared_by_others(model, adapters) & adapters.shared.keys())
-    problems |= dict.fromkeys(map(_CLASH.format, clashes))
-    _refuse_if_strict(strict, problems, file)  # before anything is built
-    built, build_problems = _build(adapters, fitting, layers)
-    loaded, shared_problems = _share(built, adapters.shared, clashes)
-    problems |= build_problems | shared_problems
-    _refuse_if_strict(strict, problems, file)
+    clashes = shared_by_others(model, adapters) & adapters.shared.keys()
+    problems |= dict.fromkeys(map(_CLASH.format, sorted(clashes)))
+    # A file that is refused anyway builds nothing.
+    built, failures = _build(adapters, [] if strict and problems else fitting, layers)
+    loaded, missing = _share(built, adapters.shared, clashes)
+    problems |= failures | missing
+    if strict:
+        advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
+        if strict == "values":
+            advice += " Other values are only a warning then, and with strict=True."
+        refuse(problems, file, "does not fit this model", advice)
     warn_of_non_finite(file, contents, loaded)
     _warn_of_other_base(file, [path for path in loaded if has_same_values.get(path) is False])
     if problems:
@@ -123,25 +127,17 @@ _UNKNOWN_VALUES = (
     "save_adapters(..., base_values=model)), or the layer is in another precision or has no values"
 )
 _CLASH = (
-    "the model's other adapters share an array {!r} already, and the file holds one: unwrap them "
-    "first"
+    "the model's other adapters share an array {!r} already, and the file holds one: unwrap "
+    "them first"
 )
 
 
 def _problems_of_values(paths: Iterable[str], has_same_values: Mapping[str, bool]) -> Problems:
-    """A line for each layer whose values differ, or could not be compared."""
+    """A line for each layer whose values differ or cannot be compared."""
     differing = [path for path, is_same in has_same_values.items() if not is_same]
     unknown = [path for path in paths if path not in has_same_values]
     lines = [f"{show_path(path)}: {_OTHER_VALUES}" for path in differing]
     return dict.fromkeys(lines + [f"{show_path(path)}: {_UNKNOWN_VALUES}" for path in unknown])
-
-
-def _refuse_if_strict(strict: Strict, problems: Problems, file: FilePath) -> None:
-    advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
-    if strict == "values":
-        advice += " Other values are only a warning then, and with strict=True."
-    if strict:
-        refuse(problems, file, "does not fit this model", advice)
 
 
 def _build(
@@ -160,15 +156,13 @@ def _build(
 
 
 def _share(
-    built: Mapping[str, LoRAWrapper], arrays: Mapping[str, Any], clashes: Iterable[str]
+    built: Mapping[str, LoRAWrapper], arrays: Mapping[str, Any], clashes: set[str]
 ) -> tuple[dict[str, LoRAWrapper], Problems]:
     """`built` with the shared arrays, without the adapters that cannot get theirs."""
     usable = {name: array for name, array in arrays.items() if name not in clashes}
-    kept = {
-        p: adapter for p, adapter in built.items() if names_shared_in(adapter).isdisjoint(clashes)
-    }
+    served = {path: node for path, node in built.items() if not names_shared_in(node) & clashes}
     try:
-        return put_shared(kept, usable), {}
+        return put_shared(served, usable), {}
     except SelectionError as err:  # an array is missing, or too small
         unshared = {path: adapter for path, adapter in built.items() if not uses_shared(adapter)}
         return unshared, {f"{err}": err}

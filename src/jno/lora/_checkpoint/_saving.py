@@ -136,7 +136,7 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
 
 
 def _plugin_of(cls: type[LoRAWrapper], registry: Registry) -> tuple[str | None, str]:
-    """The distribution that provides `cls`, and its version; `(None, "")` without one."""
+    """The distribution that provides `cls`, and its version; else `(None, "")`."""
     provider = registry.provider_of(cls)
     if provider is None or provider.distribution == IN_PROCESS:
         return None, ""

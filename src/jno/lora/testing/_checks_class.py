@@ -19,17 +19,8 @@ from .._reports import count
 from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase, split
-from ._conformance import (
-    ConformanceError,
-    advice,
-    arrays_of,
-    is_key,
-    raised_in,
-    relative_error,
-    require,
-    required,
-    same_bits,
-)
+from ._comparisons import arrays_of, is_key, relative_error, require, same_bits
+from ._conformance import ConformanceError, advice, raised_in, required
 from ._programs import attributes, merged, output
 
 

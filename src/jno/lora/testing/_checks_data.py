@@ -13,7 +13,8 @@ from .._merge import merge_lora
 from .._registry import Registry
 from .._shared_arrays import resolve, shared_arrays, uses_shared, with_shared_arrays
 from ._case import WrapperCase, constructed, perturbed, random_statistics
-from ._conformance import arrays_of, relative_error, require, require_close, required
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import required
 from ._programs import output
 
 _TOLERANCE = 1e-5

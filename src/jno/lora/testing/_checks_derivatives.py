@@ -16,7 +16,8 @@ from jax.experimental.jet import jet
 from jaxtyping import Array, Float, PyTree
 
 from ._case import NOT_MERGEABLE, WrapperCase, split
-from ._conformance import require_close, required
+from ._comparisons import require_close
+from ._conformance import required
 from ._programs import merged, through_merge
 
 _TOLERANCE = 2e-4

@@ -12,7 +12,8 @@ from .._paths import path_str
 from .._penalty import penalty
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase
-from ._conformance import arrays_of, relative_error, require, require_close, required
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import required
 
 _TOLERANCE = 1e-5
 

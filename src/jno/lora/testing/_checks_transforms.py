@@ -16,15 +16,8 @@ from .._merge import merge_lora
 from .._paths import path_str, stable_hash
 from .._shared_arrays import filler, with_shared_arrays
 from ._case import NOT_MERGEABLE, WrapperCase, constructed, perturbed, random_statistics, split
-from ._conformance import (
-    ConformanceError,
-    advice,
-    arrays_of,
-    relative_error,
-    require,
-    require_close,
-    required,
-)
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import ConformanceError, advice, required
 from ._programs import (
     gradients,
     mapped_and_scanned,

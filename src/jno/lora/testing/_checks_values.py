@@ -15,17 +15,8 @@ from .._contract import takes, with_arrays
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import NOT_MERGEABLE, WrapperCase, split
-from ._conformance import (
-    ConformanceError,
-    advice,
-    arrays_of,
-    is_refusal,
-    raised_in,
-    relative_error,
-    require,
-    require_close,
-    required,
-)
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import ConformanceError, advice, is_refusal, raised_in, required
 from ._programs import merged, output, start_and_merge
 
 # Float32: the rounding of a few hundred terms. Half precision: a number of roundings of the output;

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from .._contract import merged_layer, with_arrays
 from .._merge import plain_layer
 from ._case import WrapperCase, perturbed
-from ._conformance import is_key
+from ._comparisons import is_key
 
 
 def compiled(function: Callable[..., Any]) -> Any:
