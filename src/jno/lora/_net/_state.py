@@ -124,13 +124,9 @@ class NetState:
 
     def trained_outside(self) -> list[str]:
         """The paths of the arrays that train and belong to no adapter."""
-        in_adapters = jax.tree.leaves(lora_trainable_filter(self.module))
-        leaves = jtu.tree_leaves_with_path(self.trainable)
-        return [
-            path_str(keys)
-            for (keys, trains), is_adapter_leaf in zip(leaves, in_adapters, strict=True)
-            if trains and not is_adapter_leaf
-        ]
+        masks = self.trainable, lora_trainable_filter(self.module)
+        outside = jax.tree.map(lambda trains, in_adapter: trains and not in_adapter, *masks)
+        return [path_str(keys) for keys, trains in jtu.tree_leaves_with_path(outside) if trains]
 
     def training(self, mask: MaskLike | None, *, train: bool) -> "NetState":
         """With the selected leaves trained, or not. A mask that selects nothing warns.

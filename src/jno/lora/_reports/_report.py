@@ -137,12 +137,11 @@ def report_on(
     for path, adapter, trained, counted in adapted_layers(model, trainable, parameters):
         provider = registry.provider(type(adapter))
         distribution = None if provider is None else provider.distribution
-        sizes = count(adapter, trained), _count_all(adapter, counted)
-        error = _error_of_merging(fill(adapter), path) if measure else None
         classes = type(adapter.base).__name__, type(adapter)
-        rows.append(
-            ReportRow(path, *classes, distribution, adapter.rank, adapter.alpha, *sizes, error)
-        )
+        sizes = count(adapter, trained), _count_all(adapter, counted)
+        numbers = adapter.rank, adapter.alpha, *sizes
+        error = _error_of_merging(fill(adapter), path) if measure else None
+        rows.append(ReportRow(path, *classes, distribution, *numbers, error))
     total = _count_all(model, parameters)
     return LoraReport(tuple(rows), count(model, trainable), total, measure)
 

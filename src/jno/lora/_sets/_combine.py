@@ -35,7 +35,8 @@ def _accepting_report(function: F) -> F:
         )
         return combine_with_report(*args, **options)
 
-    return combine  # type: ignore[return-value]
+    accepting: Any = combine
+    return accepting
 
 
 @_accepting_report
@@ -131,11 +132,9 @@ def combine_with_report(
         state, error = on_the_mesh(
             states, _combined, recipe, first.wrapper, states, scales, key, numbers
         )
-        rank_here = state["lora_A"].shape[-2]
-        adapters[path] = dataclasses.replace(
-            first, state=state, rank=rank_here, alpha=float(rank_here)
-        )
-        rows.append(UpdateRow(path, first.wrapper, first.wrapper, rank_here, error))
+        r = state["lora_A"].shape[-2]
+        adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
+        rows.append(UpdateRow(path, first.wrapper, first.wrapper, r, error))
     return AdapterSet(adapters), UpdateReport(tuple(rows))
 
 
