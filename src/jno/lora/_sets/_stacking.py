@@ -140,34 +140,28 @@ def _differences(
         if arrays != shared[0]:
             yield f"shared arrays: {shared[0]} in set 0, {arrays} in set {index}"
     for path in paths_of(sets):
-        first = next((i, s[path]) for i, s in enumerate(sets) if path in s.adapters)
-        for index, adapters in enumerate(sets):
-            if path in adapters.adapters:
-                adapter = adapters[path]
-                yield from _differences_of(path, first, (index, adapter), is_padded)
-                if rank and (adapter.rank or 0) > rank:
-                    yield f"{show_path(path)}: rank {adapter.rank} in set {index}, above {rank}"
-            elif not is_padded:
-                yield f"{show_path(path)}: set {index} has no adapter there"
-
-
-def _differences_of(
-    path: str, first: tuple[int, LooseAdapter], second: tuple[int, LooseAdapter], is_padded: bool
-) -> Iterator[str]:
-    """The differences between two adapters, each given with the index of its set."""
-    (i, here), (j, there) = first, second
-    before, after = _described(here, is_padded), _described(there, is_padded)
-    for name in before | after:
-        if before.get(name) != after.get(name):
-            yield (
-                f"{show_path(path)}, {name}: {before.get(name, 'none')} in set {i}, "
-                f"{after.get(name, 'none')} in set {j}"
-            )
-    if before["class"] == after["class"] and here.wrapper is not there.wrapper:
-        yield (
-            f"{show_path(path)}: {before['class']} in set {j} is another class than in set {i}. It "
-            "was defined twice (a notebook cell that ran again): make both sets with the same class"
-        )
+        i, first = next((i, s[path]) for i, s in enumerate(sets) if path in s.adapters)
+        here = _described(first, is_padded)
+        for j, adapters in enumerate(sets):
+            if path not in adapters.adapters:
+                if not is_padded:
+                    yield f"{show_path(path)}: set {j} has no adapter there"
+                continue
+            adapter, there = adapters[path], _described(adapters[path], is_padded)
+            for name in here | there:
+                if here.get(name) != there.get(name):
+                    yield (
+                        f"{show_path(path)}, {name}: {here.get(name, 'none')} in set {i}, "
+                        f"{there.get(name, 'none')} in set {j}"
+                    )
+            if here["class"] == there["class"] and first.wrapper is not adapter.wrapper:
+                yield (
+                    f"{show_path(path)}: {here['class']} in set {j} is another class than in set "
+                    f"{i}. It was defined twice (a notebook cell that ran again): make both sets "
+                    "with the same class"
+                )
+            if rank and (adapter.rank or 0) > rank:
+                yield f"{show_path(path)}: rank {adapter.rank} in set {j}, above {rank}"
 
 
 def _described(adapter: LooseAdapter, is_padded: bool) -> dict[str, Any]:
