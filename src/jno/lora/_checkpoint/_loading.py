@@ -96,8 +96,8 @@ def load(
         raise CheckpointError(f"{os.fspath(file)!r} cannot be loaded: {err}") from err
     problems |= dict.fromkeys(itertools.chain(*misfit_lines.values()))
     fitting = [path for path in adapters if path not in misfit_lines]
-    known = known_layers(model, fitting, originals)
-    has_same_values = same_values(contents.configuration.entries, known)
+    comparable = known_layers(model, fitting, originals)
+    has_same_values = same_values(contents.configuration.entries, comparable)
     if strict == "values":
         problems |= _problems_of_values(fitting, has_same_values)
     clashes = shared_by_others(model, adapters) & adapters.shared.keys()

@@ -64,10 +64,9 @@ class NetState:
     ) -> "NetState":
         """With the adapters of a file around its layers."""
         # A replaced adapter may hold a changed layer (PiSSA), so plain layers are wrapped.
-        plain, known = self.plain().module, self.original_layers()
-        loaded = load(
-            self.module, path, wrappers, registry, strict=strict, plain=plain, originals=known
-        )
+        plain = self.plain().module
+        layers = {"plain": plain, "originals": self.original_layers()}
+        loaded = load(self.module, path, wrappers, registry, strict=strict, **layers)
         if not loaded:
             return self
         originals = originals_of(plain, replace_layers(plain, loaded))
@@ -99,8 +98,8 @@ class NetState:
 
     def plain(self) -> "NetState":
         """Without adapters. Layers that were not trained are the originals."""
-        known = self.original_layers()
-        module = map_adapters(lambda path, adapter: known.get(path, adapter), self.module)
+        originals = self.original_layers()
+        module = map_adapters(lambda path, adapter: originals.get(path, adapter), self.module)
         return self._without_adapters(unwrap_lora(module))
 
     def original_layers(self) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def check_ranks(case: WrapperCase) -> str | None:
     base = case.make_base()
     beyond = 1 + max((array.size for array in arrays_of(base)), default=0)
     for rank in {1, 3, beyond} - {case.rank}:  # other checks cover the rank of the case
-        other = dataclasses.replace(case, rank=rank)
-        arguments = other, other.make_base(), other.make_inputs()
+        ranked = dataclasses.replace(case, rank=rank)
+        arguments = ranked, ranked.make_base(), ranked.make_inputs()
         try:
             start, trained, plain = call_compiled(start_and_merge, *arguments)
         except Exception as err:
