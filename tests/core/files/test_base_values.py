@@ -128,7 +128,9 @@ def test_another_base_is_told_and_loaded(model, getkey, file):
 def test_strict_about_values_another_base_is_refused(model, getkey, file):
     save_adapters(adapted(model, getkey), file)
     other = changed(model, lambda m: m.head)
-    with pytest.raises(CheckpointError, match="  - head: the layer has other values than the one"):
+    with pytest.raises(
+        CheckpointError, match="  - head: the layer has other values than the layer"
+    ):
         load(other, file, strict="values")
     net = Net(other)
     with pytest.raises(CheckpointError, match="head: the layer has other values"):

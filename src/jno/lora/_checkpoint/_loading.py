@@ -116,12 +116,12 @@ def load(
     if problems:
         warn(
             f"{len(loaded)} of {len(contents.configuration.entries)} adapters of "
-            f"{os.fspath(file)!r} were loaded. The others were left out:\n{bullets(problems)}"
+            f"{os.fspath(file)!r} were loaded. Left out:\n{bullets(problems)}"
         )
     return loaded
 
 
-_OTHER_VALUES = "the layer has other values than the one that the adapter was made for"
+_OTHER_VALUES = "the layer has other values than the layer that the adapter was made for"
 _UNKNOWN_VALUES = (
     "the values of the layer cannot be compared: the file has no hash of them (save it again by "
     "save_adapters(..., base_values=model)), or the layer is in another precision or has no values"

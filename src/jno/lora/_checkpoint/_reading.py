@@ -59,7 +59,7 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
         text = container.metadata.get(KEY)
         if text is None:
             raise MalformedError(
-                f"it is a safetensors file, but not one of jno-lora: its metadata have no {KEY!r}. "
+                f"it is a safetensors file, but not from jno-lora: its metadata have no {KEY!r}. "
                 "`jno.lora.peft.load_peft` reads the directory of a PEFT adapter"
             )
         configuration = Configuration.parse(text)

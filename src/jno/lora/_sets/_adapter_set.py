@@ -135,7 +135,7 @@ def check_set(given: Any, what: str) -> None:
     if not isinstance(given, AdapterSet):
         raise SelectionError(
             f"`{what}` must be an AdapterSet, but is of type {type(given).__name__}. "
-            "extract_adapters(model) makes one of a model, read_adapters(path) one of a file."
+            "extract_adapters(model) takes it from a model, read_adapters(path) from a file."
         )
 
 

@@ -66,7 +66,7 @@ def to_lora(
     """
     expect_model(model, "to_lora")
     if rank is not None and energy is not None:
-        raise SelectionError("`rank` and `energy` were both given. Give one of them.")
+        raise SelectionError("`rank` and `energy` were both given. Give only one.")
     if rank is not None:
         check_rank(rank)
     if energy is not None:

@@ -194,7 +194,7 @@ def check_products(sets: Sequence[AdapterSet], done: str) -> None:
     if lines:
         raise SelectionError(
             "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
-            f"{done}, but there are others:\n{bullets(lines)}\n"
+            f"{done}. These adapters are different:\n{bullets(lines)}\n"
             "Convert them first, if they hold nothing beside their update: "
             "extract_adapters(to_lora(model, rank=...)[0])."
         )

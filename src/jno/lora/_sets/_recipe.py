@@ -1,4 +1,4 @@
-"""The methods of `combine`: the arguments that each takes, and what it does to the updates."""
+"""The methods of `combine`: the arguments and the steps of each method."""
 
 import dataclasses
 from typing import Literal, NamedTuple

@@ -111,7 +111,7 @@ def put_around(model: M, adapters: AdapterSet) -> M:
     for name in sorted(shared_by_others(model, adapters) & adapters.shared.keys()):
         raise SelectionError(
             f"The model's other adapters share an array {name!r} already, and these adapters come "
-            "with one. Unwrap the others first."
+            "with an array of that name. Unwrap the model's adapters first."
         )
     layers = layers_at(model, adapters)
     built: dict[str, LoRAWrapper] = {}

@@ -152,7 +152,7 @@ def check_merge_restores_form(case: WrapperCase) -> None:
         require(
             type(plain) is type(case.make_base()),
             f"`merge()` gives a {type(plain).__name__}.",
-            "return the base with another weight, not the adapter and not a new kind of layer.",
+            "return the base with a new weight, not the adapter and not a new kind of layer.",
         )
 
 
