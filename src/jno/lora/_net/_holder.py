@@ -137,11 +137,12 @@ class Holder(Handle):
         return self
 
     def activate(self: H, name: str) -> H:
-        """Put the adapters of that name into the model, after `deactivate`.
+        """Exchange the model's adapters for the adapters of that name.
 
-        Each set keeps its values, and which of its arrays and of its layers' arrays train, even if
-        `freeze` is called meanwhile. Adapters that become active for the first time train as after
-        `lora`. A `lora` call adds to the active adapters.
+        The net keeps the former adapters under their name. Each set keeps its values, and which of
+        its arrays and of its layers' arrays train, even if `freeze` is called meanwhile. Adapters
+        that become active for the first time train as after `lora`. A `lora` call adds to the
+        active adapters.
 
         **Raises:** `SelectionError` if the name is unknown, and as `deactivate`.
         """
