@@ -64,6 +64,18 @@ def test_what_is_taken_out_and_put_in_again_computes_the_same(variant, getkey):
     assert jnp.array_equal(again(x), model(x))
 
 
+@pytest.mark.parametrize(
+    ("variant", "scale", "is_product"),
+    [("lora", 1.5, True), ("rslora", 3 / 2**0.5, True), ("lora-xs", None, False)],
+)
+def test_an_adapter_without_its_layer_knows_its_scale(variant, scale, is_product, getkey):
+    adapter = extract_adapters(trained(TwoKinds(getkey()), variant, 1))["layers/0"]
+    assert adapter.scale == (None if scale is None else pytest.approx(scale))
+    assert adapter.is_product is is_product
+    with_bias = dataclasses.replace(adapter, state={**adapter.state, "bias_update": jnp.zeros(6)})
+    assert with_bias.scale == adapter.scale and not with_bias.is_product
+
+
 def test_swapping_compiles_nothing_anew_and_works_inside_jit(getkey):
     plain, x = TwoKinds(getkey()), jax.random.normal(getkey(), (2, 6))
     one, other = (trained(plain, "lora", seed) for seed in (1, 2))
