@@ -17,7 +17,7 @@ from jaxtyping import AbstractArray, Array, PRNGKeyArray
 from jno.lora.coded import with_arrays
 
 from ._arrays import Matrix, compute_dtype
-from ._bibtex import ENTRIES, bibtex_of
+from ._bibtex import entries
 from ._layer_kind import Bias, LayerKind
 from ._tracing import traced_once
 
@@ -167,7 +167,7 @@ class Method(LayerKind):
         elif cls.kind is LayerKind:
             cls.method = cls
         if "paper" in vars(cls) and "bibtex" not in vars(cls):
-            cls.bibtex = bibtex_of(cls.paper) if cls.paper in ENTRIES else None
+            cls.bibtex = entries().get(cls.paper)
         # A constructor that somebody wrote by hand is inherited as it is.
         inherited = cls.__init__
         if "start" in vars(cls) and (
