@@ -8,7 +8,7 @@ import re
 @functools.cache
 def entries() -> dict[str, str]:
     """Every entry of `papers.bib`, by its number on arXiv or OpenReview."""
-    file = importlib.resources.files(__package__) / "papers.bib"
+    file = importlib.resources.files("jno_lora_zoo") / "papers.bib"
     texts = re.findall(r"^@.*?^}", file.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     return {re.findall(r"eprint = {(.+)}", text)[0]: text for text in texts}
 
