@@ -36,7 +36,7 @@ class KernelLayer(LayerKind):
 
     weight_axes = "oi..."
     # The classes whose `__call__` the operations reproduce.
-    known: ClassVar[tuple[type, ...]] = ()
+    exact_classes: ClassVar[tuple[type, ...]] = ()
 
     @classmethod
     def keeps_layout(cls, leaf: Any) -> bool:
@@ -66,7 +66,7 @@ class KernelLayer(LayerKind):
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         """The patches of all groups and positions: the outputs for kernels with a single 1."""
-        if class_of(layer) not in cls.known:
+        if class_of(layer) not in cls.exact_classes:
             raise WrapperError(f"the inputs of a {type(layer).__name__} are not known as patches")
         frame = eqx.filter(layer, eqx.is_array, inverse=True)
         width = cls.matrix(layer).shape[1]
@@ -91,7 +91,7 @@ class KernelLayer(LayerKind):
         return None if base.groups == 1 else base.out_channels // base.groups
 
     def computes(self, x: Any) -> bool:
-        return class_of(self.base) in self.known
+        return class_of(self.base) in self.exact_classes
 
     def reads_features(self) -> bool:
         return self.base.groups == 1 and set(kernel_shape(self.base)[2:]) == {1}
