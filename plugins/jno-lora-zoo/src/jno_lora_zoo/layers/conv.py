@@ -64,7 +64,12 @@ class ConvTransposeLayer(KernelLayer):
     not claimed, since other libraries swap the first two axes.
     """
 
-    exact_classes = (_Transpose, eqx.nn.ConvTranspose1d, eqx.nn.ConvTranspose2d, eqx.nn.ConvTranspose3d)
+    exact_classes = (
+        _Transpose,
+        eqx.nn.ConvTranspose1d,
+        eqx.nn.ConvTranspose2d,
+        eqx.nn.ConvTranspose3d,
+    )
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
