@@ -16,6 +16,7 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
     plan_lora,
+    to_lora,
 )
 from jno_lora_recurrent import LoRARecurrent, RecurrentLayer
 from jno_lora_zoo import CorDA
@@ -174,3 +175,9 @@ def test_the_inputs_of_a_cell_are_its_input_and_its_state(make, getkey):
     np.testing.assert_allclose(found, np.outer(read, read), atol=1e-6)
     with pytest.raises(WrapperError, match="gates of a cell are not among its outputs"):
         calibrate(cell, [x], loss, wrappers=MeasuredGates)
+
+
+def test_to_lora_finds_lora_for_cells(getkey):
+    cell = eqx.nn.GRUCell(3, 2, key=getkey())
+    model, _ = to_lora(apply_lora([cell], 2, key=getkey(), wrappers="dora-recurrent"), rank=2)
+    assert type(model[0]) is LoRARecurrent
