@@ -3,9 +3,15 @@
     python tests/zoo/listings.py            # which files are out of date
     python tests/zoo/listings.py --write    # writes them
 
+<<<<<<< HEAD
 Written are the stubs of adapters for type checkers, the tables in docs/zoo.md and docs/choosing.md,
 and the pages of methods in mkdocs.yml. A method is one line in
 `jno_lora_zoo/methods/__init__.py`; the rest is read from its class.
+=======
+The files are the stubs of adapters for type checkers, the names that the core reserves, the tables
+in docs/zoo.md and docs/choosing.md, and the pages of methods in mkdocs.yml. A method is one line in
+`jno_lora_zoo/methods/__init__.py`; everything else is read from its class.
+>>>>>>> zoo
 """
 
 import dataclasses
@@ -13,6 +19,7 @@ import importlib
 import inspect
 import pathlib
 import re
+import runpy
 import sys
 import types
 import typing
@@ -28,13 +35,21 @@ from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
 
 ROOT = pathlib.Path(__file__).parents[2]
 COLUMNS = ("zoo", "embedding", "recurrent", "foundax", "arrays")
-HEADER = "# Written by `python tests/zoo/listings.py --write`.\n"
+STUBS = runpy.run_path(str(ROOT / "plugins/jno-lora-zoo/stubs.py"))
 
 
 def files() -> dict[pathlib.Path, str]:
     """Each file that is written, wholly or in part, with the text that it should have."""
+<<<<<<< HEAD
     found = {_folder(column) / "adapters.pyi": _adapters(column) for column in COLUMNS}
     found[_folder("zoo") / "methods/__init__.pyi"] = _methods()
+=======
+    found = {path: text for column in COLUMNS for path, text in stubs_of(column).items()}
+    names = ROOT / "src/jno/lora/_registry/_zoo_names.py"
+    found[names] = _replaced(
+        names, r'^_METHODS = """.*?^_LAYERS = """.*?^"""\n', _names(), re.M | re.S
+    )
+>>>>>>> zoo
     zoo = ROOT / "docs/zoo.md"
     found[zoo] = _replaced(zoo, r"(?<=<!-- methods -->\n).*?(?=<!-- /methods -->)", _table(), re.S)
     choosing = ROOT / "docs/choosing.md"
@@ -52,8 +67,9 @@ def outdated() -> list[pathlib.Path]:
     return [path for path, text in files().items() if not path.exists() or path.read_text() != text]
 
 
-def _folder(column: str) -> pathlib.Path:
-    return ROOT / f"plugins/jno-lora-{column}/src/jno_lora_{column}"
+def stubs_of(column: str) -> dict[pathlib.Path, str]:
+    """The stubs of a plugin, which also every build and every editable install of it writes."""
+    return STUBS["stubs_of"](ROOT / f"plugins/jno-lora-{column}")
 
 
 def _replaced(path: pathlib.Path, pattern: str, text: str, flags: int) -> str:
@@ -62,6 +78,7 @@ def _replaced(path: pathlib.Path, pattern: str, text: str, flags: int) -> str:
     return new
 
 
+<<<<<<< HEAD
 def _adapters(column: str) -> str:
     """The stub of a module of adapters: a class for each, of a method and a kind of layer."""
     package = f"jno_lora_{column}"
@@ -121,6 +138,19 @@ def _home(cls: type, package: str) -> str:
     if cls.__module__.startswith(f"{package}."):
         return cls.__module__.removeprefix(package)
     return "jno_lora_zoo"
+=======
+def _names() -> str:
+    """The names of the zoo's methods and of its kinds of layer, for the core to reserve."""
+    adapters = importlib.import_module("jno_lora_zoo.adapters")
+    first = METHODS[0]
+    of_first = [name for name in adapters.__all__ if first in getattr(adapters, name).__bases__]
+    layers = [name.removeprefix(first.__name__) for name in of_first]
+    return _words("_METHODS", [m.__name__ for m in METHODS]) + _words("_LAYERS", layers)
+
+
+def _words(name: str, items: list[str]) -> str:
+    return f'{name} = """\n{textwrap.fill(" ".join(items), 100)}\n"""\n'
+>>>>>>> zoo
 
 
 def _table() -> str:

@@ -12,10 +12,12 @@ from jno.lora import (
     Net,
     SelectionError,
     WrapperError,
+    apply_lora,
     calibrate,
     plan_lora,
     refresh,
     registered,
+    to_lora,
 )
 from jno_lora_embedding import EmbeddingLayer, LoRAEmbedding, PiSSAEmbedding
 from jno_lora_zoo import CorDA
@@ -125,7 +127,9 @@ def test_by_name_by_variant_and_in_auto_but_not_by_default(getkey):
     assert wrapped() == ("Embedding", "LoRALinear")
     assert wrapped(wrapper="LoRAEmbedding") == ("LoRAEmbedding", "Linear")
     assert wrapped(wrapper="auto") == ("LoRAEmbedding", "LoRALinear")
-    assert wrapped(wrapper="dora") == ("DoRAEmbedding", "DoRALinear")
+    assert wrapped(wrapper="dora") == ("Embedding", "DoRALinear")
+    assert wrapped(wrapper="dora-embedding") == ("DoRAEmbedding", "Linear")
+    assert wrapped(wrapper=["dora", "dora-embedding"]) == ("DoRAEmbedding", "DoRALinear")
 
 
 def test_what_the_methods_refuse_names_the_path(getkey):
@@ -135,3 +139,9 @@ def test_what_the_methods_refuse_names_the_path(getkey):
         Net(Tagger(getkey())).lora(rank=2, wrapper=LoRAEmbedding, target="linear")
     with pytest.warns(JnoLoraWarning, match="embedding: 50 -> 6"):
         Net(Tagger(getkey())).lora(rank=50, wrapper=LoRAEmbedding)
+
+
+def test_to_lora_finds_lora_for_embeddings(getkey):
+    wrappers = ["dora", "dora-embedding"]
+    model, _ = to_lora(apply_lora(Tagger(getkey()), 2, key=getkey(), wrappers=wrappers), rank=2)
+    assert type(model.embedding) is LoRAEmbedding

@@ -75,8 +75,9 @@ def to_lora(
         return model, UpdateReport(())
     registry = default_registry(registry)
     named = registry.resolve("lora")
-    with contextlib.suppress(SelectionError):  # a registry may hold no such class
-        named += registry.resolve("lora-in-norm")
+    for variant in ("lora-in-norm", "lora-embedding", "lora-recurrent"):
+        with contextlib.suppress(SelectionError):  # a registry may hold no such class
+            named += registry.resolve(variant)
     classes = tuple(cls for cls in named if cls.low_rank_scale(1, 1.0) is not None)
     rows: list[UpdateRow] = []
     problems: list[str] = []
