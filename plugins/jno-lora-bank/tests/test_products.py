@@ -155,7 +155,7 @@ def test_all_platforms_compute_the_same(rows):
     for function in (_kernels.looped_update, _kernels.ragged_update):
         np.testing.assert_allclose(function(ys, xs, A, Bt, s, slots), wanted, atol=1e-5)
     functions = (_kernels.gathered_sums, _kernels.looped_sums)
-    sums = [f(xs, A, ys, s, slots, dtype=np.dtype("float32")) for f in functions]
+    sums = [f(xs, A, ys, s, slots) for f in functions]
     np.testing.assert_allclose(*sums, atol=1e-4)
 
 
@@ -179,7 +179,7 @@ def test_a_nan_stays_in_its_slot(side):
     sides[side] = sides[side].at[0].set(jnp.nan)
     s = jnp.ones(BATCH)
     for function in (_kernels.gathered_sums, _kernels.looped_sums):
-        sums = function(sides[0], A, sides[1], s, slots, dtype=np.dtype("float32"))
+        sums = function(sides[0], A, sides[1], s, slots)
         is_nan = np.isnan(sums).any(axis=(1, 2))
         np.testing.assert_array_equal(is_nan, np.arange(SLOTS) == slots[0])
     for function in UPDATES:

@@ -2,6 +2,6 @@
 
 from ._bank import AdapterBank
 from ._running import at_slot
-from ._slot_table import Snapshot
+from ._state import Snapshot
 
 __all__ = ["AdapterBank", "Snapshot", "at_slot"]

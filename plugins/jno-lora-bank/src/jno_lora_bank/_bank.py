@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -17,8 +18,7 @@ from jno.lora.extending import adapted_layers, bullets, expect_model
 
 from ._growing import axis_size, grown, room_for
 from ._running import at_slot, call_batch, call_one, check_names, check_not_in_jit, in_slot
-from ._slot_table import SlotTable, Snapshot
-from ._state import State
+from ._state import Snapshot, State
 from ._training import slots_to_train, slotwise, with_trained
 from ._values import Values, values_of, with_factors, without_factors
 
@@ -81,7 +81,7 @@ class AdapterBank:
         capacity = -(-(1 + max(slots, len(sets))) // devices) * devices  # a multiple of `devices`
         self._plain, self._rank, self._axis = model, rank, axis
         self._lock = threading.RLock()
-        self._state = State.of(model, SlotTable.empty(capacity))
+        self._state = State.of(model, MappingProxyType({}), tuple(range(1, capacity)))
         self._sets: dict[str, AdapterSet] = {}  # without their factors, which are in the slots
         self._partitioned: list[Any] | None = None
         self._fixed = False
@@ -112,17 +112,14 @@ class AdapterBank:
                     f"The bank has an adapter {name!r} already. Give another name, or "
                     f"bank.replace({name!r}, adapters)."
                 )
-            state = self._with_room(adapters, values, needs_slot=True)
-            state = state._replace(table=state.table.added(name))
-            return self._fill(state, name, adapters, values)
+            return self._put(name, adapters, values)
 
     def replace(self, name: str, adapters: Source) -> int:
         """Put other adapters into the slot of `name`. **Returns** and **Raises:** as `add`."""
         adapters, values = self._read(adapters)
         with self._lock:
             self._state.snapshot.slot(name)
-            state = self._with_room(adapters, values, needs_slot=False)
-            return self._fill(state, name, adapters, values)
+            return self._put(name, adapters, values)
 
     def remove(self, name: str) -> None:
         """Empty the slot of `name`. An example that still has its number gets NaN.
@@ -130,9 +127,8 @@ class AdapterBank:
         **Raises:** `SelectionError` if there is no such adapter.
         """
         with self._lock:
-            slot = self._state.snapshot.slot(name)
-            table = self._state.table.removed(name)
-            self._state = self._state.emptied(slot)._replace(table=table)
+            self._state.snapshot.slot(name)
+            self._state = self._state.emptied(name)
             del self._sets[name]
 
     def adapters(self, name: str) -> AdapterSet:
@@ -147,12 +143,12 @@ class AdapterBank:
     @property
     def slots(self) -> Mapping[str, int]:
         """The slot of each adapter, by name."""
-        return self._state.table.slots
+        return self._state.slots
 
     @property
     def capacity(self) -> int:
         """How many adapters there is room for without compiling again."""
-        return self._state.table.capacity - 1
+        return self._state.capacity - 1
 
     def snapshot(self) -> Snapshot:
         """The bank as it is now, for programs of your own.
@@ -265,29 +261,20 @@ class AdapterBank:
             adapters = read_adapters(adapters)
         return adapters, values_of(self._plain, adapters)
 
-    def _with_room(
-        self, adapters: AdapterSet, values: Mapping[str, Values], *, needs_slot: bool
-    ) -> State:
-        """The state, or a larger state, with room for the values."""
-        state, table = self._state, self._state.table
+    def _put(self, name: str, adapters: AdapterSet, values: Mapping[str, Values]) -> int:
+        """Write the values into the slot of `name`, or an empty slot. Make room if needed."""
+        state = self._state
         rooms, lacking = room_for(state, adapters, values, self._rank)
-        if needs_slot and not table.free:
+        if name not in state.slots and not state.free:
             lacking = [f"an empty slot (it has {self.capacity}, all in use)", *lacking]
-            table = table.doubled()
-        if not lacking:
-            return state
-        if self._fixed:
+            state = state._replace(free=tuple(range(state.capacity, 2 * state.capacity)))
+        if lacking and self._fixed:
             raise SelectionError(
                 f"The bank is fixed, and the adapters need more room:\n{bullets(lacking)}\n"
                 "Remove an adapter, cut the rank by to_lora(model, rank=...), or make a new bank."
             )
-        return grown(state, self._plain, rooms, table, self._axis)
-
-    def _fill(
-        self, state: State, name: str, adapters: AdapterSet, values: Mapping[str, Values]
-    ) -> int:
-        """Write the values into the slot that `state` has for `name`."""
-        slot = state.table.slots[name]
-        self._state = state.filled(slot, values)
+        state = grown(state, self._plain, rooms, self._axis) if lacking else state
+        state = state if name in state.slots else state.named(name)
+        self._state = state.filled(name, values)
         self._sets[name] = without_factors(adapters)
-        return slot
+        return self._state.slots[name]

@@ -12,7 +12,6 @@ from jno.lora import AdapterSet, SelectionError
 from jno.lora.extending import layers_at, over_stack, put_around, show_path
 from jno.lora.types import LayerForm, LooseAdapter
 
-from ._slot_table import SlotTable
 from ._slots import Slots, layers_with_slots, slots_class
 from ._state import SLOT_NDIM, State
 from ._values import Values
@@ -75,28 +74,26 @@ def room_for(
     return rooms, lacking
 
 
-def grown(
-    state: State, model: PyTree, rooms: Mapping[str, Room], table: SlotTable, axis: str | None
-) -> State:
-    """The state with this room in each layer, at least as large as now, and the slots of `table`.
+def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | None) -> State:
+    """The state with the plain `model`, and with room for its slots in each layer.
 
-    - `model`: the plain model.
+    - `rooms`: at least as large as now.
     - `axis`: the mesh axis over which the slots are split, if any.
     """
     layers = layers_at(model, rooms)
-    used = np.asarray([0, *state.table.slots.values()])
+    used = np.asarray([0, *state.slots.values()])
     adapters: dict[str, LooseAdapter] = {}
     for path, room in rooms.items():
         layer, old = layers[path], state.arrays(path)
         ndim = room.cls.stack_ndim(layer)
-        arrays = room.empty(layer, ndim, table.capacity)
+        arrays = room.empty(layer, ndim, state.capacity)
         if not old:  # the adapters so far leave this layer as it is
             arrays["scale"] = arrays["scale"].at[..., used].set(0)
         for field, array in old.items():
             inside = tuple(slice(0, size) for size in array.shape)
             arrays[field] = arrays[field].at[inside].set(array)
         adapters[path] = LooseAdapter(arrays, room.cls, room.rank, 1.0, LayerForm.of(layer, ndim))
-    larger = State.of(put_around(model, AdapterSet(adapters)), table)
+    larger = State.of(put_around(model, AdapterSet(adapters)), state.slots, state.free)
     if axis is not None:
         for fields in larger.places.values():
             for field, place in fields.items():

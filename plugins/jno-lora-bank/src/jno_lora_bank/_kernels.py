@@ -22,11 +22,11 @@ def gathered_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Ar
     return jnp.where((s == 0)[:, None, None], y, y + u)
 
 
-def gathered_sums(x: Array, A: Array, y: Array, s: Array, slots: Array, *, dtype: Any) -> Array:
+def gathered_sums(x: Array, A: Array, y: Array, s: Array, slots: Array) -> Array:
     """The sum of `s_b (x_b A^T)^T y_b` over the examples of each slot: `(count, r, m)`."""
     products = jnp.einsum("bnr,bnm->brm", _gathered_down(x, A, s, slots), y)
-    products = jnp.where((s == 0)[:, None, None], 0, products).astype(dtype)
-    return jnp.zeros((len(A), *products.shape[1:]), dtype).at[slots].add(products)
+    products = jnp.where((s == 0)[:, None, None], 0, products).astype(A.dtype)
+    return jnp.zeros((len(A), *products.shape[1:]), A.dtype).at[slots].add(products)
 
 
 def _gathered_down(x: Array, A: Array, s: Array, slots: Array) -> Array:
@@ -49,10 +49,10 @@ def looped_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Arra
     return _loop(add, _flat(y), x, slots, len(A)).reshape(y.shape)
 
 
-def looped_sums(x: Array, A: Array, y: Array, s: Array, slots: Array, *, dtype: Any) -> Array:
+def looped_sums(x: Array, A: Array, y: Array, s: Array, slots: Array) -> Array:
     """`gathered_sums` by the same loop. Only the result is as large as all factors."""
     if len(x) < 2:
-        return gathered_sums(x, A, y, s, slots, dtype=dtype)
+        return gathered_sums(x, A, y, s, slots)
     flat_x, flat_y = _flat(x), _flat(y)
 
     def add(examples: Array, slot: Array, sums: Array) -> Array:
@@ -61,10 +61,10 @@ def looped_sums(x: Array, A: Array, y: Array, s: Array, slots: Array, *, dtype: 
         # Zeros in both factors: NaN of an example of another slot, times zero, would be NaN.
         h = jnp.where(scale == 0, 0, h)
         right = jnp.where(scale == 0, 0, _rows(flat_y, examples, y.shape[2]))
-        total = lax.dynamic_index_in_dim(sums, slot, keepdims=False) + (h.T @ right).astype(dtype)
+        total = _factor(sums, slot, A.dtype) + (h.T @ right).astype(A.dtype)
         return lax.dynamic_update_index_in_dim(sums, total, slot, 0)
 
-    return _loop(add, jnp.zeros((*A.shape[:2], y.shape[2]), dtype), x, slots, len(A))
+    return _loop(add, jnp.zeros((*A.shape[:2], y.shape[2]), A.dtype), x, slots, len(A))
 
 
 def _loop(

@@ -6,13 +6,11 @@ take the examples of each slot together. Both primitives are linear in each arra
 derivative of the other, so that all transformations of JAX apply to them.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import ShapedArray
 from jax.experimental import jet
 from jax.extend.core import Primitive
@@ -32,19 +30,15 @@ def slot_update(
 ) -> Float[Array, " m"]:
     """`y + s B[slot] A[slot] x`, and `y` itself for `s = 0`, whatever `x` holds.
 
-    `Bt` are the transposes of `B`. `y`, `x` and `s` have one dtype. The slot must exist.
+    `Bt` are the transposes of `B`, in the dtype of `A`. `y`, `x` and `s` have one dtype. The slot
+    must exist.
     """
     return _update.bind(y[None, None], x[None, None], A, Bt, s[None], slot[None])[0, 0]
 
 
 def _primitive(name: str, result_type: Callable[..., ShapedArray]) -> Primitive:
     primitive = Primitive(name)
-
-    @functools.cache
-    def compiled(**params: Any) -> Callable[..., Array]:
-        return jax.jit(functools.partial(primitive.bind, **params))
-
-    primitive.def_impl(lambda *args, **params: compiled(**params)(*args))
+    primitive.def_impl(jax.jit(primitive.bind))
     primitive.def_abstract_eval(result_type)
     return primitive
 
@@ -56,8 +50,7 @@ def _lower(primitive: Primitive, platform: str | None, kernel: Callable[..., Arr
 
 _update = _primitive("jno_lora_slot_update", lambda y, *_: ShapedArray(y.shape, y.dtype))
 _sums = _primitive(
-    "jno_lora_slot_sums",
-    lambda x, A, y, s, slots, dtype: ShapedArray((*A.shape[:2], y.shape[2]), np.dtype(dtype)),
+    "jno_lora_slot_sums", lambda x, A, y, *_: ShapedArray((*A.shape[:2], y.shape[2]), A.dtype)
 )
 
 # The platform decides: a loop of small products suits a CPU, and keeps an accelerator waiting.
@@ -71,9 +64,9 @@ _lower(_update, "tpu", ragged_update)
 def _jet_rule(function: Callable[..., Array]) -> Callable[..., Any]:
     """A `jet` rule, obtained by running `jet` on `function`."""
 
-    def rule(primals: Any, series: Any, **params: Any) -> Any:
+    def rule(primals: Any, series: Any) -> Any:
         *arrays, slots = primals
-        return jet.jet(lambda *xs: function(*xs, slots, **params), arrays, series[:-1])
+        return jet.jet(lambda *xs: function(*xs, slots), arrays, series[:-1])
 
     return rule
 
@@ -98,54 +91,46 @@ ad.defjvp(
 )
 ad.defjvp(
     _sums,
-    lambda dx, x, A, y, s, slots, dtype: _sums.bind(dx, A, y, s, slots, dtype=dtype),
-    lambda dA, x, A, y, s, slots, dtype: _sums.bind(x, dA, y, s, slots, dtype=dtype),
-    lambda dy, x, A, y, s, slots, dtype: _sums.bind(x, A, dy, s, slots, dtype=dtype),
-    lambda ds, x, A, y, s, slots, dtype: _sums.bind(x, A, y, ds, slots, dtype=dtype),
+    lambda dx, x, A, y, s, slots: _sums.bind(dx, A, y, s, slots),
+    lambda dA, x, A, y, s, slots: _sums.bind(x, dA, y, s, slots),
+    lambda dy, x, A, y, s, slots: _sums.bind(x, A, dy, s, slots),
+    lambda ds, x, A, y, s, slots: _sums.bind(x, A, y, ds, slots),
     None,
 )
 
 
-def _transpose_rule(transposes: Callable[..., tuple[Callable[[], Array], ...]]) -> Any:
-    """A transpose rule, from a function that returns one thunk for each array but `slots`."""
+def _by_scale(y: Array, x: Array, A: Array, Bt: Array, slots: Array) -> Array:
+    ones = jnp.ones(len(x), x.dtype)
+    return jnp.sum(y * _product(x, A, Bt, ones, slots), (1, 2))
 
-    def rule(ct: Any, *args: Any, **params: Any) -> list[Any]:
-        is_linear = [ad.is_undefined_primal(arg) for arg in args]
-        if type(ct) is ad.Zero:
-            pairs = zip(args, is_linear, strict=True)
-            return [ad.Zero(x.aval) if linear else None for x, linear in pairs]
-        thunks = transposes(ct, *args, **params)
-        pairs = zip(thunks, is_linear[:-1], strict=True)
-        return [*(thunk() if linear else None for thunk, linear in pairs), None]
+
+def _transpose_rule(*transposes: Callable[..., Array]) -> Callable[..., list[Any]]:
+    """A transpose rule, from the transpose by each array but `slots`."""
+
+    def rule(ct: Any, *args: Any) -> list[Any]:
+        results: list[Any] = [None] * len(args)
+        for i, x in enumerate(args):
+            if ad.is_undefined_primal(x):
+                is_zero = type(ct) is ad.Zero
+                results[i] = ad.Zero(x.aval) if is_zero else transposes[i](ct, *args)
+        return results
 
     return rule
 
 
-def _transposes_of_update(
-    ct: Array, y: Any, x: Any, A: Any, Bt: Any, s: Any, slots: Any
-) -> tuple[Callable[[], Array], ...]:
-    return (
-        lambda: ct,
-        lambda: _product(ct, Bt, A, s, slots),
-        lambda: _sums.bind(ct, Bt, x, s, slots, dtype=np.dtype(A.aval.dtype)),
-        lambda: _sums.bind(x, A, ct, s, slots, dtype=np.dtype(Bt.aval.dtype)),
-        lambda: jnp.sum(ct * _product(x, A, Bt, jnp.ones(len(ct), ct.dtype), slots), (1, 2)),
-    )
-
-
-def _transposes_of_sums(
-    ct: Array, x: Any, A: Any, y: Any, s: Any, slots: Any, *, dtype: Any
-) -> tuple[Callable[[], Array], ...]:
-    return (
-        lambda: _product(y, ct, A, s, slots),
-        lambda: _sums.bind(y, ct, x, s, slots, dtype=np.dtype(A.aval.dtype)),
-        lambda: _product(x, A, ct, s, slots),
-        lambda: jnp.sum(y * _product(x, A, ct, jnp.ones(len(x), x.dtype), slots), (1, 2)),
-    )
-
-
-ad.primitive_transposes[_update] = _transpose_rule(_transposes_of_update)
-ad.primitive_transposes[_sums] = _transpose_rule(_transposes_of_sums)
+ad.primitive_transposes[_update] = _transpose_rule(
+    lambda ct, *_: ct,
+    lambda ct, y, x, A, Bt, s, slots: _product(ct, Bt, A, s, slots),
+    lambda ct, y, x, A, Bt, s, slots: _sums.bind(ct, Bt, x, s, slots),
+    lambda ct, y, x, A, Bt, s, slots: _sums.bind(x, A, ct, s, slots),
+    lambda ct, y, x, A, Bt, s, slots: _by_scale(ct, x, A, Bt, slots),
+)
+ad.primitive_transposes[_sums] = _transpose_rule(
+    lambda ct, x, A, y, s, slots: _product(y, ct, A, s, slots),
+    lambda ct, x, A, y, s, slots: _sums.bind(y, ct, x, s, slots),
+    lambda ct, x, A, y, s, slots: _product(x, A, ct, s, slots),
+    lambda ct, x, A, y, s, slots: _by_scale(y, x, A, ct, slots),
+)
 
 
 def _batch_update(args: Any, dims: Any) -> tuple[Array, int]:
@@ -166,11 +151,11 @@ def _batch_update(args: Any, dims: Any) -> tuple[Array, int]:
     return result.reshape(y.shape), 0
 
 
-def _batch_sums(args: Any, dims: Any, *, dtype: Any) -> tuple[Array, int]:
+def _batch_sums(args: Any, dims: Any) -> tuple[Array, int]:
     v = _batch_size(args, dims)
     x, A, y, s, slots = (_in_front(a, d, v) for a, d in zip(args, dims, strict=True))
     slots = _numbered(slots, A.shape[1])
-    sums = _sums.bind(*map(_joined, (x, A, y, s, slots)), dtype=dtype)
+    sums = _sums.bind(*map(_joined, (x, A, y, s, slots)))
     return sums.reshape(v, len(sums) // v, *sums.shape[1:]), 0
 
 

@@ -83,9 +83,9 @@ class Slots(Method):
         return V if self.gain is None else scaled(V, self.of_slot(self.gain))
 
     def bias_law(self, b: Bias) -> Bias:
-        return (
-            b if self.shift is None else b + self.or_base(self.of_slot(self.shift).astype(b.dtype))
-        )
+        if self.shift is None:
+            return b
+        return b + self.or_base(self.of_slot(self.shift).astype(b.dtype))
 
     def forward(self, x: Any) -> Array:
         y = self.updated(x)

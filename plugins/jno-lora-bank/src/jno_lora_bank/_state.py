@@ -1,17 +1,18 @@
-"""The arrays of a bank: the model with its slots, and how a slot is written."""
+"""The state of a bank: the model, the names of its slots, and how a slot is written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.tree_util as jtu
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from jno.lora.extending import path_str, sharded_like
+from jno.lora import SelectionError
+from jno.lora.extending import nearest, path_str, sharded_like
 
-from ._slot_table import SlotTable, Snapshot
 from ._slots import layers_with_slots
 from ._values import Values
 
@@ -21,34 +22,70 @@ SLOT_NDIM = {"lora_A": 3, "lora_Bt": 3, "scale": 1, "gain": 2, "shift": 2}
 Arrays = dict[str, dict[str, Any]]
 
 
-class State(NamedTuple):
-    """The model as leaves, and where in them the arrays of each layer's slots are.
+class Snapshot(NamedTuple):
+    """A bank at one moment. Later changes of the bank do not change it.
 
-    - `places`: the index in `leaves` of each array, by the path of the layer and the field.
+    - `model`: with all slots in its adapted layers, for `at_slot`.
+    - `slots`: the slot of each adapter, by name.
+    """
+
+    model: Any
+    slots: Mapping[str, int]
+
+    def indices(self, names: Iterable[str | None]) -> Int[np.ndarray, " n"]:
+        """The slots of these names. `None` is the base alone, slot 0.
+
+        **Raises:** `SelectionError` for a name that the bank does not have.
+        """
+        return np.asarray([self.slot(name) for name in names], np.int32)
+
+    def slot(self, name: str | None) -> int:
+        """The slot of one name. **Raises:** as `indices`."""
+        if name is None:
+            return 0
+        if name not in self.slots:
+            near = ", ".join(map(repr, nearest(str(name), self.slots, n=3))) or "none"
+            raise SelectionError(
+                f"The bank has no adapter {name!r} (the nearest names: {near}). It was never added "
+                "or was removed; None is the base alone."
+            )
+        return self.slots[name]
+
+
+class State(NamedTuple):
+    """The model as leaves, and what its slots hold.
+
+    - `places`: the index in `leaves` of each array of slots, by path and field.
+    - `free`: the empty slots. The next adapter goes into the first.
     - `is_shared`: whether somebody else may hold the arrays of slots.
     """
 
     leaves: list[Any]
     treedef: Any
     places: Mapping[str, Mapping[str, int]]
-    table: SlotTable
+    slots: Mapping[str, int]
+    free: tuple[int, ...]
     is_shared: bool = False
 
     @classmethod
-    def of(cls, model: PyTree, table: SlotTable) -> "State":
-        """The state with this model, whose slots nobody else holds."""
-        pairs, treedef = jtu.tree_flatten_with_path(model)
+    def of(cls, model: PyTree, slots: Mapping[str, int], free: tuple[int, ...]) -> "State":
+        """The state with this model, whose arrays of slots nobody else holds."""
+        leaves, treedef = jtu.tree_flatten_with_path(model)
         places: dict[str, dict[str, int]] = {path: {} for path, _ in layers_with_slots(model)}
-        for place, (keys, _) in enumerate(pairs):
+        for place, (keys, _) in enumerate(leaves):
             path, _, field = path_str(keys).rpartition("/")
             if path in places and field in SLOT_NDIM:
                 places[path][field] = place
-        return cls([leaf for _, leaf in pairs], treedef, places, table)
+        return cls([leaf for _, leaf in leaves], treedef, places, slots, free)
 
     @property
     def snapshot(self) -> Snapshot:
-        """The model and the names."""
-        return Snapshot(jtu.tree_unflatten(self.treedef, self.leaves), self.table.slots)
+        return Snapshot(jtu.tree_unflatten(self.treedef, self.leaves), self.slots)
+
+    @property
+    def capacity(self) -> int:
+        """The number of slots, with slot 0."""
+        return 1 + len(self.slots) + len(self.free)
 
     def arrays(self, path: str) -> dict[str, Array]:
         """The arrays of the slots of one layer, by field."""
@@ -59,22 +96,32 @@ class State(NamedTuple):
         array = self.leaves[self.places[path][field]]
         return lax.index_in_dim(array, slot, _slot_axis(field, array), keepdims=False)
 
-    def filled(self, slot: int, values: Mapping[str, Values]) -> "State":
-        """The state with only `values` in one slot. This state may become unusable."""
+    def named(self, name: str) -> "State":
+        """The state whose first empty slot has a name."""
+        slot, *free = self.free
+        slots = MappingProxyType({**self.slots, name: slot})
+        return self._replace(slots=slots, free=tuple(free))
+
+    def filled(self, name: str, values: Mapping[str, Values]) -> "State":
+        """The state with only `values` in the slot of `name`. This state may become unusable."""
         # Layers and fields that `values` lack get numbers without effect: a gain of 1, else 0.
         every = {
             path: {f: values.get(path, {}).get(f, float(f == "gain")) for f in fields}
             for path, fields in self.places.items()
         }
-        return self._written(slot, every)._replace(is_shared=False)  # all arrays of slots are new
+        written = self._written(self.slots[name], every)
+        return written._replace(is_shared=False)  # all arrays of slots are new
 
-    def emptied(self, slot: int) -> "State":
-        """The state whose slot is marked as empty. This state may become unusable."""
-        empty = {
+    def emptied(self, name: str) -> "State":
+        """The state without an adapter of this name. This state may become unusable."""
+        slots = dict(self.slots)
+        slot = slots.pop(name)
+        nan = {
             path: {"scale": np.full(self.arrays(path)["scale"].shape[:-1], np.nan)}
             for path in self.places
         }
-        return self._written(slot, empty)  # the other arrays are as shared as before
+        written = self._written(slot, nan)  # the other arrays are as shared as before
+        return written._replace(slots=MappingProxyType(slots), free=(*self.free, slot))
 
     def _written(self, slot: int, values: Mapping[str, Values]) -> "State":
         """The state with these values in one slot, in the fields that `values` hold."""

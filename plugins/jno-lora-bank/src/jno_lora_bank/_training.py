@@ -57,7 +57,7 @@ def slots_to_train(
                 f"{name!r}. A schedule belongs into `make`: lambda rate: "
                 "optax.adam(lambda step: rate * schedule(step))"
             )
-    slots, count = state.snapshot.indices(rates), state.table.capacity
+    slots, count = state.snapshot.indices(rates), state.capacity
     moving = {(path, f): np.zeros(count, bool) for path in state.places for f in FACTORS.values()}
     for name, slot in zip(rates, slots, strict=True):
         for path, adapter in sets[name].adapters.items():
