@@ -48,7 +48,7 @@ class AdapterBank:
     - `rank`: the smallest rank that the slots have room for. Lower ranks are padded with zeros.
     - `fixed`: refuse an adapter that needs more room, instead of making room.
     - `axis`: the axis of the model's mesh over which the slots are split at rest. By default every
-        device has all slots, with the part of their factors that belongs to its part of the weight.
+        device has all slots, with the rows or columns of their factors for its share of the weight.
 
     **Raises:** `SelectionError` if `model` is adapted, or has no such mesh axis; or as `add`.
     """
@@ -151,7 +151,7 @@ class AdapterBank:
         return self._state.capacity - 1
 
     def snapshot(self) -> Snapshot:
-        """The bank as it is now, for programs of your own.
+        """The bank as it is now, for your programs.
 
         The next change copies the arrays of all slots, since the snapshot keeps the old arrays.
         """
@@ -165,7 +165,7 @@ class AdapterBank:
         The slot is an index, or the name of an adapter.
 
         **Raises:** `SelectionError` as `at_slot`, or inside `jit`, whose program would keep the
-        adapters of now.
+        current adapters.
         """
         *inputs, slot = args
         with self._lock:
@@ -225,7 +225,7 @@ class AdapterBank:
             self._partitioned = self._state.leaves
 
     def optimiser(self, make: Callable[[Any], Any], rates: Mapping[str, float]) -> Any:
-        """An optimiser (of optax) in which each slot has a state and a learning rate of its own.
+        """An optimiser (of optax) with a separate state and learning rate for each slot.
 
             optimiser = bank.optimiser(optax.adamw, {"style": 1e-3, "topic": 3e-4})
             trainable, frozen = bank.partition()
@@ -239,7 +239,7 @@ class AdapterBank:
         - `make`: a function from a learning rate, which is traced, to an optimiser.
         - `rates`: the learning rates of the adapters that train, by name.
 
-        It is for the slots as they are now: make a new optimiser after a change of the bank.
+        The optimiser fits only the current slots: make a new optimiser after a change of the bank.
 
         **Raises:** `SelectionError` for an unknown name; for a rate that is not a number; or for an
         adapter that is not a product of its own factors (PiSSA, VeRA, DoRA, IA3): `to_lora` makes a
@@ -274,7 +274,6 @@ class AdapterBank:
                 "Remove an adapter, cut the rank by to_lora(model, rank=...), or make a new bank."
             )
         state = grown(state, self._plain, rooms, self._axis) if lacking else state
-        state = state if name in state.slots else state.named(name)
         self._state = state.filled(name, values)
         self._sets[name] = without_factors(adapters)
         return self._state.slots[name]

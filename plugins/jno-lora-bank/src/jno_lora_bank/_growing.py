@@ -27,22 +27,18 @@ class Room(NamedTuple):
     rank: int
     fields: frozenset[str]
 
-    def empty(self, layer: Any, ndim: int, capacity: int) -> dict[str, Array]:
+    def empty(self, layer: Any, ndim: int, slots: int) -> dict[str, Array]:
         """The arrays of empty slots for `layer`, with `ndim` axes of a stack."""
         make: Any = self.cls
-        options: Any = dict.fromkeys(self.fields, True)
-        options |= {"key": jax.random.key(0), "slots": capacity}  # nothing is drawn
-
-        def start(layer: Any) -> dict[str, Array]:
-            return make(layer, self.rank, 1.0, **options).state()
-
-        return over_stack(start, ndim)(layer)
+        options: Any = {"key": jax.random.key(0), "slots": slots}  # nothing is drawn
+        options |= dict.fromkeys(self.fields, True)
+        return over_stack(lambda x: make(x, self.rank, 1.0, **options).state(), ndim)(layer)
 
 
 def room_for(
     state: State, adapters: AdapterSet, values: Mapping[str, Values], rank: int
 ) -> tuple[dict[str, Room], list[str]]:
-    """The room that the layers need for these adapters as well, and a list of what they lack.
+    """The room that the layers need if they also hold these adapters, and what they lack now.
 
     - `rank`: the smallest rank that the slots have room for.
 
@@ -116,7 +112,7 @@ def axis_size(model: PyTree, axis: str) -> int:
 
 
 def _split(array: Array, ndim: int, axis: str) -> Array:
-    """`array` with its axis of slots split over a mesh axis, and its other axes not over this."""
+    """`array` with its axis of slots, and no other axis, split over a mesh axis."""
     sharding = array.sharding
     if not isinstance(sharding, NamedSharding):
         return array

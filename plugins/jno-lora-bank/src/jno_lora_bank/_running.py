@@ -80,7 +80,7 @@ def check_not_in_jit() -> None:
     """**Raises:** `SelectionError` inside `jit`."""
     if isinstance(jnp.zeros(()), Tracer):
         raise SelectionError(
-            "A bank was called inside jit, whose program would keep the adapters of now. Give "
+            "A bank was called inside jit, whose program would keep the current adapters. Give "
             "the program the model: f(bank.snapshot().model, xs, slots), with "
             "at_slot(model, slot)(x) inside."
         )

@@ -96,21 +96,21 @@ class State(NamedTuple):
         array = self.leaves[self.places[path][field]]
         return lax.index_in_dim(array, slot, _slot_axis(field, array), keepdims=False)
 
-    def named(self, name: str) -> "State":
-        """The state whose first empty slot has a name."""
-        slot, *free = self.free
-        slots = MappingProxyType({**self.slots, name: slot})
-        return self._replace(slots=slots, free=tuple(free))
-
     def filled(self, name: str, values: Mapping[str, Values]) -> "State":
-        """The state with only `values` in the slot of `name`. This state may become unusable."""
+        """The state with only `values` in the slot of `name`, which a new name gets.
+
+        This state may become unusable.
+        """
+        slot = self.slots[name] if name in self.slots else self.free[0]
         # Layers and fields that `values` lack get numbers without effect: a gain of 1, else 0.
         every = {
             path: {f: values.get(path, {}).get(f, float(f == "gain")) for f in fields}
             for path, fields in self.places.items()
         }
-        written = self._written(self.slots[name], every)
-        return written._replace(is_shared=False)  # all arrays of slots are new
+        slots = MappingProxyType({**self.slots, name: slot})
+        free = tuple(number for number in self.free if number != slot)
+        # All arrays of slots are new.
+        return self._written(slot, every)._replace(slots=slots, free=free, is_shared=False)
 
     def emptied(self, name: str) -> "State":
         """The state without an adapter of this name. This state may become unusable."""

@@ -64,8 +64,8 @@ def slots_to_train(
             if not is_product(adapter) or "bias_update" in adapter.state:
                 raise SelectionError(
                     f"{name!r} cannot train in a bank: its {adapter.wrapper.__name__} at "
-                    f"{show_path(path)!r} is more, or other, than a product of its own "
-                    "factors. Add it as LoRA: extract_adapters(to_lora(...)[0])."
+                    f"{show_path(path)!r} is not just a product of its own factors. Add it as "
+                    "LoRA: extract_adapters(to_lora(...)[0])."
                 )
             for factor, field in FACTORS.items():
                 moving[path, field][slot] = factor in adapter.wrapper.adapter_fields
@@ -80,7 +80,7 @@ def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Mo
         import optax
 
     def rates_like(factors: PyTree) -> Array:
-        """The rates in the dtype of the factors, which a traced rate would change otherwise."""
+        """The rates in the dtype of the factors: a traced rate would change this dtype."""
         return jnp.asarray(rates, next((x.dtype for x in jax.tree.leaves(factors)), None))
 
     def only_moving(keys: Any, x: Array) -> Array:
@@ -97,7 +97,7 @@ def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Mo
         def update_slot(rate: Array, *args: Any) -> Any:
             return make(rate).update(*args)
 
-        # Before, since norms must not count a frozen factor; and after, since it must not decay.
+        # Before, since norms must not count frozen factors; and after, since these must not decay.
         updates = jtu.tree_map_with_path(only_moving, _slots_first(updates))
         args = rates_like(updates), updates, state, _slots_first(params)
         updates, state = jax.vmap(update_slot)(*args)
@@ -115,7 +115,7 @@ def _slots_first(tree: PyTree) -> PyTree:
         if path.rpartition("/")[2] not in Slots.adapter_fields:
             raise SelectionError(
                 f"{path} is not a factor of a slot. Give the optimiser of a bank the trainable "
-                "part that bank.partition() returns."
+                "tree that bank.partition() returns."
             )
         return jnp.moveaxis(x, -_FACTOR_NDIM, 0)
 

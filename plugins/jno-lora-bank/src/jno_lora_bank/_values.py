@@ -60,8 +60,8 @@ def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
     if problems:
         raise SelectionError(
             "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
-            f"others), and a scale for each output (DoRA, IA3). These adapters do not fit:\n"
-            f"{bullets(problems)}\nTake the nearest product instead: "
+            "similar methods), and a scale for each output (DoRA, IA3). These adapters do not "
+            f"fit:\n{bullets(problems)}\nTake the nearest product instead: "
             "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0])"
         )
 
@@ -104,7 +104,7 @@ def _factors(A: Any, B: Any) -> Values:
 
 
 def _of_layer(adapter: LoRAWrapper) -> Values | None:
-    """The values of an adapter in its layer; `None` for an update of another form."""
+    """The values of an adapter in its layer; `None` if a slot cannot hold its update."""
     factors = known_factors(adapter)
     if factors is not None:
         scale = np.ones(factors.A.shape[:-2], np.float32)
@@ -121,7 +121,7 @@ def _of_layer(adapter: LoRAWrapper) -> Values | None:
 
 
 def _scales_rows(adapter: LoRAWrapper) -> bool:
-    """Whether the law of the adapter multiplies each row of a low-rank update by a number."""
+    """Whether the law is `diag(g) (W + B A)`, perhaps without `B A`."""
     if not isinstance(adapter, Method) or adapter.method not in (DoRA, IA3, IA3Out):
         return False
     return type(adapter).law is adapter.method.law  # a subclass may have a law of its own
@@ -152,15 +152,12 @@ def _shift(adapter: Any) -> Any:
 
 def without_factors(adapters: AdapterSet) -> AdapterSet:
     """The set with shapes in the place of the factors of its products, which are in a slot."""
-
-    def without(adapter: LooseAdapter) -> LooseAdapter:
-        if not is_product(adapter):
-            return adapter
-        factors = {name: adapter.state[name] for name in FACTORS}
-        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in factors.items()}
-        return dataclasses.replace(adapter, state={**adapter.state, **shapes})
-
-    loose = {path: without(adapter) for path, adapter in adapters.adapters.items()}
+    loose = dict(adapters.adapters)
+    for path, adapter in loose.items():
+        if is_product(adapter):
+            factors = {name: adapter.state[name] for name in FACTORS}
+            shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in factors.items()}
+            loose[path] = dataclasses.replace(adapter, state={**adapter.state, **shapes})
     return AdapterSet(loose, adapters.shared)
 
 
@@ -169,16 +166,14 @@ def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> Ada
 
     - `read`: the array of a slot, by the path of a layer and the field of `Slots`.
     """
-
-    def factor(path: str, name: str, x: Any) -> Any:
-        if not isinstance(x, jax.ShapeDtypeStruct):
-            return x
-        array = read(path, FACTORS[name])
-        array = array.mT if name == "lora_B" else array
-        return array[tuple(slice(0, size) for size in x.shape)].astype(x.dtype)
-
-    loose: dict[str, LooseAdapter] = {}
-    for path, adapter in adapters.adapters.items():
-        state = {name: factor(path, name, x) for name, x in adapter.state.items()}
-        loose[path] = dataclasses.replace(adapter, state=state)
+    loose = dict(adapters.adapters)
+    for path, adapter in loose.items():
+        if is_product(adapter):
+            factors = {"lora_A": read(path, "lora_A"), "lora_B": read(path, "lora_Bt").mT}
+            factors = {name: _unpadded(x, adapter.state[name]) for name, x in factors.items()}
+            loose[path] = dataclasses.replace(adapter, state={**adapter.state, **factors})
     return AdapterSet(loose, adapters.shared)
+
+
+def _unpadded(array: Array, form: jax.ShapeDtypeStruct) -> Array:
+    return array[tuple(slice(0, size) for size in form.shape)].astype(form.dtype)

@@ -75,18 +75,14 @@ def is_convolution(layer: Any) -> bool:
 
 def stack_ndim(layer: Any) -> int:
     """The number of axes of a stack, in front of the axes of one weight."""
-    kind = _kind(layer)
-    assert kind is not None
+    kind: Any = _kind(layer)
     return kind.stack_ndim(layer)
 
 
-def stack_axes(model: PyTree) -> dict[str, int]:
-    """The number of axes of a stack, by the path of each weight that can be quantised."""
-    return {
-        path_str((*keys, jtu.GetAttrKey("weight"))): stack_ndim(layer)
-        for keys, layer, reason in layers_to_quantize(model, None)
-        if reason is None
-    }
+def quantizable_layers(model: PyTree) -> dict[str, Any]:
+    """The layers that can be quantised, by path."""
+    layers = layers_to_quantize(model, None)
+    return {path_str(keys): layer for keys, layer, reason in layers if reason is None}
 
 
 def floating_arrays(node: Any) -> list[Any]:

@@ -10,10 +10,10 @@ from jaxtyping import Array, PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.coded import is_coded
-from jno.lora.extending import Printed, expect_model, layers_at, path_str, show_path, table
+from jno.lora.extending import Printed, expect_model, layers_at, show_path, table
 from jno.lora.types import Table
 
-from ._candidates import layers_to_quantize
+from ._candidates import quantizable_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class QuantizationError:
     """One layer, and how far its weight, with its adapter, is from the original.
 
     - `adapter`: the class of the layer's adapter; `None` without one.
-    - `relative`: the Frobenius norm of the difference over that of the original weight.
+    - `relative`: the Frobenius norm of the difference, relative to the norm of the original weight.
     - `largest`: the largest absolute difference of two entries.
     """
 
@@ -69,11 +69,7 @@ def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
     """
     expect_model(model, "quantization_errors")
     expect_model(quantized, "quantization_errors")
-    originals = {
-        path_str(keys): layer
-        for keys, layer, reason in layers_to_quantize(model, None)
-        if reason is None
-    }
+    originals = quantizable_layers(model)
     layers = layers_at(quantized, originals)
     rows: list[QuantizationError] = []
     squares: list[tuple[float, float]] = []

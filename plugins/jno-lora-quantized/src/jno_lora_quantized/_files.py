@@ -29,7 +29,7 @@ from jno.lora.extending import (
 )
 
 from ._array import QuantizedArray, placed_like
-from ._candidates import stack_axes
+from ._candidates import quantizable_layers, stack_ndim
 from ._layers import all_plain, decoding
 from ._schemes import scheme_named
 
@@ -98,7 +98,7 @@ def load_quantized(template: M, path: FilePath) -> M:
     """
     expect_model(template, "load_quantized")
     plain = eqx.filter_eval_shape(all_plain, template)
-    stacks = eqx.filter_eval_shape(stack_axes, plain)
+    stacks = eqx.filter_eval_shape(_stack_ndims, plain)
     tensors, metadata = read_file(path)
     descriptions = _descriptions(path, metadata)
     old_arrays = dict(_arrays(template))
@@ -107,10 +107,7 @@ def load_quantized(template: M, path: FilePath) -> M:
     for name, form in dict(_arrays(plain)).items():
         if name in descriptions:
             form = _coded_form(form, stacks.get(name), descriptions.pop(name))
-        if isinstance(form, str):
-            problems.append(f"{name}: {form}")
-            continue
-        misfits = _misfits(name, form, tensors)
+        misfits = [f"{name}: {form}"] if isinstance(form, str) else _misfits(name, form, tensors)
         if misfits:
             problems += misfits
             continue
@@ -139,12 +136,12 @@ def _misfits(name: str, form: Any, tensors: Mapping[str, Any]) -> list[str]:
     return misfits
 
 
-def _coded_form(weight: Any, stack_ndim: int | None, description: Any) -> QuantizedArray | str:
-    """The quantised form of a weight by a file's description, or what is wrong with it.
+def _coded_form(weight: Any, ndim: int | None, description: Any) -> QuantizedArray | str:
+    """The quantised form of a weight by a file's description, or why there is none.
 
-    - `stack_ndim`: the number of axes of its stack; `None` if it is not a weight to quantise.
+    - `ndim`: the number of axes of a stack; `None` if the weight cannot be quantised.
     """
-    if stack_ndim is None:
+    if ndim is None:
         return "the file has codes, but it is not a weight that `quantize` takes"
     try:
         settings = dict(description)
@@ -152,12 +149,12 @@ def _coded_form(weight: Any, stack_ndim: int | None, description: Any) -> Quanti
         scheme = scheme_named(settings.pop("scheme"), **settings)
     except (TypeError, ValueError, KeyError, SelectionError) as err:
         return f"the file describes {reprlib.repr(description)}, which is not a known form ({err})"
-    if dtype != str(weight.dtype) or stack != stack_ndim:
+    if dtype != str(weight.dtype) or stack != ndim:
         return (
             f"the file has the form {reprlib.repr(description)}, the template "
-            f"{show_array(weight)}, in a stack of {stack_ndim} axes"
+            f"{show_array(weight)}, in a stack of {ndim} axes"
         )
-    encode = functools.partial(QuantizedArray.of, scheme=scheme, stack_ndim=stack_ndim)
+    encode = functools.partial(QuantizedArray.of, scheme=scheme, stack_ndim=ndim)
     return eqx.filter_eval_shape(encode, weight)
 
 
@@ -174,6 +171,12 @@ def _descriptions(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]
             "version wrote it."
         )
     return weights
+
+
+def _stack_ndims(model: PyTree) -> dict[str, int]:
+    """The number of axes of a stack, by the path of each weight that can be quantised."""
+    layers = quantizable_layers(model)
+    return {f"{path}/weight".lstrip("/"): stack_ndim(layer) for path, layer in layers.items()}
 
 
 def _arrays(tree: PyTree) -> list[tuple[str, Any]]:

@@ -28,7 +28,6 @@ from ._schemes import Scheme, scheme_named
 
 M = TypeVar("M")
 Matrix = Float[Array, "out in"]
-_STARTS = ("codes", "pissa")
 
 
 def loftq(
@@ -72,7 +71,7 @@ def loftq(
     expect_model(model, "loftq")
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise SelectionError(f"`iterations` must be a positive integer, but is {iterations!r}.")
-    if start not in _STARTS:
+    if start not in ("codes", "pissa"):
         raise SelectionError(f'`start` must be "codes" or "pissa", but is {start!r}.')
     settings = {"scheme": scheme, "target": target, "block": block, "double": double}
     schedule = {"iterations": iterations, "start": start, "svd": svd}

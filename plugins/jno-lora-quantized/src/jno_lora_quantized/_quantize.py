@@ -51,10 +51,8 @@ def quantize(
     expect_model(model, "quantize")
     coding, pattern = scheme_named(scheme, block, double), as_pattern(target)
     if is_template(model):
-        function = functools.partial(
-            quantize, scheme=scheme, target=target, block=block, double=double
-        )
-        return eqx.filter_eval_shape(function, model)
+        settings: Any = {"scheme": scheme, "target": target, "block": block, "double": double}
+        return eqx.filter_eval_shape(functools.partial(quantize, **settings), model)
     chosen = {keys for keys, _, reason in layers_to_quantize(model, pattern) if reason is None}
     if not chosen:
         raise SelectionError(nothing_to_do(model, pattern))

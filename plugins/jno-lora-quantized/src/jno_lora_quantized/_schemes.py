@@ -59,11 +59,6 @@ class Scheme(abc.ABC):
         blocks = jnp.pad(levels, ((0, 0), (0, padding))).reshape(*scales.shape, block)
         return (blocks * scales[:, :, None]).reshape(len(codes), -1)[:, :columns]
 
-    def blocks_of(self, W: Matrix) -> Float[Array, "rows blocks block"]:
-        """The blocks of the rows. The last block of a row is padded with zeros."""
-        block = self.block_in(W.shape[1])
-        return jnp.pad(W, ((0, 0), (0, -W.shape[1] % block))).reshape(len(W), -1, block)
-
 
 @dataclasses.dataclass(frozen=True)
 class FourBits(Scheme):
@@ -83,7 +78,8 @@ class FourBits(Scheme):
         return min(self.block, columns)
 
     def encode(self, W: Matrix) -> tuple[UInt8[Array, "rows bytes"], Encoded]:
-        blocks = self.blocks_of(W)
+        block = self.block_in(W.shape[1])
+        blocks = jnp.pad(W, ((0, 0), (0, -W.shape[1] % block))).reshape(len(W), -1, block)
         scales = jnp.max(jnp.abs(blocks), axis=2)
         unit = blocks / _divisor(scales)[:, :, None]
         codes = nearest_code(unit, np.asarray(self.book, np.float32)).reshape(len(W), -1)
