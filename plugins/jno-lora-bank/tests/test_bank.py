@@ -186,9 +186,7 @@ def test_a_snapshot_stays_as_it_was(model, sets, xs):
     with jax.enable_x64(True):
         slots = jnp.asarray([1, 3, -1, 2**32 + 1] * 3)
         is_refused = jnp.isnan(per_example(before.model, xs, slots)).all(axis=1)
-        assert jnp.array_equal(
-            is_refused, slots != 1
-        )  # no example gets the adapter of another slot
+        assert jnp.array_equal(is_refused, slots != 1)  # no other adapter answers
 
 
 class Layers(eqx.Module):
