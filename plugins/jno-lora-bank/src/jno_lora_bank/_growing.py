@@ -1,6 +1,7 @@
 """Room for more adapters: which arrays the slots of each layer need, and a larger state."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,13 +27,6 @@ class Room(NamedTuple):
     cls: type[Slots]
     rank: int
     fields: frozenset[str]
-
-    def empty(self, layer: Any, ndim: int, slots: int) -> dict[str, Array]:
-        """The arrays of empty slots for `layer`, with `ndim` axes of a stack."""
-        make: Any = self.cls
-        options: Any = {"key": jax.random.key(0), "slots": slots}  # nothing is drawn
-        options |= dict.fromkeys(self.fields, True)
-        return over_stack(lambda x: make(x, self.rank, 1.0, **options).state(), ndim)(layer)
 
 
 def room_for(
@@ -82,7 +76,7 @@ def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | No
     for path, room in rooms.items():
         layer, old = layers[path], state.arrays(path)
         ndim = room.cls.stack_ndim(layer)
-        arrays = room.empty(layer, ndim, state.capacity)
+        arrays = over_stack(partial(_empty, room, state.capacity), ndim)(layer)
         if not old:  # the adapters so far leave this layer as it is
             arrays["scale"] = arrays["scale"].at[..., used].set(0)
         for field, array in old.items():
@@ -95,6 +89,12 @@ def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | No
             for field, place in fields.items():
                 larger.leaves[place] = _split(larger.leaves[place], SLOT_NDIM[field], axis)
     return larger
+
+
+def _empty(room: Room, slots: int, layer: Any) -> dict[str, Array]:
+    make: Any = room.cls
+    options = dict.fromkeys(room.fields, True)
+    return make(layer, room.rank, 1.0, key=jax.random.key(0), slots=slots, **options).state()
 
 
 def axis_size(model: PyTree, axis: str) -> int:

@@ -183,9 +183,8 @@ def _with_biases(cell: Any, **changes: Array) -> Any:
 
 def slots_class(adapter: type) -> type[Slots] | None:
     """The slots for the layer kind of an adapter class; `None` if it has no layer kind."""
-    if not issubclass(adapter, Method) or adapter.kind is LayerKind:
-        return None
-    return _slots_of_kind(adapter.kind)
+    has_kind = issubclass(adapter, Method) and adapter.kind is not LayerKind
+    return _slots_of_kind(adapter.kind) if has_kind else None
 
 
 @functools.cache

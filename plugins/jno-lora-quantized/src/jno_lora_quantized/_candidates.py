@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.coded import is_coded
 from jno.lora.extending import bullets, nearest, path_str, show_path
-from jno_lora_zoo import LAYER_KINDS, KernelLayer, LayerKind
+from jno_lora_zoo import LAYER_KINDS
 
 _KINDS = tuple(kind for kind in LAYER_KINDS if kind.weight_axes is not None)
 _NORMS = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)
@@ -31,7 +31,7 @@ def layers_to_quantize(
     if is_coded(model):
         return
     if isinstance(model, eqx.Module):
-        is_layer = _kind(model) is not None or isinstance(model, _NORMS)
+        is_layer = kind_of(model) is not None or isinstance(model, _NORMS)
         if is_layer or floating_arrays(model):
             yield keys, model, _reason(keys, model, pattern)
         if is_layer:
@@ -49,7 +49,7 @@ def _reason(keys: Keys, layer: Any, pattern: re.Pattern[str] | None) -> str | No
     """Why a layer is left alone; `None` if it is quantised."""
     if isinstance(layer, _NORMS):
         return f"the {type(layer).__name__} rewrites the weight inside"
-    if _kind(layer) is None:
+    if kind_of(layer) is None:
         if any(map(jnp.iscomplexobj, floating_arrays(layer))):
             return "its numbers are complex, and have no codes"
         reasons = filter(None, (kind.why_not(layer) for kind in _KINDS))
@@ -63,20 +63,9 @@ def _reason(keys: Keys, layer: Any, pattern: re.Pattern[str] | None) -> str | No
     return None
 
 
-def _kind(layer: Any) -> type[LayerKind] | None:
+def kind_of(layer: Any) -> Any:
+    """The kind of a layer that can be quantised; `None` for other nodes."""
     return next((kind for kind in _KINDS if kind.applies_to(layer)), None)
-
-
-def is_convolution(layer: Any) -> bool:
-    """Whether `layer` hands its weight to JAX's convolution."""
-    kind = _kind(layer)
-    return kind is not None and issubclass(kind, KernelLayer)
-
-
-def stack_ndim(layer: Any) -> int:
-    """The number of axes of a stack, in front of the axes of one weight."""
-    kind: Any = _kind(layer)
-    return kind.stack_ndim(layer)
 
 
 def quantizable_layers(model: PyTree) -> dict[str, Any]:

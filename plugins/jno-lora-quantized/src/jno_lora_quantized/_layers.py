@@ -14,8 +14,9 @@ import jax
 from jaxtyping import Array
 
 from jno.lora.coded import is_coded, with_arrays
+from jno_lora_zoo import KernelLayer
 
-from ._candidates import is_convolution
+from ._candidates import kind_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +45,8 @@ def _decoding(cls: Any) -> Any:
     def reduce(self: Any) -> Any:
         return _with_class, (cls, vars(self))
 
-    members = {
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "__call__": call,
-        "__reduce__": reduce,
-        "stands_for": cls,
-    }
+    members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members |= {"__call__": call, "__reduce__": reduce, "stands_for": cls}
     return type(cls)(cls.__name__, (cls,), members)
 
 
@@ -76,13 +71,14 @@ def _new(cls: Any, fields: dict[str, Any]) -> Any:
 def decoding(tree: Any) -> Any:
     """`tree`, with a call that decodes in its convolutions whose kernels are coded."""
 
-    def is_layer(node: Any) -> bool:
-        return is_convolution(node) and is_coded(node.weight)
+    def is_convolution(node: Any) -> bool:
+        kind = kind_of(node)
+        return kind is not None and issubclass(kind, KernelLayer) and is_coded(node.weight)
 
     def with_call(node: Any) -> Any:
-        return _with_class(type(node), vars(node)) if is_layer(node) else node
+        return _with_class(type(node), vars(node)) if is_convolution(node) else node
 
-    return jax.tree.map(with_call, tree, is_leaf=is_layer)
+    return jax.tree.map(with_call, tree, is_leaf=is_convolution)
 
 
 def all_plain(tree: Any) -> Any:

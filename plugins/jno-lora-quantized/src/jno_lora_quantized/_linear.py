@@ -64,14 +64,8 @@ def linear(function: Map, x: Array, *leaves: Array) -> Array:
     return linear_p.bind(x, *leaves, function=function)
 
 
-@functools.lru_cache(maxsize=4096)
-def _compiled(function: Map) -> Map:
-    return jax.jit(function)
-
-
-@linear_p.def_impl
-def _run(*args: Array, function: Map) -> Array:
-    return _compiled(function)(*args)
+_compiled = functools.lru_cache(maxsize=4096)(jax.jit)
+linear_p.def_impl(lambda *args, function: _compiled(function)(*args))
 
 
 @linear_p.def_abstract_eval

@@ -14,9 +14,9 @@ from jno.lora import SelectionError
 from jno.lora.extending import expect_model, path_str, show_path
 
 from ._array import QuantizedArray, placed_like
-from ._candidates import as_pattern, is_template, layers_to_quantize, nothing_to_do, stack_ndim
+from ._candidates import as_pattern, is_template, kind_of, layers_to_quantize, nothing_to_do
 from ._layers import all_plain, decoding
-from ._schemes import Scheme, scheme_named
+from ._schemes import scheme_named
 
 M = TypeVar("M")
 
@@ -66,7 +66,11 @@ def quantize(
     nodes.reverse()
     while nodes:
         keys, node = nodes.pop()
-        quantized.append(_quantized(keys, node, coding) if keys in chosen else node)
+        if keys in chosen:
+            ndim = kind_of(node).stack_ndim(node)
+            codes = QuantizedArray.of(jnp.asarray(node.weight), coding, ndim)
+            node = with_codes(path_str(keys), node, codes)
+        quantized.append(node)
     return jtu.tree_unflatten(treedef, quantized)
 
 
@@ -79,11 +83,6 @@ def dequantize(model: M) -> M:
     """
     expect_model(model, "dequantize")
     return eqx.filter_eval_shape(all_plain, model) if is_template(model) else all_plain(model)
-
-
-def _quantized(keys: Any, layer: Any, scheme: Scheme) -> Any:
-    codes = QuantizedArray.of(jnp.asarray(layer.weight), scheme, stack_ndim(layer))
-    return with_codes(path_str(keys), layer, codes)
 
 
 def with_codes(path: str, layer: Any, codes: QuantizedArray) -> Any:
