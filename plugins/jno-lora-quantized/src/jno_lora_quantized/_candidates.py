@@ -31,7 +31,7 @@ def layers_to_quantize(
     if is_coded(model):
         return
     if isinstance(model, eqx.Module):
-        is_layer = kind_of(model) is not None or isinstance(model, _NORMS)
+        is_layer = weight_kind(model) is not None or isinstance(model, _NORMS)
         if is_layer or floating_arrays(model):
             yield keys, model, _reason(keys, model, pattern)
         if is_layer:
@@ -49,7 +49,7 @@ def _reason(keys: Keys, layer: Any, pattern: re.Pattern[str] | None) -> str | No
     """Why a layer is left alone; `None` if it is quantised."""
     if isinstance(layer, _NORMS):
         return f"the {type(layer).__name__} rewrites the weight inside"
-    if kind_of(layer) is None:
+    if weight_kind(layer) is None:
         if any(map(jnp.iscomplexobj, floating_arrays(layer))):
             return "its numbers are complex, and have no codes"
         reasons = filter(None, (kind.why_not(layer) for kind in _KINDS))
@@ -63,8 +63,8 @@ def _reason(keys: Keys, layer: Any, pattern: re.Pattern[str] | None) -> str | No
     return None
 
 
-def kind_of(layer: Any) -> Any:
-    """The kind of a layer that can be quantised; `None` for other nodes."""
+def weight_kind(layer: Any) -> Any:
+    """The kind of a layer whose weight can be quantised; `None` for other nodes."""
     return next((kind for kind in _KINDS if kind.applies_to(layer)), None)
 
 

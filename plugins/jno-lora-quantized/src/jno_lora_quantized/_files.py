@@ -29,7 +29,7 @@ from jno.lora.extending import (
 )
 
 from ._array import QuantizedArray, placed_like
-from ._candidates import kind_of, quantizable_layers
+from ._candidates import quantizable_layers, weight_kind
 from ._layers import all_plain, decoding
 from ._schemes import scheme_named
 
@@ -176,7 +176,7 @@ def _descriptions(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]
 def _stack_ndims(model: PyTree) -> dict[str, int]:
     """The number of axes of a stack, by the path of each weight that can be quantised."""
     layers = quantizable_layers(model)
-    ndims = {path: kind_of(layer).stack_ndim(layer) for path, layer in layers.items()}
+    ndims = {path: weight_kind(layer).stack_ndim(layer) for path, layer in layers.items()}
     return {f"{path}/weight".lstrip("/"): ndim for path, ndim in ndims.items()}
 
 

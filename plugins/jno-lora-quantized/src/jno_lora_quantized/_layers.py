@@ -16,7 +16,7 @@ from jaxtyping import Array
 from jno.lora.coded import is_coded, with_arrays
 from jno_lora_zoo import KernelLayer
 
-from ._candidates import kind_of
+from ._candidates import weight_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def decoding(tree: Any) -> Any:
     """`tree`, with a call that decodes in its convolutions whose kernels are coded."""
 
     def is_convolution(node: Any) -> bool:
-        kind = kind_of(node)
+        kind = weight_kind(node)
         return kind is not None and issubclass(kind, KernelLayer) and is_coded(node.weight)
 
     def with_call(node: Any) -> Any:

@@ -13,7 +13,7 @@ from jno.lora.extending import Printed, expect_model, path_str, show_path, table
 from jno.lora.types import Table
 
 from ._array import QuantizedArray
-from ._candidates import as_pattern, floating_arrays, is_template, kind_of, layers_to_quantize
+from ._candidates import as_pattern, floating_arrays, is_template, layers_to_quantize, weight_kind
 from ._schemes import Scheme, scheme_named
 
 
@@ -97,7 +97,7 @@ def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str] | None) -> Qua
             size = sum(map(_nbytes, floating_arrays(layer)))
             rows.append(QuantizationRow(path, name, None, reason, size, size))
             continue
-        ndim = kind_of(layer).stack_ndim(layer)
+        ndim = weight_kind(layer).stack_ndim(layer)
         encode = functools.partial(QuantizedArray.of, scheme=scheme, stack_ndim=ndim)
         codes = eqx.filter_eval_shape(encode, jnp.asarray(layer.weight))
         before = _nbytes(layer.weight)

@@ -14,7 +14,7 @@ from jno.lora import SelectionError
 from jno.lora.extending import expect_model, path_str, show_path
 
 from ._array import QuantizedArray, placed_like
-from ._candidates import as_pattern, is_template, kind_of, layers_to_quantize, nothing_to_do
+from ._candidates import as_pattern, is_template, layers_to_quantize, nothing_to_do, weight_kind
 from ._layers import all_plain, decoding
 from ._schemes import scheme_named
 
@@ -67,7 +67,7 @@ def quantize(
     while nodes:
         keys, node = nodes.pop()
         if keys in chosen:
-            ndim = kind_of(node).stack_ndim(node)
+            ndim = weight_kind(node).stack_ndim(node)
             codes = QuantizedArray.of(jnp.asarray(node.weight), coding, ndim)
             node = with_codes(path_str(keys), node, codes)
         quantized.append(node)
