@@ -162,7 +162,7 @@ class ChangesItsState(Good):
 
 def test_what_was_saved_comes_back_bit_for_bit_and_the_output_to_rounding():
     assert wrapper_checks(case_of(Residual))["state-round-trip"]() is None
-    with pytest.raises(ConformanceError, match="is not the one that was saved"):
+    with pytest.raises(ConformanceError, match="is not the state that was saved"):
         wrapper_checks(case_of(ChangesItsState))["state-round-trip"]()
 
 

@@ -17,7 +17,10 @@ from jno.lora import (
     adapter_effects,
     apply_lora,
     citation,
+    combine,
+    combine_with_report,
     compare,
+    extract_adapters,
     lora_report,
     merge_lora,
     plan_lora,
@@ -28,6 +31,7 @@ from jno.lora import (
 from jno.lora.types import (
     AdapterEffect,
     AdapterEffects,
+    AdapterSet,
     Comparison,
     ComparisonRow,
     LoraReport,
@@ -35,6 +39,7 @@ from jno.lora.types import (
     PlanRow,
     PluginRecord,
     ReportRow,
+    UpdateReport,
 )
 
 
@@ -86,6 +91,13 @@ def test_the_functions_return_the_model_s_own_type():
     assert_type(merge_lora(adapted), eqx.nn.MLP)
     assert_type(unwrap_lora(adapted), eqx.nn.MLP)
     assert_type(citation(adapted), str)
+
+
+def test_combining_gives_a_set_and_a_report():
+    adapters = extract_adapters(Net(model_of(0)).lora(1).module)
+    assert_type(combine([adapters, adapters], [0.5, 0.5]), AdapterSet)
+    pair = combine_with_report([adapters], [1.0], "svd", rank=1)
+    assert_type(pair, tuple[AdapterSet, UpdateReport])
 
 
 def test_tables_hold_typed_rows():

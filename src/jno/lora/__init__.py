@@ -52,6 +52,7 @@ from ._reports import adapter_effects, citation, lora_report, plot_adapters
 from ._sets import (
     AdapterSet as AdapterSet,
     combine,
+    combine_with_report as combine_with_report,
     extract_adapters,
     scale_adapters,
     shrink,

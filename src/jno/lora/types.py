@@ -8,7 +8,7 @@ from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, Plugi
 from ._planning import Plan, PlanRow
 from ._registry import PluginRecord, RegisteredWrapper
 from ._reports import AdapterEffect, AdapterEffects, LoraReport, ReportRow
-from ._sets import AdapterSet, LayerForm, LooseAdapter, UpdateReport, UpdateRow
+from ._sets import AdapterSet, LayerForm, LooseAdapter, Triplets, UpdateReport, UpdateRow
 from ._showing import Table
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = [
     "ReportRow",
     "Statistics",
     "Table",
+    "Triplets",
     "UpdateReport",
     "UpdateRow",
 ]

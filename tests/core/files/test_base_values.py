@@ -128,7 +128,9 @@ def test_another_base_is_told_and_loaded(model, getkey, file):
 def test_strict_about_values_another_base_is_refused(model, getkey, file):
     save_adapters(adapted(model, getkey), file)
     other = changed(model, lambda m: m.head)
-    with pytest.raises(CheckpointError, match="  - head: the layer has other values than the one"):
+    with pytest.raises(
+        CheckpointError, match="  - head: the layer has other values than the layer"
+    ):
         load(other, file, strict="values")
     net = Net(other)
     with pytest.raises(CheckpointError, match="head: the layer has other values"):
@@ -311,20 +313,20 @@ def test_a_sharded_layer_has_the_hash_of_the_whole(file, getkey):
 def test_an_array_is_hashed_once(model, getkey, file, monkeypatch):
     counted = []
 
-    def count(array, anew=_base_values._digest_anew):
+    def count(array, compute=_base_values._computed_digest):
         counted.append(array)
-        return anew(array)
+        return compute(array)
 
-    monkeypatch.setattr(_base_values, "_digest_anew", count)
+    monkeypatch.setattr(_base_values, "_computed_digest", count)
     trained = adapted(jax.tree.map(lambda a: a + 1 if eqx.is_array(a) else a, model), getkey)
     for _ in range(3):
         save_adapters(trained, file)
     assert len(counted) == 6
     counted.clear()
-    remembered = len(_base_values._known)
+    remembered = len(_base_values._digests)
     del trained
     gc.collect()
-    assert len(_base_values._known) <= remembered - 6
+    assert len(_base_values._digests) <= remembered - 6
 
 
 def test_no_warning_about_values_reaches_a_program_whose_base_is_right(model, file):

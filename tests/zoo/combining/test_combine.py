@@ -14,11 +14,13 @@ from jno.lora import (
     Net,
     SelectionError,
     combine,
+    combine_with_report,
     extract_adapters,
     scale_adapters,
     stack_adapters,
     swap_adapters,
 )
+from jno.lora.types import JnoLoraWarning
 
 from ._tools import layers, relative, trained, update, updates
 
@@ -80,7 +82,7 @@ def test_a_method_does_to_the_updates_what_it_says(sets, method):
     arguments = {} if method in ("linear", "cat") else {"rank": LARGE}
     if method in ("magnitude_prune", "ties"):
         arguments["density"] = DENSITY
-    combined, report = combine(sets, WEIGHTS, method, report=True, **arguments)
+    combined, report = combine_with_report(sets, WEIGHTS, method, **arguments)
     assert list(combined) == ["convolution", "linear", "stack"]
     for path, found in updates(combined).items():
         expected = NAIVE[method](weighted(sets, path))
@@ -122,7 +124,7 @@ def test_exact_methods_add_up_ranks_as_far_as_the_matrix_allows(sets):
 
 
 def test_a_cut_is_the_nearest_update_of_that_rank_and_its_error_is_told(sets):
-    combined, report = combine(sets, WEIGHTS, "svd", rank=1, report=True)
+    combined, report = combine_with_report(sets, WEIGHTS, "svd", rank=1)
     for row in report:
         exact, found = sum(weighted(sets, row.path)), update(combined[row.path])
         assert np.linalg.matrix_rank(found, tol=1e-4).max() == row.rank == 1
@@ -131,6 +133,15 @@ def test_a_cut_is_the_nearest_update_of_that_rank_and_its_error_is_told(sets):
         assert float(row.error) == pytest.approx(best, rel=1e-4)
         assert relative(found, exact) == pytest.approx(best, rel=1e-4)
     assert f"{float(report.error):.1e}" in str(report) and "convolution" in str(report)
+
+
+def test_the_former_argument_report_warns_and_gives_the_same_pair(sets):
+    with pytest.warns(JnoLoraWarning, match=r"Call combine_with_report\(") as told:
+        former = combine(sets, WEIGHTS, "svd", rank=2, report=True)
+    assert told[0].filename == __file__
+    assert eqx.tree_equal(former, combine_with_report(sets, WEIGHTS, "svd", rank=2))
+    combined = combine(sets, WEIGHTS, "svd", rank=2, report=False)
+    assert eqx.tree_equal(combined, former[0])
 
 
 def test_without_a_rank_a_cut_keeps_the_largest_and_a_larger_one_is_filled_up(sets):
@@ -153,11 +164,11 @@ def test_the_combined_set_goes_into_a_model(sets):
 def test_weights_and_adapters_may_be_traced(sets):
     @jax.jit
     def run(sets, weights):
-        combined, report = combine(sets, weights, "svd", rank=2, report=True)
+        combined, report = combine_with_report(sets, weights, "svd", rank=2)
         return scale_adapters(combined, weights[0]), report
 
     scaled, report = run(sets, jnp.asarray(WEIGHTS))
-    expected, told = combine(sets, WEIGHTS, "svd", rank=2, report=True)
+    expected, told = combine_with_report(sets, WEIGHTS, "svd", rank=2)
     for path in scaled:
         assert relative(update(scaled[path]), 0.7 * update(expected[path])) < 1e-5
     assert jnp.allclose(report.error, told.error, rtol=1e-4)

@@ -82,7 +82,7 @@ def test_energy_chooses_the_smallest_rank_of_each_layer_and_one_for_a_stack():
 
 def test_the_caption_of_a_report_is_one_line():
     _, report = to_lora(trained(layers(), ["lora"], 1, target="linear"))
-    assert str(report).endswith("\nerror: the part of the update that is lost")
+    assert str(report).endswith("\nerror: the fraction of the update that is lost")
 
 
 def test_plain_lora_stays_as_it_is_unless_its_rank_is_too_large():

@@ -1,26 +1,19 @@
 """Singular triplets for initialisers: exact, or from a random subspace. No step calls LAPACK."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora.types import Triplets
+
 # With this many columns more than the rank, the subspace holds 0.96 of the energy of the largest
 # triplets if the spectrum does not decay, and 0.9999 if it falls like `1/k`.
 _OVERSAMPLING = 4
 _LEAST = 16  # columns, which cost little beside reading the matrix
 _STEPS = 4
-
-
-class Triplets(NamedTuple):
-    """`r` singular triplets, largest first: `U` `(out, r)`, `S` `(r,)`, `Vt` `(r, in)`."""
-
-    U: Float[Array, "out r"]
-    S: Float[Array, " r"]
-    Vt: Float[Array, "r in"]
 
 
 def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:

@@ -1,4 +1,4 @@
-"""A total rank, spread over layers by what the statistics say of each direction."""
+"""Spread a total rank over layers, by the energy of their directions."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from .._showing import Printed, Table, table_by_path
 
 @dataclasses.dataclass(frozen=True)
 class AllocationRow:
-    """The rank of one layer, and which part of its energy that many directions hold."""
+    """The rank of one layer, and the fraction `part` of its energy in as many directions."""
 
     path: str
     rank: int
@@ -31,7 +31,7 @@ class Allocation(Printed[AllocationRow]):
 
     @property
     def specs(self) -> list[Spec]:
-        """For `specs=`: a spec for each layer with a rank. The call gives wrapper and alpha."""
+        """A spec for each layer with a rank, for `specs=`. The call gives wrapper and alpha."""
         return [
             Spec(target=f"^{re.escape(row.path)}$", rank=row.rank) for row in self.rows if row.rank
         ]
@@ -51,23 +51,51 @@ def allocate(
     least: int = 1,
     most: int | None = None,
 ) -> Allocation:
-    """Spread a total rank over layers: each next rank goes where it adds most.
+    """Spread a total rank over layers: each further rank goes where it adds most energy.
 
     **Arguments:**
 
     - `statistics`: what `calibrate` returned.
     - `budget`: the sum of the ranks of all layers. Each layer of a stack counts.
-    - `method`: how directions are compared. `"variance"` takes the eigenvalues of the covariance of
-        a layer's inputs, each as a part of their sum, as EVA does (around the mean, where
-        `input_mean` was collected). `"gradient"` takes the squared singular values of the gradient.
-    - `least`, `most`: the bounds of each layer's rank. With `least=0` a layer may go without an
-        adapter.
+    - `method`: the energy of a direction. `"variance"`: the eigenvalues of the covariance of a
+        layer's inputs, each as a fraction of their sum, as EVA does (around the mean, if
+        `input_mean` was collected). `"gradient"`: the squared singular values of the gradient.
+    - `least`, `most`: the bounds of each layer's rank. With `least=0` a layer may get no adapter.
 
     **Returns:** an `Allocation`, whose `specs` are for `apply_lora` and `net.lora`.
 
-    **Raises:** `SelectionError` if a layer lacks the statistic, or the budget is below `least`
-    everywhere.
+    **Raises:** `SelectionError` if a layer lacks the statistic, or the budget is too small for
+    `least`.
     """
+    _check_arguments(statistics, budget, method, least, most)
+    energies = {path: _energies(path, arrays, method) for path, arrays in statistics.items()}
+    layers = {path: max(energy.shape[0], 1) for path, energy in energies.items()}
+    # A matrix has at most as many directions as its smaller side.
+    sides = {path: min(shape) for path, shape in getattr(statistics, "shapes", {}).items()}
+    mean = {path: energy.mean(axis=0)[: sides.get(path)] for path, energy in energies.items()}
+    ranks = {path: min(least, energy.size) for path, energy in mean.items()}
+    remaining = budget - sum(ranks[path] * layers[path] for path in ranks)
+    if remaining < 0:
+        raise SelectionError(
+            f"`budget` is {budget}, but {sum(layers.values())} layers of rank {least} need "
+            f"{budget - remaining}. Raise it, or lower `least`."
+        )
+    # Values decrease within a layer, so a global sort keeps each layer's order.
+    order = sorted(
+        (-value, path) for path, energy in mean.items() for value in energy[ranks[path] : most]
+    )
+    for _, path in order:
+        if layers[path] <= remaining:
+            ranks[path] += 1
+            remaining -= layers[path]
+    rows: list[AllocationRow] = []
+    for path, rank in ranks.items():
+        fraction = mean[path][:rank].sum() / (mean[path].sum() or 1.0)
+        rows.append(AllocationRow(path, rank, float(fraction)))
+    return Allocation(tuple(rows))
+
+
+def _check_arguments(statistics: Any, budget: Any, method: Any, least: Any, most: Any) -> None:
     check_rank(budget, "`budget`")
     if type(least) is not int or least < 0:
         raise SelectionError(f"`least` must be a whole number from 0, but is {least!r}.")
@@ -77,47 +105,20 @@ def allocate(
         )
     if not statistics:
         raise SelectionError("`statistics` are empty: there are no layers to give a rank.")
-    spectrum = _SPECTRA.get(method)
-    if spectrum is None:
+    if method not in _SPECTRA:
         raise SelectionError(f"`method` must be 'variance' or 'gradient', but is {method!r}.")
-    energies = {path: _energies(path, arrays, spectrum) for path, arrays in statistics.items()}
-    layers = {path: max(energy.shape[0], 1) for path, energy in energies.items()}
-    # A matrix has no more directions than its smaller side.
-    sides = {path: min(shape) for path, shape in getattr(statistics, "shapes", {}).items()}
-    mean = {path: it.mean(axis=0)[: sides.get(path)] for path, it in energies.items()}
-    ranks = {path: min(least, energy.size) for path, energy in mean.items()}
-    left = budget - sum(ranks[path] * layers[path] for path in ranks)
-    if left < 0:
-        raise SelectionError(
-            f"`budget` is {budget}, but {sum(layers.values())} layers of rank {least} need "
-            f"{budget - left}. Raise it, or lower `least`."
-        )
-    # Within a layer the values fall, so the order of all is that of each.
-    order = sorted(
-        (-value, path) for path, energy in mean.items() for value in energy[ranks[path] : most]
-    )
-    for _, path in order:
-        if layers[path] <= left:
-            ranks[path] += 1
-            left -= layers[path]
-    return Allocation(
-        tuple(
-            AllocationRow(path, rank, float(mean[path][:rank].sum() / (mean[path].sum() or 1.0)))
-            for path, rank in ranks.items()
-        )
-    )
 
 
-def _energies(path: str, arrays: Mapping[str, Any], spectrum: Any) -> np.ndarray:
-    """For each layer of a stack, a number for each direction, largest first."""
-    name, values = spectrum
+def _energies(path: str, arrays: Mapping[str, Any], method: str) -> np.ndarray:
+    """For each layer of a stack, the energy of each direction, largest first."""
+    name, spectrum = _SPECTRA[method]
     if name not in arrays:
         raise SelectionError(
             f"The statistics of {show_path(path)!r} have no {name!r}, only {', '.join(arrays)}. "
             "Calibrate for adapters that need it, or choose another `method`."
         )
-    found = values(arrays)
-    return found.reshape(-1, found.shape[-1])
+    energies = spectrum(arrays)
+    return energies.reshape(-1, energies.shape[-1])
 
 
 def _variance(arrays: Mapping[str, Any]) -> np.ndarray:
@@ -135,7 +136,7 @@ def _gradient(arrays: Mapping[str, Any]) -> np.ndarray:
     return np.square(np.linalg.svd(G, compute_uv=False))
 
 
-# The statistic that each method compares directions by.
+# The statistic that each method reads, and the energies that it gives.
 _SPECTRA: dict[str, tuple[str, Callable[[Mapping[str, Any]], np.ndarray]]] = {
     "variance": ("input_covariance", _variance),
     "gradient": ("gradient", _gradient),

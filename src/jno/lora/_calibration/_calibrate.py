@@ -1,4 +1,4 @@
-"""One pass over some batches, which collects the statistics that adapters start from."""
+"""Collect the statistics that adapters start from, in one pass over some batches."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ from .._tree import layers_at, replace_layers
 from ._probe import Probe, Rows, RowsOut, directions
 from ._statistics import Factor, Statistics
 
-# A statistic that is larger is not collected unless `sketch` is given.
+# Without `sketch`, larger statistics are refused.
 _MOST_BYTES = 2 * 2**30
 
 Loss = Callable[[Any, Any], Any]
@@ -42,22 +42,23 @@ def calibrate(
     sketch: int | None = None,
     registry: Registry | None = None,
 ) -> Statistics:
-    """Collect what adapters that start from data (EVA, CorDA, LoRA-GA) need, in one pass.
+    """Collect the statistics for adapters that start from data (EVA, CorDA, LoRA-GA), in one pass.
 
-    Each layer to be adapted runs as ever, under whatever `vmap`, `scan` or `jax.checkpoint` the
-    model has. A layer that is used several times gives its rows each time.
+    Layers run as before, under any `vmap`, `scan` or `jax.checkpoint` of the model. A layer that is
+    used several times contributes its rows each time.
 
     **Arguments:**
 
     - `model`: a pytree, as for `apply_lora`. It is not changed.
-    - `batches`: some batches of data. Each is given to `loss` as it is.
+    - `batches`: some batches of data, for `loss`.
     - `loss`: `loss(model, batch)`, a scalar that JAX can differentiate. Statistics of inputs and
         outputs do not depend on its value, but are only collected where its gradient arrives.
     - `wrappers`, `target`, `specs`, `param_mask`, `registry`: which layers get which adapter, as
         for `apply_lora`.
-    - `sketch`: the most columns that are kept of a covariance. A wider one is known by its products
-        with as many random vectors (Nyström), exactly if its rank is lower. `None`: all columns, if
-        they take at most 2 GiB. The start of an adapter puts one layer's covariance together.
+    - `sketch`: the largest number of columns of a covariance. A wider covariance is approximated
+        by its products with `sketch` random vectors (Nyström), exactly if its rank is lower.
+        `None`: all columns, if they take at most 2 GiB. The start of an adapter computes the whole
+        covariance of its layer.
 
     **Returns:** `Statistics`, for `apply_lora(..., statistics=)`, `net.lora(..., statistics=)`
     and `allocate`. They can be saved.
@@ -69,8 +70,8 @@ def calibrate(
     expect_model(model, "calibrate")
     if sketch is not None and (type(sketch) is not int or sketch < 1):
         raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
-    asked = {"target": target, "specs": specs, "wrappers": wrappers, "param_mask": param_mask}
-    plan = plan_lora(model, 1, registry=registry, **asked)
+    selection = {"target": target, "specs": specs, "wrappers": wrappers, "param_mask": param_mask}
+    plan = plan_lora(model, 1, registry=registry, **selection)
     rows = {row.path: row for row in plan.wrapped if row.wrapper is not None and row.wrapper.needs}
     if not rows:
         raise SelectionError(
@@ -83,42 +84,43 @@ def calibrate(
     count = 0
     with contextlib.closing(tracked(batches, "Calibrating")) as items:
         for batch in items:
-            found = _sums(model, probes, batch, loss=loss)
-            totals = found if totals is None else _added(totals, found)
+            sums = _sums(model, probes, batch, loss=loss)
+            totals = sums if totals is None else _added(totals, sums)
             count += 1
     if totals is None:
         raise SelectionError("`batches` is empty. Give at least one batch of data.")
     _check_reached(totals, rows)
     means = {path: _means(probe, totals[path], count) for path, probe in probes.items()}
-    shapes = {path: _matrix_of(it.base, it.wrapper).shape[-2:] for path, it in probes.items()}
+    shapes = {path: _matrix_of(p.base, p.wrapper).shape[-2:] for path, p in probes.items()}
     return Statistics(means, shapes)
 
 
 def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
     cls: Any = row.wrapper
-    measured = [it for it in statistics_of(cls) if it.of != "gradient"]
-    measured += [it for it in (Rows, RowsOut) if any(it.of == other.of for other in measured)]
+    measured = [statistic for statistic in statistics_of(cls) if statistic.of != "gradient"]
+    sources = {statistic.of for statistic in measured}
+    measured += [counter for counter in (Rows, RowsOut) if counter.of in sources]
     W = _matrix_of(layer, cls)
     sums: dict[str, Array] = {}
-    for it in measured:
-        k, m = mean_shape(it, W.shape[-2:])
-        m = min(m, sketch) if it.is_covariance and sketch is not None else m
-        size = math.prod((*W.shape[:-2], k, m)) * W.dtype.itemsize
+    for statistic in measured:
+        k, m = mean_shape(statistic, W.shape[-2:])
+        m = min(m, sketch) if statistic.is_covariance and sketch is not None else m
+        shape = (*W.shape[:-2], k, m)
+        size = math.prod(shape) * W.dtype.itemsize
         if sketch is None and size > _MOST_BYTES:
             raise SelectionError(
-                f"The {it.name} of the {row.layer} at {show_path(row.path)!r} is {k} x {m}, which "
-                f"takes {size / 2**30:.1f} GiB. Leave the layer out by `target=` or `specs=` (a "
-                "table of embeddings has an input for each token), or keep fewer columns: "
-                "sketch=512. "
-                f"`sketch={m}` keeps all."
+                f"The {statistic.name} of the {row.layer} at {show_path(row.path)!r} is {k} x {m}, "
+                f"which takes {size / 2**30:.1f} GiB. Leave the layer out by `target=` or `specs=` "
+                "(a table of embeddings has an input for each token), or keep fewer columns: "
+                f"sketch=512. `sketch={m}` keeps all columns."
             )
-        sums[it.name] = replicated_beside(layer, jnp.zeros((*W.shape[:-2], k, m), W.dtype))
-    probe: Any = Probe  # whose constructor takes its fields
+        sums[statistic.name] = replicated_beside(layer, jnp.zeros(shape, W.dtype))
+    probe: Any = Probe  # the constructor takes the fields, unlike the constructors of adapters
     return probe(layer, sums, tuple(measured), cls, sketch)
 
 
 def _gradients_of(probe: Probe) -> list[type[Statistic]]:
-    return [it for it in statistics_of(probe.wrapper) if it.of == "gradient"]
+    return [statistic for statistic in statistics_of(probe.wrapper) if statistic.of == "gradient"]
 
 
 @eqx.filter_jit
@@ -128,26 +130,26 @@ def _sums(
     """By path and name, the sums over one batch."""
 
     def varies(probe: Probe) -> Any:
-        by_weight = bool(_gradients_of(probe))
-        base = jax.tree.map(lambda x: by_weight and eqx.is_inexact_array(x), probe.base)
+        needs_weight = bool(_gradients_of(probe))
+        base = jax.tree.map(lambda x: needs_weight and eqx.is_inexact_array(x), probe.base)
         sums = dict.fromkeys(probe.sums, True)
-        return eqx.tree_at(lambda it: (it.base, it.sums), probe, (base, sums))
+        return eqx.tree_at(lambda p: (p.base, p.sums), probe, (base, sums))
 
-    varied, rest = eqx.partition(probes, {path: varies(probe) for path, probe in probes.items()})
+    varied, fixed = eqx.partition(probes, {path: varies(probe) for path, probe in probes.items()})
 
     def with_probes(varied: Any) -> Any:
-        return loss(replace_layers(model, eqx.combine(varied, rest)), batch)
+        return loss(replace_layers(model, eqx.combine(varied, fixed)), batch)
 
     grads = eqx.filter_grad(with_probes)(varied)
-    found = {path: dict(grad.sums) for path, grad in grads.items()}
+    by_path = {path: dict(grad.sums) for path, grad in grads.items()}
     for path, probe in probes.items():
-        if _gradients_of(probe):
-            # Whatever does not vary, such as sizes, comes from the layer.
-            base = eqx.combine(grads[path].base, rest[path].base)
+        if statistics := _gradients_of(probe):
+            # Leaves without a gradient, such as sizes, come from the layer.
+            base = eqx.combine(grads[path].base, fixed[path].base)
             ndim = _stack_ndim(probe)
             G = over_stack(probe.wrapper.matrix, ndim)(base)
-            found[path] |= {it.name: over_stack(it.right, ndim)(G) for it in _gradients_of(probe)}
-    return found
+            by_path[path] |= {s.name: over_stack(s.right, ndim)(G) for s in statistics}
+    return by_path
 
 
 def _matrix_of(layer: Any, cls: Any) -> Any:
@@ -160,12 +162,12 @@ def _stack_ndim(probe: Probe) -> int:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _added(totals: Any, found: Any) -> Any:
-    return jax.tree.map(jnp.add, totals, found)
+def _added(totals: Any, sums: Any) -> Any:
+    return jax.tree.map(jnp.add, totals, sums)
 
 
 def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanRow]) -> None:
-    """**Raises:** `SelectionError` for layers that the loss does not reach, or that give NaN."""
+    """**Raises:** `SelectionError` for layers that the loss does not reach, or with NaN."""
     missed = [path for path, sums in totals.items() if not _is_reached(sums)]
     if missed:
         lines = [f"{show_path(path)} ({rows[path].layer})" for path in missed]
@@ -173,42 +175,43 @@ def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanR
             "The gradient of the loss does not reach the outputs of these layers, so nothing was "
             f"collected there:\n{bullets(lines, FEW)}\n"
             "The loss does not depend on them, or differentiates them itself, or the model reads "
-            "their weight instead of calling them. Leave them out with `target=` or `specs=`; for "
+            "their weight instead of calling them. Leave them out with `target=` or `specs=`. For "
             "statistics of inputs, any loss of the outputs will do: "
             "lambda model, batch: jnp.sum(jax.vmap(model)(batch))"
         )
-    bad = [
+    lines = [
         f"{show_path(path)}: {name}"
         for path, sums in totals.items()
         for name, total in sums.items()
         if name not in (Rows.name, RowsOut.name) and not np.all(np.isfinite(total))
     ]
-    if bad:
+    if lines:
         raise SelectionError(
-            f"These statistics hold NaN or infinity:\n{bullets(bad, FEW)}\nLook at the batches, "
-            "and at loss(model, batch) for each of them."
+            f"These statistics hold NaN or infinity:\n{bullets(lines, FEW)}\nLook at the batches, "
+            "and at loss(model, batch) for each batch."
         )
 
 
 def _is_reached(sums: dict[str, Array]) -> bool:
-    counts = [sums[it.name] for it in (Rows, RowsOut) if it.name in sums]
+    counts = [sums[counter.name] for counter in (Rows, RowsOut) if counter.name in sums]
     if counts:
         return all(map(np.all, counts))
     return all(map(np.any, sums.values()))  # gradients
 
 
 def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array | Factor]:
-    found: dict[str, Array | Factor] = {}
-    for it in statistics_of(probe.wrapper):
-        count = {"inputs": sums.get(Rows.name), "outputs": sums.get(RowsOut.name)}.get(it.of)
-        mean = sums[it.name] / (batches if count is None else count)
-        if it.is_covariance and mean.shape[-1] < mean.shape[-2]:
+    counts = {"inputs": sums.get(Rows.name), "outputs": sums.get(RowsOut.name), "gradient": batches}
+    means: dict[str, Array | Factor] = {}
+    for statistic in statistics_of(probe.wrapper):
+        mean = sums[statistic.name] / counts[statistic.of]
+        if statistic.is_covariance and mean.shape[-1] < mean.shape[-2]:
             *stack, width, size = mean.shape
-            flat = [_nystrom(one) for one in np.asarray(mean).reshape(-1, width, size)]
-            found[it.name] = Factor(jnp.asarray(np.stack(flat).reshape(*stack, width, size)))
+            factors = map(_nystrom, np.asarray(mean).reshape(-1, width, size))
+            F = jnp.asarray(np.stack(list(factors)).reshape(*stack, width, size))
+            means[statistic.name] = Factor(F)
         else:
-            found[it.name] = over_stack(it.value, _stack_ndim(probe))(mean)
-    return found
+            means[statistic.name] = over_stack(statistic.value, _stack_ndim(probe))(mean)
+    return means
 
 
 def _nystrom(sketch: np.ndarray) -> np.ndarray:
@@ -216,6 +219,6 @@ def _nystrom(sketch: np.ndarray) -> np.ndarray:
     Y, (width, size) = sketch.astype(np.float64), sketch.shape
     Omega = np.asarray(directions(width, size, jnp.float32), np.float64)
     values, vectors = np.linalg.eigh(Omega.T @ Y)
-    kept = values > 1e-6 * max(values[-1], np.finfo(np.float64).tiny)
-    scale = np.where(kept, 1 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
+    is_large = values > 1e-6 * max(values[-1], np.finfo(np.float64).tiny)
+    scale = np.where(is_large, 1 / np.sqrt(np.where(is_large, values, 1.0)), 0.0)
     return ((Y @ vectors) * scale).astype(sketch.dtype)

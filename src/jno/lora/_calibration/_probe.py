@@ -1,10 +1,10 @@
-"""A probe: a layer that computes what it did, and whose gradients are statistics.
+"""A probe: a layer with unchanged outputs, whose gradients are statistics.
 
-The probe holds a zero array `C` for each statistic, and adds nothing to the output. A rule of its
-own makes the cotangent of `left(V) C` equal to `right(V)`, whatever the loss is. So `jax.grad`
-with respect to `C` gives `left(V)^T right(V)`, as one matrix product for a whole batch, through
-`vmap`, `scan`, `jax.checkpoint` and layers that are used several times. The rule does not look at
-the output's own cotangent: the compiler drops the backward pass unless a gradient is asked for.
+The probe holds a zero array `C` for each statistic, and adds nothing to the output. A custom rule
+makes the cotangent of `left(V) C` equal to `right(V)`, whatever the loss is. So `jax.grad` with
+respect to `C` gives `left(V)^T right(V)`, as one matrix product for a whole batch, through `vmap`,
+`scan`, `jax.checkpoint` and layers that are used several times. The rule ignores the cotangent of
+the output, so the compiler drops the backward pass if no other gradient needs it.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from .._errors import WrapperError
 
 
 class Rows(Statistic):
-    """The number of rows: of the inputs that all calls saw."""
+    """The number of input rows of all calls."""
 
     name = "rows"
 
@@ -31,7 +31,7 @@ class Rows(Statistic):
 
 
 class RowsOut(Rows):
-    """The number of rows of all outputs."""
+    """The number of output rows of all calls."""
 
     name = "output rows"
     of = "outputs"
@@ -45,7 +45,7 @@ class Probe(LoRAWrapper):
     base: Any
     sums: dict[str, Float[Array, "..."]]
     measured: tuple[type[Statistic], ...] = eqx.field(static=True)
-    # The adapter class to come: it says what the rows of a call are.
+    # The adapter class that the layer will get. It gives the rows of a call.
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
     sketch: int | None = eqx.field(static=True)
 
@@ -60,22 +60,23 @@ class Probe(LoRAWrapper):
                 f"a {type(self.base).__name__} is called by keyword, but its inputs are looked for "
                 "in the first argument. Call it by position"
             )
-        seen = {
-            "inputs": lambda: self.wrapper.inputs_of(self.base, *args, **kwargs),
-            "outputs": lambda: self.wrapper.outputs_of(self.base, y),
-        }
         rows: dict[str, Any] = {}
+        sources = {statistic.of for statistic in self.measured}
+        if "inputs" in sources:
+            rows["inputs"] = self.wrapper.inputs_of(self.base, *args, **kwargs)
+        if "outputs" in sources:
+            rows["outputs"] = self.wrapper.outputs_of(self.base, y)
+        rows = jax.lax.stop_gradient(rows)
         for statistic in self.measured:
-            if statistic.of not in rows:
-                rows[statistic.of] = jax.lax.stop_gradient(seen[statistic.of]())
             V = rows[statistic.of].astype(self.sums[statistic.name].dtype)
-            # Zeros that depend on the rows: a factor that is the same for all examples would be
-            # counted once under `vmap`, and refused under `shard_map`.
-            left = statistic.left(V) + 0 * V[:, :1]
-            right = sketched(statistic, V, self.sketch) + 0 * V[:, :1]
+            # The zeros depend on the rows: `vmap` would count a factor that is the same for all
+            # examples only once, and `shard_map` would refuse it.
+            zero = 0 * V[:, :1]
+            left = statistic.left(V) + zero
+            right = sketched(statistic, V, self.sketch) + zero
             product = jnp.matmul(left, self.sums[statistic.name], precision="highest")
-            arrays, rest = eqx.partition(y, eqx.is_inexact_array)
-            y = eqx.combine(_with_cotangent(arrays, product, right), rest)
+            arrays, static = eqx.partition(y, eqx.is_inexact_array)
+            y = eqx.combine(_with_cotangent(arrays, product, right), static)
         return y
 
     def merge(self) -> Any:

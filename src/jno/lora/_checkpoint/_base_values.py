@@ -1,4 +1,4 @@
-"""Hashes of the values of layers: a file knows by them which base its adapters were made for."""
+"""Hashes of the values of layers, by which a file recognises the base of its adapters."""
 
 import hashlib
 import json
@@ -20,69 +20,72 @@ from .._sets import LayerForm, arrays_of
 from .._tree import layers_at
 from ._configuration import Entry
 
-# The fastest of Python's that is not broken, see `python -m benchmarks.base_values`.
+# The fastest algorithm of `hashlib` that is not broken: `python -m benchmarks.base_values`.
 _ALGORITHM = "sha256"
 
-# The digests of arrays by identity, so that a model is hashed once, however often it is saved.
-_known: dict[int, tuple[weakref.ref[Any], str]] = {}
+# By the identity of an array, so that a model is hashed once, however often it is saved.
+_digests: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
 def known_layers(
     model: PyTree, paths: Iterable[str], originals: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The plain layers at these paths, as far as they are known bit for bit.
+    """The plain layers at these paths that are known bit for bit.
 
-    The base of an adapter with an `unwrap` of its own (PiSSA) is not the layer that was adapted.
+    An adapter that defines `unwrap` (PiSSA) has changed its base, so its layer must be given.
 
-    - `originals`: layers that were adapted, by path.
+    - `originals`: layers as they were before adapting, by path.
     """
-    found: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
     for path, node in layers_at(model, paths).items():
         if not is_adapter(node):
-            found[path] = node
+            layers[path] = node
         elif originals and path in originals:
-            found[path] = originals[path]
+            layers[path] = originals[path]
         elif type(node).unwrap is LoRAWrapper.unwrap:
-            found[path] = node.base
-    return found
+            layers[path] = node.base
+    return layers
 
 
 def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[str, str]:
-    """By path, a hash of the layers that have exactly these forms.
+    """By path, a hash of each layer that has exactly its form in `forms`.
 
-    Left out are layers in another precision, and those without values (traced, deleted, shapes).
+    Leaves out layers in another precision, and layers without values (traced, deleted, shapes).
     """
-    found: dict[str, str] = {}
+    by_path: dict[str, str] = {}
     for path, form in forms.items():
         layer = layers.get(path)
-        if layer is not None and sorted(LayerForm.of(layer, 0).arrays) == sorted(form.arrays):
-            known = sorted(arrays_of(layer), key=lambda pair: pair[0])
-            arrays = [stored for pair in known for stored in _stored(*pair)]
-            if all(_has_values(array) for _, array in arrays):
-                codes = [array.code for _, array in known if is_coded(array)]
-                found[path] = f"{'_'.join([_ALGORITHM, *codes])}:{_hash(arrays)}"
-    return found
+        if layer is None or sorted(LayerForm.of(layer, 0).arrays) != sorted(form.arrays):
+            continue
+        arrays = sorted(arrays_of(layer), key=lambda pair: pair[0])
+        leaves = [leaf for name, array in arrays for leaf in _stored_arrays(name, array)]
+        if all(_has_values(leaf) for _, leaf in leaves):
+            codes = [array.code for _, array in arrays if is_coded(array)]
+            by_path[path] = f"{'_'.join([_ALGORITHM, *codes])}:{_hash(leaves)}"
+    return by_path
 
 
 def same_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> dict[str, bool]:
-    """By path, whether a layer has the values that its entry has a hash of.
+    """By path, whether the hash of a layer is the hash in its entry.
 
-    Left out are layers that cannot be compared: entries without a hash, or with one of another
-    kind (hashes of codes say nothing of the weight), and the layers that `hashes` leaves out.
+    Leaves out layers that cannot be compared: the entry has no hash, or a hash of another kind
+    (hashes of codes say nothing of the weight), or `hashes` leaves the layer out.
     """
     saved = {e.path: e.base_values for e in entries if (e.base_values or "").startswith(_ALGORITHM)}
-    found = hashes(layers, {e.path: e.layer for e in entries if e.path in saved})
+    here = hashes(layers, {e.path: e.layer for e in entries if e.path in saved})
     return {
-        path: own == saved[path] for path, own in found.items() if _kind(own) == _kind(saved[path])
+        path: value == saved[path]
+        for path, value in here.items()
+        if _kind(value) == _kind(saved[path])
     }
 
 
-def _kind(found: str | None) -> str:
-    return (found or "").partition(":")[0]
+def _kind(value: str | None) -> str:
+    return (value or "").partition(":")[0]
 
 
-def _stored(path: str, array: Any) -> list[tuple[str, Any]]:
-    """The arrays that `array` is kept as, with their paths."""
+def _stored_arrays(path: str, array: Any) -> list[tuple[str, Any]]:
+    """The array, or the arrays that hold it in another form, with their paths."""
     if not is_coded(array):
         return [(path, array)]
     leaves = jax.tree_util.tree_leaves_with_path(array)
@@ -91,11 +94,11 @@ def _stored(path: str, array: Any) -> list[tuple[str, Any]]:
 
 def _hash(arrays: Iterable[tuple[str, Any]]) -> str:
     """The digest of the path, dtype, shape and values of each array."""
-    whole = hashlib.new(_ALGORITHM)
+    digest = hashlib.new(_ALGORITHM)
     for path, array in arrays:
         line = [path, str(held_dtype(array)), list(array.shape), _digest(array)]
-        whole.update(json.dumps(line).encode())
-    return whole.hexdigest()
+        digest.update(json.dumps(line).encode())
+    return digest.hexdigest()
 
 
 def _has_values(array: Any) -> bool:
@@ -104,22 +107,22 @@ def _has_values(array: Any) -> bool:
 
 
 def _digest(array: Any) -> str:
-    """The digest of the values of one array.
+    """The digest of the values of one array. NumPy's arrays can change, so they are not cached.
 
-    In several processes, all take part in gathering an array, so none may remember it.
+    All processes must take part in gathering an array, so a process may not skip it either.
     """
     if isinstance(array, np.ndarray) or not array.is_fully_addressable:
-        return _digest_anew(array)
-    place = id(array)
-    reference, digest = _known.get(place, (None, ""))
+        return _computed_digest(array)
+    identity = id(array)
+    reference, digest = _digests.get(identity, (None, ""))
     if reference is None or reference() is not array:
-        digest = _digest_anew(array)
-        reference = weakref.ref(array, lambda _, known=_known: known.pop(place, None))
-        _known[place] = reference, digest
+        digest = _computed_digest(array)
+        reference = weakref.ref(array, lambda _, cache=_digests: cache.pop(identity, None))
+        _digests[identity] = reference, digest
     return digest
 
 
-def _digest_anew(array: Any) -> str:
+def _computed_digest(array: Any) -> str:
     values = np.ascontiguousarray(_on_the_host(array))
     return hashlib.new(_ALGORITHM, values.reshape(-1).view(np.uint8).data).hexdigest()
 
@@ -131,7 +134,7 @@ def _on_the_host(array: Any) -> np.ndarray:
         array = jax.random.key_data(array)
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    # Another array of the same buffers: JAX keeps what it gathers with the array that it was asked
-    # for, which would be a second copy of the model.
-    parts = [shard.data for shard in array.addressable_shards]
-    return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts))
+    # JAX caches the gathered values on the array, which would be a second copy of the model. So a
+    # temporary array of the same buffers is gathered.
+    shards = [shard.data for shard in array.addressable_shards]
+    return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards))

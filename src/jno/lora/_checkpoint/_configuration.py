@@ -5,6 +5,7 @@ names. Unknown keys are skipped, so that later versions may add some.
 """
 
 import dataclasses
+import itertools
 import json
 import re
 import sys
@@ -24,7 +25,7 @@ FORMAT_VERSION = 2
 class Entry:
     """One adapter of a file: its class by name, and the names of the arrays in its `state()`.
 
-    - `distribution`, `version`: of the plugin that provides the class; `None` and `""` without one.
+    - `distribution`, `version`: of the plugin that provides the class; else `None` and `""`.
     - `base_values`: a hash of the layer's values, if the file has one.
     """
 
@@ -41,11 +42,11 @@ class Entry:
 
     @property
     def tensors(self) -> dict[str, str]:
-        """The names of its arrays in the file, by those in the state."""
+        """By name in the state, the name in the file of each array."""
         return {name: f"{self.path}:{name}" for name in self.arrays}
 
     def as_json(self) -> dict[str, Any]:
-        """The entry as it stands in the file, under its path."""
+        """The entry as the file holds it, under its path."""
         form = self.layer
         arrays = {path: {"shape": shape, "dtype": dtype} for path, shape, dtype in form.arrays}
         layer = {"class": form.layer, "stack_ndim": form.stack_ndim, "arrays": arrays}
@@ -70,8 +71,8 @@ class Configuration:
 
     @property
     def shared_tensors(self) -> dict[str, str]:
-        """The names of the shared arrays in the file, by their own."""
-        # Slashes that no path has.
+        """By name, the name in the file of each shared array."""
+        # No path begins with slashes.
         return {name: f"//shared:{name}" for name in self.shared}
 
     def dump(self) -> str:
@@ -84,27 +85,28 @@ class Configuration:
                     f"{twice!r}: a dict key in it holds a slash. Rename the key"
                 )
         adapters = {entry.path: entry.as_json() for entry in self.entries}
-        found = {"format_version": self.format_version, "versions": self.versions}
+        versions = {"format_version": self.format_version, "versions": self.versions}
         shared = {"shared": self.shared} if self.shared else {}
-        written = json.dumps(found | shared | {"adapters": adapters})
-        if Configuration.parse(written) != self:
-            raise MalformedError("what was written is read as something else")
-        return written
+        text = json.dumps(versions | shared | {"adapters": adapters})
+        if Configuration.parse(text) != self:
+            raise MalformedError("its configuration would not be read as it was written")
+        return text
 
     @classmethod
     def parse(cls, content: str) -> "Configuration":
         """The configuration in the metadata of a file. **Raises:** `MalformedError`."""
-        found = parse_json(content, "its configuration")
-        _check(found, _VERSIONED)
-        version = found["format_version"]
-        if version > FORMAT_VERSION:  # everything else may differ
+        configuration = parse_json(content, "its configuration")
+        _check(configuration, _VERSIONED)
+        version = configuration["format_version"]
+        if version > FORMAT_VERSION:  # the rest may differ
             raise MalformedError(
                 f"it has the format version {version}, this jno-lora reads up to {FORMAT_VERSION}. "
                 "Upgrade it with\n    pip install -U jno-lora\n"
             )
-        _check(found, _CONFIGURATION)
-        entries = tuple(_entry(path, adapter) for path, adapter in found["adapters"].items())
-        return cls(entries, found["versions"], tuple(found.get("shared") or ()))
+        _check(configuration, _CONFIGURATION)
+        entries = itertools.starmap(_entry, configuration["adapters"].items())
+        shared = configuration.get("shared") or ()
+        return cls(tuple(entries), configuration["versions"], tuple(shared))
 
     def check_tensors(self, tensors: Iterable[str]) -> None:
         """**Raises:** `MalformedError` unless these are the names of all arrays of all adapters."""
@@ -117,20 +119,20 @@ class Configuration:
         lines += [f"{brief(name)}: not in its configuration" for name in sorted(added)]
         if lines:
             raise MalformedError(
-                f"its arrays are not those of its adapters:\n{bullets(lines, FEW)}\n"
+                f"its arrays are not the arrays of its adapters:\n{bullets(lines, FEW)}\n"
             )
 
 
-def _entry(path: str, found: dict[str, Any]) -> Entry:
-    values: dict[str, Any] = {name: found.get(name) for name in _ADAPTER}
+def _entry(path: str, adapter: dict[str, Any]) -> Entry:
+    values: dict[str, Any] = {name: adapter.get(name) for name in _ADAPTER}
     layer = values["layer"]
-    arrays = ((key, tuple(it["shape"]), it["dtype"]) for key, it in layer["arrays"].items())
+    arrays = ((key, tuple(info["shape"]), info["dtype"]) for key, info in layer["arrays"].items())
     form = LayerForm(layer["class"], tuple(arrays), layer["stack_ndim"])
     return Entry(path, **values | {"arrays": tuple(values["arrays"]), "layer": form})
 
 
 class _Kind(NamedTuple):
-    """A kind of values: its name for messages, and whether a value from JSON is of it."""
+    """A kind of JSON values: its name for messages, and a test of a value."""
 
     name: str
     holds: Callable[[Any], bool]
@@ -139,36 +141,36 @@ class _Kind(NamedTuple):
         return _Kind(self.name, lambda x: x is None or self.holds(x))
 
 
-def _check(found: Any, kind: Any, what: str = "") -> None:
-    """**Raises:** `MalformedError` unless `found` is of a kind: a `_Kind`, or an object of kinds.
+def _check(value: Any, kind: Any, where: str = "") -> None:
+    """**Raises:** `MalformedError` unless `value` is of a kind: a `_Kind`, or an object of kinds.
 
-    A missing key is null, and others are skipped. A `_Kind` as the only key stands for all keys.
+    A missing key is null. Unknown keys are skipped. A `_Kind` as the only key stands for all keys.
     """
     if isinstance(kind, _Kind):
-        if not kind.holds(found):
-            shown = f"{what} is {brief(found)}, which is not {kind.name}"
+        if not kind.holds(value):
+            shown = f"{where} is {brief(value)}, which is not {kind.name}"
             raise MalformedError(f"in its configuration, {shown}")
         return
-    _check(found, _OBJECT, what)
+    _check(value, _OBJECT, where)
     for key, inner in kind.items():
-        for name in found if isinstance(key, _Kind) else [key]:
+        for name in value if isinstance(key, _Kind) else [key]:
             if name is not key:
-                _check(name, key, f"a key of {what}")
-            _check(found.get(name), inner, f"{what}/{name}".removeprefix("/"))
+                _check(name, key, f"a key of {where}")
+            _check(value.get(name), inner, f"{where}/{name}".removeprefix("/"))
 
 
-def _is_text(found: Any) -> bool:
-    # It goes into messages and onto terminals.
-    return isinstance(found, str) and found.isprintable() and len(found) <= 20_000
+def _is_text(value: Any) -> bool:
+    # Messages and terminals show it.
+    return isinstance(value, str) and value.isprintable() and len(value) <= 20_000
 
 
-def _is_count(found: Any) -> bool:
-    return type(found) is int and 0 <= found < 2**31  # a bool is an `int`, too
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31  # a bool is an `int`, too
 
 
-def _is_shape(found: Any) -> bool:
-    is_list = isinstance(found, list) and all(type(x) is int and x >= 0 for x in found)
-    return is_list and fits_numpy(found)
+def _is_shape(value: Any) -> bool:
+    is_list = isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
+    return is_list and fits_numpy(value)
 
 
 def _matching(name: str, pattern: str) -> _Kind:
@@ -185,8 +187,8 @@ _PATH = _Kind(
 )
 _TEXTS = _Kind("a list of printable text", lambda x: isinstance(x, list) and all(map(_is_text, x)))
 _ADAPTER = {
-    # The name of a class goes into code that a message shows, a distribution and its version into
-    # a command. So nothing else may get in.
+    # Messages show code with the class, and a command with the distribution and its version. So
+    # these three must not hold anything else.
     "wrapper": _Kind("the name of a class", lambda x: _is_text(x) and x.isidentifier()),
     "distribution": _matching(
         "a normalised name (PEP 503)", r"(?!.{101})[a-z0-9]+(-[a-z0-9]+)*"

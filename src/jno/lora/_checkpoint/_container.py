@@ -1,8 +1,9 @@
 """Safetensors and JSON files, read with distrust.
 
-The `safetensors` library checks that a header fits the bytes behind it. It lets pass duplicate
-keys, headers of any size, and bools other than 0 and 1. Its NumPy side lacks bfloat16 and maps the
-file into memory, where a file that is cut short ends the process. So the rest is done here.
+The `safetensors` library checks that a header fits the bytes behind it. It accepts duplicate keys,
+headers of any size, and bools other than 0 and 1. Its NumPy side (0.8) cannot read float8, and maps
+the file into memory: if the file is cut short meanwhile, the process ends (SIGBUS). So this module
+checks the rest of the header, and reads the arrays itself.
 """
 
 import collections
@@ -23,7 +24,7 @@ from .._errors import CheckpointError
 
 FilePath = str | os.PathLike[str]
 
-# The dtypes of the format that NumPy, with JAX's types, can hold.
+# The dtypes of the format that NumPy can hold, with JAX's types.
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
     **{f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
@@ -59,11 +60,11 @@ def parse_json(content: str | bytes, what: str) -> dict[str, Any]:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {brief(twice)} is there twice")
-    return found
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        repeated, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {brief(repeated)} is there twice")
+    return unique
 
 
 def _refuse_constant(text: str) -> Any:
@@ -76,7 +77,7 @@ def brief(value: Any) -> str:
 
 
 class Tensor(NamedTuple):
-    """One array of a file, and where its bytes begin."""
+    """One array of a file: `begin` is the offset of its bytes."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -84,12 +85,12 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """The number of its bytes."""
+        """The size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Container:
-    """An open file whose header is in order. Arrays are read when they are asked for."""
+    """An open file with a valid header."""
 
     def __init__(self, path: FilePath, file: io.BufferedReader):
         self._file = file
@@ -115,7 +116,7 @@ class Container:
 def read_file(path: FilePath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All arrays of a safetensors file, and its metadata.
 
-    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
+    **Raises:** `CheckpointError`, which names the file, if it cannot be read.
     """
     with opened(path) as file:
         container = Container(path, file)
@@ -123,9 +124,10 @@ def read_file(path: FilePath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def read_json(path: FilePath) -> dict[str, Any]:
-    """The JSON object in a file. Duplicate keys and numbers such as NaN are refused.
+    """The JSON object in a file.
 
-    **Raises:** `CheckpointError`, which names the file, for everything that is wrong with it.
+    **Raises:** `CheckpointError`, which names the file, if it cannot be read. Duplicate keys and
+    numbers such as NaN are errors.
     """
     with opened(path) as file:
         content = file.read(MOST_JSON_BYTES + 1)
@@ -136,9 +138,9 @@ def read_json(path: FilePath) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def opened(path: FilePath) -> Iterator[io.BufferedReader]:
-    """The file at `path`, open to be read.
+    """Open the file at `path` for reading.
 
-    **Raises:** `CheckpointError`, which names the file, also for a `MalformedError` of the block.
+    **Raises:** `CheckpointError`, which names the file, also for a `MalformedError` in the block.
     """
     try:
         with _open(path) as file:
@@ -155,26 +157,26 @@ def opened(path: FilePath) -> Iterator[io.BufferedReader]:
 
 
 def _open(path: FilePath) -> io.BufferedReader:
-    # Not blocking, because the open of a pipe waits for somebody who writes.
-    extra = getattr(os, "O_NONBLOCK", 0)
+    # A blocking open of a pipe would wait for a writer.
+    non_blocking = getattr(os, "O_NONBLOCK", 0)
     try:
-        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra))
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | non_blocking))
     except ValueError as err:
         raise MalformedError(f"its path is invalid: {err}") from err
 
 
-def kind_of(found: os.stat_result) -> str:
+def kind_of(status: os.stat_result) -> str:
     """A file, a directory or something else, for a message."""
-    if stat.S_ISREG(found.st_mode):
+    if stat.S_ISREG(status.st_mode):
         return "a file"
-    return "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+    return "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
 
 
 def _checked_header(
     path: FilePath, file: io.BufferedReader, size: int
 ) -> tuple[dict[str, Any], int]:
-    """The header, which fits the bytes behind it, as JSON, and where it ends."""
-    import safetensors  # here, because only those who save and load need it
+    """The header as JSON, and the offset of its end. It fits the bytes behind it."""
+    import safetensors  # here, because only files need it
 
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
@@ -212,5 +214,5 @@ def _tensor(name: str, info: dict[str, Any], begin: int) -> Tensor:
 
 def fits_numpy(shape: list[int]) -> bool:
     """Whether an array may have this shape."""
-    # NumPy counts an array without elements as if it had some.
+    # NumPy's limit on the size counts an empty axis as 1.
     return len(shape) <= 32 and math.prod(max(axis, 1) for axis in shape) <= 2**56

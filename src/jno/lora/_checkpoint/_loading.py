@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from jaxtyping import PyTree
@@ -11,12 +11,12 @@ from .._contract import Handle, LoRAWrapper, expect_model
 from .._errors import CheckpointError, SelectionError, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
-from .._sets import built_around, misfits, shared_by_others
+from .._sets import AdapterSet, built_around, misfits, shared_by_others
 from .._shared_arrays import names_shared_in, put_shared, shared_arrays, uses_shared
 from .._tree import layers_at, nested_with, replace_layers
 from ._base_values import known_layers, same_values
 from ._container import FilePath
-from ._reading import Classes, adapters_in, read, refuse, warn_of_non_finite
+from ._reading import Classes, Problems, adapters_in, read, refuse, warn_of_non_finite
 
 M = TypeVar("M")
 
@@ -42,14 +42,15 @@ def load_adapters(
     - `model`: the model that the adapters were made for (layers of the same shapes at the same
         paths, in any precision), or a `Net` of it, which is changed and returned.
     - `path`: of a file that `save_adapters` wrote.
-    - `strict`: whether all adapters must fit. If not, those that do are loaded, and a
-        `JnoLoraWarning` lists the others. `"values"`: the layers must also have the values that the
-        adapters were made for, and it must be possible to compare them (see `save_adapters`).
-    - `wrappers`: one class or several. All others come from the plugin that the file names.
-    - `registry`: where that plugin is looked up, instead of among the installed ones.
+    - `strict`: whether all adapters must fit. With `False`, those that fit are loaded, and a
+        `JnoLoraWarning` lists the rest. With `"values"`, the layers must also have the values that
+        the adapters were made for, and it must be possible to compare them
+        (see `save_adapters`).
+    - `wrappers`: one class or several. Other classes come from the plugin that the file names.
+    - `registry`: where that plugin is looked up, instead of among the installed plugins.
 
-    **Returns:** the adapted model (or the `Net`). NaN, infinity and, unless `strict` is "values",
-    layers of other values than those that the adapters were made for only cause a `JnoLoraWarning`.
+    **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`.
+    So do other values of a layer, unless `strict` is `"values"`.
 
     **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
     that wrote it, or something does not fit the model: everything is listed at once. `WrapperError`
@@ -65,13 +66,13 @@ def load_adapters(
 
 
 def with_loaded(model: M, loaded: Mapping[str, LoRAWrapper]) -> M:
-    """`model` with these adapters, by path, in the places of those that it carries there."""
+    """`model` with these adapters, by path. They replace the adapters that it carries there."""
     return put_shared(replace_layers(model, loaded), shared_arrays(model))
 
 
 def load(
     model: PyTree,
-    path: FilePath,
+    file: FilePath,
     wrappers: Classes,
     registry: Registry,
     *,
@@ -82,68 +83,96 @@ def load(
     """The adapters of a file around the layers of `model`, by path: all, or those that fit.
 
     - `plain`: the same model without adapters, whose layers the loaded adapters get.
-    - `originals`: layers that were adapted and are known bit for bit, by path.
+    - `originals`: layers as they were before adapting, by path.
     """
     if not isinstance(strict, bool) and strict != "values":
         raise SelectionError(f"`strict` must be True, False or 'values', but is {strict!r}.")
-    contents = read(path)
+    contents = read(file)
     adapters, problems = adapters_in(contents, wrappers, registry)
     try:
         layers = layers_at(model if plain is None else plain, adapters)
-        unfit = misfits(model, adapters) | nested_with(model, adapters)
+        misfit_lines = misfits(model, adapters) | nested_with(model, adapters)
     except SelectionError as err:
-        raise CheckpointError(f"{os.fspath(path)!r} cannot be loaded: {err}") from err
-    problems |= dict.fromkeys(itertools.chain(*unfit.values()))
-    known = known_layers(model, adapters.adapters.keys() - unfit, originals)
-    compared = same_values(contents.configuration.entries, known)
-    others = [name for name, is_same in compared.items() if not is_same]
+        raise CheckpointError(f"{os.fspath(file)!r} cannot be loaded: {err}") from err
+    problems |= dict.fromkeys(itertools.chain(*misfit_lines.values()))
+    fitting = [path for path in adapters if path not in misfit_lines]
+    comparable = known_layers(model, fitting, originals)
+    has_same_values = same_values(contents.configuration.entries, comparable)
     if strict == "values":
-        unknown = [it for it in adapters if it not in unfit and it not in compared]
-        problems |= dict.fromkeys(f"{show_path(name)}: {_OTHER_VALUES}" for name in others)
-        problems |= dict.fromkeys(f"{show_path(name)}: {_UNKNOWN_VALUES}" for name in unknown)
-    clash = shared_by_others(model, adapters) & adapters.shared.keys()
-    for name in sorted(clash):
-        line = f"the model's other adapters share an array {name!r} already, and the file holds one"
-        problems[f"{line}: unwrap them first"] = None
-    built: dict[str, LoRAWrapper] = {}
-    # Nothing is built for a file that is refused anyway.
-    fitting = [] if strict and problems else [path for path in adapters if path not in unfit]
-    for name in fitting:
-        try:
-            built[name] = built_around(layers[name], adapters[name])
-        except Exception as err:
-            cls = adapters[name].wrapper.__name__
-            problems[f"{show_path(name)}: could not restore the {cls}: {reason_of(err)}"] = err
-    try:
-        shared = {name: array for name, array in adapters.shared.items() if name not in clash}
-        users = {name for name, it in built.items() if names_shared_in(it) & clash}
-        built = put_shared({k: it for k, it in built.items() if k not in users}, shared)
-    except SelectionError as err:  # an array is missing, or too small
-        problems |= {f"{err}": err}
-        built = {name: it for name, it in built.items() if not uses_shared(it)}
+        problems |= _problems_of_values(fitting, has_same_values)
+    clashes = shared_by_others(model, adapters) & adapters.shared.keys()
+    problems |= dict.fromkeys(map(_CLASH.format, sorted(clashes)))
+    # A file that is refused anyway builds nothing.
+    built, failures = _build(adapters, [] if strict and problems else fitting, layers)
+    loaded, missing = _share(built, adapters.shared, clashes)
+    problems |= failures | missing
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
         if strict == "values":
             advice += " Other values are only a warning then, and with strict=True."
-        refuse(problems, path, "does not fit this model", advice)
-    warn_of_non_finite(path, contents, built)
-    others = [show_path(name) for name in others if name in built]
-    if others:
-        warn(
-            f"Adapters of {os.fspath(path)!r} were loaded onto another base, where they compute "
-            f"something else. At these paths, {_OTHER_VALUES}:\n{bullets(others)}\n"
-            "Load them onto the model that they were trained on. strict='values' raises here."
-        )
+        refuse(problems, file, "does not fit this model", advice)
+    warn_of_non_finite(file, contents, loaded)
+    _warn_of_other_base(file, [path for path in loaded if has_same_values.get(path) is False])
     if problems:
         warn(
-            f"{len(built)} of {len(contents.configuration.entries)} adapters of "
-            f"{os.fspath(path)!r} were loaded. The others were left out:\n{bullets(problems)}"
+            f"{len(loaded)} of {len(contents.configuration.entries)} adapters of "
+            f"{os.fspath(file)!r} were loaded. Left out:\n{bullets(problems)}"
         )
-    return built
+    return loaded
 
 
-_OTHER_VALUES = "the layer has other values than the one that the adapter was made for"
+_OTHER_VALUES = "the layer has other values than the layer that the adapter was made for"
 _UNKNOWN_VALUES = (
     "the values of the layer cannot be compared: the file has no hash of them (save it again by "
     "save_adapters(..., base_values=model)), or the layer is in another precision or has no values"
 )
+_CLASH = (
+    "the model's other adapters share an array {!r} already, and the file holds one: unwrap "
+    "them first"
+)
+
+
+def _problems_of_values(paths: Iterable[str], has_same_values: Mapping[str, bool]) -> Problems:
+    """A line for each layer whose values differ or cannot be compared."""
+    differing = [path for path, is_same in has_same_values.items() if not is_same]
+    unknown = [path for path in paths if path not in has_same_values]
+    lines = [f"{show_path(path)}: {_OTHER_VALUES}" for path in differing]
+    return dict.fromkeys(lines + [f"{show_path(path)}: {_UNKNOWN_VALUES}" for path in unknown])
+
+
+def _build(
+    adapters: AdapterSet, paths: Iterable[str], layers: Mapping[str, Any]
+) -> tuple[dict[str, LoRAWrapper], Problems]:
+    """The adapters at `paths` around their layers, and the problems of those that fail."""
+    built: dict[str, LoRAWrapper] = {}
+    problems: Problems = {}
+    for path in paths:
+        try:
+            built[path] = built_around(layers[path], adapters[path])
+        except Exception as err:  # a `from_state` may raise anything
+            cls = adapters[path].wrapper.__name__
+            problems[f"{show_path(path)}: could not restore the {cls}: {reason_of(err)}"] = err
+    return built, problems
+
+
+def _share(
+    built: Mapping[str, LoRAWrapper], arrays: Mapping[str, Any], clashes: set[str]
+) -> tuple[dict[str, LoRAWrapper], Problems]:
+    """`built` with the shared arrays, without the adapters that cannot get theirs."""
+    usable = {name: array for name, array in arrays.items() if name not in clashes}
+    served = {path: node for path, node in built.items() if not names_shared_in(node) & clashes}
+    try:
+        return put_shared(served, usable), {}
+    except SelectionError as err:  # an array is missing, or too small
+        unshared = {path: adapter for path, adapter in built.items() if not uses_shared(adapter)}
+        return unshared, {f"{err}": err}
+
+
+def _warn_of_other_base(file: FilePath, paths: Iterable[str]) -> None:
+    shown = [show_path(path) for path in paths]
+    if shown:
+        warn(
+            f"Adapters of {os.fspath(file)!r} were loaded onto another base, where they compute "
+            f"something else. At these paths, {_OTHER_VALUES}:\n{bullets(shown)}\n"
+            "Load them onto the model that they were trained on. strict='values' raises here."
+        )

@@ -1,7 +1,6 @@
 """From a file to adapters, without a model."""
 
 import dataclasses
-import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -49,7 +48,7 @@ class Contents:
 
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
-    """The contents of a file. No plugin runs. **Raises:** `CheckpointError` if it is damaged."""
+    """Read a file. No plugin runs. **Raises:** `CheckpointError` if the file is damaged."""
     if os.path.isdir(path):
         raise CheckpointError(
             f"{os.fspath(path)!r} is a directory, but adapters are one file. "
@@ -60,7 +59,7 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
         text = container.metadata.get(KEY)
         if text is None:
             raise MalformedError(
-                f"it is a safetensors file, but not one of jno-lora: its metadata have no {KEY!r}. "
+                f"it is a safetensors file, but not from jno-lora: its metadata have no {KEY!r}. "
                 "`jno.lora.peft.load_peft` reads the directory of a PEFT adapter"
             )
         configuration = Configuration.parse(text)
@@ -69,7 +68,7 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
         return Contents(configuration, container.tensors, arrays, container.nbytes)
 
 
-# Why adapters cannot be loaded: lines for a message, with the errors behind them.
+# The problems of adapters as lines for a message, each with the exception behind it.
 Problems = dict[str, Exception | None]
 
 
@@ -85,39 +84,50 @@ def adapters_in(
     contents: Contents, wrappers: Classes, registry: Registry
 ) -> tuple[AdapterSet, Problems]:
     """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
-    entries, given = contents.configuration.entries, _classes_by_name(wrappers)
-    of_class: dict[Any, list[Entry]] = {}
+    configuration = contents.configuration
+    classes, problems = _classes_of(configuration.entries, _classes_by_name(wrappers), registry)
+    adapters: dict[str, LooseAdapter] = {}
+    for entry in configuration.entries:
+        if entry.path not in classes:
+            continue
+        cls = classes[entry.path]
+        arrays = {name: contents.values[tensor] for name, tensor in entry.tensors.items()}
+        lines = _problems_of(entry, cls, arrays)
+        problems |= dict.fromkeys(lines)
+        if not lines:
+            # Copies: JAX might share NumPy's memory, which cannot be donated then.
+            state = {name: jnp.array(array) for name, array in arrays.items()}
+            adapters[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
+    shared: dict[str, Any] = {}
+    for name, tensor in configuration.shared_tensors.items():
+        shared[name] = jnp.array(contents.values[tensor])
+        if problem := _dtype_problem(name, contents.values[tensor]):
+            problems[problem] = None
+    return AdapterSet(adapters, shared), problems
+
+
+def _classes_of(
+    entries: Iterable[Entry], given: Mapping[str, type[LoRAWrapper]], registry: Registry
+) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
+    """The class of each entry, by path, and a problem for each class that is not found."""
+    by_class: dict[Any, list[Entry]] = {}
     for entry in entries:
         key = (entry.distribution, entry.version, entry.wrapper)
-        of_class.setdefault(key, []).append(entry)
-    problems: Problems = {}
+        by_class.setdefault(key, []).append(entry)
     classes: dict[str, type[LoRAWrapper]] = {}
-    for alike in of_class.values():
+    problems: Problems = {}
+    for alike in by_class.values():
         try:
             classes |= dict.fromkeys([x.path for x in alike], _class_of(alike[0], given, registry))
         except PluginError as err:
             paths = ", ".join(show_path(entry.path) for entry in alike[:3])
             more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
             problems[f"{paths}{more}: {err}"] = err
-    found: dict[str, LooseAdapter] = {}
-    for entry in (entry for entry in entries if entry.path in classes):
-        cls = classes[entry.path]
-        arrays = {name: contents.values[tensor] for name, tensor in entry.tensors.items()}
-        wrong = _problems_of(entry, cls, arrays)
-        problems |= dict.fromkeys(wrong)
-        if not wrong:
-            # Copies: JAX might share NumPy's memory, which cannot be donated then.
-            state = {name: jnp.array(array) for name, array in arrays.items()}
-            found[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
-    shared = {
-        name: contents.values[it] for name, it in contents.configuration.shared_tensors.items()
-    }
-    problems |= {it: None for name, array in shared.items() if (it := _too_wide(name, array))}
-    return AdapterSet(found, {name: jnp.array(x) for name, x in shared.items()}), problems
+    return classes, problems
 
 
-def _too_wide(where: str, array: np.ndarray) -> str:
-    """The problem with an array of a dtype that JAX does not hold; else empty."""
+def _dtype_problem(where: str, array: np.ndarray) -> str:
+    """A line for an array of a dtype that JAX does not hold; else empty."""
     if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
         return ""
     x64 = "`jax.config.update('jax_enable_x64', True)`"
@@ -129,7 +139,7 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
     for name, array in arrays.items():
         where, dtype = f"{show_path(entry.path)}/{name}", array.dtype
         trains = name.partition("/")[0] in (*cls.adapter_fields, *cls.optional_fields)
-        if problem := _too_wide(where, array):
+        if problem := _dtype_problem(where, array):
             problems.append(problem)
         elif trains and not jnp.issubdtype(dtype, jnp.inexact):
             problems.append(f"{where}: {dtype}, but it trains, so it must have a floating dtype")
@@ -142,10 +152,11 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
 
 def warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[str]) -> None:
     configuration = contents.configuration
-    own = [it.tensors.values() for it in configuration.entries if it.path in loaded]
+    entries = (entry for entry in configuration.entries if entry.path in loaded)
+    tensors = [name for entry in entries for name in entry.tensors.values()]
     lines = [
         f"{name}: {count:,} of {contents.values[name].size:,} numbers"
-        for name in itertools.chain(*own, configuration.shared_tensors.values())
+        for name in (*tensors, *configuration.shared_tensors.values())
         if (count := count_non_finite(contents.values[name]))
     ]
     if lines:
@@ -158,21 +169,21 @@ def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
             f"`wrappers` must be adapter classes, but is {given!r}. Classes from plugins are "
             "found without `wrappers`."
         )
-    found: dict[str, type[LoRAWrapper]] = {}
+    classes: dict[str, type[LoRAWrapper]] = {}
     for cls in [given] if isinstance(given, type) else given or ():
         check_contract(cls)
-        if found.setdefault(cls.__name__, cls) is not cls:
+        if classes.setdefault(cls.__name__, cls) is not cls:
             raise SelectionError(
                 f"`wrappers` has two classes of the name {cls.__name__!r}. Load the adapters of "
-                "each in a call of its own, with strict=False."
+                "each class in a separate call, with strict=False."
             )
-    return found
+    return classes
 
 
 def _class_of(
     entry: Entry, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> type[LoRAWrapper]:
-    """The class of an adapter. **Raises:** `PluginError` that says what to install or to pass."""
+    """The class of an entry. **Raises:** `PluginError` that says what to install or to pass."""
     if entry.wrapper in given:
         return given[entry.wrapper]
     try:
@@ -201,5 +212,5 @@ def _how_to_install(entry: Entry) -> str:
 
 def _major_minor(version: str) -> tuple[int, int]:
     """`(1, 2)` for a version such as `1.2.3`. Versions that do not parse sort first."""
-    found = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?", version)
-    return (0, 0) if found is None else (int(found[1]), int(found[2] or 0))
+    match = re.match(r"(\d{1,9})(?:\.(\d{1,9}))?", version)
+    return (0, 0) if match is None else (int(match[1]), int(match[2] or 0))

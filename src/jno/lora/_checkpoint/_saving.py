@@ -12,11 +12,11 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from .._contract import Handle, expect_model
+from .._contract import Handle, LoRAWrapper, expect_model
 from .._errors import CheckpointError
 from .._paths import show_place
 from .._registry import IN_PROCESS, Registry, default_registry
-from .._sets import AdapterSet, check_fit, extract_adapters
+from .._sets import AdapterSet, LooseAdapter, check_fit, extract_adapters
 from .._version import __version__
 from ._base_values import hashes, known_layers
 from ._configuration import KEY, Configuration, Entry
@@ -31,25 +31,26 @@ def save_adapters(
     registry: Registry | None = None,
     base_values: bool | PyTree = True,
 ) -> None:
-    """Write the adapters of a model, and nothing else of it, into one safetensors file.
+    """Write the adapters of a model, without the rest of it, into one safetensors file.
 
     The file holds the arrays of each adapter's `state()`, and JSON that says how to build the
-    adapters again. Whatever happens meanwhile, there is the old file or the new one, whole. Sharded
-    arrays are gathered one by one. If an array lies on devices of several processes, every process
-    must make this call, and the first writes.
+    adapters again. At any time, the whole old file or the whole new file is there. Sharded arrays
+    are gathered one by one. If an array lies on devices of several processes, every process must
+    make this call, and the first process writes.
 
     **Arguments:**
 
     - `model`: an adapted model, a `Net`, or the `AdapterSet` of `extract_adapters`.
     - `path`: of the file, by custom `NAME.safetensors`. Its directory must exist.
-    - `registry`: where the plugins of the classes are looked up, instead of among the installed.
+    - `registry`: where the plugins of the classes are looked up, instead of among the installed
+        plugins.
     - `base_values`: whether the file holds a hash of the values of each adapted layer, by which
-        `load_adapters` tells another base. A set has no layers: give the model that it is for.
-        Left out for layers that an adapter changed and nobody kept (PiSSA, except in a `Net`).
+        `load_adapters` recognises another base. For a set, which has no layers, give the model that
+        it is for. A layer that its adapter changed (PiSSA) gets a hash only from a `Net`.
 
     **Raises:** `CheckpointError` if there are no adapters, an array cannot be stored (typed PRNG
     keys, dtypes that safetensors lacks, tracers), or the file cannot be written. `SelectionError`
-    if the model given as `base_values` lacks the layers of the set.
+    if the model given as `base_values` lacks a layer of the set.
     """
     if isinstance(model, Handle):
         net: Any = model
@@ -84,7 +85,7 @@ def save(
 ) -> None:
     """Write `adapters` into one safetensors file, at once or not at all.
 
-    - `layers`: those whose values are to be hashed, by path.
+    - `layers`: the layers to hash, by path.
     """
     content = _content(adapters, registry, layers)
     arrays = jax.tree.leaves(adapters)
@@ -109,24 +110,16 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
             "`eqx.tree_serialise_leaves`."
         )
     loose = adapters.adapters
-    # Once for each class: the registry searches all plugins for a class that none of them provides.
-    providers = {cls: registry.provider_of(cls) for cls in {one.wrapper for one in loose.values()}}
-    values = hashes(layers, {path: one.layer for path, one in loose.items()})
+    # The search for a class that no plugin provides is slow, so it runs once for each class.
+    plugins = {cls: _plugin_of(cls, registry) for cls in {a.wrapper for a in loose.values()}}
+    base_values = hashes(layers, {path: adapter.layer for path, adapter in loose.items()})
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
     for path, adapter in loose.items():
-        cls, where = adapter.wrapper, show_place(adapter.wrapper, path)
+        where = show_place(adapter.wrapper, path)
         if not adapter.state:
             raise CheckpointError(f"There are no arrays to save in {where}.")
-        plugin: tuple[str | None, str] = (None, "")
-        if (provider := providers[cls]) is not None and provider.distribution != IN_PROCESS:
-            plugin = provider.distribution, provider.version
-        # A NumPy number becomes one that JSON knows.
-        rank = None if adapter.rank is None else operator.index(adapter.rank)
-        alpha = adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha)
-        arrays, layer = tuple(adapter.state), adapter.layer
-        base = values.get(path)
-        entry = Entry(path, cls.__name__, *plugin, cls.variant, rank, alpha, arrays, layer, base)
+        entry = _entry(path, adapter, plugins[adapter.wrapper], base_values.get(path))
         entries.append(entry)
         for name, tensor in entry.tensors.items():
             tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
@@ -140,6 +133,27 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
     except MalformedError as err:
         raise CheckpointError(f"The adapters cannot be saved: in the file, {err}.") from err
     return _serialised(tensors, text)
+
+
+def _plugin_of(cls: type[LoRAWrapper], registry: Registry) -> tuple[str | None, str]:
+    """The distribution that provides `cls`, and its version; else `(None, "")`."""
+    provider = registry.provider_of(cls)
+    if provider is None or provider.distribution == IN_PROCESS:
+        return None, ""
+    return provider.distribution, provider.version
+
+
+def _entry(
+    path: str, adapter: LooseAdapter, plugin: tuple[str | None, str], base_values: str | None
+) -> Entry:
+    cls = adapter.wrapper
+    # A NumPy number becomes a Python number, which JSON knows.
+    rank = None if adapter.rank is None else operator.index(adapter.rank)
+    alpha = adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha)
+    arrays = tuple(adapter.state)
+    return Entry(
+        path, cls.__name__, *plugin, cls.variant, rank, alpha, arrays, adapter.layer, base_values
+    )
 
 
 def values_of(array: Any, what: str) -> np.ndarray:
@@ -168,7 +182,7 @@ def values_of(array: Any, what: str) -> np.ndarray:
 
 
 def _serialised(tensors: dict[str, np.ndarray], configuration: str) -> bytes:
-    # Here, because only those who save and load need them.
+    # Imported here, because only files need them.
     import safetensors
     import safetensors.numpy
 
@@ -177,7 +191,7 @@ def _serialised(tensors: dict[str, np.ndarray], configuration: str) -> bytes:
     except safetensors.SafetensorError as err:
         raise CheckpointError(
             f"The safetensors library {safetensors.__version__} cannot write these arrays: {err}. "
-            "A newer one may."
+            "A newer version may."
         ) from err
     header = int.from_bytes(content[:8], "little")
     if header > MOST_JSON_BYTES:

@@ -1,4 +1,4 @@
-"""Writing a file: whatever happens, the old one or the new one is there, whole."""
+"""Writing a file: at any time, the whole old file or the whole new file is there."""
 
 import contextlib
 import dataclasses
@@ -15,28 +15,29 @@ from ._container import FilePath, kind_of
 def write_atomically(path: FilePath, content: bytes) -> None:
     """Put `content` into the file at `path`, which need not exist.
 
-    A new file gets the permissions of the old one, and takes its place in one step. A link stays.
+    The new file gets the permissions of the old file, and replaces it in one step. A link stays.
 
-    **Raises:** `CheckpointError` if that fails. The old file is whole then, and the new one gone.
+    **Raises:** `CheckpointError` if that fails. Then the old file stays as it was.
     """
     with _written_beside(path, content) as new:
         new.put_in_place()
 
 
 def write_together(files: Mapping[FilePath, bytes]) -> None:
-    """Write two files: the content, and then its description. One file alone is written whole.
+    """Write a file of content and, if there is a second file, its description.
 
-    Both are on the disk before an old one is touched. The old description goes before the content
+    Both are on the disk before an old file changes. The old description goes before the content
     changes, so that nobody reads new content by an old description. After an interrupt, both files
-    are the old ones or, once the content has been replaced, the new ones.
+    are old or, once the content has been replaced, both are new.
 
-    **Raises:** `CheckpointError` if that fails. The old files are whole then, unless the new
-    description alone could not take its place: then it is missing.
+    **Raises:** `CheckpointError` if that fails. Then the old files stay as they were, unless the
+    new description alone could not take its place: then there is no description.
     """
-    (content_path, content), *described = files.items()
-    if not described:
-        return write_atomically(content_path, content)
-    ((description_path, description),) = described
+    if len(files) == 1:
+        for path, content in files.items():
+            write_atomically(path, content)
+        return
+    (content_path, content), (description_path, description) = files.items()
     with (
         _written_beside(content_path, content) as new,
         _written_beside(description_path, description) as new_description,
@@ -62,7 +63,7 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _NewFile:
-    """A file on the disk, beside the one that it will replace."""
+    """A file on the disk, beside the file that it will replace."""
 
     path: FilePath  # as it was given
     target: Path
@@ -75,7 +76,7 @@ class _NewFile:
     def put_in_place(self) -> None:
         with _errors_of(self.path):
             os.replace(self.temporary, self.target)
-        # The new name should survive a power cut. The file is there already, so this may fail.
+        # So that the new name survives a power cut. If this fails, the file is there nevertheless.
         with contextlib.suppress(OSError):
             descriptor = os.open(self.target.parent, os.O_RDONLY)
             try:
@@ -117,24 +118,27 @@ def _errors_of(path: FilePath) -> Iterator[None]:
 
 
 def _temporary(target: Path) -> Path:
-    # Only the start of the name: file systems limit its bytes, and a character may take four.
+    # File systems limit the bytes of a name, and a character may take four. So it is cut.
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
 
 
 def _permissions(target: Path) -> int | None:
-    """The permissions of the existing file. **Raises:** `CheckpointError` if none can be there."""
+    """The permissions of the existing file; `None` without one.
+
+    **Raises:** `CheckpointError` if the file cannot be written.
+    """
     shown, parent = os.fspath(target), target.parent
     if not parent.is_dir():
         raise CheckpointError(
             f"{shown!r} cannot be written: there is no directory {str(parent)!r}. Make it first."
         )
     try:
-        found = target.stat()
+        status = target.stat()
     except FileNotFoundError:
         return None
-    kind = kind_of(found)
+    kind = kind_of(status)
     if kind != "a file":
         raise CheckpointError(f"{shown!r} is {kind}, not a file. Give another path.")
     if not os.access(target, os.W_OK):
         raise CheckpointError(f"{shown!r} may not be written: it is read-only.")
-    return stat.S_IMODE(found.st_mode)
+    return stat.S_IMODE(status.st_mode)

@@ -1,3 +1,3 @@
-"""`Net`, the handle on a model, and the named adapters that it keeps."""
+"""`Net`, the handle on a model and its named adapters."""
 
 from ._net import Net

@@ -1,4 +1,4 @@
-"""`Net`: a mutable handle on an immutable model. It also knows which arrays train."""
+"""`Net`: a mutable handle on an immutable model, which also knows which arrays train."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._calibration import calibrate as collect
+from .._calibration import Statistics, calibrate as collect
 from .._contract import check_key
 from .._dispatch import carry_out, plan_lora
 from .._errors import SelectionError
@@ -35,11 +35,11 @@ class Net(Holder):
     ```
 
     `mask(...)` narrows the next control (`lora`, `freeze`, `unfreeze`, `plan`) and is then gone. A
-    control that raises has changed nothing: the mask is still set. A net may hold several sets of
-    adapters by name, one of them in the model (`add_adapter`, `activate`, `deactivate`).
+    control that raises changes nothing: the mask is still set. A net may hold several sets of
+    adapters by name, one set in the model (`add_adapter`, `activate`, `deactivate`).
 
     PiSSA and MiLoRA change the weight of the layer that they hold. The net keeps the original
-    layer too, to restore it bit for bit: a second copy of the weight, unless the caller holds it.
+    layer too, to restore it bit for bit. This is a second copy of the weight in memory.
 
     A net is not a pytree: functions of JAX and Equinox refuse it. Give them `net.module`, or the
     trees that `net.partition()` returns.
@@ -49,7 +49,7 @@ class Net(Holder):
     - `model`: any pytree that holds Equinox modules. It is not changed.
     - `key`: for the adapters' initial values, typed or raw; the default is `jax.random.key(0)`. A
         layer's values depend on the key and its path alone, so a layer that is merged and adapted
-        again needs another key to start from other values.
+        again starts from the same values unless `lora` gets another key.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
 
     **Raises:** `SelectionError` if `key` is not a key, or if `model` is a `Net` or holds one.
@@ -65,18 +65,18 @@ class Net(Holder):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The current model's output.
 
-        A function that calls the net and is compiled (`jax.jit(jax.vmap(net))`, or with a `lambda`)
-        holds today's weights as constants, also after `update`. Compile a function of the model,
-        and give it `net.module`.
+        A compiled function that calls the net (`jax.jit(jax.vmap(net))`, or with a `lambda`) holds
+        the weights of its first call, also after `update`. Compile a function of the model, and
+        give it `net.module`.
 
         **Raises:** `SelectionError` if the model cannot be called, such as a dict.
         """
         return callable_model(resolve(self.module))(*args, **kwargs)
 
     def __repr__(self) -> str:
-        found, model = self.summary(), type(self.module).__name__
-        trains = f"{found.trainable:,} of {found.total:,} parameters train"
-        return f"Net({model}, {len(found)} adapted layers, {trains})"
+        report, model = self.summary(), type(self.module).__name__
+        trains = f"{report.trainable:,} of {report.total:,} parameters train"
+        return f"Net({model}, {len(report)} adapted layers, {trains})"
 
     def mask(self, mask: MaskLike) -> "Net":
         """Narrow the next control to the selected leaves. A second `mask` replaces the first.
@@ -106,8 +106,8 @@ class Net(Holder):
     ) -> "Net":
         """Put adapters around the selected layers.
 
-        Afterwards the new adapters train, the layers they wrap do not, and everything else is as
-        it was: on a new `Net` it trains, after `freeze()` it does not.
+        Afterwards the new adapters train and the layers that they wrap do not. Other arrays train
+        as before: all of them on a new `Net`, none after `freeze()`.
 
         **Arguments:**
 
@@ -116,10 +116,10 @@ class Net(Holder):
             paths end in (`["q_proj", "v_proj"]`); or `"all-linear"`: the linear layers in repeated
             blocks, which leaves out output heads, and without routers of experts.
         - `wrapper`: an adapter class, a registered name (`"DoRALinear"`) or variant (`"dora"`), a
-            list of those in order of priority, `"auto"`, or `None` for LoRA on linear and
+            list of these in order of priority, `"auto"`, or `None` for LoRA on linear and
             convolution layers.
-        - `specs`: a list of `jno.lora.Spec`s, or of dicts with their fields. The call gives what a
-            spec leaves out. The first spec whose target matches and whose wrapper applies wins.
+        - `specs`: a list of `jno.lora.Spec`s, or of dicts with their fields. The arguments of the
+            call are defaults for specs. The first spec that matches and applies wins.
         - `options`: further keyword arguments for the adapters' constructors, such as
             `{"adapter_dtype": jnp.bfloat16}`.
         - `statistics`: what `jno.lora.calibrate` returned, for adapters that start from data (EVA).
@@ -132,27 +132,12 @@ class Net(Holder):
         """
         self._refuse_disabled("lora")
         state = self._now
+        selection = {"target": target, "wrappers": wrapper, "specs": specs}
         if calibrate is not None:
             if statistics is not None:
                 raise SelectionError("Give `statistics` or `calibrate`, not both.")
-            if len(calibrate) != 2 or not callable(calibrate[1]):
-                raise SelectionError(
-                    "`calibrate` must be a pair `(batches, loss)`, with a function "
-                    f"`loss(model, batch)`, but is {calibrate!r}."
-                )
-            asked = {"target": target, "wrappers": wrapper, "specs": specs}
-            batches, loss = calibrate
-            statistics = collect(
-                state.module,
-                batches,
-                loss,
-                param_mask=self._mask,
-                registry=self._registry,
-                **asked,
-            )
-        plan = self._plan(
-            rank, alpha, target=target, wrappers=wrapper, specs=specs, options=options
-        )
+            statistics = self._calibrated(calibrate, **selection)
+        plan = self._plan(rank, alpha, options=options, **selection)
         adapted = [row for row in plan.having("already adapted") if row.spec is not None]
         if adapted and not plan.wrapped:
             carriers = (f"{show_path(row.path)} ({row.explanation})" for row in adapted)
@@ -178,16 +163,15 @@ class Net(Holder):
         specs: Iterable[SpecLike] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Plan:
-        """Plan what `lora` would do with the same arguments and mask, and say why not elsewhere.
+        """Plan `lora` with the same arguments and mask: each layer, with the reason.
 
         **Returns:** a `Plan`; `print` it for a table. Uses up a mask, as `lora` does.
 
         **Raises:** as `lora`, except for errors that only building an adapter raises. If a
         target selects nothing, the plan says so in `problem`.
         """
-        plan = self._plan(
-            rank, alpha, target=target, wrappers=wrapper, specs=specs, options=options
-        )
+        selection = {"target": target, "wrappers": wrapper, "specs": specs}
+        plan = self._plan(rank, alpha, options=options, **selection)
         self._mask = None
         return plan
 
@@ -202,8 +186,8 @@ class Net(Holder):
     def unfreeze(self) -> "Net":
         """Train everything but wrapped layers; with a mask, also train the selected leaves.
 
-        These may be in a wrapped layer. Arrays that an adapter keeps frozen by its definition
-        (LoRA-FA's `lora_A`) never train.
+        A mask may select leaves of a wrapped layer. Arrays that the method freezes (LoRA-FA's
+        `lora_A`) never train.
 
         **Raises:** as `freeze`.
         """
@@ -213,7 +197,7 @@ class Net(Holder):
     def partition(self) -> tuple[PyTree, PyTree]:
         """Split the model into `(trainable, frozen)`, which `eqx.combine` puts together again."""
         if self._disabled is None:
-            self._given = self._now.whose
+            self._partitioned = self._now.identity
         return eqx.partition(self.module, self.trainable)
 
     def update(self, trainable: PyTree) -> "Net":
@@ -223,32 +207,31 @@ class Net(Holder):
 
         **Raises:** `SelectionError` that lists the leaves that are missing, unexpected, or of
         another shape or dtype; or if other adapters were put into the model since `partition`; or
-        if the arrays are traced, and those that `partition` returned were not.
+        if the arrays are traced, and the model is not.
         """
         self._refuse_disabled("update")
-        self._now = self._now.updated(trainable, self._given)
-        self._settled |= {self._now.whose}
+        self._now = self._now.updated(trainable, self._partitioned)
+        self._updated |= {self._now.identity}
         return self
 
     def merge(self) -> "Net":
         """Fold every adapter into its layer. Frozen layers stay frozen (see `unfreeze`).
 
-        Warns if something trains, `partition` gave the adapters away, and no `update` ever brought
-        them back.
+        Warns if something trains, `partition` returned the adapters, and no `update` came.
 
         **Raises:** `SelectionError` if a mask is pending; `WrapperError` as `merge_lora`.
         """
         self._refuse_mask("merge")
         state, names = self._now, self._without(self.active)
         merged = state.merged()
-        if merged.whose is not state.whose and any(jax.tree.leaves(state.trainable)):
+        if merged.identity is not state.identity and any(jax.tree.leaves(state.trainable)):
             self._warn_of_missing_update(state, "merged", "before net.merge()")
         return self._become(merged, names)
 
     def unwrap(self) -> "Net":
-        """Drop every adapter that the model carries, trained or not, and restore the layers.
+        """Drop every adapter in the model, and its name, and restore the layers.
 
-        Their name is dropped with them; `deactivate` keeps them.
+        (`deactivate` keeps the adapters.)
 
         **Raises:** `SelectionError` if a mask is pending.
         """
@@ -262,6 +245,15 @@ class Net(Holder):
         """
         return report_on(self.module, self.trainable, self._registry, measure=merge_error)
 
-    def _plan(self, rank: int, alpha: float, **asked: Any) -> Plan:
+    def _plan(self, rank: int, alpha: float, **options: Any) -> Plan:
         mask, registry = self._mask, self._registry
-        return plan_lora(self.module, rank, alpha, param_mask=mask, registry=registry, **asked)
+        return plan_lora(self.module, rank, alpha, param_mask=mask, registry=registry, **options)
+
+    def _calibrated(self, calibrate: Sequence[Any], **selection: Any) -> Statistics:
+        if len(calibrate) != 2 or not callable(calibrate[1]):
+            raise SelectionError(
+                "`calibrate` must be a pair `(batches, loss)`, with a function "
+                f"`loss(model, batch)`, but is {calibrate!r}."
+            )
+        mask, registry = self._mask, self._registry
+        return collect(self.module, *calibrate, param_mask=mask, registry=registry, **selection)

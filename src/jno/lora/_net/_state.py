@@ -1,4 +1,4 @@
-"""The state of a net at one time, and the adapters that it keeps out of its model."""
+"""The state of a net at one time, and its inactive adapters."""
 
 import dataclasses
 import operator
@@ -11,11 +11,13 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from .._checkpoint import Classes, FilePath, Strict, load, with_loaded
 from .._contract import LoRAWrapper, is_adapter, is_traced
 from .._errors import SelectionError, warn
 from .._merge import merge_lora, unwrap_lora
 from .._paths import bullets, nearest, path_str, show_array, show_path
 from .._planning import MaskLike, parse_mask
+from .._registry import Registry
 from .._sets import AdapterSet, extract_adapters, put_around
 from .._trainability import (
     carry_to_adapted,
@@ -24,14 +26,13 @@ from .._trainability import (
     may_train,
     partial_lora_trainable_filter,
 )
-from .._tree import adapted_layers, map_adapters
+from .._tree import adapted_layers, map_adapters, replace_layers
 
-# Stands for the adapters of a tree that no net gave.
+# The identity of the adapters of a tree that comes from no net.
 UNKNOWN = object()
 
-
-# A layer as it was before adapting, and the `base` that an adapter made of it. PiSSA's is a
-# residual: its `unwrap` restores the weight only up to rounding.
+# A layer as it was before adapting, and the `base` that an adapter made of it. (PiSSA makes a
+# residual, and its `unwrap` restores the weight only up to rounding.)
 Original = tuple[Any, Any]
 
 
@@ -39,85 +40,97 @@ Original = tuple[Any, Any]
 class NetState:
     """A model, which of its arrays train, and the original layers that its adapters changed.
 
-    - `whose`: an object that stands for its adapters, whatever their values. `None` without any.
+    - `identity`: an object that stands for its adapters, whatever their values; else `None`.
     """
 
     module: PyTree
     trainable: PyTree[bool]
     originals: Mapping[str, Original] = dataclasses.field(default_factory=dict)
-    whose: object = dataclasses.field(default_factory=object)
+    identity: object = dataclasses.field(default_factory=object)
 
     def adapted(
         self, module: PyTree, originals: Mapping[str, Original], replaced: Container[str] = ()
     ) -> "NetState":
         """With the model `module`, whose new adapters changed the layers `originals`.
 
-        - `replaced`: the paths at which a new adapter replaces another one.
+        - `replaced`: the paths at which a new adapter replaces an old one.
         """
-        others = {path: layer for path, layer in self.originals.items() if path not in replaced}
+        remaining = {path: layer for path, layer in self.originals.items() if path not in replaced}
         trainable = carry_to_adapted(self.trainable, module, replaced)
-        return NetState(module, trainable, {**others, **originals})
+        return NetState(module, trainable, remaining | dict(originals))
 
-    def updated(self, values: PyTree, whose: object) -> "NetState":
+    def loaded(
+        self, path: FilePath, wrappers: Classes, registry: Registry, strict: Strict
+    ) -> "NetState":
+        """With the adapters of a file around its layers."""
+        # A replaced adapter may hold a changed layer (PiSSA), so plain layers are wrapped.
+        plain = self.plain().module
+        layers = {"plain": plain, "originals": self.original_layers()}
+        loaded = load(self.module, path, wrappers, registry, strict=strict, **layers)
+        if not loaded:
+            return self
+        originals = originals_of(plain, replace_layers(plain, loaded))
+        return self.adapted(with_loaded(self.module, loaded), originals, loaded)
+
+    def updated(self, values: PyTree, partitioned: object) -> "NetState":
         """With new values of the leaves that train.
 
-        - `whose`: of the state that gave the tree, or `UNKNOWN`.
+        - `partitioned`: the identity of the adapters that `partition` returned, or `UNKNOWN`.
 
-        **Raises:** `SelectionError` if they do not fit, or will be gone with a transformation.
+        **Raises:** `SelectionError` if the values do not fit, or are traced and the model is not.
         """
         expected, frozen = eqx.partition(self.module, self.trainable)
         _check_update(expected, values)
-        if whose not in (UNKNOWN, self.whose):
+        if partitioned not in (UNKNOWN, self.identity):
             raise SelectionError(
-                "The model's adapters were exchanged after the last `net.partition()`, so that "
-                "this update may hold the values of the former ones. Update the net before its "
-                "adapters are exchanged, or train what another `net.partition()` returns."
+                "The model's adapters were exchanged after the last `net.partition()`, so this "
+                "update may hold the values of the former adapters. Update the net before its "
+                "adapters are exchanged, or train the result of a new `net.partition()`."
             )
-        if whose is not UNKNOWN and is_traced(values) and not is_traced(expected):
+        if partitioned is not UNKNOWN and is_traced(values) and not is_traced(expected):
             raise SelectionError(
-                "net.update(...) was called inside of a JAX transformation (jit, grad, vmap), "
-                "whose values are gone when it ends. In there, put the model together with "
-                "`eqx.combine(trainable, frozen)`, and update the net with what the transformed "
-                "function returns."
+                "net.update(...) was called inside of a JAX transformation (jit, grad, vmap). Its "
+                "values are gone when it ends. Inside, put the model together with "
+                "`eqx.combine(trainable, frozen)`, and update the net with the arrays that the "
+                "transformed function returns."
             )
         return dataclasses.replace(self, module=eqx.combine(values, frozen))
 
     def plain(self) -> "NetState":
-        """Without adapters. Layers are the originals, unless they were trained in an adapter."""
-
-        known = self.original_layers()
-        module = map_adapters(lambda path, adapter: known.get(path, adapter), self.module)
+        """Without adapters. Layers that were not trained are the originals."""
+        originals = self.original_layers()
+        module = map_adapters(lambda path, adapter: originals.get(path, adapter), self.module)
         return self._without_adapters(unwrap_lora(module))
 
     def original_layers(self) -> dict[str, Any]:
-        """By path, the layers that their adapters changed, and that were not trained in them."""
-        found: dict[str, Any] = {}
+        """By path, the originals of the layers that adapters changed, unless they were trained."""
+        layers: dict[str, Any] = {}
         for path, adapter in adapted_layers(self.module):
-            layer, base = self.originals.get(path, (None, None))
-            # Training a base replaces its arrays by others.
-            is_same = map(operator.is_, jax.tree.leaves(adapter.base), jax.tree.leaves(base))
-            if path in self.originals and all(is_same):
-                found[path] = layer
-        return found
+            if path in self.originals:
+                layer, base = self.originals[path]
+                # Training replaces the arrays of the base.
+                if all(map(operator.is_, jax.tree.leaves(adapter.base), jax.tree.leaves(base))):
+                    layers[path] = layer
+        return layers
 
     def merged(self) -> "NetState":
         """With every adapter folded into its layer."""
         return self._without_adapters(merge_lora(self.module))
 
     def _without_adapters(self, module: PyTree) -> "NetState":
-        # Each layer takes the state of its base.
-        return NetState(module, carry_to_plain(self.trainable, self.module, module), whose=None)
+        trainable = carry_to_plain(self.trainable, self.module, module)
+        return NetState(module, trainable, identity=None)
 
     def trained_outside(self) -> list[str]:
         """The paths of the arrays that train and belong to no adapter."""
-        adapters = lora_trainable_filter(self.module)
-        others = jax.tree.map(lambda trains, own: trains and not own, self.trainable, adapters)
-        return [path_str(keys) for keys, other in jtu.tree_leaves_with_path(others) if other]
+        masks = self.trainable, lora_trainable_filter(self.module)
+        outside = jax.tree.map(lambda trains, in_adapter: trains and not in_adapter, *masks)
+        return [path_str(keys) for keys, trains in jtu.tree_leaves_with_path(outside) if trains]
 
     def training(self, mask: MaskLike | None, *, train: bool) -> "NetState":
         """With the selected leaves trained, or not. A mask that selects nothing warns.
 
-        Without a mask, `train` selects all leaves but those of layers in adapters.
+        Without a mask, `train` selects all leaves outside adapted layers.
         """
         if mask is None and train:
             return dataclasses.replace(self, trainable=partial_lora_trainable_filter(self.module))
@@ -132,33 +145,33 @@ class NetState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class InactiveAdapters:
     """A set of adapters that is not in the model.
 
-    - `trains`: by path, whether each leaf of the adapted layer trained when it was put away. Other
-        leaves train as those of a new adapter do.
+    - `trains`: by path, whether each leaf of the adapted layer trained when the set left the model.
+        Leaves without an entry train as in a new adapter.
     """
 
     adapters: AdapterSet
     trains: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
-    whose: object = dataclasses.field(default_factory=object)
+    identity: object = dataclasses.field(default_factory=object)
 
     @classmethod
-    def of(cls, state: NetState) -> "Kept":
+    def of(cls, state: NetState) -> "InactiveAdapters":
         """The adapters of a model."""
         masks = {path: _by_path(mask) for path, mask in adapted_layers(state.trainable)}
-        return cls(extract_adapters(state.module), masks, state.whose)
+        return cls(extract_adapters(state.module), masks, state.identity)
 
     def put_into(self, plain: NetState) -> NetState:
-        """A model without adapters, with these."""
+        """The model of `plain`, which has no adapters, with this set."""
         module = put_around(plain.module, self.adapters)
 
         def restore(path: str, _: Any, mask: Any) -> Any:
-            own = self.trains.get(path, {})
-            return jtu.tree_map_with_path(lambda keys, new: own.get(path_str(keys), new), mask)
+            saved = self.trains.get(path, {})
+            return jtu.tree_map_with_path(lambda keys, new: saved.get(path_str(keys), new), mask)
 
         trainable = map_adapters(restore, module, carry_to_adapted(plain.trainable, module))
-        return NetState(module, trainable, originals_of(plain.module, module), self.whose)
+        return NetState(module, trainable, originals_of(plain.module, module), self.identity)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
@@ -166,7 +179,7 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 
 def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
-    """The layers of `plain`, by path, that are changed inside the adapters of `adapted`."""
+    """By path, the layers of `plain` that the adapters of `adapted` change."""
     return {
         path: (layer, adapter.base)
         for path, adapter, layer in adapted_layers(adapted, plain)
@@ -175,36 +188,40 @@ def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
 
 
 def _check_update(expected: PyTree, given: PyTree) -> None:
+    """**Raises:** `SelectionError` unless `given` has the leaves of `expected`, with any values."""
     advice = "Pass the tree that `net.partition()` returned, with new values."
     want, got = _by_path(expected), _by_path(given)
-    wrong = [f"{show_path(p)}: trained here, missing in the update" for p in want.keys() - got]
-    wrong += [f"{show_path(p)}: not a trainable leaf of this net" for p in got.keys() - want]
+    lines = [f"{show_path(p)}: trained here, missing in the update" for p in want.keys() - got]
+    lines += [f"{show_path(p)}: not a trainable leaf of this net" for p in got.keys() - want]
     for path in want.keys() & got.keys():
         old, new = show_array(want[path]), got[path]
         new = show_array(new) if eqx.is_array(new) else repr(new)
         if old != new:
-            wrong.append(f"{show_path(path)}: expected {old}, got {new}")
-    if wrong:
-        if type(given) is tuple and len(given) == 2:
-            guess = ". It is a pair: both halves that `net.partition()` returned?"
-        elif want and got.keys() > want.keys():
-            guess = ". It holds all that trains, and more: the whole model?"
-        elif got and not got.keys() & want.keys():
-            guess = ". None of it trains here: the frozen half, or from before a merge?"
-        else:
-            guess = ""
+            lines.append(f"{show_path(path)}: expected {old}, got {new}")
+    if lines:
+        guess = _guess_at_update(want, got, given)
         raise SelectionError(
-            f"The update does not fit this net{guess}:\n{bullets(sorted(wrong))}\n{advice}"
+            f"The update does not fit this net{guess}:\n{bullets(sorted(lines))}\n{advice}"
         )
     if jtu.tree_structure(expected) != jtu.tree_structure(given):
         raise SelectionError(f"The update has other classes or static fields. {advice}")
 
 
+def _guess_at_update(want: Mapping[str, Any], got: Mapping[str, Any], given: PyTree) -> str:
+    if type(given) is tuple and len(given) == 2:
+        return ". It is a pair: both halves that `net.partition()` returned?"
+    if want and got.keys() > want.keys():
+        return ". It holds every array that trains, and more: the whole model?"
+    if got and not got.keys() & want.keys():
+        return ". None of its arrays trains here: the frozen half, or from before a merge?"
+    return ""
+
+
 def _selects_nothing(mask: MaskLike, possible: PyTree[bool]) -> str:
-    said = "selects nothing that could train; nothing was changed."
     regex = mask.pattern if isinstance(mask, re.Pattern) else mask
+    shown = repr(regex) if isinstance(regex, str) else "given"
+    message = f"The mask {shown} selects nothing that could train; nothing was changed."
     if not isinstance(regex, str):
-        return f"The mask given {said}"
+        return message
     paths = [path_str(keys) for keys, could in jtu.tree_leaves_with_path(possible) if could]
-    near = bullets(map(show_path, nearest(regex, paths)))
-    return f"The mask {regex!r} {said} The nearest paths are:\n{near}"
+    return f"{message} The nearest paths are:\n{bullets(map(show_path, nearest(regex, paths)))}"

@@ -1,4 +1,4 @@
-"""The effects of adapters on the matrices of a model: how large, and in how many directions."""
+"""The effects of adapters on the matrices of a model: their sizes and effective ranks."""
 
 import dataclasses
 import math
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 class AdapterEffect:
     """The change `dW` of one matrix: the merged weight minus the weight before adapting.
 
-    - `path`: of the layer; `array`: which of its arrays (`"weight"`); `part`: which slice of a
+    - `path`: of the layer; `array`: the name of the array (`"weight"`); `part`: the slice of a
         stacked layer. `label` joins the three.
-    - `shape`: of the matrix. A kernel is its first axis times the others, a vector one column.
+    - `shape`: of the matrix. A kernel is flattened behind its first axis, a vector is one column.
     - `relative_norm`: `||dW||_F / ||W||_F`.
     - `effective_rank`: in how many directions `dW` acts: `exp(-sum(p log p))` with
         `p = s / sum(s)` for the singular values `s`. It is `r` for `r` directions of equal weight,
-        less the more one of them dominates, and 0 without a change. (Roy and Vetterli, "The
-        effective rank: A measure of effective dimensionality", EUSIPCO 2007.)
-    - `singular_values`: of `dW`, the largest first. Values below the rounding of `W` in float32
-        (float64, if `W` is) count as 0, here and in the other numbers.
+        lower if one direction dominates, and 0 without a change. (Roy and Vetterli, "The effective
+        rank: A measure of effective dimensionality", EUSIPCO 2007.)
+    - `singular_values`: of `dW`, largest first. Values below the rounding of `W` in float32
+        (float64, if `W` is) count as 0, here and in the norms.
     """
 
     path: str
@@ -61,7 +61,7 @@ class AdapterEffect:
 class AdapterEffects(Printed[AdapterEffect]):
     """The effects of a model's adapters, one row per matrix. Prints and shows as a table.
 
-    - `left_out`: the paths of adapters that cannot be merged, so that they have no `dW`.
+    - `left_out`: the paths of adapters that cannot be merged, and so have no `dW`.
     """
 
     rows: tuple[AdapterEffect, ...]
@@ -93,35 +93,35 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     """Measure how much each adapter changed its layer, and in how many directions.
 
     Every layer is merged and unwrapped in float64 (float32 for half precision), and the difference
-    of each array is decomposed on the host. Of a large model, give a part (`model.blocks[0]`).
+    of each array is decomposed on the host. Give a part of a large model (`model.blocks[0]`).
 
     **Arguments:** `model`, any pytree, adapted or not.
 
     **Returns:** `AdapterEffects`, with one row per matrix that an adapter changed (per slice of a
-    stacked layer). A layer that its adapter did not change yet has a row of zeros for each of its
-    matrices of more than one column.
+    stacked layer). A layer that has not changed yet has a row of zeros for each matrix of more than
+    one column.
 
-    **Raises:** `WrapperError` that names the path, if an adapter fails otherwise than by saying
-    that it cannot be merged; `SelectionError` if `model` is a `Net` or a set.
+    **Raises:** `WrapperError` that names the path, if an adapter that can be merged fails to merge;
+    `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "adapter_effects")
     rows: list[AdapterEffect] = []
     left_out: list[str] = []
     fill = filler(model)
     for path, adapter in adapted_layers(model):
-        node = fill(adapter)
-        where = show_place(type(node), path)
+        adapter = fill(adapter)
+        where = show_place(type(adapter), path)
         what = f"compare {where} with the layer that it wraps"
-        hint = partial(refusal_of_template, node, "Give the model itself.")
+        hint = partial(refusal_of_template, adapter, "Give the model itself.")
         with failing(what, WrapperError, hint), jax.enable_x64(True):
             try:
-                layers = wide_layers(node)
+                layers = wide_layers(adapter)
             except WrapperError:
                 left_out.append(path)
                 continue
-        # The dtypes are wider than those of the layer, and the adapter need not keep them.
+        # These dtypes are wider than the layer's dtypes, and an adapter may return any of them.
         check_same_structure(*layers, f"`merge()` of {where}", dtypes=False)
-        rows += _effects_of(path, node, *layers)
+        rows += _effects_of(path, adapter, *layers)
     return AdapterEffects(tuple(rows), tuple(left_out))
 
 
@@ -131,7 +131,7 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     **Arguments:**
 
     - `model`: any pytree with adapters, or the `AdapterEffects` of one.
-    - `path`: where to save the picture, in the format of the ending. Without it, nothing is saved.
+    - `path`: where to save the picture, in the format of the ending. `None` saves nothing.
 
     **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
@@ -145,19 +145,19 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     check_ending(path)
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
     if not effects.rows:
-        without = bullets(map(show_path, effects.left_out))
-        raise SelectionError(
-            "The model carries no adapter that could be drawn. Adapt it first: net.lora(...)."
-            + (f" These adapters cannot be merged:\n{without}" if without else "")
-        )
+        message = "The model carries no adapter that could be drawn. Adapt it first: net.lora(...)."
+        if effects.left_out:
+            left_out = bullets(map(show_path, effects.left_out))
+            message = f"{message} These adapters cannot be merged:\n{left_out}"
+        raise SelectionError(message)
     return draw_effects(effects.rows).saved(path)
 
 
 def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> list[AdapterEffect]:
     ndim = type(adapter).stack_ndim(adapter.base)
-    found: list[AdapterEffect] = []
-    others = map(jtu.tree_leaves, (after, adapter.base))
-    for (keys, old), new, base in zip(jtu.tree_leaves_with_path(before), *others, strict=True):
+    effects: list[AdapterEffect] = []
+    leaves = jtu.tree_leaves(after), jtu.tree_leaves(adapter.base)
+    for (keys, old), new, base in zip(jtu.tree_leaves_with_path(before), *leaves, strict=True):
         if not eqx.is_inexact_array(old) or old.size == 0:
             continue
         eps = min(float(jnp.finfo(dtype).eps) for dtype in (base.dtype, jnp.float32))
@@ -171,11 +171,11 @@ def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> lis
             relative = change / norm if norm else math.inf if change else 0.0
             place = path, path_str(keys), part, type(adapter), W.shape
             sizes = relative, _effective_rank(values), tuple(values.tolist())
-            found.append(AdapterEffect(*place, *sizes))
-    changed = {effect.array for effect in found if effect.relative_norm != 0}
+            effects.append(AdapterEffect(*place, *sizes))
+    changed = {effect.array for effect in effects if effect.relative_norm != 0}
     if changed:
-        return [effect for effect in found if effect.array in changed]
-    return [effect for effect in found if effect.shape[1] > 1]
+        return [effect for effect in effects if effect.array in changed]
+    return [effect for effect in effects if effect.shape[1] > 1]
 
 
 def _singular_values(dW: Any, rounding: float) -> Any:

@@ -1,8 +1,6 @@
-"""The adapters of a model: their parameter counts, what merging would cost, their papers."""
+"""The adapters of a model, their parameter counts, and the loss by merging each of them."""
 
 import dataclasses
-import inspect
-import re
 from functools import partial
 from typing import Any
 
@@ -29,19 +27,17 @@ from .._showing import Printed, Table, table_by_path
 from .._trainability import lora_trainable_filter, may_train
 from .._tree import adapted_layers
 
-_BIBTEX_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
-
 
 @dataclasses.dataclass(frozen=True)
 class ReportRow:
     """One adapted layer.
 
-    - `rank`, `alpha`: as they are (a small layer clamps the requested rank); `None` for adapters
-        without one.
-    - `trainable`, `total`: the parameters of the layer and its adapter, those that train and all.
-        Constants that an adapter keeps (PiSSA's initial factors) are not counted.
-    - `merge_error`: the part of the update that a merge into the layer's own dtype would round
-        away. `None` if it was not measured, cannot be, or if nothing has changed yet.
+    - `rank`, `alpha`: the actual values (a small layer clamps the requested rank); `None` if the
+        adapter lacks them.
+    - `trainable`, `total`: the parameters of the layer and its adapter that train, and all of them.
+        Constants of an adapter (PiSSA's initial factors) are not counted.
+    - `merge_error`: the fraction of the update that is lost to rounding when it is merged into the
+        layer's dtype. `None` if it was not or cannot be measured, or the update is zero.
     """
 
     path: str
@@ -59,8 +55,8 @@ class ReportRow:
 class LoraReport(Printed[ReportRow]):
     """The adapted layers of a model, and totals over the whole model.
 
-    Prints as a table, in which rows that differ only in the indices of their paths become one
-    (`layers/[0-11]/query`), with the numbers of a single layer. `rows` holds them all.
+    Prints as a table that joins rows which differ only in the indices of their paths
+    (`layers/[0-11]/query`, with the numbers of a single layer). `rows` is not joined.
 
     - `trainable`, `total`: the parameters of the whole model with adapters.
     - `merge_errors`: whether the merge errors were measured.
@@ -86,14 +82,15 @@ class LoraReport(Printed[ReportRow]):
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"
 
     def _costs(self) -> str:
-        """A line for each adapter class that says what its calls cost."""
+        """A line for each adapter class with a `cost`."""
         costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
         return "".join(f"\n{name} {cost}" for name, cost in costs.items())
 
     def _table(self) -> Table:
-        numbers = ["rank", "alpha", "trainable", "total"] + ["merge error"] * self.merge_errors
-        columns = [("path", "left"), ("layer", "left"), ("adapter", "left"), ("from", "left")]
-        columns += [(name, "right") for name in numbers]
+        columns = [(name, "left") for name in ("path", "layer", "adapter", "from")]
+        columns += [(name, "right") for name in ("rank", "alpha", "trainable", "total")]
+        if self.merge_errors:
+            columns.append(("merge error", "right"))
         cells = (
             (
                 show_path(row.path),
@@ -117,10 +114,10 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     **Arguments:**
 
     - `model`: any pytree, adapted or not.
-    - `merge_error`: whether to measure what merging would cost each layer, by merging it twice.
+    - `merge_error`: whether to measure the loss by merging each layer, in two precisions.
 
-    **Returns:** a `LoraReport` that counts as trainable what `lora_trainable_filter` marks.
-    (`Net.summary` counts the parameters that train in the net.)
+    **Returns:** a `LoraReport`. Its trainable parameters are the arrays that
+    `lora_trainable_filter` marks. (`Net.summary` counts the parameters that train in the net.)
 
     **Raises:** `SelectionError` if `model` is a `Net` or a set; `WrapperError` that names the path,
     if the merge error cannot be measured.
@@ -130,54 +127,30 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     return report_on(model, trainable, default_registry(), measure=merge_error)
 
 
-def citation(model: PyTree) -> str:
-    """The BibTeX entries of the adapters in `model`, each once, in the order of the model.
-
-    The class attribute `bibtex` of an adapter holds its entries. An adapter that only names a
-    `paper` gives a comment with the arXiv number; one without either, a comment that says so.
-
-    **Arguments:** `model`, any pytree, adapted or not.
-
-    **Returns:** text for a `.bib` file; empty if there are no adapters.
-
-    **Raises:** `SelectionError` if `model` is a `Net` or a set.
-    """
-    expect_model(model, "citation")
-    found: dict[str, None] = {}  # a set that keeps its order
-    for _, node in adapted_layers(model):
-        cls = type(node)
-        if cls.bibtex is not None:
-            entries = map(inspect.cleandoc, _BIBTEX_ENTRY.split(cls.bibtex))
-        elif cls.paper is not None:
-            entries = [f"% {cls.__name__}: arXiv:{cls.paper}"]
-        else:
-            entries = [f"% {cls.__name__}: no reference"]
-        found |= dict.fromkeys(filter(None, entries))
-    return "\n\n".join(found) + "\n" if found else ""
-
-
 def report_on(
     model: PyTree, trainable: PyTree[bool], registry: Registry, *, measure: bool
 ) -> LoraReport:
-    """`lora_report`, counting what `trainable` marks as trained."""
-    counted = may_train(model)
+    """`lora_report`, for the leaves that `trainable` marks."""
+    parameters = may_train(model)
     rows: list[ReportRow] = []
     fill = filler(model)
-    for path, node, own_trainable, own_counted in adapted_layers(model, trainable, counted):
-        provider = registry.provider(type(node))
+    for path, adapter, trained, counted in adapted_layers(model, trainable, parameters):
+        provider = registry.provider(type(adapter))
         distribution = None if provider is None else provider.distribution
-        numbers = node.rank, node.alpha, count(node, own_trainable), count_all(node, own_counted)
-        error = _error_of_merging(fill(node), path) if measure else None
-        layer = type(node.base).__name__
-        rows.append(ReportRow(path, layer, type(node), distribution, *numbers, error))
-    return LoraReport(tuple(rows), count(model, trainable), count_all(model, counted), measure)
+        classes = type(adapter.base).__name__, type(adapter)
+        sizes = count(adapter, trained), _count_all(adapter, counted)
+        numbers = adapter.rank, adapter.alpha, *sizes
+        error = _error_of_merging(fill(adapter), path) if measure else None
+        rows.append(ReportRow(path, *classes, distribution, *numbers, error))
+    total = _count_all(model, parameters)
+    return LoraReport(tuple(rows), count(model, trainable), total, measure)
 
 
 def _error_of_merging(adapter: LoRAWrapper, path: str) -> float | None:
-    """`||merge(W) - W'|| / ||W' - W||`: the part of the update that rounding takes away.
+    """`||merge(W) - W'|| / ||W' - W||`: the fraction of the update that is lost to rounding.
 
-    `W'` is the merged layer in a wider dtype: float32 for half precision, float64 for the rest. The
-    norms are over all arrays of the layer. `None` as for `ReportRow`.
+    `W'` is the merged layer in a wider dtype: float32 for half precision, else float64. The norms
+    are over all arrays of the layer. `None` as for `ReportRow`.
     """
     what = f"measure what merging {show_place(type(adapter), path)} would cost"
     hint = partial(refusal_of_template, adapter, "Give the model itself.")
@@ -192,23 +165,23 @@ def _error_of_merging(adapter: LoRAWrapper, path: str) -> float | None:
         return _distance(merged, exact) / update if update else None
 
 
-def _distance(one: Any, other: Any) -> float:
+def _distance(first: Any, second: Any) -> float:
     """The Frobenius norm of the difference. Sharded arrays are not gathered."""
 
     def squared(x: Any, y: Any) -> Any:
         difference = jnp.abs(x.astype(y.dtype) - y)
         return jnp.sum(difference * difference, dtype=jnp.float64)
 
-    arrays = (eqx.filter(tree, eqx.is_inexact_array) for tree in (one, other))
+    arrays = (eqx.filter(tree, eqx.is_inexact_array) for tree in (first, second))
     return float(sum(jax.tree.leaves(jax.tree.map(squared, *arrays)))) ** 0.5
 
 
-def count_all(model: PyTree, mask: PyTree[bool]) -> int:
-    """`count`, and the numbers of arrays that are kept in another form."""
+def _count_all(model: PyTree, mask: PyTree[bool]) -> int:
+    """`count`, and the size of the arrays that are held in another form."""
     return count(model, mask) + coded_size(model)
 
 
 def count(model: PyTree, mask: PyTree[bool]) -> int:
-    """The number of numbers in the selected arrays of `model`."""
+    """The total size of the selected arrays of `model`."""
     sizes = jax.tree.map(lambda leaf, selected: leaf.size if selected else 0, model, mask)
     return sum(jax.tree.leaves(sizes))

@@ -1,9 +1,9 @@
 """Sets of adapters without their model: extract, swap, combine, stack and convert them."""
 
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, arrays_of, extract_adapters
-from ._combine import combine
+from ._combine import combine, combine_with_report
 from ._convert import to_lora
-from ._products import known_factors, scale_adapters
+from ._products import Triplets, known_factors, scale_adapters
 from ._shrink import shrink
 from ._stacking import stack_adapters, take_adapters
 from ._swapping import (

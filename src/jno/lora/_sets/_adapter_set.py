@@ -1,7 +1,8 @@
-"""Sets of adapters without their model: take them out of one."""
+"""Sets of adapters without their model, and how to take them out of a model."""
 
 import dataclasses
 import enum
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +19,9 @@ from .._paths import path_str, show_place
 from .._shared_arrays import names_shared_in, shared_arrays, uses_shared, without_shared
 from .._tree import adapted_layers, refuse_second
 
+# The state of an adapter that is only a product. `multiplier` is a frozen factor of its scale.
+PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}
+
 # Dtypes that differ only in precision. JAX's x64 decides between integers of 32 and 64 bits.
 _PRECISION = re.compile(r"^b?(float|complex)\w+|^(u?int)(32|64)\b")
 
@@ -27,9 +31,9 @@ class LayerForm:
     """The class and the arrays of the layer that an adapter was made for.
 
     - `layer`: the name of its class.
-    - `arrays`: path, shape and dtype of each of its arrays, those of a stack with all their axes.
-      The dtype is the one that JAX computes in: float32 for NumPy's float64, unless x64 is on.
-    - `stack_ndim`: how many leading axes come before one layer's own.
+    - `arrays`: path, shape (with the axes of a stack) and dtype of each of its arrays. JAX computes
+      in this dtype: float32 for NumPy's float64, unless x64 is on.
+    - `stack_ndim`: how many leading axes a stack has.
     """
 
     layer: str
@@ -39,7 +43,7 @@ class LayerForm:
     @classmethod
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
         """The form of `layer`."""
-        # In the dtypes of JAX: PiSSA, which changes the weight, makes a JAX array of NumPy's.
+        # PiSSA makes a JAX array of a NumPy weight, so NumPy's dtypes are not comparable.
         arrays = ((path, tuple(x.shape), str(held_dtype(x))) for path, x in arrays_of(layer))
         return cls(type(layer).__name__, tuple(arrays), stack_ndim)
 
@@ -49,18 +53,19 @@ class LayerForm:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """The shape and the dtype of each array, by path, without the precision."""
+        """By path, the dtype (without its precision) and shape of each array."""
         return {path: _PRECISION.sub(r"\1\2", array) for path, array in self._shown().items()}
 
     def problems(self, layer: Any) -> list[str]:
-        """Why `layer` does not fit. Any class with arrays of the same kinds will do."""
-        here, missing = LayerForm.of(layer, 0), "no such array"
-        wanted, found, kinds = self._shown(), here._shown(), here.kinds
+        """Why `layer` does not fit. A layer of another class fits if its arrays are alike."""
+        form, missing = LayerForm.of(layer, 0), "no such array"
+        expected, actual = self._shown(), form._shown()
+        expected_kinds, actual_kinds = self.kinds, form.kinds
         return [
-            f"{path}: the adapter was made for {wanted.get(path, missing)}, the "
-            f"{type(layer).__name__} has {found.get(path, missing)}"
-            for path in wanted | found
-            if self.kinds.get(path) != kinds.get(path)
+            f"{path}: the adapter was made for {expected.get(path, missing)}, the "
+            f"{type(layer).__name__} has {actual.get(path, missing)}"
+            for path in expected | actual
+            if expected_kinds.get(path) != actual_kinds.get(path)
         ]
 
     def _shown(self) -> dict[str, str]:
@@ -68,7 +73,7 @@ class LayerForm:
 
 
 def arrays_of(layer: Any) -> list[tuple[str, Any]]:
-    """The arrays of `layer` with their paths. One in another form counts as the array."""
+    """The arrays of `layer` with their paths. An array in another form counts as the array."""
     # A list, since a layer may have two arrays of one path.
     return [
         (path_str(keys), leaf)
@@ -80,7 +85,7 @@ def arrays_of(layer: Any) -> list[tuple[str, Any]]:
 class LooseAdapter(eqx.Module):
     """One adapter without its layer.
 
-    - `state`: its arrays, as `LoRAWrapper.state()` returns them; those of a stack are stacked.
+    - `state`: its arrays, as `LoRAWrapper.state()` returns them, with the axes of a stack in front.
     - `wrapper`, `rank`, `alpha`: its class, effective rank and alpha (`None` if it lacks them).
     - `layer`: the form of the layer that it was made for.
     """
@@ -90,6 +95,18 @@ class LooseAdapter(eqx.Module):
     rank: int | None = eqx.field(static=True)
     alpha: float | None = eqx.field(static=True)
     layer: LayerForm = eqx.field(static=True)
+
+    @property
+    def scale(self) -> Any:
+        """The scale `s` of an update `s B A` of `lora_A` and `lora_B`; `None` for other updates."""
+        if self.rank is None or self.alpha is None:
+            return None
+        return self.wrapper.low_rank_scale(self.rank, self.alpha)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the adapter does nothing but add `s B A`."""
+        return self.scale is not None and self.state.keys() <= PRODUCT_STATE
 
 
 class AdapterSet(Loose, eqx.Module):
@@ -118,7 +135,7 @@ def check_set(given: Any, what: str) -> None:
     if not isinstance(given, AdapterSet):
         raise SelectionError(
             f"`{what}` must be an AdapterSet, but is of type {type(given).__name__}. "
-            "extract_adapters(model) makes one of a model, read_adapters(path) one of a file."
+            "extract_adapters(model) takes it from a model, read_adapters(path) from a file."
         )
 
 
@@ -130,17 +147,22 @@ def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
             "single set, give a list: [adapters]"
         )
     listed = list(sets)
-    for index, one in enumerate(listed):
-        check_set(one, f"sets[{index}]")
+    for index, adapters in enumerate(listed):
+        check_set(adapters, f"sets[{index}]")
     if not listed:
         raise SelectionError(f"There are no sets to {verb}. Give at least one.")
     return listed
 
 
+def paths_of(sets: Iterable[AdapterSet]) -> list[str]:
+    """The paths of all adapters in `sets`, each once."""
+    return list(dict.fromkeys(itertools.chain(*sets)))
+
+
 def extract_adapters(model: PyTree) -> AdapterSet:
     """The adapters of `model`, without their layers.
 
-    **Arguments:** `model`: an adapted model, or a template of one (`eqx.filter_eval_shape`).
+    **Arguments:** `model`: an adapted model, or a template of a model (`eqx.filter_eval_shape`).
 
     **Returns:** a set, empty for a model without adapters. A template gives a set of shapes, for
     `eqx.tree_deserialise_leaves`.
@@ -150,52 +172,50 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     adapter's `state` fails, or leaves out an option that its class keeps in a static field.
     """
     expect_model(model, "extract_adapters")
-    found: dict[str, LooseAdapter] = {}
-    known_losses: dict[Any, str] = {}
+    adapters: dict[str, LooseAdapter] = {}
+    losses: dict[Any, str] = {}
     shared: dict[str, Any] = {}
     used: set[str] = set()
     for path, adapter in adapted_layers(model):
-        refuse_second(path, found, "adapted layers")
-        node, kept = without_shared(adapter)
-        if shared.keys() & kept.keys():
+        refuse_second(path, adapters, "adapted layers")
+        node, arrays = without_shared(adapter)
+        if shared.keys() & arrays.keys():
             shared_arrays(model)  # raises
-        shared |= kept
+        shared |= arrays
         used |= names_shared_in(adapter) if uses_shared(adapter) else set()
         cls = type(node)
         with failing(f"take {show_place(cls, path)} out", WrapperError):
             ndim = call_or_trace(cls.stack_ndim, node.base)
             state = call_or_trace(over_stack(lambda w: dict(w.state()), ndim), node)
             form = LayerForm.of(node.base, ndim)
-            lost = _lost_options(node, form, known_losses)
-            if lost:
+            if lost := _lost_options(node, form, losses):
                 raise WrapperError(
                     f"an option in a static field is not in `state()`: {lost}. Keep it in an "
                     "array, or restore it by `options_of` or `from_state`."
                 )
-        found[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
-    missing = used - shared.keys()
-    if missing:
+        adapters[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
+    if missing := used - shared.keys():
         raise SelectionError(
             f"The adapters share the arrays {', '.join(sorted(map(repr, missing)))}, which are not "
-            "in this model: it was resolved, or is a part of one. Give the whole model, as it was "
-            "before `jno.lora.resolve`."
+            "in this model: it was resolved, or is a part of a model. Give the whole model, as it "
+            "was before `jno.lora.resolve`."
         )
-    return AdapterSet(found, shared)
+    return AdapterSet(adapters, shared)
 
 
-def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, str]) -> str:
+def _lost_options(adapter: LoRAWrapper, form: LayerForm, cache: dict[Any, str]) -> str:
     """The static fields that would change if `adapter` were built again from its state.
 
-    - `known`: the results so far. Adapters of one structure share theirs.
+    - `cache`: the results for earlier adapters. Adapters of one structure share their result.
     """
     static = (f.name for f in dataclasses.fields(adapter) if f.metadata.get("static", False))
-    own = [name for name in static if name not in ("rank", "alpha")]
-    if not own:
+    options = [name for name in static if name not in ("rank", "alpha")]
+    if not options:
         return ""
     key = (jtu.tree_structure(adapter), form)
     try:
-        if key in known:
-            return known[key]
+        if key in cache:
+            return cache[key]
     except TypeError:  # a static field that cannot be hashed
         key = object()
 
@@ -204,25 +224,25 @@ def _lost_options(adapter: LoRAWrapper, form: LayerForm, known: dict[Any, str]) 
         return type(w).from_state(w.unwrap(), w.state(), w.rank, w.alpha)
 
     try:
-        made = eqx.filter_eval_shape(over_stack(rebuild, form.stack_ndim), adapter)
+        rebuilt = eqx.filter_eval_shape(over_stack(rebuild, form.stack_ndim), adapter)
     except Exception:  # a `from_state` that looks at values fails on shapes
-        made = adapter
-    pairs = ((name, getattr(adapter, name, None), getattr(made, name, None)) for name in own)
-    known[key] = "; ".join(
-        f"`{name}`, which is {is_!r}, would be {would_be!r}"
-        for name, is_, would_be in pairs
-        if _differ(is_, would_be)
-    )
-    return known[key]
+        rebuilt = adapter
+    lines: list[str] = []
+    for name in options:
+        before, after = getattr(adapter, name, None), getattr(rebuilt, name, None)
+        if _differ(before, after):
+            lines.append(f"`{name}`, which is {before!r}, would be {after!r}")
+    cache[key] = "; ".join(lines)
+    return cache[key]
 
 
-def _differ(one: Any, other: Any) -> bool:
+def _differ(before: Any, after: Any) -> bool:
     """Whether two static values differ. Values without equality, such as functions, do not."""
-    if isinstance(one, type | enum.Enum):
-        return one is not other
-    if all(callable(x) or type(x).__eq__ is object.__eq__ for x in (one, other)):
+    if isinstance(before, type | enum.Enum):
+        return before is not after
+    if all(callable(x) or type(x).__eq__ is object.__eq__ for x in (before, after)):
         return False
     try:
-        return bool(one != other) and bool(one == one)
-    except Exception:  # an array has no single answer
+        return bool(before != after) and bool(before == before)  # NaN does not differ
+    except Exception:  # a comparison of arrays gives an array
         return False

@@ -1,33 +1,45 @@
-"""Combine sets of adapters into one, by arithmetic on their updates."""
+"""Combine sets of adapters into one set, by arithmetic on their updates."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args, overload
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
-from .._contract import LoRAWrapper, check_key, check_number, check_part, check_rank
-from .._errors import SelectionError
-from .._paths import nearest, stable_hash
+from .._contract import LoRAWrapper, check_key, check_number
+from .._errors import SelectionError, warn
+from .._paths import stable_hash
 from .._sharding import on_the_mesh
-from ._adapter_set import AdapterSet, LooseAdapter, listed_sets
-from ._products import Factors, Triplets, check_combinable, factors_of, scale_of, widest
+from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
+from ._products import Factors, Triplets, check_combinable, factors_of, widest
+from ._recipe import Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
-Combination = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
-MajoritySign = Literal["total", "frequency"]
-
-_EXACT = ("linear", "cat")
-_TRIMMING = ("ties", "magnitude_prune")
-_RANDOM = ("dare_linear", "dare_ties")
-_ELECTING = ("ties", "dare_ties")
-_SPARSE = (*_TRIMMING, *_RANDOM)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-@overload
+def _accepting_report(function: F) -> F:
+    """`combine`, which still takes `report=True` for one release, with a warning."""
+
+    @functools.wraps(function)
+    def combine(*args: Any, report: bool = False, **options: Any) -> Any:
+        if not report:
+            return function(*args, **options)
+        warn(
+            "combine(..., report=True) will not be accepted by the next release. Call "
+            "combine_with_report(...), which returns the same pair."
+        )
+        return combine_with_report(*args, **options)
+
+    accepting: Any = combine
+    return accepting
+
+
+@_accepting_report
 def combine(
     sets: Sequence[AdapterSet],
     weights: Any,
@@ -37,35 +49,7 @@ def combine(
     rank: int | None = None,
     key: PRNGKeyArray | None = None,
     majority_sign: MajoritySign = "total",
-    report: Literal[False] = False,
-) -> AdapterSet: ...
-
-
-@overload
-def combine(
-    sets: Sequence[AdapterSet],
-    weights: Any,
-    method: Combination = "linear",
-    *,
-    density: float | None = None,
-    rank: int | None = None,
-    key: PRNGKeyArray | None = None,
-    majority_sign: MajoritySign = "total",
-    report: Literal[True],
-) -> tuple[AdapterSet, UpdateReport]: ...
-
-
-def combine(
-    sets: Sequence[AdapterSet],
-    weights: Any,
-    method: str = "linear",
-    *,
-    density: float | None = None,
-    rank: int | None = None,
-    key: PRNGKeyArray | None = None,
-    majority_sign: str = "total",
-    report: bool = False,
-) -> Any:
+) -> AdapterSet:
     r"""Combine several sets of adapters into one.
 
     All methods act on the updates `U_i = s_i B_i A_i` of a layer's matrix, with each adapter's own
@@ -80,9 +64,9 @@ def combine(
     | `"dare_linear"` | `sum_i w_i drop(U_i)` | `rank` |
     | `"dare_ties"` | `agree(drop(w_i U_i))` | `rank` |
 
-    `trim` keeps the part `density` of the entries of `U_i` that is largest in magnitude. `drop`
+    `trim` keeps the fraction `density` of the entries of `U_i`, the largest in magnitude. `drop`
     keeps each entry with probability `density`, divided by it: its mean over all keys is `U_i`.
-    `agree` elects a sign for each entry, and takes the mean of the updates that have it there. A
+    `agree` elects a sign for each entry, and takes the mean of the updates that have this sign. A
     singular value decomposition cuts the result to the nearest update of rank `rank`. A set without
     an adapter at a path adds zero.
 
@@ -91,7 +75,7 @@ def combine(
     **Arguments:**
 
     - `sets`: of adapters whose update is only a product (LoRA, rsLoRA, LoRA-FA). `to_lora(model)`
-        converts others.
+        converts other adapters.
     - `weights`: one number for each set; may be negative, and traced. `"ties"` and `"dare_ties"`
         take a mean: weights of 1 give the method of the paper.
     - `density`: in `(0, 1]`; required by the methods that make updates sparse.
@@ -100,12 +84,10 @@ def combine(
     - `key`: for `"dare_linear"` and `"dare_ties"`. The dropped entries depend on it, on the path
         and on the position of the set.
     - `majority_sign`: for `"ties"` and `"dare_ties"`: whether `agree` elects the sign of the sum
-        (`"total"`, as in the paper) or that of most updates (`"frequency"`). A draw is positive.
-    - `report`: whether to return `(set, report)`.
+        (`"total"`, as in the paper) or of most updates (`"frequency"`). A draw is positive.
 
     **Returns:** an `AdapterSet`, with the class that the first set has at a path, `alpha = rank`,
-    and orthonormal rows of `A` wherever it was cut. With `report=True` also an `UpdateReport` of
-    the error that the cut makes.
+    and orthonormal rows of `A` wherever it was cut. `combine_with_report` also measures the cuts.
 
     **Raises:** `SelectionError` that lists every adapter whose update is not only a product, every
     path at which the layers differ, or every matrix that `density` leaves empty; or if an argument
@@ -113,102 +95,47 @@ def combine(
 
     Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099.
     """
+    options: Any = {"density": density, "rank": rank, "key": key, "majority_sign": majority_sign}
+    return combine_with_report(sets, weights, method, **options)[0]
+
+
+def combine_with_report(
+    sets: Sequence[AdapterSet],
+    weights: Any,
+    method: Combination = "linear",
+    *,
+    density: float | None = None,
+    rank: int | None = None,
+    key: PRNGKeyArray | None = None,
+    majority_sign: MajoritySign = "total",
+) -> tuple[AdapterSet, UpdateReport]:
+    """As `combine`, and an `UpdateReport` with the rank of each adapter and the error of its cut.
+
+    **Arguments** and **Raises:** as `combine`.
+    """
     sets = listed_sets(sets, "combine")
     weights = _listed_weights(weights, len(sets))
-    recipe = _Recipe(method, density, rank, majority_sign)
+    recipe = Recipe(method, density, rank, majority_sign)
     recipe.check(has_key=key is not None)
     if key is not None:
         check_key(key)
-    check_combinable(sets, density if method in _TRIMMING else None)
-    made: dict[str, LooseAdapter] = {}
+    check_combinable(sets, density if recipe.steps.trims else None)
+    adapters: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
-    for path in dict.fromkeys(path for one in sets for path in one):
-        present = [i for i, one in enumerate(sets) if path in one.adapters]
+    for path in paths_of(sets):
+        present = [i for i, adapter_set in enumerate(sets) if path in adapter_set.adapters]
         first = sets[present[0]][path]
         states = [sets[i][path].state for i in present]
-        scales = [scale_of(sets[i][path]) * weights[i] for i in present]
-        # Two numbers that tell the key of an update from those of all others.
+        scales = [sets[i][path].scale * weights[i] for i in present]
+        # Path and position give each update a different key.
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
         state, error = on_the_mesh(
             states, _combined, recipe, first.wrapper, states, scales, key, numbers
         )
-        new_rank = state["lora_A"].shape[-2]
-        made[path] = dataclasses.replace(first, state=state, rank=new_rank, alpha=float(new_rank))
-        rows.append(UpdateRow(path, first.wrapper, first.wrapper, new_rank, error))
-    return (AdapterSet(made), UpdateReport(tuple(rows))) if report else AdapterSet(made)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Recipe:
-    """The static arguments of `combine`."""
-
-    method: str
-    density: float | None
-    rank: int | None
-    majority_sign: str
-
-    def check(self, *, has_key: bool) -> None:
-        """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
-        method, methods = self.method, get_args(Combination)
-        if method not in methods:
-            near = nearest(str(method), methods, n=1)[0]
-            raise SelectionError(
-                f"There is no method {method!r}; did you mean {near!r}? "
-                f"The methods are {', '.join(methods)}."
-            )
-        wrong, sign = "", self.majority_sign
-        if self.density is None and method in _SPARSE:
-            wrong = f"{method!r} needs a `density`, the part of the entries to keep, such as 0.5."
-        elif self.density is not None and method not in _SPARSE:
-            wrong = f"`density` is for {', '.join(_SPARSE)}; {method!r} keeps every entry."
-        elif method in _RANDOM and not has_key:
-            wrong = f"{method!r} drops entries at random, and needs a `key`."
-        elif has_key and method not in _RANDOM:
-            wrong = f"`key` is for {' and '.join(_RANDOM)}; {method!r} is not random."
-        elif self.rank is not None and method in _EXACT:
-            wrong = (
-                f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
-            )
-        elif sign not in get_args(MajoritySign):
-            wrong = f"`majority_sign` must be 'total' or 'frequency', but is {sign!r}."
-        elif sign != "total" and method not in _ELECTING:
-            wrong = f"`majority_sign` is for {' and '.join(_ELECTING)}; {method!r} elects no sign."
-        if wrong:
-            raise SelectionError(wrong)
-        if self.density is not None:
-            check_part("density", self.density)
-        if self.rank is not None:
-            check_rank(self.rank)
-
-    def sparse_sum(
-        self, updates: Float[Array, "n *stack out in"], keys: list[PRNGKeyArray]
-    ) -> Float[Array, "*stack out in"]:
-        """The sum of sparse updates. `keys` has one for each update, if the method is random."""
-        assert self.density is not None
-        if self.method in _TRIMMING:
-            sparse = _trimmed(updates, self.density)
-        else:  # each entry stays with probability `density`, divided by it
-            kept = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
-            sparse = jnp.where(jnp.stack(kept), updates / self.density, 0)
-        if self.method not in _ELECTING:
-            return jnp.sum(sparse, axis=0)
-        # The mean, for each entry, of the updates that have its elected sign. Zeros have no sign.
-        signs = jnp.sign(sparse)
-        votes = jnp.sum(sparse if self.majority_sign == "total" else signs, axis=0)
-        agrees = signs == jnp.where(votes >= 0, 1, -1).astype(sparse.dtype)[None]
-        count = jnp.sum(agrees, axis=0).astype(sparse.dtype)
-        return jnp.sum(jnp.where(agrees, sparse, 0), axis=0) / jnp.maximum(count, 1)
-
-
-def _trimmed(
-    updates: Float[Array, "n *stack out in"], density: float
-) -> Float[Array, "n *stack out in"]:
-    """Zero all but the part `density` of each matrix's entries that is largest in magnitude."""
-    *batch, outputs, inputs = updates.shape
-    sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
-    dropped = outputs * inputs - round(density * outputs * inputs)
-    smallest_kept = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
-    return jnp.where(jnp.abs(updates) >= smallest_kept, updates, 0)
+        r = state["lora_A"].shape[-2]
+        adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
+        rows.append(UpdateRow(path, first.wrapper, first.wrapper, r, error))
+    return AdapterSet(adapters), UpdateReport(tuple(rows))
 
 
 def _listed_weights(weights: Any, number: int) -> list[Array]:
@@ -228,29 +155,30 @@ def _listed_weights(weights: Any, number: int) -> list[Array]:
 
 
 def _combined(
-    recipe: _Recipe,
+    recipe: Recipe,
     cls: Any,
     states: list[Mapping[str, Any]],
     scales: list[Array],
     key: PRNGKeyArray | None,
     numbers: list[Any],
 ) -> tuple[dict[str, Array], Array]:
-    """The state of the adapter that the recipe makes at one path, and the error of cutting it."""
+    """The state of the combined adapter at one path, and the error of its cut."""
     dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
-    # Sums and decompositions of half precision in float32.
+    # Half precision is summed and decomposed in float32.
     wide = widest([dtype, jnp.dtype(jnp.float32)])
     updates = [
         factors_of(state, scale.astype(wide), wide)
         for state, scale in zip(states, scales, strict=True)
     ]
     ranks, largest = [update.rank for update in updates], updates[0].largest_rank
-    rank = sum(ranks) if recipe.method in _EXACT else recipe.rank or max(ranks)
-    if recipe.method in (*_EXACT, "svd"):
+    steps = recipe.steps
+    rank = sum(ranks) if steps.is_exact else recipe.rank or max(ranks)
+    if not steps.is_sparse:
         total = Factors(
             jnp.concatenate([update.A for update in updates], axis=-2),
             jnp.concatenate([update.B for update in updates], axis=-1),
         )
-        if recipe.method in _EXACT and rank <= largest:
+        if steps.is_exact and rank <= largest:
             return _state(cls, total, dtype), jnp.zeros((), wide)
         triplets = Triplets.of_product(total)
     else:

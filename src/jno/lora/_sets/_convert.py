@@ -1,4 +1,4 @@
-"""Convert adapters of other kinds to plain LoRA."""
+"""Convert any adapters to plain LoRA."""
 
 import contextlib
 from typing import Any, TypeVar
@@ -27,7 +27,8 @@ from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer
 from .._shared_arrays import filler
 from .._tree import holds_adapters, map_adapters
-from ._products import PRODUCT_STATE, Factors, Triplets, known_factors
+from ._adapter_set import PRODUCT_STATE
+from ._products import Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
@@ -42,18 +43,18 @@ def to_lora(
 ) -> tuple[M, UpdateReport]:
     """`model` with every adapter as plain LoRA around the layer as it was before adapting.
 
-    The factors of an update that is known as a product (that of an adapter with a
-    `low_rank_update`) are taken, and nothing is lost if its rank is allowed. Otherwise a singular
-    value decomposition cuts the update `merge(W) - W`. (Both in float32 at least.) A stack of
-    layers gets one rank. Plain LoRA of an allowed rank stays as it is.
+    An adapter with a `low_rank_update` gives its factors, without loss if their rank is allowed.
+    Otherwise a singular value decomposition cuts the update `merge(W) - W`. (Both in float32 at
+    least.) A stack of layers gets one rank. Plain LoRA of an allowed rank stays as it is.
 
     **Arguments:**
 
     - `model`: an adapted model, not traced.
     - `rank`: the largest rank to keep.
-    - `energy`: in `(0, 1]`: the smallest rank that keeps this part of the squared Frobenius norm of
-        the update. The error is then at most `sqrt(1 - energy)`. Without `rank` and `energy`, every
-        update must be a product, and is kept whole: PiSSA, MiLoRA and OLoRA give twice their rank.
+    - `energy`: in `(0, 1]`: take the smallest rank that keeps this fraction of the update's squared
+        Frobenius norm. The error is then at most `sqrt(1 - energy)`. Without `rank` and `energy`,
+        every update must be a product, and keeps its rank: PiSSA, MiLoRA and OLoRA give twice
+        theirs.
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer.
@@ -65,7 +66,7 @@ def to_lora(
     """
     expect_model(model, "to_lora")
     if rank is not None and energy is not None:
-        raise SelectionError("`rank` and `energy` were both given. Give one of them.")
+        raise SelectionError("`rank` and `energy` were both given. Give only one.")
     if rank is not None:
         check_rank(rank)
     if energy is not None:
@@ -73,25 +74,22 @@ def to_lora(
     if not holds_adapters(model):
         return model, UpdateReport(())
     registry = default_registry(registry)
-    # For layers, and for layers with a norm around them.
     named = registry.resolve("lora")
     with contextlib.suppress(SelectionError):  # a registry may hold no such class
         named += registry.resolve("lora-in-norm")
     classes = tuple(cls for cls in named if cls.low_rank_scale(1, 1.0) is not None)
     rows: list[UpdateRow] = []
     problems: list[str] = []
-
     fill = filler(model)
 
     def convert(path: str, adapter: LoRAWrapper) -> Any:
-        former = type(adapter)
         try:
-            made, error = _converted(fill(adapter), classes, rank, energy)
+            lora, error = _converted(fill(adapter), classes, rank, energy)
         except Exception as err:  # a constructor or a merge may raise anything
-            problems.append(f"{show_path(path)} ({former.__name__}): {reason_of(err)}")
+            problems.append(f"{show_path(path)} ({type(adapter).__name__}): {reason_of(err)}")
             return adapter
-        rows.append(UpdateRow(path, former, type(made), made.rank, error))
-        return made
+        rows.append(UpdateRow(path, type(adapter), type(lora), lora.rank, error))
+        return lora
 
     converted = map_adapters(convert, model)
     if problems:
@@ -109,8 +107,8 @@ def _converted(
 ) -> tuple[LoRAWrapper, Array]:
     """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
     if type(adapter) in classes:
-        if others := sorted(adapter.state().keys() - PRODUCT_STATE):
-            raise WrapperError(f"it also trains {', '.join(others)}; merge it instead")
+        if extra := sorted(adapter.state().keys() - PRODUCT_STATE):
+            raise WrapperError(f"it also trains {', '.join(extra)}; merge it instead")
         if energy is None and (rank is None or adapter.rank <= rank):
             return adapter, jnp.zeros(())
     if template := refusal_of_template(adapter, "Give the model itself."):
@@ -119,25 +117,20 @@ def _converted(
     cls = next((cls for cls in classes if cls.applies_to(layer)), None)
     if cls is None:
         raise WrapperError(f"no plain LoRA with one matrix is for a {type(layer).__name__}")
-    known = known_factors(adapter)
-    if known is not None:
-        if energy is None:
-            rank = min(known.largest_rank, known.rank if rank is None else rank)
-            if known.rank <= rank:
-                return restored_layer(cls, layer, *known.as_adapter(cls)), jnp.zeros(())
-        triplets = on_the_mesh(adapter, Triplets.of_product, known)
-    elif rank is None and energy is None:
-        raise WrapperError(
-            "its update is not known as a low-rank product; say how much of it to keep, by "
-            "`rank=` or by `energy=0.99`"
-        )
-    else:
-        triplets, missed = on_the_mesh(adapter, _triplets, cls, adapter)
-        names = [path_str(keys) for keys, flag in jtu.tree_leaves_with_path(missed) if np.any(flag)]
-        if names:
+    factors = known_factors(adapter)
+    if factors is None:
+        if rank is None and energy is None:
             raise WrapperError(
-                f"it also changes {', '.join(names)}, which LoRA leaves as it is; merge it instead"
+                "its update is not known as a low-rank product; say how much of it to keep, by "
+                "`rank=` or by `energy=0.99`"
             )
+        triplets = _decomposed(cls, adapter)
+    else:
+        if energy is None:
+            rank = min(factors.largest_rank, factors.rank if rank is None else rank)
+            if factors.rank <= rank:
+                return restored_layer(cls, layer, *factors.as_adapter(cls)), jnp.zeros(())
+        triplets = on_the_mesh(adapter, Triplets.of_product, factors)
     if not is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
@@ -147,13 +140,24 @@ def _converted(
     return restored_layer(cls, layer, *update.as_adapter(cls)), triplets.lost_by_cutting(rank)
 
 
-def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, Any]:
-    """The update of the matrix; and for each floating array of the layer, whether LoRA misses it.
+def _decomposed(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> Triplets:
+    """The update of the matrix. **Raises:** `WrapperError` if the adapter changes more than it."""
+    triplets, missed = on_the_mesh(adapter, _triplets, cls, adapter)
+    names = [path_str(keys) for keys, flag in jtu.tree_leaves_with_path(missed) if np.any(flag)]
+    if names:
+        raise WrapperError(
+            f"it also changes {', '.join(names)}, which LoRA leaves as it is; merge it instead"
+        )
+    return triplets
 
-    LoRA misses an array that the adapter changes, and that LoRA with the whole update does not.
+
+def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, Any]:
+    """The update of the matrix, and for each floating array of the layer, whether LoRA misses it.
+
+    LoRA misses an array that the adapter changes, and LoRA with the whole update does not change.
     """
 
-    def one(adapter: LoRAWrapper) -> tuple[Triplets, Any]:
+    def of_layer(adapter: LoRAWrapper) -> tuple[Triplets, Any]:
         wide: Any = at_least_float32(adapter)
         layer, merged = wide.unwrap(), wide.merge()
         before, after = cls.matrix(layer), cls.matrix(merged)
@@ -162,13 +166,13 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
         outputs, inputs = update.shape
         identity = jnp.eye(min(outputs, inputs), dtype=update.dtype)
         whole = Factors(update, identity) if outputs < inputs else Factors(identity, update)
-        held = cls.from_state(layer, *whole.as_adapter(cls)).merge()
-        trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (layer, merged, held)]
-        missed = jax.tree.map(lambda w, m, h: jnp.any(m != w) & ~jnp.any(h != w), *trees)
+        by_lora = cls.from_state(layer, *whole.as_adapter(cls)).merge()
+        trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (layer, merged, by_lora)]
+        missed = jax.tree.map(lambda w, m, b: jnp.any(m != w) & ~jnp.any(b != w), *trees)
         U, sizes, Vt = Triplets.of(update)
-        # The rounding of the two matrices can make values of this size.
+        # Values below this size may come from the rounding of the two matrices.
         noise = jnp.finfo(update.dtype).eps * jnp.linalg.norm(before)
         sizes = jnp.where(sizes <= noise, 0, sizes)  # NaN stays NaN
         return Triplets(U, sizes, Vt), missed
 
-    return over_stack(one, type(adapter).stack_ndim(adapter.base))(adapter)
+    return over_stack(of_layer, type(adapter).stack_ndim(adapter.base))(adapter)

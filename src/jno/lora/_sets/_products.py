@@ -1,4 +1,4 @@
-"""Updates that are products `B A` of a matrix: made of adapters, cut to a rank, scaled."""
+"""Updates that are products `B A`: take them from adapters, cut their rank, scale them."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,11 +14,7 @@ from .._errors import SelectionError
 from .._paths import bullets, show_path
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler, is_resolved
-from ._adapter_set import AdapterSet, LooseAdapter, check_set
-
-# `multiplier` is a frozen factor of the scale.
-# The state of an adapter whose whole effect is a product.
-PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}
+from ._adapter_set import PRODUCT_STATE, AdapterSet, LooseAdapter, check_set
 
 
 class Factors(NamedTuple):
@@ -29,19 +25,19 @@ class Factors(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The common side of the factors."""
+        """The number of directions: `k`."""
         return self.A.shape[-2]
 
     @property
     def largest_rank(self) -> int:
-        """The largest rank that the matrix allows: its smaller side."""
+        """The smaller side of the matrix."""
         return min(self.B.shape[-2], self.A.shape[-1])
 
     def padded_to(self, rank: int) -> "Factors":
-        """The same update with at least `rank` on the common side. Zeros fill it up."""
-        stack, missing = [(0, 0)] * (self.A.ndim - 2), (0, max(rank - self.rank, 0))
-        A = jnp.pad(self.A, [*stack, missing, (0, 0)])
-        return Factors(A, jnp.pad(self.B, [*stack, (0, 0), missing]))
+        """The same update with at least `rank` directions. New directions are zero."""
+        stack, new = [(0, 0)] * (self.A.ndim - 2), (0, max(rank - self.rank, 0))
+        A = jnp.pad(self.A, [*stack, new, (0, 0)])
+        return Factors(A, jnp.pad(self.B, [*stack, (0, 0), new]))
 
     def as_adapter(self, cls: type[LoRAWrapper]) -> tuple[dict[str, Array], int, float]:
         """State, rank and alpha of an adapter of a class with a `low_rank_scale`.
@@ -56,7 +52,7 @@ class Factors(NamedTuple):
 
 
 class Triplets(NamedTuple):
-    """The singular triplets of a matrix, largest first."""
+    """Singular triplets of a matrix, largest first: `U`, the values `S`, and `V` transposed."""
 
     U: Float[Array, "*stack out k"]
     S: Float[Array, "*stack k"]
@@ -69,7 +65,7 @@ class Triplets(NamedTuple):
 
     @classmethod
     def of_product(cls, update: Factors) -> "Triplets":
-        """The triplets of `B A`. If its rank `k` is small, only a `(k, k)` matrix is decomposed."""
+        """All triplets of `B A`, from a `(k, k)` matrix if `k` is small."""
         if update.rank >= update.largest_rank:
             return cls.of(update.B @ update.A)
         Q_B, R_B = jnp.linalg.qr(update.B)
@@ -78,7 +74,7 @@ class Triplets(NamedTuple):
         return cls(Q_B @ inner.U, inner.S, inner.Vt @ Q_A.mT)
 
     def cut_to(self, rank: int) -> Factors:
-        """The nearest update of that rank (Eckart and Young). Zeros fill in for missing triplets.
+        """The nearest update of that rank (Eckart and Young), if need be with zero directions.
 
         The rows of `A` are orthonormal, so that `B` alone holds the size of the update.
         """
@@ -91,27 +87,27 @@ class Triplets(NamedTuple):
         return jnp.sqrt(jnp.sum(self.S[..., rank:] ** 2) / jnp.where(total > 0, total, 1))
 
     def rank_for(self, energy: float) -> int:
-        """The smallest rank that keeps the part `energy` of `||W||^2`, in each slice of a stack."""
-        kept = np.cumsum(np.asarray(self.S, np.float64) ** 2, axis=-1)
-        enough = kept >= energy * kept[..., -1:]
-        return int(np.max(np.argmax(enough, axis=-1))) + 1
+        """The smallest rank that keeps the fraction `energy` of `||W||^2`, in all slices."""
+        sums = np.cumsum(np.asarray(self.S, np.float64) ** 2, axis=-1)
+        is_enough = sums >= energy * sums[..., -1:]
+        return int(np.max(np.argmax(is_enough, axis=-1))) + 1
 
 
 def known_factors(adapter: LoRAWrapper) -> Factors | None:
     """`A` and `B` of an adapter whose update is the product `B A`; `None` for other adapters.
 
-    The factors are float32 at least. Those of a stack have the axes of the stack in front.
+    The factors are float32 at least, with the axes of a stack in front.
     """
-    if is_resolved(adapter):  # a compiled program would keep the array, as a constant
+    if is_resolved(adapter):  # the compiled program would hold the shared array as a constant
         adapter = filler(adapter)(adapter)
-    known = on_the_mesh(adapter, _low_rank_update, adapter)
-    return None if known is None else Factors(*known)
+    update = on_the_mesh(adapter, _low_rank_update, adapter)
+    return None if update is None else Factors(*update)
 
 
 def _low_rank_update(adapter: LoRAWrapper) -> tuple[Array, Array] | None:
     ndim = type(adapter).stack_ndim(adapter.base)
     # Half precision would round the scale in a factor, or overflow.
-    return over_stack(lambda one: one.low_rank_update(), ndim)(at_least_float32(adapter))
+    return over_stack(lambda layer: layer.low_rank_update(), ndim)(at_least_float32(adapter))
 
 
 def widest(dtypes: Iterable[Any]) -> Any:
@@ -132,7 +128,6 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     check_set(adapters, "adapters")
     check_number("factor", factor)
     check_products([adapters], "scaled")
-
     scaled: dict[str, LooseAdapter] = {}
     for path, adapter in adapters.adapters.items():
         B = jnp.asarray(adapter.state["lora_B"])
@@ -145,21 +140,21 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
 def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:
     """The update of an adapter with this state. The scale goes into `B`."""
     A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
-    if "multiplier" in state:  # one for each slice of a stack
+    if "multiplier" in state:  # a number for each slice of a stack
         B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
     return Factors(A, scale * B)
 
 
 def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
-    """**Raises:** `SelectionError` that lists the adapters that are not products, those at one path
-    that are for different matrices, or the matrices that `density` leaves empty.
+    """**Raises:** `SelectionError` that lists the adapters that are not products, the adapters of
+    one path for different matrices, or the matrices that `density` leaves empty.
     """
     check_products(sets, "added up")
     misfits: list[str] = []
     empty: dict[str, None] = {}
     seen: dict[str, tuple[int, LooseAdapter]] = {}
-    for index, one in enumerate(sets):
-        for path, adapter in one.adapters.items():
+    for index, adapters in enumerate(sets):
+        for path, adapter in adapters.adapters.items():
             entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
             if density is not None and round(density * entries) == 0:
                 empty[f"{show_path(path)}: of {entries:,} entries"] = None
@@ -169,61 +164,52 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
                     f"{show_path(path)}: set {former} is for {first.layer}, set {index} for "
                     f"{adapter.layer}"
                 )
-            elif not _update_the_same(first, adapter):
+            elif not _have_same_matrix(first, adapter):
                 misfits.append(
                     f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
-                    f"a {adapter.wrapper.__name__}, which may lay out the matrix in another way"
+                    f"a {adapter.wrapper.__name__}, which may lay out the matrix differently"
                 )
-    said = "Only adapters for the same layers can be combined"
-    if empty and not misfits:
-        said = f"The `density` {density} keeps no entry of these matrices"
-    if misfits or empty:
-        raise SelectionError(f"{said}:\n{bullets(misfits or empty)}")
+    if misfits:
+        raise SelectionError(
+            f"Only adapters for the same layers can be combined:\n{bullets(misfits)}"
+        )
+    if empty:
+        raise SelectionError(
+            f"The `density` {density} keeps no entry of these matrices:\n{bullets(empty)}"
+        )
 
 
 def check_products(sets: Sequence[AdapterSet], done: str) -> None:
     """**Raises:** `SelectionError` that lists every adapter that is not a product.
 
-    - `done`: a participle that says what will be done with them.
+    - `done`: a participle that says what will be done with the adapters.
     """
-    others = [
-        f"{show_path(path)}: a {adapter.wrapper.__name__}{f' in set {index}' * (len(sets) > 1)}"
-        f"{_beside(adapter)}"
-        for index, one in enumerate(sets)
-        for path, adapter in one.adapters.items()
-        if not is_product(adapter)
-    ]
-    if others:
+    lines: list[str] = []
+    for index, adapters in enumerate(sets):
+        place = f" in set {index}" if len(sets) > 1 else ""
+        for path, adapter in adapters.adapters.items():
+            if not adapter.is_product:
+                name = f"a {adapter.wrapper.__name__}{place}{_extra_arrays(adapter)}"
+                lines.append(f"{show_path(path)}: {name}")
+    if lines:
         raise SelectionError(
             "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
-            f"{done}, but there are others:\n{bullets(others)}\n"
+            f"{done}. These adapters are different:\n{bullets(lines)}\n"
             "Convert them first, if they hold nothing beside their update: "
             "extract_adapters(to_lora(model, rank=...)[0])."
         )
 
 
-def _beside(adapter: LooseAdapter) -> str:
-    """The arrays that a class of products holds beside one, such as a trained bias."""
-    others = sorted(adapter.state.keys() - PRODUCT_STATE) if scale_of(adapter) is not None else []
-    return f", with {', '.join(others)} beside its product" if others else ""
+def _extra_arrays(adapter: LooseAdapter) -> str:
+    """The arrays, such as a trained bias, that an adapter holds beside its product."""
+    names = sorted(adapter.state.keys() - PRODUCT_STATE) if adapter.scale is not None else []
+    return f", with {', '.join(names)} beside its product" if names else ""
 
 
-def is_product(adapter: LooseAdapter) -> bool:
-    """Whether the update is only a product, known without the layer."""
-    return scale_of(adapter) is not None and adapter.state.keys() <= PRODUCT_STATE
-
-
-def scale_of(adapter: LooseAdapter) -> Any:
-    """The scale `s` of an adapter whose update is `s B A`; `None` for other adapters."""
-    if adapter.rank is None or adapter.alpha is None:
-        return None
-    return adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha)
-
-
-def _update_the_same(one: LooseAdapter, other: LooseAdapter) -> bool:
-    """Whether the updates of two adapters are updates of the same matrix of a layer."""
-    if one.wrapper is other.wrapper:
-        return one.layer.stack_ndim == other.layer.stack_ndim
+def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:
+    """Whether two adapters of the same layer update the same view of its weight."""
+    if first.wrapper is second.wrapper:
+        return first.layer.stack_ndim == second.layer.stack_ndim
     # Adapters of one layer kind inherit the function that reads the matrix.
-    views = [getattr(cls.matrix, "__func__", None) for cls in (one.wrapper, other.wrapper)]
+    views = [getattr(cls.matrix, "__func__", None) for cls in (first.wrapper, second.wrapper)]
     return views[0] is views[1] is not getattr(LoRAWrapper.matrix, "__func__", None)

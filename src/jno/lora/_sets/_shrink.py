@@ -1,4 +1,4 @@
-"""Make adapters smaller by the directions that they hold at zero."""
+"""Make adapters smaller: drop the directions that are zero."""
 
 from typing import Any, TypeVar
 
@@ -18,11 +18,11 @@ M = TypeVar("M")
 
 
 def shrink(model: M, *, registry: Registry | None = None) -> M:
-    """`model` with the adapters that have a `rank_gate` as plain LoRA, of the rank that is left.
+    """`model` with each adapter that has a `rank_gate` as plain LoRA, without closed directions.
 
-    A direction whose gate is zero is left out, and nothing else changes but by rounding. A layer
-    without any direction becomes the plain layer. A stack of layers gets the largest rank among its
-    layers. Other adapters stay as they are. For a `Net`: `Net(shrink(net.module))`.
+    Outputs change only by rounding. A layer whose gates are all zero becomes the plain layer. A
+    stack of layers gets the largest rank among its layers. Other adapters stay as they are. For a
+    `Net`: `Net(shrink(net.module))`.
 
     **Arguments:**
 
@@ -49,8 +49,8 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
             "Every gate is zero, so no adapter is left. AdaLoRA's gates start at zero: call shrink "
             "when training is done."
         )
-    small = {path: _without_zeros(adapter) for path, adapter in converted.items()}
-    return map_adapters(lambda path, adapter: small.get(path, adapter), model)
+    shrunk = {path: _without_zeros(adapter) for path, adapter in converted.items()}
+    return map_adapters(lambda path, adapter: shrunk.get(path, adapter), model)
 
 
 def _is_open(adapter: LoRAWrapper) -> bool:
@@ -62,13 +62,14 @@ def _without_zeros(adapter: LoRAWrapper) -> Any:
     factors = known_factors(adapter)
     assert factors is not None
     layer = plain_layer(adapter)
-    alive = np.any(factors.A != 0, axis=-1) & np.any(factors.B != 0, axis=-2)
-    rank = int(alive.sum(axis=-1).max())
+    is_nonzero = np.any(factors.A != 0, axis=-1) & np.any(factors.B != 0, axis=-2)
+    rank = int(is_nonzero.sum(axis=-1).max())
     if rank == 0:
         return layer
-    first = np.argsort(~alive, axis=-1, kind="stable")[..., :rank]  # those alive come first
+    # A stable sort puts the nonzero directions first, in their order.
+    nonzero = np.argsort(~is_nonzero, axis=-1, kind="stable")[..., :rank]
     update = Factors(
-        jnp.take_along_axis(factors.A, first[..., :, None], axis=-2),
-        jnp.take_along_axis(factors.B, first[..., None, :], axis=-1),
+        jnp.take_along_axis(factors.A, nonzero[..., :, None], axis=-2),
+        jnp.take_along_axis(factors.B, nonzero[..., None, :], axis=-1),
     )
     return restored_layer(type(adapter), layer, *update.as_adapter(type(adapter)))

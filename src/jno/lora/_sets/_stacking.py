@@ -1,4 +1,4 @@
-"""Stack sets of adapters, so that each example of a batch can use its own."""
+"""Stack sets of adapters, so that each example of a batch can use another set."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from .._contract import check_rank, is_traced
 from .._errors import SelectionError
 from .._paths import bullets, show_array, show_path
 from .._sharding import on_the_mesh
-from ._adapter_set import AdapterSet, LooseAdapter, check_set, listed_sets
-from ._products import check_products, factors_of, is_product, scale_of, widest
+from ._adapter_set import AdapterSet, LooseAdapter, check_set, listed_sets, paths_of
+from ._products import check_products, factors_of, widest
 
 
 def stack_adapters(
     sets: Sequence[AdapterSet], *, rank: int | None = None, base_slot: bool = False
 ) -> AdapterSet:
-    """The sets as one, whose arrays have a leading axis with a slot for each set.
+    """One set whose arrays have a leading axis, with a slot for each set.
 
-    Then the examples of a batch can use different adapters of one base: inside `vmap`, each takes
-    its own by `take_adapters(stacked, index)` and swaps it in. `swap_adapters` does not take the
-    stack itself.
+    Then the examples of a batch can use different adapters of one base: inside `vmap`, each example
+    takes a set by `take_adapters(stacked, index)` and swaps it in. `swap_adapters` does not take
+    the stack itself.
 
     **Arguments:**
 
@@ -31,34 +31,34 @@ def stack_adapters(
         is only a product (LoRA, rsLoRA, LoRA-FA), ranks, alphas and paths may differ: zeros fill up
         the factors, other scales go into `lora_B`, and a set without an adapter at a path adds zero
         there. Other methods need one structure in all sets.
-    - `rank`: of each product in the stack, at most what its matrix allows. By default the largest
-        at its path. A larger one leaves room for sets that are stacked later.
+    - `rank`: of each product in the stack, at most the largest rank of its matrix. By default the
+        largest rank at its path. A larger rank leaves room for sets that are stacked later.
     - `base_slot`: whether slot 0 is the base alone; set `i` is then in slot `i + 1`. For products
         only: the zero of other methods (DoRA's magnitude) depends on the weights of the layer.
 
     **Raises:** `SelectionError` that lists every difference and every adapter of a rank above
-    `rank`, or every adapter that is not a product if one is needed.
+    `rank`; or every adapter that is not a product, if `rank` or `base_slot` needs products.
     """
     sets = listed_sets(sets, "stack")
     if rank is not None:
         check_rank(rank)
     if rank is not None or base_slot:
         check_products(sets, "padded or stacked with a base slot")
-    is_padded = all(is_product(one) for each in sets for one in each.adapters.values())
+    is_padded = all(a.is_product for adapters in sets for a in adapters.adapters.values())
     problems = list(_differences(sets, is_padded, rank))
     if problems:
         raise SelectionError(
             f"Sets that differ like this cannot be stacked:\n{bullets(problems)}\n"
-            "Products (LoRA, rsLoRA, LoRA-FA) may differ in rank, alpha and path, others in "
-            'nothing. to_lora(model, rank=...) makes products, and combine([one], [1.0], "svd", '
+            "Only products (LoRA, rsLoRA, LoRA-FA) may differ, in rank, alpha and path. "
+            'to_lora(model, rank=...) makes products, and combine([adapters], [1.0], "svd", '
             "rank=...) cuts their rank."
         )
     if not is_padded or not (rank or base_slot or any(_differences(sets, is_padded=False))):
         return jax.tree.map(lambda *arrays: jnp.stack(arrays), *sets)
     if base_slot:
         sets = [AdapterSet({}), *sets]
-    paths = dict.fromkeys(path for one in sets for path in one)
-    return AdapterSet({path: _padded([s.adapters.get(path) for s in sets], rank) for path in paths})
+    padded = {path: _padded([s.adapters.get(path) for s in sets], rank) for path in paths_of(sets)}
+    return AdapterSet(padded)
 
 
 def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
@@ -68,20 +68,20 @@ def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
 
     - `stacked`: a set that `stack_adapters` made, perhaps trained.
     - `index`: one whole number from 0, which may be traced. A traced index that is outside the
-        stack gives NaN in every array, so that the example's output is NaN, and others' are not.
+        stack gives NaN in every array, and so in the outputs of this example only.
 
-    **Raises:** `SelectionError` if the index is known and outside the stack (negative ones too), or
-    not one whole number; or if `stacked` is not a stack.
+    **Raises:** `SelectionError` if the index is known and outside the stack (or negative), or not
+    one whole number; or if `stacked` is not a stack.
     """
     check_set(stacked, "stacked")
     is_int = isinstance(index, int) and not isinstance(index, bool)
-    whole = is_int or jnp.issubdtype(getattr(index, "dtype", bool), jnp.integer)
-    if not whole or jnp.ndim(index):
+    is_whole = is_int or jnp.issubdtype(getattr(index, "dtype", bool), jnp.integer)
+    if not is_whole or jnp.ndim(index):
         raise SelectionError(f"`index` must be one whole number, but is {index!r}.")
-    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(stacked)}
-    if len(lengths) != 1 or () in lengths:
+    leaves = jax.tree.leaves(stacked)
+    slots = leaves[0].shape[0] if leaves and leaves[0].ndim else 0
+    if not slots or any(leaf.shape[:1] != (slots,) for leaf in leaves):
         raise SelectionError("`stacked` is not a set of adapters that stack_adapters made.")
-    ((slots,),) = lengths
     if not is_traced(index):
         if not 0 <= index < slots:
             raise SelectionError(f"There is no slot {index}: the stack has {slots}, from 0.")
@@ -90,24 +90,24 @@ def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
     is_inside = (index >= 0) & (index < slots)
 
     def take(array: Array) -> Array:
-        own = array[jnp.clip(index, 0, slots - 1)]
-        inexact = jnp.issubdtype(array.dtype, jnp.inexact)
-        return jnp.where(is_inside, own, jnp.nan) if inexact else own
+        values = array[jnp.clip(index, 0, slots - 1)]
+        is_inexact = jnp.issubdtype(array.dtype, jnp.inexact)
+        return jnp.where(is_inside, values, jnp.nan) if is_inexact else values
 
     return jax.tree.map(take, stacked)
 
 
 def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapter:
-    """The stack of products at one path, with zero where there is no adapter.
+    """The stack of products at one path, with zero where a set has no adapter.
 
-    The scale of the first stays, and others are divided by it and become factors of `lora_B`.
+    The first scale stays. The ratio of each scale to it becomes a factor of `lora_B`.
     """
     first = next(adapter for adapter in adapters if adapter is not None)
     zero = jax.tree.map(jnp.zeros_like, first)
     filled = [zero if adapter is None else adapter for adapter in adapters]
     states = [adapter.state for adapter in filled]
-    scale = next((s for s in map(scale_of, filled) if s), 1.0)
-    ratios = [scale_of(adapter) / scale for adapter in filled]
+    scale = next((adapter.scale for adapter in filled if adapter.scale), 1.0)
+    ratios = [adapter.scale / scale for adapter in filled]
     A, B = ([state[name] for state in states] for name in ("lora_A", "lora_B"))
     rank = min(rank or max(array.shape[-2] for array in A), A[0].shape[-1], B[0].shape[-2])
     dtype = widest(array.dtype for array in (*A, *B))
@@ -135,33 +135,33 @@ def _differences(
     sets: Sequence[AdapterSet], is_padded: bool, rank: int | None = None
 ) -> Iterator[str]:
     """The differences between the sets that remain after padding to `rank`."""
-    shared = [{name: show_array(x) for name, x in one.shared.items()} for one in sets]
-    for index, own in enumerate(shared):
-        if own != shared[0]:
-            yield f"shared arrays: {shared[0]} in set 0, {own} in set {index}"
-    for path in dict.fromkeys(path for one in sets for path in one):
-        former, first = next((i, one[path]) for i, one in enumerate(sets) if path in one.adapters)
+    shared = [{name: show_array(x) for name, x in s.shared.items()} for s in sets]
+    for index, arrays in enumerate(shared):
+        if arrays != shared[0]:
+            yield f"shared arrays: {shared[0]} in set 0, {arrays} in set {index}"
+    for path in paths_of(sets):
+        i, first = next((i, s[path]) for i, s in enumerate(sets) if path in s.adapters)
         here = _described(first, is_padded)
-        for index, one in enumerate(sets):
-            if path not in one.adapters:
+        for j, adapters in enumerate(sets):
+            if path not in adapters.adapters:
                 if not is_padded:
-                    yield f"{show_path(path)}: set {index} has no adapter there"
+                    yield f"{show_path(path)}: set {j} has no adapter there"
                 continue
-            adapter, there = one[path], _described(one[path], is_padded)
-            for name in dict.fromkeys([*here, *there]):
+            adapter, there = adapters[path], _described(adapters[path], is_padded)
+            for name in here | there:
                 if here.get(name) != there.get(name):
                     yield (
-                        f"{show_path(path)}, {name}: {here.get(name, 'none')} in set {former}, "
-                        f"{there.get(name, 'none')} in set {index}"
+                        f"{show_path(path)}, {name}: {here.get(name, 'none')} in set {i}, "
+                        f"{there.get(name, 'none')} in set {j}"
                     )
             if here["class"] == there["class"] and first.wrapper is not adapter.wrapper:
                 yield (
-                    f"{show_path(path)}: {here['class']} in set {index} is another class than in "
-                    f"set {former}. It was defined twice (a notebook cell that ran again): make "
-                    "both sets with one"
+                    f"{show_path(path)}: {here['class']} in set {j} is another class than in set "
+                    f"{i}. It was defined twice (a notebook cell that ran again): make both sets "
+                    "with the same class"
                 )
             if rank and (adapter.rank or 0) > rank:
-                yield f"{show_path(path)}: rank {adapter.rank} in set {index}, above {rank}"
+                yield f"{show_path(path)}: rank {adapter.rank} in set {j}, above {rank}"
 
 
 def _described(adapter: LooseAdapter, is_padded: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Put a set of adapters around the layers of a model, if it fits them."""
+"""Put a set of adapters around the layers of a model."""
 
 from functools import partial
 from typing import Any, TypeVar
@@ -28,11 +28,11 @@ M = TypeVar("M")
 
 
 def swap_adapters(model: M, adapters: AdapterSet) -> M:
-    """`model` with exactly the adapters of a set: those it carries now are dropped.
+    """`model` with exactly the adapters of a set. Drops the adapters that it carries now.
 
     Initialisers do not run. If model and set have adapters of the same structure at the same paths,
-    the result has the structure of `model`, so a function compiled for the one runs the other
-    without compiling again. May run inside `jit`.
+    the result has the structure of `model`, so a compiled function does not compile again. May run
+    inside `jit`.
 
     **Arguments:**
 
@@ -41,11 +41,12 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
         Its arrays keep their dtypes.
 
     **Raises:** `SelectionError` that lists every path that is missing or in a norm, and every layer
-    of other arrays or that the adapter's class does not apply to; or that names the adapter which
+    with other arrays or that the adapter's class does not apply to; or that names the adapter that
     cannot be built.
     """
     expect_model(model, "swap_adapters")
-    # Dropped first: an adapter around a block hides its layers, and one inside changes the block.
+    # An adapter around a block hides its layers, and an adapter inside changes the block. So all
+    # are dropped before the set is compared with the model.
     former: dict[Any, LoRAWrapper] = {}
     fill = filler(model)
 
@@ -57,7 +58,7 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     advice = "\nSwap them into the model that they were made for, or one with the same layers."
     check_fit(plain, adapters, "These adapters", advice)
     swapped = put_around(plain, adapters)
-    return map_adapters(lambda path, it: _with_settings_of(former.get(path), it), swapped)
+    return map_adapters(lambda path, new: _with_settings_of(former.get(path), new), swapped)
 
 
 def check_fit(model: PyTree, adapters: AdapterSet, what: str, advice: str = "") -> None:
@@ -70,21 +71,15 @@ def check_fit(model: PyTree, adapters: AdapterSet, what: str, advice: str = "") 
 
 def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
     """Why `adapters` do not fit `model`, as lines by path."""
-    layers = layers_at(model, adapters)
+    layers, norms = layers_at(model, adapters), norms_around(model, adapters)
     missing = [path for path in adapters if path not in layers]
-    known = list(modules_by_path(model)) if missing else []
+    paths = list(modules_by_path(model)) if missing else []
     # The search for the nearest of many paths is slow, and a few hints are enough.
-    near = {path: nearest(path, known, n=1) for path in missing[:FEW]}
-    norms = norms_around(model, adapters)
-    found: dict[str, list[str]] = {}
+    near = {path: nearest(path, paths, n=1) for path in missing[:FEW]}
+    by_path: dict[str, list[str]] = {}
     for path, adapter in adapters.adapters.items():
         if path in layers:
-            layer, cls = layers[path], adapter.wrapper
-            layer = layer.base if is_adapter(layer) else layer
-            lines = [f"/{problem}" for problem in adapter.layer.problems(layer)]
-            if not lines and not call_or_trace(partial(claims, cls), layer):
-                name = type(layer).__name__
-                lines = [f": a {cls.__name__} is not for this {name} (its `applies_to` says no)"]
+            lines = _misfits_of(adapter, layers[path])
             if path in norms:
                 lines.append(
                     f": inside the norm at {show_path(norms[path])!r}, which rewrites the weight "
@@ -94,8 +89,17 @@ def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
             hint = f" (the nearest is {show_path(near[path][0])!r})" if near.get(path) else ""
             lines = [f": the model has no layer there{hint}"]
         if lines:
-            found[path] = [f"{show_path(path)}{line}" for line in lines]
-    return found
+            by_path[path] = [f"{show_path(path)}{line}" for line in lines]
+    return by_path
+
+
+def _misfits_of(adapter: LooseAdapter, layer: Any) -> list[str]:
+    layer = layer.base if is_adapter(layer) else layer
+    lines = [f"/{problem}" for problem in adapter.layer.problems(layer)]
+    if lines or call_or_trace(partial(claims, adapter.wrapper), layer):
+        return lines
+    names = adapter.wrapper.__name__, type(layer).__name__
+    return [": a {} is not for this {} (its `applies_to` says no)".format(*names)]
 
 
 def put_around(model: M, adapters: AdapterSet) -> M:
@@ -107,7 +111,7 @@ def put_around(model: M, adapters: AdapterSet) -> M:
     for name in sorted(shared_by_others(model, adapters) & adapters.shared.keys()):
         raise SelectionError(
             f"The model's other adapters share an array {name!r} already, and these adapters come "
-            "with one. Unwrap the others first."
+            "with an array of that name. Unwrap the model's adapters first."
         )
     layers = layers_at(model, adapters)
     built: dict[str, LoRAWrapper] = {}
@@ -123,13 +127,12 @@ def shared_by_others(model: PyTree, adapters: AdapterSet) -> set[str]:
     """The names of the arrays that adapters of `model` at other paths share."""
     if not adapters.shared:
         return set()
-    return names_shared_in(
-        [it for name, it in adapted_layers(model) if name not in adapters.adapters]
-    )
+    elsewhere = [node for path, node in adapted_layers(model) if path not in adapters.adapters]
+    return names_shared_in(elsewhere)
 
 
 def _hint(layer: Any, adapter: LooseAdapter) -> str:
-    """Advice on an adapter that could not be built: for a template, or for a stack of sets."""
+    """Advice on an adapter that could not be built around a template, or of a stack of sets."""
     advice = "For the shapes: eqx.filter_eval_shape(swap_adapters, model, adapters)"
     if template := refusal_of_template(layer, advice):
         return template
@@ -137,33 +140,26 @@ def _hint(layer: Any, adapter: LooseAdapter) -> str:
         eqx.filter_eval_shape(built_around, layer, jax.tree.map(lambda a: a[0], adapter))
     except Exception:
         return ""
-    return (
-        "It is of a set that `stack_adapters` made. Give one of them: take_adapters(stacked, index)"
-    )
+    return "`stack_adapters` made this set. Give one slot of it: take_adapters(stacked, index)"
 
 
 def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
-    """`adapter` around `layer`, in the place of the adapter that it carries, if it carries one."""
+    """`adapter` around `layer`. It replaces the adapter that the layer carries, if any."""
     plain = plain_layer(layer) if is_adapter(layer) else layer
     return restored_layer(adapter.wrapper, plain, adapter.state, adapter.rank, adapter.alpha)
 
 
 def _with_settings_of(former: LoRAWrapper | None, adapter: LoRAWrapper) -> LoRAWrapper:
-    """`adapter` with the settings of one of its class, such as dropout, that no state holds."""
-    if former is None or type(former) is not type(adapter):
+    """`adapter` with settings of `former`, such as dropout, that no state holds."""
+    if type(former) is not type(adapter):
         return adapter
-    own = {name: value for name, value in vars(former).items() if name != "base"}
-    names = [
-        name
-        for name, value in own.items()
-        if isinstance(value, eqx.Module) and getattr(adapter, name) is None
+    settings = {
+        name: value
+        for name, value in vars(former).items()
+        if name != "base" and isinstance(value, eqx.Module) and getattr(adapter, name) is None
         if not any(map(eqx.is_array, jax.tree.leaves(value)))
-    ]
-    if not names:
+    }
+    if not settings:
         return adapter
-    return eqx.tree_at(
-        lambda a: [getattr(a, name) for name in names],
-        adapter,
-        [own[name] for name in names],
-        is_leaf=lambda x: x is None,
-    )
+    where = lambda a: [getattr(a, name) for name in settings]  # noqa: E731
+    return eqx.tree_at(where, adapter, list(settings.values()), is_leaf=lambda x: x is None)

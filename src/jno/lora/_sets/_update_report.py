@@ -1,4 +1,4 @@
-"""Reports on updates that were written in another way: their ranks, and how much was lost."""
+"""Reports on updates that were rewritten: the rank and the lost fraction of each."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from .._showing import Printed, Table, table_by_path
 
 
 class UpdateRow(eqx.Module):
-    """One adapter that was made from others.
+    """One new adapter.
 
     - `wrapper`: its class; `former`: the class of the (first) adapter that it was made from.
-    - `error`: `||new update - update|| / ||update||` in the Frobenius norm, over all of a stack.
+    - `error`: `||new update - update|| / ||update||` in the Frobenius norm, over a whole stack.
     """
 
     path: str = eqx.field(static=True)
@@ -24,7 +24,7 @@ class UpdateRow(eqx.Module):
 
 
 class UpdateReport(eqx.Module, Printed[UpdateRow]):
-    """The rank and the error of each adapter that was made. A pytree; prints as a table."""
+    """The rank and the error of each new adapter. A pytree; prints as a table."""
 
     rows: tuple[UpdateRow, ...]
 
@@ -35,11 +35,11 @@ class UpdateReport(eqx.Module, Printed[UpdateRow]):
         return jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *errors]))
 
     def _table(self) -> Table:
-        left = [(name, "left") for name in ("path", "from", "to")]
-        columns = [*left, ("rank", "right"), ("error", "right")]
+        columns = [(name, "left") for name in ("path", "from", "to")]
+        columns += [("rank", "right"), ("error", "right")]
         rows: list[tuple[str, ...]] = []
         for row in self.rows:
             names = show_path(row.path), row.former.__name__, row.wrapper.__name__
             rows.append((*names, f"{row.rank}", f"{float(row.error):.1e}"))
-        caption = "error: the part of the update that is lost"
+        caption = "error: the fraction of the update that is lost"
         return table_by_path(f"{len(self.rows)} adapters", columns, rows, caption)

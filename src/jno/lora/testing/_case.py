@@ -1,4 +1,4 @@
-"""A case: one adapter around one kind of layer, with inputs; and what checks build from it."""
+"""A case: an adapter and a layer for it, with inputs, and the objects that checks build."""
 
 import dataclasses
 import functools
@@ -19,20 +19,20 @@ from .._shared_arrays import uses_shared, with_shared_arrays
 from .._trainability import lora_trainable_filter
 from .._tree import claims
 
-# Why a check is not applicable to such a case.
+# The reason of checks that are not applicable.
 NOT_MERGEABLE = "the adapter cannot be merged"
 
 
-def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
-    """`make`, whose results are kept until those of the next cases take their place."""
-    found = remembered(16)(lambda case, widest, *args, **names: make(case, *args, **names))
+def _cached(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, with its last 16 results cached."""
+    lookup = remembered(16)(lambda case, widest, *args, **options: make(case, *args, **options))
 
     @functools.wraps(make)
-    def made(case: Any, *args: Any, **names: Any) -> Any:
-        widest = jax.dtypes.canonicalize_dtype(float)  # other arrays with 64 bits enabled
-        return found(case, widest, *args, **names)
+    def cached(case: Any, *args: Any, **options: Any) -> Any:
+        widest = jax.dtypes.canonicalize_dtype(float)  # with 64 bits enabled, the arrays differ
+        return lookup(case, widest, *args, **options)
 
-    return made
+    return cached
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,22 +42,22 @@ class WrapperCase:
     **Arguments:**
 
     - `wrapper`: the adapter class.
-    - `base`: makes a float32 layer from a key. Small is good; nothing should be symmetric (`in`
-        unlike `out`), so that a transposed matrix is noticed.
+    - `base`: makes a float32 layer from a key. Choose a small layer with `in` unlike `out`, so that
+        checks notice a transposed matrix.
     - `inputs`: makes the tuple of positional inputs of one call from a key.
-    - `rank`, `alpha`, `options`: what the adapter is built with.
-    - `call`: how a layer is called with the inputs, `layer(*inputs)` by default.
-    - `parameters`: the number of trained parameters that the documentation promises for this base
-        and rank; `None` leaves that unchecked.
+    - `rank`, `alpha`, `options`: the arguments of the adapter.
+    - `call`: calls a layer with the inputs, by default `layer(*inputs)`.
+    - `parameters`: the documented number of trained parameters for this base and rank; `None`
+        leaves it unchecked.
     - `mergeable`: `False` for an adapter that cannot be a weight of its layer, such as a prefix.
         Its `merge()` must refuse with a `WrapperError`; checks of the merged layer are left out. By
-        default what the class says.
-    - `law`: the method written once more, from the paper and in NumPy, say: a function of the
-        trained adapter that returns the merged layer's `weight`, or a dict of its attributes
-        (`weight`, `bias`). Without it a mistake that `merge` and `__call__` share, such as a
+        default `wrapper.mergeable`.
+    - `law`: the method written independently, from the paper and for example in NumPy: a function
+        of the trained adapter that returns the merged layer's `weight`, or a dict of its attributes
+        (`weight`, `bias`). Without it, a mistake that `merge` and `__call__` share, such as a
         transposed matrix, passes.
-    - `name`: the name in test ids, by default that of the wrapper. Name the cases of a wrapper that
-        has several: expected failures and tables tell them apart by it.
+    - `name`: the name in test ids and tables, by default the name of the wrapper. Several cases of
+        one wrapper need names.
     """
 
     wrapper: type[LoRAWrapper]
@@ -79,12 +79,12 @@ class WrapperCase:
     def __str__(self) -> str:
         return self.name or self.wrapper.__name__
 
-    @_kept
+    @_cached
     def make_base(self, dtype: Any = None, seed: int = 1) -> Any:
         """The layer, its floating arrays cast to `dtype`."""
         return _cast(self.base(jax.random.key(seed)), dtype)
 
-    @_kept
+    @_cached
     def make_inputs(self, dtype: Any = None, seed: int = 2) -> tuple[Any, ...]:
         """The inputs, their floating arrays cast to `dtype`."""
         return _cast(self.inputs(jax.random.key(seed)), dtype)
@@ -92,18 +92,18 @@ class WrapperCase:
     def build(self, base: Any, key: Any = None) -> Any:
         """The adapter around `base`, which is one layer (not a stack)."""
         key = jax.random.key(3) if key is None else key
-        made = constructed(self, base, key)
-        return with_shared_arrays(made, key=key) if uses_shared(made) else made
+        adapter = constructed(self, base, key)
+        return with_shared_arrays(adapter, key=key) if uses_shared(adapter) else adapter
 
-    @_kept
+    @_cached
     def make(self, dtype: Any = None) -> Any:
         """The adapter around `make_base(dtype)`, as initialised."""
         base = self.make_base(dtype)
         return self.build(base) if dtype is None else call_compiled(WrapperCase.build, self, base)
 
-    @_kept
+    @_cached
     def make_trained(self, dtype: Any = None) -> Any:
-        """The adapter after its trainable arrays moved at random."""
+        """The adapter after random changes of its trainable arrays."""
         return perturbed(self.make(dtype))
 
     def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
@@ -111,42 +111,39 @@ class WrapperCase:
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
 
 
-def constructed(case: WrapperCase, base: Any, key: Any) -> Any:
-    """The adapter as its constructor makes it, without the arrays that it shares."""
-    return construct(
-        case.wrapper,
-        base,
-        case.rank,
-        case.alpha,
-        key=key,
-        options=case.options,
-        statistics=invented_statistics(case.wrapper, base),
-    )
+def constructed(case: WrapperCase, base: Any, key: Any, rows: int | None = None) -> Any:
+    """The adapter as its constructor makes it, without shared arrays.
+
+    - `rows`: as for `random_statistics`.
+    """
+    statistics = random_statistics(case.wrapper, base, rows)
+    options = {"options": case.options, "statistics": statistics}
+    return construct(case.wrapper, base, case.rank, case.alpha, key=key, **options)
 
 
-def invented_statistics(
+def random_statistics(
     cls: type[LoRAWrapper], layer: Any, rows: int | None = None
 ) -> dict[str, Any] | None:
-    """The statistics that `cls` needs of one `layer`, for data that are drawn at random.
+    """The statistics of random data that `cls` needs for one `layer`; `None` if it needs none.
 
-    - `rows`: how many vectors were seen. By default more than there are inputs.
+    - `rows`: the number of vectors, by default more than the width of the layer.
     """
     if not cls.needs:
         return None
     outputs, inputs = eqx.filter_eval_shape(cls.matrix, layer).shape
     random = np.random.default_rng(6)
-    found: dict[str, Any] = {}
-    for it in statistics_of(cls):
-        width = {"inputs": inputs, "outputs": outputs, "gradient": inputs}[it.of]
+    values: dict[str, Any] = {}
+    for statistic in statistics_of(cls):
+        width = outputs if statistic.of == "outputs" else inputs
         n = 2 * width if rows is None else rows
         V = jnp.asarray(random.normal(size=(n, width)), jnp.float32)
-        if it.of == "gradient":
+        if statistic.of == "gradient":
             left = jnp.asarray(random.normal(size=(outputs, n)), jnp.float32)
-            mean = it.right(left @ V / max(n, 1))
+            mean = statistic.right(left @ V / max(n, 1))
         else:
-            mean = it.left(V).T @ it.right(V) / max(n, 1)
-        found[it.name] = it.value(mean)
-    return found
+            mean = statistic.left(V).T @ statistic.right(V) / max(n, 1)
+        values[statistic.name] = statistic.value(mean)
+    return values
 
 
 def split(adapter: Any) -> tuple[PyTree, PyTree]:
@@ -165,7 +162,7 @@ def perturbed(adapter: Any, size: float = 0.3) -> Any:
         step = step.astype(leaf.dtype)
         if is_traced(leaf):
             return leaf + step
-        # By NumPy: JAX would compile an addition for each shape.
+        # NumPy adds, since JAX would compile an addition for each shape.
         array = np.asarray(leaf) + step
         is_placed = isinstance(leaf, jax.Array) and leaf.committed
         return jax.device_put(array, leaf.sharding if is_placed else None)
@@ -175,9 +172,9 @@ def perturbed(adapter: Any, size: float = 0.3) -> Any:
 
 
 def standard_cases(wrapper: type[LoRAWrapper], layers: Collection[str] = ()) -> list[WrapperCase]:
-    """A case for each of the common Equinox layers that `wrapper` claims, or of those in `layers`.
+    """A case for each common Equinox layer that `wrapper` claims.
 
-    **Arguments:** `layers`: keys of `standard_layers()`.
+    **Arguments:** `layers`: keys of `standard_layers()`; without them, all are tried.
     """
     cases: list[WrapperCase] = []
     for layer_name, (base, inputs) in standard_layers().items():
@@ -193,7 +190,7 @@ def _normal(*shape: int) -> Callable[[PRNGKeyArray], tuple[Any, ...]]:
 
 
 def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
-    """For each of the common Equinox layers, functions that make it, and inputs, from a key."""
+    """By name, common Equinox layers: a function that makes the layer, and one for its inputs."""
     return {
         "Linear": (lambda key: eqx.nn.Linear(7, 5, key=key), _normal(7)),
         "Conv1d": (lambda key: eqx.nn.Conv1d(4, 5, 3, padding=1, key=key), _normal(4, 7)),

@@ -19,27 +19,14 @@ from .._reports import count
 from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase, split
-from ._conformance import (
-    ConformanceError,
-    advice,
-    arrays_of,
-    is_key,
-    raised_in,
-    relative_error,
-    require,
-    required,
-    same_bits,
-)
-from ._programs import (
-    attributes,
-    merged,
-    output,
-)
+from ._comparisons import arrays_of, is_key, relative_error, require, same_bits
+from ._conformance import ConformanceError, advice, raised_in, required
+from ._programs import attributes, merged, output
 
 
 @required("see the docstring of `jno.lora.LoRAWrapper` for how an adapter is written.")
 def check_contract(case: WrapperCase) -> None:
-    """The class has everything that `LoRAWrapper` asks for."""
+    """The class has every member that `LoRAWrapper` asks for."""
     problems = contract_problems(case.wrapper)
     require(not problems, f"{case.wrapper.__name__} breaks the contract:\n{bullets(problems)}")
 
@@ -54,7 +41,7 @@ def check_applies_to_total(case: WrapperCase) -> None:
         f"`applies_to` answers {answer!r} to the case's own layer.",
         "answer `True` to the layers the adapter is for (a bool, not a truthy object).",
     )
-    odd = {
+    objects = {
         "None": None,
         "an int": 3,
         "a string": "weight",
@@ -66,31 +53,28 @@ def check_applies_to_total(case: WrapperCase) -> None:
         "a module without arrays": eqx.nn.Identity(),
         "an adapted layer": case.make(),
     }
-    _require_no_claim(case, odd)
+    _require_no_claim(case, objects)
 
 
 @advice("test that the weight is an array: `eqx.is_inexact_array(...)`.")
 def check_applies_to_needs_arrays(case: WrapperCase) -> None:
     """`applies_to` answers `False` (no exception) to its layer without arrays."""
     base = case.make_base()
-    odd = {
+    objects = {
         "the layer with its arrays taken out": jax.tree.map(lambda _: None, base),
         "the layer with bools for arrays": jax.tree.map(lambda _: True, base),
     }
-    _require_no_claim(case, odd)
+    _require_no_claim(case, objects)
 
 
-def _require_no_claim(case: WrapperCase, odd: dict[str, Any]) -> None:
-    for what, thing in odd.items():
+def _require_no_claim(case: WrapperCase, objects: dict[str, Any]) -> None:
+    for name, value in objects.items():
         try:
-            answer = case.wrapper.applies_to(thing)
+            answer = case.wrapper.applies_to(value)
         except Exception as err:
-            raise ConformanceError(
-                f"`applies_to` raises for {what}: {type(err).__name__}: {err}\n"
-                f"{raised_in(err, case.wrapper)}",
-                "",
-            ) from err
-        require(answer is False, f"`applies_to` answers {answer!r} to {what}.")
+            problem = f"`applies_to` raises for {name}: {type(err).__name__}: {err}"
+            raise ConformanceError(f"{problem}\n{raised_in(err, case.wrapper)}", "") from err
+        require(answer is False, f"`applies_to` answers {answer!r} to {name}.")
 
 
 class _Unrelated(eqx.Module):
@@ -111,7 +95,7 @@ def check_applies_to_not_greedy(case: WrapperCase) -> None:
     """`applies_to` does not claim layers and containers of other kinds."""
     key = jax.random.key(0)
     linear = eqx.nn.Linear(3, 3, key=key)
-    others = [
+    layers = [
         _Unrelated(jnp.ones((3, 3)), jnp.ones(3)),
         eqx.nn.Sequential([linear]),
         eqx.nn.MLP(2, 2, 3, 1, key=key),
@@ -120,10 +104,10 @@ def check_applies_to_not_greedy(case: WrapperCase) -> None:
         eqx.nn.WeightNorm(linear),
     ]
     base = case.make_base()
-    for other in others:
+    for layer in layers:
         require(
-            isinstance(base, type(other)) or not case.wrapper.applies_to(other),
-            f"`applies_to` claims a {type(other).__name__}, which is not what it is for.",
+            isinstance(base, type(layer)) or not case.wrapper.applies_to(layer),
+            f"`applies_to` claims a {type(layer).__name__}, a layer of another kind.",
         )
 
 
@@ -136,7 +120,7 @@ def check_key_forms(case: WrapperCase) -> None:
         require(
             not any(map(is_key, arrays_of(first))),
             "The adapter holds a typed PRNG key as a leaf.",
-            "draw what you need in `__init__`; keep an integer array as a seed if you must.",
+            "draw all random numbers in `__init__`, or keep an integer array as a seed.",
         )
         require(
             same_bits(first, second),
@@ -152,17 +136,17 @@ def check_trainable_fields(case: WrapperCase) -> None:
     for field in dataclasses.fields(adapter):
         static = getattr(adapter, field.name) if field.metadata.get("static", False) else None
         require(
-            not any(isinstance(it, jax.Array | np.ndarray) for it in jax.tree.leaves(static)),
+            not any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(static)),
             f"The static field {field.name!r} holds an array, which JAX cannot compare or trace.",
             f"declare it as an array: `{field.name}: jax.Array`. It is frozen unless "
             "`adapter_fields` names it.",
         )
     trains = any(jax.tree.leaves(lora_trainable_filter(adapter)))
     for name in case.wrapper.adapter_fields:
-        field = jax.tree.leaves(getattr(adapter, name))
+        leaves = jax.tree.leaves(getattr(adapter, name))
         require(
-            trains and field and all(map(eqx.is_inexact_array, field)),
-            f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in field]}.",
+            trains and leaves and all(map(eqx.is_inexact_array, leaves)),
+            f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in leaves]}.",
         )
 
 
@@ -172,14 +156,14 @@ def check_parameter_count(case: WrapperCase) -> str | None:
     if case.parameters is None:
         return "the case has no `parameters`"
     adapter = case.make()
-    found = count(adapter, lora_trainable_filter(adapter))
-    require(found == case.parameters, f"{found} parameters train, {case.parameters} were promised.")
+    size = count(adapter, lora_trainable_filter(adapter))
+    require(size == case.parameters, f"{size} parameters train, {case.parameters} were promised.")
     return None
 
 
 @required("copy the array for the second field: `jnp.copy(...)`.")
 def check_no_shared_buffers(case: WrapperCase) -> None:
-    """No two arrays of the adapter are one buffer, so that all can be donated."""
+    """No two arrays of the adapter share a buffer, so that all can be donated."""
     arrays = [x for x in jax.tree.leaves(case.make()) if isinstance(x, jax.Array) and x.size]
     pointers = {array.unsafe_buffer_pointer() for array in arrays}
     require(
@@ -194,13 +178,10 @@ def check_reads_like_the_layer(case: WrapperCase) -> None:
     """A model reads the same attributes of the adapted layer, and sees the adapter in them."""
     base, adapter = case.make_base(), case.make_trained()
     plain = merged(adapter) if case.mergeable else base
-    own = {"rank", "alpha", *(field.name for field in dataclasses.fields(adapter))}
-    names = tuple(
-        field.name
-        for field in dataclasses.fields(base)
-        if field.name not in own and not hasattr(LoRAWrapper, field.name)
-    )
-    for name, got in attributes(adapter, names).items():
+    of_adapter = {"rank", "alpha", *(field.name for field in dataclasses.fields(adapter))}
+    of_base = [field.name for field in dataclasses.fields(base)]
+    names = [n for n in of_base if n not in of_adapter and not hasattr(LoRAWrapper, n)]
+    for name, got in attributes(adapter, tuple(names)).items():
         expected = getattr(plain, name)
         if arrays_of(expected):
             is_same = relative_error(got, expected) <= 1e-5
@@ -217,44 +198,44 @@ def check_reads_like_the_layer(case: WrapperCase) -> None:
 def check_state_round_trip(case: WrapperCase) -> None:
     """Saved to a file and loaded onto the original base, the adapter is the same."""
     trained = case.make_trained()
-    # Nothing else is installed, so that only this class is looked at.
-    registry = Registry(discover=False)
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder) / "adapter.safetensors"
-        save(extract_adapters({"layer": trained}), file, registry, layers={})
-        model = {"layer": case.make_base()}
-        try:
-            loaded = load(model, file, case.wrapper, registry, strict=True)
-        except CheckpointError as err:
-            remedy = (
-                "let `from_state` take what `state` gives: without one of its own, the names of "
-                "fields."
-            )
-            if case.options:
-                remedy = (
-                    "let `options_of(state)` give the options that the names and shapes of the "
-                    "saved arrays stand for: `from_state` asks the constructor with them."
-                )
-            start = f"With the options {dict(case.options)}, the" if case.options else "The"
-            raise ConformanceError(
-                f"{start} saved adapter cannot be loaded: {err}", remedy
-            ) from err
-    restored = loaded["layer"]
+    restored = _saved_and_loaded(case, trained)
     require(
         same_bits(trained.state(), restored.state()),
-        "The state of the restored adapter is not the one that was saved.",
+        "The state of the restored adapter is not the state that was saved.",
     )
     # To rounding: a base that the constructor changes (PiSSA) is computed again.
     error = relative_error(output(case, restored), output(case, trained))
     require(
         error <= 1e-6,
-        "The adapter that `from_state` restored computes something else than the one saved "
+        "The output of the adapter that `from_state` restored differs from the saved adapter's "
         f"(relative error {error:.1e}).",
         "let `state()` hold every array outside `base` that matters, and let `from_state` start "
         "from the base as it was before adapting (a method that changes it must do so again).",
     )
     require(
         jax.tree.structure(split(restored)[0]) == jax.tree.structure(split(trained)[0]),
-        "The restored adapter trains other fields than the saved one.",
+        "The restored adapter trains other fields than the saved adapter.",
         "restore static fields as well.",
     )
+
+
+def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
+    """`adapter`, saved to a file, and loaded around the original base."""
+    registry = Registry(discover=False)  # so that only this class is looked at
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "adapter.safetensors"
+        save(extract_adapters({"layer": adapter}), file, registry, layers={})
+        try:
+            model = {"layer": case.make_base()}
+            return load(model, file, case.wrapper, registry, strict=True)["layer"]
+        except CheckpointError as err:
+            start = "The"
+            remedy = "let `from_state` take the arrays of `state`, by default named as the fields."
+            if case.options:
+                start = f"With the options {dict(case.options)}, the"
+                remedy = (
+                    "let `options_of(state)` give the options that the names and shapes of the "
+                    "saved arrays stand for: `from_state` passes them to the constructor."
+                )
+            problem = f"{start} saved adapter cannot be loaded: {err}"
+            raise ConformanceError(problem, remedy) from err

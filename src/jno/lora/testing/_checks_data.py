@@ -1,4 +1,4 @@
-"""Checks of adapters that start from data, and of those that share arrays."""
+"""Checks of adapters that start from data, and of adapters that share arrays."""
 
 from typing import Any
 
@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._calibration import calibrate
-from .._contract import construct, is_shared, with_arrays
+from .._contract import is_shared, with_arrays
 from .._merge import merge_lora
 from .._registry import Registry
 from .._shared_arrays import resolve, shared_arrays, uses_shared, with_shared_arrays
-from ._case import WrapperCase, constructed, invented_statistics, perturbed
-from ._conformance import arrays_of, relative_error, require, require_close, required
+from ._case import WrapperCase, constructed, perturbed, random_statistics
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import required
 from ._programs import output
 
 _TOLERANCE = 1e-5
@@ -21,39 +22,30 @@ _TOLERANCE = 1e-5
 
 @required("guard divisions and roots: a layer may see zeros, or fewer vectors than it has inputs.")
 def check_poor_statistics(case: WrapperCase) -> str | None:
-    """Statistics of zeros, and of a single vector, give a start that is finite and the layer's."""
+    """Statistics of zeros, or of a single vector, give finite arrays and the layer's outputs."""
     if not case.wrapper.needs:
         return "the adapter needs no statistics"
     base = case.make_base()
-    whole = output(case, case.make()), output(case, base)
-    starts_elsewhere = relative_error(*whole) > _TOLERANCE  # an option may ask for that
+    plain = output(case, base)
+    # An option may ask for another start.
+    starts_equal = relative_error(output(case, case.make()), plain) <= _TOLERANCE
     for rows, data in ((0, "no data"), (1, "a single vector")):
-        made = construct(
-            case.wrapper,
-            base,
-            case.rank,
-            case.alpha,
-            key=jax.random.key(3),
-            options=case.options,
-            statistics=invented_statistics(case.wrapper, base, rows),
-        )
+        adapter = constructed(case, base, jax.random.key(3), rows)
         require(
-            all(np.all(np.isfinite(x)) for x in arrays_of(made) if eqx.is_inexact_array(x)),
+            all(np.all(np.isfinite(x)) for x in arrays_of(adapter) if eqx.is_inexact_array(x)),
             f"Statistics of {data} give an adapter with NaN or infinity.",
         )
-        if not starts_elsewhere:
-            require_close(
-                output(case, made),
-                output(case, base),
-                _TOLERANCE,
-                f"With statistics of {data}, the fresh adapter's output differs from the layer's",
+        if starts_equal:
+            problem = (
+                f"With statistics of {data}, the fresh adapter's output differs from the layer's"
             )
+            require_close(output(case, adapter), plain, _TOLERANCE, problem)
     return None
 
 
 @required("define `inputs_of` and `outputs_of` for this kind of layer, in the order of `matrix`.")
 def check_calibration(case: WrapperCase) -> str | None:
-    """`calibrate` collects what the adapter needs, of a single call and of several by `vmap`."""
+    """`calibrate` collects the adapter's statistics from single calls, and from `vmap`."""
     if not case.wrapper.needs:
         return "the adapter needs no statistics"
     several = [case.make_inputs(seed=seed) for seed in (51, 52)]
@@ -65,20 +57,17 @@ def check_calibration(case: WrapperCase) -> str | None:
     alone = [jax.tree.map(lambda x: x[None], inputs) for inputs in several]
     together = jax.tree.map(lambda *x: jnp.stack(x), *several)
     registry = Registry(discover=False)
-    found = [
+    single, mapped = (
         calibrate(case.make_base(), batches, loss, wrappers=case.wrapper, registry=registry)[""]
         for batches in (alone, [together])
-    ]
-    expected = invented_statistics(case.wrapper, case.make_base())
-    assert expected is not None
-    for name, array in expected.items():
-        one, other = (it[name] for it in found)
+    )
+    for name, array in (random_statistics(case.wrapper, case.make_base()) or {}).items():
+        x, y = single[name], mapped[name]
         require(
-            one.shape == array.shape,
-            f"Calibration gives {name!r} the shape {one.shape}, but `matrix` asks for "
-            f"{array.shape}.",
+            x.shape == array.shape,
+            f"Calibration gives {name!r} the shape {x.shape}, but `matrix` asks for {array.shape}.",
         )
-        require_close(one, other, 1e-4, f"{name!r} of one batch and of two differ", least=1e-2)
+        require_close(x, y, 1e-4, f"{name!r} of one batch and of two differ", least=1e-2)
     return None
 
 
@@ -91,34 +80,32 @@ def check_shared_arrays(case: WrapperCase) -> str | None:
     pair = [constructed(case, layer, jax.random.key(3)) for layer in layers]
     names = {field.name for field in vars(pair[0]).values() if is_shared(field)}
     model = perturbed(with_shared_arrays(pair, key=jax.random.key(3)))
-    kept = shared_arrays(model)
+    shared = shared_arrays(model)
     require(
-        kept.keys() == names and kept.keys() == shared_arrays(model[0]).keys(),
-        f"Of two adapters, the first keeps {sorted(kept)} and both use {sorted(names)}.",
+        shared.keys() == names and shared.keys() == shared_arrays(model[0]).keys(),
+        f"Two adapters use {sorted(names)}, and the first holds {sorted(shared)}.",
         "give a `Shared` the same name in every layer that is to use one array.",
     )
+    _check_sum_of_gradients(case, model)
+    if case.mergeable:
+        merged, resolved = merge_lora(with_arrays(model)), resolve(model)
+        problem = "With shared arrays, the merged layer differs from the adapter"
+        for plain, adapter in zip(merged, resolved, strict=True):
+            require_close(case.run(plain), case.run(adapter), 10 * _TOLERANCE, problem)
+    return None
+
+
+def _check_sum_of_gradients(case: WrapperCase, model: Any) -> None:
     varied, fixed = eqx.partition(model, eqx.is_inexact_array)
 
     def loss(arrays: Any, index: int) -> Any:
-        whole: Any = resolve(eqx.combine(arrays, fixed))
-        result = case.run(whole[index])
+        adapters: Any = resolve(eqx.combine(arrays, fixed))
+        result = case.run(adapters[index])
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(result))
 
-    first, second = (jax.grad(loss)(varied, index) for index in (0, 1))
+    first, second = (shared_arrays(jax.grad(loss)(varied, index)) for index in (0, 1))
     both = jax.grad(lambda arrays: loss(arrays, 0) + loss(arrays, 1))(varied)
+    problem = "The gradient of a shared array is not the sum over its users"
     require_close(
-        shared_arrays(both),
-        jax.tree.map(jnp.add, shared_arrays(first), shared_arrays(second)),
-        10 * _TOLERANCE,
-        "The gradient of a shared array is not the sum over its users",
+        shared_arrays(both), jax.tree.map(jnp.add, first, second), 10 * _TOLERANCE, problem
     )
-    if case.mergeable:
-        merged, resolved = merge_lora(with_arrays(model)), resolve(model)
-        for plain, adapter in zip(merged, resolved, strict=True):
-            require_close(
-                case.run(plain),
-                case.run(adapter),
-                10 * _TOLERANCE,
-                "With shared arrays, the merged layer differs from the adapter",
-            )
-    return None

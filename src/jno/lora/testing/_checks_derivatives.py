@@ -1,9 +1,10 @@
-"""Checks of derivatives with respect to a layer's input: physics-informed losses are made of them.
+"""Checks of derivatives with respect to a layer's input, which physics-informed losses need.
 
-The layer is restricted to a plane of its inputs, through the case's own: all derivatives of a
-function of two numbers are cheap to compile, whatever the layer is.
+The checks restrict the layer to a plane through the case's inputs: derivatives of a function of two
+numbers are cheap to compile for every layer.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,9 @@ from jax.experimental.jet import jet
 from jaxtyping import Array, Float, PyTree
 
 from ._case import NOT_MERGEABLE, WrapperCase, split
-from ._conformance import require_close, required
-from ._programs import (
-    merged,
-    through_merge,
-)
+from ._comparisons import require_close
+from ._conformance import required
+from ._programs import merged, through_merge
 
 _TOLERANCE = 2e-4
 _ORIGIN = np.zeros(2, np.float32)
@@ -42,7 +41,7 @@ DERIVATIVES: Derivatives = {
     "no `stop_gradient` on it, no rule that is right to the first order only."
 )
 def check_input_derivatives(case: WrapperCase) -> str | None:
-    """Derivatives with respect to the input, to the third order, are those of the merged layer."""
+    """Derivatives with respect to the input equal the merged layer's, up to the third order."""
     if (reason := _reason_to_skip(case)) is not None:
         return reason
     names = tuple(name for name in DERIVATIVES if _can(case, _derivatives, (name,)))
@@ -64,10 +63,10 @@ def check_input_derivatives(case: WrapperCase) -> str | None:
 @required(
     "keep operations on the input out of functions with `jax.custom_jvp` or `jax.custom_vjp`: "
     "`jet` ignores their rules, and cannot look into them. Compute the value outside, and let such "
-    "a function return what it is given."
+    "a function return its argument."
 )
 def check_input_jet(case: WrapperCase) -> str | None:
-    """Taylor mode (`jax.experimental.jet`) of the input gives the terms of the merged layer."""
+    """Taylor terms (`jax.experimental.jet`) along the input equal the merged layer's."""
     if (reason := _reason_to_skip(case)) is not None:
         return reason
     if not _can(case, _taylor_terms):
@@ -83,11 +82,11 @@ def check_input_jet(case: WrapperCase) -> str | None:
 
 
 @required(
-    "differentiate in the trainable arrays what is differentiated in the input: a rule, or a "
-    "`stop_gradient`, must not take them as constants in the derivatives of the input."
+    "a rule, or a `stop_gradient`, must not take the trainable arrays as constants in the "
+    "derivatives of the input."
 )
 def check_residual_gradients(case: WrapperCase) -> str | None:
-    """A loss of the layer's Laplacian has the gradients that merging inside the loss gives."""
+    """The gradients of a loss of the Laplacian equal the gradients through `merge()`."""
     if (reason := _reason_to_skip(case)) is not None:
         return reason
     if not _can(case, _derivatives, ("hessian",)):
@@ -106,7 +105,7 @@ def check_residual_gradients(case: WrapperCase) -> str | None:
 
 
 class _Plane(eqx.Module):
-    """A point of the input, and directions from there: as many as there are Taylor terms."""
+    """A point of the input, and a direction from it for each Taylor term."""
 
     point: PyTree
     directions: list[PyTree]
@@ -144,7 +143,7 @@ def _reason_to_skip(case: WrapperCase) -> str | None:
 
 
 def _can(case: WrapperCase, function: Callable[..., Any], *args: Any) -> bool:
-    """Whether the layer itself, without an adapter, can be differentiated in this way."""
+    """Whether the layer without an adapter can be differentiated in this way."""
     try:
         eqx.filter_eval_shape(function, case.make_base(), case.call, _plane(case), *args)
     except Exception:  # a missing rule may raise anything
@@ -153,17 +152,17 @@ def _can(case: WrapperCase, function: Callable[..., Any], *args: Any) -> bool:
 
 
 def _along(layer: Any, call: Any, plane: _Plane) -> Callable[[Array], Array]:
-    """A number that depends on every output of the layer, as a function of the plane."""
+    """A function of the plane, whose value depends on every output of the layer."""
 
     def number(t: Array) -> Array:
-        first, *others = (jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(call(layer, *plane.at(t))))
-        return sum(others, first)
+        outputs = jax.tree.leaves(call(layer, *plane.at(t)))
+        return functools.reduce(jnp.add, [jnp.sum(jnp.sin(y)) for y in outputs])
 
     return number
 
 
-# The functions below are compiled once for all adapters of layers of the same form: each is given
-# nothing but arrays and the case's own `call`.
+# The functions below take only arrays and `case.call`, so each is compiled once for all adapters of
+# layers of the same form.
 
 
 @eqx.filter_jit
@@ -187,7 +186,7 @@ def _taylor_terms(layer: Any, call: Any, plane: _Plane) -> Any:
 
 @eqx.filter_jit
 def _residual_gradients(varied: Any, fixed: Any, call: Any, plane: _Plane) -> Any:
-    """The gradients of a squared residual that holds the layer's Laplacian."""
+    """The gradients of a squared residual of the layer's Laplacian."""
 
     def loss(varied: Any) -> Array:
         number = _along(eqx.combine(varied, fixed), call, plane)

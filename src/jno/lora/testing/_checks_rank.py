@@ -12,14 +12,15 @@ from .._paths import path_str
 from .._penalty import penalty
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase
-from ._conformance import arrays_of, relative_error, require, require_close, required
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import required
 
 _TOLERANCE = 1e-5
 
 
 @required("wrap the arrays that should not move in `jax.lax.stop_gradient`.")
 def check_penalty(case: WrapperCase) -> str | None:
-    """The penalty is one finite number, and moves trained arrays and no others."""
+    """The penalty is one finite number, and moves only trained arrays."""
     if case.wrapper.penalty is LoRAWrapper.penalty:
         return "the adapter defines no `penalty`"
     trained = case.make_trained()
@@ -31,15 +32,15 @@ def check_penalty(case: WrapperCase) -> str | None:
     value, (compiled, grads) = penalty(trained), jax.jit(jax.value_and_grad(value_of))(varied)
     require(np.isfinite(value), f"The penalty is {value}.", "mind divisions, and roots, at zero.")
     require_close(compiled, value, 10 * _TOLERANCE, "Compiled and eager penalties differ")
-    moved, still = eqx.partition(grads, lora_trainable_filter(trained))
+    moving, fixed_grads = eqx.partition(grads, lora_trainable_filter(trained))
     for path, grad in jtu.tree_leaves_with_path(grads):
         where = f"The gradient of the penalty by `{path_str(path)}`"
         require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
-    for path, grad in jtu.tree_leaves_with_path(still):
+    for path, grad in jtu.tree_leaves_with_path(fixed_grads):
         where = f"The gradient of the penalty by `{path_str(path)}`"
         require(not np.any(grad), f"{where} is not zero, but this array does not train.")
     require(
-        any(np.any(grad) for grad in arrays_of(moved)),
+        any(np.any(grad) for grad in arrays_of(moving)),
         "The penalty moves no trained array.",
         "let it depend on a trained field.",
     )
@@ -51,20 +52,13 @@ def check_penalty(case: WrapperCase) -> str | None:
     "the directions in one layer's array of each other field."
 )
 def check_rank_gate(case: WrapperCase) -> str | None:
-    """A direction whose gate is zero has no effect, any other has one, in the same program."""
-    name = case.wrapper.rank_gate
+    """Only directions with an open gate have an effect, in one program for all gates."""
+    name, axes = case.wrapper.rank_gate, case.wrapper.rank_axes
     if name is None:
         return "the adapter declares no `rank_gate`"
-    on, inputs, axes = case.make_trained(), case.make_inputs(), case.wrapper.rank_axes
-    gate = getattr(on, name)
-    require(gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,).")
-    for field, axis in axes.items():
-        shape = getattr(on, field).shape
-        require(
-            shape[axis : axis + 1] == gate.shape,
-            f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {shape}, but the gate has "
-            f"{gate.size} directions.",
-        )
+    opened, inputs = case.make_trained(), case.make_inputs()
+    gate = getattr(opened, name)
+    _check_rank_axes(opened, name)
     traces: list[None] = []
 
     @eqx.filter_jit
@@ -72,25 +66,19 @@ def check_rank_gate(case: WrapperCase) -> str | None:
         traces.append(None)
         return case.run(adapter, inputs)
 
-    off = _with(on, name, gate.at[-1].set(0))
-    with_it, without = run(on), run(off)
+    closed = _with(opened, name, gate.at[-1].set(0))
+    with_direction, without = run(opened), run(closed)
     require(
-        relative_error(without, with_it) > 10 * _TOLERANCE,
+        relative_error(without, with_direction) > 10 * _TOLERANCE,
         f"The output does not change if an entry of the gate {name!r} becomes zero.",
     )
     for field, axis in axes.items():
-        array = getattr(on, field)
-        other = array.at[(slice(None),) * axis + (-1,)].add(1)
-        require_close(
-            run(_with(off, field, other)),
-            without,
-            _TOLERANCE,
-            f"The direction of {field!r} along axis {axis} whose gate is zero changes the output",
-        )
-        require(
-            relative_error(run(_with(on, field, other)), with_it) > 10 * _TOLERANCE,
-            f"The direction of {field!r} along axis {axis} has no effect, though its gate is open.",
-        )
+        changed = getattr(opened, field).at[(slice(None),) * axis + (-1,)].add(1)
+        which = f"The direction of {field!r} along axis {axis}"
+        problem = f"{which} whose gate is zero changes the output"
+        require_close(run(_with(closed, field, changed)), without, _TOLERANCE, problem)
+        error = relative_error(run(_with(opened, field, changed)), with_direction)
+        require(error > 10 * _TOLERANCE, f"{which} has no effect, though its gate is open.")
     require(
         len(traces) == 1,
         f"The call was traced {len(traces)} times for other values of one shape.",
@@ -99,5 +87,17 @@ def check_rank_gate(case: WrapperCase) -> str | None:
     return None
 
 
+def _check_rank_axes(adapter: Any, name: str) -> None:
+    gate = getattr(adapter, name)
+    require(gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,).")
+    for field, axis in type(adapter).rank_axes.items():
+        shape = getattr(adapter, field).shape
+        require(
+            shape[axis : axis + 1] == gate.shape,
+            f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {shape}, but the gate has "
+            f"{gate.size} directions.",
+        )
+
+
 def _with(adapter: Any, field: str, array: Any) -> Any:
-    return eqx.tree_at(lambda one: getattr(one, field), adapter, array)
+    return eqx.tree_at(lambda node: getattr(node, field), adapter, array)

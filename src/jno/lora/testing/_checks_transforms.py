@@ -15,16 +15,9 @@ from .._dispatch import apply_lora
 from .._merge import merge_lora
 from .._paths import path_str, stable_hash
 from .._shared_arrays import filler, with_shared_arrays
-from ._case import NOT_MERGEABLE, WrapperCase, constructed, invented_statistics, perturbed, split
-from ._conformance import (
-    ConformanceError,
-    advice,
-    arrays_of,
-    relative_error,
-    require,
-    require_close,
-    required,
-)
+from ._case import NOT_MERGEABLE, WrapperCase, constructed, perturbed, random_statistics, split
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import ConformanceError, advice, required
 from ._programs import (
     gradients,
     mapped_and_scanned,
@@ -41,7 +34,7 @@ _TOLERANCE = 2e-5
 
 @required()
 def check_gradients(case: WrapperCase) -> None:
-    """Gradients are finite, and nonzero for the trainable arrays and no others."""
+    """Gradients by the trainable arrays are finite, and nonzero after a step."""
     for stage, adapter in (("at the start", case.make()), ("after a step", case.make_trained())):
         for path, grad in jtu.tree_leaves_with_path(_gradients(case, adapter)):
             where = f"The gradient of `{path_str(path)}` {stage}"
@@ -57,7 +50,7 @@ def check_gradients(case: WrapperCase) -> None:
             )
 
 
-@required("treat as constants the same things in both (DoRA's norm), and use only JAX operations.")
+@required("take the same values as constants in both (DoRA's norm), and use only JAX operations.")
 def check_merge_gradients(case: WrapperCase) -> str | None:
     """Merging inside the loss gives the gradients of the wrapped path."""
     if not case.mergeable:
@@ -76,7 +69,7 @@ def check_merge_gradients(case: WrapperCase) -> str | None:
 
 @required("no Python `int()`, `float()` or `if` on array values in `__init__` or `__call__`.")
 def check_jit(case: WrapperCase) -> None:
-    """The constructor and the call work under `jit`, and give the same."""
+    """The constructor and the call work under `jit`, with the same outputs."""
     inputs = case.make_inputs()
 
     @eqx.filter_jit
@@ -93,7 +86,7 @@ def check_jit(case: WrapperCase) -> None:
 
 @required("write `__call__` for one input, without assumptions on its batch axes.")
 def check_vmap(case: WrapperCase) -> None:
-    """`vmap` over inputs gives what a loop gives."""
+    """`vmap` over inputs equals a loop."""
     trained = case.make_trained()
     several = [case.make_inputs(seed=seed) for seed in (21, 22, 23)]
     mapped = mapped_output(trained, case.call, stacked(several))
@@ -133,7 +126,7 @@ def check_stacked_layers(case: WrapperCase) -> str | None:
     bases = [case.make_base(seed=seed) for seed in (41, 42)]
     stack = stacked(bases)
     if not case.wrapper.applies_to(stack):
-        return "the adapter does not claim stacked layers"  # no adapter has to
+        return "the adapter does not claim stacked layers"
     try:
         _adapt_and_merge_a_stack(case, bases, stack)
     except Exception as err:
@@ -153,13 +146,13 @@ def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stack: Any) ->
     adapted = _apply(case, stack)
     trained = perturbed(adapted)
     plain: Any = merge_lora(with_arrays(trained)) if case.mergeable else trained
-    # Each slice with the arrays that all of them share.
+    # Each slice gets the arrays that all slices share.
     adapted, trained = filler(adapted)(adapted), filler(trained)(trained)
     plain = plain if case.mergeable else trained
     for index, base in enumerate(bases):
-        one, layer = slice_of(trained, index), slice_of(plain, index)
         start = relative_error(output(case, slice_of(adapted, index)), output(case, base))
-        error = relative_error(output(case, layer), output(case, one))
+        adapter, layer = slice_of(trained, index), slice_of(plain, index)
+        error = relative_error(output(case, layer), output(case, adapter))
         require(
             start <= _TOLERANCE and error <= 2 * _TOLERANCE,
             f"Slice {index} of a stacked layer: {start:.1e} from the layer at the start, merged "
@@ -169,7 +162,7 @@ def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stack: Any) ->
 
 @required("make no leaf or static field depend on array values.")
 def check_eval_shape(case: WrapperCase) -> None:
-    """`eqx.filter_eval_shape` of the constructor gives the shapes of a real one."""
+    """`eqx.filter_eval_shape` of the constructor gives the shapes of a real adapter."""
     base, key = case.make_base(), jax.random.key(3)
     template, actual = eqx.filter_eval_shape(case.build, base, key), case.make()
     expected, got = (
@@ -178,7 +171,7 @@ def check_eval_shape(case: WrapperCase) -> None:
     )
     require(
         got == expected and jax.tree.structure(template) == jax.tree.structure(actual),
-        f"Abstractly the constructor gives {got}, really it gives {expected}.",
+        f"The constructor gives {expected}, but under `eqx.filter_eval_shape` {got}.",
     )
 
 
@@ -194,7 +187,7 @@ def check_checkpoint(case: WrapperCase) -> None:
         expected,
         _TOLERANCE,
         "Gradients with and without `filter_checkpoint` differ",
-        # Two programs: a gradient that vanishes but for rounding differs between them.
+        # The two programs round differently, so gradients near zero are compared loosely.
         least=max(1e-3, 1e-2 * largest),
     )
 
@@ -210,48 +203,46 @@ def check_no_lapack_in_step(case: WrapperCase) -> None:
     )
 
 
-@advice("let shapes, not devices, decide what is computed.")
+@advice("let shapes, not devices, decide the computation.")
 def check_sharding(case: WrapperCase) -> str | None:
     """A layer sharded over devices is adapted, run and merged on its mesh.
 
-    With one device only (see `--xla_force_host_platform_device_count`) there is little to see.
+    The check needs several devices (see `--xla_force_host_platform_device_count`).
     """
     plain = case.make_base()
     layer, shardings = _shard(plain)
     if not shardings:
         return "the layer has no array that could be cut"
     adapted = perturbed(_apply(case, layer))
-    # By the key that the dispatcher gives to a model that is one layer.
+    # The dispatcher gives this key to a model that is one layer.
     key = jax.random.key(3)
-    one = constructed(case, plain, jax.random.fold_in(key, stable_hash("")))
-    alone = perturbed(with_shared_arrays(one, key=key))
+    unshared = constructed(case, plain, jax.random.fold_in(key, stable_hash("")))
+    on_one_device = perturbed(with_shared_arrays(unshared, key=key))
     devices = shardings[0].device_set
     require(
         all(array.sharding.device_set == devices for array in arrays_of(adapted)),
         "Some arrays of the adapter are not on the mesh of the layer it wraps.",
-        "name the sharding of fields in `partition_specs`, and do not place arrays by yourself.",
+        "name the sharding of fields in `partition_specs`, and do not place arrays yourself.",
     )
     inputs = jax.device_put(case.make_inputs(), NamedSharding(shardings[0].mesh, PartitionSpec()))
     require_close(
         output(case, adapted, inputs),
-        output(case, alone),
+        output(case, on_one_device),
         10 * _TOLERANCE,
         "Sharded and on one device, the outputs differ",
     )
     if case.mergeable and not coded_size(layer):
         merged = zip(arrays_of(merge_lora(adapted)), shardings, strict=True)
         require(
-            all(
-                array.sharding.is_equivalent_to(sharding, array.ndim) for array, sharding in merged
-            ),
-            "The merged layer is sharded in another way than the layer was.",
-            "merge into arrays of the base's own shapes; `merge_lora` then places them as it was.",
+            all(x.sharding.is_equivalent_to(sharding, x.ndim) for x, sharding in merged),
+            "The merged layer is sharded differently than the layer was.",
+            "merge into arrays of the base's shapes; `merge_lora` then places them like the base.",
         )
     return None
 
 
 def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
-    """The layer with each array split along an axis that the devices divide, and how."""
+    """The layer with each array split along an axis that the devices divide, and the shardings."""
     sizes = {size for array in arrays_of(layer) for size in array.shape}
     counts = [n for n in range(len(jax.devices()), 0, -1) if any(s % n == 0 for s in sizes)]
     if not counts:
@@ -273,16 +264,15 @@ def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
 def _apply(case: WrapperCase, base: Any) -> Any:
     """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
     settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
-    one = invented_statistics(case.wrapper, case.make_base())
-    if one is not None:
-        alone, whole = (arrays_of(layer)[0].shape for layer in (case.make_base(), base))
-        leading = whole[: len(whole) - len(alone)]
-        settings["statistics"] = {
-            "": {name: jnp.broadcast_to(x, (*leading, *x.shape)) for name, x in one.items()}
-        }
+    statistics = random_statistics(case.wrapper, case.make_base())
+    if statistics is not None:
+        ndim = arrays_of(base)[0].ndim - arrays_of(case.make_base())[0].ndim
+        stack = arrays_of(base)[0].shape[:ndim]
+        stacked = {name: jnp.broadcast_to(x, (*stack, *x.shape)) for name, x in statistics.items()}
+        settings["statistics"] = {"": stacked}
     return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
 
 
 def _gradients(case: WrapperCase, adapter: Any) -> Any:
-    """The gradients of a loss of the adapter's output, for its trainable arrays."""
+    """The gradients of a loss of the output by the adapter's trainable arrays."""
     return gradients(*split(adapter), case.call, case.make_inputs())

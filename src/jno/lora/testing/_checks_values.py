@@ -15,21 +15,12 @@ from .._contract import takes, with_arrays
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import NOT_MERGEABLE, WrapperCase, split
-from ._conformance import (
-    ConformanceError,
-    advice,
-    arrays_of,
-    is_refusal,
-    raised_in,
-    relative_error,
-    require,
-    require_close,
-    required,
-)
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import ConformanceError, advice, is_refusal, raised_in, required
 from ._programs import merged, output, start_and_merge
 
-# Float32: rounding of a few hundred terms. Half precision: a fixed number of roundings of the
-# output's own dtype; a weight that was changed and cast back (PiSSA) adds one per weight.
+# Float32: the rounding of a few hundred terms. Half precision: a number of roundings of the output;
+# a weight that was changed and cast back (PiSSA) adds a rounding.
 _FLOAT32 = 1e-5
 _FLOAT64 = 1e-11
 _HALF_ROUNDINGS = 16
@@ -48,7 +39,7 @@ def check_identity_at_init(case: WrapperCase) -> None:
 
 @required("compute decompositions and differences in float32, and cast the result back.")
 def check_identity_in_half_precision(case: WrapperCase) -> str | None:
-    """A fresh adapter of a half-precision layer changes nothing but roundings."""
+    """A fresh adapter of a half-precision layer changes only the rounding."""
     dtypes = _halves_of(case)
     for dtype in dtypes:
         inputs = case.make_inputs(dtype)
@@ -62,26 +53,26 @@ def check_identity_in_half_precision(case: WrapperCase) -> str | None:
 
 
 def _halves_of(case: WrapperCase) -> list[Any]:
-    """The half precisions that the layer itself computes in: no FFT does, for example."""
-    found: list[Any] = []
+    """The half precisions in which the layer can compute. (An FFT cannot.)"""
+    dtypes: list[Any] = []
     for dtype in _HALVES:
         base, inputs = case.make_base(dtype), case.make_inputs(dtype)
         with contextlib.suppress(Exception):
             output(case, base, inputs)
-            found.append(dtype)
-    return found
+            dtypes.append(dtype)
+    return dtypes
 
 
 @required("use the adapter's arrays in `__call__`.")
 def check_adapter_acts(case: WrapperCase) -> None:
-    """An adapter whose arrays have moved computes something else than the layer."""
+    """An adapter whose trainable arrays have moved changes the outputs of the layer."""
     error = relative_error(output(case, case.make_trained()), output(case, case.make_base()))
     require(error > 1e-4, "After every trainable array moved, the output is still the layer's.")
 
 
 @required("let both follow one law; mind the scale, the bias, groups, strides and padding.")
 def check_merge_equals_call(case: WrapperCase) -> str | None:
-    """The merged layer computes what the adapter computes, for several inputs."""
+    """The merged layer has the outputs of the adapter, for several inputs."""
     if not case.mergeable:
         return NOT_MERGEABLE
     trained = case.make_trained()
@@ -98,15 +89,15 @@ def check_merge_equals_call(case: WrapperCase) -> str | None:
     "case's `law` is wrong, correct that."
 )
 def check_law(case: WrapperCase) -> str | None:
-    """The merged layer is the one that the case's own `law` gives."""
+    """The merged layer is the layer that the case's `law` gives."""
     if case.law is None:
         return "the case has no `law`"
     if not case.mergeable:
         return NOT_MERGEABLE
     trained = case.make_trained()
-    plain, found = merged(trained), case.law(trained)
-    expected = found if isinstance(found, Mapping) else {"weight": found}
-    for name, array in expected.items():
+    plain, expected = merged(trained), case.law(trained)
+    attributes = expected if isinstance(expected, Mapping) else {"weight": expected}
+    for name, array in attributes.items():
         problem = f"`merge().{name}` and the law differ"
         require_close(getattr(plain, name), array, 4 * _FLOAT32, problem)
     return None
@@ -117,17 +108,16 @@ def check_law(case: WrapperCase) -> str | None:
     "message that says which ranks are possible."
 )
 def check_ranks(case: WrapperCase) -> str | None:
-    """At rank 1, an odd rank and one larger than the layer, it starts and merges as it should."""
+    """Ranks 1 and 3, and a rank larger than the layer, start and merge like other ranks."""
     if "rank" not in takes(case.wrapper):
         return "the adapter takes no rank"
     base = case.make_base()
     beyond = 1 + max((array.size for array in arrays_of(base)), default=0)
-    for rank in {1, 3, beyond} - {case.rank}:  # its own is for the other checks
-        other = dataclasses.replace(case, rank=rank)
+    for rank in {1, 3, beyond} - {case.rank}:  # other checks cover the rank of the case
+        ranked = dataclasses.replace(case, rank=rank)
+        arguments = ranked, ranked.make_base(), ranked.make_inputs()
         try:
-            start, trained, plain = call_compiled(
-                start_and_merge, other, other.make_base(), other.make_inputs()
-            )
+            start, trained, plain = call_compiled(start_and_merge, *arguments)
         except Exception as err:
             require(
                 is_refusal(err),
@@ -139,15 +129,10 @@ def check_ranks(case: WrapperCase) -> str | None:
             all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trained)),
             f"With rank {rank}, the output is not finite.",
         )
-        require_close(
-            start,
-            output(case, base),
-            _FLOAT32,
-            f"With rank {rank}, the fresh adapter's output differs from the layer's",
-        )
-        require_close(
-            plain, trained, 4 * _FLOAT32, f"With rank {rank}, `merge()(x)` and `wrapper(x)` differ"
-        )
+        problem = f"With rank {rank}, the fresh adapter's output differs from the layer's"
+        require_close(start, output(case, base), _FLOAT32, problem)
+        problem = f"With rank {rank}, `merge()(x)` and `wrapper(x)` differ"
+        require_close(plain, trained, 4 * _FLOAT32, problem)
     return None
 
 
@@ -162,15 +147,12 @@ def check_merge_restores_form(case: WrapperCase) -> None:
         try:
             plain: Any = merge_lora(with_arrays(trained))
         except JnoLoraError as err:
-            raise ConformanceError(
-                f"{err}",
-                "put the new weight into `base` with `eqx.tree_at`, cast to the old weight's "
-                "dtype.",
-            ) from err
+            remedy = "put the new weight, cast to the old dtype, into `base` with `eqx.tree_at`."
+            raise ConformanceError(f"{err}", remedy) from err
         require(
             type(plain) is type(case.make_base()),
             f"`merge()` gives a {type(plain).__name__}.",
-            "return the base with another weight, not the adapter and not a new kind of layer.",
+            "return the base with a new weight, not the adapter and not a new kind of layer.",
         )
 
 
@@ -185,7 +167,7 @@ def _check_refuses_to_merge(case: WrapperCase) -> None:
     )
 
 
-@required("leave `base` as it came, or define `unwrap` to undo what `__init__` did to it.")
+@required("leave `base` as it came, or define `unwrap` to undo the changes of `__init__`.")
 def check_unwrap_restores(case: WrapperCase) -> None:
     """`unwrap()` gives the original layer, to rounding, even after training."""
     base: Any = case.make_base()
@@ -215,23 +197,23 @@ def check_output_dtype(case: WrapperCase) -> None:
         )
 
 
-@advice("create them as float32 (small updates vanish in half precision); cast on use.")
+@advice("create the arrays as float32 (small updates vanish in half precision); cast on use.")
 def check_adapter_dtype(case: WrapperCase) -> None:
     """The trainable arrays of a half-precision layer's adapter are float32."""
     for dtype in _HALVES:
-        found = {str(leaf.dtype) for leaf in jax.tree.leaves(split(case.make(dtype))[0])}
+        dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(split(case.make(dtype))[0])}
         require(
-            found == {"float32"},
-            f"With {jnp.dtype(dtype).name}, the trainable arrays are {sorted(found)}.",
+            dtypes == {"float32"},
+            f"With {jnp.dtype(dtype).name}, the trainable arrays are {sorted(dtypes)}.",
         )
 
 
 @advice(
-    "create arrays in the dtype of the base's weight where that is more than float32, and write no "
-    "`jnp.float32` into the computation."
+    "create arrays in the dtype of the base's weight if it is wider than float32, and use no "
+    "`jnp.float32` in the computation."
 )
 def check_double_precision(case: WrapperCase) -> None:
-    """With x64 enabled, everything happens in float64."""
+    """With x64 enabled, a float64 layer is adapted, called and merged in float64."""
     with jax.enable_x64(True):
         inputs, base = case.make_inputs(jnp.float64), case.make_base(jnp.float64)
         fresh, trained = case.make(jnp.float64), case.make_trained(jnp.float64)

@@ -1,4 +1,4 @@
-"""The two levels of checks, how a check is run, and the comparisons that checks share."""
+"""How checks are registered and run, and the error of a failed check."""
 
 import functools
 import inspect
@@ -7,15 +7,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import PyTree
 
 from .._errors import JnoLoraError
 
-# A check of a case. It returns the reason if it does not concern the case.
+# A check of a case. It returns the reason if it is not applicable.
 Check: TypeAlias = Callable[[Any], str | None]
 
 # The checks by their ids, and the ids of those whose failure is advice.
@@ -41,20 +37,19 @@ class Exceptional(NamedTuple):
 
 
 class ConformanceError(AssertionError):
-    """An adapter fails a check. The message says which, what came, and what to do.
+    """An adapter fails a check. The message names the check, the problem and the remedy.
 
-    - `exception`: what stopped the check, if an exception did.
+    - `exception`: the exception that stopped the check, if any.
     """
 
     exception: Exceptional | None = None
 
 
 def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], Check]:
-    """Register a check of a promise: without it a documented use fails, or nothing trains.
+    """Register a check of a promise. If it fails, a documented use fails, or nothing trains.
 
-    - `remedy`: what to do about a failure, where `require` does not say it.
-    - `is_advice`: whether it is a quality instead: without it an adapter works for fewer layers, or
-        less precisely.
+    - `remedy`: the advice after a failure, unless `require` gives other advice.
+    - `is_advice`: whether an adapter that fails still works, for fewer layers or less precisely.
     """
 
     def register(check: Check) -> Check:
@@ -66,9 +61,9 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
                 try:
                     return check(case)
                 except ConformanceError as err:
-                    problem, own = err.args
+                    problem, specific = err.args
                     raise ConformanceError(
-                        f"[{name}] {case}: {problem}\nWhat to do: {own or remedy}"
+                        f"[{name}] {case}: {problem}\nWhat to do: {specific or remedy}"
                     ) from err
                 except Exception as err:
                     place = raised_in(err, case.wrapper)
@@ -93,23 +88,23 @@ advice = functools.partial(required, is_advice=True)
 
 
 def raised_in(err: BaseException, cls: type) -> str:
-    """The innermost line of the author of `cls` that led to `err`, or else of anybody."""
-    where = (_frames(err, cls) or _frames(err))[-1]
-    return f"(raised in {where.name}, {where.filename}:{where.lineno}: {where.line})"
+    """The innermost line that led to `err`, if possible in the package of `cls`."""
+    frame = (_frames(err, cls) or _frames(err))[-1]
+    return f"(raised in {frame.name}, {frame.filename}:{frame.lineno}: {frame.line})"
 
 
 def _frames(err: BaseException, author_of: type | None = None) -> list[traceback.FrameSummary]:
-    """The lines that led to an error, its causes after it; only those in the author's packages."""
+    """The lines that led to an error and its causes, in all packages or the author's packages."""
     packages = {_package(c.__module__) for c in author_of.__mro__} if author_of else set()
-    found: list[traceback.FrameSummary] = []
+    frames: list[traceback.FrameSummary] = []
     seen: BaseException | None = err
     while seen is not None:
         for frame, line in traceback.walk_tb(seen.__traceback__):
             if not author_of or _package(frame.f_globals.get("__name__", "")) in packages - _OURS:
                 code = frame.f_code
-                found.append(traceback.FrameSummary(code.co_filename, line, code.co_name))
+                frames.append(traceback.FrameSummary(code.co_filename, line, code.co_name))
         seen = seen.__cause__
-    return found
+    return frames
 
 
 # Packages of classes that every adapter inherits.
@@ -124,67 +119,13 @@ def _package(module: str) -> str:
 def is_refusal(err: BaseException) -> bool:
     """Whether a constructor raised this `ValueError`, or error of jno-lora, on purpose.
 
-    An operation on arrays did not.
+    Errors of operations on arrays, inside of libraries, are not on purpose.
     """
-    *_, where = frames = _frames(err)
-    is_raised = (where.line or "").startswith("raise ") and "__init__" in {f.name for f in frames}
+    if not isinstance(err, ValueError | JnoLoraError):
+        return False
+    frames = _frames(err)
+    is_raised = (frames[-1].line or "").startswith("raise ")
+    in_constructor = any(frame.name == "__init__" for frame in frames)
     libraries = {"jax", "jaxlib", "numpy", "equinox"}
-    is_clean = isinstance(err, ValueError | JnoLoraError)
-    return is_clean and is_raised and libraries.isdisjoint(pathlib.Path(where.filename).parts)
-
-
-def require(condition: Any, problem: str, remedy: str = "") -> None:
-    """**Raises:** `ConformanceError` unless `condition` holds."""
-    if not condition:
-        raise ConformanceError(problem, remedy)
-
-
-def require_close(
-    actual: PyTree,
-    expected: PyTree,
-    bound: float,
-    problem: str,
-    remedy: str = "",
-    least: float = 1e-3,
-) -> None:
-    """**Raises:** `ConformanceError` if the `relative_error` is larger than `bound`."""
-    error = relative_error(actual, expected, least)
-    require(error <= bound, f"{problem}: relative error {error:.1e}, allowed {bound:.1e}.", remedy)
-
-
-def relative_error(actual: PyTree, expected: PyTree, least: float = 1e-3) -> float:
-    """The largest difference of two arrays, relative to the largest expected number in them.
-
-    Numbers below `least` count as that: a difference of two roundings has no digits.
-    """
-    actual_leaves, expected_leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
-    if [jnp.shape(a) for a in actual_leaves] != [jnp.shape(e) for e in expected_leaves]:
-        return float("inf")
-    worst = 0.0
-    for a, e in zip(actual_leaves, expected_leaves, strict=True):
-        wide = np.complex128 if np.iscomplexobj(a) or np.iscomplexobj(e) else np.float64
-        a, e = np.asarray(a, wide), np.asarray(e, wide)
-        if a.size:
-            error = np.max(np.abs(a - e)) / max(float(np.max(np.abs(e))), least)
-            worst = max(worst, float(error)) if np.isfinite(error) else float("inf")
-    return worst
-
-
-def same_bits(a: PyTree, b: PyTree) -> bool:
-    """Whether the arrays of two trees agree in shape, dtype and every bit."""
-
-    def content(tree: PyTree) -> list[Any]:
-        arrays = (jax.random.key_data(x) if is_key(x) else x for x in arrays_of(tree))
-        return [(x.shape, x.dtype, np.asarray(x).tobytes()) for x in arrays]
-
-    return content(a) == content(b)
-
-
-def arrays_of(tree: PyTree) -> list[Any]:
-    """The leaves of `tree` that are arrays."""
-    return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
-
-
-def is_key(array: Any) -> bool:
-    """Whether it is a typed PRNG key."""
-    return bool(jnp.issubdtype(array.dtype, jax.dtypes.prng_key))
+    in_library = not libraries.isdisjoint(pathlib.Path(frames[-1].filename).parts)
+    return is_raised and in_constructor and not in_library

@@ -1,8 +1,8 @@
 """The programs of the checks. Each function is compiled once, for all checks and cases.
 
-A program takes a layer and the case's own `call`, so that all layers of one structure, the merged
-layers of all methods among them, use the same one. Operation by operation, each new shape would be
-a program of its own: compiling them would take most of a check's time.
+A program takes a layer and the case's `call`, so all layers of one structure share it, such as the
+merged layers of all methods. Without programs, JAX would compile each operation for each new shape,
+which would take most of a check's time.
 """
 
 import functools
@@ -18,11 +18,11 @@ from jaxtyping import PyTree
 from .._contract import merged_layer, with_arrays
 from .._merge import plain_layer
 from ._case import WrapperCase, perturbed
-from ._conformance import is_key
+from ._comparisons import is_key
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """`function` as a program; as it is if that fails: only the check `jit` asks for programs."""
+    """`function` as a program; uncompiled if that fails, since only the check `jit` requires it."""
     jitted: Any = eqx.filter_jit(function)
 
     @functools.wraps(function)
@@ -38,7 +38,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def output(case: WrapperCase, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
-    """The layer's output for `inputs`, by default those of the case."""
+    """The layer's output for `inputs`, by default the case's inputs."""
     return _output(layer, case.call, case.make_inputs() if inputs is None else inputs)
 
 
@@ -49,17 +49,15 @@ def _output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
 
 @compiled
 def mapped_output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
-    """The outputs for inputs that are stacked along a first axis."""
+    """The outputs for inputs with a batch axis in front."""
     return jax.vmap(lambda inputs: call(layer, *inputs))(inputs)
 
 
-# Constructors may decompose, so the next two are for `call_compiled`: LAPACK with one thread.
-
-
+# The next two functions are for `call_compiled`, which runs LAPACK in constructors on one thread.
 def mapped_and_scanned(
     case: WrapperCase, bases: Any, keys: Any, inputs: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """The adapters around stacked `bases`, by `vmap`, and their outputs, by `lax.scan`."""
+    """Adapters around stacked `bases`, built by `vmap`, and their outputs by `lax.scan`."""
     adapters = perturbed(eqx.filter_vmap(case.build)(bases, keys))
     arrays, static = eqx.partition(adapters, eqx.is_array)
 
@@ -70,7 +68,7 @@ def mapped_and_scanned(
 
 
 def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-    """The outputs of the adapter at the start, and trained; and of the trained one's merge."""
+    """The outputs of the fresh adapter, the trained adapter, and its merged layer."""
     fresh = case.build(base)
     trained = perturbed(fresh)
     plain: Any = merged_layer(with_arrays(trained)) if case.mergeable else trained
@@ -80,7 +78,7 @@ def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tu
 
 @compiled
 def gradients(varied: PyTree, fixed: PyTree, call: Any, inputs: tuple[Any, ...]) -> PyTree:
-    """The gradients of a loss of the output, for the arrays in `varied`."""
+    """The gradients of a loss of the output by the arrays in `varied`."""
 
     def loss(varied: PyTree) -> Any:
         result = call(eqx.combine(varied, fixed), *inputs)
@@ -91,7 +89,7 @@ def gradients(varied: PyTree, fixed: PyTree, call: Any, inputs: tuple[Any, ...])
 
 @compiled
 def through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTree:
-    """Gradients for the arrays of the merged layer, taken back through `merge()`."""
+    """Pull gradients by the merged layer's arrays back through `merge()`."""
 
     def arrays(trainable: PyTree) -> PyTree:
         adapter = with_arrays(eqx.combine(trainable, frozen))
@@ -103,17 +101,17 @@ def through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTre
 
 @compiled
 def attributes(adapter: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """The adapter's attributes as a model reads them."""
+    """Attributes of the adapter, as a model reads them."""
     return {name: getattr(adapter, name, None) for name in names}
 
 
 def merged(adapter: Any) -> Any:
-    """The merged layer, with plain arrays. `merge_lora` runs the same program."""
+    """The merged layer, by the program of `merge_lora`, with plain arrays."""
     return plain_layer(with_arrays(adapter), merged_layer)
 
 
 def stacked(trees: list[Any]) -> Any:
-    """The trees as one, the arrays stacked along a first axis."""
+    """One tree, whose arrays are stacked along a first axis."""
 
     def stack(*leaves: Any) -> Any:
         return jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
@@ -122,11 +120,13 @@ def stacked(trees: list[Any]) -> Any:
 
 
 def slice_of(stack: Any, index: int) -> Any:
-    """One of the trees of a stack."""
+    """The tree at `index` of a stack."""
 
-    def part(leaf: Any) -> Any:
-        if not eqx.is_array(leaf) or is_key(leaf):
-            return leaf[index] if eqx.is_array(leaf) else leaf
-        return jnp.asarray(np.asarray(leaf)[index])  # by NumPy, for JAX would compile it
+    def slice_leaf(leaf: Any) -> Any:
+        if not eqx.is_array(leaf):
+            return leaf
+        if is_key(leaf):
+            return leaf[index]
+        return jnp.asarray(np.asarray(leaf)[index])  # JAX would compile the slice
 
-    return jax.tree.map(part, stack)
+    return jax.tree.map(slice_leaf, stack)

@@ -1,4 +1,4 @@
-"""All checks by their ids, and how the checks of a case are run: with pytest or without."""
+"""All checks by their ids, and how to run the checks of a case, with pytest or without."""
 
 import contextlib
 import dataclasses
@@ -23,8 +23,8 @@ from . import (  # noqa: F401
 from ._case import WrapperCase
 from ._conformance import ConformanceError
 
-# Every check by its id. Ids are stable: they are what `expected_failures` names. A check that does
-# not concern a case returns the reason.
+# Every check by its id. Ids are stable, since `expected_failures` names them. A check returns the
+# reason if it is not applicable.
 CHECKS: Mapping[str, Callable[[WrapperCase], str | None]] = _conformance.CHECKS
 # The ids of the checks whose failure is advice.
 ADVICE: frozenset[str] = frozenset(_conformance.ADVICE)
@@ -34,7 +34,7 @@ ADVICE: frozenset[str] = frozenset(_conformance.ADVICE)
 class CheckResult:
     """The outcome of one check: it failed with an `error`, or was `not_applicable`, or passed.
 
-    `not_applicable` is the reason: that the adapter does not claim stacked layers, for example.
+    `not_applicable` is the reason, such as "the adapter does not claim stacked layers".
     """
 
     case: str
@@ -44,36 +44,35 @@ class CheckResult:
 
     @property
     def level(self) -> Literal["required", "advice"]:
-        """`"required"` if users rely on the check, `"advice"` if not all of them need it."""
+        """`"required"` if all users rely on the check, `"advice"` if only some do."""
         return "advice" if self.check in ADVICE else "required"
 
 
 def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], str | None]]:
     """The checks of `case`: functions without arguments, by their ids.
 
-    Each raises `ConformanceError` if it fails, advice too. It returns `None` if it passes, and the
-    reason if it is not applicable. They run under strict dtype promotion and with rank promotion
-    forbidden, whatever the configuration is.
+    A check (also advice) raises `ConformanceError` if it fails. It returns `None` if it passes, and
+    the reason if it is not applicable. Checks set strict dtype promotion and forbid rank promotion.
     """
     return {name: functools.partial(check, case) for name, check in CHECKS.items()}
 
 
 def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckResult]:
-    """Run the checks of `case`, whether the others pass or not. Shows its progress.
+    """Run all checks of `case`, also after a failure. Shows its progress.
 
     **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all.
 
-    **Raises:** `SelectionError` for one that is not the id of a check.
+    **Raises:** `SelectionError` if a pattern in `only` matches no check.
     """
-    chosen: set[str] = set()
+    matches: set[str] = set()
     for pattern in only:
-        found = fnmatch.filter(CHECKS, pattern)
-        if not found:
+        names = fnmatch.filter(CHECKS, pattern)
+        if not names:
             raise SelectionError(f"{pattern!r} is not a check. Checks: {', '.join(CHECKS)}.")
-        chosen.update(found)
-    wanted = tuple(name for name in CHECKS if name in chosen)
+        matches.update(names)
+    chosen = tuple(name for name in CHECKS if name in matches)
     results: list[CheckResult] = []
-    with contextlib.closing(tracked(wanted, f"Checking {case}")) as names:
+    with contextlib.closing(tracked(chosen, f"Checking {case}")) as names:
         for name in names:
             try:
                 results.append(CheckResult(str(case), name, None, CHECKS[name](case)))
@@ -82,41 +81,36 @@ def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckRes
     return results
 
 
-# An adapter that fails one of these fails others for the same reason.
+# A failure of these checks often explains failures of other checks.
 _CAUSES = ("contract", "trainable-fields", "identity-at-init", "merge-equals-call")
 
 
 def messages(failed: Iterable[CheckResult]) -> list[str]:
-    """The texts about checks that failed: one text for all that stopped at the same line.
+    """The messages of failed checks. Checks that stopped at the same line share a message.
 
-    Failures that explain others come first.
+    Likely causes of other failures come first.
     """
-    alike: dict[tuple[str, ...], list[CheckResult]] = {}
+    groups: dict[tuple[str, ...], list[CheckResult]] = {}
     for result in sorted(failed, key=lambda result: result.check not in _CAUSES):
-        found = result.error and result.error.exception
-        key = (found.kind, found.place) if found else (result.check,)
-        alike.setdefault((result.case, *key), []).append(result)
-    return [_message(results) for results in alike.values()]
+        exception = result.error and result.error.exception
+        key = (exception.kind, exception.place) if exception else (result.check,)
+        groups.setdefault((result.case, *key), []).append(result)
+    return [_message(results) for results in groups.values()]
 
 
 def _message(results: list[CheckResult]) -> str:
-    error = results[0].error
-    text = f"{error}"
-    if len(results) > 1 and error is not None:
-        names = ", ".join(result.check for result in results)
-        text = (
-            f"[{names}] {results[0].case}: {len(results)} checks stopped at an exception, "
-            f"{error.exception}"
-        )
-    return text
+    first = results[0]
+    if len(results) == 1 or first.error is None:
+        return f"{first.error}"
+    names = ", ".join(result.check for result in results)
+    stopped = f"{len(results)} checks stopped at an exception, {first.error.exception}"
+    return f"[{names}] {first.case}: {stopped}"
 
 
 def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
     """Run every check of `case`. Advice that fails is a `JnoLoraWarning`.
 
-    **Arguments:**
-
-    - `strict`: whether advice counts like the rest.
+    **Arguments:** `strict`: whether advice that fails is an error too.
 
     **Raises:** `ConformanceError` that lists every broken promise.
     """
@@ -143,7 +137,7 @@ def parametrize_with_checks(
 
     - `cases`: the adapters and layers to check.
     - `expected_failures`: reasons, by check id (`"merge-equals-call"`, for every case) or by
-        `"case:check"`. An expected failure that passes fails the test, so that the list stays true.
+        `"case:check"`. If such a check passes, the test fails, so that the list stays true.
     - `strict`: whether advice that fails fails the test.
 
     **Raises:** `ValueError` for an expected failure that does not name a check of these cases.
@@ -152,9 +146,8 @@ def parametrize_with_checks(
 
     expected = dict(expected_failures or {})
     cases = list(cases)
-    known = {*CHECKS, *(f"{case}:{check}" for case in cases for check in CHECKS)}
-    unknown = sorted(expected.keys() - known)
-    if unknown:
+    ids = {*CHECKS, *(f"{case}:{check}" for case in cases for check in CHECKS)}
+    if unknown := sorted(expected.keys() - ids):
         raise ValueError(
             f"`expected_failures` names {unknown}, not a check of these cases. Checks: "
             f"{', '.join(CHECKS)}; cases: {', '.join(map(str, cases))}."
@@ -173,7 +166,7 @@ def parametrize_with_checks(
 
 
 def _advising(check: Callable[[], str | None]) -> Callable[[], str | None]:
-    """`check`, with a warning in the place of its error."""
+    """`check`, which warns instead of failing."""
 
     def advising() -> str | None:
         try:

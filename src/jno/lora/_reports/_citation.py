@@ -1,0 +1,36 @@
+"""The papers of a model's adapters, as BibTeX."""
+
+import inspect
+import re
+
+from jaxtyping import PyTree
+
+from .._contract import expect_model
+from .._tree import adapted_layers
+
+_BIBTEX_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
+
+
+def citation(model: PyTree) -> str:
+    """The BibTeX entries of the adapters in `model`, each once, in the order of the model.
+
+    The class attribute `bibtex` of an adapter holds its entries. An adapter that only names a
+    `paper` gives a comment with the arXiv number; without either, a comment that says so.
+
+    **Arguments:** `model`, any pytree, adapted or not.
+
+    **Returns:** text for a `.bib` file; empty if there are no adapters.
+
+    **Raises:** `SelectionError` if `model` is a `Net` or a set.
+    """
+    expect_model(model, "citation")
+    unique: dict[str, None] = {}  # in the order of the model, as a set would not be
+    for cls in dict.fromkeys(type(adapter) for _, adapter in adapted_layers(model)):
+        if cls.bibtex is not None:
+            entries = map(inspect.cleandoc, _BIBTEX_ENTRY.split(cls.bibtex))
+        elif cls.paper is not None:
+            entries = [f"% {cls.__name__}: arXiv:{cls.paper}"]
+        else:
+            entries = [f"% {cls.__name__}: no reference"]
+        unique |= dict.fromkeys(filter(None, entries))
+    return "\n\n".join(unique) + "\n" if unique else ""

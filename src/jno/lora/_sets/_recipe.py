@@ -1,0 +1,124 @@
+"""The methods of `combine`: the arguments and the steps of each method."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._contract import check_part, check_rank
+from .._errors import SelectionError
+from .._paths import nearest
+
+Combination = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+MajoritySign = Literal["total", "frequency"]
+
+
+class _Method(NamedTuple):
+    """The steps of a method. An exact method cuts nothing unless the matrix is too small."""
+
+    is_exact: bool = False
+    trims: bool = False  # keeps the largest entries
+    drops: bool = False  # keeps random entries
+    elects: bool = False  # elects a sign for each entry
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.trims or self.drops
+
+
+_METHODS = {
+    "linear": _Method(is_exact=True),
+    "cat": _Method(is_exact=True),
+    "svd": _Method(),
+    "ties": _Method(trims=True, elects=True),
+    "dare_linear": _Method(drops=True),
+    "dare_ties": _Method(drops=True, elects=True),
+    "magnitude_prune": _Method(trims=True),
+}
+_SPARSE = [name for name, steps in _METHODS.items() if steps.is_sparse]
+_RANDOM = [name for name, steps in _METHODS.items() if steps.drops]
+_ELECTING = [name for name, steps in _METHODS.items() if steps.elects]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The static arguments of `combine`."""
+
+    method: str
+    density: float | None
+    rank: int | None
+    majority_sign: str
+
+    @property
+    def steps(self) -> _Method:
+        """The steps of the method."""
+        return _METHODS[self.method]
+
+    def check(self, *, has_key: bool) -> None:
+        """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
+        method, sign = self.method, self.majority_sign
+        if method not in _METHODS:
+            near = nearest(str(method), _METHODS, n=1)[0]
+            raise SelectionError(
+                f"There is no method {method!r}; did you mean {near!r}? "
+                f"The methods are {', '.join(_METHODS)}."
+            )
+        problem, steps = "", self.steps
+        if steps.is_sparse and self.density is None:
+            problem = f"{method!r} needs a `density`, the fraction of entries to keep, such as 0.5."
+        elif self.density is not None and not steps.is_sparse:
+            problem = f"`density` is for {', '.join(_SPARSE)}; {method!r} keeps every entry."
+        elif steps.drops and not has_key:
+            problem = f"{method!r} drops entries at random, and needs a `key`."
+        elif has_key and not steps.drops:
+            problem = f"`key` is for {' and '.join(_RANDOM)}; {method!r} is not random."
+        elif self.rank is not None and steps.is_exact:
+            problem = (
+                f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
+            )
+        elif sign not in ("total", "frequency"):
+            problem = f"`majority_sign` must be 'total' or 'frequency', but is {sign!r}."
+        elif sign != "total" and not steps.elects:
+            names = " and ".join(_ELECTING)
+            problem = f"`majority_sign` is for {names}; {method!r} elects no sign."
+        if problem:
+            raise SelectionError(problem)
+        if self.density is not None:
+            check_part("density", self.density)
+        if self.rank is not None:
+            check_rank(self.rank)
+
+    def sparse_sum(
+        self, updates: Float[Array, "n *stack out in"], keys: list[PRNGKeyArray]
+    ) -> Float[Array, "*stack out in"]:
+        """The sum of sparse updates. `keys` has one key per update if the method is random."""
+        assert self.density is not None
+        if self.steps.trims:
+            sparse = _trimmed(updates, self.density)
+        else:  # `drop`: each entry stays with probability `density`, divided by it
+            stays = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
+            sparse = jnp.where(jnp.stack(stays), updates / self.density, 0)
+        return self._mean_of_elected(sparse) if self.steps.elects else jnp.sum(sparse, axis=0)
+
+    def _mean_of_elected(
+        self, updates: Float[Array, "n *stack out in"]
+    ) -> Float[Array, "*stack out in"]:
+        """For each entry, the mean of the updates that have the elected sign. 0 has no sign."""
+        signs = jnp.sign(updates)
+        votes = jnp.sum(updates if self.majority_sign == "total" else signs, axis=0)
+        agrees = signs == jnp.where(votes >= 0, 1, -1).astype(updates.dtype)[None]
+        count = jnp.sum(agrees, axis=0).astype(updates.dtype)
+        return jnp.sum(jnp.where(agrees, updates, 0), axis=0) / jnp.maximum(count, 1)
+
+
+def _trimmed(
+    updates: Float[Array, "n *stack out in"], density: float
+) -> Float[Array, "n *stack out in"]:
+    """Zero all but the fraction `density` of largest magnitude of each matrix's entries."""
+    *batch, outputs, inputs = updates.shape
+    sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
+    dropped = outputs * inputs - round(density * outputs * inputs)
+    smallest_to_stay = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
+    return jnp.where(jnp.abs(updates) >= smallest_to_stay, updates, 0)
