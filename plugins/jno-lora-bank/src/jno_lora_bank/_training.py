@@ -15,7 +15,7 @@ from jno.lora.extending import imported_for, path_str, show_path
 
 from ._slots import Slots
 from ._state import SLOT_NDIM, State
-from ._values import FACTORS, is_product
+from ._values import FACTORS
 
 _FACTOR_NDIM = SLOT_NDIM["lora_A"]
 # Which slots train, by the path of a layer and the field.
@@ -61,7 +61,7 @@ def slots_to_train(
     moving = {(path, f): np.zeros(count, bool) for path in state.places for f in FACTORS.values()}
     for name, slot in zip(rates, slots, strict=True):
         for path, adapter in sets[name].adapters.items():
-            if not is_product(adapter) or "bias_update" in adapter.state:
+            if not adapter.is_product:
                 raise SelectionError(
                     f"{name!r} cannot train in a bank: its {adapter.wrapper.__name__} at "
                     f"{show_path(path)!r} is not just a product of its own factors. Add it as "

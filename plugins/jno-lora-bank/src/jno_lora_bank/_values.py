@@ -44,7 +44,7 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
     _refuse(adapters, without_kind, "which is not of a layer kind")
     values: dict[str, Any] = {
-        path: _of_product(adapters[path]) for path in adapters if is_product(adapters[path])
+        path: _of_product(adapters[path]) for path in adapters if _has_factors(adapters[path])
     }
     if len(values) < len(adapters):
         adapted = adapted_layers(resolve(swap_adapters(model, adapters)))
@@ -66,12 +66,9 @@ def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
         )
 
 
-def is_product(adapter: LooseAdapter) -> bool:
-    """Whether the update is `s B A` of `lora_A` and `lora_B`, known without the layer."""
-    if adapter.rank is None or adapter.alpha is None:
-        return False
-    scale = adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha)
-    return scale is not None and adapter.state.keys() <= _PRODUCT_STATE
+def _has_factors(adapter: LooseAdapter) -> bool:
+    """Whether the update is `s B A` of `lora_A` and `lora_B`, beside a trained bias at most."""
+    return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
 
 
 def _fits(model: PyTree, adapters: AdapterSet) -> bool:
@@ -90,7 +87,7 @@ def _fits(model: PyTree, adapters: AdapterSet) -> bool:
 def _of_product(adapter: LooseAdapter) -> Values:
     state = adapter.state
     stack = state["lora_A"].shape[:-2]
-    scale = np.full(stack, adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha), np.float64)
+    scale = np.full(stack, adapter.scale, np.float64)
     if "multiplier" in state:
         scale = scale * np.asarray(state["multiplier"], np.float64)
     shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
@@ -154,7 +151,7 @@ def without_factors(adapters: AdapterSet) -> AdapterSet:
     """The set with shapes in the place of the factors of its products, which are in a slot."""
     loose = dict(adapters.adapters)
     for path, adapter in loose.items():
-        if is_product(adapter):
+        if _has_factors(adapter):
             factors = {name: adapter.state[name] for name in FACTORS}
             shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in factors.items()}
             loose[path] = dataclasses.replace(adapter, state={**adapter.state, **shapes})
@@ -168,7 +165,7 @@ def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> Ada
     """
     loose = dict(adapters.adapters)
     for path, adapter in loose.items():
-        if is_product(adapter):
+        if _has_factors(adapter):
             factors = {"lora_A": read(path, "lora_A"), "lora_B": read(path, "lora_Bt").mT}
             factors = {name: _unpadded(x, adapter.state[name]) for name, x in factors.items()}
             loose[path] = dataclasses.replace(adapter, state={**adapter.state, **factors})
