@@ -37,7 +37,9 @@ def at_slot(model: M, slot: Any) -> M:
         raise SelectionError(
             "`model` has no slots: give the `model` of a bank, to which an adapter was added."
         )
-    if not _is_whole_number(slot):
+    is_int = isinstance(slot, int) and not isinstance(slot, bool)
+    is_integer = is_int or jnp.issubdtype(getattr(slot, "dtype", bool), jnp.integer)
+    if not is_integer or jnp.ndim(slot) > 0:
         raise SelectionError(f"`slot` must be one whole number, but is {slot!r}.")
     count = layer.scale.shape[-1]
     if not isinstance(slot, Tracer) and not 0 <= int(slot) < count:
@@ -53,12 +55,6 @@ def at_slot(model: M, slot: Any) -> M:
         return eqx.tree_at(lambda slots: slots.slot, adapter, indices)
 
     return map_adapters(put, model)
-
-
-def _is_whole_number(slot: Any) -> bool:
-    if isinstance(slot, int):
-        return not isinstance(slot, bool)
-    return jnp.issubdtype(getattr(slot, "dtype", bool), jnp.integer) and jnp.ndim(slot) == 0
 
 
 # The slot is in the arrays of the model: a program has no constant for it.

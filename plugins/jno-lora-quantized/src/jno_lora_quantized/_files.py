@@ -64,12 +64,9 @@ def save_quantized(model: PyTree, path: FilePath) -> None:
     descriptions: dict[str, Any] = {}
     for name, array in _arrays(model):
         if isinstance(array, QuantizedArray):
-            descriptions[name] = {
-                "dtype": str(array.dtype),
-                "stack_ndim": array.codes.ndim - 2,
-                "scheme": array.scheme.name,
-                **dataclasses.asdict(array.scheme),
-            }
+            form = {"dtype": str(array.dtype), "stack_ndim": array.codes.ndim - 2}
+            scheme = {"scheme": array.scheme.name, **dataclasses.asdict(array.scheme)}
+            descriptions[name] = {**form, **scheme}
         for tensor_name, leaf in _tensors(name, array):
             if tensor_name in tensors:
                 raise CheckpointError(
