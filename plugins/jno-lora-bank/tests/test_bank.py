@@ -53,11 +53,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def sets(model):
-    made = {name: adapters_of(model, name, seed) for seed, name in enumerate(METHODS)}
-    made["biased"] = adapters_of(model, "lora", 20, 3, options={"bias": "train"})
-    made["times 2"] = adapters_of(model, "lora", 22, options={"multiplier": 2.0})
-    made["one layer"] = adapters_of(model, "rslora", 21, 4, target="layers/1")
-    return made
+    sets = {name: adapters_of(model, name, seed) for seed, name in enumerate(METHODS)}
+    sets["biased"] = adapters_of(model, "lora", 20, 3, options={"bias": "train"})
+    sets["times 2"] = adapters_of(model, "lora", 22, options={"multiplier": 2.0})
+    sets["one layer"] = adapters_of(model, "rslora", 21, 4, target="layers/1")
+    return sets
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,11 @@ def plain(model, xs):
 
 def expected(model, sets, names, xs):
     models = [model if name is None else swap_adapters(model, sets[name]) for name in names]
-    return jnp.stack([own(x) for own, x in zip(models, xs, strict=True)])
+    return jnp.stack([adapted(x) for adapted, x in zip(models, xs, strict=True)])
 
 
-def same(one, other):
-    return all(jax.tree.leaves(jax.tree.map(jnp.array_equal, one, other)))
+def same(left, right):
+    return all(jax.tree.leaves(jax.tree.map(jnp.array_equal, left, right)))
 
 
 def test_each_example_uses_its_own(model, sets, bank, xs):
@@ -165,8 +165,8 @@ def test_it_may_be_empty(model, sets, xs):
 def test_a_derivative_outlives_a_change(model, sets, xs):
     bank = AdapterBank(model, {"a": sets["lora"]}, slots=3)
     bank.add(sets["lora-fa"], "b")
-    own = swap_adapters(model, sets["lora"])
-    expected = jax.vjp(own, xs[0])[1](jnp.ones(4))
+    adapted = swap_adapters(model, sets["lora"])
+    expected = jax.vjp(adapted, xs[0])[1](jnp.ones(4))
     _, of_one = jax.vjp(lambda x: bank(x, "a"), xs[0])
     bank.replace("b", sets["lora"])
     _, of_batch = jax.vjp(lambda x: bank.run(["a"], x), xs[:1])
@@ -182,15 +182,15 @@ def test_a_snapshot_stays_as_it_was(model, sets, xs):
     bank.add(sets["one layer"], "c")  # in the slot of "a"
     bank.replace("b", sets["lora-fa"])
     now = {"a": sets["lora"], "b": sets["rslora"]}
-    for name, own in now.items():
+    for name, adapters in now.items():
         ys = per_example(before.model, xs, jnp.full(BATCH, before.slot(name)))
-        np.testing.assert_allclose(ys, plain(swap_adapters(model, own), xs), atol=1e-5)
+        np.testing.assert_allclose(ys, plain(swap_adapters(model, adapters), xs), atol=1e-5)
     with pytest.raises(SelectionError, match="no adapter 'a'"):
         bank.snapshot().indices(["a"])
     with jax.enable_x64(True):
         slots = jnp.asarray([1, 3, -1, 2**32 + 1] * 3)
         is_refused = jnp.isnan(per_example(before.model, xs, slots)).all(axis=1)
-        assert jnp.array_equal(is_refused, slots != 1)  # no example gets another one's adapter
+        assert jnp.array_equal(is_refused, slots != 1)  # no other adapter answers
 
 
 class Layers(eqx.Module):
@@ -218,10 +218,10 @@ class Layers(eqx.Module):
         x = self.grouped(jnp.tanh(self.conv(x.T))).T
         state = self.gru(x[0], x[1])
         state, cell = self.lstm(x[2], (state, x[0]))
-        arrays, rest = eqx.partition(self.blocks, eqx.is_array)
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
 
-        def block(x, own):
-            return jnp.tanh(eqx.combine(own, rest)(x)), None
+        def block(x, of_layer):
+            return jnp.tanh(eqx.combine(of_layer, static)(x)), None
 
         return jax.lax.scan(block, state + cell, arrays)[0]
 
@@ -248,15 +248,15 @@ def test_every_kind_of_layer(layers, sets_of_layers):
     names = [None, "lora", "dora", "pissa", None, "lora", "dora", "biased"]
     ys = bank.run(names, ids)
     for name in sets_of_layers:
-        own = np.asarray([other == name for other in names])
-        alone = plain(swap_adapters(layers, sets_of_layers[name]), ids)[own]
-        np.testing.assert_allclose(ys[own], alone, atol=2e-5)
+        examples = np.asarray([used == name for used in names])
+        alone = plain(swap_adapters(layers, sets_of_layers[name]), ids)[examples]
+        np.testing.assert_allclose(ys[examples], alone, atol=2e-5)
     # XLA of JAX 0.8 compiles the functions between these layers otherwise beside adapters. Each
     # layer alone gives the same bits there, too.
     rounding = 0 if jax.__version_info__ >= (0, 9) else 1e-6
     np.testing.assert_allclose(ys[::4], plain(layers, ids)[::4], rtol=rounding, atol=rounding)
-    for name, own in sets_of_layers.items():  # a stack has an axis before that of the slots
-        assert same(bank.adapters(name), own)
+    for name, adapters in sets_of_layers.items():  # a stack has an axis before the axis of slots
+        assert same(bank.adapters(name), adapters)
 
 
 class Doubled(eqx.nn.GRUCell):
@@ -289,9 +289,9 @@ def test_a_slot_merges_to_the_weights_of_its_adapter(model, sets, bank, xs):
 
 
 def test_other_adapters_beside_a_bank_stay_as_they_are(model, sets, bank):
-    other = swap_adapters(model, sets["lora"])
-    _, beside = at_slot((bank.snapshot().model, other), 1)
-    assert eqx.tree_equal(beside, other)
+    adapted = swap_adapters(model, sets["lora"])
+    _, beside = at_slot((bank.snapshot().model, adapted), 1)
+    assert eqx.tree_equal(beside, adapted)
 
 
 @eqx.filter_jit
@@ -315,7 +315,7 @@ def test_the_program_holds_no_copies(function):
     outputs, inputs, rows, rank = 37, 31, 24, 2
     linear = eqx.nn.Linear(inputs, outputs, key=jr.key(0))
     xs = jr.normal(jr.key(1), (rows, inputs))
-    others = []
+    memory_beside = []
     for slots in (5, 41):
         bank = AdapterBank(linear, {"a": adapters_of(linear)}, slots=slots - 1)
         model = bank.snapshot().model
@@ -333,9 +333,9 @@ def test_the_program_holds_no_copies(function):
         assert sum(f"f32[{rows},{outputs}]" in result for result in results) == 1
         of_factors = 4 * slots * rank * (inputs + outputs)
         memory = program.memory_analysis().temp_size_in_bytes
-        others.append(memory - (of_factors if function is gradient else 0))
+        memory_beside.append(memory - (of_factors if function is gradient else 0))
     # Activations for 36 more slots would be 128 KiB.
-    assert others[1] <= others[0] + 4096
+    assert memory_beside[1] <= memory_beside[0] + 4096
 
 
 def test_a_scanned_stack_is_not_copied(layers, sets_of_layers):
@@ -414,13 +414,13 @@ class Gate(LoRAWrapper):
 
 
 def test_errors_change_nothing(model, sets, xs, unchecked):
-    other = eqx.nn.MLP(SIZE, 4, 9, 1, key=jr.key(0))
+    wider = eqx.nn.MLP(SIZE, 4, 9, 1, key=jr.key(0))
     fixed = AdapterBank(model, {"a": sets["lora"]}, fixed=True)
     before = fixed.snapshot()
     oft = adapters_of(model, "oft")
     gates = extract_adapters(apply_lora(model, key=jr.key(0), wrappers=Gate))
     for call, message in [
-        (lambda: fixed.add(adapters_of(other), "b"), "do not fit the model"),
+        (lambda: fixed.add(adapters_of(wider), "b"), "do not fit the model"),
         (lambda: fixed.add(sets["lora"], "a"), "bank.replace"),
         (lambda: fixed.add(sets["lora"], "b"), "an empty slot .it has 1, all in use"),
         (lambda: fixed.replace("a", sets["one layer"]), r"rank 4 at 'layers/1' .it has 2"),
@@ -448,13 +448,13 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
         with pytest.raises(JnoLoraError, match=message):
             call()
     after = fixed.snapshot()
-    assert all(one is two for one, two in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+    assert all(old is new for old, new in zip(*map(jax.tree.leaves, (before, after)), strict=True))
     lora, _ = to_lora(swap_adapters(model, oft), rank=2)
     fixed.replace("a", extract_adapters(lora))  # as the message says
 
 
 def test_from_threads(model, sets, xs):
-    """Adapters come and go while others are asked for: every answer is that of one of them."""
+    """Adapters come and go during calls: every answer belongs to an adapter of its name."""
     bank = AdapterBank(model, {"kept": sets["lora"], "moving": sets["rslora"]}, slots=3)
     kept = plain(swap_adapters(model, sets["lora"]), xs)
     moving = [plain(swap_adapters(model, sets[name]), xs) for name in ("rslora", "lora-fa")]
@@ -465,7 +465,7 @@ def test_from_threads(model, sets, xs):
             ys = bank.run(["kept", "moving"] * (BATCH // 2), xs)
             if not jnp.allclose(ys[::2], kept[::2], atol=1e-5):
                 wrong.append("kept")
-            if not any(jnp.allclose(ys[1::2], own[1::2], atol=1e-5) for own in moving):
+            if not any(jnp.allclose(ys[1::2], of_method[1::2], atol=1e-5) for of_method in moving):
                 wrong.append("moving")
 
     threads = [threading.Thread(target=ask) for _ in range(3)]

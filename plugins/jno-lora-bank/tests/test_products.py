@@ -1,4 +1,4 @@
-"""The update of one of many slots is that of `vmap`, in values and derivatives."""
+"""The update of one of many slots equals the update by `vmap`, in values and derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax.core import ShapedArray
 from jax.experimental.jet import jet
 from jax.interpreters import ad
 
-from jno_lora_bank import _products
+from jno_lora_bank import _kernels, _products
 from jno_lora_bank._products import slot_update
 
 SLOTS, BATCH, SIZES = 5, 11, (6, 2, 4)
@@ -21,7 +21,7 @@ slots = jr.randint(keys[3], (BATCH,), 0, SLOTS)
 scales = jnp.asarray([0.0, 1.0, -0.5, 0.5, 0.75])
 
 
-def found(x, A, Bt, slot):
+def by_slots(x, A, Bt, slot):
     return slot_update(jnp.cos(x[: SIZES[2]]), x, A, Bt, scales[slot], slot)
 
 
@@ -40,10 +40,10 @@ def loss(function):
 def hessians(function):
     """For each example, as losses of differential equations need them."""
 
-    def one(x, A, Bt, slot):
+    def hessian(x, A, Bt, slot):
         return jax.hessian(lambda x: jnp.sum(jnp.sin(function(x, A, Bt, slot))))(x)
 
-    return batch(one)
+    return batch(hessian)
 
 
 def of_a_sequence(function):
@@ -70,10 +70,10 @@ def transposes(function):
 def of_one_example(function):
     """Without `vmap`."""
 
-    def one(x, A, Bt):
+    def total(x, A, Bt):
         return jnp.sum(jnp.sin(function(x[0], A, Bt, slots[1])))
 
-    return jax.grad(one, (0, 1, 2))
+    return jax.grad(total, (0, 1, 2))
 
 
 def taylor(function):
@@ -97,14 +97,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_they_are_those_of_vmap(case):
-    ours, wanted = (jax.jit(CASES[case](f))(x, A, Bt) for f in (found, expected))
-    for own, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(own, other, atol=2e-5, rtol=1e-5)
+    ours, wanted = (jax.jit(CASES[case](f))(x, A, Bt) for f in (by_slots, expected))
+    for our_leaf, leaf in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(our_leaf, leaf, atol=2e-5, rtol=1e-5)
 
 
 def test_outside_of_jit_they_are_the_same():
     np.testing.assert_allclose(
-        found(x[0], A, Bt, slots[0]), expected(x[0], A, Bt, slots[0]), atol=1e-5
+        by_slots(x[0], A, Bt, slots[0]), expected(x[0], A, Bt, slots[0]), atol=1e-5
     )
 
 
@@ -115,9 +115,9 @@ def test_a_cotangent_that_is_known_to_be_zero_gives_zeros():
     )
     rule = ad.primitive_transposes[_products._update]
     y, x = map(ad.UndefinedPrimal, (y_type, x_type))
-    found = rule(ad.Zero(y_type), y, x, A, Bt, scales[:1], slots[:1])
-    assert [type(ct) for ct in found] == [ad.Zero, ad.Zero, *[type(None)] * 4]
-    assert [ct.aval for ct in found[:2]] == [y_type, x_type]
+    cotangents = rule(ad.Zero(y_type), y, x, A, Bt, scales[:1], slots[:1])
+    assert [type(ct) for ct in cotangents] == [ad.Zero, ad.Zero, *[type(None)] * 4]
+    assert [ct.aval for ct in cotangents[:2]] == [y_type, x_type]
 
 
 def test_derivatives_by_the_scale():
@@ -132,18 +132,18 @@ def test_derivatives_by_the_scale():
     def plain(s, x, A, slot):
         return s * ((A[slot] @ x) @ Bt[slot])
 
-    def both(function):
+    def derivatives(function):
         def total(s, A):
-            own = jax.vmap(lambda s, x, slot: of_slot(s, x, A, slot, function))
-            return jnp.sum(own(s, x, slots))
+            of_examples = jax.vmap(lambda s, x, slot: of_slot(s, x, A, slot, function))
+            return jnp.sum(of_examples(s, x, slots))
 
         def steepness(s):
             return jnp.sum(jax.grad(total, 1)(s, A) ** 2)
 
         return jax.jit(lambda s: (jax.grad(total)(s, A), jax.grad(steepness)(s)))(scales[slots])
 
-    for own, other in zip(both(ours), both(plain), strict=True):
-        np.testing.assert_allclose(own, other, atol=1e-3, rtol=1e-4)
+    for our_leaf, leaf in zip(derivatives(ours), derivatives(plain), strict=True):
+        np.testing.assert_allclose(our_leaf, leaf, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -151,15 +151,15 @@ def test_all_platforms_compute_the_same(rows):
     """The loop of CPUs, the copies of GPUs and the ragged product of TPUs."""
     xs, s = jnp.stack([x] * rows, axis=1), scales[slots]
     ys = jnp.ones((BATCH, rows, SIZES[2]))
-    wanted = _products._gathered_update(ys, xs, A, Bt, s, slots)
-    for function in (_products._looped_update, _products._ragged_update):
+    wanted = _kernels.gathered_update(ys, xs, A, Bt, s, slots)
+    for function in (_kernels.looped_update, _kernels.ragged_update):
         np.testing.assert_allclose(function(ys, xs, A, Bt, s, slots), wanted, atol=1e-5)
-    functions = (_products._gathered_sums, _products._looped_sums)
-    sums = [f(xs, A, ys, s, slots, dtype=np.dtype("float32")) for f in functions]
+    functions = (_kernels.gathered_sums, _kernels.looped_sums)
+    sums = [f(xs, A, ys, s, slots) for f in functions]
     np.testing.assert_allclose(*sums, atol=1e-4)
 
 
-UPDATES = [getattr(_products, f"_{way}_update") for way in ("gathered", "looped", "ragged")]
+UPDATES = [getattr(_kernels, f"{way}_update") for way in ("gathered", "looped", "ragged")]
 
 
 @pytest.mark.parametrize("function", UPDATES)
@@ -167,8 +167,8 @@ def test_a_scale_of_zero_leaves_the_output_as_it_is(function):
     xs = x.at[:].set(jnp.inf)[:, None]
     ys = jr.normal(jr.key(1), (BATCH, 1, SIZES[2])).at[0].set(-0.0)
     s = jnp.where(slots == 2, 0, 1.0)
-    found = function(ys, xs, A, Bt, s, slots)
-    is_same = np.asarray(found).view(np.int32) == np.asarray(ys).view(np.int32)
+    updated = function(ys, xs, A, Bt, s, slots)
+    is_same = np.asarray(updated).view(np.int32) == np.asarray(ys).view(np.int32)
     np.testing.assert_array_equal(is_same.all(axis=(1, 2)), slots == 2)
 
 
@@ -178,8 +178,8 @@ def test_a_nan_stays_in_its_slot(side):
     sides = [x[:, None], x[:, None]]
     sides[side] = sides[side].at[0].set(jnp.nan)
     s = jnp.ones(BATCH)
-    for function in (_products._gathered_sums, _products._looped_sums):
-        sums = function(sides[0], A, sides[1], s, slots, dtype=np.dtype("float32"))
+    for function in (_kernels.gathered_sums, _kernels.looped_sums):
+        sums = function(sides[0], A, sides[1], s, slots)
         is_nan = np.isnan(sums).any(axis=(1, 2))
         np.testing.assert_array_equal(is_nan, np.arange(SLOTS) == slots[0])
     for function in UPDATES:

@@ -32,10 +32,10 @@ class Stack(eqx.Module):
         self.blocks = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))(keys[1:])
 
     def __call__(self, x):
-        arrays, rest = eqx.partition(self.blocks, eqx.is_array)
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
 
-        def block(x, own):
-            return jnp.tanh(eqx.combine(own, rest)(x)), None
+        def block(x, of_layer):
+            return jnp.tanh(eqx.combine(of_layer, static)(x)), None
 
         return jax.lax.scan(block, self.first(x), arrays)[0]
 
@@ -47,12 +47,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def sets(model):
-    made = {}
+    sets = {}
     for seed, (name, wrapper) in enumerate(zip(RATES, ["lora", "rslora", "lora-fa"], strict=True)):
         net = Net(model, key=jr.key(seed)).freeze().lora(1 + seed, 2.0, wrapper=wrapper)
         trainable, _ = net.partition()
-        made[name] = extract_adapters(net.update(jax.tree.map(lambda a: a + 0.2, trainable)).module)
-    return made
+        sets[name] = extract_adapters(net.update(jax.tree.map(lambda a: a + 0.2, trainable)).module)
+    return sets
 
 
 xs = jr.normal(jr.key(7), (12, 5))
@@ -67,20 +67,20 @@ def gradients(loss, trainable):
     return eqx.filter_jit(eqx.filter_grad(loss))(trainable)
 
 
-def largest_difference(one, other):
-    differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), one, other)
+def largest_difference(left, right):
+    differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), left, right)
     return max(float(leaf) for leaf in jax.tree.leaves(differences))
 
 
-def alone(model, own, mine):
-    """The loss of one adapter on its examples, and its trainable part."""
-    adapted = swap_adapters(model, own)
+def alone(model, adapters, mine):
+    """The loss of one adapter on its examples, and its trainable arrays."""
+    adapted = swap_adapters(model, adapters)
     trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
     return lambda t: jnp.sum(jax.vmap(lambda x: of_one(eqx.combine(t, frozen)(x)))(mine)), trainable
 
 
 def together(bank):
-    """The loss of all adapters, each on its examples, and their trainable part."""
+    """The loss of all adapters, each on its examples, and their trainable arrays."""
     trainable, frozen = bank.partition()
     slots = jnp.asarray(bank.snapshot().indices(names))
 
@@ -92,20 +92,20 @@ def together(bank):
 
 
 def examples_of(name):
-    return xs[np.asarray([own == name for own in names])]
+    return xs[np.asarray([used == name for used in names])]
 
 
 def test_gradients_are_those_of_separate_runs(model, sets):
     bank = AdapterBank(model, sets)
     loss, trainable = together(bank)
     bank.update(gradients(loss, trainable))  # as values, to read them adapter by adapter
-    for name, own in sets.items():
-        found = extract_adapters(swap_adapters(model, bank.adapters(name)))
-        grads = gradients(*alone(model, own, examples_of(name)))
-        for path in own:
-            for field in own[path].wrapper.adapter_fields:
+    for name, adapters in sets.items():
+        trained_set = extract_adapters(swap_adapters(model, bank.adapters(name)))
+        grads = gradients(*alone(model, adapters, examples_of(name)))
+        for path in adapters:
+            for field in adapters[path].wrapper.adapter_fields:
                 expected = getattr(getattr(grads, path), field)
-                np.testing.assert_allclose(found[path].state[field], expected, atol=1e-5)
+                np.testing.assert_allclose(trained_set[path].state[field], expected, atol=1e-5)
 
 
 def test_each_has_its_own_optimiser(model, sets):
@@ -118,15 +118,15 @@ def test_each_has_its_own_optimiser(model, sets):
     loss, trainable = together(bank)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # for optax
         bank.update(trained(optimiser, loss, trainable))
-        for name, own in sets.items():
-            of_own, mine = alone(model, own, examples_of(name))
+        for name, adapters in sets.items():
+            of_own, mine = alone(model, adapters, examples_of(name))
             mine = trained(make(RATES[name]), of_own, mine)
             for path, adapter in bank.adapters(name).adapters.items():
                 for field in adapter.wrapper.adapter_fields:
                     expected = getattr(getattr(mine, path), field)
                     np.testing.assert_allclose(adapter.state[field], expected, atol=1e-5)
-                    assert not np.allclose(expected, own[path].state[field], atol=1e-3)
-    A = [one["first"].state["lora_A"] for one in (bank.adapters("c"), sets["c"])]
+                    assert not np.allclose(expected, adapters[path].state[field], atol=1e-3)
+    A = [adapters["first"].state["lora_A"] for adapters in (bank.adapters("c"), sets["c"])]
     assert jnp.array_equal(*A)  # LoRA-FA freezes it
     assert largest_difference(bank.adapters("idle"), sets["a"]) == 0
 
@@ -146,8 +146,8 @@ def trained(optimiser, loss, trainable):
 def test_a_rate_is_of_the_precision_of_the_factors():
     with jax.enable_x64(True):
         model = eqx.nn.Linear(3, 2, key=jr.key(0), dtype=jnp.float64)
-        own = extract_adapters(Net(model).freeze().lora(1, 2.0).module)
-        bank = AdapterBank(model, {"a": own})
+        adapters = extract_adapters(Net(model).freeze().lora(1, 2.0).module)
+        bank = AdapterBank(model, {"a": adapters})
         trainable, _ = bank.partition()
         optimiser = bank.optimiser(optax.sgd, {"a": 0.1})
         updates, _ = optimiser.update(trainable, optimiser.init(trainable))
@@ -164,16 +164,16 @@ def test_derivatives_by_the_input(model, sets):
 
     @eqx.filter_jit
     def residuals(model, slots):
-        def one(x, slot):
+        def residual(x, slot):
             return laplacian(lambda x: of_one(at_slot(model, slot)(x)), x)
 
-        return jax.vmap(one)(xs, slots)
+        return jax.vmap(residual)(xs, slots)
 
-    found = residuals(bank.model, slots)
+    residuals_of_slots = residuals(bank.model, slots)
     adapted = swap_adapters(model, sets["b"])
-    own = np.asarray([name == "b" for name in names])
+    of_b = np.asarray([name == "b" for name in names])
     expected = jax.jit(jax.vmap(lambda x: laplacian(lambda x: of_one(adapted(x)), x)))(xs)
-    np.testing.assert_allclose(found[own], expected[own], atol=1e-4)
+    np.testing.assert_allclose(residuals_of_slots[of_b], expected[of_b], atol=1e-4)
 
 
 def test_what_cannot_train_is_refused(model, sets, unchecked):

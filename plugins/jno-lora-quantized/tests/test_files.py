@@ -43,22 +43,22 @@ def model(getkey):
 @pytest.mark.parametrize("scheme", ["nf4", "int4", "int8", "fp8"])
 def test_there_and_back(getkey, model, tmp_path, scheme):
     file = tmp_path / "base.safetensors"
-    made = quantize(model, scheme, target="table|conv|stack", block=4)
-    save_quantized(made, file)
+    coded = quantize(model, scheme, target="table|conv|stack", block=4)
+    save_quantized(coded, file)
     template = eqx.filter_eval_shape(Model, getkey())
-    for other in (template, Model(getkey()), quantize(model, "nf4"), quantize(template, "int8")):
-        loaded = load_quantized(other, file)
-        assert jax.tree.structure(loaded) == jax.tree.structure(made)
-        assert loaded == made
-    assert type(loaded.conv) is type(made.conv)
-    np.testing.assert_array_equal(loaded.conv(jnp.ones((1, 5))), made.conv(jnp.ones((1, 5))))
+    for target in (template, Model(getkey()), quantize(model, "nf4"), quantize(template, "int8")):
+        loaded = load_quantized(target, file)
+        assert jax.tree.structure(loaded) == jax.tree.structure(coded)
+        assert loaded == coded
+    assert type(loaded.conv) is type(coded.conv)
+    np.testing.assert_array_equal(loaded.conv(jnp.ones((1, 5))), coded.conv(jnp.ones((1, 5))))
 
 
 def test_two_schemes_and_none(getkey, model, tmp_path):
     file = tmp_path / "base.safetensors"
-    made = quantize(quantize(model, "int8", target="conv"), "nf4", target="stack", double=False)
-    save_quantized(made, file)
-    assert load_quantized(Model(getkey()), file) == made
+    coded = quantize(quantize(model, "int8", target="conv"), "nf4", target="stack", double=False)
+    save_quantized(coded, file)
+    assert load_quantized(Model(getkey()), file) == coded
     save_quantized(model, file)
     assert load_quantized(quantize(model), file) == model
 
@@ -69,8 +69,8 @@ def test_loads_onto_a_mesh(getkey, tmp_path):
     save_quantized(quantize(layer), file)
     placed = NamedSharding(mesh, PartitionSpec("a"))
     template = jax.tree.map(lambda leaf: jax.device_put(leaf, placed), layer)
-    for other in (template, quantize(template)):
-        loaded = load_quantized(other, file)
+    for target in (template, quantize(template)):
+        loaded = load_quantized(target, file)
         assert loaded.bias.sharding == placed
         assert loaded.weight.codes.sharding.spec[0] == "a"
         np.testing.assert_array_equal(loaded.weight.codes, quantize(layer).weight.codes)
@@ -102,49 +102,49 @@ def test_another_model_is_refused(getkey, model, tmp_path):
 def changed(file, change):
     """The file, with another description or other arrays."""
     with safetensors.safe_open(file, framework="numpy") as opened:
-        found = json.loads(opened.metadata()["jno_lora_quantized"])
+        content = json.loads(opened.metadata()["jno_lora_quantized"])
     tensors = safetensors.numpy.load_file(file)
-    metadata = change(found, tensors)
-    text = json.dumps(found) if metadata is None else metadata
+    metadata = change(content, tensors)
+    text = json.dumps(content) if metadata is None else metadata
     safetensors.numpy.save_file(tensors, file, metadata={"jno_lora_quantized": text})
 
 
 WEIGHT = "stack/weight"
 CHANGES = {
-    "text": lambda found, tensors: "{",
-    "list": lambda found, tensors: "[]",
-    "deep": lambda found, tensors: "[" * 100_000,
-    "version": lambda found, tensors: found.update(version=2),
-    "weights": lambda found, tensors: found.update(weights=[]),
-    "scheme": lambda found, tensors: found["weights"][WEIGHT].update(scheme="nf5"),
-    "scheme's type": lambda found, tensors: found["weights"][WEIGHT].update(scheme=[]),
-    "block": lambda found, tensors: found["weights"][WEIGHT].update(block=2),
-    "block's type": lambda found, tensors: found["weights"][WEIGHT].update(block="4"),
-    "zero block": lambda found, tensors: found["weights"][WEIGHT].update(block=0),
-    "more": lambda found, tensors: found["weights"][WEIGHT].update(more=0),
-    "less": lambda found, tensors: found["weights"][WEIGHT].pop("dtype"),
-    "dtype": lambda found, tensors: found["weights"][WEIGHT].update(dtype="int8"),
-    "stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=3),
-    "negative stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=-1),
-    "a real stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=1.5),
-    "another stack": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim=0),
-    "a norm": lambda found, tensors: found["weights"].update(
-        {"norm/weight": {**found["weights"][WEIGHT], "stack_ndim": 0}}
+    "text": lambda content, tensors: "{",
+    "list": lambda content, tensors: "[]",
+    "deep": lambda content, tensors: "[" * 100_000,
+    "version": lambda content, tensors: content.update(version=2),
+    "weights": lambda content, tensors: content.update(weights=[]),
+    "scheme": lambda content, tensors: content["weights"][WEIGHT].update(scheme="nf5"),
+    "scheme's type": lambda content, tensors: content["weights"][WEIGHT].update(scheme=[]),
+    "block": lambda content, tensors: content["weights"][WEIGHT].update(block=2),
+    "block's type": lambda content, tensors: content["weights"][WEIGHT].update(block="4"),
+    "zero block": lambda content, tensors: content["weights"][WEIGHT].update(block=0),
+    "more": lambda content, tensors: content["weights"][WEIGHT].update(more=0),
+    "less": lambda content, tensors: content["weights"][WEIGHT].pop("dtype"),
+    "dtype": lambda content, tensors: content["weights"][WEIGHT].update(dtype="int8"),
+    "stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=3),
+    "negative stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=-1),
+    "a real stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=1.5),
+    "another stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=0),
+    "a norm": lambda content, tensors: content["weights"].update(
+        {"norm/weight": {**content["weights"][WEIGHT], "stack_ndim": 0}}
     ),
-    "stack's type": lambda found, tensors: found["weights"][WEIGHT].update(stack_ndim="1"),
-    "no dict": lambda found, tensors: found["weights"].update({WEIGHT: 3}),
-    "another weight": lambda found, tensors: found["weights"].update(x={}),
-    "integers": lambda found, tensors: found["weights"].update(
-        steps={**found["weights"][WEIGHT], "dtype": "int32", "stack_ndim": 0}
+    "stack's type": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim="1"),
+    "no dict": lambda content, tensors: content["weights"].update({WEIGHT: 3}),
+    "another weight": lambda content, tensors: content["weights"].update(x={}),
+    "integers": lambda content, tensors: content["weights"].update(
+        steps={**content["weights"][WEIGHT], "dtype": "int32", "stack_ndim": 0}
     ),
-    "no codes": lambda found, tensors: tensors.pop(f"{WEIGHT}/codes") is None or None,
-    "codes": lambda found, tensors: tensors.update(
+    "no codes": lambda content, tensors: tensors.pop(f"{WEIGHT}/codes") is None or None,
+    "codes": lambda content, tensors: tensors.update(
         {f"{WEIGHT}/codes": tensors[f"{WEIGHT}/codes"].astype(np.int8)}
     ),
-    "scales": lambda found, tensors: tensors.update(
+    "scales": lambda content, tensors: tensors.update(
         {f"{WEIGHT}/parts/1": tensors[f"{WEIGHT}/parts/1"][..., :-1]}
     ),
-    "an array more": lambda found, tensors: tensors.update(x=np.ones(1)),
+    "an array more": lambda content, tensors: tensors.update(x=np.ones(1)),
 }
 
 

@@ -86,9 +86,9 @@ def test_by_numpy(model, start, iterations):
 
 
 def test_one_turn_of_qpissa_is_pissa(model):
-    own = loftq(LoRALinear(model["up"], 2, 2.0, key=jr.key(1)), start="pissa", iterations=1)
+    started = loftq(LoRALinear(model["up"], 2, 2.0, key=jr.key(1)), start="pissa", iterations=1)
     pissa = quantize(apply_lora(model["up"], 2, 2.0, key=jr.key(1), wrappers="pissa"))
-    np.testing.assert_allclose(own.weight, pissa.weight, atol=1e-5)
+    np.testing.assert_allclose(started.weight, pissa.weight, atol=1e-5)
 
 
 def test_every_kind_of_layer(model, adapted, started):
@@ -98,9 +98,9 @@ def test_every_kind_of_layer(model, adapted, started):
     for row in errors.rows:
         assert row.relative < plain[row.path].relative and plain[row.path].adapter is None
         old = np.asarray(model[row.path].weight)
-        rest = np.asarray(started[row.path].weight) - old
-        assert row.relative == pytest.approx(np.linalg.norm(rest) / np.linalg.norm(old), rel=1e-4)
-        assert row.largest == pytest.approx(np.abs(rest).max(), rel=1e-4)
+        change = np.asarray(started[row.path].weight) - old
+        assert row.relative == pytest.approx(np.linalg.norm(change) / np.linalg.norm(old), rel=1e-4)
+        assert row.largest == pytest.approx(np.abs(change).max(), rel=1e-4)
     assert started["norm"] == model["norm"]
     assert jax.tree.structure(dequantize(started)) == jax.tree.structure(adapted)
     x = jr.normal(jr.key(2), (64,))
@@ -128,9 +128,9 @@ def test_templates_and_nets(adapted, started):
 def test_learned_updates_and_other_scales_count(model):
     adapter = LoRALinear(model["up"], 2, -4.0, key=jr.key(1), adapter_dtype=jnp.bfloat16)
     moved = eqx.tree_at(lambda m: m.lora_B, adapter, adapter.lora_B + 0.1)
-    made = loftq(moved, "int8", iterations=1)
-    assert made.lora_A.dtype == jnp.bfloat16
-    np.testing.assert_allclose(made.weight, moved.weight, atol=0.01)
+    coded = loftq(moved, "int8", iterations=1)
+    assert coded.lora_A.dtype == jnp.bfloat16
+    np.testing.assert_allclose(coded.weight, moved.weight, atol=0.01)
 
 
 def test_layers_without_adapters_and_other_methods(model):
@@ -140,10 +140,10 @@ def test_layers_without_adapters_and_other_methods(model):
         key=jr.key(1),
         specs=[{"target": "a", "wrapper": "lora"}, {"target": "b", "wrapper": "dora"}],
     )
-    made = loftq(some, iterations=1)
-    assert jnp.any(made["a"].lora_B != 0)
-    assert eqx.tree_equal(made["b"], quantize(some["b"]))
-    assert isinstance(made["c"].weight, QuantizedArray)
+    coded = loftq(some, iterations=1)
+    assert jnp.any(coded["a"].lora_B != 0)
+    assert eqx.tree_equal(coded["b"], quantize(some["b"]))
+    assert isinstance(coded["c"].weight, QuantizedArray)
 
 
 @pytest.mark.parametrize(

@@ -63,22 +63,22 @@ def scheme_of(weight):
 
 @pytest.mark.parametrize("scheme", ["nf4", "int4", "int8", "fp8"])
 def test_there_and_back(model, scheme):
-    made = quantize(model, scheme)
-    quantised = (made.table, *made.layers, made.other)
+    coded = quantize(model, scheme)
+    quantised = (coded.table, *coded.layers, coded.other)
     assert {scheme_of(layer.weight) for layer in quantised} == {scheme}
-    assert made.head == model.head and made.kernel is model.kernel
-    plain = dequantize(made)
+    assert coded.head == model.head and coded.kernel is model.kernel
+    plain = dequantize(coded)
     assert jax.tree.structure(plain) == jax.tree.structure(model)
-    np.testing.assert_allclose(made(3), plain(3), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(coded(3), plain(3), rtol=1e-5, atol=1e-5)
     assert dequantize(model) == model
 
 
 def test_target_and_second_scheme(model):
     some = quantize(model, "int8", target="layers/0|table")
     assert scheme_of(some.layers[0].weight) == "int8" and some.layers[1] == model.layers[1]
-    rest = quantize(some, "nf4")
-    assert scheme_of(rest.layers[0].weight) == "int8"
-    assert scheme_of(rest.layers[1].weight) == "nf4"
+    mixed = quantize(some, "nf4")
+    assert scheme_of(mixed.layers[0].weight) == "int8"
+    assert scheme_of(mixed.layers[1].weight) == "nf4"
 
 
 def test_plan(model):
@@ -101,12 +101,12 @@ def test_plan(model):
 def test_templates(model):
     template = eqx.filter_eval_shape(quantize, model)
     direct = quantize(eqx.filter_eval_shape(lambda m: m, model))
-    made = quantize(model)
-    for found in (template, direct):
-        assert jax.tree.structure(found) == jax.tree.structure(made)
-        shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(eqx.filter(made, eqx.is_array))]
-        found = [x for x in jax.tree.leaves(found) if isinstance(x, jax.ShapeDtypeStruct)]
-        assert [(x.shape, x.dtype) for x in found] == shapes
+    coded = quantize(model)
+    for shapes_only in (template, direct):
+        assert jax.tree.structure(shapes_only) == jax.tree.structure(coded)
+        shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(eqx.filter(coded, eqx.is_array))]
+        leaves = [x for x in jax.tree.leaves(shapes_only) if isinstance(x, jax.ShapeDtypeStruct)]
+        assert [(x.shape, x.dtype) for x in leaves] == shapes
     assert plan_quantization(eqx.filter_eval_shape(lambda m: m, model)) == plan_quantization(model)
     back = dequantize(template)
     assert back.layers[0].weight.shape == (8, 8)
@@ -124,15 +124,15 @@ CONVOLUTIONS = {
 def test_convolutions(getkey, name):
     make, shape = CONVOLUTIONS[name]
     layer = make(getkey())
-    made = quantize(layer)
-    plain, x = dequantize(made), jr.normal(getkey(), shape)
-    assert type(plain) is type(layer) and isinstance(made, type(layer))
-    assert type(made).__name__ == name
-    np.testing.assert_allclose(made(x), plain(x), rtol=1e-5, atol=1e-5)
-    slopes = [jax.grad(lambda x, m=m: jnp.sum(jnp.sin(m(x))))(x) for m in (made, plain)]
+    coded = quantize(layer)
+    plain, x = dequantize(coded), jr.normal(getkey(), shape)
+    assert type(plain) is type(layer) and isinstance(coded, type(layer))
+    assert type(coded).__name__ == name
+    np.testing.assert_allclose(coded(x), plain(x), rtol=1e-5, atol=1e-5)
+    slopes = [jax.grad(lambda x, m=m: jnp.sum(jnp.sin(m(x))))(x) for m in (coded, plain)]
     np.testing.assert_allclose(*slopes, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(eqx.filter_jit(made)(x), made(x), rtol=1e-5, atol=1e-5)
-    assert pickle.loads(pickle.dumps(made)) == made
+    np.testing.assert_allclose(eqx.filter_jit(coded)(x), coded(x), rtol=1e-5, atol=1e-5)
+    assert pickle.loads(pickle.dumps(coded)) == coded
 
 
 def test_a_convolution_of_ones_own(getkey):
@@ -141,16 +141,16 @@ def test_a_convolution_of_ones_own(getkey):
             return 2 * super().__call__(jnp.pad(x, ((0, 0), (1, 1))))
 
     layer, x = Padded(2, 3, 3, key=getkey()), jr.normal(getkey(), (2, 5))
-    made = quantize(layer, "int8")
-    np.testing.assert_allclose(made(x), dequantize(made)(x), rtol=1e-5, atol=1e-5)
-    assert type(dequantize(made)) is Padded
+    coded = quantize(layer, "int8")
+    np.testing.assert_allclose(coded(x), dequantize(coded)(x), rtol=1e-5, atol=1e-5)
+    assert type(dequantize(coded)) is Padded
 
 
 def test_layers_in_adapters(model):
     adapted = apply_lora(model, 2, key=jr.key(0), target="layers/0")
-    made = quantize(adapted)
-    assert scheme_of(made.layers[0].base.weight) == "nf4"
-    assert made.layers[0].lora_A is adapted.layers[0].lora_A
+    coded = quantize(adapted)
+    assert scheme_of(coded.layers[0].base.weight) == "nf4"
+    assert coded.layers[0].lora_A is adapted.layers[0].lora_A
 
 
 def test_old_layers_are_dropped_one_by_one(getkey, monkeypatch):
@@ -189,8 +189,8 @@ def test_layers_of_an_adapter_itself_are_left_alone(getkey):
             return self.base
 
     adapted = apply_lora(eqx.nn.Linear(4, 4, key=getkey()), key=getkey(), wrappers=Beside)
-    made = quantize(adapted)
-    assert scheme_of(made.base.weight) == "nf4" and made.beside.weight is adapted.beside.weight
+    coded = quantize(adapted)
+    assert scheme_of(coded.base.weight) == "nf4" and coded.beside.weight is adapted.beside.weight
     assert [row.path for row in plan_quantization(adapted).rows] == ["base"]
 
 
@@ -200,20 +200,20 @@ def test_tied_weights(getkey):
         eqx.nn.Linear(6, 11, use_bias=False, key=getkey()),
     )
     tied = eqx.nn.Shared(parts, lambda pair: pair[1].weight, lambda pair: pair[0].weight)
-    made = quantize(tied)
-    (table, head), (plain_table, plain_head) = made(), dequantize(made)()
+    coded = quantize(tied)
+    (table, head), (plain_table, plain_head) = coded(), dequantize(coded)()
     np.testing.assert_allclose(head(table(3)), plain_head(plain_table(3)), rtol=1e-5)
 
 
 def test_equinox_files_and_copies(getkey, tmp_path):
     parts = [eqx.nn.Conv1d(2, 3, 2, key=getkey()), eqx.nn.Linear(4, 3, key=getkey())]
-    made = quantize(parts)
-    eqx.tree_serialise_leaves(tmp_path / "leaves", made)
+    coded = quantize(parts)
+    eqx.tree_serialise_leaves(tmp_path / "leaves", coded)
     template = eqx.filter_eval_shape(quantize, parts)
-    assert eqx.tree_equal(eqx.tree_deserialise_leaves(tmp_path / "leaves", template), made)
-    assert eqx.tree_equal(copy.deepcopy(made), made)
+    assert eqx.tree_equal(eqx.tree_deserialise_leaves(tmp_path / "leaves", template), coded)
+    assert eqx.tree_equal(copy.deepcopy(coded), coded)
     x = jnp.ones((2, 5))
-    np.testing.assert_array_equal(made[0](x=x), made[0](x, key=getkey()))
+    np.testing.assert_array_equal(coded[0](x=x), coded[0](x, key=getkey()))
 
 
 def test_codes_outside_of_a_layer_are_no_layer(getkey):
@@ -248,8 +248,8 @@ def test_sizes_at_the_ends_of_a_dtype(getkey, scheme):
     W = jr.normal(getkey(), (8, 64))
     W = W / jnp.abs(W).max()
     for weight in (1e-40 * W, 1e30 * W, (65504 * W).astype(jnp.float16)):
-        made = quantize(eqx.nn.Embedding(weight=weight), scheme)
-        decoded, old = made.weight.decoded().astype(jnp.float32), weight.astype(jnp.float32)
+        coded = quantize(eqx.nn.Embedding(weight=weight), scheme)
+        decoded, old = coded.weight.decoded().astype(jnp.float32), weight.astype(jnp.float32)
         assert jnp.max(jnp.abs(decoded - old)) <= 0.25 * jnp.max(jnp.abs(old)) + 1e-36
     if scheme == "nf4":  # the mean of the scales is not finite
         with pytest.raises(SelectionError, match="too near to the largest of float32"):
@@ -258,10 +258,10 @@ def test_sizes_at_the_ends_of_a_dtype(getkey, scheme):
 
 def test_half_precision_and_numpy(getkey):
     layer = eqx.nn.Linear(6, 5, key=getkey(), dtype=jnp.bfloat16)
-    made = quantize(layer)
-    assert made.weight.dtype == jnp.bfloat16 and made(jnp.ones(6, jnp.bfloat16)).dtype == "bfloat16"
+    coded = quantize(layer)
+    assert coded.weight.dtype == coded(jnp.ones(6, jnp.bfloat16)).dtype == jnp.bfloat16
     in_numpy = eqx.tree_at(lambda m: m.weight, layer, np.asarray(layer.weight))
-    assert quantize(in_numpy).weight == made.weight
+    assert quantize(in_numpy).weight == coded.weight
 
 
 def test_shardings(getkey):
@@ -269,11 +269,11 @@ def test_shardings(getkey):
     layer = eqx.nn.Linear(256, 6, key=getkey())
     placed = NamedSharding(mesh, PartitionSpec("a", "b"))
     sharded = eqx.tree_at(lambda m: m.weight, layer, jax.device_put(layer.weight, placed))
-    made = quantize(sharded)
-    assert made.weight.sharding.is_equivalent_to(placed, 2)
-    assert {x.sharding.mesh for x in jax.tree.leaves(made.weight)} == {mesh}
-    assert made.weight.parts[0].sharding.spec == PartitionSpec("a", "b")
-    np.testing.assert_allclose(made.weight.decoded(), quantize(layer).weight.decoded(), rtol=1e-5)
+    coded = quantize(sharded)
+    assert coded.weight.sharding.is_equivalent_to(placed, 2)
+    assert {x.sharding.mesh for x in jax.tree.leaves(coded.weight)} == {mesh}
+    assert coded.weight.parts[0].sharding.spec == PartitionSpec("a", "b")
+    np.testing.assert_allclose(coded.weight.decoded(), quantize(layer).weight.decoded(), rtol=1e-5)
     odd = eqx.nn.Linear(30, 6, key=getkey())  # 15 bytes a row
     odd = eqx.tree_at(lambda m: m.weight, odd, jax.device_put(odd.weight, placed))
     assert quantize(odd).weight.codes.sharding.spec == PartitionSpec("a", None)

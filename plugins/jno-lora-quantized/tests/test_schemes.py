@@ -34,8 +34,8 @@ def test_code_books_are_those_of_bitsandbytes():
 
 
 def test_codes_are_those_of_bitsandbytes():
-    own = QuantizedArray.of(jnp.asarray(weights()), NormalFloat4())
-    np.testing.assert_array_equal(own.codes, REFERENCE["codes"])
+    array = QuantizedArray.of(jnp.asarray(weights()), NormalFloat4())
+    np.testing.assert_array_equal(array.codes, REFERENCE["codes"])
     single = QuantizedArray.of(jnp.asarray(weights()), NormalFloat4(double=False))
     np.testing.assert_array_equal(floats(single.parts[0]), REFERENCE["scales"])
 
@@ -49,8 +49,8 @@ def test_double_quantisation_is_that_of_bitsandbytes():
     is_other = np.asarray(codes) != REFERENCE["scale_codes"]
     assert is_other.sum() == 1
     value = (REFERENCE["scales"] - REFERENCE["mean"])[is_other] / REFERENCE["second"][0]
-    both = dynamic_tree_8()[[np.asarray(codes)[is_other], REFERENCE["scale_codes"][is_other]]]
-    np.testing.assert_allclose(value, both.mean(), atol=1e-5)
+    neighbours = dynamic_tree_8()[[np.asarray(codes)[is_other], REFERENCE["scale_codes"][is_other]]]
+    np.testing.assert_allclose(value, neighbours.mean(), atol=1e-5)
 
 
 def test_decodes_as_bitsandbytes():
@@ -60,8 +60,8 @@ def test_decodes_as_bitsandbytes():
         jnp.asarray(REFERENCE["mean"].reshape(1).view(np.uint32).reshape(())),
     )
     dtype = np.dtype(np.float32)
-    own = QuantizedArray(jnp.asarray(REFERENCE["codes"]), parts, (80, 256), dtype, NormalFloat4())
-    np.testing.assert_allclose(own.decoded()[::16], REFERENCE["decoded"], rtol=1e-6, atol=1e-7)
+    array = QuantizedArray(jnp.asarray(REFERENCE["codes"]), parts, (80, 256), dtype, NormalFloat4())
+    np.testing.assert_allclose(array.decoded()[::16], REFERENCE["decoded"], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_decodes_as_bitsandbytes():
 def test_nf4_by_numpy(rows, columns, block):
     W = weights(rows, columns)
     W[1, :block] = 0
-    own = QuantizedArray.of(jnp.asarray(W), NormalFloat4(block, double=False))
+    array = QuantizedArray.of(jnp.asarray(W), NormalFloat4(block, double=False))
     expected = np.zeros_like(W)
     for i in range(rows):
         for start in range(0, columns, block):
@@ -78,13 +78,13 @@ def test_nf4_by_numpy(rows, columns, block):
             scale = np.abs(part).max()
             codes = nearest(part / (scale or 1), NORMAL_FLOAT_4)
             expected[i, start : start + block] = np.float32(NORMAL_FLOAT_4)[codes] * scale
-    np.testing.assert_allclose(own.decoded(), expected, rtol=1e-6)
-    assert own.codes.shape == (rows, (columns + 1) // 2)
+    np.testing.assert_allclose(array.decoded(), expected, rtol=1e-6)
+    assert array.codes.shape == (rows, (columns + 1) // 2)
 
 
 def test_double_quantisation_by_numpy():
     W = weights(30, 50)
-    own = QuantizedArray.of(jnp.asarray(W), NormalFloat4(block=4))
+    array = QuantizedArray.of(jnp.asarray(W), NormalFloat4(block=4))
     scales = np.abs(np.pad(W, ((0, 0), (0, 2))).reshape(30, 13, 4)).max(axis=2)
     mean = scales.astype(np.float64).mean()
     flat = (scales - np.float32(mean)).reshape(-1)
@@ -95,7 +95,7 @@ def test_double_quantisation_by_numpy():
         expected[start : start + 256] = (
             dynamic_tree_8()[nearest(part / largest, dynamic_tree_8())] * largest
         )
-    got = own.scheme.scales(own.parts, None)
+    got = array.scheme.scales(array.parts, None)
     # A scale that lies between two codes may take either, by the last bit of the mean.
     close = np.isclose(got, expected.reshape(30, 13) + mean, rtol=1e-5)
     assert close.mean() > 0.99
@@ -104,29 +104,29 @@ def test_double_quantisation_by_numpy():
 def test_int8_by_numpy():
     W = weights(5, 7)
     W[2] = 0
-    own = QuantizedArray.of(jnp.asarray(W), Int8())
+    array = QuantizedArray.of(jnp.asarray(W), Int8())
     scale = np.abs(W).max(axis=1, keepdims=True) / np.float32(127)
     codes = np.round(W / np.where(scale > 0, scale, 1))
-    np.testing.assert_array_equal(own.codes, codes.astype(np.int8))
-    np.testing.assert_allclose(own.decoded(), codes * scale, rtol=1e-6)
+    np.testing.assert_array_equal(array.codes, codes.astype(np.int8))
+    np.testing.assert_allclose(array.decoded(), codes * scale, rtol=1e-6)
 
 
 def test_fp8_by_numpy():
     W = weights(5, 7)
     W[2] = 0
-    own = QuantizedArray.of(jnp.asarray(W), Float8())
+    array = QuantizedArray.of(jnp.asarray(W), Float8())
     scale = np.abs(W).max(axis=1, keepdims=True) / np.float32(448)
     codes = (W / np.where(scale > 0, scale, 1)).astype(jnp.float8_e4m3fn)
-    np.testing.assert_array_equal(own.codes, codes.view(np.uint8))
-    np.testing.assert_allclose(own.decoded(), codes.astype(np.float32) * scale, rtol=1e-6)
+    np.testing.assert_array_equal(array.codes, codes.view(np.uint8))
+    np.testing.assert_allclose(array.decoded(), codes.astype(np.float32) * scale, rtol=1e-6)
 
 
 def test_int4_by_numpy():
     W = weights(3, 8)
-    own = QuantizedArray.of(jnp.asarray(W), Int4(block=4, double=False))
+    array = QuantizedArray.of(jnp.asarray(W), Int4(block=4, double=False))
     scale = np.abs(W).reshape(3, 2, 4).max(axis=2).repeat(4, axis=1)
     expected = np.round(W / scale * 7) / 7 * scale
-    np.testing.assert_allclose(own.decoded(), expected, rtol=1e-5)
+    np.testing.assert_allclose(array.decoded(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_int4_by_numpy():
 )
 def test_published_errors(scheme, error, bytes_each):
     W = jax.random.normal(jax.random.key(5), (1024, 1024))
-    own = quantize(eqx.nn.Embedding(weight=W), scheme).weight
-    found = jnp.linalg.norm(own.decoded() - W) / jnp.linalg.norm(W)
-    assert found == pytest.approx(error, rel=0.01)
-    assert own.nbytes <= bytes_each * W.size
+    weight = quantize(eqx.nn.Embedding(weight=W), scheme).weight
+    relative = jnp.linalg.norm(weight.decoded() - W) / jnp.linalg.norm(W)
+    assert relative == pytest.approx(error, rel=0.01)
+    assert weight.nbytes <= bytes_each * W.size

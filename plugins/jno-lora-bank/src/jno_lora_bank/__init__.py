@@ -1,7 +1,7 @@
-"""Many adapters of one model in one program: each example of a batch uses its own."""
+"""Many adapters of one model in one program: each example of a batch uses its own adapter."""
 
 from ._bank import AdapterBank
-from ._slots import at_slot
+from ._running import at_slot
 from ._state import Snapshot
 
 __all__ = ["AdapterBank", "Snapshot", "at_slot"]

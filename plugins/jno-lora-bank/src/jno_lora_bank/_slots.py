@@ -2,16 +2,14 @@
 
 import copy
 import functools
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from jno.lora import SelectionError
-from jno.lora.extending import adapted_layers, map_adapters
+from jno.lora.extending import adapted_layers
 from jno_lora_zoo import (
     Bias,
     EmbeddingLayer,
@@ -26,19 +24,17 @@ from jno_lora_zoo import (
 
 from ._products import slot_update
 
-M = TypeVar("M")
-
 
 class Slots(Method):
-    """A low-rank update of one layer for each slot. A call uses the one in `slot`.
+    """A low-rank update of one layer for each slot. A call uses the update of `slot`.
 
     Law: `W' = diag(g_i) (W + s_i B_i A_i)` and `b' = b + d_i`, for the slot `i`. Slot 0 is the base
-    alone. A scale `s_i` of NaN marks an empty slot: every output is NaN then.
+    alone. A scale `s_i` of NaN marks an empty slot, and makes every output NaN.
 
-    - `lora_A`, `lora_Bt`: the factors, the second transposed: a call multiplies few rows with each,
-      which is faster like this. Zeros fill up lower ranks.
-    - `scale`: `s`; `gain`: `g`, `None` without a slot that needs it; `shift`: `d`, likewise.
-    - `slot`: the index. `at_slot` sets it, in all layers of a model.
+    - `lora_A`, `lora_Bt`: the factors, padded with zeros to one rank. `B` is transposed, since
+      products of few rows with it are faster so.
+    - `scale`: `s`; `gain`: `g`, `None` if no slot needs it; `shift`: `d`, likewise.
+    - `slot`: the index `i`. `at_slot` sets it in all layers of a model.
     """
 
     adapter_fields = ("lora_A", "lora_Bt")
@@ -53,7 +49,7 @@ class Slots(Method):
 
     @classmethod
     def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank  # an update of PiSSA has twice its rank
+        return rank  # not cut to the matrix: an update of PiSSA has twice its rank
 
     def start(
         self,
@@ -82,48 +78,50 @@ class Slots(Method):
         return {"slots": state["scale"].shape[0], **present}
 
     def law(self, W: Matrix) -> Matrix:
-        A, Bt = (self.own(M).astype(W.dtype) for M in (self.lora_A, self.lora_Bt))
+        A, Bt = (self.of_slot(M).astype(W.dtype) for M in (self.lora_A, self.lora_Bt))
         V = W + self.times_scale(Bt.T @ A)
-        return V if self.gain is None else scaled(V, self.own(self.gain))
+        return V if self.gain is None else scaled(V, self.of_slot(self.gain))
 
     def bias_law(self, b: Bias) -> Bias:
-        return b if self.shift is None else b + self.or_base(self.own(self.shift).astype(b.dtype))
+        if self.shift is None:
+            return b
+        return b + self.or_base(self.of_slot(self.shift).astype(b.dtype))
 
     def forward(self, x: Any) -> Array:
         y = self.updated(x)
-        return y if self.gain is None else scaled(y, self.own(self.gain))
+        return y if self.gain is None else scaled(y, self.of_slot(self.gain))
 
     def updated(self, x: Any) -> Array:
-        """`(W + s B A) x`, here with a copy of the factors for each example of a batch."""
-        A, B = self.own(self.lora_A), self.own(self.lora_Bt).T
-        # With `seen`, no kind puts the update into its weight: that would be copied as well.
+        """`(W + s B A) x`. This default copies the factors for each example of a batch."""
+        A, B = self.of_slot(self.lora_A), self.of_slot(self.lora_Bt).T
+        # With `seen`, no kind adds the update to its weight, which would be copied as well.
         return self.low_rank(x, A, B, between=self.times_scale, after=self.or_base, seen=x)
 
     def added(self, y: Array, x: Array, A: Array) -> Array:
-        """`y + s B A x` by the product of the whole batch; `y` itself in slot 0."""
+        """`y + s B A x`, computed for a whole batch at once; `y` itself in slot 0."""
         s = self.scaling.astype(y.dtype)
         return slot_update(y, x.astype(y.dtype), A, self.lora_Bt, s, self.nearest)
 
-    def own(self, stack: Array) -> Array:
-        """The entry of this slot, or of the nearest one that exists."""
+    def of_slot(self, stack: Array) -> Array:
+        """The entry of `slot`, or of the nearest slot that exists."""
         return stack[self.nearest]
 
     @property
     def nearest(self) -> Int[Array, ""]:
-        """`slot`, or the nearest one that exists."""
+        """`slot`, or the nearest slot that exists."""
         return jnp.clip(self.slot, 0, len(self.scale) - 1)
 
     @property
     def scaling(self) -> Float[Array, ""]:
-        """`s`, or NaN if there is no such slot: no example gets another one's adapter."""
-        return jnp.where(self.slot == self.nearest, self.own(self.scale), jnp.nan)
+        """`s`, or NaN if there is no such slot: no example gets the adapter of another slot."""
+        return jnp.where(self.slot == self.nearest, self.of_slot(self.scale), jnp.nan)
 
     def times_scale(self, u: Array) -> Array:
         """`s u`."""
         return self.scaling.astype(u.dtype) * u
 
     def or_base(self, update: Array) -> Array:
-        """`update`, or in slot 0 -0.0, which changes no number that it is added to."""
+        """`update`, or -0.0 in slot 0. A number plus -0.0 is the same number."""
         return jnp.where(self.slot == 0, jnp.asarray(-0.0, update.dtype), update)
 
 
@@ -139,96 +137,64 @@ class SlotsEmbedding(Slots, EmbeddingLayer):  # pyright: ignore[reportIncompatib
 
     def updated(self, x: Any) -> Array:
         h = self.lora_A[self.nearest, :, x]
-        same = jnp.broadcast_to(jnp.eye(len(h), dtype=h.dtype), (len(self.scale), len(h), len(h)))
-        return self.added(self.product(x), h, same)
+        identity = jnp.eye(len(h), dtype=h.dtype)
+        identities = jnp.broadcast_to(identity, (len(self.scale), *identity.shape))
+        return self.added(self.product(x), h, identities)
 
 
 class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Slots of a cell. Their change of the gates is added to the cell's biases."""
+    """Slots of a recurrent cell. The update of its gates is added to its biases."""
 
     def __call__(self, x: Array, hidden: Any, **kwargs: Any) -> Any:
         cell: Any = self.base
-        is_gru = type(cell) is eqx.nn.GRUCell
-        if not is_gru and type(cell) is not eqx.nn.LSTMCell:
-            return super().__call__(x, hidden, **kwargs)  # a subclass may do anything
-        if not is_gru:
-            change = self._change(jnp.concatenate([x, hidden[0]]))
-            return _with_biases(cell, bias=self.bias_law(change))(x, hidden)
+        if type(cell) is eqx.nn.GRUCell:
+            return self._with_gru_biases(cell, x, hidden)(x, hidden)
+        if type(cell) is eqx.nn.LSTMCell:
+            bias = self.bias_law(self._change(jnp.concatenate([x, hidden[0]])))
+            return _with_biases(cell, bias=bias)(x, hidden)
+        return super().__call__(x, hidden, **kwargs)  # a subclass may do anything
+
+    def _with_gru_biases(self, cell: eqx.nn.GRUCell, x: Array, hidden: Array) -> Any:
         of_input = self._change(jnp.concatenate([x, jnp.zeros_like(hidden)]))
         of_state = self._change(jnp.concatenate([jnp.zeros_like(x), hidden]))
-        # The reset gate multiplies what the new state gets from the old one, and `bias_n` with it.
+        # The reset gate multiplies the old state's share of the new state, and `bias_n` with it.
         split = 2 * cell.hidden_size
         bias = of_input + jnp.pad(of_state[:split], (0, len(of_state) - split))
-        return _with_biases(cell, bias=self.bias_law(bias), bias_n=of_state[split:])(x, hidden)
+        return _with_biases(cell, bias=self.bias_law(bias), bias_n=of_state[split:])
 
     def _change(self, v: Array) -> Array:
         """`W' v - W v`."""
         u = self.added(jnp.full(self.lora_Bt.shape[-1], -0.0, v.dtype), v, self.lora_A)
         if self.gain is not None:
             product = self.matrix(self.base).astype(v.dtype) @ v
-            u = scaled(product + u, self.own(self.gain)) - product
+            u = scaled(product + u, self.of_slot(self.gain)) - product
         return self.or_base(u)
 
 
 def _with_biases(cell: Any, **changes: Array) -> Any:
     """`cell` with these numbers added to its biases."""
-    made = copy.copy(cell)
+    changed = copy.copy(cell)
     for name, change in changes.items():
         bias = getattr(cell, name)
-        object.__setattr__(made, name, change if bias is None else bias + change)
-    object.__setattr__(made, "use_bias", True)
-    return made
+        object.__setattr__(changed, name, change if bias is None else bias + change)
+    object.__setattr__(changed, "use_bias", True)
+    return changed
 
 
 def slots_class(adapter: type) -> type[Slots] | None:
-    """The slots for the layers of an adapter class, by its layer kind; `None` without one."""
-    kinds = (c for c in adapter.__mro__ if issubclass(c, LayerKind) and not issubclass(c, Method))
-    kind = next(kinds, LayerKind)
-    return None if kind is LayerKind else _of_kind(kind)
+    """The slots for the layer kind of an adapter class; `None` if it has no layer kind."""
+    has_kind = issubclass(adapter, Method) and adapter.kind is not LayerKind
+    return _slots_of_kind(adapter.kind) if has_kind else None
 
 
 @functools.cache
-def _of_kind(kind: type[LayerKind]) -> type[Slots]:
-    for known in (SlotsLinear, SlotsEmbedding, SlotsRecurrent):
-        if kind in known.__bases__:
-            return known
-    (made,) = adapters_for(kind, __name__, methods=[Slots]).values()
-    return made
+def _slots_of_kind(kind: type[LayerKind]) -> type[Slots]:
+    for cls in (SlotsLinear, SlotsEmbedding, SlotsRecurrent):
+        if cls.kind is kind:
+            return cls
+    return next(iter(adapters_for(kind, __name__, methods=[Slots]).values()))
 
 
-def at_slot(model: M, slot: Any) -> M:
-    """`model`, whose layers use their adapters in one slot. Inside `vmap`, each example its own.
-
-        jax.vmap(lambda x, slot: at_slot(model, slot)(x))(xs, slots)
-
-    **Arguments:**
-
-    - `model`: the `model` of a bank or of a `Snapshot`, perhaps trained.
-    - `slot`: one whole number, which may be traced. 0 is the base alone. A traced one that is empty
-        or does not exist makes the outputs of the adapted layers NaN.
-
-    **Raises:** `SelectionError` if the slot is known and does not exist, or not one whole number;
-    or if `model` is not that of a bank.
-    """
-    layers = [adapter for _, adapter in adapted_layers(model) if isinstance(adapter, Slots)]
-    if not layers:
-        raise SelectionError(
-            "`model` has no slots: give the `model` of a bank, to which an adapter was added."
-        )
-    is_int = isinstance(slot, int) and not isinstance(slot, bool)
-    if not (is_int or jnp.issubdtype(getattr(slot, "dtype", bool), jnp.integer)) or jnp.ndim(slot):
-        raise SelectionError(f"`slot` must be one whole number, but is {slot!r}.")
-    count = layers[0].scale.shape[-1]
-    if not isinstance(slot, Tracer) and not 0 <= int(slot) < count:
-        raise SelectionError(f"There is no slot {slot}: the bank has {count}, from 0.")
-    index = jnp.asarray(slot).astype(int)
-    # Marked before it is cut to 32 bits, where another slot's number could be left.
-    index = jnp.where((index >= 0) & (index < count), index, -1).astype(jnp.int32)
-
-    def put(_: str, adapter: Any) -> Any:
-        if not isinstance(adapter, Slots):
-            return adapter
-        own = jnp.broadcast_to(index, adapter.slot.shape)
-        return eqx.tree_at(lambda it: it.slot, adapter, own)
-
-    return map_adapters(put, model)
+def layers_with_slots(model: PyTree) -> Iterator[tuple[str, Slots]]:
+    """The layers of a model that have slots, by path."""
+    return (pair for pair in adapted_layers(model) if isinstance(pair[1], Slots))

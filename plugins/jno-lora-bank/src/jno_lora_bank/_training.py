@@ -1,66 +1,121 @@
-"""An optimiser for all slots at once, each apart."""
+"""Training of adapters in their slots: which factors move, and an optimiser for all slots."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
 
-from jno.lora import SelectionError
-from jno.lora.extending import imported_for, path_str
+from jno.lora import AdapterSet, SelectionError, lora_trainable_filter
+from jno.lora.extending import imported_for, path_str, show_path
 
-# From its axis of slots on, a factor has this many axes.
-_FACTOR_NDIM = 3
+from ._slots import Slots
+from ._state import SLOT_NDIM, State
+from ._values import FACTORS
+
+_FACTOR_NDIM = SLOT_NDIM["lora_A"]
+# Which slots train, by the path of a layer and the field.
+Moving = dict[tuple[str, str], Bool[np.ndarray, " slots"]]
 
 
-def slotwise(
-    make: Callable[[Any], Any],
-    rates: Float[Any, " slots"],
-    trains: Mapping[str, Any],
-) -> Any:
-    """`make(rate)` for each slot, as one optimiser of the factors of all slots.
+def with_trained(state: State, trainable: PyTree) -> State:
+    """The state with trained factors.
 
-    - `trains`: by the path of each array of factors, which slots move.
+    **Raises:** `SelectionError` if `trainable` has another structure than the factors.
     """
+    model = state.snapshot.model
+    factors = eqx.filter(model, lora_trainable_filter(model))
+    if _form_of(trainable) != _form_of(factors):
+        raise SelectionError(
+            "`trainable` must be the tree that partition() returned, with other values."
+        )
+    return state._replace(leaves=jax.tree.leaves(eqx.combine(trainable, model)), is_shared=True)
+
+
+def _form_of(tree: PyTree) -> tuple[Any, list[Any]]:
+    return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+
+
+def slots_to_train(
+    state: State, rates: Mapping[str, float], sets: Mapping[str, AdapterSet]
+) -> tuple[Float[np.ndarray, " slots"], Moving]:
+    """The learning rate of each slot, and which slots train.
+
+    - `sets`: the adapters of the bank, by name.
+
+    **Raises:** `SelectionError` for an unknown name, a rate that is not a number, or an adapter
+    that cannot train in a bank.
+    """
+    for name, rate in rates.items():
+        if name is None or callable(rate):
+            raise SelectionError(
+                f"`rates` must hold a number for the name of an adapter, but has {rate!r} for "
+                f"{name!r}. A schedule belongs into `make`: lambda rate: "
+                "optax.adam(lambda step: rate * schedule(step))"
+            )
+    slots, count = state.snapshot.indices(rates), state.capacity
+    moving = {(path, f): np.zeros(count, bool) for path in state.places for f in FACTORS.values()}
+    for name, slot in zip(rates, slots, strict=True):
+        for path, adapter in sets[name].adapters.items():
+            if not adapter.is_product:
+                raise SelectionError(
+                    f"{name!r} cannot train in a bank: its {adapter.wrapper.__name__} at "
+                    f"{show_path(path)!r} is not just a product of its own factors. Add it as "
+                    "LoRA: extract_adapters(to_lora(...)[0])."
+                )
+            for factor, field in FACTORS.items():
+                moving[path, field][slot] = factor in adapter.wrapper.adapter_fields
+    slot_rates = np.zeros(count)
+    slot_rates[slots] = list(rates.values())
+    return slot_rates, moving
+
+
+def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Moving) -> Any:
+    """`make(rate)` for each slot, as one optimiser of the factors of all slots."""
     with imported_for("AdapterBank.optimiser", "optim", "optax"):
         import optax
 
-    def init(params: PyTree) -> Any:
-        return jax.vmap(lambda rate, own: make(rate).init(own))(typed(params), _front(params))
-
-    def typed(factors: PyTree) -> Array:
-        """The rates in the dtype of the factors: a traced rate would change theirs."""
+    def rates_like(factors: PyTree) -> Array:
+        """The rates in the dtype of the factors: a traced rate would change this dtype."""
         return jnp.asarray(rates, next((x.dtype for x in jax.tree.leaves(factors)), None))
 
-    def moving(keys: Any, x: Array) -> Array:
-        """`x`, or zero in the slots that do not train. Its first axis is that of the slots."""
-        moves = trains[path_str(keys)]
-        return jnp.where(moves.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+    def only_moving(keys: Any, x: Array) -> Array:
+        """`x`, whose first axis is the axis of slots, with zeros in the slots that do not train."""
+        path, _, field = path_str(keys).rpartition("/")
+        is_moving = moving[path, field]
+        return jnp.where(is_moving.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+
+    def init(params: PyTree) -> Any:
+        params = _slots_first(params)
+        return jax.vmap(lambda rate, x: make(rate).init(x))(rates_like(params), params)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def one(rate: Array, *own: Any) -> Any:
-            return make(rate).update(*own)
+        def update_slot(rate: Array, *args: Any) -> Any:
+            return make(rate).update(*args)
 
-        # Before, since norms must not count a frozen factor; and after, since it must not decay.
-        updates = jtu.tree_map_with_path(moving, _front(updates))
-        updates, state = jax.vmap(one)(typed(updates), updates, state, _front(params))
-        updates = jtu.tree_map_with_path(moving, updates)
+        # Before, since norms must not count frozen factors; and after, since these must not decay.
+        updates = jtu.tree_map_with_path(only_moving, _slots_first(updates))
+        args = rates_like(updates), updates, state, _slots_first(params)
+        updates, state = jax.vmap(update_slot)(*args)
+        updates = jtu.tree_map_with_path(only_moving, updates)
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -_FACTOR_NDIM), updates), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _front(tree: PyTree) -> PyTree:
-    """The factors, with the axis of their slots in front of that of a stack."""
+def _slots_first(tree: PyTree) -> PyTree:
+    """The factors, with the axis of slots before the axes of a stack."""
 
     def move(keys: Any, x: Array) -> Array:
-        name = path_str(keys)
-        if name.rpartition("/")[2] not in ("lora_A", "lora_Bt"):
+        path = path_str(keys)
+        if path.rpartition("/")[2] not in Slots.adapter_fields:
             raise SelectionError(
-                f"{name} is not a factor of a slot. Give the optimiser of a bank the trainable "
-                "part that bank.partition() returns."
+                f"{path} is not a factor of a slot. Give the optimiser of a bank the trainable "
+                "tree that bank.partition() returns."
             )
         return jnp.moveaxis(x, -_FACTOR_NDIM, 0)
 

@@ -1,13 +1,14 @@
-"""The values that a slot holds for each adapter of a set."""
+"""The values that a slot holds for the adapters of a set, and how to get the set back."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
 from jno.lora.extending import (
@@ -20,14 +21,16 @@ from jno.lora.extending import (
     show_path,
 )
 from jno.lora.types import LooseAdapter
-from jno_lora_zoo import IA3, DoRA, Method, row_norms
+from jno_lora_zoo import IA3, DoRA, IA3Out, Method, row_norms
 
 from ._slots import slots_class
 
 # By field of `Slots`, without the axis of the slots.
 Values = dict[str, Any]
 
-_PRODUCT = {"lora_A", "lora_B", "multiplier", "bias_update"}
+# The field of `Slots` for each factor of a product.
+FACTORS = {"lora_A": "lora_A", "lora_B": "lora_Bt"}
+_PRODUCT_STATE = {"lora_A", "lora_B", "multiplier", "bias_update"}
 
 
 def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
@@ -38,48 +41,34 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     """
     if not _fits(model, adapters):
         swap_adapters(model, adapters)  # raises, and says why
-    others = [path for path in adapters if not is_product(adapters[path])]
-    problems = [
-        f"{show_path(path)}: a {adapters[path].wrapper.__name__}, which is not of a layer kind"
-        for path in adapters
-        if slots_class(adapters[path].wrapper) is None
-    ]
-    found = {p: _of_product(adapters[p]) for p in adapters if p not in others}
-    if others and not problems:
-        adapted = resolve(swap_adapters(model, adapters))
-        for path, adapter in adapted_layers(adapted):
-            values = _of_adapter(adapter) if path in others else None
-            if values is not None:
-                found[path] = values
-    problems += [
-        f"{show_path(path)}: a {adapters[path].wrapper.__name__}, whose update has another form"
-        for path in adapters
-        if path not in found and not problems
-    ]
+    without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
+    _refuse(adapters, without_kind, "which is not of a layer kind")
+    values: dict[str, Any] = {
+        path: _of_product(adapters[path]) for path in adapters if _has_factors(adapters[path])
+    }
+    if len(values) < len(adapters):
+        adapted = adapted_layers(resolve(swap_adapters(model, adapters)))
+        values |= {path: _of_layer(layer) for path, layer in adapted if path not in values}
+    without_values = [path for path in adapters if values.get(path) is None]
+    _refuse(adapters, without_values, "whose update has another form")
+    return values
+
+
+def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
+    """**Raises:** `SelectionError` if there are any paths."""
+    problems = [f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {reason}" for p in paths]
     if problems:
         raise SelectionError(
             "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
-            f"others), and a scale for each output (DoRA, IA3). These adapters do not fit:\n"
-            f"{bullets(problems)}\nTake the nearest product instead: "
+            "similar methods), and a scale for each output (DoRA, IA3). These adapters do not "
+            f"fit:\n{bullets(problems)}\nTake the nearest product instead: "
             "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0])"
         )
-    for values in found.values():
-        values["lora_Bt"] = _transposed(values.pop("lora_B"))
-    return found
 
 
-def _transposed(B: Any) -> Any:
-    # As NumPy's, which compiles nothing, unless another process has a part of it.
-    is_whole = not isinstance(B, jax.Array) or B.is_fully_addressable
-    return np.swapaxes(np.asarray(B), -1, -2) if is_whole else B.mT
-
-
-def is_product(adapter: LooseAdapter) -> bool:
-    """Whether the update is `s B A` of `lora_A` and `lora_B`, known without the layer."""
-    cls, scale = adapter.wrapper, None
-    if adapter.rank is not None and adapter.alpha is not None:
-        scale = cls.low_rank_scale(adapter.rank, adapter.alpha)
-    return scale is not None and adapter.state.keys() <= _PRODUCT
+def _has_factors(adapter: LooseAdapter) -> bool:
+    """Whether the update is `s B A` of `lora_A` and `lora_B`, beside a trained bias at most."""
+    return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
 
 
 def _fits(model: PyTree, adapters: AdapterSet) -> bool:
@@ -98,44 +87,54 @@ def _fits(model: PyTree, adapters: AdapterSet) -> bool:
 def _of_product(adapter: LooseAdapter) -> Values:
     state = adapter.state
     stack = state["lora_A"].shape[:-2]
-    scale = adapter.wrapper.low_rank_scale(adapter.rank, adapter.alpha)
-    scales = np.full(stack, scale, np.float64)
+    scale = np.full(stack, adapter.scale, np.float64)
     if "multiplier" in state:
-        scales = scales * np.asarray(state["multiplier"], np.float64)
-    values = {"lora_A": state["lora_A"], "lora_B": state["lora_B"], "scale": scales}
-    if "bias_update" in state:
-        values["shift"] = state["bias_update"]
-    return values
+        scale = scale * np.asarray(state["multiplier"], np.float64)
+    shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
+    return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
 
 
-def _of_adapter(adapter: LoRAWrapper) -> Values | None:
-    known = known_factors(adapter)
-    ndim = type(adapter).stack_ndim(adapter.base)
-    if known is not None:
-        one = np.ones(known.A.shape[:-2], np.float32)
-        values = {"lora_A": known.A, "lora_B": known.B, "scale": one}
-    elif isinstance(adapter, Method) and type(adapter).law in (DoRA.law, IA3.law):
-        values = _compiled_over_stack(_of_rows, adapter, ndim)
+def _factors(A: Any, B: Any) -> Values:
+    # Transposed by NumPy, which compiles nothing, unless another process has a part of `B`.
+    is_whole = not isinstance(B, jax.Array) or B.is_fully_addressable
+    return {"lora_A": A, "lora_Bt": np.swapaxes(np.asarray(B), -1, -2) if is_whole else B.mT}
+
+
+def _of_layer(adapter: LoRAWrapper) -> Values | None:
+    """The values of an adapter in its layer; `None` if a slot cannot hold its update."""
+    factors = known_factors(adapter)
+    if factors is not None:
+        scale = np.ones(factors.A.shape[:-2], np.float32)
+        values = {**_factors(factors.A, factors.B), "scale": scale}
+    elif _scales_rows(adapter):
+        values = _compiled_over_stack(_of_rows, adapter)
+        values |= _factors(values["lora_A"], values.pop("lora_B"))
     else:
         return None
     if isinstance(adapter, Method) and type(adapter).bias_law is not Method.bias_law:
-        shift = _compiled_over_stack(_shift, adapter, ndim)
+        shift = _compiled_over_stack(_shift, adapter)
         values |= {} if shift is None else {"shift": shift}
     return values
 
 
+def _scales_rows(adapter: LoRAWrapper) -> bool:
+    """Whether the law is `diag(g) (W + B A)`, perhaps without `B A`."""
+    if not isinstance(adapter, Method) or adapter.method not in (DoRA, IA3, IA3Out):
+        return False
+    return type(adapter).law is adapter.method.law  # a subclass may have a law of its own
+
+
 @eqx.filter_jit
-def _compiled_over_stack(function: Callable[[Any], Any], layer: Any, ndim: int) -> Any:
-    return over_stack(function, ndim)(layer)
+def _compiled_over_stack(function: Callable[[Any], Any], adapter: Any) -> Any:
+    return over_stack(function, adapter.stack_ndim(adapter.base))(adapter)
 
 
 def _of_rows(adapter: Any) -> Values:
-    """The values of a DoRA or an IA3: their law multiplies each row by a number."""
     W = adapter.matrix(adapter.base)
-    if type(adapter).law is IA3.law:
+    if isinstance(adapter, IA3):
         empty = {"lora_A": jnp.zeros((0, W.shape[1])), "lora_B": jnp.zeros((W.shape[0], 0))}
         return {**empty, "scale": jnp.zeros(()), "gain": adapter.scale}
-    # The norm is that of the merged weight. (The forward pass finds it from the factors.)
+    # The norm of the merged weight. (The forward pass of DoRA computes it from the factors.)
     B = adapter.times_scale(adapter.lora_B.astype(W.dtype))
     V = W + B @ adapter.lora_A.astype(W.dtype)
     gain = adapter.row_factor(row_norms(V))
@@ -143,6 +142,35 @@ def _of_rows(adapter: Any) -> Values:
 
 
 def _shift(adapter: Any) -> Any:
-    """The change of the bias; `None` without one."""
+    """The change of the bias; `None` without a bias."""
     bias = adapter.bias_of(adapter.base)
     return None if bias is None else adapter.bias_law(bias) - bias
+
+
+def without_factors(adapters: AdapterSet) -> AdapterSet:
+    """The set with shapes in the place of the factors of its products, which are in a slot."""
+    loose = dict(adapters.adapters)
+    for path, adapter in loose.items():
+        if _has_factors(adapter):
+            factors = {name: adapter.state[name] for name in FACTORS}
+            shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in factors.items()}
+            loose[path] = dataclasses.replace(adapter, state={**adapter.state, **shapes})
+    return AdapterSet(loose, adapters.shared)
+
+
+def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> AdapterSet:
+    """The set of `without_factors`, with arrays in the place of its shapes.
+
+    - `read`: the array of a slot, by the path of a layer and the field of `Slots`.
+    """
+    loose = dict(adapters.adapters)
+    for path, adapter in loose.items():
+        if _has_factors(adapter):
+            factors = {"lora_A": read(path, "lora_A"), "lora_B": read(path, "lora_Bt").mT}
+            factors = {name: _unpadded(x, adapter.state[name]) for name, x in factors.items()}
+            loose[path] = dataclasses.replace(adapter, state={**adapter.state, **factors})
+    return AdapterSet(loose, adapters.shared)
+
+
+def _unpadded(array: Array, form: jax.ShapeDtypeStruct) -> Array:
+    return array[tuple(slice(0, size) for size in form.shape)].astype(form.dtype)

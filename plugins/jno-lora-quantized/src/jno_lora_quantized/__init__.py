@@ -4,8 +4,8 @@ from ._array import QuantizedArray
 from ._errors import QuantizationError, QuantizationErrors, quantization_errors
 from ._files import load_quantized, save_quantized
 from ._loftq import loftq
-from ._plan import QuantizationPlan, QuantizationRow
-from ._quantize import dequantize, plan_quantization, quantize
+from ._plan import QuantizationPlan, QuantizationRow, plan_quantization
+from ._quantize import dequantize, quantize
 
 __all__ = [
     "QuantizationError",

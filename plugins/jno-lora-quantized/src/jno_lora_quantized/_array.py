@@ -1,4 +1,4 @@
-"""The array type that stands in the place of a quantised weight."""
+"""The array type that takes the place of a quantised weight."""
 
 import functools
 import math
@@ -8,15 +8,18 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from jno.lora.coded import CodedArray, row_products
+from jno.lora.extending import over_stack
 
 from ._linear import Applied, linear
 from ._schemes import Scheme
 
-# The numbers that are decoded at once where the norms of rows are computed.
+# How many numbers are decoded at a time for the norms of rows.
 _AT_ONCE = 2**16
 
 
@@ -24,11 +27,11 @@ class QuantizedArray(CodedArray):
     """A frozen weight as codes. It reads like the weight: `shape`, `dtype`, `W @ x`, `W[rows]`.
 
     All leaves are integers: filters, casts and optimisers leave them alone. `W @ x` keeps the codes
-    for the backward pass, and decodes them again there. Everything else, such as `jnp.asarray(W)`
-    or `x @ W.T`, decodes the weight, and keeps what it needs of that.
+    for the backward pass, and decodes them again there. All other operations, such as
+    `jnp.asarray(W)` or `x @ W.T`, decode the weight and may keep it.
 
     - `codes`: the codes of one weight as a matrix of rows, after the axes of a stack.
-    - `parts`: the arrays that the scales are made of. float32 is kept as its bits.
+    - `parts`: the encoded scales. Numbers in float32 are stored as their bits.
     - `form`: the shape of one weight.
     - `dtype`: the dtype of the weight. Decoding computes in float32 and casts.
     """
@@ -58,11 +61,11 @@ class QuantizedArray(CodedArray):
 
     @property
     def sharding(self) -> Any:
-        """The weight's sharding, which follows from that of the codes."""
-        found = self.codes.sharding
-        if not isinstance(found, NamedSharding):
-            return found
-        return NamedSharding(found.mesh, PartitionSpec(*tuple(found.spec)[: self.ndim]))
+        """The weight's sharding, which follows from the sharding of the codes."""
+        sharding = self.codes.sharding
+        if not isinstance(sharding, NamedSharding):
+            return sharding
+        return NamedSharding(sharding.mesh, PartitionSpec(*tuple(sharding.spec)[: self.ndim]))
 
     @property
     def nbytes(self) -> int:
@@ -70,14 +73,13 @@ class QuantizedArray(CodedArray):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
     def decoded(self) -> Array:
-        over_stack = self._rows_of_one
-        for _ in range(self.codes.ndim - 2):
-            over_stack = jax.vmap(over_stack)
-        return over_stack(self.codes, self.parts).reshape(self.shape)
-
-    def _rows_of_one(self, codes: Array, parts: tuple[Array, ...]) -> Array:
         columns = math.prod(self.form[1:])
-        return self.scheme.decode(codes, parts, columns).astype(self.dtype)
+
+        def decode(codes: Array, parts: tuple[Array, ...]) -> Array:
+            return self.scheme.decode(codes, parts, columns).astype(self.dtype)
+
+        decode = over_stack(decode, self.codes.ndim - 2)
+        return decode(self.codes, self.parts).reshape(self.shape)
 
     def astype(self, dtype: Any) -> "QuantizedArray":
         return QuantizedArray(self.codes, self.parts, self.form, _floating(dtype), self.scheme)
@@ -87,9 +89,9 @@ class QuantizedArray(CodedArray):
         return linear(Applied(function, structure), x, *leaves)
 
     def row_products(self, A: Float[Array, "r in"]) -> tuple[Array, Array]:
-        """`W A^T` and the squared norm of each row, by blocks of rows: `W` is never there whole."""
+        """`W A^T` and the squared norm of each row, by blocks of rows: never holds all of `W`."""
         A, count = A.astype(self.compute_dtype), self.form[0]
-        # In four steps at least: XLA would take a loop of one step apart, and hold all weights.
+        # At least four steps: XLA would unroll a loop of one step, and hold all weights.
         at_once = max(1, min(-(-count // 4), _AT_ONCE // math.prod(self.form[1:])))
         starts = jnp.arange(0, count, at_once)
 
@@ -97,8 +99,8 @@ class QuantizedArray(CodedArray):
             rows = jnp.minimum(start + jnp.arange(at_once), count - 1)
             return row_products(self._rows(rows).astype(A.dtype), A)
 
-        found = jax.lax.map(products, starts)
-        return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], found)
+        blocks = jax.lax.map(products, starts)
+        return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], blocks)
 
     def _rows(self, rows: Integer[Array, " n"]) -> Float[Array, "n columns"]:
         """These rows of one weight as a matrix."""
@@ -106,19 +108,17 @@ class QuantizedArray(CodedArray):
         return self.scheme.decode(self.codes[rows], self.parts, columns, rows).astype(self.dtype)
 
     def __getitem__(self, index: Any) -> Array:
-        # Rows by their numbers, as in a lookup. Of others, the whole weight is decoded.
-        is_number = isinstance(index, int) or jnp.issubdtype(
-            getattr(index, "dtype", bool), jnp.integer
-        )
-        if self.codes.ndim > 2 or not is_number:
+        # A lookup decodes only its rows. Any other index decodes the whole weight.
+        dtype = getattr(index, "dtype", int if isinstance(index, int) else bool)
+        if self.codes.ndim > 2 or not jnp.issubdtype(dtype, jnp.integer):
             return self.decoded()[index]
-        # JAX's own rules: negative numbers count from the end, and others are clamped.
+        # JAX's own rules: negative numbers count from the end, and numbers are clamped.
         rows = jnp.arange(self.form[0])[index]
         return self._rows(rows.reshape(-1)).reshape(*rows.shape, *self.form[1:])
 
     @classmethod
     def of(cls, weight: Array, scheme: Scheme, stack_ndim: int = 0) -> "QuantizedArray":
-        """The codes of a floating array, whose first `stack_ndim` axes are those of a stack."""
+        """The codes of a floating array with `stack_ndim` axes of a stack in front."""
         stack, form = weight.shape[:stack_ndim], weight.shape[stack_ndim:]
         matrices = weight.reshape(*stack, form[0], -1)
         codes, parts = _encode(matrices, scheme=scheme)
@@ -127,15 +127,40 @@ class QuantizedArray(CodedArray):
 
 @functools.partial(jax.jit, static_argnames="scheme")
 def _encode(matrices: Array, *, scheme: Scheme) -> tuple[Array, tuple[Array, ...]]:
-    encode = scheme.encode
-    for _ in range(matrices.ndim - 2):
-        encode = jax.vmap(encode)
-    return encode(matrices.astype(jnp.float32))
+    return over_stack(scheme.encode, matrices.ndim - 2)(matrices.astype(jnp.float32))
 
 
 def _floating(dtype: Any) -> Any:
-    """**Raises:** `TypeError` unless `dtype` is a floating one."""
+    """**Raises:** `TypeError` unless `dtype` is a floating dtype."""
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"a quantised weight reads as floating numbers, not as {dtype}")
     return dtype
+
+
+def placed_like(array: Any, weight: Any) -> Any:
+    """`array` on the mesh of `weight`, cut along the same axes; codes only where these divide."""
+    sharding = None if isinstance(weight, Tracer) else getattr(weight, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return array
+    if not isinstance(array, QuantizedArray):
+        return jax.device_put(array, sharding)
+    mesh, ndim = sharding.mesh, array.codes.ndim
+    spec = (*sharding.spec, *(None,) * (weight.ndim - len(sharding.spec)))
+
+    def place(leaf: Any) -> Any:
+        # Codes and scales have the axes of the stack, and mostly an axis of rows and one of blocks.
+        pairs = zip(
+            spec[:ndim] if leaf.ndim == ndim else spec[: ndim - 2], leaf.shape, strict=False
+        )
+        axes = [axis if _divides(mesh, axis, size) else None for axis, size in pairs]
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map(place, array)
+
+
+def _divides(mesh: Any, axis: Any, size: int) -> bool:
+    if axis is None:
+        return True
+    names = axis if isinstance(axis, tuple) else (axis,)
+    return size % int(np.prod([mesh.shape[name] for name in names])) == 0

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 # NormalFloat4: the 16 values of appendix E of the QLoRA paper (arXiv:2305.14314), quantiles of the
-# normal distribution such that zero has a code.
+# normal distribution that include zero.
 NORMAL_FLOAT_4 = (
     -1.0,
     -0.6961928009986877,
@@ -32,18 +32,18 @@ NORMAL_FLOAT_4 = (
 def dynamic_tree_8() -> np.ndarray:
     """The 256 values of the signed dynamic data type, ascending, in float32.
 
-    A sign, a decimal exponent `e` from -6 to 0, and a fraction: the exponent `e` has `2^(e + 6)`
-    fractions, the midpoints of equal parts of `[0.1, 1]`. Then zero and one.
+    A value has a sign, a decimal exponent `e` from -6 to 0, and a fraction. The exponent `e` has
+    `2^(e + 6)` fractions: the midpoints of equal intervals of `[0.1, 1]`. Zero and one are added.
 
     Paper: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861.
     """
     values = [0.0, 1.0]
     for exponent in range(-6, 1):
-        parts = 2 ** (exponent + 6)
-        # A float32 step from both ends, rounded once: to the last bit the values of bitsandbytes.
-        step, places = float(np.float32(0.9) / np.float32(parts)), np.arange(parts + 1)
-        lower, upper = float(np.float32(0.1)) + step * places, 1 - step * (parts - places)
-        edges = np.where(places < (parts + 1) // 2, lower, upper).astype(np.float32)
+        count = 2 ** (exponent + 6)
+        # Steps in float32 from both ends, rounded once: the values of bitsandbytes to the last bit.
+        step, places = float(np.float32(0.9) / np.float32(count)), np.arange(count + 1)
+        lower, upper = float(np.float32(0.1)) + step * places, 1 - step * (count - places)
+        edges = np.where(places < (count + 1) // 2, lower, upper).astype(np.float32)
         middles = (edges[:-1] + edges[1:]) / np.float32(2)
         positive = (np.float32(10.0**exponent) * middles).tolist()
         values += [*positive, *(-value for value in positive)]
@@ -51,15 +51,15 @@ def dynamic_tree_8() -> np.ndarray:
 
 
 def nearest_code(values: Float[Array, "*axes"], book: np.ndarray) -> UInt8[Array, "*axes"]:
-    """The index of the entry of the ascending `book` that is nearest: the lower one of two."""
-    # Counted, not searched for: XLA fuses this, and holds no more than `values` and the codes.
+    """The index of the nearest entry of the ascending `book`; of two, the lower index."""
+    # Counting instead of a search: XLA fuses it, and holds only `values` and the codes.
     entries, value = jnp.asarray(book).reshape(*(1,) * values.ndim, -1), values[..., None]
     is_nearer = entries[..., 1:] - value < value - entries[..., :-1]
     return jnp.sum(is_nearer, axis=-1, dtype=jnp.uint8)
 
 
-def chosen(codes: UInt8[Array, "*axes"], book: tuple[float, ...]) -> Float[Array, "*axes"]:
-    """`book[codes]` for 16 entries, by selections: XLA fuses them, and looks no table up."""
+def decoded(codes: UInt8[Array, "*axes"], book: tuple[float, ...]) -> Float[Array, "*axes"]:
+    """`book[codes]` for 16 entries, by selections, which XLA fuses, instead of a table."""
     entries = [jnp.float32(value) for value in book]
     for bit in range(4):
         is_odd = (codes >> jnp.uint8(bit)) & jnp.uint8(1) == 1

@@ -1,4 +1,4 @@
-"""The distance of a quantised model's weights from those of its original."""
+"""The distance of a quantised model's weights from the original weights."""
 
 import dataclasses
 import math
@@ -10,10 +10,10 @@ from jaxtyping import Array, PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.coded import is_coded
-from jno.lora.extending import Printed, expect_model, layers_at, path_str, show_path, table
+from jno.lora.extending import Printed, expect_model, layers_at, show_path, table
 from jno.lora.types import Table
 
-from ._quantize import layers_to_quantize
+from ._candidates import quantizable_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class QuantizationError:
     """One layer, and how far its weight, with its adapter, is from the original.
 
     - `adapter`: the class of the layer's adapter; `None` without one.
-    - `relative`: the Frobenius norm of the difference over that of the original weight.
+    - `relative`: the Frobenius norm of the difference, relative to the norm of the original weight.
     - `largest`: the largest absolute difference of two entries.
     """
 
@@ -44,17 +44,10 @@ class QuantizationErrors(Printed[QuantizationError]):
     def _table(self) -> Table:
         columns = [("path", "left"), ("layer", "left"), ("scheme", "left"), ("adapter", "left")]
         columns += [("relative error", "right"), ("largest error", "right")]
-        rows = (
-            (
-                show_path(row.path),
-                row.layer,
-                row.scheme,
-                row.adapter or "",
-                f"{row.relative:.4f}",
-                f"{row.largest:.3g}",
-            )
-            for row in self.rows
-        )
+        rows: list[tuple[str, ...]] = []
+        for row in self.rows:
+            errors = f"{row.relative:.4f}", f"{row.largest:.3g}"
+            rows.append((show_path(row.path), row.layer, row.scheme, row.adapter or "", *errors))
         return table(
             f"{len(self.rows)} quantised layers",
             columns,
@@ -64,51 +57,47 @@ class QuantizationErrors(Printed[QuantizationError]):
 
 
 def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
-    """The errors of the weights of a quantised model, adapters merged, against the original ones.
+    """How far the weights of a quantised model, with merged adapters, are from the originals.
 
     **Arguments:**
 
     - `model`: the model before it was adapted and quantised.
-    - `quantized`: what was made from it: by `quantize`, with adapters or without, or by `loftq`.
+    - `quantized`: the quantised model, from `quantize` (with or without adapters) or `loftq`.
 
-    **Raises:** `SelectionError` if no layer of `model` is a quantised one of `quantized`, if the
-    weight at a path has another shape there, and if one of the two is a `Net` or a set.
+    **Raises:** `SelectionError` if no layer of `model` is quantised in `quantized`, if the weight
+    at a path has another shape there, and if `model` or `quantized` is a `Net` or a set.
     """
     expect_model(model, "quantization_errors")
     expect_model(quantized, "quantization_errors")
-    layers = {
-        path_str(keys): layer
-        for keys, layer, reason in layers_to_quantize(model, None)
-        if reason is None
-    }
-    found = layers_at(quantized, layers)
+    originals = quantizable_layers(model)
+    layers = layers_at(quantized, originals)
     rows: list[QuantizationError] = []
-    sums: list[tuple[float, float]] = []
-    for path, layer in layers.items():
-        made = found.get(path)
-        codes = _base_of(made)
+    squares: list[tuple[float, float]] = []
+    for path, original in originals.items():
+        layer: Any = layers.get(path)
+        codes = _weight_of_base(layer)
         if not is_coded(codes):
             continue
-        if codes.shape != layer.weight.shape:
+        if codes.shape != original.weight.shape:
             raise SelectionError(
-                f"The weight at {show_path(path)!r} has the shape {layer.weight.shape} in the "
+                f"The weight at {show_path(path)!r} has the shape {original.weight.shape} in the "
                 f"original model, and {codes.shape} in the quantised one."
             )
-        missing, whole, largest = map(float, _differences(layer.weight, made.weight))
-        sums.append((missing, whole))
-        adapter = type(made).__name__ if isinstance(made, LoRAWrapper) else None
-        names = type(layer).__name__, codes.code, adapter
+        missing, whole, largest = map(float, _differences(original.weight, layer.weight))
+        squares.append((missing, whole))
+        adapter = type(layer).__name__ if isinstance(layer, LoRAWrapper) else None
+        names = type(original).__name__, codes.code, adapter
         rows.append(QuantizationError(path, *names, _ratio(missing, whole), largest))
     if not rows:
         raise SelectionError(
             "No layer of the first model is quantised in the second one. Give the original model "
             "first, and the quantised one second."
         )
-    missing, whole = map(sum, zip(*sums, strict=True))
+    missing, whole = map(sum, zip(*squares, strict=True))
     return QuantizationErrors(tuple(rows), _ratio(missing, whole), max(row.largest for row in rows))
 
 
-def _base_of(layer: Any) -> Any:
+def _weight_of_base(layer: Any) -> Any:
     while isinstance(layer, LoRAWrapper):
         layer = layer.base
     return getattr(layer, "weight", None)
@@ -116,9 +105,10 @@ def _base_of(layer: Any) -> Any:
 
 @jax.jit
 def _differences(original: Array, weight: Any) -> tuple[Array, Array, Array]:
-    old = jnp.asarray(original, jnp.float32)
-    rest = jnp.asarray(weight).astype(jnp.float32) - old
-    return jnp.sum(rest**2), jnp.sum(old**2), jnp.max(jnp.abs(rest))
+    """The squared norms of the difference and of the original, and the largest difference."""
+    original = jnp.asarray(original, jnp.float32)
+    difference = jnp.asarray(weight).astype(jnp.float32) - original
+    return jnp.sum(difference**2), jnp.sum(original**2), jnp.max(jnp.abs(difference))
 
 
 def _ratio(missing: float, whole: float) -> float:

@@ -28,9 +28,9 @@ from jno.lora.extending import (
     write_together,
 )
 
-from ._array import QuantizedArray
+from ._array import QuantizedArray, placed_like
+from ._candidates import quantizable_layers, weight_kind
 from ._layers import all_plain, decoding
-from ._quantize import is_convolution, placed_like, stack_axes
 from ._schemes import scheme_named
 
 M = TypeVar("M")
@@ -40,14 +40,14 @@ _KEY = "jno_lora_quantized"
 
 
 def save_quantized(model: PyTree, path: FilePath) -> None:
-    """Write all arrays of a model into one safetensors file: codes as they are, the rest as well.
+    """Write all arrays of a model, codes among them, into one safetensors file.
 
-    Whatever happens meanwhile, there is the old file or the new one, whole.
+    Even if the process ends meanwhile, the old file or the new file is there, whole.
 
     **Arguments:**
 
-    - `model`: a model without adapters. (`save_adapters` keeps those of `unwrap_lora(model)`.)
-    - `path`: of the file, by custom `NAME.safetensors`. Its directory must exist.
+    - `model`: a model without adapters, such as `unwrap_lora(model)`.
+    - `path`: of the file, usually `NAME.safetensors`. Its directory must exist.
 
     **Raises:** `CheckpointError` if the model has adapters, an array cannot be stored, or the file
     cannot be written; `SelectionError` if `model` is a `Net` or a set.
@@ -61,19 +61,20 @@ def save_quantized(model: PyTree, path: FilePath) -> None:
     import safetensors.numpy  # here, because only those who save and load need it
 
     tensors: dict[str, np.ndarray] = {}
-    coded: dict[str, Any] = {}
-    for name, node in _arrays(model):
-        if isinstance(node, QuantizedArray):
-            stack_ndim = node.codes.ndim - 2
-            form = {"dtype": str(node.dtype), "stack_ndim": stack_ndim}
-            coded[name] = {**form, "scheme": node.scheme.name, **dataclasses.asdict(node.scheme)}
-        for own, leaf in _leaves(name, node):
-            if own in tensors:
+    descriptions: dict[str, Any] = {}
+    for name, array in _arrays(model):
+        if isinstance(array, QuantizedArray):
+            form = {"dtype": str(array.dtype), "stack_ndim": array.codes.ndim - 2}
+            scheme = {"scheme": array.scheme.name, **dataclasses.asdict(array.scheme)}
+            descriptions[name] = {**form, **scheme}
+        for tensor_name, leaf in _tensors(name, array):
+            if tensor_name in tensors:
                 raise CheckpointError(
-                    f"Two arrays have the path {own!r}: a dict key in it holds a slash. Rename it."
+                    f"Two arrays have the path {tensor_name!r}: a dict key in it holds a slash. "
+                    "Rename it."
                 )
-            tensors[own] = values_of(leaf, f"The array {own!r}")
-    metadata = {_KEY: json.dumps({"version": 1, "weights": coded})}
+            tensors[tensor_name] = values_of(leaf, f"The array {tensor_name!r}")
+    metadata = {_KEY: json.dumps({"version": 1, "weights": descriptions})}
     write_together({path: safetensors.numpy.save(tensors, metadata=metadata)})
 
 
@@ -83,8 +84,8 @@ def load_quantized(template: M, path: FilePath) -> M:
     **Arguments:**
 
     - `template`: a model of the same classes and shapes, quantised or not. Its values are not
-        used: `eqx.filter_eval_shape(make_model)` gives one without memory. Arrays go onto the mesh
-        of the template's, if these lie on one.
+        used: `eqx.filter_eval_shape(make_model)` gives one without memory. If its arrays lie on a
+        mesh, the arrays of the file go onto this mesh.
     - `path`: of the file.
 
     **Returns:** the template with the file's arrays and quantised weights in it.
@@ -94,78 +95,71 @@ def load_quantized(template: M, path: FilePath) -> M:
     """
     expect_model(template, "load_quantized")
     plain = eqx.filter_eval_shape(all_plain, template)
-    stacks = eqx.filter_eval_shape(stack_axes, plain)
+    stacks = eqx.filter_eval_shape(_stack_ndims, plain)
     tensors, metadata = read_file(path)
-    coded = _described(path, metadata)
-    expected, old_ones = dict(_arrays(plain)), dict(_arrays(template))
-    made: dict[str, Any] = {}
+    descriptions = _descriptions(path, metadata)
+    old_arrays = dict(_arrays(template))
+    arrays: dict[str, Any] = {}
     problems: list[str] = []
-    for name, old in expected.items():
-        new = _coded_form(old, stacks.get(name), coded[name]) if name in coded else old
-        if isinstance(new, str):
-            problems.append(f"{name}: {new}")
+    for name, form in dict(_arrays(plain)).items():
+        if name in descriptions:
+            form = _coded_form(form, stacks.get(name), descriptions.pop(name))
+        misfits = [f"{name}: {form}"] if isinstance(form, str) else _misfits(name, form, tensors)
+        if misfits:
+            problems += misfits
             continue
-        leaves = dict(_leaves(name, new))
-        wrong = [
-            f"{own}: expected {show_array(leaf)}, the file has "
-            + (show_array(tensors[own]) if own in tensors else "no such array")
-            for own, leaf in leaves.items()
-            if own not in tensors or not _is_alike(tensors[own], leaf)
-        ]
-        problems += wrong
-        if not wrong:
-            values = [jnp.asarray(tensors.pop(own)) for own in leaves]
-            array = jtu.tree_unflatten(jtu.tree_structure(new), values)
-            made[name] = placed_like(array, old_ones[name])
-    problems += [f"{name}: not an array of the model" for name in coded if name not in expected]
+        values = [jnp.asarray(tensors.pop(tensor_name)) for tensor_name, _ in _tensors(name, form)]
+        array = jtu.tree_unflatten(jtu.tree_structure(form), values)
+        arrays[name] = placed_like(array, old_arrays[name])
+    problems += [f"{name}: not an array of the model" for name in descriptions]
     if not problems:
         problems += [f"{name}: not an array of the model" for name in tensors]
     if problems:
         raise CheckpointError(
             f"{os.fspath(path)!r} does not fit the template:\n{bullets(problems)}"
         )
-    return _filled(plain, made)
+    filled = jtu.tree_map_with_path(lambda keys, leaf: arrays.get(path_str(keys), leaf), plain)
+    return decoding(filled)
 
 
-def _filled(plain: Any, made: dict[str, Any]) -> Any:
-    """The template, with these arrays in the places of its shapes."""
-    filled = jtu.tree_map_with_path(lambda keys, leaf: made.get(path_str(keys), leaf), plain)
+def _misfits(name: str, form: Any, tensors: Mapping[str, Any]) -> list[str]:
+    """Why tensors of a file are not the array `name` of this form."""
+    misfits: list[str] = []
+    for tensor_name, leaf in _tensors(name, form):
+        tensor = tensors.get(tensor_name)
+        if tensor is None or tensor.shape != leaf.shape or tensor.dtype != leaf.dtype:
+            shown = "no such array" if tensor is None else show_array(tensor)
+            misfits.append(f"{tensor_name}: expected {show_array(leaf)}, the file has {shown}")
+    return misfits
 
-    def is_layer(node: Any) -> bool:
-        return isinstance(node, eqx.Module) and is_convolution(node) and is_coded(node.weight)
 
-    return jax.tree.map(
-        lambda node: decoding(node) if is_layer(node) else node, filled, is_leaf=is_layer
-    )
+def _coded_form(weight: Any, ndim: int | None, description: Any) -> QuantizedArray | str:
+    """The quantised form of a weight by a file's description, or why there is none.
 
-
-def _coded_form(weight: Any, stack_ndim: int | None, described: Any) -> QuantizedArray | str:
-    """The quantised form of a weight by a file's description, or what is wrong with it.
-
-    - `stack_ndim`: the number of axes of its stack; `None` if it is not a weight to quantise.
+    - `ndim`: the number of axes of a stack; `None` if the weight cannot be quantised.
     """
-    if stack_ndim is None:
+    if ndim is None:
         return "the file has codes, but it is not a weight that `quantize` takes"
     try:
-        rest = dict(described)
-        dtype, stack, name = (rest.pop(it) for it in ("dtype", "stack_ndim", "scheme"))
-        scheme = scheme_named(name, **rest)
+        settings = dict(description)
+        dtype, stack = settings.pop("dtype"), settings.pop("stack_ndim")
+        scheme = scheme_named(settings.pop("scheme"), **settings)
     except (TypeError, ValueError, KeyError, SelectionError) as err:
-        return f"the file describes {reprlib.repr(described)}, which is not a known form ({err})"
-    if dtype != str(weight.dtype) or stack != stack_ndim:
+        return f"the file describes {reprlib.repr(description)}, which is not a known form ({err})"
+    if dtype != str(weight.dtype) or stack != ndim:
         return (
-            f"the file has the form {reprlib.repr(described)}, the template {show_array(weight)}, "
-            f"in a stack of {stack_ndim} axes"
+            f"the file has the form {reprlib.repr(description)}, the template "
+            f"{show_array(weight)}, in a stack of {ndim} axes"
         )
-    make = functools.partial(QuantizedArray.of, scheme=scheme, stack_ndim=stack_ndim)
-    return eqx.filter_eval_shape(make, weight)
+    encode = functools.partial(QuantizedArray.of, scheme=scheme, stack_ndim=ndim)
+    return eqx.filter_eval_shape(encode, weight)
 
 
-def _described(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _descriptions(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The descriptions of the quantised weights in a file with these metadata."""
     try:
-        found = json.loads(metadata.get(_KEY, "null"))
-        weights = found["weights"] if found["version"] == 1 else None
+        content = json.loads(metadata.get(_KEY, "null"))
+        weights = content["weights"] if content["version"] == 1 else None
     except (ValueError, TypeError, KeyError, RecursionError):
         weights = None
     if not isinstance(weights, dict):
@@ -176,8 +170,15 @@ def _described(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:
     return weights
 
 
+def _stack_ndims(model: PyTree) -> dict[str, int]:
+    """The number of axes of a stack, by the path of each weight that can be quantised."""
+    layers = quantizable_layers(model)
+    ndims = {path: weight_kind(layer).stack_ndim(layer) for path, layer in layers.items()}
+    return {f"{path}/weight".lstrip("/"): ndim for path, ndim in ndims.items()}
+
+
 def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
-    """The arrays of `tree`, quantised ones as one, with their paths."""
+    """The arrays of `tree`, with their paths. A quantised weight counts as one array."""
     return [
         (path_str(keys), node)
         for keys, node in jtu.tree_leaves_with_path(tree, is_leaf=is_coded)
@@ -185,11 +186,7 @@ def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
     ]
 
 
-def _leaves(name: str, node: Any) -> list[tuple[str, Any]]:
-    """The arrays that a file keeps for one array of a model."""
-    found = jtu.tree_leaves_with_path(node)
-    return [(f"{name}/{path_str(keys)}" if keys else name, leaf) for keys, leaf in found]
-
-
-def _is_alike(one: Any, other: Any) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype
+def _tensors(name: str, array: Any) -> list[tuple[str, Any]]:
+    """The tensors that a file holds for the array `name` of a model, with their names."""
+    leaves = jtu.tree_leaves_with_path(array)
+    return [(f"{name}/{path_str(keys)}" if keys else name, leaf) for keys, leaf in leaves]

@@ -1,7 +1,7 @@
 """Convolutions with quantised kernels.
 
-JAX's convolution takes arrays only, where the product `W @ x` of a linear layer asks `W` first. So
-these layers get a class of their own, whose call decodes the kernel.
+The product `W @ x` of a linear layer asks `W` first, but JAX's convolution takes only arrays. So
+these layers get a subclass whose call decodes the kernel.
 """
 
 import copy
@@ -14,11 +14,14 @@ import jax
 from jaxtyping import Array
 
 from jno.lora.coded import is_coded, with_arrays
+from jno_lora_zoo import KernelLayer
+
+from ._candidates import weight_kind
 
 
 @dataclasses.dataclass(frozen=True)
 class _Convolution:
-    """The convolution of a layer without arrays and bias, as a function of its kernel."""
+    """The convolution of `frame`, a layer without arrays and bias, by a kernel."""
 
     frame: Any
 
@@ -42,14 +45,8 @@ def _decoding(cls: Any) -> Any:
     def reduce(self: Any) -> Any:
         return _with_class, (cls, vars(self))
 
-    members = {
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "__call__": call,
-        "__reduce__": reduce,
-        "stands_for": cls,
-    }
+    members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members |= {"__call__": call, "__reduce__": reduce, "stands_for": cls}
     return type(cls)(cls.__name__, (cls,), members)
 
 
@@ -60,34 +57,38 @@ def _frame(layer: Any) -> Any:
 
 
 def _with_class(cls: Any, fields: dict[str, Any]) -> Any:
-    layer = object.__new__(_decoding(cls))
+    return _new(_decoding(cls), fields)
+
+
+def _new(cls: Any, fields: dict[str, Any]) -> Any:
+    """A layer of a class with these fields. (Its constructor would make other arrays.)"""
+    layer = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(layer, name, value)
     return layer
 
 
-def decoding(layer: Any) -> Any:
-    """`layer`, with a call that decodes its weight."""
-    return _with_class(type(layer), vars(layer))
+def decoding(tree: Any) -> Any:
+    """`tree`, with a call that decodes in its convolutions whose kernels are coded."""
 
+    def is_convolution(node: Any) -> bool:
+        kind = weight_kind(node)
+        return kind is not None and issubclass(kind, KernelLayer) and is_coded(node.weight)
 
-def plain(node: Any) -> Any:
-    """`node` with plain arrays and, if it is a layer of `decoding`, the class that it had."""
-    node = with_arrays(node)
-    if not is_decoding(node):
-        return node
-    layer = object.__new__(type(node).stands_for)
-    for name, value in vars(node).items():
-        object.__setattr__(layer, name, value)
-    return layer
+    def with_call(node: Any) -> Any:
+        return _with_class(type(node), vars(node)) if is_convolution(node) else node
 
-
-def is_decoding(node: Any) -> bool:
-    """Whether `node` is a layer of `decoding`."""
-    return isinstance(node, eqx.Module) and "stands_for" in vars(type(node))
+    return jax.tree.map(with_call, tree, is_leaf=is_convolution)
 
 
 def all_plain(tree: Any) -> Any:
-    """`tree`, with plain arrays and classes."""
-    is_leaf = lambda node: is_coded(node) or is_decoding(node)  # noqa: E731
-    return jax.tree.map(lambda node: plain(node) if is_leaf(node) else node, tree, is_leaf=is_leaf)
+    """`tree` with plain arrays, and with the classes that its layers had before `decoding`."""
+
+    def is_decoding(node: Any) -> bool:
+        return isinstance(node, eqx.Module) and "stands_for" in vars(type(node))
+
+    def plain(node: Any) -> Any:
+        node = with_arrays(node)
+        return _new(type(node).stands_for, vars(node)) if is_decoding(node) else node
+
+    return jax.tree.map(plain, tree, is_leaf=lambda node: is_coded(node) or is_decoding(node))

@@ -1,8 +1,8 @@
 """A product that keeps codes for the backward pass, and decodes them again there.
 
-A primitive that is linear in `x`, given the codes. Its derivatives are such products too, of any
-order and in every mode. (A function with a derivative rule of its own would fail in the second
-derivatives of losses that contain derivatives.)
+The product is a primitive that is linear in `x`, given the codes. Its derivatives are such products
+too, of any order and in every mode. (A function with a custom derivative rule would fail in the
+second derivatives of losses that contain derivatives.)
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-# A hashable function of `x` and the leaves of a coded array, linear in `x`. Equal ones share
+# A hashable function of `x` and the leaves of a coded array, linear in `x`. Equal functions share
 # compiled programs.
 Map = Callable[..., Array]
 
@@ -36,24 +36,24 @@ class Applied:
 
 @dataclasses.dataclass(frozen=True)
 class _Transposed:
-    """The transpose of `of`, which takes an `x` of this type."""
+    """The transpose of a function of `x`, whose type is `x_type`."""
 
-    of: Map
-    x: Any
+    function: Map
+    x_type: Any
 
     def __call__(self, y: Array, *leaves: Array) -> Array:
-        return jax.linear_transpose(lambda x: self.of(x, *leaves), self.x)(y)[0]
+        return jax.linear_transpose(lambda x: self.function(x, *leaves), self.x_type)(y)[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Mapped:
-    """`of`, mapped over these axes of `x` and of the leaves."""
+    """A function, mapped over these axes of `x` and of the leaves."""
 
-    of: Map
+    function: Map
     axes: tuple[int | None, ...]
 
     def __call__(self, x: Array, *leaves: Array) -> Array:
-        return jax.vmap(self.of, self.axes)(x, *leaves)
+        return jax.vmap(self.function, self.axes)(x, *leaves)
 
 
 linear_p = Primitive("jno_lora_linear")
@@ -64,24 +64,18 @@ def linear(function: Map, x: Array, *leaves: Array) -> Array:
     return linear_p.bind(x, *leaves, function=function)
 
 
-@functools.lru_cache(maxsize=4096)
-def _compiled(function: Map) -> Map:
-    return jax.jit(function)
-
-
-@linear_p.def_impl
-def _run(*args: Array, function: Map) -> Array:
-    return _compiled(function)(*args)
+_compiled = functools.lru_cache(maxsize=4096)(jax.jit)
+linear_p.def_impl(lambda *args, function: _compiled(function)(*args))
 
 
 @linear_p.def_abstract_eval
 def _abstract(*args: Any, function: Map) -> ShapedArray:
-    # Traced with the arguments' own types, which say how they lie on a mesh.
+    # Traced with the types of the arguments, which say how they lie on a mesh.
     return jax.make_jaxpr(function)(*args).out_avals[0]
 
 
 def _differentiate(primals: Any, tangents: Any, *, function: Map) -> tuple[Array, Any]:
-    # The leaves are codes, integers without tangents: `x` has one if this is called.
+    # Only `x` has a tangent: the leaves are codes, which are integers.
     (x, *leaves), dx = primals, tangents[0]
     return linear(function, x, *leaves), linear(function, dx, *leaves)
 
@@ -96,23 +90,23 @@ def _batch(args: Any, axes: Any, *, function: Map) -> tuple[Array, int]:
 
 
 def _expand(primals: Any, series: Any, *, function: Map) -> tuple[Array, list[Array]]:
-    """The rule of Taylor mode: each coefficient of `x` alone."""
+    """The rule of Taylor mode, which maps each coefficient of `x` separately."""
     x, *leaves = primals
     return linear(function, x, *leaves), [linear(function, term, *leaves) for term in series[0]]
 
 
 def _after_x(x: Array, *leaves: Array, function: Map) -> Array:
-    """The product, whose codes are decoded no sooner than `x` is known.
+    """The product, whose codes are decoded only when `x` is known.
 
-    XLA for CPUs would decode the weights of all layers first, or keep those of the forward pass for
-    the backward pass, and so hold the whole model. It removes barriers, but not arithmetic: the
-    zero below is one for every `x`, and the compiler does not know.
+    XLA for CPUs would decode the weights of all layers first, or keep the decoded weights of the
+    forward pass for the backward pass, and hold the whole model. It removes barriers, but not
+    arithmetic: the codes change by a number that is always zero, which the compiler cannot prove.
     """
     if x.size == 0:
         return function(x, *leaves)
-    # Of all entries: one alone could not be read where the axes of a mesh are explicit.
-    some = jnp.max(jnp.real(x)).astype(jnp.float32)
-    never = (some != some) & (some == jnp.float32(jnp.inf))
+    # Of all entries: a single entry cannot be read where the axes of a mesh are explicit.
+    largest = jnp.max(jnp.real(x)).astype(jnp.float32)
+    never = (largest != largest) & (largest == jnp.float32(jnp.inf))
     return function(x, *(leaf ^ never.astype(leaf.dtype) for leaf in leaves))
 
 

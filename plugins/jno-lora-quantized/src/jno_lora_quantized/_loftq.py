@@ -1,4 +1,4 @@
-"""LoftQ and QPiSSA: LoRA starts with what the codes of a weight miss."""
+"""LoftQ and QPiSSA: LoRA starts with the errors of the codes of a weight."""
 
 import functools
 from typing import Any, TypeVar
@@ -21,20 +21,13 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import largest
 
-from ._array import QuantizedArray
-from ._quantize import (
-    as_pattern,
-    is_template,
-    layers_to_quantize,
-    placed_like,
-    quantize,
-    with_codes,
-)
+from ._array import QuantizedArray, placed_like
+from ._candidates import as_pattern, is_template, layers_to_quantize
+from ._quantize import quantize, with_codes
 from ._schemes import Scheme, scheme_named
 
 M = TypeVar("M")
 Matrix = Float[Array, "out in"]
-_STARTS = ("codes", "pissa")
 
 
 def loftq(
@@ -48,43 +41,43 @@ def loftq(
     block: int = 64,
     double: bool = True,
 ) -> M:
-    """`quantize(model, ...)`, whose LoRA adapters start with what the codes miss.
+    """`quantize(model, ...)`, whose LoRA adapters start with the errors of the codes.
 
-    Of a layer that `W` is the matrix of, the codes `Q` of `W - s B A` and the `r` largest singular
-    triplets `s B A` of `W - Q` are found in turn. So the model starts closer to the one that was
-    adapted. LoRA, rsLoRA and LoRA-FA start so. All other layers are quantised as they are.
+    For a layer with the matrix `W`, it computes in turn the codes `Q` of `W - s B A`, and `s B A`
+    as the `r` largest singular triplets of `W - Q`. So the quantised model starts closer to the
+    given model. LoRA, rsLoRA and LoRA-FA can start like this. All other layers are only quantised.
 
     Papers: Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models",
     arXiv:2310.08659; QPiSSA in Meng et al., arXiv:2404.02948.
 
     **Arguments:**
 
-    - `model`: with adapters, as `apply_lora(model, rank, key=key)` gives it. Learned
-        updates count as part of `W`.
-    - `iterations`: how often the codes are found.
+    - `model`: with adapters, as `apply_lora(model, rank, key=key)` gives it. Learned updates count
+        as part of `W`.
+    - `iterations`: how often the codes are computed.
     - `start`: `"codes"`: the codes of `W` come first, and triplets last (LoftQ). `"pissa"`: the
         triplets of `W` come first, and codes last (QPiSSA).
-    - `svd`: `"exact"`, `"randomized"` or `"auto"`, as for PiSSA. `"exact"` finds more in `W - Q`,
-        which has no few directions that are much larger than the others.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, as for PiSSA. `"exact"` captures more of
+        `W - Q`, whose singular values decrease slowly.
     - `scheme`, `target`, `block`, `double`: as for `quantize`.
 
-    **Returns:** the model, with codes in the adapted layers and in the others. Its adapters are
-    those of the given classes: they save and load as ever, onto the base of
+    **Returns:** the model, with codes in all layers that `quantize` takes. The classes of its
+    adapters stay, so that they save and load as before, onto the base of
     `save_quantized(unwrap_lora(model), path)`.
 
-    **Raises:** `SelectionError` for a wrong argument, if no adapter can start so, for an adapter
-    whose scale is 0, and as `quantize`.
+    **Raises:** `SelectionError` for a wrong argument, if no adapter can start like this, for an
+    adapter whose scale is 0, and as `quantize`.
     """
     expect_model(model, "loftq")
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise SelectionError(f"`iterations` must be a positive integer, but is {iterations!r}.")
-    if start not in _STARTS:
+    if start not in ("codes", "pissa"):
         raise SelectionError(f'`start` must be "codes" or "pissa", but is {start!r}.')
     settings = {"scheme": scheme, "target": target, "block": block, "double": double}
+    schedule = {"iterations": iterations, "start": start, "svd": svd}
     if is_template(model):
-        own = {"iterations": iterations, "start": start, "svd": svd}
-        return eqx.filter_eval_shape(functools.partial(loftq, **own, **settings), model)
-    made, pattern = scheme_named(scheme, block, double), as_pattern(target)
+        return eqx.filter_eval_shape(functools.partial(loftq, **schedule, **settings), model)
+    coding, pattern = scheme_named(scheme, block, double), as_pattern(target)
     reasons = {path_str(keys): reason for keys, _, reason in layers_to_quantize(model, pattern)}
     left_out: list[str] = []
 
@@ -92,17 +85,17 @@ def loftq(
         base = f"{path}/base" if path else "base"
         reason = reasons.get(base, "it is not a layer that quantize takes") or _why_not(adapter)
         if reason is None:
-            return _started(path, adapter, made, iterations, start, svd)
+            return _started(path, adapter, coding, **schedule)
         left_out.append(f"{show_path(path)} ({type(adapter).__name__}): {reason}")
         return adapter
 
-    adapters = [path for path, _ in adapted_layers(model)]
-    found = map_adapters(started, model)
-    if len(left_out) == len(adapters):
+    count = sum(1 for _ in adapted_layers(model))
+    model = map_adapters(started, model)
+    if len(left_out) == count:
         listed = bullets(left_out) if left_out else "  (no adapters: apply_lora comes first)"
         raise SelectionError(f"loftq finds no adapter that it could start:\n{listed}")
-    is_left = any(reason is None for *_, reason in layers_to_quantize(found, pattern))
-    return quantize(found, **settings) if is_left else found
+    remaining = (reason is None for *_, reason in layers_to_quantize(model, pattern))
+    return quantize(model, **settings) if any(remaining) else model
 
 
 def _why_not(adapter: Any) -> str | None:
@@ -113,23 +106,19 @@ def _why_not(adapter: Any) -> str | None:
     return None
 
 
-def _started(path: str, adapter: Any, scheme: Scheme, iterations: int, start: str, svd: str) -> Any:
-    """The adapter around the codes of its base."""
+def _started(path: str, adapter: Any, scheme: Scheme, **schedule: Any) -> Any:
+    """The adapter around the codes of its base, with factors that make up for their errors."""
     scale = adapter.low_rank_scale(adapter.rank, adapter.alpha)
     if scale == 0:
         raise SelectionError(
-            f"The adapter at {show_path(path)!r} has the scale 0: give it another."
+            f"The adapter at {show_path(path)!r} has the scale 0: give it another scale."
         )
-    function = functools.partial(
-        _alternated, scheme=scheme, scale=scale, iterations=iterations, start=start, svd=svd
-    )
-    weight = adapter.base.weight
+    function = functools.partial(_alternated, scheme=scheme, scale=scale, **schedule)
     function = over_stack(function, adapter.stack_ndim(adapter.base))
     codes, A, B = eqx.filter_jit(function)(adapter)
-    base = with_codes(path, adapter.base, codes.astype(weight.dtype))
+    base = with_codes(path, adapter.base, codes.astype(adapter.base.weight.dtype))
     factors = placed_like(A, adapter.lora_A), placed_like(B, adapter.lora_B)
-    where = lambda m: (m.base, m.lora_A, m.lora_B)  # noqa: E731
-    return eqx.tree_at(where, adapter, (base, *factors))
+    return eqx.tree_at(lambda m: (m.base, m.lora_A, m.lora_B), adapter, (base, *factors))
 
 
 def _alternated(
@@ -140,21 +129,28 @@ def _alternated(
     wide = _with_weight(adapter.base, jnp.asarray(adapter.base.weight).astype(jnp.float32))
     W = adapter.matrix(eqx.tree_at(lambda m: m.base, adapter, wide).merge())
 
+    def codes_of(R: Matrix) -> QuantizedArray:
+        return QuantizedArray.of(adapter.with_matrix(wide, R).weight, scheme)
+
+    def errors_of(codes: QuantizedArray) -> Matrix:
+        return W - adapter.matrix(_with_weight(wide, codes.decoded()))
+
     def factors_of(R: Matrix) -> tuple[Array, Array]:
         U, S, Vt = largest(R, r, svd, jax.random.key(0))
         root = jnp.sqrt(S / abs(scale))
         sign = 1.0 if scale > 0 else -1.0
         return (root[:, None] * Vt).astype(dtype), (sign * U * root[None]).astype(dtype)
 
-    def codes_of(R: Matrix) -> QuantizedArray:
-        return QuantizedArray.of(adapter.with_matrix(wide, R).weight, scheme)
+    def without(A: Array, B: Array) -> Matrix:
+        return W - scale * (B.astype(W.dtype) @ A.astype(W.dtype))
 
-    nothing = jnp.zeros_like(adapter.lora_A), jnp.zeros_like(adapter.lora_B)
-    A, B = factors_of(W) if start == "pissa" else nothing
-    for step in range(1, iterations + 1):
-        codes = codes_of(W - scale * (B.astype(W.dtype) @ A.astype(W.dtype)))
-        if start == "codes" or step < iterations:
-            A, B = factors_of(W - adapter.matrix(_with_weight(wide, codes.decoded())))
+    A, B = factors_of(W) if start == "pissa" else (adapter.lora_A, jnp.zeros_like(adapter.lora_B))
+    codes = codes_of(without(A, B))
+    for _ in range(iterations - 1):
+        A, B = factors_of(errors_of(codes))
+        codes = codes_of(without(A, B))
+    if start == "codes":
+        A, B = factors_of(errors_of(codes))
     return codes, A, B
 
 

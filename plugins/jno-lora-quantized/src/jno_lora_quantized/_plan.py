@@ -1,9 +1,20 @@
 """The table of how `quantize` treats each layer."""
 
 import dataclasses
+import functools
+import re
+from typing import Any
 
-from jno.lora.extending import Printed, show_path, table
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jno.lora.extending import Printed, expect_model, path_str, show_path, table
 from jno.lora.types import Table
+
+from ._array import QuantizedArray
+from ._candidates import as_pattern, floating_arrays, is_template, layers_to_quantize, weight_kind
+from ._schemes import Scheme, scheme_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,8 +23,8 @@ class QuantizationRow:
 
     - `scheme`: the scheme that its weight gets; `None` if the layer is left alone.
     - `reason`: why it is left alone.
-    - `before`, `after`: the bytes of the weight, and of its codes and scales. Of a layer that is
-        left alone, those of its own floating arrays.
+    - `before`, `after`: the bytes of the weight, and of its codes and scales. For a layer that is
+        left alone, both count its floating arrays.
     """
 
     path: str
@@ -37,27 +48,62 @@ class QuantizationPlan(Printed[QuantizationRow]):
 
     @property
     def left_alone(self) -> tuple[QuantizationRow, ...]:
-        """The rows of the other layers, with the reasons."""
+        """The rows of the layers that stay as they are, with the reasons."""
         return tuple(row for row in self.rows if row.scheme is None)
 
     def _table(self) -> Table:
         columns = [("path", "left"), ("layer", "left"), ("scheme", "left")]
         columns += [("before", "right"), ("after", "right"), ("left alone", "left")]
-        rows = (
-            (
-                show_path(row.path),
-                row.layer,
-                row.scheme or "",
-                f"{row.before:,}",
-                f"{row.after:,}",
-                row.reason or "",
+        rows: list[tuple[str, ...]] = []
+        for row in self.rows:
+            sizes = f"{row.before:,}", f"{row.after:,}"
+            rows.append(
+                (show_path(row.path), row.layer, row.scheme or "", *sizes, row.reason or "")
             )
-            for row in self.rows
-        )
-        before, after = (sum(getattr(row, it) for row in self.rows) for it in ("before", "after"))
+        before = sum(row.before for row in self.rows)
+        after = sum(row.after for row in self.rows)
         return table(
             f"{len(self.quantized)} of {len(self.rows)} layers are quantised",
             columns,
             rows,
             f"{before:,} bytes become {after:,}.",
         )
+
+
+def plan_quantization(
+    model: PyTree,
+    scheme: str = "nf4",
+    *,
+    target: str | None = None,
+    block: int = 64,
+    double: bool = True,
+) -> QuantizationPlan:
+    """The layers that `quantize` would change, and why it would leave the others alone.
+
+    **Arguments** and **Raises:** as `quantize`, but a plan may quantise nothing.
+    """
+    expect_model(model, "plan_quantization")
+    coding, pattern = scheme_named(scheme, block, double), as_pattern(target)
+    if is_template(model):
+        return eqx.filter_eval_shape(_plan, model, coding, pattern)
+    return _plan(model, coding, pattern)
+
+
+def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str] | None) -> QuantizationPlan:
+    rows: list[QuantizationRow] = []
+    for keys, layer, reason in layers_to_quantize(model, pattern):
+        path, name = path_str(keys), type(layer).__name__
+        if reason is not None:
+            size = sum(map(_nbytes, floating_arrays(layer)))
+            rows.append(QuantizationRow(path, name, None, reason, size, size))
+            continue
+        ndim = weight_kind(layer).stack_ndim(layer)
+        encode = functools.partial(QuantizedArray.of, scheme=scheme, stack_ndim=ndim)
+        codes = eqx.filter_eval_shape(encode, jnp.asarray(layer.weight))
+        before = _nbytes(layer.weight)
+        rows.append(QuantizationRow(path, name, scheme.name, None, before, codes.nbytes))
+    return QuantizationPlan(tuple(rows))
+
+
+def _nbytes(array: Any) -> int:
+    return array.size * array.dtype.itemsize

@@ -1,0 +1,122 @@
+"""Room for more adapters: which arrays the slots of each layer need, and a larger state."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from jno.lora import AdapterSet, SelectionError
+from jno.lora.extending import layers_at, over_stack, put_around, show_path
+from jno.lora.types import LayerForm, LooseAdapter
+
+from ._slots import Slots, layers_with_slots, slots_class
+from ._state import SLOT_NDIM, State
+from ._values import Values
+
+# The fields of `Slots` that a layer may lack.
+_OPTIONAL = frozenset({"gain", "shift"})
+
+
+class Room(NamedTuple):
+    """What the slots of one layer have room for: a class, a rank, and optional fields."""
+
+    cls: type[Slots]
+    rank: int
+    fields: frozenset[str]
+
+
+def room_for(
+    state: State, adapters: AdapterSet, values: Mapping[str, Values], rank: int
+) -> tuple[dict[str, Room], list[str]]:
+    """The room that the layers need if they also hold these adapters, and what they lack now.
+
+    - `rank`: the smallest rank that the slots have room for.
+
+    **Raises:** `SelectionError` for an adapter of another layer kind than the adapters in the bank.
+    """
+    rooms = {
+        path: Room(type(slots), slots.lora_A.shape[-2], _OPTIONAL & state.places[path].keys())
+        for path, slots in layers_with_slots(state.snapshot.model)
+    }
+    lacking: list[str] = []
+    for path, fields in values.items():
+        cls: Any = slots_class(adapters[path].wrapper)
+        needed = Room(cls, max(rank, fields["lora_A"].shape[-2]), _OPTIONAL & fields.keys())
+        if path not in rooms:
+            lacking.append(f"slots in the layer {show_path(path)!r}")
+            rooms[path] = needed
+            continue
+        present = rooms[path]
+        if present.cls is not cls:
+            raise SelectionError(
+                f"{show_path(path)}: the {adapters[path].wrapper.__name__} sees the matrix of "
+                "the layer in another way than the adapters in the bank."
+            )
+        if needed.rank > present.rank:
+            lacking.append(f"rank {needed.rank} at {show_path(path)!r} (it has {present.rank})")
+        for field in sorted(needed.fields - present.fields):
+            lacking.append(f"a {field} of the outputs of {show_path(path)!r}")
+        rooms[path] = Room(cls, max(needed.rank, present.rank), needed.fields | present.fields)
+    return rooms, lacking
+
+
+def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | None) -> State:
+    """The state with the plain `model`, and with room for its slots in each layer.
+
+    - `rooms`: at least as large as now.
+    - `axis`: the mesh axis over which the slots are split, if any.
+    """
+    layers = layers_at(model, rooms)
+    used = np.asarray([0, *state.slots.values()])
+    adapters: dict[str, LooseAdapter] = {}
+    for path, room in rooms.items():
+        layer, old = layers[path], state.arrays(path)
+        ndim = room.cls.stack_ndim(layer)
+        arrays = over_stack(partial(_empty, room, state.capacity), ndim)(layer)
+        if not old:  # the adapters so far leave this layer as it is
+            arrays["scale"] = arrays["scale"].at[..., used].set(0)
+        for field, array in old.items():
+            inside = tuple(slice(0, size) for size in array.shape)
+            arrays[field] = arrays[field].at[inside].set(array)
+        adapters[path] = LooseAdapter(arrays, room.cls, room.rank, 1.0, LayerForm.of(layer, ndim))
+    larger = State.of(put_around(model, AdapterSet(adapters)), state.slots, state.free)
+    if axis is not None:
+        for fields in larger.places.values():
+            for field, place in fields.items():
+                larger.leaves[place] = _split(larger.leaves[place], SLOT_NDIM[field], axis)
+    return larger
+
+
+def _empty(room: Room, slots: int, layer: Any) -> dict[str, Array]:
+    make: Any = room.cls
+    options = dict.fromkeys(room.fields, True)
+    return make(layer, room.rank, 1.0, key=jax.random.key(0), slots=slots, **options).state()
+
+
+def axis_size(model: PyTree, axis: str) -> int:
+    """The size of an axis of the mesh that `model` lies on.
+
+    **Raises:** `SelectionError` if there is no such axis.
+    """
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(model))
+    meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)]
+    for mesh in meshes:
+        if axis in mesh.shape:
+            return mesh.shape[axis]
+    axes = ", ".join(dict.fromkeys(name for mesh in meshes for name in mesh.shape)) or "none"
+    raise SelectionError(f"`axis` is {axis!r}, but the mesh of the model has the axes: {axes}.")
+
+
+def _split(array: Array, ndim: int, axis: str) -> Array:
+    """`array` with its axis of slots, and no other axis, split over a mesh axis."""
+    sharding = array.sharding
+    if not isinstance(sharding, NamedSharding):
+        return array
+    spec: list[Any] = [*sharding.spec, *(None,) * (array.ndim - len(sharding.spec))]
+    spec = [None if name == axis else name for name in spec]
+    spec[-ndim] = axis
+    return jax.device_put(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))

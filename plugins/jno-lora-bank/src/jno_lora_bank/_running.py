@@ -1,0 +1,96 @@
+"""Calls of a model with slots: at one slot, or for a batch with a slot for each example."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jno.lora import SelectionError
+from jno.lora.extending import map_adapters
+
+from ._slots import Slots, layers_with_slots
+
+M = TypeVar("M")
+
+
+def at_slot(model: M, slot: Any) -> M:
+    """`model`, whose layers use their adapters in one slot. Inside `vmap`, one slot per example.
+
+        jax.vmap(lambda x, slot: at_slot(model, slot)(x))(xs, slots)
+
+    **Arguments:**
+
+    - `model`: the `model` of a bank or of a `Snapshot`, perhaps trained.
+    - `slot`: one whole number, which may be traced. 0 is the base alone. If a traced slot is empty
+        or does not exist, the outputs of the adapted layers are NaN.
+
+    **Raises:** `SelectionError` if the slot is known and does not exist, or is not one whole
+    number; or if `model` does not come from a bank.
+    """
+    layer = next((layer for _, layer in layers_with_slots(model)), None)
+    if layer is None:
+        raise SelectionError(
+            "`model` has no slots: give the `model` of a bank, to which an adapter was added."
+        )
+    is_int = isinstance(slot, int) and not isinstance(slot, bool)
+    is_integer = is_int or jnp.issubdtype(getattr(slot, "dtype", bool), jnp.integer)
+    if not is_integer or jnp.ndim(slot) > 0:
+        raise SelectionError(f"`slot` must be one whole number, but is {slot!r}.")
+    count = layer.scale.shape[-1]
+    if not isinstance(slot, Tracer) and not 0 <= int(slot) < count:
+        raise SelectionError(f"There is no slot {slot}: the bank has {count}, from 0.")
+    index = jnp.asarray(slot).astype(int)
+    # Marked before the cut to 32 bits, which could leave the number of another slot.
+    index = jnp.where((index >= 0) & (index < count), index, -1).astype(jnp.int32)
+
+    def put(_: str, adapter: Any) -> Any:
+        if not isinstance(adapter, Slots):
+            return adapter
+        indices = jnp.broadcast_to(index, adapter.slot.shape)
+        return eqx.tree_at(lambda slots: slots.slot, adapter, indices)
+
+    return map_adapters(put, model)
+
+
+# The slot is in the arrays of the model: a program has no constant for it.
+call_one = eqx.filter_jit(operator.call)
+
+
+@eqx.filter_jit
+def call_batch(model: Any, slots: Any, args: Any, function: Callable[..., Any]) -> Any:
+    """`function(model, *args)` for each example, with the adapter in its slot."""
+    return eqx.filter_vmap(lambda slot, args: function(in_slot(model, slot), *args))(slots, args)
+
+
+def in_slot(model: Any, slot: Any) -> Any:
+    """`at_slot`, or the model itself while no adapter was added."""
+    return at_slot(model, slot) if any(layers_with_slots(model)) else model
+
+
+def check_not_in_jit() -> None:
+    """**Raises:** `SelectionError` inside `jit`."""
+    if isinstance(jnp.zeros(()), Tracer):
+        raise SelectionError(
+            "A bank was called inside jit, whose program would keep the current adapters. Give "
+            "the program the model: f(bank.snapshot().model, xs, slots), with "
+            "at_slot(model, slot)(x) inside."
+        )
+
+
+def check_names(names: Sequence[str | None], args: Any) -> None:
+    """**Raises:** `SelectionError` unless there is one name for each example of the arguments."""
+    arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array | np.ndarray)]
+    sizes = sorted({x.shape[:1] for x in arrays} - {(len(names),)})
+    if isinstance(names, str):
+        problem = f"is the string {names!r}"
+    elif sizes:
+        listed = ", ".join(map(str, sizes))
+        problem = f"has {len(names)}, and first axes of the arguments have {listed}"
+    else:
+        return
+    raise SelectionError(f"`names` must be a list with one name for each example, but {problem}.")
