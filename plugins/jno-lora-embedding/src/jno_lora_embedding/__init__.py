@@ -5,9 +5,10 @@ takes one line: `class MyMethodEmbedding(MyMethod, EmbeddingLayer): ...`.
 """
 
 # ruff: noqa: F403
+from jno_lora_zoo import EmbeddingLayer
+
 from . import adapters
 from .adapters import *
-from .layer import EmbeddingLayer
 
 __all__ = ["EmbeddingLayer"]
 __all__ += adapters.__all__

@@ -1,8 +1,6 @@
 """Every method of the zoo on embedding tables. `adapters.pyi` lists them for type checkers."""
 
-from jno_lora_zoo import LoRA, adapters_for
-
-from .layer import EmbeddingLayer
+from jno_lora_zoo import EmbeddingLayer, LoRA, adapters_for
 
 _adapters = adapters_for(EmbeddingLayer, __name__, auto=LoRA)
 globals().update(_adapters)

@@ -1,7 +1,6 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from typing import Any
-from .layer import EmbeddingLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
 from jno_lora_zoo import C3A
@@ -10,6 +9,7 @@ from jno_lora_zoo import DEFT
 from jno_lora_zoo import DeLoRA
 from jno_lora_zoo import DoRA
 from jno_lora_zoo import EVA
+from jno_lora_zoo import EmbeddingLayer
 from jno_lora_zoo import FourierFT
 from jno_lora_zoo import GraLoRA
 from jno_lora_zoo import HRA

@@ -5,9 +5,10 @@ takes one line: `class MyMethodRecurrent(MyMethod, RecurrentLayer): ...`.
 """
 
 # ruff: noqa: F403
+from jno_lora_zoo import RecurrentLayer
+
 from . import adapters
 from .adapters import *
-from .layer import RecurrentLayer
 
 __all__ = ["RecurrentLayer"]
 __all__ += adapters.__all__

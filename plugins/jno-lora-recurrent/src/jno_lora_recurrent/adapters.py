@@ -1,8 +1,6 @@
 """Every method of the zoo on recurrent cells. `adapters.pyi` lists them for type checkers."""
 
-from jno_lora_zoo import LoRA, adapters_for
-
-from .layer import RecurrentLayer
+from jno_lora_zoo import LoRA, RecurrentLayer, adapters_for
 
 _adapters = adapters_for(RecurrentLayer, __name__, auto=LoRA)
 globals().update(_adapters)

@@ -1,7 +1,6 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from typing import Any
-from .layer import RecurrentLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
 from jno_lora_zoo import C3A
@@ -32,6 +31,7 @@ from jno_lora_zoo import OLoRA
 from jno_lora_zoo import PSOFT
 from jno_lora_zoo import PiSSA
 from jno_lora_zoo import RandLoRA
+from jno_lora_zoo import RecurrentLayer
 from jno_lora_zoo import RoAd
 from jno_lora_zoo import SHiRA
 from jno_lora_zoo import SuperTuning

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -59,6 +59,10 @@ class LayerKind(LoRAWrapper):
     `x` is the layer's input: features, or the index of a lookup. Features have the output axis
     (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype.
     """
+
+    # The axes of the layer's array `weight`, after the axes of a stack: `o` for outputs, `i` for
+    # inputs, `...` for the sizes of a kernel. `None`: the matrix is not stored in one such array.
+    weight_axes: ClassVar[str | None] = None
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:

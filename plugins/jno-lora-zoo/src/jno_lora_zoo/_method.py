@@ -42,7 +42,14 @@ class Method(LayerKind):
     A subclass declares its arrays as fields and defines `start`, `law` and, where the law has a
     cheaper form than its own weight, `forward`. Keyword-only parameters of `start` are options of
     the constructor (`options={...}` of `apply_lora`).
+
+    An adapter class joins a method and a layer kind: `class DoRAConv(DoRA, ConvLayer): ...`, or
+    `adapters_for`. Its attributes `method` and `kind` are these two bases, and subclasses of the
+    adapter inherit both. A method alone has itself as its `method`, and `LayerKind` as its `kind`.
     """
+
+    method: ClassVar["type[Method]"]
+    kind: ClassVar[type[LayerKind]] = LayerKind
 
     # One of `FAMILIES`, by which lists are sorted.
     family: ClassVar[str]
@@ -152,6 +159,13 @@ class Method(LayerKind):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        methods = [base for base in cls.__bases__ if issubclass(base, Method)]
+        layer_kinds = [base for base in cls.__bases__ if issubclass(base, LayerKind)]
+        layer_kinds = [base for base in layer_kinds if base not in methods]
+        if layer_kinds:
+            cls.method, cls.kind = methods[0], layer_kinds[0]
+        elif cls.kind is LayerKind:
+            cls.method = cls
         if "paper" in vars(cls) and "bibtex" not in vars(cls):
             cls.bibtex = bibtex_of(cls.paper) if cls.paper in ENTRIES else None
         # A constructor that somebody wrote by hand is inherited as it is.

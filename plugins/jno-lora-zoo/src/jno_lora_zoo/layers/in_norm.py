@@ -35,7 +35,7 @@ class InNormLayer(LayerKind):
         if not isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm):
             return None
         if _is_normed(leaf) and _scales_rows_only(cls):
-            method = cls.__name__.removesuffix("InNorm")
+            method = cls.method.__name__
             return (
                 "the norm takes the scale of each row out again, which is all that "
                 f"{method} changes in the weight"

@@ -34,6 +34,7 @@ class KernelLayer(LayerKind):
     of them and `B`'s rows are divided among them; every law then holds exactly as it stands.
     """
 
+    weight_axes = "oi..."
     # The classes whose `__call__` the operations reproduce.
     known: ClassVar[tuple[type, ...]] = ()
 

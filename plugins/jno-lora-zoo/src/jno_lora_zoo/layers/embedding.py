@@ -7,11 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jno_lora_zoo import (
-    LayerKind,
-    Map,
-    MeshAxes,
-    Update,
+from .._arrays import (
     cast_like,
     compute_dtype,
     describe,
@@ -19,8 +15,8 @@ from jno_lora_zoo import (
     in_form_of,
     is_float_array,
     sharded_over,
-    unchanged,
 )
+from .._layer_kind import LayerKind, Map, MeshAxes, Update, unchanged
 
 
 class EmbeddingLayer(LayerKind):
@@ -38,6 +34,8 @@ class EmbeddingLayer(LayerKind):
     shape (after the axes of a stack). Their own `__call__` may do more than a lookup, and so may a
     subclass's: they are called as they are, with the adapted table in them.
     """
+
+    weight_axes = "io"
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:

@@ -7,15 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jno.lora import WrapperError
-from jno_lora_zoo import (
-    LayerKind,
-    MeshAxes,
-    cast_like,
-    describe,
-    in_compute_dtype,
-    is_float_array,
-    sharded_over,
-)
+
+from .._arrays import cast_like, describe, in_compute_dtype, is_float_array, sharded_over
+from .._layer_kind import LayerKind, MeshAxes
 
 
 class RecurrentLayer(LayerKind):
