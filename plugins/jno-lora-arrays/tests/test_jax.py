@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jno_lora_arrays import _jax
-from jno_lora_arrays._calls import CALLS
-from jno_lora_arrays._rules import RULES
+from jno_lora_arrays._tracing import _jax
+from jno_lora_arrays._tracing._calls import CALLS
+from jno_lora_arrays._tracing._rules import RULES
 
 X, W = jnp.ones((2, 3)), jnp.ones((3, 3))
 

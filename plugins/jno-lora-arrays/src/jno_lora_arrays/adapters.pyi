@@ -1,7 +1,7 @@
 # Written by `python tests/zoo/listings.py --write`.
 # ruff: noqa
 from typing import Any
-from .layer import ArrayLayer
+from ._boxes._array_layer import ArrayLayer
 from jno_lora_zoo import AdaLoRA
 from jno_lora_zoo import BOFT
 from jno_lora_zoo import C3A

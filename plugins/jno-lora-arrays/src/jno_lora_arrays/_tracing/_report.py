@@ -13,7 +13,7 @@ class Use(NamedTuple):
 
     - `adapter`, `shape`: the adapter's class, and the shape of the weight where it is used.
     - `operation`: the operation of JAX, such as `dot_general`.
-    - `reason`: why it needs the merged weight; `None` if the adapter computes it.
+    - `reason`: why the use needs the merged weight; `None` if the adapter computes it.
     """
 
     adapter: str

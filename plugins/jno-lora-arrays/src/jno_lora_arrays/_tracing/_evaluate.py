@@ -1,0 +1,153 @@
+"""Evaluating a traced function, in which some values are virtual weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jno.lora import JnoLoraError, WrapperError, merge_lora
+from jno_lora_zoo import in_taylor_mode
+
+from .._boxes import is_declared, unadapted
+from .._views import Declined, Virtual, dense, virtual
+from ._calls import CALLS
+from ._jax import (
+    context_of,
+    evaluate_plainly,
+    is_changed,
+    jaxprs_in,
+    mark_in,
+    marks_in,
+    opened,
+    read,
+)
+from ._marks import Mark
+from ._report import Use
+from ._rules import RULES
+
+_NO_RULES = "this adapter has no rules"
+
+
+class Evaluation:
+    """One evaluation of a traced function, and the uses of virtual weights that it met."""
+
+    def __init__(self, strict: bool = False):
+        self.strict = strict
+        self.uses: list[Use] = []
+
+    def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
+        """As `run`, but the results are arrays."""
+        return list(map(dense, self.run(traced, args)))
+
+    def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
+        """The results of a traced function. Arguments and results may be virtual."""
+        jaxpr, consts = opened(traced)
+        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+        plain: list[Any] = []  # equations without virtual weights, which JAX evaluates together
+        # Taylor mode takes all arguments of a nested jit for varying, and fails at loops over some.
+        opens_jit = any(map(in_taylor_mode, args))
+        for eqn in jaxpr.eqns:
+            is_jit = CALLS.get(eqn.primitive.name) is CALLS["jit"]
+            if not (_is_ours(eqn, env) or (opens_jit and is_jit)):
+                plain.append(eqn)
+                continue
+            if plain:
+                env.update(evaluate_plainly(jaxpr, plain, env))
+                plain = []
+            values = [read(env, var) for var in eqn.invars]
+            results = self._results(eqn, values)
+            if results is None:
+                pairs = zip(eqn.invars, values, strict=True)
+                merged = {var: dense(x) for var, x in pairs if isinstance(x, Virtual)}
+                env.update(evaluate_plainly(jaxpr, [eqn], {**env, **merged}))
+            else:
+                env.update(zip(eqn.outvars, results, strict=True))
+        env.update(evaluate_plainly(jaxpr, plain, env))
+        return [read(env, var) for var in jaxpr.outvars]
+
+    def value_of(self, leaf: Any) -> Any:
+        """The value of a declared array, or of its adapter, in the evaluation."""
+        if not is_declared(leaf):
+            return leaf
+        if unadapted(leaf) is leaf:
+            return leaf.plain()
+        dropout = getattr(leaf, "dropout", None)
+        if dropout is not None and not dropout.inference:
+            raise WrapperError(
+                f"A {type(leaf).__name__} was built with `dropout`, which acts on the inputs of "
+                "one use of a layer, and an array has any number of uses. Leave `dropout` out, or "
+                "switch it off by `eqx.nn.inference_mode(model)`."
+            )
+        weight = virtual(leaf)
+        if weight is None:
+            plain = merge_lora(leaf).plain()
+            self._note(Use(type(leaf).__name__, plain.shape, "read", _NO_RULES))
+            return plain
+        return weight
+
+    def merged(self, value: Any, operation: str, reason: str) -> Any:
+        """An array: the merged weight if `value` is a virtual weight, whose use is noted."""
+        if isinstance(value, Virtual):
+            self._note(Use(value.name, value.shape, operation, reason))
+        return dense(value)
+
+    def _results(self, eqn: Any, values: list[Any]) -> Sequence[Any] | None:
+        """The results of one equation; `None` if JAX is to compute them with merged weights."""
+        with context_of(eqn):
+            mark = mark_in(eqn)
+            if mark is not None:
+                return self._read(eqn, mark, values)
+            if eqn.primitive.name in CALLS:
+                results = CALLS[eqn.primitive.name](self, eqn, values)
+            else:
+                results = Declined("no rule")
+            if not isinstance(results, Declined):
+                return results
+            for inner in _marks_inside(eqn):
+                reason = "a function with a rule of its own reads it"
+                self._note(Use(inner.adapter_name, (), eqn.primitive.name, reason))
+            return self._by_rule(eqn, values, results)
+
+    def _by_rule(self, eqn: Any, values: list[Any], declined: Declined) -> Sequence[Any] | None:
+        """The results by the rule of the primitive. `declined` is the answer if there is none."""
+        weights = [x for x in values if isinstance(x, Virtual)]
+        if not weights:
+            return None
+        name = eqn.primitive.name
+        result = RULES[name](eqn, values) if name in RULES else declined
+        results = result if isinstance(result, list) else [result]
+        if all(isinstance(result, Virtual) for result in results):
+            return results
+        reason, is_choice = result if isinstance(result, Declined) else (None, False)
+        for weight in weights:
+            self._note(Use(weight.name, weight.shape, name, reason), is_choice)
+        return None if isinstance(result, Declined) else results
+
+    def _read(self, eqn: Any, mark: Mark, values: list[Any]) -> Sequence[Any] | None:
+        reason = "differentiated or mapped by vmap inside of the function"
+        if not is_changed(eqn, mark):
+            weight = virtual(mark.adapter(list(map(dense, values))))
+            if weight is not None:
+                return [weight]
+            reason = _NO_RULES
+        self._note(Use(mark.adapter_name, eqn.outvars[0].aval.shape, "read", reason))
+        return None
+
+    def _note(self, use: Use, is_choice: bool = False) -> None:
+        """Notes a use. **Raises:** `JnoLoraError` with `strict`, unless merging is a choice."""
+        self.uses.append(use)
+        if self.strict and use.reason is not None and not is_choice:
+            raise JnoLoraError(
+                f"{use.operation} of the weight {use.shape} of a {use.adapter} needs the merged "
+                f"weight: {use.reason}. Without `strict`, it is merged there."
+            )
+
+
+def _is_ours(eqn: Any, env: dict[Any, Any]) -> bool:
+    """Whether the equation has a virtual weight, or reads a weight, also in an inner function."""
+    if mark_in(eqn) is not None or any(_marks_inside(eqn)):
+        return True
+    return any(isinstance(read(env, var), Virtual) for var in eqn.invars)
+
+
+def _marks_inside(eqn: Any) -> list[Mark]:
+    """The reads of weights in the functions that an equation calls."""
+    return [mark for jaxpr in jaxprs_in(eqn) for mark in marks_in(jaxpr)]

@@ -1,0 +1,13 @@
+"""Views of adapted weights: their axes may be moved, joined or cut, and products need no merge."""
+
+from ._adapted_layers import weight_of as weight_of
+from ._runs import Run as Run, RunsView as RunsView
+from ._uses import (
+    Conv as Conv,
+    Declined as Declined,
+    Dot as Dot,
+    DotAxes as DotAxes,
+    Lookup as Lookup,
+    Ragged as Ragged,
+)
+from ._virtual import Virtual as Virtual, dense as dense, of_view as of_view, virtual as virtual
