@@ -36,8 +36,8 @@ def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[.
     - `strict`: raise an error where the merged weight would be needed.
 
     **Returns:** a function with the same arguments, results and derivatives, to rounding. Call it
-    under `jax.jit`, because each call traces `function` anew. Derivatives with respect to the model
-    are taken of it: `jax.grad` goes around `through`, not into `function`.
+    under `jax.jit`, because each call traces `function` anew. To differentiate with respect to the
+    model, put `jax.grad` around `through`, not into `function`.
 
     **Raises:** with `strict`, a `JnoLoraError` that names adapter, operation and reason.
     """

@@ -1,7 +1,7 @@
 """`declare`: boxes around arrays, so that adapters find them. `plain`: the bare arrays again."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -51,7 +51,8 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
     declared: list[Any] = []
     for keys, node in nodes:
         path = path_str(keys)
-        key = path if patterns is None else _first_match(patterns, path)
+        matches = (p.pattern for p in patterns or () if p.search(path))
+        key = path if patterns is None else next(matches, None)
         if key not in letters or not eqx.is_array_like(node):
             declared.append(node)
             continue
@@ -75,10 +76,6 @@ def plain(tree: T) -> T:
     """
     merged = merge_lora(tree)
     return jax.tree.map(lambda x: x.plain() if is_declared(x) else x, merged, is_leaf=is_declared)
-
-
-def _first_match(patterns: Iterable[re.Pattern[str]], path: str) -> str | None:
-    return next((pattern.pattern for pattern in patterns if pattern.search(path)), None)
 
 
 def _compiled(key: Any) -> re.Pattern[str]:

@@ -1,6 +1,6 @@
 """`infer`: the axes of arrays, from the way in which a function uses them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +14,7 @@ from jno.lora import SelectionError, plan_lora
 from jno.lora.extending import expect_model, path_str
 
 from .._boxes import IN_LAYER, NOT_A_PARAMETER, ArrayAxes, InferredAxes, is_declared
-from .._tracing import Evaluation, Use
+from .._tracing import Evaluation
 from ._letters import letters_of
 from ._watched import Record, watched
 
@@ -22,11 +22,11 @@ from ._watched import Record, watched
 def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> InferredAxes:
     """The axes of the arrays in `params`, from how `function(params, *args)` uses each of them.
 
-    The function is traced once, nothing is computed. An axis that a product, a convolution or an
-    `einsum` sums over is an input, one that it keeps is an output. An axis that is scanned, or that
-    both sides of a product share, is one of a stack. An axis that is looked up by number is an
-    input too (`e`). Transposes, reshapes, casts, slices, `concatenate`, sums over an axis, `scan`,
-    `checkpoint` and functions with rules of their own are looked through.
+    The function is traced once, and nothing is computed. Axes that a product, a convolution or an
+    `einsum` sums over are inputs, and axes that it keeps are outputs. Axes that are scanned, or
+    shared by both sides of a product, belong to a stack. An axis that is looked up by number is an
+    input too (`e`). `infer` looks through transposes, reshapes, casts, slices, `concatenate`, sums
+    over an axis, `scan`, `checkpoint` and functions with rules of their own.
 
     **Arguments:**
 
@@ -38,7 +38,7 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
     **Returns:** `InferredAxes` for `declare`. `print` it: each array without axes has a reason,
     such as that it has one axis, is only added or multiplied entry by entry, or has uses that
     contradict each other. A weight that is masked by `jnp.where`, summed over an axis, reversed or
-    joined with others has axes, but `through` merges it.
+    joined with more arrays has axes, but `through` merges it.
 
     **Raises:** `SelectionError` if `params` hold declared arrays.
     """
@@ -71,26 +71,16 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
         evaluation.run_dense(jax.make_jaxpr(call)(arrays), operands)
 
     eqx.filter_eval_shape(watch, leaves, args, kwargs)
-    return InferredAxes(
-        tuple(
-            _row(path, leaf.shape, reasons[path], records.get(path), evaluation.uses)
-            for path, leaf in zip(paths, leaves, strict=True)
-            if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | np.ndarray)
-        )
-    )
-
-
-def _row(
-    path: str,
-    shape: tuple[int, ...],
-    reason: str | None,
-    record: Record | None,
-    uses: Sequence[Use],
-) -> ArrayAxes:
-    if record is None:
-        return ArrayAxes(path, tuple(shape), None, reason)
-    operations = [use.operation for use in uses if path in use.adapter.split(" + ")]
-    return ArrayAxes(path, tuple(shape), *letters_of(len(shape), record, operations))
+    rows: list[ArrayAxes] = []
+    for path, leaf in zip(paths, leaves, strict=True):
+        axes, reason = None, reasons[path]
+        if path in records:
+            uses = (use for use in evaluation.uses if path in use.adapter.split(" + "))
+            operations = [use.operation for use in uses]
+            axes, reason = letters_of(leaf.ndim, records[path], operations)
+        if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | np.ndarray):
+            rows.append(ArrayAxes(path, tuple(leaf.shape), axes, reason))
+    return InferredAxes(tuple(rows))
 
 
 def _paths_in_layers(params: PyTree) -> set[str]:

@@ -1,5 +1,6 @@
 """Traced functions: marks where they read weights, and their evaluation with virtual weights."""
 
-from ._evaluate import Evaluation as Evaluation
-from ._marks import read_marked as read_marked
-from ._report import Use as Use, UseReport as UseReport
+# ruff: noqa: F401
+from ._evaluate import Evaluation
+from ._marks import read_marked
+from ._report import Use, UseReport

@@ -1,5 +1,6 @@
 """Operations that call a traced function: the same `Evaluation` evaluates it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,7 @@ def _jit(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
 def _remat(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
 
-    def run(*values: Any) -> list[Any]:
-        return evaluation.run_dense(params["jaxpr"], values)
-
+    run = lambda *values: evaluation.run_dense(params["jaxpr"], values)  # noqa: E731
     return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])(*values)
 
 
@@ -37,14 +36,9 @@ def _scan(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
         results = evaluation.run_dense(params["jaxpr"], [*consts, *carry, *slices])
         return results[:m], results[m:]
 
-    carry, ys = jax.lax.scan(
-        body,
-        carry,
-        [arrays for arrays, _ in scanned],
-        params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    arrays = [arrays for arrays, _ in scanned]
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = jax.lax.scan(body, carry, arrays, **options)
     return [*carry, *ys]
 
 
@@ -63,11 +57,9 @@ def _cond(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     if eqn.params.get("branches_platforms") and not _is_watched(operands):
         return Declined("a function for each platform")
 
-    def branch(traced: Any) -> Callable[[], list[Any]]:
-        return lambda: evaluation.run_dense(traced, operands)
-
-    index = evaluation.merged(index, "cond", "an index")
-    return jax.lax.switch(index, list(map(branch, eqn.params["branches"])))
+    run = evaluation.run_dense
+    branches = [functools.partial(run, traced, operands) for traced in eqn.params["branches"]]
+    return jax.lax.switch(evaluation.merged(index, "cond", "an index"), branches)
 
 
 def _while(evaluation: Any, eqn: Any, values: list[Any]) -> Any:

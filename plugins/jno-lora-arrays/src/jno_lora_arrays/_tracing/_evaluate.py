@@ -13,7 +13,6 @@ from ._jax import (
     context_of,
     evaluate_plainly,
     is_changed,
-    jaxprs_in,
     mark_in,
     marks_in,
     opened,
@@ -45,8 +44,9 @@ class Evaluation:
         # Taylor mode takes all arguments of a nested jit for varying, and fails at loops over some.
         opens_jit = any(map(in_taylor_mode, args))
         for eqn in jaxpr.eqns:
-            is_jit = CALLS.get(eqn.primitive.name) is CALLS["jit"]
-            if not (_is_ours(eqn, env) or (opens_jit and is_jit)):
+            has_weight = any(isinstance(read(env, var), Virtual) for var in eqn.invars)
+            is_opened = opens_jit and CALLS.get(eqn.primitive.name) is CALLS["jit"]
+            if not (has_weight or is_opened or marks_in([eqn])):
                 plain.append(eqn)
                 continue
             if plain:
@@ -101,9 +101,9 @@ class Evaluation:
                 results = Declined("no rule")
             if not isinstance(results, Declined):
                 return results
-            for inner in _marks_inside(eqn):
+            for mark in marks_in([eqn]):
                 reason = "a function with a rule of its own reads it"
-                self._note(Use(inner.adapter_name, (), eqn.primitive.name, reason))
+                self._note(Use(mark.adapter_name, (), eqn.primitive.name, reason))
             return self._by_rule(eqn, values, results)
 
     def _by_rule(self, eqn: Any, values: list[Any], declined: Declined) -> Sequence[Any] | None:
@@ -139,15 +139,3 @@ class Evaluation:
                 f"{use.operation} of the weight {use.shape} of a {use.adapter} needs the merged "
                 f"weight: {use.reason}. Without `strict`, it is merged there."
             )
-
-
-def _is_ours(eqn: Any, env: dict[Any, Any]) -> bool:
-    """Whether the equation has a virtual weight, or reads a weight, also in an inner function."""
-    if mark_in(eqn) is not None or any(_marks_inside(eqn)):
-        return True
-    return any(isinstance(read(env, var), Virtual) for var in eqn.invars)
-
-
-def _marks_inside(eqn: Any) -> list[Mark]:
-    """The reads of weights in the functions that an equation calls."""
-    return [mark for jaxpr in jaxprs_in(eqn) for mark in marks_in(jaxpr)]

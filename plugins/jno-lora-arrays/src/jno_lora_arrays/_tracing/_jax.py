@@ -15,7 +15,7 @@ Everything else in this package uses documented functions of JAX. Where versions
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,15 +89,14 @@ def custom_function(eqn: Any) -> Any:
     return eqn.params["call_jaxpr"]
 
 
-def marks_in(jaxpr: Any) -> Iterator[Mark]:
-    """The reads of weights in a traced function, also in functions that it calls."""
-    for eqn in jaxpr.eqns:
+def marks_in(eqns: Iterable[Any]) -> list[Mark]:
+    """The reads of weights in some equations, also in functions that they call."""
+    marks: list[Mark] = []
+    for eqn in eqns:
         mark = mark_in(eqn)
-        if mark is not None:
-            yield mark
-        else:
-            for inner in jaxprs_in(eqn):
-                yield from marks_in(inner)
+        inner_marks = (m for jaxpr in jaxprs_in(eqn) for m in marks_in(jaxpr.eqns))
+        marks += inner_marks if mark is None else [mark]
+    return marks
 
 
 def jaxprs_in(eqn: Any) -> Iterator[Any]:

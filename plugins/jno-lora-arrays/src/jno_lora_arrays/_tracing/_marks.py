@@ -35,7 +35,6 @@ class Mark(NamedTuple):
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of the adapter's arrays."""
         return [leaf.shape for leaf in self.leaves if type(leaf) is _Shape]
 
     def adapter(self, arrays: list[Any]) -> Any:
@@ -68,7 +67,6 @@ def read_marked(adapter: Any, name: str) -> Any:
 # Adapters with equal structures share a trace.
 @functools.lru_cache(maxsize=1024)
 def _reader(mark: Mark) -> Callable[[list[Any]], Any]:
-    """The jitted function that reads the weight of the adapter with these arrays."""
 
     def read(arrays: list[Any]) -> Any:
         return merge_lora(mark.adapter(arrays)).weight

@@ -31,20 +31,11 @@ class UseReport(Printed[Use]):
     def _table(self) -> Table:
         counted = collections.Counter(self.rows)
         columns = [("adapter", "left"), ("weight", "left"), ("operation", "left")]
+        columns += [("uses", "right"), ("computed", "left")]
         rows = (
-            (
-                use.adapter,
-                str(use.shape),
-                use.operation,
-                str(count),
-                use.reason or "by the adapter",
-            )
-            for use, count in counted.items()
+            (adapter, str(shape), operation, str(count), reason or "by the adapter")
+            for (adapter, shape, operation, reason), count in counted.items()
         )
         merged = sum(use.reason is not None for use in self.rows)
-        return table(
-            "Weights that are read from adapted layers",
-            [*columns, ("uses", "right"), ("computed", "left")],
-            rows,
-            f"{merged} of {len(self.rows)} uses need the merged weight.",
-        )
+        caption = f"{merged} of {len(self.rows)} uses need the merged weight."
+        return table("Weights that are read from adapted layers", columns, rows, caption)

@@ -10,10 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import GatherScatterMode
 
-from .._views import Conv, Declined, Dot, DotAxes, Lookup, Ragged, Virtual
+from .._views import Conv, Declined, Dot, DotAxes, Lookup, Ragged, View, Virtual
 
 Rule = Callable[[Any, Sequence[Any]], Any]
-RULES: dict[str, Rule] = {}
+
+
+def _per_view(operation: Callable[[Any, View], Any]) -> Rule:
+    """The rule of an operation on one weight: the same operation on each of its views."""
+    return lambda eqn, values: values[0].each(lambda view: operation(eqn, view))
+
+
+_reshape = _per_view(lambda eqn, view: view.reshaped(_shape(eqn).shape))
+
+RULES: dict[str, Rule] = {
+    "transpose": _per_view(lambda eqn, view: view.transposed(eqn.params["permutation"])),
+    **dict.fromkeys(("squeeze", "expand_dims"), _reshape),
+    "reduce_sum": _per_view(lambda eqn, view: view.summed(eqn.params["axes"])),
+    **dict.fromkeys(
+        ("sharding_constraint", "reshard"),
+        _per_view(lambda eqn, view: view.constrained(lambda x: _bound(eqn, x))),
+    ),
+    **dict.fromkeys(("copy", "copy_p"), lambda eqn, values: values[0]),
+    "neg": lambda eqn, values: values[0].negated(),
+    "convert_element_type": lambda eqn, values: values[0].cast(eqn.params["new_dtype"]),
+}
 
 
 def _rule(*primitives: str) -> Callable[[Rule], Rule]:
@@ -22,16 +42,6 @@ def _rule(*primitives: str) -> Callable[[Rule], Rule]:
         return rule
 
     return register
-
-
-@_rule("transpose")
-def _transpose(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].each(lambda view: view.transposed(eqn.params["permutation"]))
-
-
-@_rule("squeeze", "expand_dims")
-def _reshape(eqn: Any, values: Sequence[Any]) -> Any:
-    return _reshaped(values[0], eqn.outvars[0].aval.shape)
 
 
 @_rule("reshape")
@@ -43,37 +53,17 @@ def _transpose_and_reshape(eqn: Any, values: Sequence[Any]) -> Any:
 
 @_rule("broadcast_in_dim")
 def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
-    shape = eqn.outvars[0].aval.shape
-    weight_shape = [shape[axis] for axis in eqn.params["broadcast_dimensions"]]
-    is_repeated = weight_shape != [*values[0].shape] or math.prod(shape) != math.prod(weight_shape)
+    shape = _shape(eqn).shape
+    weight_shape = tuple(shape[axis] for axis in eqn.params["broadcast_dimensions"])
+    is_repeated = weight_shape != values[0].shape or math.prod(shape) != math.prod(weight_shape)
     if is_repeated or len(values) != 1:
         return Declined("repeated along an axis")
     return _reshape(eqn, values)
 
 
-@_rule("convert_element_type")
-def _convert(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].cast(eqn.params["new_dtype"])
-
-
-@_rule("copy", "copy_p")
-def _same(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0]
-
-
 @_rule("stop_gradient", "pvary", "pcast")
 def _leafwise(eqn: Any, values: Sequence[Any]) -> Any:
     return jax.tree.map(lambda x: _bound(eqn, x) if eqx.is_inexact_array(x) else x, values[0])
-
-
-@_rule("sharding_constraint", "reshard")
-def _constrain(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].each(lambda view: view.constrained(lambda x: _bound(eqn, x)))
-
-
-@_rule("neg")
-def _negate(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].negated()
 
 
 @_rule("mul", "div")
@@ -117,11 +107,6 @@ def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
     return Declined("reversed" if eqn.primitive.name == "rev" else "masked")
 
 
-@_rule("reduce_sum")
-def _sum(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].each(lambda view: view.summed(eqn.params["axes"]))
-
-
 @_rule("concatenate")
 def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
     # A sum of weights, each padded to the whole. Arrays beside them have nothing to be watched.
@@ -130,7 +115,8 @@ def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
     for value in values:
         end = start + value.shape[axis]
         if isinstance(value, Virtual):
-            padded = _padded(value, axis, start, total - end)
+            widths = (axis, start, total - end)
+            padded = value.each(lambda view, widths=widths: view.padded(*widths))
             if isinstance(padded, Declined):
                 return padded
             terms += padded.terms
@@ -159,7 +145,7 @@ def _split(eqn: Any, values: Sequence[Any]) -> Any:
     for size, var in zip(sizes, eqn.outvars, strict=True):
         piece = _cut(values[0], axis, start, size)
         if isinstance(piece, Virtual) and piece.shape != var.aval.shape:  # an `unstack`
-            piece = _reshaped(piece, var.aval.shape)
+            piece = piece.each(lambda view, shape=var.aval.shape: view.reshaped(shape))
         if isinstance(piece, Declined):
             return piece
         pieces.append(piece)
@@ -227,11 +213,11 @@ def _why_no_lookup(eqn: Any, weight: Virtual) -> str | None:
     """Why a `gather` is not a lookup of whole slices."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     axes, fill = numbers.start_index_map, eqn.params["fill_value"]
-    others = [axis for axis in range(len(sizes)) if axis not in axes]
+    whole_axes = [axis for axis in range(len(sizes)) if axis not in axes]
     if (
         tuple(sorted(axes)) != tuple(numbers.collapsed_slice_dims)
         or numbers.operand_batching_dims
-        or any(sizes[axis] != weight.shape[axis] for axis in others)
+        or any(sizes[axis] != weight.shape[axis] for axis in whole_axes)
     ):
         return "a gather of parts of slices"
     is_filled = eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP and fill
@@ -243,14 +229,6 @@ def _why_no_lookup(eqn: Any, weight: Virtual) -> str | None:
 
 def _cut(weight: Virtual, axis: int, start: Any, size: int) -> Any:
     return weight.each(lambda view: view.cut(axis, start, size))
-
-
-def _reshaped(weight: Virtual, shape: Sequence[int]) -> Any:
-    return weight.each(lambda view: view.reshaped(shape))
-
-
-def _padded(weight: Virtual, axis: int, before: int, after: int) -> Any:
-    return weight.each(lambda view: view.padded(axis, before, after))
 
 
 def _shape(eqn: Any) -> jax.ShapeDtypeStruct:

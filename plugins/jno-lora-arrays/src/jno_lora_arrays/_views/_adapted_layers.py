@@ -91,34 +91,25 @@ def matrix_shape(adapter: Any) -> tuple[int, ...]:
     return (*stack, second, first) if adapter.kind.weight_axes == "io" else (*stack, first, second)
 
 
-class Factors(NamedTuple):
-    """`A` `(r, in)` and `B` `(out, r)` of an update `B A`, its scale included."""
+def factors_of(adapter: Any) -> tuple[Array, Array] | None:
+    """`A` `(r, in)` and `B` `(out, r)`, scale included, if `W' = W + B A` for the base's `W`.
 
-    A: Array
-    B: Array
-
-
-def factors_of(adapter: Any) -> Factors | None:
-    """The factors of `W' = W + B A` for the base's `W`, if the law has this form. Stacked too."""
+    Both have the axes of a stack in front.
+    """
     return over_stack(_factors, len(matrix_shape(adapter)) - 2)(adapter)
 
 
-def _factors(adapter: Any) -> Factors | None:
+def _factors(adapter: Any) -> tuple[Array, Array] | None:
     if isinstance(adapter, PiSSA | MiLoRA):
         # `low_rank_update` counts from the original weight, and the base holds the residual.
-        return Factors(adapter.lora_A, adapter.scaling * adapter.lora_B)
-    if type(adapter).unwrap is not LoRAWrapper.unwrap:
-        return None
-    update = adapter.low_rank_update()
-    return None if update is None else Factors(*update)
+        return adapter.lora_A, adapter.scaling * adapter.lora_B
+    return adapter.low_rank_update() if type(adapter).unwrap is LoRAWrapper.unwrap else None
 
 
 def times_inputs(adapter: Any, x: Array) -> Array | None:
     """`W' x` for vectors `(n, in)`, in their dtype; `None` if the adapter has no fast path."""
     linear = _as_linear(adapter, x.dtype)
-    if not linear.has_fast_path():
-        return None
-    return jax.vmap(linear.forward)(x)
+    return jax.vmap(linear.forward)(x) if linear.has_fast_path() else None
 
 
 def times_outputs(adapter: Any, y: Array) -> Array | None:
@@ -133,7 +124,7 @@ def times_outputs(adapter: Any, y: Array) -> Array | None:
 
 
 def columns(adapter: Any, index: Array) -> Array | None:
-    """The columns of `W'` at a vector of indices, `(n, out)`."""
+    """The columns of `W'` at a vector of indices, `(n, out)`, as `times_inputs`."""
     weight = matrix_of(adapter, adapter.base).T
     sizes = dict(zip(("num_embeddings", "embedding_size"), weight.shape, strict=True))
     base = _without_init(eqx.nn.Embedding, weight=weight, **sizes)

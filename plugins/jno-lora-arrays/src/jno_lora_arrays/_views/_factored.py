@@ -1,5 +1,9 @@
 """Views of a weight `W + B A`, which keep `W`, `A` and `B` apart."""
 
+import bisect
+import itertools
+import math
+import operator
 import string
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +16,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from ._factored_conv import conv_with_factors
-from ._factored_dot import dot_with_factors, ragged_with_factors
-from ._named import RANK, Named, contract
-from ._uses import Conv, Declined, Dot, Lookup, Ragged
-from ._view import View
+from ._low_rank import RANK, Named, contract, conv_with_factors, dot_with_factors
+from ._view import Conv, Declined, Dot, Lookup, Ragged, View
 
 # The kinds of axes that each factor has, beside its rank.
 _KINDS_OF_A, _KINDS_OF_B = "is", "os"
@@ -75,21 +76,23 @@ class Factored(View):
         return self._map(self.base.transpose(order), transpose, kinds)
 
     def reshaped(self, shape: Sequence[int]) -> Any:
-        groups = _matching_axes(self.shape, shape)
-        if groups is None:
+        if 0 in (*self.shape, *shape):
             return Declined("an empty array")
-        kinds = ["1"] * len(shape)
-        for old_axes, new_axes in groups:
-            if len({self.kinds[axis] for axis in old_axes}) > 1:
+        group_kinds: dict[int, str] = {}
+        groups_before, groups_after = _groups(self.shape, shape)
+        for group, size, kind in zip(groups_before, self.shape, self.kinds, strict=True):
+            if size > 1 and group_kinds.setdefault(group, kind) != kind:
                 return Declined("a reshape that joins axes of different kinds")
-            for axis in new_axes:
-                kinds[axis] = self.kinds[old_axes[0]]
+        kinds = "".join(
+            "1" if size == 1 else group_kinds[group]
+            for group, size in zip(groups_after, shape, strict=True)
+        )
 
         def reshape(factor: Array, factor_kinds: str) -> Array:
             sizes = (n for n, kind in zip(shape, kinds, strict=True) if kind in factor_kinds)
             return factor.reshape(factor.shape[0], *sizes)
 
-        view = self._map(self.base.reshape(shape), reshape, "".join(kinds))
+        view = self._map(self.base.reshape(shape), reshape, kinds)
         # One row of a matrix is values.
         return view if {"i", "o"} <= {*kinds} else view.dense()
 
@@ -146,7 +149,10 @@ class Factored(View):
         if self.kinds not in ("sio", "soi"):
             return Declined("a ragged product over other axes than those of a stack and a product")
         first, second = (self.A, self.B) if self.kinds == "sio" else (self.B, self.A)
-        return ragged_with_factors(ragged, self.base, first, second)
+        dtype = ragged.x.dtype
+        low_rank = ragged.product(ragged.x, first.astype(dtype).transpose(1, 2, 0)).astype(dtype)
+        update = ragged.product(low_rank, second.astype(dtype).transpose(1, 0, 2))
+        return ragged.product(ragged.x, self.base) + update
 
     def scanned(self) -> tuple[Any, Callable[[Any], "Factored"]]:
         kind = self.kinds[0]
@@ -190,12 +196,12 @@ def _looked_up(factor: Named, lookup: Lookup, axis_names: str, index_names: str)
     places = {axis_names[axis]: p for axis, p in pairs if axis_names[axis] in factor.names}
     if not places:
         return factor
-    others = "".join(name for name in factor.names if name not in places)
-    rows = factor.arranged("".join(places) + others).at[tuple(places.values())].get(mode="clip")
+    free_names = "".join(name for name in factor.names if name not in places)
+    rows = factor.arranged("".join(places) + free_names).at[tuple(places.values())].get(mode="clip")
     if lookup.in_bounds is not None:
         in_bounds = jnp.expand_dims(lookup.in_bounds, [*range(len(index_names), rows.ndim)])
         rows = jnp.where(in_bounds, rows, jnp.zeros((), rows.dtype))
-    return Named(rows, index_names + others)
+    return Named(rows, index_names + free_names)
 
 
 def _slice(array: Array, start: Any, size: int, axis: int) -> Array:
@@ -204,27 +210,15 @@ def _slice(array: Array, start: Any, size: int, axis: int) -> Array:
     return lax.dynamic_slice_in_dim(array, start, size, axis)
 
 
-def _matching_axes(
-    old: Sequence[int], new: Sequence[int]
-) -> list[tuple[list[int], list[int]]] | None:
-    """The smallest groups of neighbouring axes with equal sizes, before and after a reshape.
+def _groups(old: Sequence[int], new: Sequence[int]) -> tuple[list[int], list[int]]:
+    """For each axis before and after a reshape, the end of its group.
 
-    Axes of size one belong to no group. `None` if the array is empty.
+    A group is the fewest neighbouring axes whose sizes have the same product before and after.
     """
-    if 0 in (*old, *new):
-        return None
-    old_axes = [axis for axis, size in enumerate(old) if size != 1]
-    new_axes = [axis for axis, size in enumerate(new) if size != 1]
-    groups: list[tuple[list[int], list[int]]] = []
-    while old_axes:
-        before, after = [old_axes.pop(0)], [new_axes.pop(0)]
-        size_before, size_after = old[before[0]], new[after[0]]
-        while size_before != size_after:
-            if size_before < size_after:
-                before.append(old_axes.pop(0))
-                size_before *= old[before[-1]]
-            else:
-                after.append(new_axes.pop(0))
-                size_after *= new[after[-1]]
-        groups.append((before, after))
-    return groups
+    old_ends, new_ends = (list(itertools.accumulate(n, operator.mul)) for n in (old, new))
+    group_ends = sorted({*old_ends} & {*new_ends} | {math.prod(old)})
+
+    def group(end: int) -> int:
+        return group_ends[bisect.bisect_left(group_ends, end)]
+
+    return list(map(group, old_ends)), list(map(group, new_ends))

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from equinox import AbstractVar
 from jaxtyping import Array
 
-from ._uses import Declined
-from ._view import View
+from ._view import Declined, View
 
 
 class Run(NamedTuple):
@@ -47,8 +46,11 @@ class RunsView(View):
             return Declined("a reshape that splits an axis of the weight unevenly")
         return dataclasses.replace(self, runs=runs)
 
+    def with_axis(self, axis: int, runs: tuple[Run, ...]) -> Any:
+        """The view with other runs along an axis."""
+        return dataclasses.replace(self, runs=(*self.runs[:axis], runs, *self.runs[axis + 1 :]))
+
     def runs_along(self, axes: Iterable[int]) -> list[Run]:
-        """The runs of these axes."""
         return joint(self.runs[axis] for axis in axes)
 
 

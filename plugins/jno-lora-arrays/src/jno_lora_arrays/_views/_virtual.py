@@ -14,8 +14,7 @@ from jaxtyping import Array
 
 from ._adapted_layers import Axis, axes_of, factors_of, is_known, weight_of
 from ._factored import Factored
-from ._uses import Conv, Declined, Dot, first_declined
-from ._view import View
+from ._view import Conv, Declined, Dot, View, first_declined
 from ._whole import whole_view
 
 
@@ -42,7 +41,6 @@ class Virtual(eqx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape, which all terms have."""
         return self.terms[0].view.shape
 
     @property
@@ -52,7 +50,6 @@ class Virtual(eqx.Module):
 
     @property
     def only_watches(self) -> bool:
-        """Whether the views only watch."""
         return self.terms[0].view.only_watches
 
     @property
@@ -61,7 +58,6 @@ class Virtual(eqx.Module):
         return len(self.terms) == 1 and self.terms[0].factor is None
 
     def dense(self) -> Array:
-        """The merged weight."""
         values = (term.times(term.view.dense()).astype(self.dtype) for term in self.terms)
         return functools.reduce(operator.add, values)
 
@@ -98,7 +94,6 @@ class Virtual(eqx.Module):
         return Virtual(tuple(terms), dtype)
 
     def negated(self) -> "Virtual":
-        """Times minus one."""
         return self.scaled(np.array(-1, self.dtype), self.dtype)
 
     def plus(self, addend: Any, dtype: Any) -> Any:
@@ -175,10 +170,8 @@ def virtual(adapter: Any) -> Virtual | None:
     weight, factors = weight_of(adapter.base), factors_of(adapter)
     if factors is None:
         return of_view(whole_view(adapter, axes, weight.dtype, name))
-    *stack, rank, features = range(factors.A.ndim)
-    A = jax.lax.transpose(factors.A, [rank, *stack, features])
-    B = jax.lax.transpose(factors.B, [features, *stack, rank])
-    A, B = _along_axes(A, "i", axes), _along_axes(B, "o", axes)
+    A = _along_axes(jnp.moveaxis(factors[0], -2, 0), "i", axes)
+    B = _along_axes(jnp.moveaxis(factors[1], -1, 0), "o", axes)
     return of_view(Factored(weight, A, B, "".join(axis.kind for axis in axes), name))
 
 

@@ -16,7 +16,7 @@ from jno.lora import merge_lora
 
 from ._adapted_layers import Axis, columns, matrix_of, matrix_shape
 from ._runs import Run, RunsView, joint, rearranged
-from ._uses import Declined, Dot, Lookup
+from ._view import Declined, Dot, Lookup
 from ._whole_dot import as_stored, dot_by_adapter
 
 
@@ -46,20 +46,19 @@ class Whole(RunsView):
             return super().cut(axis, start, size)
         cut = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
         adapter = _map_arrays(functools.partial(cut, axis=number), self.adapter)
-        runs = list(self.runs)
-        runs[axis] = (Run(str(number), 1, size),) if size > 1 else ()
-        return dataclasses.replace(self, adapter=adapter, runs=tuple(runs))
+        view = dataclasses.replace(self, adapter=adapter)
+        return view.with_axis(axis, (Run(str(number), 1, size),) if size > 1 else ())
 
     def looked_up(self, lookup: Lookup) -> Any:
-        others = lookup.other_axes(self.ndim)
-        sides = [[self._whole_side(axis) for axis in axes] for axes in (lookup.axes, others)]
+        free_axes = lookup.free_axes(self.ndim)
+        sides = [[self._whole_side(axis) for axis in axes] for axes in (lookup.axes, free_axes)]
         if sides != [["i"], ["o"]]:
             return super().looked_up(lookup)
         places = lookup.places[0]
         rows = columns(_only_layer(self.adapter), places.reshape(-1))
         if rows is None:
             return Declined(f"{self.name} has no fast path here")
-        output_axis = lookup.result_axes(self.ndim).index(others[0])
+        output_axis = lookup.result_axes(self.ndim).index(free_axes[0])
         rows = rows.reshape(*places.shape, rows.shape[-1]).astype(lookup.out.dtype)
         rows = jnp.moveaxis(rows, -1, output_axis)
         if lookup.in_bounds is None:
