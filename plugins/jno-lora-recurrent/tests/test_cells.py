@@ -84,12 +84,13 @@ def test_cells_are_adapted_by_name_by_variant_and_by_auto_only(getkey):
     model = Reader(getkey())
     chosen = {
         str(wrappers): [row.path for row in plan_lora(model, 2, wrappers=wrappers).wrapped]
-        for wrappers in (None, "LoRARecurrent", "dora", "auto")
+        for wrappers in (None, "LoRARecurrent", "dora", "dora-recurrent", "auto")
     }
     assert chosen == {
         "None": ["head"],
         "LoRARecurrent": ["cell"],
-        "dora": ["cell", "head"],
+        "dora": ["head"],
+        "dora-recurrent": ["cell"],
         "auto": ["cell", "head"],
     }
 

@@ -1,7 +1,8 @@
 """Adapters for embedding tables: the methods of the zoo on one more kind of layer.
 
-They are found by name (`net.lora(wrapper="LoRAEmbedding")`) or passed as classes. A further method
-takes one line: `class MyMethodEmbedding(MyMethod, EmbeddingLayer): ...`.
+They are found by name (`net.lora(wrapper="LoRAEmbedding")`), by variant (`"lora-embedding"`), or
+passed as classes. A further method takes one line:
+`class MyMethodEmbedding(MyMethod, EmbeddingLayer): ...`.
 """
 
 # ruff: noqa: F403

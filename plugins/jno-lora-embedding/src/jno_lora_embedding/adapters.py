@@ -2,6 +2,8 @@
 
 from jno_lora_zoo import EmbeddingLayer, LoRA, adapters_for
 
-_adapters = adapters_for(EmbeddingLayer, __name__, auto=LoRA)
+_adapters = adapters_for(
+    EmbeddingLayer, __name__, auto=LoRA, variant="{}-embedding", former_variant="{}"
+)
 globals().update(_adapters)
 __all__ = list(_adapters)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -144,7 +144,7 @@ def _name_of_band(family: str, end: int) -> str:
 def _checked_bands(bands: Any, rank: int) -> dict[int, int]:
     """The rank of each band. **Raises:** `ValueError`: not positive integers, or above `rank`."""
     is_mapping = isinstance(bands, Mapping) and len(bands) > 0
-    numbers = [*bands.keys(), *bands.values()] if is_mapping else [None]
+    numbers: list[Any] = [*bands.keys(), *bands.values()] if is_mapping else [None]
     is_integer = [isinstance(n, int | np.integer) and not isinstance(n, bool) for n in numbers]
     if not all(is_integer) or min(numbers) < 1:
         raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 
 from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError, Shared
 from jno.lora.extending import known_factors, path_str, show_path, values_of
+from jno_lora_zoo import Method
 
 from ._layouts import METHODS, Layout, Shape, layout_of
 from ._loaded import is_loaded
@@ -157,7 +158,7 @@ def written_base(wrapper: LoRAWrapper, index: Shape, trained: Collection[str] = 
 def _as_own_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arrays] | None:
     """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
     cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
-    variant = str(cls.variant)
+    variant = str(cls.method.variant if issubclass(cls, Method) else cls.variant)
     scale = cls.low_rank_scale(rank, alpha)
     if scale is not None:
         return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)

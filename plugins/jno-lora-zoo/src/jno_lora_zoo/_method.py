@@ -17,7 +17,7 @@ from jaxtyping import AbstractArray, Array, PRNGKeyArray
 from jno.lora.coded import with_arrays
 
 from ._arrays import Matrix, compute_dtype
-from ._bibtex import ENTRIES, bibtex_of
+from ._bibtex import entries
 from ._layer_kind import Bias, LayerKind
 from ._tracing import traced_once
 
@@ -52,7 +52,7 @@ class Method(LayerKind):
     kind: ClassVar[type[LayerKind]] = LayerKind
 
     # One of `FAMILIES`, by which lists are sorted.
-    family: ClassVar[str]
+    family: ClassVar[str | None]
     # Whether the law changes nothing but the scale of each row of the matrix.
     scales_rows_only: ClassVar[bool] = False
 
@@ -154,7 +154,9 @@ class Method(LayerKind):
         """The base layer with the law's weight and bias, computed in float32 at least."""
         layer = self.with_matrix(self.base, self.law(self.matrix(self.base)))
         b = self.bias_of(self.base)
-        adapted = b if b is None else self.bias_law(b)
+        if b is None:
+            return layer
+        adapted = self.bias_law(b)
         return layer if adapted is b else self.replace_bias(layer, adapted)
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -167,7 +169,7 @@ class Method(LayerKind):
         elif cls.kind is LayerKind:
             cls.method = cls
         if "paper" in vars(cls) and "bibtex" not in vars(cls):
-            cls.bibtex = bibtex_of(cls.paper) if cls.paper in ENTRIES else None
+            cls.bibtex = entries().get(str(cls.paper))
         # A constructor that somebody wrote by hand is inherited as it is.
         inherited = cls.__init__
         if "start" in vars(cls) and (

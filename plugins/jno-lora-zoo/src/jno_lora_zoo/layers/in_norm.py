@@ -34,11 +34,10 @@ class InNormLayer(LayerKind):
     def misfit(cls, leaf: Any) -> str | None:
         if not isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm):
             return None
-        if _is_normed(leaf) and _scales_rows_only(cls):
-            method = cls.method.__name__
+        if _is_normed(leaf) and issubclass(cls, Method) and cls.scales_rows_only:
             return (
                 "the norm takes the scale of each row out again, which is all that "
-                f"{method} changes in the weight"
+                f"{cls.method.__name__} changes in the weight"
             )
         return (
             f"it norms {leaf.weight_name!r} of a {type(leaf.layer).__name__}, not the weight of a "
