@@ -9,6 +9,7 @@ import threadpoolctl
 
 from jno.lora._compute._lapack import decomposes, one_blas_thread
 from jno.lora._compute._program import call_compiled
+from jno.lora.extending import equations_in, gauss_jordan
 
 
 def threads():
@@ -70,3 +71,22 @@ def test_it_may_be_entered_twice(several_threads):
 )
 def test_a_decomposition_is_found_however_deep(function, expected):
     assert decomposes(jax.make_jaxpr(function)(jnp.eye(3)).jaxpr) is expected
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize("pivoting", [True, False])
+def test_elimination_solves_without_lapack(batch, pivoting, getkey):
+    A = jax.random.normal(getkey(), (*batch, 4, 4))
+    # A zero on the diagonal needs an exchange of rows; a positive definite matrix does not.
+    A = (
+        A.at[..., 0, 0].set(0.0)
+        if pivoting
+        else A @ A.mT + 0.1 * jnp.broadcast_to(jnp.eye(4), A.shape)
+    )
+    B = jax.random.normal(getkey(), (*batch, 4, 3))
+    X = jax.jit(gauss_jordan, static_argnames="pivoting")(A, B, pivoting=pivoting)
+    np.testing.assert_allclose(A @ X, B, atol=1e-4)
+    traced = jax.make_jaxpr(lambda A, B: gauss_jordan(A, B, pivoting=pivoting))(A, B)
+    assert not decomposes(traced.jaxpr)
+    # The equations in the loop are among them.
+    assert "argmax" in {e.primitive.name for e in equations_in(traced.jaxpr)} or not pivoting

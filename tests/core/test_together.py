@@ -1,5 +1,7 @@
 """Many layers computed by the programs that they share: each as if it was alone."""
 
+import dataclasses
+import enum
 import operator
 
 import equinox as eqx
@@ -10,6 +12,7 @@ import pytest
 
 from jno.lora import apply_lora, merge_lora, unwrap_lora
 from jno.lora._compute import call_compiled
+from jno.lora.extending import static_key
 
 from .toys import ToyConv, ToyLinear, same, shaken
 
@@ -76,6 +79,26 @@ def test_signatures_are_told_apart(getkey):
     for (layer, number), result in zip(items, found, strict=True):
         np.testing.assert_array_equal(result["layer"].weight, 3 * layer.weight)
         assert type(result["n"]) is type(number)
+
+
+class Setting(enum.IntEnum):
+    ONE = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    value: object
+
+
+@pytest.mark.parametrize("inside", [lambda x: x, lambda x: (x, 2), lambda x: [x], Frozen])
+def test_static_fields_that_are_equal_but_of_other_types_have_keys_of_their_own(inside):
+    class Holder(eqx.Module):
+        value: object = eqx.field(static=True)
+
+    trees = [{"a": Holder(inside(value))} for value in (1, 1.0, True, Setting.ONE, 0.0, -0.0)]
+    keys = [static_key(jax.tree.structure(tree)) for tree in trees]
+    assert len({*keys}) == len(keys)
+    assert static_key(jax.tree.structure({"a": Holder(inside(2))})) == keys[0]
 
 
 def test_what_is_handed_through_is_not_copied(getkey):

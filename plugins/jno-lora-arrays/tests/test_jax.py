@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jno.lora.extending import equations_in
 from jno_lora_arrays._tracing import _jax
 from jno_lora_arrays._tracing._calls import CALLS
 from jno_lora_arrays._tracing._marks import MarkedName
@@ -34,9 +35,7 @@ def test_calls_of_jitted_functions_keep_the_object_that_is_their_name(transform)
 
     function.__name__ = name = MarkedName("marked")
     jaxpr = equations(jax.jit(transform(jax.jit(function))), X)
-    (inner,) = _jax.jaxprs_in(jaxpr.eqns[0])
-    calls = [*inner.eqns, *(eqn for e in inner.eqns for j in _jax.jaxprs_in(e) for eqn in j.eqns)]
-    assert any(eqn.params.get("name") is name for eqn in calls)
+    assert any(eqn.params.get("name") is name for eqn in equations_in(jaxpr))
 
 
 def test_inner_functions_are_found_closed_or_open():

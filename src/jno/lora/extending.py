@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ._checkpoint import read_file, read_json, values_of, write_together
+from ._compute import equations_in, gauss_jordan, jaxprs_in, static_key
 from ._contract import expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
 from ._paths import bullets, nearest, path_str, show_array, show_path
@@ -35,8 +36,11 @@ __all__ = [
     "callable_for",
     "default_adapters",
     "default_registry",
+    "equations_in",
     "expect_model",
+    "gauss_jordan",
     "imported_for",
+    "jaxprs_in",
     "known_factors",
     "layers_at",
     "map_adapters",
@@ -52,6 +56,7 @@ __all__ = [
     "sharded_like",
     "show_array",
     "show_path",
+    "static_key",
     "table",
     "values_of",
     "warn",

@@ -1,6 +1,5 @@
 """Tracing once what many layers do alike."""
 
-import dataclasses
 import enum
 import functools
 import sys
@@ -12,6 +11,8 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
+
+from jno.lora.extending import static_key
 
 
 def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:
@@ -31,7 +32,7 @@ def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:
     if not is_traced or not all(map(eqx.is_array, leaves)) or any(map(in_taylor_mode, leaves)):
         return function(layer, x)
     try:
-        key = _constants(treedef)
+        key = static_key(treedef, _constant)
     except TypeError:
         return function(layer, x)
     return _program(function, treedef, key)(leaves)
@@ -42,32 +43,17 @@ def _program(function: Callable[[Any, Any], Any], treedef: Any, key: Any) -> Cal
     return jax.jit(lambda leaves: function(*jtu.tree_unflatten(treedef, leaves)))
 
 
-def _constants(treedef: Any) -> Any:
-    """All static fields of a tree, to be hashed. **Raises:** `TypeError` if one could change.
-
-    The structure alone does not tell 1 from 1.0 and True, and hashes none of them.
-    """
-    data = treedef.node_data()
-    return data and (_constant(data[1]), *map(_constants, treedef.children()))
+_PLAIN = (int, bool, str, type(None))
 
 
 def _constant(value: Any) -> Any:
+    """A key for a static value. **Raises:** `TypeError` if it could change."""
     kind = type(value)
-    if isinstance(value, tuple):
-        return (kind, *map(_constant, value))
-    if dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:  # pyright: ignore
-        fields = (getattr(value, field.name) for field in dataclasses.fields(kind))
-        return (kind, *map(_constant, fields))
-    if kind is float:
-        return kind, repr(value)  # -0.0 equals 0.0
     is_plain = kind in _PLAIN or isinstance(value, type | np.dtype | enum.Enum)
     # A marker, such as Equinox's own for a field without a value, is an object without attributes.
     if is_plain or (getattr(value, "__dict__", None) == {} and not callable(value)):
         return kind, value
     raise TypeError(f"{value!r} could change")
-
-
-_PLAIN = (int, bool, str, type(None))
 
 
 def in_taylor_mode(tracer: Any) -> bool:

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from ._jaxprs import equations_in
+
 _DECOMPOSITIONS = {
     "cholesky",
     "eig",
@@ -43,18 +45,7 @@ def one_blas_thread() -> Iterator[None]:
 
 def decomposes(jaxpr: Any) -> bool:
     """Whether a traced function calls LAPACK, directly or in a function that it calls."""
-    return any(
-        equation.primitive.name in _DECOMPOSITIONS
-        or any(decomposes(inner) for value in equation.params.values() for inner in _inside(value))
-        for equation in jaxpr.eqns
-    )
-
-
-def _inside(value: Any) -> Iterator[Any]:
-    """The traced functions among the parameters of an operation."""
-    for item in value if isinstance(value, tuple | list) else (value,):
-        if hasattr(item, "eqns"):
-            yield item
+    return any(equation.primitive.name in _DECOMPOSITIONS for equation in equations_in(jaxpr))
 
 
 @functools.cache

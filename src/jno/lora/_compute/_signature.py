@@ -3,7 +3,9 @@
 Classes, static fields, shapes and dtypes; not the values of arrays, nor the devices they lie on.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +72,7 @@ def signature_of(tree: Any) -> Known:
             arrays.append(leaf)
         else:
             parts.append((type(leaf), leaf))
-    return Known(Signature(treedef, _types_in(treedef), tuple(parts)), arrays)
+    return Known(Signature(treedef, static_key(treedef), tuple(parts)), arrays)
 
 
 @functools.lru_cache(maxsize=256)
@@ -84,17 +86,35 @@ def _is_array_class(cls: type) -> bool:
     return issubclass(cls, jax.Array | np.ndarray | np.generic)
 
 
-def _types_in(treedef: Any) -> Any:
-    """The types of the static fields: 1, 1.0, True and a member of an `IntEnum` are equal.
+def static_key(treedef: Any, key_of: Callable[[Any], Any] = type) -> Any:
+    """A key for the static fields of a tree, which tells 1, 1.0, True and members of enums apart.
 
-    They must be told apart, since a program's result has the static fields of its first call.
+    They are equal, and so are the structures that hold them.
+
+    - `key_of`: gives the key of a static value, by default its type. Tuples, lists and frozen
+        dataclasses have keys for their contents, floats their digits.
     """
-    data = treedef.node_data()
-    return data and (_type_of(data[1]), *map(_types_in, treedef.children()))
+
+    def key(value: Any) -> Any:
+        cls = type(value)
+        if cls is float:
+            return (cls, repr(value))  # 0.0 equals -0.0
+        if isinstance(value, tuple | list):
+            return (cls, *map(key, value))
+        if fields := _frozen_fields(cls):
+            return (cls, *(key(getattr(value, field)) for field in fields))
+        return key_of(value)
+
+    def keys_in(treedef: Any) -> Any:
+        data = treedef.node_data()
+        return data and (key(data[1]), *map(keys_in, treedef.children()))
+
+    return keys_in(treedef)
 
 
-def _type_of(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return (type(value), *map(_type_of, value))
-    # 0.0 equals -0.0.
-    return (float, repr(value)) if type(value) is float else type(value)
+@functools.lru_cache(maxsize=256)
+def _frozen_fields(cls: Any) -> tuple[str, ...]:
+    """The names of the fields of a frozen dataclass; none for other classes."""
+    if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # pyright: ignore
+        return ()
+    return tuple(field.name for field in dataclasses.fields(cls))

@@ -3,13 +3,12 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from .._compute import at_least_float32
+from .._compute import at_least_float32, gauss_jordan
 from .._contract import LoRAWrapper, expect_model
 from .._errors import SelectionError
 from .._paths import KeyPath, bullets, path_str, show_path
@@ -157,27 +156,12 @@ def _solve(
         # Less can vanish in the rounding of `G`: a quarter of it gave indefinite matrices. JAX 0.8
         # sums in turn on a CPU, with errors of half the root of the number of terms.
         rounding = max(8.0, F.shape[1] ** 0.5) * jnp.finfo(G.dtype).eps * jnp.trace(G)
-        damped = G + jnp.maximum(damping, rounding) * jnp.eye(len(G), dtype=G.dtype)
-        return jnp.matmul(_inverse(damped), R, precision="highest")
+        identity = jnp.eye(len(G), dtype=G.dtype)
+        damped = G + jnp.maximum(damping, rounding) * identity
+        inverse = gauss_jordan(damped, identity, pivoting=False)
+        return jnp.matmul(inverse, R, precision="highest")
 
     return solve(jnp.asarray(factor, right.dtype), right)
-
-
-def _inverse(G: Float[Array, "r r"]) -> Float[Array, "r r"]:
-    """The inverse of a positive definite matrix, by Gauss-Jordan elimination without pivoting.
-
-    In plain HLO, because several LAPACK calls in one compiled step can deadlock on a CPU.
-    """
-    row = jnp.arange(len(G))[:, None]
-
-    def eliminate(k: Array, rows: Array) -> Array:
-        column = jax.lax.dynamic_slice_in_dim(rows, k, 1, axis=1)
-        pivot = jax.lax.dynamic_slice_in_dim(rows, k, 1, axis=0)
-        pivot = pivot / jax.lax.dynamic_slice_in_dim(pivot, k, 1, axis=1)
-        return jnp.where(row == k, pivot, rows - column * pivot)
-
-    augmented = jnp.concatenate([G, jnp.eye(len(G), dtype=G.dtype)], axis=1)
-    return jax.lax.fori_loop(0, len(G), eliminate, augmented)[:, len(G) :]
 
 
 def _check_damping(damping: Any) -> None:

@@ -46,7 +46,7 @@ class Evaluation:
         for eqn in jaxpr.eqns:
             has_weight = any(isinstance(read(env, var), Virtual) for var in eqn.invars)
             is_opened = opens_jit and CALLS.get(eqn.primitive.name) is CALLS["jit"]
-            if not (has_weight or is_opened or marks_in([eqn])):
+            if not (has_weight or is_opened or marks_in(eqn)):
                 plain.append(eqn)
                 continue
             if plain:
@@ -101,7 +101,7 @@ class Evaluation:
                 results = Declined("no rule")
             if not isinstance(results, Declined):
                 return results
-            for mark in marks_in([eqn]):
+            for mark in marks_in(eqn):
                 reason = "a function with a rule of its own reads it"
                 self._note(Use(mark.adapter_name, (), eqn.primitive.name, reason))
             return self._by_rule(eqn, values, results)

@@ -15,12 +15,14 @@ Everything else in this package uses documented functions of JAX. Where versions
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.core
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal
+
+from jno.lora.extending import equations_in, jaxprs_in
 
 from ._marks import Mark, MarkedName
 
@@ -89,21 +91,7 @@ def custom_function(eqn: Any) -> Any:
     return eqn.params["call_jaxpr"]
 
 
-def marks_in(eqns: Iterable[Any]) -> list[Mark]:
-    """The reads of weights in some equations, also in functions that they call."""
-    marks: list[Mark] = []
-    for eqn in eqns:
-        mark = mark_in(eqn)
-        inner_marks = (m for jaxpr in jaxprs_in(eqn) for m in marks_in(jaxpr.eqns))
-        marks += inner_marks if mark is None else [mark]
-    return marks
-
-
-def jaxprs_in(eqn: Any) -> Iterator[Any]:
-    """The traced functions that an equation calls."""
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
-                yield item
+def marks_in(eqn: Any) -> list[Mark]:
+    """The reads of weights in an equation and in the functions that it calls."""
+    eqns = [eqn, *(inner for jaxpr in jaxprs_in(eqn) for inner in equations_in(jaxpr))]
+    return [mark for mark in map(mark_in, eqns) if mark is not None]

@@ -13,6 +13,7 @@ import jax
 import jax.tree_util as jtu
 
 from jno.lora import merge_lora
+from jno.lora.extending import static_key
 
 from .._boxes import is_declared
 
@@ -58,15 +59,15 @@ def read_marked(adapter: Any, name: str) -> Any:
     leaves, treedef = jtu.tree_flatten(adapter)
     shapes = tuple(_Shape(x.shape) if eqx.is_array(x) else x for x in leaves)
     try:
-        read = _reader(Mark(treedef, shapes, type(adapter).__name__))
+        read = _reader(Mark(treedef, shapes, type(adapter).__name__), static_key(treedef))
     except TypeError:  # a leaf that cannot be hashed
         return merge_lora(adapter).weight
     return read([x for x in leaves if eqx.is_array(x)])
 
 
-# Adapters with equal structures share a trace.
+# Adapters with equal structures share a trace. The key tells static fields 1 and 1.0 apart.
 @functools.lru_cache(maxsize=1024)
-def _reader(mark: Mark) -> Callable[[list[Any]], Any]:
+def _reader(mark: Mark, key: Any) -> Callable[[list[Any]], Any]:
 
     def read(arrays: list[Any]) -> Any:
         return merge_lora(mark.adapter(arrays)).weight
