@@ -37,8 +37,8 @@ class DeclaredArray(NotAnArray, eqx.Module):
 
     - `array`: the values, with the axes of a stack first.
     - `axes`: one letter for each axis of the bare array. `o` is an output, `i` an input, `s` an
-        axis of a stack, whose slices are adapted separately, and `e` an input of which a use
-        reads single entries, by number: the words of an embedding.
+        axis of a stack, whose slices are adapted separately, and `e` an input that is looked up by
+        number, such as the words of an embedding.
     """
 
     array: Any
@@ -88,7 +88,7 @@ class DeclaredArray(NotAnArray, eqx.Module):
         return self.matrix()
 
     def linear_features(self) -> tuple[int, int]:
-        """The outputs and inputs of one slice: files of PEFT hold it as a linear layer."""
+        """The outputs and inputs of a slice, which files of PEFT hold as a linear layer."""
         return math.prod(self.sizes("o")), math.prod(self.sizes(INPUTS))
 
 

@@ -68,9 +68,9 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
 
 
 def plain(tree: T) -> T:
-    """`tree` with bare arrays in the place of declared ones, and every adapter folded in.
+    """`tree` with bare arrays in the place of declared arrays, and every adapter folded in.
 
-    Pure and differentiable. `f(*plain(args))` is what `through(f)(*args)` computes.
+    Pure and differentiable. `through(f)(*args)` computes `f(*plain(args))`.
 
     **Raises:** as `jno.lora.merge_lora`.
     """

@@ -15,7 +15,7 @@ from .._views import Conv, Dot, Lookup, Ragged, Run, RunsView, Virtual, of_view
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """The uses of one array. An axis is known by its number, as text.
+    """The uses of an array. The number of an axis, as text, is its name.
 
     - `products`: for each product, the letter of each axis that it used: `i`, `o`, `s`, or `?` for
         an axis with two meanings.

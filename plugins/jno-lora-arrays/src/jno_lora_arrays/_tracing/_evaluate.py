@@ -9,15 +9,7 @@ from jno_lora_zoo import in_taylor_mode
 from .._boxes import is_declared, unadapted
 from .._views import Declined, Virtual, dense, virtual
 from ._calls import CALLS
-from ._jax import (
-    context_of,
-    evaluate_plainly,
-    is_changed,
-    mark_in,
-    marks_in,
-    opened,
-    read,
-)
+from ._jax import context_of, evaluate_plainly, is_changed, mark_in, marks_in, opened, read
 from ._marks import Mark
 from ._report import Use
 from ._rules import RULES

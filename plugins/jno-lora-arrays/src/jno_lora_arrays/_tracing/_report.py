@@ -24,7 +24,7 @@ class Use(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class UseReport(Printed[Use]):
-    """The uses of weights in a function. Prints as a table; equal uses become one row there."""
+    """The uses of weights in a function. Prints as a table, with one row for equal uses."""
 
     rows: tuple[Use, ...]
 

@@ -13,15 +13,7 @@ from jaxtyping import Array
 from jno.lora import LoRAWrapper
 from jno.lora.coded import is_coded
 from jno.lora.extending import over_stack
-from jno_lora_zoo import (
-    LAYER_KINDS,
-    EmbeddingLayer,
-    LayerKind,
-    LinearLayer,
-    Method,
-    MiLoRA,
-    PiSSA,
-)
+from jno_lora_zoo import LAYER_KINDS, EmbeddingLayer, LayerKind, LinearLayer, Method, MiLoRA, PiSSA
 
 from .._boxes import INPUTS, ArrayLayer, DeclaredArray
 
@@ -65,7 +57,7 @@ def axes_of(adapter: Any) -> list[Axis]:
         shape = base.weight.shape
         kinds = "s" * (len(shape) - 2) + adapter.kind.weight_axes
         return list(map(Axis, kinds, shape))
-    kinds = base.axes.translate(str.maketrans(INPUTS, "i" * len(INPUTS)))
+    kinds = base.axes.replace("e", "i")
     first = ArrayLayer.stack_ndim(base)
     stack_sizes, slice_sizes = iter(base.array.shape[:first]), iter(base.array.shape[first:])
     return [Axis(kind, next(stack_sizes if kind == "s" else slice_sizes)) for kind in kinds]

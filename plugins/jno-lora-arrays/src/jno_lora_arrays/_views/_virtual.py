@@ -1,4 +1,4 @@
-"""Virtual weights: what a function sees in the place of the weight of an adapted layer."""
+"""Virtual weights, which stand for the weights of adapted layers in a traced function."""
 
 import functools
 import operator
