@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jno_lora_arrays import _jax
-from jno_lora_arrays._calls import CALLS
-from jno_lora_arrays._rules import RULES
+from jno.lora.extending import equations_in
+from jno_lora_arrays._tracing import _jax
+from jno_lora_arrays._tracing._calls import CALLS
+from jno_lora_arrays._tracing._marks import MarkedName
+from jno_lora_arrays._tracing._rules import RULES
 
 X, W = jnp.ones((2, 3)), jnp.ones((3, 3))
 
@@ -22,6 +24,18 @@ def test_a_scan_tells_its_constants_from_what_it_carries():
     ).eqns
     assert _jax.counts_of_scan(scan) == (1, 1)
     assert {"jaxpr", "length", "reverse", "unroll"} <= set(scan.params)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.vmap, jax.grad, jax.checkpoint])
+def test_calls_of_jitted_functions_keep_the_object_that_is_their_name(transform):
+    """Else reads of weights would lose their marks, and be merged."""
+
+    def function(x):
+        return jnp.sum(x * x)
+
+    function.__name__ = name = MarkedName("marked")
+    jaxpr = equations(jax.jit(transform(jax.jit(function))), X)
+    assert any(eqn.params.get("name") is name for eqn in equations_in(jaxpr))
 
 
 def test_inner_functions_are_found_closed_or_open():

@@ -365,6 +365,11 @@ def test_methods_that_only_have_a_law_are_merged():
     assert jnp.allclose(through(function)(m, x), x @ (layer.weight + 1).T @ (layer.weight + 1))
     reasons = [use.reason for use in report_uses(function, m, x)]
     assert reasons == ["ShiftedLinear has no fast path here"] * 2
+    layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(jr.split(jr.key(0), 2))
+    stack = apply_lora(layers, 2, key=jr.key(1), wrappers=ShiftedLinear)
+    of_stack = lambda m, x: jnp.einsum("ni,soi->sno", x, m.weight)  # noqa: E731
+    assert jnp.allclose(through(of_stack)(stack, x), of_stack(stack, x), atol=1e-6)
+    assert [use.reason for use in report_uses(of_stack, stack, x)] == reasons[:1]
 
 
 def test_layers_with_a_leaf_that_cannot_be_hashed_are_merged():

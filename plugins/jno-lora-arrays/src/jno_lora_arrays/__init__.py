@@ -7,12 +7,11 @@ weights are read, at the price of the adapters.
 
 # ruff: noqa: F403
 from . import adapters
-from ._declare import declare, plain
-from ._infer import ArrayAxes, InferredAxes, infer
-from ._report import Use, UseReport
+from ._boxes import ArrayAxes, ArrayLayer, DeclaredArray, InferredAxes, declare, plain
+from ._inference import infer
 from ._through import report_uses, through
+from ._tracing import Use, UseReport
 from .adapters import *
-from .layer import ArrayLayer, DeclaredArray
 
 __all__ = [
     "ArrayAxes",

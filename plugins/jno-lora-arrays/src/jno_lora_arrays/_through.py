@@ -13,11 +13,9 @@ import numpy as np
 from jno.lora import SelectionError, resolve
 from jno.lora.extending import callable_for, weights_read_by
 
-from ._evaluate import Evaluation
-from ._kinds import weight_of
-from ._marks import read_marked
-from ._report import UseReport
-from .layer import DeclaredArray, is_declared, unadapted
+from ._boxes import DeclaredArray, is_declared, unadapted
+from ._tracing import Evaluation, UseReport, read_marked
+from ._views import weight_of
 
 
 def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]:
@@ -38,8 +36,8 @@ def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[.
     - `strict`: raise an error where the merged weight would be needed.
 
     **Returns:** a function with the same arguments, results and derivatives, to rounding. Call it
-    under `jax.jit`, because each call traces `function` anew. Derivatives with respect to the model
-    are taken of it: `jax.grad` goes around `through`, not into `function`.
+    under `jax.jit`, because each call traces `function` anew. To differentiate with respect to the
+    model, put `jax.grad` around `through`, not into `function`.
 
     **Raises:** with `strict`, a `JnoLoraError` that names adapter, operation and reason.
     """
@@ -85,30 +83,30 @@ def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> 
     leaves, treedef = jax.tree.flatten(resolve((args, kwargs)), is_leaf=is_declared)
     # The function is traced with bare arrays, and evaluated with their adapters.
     bare = [weight_of(unadapted(leaf)) if is_declared(leaf) else leaf for leaf in leaves]
-    arrays, rest = eqx.partition(bare, _is_array)
-    others: list[Any] = []  # of the result: everything but its arrays
+    arrays, static = eqx.partition(bare, _is_array)
+    static_results: list[Any] = []
 
     def traced(arrays: Any) -> Any:
-        args, kwargs = jax.tree.unflatten(treedef, eqx.combine(arrays, rest))
-        with weights_read_by(read_marked), _apart():
+        args, kwargs = jax.tree.unflatten(treedef, eqx.combine(arrays, static))
+        with weights_read_by(read_marked), _separate_traces():
             result = function(*args, **kwargs)
-        computed, other = eqx.partition(result, _is_array)
-        others.append(other)
+        computed, static_result = eqx.partition(result, _is_array)
+        static_results.append(static_result)
         return computed
 
-    traced_function, shapes = jax.make_jaxpr(traced, return_shape=True)(arrays)
+    jaxpr, shapes = jax.make_jaxpr(traced, return_shape=True)(arrays)
     values = [evaluation.value_of(leaf) for leaf in leaves]
-    given = [x for x, one in zip(values, bare, strict=True) if _is_array(one)]
-    results = evaluation.run_dense(traced_function, given)
+    operands = [x for x, leaf in zip(values, bare, strict=True) if _is_array(leaf)]
+    results = evaluation.run_dense(jaxpr, operands)
     computed = jax.tree.unflatten(jax.tree.structure(shapes), results)
-    return eqx.combine(computed, others[-1])
+    return eqx.combine(computed, static_results[-1])
 
 
-def _apart() -> contextlib.AbstractContextManager[Any]:
-    """A context whose traces JAX keeps apart from those of the same functions elsewhere.
+def _separate_traces() -> contextlib.AbstractContextManager[Any]:
+    """A context whose traces JAX caches apart from other traces of the same functions.
 
-    A function that is jitted, and was traced before, would come from JAX's cache without marks. The
-    cache looks at the default device, which changes nothing while a function is only traced.
+    A jitted function that was traced before would come from JAX's cache without marks. The default
+    device belongs to the key of the cache, and changes nothing while a function is only traced.
     """
     current = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     return jax.default_device(jax.local_devices()[0] if current is None else None)

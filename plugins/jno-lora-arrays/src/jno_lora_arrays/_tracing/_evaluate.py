@@ -4,24 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from jno.lora import JnoLoraError, WrapperError, merge_lora
-from jno.lora.extending import jaxprs_in
 from jno_lora_zoo import in_taylor_mode
 
+from .._boxes import is_declared, unadapted
+from .._views import Declined, Virtual, dense, virtual
 from ._calls import CALLS
-from ._jax import (
-    context_of,
-    evaluate_plainly,
-    is_changed,
-    mark_in,
-    marks_in,
-    opened,
-    read,
-)
+from ._jax import context_of, evaluate_plainly, is_changed, mark_in, marks_in, opened, read
+from ._marks import Mark
 from ._report import Use
 from ._rules import RULES
-from ._views import Declined
-from ._virtual import Virtual, dense, virtual
-from .layer import is_declared, unadapted
+
+_NO_RULES = "this adapter has no rules"
 
 
 class Evaluation:
@@ -36,37 +29,34 @@ class Evaluation:
         return list(map(dense, self.run(traced, args)))
 
     def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
-        """The results of a traced function. Arguments may be virtual, and results too."""
+        """The results of a traced function. Arguments and results may be virtual."""
         jaxpr, consts = opened(traced)
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-        plain: list[Any] = []  # equations without virtual weights, to evaluate at once
+        plain: list[Any] = []  # equations without virtual weights, which JAX evaluates together
         # Taylor mode takes all arguments of a nested jit for varying, and fails at loops over some.
         opens_jit = any(map(in_taylor_mode, args))
         for eqn in jaxpr.eqns:
-            values = [read(env, var) for var in eqn.invars]
-            mark = mark_in(eqn)
-            inner = [] if mark else [it for one in jaxprs_in(eqn) for it in marks_in(one)]
-            opens = opens_jit and CALLS.get(eqn.primitive.name) is CALLS["jit"]
-            if not (mark or inner or opens or any(isinstance(x, Virtual) for x in values)):
+            has_weight = any(isinstance(read(env, var), Virtual) for var in eqn.invars)
+            is_opened = opens_jit and CALLS.get(eqn.primitive.name) is CALLS["jit"]
+            if not (has_weight or is_opened or marks_in(eqn)):
                 plain.append(eqn)
                 continue
             if plain:
                 env.update(evaluate_plainly(jaxpr, plain, env))
-                values, plain = [read(env, var) for var in eqn.invars], []
-            with context_of(eqn):
-                if mark is not None:
-                    results = self._read(eqn, mark, values)
-                else:
-                    results = self._results(eqn, values, inner)
+                plain = []
+            values = [read(env, var) for var in eqn.invars]
+            results = self._results(eqn, values)
             if results is None:
-                env.update(evaluate_plainly(jaxpr, [eqn], {**env, **_dense_of(eqn, env)}))
+                pairs = zip(eqn.invars, values, strict=True)
+                merged = {var: dense(x) for var, x in pairs if isinstance(x, Virtual)}
+                env.update(evaluate_plainly(jaxpr, [eqn], {**env, **merged}))
             else:
                 env.update(zip(eqn.outvars, results, strict=True))
         env.update(evaluate_plainly(jaxpr, plain, env))
         return [read(env, var) for var in jaxpr.outvars]
 
     def value_of(self, leaf: Any) -> Any:
-        """The value that stands for a declared array, or its adapter, in the evaluation."""
+        """The value of a declared array, or of its adapter, in the evaluation."""
         if not is_declared(leaf):
             return leaf
         if unadapted(leaf) is leaf:
@@ -81,63 +71,63 @@ class Evaluation:
         weight = virtual(leaf)
         if weight is None:
             plain = merge_lora(leaf).plain()
-            reason = "this adapter has no rules"
-            self._note(Use(type(leaf).__name__, plain.shape, "read", reason))
+            self._note(Use(type(leaf).__name__, plain.shape, "read", _NO_RULES))
             return plain
         return weight
 
     def merged(self, value: Any, operation: str, reason: str) -> Any:
-        """An array: the merged weight if `value` is a virtual one, whose use is noted."""
+        """An array: the merged weight if `value` is a virtual weight, whose use is noted."""
         if isinstance(value, Virtual):
             self._note(Use(value.name, value.shape, operation, reason))
         return dense(value)
 
-    def _results(self, eqn: Any, values: list[Any], inner: list[Any]) -> Sequence[Any] | None:
-        """The results of one equation; `None` if JAX is to compute it with merged weights."""
-        is_virtual = [x for x in values if isinstance(x, Virtual)]
-        name = eqn.primitive.name
-        result: Any = Declined("no rule")
-        if name in CALLS:
-            result = CALLS[name](self, eqn, values)
-            if not isinstance(result, Declined):
-                return result
-        for one in inner:
-            reason = "a function with a rule of its own reads it"
-            self._note(Use(one.adapter_name, (), name, reason))
-        if not is_virtual:
-            return None
-        if name in RULES:
-            result = RULES[name](eqn, values)
-        results = result if isinstance(result, list) else [result]
-        if all(isinstance(one, Virtual) for one in results):
-            return results
-        declined = result if isinstance(result, Declined) else None
-        for weight in is_virtual:
-            reason = None if declined is None else declined.reason
-            self._note(Use(weight.name, weight.shape, name, reason), declined)
-        return results if declined is None else None
+    def _results(self, eqn: Any, values: list[Any]) -> Sequence[Any] | None:
+        """The results of one equation; `None` if JAX is to compute them with merged weights."""
+        with context_of(eqn):
+            mark = mark_in(eqn)
+            if mark is not None:
+                return self._read(eqn, mark, values)
+            if eqn.primitive.name in CALLS:
+                results = CALLS[eqn.primitive.name](self, eqn, values)
+            else:
+                results = Declined("no rule")
+            if not isinstance(results, Declined):
+                return results
+            for mark in marks_in(eqn):
+                reason = "a function with a rule of its own reads it"
+                self._note(Use(mark.adapter_name, (), eqn.primitive.name, reason))
+            return self._by_rule(eqn, values, results)
 
-    def _read(self, eqn: Any, mark: Any, values: list[Any]) -> Sequence[Any] | None:
+    def _by_rule(self, eqn: Any, values: list[Any], declined: Declined) -> Sequence[Any] | None:
+        """The results by the rule of the primitive. `declined` is the answer if there is none."""
+        weights = [x for x in values if isinstance(x, Virtual)]
+        if not weights:
+            return None
+        name = eqn.primitive.name
+        result = RULES[name](eqn, values) if name in RULES else declined
+        results = result if isinstance(result, list) else [result]
+        if all(isinstance(result, Virtual) for result in results):
+            return results
+        reason, is_choice = result if isinstance(result, Declined) else (None, False)
+        for weight in weights:
+            self._note(Use(weight.name, weight.shape, name, reason), is_choice)
+        return None if isinstance(result, Declined) else results
+
+    def _read(self, eqn: Any, mark: Mark, values: list[Any]) -> Sequence[Any] | None:
         reason = "differentiated or mapped by vmap inside of the function"
         if not is_changed(eqn, mark):
             weight = virtual(mark.adapter(list(map(dense, values))))
             if weight is not None:
                 return [weight]
-            reason = "this adapter has no rules"
+            reason = _NO_RULES
         self._note(Use(mark.adapter_name, eqn.outvars[0].aval.shape, "read", reason))
         return None
 
-    def _note(self, use: Use, declined: Declined | None = None) -> None:
+    def _note(self, use: Use, is_choice: bool = False) -> None:
+        """Notes a use. **Raises:** `JnoLoraError` with `strict`, unless merging is a choice."""
         self.uses.append(use)
-        is_choice = declined is not None and declined.is_choice
         if self.strict and use.reason is not None and not is_choice:
             raise JnoLoraError(
                 f"{use.operation} of the weight {use.shape} of a {use.adapter} needs the merged "
                 f"weight: {use.reason}. Without `strict`, it is merged there."
             )
-
-
-def _dense_of(eqn: Any, env: dict[Any, Any]) -> dict[Any, Any]:
-    """The merged weights among the operands."""
-    variables = (var for var in eqn.invars if isinstance(read(env, var), Virtual))
-    return {var: dense(env[var]) for var in variables}

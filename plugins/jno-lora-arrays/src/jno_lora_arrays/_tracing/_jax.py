@@ -4,9 +4,10 @@ Everything else in this package uses documented functions of JAX. Where versions
 
 * `counts_of_scan`: `num_consts` and `num_carry` of a scan until JAX 0.11, `ft_in` from 0.12 on.
 * `opened`: the jaxprs inside of equations are closed, with constants, until JAX 0.11; from 0.12 on
-  they are open and have none.
+  they are open, without constants.
 * `manual_axes`: `manual_axes` of a `shard_map`, or `newly_manual_axes`.
 * `custom_function`: `call_jaxpr` of `custom_jvp_call` and `custom_vjp_call` from 0.8.1 to 0.12.
+* `name` of a `jit`: the `__name__` of the function, the same object from 0.8.1 to 0.12.
 * `Jaxpr.replace`, `jax.core.eval_jaxpr`, `eqn.ctx.manager`, `eqn.source_info.name_stack`, and the
   names and parameters of primitives in `_rules.py` and `_calls.py` are the same from 0.8.1 to 0.12.
 
@@ -21,15 +22,15 @@ import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jno.lora.extending import jaxprs_in
+from jno.lora.extending import equations_in, jaxprs_in
 
-from ._marks import Mark, mark_called
+from ._marks import Mark, MarkedName
 
 
 def mark_in(eqn: Any) -> Mark | None:
     """The mark of this equation, if it reads a weight."""
-    name = eqn.params.get("name") if eqn.primitive.name in ("jit", "pjit") else None
-    return mark_called(name) if isinstance(name, str) else None
+    name = eqn.params.get("name")
+    return name.mark if isinstance(name, MarkedName) else None
 
 
 def is_changed(eqn: Any, mark: Mark) -> bool:
@@ -39,21 +40,21 @@ def is_changed(eqn: Any, mark: Mark) -> bool:
 
 
 def read(env: Mapping[Any, Any], var: Any) -> Any:
-    """The value of a literal, or of a variable; `None` if it has none yet."""
+    """The value of a literal or a variable; `None` for a variable without a value."""
     return var.val if isinstance(var, Literal) else env.get(var)
 
 
 def evaluate_plainly(jaxpr: Any, eqns: Sequence[Any], env: Mapping[Any, Any]) -> dict[Any, Any]:
     """The results of some equations of `jaxpr` on arrays, by variable, as JAX computes them."""
-    made = {var for eqn in eqns for var in eqn.outvars}
-    needed = {var: None for eqn in eqns for var in eqn.invars if not isinstance(var, Literal)}
-    given = [var for var in needed if var not in made]
     results = [var for eqn in eqns for var in eqn.outvars]
+    computed = set(results)
+    operands = (var for eqn in eqns for var in eqn.invars if not isinstance(var, Literal))
+    inputs = [var for var in dict.fromkeys(operands) if var not in computed]
     unnamed = jaxpr.debug_info._replace(arg_names=None, result_paths=None)
-    alone = jaxpr.replace(
-        constvars=[], invars=given, outvars=results, eqns=list(eqns), debug_info=unnamed
+    subset = jaxpr.replace(
+        constvars=[], invars=inputs, outvars=results, eqns=list(eqns), debug_info=unnamed
     )
-    values = jax.core.eval_jaxpr(alone, (), *(env[var] for var in given))
+    values = jax.core.eval_jaxpr(subset, (), *(env[var] for var in inputs))
     return dict(zip(results, values, strict=True))
 
 
@@ -90,12 +91,7 @@ def custom_function(eqn: Any) -> Any:
     return eqn.params["call_jaxpr"]
 
 
-def marks_in(jaxpr: Any) -> Iterator[Mark]:
-    """The reads of weights in a traced function, also in functions that it calls."""
-    for eqn in jaxpr.eqns:
-        mark = mark_in(eqn)
-        if mark is not None:
-            yield mark
-        else:
-            for inner in jaxprs_in(eqn):
-                yield from marks_in(inner)
+def marks_in(eqn: Any) -> list[Mark]:
+    """The reads of weights in an equation and in the functions that it calls."""
+    eqns = [eqn, *(inner for jaxpr in jaxprs_in(eqn) for inner in equations_in(jaxpr))]
+    return [mark for mark in map(mark_in, eqns) if mark is not None]

@@ -13,7 +13,7 @@ class Use(NamedTuple):
 
     - `adapter`, `shape`: the adapter's class, and the shape of the weight where it is used.
     - `operation`: the operation of JAX, such as `dot_general`.
-    - `reason`: why it needs the merged weight; `None` if the adapter computes it.
+    - `reason`: why the use needs the merged weight; `None` if the adapter computes it.
     """
 
     adapter: str
@@ -24,27 +24,18 @@ class Use(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class UseReport(Printed[Use]):
-    """The uses of weights in a function. Prints as a table; equal uses become one row there."""
+    """The uses of weights in a function. Prints as a table, with one row for equal uses."""
 
     rows: tuple[Use, ...]
 
     def _table(self) -> Table:
         counted = collections.Counter(self.rows)
         columns = [("adapter", "left"), ("weight", "left"), ("operation", "left")]
+        columns += [("uses", "right"), ("computed", "left")]
         rows = (
-            (
-                use.adapter,
-                str(use.shape),
-                use.operation,
-                str(count),
-                use.reason or "by the adapter",
-            )
-            for use, count in counted.items()
+            (adapter, str(shape), operation, str(count), reason or "by the adapter")
+            for (adapter, shape, operation, reason), count in counted.items()
         )
         merged = sum(use.reason is not None for use in self.rows)
-        return table(
-            "Weights that are read from adapted layers",
-            [*columns, ("uses", "right"), ("computed", "left")],
-            rows,
-            f"{merged} of {len(self.rows)} uses need the merged weight.",
-        )
+        caption = f"{merged} of {len(self.rows)} uses need the merged weight."
+        return table("Weights that are read from adapted layers", columns, rows, caption)

@@ -13,8 +13,8 @@ import numpy as np
 from jno.lora import SelectionError, merge_lora
 from jno.lora.extending import bullets, expect_model, nearest, path_str, show_array, show_path
 
-from ._infer import InferredAxes
-from .layer import INPUTS, DeclaredArray, is_declared, unadapted
+from ._axes import InferredAxes
+from ._box import INPUTS, DeclaredArray, is_declared, unadapted
 
 T = TypeVar("T")
 
@@ -32,43 +32,45 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
     - `axes`: what `infer` returned; or, for a regex that is searched in the slash-joined path of an
         array, a letter for each of its axes: `{"(query|key)/kernel": "ioo", "embedding": "eo"}`.
         The first regex that matches an array counts. `o` is an output, `i` an input, `s` an axis
-        of a stack, whose slices are adapted each on its own, and `e` an input that is looked up by
+        of a stack, whose slices are adapted separately, and `e` an input that is looked up by
         number, such as the words of an embedding. Letters may come in any order, and repeat.
 
-    **Raises:** `SelectionError` if a regex matches no array, or one with another number of axes or
-    another dtype than a real floating one, or one that is declared already; for letters that are
-    others, or without an input or an output. It names the path.
+    **Raises:** `SelectionError`, which names the path, if a regex matches no array, or matches an
+    array that has another number of axes, is not real and floating, or is declared already; and if
+    the letters are not `o`, `i`, `s` and `e`, or lack an input or an output.
     """
     expect_model(params, "declare")
-    is_exact = isinstance(axes, InferredAxes)
-    patterns = {} if is_exact else {_compiled(key): _checked(key, own) for key, own in axes.items()}
-    found = axes.letters if is_exact else {}
+    if isinstance(axes, InferredAxes):
+        letters, patterns = axes.letters, None
+    else:
+        patterns = [_compiled(key) for key in axes]
+        pairs = zip(patterns, axes.items(), strict=True)
+        letters = {pattern.pattern: _checked(*item) for pattern, item in pairs}
     nodes, treedef = jtu.tree_flatten_with_path(params, is_leaf=is_declared)
     matched: set[str] = set()
-    new: list[Any] = []
+    declared: list[Any] = []
     for keys, node in nodes:
         path = path_str(keys)
-        key = path if is_exact else next((p for p in patterns if p.search(path)), None)
-        letters = found.get(path) if is_exact else patterns.get(key)
-        if letters is None or not eqx.is_array_like(node):
-            new.append(node)
+        matches = (p.pattern for p in patterns or () if p.search(path))
+        key = path if patterns is None else next(matches, None)
+        if key not in letters or not eqx.is_array_like(node):
+            declared.append(node)
             continue
-        matched.add(path if is_exact else key.pattern)
-        new.append(_declared(node, letters, path))
-    asked = set(found) if is_exact else {p.pattern for p in patterns}
-    for missing in sorted(asked - matched):
+        matched.add(key)
+        declared.append(_declared(node, letters[key], path))
+    for key in sorted(letters.keys() - matched):
         paths = [path_str(keys) for keys, _ in nodes]
         raise SelectionError(
-            f"{missing!r} matches no array whose axes an earlier entry has not declared. The "
-            f"nearest paths are:\n{bullets(nearest(missing, paths, n=5))}"
+            f"{key!r} matches no array whose axes an earlier entry has not declared. The "
+            f"nearest paths are:\n{bullets(nearest(key, paths, n=5))}"
         )
-    return jtu.tree_unflatten(treedef, new)
+    return jtu.tree_unflatten(treedef, declared)
 
 
 def plain(tree: T) -> T:
-    """`tree` with bare arrays in the place of declared ones, and every adapter folded in.
+    """`tree` with bare arrays in the place of declared arrays, and every adapter folded in.
 
-    Pure and differentiable. `f(*plain(args))` is what `through(f)(*args)` computes.
+    Pure and differentiable. `through(f)(*args)` computes `f(*plain(args))`.
 
     **Raises:** as `jno.lora.merge_lora`.
     """

@@ -10,11 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import GatherScatterMode
 
-from ._views import Conv, Declined, Dot, Lookup, Ragged
-from ._virtual import Virtual
+from .._views import Conv, Declined, Dot, DotAxes, Lookup, Ragged, View, Virtual
 
 Rule = Callable[[Any, Sequence[Any]], Any]
-RULES: dict[str, Rule] = {}
+
+
+def _per_view(operation: Callable[[Any, View], Any]) -> Rule:
+    """The rule of an operation on one weight: the same operation on each of its views."""
+    return lambda eqn, values: values[0].each(lambda view: operation(eqn, view))
+
+
+_reshape = _per_view(lambda eqn, view: view.reshaped(_shape(eqn).shape))
+
+RULES: dict[str, Rule] = {
+    "transpose": _per_view(lambda eqn, view: view.transposed(eqn.params["permutation"])),
+    **dict.fromkeys(("squeeze", "expand_dims"), _reshape),
+    "reduce_sum": _per_view(lambda eqn, view: view.summed(eqn.params["axes"])),
+    **dict.fromkeys(
+        ("sharding_constraint", "reshard"),
+        _per_view(lambda eqn, view: view.constrained(lambda x: _bound(eqn, x))),
+    ),
+    **dict.fromkeys(("copy", "copy_p"), lambda eqn, values: values[0]),
+    "neg": lambda eqn, values: values[0].negated(),
+    "convert_element_type": lambda eqn, values: values[0].cast(eqn.params["new_dtype"]),
+}
 
 
 def _rule(*primitives: str) -> Callable[[Rule], Rule]:
@@ -23,16 +42,6 @@ def _rule(*primitives: str) -> Callable[[Rule], Rule]:
         return rule
 
     return register
-
-
-@_rule("transpose")
-def _transpose(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].each(lambda view: view.transposed(eqn.params["permutation"]))
-
-
-@_rule("squeeze", "expand_dims")
-def _reshape(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].each(lambda view: view.reshaped(eqn.outvars[0].aval.shape))
 
 
 @_rule("reshape")
@@ -44,36 +53,17 @@ def _transpose_and_reshape(eqn: Any, values: Sequence[Any]) -> Any:
 
 @_rule("broadcast_in_dim")
 def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
-    shape = eqn.outvars[0].aval.shape
-    kept = [shape[axis] for axis in eqn.params["broadcast_dimensions"]]
-    if kept != [*values[0].shape] or len(values) != 1 or math.prod(shape) != math.prod(kept):
+    shape = _shape(eqn).shape
+    weight_shape = tuple(shape[axis] for axis in eqn.params["broadcast_dimensions"])
+    is_repeated = weight_shape != values[0].shape or math.prod(shape) != math.prod(weight_shape)
+    if is_repeated or len(values) != 1:
         return Declined("repeated along an axis")
     return _reshape(eqn, values)
-
-
-@_rule("convert_element_type")
-def _convert(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].cast(eqn.params["new_dtype"])
-
-
-@_rule("copy", "copy_p")
-def _same(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0]
 
 
 @_rule("stop_gradient", "pvary", "pcast")
 def _leafwise(eqn: Any, values: Sequence[Any]) -> Any:
     return jax.tree.map(lambda x: _bound(eqn, x) if eqx.is_inexact_array(x) else x, values[0])
-
-
-@_rule("sharding_constraint", "reshard")
-def _constrain(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].each(lambda view: view.constrained(lambda x: _bound(eqn, x)))
-
-
-@_rule("neg")
-def _negate(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].negated()
 
 
 @_rule("mul", "div")
@@ -117,24 +107,20 @@ def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
     return Declined("reversed" if eqn.primitive.name == "rev" else "masked")
 
 
-@_rule("reduce_sum")
-def _sum(eqn: Any, values: Sequence[Any]) -> Any:
-    return values[0].each(lambda view: view.summed(eqn.params["axes"]))
-
-
 @_rule("concatenate")
 def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
-    # A sum of parts, each padded to the whole. An array beside them has nothing that is watched.
-    axis, end = eqn.params["dimension"], eqn.outvars[0].aval.shape[eqn.params["dimension"]]
+    # A sum of weights, each padded to the whole. Arrays beside them have nothing to be watched.
+    axis, total = eqn.params["dimension"], eqn.outvars[0].aval.shape[eqn.params["dimension"]]
     start, terms = 0, []
     for value in values:
-        size = value.shape[axis]
+        end = start + value.shape[axis]
         if isinstance(value, Virtual):
-            part = value.each(lambda v, n=start, rest=end - start - size: v.padded(axis, n, rest))
-            if isinstance(part, Declined):
-                return part
-            terms += part.terms
-        start += size
+            widths = (axis, start, total - end)
+            padded = value.each(lambda view, widths=widths: view.padded(*widths))
+            if isinstance(padded, Declined):
+                return padded
+            terms += padded.terms
+        start = end
     return Virtual(tuple(terms), eqn.outvars[0].aval.dtype)
 
 
@@ -146,7 +132,7 @@ def _slice(eqn: Any, values: Sequence[Any]) -> Any:
     starts = starts or eqn.params["start_indices"]
     for axis, size in enumerate(eqn.outvars[0].aval.shape):
         if size != weight.shape[axis]:
-            weight = weight.each(lambda view, a=axis, n=size: view.cut(a, starts[a], n))
+            weight = _cut(weight, axis, starts[axis], size)
             if isinstance(weight, Declined):
                 return weight
     return weight
@@ -154,37 +140,31 @@ def _slice(eqn: Any, values: Sequence[Any]) -> Any:
 
 @_rule("split", "unstack")
 def _split(eqn: Any, values: Sequence[Any]) -> Any:
-    axis, start, parts = eqn.params["axis"], 0, []
+    axis, start, pieces = eqn.params["axis"], 0, []
     sizes = [int(size) for size in eqn.params.get("sizes", (1,) * len(eqn.outvars))]
     for size, var in zip(sizes, eqn.outvars, strict=True):
-        part = values[0].each(lambda view, n=start, size=size: view.cut(axis, n, size))
-        if isinstance(part, Virtual) and part.shape != var.aval.shape:  # an `unstack`
-            part = part.each(lambda view, shape=var.aval.shape: view.reshaped(shape))
-        if isinstance(part, Declined):
-            return part
-        parts.append(part)
+        piece = _cut(values[0], axis, start, size)
+        if isinstance(piece, Virtual) and piece.shape != var.aval.shape:  # an `unstack`
+            piece = piece.each(lambda view, shape=var.aval.shape: view.reshaped(shape))
+        if isinstance(piece, Declined):
+            return piece
+        pieces.append(piece)
         start += size
-    return parts
+    return pieces
 
 
 @_rule("dot_general")
 def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
-    sides = [isinstance(x, Virtual) for x in values]
-    if all(sides):
+    left, right = values
+    if isinstance(left, Virtual) and isinstance(right, Virtual):
         return Declined("a product of two weights")
     if eqn.params.get("out_sharding") is not None:
         return Declined("a product that asks for a sharding")
-    side = sides.index(True)
-    contracting, batch = eqn.params["dimension_numbers"]
-    dot = Dot(
-        values[1 - side],
-        (contracting[1 - side], batch[1 - side]),
-        (contracting[side], batch[side]),
-        side == 0,
-        eqn.params["precision"],
-        _shape(eqn),
-    )
-    return values[side].product(dot)
+    left_axes, right_axes = map(DotAxes, *eqn.params["dimension_numbers"])
+    precision, out = eqn.params["precision"], _shape(eqn)
+    if isinstance(left, Virtual):
+        return left.product(Dot(right, right_axes, left_axes, True, precision, out))
+    return right.product(Dot(left, left_axes, right_axes, False, precision, out))
 
 
 @_rule("conv_general_dilated")
@@ -212,28 +192,43 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
 @_rule("gather")
 def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     weight, index = values
+    reason = _why_no_lookup(eqn, weight)
+    if reason is not None:
+        return Declined(reason)
+    numbers, out = eqn.params["dimension_numbers"], _shape(eqn)
+    axes = numbers.start_index_map
+    ends = [weight.shape[axis] - 1 for axis in axes]
+    places = [index[..., n] for n in range(len(axes))]
+    in_bounds = None
+    if eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP:
+        inside = [(place >= 0) & (place <= end) for place, end in zip(places, ends, strict=True)]
+        in_bounds = jnp.all(jnp.stack(inside), axis=0)
+    clipped = tuple(jnp.clip(place, 0, end) for place, end in zip(places, ends, strict=True))
+    at = tuple(n for n in range(len(out.shape)) if n not in numbers.offset_dims)
+    lookup = Lookup(axes, clipped, at, in_bounds, lambda array: _bound(eqn, array, index), out)
+    return weight.each(lambda view: view.looked_up(lookup))
+
+
+def _why_no_lookup(eqn: Any, weight: Virtual) -> str | None:
+    """Why a `gather` is not a lookup of whole slices."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    axes, mode, fill = numbers.start_index_map, eqn.params["mode"], eqn.params["fill_value"]
-    others = [axis for axis in range(len(sizes)) if axis not in axes]
+    axes, fill = numbers.start_index_map, eqn.params["fill_value"]
+    whole_axes = [axis for axis in range(len(sizes)) if axis not in axes]
     if (
         tuple(sorted(axes)) != tuple(numbers.collapsed_slice_dims)
         or numbers.operand_batching_dims
-        or any(sizes[axis] != weight.shape[axis] for axis in others)
+        or any(sizes[axis] != weight.shape[axis] for axis in whole_axes)
     ):
-        return Declined("a gather of parts of slices")
-    if mode == GatherScatterMode.FILL_OR_DROP and fill and not (weight.is_one_view or fill != fill):
-        return Declined("a lookup in a sum or multiple that is filled with a number")
-    last = [weight.shape[axis] - 1 for axis in axes]
-    raw = [index[..., n] for n in range(len(axes))]
-    is_there = None
-    if mode == GatherScatterMode.FILL_OR_DROP:
-        inside = [(place >= 0) & (place <= end) for place, end in zip(raw, last, strict=True)]
-        is_there = jnp.all(jnp.stack(inside), axis=0)
-    places = tuple(jnp.clip(place, 0, end) for place, end in zip(raw, last, strict=True))
-    out = _shape(eqn)
-    at = tuple(n for n in range(len(out.shape)) if n not in numbers.offset_dims)
-    lookup = Lookup(axes, places, at, is_there, lambda array: _bound(eqn, array, index), out)
-    return weight.each(lambda view: view.looked_up(lookup))
+        return "a gather of parts of slices"
+    is_filled = eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP and fill
+    is_nan = fill != fill
+    if is_filled and not (weight.is_one_view or is_nan):
+        return "a lookup in a sum or multiple that is filled with a number"
+    return None
+
+
+def _cut(weight: Virtual, axis: int, start: Any, size: int) -> Any:
+    return weight.each(lambda view: view.cut(axis, start, size))
 
 
 def _shape(eqn: Any) -> jax.ShapeDtypeStruct:

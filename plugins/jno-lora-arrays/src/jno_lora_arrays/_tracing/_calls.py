@@ -1,13 +1,13 @@
 """Operations that call a traced function: the same `Evaluation` evaluates it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from .._views import Declined, Virtual
 from ._jax import counts_of_scan, custom_function, manual_axes
-from ._views import Declined
-from ._virtual import Virtual
 
 _CARRIED = "carried by a loop, which may change it"
 
@@ -20,9 +20,7 @@ def _jit(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
 def _remat(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
 
-    def run(*values: Any) -> list[Any]:
-        return evaluation.run_dense(params["jaxpr"], values)
-
+    run = lambda *values: evaluation.run_dense(params["jaxpr"], values)  # noqa: E731
     return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])(*values)
 
 
@@ -31,25 +29,26 @@ def _scan(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     n, m = counts_of_scan(eqn)
     consts, xs = values[:n], values[n + m :]
     carry = [evaluation.merged(x, "scan", _CARRIED) for x in values[n : n + m]]
-    # A virtual weight is scanned with its adapter.
-    scanned = [x.scanned() if isinstance(x, Virtual) else None for x in xs]
-    reason = "a scan over inputs or outputs"
-    arrays = [
-        evaluation.merged(x, "scan", reason) if pair is None else pair[0]
-        for x, pair in zip(xs, scanned, strict=True)
-    ]
+    scanned = [_scanned(evaluation, x) for x in xs]
 
     def body(carry: Any, arrays: Any) -> Any:
-        slices = [
-            x if pair is None else pair[1](x) for x, pair in zip(arrays, scanned, strict=True)
-        ]
+        slices = [slice_of(x) for (_, slice_of), x in zip(scanned, arrays, strict=True)]
         results = evaluation.run_dense(params["jaxpr"], [*consts, *carry, *slices])
         return results[:m], results[m:]
 
-    carry, ys = jax.lax.scan(
-        body, carry, arrays, params["length"], reverse=params["reverse"], unroll=params["unroll"]
-    )
+    arrays = [arrays for arrays, _ in scanned]
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = jax.lax.scan(body, carry, arrays, **options)
     return [*carry, *ys]
+
+
+def _scanned(evaluation: Any, x: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Arrays to scan over, and the function that gives the value of a step from their slices."""
+    # A virtual weight is scanned with its adapter.
+    pair = x.scanned() if isinstance(x, Virtual) else None
+    if pair is None:
+        return evaluation.merged(x, "scan", "a scan over inputs or outputs"), lambda x: x
+    return pair
 
 
 def _cond(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
@@ -58,51 +57,54 @@ def _cond(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     if eqn.params.get("branches_platforms") and not _is_watched(operands):
         return Declined("a function for each platform")
 
-    def branch(traced: Any) -> Callable[[], list[Any]]:
-        return lambda: evaluation.run_dense(traced, operands)
-
-    index = evaluation.merged(index, "cond", "an index")
-    return jax.lax.switch(index, list(map(branch, eqn.params["branches"])))
+    run = evaluation.run_dense
+    branches = [functools.partial(run, traced, operands) for traced in eqn.params["branches"]]
+    return jax.lax.switch(evaluation.merged(index, "cond", "an index"), branches)
 
 
 def _while(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
     n, m = params["cond_nconsts"], params["body_nconsts"]
-    of_cond, of_body = values[:n], values[n : n + m]
+    cond_consts, body_consts = values[:n], values[n : n + m]
     start = [evaluation.merged(x, "while", _CARRIED) for x in values[n + m :]]
 
     return jax.lax.while_loop(
-        lambda state: evaluation.run_dense(params["cond_jaxpr"], [*of_cond, *state])[0],
-        lambda state: evaluation.run_dense(params["body_jaxpr"], [*of_body, *state]),
+        lambda state: evaluation.run_dense(params["cond_jaxpr"], [*cond_consts, *state])[0],
+        lambda state: evaluation.run_dense(params["body_jaxpr"], [*body_consts, *state]),
         start,
     )
 
 
 def _shard_map(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     params = eqn.params
-    specs: list[Any] = []
-    for place, (x, spec) in enumerate(zip(values, params["in_specs"], strict=True)):
-        of_x = x.specs(spec) if isinstance(x, Virtual) else spec
-        if of_x is None:
-            reason = f"each device has a part, and the update of a {x.name} has no parts"
-            values[place], of_x = evaluation.merged(x, "shard_map", reason), spec
-        specs.append(of_x)
+    operands: list[Any] = []
+    in_specs: list[Any] = []
+    for x, spec in zip(values, params["in_specs"], strict=True):
+        if isinstance(x, Virtual):
+            weight_specs = x.specs(spec)
+            if weight_specs is None:
+                reason = f"each device has a part, and the update of a {x.name} has no parts"
+                x = evaluation.merged(x, "shard_map", reason)
+            else:
+                spec = weight_specs
+        operands.append(x)
+        in_specs.append(spec)
 
     mapped = jax.shard_map(
         lambda *values: tuple(evaluation.run_dense(params["jaxpr"], values)),
         mesh=params["mesh"],
-        in_specs=tuple(specs),
+        in_specs=tuple(in_specs),
         out_specs=tuple(params["out_specs"]),
         axis_names=manual_axes(eqn),
         check_vma=params["check_vma"],
     )
-    return mapped(*values)
+    return mapped(*operands)
 
 
 def _custom(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
-    """A function with a rule for its derivative, which may be another than the derivative.
+    """A function with a rule for its derivative, which need not be the derivative.
 
-    Its rule asks for the derivative by the whole weight, which is merged for it.
+    The rule gives a derivative by the whole weight, so that the weight is merged.
     """
     if _is_watched(values):
         return evaluation.run(custom_function(eqn), values)

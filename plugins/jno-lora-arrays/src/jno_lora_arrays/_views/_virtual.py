@@ -1,8 +1,8 @@
-"""Virtual weights: what a function sees in the place of the weight of an adapted layer."""
+"""Virtual weights, which stand for the weights of adapted layers in a traced function."""
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from ._adapted_layers import Axis, axes_of, factors_of, is_known, weight_of
 from ._factored import Factored
-from ._kinds import axes_of, factors_of, is_known, weight_of
-from ._views import Conv, Declined, Dot, View
+from ._view import Conv, Declined, Dot, View, first_declined
 from ._whole import whole_view
 
 
@@ -41,17 +41,15 @@ class Virtual(eqx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape, which all terms have."""
         return self.terms[0].view.shape
 
     @property
     def name(self) -> str:
-        """The adapter in reports."""
+        """The names of the adapters, for reports."""
         return " + ".join(dict.fromkeys(term.view.name for term in self.terms))
 
     @property
     def only_watches(self) -> bool:
-        """As the views' own."""
         return self.terms[0].view.only_watches
 
     @property
@@ -60,30 +58,24 @@ class Virtual(eqx.Module):
         return len(self.terms) == 1 and self.terms[0].factor is None
 
     def dense(self) -> Array:
-        """The merged weight."""
         values = (term.times(term.view.dense()).astype(self.dtype) for term in self.terms)
         return functools.reduce(operator.add, values)
 
     def each(self, f: Callable[[View], Any]) -> Any:
-        """With `f` of each view in its place, or the sum of the values that it gives.
+        """With `f(view)` in the place of each view. The sum of the values if `f` gives arrays.
 
-        `Declined` if one of them declines.
+        `Declined` if `f` declines a view.
         """
-        found = [f(term.view) for term in self.terms]
-        if not all(isinstance(one, View) for one in found):
-            arrays = [one.dense() if isinstance(one, View) else one for one in found]
-            return self.values(lambda view: arrays.pop(0), self.dtype)
-        terms = (Term(t.factor, view) for t, view in zip(self.terms, found, strict=True))
-        return Virtual(tuple(terms), self.dtype)
+        results = [f(term.view) for term in self.terms]
+        if all(isinstance(result, View) for result in results):
+            return self._with_views(results, self.dtype)
+        arrays = [result.dense() if isinstance(result, View) else result for result in results]
+        return first_declined(arrays) or self._sum(arrays, self.dtype)
 
     def values(self, f: Callable[[View], Any], dtype: Any) -> Any:
         """The sum of the values that `f`, which is linear, gives for each view."""
-        found = [f(term.view) for term in self.terms]
-        declined = next((one for one in found if isinstance(one, Declined)), None)
-        if declined is not None:
-            return declined
-        values = (t.times(value) for t, value in zip(self.terms, found, strict=True))
-        return functools.reduce(operator.add, values).astype(dtype)
+        values = [f(term.view) for term in self.terms]
+        return first_declined(values) or self._sum(values, dtype)
 
     def cast(self, dtype: Any) -> Any:
         """In another dtype. Views stay real."""
@@ -91,8 +83,7 @@ class Virtual(eqx.Module):
             return Virtual(self.terms, dtype)
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.iscomplexobj(jnp.zeros((), self.dtype)):
             return Declined("cast to another kind of number")
-        cast = self.each(lambda view: view.cast(dtype))
-        return Virtual(cast.terms, dtype)
+        return self._with_views([term.view.cast(dtype) for term in self.terms], dtype)
 
     def scaled(self, factor: Any, dtype: Any) -> "Virtual":
         """Times a number."""
@@ -103,66 +94,72 @@ class Virtual(eqx.Module):
         return Virtual(tuple(terms), dtype)
 
     def negated(self) -> "Virtual":
-        """Times minus one."""
         return self.scaled(np.array(-1, self.dtype), self.dtype)
 
-    def plus(self, other: Any, dtype: Any) -> Any:
+    def plus(self, addend: Any, dtype: Any) -> Any:
         """With another virtual weight, or an array of this shape, added."""
-        if isinstance(other, Virtual):
-            return Virtual((*self.terms, *other.terms), dtype)
+        if isinstance(addend, Virtual):
+            return Virtual((*self.terms, *addend.terms), dtype)
         last = self.terms[-1]
         is_negated = type(last.factor) is np.ndarray and last.factor == -1
         is_plain = last.factor is None or is_negated
-        if not is_plain or jnp.shape(other) != self.shape or other.dtype != last.view.dtype:
+        if not is_plain or jnp.shape(addend) != self.shape or addend.dtype != last.view.dtype:
             return Declined("added to an array")
-        total = last.view.plus(-other if is_negated else other)
-        if isinstance(total, Declined):
-            return total
-        return Virtual((*self.terms[:-1], Term(last.factor, total)), dtype)
+        view = last.view.plus(-addend if is_negated else addend)
+        if isinstance(view, Declined):
+            return view
+        return Virtual((*self.terms[:-1], Term(last.factor, view)), dtype)
 
     def scanned(self) -> tuple[Any, Callable[[Any], "Virtual"]] | None:
         """Arrays to scan over, and the virtual weight of their slices."""
-        found = [term.view.scanned() for term in self.terms]
-        if any(one is None for one in found):
+        pairs = [pair for pair in (term.view.scanned() for term in self.terms) if pair is not None]
+        if len(pairs) < len(self.terms):
             return None
-        arrays, parts = zip(*found, strict=True)
+        arrays, slices = zip(*pairs, strict=True)
 
-        def one(arrays: Any) -> Virtual:
-            views = (part(own) for part, own in zip(parts, arrays, strict=True))
-            terms = (Term(t.factor, view) for t, view in zip(self.terms, views, strict=True))
-            return Virtual(tuple(terms), self.dtype)
+        def slice_of(arrays: Any) -> Virtual:
+            views = [view_of(x) for view_of, x in zip(slices, arrays, strict=True)]
+            return self._with_views(views, self.dtype)
 
-        return arrays, one
+        return arrays, slice_of
 
     def specs(self, spec: PartitionSpec) -> Any:
-        """The shardings of all arrays, for that of the weight; `None` if a view has none."""
-        found = [term.view.specs(spec) for term in self.terms]
-        if any(one is None for one in found):
-            return None
+        """The sharding of every array, given the weight's; `None` if a view has none."""
         leaves: list[Any] = []
-        for term, specs in zip(self.terms, found, strict=True):
+        for term in self.terms:
+            specs = term.view.specs(spec)
+            if specs is None:
+                return None
             leaves += [PartitionSpec()] * len(jax.tree.leaves(term.factor))
             leaves += jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
         return jax.tree.unflatten(jax.tree.structure(self), leaves)
 
     def product(self, use: Dot | Conv) -> Any:
-        """The values of a product or convolution, whose other side may be complex."""
-        name = "dot" if isinstance(use, Dot) else "conv"
+        """The values of a product or convolution, whose array may be complex."""
         dtype = use.out.dtype
         if not jnp.issubdtype(dtype, jnp.complexfloating):
-            return self.values(lambda view: getattr(view, name)(use), dtype)
-        # Two real products for each view, which is real.
+            return self.values(lambda view: view.product(use), dtype)
+        # Each view is real, so that two real products make a complex product.
         real = jax.ShapeDtypeStruct(use.out.shape, jnp.zeros((), dtype).real.dtype)
+        arrays = (use.x.real, use.x.imag) if jnp.iscomplexobj(use.x) else (use.x,)
 
-        def both(view: View) -> Any:
-            sides = (use.x.real, use.x.imag) if jnp.iscomplexobj(use.x) else (use.x,)
-            parts = [getattr(view, name)(use._replace(x=x, out=real)) for x in sides]
-            declined = next((one for one in parts if isinstance(one, Declined)), None)
+        def complex_product(view: View) -> Any:
+            products = [view.product(use._replace(x=x, out=real)) for x in arrays]
+            declined = first_declined(products)
             if declined is not None:
                 return declined
-            return jax.lax.complex(*parts) if len(parts) == 2 else parts[0].astype(dtype)
+            return jax.lax.complex(*products) if len(products) == 2 else products[0].astype(dtype)
 
-        return self.values(both, dtype)
+        return self.values(complex_product, dtype)
+
+    def _with_views(self, views: Sequence[View], dtype: Any) -> "Virtual":
+        terms = (Term(term.factor, view) for term, view in zip(self.terms, views, strict=True))
+        return Virtual(tuple(terms), dtype)
+
+    def _sum(self, values: Sequence[Array], dtype: Any) -> Array:
+        """The sum of the multiples, for a value in the place of each view."""
+        pairs = zip(self.terms, values, strict=True)
+        return functools.reduce(operator.add, (t.times(value) for t, value in pairs)).astype(dtype)
 
 
 def virtual(adapter: Any) -> Virtual | None:
@@ -173,22 +170,17 @@ def virtual(adapter: Any) -> Virtual | None:
     weight, factors = weight_of(adapter.base), factors_of(adapter)
     if factors is None:
         return of_view(whole_view(adapter, axes, weight.dtype, name))
+    A = _along_axes(jnp.moveaxis(factors[0], -2, 0), "i", axes)
+    B = _along_axes(jnp.moveaxis(factors[1], -1, 0), "o", axes)
+    return of_view(Factored(weight, A, B, "".join(axis.kind for axis in axes), name))
 
-    # The factors along the axes of the weight, the rank first: the stack is in front of each.
-    def arranged(factor: Array, letter: str) -> Array:
-        sides = [place for place, (own, _) in enumerate(axes) if own == letter]
-        stack = [place for place, (own, _) in enumerate(axes) if own == "s"]
-        sizes = [axes[place][1] for place in (*stack, *sides)]
-        stored = [*stack, *sides]
-        factor = jax.lax.reshape(factor, (factor.shape[0], *sizes))
-        order = [0, *(1 + stored.index(place) for place in sorted(stored))]
-        return factor if order == sorted(order) else jax.lax.transpose(factor, order)
 
-    *stack, rank, other = range(factors.A.ndim)
-    A = factors.A if not stack else jax.lax.transpose(factors.A, [rank, *stack, other])
-    B = jax.lax.transpose(factors.B, [other, *stack, rank])
-    kinds = "".join(letter for letter, _ in axes)
-    return of_view(Factored(weight, arranged(A, "i"), arranged(B, "o"), kinds, name))
+def _along_axes(factor: Array, kind: str, axes: Sequence[Axis]) -> Array:
+    """A factor `(r, *stack, features)` with the axes of the weight, in the weight's order."""
+    stored = [n for n, axis in enumerate(axes) if axis.kind == "s"]
+    stored += [n for n, axis in enumerate(axes) if axis.kind == kind]
+    factor = jax.lax.reshape(factor, (factor.shape[0], *(axes[n].size for n in stored)))
+    return jax.lax.transpose(factor, [0, *(1 + stored.index(n) for n in sorted(stored))])
 
 
 def of_view(view: View) -> Virtual:

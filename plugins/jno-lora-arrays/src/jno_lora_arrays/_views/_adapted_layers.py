@@ -1,4 +1,4 @@
-"""The layers whose weights are known as matrices, and the products of their adapters."""
+"""Adapted layers whose weight is known as a matrix, and the products of their adapters."""
 
 import dataclasses
 import functools
@@ -13,11 +13,12 @@ from jaxtyping import Array
 from jno.lora import LoRAWrapper
 from jno.lora.coded import is_coded
 from jno.lora.extending import over_stack
-from jno_lora_zoo import EmbeddingLayer, LayerKind, LinearLayer, Method, MiLoRA, PiSSA
+from jno_lora_zoo import LAYER_KINDS, EmbeddingLayer, LayerKind, LinearLayer, Method, MiLoRA, PiSSA
 
-from .layer import INPUTS, ArrayLayer, DeclaredArray
+from .._boxes import INPUTS, ArrayLayer, DeclaredArray
 
-_KINDS: tuple[type[LayerKind], ...] = (LinearLayer, EmbeddingLayer, ArrayLayer)
+# The kinds of layer that store their matrix, or its transpose, in one array.
+_KINDS = (ArrayLayer, *(kind for kind in LAYER_KINDS if kind.weight_axes in ("oi", "io")))
 
 
 def is_known(adapter: Any) -> bool:
@@ -42,66 +43,65 @@ def weight_of(layer: Any) -> Array:
     return weight.decoded() if is_coded(weight) else weight
 
 
-def axes_of(adapter: Any) -> list[tuple[str, int]]:
-    """For each axis of the bare weight, its letter (`s`, `o` or `i`) and its size."""
+class Axis(NamedTuple):
+    """An axis of a bare weight: its kind (`s`, `o` or `i`) and its size."""
+
+    kind: str
+    size: int
+
+
+def axes_of(adapter: Any) -> list[Axis]:
+    """The axes of the bare weight of an adapter's base."""
     base = adapter.base
-    if type(base) is DeclaredArray:
-        letters = base.axes.translate(str.maketrans(INPUTS, "i" * len(INPUTS)))
-        first = base.array.ndim - len(base.own_axes)
-        stack, own = iter(base.array.shape[:first]), iter(base.array.shape[first:])
-        return [(letter, next(stack if letter == "s" else own)) for letter in letters]
-    letters = "oi" if isinstance(adapter, LinearLayer) else "io"
-    shape = base.weight.shape
-    return list(zip("s" * (len(shape) - 2) + letters, shape, strict=True))
+    if type(base) is not DeclaredArray:
+        shape = base.weight.shape
+        kinds = "s" * (len(shape) - 2) + adapter.kind.weight_axes
+        return list(map(Axis, kinds, shape))
+    kinds = base.axes.replace("e", "i")
+    first = ArrayLayer.stack_ndim(base)
+    stack_sizes, slice_sizes = iter(base.array.shape[:first]), iter(base.array.shape[first:])
+    return [Axis(kind, next(stack_sizes if kind == "s" else slice_sizes)) for kind in kinds]
 
 
-def matrix_of(layer: Any) -> Array:
-    """The `(out, in)` matrix of a layer in its own dtype; of a stack, for each layer in it."""
+def matrix_of(adapter: Any, layer: Any) -> Array:
+    """The `(out, in)` matrix of a layer in its own dtype; of a stack, for each layer in it.
+
+    - `layer`: the base of the adapter, or the merged layer.
+    """
     if type(layer) is DeclaredArray:
         return layer.matrix()
     weight = weight_of(layer)
-    return weight.mT if hasattr(layer, "num_embeddings") else weight
+    return weight.mT if adapter.kind.weight_axes == "io" else weight
 
 
 def matrix_shape(adapter: Any) -> tuple[int, ...]:
-    """The shape of `matrix_of`, of an adapter's base."""
+    """The shape of the matrix of an adapter's base, with the axes of a stack."""
     base = adapter.base
     if type(base) is DeclaredArray:
-        stack = base.array.shape[: base.array.ndim - len(base.own_axes)]
-        return (*stack, *base.linear_features())
+        return (*base.array.shape[: ArrayLayer.stack_ndim(base)], *base.linear_features())
     *stack, first, second = base.weight.shape
-    sizes = (first, second) if isinstance(adapter, LinearLayer) else (second, first)
-    return (*stack, *sizes)
+    return (*stack, second, first) if adapter.kind.weight_axes == "io" else (*stack, first, second)
 
 
-class Factors(NamedTuple):
-    """`A` `(r, in)` and `B` `(out, r)` of an update `B A`, its scale included."""
+def factors_of(adapter: Any) -> tuple[Array, Array] | None:
+    """`A` `(r, in)` and `B` `(out, r)`, scale included, if `W' = W + B A` for the base's `W`.
 
-    A: Array
-    B: Array
-
-
-def factors_of(adapter: Any) -> Factors | None:
-    """The factors of `W' = W + B A` for the base's `W`, if the law is that. Stacked too."""
+    Both have the axes of a stack in front.
+    """
     return over_stack(_factors, len(matrix_shape(adapter)) - 2)(adapter)
 
 
-def _factors(adapter: Any) -> Factors | None:
+def _factors(adapter: Any) -> tuple[Array, Array] | None:
     if isinstance(adapter, PiSSA | MiLoRA):
         # `low_rank_update` counts from the original weight, and the base holds the residual.
-        return Factors(adapter.lora_A, adapter.scaling * adapter.lora_B)
-    if type(adapter).unwrap is not LoRAWrapper.unwrap:
-        return None
-    update = adapter.low_rank_update()
-    return None if update is None else Factors(*update)
+        return adapter.lora_A, adapter.scaling * adapter.lora_B
+    return adapter.low_rank_update() if type(adapter).unwrap is LoRAWrapper.unwrap else None
 
 
 def times_inputs(adapter: Any, x: Array) -> Array | None:
     """`W' x` for vectors `(n, in)`, in their dtype; `None` if the adapter has no fast path."""
     linear = _as_linear(adapter, x.dtype)
-    if not linear.has_fast_path():
-        return None
-    return jax.vmap(linear.forward)(x)
+    return jax.vmap(linear.forward)(x) if linear.has_fast_path() else None
 
 
 def times_outputs(adapter: Any, y: Array) -> Array | None:
@@ -116,47 +116,41 @@ def times_outputs(adapter: Any, y: Array) -> Array | None:
 
 
 def columns(adapter: Any, index: Array) -> Array | None:
-    """The columns of `W'` at a vector of indices, `(n, out)`."""
-    table = matrix_of(adapter.base).T
-    base = _without_init(
-        eqx.nn.Embedding, weight=table, num_embeddings=table.shape[0], embedding_size=table.shape[1]
-    )
+    """The columns of `W'` at a vector of indices, `(n, out)`, as `times_inputs`."""
+    weight = matrix_of(adapter, adapter.base).T
+    sizes = dict(zip(("num_embeddings", "embedding_size"), weight.shape, strict=True))
+    base = _without_init(eqx.nn.Embedding, weight=weight, **sizes)
     lookup = _as_kind(adapter, EmbeddingLayer, base)
     return jax.vmap(lookup.forward)(index) if lookup.has_fast_path() else None
 
 
 def _as_linear(adapter: Any, dtype: Any) -> Any:
     """The adapter around a linear layer with the same matrix, in a dtype, without a bias."""
-    matrix = matrix_of(adapter.base).astype(dtype)
-    outputs, inputs = matrix.shape
-    sizes = {"in_features": inputs, "out_features": outputs}
-    base = _without_init(eqx.nn.Linear, weight=matrix, bias=None, use_bias=False, **sizes)
+    weight = matrix_of(adapter, adapter.base).astype(dtype)
+    sizes = dict(zip(("out_features", "in_features"), weight.shape, strict=True))
+    base = _without_init(eqx.nn.Linear, weight=weight, bias=None, use_bias=False, **sizes)
     return _as_kind(adapter, LinearLayer, base)
 
 
 def _as_kind(adapter: Any, kind: type[LayerKind], base: Any) -> Any:
+    """The adapter of one layer around a layer of another kind, with the same matrix."""
     fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
-    own = adapter.base  # one layer of a stack
-    if type(own) is DeclaredArray:
-        looked_up, has_inputs_first = math.prod(own.sizes("e")), own.own_axes[0] in INPUTS
+    layer = adapter.base
+    if type(layer) is DeclaredArray:
+        looked_up, inputs_first = math.prod(layer.sizes("e")), layer.own_axes[0] in INPUTS
     else:
-        looked_up, has_inputs_first = None, isinstance(adapter, EmbeddingLayer)
-    cls = _class_of(type(adapter), kind, looked_up, has_inputs_first)
+        looked_up, inputs_first = None, adapter.kind.weight_axes == "io"
+    cls = _class_of(type(adapter), kind, looked_up, inputs_first)
     return _without_init(cls, **{**fields, "base": base})
 
 
 @functools.lru_cache(maxsize=256)
-def _class_of(cls: type[Method], kind: type, looked_up: int | None, has_inputs_first: bool) -> type:
+def _class_of(cls: type[Method], kind: type, looked_up: int | None, inputs_first: bool) -> type:
     """The method of `cls` on another kind of layer.
 
-    Its random factors keep their variance, and the norms of rows are those of columns where the
-    weight is stored so: the whole matrix would be copied to change its layout.
+    Its random factors keep their variance. If the weight is stored with its inputs first, the norms
+    of rows are computed as norms of columns: otherwise the whole matrix would be copied.
     """
-    method: Any = next(
-        c
-        for c in cls.__mro__
-        if issubclass(c, Method) and getattr(c.fits, "__isabstractmethod__", False)
-    )
 
     def row_products(cls: type[LayerKind], layer: Any, A: Array) -> tuple[Array, Array]:
         stored = cls.matrix(layer).T
@@ -166,9 +160,9 @@ def _class_of(cls: type[Method], kind: type, looked_up: int | None, has_inputs_f
         return cls.fan_in(W) if looked_up is None else W.shape[1] // looked_up
 
     body = {"fan_in": classmethod(fan_in), "__module__": __name__}
-    if has_inputs_first:
+    if inputs_first:
         body["row_products"] = classmethod(row_products)
-    return type(method.__name__, (method, kind), body)
+    return type(cls.method.__name__, (cls.method, kind), body)
 
 
 def _without_init(cls: type, **fields: Any) -> Any:

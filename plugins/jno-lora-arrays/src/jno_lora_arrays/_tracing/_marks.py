@@ -1,0 +1,78 @@
+"""Marks, in a traced function, where it reads the weight of an adapted layer.
+
+Such a read becomes a call of a jitted function. JAX keeps the function's name among the parameters
+of the call, also where the call is differentiated or batched, and the name carries the mark.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+
+from jno.lora import merge_lora
+from jno.lora.extending import static_key
+
+from .._boxes import is_declared
+
+
+class _Shape(NamedTuple):
+    """The shape of an array, in the array's place."""
+
+    shape: tuple[int, ...]
+
+
+class Mark(NamedTuple):
+    """A read of the weight of an adapter with this structure.
+
+    - `leaves`: the leaves of the adapter, with a `_Shape` for each array.
+    """
+
+    treedef: Any
+    leaves: tuple[Any, ...]
+    adapter_name: str
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [leaf.shape for leaf in self.leaves if type(leaf) is _Shape]
+
+    def adapter(self, arrays: list[Any]) -> Any:
+        """The adapter that holds these arrays."""
+        remaining = iter(arrays)
+        leaves = [next(remaining) if type(leaf) is _Shape else leaf for leaf in self.leaves]
+        return jtu.tree_unflatten(self.treedef, leaves)
+
+
+class MarkedName(str):
+    """The name of a jitted function that reads a weight."""
+
+    mark: Mark
+
+
+def read_marked(adapter: Any, name: str) -> Any:
+    """The attribute `name` of the merged layer, marked if it is the weight."""
+    # A bias is cheap to merge. The matrix of a declared array has other axes than the array.
+    if name != "weight" or is_declared(adapter):
+        return getattr(merge_lora(adapter), name)
+    leaves, treedef = jtu.tree_flatten(adapter)
+    shapes = tuple(_Shape(x.shape) if eqx.is_array(x) else x for x in leaves)
+    try:
+        read = _reader(Mark(treedef, shapes, type(adapter).__name__), static_key(treedef))
+    except TypeError:  # a leaf that cannot be hashed
+        return merge_lora(adapter).weight
+    return read([x for x in leaves if eqx.is_array(x)])
+
+
+# Adapters with equal structures share a trace. The key tells static fields 1 and 1.0 apart.
+@functools.lru_cache(maxsize=1024)
+def _reader(mark: Mark, key: Any) -> Callable[[list[Any]], Any]:
+
+    def read(arrays: list[Any]) -> Any:
+        return merge_lora(mark.adapter(arrays)).weight
+
+    name = MarkedName(f"weight_of_{mark.adapter_name}")
+    name.mark = mark
+    read.__name__ = name
+    return jax.jit(read)

@@ -1,0 +1,234 @@
+"""Views of an adapted weight, and the uses of a weight that a view answers."""
+
+import abc
+import string
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+from equinox import AbstractVar
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+
+class Declined(NamedTuple):
+    """The answer of a view or a rule that needs the merged weight.
+
+    - `is_choice`: whether the factors could be used, but merging is cheaper.
+    """
+
+    reason: str
+    is_choice: bool = False
+
+
+def first_declined(results: Iterable[Any]) -> Declined | None:
+    """The first result that is `Declined`."""
+    return next((result for result in results if isinstance(result, Declined)), None)
+
+
+class DotAxes(NamedTuple):
+    """The axes of an operand of `dot_general` that are summed, and the axes in batch."""
+
+    summed: Sequence[int]
+    batch: Sequence[int]
+
+    def free(self, ndim: int) -> list[int]:
+        """The axes that are neither summed nor in batch."""
+        return [axis for axis in range(ndim) if axis not in (*self.summed, *self.batch)]
+
+
+class Dot(NamedTuple):
+    """`dot_general` of a weight and an array `x`.
+
+    - `weight_first`: whether the weight is the left operand.
+    """
+
+    x: Array
+    x_axes: DotAxes
+    weight_axes: DotAxes
+    weight_first: bool
+    precision: Any
+    out: jax.ShapeDtypeStruct
+
+    def applied_to(self, weight: Array) -> Array:
+        """The product, for an array in the place of the weight."""
+        operands, axes = (self.x, weight), (self.x_axes, self.weight_axes)
+        if self.weight_first:
+            operands, axes = operands[::-1], axes[::-1]
+        numbers: Any = tuple(zip(*axes, strict=True))
+        return lax.dot_general(
+            *operands, numbers, precision=self.precision, preferred_element_type=self.out.dtype
+        )
+
+    def names(self, weight_names: str) -> tuple[str, str]:
+        """Names for the axes of `x` and of the result, given the names of the weight's axes."""
+        x_names = list(string.ascii_uppercase[: self.x.ndim])
+        for x_axes, weight_axes in zip(self.x_axes, self.weight_axes, strict=True):
+            for x_axis, weight_axis in zip(x_axes, weight_axes, strict=True):
+                x_names[x_axis] = weight_names[weight_axis]
+        batch = [weight_names[axis] for axis in self.weight_axes.batch]
+        free_of_x = [x_names[axis] for axis in self.x_axes.free(self.x.ndim)]
+        free_of_weight = [weight_names[axis] for axis in self.weight_axes.free(len(weight_names))]
+        free = free_of_weight + free_of_x if self.weight_first else free_of_x + free_of_weight
+        return "".join(x_names), "".join(batch + free)
+
+
+_CONV_PARAMS = (
+    *("window_strides", "padding", "lhs_dilation", "rhs_dilation"),
+    *("dimension_numbers", "feature_group_count", "precision"),
+)
+
+
+class Conv(NamedTuple):
+    """`conv_general_dilated` of an array and a kernel, by the parameters of that operation."""
+
+    x: Array
+    params: dict[str, Any]
+    out: jax.ShapeDtypeStruct
+
+    @property
+    def kernel_axes(self) -> tuple[int, ...]:
+        """The axes of the kernel's outputs, of its inputs, and of its places."""
+        return self.params["dimension_numbers"].rhs_spec
+
+    @property
+    def groups(self) -> int:
+        return self.params["feature_group_count"]
+
+    def applied_to(self, x: Array, kernel: Array, dtype: Any) -> Array:
+        """The convolution of an array with a kernel, in a dtype."""
+        params = {name: self.params[name] for name in _CONV_PARAMS}
+        return lax.conv_general_dilated(x, kernel, **params, preferred_element_type=dtype)
+
+
+class Ragged(NamedTuple):
+    """`ragged_dot` of rows, each in a group, with a matrix for each group."""
+
+    x: Array
+    sizes: Array
+    precision: Any
+    out: jax.ShapeDtypeStruct
+
+    def product(self, x: Array, matrices: Array) -> Array:
+        """The product of an array in the place of `x`."""
+        options = {"precision": self.precision, "preferred_element_type": self.out.dtype}
+        return lax.ragged_dot(x, matrices, self.sizes, **options)
+
+
+class Lookup(NamedTuple):
+    """`gather` of whole slices at places along some axes.
+
+    - `axes`: the axes that are looked up, which the result lacks.
+    - `places`: an array of indices for each of these axes, none out of bounds.
+    - `at`: the positions of the axes of the indices in the result, in their order.
+    - `in_bounds`: which of the indices were in bounds; `None` if all count as such.
+    - `gather`: the operation itself, for an array of the weight's shape.
+    """
+
+    axes: tuple[int, ...]
+    places: tuple[Array, ...]
+    at: tuple[int, ...]
+    in_bounds: Array | None
+    gather: Callable[[Array], Array]
+    out: jax.ShapeDtypeStruct
+
+    def free_axes(self, ndim: int) -> list[int]:
+        """The axes of the weight that are not looked up."""
+        return [axis for axis in range(ndim) if axis not in self.axes]
+
+    def result_axes(self, ndim: int) -> list[int | None]:
+        """The axis of the weight for each axis of the result, or `None` for an axis of indices."""
+        free_axes = iter(self.free_axes(ndim))
+        return [None if n in self.at else next(free_axes) for n in range(len(self.out.shape))]
+
+
+class View(eqx.Module):
+    """An adapted weight as a function sees it: its axes moved, joined, cut, or in another dtype.
+
+    Every operation gives a view, or for a product the values, or `Declined`. Operations that are
+    not defined are declined.
+    """
+
+    # The class of the adapter, for reports.
+    name: AbstractVar[str]
+    shape: AbstractVar[tuple[int, ...]]
+    dtype: AbstractVar[Any]
+    # Whether the view only watches, so that rules may look into what they must not change.
+    only_watches: ClassVar[bool] = False
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @abc.abstractmethod
+    def dense(self) -> Array:
+        """The merged weight, as it is seen here."""
+
+    @abc.abstractmethod
+    def transposed(self, order: Sequence[int]) -> Any:
+        """With the axes in another order."""
+
+    @abc.abstractmethod
+    def reshaped(self, shape: Sequence[int]) -> Any:
+        """With axes joined or split, or with more or fewer axes of size one."""
+
+    @abc.abstractmethod
+    def cast(self, dtype: Any) -> Any:
+        """In another floating dtype."""
+
+    def plus(self, array: Array) -> Any:
+        """With an array of this shape added."""
+        return Declined("added to an array")
+
+    def constrained(self, constrain: Callable[[Array], Array]) -> Any:
+        """With a sharding that the function asks for. By default it is left to the compiler."""
+        return self
+
+    def cut(self, axis: int, start: Any, size: int) -> Any:
+        """`size` places of an axis, from `start` on."""
+        return Declined(f"the update of a {self.name} is not a product")
+
+    def summed(self, axes: Sequence[int]) -> Any:
+        return Declined("summed over an axis")
+
+    def padded(self, axis: int, before: int, after: int) -> Any:
+        """With zeros before and after the places of an axis."""
+        return Declined("joined with other arrays")
+
+    def looked_up(self, lookup: Lookup) -> Any:
+        """The slices at some places."""
+        return Declined(
+            "not a lookup, by ids, of rows of an embedding or columns of a linear layer"
+        )
+
+    def product(self, use: Dot | Conv) -> Any:
+        """A product with an array, or a convolution with this kernel."""
+        return self.dot(use) if isinstance(use, Dot) else self.conv(use)
+
+    @abc.abstractmethod
+    def dot(self, dot: Dot) -> Any:
+        """A product with an array."""
+
+    def conv(self, conv: Conv) -> Any:
+        """A convolution with this kernel."""
+        return Declined(f"a convolution by the kernel of a {self.name} merges it")
+
+    def ragged(self, ragged: Ragged) -> Any:
+        """A product of each row with the matrix of its group."""
+        return Declined(f"the update of a {self.name} is not a product")
+
+    @abc.abstractmethod
+    def scanned(self) -> "tuple[Any, Callable[[Any], Any]] | None":
+        """For a scan over the first axis: arrays to scan over, and the view of their slices.
+
+        `None` if the view cannot be scanned.
+        """
+
+    def specs(self, spec: PartitionSpec) -> Any:
+        """The sharding of each array of the view, given the view's; `None` if there is none.
+
+        By default an adapter is whole on every device.
+        """
+        return None if any(spec) else jax.tree.map(lambda _: PartitionSpec(), self)
