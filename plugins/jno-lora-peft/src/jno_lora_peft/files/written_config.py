@@ -17,14 +17,7 @@ from ..types import TYPE_OF, Modules, Setting, Written, alpha_for
 T = TypeVar("T")
 
 # PEFT's types of tasks.
-TASKS = (
-    "SEQ_CLS",
-    "SEQ_2_SEQ_LM",
-    "CAUSAL_LM",
-    "TOKEN_CLS",
-    "QUESTION_ANS",
-    "FEATURE_EXTRACTION",
-)
+TASKS = ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 
 
 def described(base_model_name_or_path: Any, task_type: Any) -> dict[str, Any]:

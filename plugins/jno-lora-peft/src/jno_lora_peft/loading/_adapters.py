@@ -21,26 +21,18 @@ from ._stacks import in_order, on_device, stacked
 
 def adapters_of(config: Config, placement: Placement, registry: Registry) -> AdapterSet:
     """The adapters of a file. Shifts of biases go into the arrays of the placement."""
-    norms = norms_around(placement.model, placement.layers)
-    by_path: dict[str, dict[Shape, Converted]] = {}
-    for module, (path, index) in placement.places.items():
-        if module not in placement.tensors.adapters:
-            continue
-        with placement.problems.of(show_path(module)):
-            layout = _checked_layout(config, placement, norms, module)
-            converted = _converted(config, placement, module, layout)
-            by_path.setdefault(path, {})[index] = converted
     adapters: dict[str, LooseAdapter] = {}
     shared: dict[str, jax.Array] = {}
-    for path, slices in by_path.items():
+    for path, by_index in _converted_by_path(config, placement).items():
         with placement.problems.of(show_path(path)):
-            layer = placement.layers[path]
-            first = next(iter(slices.values()))
-            variant = first.variant
-            cls = None if variant is None else adapter_class(registry, variant, layer, path)
-            ndim = len(next(iter(slices))) if cls is None else cls.stack_ndim(layer)
+            layer, first = placement.layers[path], next(iter(by_index.values()))
+            if first.variant is None:
+                cls, ndim = None, len(next(iter(by_index)))
+            else:
+                cls = adapter_class(registry, first.variant, layer, path)
+                ndim = cls.stack_ndim(layer)
             stack = layer.weight.shape[:ndim]
-            ordered = in_order(slices, stack)
+            ordered = in_order(by_index, stack)
             _shift_bias(config, placement, path, ordered, stack)
             if cls is not None:
                 arrays = on_device(stacked([adapter.state for adapter in ordered], stack))
@@ -51,21 +43,30 @@ def adapters_of(config: Config, placement: Placement, registry: Registry) -> Ada
     return AdapterSet(adapters, shared)
 
 
-def _converted(config: Config, placement: Placement, module: str, layout: Layout) -> Converted:
-    path, index = placement.places[module]
-    return config.type.read(
-        Module(
-            name=module,
-            settings=config.settings,
-            rank=config.rank(module),
-            alpha=config.alpha(module),
-            tensors=floating(placement.tensors.adapters[module]),
-            shared=floating(placement.tensors.shared),
-            layer=placement.layers[path],
-            index=index,
-            layout=layout,
-        )
-    )
+def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[Shape, Converted]]:
+    """The adapters by the paths of their layers, and by the index in a stack."""
+    norms = norms_around(placement.model, placement.layers)
+    shared = placement.tensors.shared
+    by_path: dict[str, dict[Shape, Converted]] = {}
+    for module, tensors in placement.tensors.adapters.items():
+        if module not in placement.places:
+            continue
+        path, index = placement.places[module]
+        with placement.problems.of(show_path(module)):
+            layout = _checked_layout(config, placement, norms, module)
+            m = Module(
+                name=module,
+                settings=config.settings,
+                rank=config.rank(module),
+                alpha=config.alpha(module),
+                tensors=floating(tensors),
+                shared=floating(shared),
+                layer=placement.layers[path],
+                index=index,
+                layout=layout,
+            )
+            by_path.setdefault(path, {})[index] = config.type.read(m)
+    return by_path
 
 
 def _shift_bias(

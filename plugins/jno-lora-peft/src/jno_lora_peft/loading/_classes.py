@@ -8,6 +8,7 @@ from jno.lora import LoRAWrapper, PluginError, Registry
 from jno.lora.extending import show_path
 
 from .._errors import MisfitError
+from ..model.layouts import layout_of
 from ..types import METHODS
 
 
@@ -21,7 +22,8 @@ def adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> ty
         if cls.applies_to(layer):
             return cls
         reasons += filter(None, [cls.why_not(layer)])
-    if not reasons and hasattr(layer, "num_embeddings"):
+    layout = layout_of(layer)
+    if not reasons and layout is not None and layout.kind == "embedding":
         raise PluginError(
             f"No adapter for the {type(layer).__name__} at {show_path(path)!r} is installed. "
             "Install them with\n    pip install jno-lora-embedding"

@@ -51,7 +51,7 @@ def check_head(config: Config, head: Head, tensors: Tensors) -> None:
     of_embedding, of_head = tensors.adapters[embedding], tensors.adapters[module]
     for name, transposed in _PAIRS:
         if not np.array_equal(of_embedding[transposed], of_head[name].T):
-            raise MisfitError(f"its tensors are not those of {embedding!r}, {_ONE_TABLE}")
+            raise MisfitError(f"its tensors differ from the tensors of {embedding!r}, {_ONE_TABLE}")
     scales = [(config.rank(name), config.alpha(name)) for name in (module, embedding)]
     if scales[0] != scales[1]:
         shown = " and ".join(f"rank {rank} with alpha {alpha:g}" for rank, alpha in scales)

@@ -21,7 +21,8 @@ from ._heads import check_head, heads_of_tables, tied_heads
 class Placement:
     """The places of a file's modules in a model, which gets the arrays of the file.
 
-    - `model`: with the new arrays of layers in adapters, and with embeddings untied as needed.
+    - `model`: with the new arrays of adapted layers, and with embeddings untied as needed.
+    - `arrays`: further new arrays, which do not depend on adapters.
     - `places`, `layers`: the places by module, the layers by path.
     - `tensors`: of the modules; `heads`: modules that PEFT adapts without targeting them.
     - `problems`: a line for each module that does not fit.
@@ -34,12 +35,14 @@ class Placement:
         self.layers: dict[str, Any] = {}
         self._config, self._rename, self._ties = config, rename, ties
         self._paths = Paths(model)
+        # Heads that read a table of the model need no place in it.
         tensors = self._without_tied_heads(tensors)
         heads = heads_of_tables(config, tensors, ties, lambda module: self._place(module) is None)
         self.tensors = tensors.without(heads)
         self._find_places()
         self._enter_untied(model)
         model = self._with_base_arrays(model)
+        # A head keeps the table that PEFT changes for lookups alone, or gets the saved table.
         tables = dict(heads.values())
         model = with_untied(model, {*self._tables_to_untie(), *tables})
         self.arrays = NewArrays()

@@ -47,21 +47,14 @@ class Layout:
         return (1, self.outputs, *(1 for _ in self.kernel)) if self.kernel else (self.outputs,)
 
     def pair(self, prefix: str, rank: int) -> dict[str, tuple[str, Shape]]:
-        """PEFT's names and shapes for two factors, by the names that the zoo has for them."""
-        ones = (1,) * len(self.kernel)
-        shapes = (
-            (rank, self.inputs, *self.kernel),
-            (self.outputs, rank // self.groups, *ones),
-        )
-        end = ".weight" if prefix == "lora" else ""
+        """PEFT's names and shapes for two factors, by their names in the zoo."""
+        infix = "embedding_" if self.kind == "embedding" else ""
+        end = ".weight" if prefix == "lora" and not infix else ""
+        A = (rank, self.inputs, *self.kernel)
+        B = (self.outputs, rank // self.groups, *(1 for _ in self.kernel))
         return {
-            f"lora_{letter}": (
-                f"{prefix}_embedding_{letter}"
-                if self.kind == "embedding"
-                else f"{prefix}_{letter}{end}",
-                shape,
-            )
-            for letter, shape in zip("AB", shapes, strict=True)
+            "lora_A": (f"{prefix}_{infix}A{end}", A),
+            "lora_B": (f"{prefix}_{infix}B{end}", B),
         }
 
     def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

@@ -13,7 +13,7 @@ from .._names import HEAD, PREFIX, Rename, is_embedding, peft_name
 from ..model.layouts import layout_of
 from ..model.ties import Ties
 from ..types import TYPE_OF, Written
-from ._wrappers import trained_in_base, written, written_base
+from ._wrappers import trained_in_base, write_adapter, written_base
 
 
 class WrittenAdapters:
@@ -39,8 +39,8 @@ class WrittenAdapters:
         for (path, wrapper, *trains), whole in layers:
             with self.problems.of(f"{show_path(path)} ({type(wrapper).__name__})"):
                 trained = trained_in_base(trains[0]) if trains else frozenset()
-                for adapter in written(whole, ties.outer(path)):
-                    self._add(adapter, wrapper, trained, ties.of(path))
+                for written in write_adapter(whole, ties.outer(path)):
+                    self._add(written, wrapper, trained, ties.of(path))
 
     def _add(
         self, written: Written, wrapper: LoRAWrapper, trained: frozenset[str], is_tied: bool | None

@@ -56,25 +56,31 @@ class TrainedArrays:
 
     def alone(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings and tensors of a file without adapters, of the type that was read."""
-        sources = {path: source_of(array) for path, array in self._arrays if is_loaded(array)}
-        types = {None if source is None else source.type for source in sources.values()}
-        settings = [source.settings for source in sources.values() if source is not None]
-        if len(types) != 1 or None in types or any(each != settings[0] for each in settings):
-            tensors = {
-                f"{PREFIX}{name}.ln_tuning_layers.{key.removeprefix(f'{PREFIX}{name}.')}": tensor
-                for name in self.names
-                for key, tensor in self.tensors.items()
-                if key.startswith(f"{PREFIX}{name}.")
-            }
-            return {"peft_type": "LN_TUNING", "target_modules": self.names}, tensors
+        loaded = {path: source_of(array) for path, array in self._arrays if is_loaded(array)}
+        sources = {path: source for path, source in loaded.items() if source is not None}
+        first = next(iter(sources.values()), None)
+        if first is None or len(sources) < len(loaded):
+            return self._alone_as_modules()
+        for source in sources.values():
+            if (source.type, source.settings) != (first.type, first.settings):
+                return self._alone_as_modules()
         tensors, names = {}, []
         for path, source in sources.items():
             module = path.rpartition("/")[0]
-            if source is not None and isinstance(self._layers.get(module), eqx.Module):
+            if isinstance(self._layers.get(module), eqx.Module):
                 name = peft_name(self._ties.outer(module), self._rename)
                 names.append(name)
                 tensors |= {f"{PREFIX}{name}.{key}": x for key, x in source.tensors.items()}
-        return {"peft_type": types.pop(), "target_modules": names, **settings[0]}, tensors
+        return {"peft_type": first.type, "target_modules": names, **first.settings}, tensors
+
+    def _alone_as_modules(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        tensors: dict[str, Any] = {}
+        for name in self.names:
+            prefix = f"{PREFIX}{name}."
+            for key, tensor in self.tensors.items():
+                if key.startswith(prefix):
+                    tensors[f"{prefix}ln_tuning_layers.{key.removeprefix(prefix)}"] = tensor
+        return {"peft_type": "LN_TUNING", "target_modules": self.names}, tensors
 
     def _chosen(self, trainable: PyTree | None, pattern: str | None) -> Iterator[str]:
         """The paths of arrays that train or match; and of loaded arrays."""

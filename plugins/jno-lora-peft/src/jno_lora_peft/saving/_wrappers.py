@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 _LORA = ("lora", "rslora", "dora")
 
 
-def written(wrapper: LoRAWrapper, path: str) -> list[Written]:
+def write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
     """The adapter at `path`, of a model that was resolved, or one for each layer of a stack.
 
     **Raises:** `MisfitError` if PEFT has no exact equivalent; `PeftFormatError` for values that
@@ -44,17 +44,17 @@ def written(wrapper: LoRAWrapper, path: str) -> list[Written]:
                 "by one"
             )
         variant, scale, arrays = same_type
-        return _written(wrapper, path, variant, scale, arrays, shared)
+        return _write_layers(wrapper, path, variant, scale, arrays, shared)
     except MisfitError:
         is_lora = same_type is not None and same_type[0] in _LORA
         product = None if is_lora else known_factors(wrapper)
         if product is None:
             raise
     A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} {where}") for i in range(2))
-    return _written(wrapper, path, "lora", 1.0, {"lora_A": A, "lora_B": B}, {})
+    return _write_layers(wrapper, path, "lora", 1.0, {"lora_A": A, "lora_B": B}, {})
 
 
-def _written(
+def _write_layers(
     wrapper: LoRAWrapper, path: str, variant: str, scale: float, arrays: Arrays, shared: Arrays
 ) -> list[Written]:
     """The adapter in this variant. **Raises:** `MisfitError` if PEFT's type does not have it."""

@@ -10,7 +10,7 @@ import numpy as np
 from .._errors import MisfitError
 from ..model.layouts import Layout, Shape
 from ._factors import Factors, factors
-from ._methods import alpha_for
+from ._methods import METHODS, alpha_for
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -86,6 +86,19 @@ class Module:
         if bias is None:
             return np.zeros(self.layout.outputs)
         return np.asarray(bias[self.index], np.float64).reshape(-1)
+
+    def as_method(
+        self, variant: str, names: Mapping[str, tuple[str, Shape]], alpha: float | None = None
+    ) -> Converted:
+        """A method with these tensors as its arrays: names and shapes in the file, by field."""
+        outputs, inputs = self.layout.matrix
+        if METHODS[variant].effective_rank(self.rank, outputs, inputs) != self.rank:
+            raise MisfitError(
+                f"its rank {self.rank} is more than the ({outputs}, {inputs}) of its weight"
+            )
+        self.check(dict(names.values()))
+        state = {field: self.tensors[name] for field, (name, _) in names.items()}
+        return Converted(variant, self.rank, self.alpha if alpha is None else alpha, state)
 
     def low_rank(
         self,

@@ -1,11 +1,17 @@
-"""The description of one of PEFT's types of adapter."""
+"""The description of one of PEFT's types of adapter, and the names that each type needs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Tensors, Written
+from .._errors import MisfitError as MisfitError
+from ._conversion import (
+    Adapter as Adapter,
+    Converted as Converted,
+    Module as Module,
+    Tensors as Tensors,
+    Written as Written,
+)
 from ._layers import check_layer
 
 
@@ -33,18 +39,14 @@ ALPHA_PATTERN = Setting("alpha", 8, "alpha_pattern")
 Modules = Mapping[str, Written]
 
 
-def no_adapter(m: Module) -> Converted:
-    """The reader of types that change arrays of the model and have no adapter."""
-    raise MisfitError("its tensors are those of trained modules, and this is one of an adapter")
-
-
 @dataclasses.dataclass(frozen=True)
 class Type:
     """One type of adapter.
 
     - `name`: the `peft_type`; `held`: how it is held here, for the documentation.
     - `tensors`, `shared`: regular expressions for tensors of one module, and for tensors of all.
-    - `reader`, `writer`: of one adapter. **Raise:** `MisfitError`.
+    - `reader`, `writer`: of one adapter; they raise `MisfitError`. A type that only trains arrays
+        of the model has neither, and no tensors.
     - `methods`: the variants that are written as this type, if not the one of the same name.
     - `layers`: the kinds that PEFT has the type for; if `None`, `reader` and `writer` check.
     - `rank`, `alpha`: the settings for them, if it has them.
@@ -57,8 +59,8 @@ class Type:
 
     name: str
     held: str
-    tensors: str
-    reader: Callable[[Module], Converted]
+    tensors: str = "(?!)"
+    reader: Callable[[Module], Converted] | None = None
     writer: Callable[[Adapter], Written] | None = None
     methods: tuple[str, ...] = ()
     layers: tuple[str, ...] | None = ("linear",)
@@ -78,6 +80,7 @@ class Type:
 
     def read(self, m: Module) -> Converted:
         """The adapter here of one module of a file. **Raises:** `MisfitError`."""
+        assert self.reader is not None, f"{self.name} has no adapters"
         if self.layers is not None:
             check_layer(m.layout, self.layers)
         return self.reader(m)

@@ -2,18 +2,7 @@
 
 import dataclasses
 
-from ._conversion import Adapter, Converted, Module, Written
-from ._same_arrays import SameArrays, Tensor
-from ._type import Setting, Type
-
-_ARRAYS = SameArrays(
-    "adalora",
-    {
-        "lora_A": Tensor("lora_A", "r in"),
-        "lora_B": Tensor("lora_B", "out r"),
-        "lora_E": Tensor("lora_E", "r 1 -> r"),
-    },
-)
+from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:
@@ -22,18 +11,22 @@ def _read(m: Module) -> Converted:
     left = m.rank if A is None or A.ndim == 0 else len(A)
     outputs, inputs = m.layout.matrix
     scale = (m.alpha if m.alpha > 0 else m.rank) / (m.rank + 1e-5)
-    if A is not None and A.ndim == 2 and 0 < left <= min(outputs, inputs):
-        adapter = _ARRAYS.read(dataclasses.replace(m, rank=left))
-        return dataclasses.replace(adapter, alpha=scale * left)
-    m.check({"lora_A": (left, inputs), "lora_B": (outputs, left), "lora_E": (left, 1)})
+    shapes = {"lora_A": (left, inputs), "lora_B": (outputs, left), "lora_E": (left, 1)}
+    if 0 < left <= min(outputs, inputs):
+        names = {name: (name, shape) for name, shape in shapes.items()}
+        adapter = dataclasses.replace(m, rank=left).as_method("adalora", names, scale * left)
+        return adapter.with_arrays(lora_E=adapter.state["lora_E"][:, 0])
+    m.check(shapes)
     return m.low_rank((m.tensors["lora_E"] * m.tensors["lora_A"], m.tensors["lora_B"]), scale)
 
 
 def _write(adapter: Adapter) -> Written:
     """PEFT divides by the rank and 1e-5."""
-    r = adapter.rank
+    r, state = adapter.rank, adapter.state
+    tensors = {"lora_A": state["lora_A"], "lora_B": state["lora_B"]}
+    tensors["lora_E"] = state["lora_E"][:, None]
     schedule = {"target_r": r, "total_step": 1, "tinit": 0, "tfinal": 0}
-    return adapter.written(_ARRAYS.arrays(adapter), schedule, alpha=adapter.alpha * (r + 1e-5) / r)
+    return adapter.written(tensors, schedule, alpha=adapter.alpha * (r + 1e-5) / r)
 
 
 ADALORA = Type(

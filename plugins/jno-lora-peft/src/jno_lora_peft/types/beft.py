@@ -1,7 +1,6 @@
 """BEFT: a vector that is added to the layer's bias."""
 
-from ._conversion import Converted, Module
-from ._type import Type
+from ._type import Converted, Module, Type
 
 
 def _read(m: Module) -> Converted:

@@ -1,9 +1,7 @@
 """BOFT: butterfly factors. PEFT rotates by the transpose of each block."""
 
-from .._errors import MisfitError
 from ._blocks import block_settings
-from ._conversion import Adapter, Converted, Module, Written
-from ._type import Type
+from ._type import Adapter, Converted, MisfitError, Module, Type, Written
 
 
 def _read(m: Module) -> Converted:

@@ -4,12 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Written
-from ._same_arrays import SameArrays, Tensor
-from ._type import R, Type
-
-_P, _R = Tensor("deft_P", "out r"), Tensor("deft_R", "r in")
+from ._type import Adapter, Converted, MisfitError, Module, R, Type, Written
 
 
 def _read(m: Module) -> Converted:
@@ -17,8 +12,10 @@ def _read(m: Module) -> Converted:
     para, method = bool(m.settings.get("para")), m.settings.get("decomposition_method", "relu")
     if method not in ("relu", "qr"):
         raise MisfitError(f"decomposition_method is {method!r}, and PEFT knows 'relu' and 'qr'")
-    arrays = SameArrays("deft", {"P": _P} if para else {"P": _P, "R": _R}, alpha=1.0)
-    adapter = arrays.read(dataclasses.replace(m, rank=r))
+    names = {"P": ("deft_P", (m.layout.outputs, r))}
+    if not para:
+        names["R"] = ("deft_R", (r, m.layout.inputs))
+    adapter = dataclasses.replace(m, rank=r).as_method("deft", names, alpha=1.0)
     if not para:
         P, R = adapter.state["P"], adapter.state["R"]
         scale = m.settings["alpha"] / r if m.settings.get("alpha") else 1.0

@@ -1,8 +1,7 @@
 """FourierFT: coefficients of a Fourier transform, at positions that a seed gives."""
 
-from ._conversion import Adapter, Converted, Module, Written
 from ._positions import drawn, write_spectrum
-from ._type import Setting, Type
+from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:

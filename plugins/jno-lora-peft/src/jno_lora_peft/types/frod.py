@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from .._errors import MisfitError
-from ._conversion import Converted, Module
-from ._type import Type
+from ._type import Converted, MisfitError, Module, Type
 
 
 def _read(m: Module) -> Converted:

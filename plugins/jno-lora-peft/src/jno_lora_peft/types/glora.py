@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from .._errors import MisfitError
 from ..model.layouts import Shape
-from ._conversion import Converted, Module
-from ._type import R, Type
+from ._type import Converted, MisfitError, Module, R, Type
 
 
 def _read(m: Module) -> Converted:

@@ -2,16 +2,8 @@
 
 import numpy as np
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Written
 from ._factors import factors
-from ._same_arrays import SameArrays, Tensor
-from ._type import Setting, Type
-
-_ARRAYS = SameArrays(
-    "gralora",
-    {"A": Tensor("gralora_A", "k q r"), "B": Tensor("gralora_B", "k r p")},
-)
+from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:
@@ -21,8 +13,8 @@ def _read(m: Module) -> Converted:
         raise MisfitError(f"gralora_k is {k!r}, and must divide {outputs}, {inputs} and {m.rank}")
     shapes = {"gralora_A": (k, inputs // k, m.rank), "gralora_B": (k, m.rank, outputs // k)}
     if not hybrid:
-        m.check(shapes)
-        return _ARRAYS.read(m)
+        names = {letter: (f"gralora_{letter}", shapes[f"gralora_{letter}"]) for letter in "AB"}
+        return m.as_method("gralora", names)
     general = [f"gralora_{letter}_general.weight" for letter in "AB"]
     m.check(shapes | dict(zip(general, ((hybrid, inputs), (outputs, hybrid)), strict=True)))
     A = m.tensors["gralora_A"].reshape(k, inputs // k, k, m.rank // k)
@@ -36,7 +28,8 @@ def _write(adapter: Adapter) -> Written:
     k = len(adapter.state["A"])
     if adapter.layout.outputs % k or adapter.layout.inputs % k:
         raise MisfitError(f"PEFT's grid of {k} blocks must divide the layer's inputs and outputs")
-    return adapter.written(_ARRAYS.arrays(adapter), {"gralora_k": k, "hybrid_r": 0})
+    tensors = {f"gralora_{letter}": adapter.state[letter] for letter in "AB"}
+    return adapter.written(tensors, {"gralora_k": k, "hybrid_r": 0})
 
 
 GRALORA = Type(

@@ -1,10 +1,9 @@
 """HiRA: the weight times `1 + B A`, number by number. PEFT has no scale."""
 
-from ._conversion import Adapter, Converted, Module, Written
 from ._factors import factors
 from ._layers import CONVOLUTIONS
 from ._methods import METHODS
-from ._type import Setting, Type
+from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:

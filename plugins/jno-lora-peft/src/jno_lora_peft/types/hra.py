@@ -4,12 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Written
-from ._same_arrays import SameArrays, Tensor
-from ._type import R, Type
-
-_ARRAYS = SameArrays("hra", {"U": Tensor("hra_u", "in r")}, alpha=1.0)
+from ._type import Adapter, Converted, MisfitError, Module, R, Type, Written
 
 
 def _read(m: Module) -> Converted:
@@ -21,7 +16,7 @@ def _read(m: Module) -> Converted:
             raise MisfitError(f"its rank {m.rank} is odd, and apply_GS is set")
         U = np.pad(U, ((0, 0), (0, 1)))
     even = dataclasses.replace(m, rank=U.shape[1], tensors={"hra_u": U})
-    adapter = _ARRAYS.read(even)
+    adapter = even.as_method("hra", {"U": ("hra_u", U.shape)}, alpha=1.0)
     return adapter.with_arrays(gram_schmidt=np.ones((), U.dtype)) if orthogonal else adapter
 
 

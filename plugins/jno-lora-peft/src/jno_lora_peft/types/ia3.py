@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import MisfitError
 from ..model.layouts import Layout, Shape
-from ._conversion import Adapter, Converted, Module, Written
-from ._type import Modules, Type
+from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Written
 
 
 def _read(m: Module) -> Converted:

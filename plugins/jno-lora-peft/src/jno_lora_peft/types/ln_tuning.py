@@ -1,5 +1,5 @@
-"""LN tuning: whole modules, such as norms. The type has no adapter."""
+"""LN tuning: whole modules, such as norms."""
 
-from ._type import Type, no_adapter
+from ._type import Type
 
-LN_TUNING = Type("LN_TUNING", held="the arrays replaced", tensors="(?!)", reader=no_adapter)
+LN_TUNING = Type("LN_TUNING", held="the arrays replaced")

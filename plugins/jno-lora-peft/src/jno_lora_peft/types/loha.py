@@ -2,22 +2,13 @@
 
 import numpy as np
 
-from ._conversion import Adapter, Converted, Module, Written
 from ._factors import factors, tucker_kernel
 from ._layers import check_layer, refuse_layer
-from ._same_arrays import SameArrays, Tensor
-from ._type import ALPHA_PATTERN, R_PATTERN, Type
+from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, Module, Type, Written
 
 _LAYERS = ("linear", "conv1d", "conv2d")
-_ARRAYS = SameArrays(
-    "loha",
-    {
-        "B1": Tensor("hada_w1_a", "out r"),
-        "A1": Tensor("hada_w1_b", "r in"),
-        "B2": Tensor("hada_w2_a", "out r"),
-        "A2": Tensor("hada_w2_b", "r in"),
-    },
-)
+# PEFT's names of the factors.
+_NAMES = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}
 
 
 def _read(m: Module) -> Converted:
@@ -26,7 +17,10 @@ def _read(m: Module) -> Converted:
     if has_cores or m.rank > min(m.layout.matrix) or m.layout.odd:
         return _read_as_lora(m)
     check_layer(m.layout, _LAYERS, groups=True)
-    return _ARRAYS.read(m)
+    outputs, inputs = m.layout.matrix
+    shapes = {"A": (m.rank, inputs), "B": (outputs, m.rank)}
+    names = {field: (name, shapes[field[0]]) for field, name in _NAMES.items()}
+    return m.as_method("loha", names)
 
 
 def _read_as_lora(m: Module) -> Converted:
@@ -41,7 +35,7 @@ def _read_as_lora(m: Module) -> Converted:
         shapes = dict.fromkeys(("hada_t1", "hada_t2"), core)
     shapes |= {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": a, "hada_w2_b": b}
     m.check(shapes)
-    b1, a1, b2, a2 = (m.tensors[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    b1, a1, b2, a2 = (m.tensors[name] for name in _NAMES.values())
     if has_cores:
         first = tucker_kernel(m.tensors["hada_t1"], b1, a1)
         return m.low_rank(factors(first * tucker_kernel(m.tensors["hada_t2"], b2, a2)), scale)
@@ -53,7 +47,8 @@ def _read_as_lora(m: Module) -> Converted:
 
 def _write(adapter: Adapter) -> Written:
     check_layer(adapter.layout, _LAYERS, groups=True)
-    return adapter.written(_ARRAYS.arrays(adapter), {"use_effective_conv2d": False})
+    tensors = {name: adapter.state[field] for field, name in _NAMES.items()}
+    return adapter.written(tensors, {"use_effective_conv2d": False})
 
 
 LOHA = Type(

@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Written
 from ._factors import Factors, factors, tucker_kernel
 from ._layers import check_layer, refuse_layer
 from ._methods import alpha_for
-from ._type import ALPHA_PATTERN, R_PATTERN, Type
+from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, MisfitError, Module, Type, Written
 
 
 def _read(m: Module) -> Converted:

@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import MisfitError
 from .._names import PREFIX
 from ._conversion import Adapter, Converted, Module, Tensors, Written
 from ._layers import refuse_layer
 from ._methods import METHODS
 from ._starts import initial_factors
-from ._type import R_PATTERN, Modules, Setting, Type
+from ._type import R_PATTERN, MisfitError, Modules, Setting, Type
 
 # PEFT's name for the update of a bias, which it multiplies by the scale.
 BIAS = "lora_B.bias"

@@ -1,8 +1,6 @@
 """MiSS: one matrix for all inputs that lie `r` apart, in three shapes."""
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Written
-from ._type import Setting, Type
+from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:

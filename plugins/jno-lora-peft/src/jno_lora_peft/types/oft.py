@@ -6,10 +6,8 @@ import numpy as np
 
 from jno_lora_zoo import series_for
 
-from .._errors import MisfitError
 from ._blocks import block_settings
-from ._conversion import Adapter, Converted, Module, Written
-from ._type import Type
+from ._type import Adapter, Converted, MisfitError, Module, Type, Written
 
 
 def _read(m: Module) -> Converted:

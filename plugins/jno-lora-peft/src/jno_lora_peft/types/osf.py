@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from .._errors import MisfitError
-from ._conversion import Converted, Module
 from ._starts import float32, largest_triplets
-from ._type import Type
+from ._type import Converted, MisfitError, Module, Type
 
 
 def _read(m: Module) -> Converted:

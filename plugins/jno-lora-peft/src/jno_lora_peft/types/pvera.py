@@ -1,8 +1,7 @@
 """PVeRA, as VeRA: the second half of `d` and `A` makes the variance, which only training uses."""
 
-from ._conversion import Converted, Module
 from ._shared import projections
-from ._type import Setting, Type
+from ._type import Converted, Module, Setting, Type
 
 
 def _read(m: Module) -> Converted:

@@ -2,11 +2,9 @@
 
 import numpy as np
 
-from .._errors import MisfitError
 from .._names import PREFIX
-from ._conversion import Adapter, Converted, Module, Tensors, Written
 from ._shared import refuse_small, shared_pair
-from ._type import Modules, Setting, Type
+from ._type import Adapter, Converted, MisfitError, Module, Modules, Setting, Tensors, Type, Written
 
 
 def _read(m: Module) -> Converted:

@@ -1,8 +1,6 @@
 """RoAd: rotations of pairs of outputs half a group apart, the bias among them."""
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Written
-from ._type import Type
+from ._type import Adapter, Converted, MisfitError, Module, Type, Written
 
 
 def _read(m: Module) -> Converted:

@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Written
 from ._positions import from_digits, to_digits
-from ._type import Setting, Type
+from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:

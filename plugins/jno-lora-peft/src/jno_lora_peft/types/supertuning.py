@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from .._errors import MisfitError
 from ..model.layouts import Shape
-from ._conversion import Adapter, Converted, Module, Written
 from ._factors import factors
 from ._positions import from_digits, to_digits
-from ._type import Modules, Type
+from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Written
 
 
 def _read(m: Module) -> Converted:

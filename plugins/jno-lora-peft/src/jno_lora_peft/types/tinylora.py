@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from .._errors import MisfitError
-from ._conversion import Converted, Module
 from ._torch_random import normal
-from ._type import Setting, Type
+from ._type import Converted, MisfitError, Module, Setting, Type
 
 _VECTOR = "base_model.tinylora_v."
 

@@ -1,11 +1,7 @@
-"""Trainable tokens: rows of an embedding. The type has no adapter."""
+"""Trainable tokens: rows of an embedding."""
 
-from ._type import Type, no_adapter
+from ._type import Type
 
 TRAINABLE_TOKENS = Type(
-    "TRAINABLE_TOKENS",
-    held="the rows of the embedding replaced",
-    tensors="(?!)",
-    reader=no_adapter,
-    settings="token_indices",
+    "TRAINABLE_TOKENS", held="the rows of the embedding replaced", settings="token_indices"
 )

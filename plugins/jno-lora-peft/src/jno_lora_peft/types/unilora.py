@@ -1,8 +1,6 @@
 """UniLoRA: factors whose entries are taken from one vector for all layers."""
 
-from .._errors import MisfitError
-from ._conversion import Converted, Module
-from ._type import Setting, Type
+from ._type import Converted, MisfitError, Module, Setting, Type
 
 
 def _read(m: Module) -> Converted:

@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Written
 from ._shared import joined
-from ._type import Setting, Type
+from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
 
 _BANK = "base_model.vblora_vector_bank"
 

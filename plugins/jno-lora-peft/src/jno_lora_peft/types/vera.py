@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from ._conversion import Adapter, Converted, Module, Written
 from ._shared import joined, projections
-from ._type import Setting, Type
+from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:

@@ -6,10 +6,8 @@ import numpy as np
 
 from jno_lora_zoo import daubechies
 
-from .._errors import MisfitError
-from ._conversion import Adapter, Converted, Module, Written
 from ._positions import drawn, write_spectrum
-from ._type import Setting, Type
+from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
 
 _FAMILIES = {f"db{n}": n for n in range(1, 11)}
 
