@@ -69,7 +69,7 @@ def assert_same(one, other):
         (of("ia3", "wide"), "use IA3Out"),
         (of("ia3-in", "conv"), "one factor for all of a channel's places in a kernel"),
         (of("c3a", "wide", options={"multiplier": 0.5}), "PEFT's type has no scale for it"),
-        (of("randlora", "wide", "deep"), "bases are drawn, for each layer others"),
+        (of("randlora", "wide", "deep"), "bases are drawn for each layer"),
     ],
 )
 def test_what_one_file_has_no_room_for_is_told(specs, reason, tmp_path):

@@ -35,7 +35,7 @@ class Untied(eqx.Module):
     computes the same.
 
     It is called like the embedding, and its `weight` can be indexed by ids (a lookup) and be
-    transposed or multiplied with a vector (what heads do).
+    transposed or multiplied with a vector (as heads do).
 
     - `layer`: the embedding, plain or adapted.
     - `table`: the array that the head reads, at first the very array of the embedding.
@@ -128,8 +128,8 @@ class Table(eqx.Module):
 def untie(model: M, path: str) -> M:
     """`model` with its embedding at `path` as an `Untied`: an adapter then acts on lookups alone.
 
-    The outputs stay the same. Use it to train, on a model with a tied head, what PEFT trains with
-    `target_modules=["embed_tokens"]`; `save_peft` then writes it for PEFT.
+    The outputs stay the same. On a model with a tied head, it lets you train the same adapter as
+    PEFT with `target_modules=["embed_tokens"]`; `save_peft` then writes it for PEFT.
 
     **Raises:** `SelectionError` unless there is a plain embedding.
     """

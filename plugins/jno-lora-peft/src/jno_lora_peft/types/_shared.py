@@ -1,4 +1,4 @@
-"""Matrices that all modules of a file share, and of which each module uses the first entries."""
+"""Matrices that all modules of a file share. Each module uses their first rows and columns."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""DEFT: a projection, and its replacement; orthonormal columns may have the other sign."""
+"""DEFT: a projection, and its replacement. The signs of orthonormal columns may differ in PEFT."""
 
 import dataclasses
 

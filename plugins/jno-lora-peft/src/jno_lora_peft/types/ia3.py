@@ -22,7 +22,7 @@ def _read(m: Module) -> Converted:
     by_group = scale.reshape(m.layout.groups, -1)
     if not (by_group == by_group[0]).all():
         raise MisfitError(
-            "it scales the inputs of each group otherwise, and a grouped kernel sees them as the "
+            "it scales the inputs of each group differently, and a grouped kernel sees them as the "
             "same inputs"
         )
     scale = np.repeat(by_group[0], math.prod(m.layout.kernel))

@@ -1,4 +1,4 @@
-"""OFT: rotations of blocks of inputs, by a series, or by the Cayley map with the other sign."""
+"""OFT: rotations of blocks of inputs. PEFT's Cayley map has the opposite sign."""
 
 import math
 

@@ -34,7 +34,7 @@ def _write(adapter: Adapter) -> Written:
     state, r = adapter.state, adapter.rank
     if "basis_A" not in state:
         raise MisfitError(
-            "its bases are drawn, for each layer others, and PEFT has one pair for all layers"
+            "its bases are drawn for each layer, and PEFT has one pair for all layers"
         )
     tensors = {
         "randlora_lambda": state["lambdas"],
