@@ -45,14 +45,17 @@ class Untied(eqx.Module):
     table: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A lookup."""
         return self.layer(*args, **kwargs)
 
     @property
     def num_embeddings(self) -> int:
+        """The number of rows."""
         return self.table.shape[0]
 
     @property
     def embedding_size(self) -> int:
+        """The size of a row."""
         return self.table.shape[1]
 
     @property
