@@ -144,7 +144,8 @@ def half(model: Any) -> Any:
 
 def adapted(model: Any, variant: str) -> Any:
     """The model with adapters of rank 8 on all layers."""
-    return apply_lora(model, 8, key=jr.key(1), wrappers=variant)
+    wrappers = variant if variant == "auto" else [variant, f"{variant}-embedding"]
+    return apply_lora(model, 8, key=jr.key(1), wrappers=wrappers)
 
 
 def steps(name: str, model: Any, x: Any, rounds: int) -> None:

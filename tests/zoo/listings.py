@@ -3,9 +3,9 @@
     python tests/zoo/listings.py            # which files are out of date
     python tests/zoo/listings.py --write    # writes them
 
-Written are the stubs of adapters for type checkers, the names that the core reserves, the tables in
-docs/zoo.md and docs/choosing.md, and the pages of methods in mkdocs.yml. A method is one line in
-`jno_lora_zoo/methods/__init__.py`; the rest is read from its class.
+The files are the stubs of adapters for type checkers, the names that the core reserves, the tables
+in docs/zoo.md and docs/choosing.md, and the pages of methods in mkdocs.yml. A method is one line in
+`jno_lora_zoo/methods/__init__.py`; everything else is read from its class.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import importlib
 import inspect
 import pathlib
 import re
+import runpy
 import sys
 import textwrap
 import types
@@ -29,13 +30,12 @@ from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
 
 ROOT = pathlib.Path(__file__).parents[2]
 COLUMNS = ("zoo", "embedding", "recurrent", "foundax", "arrays")
-HEADER = "# Written by `python tests/zoo/listings.py --write`.\n"
+STUBS = runpy.run_path(str(ROOT / "plugins/jno-lora-zoo/stubs.py"))
 
 
 def files() -> dict[pathlib.Path, str]:
     """Each file that is written, wholly or in part, with the text that it should have."""
-    found = {_folder(column) / "adapters.pyi": _adapters(column) for column in COLUMNS}
-    found[_folder("zoo") / "methods/__init__.pyi"] = _methods()
+    found = {path: text for column in COLUMNS for path, text in stubs_of(column).items()}
     names = ROOT / "src/jno/lora/_registry/_zoo_names.py"
     found[names] = _replaced(
         names, r'^_METHODS = """.*?^_LAYERS = """.*?^"""\n', _names(), re.M | re.S
@@ -57,75 +57,15 @@ def outdated() -> list[pathlib.Path]:
     return [path for path, text in files().items() if not path.exists() or path.read_text() != text]
 
 
-def _folder(column: str) -> pathlib.Path:
-    return ROOT / f"plugins/jno-lora-{column}/src/jno_lora_{column}"
+def stubs_of(column: str) -> dict[pathlib.Path, str]:
+    """The stubs of a plugin, which also every build and every editable install of it writes."""
+    return STUBS["stubs_of"](ROOT / f"plugins/jno-lora-{column}")
 
 
 def _replaced(path: pathlib.Path, pattern: str, text: str, flags: int) -> str:
     new, count = re.subn(pattern, lambda _: text, path.read_text(), flags=flags)
     assert count == 1, f"{path} should have one place for what is written, but has {count}"
     return new
-
-
-def _adapters(column: str) -> str:
-    """The stub of a module of adapters: a class for each, of a method and a kind of layer."""
-    package = f"jno_lora_{column}"
-    module = importlib.import_module(f"{package}.adapters")
-    classes = [getattr(module, name) for name in module.__all__]
-    bases = {base for cls in classes for base in cls.__bases__}
-    imports = sorted(f"from {_home(base, package)} import {base.__name__}\n" for base in bases)
-    return "".join(
-        [
-            HEADER,
-            "# ruff: noqa\nfrom typing import Any\n",
-            *imports,
-            "\n",
-            _exports(module),
-            *map(_class, classes),
-        ]
-    )
-
-
-def _class(cls: Any) -> str:
-    """A class with its constructor. Checkers would otherwise derive one from the fields."""
-    bases = ", ".join(base.__name__ for base in cls.__bases__)
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "key"]
-    arguments = ["self", "base: Any", "rank: int", "alpha: float", "*", "key: Any"]
-    arguments += [f"{name}: Any = ..." for name in options]
-    listed = "".join(f"        {argument},\n" for argument in arguments)
-    return f"\nclass {cls.__name__}({bases}):\n    def __init__(\n{listed}    ) -> None: ...\n"
-
-
-def _methods() -> str:
-    """The stub of the zoo's methods: with `__all__` as a list that type checkers can read."""
-    module = importlib.import_module("jno_lora_zoo.methods")
-    home = "jno_lora_zoo.methods"
-    imports = sorted(
-        f"from {_home(method, home)} import {method.__name__} as {method.__name__}\n"
-        for method in METHODS
-    )
-    return "".join(
-        [
-            HEADER,
-            "# ruff: noqa\nfrom .._method import Method\n",
-            *imports,
-            "\n",
-            _exports(module),
-            "METHODS: tuple[type[Method], ...]\n",
-        ]
-    )
-
-
-def _exports(module: Any) -> str:
-    return "__all__ = [\n" + "".join(f'    "{name}",\n' for name in module.__all__) + "]\n"
-
-
-def _home(cls: type, package: str) -> str:
-    """Where a module of `package` imports a class from."""
-    if cls.__module__.startswith(f"{package}."):
-        return cls.__module__.removeprefix(package)
-    return "jno_lora_zoo"
 
 
 def _names() -> str:

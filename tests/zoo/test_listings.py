@@ -1,5 +1,6 @@
 """Stubs, reserved names and listings follow from the zoo's methods, and are up to date."""
 
+import ast
 import inspect
 import pathlib
 import pickle
@@ -45,6 +46,39 @@ def test_an_adapter_is_a_class_as_if_written_by_hand(module, name):
     assert pickle.loads(pickle.dumps(cls)) is cls
     assert inspect.getdoc(cls) == inspect.getdoc(method)
     assert name in pydoc.render_doc(cls)
+
+
+def classes_in(text):
+    return {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
+
+
+def exported_by(text):
+    (exports,) = (node for node in ast.parse(text).body if ast.unparse(node).startswith("__all__"))
+    return ast.literal_eval(exports.value)
+
+
+@pytest.mark.parametrize("column", listings.COLUMNS)
+def test_a_stub_has_every_adapter_with_its_bases(column):
+    module = pytest.importorskip(f"jno_lora_{column}").adapters
+    text = listings.stubs_of(column)[pathlib.Path(module.__file__).with_suffix(".pyi")]
+    stubs = {name: [base.id for base in stub.bases] for name, stub in classes_in(text).items()}
+    assert stubs == {
+        name: [base.__name__ for base in getattr(module, name).__bases__] for name in module.__all__
+    }
+    assert sorted(exported_by(text)) == sorted(module.__all__)
+
+
+def test_the_stub_of_the_methods_has_their_constructors():
+    module = jno_lora_zoo.methods
+    text = listings.stubs_of("zoo")[pathlib.Path(module.__file__).with_suffix(".pyi")]
+    assert sorted(exported_by(text)) == sorted(module.__all__)
+    stubs = classes_in(text)
+    assert sorted(stubs) == sorted(method.__name__ for method in METHODS)
+    for method in METHODS:
+        (constructor,) = stubs[method.__name__].body
+        positional = [argument.arg for argument in constructor.args.args]
+        options = [argument.arg for argument in constructor.args.kwonlyargs]
+        assert [*positional, *options] == list(inspect.signature(method.__init__).parameters)
 
 
 def test_type_checkers_find_the_zoo_in_the_core():

@@ -88,8 +88,8 @@ def close(one, other, tolerance=2e-5):
 ADAPTERS: list[Any] = [
     "auto",
     ["LoRAAttention", "vera", "OFTEmbedding"],
-    "dora",
-    "pissa",
+    ["dora", "dora-embedding"],
+    ["pissa", "pissa-embedding"],
 ]
 
 
@@ -258,7 +258,9 @@ def test_stateful_layers_inside_a_sequential(getkey):
 
 
 def test_a_base_inside_an_adapter_can_be_edited_and_a_merged_weight_cannot(encoder):
-    adapted = apply_lora(encoder, 2, key=jax.random.key(1), target="tokens", wrappers="dora")
+    adapted = apply_lora(
+        encoder, 2, key=jax.random.key(1), target="tokens", wrappers="dora-embedding"
+    )
     weight = adapted.tokens.base.weight
     edited = eqx.tree_at(lambda m: m.tokens.base.weight, adapted, 2 * weight)
     close(edited.tokens.base.weight, 2 * weight)

@@ -32,6 +32,10 @@ SIZE, BATCH = 6, 12
 METHODS = ("lora", "rslora", "lora-fa", "pissa", "milora", "vera", "dora", "ia3-out")
 
 
+def on_all_layers(method):
+    return [method, f"{method}-embedding", f"{method}-recurrent"]
+
+
 def adapters_of(model, wrapper="lora", seed=0, rank=2, target=None, options=None):
     """A set of adapters that have moved away from their start."""
     net = Net(model, key=jr.key(seed)).freeze()
@@ -230,10 +234,10 @@ def layers():
 @pytest.fixture(scope="module")
 def sets_of_layers(layers):
     return {
-        "lora": adapters_of(layers, ["lora"]),
-        "pissa": adapters_of(layers, ["pissa"], 1, 1),
-        "dora": adapters_of(layers, ["dora"], 2),
-        "biased": adapters_of(layers, ["lora"], 3, options={"bias": "train"}),
+        "lora": adapters_of(layers, on_all_layers("lora")),
+        "pissa": adapters_of(layers, on_all_layers("pissa"), 1, 1),
+        "dora": adapters_of(layers, on_all_layers("dora"), 2),
+        "biased": adapters_of(layers, on_all_layers("lora"), 3, options={"bias": "train"}),
     }
 
 
@@ -270,7 +274,7 @@ class Step(eqx.Module):
 @pytest.mark.parametrize("cls", [eqx.nn.GRUCell, Doubled])
 def test_a_cell_alone_and_a_subclass_that_is_called_as_it_is(cls):
     step, xs = Step(cls(3, 2, key=jr.key(0))), jr.normal(jr.key(1), (3, 5))
-    sets = {"a": adapters_of(step, ["lora"]), "b": adapters_of(step, ["lora"], 1)}
+    sets = {"a": adapters_of(step, "lora-recurrent"), "b": adapters_of(step, "lora-recurrent", 1)}
     ys = AdapterBank(step, sets).run(["b", None, "a"], xs)
     np.testing.assert_allclose(ys, expected(step, sets, ["b", None, "a"], xs), atol=1e-5)
 

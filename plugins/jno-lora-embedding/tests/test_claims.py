@@ -125,7 +125,9 @@ def test_by_name_by_variant_and_in_auto_but_not_by_default(getkey):
     assert wrapped() == ("Embedding", "LoRALinear")
     assert wrapped(wrapper="LoRAEmbedding") == ("LoRAEmbedding", "Linear")
     assert wrapped(wrapper="auto") == ("LoRAEmbedding", "LoRALinear")
-    assert wrapped(wrapper="dora") == ("DoRAEmbedding", "DoRALinear")
+    assert wrapped(wrapper="dora") == ("Embedding", "DoRALinear")
+    assert wrapped(wrapper="dora-embedding") == ("DoRAEmbedding", "Linear")
+    assert wrapped(wrapper=["dora", "dora-embedding"]) == ("DoRAEmbedding", "DoRALinear")
 
 
 def test_what_the_methods_refuse_names_the_path(getkey):

@@ -29,7 +29,9 @@ ADAPTERS = [
     if name in package.__all__ and name != "EmbeddingLayer"
 ]
 # No product of theirs has the shape of the table, whatever XLA does with it.
-LOW_RANK = [c for c in ADAPTERS if c.variant in ("lora", "rslora", "lora-fa", "pissa", "lora-xs")]
+LOW_RANK = [
+    c for c in ADAPTERS if c.method.variant in ("lora", "rslora", "lora-fa", "pissa", "lora-xs")
+]
 # One of each way to compute a lookup.
 EACH_WAY = [LoRAEmbedding, DoRAEmbedding, LoKrEmbedding, PiSSAEmbedding]
 each_way = pytest.mark.parametrize("cls", EACH_WAY, ids=lambda cls: cls.__name__)
@@ -76,7 +78,7 @@ def test_ia3_and_dora_act_on_dimensions_of_the_embedding(getkey):
 
 @pytest.mark.parametrize("variant", ["lora", "rslora", "lora-fa", "dora", "vera"])
 def test_what_one_row_of_a_table_reads_starts_with_variance_one_however_long_it_is(variant, getkey):
-    (cls,) = (cls for cls in ADAPTERS if cls.variant == variant)
+    (cls,) = (cls for cls in ADAPTERS if cls.method.variant == variant)
     wrapper = cls(table(getkey(), num=600), RANK, 1.0, key=getkey())
     W = jnp.zeros((DIM, 600))
     A = wrapper.projections(W)[0] if variant == "vera" else wrapper.lora_A

@@ -144,7 +144,7 @@ WRITTEN = {
         "specs": [
             {"target": "out", "wrapper": "rslora", "rank": 3},
             {"target": "conv", "wrapper": "pissa"},
-            {"target": "embed", "wrapper": "vera"},
+            {"target": "embed", "wrapper": "vera-embedding"},
             {"target": "fc", "wrapper": "lora"},
         ]
     },
@@ -155,6 +155,8 @@ WRITTEN = {
 @pytest.mark.parametrize("case", WRITTEN)
 def test_what_is_saved_here_computes_the_same_in_peft(case, plain, tmp_path):
     arguments = {"rank": 2, "alpha": 3.0, **WRITTEN[case]}
+    if "wrappers" in arguments:
+        arguments["wrappers"] = [arguments["wrappers"], f"{arguments['wrappers']}-embedding"]
     ours = moved(apply_lora(plain, **arguments, key=jax.random.key(1)))
     save_peft(ours, tmp_path, tied=False)
     theirs, warned = torch.loaded(tmp_path)

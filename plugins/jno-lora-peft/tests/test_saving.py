@@ -40,6 +40,8 @@ def layers(**options):
 
 
 def trained(model, wrapper, rank=2, alpha=3.0, **options):
+    if isinstance(wrapper, str):
+        wrapper = [wrapper, f"{wrapper}-embedding"]
     model = apply_lora(model, rank, alpha, key=KEY, wrappers=wrapper, **options)
     trains, rest = eqx.partition(model, lora_trainable_filter(model))
     return eqx.combine(jax.tree.map(lambda a: a + 0.3, trains), rest)

@@ -84,12 +84,13 @@ def test_cells_are_adapted_by_name_by_variant_and_by_auto_only(getkey):
     model = Reader(getkey())
     chosen = {
         str(wrappers): [row.path for row in plan_lora(model, 2, wrappers=wrappers).wrapped]
-        for wrappers in (None, "LoRARecurrent", "dora", "auto")
+        for wrappers in (None, "LoRARecurrent", "dora", "dora-recurrent", "auto")
     }
     assert chosen == {
         "None": ["head"],
         "LoRARecurrent": ["cell"],
-        "dora": ["cell", "head"],
+        "dora": ["head"],
+        "dora-recurrent": ["cell"],
         "auto": ["cell", "head"],
     }
 
@@ -148,7 +149,9 @@ def test_other_things_are_not_claimed(leaf):
 def test_a_plan_says_why_a_cell_is_not_claimed(getkey):
     cell = eqx.tree_at(lambda c: c.weight_hh, eqx.nn.GRUCell(3, 2, key=getkey()), jnp.ones((4, 2)))
     (row,) = plan_lora({"cell": cell}, 2, wrappers=LoRARecurrent)
-    assert row.reason == ("its weights are (6, 3) and (4, 2), not those of 3 inputs and 2 units")
+    assert row.reason == (
+        "its weights are (6, 3) and (4, 2), which do not fit 3 inputs and 2 units"
+    )
 
 
 class Measured(CorDA, RecurrentLayer):

@@ -13,8 +13,7 @@ from jaxtyping import Array
 from jno.lora import LoRAWrapper
 from jno.lora.coded import is_coded
 from jno.lora.extending import over_stack
-from jno_lora_embedding import EmbeddingLayer
-from jno_lora_zoo import LayerKind, LinearLayer, Method, MiLoRA, PiSSA
+from jno_lora_zoo import EmbeddingLayer, LayerKind, LinearLayer, Method, MiLoRA, PiSSA
 
 from .layer import INPUTS, ArrayLayer, DeclaredArray
 

@@ -12,14 +12,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jno.lora import SelectionError
 from jno.lora.extending import adapted_layers, map_adapters
-from jno_lora_embedding import EmbeddingLayer
-from jno_lora_recurrent import RecurrentLayer
 from jno_lora_zoo import (
     Bias,
+    EmbeddingLayer,
     LayerKind,
     LinearLayer,
     Matrix,
     Method,
+    RecurrentLayer,
     adapters_for,
     scaled,
 )

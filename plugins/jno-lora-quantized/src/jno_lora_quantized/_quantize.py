@@ -18,8 +18,7 @@ from jaxtyping import Array, Bool, PyTree
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.coded import is_coded
 from jno.lora.extending import bullets, expect_model, nearest, path_str, show_path
-from jno_lora_embedding import EmbeddingLayer
-from jno_lora_zoo import ConvLayer, ConvTransposeLayer, LayerKind, LinearLayer
+from jno_lora_zoo import ConvLayer, ConvTransposeLayer, EmbeddingLayer, LayerKind, LinearLayer
 
 from ._array import QuantizedArray
 from ._layers import all_plain, decoding

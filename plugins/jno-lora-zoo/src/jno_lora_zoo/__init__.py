@@ -36,23 +36,29 @@ from ._wavelets import daubechies
 from .adapters import *
 from .controllers import AdaLoRAController, AdaLoRAState
 from .layers import (
+    LAYER_KINDS,
     ConvLayer,
     ConvTransposeLayer,
+    EmbeddingLayer,
     InNormLayer,
     KernelLayer,
     LinearLayer,
+    RecurrentLayer,
+    kind_of,
 )
 from .methods import *
 from .plugin import adapters_defined_in
 
 __all__ = [
     "FAMILIES",
+    "LAYER_KINDS",
     "AdaLoRAController",
     "AdaLoRAState",
     "Additive",
     "Bias",
     "ConvLayer",
     "ConvTransposeLayer",
+    "EmbeddingLayer",
     "InNormLayer",
     "KernelLayer",
     "LayerKind",
@@ -61,6 +67,7 @@ __all__ = [
     "Matrix",
     "MeshAxes",
     "Method",
+    "RecurrentLayer",
     "Scaled",
     "Triplets",
     "Update",
@@ -78,6 +85,7 @@ __all__ = [
     "in_form_of",
     "in_taylor_mode",
     "is_float_array",
+    "kind_of",
     "largest",
     "low_rank_start",
     "mixed",

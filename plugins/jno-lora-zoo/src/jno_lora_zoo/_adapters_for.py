@@ -1,6 +1,5 @@
 """Adapter classes: a method on a kind of layer."""
 
-import types
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +15,9 @@ def adapters_for(
     methods: Iterable[type[Method]] | None = None,
     auto: type[Method] | None = None,
     variant: str = "{}",
+    former_variant: str | None = None,
 ) -> dict[str, Any]:
-    """The adapter of each method for one kind of layer, by name.
+    """The adapters of all methods for one kind of layer, by name.
 
     `DoRA` and `ConvLayer` make what `class DoRAConv(DoRA, ConvLayer): ...` would be.
 
@@ -28,10 +28,14 @@ def adapters_for(
         `globals().update(adapters_for(MyLayer, __name__))`.
     - `methods`: by default all methods of the zoo.
     - `auto`: the method whose adapter takes part in `wrapper="auto"`.
-    - `variant`: the variant of an adapter, where `{}` stands for that of the method.
+    - `variant`: the variant of an adapter, where `{}` stands for the method's variant. A layer that
+        the zoo or another plugin adapts needs a variant that names the layer, such as
+        `"{}-embedding"`: what `wrapper="lora"` selects must not depend on the installed plugins.
+    - `former_variant`: the variant that the adapters had in an earlier release, if any, in the same
+        form. It still finds them, with a warning.
     """
     suffix = kind.__name__.removesuffix("Layer")
-    made: dict[str, Any] = {}
+    adapters: dict[str, Any] = {}
     for method in METHODS if methods is None else methods:
         name = f"{method.__name__}{suffix}"
         body = {
@@ -39,7 +43,7 @@ def adapters_for(
             "auto": method is auto,
             "variant": variant.format(method.variant),
         }
-        made[name] = types.new_class(
-            name, (method, kind), exec_body=lambda ns, b=body: ns.update(b)
-        )
-    return made
+        if former_variant is not None:
+            body["former_variant"] = former_variant.format(method.variant)
+        adapters[name] = type(name, (method, kind), body)
+    return adapters

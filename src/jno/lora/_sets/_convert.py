@@ -73,10 +73,10 @@ def to_lora(
     if not holds_adapters(model):
         return model, UpdateReport(())
     registry = default_registry(registry)
-    # For layers, and for layers with a norm around them.
     named = registry.resolve("lora")
-    with contextlib.suppress(SelectionError):  # a registry may hold no such class
-        named += registry.resolve("lora-in-norm")
+    for variant in ("lora-in-norm", "lora-embedding", "lora-recurrent"):
+        with contextlib.suppress(SelectionError):  # a registry may hold no such class
+            named += registry.resolve(variant)
     classes = tuple(cls for cls in named if cls.low_rank_scale(1, 1.0) is not None)
     rows: list[UpdateRow] = []
     problems: list[str] = []

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from jno.lora import LoRAWrapper, PluginError, Registry
+from jno.lora import LoRAWrapper, PluginError, Registry, SelectionError
 from jno.lora.extending import show_path
 
 from .._errors import MisfitError
@@ -41,3 +41,5 @@ def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
     with contextlib.suppress(PluginError):
         yield registry.provided("jno-lora-embedding", f"{method}Embedding").cls
     yield from registry.resolve(variant)
+    with contextlib.suppress(SelectionError):
+        yield from registry.resolve(f"{variant}-embedding")

@@ -8,6 +8,7 @@ import numpy as np
 
 from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError, Shared
 from jno.lora.extending import known_factors, path_str, show_path, values_of
+from jno_lora_zoo import Method
 
 from .._errors import MisfitError
 from .._names import show_index
@@ -89,7 +90,8 @@ def _write_layers(
 def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arrays] | None:
     """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
     cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
-    variant = str(cls.variant)
+    # An adapter may have a variant for its kind of layer, such as "lora-embedding".
+    variant = str(cls.method.variant if issubclass(cls, Method) else cls.variant)
     scale = cls.low_rank_scale(rank, alpha)
     if scale is not None:
         return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)

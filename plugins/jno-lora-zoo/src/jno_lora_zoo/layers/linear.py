@@ -32,6 +32,8 @@ class LinearLayer(LayerKind):
     not claimed.
     """
 
+    weight_axes = "oi"
+
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         # The nominal type first: a protocol costs microseconds per node.
