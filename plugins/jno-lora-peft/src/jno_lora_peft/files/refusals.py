@@ -39,11 +39,11 @@ _COMMON = (
 
 
 def _known_settings() -> frozenset[str]:
-    known = {*_SETTINGS, *_COMMON.split()}
+    names = {*_SETTINGS, *_COMMON.split()}
     for kind in TYPES.values():
-        known |= {*kind.settings.split(), *kind.only}
-        known |= {name for setting in (kind.rank, kind.alpha) if setting for name in setting.names}
-    return frozenset(known)
+        names |= {*kind.settings.split(), *kind.only}
+        names |= {name for setting in (kind.rank, kind.alpha) if setting for name in setting.names}
+    return frozenset(names)
 
 
 # Settings that are read, or refused, or do not change the outputs.

@@ -34,7 +34,7 @@ class Tensors:
     shared: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def without(self, modules: Iterable[str]) -> "Tensors":
-        """The tensors without those of these modules."""
+        """The tensors, except the tensors of these modules."""
         left_out = frozenset(modules)
         adapters, plain, base, rows = (
             {module: tensors for module, tensors in table.items() if module not in left_out}

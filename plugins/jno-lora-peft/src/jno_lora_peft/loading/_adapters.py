@@ -74,10 +74,10 @@ def _shift_bias(
 ) -> None:
     """Add the shifts of the adapters of a layer, or of a stack, to its bias."""
     shifts = [adapter.bias_shift for adapter in ordered]
-    known = next((shift for shift in shifts if shift is not None), None)
-    if known is None:
+    example = next((shift for shift in shifts if shift is not None), None)
+    if example is None:
         return
-    shifts = [np.zeros_like(known) if shift is None else shift for shift in shifts]
+    shifts = [np.zeros_like(example) if shift is None else shift for shift in shifts]
     shift, source = stacked([{"": shift} for shift in shifts], stack)[""], None
     if ordered[0].variant is None and not stack:
         source = Source(config.type.name, {"beft_bias": shift[None]}, {})

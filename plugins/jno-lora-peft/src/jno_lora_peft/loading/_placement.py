@@ -56,7 +56,7 @@ class Placement:
         return self._paths.find(dotted_path(module, self._rename))
 
     def _without_tied_heads(self, tensors: Tensors) -> Tensors:
-        """The tensors without those of heads that read the table of their embedding."""
+        """The tensors, except the tensors of heads that read the table of their embedding."""
         served: set[str] = set()
         for head in tied_heads(self._config, tensors):
             self.heads.add(head.module)

@@ -27,7 +27,7 @@ def _write(adapter: Adapter) -> Written:
 
 VERA = Type(
     "VERA",
-    held="VeRA with shared matrices (`vera-shared`), those of the file",
+    held="VeRA with the shared matrices of the file (`vera-shared`)",
     tensors="vera_lambda_[bd]",
     reader=_read,
     writer=_write,
