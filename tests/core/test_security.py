@@ -65,7 +65,7 @@ ALLOWED = {
     f"{CORE}/_commands/conformance.py": {"import_module"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there
     f"{CORE}/in_jno/_places.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
-    f"{PEFT}/_files.py": {"mkdir"},
+    f"{PEFT}/files/directory.py": {"mkdir"},
     f"{COMPARE}/_comparison.py": {"open"},
     f"{COMPARE}/_training_run.py": {"open", "tree_serialise_leaves", "tree_deserialise_leaves"},
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME

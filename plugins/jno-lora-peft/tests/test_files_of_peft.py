@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from jno.lora import lora_report
 from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft import types
 
 FILES = Path(__file__).with_name("peft_cases") / "files.tar.xz"
 # The classes of the adapters in each file.
@@ -60,6 +61,11 @@ AS_LORA = (*AS_LORA, "glora", "frod")
 
 def test_the_page_lists_the_types_as_they_are():
     assert listing.PAGE.read_text() == listing.page()
+
+
+def test_each_type_has_a_file_of_its_name():
+    modules = Path(types.__file__).parent.glob("[!_]*.py")
+    assert {module.stem.upper() for module in modules} == types.TYPES.keys()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from jno.lora import (
 )
 from jno.lora.extending import read_file
 from jno.lora.peft import load_peft, save_peft
-from jno_lora_peft import _files as files
+from jno_lora_peft.files import directory as files
 from jno_lora_zoo import rsLoRALinear
 
 KEY = jax.random.key(0)

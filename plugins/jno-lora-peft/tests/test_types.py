@@ -10,7 +10,7 @@ from peft_cases.files import PREFIX, normal, read_files, write_files
 import jno.lora
 from jno.lora import PeftFormatError, SelectionError, apply_lora, lora_trainable_filter, merge_lora
 from jno.lora.peft import load_peft, save_peft
-from jno_lora_peft._drawn import normal as drawn, permuted
+from jno_lora_peft.types._torch_random import normal as drawn, permuted
 
 KEY = jax.random.key(0)
 PLAIN = {
@@ -69,7 +69,7 @@ def assert_same(one, other):
         (of("ia3", "wide"), "use IA3Out"),
         (of("ia3-in", "conv"), "one factor for all of a channel's places in a kernel"),
         (of("c3a", "wide", options={"multiplier": 0.5}), "PEFT's type has no scale for it"),
-        (of("randlora", "wide", "deep"), "bases are drawn, for each layer others"),
+        (of("randlora", "wide", "deep"), "bases are drawn for each layer"),
     ],
 )
 def test_what_one_file_has_no_room_for_is_told(specs, reason, tmp_path):

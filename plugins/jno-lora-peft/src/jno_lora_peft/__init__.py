@@ -8,6 +8,6 @@ save_peft(model, "adapter/")
 
 from ._load import load_peft
 from ._save import save_peft
-from ._untied import Untied, untie
+from .model.untied import Untied, untie
 
 __all__ = ["Untied", "load_peft", "save_peft", "untie"]

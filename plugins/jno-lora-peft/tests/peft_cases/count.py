@@ -9,8 +9,8 @@ import peft
 
 from jno.lora import PeftFormatError
 from jno.lora.peft import load_peft
-from jno_lora_peft._refusals import REASONS
-from jno_lora_peft._types import TYPES
+from jno_lora_peft.files.refusals import REASONS
+from jno_lora_peft.types import TYPES
 
 from . import torch_side as torch
 from .twins import assert_close, outputs, twin

@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from jno_lora_peft._refusals import REASONS
-from jno_lora_peft._types import TYPES
+from jno_lora_peft.files.refusals import REASONS
+from jno_lora_peft.types import TYPES
 
 PAGE = Path(__file__).parents[4] / "docs/peft.md"
 _WRITTEN = {
@@ -23,7 +23,7 @@ def table() -> str:
     """A row for each type: whether it is read and written, and how it is held, or why not."""
     rows = ["| type | read | written | held as, or why not |", "|---|---|---|---|"]
     for name, kind in sorted(TYPES.items()):
-        written = _WRITTEN.get(name, "yes" if kind.writes else "as LoRA")
+        written = _WRITTEN.get(name, "yes" if kind.variants else "as LoRA")
         rows.append(f"| `{name}` | yes | {written} | {kind.held} |")
     rows += [f"| `{name}` | no | no | {reason} |" for name, reason in sorted(REASONS.items())]
     return "\n".join(rows) + "\n"

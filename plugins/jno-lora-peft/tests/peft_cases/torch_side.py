@@ -193,7 +193,7 @@ REFUSED = {
     "lora-bias": (lambda: lora(["out"], lora_bias=True), "has no bias to hold it"),
     "ia3-groups": (
         lambda: peft.IA3Config(target_modules=["grouped"], feedforward_modules=["grouped"]),
-        "scales the inputs of each group otherwise",
+        "scales the inputs of each group differently",
     ),
     "oft-convolution": (
         lambda: peft.OFTConfig(oft_block_size=2, target_modules=["conv2"]),

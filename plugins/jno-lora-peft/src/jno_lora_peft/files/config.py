@@ -1,0 +1,132 @@
+"""The settings of `adapter_config.json`, and the modules that they name."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jno.lora import PeftFormatError
+from jno.lora.extending import bullets, warn
+
+from .._names import EMBEDDING, HEAD, is_embedding, may_be_tied
+from ..types import TYPES, Setting, Type
+from ._checks import malformed
+from .refusals import KNOWN, refused_settings, refused_type
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The configuration of one PEFT adapter, of a type that can be converted."""
+
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> "Config":
+        """Check a configuration. Unknown settings only warn, as in PEFT."""
+        peft_type = settings.get("peft_type")
+        if peft_type not in TYPES:
+            raise PeftFormatError(refused_type(peft_type))
+        problems = [*refused_settings(settings), *malformed(settings)]
+        if problems:
+            raise PeftFormatError(
+                f"This {peft_type} adapter of PEFT cannot be loaded:\n{bullets(problems)}"
+            )
+        unknown = sorted(key for key in settings.keys() - KNOWN if settings[key])
+        if unknown:
+            warn(
+                f"adapter_config.json sets {', '.join(map(repr, unknown))}, which is not known "
+                "here and is left out: it may come from a newer PEFT."
+            )
+        return cls(settings)
+
+    @property
+    def type(self) -> Type:
+        """The type of the adapter."""
+        return TYPES[self.settings["peft_type"]]
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether an adapter of the type `"LORA"` is a DoRA."""
+        return bool(self.settings.get("use_dora"))
+
+    def rank(self, module: str) -> int:
+        """The rank for the module of that name."""
+        return self._for(module, self.type.rank)
+
+    def alpha(self, module: str) -> float:
+        """The numerator of the scale for the module of that name."""
+        return self._for(module, self.type.alpha)
+
+    def is_target(self, module: str) -> bool:
+        """Whether PEFT would put an adapter on the module of that name."""
+        excluded = self.settings.get("exclude_modules")
+        targets = self.settings.get("target_modules")
+        if excluded and _names(excluded, module):
+            return False
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self._saved):
+            return False
+        if targets is None or targets == "all-linear":
+            return True
+        return _names(targets, module) and (
+            isinstance(targets, str) or module in targets or self._is_layer_to_transform(module)
+        )
+
+    @property
+    def ties(self) -> bool:
+        """Whether PEFT lets a tied head see the new embedding."""
+        can_tie = self.type.name in ("LORA", "ADALORA")
+        return can_tie and bool(self.settings.get("ensure_weight_tying"))
+
+    def ties_adapter_of(self, module: str) -> bool:
+        """Whether PEFT lets a tied head see the adapter of the embedding of that name."""
+        if not self.ties or self.type.name != "LORA" or not is_embedding(module):
+            return False
+        if any(map(may_be_tied, self._saved)):
+            return False
+        targets = self.settings.get("target_modules")
+        if isinstance(targets, str):
+            return any(re.fullmatch(targets, name) for name in (EMBEDDING, HEAD))
+        return any(map(may_be_tied, targets or ()))
+
+    def saves(self, module: str) -> bool:
+        """Whether the module of that name is one of `modules_to_save`."""
+        return any(module.endswith(name) for name in self._saved)
+
+    def rows(self, module: str) -> list[int] | None:
+        """Which rows of the embedding of that name the file replaces."""
+        rows = self.settings.get("token_indices") or self.settings.get("trainable_token_indices")
+        if isinstance(rows, dict):
+            return next((rows[name] for name in rows if module.endswith(name)), None)
+        return rows
+
+    @property
+    def _saved(self) -> list[str]:
+        return self.settings.get("modules_to_save") or []
+
+    def _for(self, module: str, setting: Setting | None) -> Any:
+        if setting is None:
+            return 1
+        for key, value in (self.settings.get(setting.pattern) or {}).items():
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        value = self.settings.get(setting.name)
+        return setting.default if value is None else value
+
+    def _is_layer_to_transform(self, module: str) -> bool:
+        layers = self.settings.get("layers_to_transform")
+        if layers is None or layers == []:
+            return True
+        layers = [layers] if isinstance(layers, int) else layers
+        patterns = self.settings.get("layers_pattern") or r".*?\.[^.]*"
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            match = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
+            if match:  # the last group: the pattern may have groups as well
+                return int(match[match.re.groups]) in layers
+        return False
+
+
+def _names(names: str | list[str], module: str) -> bool:
+    """Whether `module` is named: by a regex as a whole, by a list also by the end of its name."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)

@@ -1,0 +1,85 @@
+"""The two files of a PEFT adapter in a directory."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jno.lora import CheckpointError, PeftFormatError
+from jno.lora.extending import read_file, read_json, write_together
+
+Directory = str | os.PathLike[str]
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+
+
+def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The configuration and the tensors in `directory`."""
+    folder, shown = Path(directory), repr(os.fspath(directory))
+    if not folder.is_dir():
+        raise PeftFormatError(
+            f"{shown} is not a directory. Give the one that PEFT's `save_pretrained` wrote, with "
+            f"{CONFIG} and {TENSORS} in it."
+        )
+    try:
+        config = read_json(folder / CONFIG)
+        if not (folder / TENSORS).exists() and (folder / _PICKLE).exists():
+            raise PeftFormatError(
+                f"{shown} holds its tensors in {_PICKLE}, a pickle, which can run any program when "
+                "it is read. Load it with PEFT where you trust it, and save it again: "
+                f"`save_pretrained` writes {TENSORS}."
+            )
+        tensors, _ = read_file(folder / TENSORS)
+        changed = read_json(folder / CONFIG) != config
+    except CheckpointError as err:
+        raise PeftFormatError(str(err)) from err
+    if changed:
+        raise PeftFormatError(f"{shown} was written while it was read. Load it again.")
+    return config, tensors
+
+
+def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Write both files into `directory`, which is made if need be.
+
+    Both files are on the disk before an old file is touched, and there is no configuration while
+    the tensors change. If writing fails or is killed, the old files are whole, or the configuration
+    is missing, so that nothing loads.
+    """
+    # Here, because only saving needs them.
+    import safetensors
+    import safetensors.numpy
+
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    try:
+        # As in PEFT's files; some readers ask for it.
+        content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
+    except safetensors.SafetensorError as err:
+        raise PeftFormatError(
+            f"The safetensors library {safetensors.__version__} cannot write these arrays: {err}. "
+            "A newer version may."
+        ) from err
+    folder, text = Path(directory), json.dumps(config, indent=2, sort_keys=True) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_together({folder / TENSORS: content, folder / CONFIG: text.encode()})
+    except OSError as err:
+        raise PeftFormatError(
+            f"{os.fspath(directory)!r} cannot be written: {err.strerror}"
+        ) from err
+    except CheckpointError as err:
+        raise PeftFormatError(str(err)) from err
+
+
+def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """A line for each tensor that holds NaN or infinity."""
+    lines: list[str] = []
+    for name, tensor in tensors.items():
+        count = tensor.size - np.count_nonzero(np.isfinite(tensor))
+        if count:
+            lines.append(f"{name}: {count:,} of {tensor.size:,} numbers")
+    return lines

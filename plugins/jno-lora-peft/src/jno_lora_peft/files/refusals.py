@@ -1,0 +1,79 @@
+"""The types and settings of PEFT without an exact equivalent here, and the reasons."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..types import TYPES, refused_start
+
+_BY_REASON = {
+    "it gives the model further tokens, and changes no layer": "PROMPT_TUNING P_TUNING CPT "
+    "MULTITASK_PROMPT_TUNING PREFIX_TUNING ADAPTION_PROMPT CARTRIDGE",
+    "it mixes several adapters, by weights that depend on the input": "XLORA POLY LILY",
+    "it runs a small network beside the model": "SHADOW",
+    "its update depends on the input through an activation function": "PEANUT",
+    "which rows of the weight form a group is not in the file": "ADAMSS",
+    "it turns singular vectors into each other, whose signs are not in the file and differ between "
+    "libraries": "PSOFT",
+}
+REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
+
+# Settings that change what an adapter computes into something that no adapter here does.
+_SETTINGS = {
+    "alora_invocation_tokens": "the adapter acts from certain tokens on (aLoRA)",
+    "arrow_config": "several adapters are mixed by the input (Arrow)",
+    "kasa_config": "the layer's weight is truncated (KaSA)",
+    "layer_replication": "layers of the model are copied",
+    "megatron_config": "the layers are split by Megatron",
+    "monteclora_config": "the factors are drawn at random (MonteCLoRA)",
+    "target_parameters": "it adapts single parameters, not layers",
+    "use_bdlora": "its factors are block diagonal (BD-LoRA)",
+    "use_qalora": "inputs are pooled in groups (QALoRA)",
+}
+
+# Settings of any type: which modules it is for, where it comes from, and how it was trained.
+_COMMON = (
+    "peft_type target_modules exclude_modules modules_to_save layers_to_transform layers_pattern "
+    "bias init_weights fan_in_fan_out base_model_name_or_path revision task_type auto_mapping "
+    "peft_version inference_mode ensure_weight_tying"
+)
+
+
+def _known_settings() -> frozenset[str]:
+    names = {*_SETTINGS, *_COMMON.split()}
+    for kind in TYPES.values():
+        names |= {*kind.settings.split(), *kind.only}
+        names |= {name for setting in (kind.rank, kind.alpha) if setting for name in setting.names}
+    return frozenset(names)
+
+
+# Settings that are read, or refused, or do not change the outputs.
+KNOWN = _known_settings()
+
+
+def refused_type(peft_type: Any) -> str:
+    """The reason why an adapter of this type cannot be loaded, and what to do instead."""
+    if not isinstance(peft_type, str):
+        return (
+            f"adapter_config.json has the peft_type {peft_type!r}. It must be a string such as "
+            '"LORA", as PEFT writes it.'
+        )
+    reason = REASONS.get(peft_type, "no adapter of jno.lora computes the same")
+    return (
+        f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: {reason}.\n"
+        f"The types {', '.join(TYPES)} have one. For other types, merge in PEFT "
+        "(`model.merge_and_unload()`) and take over the merged weights, or let PEFT approximate "
+        "the adapter by LoRA (`peft.save_as_lora`), and load that."
+    )
+
+
+def refused_settings(values: Mapping[str, Any]) -> list[str]:
+    """Why an adapter with this configuration cannot be loaded, a line for each reason."""
+    lines = [f"{name} is set: {why}" for name, why in _SETTINGS.items() if values.get(name)]
+    for name, (held, why) in TYPES[values["peft_type"]].only.items():
+        if values.get(name, held) != held:
+            lines.append(f"{name} is {values[name]!r}: {why}")
+    lines += refused_start(values.get("init_lora_weights"))
+    bias = values.get("bias") or "none"
+    if bias not in ("none", "all") and not str(bias).endswith("_only"):
+        lines.append(f"bias={bias!r}: PEFT knows 'none', 'all' and 'lora_only'")
+    return lines

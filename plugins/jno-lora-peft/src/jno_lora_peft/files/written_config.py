@@ -1,0 +1,157 @@
+"""The settings of `adapter_config.json` for adapters that are saved."""
+
+import collections
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from jaxtyping import PyTree
+
+from jno.lora import PeftFormatError
+from jno.lora.extending import bullets, modules_by_path, nearest, show_path
+
+from .._errors import MisfitError
+from .._names import EMBEDDING, Rename, is_embedding, module_name
+from ..types import TYPE_OF, Modules, Setting, Written, alpha_for
+
+T = TypeVar("T")
+
+# PEFT's types of tasks.
+TASKS = ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
+
+
+def described(base_model_name_or_path: Any, task_type: Any) -> dict[str, Any]:
+    """The settings that say what an adapter is for. **Raises:** `PeftFormatError` if malformed."""
+    name, task = base_model_name_or_path, task_type
+    if name is not None and (not isinstance(name, str) or not name):
+        raise PeftFormatError(
+            f'`base_model_name_or_path` must be a string such as "meta-llama/Llama-3.2-1B" or the '
+            f"path of a directory, but is {name!r}"
+        )
+    if task is not None and task not in TASKS:
+        near = nearest(str(task).upper(), TASKS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise PeftFormatError(
+            f"`task_type` must be one of {', '.join(TASKS)}, or None, but is {task!r}.{hint}"
+        )
+    return {"base_model_name_or_path": name, "task_type": None if task is None else str(task)}
+
+
+def common_variant(modules: Modules) -> str:
+    """A variant of all these adapters' type. **Raises:** `PeftFormatError` if they have several."""
+    by_kind: dict[str, list[Written]] = {}
+    for written in modules.values():
+        variant = written.adapter.variant
+        # Every rsLoRA is a LoRA with another alpha.
+        kind = "lora" if variant == "rslora" else variant
+        name = TYPE_OF[variant].name
+        by_kind.setdefault(kind if name == "LORA" else name, []).append(written)
+    if len(by_kind) == 1:
+        variants = {written.adapter.variant for written in modules.values()}
+        return "lora" if variants == {"lora", "rslora"} else next(iter(variants))
+    kinds = (
+        f"{kind}: {', '.join(show_path(written.adapter.path) for written in adapters[:3])}"
+        f"{', ...' if len(adapters) > 3 else ''}"
+        for kind, adapters in by_kind.items()
+    )
+    raise PeftFormatError(
+        f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
+        "Save each kind into a directory of its own (`unwrap_lora` the other layers in a copy of "
+        "the model); PEFT loads several adapters into one model."
+    )
+
+
+def config_of(modules: Modules, variant: str, head: str | None = None) -> dict[str, Any]:
+    """The settings of an adapter of PEFT, without the settings that name modules.
+
+    - `head`: the head that PEFT ties to an embedding, with the same rank and scale.
+    """
+    kind = TYPE_OF[variant]
+    ranks: dict[str, Any] = {}
+    alphas: dict[str, Any] = {}
+    for module, written in modules.items():
+        alpha = written.alpha
+        if kind.name == "LORA":
+            alpha = alpha_for(variant, written.rank, written.adapter.scale, alpha)
+        ranks[module] = written.rank
+        alphas[module] = int(alpha) if alpha.is_integer() else alpha
+    if head is not None:
+        embedding = next(module for module in modules if is_embedding(module))
+        ranks[head], alphas[head] = ranks[embedding], alphas[embedding]
+    return {
+        "peft_type": kind.name,
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+        **_numbers(kind.rank, ranks, modules),
+        **_numbers(kind.alpha, alphas, modules),
+        **_common_settings(modules),
+        **({"use_rslora": variant == "rslora"} if kind.name == "LORA" else {}),
+        **from_all(kind.common, modules),
+    }
+
+
+def from_all(function: Callable[[Modules], T], modules: Modules) -> T:
+    """The settings that a type has once. **Raises:** `PeftFormatError` if modules disagree."""
+    try:
+        return function(modules)
+    except MisfitError as err:
+        raise PeftFormatError(f"{err}. Nothing was written.") from err
+
+
+def _common_settings(modules: Modules) -> dict[str, Any]:
+    """The settings that all adapters share. **Raises:** `PeftFormatError` if they differ."""
+    settings: dict[str, Any] = {}
+    for written in modules.values():
+        for name, value in written.settings.items():
+            if settings.setdefault(name, value) != value:
+                raise _differ(name, modules, {m: w.settings[name] for m, w in modules.items()})
+    return settings
+
+
+def _numbers(
+    setting: Setting | None, numbers: Mapping[str, Any], modules: Modules
+) -> dict[str, Any]:
+    """A setting with a number, and a pattern for the modules that have another number."""
+    if setting is None:
+        return {}
+    usual = collections.Counter(numbers.values()).most_common(1)[0][0]
+    unusual = {name: number for name, number in numbers.items() if number != usual}
+    if not unusual:
+        return {setting.name: usual, **({setting.pattern: {}} if setting.pattern else {})}
+    if setting.by_name:
+        ends = tuple(f".{name}" for name in unusual)
+        has_pattern = not any(name.endswith(ends) for name in numbers)
+    else:
+        # PEFT looks for a pattern at the end of a name, unless it says where the name begins.
+        unusual = {f"^{re.escape(name)}": number for name, number in unusual.items()}
+        has_pattern = bool(setting.pattern)
+    if not has_pattern:
+        raise _differ(setting.name, modules, numbers)
+    return {setting.name: usual, setting.pattern: unusual}
+
+
+def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> PeftFormatError:
+    lines = (
+        f"{show_path(written.adapter.path)}: {values[module]!r}"
+        for module, written in modules.items()
+    )
+    return PeftFormatError(
+        f"PEFT has one `{name}` for all layers of an adapter of this type, but these have "
+        f"several:\n{bullets(lines, 8)}\n"
+        "Nothing was written. Save each into a directory of its own."
+    )
+
+
+def targets(modules: Modules, model: PyTree, rename: Rename) -> list[str] | str:
+    """The names of the modules; as a regex if a name may be the end of a name that is not meant."""
+    names = sorted(modules)
+    ends = tuple(f".{name}" for name in names)
+    # A function may know the names of adapted layers only, so the other names are unknown.
+    if callable(rename) or any(
+        name.endswith(ends) and name not in modules
+        for name in (module_name(path, rename) for path in modules_by_path(model))
+    ):
+        # PEFT looks for an embedding to tie by its short name.
+        short = [EMBEDDING] if any(map(is_embedding, names)) else []
+        return "|".join(map(re.escape, [*names, *short]))
+    return names

@@ -1,0 +1,144 @@
+"""The layers of a model that the modules of a file stand for."""
+
+from typing import Any
+
+from jaxtyping import PyTree
+
+from jno.lora import LoRAWrapper, PeftFormatError
+from jno.lora.extending import show_path
+
+from .._errors import MisfitError, Problems
+from .._names import Rename, dotted_path
+from ..files.config import Config
+from ..files.tensors import ByModule, Tensors
+from ..model.arrays import NewArrays
+from ..model.paths import Paths, Place
+from ..model.ties import Ties, modules_at
+from ..model.untied import Untied, inner_path, is_table, with_untied
+from ._heads import check_head, heads_of_tables, tied_heads
+
+
+class Placement:
+    """The places of a file's modules in a model, which gets the arrays of the file.
+
+    - `model`: with the new arrays of adapted layers, and with embeddings untied as needed.
+    - `arrays`: further new arrays, which do not depend on adapters.
+    - `places`, `layers`: the places by module, the layers by path.
+    - `tensors`: of the modules; `heads`: modules that PEFT adapts without targeting them.
+    - `problems`: a line for each module that does not fit.
+    """
+
+    def __init__(self, model: PyTree, config: Config, tensors: Tensors, rename: Rename, ties: Ties):
+        self.problems = Problems()
+        self.heads: set[str] = set()
+        self.places: dict[str, Place] = {}
+        self.layers: dict[str, Any] = {}
+        self._config, self._rename, self._ties = config, rename, ties
+        self._paths = Paths(model)
+        # Heads that read a table of the model need no place in it.
+        tensors = self._without_tied_heads(tensors)
+        heads = heads_of_tables(config, tensors, ties, lambda module: self._place(module) is None)
+        self.tensors = tensors.without(heads)
+        self._find_places()
+        self._enter_untied(model)
+        model = self._with_base_arrays(model)
+        # A head keeps the table that PEFT changes for lookups alone, or gets the saved table.
+        tables = dict(heads.values())
+        model = with_untied(model, {*self._tables_to_untie(), *tables})
+        self.arrays = NewArrays()
+        for path, layer in modules_at(model, tables).items():
+            self.problems += self.arrays.replace(path, layer, (), {"table": tables[path]})
+        self._enter_untied(model)
+        self._replace(self.arrays, self.tensors.plain)
+        self.model = model
+
+    def _place(self, module: str) -> Place | None:
+        return self._paths.find(dotted_path(module, self._rename))
+
+    def _without_tied_heads(self, tensors: Tensors) -> Tensors:
+        """The tensors, except the tensors of heads that read the table of their embedding."""
+        served: set[str] = set()
+        for head in tied_heads(self._config, tensors):
+            self.heads.add(head.module)
+            self.heads.add(head.embedding)
+            embedding = self._place(head.embedding)
+            is_tied = embedding is not None and self._ties.of(embedding[0])
+            if is_tied or self._place(head.module) is None:
+                served.add(head.module)
+                with self.problems.of(show_path(head.module)):
+                    check_head(self._config, head, tensors)
+                    if embedding is not None and self._ties.is_untied(embedding[0]):
+                        raise MisfitError(
+                            "the file ties it to its embedding, which is untied in the model. Load "
+                            "into the model as it was before"
+                        )
+        return tensors.without(served)
+
+    def _find_places(self) -> None:
+        if not self._paths.all:
+            raise PeftFormatError("The model holds no Equinox modules to adapt.")
+        missing: dict[str, str] = {}
+        first_at: dict[Place, str] = {}
+        for module in self.tensors.modules:
+            place = self._place(module)
+            if place is None:
+                missing[module] = dotted_path(module, self._rename)
+                continue
+            self.places[module] = place
+            first = first_at.setdefault(place, module)
+            if first != module:
+                self.problems.append(f"{module}: renamed to the same path as {first!r}")
+        if not self.tensors.modules:
+            raise PeftFormatError("The PEFT adapter holds no tensors.")
+        if not self.places:
+            raise PeftFormatError(self._paths.none_found(self.tensors.modules))
+        self.problems += self._paths.not_found(missing)
+
+    def _enter_untied(self, model: PyTree) -> None:
+        """Set `places`, with each `Untied` replaced by its inner embedding, and `layers`."""
+        layers = modules_at(model, {path for path, _ in self.places.values()})
+        inner = {path: inner_path(path) for path, x in layers.items() if isinstance(x, Untied)}
+        self.places = {m: (inner.get(path, path), i) for m, (path, i) in self.places.items()}
+        self.layers = modules_at(model, {path for path, _ in self.places.values()})
+
+    def _with_base_arrays(self, model: PyTree) -> PyTree:
+        """The model with new arrays in adapted layers, also in heads that read their tables."""
+        arrays = NewArrays()
+        self._replace(arrays, self.tensors.base)
+        for module, tensors in self.tensors.rows.items():
+            if module in self.places:
+                path, index = self.places[module]
+                rows = self._config.rows(module)
+                self.problems += arrays.replace_rows(
+                    path, self.layers[path], index, rows, tensors["weight"]
+                )
+        return arrays.put_into(model, everywhere=True)
+
+    def _replace(self, arrays: NewArrays, tensors: ByModule) -> None:
+        for module, named in tensors.items():
+            if module in self.places:
+                path, index = self.places[module]
+                self.problems += arrays.replace(path, self.layers[path], index, named)
+
+    def _tables_to_untie(self) -> set[str]:
+        """The paths of embeddings that a head may read, and that PEFT changes for lookups only."""
+        paths: set[str] = set()
+        for module, (path, _) in self.places.items():
+            layer, is_adapted = self.layers[path], module in self.tensors.adapters
+            changes = is_adapted or "weight" in self.tensors.plain.get(module, {})
+            if not changes or module in self.heads or self._ties.of(path) is False:
+                continue
+            if is_adapted and self._config.ties_adapter_of(module):
+                if self._config.is_dora:
+                    self.problems.append(
+                        f"{show_path(module)}: PEFT would tie a head to it with magnitudes of its "
+                        "own. If no head reads its table, say tied=False"
+                    )
+            elif is_table(layer):
+                paths.add(path)
+            elif not isinstance(layer, LoRAWrapper):
+                self.problems.append(
+                    f"{show_path(module)}: other layers read its weight through eqx.nn.Shared, and "
+                    "PEFT changes this layer alone. Let the other layer hold the weight"
+                )
+        return paths

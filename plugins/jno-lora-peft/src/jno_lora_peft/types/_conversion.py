@@ -1,0 +1,201 @@
+"""One adapter in a file of PEFT and here: `Module` is converted, and an `Adapter` is written."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._errors import MisfitError
+from ..model.layouts import Layout, Shape
+from ._factors import Factors, factors
+from ._methods import METHODS, alpha_for
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """The adapter of a module as an adapter here.
+
+    - `variant`: of the method, `None` if only the bias changes; `state`: the method's arrays.
+    - `bias_shift`: the array to add to the layer's bias, if there is one.
+    - `shared`: arrays that it shares with the other adapters of the file, by the names here.
+    """
+
+    variant: str | None
+    rank: int
+    alpha: float
+    state: Tensors
+    bias_shift: np.ndarray | None = None
+    shared: Tensors = dataclasses.field(default_factory=dict)
+
+    def with_arrays(self, **arrays: np.ndarray) -> "Converted":
+        """This adapter with further arrays, or with these in the place of its arrays."""
+        return dataclasses.replace(self, state={**self.state, **arrays})
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """One adapted module of a file, with everything that the law of its type needs.
+
+    - `name`, `rank`, `alpha`: of the module; `settings`: of the file.
+    - `tensors`: of the module; `shared`: of all modules. All are float32 at least.
+    - `layer`, `index`, `layout`: its layer here, the index in a stack, and the layer for PEFT.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    rank: int
+    alpha: float
+    tensors: Tensors
+    shared: Tensors
+    layer: Any
+    index: Shape
+    layout: Layout
+
+    def check(self, shapes: Mapping[str, Shape], ignored: str = "") -> None:
+        """**Raises:** `MisfitError` unless its tensors have exactly these names and shapes."""
+        tensors = self.tensors
+        lines = [f"{name}: missing" for name in shapes if name not in tensors]
+        lines += [
+            f"{name}: not part of the adapter that adapter_config.json describes for this layer"
+            for name in tensors
+            if name not in shapes and name != ignored
+        ]
+        lines += [
+            f"{name}: expected shape {shape}, got {tensors[name].shape}"
+            for name, shape in shapes.items()
+            if name in tensors and tensors[name].shape != shape
+        ]
+        if lines:
+            raise MisfitError(*lines)
+
+    @property
+    def W(self) -> np.ndarray:
+        """The layer's weight as `(out, in)`, in float64."""
+        weight = np.asarray(self.layer.weight[self.index], np.float64)
+        weight = weight.T if self.layout.kind == "embedding" else weight
+        return weight.reshape(self.layout.matrix)
+
+    @property
+    def b(self) -> np.ndarray:
+        """The layer's bias, in float64; zeros if it has none."""
+        bias = getattr(self.layer, "bias", None)
+        if bias is None:
+            return np.zeros(self.layout.outputs)
+        return np.asarray(bias[self.index], np.float64).reshape(-1)
+
+    def as_method(
+        self, variant: str, names: Mapping[str, tuple[str, Shape]], alpha: float | None = None
+    ) -> Converted:
+        """A method with these tensors as its arrays: names and shapes in the file, by field."""
+        outputs, inputs = self.layout.matrix
+        if METHODS[variant].effective_rank(self.rank, outputs, inputs) != self.rank:
+            raise MisfitError(
+                f"its rank {self.rank} is more than the ({outputs}, {inputs}) of its weight"
+            )
+        self.check(dict(names.values()))
+        state = {field: self.tensors[name] for field, (name, _) in names.items()}
+        return Converted(variant, self.rank, self.alpha if alpha is None else alpha, state)
+
+    def low_rank(
+        self,
+        product: Factors,
+        scale: float = 1.0,
+        variant: str = "lora",
+        bias_shift: np.ndarray | None = None,
+    ) -> Converted:
+        """`s B A` as an adapter of scale `s`, with the alpha of the file if that gives it."""
+        A, B = product
+        outputs, inputs = self.layout.matrix
+        if A.shape[1:] != (inputs,) or B.shape != (outputs, len(A)):
+            raise MisfitError(
+                f"its update is ({len(B)}, {A.shape[-1]}) as a matrix, the layer's weight is "
+                f"({outputs}, {inputs})"
+            )
+        if len(A) > min(outputs, inputs):
+            # No adapter here has a larger rank than its layer's matrix.
+            whole = B.astype(np.float64) @ A.astype(np.float64)
+            A, B = factors(whole.astype(np.result_type(A, B)))
+        elif len(A) == 0:  # AdaLoRA has pruned all components
+            A, B = np.zeros((1, inputs), A.dtype), np.zeros((outputs, 1), B.dtype)
+        alpha = alpha_for(variant, len(A), scale, self.alpha)
+        return Converted(variant, len(A), alpha, {"lora_A": A, "lora_B": B}, bias_shift)
+
+    def update(self, U: np.ndarray, bias_shift: np.ndarray | None = None) -> Converted:
+        """`W + U` as LoRA, for an update of any rank."""
+        shift = None if bias_shift is None else bias_shift.astype(np.float32)
+        return self.low_rank(factors(U.astype(np.float32)), bias_shift=shift)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """One adapter here, to be written: its arrays without the axes of a stack.
+
+    - `path`: of its layer, with its index in a stack: `layers/q_proj[3]`; `index`: that index.
+    - `scale`: the factor of its update, if it is LoRA.
+    - `shared`: the arrays that it shares with other adapters, by field.
+    """
+
+    path: str
+    index: Shape
+    variant: str
+    state: Tensors
+    rank: int
+    alpha: float
+    layout: Layout
+    has_bias: bool
+    scale: float = 1.0
+    shared: Tensors = dataclasses.field(default_factory=dict)
+
+    def written(
+        self,
+        tensors: Tensors,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        rank: int | None = None,
+        alpha: float | None = None,
+        shared: Tensors | None = None,
+    ) -> "Written":
+        """The adapter with these tensors in PEFT, with the rank and alpha here if not given."""
+        rank = self.rank if rank is None else rank
+        alpha = self.alpha if alpha is None else alpha
+        return Written(self, tensors, settings or {}, rank, alpha, shared or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """One adapter as PEFT has it.
+
+    - `settings`: beside the rank and alpha.
+    - `shared`: slices of the tensors that all modules share, as large as this module needs.
+    """
+
+    adapter: Adapter
+    tensors: Tensors
+    settings: Mapping[str, Any]
+    rank: int
+    alpha: float
+    shared: Tensors
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """The array in float32 at least."""
+    return array.astype(np.promote_types(array.dtype, np.float32))
+
+
+def floating(tensors: Tensors) -> Tensors:
+    """The tensors in float32 at least, except indices and sizes, which are whole numbers.
+
+    **Raises:** `MisfitError` for tensors with other numbers.
+    """
+    wide: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        is_whole = "indices" in name or "_s_size." in name
+        kind, words = (jnp.integer, "whole") if is_whole else (jnp.floating, "floating")
+        if not jnp.issubdtype(tensor.dtype, kind):
+            raise MisfitError(f"{name}: expected {words} numbers, got {tensor.dtype}")
+        wide[name] = tensor if is_whole else widened(tensor)
+    return wide

@@ -1,0 +1,46 @@
+"""Matrices that all modules of a file share. Each module uses their first rows and columns."""
+
+import numpy as np
+
+from .._errors import MisfitError
+from ._conversion import Module, Tensors
+from ._factors import Factors
+from ._type import Modules
+
+
+def shared_pair(m: Module, prefix: str) -> Factors:
+    """The shared matrices `A` and `B`. **Raises:** `MisfitError` if the file has none."""
+    names = [f"base_model.{prefix}_{letter}" for letter in "AB"]
+    if not all(name in m.shared for name in names):
+        raise MisfitError(
+            "the matrices that all layers share are not in the file, and only Torch draws the same "
+            "again from their seed: save it in PEFT with save_projection=True"
+        )
+    return m.shared[names[0]], m.shared[names[1]]
+
+
+def projections(m: Module, prefix: str, rank: int) -> Factors:
+    """The slices of the shared random matrices that this layer uses."""
+    A, B = shared_pair(m, prefix)
+    outputs, inputs = m.layout.matrix
+    if A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, m.rank):
+        raise MisfitError(f"the shared matrices {A.shape} and {B.shape} do not have rank {m.rank}")
+    if A.shape[1] < inputs or len(B) < outputs:
+        refuse_small(A, B)
+    return A[:, :inputs], B[:outputs]
+
+
+def refuse_small(A: np.ndarray, B: np.ndarray) -> None:
+    """**Raises:** `MisfitError`: a layer needs more entries than the shared matrices have."""
+    raise MisfitError(f"the shared matrices {A.shape} and {B.shape} are too small for the layer")
+
+
+def joined(modules: Modules) -> Tensors:
+    """The shared tensors, as large as the largest slice that a module uses."""
+    whole: dict[str, np.ndarray] = {}
+    for name in next(iter(modules.values())).shared:
+        slices = [written.shared[name] for written in modules.values()]
+        whole[name] = np.zeros(np.max([x.shape for x in slices], axis=0), slices[0].dtype)
+        for x in slices:
+            whole[name][tuple(map(slice, x.shape))] = x
+    return whole

@@ -1,0 +1,94 @@
+"""Starts that take a matrix out of the layer's weight, which the file does not hold: found again.
+
+PEFT decomposes the weight again whenever it loads such a file, and so does this module. The matrix
+must not depend on rounding, or on numbers that only Torch draws.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from .._errors import MisfitError
+from ._conversion import Module
+
+# The starts that leave the layer's weight alone.
+_PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+# The starts that are found again: PiSSA, exact or by subspace iterations, and OLoRA.
+_FOUND = re.compile("pissa(?:_niter_([0-9]+))?|olora")
+# The starts that PEFT can convert when it saves.
+_CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
+_SAVE_AS_LORA = (
+    "Save it as plain LoRA in PEFT: `save_pretrained(directory, "
+    "path_initial_model_for_weight_conversion=...)`"
+)
+# The truncated product moves by some 5e-8 / gap of the weight if float32 rounds it (measured).
+_LEAST_GAP = 1e-3
+# A Q R decomposition moves by some 1e-7 times the condition.
+_LARGEST_CONDITION = 1e3
+# By this much may the iterations of a random subspace differ from its limit.
+_CONVERGED = 1e-6
+_UNCLEAR = (
+    f"are so close that rounding decides which matrix PEFT takes out of the weight. {_SAVE_AS_LORA}"
+)
+
+
+def is_found(start: object) -> bool:
+    """Whether the factors that this `init_lora_weights` takes out can be found again."""
+    return isinstance(start, str) and _FOUND.fullmatch(start.lower()) is not None
+
+
+def refused_start(start: Any) -> list[str]:
+    """A line if this `init_lora_weights` changes the layer's weight in a way not found again."""
+    if is_found(start) or any(start is pure or start == pure for pure in _PURE):
+        return []
+    line = (
+        f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "
+        "start, and the file fits only the rest"
+    )
+    if isinstance(start, str) and start.startswith(_CONVERTIBLE):
+        line += f". {_SAVE_AS_LORA}"
+    return [line]
+
+
+def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
+    """The factors that a LoRA took out of the weight at its start; `None` if it took nothing.
+
+    **Raises:** `MisfitError` if two computers would find different factors.
+    """
+    start = m.settings.get("init_lora_weights")
+    if not is_found(start):
+        return None
+    if m.layout.kind != "linear" or m.settings.get("use_dora") or scale <= 0:
+        raise MisfitError(
+            f"init_lora_weights={start!r} is read for LoRA of a scale above 0, on linear layers"
+        )
+    if str(start).lower() == "olora":
+        Q, R = np.linalg.qr(m.W)
+        if np.linalg.cond(m.W[:, : m.rank]) > _LARGEST_CONDITION:
+            raise MisfitError(f"the first {m.rank} columns of its weight {_UNCLEAR}")
+        return {"initial_A": float32(R[: m.rank]), "initial_B": float32(Q[:, : m.rank])}
+    U, S, Vt = largest_triplets(m, m.rank)
+    match = _FOUND.fullmatch(str(start).lower())
+    if match is not None and match[1] is not None and m.rank < len(S):
+        ratio = (S[m.rank] / S[m.rank - 1]) ** (2 * int(match[1]) + 1)
+        if ratio > _CONVERGED:
+            raise MisfitError(
+                f"init_lora_weights={start!r} starts from numbers that Torch draws, and its "
+                f"iterations leave {ratio:.0e} of them: PEFT finds another part each time"
+            )
+    root = np.sqrt(S[: m.rank] / scale)
+    return {"initial_A": float32(root[:, None] * Vt), "initial_B": float32(U * root)}
+
+
+def largest_triplets(m: Module, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `r` largest singular triplets of the weight, but all singular values."""
+    U, S, Vt = np.linalg.svd(m.W, full_matrices=False)
+    if r < len(S) and S[r - 1] - S[r] < _LEAST_GAP * S[r - 1]:
+        raise MisfitError(f"the singular values {r} and {r + 1} of its weight {_UNCLEAR}")
+    return U[:, :r], S, Vt[:r]
+
+
+def float32(array: np.ndarray) -> np.ndarray:
+    """The array in float32."""
+    return array.astype(np.float32)

@@ -1,0 +1,34 @@
+"""DeLoRA: an update of normalised components with a trained strength."""
+
+from ._type import R_PATTERN, Adapter, Converted, Module, Type, Written
+
+
+def _read(m: Module) -> Converted:
+    (outputs, inputs), r = m.layout.matrix, m.rank
+    names = {
+        "lora_A": ("delora_A", (r, inputs)),
+        "lora_B": ("delora_B", (outputs, r)),
+        "strength": ("delora_lambda", (1,)),
+        "norms": ("delora_w_norm", (inputs,)),
+    }
+    adapter = m.as_method("delora", names, alpha=1.0)
+    return adapter.with_arrays(strength=adapter.state["strength"].reshape(()))
+
+
+def _write(adapter: Adapter) -> Written:
+    state = adapter.state
+    tensors = {"delora_A": state["lora_A"], "delora_B": state["lora_B"]}
+    strength = state["strength"].reshape(1)
+    return adapter.written({**tensors, "delora_lambda": strength, "delora_w_norm": state["norms"]})
+
+
+DELORA = Type(
+    "DELORA",
+    held="DeLoRA",
+    tensors="delora_(?:A|B|lambda|w_norm)",
+    reader=_read,
+    writer=_write,
+    rank=R_PATTERN,
+    settings="delora_lambda lambda_pattern",
+    bias="delora_only",
+)

@@ -1,0 +1,27 @@
+"""FourierFT: coefficients of a Fourier transform, at positions that a seed gives."""
+
+from ._positions import drawn, write_spectrum
+from ._type import Adapter, Converted, Module, Setting, Type, Written
+
+
+def _read(m: Module) -> Converted:
+    m.check({"fourierft_spectrum": (m.rank,)})
+    state = {"coefficients": m.tensors["fourierft_spectrum"], "positions": drawn(m)}
+    return Converted("fourierft", 1, m.alpha, state)
+
+
+def _write(adapter: Adapter) -> Written:
+    return write_spectrum(adapter, "fourierft", {})
+
+
+FOURIERFT = Type(
+    "FOURIERFT",
+    held="FourierFT, at the positions that its seed gives",
+    tensors="fourierft_spectrum",
+    reader=_read,
+    writer=_write,
+    rank=Setting("n_frequency", 1000, "n_frequency_pattern", by_name=True),
+    alpha=Setting("scaling", 150.0),
+    settings="random_loc_seed",
+    bias="fourier_only",
+)

@@ -1,0 +1,45 @@
+"""GraLoRA: a grid of blocks of low rank; LoRA if it has a LoRA of all inputs beside it."""
+
+import numpy as np
+
+from ._factors import factors
+from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
+
+
+def _read(m: Module) -> Converted:
+    outputs, inputs = m.layout.matrix
+    k, hybrid = m.settings.get("gralora_k", 2), m.settings.get("hybrid_r", 0)
+    if not isinstance(k, int) or k < 1 or outputs % k or inputs % k or m.rank % k:
+        raise MisfitError(f"gralora_k is {k!r}, and must divide {outputs}, {inputs} and {m.rank}")
+    shapes = {"gralora_A": (k, inputs // k, m.rank), "gralora_B": (k, m.rank, outputs // k)}
+    if not hybrid:
+        names = {letter: (f"gralora_{letter}", shapes[f"gralora_{letter}"]) for letter in "AB"}
+        return m.as_method("gralora", names)
+    general = [f"gralora_{letter}_general.weight" for letter in "AB"]
+    m.check(shapes | dict(zip(general, ((hybrid, inputs), (outputs, hybrid)), strict=True)))
+    A = m.tensors["gralora_A"].reshape(k, inputs // k, k, m.rank // k)
+    B = m.tensors["gralora_B"].reshape(k, k, m.rank // k, outputs // k)
+    U = np.einsum("nqjs,jnsp->jpnq", A, B).reshape(outputs, inputs)
+    U = U + m.tensors[general[1]] @ m.tensors[general[0]]
+    return m.low_rank(factors(U), m.alpha / (m.rank + hybrid))
+
+
+def _write(adapter: Adapter) -> Written:
+    k = len(adapter.state["A"])
+    if adapter.layout.outputs % k or adapter.layout.inputs % k:
+        raise MisfitError(f"PEFT's grid of {k} blocks must divide the layer's inputs and outputs")
+    tensors = {f"gralora_{letter}": adapter.state[letter] for letter in "AB"}
+    return adapter.written(tensors, {"gralora_k": k, "hybrid_r": 0})
+
+
+GRALORA = Type(
+    "GRALORA",
+    held="GraLoRA; LoRA if it is a hybrid",
+    tensors=r"gralora_[AB](?:_general\.weight)?",
+    reader=_read,
+    writer=_write,
+    rank=Setting("r", 32),
+    alpha=Setting("alpha", 64),
+    settings="gralora_k hybrid_r gralora_dropout",
+    bias="gralora_only",
+)

@@ -1,0 +1,64 @@
+"""LoHa: `(B1 A1) * (B2 A2)`, number by number."""
+
+import numpy as np
+
+from ._factors import factors, tucker_kernel
+from ._layers import check_layer, refuse_layer
+from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, Module, Type, Written
+
+_LAYERS = ("linear", "conv1d", "conv2d")
+# PEFT's names of the factors.
+_NAMES = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}
+
+
+def _read(m: Module) -> Converted:
+    """LoHa, but LoRA with the same update if kernels have cores, and for ranks too large."""
+    has_cores = m.settings.get("use_effective_conv2d") or "hada_t1" in m.tensors
+    if has_cores or m.rank > min(m.layout.matrix) or m.layout.odd:
+        return _read_as_lora(m)
+    check_layer(m.layout, _LAYERS, groups=True)
+    outputs, inputs = m.layout.matrix
+    shapes = {"A": (m.rank, inputs), "B": (outputs, m.rank)}
+    names = {field: (name, shapes[field[0]]) for field, name in _NAMES.items()}
+    return m.as_method("loha", names)
+
+
+def _read_as_lora(m: Module) -> Converted:
+    """The product of two low-rank matrices is a sum over all pairs of their components."""
+    refuse_layer(m.layout, dilated=True)
+    outputs, inputs = m.layout.matrix
+    has_cores, scale = "hada_t1" in m.tensors, m.alpha / m.rank
+    a, b, shapes = (outputs, m.rank), (m.rank, inputs), {}
+    if has_cores:
+        a, b = (m.rank, outputs), (m.rank, m.layout.inputs // m.layout.groups)
+        core = (m.rank, m.rank, *(*m.layout.kernel, 1)[:2])
+        shapes = dict.fromkeys(("hada_t1", "hada_t2"), core)
+    shapes |= {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": a, "hada_w2_b": b}
+    m.check(shapes)
+    b1, a1, b2, a2 = (m.tensors[name] for name in _NAMES.values())
+    if has_cores:
+        first = tucker_kernel(m.tensors["hada_t1"], b1, a1)
+        return m.low_rank(factors(first * tucker_kernel(m.tensors["hada_t2"], b2, a2)), scale)
+    if m.rank * m.rank >= min(outputs, inputs):
+        return m.low_rank(factors((b1 @ a1) * (b2 @ a2)), scale)
+    A = np.einsum("ix,jx->ijx", a1, a2).reshape(-1, inputs)
+    return m.low_rank((A, np.einsum("oi,oj->oij", b1, b2).reshape(outputs, -1)), scale)
+
+
+def _write(adapter: Adapter) -> Written:
+    check_layer(adapter.layout, _LAYERS, groups=True)
+    tensors = {name: adapter.state[field] for field, name in _NAMES.items()}
+    return adapter.written(tensors, {"use_effective_conv2d": False})
+
+
+LOHA = Type(
+    "LOHA",
+    held="LoHa; LoRA if kernels have cores, or the rank is above the layer's",
+    tensors="hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)",
+    reader=_read,
+    writer=_write,
+    layers=None,
+    rank=R_PATTERN,
+    alpha=ALPHA_PATTERN,
+    settings="rank_dropout module_dropout use_effective_conv2d",
+)

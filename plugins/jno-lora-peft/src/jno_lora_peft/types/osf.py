@@ -1,0 +1,38 @@
+"""OSF: the singular triplets of the weight are trained, except the largest. It is MiLoRA."""
+
+import numpy as np
+
+from ._starts import float32, largest_triplets
+from ._type import Converted, MisfitError, Module, Type
+
+
+def _read(m: Module) -> Converted:
+    names = [f"osf_svd_params.{letter}_low" for letter in "USV"]
+    S = m.tensors.get(names[1])
+    outputs, inputs = m.layout.matrix
+    r = 0 if S is None else S.size
+    m.check(dict(zip(names, ((outputs, r), (r,), (r, inputs)), strict=True)))
+    U, S, V = (m.tensors[name] for name in names)
+    frozen = min(outputs, inputs) - r
+    if frozen < 1 or r < 1:
+        raise MisfitError(f"it trains {r} of the {min(outputs, inputs)} triplets of its weight")
+    Uh, Sh, Vh = largest_triplets(m, frozen)
+    # The weight without the frozen triplets, and factors of it with the rows of the smaller side.
+    rest_U, rest_S, rest_V = np.linalg.svd(m.W - (Uh * Sh[:frozen]) @ Vh, full_matrices=False)
+    state = {
+        "lora_A": S[:, None] * V,
+        "lora_B": U,
+        "initial_A": float32(rest_S[:r, None] * rest_V[:r]),
+        "initial_B": float32(rest_U[:, :r]),
+    }
+    return Converted("milora", r, float(r), state)
+
+
+OSF = Type(
+    "OSF",
+    held="MiLoRA",
+    tensors=r"osf_svd_params\.[USV]_low",
+    reader=_read,
+    layers=None,
+    settings="effective_rank target_svd_config",
+)

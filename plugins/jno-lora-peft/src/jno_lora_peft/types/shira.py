@@ -1,0 +1,36 @@
+"""SHiRA: trained values at entries of the weight that the file names."""
+
+import numpy as np
+
+from ._positions import from_digits, to_digits
+from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
+
+
+def _read(m: Module) -> Converted:
+    outputs, inputs = m.layout.matrix
+    count = m.rank * (outputs + inputs)
+    m.check({"shira_weight": (count,), "shira_indices": (2, count)})
+    rows, columns = m.tensors["shira_indices"].astype(np.int64)
+    positions = to_digits(m, rows * inputs + columns)
+    state = {"values": m.tensors["shira_weight"], "positions": positions}
+    return Converted("shira", m.rank, 1.0, state)
+
+
+def _write(adapter: Adapter) -> Written:
+    outputs, inputs = adapter.layout.matrix
+    values, flat = adapter.state["values"], from_digits(adapter.state["positions"])
+    if len(values) != adapter.rank * (outputs + inputs):
+        raise MisfitError(f"PEFT's SHiRA of rank {adapter.rank} has more values than this layer")
+    indices = np.stack([flat // inputs, flat % inputs]).astype(np.int32)
+    return adapter.written({"shira_weight": values, "shira_indices": indices})
+
+
+SHIRA = Type(
+    "SHIRA",
+    held="SHiRA",
+    tensors="shira_(?:weight|indices)",
+    reader=_read,
+    writer=_write,
+    rank=Setting("r", 32),
+    settings="mask_type random_seed",
+)

@@ -1,0 +1,80 @@
+"""Super-Tuning: trained values at the largest entries of the weight, maybe with a LoRA."""
+
+import numpy as np
+
+from ..model.layouts import Shape
+from ._factors import factors
+from ._positions import from_digits, to_digits
+from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Written
+
+
+def _read(m: Module) -> Converted:
+    """Super-Tuning; LoRA with the same update if there is a LoRA beside the values."""
+    outputs, inputs = m.layout.matrix
+    values, flat = m.tensors.get("supertuning_values"), m.tensors.get("supertuning_indices")
+    count = 0 if values is None else values.size
+    shapes: dict[str, Shape] = {"supertuning_values": (count,)}
+    if flat is None:
+        flat = _largest_entries(m, count)
+    else:
+        shapes["supertuning_indices"] = (count,)
+    names, r = [f"supertuning_lora_{letter}.weight" for letter in "AB"], m.settings.get("r")
+    if r:
+        shapes |= dict(zip(names, ((r, inputs), (outputs, r)), strict=True))
+    m.check(shapes)
+    values = m.tensors["supertuning_values"]
+    positions = to_digits(m, flat.astype(np.int64))
+    if not r:
+        return Converted("supertuning", 1, 1.0, {"values": values, "positions": positions})
+    U = np.zeros(outputs * inputs)
+    np.add.at(U, flat, values)
+    A, B = (m.tensors[name] for name in names)
+    scale = float(m.settings.get("lora_alpha") or 0) / r
+    return m.low_rank(factors((U.reshape(outputs, inputs) + scale * (B @ A)).astype(A.dtype)))
+
+
+def _largest_entries(m: Module, count: int) -> np.ndarray:
+    """The positions of the largest entries of the weight (or smallest), in PEFT's order."""
+    sizes = np.abs(m.W.astype(np.float32)).reshape(-1)
+    sort_keys = sizes if m.settings.get("select_top", True) is False else -sizes
+    positions = np.argsort(sort_keys, kind="stable")[: count + 1]
+    if len(np.unique(sort_keys[positions])) != len(positions):
+        raise MisfitError(
+            "which entries train is not in the file, and entries of one size in the weight leave "
+            "their order open: save it in PEFT with save_precomputed_indices=True"
+        )
+    return positions[:count]
+
+
+def _write(adapter: Adapter) -> Written:
+    tensors = {
+        "supertuning_values": adapter.state["values"],
+        "supertuning_indices": from_digits(adapter.state["positions"]).astype(np.int32),
+    }
+    return adapter.written(tensors, {"save_precomputed_indices": True}, rank=1)
+
+
+def _sparsity(modules: Modules) -> dict[str, float]:
+    """A sparsity with which PEFT counts as many entries in each layer as these have values."""
+    sizes = [
+        (written.tensors["supertuning_values"].size, np.prod(written.adapter.layout.matrix))
+        for written in modules.values()
+    ]
+    least, most = max(n / size for n, size in sizes), min((n + 1) / size for n, size in sizes)
+    middle = 1 - (least + most) / 2
+    if any(int(size * (1 - middle)) != n for n, size in sizes):
+        raise MisfitError(
+            "PEFT has one `sparsity` for all layers, and none gives as many entries as these have"
+        )
+    return {"sparsity": float(middle)}
+
+
+SUPERTUNING = Type(
+    "SUPERTUNING",
+    held="Super-Tuning; LoRA if it has a LoRA beside it",
+    tensors=r"supertuning_(?:values|indices|lora_[AB]\.weight)",
+    reader=_read,
+    writer=_write,
+    settings="r lora_alpha sparsity select_top save_precomputed_indices",
+    common=_sparsity,
+)
