@@ -4,7 +4,7 @@ All linear layers of the blocks get LoRA, in bfloat16, with LoRA+ and weight dec
 accumulates gradients, scans and rematerialises the blocks, evaluates, stops early, keeps the best
 adapters, and goes on exactly where it was killed. The merged model generates by a cache.
 
-    pip install "jno-lora[zoo,compare,peft]" eqx-zoo
+    pip install "jno-lora[zoo,train,peft]" eqx-zoo
     python examples/llm_finetune.py
 
 It needs Python 3.12 or newer, but not a network. The model is eqx-zoo's Llama, small and random, so
@@ -26,7 +26,7 @@ import optax
 
 from jno.lora import Net, lora_param_labels, merge_lora
 from jno.lora.peft import save_peft
-from jno_lora_compare import ScannedLayers, Trainer
+from jno_lora_train import ScannedLayers, Trainer
 
 try:
     from eqx_zoo import CausalLM, Config, generate

@@ -3,7 +3,7 @@
 Gradient accumulation, a learning rate with warm-up, evaluation, early stopping, the best adapters
 kept, and the whole state of the run in one file.
 
-    pip install "jno-lora[zoo,compare]"
+    pip install "jno-lora[zoo,train]"
     python examples/training_loop.py FOLDER
 
 Kill it and run it again: it goes on where the file says. It takes some seconds.
@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from jno.lora import Net
-from jno_lora_compare import Trainer
+from jno_lora_train import Trainer
 
 STEPS, BATCH, ACCUMULATED = 200, 16, 2  # two batches for each update
 EVALUATE_EVERY, PATIENCE = 20, 5

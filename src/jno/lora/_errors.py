@@ -70,8 +70,8 @@ def imported_for(what: str, extra: str, *libraries: str) -> Iterator[None]:
         ) from err
 
 
-# Modules between the package and the user's line: context managers and run-time type checks.
-_TRANSPARENT = ("contextlib", "beartype", "jaxtyping")
+# Modules between the package and the user's line: context managers, imports, run-time type checks.
+_TRANSPARENT = ("contextlib", "importlib", "beartype", "jaxtyping")
 
 
 def warn(message: str) -> None:
