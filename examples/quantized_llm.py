@@ -1,8 +1,8 @@
 """Fine-tune a quantised language model: QLoRA from the first step to a merged model.
 
 The weights become nf4 codes. All linear layers get LoRA, which starts with the rounding errors of
-the codes (LoftQ), and only LoRA trains. The base is saved once as codes, and the adapters beside it.
-A second program loads both without the full model, and merges them into plain layers.
+the codes (LoftQ), and only LoRA trains. The base is saved once as codes, and the adapters beside
+it. A second program loads both without the full model, and merges them into plain layers.
 
     pip install "jno-lora[quantized,zoo]" eqx-zoo optax
     python examples/quantized_llm.py
