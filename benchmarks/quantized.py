@@ -84,13 +84,13 @@ def of_steps(model: Any, size: int, batch: int, rounds: int, device: str) -> Non
     forwards = measure(passes, rounds)
     print(f"{depth_of(model)} x Linear({size}, {size}), batch {batch}, LoRA of rank 8, {device}")
     for name, (_, memory) in sides.items():
-        size, temporary = nbytes(bases[name]) / 2**20, memory.temp_size_in_bytes / 2**20
+        base_size, temporary = nbytes(bases[name]) / 2**20, memory.temp_size_in_bytes / 2**20
         step_time, forward_time = (
             over(times, name, "float32") if name != "float32" else f" 1.00 {'':14}"
             for times in (seconds, forwards)
         )
         print(
-            f"  {name:14} base {size:6.2f}  temporary {temporary:6.2f}  step {step_time}  "
+            f"  {name:14} base {base_size:6.2f}  temporary {temporary:6.2f}  step {step_time}  "
             f"forward {forward_time}"
         )
 
