@@ -33,12 +33,22 @@ class Task(NamedTuple):
         trainable, frozen = net.partition()
         cost = trainer.compile(trainable, frozen, self.batches[0])
         trains = bool(jax.tree.leaves(trainable))
+
+        def trial(rate: float | None) -> _Trial:
+            state = trainer.optimizer.init(trainable)
+            if rate is not None:
+                state.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
+            batches = itertools.islice(itertools.cycle(self.batches), self.steps)
+            fit = trainer.fit(trainable, frozen, batches, state=state, on_step=on_step)
+            means = running_means(fit.losses, max(1, self.steps // 10))
+            model = eqx.combine(fit.trainable, frozen)
+            score = () if self.score is None else self.score(resolve(model))
+            numbers = score if isinstance(score, tuple) else (score,)
+            return _Trial(rate, fit, means, model, tuple(map(float, numbers)))
+
         # A candidate that trains nothing gives the same result at every rate.
         rates = self.rates if trains else self.rates[:1]
-        trials = [
-            self._trial(trainer, trainable, frozen, rate, on_step) for rate in rates or (None,)
-        ]
-        best = max(trials, key=lambda trial: trial.order)
+        best = max(map(trial, rates or (None,)), key=lambda trial: trial.order)
         return ComparisonRow(
             name=name,
             trainable=parameter_count(trainable),
@@ -52,25 +62,6 @@ class Task(NamedTuple):
             losses=best.fit.losses,
             model=best.model,
         )
-
-    def _trial(
-        self,
-        trainer: Trainer,
-        trainable: PyTree,
-        frozen: PyTree,
-        rate: float | None,
-        on_step: Callable[[], None],
-    ) -> "_Trial":
-        state = trainer.optimizer.init(trainable)
-        if rate is not None:
-            state.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
-        batches = itertools.islice(itertools.cycle(self.batches), self.steps)
-        fit = trainer.fit(trainable, frozen, batches, state=state, on_step=on_step)
-        means = running_means(fit.losses, max(1, self.steps // 10))
-        model = eqx.combine(fit.trainable, frozen)
-        score = () if self.score is None else self.score(resolve(model))
-        numbers = score if isinstance(score, tuple) else (score,)
-        return _Trial(rate, fit, means, model, tuple(map(float, numbers)))
 
 
 class _Trial(NamedTuple):

@@ -50,13 +50,9 @@ def split(labels: Int[np.ndarray, " scans"], seed: int) -> dict[str, np.ndarray]
     """The indices of the scans in each group, drawn at random, each digit in proportion."""
     remaining, groups = np.arange(len(labels)), dict[str, np.ndarray]()
     for name, size in (("test", TEST), ("validation", VALIDATION), ("training", TRAINING)):
-        remaining, drawn = map(
-            np.asarray,
-            train_test_split(
-                remaining, test_size=size, stratify=labels[remaining], random_state=seed
-            ),
-        )
-        groups[name] = drawn
+        digits = labels[remaining]
+        split = train_test_split(remaining, test_size=size, stratify=digits, random_state=seed)
+        remaining, groups[name] = map(np.asarray, split)
     return groups | {"pretraining": remaining}
 
 

@@ -33,14 +33,15 @@ class Effort(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A candidate: how many parameters train, and the error after each number of simulations."""
+    """A candidate: how many parameters train, the error after each count, the last model."""
 
     name: str
     trainable: int
     errors: tuple[float, ...]
+    model: Any
 
 
-def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> tuple[Row, ...]:
+def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
     """Pretrain an operator, adapt it to few simulations in several ways, and report.
 
     - `output`: an existing directory for the plot.
@@ -49,14 +50,13 @@ def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> tuple[R
     """
     default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
     effort = _effort(quick)
-    protocol, counts = effort.protocol, effort.counts
+    protocol, counts, steps = effort.protocol, effort.counts, effort.pretraining_steps
     console = new_console()
     keys = jax.random.split(jax.random.key(seed), 5)
     source = burgers.simulate(keys[0], effort.source_simulations, burgers.SOURCE)
     target = burgers.simulate(keys[1], max(counts), burgers.TARGET)
     test = burgers.simulate(keys[2], effort.test_simulations, burgers.TARGET)
     _print_data(console, effort)
-    steps = effort.pretraining_steps
     with Bar(steps, "Pretraining", console=console) as bar:
         model = burgers.operator(keys[3])
         model = burgers.pretrain(model, source, steps, batch=16, on_step=bar.advance)
@@ -68,25 +68,32 @@ def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> tuple[R
         f"at viscosity {burgers.SOURCE:g}, {error:.3f} at {burgers.TARGET:g}.",
         "",
     )
-    rows = [Row(NOTHING, 0, (error,) * len(counts))]
-    models = {NOTHING: model}
+    rows = [Row(NOTHING, 0, (error,) * len(counts), model)]
     runs = len(effort.candidates) * len(counts) * len(protocol.rates)
     with Bar(runs, console=console) as bar:
         for name in effort.candidates:
             bar.update(what=name)
-            nets = [_adapted(name, model, keys[4]) for _ in counts]
+            nets = [_net(name, model, keys[4]) for _ in counts]
             for net, count in zip(nets, counts, strict=True):
                 protocol.adapt(net, [fields[:count] for fields in target], bar.advance)
             errors = tuple(protocol.error(net.module, test) for net in nets)
-            rows.append(Row(name, parameter_count(nets[-1].partition()[0]), errors))
-            models[name] = nets[-1].module
+            rows.append(
+                Row(name, parameter_count(nets[-1].partition()[0]), errors, nets[-1].module)
+            )
     _print_table(console, rows, parameters, effort)
     plot = output / "operator.png"
-    drawn_models = {name: models[name] for name in (NOTHING, EVERYTHING, "lora")}
-    burgers.draw(plot, {row.name: row.errors for row in rows}, counts, drawn_models, test)
+    drawn = {row.name: row.model for row in rows if row.name in (NOTHING, EVERYTHING, "lora")}
+    burgers.draw(plot, {row.name: row.errors for row in rows}, counts, drawn, test)
     say(console, f"Plot: {plot}")
     suggest_commands(console, "jno-lora demo", "eleven methods on scans of digits")
-    return tuple(rows)
+
+
+def _net(name: str, model: Any, key: jax.Array) -> Net:
+    """A net of the model in which the candidate's parameters train."""
+    net = Net(model, key=key)
+    if name in ADAPTERS:
+        net.freeze().lora(_RANK, alpha=_ALPHA, target=_LAYERS, wrapper=ADAPTERS[name])
+    return net
 
 
 def _effort(quick: bool) -> Effort:
@@ -98,48 +105,33 @@ def _effort(quick: bool) -> Effort:
     return Effort(512, 64, 600, (8, 32), candidates, protocol)
 
 
-def _adapted(name: str, model: Any, key: jax.Array) -> Net:
-    """A net of the model in which the candidate's parameters train."""
-    net = Net(model, key=key)
-    if name in ADAPTERS:
-        net.freeze().lora(_RANK, alpha=_ALPHA, target=_LAYERS, wrapper=ADAPTERS[name])
-    return net
-
-
 def _print_data(console: Console, effort: Effort) -> None:
+    counts = " or ".join(map(str, effort.counts))
     say(
         console,
         f"Burgers equation: {effort.source_simulations} simulations at viscosity "
         f"{burgers.SOURCE:g} to pretrain a Fourier neural operator on,",
-        f"  {' or '.join(map(str, effort.counts))} at viscosity {burgers.TARGET:g} to adapt it; a "
-        "quarter of them decides when to stop, and the rate.",
+        f"  {counts} at viscosity {burgers.TARGET:g} to adapt it; a quarter of these decides when "
+        "to stop, and the rate.",
         f"Tested on {effort.test_simulations} other simulations.",
         "",
     )
 
 
 def _print_table(console: Console, rows: Sequence[Row], parameters: int, effort: Effort) -> None:
-    columns = [("adapter", "left"), ("trainable\nparameters", "right"), ("% of\nmodel", "right")]
-    columns += [(f"error from\n{count}", "right") for count in effort.counts]
+    headings = ["trainable\nparameters", "% of\nmodel"]
+    headings += [f"error from\n{count}" for count in effort.counts]
     rates = ", ".join(f"{rate:g}" for rate in effort.protocol.rates)
-    cells = (
-        (
-            row.name,
-            f"{row.trainable:,}",
-            f"{100 * row.trainable / parameters:.1f}",
-            *(f"{error:.3f}" for error in row.errors),
-        )
-        for row in rows
+    caption = (
+        f"{effort.test_simulations} test fields. Adapters: rank {_RANK}, alpha {_ALPHA:g}.\n"
+        f"Rate: the best of {rates} on the validation split. A method that\n"
+        "finds nothing better there keeps the model as it was."
     )
-    console.print(
-        table(
-            "Relative error by the number of simulations",
-            columns,
-            cells,
-            caption=f"{effort.test_simulations} test fields. Adapters: rank {_RANK}, "
-            f"alpha {_ALPHA:g}.\n"
-            f"Rate: the best of {rates} on the validation split. A method that\n"
-            "finds nothing better there keeps the model as it was.",
-        )
-    )
+    columns = [("adapter", "left"), *((heading, "right") for heading in headings)]
+    cells: list[tuple[str, ...]] = []
+    for name, trainable, errors, _ in rows:
+        percent = f"{100 * trainable / parameters:.1f}"
+        cells.append((name, f"{trainable:,}", percent, *(f"{error:.3f}" for error in errors)))
+    title = "Relative error by the number of simulations"
+    console.print(table(title, columns, cells, caption=caption))
     console.print()
