@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in range(seeds):
         digits = _data.load(seed)
         effort = _run.QUICK if quick else _run.FULL
-        model = _run._pretrained(Console(quiet=True), digits, effort, seed)
+        model = _run.pretrained(Console(quiet=True), digits, effort, seed)
         batches = list(_classifier.batches_of(digits.training, epochs=epochs, seed=seed))
         for final in finals:
             for way in ways(final):

@@ -108,7 +108,7 @@ def main() -> None:
     outcomes: dict[Candidate, list[Outcome]] = {candidate: [] for candidate in CANDIDATES}
     for seed in range(1 if arguments.quick else arguments.seeds):
         digits = _data.load(seed)
-        model = _run._pretrained(Console(quiet=True), digits, effort, seed)
+        model = _run.pretrained(Console(quiet=True), digits, effort, seed)
         batches = list(_classifier.batches_of(digits.training, epochs=effort.epochs, seed=seed))
         for candidate, done in outcomes.items():
             rates = candidate.rates[2:4] if arguments.quick else candidate.rates

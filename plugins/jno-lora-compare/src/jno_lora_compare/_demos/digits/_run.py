@@ -72,7 +72,7 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
     console = new_console()
     digits = load(seed)
     _print_data(console, digits)
-    model = _pretrained(console, digits, effort, seed)
+    model = pretrained(console, digits, effort, seed)
     parameters, score = parameter_count(Net(model).partition()[0]), measure(model, digits)
     say(
         console,
@@ -92,7 +92,8 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
     return Demo(outcomes, best, merged, plot)
 
 
-def _pretrained(console: Console, digits: Digits, effort: Effort, seed: int) -> Classifier:
+def pretrained(console: Console, digits: Digits, effort: Effort, seed: int) -> Classifier:
+    """The classifier, trained on the source domain."""
     net = Net(Classifier(jax.random.key(seed)))
     batches = list(batches_of(digits.pretraining, epochs=effort.pretraining_epochs, seed=seed))
     with Bar(len(batches), "Pretraining", console=console) as bar:
