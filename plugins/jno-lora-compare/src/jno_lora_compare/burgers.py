@@ -240,43 +240,37 @@ def draw(
     - `simulations`: test simulations. The first two are drawn.
     """
     figure = new_picture(11, 3.6, path)
-    import matplotlib
-    from matplotlib import colormaps
+    from matplotlib import colormaps, rc_context
 
     grey = "#7f8790"
+    colored = ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    style: Any = dict.fromkeys((*colored, "legend.labelcolor"), grey)
+    style |= {"axes.titlesize": "medium", "legend.fontsize": "x-small", "legend.frameon": False}
+    style |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
+    style["svg.hashsalt"] = "burgers"  # the same numbers should give the same file
     colors = dict(zip(errors, colormaps["tab10"].colors, strict=False))  # pyright: ignore[reportAttributeAccessIssue]
     first = next(iter(errors))
     colors[first] = grey
-    curves, *fields = figure.subplots(1, 3, width_ratios=(5, 4, 4))
-    for name, values in errors.items():
-        style = ":" if name == first else "o-"
-        curves.plot(counts, values, style, color=colors[name], lw=1.4, ms=4, label=name)
-    curves.set(xscale="log", yscale="log", xlabel="simulations")
-    curves.set_title("relative error of new fields", color=grey, fontsize="medium")
-    curves.set_xticks(counts, [str(count) for count in counts])
-    low, high = (limit(map(limit, errors.values())) for limit in (min, max))
-    ticks = [
-        tick for tick in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1) if low < 1.2 * tick < 1.3 * high
-    ]
-    curves.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    x = np.linspace(0, 2 * np.pi, GRID, endpoint=False)
-    predicted = {name: predict(model, simulations[0][:2]) for name, model in models.items()}
-    for number, axes in enumerate(fields):
-        axes.plot(x, simulations[1][number], color=grey, lw=4, alpha=0.5, label="solution")
-        for name, ends in predicted.items():
-            axes.plot(x, ends[number], color=colors[name], lw=1.2, label=name)
-        axes.set_xlabel("x")
-        axes.set_title(f"field {number + 1} at time {TIME:g}", color=grey, fontsize="medium")
-    for axes in (curves, *fields):
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(grey)
-        axes.tick_params(colors=grey, which="both")
-        axes.xaxis.label.set_color(grey)
-        axes.patch.set_alpha(0)
-        legend = axes.legend(fontsize="x-small", frameon=False, labelcolor=grey)
-        legend.set_zorder(0)
-    # The same numbers should give the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "burgers"}):
+    with rc_context(style):
+        curves, *fields = figure.subplots(1, 3, width_ratios=(5, 4, 4))
+        for name, values in errors.items():
+            line = ":" if name == first else "o-"
+            curves.plot(counts, values, line, color=colors[name], lw=1.4, ms=4, label=name)
+        curves.set(xscale="log", yscale="log", xlabel="simulations")
+        curves.set_title("relative error of new fields")
+        curves.set_xticks(counts, [str(count) for count in counts])
+        low, high = (limit(map(limit, errors.values())) for limit in (min, max))
+        ticks = [t for t in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1) if low < 1.2 * t < 1.3 * high]
+        curves.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        x = np.linspace(0, 2 * np.pi, GRID, endpoint=False)
+        predicted = {name: predict(model, simulations[0][:2]) for name, model in models.items()}
+        for number, axes in enumerate(fields):
+            axes.plot(x, simulations[1][number], color=grey, lw=4, alpha=0.5, label="solution")
+            for name, ends in predicted.items():
+                axes.plot(x, ends[number], color=colors[name], lw=1.2, label=name)
+            axes.set(xlabel="x", title=f"field {number + 1} at time {TIME:g}")
+        for axes in (curves, *fields):
+            axes.minorticks_off()
+            axes.legend().set_zorder(0)
         metadata = {"Date": None} if str(path).endswith(".svg") else None
         figure.savefig(path, transparent=True, metadata=metadata)
