@@ -52,8 +52,8 @@ def _goal(study: Study, rows: list[Row]) -> str:
     return _filled(
         f"The goal was set in advance: at most {SMALL:.0%} of the parameters of each model; a "
         f"lower error than full fine-tuning in most settings with at most {FEW} samples; at most "
-        f"{CLOSE - 1:.0%} more than it at {max(study.plan.effort.samples)}, in the geometric mean "
-        f"over the problems. **{', '.join(winners) or nobody} met it.**{progress}"
+        f"{CLOSE - 1:.0%} more error than full fine-tuning at {max(study.plan.effort.samples)}, in "
+        f"the geometric mean over the problems. **{', '.join(winners) or nobody} met it.**{progress}"
     )
 
 
@@ -80,8 +80,8 @@ def _table(study: Study, problem: Problem) -> str:
     source, none = (study.plain.get((problem.name, name)) for name in ("source", "none"))
     if source is not None and none is not None:
         text += (
-            f" The pretrained model has an error of {source:.3f} in its own setting, and of "
-            f"{none:.3f} in the shifted one."
+            f" The pretrained model has an error of {source:.3f} in the source setting, and of "
+            f"{none:.3f} in the shifted setting."
         )
     lines = [
         f"### {problem.title}\n",
