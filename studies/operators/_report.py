@@ -49,11 +49,12 @@ def _goal(study: Study, rows: list[Row]) -> str:
     else:
         nobody = f"None of the {len(rows) - 1} methods measured so far"
         progress = f" {pairs_run} of {pairs} pairs of problem and method were run."
+    met = f"{', '.join(winners) or nobody} met it."
     return _filled(
         f"The goal was set in advance: at most {SMALL:.0%} of the parameters of each model; a "
         f"lower error than full fine-tuning in most settings with at most {FEW} samples; at most "
         f"{CLOSE - 1:.0%} more error than full fine-tuning at {max(study.plan.effort.samples)}, in "
-        f"the geometric mean over the problems. **{', '.join(winners) or nobody} met it.**{progress}"
+        f"the geometric mean over the problems. **{met}**{progress}"
     )
 
 
