@@ -64,6 +64,7 @@ if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
             "jno_lora_peft",
             "jno_lora_compare",
             "jno_lora_quantized",
+            "jno_lora_train",
         ],
         "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
     )

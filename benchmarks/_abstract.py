@@ -19,15 +19,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jno.lora import LoRAWrapper, apply_lora, lora_trainable_filter
 
-# How many blocks the stack has. Its loop is counted once, like one block.
+# How many blocks the stack has. XLA counts the loop over blocks once, like a single block.
 STACK = 2
 DTYPE = jnp.bfloat16
-# The program is read and never run.
+# The program is only read, never run.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 Rules = Mapping[str, P]
 
-# By a regex on the path: which axis of a weight the mesh cuts. The first is that of the stack.
+# Which axis of a weight the mesh cuts, by a regex on the path. The first axis is the stack.
 FSDP = {"before": P(), "": P(None, "d", None)}
 TENSOR = {"before": P(), "output|down": P(None, None, "d"), "": P(None, "d", None)}
 
@@ -84,14 +84,14 @@ class Block(eqx.Module):
 
 
 class Compiled(NamedTuple):
-    """XLA's own figures of a step, on one device. Loops are counted once."""
+    """XLA's figures of a step, on one device. XLA counts loops once."""
 
     trained: int  # parameters, on all devices together
     flops: float
     accessed: float  # bytes
     arguments: int  # bytes
     temporary: int  # bytes
-    gathered: float  # numbers that devices receive from others, for one block
+    gathered: float  # numbers that a device receives from the other devices, for one block
     reduced: float  # numbers that devices sum, for one block
 
 
@@ -109,16 +109,16 @@ def compiled_step(
 
     **Arguments:**
 
-    - `sizes`: the width, the inner width, that of keys and values, and the number of heads.
+    - `sizes`: the width, the inner width, the width of keys and values, the number of heads.
     - `adapter`: the name of a variant, or `None` to train everything.
-    - `devices`, `tensor`: over how many devices the weights are cut, and whether as tensor
-        parallelism does. If not, the sequences are cut as well.
+    - `devices`: over how many devices the weights are cut.
+    - `tensor`: whether tensor parallelism cuts them. Otherwise FSDP cuts the sequences as well.
     - `sequences`, `length`: the batch.
     """
     mesh = Mesh(np.array(jax.devices()[:devices]), ("d",))
     trainable, frozen = parameters(sizes, adapter, rank, mesh, TENSOR if tensor else FSDP)
     optimiser = optax.adam(1e-3)
-    # The moments lie as the parameters do.
+    # The moments have the shardings of the parameters.
     state = optax.tree_utils.tree_map_params(
         optimiser,
         lambda _, parameter: parameter,
@@ -176,7 +176,7 @@ def parameters(
 
     plain = eqx.filter_eval_shape(stack, jax.random.split(key, STACK))
     if adapter is None:
-        # The arrays that are updated are float32; the step casts them.
+        # The optimiser updates float32 arrays. The step casts them.
         masters = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), plain)
         return eqx.partition(placed(masters, mesh, rules), lambda _: True)
     model = placed(eqx.filter_eval_shape(adapt, plain), mesh, rules)
@@ -184,12 +184,12 @@ def parameters(
 
 
 def placed(model: Any, mesh: Mesh, rules: Rules) -> Any:
-    """A skeleton with shardings: those of weights by the rules, those of adapters by themselves."""
+    """A skeleton with shardings. The rules place weights, and adapters place their arrays."""
 
     def place_weight(path: Any, leaf: Any) -> Any:
         name = jtu.keystr(path, simple=True, separator="/")
         if not name.endswith("/weight"):
-            return leaf  # an adapter's
+            return leaf  # an array of an adapter
         return _on(
             mesh, leaf, next(spec for regex, spec in rules.items() if re.search(regex, name))
         )
@@ -218,8 +218,7 @@ def collectives(program: str) -> tuple[float, float]:
 
     **Arguments:**
 
-    - `program`: HLO, split over the devices. Operations outside of loops work on the whole
-        stack.
+    - `program`: HLO, split over the devices. Operations outside of loops work on the whole stack.
     """
     body, main = program.split("\nENTRY ")
     numbers = {"gathered": 0.0, "reduced": 0.0}

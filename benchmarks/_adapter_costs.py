@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Layer(NamedTuple):
-    """A linear layer of `(out, inputs)`, of which a device has `o` outputs and `i` inputs."""
+    """A linear layer `(out, inputs)`. A device has `o` of its outputs and `i` of its inputs."""
 
     out: int
     inputs: int
@@ -15,21 +15,21 @@ class Layer(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """How many of the weight's numbers the device has."""
+        """How many numbers of the weight the device has."""
         return self.o * self.i
 
 
 class Terms(NamedTuple):
-    """The costs of an adapter in a layer. Multiplications are those of one token on one device."""
+    """The costs of an adapter in a layer. Multiplications count one token on one device."""
 
     trains: int  # numbers on the device
-    holds: int = 0  # numbers of the adapter that are frozen, on the device
+    holds: int = 0  # frozen numbers of the adapter, on the device
     forward: float = 0  # beyond `W x`
     backward: float = 0  # beyond the gradient of `x` through `W`
-    # The part of `forward` that the gradients do not need, and whether one needs `W x` itself.
+    # The multiplications of `forward` that no gradient needs, and whether a gradient needs `W x`.
     unused: float = 0
     needs_product: bool = False
-    # FSDP: the adapter's numbers that are gathered.
+    # FSDP: how many numbers of the adapter are gathered.
     gathers: int = 0
     # Tensor parallelism: the numbers between the two products, which devices sum for each token
     # (where outputs are cut, their gradient), and whether a gradient needs them.
@@ -44,11 +44,11 @@ def full(layer: Layer, r: int) -> Terms:
 
 def lora(layer: Layer, r: int) -> Terms:
     """`B A x`; the gradients of `A x`, `x`, `A` and `B`."""
-    both = r * (layer.o + layer.i)
+    factors = r * (layer.o + layer.i)
     return Terms(
-        trains=both,
-        forward=both,
-        backward=2 * both,
+        trains=factors,
+        forward=factors,
+        backward=2 * factors,
         unused=r * layer.o,
         gathers=2 * r * layer.out,
         between=r,
@@ -62,9 +62,9 @@ def lora_fa(layer: Layer, r: int) -> Terms:
 
 
 def dora(layer: Layer, r: int) -> Terms:
-    """LoRA, and a factor for each output whose gradient needs what it multiplies.
+    """LoRA, and a factor for each output. The gradient of the factor needs the output.
 
-    Not counted: the row norms, `4 r` flops for each number of the weight, whatever the batch.
+    Not counted: the row norms, `4 r` flops for each number of the weight, for any batch.
     """
     terms = lora(layer, r)
     return terms._replace(
@@ -76,13 +76,13 @@ def dora(layer: Layer, r: int) -> Terms:
 
 
 def vera(layer: Layer, r: int) -> Terms:
-    """`B A x` without gradients of `A` and `B`. Not counted: drawing both at each use."""
-    both = r * (layer.o + layer.i)
+    """`B A x` without gradients of `A` and `B`. Not counted: drawing `A` and `B` at each use."""
+    factors = r * (layer.o + layer.i)
     return Terms(
         trains=layer.o + r,
-        holds=1,  # the seed: as many bytes as one number has
-        forward=both,
-        backward=both,
+        holds=1,  # the seed, as large as one number
+        forward=factors,
+        backward=factors,
         gathers=3 * layer.out,
         between=r,
     )
@@ -94,7 +94,7 @@ def ia3(layer: Layer, r: int) -> Terms:
 
 
 def oft(layer: Layer, r: int) -> Terms:
-    """`blockdiag(R) W x`. Not counted: the Cayley map, whatever the batch."""
+    """`blockdiag(R) W x`. Not counted: the Cayley map, which does not depend on the batch."""
     rotation = r * layer.o
     return Terms(
         trains=math.ceil(layer.out / r) * r * r,
@@ -106,7 +106,7 @@ def oft(layer: Layer, r: int) -> Terms:
 
 
 def lokr(layer: Layer, r: int) -> Terms:
-    """`A (X B^T)`, with `x` as the matrix `X` of `r` rows. The rows are cut."""
+    """`A (X B^T)`, with `x` as the matrix `X` of `r` rows. Devices cut the rows."""
     devices = layer.out * layer.inputs // layer.weight
     by_B, by_A = layer.out * layer.i / r, r * layer.out / devices
     return Terms(
@@ -120,13 +120,13 @@ def lokr(layer: Layer, r: int) -> Terms:
 
 
 def lora_xs(layer: Layer, r: int) -> Terms:
-    """`B R A x`, of which `R` trains."""
-    both = r * (layer.o + layer.i)
+    """`B R A x`. Only `R` trains."""
+    factors = r * (layer.o + layer.i)
     return Terms(
         trains=r * r,
-        holds=both,
-        forward=both + r * r,
-        backward=both + 2 * r * r,
+        holds=factors,
+        forward=factors + r * r,
+        backward=factors + 2 * r * r,
         unused=r * layer.o + r * r,
         gathers=2 * r * layer.out,
         between=r,

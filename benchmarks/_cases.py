@@ -1,9 +1,9 @@
-"""The cases that are compared, each as a plain dict, with the targets it is measured against.
+"""The cases that are compared, each as a plain dict with its targets.
 
-A case has a `name`, the `group` of its table, a `label` (its row), what the worker needs to build
-it, the `sides` (each with the environment it runs in and what differs for it), the `measures` to
-time, and `targets`: `(measure, over, most)`, the largest ratio of ours to `over` that was aimed at;
-with `over` `None`, the largest value of ours.
+A case has a `name`, the `group` of its table, a `label` for its row, the settings from which the
+worker builds the case, the `sides` (each with its environment and its settings), the `measures` to
+time, and `targets`: `(measure, over, most)`, the largest ratio of ours to `over`, or our largest
+value if `over` is `None`.
 
 All cases together take 45 minutes on a quiet machine of two cores.
 """
@@ -112,7 +112,7 @@ def mlp(adapter: str, *, batch: int = 256, layers: int = 4) -> Case:
 
 
 def linear() -> Iterator[Case]:
-    """Each method on the MLP. The peer's OFT has one layer: with more it may never finish."""
+    """Each method on the MLP. OFT has one layer: with several layers, jNO's may never finish."""
     for adapter, (step, forward, temp, floor, peft) in TARGETS.items():
         case = mlp(adapter, layers=1 if adapter == "OFT" else 4)
         targets = [
@@ -131,10 +131,10 @@ def linear() -> Iterator[Case]:
 
 
 def later() -> Iterator[Case]:
-    """The methods that jNO lacks, on the same MLP. LoRA is among them, to compare with."""
+    """The methods that jNO lacks, on the same MLP, and LoRA as a reference."""
     for adapter in ("LoRA", *LATER):
         case = mlp(adapter)
-        peft = {} if adapter == "TiedLoRA" else {"peft": PEFT}  # which lacks it
+        peft = {} if adapter == "TiedLoRA" else {"peft": PEFT}  # PEFT lacks TiedLoRA
         yield case | {
             "name": f"later/{adapter}",
             "group": "later",
@@ -145,7 +145,7 @@ def later() -> Iterator[Case]:
 
 
 def batches() -> Iterator[Case]:
-    """Smaller batches: what does not grow with the batch weighs more."""
+    """Smaller batches, where costs that do not grow with the batch weigh more."""
     aims = {("DoRA", 32): 0.30, ("DoRA", 1): 0.25, ("LoKr", 32): 0.20}
     for adapter in ("LoRA", "DoRA", "LoKr", "VeRA"):
         for batch in (32, 1):
@@ -180,7 +180,7 @@ def laplacians() -> Iterator[Case]:
 
 
 def deep_oft() -> Iterator[Case]:
-    """OFT in several layers, which must finish on two cores."""
+    """OFT in several layers. It must finish on two cores."""
     for layers in (4, 8):
         case = mlp("OFT", layers=layers)
         case |= {"label": f"OFT, {layers} layers", "timeout": 30}
@@ -188,7 +188,7 @@ def deep_oft() -> Iterator[Case]:
 
 
 def transformer_sized() -> Iterator[Case]:
-    """Two layers of a 7B model in bfloat16: of its attention, and of its feed-forward part."""
+    """Two layers of a 7B model in bfloat16, from its attention or its feed-forward block."""
     for inner in (4096, 11008):
         for adapter in ("LoRA", "LoRAFA", "LoRAXS", "DoRA", "LoKr", "VeRA", "OFT", "IA3"):
             yield {
@@ -205,7 +205,7 @@ def transformer_sized() -> Iterator[Case]:
                 },
                 "sides": {"ours": OURS, "peft": PEFT, "floor": FLOOR, "full": FULL},
                 "measures": ("step", "forward", "apply", "merge jitted"),
-                # Beyond that a profile should say why.
+                # A slower step needs a profile that says why.
                 "targets": [("step", "floor", 1.15)],
                 **({"note": STAND_IN} if adapter == "LoRAXS" else {}),
             }
@@ -231,7 +231,7 @@ def conv(label: str, adapter: str, step: float, batch: int, **model: Any) -> Cas
 
 
 def convs() -> Iterator[Case]:
-    """LoRA on convolutions of several forms, and every method on the first of them."""
+    """LoRA on convolutions of several forms, and every method on the first form."""
     yield conv("64 channels", "LoRA", 0.95, 16, channels=64)
     yield conv("256 channels", "LoRA", 0.75, 4, channels=256)
     yield conv("64 channels, 4 groups", "LoRA", 1.05, 16, channels=64, groups=4)
@@ -272,7 +272,7 @@ def dispatch() -> Iterator[Case]:
         targets=[("apply", "jno", 0.85)],
         fresh=True,
     )
-    # Five times as many layers: at most a tenth more for each of them.
+    # Five times as many layers may take at most a tenth more per layer.
     yield small_layers(
         "10,000 layers over 2,000",
         10_000,
@@ -287,7 +287,7 @@ def inits() -> Iterator[Case]:
     for adapter in ("PiSSA", "LoRAXS"):
         for size, most in ((1024, 1 / 30), (2048, 1 / 50)):
             svd = {"env": "ours", "adapter": "svd"}
-            # jNO decomposes as well: a second full SVD of the larger size would say nothing more.
+            # jNO decomposes too. Its full SVD of the larger size would only repeat the SVD side.
             sides = {"ours": OURS, **({"jno": JNO} if size == 1024 else {}), "svd": svd}
             for spectrum in ("decaying", "gaussian"):
                 label = f"{METHODS[adapter]}, {size}x{size}, {spectrum}"

@@ -8,7 +8,7 @@ from typing import Any
 from ._ratios import of_facts, per_round
 from ._workers import RequestFailedError, Worker, WorkerLostError
 
-# Facts that are compared between sides; the others are only recorded.
+# Facts that are compared between sides; the remaining facts are only recorded.
 COMPARED = ("temp", "flops", "trainable")
 RECORDED = (*COMPARED, "traces", "energy")
 
@@ -31,7 +31,7 @@ QUICK = Settings(rounds=3, least_rounds=2, warmups=1, round_seconds=0.05, measur
 
 @dataclass
 class Side:
-    """One side of a comparison, in a process that it may share with others."""
+    """One side of a comparison. Sides of one environment share a process."""
 
     name: str
     environment: str
@@ -47,8 +47,9 @@ class Comparison:
     **Arguments:**
 
     - `case`: a dict of `benchmarks._cases`.
-    - `start`: starts the worker of an environment, or returns `None` if that is not installed.
-    - `settings`, `rng`: how long to measure, and the source of the order of the sides.
+    - `start`: starts the worker of an environment, or returns `None` if it is not installed.
+    - `settings`: how long to measure.
+    - `rng`: decides the order of the sides.
     """
 
     def __init__(
@@ -73,9 +74,9 @@ class Comparison:
             if not self.case.get("fresh"):
                 self._build()
             for measure in self.case["measures"]:
-                found = per_round(self._rounds(measure))
-                if found:
-                    ratios[measure] = found
+                measured = per_round(self._rounds(measure))
+                if measured:
+                    ratios[measure] = measured
         finally:
             self._close()
         facts = {
@@ -83,12 +84,12 @@ class Comparison:
             for name, side in self.sides.items()
         }
         compared = {
-            name: {fact: v for fact, v in known.items() if fact in COMPARED}
-            for name, known in facts.items()
+            name: {fact: v for fact, v in side_facts.items() if fact in COMPARED}
+            for name, side_facts in facts.items()
         }
-        described = ("name", "group", "label", "note", "targets", "measures")
+        copied = ("name", "group", "label", "note", "targets", "measures")
         return {
-            **{key: self.case[key] for key in described if key in self.case},
+            **{key: self.case[key] for key in copied if key in self.case},
             "sides": {n: {"status": s.status, **facts[n]} for n, s in self.sides.items()},
             "ratios": {**ratios, **of_facts(compared)},
         }
@@ -123,7 +124,7 @@ class Comparison:
         return [self._round(measure, calls) for _ in range(number)]
 
     def _fresh_round(self, measure: str) -> dict[str, float]:
-        """A round in new processes, without warming up: what the first call costs."""
+        """A round in new processes, without warming up, to time the first call."""
         self._close()
         self._build()
         return self._round(measure, dict.fromkeys(self.sides, 1))
@@ -140,7 +141,7 @@ class Comparison:
         return self._ask(side, timeout, **request).get("seconds")
 
     def _ask(self, side: Side, timeout: float, **request: Any) -> dict[str, Any]:
-        """The answer, or nothing, with the reason in the side's status."""
+        """The answer; if there is none, an empty dict, with the reason in the side's status."""
         if side.status != "ok":
             return {}
         if side.environment not in self.workers:
@@ -154,10 +155,10 @@ class Comparison:
         except RequestFailedError as failure:
             side.status = f"failed: {failure}"
         except WorkerLostError as loss:
-            # Whoever shares the process is lost with it.
-            for other in self.sides.values():
-                if other.environment == side.environment and other.status == "ok":
-                    other.status = str(loss)
+            # All sides that share the process are lost.
+            for lost_side in self.sides.values():
+                if lost_side.environment == side.environment and lost_side.status == "ok":
+                    lost_side.status = str(loss)
         return {}
 
     def _close(self) -> None:

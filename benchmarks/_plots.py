@@ -10,11 +10,11 @@ STYLES = [("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "D"), ("#CC79A7", "^")
 
 
 def plot(records: list[Record], group: Group, path: pathlib.Path) -> bool:
-    """Draw the first table of a group. Returns whether there was anything to draw."""
+    """Draw the first table of a group. Returns whether the table has a ratio to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
-    # The same data give the same file.
+    # The same data should give the same file.
     matplotlib.rcParams["svg.hashsalt"] = "jno-lora"
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
@@ -64,9 +64,9 @@ def plot(records: list[Record], group: Group, path: pathlib.Path) -> bool:
 
 def _points(records: list[Record], column: Any) -> list[tuple[int, Record, float | None]]:
     measure, over = column
-    found = []
+    points = []
     for row, record in enumerate(records):
         ratio = record["ratios"].get(measure, {}).get(over)
         if ratio is not None and ratio["median"] > 0:
-            found.append((row, ratio, aim_of(record, measure, over)))
-    return found
+            points.append((row, ratio, aim_of(record, measure, over)))
+    return points

@@ -26,14 +26,14 @@ class Ratio:
         return Ratio(median, q1, q3, len(values))
 
     def record(self) -> dict[str, Any]:
-        """For JSON, with the digits that mean something."""
+        """The ratio for JSON, with four significant digits."""
         return {k: v if k == "rounds" else float(f"{v:.4g}") for k, v in asdict(self).items()}
 
 
 def per_round(
     rounds: Iterable[Mapping[str, float]], side: str = "ours"
 ) -> dict[str, dict[str, Any]]:
-    """The ratios of one side to every other, each formed within a round.
+    """The ratios of one side to every other side, each formed within a round.
 
     **Arguments:**
 
@@ -46,20 +46,20 @@ def per_round(
     for seconds in rounds:
         if side not in seconds:
             continue
-        for other, theirs in seconds.items():
-            if other != side and theirs > 0:
-                values.setdefault(other, []).append(seconds[side] / theirs)
-    return {other: Ratio.of(ratios).record() for other, ratios in values.items()}
+        for peer, peer_seconds in seconds.items():
+            if peer != side and peer_seconds > 0:
+                values.setdefault(peer, []).append(seconds[side] / peer_seconds)
+    return {peer: Ratio.of(ratios).record() for peer, ratios in values.items()}
 
 
 def of_facts(facts: Mapping[str, Mapping[str, Any]], side: str = "ours") -> dict[str, Any]:
-    """The same of numbers that do not vary from round to round, such as flops."""
+    """The ratios of numbers that do not vary from round to round, such as flops."""
     ratios: dict[str, Any] = {}
     for name, ours in facts.get(side, {}).items():
-        for other, theirs in facts.items():
-            value = theirs.get(name)
-            if other != side and _is_number(ours) and _is_number(value) and value > 0:
-                ratios.setdefault(name, {})[other] = Ratio.of([ours / value]).record()
+        for peer, peer_facts in facts.items():
+            value = peer_facts.get(name)
+            if peer != side and _is_number(ours) and _is_number(value) and value > 0:
+                ratios.setdefault(name, {})[peer] = Ratio.of([ours / value]).record()
     return ratios
 
 

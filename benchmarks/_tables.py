@@ -1,4 +1,4 @@
-"""From records to tables: columns, cells, and what to say of a target."""
+"""From records to tables: columns, cells, and a verdict on each target."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -101,8 +101,8 @@ GROUPS = {
     "init": Group(
         "Initialisation by singular vectors",
         "The constructor around one layer, rank 16, against `jnp.linalg.svd` of its matrix. "
-        "*Energy* is the energy of our adapter's space, as a fraction of the energy of the 16 largest "
-        "singular values. *Decaying* means the singular values 1, 1/2, 1/3, …",
+        "*Energy* is the energy of our adapter's space, as a fraction of the energy of the 16 "
+        "largest singular values. *Decaying* means the singular values 1, 1/2, 1/3, …",
         ((("init", "svd"), ("init", "jno"), ("energy", None)),),
     ),
 }
@@ -115,14 +115,14 @@ def heading(measure: str, over: str | None) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, or a whole number as it is."""
+    """Three significant digits; an integer in full."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{float(f'{value:.3g}'):g}" if value < 1e3 else f"{value:,.0f}"
 
 
 def spread(ratio: Record) -> str:
-    """A ratio: median and quartiles, or the value of what does not vary."""
+    """A ratio: median and quartiles, or one value if it does not vary."""
     median = number(ratio["median"])
     if ratio["rounds"] == 1:
         return median
@@ -131,14 +131,14 @@ def spread(ratio: Record) -> str:
 
 def aim_of(record: Record, measure: str, over: str | None) -> float | None:
     """The target of a cell."""
-    for aimed, other, most in record["targets"]:
-        if (aimed, other) == (measure, over):
+    for target_measure, target_over, most in record["targets"]:
+        if (target_measure, target_over) == (measure, over):
             return most
     return None
 
 
 def is_missed(record: Record, measure: str, over: str | None) -> bool:
-    """Whether the median, to the digits that are shown, lies above the target."""
+    """Whether the median, rounded as it is shown, lies above the target."""
     most, value = aim_of(record, measure, over), value_of(record, measure, over)
     return most is not None and value is not None and float(f"{value:.3g}") > most
 
@@ -167,7 +167,7 @@ def cell(record: Record, measure: str, over: str | None) -> str:
 
 
 def table(records: list[Record], columns: tuple[tuple[str, str | None], ...]) -> str:
-    """A Markdown table without the columns that nobody fills."""
+    """A Markdown table without empty columns."""
     cells = {column: [cell(record, *column) for record in records] for column in columns}
     used = [column for column in columns if any(cells[column])]
     if not used:
@@ -182,21 +182,21 @@ def table(records: list[Record], columns: tuple[tuple[str, str | None], ...]) ->
 
 def verdicts(records: list[Record]) -> list[str]:
     """A plain sentence for every target that is missed or was not measured."""
-    said = []
+    sentences = []
     for record in records:
         label, ours = record["label"], record["sides"]["ours"]["status"]
         if ours != "ok":
-            said.append(f"{label}: our side did not finish ({ours}).")
+            sentences.append(f"{label}: our side did not finish ({ours}).")
             continue
         for measure, over, most in record["targets"]:
             value, name = value_of(record, measure, over), heading(measure, over)
             if value is None:
                 status = record["sides"][over]["status"] if over else "no value"
-                said.append(f"{label}, {name}: not measured ({status}).")
+                sentences.append(f"{label}, {name}: not measured ({status}).")
             elif is_missed(record, measure, over):
                 ratio = record["ratios"].get(measure, {}).get(over)
                 shown = number(value) if ratio is None else spread(ratio)
                 near = ratio is not None and ratio["rounds"] > 1 and ratio["q1"] <= most
                 close = " The target lies above the lower quartile." if near else ""
-                said.append(f"{label}, {name}: {shown}, the target is {number(most)}.{close}")
-    return said
+                sentences.append(f"{label}, {name}: {shown}, the target is {number(most)}.{close}")
+    return sentences

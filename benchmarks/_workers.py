@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Variables that would change the measurement, or lead one environment to another's packages.
+# Variables that would change the measurement, or the packages that an environment imports.
 DROPPED = ("PYTHONPATH", "PYTHONHOME", "XLA_FLAGS", "JAX_ENABLE_X64", "JAX_COMPILATION_CACHE_DIR")
 
 # The same for every side. A thread that spins while it waits takes the processor from the side
@@ -36,12 +36,12 @@ class RequestFailedError(Exception):
 
 def variables(device: str) -> dict[str, str]:
     """The environment variables of a worker."""
-    kept = {k: v for k, v in os.environ.items() if k not in DROPPED and k[:8] != "JNO_LORA"}
-    return {**kept, **SETTINGS, "JAX_PLATFORMS": "cuda,cpu" if device == "gpu" else "cpu"}
+    inherited = {k: v for k, v in os.environ.items() if k not in DROPPED and k[:8] != "JNO_LORA"}
+    return {**inherited, **SETTINGS, "JAX_PLATFORMS": "cuda,cpu" if device == "gpu" else "cpu"}
 
 
 def command(python: str, environment: str, device: str) -> list[str]:
-    """How a worker is started, from the root of the repository."""
+    """The command that starts a worker, from the root of the repository."""
     return [python, "-m", "benchmarks.worker", environment, device]
 
 
@@ -50,7 +50,7 @@ class Worker:
 
     **Arguments:**
 
-    - `command`: what to run; it speaks the protocol of `benchmarks.worker`.
+    - `command`: a command line that speaks the protocol of `benchmarks.worker`.
     - `env`: its environment variables.
     """
 
@@ -77,8 +77,8 @@ class Worker:
     def ask(self, timeout: float, **request: Any) -> dict[str, Any]:
         """The answer to a request.
 
-        **Raises:** `WorkerLostError` if the process ends or does not answer in `timeout` seconds
-        (it is killed then), `RequestFailedError` if it answers with an error.
+        **Raises:** `WorkerLostError` if the process ends, or is killed because it does not answer
+        in `timeout` seconds; `RequestFailedError` if it answers with an error.
         """
         assert self.process.stdin is not None
         try:
@@ -104,7 +104,7 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        """Let the process end, or end it. May be called again."""
+        """Wait for the process to end, and kill it after 10 seconds. May be called again."""
         assert self.process.stdin is not None and self.process.stdout is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()

@@ -2,11 +2,11 @@
 
     python -m benchmarks.adalora [--quick]
 
-The model, the shift of domain and the 150 scans to adapt on are those of `jno-lora demo`. Each way
-trains for the same steps at four learning rates; the validation scans choose the rate. AdaLoRA
-starts with half as many directions again as LoRA has, in every layer, and ends with as many in the
-mean. The scale is 1 for all. Accuracies are on 500 test scans of the new domain, as means over
-seeds with the standard error of the mean; a seed decides the pretraining, the split and the noise.
+`jno-lora demo` has the model, the shift of domain and the 150 scans to adapt on. Each way trains
+for the same steps at four learning rates; the validation scans choose the rate. AdaLoRA starts with
+1.5 times LoRA's rank in every layer, and ends with LoRA's rank on average. The scale is always 1.
+Accuracies are on 500 test scans of the new domain, as means over seeds with the standard error of
+the mean; a seed decides the pretraining, the split and the noise.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rich.console import Console
 
 from jno.lora import Net, lora_report, merge_lora, penalty, shrink
 from jno.lora.extending import table
-from jno_lora_compare._demo import _classifier, _data, _run
+from jno_lora_compare._demos.digits import _classifier, _data, _run
 from jno_lora_zoo import AdaLoRAController
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -74,7 +74,7 @@ def train(model: Any, way: Way, batches: Sequence[Any], rate: float, key: Any) -
     trainable, frozen = net.partition()
     moments = ADAM.init(trainable)
     state = None if way.target is None else controller.init(trainable)
-    numbers = jnp.asarray(rate), jnp.asarray(way.penalty)  # compiled once for all
+    numbers = jnp.asarray(rate), jnp.asarray(way.penalty)  # arrays, so that one program serves all
     for batch in batches:
         trainable, moments, state = _step(
             trainable, frozen, moments, state, batch, *numbers, controller
@@ -107,28 +107,28 @@ def _step(
 
 def best(model: Any, way: Way, digits: Any, batches: Any, key: Any) -> Result:
     """The training that is best on the validation scans."""
-    trained = [train(model, way, batches, rate, key) for rate in RATES]
-    scored = [(_classifier.measure(merge_lora(one), digits), one) for one in trained]
-    score, chosen = max(scored, key=lambda pair: pair[0].order)
-    report = lora_report(shrink(chosen))
+    models = [train(model, way, batches, rate, key) for rate in RATES]
+    scores = [_classifier.measure(merge_lora(model), digits) for model in models]
+    score, best_model = max(zip(scores, models, strict=True), key=lambda pair: pair[0].order)
+    report = lora_report(shrink(best_model))
     ranks = {row.path: row.rank or 0 for row in report}
-    own = sum(row.trainable for row in report)
-    return Result(score.target, own, tuple(ranks.get(name, 0) for name in LAYERS))
+    trainable = sum(row.trainable for row in report)
+    return Result(score.target, trainable, tuple(ranks.get(name, 0) for name in LAYERS))
 
 
 def show(results: dict[tuple[int, str], list[Result]], steps: int) -> None:
-    """Print the table of the seeds that are done."""
+    """Print the table of the finished seeds."""
     columns = [("rank", "right"), ("way", "left"), ("parameters", "right")]
     columns += [("target %", "right"), (f"ranks of {', '.join(LAYERS)} (seed 0)", "left")]
     rows = [
         (
             f"{final}",
             name,
-            f"{statistics.mean(r.trainable for r in found):,.0f}",
-            _mean([100 * r.accuracy for r in found]),
-            ", ".join(map(str, found[0].ranks)),
+            f"{statistics.mean(result.trainable for result in of_seeds):,.0f}",
+            _mean([100 * result.accuracy for result in of_seeds]),
+            ", ".join(map(str, of_seeds[0].ranks)),
         )
-        for (final, name), found in results.items()
+        for (final, name), of_seeds in results.items()
     ]
     seeds = len(next(iter(results.values())))
     caption = f"{seeds} seeds, {steps} steps. Rates: {', '.join(map(str, RATES))}."
@@ -145,14 +145,14 @@ def _mean(values: list[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, and print the table after each seed."""
     parser = argparse.ArgumentParser(description="AdaLoRA and its allocator")
-    parser.add_argument("--quick", action="store_true", help="so little that it means nothing")
+    parser.add_argument("--quick", action="store_true", help="train only to check that it runs")
     quick = parser.parse_args(arguments).quick
     epochs, seeds, finals = (4, 1, (2,)) if quick else (100, 5, (2, 8))
     results: dict[tuple[int, str], list[Result]] = {}
     for seed in range(seeds):
         digits = _data.load(seed)
         effort = _run.QUICK if quick else _run.FULL
-        model = _run._pretrained(Console(quiet=True), digits, effort, seed)
+        model = _run.pretrained(Console(quiet=True), digits, effort, seed)
         batches = list(_classifier.batches_of(digits.training, epochs=epochs, seed=seed))
         for final in finals:
             for way in ways(final):

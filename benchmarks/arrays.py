@@ -3,13 +3,13 @@
     python -m benchmarks.arrays [--quick] [--write docs/flax-and-haiku.md]
 
 Two models, each as Equinox layers and as a dict of arrays, as Flax keeps them: an **MLP** of six
-matrices, and an **attention** block with kernels `(in, heads, size)`. The sides of a step (the
-gradient by the adapters): **layers**, the adapters of the zoo around Equinox layers; **through**,
-the same methods on declared arrays; **merged**, the function of `plain(params)` in the loss.
+matrices, and an **attention** block with kernels `(in, heads, size)`. A step is the gradient by the
+adapters. Its sides: **layers**, the adapters of the zoo around Equinox layers; **through**, the
+same methods on declared arrays; **merged**, the function of `plain(params)` in the loss.
 
-Flops and temporary memory are those of XLA's compiled step. `weights` counts the operations in it,
-but copies and changes of layout, whose result is as large as a weight. Tracing and compiling are
-medians of several runs, in which the sides take turns in random order, as ratios to merging.
+Flops and temporary memory are XLA's figures of the compiled step. `weights` counts the operations
+whose result is as large as a weight, without copies and changes of layout. Tracing and compiling
+are medians of several runs, in which the sides take turns in random order, as ratios to merging.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class LayersMLP(eqx.Module):
 
 
 def arrays_mlp(params: Any, x: Any) -> Any:
-    """The same of `{"kernel": (in, out), "bias": (out,)}`."""
+    """The MLP of `{"kernel": (in, out), "bias": (out,)}`."""
     for layer in params:
         x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
     return x
@@ -65,7 +65,7 @@ class LayersAttention(eqx.Module):
 
 
 def arrays_attention(params: Any, x: Any) -> Any:
-    """The same of kernels `(in, heads, size)` and `(heads, size, out)`."""
+    """The attention block of kernels `(in, heads, size)` and `(heads, size, out)`."""
     q, k, v = (jnp.einsum("bti,ihd->bthd", x, params[name]["kernel"]) for name in "qkv")
     return jnp.einsum("bthd,hdo->bto", _attention(q, k, v), params["o"]["kernel"])
 
@@ -76,7 +76,7 @@ def _attention(q: Any, k: Any, v: Any) -> Any:
 
 
 def models(is_quick: bool) -> dict[str, tuple[Any, Any, Any, Any]]:
-    """Layers, the arrays of the same values, their function, and inputs."""
+    """For each model: its layers, arrays of the same values, their function, and inputs."""
     size, batch = (128, 64) if is_quick else (1024, 256)
     keys = jr.split(jr.key(0), 10)
     linears = [eqx.nn.Linear(size, size, key=key) for key in keys[:6]]
@@ -98,8 +98,8 @@ def models(is_quick: bool) -> dict[str, tuple[Any, Any, Any, Any]]:
     return {"MLP": mlp, "attention": attention}
 
 
-def steps(model: Any, variant: str) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """The gradient's function of each side, and its arguments."""
+def steps_of(model: Any, variant: str) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Each side's function that computes the gradient, and its arguments."""
     layers, params, function, x = model
     declared = declare(params, infer(function, params, x))
     sides = {
@@ -107,27 +107,29 @@ def steps(model: Any, variant: str) -> dict[str, tuple[Callable[..., Any], tuple
         "through": (declared, through(function)),
         "merged": (declared, lambda m, x: function(plain(m), x)),
     }
-    made = {}
+    steps = {}
     for side, (base, call) in sides.items():
         adapted = apply_lora(base, 16, 16.0, key=jr.key(1), wrappers=variant)
         trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
-        arrays, rest = eqx.partition(frozen, eqx.is_array)
+        arrays, static = eqx.partition(frozen, eqx.is_array)
 
-        def step(trainable: Any, arrays: Any, x: Any, rest: Any = rest, call: Any = call) -> Any:
+        def step(
+            trainable: Any, arrays: Any, x: Any, static: Any = static, call: Any = call
+        ) -> Any:
             def loss(trainable: Any) -> Any:
-                return jnp.sum(call(eqx.combine(trainable, arrays, rest), x) ** 2)
+                return jnp.sum(call(eqx.combine(trainable, arrays, static), x) ** 2)
 
             return jax.grad(loss)(trainable)
 
-        made[side] = (step, (trainable, arrays, x))
-    return made
+        steps[side] = (step, (trainable, arrays, x))
+    return steps
 
 
 def weight_sized(text: str, sizes: set[int]) -> int:
     """The operations of an HLO whose result has as many entries as a weight."""
     free = {"parameter", "copy", "transpose", "bitcast", "reshape", "get-tuple-element", "tuple"}
-    found = re.findall(r"= \w+\[([\d,]*)\]\S* ([\w-]+)\(", text)
-    shapes = [(tuple(map(int, shape.split(","))), name) for shape, name in found if shape]
+    operations = re.findall(r"= \w+\[([\d,]*)\]\S* ([\w-]+)\(", text)
+    shapes = [(tuple(map(int, shape.split(","))), name) for shape, name in operations if shape]
     return sum(
         name not in free
         and len(shape) > 1
@@ -137,28 +139,29 @@ def weight_sized(text: str, sizes: set[int]) -> int:
 
 
 def measure(model: Any, variant: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Figures of each side."""
-    made = steps(model, variant)
-    found: dict[str, dict[str, Any]] = {side: {"trace": [], "compile": []} for side in made}
+    """The figures of each side."""
+    steps = steps_of(model, variant)
+    sides: dict[str, dict[str, Any]] = {side: {"trace": [], "compile": []} for side in steps}
     for _ in range(rounds):
-        for side in random.sample(list(made), len(made)):
+        for side in random.sample(list(steps), len(steps)):
+            figures = sides[side]
             jax.clear_caches()
-            step, args = made[side]
+            step, args = steps[side]
             start = time.process_time()
             traced = jax.jit(step).trace(*args)
             traced_at = time.process_time()
             lowered = traced.lower()
             lowered_at = time.process_time()
             compiled = lowered.compile()
-            found[side]["trace"].append(traced_at - start)
-            found[side]["compile"].append(time.process_time() - lowered_at)
-            found[side]["flops"] = compiled.cost_analysis()["flops"]
-            found[side]["memory"] = compiled.memory_analysis().temp_size_in_bytes
+            figures["trace"].append(traced_at - start)
+            figures["compile"].append(time.process_time() - lowered_at)
+            figures["flops"] = compiled.cost_analysis()["flops"]
+            figures["memory"] = compiled.memory_analysis().temp_size_in_bytes
             sizes = {leaf.size for leaf in jax.tree.leaves(model[1]) if leaf.ndim > 1}
-            found[side]["weights"] = weight_sized(compiled.as_text(), sizes)
-    for figures in found.values():
+            figures["weights"] = weight_sized(compiled.as_text(), sizes)
+    for figures in sides.values():
         figures |= {name: statistics.median(figures[name]) for name in ("trace", "compile")}
-    return found
+    return sides
 
 
 def table(is_quick: bool) -> str:
@@ -184,7 +187,7 @@ def table(is_quick: bool) -> str:
 
 
 def write(path: pathlib.Path, name: str, text: str) -> None:
-    """Put a table between the comments of a page that have this name."""
+    """Put a table between the comments with this name in a page."""
     pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
     page, count = re.subn(pattern, lambda _: text, path.read_text(), flags=re.S)
     assert count == 1, f"{path} needs one place for the table"
@@ -196,10 +199,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, one round")
     parser.add_argument("--write", type=pathlib.Path, help="the page to write the table into")
-    given = parser.parse_args()
-    text = f"JAX {jax.__version__}.\n\n{table(given.quick)}"
-    if given.write is not None:
-        write(given.write, "arrays", text)
+    options = parser.parse_args()
+    text = f"JAX {jax.__version__}.\n\n{table(options.quick)}"
+    if options.write is not None:
+        write(options.write, "arrays", text)
 
 
 if __name__ == "__main__":

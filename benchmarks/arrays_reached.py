@@ -1,9 +1,9 @@
-"""The part of real models that `infer` reaches, by their shapes alone.
+"""The fraction of real models that `infer` reaches, from shapes alone.
 
     .venv-models/bin/python -m benchmarks.arrays_reached [--write docs/flax-and-haiku.md]
 
-In the environment of `make test-models`. The sizes are the defaults of each package; a Fourier
-neural operator has none. No array is made.
+It runs in the environment of `make test-models`. The sizes are the defaults of each package, except
+for a Fourier neural operator, which has no defaults. No array is allocated.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from .arrays import write
 
 
 class Case(NamedTuple):
-    """A model: what makes it, how it is called, and the shapes of its inputs."""
+    """A model: its constructor, its call, and the shapes of its inputs."""
 
     name: str
     make: Callable[[Any], Any]
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 def _walrus(model: Any, plane: Any, space: Any) -> Any:
-    # Each number of dimensions has an encoder and a decoder of its own.
+    # The encoder and the decoder depend on the number of dimensions.
     labels = jnp.arange(4)
     return [model(x, labels, [[2, 2]] * (x.ndim - 3)) for x in (plane, space)]
 
@@ -80,7 +80,7 @@ CASES = (
 
 
 def table() -> str:
-    """Each model's size, what is reached, and the largest array that is not, in Markdown."""
+    """A Markdown table: each model's size, the reached fraction, the largest array out of reach."""
     lines = [
         "| model | parameters | in layers | in layers or by `infer` | largest array that is not |",
         "|---|--:|--:|--:|---|",
@@ -109,12 +109,12 @@ def main() -> None:
     """Print the table, or write it into a page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=pathlib.Path, help="the page to write the table into")
-    given = parser.parse_args()
+    options = parser.parse_args()
     names = ("foundax", "pdequinox", "flowjax", "jax")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     text = f"With {versions}.\n\n{table()}"
-    if given.write is not None:
-        write(given.write, "reached", text)
+    if options.write is not None:
+        write(options.write, "reached", text)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ALGORITHMS = ("sha256", "sha512", "sha3_256", "blake2b", "blake2s", "sha1", "md5
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small model: does it run?")
+    parser.add_argument("--quick", action="store_true", help="a small model, to check that it runs")
     width = 128 if parser.parse_args().quick else 4096
     bits = np.random.default_rng(0).integers(0, 256, width * width * 4, np.uint8)
     for name in ALGORITHMS:
@@ -39,7 +39,7 @@ def main() -> None:
     size = sum(layer.weight.nbytes for layer in model)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "file"
-        save_adapters(adapted, path, base_values=False)  # imports what it needs
+        save_adapters(adapted, path, base_values=False)  # imports libraries
         took("save without hashes", lambda: save_adapters(adapted, path, base_values=False))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = took("save, the first time", lambda: save_adapters(adapted, path))
@@ -53,19 +53,19 @@ def main() -> None:
 
 
 def best(function: Any) -> float:
-    """The least seconds of three calls."""
+    """The fewest seconds of three calls."""
     return min(seconds_of(function) for _ in range(3))
 
 
-def took(what: str, function: Any) -> float:
+def took(label: str, function: Any) -> float:
     """Print and return the seconds of one call."""
     seconds = seconds_of(function)
-    print(f"{what:22} {seconds:.3f} s")
+    print(f"{label:22} {seconds:.3f} s")
     return seconds
 
 
 def seconds_of(function: Any) -> float:
-    """The processor's seconds in a call: other programs may run meanwhile."""
+    """The processor's seconds in a call, because other programs may run meanwhile."""
     begin = time.process_time()
     function()
     return time.process_time() - begin

@@ -1,9 +1,10 @@
-"""The cost of a pass of calibration for each batch, beside a gradient step of full fine-tuning.
+"""The cost of calibrating on a batch, beside a gradient step of full fine-tuning.
 
     python -m benchmarks.calibration
 
-Prints a table for docs/calibration.md. The rounds of all rows are interleaved; a cell is the median
-of the ratios of a round. A batch of calibration is the difference of calls with many and one.
+Prints a table for docs/calibration.md. The rounds of all rows are interleaved, and a cell is the
+median of the ratios within a round. The cost of a batch is the time of a call with many batches
+less the time of a call with one batch, per batch.
 """
 
 import statistics
@@ -31,7 +32,7 @@ def convolutions() -> tuple[Any, Any]:
     keys = jax.random.split(jax.random.key(0), 4)
     layers = [eqx.nn.Conv2d(32, 32, 3, padding=1, key=key) for key in keys]
     model = eqx.nn.Sequential(
-        [it for layer in layers for it in (layer, eqx.nn.Lambda(jax.nn.relu))]
+        [module for layer in layers for module in (layer, eqx.nn.Lambda(jax.nn.relu))]
     )
     return model, jax.random.normal(jax.random.key(1), (16, 32, 32, 32))
 
@@ -43,12 +44,12 @@ def loss(model: Any, batch: Any) -> Any:
 
 @eqx.filter_jit
 def gradient(model: Any, batch: Any) -> Any:
-    """The gradient by all arrays, as full fine-tuning needs it."""
+    """The gradient by all arrays, as in full fine-tuning."""
     return eqx.filter_grad(loss)(model, batch)
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """How long a call takes, its arrays included."""
+    """How long a call takes, until its arrays are computed."""
     start = time.perf_counter()
     jax.block_until_ready(jax.tree.leaves(function()))
     return time.perf_counter() - start
@@ -68,8 +69,8 @@ def main() -> None:
         def passes(count: int, method: Any, model: Any = model, batch: Any = batch) -> Any:
             wrapper, sketch = method
             batches = [batch] * count
-            found = jno.lora.calibrate(model, batches, loss, wrappers=wrapper, sketch=sketch)
-            return [dict(found[path]) for path in found]
+            data = jno.lora.calibrate(model, batches, loss, wrappers=wrapper, sketch=sketch)
+            return [dict(data[path]) for path in data]
 
         def steps(model: Any = model, batch: Any = batch) -> Any:
             return [gradient(model, batch) for _ in range(BATCHES)]
@@ -77,11 +78,11 @@ def main() -> None:
         ratios: dict[Any, list[float]] = {method: [] for method in methods.values()}
         for index in range(ROUNDS + 1):
             step = seconds(steps)
-            for method, found in ratios.items():
-                many, one = (seconds(lambda n=n: passes(n, method)) for n in (BATCHES + 1, 1))  # noqa: B023
+            for method, of_method in ratios.items():
+                many, single = (seconds(lambda n=n: passes(n, method)) for n in (BATCHES + 1, 1))  # noqa: B023
                 if index:  # the first round compiles
-                    found.append((many - one) / step)
-        cells = (f"{statistics.median(found):.2f}" for found in ratios.values())
+                    of_method.append((many - single) / step)
+        cells = (f"{statistics.median(of_method):.2f}" for of_method in ratios.values())
         print(f"| {make.__doc__.rstrip('.')} | " + " | ".join(cells) + " |", flush=True)
 
 

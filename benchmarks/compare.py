@@ -2,10 +2,10 @@
 
     python -m benchmarks.compare [--quick] [--only REGEX] [--device cpu|gpu] [--out FOLDER]
 
-Writes `FOLDER/DEVICE.json` after each case, and at the end tables and plots of it (as
-`python -m benchmarks.report` does). The folder is `benchmarks/results`, whose page is
-`docs/benchmarks.md`, or `.bench/quick` for quick runs, whose page lies beside the results. With
-`--only`, the other cases keep their records: those must be of the same machine and versions.
+Writes `FOLDER/DEVICE.json` after each case, and at the end tables and plots of its records (as
+`python -m benchmarks.report` does). The folder is `benchmarks/results`, with the page
+`docs/benchmarks.md`, or `.bench/quick` for quick runs, with the page beside the results. With
+`--only`, the other cases keep their records, which must come from the same machine and versions.
 """
 
 import argparse
@@ -30,7 +30,9 @@ from .report import RESULTS, page_folder, write_page
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few short rounds: does all run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="few short rounds, to check that all runs"
+    )
     parser.add_argument("--only", default="", metavar="REGEX", help="cases by name")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
@@ -43,13 +45,13 @@ def parse() -> argparse.Namespace:
 
 
 def default_python(environment: str) -> str:
-    """The interpreter that `make bench` installs, or this one for our own side."""
+    """The interpreter that `make bench` installs, or this interpreter for our side."""
     python = ROOT / ".bench" / environment / "bin" / "python"
     return sys.executable if environment == "ours" and not python.exists() else str(python)
 
 
 def machine(device_names: dict[str, str]) -> dict[str, Any]:
-    """The facts that the numbers depend on, without any that tell whose machine it is."""
+    """The facts on which the numbers depend, without facts that identify the machine's owner."""
     return {
         "system": platform.system(),
         "processor": processor(),
@@ -62,9 +64,9 @@ def processor() -> str:
     """The name of the processor's model."""
     info = pathlib.Path("/proc/cpuinfo")
     if info.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        if found:
-            return found[1]
+        model_name = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if model_name:
+            return model_name[1]
     return platform.processor() or platform.machine()
 
 
@@ -122,35 +124,35 @@ def greet(start: Any, installed: dict[str, str]) -> dict[str, Any]:
         finally:
             worker.close()
     for package in ("jax", "jaxlib", "equinox"):
-        found = {v[package] for v in versions.values() if package in v}
-        if len(found) > 1:
-            print(f"{package} differs between the environments: {found}", file=sys.stderr)
+        in_use = {v[package] for v in versions.values() if package in v}
+        if len(in_use) > 1:
+            print(f"{package} differs between the environments: {in_use}", file=sys.stderr)
     return {"machine": machine(devices), "versions": versions}
 
 
 def earlier(path: pathlib.Path, head: dict[str, Any]) -> dict[str, Any]:
-    """The records that new ones can stand beside. Exits if there are others, rather than mix."""
+    """The records in the file. Exits if the file has a different `head`."""
     if not path.exists():
         return {}
     before = json.loads(path.read_text())
-    kept = before.pop("cases")
+    records = before.pop("cases")
     if before != head:
         sys.exit(
-            f"The results in {path} are of another machine, other versions or other settings: run "
+            f"The results in {path} have another machine, other versions or other settings: run "
             "all cases, or write to another folder (--out)."
         )
-    return {record["name"]: record for record in kept}
+    return {record["name"]: record for record in records}
 
 
 def summary(record: dict[str, Any]) -> str:
     """One line for the terminal."""
-    parts = [
-        f"{measure}/{other} {ratio['median']:.2f}"
+    ratios = [
+        f"{measure}/{peer} {ratio['median']:.2f}"
         for measure in record["measures"]
-        for other, ratio in record["ratios"].get(measure, {}).items()
+        for peer, ratio in record["ratios"].get(measure, {}).items()
     ]
     lost = [f"{n} {s['status']}" for n, s in record["sides"].items() if s["status"] != "ok"]
-    return f"{record['name']}: {', '.join(parts + lost)}"
+    return f"{record['name']}: {', '.join(ratios + lost)}"
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.cost_model [--formulas]
 
-Prints the tables of `docs/cost-model.md`: what the formulas say of each base, and (which takes some
-minutes) how that compares with what XLA says of the same blocks, compiled and never allocated.
+Prints the tables of `docs/cost-model.md`: the costs of each base by formula, and the ratios to
+XLA's costs of the same blocks, compiled and never allocated. The second table takes some minutes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Base:
-    """A Llama-like model: its width, the inner one, that of keys and values, heads and blocks."""
+    """A Llama-like model: its width, inner width, width of keys and values, heads and blocks."""
 
     width: int
     inner: int
@@ -49,19 +49,19 @@ class Base:
         return self.width, self.inner, self.keys, self.heads
 
     def layers(self, devices: int, *, tensor: bool) -> Iterator[Layer]:
-        """A block's linear layers in their order, with one device's part of each.
+        """A block's linear layers in their order, with one device's outputs and inputs of each.
 
-        FSDP cuts outputs. So does tensor parallelism, but of the layers that lead back to the
-        width of the model it cuts the inputs.
+        FSDP cuts outputs. Tensor parallelism cuts outputs too, except for the layers that lead back
+        to the width of the model, whose inputs it cuts.
         """
         width, inner, keys = self.width, self.inner, self.keys
         attention = (width, width), (keys, width), (keys, width)
         for out, inputs in (*attention, (inner, width), (inner, width)):
             yield Layer(out, inputs, out // devices, inputs)
-        # The last one is `down`.
+        # The last layer is `down`.
         for inputs in (width, inner):
-            part = (width, inputs // devices) if tensor else (width // devices, inputs)
-            yield Layer(width, inputs, *part)
+            on_device = (width, inputs // devices) if tensor else (width // devices, inputs)
+            yield Layer(width, inputs, *on_device)
 
 
 BASES = {
@@ -73,12 +73,12 @@ BASES = {
 
 
 class Cost(NamedTuple):
-    """The cost of one block in a step, on one device; `trained` are all its trained parameters."""
+    """The cost of one block in a step, on one device; `trained` counts all devices."""
 
-    trained: int
+    trained: int  # parameters
     flops: float
     state: int  # bytes: weights, adapters, moments
-    moved: int  # bytes of weights, and of what the optimiser reads and writes
+    moved: int  # bytes of weights, and bytes that the optimiser reads and writes
     gathered: int  # numbers that come from other devices
     reduced: int  # numbers that are summed over the devices
 
@@ -91,13 +91,13 @@ def cost(
     **Arguments:**
 
     - `method`: a name of `TERMS`.
-    - `devices`, `tensor`: FSDP cuts weights and batch over the devices, tensor parallelism the
-        weights and what is between two layers.
+    - `devices`, `tensor`: FSDP cuts weights and batch over the devices; tensor parallelism cuts
+        the weights and the activations between two layers.
     - `sequences`, `length`: the batch.
     """
     terms, is_full = TERMS[method], method == "full"
     tokens = sequences * length if tensor else sequences * length // devices
-    # Norms lie whole on every device.
+    # Every device has all norms.
     norms = 2 * base.width
     trained = trained_here = norms if is_full else 0
     state = 0 if is_full else 2 * norms
@@ -113,8 +113,8 @@ def cost(
         trained_here += here.trains
         if not is_full:
             state += 2 * layer.weight + 4 * here.holds
-        # Forward, recomputed, and for the gradient of the input. Of the last layer only that is
-        # recomputed that a gradient needs.
+        # Forward, recomputed, and for the gradient of the input. The last layer recomputes only
+        # what a gradient needs.
         products = 2 if is_last and not t.needs_product else 3
         spared = t.unused if is_last else 0
         flops += 2 * tokens * (products * at.weight + 2 * t.forward + t.backward - spared)
@@ -126,18 +126,18 @@ def cost(
             reduced += tokens * ((products - 1) * layer.out + between * t.between)
         else:
             reduced += tokens * (layer.inputs + t.between)
-    # Scores and what they weigh: forward, recomputed, and twice backward.
+    # Scores and weighted values: forward, recomputed, and twice backward.
     flops += 4 * 4 * tokens * length * base.width // (devices if tensor else 1)
-    # In float32: the parameter and two moments, which with the gradient are read and written.
+    # In float32: the parameter and two moments. These and the gradient are read and written.
     state += 12 * trained_here
     moved += 32 * trained_here
     return Cost(trained, flops, state, moved, gathered, reduced if tensor else trained)
 
 
 def agreement(base: Base, method: str, rank: int, **settings: Any) -> dict[str, float]:
-    """XLA's figures of a compiled step, over those of the formulas; and its temporary bytes.
+    """XLA's figures of a compiled step over the formulas' figures, and its temporary bytes.
 
-    **Arguments:** those of `cost`.
+    **Arguments:** as for `cost`.
     """
     formula = cost(base, method, rank, **settings)
     adapter = None if method == "full" else method
@@ -159,7 +159,7 @@ def agreement(base: Base, method: str, rank: int, **settings: Any) -> dict[str, 
 
 
 def rank_of(method: str) -> int:
-    """The rank that the tables are for."""
+    """The rank of a method in the tables."""
     return 256 if method == "vera" else 16
 
 
@@ -192,19 +192,20 @@ def formulas(name: str) -> str:
 
 
 def comparison() -> str:
-    """The table of what XLA says of the blocks of all bases."""
+    """The table of ratios to XLA's costs, for the blocks of all bases."""
     rows = []
     everything: dict[Any, float] = {}
     for method, label in NAMES.items():
         cells = [label]
         for tensor in (False, True):
-            found = []
+            measured = []
             for name, base in BASES.items():
                 print(f"compiling {label}, {name}", file=sys.stderr)
                 ratios = agreement(base, method, rank_of(method), tensor=tensor, **BATCH)
                 full = everything.setdefault((name, tensor), ratios["temporary"])
-                found.append(ratios | {"temporary": ratios["temporary"] / full})
-            cells += [spread([ratios[n] for ratios in found]) for n in COMPARED if n in found[0]]
+                measured.append(ratios | {"temporary": ratios["temporary"] / full})
+            names = [name for name in COMPARED if name in measured[0]]
+            cells += [spread([ratios[name] for ratios in measured]) for name in names]
         rows.append(cells)
     heading = [
         "",
@@ -215,13 +216,13 @@ def comparison() -> str:
 
 
 def spread(values: list[float]) -> str:
-    """The smallest and the largest, or both in one."""
+    """The smallest and the largest value, or one number if they agree."""
     low, high = (f"{f(values):.4f}".rstrip("0").rstrip(".") for f in (min, max))
     return low if low == high else f"{low} to {high}"
 
 
 def markdown(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     heading = list(heading)
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

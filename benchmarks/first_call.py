@@ -3,14 +3,14 @@
     python -m benchmarks.first_call [--quick] [--apart]
 
 The model is a transformer of 12 blocks with seven linear layers each, in a Python loop, and every
-linear layer has an adapter of rank 8. Its step is that of Adam.
+linear layer has an adapter of rank 8. It trains by Adam.
 
 * **net.lora**: seconds of the first call on the model, which compiles a program for each shape of a
-  layer, and of the second. The first row has the loading of plugins in it as well.
-* **trace**: tracing and lowering the step, over those of full fine-tuning; **compile**: compiling
-  it; **both**: the sum. Caches are emptied before each, and the median of the rounds is taken.
-* **PiSSA, 7B**: seconds to plan the adapters of a model of shapes, and per real layer to adapt one
-  of 4096 x 11008 in bfloat16.
+  layer, and of the second call. The first row includes the loading of plugins.
+* **trace**: tracing and lowering the step, over the same time for full fine-tuning; **compile**:
+  compiling the step; **both**: the sum. Caches are emptied before each step. Medians of the rounds.
+* **PiSSA, 7B**: seconds to plan the adapters of a model of shapes, and to adapt a real layer of
+  4096 x 11008 in bfloat16.
 
 Time is the processor's, of all threads, because other programs may run meanwhile.
 """
@@ -56,7 +56,7 @@ class Transformer(eqx.Module):
 def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes: does it run?")
+    parser.add_argument("--quick", action="store_true", help="small shapes, to check that it runs")
     parser.add_argument("--apart", action="store_true", help="layers share no traces")
     options = parser.parse_args()
     quick = options.quick
@@ -80,20 +80,20 @@ def adapted(model: Any, variant: str) -> Any:
 
 
 def steps(model: Any, x: Any, rounds: int) -> None:
-    """Print how long the step of each variant takes to trace and to compile, over the base's."""
+    """Print how long each variant's step takes to trace and to compile, over full fine-tuning."""
     models = {FULL: model} | {variant: adapted(model, variant) for variant in VARIANTS}
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for _ in range(rounds):
         for name in random.sample(list(models), len(models)):
             took[name].append(compiling(models[name], x, full=name == FULL))
     base = [statistics.median(times) for times in zip(*took[FULL], strict=True)]
-    print(f"a step over that of {FULL} ({base[0]:.2f} s to trace, {base[1]:.2f} s to compile)")
+    print(f"a step over a step of {FULL} ({base[0]:.2f} s to trace, {base[1]:.2f} s to compile)")
     for name in VARIANTS:
         trace, compile_ = (statistics.median(times) for times in zip(*took[name], strict=True))
-        both = (trace + compile_) / sum(base)
+        total = (trace + compile_) / sum(base)
         print(
             f"  {name:6} trace {trace / base[0]:5.2f}  compile {compile_ / base[1]:5.2f}  "
-            f"both {both:5.2f}  ({trace + compile_ - sum(base):+.2f} s)"
+            f"both {total:5.2f}  ({trace + compile_ - sum(base):+.2f} s)"
         )
 
 
@@ -101,12 +101,12 @@ def compiling(model: Any, x: Any, full: bool) -> tuple[float, float]:
     """The seconds that tracing and compiling a step take."""
     selection = eqx.is_inexact_array if full else lora_trainable_filter(model)
     trainable, frozen = eqx.partition(model, selection)
-    arrays, rest = eqx.partition(frozen, eqx.is_array)
+    arrays, static = eqx.partition(frozen, eqx.is_array)
     optimiser = optax.adam(1e-3)
     state = optimiser.init(trainable)
 
     def loss(trainable: Any, arrays: Any, x: Any) -> Any:
-        return jnp.mean(jax.vmap(eqx.combine(trainable, arrays, rest))(x) ** 2)
+        return jnp.mean(jax.vmap(eqx.combine(trainable, arrays, static))(x) ** 2)
 
     def step(trainable: Any, state: Any, arrays: Any, x: Any) -> Any:
         value, grads = jax.value_and_grad(loss)(trainable, arrays, x)
@@ -135,12 +135,12 @@ def pissa(blocks: int, size: int, hidden: int) -> None:
     layer = eqx.nn.Linear(hidden, size, use_bias=False, dtype=jnp.bfloat16, key=jr.key(0))
 
     def adapt() -> Any:
-        made = apply_lora(layer, 16, key=jr.key(1), wrappers="pissa")
-        return jax.block_until_ready(eqx.filter(made, eqx.is_array))
+        adapter = apply_lora(layer, 16, key=jr.key(1), wrappers="pissa")
+        return jax.block_until_ready(eqx.filter(adapter, eqx.is_array))
 
-    first, *others = (seconds(adapt) for _ in range(4))
-    later = statistics.median(others)
-    print(f"  a layer of {size} x {hidden}: {first:.2f} s at first, {later:.2f} s for each other")
+    first, *later_times = (seconds(adapt) for _ in range(4))
+    later = statistics.median(later_times)
+    print(f"  a layer of {size} x {hidden}: {first:.2f} s at first, then {later:.2f} s")
 
 
 def seconds(call: Callable[[], Any]) -> float:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.half_precision [--quick]
 
-The model and the floor are those of the first table of `make bench`: four `Linear(1024, 1024)`, or
-one for OFT, batch 256. In bfloat16 the layers and the data are bfloat16, and the adapters float32.
+The first table of `make bench` has the same model and floor: four `Linear(1024, 1024)`, or one for
+OFT, batch 256. In bfloat16 the layers and the data are bfloat16, and the adapters float32.
 Time is the processor's, of all threads, because other programs may run meanwhile. Its ratios are
 formed within a round, in which every side has its turn in random order; the table shows medians and
 quartiles.
@@ -25,7 +25,7 @@ VARIANTS = ("LoRA", "DoRA", "LoKr", "VeRA", "OFT", "IA3")
 def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes: does it run?")
+    parser.add_argument("--quick", action="store_true", help="small shapes, to check that it runs")
     quick = parser.parse_args().quick
     print("| | float32 | bfloat16 |\n|---|---|---|")
     for adapter in VARIANTS:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def over_floor(adapter: str, dtype: str, quick: bool) -> dict[str, Any]:
-    """The ratio of the steps."""
+    """The ratio of the adapter's step to the floor's step."""
     case = mlp(adapter, layers=1 if adapter == "OFT" else 4)
     case["model"] |= {"dtype": dtype} | ({"width": 64} if quick else {})
     sides = {"ours": case | OURS, "floor": case | FLOOR}

@@ -3,17 +3,17 @@
     python -m benchmarks.many_adapters [--quick] [--device cpu|gpu]
 
 * **bank**: an `AdapterBank`; its program reads each example's slot.
-* **stack**: `stack_adapters`, of which each example of a `vmap` takes its own.
+* **stack**: `stack_adapters`; each example of a `vmap` takes its adapter from the stack.
 * **one by one**: the examples sorted by adapter; one program, run once for each adapter.
-* **base**: the plain model on the whole batch, which no way can beat.
+* **base**: the plain model on the whole batch, the lower limit.
 
 The adapters are LoRA of rank 16 on all linear layers, and the examples use them in random order.
-The gradient of a loss, and a step of Adam, are those of all adapters in a bank over those of one
+The gradient of a loss and a step of Adam are for all adapters in a bank, over the same for a single
 adapter on the same examples.
 
 Ratios are formed within a round, in which every side has its turn in random order; the tables show
-medians and quartiles. On a CPU the time is the processor's, of all threads: others on the machine
-count less. On a GPU it is the wall's.
+medians and quartiles. On a CPU the time is the processor's, of all threads, so that other programs
+count less. On a GPU it is wall time.
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Block(eqx.Module):
         self.down = eqx.nn.Linear(4 * size, size, key=keys[2])
 
     def __call__(self, x: Any) -> Any:
-        """For the tokens of one sequence."""
+        """The features of one sequence of tokens."""
         x = x + self.attention(x, x, x)
         return x + jax.vmap(self.down)(jax.nn.gelu(jax.vmap(self.up)(x)))
 
@@ -93,7 +93,7 @@ def cases(quick: bool) -> list[Case]:
 def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes: does it run?")
+    parser.add_argument("--quick", action="store_true", help="small shapes, to check that it runs")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     options = parser.parse_args()
     jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])
@@ -135,7 +135,7 @@ def interleaved(
 
 
 def at_random(count: int, batch: int) -> Any:
-    """The number of the adapter of each example, as many of each, in random order."""
+    """The number of each example's adapter: equal shares, in random order."""
     return jr.permutation(jr.key(1), jnp.arange(batch) * count // batch)
 
 
@@ -143,24 +143,27 @@ def serving(case: Case, count: int) -> dict[str, Callable[[], Any]]:
     """Functions that compute the batch."""
     sets = [extract_adapters(trained(case, seed)) for seed in range(count)]
     stacked, bank = stack_adapters(sets), AdapterBank(case.model, sets).snapshot().model
-    own = at_random(count, len(case.xs))
-    groups = jnp.split(case.xs[jnp.argsort(own)], count)
+    numbers = at_random(count, len(case.xs))
+    groups = jnp.split(case.xs[jnp.argsort(numbers)], count)
 
     def of_stack(model: Any, stacked: Any, index: Any, x: Any) -> Any:
         return swap_adapters(model, take_adapters(stacked, index))(x)
 
     plain = eqx.filter_jit(lambda model, xs: jax.vmap(model)(xs))
-    with_one = eqx.filter_jit(lambda model, one, xs: jax.vmap(swap_adapters(model, one))(xs))
+    with_set = eqx.filter_jit(
+        lambda model, adapters, xs: jax.vmap(swap_adapters(model, adapters))(xs)
+    )
     per_example = eqx.filter_jit(eqx.filter_vmap(of_stack, in_axes=(None, None, 0, 0)))
     with_bank = eqx.filter_jit(
         lambda model, slots, xs: jax.vmap(lambda slot, x: at_slot(model, slot)(x))(slots, xs)
     )
     sides = {
         "base": lambda: plain(case.model, case.xs),
-        "bank": lambda: with_bank(bank, own + 1, case.xs),
-        "stack": lambda: per_example(case.model, stacked, own, case.xs),
+        "bank": lambda: with_bank(bank, numbers + 1, case.xs),
+        "stack": lambda: per_example(case.model, stacked, numbers, case.xs),
         "one by one": lambda: [
-            with_one(case.model, one, group) for one, group in zip(sets, groups, strict=True)
+            with_set(case.model, adapters, group)
+            for adapters, group in zip(sets, groups, strict=True)
         ],
     }
     assert jnp.allclose(sides["bank"](), sides["stack"](), atol=1e-2)
@@ -168,7 +171,7 @@ def serving(case: Case, count: int) -> dict[str, Callable[[], Any]]:
 
 
 def training(case: Case, count: int) -> dict[str, Callable[[], Any]]:
-    """Gradients and steps of many adapters at once, and of one with all examples."""
+    """Gradients and steps of many adapters at once, and of a single adapter with all examples."""
     bank = AdapterBank(case.model, [extract_adapters(trained(case, i)) for i in range(count)])
     of_all = bank.optimiser(optax.adam, dict.fromkeys(bank.slots, 1e-4))
     slots = at_random(count, len(case.xs)) + 1
@@ -177,19 +180,17 @@ def training(case: Case, count: int) -> dict[str, Callable[[], Any]]:
         return jax.vmap(lambda slot, x: at_slot(model, slot)(x))(slots, xs)
 
     adapted = trained(case, 0)
-    one = eqx.partition(adapted, lora_trainable_filter(adapted))
-    steps = {
-        "": steps_of(of_all, bank.partition(), many, case.xs),
-        " of one": steps_of(optax.adam(1e-4), one, lambda m, xs: jax.vmap(m)(xs), case.xs),
-    }
-    return {f"{name}{of}": run for of, both in steps.items() for name, run in both.items()}
+    single = eqx.partition(adapted, lora_trainable_filter(adapted))
+    of_many = steps_of(of_all, bank.partition(), many, case.xs)
+    of_one = steps_of(optax.adam(1e-4), single, lambda m, xs: jax.vmap(m)(xs), case.xs)
+    return of_many | {f"{name} of one": run for name, run in of_one.items()}
 
 
 def steps_of(
-    optimiser: Any, parts: Any, run: Callable[..., Any], xs: Any
+    optimiser: Any, partition: tuple[Any, Any], run: Callable[..., Any], xs: Any
 ) -> dict[str, Callable[[], Any]]:
-    """The gradient of a loss; and a step of training, in place, which goes on from the last one."""
-    trainable, frozen = parts
+    """The gradient of a loss, and a step of training in place that goes on from the last step."""
+    trainable, frozen = partition
 
     def gradient(trainable: Any, frozen: Any, xs: Any) -> Any:
         def loss(trainable: Any) -> Any:
@@ -220,21 +221,22 @@ def steps_of(
 
 
 def housekeeping(case: Case, count: int, clock: Callable[[], float]) -> str:
-    """The memory of an adapter, and the time to add a file and use it.
+    """The memory of an adapter, and the time to add its file until a call can use it.
 
-    The time of the call that uses it is that of the next one, which is taken away again.
+    The time of the call itself is measured by a second call, and subtracted.
     """
-    one = extract_adapters(trained(case, 0))
-    sizes = [nbytes(AdapterBank(case.model, [one], slots=n).snapshot().model) for n in (1, count)]
-    growth = (sizes[1] - sizes[0]) / (count - 1)
-    bank = AdapterBank(case.model, [one], slots=count)
-    bank.add(one, "first")
+    adapters = extract_adapters(trained(case, 0))
+    banks = [AdapterBank(case.model, [adapters], slots=slots) for slots in (1, count)]
+    small, large = (nbytes(bank.snapshot().model) for bank in banks)
+    growth = (large - small) / (count - 1)
+    bank = AdapterBank(case.model, [adapters], slots=count)
+    bank.add(adapters, "first")
     seconds: dict[str, list[float]] = {"in place": [], "beside a snapshot": []}
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-        save_adapters(swap_adapters(case.model, one), file.name)
+        save_adapters(swap_adapters(case.model, adapters), file.name)
         for turn in range(24):
             bank.remove("first")
-            held = bank.snapshot() if turn % 2 else None
+            snapshot = bank.snapshot() if turn % 2 else None
             jax.block_until_ready(bank.run(["0"], case.xs[:1]))
             start = clock()
             bank.add(file.name, "first")
@@ -243,26 +245,27 @@ def housekeeping(case: Case, count: int, clock: Callable[[], float]) -> str:
             jax.block_until_ready(bank.run(["first"], case.xs[:1]))
             taken = (ready - start) - (clock() - ready)
             if turn > 3:
-                seconds["in place" if held is None else "beside a snapshot"].append(taken)
+                seconds["in place" if snapshot is None else "beside a snapshot"].append(taken)
     times = ", ".join(
-        f"{1000 * sorted(own)[len(own) // 2]:.1f} ms {how}" for how, own in seconds.items()
+        f"{1000 * sorted(values)[len(values) // 2]:.1f} ms {how}" for how, values in seconds.items()
     )
     return (
-        f"{count} slots of {case.name}: an adapter takes {growth / nbytes(one):.3f} of its own "
-        f"bytes, and adding a file {times} (median)."
+        f"{count} slots of {case.name}: an adapter takes {growth / nbytes(adapters):.3f} "
+        f"times its bytes, and adding a file {times} (median)."
     )
 
 
 def floors(case: Case, count: int, clock: Callable[[], float], rounds: int) -> str:
-    """The least time of programs that write all factors: whatever computes them takes longer."""
+    """The time of programs that only write all factors, the lower limit of any training step."""
     bank = AdapterBank(case.model, [extract_adapters(trained(case, 0))] * count)
     factors = bank.partition()[0]
     adam = optax.adam(1e-4)
     now = [jax.tree.map(jnp.copy, factors), (jax.tree.map(jnp.copy, factors), adam.init(factors))]
 
-    def step(both: Any, gradients: Any) -> Any:
-        updates, state = adam.update(gradients, both[1], both[0])
-        return eqx.apply_updates(both[0], updates), state
+    def step(carry: Any, gradients: Any) -> Any:
+        factors, state = carry
+        updates, state = adam.update(gradients, state, factors)
+        return eqx.apply_updates(factors, updates), state
 
     def twice(tree: Any) -> Any:
         return jax.tree.map(lambda a: 2 * a, tree)
@@ -285,7 +288,8 @@ def floors(case: Case, count: int, clock: Callable[[], float], rounds: int) -> s
     }
     seconds = interleaved(sides, clock, rounds)
     times = ", ".join(
-        f"{1000 * statistics.median(one[side] for one in seconds):.1f} ms {side}" for side in sides
+        f"{1000 * statistics.median(taken[side] for taken in seconds):.1f} ms {side}"
+        for side in sides
     )
     return f"All factors of {count} adapters ({nbytes(factors) / 2**20:.0f} MiB): {times} (median)."
 
@@ -296,10 +300,10 @@ def nbytes(tree: Any) -> int:
 
 
 def trained(case: Case, seed: int) -> Any:
-    """The model with adapters that have moved away from their start."""
+    """The model with adapters that have left their initial values."""
     adapted = apply_lora(case.model, case.rank, float(case.rank), key=jr.key(seed))
-    trains, rest = eqx.partition(adapted, lora_trainable_filter(adapted))
-    return eqx.combine(jax.tree.map(lambda a: a + 0.01, trains), rest)
+    trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+    return eqx.combine(jax.tree.map(lambda a: a + 0.01, trainable), frozen)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Optimisers that know adapters beside plain ones, on the digits of the demo (the extra `demo`).
+"""Optimisers that know adapters beside plain optimisers, on the demo's digits (extra `demo`).
 
     python -m benchmarks.optimisers [--quick] [--seeds 5]
 
@@ -8,12 +8,12 @@ the validation scans choose the rate, anew for each seed. The table shows, as me
 
 * **target**: the accuracy on 500 test scans of the target domain, with its standard deviation.
 * **loss**: the mean training loss in the last epoch.
-* **epochs**: how many it takes to bring an epoch's mean training loss down to the last one of Adam
-  (of the same adapter); `-` if that happened for no seed, a count of the seeds if not for all.
+* **epochs**: how many epochs it takes until an epoch's mean training loss is as low as in the last
+  epoch of Adam with the same adapter; `-` if no seed gets there, a count of seeds if only some do.
 
-A second table has the cost of a step over that of Adam: four `Linear(1024, 1024)` with ReLU between
-them, batch 256, rank 16. Processor time, as ratios within rounds in which every optimiser has its
-turn in random order: medians and quartiles.
+A second table has the cost of a step over a step of Adam: four `Linear(1024, 1024)` with ReLU
+between them, batch 256, rank 16. Processor time, as ratios within rounds in which every optimiser
+has its turn in random order: medians and quartiles.
 """
 
 import argparse
@@ -32,13 +32,13 @@ from rich.console import Console
 
 from jno.lora import Net
 from jno.lora.optim import lora_fa, lora_plus, scale_by_riemannian
-from jno_lora_compare import Trainer
-from jno_lora_compare._demo import _candidates, _classifier, _data, _run
+from jno_lora_compare._demos.digits import _candidates, _classifier, _data, _run
+from jno_lora_train import Trainer
 
 from ._ratios import per_round
 from ._tables import spread
 
-# Of the adaptive optimisers, and of gradient descent.
+# Learning rates of the adaptive optimisers, and of gradient descent.
 ADAM = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SGD = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 # A small `B` makes the preconditioned gradients of `A` large.
@@ -46,7 +46,7 @@ PRECONDITIONED_SGD = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 class Candidate(NamedTuple):
-    """An optimiser for a rate and the adapted model, on adapters of a variant."""
+    """An optimiser, made from a rate and the adapted model, on adapters of a variant."""
 
     name: str
     variant: str
@@ -93,25 +93,27 @@ class Outcome(NamedTuple):
 
     rate: float
     score: _classifier.Score
-    losses: np.ndarray  # the mean of each epoch
+    losses: np.ndarray  # the mean training loss of each epoch
 
 
 def main() -> None:
     """Train everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two epochs, two rates: does it run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="two epochs and two rates, to check that it runs"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     effort = _run.QUICK._replace(epochs=2) if arguments.quick else _run.FULL
     outcomes: dict[Candidate, list[Outcome]] = {candidate: [] for candidate in CANDIDATES}
     for seed in range(1 if arguments.quick else arguments.seeds):
         digits = _data.load(seed)
-        model = _run._pretrained(Console(quiet=True), digits, effort, seed)
+        model = _run.pretrained(Console(quiet=True), digits, effort, seed)
         batches = list(_classifier.batches_of(digits.training, epochs=effort.epochs, seed=seed))
         for candidate, done in outcomes.items():
             rates = candidate.rates[2:4] if arguments.quick else candidate.rates
-            found = trained(candidate, model, batches, digits, rates, effort.epochs, seed)
-            done.append(max(found, key=lambda outcome: outcome.score.order))
+            trials = trained(candidate, model, batches, digits, rates, effort.epochs, seed)
+            done.append(max(trials, key=lambda outcome: outcome.score.order))
     print("\n".join(table(outcomes)))
     print("\n".join(costs(rounds=2 if arguments.quick else 21)))
 
@@ -131,7 +133,7 @@ def trained(
     adapted, (start, frozen) = net.module, net.partition()
     make = optax.inject_hyperparams(lambda rate: candidate.make(rate, adapted))
     trainer = Trainer(_classifier.loss, make(rate=1.0))
-    found: list[Outcome] = []
+    trials: list[Outcome] = []
     for rate in rates:
         state = trainer.optimizer.init(start)
         state = state._replace(hyperparams={"rate": jnp.asarray(rate, jnp.float32)})
@@ -139,8 +141,8 @@ def trained(
         score = _classifier.measure(net.update(fit.trainable).module, digits)
         losses = np.reshape(fit.losses, (epochs, -1)).mean(axis=1)
         if np.isfinite(losses).all():
-            found.append(Outcome(rate, score, losses))
-    return found
+            trials.append(Outcome(rate, score, losses))
+    return trials
 
 
 def table(outcomes: dict[Candidate, list[Outcome]]) -> Iterable[str]:
@@ -148,10 +150,10 @@ def table(outcomes: dict[Candidate, list[Outcome]]) -> Iterable[str]:
     yield "| adapter | optimiser | target, % | loss | epochs | rates chosen |"
     yield "|---|---|---|---|---|---|"
     for candidate, done in outcomes.items():
-        (adam,) = (
+        adam = next(
             of_adam
-            for other, of_adam in outcomes.items()
-            if (other.name, other.variant) == ("Adam", candidate.variant)
+            for reference, of_adam in outcomes.items()
+            if (reference.name, reference.variant) == ("Adam", candidate.variant)
         )
         targets = [100 * outcome.score.target for outcome in done]
         spread = f" ± {statistics.stdev(targets):.1f}" if len(targets) > 1 else ""
@@ -165,11 +167,11 @@ def table(outcomes: dict[Candidate, list[Outcome]]) -> Iterable[str]:
 
 
 def epochs_to_reach(done: list[Outcome], adam: list[Outcome]) -> str:
-    """The mean number of epochs until the loss is that of Adam's last epoch, seed by seed."""
+    """The mean number of epochs until the loss is as low as in Adam's last epoch, by seed."""
     reached = [
-        int(np.argmax(outcome.losses <= other.losses[-1])) + 1
-        for outcome, other in zip(done, adam, strict=True)
-        if (outcome.losses <= other.losses[-1]).any()
+        int(np.argmax(outcome.losses <= of_adam.losses[-1])) + 1
+        for outcome, of_adam in zip(done, adam, strict=True)
+        if (outcome.losses <= of_adam.losses[-1]).any()
     ]
     if not reached:
         return "-"

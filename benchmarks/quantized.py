@@ -8,8 +8,8 @@ ratio to the float32 step is formed within a round, in which each side has its t
 the table shows medians and quartiles. The forward pass alone is timed like the step. On a GPU the
 processor only waits: there, the times are wall times. Then the temporary memory of a step with
 twice as many layers; the wall time of decoding one weight; the errors of LoftQ and QPiSSA on a
-matrix whose first directions stand out; and the resident memory of `quantize(make_model())` at its
-peak, in a process of its own, over that of the model.
+matrix whose first directions stand out; and the peak of resident memory of `quantize(make_model())`
+in a fresh process, over the memory of the model.
 """
 
 import argparse
@@ -40,13 +40,13 @@ def make_model(size: int, depth: int) -> eqx.nn.Sequential:
     """Linear layers, a `tanh` behind each."""
     layers = [eqx.nn.Linear(size, size, key=key) for key in jr.split(jr.key(0), depth)]
     activation = eqx.nn.Lambda(lambda x: jnp.tanh(x))
-    return eqx.nn.Sequential([part for layer in layers for part in (layer, activation)])
+    return eqx.nn.Sequential([module for layer in layers for module in (layer, activation)])
 
 
 def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes: does it run?")
+    parser.add_argument("--quick", action="store_true", help="small shapes, to check that it runs")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument(PEAK, choices=SCHEMES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -84,13 +84,13 @@ def of_steps(model: Any, size: int, batch: int, rounds: int, device: str) -> Non
     forwards = measure(passes, rounds)
     print(f"{depth_of(model)} x Linear({size}, {size}), batch {batch}, LoRA of rank 8, {device}")
     for name, (_, memory) in sides.items():
-        held, temporary = nbytes(bases[name]) / 2**20, memory.temp_size_in_bytes / 2**20
+        base_size, temporary = nbytes(bases[name]) / 2**20, memory.temp_size_in_bytes / 2**20
         step_time, forward_time = (
-            over(found, name, "float32") if name != "float32" else f" 1.00 {'':14}"
-            for found in (seconds, forwards)
+            over(times, name, "float32") if name != "float32" else f" 1.00 {'':14}"
+            for times in (seconds, forwards)
         )
         print(
-            f"  {name:14} base {held:6.2f}  temporary {temporary:6.2f}  step {step_time}  "
+            f"  {name:14} base {base_size:6.2f}  temporary {temporary:6.2f}  step {step_time}  "
             f"forward {forward_time}"
         )
 
@@ -102,18 +102,19 @@ def of_depth(model: Any, size: int, batch: int) -> None:
     for variant in ("lora", "dora"):
         plain = step(adapted(model, variant), call, xs)[1].temp_size_in_bytes
         for scheme in SCHEMES:
-            own = step(adapted(quantize(model, scheme), variant), call, xs)[1].temp_size_in_bytes
-            more = (own - plain) / (4 * size * size)
+            coded = adapted(quantize(model, scheme), variant)
+            memory = step(coded, call, xs)[1].temp_size_in_bytes
+            more = (memory - plain) / (4 * size * size)
             print(
-                f"  {variant} {scheme:5} {own / 2**20:6.2f}, {plain / 2**20:6.2f} in float32: "
+                f"  {variant} {scheme:5} {memory / 2**20:6.2f}, {plain / 2**20:6.2f} in float32: "
                 f"{more:.2f} decoded weights more"
             )
 
 
 def of_starts(size: int) -> None:
-    """The errors of codes, and of adapters that start with what the codes miss."""
+    """The errors of codes, and of adapters that start with the rounding errors of the codes."""
     U, _, Vt = jnp.linalg.svd(jr.normal(jr.key(3), (size, size)))
-    # Some directions stand out of noise, as in MiniLM's matrices.
+    # Some directions stand out from the noise, as in MiniLM's matrices.
     S = 1 + 4 * jnp.exp(-jnp.arange(size) / (size / 16))
     layer = eqx.nn.Linear(size, size, key=jr.key(0))
     W = (U * S) @ Vt + jr.normal(jr.key(4), (size, size))
@@ -121,7 +122,7 @@ def of_starts(size: int) -> None:
     rank = min(32, size // 2)
     lora = apply_lora(layer, rank, float(rank), key=jr.key(1), wrappers="lora")
     pissa = apply_lora(layer, rank, float(rank), key=jr.key(1), wrappers="pissa")
-    made = {
+    models = {
         "quantize": quantize(layer),
         "LoftQ, 1 turn": loftq(lora, iterations=1),
         "LoftQ, 5 turns": loftq(lora),
@@ -129,20 +130,20 @@ def of_starts(size: int) -> None:
         "QPiSSA, 5 turns": loftq(lora, start="pissa"),
     }
     print(f"Errors of nf4 with adapters of rank {rank}, on a matrix of {size} x {size}")
-    for name, model in made.items():
+    for name, model in models.items():
         errors = quantization_errors(layer, model)
         print(f"  {name:21} relative {errors.relative:.4f}  largest {errors.largest:.4f}")
 
 
 def print_peak(size: int, depth: int, scheme: str) -> None:
-    """The resident memory of `quantize` at its peak, without what JAX takes by itself."""
+    """Print the peak of resident memory in `quantize`, without JAX's memory before the call."""
     quantize(eqx.nn.Linear(size, size, key=jr.key(0)), scheme)  # compiles
     jax.block_until_ready(make_model(size, 1))
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident("VmRSS")
-    made = quantize(make_model(size, depth), scheme)
+    quantized = quantize(make_model(size, depth), scheme)
     peak = resident("VmHWM") - before
-    layer, codes = 4 * size * size, nbytes(made)
+    layer, codes = 4 * size * size, nbytes(quantized)
     print(
         f"quantize(make_model(), {scheme!r}), {depth} layers of {layer / 2**20:.0f} MiB: peak "
         f"{peak / (layer * depth):.2f} of the model, codes {codes / (layer * depth):.2f}"
@@ -150,13 +151,13 @@ def print_peak(size: int, depth: int, scheme: str) -> None:
 
 
 def resident(field: str) -> int:
-    """The bytes in this field of what Linux says of the process."""
+    """The bytes in this field of the process's status on Linux."""
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.search(rf"{field}:\s*(\d+)", status)[1])  # pyright: ignore[reportOptionalSubscript]
 
 
 def by_wall(sides: dict[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
-    """As `interleaved`, by the clock."""
+    """As `interleaved`, by wall time."""
     for run in sides.values():
         run()
     return [{name: timed(run) for name, run in sides.items()} for _ in range(rounds)]
@@ -171,8 +172,8 @@ def timed(run: Callable[[], Any]) -> float:
 
 def forward(model: Any, xs: Any) -> Callable[[], Any]:
     """A call of the compiled model with a batch."""
-    arrays, rest = eqx.partition(model, eqx.is_array)
-    function = lambda arrays, xs: jax.vmap(eqx.combine(arrays, rest))(xs)  # noqa: E731
+    arrays, static = eqx.partition(model, eqx.is_array)
+    function = lambda arrays, xs: jax.vmap(eqx.combine(arrays, static))(xs)  # noqa: E731
     compiled = jax.jit(function).lower(arrays, xs).compile()
     return lambda: jax.block_until_ready(compiled(arrays, xs))
 
@@ -188,7 +189,7 @@ def nbytes(model: Any) -> int:
 
 
 def decoding(weight: Any) -> float:
-    """The seconds of decoding a weight, the best of many."""
+    """The seconds of decoding a weight, the fastest of 20 calls."""
     decode = jax.jit(lambda weight: weight.decoded())
     jax.block_until_ready(decode(weight))
     return min(timed(lambda: jax.block_until_ready(decode(weight))) for _ in range(20))

@@ -1,18 +1,18 @@
-"""Transformers in bfloat16: what adapters cost that a model reads, calls and keeps for later.
+"""Transformers in bfloat16: the cost of adapters that a model reads, calls and differentiates.
 
     python -m benchmarks.reading [--quick]
 
 * **tied**: a step of a model whose table of embeddings is also its output head.
 * **experts**: a step of a model with three products by `ragged_dot` with the weights of experts.
 * **one token**: the forward pass of a transformer's block, as in decoding, also in float32.
-* **kept**: the activations that such a block keeps for the backward pass.
+* **kept**: the activations that such a block saves for the backward pass.
 
-The sides of the steps: **through**; **merged**, the same adapters without it; **full** fine-tuning;
-and **floor**, LoRA on the dense layer alone, with the read weights frozen. Time is the processor's,
-of all threads, because other programs may run meanwhile. Its ratios are formed within a round, in
-which every side has its turn in random order; the table shows medians and quartiles. Memory is the
-temporary memory that XLA plans for the compiled step. `before` is the figure of a trial that came
-before all of this, on the same table of embeddings; the sizes of its other models are not known.
+The sides of the steps: **through**; **merged**, the same adapters without `through`; **full**
+fine-tuning; and **floor**, LoRA on the dense layer alone, with the read weights frozen. Time is the
+processor's, of all threads, because other programs may run meanwhile. Its ratios are formed within
+a round, in which every side has its turn in random order; the table shows medians and quartiles.
+Memory is the temporary memory that XLA plans for the compiled step. `before` is the figure of an
+early trial on the same table of embeddings; the sizes of the trial's other models are not known.
 """
 
 import argparse
@@ -34,14 +34,14 @@ from ._ratios import per_round
 
 VARIANTS = ("lora", "dora", "vera", "auto")
 
-# Of the trial: milliseconds and MiB of a step, and those of its floor.
+# Figures of the trial: time and memory of a step, as milliseconds and MiB over the floor's.
 BEFORE = {
     ("tied", "full"): (463 / 97, 76 / 18),
     ("tied", "auto merged"): (1194 / 97, 163 / 18),
     ("tied", "dora merged"): (2340 / 97, 260 / 18),
     ("experts", "auto merged"): (814 / 453, 84 / 56),
 }
-BEFORE_ONE_TOKEN = {"dora": 6.35}  # of the base's forward pass
+BEFORE_ONE_TOKEN = {"dora": 6.35}  # over the base's forward pass
 BEFORE_KEPT = {"lora": 12.0, "dora": 17.0, "vera": 15.5, "ia3": 15.4, "lokr": 15.1}  # MiB
 
 
@@ -85,7 +85,7 @@ class Experts(eqx.Module):
         self.experts = experts
 
     def __call__(self, x: Any) -> Any:
-        """The outputs, an equal number of rows for each expert."""
+        """The outputs. Each expert gets the same number of rows."""
         x = jax.vmap(self.dense)(x)
         sizes = jnp.full(self.experts, x.shape[0] // self.experts)
         gate = jax.lax.ragged_dot(x, self.gate.weight.transpose(0, 2, 1), sizes)
@@ -122,7 +122,7 @@ class Block(eqx.Module):
 def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes: does it run?")
+    parser.add_argument("--quick", action="store_true", help="small shapes, to check that it runs")
     quick = parser.parse_args().quick
     words, size, tokens, hidden = (256, 32, 16, 32) if quick else (32_768, 512, 256, 1024)
     rounds = 2 if quick else 7
@@ -134,7 +134,7 @@ def main() -> None:
     block = Block(size, 4 * size, 8, keys[4])
     one_token(half(block), x[:1], rounds)
     one_token(block, x[:1].astype(jnp.float32), rounds)
-    kept(half(block), x)
+    saved_activations(half(block), x)
 
 
 def half(model: Any) -> Any:
@@ -158,14 +158,14 @@ def steps(name: str, model: Any, x: Any, rounds: int) -> None:
         sides[f"{variant} through"] = step(adapted(model, variant), through(call), x)
     seconds = interleaved({side: run for side, (run, _) in sides.items()}, rounds)
     least = sides["floor"][1].temp_size_in_bytes
-    time = statistics.median(one["floor"] for one in seconds)
+    time = statistics.median(taken["floor"] for taken in seconds)
     print(f"{name}: a step over the floor's ({1e3 * time:.0f} ms, {least / 2**20:.0f} MiB)")
     for side, (_, memory) in sides.items():
         if side != "floor":
             before = BEFORE.get((name, side))
-            then = "" if before is None else "   before {:.2f}, {:.2f}".format(*before)
+            trial = "" if before is None else "   before {:.2f}, {:.2f}".format(*before)
             size = memory.temp_size_in_bytes / least
-            print(f"  {side:14} time {over(seconds, side, 'floor')} memory {size:5.2f}{then}")
+            print(f"  {side:14} time {over(seconds, side, 'floor')} memory {size:5.2f}{trial}")
 
 
 def one_token(block: Block, x: Any, rounds: int) -> None:
@@ -176,12 +176,12 @@ def one_token(block: Block, x: Any, rounds: int) -> None:
     seconds = interleaved(sides, 3 * rounds)
     print(f"one token: the forward pass of a block in {x.dtype} over the base's")
     for side in sorted(sides.keys() - {"base"}):
-        then = f"   before {BEFORE_ONE_TOKEN[side]}" if side in BEFORE_ONE_TOKEN else ""
-        print(f"  {side:14} time {over(seconds, side, 'base')}{then}")
+        trial = f"   before {BEFORE_ONE_TOKEN[side]}" if side in BEFORE_ONE_TOKEN else ""
+        print(f"  {side:14} time {over(seconds, side, 'base')}{trial}")
 
 
-def kept(block: Block, x: Any) -> None:
-    """Print the activations that a block keeps for the backward pass."""
+def saved_activations(block: Block, x: Any) -> None:
+    """Print the size of the activations that a block saves for the backward pass."""
     least = 0.0
     print(f"kept: MiB of a block for a row of {len(x)} tokens, and over LoRA's")
     for variant, before in BEFORE_KEPT.items():
@@ -189,18 +189,18 @@ def kept(block: Block, x: Any) -> None:
         trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
         size = growth(trainable, frozen, x) / 2**20
         least = least or size
-        then = f"   before {before}, {before / BEFORE_KEPT['lora']:.2f}"
-        print(f"  {variant:14} {size:5.2f}, {size / least:.2f}{then}")
+        trial = f"   before {before}, {before / BEFORE_KEPT['lora']:.2f}"
+        print(f"  {variant:14} {size:5.2f}, {size / least:.2f}{trial}")
 
 
 def step(model: Any, function: Any, x: Any, full: bool = False) -> tuple[Callable[[], Any], Any]:
-    """A call of the compiled gradient of the loss, and what its memory is."""
+    """A call of the compiled gradient of the loss, and XLA's analysis of its memory."""
     selection = eqx.is_inexact_array if full else lora_trainable_filter(model)
     trainable, frozen = eqx.partition(model, selection)
-    arrays, rest = eqx.partition(frozen, eqx.is_array)
+    arrays, static = eqx.partition(frozen, eqx.is_array)
 
     def loss(trainable: Any, arrays: Any, x: Any) -> Any:
-        y = function(eqx.combine(trainable, arrays, rest), x).astype(jnp.float32)
+        y = function(eqx.combine(trainable, arrays, static), x).astype(jnp.float32)
         return jnp.mean(jax.nn.logsumexp(y, axis=-1) - y[:, 0])
 
     compiled = jax.jit(jax.grad(loss)).lower(trainable, arrays, x).compile()
@@ -209,14 +209,14 @@ def step(model: Any, function: Any, x: Any, full: bool = False) -> tuple[Callabl
 
 def forward(model: Any, x: Any) -> Callable[[], Any]:
     """Many calls of the compiled model."""
-    arrays, rest = eqx.partition(model, eqx.is_array)
-    arrays = jax.tree.map(jnp.copy, arrays)  # or sides that share weights would share caches
-    compiled = jax.jit(lambda arrays, x: eqx.combine(arrays, rest)(x)).lower(arrays, x).compile()
+    arrays, static = eqx.partition(model, eqx.is_array)
+    arrays = jax.tree.map(jnp.copy, arrays)  # so that sides do not share weights in caches
+    compiled = jax.jit(lambda arrays, x: eqx.combine(arrays, static)(x)).lower(arrays, x).compile()
     return lambda: jax.block_until_ready([compiled(arrays, x) for _ in range(20)])
 
 
 def growth(trainable: Any, frozen: Any, x: Any) -> int:
-    """The bytes that the backward pass keeps for one row more: without weights, which are there."""
+    """The bytes that the backward pass saves per row. The difference leaves out the weights."""
 
     def size(rows: int) -> int:
         def backward(trainable: Any, xs: Any) -> Any:
@@ -237,9 +237,9 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> list[dic
     ]
 
 
-def over(seconds: list[dict[str, float]], side: str, other: str) -> str:
-    """The median and quartiles of a ratio."""
-    ratio = per_round(seconds, side)[other]
+def over(seconds: list[dict[str, float]], side: str, reference: str) -> str:
+    """The median and quartiles of the ratio of `side` to `reference`."""
+    ratio = per_round(seconds, side)[reference]
     return "{median:5.2f} {quartiles:14}".format(
         median=ratio["median"], quartiles=f"[{ratio['q1']:.2f}, {ratio['q3']:.2f}]"
     )

@@ -65,14 +65,14 @@ def run(code, *paths):
 
 
 def seconds(code):
-    """How long a fresh process takes for `code`."""
+    """How long a fresh process runs `code`."""
     start = time.perf_counter()
     run(code)
     return time.perf_counter() - start
 
 
 def fake(folder, number, body="", *, entry_point=True):
-    """Write a distribution, with a plugin or without."""
+    """Write a distribution, with or without a plugin."""
     info = folder / f"fake_{number}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: fake-{number}\nVersion: 1.0\n")

@@ -14,9 +14,9 @@ from ._plots import plot
 from ._tables import GROUPS, SIDES, number, table, verdicts
 from ._workers import ROOT
 
-# Over what a method's page gives the time of its step.
+# The sides over which a method's page gives the time of its step.
 MEASURED = ("floor", "full", "jno", "peft")
-# Over what the page opens with the time of a step.
+# The sides over which the first table gives the time of a step.
 COMPARED = ("jno", "peft", "full", "floor")
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -82,7 +82,7 @@ NO_GPU = "The GPU code was reviewed, but has not been run yet.\n"
 
 
 def main() -> None:
-    """Render every device's results."""
+    """Write the page of all devices' results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, metavar="FOLDER")
     parser.add_argument("--docs", type=pathlib.Path, metavar="FOLDER")
@@ -91,22 +91,22 @@ def main() -> None:
 
 
 def page_folder(results: pathlib.Path) -> pathlib.Path:
-    """Where the page of a folder of results goes: the documentation, or the folder itself."""
+    """The folder for the page of results: the documentation, or the folder of the results."""
     return ROOT / "docs" if results.resolve() == RESULTS else results
 
 
 def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
     """Write `benchmarks.md` and `images/` of all devices' results, and return the page's path."""
     devices = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    parts = [HEAD, *map(overview, devices), LEGEND]
-    parts += [section(device, docs) for device in devices]
-    parts.append(METHOD)
+    sections = [HEAD, *map(overview, devices), LEGEND]
+    sections += [section(device, docs) for device in devices]
+    sections.append(METHOD)
     if not (results / "gpu.json").exists():
-        parts.append(NO_GPU)
-    parts += ["## Missed targets\n", WHERE_THE_REST_GOES, *map(misses, devices)]
+        sections.append(NO_GPU)
+    sections += ["## Missed targets\n", WHERE_THE_REST_GOES, *map(misses, devices)]
     page = docs / "benchmarks.md"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(parts).rstrip() + "\n")
+    page.write_text("\n".join(sections).rstrip() + "\n")
     if (results / "cpu.json").exists():
         records = json.loads((results / "cpu.json").read_text())["cases"]
         for method in (docs / "methods").glob("*.md"):
@@ -115,32 +115,34 @@ def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
 
 
 def with_measurements(text: str, records: list[dict[str, Any]]) -> str:
-    """A method's page, with what was measured of it between its `measured` comments."""
+    """A method's page, with the method's measurements between the `measured` comments."""
 
     def measured(match: re.Match[str]) -> str:
         start, adapter, end = match.groups()
         names = re.compile(rf"mlp/{adapter}/.*|later/{adapter}")
-        own = (
+        of_method = (
             r for r in records if r["group"] in ("linear", "later") and names.fullmatch(r["name"])
         )
-        ratios = next((r["ratios"].get("step", {}) for r in own), {})
-        said = [f"{number(ratios[o]['median'])} of {SIDES[o]}" for o in MEASURED if o in ratios]
-        where = "[benchmarks](../benchmarks.md)"
-        text = f"A training step takes {', '.join(said)} ({where}, `Linear(1024, 1024)`)."
-        return f"{start}{text if said else f'Not measured yet ({where}).'}{end}"
+        ratios = next((r["ratios"].get("step", {}) for r in of_method), {})
+        medians = [f"{number(ratios[o]['median'])} of {SIDES[o]}" for o in MEASURED if o in ratios]
+        link = "[benchmarks](../benchmarks.md)"
+        text = f"Not measured yet ({link})."
+        if medians:
+            text = f"A training step takes {', '.join(medians)} ({link}, `Linear(1024, 1024)`)."
+        return f"{start}{text}{end}"
 
     return re.sub(r"(<!-- measured (\w+) -->).*?(<!-- /measured -->)", measured, text)
 
 
 def overview(results: dict[str, Any]) -> str:
-    """One device in a row for each other side: the time of our steps beside its steps."""
+    """The table of one device: our steps over each side's steps."""
     steps = [r["ratios"].get("step", {}) for r in results["cases"] if r["group"] == "linear"]
     rows = []
     for side in COMPARED:
         medians = sorted(ratios[side]["median"] for ratios in steps if side in ratios)
         if medians:
-            shown = (statistics.median(medians), medians[0], medians[-1])
-            rows.append(f"| {SIDES[side]} | {' | '.join(map(number, shown))} |")
+            numbers = (statistics.median(medians), medians[0], medians[-1])
+            rows.append(f"| {SIDES[side]} | {' | '.join(map(number, numbers))} |")
     if not rows:
         return ""
     head = (
@@ -153,20 +155,20 @@ def overview(results: dict[str, Any]) -> str:
 def section(results: dict[str, Any], docs: pathlib.Path) -> str:
     """One device: machine, versions, tables and plots."""
     device = results["device"]
-    parts = [f"## On the {device.upper()}", "", describe(results), ""]
+    lines = [f"## On the {device.upper()}", "", describe(results), ""]
     for name, group in GROUPS.items():
         records = [record for record in results["cases"] if record["group"] == name]
         if not records:
             continue
-        parts += [f"### {group.title}", "", group.text, ""]
+        lines += [f"### {group.title}", "", group.text, ""]
         for columns in group.tables:
             text = table(records, columns)
-            parts += [text, ""] if text else []
-        parts += [f"\\* {note}\n" for note in sorted({r["note"] for r in records if "note" in r})]
+            lines += [text, ""] if text else []
+        lines += [f"\\* {note}\n" for note in sorted({r["note"] for r in records if "note" in r})]
         image = f"images/benchmarks-{device}-{name}.svg"
         if plot(records, group, docs / image):
-            parts += [f"![{group.title}]({image})", ""]
-    return "\n".join(parts)
+            lines += [f"![{group.title}]({image})", ""]
+    return "\n".join(lines)
 
 
 def misses(results: dict[str, Any]) -> str:

@@ -2,12 +2,12 @@
 
     python -m benchmarks.scale [--quick] [--out DIRECTORY]
 
-Each point is measured in a process of its own: every operation once to warm up (what is compiled is
-compiled once, whatever the size), then
+Each point is measured in a fresh process. Every operation runs once to warm up, because programs
+compile once for any size. Then
 
 - seconds: the median of some runs;
-- calls: how many functions Python called, which no noise and no cache of the processor changes;
-- memory: the most that Python and NumPy held beyond what they held before.
+- calls: how many functions Python called, free of noise and of the processor's caches;
+- memory: the peak of Python's and NumPy's memory beyond the memory before the call.
 
 Prints a table, the growth of each operation along each axis, and writes `scale.json` and
 `scale.svg`.
@@ -15,7 +15,6 @@ Prints a table, the growth of each operation along each axis, and writes `scale.
 
 import argparse
 import dataclasses
-import functools
 import gc
 import json
 import math
@@ -37,7 +36,7 @@ class Point:
     """One point of a measurement: the size and depth of a model, and the number of specs.
 
     - `depth`: how many containers are around the innermost layer.
-    - `plugins`, `wrappers`: the numbers of plugins beside our own, and of their adapters in all.
+    - `plugins`, `wrappers`: how many third-party plugins there are, with how many adapters in all.
     """
 
     axis: str
@@ -68,9 +67,9 @@ def points(quick: bool) -> list[Point]:
 
 
 def main() -> None:
-    """Measure every point, or with `--point` one of them."""
+    """Measure every point, or a single point with `--point`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small points: does it run?")
+    parser.add_argument("--quick", action="store_true", help="small points, to check that it runs")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("scale-output"))
     parser.add_argument("--point", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -80,7 +79,7 @@ def main() -> None:
     print(f"{'':>16}" + "".join(f"{name:>11}" for name in OPERATIONS))
     records = []
     for point in points(arguments.quick):
-        record = {**dataclasses.asdict(point), **in_its_own_process(point)}
+        record = {**dataclasses.asdict(point), **in_fresh_process(point)}
         records.append(record)
         cells = (f"{record['seconds'][name] * 1e3:>8.1f} ms" for name in OPERATIONS)
         print(f"{point.axis:>9} {point.size:>6}", *cells, sep="", flush=True)
@@ -90,7 +89,7 @@ def main() -> None:
     print_growth(records)
 
 
-def in_its_own_process(point: Point) -> dict[str, Any]:
+def in_fresh_process(point: Point) -> dict[str, Any]:
     """The result of `measured` in a fresh process in which the plugins are installed."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -129,7 +128,7 @@ def jno_lora_wrappers():
 
 
 def install(folder: pathlib.Path, number: int, wrappers: int) -> None:
-    """Write a distribution with a plugin that provides so many adapters, which claim nothing."""
+    """Write a distribution with a plugin of `wrappers` adapters that claim no layer."""
     info = folder / f"scale_{number}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: scale-{number}\nVersion: 1.0\n")
@@ -139,13 +138,13 @@ def install(folder: pathlib.Path, number: int, wrappers: int) -> None:
 
 
 def model_of(point: Point) -> Any:
-    """Layers in a list, the list in lists; the same numbers in all, which costs nothing."""
+    """Layers in nested lists. All layers have the same numbers, to build them fast."""
     import equinox as eqx
     import jax
 
     layer = eqx.nn.Linear(16, 16, key=jax.random.key(0))
     copies = [jax.tree.map(lambda x: x.copy(), layer) for _ in range(point.layers)]
-    # One layer a level on the way down, as far as they go: a chain, not one layer at the bottom.
+    # A chain with one layer on each level, as long as there are layers.
     node: Any = copies[point.depth :]
     for level in range(point.depth):
         node = [copies[level], node] if level < len(copies) else [node]
@@ -166,16 +165,16 @@ def measured(point: Point) -> dict[str, Any]:
     )
     from jno.lora._registry import Registry
 
-    # JAX's tree functions call themselves for each level, and Python limits how deep.
+    # JAX's tree functions recurse once per level, and Python limits the depth.
     sys.setrecursionlimit(max(sys.getrecursionlimit(), 20 * point.depth))
     model, key = model_of(point), jax.random.key(1)
     registry = Registry()
     wrappers = ["LoRALinear", "of-many"] if point.wrappers else None
     settings = {"wrappers": wrappers, "registry": registry}
     paths = [row.path for row in plan_lora(model, 2).wrapped]
-    # Each spec takes one layer, the last all that are left.
-    own = [{"target": f"^{path}$", "rank": 1 + n % 2} for n, path in enumerate(paths)]
-    settings["specs"] = [*own[: point.specs - 1], {"rank": 2}]
+    # Each spec takes one layer, and the last spec all remaining layers.
+    specs = [{"target": f"^{path}$", "rank": 1 + n % 2} for n, path in enumerate(paths)]
+    settings["specs"] = [*specs[: point.specs - 1], {"rank": 2}]
     adapted = apply_lora(model, key=key, **settings)
     with tempfile.TemporaryDirectory() as name:
         file = pathlib.Path(name) / "adapters.safetensors"
@@ -189,26 +188,25 @@ def measured(point: Point) -> dict[str, Any]:
             "load": lambda: load_adapters(model, file),
         }
         return {
-            what: {name: measure(run) for name, run in operations.items()}
-            for what, measure in MEASURES.items()
-            for measure in [functools.partial(measure, rounds=point.rounds)]
+            quantity: {name: measure(run, point.rounds) for name, run in operations.items()}
+            for quantity, measure in MEASURES.items()
         }
 
 
 def seconds_of(run: Callable[[], Any], rounds: int) -> float:
-    """The median over some rounds, after one to warm up."""
+    """The median seconds over some rounds, after a round to warm up."""
     import jax
 
-    found = []
+    seconds = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
         jax.block_until_ready(jax.tree.leaves(run()))
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
 def calls_of(run: Callable[[], Any], rounds: int) -> int:
-    """How many functions are called in one run, of Python and from Python."""
+    """How many functions one run calls: Python's, and functions of C that Python calls."""
     calls = 0
 
     def count(frame: object, event: str, argument: object) -> None:
@@ -216,7 +214,7 @@ def calls_of(run: Callable[[], Any], rounds: int) -> int:
         calls += event in ("call", "c_call")
 
     gc.collect()
-    gc.disable()  # else what is thrown away meanwhile calls its finalisers
+    gc.disable()  # finalisers of earlier garbage would count
     sys.setprofile(count)
     try:
         run()
@@ -227,7 +225,7 @@ def calls_of(run: Callable[[], Any], rounds: int) -> int:
 
 
 def mib_of(run: Callable[[], Any], rounds: int) -> float:
-    """The most that is held in one run, with its result, over what is held before."""
+    """The peak of memory in one run, with its result, over the memory before the run."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -240,10 +238,10 @@ def mib_of(run: Callable[[], Any], rounds: int) -> float:
 MEASURES = {"seconds": seconds_of, "calls": calls_of, "mib": mib_of}
 
 
-def growth(records: list[dict[str, Any]], axis: str, what: str, name: str) -> float:
+def growth(records: list[dict[str, Any]], axis: str, quantity: str, name: str) -> float:
     """The power of the size by which a value grows at the far end of an axis: 1 is linear."""
     *_, before, last = (record for record in records if record["axis"] == axis)
-    ratio = last[what][name] / before[what][name]
+    ratio = last[quantity][name] / before[quantity][name]
     return math.log(ratio) / math.log(last["size"] / before["size"])
 
 
@@ -252,13 +250,13 @@ def print_growth(records: list[dict[str, Any]]) -> None:
     for axis in dict.fromkeys(record["axis"] for record in records if record["size"] > 1):
         if sum(record["axis"] == axis for record in records) < 2:
             continue
-        for what in MEASURES:
-            powers = (f"{growth(records, axis, what, name):>8.2f}   " for name in OPERATIONS)
-            print(f"{axis:>8} {what:>7}", *powers, sep="")
+        for quantity in MEASURES:
+            powers = (f"{growth(records, axis, quantity, name):>8.2f}   " for name in OPERATIONS)
+            print(f"{axis:>8} {quantity:>7}", *powers, sep="")
 
 
 def plot(records: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """The measurements over sizes, an axis a column, all logarithmic: slope 1 is linear."""
+    """Draw the measurements over sizes, one column per axis, on logarithmic scales."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -275,12 +273,12 @@ def plot(records: list[dict[str, Any]], path: pathlib.Path) -> None:
         sharey="row",
         squeeze=False,
     )
-    for what, row in zip(MEASURES, pictures, strict=True):
+    for quantity, row in zip(MEASURES, pictures, strict=True):
         for axis, picture in zip(axes, row, strict=True):
             chosen = [record for record in records if record["axis"] == axis]
             sizes = [record["size"] for record in chosen]
             for name, marker in zip(OPERATIONS, "osD^v<>", strict=True):
-                values = [record[what][name] for record in chosen]
+                values = [record[quantity][name] for record in chosen]
                 picture.loglog(sizes, values, f"{marker}-", markersize=3, label=name)
             picture.grid(which="both", alpha=0.25)
     for axis, picture in zip(axes, pictures[-1], strict=True):

@@ -27,12 +27,16 @@ def copied(model: Any) -> Any:
 
 def run(layers: Any, x: Any) -> Any:
     """The layers, one after the other."""
-    arrays, rest = eqx.partition(layers, eqx.is_array)
-    return jax.lax.scan(lambda x, own: (jnp.tanh(eqx.combine(own, rest)(x)), None), x, arrays)[0]
+    arrays, static = eqx.partition(layers, eqx.is_array)
+
+    def body(x: Any, slices: Any) -> Any:
+        return jnp.tanh(eqx.combine(slices, static)(x)), None
+
+    return jax.lax.scan(body, x, arrays)[0]
 
 
 def main() -> None:
-    """Compile both, and print the table."""
+    """Compile both programs, and print the table."""
     keys = jax.random.split(jax.random.key(0), LAYERS)
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(SIZE, SIZE, key=key))(keys)
     model = jno.lora.apply_lora(stack, RANK, key=jax.random.key(1), wrappers="vera-shared")

@@ -1,9 +1,9 @@
-"""Ways to give each example of a batch the low-rank product of its own adapter.
+"""Ways to give each example of a batch the low-rank product of its adapter.
 
     python -m benchmarks.slot_products [--quick]
 
 The time of a linear layer with the update of one of 64 adapters of rank 16, over the layer alone,
-for 256 examples in random order. docs/design.md says why all ways but the last were not taken.
+for 256 examples in random order. docs/design.md says why only the last way was taken.
 """
 
 import argparse
@@ -23,27 +23,27 @@ from .many_adapters import at_random, interleaved
 from .reading import over
 
 
-def copies(A: Any, B: Any, own: Any, xs: Any) -> Any:
+def copies(A: Any, B: Any, numbers: Any, xs: Any) -> Any:
     """A copy of the factors for each example, then products example by example."""
-    return jax.vmap(lambda a, b, x: b @ (a @ x))(A[own], B[own], xs)
+    return jax.vmap(lambda a, b, x: b @ (a @ x))(A[numbers], B[numbers], xs)
 
 
-def fused_sum(A: Any, B: Any, own: Any, xs: Any) -> Any:
+def fused_sum(A: Any, B: Any, numbers: Any, xs: Any) -> Any:
     """Sums, which XLA may fuse with the lookup."""
-    h = jnp.sum(A[own] * xs[:, None], axis=2)
-    return jnp.sum(B[own] * h[:, None], axis=2)
+    h = jnp.sum(A[numbers] * xs[:, None], axis=2)
+    return jnp.sum(B[numbers] * h[:, None], axis=2)
 
 
-def masked(A: Any, B: Any, own: Any, xs: Any) -> Any:
-    """Products with all adapters, but for zeros in the place of the others."""
+def masked(A: Any, B: Any, numbers: Any, xs: Any) -> Any:
+    """Products with all adapters, with zeros for every adapter but the example's."""
     h = jnp.einsum("bk,srk->bsr", xs, A)
-    is_own = own[:, None] == jnp.arange(len(A))
+    is_own = numbers[:, None] == jnp.arange(len(A))
     return jnp.einsum("bsr,smr->bm", jnp.where(is_own[:, :, None], h, 0), B)
 
 
-def ragged(A: Any, B: Any, own: Any, xs: Any) -> Any:
+def ragged(A: Any, B: Any, numbers: Any, xs: Any) -> Any:
     """`ragged_dot` of the examples, sorted by adapter."""
-    order, sizes = jnp.argsort(own), jnp.bincount(own, length=len(A)).astype(jnp.int32)
+    order, sizes = jnp.argsort(numbers), jnp.bincount(numbers, length=len(A)).astype(jnp.int32)
     y = jax.lax.ragged_dot(jax.lax.ragged_dot(xs[order], A.mT, sizes), B.mT, sizes)
     return jnp.zeros_like(y).at[order].set(y)
 
@@ -54,7 +54,7 @@ WAYS = {"copies": copies, "fused sum": fused_sum, "masked": masked, "ragged_dot"
 def sides(size: int, count: int, batch: int, rank: int) -> dict[str, Callable[[], Any]]:
     """Functions that compute the batch."""
     layer = eqx.nn.Linear(size, size, use_bias=False, key=jr.key(0))
-    own, xs = at_random(count, batch), jr.normal(jr.key(1), (batch, size))
+    numbers, xs = at_random(count, batch), jr.normal(jr.key(1), (batch, size))
     sets = []
     for seed in range(count):
         adapted = apply_lora(layer, rank, float(rank), key=jr.key(seed))
@@ -71,22 +71,22 @@ def sides(size: int, count: int, batch: int, rank: int) -> dict[str, Callable[[]
     with_bank = eqx.filter_jit(
         lambda m, slots, xs: jax.vmap(lambda s, x: at_slot(m, s)(x))(slots, xs)
     )
-    made: dict[str, Callable[[], Any]] = {
-        name: lambda way=way: computed(way, layer, A, B, own, xs) for name, way in WAYS.items()
+    products: dict[str, Callable[[], Any]] = {
+        name: lambda way=way: computed(way, layer, A, B, numbers, xs) for name, way in WAYS.items()
     }
-    made["bank"] = lambda: with_bank(bank, own + 1, xs)
-    for name, run in made.items():
-        assert jnp.allclose(run(), made["bank"](), atol=1e-3), name
-    return {"base": lambda: computed(None, layer), **made}
+    products["bank"] = lambda: with_bank(bank, numbers + 1, xs)
+    for name, run in products.items():
+        assert jnp.allclose(run(), products["bank"](), atol=1e-3), name
+    return {"base": lambda: computed(None, layer), **products}
 
 
 def main() -> None:
     """Measure all ways and print them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small shapes: does it run?")
+    parser.add_argument("--quick", action="store_true", help="small shapes, to check that it runs")
     quick = parser.parse_args().quick
-    made = sides(*(32, 4, 8, 2) if quick else (1024, 64, 256, 16))
-    seconds = interleaved(made, time.process_time, 2 if quick else 15)
+    programs = sides(*(32, 4, 8, 2) if quick else (1024, 64, 256, 16))
+    seconds = interleaved(programs, time.process_time, 2 if quick else 15)
     for name in [*WAYS, "bank"]:
         print(f"| {name} | {over(seconds, name, 'base')} |")
 

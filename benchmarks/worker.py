@@ -9,8 +9,8 @@
 | `{"do": "run", "as": NAME, "measure": M, "calls": N}` | `seconds` per call |
 | `{"do": "free", "as": NAME}` | |
 
-An error is answered with `{"error": "..."}`. The process ends with its standard input. It runs in
-any of the environments, so it imports nothing but the standard library before it is asked to.
+The answer to a request that fails is `{"error": "..."}`. The process ends with its standard input.
+It runs in any environment, so it imports only the standard library until a request needs more.
 """
 
 import gc
@@ -31,28 +31,26 @@ DISTRIBUTIONS = {
 
 
 def versions(environment: str) -> dict[str, str]:
-    """The Python and the distributions that matter."""
-    found = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS[environment]:
-        found[name] = importlib.metadata.version(name)
-    return found
+    """The versions of Python and of the environment's distributions."""
+    installed = {name: importlib.metadata.version(name) for name in DISTRIBUTIONS[environment]}
+    return {"python": platform.python_version(), **installed}
 
 
 def device_name(environment: str, device: str) -> str:
-    """The device that computes. A GPU that is asked for and missing is an error."""
+    """The device that computes. **Raises** the library's error if there is no such device."""
     if environment == "peft":
         import torch
 
         return torch.cuda.get_device_name() if device == "gpu" else "cpu"
     import jax
 
-    # No import of ours or jNO's has been needed so far: that they work is part of the answer.
+    # The first import of our package or jNO's: the answer says that it works.
     importlib.import_module("jno.lora")
     return jax.devices("cuda" if device == "gpu" else "cpu")[0].device_kind
 
 
 def builder(environment: str, device: str) -> Callable[[dict[str, Any]], Any]:
-    """The function that makes a subject of a case in this environment."""
+    """The function that builds the subject of a case in this environment."""
 
     def build(case: dict[str, Any]) -> Any:
         library = "torch" if environment == "peft" else "jax"
@@ -67,10 +65,10 @@ def serve(hello: Callable[[], dict[str, Any]], build: Callable[[dict[str, Any]],
 
     **Arguments:**
 
-    - `hello`: what to answer to the greeting.
-    - `build`: makes an object with `facts` and `measures` (see `benchmarks.sides`) of a case.
+    - `hello`: returns the answer to the greeting.
+    - `build`: builds an object with `facts` and `measures` (see `benchmarks.sides`) from a case.
     """
-    # Libraries may print: their output goes to the error stream, the answers to the real one.
+    # Libraries may print. Their output goes to the error stream, and only answers to the output.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     subjects: dict[str, Any] = {}

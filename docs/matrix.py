@@ -15,15 +15,15 @@ VERSIONS = (
 
 
 def row(results: pathlib.Path) -> str:
-    """The row of one environment, from what pytest wrote there."""
+    """The row of one environment, from pytest's results in it."""
     run = next(ET.parse(results).iter("testsuite")).attrib
-    found = subprocess.run(
+    versions = subprocess.run(
         [results.parent / "bin/python", "-c", VERSIONS], check=True, capture_output=True, text=True
     )
     bad = int(run["failures"]) + int(run["errors"])
     passed = int(run["tests"]) - bad - int(run["skipped"])
     counts = (f"{passed:,}", run["skipped"], str(bad), f"{float(run['time']) / 60:.0f}")
-    return f"| {' | '.join((*found.stdout.split(), *counts))} |"
+    return f"| {' | '.join((*versions.stdout.split(), *counts))} |"
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""Make the pictures and the printed results of the documentation, by running what they show.
+"""Make the pictures and the printed results of the documentation, by running its code.
 
     make pictures                                        # all: ten minutes on two cores
-    make pictures PAGES="getting-started inspecting"     # those of some pages
+    make pictures PAGES="getting-started inspecting"     # only for these pages
 
-A code block of a page that is followed by `<!-- printed -->` gets what it prints; one that is
-followed by a picture makes it, as `figure`. The pages of the examples get what the scripts print,
-and the pages of the methods their rows of the demo's table.
+The output of a code block goes to the comment `<!-- printed -->` after the block. A picture after
+the block gets the block's `figure`. The pages of the examples get the output of the scripts, and
+the pages of the methods get their rows of the demo's table.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ BLOCK = re.compile(
     r"(?:\n(?:<!-- printed -->\n.*?<!-- /printed -->|!\[[^\]]*\]\((?P<picture>\S+)\)))?",
     re.DOTALL | re.MULTILINE,
 )
-# The page of each script, and what the script is called with.
+# The page of each script, with the script and its arguments.
 SCRIPTS = {
     "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.svg")],
     "minilm": ["minilm_classification.py"],
@@ -47,7 +47,7 @@ SCRIPTS = {
 
 
 def main(names: list[str]) -> None:
-    """Make what is named, or everything."""
+    """Make the named pages, or all pages."""
     makers = {
         "index": lambda: run_page(DOCS / "index.md"),
         "getting-started": lambda: run_page(DOCS / "getting-started.md"),
@@ -69,7 +69,7 @@ def main(names: list[str]) -> None:
 
 
 def run_page(page: pathlib.Path) -> None:
-    """Run a page's blocks in order; fill in what they print and draw."""
+    """Run a page's blocks in order, and fill in their output and pictures."""
     namespace: dict[str, object] = {"__name__": page.stem}
 
     def run(match: re.Match[str]) -> str:
@@ -85,7 +85,7 @@ def run_page(page: pathlib.Path) -> None:
 
 
 def run_script(name: str) -> None:
-    """Run an example in full, and put what it prints on its page."""
+    """Run an example in full, and put its output on its page."""
     script, *arguments = SCRIPTS[name]
     command = [sys.executable, ROOT / "examples" / script, *arguments]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -94,7 +94,7 @@ def run_script(name: str) -> None:
 
 
 def run_plugin() -> None:
-    """Install the example of a plugin into a folder, and put what its check prints on its page."""
+    """Install the example of a plugin into a folder, and put its check's output on its page."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         plugin = ROOT / "examples" / "plugin_of_your_own"
@@ -112,8 +112,8 @@ def run_plugin() -> None:
 
 
 def run_digits() -> None:
-    """Run the demo, for its page and those of the methods."""
-    from jno_lora_compare._demo import run_demo
+    """Run the demo, for its page and the methods' pages."""
+    from jno_lora_compare._demos.digits import run_demo
 
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -129,13 +129,13 @@ def run_digits() -> None:
         row = by_name.get(method.stem)
         if row is None:  # the demo has the first methods only
             continue
-        said = (
+        sentence = (
             f"On the [digits of the demo](../examples/digits.md), {row.row.trainable:,} trained "
             f"parameters ({row.share:.1%} of the model) take the target domain from "
             f"{row.before.target:.1%} to {row.after.target:.1%} right; full fine-tuning, "
             f"{full.row.trainable:,}, reaches {full.after.target:.1%}."
         )
-        marked = rf"\g<1>{said}\g<2>"
+        marked = rf"\g<1>{sentence}\g<2>"
         text, number = re.subn(
             r"(<!-- digits -->).*?(<!-- /digits -->)", marked, method.read_text()
         )
@@ -173,17 +173,20 @@ FROM_DATA = {
 def run_from_data() -> None:
     """Train the methods that start from data on the digits of the demo, for their pages."""
     from jno_lora_compare import Comparison
-    from jno_lora_compare._demo import _run
+    from jno_lora_compare._demos.digits import _run
 
     rates = _run.FULL.rates
-    found = {
+    comparisons = {
         name: [compared_on_digits([method], options=options, learning_rate=rate) for rate in rates]
         for name, (method, options) in FROM_DATA.items()
     }
-    rows = {name: [only.rows[0] for only in at_rates] for name, at_rates in found.items()}
+    rows = {
+        name: [comparison.rows[0] for comparison in at_rates]
+        for name, at_rates in comparisons.items()
+    }
     best = (min(at_rates, key=lambda row: row.final_loss) for at_rates in rows.values())
     named = tuple(replace(row, name=name) for name, row in zip(rows, best, strict=True))
-    comparison = Comparison(named, found["lora"][0].steps, False, rates)
+    comparison = Comparison(named, comparisons["lora"][0].steps, False, rates)
     comparison.plot(IMAGES / "from-data.png")
     first = rows["lora"][0].losses[0]  # of the original model: one start is not there
     halved = {
@@ -229,7 +232,7 @@ def compared_on_digits(wrappers: list[str], **changes: Any) -> Any:
     import jax
 
     from jno.lora import compare
-    from jno_lora_compare._demo import _candidates, _classifier, _run
+    from jno_lora_compare._demos.digits import _candidates, _classifier, _run
 
     model, digits = pretrained()
     effort = _run.FULL
@@ -254,14 +257,14 @@ def pretrained() -> tuple[Any, Any]:
     """The demo's model, trained on upright digits, and its data."""
     from rich.console import Console
 
-    from jno_lora_compare._demo import _data, _run
+    from jno_lora_compare._demos.digits import _data, _run
 
     digits = _data.load(0)
-    return _run._pretrained(Console(file=io.StringIO()), digits, _run.FULL, 0), digits
+    return _run.pretrained(Console(file=io.StringIO()), digits, _run.FULL, 0), digits
 
 
 def with_marked(page: pathlib.Path, name: str, shown: str) -> str:
-    """The page's text, with this between its comments of that name."""
+    """The page's text, with `shown` between its comments `name`."""
     text, number = re.subn(
         rf"(?<=<!-- {name} -->)(\n?).*?(?=<!-- /{name} -->)",
         lambda match: match[1] + shown,
@@ -275,13 +278,13 @@ def with_marked(page: pathlib.Path, name: str, shown: str) -> str:
 def shrink(picture: pathlib.Path) -> None:
     """Few colours are enough for lines and letters."""
     with Image.open(picture) as image:
-        if image.mode == "P":  # done already
+        if image.mode == "P":  # it has few colours already
             return
         image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 def with_printed(text: str, printed: str) -> str:
-    """`text`, with this between its comments `printed`, if it has them."""
+    """`text`, with `printed` between its comments `printed`, if it has these comments."""
     lines = "\n".join(line.rstrip() for line in printed.strip("\n").splitlines())
     return PRINTED.sub(lambda match: f"{match[1]}```text\n{lines}\n```\n{match[2]}", text)
 

@@ -1,7 +1,7 @@
-"""Fill in the facts about the project that another file states.
+"""Fill in facts about the project from the files that state them.
 
-`mkdocs.yml` names this file as a hook: when the site is built, it gets the version and the link to
-the repository. The table of numbers stands in the README and on the first page, and is written by
+`mkdocs.yml` names this file as a hook, which gives the site the version and the link to the
+repository. The table of numbers in the README and on the first page is written by
 
     python docs/site_facts.py
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
-# The pages with the table, and the way from there to the documentation.
+# The pages with the table, and the prefix of their links to the documentation.
 NUMBERED = {"README.md": "docs/", "docs/index.md": ""}
 
 
@@ -35,7 +35,7 @@ def on_config(config: Any) -> Any:
 
 
 def with_numbers(page: str) -> str:
-    """The text of a page of `NUMBERED`, with the table of numbers as it should be."""
+    """The text of a page of `NUMBERED`, with the current table of numbers."""
     rows = "\n".join(f"| {' | '.join(row)} |" for row in numbers(NUMBERED[page]))
     text, count = re.subn(
         r"(?<=<!-- numbers -->\n).*?(?=<!-- /numbers -->)",
@@ -55,9 +55,9 @@ def numbers(docs: str) -> Iterator[tuple[str, str, str]]:
     cases = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())["cases"]
 
     def ratio(group: str, measure: str, over: str) -> str:
-        """The median over the cases of a group, the least and the most."""
+        """The median, the smallest and the largest ratio over the cases of a group."""
         ratios = [c["ratios"].get(measure, {}).get(over) for c in cases if c["group"] == group]
-        medians = [found["median"] for found in ratios if found is not None]
+        medians = [record["median"] for record in ratios if record is not None]
         if not medians:
             return "not measured"
         least, most = min(medians), max(medians)

@@ -1,8 +1,8 @@
 """A transformer reads digits row by row, and its attention layers are adapted as units.
 
-It is trained on upright scans. Then the page is turned on its side, and 200 of the new scans have
-labels. Adapters of `jno-lora-attention` adapt a whole `eqx.nn.MultiheadAttention`: low-rank updates
-of the projections that you name, factors on keys and values, or trained prefixes for every query.
+It learns upright scans. Then the page is turned on its side, and only 200 turned scans have labels.
+Adapters of `jno-lora-attention` adapt a whole `eqx.nn.MultiheadAttention`: low-rank updates of the
+projections that you name, factors on keys and values, or trained prefixes for every query.
 
     pip install "jno-lora[zoo]" jno-lora-attention optax scikit-learn
     python examples/attention_adapter.py
@@ -110,7 +110,7 @@ def main(arguments=()):
         return float(np.mean(np.asarray(logits).argmax(-1) == labels[test]))
 
     print(f"upright {accuracy(model, images):.1%}, on its side {accuracy(model, turned):.1%}\n")
-    found = {}
+    accuracies = {}
     for name, call in CANDIDATES.items():
         net = Net(model, key=jax.random.key(1)).freeze()
         if call is not None:
@@ -118,9 +118,9 @@ def main(arguments=()):
         net.mask("^head/").unfreeze()
         number = sum(leaf.size for leaf in jax.tree.leaves(net.partition()[0]))
         fit(net, turned[few], labels[few], steps, 1e-2)
-        found[name] = accuracy(net.module, turned)
-        print(f"{name:26}{number:>7,} parameters {found[name]:>8.1%}")
-    return found
+        accuracies[name] = accuracy(net.module, turned)
+        print(f"{name:26}{number:>7,} parameters {accuracies[name]:>8.1%}")
+    return accuracies
 
 
 if __name__ == "__main__":

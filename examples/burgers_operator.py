@@ -5,7 +5,7 @@ A Fourier neural operator learns the solution operator of the viscous Burgers eq
     u_t + u u_x = nu u_xx,    x in [0, 2 pi) periodic,    u(x, 0) -> u(x, 1)
 
 at `nu = 0.1`, from many simulations. At `nu = 0.02` fronts are five times as steep, and only few
-simulations exist. Full fine-tuning and adapters learn from 2 to 16 of them, all by one protocol:
+simulations exist. Full fine-tuning and adapters learn from 2 to 16 simulations by one protocol:
 early stopping on a quarter of the simulations, which also chooses the learning rate.
 
     pip install "jno-lora[demo]"
@@ -25,16 +25,16 @@ from jno.lora import Net
 from jno_lora_compare import burgers
 
 LAYERS = "spectral_layers|proj1"  # the lifting and the last projection have a rank of 2 and 1
-# Each method where it has an adapter; spectral weights always by LoRA, one update per mode.
+# The method where it has an adapter; LoRA for the spectral weights, with one update per mode.
 METHODS = {name: [name, "lora"] for name in ("lora", "pissa", "lokr", "oft")}
 FULL = "full fine-tuning"
-DRAWS = 3  # times that the few simulations are drawn anew
+DRAWS = 3  # how many times to draw the few simulations
 
 
 def main(arguments=None):
     """Run the example; returns the mean test error by method and number of simulations."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="does it run?")
+    parser.add_argument("--quick", action="store_true", help="check that it runs")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("burgers.svg"))
     options = parser.parse_args(arguments)
     quick = options.quick
@@ -55,23 +55,23 @@ def main(arguments=None):
     for name in names:
         errors[name] = []
         for count in counts:
-            found = []
+            draw_errors = []
             for draw in range(draws):
                 net = Net(model, key=keys[4])
                 if name in METHODS:
                     net.freeze().lora(rank=4, alpha=8, target=LAYERS, wrapper=METHODS[name])
                 first = draw * max(counts)
-                adapted = protocol.adapt(net, [part[first : first + count] for part in few])
-                found.append(protocol.error(adapted.model, test))
-            errors[name].append(float(np.mean(found)))
+                adapted = protocol.adapt(net, [fields[first : first + count] for fields in few])
+                draw_errors.append(protocol.error(adapted.model, test))
+            errors[name].append(float(np.mean(draw_errors)))
         models[name] = net.module
         share = net.summary().trainable / net.summary().total if name in METHODS else 1
         print(
             f"{name:17}", *(f"{e:.3f}" for e in errors[name]), f"from {counts} simulations,", end=""
         )
         print(f" {share:.1%} of the parameters")
-    shown = {name: models[name] for name in ("pretrained", FULL, "lora")}
-    burgers.draw(options.output, errors, counts, shown, test)
+    drawn_models = {name: models[name] for name in ("pretrained", FULL, "lora")}
+    burgers.draw(options.output, errors, counts, drawn_models, test)
     return errors
 
 

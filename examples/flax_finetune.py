@@ -1,7 +1,7 @@
-"""A Flax model, pretrained here on upright digits, learns turned ones by adapters.
+"""A Flax model, pretrained here on upright digits, learns turned digits by adapters.
 
-The model is a vision transformer of Flax Linen. Its parameters are a dict of arrays: `infer` finds
-out what their axes mean, `declare` says so, and every adapter of the zoo follows.
+The model is a vision transformer of Flax Linen. Its parameters are a dict of arrays. `infer` finds
+the roles of their axes, and `declare` makes layers of them for every adapter of the zoo.
 
     pip install "jno-lora[arrays,zoo]" flax optax scikit-learn
     python examples/flax_finetune.py
@@ -52,11 +52,11 @@ class Digits(nn.Module):
 
 def data(is_turned):
     """Images and labels, for training and for testing."""
-    found = load_digits()
-    images = np.asarray(found.images / 16, np.float32)
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).reshape(-1, 8, 8).astype(np.float32)
     images = np.rot90(images, axes=(1, 2)) if is_turned else images
     half = len(images) // 2
-    return (images[:half], found.target[:half]), (images[half:], found.target[half:])
+    return (images[:half], labels[:half]), (images[half:], labels[half:])
 
 
 def train(loss, trainable, examples, steps, rate):
@@ -70,19 +70,20 @@ def train(loss, trainable, examples, steps, rate):
         return optax.apply_updates(trainable, updates), state
 
     state, rng = optimiser.init(trainable), np.random.default_rng(0)
+    images, labels = examples
     for _ in range(steps):
-        rows = rng.choice(len(examples[0]), BATCH)
-        trainable, state = step(trainable, state, *(part[rows] for part in examples))
+        rows = rng.choice(len(images), BATCH)
+        trainable, state = step(trainable, state, images[rows], labels[rows])
     return trainable
 
 
 def cross_entropy(logits, labels):
-    """The mean over a batch."""
+    """The mean cross-entropy of a batch."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def accuracy(apply, params, examples):
-    """The part of the examples that are recognised."""
+    """The fraction of the examples that the model recognises."""
     return float(jnp.mean(jnp.argmax(apply(params, examples[0]), axis=-1) == examples[1]))
 
 
@@ -116,17 +117,17 @@ def main(arguments=()):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "turned.safetensors"
         net.save_adapters(path)
-        again = Net(declare(params, axes)).load_adapters(path)
-    merged = plain(again.module)  # a dict for `model.apply`, as `params` was
+        loaded = Net(declare(params, axes)).load_adapters(path)
+    merged = plain(loaded.module)  # a dict for `model.apply`, as `params` was
     # /save
-    found = {
+    accuracies = {
         "pretrained": accuracy(model.apply, params, unseen),
         "adapted": accuracy(through(model.apply), net.module, unseen),
         "merged": accuracy(model.apply, merged, unseen),
     }
-    for name, value in found.items():
+    for name, value in accuracies.items():
         print(f"{name}: {value:.1%} of the turned digits")
-    return found
+    return accuracies
 
 
 if __name__ == "__main__":

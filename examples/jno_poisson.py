@@ -1,11 +1,11 @@
-"""Inside jNO: a network that solves one equation moves to another, by adapters.
+"""Inside jNO: a network that solves one equation moves to a second equation, by adapters.
 
 A physics-informed network learns, from the equation alone, the solution of
 
     -u_xx - u_yy = f on the unit square,    u = 0 at its boundary,    f = 2 pi^2 (m_1 + 4 a m_2)
 
 with `m_k = sin(k pi x) sin(k pi y)`, which is `u = m_1 + a m_2`. It learns `a = 0`, then moves to
-`a = 0.5`: from nothing, by full fine-tuning, and by adapters through jNO's own `net.lora`.
+`a = 0.5`: from nothing, by full fine-tuning, and by adapters through jNO's `net.lora`.
 
     pip install jax-numerical-operators "jno-lora[zoo]" foundax optax matplotlib
     python examples/jno_poisson.py
@@ -31,13 +31,13 @@ import optax
 
 from jno.lora import in_jno, save_adapters
 
-AMPLITUDE = 0.5  # of the second mode, in the equation that the network moves to
+AMPLITUDE = 0.5  # of the second mode, in the second equation
 METHODS = ("lora", "pissa", "dora")
 RANKS = [{"target": "layers/0", "rank": 2}, {"target": "output", "rank": 1}, {"rank": 8}]
 
 
 def mode(k, x, y, np=jnn):
-    """The mode `m_k`, of jNO's variables or of arrays."""
+    """The mode `m_k` at jNO's variables or at arrays."""
     return np.sin(k * jnp.pi * x) * np.sin(k * jnp.pi * y)
 
 
@@ -47,7 +47,7 @@ def solution(amplitude, x, y):
 
 
 def solve(net, amplitude, size, epochs):
-    """Train `net` on the residual of the equation; jNO merges adapters at the end."""
+    """Train `net` on the residual of the equation. jNO merges adapters at the end."""
     domain = jno.shape.rect(0, 0, 1, 1, size=size).domain()
     x, y, *_ = domain.variable("interior")
     # Zero at the boundary by construction.
@@ -60,8 +60,8 @@ def solve(net, amplitude, size, epochs):
 def values(module, points):
     """The network's solution at a grid of `points` by `points`."""
     x, y = jnp.meshgrid(*2 * [jnp.linspace(0, 1, points)])
-    at = jnp.stack([x.ravel(), y.ravel()], axis=-1)
-    u = jax.vmap(lambda p: module(p[0:1], p[1:2])[..., 0].reshape(()))(at).reshape(x.shape)
+    grid = jnp.stack([x.ravel(), y.ravel()], axis=-1)
+    u = jax.vmap(lambda p: module(p[0:1], p[1:2])[..., 0].reshape(()))(grid).reshape(x.shape)
     return x, y, u * x * (1 - x) * y * (1 - y)
 
 
@@ -73,7 +73,7 @@ def error(module, amplitude, points=41):
 
 
 def draw(path, modules, errors):
-    """The solution of each module, and its error."""
+    """Draw the solution of each module, with its error."""
     size = (2.4 * len(modules), 3.3)
     figure, axes = plt.subplots(1, len(modules), figsize=size, layout="constrained")
     for axis, (name, module) in zip(axes, modules.items(), strict=True):
@@ -87,7 +87,7 @@ def draw(path, modules, errors):
 def main(arguments=None):
     """Run the example; returns the error by method."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="does it run?")
+    parser.add_argument("--quick", action="store_true", help="check that it runs")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("jno_poisson.png"))
     options = parser.parse_args(arguments)
     size, pretraining, adapting = (0.5, 3, 2) if options.quick else (0.06, 2000, 500)
@@ -105,7 +105,7 @@ def main(arguments=None):
     errors = {"pretrained": error(pretrained, AMPLITUDE)}
     print(f"pretrained: error {error(pretrained, 0.0):.3f} there, {errors['pretrained']:.3f} here")
 
-    def copy():  # jNO gives the arrays that it trains away
+    def copy():  # jNO donates the arrays that it trains
         return jax.tree.map(lambda a: a.copy() if eqx.is_array(a) else a, pretrained)
 
     for name in ("from nothing", "full fine-tuning", *METHODS):

@@ -2,15 +2,15 @@
 
 All linear layers of the blocks get LoRA, in bfloat16, with LoRA+ and weight decay by role. The loop
 accumulates gradients, scans and rematerialises the blocks, evaluates, stops early, keeps the best
-adapters, and goes on exactly where it was killed. The merged model generates by a cache.
+adapters, and goes on exactly where it was killed. The merged model generates with a cache.
 
-    pip install "jno-lora[zoo,compare,peft]" eqx-zoo
+    pip install "jno-lora[zoo,train,peft]" eqx-zoo
     python examples/llm_finetune.py
 
 It needs Python 3.12 or newer, but not a network. The model is eqx-zoo's Llama, small and random, so
-the text that it writes means nothing. `CausalLM.from_pretrained` loads a real one, for the same
-recipe. The text is Python's language reference, byte by byte. It takes three minutes on two cores;
-`--quick` shows in one that it works.
+the text that it writes means nothing. `CausalLM.from_pretrained` loads a pretrained model for the
+same recipe. The text is Python's language reference, byte by byte. It takes three minutes on two
+cores, and one minute with `--quick`.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ import optax
 
 from jno.lora import Net, lora_param_labels, merge_lora
 from jno.lora.peft import save_peft
-from jno_lora_compare import ScannedLayers, Trainer
+from jno_lora_train import ScannedLayers, Trainer
 
 try:
     from eqx_zoo import CausalLM, Config, generate
@@ -35,7 +35,8 @@ except ImportError as err:
         "examples/llm_finetune.py needs eqx-zoo: pip install eqx-zoo (Python 3.12)"
     ) from err
 
-STEPS, EVERY, PATIENCE = 480, 40, 3  # batches, batches between evaluations, those without progress
+STEPS, EVERY = 480, 40  # batches in all, and between evaluations
+PATIENCE = 3  # evaluations without progress
 BATCH, LENGTH, ACCUMULATE = 8, 96, 4  # rows, tokens in a row, batches in a step of the optimiser
 LLAMA = Config(
     architecture="LlamaForCausalLM",
@@ -64,19 +65,19 @@ def load_text():
 
 
 def loss(model, rows):
-    """The mean loss of predicting each token from those before it."""
+    """The mean loss of predicting each token from the tokens before it."""
     logits, _ = jax.vmap(model)(rows[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype("float32"), rows[:, 1:])
     return losses.mean()
 
 
 def blocks(model):
-    """The place of the repeated blocks in the model."""
+    """The list of blocks in the model."""
     return model.model.layers
 
 
 def fine_tune(model, batches, held_out, path, steps=STEPS, until=STEPS):
-    """Train adapters for `steps` batches, from where the file at `path` is; stop after `until`."""
+    """Train adapters for `steps` batches, from the run in `path` if any; stop after `until`."""
     model = eqx.tree_at(blocks, model, [ScannedLayers(blocks(model))])
     net = Net(model).freeze().lora(rank=8, alpha=16, target="all-linear")
     trainable, frozen = net.partition()

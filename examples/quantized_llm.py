@@ -1,15 +1,15 @@
 """Fine-tune a quantised language model: QLoRA from the first step to a merged model.
 
-The weights become nf4 codes, all linear layers get LoRA, which starts with what the codes miss
-(LoftQ), and only that trains. The base is saved once as codes, and the adapters beside it. Another
-program loads both without the full model, and merges them into plain layers.
+The weights become nf4 codes. All linear layers get LoRA, which starts with the rounding errors of
+the codes (LoftQ), and only LoRA trains. The base is saved once as codes, and the adapters beside
+it. A second program loads both without the full model, and merges them into plain layers.
 
     pip install "jno-lora[quantized,zoo]" eqx-zoo optax
     python examples/quantized_llm.py
 
 It needs Python 3.12 or newer, but not a network. The model is eqx-zoo's Qwen3, small and random.
-`CausalLM.from_pretrained` loads a real one, for the same recipe. The text is Python's language
-reference, byte by byte. It takes two minutes on two cores; `--quick` shows in one that it works.
+`CausalLM.from_pretrained` loads a pretrained model for the same recipe. The text is Python's
+language reference, byte by byte. It takes two minutes on two cores, one with `--quick`.
 """
 
 import pathlib
@@ -80,22 +80,23 @@ def load_text():
 
 
 def loss(model, rows):
-    """The mean loss of predicting each token from those before it."""
+    """The mean loss of predicting each token from the tokens before it."""
     logits, _ = jax.vmap(model)(rows[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype("float32"), rows[:, 1:])
     return losses.mean()
 
 
 def train(model, batches):
-    """Train the adapters of a model by one step for each batch."""
+    """Train the adapters of a model, one step for each batch."""
     trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
     optimizer = optax.adam(5e-3)
     state = optimizer.init(trainable)
 
     @eqx.filter_jit
     def step(trainable, frozen, state, rows):
-        value, slopes = jax.value_and_grad(lambda t: loss(eqx.combine(t, frozen), rows))(trainable)
-        updates, state = optimizer.update(slopes, state)
+        loss_of = jax.value_and_grad(lambda t: loss(eqx.combine(t, frozen), rows))
+        value, gradient = loss_of(trainable)
+        updates, state = optimizer.update(gradient, state)
         return eqx.apply_updates(trainable, updates), state, value
 
     values = []
@@ -111,7 +112,7 @@ def nbytes(tree):
 
 
 def memory(model, adapted):
-    """The bytes of the arrays of training: all parameters, with LoRA, and with LoRA on codes."""
+    """The bytes of the arrays in training: of all parameters, with LoRA, and with LoRA on codes."""
     adapters = eqx.filter(adapted, lora_trainable_filter(adapted))
     size, beside = nbytes(model) // 2, 4 * nbytes(adapters)
     return {
@@ -147,7 +148,7 @@ def main(arguments=()):
         save_quantized(unwrap_lora(adapted), folder / "base.safetensors")
         save_adapters(adapted, folder / "adapters.safetensors")
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        # As another program does: the full model is never made.
+        # A second program does the same: it never makes the full model.
         base = load_quantized(eqx.filter_eval_shape(make_model), folder / "base.safetensors")
         loaded = load_adapters(base, folder / "adapters.safetensors")
     merged = merge_lora(dequantize(loaded))

@@ -1,9 +1,9 @@
-"""A server of many adapters on one model, which come and go while requests do.
+"""A server of many adapters on one model. Adapters come and go while requests are answered.
 
-Requests of several threads wait in a queue. A worker takes them out in small batches, and answers
-each batch by one program, every request with the adapter of its user. Meanwhile another thread adds
+Requests of several threads wait in a queue. A worker takes them in small batches, and answers each
+batch by one program, every request with the adapter of its user. Meanwhile a second thread adds
 adapters from files, and removes them again. At the end every request has its answer, and the
-answers are compared with those of the users' own models.
+answers are compared with the results of each user's model.
 
     pip install "jno-lora[bank,zoo]"
     python examples/serve_many.py
@@ -31,7 +31,7 @@ USERS, GUESTS, CLIENTS, BATCH, WAIT = 24, 8, 4, 32, 0.002
 
 
 class Server:
-    """Answers requests in batches of at most `BATCH`, none of which waits longer than `WAIT`."""
+    """Answers requests in batches of at most `BATCH`. No request waits over `WAIT` seconds."""
 
     def __init__(self, bank, size):
         self.bank, self.batches, self._queue = bank, 0, queue.Queue()
@@ -40,13 +40,13 @@ class Server:
         self._worker.start()
 
     def ask(self, user, x):
-        """The answer, some time in the future. It is an error if the user has no adapter then."""
+        """A future with the answer, or with an error if the user has no adapter by then."""
         answer = Future()
         self._queue.put((user, x, answer))
         return answer
 
     def stop(self):
-        """Answer everything that was asked for, and end."""
+        """Answer all waiting requests, and end."""
         self._queue.put(None)
         self._worker.join()
 
@@ -63,31 +63,31 @@ class Server:
                 return
 
     def _take(self):
-        requests, latest = [], None
+        requests, deadline = [], None
         while len(requests) < BATCH:
             try:
-                rest = None if latest is None else max(0, latest - time.monotonic())
-                request = self._queue.get(timeout=rest)
+                seconds = None if deadline is None else max(0, deadline - time.monotonic())
+                request = self._queue.get(timeout=seconds)
             except queue.Empty:
                 return requests, False
             if request is None:
                 return requests, True
             requests.append(request)
-            latest = latest or time.monotonic() + WAIT
+            deadline = deadline or time.monotonic() + WAIT
         return requests, False
 
     def _answer(self, requests):
         while requests:
             users, xs, answers = zip(*requests, strict=True)
-            # Always as many, so that nothing compiles again.
+            # Always `BATCH` inputs, so that nothing compiles again.
             missing = BATCH - len(users)
             padded = np.stack([*xs, *[self._padding] * missing])
             try:
                 ys = np.asarray(self.bank.run([*users, *[None] * missing], padded))
-            except SelectionError:  # an adapter was removed: its requests fail, the others do not
-                here = self.bank.slots
+            except SelectionError:  # an adapter was removed: only its requests fail
+                present = self.bank.slots
                 for user, _, answer in requests:
-                    if user not in here:
+                    if user not in present:
                         answer.set_exception(KeyError(user))
                 requests = [request for request in requests if not request[2].done()]
                 continue
@@ -98,16 +98,16 @@ class Server:
 
 
 def client(server, seed, count, log):
-    """Ask for random users, eight requests at a time, and note the answers and their latencies."""
+    """Send requests of random users, eight at a time, and log the answers with their latencies."""
     choose = random.Random(seed)
     draw = np.random.default_rng(seed)
     for _ in range(count // 8):
-        asked = []
+        pending = []
         for _ in range(8):
             user = f"user {choose.randrange(USERS + GUESTS)}"
             x = draw.normal(size=64).astype(np.float32)
-            asked.append((user, x, time.perf_counter(), server.ask(user, x)))
-        for user, x, start, answer in asked:
+            pending.append((user, x, time.perf_counter(), server.ask(user, x)))
+        for user, x, start, answer in pending:
             error = answer.exception(timeout=60)
             seconds = time.perf_counter() - start
             log.append((user, x, None if error else answer.result(), seconds, error))
@@ -140,8 +140,8 @@ def main(arguments=()):
             net.update(jax.tree.map(lambda a: a + 0.02, trainable))  # stands for the training
             files[f"user {number}"] = pathlib.Path(folder, f"{number}.safetensors")
             save_adapters(net.module, files[f"user {number}"])
-        kept = dict(list(files.items())[:USERS])
-        bank = AdapterBank(model, kept, slots=USERS + GUESTS, fixed=True)
+        user_files = dict(list(files.items())[:USERS])
+        bank = AdapterBank(model, user_files, slots=USERS + GUESTS, fixed=True)
         bank.run([None] * BATCH, np.zeros((BATCH, 64), np.float32))  # compiles
 
         server, log, changes, stop = Server(bank, 64), [], [], threading.Event()
@@ -160,12 +160,14 @@ def main(arguments=()):
         keeper.join()
         server.stop()
 
-        own = {user: load_adapters(model, path) for user, path in files.items()}
+        models = {user: load_adapters(model, path) for user, path in files.items()}
     run = eqx.filter_jit(lambda model, x: model(x))
     refused = [error for *_, error in log if error is not None]
     assert all(isinstance(error, KeyError) for error in refused), refused[0]
     wrong = sum(
-        not np.allclose(run(own[user], x), y, atol=1e-4) for user, x, y, *_ in log if y is not None
+        not np.allclose(run(models[user], x), y, atol=1e-4)
+        for user, x, y, *_ in log
+        if y is not None
     )
     late = np.percentile([1000 * taken for *_, taken, _ in log], [50, 95, 99])
     print(f"{len(log)} requests in {server.batches} batches, {len(log) / seconds:.0f} a second")

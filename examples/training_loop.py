@@ -1,12 +1,12 @@
 """The whole training loop, to copy: it can be killed at any time, and goes on with the same losses.
 
-Gradient accumulation, a learning rate with warm-up, evaluation, early stopping, the best adapters
-kept, and the whole state of the run in one file.
+It has gradient accumulation, a learning rate with warm-up, evaluation, early stopping, the best
+adapters, and the whole state of the run in one file.
 
-    pip install "jno-lora[zoo,compare]"
+    pip install "jno-lora[zoo,train]"
     python examples/training_loop.py FOLDER
 
-Kill it and run it again: it goes on where the file says. It takes some seconds.
+Kill it and run it again: it goes on at the step in the file. It takes some seconds.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from jno.lora import Net
-from jno_lora_compare import Trainer
+from jno_lora_train import Trainer
 
 STEPS, BATCH, ACCUMULATED = 200, 16, 2  # two batches for each update
 EVALUATE_EVERY, PATIENCE = 20, 5
@@ -32,11 +32,11 @@ def data(seed, count):
 
 
 def batch_at(step, x, y):
-    """The batch of a step: each epoch has an order of its own, which its number gives."""
+    """The batch of a step. The number of the epoch decides the order of its batches."""
     epoch, position = divmod(step, len(x) // BATCH)
     order = np.random.default_rng(epoch).permutation(len(x))
-    chosen = order[position * BATCH : (position + 1) * BATCH]
-    return x[chosen], y[chosen]
+    rows = order[position * BATCH : (position + 1) * BATCH]
+    return x[rows], y[rows]
 
 
 def loss(model, batch):
@@ -65,14 +65,14 @@ def main(folder):
     while run.step < STEPS and run.waited < PATIENCE:
         step = run.step
         run, value = trainer.step(run, frozen, batch_at(step, *points))
-        print(f"step {step}: {float(value).hex()}", flush=True)  # every bit of it
+        print(f"step {step}: {float(value).hex()}", flush=True)  # exact, bit for bit
         if run.step % EVALUATE_EVERY == 0:
             model = eqx.combine(run.trainable, frozen)
             run = run.evaluated(trainer.evaluate(model, [held_out]))
             run.save(file)
 
     net.update(run.best).save_adapters(folder / "adapters.safetensors")
-    print(f"{run.step} steps; the best loss of points held out: {run.best_loss:.4f}")
+    print(f"{run.step} steps; the best loss on points held out: {run.best_loss:.4f}")
     return net
 
 

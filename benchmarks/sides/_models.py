@@ -9,9 +9,9 @@ import numpy as np
 
 
 class Convolutions(eqx.Module):
-    """Convolutions with a ReLU between two of them.
+    """Convolutions with a ReLU between each two.
 
-    Not an `eqx.nn.Sequential`, which passes `key=`: not every adapter of jNO takes it.
+    Not an `eqx.nn.Sequential`, which passes `key=`: some adapters of jNO do not take `key=`.
     """
 
     layers: list[eqx.nn.Conv2d]
@@ -44,9 +44,9 @@ def model_of(case: dict[str, Any]) -> Any:
                 stride=spec.get("stride", 1),
                 dilation=dilation,
                 groups=spec.get("groups", 1),
-                key=own_key,
+                key=layer_key,
             )
-            for own_key in jax.random.split(key, spec["layers"])
+            for layer_key in jax.random.split(key, spec["layers"])
         ]
     )
 
@@ -60,13 +60,13 @@ def data_of(case: dict[str, Any], model: Any) -> tuple[jax.Array, jax.Array]:
     """A batch of inputs, and targets of the shape of the outputs."""
     spec = case["model"]
     if spec["kind"] == "mlp":
-        one = (spec.get("inputs", spec["width"]),)
+        shape = (spec.get("inputs", spec["width"]),)
     else:
-        one = (spec["channels"], *spec["image"])
+        shape = (spec["channels"], *spec["image"])
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((case["batch"], *one)), dtype_of(case))
-    shape = eqx.filter_eval_shape(jax.vmap(model), x).shape
-    return x, jnp.asarray(rng.standard_normal(shape), dtype_of(case))
+    x = jnp.asarray(rng.standard_normal((case["batch"], *shape)), dtype_of(case))
+    outputs = eqx.filter_eval_shape(jax.vmap(model), x)
+    return x, jnp.asarray(rng.standard_normal(outputs.shape), dtype_of(case))
 
 
 def outputs_of(case: dict[str, Any], model: Any, x: jax.Array) -> jax.Array:
@@ -81,14 +81,14 @@ def outputs_of(case: dict[str, Any], model: Any, x: jax.Array) -> jax.Array:
 
 
 def many_layers(number: int, width: int) -> eqx.nn.Sequential:
-    """`number` small `Linear` layers with arrays of their own."""
-    one = jax.tree.structure(eqx.nn.Linear(width, width, key=jax.random.key(0)))
+    """`number` small `Linear` layers that share no arrays."""
+    treedef = jax.tree.structure(eqx.nn.Linear(width, width, key=jax.random.key(0)))
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((number, width, width)).astype(np.float32)
     biases = rng.standard_normal((number, width)).astype(np.float32)
     pairs = zip(weights, biases, strict=True)
     return eqx.nn.Sequential(
-        [jax.tree.unflatten(one, [jnp.asarray(W), jnp.asarray(b)]) for W, b in pairs]
+        [jax.tree.unflatten(treedef, [jnp.asarray(W), jnp.asarray(b)]) for W, b in pairs]
     )
 
 

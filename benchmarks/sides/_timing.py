@@ -1,4 +1,4 @@
-"""Seconds per call, on devices that answer before they are done."""
+"""Seconds per call, on devices that return before they have computed the result."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 class Subject:
     """A case that a worker has built: its facts, and the calls that can be timed.
 
-    `measures[name](calls)` makes that many calls and returns the seconds that one of them took.
+    `measures[name](calls)` makes this number of calls and returns the mean seconds of a call.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -24,12 +24,11 @@ def timed(
 
     **Arguments:**
 
-    - `call`: what is timed.
+    - `call`: the function to time.
     - `wait`: given a result, returns once the device has computed it.
-    - `queue`: whether to wait for the last call only (a GPU runs them in order, and to wait for
-        each would time the round trip) or for each of them (a CPU could run independent calls at
-        once, and each would seem shorter than it is). Only the last result is kept: hundreds of
-        large ones would fill a GPU.
+    - `queue`: whether to wait only for the last call. A GPU runs calls in order, and waiting for
+        each call would time the round trip. A CPU may run independent calls at once, so there the
+        measure waits for each call. Only the last result stays: many results would fill a GPU.
     """
 
     def measure(calls: int) -> float:

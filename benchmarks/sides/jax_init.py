@@ -1,4 +1,4 @@
-"""Initialisers that decompose the weight, and how much of it they catch. Serves ours and jNO."""
+"""Initialisers that decompose the weight, and the energy they capture. Serves ours and jNO."""
 
 import importlib
 from typing import Any
@@ -39,15 +39,15 @@ def build(case: dict[str, Any], device: str) -> Subject:
 
 
 def captured_energy(W: np.ndarray, B: np.ndarray) -> float:
-    """The part of the energy of the `r` largest singular values that the columns of `B` span.
+    """The fraction of the energy of the `r` largest singular values that `B` captures.
 
     **Arguments:**
 
     - `W`: the matrix, `(out, in)`.
-    - `B`: `(out, r)`; only the space of its columns matters.
+    - `B`: `(out, r)`; only the space of its columns counts.
 
-    **Returns:** `|| Q^T W ||^2 / (s_1^2 + … + s_r^2)` with `Q` an orthonormal basis of `B`: 1 for
-    the singular vectors themselves.
+    **Returns:** `|| Q^T W ||^2 / (s_1^2 + … + s_r^2)` with `Q` an orthonormal basis of `B`. It is 1
+    for the first singular vectors.
     """
     W = W.astype(np.float64)
     basis = np.linalg.qr(B.astype(np.float64))[0]

@@ -1,8 +1,8 @@
-"""Training an adapted model: the compiled step and what surrounds it. Serves ours and jNO.
+"""Training an adapted model: the compiled step, and the calls around it. Serves ours and jNO.
 
-Both distributions are imported as `jno.lora` and called alike, each in an environment of its own.
-The adapter `"bias"` trains the biases of the plain model (the floor: forward pass and gradients of
-the inputs, which no adapter can avoid), `"all"` fine-tunes everything.
+Both distributions are imported as `jno.lora` and called alike, each in its environment. The adapter
+`"bias"` trains the biases of the plain model. It is the floor: the forward pass and the gradients
+of the inputs, which no adapter can avoid. `"all"` fine-tunes everything.
 """
 
 import importlib
@@ -24,7 +24,7 @@ BASELINES = ("bias", "all")
 
 
 def build(case: dict[str, Any], device: str) -> Subject:
-    """Everything that can be said of one adapter on one model."""
+    """All facts and measures of one adapter on one model."""
     queue = device == "gpu"
     plain = model_of(case)
     x, y = data_of(case, plain)
@@ -35,26 +35,28 @@ def build(case: dict[str, Any], device: str) -> Subject:
         lora = importlib.import_module("jno.lora")
         cls = getattr(lora, case["adapter"])
         rank, alpha, key = case["rank"], float(case["rank"]), jax.random.key(1)
-        given: dict[str, Any] = {}
-        own: dict[str, Any] = {}
-        if getattr(cls, "needs", ()):  # statistics of the data it trains on
-            found = lora.calibrate(plain, [(x, y)], _mean_square, wrappers=cls)
-            given, own = {"statistics": found}, {"statistics": found[next(iter(found))]}
+        for_model: dict[str, Any] = {}
+        for_layer: dict[str, Any] = {}
+        if getattr(cls, "needs", ()):  # the adapter starts from statistics of the data
+            statistics = lora.calibrate(plain, [(x, y)], _mean_square, wrappers=cls)
+            for_model = {"statistics": statistics}
+            for_layer = {"statistics": statistics[next(iter(statistics))]}
 
         def apply() -> Any:
-            adapted = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls, **given)
+            adapted = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls, **for_model)
             return eqx.filter(adapted, eqx.is_array)
 
         def init() -> Any:
-            return eqx.filter(cls(first_layer(plain), rank, alpha, key=key, **own), eqx.is_array)
+            adapter = cls(first_layer(plain), rank, alpha, key=key, **for_layer)
+            return eqx.filter(adapter, eqx.is_array)
 
         start = time.perf_counter()
         jax.block_until_ready(apply())
         first_apply = time.perf_counter() - start
-        model = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls, **given)
+        model = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls, **for_model)
         trains = lora.lora_trainable_filter(model)
         subject = Subject({"apply_seconds": first_apply})
-        if not given:
+        if not for_model:
             subject.facts["traces"] = _traces(lora, cls, plain)
         subject.measures |= {
             "apply": timed(apply, jax.block_until_ready, queue=queue),
@@ -83,11 +85,11 @@ def _add_training(
     trainable, frozen = eqx.partition(arrays, trains)
     subject.facts["trainable"] = sum(leaf.size for leaf in jax.tree.leaves(trainable))
     optimiser = optax.adam(1e-3)
-    # Flat lists of arrays of their own: what is timed is the compiled program and not the
-    # flattening of modules, and no donated buffer is needed elsewhere.
-    state, state_form = jax.tree.flatten(_own((trainable, optimiser.init(trainable))))
-    weights, weights_form = jax.tree.flatten(_own(trainable))
-    constants, constants_form = jax.tree.flatten(_own((frozen, *data)))
+    # Flat lists of copied arrays, so that the compiled program is timed without the flattening of
+    # modules, and no donated buffer is needed elsewhere.
+    state, state_form = jax.tree.flatten(_copy((trainable, optimiser.init(trainable))))
+    weights, weights_form = jax.tree.flatten(_copy(trainable))
+    constants, constants_form = jax.tree.flatten(_copy((frozen, *data)))
 
     def step(state: list[jax.Array], constants: list[jax.Array]) -> tuple[Any, jax.Array]:
         trainable, opt_state = jax.tree.unflatten(state_form, state)
@@ -108,7 +110,7 @@ def _add_training(
         return jax.vmap(_resolved(eqx.combine(trainable, frozen, static)))(x)
 
     def compile_step() -> Any:
-        jax.clear_caches()  # nothing of an earlier trace is reused, as at the first call
+        jax.clear_caches()  # as at the first call, no earlier trace is reused
         return jax.jit(step, donate_argnums=0).lower(state, constants).compile()
 
     start = time.perf_counter()
@@ -122,7 +124,7 @@ def _add_training(
         current[0], value = compiled(current[0], constants)
         return value
 
-    # Steps wait for each other, so that they can be queued on every device.
+    # Each step needs the step before, so steps can be queued on every device.
     subject.measures |= {
         "step": timed(one_step, lambda _: jax.block_until_ready(current), queue=True),
         "forward": timed(
@@ -134,7 +136,7 @@ def _add_training(
 
 
 def _resolved(model: Any) -> Any:
-    """`model` with the arrays that its adapters share; jNO's share none."""
+    """`model` with the arrays that its adapters share. jNO has no shared arrays."""
     lora = sys.modules.get("jno.lora")
     return lora.resolve(model) if hasattr(lora, "resolve") else model  # pyright: ignore
 
@@ -174,7 +176,7 @@ def _adapter_files(lora: Any, model: Any, plain: Any) -> dict[str, Any]:
 
 
 def _model_files(model: Any) -> dict[str, Any]:
-    """The whole model by Equinox's own functions, as full fine-tuning has to."""
+    """The whole model by Equinox's functions, as after full fine-tuning."""
     path = pathlib.Path(tempfile.mkdtemp()) / "model.eqx"
     eqx.tree_serialise_leaves(path, model)
 
@@ -188,7 +190,7 @@ def _model_files(model: Any) -> dict[str, Any]:
 
 
 def _traces(lora: Any, cls: Any, plain: Any) -> int:
-    """How often a jitted function is traced for three models that differ by their key only."""
+    """How often a jitted function is traced for three models that differ only in their key."""
     count = 0
 
     @eqx.filter_jit
@@ -211,7 +213,7 @@ def _baseline_mask(model: Any, kind: str) -> Any:
     return jax.tree_util.tree_map_with_path(trains, model)
 
 
-def _own(tree: Any) -> Any:
+def _copy(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), tree)
 
 

@@ -1,4 +1,4 @@
-"""Training an adapted MLP with PEFT on PyTorch, eager as its users run it."""
+"""Training an adapted MLP with PEFT on PyTorch, run eagerly, as PEFT's users do."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,13 +23,13 @@ def build(case: dict[str, Any], device: str) -> Subject:
     width, layers = spec["width"], spec["layers"]
     dtype = getattr(torch, spec.get("dtype", "float32"))
     sizes = [width, *[spec.get("inner", width)] * (layers - 1), width]
-    parts: OrderedDict[str, torch.nn.Module] = OrderedDict()
+    modules: OrderedDict[str, torch.nn.Module] = OrderedDict()
     for index, (inputs, outputs) in enumerate(pairwise(sizes)):
         if index:
-            parts[f"relu{index}"] = torch.nn.ReLU()
-        parts[f"{NAMES}{index}"] = torch.nn.Linear(inputs, outputs, dtype=dtype)
-    plain = torch.nn.Sequential(parts)
-    targets = [name for name in parts if name.startswith(NAMES)]
+            modules[f"relu{index}"] = torch.nn.ReLU()
+        modules[f"{NAMES}{index}"] = torch.nn.Linear(inputs, outputs, dtype=dtype)
+    plain = torch.nn.Sequential(modules)
+    targets = [name for name in modules if name.startswith(NAMES)]
     model = peft.get_peft_model(plain, config_of(case["adapter"], case["rank"], targets))
     if case["adapter"] == "LoRAFALinear":
         for name, parameter in model.named_parameters():
@@ -63,7 +63,7 @@ def build(case: dict[str, Any], device: str) -> Subject:
     )
 
 
-# PEFT's configuration of a method that only it has, for our rank or size of a block.
+# PEFT's configuration of each method that jNO lacks, for our rank or size of a block.
 LATER: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "AdaLoRALinear": ("AdaLoraConfig", lambda r: {"init_r": r, "total_step": 10_000}),
     "BOFTLinear": ("BOFTConfig", lambda r: {"boft_block_size": r, "boft_n_butterfly_factor": 2}),
@@ -92,7 +92,7 @@ LATER: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
 
 
 def config_of(adapter: str, rank: int, targets: list[str]) -> Any:
-    """PEFT's nearest relative of an adapter, with as many parameters where it has such a form."""
+    """PEFT's nearest relative of an adapter, with the same number of parameters if possible."""
 
     def lora(**more: Any) -> Any:
         return peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, **more)
@@ -119,5 +119,5 @@ def config_of(adapter: str, rank: int, targets: list[str]) -> Any:
             name, settings = LATER[adapter]
             return getattr(peft, name)(target_modules=targets, **settings(rank))
         case _:
-            # LoRA and LoRA-FA; MiLoRA and LoRA-XS, of which PEFT has no form.
+            # LoRA and LoRA-FA; also MiLoRA and LoRA-XS, which PEFT lacks.
             return lora()

@@ -19,8 +19,8 @@ class SVFT(Method):
     `alpha` is ignored.
 
     Paper: Lingam et al., "SVFT: Parameter-Efficient Fine-Tuning with Singular Vectors",
-    arXiv:2405.19597. Its plain form has all singular values: give a rank as large as the layer. Its
-    other forms, which also train entries beside the diagonal, are not here.
+    arXiv:2405.19597. The plain form of the paper has all singular values: give a rank as large as
+    the layer. The forms that also train entries beside the diagonal are not here.
     """
 
     adapter_fields = ("m",)  # the fields that train
@@ -33,7 +33,7 @@ class SVFT(Method):
     m: Float[Array, " r"]
 
     def start(self, W, r, key, dtype):
-        """The arrays at first, for the matrix `W` of whatever kind of layer."""
+        """The initial arrays, for the matrix `W` of any kind of layer."""
         U, _, Vt = largest(W, r, "exact", key)
         return {"U": U.astype(dtype), "Vt": Vt.astype(dtype), "m": jnp.zeros(r, dtype)}
 
@@ -43,7 +43,7 @@ class SVFT(Method):
         return W + U @ scaled(Vt, m)
 
     def forward(self, x):
-        """The same for an input, without the matrix: `W x + U (m * (V^T x))`."""
+        """The law for an input, without the matrix: `W x + U (m * (V^T x))`."""
         return self.low_rank(x, self.Vt, self.U, between=lambda h: scaled(h, self.m))
 
 

@@ -48,6 +48,6 @@ def test_it_trains_singular_values():
     adapter = Net(layer).lora(rank=2, wrapper="svft").module
     adapter = eqx.tree_at(lambda a: a.m, adapter, jnp.array([0.5, 0.25]))
     before, after = (
-        jnp.linalg.svd(one.weight, compute_uv=False) for one in (layer, adapter.merge())
+        jnp.linalg.svd(linear.weight, compute_uv=False) for linear in (layer, adapter.merge())
     )
     assert jnp.allclose(after, before + jnp.array([0.5, 0.25, 0, 0]), atol=1e-5)

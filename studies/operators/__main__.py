@@ -12,10 +12,12 @@ from ._runs import PLAN, RESULTS, run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what the file of results lacks, or write the page from it."""
+    """Run the runs that the file of results lacks, or write the page from the file."""
     parser = argparse.ArgumentParser(prog="python -m studies.operators", description=__doc__)
-    parser.add_argument("--only", default="", metavar="REGEX", help="of problem/method")
-    parser.add_argument("--quick", action="store_true", help="does it run? Results are not kept")
+    parser.add_argument("--only", default="", metavar="REGEX", help="select problem/method")
+    parser.add_argument(
+        "--quick", action="store_true", help="check that it runs; discard the results"
+    )
     parser.add_argument(
         "--report", action="store_true", help="write docs/operators.md, run nothing"
     )
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.quick:
         with tempfile.TemporaryDirectory() as folder:
             run(pathlib.Path(folder) / "quick.jsonl", replace(PLAN, effort=QUICK), options.only)
-    else:  # a run that goes on compiles nothing again
+    else:  # the cache on disk saves compiling again after an interruption
         jax.config.update("jax_compilation_cache_dir", str(CACHE / "compiled"))
         run(options.results, PLAN, options.only)
 

@@ -3,11 +3,12 @@
 import pathlib
 from typing import Any
 
+from ._labels import GREY, name_points
+from ._problems import Problem
 from ._results import Row, Study, geometric_mean
 
-GREY = "#808080"  # is read on white and on black
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#009E73", "#56B4E9", "#E69F00")
+# Okabe and Ito's colours, which colour-blind readers can tell apart; each with a marker.
+STYLES = (("#009E73", "o"), ("#56B4E9", "s"), ("#E69F00", "^"))
 WORST = 1.3
 LABELS = {"full": "full fine-tuning", "lora": "LoRA, rank 2"}
 
@@ -15,53 +16,76 @@ LABELS = {"full": "full fine-tuning", "lora": "LoRA, rank 2"}
 def draw_few(study: Study, rows: list[Row], path: pathlib.Path) -> None:
     """The error by number of samples: the best small adapter, LoRA, full fine-tuning, untouched.
 
-    The best is the one with the lowest error at few samples, among those that train at most 10 % of
-    each model.
+    The best small adapter has the lowest error at few samples, among the methods that train at most
+    10 % of each model.
     """
     plt, plan = _pyplot(), study.plan
-    from matplotlib.ticker import LogLocator
-
     best = next((row.name for row in rows if max(row.shares) <= 0.1), "lora")
-    figure, axes = plt.subplots(
-        1, len(plan.problems), figsize=(11, 3), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(plan.problems), figsize=(10.4, 3), squeeze=False)
     for axis, problem in zip(axes[0], plan.problems, strict=True):
-        for name, colour in zip(dict.fromkeys([best, "lora", "full"]), COLOURS, strict=False):
-            found = {n: study.cell(problem, name, n) for n in plan.effort.samples}
-            cells = {n: cell for n, cell in found.items() if cell}
-            means = [cell.mean for cell in cells.values()]
-            axis.plot(list(cells), means, "o-", color=colour, ms=4, label=LABELS.get(name, name))
-            low = [min(cell.errors) for cell in cells.values()]
-            high = [max(cell.errors) for cell in cells.values()]
-            axis.fill_between(list(cells), low, high, color=colour, alpha=0.15, lw=0)
-        none = study.plain.get((problem.name, "none"))
-        if none is not None:
-            axis.axhline(none, color=GREY, ls=":", label="untouched")
-        axis.set(xscale="log", yscale="log", xlabel="simulations", title=problem.title)
-        axis.set_xticks(plan.effort.samples, [str(n) for n in plan.effort.samples])
-        axis.minorticks_off()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter("{x:g}")
+        _draw_problem(axis, study, problem, list(dict.fromkeys([best, "lora", "full"])))
     axes[0][0].set_ylabel("relative error")
-    handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    labels = [_label(name, rows) for name in names]
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     _save(plt, figure, path)
 
 
+def _draw_problem(axis: Any, study: Study, problem: Problem, methods: list[str]) -> None:
+    """The curves of one problem: the mean over the seeds, with a band from least to most."""
+    from matplotlib.ticker import LogLocator
+
+    for order, (name, (colour, marker)) in enumerate(zip(methods, STYLES, strict=False)):
+        cells = {n: study.cell(problem, name, n) for n in study.plan.effort.samples}
+        measured = {n: cell for n, cell in cells.items() if cell}
+        samples, means = list(measured), [cell.mean for cell in measured.values()]
+        low = [min(cell.errors) for cell in measured.values()]
+        high = [max(cell.errors) for cell in measured.values()]
+        above = len(methods) - order  # the best method is drawn over the others
+        axis.fill_between(samples, low, high, color=colour, alpha=0.15, lw=0)
+        axis.plot(samples, means, marker=marker, color=colour, ms=4, label=name, zorder=2 + above)
+    untouched = study.plain.get((problem.name, "none"))
+    if untouched is not None:
+        axis.axhline(untouched, color=GREY, ls=":", label="untouched")
+    axis.set(xscale="log", yscale="log", xlabel="simulations", title=problem.title)
+    axis.set_xticks(study.plan.effort.samples, [str(n) for n in study.plan.effort.samples])
+    axis.minorticks_off()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.grid(axis="y", color=GREY, alpha=0.25, lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _label(name: str, rows: list[Row]) -> str:
+    """The method's name, with the fraction of the parameters that it trains in the problems."""
+    shares = next((row.shares for row in rows if row.name == name), [1.0])
+    if min(shares) == 1:
+        return LABELS.get(name, name)
+    ends = dict.fromkeys(f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{LABELS.get(name, name)}: trains {' to '.join(ends)} %"
+
+
 def draw_all(rows: list[Row], path: pathlib.Path) -> None:
-    """The trained share, and the error over full fine-tuning's with few samples, up to `WORST`."""
+    """The trained fraction, and the ratio to full fine-tuning's error with few samples.
+
+    Methods with a ratio above `WORST` are left out.
+    """
     plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for row in rows:
-        share, ratio = 100 * geometric_mean(row.shares), geometric_mean(row.few)
-        if ratio > WORST:
-            continue
-        axis.plot(share, ratio, "o", color=COLOURS[0], ms=4)
-        axis.annotate(row.name, (share, ratio), (3, 3), textcoords="offset points", fontsize=7)
+    figure, axis = plt.subplots(figsize=(8, 6))
+    ratios = {row.name: geometric_mean(row.few) for row in rows}
+    points = {
+        row.name: (100 * geometric_mean(row.shares), ratios[row.name])
+        for row in rows
+        if ratios[row.name] <= WORST
+    }
+    axis.plot(*zip(*points.values(), strict=True), "o", color=STYLES[0][0], ms=4)
     axis.axhline(1, color=GREY, lw=0.8)
     axis.set(xscale="log", xlabel="trained parameters, %")
+    axis.margins(x=0.1)  # room for names
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_ylabel("error over that of full fine-tuning, at most 16 samples")
+    axis.set_ylabel("error / error of full fine-tuning, at most 16 samples")
+    figure.draw_without_rendering()  # fixes the layout
+    name_points(axis, points)
     _save(plt, figure, path)
 
 
@@ -73,8 +97,8 @@ def _pyplot() -> Any:
 
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor")
     plt.rcParams.update(dict.fromkeys((*names, "xtick.color", "ytick.color"), GREY))
-    # The same data give the same file.
-    plt.rcParams.update({"svg.hashsalt": "jno-lora", "legend.frameon": False})
+    plt.rcParams.update({"legend.frameon": False, "figure.constrained_layout.use": True})
+    plt.rcParams["svg.hashsalt"] = "jno-lora"  # the same data should give the same file
     return plt
 
 

@@ -1,4 +1,4 @@
-"""One fine-tuning run as one compiled program, with its early stopping inside.
+"""One fine-tuning run as one compiled program, early stopping included.
 
 The pool of samples has a fixed size. The number of samples, the seed and the learning rate are
 arguments of the program, so each method compiles once for each problem.
@@ -16,11 +16,11 @@ from jno.lora import penalty, resolve
 
 from ._problems import Effort, Problem, relative_errors, shifted
 
-Fields = tuple[Array, Array]  # initial ones, and solutions
+Fields = tuple[Array, Array]  # initial fields, and solutions
 
 
 class Outcome(NamedTuple):
-    """Relative errors of the best parameters, the step that had them, and the steps in all."""
+    """The relative errors of the best parameters, their step, and the number of steps."""
 
     validation: Array
     test: Array
@@ -31,8 +31,8 @@ class Outcome(NamedTuple):
 class Fitting:
     """Fine-tuning on one problem.
 
-    A quarter of the samples, at least one, is for validation: it is seen at `VALIDATED` fields in
-    all, shifted where the equation allows it. The training samples are drawn with replacement.
+    A quarter of the samples, at least one, is for validation: `VALIDATED` fields in all, shifted
+    where the equation allows shifts. The training samples are drawn with replacement.
     """
 
     VALIDATED = 32
@@ -48,27 +48,27 @@ class Fitting:
 
     def batch(self, pool: Fields, key: Array, samples: Any, step: Any) -> Fields:
         """The training batch of a step: samples of the training split at random shifts."""
-        order, held = self._split(key, samples)
+        order, held_out = self._split(key, samples)
         size, axes = self.effort.batch, self.problem.axes
-        chosen, by = jax.random.split(jax.random.fold_in(key, step))
-        some = order[held + jax.random.randint(chosen, (size,), 0, samples - held)]
-        shifts = jax.random.randint(by, (size, len(axes)), 0, pool[0].shape[1])
-        return self._taken(pool, some, shifts)
+        index_key, shift_key = jax.random.split(jax.random.fold_in(key, step))
+        positions = held_out + jax.random.randint(index_key, (size,), 0, samples - held_out)
+        shifts = jax.random.randint(shift_key, (size, len(axes)), 0, pool[0].shape[1])
+        return self._take(pool, order[positions], shifts)
 
     def validation(self, pool: Fields, key: Array, samples: Any) -> Fields:
-        """The fields of the validation split, at shifts that are spread evenly."""
-        order, held = self._split(key, samples)
+        """The fields of the validation split, at evenly spread shifts."""
+        order, held_out = self._split(key, samples)
         index = jnp.arange(self.VALIDATED)
-        shifts = index // held * held * pool[0].shape[1] // self.VALIDATED
+        shifts = index // held_out * held_out * pool[0].shape[1] // self.VALIDATED
         shifts = jnp.broadcast_to(shifts[:, None], (self.VALIDATED, len(self.problem.axes)))
-        return self._taken(pool, order[index % held], shifts)
+        return self._take(pool, order[index % held_out], shifts)
 
     def _split(self, key: Array, samples: Any) -> tuple[Array, Array]:
-        """The order of the pool, of which the first are the samples; how many are validated."""
+        """A random order of the pool, and how many of its first `samples` are for validation."""
         return jax.random.permutation(key, self.effort.pool), jnp.maximum(1, samples // 4)
 
-    def _taken(self, pool: Fields, some: Array, shifts: Array) -> Fields:
-        fields, solutions = (shifted(part[some], shifts, self.problem.axes) for part in pool)
+    def _take(self, pool: Fields, indices: Array, shifts: Array) -> Fields:
+        fields, solutions = (shifted(u[indices], shifts, self.problem.axes) for u in pool)
         return fields, solutions
 
     def _errors(self, model: Any, batch: Fields) -> Float[Array, " batch"]:
@@ -97,27 +97,27 @@ class Fitting:
         def train(step: Array, carry: Any) -> Any:
             trainable, state = carry
             batch = self.batch(pool, key, samples, step)
-            slope = eqx.filter_grad(lambda t: self.loss(eqx.combine(t, frozen), batch))(trainable)
-            updates, state = optimiser.update(slope, state)
-            size = -rate * decay(step)
-            return jax.tree.map(lambda x, up: x + size * up, trainable, updates), state
+            gradient = eqx.filter_grad(lambda t: self.loss(eqx.combine(t, frozen), batch))
+            updates, state = optimiser.update(gradient(trainable), state)
+            scale = -rate * decay(step)
+            return jax.tree.map(lambda x, up: x + scale * up, trainable, updates), state
 
-        def going_on(carry: Any) -> Array:
+        def is_unfinished(carry: Any) -> Array:
             step, best_step = carry[:2]
             return (step < effort.steps) & (step - best_step < effort.every * effort.patience)
 
         def evaluate(carry: Any) -> Any:
-            step, best_step, lowest, best, now = carry
+            step, best_step, lowest, best, current = carry
             end = step + effort.every
-            now = jax.lax.fori_loop(step, end, train, now)
-            value = error(now[0], held_out)
+            current = jax.lax.fori_loop(step, end, train, current)
+            value = error(current[0], held_out)
             better = value < lowest
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now[0], best)
-            return end, jnp.where(better, end, best_step), jnp.fmin(value, lowest), best, now
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), current[0], best)
+            return end, jnp.where(better, end, best_step), jnp.fmin(value, lowest), best, current
 
-        # Step 0 counts: the model as it was is a candidate.
+        # Step 0 counts: the untouched model is a candidate.
         zero = jnp.asarray(0)
         start = (trainable, optimiser.init(trainable))
         carry = (zero, zero, error(trainable, held_out), trainable, start)
-        steps, best_step, lowest, best, _ = jax.lax.while_loop(going_on, evaluate, carry)
+        steps, best_step, lowest, best, _ = jax.lax.while_loop(is_unfinished, evaluate, carry)
         return Outcome(lowest, error(best, test), best_step, steps)

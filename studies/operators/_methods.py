@@ -1,4 +1,4 @@
-"""The methods of the study, the most important first: adding one is adding a line."""
+"""The methods of the study, the most important first. A new method is one line in `METHODS`."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,16 +12,17 @@ from ._problems import Family, Problem
 
 @dataclass(frozen=True)
 class Method:
-    """How a net trains, and around which learning rate.
+    """Which parameters of a net train, and around which learning rate.
 
     **Arguments:**
 
     - `dense`: the adapters of linear layers and convolutions; `None` for none.
-    - `rank`: their rank. Alpha is twice the rank, everywhere.
-    - `attention`: whether only attention and the networks after it get them, in models that attend.
-    - `spectral`, `spectral_rank`: those of the spectral weights, in models that have them.
-    - `trains`: what trains without adapters: `"all"`, `"head"`, or a regex of paths.
-    - `rate`: the middle one of the learning rates.
+    - `rank`: the rank of these adapters. Alpha is always twice the rank.
+    - `attention`: whether only attention and the networks after it get these adapters, in models
+        with attention.
+    - `spectral`, `spectral_rank`: the adapters of spectral weights, in models that have them.
+    - `trains`: parameters that train without adapters: `"all"`, `"head"`, or a regex of paths.
+    - `rate`: the middle learning rate.
     - `from_data`: whether the adapters start from batches of the training samples.
     """
 
@@ -36,38 +37,43 @@ class Method:
     from_data: bool = False
 
     def on(self, family: Family) -> "Method":
-        """The first method that does the same on a family: most of them, on some family."""
-        return next(other for other in METHODS if other._unnamed(family) == self._unnamed(family))
+        """The first method that does the same on a family. Many methods coincide on some family."""
+        settings = self._settings(family)
+        return next(method for method in METHODS if method._settings(family) == settings)
 
     def applied(self, model: Any, problem: Problem, seed: int, batches: Any, loss: Any) -> Net:
-        """The model, with its trainable part chosen. `batches()` are of the training samples."""
+        """A net of the model in which this method's parameters train.
+
+        `batches()` returns batches of the training samples.
+        """
         net = Net(model, key=jax.random.key(seed))
         if self.trains == "all":
             return net
         if self.trains is not None:
-            where = problem.family.head if self.trains == "head" else self.trains
-            return net.freeze().mask(where).unfreeze()
+            paths = problem.family.head if self.trains == "head" else self.trains
+            return net.freeze().mask(paths).unfreeze()
         net.freeze()
         spectral = problem.family.spectral
         if spectral is not None and self.spectral is not None:
             alpha = 2.0 * self.spectral_rank
             net.lora(self.spectral_rank, alpha, target=spectral, wrapper=self.spectral)
         if self.dense is not None:
-            others = None if spectral is None else f"^(?!.*{spectral})"
+            target = None if spectral is None else f"^(?!.*{spectral})"
             if self.attention and problem.family.attention is not None:
-                others = problem.family.attention
+                target = problem.family.attention
             data = (batches(), loss) if self.from_data else None
             alpha = 2.0 * self.rank
-            net.lora(self.rank, alpha, target=others, wrapper=self.dense, calibrate=data)
+            net.lora(self.rank, alpha, target=target, wrapper=self.dense, calibrate=data)
         return net
 
-    def _unnamed(self, family: Family) -> "Method":
-        same: dict[str, Any] = {"name": ""}
+    def _settings(self, family: Family) -> "Method":
+        """This method without its name and without the settings that the family ignores."""
+        ignored: dict[str, Any] = {"name": ""}
         if family.spectral is None:
-            same |= {"spectral": None, "spectral_rank": 0}
+            ignored |= {"spectral": None, "spectral_rank": 0}
         if family.attention is None:
-            same |= {"attention": False}
-        return replace(self, **same)
+            ignored |= {"attention": False}
+        return replace(self, **ignored)
 
 
 METHODS = (

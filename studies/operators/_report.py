@@ -7,33 +7,34 @@ import textwrap
 
 from ._figures import draw_all, draw_few
 from ._problems import Problem
-from ._results import CLOSE, FEW, SMALL, Row, Study, geometric_mean, load
+from ._results import CLOSE, FEW, SMALL, Cell, Row, Study, geometric_mean, load
 from ._runs import PLAN, Plan
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
 def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PLAN) -> pathlib.Path:
-    """Fill in the marked parts of `operators.md`, draw its figures, and return the page's path."""
+    """Fill the marked sections of `operators.md`, draw its figures, and return the page's path."""
     study = load(results, plan)
     rows = study.rows()
     if not rows:
         raise SystemExit("No method was run in every setting. Run `python -m studies.operators`.")
     page = docs / "operators.md"
     text = page.read_text()
-    for name, shown in (
-        ("goal", _goal(study, rows)),
-        ("summary", _summary(rows, max(plan.effort.samples))),
-        ("problems", "\n".join(_table(study, problem) for problem in plan.problems)),
-    ):
-        text, number = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
-            lambda match, shown=shown: f"{match[1]}{shown}{match[2]}",
+    sections = {
+        "goal": _goal(study, rows),
+        "summary": _summary(rows, max(plan.effort.samples)),
+        "problems": "\n".join(_table(study, problem) for problem in plan.problems),
+    }
+    for name, content in sections.items():
+        text, count = re.subn(
+            rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)",
+            lambda _, content=content: content,
             text,
             flags=re.DOTALL,
         )
-        if number != 1:
-            raise ValueError(f"{page} should have one part between `{name}` comments, not {number}")
+        if count != 1:
+            raise ValueError(f"{page} should have one section between `{name}` comments: {count}")
     page.write_text(text)
     draw_few(study, rows, docs / "images" / "operators.svg")
     draw_all(rows, docs / "images" / "operators-methods.svg")
@@ -41,17 +42,19 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PL
 
 
 def _goal(study: Study, rows: list[Row]) -> str:
-    pairs, there = len(study.plan.pairs()), len(study.shares)
-    good = [f"`{row.name}`" for row in rows if row.meets_the_goal]
-    whole = there == pairs
-    which = "No method" if whole else f"None of the {len(rows) - 1} methods measured so far"
-    met = f"{', '.join(good) or which} met it."
-    left = "" if whole else f" {there} of {pairs} pairs of problem and method were run."
+    pairs, pairs_run = len(study.plan.pairs()), len(study.shares)
+    winners = [f"`{row.name}`" for row in rows if row.meets_the_goal]
+    if pairs_run == pairs:
+        nobody, progress = "No method", ""
+    else:
+        nobody = f"None of the {len(rows) - 1} methods measured so far"
+        progress = f" {pairs_run} of {pairs} pairs of problem and method were run."
+    met = f"{', '.join(winners) or nobody} met it."
     return _filled(
         f"The goal was set in advance: at most {SMALL:.0%} of the parameters of each model; a "
         f"lower error than full fine-tuning in most settings with at most {FEW} samples; at most "
-        f"{CLOSE - 1:.0%} more than it at {max(study.plan.effort.samples)}, in the geometric mean "
-        f"over the problems. **{met}**{left}"
+        f"{CLOSE - 1:.0%} more error than full fine-tuning at {max(study.plan.effort.samples)}, in "
+        f"the geometric mean over the problems. **{met}**{progress}"
     )
 
 
@@ -74,29 +77,37 @@ def _summary(rows: list[Row], most: int) -> str:
 
 def _table(study: Study, problem: Problem) -> str:
     samples = study.plan.effort.samples
-    parts, text = [f"### {problem.title}\n"], problem.text
+    text = problem.text
     source, none = (study.plain.get((problem.name, name)) for name in ("source", "none"))
     if source is not None and none is not None:
         text += (
-            f" The pretrained model has an error of {source:.3f} in its own setting, and of "
-            f"{none:.3f} in the shifted one."
+            f" The pretrained model has an error of {source:.3f} in the source setting, and of "
+            f"{none:.3f} in the shifted setting."
         )
-    parts += [_filled(text), f"| method | trained | {' | '.join(map(str, samples))} | seconds |"]
-    parts.append("|---" * (len(samples) + 3) + "|")
+    lines = [
+        f"### {problem.title}\n",
+        _filled(text),
+        f"| method | trained | {' | '.join(map(str, samples))} | seconds |",
+        "|---" * (len(samples) + 3) + "|",
+    ]
     for method in study.plan.methods:
         share = study.share(problem, method.name)
         cells = [study.cell(problem, method.name, n) for n in samples]
         if method.on(problem.family) is not method or share is None or not any(cells):
             continue
-        full = [study.cell(problem, "full", n) for n in samples]
-        shown = [
-            "" if own is None else f"**{own}**" if ref and own.mean < ref.mean else str(own)
-            for own, ref in zip(cells, full, strict=True)
-        ]
+        full_cells = [study.cell(problem, "full", n) for n in samples]
+        errors = [_error(cell, full) for cell, full in zip(cells, full_cells, strict=True)]
         seconds = statistics.fmean(cell.seconds for cell in cells if cell)
-        columns = [f"`{method.name}`", _percent(share), *shown, f"{seconds:.1f}"]
-        parts.append(f"| {' | '.join(columns)} |")
-    return "\n".join(parts) + "\n"
+        columns = [f"`{method.name}`", _percent(share), *errors, f"{seconds:.1f}"]
+        lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _error(cell: Cell | None, full: Cell | None) -> str:
+    """The error of a cell, bold if it is lower than the error of full fine-tuning."""
+    if cell is None:
+        return ""
+    return f"**{cell}**" if full is not None and cell.mean < full.mean else str(cell)
 
 
 def _filled(text: str) -> str:
@@ -104,4 +115,5 @@ def _filled(text: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.{0 if share >= 0.1 else 2 if share < 0.01 else 1}f} %"
+    digits = 0 if share >= 0.1 else 1 if share >= 0.01 else 2
+    return f"{100 * share:.{digits}f} %"

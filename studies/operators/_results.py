@@ -1,4 +1,4 @@
-"""Results from the records: the learning rate chosen, the error by setting, the ratios."""
+"""Results from the records: the chosen learning rates, the error by setting, the ratios."""
 
 import math
 import pathlib
@@ -11,16 +11,17 @@ from ._methods import METHODS
 from ._problems import Problem
 from ._runs import Plan, read
 
-FEW = 16  # samples at most, where an adapter should beat full fine-tuning
-CLOSE, SMALL = 1.05, 0.03  # its error over full fine-tuning's at the most samples; its share
+# The goal: at most this fraction of the parameters, a lower error than full fine-tuning with up to
+# this many samples, and at most this multiple of its error with the most samples.
+SMALL, FEW, CLOSE = 0.03, 16, 1.05
 
 
 class Cell(NamedTuple):
-    """The test errors of the seeds of one setting, each at its best rate by validation."""
+    """The test errors in one setting: one per seed, at the seed's best rate by validation."""
 
     errors: tuple[float, ...]
     seconds: float  # the median run
-    edges: tuple[int, int]  # the seeds whose best rate is the lowest, the highest
+    edges: tuple[int, int]  # how many seeds have the lowest rate as their best, and the highest
 
     @property
     def mean(self) -> float:
@@ -33,22 +34,22 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One method over all problems; ratios are errors over those of full fine-tuning."""
+    """One method over all problems. A ratio is its error over full fine-tuning's error."""
 
     name: str
-    shares: list[float]  # of the parameters that train
+    shares: list[float]  # trainable fractions of the parameters
     few: list[float]  # ratios at few samples
     most: list[float]  # ratios at the most samples
-    edges: tuple[float, float]  # the share of the best rates that are the lowest, the highest
+    edges: tuple[float, float]  # how often the best rate is the lowest, and the highest
 
     @property
     def wins(self) -> int:
-        """The settings with few samples in which it beats full fine-tuning."""
+        """In how many settings with few samples the method beats full fine-tuning."""
         return sum(ratio < 1 for ratio in self.few)
 
     @property
     def meets_the_goal(self) -> bool:
-        """Few parameters, most wins, close at the end: what the study asks for."""
+        """Few parameters, most wins with few samples, close to full fine-tuning with many."""
         close = geometric_mean(self.most) <= CLOSE
         return max(self.shares) <= SMALL and 2 * self.wins > len(self.few) and close
 
@@ -59,15 +60,15 @@ class Study:
 
     plan: Plan
     cells: dict[tuple[str, str, int], Cell]
-    shares: dict[tuple[str, str], float]  # of the parameters that train
+    shares: dict[tuple[str, str], float]  # trainable fractions of the parameters
     plain: dict[tuple[str, str], float]  # errors of the pretrained models, "source" and "none"
 
     def cell(self, problem: Problem, method: str, samples: int) -> Cell | None:
-        """The results in one setting; methods that do the same on a model share them."""
+        """The results in one setting. Methods that do the same on a model share the results."""
         return self.cells.get((problem.name, _same(problem, method), samples))
 
     def share(self, problem: Problem, method: str) -> float | None:
-        """The share of the parameters that train."""
+        """The trainable fraction of the parameters."""
         return self.shares.get((problem.name, _same(problem, method)))
 
     def rows(self) -> list[Row]:
@@ -76,27 +77,27 @@ class Study:
         return sorted(filter(None, rows), key=lambda row: geometric_mean(row.few))
 
     def _row(self, method: str) -> Row | None:
-        found: list[tuple[int, Cell, Cell]] = []
+        cells: list[Cell] = []
+        few: list[float] = []
+        most: list[float] = []
         for problem in self.plan.problems:
             for samples in self.plan.effort.samples:
-                own, full = (self.cell(problem, name, samples) for name in (method, "full"))
-                if own is None or full is None:
+                cell, full = (self.cell(problem, name, samples) for name in (method, "full"))
+                if cell is None or full is None:
                     return None
-                found.append((samples, own, full))
-        most = max(self.plan.effort.samples)
-        runs = sum(len(own.errors) for _, own, _ in found)
-        low, high = (sum(own.edges[end] for _, own, _ in found) / runs for end in (0, 1))
-        return Row(
-            method,
-            [share for p in self.plan.problems if (share := self.share(p, method)) is not None],
-            [own.mean / full.mean for samples, own, full in found if samples <= FEW],
-            [own.mean / full.mean for samples, own, full in found if samples == most],
-            (low, high),
-        )
+                cells.append(cell)
+                if samples <= FEW:
+                    few.append(cell.mean / full.mean)
+                if samples == max(self.plan.effort.samples):
+                    most.append(cell.mean / full.mean)
+        runs = sum(len(cell.errors) for cell in cells)
+        low, high = (sum(cell.edges[end] for cell in cells) / runs for end in (0, 1))
+        shares = [self.share(problem, method) for problem in self.plan.problems]
+        return Row(method, [s for s in shares if s is not None], few, most, (low, high))
 
 
 def load(path: pathlib.Path, plan: Plan) -> Study:
-    """The results of a file: of each setting and seed, the rate with the best validation."""
+    """Read the results of a file. Validation chooses the rate for each setting and seed."""
     runs: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     plain, shares = {}, {}
     for record in read(path):
@@ -106,22 +107,22 @@ def load(path: pathlib.Path, plan: Plan) -> Study:
         else:
             runs[problem, method, record["samples"], record["seed"]].append(record)
             shares[problem, method] = record["trained"] / record["total"]
-    found: dict[Any, list[list[dict[str, Any]]]] = defaultdict(list)
+    settings: dict[Any, list[list[dict[str, Any]]]] = defaultdict(list)
     for (*setting, _), at_rates in runs.items():
         if len(at_rates) == len(plan.effort.rates):
-            found[tuple(setting)].append(at_rates)
-    cells = {s: _cell(seeds) for s, seeds in found.items() if len(seeds) == plan.effort.seeds}
+            settings[tuple(setting)].append(at_rates)
+    cells = {s: _cell(seeds) for s, seeds in settings.items() if len(seeds) == plan.effort.seeds}
     return Study(plan, cells, shares, plain)
 
 
 def geometric_mean(ratios: list[float]) -> float:
-    """The mean of ratios: of a ratio and its inverse it is 1."""
+    """The mean for ratios: a ratio and its inverse have the mean 1."""
     return math.exp(statistics.fmean(map(math.log, ratios)))
 
 
 def _cell(seeds: list[list[dict[str, Any]]]) -> Cell:
     chosen = [min(at_rates, key=lambda record: record["validation"]) for at_rates in seeds]
-    # Where nothing helped, no rate is better than another.
+    # Where no step helped, all rates are equal.
     rates = [
         (best["rate"], sorted(record["rate"] for record in at_rates))
         for best, at_rates in zip(chosen, seeds, strict=True)
@@ -130,9 +131,13 @@ def _cell(seeds: list[list[dict[str, Any]]]) -> Cell:
     return Cell(
         tuple(best["test"] for best in chosen),
         statistics.median(best["seconds"] for best in chosen),
-        (sum(best == of[0] for best, of in rates), sum(best == of[-1] for best, of in rates)),
+        (
+            sum(best == tried[0] for best, tried in rates),
+            sum(best == tried[-1] for best, tried in rates),
+        ),
     )
 
 
 def _same(problem: Problem, method: str) -> str:
+    """The method that stands for all methods that do the same on the problem's model."""
     return next(m for m in METHODS if m.name == method).on(problem.family).name

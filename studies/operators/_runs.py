@@ -23,7 +23,7 @@ from ._methods import METHODS, Method
 from ._problems import FULL, PROBLEMS, Effort, Problem, pretrained, relative_errors, simulate
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "operators.jsonl"
-# Simulations with these seeds were never used for anything else.
+# Only the study used simulations with these seeds.
 _TEST_SEED, _POOL_SEED = 1000, 2000
 KEY = ("problem", "method", "samples", "seed", "rate")
 
@@ -37,7 +37,7 @@ class Plan:
     effort: Effort
 
     def pairs(self) -> list[tuple[Problem, Method]]:
-        """The pairs to run, the most important first, without methods that do the same."""
+        """The pairs to run, the most important first, without methods that coincide on a model."""
         pairs = itertools.product(self.methods, self.problems)
         return [(p, method) for method, p in pairs if method.on(p.family) is method]
 
@@ -46,7 +46,7 @@ PLAN = Plan(PROBLEMS, METHODS, FULL)
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a file, without lines that a killed run left unfinished."""
+    """The records of a file, without a line that a killed run left unfinished."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines()
@@ -54,7 +54,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
-    """Run what `only`, a regex for `problem/method`, selects and `path` lacks; append it there."""
+    """Run the missing runs of `problem/method` pairs that match `only`, and append to `path`."""
     done = {tuple(record[name] for name in KEY) for record in read(path)}
     pairs = [(p, m) for p, m in plan.pairs() if re.search(only, f"{p.name}/{m.name}")]
     if not pairs:
@@ -82,14 +82,14 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
             try:
                 for record in _run_pair(prepared[problem.name], method, done):
                     write(record)
-            except Exception as err:  # the others are worth having
+            except Exception as err:  # go on with the next pair
                 failed.append(f"{problem.name}/{method.name}: {err}")
                 progress.print(failed[-1])
             seconds = time.process_time() - begin
             if seconds > 1:
                 progress.print(f"{problem.name}: {method.name}, {seconds:.0f} s")
                 gc.collect()
-                jax.clear_caches()  # hundreds of programs, each of which runs for one pair only
+                jax.clear_caches()  # each of the hundreds of programs runs for one pair only
             progress.advance(task)
     if failed:
         raise SystemExit("\n".join(["These failed:", *failed]))
@@ -111,7 +111,7 @@ class _Prepared:
         self.fitting = Fitting(problem, effort)
 
     def untouched(self, done: set[Any]) -> Iterator[dict[str, Any]]:
-        """The records of the model as it was, on its own setting and on the shifted one."""
+        """The records of the untouched model, in the source setting and in the shifted setting."""
         apply: Callable[..., Any] = eqx.filter_jit(self.problem.family.apply)
         for name, (fields, solutions) in (("source", self.source), ("none", self.test)):
             record = _named(self.problem, name, 0, 0, 0.0)
@@ -126,15 +126,15 @@ def _run_pair(ready: _Prepared, method: Method, done: set[Any]) -> Iterator[dict
     for seed, pool in enumerate(ready.pools):
         key, nets = jax.random.key(seed), {}
         for samples in effort.samples:
-            for times in effort.rates:
-                rate = method.rate * times
+            for factor in effort.rates:
+                rate = method.rate * factor
                 named = _named(ready.problem, method.name, samples, seed, rate)
                 if tuple(named.values()) in done:
                     continue
-                which = samples if method.from_data else 0
-                if which not in nets:
-                    nets[which] = _net(ready, method, seed, pool, samples)
-                trainable, frozen = nets[which].partition()
+                start = samples if method.from_data else 0  # the start depends on no other data
+                if start not in nets:
+                    nets[start] = _net(ready, method, seed, pool, samples)
+                trainable, frozen = nets[start].partition()
                 arguments = (pool, ready.test, key, jnp.asarray(samples), jnp.asarray(rate))
                 begin = time.process_time()
                 outcome = jax.device_get(fitting.run(trainable, frozen, *arguments))
@@ -156,7 +156,7 @@ def _net(ready: _Prepared, method: Method, seed: int, pool: Fields, samples: int
         key = jax.random.key(seed)
         return [fitting.batch(pool, key, jnp.asarray(samples), step) for step in range(4)]
 
-    with warnings.catch_warnings():  # of ranks that small layers do not allow
+    with warnings.catch_warnings():  # small layers clamp the rank
         warnings.simplefilter("ignore", JnoLoraWarning)
         return method.applied(ready.model, ready.problem, seed, batches, fitting.loss)
 

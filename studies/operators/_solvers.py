@@ -1,7 +1,7 @@
 """Pseudo-spectral solvers on periodic domains, for the simulations of the study.
 
-All have the same steps: the linear part is integrated exactly in Fourier space, the rest by the
-fourth-order Runge-Kutta method, and the 2/3 rule removes aliases of products.
+All solvers integrate the linear part exactly in Fourier space and the nonlinear part by the
+fourth-order Runge-Kutta method. The 2/3 rule removes aliases of products.
 """
 
 from collections.abc import Callable
@@ -77,8 +77,8 @@ def navier_stokes(
     def rate(v: Complex[Array, "batch kx ky"]) -> Complex[Array, "batch kx ky"]:
         v = v * keep[None]
         psi = v * inverse[None]
-        parts = jnp.stack([1j * ky * psi, -1j * kx * psi, 1j * kx * v, 1j * ky * v])
-        u_x, u_y, w_x, w_y = jnp.fft.irfft2(parts, (n, n))
+        modes = jnp.stack([1j * ky * psi, -1j * kx * psi, 1j * kx * v, 1j * ky * v])
+        u_x, u_y, w_x, w_y = jnp.fft.irfft2(modes, (n, n))
         return -jnp.fft.rfft2(u_x * w_x + u_y * w_y) * keep[None] + forcing[None]
 
     v = _march(jnp.fft.rfft2(w), -viscosity * square[None], rate, time, steps)

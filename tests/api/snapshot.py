@@ -34,7 +34,10 @@ CORE = (
     "jno.lora.peft",
     "jno.lora.testing",
 )
-PLUGINS = ("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare")
+PLUGINS = (
+    *("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare"),
+    "train",
+)
 SEAL = "# Written by snapshot.py --write: "
 
 

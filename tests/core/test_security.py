@@ -54,6 +54,7 @@ IMPORTS = {"import_module", "find_spec", "entry_points", "resolve_name", "walk_p
 CORE, WRITING = "src/jno/lora", {"open", "os.replace", "unlink", "chmod"}
 PEFT = "plugins/jno-lora-peft/src/jno_lora_peft"
 COMPARE = "plugins/jno-lora-compare/src/jno_lora_compare"
+TRAIN = "plugins/jno-lora-train/src/jno_lora_train"
 ALLOWED = {
     f"{CORE}/_checkpoint/_container.py": {"open", "safe_open"},  # files that a call names
     f"{CORE}/_checkpoint/_writing.py": WRITING,
@@ -67,11 +68,11 @@ ALLOWED = {
     f"{CORE}/in_jno/_places.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
     f"{PEFT}/files/directory.py": {"mkdir"},
     f"{COMPARE}/_comparison.py": {"open"},
-    f"{COMPARE}/_training_run.py": {"open", "tree_serialise_leaves", "tree_deserialise_leaves"},
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
     f"{COMPARE}/burgers.py": {"savefig"},
-    f"{COMPARE}/_demo/_run.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
-    f"{COMPARE}/_demo/_plot.py": {"savefig"},
+    f"{COMPARE}/_demos/digits/_run.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
+    f"{COMPARE}/_demos/digits/_plot.py": {"savefig"},
+    f"{TRAIN}/_training_run.py": {"open", "tree_serialise_leaves", "tree_deserialise_leaves"},
 }
 
 

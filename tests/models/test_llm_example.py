@@ -21,8 +21,8 @@ def example(monkeypatch):
     skip_without(
         {
             "eqx-zoo": "eqx_zoo",
-            "jno-lora-compare": "jno_lora_compare",
             "jno-lora-peft": "jno_lora_peft",
+            "jno-lora-train": "jno_lora_train",
             "optax": "optax",
         }
     )

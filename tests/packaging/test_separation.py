@@ -132,7 +132,7 @@ def everything(environment):
     environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
     plugins = environment.plugins()
     # These are called by their users, and register nothing.
-    libraries = ("jno-lora-bank", "jno-lora-peft", "jno-lora-quantized")
+    libraries = ("jno-lora-bank", "jno-lora-peft", "jno-lora-quantized", "jno-lora-train")
     expected = [p.name for p in PLUGINS if p.name not in libraries]
     assert sorted(p["distribution"] for p in plugins) == sorted(expected)
     assert {p["status"] for p in plugins} == {"loaded"}
@@ -141,6 +141,7 @@ def everything(environment):
     environment.python("from jno_lora_arrays import report_uses, through")
     environment.python("from jno_lora_bank import AdapterBank, at_slot")
     environment.python("from jno_lora_quantized import dequantize, quantize")
+    environment.python("from jno_lora_train import ScannedLayers, Trainer, TrainingRun")
     environment.python("from jno.lora import Comparison, compare")
     assert "  compare " in environment.run("jno-lora", "--help").stdout
     # The tests that the core alone skipped.

@@ -57,8 +57,8 @@ def files() -> dict[pathlib.Path, str]:
         choosing, r"(?<=<!-- families -->\n).*?(?=<!-- /families -->)", _families(), re.S
     )
     nav = ROOT / "mkdocs.yml"
-    pages = "".join(f"      - methods/{method.variant}.md\n" for method in METHODS)
-    found[nav] = _replaced(nav, r"^(      - methods/.*\n)+", pages, re.M)
+    pages = "".join(f"          - methods/{method.variant}.md\n" for method in METHODS)
+    found[nav] = _replaced(nav, r"^( +- methods/.*\n)+", pages, re.M)
     return found
 
 

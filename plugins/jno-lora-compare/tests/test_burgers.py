@@ -15,7 +15,7 @@ from jno.lora._commands._cli import cli
 
 pytest.importorskip("foundax")
 burgers = pytest.importorskip("jno_lora_compare.burgers")
-_operator = pytest.importorskip("jno_lora_compare._operator")
+operator = pytest.importorskip("jno_lora_compare._demos.operator")
 
 
 def cole_hopf(u, viscosity):
@@ -120,7 +120,7 @@ def test_the_long_demo_of_an_operator_simulates_much(tmp_path, monkeypatch):
 
     monkeypatch.setattr(burgers, "simulate", simulate)
     with pytest.raises(AskedError, match=f"512 at {burgers.SOURCE}"):
-        _operator.run_operator(tmp_path)
+        operator.run_operator(tmp_path)
 
 
 def test_the_demo_of_an_operator(tmp_path):

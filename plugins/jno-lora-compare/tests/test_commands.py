@@ -30,8 +30,8 @@ def run():
 @pytest.fixture
 def forgotten(monkeypatch):
     """The demo as if nothing had imported it yet."""
-    parts = tuple(f"jno_lora_compare.{name}" for name in ("_demo", "_operator", "burgers"))
-    for name in [name for name in sys.modules if name.startswith(parts)]:
+    packages = tuple(f"jno_lora_compare.{name}" for name in ("_demos", "burgers"))
+    for name in [name for name in sys.modules if name.startswith(packages)]:
         monkeypatch.delitem(sys.modules, name)
 
 
@@ -69,8 +69,8 @@ def test_an_operator_needs_foundax_and_its_adapters(run, forgotten, monkeypatch,
 
 
 def test_another_missing_module_is_not_taken_for_it(run, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "jno_lora_compare._demo", None)
-    with pytest.raises(ModuleNotFoundError, match="_demo"):
+    monkeypatch.setitem(sys.modules, "jno_lora_compare._demos.digits", None)
+    with pytest.raises(ModuleNotFoundError, match=r"_demos\.digits"):
         run("demo", "--output", str(tmp_path))
 
 

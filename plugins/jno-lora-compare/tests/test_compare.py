@@ -16,11 +16,11 @@ from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 
 import jno.lora
 import jno_lora_compare._compare as comparing
-import jno_lora_compare._fitting as fitting
+import jno_lora_train._trainer as trainer_module
 from jno.lora import Net, Registry, SelectionError, Shared, extract_adapters, lora_report
 from jno.lora.extending import Bar, Printed
 from jno_lora_compare import Comparison, ComparisonRow, compare
-from jno_lora_compare._compare import _running_means
+from jno_lora_compare._fitting import running_means
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +203,8 @@ def test_a_file_has_a_line_for_each_candidate(comparison, tmp_path):
 
 
 def test_losses_are_averaged_over_a_tenth_of_the_steps():
-    assert _running_means([3.0, 1.0, 2.0], 1) == [3.0, 1.0, 2.0]
-    assert _running_means([4.0, 2.0, 0.0, 4.0], 2) == [3.0, 1.0, 2.0]
+    assert running_means([3.0, 1.0, 2.0], 1) == [3.0, 1.0, 2.0]
+    assert running_means([4.0, 2.0, 0.0, 4.0], 2) == [3.0, 1.0, 2.0]
 
 
 def test_a_loss_that_blew_up_is_no_best(model, batches):
@@ -250,7 +250,7 @@ def test_an_iterator_without_end_is_read_once_and_shared(model, batches):
     ("changed", "message"),
     [
         ({"wrappers": []}, "at least one candidate"),
-        ({"wrappers": [[]]}, r"among `wrappers` is \[\]"),
+        ({"wrappers": [[]]}, r"`wrappers` holds \[\]"),
         ({"steps": 0}, "`steps` must be a whole number of at least 1, but is 0"),
         ({"steps": 2.5}, "`steps` must be a whole number of at least 1, but is 2.5"),
         ({"batches": []}, "holds no batch"),
@@ -268,7 +268,7 @@ def test_arguments_that_make_no_sense_are_refused_before_training(
 
 @pytest.mark.parametrize("candidate", [None, 3, eqx.nn.Linear, ["lora", None]])
 def test_what_names_no_adapter_is_no_candidate(model, batches, candidate, unchecked):
-    with pytest.raises(SelectionError, match="among `wrappers` is"):
+    with pytest.raises(SelectionError, match="`wrappers` holds"):
         compare(model, loss, batches, ["full", candidate], **SETTINGS)
 
 
@@ -414,7 +414,8 @@ def test_the_bar_counts_every_step_of_every_candidate(model, batches, monkeypatc
 
 def test_a_step_takes_as_long_as_the_clock_says(model, batches, monkeypatch):
     ticks = itertools.count(100.0, 0.25)
-    monkeypatch.setattr(fitting, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
+    clock = types.SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr(trainer_module, "time", clock)
     (row,) = compare(model, loss, batches, ["none"], **SETTINGS).rows
     assert (row.milliseconds, row.compile_seconds) == (250.0, 0.25)
 

@@ -13,20 +13,22 @@ from tests.core.interrupting import state_of
 from tests.core.toys import ToyLinear, ToyScale
 
 import jno_lora_compare
+import jno_lora_train
 from jno.lora import Net
 from jno_lora_compare import compare
 
 
 class Interrupt(interrupting.Interrupt):
-    """Counts the calls of the functions of this package too."""
+    """Counts the calls of the functions of jno-lora-compare and jno-lora-train too."""
 
-    sources = (interrupting.SOURCES, str(Path(jno_lora_compare.__file__).parent))
+    packages = (jno_lora_compare, jno_lora_train)
+    sources = (interrupting.SOURCES, *(str(Path(package.__file__).parent) for package in packages))
 
 
 # Two candidates, of which the first is there when the second is interrupted.
 CANDIDATES = [ToyLinear, ToyScale]
 # The functions that `compare` calls at the start of each part of its work, once for each candidate.
-STARTS = {"building": "trained", "compiling": "compile", "training": "fit"}
+STARTS = {"building": "train_candidate", "compiling": "compile", "training": "fit"}
 # The first call after it: of the next part, or of what a row is made of, last of all.
 ENDS = {"building": "compile", "compiling": "fit", "training": "milliseconds"}
 
@@ -95,7 +97,7 @@ def test_what_is_finished_is_returned_and_nothing_else_has_changed(
 def test_before_the_first_candidate_it_is_raised(run, watched, model):
     names, _ = watched
     leaves = jtu.tree_leaves(model)
-    for moment in {1, 2, find("check_loss", names)[0], find("trained", names)[0] - 8}:
+    for moment in {1, 2, find("check_loss", names)[0], find("_train_all", names)[0]}:
         with pytest.raises(KeyboardInterrupt):
             Interrupt(moment).during(run)
         assert all(one is other for one, other in zip(jtu.tree_leaves(model), leaves, strict=True))

@@ -70,8 +70,8 @@ def imported_for(what: str, extra: str, *libraries: str) -> Iterator[None]:
         ) from err
 
 
-# Modules between the package and the user's line: context managers and run-time type checks.
-_TRANSPARENT = ("contextlib", "beartype", "jaxtyping")
+# Modules between the package and the user's line: context managers, imports, run-time type checks.
+_TRANSPARENT = ("contextlib", "importlib", "beartype", "jaxtyping")
 
 
 def warn(message: str) -> None:
@@ -82,7 +82,10 @@ def warn(message: str) -> None:
     package = frame.f_globals.get("__name__", "").partition(".")[0]
     # Other distributions have modules in `jno`: their lines are a user's.
     skipped = ("jno.lora",) if package == "jno" else ("jno.lora", package)
-    while frame.f_back is not None and _is_inside(frame, (*skipped, *_TRANSPARENT)):
+    # Plugins call each other, and the core.
+    while frame.f_back is not None and (
+        _module_of(frame).startswith("jno_lora_") or _is_inside(frame, (*skipped, *_TRANSPARENT))
+    ):
         frame = frame.f_back
     scope = frame.f_globals
     warnings.warn_explicit(
@@ -95,11 +98,13 @@ def warn(message: str) -> None:
     )
 
 
-def _is_inside(frame: FrameType, packages: tuple[str, ...]) -> bool:
+def _module_of(frame: FrameType) -> str:
     # Generated code (a beartype wrapper) may not say which module it is in.
-    module = frame.f_globals.get("__name__", "beartype")
-    if module.startswith("jno_lora_"):  # plugins call each other, and the core
-        return True
+    return frame.f_globals.get("__name__", "beartype")
+
+
+def _is_inside(frame: FrameType, packages: tuple[str, ...]) -> bool:
+    module = _module_of(frame)
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 

@@ -1,13 +1,28 @@
 """Adapters side by side: each trained on one model, from the same start, on the same batches.
 
-`jno.lora.compare` does that, and `jno-lora compare` and `jno-lora demo` are its commands. The parts
-serve a training loop of your own too: `Trainer`, `TrainingRun` and `ScannedLayers`.
+`jno.lora.compare` is `compare` of this package, and `jno-lora compare` and `jno-lora demo` are its
+commands.
 """
 
-from ._compare import compare
-from ._comparison import Comparison, ComparisonRow
-from ._fitting import Trainer
-from ._scanned_layers import ScannedLayers
-from ._training_run import TrainingRun
+from typing import Any
 
-__all__ = ["Comparison", "ComparisonRow", "ScannedLayers", "Trainer", "TrainingRun", "compare"]
+import jno_lora_train
+from jno.lora.extending import warn
+
+from ._compare import compare
+from ._comparison import Comparison
+from ._row import ComparisonRow
+
+__all__ = ["Comparison", "ComparisonRow", "compare"]
+
+_MOVED = ("ScannedLayers", "Trainer", "TrainingRun")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warn(
+        f"{name} has moved to jno-lora-train: write `from jno_lora_train import {name}`. The next "
+        f"release drops `jno_lora_compare.{name}`."
+    )
+    return getattr(jno_lora_train, name)

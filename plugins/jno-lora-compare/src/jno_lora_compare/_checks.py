@@ -1,6 +1,7 @@
-"""The arguments of `compare`, checked before anything is trained."""
+"""The other arguments of `compare`, checked before anything is trained."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -9,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, SelectionError
+from jno.lora import SelectionError
 from jno.lora.extending import adapted_layers, bullets, expect_model, show_array, show_path
-
-from ._fitting import Loss
 
 
 def check_model(model: PyTree) -> None:
@@ -27,40 +26,30 @@ def check_model(model: PyTree) -> None:
         )
 
 
-def check_candidates(candidates: list[Any]) -> None:
-    """**Raises:** `SelectionError` without candidates, or if one is neither name nor class."""
-    if not candidates:
-        raise SelectionError("`compare` needs at least one candidate in `wrappers`.")
-    for candidate in candidates:
-        one_of_them = candidate if isinstance(candidate, list | tuple) else [candidate]
-        if not one_of_them or not all(map(_names_an_adapter, one_of_them)):
-            raise SelectionError(
-                "A candidate is the name, variant or class of an adapter, a list of those, "
-                f'"full", "none" or "all", but among `wrappers` is {candidate!r}.'
-            )
+def check_steps(steps: Any) -> None:
+    """**Raises:** `SelectionError` unless `steps` is a positive integer."""
+    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
+        raise SelectionError(f"`steps` must be a whole number of at least 1, but is {steps!r}.")
 
 
-def _names_an_adapter(item: Any) -> bool:
-    return isinstance(item, str) or (isinstance(item, type) and issubclass(item, LoRAWrapper))
-
-
-def checked_rates(given: Any) -> tuple[float, ...]:
+def checked_rates(learning_rate: Any) -> tuple[float, ...]:
     """One learning rate or several. **Raises:** `SelectionError` unless all are positive."""
     try:
-        numbers = np.asarray(given)
+        numbers = np.asarray(learning_rate)
         is_real = np.issubdtype(numbers.dtype, np.number) and not np.iscomplexobj(numbers)
         rates = tuple(float(rate) for rate in np.ravel(numbers)) if is_real else ()
-    except (TypeError, ValueError):  # rows of different lengths, and other things than arrays
+    except (TypeError, ValueError):  # rows of different lengths, objects that are not numbers
         rates = ()
     if not rates or not all(rate > 0 and math.isfinite(rate) for rate in rates):
         raise SelectionError(
-            f"`learning_rate` must be a positive number, or several of them, but is {given!r}."
+            "`learning_rate` must be a positive number, or several of them, but is "
+            f"{learning_rate!r}."
         )
     return rates
 
 
-def check_loss(loss: Loss, model: PyTree, batch: PyTree) -> None:
-    """**Raises:** `SelectionError` unless the loss is a real scalar, and what it raises itself."""
+def check_loss(loss: Callable[[Any, Any], Any], model: PyTree, batch: PyTree) -> None:
+    """**Raises:** `SelectionError` unless the loss is a real scalar; the errors of `loss`."""
     try:
         value = eqx.filter_eval_shape(loss, model, batch)
     except Exception as err:
@@ -77,17 +66,21 @@ def check_batches(batches: list[PyTree]) -> None:
     """**Raises:** `SelectionError` without batches, or if their shapes differ."""
     if not batches:
         raise SelectionError("`batches` holds no batch.")
-    first, *others = map(_structure, batches)
-    for number, other in enumerate(others, start=1):
-        if other != first:
-            differs, advice = 0, "Leave out the short batch at the end, and make arrays of numbers."
-            if other[0] == first[0]:
-                differs, advice = 1, "Put their arrays into the same containers."
-            raise SelectionError(
-                "All batches must have the same shapes, so that every step is the same work, but "
-                f"batch {number} differs from batch 0:\n  {other[differs]}\n  {first[differs]}\n"
-                f"{advice}"
-            )
+    shapes, treedef = _structure(batches[0])
+    for number, batch in enumerate(batches[1:], start=1):
+        batch_shapes, batch_treedef = _structure(batch)
+        if batch_shapes != shapes:
+            difference = f"{batch_shapes}\n  {shapes}"
+            advice = "Leave out the short batch at the end, and make arrays of numbers."
+        elif batch_treedef != treedef:
+            difference = f"{batch_treedef}\n  {treedef}"
+            advice = "Put their arrays into the same containers."
+        else:
+            continue
+        raise SelectionError(
+            "All batches must have the same shapes, so that every step is the same work, but "
+            f"batch {number} differs from batch 0:\n  {difference}\n{advice}"
+        )
 
 
 def _structure(batch: PyTree) -> tuple[str, Any]:

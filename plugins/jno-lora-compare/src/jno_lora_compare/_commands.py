@@ -28,7 +28,7 @@ _EXAMPLE = """
 
 
 @click.command()
-@click.argument("what", metavar="MODULE:FACTORY")
+@click.argument("task", metavar="MODULE:FACTORY")
 @click.option("--csv", "csv_file", type=_FILE, help="Write the table to this file, too.")
 @click.option(
     "--plot",
@@ -37,16 +37,17 @@ _EXAMPLE = """
     help="Draw losses and parameters into this file (.png, .svg, .pdf).",
 )
 @click.pass_context
-def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Path | None) -> None:
+def compare(ctx: click.Context, task: str, csv_file: Path | None, plot_file: Path | None) -> None:
     """Train adapters side by side on a model of yours.
 
     FACTORY is a function without arguments that returns a dict: the arguments of
     jno.lora.compare. Each candidate is trained from the same start, on the same batches, for as
-    many steps. Ctrl-C keeps what is finished. Exits with 1 if a candidate could not be trained.
+    many steps. Ctrl-C keeps the finished candidates. Exits with 1 if a candidate could not be
+    trained.
     """
     from ._compare import compare as compare_
 
-    # Checked now, and not after training.
+    # Check the files now, and not after training.
     for file, option in ((csv_file, "--csv"), (plot_file, "--plot")):
         if file is not None and not file.parent.is_dir():
             raise click.BadParameter(
@@ -54,14 +55,14 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
             )
     if plot_file is not None:
         new_picture(1, 1, plot_file)
-    # The module may lie where the command is run, as for `python -m pytest`.
+    # As `python -m` does: the module may be in the current directory.
     sys.path.insert(0, "")
-    comparison = compare_(**_task(what, inspect.signature(compare_)))
+    comparison = compare_(**_arguments(task, inspect.signature(compare_)))
     if sys.stdout.isatty():
         from rich.console import Console
 
         Console().print(comparison)
-    else:  # as plain text of full width
+    else:  # plain text of full width
         click.echo(str(comparison))
     if csv_file is not None:
         comparison.to_csv(csv_file)
@@ -71,31 +72,31 @@ def compare(ctx: click.Context, what: str, csv_file: Path | None, plot_file: Pat
     ctx.exit(130 if comparison.interrupted else int(failed))
 
 
-def _task(what: str, signature: inspect.Signature) -> Mapping[str, Any]:
+def _arguments(task: str, signature: inspect.Signature) -> Mapping[str, Any]:
     """The arguments of `compare` that the function `MODULE:FACTORY` returns."""
     try:
-        factory = pkgutil.resolve_name(what)
+        factory = pkgutil.resolve_name(task)
     except (ImportError, AttributeError, ValueError) as err:
         raise PluginError(
-            f"{what!r} cannot be imported: {err}. Give the module's import path and a name in it, "
-            "such as my_package.tasks:digits, and run this where the module can be imported."
+            f"{task!r} cannot be imported: {err}. Give the module's import path and a name in it, "
+            "such as my_package.tasks:digits, in a directory where the module can be imported."
         ) from err
     if not callable(factory):
-        raise SelectionError(f"{what!r} is {factory!r}, but must be a function, such as{_EXAMPLE}")
-    task = factory()
-    if not isinstance(task, Mapping):
+        raise SelectionError(f"{task!r} is {factory!r}, but must be a function, such as{_EXAMPLE}")
+    arguments = factory()
+    if not isinstance(arguments, Mapping):
         raise SelectionError(
-            f"{what} must return the arguments of `jno.lora.compare` as a dict, but returned a "
-            f"{type(task).__name__}. For example:{_EXAMPLE}"
+            f"{task} must return the arguments of `jno.lora.compare` as a dict, but returned a "
+            f"{type(arguments).__name__}. For example:{_EXAMPLE}"
         )
     try:
-        signature.bind(**task)
+        signature.bind(**arguments)
     except TypeError as err:
         raise SelectionError(
-            f"The dict that {what} returns does not fit `jno.lora.compare`: {err}. "
+            f"The dict that {task} returns does not fit `jno.lora.compare`: {err}. "
             f"For example:{_EXAMPLE}"
         ) from err
-    return task
+    return arguments
 
 
 @click.command()
@@ -111,7 +112,7 @@ def _task(what: str, signature: inspect.Signature) -> Mapping[str, Any]:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo-output"),
     show_default=True,
-    help="Where the plot and the merged model go. Made if it does not exist.",
+    help="A directory for the plot and the merged model. Made if it does not exist.",
 )
 @click.option(
     "--seed",
@@ -123,27 +124,27 @@ def _task(what: str, signature: inspect.Signature) -> Mapping[str, Any]:
 @click.option(
     "--quick",
     is_flag=True,
-    help="Train for a moment only: everything runs, the accuracies mean nothing.",
+    help="Train only to see that everything runs; the accuracies mean nothing.",
 )
 def demo(task: str, output: Path, seed: int, quick: bool) -> None:
     """Compare adapters on a small task, in about a minute on two cores.
 
-    Digits: pretrains a small classifier on upright scans, moves on to rotated and noisy ones, few
-    of them labelled, and adapts with eleven methods of the zoo, beside full fine-tuning and no
-    adaptation. Prints one table, saves a plot and the merged best model, and shows that merged and
-    adapted agree.
+    Digits: pretrains a small classifier on upright scans, moves on to rotated and noisy scans, of
+    which few are labelled, and adapts with eleven methods of the zoo, beside full fine-tuning and
+    no adaptation. Prints one table, saves a plot and the merged best model, and shows that the
+    merged model agrees with the adapted model.
 
     Operator: pretrains a Fourier neural operator on simulations of the Burgers equation, and adapts
     it to another viscosity, with few simulations.
     """
-    own = ("foundax", "jno_lora_foundax") if task == "operator" else ("scipy", "sklearn")
-    with imported_for("The demo", "demo", "matplotlib", "optax", *own):
+    for_task = ("foundax", "jno_lora_foundax") if task == "operator" else ("scipy", "sklearn")
+    with imported_for("The demo", "demo", "matplotlib", "optax", *for_task):
         if task == "operator":
             import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
 
-            from ._operator import run_operator as run
+            from ._demos.operator import run_operator as run
         else:
-            from ._demo import run_demo as run
+            from ._demos.digits import run_demo as run
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -1,5 +1,6 @@
 """The picture of a comparison, by matplotlib: imported when one is drawn."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,39 +11,39 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from jno.lora.extending import new_picture
 
-from ._comparison import ComparisonRow
+from ._row import ComparisonRow
 
 
 def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
-    """The losses on the way, and what each candidate reached for how many parameters."""
+    """Draw the loss at each step, and the final loss over the number of trained parameters."""
     figure = new_picture(10, 4.5)
-    way, reached = figure.subplots(1, 2, width_ratios=(3, 2))
-    # Without the ends of the colour map, which are hard to see on white.
+    curves, results = figure.subplots(1, 2, width_ratios=(3, 2))
+    # The ends of the colour map are hard to see on white.
     colors = colormaps["turbo"](np.linspace(0.08, 0.92, len(rows)))
     for row, color in zip(rows, colors, strict=True):
-        way.plot(range(1, len(row.losses) + 1), row.losses, color=color, linewidth=1.2)
+        curves.plot(range(1, len(row.losses) + 1), row.losses, color=color, linewidth=1.2)
         if row.trainable:
-            reached.scatter(row.trainable, row.final_loss, color=color, s=45, label=row.name)
-        else:  # zero has no place on a logarithmic axis
-            reached.axhline(row.final_loss, color=color, linestyle=":", label=row.name)
-    numbers = [row.trainable for row in rows if row.trainable]
-    if numbers and max(numbers) > 10 * min(numbers):
-        reached.set_xscale("log")
-        _round_labels(reached.xaxis, numbers)
+            results.scatter(row.trainable, row.final_loss, color=color, s=45, label=row.name)
+        else:  # a logarithmic axis has no zero
+            results.axhline(row.final_loss, color=color, linestyle=":", label=row.name)
+    counts = [row.trainable for row in rows if row.trainable]
+    if counts and max(counts) > 10 * min(counts):
+        results.set_xscale("log")
+        _round_labels(results.xaxis, counts)
     else:
-        reached.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        results.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     losses = [loss for row in rows for loss in row.losses]
     if min(losses) > 0 and max(losses) > 3 * min(losses):
-        for axes in (way, reached):
+        for axes in (curves, results):
             axes.set_yscale("log")
             _round_labels(axes.yaxis, losses)
-    way.xaxis.set_major_locator(MaxNLocator(integer=True))
-    way.set_xlabel("step")
-    way.set_ylabel("loss")
-    reached.set_xlabel("trainable parameters")
-    reached.set_ylabel("final loss")
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
+    curves.set_xlabel("step")
+    curves.set_ylabel("loss")
+    results.set_xlabel("trainable parameters")
+    results.set_ylabel("final loss")
     figure.legend(loc="outside right center", frameon=False)
-    for axes in (way, reached):
+    for axes in (curves, results):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -52,23 +53,17 @@ def draw_times(rows: Sequence[ComparisonRow]) -> Any:
     figure = new_picture(9, 5.5)
     axes = figure.subplots()
     is_scored = all(row.score is not None for row in rows)
-    reached = [row.score if is_scored else row.final_loss for row in rows]
+    results: Any = [row.score if is_scored else row.final_loss for row in rows]
     trained = [row.trainable or 0 for row in rows]
     times = [row.milliseconds or np.nan for row in rows]
-    points = axes.scatter(trained, reached, c=times, cmap="viridis", norm="log", s=45, zorder=2)
-    # Points that lie on each other have one text.
-    named: dict[Any, list[int]] = {}
-    for index, (x, y) in enumerate(zip(trained, reached, strict=True)):
-        named.setdefault((round(np.log10(max(x, 1)), 1), round(y, 2)), []).append(index)
-    for indices in named.values():
-        at = (trained[indices[-1]], reached[indices[-1]])
-        text = ", ".join(rows[index].name for index in indices)
-        axes.annotate(text, at, (5, 3), textcoords="offset points", fontsize=8)
+    points = axes.scatter(trained, results, c=times, cmap="viridis", norm="log", s=45, zorder=2)
+    for text, position in _labels(rows, trained, results):
+        axes.annotate(text, position, (5, 3), textcoords="offset points", fontsize=8)
     # Linear up to one parameter, for a candidate that trains none.
     axes.set_xscale("symlog", linthresh=1)
-    if not is_scored and min(reached) > 0:
+    if not is_scored and min(results) > 0:
         axes.set_yscale("log")
-        _round_labels(axes.yaxis, reached)
+        _round_labels(axes.yaxis, results)
     axes.set_xlabel("trainable parameters")
     axes.set_ylabel("score" if is_scored else "final loss")
     axes.spines[["top", "right"]].set_visible(False)
@@ -76,8 +71,21 @@ def draw_times(rows: Sequence[ComparisonRow]) -> Any:
     return figure
 
 
+def _labels(
+    rows: Sequence[ComparisonRow], trained: Sequence[int], results: Sequence[float]
+) -> list[tuple[str, tuple[int, float]]]:
+    """The text beside each point, and its position. Overlapping points share a label."""
+    labels: dict[tuple[float, float], tuple[str, tuple[int, float]]] = {}
+    for row, x, y in zip(rows, trained, results, strict=True):
+        cell = (round(math.log10(max(x, 1)), 1), round(y, 2))
+        text = f"{labels[cell][0]}, {row.name}" if cell in labels else row.name
+        labels[cell] = (text, (x, y))
+    return list(labels.values())
+
+
 def _round_labels(axis: Axis, values: Sequence[float]) -> None:
-    """On a logarithmic axis, few labels: by default those within a decade lie on each other."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))
+    """Few labels on a logarithmic axis: matplotlib's labels within a decade overlap."""
+    subs = (1, 2, 5) if max(values) < 100 * min(values) else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

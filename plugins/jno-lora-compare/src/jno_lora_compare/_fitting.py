@@ -1,156 +1,101 @@
-"""Train the trainable part of a model by one compiled step, and measure that."""
+"""Train one candidate: once at each learning rate, of which the best counts."""
 
+import itertools
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import resolve
+from jno.lora import Net, resolve
+from jno.lora.extending import imported_for
+from jno_lora_train import Fit, Trainer
 
-from ._training_run import TrainingRun
-
-# `loss(model, batch)` is a scalar.
-Loss = Callable[[Any, Any], Array]
+from ._row import ComparisonRow
 
 
-class Fit(NamedTuple):
-    """The trained part of a model; the loss at each step, before its update, and its seconds."""
+class Task(NamedTuple):
+    """The training task, the same for all candidates."""
 
-    trainable: PyTree
-    losses: tuple[float, ...]
-    seconds: tuple[float, ...]
+    loss: Callable[[Any, Any], Array]
+    batches: list[PyTree]
+    steps: int
+    optimizer: Any
+    rates: tuple[float, ...]  # empty if the optimiser brings its learning rate
+    score: Callable[[Any], Any] | None
+
+    def train(self, name: str, net: Net, on_step: Callable[[], None]) -> ComparisonRow:
+        """Train the trainable part of `net` at each rate, and return the best trial as a row."""
+        trainer = Trainer(self.loss, self.optimizer)
+        trainable, frozen = net.partition()
+        cost = trainer.compile(trainable, frozen, self.batches[0])
+        trains = bool(jax.tree.leaves(trainable))
+
+        def trial(rate: float | None) -> _Trial:
+            state = trainer.optimizer.init(trainable)
+            if rate is not None:
+                state.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
+            batches = itertools.islice(itertools.cycle(self.batches), self.steps)
+            fit = trainer.fit(trainable, frozen, batches, state=state, on_step=on_step)
+            means = running_means(fit.losses, max(1, self.steps // 10))
+            model = eqx.combine(fit.trainable, frozen)
+            score = () if self.score is None else self.score(resolve(model))
+            numbers = score if isinstance(score, tuple) else (score,)
+            return _Trial(rate, fit, means, model, tuple(map(float, numbers)))
+
+        # A candidate that trains nothing gives the same result at every rate.
+        rates = self.rates if trains else self.rates[:1]
+        best = max(map(trial, rates or (None,)), key=lambda trial: trial.order)
+        return ComparisonRow(
+            name=name,
+            trainable=parameter_count(trainable),
+            learning_rate=best.rate if trains else None,
+            score=best.score[0] if best.score else None,
+            final_loss=best.means[-1],
+            best_loss=min(best.means, key=lambda mean: math.inf if math.isnan(mean) else mean),
+            milliseconds=best.fit.milliseconds,
+            temp_bytes=cost.temp_bytes,
+            compile_seconds=cost.compile_seconds,
+            losses=best.fit.losses,
+            model=best.model,
+        )
+
+
+class _Trial(NamedTuple):
+    """A candidate that was trained at one learning rate."""
+
+    rate: float | None
+    fit: Fit
+    means: list[float]
+    model: Any
+    score: tuple[float, ...]  # empty if only the loss counts
 
     @property
-    def milliseconds(self) -> float | None:
-        """The median step but the first; `None` if there was only one."""
-        later = self.seconds[1:]
-        return 1000 * statistics.median(later) if later else None
+    def order(self) -> tuple[float, ...]:
+        """The best trial has the largest order. NaN is worse than any number."""
+        order = self.score or (-self.means[-1],)
+        return tuple(-math.inf if math.isnan(x) else x for x in order)
 
 
-class Cost(NamedTuple):
-    """The seconds that compiling a step took, and its temporary memory, if the compiler says it."""
-
-    compile_seconds: float
-    temp_bytes: int | None
-
-
-class Trainer:
-    """The steps of a training loop, each compiled for whatever it is first called with.
-
-    `fit` is a loop without more. In a loop of your own, call `step`, and `evaluate` now and then:
-
-    ```python
-    run = trainer.start(trainable)
-    while run.step < 1000 and run.waited < 3:
-        run, loss = trainer.step(run, frozen, batches[run.step])
-        if run.step % 50 == 0:
-            model = eqx.combine(run.trainable, frozen)
-            run = run.evaluated(trainer.evaluate(model, held_out))
-            run.save(path)  # `trainer.start(trainable).load(path)` goes on from there
-    net.update(run.best)
-    ```
-
-    **Arguments:**
-
-    - `loss`: `loss(model, batch)`, a scalar, of a model that is resolved (`jno.lora.resolve`).
-    - `optimizer`: from optax, or like one of optax's (`init`, `update`).
-    """
-
-    def __init__(self, loss: Loss, optimizer: Any):
-        self.optimizer = optimizer
-
-        def step(trainable: PyTree, frozen: PyTree, state: PyTree, batch: PyTree) -> Any:
-            # Only what trains is differentiated: the frozen part gets no gradient, not even zeros.
-            value, gradient = eqx.filter_value_and_grad(
-                lambda trainable: loss(resolve(eqx.combine(trainable, frozen)), batch)
-            )(trainable)
-            # Optax raises a float to the power of an integer; the model itself needs no promotion.
-            with jax.numpy_dtype_promotion("standard"):
-                updates, state = optimizer.update(gradient, state, trainable)
-                moved = eqx.apply_updates(trainable, updates)
-            return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, trainable), state, value
-
-        self._step: Any = eqx.filter_jit(step)
-        self._loss: Any = eqx.filter_jit(lambda model, batch: loss(resolve(model), batch))
-
-    def start(self, trainable: PyTree) -> TrainingRun:
-        """The run before its first step, for the trainable part of a model."""
-        trainable = _strongly_typed(trainable)
-        return TrainingRun(trainable, self.optimizer.init(trainable), step=0, best=trainable)
-
-    def step(self, run: TrainingRun, frozen: PyTree, batch: PyTree) -> tuple[TrainingRun, Array]:
-        """Train on one batch. Returns the run after it, and the loss of the batch before it."""
-        batch = _on_the_device(batch)
-        trainable, state, loss = self._step(run.trainable, frozen, run.state, batch)
-        # Before the first evaluation, the newest is the best that is known.
-        best = trainable if math.isinf(run.best_loss) else run.best
-        return replace(run, trainable=trainable, state=state, step=run.step + 1, best=best), loss
-
-    def evaluate(self, model: PyTree, batches: Iterable[PyTree]) -> float:
-        """The mean of the loss over `batches`; nothing trains.
-
-        **Raises:** `ValueError` if there are no batches.
-        """
-        losses = [self._loss(model, _on_the_device(batch)) for batch in batches]
-        if not losses:
-            raise ValueError("`batches` should hold at least one batch to evaluate, but is empty.")
-        return statistics.fmean(map(float, losses))
-
-    def compile(self, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Cost:
-        """Compile the step, as `fit` would at its first."""
-        trainable = _strongly_typed(trainable)
-        state = self.optimizer.init(trainable)
-        args = jax.block_until_ready(_on_the_device((trainable, frozen, state, batch)))
-        begin = time.perf_counter()
-        compiled = self._step.lower(*args).compile()
-        seconds = time.perf_counter() - begin
-        memory = compiled.compiled.memory_analysis()
-        return Cost(seconds, None if memory is None else int(memory.temp_size_in_bytes))
-
-    def fit(
-        self,
-        trainable: PyTree,
-        frozen: PyTree,
-        batches: Iterable[PyTree],
-        *,
-        state: PyTree | None = None,
-        on_step: Callable[[], None] = lambda: None,
-    ) -> Fit:
-        """Train on each of `batches` once, from the given state of the optimiser or a fresh one."""
-        trainable, frozen = _strongly_typed(trainable), _on_the_device(frozen)
-        state = self.optimizer.init(trainable) if state is None else state
-        losses: list[Array] = []
-        seconds: list[float] = []
-        for batch in batches:
-            # There before the clock runs, so that a step's time is the step's.
-            batch = jax.block_until_ready(_on_the_device(batch))
-            begin = time.perf_counter()
-            trainable, state, loss = jax.block_until_ready(
-                self._step(trainable, frozen, state, batch)
-            )
-            seconds.append(time.perf_counter() - begin)
-            losses.append(loss)
-            on_step()
-        return Fit(trainable, tuple(map(float, losses)), tuple(seconds))
+def running_means(losses: Sequence[float], window: int) -> list[float]:
+    """The mean of each `window` consecutive losses."""
+    ends = range(window, len(losses) + 1)
+    return [math.fsum(losses[end - window : end]) / window for end in ends]
 
 
-def _on_the_device(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
+def adam() -> Any:
+    """Adam with the learning rate in its state, so that one compiled step serves all rates."""
+    with imported_for("compare", "compare", "optax"):
+        import optax
+    # Adam's other numbers stay Python floats: in half precision, a decay of 0.999 would be 1.
+    fixed = ("b1", "b2", "eps", "eps_root")
+    adam = optax.inject_hyperparams(optax.adam, static_args=fixed, hyperparam_dtype=jnp.float32)
+    return adam(learning_rate=0.0)
 
 
-def _strongly_typed(trainable: PyTree) -> PyTree:
-    """The arrays as a step returns them: a weak type would have the second step compiled again."""
-    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)
-
-
-def number_of(tree: PyTree) -> int:
-    """Count the numbers in the arrays of `tree`."""
+def parameter_count(tree: PyTree) -> int:
+    """How many numbers the arrays of `tree` hold."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -2,9 +2,9 @@
 
     u_t + u u_x = nu u_xx,    x in [0, 2 pi) periodic,    u(x, 0) -> u(x, 1)
 
-`simulate` makes data, `operator` a model, and a `Protocol` adapts it to few simulations by early
-stopping. `examples/burgers_operator.py` and `jno-lora demo --task operator` are made of these
-parts. They need the libraries of the extra `demo`.
+`simulate` makes data, `operator` makes a model, and a `Protocol` adapts the model to few
+simulations by early stopping. `examples/burgers_operator.py` and `jno-lora demo --task operator`
+use these functions. They need the libraries of the extra `demo`.
 """
 
 import dataclasses
@@ -19,10 +19,9 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray, PyTree
 
 from jno.lora import Net
 from jno.lora.extending import imported_for, new_picture
+from jno_lora_train import Trainer, TrainingRun
 
-from ._compare import adam
-from ._fitting import Trainer
-from ._training_run import TrainingRun
+from ._fitting import adam
 
 with imported_for("The Burgers task", "demo", "foundax", "optax"):
     import optax
@@ -35,7 +34,7 @@ SOURCE, TARGET = 0.1, 0.02  # viscosities
 Simulations: TypeAlias = Sequence[Any]
 
 _BATCH = 8
-_VALIDATION = 16  # fields: few simulations, shifted. Tests take as many at a time, for one program
+_VALIDATION = 16  # shifted fields. Tests evaluate batches of this size too, for one program.
 
 
 def initial_fields(key: PRNGKeyArray, number: int) -> Float[Array, "fields points"]:
@@ -73,7 +72,7 @@ def solve(
         d = rate(half**2 * v + dt * half * c)
         return half**2 * v + dt / 6 * (half**2 * a + 2 * half * (b + c) + d), None
 
-    # Factors of the mask and of the modes are real: JAX's own promotion.
+    # The mask and the wave numbers are real: JAX's promotion multiplies them by complex modes.
     with jax.numpy_dtype_promotion("standard"):
         v, _ = jax.lax.scan(step, jnp.fft.rfft(u), length=steps)
     return jnp.fft.irfft(v, n)
@@ -86,12 +85,12 @@ def simulate(key: PRNGKeyArray, number: int, viscosity: float) -> Simulations:
 
 
 def shifted(simulations: Simulations, numbers: Any, shifts: Any) -> Simulations:
-    """The simulations of these numbers, each moved by so many points.
+    """The simulations at the indices `numbers`, each moved by its number of points in `shifts`.
 
     The equation is the same at every `x`, so a shifted simulation is a new simulation.
     """
     points = (np.arange(GRID) - np.asarray(shifts)[:, None]) % GRID
-    starts, ends = (part[np.asarray(numbers)[:, None], points] for part in simulations)
+    starts, ends = (fields[np.asarray(numbers)[:, None], points] for fields in simulations)
     return starts, ends
 
 
@@ -102,21 +101,21 @@ def batch_of(simulations: Simulations, size: int, rng: np.random.Generator) -> S
 
 
 def operator(key: PRNGKeyArray) -> Any:
-    """A Fourier neural operator that is not trained: three layers, 16 modes, 32 channels."""
+    """An untrained Fourier neural operator: three layers, 16 modes, 32 channels."""
     return fno1d(2, 32, 16, n_layers=3, key=key)
 
 
 def predict(model: PyTree, fields: Float[Any, "fields grid"]) -> Float[Array, "fields grid"]:
-    """The fields that `model` predicts for time `TIME`. It also sees the coordinate."""
+    """The fields that `model` predicts for time `TIME`. The coordinate is its second input."""
     x = jnp.broadcast_to(jnp.linspace(-1, 1, GRID, endpoint=False), fields.shape)
     return jax.vmap(model)(jnp.stack([jnp.asarray(fields), x], axis=-1))[:, 0, :, 0]
 
 
 def loss(model: PyTree, simulations: Simulations) -> Float[Array, ""]:
-    """The relative L2 error of the predicted fields, in the mean over the fields."""
+    """The relative L2 error of the predicted fields, averaged over the fields."""
     fields, solutions = simulations
-    off = predict(model, fields) - solutions
-    return jnp.mean(jnp.linalg.norm(off, axis=-1) / jnp.linalg.norm(solutions, axis=-1))
+    error = predict(model, fields) - solutions
+    return jnp.mean(jnp.linalg.norm(error, axis=-1) / jnp.linalg.norm(solutions, axis=-1))
 
 
 def pretrain(
@@ -136,7 +135,7 @@ def pretrain(
 
 
 class Adapted(NamedTuple):
-    """The best model that a `Protocol` found, its error on the validation split, its rate."""
+    """The best model of a `Protocol`, its error on the validation split, and its learning rate."""
 
     model: Any
     validation_error: float
@@ -147,14 +146,13 @@ class Adapted(NamedTuple):
 class Protocol:
     """Early stopping, the same for every candidate.
 
-    A quarter of the simulations, at least one, is for validation, and the rest trains. The error on
-    the validation split is measured before the first step and then `every` so many. Training stops
-    when it has not fallen `patience` times in a row. The arrays with the smallest error are kept:
-    those from before the first step, if no later ones are better. The learning rate with the
-    smallest error counts.
+    A quarter of the simulations, at least one, is for validation. The model trains on the remaining
+    simulations. The error on the validation split is measured before the first step, then after
+    each `every` steps. Training stops when the error has not fallen `patience` times in a row. The
+    arrays and the learning rate with the smallest error win. The untouched arrays take part.
 
-    - `rates`: of Adam, each tried from the start.
-    - `steps`: the most that are trained at a rate, on batches of 8 shifted simulations.
+    - `rates`: learning rates of Adam, each tried from the start.
+    - `steps`: the most steps at a rate, on batches of 8 shifted simulations.
     """
 
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -166,39 +164,37 @@ class Protocol:
     def adapt(
         self, net: Net, simulations: Simulations, on_rate: Callable[[], None] = lambda: None
     ) -> Adapted:
-        """Train what `net` trains, and leave its best arrays in it.
+        """Train the trainable part of `net`, and leave the best arrays in `net`.
 
-        **Raises:** `ValueError` for less than two simulations: one trains, one validates.
+        **Raises:** `ValueError` for fewer than two simulations: one trains, one validates.
         """
         count = len(simulations[0])
         if count < 2:
             raise ValueError(f"`simulations` should hold two or more, but holds {count}.")
-        held = max(1, count // 4)
-        every_shift = np.arange(_VALIDATION) * GRID // _VALIDATION
-        validation = shifted(simulations, np.arange(_VALIDATION) % held, every_shift)
+        held_out = max(1, count // 4)
+        even_shifts = np.arange(_VALIDATION) * GRID // _VALIDATION
+        validation = shifted(simulations, np.arange(_VALIDATION) % held_out, even_shifts)
         starts, ends = simulations
+        training = (starts[held_out:], ends[held_out:])
         trainable, frozen = net.partition()
-
-        def at(rate: float) -> TrainingRun:
-            run = self._run(trainable, frozen, (starts[held:], ends[held:]), validation, rate)
+        runs: dict[float, TrainingRun] = {}
+        for rate in self.rates:
+            runs[rate] = self._run(trainable, frozen, training, validation, rate)
             on_rate()
-            return run
-
-        runs = [at(rate) for rate in self.rates]
-        best = min(range(len(runs)), key=lambda number: runs[number].best_loss)
-        net.update(runs[best].best)
-        return Adapted(net.module, runs[best].best_loss, self.rates[best])
+        best_rate = min(runs, key=lambda rate: runs[rate].best_loss)
+        net.update(runs[best_rate].best)
+        return Adapted(net.module, runs[best_rate].best_loss, best_rate)
 
     def error(self, model: PyTree, simulations: Simulations) -> float:
-        """The loss on all simulations, in batches of the size of the validation split.
+        """The loss on all simulations, in batches of 16, the size of the validation split.
 
-        **Raises:** `ValueError` if their number is not a multiple of 16.
+        **Raises:** `ValueError` if the number of simulations is not a multiple of 16.
         """
         count = len(simulations[0])
         if count == 0 or count % _VALIDATION:
             raise ValueError(f"`simulations` should hold a multiple of 16, but holds {count}.")
-        parts = (np.split(np.asarray(part), count // _VALIDATION) for part in simulations)
-        return self.trainer.evaluate(model, zip(*parts, strict=True))
+        starts, ends = (np.split(np.asarray(u), count // _VALIDATION) for u in simulations)
+        return self.trainer.evaluate(model, zip(starts, ends, strict=True))
 
     def _run(
         self,
@@ -216,7 +212,7 @@ class Protocol:
 
         run = trainer.start(trainable)
         run.state.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
-        run = evaluated(run)  # the untouched model is a candidate
+        run = evaluated(run)  # the untouched model is a candidate too
         while run.step < self.steps and run.waited < self.patience:
             run, _ = trainer.step(run, frozen, batch_of(training, _BATCH, rng))
             if run.step % self.every == 0:
@@ -231,54 +227,50 @@ def draw(
     models: Mapping[str, PyTree],
     simulations: Simulations,
 ) -> None:
-    """Draw the error by number of simulations, and two fields as the models predict them.
+    """Draw the error by number of simulations, and the models' predictions of two fields.
 
     The background is transparent, and all colours are readable on white and on black.
 
     **Arguments:**
 
-    - `path`: where to, in the format of its ending.
-    - `errors`: of each candidate, one for each of `counts`. The first is drawn as a dotted line.
-    - `models`: candidates whose fields are drawn.
-    - `simulations`: the first two of them are drawn.
+    - `path`: a file for the figure, in the format of its ending.
+    - `errors`: the errors of each candidate, one for each of `counts`. The first candidate is drawn
+        as a dotted line.
+    - `models`: the models whose predictions are drawn, by candidate.
+    - `simulations`: test simulations. The first two are drawn.
     """
     figure = new_picture(11, 3.6, path)
-    import matplotlib
-    from matplotlib import colormaps
+    from matplotlib import colormaps, rc_context
 
     grey = "#7f8790"
+    colored = ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    style: Any = dict.fromkeys((*colored, "legend.labelcolor"), grey)
+    style |= {"axes.titlesize": "medium", "legend.fontsize": "x-small", "legend.frameon": False}
+    style |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
+    style["svg.hashsalt"] = "burgers"  # the same numbers should give the same file
     colors = dict(zip(errors, colormaps["tab10"].colors, strict=False))  # pyright: ignore[reportAttributeAccessIssue]
-    colors[next(iter(errors))] = grey
-    reached, *fields = figure.subplots(1, 3, width_ratios=(5, 4, 4))
-    for name, values in errors.items():
-        style = ":" if name == next(iter(errors)) else "o-"
-        reached.plot(counts, values, style, color=colors[name], lw=1.4, ms=4, label=name)
-    reached.set(xscale="log", yscale="log", xlabel="simulations")
-    reached.set_title("relative error of new fields", color=grey, fontsize="medium")
-    reached.set_xticks(counts, [str(count) for count in counts])
-    low, high = (limit(map(limit, errors.values())) for limit in (min, max))
-    ticks = [
-        tick for tick in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1) if low < 1.2 * tick < 1.3 * high
-    ]
-    reached.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    x = np.linspace(0, 2 * np.pi, GRID, endpoint=False)
-    predicted = {name: predict(model, simulations[0][:2]) for name, model in models.items()}
-    for number, axes in enumerate(fields):
-        axes.plot(x, simulations[1][number], color=grey, lw=4, alpha=0.5, label="solution")
-        for name, ends in predicted.items():
-            axes.plot(x, ends[number], color=colors[name], lw=1.2, label=name)
-        axes.set_xlabel("x")
-        axes.set_title(f"field {number + 1} at time {TIME:g}", color=grey, fontsize="medium")
-    for axes in (reached, *fields):
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(grey)
-        axes.tick_params(colors=grey, which="both")
-        axes.xaxis.label.set_color(grey)
-        axes.patch.set_alpha(0)
-        legend = axes.legend(fontsize="x-small", frameon=False, labelcolor=grey)
-        legend.set_zorder(0)
-    # The same file for the same numbers.
-    with matplotlib.rc_context({"svg.hashsalt": "burgers"}):
+    first = next(iter(errors))
+    colors[first] = grey
+    with rc_context(style):
+        curves, *fields = figure.subplots(1, 3, width_ratios=(5, 4, 4))
+        for name, values in errors.items():
+            line = ":" if name == first else "o-"
+            curves.plot(counts, values, line, color=colors[name], lw=1.4, ms=4, label=name)
+        curves.set(xscale="log", yscale="log", xlabel="simulations")
+        curves.set_title("relative error of new fields")
+        curves.set_xticks(counts, [str(count) for count in counts])
+        low, high = (limit(map(limit, errors.values())) for limit in (min, max))
+        ticks = [t for t in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1) if low < 1.2 * t < 1.3 * high]
+        curves.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        x = np.linspace(0, 2 * np.pi, GRID, endpoint=False)
+        predicted = {name: predict(model, simulations[0][:2]) for name, model in models.items()}
+        for number, axes in enumerate(fields):
+            axes.plot(x, simulations[1][number], color=grey, lw=4, alpha=0.5, label="solution")
+            for name, ends in predicted.items():
+                axes.plot(x, ends[number], color=colors[name], lw=1.2, label=name)
+            axes.set(xlabel="x", title=f"field {number + 1} at time {TIME:g}")
+        for axes in (curves, *fields):
+            axes.minorticks_off()
+            axes.legend().set_zorder(0)
         metadata = {"Date": None} if str(path).endswith(".svg") else None
         figure.savefig(path, transparent=True, metadata=metadata)

@@ -1,4 +1,4 @@
-"""A loop of one's own by `Trainer`: early stopping, the best, and a run that is killed goes on."""
+"""A loop written with `Trainer`: early stopping, the best arrays, a killed run that goes on."""
 
 import io
 import math
@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compare_cases import loss
 from tests.core.toys import ToyLinear
 
 from jno.lora import CheckpointError, Net
-from jno_lora_compare import Trainer
+from jno_lora_train import Trainer
+
+
+def loss(model, batch):
+    x, y = batch
+    return jnp.mean((jax.vmap(model)(x) - y) ** 2)
 
 
 def net_of(width=4):
@@ -147,7 +151,7 @@ def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
     with pytest.raises(CheckpointError, match="more arrays"):
         run.load(tmp_path / "run")
     (tmp_path / "run").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"stops fitting at .*: the optimiser is another"):
+    with pytest.raises(CheckpointError, match=r"stops fitting at .*: the optimiser differs"):
         Trainer(loss, optax.sgd(0.1)).start(run.trainable).load(tmp_path / "run")
     (tmp_path / "run").write_bytes(b"\x80 no JSON")
     with pytest.raises(CheckpointError, match=r"not written by TrainingRun\.save"):
@@ -218,7 +222,5 @@ def test_keys_of_another_kind_are_refused(tmp_path):
     trainable, _ = net_of().partition()
     noisy(jax.random.key(5)).start(trainable).save(tmp_path / "run")
     other = noisy(jax.random.key(5, impl="rbg")).start(trainable)
-    with pytest.raises(
-        CheckpointError, match=r"(?s)random keys are others.*in the file: .*threefry"
-    ):
+    with pytest.raises(CheckpointError, match=r"(?s)random keys differ.*in the file: .*threefry"):
         other.load(tmp_path / "run")

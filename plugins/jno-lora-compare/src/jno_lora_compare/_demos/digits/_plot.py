@@ -1,4 +1,4 @@
-"""The demo's plot: what each way of adapting costs, and what it gains and loses."""
+"""The demo's plot: the cost of each candidate, and its accuracy in both domains."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from jno.lora.extending import new_picture
 
 from ._candidates import Outcome
 
-# Told apart by lightness and shape as well as by hue.
+# The markers differ in lightness and shape too, not only in hue.
 _TARGET, _SOURCE, _QUIET = "#0b5fa5", "#e08a00", "#b8b8b8"
 
 
 def save_plot(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Write a PNG: one row per candidate, those that train most on top."""
-    # Methods with equal counts would lie on each other in a scatter plot; rows keep them apart.
+    """Write a PNG with one row per candidate, the most trainable parameters on top."""
+    # In a scatter plot, methods with equal counts would overlap.
     rows = sorted(outcomes, key=lambda outcome: outcome.row.trainable or 0)
     figure = new_picture(10, 5.6)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
@@ -25,14 +25,16 @@ def save_plot(outcomes: Sequence[Outcome], path: Path) -> None:
     for axes in (left, right):
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    figure.suptitle("What adapting to rotated and noisy digits costs, gains and loses")
+    figure.suptitle(
+        "Adapting to rotated and noisy digits: parameters, and accuracy in both domains"
+    )
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path)
 
 
 def _draw_costs(axes: Axes, rows: Sequence[Outcome]) -> None:
     heights = range(len(rows))
-    # Zero has no place on a logarithmic axis: no bar, but the number.
+    # A logarithmic axis has no zero: zero gets no bar, only its number.
     trainable = [row.row.trainable or 0 for row in rows]
     bars = axes.barh(heights, [max(number, 1) for number in trainable], color=_QUIET, height=0.6)
     labels = [f"{n:,} ({row.share:.1%})" for n, row in zip(trainable, rows, strict=True)]

@@ -16,7 +16,7 @@ BATCH = 50
 
 
 class Classifier(eqx.Module):
-    """Two convolutions, a pooling between them, two linear layers: 85,066 parameters."""
+    """Two convolutions with a pooling between them, then two linear layers: 85,066 parameters."""
 
     edges: eqx.nn.Conv2d
     shapes: eqx.nn.Conv2d
@@ -34,7 +34,7 @@ class Classifier(eqx.Module):
 
     def __call__(self, image: Float[Array, "1 8 8"]) -> Float[Array, "10"]:
         """The logits of the ten digits, for one scan."""
-        # Pooled before the larger convolution, which would else take most of the time.
+        # Pool before the larger convolution, which would otherwise take most of the time.
         edges = self.pool(jax.nn.relu(self.edges(image)))
         shapes = jax.nn.relu(self.shapes(edges))
         return self.output(jax.nn.relu(self.hidden(shapes.reshape(-1))))
@@ -48,17 +48,17 @@ def loss(model: PyTree, batch: tuple[Array, Array]) -> Float[Array, ""]:
 
 
 def batches_of(scans: Scans, *, epochs: int, seed: int) -> Iterator[tuple[Array, Array]]:
-    """Whole batches of `BATCH` scans, in an order that depends on `seed` alone."""
+    """Full batches of `BATCH` scans, in an order that depends only on `seed`."""
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
         order = rng.permutation(len(scans))
-        whole = len(scans) - len(scans) % BATCH
-        for chosen in order[:whole].reshape(-1, BATCH):
-            yield scans.images[chosen], scans.labels[chosen]
+        used = len(scans) - len(scans) % BATCH
+        for indices in order[:used].reshape(-1, BATCH):
+            yield scans.images[indices], scans.labels[indices]
 
 
 class Score(NamedTuple):
-    """Accuracies, and a mean cross-entropy. Only those on the validation scans choose."""
+    """Accuracies, and a mean cross-entropy. Only the validation scans choose between models."""
 
     validation: float
     validation_loss: float
@@ -67,20 +67,20 @@ class Score(NamedTuple):
 
     @property
     def order(self) -> tuple[float, float]:
-        """The best model has the largest: accuracy, then (150 scans often tie) the loss."""
+        """The best model has the largest order: accuracy, then the loss (150 scans often tie)."""
         return self.validation, -self.validation_loss
 
 
 def measure(model: PyTree, digits: Digits) -> Score:
     """The score of `model`, which maps one scan to ten logits."""
     groups = (digits.validation, digits.test_target, digits.test_source)
-    # One call for all groups, so that each kind of model is compiled once.
-    logits = logits_of(model, jnp.concatenate([scans.images for scans in groups]))
-    parts = jnp.split(logits, np.cumsum([len(scans) for scans in groups])[:-1])
-    loss = optax.softmax_cross_entropy_with_integer_labels(parts[0], digits.validation.labels)
+    # One call for all groups, so that each class of model compiles once.
+    all_logits = logits_of(model, jnp.concatenate([scans.images for scans in groups]))
+    logits = jnp.split(all_logits, np.cumsum([len(scans) for scans in groups])[:-1])
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits[0], digits.validation.labels)
     validation, target, source = (
-        float((part.argmax(axis=-1) == scans.labels).mean())
-        for part, scans in zip(parts, groups, strict=True)
+        float((group_logits.argmax(axis=-1) == scans.labels).mean())
+        for group_logits, scans in zip(logits, groups, strict=True)
     )
     return Score(validation, float(loss.mean()), target, source)
 

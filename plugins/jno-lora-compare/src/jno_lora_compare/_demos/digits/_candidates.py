@@ -1,4 +1,4 @@
-"""The candidates of the demo: no adaptation, full fine-tuning, and the zoo by name."""
+"""The candidates of the demo: no adaptation, full fine-tuning, and eleven methods by name."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ import jax
 
 from jno.lora import Net, WrapperError
 
-from .._compare import compare
-from .._comparison import ComparisonRow
-from .._fitting import number_of
+from ..._compare import compare
+from ..._fitting import parameter_count
+from ..._row import ComparisonRow
 from ._classifier import Classifier, Score, batches_of, loss, measure
 from ._data import Digits
 
@@ -20,7 +20,7 @@ NOTHING, EVERYTHING = "no adaptation", "full fine-tuning"
 # As `compare` calls them.
 CANDIDATES = {NOTHING: "none", EVERYTHING: "full", **dict(zip(ADAPTERS, ADAPTERS, strict=True))}
 
-# The same for every adapter. Their quotient is the scale of most methods, and 1 is PiSSA's.
+# The same for every adapter. Most methods scale by alpha / rank, and PiSSA by 1.
 RANK, ALPHA = 8, 8.0
 
 
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
     """One row of the table.
 
     - `row`: the row of the comparison, at the learning rate that the validation scans chose.
-    - `share`: how many parameters train, over those of the plain model.
+    - `share`: the trainable fraction of the plain model's parameters.
     - `before`, `after`: the scores before and after training.
     """
 
@@ -62,7 +62,7 @@ def adapt(
     for row in comparison:
         if row.error is not None:
             raise WrapperError(f"The demo cannot train {row.name}: {row.error}")
-    parameters = number_of(Net(model).partition()[0])
+    parameters = parameter_count(Net(model).partition()[0])
     before = measure(model, digits)
     return tuple(
         Outcome(name, row, (row.trainable or 0) / parameters, before, measure(row.model, digits))

@@ -7,7 +7,7 @@ import pytest
 from tests.core.toys import ToyStacked
 
 from jno.lora import Net, SelectionError, merge_lora
-from jno_lora_compare import ScannedLayers
+from jno_lora_train import ScannedLayers
 
 
 class Block(eqx.Module):

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from jno.lora import Net, merge_lora
 from jno.lora.extending import Bar, default_registry, table
+from jno_lora_train import Trainer
 
-from .._fitting import Trainer, number_of
-from .._output import new_console, say, say_what_next
+from ..._fitting import parameter_count
+from .._output import new_console, say, suggest_commands
 from ._candidates import ADAPTERS, ALPHA, RANK, Outcome, adapt
 from ._classifier import Classifier, batches_of, logits_of, loss, measure
 from ._data import NOISE, ROTATION, Digits, load
@@ -23,7 +24,7 @@ from ._plot import save_plot
 
 
 class Effort(NamedTuple):
-    """The epochs of training, and the learning rates to try. The same for every candidate."""
+    """The epochs of training, and the learning rates to try, the same for every candidate."""
 
     pretraining_epochs: int
     epochs: int
@@ -36,16 +37,16 @@ _PRETRAINING_RATE = 1e-3
 
 
 class Merged(NamedTuple):
-    """The merged model, read back from `path`, beside the adapted one.
+    """The merged model, read back from `path`, compared with the adapted model.
 
-    - `difference`: the largest between two logits; `scale`: the largest logit itself.
-    - `same`: for how many of `total` test scans both name the same digit.
+    - `difference`: the largest difference of two logits; `scale`: the largest logit.
+    - `agreeing`: for how many of `total` test scans both models predict the same digit.
     """
 
     path: Path
     difference: float
     scale: float
-    same: int
+    agreeing: int
     total: int
 
 
@@ -63,16 +64,16 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
 
     - `output`: an existing directory for the plot and the merged model.
     - `seed`: decides the split, the noise, the initial values and the order of the batches. The
-        same seed gives the same numbers (but for times) on the same machine.
-    - `quick`: train so little that the numbers mean nothing, to see that everything runs.
+        same seed gives the same numbers, except times, on the same machine.
+    - `quick`: train only long enough to see that everything runs; the numbers mean nothing.
     """
-    default_registry().defaults()  # without the zoo, say so now and not after pretraining
+    default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
     effort = QUICK if quick else FULL
     console = new_console()
     digits = load(seed)
     _print_data(console, digits)
-    model = _pretrained(console, digits, effort, seed)
-    parameters, score = number_of(Net(model).partition()[0]), measure(model, digits)
+    model = pretrained(console, digits, effort, seed)
+    parameters, score = parameter_count(Net(model).partition()[0]), measure(model, digits)
     say(
         console,
         f"Pretrained {parameters:,} parameters: {score.source:.1%} right on the source domain, "
@@ -81,25 +82,27 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
     )
     outcomes = adapt(model, digits, rates=effort.rates, epochs=effort.epochs, seed=seed)
     _print_table(console, outcomes, rates=effort.rates, tested=len(digits.test_target))
-    best = max((o for o in outcomes if o.name in ADAPTERS), key=lambda o: o.after.order)
-    merged = _merged(best, digits, output / "merged.eqx")
+    adapted = [outcome for outcome in outcomes if outcome.name in ADAPTERS]
+    best = max(adapted, key=lambda outcome: outcome.after.order)
+    merged = _merge(best, digits, output / "merged.eqx")
     plot = output / "demo.png"
     save_plot(outcomes, plot)
     _print_files(console, plot, best, merged)
-    say_what_next(console, "jno-lora demo --task operator", "a neural operator, to new physics")
+    suggest_commands(console, "jno-lora demo --task operator", "a neural operator, to new physics")
     return Demo(outcomes, best, merged, plot)
 
 
-def _pretrained(console: Console, digits: Digits, effort: Effort, seed: int) -> Classifier:
+def pretrained(console: Console, digits: Digits, effort: Effort, seed: int) -> Classifier:
+    """The classifier, trained on the source domain."""
     net = Net(Classifier(jax.random.key(seed)))
     batches = list(batches_of(digits.pretraining, epochs=effort.pretraining_epochs, seed=seed))
     with Bar(len(batches), "Pretraining", console=console) as bar:
         trainer = Trainer(loss, optax.adam(_PRETRAINING_RATE))
-        made = trainer.fit(*net.partition(), batches, on_step=bar.advance)
-    return net.update(made.trainable).module
+        fit = trainer.fit(*net.partition(), batches, on_step=bar.advance)
+    return net.update(fit.trainable).module
 
 
-def _merged(best: Outcome, digits: Digits, path: Path) -> Merged:
+def _merge(best: Outcome, digits: Digits, path: Path) -> Merged:
     """Merge, write, read with Equinox alone, and compare on the test scans of both domains."""
     adapted = best.row.model
     eqx.tree_serialise_leaves(path, merge_lora(adapted))
@@ -107,12 +110,12 @@ def _merged(best: Outcome, digits: Digits, path: Path) -> Merged:
     merged = eqx.tree_deserialise_leaves(path, skeleton)
 
     images = jnp.concatenate([digits.test_target.images, digits.test_source.images])
-    one, other = logits_of(adapted, images), logits_of(merged, images)
+    logits, merged_logits = logits_of(adapted, images), logits_of(merged, images)
     return Merged(
         path=path,
-        difference=float(jnp.abs(one - other).max()),
-        scale=float(jnp.abs(one).max()),
-        same=int((one.argmax(axis=-1) == other.argmax(axis=-1)).sum()),
+        difference=float(jnp.abs(logits - merged_logits).max()),
+        scale=float(jnp.abs(logits).max()),
+        agreeing=int((logits.argmax(axis=-1) == merged_logits.argmax(axis=-1)).sum()),
         total=len(images),
     )
 
@@ -134,9 +137,9 @@ def _print_table(
 ) -> None:
     # A pipe may have an encoding that lacks the arrow.
     arrow = "->" if console.options.ascii_only else "→"
-    numbers = ("trainable\nparameters", "% of\nmodel", f"target %\nbefore {arrow} after")
-    numbers += ("source %\nkept", "rate", "ms per\nstep")
-    columns = [("adapter", "left"), *((heading, "right") for heading in numbers)]
+    headings = ("trainable\nparameters", "% of\nmodel", f"target %\nbefore {arrow} after")
+    headings += ("source %\nkept", "rate", "ms per\nstep")
+    columns = [("adapter", "left"), *((heading, "right") for heading in headings)]
     rows = (
         (
             outcome.name,
@@ -149,9 +152,9 @@ def _print_table(
         )
         for outcome in outcomes
     )
-    # At a proportion of a half, where it is largest.
+    # The standard error of a proportion, largest at one half.
     error = 100 * math.sqrt(0.25 / tested)
-    made = table(
+    printed = table(
         "Accuracy on held-out scans of both domains, after adapting to the target",
         columns,
         rows,
@@ -159,8 +162,8 @@ def _print_table(
         f"Adapters: rank {RANK}, alpha {ALPHA:g}.\n"
         f"Rate: the best of {', '.join(f'{rate:g}' for rate in rates)} on the validation scans.",
     ).__rich__()
-    made.pad_edge, made.collapse_padding = False, True  # 80 columns are enough
-    console.print(made)
+    printed.pad_edge, printed.collapse_padding = False, True  # to fit 80 columns
+    console.print(printed)
     console.print()
 
 
@@ -170,7 +173,7 @@ def _print_files(console: Console, plot: Path, best: Outcome, merged: Merged) ->
         f"Best adapter on the validation scans: {best.name} ({best.after.validation:.0%} right).",
         f"Its merged model, read back: logits differ by at most {merged.difference:.1e} (the "
         f"largest is {merged.scale:.1f}),",
-        f"  predictions agree on {merged.same} of {merged.total} scans.",
+        f"  predictions agree on {merged.agreeing} of {merged.total} scans.",
         "",
         f"Plot:         {plot}",
         f"Merged model: {merged.path}",

@@ -1,0 +1,74 @@
+"""The candidates of `compare`: which adapters they name, and what they are called."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
+
+Candidate: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
+
+# Candidates without an adapter: everything trains, nothing trains.
+FULL, NONE = "full", "none"
+# Stands for one candidate per variant that adapts a layer of the model.
+ALL = "all"
+
+
+def check_candidates(candidates: list[Any]) -> None:
+    """**Raises:** `SelectionError` without candidates, or if one is neither name nor class."""
+    if not candidates:
+        raise SelectionError("`compare` needs at least one candidate in `wrappers`.")
+    for candidate in candidates:
+        adapters = candidate if isinstance(candidate, list | tuple) else [candidate]
+        if not adapters or not all(map(_names_an_adapter, adapters)):
+            raise SelectionError(
+                "A candidate is the name, variant or class of an adapter, a list of these, "
+                f'"full", "none" or "all", but `wrappers` holds {candidate!r}.'
+            )
+
+
+def _names_an_adapter(item: Any) -> bool:
+    return isinstance(item, str) or (isinstance(item, type) and issubclass(item, LoRAWrapper))
+
+
+def replace_all(
+    candidates: Sequence[Candidate], net: Net, registry: Registry, settings: Mapping[str, Any]
+) -> list[Candidate]:
+    """The candidates, with `"all"` replaced by the variants that adapt a layer, by family."""
+    classes = [wrapper.cls for record in registry.records() for wrapper in record.wrappers]
+    families = {cls.variant: cls.family or "" for cls in classes if cls.variant}
+    variants = sorted(families, key=lambda variant: (families[variant], variant))
+    added = [
+        variant
+        for variant in variants
+        if net.plan(wrapper=variant, **settings).wrapped and variant not in candidates
+    ]
+    position = candidates.index(ALL)
+    named = [candidate for candidate in candidates if candidate != ALL]
+    return [*named[:position], *added, *named[position:]]
+
+
+def check_plans(net: Net, candidates: Sequence[Candidate], settings: Mapping[str, Any]) -> None:
+    """**Raises:** the error of the first adapter, if none of the adapters fits the model."""
+    errors: list[JnoLoraError] = []
+    for candidate in candidates:
+        if candidate in (FULL, NONE):
+            continue
+        try:
+            plan = net.plan(wrapper=candidate, **settings)
+        except JnoLoraError as err:
+            errors.append(err)
+            continue
+        if plan.problem is None:
+            return
+        errors.append(SelectionError(plan.problem))
+    if errors:
+        raise errors[0]
+
+
+def name_of(candidate: Candidate) -> str:
+    """The candidate's name in the table."""
+    if isinstance(candidate, str):
+        return candidate
+    if isinstance(candidate, type):
+        return candidate.__name__
+    return ", ".join(map(name_of, candidate))

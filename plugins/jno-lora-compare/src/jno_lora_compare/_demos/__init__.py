@@ -1,0 +1,1 @@
+"""The demos of `jno-lora demo`. They need the libraries of the extra `demo`."""

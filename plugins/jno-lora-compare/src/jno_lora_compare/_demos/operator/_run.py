@@ -1,0 +1,137 @@
+"""The demo of an operator from beginning to end, and its printed parts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+
+from jno.lora import Net
+from jno.lora.extending import Bar, default_registry, table
+
+from ... import burgers
+from ..._fitting import parameter_count
+from .._output import new_console, say, suggest_commands
+
+NOTHING, EVERYTHING = "no adaptation", "full fine-tuning"
+# The method where it has an adapter, and LoRA for the spectral weights.
+ADAPTERS = {name: [name, "lora"] for name in ("lora", "pissa", "lokr")}
+_LAYERS = "spectral_layers|proj1"
+_RANK, _ALPHA = 4, 8.0
+
+
+class Effort(NamedTuple):
+    """How many simulations there are, and how long the operator and its adapters train."""
+
+    source_simulations: int
+    test_simulations: int
+    pretraining_steps: int
+    counts: tuple[int, ...]  # numbers of simulations to adapt to
+    candidates: tuple[str, ...]
+    protocol: burgers.Protocol
+
+
+class Row(NamedTuple):
+    """A candidate: how many parameters train, the error after each count, the last model."""
+
+    name: str
+    trainable: int
+    errors: tuple[float, ...]
+    model: Any
+
+
+def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
+    """Pretrain an operator, adapt it to few simulations in several ways, and report.
+
+    - `output`: an existing directory for the plot.
+    - `seed`: decides all data and initial values.
+    - `quick`: train only long enough to see that everything runs; the numbers mean nothing.
+    """
+    default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
+    effort = _effort(quick)
+    protocol, counts, steps = effort.protocol, effort.counts, effort.pretraining_steps
+    console = new_console()
+    keys = jax.random.split(jax.random.key(seed), 5)
+    source = burgers.simulate(keys[0], effort.source_simulations, burgers.SOURCE)
+    target = burgers.simulate(keys[1], max(counts), burgers.TARGET)
+    test = burgers.simulate(keys[2], effort.test_simulations, burgers.TARGET)
+    _print_data(console, effort)
+    with Bar(steps, "Pretraining", console=console) as bar:
+        model = burgers.operator(keys[3])
+        model = burgers.pretrain(model, source, steps, batch=16, on_step=bar.advance)
+    error = protocol.error(model, test)
+    parameters = parameter_count(Net(model).partition()[0])
+    say(
+        console,
+        f"Pretrained {parameters:,} parameters: relative error {protocol.error(model, source):.3f} "
+        f"at viscosity {burgers.SOURCE:g}, {error:.3f} at {burgers.TARGET:g}.",
+        "",
+    )
+    rows = [Row(NOTHING, 0, (error,) * len(counts), model)]
+    runs = len(effort.candidates) * len(counts) * len(protocol.rates)
+    with Bar(runs, console=console) as bar:
+        for name in effort.candidates:
+            bar.update(what=name)
+            nets = [_net(name, model, keys[4]) for _ in counts]
+            for net, count in zip(nets, counts, strict=True):
+                protocol.adapt(net, [fields[:count] for fields in target], bar.advance)
+            errors = tuple(protocol.error(net.module, test) for net in nets)
+            rows.append(
+                Row(name, parameter_count(nets[-1].partition()[0]), errors, nets[-1].module)
+            )
+    _print_table(console, rows, parameters, effort)
+    plot = output / "operator.png"
+    drawn = {row.name: row.model for row in rows if row.name in (NOTHING, EVERYTHING, "lora")}
+    burgers.draw(plot, {row.name: row.errors for row in rows}, counts, drawn, test)
+    say(console, f"Plot: {plot}")
+    suggest_commands(console, "jno-lora demo", "eleven methods on scans of digits")
+
+
+def _net(name: str, model: Any, key: jax.Array) -> Net:
+    """A net of the model in which the candidate's parameters train."""
+    net = Net(model, key=key)
+    if name in ADAPTERS:
+        net.freeze().lora(_RANK, alpha=_ALPHA, target=_LAYERS, wrapper=ADAPTERS[name])
+    return net
+
+
+def _effort(quick: bool) -> Effort:
+    rates, candidates = (3e-4, 3e-3), (EVERYTHING, *ADAPTERS)
+    if quick:
+        protocol = burgers.Protocol(rates[:1], steps=2, every=2)
+        return Effort(16, 16, 2, (2, 4), candidates[:2], protocol)
+    protocol = burgers.Protocol(rates, steps=200, patience=6)
+    return Effort(512, 64, 600, (8, 32), candidates, protocol)
+
+
+def _print_data(console: Console, effort: Effort) -> None:
+    counts = " or ".join(map(str, effort.counts))
+    say(
+        console,
+        f"Burgers equation: {effort.source_simulations} simulations at viscosity "
+        f"{burgers.SOURCE:g} to pretrain a Fourier neural operator on,",
+        f"  {counts} at viscosity {burgers.TARGET:g} to adapt it; a quarter of these decides when "
+        "to stop, and the rate.",
+        f"Tested on {effort.test_simulations} other simulations.",
+        "",
+    )
+
+
+def _print_table(console: Console, rows: Sequence[Row], parameters: int, effort: Effort) -> None:
+    headings = ["trainable\nparameters", "% of\nmodel"]
+    headings += [f"error from\n{count}" for count in effort.counts]
+    rates = ", ".join(f"{rate:g}" for rate in effort.protocol.rates)
+    caption = (
+        f"{effort.test_simulations} test fields. Adapters: rank {_RANK}, alpha {_ALPHA:g}.\n"
+        f"Rate: the best of {rates} on the validation split. A method that\n"
+        "finds nothing better there keeps the model as it was."
+    )
+    columns = [("adapter", "left"), *((heading, "right") for heading in headings)]
+    cells: list[tuple[str, ...]] = []
+    for name, trainable, errors, _ in rows:
+        percent = f"{100 * trainable / parameters:.1f}"
+        cells.append((name, f"{trainable:,}", percent, *(f"{error:.3f}" for error in errors)))
+    title = "Relative error by the number of simulations"
+    console.print(table(title, columns, cells, caption=caption))
+    console.print()

@@ -1,0 +1,96 @@
+"""Layers of one structure as one module: compiled once, with only their inputs saved."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from jno.lora import SelectionError
+
+
+class ScannedLayers(eqx.Module):
+    """Stacked layers of one structure that `jax.lax.scan` runs one after the other.
+
+    Only one layer is compiled. With `remat`, the gradient keeps the input of each layer and
+    computes the inside of the layer again.
+
+    The result equals this loop's: `for layer in layers: x = layer(x, *args)`. A layer may return a
+    tuple: the first item goes to the next layer, and the module returns the remaining items
+    stacked. So a list that holds only this module replaces the list of layers in most models:
+
+    ```python
+    blocks = lambda model: model.blocks
+    model = eqx.tree_at(blocks, model, [ScannedLayers(model.blocks)])
+    net = Net(model).freeze().lora(rank=8)
+    ...
+    plain = eqx.tree_at(blocks, net.module, net.module.blocks[0].unstacked())
+    ```
+
+    The stack copies the layers' arrays. Drop the original model if memory is short.
+
+    **Arguments:**
+
+    - `layers`: at least one layer, adapted or not. All have one structure and the same shapes.
+    - `remat`: whether the gradient computes the inside of each layer again instead of saving it.
+
+    **Raises:** `SelectionError` if the layers differ.
+    """
+
+    stack: PyTree
+    count: int = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
+
+    def __init__(self, layers: Iterable[PyTree], *, remat: bool = True):
+        layers = list(layers)
+        if not layers:
+            raise SelectionError("ScannedLayers should get at least one layer, but got none.")
+        first_form = _form(layers[0])
+        for number, layer in enumerate(layers):
+            if _form(layer) != first_form:
+                raise SelectionError(
+                    f"Layers that are scanned should have one structure, but layer {number} "
+                    "differs from layer 0 in its class, its static fields, or the shape or dtype "
+                    "of an array. Scan each run of equal layers by a ScannedLayers of its own."
+                )
+        arrays = [eqx.filter(layer, eqx.is_array) for layer in layers]
+        static = eqx.filter(layers[0], eqx.is_array, inverse=True)
+        self.stack = eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), static)
+        self.count, self.remat = len(layers), remat
+
+    def __call__(self, x: Any, *args: Any, key: PRNGKeyArray | None = None) -> Any:
+        """Run all layers on `x`, an input of the first layer.
+
+        All layers get the same `args`. A `key` is split into one `key=` for each layer.
+        """
+        arrays, static = eqx.partition(self.stack, eqx.is_array)
+        keys = None if key is None else jax.random.split(key, self.count)
+
+        def body(x: Any, slices: Any) -> tuple[Any, Any]:
+            arrays, key = slices
+            keywords = {} if key is None else {"key": key}
+            out = eqx.combine(arrays, static)(x, *args, **keywords)
+            return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
+
+        if self.remat:
+            # The scan itself keeps the compiler from merging the two computations of a layer.
+            body = jax.checkpoint(body, prevent_cse=False)
+        x, extras = jax.lax.scan(body, x, (arrays, keys), length=self.count)
+        return x if extras is None else (x, *extras)
+
+    def unstacked(self) -> list[PyTree]:
+        """The layers as a list, with their current arrays."""
+        arrays, static = eqx.partition(self.stack, eqx.is_array)
+        return [
+            eqx.combine(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), static)
+            for i in range(self.count)
+        ]
+
+
+def _form(layer: PyTree) -> Any:
+    """The structure, static leaves, and shapes and dtypes of a layer."""
+    arrays, static = eqx.partition(layer, eqx.is_array)
+    shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays)]
+    return jax.tree.structure(arrays), jax.tree.flatten(static), shapes

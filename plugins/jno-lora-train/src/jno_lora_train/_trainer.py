@@ -1,0 +1,151 @@
+"""Train the trainable part of a model by one compiled step, and measure the step."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jno.lora import resolve
+
+from ._training_run import TrainingRun
+
+
+class Fit(NamedTuple):
+    """The trained part of a model, with the loss before each step and the seconds of each step."""
+
+    trainable: PyTree
+    losses: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    @property
+    def milliseconds(self) -> float | None:
+        """The median time of a step, without the first; `None` after a single step."""
+        later = self.seconds[1:]
+        return 1000 * statistics.median(later) if later else None
+
+
+class Cost(NamedTuple):
+    """The time that compiling a step took, and the step's temporary memory in bytes.
+
+    The memory is `None` where the compiler does not report it.
+    """
+
+    compile_seconds: float
+    temp_bytes: int | None
+
+
+class Trainer:
+    """The steps of a training loop, each compiled for the arguments of its first call.
+
+    `fit` is the plain loop. In a loop of your own, call `step`, and `evaluate` now and then:
+
+    ```python
+    run = trainer.start(trainable)
+    while run.step < 1000 and run.waited < 3:
+        run, loss = trainer.step(run, frozen, batches[run.step])
+        if run.step % 50 == 0:
+            model = eqx.combine(run.trainable, frozen)
+            run = run.evaluated(trainer.evaluate(model, held_out))
+            run.save(path)  # `trainer.start(trainable).load(path)` goes on from there
+    net.update(run.best)
+    ```
+
+    **Arguments:**
+
+    - `loss`: `loss(model, batch)` returns a scalar. The model is resolved (`jno.lora.resolve`).
+    - `optimizer`: an optax optimiser, or any object with its `init` and `update`.
+    """
+
+    def __init__(self, loss: Callable[[Any, Any], Array], optimizer: Any):
+        self.optimizer = optimizer
+
+        def step(trainable: PyTree, frozen: PyTree, state: PyTree, batch: PyTree) -> Any:
+            # Differentiate only the trainable part: frozen arrays get no gradient, not even zeros.
+            value, gradient = eqx.filter_value_and_grad(
+                lambda trainable: loss(resolve(eqx.combine(trainable, frozen)), batch)
+            )(trainable)
+            # Optax raises a float to the power of an integer; the model itself needs no promotion.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(gradient, state, trainable)
+                moved = eqx.apply_updates(trainable, updates)
+            return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, trainable), state, value
+
+        self._step: Any = eqx.filter_jit(step)
+        self._loss: Any = eqx.filter_jit(lambda model, batch: loss(resolve(model), batch))
+
+    def start(self, trainable: PyTree) -> TrainingRun:
+        """The run before its first step, for the trainable part of a model."""
+        trainable = _strongly_typed(trainable)
+        return TrainingRun(trainable, self.optimizer.init(trainable), step=0, best=trainable)
+
+    def step(self, run: TrainingRun, frozen: PyTree, batch: PyTree) -> tuple[TrainingRun, Array]:
+        """Train on one batch. Returns the new run, and the loss of the batch before the update."""
+        batch = _on_the_device(batch)
+        trainable, state, loss = self._step(run.trainable, frozen, run.state, batch)
+        # Until the first evaluation, the newest arrays count as the best.
+        best = trainable if math.isinf(run.best_loss) else run.best
+        return replace(run, trainable=trainable, state=state, step=run.step + 1, best=best), loss
+
+    def evaluate(self, model: PyTree, batches: Iterable[PyTree]) -> float:
+        """The mean loss over `batches`, without training.
+
+        **Raises:** `ValueError` if there are no batches.
+        """
+        losses = [self._loss(model, _on_the_device(batch)) for batch in batches]
+        if not losses:
+            raise ValueError("`batches` should hold at least one batch to evaluate, but is empty.")
+        return statistics.fmean(map(float, losses))
+
+    def compile(self, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Cost:
+        """Compile the step ahead of `fit`, and measure its cost."""
+        trainable = _strongly_typed(trainable)
+        state = self.optimizer.init(trainable)
+        args = jax.block_until_ready(_on_the_device((trainable, frozen, state, batch)))
+        begin = time.perf_counter()
+        compiled = self._step.lower(*args).compile()
+        seconds = time.perf_counter() - begin
+        memory = compiled.compiled.memory_analysis()
+        return Cost(seconds, None if memory is None else int(memory.temp_size_in_bytes))
+
+    def fit(
+        self,
+        trainable: PyTree,
+        frozen: PyTree,
+        batches: Iterable[PyTree],
+        *,
+        state: PyTree | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Fit:
+        """Train once on each batch, from `state` or from a fresh state of the optimiser."""
+        trainable, frozen = _strongly_typed(trainable), _on_the_device(frozen)
+        state = self.optimizer.init(trainable) if state is None else state
+        losses: list[Array] = []
+        seconds: list[float] = []
+        for batch in batches:
+            # Move the batch before the clock runs, so that only the step is timed.
+            batch = jax.block_until_ready(_on_the_device(batch))
+            begin = time.perf_counter()
+            trainable, state, loss = jax.block_until_ready(
+                self._step(trainable, frozen, state, batch)
+            )
+            seconds.append(time.perf_counter() - begin)
+            losses.append(loss)
+            on_step()
+        return Fit(trainable, tuple(map(float, losses)), tuple(seconds))
+
+
+def _on_the_device(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
+
+
+def _strongly_typed(trainable: PyTree) -> PyTree:
+    """The arrays as a step returns them: with a weak type, the second step would compile again."""
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)
