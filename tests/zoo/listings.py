@@ -3,15 +3,9 @@
     python tests/zoo/listings.py            # which files are out of date
     python tests/zoo/listings.py --write    # writes them
 
-<<<<<<< HEAD
-Written are the stubs of adapters for type checkers, the tables in docs/zoo.md and docs/choosing.md,
-and the pages of methods in mkdocs.yml. A method is one line in
-`jno_lora_zoo/methods/__init__.py`; the rest is read from its class.
-=======
 The files are the stubs of adapters for type checkers, the names that the core reserves, the tables
 in docs/zoo.md and docs/choosing.md, and the pages of methods in mkdocs.yml. A method is one line in
 `jno_lora_zoo/methods/__init__.py`; everything else is read from its class.
->>>>>>> zoo
 """
 
 import dataclasses
@@ -40,16 +34,7 @@ STUBS = runpy.run_path(str(ROOT / "plugins/jno-lora-zoo/stubs.py"))
 
 def files() -> dict[pathlib.Path, str]:
     """Each file that is written, wholly or in part, with the text that it should have."""
-<<<<<<< HEAD
-    found = {_folder(column) / "adapters.pyi": _adapters(column) for column in COLUMNS}
-    found[_folder("zoo") / "methods/__init__.pyi"] = _methods()
-=======
     found = {path: text for column in COLUMNS for path, text in stubs_of(column).items()}
-    names = ROOT / "src/jno/lora/_registry/_zoo_names.py"
-    found[names] = _replaced(
-        names, r'^_METHODS = """.*?^_LAYERS = """.*?^"""\n', _names(), re.M | re.S
-    )
->>>>>>> zoo
     zoo = ROOT / "docs/zoo.md"
     found[zoo] = _replaced(zoo, r"(?<=<!-- methods -->\n).*?(?=<!-- /methods -->)", _table(), re.S)
     choosing = ROOT / "docs/choosing.md"
@@ -76,81 +61,6 @@ def _replaced(path: pathlib.Path, pattern: str, text: str, flags: int) -> str:
     new, count = re.subn(pattern, lambda _: text, path.read_text(), flags=flags)
     assert count == 1, f"{path} should have one place for what is written, but has {count}"
     return new
-
-
-<<<<<<< HEAD
-def _adapters(column: str) -> str:
-    """The stub of a module of adapters: a class for each, of a method and a kind of layer."""
-    package = f"jno_lora_{column}"
-    module = importlib.import_module(f"{package}.adapters")
-    classes = [getattr(module, name) for name in module.__all__]
-    bases = {base for cls in classes for base in cls.__bases__}
-    imports = sorted(f"from {_home(base, package)} import {base.__name__}\n" for base in bases)
-    return "".join(
-        [
-            HEADER,
-            "# ruff: noqa\nfrom typing import Any\n",
-            *imports,
-            "\n",
-            _exports(module),
-            *map(_class, classes),
-        ]
-    )
-
-
-def _class(cls: Any) -> str:
-    """A class with its constructor. Checkers would otherwise derive one from the fields."""
-    bases = ", ".join(base.__name__ for base in cls.__bases__)
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "key"]
-    arguments = ["self", "base: Any", "rank: int", "alpha: float", "*", "key: Any"]
-    arguments += [f"{name}: Any = ..." for name in options]
-    listed = "".join(f"        {argument},\n" for argument in arguments)
-    return f"\nclass {cls.__name__}({bases}):\n    def __init__(\n{listed}    ) -> None: ...\n"
-
-
-def _methods() -> str:
-    """The stub of the zoo's methods: with `__all__` as a list that type checkers can read."""
-    module = importlib.import_module("jno_lora_zoo.methods")
-    home = "jno_lora_zoo.methods"
-    imports = sorted(
-        f"from {_home(method, home)} import {method.__name__} as {method.__name__}\n"
-        for method in METHODS
-    )
-    return "".join(
-        [
-            HEADER,
-            "# ruff: noqa\nfrom .._method import Method\n",
-            *imports,
-            "\n",
-            _exports(module),
-            "METHODS: tuple[type[Method], ...]\n",
-        ]
-    )
-
-
-def _exports(module: Any) -> str:
-    return "__all__ = [\n" + "".join(f'    "{name}",\n' for name in module.__all__) + "]\n"
-
-
-def _home(cls: type, package: str) -> str:
-    """Where a module of `package` imports a class from."""
-    if cls.__module__.startswith(f"{package}."):
-        return cls.__module__.removeprefix(package)
-    return "jno_lora_zoo"
-=======
-def _names() -> str:
-    """The names of the zoo's methods and of its kinds of layer, for the core to reserve."""
-    adapters = importlib.import_module("jno_lora_zoo.adapters")
-    first = METHODS[0]
-    of_first = [name for name in adapters.__all__ if first in getattr(adapters, name).__bases__]
-    layers = [name.removeprefix(first.__name__) for name in of_first]
-    return _words("_METHODS", [m.__name__ for m in METHODS]) + _words("_LAYERS", layers)
-
-
-def _words(name: str, items: list[str]) -> str:
-    return f'{name} = """\n{textwrap.fill(" ".join(items), 100)}\n"""\n'
->>>>>>> zoo
 
 
 def _table() -> str:
