@@ -72,8 +72,10 @@ def decoding(tree: Any) -> Any:
     """`tree`, with a call that decodes in its convolutions whose kernels are coded."""
 
     def is_convolution(node: Any) -> bool:
+        if not is_coded(getattr(node, "weight", None)):
+            return False
         kind = weight_kind(node)
-        return kind is not None and issubclass(kind, KernelLayer) and is_coded(node.weight)
+        return kind is not None and issubclass(kind, KernelLayer)
 
     def with_call(node: Any) -> Any:
         return _with_class(type(node), vars(node)) if is_convolution(node) else node
