@@ -88,7 +88,7 @@ def test_what_listings_show_is_a_text_or_none(name, value):
         ),
         ({"rank_gate": ("delta",)}, "`rank_gate` must be one of the `adapter_fields`, or None, "),
         ({"rank_axes": ("delta",)}, "`rank_axes` must map fields to axes, such as "),
-        ({"rank_axes": {"detla": 0}}, "`rank_axes` names 'detla', which is not another one of "),
+        ({"rank_axes": {"detla": 0}}, "`rank_axes` names 'detla', which is not among the other "),
         ({"rank_gate": "delta", "rank_axes": {"delta": 0}}, "`rank_axes` names 'delta', which is "),
         (
             {"rank_axes": {"delta": -1}},

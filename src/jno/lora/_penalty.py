@@ -26,8 +26,8 @@ def penalty(model: PyTree) -> Float[Array, ""]:
 
     **Returns:** a scalar, float32 at least.
 
-    **Raises:** `WrapperError`, naming the path, if an adapter's `penalty` fails or is more than one
-    real number; `SelectionError` if `model` is a `Net` or a set.
+    **Raises:** `WrapperError`, naming the path, if an adapter's `penalty` fails or is not one real
+    number; `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "penalty")
     penalties: list[Array] = []

@@ -40,8 +40,8 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
     - `model`: a pytree, adapted or not.
     - `key`: makes arrays that do not exist yet, around an adapter that was built by hand.
 
-    **Raises:** `SelectionError` if an array is missing, or if two arrays have one name (two models
-    in one tree: resolve each); or if `model` is a `Net` or a set.
+    **Raises:** `SelectionError` if an array is missing; if two arrays have the same name (resolve
+    two models in one tree apart); or if `model` is a `Net` or a set.
     """
     expect_model(model, "resolve")
     if key is not None:

@@ -103,7 +103,7 @@ def carry_to_adapted(
 
 
 def carry_to_plain(trainable: PyTree[bool], adapted: PyTree, plain: PyTree) -> PyTree[bool]:
-    """`trainable` of an adapted model, for the merged or unwrapped one, by the adapters' bases."""
+    """`trainable` of an adapted model, for the model without adapters, by their bases."""
     carried = map_adapters(lambda _, adapter, before: before.base, adapted, trainable)
     # The static parts come from the plain model, so that the two trees match node by node.
     return jtu.tree_unflatten(jtu.tree_structure(plain), jtu.tree_leaves(carried))
@@ -116,7 +116,7 @@ _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct, Tracer)
 
 
 def _select(model: PyTree, roles: int) -> PyTree[bool]:
-    """`True` for the inexact arrays of `model` that have one of these roles."""
+    """`True` for the inexact arrays of `model` with one of these roles."""
     leaves, treedef = jtu.tree_flatten(model)
     kinds = tuple(map(type, leaves)), tuple([getattr(leaf, "dtype", None) for leaf in leaves])
     try:

@@ -46,7 +46,15 @@ def widened(tree: Any) -> Any:
 
     Call it, and compute with its result, under `jax.enable_x64(True)`.
     """
-    return jax.tree.map(_widened, tree)
+
+    def widen(leaf: Any) -> Any:
+        if _is_half(leaf):
+            return jnp.asarray(leaf, jnp.float32)
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        return jnp.asarray(leaf, jnp.complex128 if jnp.iscomplexobj(leaf) else jnp.float64)
+
+    return jax.tree.map(widen, tree)
 
 
 def _is_half(leaf: Any) -> bool:
@@ -56,11 +64,3 @@ def _is_half(leaf: Any) -> bool:
         and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
         and leaf.dtype.itemsize < 4
     )
-
-
-def _widened(leaf: Any) -> Any:
-    if _is_half(leaf):
-        return jnp.asarray(leaf, jnp.float32)
-    if not eqx.is_inexact_array(leaf):
-        return leaf
-    return jnp.asarray(leaf, jnp.complex128 if jnp.iscomplexobj(leaf) else jnp.float64)

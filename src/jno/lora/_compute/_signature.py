@@ -98,7 +98,7 @@ def static_key(treedef: Any, key_of: Callable[[Any], Any] = type) -> Any:
         if isinstance(value, tuple | list):
             return (cls, *map(key, value))
         if fields := _frozen_fields(cls):
-            return (cls, *(key(getattr(value, field)) for field in fields))
+            return (cls, *(key(getattr(value, field, None)) for field in fields))
         return key_of(value)
 
     def keys_in(treedef: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The contract of an adapter, and what every operation checks of its arguments."""
+"""The contract of an adapter, and checks of arguments."""
 
 from ._calling import call_or_trace, is_traced, keys_for_stack, over_stack, refusal_of_template
 from ._checks import (

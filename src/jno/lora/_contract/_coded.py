@@ -63,7 +63,7 @@ class CodedArray(eqx.Module):
 
     @property
     def compute_dtype(self) -> Any:
-        """The dtype to compute in: the array's own, or float32 if that is more."""
+        """The dtype to compute in: float32 or, if it has more bits, the dtype of the array."""
         return jnp.dtype(jnp.float32) if self.dtype.itemsize < 4 else self.dtype
 
     @property

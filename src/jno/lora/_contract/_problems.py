@@ -68,8 +68,8 @@ def _field_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterat
     for attribute, names in trained.items():
         for name in names:
             if name not in fields:
-                known = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
-                yield f"`{attribute}` names {name!r}, which is not a field (fields: {known or '-'})"
+                shown = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
+                yield f"`{attribute}` names {name!r}, which is not a field (fields: {shown or '-'})"
             elif fields[name].metadata.get("static", False):
                 yield f"`{attribute}` names {name!r}, which is static: it cannot train"
     if "base" in trained["adapter_fields"]:
@@ -137,7 +137,7 @@ def _rank_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
         return
     for name, axis in axes.items():
         if name not in trained or name == gate:
-            yield f"`rank_axes` names {name!r}, which is not another one of the `adapter_fields`"
+            yield f"`rank_axes` names {name!r}, which is not among the other `adapter_fields`"
         if type(axis) is not int or axis < 0:
             yield (
                 f"`rank_axes` must give {name!r} an axis of one layer's array, counted from 0, but "

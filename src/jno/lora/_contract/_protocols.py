@@ -1,4 +1,4 @@
-"""Layers as an adapter may find them, by their attributes: Equinox's and other libraries'."""
+"""Protocols of layers by their attributes, for layers of Equinox and of other libraries."""
 
 from typing import Any, Protocol, runtime_checkable
 

@@ -18,8 +18,8 @@ class Box:
     def __init__(self, array: Array):
         self.array = array
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Box) and self.array is other.array
+    def __eq__(self, box: object) -> bool:
+        return isinstance(box, Box) and self.array is box.array
 
     def __hash__(self) -> int:
         return id(self.array)

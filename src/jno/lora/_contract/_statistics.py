@@ -79,7 +79,8 @@ class Gradient(Statistic):
 
 
 BUILT_IN: dict[str, type[Statistic]] = {
-    it.name: it for it in (InputCovariance, InputMean, OutputCovariance, Gradient)
+    statistic.name: statistic
+    for statistic in (InputCovariance, InputMean, OutputCovariance, Gradient)
 }
 
 

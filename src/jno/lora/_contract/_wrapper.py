@@ -114,10 +114,10 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The number of leading axes of `leaf`'s arrays before one layer's own. Default 0.
+        """The number of axes of a stack, which lead in `leaf`'s arrays. Default 0.
 
         `__init__`, `merge`, `unwrap`, `state`, `from_state`, `low_rank_update` and `penalty` are
-        mapped over those axes: each of them only ever sees one layer.
+        mapped over those axes: each method sees one layer only.
         """
         return 0
 
@@ -242,7 +242,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         if cls.__doc__ is None:
             # The inherited docstring. A dataclass would put its signature here.
             cls.__doc__ = inspect.getdoc(cls)
-        # Looked up as an instance would: it may come from a mixin that is not an adapter.
+        # Looked up with inheritance, because it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
         if not getattr(call, "__isabstractmethod__", False) and not hasattr(call, "_has_scope"):
             setattr(cls, "__call__", in_scope(call))  # noqa: B010

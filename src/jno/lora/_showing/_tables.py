@@ -1,4 +1,4 @@
-"""Tables: by rich in a terminal (imported when one is printed), as text, as HTML in a notebook."""
+"""Tables: as text, as HTML in a notebook, and by rich, which is imported when a table prints."""
 
 import abc
 import dataclasses

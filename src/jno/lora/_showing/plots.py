@@ -1,4 +1,4 @@
-"""Pictures, by matplotlib: imported when one is drawn, and not before."""
+"""Pictures, by matplotlib. This module is imported when a picture is drawn."""
 
 import io
 import math

@@ -13,7 +13,7 @@ from .._trainability import lora_trainable_filter, partial_lora_trainable_filter
 from . import _adapting, _model
 from ._installs import describe_jno, jno_version
 
-# jNO's modules hold these under names of their own.
+# By the names in jNO's modules.
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "_normalize_wrappers": _adapting._normalize_wrappers,
     "apply_lora": _adapting.apply_lora,
@@ -78,8 +78,7 @@ class Replacement:
 
 
 def forbid_lora(reason: str) -> None:
-    """Let jNO's `net.lora` raise: its own core would train our adapters wrong, without a word."""
-
+    """Let jNO's `net.lora` raise, because jNO's core would silently train our adapters wrong."""
     trace = sys.modules.get("jno.trace")
     for owner, name in _METHODS:
         cls = getattr(trace, owner, None)
@@ -118,18 +117,15 @@ def _differences(where: str, theirs: Any, ours: Any) -> list[str]:
         return [f"{where} is missing"]
     if isinstance(ours, type):
         return [] if isinstance(theirs, type) else [f"{where} is not a class"]
-    asked, known = (inspect.signature(f, follow_wrapped=False).parameters for f in (theirs, ours))
-    any_name = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    unknown = [
-        name
-        for name, p in asked.items()
-        if name not in known and not any_name and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
+    asked, taken = (inspect.signature(f, follow_wrapped=False).parameters for f in (theirs, ours))
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    named = [name for name, p in asked.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    unknown = [] if takes_any else [name for name in named if name not in taken]
     if unknown:
         return [f"{where} takes {', '.join(unknown)}, which jno.lora does not know"]
     in_order = [name for name, p in asked.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if in_order != list(known)[: len(in_order)]:
-        return [f"{where} takes {', '.join(in_order)} in this order, jno.lora {', '.join(known)}"]
+    if in_order != list(taken)[: len(in_order)]:
+        return [f"{where} takes {', '.join(in_order)} in this order, jno.lora {', '.join(taken)}"]
     return []
 
 
