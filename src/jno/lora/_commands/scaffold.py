@@ -24,51 +24,65 @@ def create(
     - `version`: the version of jno-lora that the plugin depends on.
     - `installed`: the plugins whose adapters must not have the same name.
     """
-    short = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
-    distribution = f"jno-lora-{short}"
+    variant = _checked(name, installed)
+    distribution = f"jno-lora-{variant}"
     package = distribution.replace("-", "_")
-    adapter = "".join(part.capitalize() for part in short.split("-"))
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", short) or keyword.iskeyword(adapter):
-        raise JnoLoraError(
-            f"{name!r} is not a package name. Use letters, digits and dashes, beginning with a "
-            "letter, such as embedding-bias."
-        )
-    if distribution in FIRST_PARTY:
-        raise JnoLoraError(
-            f"{distribution} is a distribution of jno-lora itself. Choose another name."
-        )
-    if why := _names_taken(installed, distribution).get(squash(short)):
-        raise JnoLoraError(
-            f'{short!r} is {why}, so `wrapper="{short}"` would be ambiguous. Choose another name, '
-            f"such as my-{short}."
-        )
     target = directory / distribution
     if target.exists():
         raise JnoLoraError(f"{target} exists already; nothing was written. Choose another name.")
-    layer = layer or ("embedding" if "embedding" in short else "linear")
+    layer = layer or ("embedding" if "embedding" in variant else "linear")
     major, minor, *_ = version.split(".")
     versions = f">={major}.{minor},<{major}.{int(minor) + 1}"
     needs = ["jno-lora", *([ZOO_DISTRIBUTION] if is_method else [])]
     words = {
         "distribution": distribution,
         "package": package,
-        "adapter": adapter,
-        "variant": short,
+        "adapter": _camel_case(variant),
+        "variant": variant,
         "layer": layer.capitalize(),
         "layers": "the zoo's kinds of layer" if is_method else f"eqx.nn.{layer.capitalize()}",
         "sample": "normal(key, (6,))" if layer == "linear" else "randint(key, (), 0, 6)",
         "api": str(API_VERSION),
         "requires": ", ".join(f'"{name}{versions}"' for name in needs),
     }
-    templates = pathlib.Path(__file__).parent / "templates"
-    for folder in (templates / "both", templates / ("method" if is_method else "adapter")):
-        for template in folder.rglob("*.txt"):
-            path = f"{template.relative_to(folder)}".removesuffix(".txt")
-            file = target / path.replace("PACKAGE", package)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            text = string.Template(template.read_text("utf-8"))
-            file.write_text(text.substitute(words), "utf-8")
+    for folder in ("both", "method" if is_method else "adapter"):
+        _fill_in(pathlib.Path(__file__).parent / "templates" / folder, target, words)
     return target
+
+
+def _fill_in(templates: pathlib.Path, target: pathlib.Path, words: dict[str, str]) -> None:
+    for template in templates.rglob("*.txt"):
+        path = f"{template.relative_to(templates)}".removesuffix(".txt")
+        file = target / path.replace("PACKAGE", words["package"])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = string.Template(template.read_text("utf-8"))
+        file.write_text(text.substitute(words), "utf-8")
+
+
+def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
+    """The variant of a new adapter. **Raises:** `JnoLoraError` for a name that cannot be used."""
+    variant = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
+    is_name = re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", variant)
+    if not is_name or keyword.iskeyword(_camel_case(variant)):
+        raise JnoLoraError(
+            f"{name!r} is not a package name. Use letters, digits and dashes, beginning with a "
+            "letter, such as embedding-bias."
+        )
+    distribution = f"jno-lora-{variant}"
+    if distribution in FIRST_PARTY:
+        raise JnoLoraError(
+            f"{distribution} is a distribution of jno-lora itself. Choose another name."
+        )
+    if why := _names_taken(installed, distribution).get(squash(variant)):
+        raise JnoLoraError(
+            f'{variant!r} is {why}, so `wrapper="{variant}"` would be ambiguous. Choose another '
+            f"name, such as my-{variant}."
+        )
+    return variant
+
+
+def _camel_case(variant: str) -> str:
+    return "".join(word.capitalize() for word in variant.split("-"))
 
 
 def _names_taken(installed: tuple[PluginRecord, ...], distribution: str) -> dict[str, str]:

@@ -205,7 +205,8 @@ class Catalog:
             where, advice = "which is not installed", 'pip install "jno-lora[zoo]"'
         else:
             where = "and a registry with discover=False holds only what is registered in it"
-            advice = f"import {ZOO_PACKAGE}; registry.register({ZOO_PACKAGE}.plugin)"
+            register = f"registry.register({ZOO_PACKAGE}.plugin)"
+            advice = f'import {ZOO_PACKAGE}  # pip install "jno-lora[zoo]"\n    {register}'
         return f"Perhaps it comes from the adapter zoo, {where}:\n    {advice}"
 
     @property

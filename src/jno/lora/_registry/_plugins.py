@@ -50,7 +50,7 @@ class InstalledPlugin(NamedTuple):
 
 
 def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
-    """All installed plugins, or only those of one distribution."""
+    """The installed plugins, of all distributions or of one distribution."""
     import importlib_metadata
 
     if distribution is None:
