@@ -9,7 +9,6 @@ in docs/zoo.md and docs/choosing.md, and the pages of methods in mkdocs.yml. A m
 """
 
 import dataclasses
-import importlib
 import inspect
 import pathlib
 import re

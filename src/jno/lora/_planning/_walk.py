@@ -14,7 +14,7 @@ from .._contract import LoRAWrapper, is_adapter, is_coded, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
 from .._registry import Registry
-from .._tree import NORMALISED, holds_adapters, modules_in, default_adapters
+from .._tree import NORMALISED, default_adapters, holds_adapters, modules_in
 from ._plan import PlanRow
 from ._roles import has_experts, role_of
 from ._specs import LAYERS_OWN, Rule
