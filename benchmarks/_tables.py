@@ -101,7 +101,7 @@ GROUPS = {
     "init": Group(
         "Initialisation by singular vectors",
         "The constructor around one layer, rank 16, against `jnp.linalg.svd` of its matrix. "
-        "*Energy* is that of our adapter's space, as a fraction of the energy of the 16 largest "
+        "*Energy* is the energy of our adapter's space, as a fraction of the energy of the 16 largest "
         "singular values. *Decaying* means the singular values 1, 1/2, 1/3, …",
         ((("init", "svd"), ("init", "jno"), ("energy", None)),),
     ),

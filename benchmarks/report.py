@@ -143,7 +143,7 @@ def overview(results: dict[str, Any]) -> str:
             rows.append(f"| {SIDES[side]} | {' | '.join(map(number, shown))} |")
     if not rows:
         return ""
-    head = f"| our step on the {results['device'].upper()}, over that of | median | least | most |"
+    head = f"| our step on the {results['device'].upper()}, over the step of | median | least | most |"
     text = "Over the methods of the zoo, on linear layers:\n"
     return "\n".join([text, head, "|---" * 4 + "|", *rows, ""])
 

@@ -23,8 +23,8 @@ HEADER = "# Written by plugins/jno-lora-zoo/stubs.py.\n"
 def write(project: pathlib.Path) -> None:
     """Write the stubs of one plugin, if it has adapters that `adapters_for` makes."""
     for path, text in stubs_of(project).items():
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
 
 
 def stubs_of(project: pathlib.Path) -> dict[pathlib.Path, str]:
@@ -39,7 +39,7 @@ def stubs_of(project: pathlib.Path) -> dict[pathlib.Path, str]:
 
 def _adapters(path: pathlib.Path) -> str:
     """The stub of a module: a class for each method and each kind in a call of `adapters_for`."""
-    module = ast.parse(path.read_text())
+    module = ast.parse(path.read_text("utf-8"))
     kinds = [
         node.args[0].id
         for node in ast.walk(module)
@@ -114,14 +114,14 @@ def options_of(method: str) -> list[str]:
 @functools.cache
 def _classes() -> dict[str, ast.ClassDef]:
     """The definition of each class of the zoo, by name."""
-    modules = (ast.parse(path.read_text()) for path in ZOO.rglob("*.py"))
+    modules = (ast.parse(path.read_text("utf-8")) for path in ZOO.rglob("*.py"))
     statements = (node for module in modules for node in module.body)
     return {node.name: node for node in statements if isinstance(node, ast.ClassDef)}
 
 
 def _imports_of_methods() -> dict[str, str]:
     """The module of each method of the zoo, by the method's name."""
-    package = ast.parse((ZOO / "methods/__init__.py").read_text())
+    package = ast.parse((ZOO / "methods/__init__.py").read_text("utf-8"))
     return {
         alias.name: str(node.module)
         for node in package.body

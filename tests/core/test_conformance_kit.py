@@ -123,10 +123,11 @@ def test_an_exception_is_reported_with_the_author_s_own_line():
 @pytest.mark.parametrize("name", sorted(BROKEN))
 def test_each_check_catches_its_broken_adapter(name):
     wrapper, others = BROKEN[name]
-    failed = {r.check: r.error for r in run_checks(case_of(wrapper)) if r.error is not None}
+    case = case_of(wrapper)
+    failed = {r.check: r.error for r in run_checks(case) if r.error is not None}
     if name not in ADVICE:
         with pytest.raises(ConformanceError):  # without `strict`
-            wrapper_checks(case_of(wrapper))[name]()
+            wrapper_checks(case)[name]()
     assert name in failed
     assert set(failed) <= {name, *others}
     assert f"[{name}] {wrapper.__name__}" in str(failed[name])

@@ -32,11 +32,6 @@ LAYER = eqx.nn.Linear(2, 2, key=KEY)
 SIZES = (24, 48, 96)
 
 
-def memory_of(function):
-    """The least of some runs: what other threads do meanwhile is seen too."""
-    return min(mib_of(function, rounds=1) for _ in range(2))
-
-
 def expect_linear(counts):
     """Twice as much more to do is twice as much more work: 4 times would be quadratic."""
     small, middle, large = counts
@@ -98,8 +93,10 @@ def test_the_work_of_an_operation_grows_linearly(name, form, operation, registry
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_memory_of_an_operation_grows_linearly(name, operation, registry):
     # Not for the deep model, whose paths are longer the deeper it is. Dicts grow in steps.
-    small, large = (memory_of(operation(name, wide, size)) for size in (SIZES[0], SIZES[-1]))
-    assert large <= 1.5 * (SIZES[-1] / SIZES[0]) * small
+    small, large = (operation(name, wide, size) for size in (SIZES[0], SIZES[-1]))
+    limit = 1.5 * (SIZES[-1] / SIZES[0]) * mib_of(small, rounds=1)
+    # A second run, since the first also counts what other threads allocate meanwhile.
+    assert any(mib_of(large, rounds=1) <= limit for _ in range(2))
 
 
 def test_planning_grows_linearly_with_the_specs():

@@ -12,10 +12,12 @@ from jno.lora import (
     Net,
     SelectionError,
     WrapperError,
+    apply_lora,
     calibrate,
     plan_lora,
     refresh,
     registered,
+    to_lora,
 )
 from jno_lora_embedding import EmbeddingLayer, LoRAEmbedding, PiSSAEmbedding
 from jno_lora_zoo import CorDA
@@ -137,3 +139,9 @@ def test_what_the_methods_refuse_names_the_path(getkey):
         Net(Tagger(getkey())).lora(rank=2, wrapper=LoRAEmbedding, target="linear")
     with pytest.warns(JnoLoraWarning, match="embedding: 50 -> 6"):
         Net(Tagger(getkey())).lora(rank=50, wrapper=LoRAEmbedding)
+
+
+def test_to_lora_finds_lora_for_embeddings(getkey):
+    wrappers = ["dora", "dora-embedding"]
+    model, _ = to_lora(apply_lora(Tagger(getkey()), 2, key=getkey(), wrappers=wrappers), rank=2)
+    assert type(model.embedding) is LoRAEmbedding

@@ -29,7 +29,9 @@ ADAPTERS = [
     if name in package.__all__ and name != "EmbeddingLayer"
 ]
 # No product of theirs has the shape of the table, whatever XLA does with it.
-LOW_RANK = [c for c in ADAPTERS if c.variant in ("lora", "rslora", "lora-fa", "pissa", "lora-xs")]
+LOW_RANK = [
+    c for c in ADAPTERS if c.method.variant in ("lora", "rslora", "lora-fa", "pissa", "lora-xs")
+]
 # One of each way to compute a lookup.
 EACH_WAY = [LoRAEmbedding, DoRAEmbedding, LoKrEmbedding, PiSSAEmbedding]
 each_way = pytest.mark.parametrize("cls", EACH_WAY, ids=lambda cls: cls.__name__)

@@ -16,6 +16,7 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
     plan_lora,
+    to_lora,
 )
 from jno_lora_recurrent import LoRARecurrent, RecurrentLayer
 from jno_lora_zoo import CorDA
@@ -149,7 +150,9 @@ def test_other_things_are_not_claimed(leaf):
 def test_a_plan_says_why_a_cell_is_not_claimed(getkey):
     cell = eqx.tree_at(lambda c: c.weight_hh, eqx.nn.GRUCell(3, 2, key=getkey()), jnp.ones((4, 2)))
     (row,) = plan_lora({"cell": cell}, 2, wrappers=LoRARecurrent)
-    assert row.reason == ("its weights are (6, 3) and (4, 2), not those of 3 inputs and 2 units")
+    assert row.reason == (
+        "its weights are (6, 3) and (4, 2), which do not fit 3 inputs and 2 units"
+    )
 
 
 class Measured(CorDA, RecurrentLayer):
@@ -172,3 +175,9 @@ def test_the_inputs_of_a_cell_are_its_input_and_its_state(make, getkey):
     np.testing.assert_allclose(found, np.outer(read, read), atol=1e-6)
     with pytest.raises(WrapperError, match="gates of a cell are not among its outputs"):
         calibrate(cell, [x], loss, wrappers=MeasuredGates)
+
+
+def test_to_lora_finds_lora_for_cells(getkey):
+    cell = eqx.nn.GRUCell(3, 2, key=getkey())
+    model, _ = to_lora(apply_lora([cell], 2, key=getkey(), wrappers="dora-recurrent"), rank=2)
+    assert type(model[0]) is LoRARecurrent

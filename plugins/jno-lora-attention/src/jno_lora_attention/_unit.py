@@ -1,4 +1,4 @@
-"""The part that the three adapters share: which attention layers they take."""
+"""The base class of the three adapters: which attention layers they take."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ FIELDS = {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "output_pr
 
 
 class AttentionUnit(LoRAWrapper):
-    """An adapter around a whole `eqx.nn.MultiheadAttention`, or a subclass of it. No fields.
+    """An adapter around a whole `eqx.nn.MultiheadAttention`, or a subclass of it.
 
-    The four projections must be plain `eqx.nn.Linear` layers. One that carries an adapter already,
-    or shares its weight with another layer, is somebody else's.
+    The four projections must be plain `eqx.nn.Linear` layers. A layer is refused if a projection
+    carries an adapter already, or shares its weight.
     """
 
     @classmethod

@@ -28,8 +28,8 @@ class IA3Attention(AttentionUnit):
     - `adapter_dtype`: the dtype of the factors; by default the base's, float32 at least.
 
     Paper: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
-    In-Context Learning", arXiv:2205.05638. Its third vector scales the inner activations of the
-    feed-forward block, which is another layer: adapt that with `IA3Linear`.
+    In-Context Learning", arXiv:2205.05638. The paper's third vector scales the inner activations of
+    the feed-forward block: adapt that layer with `IA3Linear`.
     """
 
     adapter_fields = ("key_scale", "value_scale")
@@ -67,9 +67,9 @@ class IA3Attention(AttentionUnit):
         return {"key_scale": PartitionSpec(*keys), "value_scale": PartitionSpec(*values)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """The output of `base` with its keys and values scaled, for the arguments it takes."""
+        """The output of `base` with its keys and values scaled, for the arguments of `base`."""
         if type(self.base) is not eqx.nn.MultiheadAttention:
-            # A subclass may read the weights in ways of its own.
+            # A subclass may read the weights in other ways.
             return self.merge()(*args, **kwargs)
         # Scaling the weights instead would compute the whole gradient of a weight in training.
         key = _ScaledProjection(self.base.key_proj, self.key_scale)

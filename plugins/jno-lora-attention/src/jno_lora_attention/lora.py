@@ -34,12 +34,12 @@ class LoRAAttention(AttentionUnit):
 
     - `base`: the attention layer.
     - `rank`, `alpha`: of every chosen projection.
-    - `key`: for `A`. Each projection has a key of its own: to choose one more changes no other's.
+    - `key`: for `A`. Each projection has its own key: one more projection changes no other start.
     - `projections`: letters out of `"qkvo"` (query, key, value, output); by default `"qv"`, as in
         the paper: `net.lora(wrapper="lora-attention", options={"projections": "qkvo"})`.
     - `adapter_dtype`: the dtype of `A` and `B`; by default the base's, float32 at least.
 
-    **Raises:** `ValueError` if `projections` is empty, repeats a letter or has another one.
+    **Raises:** `ValueError` unless `projections` holds distinct letters out of `"qkvo"`.
 
     Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. No
     dropout on the input of the update.
@@ -102,9 +102,9 @@ class LoRAAttention(AttentionUnit):
         return self.alpha / self.rank
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """The output of `base` with its projections adapted, for the arguments it takes itself."""
+        """The output of `base` with its projections adapted, for the arguments of `base`."""
         if type(self.base) is not eqx.nn.MultiheadAttention:
-            # A subclass may read the weights in ways of its own.
+            # A subclass may read the weights in other ways.
             return self.merge()(*args, **kwargs)
         adapted = [
             _LowRankProjection(linear, self.lora_A[p], self.lora_B[p], self.scaling)
@@ -122,7 +122,7 @@ class LoRAAttention(AttentionUnit):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The projections are those that `state` holds."""
+        """The projections, by the names in `state`."""
         letters = "".join(p for p in FIELDS if f"lora_A/{p}" in state or f"lora_B/{p}" in state)
         return {"projections": letters} if letters else {}
 
@@ -139,7 +139,7 @@ class _LowRankProjection(eqx.Module):
     scaling: float
 
     def __call__(self, x: Shaped[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
-        # As the product with the weight does it: integers would cut the adapter's arrays.
+        # As in the product with the weight. Integers would cut the adapter's arrays.
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.linear.weight)))
         # `x @ A.T`, not `A @ x`: under the layer's `vmap` this is one plain matrix product.
         h = x @ self.A.T.astype(x.dtype)

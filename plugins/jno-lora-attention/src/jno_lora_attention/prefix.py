@@ -32,21 +32,21 @@ class PrefixAttention(AttentionUnit):
     Queries are taken after `process_heads`; the prefix, which has no position, does not go through
     it. Masks and dropout apply to the real tokens only.
 
-    A prefix cannot be merged: `merge` raises. The projections read as the base's own.
+    A prefix cannot be merged: `merge` raises. The projections read as the base's projections.
 
     **Arguments:**
 
     - `base`: the attention layer.
     - `rank`: the number of prefix tokens.
     - `alpha`: ignored.
-    - `key`: for the prefix. The layer's own projections make it of random tokens, so that it has
-        the size of the keys and values that the queries know.
+    - `key`: for the prefix. The layer's projections make the prefix from random tokens, so that it
+        has the size of real keys and values.
     - `adapter_dtype`: of the prefix and the gate; by default the base's, float32 at least.
 
     Papers: Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
     arXiv:2101.00190, whose prefix shares one softmax with the real tokens and so changes the model
-    from the start; the separate softmax and the gate are those of Zhang et al., "LLaMA-Adapter",
-    arXiv:2303.16199. Keys and values are trained themselves, not through an MLP or the projections.
+    from the start; Zhang et al., "LLaMA-Adapter", arXiv:2303.16199, for the separate softmax and
+    the gate. Keys and values are trained directly, not through an MLP or the projections.
     """
 
     adapter_fields = ("prefix_keys", "prefix_values", "gate")
@@ -66,7 +66,7 @@ class PrefixAttention(AttentionUnit):
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
-        """Whether `leaf` is multi-head attention that computes what Equinox's own does."""
+        """Whether `leaf` is multi-head attention with the `__call__` of Equinox."""
         # The law speaks of heads, which a subclass may arrange in another way.
         plain = eqx.nn.MultiheadAttention
         return super().applies_to(leaf) and type(leaf).__call__ is plain.__call__
@@ -101,7 +101,7 @@ class PrefixAttention(AttentionUnit):
         }
 
     def __call__(self, *args: Any, process_heads: Any = None, **kwargs: Any) -> Array:
-        """The output of `base` with the prefix, for the arguments that it takes itself."""
+        """The output of `base` with the prefix, for the arguments of `base`."""
         queries: list[Array] = []
 
         def keep_queries(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
@@ -133,14 +133,14 @@ class PrefixAttention(AttentionUnit):
 
 
 def _axes_of_heads(linear: Any, heads: int) -> tuple[Any, ...]:
-    """The mesh axes of a projection's stack, and those that its heads can lie over."""
+    """The mesh axes that cut the stack of a projection, and the axes that can cut its heads."""
     weight = linear.weight
     *stack, outputs, _ = sharded_over(weight)
     if outputs is None:
         return (*stack, None)
-    on_one_device = weight.sharding.shard_shape(weight.shape)[-2]
-    whole = on_one_device % (weight.shape[-2] // heads) == 0
-    return (*stack, outputs if whole else None)
+    rows_per_device = weight.sharding.shard_shape(weight.shape)[-2]
+    has_whole_heads = rows_per_device % (weight.shape[-2] // heads) == 0
+    return (*stack, outputs if has_whole_heads else None)
 
 
 def _of_random_tokens(

@@ -1,8 +1,8 @@
 """Adapters for the models of foundax: channel-last convolutions, MPP's linear layers, FNOs.
 
 They are found by name (`net.lora(wrapper="LoRASpectral")`), by variant (`wrapper="lora"`) and by
-`wrapper="auto"`. Kernels whose layout nobody declares are refused; `ChannelLastKernelLayer` and
-`SpectralAdapter.mode_weights` are where another library's are declared.
+`wrapper="auto"`. Kernels of unknown layout are refused: a subclass of `ChannelLastKernelLayer` or
+`SpectralAdapter.mode_weights` declares the layers of another library.
 """
 
 # ruff: noqa: F403

@@ -1,4 +1,4 @@
-"""The layers that hold one matrix for each mode, and how their arrays are laid out."""
+"""Layers with one matrix for each mode, and the layout of their arrays."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from ._classes import value_for
 
 
 class MatrixAxes(NamedTuple):
-    """Mesh axes: of a stack, the parts and the modes together, of the outputs and of the inputs."""
+    """The mesh axes that cut the stack, parts and modes together, the outputs and the inputs."""
 
     batch: tuple[Any, ...]
     outputs: Any
@@ -28,14 +28,14 @@ class ModeWeights(NamedTuple):
 
     **Arguments:**
 
-    - `fields`: the layer's fields that hold them: real part, then imaginary part. One field is
-        enough for real matrices, or if it has an axis for the two parts.
-    - `axes`: what the axes of each of those arrays are, one letter each: `i` for the inputs, `o`
-        for the outputs, `p` for the parts, any other letter for modes.
-    - `frequency`: gives, for the sizes of the modes' axes, an integer array of these sizes: how
-        high the frequency of each mode is, on a grid that is fine enough for all of them (on a
-        coarser one, foundax's layers use negative modes at lower frequencies). `None` if the
-        modes are not in such an order.
+    - `fields`: the layer's fields that hold the matrices: real part, then imaginary part. One field
+        is enough for real matrices, or if it has an axis for the two parts.
+    - `axes`: a letter for each axis of these arrays: `i` for the inputs, `o` for the outputs, `p`
+        for the parts, any other letter for modes.
+    - `frequency`: a function of the sizes of the modes' axes. It gives an integer array of these
+        sizes with the frequency of each mode, on a grid that is fine enough for all modes. (On a
+        coarser grid, foundax's layers use negative modes at lower frequencies.) `None` if the
+        modes are not in the order of frequencies.
     """
 
     fields: tuple[str, ...]
@@ -43,11 +43,11 @@ class ModeWeights(NamedTuple):
     frequency: Callable[[tuple[int, ...]], np.ndarray] | None = None
 
     def fits(self, layer: Any) -> bool:
-        """Whether the layer's arrays can be these: floating, of one shape, with all the axes."""
+        """Whether the layer's arrays are floating, of one shape, and have all the axes."""
         return self.misfit(layer) is None
 
     def misfit(self, layer: Any) -> str | None:
-        """Why the layer's arrays cannot be these; `None` if they can."""
+        """Why the layer's arrays are not as declared, or `None`."""
         missing = [field for field in self.fields if not hasattr(layer, field)]
         if missing:
             return f"its weights are declared in a field {missing[0]!r}, which it lacks"
@@ -69,13 +69,13 @@ class ModeWeights(NamedTuple):
             return f"{first}, which is empty"
         if arrays[0].ndim < len(self.axes):
             return f"{first}, but is declared with the {len(self.axes)} axes {self.axes!r}"
-        parts = arrays[0].shape[self._axis("p")] if "p" in self.axes else len(arrays)
-        if parts not in (1, 2):
-            return f"{first}: it has {parts} parts, and complex numbers have two"
+        n_parts = arrays[0].shape[self._axis("p")] if "p" in self.axes else len(arrays)
+        if n_parts not in (1, 2):
+            return f"{first}: it has {n_parts} parts, and complex numbers have two"
         return None
 
     def stack_ndim(self, layer: Any) -> int:
-        """The axes of a stack, before those of one layer."""
+        """The number of axes of a stack, which come before the axes of one layer."""
         return getattr(layer, self.fields[0]).ndim - len(self.axes)
 
     def read(self, layer: Any) -> Float[Array, "parts *modes out in"]:
@@ -87,18 +87,18 @@ class ModeWeights(NamedTuple):
     def written(
         self, layer: Any, matrices: Float[Array, "parts *modes out in"]
     ) -> dict[str, Shaped[Array, "..."]]:
-        """The layer's arrays, by field, in its own layout and dtype, that hold these matrices."""
+        """Arrays for the fields of `layer`, in their layout and dtype, that hold these matrices."""
         stacked = jnp.einsum(f"{self._canonical()}->{self._stored()}", matrices)
         stacked = cast_like(stacked, getattr(layer, self.fields[0]))
         arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
         return dict(zip(self.fields, arrays, strict=True))
 
     def mesh_axes(self, layer: Any) -> MatrixAxes:
-        """The mesh axes that the matrices lie on."""
-        found = sharded_over(getattr(layer, self.fields[0]))
+        """The mesh axes that cut the matrices."""
+        mesh_axes = sharded_over(getattr(layer, self.fields[0]))
         stack = self.stack_ndim(layer)
-        axes = dict(zip(self.axes, found[stack:], strict=True))
-        batch = (*found[:stack], axes.get("p"), *(axes[letter] for letter in self.modes))
+        axes = dict(zip(self.axes, mesh_axes[stack:], strict=True))
+        batch = (*mesh_axes[:stack], axes.get("p"), *(axes[letter] for letter in self.modes))
         return MatrixAxes(batch, axes["o"], axes["i"])
 
     @property
@@ -119,17 +119,17 @@ class ModeWeights(NamedTuple):
 def _largest_frequency(*corners: tuple[bool, ...]) -> Callable[[tuple[int, ...]], np.ndarray]:
     """The largest `|k_j|` over the axes, for modes `0, 1, ...` or, where `True`, `..., -2, -1`.
 
-    Several corners lie on an axis of their own, the first.
+    Several corners lie on the first axis.
     """
 
     def frequency(sizes: tuple[int, ...]) -> np.ndarray:
-        found: list[np.ndarray] = []
+        frequencies: list[np.ndarray] = []
         for corner in corners:
             k = np.indices(sizes[-len(corner) :])
             last = np.reshape(sizes[-len(corner) :], (-1, *(1,) * len(corner)))
             negative = np.reshape(corner, last.shape)
-            found.append(np.max(np.where(negative, last - k, k), axis=0))
-        return np.stack(found) if len(sizes) > len(corners[0]) else found[0]
+            frequencies.append(np.max(np.where(negative, last - k, k), axis=0))
+        return np.stack(frequencies) if len(sizes) > len(corners[0]) else frequencies[0]
 
     return frequency
 
@@ -147,8 +147,8 @@ def _pairs(axes: str, *names: str) -> dict[str, ModeWeights]:
 
 
 def _geometric(axes: str) -> dict[str, ModeWeights]:
-    # The cosine's weight is the real part and the sine's the imaginary one, by how the layers
-    # multiply with them. The constant mode has a real weight.
+    # The layers multiply with the cosine's weight as the real part, and with the sine's weight as
+    # the imaginary part. The constant mode has a real weight.
     return {
         "weights": ModeWeights(("weights_c", "weights_s"), axes),
         "weights_0": ModeWeights(("weights_0",), axes),
@@ -157,7 +157,7 @@ def _geometric(axes: str) -> dict[str, ModeWeights]:
 
 def _corners_stacked(leaf: Any) -> dict[str, ModeWeights]:
     # The sizes are named `(corners, in, out, *modes)`, but the call sums over the third axis. A
-    # layer with other outputs than inputs cannot run, so only the meaning differs.
+    # layer whose numbers of inputs and outputs differ cannot run, so only the meaning differs.
     dims = leaf.num_spatial_dims
     # The first axis is the fastest among the corners.
     corners = sorted(_negative(dims), key=lambda corner: corner[::-1])
@@ -169,7 +169,7 @@ _FNO = "foundax.architectures.fno"
 _Families = Mapping[str, ModeWeights]
 _FAMILIES: dict[tuple[str, str], _Families | Callable[[Any], _Families]] = {
     (_FNO, "SpectralConv1d"): _pairs("iox", "weight"),
-    # One weight for each corner of the spectrum that is kept.
+    # One weight for each corner of the spectrum that the layer uses.
     (_FNO, "SpectralConv2d"): _pairs("ioxy", "weight_1", "weight_2"),
     (_FNO, "SpectralConv3d"): _pairs("ioxyz", "weight_1", "weight_2", "weight_3", "weight_4"),
     ("foundax.architectures.geofno", "SpectralConvGeo"): _geometric("iox"),
@@ -184,6 +184,6 @@ _FAMILIES: dict[tuple[str, str], _Families | Callable[[Any], _Families]] = {
 
 
 def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
-    """The families of matrices that a layer of a known class holds, by name; otherwise `None`."""
+    """The families of matrices in a layer of a known class, by name, or `None`."""
     families = value_for(leaf, _FAMILIES)
     return families(leaf) if callable(families) else families

@@ -14,11 +14,11 @@ from ._mode_weights import ModeWeights, mode_weights_of
 
 
 class SpectralAdapter(LoRAWrapper):
-    """An adapter of layers with one matrix for each mode; a subclass says how it changes them.
+    """An adapter of layers with one matrix for each mode. A subclass says how the matrices change.
 
-    The arrays are real: the first axis has the real and the imaginary part (a layer's real
-    matrices have one part only), so that optimisers, casts and checkpoints need not know of
-    complex numbers. The layer's own `__call__` runs with the updated weights in it.
+    The arrays are real: the first axis has the real and the imaginary part (real matrices have one
+    part), so that optimisers, casts and checkpoints need not know of complex numbers. The layer is
+    called with the updated weights in it.
     """
 
     base: eqx.Module
@@ -31,9 +31,9 @@ class SpectralAdapter(LoRAWrapper):
 
     @classmethod
     def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
-        """The families of matrices that `leaf` holds, by name; `None` if it holds none.
+        """The families of matrices that `leaf` holds, by name, or `None`.
 
-        A subclass declares another library's layers here.
+        A subclass declares the layers of another library here.
         """
         return mode_weights_of(leaf)
 
@@ -52,7 +52,7 @@ class SpectralAdapter(LoRAWrapper):
 
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
-        """For a layer with declared weights: the first that is not as declared."""
+        """For a layer with declared weights: the first array that is not as declared."""
         try:
             families = (cls.mode_weights(leaf) or {}).values()
             return next((why for family in families if (why := family.misfit(leaf))), None)
@@ -61,11 +61,11 @@ class SpectralAdapter(LoRAWrapper):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weights before those of one layer."""
+        """The number of axes of a stack, which come before the axes of one layer."""
         return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the layer with the updated weights, for the arguments it takes itself.
+        """The output of the layer with the updated weights, for the layer's arguments.
 
         The weights are updated once for a whole batch, which costs little beside the transforms.
         """

@@ -29,8 +29,8 @@ class Bottleneck(LayerKind):
     `B = 0` and `A ~ N(0, 1/in)`. `A` reads what the layer reads: the patches of its kernel, for a
     convolution. `rank (in + out + 1)` parameters train. The rank is not clamped.
 
-    A bottleneck is not a change of the weight, so `merge` raises. The layer's weight reads as the
-    base's own. With groups, `A` and `a` serve each group, and `B`'s rows are divided among them.
+    A bottleneck does not change the weight, so `merge` raises, and the weight reads as the base's.
+    With groups, `A` and `a` serve each group, and the rows of `B` are divided among the groups.
 
     **Arguments:**
 
@@ -40,9 +40,9 @@ class Bottleneck(LayerKind):
     - `key`: for `A`.
     - `adapter_dtype`: of the arrays; by default the weight's, float32 at least.
 
-    Papers: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", arXiv:1902.00751; the
-    parallel form with a scale is that of He et al., "Towards a Unified View of Parameter-Efficient
-    Transfer Learning", arXiv:2110.04366.
+    Papers: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", arXiv:1902.00751; He et
+    al., "Towards a Unified View of Parameter-Efficient Transfer Learning", arXiv:2110.04366, for
+    the parallel form with a scale.
     """
 
     adapter_fields = ("down_weight", "down_bias", "up_weight")
@@ -78,7 +78,7 @@ class Bottleneck(LayerKind):
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
-        # Of the kind of layer, but with a `__call__` of its own.
+        # A layer of this kind, with an unknown `__call__`.
         if super().fits(leaf):
             return f"nothing says which axis of its output a {type(leaf).__name__} has channels on"
         return super().misfit(leaf)
@@ -117,16 +117,16 @@ class Bottleneck(LayerKind):
 
 
 def _is_called_as(leaf: Any, cls: Any) -> bool:
-    """Whether `leaf` is a `cls`, called as that is, so that its channels lie as there."""
+    """Whether `leaf` is a `cls` with the `__call__` of `cls`, which says where the channels lie."""
     return cls is not None and isinstance(leaf, cls) and type(leaf).__call__ is cls.__call__
 
 
-class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (that of `Bottleneck`)
+class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (inherited)
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         batched = loaded_class("foundax.architectures.linear", "Linear")
-        known = _is_called_as(leaf, eqx.nn.Linear) or _is_called_as(leaf, batched)
-        return known and super().fits(leaf)
+        is_known = _is_called_as(leaf, eqx.nn.Linear) or _is_called_as(leaf, batched)
+        return is_known and super().fits(leaf)
 
     def channel_axis(self) -> int:
         return 0 if isinstance(self.base, eqx.nn.Linear) else -1
@@ -137,7 +137,7 @@ class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (that of `Bottlen
         return jnp.moveaxis(self.down(rows, self.down_weight), -1, 0)[:, None]
 
 
-class BottleneckConv(Bottleneck, ConvLayer):  # noqa: D101 (that of `Bottleneck`)
+class BottleneckConv(Bottleneck, ConvLayer):  # noqa: D101 (inherited)
     @classmethod
     def fits(cls, leaf: Any) -> bool:
         return _is_called_as(leaf, eqx.nn.Conv) and super().fits(leaf)
@@ -149,7 +149,7 @@ class BottleneckConv(Bottleneck, ConvLayer):  # noqa: D101 (that of `Bottleneck`
         return self.down(x, self.down_weight)
 
 
-class BottleneckChannelLastConv(Bottleneck, ChannelLastConvLayer):  # noqa: D101 (that of `Bottleneck`)
+class BottleneckChannelLastConv(Bottleneck, ChannelLastConvLayer):  # noqa: D101 (inherited)
     def channel_axis(self) -> int:
         return -1
 

@@ -28,8 +28,8 @@ class ChannelLastKernelLayer(LayerKind):
     with the inputs as its slowest axis. That is the matrix of the same convolution in Equinox's
     layout, `(out, in / groups, *kernel_size)`, so that an adapter's arrays are the same in both.
 
-    The layers do not say which axis is which, and an array cannot tell: `num_spatial_dims` does,
-    for the classes it knows. Every other kernel is refused. A subclass declares another library's.
+    Neither the layers nor their arrays say which axis is which: `num_spatial_dims` says it for
+    known classes. Every other kernel is refused. A subclass declares the layers of another library.
 
     There are no fast paths: every layer is called with the law's kernel in it, which a batch
     shares. Convolving with `A` apart would save the gradient of the whole kernel, and cost one more
@@ -68,7 +68,7 @@ class ChannelLastKernelLayer(LayerKind):
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
-        """The patches: the outputs of the layer for kernels with a single one."""
+        """The patches: the outputs of the layer for kernels with a single 1."""
         ones = jnp.eye(math.prod(layer.weight.shape[:-1]), dtype=layer.weight.dtype)
         return super().inputs_of(layer, cls._called_with(layer, ones)(*args, **kwargs))
 
@@ -84,7 +84,7 @@ class ChannelLastKernelLayer(LayerKind):
     def mesh_axes(cls, base: Any) -> MeshAxes:
         stack = cls.stack_ndim(base)
         *spatial, inputs, outputs = sharded_over(base.weight)
-        # A row of the matrix is cut as the inputs are, unless the spatial axes are cut as well.
+        # A row of the matrix is cut like the inputs, unless the spatial axes are cut as well.
         if any(spatial[stack:]):
             inputs = None
         return MeshAxes(tuple(spatial[:stack]), outputs, inputs)
@@ -108,7 +108,7 @@ _SUBSAMPLED = {("jax_mpp.avit_eqx", "SubsampledLinear"): True}
 class ChannelLastConvLayer(ChannelLastKernelLayer):
     """`Conv1dNHWC`, `Conv2dNHWC`, `Conv3dNHWC`, `Conv2d` and `Conv1dCL` of foundax.
 
-    Those of Poseidon hold an `eqx.nn.Conv2d`, which the zoo's adapters claim.
+    The convolutions of Poseidon hold an `eqx.nn.Conv2d`, which the zoo's adapters claim.
     """
 
     @classmethod
@@ -120,8 +120,8 @@ class ChannelLastConvTransposeLayer(ChannelLastKernelLayer):
     """`ConvTranspose1d`, `ConvTranspose2d` and `ConvTranspose3d` of foundax.
 
     They allocate their kernel as `(*kernel_size, out, in)`, but the call, which is the truth, uses
-    it as `(*kernel_size, in, out)`. Where the two differ in size the layer cannot run at all, and
-    is refused; foundax's own models have as many outputs as inputs there.
+    it as `(*kernel_size, in, out)`. A layer with different numbers of inputs and outputs cannot
+    run, and is refused. The models of foundax have none.
     """
 
     @classmethod
@@ -137,8 +137,8 @@ class SubsampledLinearLayer(LinearLayer):
     """MPP's `SubsampledLinear`: a weight `(dim_out, dim_in)`, called with `(x, labels)`.
 
     The labels choose the columns (or, without `subsample_in`, the rows) that a call uses. The
-    matrix is the whole weight: one adapter for every set of physical fields. A call takes its
-    part of it. The layer is called as it is, with the law's weight in it.
+    matrix is the whole weight: one adapter for every set of physical fields. The layer is called as
+    it is, with the law's weight in it.
     """
 
     @classmethod

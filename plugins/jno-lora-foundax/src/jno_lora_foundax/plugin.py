@@ -1,4 +1,4 @@
-"""The entry point: tiny, so that finding it costs nothing. It does not import foundax."""
+"""The entry point. It imports the adapters only when asked for them, and never foundax."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ jno_lora_api = 1
 
 @hookimpl
 def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
-    """Every adapter that `adapters.py` defines, those of spectral weights, and bottlenecks."""
+    """The zoo's methods on foundax's layers, adapters of spectral weights, and bottlenecks."""
     from jno_lora_zoo import adapters_defined_in
 
     from . import adapters, bottleneck, spectral, spectral_cp, spectral_gain

@@ -20,10 +20,10 @@ from ._spectral_adapter import SpectralAdapter, complex_product
 class SpectralLowRank(SpectralAdapter):
     """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is.
 
-    With the option `bands={4: 8, 12: 2}`, modes whose frequency is below 4 have rank 8, those from
-    there to below 12 have rank 2, and higher ones have no update. The frequency of a mode is the
-    largest `|k_j|` over the axes, of the layer's own transform: foundax's FNOs pad their input to
-    twice its size, so that a frequency there is half as high in the domain.
+    With the option `bands={4: 8, 12: 2}`, modes whose frequency is below 4 have rank 8, modes from
+    there to below 12 have rank 2, and higher modes have no update. The frequency of a mode is the
+    largest `|k_j|` over the axes of the layer's transform. foundax's FNOs pad their input to twice
+    its size, so a frequency of the transform is half as high in the domain.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -56,21 +56,21 @@ class SpectralLowRank(SpectralAdapter):
         keys = jax.random.split(key, len(matrices))
         self.lora_A, self.lora_B = {}, {}
         for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
-            parts, *modes, outputs, inputs = W.shape
+            n_parts, *modes, outputs, inputs = W.shape
             dtype = adapter_dtype_for(W, adapter_dtype)
             sizes = {name: (modes, self.rank)}
             if ranks is not None:
-                found = self._band_modes(name, W.shape, sorted(ranks))
+                bands_modes = self._band_modes(name, W.shape, sorted(ranks))
                 sizes = {
-                    _name_of_band(name, end): ([len(at)], min(most, ranks[end]))
-                    for end, at in found.items()
+                    _name_of_band(name, end): ([len(modes)], min(most, ranks[end]))
+                    for end, modes in bands_modes.items()
                 }
             of_arrays = [family_key] if ranks is None else jax.random.split(family_key, len(sizes))
             for array_key, (array, (batch, r)) in zip(of_arrays, sizes.items(), strict=True):
                 # The parts share the variance: E|a|^2 = 1/in.
-                A = jax.random.normal(array_key, (parts, *batch, r, inputs), dtype)
-                self.lora_A[array] = A / math.sqrt(parts * inputs)
-                self.lora_B[array] = jnp.zeros((parts, *batch, outputs, r), dtype)
+                A = jax.random.normal(array_key, (n_parts, *batch, r, inputs), dtype)
+                self.lora_A[array] = A / math.sqrt(n_parts * inputs)
+                self.lora_B[array] = jnp.zeros((n_parts, *batch, outputs, r), dtype)
 
     @abc.abstractmethod
     def scale_for(self, rank: int) -> float:
@@ -84,8 +84,8 @@ class SpectralLowRank(SpectralAdapter):
             return W + self._update(name, W.dtype)
         ends = sorted({int(array.rpartition(_BELOW)[2]) for array in self.lora_A})
         new = W.reshape(W.shape[0], -1, *W.shape[-2:])
-        for end, at in self._band_modes(name, W.shape, ends).items():
-            new = new.at[:, at].add(self._update(_name_of_band(name, end), W.dtype))
+        for end, modes in self._band_modes(name, W.shape, ends).items():
+            new = new.at[:, modes].add(self._update(_name_of_band(name, end), W.dtype))
         return new.reshape(W.shape)
 
     @classmethod
@@ -99,7 +99,7 @@ class SpectralLowRank(SpectralAdapter):
         return {"bands": {int(k.rpartition(_BELOW)[2]): A.shape[-2] for k, A in factors.items()}}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` lies as the modes and inputs of its family's weight do, `B` as modes and outputs.
+        """`A` is cut like the modes and inputs of its family's weight, `B` like modes and outputs.
 
         The modes of a band are not cut.
         """
@@ -121,7 +121,7 @@ class SpectralLowRank(SpectralAdapter):
     def _band_modes(
         self, name: str, shape: tuple[int, ...], ends: list[int]
     ) -> dict[int, np.ndarray]:
-        """By the end of each band: where its modes are among all modes, if it has any."""
+        """The modes of each band that has any, as indices among all modes, by the band's end."""
         frequency = self._families(self.base)[name].frequency
         if frequency is None:
             raise ValueError(
@@ -130,8 +130,8 @@ class SpectralLowRank(SpectralAdapter):
             )
         height = frequency(shape[1:-2]).ravel()
         bands = zip([0, *ends], ends, strict=False)
-        found = {end: np.flatnonzero((height >= start) & (height < end)) for start, end in bands}
-        return {end: at for end, at in found.items() if at.size}
+        modes = {end: np.flatnonzero((height >= start) & (height < end)) for start, end in bands}
+        return {end: indices for end, indices in modes.items() if indices.size}
 
 
 _BELOW = "_below_"
@@ -142,7 +142,7 @@ def _name_of_band(family: str, end: int) -> str:
 
 
 def _checked_bands(bands: Any, rank: int) -> dict[int, int]:
-    """The rank of each band. **Raises:** `ValueError`: not positive integers, or above `rank`."""
+    """The rank of each band. **Raises:** `ValueError` unless positive integers up to `rank`."""
     is_mapping = isinstance(bands, Mapping) and len(bands) > 0
     numbers: list[Any] = [*bands.keys(), *bands.values()] if is_mapping else [None]
     is_integer = [isinstance(n, int | np.integer) and not isinstance(n, bool) for n in numbers]
@@ -161,10 +161,10 @@ def _checked_bands(bands: Any, rank: int) -> dict[int, int]:
 
 
 class LoRASpectral(SpectralLowRank):
-    """LoRA for spectral weights: a complex low-rank update of each mode's own matrix.
+    """LoRA for spectral weights: a complex low-rank update of the matrix of each mode.
 
-    An FNO layer multiplies each kept mode `k` of its input's Fourier transform with a complex
-    matrix `W_k` `(out, in)` of its own.
+    An FNO layer multiplies each mode `k` that it uses, of its input's Fourier transform, with a
+    complex matrix `W_k` `(out, in)`.
 
     Law: `W_k' = W_k + (alpha / r) B_k A_k`, with `A_k` `(r, in)` complex normal, `E|a|^2 = 1/in`,
     and `B_k` `(out, r)` `= 0`. `r = min(rank, in, out)`. `2 r (in + out)` real parameters train for
@@ -209,7 +209,7 @@ class LoRASpectral(SpectralLowRank):
 
 
 class rsLoRASpectral(SpectralLowRank):
-    """rsLoRA for spectral weights: that of `LoRASpectral`, with a scale stable in the rank.
+    """rsLoRA for spectral weights: `LoRASpectral`, with a scale that is stable in the rank.
 
     Law: `W_k' = W_k + (alpha / sqrt(r)) B_k A_k` for each mode. `2 r (in + out)` real parameters
     train for each.

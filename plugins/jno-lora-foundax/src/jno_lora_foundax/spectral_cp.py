@@ -62,33 +62,33 @@ class CPSpectral(SpectralAdapter):
         self.lora_A, self.lora_B, self.mode_factors = {}, {}, {}
         keys = jax.random.split(key, len(matrices))
         for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
-            parts, *modes, outputs, inputs = W.shape
+            n_parts, *modes, outputs, inputs = W.shape
             dtype = adapter_dtype_for(W, adapter_dtype)
-            A = jax.random.normal(family_key, (parts, rank, inputs), dtype)
-            self.lora_A[name] = A / math.sqrt(parts * inputs)
-            self.lora_B[name] = jnp.zeros((parts, outputs, rank), dtype)
+            A = jax.random.normal(family_key, (n_parts, rank, inputs), dtype)
+            self.lora_A[name] = A / math.sqrt(n_parts * inputs)
+            self.lora_B[name] = jnp.zeros((n_parts, outputs, rank), dtype)
             # The real part is 1.
-            self.mode_factors[name] = jnp.zeros((parts, *modes, rank), dtype).at[0].set(1)
+            self.mode_factors[name] = jnp.zeros((n_parts, *modes, rank), dtype).at[0].set(1)
 
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
         """`W_k + (alpha / r) B diag(c_k) A`."""
         modes = range(1, W.ndim - 2)
-        factors = (one[name].astype(W.dtype) for one in (self.lora_A, self.lora_B))
-        A, B = (jnp.expand_dims(factor, modes) for factor in factors)
+        A = jnp.expand_dims(self.lora_A[name].astype(W.dtype), modes)
+        B = jnp.expand_dims(self.lora_B[name].astype(W.dtype), modes)
         c = self.mode_factors[name].astype(W.dtype)[..., None, :]
         return W + self.alpha / self.rank * complex_product(
             jnp.matmul, complex_product(jnp.multiply, B, c), A
         )
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The factors lie as the inputs, outputs and modes of their family's weight do."""
+        """The factors are cut like the inputs, outputs and modes of their family's weight."""
         specs: dict[str, PartitionSpec] = {}
         for name, family in self._families(self.base).items():
             batch, outputs, inputs = family.mesh_axes(self.base)
-            parts = batch[: -len(family.modes)]
-            specs[f"lora_A/{name}"] = PartitionSpec(*parts, None, inputs)
-            specs[f"lora_B/{name}"] = PartitionSpec(*parts, outputs, None)
+            before_modes = batch[: -len(family.modes)]
+            specs[f"lora_A/{name}"] = PartitionSpec(*before_modes, None, inputs)
+            specs[f"lora_B/{name}"] = PartitionSpec(*before_modes, outputs, None)
             specs[f"mode_factors/{name}"] = PartitionSpec(*batch, None)
         return specs

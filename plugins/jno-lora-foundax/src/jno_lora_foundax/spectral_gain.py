@@ -18,8 +18,8 @@ class GainSpectral(SpectralAdapter):
 
     Law: `W_k' = (1 + g_k) W_k` for each mode `k`, with `g_k` complex and `= 0`. 2 real parameters
     train for each mode (1 where the matrices are real), of the `2 in out` that the layer has. The
-    option `per="output"` gives each output channel a gain of its own: `W_k' = diag(1 + g_k) W_k`,
-    with `2 out` for each mode. There is no rank.
+    option `per="output"` gives each output channel a gain: `W_k' = diag(1 + g_k) W_k`, with `2 out`
+    for each mode. There is no rank.
 
     A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
     with the frequency, and by a phase.
@@ -77,14 +77,14 @@ class GainSpectral(SpectralAdapter):
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         """Whether there are gains per output, by the shapes of the arrays."""
-        alike = all(gain.shape[-1] == 1 for gain in state.values())
-        return {"per": "mode" if alike else "output"}
+        has_one_gain = all(gain.shape[-1] == 1 for gain in state.values())
+        return {"per": "mode" if has_one_gain else "output"}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The gains lie as the modes, and perhaps the outputs, of their family's weight do."""
+        """The gains are cut like the modes, and perhaps the outputs, of their family's weight."""
         specs: dict[str, PartitionSpec] = {}
         for name, family in self._families(self.base).items():
             batch, outputs, _ = family.mesh_axes(self.base)
-            along = outputs if self.gain[name].shape[-1] > 1 else None
-            specs[f"gain/{name}"] = PartitionSpec(*batch, along)
+            last = outputs if self.gain[name].shape[-1] > 1 else None
+            specs[f"gain/{name}"] = PartitionSpec(*batch, last)
         return specs

@@ -1,4 +1,4 @@
-"""The entry point: tiny, so that finding it costs nothing."""
+"""The entry point. It imports the adapters only when asked for them."""
 
 from collections.abc import Iterable
 

@@ -17,7 +17,7 @@ def adapters_for(
     variant: str = "{}",
     former_variant: str | None = None,
 ) -> dict[str, Any]:
-    """The adapter of each method for one kind of layer, by name.
+    """The adapters of all methods for one kind of layer, by name.
 
     `DoRA` and `ConvLayer` make what `class DoRAConv(DoRA, ConvLayer): ...` would be.
 

@@ -21,9 +21,9 @@ _ARRAYS = (jax.Array, np.ndarray)
 
 
 def is_float_array(weight: Any) -> bool:
-    """Whether `weight` is a real floating array, perhaps kept in another form (`CodedArray`).
+    """Whether `weight` is a real floating array, or codes of such an array (`CodedArray`).
 
-    (`Shared` puts placeholders in its place.)
+    `Shared` puts placeholders in the place of weights.
     """
     return (isinstance(weight, _ARRAYS) or is_coded(weight)) and _is_floating(weight.dtype)
 
@@ -34,7 +34,7 @@ def _is_floating(dtype: Any) -> bool:
 
 
 def describe(weight: Any) -> str:
-    """A weight in a message: its shape, and its dtype if that is what is wrong."""
+    """A weight in a message: its shape, and its dtype if the dtype is wrong."""
     if not (isinstance(weight, _ARRAYS) or is_coded(weight)):
         return f"a {type(weight).__name__}"
     return f"{weight.shape}" if is_float_array(weight) else f"{weight.dtype} {weight.shape}"
@@ -53,7 +53,7 @@ def dtype_of(weight: Any) -> Any:
 
 
 def compute_dtype(weight: Any) -> Any:
-    """The dtype to compute in with `weight`: its own, or float32 if that is more."""
+    """The dtype to compute in with `weight`: the weight's dtype, or float32 if that is wider."""
     dtype = dtype_of(weight)
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
@@ -71,9 +71,9 @@ def cast_like(array: Array, weight: Any) -> Array:
 
 
 def in_form_of(array: Array, weight: Any) -> Array:
-    """`array`, as it is put in the place of `weight`: in its shape and dtype.
+    """`array` in the shape and dtype of `weight`, to replace it.
 
-    **Raises:** `WrapperError` if `weight` is kept in a form that other values do not have.
+    **Raises:** `WrapperError` if `weight` is stored as codes, which cannot hold arbitrary values.
     """
     if is_coded(weight):
         raise WrapperError(weight.refusal)
@@ -96,9 +96,9 @@ def _times(y: Array, v: Array) -> Array:
 
 
 def _half_times_rule(value: Array, primals: Any, tangents: Any) -> tuple[Array, Array | None]:
-    # The derivative by `v` is to keep `y` as it is, not its copy in float32.
-    kept = jax.checkpoint(_times, prevent_cse=False)
-    return value, eqx.filter_jvp(kept, primals, tangents)[1]
+    # The derivative by `v` needs `y`, and must store it as it is, not its copy in float32.
+    times = jax.checkpoint(_times, prevent_cse=False)
+    return value, eqx.filter_jvp(times, primals, tangents)[1]
 
 
 @differentiated_by(_half_times_rule)

@@ -1,7 +1,7 @@
-"""Functions with a derivative of their own, which Taylor mode (`jax.experimental.jet`) can follow.
+"""Functions with custom derivatives that Taylor mode (`jax.experimental.jet`) can follow.
 
 JAX's `jet` ignores rules of `jax.custom_jvp` and fails at the first operation inside such a
-function. The two functions below therefore contain no operation: they return what they are given.
+function. The two functions below therefore contain no operation: they return an argument.
 """
 
 import functools
@@ -13,8 +13,8 @@ import jax
 from jaxtyping import Array
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-# From the value, the arguments and their tangents (`None` for those that do not vary) to the value
-# and its tangent.
+# From the value, the arguments and their tangents (`None` for constant arguments) to the value and
+# its tangent.
 Rule = Callable[..., tuple[Array, Array | None]]
 
 
@@ -23,8 +23,8 @@ def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
 
     The function computes its value outside of the rule, from arguments that are constants for
     differentiation. So nothing is differentiated twice, and `jet` sees the plain operations. A rule
-    that finds the value on its way to the tangent returns that one; the compiler then drops the
-    other.
+    that computes the value on its way to the tangent returns this value, and the compiler drops the
+    first.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -41,15 +41,15 @@ def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
 def recomputed(function: _Function) -> _Function:
     """`function(*arguments)`, whose backward pass keeps only the arguments.
 
-    The pass computes the rest again. Everything that is differentiated must be an argument: an
-    array, or a tree with arrays such as a module. `jax.checkpoint` alone would stop Taylor mode.
-    Outside of loops XLA for CPUs (of JAX 0.10) merges what is computed twice, and keeps it after
-    all.
+    The backward pass computes all intermediate values again. Everything that is differentiated must
+    be an argument: an array, or a tree with arrays such as a module. `jax.checkpoint` alone would
+    stop Taylor mode. Outside of loops, XLA for CPUs (of JAX 0.10) merges the two computations, and
+    stores the values after all.
     """
-    again = eqx.filter_checkpoint(function)
+    checkpointed = eqx.filter_checkpoint(function)
 
     def rule(value: Array, primals: Any, tangents: Any) -> tuple[Array, Array | None]:
-        return value, eqx.filter_jvp(again, primals, tangents)[1]
+        return value, eqx.filter_jvp(checkpointed, primals, tangents)[1]
 
     return differentiated_by(rule)(function)
 
@@ -63,13 +63,13 @@ def _detached(args: Any) -> Any:
 @_detached.def_jvp
 def _detached_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     (args,) = primals
-    # Called again, so that an outer derivative takes them as constants too.
+    # Called again, so that the arguments are constants for an outer derivative, too.
     return _detached(args), jax.tree.map(lambda _: None, args)
 
 
 @eqx.filter_custom_jvp
 def _ruled(value: Array, *args: Any, rule: Rule) -> Array:
-    """`value`, whose derivative with respect to `args` is that of `rule`."""
+    """`value`, whose derivative with respect to `args` is given by `rule`."""
     return value
 
 

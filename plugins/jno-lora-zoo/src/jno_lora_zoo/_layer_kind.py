@@ -15,7 +15,7 @@ from ._arrays import Matrix, cast_like, is_float_array, mixed
 
 
 class MeshAxes(NamedTuple):
-    """The mesh axes of a sharded weight: those of a stack, of its outputs and of its inputs."""
+    """The mesh axes that cut the stack, the outputs and the inputs of a sharded weight."""
 
     stack: tuple[Any, ...]
     outputs: Any
@@ -23,7 +23,7 @@ class MeshAxes(NamedTuple):
 
 
 def unchanged(y: Array) -> Array:
-    """`y` itself: the map that `LayerKind.low_rank` applies unless it is given another."""
+    """`y` itself: the default map of `LayerKind.low_rank`."""
     return y
 
 
@@ -48,13 +48,13 @@ class Update(NamedTuple):
 
 
 class LayerKind(LoRAWrapper):
-    """One kind of layer: its `(out, in)` matrix `W`, and its linear map in pieces. No parameters.
+    """One kind of layer: its `(out, in)` matrix `W`, and its linear map in pieces.
 
     A subclass says which layers are of its kind (`fits`), where their weight lies (`stack_ndim`,
     `mesh_axes`), and defines the operations from `matrix` on, each by its equation. A law needs
-    `matrix` and `with_matrix` only. The others make fast paths, and are called only if
-    `computes(x)`: every other layer, whose `__call__` may do more than the kind knows, gets the
-    law's matrix and is called itself.
+    only `matrix` and `with_matrix`. The operations after them make fast paths, and are called only
+    if `computes(x)`. If not, the layer's `__call__` may do more than the kind knows: the layer
+    gets the law's matrix and is called itself.
 
     `x` is the layer's input: features, or the index of a lookup. Features have the output axis
     (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype.
@@ -73,8 +73,8 @@ class LayerKind(LoRAWrapper):
         try:
             return bool(cls.fits(leaf))
         except Exception:
-            # A look-alike whose attributes mean something else (arrays for sizes, a property that
-            # raises) is not of this kind.
+            # The attributes of a look-alike may mean something else: arrays for sizes, a property
+            # that raises.
             return False
 
     @classmethod
@@ -98,7 +98,7 @@ class LayerKind(LoRAWrapper):
     @classmethod
     @abc.abstractmethod
     def mesh_axes(cls, base: eqx.Module) -> MeshAxes:
-        """The mesh axes that the weight is sharded over."""
+        """The mesh axes that cut the weight."""
 
     @classmethod
     def fan_in(cls, W: Matrix) -> int:
@@ -111,7 +111,7 @@ class LayerKind(LoRAWrapper):
         return None
 
     def computes(self, x: Any) -> bool:
-        """Whether the operations reproduce the base's own `__call__` for the input `x`."""
+        """Whether the operations compute `base(x)`."""
         return False
 
     @classmethod
@@ -122,7 +122,7 @@ class LayerKind(LoRAWrapper):
     @classmethod
     @abc.abstractmethod
     def with_matrix(cls, base: eqx.Module, matrix: Matrix) -> eqx.Module:
-        """`matrix(with_matrix(base, W)) == W`, to the rounding of the weight's own dtype."""
+        """`matrix(with_matrix(base, W)) == W`, to the rounding of the weight's dtype."""
 
     @classmethod
     def row_products(cls, layer: eqx.Module, A: Factor) -> tuple[Array, Array]:
@@ -137,7 +137,7 @@ class LayerKind(LoRAWrapper):
     def product(self, x: Any, before: Map = unchanged) -> Array:
         """`W before(x)`, without the bias, for a map that is linear along the input axis.
 
-        Only a layer with `reads_features()` takes another map than the default.
+        Only a layer with `reads_features()` takes a map that is not the default.
         """
         raise NotImplementedError
 
@@ -165,7 +165,7 @@ class LayerKind(LoRAWrapper):
 
         Both maps are applied to features here; a kind may apply them to the factors instead.
         """
-        # The layer's own product first: XLA keeps to the order, and holds less at once.
+        # The layer's product first: XLA keeps to the order, and holds less at once.
         y = self.product(x)
         return y + after(mixed(between(self.down(x if seen is None else seen, A)), B))
 
@@ -193,5 +193,5 @@ class LayerKind(LoRAWrapper):
     @classmethod
     def replace_bias(cls, base: Any, bias: Bias) -> eqx.Module:
         """`bias_of(replace_bias(base, b)) == b`, for a layer that has a bias."""
-        own = cast_like(bias, base.bias).reshape(base.bias.shape)
-        return eqx.tree_at(lambda m: m.bias, base, own)
+        new = cast_like(bias, base.bias).reshape(base.bias.shape)
+        return eqx.tree_at(lambda m: m.bias, base, new)

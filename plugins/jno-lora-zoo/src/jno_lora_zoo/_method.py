@@ -1,4 +1,4 @@
-"""The parts that all methods share: one constructor, the law, and when a fast path may be used."""
+"""The base class of all methods: one constructor, the law, and when a fast path may be used."""
 
 import abc
 import contextlib
@@ -21,7 +21,7 @@ from ._bibtex import entries
 from ._layer_kind import Bias, LayerKind
 from ._tracing import traced_once
 
-# How the methods are sorted in lists: by what they do to `W`.
+# Lists sort the methods by how they change `W`.
 FAMILIES = (
     "low rank",  # add a product of two trained factors
     "singular",  # train within the singular directions of W
@@ -36,12 +36,12 @@ FAMILIES = (
 class Method(LayerKind):
     """One paper: its arrays, how they start, its law `W -> W'`, and a fast way to compute `W' x`.
 
-    The law is the definition. `forward` must equal it, and is used where the layer's own
-    `__call__` is known to be `W x + b`. Every other layer gets the law's weight and is called.
+    The law is the definition. `forward` must equal it, and is used where the layer's `__call__` is
+    known to compute `W x + b`. Every other layer gets the law's weight and is called.
 
-    A subclass declares its arrays as fields and defines `start`, `law` and, where the law has a
-    cheaper form than its own weight, `forward`. Keyword-only parameters of `start` are options of
-    the constructor (`options={...}` of `apply_lora`).
+    A subclass declares its arrays as fields and defines `start` and `law`. It defines `forward` if
+    `W' x` costs less without the matrix `W'`. Keyword-only parameters of `start` are options of the
+    constructor (`options={...}` of `apply_lora`).
 
     An adapter class joins a method and a layer kind: `class DoRAConv(DoRA, ConvLayer): ...`, or
     `adapters_for`. Its attributes `method` and `kind` are these two bases, and subclasses of the
@@ -81,7 +81,7 @@ class Method(LayerKind):
 
     @classmethod
     def _in_dtype_of(cls, W: Matrix, statistics: Mapping[str, Array] | None) -> dict[str, Array]:
-        names = [it if isinstance(it, str) else it.name for it in cls.needs]
+        names = [need if isinstance(need, str) else need.name for need in cls.needs]
         missing = [name for name in names if name not in (statistics or {})]
         if statistics is None or missing:
             raise ValueError(
@@ -106,7 +106,7 @@ class Method(LayerKind):
         """
 
     def _initial_fields(self, *start: Any, **options: Any) -> dict[str, Any]:
-        """The fields that the constructor sets. By default those that `start` returns."""
+        """The fields that the constructor sets: by default the result of `start`."""
         return self.start(*start, **options)
 
     @abc.abstractmethod
@@ -130,7 +130,7 @@ class Method(LayerKind):
         only_input = len(args) == 1 and kwargs.keys() <= {"key"}
         if only_input and self.computes(args[0]) and self.has_fast_path():
             return self.finished(traced_once(type(self).forward, self, args[0]))
-        # The law on plain arrays: it has no other form that a layer may keep them in.
+        # The law needs plain arrays, not the forms in which a layer may store them.
         return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def finished(self, y: Array) -> Array:
@@ -170,7 +170,7 @@ class Method(LayerKind):
             cls.method = cls
         if "paper" in vars(cls) and "bibtex" not in vars(cls):
             cls.bibtex = entries().get(str(cls.paper))
-        # A constructor that somebody wrote by hand is inherited as it is.
+        # A constructor that somebody wrote is inherited as it is.
         inherited = cls.__init__
         if "start" in vars(cls) and (
             inherited is Method.__init__ or hasattr(inherited, "is_generated")
@@ -202,7 +202,7 @@ def adapter_dtype_for(weight: Any, adapter_dtype: Any) -> Any:
     """
     if adapter_dtype is None:
         return compute_dtype(weight)
-    with contextlib.suppress(TypeError):  # what NumPy says of a name that it does not know
+    with contextlib.suppress(TypeError):  # NumPy raises it for unknown names
         dtype = jnp.dtype(adapter_dtype)
         if jnp.issubdtype(dtype, jnp.floating):
             return dtype

@@ -19,7 +19,7 @@ def antisymmetric(packed: Float[Array, "*batch n"], r: int) -> Float[Array, "*ba
 def series_for(terms: int | None) -> Float[Array, " terms"] | None:
     """The coefficients `1, 2, ..., 2, 1` of the Cayley map's series in `-Q`, cut after `terms`.
 
-    They are those of PEFT: two terms are `1, 2`, and three are as four. `None`: the map itself.
+    As in PEFT, two terms are `1, 2`, and three terms count as four. `None` is the map itself.
 
     **Raises:** `ValueError` unless `terms` is `None` or a whole number above 1.
     """
@@ -40,9 +40,9 @@ def rotation(
     if series is None:
         return cayley(Q)
     eye = jnp.broadcast_to(jnp.eye(Q.shape[-1], dtype=Q.dtype), Q.shape)
-    *others, last = series.astype(Q.dtype)
-    R = last * eye
-    for coefficient in reversed(others):
+    *lower, highest = series.astype(Q.dtype)
+    R = highest * eye
+    for coefficient in reversed(lower):
         R = coefficient * eye - Q @ R
     return R
 
@@ -78,9 +78,9 @@ def _upper_inverse(S: Float[Array, "r r"]) -> Float[Array, "r r"]:
 
 
 def orthonormal(U: Float[Array, "n r"]) -> Float[Array, "n r"]:
-    """The columns, made orthonormal from the first on: `Q` of `U = Q R` with a positive diagonal.
+    """The orthonormalised columns: `Q` of `U = Q R`, where the diagonal of `R` is positive.
 
-    Gram and Schmidt's way, each column twice for its digits. A column of zeros stays.
+    Gram-Schmidt, applied twice to each column for accuracy. A column of zeros stays zero.
     """
 
     def add(k: Array, Q: Array) -> Array:

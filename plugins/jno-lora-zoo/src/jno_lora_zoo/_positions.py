@@ -1,4 +1,4 @@
-"""Positions in a matrix: how many, drawn at random, stored so that casts keep them, and filled."""
+"""Positions in a matrix: counted, drawn at random, stored as digits, and filled with values."""
 
 import math
 from typing import Any
@@ -9,16 +9,16 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt
 
 from ._options import whole_number
 
-# Each position is four numbers from 0 to 255, lowest first. These are small enough to survive a
-# cast of the whole model to any floating dtype, where a position itself would be rounded.
+# Each position is four digits from 0 to 255, lowest first. A cast of the whole model to any
+# floating dtype keeps these digits, and would round the position itself.
 Positions = Shaped[Array, "n 4"]
 
 
 def count_of(shape: tuple[int, ...], r: int, n: Any, option: str) -> int:
     """The number of chosen entries: `n`, or as many as LoRA of rank `r` trains, at most all.
 
-    **Raises:** `ValueError` unless `n`, which `option` names in the message, is a whole number from
-    1 to that of all entries, and if the positions of these need more than 32 bits.
+    **Raises:** `ValueError` if positions need more than 32 bits, or unless `n` is a whole number
+    from 1 to the number of all entries. The message calls `n` by the name `option`.
     """
     size = math.prod(shape)
     if size >= 2**32:
@@ -41,8 +41,8 @@ def drawn_positions(key: PRNGKeyArray, n: int, size: int) -> Positions:
     lengths = jnp.uint32(length) + (stretch < longer).astype(jnp.uint32)
     flat = first + words[:n] % lengths
     shift = words[n] % jnp.uint32(size)
-    rest = jnp.uint32(size) - shift
-    return digits_of(jnp.where(flat < rest, flat + shift, flat - rest))
+    unshifted = jnp.uint32(size) - shift
+    return digits_of(jnp.where(flat < unshifted, flat + shift, flat - unshifted))
 
 
 def digits_of(numbers: Shaped[Array, " n"]) -> Positions:

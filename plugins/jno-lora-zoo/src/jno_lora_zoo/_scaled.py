@@ -61,8 +61,8 @@ class Scaled(Method):
 class Additive(Scaled):
     """`W' = W + U`, for an update `U` that is not a product of two factors.
 
-    A subclass defines `update`, and `times` or `column` where they cost less than `U`. Both are
-    given the shape of `W`.
+    A subclass defines `update`, and `times` or `column` where they cost less than `U`. Both get the
+    shape of `W`.
     """
 
     @abc.abstractmethod
@@ -101,12 +101,12 @@ class Additive(Scaled):
 
 
 def as_multiplier(value: Any) -> Float[Array, ""] | None:
-    """The field for this argument. **Raises:** `ValueError` unless it is one number or `None`."""
+    """The field for the option. **Raises:** `ValueError` unless it is one number or `None`."""
     if value is None:
         return None
     array = None
     if not isinstance(value, str):
-        with contextlib.suppress(TypeError, ValueError):  # what JAX says of other objects
+        with contextlib.suppress(TypeError, ValueError):  # JAX raises them for other objects
             # Copied: it is a leaf of each layer, and one buffer in two leaves cannot be donated.
             array = jnp.copy(jnp.asarray(value, jnp.float32))
     if array is None:

@@ -64,15 +64,15 @@ def _in_random_subspace(W: Float[Array, "out in"], r: int, key: PRNGKeyArray) ->
 
     Musco and Musco, "Randomized Block Krylov Methods for Stronger and Faster Approximate Singular
     Value Decomposition", arXiv:1504.05477. For as many products with `W`, the space of all powers
-    holds far more than that of the last one. Singular values below `1e-3` times the largest are
-    not resolved.
+    holds far more than the space of the last power. Singular values below `1e-3` times the largest
+    are not resolved.
     """
     smaller = min(W.shape)
     columns = min(max(r + _OVERSAMPLING, _LEAST), smaller)
     block = _scaled(W @ jax.random.normal(key, (W.shape[1], columns), W.dtype))
     blocks = [block]
     for _ in range(min(_STEPS, smaller // columns - 1)):
-        # In rows, and kept so: as `W^T Q`, XLA would read the matrix against its grain.
+        # The barrier keeps the rows: for `W^T Q`, XLA would read the matrix against its grain.
         image = lax.optimization_barrier(block.T @ W)
         block = _scaled(W @ image.T)
         blocks.append(block)
@@ -91,7 +91,7 @@ def _scaled(Y: Float[Array, "n k"]) -> Float[Array, "n k"]:
     return Y / jnp.where(largest > 0, largest, 1)
 
 
-def _check(svd: str, known: tuple[str, ...]) -> None:
-    if svd not in known:
-        names = ", ".join(map(repr, known))
+def _check(svd: str, ways: tuple[str, ...]) -> None:
+    if svd not in ways:
+        names = ", ".join(map(repr, ways))
         raise ValueError(f"`svd` must be one of {names}, but is {svd!r}")

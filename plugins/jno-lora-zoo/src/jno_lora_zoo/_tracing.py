@@ -1,4 +1,4 @@
-"""Tracing once what many layers do alike."""
+"""One trace for all layers of one form."""
 
 import enum
 import functools
@@ -16,16 +16,16 @@ from jno.lora.extending import static_key
 
 
 def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:
-    """`function(layer, x)`. While JAX traces, layers that are alike share one trace.
+    """`function(layer, x)`. While JAX traces, layers of one form share one trace.
 
-    A deep model has many layers of one form: JAX then traces, differentiates and batches the
-    function once for all of them. The compiler inlines it.
+    A deep model has many layers of one form. JAX then traces, differentiates and batches the
+    function once for all these layers, and the compiler inlines the function.
 
-    Nothing is shared if no array of the layer is traced; if something else than an array is a leaf;
-    if a static field could change; or in Taylor mode, which takes all arguments of a nested jit for
-    varying, and fails at loops over factors.
+    Layers share no trace if none of their arrays is traced, if a leaf is not an array, if a static
+    field could change, or in Taylor mode, which treats all arguments of a nested jit as varying,
+    and fails at loops over factors.
 
-    **Arguments:** `function` is pure: it depends on its arguments alone, and notes nothing.
+    **Arguments:** `function` must be pure: its result depends only on its arguments.
     """
     leaves, treedef = jax.tree.flatten((layer, x))
     is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layer))
@@ -50,18 +50,18 @@ def _constant(value: Any) -> Any:
     """A key for a static value. **Raises:** `TypeError` if it could change."""
     kind = type(value)
     is_plain = kind in _PLAIN or isinstance(value, type | np.dtype | enum.Enum)
-    # A marker, such as Equinox's own for a field without a value, is an object without attributes.
+    # A marker, such as Equinox's marker of a missing value, is an object without attributes.
     if is_plain or (getattr(value, "__dict__", None) == {} and not callable(value)):
         return kind, value
     raise TypeError(f"{value!r} could change")
 
 
 def in_taylor_mode(tracer: Any) -> bool:
-    """Whether `tracer` carries a Taylor series (`jax.experimental.jet`). Any value may be asked."""
+    """Whether `tracer`, which may be any value, has a Taylor series (`jax.experimental.jet`)."""
     jet = sys.modules.get("jax.experimental.jet")
     while jet is not None and isinstance(tracer, Tracer):
         if isinstance(tracer, jet.JetTracer):
             return True
-        # That of the transformation around, of `grad` or of `vmap`.
+        # The tracer of the outer transformation, `grad` or `vmap`.
         tracer = getattr(tracer, "primal", getattr(tracer, "val", None))
     return False

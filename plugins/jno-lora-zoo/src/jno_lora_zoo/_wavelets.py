@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 def daubechies(moments: int) -> np.ndarray:
     """The low-pass filter with `2 moments` taps, shortest delay first, whose sum is sqrt(2).
 
-    By spectral factorisation: half of the zeros are at -1, the others inside the unit circle
+    By spectral factorisation: half of the zeros are at -1, and half inside the unit circle
     (Daubechies, "Ten Lectures on Wavelets", section 6.1).
     """
     zeros = [-1.0 + 0j] * moments
@@ -33,7 +33,7 @@ def synthesised(
     averages, details = jnp.split(c, 2, axis)
     signs = jnp.where(jnp.arange(low.size) % 2 == 0, 1, -1).astype(low.dtype)
     high = signs * low[::-1]
-    taps = low.size // 2  # those of every second output
+    taps = low.size // 2  # of every second output
     n = averages.shape[axis] - taps + 1
 
     def every_second(first: int) -> Array:
@@ -44,6 +44,6 @@ def synthesised(
             terms.append(low[tap] * a + high[tap] * d)
         return sum(terms[1:], terms[0])
 
-    # Without a transposition, which takes more time than the sums.
+    # A transposition would take more time than the sums.
     pairs = jnp.stack([every_second(0), every_second(1)], axis + 1)
     return pairs.reshape(*c.shape[:axis], 2 * n, *c.shape[axis + 1 :])

@@ -25,7 +25,7 @@ class AdaLoRAState(eqx.Module):
     - `sensitivity`, `uncertainty`: the averages of each trained array's sensitivity, and of its
         distance from that average, by field.
     - `kept`: the directions that the last allocation kept.
-    - `is_final`: whether that was the last allocation of all.
+    - `is_final`: whether the allocation was the final one.
     """
 
     step: Int[Array, ""]
@@ -47,12 +47,12 @@ class AdaLoRAController:
         trainable, state = controller.update(trainable, grads, state)
 
     The sensitivity `|w g|` of each trained number `w` with the gradient `g` is smoothed, and so is
-    its distance from the average; their product is the importance of the number. The importance of
-    a direction is that of its gate, plus the means over its part of each other field (its row of
-    `A` and column of `B`). The budget, a number of directions of all layers together, falls from
-    all to `target_rank` for each layer, as a cube. Every `every` steps, the gates of the directions
-    beyond the budget become zero. In between they train, and may come back. From step
-    `total - final` on, those that are zero stay zero.
+    the distance of the sensitivity from this average; the product is the importance of the number.
+    The importance of a direction is the importance of its gate, plus the mean importance of its row
+    of `A` and of its column of `B`. The budget, a number of directions of all layers together,
+    falls from all to `target_rank` for each layer, as a cube. Every `every` steps, the gates of the
+    directions beyond the budget become zero. In between they train, and may come back. From step
+    `total - final` on, gates that are zero stay zero.
 
     It works on every adapter with a `rank_gate`, of any plugin, and on stacks. No shape depends on
     a value: under `jit` nothing is compiled anew. At the end, `jno.lora.shrink` makes the model
@@ -98,10 +98,11 @@ class AdaLoRAController:
     def init(self, model: PyTree) -> AdaLoRAState:
         """The state before the first step.
 
-        **Arguments:** `model`: the trainable part, as `eqx.partition` gives it, or the whole model.
+        **Arguments:** `model`: the trainable arrays, as `eqx.partition` gives them, or the whole
+        model.
 
-        **Raises:** `ValueError` if no adapter of it has a `rank_gate`, or if they have less rank
-        than `target_rank` asks for.
+        **Raises:** `ValueError` if no adapter has a `rank_gate`, or if all adapters together have
+        less rank than `target_rank` asks for.
         """
         members = _members(model, model)
         budget, directions = self._last_budget(members), _count(members)
@@ -117,11 +118,11 @@ class AdaLoRAController:
             )
 
         def zeros() -> tuple[dict[str, Array], ...]:
-            return jax.tree.map(jnp.zeros_like, tuple(one.sensitivity() for one in members))
+            return jax.tree.map(jnp.zeros_like, tuple(member.sensitivity() for member in members))
 
-        kept = tuple(jnp.ones(one.gate.shape, bool) for one in members)
+        masks = tuple(jnp.ones(member.gate.shape, bool) for member in members)
         # Separate buffers, so that all can be donated.
-        return AdaLoRAState(jnp.asarray(0, jnp.int32), zeros(), zeros(), kept, jnp.asarray(False))
+        return AdaLoRAState(jnp.asarray(0, jnp.int32), zeros(), zeros(), masks, jnp.asarray(False))
 
     def update(
         self, model: T, grads: PyTree, state: AdaLoRAState, step: Int[Array, ""] | int | None = None
@@ -135,45 +136,49 @@ class AdaLoRAController:
             that do not train.
         - `step`: the number of the step, from 0 on. By default the state counts.
 
-        **Raises:** `ValueError` if other adapters have gradients than `init` saw.
+        **Raises:** `ValueError` if the adapters with gradients are not the adapters of `init`.
         """
         step = state.step if step is None else jnp.asarray(step, jnp.int32)
         members = _members(model, grads)
-        if [set(one.fields) for one in members] != [set(one) for one in state.sensitivity]:
+        if [set(member.fields) for member in members] != [
+            set(fields) for fields in state.sensitivity
+        ]:
             given = ", ".join(
-                f"{show_path(one.path)!r} ({', '.join(one.fields)})" for one in members
+                f"{show_path(member.path)!r} ({', '.join(member.fields)})" for member in members
             )
             raise ValueError(
                 f"The state is for {len(state.kept)} adapters, but there are gradients for "
-                f"{len(members)} or for other fields of them: {given or '-'}. Give `update` the "
-                "tree that `init` saw, and the gradients of all its trained arrays."
+                f"{len(members)}, or for different fields: {given or '-'}. Give `update` the tree "
+                "that `init` saw, and the gradients of all its trained arrays."
             )
-        now = tuple(one.sensitivity() for one in members)
+        now = tuple(member.sensitivity() for member in members)
         sensitivity = _smoothed(self.beta1, state.sensitivity, now)
         distance = jax.tree.map(lambda x, mean: jnp.abs(x - mean), now, sensitivity)
         uncertainty = _smoothed(self.beta2, state.uncertainty, distance)
         scores = jax.tree.map(jnp.multiply, sensitivity, uncertainty)
-        importance = [one.of_directions(score) for one, score in zip(members, scores, strict=True)]
+        pairs = zip(members, scores, strict=True)
+        importance = [member.of_directions(score) for member, score in pairs]
 
         last = self.total - self.final
         is_last = (step >= last) & ~state.is_final
         is_due = is_last | ((self.warmup < step) & (step < last) & (step % self.every == 0))
         is_final = state.is_final | is_last
         budget = self.budget(step, _count(members), self._last_budget(members))
-        chosen = zip(_largest(importance, budget), state.kept, strict=True)
-        kept = tuple(jnp.where(is_due, new, old) for new, old in chosen)
-        # Between two allocations all directions train, also those that were switched off.
-        open_gates = iter([mask | ~(is_due | is_final) for mask in kept])
+        masks = zip(_largest(importance, budget), state.kept, strict=True)
+        masks = tuple(jnp.where(is_due, new, old) for new, old in masks)
+        # Between two allocations all directions train, also directions that were switched off.
+        open_gates = iter([mask | ~(is_due | is_final) for mask in masks])
 
-        def gated(path: str, adapter: Any, own_grads: Any, _: Any) -> Any:
-            one = _member(path, adapter, own_grads)
-            if one is None:
+        def gated(path: str, adapter: Any, adapter_grads: Any, _: Any) -> Any:
+            member = _member(path, adapter, adapter_grads)
+            if member is None:
                 return adapter
-            gate = jnp.where(next(open_gates), one.gate, jnp.zeros_like(one.gate))
-            return eqx.tree_at(lambda node: getattr(node, next(iter(one.fields))), adapter, gate)
+            gate = jnp.where(next(open_gates), member.gate, 0)
+            name = next(iter(member.fields))
+            return eqx.tree_at(lambda node: getattr(node, name), adapter, gate)
 
-        made = map_adapters(gated, model, grads, model)
-        return made, AdaLoRAState(step + 1, sensitivity, uncertainty, kept, is_final)
+        gated_model = map_adapters(gated, model, grads, model)
+        return gated_model, AdaLoRAState(step + 1, sensitivity, uncertainty, masks, is_final)
 
     def budget(self, step: Int[Array, ""] | int, initial: int, target: int) -> Int[Array, ""]:
         """The number of directions after this step: from `initial` to `target`, as a cube."""
@@ -183,12 +188,12 @@ class AdaLoRAController:
         return target + jnp.round((initial - target) * cube).astype(jnp.int32)
 
     def _last_budget(self, members: "list[_Member]") -> int:
-        layers = sum(one.gate.size // one.gate.shape[-1] for one in members)
+        layers = sum(member.gate.size // member.gate.shape[-1] for member in members)
         return round(self.target_rank * layers)
 
 
 class _Member(NamedTuple):
-    """An adapter that takes part: its trained arrays by field, the gate first, and gradients."""
+    """An adapter with a gate: its trained arrays by field, the gate first, and their gradients."""
 
     path: str
     cls: type[LoRAWrapper]
@@ -206,7 +211,7 @@ class _Member(NamedTuple):
         return jax.tree.map(lambda w, g: jnp.abs(w * g), *wide)
 
     def of_directions(self, scores: dict[str, Array]) -> Float[Array, "*stack r"]:
-        """The importance of each direction, from that of each number."""
+        """The importance of each direction, from the importance of each number."""
         stack = self.gate.ndim - 1
         total = jnp.zeros_like(scores[next(iter(self.fields))])
         for name in self.fields:
@@ -216,23 +221,23 @@ class _Member(NamedTuple):
 
 
 def _members(model: PyTree, grads: PyTree) -> list[_Member]:
-    found = (_member(*layer) for layer in adapted_layers(model, grads))
-    return [one for one in found if one is not None]
+    members = (_member(*layer) for layer in adapted_layers(model, grads))
+    return [member for member in members if member is not None]
 
 
 def _member(path: str, adapter: LoRAWrapper, grads: Any) -> _Member | None:
-    """The adapter with what trains in it; `None` if its gate does not."""
+    """The adapter with its trained arrays; `None` if its gate does not train."""
     cls = type(adapter)
     names = [name for name in (cls.rank_gate, *cls.rank_axes) if name is not None]
     trained = [name for name in names if eqx.is_inexact_array(getattr(grads, name, None))]
     if not trained or trained[0] != cls.rank_gate:
         return None
-    fields, own = ({name: getattr(tree, name) for name in trained} for tree in (adapter, grads))
-    return _Member(path, cls, fields, own)
+    fields = {name: getattr(adapter, name) for name in trained}
+    return _Member(path, cls, fields, {name: getattr(grads, name) for name in trained})
 
 
 def _count(members: list[_Member]) -> int:
-    return sum(one.gate.size for one in members)
+    return sum(member.gate.size for member in members)
 
 
 def _smoothed(beta: float, mean: T, now: T) -> T:
@@ -240,9 +245,9 @@ def _smoothed(beta: float, mean: T, now: T) -> T:
 
 
 def _largest(scores: Sequence[Array], number: Int[Array, ""]) -> list[Bool[Array, "..."]]:
-    """Masks of the largest scores of all arrays together; of equal ones, the first."""
+    """Masks of the largest scores of all arrays together. Among equal scores, the first count."""
     widest = max((score.dtype for score in scores), key=lambda dtype: dtype.itemsize)
     every = jnp.concatenate([score.ravel().astype(widest) for score in scores])
     place = jnp.argsort(jnp.argsort(-every))
-    parts = jnp.split(place < number, np.cumsum([score.size for score in scores])[:-1])
-    return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
+    masks = jnp.split(place < number, np.cumsum([score.size for score in scores])[:-1])
+    return [mask.reshape(score.shape) for mask, score in zip(masks, scores, strict=True)]

@@ -1,4 +1,4 @@
-"""The zoo's entry point: tiny, so that finding it costs nothing."""
+"""The zoo's entry point. It imports the adapters only when asked for them."""
 
 import inspect
 from collections.abc import Iterable
@@ -18,7 +18,12 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
 
 
 def adapters_defined_in(module: ModuleType) -> list[type[LoRAWrapper]]:
-    """The adapter classes of a module, without those that it imports, and without methods."""
-    classes = [item for item in vars(module).values() if isinstance(item, type)]
-    own = [cls for cls in classes if cls.__module__ == module.__name__]
-    return [cls for cls in own if issubclass(cls, LoRAWrapper) and not inspect.isabstract(cls)]
+    """The adapter classes that a module defines. Imported classes and methods are left out."""
+    return [
+        cls
+        for cls in vars(module).values()
+        if isinstance(cls, type)
+        and cls.__module__ == module.__name__
+        and issubclass(cls, LoRAWrapper)
+        and not inspect.isabstract(cls)
+    ]

@@ -19,7 +19,7 @@ class ConvLayer(KernelLayer):
     *kernel_size)`. Other layouts (channel-last) and transposed convolutions are not claimed.
     """
 
-    known = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
+    exact_classes = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
@@ -64,7 +64,12 @@ class ConvTransposeLayer(KernelLayer):
     not claimed, since other libraries swap the first two axes.
     """
 
-    known = (_Transpose, eqx.nn.ConvTranspose1d, eqx.nn.ConvTranspose2d, eqx.nn.ConvTranspose3d)
+    exact_classes = (
+        _Transpose,
+        eqx.nn.ConvTranspose1d,
+        eqx.nn.ConvTranspose2d,
+        eqx.nn.ConvTranspose3d,
+    )
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:

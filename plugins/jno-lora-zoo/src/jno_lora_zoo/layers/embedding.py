@@ -31,8 +31,8 @@ class EmbeddingLayer(LayerKind):
     least and are rounded once, at the end, as `merge` does; a row is too small for that to cost.
 
     Duck types must declare `num_embeddings` and `embedding_size`, and their weight must have that
-    shape (after the axes of a stack). Their own `__call__` may do more than a lookup, and so may a
-    subclass's: they are called as they are, with the adapted table in them.
+    shape (after the axes of a stack). The `__call__` of a duck type or of a subclass may do more
+    than a lookup, so it is called as it is, with the adapted table in it.
     """
 
     weight_axes = "io"
@@ -44,7 +44,7 @@ class EmbeddingLayer(LayerKind):
         if not callable(leaf) or len(sizes) < 2:
             return False
         weight: Any = getattr(leaf, "weight", None)
-        # `Shared` puts a placeholder where the weight was: the other side carries the adapter.
+        # The side of a `Shared` that holds a placeholder for the weight carries no adapter.
         return is_float_array(weight) and weight.shape[-2:] == shape
 
     @classmethod
@@ -84,11 +84,11 @@ class EmbeddingLayer(LayerKind):
         return type(self.base) is eqx.nn.Embedding
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
-        # The base itself, so that an input that it refuses (a vector of ids) is refused here too.
+        # The base is called, so that it refuses the inputs that it always refuses: vectors of ids.
         return in_compute_dtype(self.base(x))
 
     def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
-        # The same indexing as the base's: negative ids count from the end, others are clamped.
+        # Indexed like the base: negative ids count from the end, and large ids are clamped.
         return A[:, x].astype(compute_dtype(self.base.weight))
 
     def plus(self, x: Any, U: Update) -> Array:
@@ -108,6 +108,6 @@ class EmbeddingLayer(LayerKind):
 def _row(layer: Any, x: Any) -> Array:
     """The row that `layer.weight[x]` reads, as a number that can be divided."""
     count = layer.num_embeddings
-    # JAX's own integer type: an `uint8` id cannot hold the count.
+    # JAX's default integers: an `uint8` id cannot hold the count.
     index = jnp.asarray(x).astype(int)
     return jnp.clip(jnp.where(index < 0, index + count, index), 0, count - 1)

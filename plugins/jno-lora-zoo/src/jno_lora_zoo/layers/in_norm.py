@@ -17,9 +17,9 @@ _INSIDE: tuple[type[LayerKind], ...] = (LinearLayer, ConvLayer, ConvTransposeLay
 class InNormLayer(LayerKind):
     """A `WeightNorm` or `SpectralNorm` around a linear or convolution layer, adapted as one.
 
-    The matrix is that of the layer inside, so that the norm acts on the adapted weight: `g W' /
-    ||W'||` for `WeightNorm`, `W' / sigma(W')` for `SpectralNorm`. An adapter on the inner layer
-    would be rescaled or bypassed, and is refused.
+    The matrix is the inner layer's matrix, so the norm acts on the adapted weight: `g W' / ||W'||`
+    for `WeightNorm`, `W' / sigma(W')` for `SpectralNorm`. An adapter on the inner layer would be
+    rescaled or bypassed, and is refused.
 
     `WeightNorm` with its default `axis=0` takes the scale of each row out again, and so does every
     norm of a single row: IA³ on outputs only scales rows of the weight and is refused there, and

@@ -1,4 +1,4 @@
-"""The part that layers share whose weight is the kernel of a convolution."""
+"""Layers whose weight is the kernel of a convolution."""
 
 import copy
 import dataclasses
@@ -30,13 +30,13 @@ from .._layer_kind import Bias, Factor, LayerKind, Map, MeshAxes, Update, unchan
 class KernelLayer(LayerKind):
     """A layer with a kernel `(out, in / groups, *kernel_size)`.
 
-    The matrix is that kernel with all axes but the first flattened. With groups, `A` serves each
-    of them and `B`'s rows are divided among them; every law then holds exactly as it stands.
+    The matrix is the kernel with all axes but the first flattened. With groups, `A` serves each
+    group and the rows of `B` are divided among the groups, so every law holds exactly as it stands.
     """
 
     weight_axes = "oi..."
     # The classes whose `__call__` the operations reproduce.
-    known: ClassVar[tuple[type, ...]] = ()
+    exact_classes: ClassVar[tuple[type, ...]] = ()
 
     @classmethod
     def keeps_layout(cls, leaf: Any) -> bool:
@@ -65,8 +65,8 @@ class KernelLayer(LayerKind):
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
-        """The patches of all groups and positions: the outputs for kernels with a single one."""
-        if class_of(layer) not in cls.known:
+        """The patches of all groups and positions: the outputs for kernels with a single 1."""
+        if class_of(layer) not in cls.exact_classes:
             raise WrapperError(f"the inputs of a {type(layer).__name__} are not known as patches")
         frame = eqx.filter(layer, eqx.is_array, inverse=True)
         width = cls.matrix(layer).shape[1]
@@ -81,7 +81,7 @@ class KernelLayer(LayerKind):
     def mesh_axes(cls, base: Any) -> MeshAxes:
         stack = cls.stack_ndim(base)
         axes = sharded_over(base.weight)
-        # The kernel's inputs come first in a row of the matrix, so that a row is cut as they are,
+        # The inputs are the slowest axis of a row of the matrix. So a row is cut like the inputs,
         # unless the spatial axes are cut as well.
         inputs = axes[stack + 1] if not any(axes[stack + 2 :]) else None
         return MeshAxes(axes[:stack], axes[stack], inputs)
@@ -91,7 +91,7 @@ class KernelLayer(LayerKind):
         return None if base.groups == 1 else base.out_channels // base.groups
 
     def computes(self, x: Any) -> bool:
-        return class_of(self.base) in self.known
+        return class_of(self.base) in self.exact_classes
 
     def reads_features(self) -> bool:
         return self.base.groups == 1 and set(kernel_shape(self.base)[2:]) == {1}
@@ -156,7 +156,7 @@ class KernelLayer(LayerKind):
 
 
 def _convolve(frame: Any, x: Array, kernel: Array) -> Array:
-    """The base's own convolution with another kernel, and no bias."""
+    """The convolution of the base, with another kernel and without a bias."""
     bias = jnp.zeros((kernel.shape[0], *(1,) * (kernel.ndim - 2)), kernel.dtype)
     arrays = (kernel, bias) if frame.use_bias else (kernel, None)
     return eqx.tree_at(lambda m: (m.weight, m.bias), frame, arrays, is_leaf=lambda v: v is None)(x)
@@ -185,12 +185,12 @@ def is_narrow(frame: Any, r: int) -> bool:
 
 
 def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r groups *sizes"]:
-    # All groups have the same A, so that they can be samples of a batch. The kernel's gradient of a
-    # convolution with groups takes ten times as long in XLA on a CPU.
+    # All groups have the same A, so the groups can be the samples of a batch. XLA on a CPU takes
+    # ten times as long for the kernel's gradient of a convolution with groups.
     kernel = A.astype(x.dtype).reshape(A.shape[0], *kernel_shape(frame)[1:])
     groups = x.reshape(frame.groups, -1, *x.shape[1:])
-    one = _with_one_group(frame)
-    h = jax.vmap(lambda group: _convolve(one, group, kernel))(groups)
+    ungrouped = _with_one_group(frame)
+    h = jax.vmap(lambda group: _convolve(ungrouped, group, kernel))(groups)
     return jnp.swapaxes(h, 0, 1)
 
 
@@ -200,7 +200,7 @@ def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
     if groups > 1 and not is_narrow(frame, r):
         return jnp.einsum("gor,rg...->go...", B, h).reshape(-1, *sizes)
     # A convolution shares its copies of `h` and of the outputs with the gradient of the kernel. A
-    # product of matrices would need copies of its own.
+    # product of matrices would need more copies.
     diagonal = jnp.einsum("gor,gk->gork", B, jnp.eye(groups, dtype=h.dtype))
     kernel = diagonal.reshape(-1, r * groups, *(1,) * len(sizes))
     y = lax.conv_general_dilated(h.reshape(1, -1, *sizes), kernel, (1,) * len(sizes), "VALID")
@@ -208,10 +208,10 @@ def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
 
 
 def _with_one_group(frame: Any) -> Any:
-    """The frame for the inputs of one group. Modules are frozen, but for a copy just made."""
-    one = copy.copy(frame)
-    object.__setattr__(one, "groups", 1)
-    return one
+    """The frame for the inputs of one group."""
+    ungrouped = copy.copy(frame)
+    object.__setattr__(ungrouped, "groups", 1)
+    return ungrouped
 
 
 def _merged_product_rule(
@@ -219,8 +219,8 @@ def _merged_product_rule(
 ) -> tuple[Array, Array | None]:
     """Through `r` channels for `A` and `B`, instead of through the whole kernel."""
     (x, weight, A, B), (dx, dweight, dA, dB) = primals, tangents
-    # No rule is used on `dx`: from JAX 0.12 on, a function with a rule that is given one tangent
-    # returns tangents alone, such as the kernel, and a product of two has no transpose.
+    # No rule is used on `dx`: since JAX 0.12, a function with a rule that gets one tangent returns
+    # tangents alone, such as the kernel's, and a product of two tangents has no transpose.
     terms = [
         *([] if dx is None else [_convolve(frame, dx, _adapted(weight, A, B))]),
         *([] if dweight is None else [_convolve(frame, x, dweight)]),

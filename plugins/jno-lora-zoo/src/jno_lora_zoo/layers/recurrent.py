@@ -43,8 +43,8 @@ class RecurrentLayer(LayerKind):
         if not isinstance(leaf, eqx.nn.GRUCell | eqx.nn.LSTMCell):
             return None
         return (
-            f"its weights are {describe(leaf.weight_ih)} and {describe(leaf.weight_hh)}, not "
-            f"those of {leaf.input_size} inputs and {leaf.hidden_size} units"
+            f"its weights are {describe(leaf.weight_ih)} and {describe(leaf.weight_hh)}, which do "
+            f"not fit {leaf.input_size} inputs and {leaf.hidden_size} units"
         )
 
     @classmethod
@@ -54,8 +54,9 @@ class RecurrentLayer(LayerKind):
 
     @classmethod
     def matrix(cls, layer: Any) -> Float[Array, "out in"]:
-        parts = [in_compute_dtype(weight) for weight in (layer.weight_ih, layer.weight_hh)]
-        return jnp.concatenate([part.astype(jnp.result_type(*parts)) for part in parts], axis=1)
+        ih, hh = in_compute_dtype(layer.weight_ih), in_compute_dtype(layer.weight_hh)
+        dtype = jnp.result_type(ih, hh)
+        return jnp.concatenate([ih.astype(dtype), hh.astype(dtype)], axis=1)
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
@@ -78,7 +79,7 @@ class RecurrentLayer(LayerKind):
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:
-        # The inputs of the two are joined into one axis, which can be cut as neither of them was.
+        # The inputs of both weights share one axis of the matrix, which cannot be cut like either.
         *stack, outputs, _ = sharded_over(base.weight_ih)
-        same = sharded_over(base.weight_hh)[-2] == outputs
-        return MeshAxes(tuple(stack), outputs if same else None, None)
+        is_same = sharded_over(base.weight_hh)[-2] == outputs
+        return MeshAxes(tuple(stack), outputs if is_same else None, None)

@@ -1,7 +1,7 @@
-"""The methods of the zoo, one paper each. A new method is one more line here.
+"""The methods of the zoo, one paper each. A new method is one line more here.
 
-Its adapters on every kind of layer follow from that line. `python tests/zoo/listings.py --write`
-writes the stubs and lists that name them.
+The method's adapters on every kind of layer follow from this line. `python tests/zoo/listings.py
+--write` writes the stubs and lists that name them.
 """
 
 from .._method import Method
@@ -40,8 +40,8 @@ from .vera import VeRA as VeRA
 from .vera_shared import VeRAShared as VeRAShared
 from .waveft import WaveFT as WaveFT
 
-_imported = [item for item in vars().values() if isinstance(item, type) and item is not Method]
+_methods = [item for item in vars().values() if isinstance(item, type) and item is not Method]
 
-# Oldest paper first; those that are not on arXiv last.
-METHODS: tuple[type[Method], ...] = tuple(sorted(_imported, key=lambda method: method.paper))
+# Oldest paper first. The numbers of papers that are not on arXiv come last.
+METHODS: tuple[type[Method], ...] = tuple(sorted(_methods, key=lambda method: method.paper))
 __all__ = ["METHODS", *(method.__name__ for method in METHODS)]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -22,22 +22,22 @@ class BOFT(Method):
     `r = min(rank, in)`. In factor `i`, a block rotates two halves of `r / 2` inputs that lie
     `2^i` halves apart: each factor doubles the number of inputs that an output of the product sees.
     `m blocks r^2 + out` parameters train, with `blocks = ceil(in / (2^(m-1) r)) 2^(m-1)`; only
-    antisymmetric parts act. Surplus inputs of the last blocks are masked before the Cayley map.
-    `alpha` is ignored.
+    their antisymmetric parts act. Surplus inputs of the last blocks are masked before the Cayley
+    map. `alpha` is ignored.
 
     `factors` is the number `m`: by default 2, and 1 where `r` is odd and has no halves, or where
     one block holds all inputs. One factor is OFT of the inputs, with a scale.
 
     Paper: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
     arXiv:2311.06243. The authors' code (and PEFT) rotates by the transpose of each `R`: its
-    matrices are the transposes of those here.
+    matrices are the transposes of these matrices.
 
-    A linear layer and a convolution with a kernel of one rotate their inputs. Every other layer
+    A linear layer and a convolution with a kernel of size 1 rotate their inputs. Every other layer
     gets the law's weight: a column of the product depends on `2^(m-1)` blocks in each factor. In a
     `WeightNorm` of rows, `s` does not act.
 
-    **Raises:** `ValueError` for `factors` below 1, for more than 1 where `r` is odd, and for so
-    many that the last one would find no two halves to rotate: `2^(m-2) r` must be below `in`.
+    **Raises:** `ValueError` for `factors` below 1, above 1 where `r` is odd, and if the last factor
+    would have no two halves to rotate: `2^(m-2) r` must be below `in`.
     """
 
     adapter_fields = ("Q_blocks", "s")
@@ -45,7 +45,7 @@ class BOFT(Method):
     family = "rotation"
     paper = "2311.06243"
     formula = "m h r^2 ceil(in/hr) + out, h = 2^(m-1)"
-    cost = "rotates the whole weight at every call, unless it is of a layer that reads features."
+    cost = "rotates the whole weight at every call, unless the layer reads features."
 
     Q_blocks: Float[Array, "m blocks r r"]
     s: Float[Array, " out"]

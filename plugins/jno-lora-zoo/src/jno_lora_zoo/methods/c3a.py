@@ -21,7 +21,7 @@ class C3A(Additive):
     Law: `W' = W + C / in` with `C[m r + i, n r + j] = kernel[m, n, (j - i) mod r]`, cut to the
     shape of `W`, `kernel = 0`. `ceil(out / r) ceil(in / r) r` parameters train, about `out in / r`.
 
-    The rank `r` is the size of a block: a *larger* one trains fewer parameters. It is `min(rank,
+    The rank `r` is the size of a block: a *larger* rank trains fewer parameters. It is `min(rank,
     out, in)`. `alpha` is ignored: the paper has no scale. In an embedding, whose outputs sum over a
     single entry, `C` is not divided.
 
@@ -32,7 +32,7 @@ class C3A(Additive):
     arXiv:2407.19342. PEFT starts from random kernels unless told otherwise, which change the model
     at once: `init="xavier_uniform"`. Blocks need not divide the sizes of the matrix here.
 
-    **Raises:** `ValueError` for another `init` than that and `"zeros"`.
+    **Raises:** `ValueError` unless `init` is `"zeros"` or `"xavier_uniform"`.
     """
 
     adapter_fields = ("kernel",)

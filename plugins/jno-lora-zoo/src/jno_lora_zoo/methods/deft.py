@@ -22,14 +22,14 @@ class DEFT(Method):
     - `orthogonal=True`: `W' = (I - Q Q^T) W + Q R`, where `Q` has the columns of `P` made
         orthonormal. The array of that name only records the option.
     - `inject=False`: without `R`, which is the law of PaRa (Chen et al., arXiv:2406.05641), with
-        `r out` parameters. A subspace is missing from the start on: the adapted model starts away
-        from the original.
+        `r out` parameters. A subspace is missing from the start: the adapted model does not start
+        as the original.
 
     Paper: Kumar et al., "DEFT: Decompositional Efficient Fine-Tuning for Text-to-Image Models",
-    arXiv:2509.22793. The paper starts `R` at random; here, as in PEFT, the injection starts as what
-    the projection takes away, and the adapted model equals the original to rounding. PEFT's factor
-    `alpha / r` of the injection belongs into `R`, and its orthonormal columns may have the other
-    sign than those here.
+    arXiv:2509.22793. The paper starts `R` at random; here, as in PEFT, the injection starts as the
+    outputs that the projection removes, and the adapted model equals the original to rounding.
+    PEFT's factor `alpha / r` of the injection belongs into `R`, and its orthonormal columns may
+    have the opposite sign.
     """
 
     adapter_fields = ("P", "R")
@@ -37,7 +37,7 @@ class DEFT(Method):
     family = "low rank"
     paper = "2509.22793"
     formula = "r (in + out)"
-    cost = "reads the whole weight at every call, for what is projected: merge before decoding."
+    cost = "reads the whole weight at every call, to project it: merge before decoding."
 
     P: Float[Array, "out r"]
     R: Float[Array, "r in"] | None

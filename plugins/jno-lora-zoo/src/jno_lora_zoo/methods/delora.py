@@ -1,4 +1,4 @@
-"""DeLoRA: the directions of a low-rank update, and how strong it is, apart."""
+"""DeLoRA: the directions and the strength of a low-rank update, trained apart."""
 
 from typing import Any
 
@@ -14,21 +14,21 @@ class DeLoRA(Method):
     """DeLoRA: decoupled low-rank adaptation, an update of bounded size.
 
     Law: `W' = W + (strength / r) B diag(1 / (norm(a_i) norm(b_i))) A diag(norms)`, where `a_i` is a
-    row of `A`, `b_i` a column of `B`, and `norms` are those of the columns of the initial `W`. A
-    norm of `a_i` or `b_i` counts as 1e-4 at least. `strength` starts as `alpha` and trains, `A ~
+    row of `A`, `b_i` a column of `B`, and `norms` are the norms of the columns of the initial `W`.
+    A norm of `a_i` or `b_i` counts as 1e-4 at least. `strength` starts as `alpha` and trains, `A ~
     N(0, 1/in)`, `B = 0`. `r(in + out) + 1` parameters train. `r = min(rank, in, out)`.
 
     Only the directions of `a_i` and `b_i` act, so that no learning rate makes the update larger
     than `strength`. PEFT's default is 15; a step moves `B` from zero to its full effect.
 
     Paper: Bini et al., "Decoupling Angles and Strength in Low-rank Adaptation", arXiv:2503.18225.
-    The paper starts `B` at random too and subtracts a frozen copy of the initial update. The start
-    from zero and the least norm are PEFT's, as are norms that stay as they are if the base changes.
+    The paper starts `B` at random too and subtracts a frozen copy of the initial update. As in
+    PEFT, `B` starts at zero, norms count as the least norm at least, and `norms` stay if the base
+    changes.
 
-    A column of zeros stays zero, and a layer of zeros never trains: their norms scale the update.
+    A column of zeros stays zero, and a layer of zeros never trains: the norms scale the update.
 
-    **Raises:** `ValueError` if `alpha` is 0: `strength` and `B` would both start at zero, and so
-    would every gradient.
+    **Raises:** `ValueError` if `alpha` is 0: `strength`, `B` and every gradient would be zero.
     """
 
     adapter_fields = ("lora_A", "lora_B", "strength")
@@ -75,7 +75,7 @@ class DeLoRA(Method):
 
 
 def _norms(X: Float[Array, "_ _"], axis: int) -> Float[Array, " r"]:
-    # At the least norm the derivative is zero, where that of a root would be infinite.
+    # At the least norm the derivative is zero. The derivative of a root would be infinite.
     return jnp.sqrt(jnp.maximum(jnp.sum(X * X, axis=axis), _LEAST**2))
 
 

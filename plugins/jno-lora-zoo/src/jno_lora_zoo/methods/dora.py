@@ -14,7 +14,7 @@ from .._scaled import Scaled
 class DoRA(Scaled):
     """DoRA: weight-decomposed low-rank adaptation.
 
-    Law: `W' = m * V / norm(V)` with `V = W + (alpha / r) B A`, where `norm` is that of each row.
+    Law: `W' = m * V / norm(V)` with `V = W + (alpha / r) B A`, where `norm` is taken of each row.
     `m` starts as `norm(W)`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out) + out` parameters train.
 
     The norm is a constant for differentiation (section 4.3 of the paper), in `merge` as well. It is
@@ -22,13 +22,13 @@ class DoRA(Scaled):
     `W` that is zero has magnitude zero, and stays zero.
 
     `merge` takes the norm of `V` itself; the forward pass computes it from the factors. Where `B A`
-    cancels most of a row of `W`, that norm is off by up to `2 e c^2` of itself: `e` is the rounding
-    of the dtype (6e-8 in float32), `c` the sum of the norms of both parts over that of `V`. That is
-    5e-3 if 0.99 of a row is cancelled, and nothing where the rank is the number of inputs. Rows
-    below 1e-19 or above 1e19 give zeros: float32 cannot hold their squares.
+    cancels most of a row of `W`, the relative error of this norm is up to `2 e c^2`: `e` is the
+    rounding of the dtype (6e-8 in float32), `c` the sum of the norms of `W` and `B A` over the norm
+    of `V`. That is 5e-3 if 0.99 of a row is cancelled, and nothing where the rank is the number of
+    inputs. Rows below 1e-19 or above 1e19 give zeros: float32 cannot hold their squares.
 
     Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353. The paper
-    norms columns of `(in, out)` matrices; these are the rows here.
+    norms columns of `(in, out)` matrices, which are rows here.
     """
 
     adapter_fields = ("magnitude", "lora_A", "lora_B")
@@ -65,7 +65,7 @@ class DoRA(Scaled):
 
         `||V_i||^2 = ||W_i||^2 + 2 (B * W A^T)_i + (B (A A^T) * B)_i`, summed over `r`.
         """
-        # Detached before the products, which a loop over blocks of rows would keep the parts of.
+        # Detached before the products: a loop over blocks of rows would store the blocks.
         A, B = (jax.lax.stop_gradient(factor) for factor in (self.lora_A, self.lora_B))
         if A.shape[0] == A.shape[1]:  # `V` is no larger than `W A^T` then, and its norm is exact
             W = jax.lax.stop_gradient(self.matrix(self.base))

@@ -10,7 +10,7 @@ from .._arrays import Matrix
 from .._svd import largest
 from .lora import LowRank
 
-# Directions with less than this part of the largest variance are not blown up any further.
+# Directions with less than this fraction of the largest variance are whitened no further.
 _LEAST_VARIANCE = 1e-6
 
 
@@ -28,8 +28,8 @@ class EVA(LowRank):
 
     Paper: Paischer et al., "Parameter Efficient Fine-tuning via Explained Variance Adaptation",
     arXiv:2410.07170. The paper takes singular vectors of the inputs; its code centres the inputs,
-    as here, and follows the vectors batch by batch until they stand still, where here they are
-    those of all batches. It whitens by the root of a singular value, which grows with the number of
+    as here, and follows the vectors batch by batch until they converge; here they are computed from
+    all batches. The code whitens by the root of a singular value, which grows with the number of
     samples. How the paper spreads ranks over layers is not a matter of the adapter.
     """
 

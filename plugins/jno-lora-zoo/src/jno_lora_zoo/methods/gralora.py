@@ -1,4 +1,4 @@
-"""GraLoRA: a grid of blocks, each with a low-rank update of its own."""
+"""GraLoRA: a grid of blocks, each with its own low-rank update."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class GraLoRA(Additive):
 
     Law: `W' = W + (alpha / r) U`, where `U` is a grid of `k x k` blocks: block `(j, n)` is the
     product of the `n`-th `r / k` columns of `B_j` and the `j`-th `r / k` rows of `A_n`. `A_n`
-    `(in / k, r)` is kept transposed, `~ N(0, k/in)`; `B_j` `(r, out / k)` as well, `= 0`.
+    `(in / k, r)` `~ N(0, k/in)` and `B_j` `(r, out / k)` `= 0` are stored transposed.
     `r(in + out)` parameters train. Where `k` does not divide a size of `W`, the last blocks are
     cut. The rank is not clamped.
 
@@ -26,7 +26,7 @@ class GraLoRA(Additive):
     With a rank of 1, or where the weight is too small, it is 1, which is LoRA.
 
     Paper: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
-    arXiv:2505.20355. Its hybrid with a LoRA of all inputs is not here.
+    arXiv:2505.20355. The paper's hybrid with a LoRA of all inputs is left out.
 
     **Raises:** `ValueError` if `k` does not divide the rank, or if a block would have no entry.
     """

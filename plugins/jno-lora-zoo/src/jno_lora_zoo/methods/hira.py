@@ -1,4 +1,4 @@
-"""HiRA: the weight itself, entry by entry times a low-rank matrix, as the update."""
+"""HiRA: the weight times a low-rank matrix, entry by entry, as the update."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ class HiRA(Additive):
     train. `r = min(rank, in, out)`. An entry of `W` that is zero stays zero.
 
     The update has the rank of `W`, so that no product with its factors computes it. The layer makes
-    one adapted matrix and multiplies by it once; an embedding makes one column.
+    the adapted matrix and multiplies by it once; an embedding makes one column.
 
     Paper: Huang et al., "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language
     Models", OpenReview:TwJrTz9cRS. The paper has no scale: `alpha = r` gives its factor
-    of 1. With groups, a convolution has one `A` for all of them, where PEFT refuses.
+    of 1. With groups, a convolution has one `A` for all groups, where PEFT refuses.
     """
 
     adapter_fields = ("lora_A", "lora_B")

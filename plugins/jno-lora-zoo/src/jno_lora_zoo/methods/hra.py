@@ -32,8 +32,7 @@ class HRA(Method):
     Reflection Adaptation", arXiv:2405.17484. The paper's penalty on vectors that are not orthogonal
     is left to the loss.
 
-    A layer with one input stays as it is: every reflection of it is `-1`, and they are even in
-    number.
+    A layer with one input stays as it is: every reflection is `-1`, and their number is even.
 
     **Raises:** `ValueError` for `gram_schmidt` with more vectors than inputs.
     """

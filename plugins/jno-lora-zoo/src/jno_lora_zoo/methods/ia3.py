@@ -49,8 +49,8 @@ class IA3In(Method):
 
     Law: `W' = W diag(scale)`, `scale = 1`, the bias untouched. `in` parameters train. `rank` and
     `alpha` are ignored. A layer whose weight is zero stays zero. In a convolution, an input is a
-    column of the kernel's matrix: `in` is that of a group times the places of the kernel. Only a
-    kernel of one has a factor per channel.
+    column of the kernel's matrix: `in` is the inputs of a group times the size of the kernel. Only
+    a kernel of size 1 has a factor per channel.
 
     Paper: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
     In-Context Learning", arXiv:2205.05638. It scales the inner activations of feed-forward blocks,

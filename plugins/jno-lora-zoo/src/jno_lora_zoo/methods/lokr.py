@@ -20,8 +20,8 @@ class LoKr(Additive):
     `r^2 + ceil(out/r) ceil(in/r)` parameters train.
 
     Papers: Edalati et al., "KronA", arXiv:2212.10650; Yeh et al., "Navigating Text-To-Image
-    Customization: From LyCORIS Fine-Tuning to Model Evaluation", arXiv:2309.14859. `B` is kept
-    whole, where LyCORIS may factor it further.
+    Customization: From LyCORIS Fine-Tuning to Model Evaluation", arXiv:2309.14859. `B` is one
+    matrix, where LyCORIS may factor it further.
     """
 
     adapter_fields = ("kron_A", "kron_B")

@@ -1,4 +1,4 @@
-"""LoRA, and two that change one thing about it: rsLoRA the scale, LoRA-FA which factor trains."""
+"""LoRA, rsLoRA (another scale) and LoRA-FA (one factor trains)."""
 
 import math
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ class LowRank(Scaled):
     """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; `s` is `alpha / r` unless told otherwise.
 
     With the option `dropout=p`, training computes `W x + s B A dropout(x)`. A call then needs
-    `key=`, and `eqx.nn.inference_mode` switches dropout off. Files and sets do not hold
-    it: to go on with it, adapt with the option and swap the set in.
+    `key=`, and `eqx.nn.inference_mode` switches dropout off. Files and sets do not hold dropout: to
+    go on with it, adapt with the option and swap the set in.
 
-    With the option `bias="train"`, an update of the layer's bias trains as well, from zero: `out`
-    more parameters. A layer without a bias has none.
+    With the option `bias="train"`, an update of the layer's bias, if there is one, trains as well,
+    from zero: `out` more parameters.
 
-    **Raises** (as all of the zoo's constructors): `ValueError` unless `adapter_dtype` is a floating
+    **Raises** (like all constructors of the zoo): `ValueError` unless `adapter_dtype` is a floating
     dtype and `multiplier` a real number. A call with dropout and without a key, or of a layer whose
     inputs the adapter does not see, raises `WrapperError`.
     """
@@ -151,7 +151,7 @@ class LoRAFA(LowRank):
 
 _NO_FEATURES = (
     "was built with `dropout`, which acts on the features that its low-rank product reads. The "
-    "adapter does not see them here: the layer has a `__call__` of its own, reads integers, or was "
+    "adapter does not see them here: the layer has an unknown `__call__`, reads integers, or was "
     "not given its input by position. Leave `dropout` out for this layer (`specs=`), or switch it "
     "off by `eqx.nn.inference_mode(model)`."
 )

@@ -21,8 +21,8 @@ class LoRAOne(Split):
     parameters train.
 
     - `step`: with `True`, `base` is `W`, as in the paper: the adapted layer starts one step of
-        gradient descent, of the length `alpha / (r gamma S_1)`, away from the original one.
-    - `gamma`: a positive number, 128 by default. A larger one makes both factors smaller.
+        gradient descent, of the length `alpha / (r gamma S_1)`, away from the original layer.
+    - `gamma`: a positive number, 128 by default. A larger `gamma` makes both factors smaller.
     - `svd`: `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for gradients
         that are large beside the rank.
 

@@ -22,15 +22,14 @@ class MiSS(Additive):
 
     A linear layer sums its inputs in `r` classes and multiplies the sums by `D`.
 
-    Options. One of them may be given:
+    At most one option may be given:
 
     - `mini=n`: `D` is `(r, n)`, repeated over the outputs as well. `r n` parameters train.
-    - `bat=True`: each `r` outputs have a `D` `(r, r)` of their own, and each `(r, r)` block `V` of
-        `W` in their rows becomes `V + V D + D`. `r out` parameters train. The layer makes the
-        matrix for it.
+    - `bat=True`: each `r` outputs have their own `D` `(r, r)`, and each `(r, r)` block `V` of `W`
+        in their rows becomes `V + V D + D`. `r out` parameters train. The layer makes the matrix.
 
     Paper: Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing
-    Structure", arXiv:2409.15371. Its first versions are called Bone; `bat` is theirs.
+    Structure", arXiv:2409.15371. Its first versions are called Bone, and have `bat`.
 
     **Raises:** `ValueError` if both options are given, if `n` does not divide `out`, or if for
     `bat` `r` does not divide `in` and `out`.
@@ -80,8 +79,8 @@ class MiSS(Additive):
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         """The options of the constructor that gave arrays of these shapes."""
         D = state["D"]
-        own = {"bat": True} if D.ndim == 3 else {"mini": D.shape[1]}
-        return {**super().options_of(state), **own}
+        option = {"bat": True} if D.ndim == 3 else {"mini": D.shape[1]}
+        return {**super().options_of(state), **option}
 
     def update(self, W: Matrix) -> Matrix:
         outputs, inputs = W.shape

@@ -16,10 +16,10 @@ class OFT(Method):
 
     Law: `W' = blockdiag(R_1, ..., R_n) W` with `R = (I - Q~)(I + Q~)^-1`, `Q~ = (Q - Q^T) / 2`,
     `Q = 0`. The blocks are `r x r` with `r = min(rank, out)`. Where `r` does not divide `out`, the
-    surplus rows and columns of the last `Q~` are masked *before* the Cayley map, so that the rest
-    of the block is orthogonal too. `ceil(out / r) r^2` parameters train; only their antisymmetric
-    part acts. `alpha` is ignored. A layer with a single output, a layer whose weight is zero, and
-    the last output if it is alone in its block stay as they are.
+    surplus rows and columns of the last `Q~` are masked *before* the Cayley map, so that the
+    remaining block is orthogonal too. `ceil(out / r) r^2` parameters train; only their
+    antisymmetric part acts. `alpha` is ignored. A layer with a single output, a layer whose weight
+    is zero, and the last output if it is alone in its block stay as they are.
 
     Paper: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
     arXiv:2306.07280. The paper rotates the inputs of each neuron, which keeps the norms of the rows
@@ -62,7 +62,7 @@ class OFT(Method):
 
     def has_fast_path(self) -> bool:
         # A block that reaches into two groups mixes outputs of both. The layer with the law's
-        # kernel cannot: its outputs see the inputs of their own group only.
+        # kernel cannot: its outputs see only the inputs of their group.
         size = self.group_size(self.base)
         return size is None or size % self.rank == 0
 

@@ -14,26 +14,26 @@ from .._orthogonal import antisymmetric, rotation, series_for
 
 
 class OFTIn(Method):
-    """OFT of the inputs: orthogonal fine-tuning as its authors do it, input by input.
+    """OFT of the inputs: orthogonal fine-tuning in the authors' later form.
 
     Law: `W' = W blockdiag(R_1, ..., R_n)` with `R = (I - Q)(I + Q)^-1` for antisymmetric `Q = 0`.
     The blocks are `r x r` with `r = min(rank, in)`. `Q_packed` holds the entries above the
     diagonal of each `Q`, row by row; `ceil(in / r) r (r - 1) / 2` parameters train. Where `r` does
-    not divide `in`, the surplus rows and columns of the last `Q` are masked, and stay without
+    not divide `in`, the surplus rows and columns of the last `Q` are masked, and have no
     effect. `alpha` is ignored. A layer with a single input stays as it is.
 
     - `terms`: with a whole number, `R` is the series `I - 2 Q + 2 Q^2 - ...` with that many terms,
-        the last of them once: the paper's Cayley-Neumann form. It costs products of blocks only,
-        and is a rotation approximately. Its coefficients are kept as `series`.
+        the last term once: the paper's Cayley-Neumann form. It costs products of blocks only, and
+        is approximately a rotation. `series` holds its coefficients.
     - `block_share`: one `Q` for all blocks, with `r (r - 1) / 2` parameters.
 
     Paper: Qiu et al., "Orthogonal Finetuning Made Scalable", arXiv:2506.19847. The paper rotates by
     the series with five terms; here the map is exact unless `terms` is given. The authors' code
-    rotates by `R^T`: PEFT's vectors are those here for its series, and their negatives for its
-    exact map. A constraint on the distance from the identity (COFT) is not imposed.
+    rotates by `R^T`: PEFT's vectors equal these vectors for its series, and their negatives for
+    its exact map. The distance from the identity is not constrained (COFT).
 
-    A linear layer and a convolution with a kernel of one rotate their inputs. A lookup in a table
-    rotates one block, among the `r` ids of which it mixes the vectors. Other layers rotate the
+    A linear layer and a convolution with a kernel of size 1 rotate their inputs. A lookup in a
+    table rotates one block: it mixes the vectors of the block's `r` ids. Other layers rotate the
     rows of their kernel.
 
     **Raises:** `ValueError` for a rank of 1, where nothing could train, for `block_share` where

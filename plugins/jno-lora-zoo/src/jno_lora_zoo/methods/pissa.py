@@ -1,4 +1,4 @@
-"""PiSSA, MiLoRA and OLoRA: a part of the weight itself, taken out of it and trained."""
+"""PiSSA, MiLoRA and OLoRA: a low-rank part of the weight trains, and the base is the residual."""
 
 import abc
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from .._svd import Triplets, largest, smallest
 
 
 class Split(Method):
-    """`W = (W - s B0 A0) + s B0 A0`: the first part is frozen as `base`, the second trains.
+    """`W = (W - s B0 A0) + s B0 A0`: the first term is frozen as `base`, the second term trains.
 
-    The initial factors are kept, so that `unwrap` gives the original weight back (to rounding) and
-    a checkpoint is restored without another decomposition.
+    The initial factors are stored, so that `unwrap` gives the original weight back (to rounding)
+    and a checkpoint is restored without another decomposition.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -59,7 +59,7 @@ class Split(Method):
 
     @property
     def scaling(self) -> float:
-        """The factor `s` of the low-rank part."""
+        """The factor `s` of the low-rank term."""
         return self.alpha / self.rank
 
     def update(self, B: Array, A: Array, W: Array) -> Matrix:
@@ -73,7 +73,7 @@ class Split(Method):
         return self.low_rank(x, self.lora_A, self.lora_B, between=lambda h: self.scaling * h)
 
     def low_rank_update(self) -> tuple[Array, Array]:
-        # The start of the factors was taken out of the weight: it comes with the other sign.
+        # The weight lacks the start of the factors, which therefore has the opposite sign.
         A = jnp.concatenate([self.lora_A, self.initial_A])
         B = jnp.concatenate([self.lora_B, -self.initial_B], axis=1)
         return A, self.scaling * B
@@ -95,9 +95,9 @@ class Split(Method):
 
 
 class SingularSplit(Split):
-    """A split whose part are singular triplets of the weight, half of each value in each factor.
+    """A split by singular triplets of the weight, half of each value in each factor.
 
-    A layer whose weight is zero stays zero: both factors start there, and so does every gradient.
+    A layer whose weight is zero stays zero: both factors and every gradient start at zero.
     """
 
     def start(
@@ -122,7 +122,7 @@ class PiSSA(SingularSplit):
     Language Models", arXiv:2404.02948. The paper has no scale; `alpha = r` gives its `s = 1`.
 
     `svd` is `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for matrices that
-    are large beside the rank. The start is exact either way: the base keeps what the factors leave.
+    are large beside the rank. The start is exact either way: the base holds the residual.
 
     **Raises:** `ValueError` if `alpha` is not positive.
     """
@@ -174,6 +174,6 @@ class OLoRA(Split):
     family = "low rank"
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
-        # The first columns of `Q` are those of the first columns of `W`.
+        # The first columns of `Q` depend only on the first columns of `W`.
         Q, _ = jnp.linalg.qr(W[:, :r])
         return self.split(W, (Q.T @ W).astype(dtype), Q.astype(dtype))

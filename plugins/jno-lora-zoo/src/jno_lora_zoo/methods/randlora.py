@@ -19,19 +19,19 @@ class RandLoRA(Scaled):
 
     Law: `W' = W + (alpha / r) sum_j B_j Λ_j A Γ_j` for `j = 1 ... n` with `n = ceil(min(in, out) /
     r)`, and transposed, `sum_j Γ_j A^T Λ_j B_j^T`, where there are fewer outputs than inputs. `A`
-    `(r, min)` is one for all terms; `B_j` `(max, r)` is every `n`-th column, from the `j`-th on, of
-    one matrix `B` `(max, r n)`. Both are uniform with mean 0 and variance 1, drawn from `seed` at
-    every use, also in the backward pass, and not saved. `Λ_j`, the columns of `lambdas`, start at
-    0, and `Γ_j`, the rows of `gammas`, at `1 / max(n, min)`. `n (r + min)` parameters train:
+    `(r, min)` is the same in all terms; `B_j` `(max, r)` is every `n`-th column, from the `j`-th
+    on, of a matrix `B` `(max, r n)`. Both are uniform with mean 0 and variance 1, drawn from `seed`
+    at every use, also in the backward pass, and not saved. `Λ_j`, the columns of `lambdas`, start
+    at 0, and `Γ_j`, the rows of `gammas`, at `1 / max(n, min)`. `n (r + min)` parameters train:
     *fewer* at a higher rank. The rank is not clamped.
 
-    Option `bases=(A, B)`: given matrices, which are kept and saved, in the place of random ones.
+    Option `bases=(A, B)`: given matrices, which are stored and saved, instead of random matrices.
 
     Paper: Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models",
-    arXiv:2502.00987. The paper shares one pair of matrices among all layers; here each layer has a
-    seed of its own. PEFT's default scale is `alpha = 20 r`: the default `alpha = 1` learns slowly.
+    arXiv:2502.00987. The paper shares one pair of matrices among all layers; here each layer has
+    its own seed. PEFT's default scale is `alpha = 20 r`: the default `alpha = 1` learns slowly.
 
-    **Raises:** `ValueError` for `bases` of other shapes.
+    **Raises:** `ValueError` for `bases` of wrong shapes.
     """
 
     adapter_fields = ("lambdas", "gammas")

@@ -19,14 +19,14 @@ class RoAd(Method):
 
     Law: `W' = blockdiag(R_1, R_2, ...) W` with `R = [[c_1, -s_1], [s_2, c_2]]`, and the same for
     the bias; `c = scale cos(theta)`, `s = scale sin(theta)`. `theta` starts at 0 and `scale` at 1.
-    `per_pair` says how many of each a pair has: 1, the default, for all four entries; 2, one for
-    each row; 4, one for each entry (the paper's variants). `2 ceil(out / 2)` parameters train,
+    `per_pair` says how many angles and scales a pair has: 1, the default, for all four entries; 2,
+    for its rows; 4, for its entries (the paper's variants). `2 ceil(out / 2)` parameters train,
     times `per_pair`. `rank` and `alpha` are ignored.
 
-    An output is paired with that half a group away. `group_size` is the size of a group, and must
-    be even and divide the outputs (PEFT's default is 64). By default, all outputs are one group; if
-    their number is odd, the last is scaled alone, by `scale cos(theta)`. There `theta` has no slope
-    at its start, so that only `scale` trains.
+    An output is paired with the output half a group away. `group_size` is the size of a group, and
+    must be even and divide the outputs (PEFT's default is 64). By default, all outputs are one
+    group; if their number is odd, the last is scaled alone, by `scale cos(theta)`. There `theta`
+    has no slope at its start, so that only `scale` trains.
 
     Paper: Liao and Monz, "3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching
     and Composability", arXiv:2409.00119. The paper pairs neighbours.
@@ -34,7 +34,7 @@ class RoAd(Method):
     In a convolution with groups, pairs that lie in two of them get the law's kernel. In a cell, the
     bias of the gates is rotated, and the second bias of a GRU is not.
 
-    **Raises:** `ValueError` for another `per_pair` or `group_size`.
+    **Raises:** `ValueError` for any other `per_pair` or `group_size`.
     """
 
     adapter_fields = ("theta", "scale")
@@ -101,14 +101,14 @@ def turned(y: Float[Array, "n *rest"], p: tuple[Angles, Angles]) -> Float[Array,
     theta, scale = (jnp.tile(angles, (4 // len(angles), 1, 1)) for angles in p)
     c, s = scale[:2] * jnp.cos(theta[:2]), scale[2:] * jnp.sin(theta[2:])
     _, groups, half = c.shape
-    wide, rest = in_compute_dtype(y), y.shape[1:]
-    padded = jnp.pad(wide, ((0, 2 * groups * half - len(y)), *((0, 0),) * len(rest)))
-    pairs = padded.reshape(groups, 2, half, *rest)
+    wide, sizes = in_compute_dtype(y), y.shape[1:]
+    padded = jnp.pad(wide, ((0, 2 * groups * half - len(y)), *((0, 0),) * len(sizes)))
+    pairs = padded.reshape(groups, 2, half, *sizes)
     partners = jnp.concatenate([pairs[:, 1:], pairs[:, :1]], axis=1).reshape(padded.shape)
     # In vectors: as `(groups, 2, half)` a step takes up to twice as long on a CPU. It takes 1.5 of
     # LoRA's with 64 vectors of 512 outputs, and 2.2 with 1024, where the law's weight takes 1.3.
     c, s = (
-        jnp.swapaxes(v, 0, 1).astype(wide.dtype).reshape(-1, *(1,) * len(rest))
+        jnp.swapaxes(v, 0, 1).astype(wide.dtype).reshape(-1, *(1,) * len(sizes))
         for v in (c, s * jnp.array([-1, 1], s.dtype)[:, None, None])
     )
     return (c * padded + s * partners)[: len(y)].astype(y.dtype)

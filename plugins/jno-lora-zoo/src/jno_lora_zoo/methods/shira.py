@@ -47,8 +47,8 @@ class SHiRA(Scattered):
     out)`. The positions are drawn from the key and saved: each entry is as likely as any other, and
     they are spread evenly over the weight.
 
-    Paper: Bhardwaj et al., "Sparse High Rank Adapters", arXiv:2406.13175. This is its random mask,
-    which PEFT uses too; other masks of the paper need gradients. A small layer trains all entries,
+    Paper: Bhardwaj et al., "Sparse High Rank Adapters", arXiv:2406.13175. This is the random mask,
+    which PEFT uses too; the paper's other masks need gradients. A small layer trains all entries,
     where PEFT refuses it.
     """
 

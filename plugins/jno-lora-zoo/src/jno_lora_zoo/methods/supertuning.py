@@ -17,19 +17,19 @@ class SuperTuning(Scattered):
 
     Law: `W' = W + scatter(values)`, `values = 0`, at the positions of the largest `|W_ij|`.
     `min(r(in + out), in out)` parameters train, or `(1 - sparsity) in out`. `alpha` is ignored.
-    The positions are saved: found again in a weight that was rounded, they could be others.
+    The positions are saved: a rounded weight could have other largest entries.
 
     Paper: "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning", arXiv:2607.09287. It
     chooses by size or by activations; this is the choice by size, as in PEFT. Its mixture with LoRA
-    ("Supra") is left out. Both have no rank: `options={"sparsity": 0.99}` is their choice.
+    ("Supra") is left out. Paper and PEFT have no rank, and choose by `options={"sparsity": 0.99}`.
 
-    **Arguments:** at most one of the first two.
+    **Arguments:** `sparsity` or `count`, or neither.
 
-    - `sparsity`: the part of the entries that does not train, from 0 to less than 1.
+    - `sparsity`: the fraction of the entries that do not train, from 0 to less than 1.
     - `count`: how many entries train.
     - `largest`: `False` for the smallest entries.
 
-    **Raises:** `ValueError` if these do not leave between one and all entries.
+    **Raises:** `ValueError` unless between one entry and all entries train.
     """
 
     variant = "supertuning"

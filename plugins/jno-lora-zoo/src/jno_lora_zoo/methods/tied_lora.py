@@ -1,4 +1,4 @@
-"""Tied-LoRA: the factors of LoRA, trained, but one pair for all layers of a shape."""
+"""Tied-LoRA: all layers of one shape share the trained factors of LoRA."""
 
 import functools
 import math
@@ -18,9 +18,9 @@ class TiedLoRA(BetweenVectors):
     """Tied-LoRA: layers of equal shape share both factors, and scale them by their own vectors.
 
     Law: `W' = W + (alpha / r) diag(b) B diag(d) A`. `A ~ N(0, 1/in)` and `B = 0` are shared by all
-    layers whose matrix has the same shape; `b = 1` and `d = 1` are each layer's own. `out + r`
-    parameters train in a layer, and `r(in + out)` for each shape. `r = min(rank, in, out)`; layers
-    of a lower rank than others of their shape use the first components.
+    layers whose matrix has the same shape; each layer has its own `b = 1` and `d = 1`. `out + r`
+    parameters train in a layer, and `r(in + out)` for each shape. `r = min(rank, in, out)`; a layer
+    of lower rank uses the first components.
 
     The paper also compares frozen factors and vectors. Freeze them by a mask:
     `net.mask("lora_A").freeze()`. With the option `zero="b"`, `B ~ N(0, 1)` and `b = 0` instead,

@@ -1,4 +1,4 @@
-"""TinyLoRA: a handful of trained numbers between frozen singular factors."""
+"""TinyLoRA: a few trained numbers between frozen singular factors."""
 
 import math
 from collections.abc import Mapping

@@ -22,21 +22,21 @@ class VBLoRA(Scaled):
     """VB-LoRA: each piece of the factors is a mean of a few vectors from a bank for all layers.
 
     Law: `W' = W + alpha B A`. The rows of `A` and the columns of `B` are cut into pieces of
-    `vector_length`, the last one cut short. A piece is `softmax(top_k(logits)) bank`: the mean of
-    the vectors with the `top_k` largest logits. Each piece has logits of its own, for all
-    `vectors` of the bank. With `n` vectors of length `l`, `n r (ceil(in/l) + ceil(out/l))`
+    `vector_length`, the last piece cut short. A piece is `softmax(top_k(logits)) bank`: the mean of
+    the vectors with the `top_k` largest logits. Each piece has its own logits, for all `vectors` of
+    the bank. With `n` vectors of length `l`, `n r (ceil(in/l) + ceil(out/l))`
     parameters train in a layer, and `n l` once for all layers. The rank is not clamped. A
     `vector_length` that divides all sizes wastes nothing, and is what PEFT can read.
 
     By default the start is exact: the bank holds vectors and their negatives, uniform within 0.02,
-    and the logits of `B`, normal with deviation 0.1, are equal for both of a pair, so that `B = 0`
-    (to rounding for more than two). That holds for a new bank. Later calls of `net.lora` use the
-    bank that was trained. `initial="random"` is the paper's start: `B` is as random as `A`, and
+    and the logits of `B`, normal with deviation 0.1, are equal for both vectors of a pair, so that
+    `B = 0` (to rounding for `top_k` above 2). Later calls of `net.lora` use the trained bank, for
+    which this does not hold. `initial="random"` is the paper's start: `B` is as random as `A`, and
     `W'` a little off `W`.
 
     Paper: Li et al., "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks",
     arXiv:2405.15179. The paper has no scale, which is the default `alpha = 1`. Its files hold the
-    chosen logits alone; here they hold all, so that training can go on. Call
+    chosen logits alone; files here hold all logits, so that training can go on. Call
     `jno.lora.resolve(model)` in the loss.
 
     **Raises:** `ValueError` unless `vectors`, `vector_length` and `top_k` are whole numbers from 1
@@ -128,7 +128,7 @@ class VBLoRA(Scaled):
 
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any, in_pairs: bool) -> Array:
-    """A bank of vectors; `in_pairs`: each second one is the negative of the one before."""
+    """A bank of vectors; `in_pairs`: each second vector is the negative of the first."""
     bank = jax.random.uniform(key, shape, dtype, -_BOUND, _BOUND)
     if not in_pairs:
         return bank

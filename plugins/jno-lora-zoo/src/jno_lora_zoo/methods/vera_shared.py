@@ -18,13 +18,13 @@ class VeRAShared(BetweenVectors):
     """VeRA with one pair of frozen random matrices that all layers share, stored and saved once.
 
     Law: `W' = W + alpha diag(b) B diag(d) A`. `A` and `B` are the first `(r, in)` and `(out, r)`
-    entries of two matrices with the largest rank, `in` and `out` of all layers. Those are uniform
+    entries of two matrices with the largest rank, `in` and `out` of all layers, which are uniform
     with mean 0 and variances `2/in` and `2/r` for these largest sizes. `b` starts at 0 and `d` at
     the option `d_initial`, 0.1 by default; `out + r` parameters train. The rank is not clamped. All
-    layers of one rank see the same random directions; `VeRA` draws others for each.
+    layers of one rank see the same random directions; `VeRA` draws them for each layer.
 
-    Embeddings share an `A` of their own, of variance 2, because a lookup reads a single column. It
-    is `(r, num_embeddings)`: VeRA, which stores no matrix, suits large tables better.
+    Embeddings share another `A`, of variance 2, because a lookup reads a single column. This `A` is
+    `(r, num_embeddings)`: VeRA, which stores no matrix, suits large tables better.
 
     Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
     paper has no scale, which is the default `alpha = 1`. Call `jno.lora.resolve(model)` in the
