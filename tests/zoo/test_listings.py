@@ -5,6 +5,10 @@ import inspect
 import pathlib
 import pickle
 import pydoc
+import subprocess
+import sys
+import tarfile
+import zipfile
 
 import jax
 import pytest
@@ -79,6 +83,18 @@ def test_the_stub_of_the_methods_has_their_constructors():
         positional = [argument.arg for argument in constructor.args.args]
         options = [argument.arg for argument in constructor.args.kwonlyargs]
         assert [*positional, *options] == list(inspect.signature(method.__init__).parameters)
+
+
+@pytest.mark.parametrize("column", ["zoo", "embedding"])
+def test_wheels_and_sdists_hold_the_stubs(column, tmp_path):
+    project = listings.ROOT / f"plugins/jno-lora-{column}"
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-t", "wheel"]
+    subprocess.run([*command, "-d", tmp_path], cwd=project, check=True)
+    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    stubs = {str(path.relative_to(project)) for path in listings.stubs_of(column)}
+    assert {f"src/{name}" for name in zipfile.ZipFile(wheel).namelist()} >= stubs
+    with tarfile.open(sdist) as archive:
+        assert {name.partition("/")[2] for name in archive.getnames()} >= stubs
 
 
 def test_type_checkers_find_the_zoo_in_the_core():

@@ -412,7 +412,7 @@ REASONS = {
         *((3, 6, 8), "ioo", "lora"),
         lambda w: convolved(IMAGES, w),
     ),
-    "a ragged product over other axes than those of a stack and a product": (
+    "a ragged product of axes that are not a stack, inputs and outputs": (
         *((3, 6, 8), "iio", "lora"),
         lambda w: lax.ragged_dot(X, w, jnp.array([1, 0, 3])),
     ),

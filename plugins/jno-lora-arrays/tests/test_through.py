@@ -78,7 +78,10 @@ def model():
 
 def adapted(model, method, **kwargs):
     """The model, with adapters away from their start, split into what trains and what does not."""
-    model = apply_lora(model, 2, 3.0, key=jr.key(1), wrappers=method, **kwargs)
+    # The variants of embeddings have names of their own.
+    is_variant = isinstance(method, str) and method != "auto"
+    wrappers = [method, f"{method}-embedding"] if is_variant else method
+    model = apply_lora(model, 2, 3.0, key=jr.key(1), wrappers=wrappers, **kwargs)
     trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
     leaves, treedef = jax.tree.flatten(trainable)
     keys = jr.split(jr.key(2), len(leaves))

@@ -1,4 +1,3 @@
 """The axes of arrays, inferred from the uses of the arrays in a function."""
 
-# ruff: noqa: F401
-from ._infer import infer
+from ._infer import infer as infer

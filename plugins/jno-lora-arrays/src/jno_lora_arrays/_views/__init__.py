@@ -1,7 +1,14 @@
 """Views of adapted weights: their axes may be moved, joined or cut, and products need no merge."""
 
-# ruff: noqa: F401
-from ._adapted_layers import weight_of
-from ._runs import Run, RunsView
-from ._view import Conv, Declined, Dot, DotAxes, Lookup, Ragged, View
-from ._virtual import Virtual, dense, of_view, virtual
+from ._adapted_layers import weight_of as weight_of
+from ._runs import Run as Run, RunsView as RunsView
+from ._view import (
+    Conv as Conv,
+    Declined as Declined,
+    Dot as Dot,
+    DotAxes as DotAxes,
+    Lookup as Lookup,
+    Ragged as Ragged,
+    View as View,
+)
+from ._virtual import Virtual as Virtual, dense as dense, of_view as of_view, virtual as virtual

@@ -147,7 +147,7 @@ class Factored(View):
 
     def ragged(self, ragged: Ragged) -> Any:
         if self.kinds not in ("sio", "soi"):
-            return Declined("a ragged product over other axes than those of a stack and a product")
+            return Declined("a ragged product of axes that are not a stack, inputs and outputs")
         first, second = (self.A, self.B) if self.kinds == "sio" else (self.B, self.A)
         dtype = ragged.x.dtype
         low_rank = ragged.product(ragged.x, first.astype(dtype).transpose(1, 2, 0)).astype(dtype)

@@ -54,13 +54,12 @@ class Dot(NamedTuple):
 
     def applied_to(self, weight: Array) -> Array:
         """The product, for an array in the place of the weight."""
-        operands, axes = (self.x, weight), (self.x_axes, self.weight_axes)
+        left, right, axes = self.x, weight, (self.x_axes, self.weight_axes)
         if self.weight_first:
-            operands, axes = operands[::-1], axes[::-1]
+            left, right, axes = right, left, axes[::-1]
         numbers: Any = tuple(zip(*axes, strict=True))
-        return lax.dot_general(
-            *operands, numbers, precision=self.precision, preferred_element_type=self.out.dtype
-        )
+        options = {"precision": self.precision, "preferred_element_type": self.out.dtype}
+        return lax.dot_general(left, right, numbers, **options)
 
     def names(self, weight_names: str) -> tuple[str, str]:
         """Names for the axes of `x` and of the result, given the names of the weight's axes."""
