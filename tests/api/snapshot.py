@@ -193,8 +193,8 @@ def untold(changed: list[str], changelog: str) -> list[str]:
     return [line for line in changed if not is_told(line)]
 
 
-# With the dot after it, or as the name of the package alone.
-PACKAGE = r"\b(?:jno\.lora(?:\.peft|\.testing|\.types|\.extending|\.coded)?|jno_lora_\w+)(?:\.|\b)"
+# With the dot after it, or as the name of the package alone; not a member of that form.
+PACKAGE = r"(?<![\w.])(?:jno\.lora(?:\.peft|\.testing|\.types|\.extending|\.coded)?|jno_lora_\w+)(?:\.|\b)"
 
 
 def _package(line: str) -> str:
