@@ -140,15 +140,14 @@ class AdaLoRAController:
         """
         step = state.step if step is None else jnp.asarray(step, jnp.int32)
         members = _members(model, grads)
-        if [set(member.fields) for member in members] != [
-            set(fields) for fields in state.sensitivity
-        ]:
+        fields = [set(member.fields) for member in members]
+        if fields != [set(names) for names in state.sensitivity]:
             given = ", ".join(
                 f"{show_path(member.path)!r} ({', '.join(member.fields)})" for member in members
             )
             raise ValueError(
                 f"The state is for {len(state.kept)} adapters, but there are gradients for "
-                f"{len(members)}, or for different fields: {given or '-'}. Give `update` the tree "
+                f"{len(members)} or for different fields: {given or '-'}. Give `update` the tree "
                 "that `init` saw, and the gradients of all its trained arrays."
             )
         now = tuple(member.sensitivity() for member in members)
