@@ -194,7 +194,8 @@ def untold(changed: list[str], changelog: str) -> list[str]:
 
 
 # With the dot after it, or as the name of the package alone; not a member of that form.
-PACKAGE = r"(?<![\w.])(?:jno\.lora(?:\.peft|\.testing|\.types|\.extending|\.coded)?|jno_lora_\w+)(?:\.|\b)"
+_PARTS = "peft|testing|types|extending|coded"
+PACKAGE = rf"(?<![\w.])(?:jno\.lora(?:\.(?:{_PARTS}))?|jno_lora_\w+)(?:\.|\b)"
 
 
 def _package(line: str) -> str:

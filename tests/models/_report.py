@@ -25,8 +25,8 @@ Every cell is checked with `rank=2`, and only the adapters train:
   merging these adapters into the weights gives the same outputs.
 * The merged and the unwrapped tree have the structure, shapes and dtypes of the model. The
   unwrapped tree also has its weights.
-* Gradients are finite, and agree with those of the merged weights by the chain rule. They are not
-  zero where those of the merged weights are not.
+* Gradients are finite, and agree with the merged weights' gradients by the chain rule. They are not
+  zero where the merged weights' gradients are not.
 
 The columns `default` (without `wrapper=`) and `auto` have more checks. Running without `jit` gives
 the same outputs. Ten steps of Adam lower a loss and change no frozen leaf. The saved leaves give
