@@ -10,6 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import PyTree
 
@@ -17,7 +18,7 @@ from jno.lora import AdapterSet, SelectionError, lora_trainable_filter, read_ada
 from jno.lora.extending import adapted_layers, bullets, expect_model
 
 from ._growing import axis_size, grown, room_for
-from ._running import at_slot, call_batch, call_one, check_names, check_not_in_jit, in_slot
+from ._running import at_slot, call_batch, call_one, check_names, in_slot
 from ._state import Snapshot, State
 from ._training import slots_to_train, slotwise, with_trained
 from ._values import Values, values_of, with_factors, without_factors
@@ -251,7 +252,12 @@ class AdapterBank:
 
     def _to_call(self, args: Any) -> Snapshot:
         """The bank for a program that runs at once, with these arguments."""
-        check_not_in_jit()
+        if isinstance(jnp.zeros(()), Tracer):
+            raise SelectionError(
+                "A bank was called inside jit, whose program would keep the current adapters. Give "
+                "the program the model: f(bank.snapshot().model, xs, slots), with "
+                "at_slot(model, slot)(x) inside."
+            )
         # A derivative keeps arrays of the bank for its backward pass.
         is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
         return self.snapshot() if is_traced else self._state.snapshot

@@ -34,12 +34,10 @@ def room_for(
 ) -> tuple[dict[str, Room], list[str]]:
     """The room that the layers need if they also hold these adapters, and what they lack now.
 
-    - `rank`: the smallest rank that the slots have room for.
-
     **Raises:** `SelectionError` for an adapter of another layer kind than the adapters in the bank.
     """
     rooms = {
-        path: Room(type(slots), slots.lora_A.shape[-2], _OPTIONAL & state.places[path].keys())
+        path: Room(type(slots), slots.lora_A.shape[-2], _OPTIONAL & slots.state().keys())
         for path, slots in layers_with_slots(state.snapshot.model)
     }
     lacking: list[str] = []
@@ -58,36 +56,35 @@ def room_for(
             )
         if needed.rank > present.rank:
             lacking.append(f"rank {needed.rank} at {show_path(path)!r} (it has {present.rank})")
-        for field in sorted(needed.fields - present.fields):
-            lacking.append(f"a {field} of the outputs of {show_path(path)!r}")
+        new_fields = sorted(needed.fields - present.fields)
+        lacking += [f"a {field} of the outputs of {show_path(path)!r}" for field in new_fields]
         rooms[path] = Room(cls, max(needed.rank, present.rank), needed.fields | present.fields)
     return rooms, lacking
 
 
 def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | None) -> State:
-    """The state with the plain `model`, and with room for its slots in each layer.
+    """The state with the plain `model`, and with `rooms` that are at least as large as now.
 
-    - `rooms`: at least as large as now.
     - `axis`: the mesh axis over which the slots are split, if any.
     """
-    layers = layers_at(model, rooms)
+    layers, old_layers = layers_at(model, rooms), dict(layers_with_slots(state.snapshot.model))
     used = np.asarray([0, *state.slots.values()])
     adapters: dict[str, LooseAdapter] = {}
     for path, room in rooms.items():
-        layer, old = layers[path], state.arrays(path)
+        layer = layers[path]
         ndim = room.cls.stack_ndim(layer)
         arrays = over_stack(partial(_empty, room, state.capacity), ndim)(layer)
-        if not old:  # the adapters so far leave this layer as it is
+        if path in old_layers:
+            for field, array in old_layers[path].state().items():
+                inside = tuple(slice(0, size) for size in array.shape)
+                arrays[field] = arrays[field].at[inside].set(array)
+        else:  # the adapters so far leave this layer as it is
             arrays["scale"] = arrays["scale"].at[..., used].set(0)
-        for field, array in old.items():
-            inside = tuple(slice(0, size) for size in array.shape)
-            arrays[field] = arrays[field].at[inside].set(array)
         adapters[path] = LooseAdapter(arrays, room.cls, room.rank, 1.0, LayerForm.of(layer, ndim))
     larger = State.of(put_around(model, AdapterSet(adapters)), state.slots, state.free)
     if axis is not None:
-        for fields in larger.places.values():
-            for field, place in fields.items():
-                larger.leaves[place] = _split(larger.leaves[place], SLOT_NDIM[field], axis)
+        for (_, field), place in larger.places.items():
+            larger.leaves[place] = _split(larger.leaves[place], SLOT_NDIM[field], axis)
     return larger
 
 
@@ -98,10 +95,7 @@ def _empty(room: Room, slots: int, layer: Any) -> dict[str, Array]:
 
 
 def axis_size(model: PyTree, axis: str) -> int:
-    """The size of an axis of the mesh that `model` lies on.
-
-    **Raises:** `SelectionError` if there is no such axis.
-    """
+    """**Raises:** `SelectionError` if the mesh of `model` has no such axis."""
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(model))
     meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)]
     for mesh in meshes:

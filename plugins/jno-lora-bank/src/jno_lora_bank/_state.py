@@ -18,8 +18,8 @@ from ._values import Values
 
 # The number of axes of each array of `Slots`, from its axis of slots on.
 SLOT_NDIM = {"lora_A": 3, "lora_Bt": 3, "scale": 1, "gain": 2, "shift": 2}
-# By the path of a layer and the field.
-Arrays = dict[str, dict[str, Any]]
+# The path of a layer, and the field of `Slots`.
+Key = tuple[str, str]
 
 
 class Snapshot(NamedTuple):
@@ -55,14 +55,14 @@ class Snapshot(NamedTuple):
 class State(NamedTuple):
     """The model as leaves, and what its slots hold.
 
-    - `places`: the index in `leaves` of each array of slots, by path and field.
+    - `places`: the index in `leaves` of each array of slots.
     - `free`: the empty slots. The next adapter goes into the first.
     - `is_shared`: whether somebody else may hold the arrays of slots.
     """
 
     leaves: list[Any]
     treedef: Any
-    places: Mapping[str, Mapping[str, int]]
+    places: Mapping[Key, int]
     slots: Mapping[str, int]
     free: tuple[int, ...]
     is_shared: bool = False
@@ -71,11 +71,12 @@ class State(NamedTuple):
     def of(cls, model: PyTree, slots: Mapping[str, int], free: tuple[int, ...]) -> "State":
         """The state with this model, whose arrays of slots nobody else holds."""
         leaves, treedef = jtu.tree_flatten_with_path(model)
-        places: dict[str, dict[str, int]] = {path: {} for path, _ in layers_with_slots(model)}
+        paths = {path for path, _ in layers_with_slots(model)}
+        places: dict[Key, int] = {}
         for place, (keys, _) in enumerate(leaves):
             path, _, field = path_str(keys).rpartition("/")
-            if path in places and field in SLOT_NDIM:
-                places[path][field] = place
+            if path in paths and field in SLOT_NDIM:
+                places[path, field] = place
         return cls([leaf for _, leaf in leaves], treedef, places, slots, free)
 
     @property
@@ -87,13 +88,8 @@ class State(NamedTuple):
         """The number of slots, with slot 0."""
         return 1 + len(self.slots) + len(self.free)
 
-    def arrays(self, path: str) -> dict[str, Array]:
-        """The arrays of the slots of one layer, by field."""
-        return {field: self.leaves[place] for field, place in self.places.get(path, {}).items()}
-
     def in_slot(self, slot: int, path: str, field: str) -> Array:
-        """The array of one slot."""
-        array = self.leaves[self.places[path][field]]
+        array = self.leaves[self.places[path, field]]
         return lax.index_in_dim(array, slot, _slot_axis(field, array), keepdims=False)
 
     def filled(self, name: str, values: Mapping[str, Values]) -> "State":
@@ -104,8 +100,8 @@ class State(NamedTuple):
         slot = self.slots[name] if name in self.slots else self.free[0]
         # Layers and fields that `values` lack get numbers without effect: a gain of 1, else 0.
         every = {
-            path: {f: values.get(path, {}).get(f, float(f == "gain")) for f in fields}
-            for path, fields in self.places.items()
+            (path, field): values.get(path, {}).get(field, float(field == "gain"))
+            for path, field in self.places
         }
         slots = MappingProxyType({**self.slots, name: slot})
         free = tuple(number for number in self.free if number != slot)
@@ -116,26 +112,18 @@ class State(NamedTuple):
         """The state without an adapter of this name. This state may become unusable."""
         slots = dict(self.slots)
         slot = slots.pop(name)
-        nan = {
-            path: {"scale": np.full(self.arrays(path)["scale"].shape[:-1], np.nan)}
-            for path in self.places
-        }
-        written = self._written(slot, nan)  # the other arrays are as shared as before
+        written = self._written(slot, {key: np.nan for key in self.places if key[1] == "scale"})
+        # The other arrays are as shared as before.
         return written._replace(slots=MappingProxyType(slots), free=(*self.free, slot))
 
-    def _written(self, slot: int, values: Mapping[str, Values]) -> "State":
-        """The state with these values in one slot, in the fields that `values` hold."""
-        arrays = {path: {f: self.arrays(path)[f] for f in values[path]} for path in values}
-        entries = {
-            path: {f: _padded(value, f, arrays[path][f]) for f, value in fields.items()}
-            for path, fields in values.items()
-        }
+    def _written(self, slot: int, values: Mapping[Key, Any]) -> "State":
+        arrays = {key: self.leaves[self.places[key]] for key in values}
+        entries = {key: _padded(value, key[1], arrays[key]) for key, value in values.items()}
         write = _write if self.is_shared else _write_in_place
         written = sharded_like(write(arrays, entries, np.int32(slot)), arrays)
         leaves = list(self.leaves)
-        for path, fields in written.items():
-            for field, array in fields.items():
-                leaves[self.places[path][field]] = array
+        for key, array in written.items():
+            leaves[self.places[key]] = array
         return self._replace(leaves=leaves)
 
 
@@ -157,12 +145,11 @@ def _padded(value: Any, field: str, array: Array) -> Any:
     return padded
 
 
-def _write_slot(arrays: Arrays, entries: Arrays, slot: Any) -> Arrays:
-    def write(path: str, field: str, array: Array) -> Array:
-        axis = _slot_axis(field, array)
-        return lax.dynamic_update_index_in_dim(array, entries[path][field], slot, axis)
+def _write_slot(arrays: dict[Key, Any], entries: dict[Key, Any], slot: Any) -> dict[Key, Array]:
+    def write(field: str, array: Array, entry: Any) -> Array:
+        return lax.dynamic_update_index_in_dim(array, entry, slot, _slot_axis(field, array))
 
-    return {path: {f: write(path, f, x) for f, x in arrays[path].items()} for path in arrays}
+    return {key: write(key[1], arrays[key], entries[key]) for key in arrays}
 
 
 _write = jax.jit(_write_slot)

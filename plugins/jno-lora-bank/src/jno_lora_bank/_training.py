@@ -23,10 +23,7 @@ Moving = dict[tuple[str, str], Bool[np.ndarray, " slots"]]
 
 
 def with_trained(state: State, trainable: PyTree) -> State:
-    """The state with trained factors.
-
-    **Raises:** `SelectionError` if `trainable` has another structure than the factors.
-    """
+    """**Raises:** `SelectionError` if `trainable` has another structure than the factors."""
     model = state.snapshot.model
     factors = eqx.filter(model, lora_trainable_filter(model))
     if _form_of(trainable) != _form_of(factors):
@@ -43,13 +40,7 @@ def _form_of(tree: PyTree) -> tuple[Any, list[Any]]:
 def slots_to_train(
     state: State, rates: Mapping[str, float], sets: Mapping[str, AdapterSet]
 ) -> tuple[Float[np.ndarray, " slots"], Moving]:
-    """The learning rate of each slot, and which slots train.
-
-    - `sets`: the adapters of the bank, by name.
-
-    **Raises:** `SelectionError` for an unknown name, a rate that is not a number, or an adapter
-    that cannot train in a bank.
-    """
+    """The learning rate of each slot, and which slots train. **Raises:** as `optimiser`."""
     for name, rate in rates.items():
         if name is None or callable(rate):
             raise SelectionError(
@@ -58,7 +49,7 @@ def slots_to_train(
                 "optax.adam(lambda step: rate * schedule(step))"
             )
     slots, count = state.snapshot.indices(rates), state.capacity
-    moving = {(path, f): np.zeros(count, bool) for path in state.places for f in FACTORS.values()}
+    moving = {key: np.zeros(count, bool) for key in state.places if key[1] in FACTORS.values()}
     for name, slot in zip(rates, slots, strict=True):
         for path, adapter in sets[name].adapters.items():
             if not adapter.is_product:

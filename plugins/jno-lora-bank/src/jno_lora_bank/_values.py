@@ -149,13 +149,7 @@ def _shift(adapter: Any) -> Any:
 
 def without_factors(adapters: AdapterSet) -> AdapterSet:
     """The set with shapes in the place of the factors of its products, which are in a slot."""
-    loose = dict(adapters.adapters)
-    for path, adapter in loose.items():
-        if _has_factors(adapter):
-            factors = {name: adapter.state[name] for name in FACTORS}
-            shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in factors.items()}
-            loose[path] = dataclasses.replace(adapter, state={**adapter.state, **shapes})
-    return AdapterSet(loose, adapters.shared)
+    return _map_factors(adapters, lambda path, field, x: jax.ShapeDtypeStruct(x.shape, x.dtype))
 
 
 def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> AdapterSet:
@@ -163,14 +157,21 @@ def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> Ada
 
     - `read`: the array of a slot, by the path of a layer and the field of `Slots`.
     """
+
+    def factor(path: str, field: str, form: jax.ShapeDtypeStruct) -> Array:
+        array = read(path, field)
+        array = array.mT if field == "lora_Bt" else array
+        return array[tuple(slice(0, size) for size in form.shape)].astype(form.dtype)
+
+    return _map_factors(adapters, factor)
+
+
+def _map_factors(adapters: AdapterSet, function: Callable[[str, str, Any], Any]) -> AdapterSet:
     loose = dict(adapters.adapters)
     for path, adapter in loose.items():
         if _has_factors(adapter):
-            factors = {"lora_A": read(path, "lora_A"), "lora_B": read(path, "lora_Bt").mT}
-            factors = {name: _unpadded(x, adapter.state[name]) for name, x in factors.items()}
+            factors = {
+                name: function(path, field, adapter.state[name]) for name, field in FACTORS.items()
+            }
             loose[path] = dataclasses.replace(adapter, state={**adapter.state, **factors})
     return AdapterSet(loose, adapters.shared)
-
-
-def _unpadded(array: Array, form: jax.ShapeDtypeStruct) -> Array:
-    return array[tuple(slice(0, size) for size in form.shape)].astype(form.dtype)

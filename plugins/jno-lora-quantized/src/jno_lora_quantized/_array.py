@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Integer
@@ -146,13 +145,11 @@ def placed_like(array: Any, weight: Any) -> Any:
     if not isinstance(array, QuantizedArray):
         return jax.device_put(array, sharding)
     mesh, ndim = sharding.mesh, array.codes.ndim
-    spec = (*sharding.spec, *(None,) * (weight.ndim - len(sharding.spec)))
 
     def place(leaf: Any) -> Any:
         # Codes and scales have the axes of the stack, and mostly an axis of rows and one of blocks.
-        pairs = zip(
-            spec[:ndim] if leaf.ndim == ndim else spec[: ndim - 2], leaf.shape, strict=False
-        )
+        spec = tuple(sharding.spec)[: ndim if leaf.ndim == ndim else ndim - 2]
+        pairs = zip(spec, leaf.shape, strict=False)
         axes = [axis if _divides(mesh, axis, size) else None for axis, size in pairs]
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
 
@@ -163,4 +160,4 @@ def _divides(mesh: Any, axis: Any, size: int) -> bool:
     if axis is None:
         return True
     names = axis if isinstance(axis, tuple) else (axis,)
-    return size % int(np.prod([mesh.shape[name] for name in names])) == 0
+    return size % math.prod(mesh.shape[name] for name in names) == 0

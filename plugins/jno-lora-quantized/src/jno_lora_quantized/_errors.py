@@ -48,12 +48,8 @@ class QuantizationErrors(Printed[QuantizationError]):
         for row in self.rows:
             errors = f"{row.relative:.4f}", f"{row.largest:.3g}"
             rows.append((show_path(row.path), row.layer, row.scheme, row.adapter or "", *errors))
-        return table(
-            f"{len(self.rows)} quantised layers",
-            columns,
-            rows,
-            f"All together: relative error {self.relative:.4f}, largest {self.largest:.3g}.",
-        )
+        total = f"relative error {self.relative:.4f}, largest {self.largest:.3g}"
+        return table(f"{len(self.rows)} quantised layers", columns, rows, f"All together: {total}.")
 
 
 def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:

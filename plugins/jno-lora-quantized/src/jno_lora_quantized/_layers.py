@@ -72,9 +72,7 @@ def decoding(tree: Any) -> Any:
     """`tree`, with a call that decodes in its convolutions whose kernels are coded."""
 
     def is_convolution(node: Any) -> bool:
-        if not is_coded(getattr(node, "weight", None)):
-            return False
-        kind = weight_kind(node)
+        kind = weight_kind(node) if is_coded(getattr(node, "weight", None)) else None
         return kind is not None and issubclass(kind, KernelLayer)
 
     def with_call(node: Any) -> Any:

@@ -141,27 +141,30 @@ class Int4(FourBits):
 class EightBits(Scheme):
     """One byte for each code. The scale of a row maps its largest entry to the largest code."""
 
+    largest: ClassVar[int]
+
     def block_in(self, columns: int) -> int:
         return columns
 
+    def encode(self, W: Matrix) -> tuple[Codes, Encoded]:
+        scales = jnp.max(jnp.abs(W), axis=1, keepdims=True) / self.largest
+        return self.rounded(W / _divisor(scales)), (_as_bits(scales),)
+
+    @abc.abstractmethod
+    def rounded(self, scaled: Matrix) -> Codes:
+        """The nearest codes of numbers from `-largest` to `largest`."""
+
     def scales(self, encoded: Encoded, rows: Rows | None) -> Float[Array, "n 1"]:
         return _as_floats(_at(encoded[0], rows))
-
-    @staticmethod
-    def scaled_to(largest: int, W: Matrix) -> tuple[Matrix, Encoded]:
-        """`W` with each row scaled so that its largest entry is `largest`, and the scales."""
-        scales = jnp.max(jnp.abs(W), axis=1, keepdims=True) / largest
-        return W / _divisor(scales), (_as_bits(scales),)
 
 
 class Int8(EightBits):
     """Integers from -127 to 127."""
 
-    name = "int8"
+    name, largest = "int8", 127
 
-    def encode(self, W: Matrix) -> tuple[Codes, Encoded]:
-        scaled, scales = self.scaled_to(127, W)
-        return jnp.round(scaled).astype(jnp.int8), scales
+    def rounded(self, scaled: Matrix) -> Codes:
+        return jnp.round(scaled).astype(jnp.int8)
 
     def levels(self, codes: Codes) -> Matrix:
         return codes.astype(jnp.float32)
@@ -170,12 +173,11 @@ class Int8(EightBits):
 class Float8(EightBits):
     """8-bit floating numbers, `float8_e4m3fn`: 3 bits of mantissa, values up to 448."""
 
-    name = "fp8"
+    name, largest = "fp8", 448
 
-    def encode(self, W: Matrix) -> tuple[Codes, Encoded]:
-        scaled, scales = self.scaled_to(448, W)
+    def rounded(self, scaled: Matrix) -> Codes:
         # As bits: Equinox would train an array of this dtype.
-        return jax.lax.bitcast_convert_type(scaled.astype(jnp.float8_e4m3fn), jnp.uint8), scales
+        return jax.lax.bitcast_convert_type(scaled.astype(jnp.float8_e4m3fn), jnp.uint8)
 
     def levels(self, codes: Codes) -> Matrix:
         return jax.lax.bitcast_convert_type(codes, jnp.float8_e4m3fn).astype(jnp.float32)
