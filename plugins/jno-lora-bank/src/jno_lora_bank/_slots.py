@@ -123,8 +123,6 @@ class Slots(Method):
 
 
 class SlotsLinear(Slots, LinearLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Slots of a linear layer."""
-
     def updated(self, x: Any) -> Array:
         return self.added(self.product(x), jnp.reshape(jnp.asarray(x), (-1,)), self.lora_A)
 

@@ -55,7 +55,6 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
 
 
 def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
-    """**Raises:** `SelectionError` if there are any paths."""
     problems = [f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {reason}" for p in paths]
     if problems:
         raise SelectionError(

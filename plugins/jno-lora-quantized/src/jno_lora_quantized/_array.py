@@ -72,13 +72,12 @@ class QuantizedArray(CodedArray):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
     def decoded(self) -> Array:
-        columns = math.prod(self.form[1:])
+        return over_stack(QuantizedArray._matrix, self.codes.ndim - 2)(self).reshape(self.shape)
 
-        def decode(codes: Array, parts: tuple[Array, ...]) -> Array:
-            return self.scheme.decode(codes, parts, columns).astype(self.dtype)
-
-        decode = over_stack(decode, self.codes.ndim - 2)
-        return decode(self.codes, self.parts).reshape(self.shape)
+    def _matrix(self, rows: Integer[Array, " n"] | None = None) -> Float[Array, "n columns"]:
+        """One weight, without a stack, as a matrix; or only these rows."""
+        codes, columns = self.codes if rows is None else self.codes[rows], math.prod(self.form[1:])
+        return self.scheme.decode(codes, self.parts, columns, rows).astype(self.dtype)
 
     def astype(self, dtype: Any) -> "QuantizedArray":
         return QuantizedArray(self.codes, self.parts, self.form, _floating(dtype), self.scheme)
@@ -96,15 +95,10 @@ class QuantizedArray(CodedArray):
 
         def products(start: Array) -> tuple[Array, Array]:
             rows = jnp.minimum(start + jnp.arange(at_once), count - 1)
-            return row_products(self._rows(rows).astype(A.dtype), A)
+            return row_products(self._matrix(rows).astype(A.dtype), A)
 
         blocks = jax.lax.map(products, starts)
         return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], blocks)
-
-    def _rows(self, rows: Integer[Array, " n"]) -> Float[Array, "n columns"]:
-        """These rows of one weight as a matrix."""
-        columns = math.prod(self.form[1:])
-        return self.scheme.decode(self.codes[rows], self.parts, columns, rows).astype(self.dtype)
 
     def __getitem__(self, index: Any) -> Array:
         # A lookup decodes only its rows. Any other index decodes the whole weight.
@@ -113,7 +107,7 @@ class QuantizedArray(CodedArray):
             return self.decoded()[index]
         # JAX's own rules: negative numbers count from the end, and numbers are clamped.
         rows = jnp.arange(self.form[0])[index]
-        return self._rows(rows.reshape(-1)).reshape(*rows.shape, *self.form[1:])
+        return self._matrix(rows.reshape(-1)).reshape(*rows.shape, *self.form[1:])
 
     @classmethod
     def of(cls, weight: Array, scheme: Scheme, stack_ndim: int = 0) -> "QuantizedArray":

@@ -83,7 +83,7 @@ def plan_quantization(
     return _plan(model, coding, pattern)
 
 
-def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str] | None) -> QuantizationPlan:
+def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str]) -> QuantizationPlan:
     rows: list[QuantizationRow] = []
     for keys, layer, reason in layers_to_quantize(model, pattern):
         path, name = path_str(keys), type(layer).__name__

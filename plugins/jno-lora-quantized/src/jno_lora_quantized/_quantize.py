@@ -85,10 +85,7 @@ def dequantize(model: M) -> M:
 
 
 def with_codes(path: str, layer: Any, codes: QuantizedArray) -> Any:
-    """`layer`, with `codes` in the place of its weight.
-
-    **Raises:** `SelectionError` if the codes stand for numbers that are not finite.
-    """
+    """**Raises:** `SelectionError` if the codes stand for numbers that are not finite."""
     weight = jnp.asarray(layer.weight)
     if not isinstance(weight, Tracer) and not _is_finite(codes):
         raise SelectionError(

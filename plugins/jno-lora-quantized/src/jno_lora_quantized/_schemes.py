@@ -53,10 +53,8 @@ class Scheme(abc.ABC):
         self, codes: Codes, encoded: Encoded, columns: int, rows: Rows | None = None
     ) -> Matrix:
         """The matrix with these codes, or only `rows`, whose codes are given, in float32."""
-        block, scales = self.block_in(columns), self.scales(encoded, rows)
-        levels = self.levels(codes)[:, :columns]
-        padding = scales.shape[1] * block - columns
-        blocks = jnp.pad(levels, ((0, 0), (0, padding))).reshape(*scales.shape, block)
+        scales = self.scales(encoded, rows)
+        blocks = _in_blocks(self.levels(codes)[:, :columns], self.block_in(columns))
         return (blocks * scales[:, :, None]).reshape(len(codes), -1)[:, :columns]
 
 
@@ -78,15 +76,11 @@ class FourBits(Scheme):
         return min(self.block, columns)
 
     def encode(self, W: Matrix) -> tuple[UInt8[Array, "rows bytes"], Encoded]:
-        block = self.block_in(W.shape[1])
-        blocks = jnp.pad(W, ((0, 0), (0, -W.shape[1] % block))).reshape(len(W), -1, block)
-        scales = jnp.max(jnp.abs(blocks), axis=2)
-        unit = blocks / _divisor(scales)[:, :, None]
-        codes = nearest_code(unit, np.asarray(self.book, np.float32)).reshape(len(W), -1)
-        # Codes of zeros fill the last byte of a row.
+        book = np.asarray(self.book, np.float32)
+        codes, scales = _coded_blocks(W, self.block_in(W.shape[1]), book)
+        # A code of zero fills the last byte of a row.
         zero = self.book.index(0.0)
-        codes = jnp.pad(codes, ((0, 0), (0, codes.shape[1] % 2)), constant_values=zero)
-        codes = codes[:, : W.shape[1] + W.shape[1] % 2]
+        codes = jnp.pad(codes, ((0, 0), (0, W.shape[1] % 2)), constant_values=zero)
         packed = (codes[:, ::2] << jnp.uint8(4)) | codes[:, 1::2]
         return packed, self._encode_scales(scales) if self.double else (_as_bits(scales),)
 
@@ -102,12 +96,9 @@ class FourBits(Scheme):
         # The second mean corrects the rounding of the first, which sums many scales.
         mean = jnp.mean(scales)
         mean = mean + jnp.mean(scales - mean)
-        flat = (scales - mean).reshape(-1)
-        seconds = jnp.pad(flat, (0, -flat.size % _SECOND_BLOCK)).reshape(-1, _SECOND_BLOCK)
-        largest = jnp.max(jnp.abs(seconds), axis=1)
-        codes = nearest_code(seconds / _divisor(largest)[:, None], dynamic_tree_8())
-        codes = codes.reshape(-1)[: flat.size].reshape(scales.shape)
-        return codes, _as_bits(largest), _as_bits(mean)
+        flat = (scales - mean).reshape(1, -1)
+        codes, largest = _coded_blocks(flat, _SECOND_BLOCK, dynamic_tree_8())
+        return codes.reshape(scales.shape), _as_bits(largest[0]), _as_bits(mean)
 
     def scales(self, encoded: Encoded, rows: Rows | None) -> Float[Array, "n blocks"]:
         if not self.double:
@@ -194,6 +185,18 @@ def scheme_named(name: Any, block: Any = 64, double: Any = True) -> Scheme:
     if not isinstance(name, str) or name not in schemes:
         raise SelectionError(f"`scheme` must be one of {', '.join(schemes)}, but is {name!r}.")
     return schemes[name]
+
+
+def _in_blocks(M: Matrix, block: int) -> Float[Array, "rows blocks block"]:
+    return jnp.pad(M, ((0, 0), (0, -M.shape[1] % block))).reshape(len(M), -1, block)
+
+
+def _coded_blocks(M: Matrix, block: int, book: np.ndarray) -> tuple[Array, Array]:
+    """The codes of a matrix, and the largest number of each block, by which it is scaled."""
+    blocks = _in_blocks(M, block)
+    scales = jnp.max(jnp.abs(blocks), axis=2)
+    codes = nearest_code(blocks / _divisor(scales)[:, :, None], book)
+    return codes.reshape(len(M), -1)[:, : M.shape[1]], scales
 
 
 def _divisor(scales: Array) -> Array:
