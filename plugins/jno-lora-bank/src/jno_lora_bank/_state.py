@@ -106,10 +106,7 @@ class State(NamedTuple):
         return lax.index_in_dim(array, slot, _slot_axis(field, array), keepdims=False)
 
     def filled(self, name: str, values: Mapping[str, Values]) -> "State":
-        """The state with only `values` in the slot of `name`, which a new name gets.
-
-        This state may become unusable.
-        """
+        """The state with only `values` in the slot of `name`. This state may become unusable."""
         slot = self.slots[name] if name in self.slots else self.free[0]
         # Layers and fields that `values` lack get numbers without effect: a gain of 1, else 0.
         every = {
@@ -211,10 +208,7 @@ def room_for(
 
 
 def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | None) -> State:
-    """The state with the plain `model`, and with `rooms` that are at least as large as now.
-
-    - `axis`: the mesh axis over which the slots are split, if any.
-    """
+    """The state with the plain `model`, and with `rooms` that are at least as large as now."""
     layers, old_layers = layers_at(model, rooms), dict(layers_with_slots(state.snapshot.model))
     used = np.asarray([0, *state.slots.values()])
     adapters: dict[str, LooseAdapter] = {}

@@ -86,9 +86,8 @@ def _fits(model: PyTree, adapters: AdapterSet) -> bool:
 def _of_product(adapter: LooseAdapter) -> Values:
     state = adapter.state
     stack = state["lora_A"].shape[:-2]
-    scale = np.full(stack, adapter.scale, np.float64)
-    if "multiplier" in state:
-        scale = scale * np.asarray(state["multiplier"], np.float64)
+    multiplier = np.asarray(state.get("multiplier", 1), np.float64)
+    scale = np.full(stack, adapter.scale, np.float64) * multiplier
     shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
     return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
 
@@ -152,10 +151,7 @@ def without_factors(adapters: AdapterSet) -> AdapterSet:
 
 
 def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> AdapterSet:
-    """The set of `without_factors`, with arrays in the place of its shapes.
-
-    - `read`: the array of a slot, by the path of a layer and the field of `Slots`.
-    """
+    """The set of `without_factors`, with arrays. `read(path, field)` gives the array of a slot."""
 
     def factor(path: str, field: str, form: jax.ShapeDtypeStruct) -> Array:
         array = read(path, field)

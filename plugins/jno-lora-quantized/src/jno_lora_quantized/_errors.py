@@ -71,7 +71,10 @@ def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
     squares: list[tuple[float, float]] = []
     for path, original in originals.items():
         layer: Any = layers.get(path)
-        codes = _weight_of_base(layer)
+        base = layer
+        while isinstance(base, LoRAWrapper):
+            base = base.base
+        codes = getattr(base, "weight", None)
         if not is_coded(codes):
             continue
         if codes.shape != original.weight.shape:
@@ -91,12 +94,6 @@ def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
         )
     missing, whole = map(sum, zip(*squares, strict=True))
     return QuantizationErrors(tuple(rows), _ratio(missing, whole), max(row.largest for row in rows))
-
-
-def _weight_of_base(layer: Any) -> Any:
-    while isinstance(layer, LoRAWrapper):
-        layer = layer.base
-    return getattr(layer, "weight", None)
 
 
 @jax.jit

@@ -130,10 +130,7 @@ def _misfits(name: str, form: Any, tensors: Mapping[str, Any]) -> list[str]:
 
 
 def _coded_form(weight: Any, ndim: int | None, description: Any) -> QuantizedArray | str:
-    """The quantised form of a weight by a file's description, or why there is none.
-
-    - `ndim`: the number of axes of a stack; `None` if the weight cannot be quantised.
-    """
+    """The quantised form of a weight by a file's description, or why there is none."""
     if ndim is None:
         return "the file has codes, but it is not a weight that `quantize` takes"
     try:
