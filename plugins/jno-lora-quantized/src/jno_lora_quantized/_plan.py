@@ -54,10 +54,8 @@ class QuantizationPlan(Printed[QuantizationRow]):
         columns += [("before", "right"), ("after", "right"), ("left alone", "left")]
         rows: list[tuple[str, ...]] = []
         for row in self.rows:
-            sizes = f"{row.before:,}", f"{row.after:,}"
-            rows.append(
-                (show_path(row.path), row.layer, row.scheme or "", *sizes, row.reason or "")
-            )
+            cells = row.layer, row.scheme or "", f"{row.before:,}", f"{row.after:,}"
+            rows.append((show_path(row.path), *cells, row.reason or ""))
         before = sum(row.before for row in self.rows)
         after = sum(row.after for row in self.rows)
         title = f"{len(self.quantized)} of {len(self.rows)} layers are quantised"
