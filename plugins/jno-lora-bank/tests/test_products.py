@@ -9,7 +9,7 @@ from jax.core import ShapedArray
 from jax.experimental.jet import jet
 from jax.interpreters import ad
 
-from jno_lora_bank import _kernels, _products
+from jno_lora_bank import _products
 from jno_lora_bank._products import slot_update
 
 SLOTS, BATCH, SIZES = 5, 11, (6, 2, 4)
@@ -151,15 +151,15 @@ def test_all_platforms_compute_the_same(rows):
     """The loop of CPUs, the copies of GPUs and the ragged product of TPUs."""
     xs, s = jnp.stack([x] * rows, axis=1), scales[slots]
     ys = jnp.ones((BATCH, rows, SIZES[2]))
-    wanted = _kernels.gathered_update(ys, xs, A, Bt, s, slots)
-    for function in (_kernels.looped_update, _kernels.ragged_update):
+    wanted = _products.gathered_update(ys, xs, A, Bt, s, slots)
+    for function in (_products.looped_update, _products.ragged_update):
         np.testing.assert_allclose(function(ys, xs, A, Bt, s, slots), wanted, atol=1e-5)
-    functions = (_kernels.gathered_sums, _kernels.looped_sums)
+    functions = (_products.gathered_sums, _products.looped_sums)
     sums = [f(xs, A, ys, s, slots) for f in functions]
     np.testing.assert_allclose(*sums, atol=1e-4)
 
 
-UPDATES = [getattr(_kernels, f"{way}_update") for way in ("gathered", "looped", "ragged")]
+UPDATES = [getattr(_products, f"{way}_update") for way in ("gathered", "looped", "ragged")]
 
 
 @pytest.mark.parametrize("function", UPDATES)
@@ -178,7 +178,7 @@ def test_a_nan_stays_in_its_slot(side):
     sides = [x[:, None], x[:, None]]
     sides[side] = sides[side].at[0].set(jnp.nan)
     s = jnp.ones(BATCH)
-    for function in (_kernels.gathered_sums, _kernels.looped_sums):
+    for function in (_products.gathered_sums, _products.looped_sums):
         sums = function(sides[0], A, sides[1], s, slots)
         is_nan = np.isnan(sums).any(axis=(1, 2))
         np.testing.assert_array_equal(is_nan, np.arange(SLOTS) == slots[0])

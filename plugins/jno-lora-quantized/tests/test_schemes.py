@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from jno_lora_quantized import QuantizedArray, quantize
-from jno_lora_quantized._code_books import NORMAL_FLOAT_4, dynamic_tree_8
-from jno_lora_quantized._schemes import Float8, Int4, Int8, NormalFloat4
+from jno_lora_quantized._schemes import (
+    NORMAL_FLOAT_4,
+    Float8,
+    Int4,
+    Int8,
+    NormalFloat4,
+    dynamic_tree_8,
+)
 
 # By bitsandbytes 0.50.2 on a CPU: quantize_4bit(w, quant_type="nf4", compress_statistics=True).
 REFERENCE = np.load(pathlib.Path(__file__).parent / "bitsandbytes.npz")

@@ -10,16 +10,16 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import PyTree
 
 from jno.lora import AdapterSet, SelectionError, lora_trainable_filter, read_adapters
 from jno.lora.extending import adapted_layers, bullets, expect_model
 
-from ._growing import axis_size, grown, room_for
-from ._running import at_slot, call_batch, call_one, check_names, check_not_in_jit, in_slot
-from ._state import Snapshot, State
-from ._training import slots_to_train, slotwise, with_trained
+from ._running import at_slot, call_batch, call_one, check_names, in_slot
+from ._state import Snapshot, State, axis_size, grown, room_for
+from ._training import slots_to_train, slotwise
 from ._values import Values, values_of, with_factors, without_factors
 
 Source = AdapterSet | str | os.PathLike[str]
@@ -221,8 +221,15 @@ class AdapterBank:
                     "The bank was changed after partition(), or partition() was never called. The "
                     "trained factors would undo the change: finish training, then change the bank."
                 )
-            self._state = with_trained(self._state, trainable)
-            self._partitioned = self._state.leaves
+            model = self._state.snapshot.model
+            factors = eqx.filter(model, lora_trainable_filter(model))
+            if _form_of(trainable) != _form_of(factors):
+                raise SelectionError(
+                    "`trainable` must be the tree that partition() returned, with other values."
+                )
+            leaves = jax.tree.leaves(eqx.combine(trainable, model))
+            self._state = self._state._replace(leaves=leaves, is_shared=True)
+            self._partitioned = leaves
 
     def optimiser(self, make: Callable[[Any], Any], rates: Mapping[str, float]) -> Any:
         """An optimiser (of optax) with a separate state and learning rate for each slot.
@@ -251,7 +258,12 @@ class AdapterBank:
 
     def _to_call(self, args: Any) -> Snapshot:
         """The bank for a program that runs at once, with these arguments."""
-        check_not_in_jit()
+        if isinstance(jnp.zeros(()), Tracer):
+            raise SelectionError(
+                "A bank was called inside jit, whose program would keep the current adapters. Give "
+                "the program the model: f(bank.snapshot().model, xs, slots), with "
+                "at_slot(model, slot)(x) inside."
+            )
         # A derivative keeps arrays of the bank for its backward pass.
         is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
         return self.snapshot() if is_traced else self._state.snapshot
@@ -277,3 +289,7 @@ class AdapterBank:
         self._state = state.filled(name, values)
         self._sets[name] = without_factors(adapters)
         return self._state.slots[name]
+
+
+def _form_of(tree: PyTree) -> tuple[Any, list[Any]]:
+    return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]

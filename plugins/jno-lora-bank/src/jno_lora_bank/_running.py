@@ -63,23 +63,12 @@ call_one = eqx.filter_jit(operator.call)
 
 @eqx.filter_jit
 def call_batch(model: Any, slots: Any, args: Any, function: Callable[..., Any]) -> Any:
-    """`function(model, *args)` for each example, with the adapter in its slot."""
     return eqx.filter_vmap(lambda slot, args: function(in_slot(model, slot), *args))(slots, args)
 
 
 def in_slot(model: Any, slot: Any) -> Any:
     """`at_slot`, or the model itself while no adapter was added."""
     return at_slot(model, slot) if any(layers_with_slots(model)) else model
-
-
-def check_not_in_jit() -> None:
-    """**Raises:** `SelectionError` inside `jit`."""
-    if isinstance(jnp.zeros(()), Tracer):
-        raise SelectionError(
-            "A bank was called inside jit, whose program would keep the current adapters. Give "
-            "the program the model: f(bank.snapshot().model, xs, slots), with "
-            "at_slot(model, slot)(x) inside."
-        )
 
 
 def check_names(names: Sequence[str | None], args: Any) -> None:

@@ -74,8 +74,7 @@ class Slots(Method):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        present = {name: True for name in ("gain", "shift") if name in state}
-        return {"slots": state["scale"].shape[0], **present}
+        return {"slots": len(state["scale"]), "gain": "gain" in state, "shift": "shift" in state}
 
     def law(self, W: Matrix) -> Matrix:
         A, Bt = (self.of_slot(M).astype(W.dtype) for M in (self.lora_A, self.lora_Bt))
@@ -103,7 +102,6 @@ class Slots(Method):
         return slot_update(y, x.astype(y.dtype), A, self.lora_Bt, s, self.nearest)
 
     def of_slot(self, stack: Array) -> Array:
-        """The entry of `slot`, or of the nearest slot that exists."""
         return stack[self.nearest]
 
     @property
@@ -117,7 +115,6 @@ class Slots(Method):
         return jnp.where(self.slot == self.nearest, self.of_slot(self.scale), jnp.nan)
 
     def times_scale(self, u: Array) -> Array:
-        """`s u`."""
         return self.scaling.astype(u.dtype) * u
 
     def or_base(self, update: Array) -> Array:
@@ -126,8 +123,6 @@ class Slots(Method):
 
 
 class SlotsLinear(Slots, LinearLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Slots of a linear layer."""
-
     def updated(self, x: Any) -> Array:
         return self.added(self.product(x), jnp.reshape(jnp.asarray(x), (-1,)), self.lora_A)
 
@@ -147,20 +142,17 @@ class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatib
 
     def __call__(self, x: Array, hidden: Any, **kwargs: Any) -> Any:
         cell: Any = self.base
-        if type(cell) is eqx.nn.GRUCell:
-            return self._with_gru_biases(cell, x, hidden)(x, hidden)
         if type(cell) is eqx.nn.LSTMCell:
             bias = self.bias_law(self._change(jnp.concatenate([x, hidden[0]])))
             return _with_biases(cell, bias=bias)(x, hidden)
-        return super().__call__(x, hidden, **kwargs)  # a subclass may do anything
-
-    def _with_gru_biases(self, cell: eqx.nn.GRUCell, x: Array, hidden: Array) -> Any:
+        if type(cell) is not eqx.nn.GRUCell:  # a subclass may do anything
+            return super().__call__(x, hidden, **kwargs)
         of_input = self._change(jnp.concatenate([x, jnp.zeros_like(hidden)]))
         of_state = self._change(jnp.concatenate([jnp.zeros_like(x), hidden]))
         # The reset gate multiplies the old state's share of the new state, and `bias_n` with it.
         split = 2 * cell.hidden_size
-        bias = of_input + jnp.pad(of_state[:split], (0, len(of_state) - split))
-        return _with_biases(cell, bias=self.bias_law(bias), bias_n=of_state[split:])
+        bias = self.bias_law(of_input + jnp.pad(of_state[:split], (0, len(of_state) - split)))
+        return _with_biases(cell, bias=bias, bias_n=of_state[split:])(x, hidden)
 
     def _change(self, v: Array) -> Array:
         """`W' v - W v`."""
@@ -172,7 +164,6 @@ class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatib
 
 
 def _with_biases(cell: Any, **changes: Array) -> Any:
-    """`cell` with these numbers added to its biases."""
     changed = copy.copy(cell)
     for name, change in changes.items():
         bias = getattr(cell, name)
@@ -182,19 +173,16 @@ def _with_biases(cell: Any, **changes: Array) -> Any:
 
 
 def slots_class(adapter: type) -> type[Slots] | None:
-    """The slots for the layer kind of an adapter class; `None` if it has no layer kind."""
+    """The slots for the layer kind of an adapter class, if it has a kind."""
     has_kind = issubclass(adapter, Method) and adapter.kind is not LayerKind
     return _slots_of_kind(adapter.kind) if has_kind else None
 
 
 @functools.cache
 def _slots_of_kind(kind: type[LayerKind]) -> type[Slots]:
-    for cls in (SlotsLinear, SlotsEmbedding, SlotsRecurrent):
-        if cls.kind is kind:
-            return cls
-    return next(iter(adapters_for(kind, __name__, methods=[Slots]).values()))
+    classes = {cls.kind: cls for cls in (SlotsLinear, SlotsEmbedding, SlotsRecurrent)}
+    return classes.get(kind) or next(iter(adapters_for(kind, __name__, methods=[Slots]).values()))
 
 
 def layers_with_slots(model: PyTree) -> Iterator[tuple[str, Slots]]:
-    """The layers of a model that have slots, by path."""
     return (pair for pair in adapted_layers(model) if isinstance(pair[1], Slots))

@@ -1,6 +1,7 @@
-"""The state of a bank: the model, the names of its slots, and how a slot is written."""
+"""The state of a bank: the model and its slots, how a slot is written, and how slots grow."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -8,18 +9,30 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
-from jno.lora import SelectionError
-from jno.lora.extending import nearest, path_str, sharded_like
+from jno.lora import AdapterSet, SelectionError
+from jno.lora.extending import (
+    layers_at,
+    nearest,
+    over_stack,
+    path_str,
+    put_around,
+    sharded_like,
+    show_path,
+)
+from jno.lora.types import LayerForm, LooseAdapter
 
-from ._slots import layers_with_slots
+from ._slots import Slots, layers_with_slots, slots_class
 from ._values import Values
 
 # The number of axes of each array of `Slots`, from its axis of slots on.
 SLOT_NDIM = {"lora_A": 3, "lora_Bt": 3, "scale": 1, "gain": 2, "shift": 2}
-# By the path of a layer and the field.
-Arrays = dict[str, dict[str, Any]]
+# The fields of `Slots` that a layer may lack.
+_OPTIONAL = frozenset({"gain", "shift"})
+# The path of a layer, and the field of `Slots`.
+Key = tuple[str, str]
 
 
 class Snapshot(NamedTuple):
@@ -55,14 +68,14 @@ class Snapshot(NamedTuple):
 class State(NamedTuple):
     """The model as leaves, and what its slots hold.
 
-    - `places`: the index in `leaves` of each array of slots, by path and field.
+    - `places`: the index in `leaves` of each array of slots.
     - `free`: the empty slots. The next adapter goes into the first.
     - `is_shared`: whether somebody else may hold the arrays of slots.
     """
 
     leaves: list[Any]
     treedef: Any
-    places: Mapping[str, Mapping[str, int]]
+    places: Mapping[Key, int]
     slots: Mapping[str, int]
     free: tuple[int, ...]
     is_shared: bool = False
@@ -71,11 +84,12 @@ class State(NamedTuple):
     def of(cls, model: PyTree, slots: Mapping[str, int], free: tuple[int, ...]) -> "State":
         """The state with this model, whose arrays of slots nobody else holds."""
         leaves, treedef = jtu.tree_flatten_with_path(model)
-        places: dict[str, dict[str, int]] = {path: {} for path, _ in layers_with_slots(model)}
+        paths = {path for path, _ in layers_with_slots(model)}
+        places: dict[Key, int] = {}
         for place, (keys, _) in enumerate(leaves):
             path, _, field = path_str(keys).rpartition("/")
-            if path in places and field in SLOT_NDIM:
-                places[path][field] = place
+            if path in paths and field in SLOT_NDIM:
+                places[path, field] = place
         return cls([leaf for _, leaf in leaves], treedef, places, slots, free)
 
     @property
@@ -87,25 +101,17 @@ class State(NamedTuple):
         """The number of slots, with slot 0."""
         return 1 + len(self.slots) + len(self.free)
 
-    def arrays(self, path: str) -> dict[str, Array]:
-        """The arrays of the slots of one layer, by field."""
-        return {field: self.leaves[place] for field, place in self.places.get(path, {}).items()}
-
     def in_slot(self, slot: int, path: str, field: str) -> Array:
-        """The array of one slot."""
-        array = self.leaves[self.places[path][field]]
+        array = self.leaves[self.places[path, field]]
         return lax.index_in_dim(array, slot, _slot_axis(field, array), keepdims=False)
 
     def filled(self, name: str, values: Mapping[str, Values]) -> "State":
-        """The state with only `values` in the slot of `name`, which a new name gets.
-
-        This state may become unusable.
-        """
+        """The state with only `values` in the slot of `name`. This state may become unusable."""
         slot = self.slots[name] if name in self.slots else self.free[0]
         # Layers and fields that `values` lack get numbers without effect: a gain of 1, else 0.
         every = {
-            path: {f: values.get(path, {}).get(f, float(f == "gain")) for f in fields}
-            for path, fields in self.places.items()
+            (path, field): values.get(path, {}).get(field, float(field == "gain"))
+            for path, field in self.places
         }
         slots = MappingProxyType({**self.slots, name: slot})
         free = tuple(number for number in self.free if number != slot)
@@ -116,26 +122,18 @@ class State(NamedTuple):
         """The state without an adapter of this name. This state may become unusable."""
         slots = dict(self.slots)
         slot = slots.pop(name)
-        nan = {
-            path: {"scale": np.full(self.arrays(path)["scale"].shape[:-1], np.nan)}
-            for path in self.places
-        }
-        written = self._written(slot, nan)  # the other arrays are as shared as before
+        written = self._written(slot, {key: np.nan for key in self.places if key[1] == "scale"})
+        # The other arrays are as shared as before.
         return written._replace(slots=MappingProxyType(slots), free=(*self.free, slot))
 
-    def _written(self, slot: int, values: Mapping[str, Values]) -> "State":
-        """The state with these values in one slot, in the fields that `values` hold."""
-        arrays = {path: {f: self.arrays(path)[f] for f in values[path]} for path in values}
-        entries = {
-            path: {f: _padded(value, f, arrays[path][f]) for f, value in fields.items()}
-            for path, fields in values.items()
-        }
+    def _written(self, slot: int, values: Mapping[Key, Any]) -> "State":
+        arrays = {key: self.leaves[self.places[key]] for key in values}
+        entries = {key: _padded(value, key[1], arrays[key]) for key, value in values.items()}
         write = _write if self.is_shared else _write_in_place
         written = sharded_like(write(arrays, entries, np.int32(slot)), arrays)
         leaves = list(self.leaves)
-        for path, fields in written.items():
-            for field, array in fields.items():
-                leaves[self.places[path][field]] = array
+        for key, array in written.items():
+            leaves[self.places[key]] = array
         return self._replace(leaves=leaves)
 
 
@@ -157,13 +155,104 @@ def _padded(value: Any, field: str, array: Array) -> Any:
     return padded
 
 
-def _write_slot(arrays: Arrays, entries: Arrays, slot: Any) -> Arrays:
-    def write(path: str, field: str, array: Array) -> Array:
-        axis = _slot_axis(field, array)
-        return lax.dynamic_update_index_in_dim(array, entries[path][field], slot, axis)
+def _write_slot(arrays: dict[Key, Any], entries: dict[Key, Any], slot: Any) -> dict[Key, Array]:
+    def write(field: str, array: Array, entry: Any) -> Array:
+        return lax.dynamic_update_index_in_dim(array, entry, slot, _slot_axis(field, array))
 
-    return {path: {f: write(path, f, x) for f, x in arrays[path].items()} for path in arrays}
+    return {key: write(key[1], arrays[key], entries[key]) for key in arrays}
 
 
 _write = jax.jit(_write_slot)
 _write_in_place = jax.jit(_write_slot, donate_argnums=0)
+
+
+class Room(NamedTuple):
+    """What the slots of one layer have room for: a class, a rank, and optional fields."""
+
+    cls: type[Slots]
+    rank: int
+    fields: frozenset[str]
+
+
+def room_for(
+    state: State, adapters: AdapterSet, values: Mapping[str, Values], rank: int
+) -> tuple[dict[str, Room], list[str]]:
+    """The room that the layers need if they also hold these adapters, and what they lack now.
+
+    **Raises:** `SelectionError` for an adapter of another layer kind than the adapters in the bank.
+    """
+    rooms = {
+        path: Room(type(slots), slots.lora_A.shape[-2], _OPTIONAL & slots.state().keys())
+        for path, slots in layers_with_slots(state.snapshot.model)
+    }
+    lacking: list[str] = []
+    for path, fields in values.items():
+        cls: Any = slots_class(adapters[path].wrapper)
+        needed = Room(cls, max(rank, fields["lora_A"].shape[-2]), _OPTIONAL & fields.keys())
+        if path not in rooms:
+            lacking.append(f"slots in the layer {show_path(path)!r}")
+            rooms[path] = needed
+            continue
+        present = rooms[path]
+        if present.cls is not cls:
+            raise SelectionError(
+                f"{show_path(path)}: the {adapters[path].wrapper.__name__} sees the matrix of "
+                "the layer in another way than the adapters in the bank."
+            )
+        if needed.rank > present.rank:
+            lacking.append(f"rank {needed.rank} at {show_path(path)!r} (it has {present.rank})")
+        new_fields = sorted(needed.fields - present.fields)
+        lacking += [f"a {field} of the outputs of {show_path(path)!r}" for field in new_fields]
+        rooms[path] = Room(cls, max(needed.rank, present.rank), needed.fields | present.fields)
+    return rooms, lacking
+
+
+def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | None) -> State:
+    """The state with the plain `model`, and with `rooms` that are at least as large as now."""
+    layers, old_layers = layers_at(model, rooms), dict(layers_with_slots(state.snapshot.model))
+    used = np.asarray([0, *state.slots.values()])
+    adapters: dict[str, LooseAdapter] = {}
+    for path, room in rooms.items():
+        layer = layers[path]
+        ndim = room.cls.stack_ndim(layer)
+        arrays = over_stack(partial(_empty, room, state.capacity), ndim)(layer)
+        if path in old_layers:
+            for field, array in old_layers[path].state().items():
+                inside = tuple(slice(0, size) for size in array.shape)
+                arrays[field] = arrays[field].at[inside].set(array)
+        else:  # the adapters so far leave this layer as it is
+            arrays["scale"] = arrays["scale"].at[..., used].set(0)
+        adapters[path] = LooseAdapter(arrays, room.cls, room.rank, 1.0, LayerForm.of(layer, ndim))
+    larger = State.of(put_around(model, AdapterSet(adapters)), state.slots, state.free)
+    if axis is not None:
+        for (_, field), place in larger.places.items():
+            larger.leaves[place] = _split(larger.leaves[place], SLOT_NDIM[field], axis)
+    return larger
+
+
+def _empty(room: Room, slots: int, layer: Any) -> dict[str, Array]:
+    make: Any = room.cls
+    options = dict.fromkeys(room.fields, True)
+    return make(layer, room.rank, 1.0, key=jax.random.key(0), slots=slots, **options).state()
+
+
+def axis_size(model: PyTree, axis: str) -> int:
+    """**Raises:** `SelectionError` if the mesh of `model` has no such axis."""
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(model))
+    meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)]
+    for mesh in meshes:
+        if axis in mesh.shape:
+            return mesh.shape[axis]
+    axes = ", ".join(dict.fromkeys(name for mesh in meshes for name in mesh.shape)) or "none"
+    raise SelectionError(f"`axis` is {axis!r}, but the mesh of the model has the axes: {axes}.")
+
+
+def _split(array: Array, ndim: int, axis: str) -> Array:
+    """`array` with its axis of slots, and no other axis, split over a mesh axis."""
+    sharding = array.sharding
+    if not isinstance(sharding, NamedSharding):
+        return array
+    spec: list[Any] = [*sharding.spec, *(None,) * (array.ndim - len(sharding.spec))]
+    spec = [None if name == axis else name for name in spec]
+    spec[-ndim] = axis
+    return jax.device_put(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jno.lora import AdapterSet, SelectionError, lora_trainable_filter
+from jno.lora import AdapterSet, SelectionError
 from jno.lora.extending import imported_for, path_str, show_path
 
 from ._slots import Slots
@@ -22,34 +21,10 @@ _FACTOR_NDIM = SLOT_NDIM["lora_A"]
 Moving = dict[tuple[str, str], Bool[np.ndarray, " slots"]]
 
 
-def with_trained(state: State, trainable: PyTree) -> State:
-    """The state with trained factors.
-
-    **Raises:** `SelectionError` if `trainable` has another structure than the factors.
-    """
-    model = state.snapshot.model
-    factors = eqx.filter(model, lora_trainable_filter(model))
-    if _form_of(trainable) != _form_of(factors):
-        raise SelectionError(
-            "`trainable` must be the tree that partition() returned, with other values."
-        )
-    return state._replace(leaves=jax.tree.leaves(eqx.combine(trainable, model)), is_shared=True)
-
-
-def _form_of(tree: PyTree) -> tuple[Any, list[Any]]:
-    return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
-
-
 def slots_to_train(
     state: State, rates: Mapping[str, float], sets: Mapping[str, AdapterSet]
 ) -> tuple[Float[np.ndarray, " slots"], Moving]:
-    """The learning rate of each slot, and which slots train.
-
-    - `sets`: the adapters of the bank, by name.
-
-    **Raises:** `SelectionError` for an unknown name, a rate that is not a number, or an adapter
-    that cannot train in a bank.
-    """
+    """The learning rate of each slot, and which slots train. **Raises:** as `optimiser`."""
     for name, rate in rates.items():
         if name is None or callable(rate):
             raise SelectionError(
@@ -58,7 +33,7 @@ def slots_to_train(
                 "optax.adam(lambda step: rate * schedule(step))"
             )
     slots, count = state.snapshot.indices(rates), state.capacity
-    moving = {(path, f): np.zeros(count, bool) for path in state.places for f in FACTORS.values()}
+    moving = {key: np.zeros(count, bool) for key in state.places if key[1] in FACTORS.values()}
     for name, slot in zip(rates, slots, strict=True):
         for path, adapter in sets[name].adapters.items():
             if not adapter.is_product:
@@ -94,13 +69,10 @@ def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Mo
         return jax.vmap(lambda rate, x: make(rate).init(x))(rates_like(params), params)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def update_slot(rate: Array, *args: Any) -> Any:
-            return make(rate).update(*args)
-
         # Before, since norms must not count frozen factors; and after, since these must not decay.
         updates = jtu.tree_map_with_path(only_moving, _slots_first(updates))
         args = rates_like(updates), updates, state, _slots_first(params)
-        updates, state = jax.vmap(update_slot)(*args)
+        updates, state = jax.vmap(lambda rate, *trees: make(rate).update(*trees))(*args)
         updates = jtu.tree_map_with_path(only_moving, updates)
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -_FACTOR_NDIM), updates), state
 

@@ -55,7 +55,6 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
 
 
 def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
-    """**Raises:** `SelectionError` if there are any paths."""
     problems = [f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {reason}" for p in paths]
     if problems:
         raise SelectionError(
@@ -87,9 +86,8 @@ def _fits(model: PyTree, adapters: AdapterSet) -> bool:
 def _of_product(adapter: LooseAdapter) -> Values:
     state = adapter.state
     stack = state["lora_A"].shape[:-2]
-    scale = np.full(stack, adapter.scale, np.float64)
-    if "multiplier" in state:
-        scale = scale * np.asarray(state["multiplier"], np.float64)
+    multiplier = np.asarray(state.get("multiplier", 1), np.float64)
+    scale = np.full(stack, adapter.scale, np.float64) * multiplier
     shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
     return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
 
@@ -149,28 +147,26 @@ def _shift(adapter: Any) -> Any:
 
 def without_factors(adapters: AdapterSet) -> AdapterSet:
     """The set with shapes in the place of the factors of its products, which are in a slot."""
-    loose = dict(adapters.adapters)
-    for path, adapter in loose.items():
-        if _has_factors(adapter):
-            factors = {name: adapter.state[name] for name in FACTORS}
-            shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in factors.items()}
-            loose[path] = dataclasses.replace(adapter, state={**adapter.state, **shapes})
-    return AdapterSet(loose, adapters.shared)
+    return _map_factors(adapters, lambda path, field, x: jax.ShapeDtypeStruct(x.shape, x.dtype))
 
 
 def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> AdapterSet:
-    """The set of `without_factors`, with arrays in the place of its shapes.
+    """The set of `without_factors`, with arrays. `read(path, field)` gives the array of a slot."""
 
-    - `read`: the array of a slot, by the path of a layer and the field of `Slots`.
-    """
+    def factor(path: str, field: str, form: jax.ShapeDtypeStruct) -> Array:
+        array = read(path, field)
+        array = array.mT if field == "lora_Bt" else array
+        return array[tuple(slice(0, size) for size in form.shape)].astype(form.dtype)
+
+    return _map_factors(adapters, factor)
+
+
+def _map_factors(adapters: AdapterSet, function: Callable[[str, str, Any], Any]) -> AdapterSet:
     loose = dict(adapters.adapters)
     for path, adapter in loose.items():
         if _has_factors(adapter):
-            factors = {"lora_A": read(path, "lora_A"), "lora_B": read(path, "lora_Bt").mT}
-            factors = {name: _unpadded(x, adapter.state[name]) for name, x in factors.items()}
+            factors = {
+                name: function(path, field, adapter.state[name]) for name, field in FACTORS.items()
+            }
             loose[path] = dataclasses.replace(adapter, state={**adapter.state, **factors})
     return AdapterSet(loose, adapters.shared)
-
-
-def _unpadded(array: Array, form: jax.ShapeDtypeStruct) -> Array:
-    return array[tuple(slice(0, size) for size in form.shape)].astype(form.dtype)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Integer
@@ -73,13 +72,12 @@ class QuantizedArray(CodedArray):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
     def decoded(self) -> Array:
-        columns = math.prod(self.form[1:])
+        return over_stack(QuantizedArray._matrix, self.codes.ndim - 2)(self).reshape(self.shape)
 
-        def decode(codes: Array, parts: tuple[Array, ...]) -> Array:
-            return self.scheme.decode(codes, parts, columns).astype(self.dtype)
-
-        decode = over_stack(decode, self.codes.ndim - 2)
-        return decode(self.codes, self.parts).reshape(self.shape)
+    def _matrix(self, rows: Integer[Array, " n"] | None = None) -> Float[Array, "n columns"]:
+        """One weight, without a stack, as a matrix; or only these rows."""
+        codes, columns = self.codes if rows is None else self.codes[rows], math.prod(self.form[1:])
+        return self.scheme.decode(codes, self.parts, columns, rows).astype(self.dtype)
 
     def astype(self, dtype: Any) -> "QuantizedArray":
         return QuantizedArray(self.codes, self.parts, self.form, _floating(dtype), self.scheme)
@@ -97,15 +95,10 @@ class QuantizedArray(CodedArray):
 
         def products(start: Array) -> tuple[Array, Array]:
             rows = jnp.minimum(start + jnp.arange(at_once), count - 1)
-            return row_products(self._rows(rows).astype(A.dtype), A)
+            return row_products(self._matrix(rows).astype(A.dtype), A)
 
         blocks = jax.lax.map(products, starts)
         return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], blocks)
-
-    def _rows(self, rows: Integer[Array, " n"]) -> Float[Array, "n columns"]:
-        """These rows of one weight as a matrix."""
-        columns = math.prod(self.form[1:])
-        return self.scheme.decode(self.codes[rows], self.parts, columns, rows).astype(self.dtype)
 
     def __getitem__(self, index: Any) -> Array:
         # A lookup decodes only its rows. Any other index decodes the whole weight.
@@ -114,7 +107,7 @@ class QuantizedArray(CodedArray):
             return self.decoded()[index]
         # JAX's own rules: negative numbers count from the end, and numbers are clamped.
         rows = jnp.arange(self.form[0])[index]
-        return self._rows(rows.reshape(-1)).reshape(*rows.shape, *self.form[1:])
+        return self._matrix(rows.reshape(-1)).reshape(*rows.shape, *self.form[1:])
 
     @classmethod
     def of(cls, weight: Array, scheme: Scheme, stack_ndim: int = 0) -> "QuantizedArray":
@@ -146,13 +139,11 @@ def placed_like(array: Any, weight: Any) -> Any:
     if not isinstance(array, QuantizedArray):
         return jax.device_put(array, sharding)
     mesh, ndim = sharding.mesh, array.codes.ndim
-    spec = (*sharding.spec, *(None,) * (weight.ndim - len(sharding.spec)))
 
     def place(leaf: Any) -> Any:
         # Codes and scales have the axes of the stack, and mostly an axis of rows and one of blocks.
-        pairs = zip(
-            spec[:ndim] if leaf.ndim == ndim else spec[: ndim - 2], leaf.shape, strict=False
-        )
+        spec = tuple(sharding.spec)[: ndim if leaf.ndim == ndim else ndim - 2]
+        pairs = zip(spec, leaf.shape, strict=False)
         axes = [axis if _divides(mesh, axis, size) else None for axis, size in pairs]
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
 
@@ -163,4 +154,4 @@ def _divides(mesh: Any, axis: Any, size: int) -> bool:
     if axis is None:
         return True
     names = axis if isinstance(axis, tuple) else (axis,)
-    return size % int(np.prod([mesh.shape[name] for name in names])) == 0
+    return size % math.prod(mesh.shape[name] for name in names) == 0

@@ -17,13 +17,14 @@ from jno.lora.extending import bullets, nearest, path_str, show_path
 from jno_lora_zoo import LAYER_KINDS
 
 _KINDS = tuple(kind for kind in LAYER_KINDS if kind.weight_axes is not None)
+_EVERY_PATH = re.compile("")
 _NORMS = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)
 
 Keys = tuple[Any, ...]
 
 
 def layers_to_quantize(
-    model: PyTree, pattern: re.Pattern[str] | None, keys: Keys = ()
+    model: PyTree, pattern: re.Pattern[str] = _EVERY_PATH, keys: Keys = ()
 ) -> Iterator[tuple[Keys, Any, str | None]]:
     """The keys of each layer with floating arrays, the layer, and the reason to leave it alone."""
     while isinstance(model, LoRAWrapper):  # its other layers belong to the adapter, and may train
@@ -45,7 +46,7 @@ def layers_to_quantize(
             yield from layers_to_quantize(node, pattern, (*keys, *more))
 
 
-def _reason(keys: Keys, layer: Any, pattern: re.Pattern[str] | None) -> str | None:
+def _reason(keys: Keys, layer: Any, pattern: re.Pattern[str]) -> str | None:
     """Why a layer is left alone; `None` if it is quantised."""
     if isinstance(layer, _NORMS):
         return f"the {type(layer).__name__} rewrites the weight inside"
@@ -58,7 +59,7 @@ def _reason(keys: Keys, layer: Any, pattern: re.Pattern[str] | None) -> str | No
         return "its weight is quantised already"
     if layer.weight.size == 0:
         return "its weight is empty"
-    if pattern is not None and not pattern.search(path_str(keys)):
+    if not pattern.search(path_str(keys)):
         return "the target does not match its path"
     return None
 
@@ -69,39 +70,33 @@ def weight_kind(layer: Any) -> Any:
 
 
 def quantizable_layers(model: PyTree) -> dict[str, Any]:
-    """The layers that can be quantised, by path."""
-    layers = layers_to_quantize(model, None)
+    layers = layers_to_quantize(model)
     return {path_str(keys): layer for keys, layer, reason in layers if reason is None}
 
 
 def floating_arrays(node: Any) -> list[Any]:
-    """The floating arrays among the fields of a module."""
     values = (getattr(node, field.name, None) for field in dataclasses.fields(node))
     return [value for value in values if eqx.is_inexact_array(value)]
 
 
 def is_template(model: PyTree) -> bool:
-    """Whether the model has shapes in the place of arrays."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model))
 
 
-def as_pattern(target: Any) -> re.Pattern[str] | None:
-    """The regex of a target. **Raises:** `SelectionError` if it is not a regex."""
+def as_pattern(target: Any) -> re.Pattern[str]:
+    """The regex of a target, or of all paths. **Raises:** `SelectionError` if it is not a regex."""
     try:
-        return None if target is None else re.compile(target)
+        return _EVERY_PATH if target is None else re.compile(target)
     except (re.error, TypeError) as err:
         raise SelectionError(f"`target` must be a regex, but is {target!r}: {err}") from err
 
 
-def nothing_to_do(model: PyTree, pattern: re.Pattern[str] | None) -> str:
+def nothing_to_do(model: PyTree, pattern: re.Pattern[str]) -> str:
     """The message for a model in which no layer is quantised."""
-    reasons = {path_str(keys): reason for keys, _, reason in layers_to_quantize(model, None)}
-    if pattern is not None and not any(map(pattern.search, reasons)):
+    reasons = {path_str(keys): reason for keys, _, reason in layers_to_quantize(model)}
+    matches = list(filter(pattern.search, reasons))
+    if pattern.pattern and not matches:
         near = bullets(map(show_path, nearest(pattern.pattern, reasons)))
         return f"target {pattern.pattern!r} matches no layer. The nearest paths are:\n{near}"
-    listed = bullets(
-        f"{show_path(path)}: {reason}"
-        for path, reason in reasons.items()
-        if pattern is None or pattern.search(path)
-    )
+    listed = bullets(f"{show_path(path)}: {reasons[path]}" for path in matches)
     return f"quantize finds no weight that it could quantise:\n{listed or '  (no layers)'}"

@@ -48,12 +48,8 @@ class QuantizationErrors(Printed[QuantizationError]):
         for row in self.rows:
             errors = f"{row.relative:.4f}", f"{row.largest:.3g}"
             rows.append((show_path(row.path), row.layer, row.scheme, row.adapter or "", *errors))
-        return table(
-            f"{len(self.rows)} quantised layers",
-            columns,
-            rows,
-            f"All together: relative error {self.relative:.4f}, largest {self.largest:.3g}.",
-        )
+        total = f"relative error {self.relative:.4f}, largest {self.largest:.3g}"
+        return table(f"{len(self.rows)} quantised layers", columns, rows, f"All together: {total}.")
 
 
 def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
@@ -75,7 +71,10 @@ def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
     squares: list[tuple[float, float]] = []
     for path, original in originals.items():
         layer: Any = layers.get(path)
-        codes = _weight_of_base(layer)
+        base = layer
+        while isinstance(base, LoRAWrapper):
+            base = base.base
+        codes = getattr(base, "weight", None)
         if not is_coded(codes):
             continue
         if codes.shape != original.weight.shape:
@@ -95,12 +94,6 @@ def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
         )
     missing, whole = map(sum, zip(*squares, strict=True))
     return QuantizationErrors(tuple(rows), _ratio(missing, whole), max(row.largest for row in rows))
-
-
-def _weight_of_base(layer: Any) -> Any:
-    while isinstance(layer, LoRAWrapper):
-        layer = layer.base
-    return getattr(layer, "weight", None)
 
 
 @jax.jit

@@ -1,7 +1,6 @@
 """A whole quantised model in one safetensors file."""
 
 import dataclasses
-import functools
 import json
 import os
 import reprlib
@@ -112,18 +111,15 @@ def load_quantized(template: M, path: FilePath) -> M:
         array = jtu.tree_unflatten(jtu.tree_structure(form), values)
         arrays[name] = placed_like(array, old_arrays[name])
     problems += [f"{name}: not an array of the model" for name in descriptions]
-    if not problems:
-        problems += [f"{name}: not an array of the model" for name in tensors]
+    problems = problems or [f"{name}: not an array of the model" for name in tensors]
     if problems:
-        raise CheckpointError(
-            f"{os.fspath(path)!r} does not fit the template:\n{bullets(problems)}"
-        )
+        listed = bullets(problems)
+        raise CheckpointError(f"{os.fspath(path)!r} does not fit the template:\n{listed}")
     filled = jtu.tree_map_with_path(lambda keys, leaf: arrays.get(path_str(keys), leaf), plain)
     return decoding(filled)
 
 
 def _misfits(name: str, form: Any, tensors: Mapping[str, Any]) -> list[str]:
-    """Why tensors of a file are not the array `name` of this form."""
     misfits: list[str] = []
     for tensor_name, leaf in _tensors(name, form):
         tensor = tensors.get(tensor_name)
@@ -134,10 +130,7 @@ def _misfits(name: str, form: Any, tensors: Mapping[str, Any]) -> list[str]:
 
 
 def _coded_form(weight: Any, ndim: int | None, description: Any) -> QuantizedArray | str:
-    """The quantised form of a weight by a file's description, or why there is none.
-
-    - `ndim`: the number of axes of a stack; `None` if the weight cannot be quantised.
-    """
+    """The quantised form of a weight by a file's description, or why there is none."""
     if ndim is None:
         return "the file has codes, but it is not a weight that `quantize` takes"
     try:
@@ -151,12 +144,10 @@ def _coded_form(weight: Any, ndim: int | None, description: Any) -> QuantizedArr
             f"the file has the form {reprlib.repr(description)}, the template "
             f"{show_array(weight)}, in a stack of {ndim} axes"
         )
-    encode = functools.partial(QuantizedArray.of, scheme=scheme, stack_ndim=ndim)
-    return eqx.filter_eval_shape(encode, weight)
+    return eqx.filter_eval_shape(QuantizedArray.of, weight, scheme, ndim)
 
 
 def _descriptions(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The descriptions of the quantised weights in a file with these metadata."""
     try:
         content = json.loads(metadata.get(_KEY, "null"))
         weights = content["weights"] if content["version"] == 1 else None
@@ -187,6 +178,5 @@ def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
 
 
 def _tensors(name: str, array: Any) -> list[tuple[str, Any]]:
-    """The tensors that a file holds for the array `name` of a model, with their names."""
     leaves = jtu.tree_leaves_with_path(array)
     return [(f"{name}/{path_str(keys)}" if keys else name, leaf) for keys, leaf in leaves]

@@ -1,7 +1,6 @@
-"""Convolutions with quantised kernels.
+"""Convolutions with quantised kernels: subclasses, whose calls decode the kernel.
 
-The product `W @ x` of a linear layer asks `W` first, but JAX's convolution takes only arrays. So
-these layers get a subclass whose call decodes the kernel.
+The product `W @ x` of a linear layer asks `W` first, but JAX's convolution takes only arrays.
 """
 
 import copy
@@ -39,7 +38,9 @@ def _decoding(cls: Any) -> Any:
             return cls.__call__(with_arrays(self), *args, **kwargs)  # more than a convolution
         if not is_coded(self.weight):
             return cls.__call__(self, *args, **kwargs)
-        y = self.weight.applied(_Convolution(_frame(self)), *args)
+        frame = copy.copy(eqx.filter(self, eqx.is_array, inverse=True))
+        object.__setattr__(frame, "use_bias", False)
+        y = self.weight.applied(_Convolution(frame), *args)
         return y if self.bias is None else y + self.bias
 
     def reduce(self: Any) -> Any:
@@ -48,12 +49,6 @@ def _decoding(cls: Any) -> Any:
     members = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     members |= {"__call__": call, "__reduce__": reduce, "stands_for": cls}
     return type(cls)(cls.__name__, (cls,), members)
-
-
-def _frame(layer: Any) -> Any:
-    bare = copy.copy(eqx.filter(layer, eqx.is_array, inverse=True))
-    object.__setattr__(bare, "use_bias", False)
-    return bare
 
 
 def _with_class(cls: Any, fields: dict[str, Any]) -> Any:
@@ -72,9 +67,7 @@ def decoding(tree: Any) -> Any:
     """`tree`, with a call that decodes in its convolutions whose kernels are coded."""
 
     def is_convolution(node: Any) -> bool:
-        if not is_coded(getattr(node, "weight", None)):
-            return False
-        kind = weight_kind(node)
+        kind = weight_kind(node) if is_coded(getattr(node, "weight", None)) else None
         return kind is not None and issubclass(kind, KernelLayer)
 
     def with_call(node: Any) -> Any:

@@ -1,8 +1,7 @@
 """A product that keeps codes for the backward pass, and decodes them again there.
 
-The product is a primitive that is linear in `x`, given the codes. Its derivatives are such products
-too, of any order and in every mode. (A function with a custom derivative rule would fail in the
-second derivatives of losses that contain derivatives.)
+The product is a primitive that is linear in `x`, given the codes, so that derivatives of any order
+are such products too. (A function with a custom derivative rule would fail in second derivatives.)
 """
 
 import dataclasses

@@ -76,7 +76,7 @@ def loftq(
     settings = {"scheme": scheme, "target": target, "block": block, "double": double}
     schedule = {"iterations": iterations, "start": start, "svd": svd}
     if is_template(model):
-        return eqx.filter_eval_shape(functools.partial(loftq, **schedule, **settings), model)
+        return eqx.filter_eval_shape(loftq, model, **schedule, **settings)
     coding, pattern = scheme_named(scheme, block, double), as_pattern(target)
     reasons = {path_str(keys): reason for keys, _, reason in layers_to_quantize(model, pattern)}
     left_out: list[str] = []
@@ -129,8 +129,9 @@ def _alternated(
     wide = _with_weight(adapter.base, jnp.asarray(adapter.base.weight).astype(jnp.float32))
     W = adapter.matrix(eqx.tree_at(lambda m: m.base, adapter, wide).merge())
 
-    def codes_of(R: Matrix) -> QuantizedArray:
-        return QuantizedArray.of(adapter.with_matrix(wide, R).weight, scheme)
+    def codes_beside(A: Array, B: Array) -> QuantizedArray:
+        remainder = W - scale * (B.astype(W.dtype) @ A.astype(W.dtype))
+        return QuantizedArray.of(adapter.with_matrix(wide, remainder).weight, scheme)
 
     def errors_of(codes: QuantizedArray) -> Matrix:
         return W - adapter.matrix(_with_weight(wide, codes.decoded()))
@@ -141,14 +142,11 @@ def _alternated(
         sign = 1.0 if scale > 0 else -1.0
         return (root[:, None] * Vt).astype(dtype), (sign * U * root[None]).astype(dtype)
 
-    def without(A: Array, B: Array) -> Matrix:
-        return W - scale * (B.astype(W.dtype) @ A.astype(W.dtype))
-
     A, B = factors_of(W) if start == "pissa" else (adapter.lora_A, jnp.zeros_like(adapter.lora_B))
-    codes = codes_of(without(A, B))
+    codes = codes_beside(A, B)
     for _ in range(iterations - 1):
         A, B = factors_of(errors_of(codes))
-        codes = codes_of(without(A, B))
+        codes = codes_beside(A, B)
     if start == "codes":
         A, B = factors_of(errors_of(codes))
     return codes, A, B

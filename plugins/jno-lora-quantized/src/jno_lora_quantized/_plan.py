@@ -1,9 +1,7 @@
 """The table of how `quantize` treats each layer."""
 
 import dataclasses
-import functools
 import re
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -56,18 +54,12 @@ class QuantizationPlan(Printed[QuantizationRow]):
         columns += [("before", "right"), ("after", "right"), ("left alone", "left")]
         rows: list[tuple[str, ...]] = []
         for row in self.rows:
-            sizes = f"{row.before:,}", f"{row.after:,}"
-            rows.append(
-                (show_path(row.path), row.layer, row.scheme or "", *sizes, row.reason or "")
-            )
+            cells = row.layer, row.scheme or "", f"{row.before:,}", f"{row.after:,}"
+            rows.append((show_path(row.path), *cells, row.reason or ""))
         before = sum(row.before for row in self.rows)
         after = sum(row.after for row in self.rows)
-        return table(
-            f"{len(self.quantized)} of {len(self.rows)} layers are quantised",
-            columns,
-            rows,
-            f"{before:,} bytes become {after:,}.",
-        )
+        title = f"{len(self.quantized)} of {len(self.rows)} layers are quantised"
+        return table(title, columns, rows, f"{before:,} bytes become {after:,}.")
 
 
 def plan_quantization(
@@ -89,21 +81,17 @@ def plan_quantization(
     return _plan(model, coding, pattern)
 
 
-def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str] | None) -> QuantizationPlan:
+def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str]) -> QuantizationPlan:
     rows: list[QuantizationRow] = []
     for keys, layer, reason in layers_to_quantize(model, pattern):
         path, name = path_str(keys), type(layer).__name__
         if reason is not None:
-            size = sum(map(_nbytes, floating_arrays(layer)))
+            size = sum(array.nbytes for array in floating_arrays(layer))
             rows.append(QuantizationRow(path, name, None, reason, size, size))
             continue
-        ndim = weight_kind(layer).stack_ndim(layer)
-        encode = functools.partial(QuantizedArray.of, scheme=scheme, stack_ndim=ndim)
-        codes = eqx.filter_eval_shape(encode, jnp.asarray(layer.weight))
-        before = _nbytes(layer.weight)
-        rows.append(QuantizationRow(path, name, scheme.name, None, before, codes.nbytes))
+        weight, ndim = jnp.asarray(layer.weight), weight_kind(layer).stack_ndim(layer)
+        codes = eqx.filter_eval_shape(QuantizedArray.of, weight, scheme, ndim)
+        rows.append(
+            QuantizationRow(path, name, scheme.name, None, layer.weight.nbytes, codes.nbytes)
+        )
     return QuantizationPlan(tuple(rows))
-
-
-def _nbytes(array: Any) -> int:
-    return array.size * array.dtype.itemsize

@@ -1,6 +1,5 @@
 """Put codes in the place of the weights of a model, and weights in the place of codes."""
 
-import functools
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -52,7 +51,7 @@ def quantize(
     coding, pattern = scheme_named(scheme, block, double), as_pattern(target)
     if is_template(model):
         settings: Any = {"scheme": scheme, "target": target, "block": block, "double": double}
-        return eqx.filter_eval_shape(functools.partial(quantize, **settings), model)
+        return eqx.filter_eval_shape(quantize, model, **settings)
     chosen = {keys for keys, _, reason in layers_to_quantize(model, pattern) if reason is None}
     if not chosen:
         raise SelectionError(nothing_to_do(model, pattern))
@@ -86,10 +85,7 @@ def dequantize(model: M) -> M:
 
 
 def with_codes(path: str, layer: Any, codes: QuantizedArray) -> Any:
-    """`layer`, with `codes` in the place of its weight.
-
-    **Raises:** `SelectionError` if the codes stand for numbers that are not finite.
-    """
+    """**Raises:** `SelectionError` if the codes stand for numbers that are not finite."""
     weight = jnp.asarray(layer.weight)
     if not isinstance(weight, Tracer) and not _is_finite(codes):
         raise SelectionError(

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -11,14 +12,32 @@ from jaxtyping import Array, Float, Integer, UInt8
 
 from jno.lora import SelectionError
 
-from ._code_books import NORMAL_FLOAT_4, decoded, dynamic_tree_8, nearest_code
-
 Matrix = Float[Array, "rows columns"]
 Codes = Integer[Array, "rows bytes"]
 Rows = Integer[Array, " n"]
 # The encoded scales: arrays of integers.
 Encoded = tuple[Array, ...]
 
+# NormalFloat4: the 16 values of appendix E of the QLoRA paper (arXiv:2305.14314), quantiles of the
+# normal distribution that include zero.
+NORMAL_FLOAT_4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 # How many scales share a second scale, as in bitsandbytes.
 _SECOND_BLOCK = 256
 
@@ -53,10 +72,8 @@ class Scheme(abc.ABC):
         self, codes: Codes, encoded: Encoded, columns: int, rows: Rows | None = None
     ) -> Matrix:
         """The matrix with these codes, or only `rows`, whose codes are given, in float32."""
-        block, scales = self.block_in(columns), self.scales(encoded, rows)
-        levels = self.levels(codes)[:, :columns]
-        padding = scales.shape[1] * block - columns
-        blocks = jnp.pad(levels, ((0, 0), (0, padding))).reshape(*scales.shape, block)
+        scales = self.scales(encoded, rows)
+        blocks = _in_blocks(self.levels(codes)[:, :columns], self.block_in(columns))
         return (blocks * scales[:, :, None]).reshape(len(codes), -1)[:, :columns]
 
 
@@ -78,15 +95,11 @@ class FourBits(Scheme):
         return min(self.block, columns)
 
     def encode(self, W: Matrix) -> tuple[UInt8[Array, "rows bytes"], Encoded]:
-        block = self.block_in(W.shape[1])
-        blocks = jnp.pad(W, ((0, 0), (0, -W.shape[1] % block))).reshape(len(W), -1, block)
-        scales = jnp.max(jnp.abs(blocks), axis=2)
-        unit = blocks / _divisor(scales)[:, :, None]
-        codes = nearest_code(unit, np.asarray(self.book, np.float32)).reshape(len(W), -1)
-        # Codes of zeros fill the last byte of a row.
+        book = np.asarray(self.book, np.float32)
+        codes, scales = _coded_blocks(W, self.block_in(W.shape[1]), book)
+        # A code of zero fills the last byte of a row.
         zero = self.book.index(0.0)
-        codes = jnp.pad(codes, ((0, 0), (0, codes.shape[1] % 2)), constant_values=zero)
-        codes = codes[:, : W.shape[1] + W.shape[1] % 2]
+        codes = jnp.pad(codes, ((0, 0), (0, W.shape[1] % 2)), constant_values=zero)
         packed = (codes[:, ::2] << jnp.uint8(4)) | codes[:, 1::2]
         return packed, self._encode_scales(scales) if self.double else (_as_bits(scales),)
 
@@ -96,18 +109,15 @@ class FourBits(Scheme):
         half = jax.lax.broadcasted_iota(jnp.int32, (*codes.shape, 2), 2)
         byte = codes[:, :, None]
         pairs = jnp.where(half == 0, byte >> jnp.uint8(4), byte & jnp.uint8(15))
-        return decoded(pairs, self.book).reshape(len(codes), -1)
+        return _decoded(pairs, self.book).reshape(len(codes), -1)
 
     def _encode_scales(self, scales: Float[Array, "rows blocks"]) -> Encoded:
         # The second mean corrects the rounding of the first, which sums many scales.
         mean = jnp.mean(scales)
         mean = mean + jnp.mean(scales - mean)
-        flat = (scales - mean).reshape(-1)
-        seconds = jnp.pad(flat, (0, -flat.size % _SECOND_BLOCK)).reshape(-1, _SECOND_BLOCK)
-        largest = jnp.max(jnp.abs(seconds), axis=1)
-        codes = nearest_code(seconds / _divisor(largest)[:, None], dynamic_tree_8())
-        codes = codes.reshape(-1)[: flat.size].reshape(scales.shape)
-        return codes, _as_bits(largest), _as_bits(mean)
+        flat = (scales - mean).reshape(1, -1)
+        codes, largest = _coded_blocks(flat, _SECOND_BLOCK, dynamic_tree_8())
+        return codes.reshape(scales.shape), _as_bits(largest[0]), _as_bits(mean)
 
     def scales(self, encoded: Encoded, rows: Rows | None) -> Float[Array, "n blocks"]:
         if not self.double:
@@ -141,27 +151,31 @@ class Int4(FourBits):
 class EightBits(Scheme):
     """One byte for each code. The scale of a row maps its largest entry to the largest code."""
 
+    largest: ClassVar[int]
+
     def block_in(self, columns: int) -> int:
         return columns
 
+    def encode(self, W: Matrix) -> tuple[Codes, Encoded]:
+        scales = jnp.max(jnp.abs(W), axis=1, keepdims=True) / self.largest
+        return self.rounded(W / _divisor(scales)), (_as_bits(scales),)
+
+    @abc.abstractmethod
+    def rounded(self, scaled: Matrix) -> Codes:
+        """The nearest codes of numbers from `-largest` to `largest`."""
+
     def scales(self, encoded: Encoded, rows: Rows | None) -> Float[Array, "n 1"]:
         return _as_floats(_at(encoded[0], rows))
-
-    @staticmethod
-    def scaled_to(largest: int, W: Matrix) -> tuple[Matrix, Encoded]:
-        """`W` with each row scaled so that its largest entry is `largest`, and the scales."""
-        scales = jnp.max(jnp.abs(W), axis=1, keepdims=True) / largest
-        return W / _divisor(scales), (_as_bits(scales),)
 
 
 class Int8(EightBits):
     """Integers from -127 to 127."""
 
     name = "int8"
+    largest = 127
 
-    def encode(self, W: Matrix) -> tuple[Codes, Encoded]:
-        scaled, scales = self.scaled_to(127, W)
-        return jnp.round(scaled).astype(jnp.int8), scales
+    def rounded(self, scaled: Matrix) -> Codes:
+        return jnp.round(scaled).astype(jnp.int8)
 
     def levels(self, codes: Codes) -> Matrix:
         return codes.astype(jnp.float32)
@@ -171,11 +185,11 @@ class Float8(EightBits):
     """8-bit floating numbers, `float8_e4m3fn`: 3 bits of mantissa, values up to 448."""
 
     name = "fp8"
+    largest = 448
 
-    def encode(self, W: Matrix) -> tuple[Codes, Encoded]:
-        scaled, scales = self.scaled_to(448, W)
+    def rounded(self, scaled: Matrix) -> Codes:
         # As bits: Equinox would train an array of this dtype.
-        return jax.lax.bitcast_convert_type(scaled.astype(jnp.float8_e4m3fn), jnp.uint8), scales
+        return jax.lax.bitcast_convert_type(scaled.astype(jnp.float8_e4m3fn), jnp.uint8)
 
     def levels(self, codes: Codes) -> Matrix:
         return jax.lax.bitcast_convert_type(codes, jnp.float8_e4m3fn).astype(jnp.float32)
@@ -194,6 +208,18 @@ def scheme_named(name: Any, block: Any = 64, double: Any = True) -> Scheme:
     return schemes[name]
 
 
+def _in_blocks(M: Matrix, block: int) -> Float[Array, "rows blocks block"]:
+    return jnp.pad(M, ((0, 0), (0, -M.shape[1] % block))).reshape(len(M), -1, block)
+
+
+def _coded_blocks(M: Matrix, block: int, book: np.ndarray) -> tuple[Array, Array]:
+    """The codes of a matrix, and the largest number of each block, by which it is scaled."""
+    blocks = _in_blocks(M, block)
+    scales = jnp.max(jnp.abs(blocks), axis=2)
+    codes = _nearest_code(blocks / _divisor(scales)[:, :, None], book)
+    return codes.reshape(len(M), -1)[:, : M.shape[1]], scales
+
+
 def _divisor(scales: Array) -> Array:
     """`scales`, with ones in the place of zeros, the scales of blocks of zeros."""
     return jnp.where(scales > 0, scales, 1)
@@ -210,3 +236,43 @@ def _as_bits(values: Array) -> Array:
 
 def _as_floats(bits: Any) -> Array:
     return jax.lax.bitcast_convert_type(jnp.asarray(bits), jnp.float32)
+
+
+@functools.cache
+def dynamic_tree_8() -> np.ndarray:
+    """The 256 values of the signed dynamic data type, ascending, in float32.
+
+    A value has a sign, a decimal exponent `e` from -6 to 0, and a fraction. The exponent `e` has
+    `2^(e + 6)` fractions: the midpoints of equal intervals of `[0.1, 1]`. Zero and one are added.
+
+    Paper: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861.
+    """
+    values = [0.0, 1.0]
+    for exponent in range(-6, 1):
+        count = 2 ** (exponent + 6)
+        # Steps in float32 from both ends, rounded once: the values of bitsandbytes to the last bit.
+        step, places = float(np.float32(0.9) / np.float32(count)), np.arange(count + 1)
+        lower, upper = float(np.float32(0.1)) + step * places, 1 - step * (count - places)
+        edges = np.where(places < (count + 1) // 2, lower, upper).astype(np.float32)
+        middles = (edges[:-1] + edges[1:]) / np.float32(2)
+        positive = (np.float32(10.0**exponent) * middles).tolist()
+        values += [*positive, *(-value for value in positive)]
+    return np.sort(np.asarray(values, np.float32))
+
+
+def _nearest_code(values: Float[Array, "*axes"], book: np.ndarray) -> UInt8[Array, "*axes"]:
+    """The index of the nearest entry of the ascending `book`; of two, the lower index."""
+    # Counting instead of a search: XLA fuses it, and holds only `values` and the codes.
+    entries, value = jnp.asarray(book).reshape(*(1,) * values.ndim, -1), values[..., None]
+    is_nearer = entries[..., 1:] - value < value - entries[..., :-1]
+    return jnp.sum(is_nearer, axis=-1, dtype=jnp.uint8)
+
+
+def _decoded(codes: UInt8[Array, "*axes"], book: tuple[float, ...]) -> Float[Array, "*axes"]:
+    """`book[codes]` for 16 entries, by selections, which XLA fuses, instead of a table."""
+    entries = [jnp.float32(value) for value in book]
+    for bit in range(4):
+        is_odd = (codes >> jnp.uint8(bit)) & jnp.uint8(1) == 1
+        pairs = zip(entries[::2], entries[1::2], strict=True)
+        entries = [jnp.where(is_odd, odd, even) for even, odd in pairs]
+    return entries[0]
