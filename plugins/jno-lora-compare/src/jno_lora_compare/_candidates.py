@@ -8,9 +8,9 @@ from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
 Candidate: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
 
 # Candidates without an adapter: everything trains, nothing trains.
-FULL, NONE = "full", "none"
+_FULL, _NONE = "full", "none"
 # Stands for one candidate per variant that adapts a layer of the model.
-ALL = "all"
+_ALL = "all"
 
 
 def check_candidates(candidates: list[Any]) -> None:
@@ -34,16 +34,15 @@ def replace_all(
     candidates: Sequence[Candidate], net: Net, registry: Registry, settings: Mapping[str, Any]
 ) -> list[Candidate]:
     """The candidates, with `"all"` replaced by the variants that adapt a layer, by family."""
+    if _ALL not in candidates:
+        return list(candidates)
     classes = [wrapper.cls for record in registry.records() for wrapper in record.wrappers]
     families = {cls.variant: cls.family or "" for cls in classes if cls.variant}
-    variants = sorted(families, key=lambda variant: (families[variant], variant))
-    added = [
-        variant
-        for variant in variants
-        if net.plan(wrapper=variant, **settings).wrapped and variant not in candidates
-    ]
-    position = candidates.index(ALL)
-    named = [candidate for candidate in candidates if candidate != ALL]
+    by_family = sorted(families, key=lambda variant: (families[variant], variant))
+    unnamed = [variant for variant in by_family if variant not in candidates]
+    added = [variant for variant in unnamed if net.plan(wrapper=variant, **settings).wrapped]
+    position = candidates.index(_ALL)
+    named = [candidate for candidate in candidates if candidate != _ALL]
     return [*named[:position], *added, *named[position:]]
 
 
@@ -51,7 +50,7 @@ def check_plans(net: Net, candidates: Sequence[Candidate], settings: Mapping[str
     """**Raises:** the error of the first adapter, if none of the adapters fits the model."""
     errors: list[JnoLoraError] = []
     for candidate in candidates:
-        if candidate in (FULL, NONE):
+        if candidate in (_FULL, _NONE):
             continue
         try:
             plan = net.plan(wrapper=candidate, **settings)
@@ -72,3 +71,15 @@ def name_of(candidate: Candidate) -> str:
     if isinstance(candidate, type):
         return candidate.__name__
     return ", ".join(map(name_of, candidate))
+
+
+def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]) -> None:
+    """Put the adapters into `net`. Those that start from data are calibrated on `data`."""
+    if candidate == _FULL:
+        return
+    net.freeze()
+    if candidate == _NONE:
+        return
+    rows = net.plan(wrapper=candidate, **settings).wrapped
+    starts_from_data = any(row.wrapper is not None and row.wrapper.needs for row in rows)
+    net.lora(wrapper=candidate, calibrate=data if starts_from_data else None, **settings)

@@ -1,4 +1,4 @@
-"""The demo of an operator from beginning to end, and its printed parts."""
+"""A Fourier neural operator that moves to another viscosity."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from rich.console import Console
 from jno.lora import Net
 from jno.lora.extending import Bar, default_registry, table
 
-from ... import burgers
-from ..._fitting import parameter_count
-from .._output import new_console, say, suggest_commands
+from .. import burgers
+from .._fitting import parameter_count
+from ._output import new_console, say, suggest_commands
 
 NOTHING, EVERYTHING = "no adaptation", "full fine-tuning"
 # The method where it has an adapter, and LoRA for the spectral weights.
@@ -32,6 +32,12 @@ class Effort(NamedTuple):
     protocol: burgers.Protocol
 
 
+_LONG = burgers.Protocol((3e-4, 3e-3), steps=200, patience=6)
+_SHORT = burgers.Protocol((3e-4,), steps=2, every=2)
+_FULL = Effort(512, 64, 600, (8, 32), (EVERYTHING, *ADAPTERS), _LONG)
+_QUICK = Effort(16, 16, 2, (2, 4), (EVERYTHING, "lora"), _SHORT)
+
+
 class Row(NamedTuple):
     """A candidate: how many parameters train, the error after each count, the last model."""
 
@@ -49,8 +55,8 @@ def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
     - `quick`: train only long enough to see that everything runs; the numbers mean nothing.
     """
     default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
-    effort = _effort(quick)
-    protocol, counts, steps = effort.protocol, effort.counts, effort.pretraining_steps
+    effort = _QUICK if quick else _FULL
+    counts, steps, protocol = effort.counts, effort.pretraining_steps, effort.protocol
     console = new_console()
     keys = jax.random.split(jax.random.key(seed), 5)
     source = burgers.simulate(keys[0], effort.source_simulations, burgers.SOURCE)
@@ -69,40 +75,34 @@ def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
         "",
     )
     rows = [Row(NOTHING, 0, (error,) * len(counts), model)]
-    runs = len(effort.candidates) * len(counts) * len(protocol.rates)
-    with Bar(runs, console=console) as bar:
-        for name in effort.candidates:
-            bar.update(what=name)
-            nets = [_net(name, model, keys[4]) for _ in counts]
-            for net, count in zip(nets, counts, strict=True):
-                protocol.adapt(net, [fields[:count] for fields in target], bar.advance)
-            errors = tuple(protocol.error(net.module, test) for net in nets)
-            rows.append(
-                Row(name, parameter_count(nets[-1].partition()[0]), errors, nets[-1].module)
-            )
+    rows += _adapted(console, effort, model, target, test, keys[4])
     _print_table(console, rows, parameters, effort)
     plot = output / "operator.png"
-    drawn = {row.name: row.model for row in rows if row.name in (NOTHING, EVERYTHING, "lora")}
-    burgers.draw(plot, {row.name: row.errors for row in rows}, counts, drawn, test)
+    models = {row.name: row.model for row in rows if row.name in (NOTHING, EVERYTHING, "lora")}
+    burgers.draw(plot, {row.name: row.errors for row in rows}, counts, models, test)
     say(console, f"Plot: {plot}")
     suggest_commands(console, "jno-lora demo", "eleven methods on scans of digits")
 
 
-def _net(name: str, model: Any, key: jax.Array) -> Net:
-    """A net of the model in which the candidate's parameters train."""
-    net = Net(model, key=key)
-    if name in ADAPTERS:
-        net.freeze().lora(_RANK, alpha=_ALPHA, target=_LAYERS, wrapper=ADAPTERS[name])
-    return net
-
-
-def _effort(quick: bool) -> Effort:
-    rates, candidates = (3e-4, 3e-3), (EVERYTHING, *ADAPTERS)
-    if quick:
-        protocol = burgers.Protocol(rates[:1], steps=2, every=2)
-        return Effort(16, 16, 2, (2, 4), candidates[:2], protocol)
-    protocol = burgers.Protocol(rates, steps=200, patience=6)
-    return Effort(512, 64, 600, (8, 32), candidates, protocol)
+def _adapted(
+    console: Console, effort: Effort, model: Any, target: Any, test: Any, key: jax.Array
+) -> list[Row]:
+    """Each candidate, adapted to each number of the simulations `target`, and tested."""
+    rows: list[Row] = []
+    counts, protocol = effort.counts, effort.protocol
+    runs = len(effort.candidates) * len(counts) * len(protocol.rates)
+    with Bar(runs, console=console) as bar:
+        for name in effort.candidates:
+            bar.update(what=name)
+            nets = [Net(model, key=key) for _ in counts]
+            for net, count in zip(nets, counts, strict=True):
+                if name in ADAPTERS:
+                    net.freeze().lora(_RANK, alpha=_ALPHA, target=_LAYERS, wrapper=ADAPTERS[name])
+                protocol.adapt(net, [fields[:count] for fields in target], bar.advance)
+            errors = tuple(protocol.error(net.module, test) for net in nets)
+            trainable = parameter_count(nets[-1].partition()[0])
+            rows.append(Row(name, trainable, errors, nets[-1].module))
+    return rows
 
 
 def _print_data(console: Console, effort: Effort) -> None:
@@ -121,17 +121,15 @@ def _print_data(console: Console, effort: Effort) -> None:
 def _print_table(console: Console, rows: Sequence[Row], parameters: int, effort: Effort) -> None:
     headings = ["trainable\nparameters", "% of\nmodel"]
     headings += [f"error from\n{count}" for count in effort.counts]
-    rates = ", ".join(f"{rate:g}" for rate in effort.protocol.rates)
-    caption = (
-        f"{effort.test_simulations} test fields. Adapters: rank {_RANK}, alpha {_ALPHA:g}.\n"
-        f"Rate: the best of {rates} on the validation split. A method that\n"
-        "finds nothing better there keeps the model as it was."
-    )
     columns = [("adapter", "left"), *((heading, "right") for heading in headings)]
     cells: list[tuple[str, ...]] = []
     for name, trainable, errors, _ in rows:
         percent = f"{100 * trainable / parameters:.1f}"
         cells.append((name, f"{trainable:,}", percent, *(f"{error:.3f}" for error in errors)))
-    title = "Relative error by the number of simulations"
-    console.print(table(title, columns, cells, caption=caption))
+    caption = (
+        f"{effort.test_simulations} test fields. Adapters: rank {_RANK}, alpha {_ALPHA:g}.\n"
+        f"Rate: the best of {', '.join(f'{rate:g}' for rate in effort.protocol.rates)} on the "
+        "validation split. A method that\nfinds nothing better there keeps the model as it was."
+    )
+    console.print(table("Relative error by the number of simulations", columns, cells, caption))
     console.print()
