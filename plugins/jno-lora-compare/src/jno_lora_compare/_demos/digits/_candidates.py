@@ -25,16 +25,11 @@ RANK, ALPHA = 8, 8.0
 
 
 class Outcome(NamedTuple):
-    """One row of the table.
-
-    - `row`: the row of the comparison, at the learning rate that the validation scans chose.
-    - `share`: the trainable fraction of the plain model's parameters.
-    - `before`, `after`: the scores before and after training.
-    """
+    """One row of the table, with the scores before and after training."""
 
     name: str
-    row: ComparisonRow
-    share: float
+    row: ComparisonRow  # at the learning rate that the validation scans chose
+    share: float  # the trainable fraction of the plain model's parameters
     before: Score
     after: Score
 

@@ -43,17 +43,15 @@ class Classifier(eqx.Module):
 def loss(model: PyTree, batch: tuple[Array, Array]) -> Float[Array, ""]:
     """The mean cross-entropy of a batch."""
     images, labels = batch
-    logits = jax.vmap(model)(images)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(images), labels).mean()
 
 
 def batches_of(scans: Scans, *, epochs: int, seed: int) -> Iterator[tuple[Array, Array]]:
     """Full batches of `BATCH` scans, in an order that depends only on `seed`."""
     rng = np.random.default_rng(seed)
+    used = len(scans) - len(scans) % BATCH
     for _ in range(epochs):
-        order = rng.permutation(len(scans))
-        used = len(scans) - len(scans) % BATCH
-        for indices in order[:used].reshape(-1, BATCH):
+        for indices in rng.permutation(len(scans))[:used].reshape(-1, BATCH):
             yield scans.images[indices], scans.labels[indices]
 
 

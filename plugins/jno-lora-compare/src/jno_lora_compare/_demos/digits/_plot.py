@@ -37,8 +37,7 @@ def _draw_costs(axes: Axes, rows: Sequence[Outcome]) -> None:
     # A logarithmic axis has no zero: zero gets no bar, only its number.
     trainable = [row.row.trainable or 0 for row in rows]
     bars = axes.barh(heights, [max(number, 1) for number in trainable], color=_QUIET, height=0.6)
-    labels = [f"{n:,} ({row.share:.1%})" for n, row in zip(trainable, rows, strict=True)]
-    axes.bar_label(bars, labels, padding=4)
+    axes.bar_label(bars, [f"{row.row.trainable:,} ({row.share:.1%})" for row in rows], padding=4)
     axes.set_xscale("log")
     most = max(trainable)
     axes.set_xlim(1, most**1.8)  # room for the numbers

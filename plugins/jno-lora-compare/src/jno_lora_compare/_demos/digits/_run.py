@@ -19,7 +19,7 @@ from ..._fitting import parameter_count
 from .._output import new_console, say, suggest_commands
 from ._candidates import ADAPTERS, ALPHA, RANK, Outcome, adapt
 from ._classifier import Classifier, batches_of, logits_of, loss, measure
-from ._data import NOISE, ROTATION, Digits, load
+from ._data import NOISE, ROTATION, TEST, Digits, load
 from ._plot import save_plot
 
 
@@ -33,20 +33,15 @@ class Effort(NamedTuple):
 
 FULL = Effort(pretraining_epochs=20, epochs=30, rates=(1e-3, 3e-3, 1e-2, 3e-2))
 QUICK = Effort(pretraining_epochs=4, epochs=4, rates=(3e-3,))
-_PRETRAINING_RATE = 1e-3
 
 
 class Merged(NamedTuple):
-    """The merged model, read back from `path`, compared with the adapted model.
-
-    - `difference`: the largest difference of two logits; `scale`: the largest logit.
-    - `agreeing`: for how many of `total` test scans both models predict the same digit.
-    """
+    """The merged model, read back from `path`, compared with the adapted model."""
 
     path: Path
-    difference: float
-    scale: float
-    agreeing: int
+    difference: float  # the largest difference of two logits
+    scale: float  # the largest logit
+    agreeing: int  # for how many of `total` test scans both models predict the same digit
     total: int
 
 
@@ -81,7 +76,7 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
         "",
     )
     outcomes = adapt(model, digits, rates=effort.rates, epochs=effort.epochs, seed=seed)
-    _print_table(console, outcomes, rates=effort.rates, tested=len(digits.test_target))
+    _print_table(console, outcomes, effort.rates)
     adapted = [outcome for outcome in outcomes if outcome.name in ADAPTERS]
     best = max(adapted, key=lambda outcome: outcome.after.order)
     merged = _merge(best, digits, output / "merged.eqx")
@@ -97,20 +92,18 @@ def pretrained(console: Console, digits: Digits, effort: Effort, seed: int) -> C
     net = Net(Classifier(jax.random.key(seed)))
     batches = list(batches_of(digits.pretraining, epochs=effort.pretraining_epochs, seed=seed))
     with Bar(len(batches), "Pretraining", console=console) as bar:
-        trainer = Trainer(loss, optax.adam(_PRETRAINING_RATE))
+        trainer = Trainer(loss, optax.adam(1e-3))
         fit = trainer.fit(*net.partition(), batches, on_step=bar.advance)
     return net.update(fit.trainable).module
 
 
 def _merge(best: Outcome, digits: Digits, path: Path) -> Merged:
     """Merge, write, read with Equinox alone, and compare on the test scans of both domains."""
-    adapted = best.row.model
-    eqx.tree_serialise_leaves(path, merge_lora(adapted))
+    eqx.tree_serialise_leaves(path, merge_lora(best.row.model))
     skeleton = eqx.filter_eval_shape(Classifier, jax.random.key(0))
     merged = eqx.tree_deserialise_leaves(path, skeleton)
-
     images = jnp.concatenate([digits.test_target.images, digits.test_source.images])
-    logits, merged_logits = logits_of(adapted, images), logits_of(merged, images)
+    logits, merged_logits = logits_of(best.row.model, images), logits_of(merged, images)
     return Merged(
         path=path,
         difference=float(jnp.abs(logits - merged_logits).max()),
@@ -132,36 +125,28 @@ def _print_data(console: Console, digits: Digits) -> None:
     )
 
 
-def _print_table(
-    console: Console, outcomes: Sequence[Outcome], *, rates: Sequence[float], tested: int
-) -> None:
+def _print_table(console: Console, outcomes: Sequence[Outcome], rates: Sequence[float]) -> None:
     # A pipe may have an encoding that lacks the arrow.
     arrow = "->" if console.options.ascii_only else "→"
     headings = ("trainable\nparameters", "% of\nmodel", f"target %\nbefore {arrow} after")
     headings += ("source %\nkept", "rate", "ms per\nstep")
     columns = [("adapter", "left"), *((heading, "right") for heading in headings)]
-    rows = (
-        (
-            outcome.name,
-            f"{outcome.row.trainable:,}",
-            f"{100 * outcome.share:.2f}",
-            f"{100 * outcome.before.target:.1f} {arrow} {100 * outcome.after.target:.1f}",
-            f"{100 * outcome.after.source:.1f}",
-            "-" if outcome.row.learning_rate is None else f"{outcome.row.learning_rate:g}",
-            "-" if not outcome.row.trainable else f"{outcome.row.milliseconds:.2f}",
-        )
-        for outcome in outcomes
-    )
+    rows: list[tuple[str, ...]] = []
+    for name, row, share, before, after in outcomes:
+        sizes = (f"{row.trainable:,}", f"{100 * share:.2f}")
+        target = f"{100 * before.target:.1f} {arrow} {100 * after.target:.1f}"
+        rate = "-" if row.learning_rate is None else f"{row.learning_rate:g}"
+        time = f"{row.milliseconds:.2f}" if row.trainable else "-"
+        rows.append((name, *sizes, target, f"{100 * after.source:.1f}", rate, time))
     # The standard error of a proportion, largest at one half.
-    error = 100 * math.sqrt(0.25 / tested)
-    printed = table(
-        "Accuracy on held-out scans of both domains, after adapting to the target",
-        columns,
-        rows,
-        caption=f"{tested} test scans: standard error up to {error:.1f} points. "
+    error = 100 * math.sqrt(0.25 / TEST)
+    caption = (
+        f"{TEST} test scans: standard error up to {error:.1f} points. "
         f"Adapters: rank {RANK}, alpha {ALPHA:g}.\n"
-        f"Rate: the best of {', '.join(f'{rate:g}' for rate in rates)} on the validation scans.",
-    ).__rich__()
+        f"Rate: the best of {', '.join(f'{rate:g}' for rate in rates)} on the validation scans."
+    )
+    title = "Accuracy on held-out scans of both domains, after adapting to the target"
+    printed = table(title, columns, rows, caption).__rich__()
     printed.pad_edge, printed.collapse_padding = False, True  # to fit 80 columns
     console.print(printed)
     console.print()
