@@ -14,7 +14,6 @@ _ALL = "all"
 
 
 def check_candidates(candidates: list[Any]) -> None:
-    """**Raises:** `SelectionError` without candidates, or if one is neither name nor class."""
     if not candidates:
         raise SelectionError("`compare` needs at least one candidate in `wrappers`.")
     for candidate in candidates:
@@ -65,7 +64,6 @@ def check_plans(net: Net, candidates: Sequence[Candidate], settings: Mapping[str
 
 
 def name_of(candidate: Candidate) -> str:
-    """The candidate's name in the table."""
     if isinstance(candidate, str):
         return candidate
     if isinstance(candidate, type):

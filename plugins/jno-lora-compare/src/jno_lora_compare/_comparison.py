@@ -47,11 +47,9 @@ class Comparison(Printed[ComparisonRow]):
             "temp MiB": (".3g", lambda row: row.temp_bytes and row.temp_bytes / 2**20),
             "compile s": (".2f", lambda row: row.compile_seconds),
         }
-        at_rates = ""
-        if len(self.learning_rates) > 1:
-            rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
-            at_rates = f" at the best of the rates {rates}"
-        else:
+        rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+        at_rates = f" at the best of the rates {rates}" if len(self.learning_rates) > 1 else ""
+        if not at_rates:
             del columns["rate"]
         if all(row.score is None for row in self.rows):
             del columns["score"]
@@ -101,8 +99,7 @@ class Comparison(Printed[ComparisonRow]):
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(_CSV_COLUMNS)
-            for row in self.rows:
-                writer.writerow([getattr(row, name) for name in _CSV_COLUMNS])
+            writer.writerows([getattr(row, name) for name in _CSV_COLUMNS] for row in self.rows)
 
 
 _CSV_COLUMNS = (

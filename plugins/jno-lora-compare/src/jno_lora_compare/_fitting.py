@@ -86,5 +86,4 @@ def adam() -> Any:
 
 
 def parameter_count(tree: PyTree) -> int:
-    """How many numbers the arrays of `tree` hold."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -268,7 +268,6 @@ def draw(
 
 
 def _scale(axes: Any, errors: Mapping[str, Sequence[float]], counts: Sequence[int]) -> None:
-    """Logarithmic axes with a label at each count, and at some errors."""
     axes.set(xscale="log", yscale="log", xlabel="simulations", title="relative error of new fields")
     axes.set_xticks(counts, [str(count) for count in counts])
     low, high = min(map(min, errors.values())), max(map(max, errors.values()))

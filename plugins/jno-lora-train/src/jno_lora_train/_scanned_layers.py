@@ -82,15 +82,13 @@ class ScannedLayers(eqx.Module):
 
     def unstacked(self) -> list[PyTree]:
         """The layers as a list, with their current arrays."""
-        arrays, static = eqx.partition(self.stack, eqx.is_array)
         return [
-            eqx.combine(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), static)
+            jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, self.stack)
             for i in range(self.count)
         ]
 
 
 def _form(layer: PyTree) -> Any:
-    """The structure, static leaves, and shapes and dtypes of a layer."""
-    arrays, static = eqx.partition(layer, eqx.is_array)
-    shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays)]
-    return jax.tree.structure(arrays), jax.tree.flatten(static), shapes
+    """The structure and static leaves of a layer, and the shapes and dtypes of its arrays."""
+    leaves, treedef = jax.tree.flatten(layer)
+    return treedef, [(x.shape, x.dtype) if eqx.is_array(x) else x for x in leaves]

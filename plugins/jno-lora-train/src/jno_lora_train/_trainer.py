@@ -33,10 +33,7 @@ class Fit(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The time that compiling a step took, and the step's temporary memory in bytes.
-
-    The memory is `None` where the compiler does not report it.
-    """
+    """How long a step compiled, and the step's temporary memory, if the compiler reports it."""
 
     compile_seconds: float
     temp_bytes: int | None
@@ -127,15 +124,13 @@ class Trainer:
         """Train once on each batch, from `state` or from a fresh state of the optimiser."""
         trainable, frozen = _strongly_typed(trainable), _on_the_device(frozen)
         state = self.optimizer.init(trainable) if state is None else state
-        losses: list[Array] = []
-        seconds: list[float] = []
+        losses, seconds = list[Array](), list[float]()
         for batch in batches:
             # Move the batch before the clock runs, so that only the step is timed.
             batch = jax.block_until_ready(_on_the_device(batch))
             begin = time.perf_counter()
-            trainable, state, loss = jax.block_until_ready(
-                self._step(trainable, frozen, state, batch)
-            )
+            results = self._step(trainable, frozen, state, batch)
+            trainable, state, loss = jax.block_until_ready(results)
             seconds.append(time.perf_counter() - begin)
             losses.append(loss)
             on_step()

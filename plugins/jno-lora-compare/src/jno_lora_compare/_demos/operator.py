@@ -39,21 +39,15 @@ _QUICK = Effort(16, 16, 2, (2, 4), (EVERYTHING, "lora"), _SHORT)
 
 
 class Row(NamedTuple):
-    """A candidate: how many parameters train, the error after each count, the last model."""
+    """A candidate: the error after each count, and the net that was adapted last."""
 
     name: str
-    trainable: int
     errors: tuple[float, ...]
-    model: Any
+    net: Net
 
 
 def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
-    """Pretrain an operator, adapt it to few simulations in several ways, and report.
-
-    - `output`: an existing directory for the plot.
-    - `seed`: decides all data and initial values.
-    - `quick`: train only long enough to see that everything runs; the numbers mean nothing.
-    """
+    """Pretrain an operator, adapt it to few simulations in several ways, and report."""
     default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
     effort = _QUICK if quick else _FULL
     counts, steps, protocol = effort.counts, effort.pretraining_steps, effort.protocol
@@ -74,11 +68,11 @@ def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
         f"at viscosity {burgers.SOURCE:g}, {error:.3f} at {burgers.TARGET:g}.",
         "",
     )
-    rows = [Row(NOTHING, 0, (error,) * len(counts), model)]
+    rows = [Row(NOTHING, (error,) * len(counts), Net(model).freeze())]
     rows += _adapted(console, effort, model, target, test, keys[4])
     _print_table(console, rows, parameters, effort)
     plot = output / "operator.png"
-    models = {row.name: row.model for row in rows if row.name in (NOTHING, EVERYTHING, "lora")}
+    models = {row.name: row.net.module for row in rows if row.name in (NOTHING, EVERYTHING, "lora")}
     burgers.draw(plot, {row.name: row.errors for row in rows}, counts, models, test)
     say(console, f"Plot: {plot}")
     suggest_commands(console, "jno-lora demo", "eleven methods on scans of digits")
@@ -100,8 +94,7 @@ def _adapted(
                     net.freeze().lora(_RANK, alpha=_ALPHA, target=_LAYERS, wrapper=ADAPTERS[name])
                 protocol.adapt(net, [fields[:count] for fields in target], bar.advance)
             errors = tuple(protocol.error(net.module, test) for net in nets)
-            trainable = parameter_count(nets[-1].partition()[0])
-            rows.append(Row(name, trainable, errors, nets[-1].module))
+            rows.append(Row(name, errors, nets[-1]))
     return rows
 
 
@@ -123,7 +116,8 @@ def _print_table(console: Console, rows: Sequence[Row], parameters: int, effort:
     headings += [f"error from\n{count}" for count in effort.counts]
     columns = [("adapter", "left"), *((heading, "right") for heading in headings)]
     cells: list[tuple[str, ...]] = []
-    for name, trainable, errors, _ in rows:
+    for name, errors, net in rows:
+        trainable = parameter_count(net.partition()[0])
         percent = f"{100 * trainable / parameters:.1f}"
         cells.append((name, f"{trainable:,}", percent, *(f"{error:.3f}" for error in errors)))
     caption = (

@@ -57,8 +57,7 @@ def adapt(
     for row in comparison:
         if row.error is not None:
             raise WrapperError(f"The demo cannot train {row.name}: {row.error}")
-    parameters = parameter_count(Net(model).partition()[0])
-    before = measure(model, digits)
+    parameters, before = parameter_count(Net(model).partition()[0]), measure(model, digits)
     return tuple(
         Outcome(name, row, (row.trainable or 0) / parameters, before, measure(row.model, digits))
         for name, row in zip(CANDIDATES, comparison, strict=True)

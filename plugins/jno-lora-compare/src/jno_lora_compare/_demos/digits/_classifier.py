@@ -70,7 +70,6 @@ class Score(NamedTuple):
 
 
 def measure(model: PyTree, digits: Digits) -> Score:
-    """The score of `model`, which maps one scan to ten logits."""
     groups = (digits.validation, digits.test_target, digits.test_source)
     # One call for all groups, so that each class of model compiles once.
     all_logits = logits_of(model, jnp.concatenate([scans.images for scans in groups]))
@@ -85,5 +84,4 @@ def measure(model: PyTree, digits: Digits) -> Score:
 
 @eqx.filter_jit
 def logits_of(model: PyTree, images: Float[Array, "scans 1 8 8"]) -> Float[Array, "scans 10"]:
-    """The logits of all scans."""
     return jax.vmap(model)(images)

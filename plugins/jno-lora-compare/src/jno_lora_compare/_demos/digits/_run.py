@@ -57,10 +57,7 @@ class Demo(NamedTuple):
 def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
     """Pretrain, shift the domain, adapt in every way, report, and return the numbers.
 
-    - `output`: an existing directory for the plot and the merged model.
-    - `seed`: decides the split, the noise, the initial values and the order of the batches. The
-        same seed gives the same numbers, except times, on the same machine.
-    - `quick`: train only long enough to see that everything runs; the numbers mean nothing.
+    The same seed gives the same numbers, except times, on the same machine.
     """
     default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
     effort = QUICK if quick else FULL
