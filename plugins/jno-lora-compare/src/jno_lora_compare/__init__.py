@@ -1,8 +1,4 @@
-"""Adapters side by side: each trained on one model, from the same start, on the same batches.
-
-`jno.lora.compare` is `compare` of this package, and `jno-lora compare` and `jno-lora demo` are its
-commands.
-"""
+"""Adapters side by side: each trained on one model, from the same start, on the same batches."""
 
 from typing import Any
 

@@ -73,10 +73,9 @@ def name_of(candidate: Candidate) -> str:
 
 def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]) -> None:
     """Put the adapters into `net`. Those that start from data are calibrated on `data`."""
-    if candidate == _FULL:
-        return
-    net.freeze()
-    if candidate == _NONE:
+    if candidate != _FULL:
+        net.freeze()
+    if candidate in (_FULL, _NONE):
         return
     rows = net.plan(wrapper=candidate, **settings).wrapped
     starts_from_data = any(row.wrapper is not None and row.wrapper.needs for row in rows)

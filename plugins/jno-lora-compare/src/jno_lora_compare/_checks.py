@@ -30,9 +30,16 @@ def check_steps(steps: Any) -> None:
         raise SelectionError(f"`steps` must be a whole number of at least 1, but is {steps!r}.")
 
 
-def checked_rates(learning_rate: Any) -> tuple[float, ...]:
+def checked_rates(learning_rate: Any, optimizer: Any) -> tuple[float, ...]:
+    """The learning rates of Adam: none if `optimizer` replaces Adam."""
+    if optimizer is not None and learning_rate is None:
+        return ()
+    if optimizer is not None:
+        raise SelectionError(
+            "`optimizer` brings its own learning rate: leave out `learning_rate` or `optimizer`."
+        )
     try:
-        numbers = np.asarray(learning_rate)
+        numbers = np.asarray(1e-3 if learning_rate is None else learning_rate)
         is_real = np.issubdtype(numbers.dtype, np.number) and not np.iscomplexobj(numbers)
         rates = tuple(map(float, np.ravel(numbers))) if is_real else ()
     except (TypeError, ValueError):  # rows of different lengths, objects that are not numbers
@@ -80,5 +87,4 @@ def check_batches(batches: list[PyTree]) -> None:
 
 def _structure(batch: PyTree) -> tuple[str, Any]:
     leaves, treedef = jax.tree.flatten(batch)
-    shapes = (show_array(x) if eqx.is_array(x) else repr(x) for x in leaves)
-    return ", ".join(shapes), treedef
+    return ", ".join(show_array(x) if eqx.is_array(x) else repr(x) for x in leaves), treedef

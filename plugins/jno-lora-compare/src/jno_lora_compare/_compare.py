@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jno.lora import Net, Registry, SelectionError
+from jno.lora import Net, Registry
 from jno.lora.extending import Bar, default_registry
 
 from ._candidates import Candidate, adapt, check_candidates, check_plans, name_of, replace_all
@@ -77,7 +77,7 @@ def compare(
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
     check_candidates(candidates)
     check_steps(steps)
-    rates = _rates(optimizer, learning_rate)
+    rates = checked_rates(learning_rate, optimizer)
     optimizer = adam() if optimizer is None else optimizer
     settings = {"rank": rank, "alpha": alpha, "target": target, "options": options}
     plain_net = Net(model, key=key, registry=registry)
@@ -95,17 +95,6 @@ def compare(
         return task.train(name_of(candidate), net, on_step)
 
     return _train_all(candidates, train_candidate, task)
-
-
-def _rates(optimizer: Any, learning_rate: Any) -> tuple[float, ...]:
-    """The learning rates of Adam: none if `optimizer` replaces Adam."""
-    if optimizer is None:
-        return checked_rates(1e-3 if learning_rate is None else learning_rate)
-    if learning_rate is not None:
-        raise SelectionError(
-            "`optimizer` brings its own learning rate: leave out `learning_rate` or `optimizer`."
-        )
-    return ()
 
 
 def _train_all(

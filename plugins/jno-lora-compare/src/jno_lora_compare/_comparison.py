@@ -73,9 +73,8 @@ class Comparison(Printed[ComparisonRow]):
         **Arguments:**
 
         - `path`: a file for the picture, in the format of its ending; by default no file.
-        - `times`: whether to draw one panel instead, for many candidates: a named point for each
-            candidate, at the score (without a score: the final loss) over the trained parameters.
-            The point's colour is the time of a step.
+        - `times`: whether to draw, for many candidates, only a point for each: the score (without a
+            score: the final loss) over the trained parameters, coloured by the time of a step.
 
         **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
@@ -96,13 +95,9 @@ class Comparison(Printed[ComparisonRow]):
 
         **Raises:** `OSError` if the file cannot be written.
         """
+        columns = ("name", "trainable", "learning_rate", "score", "final_loss", "best_loss")
+        columns += ("milliseconds", "temp_bytes", "compile_seconds", "error")
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(_CSV_COLUMNS)
-            writer.writerows([getattr(row, name) for name in _CSV_COLUMNS] for row in self.rows)
-
-
-_CSV_COLUMNS = (
-    *("name", "trainable", "learning_rate", "score", "final_loss", "best_loss"),
-    *("milliseconds", "temp_bytes", "compile_seconds", "error"),
-)
+            writer.writerow(columns)
+            writer.writerows([getattr(row, name) for name in columns] for row in self.rows)

@@ -18,8 +18,6 @@ from ._row import ComparisonRow
 
 
 class Task(NamedTuple):
-    """The training task, the same for all candidates."""
-
     loss: Callable[[Any, Any], Array]
     batches: list[PyTree]
     steps: int
@@ -71,8 +69,7 @@ def _order(numbers: tuple[float, ...]) -> tuple[float, ...]:
 
 def running_means(losses: Sequence[float], window: int) -> list[float]:
     """The mean of each `window` consecutive losses."""
-    ends = range(window, len(losses) + 1)
-    return [math.fsum(losses[end - window : end]) / window for end in ends]
+    return [math.fsum(losses[i : i + window]) / window for i in range(len(losses) - window + 1)]
 
 
 def adam() -> Any:

@@ -234,11 +234,8 @@ def draw(
 
     The background is transparent, and all colours are readable on white and on black.
 
-    **Arguments:**
-
     - `path`: a file for the figure, in the format of its ending.
-    - `errors`: the errors of each candidate, one for each of `counts`. The first candidate is drawn
-        as a dotted line.
+    - `errors`: by candidate, an error for each of `counts`. The first line is dotted.
     - `models`: the models whose predictions are drawn, by candidate.
     - `simulations`: test simulations. The first two are drawn.
     """

@@ -12,10 +12,7 @@ from jno.lora import SelectionError
 
 
 class ScannedLayers(eqx.Module):
-    """Stacked layers of one structure that `jax.lax.scan` runs one after the other.
-
-    Only one layer is compiled. With `remat`, the gradient keeps the input of each layer and
-    computes the inside of the layer again.
+    """Stacked layers of one structure that `jax.lax.scan` runs. Only one layer is compiled.
 
     The result equals this loop's: `for layer in layers: x = layer(x, *args)`. A layer may return a
     tuple: the first item goes to the next layer, and the module returns the remaining items
@@ -34,7 +31,7 @@ class ScannedLayers(eqx.Module):
     **Arguments:**
 
     - `layers`: at least one layer, adapted or not. All have one structure and the same shapes.
-    - `remat`: whether the gradient computes the inside of each layer again instead of saving it.
+    - `remat`: whether the gradient saves only each layer's input, and computes the inside again.
 
     **Raises:** `SelectionError` if the layers differ.
     """

@@ -22,8 +22,6 @@ _RANK, _ALPHA = 4, 8.0
 
 
 class Effort(NamedTuple):
-    """How many simulations there are, and how long the operator and its adapters train."""
-
     source_simulations: int
     test_simulations: int
     pretraining_steps: int
@@ -84,8 +82,7 @@ def _adapted(
     """Each candidate, adapted to each number of the simulations `target`, and tested."""
     rows: list[Row] = []
     counts, protocol = effort.counts, effort.protocol
-    runs = len(effort.candidates) * len(counts) * len(protocol.rates)
-    with Bar(runs, console=console) as bar:
+    with Bar(len(effort.candidates) * len(counts) * len(protocol.rates), console=console) as bar:
         for name in effort.candidates:
             bar.update(what=name)
             nets = [Net(model, key=key) for _ in counts]

@@ -24,8 +24,6 @@ from ._plot import save_plot
 
 
 class Effort(NamedTuple):
-    """The epochs of training, and the learning rates to try, the same for every candidate."""
-
     pretraining_epochs: int
     epochs: int
     rates: tuple[float, ...]
@@ -46,10 +44,8 @@ class Merged(NamedTuple):
 
 
 class Demo(NamedTuple):
-    """The results: one outcome per candidate, the best adapter's merged model, and the plot."""
-
     outcomes: tuple[Outcome, ...]
-    best: Outcome
+    best: Outcome  # of the adapters
     merged: Merged
     plot: Path
 
