@@ -28,8 +28,7 @@ class Fit(NamedTuple):
     @property
     def milliseconds(self) -> float | None:
         """The median time of a step, without the first; `None` after a single step."""
-        later = self.seconds[1:]
-        return 1000 * statistics.median(later) if later else None
+        return 1000 * statistics.median(self.seconds[1:]) if len(self.seconds) > 1 else None
 
 
 class Cost(NamedTuple):

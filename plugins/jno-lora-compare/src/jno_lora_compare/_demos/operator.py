@@ -96,13 +96,12 @@ def _adapted(
 
 
 def _print_data(console: Console, effort: Effort) -> None:
-    counts = " or ".join(map(str, effort.counts))
     say(
         console,
         f"Burgers equation: {effort.source_simulations} simulations at viscosity "
         f"{burgers.SOURCE:g} to pretrain a Fourier neural operator on,",
-        f"  {counts} at viscosity {burgers.TARGET:g} to adapt it; a quarter of these decides when "
-        "to stop, and the rate.",
+        f"  {' or '.join(map(str, effort.counts))} at viscosity {burgers.TARGET:g} to adapt it; a "
+        "quarter of these decides when to stop, and the rate.",
         f"Tested on {effort.test_simulations} other simulations.",
         "",
     )

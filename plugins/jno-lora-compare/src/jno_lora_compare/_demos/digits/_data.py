@@ -10,8 +10,7 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-# The shift. A classifier of upright digits is right on about half of the shifted digits, which a
-# person still reads.
+# A classifier of upright digits is right on about half of the digits with this shift.
 ROTATION = 30.0  # degrees
 NOISE = 0.15  # standard deviation, where a pixel ranges from 0 to 1
 

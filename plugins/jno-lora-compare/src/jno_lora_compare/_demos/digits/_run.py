@@ -1,4 +1,4 @@
-"""The demo from beginning to end, and its printed parts."""
+"""The demo from beginning to end, its printed lines and its plot."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from matplotlib.axes import Axes
 from rich.console import Console
 
 from jno.lora import Net, merge_lora
-from jno.lora.extending import Bar, default_registry, table
+from jno.lora.extending import Bar, default_registry, new_picture, table
 from jno_lora_train import Trainer
 
 from ..._fitting import parameter_count
@@ -20,7 +21,6 @@ from .._output import new_console, say, suggest_commands
 from ._candidates import ADAPTERS, ALPHA, RANK, Outcome, adapt
 from ._classifier import Classifier, batches_of, logits_of, loss, measure
 from ._data import NOISE, ROTATION, TEST, Digits, load
-from ._plot import save_plot
 
 
 class Effort(NamedTuple):
@@ -31,6 +31,8 @@ class Effort(NamedTuple):
 
 FULL = Effort(pretraining_epochs=20, epochs=30, rates=(1e-3, 3e-3, 1e-2, 3e-2))
 QUICK = Effort(pretraining_epochs=4, epochs=4, rates=(3e-3,))
+# The markers of the plot differ in lightness and shape too, not only in hue.
+_TARGET, _SOURCE, _QUIET = "#0b5fa5", "#e08a00", "#b8b8b8"
 
 
 class Merged(NamedTuple):
@@ -74,7 +76,7 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
     best = max(adapted, key=lambda outcome: outcome.after.order)
     merged = _merge(best, digits, output / "merged.eqx")
     plot = output / "demo.png"
-    save_plot(outcomes, plot)
+    _save_plot(outcomes, plot)
     _print_files(console, plot, best, merged)
     suggest_commands(console, "jno-lora demo --task operator", "a neural operator, to new physics")
     return Demo(outcomes, best, merged, plot)
@@ -156,3 +158,48 @@ def _print_files(console: Console, plot: Path, best: Outcome, merged: Merged) ->
         f"Plot:         {plot}",
         f"Merged model: {merged.path}",
     )
+
+
+def _save_plot(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Write a PNG with one row per candidate, the most trainable parameters on top."""
+    # In a scatter plot, methods with equal counts would overlap.
+    rows = sorted(outcomes, key=lambda outcome: outcome.row.trainable or 0)
+    figure = new_picture(10, 5.6)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
+    _draw_costs(left, rows)
+    _draw_accuracies(right, rows)
+    for axes in (left, right):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    title = "Adapting to rotated and noisy digits: parameters, and accuracy in both domains"
+    figure.suptitle(title)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.saved(path)
+
+
+def _draw_costs(axes: Axes, rows: Sequence[Outcome]) -> None:
+    heights = range(len(rows))
+    # A logarithmic axis has no zero: zero gets no bar, only its number.
+    trainable = [row.row.trainable or 0 for row in rows]
+    bars = axes.barh(heights, [max(number, 1) for number in trainable], color=_QUIET, height=0.6)
+    axes.bar_label(bars, [f"{row.row.trainable:,} ({row.share:.1%})" for row in rows], padding=4)
+    most = max(trainable)
+    axes.set(xscale="log", xlim=(1, most**1.8))  # room for the numbers
+    axes.set_xticks([10**power for power in range(1 + int(math.log10(most)))])
+    axes.minorticks_off()
+    axes.set_yticks(heights, [row.name for row in rows])
+    axes.set_xlabel("trainable parameters (share of the model)")
+
+
+def _draw_accuracies(axes: Axes, rows: Sequence[Outcome]) -> None:
+    heights = range(len(rows))
+    target = [100 * row.after.target for row in rows]
+    source = [100 * row.after.source for row in rows]
+    axes.hlines(heights, target, source, color=_QUIET, linewidth=1.5, zorder=1)
+    for value, color in ((rows[0].before.target, _TARGET), (rows[0].before.source, _SOURCE)):
+        axes.axvline(100 * value, color=color, linestyle=":", linewidth=1.2, zorder=0)
+    axes.scatter(target, heights, color=_TARGET, s=55, label="target domain (rotated, noisy)")
+    axes.scatter(source, heights, color=_SOURCE, s=55, marker="D", label="source domain (upright)")
+    axes.plot([], [], color="black", linestyle=":", linewidth=1.2, label="before adapting")
+    axes.set_xlim(min(*target, *source) - 4, 101)
+    axes.set_xlabel("accuracy on held-out scans after adapting (%)")
