@@ -11,11 +11,9 @@ from ._row import ComparisonRow
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 
-_MOVED = ("ScannedLayers", "Trainer", "TrainingRun")
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _MOVED:
+    if name not in ("ScannedLayers", "Trainer", "TrainingRun"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warn(
         f"{name} has moved to jno-lora-train: write `from jno_lora_train import {name}`. The next "

@@ -7,10 +7,8 @@ from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
 
 Candidate: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
 
-# Candidates without an adapter: everything trains, nothing trains.
-_FULL, _NONE = "full", "none"
-# Stands for one candidate per variant that adapts a layer of the model.
-_ALL = "all"
+# Everything trains, nothing trains, and one candidate per variant that adapts a layer.
+_FULL, _NONE, _ALL = "full", "none", "all"
 
 
 def check_candidates(candidates: list[Any]) -> None:

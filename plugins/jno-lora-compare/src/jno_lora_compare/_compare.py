@@ -39,9 +39,10 @@ def compare(
 ) -> Comparison:
     """Train several adapters on your model, from the same start and under the same budget.
 
-    Adapters that start from data (EVA) are calibrated on the first 8 batches with the same `loss`.
-    The best learning rate differs between methods: a fair comparison gives several rates, and
-    decides by data on which no candidate trained (`score`). Ctrl-C keeps the finished candidates.
+    Only the adapters train. Adapters that start from data (EVA) are calibrated on the first 8
+    batches with the same `loss`. The best learning rate differs between methods: a fair comparison
+    gives several rates, and decides by data on which no candidate trained (`score`). Ctrl-C keeps
+    the finished candidates.
 
     **Arguments:**
 

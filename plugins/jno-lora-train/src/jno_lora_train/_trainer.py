@@ -32,7 +32,7 @@ class Fit(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """How long a step compiled, and the step's temporary memory, if the compiler reports it."""
+    """The time to compile a step, and its temporary memory (`None` where this is not reported)."""
 
     compile_seconds: float
     temp_bytes: int | None

@@ -40,7 +40,7 @@ class Row(NamedTuple):
     """A candidate: the error after each count, and the net that was adapted last."""
 
     name: str
-    errors: tuple[float, ...]
+    errors: list[float]
     net: Net
 
 
@@ -66,7 +66,7 @@ def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
         f"at viscosity {burgers.SOURCE:g}, {error:.3f} at {burgers.TARGET:g}.",
         "",
     )
-    rows = [Row(NOTHING, (error,) * len(counts), Net(model).freeze())]
+    rows = [Row(NOTHING, [error] * len(counts), Net(model).freeze())]
     rows += _adapted(console, effort, model, target, test, keys[4])
     _print_table(console, rows, parameters, effort)
     plot = output / "operator.png"
@@ -90,8 +90,7 @@ def _adapted(
                 if name in ADAPTERS:
                     net.freeze().lora(_RANK, alpha=_ALPHA, target=_LAYERS, wrapper=ADAPTERS[name])
                 protocol.adapt(net, [fields[:count] for fields in target], bar.advance)
-            errors = tuple(protocol.error(net.module, test) for net in nets)
-            rows.append(Row(name, errors, nets[-1]))
+            rows.append(Row(name, [protocol.error(net.module, test) for net in nets], nets[-1]))
     return rows
 
 

@@ -133,8 +133,7 @@ def _print_table(console: Console, outcomes: Sequence[Outcome], rates: Sequence[
         rate = "-" if row.learning_rate is None else f"{row.learning_rate:g}"
         time = f"{row.milliseconds:.2f}" if row.trainable else "-"
         rows.append((name, *sizes, target, f"{100 * after.source:.1f}", rate, time))
-    # The standard error of a proportion, largest at one half.
-    error = 100 * math.sqrt(0.25 / TEST)
+    error = 100 * math.sqrt(0.25 / TEST)  # of a proportion: largest at one half
     caption = (
         f"{TEST} test scans: standard error up to {error:.1f} points. "
         f"Adapters: rank {RANK}, alpha {ALPHA:g}.\n"
