@@ -73,7 +73,6 @@ ALLOWED = {
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
     f"{COMPARE}/burgers.py": {"savefig"},
     f"{COMPARE}/_demos/digits/_run.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
-    f"{COMPARE}/_demos/digits/_plot.py": {"savefig"},
     f"{TRAIN}/_training_run.py": {"open", "tree_serialise_leaves", "tree_deserialise_leaves"},
 }
 

@@ -1,8 +1,4 @@
-"""Adapters side by side: each trained on one model, from the same start, on the same batches.
-
-`jno.lora.compare` is `compare` of this package, and `jno-lora compare` and `jno-lora demo` are its
-commands.
-"""
+"""Adapters side by side: each trained on one model, from the same start, on the same batches."""
 
 from typing import Any
 
@@ -15,11 +11,9 @@ from ._row import ComparisonRow
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 
-_MOVED = ("ScannedLayers", "Trainer", "TrainingRun")
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _MOVED:
+    if name not in ("ScannedLayers", "Trainer", "TrainingRun"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warn(
         f"{name} has moved to jno-lora-train: write `from jno_lora_train import {name}`. The next "

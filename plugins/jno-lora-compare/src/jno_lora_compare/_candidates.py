@@ -7,14 +7,11 @@ from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
 
 Candidate: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
 
-# Candidates without an adapter: everything trains, nothing trains.
-FULL, NONE = "full", "none"
-# Stands for one candidate per variant that adapts a layer of the model.
-ALL = "all"
+# Everything trains, nothing trains, and one candidate per variant that adapts a layer.
+_FULL, _NONE, _ALL = "full", "none", "all"
 
 
 def check_candidates(candidates: list[Any]) -> None:
-    """**Raises:** `SelectionError` without candidates, or if one is neither name nor class."""
     if not candidates:
         raise SelectionError("`compare` needs at least one candidate in `wrappers`.")
     for candidate in candidates:
@@ -34,16 +31,15 @@ def replace_all(
     candidates: Sequence[Candidate], net: Net, registry: Registry, settings: Mapping[str, Any]
 ) -> list[Candidate]:
     """The candidates, with `"all"` replaced by the variants that adapt a layer, by family."""
+    if _ALL not in candidates:
+        return list(candidates)
     classes = [wrapper.cls for record in registry.records() for wrapper in record.wrappers]
     families = {cls.variant: cls.family or "" for cls in classes if cls.variant}
-    variants = sorted(families, key=lambda variant: (families[variant], variant))
-    added = [
-        variant
-        for variant in variants
-        if net.plan(wrapper=variant, **settings).wrapped and variant not in candidates
-    ]
-    position = candidates.index(ALL)
-    named = [candidate for candidate in candidates if candidate != ALL]
+    by_family = sorted(families, key=lambda variant: (families[variant], variant))
+    unnamed = [variant for variant in by_family if variant not in candidates]
+    added = [variant for variant in unnamed if net.plan(wrapper=variant, **settings).wrapped]
+    position = candidates.index(_ALL)
+    named = [candidate for candidate in candidates if candidate != _ALL]
     return [*named[:position], *added, *named[position:]]
 
 
@@ -51,7 +47,7 @@ def check_plans(net: Net, candidates: Sequence[Candidate], settings: Mapping[str
     """**Raises:** the error of the first adapter, if none of the adapters fits the model."""
     errors: list[JnoLoraError] = []
     for candidate in candidates:
-        if candidate in (FULL, NONE):
+        if candidate in (_FULL, _NONE):
             continue
         try:
             plan = net.plan(wrapper=candidate, **settings)
@@ -66,9 +62,19 @@ def check_plans(net: Net, candidates: Sequence[Candidate], settings: Mapping[str
 
 
 def name_of(candidate: Candidate) -> str:
-    """The candidate's name in the table."""
     if isinstance(candidate, str):
         return candidate
     if isinstance(candidate, type):
         return candidate.__name__
     return ", ".join(map(name_of, candidate))
+
+
+def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]) -> None:
+    """Put the adapters into `net`. Those that start from data are calibrated on `data`."""
+    if candidate != _FULL:
+        net.freeze()
+    if candidate in (_FULL, _NONE):
+        return
+    rows = net.plan(wrapper=candidate, **settings).wrapped
+    starts_from_data = any(row.wrapper is not None and row.wrapper.needs for row in rows)
+    net.lora(wrapper=candidate, calibrate=data if starts_from_data else None, **settings)

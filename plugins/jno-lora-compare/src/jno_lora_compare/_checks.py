@@ -15,7 +15,6 @@ from jno.lora.extending import adapted_layers, bullets, expect_model, show_array
 
 
 def check_model(model: PyTree) -> None:
-    """**Raises:** `SelectionError` for a `Net`, and for a model that carries adapters."""
     expect_model(model, "compare")
     adapted = [show_path(path) for path, _ in adapted_layers(model)]
     if adapted:
@@ -27,17 +26,22 @@ def check_model(model: PyTree) -> None:
 
 
 def check_steps(steps: Any) -> None:
-    """**Raises:** `SelectionError` unless `steps` is a positive integer."""
     if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
         raise SelectionError(f"`steps` must be a whole number of at least 1, but is {steps!r}.")
 
 
-def checked_rates(learning_rate: Any) -> tuple[float, ...]:
-    """One learning rate or several. **Raises:** `SelectionError` unless all are positive."""
+def checked_rates(learning_rate: Any, optimizer: Any) -> tuple[float, ...]:
+    """The learning rates of Adam: none if `optimizer` replaces Adam."""
+    if optimizer is not None and learning_rate is None:
+        return ()
+    if optimizer is not None:
+        raise SelectionError(
+            "`optimizer` brings its own learning rate: leave out `learning_rate` or `optimizer`."
+        )
     try:
-        numbers = np.asarray(learning_rate)
+        numbers = np.asarray(1e-3 if learning_rate is None else learning_rate)
         is_real = np.issubdtype(numbers.dtype, np.number) and not np.iscomplexobj(numbers)
-        rates = tuple(float(rate) for rate in np.ravel(numbers)) if is_real else ()
+        rates = tuple(map(float, np.ravel(numbers))) if is_real else ()
     except (TypeError, ValueError):  # rows of different lengths, objects that are not numbers
         rates = ()
     if not rates or not all(rate > 0 and math.isfinite(rate) for rate in rates):
@@ -49,7 +53,6 @@ def checked_rates(learning_rate: Any) -> tuple[float, ...]:
 
 
 def check_loss(loss: Callable[[Any, Any], Any], model: PyTree, batch: PyTree) -> None:
-    """**Raises:** `SelectionError` unless the loss is a real scalar; the errors of `loss`."""
     try:
         value = eqx.filter_eval_shape(loss, model, batch)
     except Exception as err:
@@ -63,7 +66,6 @@ def check_loss(loss: Callable[[Any, Any], Any], model: PyTree, batch: PyTree) ->
 
 
 def check_batches(batches: list[PyTree]) -> None:
-    """**Raises:** `SelectionError` without batches, or if their shapes differ."""
     if not batches:
         raise SelectionError("`batches` holds no batch.")
     shapes, treedef = _structure(batches[0])
@@ -85,5 +87,4 @@ def check_batches(batches: list[PyTree]) -> None:
 
 def _structure(batch: PyTree) -> tuple[str, Any]:
     leaves, treedef = jax.tree.flatten(batch)
-    shapes = (show_array(x) if eqx.is_array(x) else repr(x) for x in leaves)
-    return ", ".join(shapes), treedef
+    return ", ".join(show_array(x) if eqx.is_array(x) else repr(x) for x in leaves), treedef

@@ -8,29 +8,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jno.lora import Net, Registry, SelectionError
+from jno.lora import Net, Registry
 from jno.lora.extending import Bar, default_registry
 
-from ._candidates import (
-    ALL,
-    FULL,
-    NONE,
-    Candidate,
-    check_candidates,
-    check_plans,
-    name_of,
-    replace_all,
-)
+from ._candidates import Candidate, adapt, check_candidates, check_plans, name_of, replace_all
 from ._checks import check_batches, check_loss, check_model, check_steps, checked_rates
 from ._comparison import Comparison
 from ._fitting import Task, adam
 from ._row import ComparisonRow
 
 _LOG = logging.getLogger("jno.lora.compare")
-
-_DEFAULT_RATE = 1e-3
-# How many batches to calibrate on, for adapters that start from data.
-_CALIBRATION_BATCHES = 8
 
 
 def compare(
@@ -91,19 +78,11 @@ def compare(
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
     check_candidates(candidates)
     check_steps(steps)
-    rates: tuple[float, ...] = ()
-    if optimizer is None:
-        rates = checked_rates(_DEFAULT_RATE if learning_rate is None else learning_rate)
-        optimizer = adam()
-    elif learning_rate is not None:
-        raise SelectionError(
-            "`optimizer` brings its own learning rate: leave out `learning_rate` or `optimizer`."
-        )
+    rates = checked_rates(learning_rate, optimizer)
+    optimizer = adam() if optimizer is None else optimizer
     settings = {"rank": rank, "alpha": alpha, "target": target, "options": options}
     plain_net = Net(model, key=key, registry=registry)
-    if ALL in candidates:
-        installed = registry or default_registry()
-        candidates = replace_all(candidates, plain_net, installed, settings)
+    candidates = replace_all(candidates, plain_net, registry or default_registry(), settings)
     check_plans(plain_net, candidates, settings)
     # Only now: this may use up an iterator.
     read_batches = list(itertools.islice(batches, steps))
@@ -111,27 +90,12 @@ def compare(
     check_loss(loss, model, read_batches[0])
     task = Task(loss, read_batches, steps, optimizer, rates, score)
 
-    def train_candidate(
-        candidate: Candidate, name: str, on_step: Callable[[], None]
-    ) -> ComparisonRow:
+    def train_candidate(candidate: Candidate, on_step: Callable[[], None]) -> ComparisonRow:
         net = Net(model, key=key, registry=registry)
-        _adapt(net, candidate, task, settings)
-        return task.train(name, net, on_step)
+        adapt(net, candidate, (read_batches[:8], loss), settings)
+        return task.train(name_of(candidate), net, on_step)
 
     return _train_all(candidates, train_candidate, task)
-
-
-def _adapt(net: Net, candidate: Candidate, task: Task, settings: Mapping[str, Any]) -> None:
-    """Put the candidate's adapters into `net`, calibrated if they start from data."""
-    if candidate == FULL:
-        return
-    net.freeze()
-    if candidate == NONE:
-        return
-    rows = net.plan(wrapper=candidate, **settings).wrapped
-    starts_from_data = any(row.wrapper is not None and row.wrapper.needs for row in rows)
-    data = (task.batches[:_CALIBRATION_BATCHES], task.loss) if starts_from_data else None
-    net.lora(wrapper=candidate, calibrate=data, **settings)
 
 
 def _train_all(
@@ -147,7 +111,7 @@ def _train_all(
                 name = name_of(candidate)
                 bar.update(completed=number * steps_each, what=name)
                 try:
-                    rows.append(train(candidate, name, bar.advance))
+                    rows.append(train(candidate, bar.advance))
                 except Exception as err:
                     # Keep the error as text: its traceback would hold on to the arrays.
                     _LOG.info("The candidate %s failed", name, exc_info=True)

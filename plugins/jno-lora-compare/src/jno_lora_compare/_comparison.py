@@ -47,11 +47,9 @@ class Comparison(Printed[ComparisonRow]):
             "temp MiB": (".3g", lambda row: row.temp_bytes and row.temp_bytes / 2**20),
             "compile s": (".2f", lambda row: row.compile_seconds),
         }
-        at_rates = ""
-        if len(self.learning_rates) > 1:
-            rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
-            at_rates = f" at the best of the rates {rates}"
-        else:
+        rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+        at_rates = f" at the best of the rates {rates}" if len(self.learning_rates) > 1 else ""
+        if not at_rates:
             del columns["rate"]
         if all(row.score is None for row in self.rows):
             del columns["score"]
@@ -75,9 +73,8 @@ class Comparison(Printed[ComparisonRow]):
         **Arguments:**
 
         - `path`: a file for the picture, in the format of its ending; by default no file.
-        - `times`: whether to draw one panel instead, for many candidates: a named point for each
-            candidate, at the score (without a score: the final loss) over the trained parameters.
-            The point's colour is the time of a step.
+        - `times`: whether to draw, for many candidates, only a point for each: the score (without a
+            score: the final loss) over the trained parameters, coloured by the time of a step.
 
         **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 
@@ -98,14 +95,9 @@ class Comparison(Printed[ComparisonRow]):
 
         **Raises:** `OSError` if the file cannot be written.
         """
+        columns = ("name", "trainable", "learning_rate", "score", "final_loss", "best_loss")
+        columns += ("milliseconds", "temp_bytes", "compile_seconds", "error")
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(_CSV_COLUMNS)
-            for row in self.rows:
-                writer.writerow([getattr(row, name) for name in _CSV_COLUMNS])
-
-
-_CSV_COLUMNS = (
-    *("name", "trainable", "learning_rate", "score", "final_loss", "best_loss"),
-    *("milliseconds", "temp_bytes", "compile_seconds", "error"),
-)
+            writer.writerow(columns)
+            writer.writerows([getattr(row, name) for name in columns] for row in self.rows)

@@ -38,10 +38,8 @@ def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
             axes.set_yscale("log")
             _round_labels(axes.yaxis, losses)
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
-    curves.set_xlabel("step")
-    curves.set_ylabel("loss")
-    results.set_xlabel("trainable parameters")
-    results.set_ylabel("final loss")
+    curves.set(xlabel="step", ylabel="loss")
+    results.set(xlabel="trainable parameters", ylabel="final loss")
     figure.legend(loc="outside right center", frameon=False)
     for axes in (curves, results):
         axes.spines[["top", "right"]].set_visible(False)
@@ -57,30 +55,22 @@ def draw_times(rows: Sequence[ComparisonRow]) -> Any:
     trained = [row.trainable or 0 for row in rows]
     times = [row.milliseconds or np.nan for row in rows]
     points = axes.scatter(trained, results, c=times, cmap="viridis", norm="log", s=45, zorder=2)
-    for text, position in _labels(rows, trained, results):
+    labels: dict[tuple[float, float], tuple[str, tuple[int, float]]] = {}
+    for row, x, y in zip(rows, trained, results, strict=True):
+        cell = (round(math.log10(max(x, 1)), 1), round(y, 2))  # points of a cell share a label
+        text = f"{labels[cell][0]}, {row.name}" if cell in labels else row.name
+        labels[cell] = (text, (x, y))
+    for text, position in labels.values():
         axes.annotate(text, position, (5, 3), textcoords="offset points", fontsize=8)
     # Linear up to one parameter, for a candidate that trains none.
     axes.set_xscale("symlog", linthresh=1)
     if not is_scored and min(results) > 0:
         axes.set_yscale("log")
         _round_labels(axes.yaxis, results)
-    axes.set_xlabel("trainable parameters")
-    axes.set_ylabel("score" if is_scored else "final loss")
+    axes.set(xlabel="trainable parameters", ylabel="score" if is_scored else "final loss")
     axes.spines[["top", "right"]].set_visible(False)
     figure.colorbar(points, label="milliseconds per step")
     return figure
-
-
-def _labels(
-    rows: Sequence[ComparisonRow], trained: Sequence[int], results: Sequence[float]
-) -> list[tuple[str, tuple[int, float]]]:
-    """The text beside each point, and its position. Overlapping points share a label."""
-    labels: dict[tuple[float, float], tuple[str, tuple[int, float]]] = {}
-    for row, x, y in zip(rows, trained, results, strict=True):
-        cell = (round(math.log10(max(x, 1)), 1), round(y, 2))
-        text = f"{labels[cell][0]}, {row.name}" if cell in labels else row.name
-        labels[cell] = (text, (x, y))
-    return list(labels.values())
 
 
 def _round_labels(axis: Axis, values: Sequence[float]) -> None:

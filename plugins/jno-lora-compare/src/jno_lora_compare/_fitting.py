@@ -12,14 +12,12 @@ from jaxtyping import Array, PyTree
 
 from jno.lora import Net, resolve
 from jno.lora.extending import imported_for
-from jno_lora_train import Fit, Trainer
+from jno_lora_train import Trainer
 
 from ._row import ComparisonRow
 
 
 class Task(NamedTuple):
-    """The training task, the same for all candidates."""
-
     loss: Callable[[Any, Any], Array]
     batches: list[PyTree]
     steps: int
@@ -34,7 +32,7 @@ class Task(NamedTuple):
         cost = trainer.compile(trainable, frozen, self.batches[0])
         trains = bool(jax.tree.leaves(trainable))
 
-        def trial(rate: float | None) -> _Trial:
+        def trial(rate: float | None) -> tuple[tuple[float, ...], ComparisonRow]:
             state = trainer.optimizer.init(trainable)
             if rate is not None:
                 state.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
@@ -43,47 +41,35 @@ class Task(NamedTuple):
             means = running_means(fit.losses, max(1, self.steps // 10))
             model = eqx.combine(fit.trainable, frozen)
             score = () if self.score is None else self.score(resolve(model))
-            numbers = score if isinstance(score, tuple) else (score,)
-            return _Trial(rate, fit, means, model, tuple(map(float, numbers)))
+            scores = tuple(map(float, score if isinstance(score, tuple) else (score,)))
+            row = ComparisonRow(
+                name=name,
+                trainable=parameter_count(trainable),
+                learning_rate=rate if trains else None,
+                score=scores[0] if scores else None,
+                final_loss=means[-1],
+                best_loss=min(means, key=lambda mean: math.inf if math.isnan(mean) else mean),
+                milliseconds=fit.milliseconds,
+                **cost._asdict(),
+                losses=fit.losses,
+                model=model,
+            )
+            return _order(scores or (-means[-1],)), row
 
         # A candidate that trains nothing gives the same result at every rate.
         rates = self.rates if trains else self.rates[:1]
-        best = max(map(trial, rates or (None,)), key=lambda trial: trial.order)
-        return ComparisonRow(
-            name=name,
-            trainable=parameter_count(trainable),
-            learning_rate=best.rate if trains else None,
-            score=best.score[0] if best.score else None,
-            final_loss=best.means[-1],
-            best_loss=min(best.means, key=lambda mean: math.inf if math.isnan(mean) else mean),
-            milliseconds=best.fit.milliseconds,
-            temp_bytes=cost.temp_bytes,
-            compile_seconds=cost.compile_seconds,
-            losses=best.fit.losses,
-            model=best.model,
-        )
+        _, best_row = max(map(trial, rates or (None,)), key=lambda trial: trial[0])
+        return best_row
 
 
-class _Trial(NamedTuple):
-    """A candidate that was trained at one learning rate."""
-
-    rate: float | None
-    fit: Fit
-    means: list[float]
-    model: Any
-    score: tuple[float, ...]  # empty if only the loss counts
-
-    @property
-    def order(self) -> tuple[float, ...]:
-        """The best trial has the largest order. NaN is worse than any number."""
-        order = self.score or (-self.means[-1],)
-        return tuple(-math.inf if math.isnan(x) else x for x in order)
+def _order(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    """The best trial has the largest order. NaN is worse than any number."""
+    return tuple(-math.inf if math.isnan(x) else x for x in numbers)
 
 
 def running_means(losses: Sequence[float], window: int) -> list[float]:
     """The mean of each `window` consecutive losses."""
-    ends = range(window, len(losses) + 1)
-    return [math.fsum(losses[end - window : end]) / window for end in ends]
+    return [math.fsum(losses[i : i + window]) / window for i in range(len(losses) - window + 1)]
 
 
 def adam() -> Any:
@@ -97,5 +83,4 @@ def adam() -> Any:
 
 
 def parameter_count(tree: PyTree) -> int:
-    """How many numbers the arrays of `tree` hold."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

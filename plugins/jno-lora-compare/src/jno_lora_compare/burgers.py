@@ -3,8 +3,7 @@
     u_t + u u_x = nu u_xx,    x in [0, 2 pi) periodic,    u(x, 0) -> u(x, 1)
 
 `simulate` makes data, `operator` makes a model, and a `Protocol` adapts the model to few
-simulations by early stopping. `examples/burgers_operator.py` and `jno-lora demo --task operator`
-use these functions. They need the libraries of the extra `demo`.
+simulations by early stopping. All functions need the libraries of the extra `demo`.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ def initial_fields(key: PRNGKeyArray, number: int) -> Float[Array, "fields point
     """Random smooth periodic fields on `4 * GRID` points, of standard deviation 1."""
     modes = jnp.arange(1.0, 5.0)
     size = jnp.exp(-0.5 * (modes / 2.0) ** 2)
-    size = size / jnp.sqrt(jnp.sum(size**2))
+    size /= jnp.sqrt(jnp.sum(size**2))
     a, b = jax.random.normal(key, (2, number, modes.size)) * size[None, None, :]
     x = jnp.linspace(0, 2 * jnp.pi, 4 * GRID, endpoint=False)
     angle = modes[:, None] * x[None, :]
@@ -90,8 +89,7 @@ def shifted(simulations: Simulations, numbers: Any, shifts: Any) -> Simulations:
     The equation is the same at every `x`, so a shifted simulation is a new simulation.
     """
     points = (np.arange(GRID) - np.asarray(shifts)[:, None]) % GRID
-    starts, ends = (fields[np.asarray(numbers)[:, None], points] for fields in simulations)
-    return starts, ends
+    return tuple(fields[np.asarray(numbers)[:, None], points] for fields in simulations)
 
 
 def batch_of(simulations: Simulations, size: int, rng: np.random.Generator) -> Simulations:
@@ -174,12 +172,10 @@ class Protocol:
         held_out = max(1, count // 4)
         even_shifts = np.arange(_VALIDATION) * GRID // _VALIDATION
         validation = shifted(simulations, np.arange(_VALIDATION) % held_out, even_shifts)
-        starts, ends = simulations
-        training = (starts[held_out:], ends[held_out:])
-        trainable, frozen = net.partition()
+        training = [fields[held_out:] for fields in simulations]
         runs: dict[float, TrainingRun] = {}
         for rate in self.rates:
-            runs[rate] = self._run(trainable, frozen, training, validation, rate)
+            runs[rate] = self._run(net, rate, training, validation)
             on_rate()
         best_rate = min(runs, key=lambda rate: runs[rate].best_loss)
         net.update(runs[best_rate].best)
@@ -197,14 +193,10 @@ class Protocol:
         return self.trainer.evaluate(model, zip(starts, ends, strict=True))
 
     def _run(
-        self,
-        trainable: PyTree,
-        frozen: PyTree,
-        training: Simulations,
-        validation: Simulations,
-        rate: float,
+        self, net: Net, rate: float, training: Simulations, validation: Simulations
     ) -> TrainingRun:
         trainer, rng = self.trainer, np.random.default_rng(0)
+        trainable, frozen = net.partition()
 
         def evaluated(run: TrainingRun) -> TrainingRun:
             model = eqx.combine(run.trainable, frozen)
@@ -220,6 +212,17 @@ class Protocol:
         return run
 
 
+_GREY = "#7f8790"
+_STYLE: Any = {
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), _GREY),
+    **dict.fromkeys(("xtick.color", "ytick.color", "legend.labelcolor"), _GREY),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    "axes.titlesize": "medium",
+    "legend.fontsize": "x-small",
+    "svg.hashsalt": "burgers",  # the same numbers should give the same file
+}
+
+
 def draw(
     path: Any,
     errors: Mapping[str, Sequence[float]],
@@ -231,41 +234,26 @@ def draw(
 
     The background is transparent, and all colours are readable on white and on black.
 
-    **Arguments:**
-
     - `path`: a file for the figure, in the format of its ending.
-    - `errors`: the errors of each candidate, one for each of `counts`. The first candidate is drawn
-        as a dotted line.
+    - `errors`: by candidate, an error for each of `counts`. The first line is dotted.
     - `models`: the models whose predictions are drawn, by candidate.
     - `simulations`: test simulations. The first two are drawn.
     """
     figure = new_picture(11, 3.6, path)
     from matplotlib import colormaps, rc_context
 
-    grey = "#7f8790"
-    colored = ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    style: Any = dict.fromkeys((*colored, "legend.labelcolor"), grey)
-    style |= {"axes.titlesize": "medium", "legend.fontsize": "x-small", "legend.frameon": False}
-    style |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
-    style["svg.hashsalt"] = "burgers"  # the same numbers should give the same file
     colors = dict(zip(errors, colormaps["tab10"].colors, strict=False))  # pyright: ignore[reportAttributeAccessIssue]
-    first = next(iter(errors))
-    colors[first] = grey
-    with rc_context(style):
+    colors[next(iter(errors))] = _GREY
+    with rc_context(_STYLE):
         curves, *fields = figure.subplots(1, 3, width_ratios=(5, 4, 4))
         for name, values in errors.items():
-            line = ":" if name == first else "o-"
+            line = ":" if colors[name] == _GREY else "o-"
             curves.plot(counts, values, line, color=colors[name], lw=1.4, ms=4, label=name)
-        curves.set(xscale="log", yscale="log", xlabel="simulations")
-        curves.set_title("relative error of new fields")
-        curves.set_xticks(counts, [str(count) for count in counts])
-        low, high = (limit(map(limit, errors.values())) for limit in (min, max))
-        ticks = [t for t in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1) if low < 1.2 * t < 1.3 * high]
-        curves.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        _scale(curves, errors, counts)
         x = np.linspace(0, 2 * np.pi, GRID, endpoint=False)
         predicted = {name: predict(model, simulations[0][:2]) for name, model in models.items()}
         for number, axes in enumerate(fields):
-            axes.plot(x, simulations[1][number], color=grey, lw=4, alpha=0.5, label="solution")
+            axes.plot(x, simulations[1][number], color=_GREY, lw=4, alpha=0.5, label="solution")
             for name, ends in predicted.items():
                 axes.plot(x, ends[number], color=colors[name], lw=1.2, label=name)
             axes.set(xlabel="x", title=f"field {number + 1} at time {TIME:g}")
@@ -274,3 +262,11 @@ def draw(
             axes.legend().set_zorder(0)
         metadata = {"Date": None} if str(path).endswith(".svg") else None
         figure.savefig(path, transparent=True, metadata=metadata)
+
+
+def _scale(axes: Any, errors: Mapping[str, Sequence[float]], counts: Sequence[int]) -> None:
+    axes.set(xscale="log", yscale="log", xlabel="simulations", title="relative error of new fields")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    low, high = min(map(min, errors.values())), max(map(max, errors.values()))
+    ticks = [t for t in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1) if low < 1.2 * t < 1.3 * high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

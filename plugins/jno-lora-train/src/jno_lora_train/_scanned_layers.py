@@ -12,10 +12,7 @@ from jno.lora import SelectionError
 
 
 class ScannedLayers(eqx.Module):
-    """Stacked layers of one structure that `jax.lax.scan` runs one after the other.
-
-    Only one layer is compiled. With `remat`, the gradient keeps the input of each layer and
-    computes the inside of the layer again.
+    """Stacked layers of one structure that `jax.lax.scan` runs. Only one layer is compiled.
 
     The result equals this loop's: `for layer in layers: x = layer(x, *args)`. A layer may return a
     tuple: the first item goes to the next layer, and the module returns the remaining items
@@ -34,7 +31,7 @@ class ScannedLayers(eqx.Module):
     **Arguments:**
 
     - `layers`: at least one layer, adapted or not. All have one structure and the same shapes.
-    - `remat`: whether the gradient computes the inside of each layer again instead of saving it.
+    - `remat`: whether the gradient saves only each layer's input, and computes the inside again.
 
     **Raises:** `SelectionError` if the layers differ.
     """
@@ -82,15 +79,13 @@ class ScannedLayers(eqx.Module):
 
     def unstacked(self) -> list[PyTree]:
         """The layers as a list, with their current arrays."""
-        arrays, static = eqx.partition(self.stack, eqx.is_array)
         return [
-            eqx.combine(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), static)
+            jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, self.stack)
             for i in range(self.count)
         ]
 
 
 def _form(layer: PyTree) -> Any:
-    """The structure, static leaves, and shapes and dtypes of a layer."""
-    arrays, static = eqx.partition(layer, eqx.is_array)
-    shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays)]
-    return jax.tree.structure(arrays), jax.tree.flatten(static), shapes
+    """The structure and static leaves of a layer, and the shapes and dtypes of its arrays."""
+    leaves, treedef = jax.tree.flatten(layer)
+    return treedef, [(x.shape, x.dtype) if eqx.is_array(x) else x for x in leaves]

@@ -28,15 +28,11 @@ class Fit(NamedTuple):
     @property
     def milliseconds(self) -> float | None:
         """The median time of a step, without the first; `None` after a single step."""
-        later = self.seconds[1:]
-        return 1000 * statistics.median(later) if later else None
+        return 1000 * statistics.median(self.seconds[1:]) if len(self.seconds) > 1 else None
 
 
 class Cost(NamedTuple):
-    """The time that compiling a step took, and the step's temporary memory in bytes.
-
-    The memory is `None` where the compiler does not report it.
-    """
+    """The time to compile a step, and its temporary memory (`None` where this is not reported)."""
 
     compile_seconds: float
     temp_bytes: int | None
@@ -127,15 +123,13 @@ class Trainer:
         """Train once on each batch, from `state` or from a fresh state of the optimiser."""
         trainable, frozen = _strongly_typed(trainable), _on_the_device(frozen)
         state = self.optimizer.init(trainable) if state is None else state
-        losses: list[Array] = []
-        seconds: list[float] = []
+        losses, seconds = list[Array](), list[float]()
         for batch in batches:
             # Move the batch before the clock runs, so that only the step is timed.
             batch = jax.block_until_ready(_on_the_device(batch))
             begin = time.perf_counter()
-            trainable, state, loss = jax.block_until_ready(
-                self._step(trainable, frozen, state, batch)
-            )
+            results = self._step(trainable, frozen, state, batch)
+            trainable, state, loss = jax.block_until_ready(results)
             seconds.append(time.perf_counter() - begin)
             losses.append(loss)
             on_step()

@@ -15,9 +15,6 @@ from jaxtyping import PyTree
 from jno.lora import CheckpointError
 from jno.lora.extending import adapted_layers, bullets, path_str, sharded_like, write_together
 
-_MAX_HEADER = 2**28  # bytes of the first line
-_MAX_LISTED = 12  # lines of a message
-
 
 class TrainingRun(eqx.Module):
     """A training run between two steps, as `Trainer.start` and `Trainer.step` return it.
@@ -72,7 +69,7 @@ class TrainingRun(eqx.Module):
         there is no file.
         """
         with open(path, "rb") as file:
-            header = file.readline(_MAX_HEADER)
+            header = file.readline(2**28)
             if header != _header(self):
                 raise CheckpointError(_describe_header_mismatch(path, header, _header(self)))
             try:
@@ -95,7 +92,6 @@ def _with_key_data(run: TrainingRun) -> TrainingRun:
 
 
 def _as_key(leaf: Any, like: Any) -> Any:
-    """`leaf`, as a typed key if `like` is one."""
     return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
 
 
@@ -110,7 +106,6 @@ def _header(run: TrainingRun) -> bytes:
 
 
 def _describe_header_mismatch(path: object, header: bytes, expected_header: bytes) -> str:
-    """The message for a file whose first line is `header` instead of `expected_header`."""
     try:
         entries = json.loads(header)
     except ValueError:
@@ -122,16 +117,15 @@ def _describe_header_mismatch(path: object, header: bytes, expected_header: byte
     lines += [f"only in this run: {entry}" for entry in expected if entry not in entries]
     return (
         f"{_misfit(path)} Its adapters or random keys differ (path, class, rank, alpha of an "
-        f"adapter; kind of a key):\n{bullets(lines or ['the order differs'], _MAX_LISTED)}"
+        f"adapter; kind of a key):\n{bullets(lines or ['the order differs'], limit=12)}"
     )
 
 
 def _first_misfit(err: BaseException) -> str:
     """The first leaf that does not fit, for a message, as far as Equinox's error names it."""
-    keys = getattr(err, "path", ())
-    if not keys:
+    path = path_str(getattr(err, "path", ()))
+    if not path:
         return str(err)
-    path = path_str(keys)
     owner = "model" if path.startswith("trainable/") else "optimiser"
     while err.__cause__ is not None:
         err = err.__cause__

@@ -25,16 +25,11 @@ RANK, ALPHA = 8, 8.0
 
 
 class Outcome(NamedTuple):
-    """One row of the table.
-
-    - `row`: the row of the comparison, at the learning rate that the validation scans chose.
-    - `share`: the trainable fraction of the plain model's parameters.
-    - `before`, `after`: the scores before and after training.
-    """
+    """One row of the table, with the scores before and after training."""
 
     name: str
-    row: ComparisonRow
-    share: float
+    row: ComparisonRow  # at the learning rate that the validation scans chose
+    share: float  # the trainable fraction of the plain model's parameters
     before: Score
     after: Score
 
@@ -62,8 +57,7 @@ def adapt(
     for row in comparison:
         if row.error is not None:
             raise WrapperError(f"The demo cannot train {row.name}: {row.error}")
-    parameters = parameter_count(Net(model).partition()[0])
-    before = measure(model, digits)
+    parameters, before = parameter_count(Net(model).partition()[0]), measure(model, digits)
     return tuple(
         Outcome(name, row, (row.trainable or 0) / parameters, before, measure(row.model, digits))
         for name, row in zip(CANDIDATES, comparison, strict=True)

@@ -43,17 +43,15 @@ class Classifier(eqx.Module):
 def loss(model: PyTree, batch: tuple[Array, Array]) -> Float[Array, ""]:
     """The mean cross-entropy of a batch."""
     images, labels = batch
-    logits = jax.vmap(model)(images)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(images), labels).mean()
 
 
 def batches_of(scans: Scans, *, epochs: int, seed: int) -> Iterator[tuple[Array, Array]]:
     """Full batches of `BATCH` scans, in an order that depends only on `seed`."""
     rng = np.random.default_rng(seed)
+    used = len(scans) - len(scans) % BATCH
     for _ in range(epochs):
-        order = rng.permutation(len(scans))
-        used = len(scans) - len(scans) % BATCH
-        for indices in order[:used].reshape(-1, BATCH):
+        for indices in rng.permutation(len(scans))[:used].reshape(-1, BATCH):
             yield scans.images[indices], scans.labels[indices]
 
 
@@ -72,7 +70,6 @@ class Score(NamedTuple):
 
 
 def measure(model: PyTree, digits: Digits) -> Score:
-    """The score of `model`, which maps one scan to ten logits."""
     groups = (digits.validation, digits.test_target, digits.test_source)
     # One call for all groups, so that each class of model compiles once.
     all_logits = logits_of(model, jnp.concatenate([scans.images for scans in groups]))
@@ -87,5 +84,4 @@ def measure(model: PyTree, digits: Digits) -> Score:
 
 @eqx.filter_jit
 def logits_of(model: PyTree, images: Float[Array, "scans 1 8 8"]) -> Float[Array, "scans 10"]:
-    """The logits of all scans."""
     return jax.vmap(model)(images)

@@ -10,13 +10,11 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-# The shift. A classifier of upright digits is right on about half of the shifted digits, which a
-# person still reads.
+# A classifier of upright digits is right on about half of the digits with this shift.
 ROTATION = 30.0  # degrees
 NOISE = 0.15  # standard deviation, where a pixel ranges from 0 to 1
 
-# Sizes of the groups. The remaining scans of the 1797 are for pretraining. No scan is in two
-# groups, so no test scan was seen before, in either domain.
+# Sizes of the groups. The remaining scans of the 1797 are for pretraining.
 TEST, TRAINING, VALIDATION = 500, 150, 150
 
 
@@ -32,18 +30,13 @@ class Scans:
 
 
 class Digits(NamedTuple):
-    """Four disjoint groups of scans; the test group in both domains.
+    """Four disjoint groups of scans, so that no test scan was seen before, in either domain."""
 
-    - `pretraining`: source domain, many.
-    - `training`, `validation`: target domain, few, to train on and to choose by.
-    - `test_source`, `test_target`: the same scans in both domains, only for the report.
-    """
-
-    pretraining: Scans
-    training: Scans
-    validation: Scans
+    pretraining: Scans  # source domain, many
+    training: Scans  # target domain, few
+    validation: Scans  # target domain, few, to choose by
     test_source: Scans
-    test_target: Scans
+    test_target: Scans  # the scans of `test_source` in the target domain
 
 
 def split(labels: Int[np.ndarray, " scans"], seed: int) -> dict[str, np.ndarray]:
@@ -61,15 +54,14 @@ def load(seed: int) -> Digits:
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).reshape(-1, 8, 8)
     groups = split(labels, seed)
-
     # Shift all scans at once, so that a scan's noise does not depend on its group.
-    shifted = shift(images, np.random.default_rng(seed))
+    noise = np.random.default_rng(seed).normal(scale=NOISE, size=images.shape)
+    rotated = ndimage.rotate(images, ROTATION, axes=(1, 2), reshape=False, order=1)
+    shifted = np.clip(rotated + noise, 0, 1)
 
     def scans(domain: np.ndarray, name: str) -> Scans:
-        group = groups[name]
-        return Scans(
-            jnp.asarray(domain[group, None], jnp.float32), jnp.asarray(labels[group], jnp.int32)
-        )
+        images, digits = domain[groups[name], None], labels[groups[name]]
+        return Scans(jnp.asarray(images, jnp.float32), jnp.asarray(digits, jnp.int32))
 
     return Digits(
         pretraining=scans(images, "pretraining"),
@@ -78,11 +70,3 @@ def load(seed: int) -> Digits:
         test_source=scans(images, "test"),
         test_target=scans(shifted, "test"),
     )
-
-
-def shift(
-    images: Float[np.ndarray, "scans 8 8"], rng: np.random.Generator
-) -> Float[np.ndarray, "scans 8 8"]:
-    """The scans rotated about the centre, then with noise, clipped to the range of a pixel."""
-    rotated = ndimage.rotate(images, ROTATION, axes=(1, 2), reshape=False, order=1)
-    return np.clip(rotated + rng.normal(scale=NOISE, size=images.shape), 0, 1)

@@ -1,0 +1,124 @@
+"""A Fourier neural operator that moves to another viscosity."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+
+from jno.lora import Net
+from jno.lora.extending import Bar, default_registry, table
+
+from .. import burgers
+from .._fitting import parameter_count
+from ._output import new_console, say, suggest_commands
+
+NOTHING, EVERYTHING = "no adaptation", "full fine-tuning"
+# The method where it has an adapter, and LoRA for the spectral weights.
+ADAPTERS = {name: [name, "lora"] for name in ("lora", "pissa", "lokr")}
+_LAYERS = "spectral_layers|proj1"
+_RANK, _ALPHA = 4, 8.0
+
+
+class Effort(NamedTuple):
+    source_simulations: int
+    test_simulations: int
+    pretraining_steps: int
+    counts: tuple[int, ...]  # numbers of simulations to adapt to
+    candidates: tuple[str, ...]
+    protocol: burgers.Protocol
+
+
+_LONG = burgers.Protocol((3e-4, 3e-3), steps=200, patience=6)
+_SHORT = burgers.Protocol((3e-4,), steps=2, every=2)
+_FULL = Effort(512, 64, 600, (8, 32), (EVERYTHING, *ADAPTERS), _LONG)
+_QUICK = Effort(16, 16, 2, (2, 4), (EVERYTHING, "lora"), _SHORT)
+
+
+class Row(NamedTuple):
+    """A candidate: the error after each count, and the net that was adapted last."""
+
+    name: str
+    errors: list[float]
+    net: Net
+
+
+def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
+    """Pretrain an operator, adapt it to few simulations in several ways, and report."""
+    default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
+    effort = _QUICK if quick else _FULL
+    counts, steps, protocol = effort.counts, effort.pretraining_steps, effort.protocol
+    console = new_console()
+    keys = jax.random.split(jax.random.key(seed), 5)
+    source = burgers.simulate(keys[0], effort.source_simulations, burgers.SOURCE)
+    target = burgers.simulate(keys[1], max(counts), burgers.TARGET)
+    test = burgers.simulate(keys[2], effort.test_simulations, burgers.TARGET)
+    _print_data(console, effort)
+    with Bar(steps, "Pretraining", console=console) as bar:
+        model = burgers.operator(keys[3])
+        model = burgers.pretrain(model, source, steps, batch=16, on_step=bar.advance)
+    error = protocol.error(model, test)
+    parameters = parameter_count(Net(model).partition()[0])
+    say(
+        console,
+        f"Pretrained {parameters:,} parameters: relative error {protocol.error(model, source):.3f} "
+        f"at viscosity {burgers.SOURCE:g}, {error:.3f} at {burgers.TARGET:g}.",
+        "",
+    )
+    rows = [Row(NOTHING, [error] * len(counts), Net(model).freeze())]
+    rows += _adapted(console, effort, model, target, test, keys[4])
+    _print_table(console, rows, parameters, effort)
+    plot = output / "operator.png"
+    models = {row.name: row.net.module for row in rows if row.name in (NOTHING, EVERYTHING, "lora")}
+    burgers.draw(plot, {row.name: row.errors for row in rows}, counts, models, test)
+    say(console, f"Plot: {plot}")
+    suggest_commands(console, "jno-lora demo", "eleven methods on scans of digits")
+
+
+def _adapted(
+    console: Console, effort: Effort, model: Any, target: Any, test: Any, key: jax.Array
+) -> list[Row]:
+    """Each candidate, adapted to each number of the simulations `target`, and tested."""
+    rows: list[Row] = []
+    counts, protocol = effort.counts, effort.protocol
+    with Bar(len(effort.candidates) * len(counts) * len(protocol.rates), console=console) as bar:
+        for name in effort.candidates:
+            bar.update(what=name)
+            nets = [Net(model, key=key) for _ in counts]
+            for net, count in zip(nets, counts, strict=True):
+                if name in ADAPTERS:
+                    net.freeze().lora(_RANK, alpha=_ALPHA, target=_LAYERS, wrapper=ADAPTERS[name])
+                protocol.adapt(net, [fields[:count] for fields in target], bar.advance)
+            rows.append(Row(name, [protocol.error(net.module, test) for net in nets], nets[-1]))
+    return rows
+
+
+def _print_data(console: Console, effort: Effort) -> None:
+    say(
+        console,
+        f"Burgers equation: {effort.source_simulations} simulations at viscosity "
+        f"{burgers.SOURCE:g} to pretrain a Fourier neural operator on,",
+        f"  {' or '.join(map(str, effort.counts))} at viscosity {burgers.TARGET:g} to adapt it; a "
+        "quarter of these decides when to stop, and the rate.",
+        f"Tested on {effort.test_simulations} other simulations.",
+        "",
+    )
+
+
+def _print_table(console: Console, rows: Sequence[Row], parameters: int, effort: Effort) -> None:
+    headings = ["trainable\nparameters", "% of\nmodel"]
+    headings += [f"error from\n{count}" for count in effort.counts]
+    columns = [("adapter", "left"), *((heading, "right") for heading in headings)]
+    cells: list[tuple[str, ...]] = []
+    for name, errors, net in rows:
+        trainable = parameter_count(net.partition()[0])
+        percent = f"{100 * trainable / parameters:.1f}"
+        cells.append((name, f"{trainable:,}", percent, *(f"{error:.3f}" for error in errors)))
+    caption = (
+        f"{effort.test_simulations} test fields. Adapters: rank {_RANK}, alpha {_ALPHA:g}.\n"
+        f"Rate: the best of {', '.join(f'{rate:g}' for rate in effort.protocol.rates)} on the "
+        "validation split. A method that\nfinds nothing better there keeps the model as it was."
+    )
+    console.print(table("Relative error by the number of simulations", columns, cells, caption))
+    console.print()
