@@ -14,17 +14,17 @@ from .._registry import Registry
 from .._shared_arrays import resolve, shared_arrays, uses_shared, with_shared_arrays
 from ._case import WrapperCase, constructed, perturbed, random_statistics
 from ._comparisons import arrays_of, relative_error, require, require_close
-from ._conformance import required
-from ._programs import output
+from ._conformance import required, skip_unless
+from ._programs import gradients, output
 
 _TOLERANCE = 1e-5
+_NEEDS_NOTHING = "the adapter needs no statistics"
 
 
 @required("guard divisions and roots: a layer may see zeros, or fewer vectors than it has inputs.")
-def check_poor_statistics(case: WrapperCase) -> str | None:
+def check_poor_statistics(case: WrapperCase) -> None:
     """Statistics of zeros, or of a single vector, give finite arrays and the layer's outputs."""
-    if not case.wrapper.needs:
-        return "the adapter needs no statistics"
+    skip_unless(case.wrapper.needs, _NEEDS_NOTHING)
     base = case.make_base()
     plain = output(case, base)
     # An option may ask for another start.
@@ -40,14 +40,12 @@ def check_poor_statistics(case: WrapperCase) -> str | None:
                 f"With statistics of {data}, the fresh adapter's output differs from the layer's"
             )
             require_close(output(case, adapter), plain, _TOLERANCE, problem)
-    return None
 
 
 @required("define `inputs_of` and `outputs_of` for this kind of layer, in the order of `matrix`.")
-def check_calibration(case: WrapperCase) -> str | None:
+def check_calibration(case: WrapperCase) -> None:
     """`calibrate` collects the adapter's statistics from single calls, and from `vmap`."""
-    if not case.wrapper.needs:
-        return "the adapter needs no statistics"
+    skip_unless(case.wrapper.needs, _NEEDS_NOTHING)
     several = [case.make_inputs(seed=seed) for seed in (51, 52)]
 
     def loss(layer: Any, batch: Any) -> Any:
@@ -56,26 +54,24 @@ def check_calibration(case: WrapperCase) -> str | None:
 
     alone = [jax.tree.map(lambda x: x[None], inputs) for inputs in several]
     together = jax.tree.map(lambda *x: jnp.stack(x), *several)
-    registry = Registry(discover=False)
+    registry, base = Registry(discover=False), case.make_base()
     single, mapped = (
-        calibrate(case.make_base(), batches, loss, wrappers=case.wrapper, registry=registry)[""]
+        calibrate(base, batches, loss, wrappers=case.wrapper, registry=registry)[""]
         for batches in (alone, [together])
     )
-    for name, array in (random_statistics(case.wrapper, case.make_base()) or {}).items():
+    for name, array in (random_statistics(case.wrapper, base) or {}).items():
         x, y = single[name], mapped[name]
         require(
             x.shape == array.shape,
             f"Calibration gives {name!r} the shape {x.shape}, but `matrix` asks for {array.shape}.",
         )
         require_close(x, y, 1e-4, f"{name!r} of one batch and of two differ", least=1e-2)
-    return None
 
 
 @required("read a shared array by `self.field.array` each time; keep no copy of it.")
-def check_shared_arrays(case: WrapperCase) -> str | None:
+def check_shared_arrays(case: WrapperCase) -> None:
     """Two adapters keep one array of each name, whose gradient is the sum over both."""
-    if not uses_shared(case.make()):
-        return "the adapter shares no array"
+    skip_unless(uses_shared(case.make()), "the adapter shares no array")
     layers = [case.make_base(seed=seed) for seed in (61, 62)]
     pair = [constructed(case, layer, jax.random.key(3)) for layer in layers]
     names = {field.name for field in vars(pair[0]).values() if is_shared(field)}
@@ -92,20 +88,18 @@ def check_shared_arrays(case: WrapperCase) -> str | None:
         problem = "With shared arrays, the merged layer differs from the adapter"
         for plain, adapter in zip(merged, resolved, strict=True):
             require_close(case.run(plain), case.run(adapter), 10 * _TOLERANCE, problem)
-    return None
 
 
 def _check_sum_of_gradients(case: WrapperCase, model: Any) -> None:
     varied, fixed = eqx.partition(model, eqx.is_inexact_array)
 
-    def loss(arrays: Any, index: int) -> Any:
-        adapters: Any = resolve(eqx.combine(arrays, fixed))
-        result = case.run(adapters[index])
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(result))
+    def gradient(*users: int) -> Any:
+        def call(model: Any, *inputs: Any) -> list[Any]:
+            adapters = resolve(model)
+            return [case.call(adapters[user], *inputs) for user in users]
 
-    first, second = (shared_arrays(jax.grad(loss)(varied, index)) for index in (0, 1))
-    both = jax.grad(lambda arrays: loss(arrays, 0) + loss(arrays, 1))(varied)
+        return shared_arrays(gradients(varied, fixed, call, case.make_inputs()))
+
+    total = jax.tree.map(jnp.add, gradient(0), gradient(1))
     problem = "The gradient of a shared array is not the sum over its users"
-    require_close(
-        shared_arrays(both), jax.tree.map(jnp.add, first, second), 10 * _TOLERANCE, problem
-    )
+    require_close(gradient(0, 1), total, 10 * _TOLERANCE, problem)

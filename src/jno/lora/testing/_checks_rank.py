@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.tree_util as jtu
 import numpy as np
 
@@ -13,52 +12,43 @@ from .._penalty import penalty
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase
 from ._comparisons import arrays_of, relative_error, require, require_close
-from ._conformance import required
+from ._conformance import required, skip_unless
 
 _TOLERANCE = 1e-5
 
 
 @required("wrap the arrays that should not move in `jax.lax.stop_gradient`.")
-def check_penalty(case: WrapperCase) -> str | None:
+def check_penalty(case: WrapperCase) -> None:
     """The penalty is one finite number, and moves only trained arrays."""
-    if case.wrapper.penalty is LoRAWrapper.penalty:
-        return "the adapter defines no `penalty`"
+    is_defined = case.wrapper.penalty is not LoRAWrapper.penalty
+    skip_unless(is_defined, "the adapter defines no `penalty`")
     trained = case.make_trained()
-    varied, fixed = eqx.partition(trained, eqx.is_inexact_array)
-
-    def value_of(varied: Any) -> Any:
-        return penalty(eqx.combine(varied, fixed))
-
-    value, (compiled, grads) = penalty(trained), jax.jit(jax.value_and_grad(value_of))(varied)
+    value = penalty(trained)
+    compiled, grads = eqx.filter_jit(eqx.filter_value_and_grad(penalty))(trained)
     require(np.isfinite(value), f"The penalty is {value}.", "mind divisions, and roots, at zero.")
     require_close(compiled, value, 10 * _TOLERANCE, "Compiled and eager penalties differ")
-    moving, fixed_grads = eqx.partition(grads, lora_trainable_filter(trained))
+    moving, fixed = eqx.partition(grads, lora_trainable_filter(trained))
     for path, grad in jtu.tree_leaves_with_path(grads):
         where = f"The gradient of the penalty by `{path_str(path)}`"
         require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
-    for path, grad in jtu.tree_leaves_with_path(fixed_grads):
+    for path, grad in jtu.tree_leaves_with_path(fixed):
         where = f"The gradient of the penalty by `{path_str(path)}`"
         require(not np.any(grad), f"{where} is not zero, but this array does not train.")
-    require(
-        any(np.any(grad) for grad in arrays_of(moving)),
-        "The penalty moves no trained array.",
-        "let it depend on a trained field.",
-    )
-    return None
+    problem = "The penalty moves no trained array."
+    require(any(map(np.any, arrays_of(moving))), problem, "let it depend on a trained field.")
 
 
 @required(
     "let `rank_gate` name the field with a factor for each direction, and `rank_axes` the axis of "
     "the directions in one layer's array of each other field."
 )
-def check_rank_gate(case: WrapperCase) -> str | None:
+def check_rank_gate(case: WrapperCase) -> None:
     """Only directions with an open gate have an effect, in one program for all gates."""
-    name, axes = case.wrapper.rank_gate, case.wrapper.rank_axes
-    if name is None:
-        return "the adapter declares no `rank_gate`"
+    name: Any = case.wrapper.rank_gate
+    skip_unless(name, "the adapter declares no `rank_gate`")
     opened, inputs = case.make_trained(), case.make_inputs()
     gate = getattr(opened, name)
-    _check_rank_axes(opened, name)
+    _check_rank_axes(opened, name, gate)
     traces: list[None] = []
 
     @eqx.filter_jit
@@ -72,7 +62,7 @@ def check_rank_gate(case: WrapperCase) -> str | None:
         relative_error(without, with_direction) > 10 * _TOLERANCE,
         f"The output does not change if an entry of the gate {name!r} becomes zero.",
     )
-    for field, axis in axes.items():
+    for field, axis in case.wrapper.rank_axes.items():
         changed = getattr(opened, field).at[(slice(None),) * axis + (-1,)].add(1)
         which = f"The direction of {field!r} along axis {axis}"
         problem = f"{which} whose gate is zero changes the output"
@@ -84,11 +74,9 @@ def check_rank_gate(case: WrapperCase) -> str | None:
         f"The call was traced {len(traces)} times for other values of one shape.",
         "keep everything that a controller changes in array fields.",
     )
-    return None
 
 
-def _check_rank_axes(adapter: Any, name: str) -> None:
-    gate = getattr(adapter, name)
+def _check_rank_axes(adapter: Any, name: str, gate: Any) -> None:
     require(gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,).")
     for field, axis in type(adapter).rank_axes.items():
         shape = getattr(adapter, field).shape

@@ -17,7 +17,7 @@ from .._paths import path_str, stable_hash
 from .._shared_arrays import filler, with_shared_arrays
 from ._case import NOT_MERGEABLE, WrapperCase, constructed, perturbed, random_statistics, split
 from ._comparisons import arrays_of, relative_error, require, require_close
-from ._conformance import ConformanceError, advice, required
+from ._conformance import ConformanceError, advice, required, skip_unless
 from ._programs import (
     gradients,
     mapped_and_scanned,
@@ -51,10 +51,9 @@ def check_gradients(case: WrapperCase) -> None:
 
 
 @required("take the same values as constants in both (DoRA's norm), and use only JAX operations.")
-def check_merge_gradients(case: WrapperCase) -> str | None:
+def check_merge_gradients(case: WrapperCase) -> None:
     """Merging inside the loss gives the gradients of the wrapped path."""
-    if not case.mergeable:
-        return NOT_MERGEABLE
+    skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
     varied, fixed = eqx.partition(merged(trained), eqx.is_inexact_array)
     of_merged = gradients(varied, fixed, case.call, case.make_inputs())
@@ -64,7 +63,6 @@ def check_merge_gradients(case: WrapperCase) -> str | None:
         10 * _TOLERANCE,
         "The gradients through `merge()` differ from those through `__call__`",
     )
-    return None
 
 
 @required("no Python `int()`, `float()` or `if` on array values in `__init__` or `__call__`.")
@@ -121,12 +119,11 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     "define `stack_ndim(leaf)`: how many axes come before one layer's own. Or answer `False` to "
     "stacked layers in `applies_to`."
 )
-def check_stacked_layers(case: WrapperCase) -> str | None:
+def check_stacked_layers(case: WrapperCase) -> None:
     """A stacked layer that the adapter claims is adapted and merged slice by slice."""
     bases = [case.make_base(seed=seed) for seed in (41, 42)]
     stack = stacked(bases)
-    if not case.wrapper.applies_to(stack):
-        return "the adapter does not claim stacked layers"
+    skip_unless(case.wrapper.applies_to(stack), "the adapter does not claim stacked layers")
     try:
         _adapt_and_merge_a_stack(case, bases, stack)
     except Exception as err:
@@ -139,16 +136,14 @@ def check_stacked_layers(case: WrapperCase) -> str | None:
             f"`applies_to` claims a stack of layers, whose `stack_ndim` is {ndim}, and the adapter "
             f"cannot take it as one layer: {type(err).__name__}: {err}",
         )
-    return None
 
 
 def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stack: Any) -> None:
-    adapted = _apply(case, stack)
-    trained = perturbed(adapted)
-    plain: Any = merge_lora(with_arrays(trained)) if case.mergeable else trained
+    model = _apply(case, stack)
+    trained_model = perturbed(model)
     # Each slice gets the arrays that all slices share.
-    adapted, trained = filler(adapted)(adapted), filler(trained)(trained)
-    plain = plain if case.mergeable else trained
+    adapted, trained = filler(model)(model), filler(trained_model)(trained_model)
+    plain: Any = merge_lora(with_arrays(trained_model)) if case.mergeable else trained
     for index, base in enumerate(bases):
         start = relative_error(output(case, slice_of(adapted, index)), output(case, base))
         adapter, layer = slice_of(trained, index), slice_of(plain, index)
@@ -204,15 +199,14 @@ def check_no_lapack_in_step(case: WrapperCase) -> None:
 
 
 @advice("let shapes, not devices, decide the computation.")
-def check_sharding(case: WrapperCase) -> str | None:
+def check_sharding(case: WrapperCase) -> None:
     """A layer sharded over devices is adapted, run and merged on its mesh.
 
     The check needs several devices (see `--xla_force_host_platform_device_count`).
     """
     plain = case.make_base()
     layer, shardings = _shard(plain)
-    if not shardings:
-        return "the layer has no array that could be cut"
+    skip_unless(shardings, "the layer has no array that could be cut")
     adapted = perturbed(_apply(case, layer))
     # The dispatcher gives this key to a model that is one layer.
     key = jax.random.key(3)
@@ -238,7 +232,6 @@ def check_sharding(case: WrapperCase) -> str | None:
             "The merged layer is sharded differently than the layer was.",
             "merge into arrays of the base's shapes; `merge_lora` then places them like the base.",
         )
-    return None
 
 
 def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
@@ -263,13 +256,12 @@ def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
 
 def _apply(case: WrapperCase, base: Any) -> Any:
     """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
+    layer = case.make_base()
+    statistics = random_statistics(case.wrapper, layer) or {}
+    stack = arrays_of(base)[0].shape[: arrays_of(base)[0].ndim - arrays_of(layer)[0].ndim]
+    stacked = {name: jnp.broadcast_to(x, (*stack, *x.shape)) for name, x in statistics.items()}
     settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
-    statistics = random_statistics(case.wrapper, case.make_base())
-    if statistics is not None:
-        ndim = arrays_of(base)[0].ndim - arrays_of(case.make_base())[0].ndim
-        stack = arrays_of(base)[0].shape[:ndim]
-        stacked = {name: jnp.broadcast_to(x, (*stack, *x.shape)) for name, x in statistics.items()}
-        settings["statistics"] = {"": stacked}
+    settings["statistics"] = {"": stacked} if stacked else None
     return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
 
 

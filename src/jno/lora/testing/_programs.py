@@ -79,12 +79,12 @@ def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tu
 @compiled
 def gradients(varied: PyTree, fixed: PyTree, call: Any, inputs: tuple[Any, ...]) -> PyTree:
     """The gradients of a loss of the output by the arrays in `varied`."""
+    return jax.grad(lambda varied: loss_of(call(eqx.combine(varied, fixed), *inputs)))(varied)
 
-    def loss(varied: PyTree) -> Any:
-        result = call(eqx.combine(varied, fixed), *inputs)
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(result))
 
-    return jax.grad(loss)(varied)
+def loss_of(outputs: PyTree) -> Any:
+    """A number that depends on every output of a layer."""
+    return sum(jnp.sum(jnp.sin(output)) for output in jax.tree.leaves(outputs))
 
 
 @compiled
@@ -112,21 +112,15 @@ def merged(adapter: Any) -> Any:
 
 def stacked(trees: list[Any]) -> Any:
     """One tree, whose arrays are stacked along a first axis."""
-
-    def stack(*leaves: Any) -> Any:
-        return jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
-
-    return jax.tree.map(stack, *trees)
+    return jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *trees)
 
 
 def slice_of(stack: Any, index: int) -> Any:
     """The tree at `index` of a stack."""
+    arrays, static = eqx.partition(stack, eqx.is_array)
 
-    def slice_leaf(leaf: Any) -> Any:
-        if not eqx.is_array(leaf):
-            return leaf
-        if is_key(leaf):
-            return leaf[index]
-        return jnp.asarray(np.asarray(leaf)[index])  # JAX would compile the slice
+    def slice_array(x: Any) -> Any:
+        # JAX would compile the slice of an array.
+        return x[index] if is_key(x) else jnp.asarray(np.asarray(x)[index])
 
-    return jax.tree.map(slice_leaf, stack)
+    return eqx.combine(jax.tree.map(slice_array, arrays), static)
