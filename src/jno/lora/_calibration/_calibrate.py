@@ -137,16 +137,15 @@ def _sums(
 
     varied, fixed = eqx.partition(probes, {path: varies(probe) for path, probe in probes.items()})
 
-    def with_probes(varied: Any) -> Any:
-        return loss(replace_layers(model, eqx.combine(varied, fixed)), batch)
-
-    grads = eqx.filter_grad(with_probes)(varied)
+    grads = eqx.filter_grad(
+        lambda varied: loss(replace_layers(model, eqx.combine(varied, fixed)), batch)
+    )(varied)
     by_path = {path: dict(grad.sums) for path, grad in grads.items()}
     for path, probe in probes.items():
         if statistics := _gradients_of(probe):
             # Leaves without a gradient, such as sizes, come from the layer.
             base = eqx.combine(grads[path].base, fixed[path].base)
-            ndim = _stack_ndim(probe)
+            ndim = probe.wrapper.stack_ndim(probe.base)
             G = over_stack(probe.wrapper.matrix, ndim)(base)
             by_path[path] |= {s.name: over_stack(s.right, ndim)(G) for s in statistics}
     return by_path
@@ -155,10 +154,6 @@ def _sums(
 def _matrix_of(layer: Any, cls: Any) -> Any:
     """The matrix of a layer or of a stack, without values."""
     return eqx.filter_eval_shape(over_stack(cls.matrix, cls.stack_ndim(layer)), layer)
-
-
-def _stack_ndim(probe: Probe) -> int:
-    return probe.wrapper.stack_ndim(probe.base)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -194,9 +189,8 @@ def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanR
 
 def _is_reached(sums: dict[str, Array]) -> bool:
     counts = [sums[counter.name] for counter in (Rows, RowsOut) if counter.name in sums]
-    if counts:
-        return all(map(np.all, counts))
-    return all(map(np.any, sums.values()))  # gradients
+    gradients = sums.values()
+    return all(map(np.all, counts)) if counts else all(map(np.any, gradients))
 
 
 def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array | Factor]:
@@ -210,7 +204,8 @@ def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Arra
             F = jnp.asarray(np.stack(list(factors)).reshape(*stack, width, size))
             means[statistic.name] = Factor(F)
         else:
-            means[statistic.name] = over_stack(statistic.value, _stack_ndim(probe))(mean)
+            ndim = probe.wrapper.stack_ndim(probe.base)
+            means[statistic.name] = over_stack(statistic.value, ndim)(mean)
     return means
 
 

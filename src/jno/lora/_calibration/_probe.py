@@ -1,10 +1,9 @@
 """A probe: a layer with unchanged outputs, whose gradients are statistics.
 
-The probe holds a zero array `C` for each statistic, and adds nothing to the output. A custom rule
-makes the cotangent of `left(V) C` equal to `right(V)`, whatever the loss is. So `jax.grad` with
-respect to `C` gives `left(V)^T right(V)`, as one matrix product for a whole batch, through `vmap`,
-`scan`, `jax.checkpoint` and layers that are used several times. The rule ignores the cotangent of
-the output, so the compiler drops the backward pass if no other gradient needs it.
+The probe holds a zero array `C` for each statistic. A custom rule makes the cotangent of
+`left(V) C` equal to `right(V)`, whatever the loss is. So `jax.grad` by `C` gives
+`left(V)^T right(V)`, through `vmap`, `scan`, `jax.checkpoint` and layers that are used several
+times. The compiler drops the backward pass if no other gradient needs it.
 """
 
 from typing import Any
@@ -102,12 +101,7 @@ def _with_cotangent(y: Any, product: Array, right: Array) -> Any:
     return y
 
 
-def _forward(y: Any, product: Array, right: Array) -> tuple[Any, Array]:
-    return y, right
-
-
-def _backward(right: Array, cotangent: Any) -> tuple[Any, Array, Array]:
-    return cotangent, right, jnp.zeros_like(right)
-
-
-_with_cotangent.defvjp(_forward, _backward)
+_with_cotangent.defvjp(
+    lambda y, product, right: (y, right),
+    lambda right, cotangent: (cotangent, right, jnp.zeros_like(right)),
+)

@@ -97,6 +97,4 @@ def _held(value: Array | Factor) -> Array:
 
 
 def _whole(value: Array | Factor) -> Array:
-    if isinstance(value, Factor):
-        return value.F @ jnp.swapaxes(value.F, -1, -2)
-    return value
+    return value.F @ value.F.mT if isinstance(value, Factor) else value

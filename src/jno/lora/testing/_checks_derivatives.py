@@ -1,7 +1,7 @@
 """Checks of derivatives with respect to a layer's input, which physics-informed losses need.
 
-The checks restrict the layer to a plane through the case's inputs: derivatives of a function of two
-numbers are cheap to compile for every layer.
+Each layer is restricted to a plane through the case's inputs, since derivatives by two numbers are
+cheap to compile.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,7 @@ _TOLERANCE = 2e-4
 _ORIGIN = np.zeros(2, np.float32)
 _ORDER = 3
 
-Derivatives = dict[str, Callable[[Callable[..., Array]], Callable[..., Array]]]
-
-DERIVATIVES: Derivatives = {
+DERIVATIVES: dict[str, Callable[[Callable[..., Any]], Callable[..., Array]]] = {
     "grad": jax.grad,
     "jacfwd(jacfwd)": lambda f: jax.jacfwd(jax.jacfwd(f)),
     "jacrev(jacrev)": lambda f: jax.jacrev(jax.jacrev(f)),

@@ -92,7 +92,7 @@ def check_vmap(case: WrapperCase) -> None:
     require_close(mapped, looped, _TOLERANCE, "`vmap` and a loop differ")
 
 
-@required()
+@required("keep everything that differs between layers in array fields.")
 def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     """The constructor can be mapped over layers, and the stack run by `lax.scan`."""
     bases = [case.make_base(seed=seed) for seed in (31, 32)]
@@ -105,7 +105,6 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
             output(case, slice_of(adapters, index), inputs),
             10 * _TOLERANCE,
             f"The mapped constructor's stack, run by `lax.scan`, differs from slice {index} alone",
-            "keep everything that differs between layers in array fields.",
         )
     shapes = [array.shape for array in arrays_of(case.make())]
     require(

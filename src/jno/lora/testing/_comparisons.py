@@ -18,16 +18,11 @@ def require(condition: Any, problem: str, remedy: str = "") -> None:
 
 
 def require_close(
-    actual: PyTree,
-    expected: PyTree,
-    bound: float,
-    problem: str,
-    remedy: str = "",
-    least: float = 1e-3,
+    actual: PyTree, expected: PyTree, bound: float, problem: str, least: float = 1e-3
 ) -> None:
     """**Raises:** `ConformanceError` if the `relative_error` is larger than `bound`."""
     error = relative_error(actual, expected, least)
-    require(error <= bound, f"{problem}: relative error {error:.1e}, allowed {bound:.1e}.", remedy)
+    require(error <= bound, f"{problem}: relative error {error:.1e}, allowed {bound:.1e}.")
 
 
 def relative_error(actual: PyTree, expected: PyTree, least: float = 1e-3) -> float:
@@ -59,7 +54,6 @@ def same_bits(a: PyTree, b: PyTree) -> bool:
 
 
 def arrays_of(tree: PyTree) -> list[Any]:
-    """The leaves of `tree` that are arrays."""
     return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
 
 

@@ -1,8 +1,7 @@
-"""The programs of the checks. Each function is compiled once, for all checks and cases.
+"""The programs of the checks.
 
-A program takes a layer and the case's `call`, so all layers of one structure share it, such as the
-merged layers of all methods. Without programs, JAX would compile each operation for each new shape,
-which would take most of a check's time.
+All layers of one structure share a program. Without programs, JAX would compile each operation for
+each new shape, which would take most of a check's time.
 """
 
 import functools
@@ -49,7 +48,6 @@ def _output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
 
 @compiled
 def mapped_output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
-    """The outputs for inputs with a batch axis in front."""
     return jax.vmap(lambda inputs: call(layer, *inputs))(inputs)
 
 
@@ -101,7 +99,6 @@ def through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTre
 
 @compiled
 def attributes(adapter: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """Attributes of the adapter, as a model reads them."""
     return {name: getattr(adapter, name, None) for name in names}
 
 
