@@ -22,7 +22,7 @@ from .._sharding import replicated_beside
 from .._showing import tracked
 from .._tree import layers_at, replace_layers
 from ._probe import Probe, Rows, RowsOut, directions
-from ._statistics import Factor, Statistics
+from ._statistics import FACTOR, Statistics
 
 # Without `sketch`, larger statistics are refused.
 _MOST_BYTES = 2 * 2**30
@@ -193,16 +193,16 @@ def _is_reached(sums: dict[str, Array]) -> bool:
     return all(map(np.all, counts)) if counts else all(map(np.any, gradients))
 
 
-def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array | Factor]:
+def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array]:
     counts = {"inputs": sums.get(Rows.name), "outputs": sums.get(RowsOut.name), "gradient": batches}
-    means: dict[str, Array | Factor] = {}
+    means: dict[str, Array] = {}
     for statistic in statistics_of(probe.wrapper):
         mean = sums[statistic.name] / counts[statistic.of]
         if statistic.is_covariance and mean.shape[-1] < mean.shape[-2]:
             *stack, width, size = mean.shape
             factors = map(_nystrom, np.asarray(mean).reshape(-1, width, size))
-            F = jnp.asarray(np.stack(list(factors)).reshape(*stack, width, size))
-            means[statistic.name] = Factor(F)
+            F = np.stack(list(factors)).reshape(*stack, width, size)
+            means[statistic.name + FACTOR] = jnp.asarray(F)
         else:
             ndim = probe.wrapper.stack_ndim(probe.base)
             means[statistic.name] = over_stack(statistic.value, ndim)(mean)

@@ -217,8 +217,14 @@ def check_state_round_trip(case: WrapperCase) -> None:
     )
 
 
+_RESTORE_ARRAYS = "let `from_state` take the arrays of `state`, by default named as the fields."
+_RESTORE_OPTIONS = (
+    "let `options_of(state)` give the options that the names and shapes of the saved arrays stand "
+    "for: `from_state` passes them to the constructor."
+)
+
+
 def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
-    """`adapter`, saved to a file, and loaded around the original base."""
     registry = Registry(discover=False)  # so that only this class is looked at
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "adapter.safetensors"
@@ -227,13 +233,8 @@ def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
             model = {"layer": case.make_base()}
             return load(model, file, case.wrapper, registry, strict=True)["layer"]
         except CheckpointError as err:
-            start = "The"
-            remedy = "let `from_state` take the arrays of `state`, by default named as the fields."
-            if case.options:
-                start = f"With the options {dict(case.options)}, the"
-                remedy = (
-                    "let `options_of(state)` give the options that the names and shapes of the "
-                    "saved arrays stand for: `from_state` passes them to the constructor."
-                )
-            problem = f"{start} saved adapter cannot be loaded: {err}"
-            raise ConformanceError(problem, remedy) from err
+            start = f"With the options {dict(case.options)}, the" if case.options else "The"
+            remedy = _RESTORE_OPTIONS if case.options else _RESTORE_ARRAYS
+            raise ConformanceError(
+                f"{start} saved adapter cannot be loaded: {err}", remedy
+            ) from err

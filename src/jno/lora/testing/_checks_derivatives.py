@@ -38,12 +38,12 @@ DERIVATIVES: dict[str, Callable[[Callable[..., Any]], Callable[..., Array]]] = {
 )
 def check_input_derivatives(case: WrapperCase) -> None:
     """Derivatives with respect to the input equal the merged layer's, up to the third order."""
-    _skip_unless_comparable(case)
-    names = tuple(name for name in DERIVATIVES if _can(case, _derivatives, (name,)))
+    plane = _plane(case)
+    names = tuple(name for name in DERIVATIVES if _can(case, plane, _derivatives, (name,)))
     skip_unless(names, "the layer itself cannot be differentiated")
     trained = case.make_trained()
-    expected = _derivatives(merged(trained), case.call, _plane(case), names)
-    got = _derivatives(trained, case.call, _plane(case), names)
+    expected = _derivatives(merged(trained), case.call, plane, names)
+    got = _derivatives(trained, case.call, plane, names)
     for name in names:
         problem = f"`{name}` with respect to the input differs from the merged layer's"
         require_close(got[name], expected[name], _TOLERANCE, problem)
@@ -56,15 +56,13 @@ def check_input_derivatives(case: WrapperCase) -> None:
 )
 def check_input_jet(case: WrapperCase) -> None:
     """Taylor terms (`jax.experimental.jet`) along the input equal the merged layer's."""
-    _skip_unless_comparable(case)
-    skip_unless(_can(case, _taylor_terms), "`jet` cannot follow the layer itself")
+    plane = _plane(case)
+    skip_unless(_can(case, plane, _taylor_terms), "`jet` cannot follow the layer itself")
     trained = case.make_trained()
-    require_close(
-        _taylor_terms(trained, case.call, _plane(case)),
-        _taylor_terms(merged(trained), case.call, _plane(case)),
-        _TOLERANCE,
-        "The Taylor terms that `jet` gives differ from the merged layer's",
-    )
+    got = _taylor_terms(trained, case.call, plane)
+    expected = _taylor_terms(merged(trained), case.call, plane)
+    problem = "The Taylor terms that `jet` gives differ from the merged layer's"
+    require_close(got, expected, _TOLERANCE, problem)
 
 
 @required(
@@ -73,19 +71,16 @@ def check_input_jet(case: WrapperCase) -> None:
 )
 def check_residual_gradients(case: WrapperCase) -> None:
     """The gradients of a loss of the Laplacian equal the gradients through `merge()`."""
-    _skip_unless_comparable(case)
-    has_hessian = _can(case, _derivatives, ("hessian",))
+    plane = _plane(case)
+    has_hessian = _can(case, plane, _derivatives, ("hessian",))
     skip_unless(has_hessian, "`hessian` cannot differentiate the layer itself")
-    trained, plane = case.make_trained(), _plane(case)
+    trained = case.make_trained()
     trainable, frozen = split(trained)
     varied, fixed = eqx.partition(merged(trained), eqx.is_inexact_array)
     of_merged = _residual_gradients(varied, fixed, case.call, plane)
-    require_close(
-        _residual_gradients(trainable, frozen, case.call, plane),
-        through_merge(trainable, frozen, of_merged),
-        _TOLERANCE,
-        "The gradients of a loss of the Laplacian differ from those through `merge()`",
-    )
+    got = _residual_gradients(trainable, frozen, case.call, plane)
+    problem = "The gradients of a loss of the Laplacian differ from those through `merge()`"
+    require_close(got, through_merge(trainable, frozen, of_merged), _TOLERANCE, problem)
 
 
 class _Plane(eqx.Module):
@@ -106,8 +101,11 @@ class _Plane(eqx.Module):
 
 
 def _plane(case: WrapperCase) -> _Plane:
+    """A plane through the case's inputs, if a merged layer can be compared on it."""
+    skip_unless(case.mergeable, NOT_MERGEABLE)
     point, fixed = eqx.partition(case.make_inputs(), eqx.is_inexact_array)
     leaves, form = jax.tree.flatten(point)
+    skip_unless(leaves, "no input of the layer is a floating array")
     length = sum(leaf.size for leaf in leaves) ** 0.5
 
     def direction(key: Any) -> PyTree:
@@ -119,16 +117,10 @@ def _plane(case: WrapperCase) -> _Plane:
     return _Plane(point, [direction(key) for key in keys], fixed)
 
 
-def _skip_unless_comparable(case: WrapperCase) -> None:
-    skip_unless(case.mergeable, NOT_MERGEABLE)
-    floating = filter(eqx.is_inexact_array, jax.tree.leaves(case.make_inputs()))
-    skip_unless(list(floating), "no input of the layer is a floating array")
-
-
-def _can(case: WrapperCase, function: Callable[..., Any], *args: Any) -> bool:
+def _can(case: WrapperCase, plane: _Plane, function: Callable[..., Any], *args: Any) -> bool:
     """Whether the layer without an adapter can be differentiated in this way."""
     try:
-        eqx.filter_eval_shape(function, case.make_base(), case.call, _plane(case), *args)
+        eqx.filter_eval_shape(function, case.make_base(), case.call, plane, *args)
     except Exception:  # a missing rule may raise anything
         return False
     return True
