@@ -162,7 +162,6 @@ def _added(totals: Any, sums: Any) -> Any:
 
 
 def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanRow]) -> None:
-    """**Raises:** `SelectionError` for layers that the loss does not reach, or with NaN."""
     missed = [path for path, sums in totals.items() if not _is_reached(sums)]
     if missed:
         lines = [f"{show_path(path)} ({rows[path].layer})" for path in missed]

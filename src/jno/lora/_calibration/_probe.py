@@ -91,7 +91,6 @@ def sketched(statistic: type[Statistic], V: Array, size: int | None) -> Array:
 
 
 def directions(width: int, size: int, dtype: Any) -> Float[Array, "width size"]:
-    """The random vectors of a sketch."""
     return jax.random.normal(jax.random.key(0), (width, size), jnp.float32).astype(dtype)
 
 

@@ -112,10 +112,7 @@ class WrapperCase:
 
 
 def constructed(case: WrapperCase, base: Any, key: Any, rows: int | None = None) -> Any:
-    """The adapter as its constructor makes it, without shared arrays.
-
-    - `rows`: as for `random_statistics`.
-    """
+    """The adapter without shared arrays, from `random_statistics` of `rows` vectors."""
     statistics = random_statistics(case.wrapper, base, rows)
     options = {"options": case.options, "statistics": statistics}
     return construct(case.wrapper, base, case.rank, case.alpha, key=key, **options)
@@ -124,10 +121,7 @@ def constructed(case: WrapperCase, base: Any, key: Any, rows: int | None = None)
 def random_statistics(
     cls: type[LoRAWrapper], layer: Any, rows: int | None = None
 ) -> dict[str, Any] | None:
-    """The statistics of random data that `cls` needs for one `layer`; `None` if it needs none.
-
-    - `rows`: the number of vectors, by default more than the width of the layer.
-    """
+    """The statistics that `cls` needs, of `rows` random vectors (by default, twice the width)."""
     if not cls.needs:
         return None
     outputs, inputs = eqx.filter_eval_shape(cls.matrix, layer).shape

@@ -235,6 +235,5 @@ def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
         except CheckpointError as err:
             start = f"With the options {dict(case.options)}, the" if case.options else "The"
             remedy = _RESTORE_OPTIONS if case.options else _RESTORE_ARRAYS
-            raise ConformanceError(
-                f"{start} saved adapter cannot be loaded: {err}", remedy
-            ) from err
+            problem = f"{start} saved adapter cannot be loaded: {err}"
+            raise ConformanceError(problem, remedy) from err

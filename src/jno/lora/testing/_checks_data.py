@@ -36,9 +36,8 @@ def check_poor_statistics(case: WrapperCase) -> None:
             f"Statistics of {data} give an adapter with NaN or infinity.",
         )
         if starts_equal:
-            problem = (
-                f"With statistics of {data}, the fresh adapter's output differs from the layer's"
-            )
+            start = f"With statistics of {data}, the fresh adapter's output"
+            problem = f"{start} differs from the layer's"
             require_close(output(case, adapter), plain, _TOLERANCE, problem)
 
 

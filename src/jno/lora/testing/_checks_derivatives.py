@@ -14,10 +14,10 @@ import numpy as np
 from jax.experimental.jet import jet
 from jaxtyping import Array, Float, PyTree
 
-from ._case import NOT_MERGEABLE, WrapperCase, split
+from ._case import NOT_MERGEABLE, WrapperCase
 from ._comparisons import require_close
 from ._conformance import required, skip_unless
-from ._programs import loss_of, merged, through_merge
+from ._programs import loss_of, merged, require_gradients_of_merge
 
 _TOLERANCE = 2e-4
 _ORIGIN = np.zeros(2, np.float32)
@@ -74,13 +74,8 @@ def check_residual_gradients(case: WrapperCase) -> None:
     plane = _plane(case)
     has_hessian = _can(case, plane, _derivatives, ("hessian",))
     skip_unless(has_hessian, "`hessian` cannot differentiate the layer itself")
-    trained = case.make_trained()
-    trainable, frozen = split(trained)
-    varied, fixed = eqx.partition(merged(trained), eqx.is_inexact_array)
-    of_merged = _residual_gradients(varied, fixed, case.call, plane)
-    got = _residual_gradients(trainable, frozen, case.call, plane)
     problem = "The gradients of a loss of the Laplacian differ from those through `merge()`"
-    require_close(got, through_merge(trainable, frozen, of_merged), _TOLERANCE, problem)
+    require_gradients_of_merge(case, _residual_gradients, plane, _TOLERANCE, problem)
 
 
 class _Plane(eqx.Module):

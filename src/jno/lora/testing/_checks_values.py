@@ -110,9 +110,8 @@ def check_ranks(case: WrapperCase) -> None:
     beyond = 1 + max((array.size for array in arrays_of(base)), default=0)
     for rank in {1, 3, beyond} - {case.rank}:  # other checks cover the rank of the case
         ranked = dataclasses.replace(case, rank=rank)
-        arguments = ranked, ranked.make_base(), ranked.make_inputs()
         try:
-            start, trained, plain = call_compiled(start_and_merge, *arguments)
+            start, trained, plain = call_compiled(start_and_merge, ranked, base, case.make_inputs())
         except Exception as err:
             require(
                 is_refusal(err),

@@ -16,8 +16,8 @@ from jaxtyping import PyTree
 
 from .._contract import merged_layer, with_arrays
 from .._merge import plain_layer
-from ._case import WrapperCase, perturbed
-from ._comparisons import is_key
+from ._case import WrapperCase, perturbed, split
+from ._comparisons import is_key, require_close
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -31,13 +31,10 @@ def compiled(function: Callable[..., Any]) -> Any:
         except Exception:
             return function(*args)
 
-    result: Any = call
-    result.lower = jitted.lower
-    return result
+    return call
 
 
 def output(case: WrapperCase, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
-    """The layer's output for `inputs`, by default the case's inputs."""
     return _output(layer, case.call, case.make_inputs() if inputs is None else inputs)
 
 
@@ -58,20 +55,17 @@ def mapped_and_scanned(
     """Adapters around stacked `bases`, built by `vmap`, and their outputs by `lax.scan`."""
     adapters = perturbed(eqx.filter_vmap(case.build)(bases, keys))
     arrays, static = eqx.partition(adapters, eqx.is_array)
-
-    def body(carry: None, arrays: Any) -> tuple[None, Any]:
-        return carry, case.call(eqx.combine(arrays, static), *inputs)
-
-    return adapters, jax.lax.scan(body, None, arrays)[1]
+    # `map` is a `scan` without a carry.
+    outputs = jax.lax.map(lambda layer: case.call(eqx.combine(layer, static), *inputs), arrays)
+    return adapters, outputs
 
 
-def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The outputs of the fresh adapter, the trained adapter, and its merged layer."""
     fresh = case.build(base)
     trained = perturbed(fresh)
     plain: Any = merged_layer(with_arrays(trained)) if case.mergeable else trained
-    start, after, merged = (case.call(layer, *inputs) for layer in (fresh, trained, plain))
-    return start, after, merged
+    return tuple(case.call(layer, *inputs) for layer in (fresh, trained, plain))
 
 
 @compiled
@@ -86,7 +80,7 @@ def loss_of(outputs: PyTree) -> Any:
 
 
 @compiled
-def through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTree:
+def _through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTree:
     """Pull gradients by the merged layer's arrays back through `merge()`."""
 
     def arrays(trainable: PyTree) -> PyTree:
@@ -95,6 +89,17 @@ def through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTre
 
     _, pull_back = eqx.filter_vjp(arrays, trainable)
     return pull_back(gradients)[0]
+
+
+def require_gradients_of_merge(
+    case: WrapperCase, gradients_of: Callable[..., Any], argument: Any, bound: float, problem: str
+) -> None:
+    """**Raises:** `ConformanceError` if the gradients differ from those through `merge()`."""
+    trainable, frozen = split(case.make_trained())
+    varied, fixed = eqx.partition(merged(case.make_trained()), eqx.is_inexact_array)
+    of_merged = gradients_of(varied, fixed, case.call, argument)
+    expected = _through_merge(trainable, frozen, of_merged)
+    require_close(gradients_of(trainable, frozen, case.call, argument), expected, bound, problem)
 
 
 @compiled
