@@ -116,7 +116,7 @@ def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
             )
         sums[statistic.name] = replicated_beside(layer, jnp.zeros(shape, W.dtype))
     probe: Any = Probe  # the constructor takes the fields, unlike the constructors of adapters
-    return probe(layer, sums, tuple(measured), cls, sketch)
+    return probe(layer, sums, tuple(measured), cls)
 
 
 def _gradients_of(probe: Probe) -> list[type[Statistic]]:

@@ -46,7 +46,6 @@ class Probe(LoRAWrapper):
     measured: tuple[type[Statistic], ...] = eqx.field(static=True)
     # The adapter class that the layer will get. It gives the rows of a call.
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
-    sketch: int | None = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
@@ -67,13 +66,16 @@ class Probe(LoRAWrapper):
             rows["outputs"] = self.wrapper.outputs_of(self.base, y)
         rows = jax.lax.stop_gradient(rows)
         for statistic in self.measured:
-            V = rows[statistic.of].astype(self.sums[statistic.name].dtype)
+            sums = self.sums[statistic.name]
+            V = rows[statistic.of].astype(sums.dtype)
+            left, right = statistic.left(V), statistic.right(V)
+            if right.shape[1] > sums.shape[1]:  # a sketch
+                right = jnp.matmul(right, directions(*sums.shape, sums.dtype), precision="highest")
             # The zeros depend on the rows: `vmap` would count a factor that is the same for all
             # examples only once, and `shard_map` would refuse it.
             zero = 0 * V[:, :1]
-            left = statistic.left(V) + zero
-            right = sketched(statistic, V, self.sketch) + zero
-            product = jnp.matmul(left, self.sums[statistic.name], precision="highest")
+            left, right = left + zero, right + zero
+            product = jnp.matmul(left, sums, precision="highest")
             arrays, static = eqx.partition(y, eqx.is_inexact_array)
             y = eqx.combine(_with_cotangent(arrays, product, right), static)
         return y
@@ -82,15 +84,8 @@ class Probe(LoRAWrapper):
         return self.base
 
 
-def sketched(statistic: type[Statistic], V: Array, size: int | None) -> Array:
-    """`right(V)`, or its products with `size` random vectors if it has more columns."""
-    right = statistic.right(V)
-    if not statistic.is_covariance or size is None or right.shape[1] <= size:
-        return right
-    return jnp.matmul(right, directions(right.shape[1], size, right.dtype), precision="highest")
-
-
 def directions(width: int, size: int, dtype: Any) -> Float[Array, "width size"]:
+    """The random vectors of a sketch, in the place of a covariance of this `width`."""
     return jax.random.normal(jax.random.key(0), (width, size), jnp.float32).astype(dtype)
 
 

@@ -235,8 +235,6 @@ class Net(Holder):
     def unwrap(self) -> "Net":
         """Drop every adapter in the model, and its name, and restore the layers.
 
-        (`deactivate` keeps the adapters.)
-
         **Raises:** `SelectionError` if a mask is pending.
         """
         self._refuse_mask("unwrap")

@@ -51,10 +51,7 @@ class NetState:
     def adapted(
         self, module: PyTree, originals: Mapping[str, Original], replaced: Container[str] = ()
     ) -> "NetState":
-        """With the model `module`, whose new adapters changed the layers `originals`.
-
-        - `replaced`: the paths at which a new adapter replaces an old adapter.
-        """
+        """With `module`, whose new adapters changed `originals`, and replaced adapters."""
         remaining = {path: layer for path, layer in self.originals.items() if path not in replaced}
         trainable = carry_to_adapted(self.trainable, module, replaced)
         return NetState(module, trainable, remaining | dict(originals))
@@ -72,10 +69,7 @@ class NetState:
         return self.adapted(with_loaded(self.module, loaded), originals, loaded)
 
     def updated(self, values: PyTree, partitioned: object) -> "NetState":
-        """With new values of the leaves that train.
-
-        - `partitioned`: the identity of the adapters that `partition` returned, or `UNKNOWN`.
-        """
+        """With new values of the leaves that train, for the adapters of identity `partitioned`."""
         expected, frozen = eqx.partition(self.module, self.trainable)
         _check_update(expected, values)
         if partitioned not in (UNKNOWN, self.identity):

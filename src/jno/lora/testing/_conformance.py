@@ -129,15 +129,13 @@ def _package(module: str) -> str:
 
 
 def is_refusal(err: BaseException) -> bool:
-    """Whether a constructor raised this `ValueError`, or error of jno-lora, on purpose.
-
-    Errors of operations on arrays, inside of libraries, are not on purpose.
-    """
+    """Whether a constructor, not a library, raised this `ValueError` or error of jno-lora."""
     if not isinstance(err, ValueError | JnoLoraError):
         return False
     frames = _frames(err)
     is_raised = (frames[-1].line or "").startswith("raise ")
     in_constructor = any(frame.name == "__init__" for frame in frames)
-    libraries = {"jax", "jaxlib", "numpy", "equinox"}
-    in_library = not libraries.isdisjoint(pathlib.Path(frames[-1].filename).parts)
-    return is_raised and in_constructor and not in_library
+    folders = pathlib.Path(frames[-1].filename).parts
+    return (
+        is_raised and in_constructor and {"jax", "jaxlib", "numpy", "equinox"}.isdisjoint(folders)
+    )

@@ -157,17 +157,14 @@ def parametrize_with_checks(
             if reason is not None:
                 marks = [pytest.mark.xfail(strict=True, reason=reason, raises=ConformanceError)]
             elif name in ADVICE and not strict:
-                check = _advising(check)
+                check = functools.partial(_advise, check)
             parameters.append(pytest.param(check, id=f"{case}:{name}", marks=marks))
     return pytest.mark.parametrize("check", parameters)
 
 
-def _advising(check: Callable[[], str | None]) -> Callable[[], str | None]:
-    def advising() -> str | None:
-        try:
-            return check()
-        except ConformanceError as err:
-            warn(f"Advice: {err}")
-            return None
-
-    return advising
+def _advise(check: Callable[[], str | None]) -> str | None:
+    try:
+        return check()
+    except ConformanceError as err:
+        warn(f"Advice: {err}")
+        return None
