@@ -130,13 +130,10 @@ def _sums(
     """By path and name, the sums over one batch."""
 
     def varies(probe: Probe) -> Any:
-        needs_weight = bool(_gradients_of(probe))
-        base = jax.tree.map(lambda x: needs_weight and eqx.is_inexact_array(x), probe.base)
-        sums = dict.fromkeys(probe.sums, True)
-        return eqx.tree_at(lambda p: (p.base, p.sums), probe, (base, sums))
+        base = eqx.is_inexact_array if _gradients_of(probe) else False
+        return eqx.tree_at(lambda p: (p.base, p.sums), probe, (base, True))
 
     varied, fixed = eqx.partition(probes, {path: varies(probe) for path, probe in probes.items()})
-
     grads = eqx.filter_grad(
         lambda varied: loss(replace_layers(model, eqx.combine(varied, fixed)), batch)
     )(varied)
@@ -152,7 +149,7 @@ def _sums(
 
 
 def _matrix_of(layer: Any, cls: Any) -> Any:
-    """The matrix of a layer or of a stack, without values."""
+    """The shape of the matrix of a layer or of a stack."""
     return eqx.filter_eval_shape(over_stack(cls.matrix, cls.stack_ndim(layer)), layer)
 
 

@@ -69,8 +69,9 @@ class Probe(LoRAWrapper):
             sums = self.sums[statistic.name]
             V = rows[statistic.of].astype(sums.dtype)
             left, right = statistic.left(V), statistic.right(V)
-            if right.shape[1] > sums.shape[1]:  # a sketch
-                right = jnp.matmul(right, directions(*sums.shape, sums.dtype), precision="highest")
+            if right.shape[1] > (size := sums.shape[1]):
+                sketch = directions(right.shape[1], size, right.dtype)
+                right = jnp.matmul(right, sketch, precision="highest")
             # The zeros depend on the rows: `vmap` would count a factor that is the same for all
             # examples only once, and `shard_map` would refuse it.
             zero = 0 * V[:, :1]

@@ -119,14 +119,13 @@ def check_stacked_layers(case: WrapperCase) -> None:
         _adapt_and_merge_a_stack(case, bases, stack)
     except Exception as err:
         ndim = case.wrapper.stack_ndim(stack)
-        if isinstance(err, ConformanceError) or ndim == 1:
-            raise
         # An adapter that takes the stack for one layer may fail in any way.
         require(
-            False,
+            isinstance(err, ConformanceError) or ndim == 1,
             f"`applies_to` claims a stack of layers, whose `stack_ndim` is {ndim}, and the adapter "
             f"cannot take it as one layer: {type(err).__name__}: {err}",
         )
+        raise
 
 
 def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stack: Any) -> None:

@@ -135,7 +135,6 @@ def is_refusal(err: BaseException) -> bool:
     frames = _frames(err)
     is_raised = (frames[-1].line or "").startswith("raise ")
     in_constructor = any(frame.name == "__init__" for frame in frames)
-    folders = pathlib.Path(frames[-1].filename).parts
-    return (
-        is_raised and in_constructor and {"jax", "jaxlib", "numpy", "equinox"}.isdisjoint(folders)
-    )
+    libraries = {"jax", "jaxlib", "numpy", "equinox"}
+    in_library = not libraries.isdisjoint(pathlib.Path(frames[-1].filename).parts)
+    return is_raised and in_constructor and not in_library

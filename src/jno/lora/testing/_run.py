@@ -13,9 +13,8 @@ from .._showing import tracked
 # The modules of checks put them into `CHECKS`, in this order.
 from . import (  # noqa: F401
     _checks_class,
-    _checks_data,
     _checks_derivatives,
-    _checks_rank,
+    _checks_optional,
     _checks_transforms,
     _checks_values,
     _conformance,
