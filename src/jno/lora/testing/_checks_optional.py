@@ -136,7 +136,7 @@ def check_penalty(case: WrapperCase) -> None:
 def check_rank_gate(case: WrapperCase) -> None:
     """Only directions with an open gate have an effect, in one program for all gates."""
     name: Any = case.wrapper.rank_gate
-    skip_unless(name, "the adapter declares no `rank_gate`")
+    skip_unless(name is not None, "the adapter declares no `rank_gate`")
     opened, inputs = case.make_trained(), case.make_inputs()
     gate = getattr(opened, name)
     _check_rank_axes(opened, name, gate)

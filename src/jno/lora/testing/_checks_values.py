@@ -89,7 +89,7 @@ def check_merge_equals_call(case: WrapperCase) -> None:
 def check_law(case: WrapperCase) -> None:
     """The merged layer is the layer that the case's `law` gives."""
     law: Any = case.law
-    skip_unless(law, "the case has no `law`")
+    skip_unless(law is not None, "the case has no `law`")
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
     plain, expected = merged(trained), law(trained)
