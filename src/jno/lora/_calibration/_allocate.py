@@ -88,10 +88,8 @@ def allocate(
         if layers[path] <= remaining:
             ranks[path] += 1
             remaining -= layers[path]
-    rows: list[AllocationRow] = []
-    for path, rank in ranks.items():
-        fraction = mean[path][:rank].sum() / (mean[path].sum() or 1.0)
-        rows.append(AllocationRow(path, rank, float(fraction)))
+    parts = {path: mean[path][:n].sum() / (mean[path].sum() or 1.0) for path, n in ranks.items()}
+    rows = (AllocationRow(path, rank, float(parts[path])) for path, rank in ranks.items())
     return Allocation(tuple(rows))
 
 

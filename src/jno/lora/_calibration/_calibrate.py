@@ -22,7 +22,7 @@ from .._sharding import replicated_beside
 from .._showing import tracked
 from .._tree import layers_at, replace_layers
 from ._probe import Probe, Rows, RowsOut, directions
-from ._statistics import Factor, Statistics
+from ._statistics import FACTOR, Statistics
 
 # Without `sketch`, larger statistics are refused.
 _MOST_BYTES = 2 * 2**30
@@ -116,7 +116,7 @@ def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
             )
         sums[statistic.name] = replicated_beside(layer, jnp.zeros(shape, W.dtype))
     probe: Any = Probe  # the constructor takes the fields, unlike the constructors of adapters
-    return probe(layer, sums, tuple(measured), cls, sketch)
+    return probe(layer, sums, tuple(measured), cls)
 
 
 def _gradients_of(probe: Probe) -> list[type[Statistic]]:
@@ -130,35 +130,27 @@ def _sums(
     """By path and name, the sums over one batch."""
 
     def varies(probe: Probe) -> Any:
-        needs_weight = bool(_gradients_of(probe))
-        base = jax.tree.map(lambda x: needs_weight and eqx.is_inexact_array(x), probe.base)
-        sums = dict.fromkeys(probe.sums, True)
-        return eqx.tree_at(lambda p: (p.base, p.sums), probe, (base, sums))
+        base = eqx.is_inexact_array if _gradients_of(probe) else False
+        return eqx.tree_at(lambda p: (p.base, p.sums), probe, (base, True))
 
     varied, fixed = eqx.partition(probes, {path: varies(probe) for path, probe in probes.items()})
-
-    def with_probes(varied: Any) -> Any:
-        return loss(replace_layers(model, eqx.combine(varied, fixed)), batch)
-
-    grads = eqx.filter_grad(with_probes)(varied)
+    grads = eqx.filter_grad(
+        lambda varied: loss(replace_layers(model, eqx.combine(varied, fixed)), batch)
+    )(varied)
     by_path = {path: dict(grad.sums) for path, grad in grads.items()}
     for path, probe in probes.items():
         if statistics := _gradients_of(probe):
             # Leaves without a gradient, such as sizes, come from the layer.
             base = eqx.combine(grads[path].base, fixed[path].base)
-            ndim = _stack_ndim(probe)
+            ndim = probe.wrapper.stack_ndim(probe.base)
             G = over_stack(probe.wrapper.matrix, ndim)(base)
             by_path[path] |= {s.name: over_stack(s.right, ndim)(G) for s in statistics}
     return by_path
 
 
 def _matrix_of(layer: Any, cls: Any) -> Any:
-    """The matrix of a layer or of a stack, without values."""
+    """The shape of the matrix of a layer or of a stack."""
     return eqx.filter_eval_shape(over_stack(cls.matrix, cls.stack_ndim(layer)), layer)
-
-
-def _stack_ndim(probe: Probe) -> int:
-    return probe.wrapper.stack_ndim(probe.base)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -167,7 +159,6 @@ def _added(totals: Any, sums: Any) -> Any:
 
 
 def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanRow]) -> None:
-    """**Raises:** `SelectionError` for layers that the loss does not reach, or with NaN."""
     missed = [path for path, sums in totals.items() if not _is_reached(sums)]
     if missed:
         lines = [f"{show_path(path)} ({rows[path].layer})" for path in missed]
@@ -194,23 +185,23 @@ def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanR
 
 def _is_reached(sums: dict[str, Array]) -> bool:
     counts = [sums[counter.name] for counter in (Rows, RowsOut) if counter.name in sums]
-    if counts:
-        return all(map(np.all, counts))
-    return all(map(np.any, sums.values()))  # gradients
+    gradients = sums.values()
+    return all(map(np.all, counts)) if counts else all(map(np.any, gradients))
 
 
-def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array | Factor]:
+def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array]:
     counts = {"inputs": sums.get(Rows.name), "outputs": sums.get(RowsOut.name), "gradient": batches}
-    means: dict[str, Array | Factor] = {}
+    means: dict[str, Array] = {}
     for statistic in statistics_of(probe.wrapper):
         mean = sums[statistic.name] / counts[statistic.of]
         if statistic.is_covariance and mean.shape[-1] < mean.shape[-2]:
             *stack, width, size = mean.shape
             factors = map(_nystrom, np.asarray(mean).reshape(-1, width, size))
-            F = jnp.asarray(np.stack(list(factors)).reshape(*stack, width, size))
-            means[statistic.name] = Factor(F)
+            F = np.stack(list(factors)).reshape(*stack, width, size)
+            means[statistic.name + FACTOR] = jnp.asarray(F)
         else:
-            means[statistic.name] = over_stack(statistic.value, _stack_ndim(probe))(mean)
+            ndim = probe.wrapper.stack_ndim(probe.base)
+            means[statistic.name] = over_stack(statistic.value, ndim)(mean)
     return means
 
 

@@ -1,10 +1,9 @@
 """A probe: a layer with unchanged outputs, whose gradients are statistics.
 
-The probe holds a zero array `C` for each statistic, and adds nothing to the output. A custom rule
-makes the cotangent of `left(V) C` equal to `right(V)`, whatever the loss is. So `jax.grad` with
-respect to `C` gives `left(V)^T right(V)`, as one matrix product for a whole batch, through `vmap`,
-`scan`, `jax.checkpoint` and layers that are used several times. The rule ignores the cotangent of
-the output, so the compiler drops the backward pass if no other gradient needs it.
+The probe holds a zero array `C` for each statistic. A custom rule makes the cotangent of
+`left(V) C` equal to `right(V)`, whatever the loss is. So `jax.grad` by `C` gives
+`left(V)^T right(V)`, through `vmap`, `scan`, `jax.checkpoint` and layers that are used several
+times. The compiler drops the backward pass if no other gradient needs it.
 """
 
 from typing import Any
@@ -47,7 +46,6 @@ class Probe(LoRAWrapper):
     measured: tuple[type[Statistic], ...] = eqx.field(static=True)
     # The adapter class that the layer will get. It gives the rows of a call.
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
-    sketch: int | None = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
@@ -68,13 +66,17 @@ class Probe(LoRAWrapper):
             rows["outputs"] = self.wrapper.outputs_of(self.base, y)
         rows = jax.lax.stop_gradient(rows)
         for statistic in self.measured:
-            V = rows[statistic.of].astype(self.sums[statistic.name].dtype)
+            sums = self.sums[statistic.name]
+            V = rows[statistic.of].astype(sums.dtype)
+            left, right = statistic.left(V), statistic.right(V)
+            if right.shape[1] > (size := sums.shape[1]):
+                sketch = directions(right.shape[1], size, right.dtype)
+                right = jnp.matmul(right, sketch, precision="highest")
             # The zeros depend on the rows: `vmap` would count a factor that is the same for all
             # examples only once, and `shard_map` would refuse it.
             zero = 0 * V[:, :1]
-            left = statistic.left(V) + zero
-            right = sketched(statistic, V, self.sketch) + zero
-            product = jnp.matmul(left, self.sums[statistic.name], precision="highest")
+            left, right = left + zero, right + zero
+            product = jnp.matmul(left, sums, precision="highest")
             arrays, static = eqx.partition(y, eqx.is_inexact_array)
             y = eqx.combine(_with_cotangent(arrays, product, right), static)
         return y
@@ -83,16 +85,8 @@ class Probe(LoRAWrapper):
         return self.base
 
 
-def sketched(statistic: type[Statistic], V: Array, size: int | None) -> Array:
-    """`right(V)`, or its products with `size` random vectors if it has more columns."""
-    right = statistic.right(V)
-    if not statistic.is_covariance or size is None or right.shape[1] <= size:
-        return right
-    return jnp.matmul(right, directions(right.shape[1], size, right.dtype), precision="highest")
-
-
 def directions(width: int, size: int, dtype: Any) -> Float[Array, "width size"]:
-    """The random vectors of a sketch."""
+    """The random vectors of a sketch, in the place of a covariance of this `width`."""
     return jax.random.normal(jax.random.key(0), (width, size), jnp.float32).astype(dtype)
 
 
@@ -102,12 +96,7 @@ def _with_cotangent(y: Any, product: Array, right: Array) -> Any:
     return y
 
 
-def _forward(y: Any, product: Array, right: Array) -> tuple[Any, Array]:
-    return y, right
-
-
-def _backward(right: Array, cotangent: Any) -> tuple[Any, Array, Array]:
-    return cotangent, right, jnp.zeros_like(right)
-
-
-_with_cotangent.defvjp(_forward, _backward)
+_with_cotangent.defvjp(
+    lambda y, product, right: (y, right),
+    lambda right, cotangent: (cotangent, right, jnp.zeros_like(right)),
+)

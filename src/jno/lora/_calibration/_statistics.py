@@ -3,25 +3,18 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .._checkpoint import FilePath, read_file, values_of, write_together
 from .._errors import CheckpointError
 from .._paths import show_array, show_path
 from .._showing import Printed, Table, table_by_path
 
-_FACTOR = "/factor"
+# The end of the key of `F`, `(..., width, size)`, which stands for the covariance `F F^T`.
+FACTOR = "/factor"
 _KEY = "jno.lora.statistics"  # in the metadata of a file
-
-
-class Factor(NamedTuple):
-    """A covariance `F F^T`, held as `F`."""
-
-    F: Float[Array, "... width size"]
 
 
 class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
@@ -34,16 +27,15 @@ class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
     """
 
     def __init__(
-        self,
-        means: Mapping[str, Mapping[str, Array | Factor]],
-        shapes: Mapping[str, tuple[int, ...]],
+        self, means: Mapping[str, Mapping[str, Array]], shapes: Mapping[str, tuple[int, ...]]
     ):
         self.shapes = dict(shapes)
         self._means = {path: dict(arrays) for path, arrays in means.items()}
         self.rows = tuple(self._means)
 
     def __getitem__(self, path: str) -> dict[str, Array]:
-        return {name: _whole(value) for name, value in self._means[path].items()}
+        arrays = self._means[path].items()
+        return {_name(key): x @ x.mT if key.endswith(FACTOR) else x for key, x in arrays}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._means)
@@ -55,12 +47,11 @@ class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
         """Write them into one safetensors file. **Raises:** `CheckpointError` if that fails."""
         import safetensors.numpy
 
-        tensors: dict[str, np.ndarray] = {}
-        for layer, arrays in self._means.items():
-            for name, value in arrays.items():
-                ending = _FACTOR if isinstance(value, Factor) else ""
-                what = f"the {name} of {show_path(layer)!r}"
-                tensors[f"{layer}:{name}{ending}"] = values_of(_held(value), what)
+        tensors = {
+            f"{layer}:{key}": values_of(array, f"the {_name(key)} of {show_path(layer)!r}")
+            for layer, arrays in self._means.items()
+            for key, array in arrays.items()
+        }
         metadata = {_KEY: json.dumps(self.shapes)}
         write_together({path: safetensors.numpy.save(tensors, metadata)})
 
@@ -76,27 +67,19 @@ class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
                 f"{os.fspath(path)!r} does not hold statistics. Give a file that `Statistics.save` "
                 "wrote."
             ) from err
-        means: dict[str, dict[str, Array | Factor]] = {layer: {} for layer in shapes}
+        means: dict[str, dict[str, Array]] = {layer: {} for layer in shapes}
         for tensor, values in tensors.items():
-            layer, _, name = tensor.rpartition(":")
-            array = jnp.array(values)
-            value = Factor(array) if name.endswith(_FACTOR) else array
-            means.setdefault(layer, {})[name.removesuffix(_FACTOR)] = value
+            layer, _, key = tensor.rpartition(":")
+            means.setdefault(layer, {})[key] = jnp.array(values)
         return cls(means, shapes)
 
     def _table(self) -> Table:
         rows = (
-            (show_path(path), ", ".join(f"{n} {show_array(_held(v))}" for n, v in arrays.items()))
+            (show_path(path), ", ".join(f"{_name(k)} {show_array(x)}" for k, x in arrays.items()))
             for path, arrays in self._means.items()
         )
         return table_by_path("Statistics", [("path", "left"), ("means", "left")], rows)
 
 
-def _held(value: Array | Factor) -> Array:
-    return value.F if isinstance(value, Factor) else value
-
-
-def _whole(value: Array | Factor) -> Array:
-    if isinstance(value, Factor):
-        return value.F @ jnp.swapaxes(value.F, -1, -2)
-    return value
+def _name(key: str) -> str:
+    return key.removesuffix(FACTOR)

@@ -34,10 +34,10 @@ class Holder(Handle):
         self._now = NetState(model, partial_lora_trainable_filter(model), identity=identity)
         self._mask: MaskLike | None = None
         self._named: Named = {}
-        # The state with adapters, while `disabled` shows the model without them.
+        # The state with adapters, while `disabled` shows the model without adapters.
         self._disabled: NetState | None = None
         # `NetState.identity` of the tree that `partition` returned last, and of the adapters that
-        # need no warning of a missing update: it came, or the warning was given.
+        # need no warning of a missing update: the update came, or the warning was given.
         self._partitioned: object = UNKNOWN
         self._updated: frozenset[object] = frozenset()
 
@@ -222,7 +222,6 @@ class Holder(Handle):
         return self
 
     def _warn_of_missing_update(self, state: NetState, done: str, then: str) -> None:
-        """Warn once if `partition` returned the adapters of `state`, and no `update` came."""
         if self._partitioned is state.identity and state.identity not in self._updated:
             self._updated |= {state.identity}
             warn(

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._calibration import Statistics, calibrate as collect
+from .._calibration import calibrate as collect
 from .._contract import check_key
 from .._dispatch import carry_out, plan_lora
 from .._errors import SelectionError
@@ -74,9 +74,9 @@ class Net(Holder):
         return callable_model(resolve(self.module))(*args, **kwargs)
 
     def __repr__(self) -> str:
-        report, model = self.summary(), type(self.module).__name__
+        report = self.summary()
         trains = f"{report.trainable:,} of {report.total:,} parameters train"
-        return f"Net({model}, {len(report)} adapted layers, {trains})"
+        return f"Net({type(self.module).__name__}, {len(report)} adapted layers, {trains})"
 
     def mask(self, mask: MaskLike) -> "Net":
         """Narrow the next control to the selected leaves. A second `mask` replaces the first.
@@ -132,12 +132,17 @@ class Net(Holder):
         """
         self._refuse_disabled("lora")
         state = self._now
-        selection = {"target": target, "wrappers": wrapper, "specs": specs}
+        selection = self._selection(target, wrapper, specs)
         if calibrate is not None:
             if statistics is not None:
                 raise SelectionError("Give `statistics` or `calibrate`, not both.")
-            statistics = self._calibrated(calibrate, **selection)
-        plan = self._plan(rank, alpha, options=options, **selection)
+            if len(calibrate) != 2 or not callable(calibrate[1]):
+                raise SelectionError(
+                    "`calibrate` must be a pair `(batches, loss)`, with a function "
+                    f"`loss(model, batch)`, but is {calibrate!r}."
+                )
+            statistics = collect(state.module, *calibrate, **selection)
+        plan = plan_lora(state.module, rank, alpha, options=options, **selection)
         adapted = [row for row in plan.having("already adapted") if row.spec is not None]
         if adapted and not plan.wrapped:
             carriers = (f"{show_path(row.path)} ({row.explanation})" for row in adapted)
@@ -170,8 +175,8 @@ class Net(Holder):
         **Raises:** as `lora`, except for errors that only building an adapter raises. If a
         target selects nothing, the plan says so in `problem`.
         """
-        selection = {"target": target, "wrappers": wrapper, "specs": specs}
-        plan = self._plan(rank, alpha, options=options, **selection)
+        selection = self._selection(target, wrapper, specs)
+        plan = plan_lora(self.module, rank, alpha, options=options, **selection)
         self._mask = None
         return plan
 
@@ -222,16 +227,13 @@ class Net(Holder):
         **Raises:** `SelectionError` if a mask is pending; `WrapperError` as `merge_lora`.
         """
         self._refuse_mask("merge")
-        state, names = self._now, self._without(self.active)
-        merged = state.merged()
-        if merged.identity is not state.identity and any(jax.tree.leaves(state.trainable)):
+        state, merged = self._now, self._now.merged()
+        if state.identity is not None and any(jax.tree.leaves(state.trainable)):
             self._warn_of_missing_update(state, "merged", "before net.merge()")
-        return self._become(merged, names)
+        return self._become(merged, self._without(self.active))
 
     def unwrap(self) -> "Net":
         """Drop every adapter in the model, and its name, and restore the layers.
-
-        (`deactivate` keeps the adapters.)
 
         **Raises:** `SelectionError` if a mask is pending.
         """
@@ -245,15 +247,7 @@ class Net(Holder):
         """
         return report_on(self.module, self.trainable, self._registry, measure=merge_error)
 
-    def _plan(self, rank: int, alpha: float, **options: Any) -> Plan:
-        mask, registry = self._mask, self._registry
-        return plan_lora(self.module, rank, alpha, param_mask=mask, registry=registry, **options)
-
-    def _calibrated(self, calibrate: Sequence[Any], **selection: Any) -> Statistics:
-        if len(calibrate) != 2 or not callable(calibrate[1]):
-            raise SelectionError(
-                "`calibrate` must be a pair `(batches, loss)`, with a function "
-                f"`loss(model, batch)`, but is {calibrate!r}."
-            )
-        mask, registry = self._mask, self._registry
-        return collect(self.module, *calibrate, param_mask=mask, registry=registry, **selection)
+    def _selection(self, target: Any, wrapper: Any, specs: Any) -> dict[str, Any]:
+        """Arguments of `plan_lora` and of `calibrate`."""
+        selection = {"target": target, "wrappers": wrapper, "specs": specs}
+        return selection | {"param_mask": self._mask, "registry": self._registry}

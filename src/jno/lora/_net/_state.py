@@ -51,10 +51,7 @@ class NetState:
     def adapted(
         self, module: PyTree, originals: Mapping[str, Original], replaced: Container[str] = ()
     ) -> "NetState":
-        """With the model `module`, whose new adapters changed the layers `originals`.
-
-        - `replaced`: the paths at which a new adapter replaces an old one.
-        """
+        """With `module`, whose new adapters changed `originals`, and replaced adapters."""
         remaining = {path: layer for path, layer in self.originals.items() if path not in replaced}
         trainable = carry_to_adapted(self.trainable, module, replaced)
         return NetState(module, trainable, remaining | dict(originals))
@@ -62,7 +59,6 @@ class NetState:
     def loaded(
         self, path: FilePath, wrappers: Classes, registry: Registry, strict: Strict
     ) -> "NetState":
-        """With the adapters of a file around its layers."""
         # A replaced adapter may hold a changed layer (PiSSA), so plain layers are wrapped.
         plain = self.plain().module
         layers = {"plain": plain, "originals": self.original_layers()}
@@ -73,12 +69,7 @@ class NetState:
         return self.adapted(with_loaded(self.module, loaded), originals, loaded)
 
     def updated(self, values: PyTree, partitioned: object) -> "NetState":
-        """With new values of the leaves that train.
-
-        - `partitioned`: the identity of the adapters that `partition` returned, or `UNKNOWN`.
-
-        **Raises:** `SelectionError` if the values do not fit, or are traced and the model is not.
-        """
+        """With new values of the leaves that train, for the adapters of identity `partitioned`."""
         expected, frozen = eqx.partition(self.module, self.trainable)
         _check_update(expected, values)
         if partitioned not in (UNKNOWN, self.identity):
@@ -114,7 +105,6 @@ class NetState:
         return layers
 
     def merged(self) -> "NetState":
-        """With every adapter folded into its layer."""
         return self._without_adapters(merge_lora(self.module))
 
     def _without_adapters(self, module: PyTree) -> "NetState":
@@ -138,10 +128,8 @@ class NetState:
         selected = jax.tree.map(operator.and_, chosen, possible)
         if mask is not None and not any(jax.tree.leaves(selected)):
             warn(_selects_nothing(mask, possible))
-        trainable = jax.tree.map(
-            lambda before, now: train if now else before, self.trainable, selected
-        )
-        return dataclasses.replace(self, trainable=trainable)
+        trains = jax.tree.map(lambda old, now: train if now else old, self.trainable, selected)
+        return dataclasses.replace(self, trainable=trains)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +146,6 @@ class InactiveAdapters:
 
     @classmethod
     def of(cls, state: NetState) -> "InactiveAdapters":
-        """The adapters of a model."""
         masks = {path: _by_path(mask) for path, mask in adapted_layers(state.trainable)}
         return cls(extract_adapters(state.module), masks, state.identity)
 
@@ -188,7 +175,6 @@ def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
 
 
 def _check_update(expected: PyTree, given: PyTree) -> None:
-    """**Raises:** `SelectionError` unless `given` has the leaves of `expected`, with any values."""
     advice = "Pass the tree that `net.partition()` returned, with new values."
     want, got = _by_path(expected), _by_path(given)
     lines = [f"{show_path(p)}: trained here, missing in the update" for p in want.keys() - got]
@@ -199,10 +185,8 @@ def _check_update(expected: PyTree, given: PyTree) -> None:
         if old != new:
             lines.append(f"{show_path(path)}: expected {old}, got {new}")
     if lines:
-        guess = _guess_at_update(want, got, given)
-        raise SelectionError(
-            f"The update does not fit this net{guess}:\n{bullets(sorted(lines))}\n{advice}"
-        )
+        start = f"The update does not fit this net{_guess_at_update(want, got, given)}:"
+        raise SelectionError(f"{start}\n{bullets(sorted(lines))}\n{advice}")
     if jtu.tree_structure(expected) != jtu.tree_structure(given):
         raise SelectionError(f"The update has other classes or static fields. {advice}")
 

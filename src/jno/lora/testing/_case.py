@@ -112,10 +112,7 @@ class WrapperCase:
 
 
 def constructed(case: WrapperCase, base: Any, key: Any, rows: int | None = None) -> Any:
-    """The adapter as its constructor makes it, without shared arrays.
-
-    - `rows`: as for `random_statistics`.
-    """
+    """The adapter without shared arrays, from `random_statistics` of `rows` vectors."""
     statistics = random_statistics(case.wrapper, base, rows)
     options = {"options": case.options, "statistics": statistics}
     return construct(case.wrapper, base, case.rank, case.alpha, key=key, **options)
@@ -124,10 +121,7 @@ def constructed(case: WrapperCase, base: Any, key: Any, rows: int | None = None)
 def random_statistics(
     cls: type[LoRAWrapper], layer: Any, rows: int | None = None
 ) -> dict[str, Any] | None:
-    """The statistics of random data that `cls` needs for one `layer`; `None` if it needs none.
-
-    - `rows`: the number of vectors, by default more than the width of the layer.
-    """
+    """The statistics that `cls` needs, of `rows` random vectors (by default, twice the width)."""
     if not cls.needs:
         return None
     outputs, inputs = eqx.filter_eval_shape(cls.matrix, layer).shape
@@ -185,37 +179,33 @@ def standard_cases(wrapper: type[LoRAWrapper], layers: Collection[str] = ()) -> 
     return cases
 
 
-def _normal(*shape: int) -> Callable[[PRNGKeyArray], tuple[Any, ...]]:
+def _layer(cls: Any, *args: Any, **options: Any) -> Callable[[Any], Any]:
+    return lambda key: cls(*args, **options, key=key)
+
+
+def _normal(*shape: int) -> Callable[[Any], tuple[Any, ...]]:
     return lambda key: (jax.random.normal(key, shape),)
 
 
 def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
     """By name, common Equinox layers: a function that makes the layer, and one for its inputs."""
+    nn = eqx.nn
     return {
-        "Linear": (lambda key: eqx.nn.Linear(7, 5, key=key), _normal(7)),
-        "Conv1d": (lambda key: eqx.nn.Conv1d(4, 5, 3, padding=1, key=key), _normal(4, 7)),
-        "Conv2d": (
-            lambda key: eqx.nn.Conv2d(4, 6, (3, 2), stride=2, groups=2, key=key),
-            _normal(4, 7, 6),
-        ),
-        "ConvTranspose1d": (lambda key: eqx.nn.ConvTranspose1d(4, 5, 3, key=key), _normal(4, 7)),
-        "Embedding": (
-            lambda key: eqx.nn.Embedding(9, 5, key=key),
-            lambda key: (jax.random.randint(key, (), 0, 9),),
-        ),
+        "Linear": (_layer(nn.Linear, 7, 5), _normal(7)),
+        "Conv1d": (_layer(nn.Conv1d, 4, 5, 3, padding=1), _normal(4, 7)),
+        "Conv2d": (_layer(nn.Conv2d, 4, 6, (3, 2), stride=2, groups=2), _normal(4, 7, 6)),
+        "ConvTranspose1d": (_layer(nn.ConvTranspose1d, 4, 5, 3), _normal(4, 7)),
+        "Embedding": (_layer(nn.Embedding, 9, 5), lambda key: (jax.random.randint(key, (), 0, 9),)),
         "MultiheadAttention": (
-            lambda key: eqx.nn.MultiheadAttention(2, 8, key=key),
+            _layer(nn.MultiheadAttention, 2, 8),
             lambda key: 3 * _normal(5, 8)(key),  # queries, keys and values
         ),
-        "GRUCell": (
-            lambda key: eqx.nn.GRUCell(4, 5, key=key),
-            lambda key: (jax.random.normal(key, (4,)), jnp.ones(5)),
-        ),
+        "GRUCell": (_layer(nn.GRUCell, 4, 5), lambda key: (*_normal(4)(key), jnp.ones(5))),
         "LSTMCell": (
-            lambda key: eqx.nn.LSTMCell(4, 5, key=key),
-            lambda key: (jax.random.normal(key, (4,)), (jnp.ones(5), jnp.ones(5))),
+            _layer(nn.LSTMCell, 4, 5),
+            lambda key: (*_normal(4)(key), (jnp.ones(5), jnp.ones(5))),
         ),
-        "LayerNorm": (lambda key: eqx.nn.LayerNorm(6), _normal(6)),
+        "LayerNorm": (lambda key: nn.LayerNorm(6), _normal(6)),
     }
 
 

@@ -20,7 +20,7 @@ from .._sets import extract_adapters
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase, split
 from ._comparisons import arrays_of, is_key, relative_error, require, same_bits
-from ._conformance import ConformanceError, advice, raised_in, required
+from ._conformance import ConformanceError, advice, raised_in, required, skip_unless
 from ._programs import attributes, merged, output
 
 
@@ -151,14 +151,12 @@ def check_trainable_fields(case: WrapperCase) -> None:
 
 
 @required("correct the formula, or the shapes, or `adapter_fields`.")
-def check_parameter_count(case: WrapperCase) -> str | None:
+def check_parameter_count(case: WrapperCase) -> None:
     """The number of trained parameters is the documented one."""
-    if case.parameters is None:
-        return "the case has no `parameters`"
+    skip_unless(case.parameters is not None, "the case has no `parameters`")
     adapter = case.make()
     size = count(adapter, lora_trainable_filter(adapter))
     require(size == case.parameters, f"{size} parameters train, {case.parameters} were promised.")
-    return None
 
 
 @required("copy the array for the second field: `jnp.copy(...)`.")
@@ -219,8 +217,14 @@ def check_state_round_trip(case: WrapperCase) -> None:
     )
 
 
+_RESTORE_ARRAYS = "let `from_state` take the arrays of `state`, by default named as the fields."
+_RESTORE_OPTIONS = (
+    "let `options_of(state)` give the options that the names and shapes of the saved arrays stand "
+    "for: `from_state` passes them to the constructor."
+)
+
+
 def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
-    """`adapter`, saved to a file, and loaded around the original base."""
     registry = Registry(discover=False)  # so that only this class is looked at
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "adapter.safetensors"
@@ -229,13 +233,7 @@ def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
             model = {"layer": case.make_base()}
             return load(model, file, case.wrapper, registry, strict=True)["layer"]
         except CheckpointError as err:
-            start = "The"
-            remedy = "let `from_state` take the arrays of `state`, by default named as the fields."
-            if case.options:
-                start = f"With the options {dict(case.options)}, the"
-                remedy = (
-                    "let `options_of(state)` give the options that the names and shapes of the "
-                    "saved arrays stand for: `from_state` passes them to the constructor."
-                )
+            start = f"With the options {dict(case.options)}, the" if case.options else "The"
+            remedy = _RESTORE_OPTIONS if case.options else _RESTORE_ARRAYS
             problem = f"{start} saved adapter cannot be loaded: {err}"
             raise ConformanceError(problem, remedy) from err

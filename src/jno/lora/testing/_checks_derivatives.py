@@ -1,10 +1,9 @@
 """Checks of derivatives with respect to a layer's input, which physics-informed losses need.
 
-The checks restrict the layer to a plane through the case's inputs: derivatives of a function of two
-numbers are cheap to compile for every layer.
+Each layer is restricted to a plane through the case's inputs, since derivatives by two numbers are
+cheap to compile.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,19 +14,16 @@ import numpy as np
 from jax.experimental.jet import jet
 from jaxtyping import Array, Float, PyTree
 
-from ._case import NOT_MERGEABLE, WrapperCase, split
+from ._case import NOT_MERGEABLE, WrapperCase
 from ._comparisons import require_close
-from ._conformance import required
-from ._programs import merged, through_merge
+from ._conformance import required, skip_unless
+from ._programs import loss_of, merged, require_gradients_of_merge
 
 _TOLERANCE = 2e-4
 _ORIGIN = np.zeros(2, np.float32)
-_NO_INPUT = "no input of the layer is a floating array"
 _ORDER = 3
 
-Derivatives = dict[str, Callable[[Callable[..., Array]], Callable[..., Array]]]
-
-DERIVATIVES: Derivatives = {
+DERIVATIVES: dict[str, Callable[[Callable[..., Any]], Callable[..., Array]]] = {
     "grad": jax.grad,
     "jacfwd(jacfwd)": lambda f: jax.jacfwd(jax.jacfwd(f)),
     "jacrev(jacrev)": lambda f: jax.jacrev(jax.jacrev(f)),
@@ -40,24 +36,17 @@ DERIVATIVES: Derivatives = {
     "let the input reach the output by JAX operations that can be differentiated again and again: "
     "no `stop_gradient` on it, no rule that is right to the first order only."
 )
-def check_input_derivatives(case: WrapperCase) -> str | None:
+def check_input_derivatives(case: WrapperCase) -> None:
     """Derivatives with respect to the input equal the merged layer's, up to the third order."""
-    if (reason := _reason_to_skip(case)) is not None:
-        return reason
-    names = tuple(name for name in DERIVATIVES if _can(case, _derivatives, (name,)))
-    if not names:
-        return "the layer itself cannot be differentiated"
+    plane = _plane(case)
+    names = tuple(name for name in DERIVATIVES if _can(case, plane, _derivatives, (name,)))
+    skip_unless(names, "the layer itself cannot be differentiated")
     trained = case.make_trained()
-    expected = _derivatives(merged(trained), case.call, _plane(case), names)
-    got = _derivatives(trained, case.call, _plane(case), names)
+    expected = _derivatives(merged(trained), case.call, plane, names)
+    got = _derivatives(trained, case.call, plane, names)
     for name in names:
-        require_close(
-            got[name],
-            expected[name],
-            _TOLERANCE,
-            f"`{name}` with respect to the input differs from the merged layer's",
-        )
-    return None
+        problem = f"`{name}` with respect to the input differs from the merged layer's"
+        require_close(got[name], expected[name], _TOLERANCE, problem)
 
 
 @required(
@@ -65,43 +54,28 @@ def check_input_derivatives(case: WrapperCase) -> str | None:
     "`jet` ignores their rules, and cannot look into them. Compute the value outside, and let such "
     "a function return its argument."
 )
-def check_input_jet(case: WrapperCase) -> str | None:
+def check_input_jet(case: WrapperCase) -> None:
     """Taylor terms (`jax.experimental.jet`) along the input equal the merged layer's."""
-    if (reason := _reason_to_skip(case)) is not None:
-        return reason
-    if not _can(case, _taylor_terms):
-        return "`jet` cannot follow the layer itself"
+    plane = _plane(case)
+    skip_unless(_can(case, plane, _taylor_terms), "`jet` cannot follow the layer itself")
     trained = case.make_trained()
-    require_close(
-        _taylor_terms(trained, case.call, _plane(case)),
-        _taylor_terms(merged(trained), case.call, _plane(case)),
-        _TOLERANCE,
-        "The Taylor terms that `jet` gives differ from the merged layer's",
-    )
-    return None
+    got = _taylor_terms(trained, case.call, plane)
+    expected = _taylor_terms(merged(trained), case.call, plane)
+    problem = "The Taylor terms that `jet` gives differ from the merged layer's"
+    require_close(got, expected, _TOLERANCE, problem)
 
 
 @required(
     "a rule, or a `stop_gradient`, must not take the trainable arrays as constants in the "
     "derivatives of the input."
 )
-def check_residual_gradients(case: WrapperCase) -> str | None:
+def check_residual_gradients(case: WrapperCase) -> None:
     """The gradients of a loss of the Laplacian equal the gradients through `merge()`."""
-    if (reason := _reason_to_skip(case)) is not None:
-        return reason
-    if not _can(case, _derivatives, ("hessian",)):
-        return "`hessian` cannot differentiate the layer itself"
-    trained, plane = case.make_trained(), _plane(case)
-    trainable, frozen = split(trained)
-    varied, fixed = eqx.partition(merged(trained), eqx.is_inexact_array)
-    of_merged = _residual_gradients(varied, fixed, case.call, plane)
-    require_close(
-        _residual_gradients(trainable, frozen, case.call, plane),
-        through_merge(trainable, frozen, of_merged),
-        _TOLERANCE,
-        "The gradients of a loss of the Laplacian differ from those through `merge()`",
-    )
-    return None
+    plane = _plane(case)
+    has_hessian = _can(case, plane, _derivatives, ("hessian",))
+    skip_unless(has_hessian, "`hessian` cannot differentiate the layer itself")
+    problem = "The gradients of a loss of the Laplacian differ from those through `merge()`"
+    require_gradients_of_merge(case, _residual_gradients, plane, _TOLERANCE, problem)
 
 
 class _Plane(eqx.Module):
@@ -122,30 +96,26 @@ class _Plane(eqx.Module):
 
 
 def _plane(case: WrapperCase) -> _Plane:
+    """A plane through the case's inputs, if a merged layer can be compared on it."""
+    skip_unless(case.mergeable, NOT_MERGEABLE)
     point, fixed = eqx.partition(case.make_inputs(), eqx.is_inexact_array)
     leaves, form = jax.tree.flatten(point)
-    size = max(sum(leaf.size for leaf in leaves), 1)
+    skip_unless(leaves, "no input of the layer is a floating array")
+    length = sum(leaf.size for leaf in leaves) ** 0.5
 
     def direction(key: Any) -> PyTree:
-        keys = jax.random.split(key, max(len(leaves), 1))
-        pairs = zip(leaves, keys, strict=False)
-        drawn = [jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in pairs]
-        return jax.tree.unflatten(form, [array / size**0.5 for array in drawn])
+        pairs = zip(leaves, jax.random.split(key, len(leaves)), strict=True)
+        drawn = [jax.random.normal(key, leaf.shape, leaf.dtype) / length for leaf, key in pairs]
+        return jax.tree.unflatten(form, drawn)
 
     keys = jax.random.split(jax.random.key(8), _ORDER)
     return _Plane(point, [direction(key) for key in keys], fixed)
 
 
-def _reason_to_skip(case: WrapperCase) -> str | None:
-    if not case.mergeable:
-        return NOT_MERGEABLE
-    return None if jax.tree.leaves(_plane(case).point) else _NO_INPUT
-
-
-def _can(case: WrapperCase, function: Callable[..., Any], *args: Any) -> bool:
+def _can(case: WrapperCase, plane: _Plane, function: Callable[..., Any], *args: Any) -> bool:
     """Whether the layer without an adapter can be differentiated in this way."""
     try:
-        eqx.filter_eval_shape(function, case.make_base(), case.call, _plane(case), *args)
+        eqx.filter_eval_shape(function, case.make_base(), case.call, plane, *args)
     except Exception:  # a missing rule may raise anything
         return False
     return True
@@ -153,12 +123,7 @@ def _can(case: WrapperCase, function: Callable[..., Any], *args: Any) -> bool:
 
 def _along(layer: Any, call: Any, plane: _Plane) -> Callable[[Array], Array]:
     """A function of the plane, whose value depends on every output of the layer."""
-
-    def number(t: Array) -> Array:
-        outputs = jax.tree.leaves(call(layer, *plane.at(t)))
-        return functools.reduce(jnp.add, [jnp.sum(jnp.sin(y)) for y in outputs])
-
-    return number
+    return lambda t: loss_of(call(layer, *plane.at(t)))
 
 
 # The functions below take only arrays and `case.call`, so each is compiled once for all adapters of

@@ -16,7 +16,7 @@ from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import NOT_MERGEABLE, WrapperCase, split
 from ._comparisons import arrays_of, relative_error, require, require_close
-from ._conformance import ConformanceError, advice, is_refusal, raised_in, required
+from ._conformance import ConformanceError, advice, is_refusal, raised_in, required, skip_unless
 from ._programs import merged, output, start_and_merge
 
 # Float32: the rounding of a few hundred terms. Half precision: a number of roundings of the output;
@@ -38,9 +38,10 @@ def check_identity_at_init(case: WrapperCase) -> None:
 
 
 @required("compute decompositions and differences in float32, and cast the result back.")
-def check_identity_in_half_precision(case: WrapperCase) -> str | None:
+def check_identity_in_half_precision(case: WrapperCase) -> None:
     """A fresh adapter of a half-precision layer changes only the rounding."""
     dtypes = _halves_of(case)
+    skip_unless(dtypes, "the layer itself cannot compute in half precision")
     for dtype in dtypes:
         inputs = case.make_inputs(dtype)
         require_close(
@@ -49,7 +50,6 @@ def check_identity_in_half_precision(case: WrapperCase) -> str | None:
             _HALF_ROUNDINGS * float(jnp.finfo(dtype).eps),
             f"With {jnp.dtype(dtype).name}, the fresh adapter's output differs from the layer's",
         )
-    return None if dtypes else "the layer itself cannot compute in half precision"
 
 
 def _halves_of(case: WrapperCase) -> list[Any]:
@@ -71,53 +71,47 @@ def check_adapter_acts(case: WrapperCase) -> None:
 
 
 @required("let both follow one law; mind the scale, the bias, groups, strides and padding.")
-def check_merge_equals_call(case: WrapperCase) -> str | None:
+def check_merge_equals_call(case: WrapperCase) -> None:
     """The merged layer has the outputs of the adapter, for several inputs."""
-    if not case.mergeable:
-        return NOT_MERGEABLE
+    skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
     plain = merged(trained)
     for seed in (11, 12):
         inputs = case.make_inputs(seed=seed)
         expected, got = output(case, trained, inputs), output(case, plain, inputs)
         require_close(got, expected, 4 * _FLOAT32, "`merge()(x)` and `wrapper(x)` differ")
-    return None
 
 
 @required(
     "compare `merge()` with the paper: a transposed matrix, a scale, the order of factors. If the "
     "case's `law` is wrong, correct that."
 )
-def check_law(case: WrapperCase) -> str | None:
+def check_law(case: WrapperCase) -> None:
     """The merged layer is the layer that the case's `law` gives."""
-    if case.law is None:
-        return "the case has no `law`"
-    if not case.mergeable:
-        return NOT_MERGEABLE
+    law: Any = case.law
+    skip_unless(law is not None, "the case has no `law`")
+    skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
-    plain, expected = merged(trained), case.law(trained)
+    plain, expected = merged(trained), law(trained)
     attributes = expected if isinstance(expected, Mapping) else {"weight": expected}
     for name, array in attributes.items():
         problem = f"`merge().{name}` and the law differ"
         require_close(getattr(plain, name), array, 4 * _FLOAT32, problem)
-    return None
 
 
 @required(
     "clamp a rank that is too large, or refuse it: `raise ValueError(...)` in `__init__`, with a "
     "message that says which ranks are possible."
 )
-def check_ranks(case: WrapperCase) -> str | None:
+def check_ranks(case: WrapperCase) -> None:
     """Ranks 1 and 3, and a rank larger than the layer, start and merge like other ranks."""
-    if "rank" not in takes(case.wrapper):
-        return "the adapter takes no rank"
+    skip_unless("rank" in takes(case.wrapper), "the adapter takes no rank")
     base = case.make_base()
     beyond = 1 + max((array.size for array in arrays_of(base)), default=0)
     for rank in {1, 3, beyond} - {case.rank}:  # other checks cover the rank of the case
         ranked = dataclasses.replace(case, rank=rank)
-        arguments = ranked, ranked.make_base(), ranked.make_inputs()
         try:
-            start, trained, plain = call_compiled(start_and_merge, *arguments)
+            start, trained, plain = call_compiled(start_and_merge, ranked, base, case.make_inputs())
         except Exception as err:
             require(
                 is_refusal(err),
@@ -133,7 +127,6 @@ def check_ranks(case: WrapperCase) -> str | None:
         require_close(start, output(case, base), _FLOAT32, problem)
         problem = f"With rank {rank}, `merge()(x)` and `wrapper(x)` differ"
         require_close(plain, trained, 4 * _FLOAT32, problem)
-    return None
 
 
 @required()

@@ -11,12 +11,21 @@ import jax
 
 from .._errors import JnoLoraError
 
-# A check of a case. It returns the reason if it is not applicable.
-Check: TypeAlias = Callable[[Any], str | None]
+Check: TypeAlias = Callable[[Any], None]
 
-# The checks by their ids, and the ids of those whose failure is advice.
-CHECKS: dict[str, Check] = {}
+# The checks by their ids, which return a reason if they are not applicable.
+CHECKS: dict[str, Callable[[Any], str | None]] = {}
 ADVICE: set[str] = set()
+
+
+class NotApplicableError(Exception):
+    """A check is not applicable to a case, for the reason in the message."""
+
+
+def skip_unless(condition: Any, reason: str) -> None:
+    """**Raises:** `NotApplicableError` unless `condition` holds."""
+    if not condition:
+        raise NotApplicableError(reason)
 
 
 class Exceptional(NamedTuple):
@@ -59,7 +68,9 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
         def checked(case: Any) -> str | None:
             with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
                 try:
-                    return check(case)
+                    check(case)
+                except NotApplicableError as reason:
+                    return f"{reason}"
                 except ConformanceError as err:
                     problem, specific = err.args
                     raise ConformanceError(
@@ -75,11 +86,12 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
                     )
                     stopped.exception = exception
                     raise stopped from err
+            return None
 
         CHECKS[name] = checked
         if is_advice:
             ADVICE.add(name)
-        return checked
+        return check
 
     return register
 
@@ -117,10 +129,7 @@ def _package(module: str) -> str:
 
 
 def is_refusal(err: BaseException) -> bool:
-    """Whether a constructor raised this `ValueError`, or error of jno-lora, on purpose.
-
-    Errors of operations on arrays, inside of libraries, are not on purpose.
-    """
+    """Whether a constructor, not a library, raised this `ValueError` or error of jno-lora."""
     if not isinstance(err, ValueError | JnoLoraError):
         return False
     frames = _frames(err)

@@ -1,8 +1,7 @@
-"""The programs of the checks. Each function is compiled once, for all checks and cases.
+"""The programs of the checks.
 
-A program takes a layer and the case's `call`, so all layers of one structure share it, such as the
-merged layers of all methods. Without programs, JAX would compile each operation for each new shape,
-which would take most of a check's time.
+All layers of one structure share a program. Without programs, JAX would compile each operation for
+each new shape, which would take most of a check's time.
 """
 
 import functools
@@ -17,8 +16,8 @@ from jaxtyping import PyTree
 
 from .._contract import merged_layer, with_arrays
 from .._merge import plain_layer
-from ._case import WrapperCase, perturbed
-from ._comparisons import is_key
+from ._case import WrapperCase, perturbed, split
+from ._comparisons import is_key, require_close
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -32,13 +31,10 @@ def compiled(function: Callable[..., Any]) -> Any:
         except Exception:
             return function(*args)
 
-    result: Any = call
-    result.lower = jitted.lower
-    return result
+    return call
 
 
 def output(case: WrapperCase, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
-    """The layer's output for `inputs`, by default the case's inputs."""
     return _output(layer, case.call, case.make_inputs() if inputs is None else inputs)
 
 
@@ -49,7 +45,6 @@ def _output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
 
 @compiled
 def mapped_output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
-    """The outputs for inputs with a batch axis in front."""
     return jax.vmap(lambda inputs: call(layer, *inputs))(inputs)
 
 
@@ -60,35 +55,32 @@ def mapped_and_scanned(
     """Adapters around stacked `bases`, built by `vmap`, and their outputs by `lax.scan`."""
     adapters = perturbed(eqx.filter_vmap(case.build)(bases, keys))
     arrays, static = eqx.partition(adapters, eqx.is_array)
-
-    def body(carry: None, arrays: Any) -> tuple[None, Any]:
-        return carry, case.call(eqx.combine(arrays, static), *inputs)
-
-    return adapters, jax.lax.scan(body, None, arrays)[1]
+    # `map` is a `scan` without a carry.
+    outputs = jax.lax.map(lambda layer: case.call(eqx.combine(layer, static), *inputs), arrays)
+    return adapters, outputs
 
 
-def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The outputs of the fresh adapter, the trained adapter, and its merged layer."""
     fresh = case.build(base)
     trained = perturbed(fresh)
     plain: Any = merged_layer(with_arrays(trained)) if case.mergeable else trained
-    start, after, merged = (case.call(layer, *inputs) for layer in (fresh, trained, plain))
-    return start, after, merged
+    return tuple(case.call(layer, *inputs) for layer in (fresh, trained, plain))
 
 
 @compiled
 def gradients(varied: PyTree, fixed: PyTree, call: Any, inputs: tuple[Any, ...]) -> PyTree:
     """The gradients of a loss of the output by the arrays in `varied`."""
+    return jax.grad(lambda varied: loss_of(call(eqx.combine(varied, fixed), *inputs)))(varied)
 
-    def loss(varied: PyTree) -> Any:
-        result = call(eqx.combine(varied, fixed), *inputs)
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(result))
 
-    return jax.grad(loss)(varied)
+def loss_of(outputs: PyTree) -> Any:
+    """A number that depends on every output of a layer."""
+    return sum(jnp.sum(jnp.sin(output)) for output in jax.tree.leaves(outputs))
 
 
 @compiled
-def through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTree:
+def _through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTree:
     """Pull gradients by the merged layer's arrays back through `merge()`."""
 
     def arrays(trainable: PyTree) -> PyTree:
@@ -99,9 +91,19 @@ def through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTre
     return pull_back(gradients)[0]
 
 
+def require_gradients_of_merge(
+    case: WrapperCase, gradients_of: Callable[..., Any], argument: Any, bound: float, problem: str
+) -> None:
+    """**Raises:** `ConformanceError` if the gradients differ from those through `merge()`."""
+    trainable, frozen = split(case.make_trained())
+    varied, fixed = eqx.partition(merged(case.make_trained()), eqx.is_inexact_array)
+    of_merged = gradients_of(varied, fixed, case.call, argument)
+    expected = _through_merge(trainable, frozen, of_merged)
+    require_close(gradients_of(trainable, frozen, case.call, argument), expected, bound, problem)
+
+
 @compiled
 def attributes(adapter: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """Attributes of the adapter, as a model reads them."""
     return {name: getattr(adapter, name, None) for name in names}
 
 
@@ -112,21 +114,15 @@ def merged(adapter: Any) -> Any:
 
 def stacked(trees: list[Any]) -> Any:
     """One tree, whose arrays are stacked along a first axis."""
-
-    def stack(*leaves: Any) -> Any:
-        return jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
-
-    return jax.tree.map(stack, *trees)
+    return jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *trees)
 
 
 def slice_of(stack: Any, index: int) -> Any:
     """The tree at `index` of a stack."""
+    arrays, static = eqx.partition(stack, eqx.is_array)
 
-    def slice_leaf(leaf: Any) -> Any:
-        if not eqx.is_array(leaf):
-            return leaf
-        if is_key(leaf):
-            return leaf[index]
-        return jnp.asarray(np.asarray(leaf)[index])  # JAX would compile the slice
+    def slice_array(x: Any) -> Any:
+        # JAX would compile the slice of an array.
+        return x[index] if is_key(x) else jnp.asarray(np.asarray(x)[index])
 
-    return jax.tree.map(slice_leaf, stack)
+    return eqx.combine(jax.tree.map(slice_array, arrays), static)

@@ -13,9 +13,8 @@ from .._showing import tracked
 # The modules of checks put them into `CHECKS`, in this order.
 from . import (  # noqa: F401
     _checks_class,
-    _checks_data,
     _checks_derivatives,
-    _checks_rank,
+    _checks_optional,
     _checks_transforms,
     _checks_values,
     _conformance,
@@ -23,8 +22,7 @@ from . import (  # noqa: F401
 from ._case import WrapperCase
 from ._conformance import ConformanceError
 
-# Every check by its id. Ids are stable, since `expected_failures` names them. A check returns the
-# reason if it is not applicable.
+# Every check by its id. Ids are stable, since `expected_failures` names them.
 CHECKS: Mapping[str, Callable[[WrapperCase], str | None]] = _conformance.CHECKS
 # The ids of the checks whose failure is advice.
 ADVICE: frozenset[str] = frozenset(_conformance.ADVICE)
@@ -66,8 +64,7 @@ def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckRes
     """
     matches: set[str] = set()
     for pattern in only:
-        names = fnmatch.filter(CHECKS, pattern)
-        if not names:
+        if not (names := fnmatch.filter(CHECKS, pattern)):
             raise SelectionError(f"{pattern!r} is not a check. Checks: {', '.join(CHECKS)}.")
         matches.update(names)
     chosen = tuple(name for name in CHECKS if name in matches)
@@ -99,12 +96,11 @@ def messages(failed: Iterable[CheckResult]) -> list[str]:
 
 
 def _message(results: list[CheckResult]) -> str:
-    first = results[0]
-    if len(results) == 1 or first.error is None:
-        return f"{first.error}"
+    case, error = results[0].case, results[0].error
+    if len(results) == 1 or error is None:
+        return f"{error}"
     names = ", ".join(result.check for result in results)
-    stopped = f"{len(results)} checks stopped at an exception, {first.error.exception}"
-    return f"[{names}] {first.case}: {stopped}"
+    return f"[{names}] {case}: {len(results)} checks stopped at an exception, {error.exception}"
 
 
 def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
@@ -160,19 +156,14 @@ def parametrize_with_checks(
             if reason is not None:
                 marks = [pytest.mark.xfail(strict=True, reason=reason, raises=ConformanceError)]
             elif name in ADVICE and not strict:
-                check = _advising(check)
+                check = functools.partial(_advise, check)
             parameters.append(pytest.param(check, id=f"{case}:{name}", marks=marks))
     return pytest.mark.parametrize("check", parameters)
 
 
-def _advising(check: Callable[[], str | None]) -> Callable[[], str | None]:
-    """`check`, which warns instead of failing."""
-
-    def advising() -> str | None:
-        try:
-            return check()
-        except ConformanceError as err:
-            warn(f"Advice: {err}")
-            return None
-
-    return advising
+def _advise(check: Callable[[], str | None]) -> str | None:
+    try:
+        return check()
+    except ConformanceError as err:
+        warn(f"Advice: {err}")
+        return None
