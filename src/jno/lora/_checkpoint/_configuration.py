@@ -66,12 +66,11 @@ class Configuration:
 
     @property
     def format_version(self) -> int:
-        """The version of the format. Older versions can read files without shared arrays."""
+        # Older versions can read files without shared arrays.
         return 2 if self.shared else 1
 
     @property
     def shared_tensors(self) -> dict[str, str]:
-        """By name, the name in the file of each shared array."""
         # No path begins with slashes.
         return {name: f"//shared:{name}" for name in self.shared}
 
@@ -132,7 +131,7 @@ def _entry(path: str, adapter: dict[str, Any]) -> Entry:
 
 
 class _Kind(NamedTuple):
-    """A kind of JSON values: its name for messages, and a test of a value."""
+    """A kind of JSON values: its name, and a test of a value."""
 
     name: str
     holds: Callable[[Any], bool]
@@ -148,8 +147,8 @@ def _check(value: Any, kind: Any, where: str = "") -> None:
     """
     if isinstance(kind, _Kind):
         if not kind.holds(value):
-            shown = f"{where} is {brief(value)}, which is not {kind.name}"
-            raise MalformedError(f"in its configuration, {shown}")
+            problem = f"{where} is {brief(value)}, which is not {kind.name}"
+            raise MalformedError(f"in its configuration, {problem}")
         return
     _check(value, _OBJECT, where)
     for key, inner in kind.items():

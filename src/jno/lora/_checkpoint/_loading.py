@@ -112,7 +112,12 @@ def load(
             advice += " Other values are only a warning then, and with strict=True."
         refuse(problems, file, "does not fit this model", advice)
     warn_of_non_finite(file, contents, loaded)
-    _warn_of_other_base(file, [path for path in loaded if has_same_values.get(path) is False])
+    if on_other_base := [show_path(path) for path in loaded if not has_same_values.get(path, True)]:
+        warn(
+            f"Adapters of {os.fspath(file)!r} were loaded onto another base, where they compute "
+            f"something else. At these paths, {_OTHER_VALUES}:\n{bullets(on_other_base)}\n"
+            "Load them onto the model that they were trained on. strict='values' raises here."
+        )
     if problems:
         warn(
             f"{len(loaded)} of {len(contents.configuration.entries)} adapters of "
@@ -133,7 +138,6 @@ _CLASH = (
 
 
 def _problems_of_values(paths: Iterable[str], has_same_values: Mapping[str, bool]) -> Problems:
-    """A line for each layer whose values differ or cannot be compared."""
     differing = [path for path, is_same in has_same_values.items() if not is_same]
     unknown = [path for path in paths if path not in has_same_values]
     lines = [f"{show_path(path)}: {_OTHER_VALUES}" for path in differing]
@@ -143,7 +147,6 @@ def _problems_of_values(paths: Iterable[str], has_same_values: Mapping[str, bool
 def _build(
     adapters: AdapterSet, paths: Iterable[str], layers: Mapping[str, Any]
 ) -> tuple[dict[str, LoRAWrapper], Problems]:
-    """The adapters at `paths` around their layers, and the problems of those that fail."""
     built: dict[str, LoRAWrapper] = {}
     problems: Problems = {}
     for path in paths:
@@ -166,13 +169,3 @@ def _share(
     except SelectionError as err:  # an array is missing, or too small
         unshared = {path: adapter for path, adapter in built.items() if not uses_shared(adapter)}
         return unshared, {f"{err}": err}
-
-
-def _warn_of_other_base(file: FilePath, paths: Iterable[str]) -> None:
-    shown = [show_path(path) for path in paths]
-    if shown:
-        warn(
-            f"Adapters of {os.fspath(file)!r} were loaded onto another base, where they compute "
-            f"something else. At these paths, {_OTHER_VALUES}:\n{bullets(shown)}\n"
-            "Load them onto the model that they were trained on. strict='values' raises here."
-        )

@@ -109,7 +109,6 @@ def adapters_in(
 def _classes_of(
     entries: Iterable[Entry], given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
-    """The class of each entry, by path, and a problem for each class that is not found."""
     by_class: dict[Any, list[Entry]] = {}
     for entry in entries:
         key = (entry.distribution, entry.version, entry.wrapper)
@@ -130,8 +129,8 @@ def _dtype_problem(where: str, array: np.ndarray) -> str:
     """A line for an array of a dtype that JAX does not hold; else empty."""
     if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
         return ""
-    x64 = "`jax.config.update('jax_enable_x64', True)`"
-    return f"{where}: {array.dtype}, which JAX holds only with {x64}"
+    advice = "which JAX holds only with `jax.config.update('jax_enable_x64', True)`"
+    return f"{where}: {array.dtype}, {advice}"
 
 
 def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndarray]) -> list[str]:

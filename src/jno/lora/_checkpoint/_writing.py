@@ -123,14 +123,11 @@ def _temporary(target: Path) -> Path:
 
 
 def _permissions(target: Path) -> int | None:
-    """The permissions of the existing file; `None` without one.
-
-    **Raises:** `CheckpointError` if the file cannot be written.
-    """
-    shown, parent = os.fspath(target), target.parent
-    if not parent.is_dir():
+    """The permissions of the existing file, which must be writable; `None` without a file."""
+    shown, parent = os.fspath(target), os.fspath(target.parent)
+    if not os.path.isdir(parent):
         raise CheckpointError(
-            f"{shown!r} cannot be written: there is no directory {str(parent)!r}. Make it first."
+            f"{shown!r} cannot be written: there is no directory {parent!r}. Make it first."
         )
     try:
         status = target.stat()
