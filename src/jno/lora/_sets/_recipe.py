@@ -53,7 +53,6 @@ class Recipe:
 
     @property
     def steps(self) -> _Method:
-        """The steps of the method."""
         return _METHODS[self.method]
 
     def check(self, *, has_key: bool) -> None:

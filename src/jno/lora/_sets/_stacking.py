@@ -134,7 +134,6 @@ def _stacked(
 def _differences(
     sets: Sequence[AdapterSet], is_padded: bool, rank: int | None = None
 ) -> Iterator[str]:
-    """The differences between the sets that remain after padding to `rank`."""
     shared = [{name: show_array(x) for name, x in s.shared.items()} for s in sets]
     for index, arrays in enumerate(shared):
         if arrays != shared[0]:
