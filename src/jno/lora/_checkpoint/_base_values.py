@@ -32,9 +32,7 @@ def known_layers(
 ) -> dict[str, Any]:
     """The plain layers at these paths that are known bit for bit.
 
-    An adapter that defines `unwrap` (PiSSA) has changed its base, so its layer must be given.
-
-    - `originals`: layers as they were before adapting, by path.
+    An adapter that defines `unwrap` (PiSSA) changed its base: `originals` may hold its layer.
     """
     layers: dict[str, Any] = {}
     for path, node in layers_at(model, paths).items():
@@ -68,8 +66,7 @@ def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[st
 def same_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> dict[str, bool]:
     """By path, whether the hash of a layer is the hash in its entry.
 
-    Leaves out layers that cannot be compared: the entry has no hash, or a hash of another kind
-    (hashes of codes say nothing of the weight), or `hashes` leaves the layer out.
+    Leaves out layers without comparable hashes. (Hashes of codes say nothing of the weight.)
     """
     saved = {e.path: e.base_values or "" for e in entries}
     forms = {e.path: e.layer for e in entries if saved[e.path].startswith(_ALGORITHM)}

@@ -1,7 +1,6 @@
 """The description of a file's adapters: JSON in the metadata of a safetensors file.
 
-An array is called `PATH:NAME` in the file, such as `layers/0:lora_A`. The configuration lists the
-names. Unknown keys are skipped, so that later versions may add some.
+The file calls an array `PATH:NAME`, as in `layers/0:lora_A`. Later versions may add keys.
 """
 
 import dataclasses

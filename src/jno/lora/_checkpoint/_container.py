@@ -1,9 +1,8 @@
 """Safetensors and JSON files, read with distrust.
 
-The `safetensors` library checks that a header fits the bytes behind it. It accepts duplicate keys,
-headers of any size, and bools other than 0 and 1. Its NumPy side (0.8) cannot read float8, and maps
-the file into memory: if the file is cut short meanwhile, the process ends (SIGBUS). So this module
-checks the rest of the header, and reads the arrays itself.
+The `safetensors` library accepts duplicate keys, headers of any size, and bools other than 0 and 1.
+Its NumPy side (0.8) cannot read float8, and maps the file into memory: if the file is cut short
+meanwhile, the process ends (SIGBUS). So this module reads the arrays itself.
 """
 
 import collections

@@ -19,7 +19,6 @@ from .._sets import AdapterSet, LooseAdapter
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 
-# The type of `wrappers=`.
 Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
 

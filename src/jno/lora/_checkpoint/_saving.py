@@ -156,14 +156,13 @@ def values_of(array: Any, what: str) -> np.ndarray:
         )
     if array.dtype not in DTYPES.values():
         raise CheckpointError(f"{what} has the dtype {array.dtype}, which safetensors files lack.")
-    if isinstance(array, jax.Array) and array.is_deleted():
+    is_jax = isinstance(array, jax.Array)
+    if is_jax and array.is_deleted():
         raise CheckpointError(
             f"{what} was deleted: a compiled step took its memory (`donate`). Save the model that "
             "the step returned."
         )
-    if isinstance(array, jax.Array) and not (
-        array.is_fully_addressable or array.is_fully_replicated
-    ):
+    if is_jax and not (array.is_fully_addressable or array.is_fully_replicated):
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.ascontiguousarray(array).reshape(array.shape)
 

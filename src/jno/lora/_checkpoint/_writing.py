@@ -13,9 +13,7 @@ from ._container import FilePath, kind_of
 
 
 def write_atomically(path: FilePath, content: bytes) -> None:
-    """Put `content` into the file at `path`, which need not exist.
-
-    The new file gets the permissions of the old file, and replaces it in one step. A link stays.
+    """Put `content` into a file in one step. An old file keeps its permissions, a link stays.
 
     **Raises:** `CheckpointError` if that fails. Then the old file stays as it was.
     """

@@ -198,10 +198,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
 
 
 def _lost_options(adapter: LoRAWrapper, form: LayerForm, cache: dict[Any, str]) -> str:
-    """The static fields that would change if `adapter` were built again from its state.
-
-    - `cache`: the results for earlier adapters, by structure and form.
-    """
+    """The static fields that would change if `adapter` were built again from its state."""
     static = (f.name for f in dataclasses.fields(adapter) if f.metadata.get("static", False))
     options = [name for name in static if name not in ("rank", "alpha")]
     if not options:

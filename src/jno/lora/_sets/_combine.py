@@ -15,7 +15,7 @@ from .._paths import stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
 from ._products import Factors, Triplets, check_combinable, factors_of, widest
-from ._recipe import Combination, MajoritySign, Recipe
+from ._recipe import EXACT, SPARSE, TRIMMING, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def combine_with_report(
     recipe.check(has_key=key is not None)
     if key is not None:
         check_key(key)
-    check_combinable(sets, density if recipe.steps.trims else None)
+    check_combinable(sets, density if method in TRIMMING else None)
     adapters: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in paths_of(sets):
@@ -155,17 +155,14 @@ def _combined(
     dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
     # Half precision is summed and decomposed in float32.
     wide = widest([dtype, jnp.dtype(jnp.float32)])
-    updates = [
-        factors_of(state, scale.astype(wide), wide)
-        for state, scale in zip(states, scales, strict=True)
-    ]
+    updates = factors_of(states, scales, wide)
     ranks, largest = [update.rank for update in updates], updates[0].largest_rank
-    steps = recipe.steps
-    rank = sum(ranks) if steps.is_exact else recipe.rank or max(ranks)
-    if not steps.is_sparse:
+    is_exact = recipe.method in EXACT
+    rank = sum(ranks) if is_exact else recipe.rank or max(ranks)
+    if recipe.method not in SPARSE:
         A, B = zip(*updates, strict=True)
         total = Factors(jnp.concatenate(A, axis=-2), jnp.concatenate(B, axis=-1))
-        if steps.is_exact and rank <= largest:
+        if is_exact and rank <= largest:
             return _state(cls, total, dtype), jnp.zeros((), wide)
         triplets = Triplets.of_product(total)
     else:

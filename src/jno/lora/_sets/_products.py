@@ -132,12 +132,15 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     return AdapterSet(scaled, adapters.shared)
 
 
-def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:
-    """The update of an adapter with this state. The scale goes into `B`."""
-    A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
-    if "multiplier" in state:  # a number for each slice of a stack
-        B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
-    return Factors(A, scale * B)
+def factors_of(states: Sequence[Mapping[str, Any]], scales: Any, dtype: Any) -> list[Factors]:
+    """The updates of adapters with these states. The scales go into `B`."""
+    updates: list[Factors] = []
+    for state, scale in zip(states, scales, strict=True):
+        A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
+        if "multiplier" in state:  # a number for each slice of a stack
+            B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
+        updates.append(Factors(A, jnp.asarray(scale, dtype) * B))
+    return updates
 
 
 def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
