@@ -43,8 +43,7 @@ def load_adapters(
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. With `False`, those that fit are loaded, and a
         `JnoLoraWarning` lists the rest. With `"values"`, the layers must also have the values that
-        the adapters were made for, and it must be possible to compare them
-        (see `save_adapters`).
+        the adapters were made for, and be comparable (see `save_adapters`).
     - `wrappers`: one class or several. Other classes come from the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed plugins.
 

@@ -184,6 +184,10 @@ def _class_of(
     """The class of an entry. **Raises:** `PluginError` that says what to install or to pass."""
     if entry.wrapper in given:
         return given[entry.wrapper]
+    # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
+    public = entry.version.partition("+")[0]
+    requirement = f"{entry.distribution}>={public}" if public else entry.distribution
+    install = f'If you trust this file:\n    pip install -U "{requirement}"\n'
     try:
         provided = registry.provided(entry.distribution, entry.wrapper)
     except PluginError as err:
@@ -191,21 +195,14 @@ def _class_of(
         if entry.distribution is None:
             problem = f"{entry.wrapper} is a class that no plugin provides. {advice}"
         else:
-            problem = f"{err}. {_how_to_install(entry) if registry.discover else advice}"
+            problem = f"{err}. {install if registry.discover else advice}"
         raise PluginError(problem) from err
     if provided.version and _major_minor(provided.version) < _major_minor(entry.version):
         raise PluginError(
             f"it was saved with {entry.wrapper} of {entry.distribution} {entry.version}, which is "
-            f"newer than the installed {provided.version}. {_how_to_install(entry)}"
+            f"newer than the installed {provided.version}. {install}"
         )
     return provided.cls
-
-
-def _how_to_install(entry: Entry) -> str:
-    # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
-    public = entry.version.partition("+")[0]
-    bound = f">={public}" if public else ""
-    return f'If you trust this file:\n    pip install -U "{entry.distribution}{bound}"\n'
 
 
 def _major_minor(version: str) -> tuple[int, int]:

@@ -53,8 +53,7 @@ def to_lora(
     - `rank`: the largest rank to keep.
     - `energy`: in `(0, 1]`: take the smallest rank that keeps this fraction of the update's squared
         Frobenius norm. The error is then at most `sqrt(1 - energy)`. Without `rank` and `energy`,
-        every update must be a product, and keeps its rank: PiSSA, MiLoRA and OLoRA give twice
-        theirs.
+        every update must be a product, and keeps its rank (PiSSA, MiLoRA, OLoRA: twice theirs).
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer.

@@ -14,7 +14,6 @@ from .._paths import nearest
 Combination = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 MajoritySign = Literal["total", "frequency"]
 
-
 _METHODS = get_args(Combination)
 EXACT = ("linear", "cat")  # cut nothing unless the matrix is too small
 TRIMMING = ("ties", "magnitude_prune")  # keep the largest entries
