@@ -42,7 +42,8 @@ def save_adapters(
 
     - `model`: an adapted model, a `Net`, or the `AdapterSet` of `extract_adapters`.
     - `path`: of the file, by custom `NAME.safetensors`. Its directory must exist.
-    - `registry`: where the classes' plugins are looked up, instead of among all installed.
+    - `registry`: where the plugins of the classes are looked up, instead of among the installed
+        plugins.
     - `base_values`: whether the file holds a hash of the values of each adapted layer, by which
         `load_adapters` recognises another base. For a set, which has no layers, give the model that
         it is for. A layer that its adapter changed (PiSSA) gets a hash only from a `Net`.
