@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from .._contract import Handle, expect_model
 from .._errors import CheckpointError
 from .._paths import show_place
-from .._registry import IN_PROCESS, Registry, default_registry
+from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, check_fit, extract_adapters
 from .._version import __version__
 from ._base_values import hashes, known_layers
@@ -129,7 +129,9 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
     return _serialised(tensors, text)
 
 
-def _entry(path: str, adapter: LooseAdapter, provider: Any, base_values: str | None) -> Entry:
+def _entry(
+    path: str, adapter: LooseAdapter, provider: RegisteredWrapper | None, base_values: str | None
+) -> Entry:
     cls = adapter.wrapper
     plugin = None, ""
     if provider is not None and provider.distribution != IN_PROCESS:
