@@ -32,9 +32,7 @@ def known_layers(
 ) -> dict[str, Any]:
     """The plain layers at these paths that are known bit for bit.
 
-    An adapter that defines `unwrap` (PiSSA) has changed its base, so its layer must be given.
-
-    - `originals`: layers as they were before adapting, by path.
+    An adapter that defines `unwrap` (PiSSA) changed its base: `originals` may hold its layer.
     """
     layers: dict[str, Any] = {}
     for path, node in layers_at(model, paths).items():
@@ -68,24 +66,18 @@ def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[st
 def same_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> dict[str, bool]:
     """By path, whether the hash of a layer is the hash in its entry.
 
-    Leaves out layers that cannot be compared: the entry has no hash, or a hash of another kind
-    (hashes of codes say nothing of the weight), or `hashes` leaves the layer out.
+    Leaves out layers without comparable hashes. (Hashes of codes say nothing of the weight.)
     """
-    saved = {e.path: e.base_values for e in entries if (e.base_values or "").startswith(_ALGORITHM)}
-    here = hashes(layers, {e.path: e.layer for e in entries if e.path in saved})
+    saved = {e.path: e.base_values or "" for e in entries}
+    forms = {e.path: e.layer for e in entries if saved[e.path].startswith(_ALGORITHM)}
     return {
         path: value == saved[path]
-        for path, value in here.items()
-        if _kind(value) == _kind(saved[path])
+        for path, value in hashes(layers, forms).items()
+        if value.partition(":")[0] == saved[path].partition(":")[0]
     }
 
 
-def _kind(value: str | None) -> str:
-    return (value or "").partition(":")[0]
-
-
 def _stored_arrays(path: str, array: Any) -> list[tuple[str, Any]]:
-    """The array, or the arrays that hold it in another form, with their paths."""
     if not is_coded(array):
         return [(path, array)]
     leaves = jax.tree_util.tree_leaves_with_path(array)
@@ -93,7 +85,6 @@ def _stored_arrays(path: str, array: Any) -> list[tuple[str, Any]]:
 
 
 def _hash(arrays: Iterable[tuple[str, Any]]) -> str:
-    """The digest of the path, dtype, shape and values of each array."""
     digest = hashlib.new(_ALGORITHM)
     for path, array in arrays:
         line = [path, str(held_dtype(array)), list(array.shape), _digest(array)]
@@ -107,10 +98,8 @@ def _has_values(array: Any) -> bool:
 
 
 def _digest(array: Any) -> str:
-    """The digest of the values of one array. NumPy's arrays can change, so they are not cached.
-
-    All processes must take part in gathering an array, so a process may not skip it either.
-    """
+    # NumPy's arrays can change. All processes must take part in gathering an array, so a process
+    # may not skip it.
     if isinstance(array, np.ndarray) or not array.is_fully_addressable:
         return _computed_digest(array)
     identity = id(array)

@@ -1,7 +1,6 @@
 """The description of a file's adapters: JSON in the metadata of a safetensors file.
 
-An array is called `PATH:NAME` in the file, such as `layers/0:lora_A`. The configuration lists the
-names. Unknown keys are skipped, so that later versions may add some.
+The file calls an array `PATH:NAME`, as in `layers/0:lora_A`. Later versions may add keys.
 """
 
 import dataclasses
@@ -66,12 +65,11 @@ class Configuration:
 
     @property
     def format_version(self) -> int:
-        """The version of the format. Older versions can read files without shared arrays."""
+        # Older versions can read files without shared arrays.
         return 2 if self.shared else 1
 
     @property
     def shared_tensors(self) -> dict[str, str]:
-        """By name, the name in the file of each shared array."""
         # No path begins with slashes.
         return {name: f"//shared:{name}" for name in self.shared}
 
@@ -132,7 +130,7 @@ def _entry(path: str, adapter: dict[str, Any]) -> Entry:
 
 
 class _Kind(NamedTuple):
-    """A kind of JSON values: its name for messages, and a test of a value."""
+    """A kind of JSON values: its name, and a test of a value."""
 
     name: str
     holds: Callable[[Any], bool]
@@ -148,8 +146,8 @@ def _check(value: Any, kind: Any, where: str = "") -> None:
     """
     if isinstance(kind, _Kind):
         if not kind.holds(value):
-            shown = f"{where} is {brief(value)}, which is not {kind.name}"
-            raise MalformedError(f"in its configuration, {shown}")
+            problem = f"{where} is {brief(value)}, which is not {kind.name}"
+            raise MalformedError(f"in its configuration, {problem}")
         return
     _check(value, _OBJECT, where)
     for key, inner in kind.items():

@@ -1,9 +1,8 @@
 """Safetensors and JSON files, read with distrust.
 
-The `safetensors` library checks that a header fits the bytes behind it. It accepts duplicate keys,
-headers of any size, and bools other than 0 and 1. Its NumPy side (0.8) cannot read float8, and maps
-the file into memory: if the file is cut short meanwhile, the process ends (SIGBUS). So this module
-checks the rest of the header, and reads the arrays itself.
+The `safetensors` library accepts duplicate keys, headers of any size, and bools other than 0 and 1.
+Its NumPy side (0.8) cannot read float8, and maps the file into memory: if the file is cut short
+meanwhile, the process ends (SIGBUS). So this module reads the arrays itself.
 """
 
 import collections
@@ -47,11 +46,9 @@ class MalformedError(ValueError):
 def parse_json(content: str | bytes, what: str) -> dict[str, Any]:
     """The JSON object in `content`. **Raises:** `MalformedError`, also for duplicate keys, NaN."""
     try:
-        value = json.loads(
-            content.decode() if isinstance(content, bytes) else content,
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_refuse_constant,
-        )
+        text = content.decode() if isinstance(content, bytes) else content
+        hooks = {"object_pairs_hook": _without_duplicates, "parse_constant": _refuse_constant}
+        value = json.loads(text, **hooks)
     except (ValueError, RecursionError) as err:
         raise MalformedError(f"{what} is damaged, not text, or not JSON: {err}") from err
     if not isinstance(value, dict):
@@ -85,7 +82,6 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """The size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -100,7 +96,6 @@ class Container:
         self.tensors = {name: _tensor(name, info, begin) for name, info in header.items()}
 
     def read_all(self) -> dict[str, np.ndarray]:
-        """The values of all arrays."""
         return {name: self._read(name, tensor) for name, tensor in self.tensors.items()}
 
     def _read(self, name: str, tensor: Tensor) -> np.ndarray:
@@ -166,7 +161,6 @@ def _open(path: FilePath) -> io.BufferedReader:
 
 
 def kind_of(status: os.stat_result) -> str:
-    """A file, a directory or something else, for a message."""
     if stat.S_ISREG(status.st_mode):
         return "a file"
     return "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
@@ -175,7 +169,7 @@ def kind_of(status: os.stat_result) -> str:
 def _checked_header(
     path: FilePath, file: io.BufferedReader, size: int
 ) -> tuple[dict[str, Any], int]:
-    """The header as JSON, and the offset of its end. It fits the bytes behind it."""
+    """The header as JSON, and the offset of its end."""
     import safetensors  # here, because only files need it
 
     length = int.from_bytes(file.read(8), "little")
@@ -185,13 +179,11 @@ def _checked_header(
             f"should end after {8 + length:,} bytes, but the file has {size:,}"
         )
     if length > MOST_JSON_BYTES:
-        raise MalformedError(
-            f"its header has {length:,} bytes; at most {MOST_JSON_BYTES:,} are read"
-        )
+        problem = f"its header has {length:,} bytes; at most {MOST_JSON_BYTES:,} are read"
+        raise MalformedError(problem)
     header = parse_json(file.read(length), "its header")
     try:
-        # Reads the header only.
-        with safetensors.safe_open(path, framework="numpy"):
+        with safetensors.safe_open(path, framework="numpy"):  # reads the header only
             return header, 8 + length
     except safetensors.SafetensorError as err:
         raise MalformedError(
@@ -213,6 +205,5 @@ def _tensor(name: str, info: dict[str, Any], begin: int) -> Tensor:
 
 
 def fits_numpy(shape: list[int]) -> bool:
-    """Whether an array may have this shape."""
     # NumPy's limit on the size counts an empty axis as 1.
     return len(shape) <= 32 and math.prod(max(axis, 1) for axis in shape) <= 2**56

@@ -20,7 +20,6 @@ from ._reading import Classes, Problems, adapters_in, read, refuse, warn_of_non_
 
 M = TypeVar("M")
 
-# The type of `strict=`.
 Strict: TypeAlias = bool | Literal["values"]
 
 
@@ -44,8 +43,7 @@ def load_adapters(
     - `path`: of a file that `save_adapters` wrote.
     - `strict`: whether all adapters must fit. With `False`, those that fit are loaded, and a
         `JnoLoraWarning` lists the rest. With `"values"`, the layers must also have the values that
-        the adapters were made for, and it must be possible to compare them
-        (see `save_adapters`).
+        the adapters were made for, and be comparable (see `save_adapters`).
     - `wrappers`: one class or several. Other classes come from the plugin that the file names.
     - `registry`: where that plugin is looked up, instead of among the installed plugins.
 
@@ -60,8 +58,7 @@ def load_adapters(
         net: Any = model
         return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
     expect_model(model, "load_adapters")
-    registry = default_registry(registry)
-    loaded = load(model, path, wrappers, registry, strict=strict)
+    loaded = load(model, path, wrappers, default_registry(registry), strict=strict)
     return with_loaded(model, loaded)
 
 
@@ -103,16 +100,16 @@ def load(
     clashes = shared_by_others(model, adapters) & adapters.shared.keys()
     problems |= dict.fromkeys(map(_CLASH.format, sorted(clashes)))
     # A file that is refused anyway builds nothing.
-    built, failures = _build(adapters, [] if strict and problems else fitting, layers)
-    loaded, missing = _share(built, adapters.shared, clashes)
-    problems |= failures | missing
+    loaded, failures = _build(adapters, [] if strict and problems else fitting, layers, clashes)
+    problems |= failures
     if strict:
         advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
         if strict == "values":
             advice += " Other values are only a warning then, and with strict=True."
         refuse(problems, file, "does not fit this model", advice)
     warn_of_non_finite(file, contents, loaded)
-    _warn_of_other_base(file, [path for path in loaded if has_same_values.get(path) is False])
+    if differing := [show_path(path) for path in loaded if not has_same_values.get(path, True)]:
+        warn(_OTHER_BASE.format(os.fspath(file), bullets(differing)))
     if problems:
         warn(
             f"{len(loaded)} of {len(contents.configuration.entries)} adapters of "
@@ -122,6 +119,11 @@ def load(
 
 
 _OTHER_VALUES = "the layer has other values than the layer that the adapter was made for"
+_OTHER_BASE = (
+    "Adapters of {!r} were loaded onto another base, where they compute something else. At these "
+    f"paths, {_OTHER_VALUES}:\n{{}}\n"
+    "Load them onto the model that they were trained on. strict='values' raises here."
+)
 _UNKNOWN_VALUES = (
     "the values of the layer cannot be compared: the file has no hash of them (save it again by "
     "save_adapters(..., base_values=model)), or the layer is in another precision or has no values"
@@ -133,7 +135,6 @@ _CLASH = (
 
 
 def _problems_of_values(paths: Iterable[str], has_same_values: Mapping[str, bool]) -> Problems:
-    """A line for each layer whose values differ or cannot be compared."""
     differing = [path for path, is_same in has_same_values.items() if not is_same]
     unknown = [path for path in paths if path not in has_same_values]
     lines = [f"{show_path(path)}: {_OTHER_VALUES}" for path in differing]
@@ -141,9 +142,9 @@ def _problems_of_values(paths: Iterable[str], has_same_values: Mapping[str, bool
 
 
 def _build(
-    adapters: AdapterSet, paths: Iterable[str], layers: Mapping[str, Any]
+    adapters: AdapterSet, paths: Iterable[str], layers: Mapping[str, Any], clashes: set[str]
 ) -> tuple[dict[str, LoRAWrapper], Problems]:
-    """The adapters at `paths` around their layers, and the problems of those that fail."""
+    """The adapters that can be built, and get the arrays that they share; and the problems."""
     built: dict[str, LoRAWrapper] = {}
     problems: Problems = {}
     for path in paths:
@@ -152,27 +153,10 @@ def _build(
         except Exception as err:  # a `from_state` may raise anything
             cls = adapters[path].wrapper.__name__
             problems[f"{show_path(path)}: could not restore the {cls}: {reason_of(err)}"] = err
-    return built, problems
-
-
-def _share(
-    built: Mapping[str, LoRAWrapper], arrays: Mapping[str, Any], clashes: set[str]
-) -> tuple[dict[str, LoRAWrapper], Problems]:
-    """`built` with the shared arrays, without the adapters that cannot get theirs."""
-    usable = {name: array for name, array in arrays.items() if name not in clashes}
+    usable = {name: array for name, array in adapters.shared.items() if name not in clashes}
     served = {path: node for path, node in built.items() if not names_shared_in(node) & clashes}
     try:
-        return put_shared(served, usable), {}
+        return put_shared(served, usable), problems
     except SelectionError as err:  # an array is missing, or too small
         unshared = {path: adapter for path, adapter in built.items() if not uses_shared(adapter)}
-        return unshared, {f"{err}": err}
-
-
-def _warn_of_other_base(file: FilePath, paths: Iterable[str]) -> None:
-    shown = [show_path(path) for path in paths]
-    if shown:
-        warn(
-            f"Adapters of {os.fspath(file)!r} were loaded onto another base, where they compute "
-            f"something else. At these paths, {_OTHER_VALUES}:\n{bullets(shown)}\n"
-            "Load them onto the model that they were trained on. strict='values' raises here."
-        )
+        return unshared, problems | {f"{err}": err}

@@ -19,7 +19,6 @@ from .._sets import AdapterSet, LooseAdapter
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 
-# The type of `wrappers=`.
 Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
 
@@ -109,7 +108,6 @@ def adapters_in(
 def _classes_of(
     entries: Iterable[Entry], given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
-    """The class of each entry, by path, and a problem for each class that is not found."""
     by_class: dict[Any, list[Entry]] = {}
     for entry in entries:
         key = (entry.distribution, entry.version, entry.wrapper)
@@ -130,8 +128,8 @@ def _dtype_problem(where: str, array: np.ndarray) -> str:
     """A line for an array of a dtype that JAX does not hold; else empty."""
     if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
         return ""
-    x64 = "`jax.config.update('jax_enable_x64', True)`"
-    return f"{where}: {array.dtype}, which JAX holds only with {x64}"
+    advice = "which JAX holds only with `jax.config.update('jax_enable_x64', True)`"
+    return f"{where}: {array.dtype}, {advice}"
 
 
 def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndarray]) -> list[str]:
@@ -186,6 +184,10 @@ def _class_of(
     """The class of an entry. **Raises:** `PluginError` that says what to install or to pass."""
     if entry.wrapper in given:
         return given[entry.wrapper]
+    # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
+    public = entry.version.partition("+")[0]
+    requirement = f"{entry.distribution}>={public}" if public else entry.distribution
+    install = f'If you trust this file:\n    pip install -U "{requirement}"\n'
     try:
         provided = registry.provided(entry.distribution, entry.wrapper)
     except PluginError as err:
@@ -193,21 +195,14 @@ def _class_of(
         if entry.distribution is None:
             problem = f"{entry.wrapper} is a class that no plugin provides. {advice}"
         else:
-            problem = f"{err}. {_how_to_install(entry) if registry.discover else advice}"
+            problem = f"{err}. {install if registry.discover else advice}"
         raise PluginError(problem) from err
     if provided.version and _major_minor(provided.version) < _major_minor(entry.version):
         raise PluginError(
             f"it was saved with {entry.wrapper} of {entry.distribution} {entry.version}, which is "
-            f"newer than the installed {provided.version}. {_how_to_install(entry)}"
+            f"newer than the installed {provided.version}. {install}"
         )
     return provided.cls
-
-
-def _how_to_install(entry: Entry) -> str:
-    # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
-    public = entry.version.partition("+")[0]
-    bound = f">={public}" if public else ""
-    return f'If you trust this file:\n    pip install -U "{entry.distribution}{bound}"\n'
 
 
 def _major_minor(version: str) -> tuple[int, int]:

@@ -12,10 +12,10 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from .._contract import Handle, LoRAWrapper, expect_model
+from .._contract import Handle, expect_model
 from .._errors import CheckpointError
 from .._paths import show_place
-from .._registry import IN_PROCESS, Registry, default_registry
+from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, check_fit, extract_adapters
 from .._version import __version__
 from ._base_values import hashes, known_layers
@@ -69,10 +69,7 @@ def layers_to_hash(
     adapters: AdapterSet,
     originals: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The layers of `adapters` that the argument `base_values` asks for, by path.
-
-    - `originals`: as in `known_layers`.
-    """
+    """The layers of `adapters` that the argument `base_values` asks for, by path."""
     if isinstance(base_values, bool):
         return known_layers(model, adapters, originals) if base_values else {}
     expect_model(base_values, "`base_values` of save_adapters")
@@ -83,10 +80,7 @@ def layers_to_hash(
 def save(
     adapters: AdapterSet, path: FilePath, registry: Registry, layers: Mapping[str, Any]
 ) -> None:
-    """Write `adapters` into one safetensors file, at once or not at all.
-
-    - `layers`: the layers to hash, by path.
-    """
+    """Write `adapters` into one file, at once or not at all, with the hashes of `layers`."""
     content = _content(adapters, registry, layers)
     arrays = jax.tree.leaves(adapters)
     if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
@@ -111,7 +105,7 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
         )
     loose = adapters.adapters
     # The search for a class that no plugin provides is slow, so it runs once for each class.
-    plugins = {cls: _plugin_of(cls, registry) for cls in {a.wrapper for a in loose.values()}}
+    providers = {cls: registry.provider_of(cls) for cls in {a.wrapper for a in loose.values()}}
     base_values = hashes(layers, {path: adapter.layer for path, adapter in loose.items()})
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
@@ -119,7 +113,7 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
         where = show_place(adapter.wrapper, path)
         if not adapter.state:
             raise CheckpointError(f"There are no arrays to save in {where}.")
-        entry = _entry(path, adapter, plugins[adapter.wrapper], base_values.get(path))
+        entry = _entry(path, adapter, providers[adapter.wrapper], base_values.get(path))
         entries.append(entry)
         for name, tensor in entry.tensors.items():
             tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
@@ -135,18 +129,13 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
     return _serialised(tensors, text)
 
 
-def _plugin_of(cls: type[LoRAWrapper], registry: Registry) -> tuple[str | None, str]:
-    """The distribution that provides `cls`, and its version; else `(None, "")`."""
-    provider = registry.provider_of(cls)
-    if provider is None or provider.distribution == IN_PROCESS:
-        return None, ""
-    return provider.distribution, provider.version
-
-
 def _entry(
-    path: str, adapter: LooseAdapter, plugin: tuple[str | None, str], base_values: str | None
+    path: str, adapter: LooseAdapter, provider: RegisteredWrapper | None, base_values: str | None
 ) -> Entry:
     cls = adapter.wrapper
+    plugin = None, ""
+    if provider is not None and provider.distribution != IN_PROCESS:
+        plugin = provider.distribution, provider.version
     # A NumPy number becomes a Python number, which JSON knows.
     rank = None if adapter.rank is None else operator.index(adapter.rank)
     alpha = adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha)
@@ -169,21 +158,19 @@ def values_of(array: Any, what: str) -> np.ndarray:
         )
     if array.dtype not in DTYPES.values():
         raise CheckpointError(f"{what} has the dtype {array.dtype}, which safetensors files lack.")
-    if isinstance(array, jax.Array) and array.is_deleted():
+    is_jax = isinstance(array, jax.Array)
+    if is_jax and array.is_deleted():
         raise CheckpointError(
             f"{what} was deleted: a compiled step took its memory (`donate`). Save the model that "
             "the step returned."
         )
-    if isinstance(array, jax.Array) and not (
-        array.is_fully_addressable or array.is_fully_replicated
-    ):
+    if is_jax and not (array.is_fully_addressable or array.is_fully_replicated):
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def _serialised(tensors: dict[str, np.ndarray], configuration: str) -> bytes:
-    # Imported here, because only files need them.
-    import safetensors
+    import safetensors  # here, because only files need it
     import safetensors.numpy
 
     try:

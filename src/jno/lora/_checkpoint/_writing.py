@@ -13,9 +13,7 @@ from ._container import FilePath, kind_of
 
 
 def write_atomically(path: FilePath, content: bytes) -> None:
-    """Put `content` into the file at `path`, which need not exist.
-
-    The new file gets the permissions of the old file, and replaces it in one step. A link stays.
+    """Put `content` into a file in one step. An old file keeps its permissions, a link stays.
 
     **Raises:** `CheckpointError` if that fails. Then the old file stays as it was.
     """
@@ -123,14 +121,11 @@ def _temporary(target: Path) -> Path:
 
 
 def _permissions(target: Path) -> int | None:
-    """The permissions of the existing file; `None` without one.
-
-    **Raises:** `CheckpointError` if the file cannot be written.
-    """
-    shown, parent = os.fspath(target), target.parent
-    if not parent.is_dir():
+    """The permissions of the existing file, which must be writable; `None` without a file."""
+    shown, parent = os.fspath(target), os.fspath(target.parent)
+    if not os.path.isdir(parent):
         raise CheckpointError(
-            f"{shown!r} cannot be written: there is no directory {str(parent)!r}. Make it first."
+            f"{shown!r} cannot be written: there is no directory {parent!r}. Make it first."
         )
     try:
         status = target.stat()

@@ -147,8 +147,8 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     if not effects.rows:
         message = "The model carries no adapter that could be drawn. Adapt it first: net.lora(...)."
         if effects.left_out:
-            left_out = bullets(map(show_path, effects.left_out))
-            message = f"{message} These adapters cannot be merged:\n{left_out}"
+            message += " These adapters cannot be merged:\n"
+            message += bullets(map(show_path, effects.left_out))
         raise SelectionError(message)
     return draw_effects(effects.rows).saved(path)
 

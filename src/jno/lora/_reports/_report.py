@@ -81,11 +81,6 @@ class LoraReport(Printed[ReportRow]):
     def _caption(self) -> str:
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"
 
-    def _costs(self) -> str:
-        """A line for each adapter class with a `cost`."""
-        costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
-        return "".join(f"\n{name} {cost}" for name, cost in costs.items())
-
     def _table(self) -> Table:
         columns = [(name, "left") for name in ("path", "layer", "adapter", "from")]
         columns += [(name, "right") for name in ("rank", "alpha", "trainable", "total")]
@@ -105,7 +100,9 @@ class LoraReport(Printed[ReportRow]):
             )[: len(columns)]
             for row in self.rows
         )
-        return table_by_path(self._title(), columns, cells, self._caption() + self._costs())
+        costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
+        lines = [self._caption(), *(f"{name} {cost}" for name, cost in costs.items())]
+        return table_by_path(self._title(), columns, cells, "\n".join(lines))
 
 
 def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
@@ -138,19 +135,18 @@ def report_on(
         provider = registry.provider(type(adapter))
         distribution = None if provider is None else provider.distribution
         classes = type(adapter.base).__name__, type(adapter)
-        sizes = count(adapter, trained), _count_all(adapter, counted)
-        numbers = adapter.rank, adapter.alpha, *sizes
+        total = count(adapter, counted) + coded_size(adapter)
+        numbers = adapter.rank, adapter.alpha, count(adapter, trained), total
         error = _error_of_merging(fill(adapter), path) if measure else None
         rows.append(ReportRow(path, *classes, distribution, *numbers, error))
-    total = _count_all(model, parameters)
+    total = count(model, parameters) + coded_size(model)
     return LoraReport(tuple(rows), count(model, trainable), total, measure)
 
 
 def _error_of_merging(adapter: LoRAWrapper, path: str) -> float | None:
     """`||merge(W) - W'|| / ||W' - W||`: the fraction of the update that is lost to rounding.
 
-    `W'` is the merged layer in a wider dtype: float32 for half precision, else float64. The norms
-    are over all arrays of the layer. `None` as for `ReportRow`.
+    `W'` is the merged layer in a wider dtype. The norms are over all arrays of the layer.
     """
     what = f"measure what merging {show_place(type(adapter), path)} would cost"
     hint = partial(refusal_of_template, adapter, "Give the model itself.")
@@ -174,11 +170,6 @@ def _distance(first: Any, second: Any) -> float:
 
     arrays = (eqx.filter(tree, eqx.is_inexact_array) for tree in (first, second))
     return float(sum(jax.tree.leaves(jax.tree.map(squared, *arrays)))) ** 0.5
-
-
-def _count_all(model: PyTree, mask: PyTree[bool]) -> int:
-    """`count`, and the size of the arrays that are held in another form."""
-    return count(model, mask) + coded_size(model)
 
 
 def count(model: PyTree, mask: PyTree[bool]) -> int:

@@ -16,7 +16,7 @@ from .._compute import held_dtype
 from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, is_coded, over_stack
 from .._errors import SelectionError, WrapperError, failing
 from .._paths import path_str, show_place
-from .._shared_arrays import names_shared_in, shared_arrays, uses_shared, without_shared
+from .._shared_arrays import names_shared_in, shared_arrays, without_shared
 from .._tree import adapted_layers, refuse_second
 
 # The state of an adapter that is only a product. `multiplier` is a frozen factor of its scale.
@@ -42,7 +42,6 @@ class LayerForm:
 
     @classmethod
     def of(cls, layer: Any, stack_ndim: int) -> "LayerForm":
-        """The form of `layer`."""
         # PiSSA makes a JAX array of a NumPy weight, so NumPy's dtypes are not comparable.
         arrays = ((path, tuple(x.shape), str(held_dtype(x))) for path, x in arrays_of(layer))
         return cls(type(layer).__name__, tuple(arrays), stack_ndim)
@@ -172,17 +171,18 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     adapter's `state` fails, or leaves out an option that its class keeps in a static field.
     """
     expect_model(model, "extract_adapters")
+    shared = shared_arrays(model)
+    if missing := names_shared_in(model) - shared.keys():
+        raise SelectionError(
+            f"The adapters share the arrays {', '.join(sorted(map(repr, missing)))}, which are not "
+            "in this model: it was resolved, or is a part of a model. Give the whole model, as it "
+            "was before `jno.lora.resolve`."
+        )
     adapters: dict[str, LooseAdapter] = {}
     losses: dict[Any, str] = {}
-    shared: dict[str, Any] = {}
-    used: set[str] = set()
     for path, adapter in adapted_layers(model):
         refuse_second(path, adapters, "adapted layers")
-        node, arrays = without_shared(adapter)
-        if shared.keys() & arrays.keys():
-            shared_arrays(model)  # raises
-        shared |= arrays
-        used |= names_shared_in(adapter) if uses_shared(adapter) else set()
+        node, _ = without_shared(adapter)
         cls = type(node)
         with failing(f"take {show_place(cls, path)} out", WrapperError):
             ndim = call_or_trace(cls.stack_ndim, node.base)
@@ -194,20 +194,11 @@ def extract_adapters(model: PyTree) -> AdapterSet:
                     "array, or restore it by `options_of` or `from_state`."
                 )
         adapters[path] = LooseAdapter(state, cls, node.rank, node.alpha, form)
-    if missing := used - shared.keys():
-        raise SelectionError(
-            f"The adapters share the arrays {', '.join(sorted(map(repr, missing)))}, which are not "
-            "in this model: it was resolved, or is a part of a model. Give the whole model, as it "
-            "was before `jno.lora.resolve`."
-        )
     return AdapterSet(adapters, shared)
 
 
 def _lost_options(adapter: LoRAWrapper, form: LayerForm, cache: dict[Any, str]) -> str:
-    """The static fields that would change if `adapter` were built again from its state.
-
-    - `cache`: the results for earlier adapters. Adapters of one structure share their result.
-    """
+    """The static fields that would change if `adapter` were built again from its state."""
     static = (f.name for f in dataclasses.fields(adapter) if f.metadata.get("static", False))
     options = [name for name in static if name not in ("rank", "alpha")]
     if not options:

@@ -1,9 +1,8 @@
 """Combine sets of adapters into one set, by arithmetic on their updates."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +15,15 @@ from .._paths import stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
 from ._products import Factors, Triplets, check_combinable, factors_of, widest
-from ._recipe import Combination, MajoritySign, Recipe
+from ._recipe import EXACT, SPARSE, TRIMMING, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    Combined = AdapterSet
+else:  # the next release refuses `report=True`, which returns a pair
+    Combined = AdapterSet | tuple[AdapterSet, UpdateReport]
 
 
-def _accepting_report(function: F) -> F:
-    """`combine`, which still takes `report=True` for one release, with a warning."""
-
-    @functools.wraps(function)
-    def combine(*args: Any, report: bool = False, **options: Any) -> Any:
-        if not report:
-            return function(*args, **options)
-        warn(
-            "combine(..., report=True) will not be accepted by the next release. Call "
-            "combine_with_report(...), which returns the same pair."
-        )
-        return combine_with_report(*args, **options)
-
-    accepting: Any = combine
-    return accepting
-
-
-@_accepting_report
 def combine(
     sets: Sequence[AdapterSet],
     weights: Any,
@@ -49,7 +33,8 @@ def combine(
     rank: int | None = None,
     key: PRNGKeyArray | None = None,
     majority_sign: MajoritySign = "total",
-) -> AdapterSet:
+    report: bool = False,
+) -> Combined:
     r"""Combine several sets of adapters into one.
 
     All methods act on the updates `U_i = s_i B_i A_i` of a layer's matrix, with each adapter's own
@@ -95,8 +80,14 @@ def combine(
 
     Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099.
     """
+    if report:
+        warn(
+            "combine(..., report=True) will not be accepted by the next release. Call "
+            "combine_with_report(...), which returns the same pair."
+        )
     options: Any = {"density": density, "rank": rank, "key": key, "majority_sign": majority_sign}
-    return combine_with_report(sets, weights, method, **options)[0]
+    pair: Any = combine_with_report(sets, weights, method, **options)
+    return pair if report else pair[0]
 
 
 def combine_with_report(
@@ -119,7 +110,7 @@ def combine_with_report(
     recipe.check(has_key=key is not None)
     if key is not None:
         check_key(key)
-    check_combinable(sets, density if recipe.steps.trims else None)
+    check_combinable(sets, density if method in TRIMMING else None)
     adapters: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in paths_of(sets):
@@ -129,9 +120,8 @@ def combine_with_report(
         scales = [sets[i][path].scale * weights[i] for i in present]
         # Path and position give each update a different key.
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
-        state, error = on_the_mesh(
-            states, _combined, recipe, first.wrapper, states, scales, key, numbers
-        )
+        args = recipe, first.wrapper, states, scales, key, numbers
+        state, error = on_the_mesh(states, _combined, *args)
         r = state["lora_A"].shape[-2]
         adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
         rows.append(UpdateRow(path, first.wrapper, first.wrapper, r, error))
@@ -162,23 +152,17 @@ def _combined(
     key: PRNGKeyArray | None,
     numbers: list[Any],
 ) -> tuple[dict[str, Array], Array]:
-    """The state of the combined adapter at one path, and the error of its cut."""
     dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
     # Half precision is summed and decomposed in float32.
     wide = widest([dtype, jnp.dtype(jnp.float32)])
-    updates = [
-        factors_of(state, scale.astype(wide), wide)
-        for state, scale in zip(states, scales, strict=True)
-    ]
+    updates = factors_of(states, scales, wide)
     ranks, largest = [update.rank for update in updates], updates[0].largest_rank
-    steps = recipe.steps
-    rank = sum(ranks) if steps.is_exact else recipe.rank or max(ranks)
-    if not steps.is_sparse:
-        total = Factors(
-            jnp.concatenate([update.A for update in updates], axis=-2),
-            jnp.concatenate([update.B for update in updates], axis=-1),
-        )
-        if steps.is_exact and rank <= largest:
+    is_exact = recipe.method in EXACT
+    rank = sum(ranks) if is_exact else recipe.rank or max(ranks)
+    if recipe.method not in SPARSE:
+        A, B = zip(*updates, strict=True)
+        total = Factors(jnp.concatenate(A, axis=-2), jnp.concatenate(B, axis=-1))
+        if is_exact and rank <= largest:
             return _state(cls, total, dtype), jnp.zeros((), wide)
         triplets = Triplets.of_product(total)
     else:

@@ -1,4 +1,4 @@
-"""Convert any adapters to plain LoRA."""
+"""Convert adapters to plain LoRA, and to smaller plain LoRA."""
 
 import contextlib
 from typing import Any, TypeVar
@@ -20,13 +20,13 @@ from .._contract import (
     over_stack,
     refusal_of_template,
 )
-from .._errors import SelectionError, WrapperError, reason_of
+from .._errors import SelectionError, WrapperError, reason_of, warn
 from .._merge import plain_layer
 from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer
 from .._shared_arrays import filler
-from .._tree import holds_adapters, map_adapters
+from .._tree import adapted_layers, holds_adapters, map_adapters, refuse_second
 from ._adapter_set import PRODUCT_STATE
 from ._products import Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
@@ -53,8 +53,7 @@ def to_lora(
     - `rank`: the largest rank to keep.
     - `energy`: in `(0, 1]`: take the smallest rank that keeps this fraction of the update's squared
         Frobenius norm. The error is then at most `sqrt(1 - energy)`. Without `rank` and `energy`,
-        every update must be a product, and keeps its rank: PiSSA, MiLoRA and OLoRA give twice
-        theirs.
+        every update must be a product, and keeps its rank (PiSSA, MiLoRA, OLoRA: twice theirs).
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer.
@@ -177,3 +176,58 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
         return Triplets(U, sizes, Vt), missed
 
     return over_stack(of_layer, type(adapter).stack_ndim(adapter.base))(adapter)
+
+
+def shrink(model: M, *, registry: Registry | None = None) -> M:
+    """`model` with each adapter that has a `rank_gate` as plain LoRA, without closed directions.
+
+    Outputs change only by rounding. A layer whose gates are all zero becomes the plain layer. A
+    stack of layers gets the largest rank among its layers. Other adapters stay as they are. For a
+    `Net`: `Net(shrink(net.module))`.
+
+    **Arguments:**
+
+    - `model`: an adapted model, not traced: the ranks decide about shapes.
+    - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
+
+    **Raises:** `WrapperError` that lists every adapter with a `rank_gate` whose update is not known
+    as a product (`low_rank_update`); `SelectionError` if `model` is traced, a `Net` or a set.
+    """
+    expect_model(model, "shrink")
+    gated: dict[str, LoRAWrapper] = {}
+    for path, adapter in adapted_layers(model):
+        if type(adapter).rank_gate is not None:
+            refuse_second(path, gated, "adapters")
+            gated[path] = adapter
+    if is_traced(gated):
+        raise SelectionError(
+            "shrink cannot run under `jit` or another transformation: the shapes of its result "
+            "depend on which directions are zero. Call it when training is done."
+        )
+    converted, _ = to_lora(gated, registry=registry)
+    gates = [getattr(adapter, type(adapter).rank_gate or "") for adapter in gated.values()]
+    if gates and not any(map(np.any, gates)):
+        warn(
+            "Every gate is zero, so no adapter is left. AdaLoRA's gates start at zero: call shrink "
+            "when training is done."
+        )
+    shrunk = {path: _without_zeros(adapter) for path, adapter in converted.items()}
+    return map_adapters(lambda path, adapter: shrunk.get(path, adapter), model)
+
+
+def _without_zeros(adapter: LoRAWrapper) -> Any:
+    """Plain LoRA without the directions that are zero; the plain layer if all of them are."""
+    factors = known_factors(adapter)
+    assert factors is not None
+    layer = plain_layer(adapter)
+    is_nonzero = np.any(factors.A != 0, axis=-1) & np.any(factors.B != 0, axis=-2)
+    rank = int(is_nonzero.sum(axis=-1).max())
+    if rank == 0:
+        return layer
+    # A stable sort puts the nonzero directions first, in their order.
+    nonzero = np.argsort(~is_nonzero, axis=-1, kind="stable")[..., :rank]
+    update = Factors(
+        jnp.take_along_axis(factors.A, nonzero[..., :, None], axis=-2),
+        jnp.take_along_axis(factors.B, nonzero[..., None, :], axis=-1),
+    )
+    return restored_layer(type(adapter), layer, *update.as_adapter(type(adapter)))

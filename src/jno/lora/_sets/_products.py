@@ -25,12 +25,10 @@ class Factors(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The number of directions: `k`."""
         return self.A.shape[-2]
 
     @property
     def largest_rank(self) -> int:
-        """The smaller side of the matrix."""
         return min(self.B.shape[-2], self.A.shape[-1])
 
     def padded_to(self, rank: int) -> "Factors":
@@ -40,10 +38,7 @@ class Factors(NamedTuple):
         return Factors(A, jnp.pad(self.B, [*stack, (0, 0), new]))
 
     def as_adapter(self, cls: type[LoRAWrapper]) -> tuple[dict[str, Array], int, float]:
-        """State, rank and alpha of an adapter of a class with a `low_rank_scale`.
-
-        Alpha is the rank, which makes the scale of LoRA 1.
-        """
+        """State, rank and alpha (the rank) of an adapter of a class with a `low_rank_scale`."""
         scale = cls.low_rank_scale(self.rank, float(self.rank))
         assert scale is not None
         dtype = widest([self.A.dtype, self.B.dtype])
@@ -137,18 +132,19 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     return AdapterSet(scaled, adapters.shared)
 
 
-def factors_of(state: Mapping[str, Any], scale: Array, dtype: Any) -> Factors:
-    """The update of an adapter with this state. The scale goes into `B`."""
-    A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
-    if "multiplier" in state:  # a number for each slice of a stack
-        B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
-    return Factors(A, scale * B)
+def factors_of(states: Sequence[Mapping[str, Any]], scales: Any, dtype: Any) -> list[Factors]:
+    """The updates of adapters with these states. The scales go into `B`."""
+    updates: list[Factors] = []
+    for state, scale in zip(states, scales, strict=True):
+        A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
+        if "multiplier" in state:  # a number for each slice of a stack
+            B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
+        updates.append(Factors(A, jnp.asarray(scale, dtype) * B))
+    return updates
 
 
 def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
-    """**Raises:** `SelectionError` that lists the adapters that are not products, the adapters of
-    one path for different matrices, or the matrices that `density` leaves empty.
-    """
+    """**Raises:** `SelectionError` that lists the adapters that cannot be combined."""
     check_products(sets, "added up")
     misfits: list[str] = []
     empty: dict[str, None] = {}
@@ -170,27 +166,24 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
                     f"a {adapter.wrapper.__name__}, which may lay out the matrix differently"
                 )
     if misfits:
-        raise SelectionError(
-            f"Only adapters for the same layers can be combined:\n{bullets(misfits)}"
-        )
+        message = f"Only adapters for the same layers can be combined:\n{bullets(misfits)}"
+        raise SelectionError(message)
     if empty:
-        raise SelectionError(
-            f"The `density` {density} keeps no entry of these matrices:\n{bullets(empty)}"
-        )
+        message = f"The `density` {density} keeps no entry of these matrices:\n{bullets(empty)}"
+        raise SelectionError(message)
 
 
 def check_products(sets: Sequence[AdapterSet], done: str) -> None:
-    """**Raises:** `SelectionError` that lists every adapter that is not a product.
-
-    - `done`: a participle that says what will be done with the adapters.
-    """
+    """**Raises:** `SelectionError` that lists every adapter that is not a product."""
     lines: list[str] = []
     for index, adapters in enumerate(sets):
         place = f" in set {index}" if len(sets) > 1 else ""
         for path, adapter in adapters.adapters.items():
-            if not adapter.is_product:
-                name = f"a {adapter.wrapper.__name__}{place}{_extra_arrays(adapter)}"
-                lines.append(f"{show_path(path)}: {name}")
+            if adapter.is_product:
+                continue
+            extra = adapter.state.keys() - PRODUCT_STATE if adapter.scale is not None else ()
+            beside = f", with {', '.join(sorted(extra))} beside its product" if extra else ""
+            lines.append(f"{show_path(path)}: a {adapter.wrapper.__name__}{place}{beside}")
     if lines:
         raise SelectionError(
             "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
@@ -198,12 +191,6 @@ def check_products(sets: Sequence[AdapterSet], done: str) -> None:
             "Convert them first, if they hold nothing beside their update: "
             "extract_adapters(to_lora(model, rank=...)[0])."
         )
-
-
-def _extra_arrays(adapter: LooseAdapter) -> str:
-    """The arrays, such as a trained bias, that an adapter holds beside its product."""
-    names = sorted(adapter.state.keys() - PRODUCT_STATE) if adapter.scale is not None else []
-    return f", with {', '.join(names)} beside its product" if names else ""
 
 
 def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:

@@ -1,7 +1,7 @@
 """The methods of `combine`: the arguments and the steps of each method."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,32 +14,12 @@ from .._paths import nearest
 Combination = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 MajoritySign = Literal["total", "frequency"]
 
-
-class _Method(NamedTuple):
-    """The steps of a method. An exact method cuts nothing unless the matrix is too small."""
-
-    is_exact: bool = False
-    trims: bool = False  # keeps the largest entries
-    drops: bool = False  # keeps random entries
-    elects: bool = False  # elects a sign for each entry
-
-    @property
-    def is_sparse(self) -> bool:
-        return self.trims or self.drops
-
-
-_METHODS = {
-    "linear": _Method(is_exact=True),
-    "cat": _Method(is_exact=True),
-    "svd": _Method(),
-    "ties": _Method(trims=True, elects=True),
-    "dare_linear": _Method(drops=True),
-    "dare_ties": _Method(drops=True, elects=True),
-    "magnitude_prune": _Method(trims=True),
-}
-_SPARSE = [name for name, steps in _METHODS.items() if steps.is_sparse]
-_RANDOM = [name for name, steps in _METHODS.items() if steps.drops]
-_ELECTING = [name for name, steps in _METHODS.items() if steps.elects]
+_METHODS = get_args(Combination)
+EXACT = ("linear", "cat")  # cut nothing unless the matrix is too small
+TRIMMING = ("ties", "magnitude_prune")  # keep the largest entries
+_RANDOM = ("dare_linear", "dare_ties")  # keep random entries
+_ELECTING = ("ties", "dare_ties")  # elect a sign for each entry
+SPARSE = [method for method in _METHODS if method in TRIMMING + _RANDOM]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +31,6 @@ class Recipe:
     rank: int | None
     majority_sign: str
 
-    @property
-    def steps(self) -> _Method:
-        """The steps of the method."""
-        return _METHODS[self.method]
-
     def check(self, *, has_key: bool) -> None:
         """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
         method, sign = self.method, self.majority_sign
@@ -65,22 +40,22 @@ class Recipe:
                 f"There is no method {method!r}; did you mean {near!r}? "
                 f"The methods are {', '.join(_METHODS)}."
             )
-        problem, steps = "", self.steps
-        if steps.is_sparse and self.density is None:
+        problem = ""
+        if method in SPARSE and self.density is None:
             problem = f"{method!r} needs a `density`, the fraction of entries to keep, such as 0.5."
-        elif self.density is not None and not steps.is_sparse:
-            problem = f"`density` is for {', '.join(_SPARSE)}; {method!r} keeps every entry."
-        elif steps.drops and not has_key:
+        elif self.density is not None and method not in SPARSE:
+            problem = f"`density` is for {', '.join(SPARSE)}; {method!r} keeps every entry."
+        elif method in _RANDOM and not has_key:
             problem = f"{method!r} drops entries at random, and needs a `key`."
-        elif has_key and not steps.drops:
+        elif has_key and method not in _RANDOM:
             problem = f"`key` is for {' and '.join(_RANDOM)}; {method!r} is not random."
-        elif self.rank is not None and steps.is_exact:
+        elif self.rank is not None and method in EXACT:
             problem = (
                 f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
             )
-        elif sign not in ("total", "frequency"):
+        elif sign not in get_args(MajoritySign):
             problem = f"`majority_sign` must be 'total' or 'frequency', but is {sign!r}."
-        elif sign != "total" and not steps.elects:
+        elif sign != "total" and method not in _ELECTING:
             names = " and ".join(_ELECTING)
             problem = f"`majority_sign` is for {names}; {method!r} elects no sign."
         if problem:
@@ -95,12 +70,14 @@ class Recipe:
     ) -> Float[Array, "*stack out in"]:
         """The sum of sparse updates. `keys` has one key per update if the method is random."""
         assert self.density is not None
-        if self.steps.trims:
+        if self.method in TRIMMING:
             sparse = _trimmed(updates, self.density)
         else:  # `drop`: each entry stays with probability `density`, divided by it
             stays = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
             sparse = jnp.where(jnp.stack(stays), updates / self.density, 0)
-        return self._mean_of_elected(sparse) if self.steps.elects else jnp.sum(sparse, axis=0)
+        return (
+            self._mean_of_elected(sparse) if self.method in _ELECTING else jnp.sum(sparse, axis=0)
+        )
 
     def _mean_of_elected(
         self, updates: Float[Array, "n *stack out in"]

@@ -123,10 +123,7 @@ def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapt
 def _stacked(
     states: list[Mapping[str, Any]], scales: list[Any], rank: int, dtype: Any
 ) -> dict[str, Array]:
-    updates = [
-        factors_of(state, jnp.asarray(scale), scale.dtype).padded_to(rank)
-        for state, scale in zip(states, scales, strict=True)
-    ]
+    updates = [update.padded_to(rank) for update in factors_of(states, scales, scales[0].dtype)]
     A, B = (jnp.stack(arrays).astype(dtype) for arrays in zip(*updates, strict=True))
     return {"lora_A": A, "lora_B": B}
 
@@ -134,7 +131,6 @@ def _stacked(
 def _differences(
     sets: Sequence[AdapterSet], is_padded: bool, rank: int | None = None
 ) -> Iterator[str]:
-    """The differences between the sets that remain after padding to `rank`."""
     shared = [{name: show_array(x) for name, x in s.shared.items()} for s in sets]
     for index, arrays in enumerate(shared):
         if arrays != shared[0]:

@@ -98,8 +98,8 @@ def _misfits_of(adapter: LooseAdapter, layer: Any) -> list[str]:
     lines = [f"/{problem}" for problem in adapter.layer.problems(layer)]
     if lines or call_or_trace(partial(claims, adapter.wrapper), layer):
         return lines
-    names = adapter.wrapper.__name__, type(layer).__name__
-    return [": a {} is not for this {} (its `applies_to` says no)".format(*names)]
+    cls, kind = adapter.wrapper.__name__, type(layer).__name__
+    return [f": a {cls} is not for this {kind} (its `applies_to` says no)"]
 
 
 def put_around(model: M, adapters: AdapterSet) -> M:
@@ -132,7 +132,6 @@ def shared_by_others(model: PyTree, adapters: AdapterSet) -> set[str]:
 
 
 def _hint(layer: Any, adapter: LooseAdapter) -> str:
-    """Advice on an adapter that could not be built around a template, or of a stack of sets."""
     advice = "For the shapes: eqx.filter_eval_shape(swap_adapters, model, adapters)"
     if template := refusal_of_template(layer, advice):
         return template
