@@ -13,7 +13,7 @@ import numpy as np
 from .._contract import LoRAWrapper, check_contract, check_rank, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import nearest
-from .._registry import Registry, squash
+from .._registry import Registry
 from ._masks import compiled
 from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
 
@@ -58,8 +58,7 @@ class Rule:
     tiers: Tiers
     options: Mapping[str, Any]
     label: str  # its name in messages
-    # Adapters that formerly had a variant which the rule names: for a rule that selects nothing.
-    former: tuple[type[LoRAWrapper], ...] = ()
+    former: tuple[type[LoRAWrapper], ...]  # its last tier, if it selects nothing otherwise
 
     def on(self, model: Any) -> "Rule":
         """This rule for a model, whose structure may decide what the target means."""
@@ -119,6 +118,8 @@ def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
     if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier):
         advice = " Give `rank` in the call, or in the spec."
         check_rank(spec.rank, f"The rank of {label}", advice)
+    wrappers = spec.wrapper if isinstance(spec.wrapper, list | tuple) else [spec.wrapper]
+    names = [wrapper for wrapper in wrappers if isinstance(wrapper, str)]
     options = {} if spec.options is None else spec.options
     if not isinstance(options, Mapping):
         raise SelectionError(
@@ -133,18 +134,7 @@ def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
-        former=_formerly_meant(registry, spec.wrapper),
-    )
-
-
-def _formerly_meant(registry: Registry, wrapper: WrapperLike) -> tuple[type[LoRAWrapper], ...]:
-    """The adapters that `wrapper` names by nothing but the variant of an earlier release."""
-    items = wrapper if isinstance(wrapper, list | tuple) else [wrapper]
-    words = {squash(item.rpartition(":")[2]) for item in items if isinstance(item, str)}
-    return tuple(
-        cls
-        for cls in registry.formerly(words)
-        if cls not in items and not words & {squash(cls.variant or ""), squash(cls.__name__)}
+        former=tuple(cls for cls in registry.formerly(names) if cls not in wrappers),
     )
 
 

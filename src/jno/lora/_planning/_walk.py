@@ -37,8 +37,8 @@ class Walk:
     - `rules`: in order of priority.
     - `selects`: whether the mask selects the node at a key path.
 
-    Afterwards `rows` has a row for each candidate, and `matched` holds the indices of the rules
-    that match a layer, whether or not the mask selects it.
+    Afterwards `rows` has a row for each candidate, `matched` holds the indices of the rules that
+    match a layer, and `selecting` the indices of the rules that match a layer the mask selects.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Walk:
         self.asks_layers = any(tier == LAYERS_OWN for _, tier in self.tiers)
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()
+        self.selecting: set[int] = set()
         self._meets_adapters = holds_adapters(model)  # else no layer is searched for adapters
         self._mixtures: set[KeyPath] = set()  # modules with a field for experts
         self._visit((), model)
@@ -157,7 +158,10 @@ class Walk:
         if claim is None:
             return None
         self.matched.add(claim.rule)
-        return claim.rule if self.selects(keys) else None
+        if not self.selects(keys):
+            return None
+        self.selecting.add(claim.rule)
+        return claim.rule
 
     def _chosen(self, claim: Claim, keys: KeyPath, node: eqx.Module) -> AdapterClass | None:
         """The class that gets `node`, or `None` if layers inside of it are adapted instead.

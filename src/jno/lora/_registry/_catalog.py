@@ -139,11 +139,16 @@ class Catalog:
             return renamed
         raise self._unknown(name)
 
-    def formerly(self, variants: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
-        """The classes that had one of these variants in an earlier release."""
-        former = {squash(variant) for variant in variants}
-        classes = [wrapper.cls for wrapper in self.wrappers if wrapper.cls.former_variant]
-        return tuple(cls for cls in classes if squash(cls.former_variant or "") in former)
+    def formerly(self, names: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
+        """The classes that `names` mean by nothing but the variant of an earlier release."""
+        bare = {name.rpartition(":")[2] for name in names}
+        variants = set(map(squash, bare))
+        return tuple(
+            cls
+            for cls in (wrapper.cls for wrapper in self.wrappers)
+            if squash(cls.former_variant or ":") in variants
+            and not (cls.__name__ in bare or squash(cls.variant or ":") in variants)
+        )
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
         """The adapters of `wrapper=None`, which the zoo names."""

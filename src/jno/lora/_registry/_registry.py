@@ -74,9 +74,9 @@ class Registry:
             return (zoo_classes[name],)
         return self._catalog().resolve(name)
 
-    def formerly(self, variants: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
-        """The loaded classes that had one of these variants in an earlier release."""
-        return self._now.catalog.formerly(variants)
+    def formerly(self, names: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
+        """The loaded classes that `names` mean by nothing but the variant of an earlier release."""
+        return self._now.catalog.formerly(names)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
