@@ -50,7 +50,6 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
 
 
 def as_table(facts: dict[str, Any]) -> Table:
-    """The same as a table."""
     columns = _COLUMNS | (_NON_FINITE if "non_finite" in facts else {})
     shared = facts.get("shared", {})
     caption = [

@@ -42,7 +42,6 @@ def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
 
 
 def plugins_as_table(plugins: list[dict[str, Any]]) -> Table:
-    """A line per plugin."""
     rows = (
         (
             *(plugin[name] for name in ("name", "distribution", "version")),
@@ -79,7 +78,6 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
 
 
 def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
-    """A line per adapter."""
     names = ("name", "variant", "layers", "parameters", "paper", "distribution")
     rows = (
         (
@@ -94,7 +92,6 @@ def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
 
 
 def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
-    """A line per method, by family."""
     families: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = {}
     for adapter in adapters:
         methods = families.setdefault(adapter["family"] or "others", {})

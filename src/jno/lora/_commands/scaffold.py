@@ -46,17 +46,13 @@ def create(
         "requires": ", ".join(f'"{name}{versions}"' for name in needs),
     }
     for folder in ("both", "method" if is_method else "adapter"):
-        _fill_in(pathlib.Path(__file__).parent / "templates" / folder, target, words)
+        templates = pathlib.Path(__file__).parent / "templates" / folder
+        for template in templates.rglob("*.txt"):
+            path = f"{template.relative_to(templates)}".removesuffix(".txt")
+            file = target / path.replace("PACKAGE", package)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(string.Template(template.read_text("utf-8")).substitute(words), "utf-8")
     return target
-
-
-def _fill_in(templates: pathlib.Path, target: pathlib.Path, words: dict[str, str]) -> None:
-    for template in templates.rglob("*.txt"):
-        path = f"{template.relative_to(templates)}".removesuffix(".txt")
-        file = target / path.replace("PACKAGE", words["package"])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = string.Template(template.read_text("utf-8"))
-        file.write_text(text.substitute(words), "utf-8")
 
 
 def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:

@@ -56,7 +56,6 @@ def problem_of(walk: Walk) -> str | None:
 
 
 def _explain(walk: Walk, index: int) -> Iterator[str]:
-    """Lines that say why a rule matches nothing, and what it could match."""
     rule, rows, adaptable = walk.rules[index], walk.rows, _adaptable(walk)
     if isinstance(rule.target, LinearInBlocks) and not rule.target.paths:
         yield rule.target.missing
@@ -124,7 +123,6 @@ def _layer(row: PlanRow) -> str:
 
 
 def _listed(rows: Iterable[PlanRow], more: Callable[[PlanRow], str] = lambda row: "") -> str:
-    """The paths of the rows, each with `more` about it."""
     return bullets((f"{show_path(row.path)}{more(row)}" for row in rows), FEW)
 
 
@@ -150,7 +148,6 @@ def warn_of_former_variants(walk: Walk) -> None:
 
 
 def warn_of_omissions(plan: Plan) -> None:
-    """Warn about layers that were not adapted, and say why."""
     refused = plan.having("inside WeightNorm", "inside SpectralNorm")
     if refused:
         warn(f"{_WHY_REFUSED} These were not adapted:\n{_listed(refused)}")
@@ -174,7 +171,6 @@ def warn_of_omissions(plan: Plan) -> None:
 
 
 def warn_of_clamped_ranks(rows: list[PlanRow], adapters: list[LoRAWrapper]) -> None:
-    """Warn about layers that are too small for the rank that was asked for."""
     clamped = [
         f"{show_path(row.path)}: {row.rank} -> {adapter.rank}"
         for row, adapter in zip(rows, adapters, strict=True)

@@ -67,7 +67,6 @@ class Rule:
         return dataclasses.replace(self, target=LinearInBlocks.of(model))
 
     def matches(self, path: str) -> bool:
-        """Whether the target matches `path`."""
         return self.target is None or bool(self.target.search(path))
 
 

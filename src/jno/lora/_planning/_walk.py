@@ -93,8 +93,9 @@ class Walk:
             if issubclass(type(node), _NORMS):
                 self._refuse_layers_in(keys, node)
                 return
-        for key, child in _children(node):
-            self._visit((*keys, *key), child)
+        for key, child in jtu.tree_leaves_with_path(node, is_leaf=lambda child: child is not node):
+            if key:  # a leaf is its own child, without a key
+                self._visit((*keys, *key), child)
 
     def _row(self, keys: KeyPath, node: eqx.Module) -> PlanRow | None:
         """The row of `node`, or `None` if it is not a candidate."""
@@ -128,7 +129,7 @@ class Walk:
     def _row_without_claim(
         self, path: str, node: eqx.Module, row: Callable[..., PlanRow]
     ) -> PlanRow | None:
-        """The row of a layer that no rule claims: is it the target, or does no wrapper apply?"""
+        """The row of a layer that no rule claims."""
         classes = self.classes + (default_adapters(node) if self.asks_layers else ())
         if any(_ask(cls, "applies_to", path, node) for cls in classes):
             return row("target does not match")
@@ -205,12 +206,6 @@ class Walk:
     def _distribution(self, cls: AdapterClass) -> str | None:
         provider = self.registry.provider(cls)
         return None if provider is None else provider.distribution
-
-
-def _children(node: Any) -> list[tuple[KeyPath, Any]]:
-    """The direct children of a node of a pytree, each with its key. A leaf has none."""
-    children = jtu.tree_leaves_with_path(node, is_leaf=lambda child: child is not node)
-    return [(key, child) for key, child in children if key]
 
 
 def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:

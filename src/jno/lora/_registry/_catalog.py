@@ -30,7 +30,6 @@ class Catalog:
         return Catalog({**remaining, identity: record}, self.discover)
 
     def of_this_process(self) -> "Catalog":
-        """A catalog of only those plugins that were registered in this process."""
         in_process = {
             identity: record
             for identity, record in self.plugins.items()
@@ -48,7 +47,6 @@ class Catalog:
         return tuple(map(self._with_conflicts, self._in_order))
 
     def _with_conflicts(self, record: PluginRecord) -> PluginRecord:
-        """Mark a plugin with names that also belong to another plugin."""
         names = [
             wrapper.name
             for wrapper in record.wrappers
@@ -95,7 +93,6 @@ class Catalog:
 
     @functools.cached_property
     def zoo_classes(self) -> dict[str, type[LoRAWrapper]]:
-        """The classes of the zoo by their names."""
         of_zoo = [wrapper for wrapper in self.wrappers if is_of_zoo(wrapper)]
         return {wrapper.name: wrapper.cls for wrapper in reversed(of_zoo)}
 
@@ -131,12 +128,10 @@ class Catalog:
             )
         if named:
             return (named[0].cls,)
-        variant = squash(name)
-        classes = [wrapper.cls for wrapper in self.wrappers if wrapper.cls.variant]
-        if family := tuple(cls for cls in classes if squash(cls.variant or "") == variant):
-            return family
-        if renamed := self.formerly([name]):
-            return renamed
+        variants = {wrapper.cls: squash(wrapper.cls.variant or ":") for wrapper in self.wrappers}
+        of_variant = tuple(cls for cls, variant in variants.items() if variant == squash(name))
+        if classes := of_variant or self.formerly([name]):
+            return classes
         raise self._unknown(name)
 
     def formerly(self, names: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
@@ -151,20 +146,17 @@ class Catalog:
         )
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
-        """The adapters of `wrapper=None`, which the zoo names."""
         declared = [record.defaults for record in self.records if record.defaults]
         if not declared:
             raise self.without_zoo("The adapter of `wrapper=None`")
         return tuple(self.zoo_class(name) for name in declared[0])
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
-        """The class `name` of the zoo. **Raises:** `PluginError` if the zoo lacks the class."""
         if name not in self.zoo_classes:
             raise self.without_zoo(name)
         return self.zoo_classes[name]
 
     def provided(self, distribution: str, name: str) -> RegisteredWrapper:
-        """The adapter `name` of one distribution. **Raises:** `PluginError` if it has none."""
         if wrapper := self._of_distribution(distribution, name, wanted=name):
             return wrapper
         records = [record for record in self.records if record.distribution == distribution]
@@ -195,7 +187,6 @@ class Catalog:
         return next(iter(by_class.values()), None)
 
     def _raise_if_unusable(self, distribution: str, wanted: str) -> None:
-        """Raise the error that kept a plugin of `distribution` from loading, if any did."""
         for record in self.records:
             if record.distribution == distribution and not record.usable:
                 raise PluginError(
@@ -203,7 +194,6 @@ class Catalog:
                 ) from record.error
 
     def _zoo_advice(self) -> str:
-        """How to get the zoo, or a later version of it."""
         if self._has_zoo:
             return f"A later {ZOO_DISTRIBUTION} may have it:\n    pip install -U {ZOO_DISTRIBUTION}"
         if self.discover:
@@ -219,7 +209,6 @@ class Catalog:
         return any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in self.wrappers)
 
     def without_zoo(self, wanted: str) -> PluginError:
-        """The error for something that only the zoo can provide, and that is not there."""
         self._raise_if_unusable(ZOO_DISTRIBUTION, wanted)
         return PluginError(f"{wanted} is not available. {self._zoo_advice()}")
 

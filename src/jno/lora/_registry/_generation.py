@@ -44,7 +44,6 @@ class Generation:
         return plugins
 
     def publish(self, identity: Hashable, record: PluginRecord) -> None:
-        """Add a plugin to the catalog, in place of a plugin with that identity."""
         with LOCK:
             self.catalog = self.catalog.having(identity, record)
 

@@ -40,7 +40,6 @@ class InstalledPlugin(NamedTuple):
 
     @property
     def module(self) -> str:
-        """The module that the entry point names."""
         return re.split(r"[:\s]", self.entry_point.value, maxsplit=1)[0]
 
     @property
@@ -159,15 +158,12 @@ def take_in(item: Any) -> PluginRecord:
     else:
         hooks = hooks_of(item)
         wrappers = wrappers_of(hooks, IN_PROCESS, "")
-    defaults = ()
-    if any(map(is_of_zoo, wrappers)):
-        # Nothing is imported here: whoever has a class of the zoo has imported the zoo.
-        entry_module = sys.modules.get(f"{ZOO_PACKAGE}.plugin")
-        defaults = getattr(entry_module, "jno_lora_defaults", ())
+    # Nothing is imported here: whoever has a class of the zoo has imported the zoo.
+    zoo = sys.modules.get(f"{ZOO_PACKAGE}.plugin") if any(map(is_of_zoo, wrappers)) else None
+    defaults = getattr(zoo, "jno_lora_defaults", ())
     name: str = getattr(item, "__name__", repr(item))
-    return PluginRecord(
-        name, IN_PROCESS, "", name, "loaded", wrappers=wrappers, hooks=hooks, defaults=defaults
-    )
+    origin = (name, IN_PROCESS, "", name)
+    return PluginRecord(*origin, "loaded", wrappers=wrappers, hooks=hooks, defaults=defaults)
 
 
 def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
