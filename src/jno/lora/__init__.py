@@ -12,29 +12,17 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
+from . import _errors, _registry
 from ._calibration import allocate, calibrate
 from ._checkpoint import load_adapters, read_adapters, save_adapters
 from ._contract import LoRAWrapper, Shared, Statistic
 from ._dispatch import apply_lora, plan_lora
-from ._errors import (
-    CheckpointError,
-    JnoLoraError,
-    SelectionError,
-    WrapperError,
-    imported_for as _imported_for,
-)
+from ._errors import CheckpointError, JnoLoraError, SelectionError, WrapperError
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
 from ._penalty import penalty
 from ._planning import Spec
-from ._registry import (
-    Registry,
-    default_registry as _default_registry,
-    hookimpl,
-    refresh,
-    register,
-    registered,
-)
+from ._registry import Registry, hookimpl, refresh, register, registered
 from ._reports import adapter_effects, citation, lora_report, plot_adapters
 from ._sets import (
     combine,
@@ -78,13 +66,13 @@ _COMPARING = ("Comparison", "ComparisonRow", "compare")
 
 def __getattr__(name: str) -> Any:
     if name in _COMPARING:
-        with _imported_for(f"jno.lora.{name}", "compare", "jno_lora_compare"):
+        with _errors.imported_for(f"jno.lora.{name}", "compare", "jno_lora_compare"):
             import jno_lora_compare
         return getattr(jno_lora_compare, name)
     if name.isalnum() and not name.islower() and not name.isupper():  # "DoRALinear"
-        adapters = _default_registry().zoo_classes()
+        adapters = _registry.default_registry().zoo_classes()
         if not adapters or name in adapters:  # without the zoo, the error says what to install
-            return _default_registry().zoo_class(name)
+            return _registry.default_registry().zoo_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -92,7 +80,7 @@ def __dir__() -> list[str]:
     # `help` asks for everything that is listed, so names of missing plugins are left out.
     comparing = _COMPARING if any(_metadata.distributions(name="jno-lora-compare")) else ()
     special = (name for name in globals() if name.startswith("__"))
-    return sorted({*__all__, *special, *comparing, *_default_registry().zoo_classes()})
+    return sorted({*__all__, *special, *comparing, *_registry.default_registry().zoo_classes()})
 
 
 # Last: beside an installed jNO, it lets jNO use the adapters of this package.

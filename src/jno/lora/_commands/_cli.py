@@ -1,7 +1,4 @@
-"""The command line: the built-in commands of `jno-lora`, and those that plugins add.
-
-Each command imports what it needs when it runs.
-"""
+"""The command line: the commands of `jno-lora` and of plugins. Each imports what it needs."""
 
 import json
 import sys

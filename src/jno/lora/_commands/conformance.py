@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-import importlib
+import pkgutil
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError, WrapperError
@@ -13,9 +13,8 @@ from ..testing import CheckResult, run_checks, standard_cases, standard_layers
 
 def imported_class(what: str) -> type[LoRAWrapper]:
     """The adapter class that `MODULE:CLASS` stands for."""
-    module, _, name = what.partition(":")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        cls = pkgutil.resolve_name(what)
     except (ImportError, AttributeError, ValueError) as err:
         raise PluginError(
             f"{what!r} cannot be imported: {err}. Give the module's import path and a name in it, "

@@ -20,9 +20,7 @@ def create(
     """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
 
     - `layer`: `"linear"` or `"embedding"`; by default the layer in the name, else `"linear"`.
-    - `is_method`: whether to write a method for all of the zoo's kinds of layer, not an adapter.
     - `version`: the version of jno-lora that the plugin depends on.
-    - `installed`: the plugins whose adapters must not have the same name.
     """
     variant = _checked(name, installed)
     distribution = f"jno-lora-{variant}"
@@ -69,7 +67,13 @@ def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
         raise JnoLoraError(
             f"{distribution} is a distribution of jno-lora itself. Choose another name."
         )
-    if why := _names_taken(installed, distribution).get(squash(variant)):
+    # The names and variants that `wrapper=` finds in other distributions, each with its meaning.
+    taken = {"auto": "a word that `wrapper=` knows"}
+    for record in installed:
+        for wrapper in record.wrappers if record.distribution != distribution else ():
+            for word in filter(None, (wrapper.name, wrapper.cls.variant)):
+                taken.setdefault(squash(word), f"a name of {wrapper.qualified_name}")
+    if why := taken.get(squash(variant)):
         raise JnoLoraError(
             f'{variant!r} is {why}, so `wrapper="{variant}"` would be ambiguous. Choose another '
             f"name, such as my-{variant}."
@@ -79,13 +83,3 @@ def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
 
 def _camel_case(variant: str) -> str:
     return "".join(word.capitalize() for word in variant.split("-"))
-
-
-def _names_taken(installed: tuple[PluginRecord, ...], distribution: str) -> dict[str, str]:
-    """Names and variants that `wrapper=` finds in other distributions, each with its meaning."""
-    taken = {"auto": "a word that `wrapper=` knows"}
-    for record in installed:
-        for wrapper in record.wrappers if record.distribution != distribution else ():
-            for name in filter(None, (wrapper.name, wrapper.cls.variant)):
-                taken.setdefault(squash(name), f"a name of {wrapper.qualified_name}")
-    return taken

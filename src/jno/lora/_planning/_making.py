@@ -16,10 +16,6 @@ from ._walk import Walk
 def make_plan(
     registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Callable[[KeyPath], bool]
 ) -> Plan:
-    """What the rules of a call do with each layer of `model`.
-
-    - `selects`: whether the mask selects the node at a key path.
-    """
     walk = Walk(registry, model, rules, selects)
     widened = list(rules)
     for index, rule in enumerate(rules):

@@ -19,15 +19,17 @@ from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of, wh
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """The plugins that are known at one time, by their identity."""
+    """The plugins that are known at one time, by their identity, always in the same order."""
 
     plugins: Mapping[Hashable, PluginRecord]
     discover: bool  # whether the registry looks for installed plugins
 
     def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
         """This catalog with one more plugin. It replaces a plugin of the same identity."""
-        remaining = {key: value for key, value in self.plugins.items() if key != identity}
-        return Catalog({**remaining, identity: record}, self.discover)
+        plugins = {key: value for key, value in self.plugins.items() if key != identity}
+        plugins[identity] = record
+        in_order = dict(sorted(plugins.items(), key=lambda item: order(item[1])))
+        return Catalog(in_order, self.discover)
 
     def of_this_process(self) -> "Catalog":
         in_process = {
@@ -38,13 +40,9 @@ class Catalog:
         return Catalog(in_process, self.discover)
 
     @functools.cached_property
-    def _in_order(self) -> list[PluginRecord]:
-        return sorted(self.plugins.values(), key=order)
-
-    @functools.cached_property
     def records(self) -> tuple[PluginRecord, ...]:
-        """All records, with their conflicts, always in the same order."""
-        return tuple(map(self._with_conflicts, self._in_order))
+        """All records, with their conflicts."""
+        return tuple(map(self._with_conflicts, self.plugins.values()))
 
     def _with_conflicts(self, record: PluginRecord) -> PluginRecord:
         names = [
@@ -81,7 +79,7 @@ class Catalog:
 
     @functools.cached_property
     def _provided(self) -> list[RegisteredWrapper]:
-        return [wrapper for record in self._in_order for wrapper in record.wrappers]
+        return [wrapper for record in self.plugins.values() for wrapper in record.wrappers]
 
     @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:
@@ -102,12 +100,11 @@ class Catalog:
         groups: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in self.wrappers:
             groups.setdefault(wrapper.name, []).append(wrapper)
-        return {name: self._preferred(group) for name, group in groups.items()}
-
-    def _preferred(self, namesakes: list[RegisteredWrapper]) -> list[RegisteredWrapper]:
-        of_zoo = [wrapper for wrapper in namesakes if is_of_zoo(wrapper)]
-        ours = [wrapper for wrapper in namesakes if wrapper.distribution in FIRST_PARTY]
-        return of_zoo[:1] or ours or namesakes
+        for name, namesakes in groups.items():
+            of_zoo = [wrapper for wrapper in namesakes if is_of_zoo(wrapper)]
+            ours = [wrapper for wrapper in namesakes if wrapper.distribution in FIRST_PARTY]
+            groups[name] = of_zoo[:1] or ours or namesakes
+        return groups
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that `name` stands for: one for a name, several for a variant."""

@@ -21,13 +21,8 @@ _LOG = logging.getLogger("jno.lora.plugins")
 LOCK = threading.RLock()
 
 
-class _ThisThread(threading.local):
-    """The identities of the plugins that a thread is loading, whose hooks may ask for plugins."""
-
-    loading: frozenset[Hashable] = frozenset()
-
-
-_THREAD = _ThisThread()
+# `loading`: the identities of the plugins that this thread loads, whose hooks may ask for plugins.
+_THREAD = threading.local()
 
 
 class Generation:
@@ -66,7 +61,7 @@ class Generation:
 
     def _load(self, plugin: InstalledPlugin) -> bool:
         """Load a plugin unless it is loaded. Returns whether this call published its record."""
-        before = _THREAD.loading
+        before: frozenset[Hashable] = getattr(_THREAD, "loading", frozenset())
         if plugin.identity in self.catalog.plugins or plugin.identity in before:
             return False
         _LOG.debug("loading %s (entry point %r)", plugin.distribution, plugin.name)

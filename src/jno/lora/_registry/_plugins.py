@@ -1,7 +1,4 @@
-"""Find, load and classify plugins: installed distributions with an entry point `jno.lora`.
-
-Finding imports nothing. Each plugin is loaded so that nothing it does can reach the other plugins.
-"""
+"""Find and load plugins, each so that nothing it does can reach the other plugins."""
 
 import importlib
 import itertools
