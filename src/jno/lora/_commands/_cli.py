@@ -99,6 +99,7 @@ def cli() -> None:
     """Adapters (LoRA and its relatives) for Equinox models, as plugins."""
 
 
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
 
 
@@ -168,10 +169,7 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
     "--method", is_flag=True, help="A method for all kinds of layer of the zoo, not an adapter."
 )
 @click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("."),
-    help="Where the plugin's folder is made.",
+    "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
 )
 def new(name: str, layer: str | None, method: bool, output: Path) -> None:
     """Write a plugin to start from: six files that work.

@@ -59,7 +59,8 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
     rule, rows, adaptable = walk.rules[index], walk.rows, _adaptable(walk)
     if isinstance(rule.target, LinearInBlocks) and not rule.target.paths:
         yield rule.target.missing
-    alone = walk.alone(index)
+    # What the rule would do if it were the only rule.
+    alone = Walk(walk.registry, walk.model, (rule,), walk.selects).rows
     # Without a target the rule matches everything, which is listed below if that is the reason.
     matches = [] if rule.target is None else [row for row in alone if rule.matches(row.path)]
     unclaimed = [row for row in matches if row.spec is None]

@@ -60,10 +60,6 @@ class Walk:
         self._mixtures: set[KeyPath] = set()  # modules with a field for experts
         self._visit((), model)
 
-    def alone(self, index: int) -> list[PlanRow]:
-        """The rows of the same model, if one rule were the only rule."""
-        return Walk(self.registry, self.model, self.rules[index : index + 1], self.selects).rows
-
     def claim(self, path: str, node: Any) -> Claim | None:
         """The claim of the first rule whose target matches and one of whose wrappers applies."""
         applying: dict[tuple[AdapterClass, ...], list[AdapterClass]] = {}  # by tier

@@ -32,11 +32,8 @@ class Catalog:
         return Catalog(in_order, self.discover)
 
     def of_this_process(self) -> "Catalog":
-        in_process = {
-            identity: record
-            for identity, record in self.plugins.items()
-            if record.distribution == IN_PROCESS
-        }
+        plugins = self.plugins.items()
+        in_process = {key: record for key, record in plugins if record.distribution == IN_PROCESS}
         return Catalog(in_process, self.discover)
 
     @functools.cached_property
@@ -115,13 +112,12 @@ class Catalog:
             raise self._unknown(name)
         named = self.by_name.get(name, [])
         if len(named) > 1:
+            choices = bullets(
+                f'wrapper="{wrapper.qualified_name}"  ({wrapper.version or wrapper.cls.__module__})'
+                for wrapper in named
+            )
             raise PluginError(
-                f"The adapter name {name!r} is ambiguous. Say which one is meant:\n"
-                + bullets(
-                    f'wrapper="{wrapper.qualified_name}"  '
-                    f"({wrapper.version or wrapper.cls.__module__})"
-                    for wrapper in named
-                )
+                f"The adapter name {name!r} is ambiguous. Say which one is meant:\n{choices}"
             )
         if named:
             return (named[0].cls,)
@@ -186,9 +182,8 @@ class Catalog:
     def _raise_if_unusable(self, distribution: str, wanted: str) -> None:
         for record in self.records:
             if record.distribution == distribution and not record.usable:
-                raise PluginError(
-                    f"{wanted} is not available: the plugin {why_unusable(record)}"
-                ) from record.error
+                why = f"{wanted} is not available: the plugin {why_unusable(record)}"
+                raise PluginError(why) from record.error
 
     def _zoo_advice(self) -> str:
         if self._has_zoo:

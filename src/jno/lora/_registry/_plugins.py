@@ -203,9 +203,7 @@ def wrappers_of(
 ) -> tuple[RegisteredWrapper, ...]:
     """Ask a plugin for its adapter classes. **Raises:** `TypeError` or `WrapperError`."""
     classes: list[Any] = []
-    for hook in hooks:
-        if hook.name != "jno_lora_wrappers":
-            continue
+    for hook in (hook for hook in hooks if hook.name == "jno_lora_wrappers"):
         for returned in hook() or [None]:  # pluggy leaves out a result of `None`
             if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | type):
                 raise TypeError(
