@@ -12,7 +12,6 @@ from ..testing import CheckResult, run_checks, standard_cases, standard_layers
 
 
 def imported_class(what: str) -> type[LoRAWrapper]:
-    """The adapter class that `MODULE:CLASS` stands for."""
     try:
         cls = pkgutil.resolve_name(what)
     except (ImportError, AttributeError, ValueError) as err:

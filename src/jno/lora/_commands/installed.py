@@ -99,8 +99,7 @@ def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
     rows: list[tuple[str, ...]] = []
     for family, methods in sorted(families.items()):
         rows.append((f"{family}:", "", "", ""))
-        for name, formula in sorted(methods, key=lambda method: method[0]):
-            group = methods[name, formula]
+        for (name, formula), group in sorted(methods.items(), key=lambda item: item[0][0]):
             rows.append((f"  {name}", formula, _few_layers(group), group[0]["paper"] or ""))
     columns = [(name, "left") for name in ("variant", "parameters", "layers (adapters)", "paper")]
     caption = "`jno-lora adapters VARIANT` lists the adapters of a variant."

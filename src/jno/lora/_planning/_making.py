@@ -1,12 +1,11 @@
 """The plan of a call: one walk over the model, and a second if only an old variant finds layers."""
 
 import dataclasses
-from collections.abc import Callable
 
 from jaxtyping import PyTree
 
-from .._paths import KeyPath
 from .._registry import Registry
+from ._masks import Selector
 from ._messages import problem_of, warn_of_former_variants
 from ._plan import Plan
 from ._specs import Rule
@@ -14,7 +13,7 @@ from ._walk import Walk
 
 
 def make_plan(
-    registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Callable[[KeyPath], bool]
+    registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
 ) -> Plan:
     walk = Walk(registry, model, rules, selects)
     widened = list(rules)

@@ -133,8 +133,6 @@ def _new_words(classes: Iterable[type[LoRAWrapper]]) -> str:
 
 
 def warn_of_former_variants(walk: Walk) -> None:
-    """Warn about layers whose adapters were found by the variant of an earlier release."""
-
     def advice(row: PlanRow) -> str:
         cls: Any = row.wrapper
         return f": {_new_words([cls])}, not {cls.former_variant!r}"

@@ -71,8 +71,7 @@ class NamedLayers:
         return f"/{path}".endswith(tuple(f"/{name}" for name in self.names))
 
     def missing_from(self, paths: list[str]) -> list[str]:
-        slashed = [f"/{path}" for path in paths]
-        return [n for n in self.names if not any(path.endswith(f"/{n}") for path in slashed)]
+        return [name for name in self.names if not any(map(NamedLayers((name,)).search, paths))]
 
 
 def role_of(path: str, beside_experts: bool) -> str | None:

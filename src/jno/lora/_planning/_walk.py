@@ -15,6 +15,7 @@ from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
 from .._registry import Registry
 from .._tree import NORMALISED, default_adapters, holds_adapters, modules_in
+from ._masks import Selector
 from ._plan import PlanRow
 from ._roles import has_experts, role_of
 from ._specs import LAYERS_OWN, Rule
@@ -34,19 +35,12 @@ class Claim(NamedTuple):
 class Walk:
     """The layers of a model, each with what the rules of a call do with it.
 
-    - `rules`: in order of priority.
-    - `selects`: whether the mask selects the node at a key path.
-
     Afterwards `rows` has a row for each candidate, `matched` holds the indices of the rules that
     match a layer, and `selecting` the indices of the rules that match a layer the mask selects.
     """
 
     def __init__(
-        self,
-        registry: Registry,
-        model: PyTree,
-        rules: tuple[Rule, ...],
-        selects: Callable[[KeyPath], bool],
+        self, registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
     ):
         self.registry, self.model, self.selects = registry, model, selects
         self.rules = tuple(rule.on(model) for rule in rules)
@@ -125,7 +119,6 @@ class Walk:
     def _row_without_claim(
         self, path: str, node: eqx.Module, row: Callable[..., PlanRow]
     ) -> PlanRow | None:
-        """The row of a layer that no rule claims."""
         classes = self.classes + (default_adapters(node) if self.asks_layers else ())
         if any(_ask(cls, "applies_to", path, node) for cls in classes):
             return row("target does not match")

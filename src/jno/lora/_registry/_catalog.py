@@ -38,7 +38,6 @@ class Catalog:
 
     @functools.cached_property
     def records(self) -> tuple[PluginRecord, ...]:
-        """All records, with their conflicts."""
         return tuple(map(self._with_conflicts, self.plugins.values()))
 
     def _with_conflicts(self, record: PluginRecord) -> PluginRecord:
@@ -56,7 +55,6 @@ class Catalog:
         return dataclasses.replace(record, status="conflict", error=reason)
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
-        """Each plugin that implements the hook `name`, with the hook, in the order of `records`."""
         by_plugin: dict[int, tuple[PluginRecord, pluggy.HookCaller]] = {}
         for record in self.records:
             for hook in record.hooks:
@@ -104,7 +102,6 @@ class Catalog:
         return groups
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
-        """The classes that `name` stands for: one for a name, several for a variant."""
         distribution, colon, bare = name.partition(":")
         if colon:
             if wrapper := self._of_distribution(normalise(distribution), bare, wanted=name):
@@ -250,7 +247,6 @@ def methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], 
 
 
 def _by_family(wrappers: Iterable[RegisteredWrapper]) -> list[str]:
-    """A line for each family: the names of its methods that have a variant."""
     classes = [wrapper.cls for wrapper in wrappers if wrapper.cls.variant]
     families: dict[str, set[str]] = {}
     for cls, method in methods_of(classes).items():

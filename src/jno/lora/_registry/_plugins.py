@@ -46,7 +46,6 @@ class InstalledPlugin(NamedTuple):
 
 
 def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
-    """The installed plugins, of all distributions or of one distribution."""
     import importlib_metadata
 
     if distribution is None:
@@ -76,7 +75,6 @@ def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
 
 
 def reason_to_block(installed: InstalledPlugin) -> str | None:
-    """Why `JNO_LORA_BLOCK` or `JNO_LORA_PLUGINS` forbids to import the plugin, or `None`."""
     blocked = _names_in("JNO_LORA_BLOCK")
     if installed.distribution in blocked or normalise(installed.name) in blocked:
         return "it is named in JNO_LORA_BLOCK"

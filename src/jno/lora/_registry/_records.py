@@ -75,7 +75,6 @@ class PluginRecord:
 
 
 def why_unusable(record: PluginRecord) -> str:
-    """For messages: the plugin, its status and its error."""
     status = "has failed" if record.status == "failed" else f"is {record.status}"
     return f"{record.describe()} {status}: {type(record.error).__name__}: {record.error}"
 
