@@ -126,9 +126,8 @@ def adapters(variant: str | None, as_json: bool) -> None:
     matches = [adapter for adapter in adapters if variant in (adapter["variant"], adapter["name"])]
     if not matches:
         words = [adapter[key] for adapter in adapters for key in ("variant", "name")]
-        near = ", ".join(nearest(variant, filter(None, words)))
-        near = near or "nothing: no adapter is installed"
-        raise click.BadParameter(f"no adapter is called {variant!r}; near it: {near}")
+        near = nearest(variant, filter(None, words)) or ["nothing: no adapter is installed"]
+        raise click.BadParameter(f"no adapter is called {variant!r}; near it: {', '.join(near)}")
     _print(matches, installed.adapters_as_table, as_json)
 
 

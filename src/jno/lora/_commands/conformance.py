@@ -96,12 +96,10 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
         )
         for case, names in checks.items()
     )
-    return table(
-        f"{title}, {counts['advice']} advise" if counts["advice"] else title,
-        [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])],
-        rows,
-        caption=unchecked,
-    )
+    if counts["advice"]:
+        title += f", {counts['advice']} advise"
+    columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
+    return table(title, columns, rows, unchecked)
 
 
 def _outcome(result: CheckResult) -> str:
