@@ -54,8 +54,7 @@ def run(
 
     **Raises:** `SelectionError` for an unknown layer; `WrapperError` if no class claims a layer.
     """
-    unknown_layers = {*layers} - standard_layers().keys()
-    if unknown_layers:
+    if unknown_layers := {*layers} - standard_layers().keys():
         raise SelectionError(
             f"{sorted(unknown_layers)} are not layers that this command knows. "
             f"Layers: {', '.join(standard_layers())}."

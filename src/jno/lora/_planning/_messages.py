@@ -147,15 +147,13 @@ def warn_of_former_variants(walk: Walk) -> None:
 
 
 def warn_of_omissions(plan: Plan) -> None:
-    refused = plan.having("inside WeightNorm", "inside SpectralNorm")
-    if refused:
+    if refused := plan.having("inside WeightNorm", "inside SpectralNorm"):
         warn(f"{_WHY_REFUSED} These were not adapted:\n{_listed(refused)}")
     if plan.wrapped:
         return
     masked = plan.having("mask does not select")
     carriers = plan.having("already adapted")
-    selected = [row for row in carriers if row.spec is not None]
-    if selected:
+    if selected := [row for row in carriers if row.spec is not None]:
         warn(
             "Every selected layer carries an adapter already, so nothing was adapted. Merge or "
             f"unwrap first to adapt them again:\n{_listed(selected)}"

@@ -98,8 +98,7 @@ def parse_specs(
         if not isinstance(given, Spec | Mapping):
             raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
         values = dict(given) if isinstance(given, Mapping) else vars(given)
-        unknown = [key for key in values if key not in _KEYS]
-        if unknown:
+        if unknown := [key for key in values if key not in _KEYS]:
             near = nearest(str(unknown[0]), _KEYS, n=1)[0]
             raise SelectionError(
                 f"{label} has an unknown key {unknown[0]!r}; did you mean {near!r}? A spec has the "

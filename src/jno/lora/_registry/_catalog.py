@@ -11,9 +11,8 @@ import pluggy
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from ._first_party import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE
 from ._hookspecs import new_manager
-from ._plugins import is_of_zoo, normalise, order
+from ._plugins import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE, is_of_zoo, normalise, order
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of, why_unusable
 
 

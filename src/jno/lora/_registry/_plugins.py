@@ -16,12 +16,18 @@ import pluggy
 from .._contract import check_contract
 from .._errors import PluginError
 from .._paths import nearest
-from ._first_party import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
 from ._records import BROKEN, IN_PROCESS, PluginRecord, PluginStatus, RegisteredWrapper
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
+
+ZOO_DISTRIBUTION = "jno-lora-zoo"
+ZOO_PACKAGE = "jno_lora_zoo"
+
+# The distributions of this project. Their plugins load first, so no third party takes a name.
+_OURS = "arrays attention bank compare embedding foundax peft quantized recurrent train zoo"
+FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS.split())
 
 # Loading that takes longer than this is worth a warning.
 PATIENCE = 5.0  # seconds
@@ -213,8 +219,7 @@ def wrappers_of(
         check_contract(cls)
     unique = dict.fromkeys(classes)
     names = [cls.__name__ for cls in unique]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise TypeError(f"it provides two different adapters of one name: {', '.join(repeated)}")
     return tuple(RegisteredWrapper(cls, distribution, version) for cls in unique)
 

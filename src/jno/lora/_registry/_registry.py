@@ -13,8 +13,14 @@ from .._contract import LoRAWrapper
 from .._errors import PluginError, failing, warn
 from .._paths import show_path
 from ._catalog import Catalog
-from ._first_party import ZOO_DISTRIBUTION
-from ._plugins import InstalledPlugin, complaint_about, find_plugins, load, take_in
+from ._plugins import (
+    ZOO_DISTRIBUTION,
+    InstalledPlugin,
+    complaint_about,
+    find_plugins,
+    load,
+    take_in,
+)
 from ._records import BROKEN, IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of
 
 _LOG = logging.getLogger("jno.lora.plugins")
