@@ -17,12 +17,8 @@ from .._tree import claims
 from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
 from ..testing import standard_layers
 
-# A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
-SLOW_SECONDS = 1.0
-
-# The layers of an adapter that claims none of the common Equinox layers.
-_UNCOMMON = "(others)"
-
+SLOW_SECONDS = 1.0  # loading that takes longer is worth a look; the zoo takes a few hundredths
+_UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
 _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
 
 

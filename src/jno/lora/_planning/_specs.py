@@ -19,9 +19,7 @@ from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
 
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 
-# A regex, a list of names, or "all-linear".
 TargetLike: TypeAlias = str | re.Pattern[str] | Sequence[str] | None
-
 Target: TypeAlias = re.Pattern[str] | NamedLayers | LinearInBlocks
 
 # Adapters in order of priority. The adapters of a tier have equal priority.

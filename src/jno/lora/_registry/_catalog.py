@@ -103,7 +103,7 @@ class Catalog:
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         distribution, colon, bare = name.partition(":")
         if colon:
-            if wrapper := self._of_distribution(normalise(distribution), bare, wanted=name):
+            if wrapper := self._adapter_of(normalise(distribution), bare, wanted=name):
                 return (wrapper.cls,)
             raise self._unknown(name)
         named = self.by_name.get(name, [])
@@ -146,7 +146,7 @@ class Catalog:
         return self.zoo_classes[name]
 
     def provided(self, distribution: str, name: str) -> RegisteredWrapper:
-        if wrapper := self._of_distribution(distribution, name, wanted=name):
+        if wrapper := self._adapter_of(distribution, name, wanted=name):
             return wrapper
         records = [record for record in self.records if record.distribution == distribution]
         if not records:
@@ -158,9 +158,7 @@ class Catalog:
         near = ", ".join(nearest(name, names)) or "no adapter at all"
         raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")
 
-    def _of_distribution(
-        self, distribution: str, name: str, wanted: str
-    ) -> RegisteredWrapper | None:
+    def _adapter_of(self, distribution: str, name: str, wanted: str) -> RegisteredWrapper | None:
         namesakes = [wrapper for wrapper in self._provided if wrapper.name == name]
         matches = [wrapper for wrapper in namesakes if wrapper.distribution == distribution]
         if not matches and distribution == ZOO_DISTRIBUTION:  # registered by hand

@@ -29,8 +29,7 @@ ZOO_PACKAGE = "jno_lora_zoo"
 _OURS = "arrays attention bank compare embedding foundax peft quantized recurrent train zoo"
 FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS.split())
 
-# Loading that takes longer than this is worth a warning.
-PATIENCE = 5.0  # seconds
+PATIENCE = 5.0  # seconds: loading that takes longer is worth a warning
 
 
 class InstalledPlugin(NamedTuple):
