@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-import pkgutil
+import importlib
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError, WrapperError
@@ -12,8 +12,9 @@ from ..testing import CheckResult, run_checks, standard_cases, standard_layers
 
 
 def imported_class(what: str) -> type[LoRAWrapper]:
+    module, _, name = what.partition(":")
     try:
-        cls = pkgutil.resolve_name(what)
+        cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as err:
         raise PluginError(
             f"{what!r} cannot be imported: {err}. Give the module's import path and a name in it, "
