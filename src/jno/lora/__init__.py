@@ -12,43 +12,19 @@ The adapters themselves come from plugins; the built-in zoo is one (`pip install
 from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
-from . import types as _types
+from . import _errors, _registry
 from ._calibration import allocate, calibrate
 from ._checkpoint import load_adapters, read_adapters, save_adapters
-from ._contract import (
-    ConvLike as ConvLike,
-    LinearLike as LinearLike,
-    LoRAWrapper,
-    Shared,
-    Statistic,
-)
+from ._contract import LoRAWrapper, Shared, Statistic
 from ._dispatch import apply_lora, plan_lora
-from ._errors import (
-    CheckpointError,
-    JnoLoraError,
-    JnoLoraWarning as JnoLoraWarning,
-    MissingLibraryError as MissingLibraryError,
-    PeftFormatError as PeftFormatError,
-    PluginError as PluginError,
-    SelectionError,
-    WrapperError,
-    imported_for as _imported_for,
-)
+from ._errors import CheckpointError, JnoLoraError, SelectionError, WrapperError
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
 from ._penalty import penalty
 from ._planning import Spec
-from ._registry import (
-    Registry,
-    default_registry as _default_registry,
-    hookimpl,
-    refresh,
-    register,
-    registered,
-)
+from ._registry import Registry, hookimpl, refresh, register, registered
 from ._reports import adapter_effects, citation, lora_report, plot_adapters
 from ._sets import (
-    AdapterSet as AdapterSet,
     combine,
     combine_with_report as combine_with_report,
     extract_adapters,
@@ -62,6 +38,7 @@ from ._sets import (
 from ._shared_arrays import resolve
 from ._trainability import lora_param_labels, lora_trainable_filter, partial_lora_trainable_filter
 from ._version import __version__ as __version__
+from .types import *  # noqa: F403
 
 if TYPE_CHECKING:
     # For type checkers. At run time `__getattr__` finds these names.
@@ -71,48 +48,15 @@ if TYPE_CHECKING:
 
     from .types import Comparison as Comparison, ComparisonRow as ComparisonRow
 
-__all__ = [
-    "CheckpointError",
-    "JnoLoraError",
-    "LoRAWrapper",
-    "Net",
-    "Registry",
-    "SelectionError",
-    "Shared",
-    "Spec",
-    "Statistic",
-    "WrapperError",
-    "adapter_effects",
-    "allocate",
-    "apply_lora",
-    "calibrate",
-    "citation",
-    "combine",
-    "extract_adapters",
-    "hookimpl",
-    "load_adapters",
-    "lora_param_labels",
-    "lora_report",
-    "lora_trainable_filter",
-    "merge_lora",
-    "partial_lora_trainable_filter",
-    "penalty",
-    "plan_lora",
-    "plot_adapters",
-    "read_adapters",
-    "refresh",
-    "register",
-    "registered",
-    "resolve",
-    "save_adapters",
-    "scale_adapters",
-    "shrink",
-    "stack_adapters",
-    "swap_adapters",
-    "take_adapters",
-    "to_lora",
-    "unwrap_lora",
-]
+__all__ = ["Net", "Registry", "hookimpl", "refresh", "register", "registered", "resolve"]
+__all__ += ["CheckpointError", "JnoLoraError", "SelectionError", "WrapperError"]
+__all__ += ["LoRAWrapper", "Shared", "Spec", "Statistic"]
+__all__ += ["apply_lora", "merge_lora", "plan_lora", "to_lora", "unwrap_lora"]
+__all__ += ["allocate", "calibrate", "lora_param_labels", "lora_trainable_filter"]
+__all__ += ["partial_lora_trainable_filter", "penalty"]
+__all__ += ["adapter_effects", "citation", "lora_report", "plot_adapters"]
+__all__ += ["combine", "extract_adapters", "load_adapters", "read_adapters", "save_adapters"]
+__all__ += ["scale_adapters", "shrink", "stack_adapters", "swap_adapters", "take_adapters"]
 if TYPE_CHECKING:
     __all__ += _adapters.__all__
 
@@ -122,15 +66,13 @@ _COMPARING = ("Comparison", "ComparisonRow", "compare")
 
 def __getattr__(name: str) -> Any:
     if name in _COMPARING:
-        with _imported_for(f"jno.lora.{name}", "compare", "jno_lora_compare"):
+        with _errors.imported_for(f"jno.lora.{name}", "compare", "jno_lora_compare"):
             import jno_lora_compare
         return getattr(jno_lora_compare, name)
-    if name in _types.__all__:  # result types were here before they got a module of their own
-        return getattr(_types, name)
     if name.isalnum() and not name.islower() and not name.isupper():  # "DoRALinear"
-        adapters = _default_registry().zoo_classes()
+        adapters = _registry.default_registry().zoo_classes()
         if not adapters or name in adapters:  # without the zoo, the error says what to install
-            return _default_registry().zoo_class(name)
+            return _registry.default_registry().zoo_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -138,7 +80,7 @@ def __dir__() -> list[str]:
     # `help` asks for everything that is listed, so names of missing plugins are left out.
     comparing = _COMPARING if any(_metadata.distributions(name="jno-lora-compare")) else ()
     special = (name for name in globals() if name.startswith("__"))
-    return sorted({*__all__, *special, *comparing, *_default_registry().zoo_classes()})
+    return sorted({*__all__, *special, *comparing, *_registry.default_registry().zoo_classes()})
 
 
 # Last: beside an installed jNO, it lets jNO use the adapters of this package.

@@ -1,10 +1,8 @@
-"""The command line: the built-in commands of `jno-lora`, and those that plugins add.
-
-Each command imports what it needs when it runs.
-"""
+"""The command line: the commands of `jno-lora` and of plugins. Each imports what it needs."""
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,44 @@ import click
 
 from .._errors import JnoLoraError
 from .._paths import nearest
-from .._registry import BROKEN
+from .._registry import BROKEN, PluginRecord, default_registry
 from .._showing import Table
-from ._plugins import plugin_commands, records
 
 # Commands of jno-lora-compare, which may be missing. An extra of the same name installs each.
 _COMPARING = ("compare", "demo")
+
+
+def records() -> tuple[PluginRecord, ...]:
+    """The records of all plugins, without warnings: a command shows which plugins are broken."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return default_registry().records(strict=False)
+
+
+def _plugin_commands() -> tuple[dict[str, click.Command], list[str]]:
+    """The commands that plugins add, by name, and a line for each that is left out.
+
+    Each plugin gets an empty group, so that it cannot touch the commands of other plugins.
+    """
+    records()  # loads the plugins without their warnings
+    commands: dict[str, click.Command] = {}
+    left_out: list[str] = []
+    for record, add_commands in default_registry().hooks("jno_lora_commands"):
+        plugin, group = record.describe(), click.Group()
+        try:
+            add_commands(group=group)
+            added = dict(group.commands)
+            if not all(isinstance(command, click.Command) for command in added.values()):
+                raise TypeError(f"these are not all commands of click: {added}")
+        except (Exception, SystemExit) as err:
+            left_out.append(f"the commands of {plugin}: {type(err).__name__}: {err}")
+            continue
+        for name, command in added.items():
+            if name in commands or name in cli.commands:
+                left_out.append(f"the command {name!r} of {plugin}: the name is taken")
+            else:
+                commands[name] = command
+    return commands, left_out
 
 
 class Group(click.Group):
@@ -29,14 +59,14 @@ class Group(click.Group):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        added, left_out = plugin_commands(self.commands)
+        added, left_out = _plugin_commands()
         _list_left_out(left_out)
         return sorted([*self.commands, *added])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.commands:
             return self.commands[cmd_name]
-        added, left_out = plugin_commands(self.commands)
+        added, left_out = _plugin_commands()
         if cmd_name not in added:
             _list_left_out(left_out)
             if cmd_name in _COMPARING:
@@ -69,7 +99,6 @@ def cli() -> None:
     """Adapters (LoRA and its relatives) for Equinox models, as plugins."""
 
 
-_LAYERS = click.Choice(["linear", "embedding"])
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
 
@@ -97,9 +126,8 @@ def adapters(variant: str | None, as_json: bool) -> None:
     matches = [adapter for adapter in adapters if variant in (adapter["variant"], adapter["name"])]
     if not matches:
         words = [adapter[key] for adapter in adapters for key in ("variant", "name")]
-        near = ", ".join(nearest(variant, filter(None, words)))
-        near = near or "nothing: no adapter is installed"
-        raise click.BadParameter(f"no adapter is called {variant!r}; near it: {near}")
+        near = nearest(variant, filter(None, words)) or ["nothing: no adapter is installed"]
+        raise click.BadParameter(f"no adapter is called {variant!r}; near it: {', '.join(near)}")
     _print(matches, installed.adapters_as_table, as_json)
 
 
@@ -110,7 +138,7 @@ def doctor(ctx: click.Context) -> None:
     from . import installed
 
     click.echo(installed.facts(records()))
-    troubles = list(installed.troubles(records(), plugin_commands(cli.commands)[1]))
+    troubles = list(installed.troubles(records(), _plugin_commands()[1]))
     for trouble in troubles:
         click.echo(f"\nTROUBLE: {trouble}")
     click.echo(f"\n{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found.")
@@ -132,7 +160,7 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
 @click.argument("name")
 @click.option(
     "--layer",
-    type=_LAYERS,
+    type=click.Choice(["linear", "embedding"]),
     help="The layer to wrap. By default the layer in NAME, or linear. For a layer of another "
     "class, replace Linear by the class in the files that are written.",
 )
@@ -183,7 +211,10 @@ def check(
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
-    wrappers = conformance.find_wrappers(what)
+    if ":" in what:
+        wrappers = [conformance.imported_class(what)]
+    else:
+        wrappers = conformance.classes_of(what, records())
     results, unchecked = conformance.run(wrappers, only or ("*",), layers, rank)
     _print(results, lambda results: conformance.as_table(results, unchecked))
     failed = [result for result in results if result.error is not None]

@@ -6,17 +6,13 @@ import importlib
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError, WrapperError
-from .._registry import normalise, why_unusable
+from .._registry import PluginRecord, normalise, why_unusable
 from .._showing import Table, table
 from ..testing import CheckResult, run_checks, standard_cases, standard_layers
-from ._plugins import records
 
 
-def find_wrappers(what: str) -> list[type[LoRAWrapper]]:
-    """The classes that `MODULE:CLASS`, or the name of a distribution, stands for."""
-    module, colon, name = what.partition(":")
-    if not colon:
-        return _wrappers_of_distribution(what)
+def imported_class(what: str) -> type[LoRAWrapper]:
+    module, _, name = what.partition(":")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as err:
@@ -26,14 +22,14 @@ def find_wrappers(what: str) -> list[type[LoRAWrapper]]:
         ) from err
     if not (isinstance(cls, type) and issubclass(cls, LoRAWrapper)):
         raise PluginError(f"{what!r} is {cls!r}, not a subclass of jno.lora.LoRAWrapper.")
-    return [cls]
+    return cls
 
 
-def _wrappers_of_distribution(distribution: str) -> list[type[LoRAWrapper]]:
+def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[type[LoRAWrapper]]:
     name = normalise(distribution)
-    plugins = [record for record in records() if record.distribution == name]
+    plugins = [record for record in records if record.distribution == name]
     if not plugins:
-        names = ", ".join(dict.fromkeys(record.distribution for record in records())) or "none"
+        names = ", ".join(dict.fromkeys(record.distribution for record in records)) or "none"
         raise PluginError(
             f"No installed plugin belongs to a distribution {distribution!r} (installed: {names}). "
             "To check a class, give MODULE:CLASS."
@@ -59,8 +55,7 @@ def run(
 
     **Raises:** `SelectionError` for an unknown layer; `WrapperError` if no class claims a layer.
     """
-    unknown_layers = {*layers} - standard_layers().keys()
-    if unknown_layers:
+    if unknown_layers := {*layers} - standard_layers().keys():
         raise SelectionError(
             f"{sorted(unknown_layers)} are not layers that this command knows. "
             f"Layers: {', '.join(standard_layers())}."
@@ -101,12 +96,10 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
         )
         for case, names in checks.items()
     )
-    return table(
-        f"{title}, {counts['advice']} advise" if counts["advice"] else title,
-        [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])],
-        rows,
-        caption=unchecked,
-    )
+    if counts["advice"]:
+        title += f", {counts['advice']} advise"
+    columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
+    return table(title, columns, rows, unchecked)
 
 
 def _outcome(result: CheckResult) -> str:

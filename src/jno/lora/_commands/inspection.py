@@ -50,7 +50,6 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
 
 
 def as_table(facts: dict[str, Any]) -> Table:
-    """The same as a table."""
     columns = _COLUMNS | (_NON_FINITE if "non_finite" in facts else {})
     shared = facts.get("shared", {})
     caption = [
@@ -59,12 +58,9 @@ def as_table(facts: dict[str, Any]) -> Table:
         f"format {facts['format_version']}",
         *(f"{library} {version}" for library, version in facts["versions"].items()),
     ]
-    return table(
-        f"{len(facts['adapters'])} adapters",
-        [(name, justify) for name, (justify, _) in columns.items()],
-        ([show(adapter) for _, show in columns.values()] for adapter in facts["adapters"]),
-        caption=", ".join(caption),
-    )
+    names = [(name, justify) for name, (justify, _) in columns.items()]
+    rows = ([show(adapter) for _, show in columns.values()] for adapter in facts["adapters"])
+    return table(f"{len(facts['adapters'])} adapters", names, rows, ", ".join(caption))
 
 
 def _adapter(entry: Entry, contents: Contents, non_finite: dict[str, int]) -> dict[str, Any]:

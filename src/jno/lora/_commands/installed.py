@@ -17,12 +17,8 @@ from .._tree import claims
 from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
 from ..testing import standard_layers
 
-# A plugin that takes longer to import is worth a look. The zoo takes a few hundredths.
-SLOW_SECONDS = 1.0
-
-# The layers of an adapter that claims none of the common Equinox layers.
-_UNCOMMON = "(others)"
-
+SLOW_SECONDS = 1.0  # loading that takes longer is worth a look; the zoo takes a few hundredths
+_UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
 _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
 
 
@@ -42,7 +38,6 @@ def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
 
 
 def plugins_as_table(plugins: list[dict[str, Any]]) -> Table:
-    """A line per plugin."""
     rows = (
         (
             *(plugin[name] for name in ("name", "distribution", "version")),
@@ -79,7 +74,6 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
 
 
 def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
-    """A line per adapter."""
     names = ("name", "variant", "layers", "parameters", "paper", "distribution")
     rows = (
         (
@@ -94,7 +88,6 @@ def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
 
 
 def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
-    """A line per method, by family."""
     families: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = {}
     for adapter in adapters:
         methods = families.setdefault(adapter["family"] or "others", {})
@@ -102,8 +95,7 @@ def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
     rows: list[tuple[str, ...]] = []
     for family, methods in sorted(families.items()):
         rows.append((f"{family}:", "", "", ""))
-        for name, formula in sorted(methods, key=lambda method: method[0]):
-            group = methods[name, formula]
+        for (name, formula), group in sorted(methods.items(), key=lambda item: item[0][0]):
             rows.append((f"  {name}", formula, _few_layers(group), group[0]["paper"] or ""))
     columns = [(name, "left") for name in ("variant", "parameters", "layers (adapters)", "paper")]
     caption = "`jno-lora adapters VARIANT` lists the adapters of a variant."

@@ -20,9 +20,7 @@ def create(
     """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
 
     - `layer`: `"linear"` or `"embedding"`; by default the layer in the name, else `"linear"`.
-    - `is_method`: whether to write a method for all of the zoo's kinds of layer, not an adapter.
     - `version`: the version of jno-lora that the plugin depends on.
-    - `installed`: the plugins whose adapters must not have the same name.
     """
     variant = _checked(name, installed)
     distribution = f"jno-lora-{variant}"
@@ -46,17 +44,13 @@ def create(
         "requires": ", ".join(f'"{name}{versions}"' for name in needs),
     }
     for folder in ("both", "method" if is_method else "adapter"):
-        _fill_in(pathlib.Path(__file__).parent / "templates" / folder, target, words)
+        templates = pathlib.Path(__file__).parent / "templates" / folder
+        for template in templates.rglob("*.txt"):
+            path = f"{template.relative_to(templates)}".removesuffix(".txt")
+            file = target / path.replace("PACKAGE", package)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(string.Template(template.read_text("utf-8")).substitute(words), "utf-8")
     return target
-
-
-def _fill_in(templates: pathlib.Path, target: pathlib.Path, words: dict[str, str]) -> None:
-    for template in templates.rglob("*.txt"):
-        path = f"{template.relative_to(templates)}".removesuffix(".txt")
-        file = target / path.replace("PACKAGE", words["package"])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = string.Template(template.read_text("utf-8"))
-        file.write_text(text.substitute(words), "utf-8")
 
 
 def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
@@ -73,7 +67,13 @@ def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
         raise JnoLoraError(
             f"{distribution} is a distribution of jno-lora itself. Choose another name."
         )
-    if why := _names_taken(installed, distribution).get(squash(variant)):
+    # The names and variants that `wrapper=` finds in other distributions, each with its meaning.
+    taken = {"auto": "a word that `wrapper=` knows"}
+    for record in installed:
+        for wrapper in record.wrappers if record.distribution != distribution else ():
+            for word in filter(None, (wrapper.name, wrapper.cls.variant)):
+                taken.setdefault(squash(word), f"a name of {wrapper.qualified_name}")
+    if why := taken.get(squash(variant)):
         raise JnoLoraError(
             f'{variant!r} is {why}, so `wrapper="{variant}"` would be ambiguous. Choose another '
             f"name, such as my-{variant}."
@@ -83,13 +83,3 @@ def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
 
 def _camel_case(variant: str) -> str:
     return "".join(word.capitalize() for word in variant.split("-"))
-
-
-def _names_taken(installed: tuple[PluginRecord, ...], distribution: str) -> dict[str, str]:
-    """Names and variants that `wrapper=` finds in other distributions, each with its meaning."""
-    taken = {"auto": "a word that `wrapper=` knows"}
-    for record in installed:
-        for wrapper in record.wrappers if record.distribution != distribution else ():
-            for name in filter(None, (wrapper.name, wrapper.cls.variant)):
-                taken.setdefault(squash(name), f"a name of {wrapper.qualified_name}")
-    return taken

@@ -13,6 +13,7 @@ from .._errors import SelectionError
 from .._paths import KeyPath, path_str, show_path
 
 MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
+Selector: TypeAlias = Callable[[KeyPath], bool]  # whether a mask selects the node at a key path
 
 
 def compiled(pattern: Any, argument: str) -> re.Pattern[str] | None:
@@ -30,7 +31,7 @@ def compiled(pattern: Any, argument: str) -> re.Pattern[str] | None:
         ) from err
 
 
-def selector(model: PyTree, mask: MaskLike | None) -> Callable[[KeyPath], bool]:
+def selector(model: PyTree, mask: MaskLike | None) -> Selector:
     """A function that tells whether a leaf is selected in the node of `model` at a key path."""
     if mask is None:
         return lambda keys: True

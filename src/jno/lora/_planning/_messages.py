@@ -56,11 +56,11 @@ def problem_of(walk: Walk) -> str | None:
 
 
 def _explain(walk: Walk, index: int) -> Iterator[str]:
-    """Lines that say why a rule matches nothing, and what it could match."""
     rule, rows, adaptable = walk.rules[index], walk.rows, _adaptable(walk)
     if isinstance(rule.target, LinearInBlocks) and not rule.target.paths:
         yield rule.target.missing
-    alone = walk.alone(index)
+    # What the rule would do if it were the only rule.
+    alone = Walk(walk.registry, walk.model, (rule,), walk.selects).rows
     # Without a target the rule matches everything, which is listed below if that is the reason.
     matches = [] if rule.target is None else [row for row in alone if rule.matches(row.path)]
     unclaimed = [row for row in matches if row.spec is None]
@@ -124,7 +124,6 @@ def _layer(row: PlanRow) -> str:
 
 
 def _listed(rows: Iterable[PlanRow], more: Callable[[PlanRow], str] = lambda row: "") -> str:
-    """The paths of the rows, each with `more` about it."""
     return bullets((f"{show_path(row.path)}{more(row)}" for row in rows), FEW)
 
 
@@ -134,8 +133,6 @@ def _new_words(classes: Iterable[type[LoRAWrapper]]) -> str:
 
 
 def warn_of_former_variants(walk: Walk) -> None:
-    """Warn about layers whose adapters were found by the variant of an earlier release."""
-
     def advice(row: PlanRow) -> str:
         cls: Any = row.wrapper
         return f": {_new_words([cls])}, not {cls.former_variant!r}"
@@ -150,16 +147,13 @@ def warn_of_former_variants(walk: Walk) -> None:
 
 
 def warn_of_omissions(plan: Plan) -> None:
-    """Warn about layers that were not adapted, and say why."""
-    refused = plan.having("inside WeightNorm", "inside SpectralNorm")
-    if refused:
+    if refused := plan.having("inside WeightNorm", "inside SpectralNorm"):
         warn(f"{_WHY_REFUSED} These were not adapted:\n{_listed(refused)}")
     if plan.wrapped:
         return
     masked = plan.having("mask does not select")
     carriers = plan.having("already adapted")
-    selected = [row for row in carriers if row.spec is not None]
-    if selected:
+    if selected := [row for row in carriers if row.spec is not None]:
         warn(
             "Every selected layer carries an adapter already, so nothing was adapted. Merge or "
             f"unwrap first to adapt them again:\n{_listed(selected)}"
@@ -174,7 +168,6 @@ def warn_of_omissions(plan: Plan) -> None:
 
 
 def warn_of_clamped_ranks(rows: list[PlanRow], adapters: list[LoRAWrapper]) -> None:
-    """Warn about layers that are too small for the rank that was asked for."""
     clamped = [
         f"{show_path(row.path)}: {row.rank} -> {adapter.rank}"
         for row, adapter in zip(rows, adapters, strict=True)

@@ -38,7 +38,6 @@ class LinearInBlocks:
 
     @classmethod
     def of(cls, model: Any) -> "LinearInBlocks":
-        """The target for this model."""
         modules = modules_in(model)
         blocks = _blocks(modules)
         mixtures = {keys for keys, node in modules if has_experts(type(node))}
@@ -55,7 +54,6 @@ class LinearInBlocks:
         return cls(frozenset(paths))
 
     def search(self, path: str) -> bool:
-        """Whether the target matches `path`."""
         return path in self.paths
 
 
@@ -67,17 +65,13 @@ class NamedLayers:
 
     @property
     def pattern(self) -> str:
-        """The names, for messages."""
         return ", ".join(self.names)
 
     def search(self, path: str) -> bool:
-        """Whether the target matches `path`."""
         return f"/{path}".endswith(tuple(f"/{name}" for name in self.names))
 
     def missing_from(self, paths: list[str]) -> list[str]:
-        """The names that no path ends in."""
-        slashed = [f"/{path}" for path in paths]
-        return [n for n in self.names if not any(path.endswith(f"/{n}") for path in slashed)]
+        return [name for name in self.names if not any(map(NamedLayers((name,)).search, paths))]
 
 
 def role_of(path: str, beside_experts: bool) -> str | None:
@@ -93,7 +87,6 @@ def role_of(path: str, beside_experts: bool) -> str | None:
 
 @functools.cache
 def has_experts(cls: type) -> bool:
-    """Whether a class of modules has a field for experts."""
     return any("expert" in field.name for field in dataclasses.fields(cls))
 
 

@@ -13,15 +13,13 @@ import numpy as np
 from .._contract import LoRAWrapper, check_contract, check_rank, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import nearest
-from .._registry import Registry, squash
+from .._registry import Registry
 from ._masks import compiled
 from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
 
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 
-# A regex, a list of names, or "all-linear".
 TargetLike: TypeAlias = str | re.Pattern[str] | Sequence[str] | None
-
 Target: TypeAlias = re.Pattern[str] | NamedLayers | LinearInBlocks
 
 # Adapters in order of priority. The adapters of a tier have equal priority.
@@ -58,8 +56,7 @@ class Rule:
     tiers: Tiers
     options: Mapping[str, Any]
     label: str  # its name in messages
-    # Adapters that formerly had a variant which the rule names: for a rule that selects nothing.
-    former: tuple[type[LoRAWrapper], ...] = ()
+    former: tuple[type[LoRAWrapper], ...]  # its last tier, if it selects nothing otherwise
 
     def on(self, model: Any) -> "Rule":
         """This rule for a model, whose structure may decide what the target means."""
@@ -68,7 +65,6 @@ class Rule:
         return dataclasses.replace(self, target=LinearInBlocks.of(model))
 
     def matches(self, path: str) -> bool:
-        """Whether the target matches `path`."""
         return self.target is None or bool(self.target.search(path))
 
 
@@ -100,8 +96,7 @@ def parse_specs(
         if not isinstance(given, Spec | Mapping):
             raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
         values = dict(given) if isinstance(given, Mapping) else vars(given)
-        unknown = [key for key in values if key not in _KEYS]
-        if unknown:
+        if unknown := [key for key in values if key not in _KEYS]:
             near = nearest(str(unknown[0]), _KEYS, n=1)[0]
             raise SelectionError(
                 f"{label} has an unknown key {unknown[0]!r}; did you mean {near!r}? A spec has the "
@@ -119,6 +114,8 @@ def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
     if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier):
         advice = " Give `rank` in the call, or in the spec."
         check_rank(spec.rank, f"The rank of {label}", advice)
+    wrappers = spec.wrapper if isinstance(spec.wrapper, list | tuple) else [spec.wrapper]
+    names = [wrapper for wrapper in wrappers if isinstance(wrapper, str)]
     options = {} if spec.options is None else spec.options
     if not isinstance(options, Mapping):
         raise SelectionError(
@@ -133,18 +130,7 @@ def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
-        former=_formerly_meant(registry, spec.wrapper),
-    )
-
-
-def _formerly_meant(registry: Registry, wrapper: WrapperLike) -> tuple[type[LoRAWrapper], ...]:
-    """The adapters that `wrapper` names by nothing but the variant of an earlier release."""
-    items = wrapper if isinstance(wrapper, list | tuple) else [wrapper]
-    words = {squash(item.rpartition(":")[2]) for item in items if isinstance(item, str)}
-    return tuple(
-        cls
-        for cls in registry.formerly(words)
-        if cls not in items and not words & {squash(cls.variant or ""), squash(cls.__name__)}
+        former=tuple(cls for cls in registry.formerly(names) if cls not in wrappers),
     )
 
 

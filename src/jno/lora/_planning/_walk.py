@@ -15,6 +15,7 @@ from .._errors import SelectionError, WrapperError
 from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
 from .._registry import Registry
 from .._tree import NORMALISED, default_adapters, holds_adapters, modules_in
+from ._masks import Selector
 from ._plan import PlanRow
 from ._roles import has_experts, role_of
 from ._specs import LAYERS_OWN, Rule
@@ -34,19 +35,12 @@ class Claim(NamedTuple):
 class Walk:
     """The layers of a model, each with what the rules of a call do with it.
 
-    - `rules`: in order of priority.
-    - `selects`: whether the mask selects the node at a key path.
-
-    Afterwards `rows` has a row for each candidate, and `matched` holds the indices of the rules
-    that match a layer, whether or not the mask selects it.
+    Afterwards `rows` has a row for each candidate, `matched` holds the indices of the rules that
+    match a layer, and `selecting` the indices of the rules that match a layer the mask selects.
     """
 
     def __init__(
-        self,
-        registry: Registry,
-        model: PyTree,
-        rules: tuple[Rule, ...],
-        selects: Callable[[KeyPath], bool],
+        self, registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
     ):
         self.registry, self.model, self.selects = registry, model, selects
         self.rules = tuple(rule.on(model) for rule in rules)
@@ -55,13 +49,10 @@ class Walk:
         self.asks_layers = any(tier == LAYERS_OWN for _, tier in self.tiers)
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()
+        self.selecting: set[int] = set()
         self._meets_adapters = holds_adapters(model)  # else no layer is searched for adapters
         self._mixtures: set[KeyPath] = set()  # modules with a field for experts
         self._visit((), model)
-
-    def alone(self, index: int) -> list[PlanRow]:
-        """The rows of the same model, if one rule were the only rule."""
-        return Walk(self.registry, self.model, self.rules[index : index + 1], self.selects).rows
 
     def claim(self, path: str, node: Any) -> Claim | None:
         """The claim of the first rule whose target matches and one of whose wrappers applies."""
@@ -92,8 +83,9 @@ class Walk:
             if issubclass(type(node), _NORMS):
                 self._refuse_layers_in(keys, node)
                 return
-        for key, child in _children(node):
-            self._visit((*keys, *key), child)
+        for key, child in jtu.tree_leaves_with_path(node, is_leaf=lambda child: child is not node):
+            if key:  # a leaf is its own child, without a key
+                self._visit((*keys, *key), child)
 
     def _row(self, keys: KeyPath, node: eqx.Module) -> PlanRow | None:
         """The row of `node`, or `None` if it is not a candidate."""
@@ -127,7 +119,6 @@ class Walk:
     def _row_without_claim(
         self, path: str, node: eqx.Module, row: Callable[..., PlanRow]
     ) -> PlanRow | None:
-        """The row of a layer that no rule claims: is it the target, or does no wrapper apply?"""
         classes = self.classes + (default_adapters(node) if self.asks_layers else ())
         if any(_ask(cls, "applies_to", path, node) for cls in classes):
             return row("target does not match")
@@ -157,7 +148,10 @@ class Walk:
         if claim is None:
             return None
         self.matched.add(claim.rule)
-        return claim.rule if self.selects(keys) else None
+        if not self.selects(keys):
+            return None
+        self.selecting.add(claim.rule)
+        return claim.rule
 
     def _chosen(self, claim: Claim, keys: KeyPath, node: eqx.Module) -> AdapterClass | None:
         """The class that gets `node`, or `None` if layers inside of it are adapted instead.
@@ -201,12 +195,6 @@ class Walk:
     def _distribution(self, cls: AdapterClass) -> str | None:
         provider = self.registry.provider(cls)
         return None if provider is None else provider.distribution
-
-
-def _children(node: Any) -> list[tuple[KeyPath, Any]]:
-    """The direct children of a node of a pytree, each with its key. A leaf has none."""
-    children = jtu.tree_leaves_with_path(node, is_leaf=lambda child: child is not node)
-    return [(key, child) for key, child in children if key]
 
 
 def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:

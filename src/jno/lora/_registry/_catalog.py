@@ -11,44 +11,35 @@ import pluggy
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from ._first_party import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE
 from ._hookspecs import new_manager
-from ._plugins import is_of_zoo, normalise, order
+from ._plugins import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE, is_of_zoo, normalise, order
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of, why_unusable
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """The plugins that are known at one time, by their identity."""
+    """The plugins that are known at one time, by their identity, always in the same order."""
 
     plugins: Mapping[Hashable, PluginRecord]
     discover: bool  # whether the registry looks for installed plugins
 
     def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
         """This catalog with one more plugin. It replaces a plugin of the same identity."""
-        remaining = {key: value for key, value in self.plugins.items() if key != identity}
-        return Catalog({**remaining, identity: record}, self.discover)
+        plugins = {key: value for key, value in self.plugins.items() if key != identity}
+        plugins[identity] = record
+        in_order = dict(sorted(plugins.items(), key=lambda item: order(item[1])))
+        return Catalog(in_order, self.discover)
 
     def of_this_process(self) -> "Catalog":
-        """A catalog of only those plugins that were registered in this process."""
-        in_process = {
-            identity: record
-            for identity, record in self.plugins.items()
-            if record.distribution == IN_PROCESS
-        }
+        plugins = self.plugins.items()
+        in_process = {key: record for key, record in plugins if record.distribution == IN_PROCESS}
         return Catalog(in_process, self.discover)
 
     @functools.cached_property
-    def _in_order(self) -> list[PluginRecord]:
-        return sorted(self.plugins.values(), key=order)
-
-    @functools.cached_property
     def records(self) -> tuple[PluginRecord, ...]:
-        """All records, with their conflicts, always in the same order."""
-        return tuple(map(self._with_conflicts, self._in_order))
+        return tuple(map(self._with_conflicts, self.plugins.values()))
 
     def _with_conflicts(self, record: PluginRecord) -> PluginRecord:
-        """Mark a plugin with names that also belong to another plugin."""
         names = [
             wrapper.name
             for wrapper in record.wrappers
@@ -63,7 +54,6 @@ class Catalog:
         return dataclasses.replace(record, status="conflict", error=reason)
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
-        """Each plugin that implements the hook `name`, with the hook, in the order of `records`."""
         by_plugin: dict[int, tuple[PluginRecord, pluggy.HookCaller]] = {}
         for record in self.records:
             for hook in record.hooks:
@@ -83,7 +73,7 @@ class Catalog:
 
     @functools.cached_property
     def _provided(self) -> list[RegisteredWrapper]:
-        return [wrapper for record in self._in_order for wrapper in record.wrappers]
+        return [wrapper for record in self.plugins.values() for wrapper in record.wrappers]
 
     @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:
@@ -95,7 +85,6 @@ class Catalog:
 
     @functools.cached_property
     def zoo_classes(self) -> dict[str, type[LoRAWrapper]]:
-        """The classes of the zoo by their names."""
         of_zoo = [wrapper for wrapper in self.wrappers if is_of_zoo(wrapper)]
         return {wrapper.name: wrapper.cls for wrapper in reversed(of_zoo)}
 
@@ -105,62 +94,59 @@ class Catalog:
         groups: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in self.wrappers:
             groups.setdefault(wrapper.name, []).append(wrapper)
-        return {name: self._preferred(group) for name, group in groups.items()}
-
-    def _preferred(self, namesakes: list[RegisteredWrapper]) -> list[RegisteredWrapper]:
-        of_zoo = [wrapper for wrapper in namesakes if is_of_zoo(wrapper)]
-        ours = [wrapper for wrapper in namesakes if wrapper.distribution in FIRST_PARTY]
-        return of_zoo[:1] or ours or namesakes
+        for name, namesakes in groups.items():
+            of_zoo = [wrapper for wrapper in namesakes if is_of_zoo(wrapper)]
+            ours = [wrapper for wrapper in namesakes if wrapper.distribution in FIRST_PARTY]
+            groups[name] = of_zoo[:1] or ours or namesakes
+        return groups
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
-        """The classes that `name` stands for: one for a name, several for a variant."""
         distribution, colon, bare = name.partition(":")
         if colon:
-            if wrapper := self._of_distribution(normalise(distribution), bare, wanted=name):
+            if wrapper := self._adapter_of(normalise(distribution), bare, wanted=name):
                 return (wrapper.cls,)
             raise self._unknown(name)
         named = self.by_name.get(name, [])
         if len(named) > 1:
+            choices = bullets(
+                f'wrapper="{wrapper.qualified_name}"  ({wrapper.version or wrapper.cls.__module__})'
+                for wrapper in named
+            )
             raise PluginError(
-                f"The adapter name {name!r} is ambiguous. Say which one is meant:\n"
-                + bullets(
-                    f'wrapper="{wrapper.qualified_name}"  '
-                    f"({wrapper.version or wrapper.cls.__module__})"
-                    for wrapper in named
-                )
+                f"The adapter name {name!r} is ambiguous. Say which one is meant:\n{choices}"
             )
         if named:
             return (named[0].cls,)
-        variant = squash(name)
-        classes = [wrapper.cls for wrapper in self.wrappers if wrapper.cls.variant]
-        if family := tuple(cls for cls in classes if squash(cls.variant or "") == variant):
-            return family
-        if renamed := self.formerly([name]):
-            return renamed
+        variants = {wrapper.cls: squash(wrapper.cls.variant or ":") for wrapper in self.wrappers}
+        of_variant = tuple(cls for cls, variant in variants.items() if variant == squash(name))
+        if classes := of_variant or self.formerly([name]):
+            return classes
         raise self._unknown(name)
 
-    def formerly(self, variants: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
-        """The classes that had one of these variants in an earlier release."""
-        former = {squash(variant) for variant in variants}
-        classes = [wrapper.cls for wrapper in self.wrappers if wrapper.cls.former_variant]
-        return tuple(cls for cls in classes if squash(cls.former_variant or "") in former)
+    def formerly(self, names: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
+        """The classes that `names` mean by nothing but the variant of an earlier release."""
+        bare = {name.rpartition(":")[2] for name in names}
+        variants = set(map(squash, bare))
+        return tuple(
+            cls
+            for cls in (wrapper.cls for wrapper in self.wrappers)
+            if squash(cls.former_variant or ":") in variants
+            and not (cls.__name__ in bare or squash(cls.variant or ":") in variants)
+        )
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
-        """The adapters of `wrapper=None`, which the zoo names."""
         declared = [record.defaults for record in self.records if record.defaults]
         if not declared:
             raise self.without_zoo("The adapter of `wrapper=None`")
         return tuple(self.zoo_class(name) for name in declared[0])
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
-        """The class `name` of the zoo. **Raises:** `PluginError` if the zoo lacks the class."""
         if name not in self.zoo_classes:
             raise self.without_zoo(name)
         return self.zoo_classes[name]
 
     def provided(self, distribution: str, name: str) -> RegisteredWrapper:
-        """The adapter `name` of one distribution. **Raises:** `PluginError` if it has none."""
-        if wrapper := self._of_distribution(distribution, name, wanted=name):
+        if wrapper := self._adapter_of(distribution, name, wanted=name):
             return wrapper
         records = [record for record in self.records if record.distribution == distribution]
         if not records:
@@ -172,9 +158,7 @@ class Catalog:
         near = ", ".join(nearest(name, names)) or "no adapter at all"
         raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")
 
-    def _of_distribution(
-        self, distribution: str, name: str, wanted: str
-    ) -> RegisteredWrapper | None:
+    def _adapter_of(self, distribution: str, name: str, wanted: str) -> RegisteredWrapper | None:
         namesakes = [wrapper for wrapper in self._provided if wrapper.name == name]
         matches = [wrapper for wrapper in namesakes if wrapper.distribution == distribution]
         if not matches and distribution == ZOO_DISTRIBUTION:  # registered by hand
@@ -190,15 +174,12 @@ class Catalog:
         return next(iter(by_class.values()), None)
 
     def _raise_if_unusable(self, distribution: str, wanted: str) -> None:
-        """Raise the error that kept a plugin of `distribution` from loading, if any did."""
         for record in self.records:
             if record.distribution == distribution and not record.usable:
-                raise PluginError(
-                    f"{wanted} is not available: the plugin {why_unusable(record)}"
-                ) from record.error
+                why = f"{wanted} is not available: the plugin {why_unusable(record)}"
+                raise PluginError(why) from record.error
 
     def _zoo_advice(self) -> str:
-        """How to get the zoo, or a later version of it."""
         if self._has_zoo:
             return f"A later {ZOO_DISTRIBUTION} may have it:\n    pip install -U {ZOO_DISTRIBUTION}"
         if self.discover:
@@ -214,7 +195,6 @@ class Catalog:
         return any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in self.wrappers)
 
     def without_zoo(self, wanted: str) -> PluginError:
-        """The error for something that only the zoo can provide, and that is not there."""
         self._raise_if_unusable(ZOO_DISTRIBUTION, wanted)
         return PluginError(f"{wanted} is not available. {self._zoo_advice()}")
 
@@ -264,7 +244,6 @@ def methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], 
 
 
 def _by_family(wrappers: Iterable[RegisteredWrapper]) -> list[str]:
-    """A line for each family: the names of its methods that have a variant."""
     classes = [wrapper.cls for wrapper in wrappers if wrapper.cls.variant]
     families: dict[str, set[str]] = {}
     for cls, method in methods_of(classes).items():

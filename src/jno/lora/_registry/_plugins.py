@@ -1,7 +1,4 @@
-"""Find, load and classify plugins: installed distributions with an entry point `jno.lora`.
-
-Finding imports nothing. Each plugin is loaded so that nothing it does can reach the other plugins.
-"""
+"""Find and load plugins, each so that nothing it does can reach the other plugins."""
 
 import importlib
 import itertools
@@ -19,15 +16,20 @@ import pluggy
 from .._contract import check_contract
 from .._errors import PluginError
 from .._paths import nearest
-from ._first_party import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
 from ._records import BROKEN, IN_PROCESS, PluginRecord, PluginStatus, RegisteredWrapper
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
 
-# Loading that takes longer than this is worth a warning.
-PATIENCE = 5.0  # seconds
+ZOO_DISTRIBUTION = "jno-lora-zoo"
+ZOO_PACKAGE = "jno_lora_zoo"
+
+# The distributions of this project. Their plugins load first, so no third party takes a name.
+_OURS = "arrays attention bank compare embedding foundax peft quantized recurrent train zoo"
+FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS.split())
+
+PATIENCE = 5.0  # seconds: loading that takes longer is worth a warning
 
 
 class InstalledPlugin(NamedTuple):
@@ -40,7 +42,6 @@ class InstalledPlugin(NamedTuple):
 
     @property
     def module(self) -> str:
-        """The module that the entry point names."""
         return re.split(r"[:\s]", self.entry_point.value, maxsplit=1)[0]
 
     @property
@@ -50,7 +51,6 @@ class InstalledPlugin(NamedTuple):
 
 
 def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
-    """The installed plugins, of all distributions or of one distribution."""
     import importlib_metadata
 
     if distribution is None:
@@ -80,7 +80,6 @@ def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
 
 
 def reason_to_block(installed: InstalledPlugin) -> str | None:
-    """Why `JNO_LORA_BLOCK` or `JNO_LORA_PLUGINS` forbids to import the plugin, or `None`."""
     blocked = _names_in("JNO_LORA_BLOCK")
     if installed.distribution in blocked or normalise(installed.name) in blocked:
         return "it is named in JNO_LORA_BLOCK"
@@ -159,15 +158,12 @@ def take_in(item: Any) -> PluginRecord:
     else:
         hooks = hooks_of(item)
         wrappers = wrappers_of(hooks, IN_PROCESS, "")
-    defaults = ()
-    if any(map(is_of_zoo, wrappers)):
-        # Nothing is imported here: whoever has a class of the zoo has imported the zoo.
-        entry_module = sys.modules.get(f"{ZOO_PACKAGE}.plugin")
-        defaults = getattr(entry_module, "jno_lora_defaults", ())
+    # Nothing is imported here: whoever has a class of the zoo has imported the zoo.
+    zoo = sys.modules.get(f"{ZOO_PACKAGE}.plugin") if any(map(is_of_zoo, wrappers)) else None
+    defaults = getattr(zoo, "jno_lora_defaults", ())
     name: str = getattr(item, "__name__", repr(item))
-    return PluginRecord(
-        name, IN_PROCESS, "", name, "loaded", wrappers=wrappers, hooks=hooks, defaults=defaults
-    )
+    origin = (name, IN_PROCESS, "", name)
+    return PluginRecord(*origin, "loaded", wrappers=wrappers, hooks=hooks, defaults=defaults)
 
 
 def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
@@ -210,9 +206,7 @@ def wrappers_of(
 ) -> tuple[RegisteredWrapper, ...]:
     """Ask a plugin for its adapter classes. **Raises:** `TypeError` or `WrapperError`."""
     classes: list[Any] = []
-    for hook in hooks:
-        if hook.name != "jno_lora_wrappers":
-            continue
+    for hook in (hook for hook in hooks if hook.name == "jno_lora_wrappers"):
         for returned in hook() or [None]:  # pluggy leaves out a result of `None`
             if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | type):
                 raise TypeError(
@@ -224,8 +218,7 @@ def wrappers_of(
         check_contract(cls)
     unique = dict.fromkeys(classes)
     names = [cls.__name__ for cls in unique]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise TypeError(f"it provides two different adapters of one name: {', '.join(repeated)}")
     return tuple(RegisteredWrapper(cls, distribution, version) for cls in unique)
 

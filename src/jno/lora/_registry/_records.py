@@ -9,11 +9,8 @@ from .._contract import LoRAWrapper
 
 PluginStatus = Literal["loaded", "blocked", "failed", "incompatible", "conflict"]
 
-# The states of a plugin that should have been loaded, and could not be.
-BROKEN = ("failed", "incompatible")
-
-# The "distribution" of adapters that were registered by `jno.lora.register`.
-IN_PROCESS = "(in-process)"
+BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and could not be
+IN_PROCESS = "(in-process)"  # the "distribution" of what `jno.lora.register` registers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +72,6 @@ class PluginRecord:
 
 
 def why_unusable(record: PluginRecord) -> str:
-    """For messages: the plugin, its status and its error."""
     status = "has failed" if record.status == "failed" else f"is {record.status}"
     return f"{record.describe()} {status}: {type(record.error).__name__}: {record.error}"
 

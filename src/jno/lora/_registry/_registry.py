@@ -1,19 +1,96 @@
 """The registry: answers questions about adapters by class, by name or by distribution."""
 
-from collections.abc import Iterable, Sequence
+import logging
+import os
+import threading
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import pluggy
 
 from .._caches import forget
 from .._contract import LoRAWrapper
-from .._errors import PluginError, failing
+from .._errors import PluginError, failing, warn
 from .._paths import show_path
 from ._catalog import Catalog
-from ._first_party import ZOO_DISTRIBUTION
-from ._generation import LOCK, Generation
-from ._plugins import take_in
-from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of
+from ._plugins import (
+    ZOO_DISTRIBUTION,
+    InstalledPlugin,
+    complaint_about,
+    find_plugins,
+    load,
+    take_in,
+)
+from ._records import BROKEN, IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of
+
+_LOG = logging.getLogger("jno.lora.plugins")
+
+# Held only to replace a catalog by another. A signal handler may ask meanwhile, so it is an RLock.
+_LOCK = threading.RLock()
+
+# `loading`: the identities of the plugins that this thread loads, whose hooks may ask for plugins.
+_THREAD = threading.local()
+
+
+class _Generation:
+    """All that is known since a refresh. A question keeps to one, so a refresh need not wait.
+
+    A plugin is loaded outside of any lock, because its code may do anything. Threads may load a
+    plugin at the same time: Python makes them wait for its import, and the first record that is
+    published wins.
+    """
+
+    def __init__(self, catalog: Catalog):
+        self.catalog = catalog
+        self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
+
+    def find(self, distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
+        """As `find_plugins`, once. A missing distribution is looked for again."""
+        plugins = self._found.get(distribution) or find_plugins(distribution)
+        self._found[distribution] = plugins
+        return plugins
+
+    def publish(self, identity: Hashable, record: PluginRecord) -> None:
+        with _LOCK:
+            self.catalog = self.catalog.having(identity, record)
+
+    def load(self, wanted: Sequence[InstalledPlugin], strict: bool | None) -> Catalog:
+        """The catalog once these plugins are loaded. Warns about a plugin that fails or is slow.
+
+        **Raises:** `PluginError` for a broken plugin if `strict`, by default `JNO_LORA_STRICT`.
+        """
+        if strict is None:
+            strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
+        published = [plugin for plugin in wanted if self._load(plugin)]
+        for plugin in wanted:  # after all are loaded: a warning may be turned into an error
+            record = self.catalog.plugins.get(plugin.identity)
+            complaint = record and complaint_about(record)
+            if record and strict and record.status in BROKEN:
+                raise PluginError(complaint) from record.error
+            if complaint and plugin in published:
+                warn(complaint)
+        return self.catalog
+
+    def _load(self, plugin: InstalledPlugin) -> bool:
+        """Load a plugin unless it is loaded. Returns whether this call published its record."""
+        before: frozenset[Hashable] = getattr(_THREAD, "loading", frozenset())
+        if plugin.identity in self.catalog.plugins or plugin.identity in before:
+            return False
+        _LOG.debug("loading %s (entry point %r)", plugin.distribution, plugin.name)
+        # Ctrl-C may interrupt any call. A plain assignment always happens.
+        try:
+            _THREAD.loading = before | {plugin.identity}
+            record = load(plugin)
+        finally:
+            _THREAD.loading = before
+        if record is None:
+            return False
+        _LOG.debug("%r, in %.3f s", record, record.seconds)
+        with _LOCK:
+            if plugin.identity in self.catalog.plugins:
+                return False
+            self.publish(plugin.identity, record)
+            return True
 
 
 class Registry:
@@ -30,7 +107,7 @@ class Registry:
 
     def __init__(self, *, discover: bool = True):
         self.discover = discover
-        self._now = Generation(Catalog({}, discover))
+        self._now = _Generation(Catalog({}, discover))
 
     def _catalog(self, distribution: str | None = None, strict: bool | None = None) -> Catalog:
         """The catalog once the plugins of one distribution, or all plugins, are loaded."""
@@ -74,9 +151,9 @@ class Registry:
             return (zoo_classes[name],)
         return self._catalog().resolve(name)
 
-    def formerly(self, variants: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
-        """The loaded classes that had one of these variants in an earlier release."""
-        return self._now.catalog.formerly(variants)
+    def formerly(self, names: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
+        """The loaded classes that `names` mean by nothing but the variant of an earlier release."""
+        return self._now.catalog.formerly(names)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
@@ -148,7 +225,7 @@ class Registry:
             record = take_in(item)
             name = getattr(item, "__name__", None) or id(item)
             identity = (item.__module__, item.__qualname__) if isinstance(item, type) else (name,)
-            with LOCK:
+            with _LOCK:
                 self._now.publish((IN_PROCESS, *identity), record)
         return item
 
@@ -158,8 +235,8 @@ class Registry:
         Plugins of this process stay registered, and Python's modules stay imported. Compiled
         programs and facts about classes are forgotten, because classes may have been edited.
         """
-        with LOCK:
-            self._now = Generation(self._now.catalog.of_this_process())
+        with _LOCK:
+            self._now = _Generation(self._now.catalog.of_this_process())
         forget()
 
 
