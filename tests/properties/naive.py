@@ -83,6 +83,7 @@ class Rule:
     rank: int
     alpha: float
     options: Mapping[str, Any]
+    former: tuple[type[LoRAWrapper], ...]  # tried last, if the rule selects nothing without them
 
 
 def tiers_of(wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]) -> Tiers:
@@ -107,6 +108,16 @@ def tiers_of(wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]) -> Tiers:
     return (tuple(family),)
 
 
+def former_of(
+    wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]
+) -> tuple[type[LoRAWrapper], ...]:
+    """The adapters that had one of the variants in `wrapper=` in an earlier release."""
+    words = wrapper if isinstance(wrapper, list) else [wrapper]
+    variants = {_plain(word) for word in words if isinstance(word, str)}
+    classes = (cls for cls in installed.values() if cls.former_variant)
+    return tuple(cls for cls in classes if _plain(str(cls.former_variant)) in variants)
+
+
 def _plain(variant: str) -> str:
     return variant.lower().replace("-", "").replace("_", "")
 
@@ -117,18 +128,20 @@ def rules_of(call: Mapping[str, Any], installed: Mapping[str, type[LoRAWrapper]]
     Keys that a spec lacks come from the call. A call without specs is a rule by itself.
     """
     specs: Iterable[Any] = call.get("specs", [{"target": call.get("target")}])
-    return [
-        Rule(
-            spec.get("target"),
-            tiers_of(
-                call.get("wrappers") if spec.get("wrapper") is None else spec["wrapper"], installed
-            ),
-            spec.get("rank", call["rank"]),
-            spec.get("alpha", call["alpha"]),
-            spec.get("options", call.get("options", {})),
+    rules = []
+    for spec in specs:
+        wrapper = call.get("wrappers") if spec.get("wrapper") is None else spec["wrapper"]
+        rules.append(
+            Rule(
+                spec.get("target"),
+                tiers_of(wrapper, installed),
+                spec.get("rank", call["rank"]),
+                spec.get("alpha", call["alpha"]),
+                spec.get("options", call.get("options", {})),
+                former_of(wrapper, installed),
+            )
         )
-        for spec in specs
-    ]
+    return rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,17 +150,37 @@ class Selection:
 
     - `wrapped`: those that it wraps, `path -> (adapter, rank, alpha, options)`.
     - `matching`: the rules that found a layer at all, whatever the mask says.
+    - `selecting`: the rules that found a layer that the mask selects.
     - `carrying`: those that it does not wrap, since they carry an adapter or hold one.
     - `refused`: those that it does not wrap, since they are inside a norm.
     """
 
     wrapped: dict[str, tuple[type[LoRAWrapper], int, float, Mapping[str, Any]]]
     matching: set[int]
+    selecting: set[int]
     carrying: set[str]
     refused: set[str]
 
 
 def selection(
+    model: Any,
+    rules: list[Rule],
+    chosen: set[str] | None,
+    choose: Callable[[str, Any, list[type[LoRAWrapper]]], type[LoRAWrapper]],
+) -> Selection:
+    """The layers that rules and a mask select, by former variants where a rule selects none."""
+    first = _selection(model, rules, chosen, choose)
+    widened = [
+        rule
+        if number in first.selecting or not rule.former
+        else dataclasses.replace(rule, tiers=(*rule.tiers, rule.former))
+        for number, rule in enumerate(rules)
+    ]
+    second = _selection(model, widened, chosen, choose)
+    return second if second.selecting - first.selecting else first
+
+
+def _selection(
     model: Any,
     rules: list[Rule],
     chosen: set[str] | None,
@@ -162,7 +195,7 @@ def selection(
     - `chosen`: the paths of the leaves that the mask selects; `None` without a mask.
     - `choose`: decides between adapters of equal priority.
     """
-    found = Selection({}, set(), set(), set())
+    found = Selection({}, set(), set(), set(), set())
 
     def claim(path: str, node: Any) -> tuple[tuple[int, int], type[LoRAWrapper]] | None:
         """The rule and the place in its list by which a node is claimed, and the adapter."""
@@ -203,9 +236,11 @@ def selection(
                 found.matching.add(number)
                 if carries or any(isinstance(n, LoRAWrapper) for _, n in nodes_below(path, node)):
                     if is_chosen(path, node):
+                        found.selecting.add(number)
                         found.carrying.add(path)
                     return
                 if is_chosen(path, node):
+                    found.selecting.add(number)
                     rule = rules[number]
                     found.wrapped[path] = cls, rule.rank, rule.alpha, rule.options
                     return
