@@ -8,7 +8,7 @@ weights are read, at the price of the adapters.
 # ruff: noqa: F403
 from . import adapters
 from ._boxes import ArrayAxes, ArrayLayer, DeclaredArray, InferredAxes, declare, plain
-from ._inference import infer
+from ._infer import infer
 from ._through import report_uses, through
 from ._tracing import Use, UseReport
 from .adapters import *

@@ -44,7 +44,7 @@ def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[.
 
     @functools.wraps(function)
     def evaluated(*args: Any, **kwargs: Any) -> Any:
-        return _evaluate(function, args, kwargs, Evaluation(strict))
+        return _evaluate(function, Evaluation(strict), args, kwargs)
 
     return evaluated
 
@@ -71,15 +71,11 @@ def report_uses(function: Callable[..., Any], *args: Any, **kwargs: Any) -> UseR
     it by the adapter, or why it needs the merged weight. The function is only traced.
     """
     evaluation = Evaluation()
-
-    def traced(*args: Any, **kwargs: Any) -> Any:
-        return _evaluate(function, args, kwargs, evaluation)
-
-    eqx.filter_eval_shape(traced, *args, **kwargs)
+    eqx.filter_eval_shape(functools.partial(_evaluate, function, evaluation), args, kwargs)
     return UseReport(tuple(evaluation.uses))
 
 
-def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> Any:
+def _evaluate(function: Any, evaluation: Evaluation, args: Any, kwargs: Any) -> Any:
     leaves, treedef = jax.tree.flatten(resolve((args, kwargs)), is_leaf=is_declared)
     # The function is traced with bare arrays, and evaluated with their adapters.
     bare = [weight_of(unadapted(leaf)) if is_declared(leaf) else leaf for leaf in leaves]

@@ -1,6 +1,5 @@
 """Boxes around arrays: their axes, the kind of layer that they are, and how a model gets them."""
 
-from ._array_layer import ArrayLayer as ArrayLayer
 from ._axes import (
     IN_LAYER as IN_LAYER,
     NOT_A_PARAMETER as NOT_A_PARAMETER,
@@ -9,7 +8,9 @@ from ._axes import (
 )
 from ._box import (
     INPUTS as INPUTS,
+    ArrayLayer as ArrayLayer,
     DeclaredArray as DeclaredArray,
+    axes_with as axes_with,
     is_declared as is_declared,
     unadapted as unadapted,
 )

@@ -1,9 +1,13 @@
-"""Evaluating a traced function, in which some values are virtual weights."""
+"""Evaluating a traced function in which some values are virtual weights, and a report of them."""
 
+import collections
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jno.lora import JnoLoraError, WrapperError, merge_lora
+from jno.lora.extending import Printed, table
+from jno.lora.types import Table
 from jno_lora_zoo import in_taylor_mode
 
 from .._boxes import is_declared, unadapted
@@ -11,10 +15,42 @@ from .._views import Declined, Virtual, dense, virtual
 from ._calls import CALLS
 from ._jax import context_of, evaluate_plainly, is_changed, mark_in, marks_in, opened, read
 from ._marks import Mark
-from ._report import Use
 from ._rules import RULES
 
 _NO_RULES = "this adapter has no rules"
+
+
+class Use(NamedTuple):
+    """One use of a weight that a function reads from an adapted layer.
+
+    - `adapter`, `shape`: the adapter's class, and the shape of the weight where it is used.
+    - `operation`: the operation of JAX, such as `dot_general`.
+    - `reason`: why the use needs the merged weight; `None` if the adapter computes it.
+    """
+
+    adapter: str
+    shape: tuple[int, ...]
+    operation: str
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class UseReport(Printed[Use]):
+    """The uses of weights in a function. Prints as a table, with one row for equal uses."""
+
+    rows: tuple[Use, ...]
+
+    def _table(self) -> Table:
+        counted = collections.Counter(self.rows)
+        columns = [("adapter", "left"), ("weight", "left"), ("operation", "left")]
+        columns += [("uses", "right"), ("computed", "left")]
+        rows = (
+            (adapter, str(shape), operation, str(count), reason or "by the adapter")
+            for (adapter, shape, operation, reason), count in counted.items()
+        )
+        merged = sum(use.reason is not None for use in self.rows)
+        caption = f"{merged} of {len(self.rows)} uses need the merged weight."
+        return table("Weights that are read from adapted layers", columns, rows, caption)
 
 
 class Evaluation:
@@ -82,15 +118,13 @@ class Evaluation:
         return dense(value)
 
     def _results(self, eqn: Any, values: list[Any]) -> Sequence[Any] | None:
-        """The results of one equation; `None` if JAX is to compute them with merged weights."""
+        """The results of one equation; `None` if JAX should compute them with merged weights."""
         with context_of(eqn):
             mark = mark_in(eqn)
             if mark is not None:
                 return self._read(eqn, mark, values)
-            if eqn.primitive.name in CALLS:
-                results = CALLS[eqn.primitive.name](self, eqn, values)
-            else:
-                results = Declined("no rule")
+            call = CALLS.get(eqn.primitive.name)
+            results = Declined("no rule") if call is None else call(self, eqn, values)
             if not isinstance(results, Declined):
                 return results
             for mark in marks_in(eqn):

@@ -186,7 +186,7 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
     if isinstance(x, Virtual) or more or not is_plain or eqn.params.get("group_offset") is not None:
         return Declined("a ragged product that is not x @ weight[group]")
     ragged = Ragged(x, sizes, eqn.params.get("precision"), _shape(eqn))
-    return weight.values(lambda view: view.ragged(ragged), ragged.out.dtype)
+    return weight.each(lambda view: view.ragged(ragged), ragged.out.dtype)
 
 
 @_rule("gather")

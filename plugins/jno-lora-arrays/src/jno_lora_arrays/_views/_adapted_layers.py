@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -43,24 +43,12 @@ def weight_of(layer: Any) -> Array:
     return weight.decoded() if is_coded(weight) else weight
 
 
-class Axis(NamedTuple):
-    """An axis of a bare weight: its kind (`s`, `o` or `i`) and its size."""
-
-    kind: str
-    size: int
-
-
-def axes_of(adapter: Any) -> list[Axis]:
-    """The axes of the bare weight of an adapter's base."""
+def kinds_of(adapter: Any) -> str:
+    """The kind of each axis of the bare weight of an adapter's base: `s`, `o` or `i`."""
     base = adapter.base
-    if type(base) is not DeclaredArray:
-        shape = base.weight.shape
-        kinds = "s" * (len(shape) - 2) + adapter.kind.weight_axes
-        return list(map(Axis, kinds, shape))
-    kinds = base.axes.replace("e", "i")
-    first = ArrayLayer.stack_ndim(base)
-    stack_sizes, slice_sizes = iter(base.array.shape[:first]), iter(base.array.shape[first:])
-    return [Axis(kind, next(stack_sizes if kind == "s" else slice_sizes)) for kind in kinds]
+    if type(base) is DeclaredArray:
+        return base.axes.replace("e", "i")
+    return "s" * (len(base.weight.shape) - 2) + adapter.kind.weight_axes
 
 
 def matrix_of(adapter: Any, layer: Any) -> Array:

@@ -1,6 +1,7 @@
 """Views of a weight `W + B A`, which keep `W`, `A` and `B` apart."""
 
 import bisect
+import dataclasses
 import itertools
 import math
 import operator
@@ -49,7 +50,6 @@ class Factored(View):
 
     @property
     def axis_names(self) -> str:
-        """A name for each axis of the view."""
         return string.ascii_lowercase[: self.ndim]
 
     def factors(self) -> tuple[Named, Named]:
@@ -97,13 +97,13 @@ class Factored(View):
         return view if {"i", "o"} <= {*kinds} else view.dense()
 
     def cast(self, dtype: Any) -> "Factored":
-        return self._with_base(self.base.astype(dtype))
+        return dataclasses.replace(self, base=self.base.astype(dtype))
 
     def plus(self, array: Array) -> "Factored":
-        return self._with_base(self.base + array)
+        return dataclasses.replace(self, base=self.base + array)
 
     def constrained(self, constrain: Callable[[Array], Array]) -> "Factored":
-        return self._with_base(constrain(self.base))
+        return dataclasses.replace(self, base=constrain(self.base))
 
     def cut(self, axis: int, start: Any, size: int) -> "Factored":
         def cut(factor: Array, factor_kinds: str) -> Array:
@@ -181,12 +181,8 @@ class Factored(View):
         A, B = change(self.A, _KINDS_OF_A), change(self.B, _KINDS_OF_B)
         return Factored(base, A, B, kinds, self.name)
 
-    def _with_base(self, base: Array) -> "Factored":
-        return Factored(base, self.A, self.B, self.kinds, self.name)
-
 
 def _of_kinds(wanted: str, names: str, kinds: str) -> str:
-    """The names of the axes of these kinds."""
     return "".join(name for name, kind in zip(names, kinds, strict=True) if kind in wanted)
 
 

@@ -21,7 +21,6 @@ class Named(NamedTuple):
     names: str
 
     def axes(self, names: Iterable[str]) -> list[int]:
-        """The positions of the axes with these names."""
         return [self.names.index(name) for name in names]
 
     def cast(self, dtype: Any) -> "Named":
@@ -55,11 +54,7 @@ def contract(a: Named, b: Named, names: str, precision: Any = None) -> Named:
 def dot_with_factors(
     dot: Dot, first: Named, second: Named, weight_names: str, weight_dtype: Any
 ) -> Array:
-    """The product with `B A` alone, in the layout of the product with the weight.
-
-    - `first`, `second`: the factors, in the order in which `x` is multiplied by them.
-    - `weight_names`: the names of the weight's axes.
-    """
+    """The product with `B A` alone: `x` is multiplied by the `first` factor, then the `second`."""
     x_names, out_names = dot.names(weight_names)
     # A product may be wider than its factors: `preferred_element_type`.
     dtype = np.promote_types(dot.x.dtype, dot.out.dtype)
@@ -77,7 +72,7 @@ def dot_with_factors(
 
 
 def _is_plain(precision: Any) -> bool:
-    """Whether a precision is none or a `jax.lax.Precision`, and not an algorithm."""
+    """Whether a precision is `None` or a `jax.lax.Precision`, and not an algorithm."""
     first = precision[0] if isinstance(precision, tuple) else precision
     return first is None or isinstance(first, lax.Precision)
 
@@ -85,32 +80,24 @@ def _is_plain(precision: Any) -> bool:
 def conv_with_factors(
     conv: Conv, base: Array, A: Named, B: Named, kinds: str, axis_names: str
 ) -> Array | Declined:
-    """The convolution with `W`, plus a convolution to the rank's channels and a product.
-
-    - `kinds`, `axis_names`: the kinds and the names of the kernel's axes, as of `Factored`.
-    """
+    """The convolution with `W`, plus a convolution to the rank's channels and a product."""
     order = _order(conv, kinds)
     if isinstance(order, Declined):
         return order
+    starts_with_A, convolves_last = order
     rank, out_channels = len(A.array), conv.out.shape[conv.params["dimension_numbers"].out_spec[1]]
     if 2 * conv.groups * rank > out_channels:
         return Declined("merging is cheaper: the kernel has few channels", is_choice=True)
-    first, second = (A, B) if order.starts_with_A else (B, A)
+    first, second = (A, B) if starts_with_A else (B, A)
     dtype = np.promote_types(conv.x.dtype, conv.out.dtype)
     x, first, second = conv.x.astype(dtype), first.cast(dtype), second.cast(dtype)
     y = conv.applied_to(conv.x, base, conv.out.dtype)
-    update = _product_then_conv if order.convolves_last else _conv_then_product
+    update = _product_then_conv if convolves_last else _conv_then_product
     return y + update(conv, x, first, second, axis_names).reshape(y.shape).astype(y.dtype)
 
 
-class _Order(NamedTuple):
-    """The factor that comes first, and whether the second factor has the places of the kernel."""
-
-    starts_with_A: bool
-    convolves_last: bool
-
-
-def _order(conv: Conv, kinds: str) -> _Order | Declined:
+def _order(conv: Conv, kinds: str) -> tuple[bool, bool] | Declined:
+    """Whether `A` comes first, and whether the second factor has the places of the kernel."""
     outputs, inputs, *places = (kinds[axis] for axis in conv.kernel_axes)
     place_kinds = {*places} - {"1"}
     has_stack = "s" in (outputs, inputs, *place_kinds)
@@ -123,7 +110,7 @@ def _order(conv: Conv, kinds: str) -> _Order | Declined:
     convolves_last = bool(place_kinds - {summed})
     if outputs == summed or (convolves_last and (conv.groups != 1 or inputs == "1")):
         return Declined("a convolution whose inputs and outputs are of one kind")
-    return _Order(summed == "i", convolves_last)
+    return summed == "i", convolves_last
 
 
 def _product_then_conv(conv: Conv, x: Array, first: Named, second: Named, axis_names: str) -> Array:

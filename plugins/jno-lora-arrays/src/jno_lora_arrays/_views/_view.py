@@ -24,7 +24,6 @@ class Declined(NamedTuple):
 
 
 def first_declined(results: Iterable[Any]) -> Declined | None:
-    """The first result that is `Declined`."""
     return next((result for result in results if isinstance(result, Declined)), None)
 
 
@@ -35,7 +34,6 @@ class DotAxes(NamedTuple):
     batch: Sequence[int]
 
     def free(self, ndim: int) -> list[int]:
-        """The axes that are neither summed nor in batch."""
         return [axis for axis in range(ndim) if axis not in (*self.summed, *self.batch)]
 
 
@@ -97,7 +95,6 @@ class Conv(NamedTuple):
         return self.params["feature_group_count"]
 
     def applied_to(self, x: Array, kernel: Array, dtype: Any) -> Array:
-        """The convolution of an array with a kernel, in a dtype."""
         params = {name: self.params[name] for name in _CONV_PARAMS}
         return lax.conv_general_dilated(x, kernel, **params, preferred_element_type=dtype)
 
@@ -111,7 +108,6 @@ class Ragged(NamedTuple):
     out: jax.ShapeDtypeStruct
 
     def product(self, x: Array, matrices: Array) -> Array:
-        """The product of an array in the place of `x`."""
         options = {"precision": self.precision, "preferred_element_type": self.out.dtype}
         return lax.ragged_dot(x, matrices, self.sizes, **options)
 
@@ -134,7 +130,6 @@ class Lookup(NamedTuple):
     out: jax.ShapeDtypeStruct
 
     def free_axes(self, ndim: int) -> list[int]:
-        """The axes of the weight that are not looked up."""
         return [axis for axis in range(ndim) if axis not in self.axes]
 
     def result_axes(self, ndim: int) -> list[int | None]:
@@ -178,7 +173,6 @@ class View(eqx.Module):
         """In another floating dtype."""
 
     def plus(self, array: Array) -> Any:
-        """With an array of this shape added."""
         return Declined("added to an array")
 
     def constrained(self, constrain: Callable[[Array], Array]) -> Any:
@@ -197,13 +191,11 @@ class View(eqx.Module):
         return Declined("joined with other arrays")
 
     def looked_up(self, lookup: Lookup) -> Any:
-        """The slices at some places."""
         return Declined(
             "not a lookup, by ids, of rows of an embedding or columns of a linear layer"
         )
 
     def product(self, use: Dot | Conv) -> Any:
-        """A product with an array, or a convolution with this kernel."""
         return self.dot(use) if isinstance(use, Dot) else self.conv(use)
 
     @abc.abstractmethod
@@ -211,11 +203,9 @@ class View(eqx.Module):
         """A product with an array."""
 
     def conv(self, conv: Conv) -> Any:
-        """A convolution with this kernel."""
         return Declined(f"a convolution by the kernel of a {self.name} merges it")
 
     def ragged(self, ragged: Ragged) -> Any:
-        """A product of each row with the matrix of its group."""
         return Declined(f"the update of a {self.name} is not a product")
 
     @abc.abstractmethod

@@ -1,6 +1,6 @@
 """`infer`: the axes of arrays, from the way in which a function uses them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -13,10 +13,15 @@ from jaxtyping import PyTree
 from jno.lora import SelectionError, plan_lora
 from jno.lora.extending import expect_model, path_str
 
-from .._boxes import IN_LAYER, NOT_A_PARAMETER, ArrayAxes, InferredAxes, is_declared
-from .._tracing import Evaluation
-from ._letters import letters_of
+from ._boxes import IN_LAYER, NOT_A_PARAMETER, ArrayAxes, InferredAxes, is_declared
+from ._tracing import Evaluation
 from ._watched import Record, watched
+
+_SEEN_IN = {
+    **dict.fromkeys(("add", "sub", "add_any"), "added"),
+    **dict.fromkeys(("mul", "div"), "multiplied entry by entry"),
+    "broadcast_in_dim": "repeated, to be added or multiplied entry by entry",
+}
 
 
 def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> InferredAxes:
@@ -77,7 +82,7 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
         if path in records:
             uses = (use for use in evaluation.uses if path in use.adapter.split(" + "))
             operations = [use.operation for use in uses]
-            axes, reason = letters_of(leaf.ndim, records[path], operations)
+            axes, reason = _letters_of(leaf.ndim, records[path], operations)
         if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | np.ndarray):
             rows.append(ArrayAxes(path, tuple(leaf.shape), axes, reason))
     return InferredAxes(tuple(rows))
@@ -88,13 +93,10 @@ def _paths_in_layers(params: PyTree) -> set[str]:
     nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, eqx.Module))
     if not any(isinstance(node, eqx.Module) for node in nodes):
         return set()
-
-    def adapted(params: Any) -> list[str]:
-        return [row.path for row in plan_lora(params, 1, wrappers="auto").wrapped]
-
-    layers = eqx.filter_eval_shape(adapted, params)  # a layer of shapes is a layer, too
+    # A layer of shapes is a layer, too.
+    plan = eqx.filter_eval_shape(plan_lora, params, 1, wrappers="auto")
     paths = (path_str(keys) for keys, _ in jtu.tree_leaves_with_path(params))
-    return {path for path in paths if any(path.startswith(f"{layer}/") for layer in layers)}
+    return {path for path in paths if any(path.startswith(f"{row.path}/") for row in plan.wrapped)}
 
 
 def _why_never(array: Any) -> str | None:
@@ -108,3 +110,57 @@ def _why_never(array: Any) -> str | None:
     if len(array.shape) < 2:
         return "one axis: a bias, or the scale of a norm"
     return None
+
+
+def _letters_of(
+    ndim: int, record: Record, operations: Sequence[str]
+) -> tuple[str | None, str | None]:
+    """The letters of an array, or `None` and the reason.
+
+    - `operations`: the operations that used the array and are not in the record.
+    """
+    if not record.products:
+        uses = ", ".join(dict.fromkeys(_SEEN_IN.get(name, name) for name in operations))
+        return None, f"not in a product: {uses}" if uses else "not in a product"
+    letters = _combined(record)
+    if letters is None:
+        seen = dict.fromkeys(_shown(ndim, product) for product in record.products)
+        return None, f"uses that contradict each other: {' and '.join(seen)}"
+    looked_up = {letters.get(axis) for axis in record.looked_up}
+    if looked_up == {"o"}:
+        letters = _swapped(letters)
+    if looked_up in ({"o"}, {"i"}):
+        letters |= dict.fromkeys(record.looked_up, "e")
+    text = _shown(ndim, letters)
+    # An axis of size one, or an axis that is summed alone, becomes the missing letter.
+    text = text.replace("-", "o" if "o" not in text else "i", 1).replace("-", "i")
+    if "o" not in text:
+        return None, f"a product that keeps none of its axes ({text})"
+    if not {*text} & {*"ie"}:
+        return None, f"a product that sums over none of its axes ({text})"
+    return text, None
+
+
+def _combined(record: Record) -> dict[str, str] | None:
+    """The letters of all uses together, by axis; `None` if two uses contradict each other."""
+    letters = dict.fromkeys(record.stacked, "s")
+    for product in record.products:
+        # A product from the other side has inputs and outputs the other way round.
+        candidates = (product, _swapped(product))
+        fitting = next((c for c in candidates if _agree(letters, c)), None)
+        if fitting is None or "?" in fitting.values():
+            return None
+        letters.update(fitting)
+    return letters
+
+
+def _agree(letters: Mapping[str, str], product: Mapping[str, str]) -> bool:
+    return all(letters.get(axis, letter) == letter for axis, letter in product.items())
+
+
+def _swapped(letters: Mapping[str, str]) -> dict[str, str]:
+    return {axis: {"i": "o", "o": "i"}.get(letter, letter) for axis, letter in letters.items()}
+
+
+def _shown(ndim: int, letters: Mapping[str, str]) -> str:
+    return "".join(letters.get(str(axis), "-") for axis in range(ndim))
