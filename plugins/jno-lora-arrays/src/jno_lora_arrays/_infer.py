@@ -1,7 +1,9 @@
 """`infer`: the axes of arrays, from the way in which a function uses them."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,9 +13,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import SelectionError, plan_lora
-from jno.lora.extending import expect_model, path_str
+from jno.lora.extending import Printed, expect_model, path_str, table
+from jno.lora.types import Table
 
-from ._boxes import IN_LAYER, NOT_A_PARAMETER, ArrayAxes, InferredAxes, is_declared
+from ._box import is_declared
 from ._tracing import Evaluation
 from ._watched import Record, watched
 
@@ -22,6 +25,52 @@ _SEEN_IN = {
     **dict.fromkeys(("mul", "div"), "multiplied entry by entry"),
     "broadcast_in_dim": "repeated, to be added or multiplied entry by entry",
 }
+_IN_LAYER = "in a layer that has adapters of its own"
+_NOT_A_PARAMETER = ": a mask or an index, not a parameter"
+
+
+class ArrayAxes(NamedTuple):
+    """The result of `infer` for one array.
+
+    - `path`, `shape`: the array.
+    - `axes`: a letter for each of its axes, as `declare` takes them; `None` if there are none.
+    - `reason`: why there are none.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axes: str | None
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class InferredAxes(Printed[ArrayAxes]):
+    """The axes of all arrays of a model, for `declare`. Prints as a table."""
+
+    rows: tuple[ArrayAxes, ...]
+
+    @property
+    def letters(self) -> dict[str, str]:
+        """The axes by path, for the arrays that have some."""
+        return {row.path: row.axes for row in self.rows if row.axes is not None}
+
+    @property
+    def coverage(self) -> float:
+        """The fraction of the entries of all parameters with two axes or more that adapters reach.
+
+        Arrays in layers that have adapters of their own count as reached.
+        """
+        matrices = [row for row in self.rows if len(row.shape) > 1]
+        parameters = [m for m in matrices if not (m.reason or "").endswith(_NOT_A_PARAMETER)]
+        reached = [p for p in parameters if p.axes is not None or p.reason == _IN_LAYER]
+        entries, total = (sum(math.prod(r.shape) for r in rows) for rows in (reached, parameters))
+        return entries / max(1, total)
+
+    def _table(self) -> Table:
+        columns = [("array", "left"), ("shape", "left"), ("axes", "left"), ("why not", "left")]
+        rows = ((row.path, str(row.shape), row.axes or "", row.reason or "") for row in self.rows)
+        caption = f"{self.coverage:.1%} of the entries of matrices are reached."
+        return table("Axes of arrays, by their uses", columns, rows, caption)
 
 
 def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> InferredAxes:
@@ -57,7 +106,7 @@ def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: An
     paths = [path_str(keys) for keys, _ in paths_and_leaves]
     leaves = [leaf for _, leaf in paths_and_leaves]
     reasons = dict(zip(paths, map(_why_never, leaves), strict=True))
-    reasons |= dict.fromkeys(_paths_in_layers(params), IN_LAYER)
+    reasons |= dict.fromkeys(_paths_in_layers(params), _IN_LAYER)
     records = {path: Record() for path, reason in reasons.items() if reason is None}
     evaluation = Evaluation()
 
@@ -100,11 +149,10 @@ def _paths_in_layers(params: PyTree) -> set[str]:
 
 
 def _why_never(array: Any) -> str | None:
-    """Why an array has no axes for `declare`, whatever its uses."""
     if not hasattr(array, "dtype"):
         return "not an array"
     if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return f"{array.dtype}{NOT_A_PARAMETER}"
+        return f"{array.dtype}{_NOT_A_PARAMETER}"
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return f"{array.dtype}: keep its real and imaginary parts in two arrays"
     if len(array.shape) < 2:
@@ -115,10 +163,7 @@ def _why_never(array: Any) -> str | None:
 def _letters_of(
     ndim: int, record: Record, operations: Sequence[str]
 ) -> tuple[str | None, str | None]:
-    """The letters of an array, or `None` and the reason.
-
-    - `operations`: the operations that used the array and are not in the record.
-    """
+    """The letters of an array, or `None` and the reason. The record lacks the `operations`."""
     if not record.products:
         uses = ", ".join(dict.fromkeys(_SEEN_IN.get(name, name) for name in operations))
         return None, f"not in a product: {uses}" if uses else "not in a product"

@@ -13,7 +13,7 @@ import numpy as np
 from jno.lora import SelectionError, resolve
 from jno.lora.extending import callable_for, weights_read_by
 
-from ._boxes import DeclaredArray, is_declared, unadapted
+from ._box import DeclaredArray, is_declared, unadapted
 from ._tracing import Evaluation, UseReport, read_marked
 from ._views import weight_of
 
@@ -51,10 +51,7 @@ def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[.
 
 @callable_for.register(DeclaredArray)
 def _(layer: DeclaredArray, model: Any) -> Callable[..., Any]:
-    """A `Net` calls a model that holds declared arrays by `through`.
-
-    **Raises:** `SelectionError` if the model is a tree of arrays and not a function.
-    """
+    """A `Net` calls a model that holds declared arrays by `through`."""
     if callable(model):
         return functools.partial(through(operator.call), model)
     raise SelectionError(

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from .._views import Declined, Virtual
+from .._views import DeclinedError, Virtual
 from ._jax import counts_of_scan, custom_function, manual_axes
 
 _CARRIED = "carried by a loop, which may change it"
@@ -43,17 +43,17 @@ def _scan(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
 
 def _scanned(evaluation: Any, x: Any) -> tuple[Any, Callable[[Any], Any]]:
     """Arrays to scan over, and the function that gives the value of a step from their slices."""
-    pair = x.scanned() if isinstance(x, Virtual) else None
-    if pair is None:
-        return evaluation.merged(x, "scan", "a scan over inputs or outputs"), lambda x: x
-    return pair
+    try:
+        return x.scanned() if isinstance(x, Virtual) else (x, lambda x: x)
+    except DeclinedError as declined:
+        return evaluation.merged(x, "scan", declined.reason), lambda x: x
 
 
 def _cond(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     index, *operands = values
     # Functions for other platforms may not compile here.
     if eqn.params.get("branches_platforms") and not _is_watched(operands):
-        return Declined("a function for each platform")
+        raise DeclinedError("a function for each platform")
     run = evaluation.run_dense
     branches = [functools.partial(run, traced, operands) for traced in eqn.params["branches"]]
     return jax.lax.switch(evaluation.merged(index, "cond", "an index"), branches)
@@ -101,7 +101,7 @@ def _custom(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     if _is_watched(values):
         return evaluation.run(custom_function(eqn), values)
     # The rule gives a derivative by the whole weight, and need not be the derivative.
-    return Declined("a function with a rule of its own for derivatives")
+    raise DeclinedError("a function with a rule of its own for derivatives")
 
 
 def _is_watched(values: list[Any]) -> bool:

@@ -10,8 +10,8 @@ from jno.lora.extending import Printed, table
 from jno.lora.types import Table
 from jno_lora_zoo import in_taylor_mode
 
-from .._boxes import is_declared, unadapted
-from .._views import Declined, Virtual, dense, virtual
+from .._box import is_declared, unadapted
+from .._views import DeclinedError, Virtual, dense, virtual
 from ._calls import CALLS
 from ._jax import context_of, evaluate_plainly, is_changed, mark_in, marks_in, opened, read
 from ._marks import Mark
@@ -61,7 +61,6 @@ class Evaluation:
         self.uses: list[Use] = []
 
     def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
-        """As `run`, but the results are arrays."""
         return list(map(dense, self.run(traced, args)))
 
     def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
@@ -123,29 +122,23 @@ class Evaluation:
             mark = mark_in(eqn)
             if mark is not None:
                 return self._read(eqn, mark, values)
-            call = CALLS.get(eqn.primitive.name)
-            results = Declined("no rule") if call is None else call(self, eqn, values)
-            if not isinstance(results, Declined):
-                return results
+            name, reason, is_choice = eqn.primitive.name, None, False
+            try:
+                if name in CALLS:
+                    return CALLS[name](self, eqn, values)
+                results = _by_rule(eqn, values)
+                if all(isinstance(result, Virtual) for result in results):
+                    return results
+            except DeclinedError as declined:
+                results, reason, is_choice = None, declined.reason, declined.is_choice
             for mark in marks_in(eqn):
-                reason = "a function with a rule of its own reads it"
-                self._note(Use(mark.adapter_name, (), eqn.primitive.name, reason))
-            return self._by_rule(eqn, values, results)
-
-    def _by_rule(self, eqn: Any, values: list[Any], declined: Declined) -> Sequence[Any] | None:
-        """The results by the rule of the primitive. `declined` is the answer if there is none."""
-        weights = [x for x in values if isinstance(x, Virtual)]
-        if not weights:
-            return None
-        name = eqn.primitive.name
-        result = RULES[name](eqn, values) if name in RULES else declined
-        results = result if isinstance(result, list) else [result]
-        if all(isinstance(result, Virtual) for result in results):
+                self._note(
+                    Use(mark.adapter_name, (), name, "a function with a rule of its own reads it")
+                )
+            for weight in values:
+                if isinstance(weight, Virtual):
+                    self._note(Use(weight.name, weight.shape, name, reason), is_choice)
             return results
-        reason, is_choice = result if isinstance(result, Declined) else (None, False)
-        for weight in weights:
-            self._note(Use(weight.name, weight.shape, name, reason), is_choice)
-        return None if isinstance(result, Declined) else results
 
     def _read(self, eqn: Any, mark: Mark, values: list[Any]) -> Sequence[Any] | None:
         reason = "differentiated or mapped by vmap inside of the function"
@@ -165,3 +158,10 @@ class Evaluation:
                 f"{use.operation} of the weight {use.shape} of a {use.adapter} needs the merged "
                 f"weight: {use.reason}. Without `strict`, it is merged there."
             )
+
+
+def _by_rule(eqn: Any, values: list[Any]) -> list[Any]:
+    if eqn.primitive.name not in RULES:
+        raise DeclinedError("no rule")
+    result = RULES[eqn.primitive.name](eqn, values)
+    return result if isinstance(result, list) else [result]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import GatherScatterMode
 
-from .._views import Conv, Declined, Dot, DotAxes, Lookup, Ragged, View, Virtual
+from .._views import Conv, DeclinedError, Dot, DotAxes, Lookup, Ragged, View, Virtual
 
 Rule = Callable[[Any, Sequence[Any]], Any]
 
@@ -57,7 +57,7 @@ def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
     weight_shape = tuple(shape[axis] for axis in eqn.params["broadcast_dimensions"])
     is_repeated = weight_shape != values[0].shape or math.prod(shape) != math.prod(weight_shape)
     if is_repeated or len(values) != 1:
-        return Declined("repeated along an axis")
+        raise DeclinedError("repeated along an axis")
     return _reshape(eqn, values)
 
 
@@ -71,7 +71,7 @@ def _scale(eqn: Any, values: Sequence[Any]) -> Any:
     weight, number = values if isinstance(values[0], Virtual) else values[::-1]
     is_number = not isinstance(number, Virtual) and jnp.ndim(number) == 0
     if not is_number or (eqn.primitive.name == "div" and weight is not values[0]):
-        return Declined("multiplied by an array")
+        raise DeclinedError("multiplied by an array")
     dtype = eqn.outvars[0].aval.dtype
     if eqn.primitive.name == "div":  # half precision would round the inverse
         number = 1 / jnp.asarray(number, np.promote_types(dtype, jnp.float32))
@@ -93,7 +93,7 @@ def _add(eqn: Any, values: Sequence[Any]) -> Any:
 def _complex(eqn: Any, values: Sequence[Any]) -> Any:
     real, imaginary = values
     if not (isinstance(real, Virtual) and isinstance(imaginary, Virtual)):
-        return Declined("a complex number with an array as one part")
+        raise DeclinedError("a complex number with an array as one part")
     dtype = eqn.outvars[0].aval.dtype
     return real.plus(imaginary.scaled(jnp.asarray(1j, dtype), dtype), dtype)
 
@@ -104,7 +104,7 @@ def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
     weights = [x for x in values if isinstance(x, Virtual)]
     if len(weights) == 1 and weights[0].only_watches:
         return weights[0]
-    return Declined("reversed" if eqn.primitive.name == "rev" else "masked")
+    raise DeclinedError("reversed" if eqn.primitive.name == "rev" else "masked")
 
 
 @_rule("concatenate")
@@ -116,10 +116,7 @@ def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
         end = start + value.shape[axis]
         if isinstance(value, Virtual):
             widths = (axis, start, total - end)
-            padded = value.each(lambda view, widths=widths: view.padded(*widths))
-            if isinstance(padded, Declined):
-                return padded
-            terms += padded.terms
+            terms += value.each(lambda view, widths=widths: view.padded(*widths)).terms
         start = end
     return Virtual(tuple(terms), eqn.outvars[0].aval.dtype)
 
@@ -128,13 +125,11 @@ def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
 def _slice(eqn: Any, values: Sequence[Any]) -> Any:
     weight, *starts = values
     if any(stride != 1 for stride in eqn.params.get("strides") or ()):
-        return Declined("a slice with strides")
+        raise DeclinedError("a slice with strides")
     starts = starts or eqn.params["start_indices"]
     for axis, size in enumerate(eqn.outvars[0].aval.shape):
         if size != weight.shape[axis]:
             weight = _cut(weight, axis, starts[axis], size)
-            if isinstance(weight, Declined):
-                return weight
     return weight
 
 
@@ -146,8 +141,6 @@ def _split(eqn: Any, values: Sequence[Any]) -> Any:
         piece = _cut(values[0], axis, start, size)
         if isinstance(piece, Virtual) and piece.shape != var.aval.shape:  # an `unstack`
             piece = piece.each(lambda view, shape=var.aval.shape: view.reshaped(shape))
-        if isinstance(piece, Declined):
-            return piece
         pieces.append(piece)
         start += size
     return pieces
@@ -157,9 +150,9 @@ def _split(eqn: Any, values: Sequence[Any]) -> Any:
 def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     left, right = values
     if isinstance(left, Virtual) and isinstance(right, Virtual):
-        return Declined("a product of two weights")
+        raise DeclinedError("a product of two weights")
     if eqn.params.get("out_sharding") is not None:
-        return Declined("a product that asks for a sharding")
+        raise DeclinedError("a product that asks for a sharding")
     left_axes, right_axes = map(DotAxes, *eqn.params["dimension_numbers"])
     precision, out = eqn.params["precision"], _shape(eqn)
     if isinstance(left, Virtual):
@@ -171,7 +164,7 @@ def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
 def _conv(eqn: Any, values: Sequence[Any]) -> Any:
     x, kernel = values
     if isinstance(x, Virtual):
-        return Declined("a weight that is convolved itself")
+        raise DeclinedError("a weight that is convolved itself")
     return kernel.product(Conv(x, eqn.params, _shape(eqn)))
 
 
@@ -184,7 +177,7 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
         numbers.dot_dimension_numbers == plain and tuple(numbers.rhs_group_dimensions) == (0,)
     )
     if isinstance(x, Virtual) or more or not is_plain or eqn.params.get("group_offset") is not None:
-        return Declined("a ragged product that is not x @ weight[group]")
+        raise DeclinedError("a ragged product that is not x @ weight[group]")
     ragged = Ragged(x, sizes, eqn.params.get("precision"), _shape(eqn))
     return weight.each(lambda view: view.ragged(ragged), ragged.out.dtype)
 
@@ -192,9 +185,7 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
 @_rule("gather")
 def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     weight, index = values
-    reason = _why_no_lookup(eqn, weight)
-    if reason is not None:
-        return Declined(reason)
+    _check_lookup(eqn, weight)
     numbers, out = eqn.params["dimension_numbers"], _shape(eqn)
     axes = numbers.start_index_map
     ends = [weight.shape[axis] - 1 for axis in axes]
@@ -209,8 +200,8 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     return weight.each(lambda view: view.looked_up(lookup))
 
 
-def _why_no_lookup(eqn: Any, weight: Virtual) -> str | None:
-    """Why a `gather` is not a lookup of whole slices."""
+def _check_lookup(eqn: Any, weight: Virtual) -> None:
+    """Declines a `gather` that is not a lookup of whole slices."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     axes, fill = numbers.start_index_map, eqn.params["fill_value"]
     whole_axes = [axis for axis in range(len(sizes)) if axis not in axes]
@@ -219,12 +210,11 @@ def _why_no_lookup(eqn: Any, weight: Virtual) -> str | None:
         or numbers.operand_batching_dims
         or any(sizes[axis] != weight.shape[axis] for axis in whole_axes)
     ):
-        return "a gather of parts of slices"
+        raise DeclinedError("a gather of parts of slices")
     is_filled = eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP and fill
     is_nan = fill != fill
     if is_filled and not (weight.is_one_view or is_nan):
-        return "a lookup in a sum or multiple that is filled with a number"
-    return None
+        raise DeclinedError("a lookup in a sum or multiple that is filled with a number")
 
 
 def _cut(weight: Virtual, axis: int, start: Any, size: int) -> Any:

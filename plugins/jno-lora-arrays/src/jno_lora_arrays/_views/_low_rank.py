@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ._view import Conv, Declined, Dot
+from ._view import Conv, DeclinedError, Dot
 
 RANK = "Z"  # the name of the rank axis of a factor
 
@@ -79,15 +79,12 @@ def _is_plain(precision: Any) -> bool:
 
 def conv_with_factors(
     conv: Conv, base: Array, A: Named, B: Named, kinds: str, axis_names: str
-) -> Array | Declined:
+) -> Array:
     """The convolution with `W`, plus a convolution to the rank's channels and a product."""
-    order = _order(conv, kinds)
-    if isinstance(order, Declined):
-        return order
-    starts_with_A, convolves_last = order
+    starts_with_A, convolves_last = _order(conv, kinds)
     rank, out_channels = len(A.array), conv.out.shape[conv.params["dimension_numbers"].out_spec[1]]
     if 2 * conv.groups * rank > out_channels:
-        return Declined("merging is cheaper: the kernel has few channels", is_choice=True)
+        raise DeclinedError("merging is cheaper: the kernel has few channels", is_choice=True)
     first, second = (A, B) if starts_with_A else (B, A)
     dtype = np.promote_types(conv.x.dtype, conv.out.dtype)
     x, first, second = conv.x.astype(dtype), first.cast(dtype), second.cast(dtype)
@@ -96,20 +93,20 @@ def conv_with_factors(
     return y + update(conv, x, first, second, axis_names).reshape(y.shape).astype(y.dtype)
 
 
-def _order(conv: Conv, kinds: str) -> tuple[bool, bool] | Declined:
+def _order(conv: Conv, kinds: str) -> tuple[bool, bool]:
     """Whether `A` comes first, and whether the second factor has the places of the kernel."""
     outputs, inputs, *places = (kinds[axis] for axis in conv.kernel_axes)
     place_kinds = {*places} - {"1"}
     has_stack = "s" in (outputs, inputs, *place_kinds)
     if conv.params["batch_group_count"] != 1 or has_stack or len(place_kinds) > 1:
-        return Declined("a convolution that sums over other axes than a product does")
+        raise DeclinedError("a convolution that sums over other axes than a product does")
     # An axis of size one belongs to the side of its neighbours.
     summed = next((kind for kind in (inputs, *place_kinds) if kind != "1"), None)
     if summed is None:
         summed = "o" if outputs == "i" else "i"
     convolves_last = bool(place_kinds - {summed})
     if outputs == summed or (convolves_last and (conv.groups != 1 or inputs == "1")):
-        return Declined("a convolution whose inputs and outputs are of one kind")
+        raise DeclinedError("a convolution whose inputs and outputs are of one kind")
     return summed == "i", convolves_last
 
 
@@ -131,9 +128,7 @@ def _conv_then_product(conv: Conv, x: Array, first: Named, second: Named, axis_n
     channel = conv.params["dimension_numbers"].out_spec[1]
     names = string.ascii_uppercase[: x.ndim]
     x = x.reshape(*x.shape[:channel], conv.groups, rank, *x.shape[channel + 1 :])
-    return contract(
-        Named(x, names.replace(names[channel], f"g{RANK}")),
-        Named(second.array.reshape(rank, conv.groups, -1), f"{RANK}go"),
-        names.replace(names[channel], "go"),
-        conv.params["precision"],
-    ).array
+    first = Named(x, names.replace(names[channel], f"g{RANK}"))
+    second = Named(second.array.reshape(rank, conv.groups, -1), f"{RANK}go")
+    names = names.replace(names[channel], "go")
+    return contract(first, second, names, conv.params["precision"]).array

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from equinox import AbstractVar
 from jaxtyping import Array
 
-from ._view import Declined, View
+from ._view import DeclinedError, View
 
 
 class Run(NamedTuple):
@@ -25,11 +25,7 @@ class Run(NamedTuple):
 
 
 class RunsView(View):
-    """A view with runs.
-
-    - `runs`: for each axis of the view, the runs that it counts through, the last run fastest. An
-        axis of size one has none.
-    """
+    """A view whose axes count through runs, the last run fastest. An axis of size one has none."""
 
     runs: AbstractVar[tuple[tuple[Run, ...], ...]]
 
@@ -43,11 +39,10 @@ class RunsView(View):
     def reshaped(self, shape: Sequence[int]) -> Any:
         runs = _distributed(self.runs_along(range(self.ndim)), shape)
         if runs is None:
-            return Declined("a reshape that splits an axis of the weight unevenly")
+            raise DeclinedError("a reshape that splits an axis of the weight unevenly")
         return dataclasses.replace(self, runs=runs)
 
     def with_axis(self, axis: int, runs: tuple[Run, ...]) -> Any:
-        """The view with other runs along an axis."""
         return dataclasses.replace(self, runs=(*self.runs[:axis], runs, *self.runs[axis + 1 :]))
 
     def runs_along(self, axes: Iterable[int]) -> list[Run]:

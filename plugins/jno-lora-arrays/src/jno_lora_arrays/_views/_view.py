@@ -2,29 +2,25 @@
 
 import abc
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
-from equinox import AbstractVar
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 
-class Declined(NamedTuple):
-    """The answer of a view or a rule that needs the merged weight.
+class DeclinedError(Exception):
+    """A view or a rule needs the merged weight.
 
     - `is_choice`: whether the factors could be used, but merging is cheaper.
     """
 
-    reason: str
-    is_choice: bool = False
-
-
-def first_declined(results: Iterable[Any]) -> Declined | None:
-    return next((result for result in results if isinstance(result, Declined)), None)
+    def __init__(self, reason: str, is_choice: bool = False):
+        super().__init__(reason)
+        self.reason, self.is_choice = reason, is_choice
 
 
 class DotAxes(NamedTuple):
@@ -38,10 +34,7 @@ class DotAxes(NamedTuple):
 
 
 class Dot(NamedTuple):
-    """`dot_general` of a weight and an array `x`.
-
-    - `weight_first`: whether the weight is the left operand.
-    """
+    """`dot_general` of `x` and a weight, which is the left operand if `weight_first`."""
 
     x: Array
     x_axes: DotAxes
@@ -141,14 +134,14 @@ class Lookup(NamedTuple):
 class View(eqx.Module):
     """An adapted weight as a function sees it: its axes moved, joined, cut, or in another dtype.
 
-    Every operation gives a view, or for a product the values, or `Declined`. Operations that are
-    not defined are declined.
+    Every operation gives a view, or for a product the values, or raises `DeclinedError`, as all
+    operations do that are not defined.
     """
 
     # The class of the adapter, for reports.
-    name: AbstractVar[str]
-    shape: AbstractVar[tuple[int, ...]]
-    dtype: AbstractVar[Any]
+    name: eqx.AbstractVar[str]
+    shape: eqx.AbstractVar[tuple[int, ...]]
+    dtype: eqx.AbstractVar[Any]
     # Whether the view only watches, so that rules may look into what they must not change.
     only_watches: ClassVar[bool] = False
 
@@ -173,7 +166,7 @@ class View(eqx.Module):
         """In another floating dtype."""
 
     def plus(self, array: Array) -> Any:
-        return Declined("added to an array")
+        raise DeclinedError("added to an array")
 
     def constrained(self, constrain: Callable[[Array], Array]) -> Any:
         """With a sharding that the function asks for. By default it is left to the compiler."""
@@ -181,17 +174,17 @@ class View(eqx.Module):
 
     def cut(self, axis: int, start: Any, size: int) -> Any:
         """`size` places of an axis, from `start` on."""
-        return Declined(f"the update of a {self.name} is not a product")
+        raise DeclinedError(f"the update of a {self.name} is not a product")
 
     def summed(self, axes: Sequence[int]) -> Any:
-        return Declined("summed over an axis")
+        raise DeclinedError("summed over an axis")
 
     def padded(self, axis: int, before: int, after: int) -> Any:
         """With zeros before and after the places of an axis."""
-        return Declined("joined with other arrays")
+        raise DeclinedError("joined with other arrays")
 
     def looked_up(self, lookup: Lookup) -> Any:
-        return Declined(
+        raise DeclinedError(
             "not a lookup, by ids, of rows of an embedding or columns of a linear layer"
         )
 
@@ -203,21 +196,16 @@ class View(eqx.Module):
         """A product with an array."""
 
     def conv(self, conv: Conv) -> Any:
-        return Declined(f"a convolution by the kernel of a {self.name} merges it")
+        raise DeclinedError(f"a convolution by the kernel of a {self.name} merges it")
 
     def ragged(self, ragged: Ragged) -> Any:
-        return Declined(f"the update of a {self.name} is not a product")
+        raise DeclinedError(f"the update of a {self.name} is not a product")
 
     @abc.abstractmethod
-    def scanned(self) -> "tuple[Any, Callable[[Any], Any]] | None":
-        """For a scan over the first axis: arrays to scan over, and the view of their slices.
-
-        `None` if the view cannot be scanned.
-        """
+    def scanned(self) -> tuple[Any, Callable[[Any], Any]]:
+        """For a scan over the first axis: arrays to scan over, and the view of their slices."""
 
     def specs(self, spec: PartitionSpec) -> Any:
-        """The sharding of each array of the view, given the view's; `None` if there is none.
-
-        By default an adapter is whole on every device.
-        """
+        """The sharding of each array of the view, given the view's; `None` if there is none."""
+        # By default an adapter is whole on every device.
         return None if any(spec) else jax.tree.map(lambda _: PartitionSpec(), self)

@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from .._boxes import axes_with
+from .._box import axes_with
 from ._adapted_layers import factors_of, is_known, kinds_of, weight_of
 from ._factored import Factored
-from ._view import Conv, Declined, Dot, View, first_declined
+from ._view import Conv, DeclinedError, Dot, View
 from ._whole import whole_view
 
 
@@ -62,16 +62,13 @@ class Virtual(eqx.Module):
         return functools.reduce(operator.add, values)
 
     def each(self, f: Callable[[View], Any], dtype: Any = None) -> Any:
-        """With `f(view)` in the place of each view, or `Declined` if `f` declines a view.
+        """With `f(view)` in the place of each view.
 
         If `f`, which is linear, gives arrays: their sum in `dtype`, by default of the weight.
         """
         results = [f(term.view) for term in self.terms]
         if all(isinstance(result, View) for result in results):
             return self._with_views(results, self.dtype)
-        declined = first_declined(results)
-        if declined is not None:
-            return declined
         terms = zip(self.terms, map(dense, results), strict=True)
         total = functools.reduce(operator.add, (term.times(array) for term, array in terms))
         return total.astype(self.dtype if dtype is None else dtype)
@@ -81,7 +78,7 @@ class Virtual(eqx.Module):
         if jnp.issubdtype(dtype, jnp.complexfloating):
             return Virtual(self.terms, dtype)
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.iscomplexobj(jnp.zeros((), self.dtype)):
-            return Declined("cast to another kind of number")
+            raise DeclinedError("cast to another kind of number")
         return self._with_views([term.view.cast(dtype) for term in self.terms], dtype)
 
     def scaled(self, factor: Any, dtype: Any) -> "Virtual":
@@ -92,25 +89,19 @@ class Virtual(eqx.Module):
         return self.scaled(np.array(-1, self.dtype), self.dtype)
 
     def plus(self, addend: Any, dtype: Any) -> Any:
-        """With another virtual weight, or an array of this shape, added."""
         if isinstance(addend, Virtual):
             return Virtual((*self.terms, *addend.terms), dtype)
         last = self.terms[-1]
         is_negated = type(last.factor) is np.ndarray and last.factor == -1
         is_plain = last.factor is None or is_negated
         if not is_plain or jnp.shape(addend) != self.shape or addend.dtype != last.view.dtype:
-            return Declined("added to an array")
+            raise DeclinedError("added to an array")
         view = last.view.plus(-addend if is_negated else addend)
-        if isinstance(view, Declined):
-            return view
         return Virtual((*self.terms[:-1], Term(last.factor, view)), dtype)
 
-    def scanned(self) -> tuple[Any, Callable[[Any], "Virtual"]] | None:
+    def scanned(self) -> tuple[Any, Callable[[Any], "Virtual"]]:
         """Arrays to scan over, and the virtual weight of their slices."""
-        pairs = [pair for pair in (term.view.scanned() for term in self.terms) if pair is not None]
-        if len(pairs) < len(self.terms):
-            return None
-        arrays, slices = zip(*pairs, strict=True)
+        arrays, slices = zip(*(term.view.scanned() for term in self.terms), strict=True)
 
         def slice_of(arrays: Any) -> Virtual:
             views = [view_of(x) for view_of, x in zip(slices, arrays, strict=True)]
@@ -137,9 +128,6 @@ class Virtual(eqx.Module):
 
         def complex_product(view: View) -> Any:
             products = [view.product(use._replace(x=x, out=real)) for x in arrays]
-            declined = first_declined(products)
-            if declined is not None:
-                return declined
             return jax.lax.complex(*products) if len(products) == 2 else products[0].astype(dtype)
 
         return self.each(complex_product, dtype)

@@ -1,13 +1,10 @@
-"""Views of the weight of an adapter as a whole, for laws that are not `W + B A`.
+"""Views of an adapter's weight as a whole: `forward`, or its transpose, computes the products."""
 
-The adapter's own `forward` computes the products. `forward` multiplies vectors of all inputs, and
-its transpose vectors of all outputs, so the axes of `x` are brought into the order of such vectors.
-"""
-
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -19,10 +16,10 @@ from jaxtyping import Array
 
 from jno.lora import merge_lora
 
-from .._boxes import axes_with
+from .._box import axes_with
 from ._adapted_layers import columns, matrix_of, matrix_shape, times_inputs, times_outputs
 from ._runs import Run, RunsView, rearranged
-from ._view import Declined, Dot, Lookup
+from ._view import DeclinedError, Dot, Lookup
 
 
 class Whole(RunsView):
@@ -64,8 +61,6 @@ class Whole(RunsView):
         stack = tuple(range(len(matrix_shape(self.adapter)) - 2))  # of one layer
         layer = _map_arrays(lambda x: jnp.squeeze(x, stack), self.adapter)
         rows = columns(layer, places.reshape(-1))
-        if rows is None:
-            return Declined(f"{self.name} has no fast path here")
         output_axis = lookup.result_axes(self.ndim).index(free_axes[0])
         rows = rows.reshape(*places.shape, rows.shape[-1]).astype(lookup.out.dtype)
         rows = jnp.moveaxis(rows, -1, output_axis)
@@ -75,30 +70,29 @@ class Whole(RunsView):
         filled = lookup.gather(jnp.zeros(self.shape, lookup.out.dtype))
         return jnp.where(jnp.expand_dims(lookup.in_bounds, output_axis), rows, filled)
 
-    def dot(self, dot: Dot) -> Array | Declined:
+    def dot(self, dot: Dot) -> Array:
         product = _Product(
             self.runs_along(dot.weight_axes.summed),
             self.runs_along(dot.weight_axes.batch),
             self.runs_along(dot.weight_axes.free(self.ndim)),
             Run("x", 1, math.prod(dot.x.shape[axis] for axis in dot.x_axes.free(dot.x.ndim))),
-            matrix_shape(self.adapter),
         )
-        side, stack_sizes = _summed_side(product), _stack_sizes(product)
-        reason = _why_not(product, side, stack_sizes, dot.precision)
-        if reason is not None:
-            return Declined(reason)
+        side, stack_sizes = _side_and_stack(product, matrix_shape(self.adapter))
+        precision = _precision_context(dot.precision)
         x = _as_vectors(product, dot, [size for size in stack_sizes if size > 1])
         # A product may be wider than its factors: `preferred_element_type`.
         x = x.astype(functools.reduce(np.promote_types, (x.dtype, self.dtype, dot.out.dtype)))
-        y = _multiplied(self.adapter, side, x, [size > 1 for size in stack_sizes], dot.precision)
-        if y is None:
-            return Declined(f"{self.name} has no fast path here")
+        times: Any = times_inputs if side == "i" else times_outputs
+        for size in reversed(stack_sizes):
+            times = eqx.filter_vmap(times, in_axes=(eqx.if_array(0), 0 if size > 1 else None))
+        with precision:
+            y = times(self.adapter, x)
         return _as_result(product, dot, y)
 
-    def scanned(self) -> tuple[Any, Callable[[Any], "Whole"]] | None:
+    def scanned(self) -> tuple[Any, Callable[[Any], "Whole"]]:
         number = self._stack_axis(0)
         if number is None:
-            return None
+            raise DeclinedError("a scan over inputs or outputs")
         arrays, static = eqx.partition(self.adapter, eqx.is_array)
         moved = jax.tree.map(lambda x: jnp.moveaxis(x, number, 0), arrays)
 
@@ -107,11 +101,9 @@ class Whole(RunsView):
             return run._replace(side=str(int(run.side) - 1)) if is_later else run
 
         runs = tuple(tuple(map(renumbered, axis_runs)) for axis_runs in self.runs[1:])
-
-        def slice_of(arrays: Any) -> Whole:
-            return dataclasses.replace(self, adapter=eqx.combine(arrays, static), runs=runs)
-
-        return moved, slice_of
+        return moved, lambda slices: dataclasses.replace(
+            self, adapter=eqx.combine(slices, static), runs=runs
+        )
 
     def _whole_side(self, axis: int) -> str | None:
         """The side all of whose places the axis counts, in their order."""
@@ -126,7 +118,6 @@ class Whole(RunsView):
 
 
 def whole_view(adapter: Any, kinds: str, weight: Array, name: str) -> Whole:
-    """The view of the weight of an adapter, as the model reads it."""
     runs: list[tuple[Run, ...]] = []
     for axis, (kind, size) in enumerate(zip(kinds, weight.shape, strict=True)):
         if kind == "s":
@@ -143,46 +134,30 @@ def _map_arrays(f: Callable[[Array], Array], adapter: Any) -> Any:
 
 
 class _Product(NamedTuple):
-    """The runs of the weight's axes, by their role, and one run for all free axes of `x`.
-
-    - `shape`: the shape of the adapter's matrix, with the axes of a stack.
-    """
+    """The runs of the weight's axes, by their role, and one run for all free axes of `x`."""
 
     summed: list[Run]
     batch: list[Run]
     free: list[Run]
     vectors: Run
-    shape: tuple[int, ...]
 
 
-def _summed_side(product: _Product) -> str | None:
-    """The side that is summed, `i` or `o`; `None` if the sum is over other axes."""
-    sides = {run.side for run in product.summed}
-    if not sides:  # a sum over an axis of size one has no runs
-        sides = {side for side, size in zip("oi", product.shape[-2:], strict=True) if size == 1}
-    return sides.pop() if sides in ({"i"}, {"o"}) else None
-
-
-def _stack_sizes(product: _Product) -> list[int]:
-    """How many slices are in batch, for each axis of the adapter's stack."""
-    stack = map(str, range(len(product.shape) - 2))
-    return [_count(run for run in product.batch if run.side == side) for side in stack]
-
-
-def _why_not(
-    product: _Product, side: str | None, stack_sizes: list[int], precision: Any
-) -> str | None:
-    """Why the adapter cannot compute the product."""
-    *stack, outputs, inputs = product.shape
-    if side is None or any(run.side in "io" for run in product.batch):
-        return "a sum over other axes than all inputs or all outputs"
-    if any(n not in (1, size) for n, size in zip(stack_sizes, stack, strict=True)):
-        return "a product that has a part of a stack as its batch"
-    if _count(product.summed) != (inputs if side == "i" else outputs):
-        return "a sum over a part of the inputs or outputs"
-    if precision is not None and _name_of(precision) is None:
-        return f"a product with the precision {precision}"
-    return None
+def _side_and_stack(product: _Product, shape: tuple[int, ...]) -> tuple[str, list[int]]:
+    """The summed side, and how many slices are in batch for each axis of the adapter's stack."""
+    *stack, outputs, inputs = shape
+    sizes = {"o": outputs, "i": inputs}
+    # A sum over an axis of size one has no runs.
+    sides = {run.side for run in product.summed} or {side for side in sizes if sizes[side] == 1}
+    if sides not in ({"i"}, {"o"}) or any(run.side in "io" for run in product.batch):
+        raise DeclinedError("a sum over other axes than all inputs or all outputs")
+    stack_sides = map(str, range(len(stack)))
+    counts = [_count(run for run in product.batch if run.side == side) for side in stack_sides]
+    if any(count not in (1, size) for count, size in zip(counts, stack, strict=True)):
+        raise DeclinedError("a product that has a part of a stack as its batch")
+    side = sides.pop()
+    if _count(product.summed) != sizes[side]:
+        raise DeclinedError("a sum over a part of the inputs or outputs")
+    return side, counts
 
 
 def _as_vectors(product: _Product, dot: Dot, stack_sizes: list[int]) -> Array:
@@ -215,24 +190,11 @@ def _count(runs: Iterable[Run]) -> int:
     return math.prod(run.size for run in runs)
 
 
-def _name_of(precision: Any) -> str | None:
-    """The name for `default_matmul_precision`, if both sides have one precision that it knows."""
-    first, second = precision if isinstance(precision, tuple) else (precision, precision)
-    is_known = first == second and isinstance(first, lax.Precision)
-    return first.name.lower() if is_known else None
-
-
-def _multiplied(
-    adapter: Any, side: str | None, x: Array, has_axis: Sequence[bool], precision: Any
-) -> Array | None:
-    """Vectors times the weight; `None` if the adapter has no fast path.
-
-    - `has_axis`: for each axis of the adapter's stack, whether `x` has it too.
-    """
-    product: Any = times_inputs if side == "i" else times_outputs
-    for x_has_axis in reversed(has_axis):
-        product = eqx.filter_vmap(product, in_axes=(eqx.if_array(0), 0 if x_has_axis else None))
+def _precision_context(precision: Any) -> contextlib.AbstractContextManager[Any]:
+    """The context in which every product has this precision of `dot_general`."""
     if precision is None:
-        return product(adapter, x)
-    with jax.default_matmul_precision(_name_of(precision)):
-        return product(adapter, x)
+        return contextlib.nullcontext()
+    first, second = precision if isinstance(precision, tuple) else (precision, precision)
+    if first != second or not isinstance(first, lax.Precision):
+        raise DeclinedError(f"a product with the precision {precision}")
+    return jax.default_matmul_precision(first.name.lower())

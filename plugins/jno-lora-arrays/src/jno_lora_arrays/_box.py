@@ -50,9 +50,7 @@ class DeclaredArray(NotAnArray, eqx.Module):
     call it: `through` computes the model's own function, and `plain` gives the bare array back.
 
     - `array`: the values, with the axes of a stack first.
-    - `axes`: one letter for each axis of the bare array. `o` is an output, `i` an input, `s` an
-        axis of a stack, whose slices are adapted separately, and `e` an input that is looked up by
-        number, such as the words of an embedding.
+    - `axes`: one letter for each axis of the bare array, as `declare` takes them.
     """
 
     array: Any
@@ -127,7 +125,6 @@ class ArrayLayer(NotAnArray, LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The number of axes of a stack, which come first."""
         return leaf.array.ndim - len(leaf.own_axes)
 
     @classmethod
@@ -199,7 +196,6 @@ def is_declared(node: Any) -> bool:
 
 
 def unadapted(node: Any) -> Any:
-    """The layer inside of an adapter, or `node` itself."""
     return node.base if issubclass(type(node), LoRAWrapper) else node
 
 
