@@ -88,8 +88,8 @@ def _evaluate(function: Any, evaluation: Evaluation, args: Any, kwargs: Any) -> 
         return computed
 
     jaxpr, shapes = jax.make_jaxpr(traced, return_shape=True)(arrays)
-    values = [evaluation.value_of(leaf) for leaf in leaves]
-    operands = [x for x, leaf in zip(values, bare, strict=True) if _is_array(leaf)]
+    pairs = zip(leaves, bare, strict=True)
+    operands = [evaluation.value_of(leaf) for leaf, x in pairs if _is_array(x)]
     results = evaluation.run_dense(jaxpr, operands)
     computed = jax.tree.unflatten(jax.tree.structure(shapes), results)
     return eqx.combine(computed, static_results[-1])

@@ -16,42 +16,18 @@ Rule = Callable[[Any, Sequence[Any]], Any]
 
 
 def _per_view(operation: Callable[[Any, View], Any]) -> Rule:
-    """The rule of an operation on one weight: the same operation on each of its views."""
     return lambda eqn, values: values[0].each(lambda view: operation(eqn, view))
 
 
 _reshape = _per_view(lambda eqn, view: view.reshaped(_shape(eqn).shape))
 
-RULES: dict[str, Rule] = {
-    "transpose": _per_view(lambda eqn, view: view.transposed(eqn.params["permutation"])),
-    **dict.fromkeys(("squeeze", "expand_dims"), _reshape),
-    "reduce_sum": _per_view(lambda eqn, view: view.summed(eqn.params["axes"])),
-    **dict.fromkeys(
-        ("sharding_constraint", "reshard"),
-        _per_view(lambda eqn, view: view.constrained(lambda x: _bound(eqn, x))),
-    ),
-    **dict.fromkeys(("copy", "copy_p"), lambda eqn, values: values[0]),
-    "neg": lambda eqn, values: values[0].negated(),
-    "convert_element_type": lambda eqn, values: values[0].cast(eqn.params["new_dtype"]),
-}
 
-
-def _rule(*primitives: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(primitives, rule))
-        return rule
-
-    return register
-
-
-@_rule("reshape")
 def _transpose_and_reshape(eqn: Any, values: Sequence[Any]) -> Any:
     order = eqn.params["dimensions"]  # as `vmap` of a convolution makes it
     weight = values[0] if order is None else values[0].each(lambda view: view.transposed(order))
     return _reshape(eqn, [weight])
 
 
-@_rule("broadcast_in_dim")
 def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
     shape = _shape(eqn).shape
     weight_shape = tuple(shape[axis] for axis in eqn.params["broadcast_dimensions"])
@@ -61,12 +37,10 @@ def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
     return _reshape(eqn, values)
 
 
-@_rule("stop_gradient", "pvary", "pcast")
 def _leafwise(eqn: Any, values: Sequence[Any]) -> Any:
     return jax.tree.map(lambda x: _bound(eqn, x) if eqx.is_inexact_array(x) else x, values[0])
 
 
-@_rule("mul", "div")
 def _scale(eqn: Any, values: Sequence[Any]) -> Any:
     weight, number = values if isinstance(values[0], Virtual) else values[::-1]
     is_number = not isinstance(number, Virtual) and jnp.ndim(number) == 0
@@ -78,7 +52,6 @@ def _scale(eqn: Any, values: Sequence[Any]) -> Any:
     return weight.scaled(number, dtype)
 
 
-@_rule("add", "add_any", "sub")
 def _add(eqn: Any, values: Sequence[Any]) -> Any:
     first, second = values
     dtype = eqn.outvars[0].aval.dtype
@@ -89,7 +62,6 @@ def _add(eqn: Any, values: Sequence[Any]) -> Any:
     return second.plus(first, dtype)
 
 
-@_rule("complex")
 def _complex(eqn: Any, values: Sequence[Any]) -> Any:
     real, imaginary = values
     if not (isinstance(real, Virtual) and isinstance(imaginary, Virtual)):
@@ -98,7 +70,6 @@ def _complex(eqn: Any, values: Sequence[Any]) -> Any:
     return real.plus(imaginary.scaled(jnp.asarray(1j, dtype), dtype), dtype)
 
 
-@_rule("select_n", "rev")
 def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
     # The entries keep their axes, which is all that `infer` asks.
     weights = [x for x in values if isinstance(x, Virtual)]
@@ -107,7 +78,6 @@ def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
     raise DeclinedError("reversed" if eqn.primitive.name == "rev" else "masked")
 
 
-@_rule("concatenate")
 def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
     # A sum of weights, each padded to the whole. Arrays beside them have nothing to be watched.
     axis, total = eqn.params["dimension"], eqn.outvars[0].aval.shape[eqn.params["dimension"]]
@@ -121,7 +91,6 @@ def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
     return Virtual(tuple(terms), eqn.outvars[0].aval.dtype)
 
 
-@_rule("slice", "dynamic_slice")
 def _slice(eqn: Any, values: Sequence[Any]) -> Any:
     weight, *starts = values
     if any(stride != 1 for stride in eqn.params.get("strides") or ()):
@@ -133,7 +102,6 @@ def _slice(eqn: Any, values: Sequence[Any]) -> Any:
     return weight
 
 
-@_rule("split", "unstack")
 def _split(eqn: Any, values: Sequence[Any]) -> Any:
     axis, start, pieces = eqn.params["axis"], 0, []
     sizes = [int(size) for size in eqn.params.get("sizes", (1,) * len(eqn.outvars))]
@@ -146,7 +114,6 @@ def _split(eqn: Any, values: Sequence[Any]) -> Any:
     return pieces
 
 
-@_rule("dot_general")
 def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     left, right = values
     if isinstance(left, Virtual) and isinstance(right, Virtual):
@@ -160,7 +127,6 @@ def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     return right.product(Dot(left, left_axes, right_axes, False, precision, out))
 
 
-@_rule("conv_general_dilated")
 def _conv(eqn: Any, values: Sequence[Any]) -> Any:
     x, kernel = values
     if isinstance(x, Virtual):
@@ -168,7 +134,6 @@ def _conv(eqn: Any, values: Sequence[Any]) -> Any:
     return kernel.product(Conv(x, eqn.params, _shape(eqn)))
 
 
-@_rule("ragged_dot_general", "ragged_dot")
 def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
     x, weight, sizes, *more = values
     numbers = eqn.params.get("ragged_dot_dimension_numbers")
@@ -182,7 +147,6 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
     return weight.each(lambda view: view.ragged(ragged), ragged.out.dtype)
 
 
-@_rule("gather")
 def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     weight, index = values
     _check_lookup(eqn, weight)
@@ -229,3 +193,31 @@ def _shape(eqn: Any) -> jax.ShapeDtypeStruct:
 def _bound(eqn: Any, *values: Any) -> Any:
     """The operation itself on other arrays."""
     return eqn.primitive.bind(*values, **eqn.params)
+
+
+RULES: dict[str, Rule] = {
+    "transpose": _per_view(lambda eqn, view: view.transposed(eqn.params["permutation"])),
+    **dict.fromkeys(("squeeze", "expand_dims"), _reshape),
+    "reduce_sum": _per_view(lambda eqn, view: view.summed(eqn.params["axes"])),
+    **dict.fromkeys(
+        ("sharding_constraint", "reshard"),
+        _per_view(lambda eqn, view: view.constrained(lambda x: _bound(eqn, x))),
+    ),
+    **dict.fromkeys(("copy", "copy_p"), lambda eqn, values: values[0]),
+    "neg": lambda eqn, values: values[0].negated(),
+    "convert_element_type": lambda eqn, values: values[0].cast(eqn.params["new_dtype"]),
+    "reshape": _transpose_and_reshape,
+    "broadcast_in_dim": _broadcast,
+    **dict.fromkeys(("stop_gradient", "pvary", "pcast"), _leafwise),
+    **dict.fromkeys(("mul", "div"), _scale),
+    **dict.fromkeys(("add", "add_any", "sub"), _add),
+    "complex": _complex,
+    **dict.fromkeys(("select_n", "rev"), _moved_or_masked),
+    "concatenate": _concatenate,
+    **dict.fromkeys(("slice", "dynamic_slice"), _slice),
+    **dict.fromkeys(("split", "unstack"), _split),
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    **dict.fromkeys(("ragged_dot_general", "ragged_dot"), _ragged_dot),
+    "gather": _gather,
+}

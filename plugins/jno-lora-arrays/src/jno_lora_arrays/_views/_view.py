@@ -7,16 +7,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
+from equinox import AbstractVar
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 
 class DeclinedError(Exception):
-    """A view or a rule needs the merged weight.
-
-    - `is_choice`: whether the factors could be used, but merging is cheaper.
-    """
+    """A view or a rule needs the merged weight; with `is_choice`, only because it is cheaper."""
 
     def __init__(self, reason: str, is_choice: bool = False):
         super().__init__(reason)
@@ -139,9 +137,9 @@ class View(eqx.Module):
     """
 
     # The class of the adapter, for reports.
-    name: eqx.AbstractVar[str]
-    shape: eqx.AbstractVar[tuple[int, ...]]
-    dtype: eqx.AbstractVar[Any]
+    name: AbstractVar[str]
+    shape: AbstractVar[tuple[int, ...]]
+    dtype: AbstractVar[Any]
     # Whether the view only watches, so that rules may look into what they must not change.
     only_watches: ClassVar[bool] = False
 

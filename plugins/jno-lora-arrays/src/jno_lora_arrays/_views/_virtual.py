@@ -45,7 +45,6 @@ class Virtual(eqx.Module):
 
     @property
     def name(self) -> str:
-        """The names of the adapters, for reports."""
         return " + ".join(dict.fromkeys(term.view.name for term in self.terms))
 
     @property
@@ -100,7 +99,6 @@ class Virtual(eqx.Module):
         return Virtual((*self.terms[:-1], Term(last.factor, view)), dtype)
 
     def scanned(self) -> tuple[Any, Callable[[Any], "Virtual"]]:
-        """Arrays to scan over, and the virtual weight of their slices."""
         arrays, slices = zip(*(term.view.scanned() for term in self.terms), strict=True)
 
         def slice_of(arrays: Any) -> Virtual:
