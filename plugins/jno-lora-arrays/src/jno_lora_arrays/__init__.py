@@ -7,8 +7,9 @@ weights are read, at the price of the adapters.
 
 # ruff: noqa: F403
 from . import adapters
-from ._boxes import ArrayAxes, ArrayLayer, DeclaredArray, InferredAxes, declare, plain
-from ._inference import infer
+from ._box import ArrayLayer, DeclaredArray
+from ._declare import declare, plain
+from ._infer import ArrayAxes, InferredAxes, infer
 from ._through import report_uses, through
 from ._tracing import Use, UseReport
 from .adapters import *

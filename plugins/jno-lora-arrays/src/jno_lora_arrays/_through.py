@@ -13,7 +13,7 @@ import numpy as np
 from jno.lora import SelectionError, resolve
 from jno.lora.extending import callable_for, weights_read_by
 
-from ._boxes import DeclaredArray, is_declared, unadapted
+from ._box import DeclaredArray, is_declared, unadapted
 from ._tracing import Evaluation, UseReport, read_marked
 from ._views import weight_of
 
@@ -44,17 +44,14 @@ def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[.
 
     @functools.wraps(function)
     def evaluated(*args: Any, **kwargs: Any) -> Any:
-        return _evaluate(function, args, kwargs, Evaluation(strict))
+        return _evaluate(function, Evaluation(strict), args, kwargs)
 
     return evaluated
 
 
 @callable_for.register(DeclaredArray)
 def _(layer: DeclaredArray, model: Any) -> Callable[..., Any]:
-    """A `Net` calls a model that holds declared arrays by `through`.
-
-    **Raises:** `SelectionError` if the model is a tree of arrays and not a function.
-    """
+    """A `Net` calls a model that holds declared arrays by `through`."""
     if callable(model):
         return functools.partial(through(operator.call), model)
     raise SelectionError(
@@ -71,15 +68,11 @@ def report_uses(function: Callable[..., Any], *args: Any, **kwargs: Any) -> UseR
     it by the adapter, or why it needs the merged weight. The function is only traced.
     """
     evaluation = Evaluation()
-
-    def traced(*args: Any, **kwargs: Any) -> Any:
-        return _evaluate(function, args, kwargs, evaluation)
-
-    eqx.filter_eval_shape(traced, *args, **kwargs)
+    eqx.filter_eval_shape(functools.partial(_evaluate, function, evaluation), args, kwargs)
     return UseReport(tuple(evaluation.uses))
 
 
-def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> Any:
+def _evaluate(function: Any, evaluation: Evaluation, args: Any, kwargs: Any) -> Any:
     leaves, treedef = jax.tree.flatten(resolve((args, kwargs)), is_leaf=is_declared)
     # The function is traced with bare arrays, and evaluated with their adapters.
     bare = [weight_of(unadapted(leaf)) if is_declared(leaf) else leaf for leaf in leaves]
@@ -95,8 +88,8 @@ def _evaluate(function: Any, args: Any, kwargs: Any, evaluation: Evaluation) -> 
         return computed
 
     jaxpr, shapes = jax.make_jaxpr(traced, return_shape=True)(arrays)
-    values = [evaluation.value_of(leaf) for leaf in leaves]
-    operands = [x for x, leaf in zip(values, bare, strict=True) if _is_array(leaf)]
+    pairs = zip(leaves, bare, strict=True)
+    operands = [evaluation.value_of(leaf) for leaf, x in pairs if _is_array(x)]
     results = evaluation.run_dense(jaxpr, operands)
     computed = jax.tree.unflatten(jax.tree.structure(shapes), results)
     return eqx.combine(computed, static_results[-1])

@@ -4,7 +4,7 @@ from jno.lora import LoRAWrapper
 from jno.lora.extending import default_adapters
 from jno_lora_zoo import LoRA, adapters_for
 
-from ._boxes import ArrayLayer, DeclaredArray
+from ._box import ArrayLayer, DeclaredArray
 
 _adapters = adapters_for(ArrayLayer, __name__, auto=LoRA)
 globals().update(_adapters)

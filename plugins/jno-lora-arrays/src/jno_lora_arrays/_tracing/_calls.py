@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from .._views import Declined, Virtual
+from .._views import DeclinedError, Virtual
 from ._jax import counts_of_scan, custom_function, manual_axes
 
 _CARRIED = "carried by a loop, which may change it"
@@ -18,10 +18,9 @@ def _jit(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
 
 
 def _remat(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
-    params = eqn.params
-
-    run = lambda *values: evaluation.run_dense(params["jaxpr"], values)  # noqa: E731
-    return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])(*values)
+    run = functools.partial(evaluation.run_dense, eqn.params["jaxpr"])
+    options = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
+    return jax.checkpoint(run, **options)(values)
 
 
 def _scan(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
@@ -44,19 +43,17 @@ def _scan(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
 
 def _scanned(evaluation: Any, x: Any) -> tuple[Any, Callable[[Any], Any]]:
     """Arrays to scan over, and the function that gives the value of a step from their slices."""
-    # A virtual weight is scanned with its adapter.
-    pair = x.scanned() if isinstance(x, Virtual) else None
-    if pair is None:
-        return evaluation.merged(x, "scan", "a scan over inputs or outputs"), lambda x: x
-    return pair
+    try:
+        return x.scanned() if isinstance(x, Virtual) else (x, lambda x: x)
+    except DeclinedError as declined:
+        return evaluation.merged(x, "scan", declined.reason), lambda x: x
 
 
 def _cond(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     index, *operands = values
     # Functions for other platforms may not compile here.
     if eqn.params.get("branches_platforms") and not _is_watched(operands):
-        return Declined("a function for each platform")
-
+        raise DeclinedError("a function for each platform")
     run = evaluation.run_dense
     branches = [functools.partial(run, traced, operands) for traced in eqn.params["branches"]]
     return jax.lax.switch(evaluation.merged(index, "cond", "an index"), branches)
@@ -67,7 +64,6 @@ def _while(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     n, m = params["cond_nconsts"], params["body_nconsts"]
     cond_consts, body_consts = values[:n], values[n : n + m]
     start = [evaluation.merged(x, "while", _CARRIED) for x in values[n + m :]]
-
     return jax.lax.while_loop(
         lambda state: evaluation.run_dense(params["cond_jaxpr"], [*cond_consts, *state])[0],
         lambda state: evaluation.run_dense(params["body_jaxpr"], [*body_consts, *state]),
@@ -102,17 +98,13 @@ def _shard_map(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
 
 
 def _custom(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
-    """A function with a rule for its derivative, which need not be the derivative.
-
-    The rule gives a derivative by the whole weight, so that the weight is merged.
-    """
     if _is_watched(values):
         return evaluation.run(custom_function(eqn), values)
-    return Declined("a function with a rule of its own for derivatives")
+    # The rule gives a derivative by the whole weight, and need not be the derivative.
+    raise DeclinedError("a function with a rule of its own for derivatives")
 
 
 def _is_watched(values: list[Any]) -> bool:
-    """Whether the virtual weights only watch."""
     weights = [x for x in values if isinstance(x, Virtual)]
     return bool(weights) and all(weight.only_watches for weight in weights)
 

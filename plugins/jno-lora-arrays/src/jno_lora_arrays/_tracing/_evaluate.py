@@ -1,20 +1,56 @@
-"""Evaluating a traced function, in which some values are virtual weights."""
+"""Evaluating a traced function in which some values are virtual weights, and a report of them."""
 
+import collections
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jno.lora import JnoLoraError, WrapperError, merge_lora
+from jno.lora.extending import Printed, table
+from jno.lora.types import Table
 from jno_lora_zoo import in_taylor_mode
 
-from .._boxes import is_declared, unadapted
-from .._views import Declined, Virtual, dense, virtual
+from .._box import is_declared, unadapted
+from .._views import DeclinedError, Virtual, dense, virtual
 from ._calls import CALLS
 from ._jax import context_of, evaluate_plainly, is_changed, mark_in, marks_in, opened, read
 from ._marks import Mark
-from ._report import Use
 from ._rules import RULES
 
 _NO_RULES = "this adapter has no rules"
+
+
+class Use(NamedTuple):
+    """One use of a weight that a function reads from an adapted layer.
+
+    - `adapter`, `shape`: the adapter's class, and the shape of the weight where it is used.
+    - `operation`: the operation of JAX, such as `dot_general`.
+    - `reason`: why the use needs the merged weight; `None` if the adapter computes it.
+    """
+
+    adapter: str
+    shape: tuple[int, ...]
+    operation: str
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class UseReport(Printed[Use]):
+    """The uses of weights in a function. Prints as a table, with one row for equal uses."""
+
+    rows: tuple[Use, ...]
+
+    def _table(self) -> Table:
+        counted = collections.Counter(self.rows)
+        columns = [("adapter", "left"), ("weight", "left"), ("operation", "left")]
+        columns += [("uses", "right"), ("computed", "left")]
+        rows = (
+            (adapter, str(shape), operation, str(count), reason or "by the adapter")
+            for (adapter, shape, operation, reason), count in counted.items()
+        )
+        merged = sum(use.reason is not None for use in self.rows)
+        caption = f"{merged} of {len(self.rows)} uses need the merged weight."
+        return table("Weights that are read from adapted layers", columns, rows, caption)
 
 
 class Evaluation:
@@ -25,7 +61,6 @@ class Evaluation:
         self.uses: list[Use] = []
 
     def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
-        """As `run`, but the results are arrays."""
         return list(map(dense, self.run(traced, args)))
 
     def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
@@ -82,36 +117,28 @@ class Evaluation:
         return dense(value)
 
     def _results(self, eqn: Any, values: list[Any]) -> Sequence[Any] | None:
-        """The results of one equation; `None` if JAX is to compute them with merged weights."""
+        """The results of one equation; `None` if JAX should compute them with merged weights."""
         with context_of(eqn):
             mark = mark_in(eqn)
             if mark is not None:
                 return self._read(eqn, mark, values)
-            if eqn.primitive.name in CALLS:
-                results = CALLS[eqn.primitive.name](self, eqn, values)
-            else:
-                results = Declined("no rule")
-            if not isinstance(results, Declined):
-                return results
+            name, reason, is_choice = eqn.primitive.name, None, False
+            try:
+                if name in CALLS:
+                    return CALLS[name](self, eqn, values)
+                results = _by_rule(eqn, values)
+                if all(isinstance(result, Virtual) for result in results):
+                    return results
+            except DeclinedError as declined:
+                results, reason, is_choice = None, declined.reason, declined.is_choice
             for mark in marks_in(eqn):
-                reason = "a function with a rule of its own reads it"
-                self._note(Use(mark.adapter_name, (), eqn.primitive.name, reason))
-            return self._by_rule(eqn, values, results)
-
-    def _by_rule(self, eqn: Any, values: list[Any], declined: Declined) -> Sequence[Any] | None:
-        """The results by the rule of the primitive. `declined` is the answer if there is none."""
-        weights = [x for x in values if isinstance(x, Virtual)]
-        if not weights:
-            return None
-        name = eqn.primitive.name
-        result = RULES[name](eqn, values) if name in RULES else declined
-        results = result if isinstance(result, list) else [result]
-        if all(isinstance(result, Virtual) for result in results):
+                self._note(
+                    Use(mark.adapter_name, (), name, "a function with a rule of its own reads it")
+                )
+            for weight in values:
+                if isinstance(weight, Virtual):
+                    self._note(Use(weight.name, weight.shape, name, reason), is_choice)
             return results
-        reason, is_choice = result if isinstance(result, Declined) else (None, False)
-        for weight in weights:
-            self._note(Use(weight.name, weight.shape, name, reason), is_choice)
-        return None if isinstance(result, Declined) else results
 
     def _read(self, eqn: Any, mark: Mark, values: list[Any]) -> Sequence[Any] | None:
         reason = "differentiated or mapped by vmap inside of the function"
@@ -131,3 +158,10 @@ class Evaluation:
                 f"{use.operation} of the weight {use.shape} of a {use.adapter} needs the merged "
                 f"weight: {use.reason}. Without `strict`, it is merged there."
             )
+
+
+def _by_rule(eqn: Any, values: list[Any]) -> list[Any]:
+    if eqn.primitive.name not in RULES:
+        raise DeclinedError("no rule")
+    result = RULES[eqn.primitive.name](eqn, values)
+    return result if isinstance(result, list) else [result]

@@ -28,15 +28,13 @@ from ._marks import Mark, MarkedName
 
 
 def mark_in(eqn: Any) -> Mark | None:
-    """The mark of this equation, if it reads a weight."""
     name = eqn.params.get("name")
     return name.mark if isinstance(name, MarkedName) else None
 
 
 def is_changed(eqn: Any, mark: Mark) -> bool:
     """Whether the read was differentiated, or mapped by `vmap`, inside of the traced function."""
-    shapes = [var.aval.shape for var in eqn.invars]
-    return len(eqn.outvars) != 1 or shapes != mark.shapes
+    return len(eqn.outvars) != 1 or [var.aval.shape for var in eqn.invars] != mark.shapes
 
 
 def read(env: Mapping[Any, Any], var: Any) -> Any:
@@ -68,7 +66,6 @@ def context_of(eqn: Any) -> Iterator[None]:
 
 
 def opened(traced: Any) -> tuple[Any, Sequence[Any]]:
-    """The jaxpr of a traced function, and its constants."""
     return (traced.jaxpr, traced.consts) if isinstance(traced, ClosedJaxpr) else (traced, ())
 
 
@@ -81,7 +78,6 @@ def counts_of_scan(eqn: Any) -> tuple[int, int]:
 
 
 def manual_axes(eqn: Any) -> set[str]:
-    """The axes of the mesh that a `shard_map` maps over."""
     name = "newly_manual_axes" if "newly_manual_axes" in eqn.params else "manual_axes"
     return set(eqn.params[name])
 

@@ -1,8 +1,4 @@
-"""Marks, in a traced function, where it reads the weight of an adapted layer.
-
-Such a read becomes a call of a jitted function. JAX keeps the function's name among the parameters
-of the call, also where the call is differentiated or batched, and the name carries the mark.
-"""
+"""Marks, in a traced function, where it reads the weight of an adapted layer."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +11,7 @@ import jax.tree_util as jtu
 from jno.lora import merge_lora
 from jno.lora.extending import static_key
 
-from .._boxes import is_declared
+from .._box import is_declared
 
 
 class _Shape(NamedTuple):
@@ -25,10 +21,7 @@ class _Shape(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A read of the weight of an adapter with this structure.
-
-    - `leaves`: the leaves of the adapter, with a `_Shape` for each array.
-    """
+    """A read of the weight of an adapter. Its `leaves` hold a `_Shape` for each array."""
 
     treedef: Any
     leaves: tuple[Any, ...]
@@ -39,14 +32,13 @@ class Mark(NamedTuple):
         return [leaf.shape for leaf in self.leaves if type(leaf) is _Shape]
 
     def adapter(self, arrays: list[Any]) -> Any:
-        """The adapter that holds these arrays."""
         remaining = iter(arrays)
         leaves = [next(remaining) if type(leaf) is _Shape else leaf for leaf in self.leaves]
         return jtu.tree_unflatten(self.treedef, leaves)
 
 
 class MarkedName(str):
-    """The name of a jitted function that reads a weight."""
+    """The name of a jitted function that reads a weight. JAX keeps the object in the equation."""
 
     mark: Mark
 

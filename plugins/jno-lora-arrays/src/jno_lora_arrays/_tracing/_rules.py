@@ -10,75 +10,48 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import GatherScatterMode
 
-from .._views import Conv, Declined, Dot, DotAxes, Lookup, Ragged, View, Virtual
+from .._views import Conv, DeclinedError, Dot, DotAxes, Lookup, Ragged, View, Virtual
 
 Rule = Callable[[Any, Sequence[Any]], Any]
 
 
 def _per_view(operation: Callable[[Any, View], Any]) -> Rule:
-    """The rule of an operation on one weight: the same operation on each of its views."""
     return lambda eqn, values: values[0].each(lambda view: operation(eqn, view))
 
 
 _reshape = _per_view(lambda eqn, view: view.reshaped(_shape(eqn).shape))
 
-RULES: dict[str, Rule] = {
-    "transpose": _per_view(lambda eqn, view: view.transposed(eqn.params["permutation"])),
-    **dict.fromkeys(("squeeze", "expand_dims"), _reshape),
-    "reduce_sum": _per_view(lambda eqn, view: view.summed(eqn.params["axes"])),
-    **dict.fromkeys(
-        ("sharding_constraint", "reshard"),
-        _per_view(lambda eqn, view: view.constrained(lambda x: _bound(eqn, x))),
-    ),
-    **dict.fromkeys(("copy", "copy_p"), lambda eqn, values: values[0]),
-    "neg": lambda eqn, values: values[0].negated(),
-    "convert_element_type": lambda eqn, values: values[0].cast(eqn.params["new_dtype"]),
-}
 
-
-def _rule(*primitives: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(primitives, rule))
-        return rule
-
-    return register
-
-
-@_rule("reshape")
 def _transpose_and_reshape(eqn: Any, values: Sequence[Any]) -> Any:
     order = eqn.params["dimensions"]  # as `vmap` of a convolution makes it
     weight = values[0] if order is None else values[0].each(lambda view: view.transposed(order))
     return _reshape(eqn, [weight])
 
 
-@_rule("broadcast_in_dim")
 def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
     shape = _shape(eqn).shape
     weight_shape = tuple(shape[axis] for axis in eqn.params["broadcast_dimensions"])
     is_repeated = weight_shape != values[0].shape or math.prod(shape) != math.prod(weight_shape)
     if is_repeated or len(values) != 1:
-        return Declined("repeated along an axis")
+        raise DeclinedError("repeated along an axis")
     return _reshape(eqn, values)
 
 
-@_rule("stop_gradient", "pvary", "pcast")
 def _leafwise(eqn: Any, values: Sequence[Any]) -> Any:
     return jax.tree.map(lambda x: _bound(eqn, x) if eqx.is_inexact_array(x) else x, values[0])
 
 
-@_rule("mul", "div")
 def _scale(eqn: Any, values: Sequence[Any]) -> Any:
     weight, number = values if isinstance(values[0], Virtual) else values[::-1]
     is_number = not isinstance(number, Virtual) and jnp.ndim(number) == 0
     if not is_number or (eqn.primitive.name == "div" and weight is not values[0]):
-        return Declined("multiplied by an array")
+        raise DeclinedError("multiplied by an array")
     dtype = eqn.outvars[0].aval.dtype
     if eqn.primitive.name == "div":  # half precision would round the inverse
         number = 1 / jnp.asarray(number, np.promote_types(dtype, jnp.float32))
     return weight.scaled(number, dtype)
 
 
-@_rule("add", "add_any", "sub")
 def _add(eqn: Any, values: Sequence[Any]) -> Any:
     first, second = values
     dtype = eqn.outvars[0].aval.dtype
@@ -89,25 +62,22 @@ def _add(eqn: Any, values: Sequence[Any]) -> Any:
     return second.plus(first, dtype)
 
 
-@_rule("complex")
 def _complex(eqn: Any, values: Sequence[Any]) -> Any:
     real, imaginary = values
     if not (isinstance(real, Virtual) and isinstance(imaginary, Virtual)):
-        return Declined("a complex number with an array as one part")
+        raise DeclinedError("a complex number with an array as one part")
     dtype = eqn.outvars[0].aval.dtype
     return real.plus(imaginary.scaled(jnp.asarray(1j, dtype), dtype), dtype)
 
 
-@_rule("select_n", "rev")
 def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
     # The entries keep their axes, which is all that `infer` asks.
     weights = [x for x in values if isinstance(x, Virtual)]
     if len(weights) == 1 and weights[0].only_watches:
         return weights[0]
-    return Declined("reversed" if eqn.primitive.name == "rev" else "masked")
+    raise DeclinedError("reversed" if eqn.primitive.name == "rev" else "masked")
 
 
-@_rule("concatenate")
 def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
     # A sum of weights, each padded to the whole. Arrays beside them have nothing to be watched.
     axis, total = eqn.params["dimension"], eqn.outvars[0].aval.shape[eqn.params["dimension"]]
@@ -116,29 +86,22 @@ def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
         end = start + value.shape[axis]
         if isinstance(value, Virtual):
             widths = (axis, start, total - end)
-            padded = value.each(lambda view, widths=widths: view.padded(*widths))
-            if isinstance(padded, Declined):
-                return padded
-            terms += padded.terms
+            terms += value.each(lambda view, widths=widths: view.padded(*widths)).terms
         start = end
     return Virtual(tuple(terms), eqn.outvars[0].aval.dtype)
 
 
-@_rule("slice", "dynamic_slice")
 def _slice(eqn: Any, values: Sequence[Any]) -> Any:
     weight, *starts = values
     if any(stride != 1 for stride in eqn.params.get("strides") or ()):
-        return Declined("a slice with strides")
+        raise DeclinedError("a slice with strides")
     starts = starts or eqn.params["start_indices"]
     for axis, size in enumerate(eqn.outvars[0].aval.shape):
         if size != weight.shape[axis]:
             weight = _cut(weight, axis, starts[axis], size)
-            if isinstance(weight, Declined):
-                return weight
     return weight
 
 
-@_rule("split", "unstack")
 def _split(eqn: Any, values: Sequence[Any]) -> Any:
     axis, start, pieces = eqn.params["axis"], 0, []
     sizes = [int(size) for size in eqn.params.get("sizes", (1,) * len(eqn.outvars))]
@@ -146,20 +109,17 @@ def _split(eqn: Any, values: Sequence[Any]) -> Any:
         piece = _cut(values[0], axis, start, size)
         if isinstance(piece, Virtual) and piece.shape != var.aval.shape:  # an `unstack`
             piece = piece.each(lambda view, shape=var.aval.shape: view.reshaped(shape))
-        if isinstance(piece, Declined):
-            return piece
         pieces.append(piece)
         start += size
     return pieces
 
 
-@_rule("dot_general")
 def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     left, right = values
     if isinstance(left, Virtual) and isinstance(right, Virtual):
-        return Declined("a product of two weights")
+        raise DeclinedError("a product of two weights")
     if eqn.params.get("out_sharding") is not None:
-        return Declined("a product that asks for a sharding")
+        raise DeclinedError("a product that asks for a sharding")
     left_axes, right_axes = map(DotAxes, *eqn.params["dimension_numbers"])
     precision, out = eqn.params["precision"], _shape(eqn)
     if isinstance(left, Virtual):
@@ -167,15 +127,13 @@ def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
     return right.product(Dot(left, left_axes, right_axes, False, precision, out))
 
 
-@_rule("conv_general_dilated")
 def _conv(eqn: Any, values: Sequence[Any]) -> Any:
     x, kernel = values
     if isinstance(x, Virtual):
-        return Declined("a weight that is convolved itself")
+        raise DeclinedError("a weight that is convolved itself")
     return kernel.product(Conv(x, eqn.params, _shape(eqn)))
 
 
-@_rule("ragged_dot_general", "ragged_dot")
 def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
     x, weight, sizes, *more = values
     numbers = eqn.params.get("ragged_dot_dimension_numbers")
@@ -184,17 +142,14 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
         numbers.dot_dimension_numbers == plain and tuple(numbers.rhs_group_dimensions) == (0,)
     )
     if isinstance(x, Virtual) or more or not is_plain or eqn.params.get("group_offset") is not None:
-        return Declined("a ragged product that is not x @ weight[group]")
+        raise DeclinedError("a ragged product that is not x @ weight[group]")
     ragged = Ragged(x, sizes, eqn.params.get("precision"), _shape(eqn))
-    return weight.values(lambda view: view.ragged(ragged), ragged.out.dtype)
+    return weight.each(lambda view: view.ragged(ragged), ragged.out.dtype)
 
 
-@_rule("gather")
 def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     weight, index = values
-    reason = _why_no_lookup(eqn, weight)
-    if reason is not None:
-        return Declined(reason)
+    _check_lookup(eqn, weight)
     numbers, out = eqn.params["dimension_numbers"], _shape(eqn)
     axes = numbers.start_index_map
     ends = [weight.shape[axis] - 1 for axis in axes]
@@ -209,8 +164,8 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     return weight.each(lambda view: view.looked_up(lookup))
 
 
-def _why_no_lookup(eqn: Any, weight: Virtual) -> str | None:
-    """Why a `gather` is not a lookup of whole slices."""
+def _check_lookup(eqn: Any, weight: Virtual) -> None:
+    """Declines a `gather` that is not a lookup of whole slices."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     axes, fill = numbers.start_index_map, eqn.params["fill_value"]
     whole_axes = [axis for axis in range(len(sizes)) if axis not in axes]
@@ -219,12 +174,11 @@ def _why_no_lookup(eqn: Any, weight: Virtual) -> str | None:
         or numbers.operand_batching_dims
         or any(sizes[axis] != weight.shape[axis] for axis in whole_axes)
     ):
-        return "a gather of parts of slices"
+        raise DeclinedError("a gather of parts of slices")
     is_filled = eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP and fill
     is_nan = fill != fill
     if is_filled and not (weight.is_one_view or is_nan):
-        return "a lookup in a sum or multiple that is filled with a number"
-    return None
+        raise DeclinedError("a lookup in a sum or multiple that is filled with a number")
 
 
 def _cut(weight: Virtual, axis: int, start: Any, size: int) -> Any:
@@ -239,3 +193,31 @@ def _shape(eqn: Any) -> jax.ShapeDtypeStruct:
 def _bound(eqn: Any, *values: Any) -> Any:
     """The operation itself on other arrays."""
     return eqn.primitive.bind(*values, **eqn.params)
+
+
+RULES: dict[str, Rule] = {
+    "transpose": _per_view(lambda eqn, view: view.transposed(eqn.params["permutation"])),
+    **dict.fromkeys(("squeeze", "expand_dims"), _reshape),
+    "reduce_sum": _per_view(lambda eqn, view: view.summed(eqn.params["axes"])),
+    **dict.fromkeys(
+        ("sharding_constraint", "reshard"),
+        _per_view(lambda eqn, view: view.constrained(lambda x: _bound(eqn, x))),
+    ),
+    **dict.fromkeys(("copy", "copy_p"), lambda eqn, values: values[0]),
+    "neg": lambda eqn, values: values[0].negated(),
+    "convert_element_type": lambda eqn, values: values[0].cast(eqn.params["new_dtype"]),
+    "reshape": _transpose_and_reshape,
+    "broadcast_in_dim": _broadcast,
+    **dict.fromkeys(("stop_gradient", "pvary", "pcast"), _leafwise),
+    **dict.fromkeys(("mul", "div"), _scale),
+    **dict.fromkeys(("add", "add_any", "sub"), _add),
+    "complex": _complex,
+    **dict.fromkeys(("select_n", "rev"), _moved_or_masked),
+    "concatenate": _concatenate,
+    **dict.fromkeys(("slice", "dynamic_slice"), _slice),
+    **dict.fromkeys(("split", "unstack"), _split),
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    **dict.fromkeys(("ragged_dot_general", "ragged_dot"), _ragged_dot),
+    "gather": _gather,
+}

@@ -4,7 +4,7 @@ from ._adapted_layers import weight_of as weight_of
 from ._runs import Run as Run, RunsView as RunsView
 from ._view import (
     Conv as Conv,
-    Declined as Declined,
+    DeclinedError as DeclinedError,
     Dot as Dot,
     DotAxes as DotAxes,
     Lookup as Lookup,

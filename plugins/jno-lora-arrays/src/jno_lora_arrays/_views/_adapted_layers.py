@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,7 +15,8 @@ from jno.lora.coded import is_coded
 from jno.lora.extending import over_stack
 from jno_lora_zoo import LAYER_KINDS, EmbeddingLayer, LayerKind, LinearLayer, Method, MiLoRA, PiSSA
 
-from .._boxes import INPUTS, ArrayLayer, DeclaredArray
+from .._box import INPUTS, ArrayLayer, DeclaredArray
+from ._view import DeclinedError
 
 # The kinds of layer that store their matrix, or its transpose, in one array.
 _KINDS = (ArrayLayer, *(kind for kind in LAYER_KINDS if kind.weight_axes in ("oi", "io")))
@@ -43,31 +44,16 @@ def weight_of(layer: Any) -> Array:
     return weight.decoded() if is_coded(weight) else weight
 
 
-class Axis(NamedTuple):
-    """An axis of a bare weight: its kind (`s`, `o` or `i`) and its size."""
-
-    kind: str
-    size: int
-
-
-def axes_of(adapter: Any) -> list[Axis]:
-    """The axes of the bare weight of an adapter's base."""
+def kinds_of(adapter: Any) -> str:
+    """The kind of each axis of the bare weight of an adapter's base: `s`, `o` or `i`."""
     base = adapter.base
-    if type(base) is not DeclaredArray:
-        shape = base.weight.shape
-        kinds = "s" * (len(shape) - 2) + adapter.kind.weight_axes
-        return list(map(Axis, kinds, shape))
-    kinds = base.axes.replace("e", "i")
-    first = ArrayLayer.stack_ndim(base)
-    stack_sizes, slice_sizes = iter(base.array.shape[:first]), iter(base.array.shape[first:])
-    return [Axis(kind, next(stack_sizes if kind == "s" else slice_sizes)) for kind in kinds]
+    if type(base) is DeclaredArray:
+        return base.axes.replace("e", "i")
+    return "s" * (len(base.weight.shape) - 2) + adapter.kind.weight_axes
 
 
 def matrix_of(adapter: Any, layer: Any) -> Array:
-    """The `(out, in)` matrix of a layer in its own dtype; of a stack, for each layer in it.
-
-    - `layer`: the base of the adapter, or the merged layer.
-    """
+    """The `(out, in)` matrix of the base, or of the merged layer; of a stack, for each layer."""
     if type(layer) is DeclaredArray:
         return layer.matrix()
     weight = weight_of(layer)
@@ -98,34 +84,29 @@ def _factors(adapter: Any) -> tuple[Array, Array] | None:
     return adapter.low_rank_update() if type(adapter).unwrap is LoRAWrapper.unwrap else None
 
 
-def times_inputs(adapter: Any, x: Array) -> Array | None:
-    """`W' x` for vectors `(n, in)`, in their dtype; `None` if the adapter has no fast path."""
-    linear = _as_linear(adapter, x.dtype)
-    return jax.vmap(linear.forward)(x) if linear.has_fast_path() else None
+def times_inputs(adapter: Any, x: Array) -> Array:
+    """`W' x` for vectors `(n, in)`, in their dtype."""
+    return jax.vmap(_as_linear(adapter, x.dtype).forward)(x)
 
 
-def times_outputs(adapter: Any, y: Array) -> Array | None:
+def times_outputs(adapter: Any, y: Array) -> Array:
     """`W'ᵀ y` for vectors `(n, out)`, as `times_inputs`."""
     linear = _as_linear(adapter, y.dtype)
-    if not linear.has_fast_path():
-        return None
     x = jax.ShapeDtypeStruct((linear.base.in_features,), y.dtype)
     dtype = jax.eval_shape(linear.forward, x).dtype
     transposed = jax.linear_transpose(linear.forward, x)
     return jax.vmap(lambda row: transposed(row)[0])(y.astype(dtype))
 
 
-def columns(adapter: Any, index: Array) -> Array | None:
-    """The columns of `W'` at a vector of indices, `(n, out)`, as `times_inputs`."""
+def columns(adapter: Any, index: Array) -> Array:
+    """The columns of `W'` at a vector of indices, `(n, out)`."""
     weight = matrix_of(adapter, adapter.base).T
     sizes = dict(zip(("num_embeddings", "embedding_size"), weight.shape, strict=True))
     base = _without_init(eqx.nn.Embedding, weight=weight, **sizes)
-    lookup = _as_kind(adapter, EmbeddingLayer, base)
-    return jax.vmap(lookup.forward)(index) if lookup.has_fast_path() else None
+    return jax.vmap(_as_kind(adapter, EmbeddingLayer, base).forward)(index)
 
 
 def _as_linear(adapter: Any, dtype: Any) -> Any:
-    """The adapter around a linear layer with the same matrix, in a dtype, without a bias."""
     weight = matrix_of(adapter, adapter.base).astype(dtype)
     sizes = dict(zip(("out_features", "in_features"), weight.shape, strict=True))
     base = _without_init(eqx.nn.Linear, weight=weight, bias=None, use_bias=False, **sizes)
@@ -141,7 +122,10 @@ def _as_kind(adapter: Any, kind: type[LayerKind], base: Any) -> Any:
     else:
         looked_up, inputs_first = None, adapter.kind.weight_axes == "io"
     cls = _class_of(type(adapter), kind, looked_up, inputs_first)
-    return _without_init(cls, **{**fields, "base": base})
+    converted = _without_init(cls, **{**fields, "base": base})
+    if not converted.has_fast_path():
+        raise DeclinedError(f"{type(adapter).__name__} has no fast path here")
+    return converted
 
 
 @functools.lru_cache(maxsize=256)
@@ -166,7 +150,6 @@ def _class_of(cls: type[Method], kind: type, looked_up: int | None, inputs_first
 
 
 def _without_init(cls: type, **fields: Any) -> Any:
-    """An instance of an Equinox module with these fields."""
     module = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(module, name, value)

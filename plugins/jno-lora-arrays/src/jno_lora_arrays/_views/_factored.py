@@ -1,6 +1,7 @@
 """Views of a weight `W + B A`, which keep `W`, `A` and `B` apart."""
 
 import bisect
+import dataclasses
 import itertools
 import math
 import operator
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from ._low_rank import RANK, Named, contract, conv_with_factors, dot_with_factors
-from ._view import Conv, Declined, Dot, Lookup, Ragged, View
+from ._view import Conv, DeclinedError, Dot, Lookup, Ragged, View
 
 # The kinds of axes that each factor has, beside its rank.
 _KINDS_OF_A, _KINDS_OF_B = "is", "os"
@@ -49,7 +50,6 @@ class Factored(View):
 
     @property
     def axis_names(self) -> str:
-        """A name for each axis of the view."""
         return string.ascii_lowercase[: self.ndim]
 
     def factors(self) -> tuple[Named, Named]:
@@ -77,12 +77,12 @@ class Factored(View):
 
     def reshaped(self, shape: Sequence[int]) -> Any:
         if 0 in (*self.shape, *shape):
-            return Declined("an empty array")
+            raise DeclinedError("an empty array")
         group_kinds: dict[int, str] = {}
         groups_before, groups_after = _groups(self.shape, shape)
         for group, size, kind in zip(groups_before, self.shape, self.kinds, strict=True):
             if size > 1 and group_kinds.setdefault(group, kind) != kind:
-                return Declined("a reshape that joins axes of different kinds")
+                raise DeclinedError("a reshape that joins axes of different kinds")
         kinds = "".join(
             "1" if size == 1 else group_kinds[group]
             for group, size in zip(groups_after, shape, strict=True)
@@ -97,13 +97,13 @@ class Factored(View):
         return view if {"i", "o"} <= {*kinds} else view.dense()
 
     def cast(self, dtype: Any) -> "Factored":
-        return self._with_base(self.base.astype(dtype))
+        return dataclasses.replace(self, base=self.base.astype(dtype))
 
     def plus(self, array: Array) -> "Factored":
-        return self._with_base(self.base + array)
+        return dataclasses.replace(self, base=self.base + array)
 
     def constrained(self, constrain: Callable[[Array], Array]) -> "Factored":
-        return self._with_base(constrain(self.base))
+        return dataclasses.replace(self, base=constrain(self.base))
 
     def cut(self, axis: int, start: Any, size: int) -> "Factored":
         def cut(factor: Array, factor_kinds: str) -> Array:
@@ -117,7 +117,7 @@ class Factored(View):
     def looked_up(self, lookup: Lookup) -> Any:
         kinds = {self.kinds[axis] for axis in lookup.axes} - {"1"}
         if not kinds:
-            return Declined("a lookup along an axis of size one")
+            raise DeclinedError("a lookup along an axis of size one")
         index_kind = kinds.pop() if len(kinds) == 1 else "s"
         index_names = string.ascii_uppercase[: len(lookup.at)]
         next_index, result_names, result_kinds = iter(index_names), "", ""
@@ -147,7 +147,7 @@ class Factored(View):
 
     def ragged(self, ragged: Ragged) -> Any:
         if self.kinds not in ("sio", "soi"):
-            return Declined("a ragged product of axes that are not a stack, inputs and outputs")
+            raise DeclinedError("a ragged product of axes that are not a stack, inputs and outputs")
         first, second = (self.A, self.B) if self.kinds == "sio" else (self.B, self.A)
         dtype = ragged.x.dtype
         low_rank = ragged.product(ragged.x, first.astype(dtype).transpose(1, 2, 0)).astype(dtype)
@@ -155,16 +155,12 @@ class Factored(View):
         return ragged.product(ragged.x, self.base) + update
 
     def scanned(self) -> tuple[Any, Callable[[Any], "Factored"]]:
-        kind = self.kinds[0]
-        factors = {"A": (self.A, _KINDS_OF_A), "B": (self.B, _KINDS_OF_B)}
-        moving = {n: jnp.moveaxis(f, 1, 0) for n, (f, kinds) in factors.items() if kind in kinds}
-        fixed = {n: f for n, (f, kinds) in factors.items() if kind not in kinds}
-
-        def slice_of(arrays: Any) -> Factored:
-            base, moved = arrays
-            return Factored(base, **fixed, **moved, kinds=self.kinds[1:], name=self.name)
-
-        return (self.base, moving), slice_of
+        arrays = {"base": self.base}
+        if self.kinds[0] in _KINDS_OF_A:
+            arrays["A"] = jnp.moveaxis(self.A, 1, 0)
+        if self.kinds[0] in _KINDS_OF_B:
+            arrays["B"] = jnp.moveaxis(self.B, 1, 0)
+        return arrays, lambda slices: dataclasses.replace(self, **slices, kinds=self.kinds[1:])
 
     def specs(self, spec: PartitionSpec) -> Any:
         mesh_axes = [*spec, *[None] * (self.ndim - len(spec))]
@@ -181,12 +177,8 @@ class Factored(View):
         A, B = change(self.A, _KINDS_OF_A), change(self.B, _KINDS_OF_B)
         return Factored(base, A, B, kinds, self.name)
 
-    def _with_base(self, base: Array) -> "Factored":
-        return Factored(base, self.A, self.B, self.kinds, self.name)
-
 
 def _of_kinds(wanted: str, names: str, kinds: str) -> str:
-    """The names of the axes of these kinds."""
     return "".join(name for name, kind in zip(names, kinds, strict=True) if kind in wanted)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ._view import Conv, Declined, Dot
+from ._view import Conv, DeclinedError, Dot
 
 RANK = "Z"  # the name of the rank axis of a factor
 
@@ -21,7 +21,6 @@ class Named(NamedTuple):
     names: str
 
     def axes(self, names: Iterable[str]) -> list[int]:
-        """The positions of the axes with these names."""
         return [self.names.index(name) for name in names]
 
     def cast(self, dtype: Any) -> "Named":
@@ -55,11 +54,7 @@ def contract(a: Named, b: Named, names: str, precision: Any = None) -> Named:
 def dot_with_factors(
     dot: Dot, first: Named, second: Named, weight_names: str, weight_dtype: Any
 ) -> Array:
-    """The product with `B A` alone, in the layout of the product with the weight.
-
-    - `first`, `second`: the factors, in the order in which `x` is multiplied by them.
-    - `weight_names`: the names of the weight's axes.
-    """
+    """The product with `B A` alone: `x` is multiplied by the `first` factor, then the `second`."""
     x_names, out_names = dot.names(weight_names)
     # A product may be wider than its factors: `preferred_element_type`.
     dtype = np.promote_types(dot.x.dtype, dot.out.dtype)
@@ -77,53 +72,42 @@ def dot_with_factors(
 
 
 def _is_plain(precision: Any) -> bool:
-    """Whether a precision is none or a `jax.lax.Precision`, and not an algorithm."""
+    """Whether a precision is `None` or a `jax.lax.Precision`, and not an algorithm."""
     first = precision[0] if isinstance(precision, tuple) else precision
     return first is None or isinstance(first, lax.Precision)
 
 
 def conv_with_factors(
     conv: Conv, base: Array, A: Named, B: Named, kinds: str, axis_names: str
-) -> Array | Declined:
-    """The convolution with `W`, plus a convolution to the rank's channels and a product.
-
-    - `kinds`, `axis_names`: the kinds and the names of the kernel's axes, as of `Factored`.
-    """
-    order = _order(conv, kinds)
-    if isinstance(order, Declined):
-        return order
+) -> Array:
+    """The convolution with `W`, plus a convolution to the rank's channels and a product."""
+    starts_with_A, convolves_last = _order(conv, kinds)
     rank, out_channels = len(A.array), conv.out.shape[conv.params["dimension_numbers"].out_spec[1]]
     if 2 * conv.groups * rank > out_channels:
-        return Declined("merging is cheaper: the kernel has few channels", is_choice=True)
-    first, second = (A, B) if order.starts_with_A else (B, A)
+        raise DeclinedError("merging is cheaper: the kernel has few channels", is_choice=True)
+    first, second = (A, B) if starts_with_A else (B, A)
     dtype = np.promote_types(conv.x.dtype, conv.out.dtype)
     x, first, second = conv.x.astype(dtype), first.cast(dtype), second.cast(dtype)
     y = conv.applied_to(conv.x, base, conv.out.dtype)
-    update = _product_then_conv if order.convolves_last else _conv_then_product
+    update = _product_then_conv if convolves_last else _conv_then_product
     return y + update(conv, x, first, second, axis_names).reshape(y.shape).astype(y.dtype)
 
 
-class _Order(NamedTuple):
-    """The factor that comes first, and whether the second factor has the places of the kernel."""
-
-    starts_with_A: bool
-    convolves_last: bool
-
-
-def _order(conv: Conv, kinds: str) -> _Order | Declined:
+def _order(conv: Conv, kinds: str) -> tuple[bool, bool]:
+    """Whether `A` comes first, and whether the second factor has the places of the kernel."""
     outputs, inputs, *places = (kinds[axis] for axis in conv.kernel_axes)
     place_kinds = {*places} - {"1"}
     has_stack = "s" in (outputs, inputs, *place_kinds)
     if conv.params["batch_group_count"] != 1 or has_stack or len(place_kinds) > 1:
-        return Declined("a convolution that sums over other axes than a product does")
+        raise DeclinedError("a convolution that sums over other axes than a product does")
     # An axis of size one belongs to the side of its neighbours.
     summed = next((kind for kind in (inputs, *place_kinds) if kind != "1"), None)
     if summed is None:
         summed = "o" if outputs == "i" else "i"
     convolves_last = bool(place_kinds - {summed})
     if outputs == summed or (convolves_last and (conv.groups != 1 or inputs == "1")):
-        return Declined("a convolution whose inputs and outputs are of one kind")
-    return _Order(summed == "i", convolves_last)
+        raise DeclinedError("a convolution whose inputs and outputs are of one kind")
+    return summed == "i", convolves_last
 
 
 def _product_then_conv(conv: Conv, x: Array, first: Named, second: Named, axis_names: str) -> Array:
@@ -144,9 +128,7 @@ def _conv_then_product(conv: Conv, x: Array, first: Named, second: Named, axis_n
     channel = conv.params["dimension_numbers"].out_spec[1]
     names = string.ascii_uppercase[: x.ndim]
     x = x.reshape(*x.shape[:channel], conv.groups, rank, *x.shape[channel + 1 :])
-    return contract(
-        Named(x, names.replace(names[channel], f"g{RANK}")),
-        Named(second.array.reshape(rank, conv.groups, -1), f"{RANK}go"),
-        names.replace(names[channel], "go"),
-        conv.params["precision"],
-    ).array
+    first = Named(x, names.replace(names[channel], f"g{RANK}"))
+    second = Named(second.array.reshape(rank, conv.groups, -1), f"{RANK}go")
+    names = names.replace(names[channel], "go")
+    return contract(first, second, names, conv.params["precision"]).array

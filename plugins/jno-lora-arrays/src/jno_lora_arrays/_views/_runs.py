@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from equinox import AbstractVar
 from jaxtyping import Array
 
-from ._view import Declined, View
+from ._view import DeclinedError, View
 
 
 class Run(NamedTuple):
@@ -25,11 +25,7 @@ class Run(NamedTuple):
 
 
 class RunsView(View):
-    """A view with runs.
-
-    - `runs`: for each axis of the view, the runs that it counts through, the last run fastest. An
-        axis of size one has none.
-    """
+    """A view whose axes count through runs, the last run fastest. An axis of size one has none."""
 
     runs: AbstractVar[tuple[tuple[Run, ...], ...]]
 
@@ -41,22 +37,16 @@ class RunsView(View):
         return dataclasses.replace(self, runs=tuple(self.runs[axis] for axis in order))
 
     def reshaped(self, shape: Sequence[int]) -> Any:
-        runs = _distributed(joint(self.runs), shape)
+        runs = _distributed(self.runs_along(range(self.ndim)), shape)
         if runs is None:
-            return Declined("a reshape that splits an axis of the weight unevenly")
+            raise DeclinedError("a reshape that splits an axis of the weight unevenly")
         return dataclasses.replace(self, runs=runs)
 
     def with_axis(self, axis: int, runs: tuple[Run, ...]) -> Any:
-        """The view with other runs along an axis."""
         return dataclasses.replace(self, runs=(*self.runs[:axis], runs, *self.runs[axis + 1 :]))
 
     def runs_along(self, axes: Iterable[int]) -> list[Run]:
-        return joint(self.runs[axis] for axis in axes)
-
-
-def joint(runs: Iterable[Iterable[Run]]) -> list[Run]:
-    """The runs of several axes in a row."""
-    return [run for axis_runs in runs for run in axis_runs]
+        return [run for axis in axes for run in self.runs[axis]]
 
 
 def rearranged(array: Array, runs: Sequence[Run], order: Sequence[Run]) -> Array:
@@ -73,7 +63,7 @@ def _distributed(runs: list[Run], shape: Sequence[int]) -> tuple[tuple[Run, ...]
         while size > 1:
             run = remaining.pop(0)
             if run.size > size:
-                # This axis has the slow places of the run, and the next axis has the fast ones.
+                # This axis has the slow places of the run, and the next axis has the fast places.
                 fast, uneven = divmod(run.size, size)
                 if uneven:
                     return None

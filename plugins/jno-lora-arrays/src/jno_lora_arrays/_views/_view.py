@@ -2,7 +2,7 @@
 
 import abc
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -13,19 +13,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 
-class Declined(NamedTuple):
-    """The answer of a view or a rule that needs the merged weight.
+class DeclinedError(Exception):
+    """A view or a rule needs the merged weight; with `is_choice`, only because it is cheaper."""
 
-    - `is_choice`: whether the factors could be used, but merging is cheaper.
-    """
-
-    reason: str
-    is_choice: bool = False
-
-
-def first_declined(results: Iterable[Any]) -> Declined | None:
-    """The first result that is `Declined`."""
-    return next((result for result in results if isinstance(result, Declined)), None)
+    def __init__(self, reason: str, is_choice: bool = False):
+        super().__init__(reason)
+        self.reason, self.is_choice = reason, is_choice
 
 
 class DotAxes(NamedTuple):
@@ -35,15 +28,11 @@ class DotAxes(NamedTuple):
     batch: Sequence[int]
 
     def free(self, ndim: int) -> list[int]:
-        """The axes that are neither summed nor in batch."""
         return [axis for axis in range(ndim) if axis not in (*self.summed, *self.batch)]
 
 
 class Dot(NamedTuple):
-    """`dot_general` of a weight and an array `x`.
-
-    - `weight_first`: whether the weight is the left operand.
-    """
+    """`dot_general` of `x` and a weight, which is the left operand if `weight_first`."""
 
     x: Array
     x_axes: DotAxes
@@ -97,7 +86,6 @@ class Conv(NamedTuple):
         return self.params["feature_group_count"]
 
     def applied_to(self, x: Array, kernel: Array, dtype: Any) -> Array:
-        """The convolution of an array with a kernel, in a dtype."""
         params = {name: self.params[name] for name in _CONV_PARAMS}
         return lax.conv_general_dilated(x, kernel, **params, preferred_element_type=dtype)
 
@@ -111,7 +99,6 @@ class Ragged(NamedTuple):
     out: jax.ShapeDtypeStruct
 
     def product(self, x: Array, matrices: Array) -> Array:
-        """The product of an array in the place of `x`."""
         options = {"precision": self.precision, "preferred_element_type": self.out.dtype}
         return lax.ragged_dot(x, matrices, self.sizes, **options)
 
@@ -134,7 +121,6 @@ class Lookup(NamedTuple):
     out: jax.ShapeDtypeStruct
 
     def free_axes(self, ndim: int) -> list[int]:
-        """The axes of the weight that are not looked up."""
         return [axis for axis in range(ndim) if axis not in self.axes]
 
     def result_axes(self, ndim: int) -> list[int | None]:
@@ -146,8 +132,8 @@ class Lookup(NamedTuple):
 class View(eqx.Module):
     """An adapted weight as a function sees it: its axes moved, joined, cut, or in another dtype.
 
-    Every operation gives a view, or for a product the values, or `Declined`. Operations that are
-    not defined are declined.
+    Every operation gives a view, or for a product the values, or raises `DeclinedError`, as all
+    operations do that are not defined.
     """
 
     # The class of the adapter, for reports.
@@ -178,8 +164,7 @@ class View(eqx.Module):
         """In another floating dtype."""
 
     def plus(self, array: Array) -> Any:
-        """With an array of this shape added."""
-        return Declined("added to an array")
+        raise DeclinedError("added to an array")
 
     def constrained(self, constrain: Callable[[Array], Array]) -> Any:
         """With a sharding that the function asks for. By default it is left to the compiler."""
@@ -187,23 +172,21 @@ class View(eqx.Module):
 
     def cut(self, axis: int, start: Any, size: int) -> Any:
         """`size` places of an axis, from `start` on."""
-        return Declined(f"the update of a {self.name} is not a product")
+        raise DeclinedError(f"the update of a {self.name} is not a product")
 
     def summed(self, axes: Sequence[int]) -> Any:
-        return Declined("summed over an axis")
+        raise DeclinedError("summed over an axis")
 
     def padded(self, axis: int, before: int, after: int) -> Any:
         """With zeros before and after the places of an axis."""
-        return Declined("joined with other arrays")
+        raise DeclinedError("joined with other arrays")
 
     def looked_up(self, lookup: Lookup) -> Any:
-        """The slices at some places."""
-        return Declined(
+        raise DeclinedError(
             "not a lookup, by ids, of rows of an embedding or columns of a linear layer"
         )
 
     def product(self, use: Dot | Conv) -> Any:
-        """A product with an array, or a convolution with this kernel."""
         return self.dot(use) if isinstance(use, Dot) else self.conv(use)
 
     @abc.abstractmethod
@@ -211,23 +194,16 @@ class View(eqx.Module):
         """A product with an array."""
 
     def conv(self, conv: Conv) -> Any:
-        """A convolution with this kernel."""
-        return Declined(f"a convolution by the kernel of a {self.name} merges it")
+        raise DeclinedError(f"a convolution by the kernel of a {self.name} merges it")
 
     def ragged(self, ragged: Ragged) -> Any:
-        """A product of each row with the matrix of its group."""
-        return Declined(f"the update of a {self.name} is not a product")
+        raise DeclinedError(f"the update of a {self.name} is not a product")
 
     @abc.abstractmethod
-    def scanned(self) -> "tuple[Any, Callable[[Any], Any]] | None":
-        """For a scan over the first axis: arrays to scan over, and the view of their slices.
-
-        `None` if the view cannot be scanned.
-        """
+    def scanned(self) -> tuple[Any, Callable[[Any], Any]]:
+        """For a scan over the first axis: arrays to scan over, and the view of their slices."""
 
     def specs(self, spec: PartitionSpec) -> Any:
-        """The sharding of each array of the view, given the view's; `None` if there is none.
-
-        By default an adapter is whole on every device.
-        """
+        """The sharding of each array of the view, given the view's; `None` if there is none."""
+        # By default an adapter is whole on every device.
         return None if any(spec) else jax.tree.map(lambda _: PartitionSpec(), self)

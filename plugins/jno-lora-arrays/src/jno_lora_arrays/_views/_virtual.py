@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from ._adapted_layers import Axis, axes_of, factors_of, is_known, weight_of
+from .._box import axes_with
+from ._adapted_layers import factors_of, is_known, kinds_of, weight_of
 from ._factored import Factored
-from ._view import Conv, Declined, Dot, View, first_declined
+from ._view import Conv, DeclinedError, Dot, View
 from ._whole import whole_view
 
 
@@ -25,7 +26,6 @@ class Term(NamedTuple):
     view: View
 
     def times(self, value: Any) -> Any:
-        """`value`, times the factor."""
         if self.factor is None:
             return value
         factor, value = jnp.asarray(self.factor), jnp.asarray(value)
@@ -45,7 +45,6 @@ class Virtual(eqx.Module):
 
     @property
     def name(self) -> str:
-        """The names of the adapters, for reports."""
         return " + ".join(dict.fromkeys(term.view.name for term in self.terms))
 
     @property
@@ -61,61 +60,46 @@ class Virtual(eqx.Module):
         values = (term.times(term.view.dense()).astype(self.dtype) for term in self.terms)
         return functools.reduce(operator.add, values)
 
-    def each(self, f: Callable[[View], Any]) -> Any:
-        """With `f(view)` in the place of each view. The sum of the values if `f` gives arrays.
+    def each(self, f: Callable[[View], Any], dtype: Any = None) -> Any:
+        """With `f(view)` in the place of each view.
 
-        `Declined` if `f` declines a view.
+        If `f`, which is linear, gives arrays: their sum in `dtype`, by default of the weight.
         """
         results = [f(term.view) for term in self.terms]
         if all(isinstance(result, View) for result in results):
             return self._with_views(results, self.dtype)
-        arrays = [result.dense() if isinstance(result, View) else result for result in results]
-        return first_declined(arrays) or self._sum(arrays, self.dtype)
-
-    def values(self, f: Callable[[View], Any], dtype: Any) -> Any:
-        """The sum of the values that `f`, which is linear, gives for each view."""
-        values = [f(term.view) for term in self.terms]
-        return first_declined(values) or self._sum(values, dtype)
+        terms = zip(self.terms, map(dense, results), strict=True)
+        total = functools.reduce(operator.add, (term.times(array) for term, array in terms))
+        return total.astype(self.dtype if dtype is None else dtype)
 
     def cast(self, dtype: Any) -> Any:
         """In another dtype. Views stay real."""
         if jnp.issubdtype(dtype, jnp.complexfloating):
             return Virtual(self.terms, dtype)
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.iscomplexobj(jnp.zeros((), self.dtype)):
-            return Declined("cast to another kind of number")
+            raise DeclinedError("cast to another kind of number")
         return self._with_views([term.view.cast(dtype) for term in self.terms], dtype)
 
     def scaled(self, factor: Any, dtype: Any) -> "Virtual":
-        """Times a number."""
-        terms = (
-            Term(factor if term.factor is None else term.times(factor), term.view)
-            for term in self.terms
-        )
-        return Virtual(tuple(terms), dtype)
+        terms = tuple(Term(term.times(factor), term.view) for term in self.terms)
+        return Virtual(terms, dtype)
 
     def negated(self) -> "Virtual":
         return self.scaled(np.array(-1, self.dtype), self.dtype)
 
     def plus(self, addend: Any, dtype: Any) -> Any:
-        """With another virtual weight, or an array of this shape, added."""
         if isinstance(addend, Virtual):
             return Virtual((*self.terms, *addend.terms), dtype)
         last = self.terms[-1]
         is_negated = type(last.factor) is np.ndarray and last.factor == -1
         is_plain = last.factor is None or is_negated
         if not is_plain or jnp.shape(addend) != self.shape or addend.dtype != last.view.dtype:
-            return Declined("added to an array")
+            raise DeclinedError("added to an array")
         view = last.view.plus(-addend if is_negated else addend)
-        if isinstance(view, Declined):
-            return view
         return Virtual((*self.terms[:-1], Term(last.factor, view)), dtype)
 
-    def scanned(self) -> tuple[Any, Callable[[Any], "Virtual"]] | None:
-        """Arrays to scan over, and the virtual weight of their slices."""
-        pairs = [pair for pair in (term.view.scanned() for term in self.terms) if pair is not None]
-        if len(pairs) < len(self.terms):
-            return None
-        arrays, slices = zip(*pairs, strict=True)
+    def scanned(self) -> tuple[Any, Callable[[Any], "Virtual"]]:
+        arrays, slices = zip(*(term.view.scanned() for term in self.terms), strict=True)
 
         def slice_of(arrays: Any) -> Virtual:
             views = [view_of(x) for view_of, x in zip(slices, arrays, strict=True)]
@@ -125,69 +109,56 @@ class Virtual(eqx.Module):
 
     def specs(self, spec: PartitionSpec) -> Any:
         """The sharding of every array, given the weight's; `None` if a view has none."""
-        leaves: list[Any] = []
-        for term in self.terms:
-            specs = term.view.specs(spec)
-            if specs is None:
-                return None
-            leaves += [PartitionSpec()] * len(jax.tree.leaves(term.factor))
-            leaves += jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
-        return jax.tree.unflatten(jax.tree.structure(self), leaves)
+        view_specs = [term.view.specs(spec) for term in self.terms]
+        if any(specs is None for specs in view_specs):
+            return None
+        factors = [jax.tree.map(lambda _: PartitionSpec(), term.factor) for term in self.terms]
+        return Virtual(tuple(map(Term, factors, view_specs)), self.dtype)
 
     def product(self, use: Dot | Conv) -> Any:
         """The values of a product or convolution, whose array may be complex."""
         dtype = use.out.dtype
         if not jnp.issubdtype(dtype, jnp.complexfloating):
-            return self.values(lambda view: view.product(use), dtype)
+            return self.each(lambda view: view.product(use), dtype)
         # Each view is real, so that two real products make a complex product.
         real = jax.ShapeDtypeStruct(use.out.shape, jnp.zeros((), dtype).real.dtype)
         arrays = (use.x.real, use.x.imag) if jnp.iscomplexobj(use.x) else (use.x,)
 
         def complex_product(view: View) -> Any:
             products = [view.product(use._replace(x=x, out=real)) for x in arrays]
-            declined = first_declined(products)
-            if declined is not None:
-                return declined
             return jax.lax.complex(*products) if len(products) == 2 else products[0].astype(dtype)
 
-        return self.values(complex_product, dtype)
+        return self.each(complex_product, dtype)
 
     def _with_views(self, views: Sequence[View], dtype: Any) -> "Virtual":
         terms = (Term(term.factor, view) for term, view in zip(self.terms, views, strict=True))
         return Virtual(tuple(terms), dtype)
-
-    def _sum(self, values: Sequence[Array], dtype: Any) -> Array:
-        """The sum of the multiples, for a value in the place of each view."""
-        pairs = zip(self.terms, values, strict=True)
-        return functools.reduce(operator.add, (t.times(value) for t, value in pairs)).astype(dtype)
 
 
 def virtual(adapter: Any) -> Virtual | None:
     """The weight of an adapter, if the products with it are known."""
     if not is_known(adapter):
         return None
-    name, axes = type(adapter).__name__, axes_of(adapter)
+    name, kinds = type(adapter).__name__, kinds_of(adapter)
     weight, factors = weight_of(adapter.base), factors_of(adapter)
     if factors is None:
-        return of_view(whole_view(adapter, axes, weight.dtype, name))
-    A = _along_axes(jnp.moveaxis(factors[0], -2, 0), "i", axes)
-    B = _along_axes(jnp.moveaxis(factors[1], -1, 0), "o", axes)
-    return of_view(Factored(weight, A, B, "".join(axis.kind for axis in axes), name))
+        return of_view(whole_view(adapter, kinds, weight, name))
+    A = _along_axes(jnp.moveaxis(factors[0], -2, 0), "i", kinds, weight.shape)
+    B = _along_axes(jnp.moveaxis(factors[1], -1, 0), "o", kinds, weight.shape)
+    return of_view(Factored(weight, A, B, kinds, name))
 
 
-def _along_axes(factor: Array, kind: str, axes: Sequence[Axis]) -> Array:
+def _along_axes(factor: Array, kind: str, kinds: str, shape: Sequence[int]) -> Array:
     """A factor `(r, *stack, features)` with the axes of the weight, in the weight's order."""
-    stored = [n for n, axis in enumerate(axes) if axis.kind == "s"]
-    stored += [n for n, axis in enumerate(axes) if axis.kind == kind]
-    factor = jax.lax.reshape(factor, (factor.shape[0], *(axes[n].size for n in stored)))
-    return jax.lax.transpose(factor, [0, *(1 + stored.index(n) for n in sorted(stored))])
+    stored = axes_with("s", kinds) + axes_with(kind, kinds)
+    factor = jax.lax.reshape(factor, (factor.shape[0], *(shape[axis] for axis in stored)))
+    return jax.lax.transpose(factor, [0, *(1 + stored.index(axis) for axis in sorted(stored))])
 
 
 def of_view(view: View) -> Virtual:
-    """A virtual weight that is this view."""
     return Virtual((Term(None, view),), view.dtype)
 
 
 def dense(value: Any) -> Any:
-    """The array itself, if `value` is a virtual weight."""
-    return value.dense() if isinstance(value, Virtual) else value
+    """The array that a virtual weight or a view stands for, or `value` itself."""
+    return value.dense() if isinstance(value, Virtual | View) else value

@@ -1,23 +1,25 @@
-"""Views of the weight of an adapter as a whole, for laws that are not `W + B A`."""
+"""Views of an adapter's weight as a whole: `forward`, or its transpose, computes the products."""
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from jno.lora import merge_lora
 
-from ._adapted_layers import Axis, columns, matrix_of, matrix_shape
-from ._runs import Run, RunsView, joint, rearranged
-from ._view import Declined, Dot, Lookup
-from ._whole_dot import as_stored, dot_by_adapter
+from .._box import axes_with
+from ._adapted_layers import columns, matrix_of, matrix_shape, times_inputs, times_outputs
+from ._runs import Run, RunsView, rearranged
+from ._view import DeclinedError, Dot, Lookup
 
 
 class Whole(RunsView):
@@ -33,9 +35,9 @@ class Whole(RunsView):
     name: str = eqx.field(static=True)
 
     def dense(self) -> Array:
-        runs = joint(self.runs)
+        runs = self.runs_along(range(self.ndim))
         matrix = matrix_of(self.adapter, merge_lora(self.adapter))
-        return rearranged(matrix, as_stored(runs), runs).reshape(self.shape).astype(self.dtype)
+        return rearranged(matrix, _as_stored(runs), runs).reshape(self.shape).astype(self.dtype)
 
     def cast(self, dtype: Any) -> "Whole":
         return dataclasses.replace(self, dtype=dtype)
@@ -44,8 +46,9 @@ class Whole(RunsView):
         number = self._stack_axis(axis)
         if number is None:
             return super().cut(axis, start, size)
-        cut = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
-        adapter = _map_arrays(functools.partial(cut, axis=number), self.adapter)
+        adapter = _map_arrays(
+            lambda x: lax.dynamic_slice_in_dim(x, start, size, axis=number), self.adapter
+        )
         view = dataclasses.replace(self, adapter=adapter)
         return view.with_axis(axis, (Run(str(number), 1, size),) if size > 1 else ())
 
@@ -55,9 +58,9 @@ class Whole(RunsView):
         if sides != [["i"], ["o"]]:
             return super().looked_up(lookup)
         places = lookup.places[0]
-        rows = columns(_only_layer(self.adapter), places.reshape(-1))
-        if rows is None:
-            return Declined(f"{self.name} has no fast path here")
+        stack = tuple(range(len(matrix_shape(self.adapter)) - 2))  # of one layer
+        layer = _map_arrays(lambda x: jnp.squeeze(x, stack), self.adapter)
+        rows = columns(layer, places.reshape(-1))
         output_axis = lookup.result_axes(self.ndim).index(free_axes[0])
         rows = rows.reshape(*places.shape, rows.shape[-1]).astype(lookup.out.dtype)
         rows = jnp.moveaxis(rows, -1, output_axis)
@@ -67,13 +70,29 @@ class Whole(RunsView):
         filled = lookup.gather(jnp.zeros(self.shape, lookup.out.dtype))
         return jnp.where(jnp.expand_dims(lookup.in_bounds, output_axis), rows, filled)
 
-    def dot(self, dot: Dot) -> Array | Declined:
-        return dot_by_adapter(self.adapter, self, dot)
+    def dot(self, dot: Dot) -> Array:
+        product = _Product(
+            self.runs_along(dot.weight_axes.summed),
+            self.runs_along(dot.weight_axes.batch),
+            self.runs_along(dot.weight_axes.free(self.ndim)),
+            Run("x", 1, math.prod(dot.x.shape[axis] for axis in dot.x_axes.free(dot.x.ndim))),
+        )
+        side, stack_sizes = _side_and_stack(product, matrix_shape(self.adapter))
+        precision = _precision_context(dot.precision)
+        x = _as_vectors(product, dot, [size for size in stack_sizes if size > 1])
+        # A product may be wider than its factors: `preferred_element_type`.
+        x = x.astype(functools.reduce(np.promote_types, (x.dtype, self.dtype, dot.out.dtype)))
+        times: Any = times_inputs if side == "i" else times_outputs
+        for size in reversed(stack_sizes):
+            times = eqx.filter_vmap(times, in_axes=(eqx.if_array(0), 0 if size > 1 else None))
+        with precision:
+            y = times(self.adapter, x)
+        return _as_result(product, dot, y)
 
-    def scanned(self) -> tuple[Any, Callable[[Any], "Whole"]] | None:
+    def scanned(self) -> tuple[Any, Callable[[Any], "Whole"]]:
         number = self._stack_axis(0)
         if number is None:
-            return None
+            raise DeclinedError("a scan over inputs or outputs")
         arrays, static = eqx.partition(self.adapter, eqx.is_array)
         moved = jax.tree.map(lambda x: jnp.moveaxis(x, number, 0), arrays)
 
@@ -82,11 +101,9 @@ class Whole(RunsView):
             return run._replace(side=str(int(run.side) - 1)) if is_later else run
 
         runs = tuple(tuple(map(renumbered, axis_runs)) for axis_runs in self.runs[1:])
-
-        def slice_of(arrays: Any) -> Whole:
-            return dataclasses.replace(self, adapter=eqx.combine(arrays, static), runs=runs)
-
-        return moved, slice_of
+        return moved, lambda slices: dataclasses.replace(
+            self, adapter=eqx.combine(slices, static), runs=runs
+        )
 
     def _whole_side(self, axis: int) -> str | None:
         """The side all of whose places the axis counts, in their order."""
@@ -100,27 +117,84 @@ class Whole(RunsView):
         return None if side in (None, "i", "o") else int(side)
 
 
-def whole_view(adapter: Any, axes: Sequence[Axis], dtype: Any, name: str) -> Whole:
-    """The view of the weight of an adapter, as the model reads it."""
+def whole_view(adapter: Any, kinds: str, weight: Array, name: str) -> Whole:
     runs: list[tuple[Run, ...]] = []
-    stack_axes = 0
-    for position, (kind, size) in enumerate(axes):
-        side, stride = kind, 1
+    for axis, (kind, size) in enumerate(zip(kinds, weight.shape, strict=True)):
         if kind == "s":
-            side, stack_axes = str(stack_axes), stack_axes + 1
+            run = Run(str(kinds[:axis].count("s")), 1, size)
         else:
-            stride = math.prod(axis.size for axis in axes[position + 1 :] if axis.kind == kind)
-        runs.append((Run(side, stride, size),) if size > 1 else ())
-    return Whole(adapter, tuple(runs), dtype, name)
+            later_axes = [n for n in axes_with(kind, kinds) if n > axis]
+            run = Run(kind, math.prod(weight.shape[n] for n in later_axes), size)
+        runs.append((run,) if size > 1 else ())
+    return Whole(adapter, tuple(runs), weight.dtype, name)
 
 
 def _map_arrays(f: Callable[[Array], Array], adapter: Any) -> Any:
-    arrays, static = eqx.partition(adapter, eqx.is_array)
-    return eqx.combine(jax.tree.map(f, arrays), static)
+    return jax.tree.map(lambda leaf: f(leaf) if eqx.is_array(leaf) else leaf, adapter)
 
 
-def _only_layer(adapter: Any) -> Any:
-    """The adapter of the only layer in a stack."""
-    for _ in matrix_shape(adapter)[:-2]:
-        adapter = _map_arrays(functools.partial(jnp.squeeze, axis=0), adapter)
-    return adapter
+class _Product(NamedTuple):
+    """The runs of the weight's axes, by their role, and one run for all free axes of `x`."""
+
+    summed: list[Run]
+    batch: list[Run]
+    free: list[Run]
+    vectors: Run
+
+
+def _side_and_stack(product: _Product, shape: tuple[int, ...]) -> tuple[str, list[int]]:
+    """The summed side, and how many slices are in batch for each axis of the adapter's stack."""
+    *stack, outputs, inputs = shape
+    sizes = {"o": outputs, "i": inputs}
+    # A sum over an axis of size one has no runs.
+    sides = {run.side for run in product.summed} or {side for side in sizes if sizes[side] == 1}
+    if sides not in ({"i"}, {"o"}) or any(run.side in "io" for run in product.batch):
+        raise DeclinedError("a sum over other axes than all inputs or all outputs")
+    stack_sides = map(str, range(len(stack)))
+    counts = [_count(run for run in product.batch if run.side == side) for side in stack_sides]
+    if any(count not in (1, size) for count, size in zip(counts, stack, strict=True)):
+        raise DeclinedError("a product that has a part of a stack as its batch")
+    side = sides.pop()
+    if _count(product.summed) != sizes[side]:
+        raise DeclinedError("a sum over a part of the inputs or outputs")
+    return side, counts
+
+
+def _as_vectors(product: _Product, dot: Dot, stack_sizes: list[int]) -> Array:
+    """`x` as `(*stack, vectors, summed)`, in the order in which the adapter has them."""
+    x = dot.x.transpose([*dot.x_axes.batch, *dot.x_axes.free(dot.x.ndim), *dot.x_axes.summed])
+    runs = [*product.batch, product.vectors, *product.summed]
+    order = [*_as_stored(product.batch), product.vectors, *_as_stored(product.summed)]
+    x = rearranged(x, runs, order)
+    return x.reshape(*stack_sizes, product.vectors.size, _count(product.summed))
+
+
+def _as_result(product: _Product, dot: Dot, y: Array) -> Array:
+    """The result of the product, from `y` `(*stack, vectors, the other side)`."""
+    weight_runs = _as_stored([*product.batch, *product.free])
+    stack = [run for run in weight_runs if run.side not in "io"]
+    features = [run for run in weight_runs if run.side in "io"]
+    vectors, free = [product.vectors], product.free
+    order = product.batch + (free + vectors if dot.weight_first else vectors + free)
+    y = rearranged(y, [*stack, *vectors, *features], order)
+    return y.reshape(dot.out.shape).astype(dot.out.dtype)
+
+
+def _as_stored(runs: Iterable[Run]) -> list[Run]:
+    """Runs in the order of a matrix: the stack, the outputs, the inputs, slow runs first."""
+    kinds = {"o": 1, "i": 2}
+    return sorted(runs, key=lambda run: (kinds.get(run.side, 0), run.side, -run.stride))
+
+
+def _count(runs: Iterable[Run]) -> int:
+    return math.prod(run.size for run in runs)
+
+
+def _precision_context(precision: Any) -> contextlib.AbstractContextManager[Any]:
+    """The context in which every product has this precision of `dot_general`."""
+    if precision is None:
+        return contextlib.nullcontext()
+    first, second = precision if isinstance(precision, tuple) else (precision, precision)
+    if first != second or not isinstance(first, lax.Precision):
+        raise DeclinedError(f"a product with the precision {precision}")
+    return jax.default_matmul_precision(first.name.lower())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from .._views import Conv, Dot, Lookup, Ragged, Run, RunsView, Virtual, of_view
+from ._views import Conv, Dot, Lookup, Ragged, Run, RunsView, Virtual, of_view
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

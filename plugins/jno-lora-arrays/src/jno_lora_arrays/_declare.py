@@ -13,8 +13,8 @@ import numpy as np
 from jno.lora import SelectionError, merge_lora
 from jno.lora.extending import bullets, expect_model, nearest, path_str, show_array, show_path
 
-from ._axes import InferredAxes
 from ._box import INPUTS, DeclaredArray, is_declared, unadapted
+from ._infer import InferredAxes
 
 T = TypeVar("T")
 
@@ -53,11 +53,10 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
         path = path_str(keys)
         matches = (p.pattern for p in patterns or () if p.search(path))
         key = path if patterns is None else next(matches, None)
-        if key not in letters or not eqx.is_array_like(node):
-            declared.append(node)
-            continue
-        matched.add(key)
-        declared.append(_declared(node, letters[key], path))
+        if key in letters and eqx.is_array_like(node):
+            matched.add(key)
+            node = _declared(node, letters[key], path)
+        declared.append(node)
     for key in sorted(letters.keys() - matched):
         paths = [path_str(keys) for keys, _ in nodes]
         raise SelectionError(

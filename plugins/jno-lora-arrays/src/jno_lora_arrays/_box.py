@@ -1,0 +1,217 @@
+"""Declared arrays: bare arrays that adapters see as layers, and the kind of layer that they are."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jno.lora import LoRAWrapper, SelectionError
+from jno_lora_zoo import (
+    LayerKind,
+    Map,
+    MeshAxes,
+    Update,
+    cast_like,
+    describe,
+    in_compute_dtype,
+    is_float_array,
+    sharded_over,
+    unchanged,
+)
+
+INPUTS = "ie"  # the letters of input axes
+
+
+def _not_an_array(*_: Any) -> Array:
+    raise SelectionError(
+        "A declared array cannot be used as an array. Call the function by `through`, with the "
+        "declared arrays in its arguments: through(apply)(net.module, x). Or take `plain`."
+    )
+
+
+class NotAnArray:
+    """The uses of an array that a box refuses: by functions of JAX, Python's operators, indices."""
+
+    __jax_array__ = _not_an_array  # called by functions of JAX that expect an array
+    __getitem__ = __neg__ = __pow__ = _not_an_array
+    __add__ = __radd__ = __sub__ = __rsub__ = _not_an_array
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _not_an_array
+    __matmul__ = __rmatmul__ = _not_an_array
+
+
+class DeclaredArray(NotAnArray, eqx.Module):
+    """An array of a model, with the meaning of its axes. `jno_lora_arrays.declare` makes them.
+
+    Called with the values of its input axes, it gives the values of its output axes. Models do not
+    call it: `through` computes the model's own function, and `plain` gives the bare array back.
+
+    - `array`: the values, with the axes of a stack first.
+    - `axes`: one letter for each axis of the bare array, as `declare` takes them.
+    """
+
+    array: Any
+    axes: str = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, plain: Any, axes: str) -> "DeclaredArray":
+        """The box of a bare array with these axes."""
+        return cls(_transposed(plain, _stack_first(axes)), axes)
+
+    def plain(self) -> Any:
+        """The bare array."""
+        return _transposed(self.array, np.argsort(_stack_first(self.axes)).tolist())
+
+    @property
+    def own_axes(self) -> str:
+        """The letters of one slice of a stack."""
+        return self.axes.replace("s", "")
+
+    def sizes(self, letters: str) -> tuple[int, ...]:
+        """The sizes of the axes of one slice with these letters."""
+        slice_shape = self.array.shape[self.array.ndim - len(self.own_axes) :]
+        return tuple(slice_shape[axis] for axis in axes_with(letters, self.own_axes))
+
+    def matrix(self) -> Array:
+        """The array as an `(out, in)` matrix, in its own dtype; of a stack, for each slice."""
+        stack = self.array.ndim - len(self.own_axes)
+        order = [*range(stack), *(stack + axis for axis in _outputs_first(self.own_axes))]
+        moved = self.array.transpose(order)
+        return moved.reshape(*self.array.shape[:stack], math.prod(self.sizes("o")), -1)
+
+    def with_matrix(self, matrix: Array) -> "DeclaredArray":
+        """A box with the same axes for an `(out, in)` matrix."""
+        array = matrix.reshape(self.sizes("o") + self.sizes(INPUTS))
+        order = np.argsort(_outputs_first(self.own_axes))
+        return DeclaredArray(array.transpose(order), self.axes)
+
+    def __call__(self, x: Array) -> Array:
+        """The values of the output axes, for the values `x` of the input axes."""
+        return (jnp.asarray(self.matrix()) @ jnp.reshape(x, -1)).reshape(self.sizes("o"))
+
+    @property
+    def weight(self) -> Array:
+        """The matrix, for tools that read layers."""
+        return self.matrix()
+
+    def linear_features(self) -> tuple[int, int]:
+        """The outputs and inputs of a slice, which files of PEFT hold as a linear layer."""
+        return math.prod(self.sizes("o")), math.prod(self.sizes(INPUTS))
+
+
+class ArrayLayer(NotAnArray, LayerKind):
+    """A `DeclaredArray`: any array whose axes are declared as inputs, outputs and a stack.
+
+    The rows of the matrix are the output axes, in their order, and the columns are the input axes.
+    So the kernel `(in, heads, size)` of an attention, `"ioo"`, has one row for each head and each
+    place in it, and a kernel `(height, width, in, out)` of a convolution, `"iiio"`, has one row for
+    each channel.
+    """
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        if type(leaf) is not DeclaredArray or not is_float_array(leaf.array):
+            return False
+        return leaf.array.ndim == len(leaf.axes) and 0 not in leaf.array.shape
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        if type(leaf) is not DeclaredArray:
+            return None
+        return f"it is {describe(leaf.array)}, declared with the axes {leaf.axes!r}"
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        return leaf.array.ndim - len(leaf.own_axes)
+
+    @classmethod
+    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+        return in_compute_dtype(layer.matrix())
+
+    @classmethod
+    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+        return base.with_matrix(cast_like(matrix, base.array))
+
+    @classmethod
+    def mesh_axes(cls, base: Any) -> MeshAxes:
+        stack = cls.stack_ndim(base)
+        mesh_axes = sharded_over(base.array)
+
+        def joined(letters: str) -> Any:
+            # Of several axes that are joined, only the first can stay sharded as it was.
+            first, *later = (mesh_axes[stack + n] for n in axes_with(letters, base.own_axes))
+            return None if any(later) else first
+
+        return MeshAxes(mesh_axes[:stack], joined("o"), joined(INPUTS))
+
+    def fan_in(self, W: Float[Array, "out in"]) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # A lookup reads one column, as in `EmbeddingLayer`.
+        looked_up = math.prod(self.base.sizes("e"))  # pyright: ignore[reportAttributeAccessIssue]
+        return W.shape[1] // looked_up
+
+    def computes(self, x: Any) -> bool:
+        base: Any = self.base
+        return type(base) is DeclaredArray and jnp.shape(x) == base.sizes(INPUTS)
+
+    def product(self, x: Any, before: Map = unchanged) -> Array:
+        base: Any = self.base
+        return jnp.asarray(base.matrix()) @ before(self._vector(x))
+
+    def reads_features(self) -> bool:
+        return True
+
+    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
+        x = self._vector(x)
+        return x @ A.T.astype(x.dtype)
+
+    def plus(self, x: Any, U: Update) -> Array:
+        x = self._vector(x)
+        update = U.matrix().astype(x.dtype) @ x if U.times is None else U.times(x)
+        return self.product(x) + update
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        return super().inputs_of(layer, jnp.reshape(args[0], -1))
+
+    @classmethod
+    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
+        return super().outputs_of(layer, jnp.reshape(y, -1))
+
+    def finish(self, y: Array, b: Float[Array, " out"] | None) -> Array:
+        base: Any = self.base
+        return y.reshape(base.sizes("o"))
+
+    def _vector(self, x: Any) -> Array:
+        x = jnp.reshape(jnp.asarray(x), -1)
+        base: Any = self.base
+        return x.astype(jnp.result_type(x.dtype, base.array.dtype))
+
+
+def is_declared(node: Any) -> bool:
+    """Whether `node` is a declared array, adapted or not."""
+    return type(unadapted(node)) is DeclaredArray
+
+
+def unadapted(node: Any) -> Any:
+    return node.base if issubclass(type(node), LoRAWrapper) else node
+
+
+def axes_with(letters: str, axes: str) -> list[int]:
+    return [position for position, letter in enumerate(axes) if letter in letters]
+
+
+def _stack_first(axes: str) -> list[int]:
+    """The order of the axes of a bare array in its box."""
+    return axes_with("s", axes) + axes_with("oie", axes)
+
+
+def _outputs_first(axes: str) -> list[int]:
+    """The order of the axes of a slice in its matrix."""
+    return axes_with("o", axes) + axes_with(INPUTS, axes)
+
+
+def _transposed(array: Any, order: Sequence[int]) -> Any:
+    return array if order == sorted(order) else array.transpose(order)
